@@ -1,0 +1,249 @@
+"""The bundle: the one artefact that flows between lab, device and cloud.
+
+A bundle is a folder with a `bundle.json` and the files that it lists with their SHA-256. Training
+writes it, evaluation extends it, the device loads it, the server serves the classifier kind of it.
+This module needs neither torch nor ONNX Runtime.
+
+Two kinds exist:
+
+* ``classifier``: `model.onnx` (what a server serves) and `weights.safetensors`;
+* ``obfuscator``: `obfuscator.onnx` (picture in [0, 1] to classifier input), `obfuscator.safetensors`,
+  and the jointly trained `deobfuscator.onnx` / `deobfuscator.safetensors`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from sfumato.errors import BundleError
+
+SCHEMA = "sfumato.bundle/1"
+MANIFEST = "bundle.json"
+CLASSIFIER_ONNX = "model.onnx"
+CLASSIFIER_WEIGHTS = "weights.safetensors"
+OBFUSCATOR_ONNX = "obfuscator.onnx"
+OBFUSCATOR_WEIGHTS = "obfuscator.safetensors"
+DEOBFUSCATOR_ONNX = "deobfuscator.onnx"
+DEOBFUSCATOR_WEIGHTS = "deobfuscator.safetensors"
+
+Kind = Literal["classifier", "obfuscator"]
+_REQUIRED: dict[str, tuple[str, ...]] = {
+    "classifier": (CLASSIFIER_ONNX,),
+    "obfuscator": (OBFUSCATOR_ONNX,),
+}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes the classifier's input.
+
+    A picture is decoded to RGB, resized so that its shorter side fits, centre-cropped to
+    `height` x `width`, scaled to float32 in [0, 1], and then (in the obfuscator's own graph, or before
+    a plain classifier) turned into `(x - mean) / std`.
+
+    Attributes:
+        height: rows of the classifier's input, in pixels.
+        width: columns of the classifier's input, in pixels.
+        mean: one number per RGB channel, in units of the [0, 1] scale.
+        std: one positive number per RGB channel, likewise.
+    """
+
+    height: int
+    width: int
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise BundleError(f"preprocessing size {self.height}x{self.width} must be positive")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise BundleError(
+                f"preprocessing needs three means and three positive deviations, got {self.mean}, {self.std}"
+            )
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Preprocessing:
+        """Builds it from `bundle.json`'s entry.
+
+        Raises:
+            BundleError: a field is missing or of the wrong type.
+        """
+        try:
+            return cls(
+                height=int(raw["height"]),
+                width=int(raw["width"]),
+                mean=cast("tuple[float, float, float]", tuple(float(v) for v in raw["mean"])),
+                std=cast("tuple[float, float, float]", tuple(float(v) for v in raw["std"])),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"preprocessing in {MANIFEST} is malformed: {error!r}") from error
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk, its manifest read and its files' hashes verified.
+
+    Attributes:
+        path: the folder.
+        kind: "classifier" or "obfuscator".
+        name: the classifier's name; what a server calls the model.
+        labels: one name per class, in the order of the logits.
+        preprocessing: how a picture becomes the classifier's input.
+        classifier_fingerprint: `sha256:<hex>` of the classifier's ONNX file, see `fingerprint`.
+        recipe: the resolved recipe that made it.
+        figures: measured numbers, by the names used in the documents.
+        provenance: what was run: commit, seed, library versions, device, how many pictures.
+        files: SHA-256 in hex of each file, by name.
+    """
+
+    path: Path
+    kind: Kind
+    name: str
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    classifier_fingerprint: str
+    recipe: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+    def file(self, name: str) -> Path:
+        """The path of a file that the manifest lists.
+
+        Raises:
+            BundleError: the manifest does not list it.
+        """
+        if name not in self.files:
+            raise BundleError(f"bundle {self.path} has no {name}; it lists {', '.join(sorted(self.files))}")
+        return self.path / name
+
+    def save(self) -> None:
+        """Hashes the files that lie in the folder and writes `bundle.json` atomically.
+
+        Raises:
+            BundleError: a file that this kind needs is missing, or the disk refuses the write.
+        """
+        names = sorted(p.name for p in self.path.iterdir() if p.is_file() and _belongs(p.name))
+        missing = [name for name in _REQUIRED[self.kind] if name not in names]
+        if missing:
+            raise BundleError(f"cannot save a {self.kind} bundle without {', '.join(missing)} in {self.path}")
+        self.files.clear()
+        self.files.update({name: file_sha256(self.path / name) for name in names})
+        manifest = {"schema": SCHEMA, **{k: v for k, v in asdict(self).items() if k != "path"}}
+        write_json(self.path / MANIFEST, manifest)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, kind: Kind | None = None) -> Bundle:
+        """Reads a bundle and verifies every file against the manifest.
+
+        Args:
+            path: the bundle's folder.
+            kind: the kind that the caller needs, if it matters.
+
+        Raises:
+            BundleError: no such folder, no or foreign manifest, a file missing or changed, or another kind.
+        """
+        folder = Path(path)
+        raw = _read_manifest(folder)
+        found_kind = raw["kind"]
+        if kind is not None and found_kind != kind:
+            raise BundleError(f"{folder} is a bundle of kind {found_kind!r}; one of kind {kind!r} is needed here")
+        for name, expected in raw["files"].items():
+            if Path(name).name != name:
+                raise BundleError(f"{folder / MANIFEST} lists {name!r}, which is outside the bundle's folder")
+            if not (folder / name).is_file():
+                raise BundleError(f"bundle {folder} is incomplete: {name} is missing; copy the whole folder again")
+            got = file_sha256(folder / name)
+            if got != expected:
+                raise BundleError(
+                    f"{folder / name} has SHA-256 {got[:12]}…, the manifest says {expected[:12]}…: "
+                    "the file was changed or damaged; copy the whole folder again"
+                )
+        absent = [name for name in _REQUIRED[found_kind] if name not in raw["files"]]
+        if absent:
+            raise BundleError(f"{folder / MANIFEST} does not list {', '.join(absent)}, which a {found_kind} bundle needs")
+        return cls(
+            path=folder,
+            kind=found_kind,
+            name=raw["name"],
+            labels=tuple(raw["labels"]),
+            preprocessing=Preprocessing.from_json(raw["preprocessing"]),
+            classifier_fingerprint=raw["classifier_fingerprint"],
+            recipe=raw.get("recipe", {}),
+            figures=raw.get("figures", {}),
+            provenance=raw.get("provenance", {}),
+            files=dict(raw["files"]),
+        )
+
+
+_TYPES: dict[str, type] = {
+    "kind": str,
+    "name": str,
+    "labels": list,
+    "preprocessing": dict,
+    "classifier_fingerprint": str,
+    "files": dict,
+}
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    manifest = folder / MANIFEST
+    if not folder.is_dir():
+        raise BundleError(f"no bundle at {folder}: a folder with a {MANIFEST} is expected")
+    if not manifest.is_file():
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}")
+    try:
+        raw = json.loads(manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{manifest} cannot be read as JSON: {error}") from error
+    schema = raw.get("schema") if isinstance(raw, dict) else None
+    if schema != SCHEMA:
+        raise BundleError(f"{manifest} has schema {schema!r}; this version of sfumato reads {SCHEMA!r}")
+    for key, expected_type in _TYPES.items():
+        if not isinstance(raw.get(key), expected_type):
+            raise BundleError(f"{manifest}: {key!r} must be a {expected_type.__name__}, got {raw.get(key)!r:.60}")
+    if raw["kind"] not in _REQUIRED:
+        raise BundleError(f"{manifest}: unknown kind {raw['kind']!r}; expected one of {', '.join(_REQUIRED)}")
+    if not all(isinstance(item, str) for item in (*raw["labels"], *raw["files"].values())):
+        raise BundleError(f"{manifest}: labels and file hashes must be strings")
+    return cast("dict[str, Any]", raw)
+
+
+def _belongs(name: str) -> bool:
+    return name.endswith((".onnx", ".safetensors"))
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def fingerprint(onnx_path: Path) -> str:
+    """The identity of a served classifier: `sha256:<hex>` of the ONNX file that is served.
+
+    It holds for any ONNX file, whoever exported it, and a server can state it without knowing anything
+    of obfuscation.
+    """
+    return f"sha256:{file_sha256(onnx_path)}"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that the file is either the old one or the complete new one.
+
+    Raises:
+        BundleError: the disk refuses (full, read-only); the old file is untouched.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise BundleError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,0 +1,65 @@
+"""The `sfumato` command itself: its commands, and how errors and interrupts end it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+import typer
+
+from sfumato import __version__
+from sfumato.errors import SfumatoError
+
+app = typer.Typer(
+    name="sfumato",
+    help=(
+        "Use a classifier in the cloud without showing it the picture.\n\n"
+        "An obfuscator on the device changes the picture before it travels; an unmodified classifier answers. "
+        "This is not encryption: what leaks is measured, not excluded."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+def _register() -> None:
+    from sfumato.cli import commands  # noqa: F401  (importing it registers the commands)
+
+
+def main(argv: list[str] | None = None) -> Any:
+    """Runs the command line and exits.
+
+    Exit codes: 0 success, 1 an error of ours (one line on standard error), 2 wrong usage,
+    130 interrupted.
+    """
+    _register()
+    try:
+        sys.exit(app(args=argv, standalone_mode=False) or 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        typer.echo(error.format_message())
+        sys.exit(0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+    except SfumatoError as error:
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        sys.exit(1)

@@ -1,0 +1,74 @@
+"""Every error that sfumato raises on purpose, on one page.
+
+```
+SfumatoError
+├── PictureError             the thing given is not a picture we can use
+├── DataError                a data set cannot be found, read or trusted
+├── RecipeError              a recipe is malformed or asks for the impossible
+├── BundleError              a bundle is missing, damaged or foreign
+├── TrainingError            a run cannot start, go on or be saved
+├── WireError                bytes do not follow the Open Inference Protocol
+├── ServingError             the server cannot start or a model cannot be served
+└── EndpointError            the remote endpoint did not give a usable answer
+    ├── EndpointUnreachable  no connection, or no answer in time
+    ├── EndpointRefused      it answered, and said no (4xx)
+    ├── EndpointFailed       it answered, and broke (5xx)
+    └── EndpointAnswerInvalid  it answered 200, with something that is not an answer
+```
+
+Messages say what was got, what was expected and what to do. They never contain pixels, tokens or
+tensor values. HTTP status codes are mapped to these classes in the client and from them in the
+server, nowhere else.
+"""
+
+
+class SfumatoError(Exception):
+    """Base of all errors that sfumato raises on purpose."""
+
+
+class PictureError(SfumatoError):
+    """The thing given is not a picture that can be used."""
+
+
+class DataError(SfumatoError):
+    """A data set cannot be found, read or trusted."""
+
+
+class RecipeError(SfumatoError):
+    """A recipe is malformed or asks for something impossible."""
+
+
+class BundleError(SfumatoError):
+    """A bundle is missing, damaged, or written by something else."""
+
+
+class TrainingError(SfumatoError):
+    """A training run cannot start, cannot go on, or cannot be saved."""
+
+
+class WireError(SfumatoError):
+    """A message does not follow the Open Inference Protocol."""
+
+
+class ServingError(SfumatoError):
+    """The server cannot start, or a model cannot be served."""
+
+
+class EndpointError(SfumatoError):
+    """The remote endpoint did not give a usable answer."""
+
+
+class EndpointUnreachable(EndpointError):
+    """No connection could be made, or no answer came in time."""
+
+
+class EndpointRefused(EndpointError):
+    """The endpoint understood the request and refused it (4xx)."""
+
+
+class EndpointFailed(EndpointError):
+    """The endpoint failed while answering (5xx)."""
+
+
+class EndpointAnswerInvalid(EndpointError):
+    """The endpoint answered with something that is not a valid answer."""
