@@ -7,6 +7,7 @@ SfumatoError
 ├── RecipeError              a recipe is malformed or asks for the impossible
 ├── BundleError              a bundle is missing, damaged or foreign
 ├── TrainingError            a run cannot start, go on or be saved
+├── Interrupted              stopped on request; what was done is saved
 ├── WireError                bytes do not follow the Open Inference Protocol
 ├── ServingError             the server cannot start or a model cannot be served
 └── EndpointError            the remote endpoint did not give a usable answer
@@ -44,6 +45,10 @@ class BundleError(SfumatoError):
 
 class TrainingError(SfumatoError):
     """A training run cannot start, cannot go on, or cannot be saved."""
+
+
+class Interrupted(SfumatoError):
+    """Stopped on request (Ctrl-C, SIGTERM); what was done so far is saved, and the message says where."""
 
 
 class WireError(SfumatoError):

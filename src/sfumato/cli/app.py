@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
-import click
 import typer
 
 from sfumato import __version__
-from sfumato.errors import SfumatoError
+from sfumato.errors import Interrupted, SfumatoError
 
 app = typer.Typer(
     name="sfumato",
@@ -38,28 +36,15 @@ def _root(
     pass
 
 
-def _register() -> None:
-    from sfumato.cli import commands  # noqa: F401  (importing it registers the commands)
-
-
-def main(argv: list[str] | None = None) -> Any:
+def main() -> None:
     """Runs the command line and exits.
 
-    Exit codes: 0 success, 1 an error of ours (one line on standard error), 2 wrong usage,
-    130 interrupted.
+    Exit codes: 0 success, 1 an error of ours (one line on standard error), 2 wrong usage, 130 interrupted.
     """
-    _register()
+    from sfumato.cli import commands  # noqa: F401  (importing it registers the commands)
+
     try:
-        sys.exit(app(args=argv, standalone_mode=False) or 0)
-    except click.exceptions.NoArgsIsHelpError as error:
-        typer.echo(error.format_message())
-        sys.exit(0)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
+        app()
     except SfumatoError as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        sys.exit(1)
+        sys.exit(130 if isinstance(error, Interrupted) else 1)

@@ -1,0 +1,44 @@
+"""The device's side: holds the private picture, obfuscates it, and sends nothing else.
+
+The names below load on first use, so that importing this package is quick even on a small machine.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sfumato.device.client import Answer, Client, EndpointStatus, FingerprintWarning
+    from sfumato.device.obfuscator import ObfuscatedPicture, Obfuscator
+    from sfumato.device.picture import load_picture, prepare
+
+__all__ = [
+    "Answer",
+    "Client",
+    "EndpointStatus",
+    "FingerprintWarning",
+    "ObfuscatedPicture",
+    "Obfuscator",
+    "load_picture",
+    "prepare",
+]
+
+_HOMES = {
+    "Answer": "client",
+    "Client": "client",
+    "EndpointStatus": "client",
+    "FingerprintWarning": "client",
+    "ObfuscatedPicture": "obfuscator",
+    "Obfuscator": "obfuscator",
+    "load_picture": "picture",
+    "prepare": "picture",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sfumato.device' has no attribute {name!r}")
+    return getattr(import_module(f"sfumato.device.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,7 @@
+"""Networks: the paper's obfuscator and deobfuscator, and classifiers for small pictures."""
+
+from sfumato.nets.cifar import CLASSIFIERS, build_classifier
+from sfumato.nets.cost import Cost, cost
+from sfumato.nets.obfuscator import Deobfuscator, Obfuscator
+
+__all__ = ["CLASSIFIERS", "Cost", "Deobfuscator", "Obfuscator", "build_classifier", "cost"]

@@ -1,0 +1,47 @@
+"""The Open Inference Protocol, version 2: its messages, and how they become bytes.
+
+No sockets and nothing but numpy: both ends of the wire, and tests, use the same codec. Everything that
+arrives is distrusted; whatever is wrong with it is a `WireError`.
+"""
+
+from sfumato.wire.codec import (
+    HEADER_LENGTH,
+    Encoded,
+    decode_metadata,
+    decode_request,
+    decode_response,
+    encode_metadata,
+    encode_request,
+    encode_response,
+)
+from sfumato.wire.types import (
+    DTYPES,
+    InferRequest,
+    InferResponse,
+    ModelMetadata,
+    Parameter,
+    RequestedOutput,
+    Tensor,
+    TensorSpec,
+    datatype_of,
+)
+
+__all__ = [
+    "DTYPES",
+    "HEADER_LENGTH",
+    "Encoded",
+    "InferRequest",
+    "InferResponse",
+    "ModelMetadata",
+    "Parameter",
+    "RequestedOutput",
+    "Tensor",
+    "TensorSpec",
+    "datatype_of",
+    "decode_metadata",
+    "decode_request",
+    "decode_response",
+    "encode_metadata",
+    "encode_request",
+    "encode_response",
+]

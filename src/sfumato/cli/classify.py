@@ -1,0 +1,135 @@
+"""`sfumato classify`: asks an endpoint what is on pictures that it never sees."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sfumato.cli.app import app
+from sfumato.cli.inputs import expand_pictures, obfuscator_bundle, read_token
+from sfumato.cli.output import JsonOption, print_json, print_skipped
+from sfumato.errors import EndpointFailed, PictureError
+
+if TYPE_CHECKING:
+    from sfumato.device import Answer, Client
+
+
+@app.command()
+def classify(
+    pictures: Annotated[list[Path], typer.Argument(help="Picture files, or folders of them.", show_default=False)],
+    server: Annotated[str, typer.Option(help="The endpoint, such as https://host:8080.", show_default=False)],
+    bundle: Annotated[
+        Path | None, typer.Option(help="Obfuscator bundle. Default: the shipped one.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The model's name there. Default: as in the bundle.", show_default=False)
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the bearer token. Default: SFUMATO_TOKEN.", show_default=False)
+    ] = None,
+    ca_file: Annotated[
+        Path | None, typer.Option(help="Authorities to trust, PEM. Default: the system's.", show_default=False)
+    ] = None,
+    allow_insecure_token: Annotated[
+        bool, typer.Option("--allow-insecure-token", help="Send the token over plain http.")
+    ] = False,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds to wait for an answer.")] = 10.0,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to name for each picture.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Classify pictures in the cloud without showing them.
+
+    Each picture is obfuscated here; only the obfuscated one travels. A picture that cannot be used is
+    reported; the others go on. If the endpoint fails, nothing else is tried.
+
+    Example: `sfumato classify holiday/ --server https://classify.example.org --top 3`
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from sfumato.device import Client, FingerprintWarning
+
+    sources = expand_pictures(pictures)
+    token = read_token(token_file)
+    answers: list[tuple[Path, Answer]] = []
+    failed: list[dict[str, str]] = []
+    client = Client(
+        server,
+        obfuscator_bundle(bundle),
+        model=model,
+        token=token,
+        timeout_s=timeout_s,
+        ca_file=ca_file,
+        allow_insecure_token=allow_insecure_token,
+    )
+    with client, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FingerprintWarning)  # it is said below, in one line
+        fingerprint = _check(client, server)
+        for source in track(
+            sources, "classifying", console=Console(stderr=True), transient=True, disable=as_json or len(sources) < 10
+        ):
+            try:
+                answers.append((source, client.classify(source)))
+            except PictureError as error:
+                failed.append({"file": str(source), "error": str(error)})
+    if as_json:
+        entries = [_as_json(source, answer, client.bundle.labels, top) for source, answer in answers]
+        result = {"server": server, "model": client.model, "fingerprint": fingerprint}
+        print_json({**result, "answers": entries, "failed": failed})
+    else:
+        _print_table(answers, failed, client.bundle.labels, top)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _check(client: Client, server: str) -> str:
+    status = client.check()
+    if not status.ready:
+        raise EndpointFailed(f"{server} is not ready; try again later")
+    if status.fingerprint == "differs":
+        typer.echo(
+            f"warning: {server} serves another classifier as {client.model!r} than the one this obfuscator was made "
+            "for; its answers may be wrong",
+            err=True,
+        )
+    return status.fingerprint
+
+
+def _as_json(source: Path, answer: Answer, labels: tuple[str, ...], top: int) -> dict[str, Any]:
+    return {
+        "file": str(source),
+        "label": answer.label,
+        "probability": answer.probability,
+        "top": [{"label": labels[index], "probability": value} for index, value in answer.top(top)],
+        "payload_bytes": answer.payload_bytes,
+        "obfuscate_ms": round(answer.obfuscate_ms, 3),
+        "round_trip_ms": round(answer.round_trip_ms, 3),
+    }
+
+
+def _print_table(
+    answers: list[tuple[Path, Answer]], failed: list[dict[str, str]], labels: tuple[str, ...], top: int
+) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("file", "label", "probability", "bytes sent", "obfuscate ms", "round trip ms")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for source, answer in answers:
+        best = answer.top(top)
+        table.add_row(
+            escape(str(source)),
+            escape("\n".join(labels[index] for index, _ in best)),
+            "\n".join(f"{value:.1%}" for _, value in best),
+            f"{answer.payload_bytes:,}",
+            f"{answer.obfuscate_ms:.1f}",
+            f"{answer.round_trip_ms:.1f}",
+        )
+    if answers:
+        Console().print(table)
+    print_skipped(failed)

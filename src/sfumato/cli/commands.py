@@ -1,0 +1,3 @@
+"""All commands; importing this module registers them."""
+
+from sfumato.cli import classify, protect, serve, train  # noqa: F401

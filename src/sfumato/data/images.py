@@ -1,0 +1,244 @@
+"""One loader for every data set: pictures as one uint8 tensor, labels as another.
+
+`datasets` (Hugging Face) reads hub ids, parquet and class folders; we decode every picture once, exactly
+as the device does, and keep the result memory-mapped in a cache. Training then only indexes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from sfumato.data import cache, cifar10
+from sfumato.device.picture import fit, load_picture
+from sfumato.errors import DataError, PictureError
+
+_SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "test": ("test", "testing", "validation", "valid", "val"),
+}
+_LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Decoded pictures of one split.
+
+    Attributes:
+        images: (N, 3, H, W) uint8.
+        labels: (N,) int64, each in [0, len(names)).
+        names: one name per class.
+        source: where the pictures came from, for provenance.
+        sha256: hash of pixels and labels, hex.
+        unreadable: how many pictures of the source could not be decoded and were left out.
+    """
+
+    images: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+    source: str
+    sha256: str
+    unreadable: int = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, count: int | None) -> ImageSet:
+        """The first `count` pictures, or all of them if `count` is None or larger than the set."""
+        if count is None or count >= len(self):
+            return self
+        return ImageSet(
+            self.images[:count], self.labels[:count], self.names, self.source, self.sha256, self.unreadable
+        )
+
+
+def load_images(
+    source: str,
+    split: str,
+    *,
+    size: tuple[int, int] | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> ImageSet:
+    """Loads one split of a data set, decoded; from the cache where it was decoded before.
+
+    Args:
+        source: `cifar10`, a local folder (parquet files, or one folder per class), or a hub id.
+        split: "train" or "test"; a data set's "validation" serves as "test" where it has none.
+        size: (height, width) in pixels that every picture is fitted to as on the device; None if all
+            pictures have one size already.
+        image_column: the column with the pictures; found by its type if not given.
+        label_column: the column with the classes; found by its type or name if not given.
+
+    Raises:
+        DataError: the source cannot be found or read, a column is missing, or no picture can be decoded.
+    """
+    if split not in _SPLIT_NAMES:
+        raise DataError(f"split {split!r} is unknown; expected one of {', '.join(_SPLIT_NAMES)}")
+    if source == "cifar10":
+        decoded = cifar10.load(split, _decode_location)
+        return _as_image_set(decoded) if size in (None, (32, 32)) else _refit(decoded, size)
+    return _as_image_set(_decode_location(source, split, size, image_column, label_column))
+
+
+def _decode_location(
+    source: str,
+    split: str,
+    size: tuple[int, int] | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> cache.Decoded:
+    key = _identity(source, split, size, image_column, label_column)
+    found = cache.find(key)
+    if found is not None:
+        return found
+    rows = _read_rows(source, split)
+    image_column = image_column or _find_image_column(rows, source)
+    label_column = label_column or _find_label_column(rows, source)
+    for column in (image_column, label_column):
+        if column not in rows.column_names:
+            raise DataError(f"{source} has no column {column!r}; it has {', '.join(rows.column_names)}")
+    names, labels = _labels(rows, label_column, source)
+    images, kept = _decode(rows, image_column, size, source)
+    return cache.store(
+        key,
+        images,
+        labels[kept],
+        names=names,
+        source=source,
+        unreadable=len(labels) - len(kept),
+    )
+
+
+def _read_rows(source: str, split: str) -> Any:
+    from datasets import disable_progress_bars, load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    folder = Path(source).expanduser()
+    if not folder.exists() and ("\\" in source or source.startswith((".", "/", "~")) or source.count("/") > 1):
+        raise DataError(f"no data at {source}: a folder with parquet files or one folder per class is expected")
+    disable_progress_bars()
+    try:
+        everything = load_dataset(str(folder) if folder.exists() else source)
+    except (DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError, OSError, RuntimeError) as error:
+        raise DataError(f"data set {source!r} cannot be loaded: {_first_line(error)}") from error
+    for name in _SPLIT_NAMES[split]:
+        if name in everything:
+            return everything[name]
+    raise DataError(f"{source} has no {split} split; it has {', '.join(everything)}")
+
+
+def _find_image_column(rows: Any, source: str) -> str:
+    from datasets import Image
+
+    found = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
+    if len(found) != 1:
+        raise DataError(
+            f"{source} has {len(found)} picture columns ({', '.join(found) or 'none'}); name one with image_column"
+        )
+    return str(found[0])
+
+
+def _find_label_column(rows: Any, source: str) -> str:
+    from datasets import ClassLabel
+
+    found = [name for name, feature in rows.features.items() if isinstance(feature, ClassLabel)]
+    if len(found) != 1:
+        found = [name for name in _LABEL_COLUMNS if name in rows.column_names][:1]
+    if len(found) != 1:
+        raise DataError(f"{source} has no obvious label column among {', '.join(rows.column_names)}; name label_column")
+    return str(found[0])
+
+
+def _labels(rows: Any, column: str, source: str) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
+    from datasets import ClassLabel
+
+    values = rows[column]
+    feature = rows.features[column]
+    if isinstance(feature, ClassLabel):
+        labels = np.asarray(values, dtype=np.int64)
+        if labels.size and (labels.min() < 0 or labels.max() >= len(feature.names)):
+            raise DataError(f"{source}: column {column!r} has labels outside its {len(feature.names)} classes")
+        return tuple(feature.names), labels
+    names = sorted({str(v) for v in values}, key=lambda v: (not v.isdigit(), int(v) if v.isdigit() else 0, v))
+    index = {name: i for i, name in enumerate(names)}
+    return tuple(names), np.asarray([index[str(v)] for v in values], dtype=np.int64)
+
+
+def _decode(
+    rows: Any, column: str, size: tuple[int, int] | None, source: str
+) -> tuple[npt.NDArray[np.uint8], list[int]]:
+    from datasets import Image
+
+    # Undecoded bytes: one broken file then costs one picture, not the run.
+    rows = rows.select_columns([column]).cast_column(column, Image(decode=False))
+    pictures: list[npt.NDArray[np.uint8]] = []
+    kept: list[int] = []
+    console = Console(stderr=True)
+    for index, row in enumerate(
+        track(rows, description=f"decoding {Path(source).name}", console=console, transient=True)
+    ):
+        entry = row[column]
+        try:
+            picture = load_picture(entry["bytes"] if entry["bytes"] is not None else entry["path"])
+            if size is not None:
+                picture = fit(picture, *size)
+        except PictureError:
+            continue
+        if pictures and picture.shape != pictures[0].shape:
+            raise DataError(
+                f"{source}: pictures differ in size ({picture.shape[:2]} after {pictures[0].shape[:2]}); "
+                "give the size that they shall be fitted to"
+            )
+        pictures.append(picture)
+        kept.append(index)
+    if not pictures:
+        raise DataError(f"{source}: none of {len(rows)} pictures could be decoded")
+    return np.stack(pictures).transpose(0, 3, 1, 2), kept
+
+
+def _identity(source: str, split: str, *rest: Any) -> str:
+    """A cache key that changes when a local source's files change."""
+    folder = Path(source).expanduser()
+    parts = [source, split, repr(rest)]
+    if folder.exists():
+        parts[0] = str(folder.resolve())
+        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+            stat = file.stat()
+            parts.append(f"{file.relative_to(folder)}:{stat.st_size}:{stat.st_mtime_ns}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _as_image_set(decoded: cache.Decoded) -> ImageSet:
+    return ImageSet(
+        images=_tensor(decoded.images),
+        labels=_tensor(decoded.labels),
+        names=decoded.names,
+        source=decoded.source,
+        sha256=decoded.sha256,
+        unreadable=decoded.unreadable,
+    )
+
+
+def _refit(decoded: cache.Decoded, size: tuple[int, int] | None) -> ImageSet:
+    assert size is not None
+    images = np.stack([fit(picture.transpose(1, 2, 0), *size) for picture in decoded.images]).transpose(0, 3, 1, 2)
+    return _as_image_set(decoded._replace(images=images))
+
+
+def _tensor(array: npt.NDArray[Any]) -> Tensor:
+    # Copy-on-write mapping: torch wants writable memory, and nobody here writes to it.
+    return torch.from_numpy(array if array.flags.writeable and array.flags.c_contiguous else array.copy())
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

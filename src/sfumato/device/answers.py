@@ -1,0 +1,98 @@
+"""What the endpoint says, checked before anybody believes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sfumato.errors import EndpointAnswerInvalid
+from sfumato.wire import InferResponse, Tensor
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The endpoint's answer for one picture.
+
+    Attributes:
+        label: the name of the likeliest class.
+        index: its place among the bundle's labels.
+        probability: its probability, in [0, 1].
+        probabilities: of every class, in the order of the labels; they sum to 1.
+        payload_bytes: the request's body, divided evenly among the pictures in it.
+        obfuscate_ms: decoding, resizing and obfuscating, per picture.
+        round_trip_ms: from the request's first byte to the answer's last, retries included.
+    """
+
+    label: str
+    index: int
+    probability: float
+    probabilities: tuple[float, ...]
+    payload_bytes: int
+    obfuscate_ms: float
+    round_trip_ms: float
+
+    def top(self, count: int) -> list[tuple[int, float]]:
+        """The likeliest classes: index and probability, best first."""
+        order = sorted(range(len(self.probabilities)), key=lambda index: -self.probabilities[index])
+        return [(index, self.probabilities[index]) for index in order[:count]]
+
+
+def read_answers(
+    response: InferResponse,
+    *,
+    output_name: str | None,
+    count: int,
+    labels: Sequence[str],
+    payload_bytes: int,
+    obfuscate_ms: float,
+    round_trip_ms: float,
+) -> list[Answer]:
+    """Checks a response and turns its logits into answers.
+
+    Args:
+        response: as decoded.
+        output_name: the output to read; None takes the first.
+        count: how many pictures were sent.
+        labels: one name per class.
+        payload_bytes: length of the request's body.
+        obfuscate_ms: per picture.
+        round_trip_ms: of the request.
+
+    Raises:
+        EndpointAnswerInvalid: the output is missing, not floating-point, not finite, or has not one row per picture
+            and one column per label.
+    """
+    logits = _pick(response, output_name)
+    if logits.array.dtype.kind != "f":
+        raise EndpointAnswerInvalid(f"the answer holds {logits.datatype}; logits in floating point were expected")
+    if logits.shape != (count, len(labels)):
+        raise EndpointAnswerInvalid(
+            f"the answer has the shape {list(logits.shape)}; "
+            f"[{count}, {len(labels)}] was expected: one row per picture, one column per label"
+        )
+    if not np.isfinite(logits.array).all():
+        raise EndpointAnswerInvalid("the answer holds NaN or infinite values")
+    scores = logits.array.astype(np.float64)
+    exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
+    probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return [
+        Answer(
+            label=labels[index],
+            index=index,
+            probability=row[index],
+            probabilities=tuple(row),
+            payload_bytes=round(payload_bytes / count),
+            obfuscate_ms=obfuscate_ms,
+            round_trip_ms=round_trip_ms,
+        )
+        for index, row in zip(scores.argmax(axis=1).tolist(), probabilities.tolist(), strict=True)
+    ]
+
+
+def _pick(response: InferResponse, output_name: str | None) -> Tensor:
+    for output in response.outputs:
+        if output_name in (None, output.name):
+            return output
+    raise EndpointAnswerInvalid(f"the answer lacks the output {output_name!r} that was asked for")

@@ -1,0 +1,169 @@
+"""The obfuscator as it runs on the device: picture in, obfuscated picture out, or an error; never the picture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfumato.bundle import OBFUSCATOR_ONNX, Bundle, Preprocessing
+from sfumato.device.picture import PictureSource, load_picture, prepare
+from sfumato.errors import BundleError, PictureError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# An output this close to the picture everywhere is the picture.
+SAME_WITHIN = 1e-3
+# A preview is scaled only if its values leave [0, 1] by more than rounding does.
+_RANGE_SLACK = 0.02
+
+
+@dataclass(frozen=True, eq=False)
+class ObfuscatedPicture:
+    """What may leave the device. Its representation never shows the values.
+
+    Attributes:
+        tensor: the classifier's input: (3, H, W) float32, normalised, read-only.
+        preprocessing: the size and normalisation that it was made for.
+    """
+
+    tensor: NDArray[np.float32] = field(repr=False)
+    preprocessing: Preprocessing
+
+    def preview(self) -> Image.Image:
+        """The obfuscated picture as people see it, in RGB.
+
+        Mean and deviation are undone. Values that lie in [0, 1] are shown as they are; if they do not, the whole
+        picture is scaled so that its smallest is black and its largest is white.
+        """
+        from PIL import Image
+
+        mean = np.asarray(self.preprocessing.mean, np.float32)[:, None, None]
+        std = np.asarray(self.preprocessing.std, np.float32)[:, None, None]
+        pixels = self.tensor * std + mean
+        low, high = float(pixels.min()), float(pixels.max())
+        if low < -_RANGE_SLACK or high > 1 + _RANGE_SLACK:
+            pixels = (pixels - low) / max(high - low, 1e-12)
+        return Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0))
+
+
+class Obfuscator:
+    """Runs a bundle's obfuscator on the CPU.
+
+    Args:
+        bundle: an obfuscator bundle, or its folder.
+        threads: threads for one picture; one is best for an obfuscator of this size.
+
+    Raises:
+        BundleError: the bundle is missing, damaged or of another kind, or its ONNX file is not an obfuscator.
+    """
+
+    def __init__(self, bundle: Bundle | str | os.PathLike[str], *, threads: int = 1) -> None:
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle, kind="obfuscator")
+        self._session = _open(self.bundle, threads)
+        self._input_name = self._session.get_inputs()[0].name
+        preprocessing = self.bundle.preprocessing
+        self._shape = (3, preprocessing.height, preprocessing.width)
+        self._mean = np.asarray(preprocessing.mean, np.float32)[:, None, None]
+        self._std = np.asarray(preprocessing.std, np.float32)[:, None, None]
+
+    def obfuscate(self, source: PictureSource) -> ObfuscatedPicture:
+        """Obfuscates one picture. See `obfuscate_batch`."""
+        return self.obfuscate_batch([source])[0]
+
+    def obfuscate_batch(self, sources: Iterable[PictureSource]) -> list[ObfuscatedPicture]:
+        """Obfuscates pictures together.
+
+        Args:
+            sources: whatever `load_picture` takes; an empty batch gives an empty list.
+
+        Raises:
+            PictureError: one of them cannot be used.
+            BundleError: the obfuscator failed or did not hide the picture; nothing is returned then.
+        """
+        pictures = [prepare(load_picture(source), self.bundle.preprocessing) for source in sources]
+        if not pictures:
+            return []
+        return [ObfuscatedPicture(tensor, self.bundle.preprocessing) for tensor in self(np.stack(pictures))]
+
+    def __call__(self, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Obfuscates prepared pictures.
+
+        Args:
+            pictures: (N, 3, H, W) float32 in [0, 1], of the bundle's size.
+
+        Returns:
+            The classifier's input: (N, 3, H, W) float32, normalised, read-only.
+
+        Raises:
+            PictureError: the array is not as described.
+            BundleError: the output is not finite, of another shape, or (nearly) equal to the input.
+        """
+        self._check_input(pictures)
+        try:
+            outputs = self._session.run(None, {self._input_name: np.ascontiguousarray(pictures)})
+        except Exception as error:  # ONNX Runtime's errors have no common base, and may quote values
+            raise BundleError(f"the obfuscator of {self.bundle.path} failed ({type(error).__name__})") from None
+        obfuscated: NDArray[np.float32] = outputs[0]
+        self._check_output(pictures, obfuscated)
+        obfuscated.flags.writeable = False
+        return obfuscated
+
+    def _check_input(self, pictures: NDArray[np.float32]) -> None:
+        if pictures.dtype != np.float32 or pictures.ndim != 4 or pictures.shape[1:] != self._shape:
+            wanted = ("N", *self._shape)
+            raise PictureError(f"got an array {pictures.shape} of {pictures.dtype}; expected {wanted} of float32")
+        # Written so that NaN fails too.
+        if pictures.size and not (pictures.min() >= 0 and pictures.max() <= 1):
+            raise PictureError("pictures must have values in [0, 1]; divide 8-bit values by 255")
+
+    def _check_output(self, pictures: NDArray[np.float32], obfuscated: NDArray[np.float32]) -> None:
+        """Fails closed: what does not look like an obfuscated picture does not leave this class."""
+        source = self.bundle.path
+        if obfuscated.shape != pictures.shape or obfuscated.dtype != np.float32:
+            raise BundleError(
+                f"the obfuscator of {source} made {obfuscated.shape} of {obfuscated.dtype}; nothing was sent"
+            )
+        if not np.isfinite(obfuscated).all():
+            raise BundleError(f"the obfuscator of {source} made NaN or infinite values; nothing was sent")
+        for plain in (pictures, (pictures - self._mean) / self._std):
+            distance = np.abs(obfuscated - plain).max(axis=(1, 2, 3), initial=0.0)
+            if (distance <= SAME_WITHIN).any():
+                raise BundleError(f"the obfuscator of {source} returned the picture itself; nothing was sent")
+
+
+def _open(bundle: Bundle, threads: int) -> Any:
+    import onnxruntime as ort  # a quarter of a second, which `import sfumato.device` need not pay
+
+    file = bundle.file(OBFUSCATOR_ONNX)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # A device has better uses for its battery than threads that wait in a loop.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors have no common base
+        raise BundleError(f"{file} cannot be run: {' '.join(str(error).split())[:200]}") from error
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    size = (3, bundle.preprocessing.height, bundle.preprocessing.width)
+    if len(inputs) != 1 or len(outputs) != 1 or not all(_is_batch_of(node, size) for node in (*inputs, *outputs)):
+        found = [(node.name, node.type, node.shape) for node in (*inputs, *outputs)]
+        raise BundleError(
+            f"{file} is not an obfuscator: one float input and output (N, *{size}) are expected, got {found}"
+        )
+    return session
+
+
+def _is_batch_of(node: Any, size: tuple[int, ...]) -> bool:
+    """Whether a node is float32 of (any number, *size); sizes that the file leaves open may be anything."""
+    shape = node.shape
+    if node.type != "tensor(float)" or len(shape) != 4 or isinstance(shape[0], int):
+        return False
+    return all(not isinstance(got, int) or got == want for got, want in zip(shape[1:], size, strict=True))

@@ -1,0 +1,237 @@
+"""HTTP as a device needs it: bounded, retried, never redirected, and every failure one of `EndpointError`'s kinds."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import random
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import urllib3
+from urllib3.util import Timeout, Url, parse_url
+
+from sfumato.errors import (
+    EndpointAnswerInvalid,
+    EndpointError,
+    EndpointFailed,
+    EndpointRefused,
+    EndpointUnreachable,
+)
+
+MAX_ANSWER_BYTES = 16 * 2**20
+BACKOFF_S = 0.1
+_RETRIED_STATUSES = frozenset({429, 502, 503, 504})
+_CHUNK_BYTES = 2**16
+_MAX_REASON_CHARS = 200
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A complete HTTP answer.
+
+    Attributes:
+        status: the status code.
+        headers: the headers; names in lower case.
+        body: all bytes of the body.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Transport:
+    """Talks to one server.
+
+    urllib3's own retries are switched off: before each of them it reads the refused answer to its end, however
+    long a hostile server makes it.
+
+    Args:
+        server_url: `http://` or `https://`, host, and a path prefix if the server has one.
+        token: the bearer token, if the server wants one.
+        timeout_s: for connecting, and again for the answer of each attempt.
+        retries: further attempts after a lost connection or status 429, 502, 503 or 504.
+        ca_file: PEM file with the authorities to trust instead of the system's.
+        allow_insecure_token: send the token over plain HTTP to another machine, where others can read it.
+        max_answer_bytes: the longest answer that is read.
+
+    Raises:
+        EndpointError: the URL, the token or the file cannot be used, or the token would travel in the open.
+    """
+
+    def __init__(
+        self,
+        server_url: str,
+        *,
+        token: str | None = None,
+        timeout_s: float = 10.0,
+        retries: int = 2,
+        ca_file: str | os.PathLike[str] | None = None,
+        allow_insecure_token: bool = False,
+        max_answer_bytes: int = MAX_ANSWER_BYTES,
+    ) -> None:
+        url = _checked_url(server_url)
+        self.server = f"{url.scheme}://{url.netloc}"
+        self._base = self.server + (url.path or "").rstrip("/")
+        self._headers = {} if token is None else {"Authorization": f"Bearer {_checked_token(token)}"}
+        if token is not None and url.scheme == "http" and not (allow_insecure_token or _is_loopback(url.host or "")):
+            raise EndpointError(
+                f"the token would travel readably to {self.server}; use https, or allow it with allow_insecure_token"
+            )
+        if ca_file is not None and not Path(ca_file).is_file():
+            raise EndpointError(f"no file with certificate authorities at {os.fspath(ca_file)}")
+        self._timeout_s = timeout_s
+        self._retries = retries
+        self._max_answer_bytes = max_answer_bytes
+        self._pool = urllib3.PoolManager(
+            retries=False,
+            timeout=Timeout(connect=timeout_s, read=timeout_s),
+            cert_reqs="CERT_REQUIRED",
+            ca_certs=None if ca_file is None else os.fspath(ca_file),
+        )
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._pool.clear()
+
+    def get(self, path: str) -> Reply:
+        """Fetches a path. Raises as `request` does."""
+        return self.request("GET", path, None, {})
+
+    def request(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Reply:
+        """Sends one request, again if that can help, and returns the answer if its status is 200.
+
+        Raises:
+            EndpointUnreachable: no connection, or no answer in time.
+            EndpointRefused: status 4xx, or a redirect, which is never followed: it could take the data elsewhere.
+            EndpointFailed: status 5xx.
+            EndpointAnswerInvalid: the answer breaks off, is too long, or has another status.
+        """
+        for attempt in range(self._retries + 1):
+            last = attempt == self._retries
+            try:
+                reply = self._once(method, path, body, headers)
+            except _ConnectionLost as error:
+                if last:
+                    raise EndpointUnreachable(str(error)) from None
+                self._wait(attempt, None)
+                continue
+            if reply.status == 200:
+                return reply
+            if last or reply.status not in _RETRIED_STATUSES:
+                raise self._error(reply)
+            self._wait(attempt, reply.headers.get("retry-after"))
+        raise EndpointError(f"retries must not be negative, got {self._retries}")
+
+    def _wait(self, attempt: int, retry_after: str | None) -> None:
+        if retry_after is not None and re.fullmatch(r"[0-9]{1,9}", retry_after.strip()):
+            # As long as the server asks, but not longer than one would wait for an answer.
+            time.sleep(min(float(retry_after), self._timeout_s))
+        else:
+            time.sleep(min(BACKOFF_S * 2**attempt * random.uniform(1, 1.5), self._timeout_s))
+
+    def _once(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Reply:
+        deadline = time.monotonic() + self._timeout_s
+        try:
+            response = self._pool.request(
+                method,
+                self._base + path,
+                body=body,
+                headers={**self._headers, **headers},
+                redirect=False,
+                preload_content=False,
+                decode_content=False,
+            )
+        except urllib3.exceptions.SSLError:
+            raise EndpointUnreachable(
+                f"no secure connection to {self.server}: it does not speak TLS, or its certificate is not trusted"
+            ) from None
+        except urllib3.exceptions.ReadTimeoutError:
+            # Not tried again: the server has the request and is busy with it.
+            raise EndpointUnreachable(f"{self.server} did not answer within {self._timeout_s:g} s") from None
+        except urllib3.exceptions.HTTPError as error:
+            raise _ConnectionLost(f"no connection to {self.server} ({type(error).__name__})") from None
+        try:
+            content = self._read(response, deadline)
+        except EndpointError:
+            response.close()  # a connection with unread bytes on it must not be used again
+            raise
+        finally:
+            response.release_conn()
+        return Reply(response.status, {key.lower(): value for key, value in response.headers.items()}, content)
+
+    def _read(self, response: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
+        content = bytearray()
+        try:
+            while chunk := response.read1(_CHUNK_BYTES):
+                content += chunk
+                if len(content) > self._max_answer_bytes:
+                    raise EndpointAnswerInvalid(f"{self.server} answered with more than {self._max_answer_bytes} bytes")
+                if time.monotonic() > deadline:
+                    raise EndpointUnreachable(f"{self.server} did not answer completely within {self._timeout_s:g} s")
+        except urllib3.exceptions.ReadTimeoutError:
+            raise EndpointUnreachable(f"{self.server} did not answer completely within {self._timeout_s:g} s") from None
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise EndpointAnswerInvalid(f"the answer of {self.server} breaks off ({type(error).__name__})") from None
+        return bytes(content)
+
+    def _error(self, reply: Reply) -> EndpointError:
+        what = f"{self.server} answered with status {reply.status}"
+        if reply.status in (401, 403):
+            hint = "the token was not accepted" if self._headers else "it wants a token; give one"
+            return EndpointRefused(f"{what}: {hint}")
+        if 300 <= reply.status < 400:
+            return EndpointRefused(f"{what}, a redirect, which is not followed; give the final address")
+        if 400 <= reply.status < 500:
+            return EndpointRefused(what + _reason(reply))
+        if reply.status >= 500:
+            return EndpointFailed(what + _reason(reply))
+        return EndpointAnswerInvalid(f"{what}; 200 was expected")
+
+
+class _ConnectionLost(Exception):
+    """No connection, or it broke before an answer began; trying again may help."""
+
+
+def _reason(reply: Reply) -> str:
+    """The server's own `{"error": ...}`, if it is one, cut and made harmless for a terminal."""
+    from sfumato.errors import WireError
+    from sfumato.wire import fields
+
+    with contextlib.suppress(WireError):
+        text = fields.parse_object(reply.body, "the error").get("error")
+        if isinstance(text, str):
+            return ": " + "".join(c if c.isprintable() else " " for c in text[:_MAX_REASON_CHARS])
+    return ""
+
+
+def _checked_url(server_url: str) -> Url:
+    try:
+        url = parse_url(server_url)
+    except urllib3.exceptions.LocationParseError:
+        url = Url()
+    if url.scheme not in ("http", "https") or not url.host:
+        raise EndpointError("the server's URL must look like https://host:port; no http:// or https:// was found in it")
+    if url.auth is not None or url.query is not None or url.fragment is not None:
+        raise EndpointError("the server's URL must hold no user name, password, query or fragment; use a token")
+    return url
+
+
+def _checked_token(token: str) -> str:
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise EndpointError("the token must be printable ASCII without spaces")
+    return token
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,125 @@
+"""Accuracy through the shipped path: the bundles' ONNX files under ONNX Runtime, over all pictures given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+from rich.console import Console
+from rich.progress import track
+from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+
+from sfumato.bundle import CLASSIFIER_ONNX, DEOBFUSCATOR_ONNX, OBFUSCATOR_ONNX, Bundle, Preprocessing
+from sfumato.data import ImageSet
+from sfumato.errors import BundleError
+
+Array = npt.NDArray[np.float32]
+BATCH = 250
+
+
+def evaluate_classifier(classifier: Bundle, images: ImageSet) -> dict[str, float | int]:
+    """Top-1 accuracy of a classifier's ONNX file on plain pictures.
+
+    Args:
+        classifier: a classifier's bundle.
+        images: the pictures, of the size that it takes.
+
+    Returns:
+        "accuracy_plain" in [0, 1] and "test_pictures".
+
+    Raises:
+        BundleError: pictures of another size.
+    """
+    answers = _Session(classifier.file(CLASSIFIER_ONNX))
+    hits = 0
+    for pictures, labels in _batches(images, classifier.preprocessing, "plain"):
+        hits += int((answers(_normalized(pictures, classifier.preprocessing)).argmax(axis=1) == labels).sum())
+    return {"accuracy_plain": hits / len(images), "test_pictures": len(images)}
+
+
+def evaluate_obfuscator(obfuscator: Bundle, classifier: Bundle, images: ImageSet) -> dict[str, float | int]:
+    """Accuracy of the classifier with and without the obfuscator, and what the joint deobfuscator restores.
+
+    The joint deobfuscator is the attacker that the obfuscator was trained to beat; its figures say nothing
+    about other attackers.
+
+    Args:
+        obfuscator: an obfuscator's bundle.
+        classifier: the bundle of the classifier that it was trained for.
+        images: the pictures, of the size that both take.
+
+    Returns:
+        "accuracy_plain", "accuracy_obfuscated" in [0, 1]; "joint_deobfuscator_mse", "..._psnr_db", "..._ssim"
+        as the measures define them (pictures in [0, 1]) if the bundle has a deobfuscator; "test_pictures".
+
+    Raises:
+        BundleError: pictures of another size, or an obfuscator for another classifier.
+    """
+    if obfuscator.classifier_fingerprint != classifier.classifier_fingerprint:
+        raise BundleError(
+            f"{obfuscator.path} was trained for classifier {obfuscator.classifier_fingerprint[:19]}…, "
+            f"{classifier.path} is {classifier.classifier_fingerprint[:19]}…"
+        )
+    answers = _Session(classifier.file(CLASSIFIER_ONNX))
+    obfuscate = _Session(obfuscator.file(OBFUSCATOR_ONNX))
+    restore = _Session(obfuscator.file(DEOBFUSCATOR_ONNX)) if DEOBFUSCATOR_ONNX in obfuscator.files else None
+    plain = hidden = 0
+    squared_error = 0.0
+    psnr, ssim = PeakSignalNoiseRatio(data_range=1.0), StructuralSimilarityIndexMeasure(data_range=1.0)
+    for pictures, labels in _batches(images, obfuscator.preprocessing, "obfuscated"):
+        plain += int((answers(_normalized(pictures, classifier.preprocessing)).argmax(axis=1) == labels).sum())
+        travels = obfuscate(pictures)
+        hidden += int((answers(travels).argmax(axis=1) == labels).sum())
+        if restore is not None:
+            restored = restore(travels).clip(0, 1)
+            squared_error += float(((restored - pictures) ** 2).mean(axis=(1, 2, 3)).sum())
+            pair = torch.from_numpy(restored), torch.from_numpy(pictures)
+            psnr.update(*pair)
+            ssim.update(*pair)
+    figures: dict[str, float | int] = {
+        "accuracy_plain": plain / len(images),
+        "accuracy_obfuscated": hidden / len(images),
+        "test_pictures": len(images),
+    }
+    if restore is not None:
+        figures["joint_deobfuscator_mse"] = squared_error / len(images)
+        figures["joint_deobfuscator_psnr_db"] = float(psnr.compute())
+        figures["joint_deobfuscator_ssim"] = float(ssim.compute())
+    return figures
+
+
+class _Session:
+    """An ONNX file with one input and one output."""
+
+    def __init__(self, path: Path) -> None:
+        self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        self._input = self._session.get_inputs()[0].name
+
+    def __call__(self, batch: Array) -> Array:
+        (result,) = self._session.run(None, {self._input: batch})
+        out: Array = result
+        return out
+
+
+def _batches(
+    images: ImageSet, preprocessing: Preprocessing, what: str
+) -> Iterator[tuple[Array, npt.NDArray[np.int64]]]:
+    size = tuple(images.images.shape[2:])
+    if size != (preprocessing.height, preprocessing.width):
+        raise BundleError(f"pictures are {size}, {(preprocessing.height, preprocessing.width)} is needed")
+    console = Console(stderr=True)
+    starts = range(0, len(images), BATCH)
+    for start in track(starts, f"accuracy, {what}", console=console, transient=True, disable=not console.is_terminal):
+        pictures = images.images[start : start + BATCH].numpy().astype(np.float32) / np.float32(255)
+        yield pictures, images.labels[start : start + BATCH].numpy()
+
+
+def _normalized(pictures: Array, preprocessing: Preprocessing) -> Array:
+    mean = np.asarray(preprocessing.mean, dtype=np.float32).reshape(1, 3, 1, 1)
+    std = np.asarray(preprocessing.std, dtype=np.float32).reshape(1, 3, 1, 1)
+    out: Array = (pictures - mean) / std
+    return out

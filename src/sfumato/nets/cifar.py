@@ -1,0 +1,245 @@
+"""Classifiers in their CIFAR variants: 3x3 first convolution, no early pooling.
+
+The paper's overhead columns fit these, not the ImageNet variants. All take normalised images
+(N, 3, H, W) float32 of any size that survives their strides, and return logits (N, classes) float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def _conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(out_channels),
+    )
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut.
+
+    Source: He et al. 2016, figure 2; the shortcut is projected (option B) where the shape changes.
+    """
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            _conv_norm(in_channels, channels, 3, stride), nn.ReLU(inplace=True), _conv_norm(channels, channels, 3)
+        )
+        self.shortcut = _shortcut(in_channels, channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in, H, W) -> (N, out, H / stride, W / stride)."""
+        return F.relu(self.body(x) + self.shortcut(x), inplace=True)
+
+
+class BottleneckBlock(nn.Module):
+    """1x1, 3x3, 1x1 convolutions around a shortcut, four times wider outside than inside.
+
+    Source: He et al. 2016, figure 5; the stride stands at the 3x3 convolution.
+    """
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        out_channels = channels * self.expansion
+        self.body = nn.Sequential(
+            _conv_norm(in_channels, channels, 1),
+            nn.ReLU(inplace=True),
+            _conv_norm(channels, channels, 3, stride),
+            nn.ReLU(inplace=True),
+            _conv_norm(channels, out_channels, 1),
+        )
+        self.shortcut = _shortcut(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in, H, W) -> (N, out, H / stride, W / stride)."""
+        return F.relu(self.body(x) + self.shortcut(x), inplace=True)
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    if stride == 1 and in_channels == out_channels:
+        return nn.Identity()
+    return _conv_norm(in_channels, out_channels, 1, stride)
+
+
+class ResNet(nn.Module):
+    """A residual network for small pictures.
+
+    Source: He et al. 2016, section 4.2 (ResNet20) and table 1 with a 3x3 first convolution (18, 50).
+
+    Args:
+        block: the residual block.
+        depths: number of blocks per stage.
+        widths: inner channels per stage; every stage but the first halves the picture.
+        classes: number of logits.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[BottleneckBlock],
+        depths: tuple[int, ...],
+        widths: tuple[int, ...],
+        classes: int,
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(_conv_norm(3, widths[0], 3), nn.ReLU(inplace=True))
+        channels = widths[0]
+        stages: list[nn.Module] = []
+        for index, (depth, width) in enumerate(zip(depths, widths, strict=True)):
+            for position in range(depth):
+                stride = 2 if index > 0 and position == 0 else 1
+                stages.append(block(channels, width, stride))
+                channels = width * block.expansion
+        self.stages = nn.Sequential(*stages)
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) -> logits (N, classes)."""
+        logits: Tensor = self.head(self.stages(self.stem(images)).mean(dim=(2, 3)))
+        return logits
+
+
+class VGG(nn.Module):
+    """VGG19 with batch norm and one linear layer.
+
+    Source: Simonyan and Zisserman 2015, table 1, column E, with the classifier reduced for 32-pixel pictures.
+
+    Args:
+        classes: number of logits.
+    """
+
+    _plan = ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512))
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for depth, width in self._plan:
+            for _ in range(depth):
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+                channels = width
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W), sides at least 32 -> logits (N, classes)."""
+        logits: Tensor = self.head(self.features(images).mean(dim=(2, 3)))
+        return logits
+
+
+class Inception(nn.Module):
+    """Four parallel branches, joined by channel; the 5x5 convolution is two 3x3 ones.
+
+    Source: Szegedy et al. 2015, figure 2b, with batch norm.
+
+    Args:
+        in_channels: channels of the input.
+        one: width of the 1x1 branch.
+        three: reduction and width of the 3x3 branch.
+        five: reduction and width of the double 3x3 branch.
+        pool: width of the pooling branch.
+    """
+
+    def __init__(
+        self, in_channels: int, one: int, three: tuple[int, int], five: tuple[int, int], pool: int
+    ) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            [
+                _inception_conv(in_channels, one, 1),
+                nn.Sequential(_inception_conv(in_channels, three[0], 1), _inception_conv(three[0], three[1], 3)),
+                nn.Sequential(
+                    _inception_conv(in_channels, five[0], 1),
+                    _inception_conv(five[0], five[1], 3),
+                    _inception_conv(five[1], five[1], 3),
+                ),
+                nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), _inception_conv(in_channels, pool, 1)),
+            ]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in, H, W) -> (N, one + three + five + pool, H, W)."""
+        return torch.cat([branch(x) for branch in self.branches], dim=1)
+
+
+def _inception_conv(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
+    # With bias before the norm, as in the variant whose 6,166,250 parameters the paper's overhead fits.
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+class GoogLeNet(nn.Module):
+    """GoogLeNet with batch norm, for small pictures.
+
+    Source: Szegedy et al. 2015, table 1, from "inception (3a)" on, behind one 3x3 convolution.
+
+    Args:
+        classes: number of logits.
+    """
+
+    _plan: tuple[tuple[tuple[int, tuple[int, int], tuple[int, int], int], ...], ...] = (
+        ((64, (96, 128), (16, 32), 32), (128, (128, 192), (32, 96), 64)),
+        (
+            (192, (96, 208), (16, 48), 64),
+            (160, (112, 224), (24, 64), 64),
+            (128, (128, 256), (24, 64), 64),
+            (112, (144, 288), (32, 64), 64),
+            (256, (160, 320), (32, 128), 128),
+        ),
+        ((256, (160, 320), (32, 128), 128), (384, (192, 384), (48, 128), 128)),
+    )
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [_inception_conv(3, 192, 3)]
+        channels = 192
+        for index, stage in enumerate(self._plan):
+            if index > 0:
+                layers.append(nn.MaxPool2d(3, stride=2, padding=1))
+            for one, three, five, pool in stage:
+                layers.append(Inception(channels, one, three, five, pool))
+                channels = one + three[1] + five[1] + pool
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) -> logits (N, classes)."""
+        logits: Tensor = self.head(self.features(images).mean(dim=(2, 3)))
+        return logits
+
+
+CLASSIFIERS: dict[str, Callable[[int], nn.Module]] = {
+    "resnet20": lambda classes: ResNet(BasicBlock, (3, 3, 3), (16, 32, 64), classes),
+    "resnet18": lambda classes: ResNet(BasicBlock, (2, 2, 2, 2), (64, 128, 256, 512), classes),
+    "resnet50": lambda classes: ResNet(BottleneckBlock, (3, 4, 6, 3), (64, 128, 256, 512), classes),
+    "vgg19": VGG,
+    "googlenet": GoogLeNet,
+}
+
+
+def build_classifier(name: str, classes: int = 10) -> nn.Module:
+    """Builds a classifier of the zoo with fresh weights.
+
+    Args:
+        name: one of `CLASSIFIERS`.
+        classes: number of logits, at least 2.
+
+    Raises:
+        KeyError: unknown name; the message lists the known ones.
+    """
+    if name not in CLASSIFIERS:
+        raise KeyError(f"unknown classifier {name!r}; known: {', '.join(CLASSIFIERS)}")
+    return CLASSIFIERS[name](classes)

@@ -1,0 +1,42 @@
+"""What a network costs: parameters and multiply-accumulates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of one forward pass for one picture.
+
+    Attributes:
+        params: trainable numbers.
+        macs: multiply-accumulates of convolutions and linear layers; what the paper calls FLOPS.
+    """
+
+    params: int
+    macs: int
+
+
+def cost(net: nn.Module, *, height: int = 32, width: int = 32) -> Cost:
+    """Counts parameters and multiply-accumulates for one RGB picture.
+
+    Args:
+        net: takes (1, 3, height, width) float32.
+        height: rows, in pixels.
+        width: columns, in pixels.
+    """
+    params = sum(p.numel() for p in net.parameters())
+    was_training = net.training
+    net.eval()
+    device = next(net.parameters()).device
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            net(torch.zeros(1, 3, height, width, device=device))
+    finally:
+        net.train(was_training)
+    return Cost(params=params, macs=counter.get_total_flops() // 2)

@@ -1,0 +1,66 @@
+"""Where a number comes from: commit, versions, machine. Goes beside every figure that is written down."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import sfumato
+
+_LIBRARIES = ("torch", "lightning", "onnx", "onnxruntime", "numpy", "pillow")
+
+
+def provenance(**facts: Any) -> dict[str, Any]:
+    """What was run, on what.
+
+    Args:
+        **facts: what only the caller knows: seed, epochs, how many pictures, ...
+    """
+    return {
+        "sfumato": sfumato.__version__,
+        "commit": _commit(),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "libraries": {name: version for name in _LIBRARIES if (version := _version(name))},
+        "machine": {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+                    else os.cpu_count(), "system": platform.system(), "architecture": platform.machine()},
+        **facts,
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit that the package's own checkout stands at, with a mark if files differ; None if it is installed."""
+    folder = Path(__file__).resolve().parent
+    if not (folder.parents[1] / ".git").exists():
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=folder, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip() or None

@@ -1,0 +1,50 @@
+"""Checkpoints: either the old one or the complete new one, and read without unpickling."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfumato.errors import TrainingError
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Writes a checkpoint beside the old one and then takes its place.
+
+    Args:
+        path: the file.
+        state: tensors, numbers, strings, and lists and dicts of these.
+
+    Raises:
+        TrainingError: the disk refuses (full, read-only); the old checkpoint is untouched.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as stream:
+            torch.save(state, stream)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        partial.unlink(missing_ok=True)
+        kept = f"; the one of before is kept in {path}" if path.exists() else ""
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        raise TrainingError(f"the checkpoint cannot be written: {reason}{kept}; make room, then --resume") from error
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint.
+
+    Raises:
+        TrainingError: there is none, or it is damaged.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise TrainingError(f"nothing to resume: {path} does not exist; start without --resume") from error
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        raise TrainingError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(state, dict) or "step" not in state:
+        raise TrainingError(f"{path} is not a checkpoint of sfumato")
+    return state

@@ -1,0 +1,263 @@
+"""The one training loop: order, steps, looks at the test pictures, checkpoints, interrupts."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
+
+from sfumato.data import Augmentation, ImageSet, augment
+from sfumato.errors import Interrupted, TrainingError
+from sfumato.training.checkpoint import load_checkpoint, save_checkpoint
+from sfumato.training.progress import Progress
+
+CHECKPOINT_EVERY_S = 60.0
+LOG_EVERY_S = 2.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When the run ends and what a step is.
+
+    Attributes:
+        epochs: passes over the training pictures.
+        batch_size: pictures per step over all processes.
+        seed: of order and augmentation.
+        validate_every: epochs between looks at the test pictures.
+        channels_last: keep activations in NHWC order.
+    """
+
+    epochs: int
+    batch_size: int
+    seed: int
+    validate_every: int = 1
+    channels_last: bool = True
+
+
+@dataclass
+class _State:
+    """Where the run stands; `step` counts steps within `epoch`."""
+
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+
+
+def fit(
+    fabric: Fabric,
+    task: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: LRScheduler,
+    *,
+    train: ImageSet,
+    test: ImageSet,
+    augmentation: Augmentation,
+    schedule: Schedule,
+    checkpoint: Path,
+    identity: str,
+    resume: bool = False,
+    panel: Callable[[Tensor], Tensor] | None = None,
+) -> dict[str, float]:
+    """Trains a task to the end of its schedule.
+
+    The order of the pictures and their augmentation depend on seed, epoch, step and process alone, so that
+    a resumed run continues to the same weights as one that was never interrupted.
+
+    Args:
+        fabric: launched; decides on devices, precision and processes.
+        task: forward(images (N, 3, H, W) float in [0, 1], labels (N,) int64) -> scalars with "loss".
+        optimizer: over the task's trained parameters.
+        scheduler: stepped after every optimiser step.
+        train: the training pictures.
+        test: the pictures looked at between epochs.
+        augmentation: of training batches.
+        schedule: see `Schedule`.
+        checkpoint: the file that the state is kept in.
+        identity: the recipe as text; a checkpoint of another recipe is refused.
+        resume: go on from `checkpoint`.
+        panel: images (N, 3, H, W) -> rows of pictures (R, N, 3, H, W) for the log.
+
+    Returns:
+        The figures of the last look at the test pictures, and "seconds" of training.
+
+    Raises:
+        TrainingError: too few pictures, a loss that is not finite, or a checkpoint that cannot be written or read.
+        Interrupted: Ctrl-C or SIGTERM; the state was saved.
+    """
+    steps = len(train) // schedule.batch_size
+    if steps < 1 or schedule.batch_size % fabric.world_size:
+        raise TrainingError(
+            f"batch_size {schedule.batch_size} does not fit {len(train)} training pictures "
+            f"on {fabric.world_size} processes: it must not exceed the first and be a multiple of the second"
+        )
+    if schedule.channels_last:
+        task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    raw = task
+    module, wrapped = fabric.setup(task, optimizer)
+    state = _State()
+    if resume:
+        _restore(load_checkpoint(checkpoint), identity, raw, optimizer, scheduler, state)
+    images, labels = train.images.to(fabric.device), train.labels.to(fabric.device)
+    figures: dict[str, float] = {}
+
+    def save() -> None:
+        if fabric.is_global_zero:
+            if not all(bool(torch.isfinite(p).all()) for p in raw.parameters()):
+                raise TrainingError(f"weights are no longer finite; the checkpoint of before is kept in {checkpoint}")
+            save_checkpoint(checkpoint, _snapshot(identity, raw, optimizer, scheduler, state))
+        fabric.barrier()
+
+    with _interruptible() as interrupted, Progress(fabric, schedule.epochs, steps, schedule.batch_size) as progress:
+        last_saved = last_logged = time.monotonic()
+        while state.epoch < schedule.epochs:
+            module.train()
+            order = torch.randperm(len(train), generator=_generator(schedule.seed, "order", state.epoch))
+            while state.step < steps:
+                started = time.monotonic()
+                batch = order[state.step * schedule.batch_size : (state.step + 1) * schedule.batch_size]
+                batch = batch[fabric.global_rank :: fabric.world_size].to(fabric.device)
+                source = _generator(schedule.seed, "augment", state.epoch, state.step, fabric.global_rank)
+                x = augment(images[batch], augmentation, source)
+                losses = module(_as_input(x, schedule.channels_last), labels[batch])
+                wrapped.zero_grad()
+                fabric.backward(losses["loss"])
+                wrapped.step()
+                scheduler.step()
+                state.step += 1
+                now = time.monotonic()
+                state.seconds += now - started
+                progress.step(state.epoch, state.step)
+                if now - last_logged > LOG_EVERY_S or state.step == steps:
+                    last_logged = now
+                    values = {name: float(value) for name, value in losses.items()}
+                    if not math.isfinite(values["loss"]):
+                        raise TrainingError(
+                            f"the loss is {values['loss']} at epoch {state.epoch + 1}, step {state.step}; lower "
+                            "the learning rate"
+                        )
+                    progress.log(values, scheduler.get_last_lr()[0], state.epoch * steps + state.step)
+                if _any_process(fabric, bool(interrupted)):
+                    save()
+                    raise Interrupted(f"interrupted; saved in {checkpoint}, go on with --resume")
+                if _any_process(fabric, now - last_saved > CHECKPOINT_EVERY_S):
+                    save()
+                    last_saved = now
+            state.epoch, state.step = state.epoch + 1, 0
+            if state.epoch % schedule.validate_every == 0 or state.epoch == schedule.epochs:
+                figures = look(fabric, module, test, schedule.batch_size, channels_last=schedule.channels_last)
+                pictures = panel(_as_input(test.images[:8].to(fabric.device), schedule.channels_last)) if panel else None
+                progress.look(figures, state.epoch, pictures)
+            save()
+            last_saved = time.monotonic()
+    if not figures:  # resumed after the last epoch
+        figures = look(fabric, module, test, schedule.batch_size, channels_last=schedule.channels_last)
+    return {**figures, "seconds": state.seconds}
+
+
+@torch.no_grad()
+def look(
+    fabric: Fabric, module: nn.Module, images: ImageSet, batch_size: int, *, channels_last: bool
+) -> dict[str, float]:
+    """The task's figures in evaluation mode, averaged over all pictures and processes.
+
+    Args:
+        fabric: as in `fit`.
+        module: the task as `fabric.setup` returned it.
+        images: the pictures to look at; not augmented.
+        batch_size: pictures at a time.
+        channels_last: keep activations in NHWC order.
+    """
+    module.eval()
+    means: dict[str, MeanMetric] = {}
+    mine = torch.arange(len(images))[fabric.global_rank :: fabric.world_size]
+    for batch in mine.split(batch_size):
+        x = _as_input(images.images[batch].to(fabric.device), channels_last)
+        for name, value in module(x, images.labels[batch].to(fabric.device)).items():
+            means.setdefault(name, MeanMetric().to(fabric.device)).update(value, weight=len(batch))
+    return {name: float(mean.compute()) for name, mean in means.items()}
+
+
+def _as_input(pictures: Tensor, channels_last: bool) -> Tensor:
+    x = pictures.float().div_(255)
+    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def _generator(*parts: object) -> torch.Generator:
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def _any_process(fabric: Fabric, flag: bool) -> bool:
+    """Whether the flag is set in any process: all must save, or stop, at the same step."""
+    if fabric.world_size == 1:
+        return flag
+    total = fabric.all_reduce(torch.tensor(float(flag), device=fabric.device), reduce_op="sum")
+    return float(total) > 0  # type: ignore[arg-type]
+
+
+def _snapshot(
+    identity: str, task: nn.Module, optimizer: torch.optim.Optimizer, scheduler: LRScheduler, state: _State
+) -> dict[str, Any]:
+    return {
+        "identity": identity,
+        "task": task.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "epoch": state.epoch,
+        "step": state.step,
+        "seconds": state.seconds,
+    }
+
+
+def _restore(
+    saved: dict[str, Any],
+    identity: str,
+    task: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: LRScheduler,
+    state: _State,
+) -> None:
+    if saved["identity"] != identity:
+        raise TrainingError(
+            "the checkpoint belongs to another recipe; resume with the same one, or start anew without --resume"
+        )
+    task.load_state_dict(saved["task"])
+    optimizer.load_state_dict(saved["optimizer"])
+    scheduler.load_state_dict(saved["scheduler"])
+    state.epoch, state.step, state.seconds = saved["epoch"], saved["step"], saved["seconds"]
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """Collects the first Ctrl-C or SIGTERM instead of dying of it; a second one works as usual."""
+    received: list[int] = []
+    before: dict[int, Any] = {}
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        for known, handler in before.items():
+            signal.signal(known, handler)
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, note)
+    except ValueError:  # not the main thread: whoever runs us there handles signals himself
+        pass
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,188 @@
+"""From trained networks to a bundle: safetensors, and ONNX checked against torch on real pictures."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sfumato.bundle import (
+    CLASSIFIER_ONNX,
+    CLASSIFIER_WEIGHTS,
+    DEOBFUSCATOR_ONNX,
+    DEOBFUSCATOR_WEIGHTS,
+    OBFUSCATOR_ONNX,
+    OBFUSCATOR_WEIGHTS,
+    Bundle,
+    Preprocessing,
+    fingerprint,
+)
+from sfumato.errors import TrainingError
+from sfumato.training.tasks import ClassifierTask, Normalize, ObfuscationTask
+
+TOLERANCE = 1e-4
+"""How far ONNX Runtime may be from torch, relative to the largest output, per number."""
+
+
+def export_onnx(net: nn.Module, path: Path, pictures: Tensor, *, input_name: str, output_name: str) -> None:
+    """Writes one ONNX file with its weights inside and a free batch size, and checks it.
+
+    Args:
+        net: one tensor to one tensor.
+        path: the file.
+        pictures: (N, 3, H, W) float32, N at least 2, real inputs to export with and to check on.
+        input_name: of the graph's input.
+        output_name: of the graph's output.
+
+    Raises:
+        TrainingError: ONNX Runtime computes something else than torch.
+    """
+    # A copy that nothing else holds: exporting must not disturb the network that is trained.
+    net = net.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    pictures = pictures.cpu().contiguous()
+    with torch.no_grad():
+        program = torch.onnx.export(
+            net,
+            (pictures[:2],),
+            dynamo=True,
+            external_data=False,
+            input_names=[input_name],
+            output_names=[output_name],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+        assert program is not None
+        program.save(str(path), external_data=False)
+        expected = net(pictures).numpy()
+    _strip(path)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for count in (len(pictures), 1):
+        (got,) = session.run(None, {input_name: pictures[:count].numpy()})
+        error = float(np.abs(got - expected[:count]).max() / max(1.0, float(np.abs(expected).max())))
+        if not error <= TOLERANCE:
+            raise TrainingError(f"{path.name}: ONNX Runtime differs from torch by {error:.1e}, at most {TOLERANCE:.0e} is allowed")
+
+
+def _strip(path: Path) -> None:
+    """Removes what the exporter notes of the exporting machine: source lines and paths."""
+    model = onnx.load(str(path))
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        del value.metadata_props[:]
+    del model.graph.metadata_props[:]
+    onnx.save(model, str(path))
+
+
+def write_classifier_bundle(
+    folder: Path,
+    task: ClassifierTask,
+    pictures: Tensor,
+    *,
+    name: str,
+    labels: tuple[str, ...],
+    preprocessing: Preprocessing,
+    recipe: dict[str, Any],
+) -> Bundle:
+    """Writes a classifier's bundle; figures and provenance are added by whoever measures.
+
+    Args:
+        folder: is created, or replaced.
+        task: the trained task.
+        pictures: (N, 3, H, W) float32 in [0, 1], real ones.
+        name: of the model.
+        labels: one name per class.
+        preprocessing: how a picture becomes the net's input.
+        recipe: the resolved recipe.
+    """
+    _renew(folder)
+    _save_weights(task.net, folder / CLASSIFIER_WEIGHTS)
+    with torch.no_grad():
+        inputs = task.normalize.cpu()(pictures.cpu())
+    export_onnx(task.net, folder / CLASSIFIER_ONNX, inputs, input_name="input", output_name="logits")
+    bundle = Bundle(
+        path=folder,
+        kind="classifier",
+        name=name,
+        labels=labels,
+        preprocessing=preprocessing,
+        classifier_fingerprint=fingerprint(folder / CLASSIFIER_ONNX),
+        recipe=recipe,
+    )
+    bundle.save()
+    return bundle
+
+
+def write_obfuscator_bundle(
+    folder: Path,
+    task: ObfuscationTask,
+    pictures: Tensor,
+    *,
+    name: str,
+    labels: tuple[str, ...],
+    preprocessing: Preprocessing,
+    classifier_fingerprint: str,
+    recipe: dict[str, Any],
+) -> Bundle:
+    """Writes an obfuscator's bundle; figures and provenance are added by whoever measures.
+
+    The obfuscator's graph ends with the classifier's normalisation, so that what leaves the device is the
+    classifier's input; the deobfuscator's graph begins with undoing it, so that it starts from what travels.
+
+    Args:
+        folder: is created, or replaced.
+        task: the trained task.
+        pictures: (N, 3, H, W) float32 in [0, 1], real ones.
+        name: the classifier's name.
+        labels: one name per class.
+        preprocessing: how a picture becomes the classifier's input.
+        classifier_fingerprint: of the classifier that it was trained for.
+        recipe: the resolved recipe.
+    """
+    _renew(folder)
+    _save_weights(task.obfuscator, folder / OBFUSCATOR_WEIGHTS)
+    _save_weights(task.deobfuscator, folder / DEOBFUSCATOR_WEIGHTS)
+    normalize = task.normalize.cpu()
+    travels = nn.Sequential(task.obfuscator, normalize).cpu().eval()
+    export_onnx(travels, folder / OBFUSCATOR_ONNX, pictures, input_name="picture", output_name="obfuscated")
+    inverse = Normalize(
+        tuple((-normalize.mean / normalize.std).flatten().tolist()), tuple((1 / normalize.std).flatten().tolist())
+    )
+    restores = nn.Sequential(inverse, task.deobfuscator)
+    with torch.no_grad():
+        obfuscated = travels(pictures.cpu())
+    export_onnx(restores, folder / DEOBFUSCATOR_ONNX, obfuscated, input_name="obfuscated", output_name="restored")
+    bundle = Bundle(
+        path=folder,
+        kind="obfuscator",
+        name=name,
+        labels=labels,
+        preprocessing=preprocessing,
+        classifier_fingerprint=classifier_fingerprint,
+        recipe=recipe,
+    )
+    bundle.save()
+    return bundle
+
+
+def _save_weights(net: nn.Module, path: Path) -> None:
+    try:
+        save_file({name: value.cpu().contiguous() for name, value in net.state_dict().items()}, path)
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _renew(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise TrainingError(f"{folder} cannot be written: {error.strerror or error}") from error

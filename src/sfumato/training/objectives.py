@@ -1,0 +1,68 @@
+"""What is optimised: one function per equation of the paper."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def classification_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """`L_c`: cross-entropy of the frozen classifier's answer.
+
+    Source: paper, section 2.
+
+    Args:
+        logits: (N, classes) float.
+        labels: (N,) int64.
+        label_smoothing: in [0, 1).
+
+    Returns:
+        scalar float32, in nats, at least 0.
+    """
+    return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+
+
+def reconstruction_loss(restored: Tensor, images: Tensor) -> Tensor:
+    """`L_r`: squared Euclidean distance between original and reconstruction, per number.
+
+    Source: paper, section 2; its scale is not given. The mean over all numbers makes lambda independent of
+    the picture's size.
+
+    Args:
+        restored: (N, 3, H, W) float, not bounded.
+        images: (N, 3, H, W) float in [0, 1].
+
+    Returns:
+        scalar float32, at least 0.
+    """
+    return F.mse_loss(restored.float(), images.float())
+
+
+class _ReverseGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: float) -> Tensor:
+        ctx.weight = weight
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return -ctx.weight * grads[0], None
+
+
+def reverse_gradient(x: Tensor, weight: float) -> Tensor:
+    """The identity forward, `-weight` times the gradient backward.
+
+    Set between obfuscator and deobfuscator, it lets one backward pass of `L_c + L_r` give the deobfuscator
+    the gradient of `L_r` and the obfuscator the gradient of `L_c - weight * L_r`.
+
+    Source: Ganin and Lempitsky 2015, section 3.1.
+
+    Args:
+        x: any tensor.
+        weight: lambda, at least 0.
+    """
+    reversed_: Tensor = _ReverseGradient.apply(x, weight)  # type: ignore[no-untyped-call]
+    return reversed_

@@ -1,0 +1,167 @@
+"""Recipes: what a TOML file may say, validated. They end here: the code that does the work takes plain arguments."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from sfumato.errors import RecipeError
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataRecipe(_Strict):
+    """Which pictures.
+
+    Attributes:
+        source: `cifar10`, a local folder, or a hub id.
+        size: (height, width) in pixels that pictures are fitted to; needed where they differ in size.
+        image_column: the column with the pictures, if it cannot be found by its type.
+        label_column: the column with the classes, if it cannot be found by its type or name.
+        train_pictures: use only the first so many training pictures.
+        test_pictures: use only the first so many test pictures.
+        flip: mirror training pictures at random.
+        crop_padding: shift training pictures by up to so many pixels.
+    """
+
+    source: str = "cifar10"
+    size: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    train_pictures: int | None = Field(default=None, ge=1)
+    test_pictures: int | None = Field(default=None, ge=1)
+    flip: bool = True
+    crop_padding: int = Field(default=0, ge=0, le=16)
+
+
+class TrainingRecipe(_Strict):
+    """How the weights are found.
+
+    Attributes:
+        epochs: passes over the training pictures.
+        batch_size: pictures per step, over all processes together.
+        seed: of weights, order and augmentation.
+        optimizer: "adam", or "sgd" with Nesterov momentum 0.9.
+        learning_rate: the highest one.
+        weight_decay: L2 penalty.
+        schedule: "constant"; "step" divides by 10 every `step_epochs`; "one-cycle" rises and falls once.
+        step_epochs: for "step".
+        warmup: for "one-cycle", the share of the steps that rise.
+        precision: as Lightning Fabric names it, such as "32-true" or "bf16-mixed".
+        channels_last: keep activations in NHWC order, which is faster on most machines.
+        validate_every: epochs between looks at the test pictures (the last epoch always looks).
+    """
+
+    epochs: int = Field(default=100, ge=1)
+    batch_size: int = Field(default=128, ge=2)
+    seed: int = 0
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    schedule: Literal["constant", "step", "one-cycle"] = "step"
+    step_epochs: int = Field(default=30, ge=1)
+    warmup: float = Field(default=0.2, gt=0, lt=1)
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    channels_last: bool = True
+    validate_every: int = Field(default=1, ge=1)
+
+
+class ClassifierRecipe(_Strict):
+    """A classifier of the zoo, trained on plain pictures.
+
+    Attributes:
+        architecture: a name from `sfumato.nets.CLASSIFIERS`.
+        label_smoothing: of the cross-entropy.
+    """
+
+    kind: Literal["classifier"]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    architecture: Literal["resnet20", "resnet18", "resnet50", "vgg19", "googlenet"]
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    data: DataRecipe = DataRecipe()
+    training: TrainingRecipe = TrainingRecipe()
+
+
+class ObfuscatorRecipe(_Strict):
+    """An obfuscator for a frozen classifier, trained against a deobfuscator.
+
+    Attributes:
+        classifier: folder of the frozen classifier's bundle, from where the command is run.
+        privacy_weight: lambda, the weight of the reconstruction error in `L_c - lambda L_r`.
+    """
+
+    kind: Literal["obfuscator"]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    classifier: str
+    privacy_weight: float = Field(default=1.0, ge=0)
+    data: DataRecipe = DataRecipe()
+    training: TrainingRecipe = TrainingRecipe()
+
+
+Recipe = Annotated[ClassifierRecipe | ObfuscatorRecipe, Field(discriminator="kind")]
+_ADAPTER: TypeAdapter[ClassifierRecipe | ObfuscatorRecipe] = TypeAdapter(Recipe)
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> ClassifierRecipe | ObfuscatorRecipe:
+    """Reads and validates a recipe.
+
+    Args:
+        path: a TOML file.
+        overrides: such as `training.epochs=4`; the value is read as TOML, or as text if it is none.
+
+    Raises:
+        RecipeError: the file is missing or no TOML, or a key is unknown or has a value that it cannot have.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path} is not valid TOML: {error}") from error
+    for override in overrides or []:
+        _apply(raw, override)
+    return parse_recipe(raw, where=str(path))
+
+
+def parse_recipe(raw: dict[str, Any], *, where: str = "recipe") -> ClassifierRecipe | ObfuscatorRecipe:
+    """Validates a recipe that was read already.
+
+    Raises:
+        RecipeError: as `load_recipe`.
+    """
+    try:
+        return _ADAPTER.validate_python(raw)
+    except ValidationError as error:
+        raise RecipeError(f"{where}: " + "; ".join(_explain(detail) for detail in error.errors())) from error
+
+
+def _explain(detail: Any) -> str:
+    keys = [str(part) for part in detail["loc"] if part not in ("classifier", "obfuscator") or len(detail["loc"]) == 1]
+    place = ".".join(keys) or "kind"
+    if detail["type"] == "extra_forbidden":
+        return f"unknown key {place!r} (misspelt?)"
+    if detail["type"] == "missing":
+        return f"{place!r} is missing"
+    return f"{place!r}: {detail['msg']}"
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise RecipeError(f"--set {override!r}: expected key=value, such as training.epochs=4")
+    try:
+        value = tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = key.strip().split(".")
+    table = raw
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise RecipeError(f"--set {override!r}: {parent!r} is a value, not a table")
+    table[last] = value

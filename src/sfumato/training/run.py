@@ -1,0 +1,267 @@
+"""From a recipe to a bundle: builds everything, trains, exports, measures."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
+
+from sfumato.bundle import Bundle, Preprocessing
+from sfumato.classifiers import FrozenClassifier, load_classifier
+from sfumato.data import Augmentation, ImageSet, cifar10, load_images
+from sfumato.errors import RecipeError, TrainingError
+from sfumato.evaluation import evaluate_classifier, evaluate_obfuscator
+from sfumato.nets import Deobfuscator, Obfuscator, build_classifier
+from sfumato.provenance import provenance
+from sfumato.training.engine import Schedule, fit
+from sfumato.training.export import write_classifier_bundle, write_obfuscator_bundle
+from sfumato.training.recipe import ClassifierRecipe, DataRecipe, ObfuscatorRecipe, TrainingRecipe
+from sfumato.training.tasks import ClassifierTask, Normalize, ObfuscationTask
+
+CHECK_PICTURES = 64
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run's files lie.
+
+    Attributes:
+        folder: of everything.
+    """
+
+    folder: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """The state to resume from."""
+        return self.folder / "checkpoint.pt"
+
+    @property
+    def bundle(self) -> Path:
+        """The finished bundle."""
+        return self.folder / "bundle"
+
+
+def train(
+    recipe: ClassifierRecipe | ObfuscatorRecipe,
+    folder: Path,
+    *,
+    accelerator: str = "auto",
+    devices: int = 1,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Bundle:
+    """Trains what the recipe says and writes the bundle.
+
+    Args:
+        recipe: validated.
+        folder: of the run; gets `checkpoint.pt`, `tensorboard/` and `bundle/`.
+        accelerator: as Lightning Fabric names it: "auto", "cpu", "cuda", ...
+        devices: processes to train on; each takes its share of every batch.
+        resume: go on from the folder's checkpoint.
+        overwrite: start anew although the folder has a checkpoint.
+
+    Raises:
+        SfumatoError: data, classifier, recipe, disk or training failed, each with its own class.
+        Interrupted: Ctrl-C or SIGTERM; the state was saved.
+    """
+    run = Run(folder)
+    if run.checkpoint.exists() and not resume and not overwrite:
+        raise TrainingError(f"{folder} holds a run already: --resume goes on with it, --overwrite starts anew")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"{folder} cannot be created: {error.strerror or error}") from error
+    fabric = _fabric(recipe.training, folder, accelerator, devices)
+    train_set, test_set = _load(recipe.data, fabric)
+    fabric.seed_everything(recipe.training.seed, verbose=False)
+    if isinstance(recipe, ClassifierRecipe):
+        preprocessing = _preprocessing(recipe.data.source, train_set)
+        task: ClassifierTask | ObfuscationTask = ClassifierTask(
+            build_classifier(recipe.architecture, len(train_set.names)),
+            Normalize(preprocessing.mean, preprocessing.std),
+            label_smoothing=recipe.label_smoothing,
+        )
+        frozen = None
+    else:
+        frozen = load_classifier(Path(recipe.classifier))
+        task = _obfuscation_task(recipe, frozen, train_set)
+        preprocessing = frozen.preprocessing
+    figures = _fit(fabric, recipe, task, train_set, test_set, run, resume)
+    if not fabric.is_global_zero:
+        raise SystemExit(0)  # the first process writes the bundle, the others have done their share
+    return _finish(recipe, task, frozen, preprocessing, train_set, test_set, run, fabric, figures)
+
+
+def _fit(
+    fabric: Fabric,
+    recipe: ClassifierRecipe | ObfuscatorRecipe,
+    task: nn.Module,
+    train_set: ImageSet,
+    test_set: ImageSet,
+    run: Run,
+    resume: bool,
+) -> dict[str, float]:
+    plan = recipe.training
+    optimizer, scheduler = _optimizer(plan, task, steps=len(train_set) // plan.batch_size)
+    return fit(
+        fabric,
+        task,
+        optimizer,
+        scheduler,
+        train=train_set,
+        test=test_set,
+        augmentation=Augmentation(flip=recipe.data.flip, crop_padding=recipe.data.crop_padding),
+        schedule=Schedule(plan.epochs, plan.batch_size, plan.seed, plan.validate_every, plan.channels_last),
+        checkpoint=run.checkpoint,
+        identity=json.dumps({"recipe": recipe.model_dump(mode="json"), "data": train_set.sha256}, sort_keys=True),
+        resume=resume,
+        panel=task.panel if isinstance(task, ObfuscationTask) else None,
+    )
+
+
+def _finish(
+    recipe: ClassifierRecipe | ObfuscatorRecipe,
+    task: ClassifierTask | ObfuscationTask,
+    frozen: FrozenClassifier | None,
+    preprocessing: Preprocessing,
+    train_set: ImageSet,
+    test_set: ImageSet,
+    run: Run,
+    fabric: Fabric,
+    figures: dict[str, float],
+) -> Bundle:
+    pictures: Tensor = test_set.images[:CHECK_PICTURES].float() / 255
+    plain_recipe = recipe.model_dump(mode="json")
+    if isinstance(task, ClassifierTask):
+        bundle = write_classifier_bundle(
+            run.bundle,
+            task,
+            pictures,
+            name=recipe.name,
+            labels=train_set.names,
+            preprocessing=preprocessing,
+            recipe=plain_recipe,
+        )
+        bundle.figures.update(evaluate_classifier(bundle, test_set))
+    else:
+        assert frozen is not None and isinstance(recipe, ObfuscatorRecipe)
+        bundle = write_obfuscator_bundle(
+            run.bundle,
+            task,
+            pictures,
+            name=frozen.name,
+            labels=frozen.labels,
+            preprocessing=preprocessing,
+            classifier_fingerprint=frozen.fingerprint,
+            recipe=plain_recipe,
+        )
+        bundle.figures.update(evaluate_obfuscator(bundle, Bundle.load(recipe.classifier), test_set))
+    bundle.provenance.update(
+        provenance(
+            seed=recipe.training.seed,
+            epochs=recipe.training.epochs,
+            accelerator=fabric.device.type,
+            processes=fabric.world_size,
+            train_pictures=len(train_set),
+            test_pictures=len(test_set),
+            data=train_set.source,
+            data_sha256={"train": train_set.sha256, "test": test_set.sha256},
+            training_seconds=round(figures.pop("seconds"), 1),
+        )
+    )
+    bundle.save()
+    return bundle
+
+
+def _fabric(plan: TrainingRecipe, folder: Path, accelerator: str, devices: int) -> Fabric:
+    try:
+        fabric = Fabric(
+            accelerator=accelerator,
+            devices=devices,
+            strategy="ddp" if devices > 1 else "auto",
+            precision=plan.precision,
+            loggers=TensorBoardLogger(folder, name="tensorboard", version=""),
+        )
+        if devices > 1:
+            # Every process would take all cores otherwise, and they would fight over them.
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+            torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        fabric.launch()
+    except (ValueError, RuntimeError) as error:
+        raise TrainingError(f"cannot train on {devices} x {accelerator!r}: {str(error).splitlines()[0]}") from error
+    return fabric
+
+
+def _load(recipe: DataRecipe, fabric: Fabric) -> tuple[ImageSet, ImageSet]:
+    size = recipe.size
+    columns = {"image_column": recipe.image_column, "label_column": recipe.label_column}
+    with fabric.rank_zero_first(local=True):  # the others then find the decoded pictures in the cache
+        train_set = load_images(recipe.source, "train", size=size, **columns).subset(recipe.train_pictures)
+        test_set = load_images(recipe.source, "test", size=size, **columns).subset(recipe.test_pictures)
+    if train_set.names != test_set.names or train_set.images.shape[1:] != test_set.images.shape[1:]:
+        raise TrainingError(f"{recipe.source}: training and test pictures differ in classes or size")
+    return train_set, test_set
+
+
+def _preprocessing(source: str, images: ImageSet) -> Preprocessing:
+    height, width = images.images.shape[2:]
+    if source == "cifar10":
+        return Preprocessing(height, width, cifar10.MEAN, cifar10.STD)
+    # Over at most 10,000 pictures, which is exact enough and keeps memory small.
+    values = images.images[:10_000].float().div_(255).transpose(0, 1).flatten(1)
+    mean = tuple(round(float(v), 5) for v in values.mean(dim=1))
+    std = tuple(round(max(float(v), 1e-3), 5) for v in values.std(dim=1))
+    return Preprocessing(height, width, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+
+
+def _obfuscation_task(recipe: ObfuscatorRecipe, frozen: FrozenClassifier, images: ImageSet) -> ObfuscationTask:
+    size = tuple(images.images.shape[2:])
+    wanted = (frozen.preprocessing.height, frozen.preprocessing.width)
+    if size != wanted:
+        raise RecipeError(f"pictures are {size}, the classifier {frozen.name} takes {wanted}; set data.size")
+    if any(side % Obfuscator.size_multiple for side in size):
+        raise RecipeError(f"the obfuscator takes sides that are multiples of {Obfuscator.size_multiple}, got {size}")
+    if len(images.names) != len(frozen.labels):
+        raise RecipeError(f"the data has {len(images.names)} classes, the classifier {frozen.name} {len(frozen.labels)}")
+    return ObfuscationTask(
+        Obfuscator(),
+        Deobfuscator(),
+        frozen.net,
+        Normalize(frozen.preprocessing.mean, frozen.preprocessing.std),
+        privacy_weight=recipe.privacy_weight,
+    )
+
+
+def _optimizer(
+    plan: TrainingRecipe, task: nn.Module, *, steps: int
+) -> tuple[torch.optim.Optimizer, LRScheduler]:
+    parameters = [p for p in task.parameters() if p.requires_grad]
+    options: dict[str, Any] = {"lr": plan.learning_rate, "weight_decay": plan.weight_decay}
+    optimizer: torch.optim.Optimizer
+    if plan.optimizer == "adam":
+        optimizer = torch.optim.Adam(parameters, **options)
+    else:
+        optimizer = torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **options)
+    steps = max(1, steps)
+    if plan.schedule == "one-cycle":
+        return optimizer, OneCycleLR(
+            optimizer,
+            max_lr=plan.learning_rate,
+            total_steps=plan.epochs * steps + 1,
+            pct_start=plan.warmup,
+            anneal_strategy="linear",
+            cycle_momentum=False,
+            div_factor=10,
+            final_div_factor=1000,
+        )
+    every = plan.step_epochs if plan.schedule == "step" else plan.epochs + 1
+    return optimizer, StepLR(optimizer, step_size=every * steps, gamma=0.1)

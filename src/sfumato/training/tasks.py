@@ -1,0 +1,128 @@
+"""What is trained: modules whose forward pass turns a batch into losses and figures."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.nets import Deobfuscator, Obfuscator
+from sfumato.training.objectives import classification_loss, reconstruction_loss, reverse_gradient
+
+Losses = dict[str, Tensor]
+"""Scalars by name; "loss" is the one to minimise, the others are for people."""
+
+
+class Normalize(nn.Module):
+    """`(images - mean) / std`, per channel.
+
+    Args:
+        mean: one number per channel.
+        std: one positive number per channel.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) float in [0, 1] -> (N, C, H, W) float, the classifier's input."""
+        return (images - self.mean) / self.std
+
+
+class ClassifierTask(nn.Module):
+    """Trains a classifier on plain pictures.
+
+    Args:
+        net: normalised images to logits.
+        normalize: from [0, 1] to the classifier's input.
+        label_smoothing: in [0, 1).
+    """
+
+    def __init__(self, net: nn.Module, normalize: Normalize, *, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.net = net
+        self.normalize = normalize
+        self.label_smoothing = label_smoothing
+
+    def forward(self, images: Tensor, labels: Tensor) -> Losses:
+        """images (N, 3, H, W) float in [0, 1], labels (N,) int64 -> losses."""
+        logits = self.net(self.normalize(images))
+        loss = classification_loss(logits, labels, label_smoothing=self.label_smoothing)
+        return {"loss": loss, "accuracy": _accuracy(logits, labels)}
+
+
+class ObfuscationTask(nn.Module):
+    """Trains obfuscator and deobfuscator together against a frozen classifier.
+
+    The obfuscator minimises `L_c - lambda L_r`, the deobfuscator `L_r`, from one forward and one backward
+    pass. The classifier stays in evaluation mode and gets no gradient.
+
+    Source: paper, section 2.
+
+    Args:
+        obfuscator: images to obfuscated images.
+        deobfuscator: obfuscated images to restored images.
+        classifier: normalised images to logits; frozen here.
+        normalize: from [0, 1] to the classifier's input.
+        privacy_weight: lambda.
+    """
+
+    def __init__(
+        self,
+        obfuscator: Obfuscator,
+        deobfuscator: Deobfuscator,
+        classifier: nn.Module,
+        normalize: Normalize,
+        *,
+        privacy_weight: float,
+    ) -> None:
+        super().__init__()
+        self.obfuscator = obfuscator
+        self.deobfuscator = deobfuscator
+        self.classifier = classifier.requires_grad_(False).eval()
+        self.normalize = normalize
+        self.privacy_weight = privacy_weight
+
+    def train(self, mode: bool = True) -> ObfuscationTask:
+        """Sets the mode of the two trained networks; the frozen classifier stays in evaluation mode."""
+        super().train(mode)
+        self.classifier.eval()
+        return self
+
+    def forward(self, images: Tensor, labels: Tensor) -> Losses:
+        """images (N, 3, H, W) float in [0, 1], labels (N,) int64 -> losses."""
+        obfuscated = self.obfuscator(images)
+        logits = self.classifier(self.normalize(obfuscated))
+        restored = self.deobfuscator(reverse_gradient(obfuscated, self.privacy_weight))
+        classification = classification_loss(logits, labels)
+        reconstruction = reconstruction_loss(restored, images)
+        return {
+            "loss": classification + reconstruction,
+            "classification": classification.detach(),
+            "reconstruction": reconstruction.detach(),
+            "accuracy": _accuracy(logits, labels),
+        }
+
+    @torch.no_grad()
+    def panel(self, images: Tensor) -> Tensor:
+        """Original, obfuscated and restored pictures in three rows.
+
+        Args:
+            images: (N, 3, H, W) float in [0, 1].
+
+        Returns:
+            (3, N, 3, H, W) float in [0, 1]; the obfuscated ones stretched to that range, each on its own.
+        """
+        obfuscated = self.obfuscator(images)
+        restored = self.deobfuscator(obfuscated).clamp(0, 1)
+        low = obfuscated.amin(dim=(1, 2, 3), keepdim=True)
+        high = obfuscated.amax(dim=(1, 2, 3), keepdim=True)
+        return torch.stack([images, (obfuscated - low) / (high - low).clamp_min(1e-6), restored])
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    return (logits.detach().argmax(dim=1) == labels).float().mean()

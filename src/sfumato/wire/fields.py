@@ -1,0 +1,142 @@
+"""Reading JSON from a sender who is not trusted: each function returns a checked value or raises `WireError`."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, NoReturn
+
+from sfumato.errors import WireError
+from sfumato.wire.types import Parameter
+
+MAX_NAME_CHARS = 256
+MAX_TEXT_CHARS = 1 << 20  # metadata may list thousands of labels in one string
+MAX_TENSORS = 64
+MAX_DIMENSIONS = 16
+MAX_ELEMENTS = 2**31 - 1
+
+
+def parse_object(text: bytes | memoryview, what: str) -> dict[str, Any]:
+    """Parses a JSON object.
+
+    Args:
+        text: UTF-8.
+        what: how messages call it, such as "the request".
+
+    Raises:
+        WireError: not UTF-8, not JSON, NaN or Infinity, nested too deeply, or no object.
+    """
+    try:
+        value = json.loads(str(text, "utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        # The parser's own message may quote the body; only the kind of failure is passed on.
+        reason = f"at byte {error.pos}" if isinstance(error, json.JSONDecodeError) else type(error).__name__
+        raise WireError(f"{what} is not valid JSON ({reason})") from None
+    if not isinstance(value, dict):
+        raise WireError(f"{what} must be a JSON object, got {_kind(value)}")
+    return value
+
+
+def _refuse_constant(_: str) -> NoReturn:
+    raise WireError("NaN and Infinity are not valid JSON; send binary tensor data if they are meant")
+
+
+def name(raw: Any, what: str, *, empty: bool = False) -> str:
+    """A name: printable, at most `MAX_NAME_CHARS` long, and not empty unless allowed.
+
+    Raises:
+        WireError: anything else.
+    """
+    if not isinstance(raw, str):
+        raise WireError(f"{what} must be a string, got {_kind(raw)}")
+    if len(raw) > MAX_NAME_CHARS:
+        raise WireError(f"{what} has {len(raw)} characters; at most {MAX_NAME_CHARS} are allowed")
+    if not raw.isprintable() or not (raw or empty):
+        raise WireError(f"{what} must be printable and not empty")
+    return raw
+
+
+def array_of(raw: dict[str, Any], key: str, what: str) -> list[Any]:
+    """The list at `key`, or an empty one if there is none.
+
+    Raises:
+        WireError: it is no list, or has more than `MAX_TENSORS` entries.
+    """
+    value = raw.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise WireError(f"{key!r} of {what} must be a list, got {_kind(value)}")
+    if len(value) > MAX_TENSORS:
+        raise WireError(f"{key!r} of {what} has {len(value)} entries; at most {MAX_TENSORS} are allowed")
+    return value
+
+
+def object_of(raw: Any, what: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        WireError: it is something else.
+    """
+    if not isinstance(raw, dict):
+        raise WireError(f"{what} must be a JSON object, got {_kind(raw)}")
+    return raw
+
+
+def parameters(raw: Any, what: str) -> dict[str, Parameter]:
+    """Scalars by name; null counts as none.
+
+    Raises:
+        WireError: no object, a bad name, or a value that is not a string, a finite number or a boolean.
+    """
+    checked = {}
+    for key, value in object_of({} if raw is None else raw, f"'parameters' of {what}").items():
+        if not is_scalar(value):
+            raise WireError(f"a parameter of {what} is {_kind(value)}; expected a string, a number or a boolean")
+        checked[name(key, f"a parameter of {what}")] = value
+    return checked
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether the protocol allows it as a parameter's value."""
+    if isinstance(value, str):
+        return len(value) <= MAX_TEXT_CHARS
+    return isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def boolean(raw: Any, what: str) -> bool | None:
+    """A boolean, or None if nothing is said.
+
+    Raises:
+        WireError: it is something else.
+    """
+    if raw is not None and not isinstance(raw, bool):
+        raise WireError(f"{what} must be true or false, got {_kind(raw)}")
+    return raw
+
+
+def shape(raw: Any, what: str, *, wildcard: bool = False) -> tuple[int, ...]:
+    """A tensor's dimensions.
+
+    Args:
+        raw: a list of integers.
+        what: how messages call it.
+        wildcard: whether -1 may stand for "any size", as in metadata.
+
+    Raises:
+        WireError: no list, not integers, negative, more than `MAX_DIMENSIONS`, or more than `MAX_ELEMENTS` elements.
+    """
+    if not isinstance(raw, list) or len(raw) > MAX_DIMENSIONS:
+        raise WireError(f"the shape of {what} must be a list of at most {MAX_DIMENSIONS} integers")
+    lowest = -1 if wildcard else 0
+    if any(type(size) is not int or size < lowest for size in raw):
+        raise WireError(f"the shape of {what} must consist of integers that are not negative")
+    # Empty dimensions count as one here: numpy refuses a huge one even beside a zero.
+    if math.prod(max(1, size) for size in raw) > MAX_ELEMENTS:
+        raise WireError(f"the shape of {what} has more than {MAX_ELEMENTS} elements")
+    return tuple(raw)
+
+
+def _kind(value: Any) -> str:
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return kinds.get(type(value), "a number")
