@@ -10,7 +10,7 @@ import typer
 
 from sfumato.cli.app import app
 from sfumato.cli.inputs import expand_pictures, obfuscator_bundle, read_token
-from sfumato.cli.output import JsonOption, print_json, print_skipped
+from sfumato.cli.output import JsonOption, print_json, print_skipped, progress
 from sfumato.errors import EndpointFailed, PictureError
 
 if TYPE_CHECKING:
@@ -47,9 +47,6 @@ def classify(
 
     Example: `sfumato classify holiday/ --server https://classify.example.org --top 3`
     """
-    from rich.console import Console
-    from rich.progress import track
-
     from sfumato.device import Client, FingerprintWarning
 
     sources = expand_pictures(pictures)
@@ -68,9 +65,7 @@ def classify(
     with client, warnings.catch_warnings():
         warnings.simplefilter("ignore", FingerprintWarning)  # it is said below, in one line
         fingerprint = _check(client, server)
-        for source in track(
-            sources, "classifying", console=Console(stderr=True), transient=True, disable=as_json or len(sources) < 10
-        ):
+        for source in progress(sources, "classifying", quiet=as_json):
             try:
                 answers.append((source, client.classify(source)))
             except PictureError as error:
@@ -118,6 +113,7 @@ def _print_table(
     from rich.table import Table
 
     table = Table("file", "label", "probability", "bytes sent", "obfuscate ms", "round trip ms")
+    table.columns[0].overflow = "fold"
     for column in table.columns[2:]:
         column.justify = "right"
     for source, answer in answers:

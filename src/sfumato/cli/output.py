@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, TypeVar
 
 import typer
+
+T = TypeVar("T")
+_WORTH_A_BAR = 10
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output instead.")]
 
@@ -25,3 +28,12 @@ def print_skipped(failed: Iterable[Mapping[str, str]]) -> None:
     """One line on standard error for each picture that could not be used."""
     for failure in failed:
         typer.echo(f"skipped: {failure['error']}", err=True)
+
+
+def progress(items: Sequence[T], doing: str, *, quiet: bool) -> Iterable[T]:
+    """The items, with a bar on standard error while they are gone through, if there are enough to wait for."""
+    from rich.console import Console
+    from rich.progress import track
+
+    hidden = quiet or len(items) < _WORTH_A_BAR
+    return track(items, doing, console=Console(stderr=True), transient=True, disable=hidden)

@@ -9,7 +9,7 @@ import typer
 
 from sfumato.cli.app import app
 from sfumato.cli.inputs import expand_pictures, obfuscator_bundle
-from sfumato.cli.output import JsonOption, print_json, print_skipped
+from sfumato.cli.output import JsonOption, print_json, print_skipped, progress
 from sfumato.errors import PictureError, SfumatoError
 
 if TYPE_CHECKING:
@@ -35,9 +35,6 @@ def protect(
 
     Example: `sfumato protect holiday/ portrait.jpg -o protected --tensors`
     """
-    from rich.console import Console
-    from rich.progress import track
-
     from sfumato.device import Obfuscator
 
     sources = expand_pictures(pictures)
@@ -45,27 +42,24 @@ def protect(
     _make_folder(out)
     done: list[dict[str, str]] = []
     failed: list[dict[str, str]] = []
-    for source in track(
-        sources, "obfuscating", console=Console(stderr=True), transient=True, disable=as_json or len(sources) < 10
-    ):
+    written: set[Path] = set()
+    for source in progress(sources, "obfuscating", quiet=as_json):
         try:
-            # What this run has written is never overwritten, not even with --force.
-            keep = {entry["preview"] for entry in done}
-            done.append(_protect_one(obfuscator, source, out, tensors=tensors, force=force, keep=keep))
+            preview = out / f"{source.stem}.obfuscated.png"
+            if preview in written:  # not even --force overwrites what this very run has written
+                raise PictureError(f"{source}: {preview} was just written for another picture; rename one of them")
+            done.append(_protect_one(obfuscator, source, preview, tensors=tensors, force=force))
+            written.add(preview)
         except PictureError as error:
             failed.append({"file": str(source), "error": str(error)})
     _report(done, failed, out, as_json=as_json)
 
 
-def _protect_one(
-    obfuscator: Obfuscator, source: Path, out: Path, *, tensors: bool, force: bool, keep: set[str]
-) -> dict[str, str]:
+def _protect_one(obfuscator: Obfuscator, source: Path, preview: Path, *, tensors: bool, force: bool) -> dict[str, str]:
     import numpy as np
 
-    preview, tensor = (out / f"{source.stem}.obfuscated.{ending}" for ending in ("png", "npy"))
+    tensor = preview.with_suffix(".npy")
     targets = [preview, tensor] if tensors else [preview]
-    if str(preview) in keep:
-        raise PictureError(f"{source}: another picture was written as {preview} already; rename one of them")
     for target in targets:
         if target.exists() and not force:
             raise PictureError(f"{source}: {target} exists; use --force to overwrite it")
@@ -88,7 +82,6 @@ def _make_folder(out: Path) -> None:
 
 
 def _report(done: list[Any], failed: list[Any], out: Path, *, as_json: bool) -> None:
-
     if as_json:
         print_json({"pictures": done, "failed": failed})
     else:

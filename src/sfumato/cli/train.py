@@ -60,4 +60,4 @@ def _keep_freed_memory() -> None:
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _MALLOC):
         return
     os.environ.update(_MALLOC)
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

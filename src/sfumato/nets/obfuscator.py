@@ -11,7 +11,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from sfumato.nets.fused import expand_depthwise, folded_norm
+
 Order = Literal["commuted", "paper"]
+
+EXPANSION = 6
+"""How many times wider than its input a bottleneck is inside (paper, appendix A)."""
+FUSE_ABOVE_BYTES = 16 << 20
+"""On a CPU, expansions larger than this are trained without being written out, see `sfumato.nets.fused`."""
 
 
 class Bottleneck(nn.Sequential):
@@ -33,7 +40,6 @@ class Bottleneck(nn.Sequential):
             leaky ReLU act on each pixel alone, so the function is the same (in training mode too, as
             repeating every pixel equally often changes neither mean nor biased variance) at a quarter of
             the projection's cost.
-        expansion: how many times wider the inside is.
     """
 
     def __init__(
@@ -44,11 +50,10 @@ class Bottleneck(nn.Sequential):
         stride: int = 1,
         upsample: int = 1,
         order: Order = "commuted",
-        expansion: int = 6,
     ) -> None:
         if stride > 1 and upsample > 1:
             raise ValueError(f"a bottleneck either strides or upsamples, got stride={stride}, upsample={upsample}")
-        inner = expansion * in_channels
+        inner = EXPANSION * in_channels
         # Names, not positions: both orders must read the same weights.
         layers: dict[str, nn.Module] = {
             "expand": conv_norm_act(in_channels, inner, kernel=1),
@@ -62,6 +67,31 @@ class Bottleneck(nn.Sequential):
             self.add_module(name, layer)
         if upsample > 1 and order == "commuted":
             self.add_module("upsample", nn.Upsample(scale_factor=upsample, mode="nearest"))
+
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in, H, W) -> (N, out, H * upsample / stride, W * upsample / stride)."""
+        if not self._is_worth_fusing(x):
+            plain: Tensor = super().forward(x)
+            return plain
+        (convolution, norm, activation), (depthwise, *after), *rest = self
+        weight, bias = folded_norm(x, convolution, norm)
+        x = expand_depthwise(
+            x, weight, bias, depthwise.weight, stride=depthwise.stride[0], slope=activation.negative_slope
+        )
+        for layer in (*after, *rest):
+            x = layer(x)
+        return x
+
+    def _is_worth_fusing(self, x: Tensor) -> bool:
+        expansion_bytes = EXPANSION * x.numel() * x.element_size()
+        return (
+            self.training
+            and x.device.type == "cpu"
+            and expansion_bytes > FUSE_ABOVE_BYTES
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_compiling()
+        )
 
 
 def conv_norm_act(in_channels: int, out_channels: int, *, kernel: int, stride: int = 1, groups: int = 1) -> nn.Module:

@@ -142,7 +142,7 @@ def fit(
                 progress.step(state.epoch, state.step)
                 if now - last_logged > LOG_EVERY_S or state.step == steps:
                     last_logged = now
-                    values = {name: float(value) for name, value in losses.items()}
+                    values = {name: float(value.detach()) for name, value in losses.items()}
                     if not math.isfinite(values["loss"]):
                         raise TrainingError(
                             f"the loss is {values['loss']} at epoch {state.epoch + 1}, step {state.step}; lower "

@@ -1,0 +1,383 @@
+"""The client: right when all is well, and silent about the picture whatever the endpoint does."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import socket
+import time
+import urllib.request
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from recording import Behaviour, Exchange, RecordingServer, answer_with, metadata, recording
+from sfumato.bundle import Bundle
+from sfumato.device import Client, FingerprintWarning, Obfuscator, prepare
+from sfumato.errors import (
+    BundleError,
+    EndpointAnswerInvalid,
+    EndpointError,
+    EndpointFailed,
+    EndpointRefused,
+    EndpointUnreachable,
+    PictureError,
+)
+from tiny import LABELS, PREPROCESSING, SIZE, logits, obfuscate, picture, save_bundles
+
+PICTURE = picture(11)
+TOKEN = "s3cret-token"
+
+
+def traces(pixels: NDArray[np.uint8]) -> dict[str, list[bytes]]:
+    """The forms in which a picture of the right size could leak."""
+    unit = prepare(pixels, PREPROCESSING)
+    mean, std = (np.array(v, np.float32)[:, None, None] for v in (PREPROCESSING.mean, PREPROCESSING.std))
+    png = io.BytesIO()
+    Image.fromarray(pixels).save(png, "PNG")
+    whole = {
+        "uint8 HWC": pixels.tobytes(),
+        "uint8 CHW": pixels.transpose(2, 0, 1).tobytes(),
+        "float32 CHW": unit.tobytes(),
+        "float32 HWC": unit.transpose(1, 2, 0).tobytes(),
+        "normalised": ((unit - mean) / std).tobytes(),
+        "json": json.dumps(unit.ravel().tolist(), separators=(",", ":")).encode(),
+        "png": png.getvalue()[40:],
+    }
+    # Pieces as well, so that a part of the picture is enough.
+    return {form: [data[i : i + 24] for i in range(0, len(data) - 24, 24)] for form, data in whole.items()}
+
+
+def leaked(recorded: bytes) -> set[str]:
+    return {form for form, pieces in traces(PICTURE).items() if any(piece in recorded for piece in pieces)}
+
+
+def client(server: RecordingServer, bundle: Bundle, **options: Any) -> Client:
+    return Client(server.url, bundle, **{"retries": 0, "timeout_s": 2.0, **options})
+
+
+def softmax(values: NDArray[Any]) -> NDArray[Any]:
+    exponentials = np.exp(values.astype(np.float64))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def expected_probabilities(pixels: NDArray[np.uint8]) -> NDArray[Any]:
+    return softmax(logits(obfuscate(prepare(pixels, PREPROCESSING)[None])))[0]
+
+
+# --- when all is well -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_it_reads_the_label(binary: bool, obfuscator_bundle: Bundle) -> None:
+    with recording() as server, client(server, obfuscator_bundle, binary=binary) as it:
+        answer = it.classify(PICTURE)
+    expected = expected_probabilities(PICTURE)
+    np.testing.assert_allclose(answer.probabilities, expected, atol=1e-4)
+    assert answer.index == expected.argmax()
+    assert answer.label == LABELS[answer.index]
+    assert answer.probability == max(answer.probabilities)
+    assert answer.top(2)[0] == (answer.index, answer.probability)
+    assert answer.payload_bytes > 4 * 3 * SIZE * SIZE
+    assert answer.obfuscate_ms > 0 < answer.round_trip_ms
+    assert leaked(server.recorded) == set()
+
+
+def test_batches_keep_their_order(obfuscator_bundle: Bundle) -> None:
+    pictures = [picture(seed) for seed in range(7)]
+    with recording() as server, client(server, obfuscator_bundle) as it:
+        answers = it.classify_batch(iter(pictures), batch_size=3)
+        assert it.classify_batch([]) == []
+    for answer, pixels in zip(answers, pictures, strict=True):
+        np.testing.assert_allclose(answer.probabilities, expected_probabilities(pixels), atol=1e-4)
+    assert sum(path.endswith("infer") for path in server.paths) == 3
+
+
+def test_metadata_is_fetched_once(obfuscator_bundle: Bundle) -> None:
+    with recording() as server, client(server, obfuscator_bundle) as it:
+        it.classify(PICTURE)
+        it.classify(PICTURE)
+    assert server.paths == ["/v2/models/tiny", "/v2/models/tiny/infer", "/v2/models/tiny/infer"]
+
+
+def test_the_token_is_sent_and_never_shown(obfuscator_bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with recording(infer=lambda e: e.reply(401)) as server, client(server, obfuscator_bundle, token=TOKEN) as it:
+        with pytest.raises(EndpointRefused) as caught:
+            it.classify(PICTURE)
+        assert "token" in str(caught.value)
+        assert TOKEN not in str(caught.value) + repr(it) + caplog.text
+    assert f"Bearer {TOKEN}".encode() in server.recorded
+
+
+@pytest.mark.parametrize("served", ["match", "differs", "unknown"])
+def test_the_fingerprint_is_compared(served: str, obfuscator_bundle: Bundle) -> None:
+    value = {"match": obfuscator_bundle.classifier_fingerprint, "differs": "sha256:0", "unknown": None}[served]
+    told = metadata(parameters={} if value is None else {"fingerprint": value})
+    with recording(tiny=lambda e: e.reply(200, told)) as server, client(server, obfuscator_bundle) as it:
+        status = it.check()
+        assert (status.ready, status.fingerprint, status.platform) == (True, served, "test")
+        if served == "differs":
+            with pytest.warns(FingerprintWarning):
+                it.classify(PICTURE)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                it.classify(PICTURE)
+
+
+def test_check_tells_of_a_server_that_is_not_ready(obfuscator_bundle: Bundle) -> None:
+    with recording(ready=lambda e: e.reply(503)) as server, client(server, obfuscator_bundle) as it:
+        assert it.check().ready is False
+
+
+def test_metadata_without_inputs_needs_a_name(obfuscator_bundle: Bundle) -> None:
+    silent = metadata(inputs=[], outputs=[])
+    with recording(tiny=lambda e: e.reply(200, silent)) as server:
+        with client(server, obfuscator_bundle) as it, pytest.raises(EndpointAnswerInvalid, match="input_name"):
+            it.classify(PICTURE)
+        with client(server, obfuscator_bundle, input_name="input") as it:
+            assert it.classify(PICTURE).label in LABELS
+
+
+# --- when the endpoint misbehaves -----------------------------------------------------------------
+
+
+def slow(exchange: Exchange) -> None:
+    time.sleep(0.6)
+    exchange.reply(200, b"{}")
+
+
+def dripping(exchange: Exchange) -> None:
+    exchange.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+    for _ in range(100):
+        exchange.wfile.write(b"x")
+        time.sleep(0.02)
+
+
+def hangs_up(exchange: Exchange) -> None:
+    exchange.connection.shutdown(socket.SHUT_RDWR)
+
+
+def not_http(exchange: Exchange) -> None:
+    exchange.wfile.write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
+    hangs_up(exchange)
+
+
+def cut(exchange: Exchange) -> None:
+    exchange.reply(200, b'{"model_name":', length=5000)
+    hangs_up(exchange)
+
+
+def huge(exchange: Exchange) -> None:
+    exchange.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n")
+    for _ in range(1000):
+        exchange.wfile.write(bytes(2**16))
+
+
+def status(code: int, **headers: str) -> Behaviour:
+    return lambda exchange: exchange.reply(code, b'{"error": "no\x1b[31m"}', **headers)
+
+
+def body(data: bytes) -> Behaviour:
+    return lambda exchange: exchange.reply(200, data)
+
+
+MISBEHAVIOURS: dict[str, tuple[Behaviour, type[EndpointError]]] = {
+    "slow": (slow, EndpointUnreachable),
+    "dripping": (dripping, EndpointUnreachable),
+    "hangs up": (hangs_up, EndpointUnreachable),
+    "not http": (not_http, EndpointUnreachable),
+    "400": (status(400), EndpointRefused),
+    "401": (status(401), EndpointRefused),
+    "403": (status(403), EndpointRefused),
+    "404": (status(404), EndpointRefused),
+    "413": (status(413), EndpointRefused),
+    "429": (status(429), EndpointRefused),
+    "500": (status(500), EndpointFailed),
+    "503": (status(503, Retry_After="99999999999999"), EndpointFailed),
+    "redirect": (status(307, Location="/v2/elsewhere"), EndpointRefused),
+    "204": (status(204), EndpointAnswerInvalid),
+    "html": (body(b"<html><body>Welcome</body></html>"), EndpointAnswerInvalid),
+    "nothing": (body(b""), EndpointAnswerInvalid),
+    "json": (body(b'{"hello": 1}'), EndpointAnswerInvalid),
+    "cut": (cut, EndpointAnswerInvalid),
+    "huge": (huge, EndpointAnswerInvalid),
+    "wrong classes": (answer_with(lambda x: logits(x)[:, :3]), EndpointAnswerInvalid),
+    "wrong batch": (answer_with(lambda x: np.repeat(logits(x), 2, axis=0)), EndpointAnswerInvalid),
+    "no batch": (answer_with(lambda x: logits(x)[0]), EndpointAnswerInvalid),
+    "nan": (answer_with(lambda x: logits(x) * np.float32(np.nan)), EndpointAnswerInvalid),
+    "infinite": (answer_with(lambda x: np.full((1, 4), np.inf, np.float32)), EndpointAnswerInvalid),
+    "integers": (answer_with(lambda x: np.zeros((1, 4), np.int64)), EndpointAnswerInvalid),
+    "another output": (
+        body(b'{"model_name":"m","outputs":[{"name":"x","datatype":"FP32","shape":[1],"data":[1]}]}'),
+        EndpointAnswerInvalid,
+    ),
+}
+
+
+# What can go wrong with an answer's numbers cannot go wrong with metadata.
+CASES = [("infer", name) for name in MISBEHAVIOURS] + [
+    ("tiny", name) for name, (behaviour, _) in MISBEHAVIOURS.items() if "answer_with" not in behaviour.__qualname__
+]
+
+
+@pytest.mark.parametrize(("where", "name"), CASES)
+def test_it_fails_closed(where: str, name: str, obfuscator_bundle: Bundle) -> None:
+    behaviour, error = MISBEHAVIOURS[name]
+    timeout = 0.3 if error is EndpointUnreachable else 2.0
+    with recording(**{where: behaviour}) as server, client(server, obfuscator_bundle, timeout_s=timeout) as it:
+        with pytest.raises(error) as caught:
+            it.classify(PICTURE)
+        assert type(caught.value) is error
+        assert "\x1b" not in str(caught.value)
+    assert leaked(server.recorded) == set()
+    assert "/v2/elsewhere" not in server.paths
+
+
+def test_nobody_there(obfuscator_bundle: Bundle) -> None:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{reserved.getsockname()[1]}"
+        with Client(url, obfuscator_bundle, retries=1) as it, pytest.raises(EndpointUnreachable):
+            it.classify(PICTURE)
+
+
+def test_the_detector_detects(obfuscator_bundle: Bundle) -> None:
+    """Without this, the tests above would also pass with a detector that sees nothing."""
+    unit = prepare(PICTURE, PREPROCESSING)
+    png = io.BytesIO()
+    Image.fromarray(PICTURE).save(png, "PNG")
+    forms = {
+        "uint8 HWC": PICTURE.tobytes(),
+        "uint8 CHW": PICTURE.transpose(2, 0, 1).tobytes(),
+        "float32 CHW": unit.tobytes(),
+        "float32 HWC": unit.transpose(1, 2, 0).tobytes(),
+        "json": json.dumps({"data": unit.ravel().tolist()}, separators=(",", ":")).encode(),
+        "png": png.getvalue(),
+    }
+    for form, data in forms.items():
+        with recording(infer=status(200)) as server:
+            urllib.request.urlopen(f"{server.url}/v2/models/tiny/infer", data=b"junk" + data).read()
+        assert form in leaked(server.recorded)
+
+
+@pytest.mark.parametrize("kind", ["identity", "normalised", "nan", "shape"])
+def test_nothing_is_sent_if_the_obfuscator_does_not_hide(kind: str, tmp_path: Any) -> None:
+    bundle, _ = save_bundles(tmp_path, kind)
+    with recording() as server, client(server, bundle) as it, pytest.raises(BundleError):
+        it.classify(PICTURE)
+    assert server.recorded == b""
+
+
+def test_nothing_is_sent_of_a_bad_picture(obfuscator_bundle: Bundle) -> None:
+    with recording() as server, client(server, obfuscator_bundle) as it, pytest.raises(PictureError):
+        it.classify(b"no picture")
+    assert server.recorded == b""
+
+
+def test_only_obfuscated_pictures_can_be_sent(obfuscator_bundle: Bundle) -> None:
+    raw = prepare(PICTURE, PREPROCESSING)
+    with recording() as server, client(server, obfuscator_bundle) as it, pytest.raises(TypeError):
+        it._send([Obfuscator(obfuscator_bundle).obfuscate(PICTURE), raw], obfuscate_ms=0.0)  # type: ignore[list-item]
+    assert server.recorded == b""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"inputs": [{"name": "input", "datatype": "UINT8", "shape": [-1, 3, SIZE, SIZE]}]},
+        {"inputs": [{"name": "input", "datatype": "FP32", "shape": [-1, 3, 224, 224]}]},
+        {"inputs": [{"name": "input", "datatype": "FP32", "shape": [-1, SIZE]}]},
+        {"inputs": 2 * [{"name": "input", "datatype": "FP32", "shape": [-1, 3, SIZE, SIZE]}]},
+        {"outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, 1000]}]},
+        {"inputs": "all"},
+        {"name": None},
+    ],
+)
+def test_a_model_that_does_not_fit_is_not_sent_anything(changes: dict[str, Any], obfuscator_bundle: Bundle) -> None:
+    told = metadata(**changes)
+    with recording(tiny=lambda e: e.reply(200, told)) as server, client(server, obfuscator_bundle) as it:
+        with pytest.raises(EndpointAnswerInvalid):
+            it.check()
+        with pytest.raises(EndpointAnswerInvalid):
+            it.classify(PICTURE)
+    assert not any("infer" in path for path in server.paths)
+
+
+# --- trying again ---------------------------------------------------------------------------------
+
+
+def failing(times: int, behaviour: Behaviour) -> Behaviour:
+    left: Iterator[int] = iter(range(times))
+    good = answer_with(logits)
+    return lambda exchange: (good if next(left, None) is None else behaviour)(exchange)
+
+
+@pytest.mark.parametrize("behaviour", [status(503), status(429, Retry_After="0"), status(502), hangs_up])
+def test_it_tries_again_where_that_helps(behaviour: Behaviour, obfuscator_bundle: Bundle) -> None:
+    with recording(infer=failing(2, behaviour)) as server, client(server, obfuscator_bundle, retries=2) as it:
+        assert it.classify(PICTURE).label in LABELS
+    assert leaked(server.recorded) == set()
+
+
+@pytest.mark.parametrize("code", [400, 401, 500])
+def test_it_does_not_where_it_does_not(code: int, obfuscator_bundle: Bundle) -> None:
+    with recording(infer=status(code)) as server, client(server, obfuscator_bundle, retries=2) as it:
+        for _ in range(2):
+            with pytest.raises(EndpointError):
+                it.classify(PICTURE)
+    assert sum(path.endswith("infer") for path in server.paths) == 2
+
+
+def test_it_waits_as_long_as_the_server_asks(obfuscator_bundle: Bundle) -> None:
+    busy = failing(1, status(503, Retry_After="1"))
+    with recording(infer=busy) as server, client(server, obfuscator_bundle, retries=1) as it:
+        start = time.monotonic()
+        it.classify(PICTURE)
+        assert 1.0 <= time.monotonic() - start < 1.9
+
+
+# --- addresses and tokens -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "localhost:80", "ftp://host", "http://", "http://u:p@host", "http://host/?a=b", "http://[::1", "file:///x"],
+)
+def test_bad_addresses_are_refused(url: str, obfuscator_bundle: Bundle) -> None:
+    with pytest.raises(EndpointError) as caught:
+        Client(url, obfuscator_bundle)
+    assert "u:p" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://localhost:1", "http://127.0.0.2", "http://[::1]:9", "https://example.org"])
+def test_tokens_may_go_where_nobody_listens(url: str, obfuscator_bundle: Bundle) -> None:
+    Client(url, obfuscator_bundle, token=TOKEN).close()
+
+
+def test_tokens_do_not_travel_in_the_open_unasked(obfuscator_bundle: Bundle) -> None:
+    with pytest.raises(EndpointError) as caught:
+        Client("http://example.org", obfuscator_bundle, token=TOKEN)
+    assert TOKEN not in str(caught.value)
+    Client("http://example.org", obfuscator_bundle, token=TOKEN, allow_insecure_token=True).close()
+    for token in ("", "a b", "a\r\nX: y", "é"):
+        with pytest.raises(EndpointError):
+            Client("http://localhost", obfuscator_bundle, token=token)
+
+
+def test_a_missing_ca_file_is_told_at_once(obfuscator_bundle: Bundle) -> None:
+    with pytest.raises(EndpointError, match="no file"):
+        Client("https://localhost", obfuscator_bundle, ca_file="/nowhere.pem")
+
+
+def test_a_path_prefix_is_kept(obfuscator_bundle: Bundle) -> None:
+    with recording() as server, Client(server.url + "/prefix/", obfuscator_bundle, model="a/b") as it:
+        it.check()
+    assert server.paths == ["/prefix/v2/health/ready", "/prefix/v2/models/a%2Fb"]

@@ -1,0 +1,109 @@
+"""Models small enough to be worked out by hand, as the bundles that the real ones come in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from sfumato.bundle import CLASSIFIER_ONNX, OBFUSCATOR_ONNX, Bundle, Preprocessing, fingerprint
+
+SIZE = 8
+LABELS = ("cat", "dog", "ship", "truck")
+PREPROCESSING = Preprocessing(SIZE, SIZE, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+MIX = np.array([[0.2, -1.1, 0.3], [-0.7, 0.1, 0.5], [0.4, 0.6, -0.9]], np.float32)
+SHIFT = np.array([0.3, -0.2, 0.1], np.float32)
+WEIGHT = np.random.default_rng(7).normal(size=(3 * SIZE * SIZE, len(LABELS))).astype(np.float32)
+
+
+def obfuscate(pictures: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the tiny obfuscator computes: (N, 3, H, W) to the same."""
+    mixed = np.einsum("oc,nchw->nohw", MIX, pictures) + SHIFT[:, None, None]
+    return mixed.astype(np.float32)
+
+
+def logits(inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the tiny classifier computes: (N, 3, H, W) to (N, 4)."""
+    return inputs.reshape(len(inputs), -1) @ WEIGHT
+
+
+def save_model(path: Path, nodes: list[Any], constants: dict[str, Any], inputs: list[Any], outputs: list[Any]) -> Path:
+    graph = helper.make_graph(
+        nodes, "tiny", inputs, outputs, [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, path)
+    return path
+
+
+def floats(name: str, *shape: Any) -> Any:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+
+def save_classifier(path: Path, *, batch: Any = "batch") -> Path:
+    nodes = [
+        helper.make_node("Flatten", ["input"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
+    ]
+    return save_model(
+        path,
+        nodes,
+        {"weight": WEIGHT},
+        [floats("input", batch, 3, SIZE, SIZE)],
+        [floats("logits", batch, len(LABELS))],
+    )
+
+
+def save_obfuscator(path: Path, kind: str = "mix") -> Path:
+    """`kind`: "mix" works; "identity", "normalised", "nan" and "shape" misbehave in the way they are called."""
+    mean = np.array(PREPROCESSING.mean, np.float32).reshape(1, 3, 1, 1)
+    std = np.array(PREPROCESSING.std, np.float32).reshape(1, 3, 1, 1)
+    node = helper.make_node
+    nodes, constants = {
+        "mix": (
+            [node("Conv", ["picture", "mix", "shift"], ["out"])],
+            {"mix": MIX.reshape(3, 3, 1, 1), "shift": SHIFT},
+        ),
+        "identity": ([node("Identity", ["picture"], ["out"])], {}),
+        "normalised": (
+            [node("Sub", ["picture", "mean"], ["centred"]), node("Div", ["centred", "std"], ["out"])],
+            {"mean": mean, "std": std},
+        ),
+        "nan": (
+            [node("Sub", ["picture", "picture"], ["zero"]), node("Div", ["zero", "zero"], ["out"])],
+            {},
+        ),
+        "shape": (
+            [node("Concat", ["picture", "picture"], ["out"], axis=0)],
+            {},
+        ),
+    }[kind]
+    size = (3, SIZE, SIZE)
+    return save_model(path, nodes, constants, [floats("picture", "batch", *size)], [floats("out", "rows", *size)])
+
+
+def save_bundles(folder: Path, kind: str = "mix") -> tuple[Bundle, Bundle]:
+    """An obfuscator bundle and the classifier bundle it is for."""
+    onnx_file = save_classifier(folder / "classifier" / CLASSIFIER_ONNX)
+    save_obfuscator(folder / "obfuscator" / OBFUSCATOR_ONNX, kind)
+    common: dict[str, Any] = {
+        "name": "tiny",
+        "labels": LABELS,
+        "preprocessing": PREPROCESSING,
+        "classifier_fingerprint": fingerprint(onnx_file),
+    }
+    classifier = Bundle(path=folder / "classifier", kind="classifier", **common)
+    obfuscator = Bundle(path=folder / "obfuscator", kind="obfuscator", **common)
+    classifier.save()
+    obfuscator.save()
+    return obfuscator, classifier
+
+
+def picture(seed: int = 0, height: int = SIZE, width: int = SIZE) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
