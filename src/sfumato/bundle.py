@@ -21,6 +21,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
+import numpy.typing as npt
+
 from sfumato.errors import BundleError
 
 SCHEMA = "sfumato.bundle/1"
@@ -66,6 +69,12 @@ class Preprocessing:
             raise BundleError(
                 f"preprocessing needs three means and three positive deviations, got {self.mean}, {self.std}"
             )
+
+    def normalize(self, pictures: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """`(pictures - mean) / std` per channel: (..., 3, H, W) float32 in [0, 1] -> the same shape."""
+        mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (self.mean, self.std))
+        normalized: npt.NDArray[np.float32] = (pictures - mean) / std
+        return normalized
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Preprocessing:
@@ -167,7 +176,9 @@ class Bundle:
                 )
         absent = [name for name in _REQUIRED[found_kind] if name not in raw["files"]]
         if absent:
-            raise BundleError(f"{folder / MANIFEST} does not list {', '.join(absent)}, which a {found_kind} bundle needs")
+            raise BundleError(
+                f"{folder / MANIFEST} does not list {', '.join(absent)}, which a {found_kind} bundle needs"
+            )
         return cls(
             path=folder,
             kind=found_kind,

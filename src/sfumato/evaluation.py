@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -16,8 +14,8 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 from sfumato.bundle import CLASSIFIER_ONNX, DEOBFUSCATOR_ONNX, OBFUSCATOR_ONNX, Bundle, Preprocessing
 from sfumato.data import ImageSet
 from sfumato.errors import BundleError
+from sfumato.onnxfile import Array, OnnxFunction
 
-Array = npt.NDArray[np.float32]
 BATCH = 250
 
 
@@ -34,10 +32,10 @@ def evaluate_classifier(classifier: Bundle, images: ImageSet) -> dict[str, float
     Raises:
         BundleError: pictures of another size.
     """
-    answers = _Session(classifier.file(CLASSIFIER_ONNX))
+    answers = OnnxFunction(classifier.file(CLASSIFIER_ONNX))
     hits = 0
     for pictures, labels in _batches(images, classifier.preprocessing, "plain"):
-        hits += int((answers(_normalized(pictures, classifier.preprocessing)).argmax(axis=1) == labels).sum())
+        hits += int((answers(classifier.preprocessing.normalize(pictures)).argmax(axis=1) == labels).sum())
     return {"accuracy_plain": hits / len(images), "test_pictures": len(images)}
 
 
@@ -64,14 +62,14 @@ def evaluate_obfuscator(obfuscator: Bundle, classifier: Bundle, images: ImageSet
             f"{obfuscator.path} was trained for classifier {obfuscator.classifier_fingerprint[:19]}…, "
             f"{classifier.path} is {classifier.classifier_fingerprint[:19]}…"
         )
-    answers = _Session(classifier.file(CLASSIFIER_ONNX))
-    obfuscate = _Session(obfuscator.file(OBFUSCATOR_ONNX))
-    restore = _Session(obfuscator.file(DEOBFUSCATOR_ONNX)) if DEOBFUSCATOR_ONNX in obfuscator.files else None
+    answers = OnnxFunction(classifier.file(CLASSIFIER_ONNX))
+    obfuscate = OnnxFunction(obfuscator.file(OBFUSCATOR_ONNX))
+    restore = OnnxFunction(obfuscator.file(DEOBFUSCATOR_ONNX)) if DEOBFUSCATOR_ONNX in obfuscator.files else None
     plain = hidden = 0
     squared_error = 0.0
     psnr, ssim = PeakSignalNoiseRatio(data_range=1.0), StructuralSimilarityIndexMeasure(data_range=1.0)
     for pictures, labels in _batches(images, obfuscator.preprocessing, "obfuscated"):
-        plain += int((answers(_normalized(pictures, classifier.preprocessing)).argmax(axis=1) == labels).sum())
+        plain += int((answers(classifier.preprocessing.normalize(pictures)).argmax(axis=1) == labels).sum())
         travels = obfuscate(pictures)
         hidden += int((answers(travels).argmax(axis=1) == labels).sum())
         if restore is not None:
@@ -88,21 +86,8 @@ def evaluate_obfuscator(obfuscator: Bundle, classifier: Bundle, images: ImageSet
     if restore is not None:
         figures["joint_deobfuscator_mse"] = squared_error / len(images)
         figures["joint_deobfuscator_psnr_db"] = float(psnr.compute())
-        figures["joint_deobfuscator_ssim"] = float(ssim.compute())
+        figures["joint_deobfuscator_ssim"] = float(torch.as_tensor(ssim.compute()))
     return figures
-
-
-class _Session:
-    """An ONNX file with one input and one output."""
-
-    def __init__(self, path: Path) -> None:
-        self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        self._input = self._session.get_inputs()[0].name
-
-    def __call__(self, batch: Array) -> Array:
-        (result,) = self._session.run(None, {self._input: batch})
-        out: Array = result
-        return out
 
 
 def _batches(
@@ -116,10 +101,3 @@ def _batches(
     for start in track(starts, f"accuracy, {what}", console=console, transient=True, disable=not console.is_terminal):
         pictures = images.images[start : start + BATCH].numpy().astype(np.float32) / np.float32(255)
         yield pictures, images.labels[start : start + BATCH].numpy()
-
-
-def _normalized(pictures: Array, preprocessing: Preprocessing) -> Array:
-    mean = np.asarray(preprocessing.mean, dtype=np.float32).reshape(1, 3, 1, 1)
-    std = np.asarray(preprocessing.std, dtype=np.float32).reshape(1, 3, 1, 1)
-    out: Array = (pictures - mean) / std
-    return out

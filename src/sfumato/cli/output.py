@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
 
 import typer
+
+from sfumato.errors import SfumatoError
 
 T = TypeVar("T")
 _WORTH_A_BAR = 10
@@ -37,3 +40,18 @@ def progress(items: Sequence[T], doing: str, *, quiet: bool) -> Iterable[T]:
 
     hidden = quiet or len(items) < _WORTH_A_BAR
     return track(items, doing, console=Console(stderr=True), transient=True, disable=hidden)
+
+
+@contextmanager
+def needs_train_extra() -> Iterator[None]:
+    """Turns a missing library of the lab's into advice.
+
+    Raises:
+        SfumatoError: a library is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("sfumato"):
+            raise
+        raise SfumatoError(f"{error.name} is not installed; run: pip install 'sfumato[train]'") from error

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from sfumato.cli.app import app
-from sfumato.cli.output import JsonOption, percent, print_json
+from sfumato.cli.output import JsonOption, needs_train_extra, percent, print_json
 
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(8 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
 
@@ -27,7 +27,7 @@ def train(
     devices: Annotated[int, typer.Option(min=1, help="Processes to train on.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that holds a run.")] = False,
-    json: JsonOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train a classifier or an obfuscator from a recipe and write its bundle.
 
@@ -36,14 +36,15 @@ def train(
 
     Example: `sfumato train recipes/cifar10-resnet20.toml --set training.epochs=4`
     """
-    _keep_freed_memory()
-    from sfumato.training import Run, load_recipe
-    from sfumato.training import train as run_training
+    keep_freed_memory()
+    with needs_train_extra():
+        from sfumato.training import Run, load_recipe
+        from sfumato.training import train as run_training
 
     plan = load_recipe(recipe, set_)
     folder = out or Path("runs") / plan.name
     bundle = run_training(plan, folder, accelerator=accelerator, devices=devices, resume=resume, overwrite=overwrite)
-    if json:
+    if as_json:
         print_json({"bundle": str(bundle.path), "figures": bundle.figures})
         return
     typer.echo(f"bundle: {Run(folder).bundle}")
@@ -51,7 +52,7 @@ def train(
         typer.echo(f"  {name}: {percent(value) if name.startswith('accuracy') else value}")
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Starts the process again with an allocator that keeps freed memory.
 
     glibc gives every large tensor back to the system and faults its pages in again at the next step, which

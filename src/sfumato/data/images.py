@@ -56,9 +56,7 @@ class ImageSet:
         """The first `count` pictures, or all of them if `count` is None or larger than the set."""
         if count is None or count >= len(self):
             return self
-        return ImageSet(
-            self.images[:count], self.labels[:count], self.names, self.source, self.sha256, self.unreadable
-        )
+        return ImageSet(self.images[:count], self.labels[:count], self.names, self.source, self.sha256, self.unreadable)
 
 
 def load_images(

@@ -150,9 +150,7 @@ class Inception(nn.Module):
         pool: width of the pooling branch.
     """
 
-    def __init__(
-        self, in_channels: int, one: int, three: tuple[int, int], five: tuple[int, int], pool: int
-    ) -> None:
+    def __init__(self, in_channels: int, one: int, three: tuple[int, int], five: tuple[int, int], pool: int) -> None:
         super().__init__()
         self.branches = nn.ModuleList(
             [

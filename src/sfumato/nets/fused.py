@@ -78,14 +78,12 @@ def _rows(x: Tensor) -> Tensor:
 
 class _ExpandDepthwise(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor, stride: int, slope: float
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor, stride: int, slope: float) -> Tensor:
         ctx.stride, ctx.slope = stride, slope
         ctx.save_for_backward(x, weight, bias, kernel)
         parts = [
             F.conv2d(_expand(part, weight, bias, slope), kernel, None, stride, 1, groups=len(kernel))
-            for part in x.split(_pictures_at_a_time(x, weight))
+            for part in torch.split(x, _pictures_at_a_time(x, weight))
         ]
         return torch.cat(parts).contiguous(memory_format=torch.channels_last)
 
@@ -97,7 +95,7 @@ class _ExpandDepthwise(torch.autograd.Function):
         grad_x = torch.empty_like(x, memory_format=torch.channels_last)
         grad_weight, grad_bias, grad_kernel = map(torch.zeros_like, (weight, bias, kernel))
         for part, grad_part, into in zip(
-            x.split(pictures), grad_out.split(pictures), grad_x.split(pictures), strict=True
+            *(torch.split(whole, pictures) for whole in (x, grad_out, grad_x)), strict=True
         ):
             wide = _expand(part, weight, bias, ctx.slope)
             grad_wide, grad_kernel_part, _ = torch.ops.aten.convolution_backward(

@@ -21,14 +21,37 @@ FUSE_ABOVE_BYTES = 16 << 20
 """On a CPU, expansions larger than this are trained without being written out, see `sfumato.nets.fused`."""
 
 
-class Bottleneck(nn.Sequential):
-    """1x1 expansion, 3x3 depthwise, 1x1 projection; each without bias, then batch norm and leaky ReLU.
+class ConvNormAct(nn.Module):
+    """A convolution without bias, batch norm and leaky ReLU, "for all layers".
+
+    Source: paper, appendix A.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel: side of the kernel; the padding keeps the size.
+        stride: of the convolution.
+        groups: of the convolution; as many as channels make it depthwise.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, kernel: int, stride: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.act = nn.LeakyReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in, H, W) -> (N, out, H / stride, W / stride)."""
+        out: Tensor = self.act(self.norm(self.conv(x)))
+        return out
+
+
+class Bottleneck(nn.Module):
+    """1x1 expansion, 3x3 depthwise and 1x1 projection.
 
     There is no skip connection, and the last activation is kept, as in the paper (not as in MobileNetV2).
 
     Source: paper, appendix A ("Bottleneck module").
-
-    Shapes: (N, in_channels, H, W) float32 -> (N, out_channels, H * upsample / stride, W * upsample / stride).
 
     Args:
         in_channels: channels of the input.
@@ -39,7 +62,8 @@ class Bottleneck(nn.Sequential):
             its operations. "commuted" puts it after everything: a 1x1 convolution, a batch norm and a
             leaky ReLU act on each pixel alone, so the function is the same (in training mode too, as
             repeating every pixel equally often changes neither mean nor biased variance) at a quarter of
-            the projection's cost.
+            the projection's cost. Only the running variance differs by a hair: it is the unbiased one,
+            which depends on the number of pixels.
     """
 
     def __init__(
@@ -53,35 +77,29 @@ class Bottleneck(nn.Sequential):
     ) -> None:
         if stride > 1 and upsample > 1:
             raise ValueError(f"a bottleneck either strides or upsamples, got stride={stride}, upsample={upsample}")
-        inner = EXPANSION * in_channels
-        # Names, not positions: both orders must read the same weights.
-        layers: dict[str, nn.Module] = {
-            "expand": conv_norm_act(in_channels, inner, kernel=1),
-            "depthwise": conv_norm_act(inner, inner, kernel=3, stride=stride, groups=inner),
-            "project": conv_norm_act(inner, out_channels, kernel=1),
-        }
         super().__init__()
-        for name, layer in layers.items():
-            if name == "project" and upsample > 1 and order == "paper":
-                self.add_module("upsample", nn.Upsample(scale_factor=upsample, mode="nearest"))
-            self.add_module(name, layer)
-        if upsample > 1 and order == "commuted":
-            self.add_module("upsample", nn.Upsample(scale_factor=upsample, mode="nearest"))
-
+        inner = EXPANSION * in_channels
+        self.order = order
+        self.expand = ConvNormAct(in_channels, inner, kernel=1)
+        self.depthwise = ConvNormAct(inner, inner, kernel=3, stride=stride, groups=inner)
+        self.project = ConvNormAct(inner, out_channels, kernel=1)
+        self.upsample = nn.Upsample(scale_factor=upsample, mode="nearest") if upsample > 1 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in, H, W) -> (N, out, H * upsample / stride, W * upsample / stride)."""
-        if not self._is_worth_fusing(x):
-            plain: Tensor = super().forward(x)
-            return plain
-        (convolution, norm, activation), (depthwise, *after), *rest = self
-        weight, bias = folded_norm(x, convolution, norm)
-        x = expand_depthwise(
-            x, weight, bias, depthwise.weight, stride=depthwise.stride[0], slope=activation.negative_slope
+        wide = self._fused(x) if self._is_worth_fusing(x) else self.depthwise(self.expand(x))
+        last = (self.upsample, self.project) if self.order == "paper" else (self.project, self.upsample)
+        out: Tensor = last[1](last[0](wide))
+        return out
+
+    def _fused(self, x: Tensor) -> Tensor:
+        weight, bias = folded_norm(x, self.expand.conv, self.expand.norm)
+        convolution = self.depthwise.conv
+        wide = expand_depthwise(
+            x, weight, bias, convolution.weight, stride=convolution.stride[0], slope=self.expand.act.negative_slope
         )
-        for layer in (*after, *rest):
-            x = layer(x)
-        return x
+        out: Tensor = self.depthwise.act(self.depthwise.norm(wide))
+        return out
 
     def _is_worth_fusing(self, x: Tensor) -> bool:
         expansion_bytes = EXPANSION * x.numel() * x.element_size()
@@ -92,15 +110,6 @@ class Bottleneck(nn.Sequential):
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
         )
-
-
-def conv_norm_act(in_channels: int, out_channels: int, *, kernel: int, stride: int = 1, groups: int = 1) -> nn.Module:
-    """A convolution without bias, batch norm and leaky ReLU ("for all layers": paper, appendix A)."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.LeakyReLU(inplace=True),
-    )
 
 
 class Obfuscator(nn.Module):
@@ -120,7 +129,7 @@ class Obfuscator(nn.Module):
 
     def __init__(self, *, order: Order = "commuted") -> None:
         super().__init__()
-        self.stem = conv_norm_act(3, 32, kernel=3)
+        self.stem = ConvNormAct(3, 32, kernel=3)
         self.down = nn.Sequential(
             Bottleneck(32, 32, stride=2), Bottleneck(32, 64, stride=2), Bottleneck(64, 128, stride=2)
         )

@@ -148,7 +148,7 @@ def fit(
                             f"the loss is {values['loss']} at epoch {state.epoch + 1}, step {state.step}; lower "
                             "the learning rate"
                         )
-                    progress.log(values, scheduler.get_last_lr()[0], state.epoch * steps + state.step)
+                    progress.log(values, float(scheduler.get_last_lr()[0]), state.epoch * steps + state.step)
                 if _any_process(fabric, bool(interrupted)):
                     save()
                     raise Interrupted(f"interrupted; saved in {checkpoint}, go on with --resume")
@@ -158,7 +158,9 @@ def fit(
             state.epoch, state.step = state.epoch + 1, 0
             if state.epoch % schedule.validate_every == 0 or state.epoch == schedule.epochs:
                 figures = look(fabric, module, test, schedule.batch_size, channels_last=schedule.channels_last)
-                pictures = panel(_as_input(test.images[:8].to(fabric.device), schedule.channels_last)) if panel else None
+                pictures = (
+                    panel(_as_input(test.images[:8].to(fabric.device), schedule.channels_last)) if panel else None
+                )
                 progress.look(figures, state.epoch, pictures)
             save()
             last_saved = time.monotonic()
@@ -183,7 +185,7 @@ def look(
     module.eval()
     means: dict[str, MeanMetric] = {}
     mine = torch.arange(len(images))[fabric.global_rank :: fabric.world_size]
-    for batch in mine.split(batch_size):
+    for batch in torch.split(mine, batch_size):
         x = _as_input(images.images[batch].to(fabric.device), channels_last)
         for name, value in module(x, images.labels[batch].to(fabric.device)).items():
             means.setdefault(name, MeanMetric().to(fabric.device)).update(value, weight=len(batch))
@@ -244,7 +246,7 @@ def _restore(
 def _interruptible() -> Iterator[list[int]]:
     """Collects the first Ctrl-C or SIGTERM instead of dying of it; a second one works as usual."""
     received: list[int] = []
-    before: dict[int, Any] = {}
+    before: dict[signal.Signals, Any] = {}
 
     def note(number: int, _frame: FrameType | None) -> None:
         received.append(number)
@@ -259,5 +261,5 @@ def _interruptible() -> Iterator[list[int]]:
     try:
         yield received
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for known, handler in before.items():
+            signal.signal(known, handler)

@@ -67,7 +67,9 @@ def export_onnx(net: nn.Module, path: Path, pictures: Tensor, *, input_name: str
         (got,) = session.run(None, {input_name: pictures[:count].numpy()})
         error = float(np.abs(got - expected[:count]).max() / max(1.0, float(np.abs(expected).max())))
         if not error <= TOLERANCE:
-            raise TrainingError(f"{path.name}: ONNX Runtime differs from torch by {error:.1e}, at most {TOLERANCE:.0e} is allowed")
+            raise TrainingError(
+                f"{path.name}: ONNX Runtime differs from torch by {error:.1e}, at most {TOLERANCE:.0e} is allowed"
+            )
 
 
 def _strip(path: Path) -> None:

@@ -56,9 +56,7 @@ class Progress:
     def log(self, losses: dict[str, float], learning_rate: float, global_step: int) -> None:
         """Shows and logs the figures of one training batch."""
         speed = self._bar.tasks[0].speed or 0.0
-        self._bar.update(
-            self._task, figures=f"{_spoken(losses)}  {speed * self._batch_size:.0f} pictures/s"
-        )
+        self._bar.update(self._task, figures=f"{_spoken(losses)}  {speed * self._batch_size:.0f} pictures/s")
         self._fabric.log_dict(
             {**{f"train/{name}": value for name, value in losses.items()}, "learning_rate": learning_rate},
             step=global_step,
@@ -73,8 +71,10 @@ class Progress:
         if pictures is not None and self._fabric.loggers:
             rows, count, channels, height, width = pictures.shape
             sheet = pictures.permute(2, 0, 3, 1, 4).reshape(channels, rows * height, count * width)
-            writer: Any = self._fabric.logger.experiment
-            writer.add_image("original, obfuscated, restored", sheet.float().cpu(), global_step=epoch * self._steps)
+            logger: Any = self._fabric.logger
+            logger.experiment.add_image(
+                "original, obfuscated, restored", sheet.float().cpu(), global_step=epoch * self._steps
+            )
 
 
 def tensorboard_folder(run: Path) -> Path:

@@ -12,7 +12,7 @@ from sfumato.errors import RecipeError
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataRecipe(_Strict):
@@ -141,8 +141,8 @@ def parse_recipe(raw: dict[str, Any], *, where: str = "recipe") -> ClassifierRec
 
 
 def _explain(detail: Any) -> str:
-    keys = [str(part) for part in detail["loc"] if part not in ("classifier", "obfuscator") or len(detail["loc"]) == 1]
-    place = ".".join(keys) or "kind"
+    _kind, *keys = detail["loc"] or [None]
+    place = ".".join(str(key) for key in keys) or "kind"
     if detail["type"] == "extra_forbidden":
         return f"unknown key {place!r} (misspelt?)"
     if detail["type"] == "missing":
@@ -155,8 +155,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     if not separator or not key.strip():
         raise RecipeError(f"--set {override!r}: expected key=value, such as training.epochs=4")
     try:
-        value = tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
+        ((_, value),) = tomllib.loads(f"v = {text}").items()
+    except ValueError:  # no TOML, or several lines of it
         value = text
     *parents, last = key.strip().split(".")
     table = raw

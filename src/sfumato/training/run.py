@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.loggers import TensorBoardLogger
+from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 
@@ -231,7 +231,9 @@ def _obfuscation_task(recipe: ObfuscatorRecipe, frozen: FrozenClassifier, images
     if any(side % Obfuscator.size_multiple for side in size):
         raise RecipeError(f"the obfuscator takes sides that are multiples of {Obfuscator.size_multiple}, got {size}")
     if len(images.names) != len(frozen.labels):
-        raise RecipeError(f"the data has {len(images.names)} classes, the classifier {frozen.name} {len(frozen.labels)}")
+        raise RecipeError(
+            f"the data has {len(images.names)} classes, the classifier {frozen.name} {len(frozen.labels)}"
+        )
     return ObfuscationTask(
         Obfuscator(),
         Deobfuscator(),
@@ -241,9 +243,7 @@ def _obfuscation_task(recipe: ObfuscatorRecipe, frozen: FrozenClassifier, images
     )
 
 
-def _optimizer(
-    plan: TrainingRecipe, task: nn.Module, *, steps: int
-) -> tuple[torch.optim.Optimizer, LRScheduler]:
+def _optimizer(plan: TrainingRecipe, task: nn.Module, *, steps: int) -> tuple[torch.optim.Optimizer, LRScheduler]:
     parameters = [p for p in task.parameters() if p.requires_grad]
     options: dict[str, Any] = {"lr": plan.learning_rate, "weight_decay": plan.weight_decay}
     optimizer: torch.optim.Optimizer

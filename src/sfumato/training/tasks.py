@@ -49,7 +49,7 @@ class ClassifierTask(nn.Module):
         self.label_smoothing = label_smoothing
 
     def forward(self, images: Tensor, labels: Tensor) -> Losses:
-        """images (N, 3, H, W) float in [0, 1], labels (N,) int64 -> losses."""
+        """Images (N, 3, H, W) float in [0, 1], labels (N,) int64 -> losses."""
         logits = self.net(self.normalize(images))
         loss = classification_loss(logits, labels, label_smoothing=self.label_smoothing)
         return {"loss": loss, "accuracy": _accuracy(logits, labels)}
@@ -94,7 +94,7 @@ class ObfuscationTask(nn.Module):
         return self
 
     def forward(self, images: Tensor, labels: Tensor) -> Losses:
-        """images (N, 3, H, W) float in [0, 1], labels (N,) int64 -> losses."""
+        """Images (N, 3, H, W) float in [0, 1], labels (N,) int64 -> losses."""
         obfuscated = self.obfuscator(images)
         logits = self.classifier(self.normalize(obfuscated))
         restored = self.deobfuscator(reverse_gradient(obfuscated, self.privacy_weight))

@@ -1,0 +1,82 @@
+"""`sfumato cost`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from sfumato.cli.app import app
+from sfumato.cli.output import JsonOption, needs_train_extra, percent, print_json
+from sfumato.errors import SfumatoError
+
+
+@app.command()
+def cost(
+    classifiers: Annotated[
+        list[str] | None, typer.Argument(help="Names such as resnet18. [default: all]", show_default=False)
+    ] = None,
+    height: Annotated[int, typer.Option(min=8, help="Rows of the picture, a multiple of 8.")] = 32,
+    width: Annotated[int, typer.Option(min=8, help="Columns of the picture, a multiple of 8.")] = 32,
+    classes: Annotated[int, typer.Option(min=2, help="Classes of the classifier.")] = 10,
+    as_json: JsonOption = False,
+) -> None:
+    """Print what the obfuscator costs beside a classifier: parameters, multiply-accumulates, and their ratio.
+
+    The paper's overhead counts the upsampling before the projection; ours comes after it, which computes
+    the same with fewer operations.
+
+    Example: `sfumato cost resnet18 vgg19`
+    """
+    with needs_train_extra():
+        from sfumato import nets
+
+    if height % nets.Obfuscator.size_multiple or width % nets.Obfuscator.size_multiple:
+        raise SfumatoError(f"picture sides must be multiples of {nets.Obfuscator.size_multiple}, got {height}x{width}")
+    unknown = [name for name in classifiers or [] if name not in nets.CLASSIFIERS]
+    if unknown:
+        raise SfumatoError(f"unknown classifier {unknown[0]!r}; known: {', '.join(nets.CLASSIFIERS)}")
+    ours = nets.cost(nets.Obfuscator(), height=height, width=width)
+    papers = nets.cost(nets.Obfuscator(order="paper"), height=height, width=width)
+    rows: list[dict[str, Any]] = []
+    for name in classifiers or nets.CLASSIFIERS:
+        theirs = nets.cost(nets.build_classifier(name, classes), height=height, width=width)
+        rows.append(
+            {
+                "classifier": name,
+                "params": theirs.params,
+                "macs": theirs.macs,
+                "overhead_params": ours.params / theirs.params,
+                "overhead_macs": ours.macs / theirs.macs,
+                "overhead_macs_paper_order": papers.macs / theirs.macs,
+            }
+        )
+    obfuscator = {"params": ours.params, "macs": ours.macs, "macs_paper_order": papers.macs}
+    if as_json:
+        print_json({"height": height, "width": width, "obfuscator": obfuscator, "classifiers": rows})
+        return
+    _print_tables(rows, obfuscator, f"3x{height}x{width}")
+
+
+def _print_tables(rows: list[dict[str, Any]], obfuscator: dict[str, int], shape: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(
+        f"obfuscator for {shape}: {obfuscator['params']:,} parameters, {obfuscator['macs']:,} MACs "
+        f"({obfuscator['macs_paper_order']:,} in the paper's order)"
+    )
+    table = Table("classifier", "parameters", "MACs", "overhead, parameters", "overhead, MACs", "MACs, paper's order")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(
+            row["classifier"],
+            f"{row['params']:,}",
+            f"{row['macs']:,}",
+            percent(row["overhead_params"]),
+            percent(row["overhead_macs"]),
+            percent(row["overhead_macs_paper_order"]),
+        )
+    console.print(table)

@@ -1,0 +1,65 @@
+"""`sfumato evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sfumato.cli.app import app
+from sfumato.cli.inputs import obfuscator_bundle
+from sfumato.cli.output import JsonOption, needs_train_extra, percent, print_json
+
+
+@app.command()
+def evaluate(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="Obfuscator bundle. Default: the shipped one.", show_default=False)
+    ] = None,
+    classifier: Annotated[
+        Path | None, typer.Option(help="Bundle of its classifier. Default: the shipped one.", show_default=False)
+    ] = None,
+    data: Annotated[str, typer.Option(help="cifar10, a folder, or a hub id; its test pictures are used.")] = "cifar10",
+    pictures: Annotated[int | None, typer.Option(min=1, help="Use only the first so many pictures.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write a results file here.", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure accuracy on plain and on obfuscated pictures, through the very files that are shipped.
+
+    Example: `sfumato evaluate runs/mine/bundle --classifier runs/resnet/bundle -o results/mine.json`
+    """
+    with needs_train_extra():
+        from sfumato.data import load_images
+        from sfumato.evaluation import evaluate_obfuscator
+    from sfumato.bundle import Bundle, write_json
+    from sfumato.provenance import provenance
+    from sfumato.shipped import classifier_bundle
+
+    obfuscator = Bundle.load(obfuscator_bundle(bundle), kind="obfuscator")
+    served = Bundle.load(classifier or classifier_bundle(), kind="classifier")
+    size = (obfuscator.preprocessing.height, obfuscator.preprocessing.width)
+    images = load_images(data, "test", size=size).subset(pictures)
+    figures = evaluate_obfuscator(obfuscator, served, images)
+    result = {
+        "figures": figures,
+        "obfuscator": {"recipe": obfuscator.recipe, "files": obfuscator.files, "training": obfuscator.provenance},
+        "classifier": {
+            "recipe": served.recipe,
+            "fingerprint": served.classifier_fingerprint,
+            "training": served.provenance,
+        },
+        "measured": provenance(data=images.source, data_sha256=images.sha256),
+    }
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, result)
+    if as_json:
+        print_json(result)
+        return
+    for name, value in figures.items():
+        typer.echo(f"{name}: {percent(value) if name.startswith('accuracy') else value}")
+    if out is not None:
+        typer.echo(f"written: {out}")

@@ -1,0 +1,65 @@
+"""Picture panels: rows of small pictures with a title each and a caption under every column."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+_MARGIN, _GAP, _TEXT = 12, 6, 14
+_INK, _PAPER, _WRONG = (32, 33, 36), (255, 255, 255), (179, 38, 30)
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What stands under a column.
+
+    Attributes:
+        text: a word or two.
+        good: printed in red if not.
+    """
+
+    text: str
+    good: bool = True
+
+
+def draw_panel(
+    rows: Sequence[tuple[str, Sequence[npt.NDArray[np.uint8]]]], captions: Sequence[Caption], *, side: int = 96
+) -> Image.Image:
+    """Draws a panel.
+
+    Args:
+        rows: title and pictures (H, W, 3) uint8; all rows equally long.
+        captions: one per column.
+        side: how large each picture is drawn, in pixels; enlarged ones show their pixels.
+
+    Returns:
+        An RGB picture.
+
+    Raises:
+        ValueError: rows or captions differ in length.
+    """
+    if any(len(pictures) != len(captions) for _, pictures in rows):
+        raise ValueError(f"rows of {[len(pictures) for _, pictures in rows]} pictures for {len(captions)} captions")
+    font = ImageFont.load_default(_TEXT)
+    title_height = _TEXT + 8
+    row_height = title_height + side + _GAP
+    width = 2 * _MARGIN + len(captions) * (side + _GAP) - _GAP
+    sheet = Image.new("RGB", (width, 2 * _MARGIN + len(rows) * row_height + _TEXT + 4), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for number, (title, pictures) in enumerate(rows):
+        top = _MARGIN + number * row_height
+        draw.text((_MARGIN, top), title, fill=_INK, font=font)
+        for column, pixels in enumerate(pictures):
+            enlarging = side >= max(pixels.shape[:2])
+            how = Image.Resampling.NEAREST if enlarging else Image.Resampling.BILINEAR
+            picture = Image.fromarray(pixels).resize((side, side), how)
+            sheet.paste(picture, (_MARGIN + column * (side + _GAP), top + title_height))
+    for column, caption in enumerate(captions):
+        left = _MARGIN + column * (side + _GAP)
+        place = (left, _MARGIN + len(rows) * row_height)
+        draw.text(place, caption.text, fill=_INK if caption.good else _WRONG, font=font)
+    return sheet

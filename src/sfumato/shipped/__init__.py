@@ -1,0 +1,65 @@
+"""What comes with sfumato: a classifier, an obfuscator for it, and a few real pictures to try them on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from sfumato.errors import BundleError
+
+_HERE = Path(__file__).resolve().parent
+SHEET = _HERE / "cifar10-test-sheet.png"
+SHEET_LABELS = _HERE / "cifar10-test-sheet.json"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A shipped picture.
+
+    Attributes:
+        name: such as "test-0007": its place in the CIFAR-10 test split.
+        pixels: (32, 32, 3) uint8, RGB.
+        label: the true class.
+    """
+
+    name: str
+    pixels: npt.NDArray[np.uint8]
+    label: str
+
+
+def classifier_bundle() -> Path:
+    """The shipped classifier's bundle."""
+    return _existing(_HERE / "cifar10-resnet20")
+
+
+def obfuscator_bundle() -> Path:
+    """The bundle of the obfuscator for the shipped classifier."""
+    return _existing(_HERE / "cifar10-resnet20-obfuscator")
+
+
+def samples() -> list[Sample]:
+    """The shipped pictures: the first ones of the CIFAR-10 test split, not chosen."""
+    with Image.open(SHEET) as sheet:
+        pixels = np.asarray(sheet.convert("RGB"))
+    labels = json.loads(SHEET_LABELS.read_text(encoding="utf-8"))["labels"]
+    side = 32
+    columns = pixels.shape[1] // side
+    return [
+        Sample(
+            name=f"test-{index:04d}",
+            pixels=pixels[index // columns * side :, index % columns * side :][:side, :side].copy(),
+            label=label,
+        )
+        for index, label in enumerate(labels)
+    ]
+
+
+def _existing(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise BundleError(f"this installation lacks {folder.name}; install sfumato again, or give a bundle of your own")
+    return folder

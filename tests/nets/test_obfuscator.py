@@ -1,0 +1,103 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from sfumato.nets import Deobfuscator, Obfuscator
+from sfumato.nets.obfuscator import Bottleneck
+
+
+@pytest.fixture(scope="module")
+def both() -> tuple[Obfuscator, Obfuscator]:
+    """One set of weights and statistics in both orders, in float64."""
+    torch.manual_seed(3)
+    commuted, paper = Obfuscator(order="commuted").double(), Obfuscator(order="paper").double()
+    for module in commuted.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1, 0.2)
+            nn.init.normal_(module.bias, 0, 0.2)
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2)
+    paper.load_state_dict(commuted.state_dict())
+    return commuted, paper
+
+
+def run(net: nn.Module, pictures: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The output, and the gradients of an arbitrary weighted sum of it."""
+    pictures = pictures.clone().requires_grad_()
+    out = net(pictures)
+    weights = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(5))
+    (out * weights).sum().backward()
+    return out.detach(), {"pictures": pictures.grad, **{name: p.grad for name, p in net.named_parameters()}}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_both_orders_are_the_same_function(both, training):
+    commuted, paper = (copy.deepcopy(net).train(training) for net in both)
+    pictures = torch.rand(3, 3, 16, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    out, gradients = run(commuted, pictures)
+    out_paper, gradients_paper = run(paper, pictures)
+    assert torch.allclose(out, out_paper, rtol=1e-9, atol=1e-9)
+    assert gradients.keys() == gradients_paper.keys()
+    for name, gradient in gradients.items():
+        scale = gradient.abs().max()
+        assert scale > 0, name
+        assert torch.allclose(gradient, gradients_paper[name], rtol=0, atol=1e-9 * float(scale)), name
+
+
+def test_both_orders_keep_the_same_statistics_up_to_the_size_of_the_sample(both):
+    """Batch norm keeps the unbiased variance, whose factor n / (n - 1) sees four times the pixels in the paper's order."""
+    commuted, paper = (copy.deepcopy(net).train() for net in both)
+    before = {name: value.clone() for name, value in commuted.named_buffers()}
+    pictures = torch.rand(3, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    commuted(pictures)
+    paper(pictures)
+    other = dict(paper.named_buffers())
+    # Pixels that the norm after an upsampling bottleneck's projection sees, before and after upsampling.
+    seen = {f"up.{i}.project.1.running_var": (n, 4 * n) for i, n in enumerate((3 * 2 * 2, 3 * 4 * 4, 3 * 8 * 8))}
+    assert seen.keys() <= before.keys()
+    for name, value in commuted.named_buffers():
+        expected = other[name]
+        if name in seen:
+            few, many = seen[name]
+            batch_variance = (expected - 0.9 * before[name]) / 0.1 * (many - 1) / many
+            expected = 0.9 * before[name] + 0.1 * batch_variance * few / (few - 1)
+        assert not torch.equal(value, before[name]), name
+        assert torch.allclose(value, expected, rtol=1e-9, atol=1e-9), name
+
+
+def test_both_orders_have_the_same_names(both):
+    commuted, paper = both
+    assert commuted.state_dict().keys() == paper.state_dict().keys()
+
+
+@pytest.mark.parametrize("order", ["commuted", "paper"])
+@pytest.mark.parametrize("network", [Obfuscator, Deobfuscator])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (40, 24), (8, 64)])
+def test_any_size_that_is_a_multiple_of_8_keeps_its_size(order, network, height, width):
+    with torch.device("meta"):
+        assert network(order=order)(torch.zeros(2, 3, height, width)).shape == (2, 3, height, width)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 30, 32), (1, 3, 32, 36), (1, 3, 32, 4), (1, 1, 32, 32), (3, 32, 32)])
+def test_other_sizes_are_refused(shape):
+    with pytest.raises(ValueError, match="multiples of 8"):
+        Obfuscator()(torch.zeros(shape))
+
+
+def test_the_layers_are_those_of_the_papers_table():
+    net = Obfuscator()
+    bottlenecks = [m for m in net.modules() if isinstance(m, Bottleneck)]
+    shape = [(b.expand[0].in_channels, b.project[0].out_channels, b.depthwise[0].stride[0]) for b in bottlenecks]
+    assert shape == [(32, 32, 2), (32, 64, 2), (64, 128, 2), (128, 64, 1), (64, 32, 1), (32, 3, 1)]
+    convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    assert all(c.bias is None for c in convolutions)
+    activations = [m for m in net.modules() if isinstance(m, nn.LeakyReLU)]
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(convolutions) == len(activations) == len(norms) == 1 + 3 * 6
+
+
+def test_a_bottleneck_does_not_stride_and_upsample_at_once():
+    with pytest.raises(ValueError, match="either"):
+        Bottleneck(8, 8, stride=2, upsample=2)

@@ -1,0 +1,145 @@
+import errno
+import pickle
+import resource
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from sfumato.errors import TrainingError
+from sfumato.training.checkpoint import load_checkpoint, save_checkpoint
+
+
+def state(step: int = 3, numbers: int = 20_000) -> dict:
+    return {
+        "identity": "recipe",
+        "task": {"weight": torch.arange(numbers, dtype=torch.float32)},
+        "optimizer": {"state": {0: {"exp_avg": torch.ones(2), "step": torch.tensor(3.0)}}, "param_groups": []},
+        "scheduler": {"last_epoch": 2},
+        "epoch": 1,
+        "step": step,
+        "seconds": 1.5,
+    }
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "checkpoint.pt"
+
+
+@contextmanager
+def disk_with_room_for(size_bytes: int):
+    """The system itself refuses what is written beyond; Python ignores the signal and raises the OSError."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_was_saved_is_loaded(path):
+    save_checkpoint(path, state())
+    loaded = load_checkpoint(path)
+    assert torch.equal(loaded["task"]["weight"], state()["task"]["weight"])
+    assert {**loaded, "task": 0, "optimizer": 0} == {**state(), "task": 0, "optimizer": 0}
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("room_bytes", [0, 1000, 60_000])
+def test_a_full_disk_leaves_the_old_checkpoint(path, room_bytes):
+    save_checkpoint(path, state(step=1))
+    with disk_with_room_for(room_bytes), pytest.raises(TrainingError, match="kept in"):
+        save_checkpoint(path, state(step=2))
+    assert load_checkpoint(path)["step"] == 1
+    assert [file.name for file in path.parent.iterdir()] == [path.name], "the unfinished file should be gone"
+
+
+def test_a_full_disk_is_named_as_the_reason(path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", refuse)
+    with pytest.raises(TrainingError, match="No space left on device") as raised:
+        save_checkpoint(path, state())
+    assert "kept in" not in str(raised.value), "there is no older one to keep"
+
+
+def test_a_folder_that_vanished_is_an_error_of_ours(tmp_path):
+    with pytest.raises(TrainingError, match="cannot be written"):
+        save_checkpoint(tmp_path / "absent" / "checkpoint.pt", state())
+
+
+def test_nothing_to_resume_is_said(path):
+    with pytest.raises(TrainingError, match="nothing to resume"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.99])
+def test_a_checkpoint_that_was_cut_off_is_refused(path, keep):
+    save_checkpoint(path, state())
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(keep * len(whole)) if keep < 1 else keep])
+    with pytest.raises(TrainingError):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("where", range(20))
+def test_a_checkpoint_with_flipped_bits_is_refused_or_whole(path, where):
+    save_checkpoint(path, state(numbers=10))
+    damaged = bytearray(path.read_bytes())
+    position = len(damaged) * where // 20
+    for offset in range(16):
+        damaged[min(position + offset, len(damaged) - 1)] ^= 0x5A
+    path.write_bytes(damaged)
+    try:
+        loaded = load_checkpoint(path)
+    except TrainingError:
+        return
+    assert loaded.keys() == state().keys()
+
+
+@pytest.mark.parametrize("content", [b"garbage", b"\x80\x04.", b"PK\x03\x04" + bytes(64), pickle.dumps({"step": 1})])
+def test_what_is_no_checkpoint_is_refused(path, content):
+    path.write_bytes(content)
+    with pytest.raises(TrainingError):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("key", state())
+def test_a_checkpoint_that_lacks_something_is_refused(path, key):
+    save_checkpoint(path, {name: value for name, value in state().items() if name != key})
+    with pytest.raises(TrainingError, match="not a checkpoint of sfumato"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("value", [[1, 2], torch.zeros(3), "text", None])
+def test_another_thing_than_a_state_is_refused(path, value):
+    torch.save(value, path)
+    with pytest.raises(TrainingError, match="not a checkpoint of sfumato"):
+        load_checkpoint(path)
+
+
+class Bomb:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_checkpoint_is_refused_and_not_run(path, tmp_path, zipped):
+    mark = tmp_path / "exploded"
+    torch.save({**state(), "seconds": Bomb(mark)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(TrainingError):
+        load_checkpoint(path)
+    assert not mark.exists()
+    torch.load(path, weights_only=False)
+    assert mark.exists(), "the bomb of this test does not work"
+
+
+def test_a_folder_is_not_a_checkpoint(tmp_path):
+    with pytest.raises(TrainingError):
+        load_checkpoint(tmp_path)

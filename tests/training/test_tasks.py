@@ -1,0 +1,142 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sfumato.nets import Deobfuscator, Obfuscator, build_classifier
+from sfumato.training.objectives import classification_loss, reconstruction_loss
+from sfumato.training.tasks import ClassifierTask, Normalize, ObfuscationTask
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+PICTURES = torch.rand(4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 1, 2, 3])
+
+
+def obfuscation_task(privacy_weight: float = 0.5) -> ObfuscationTask:
+    torch.manual_seed(1)
+    classifier = build_classifier("resnet20", 4)
+    task = ObfuscationTask(
+        Obfuscator(), Deobfuscator(), classifier, Normalize(MEAN, STD), privacy_weight=privacy_weight
+    )
+    return task.double().train()
+
+
+def two_passes(task: ObfuscationTask) -> None:
+    """The paper's update as it is written: one objective for each network, one backward pass for each."""
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (MEAN, STD))
+    mean, std = mean.float().double(), std.float().double()
+
+    def losses() -> tuple[torch.Tensor, torch.Tensor]:
+        obfuscated = task.obfuscator(PICTURES)
+        logits = task.classifier((obfuscated - mean) / std)
+        return classification_loss(logits, LABELS), reconstruction_loss(task.deobfuscator(obfuscated), PICTURES)
+
+    l_c, l_r = losses()
+    for_obfuscator = torch.autograd.grad(l_c - task.privacy_weight * l_r, list(task.obfuscator.parameters()))
+    _, l_r = losses()
+    for_deobfuscator = torch.autograd.grad(l_r, list(task.deobfuscator.parameters()))
+    for net, gradients in ((task.obfuscator, for_obfuscator), (task.deobfuscator, for_deobfuscator)):
+        for parameter, gradient in zip(net.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+
+
+# Powers of two: the losses are float32, where other factors would round.
+@pytest.mark.parametrize("privacy_weight", [0.0, 0.5, 2.0])
+def test_one_pass_gives_the_update_of_the_papers_two(privacy_weight):
+    ours, paper = obfuscation_task(privacy_weight), obfuscation_task(privacy_weight)
+    trained = [p for p in ours.parameters() if p.requires_grad]
+    adam = torch.optim.Adam(trained, lr=1e-3)
+    adams = [torch.optim.Adam(net.parameters(), lr=1e-3) for net in (paper.obfuscator, paper.deobfuscator)]
+    before = copy.deepcopy(ours.state_dict())
+
+    ours(PICTURES, LABELS)["loss"].backward()
+    two_passes(paper)
+    expected = dict(paper.named_parameters())
+    for name, parameter in ours.named_parameters():
+        if not parameter.requires_grad:
+            assert parameter.grad is None, name
+            continue
+        scale = float(expected[name].grad.abs().max())
+        assert torch.allclose(parameter.grad, expected[name].grad, rtol=0, atol=1e-9 * scale), name
+
+    adam.step()
+    for optimizer in adams:
+        optimizer.step()
+    for name, parameter in ours.named_parameters():
+        assert torch.allclose(parameter, expected[name], rtol=0, atol=1e-9), name
+        assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
+
+
+def test_the_privacy_weight_changes_the_obfuscators_gradient_alone():
+    gradients = []
+    for weight in (0.0, 4.0):
+        task = obfuscation_task(weight)
+        task(PICTURES, LABELS)["loss"].backward()
+        gradients.append({name: p.grad for name, p in task.named_parameters() if p.requires_grad})
+    without, with_ = gradients
+    for name, gradient in without.items():
+        same = torch.allclose(gradient, with_[name], rtol=0, atol=1e-12)
+        assert same == name.startswith("deobfuscator."), name
+
+
+def test_without_a_weight_the_obfuscator_only_learns_to_be_classified():
+    task = obfuscation_task(0.0)
+    task(PICTURES, LABELS)["loss"].backward()
+    alone = obfuscation_task(0.0)
+    logits = alone.classifier(alone.normalize(alone.obfuscator(PICTURES)))
+    F.cross_entropy(logits, LABELS).backward()
+    for (name, got), wanted in zip(task.obfuscator.named_parameters(), alone.obfuscator.parameters(), strict=True):
+        assert torch.allclose(got.grad, wanted.grad, rtol=0, atol=1e-5 * float(wanted.grad.abs().max())), name
+
+
+def test_the_frozen_classifier_never_changes():
+    task = obfuscation_task()
+    before = copy.deepcopy(task.classifier.state_dict())
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.1, weight_decay=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        task.train()(PICTURES, LABELS)["loss"].backward()
+        optimizer.step()
+    after = task.classifier.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_only_the_trained_networks_enter_training_mode():
+    task = obfuscation_task().eval().train()
+    assert task.obfuscator.training and task.deobfuscator.training
+    assert not any(module.training for module in task.classifier.modules())
+    assert not any(p.requires_grad for p in task.classifier.parameters())
+    assert not any(module.training for module in task.eval().modules())
+
+
+def test_the_figures_for_people_carry_no_gradient_and_are_right():
+    task = obfuscation_task(0.5)
+    with torch.no_grad():
+        obfuscated = task.obfuscator(PICTURES)
+        logits = task.classifier(task.normalize(obfuscated))
+        restored = task.deobfuscator(obfuscated)
+    losses = task(PICTURES, LABELS)
+    assert [name for name, value in losses.items() if value.requires_grad] == ["loss"]
+    assert float(losses["accuracy"]) == float((logits.argmax(1) == LABELS).double().mean())
+    assert float(losses["reconstruction"]) == pytest.approx(float(((restored - PICTURES) ** 2).mean()), rel=1e-5)
+    assert float(losses["classification"]) == pytest.approx(float(F.cross_entropy(logits, LABELS)), rel=1e-5)
+
+
+def test_the_classifiers_task_normalises_and_classifies():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4)).double()
+    task = ClassifierTask(net, Normalize(MEAN, STD), label_smoothing=0.1).double()
+    inputs = torch.stack([(PICTURES[:, c] - MEAN[c]) / STD[c] for c in range(3)], dim=1)
+    expected = F.cross_entropy(net(inputs), LABELS, label_smoothing=0.1)
+    assert float(task(PICTURES, LABELS)["loss"].detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def test_the_panel_shows_three_rows_that_can_be_looked_at():
+    task = obfuscation_task().float()  # in training mode, as fresh running statistics would flatten the pictures
+    pictures = PICTURES.float()
+    panel = task.panel(pictures)
+    assert panel.shape == (3, 4, 3, 16, 16)
+    assert torch.equal(panel[0], pictures)
+    assert float(panel.min()) >= 0 and float(panel.max()) <= 1
+    assert torch.allclose(panel[1].amax(dim=(1, 2, 3)), torch.ones(4))
