@@ -20,6 +20,7 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/device_latency.py
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/device_install.py
 
 # The device's and the server's side: no torch.
 $(VENV)/.serve: pyproject.toml constraints.txt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,15 @@ def damaged(tmp_path: Path, obfuscator_bundle: Bundle) -> Path:
     with (folder / "obfuscator.onnx").open("ab") as stream:
         stream.write(b"x")
     return folder
+
+
+@pytest.fixture(scope="session")
+def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Decoded pictures go to a folder of this test run, ours and those of `datasets`."""
+    import datasets
+
+    folder = tmp_path_factory.mktemp("caches")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SFUMATO_CACHE", str(folder / "sfumato"))
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")
+        yield folder

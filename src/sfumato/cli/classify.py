@@ -11,7 +11,7 @@ import typer
 from sfumato.cli.app import app
 from sfumato.cli.inputs import expand_pictures, obfuscator_bundle, read_token
 from sfumato.cli.output import JsonOption, print_json, print_skipped, progress
-from sfumato.errors import EndpointFailed, PictureError
+from sfumato.errors import EndpointError, EndpointFailed, PictureError
 
 if TYPE_CHECKING:
     from sfumato.device import Answer, Client
@@ -43,7 +43,8 @@ def classify(
     """Classify pictures in the cloud without showing them.
 
     Each picture is obfuscated here; only the obfuscated one travels. A picture that cannot be used is
-    reported; the others go on. If the endpoint fails, nothing else is tried.
+    reported; the others go on. If the endpoint fails, the answers until then are printed and nothing else
+    is tried.
 
     Example: `sfumato classify holiday/ --server https://classify.example.org --top 3`
     """
@@ -53,6 +54,7 @@ def classify(
     token = read_token(token_file)
     answers: list[tuple[Path, Answer]] = []
     failed: list[dict[str, str]] = []
+    broken: EndpointError | None = None
     client = Client(
         server,
         obfuscator_bundle(bundle),
@@ -70,12 +72,17 @@ def classify(
                 answers.append((source, client.classify(source)))
             except PictureError as error:
                 failed.append({"file": str(source), "error": str(error)})
+            except EndpointError as error:
+                broken = error
+                break
     if as_json:
         entries = [_as_json(source, answer, client.bundle.labels, top) for source, answer in answers]
         result = {"server": server, "model": client.model, "fingerprint": fingerprint}
         print_json({**result, "answers": entries, "failed": failed})
     else:
         _print_table(answers, failed, client.bundle.labels, top)
+    if broken is not None:
+        raise broken
     if failed:
         raise typer.Exit(1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,15 @@ import torch
 
 from sfumato.errors import TrainingError
 
+_PARTS = {"identity", "task", "optimizer", "scheduler", "epoch", "step", "seconds"}
+
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Writes a checkpoint beside the old one and then takes its place.
 
     Args:
         path: the file.
-        state: tensors, numbers, strings, and lists and dicts of these.
+        state: tensors, numbers, strings, and lists and dicts of these, under the names that `load_checkpoint` wants.
 
     Raises:
         TrainingError: the disk refuses (full, read-only); the old checkpoint is untouched.
@@ -37,14 +38,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a checkpoint.
 
     Raises:
-        TrainingError: there is none, or it is damaged.
+        TrainingError: there is none, or it is damaged, or holds something else or code.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise TrainingError(f"nothing to resume: {path} does not exist; start without --resume") from error
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        raise TrainingError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(state, dict) or "step" not in state:
+    except Exception as error:  # a damaged file makes the reader fail in every way
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise TrainingError(f"checkpoint {path} cannot be read: {reason}") from error
+    if not isinstance(state, dict) or not state.keys() >= _PARTS:
         raise TrainingError(f"{path} is not a checkpoint of sfumato")
     return state

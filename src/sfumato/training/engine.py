@@ -236,9 +236,12 @@ def _restore(
         raise TrainingError(
             "the checkpoint belongs to another recipe; resume with the same one, or start anew without --resume"
         )
-    task.load_state_dict(saved["task"])
-    optimizer.load_state_dict(saved["optimizer"])
-    scheduler.load_state_dict(saved["scheduler"])
+    try:
+        task.load_state_dict(saved["task"])
+        optimizer.load_state_dict(saved["optimizer"])
+        scheduler.load_state_dict(saved["scheduler"])
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise TrainingError("the checkpoint does not fit these networks; start anew without --resume") from error
     state.epoch, state.step, state.seconds = saved["epoch"], saved["step"], saved["seconds"]
 
 

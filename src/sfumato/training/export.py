@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from sfumato.bundle import (
@@ -47,7 +51,7 @@ def export_onnx(net: nn.Module, path: Path, pictures: Tensor, *, input_name: str
     # A copy that nothing else holds: exporting must not disturb the network that is trained.
     net = net.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     pictures = pictures.cpu().contiguous()
-    with torch.no_grad():
+    with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             net,
             (pictures[:2],),
@@ -70,6 +74,20 @@ def export_onnx(net: nn.Module, path: Path, pictures: Tensor, *, input_name: str
             raise TrainingError(
                 f"{path.name}: ONNX Runtime differs from torch by {error:.1e}, at most {TOLERANCE:.0e} is allowed"
             )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's talk of its own internals from people."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _strip(path: Path) -> None:
@@ -177,7 +195,7 @@ def write_obfuscator_bundle(
 
 def _save_weights(net: nn.Module, path: Path) -> None:
     try:
-        save_file({name: value.cpu().contiguous() for name, value in net.state_dict().items()}, path)
+        path.write_bytes(save({name: value.cpu().contiguous() for name, value in net.state_dict().items()}))
     except OSError as error:
         raise TrainingError(f"{path} cannot be written: {error.strerror or error}") from error
 

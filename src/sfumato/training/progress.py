@@ -66,7 +66,7 @@ class Progress:
         """Prints and logs the figures of a look at the test pictures after `epoch` epochs."""
         if not self._fabric.is_global_zero:
             return
-        self._console.print(f"epoch {epoch}/{self._epochs}  test: {_spoken(figures)}")
+        self._console.print(f"epoch {epoch}/{self._epochs}  test: {_spoken(figures)}", soft_wrap=True)
         self._fabric.log_dict({f"test/{name}": value for name, value in figures.items()}, step=epoch * self._steps)
         if pictures is not None and self._fabric.loggers:
             rows, count, channels, height, width = pictures.shape

@@ -98,7 +98,13 @@ def train(
     figures = _fit(fabric, recipe, task, train_set, test_set, run, resume)
     if not fabric.is_global_zero:
         raise SystemExit(0)  # the first process writes the bundle, the others have done their share
-    return _finish(recipe, task, frozen, preprocessing, train_set, test_set, run, fabric, figures)
+    try:
+        return _finish(recipe, task, frozen, preprocessing, train_set, test_set, run, fabric, figures)
+    except OSError as error:
+        raise TrainingError(
+            f"the bundle cannot be written to {run.bundle}: {error.strerror or error}; the training itself is kept: "
+            "make room, then --resume"
+        ) from error
 
 
 def _fit(

@@ -1,0 +1,65 @@
+"""Installs the device's side into a fresh environment and measures its size and its import.
+
+    python benchmarks/device_install.py           # writes results/device-install.json
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+from sfumato.bundle import write_json
+from sfumato.provenance import provenance
+
+ROOT = Path(__file__).resolve().parents[1]
+IMPORT = "import time; t = time.perf_counter(); import sfumato.device; print(time.perf_counter() - t)"
+HEAVY = "import sys, sfumato.device as d; d.Obfuscator, d.Client; print([m for m in ('torch', 'pandas') if m in sys.modules])"
+
+
+def main(out: Path = Path("results/device-install.json")) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        environment = Path(folder) / "venv"
+        venv.create(environment, with_pip=True)
+        python = str(environment / "bin" / "python")
+        site = next(environment.glob("lib/python*/site-packages"))
+        before = _bytes(site)
+        subprocess.run(
+            [python, "-m", "pip", "install", "-q", "--constraint", str(ROOT / "constraints.txt"), str(ROOT)], check=True
+        )
+        size_mb = (_bytes(site) - before) / 1e6
+        packages = sorted(path.name.split("-")[0] for path in site.glob("*.dist-info"))
+        runs = [float(_say(python, IMPORT)) for _ in range(9)]
+        heavy = _say(python, HEAVY)
+    import_s = statistics.median(runs)
+    write_json(
+        out,
+        {
+            "what": "pip install of the device's side alone (no extras) into a fresh environment",
+            "installed_mb": round(size_mb, 1),
+            "import_sfumato_device_s": import_s,
+            "imports_s": runs,
+            "packages": packages,
+            "heavy_modules_imported": heavy,
+            "measured": provenance(),
+        },
+    )
+    print(f"{size_mb:.0f} MB, import sfumato.device {import_s:.3f} s -> {out}")
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def _say(python: str, code: str) -> str:
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True, env=clean)
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))

@@ -1,0 +1,120 @@
+"""`cost`, `evaluate`, `demo` and `train` as a person runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tiny
+from sfumato import shipped
+from sfumato.bundle import Bundle
+
+ROOT = Path(__file__).parents[2]
+
+
+def sfumato(*arguments: object, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "sfumato", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env={**os.environ, "COLUMNS": "200", **environment},
+        cwd=ROOT,
+    )
+    assert done.returncode == code, done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_cost_prints_the_papers_overhead_columns():
+    """Overheads of table 1, rounded as the paper rounds them."""
+    said = json.loads(sfumato("cost", "--json").stdout)
+    rows = {row["classifier"]: row for row in said["classifiers"]}
+    published = {"vgg19": (6.7, 1.6), "resnet18": (4.8, 2.9), "resnet50": (2.1, 1.4), "googlenet": (1.7, 5.3)}
+    for name, (macs, params) in published.items():
+        assert 100 * rows[name]["overhead_macs_paper_order"] == pytest.approx(macs, abs=0.1)
+        assert 100 * rows[name]["overhead_params"] == pytest.approx(params, abs=0.05)
+
+
+def test_cost_refuses_what_it_does_not_know():
+    assert "known: resnet20" in sfumato("cost", "alexnet", code=1).stderr
+    assert "multiples of 8" in sfumato("cost", "--height", "33", code=1).stderr
+
+
+def test_demo_answers_on_pictures_that_were_not_sent(tmp_path: Path):
+    own = tmp_path / "own.png"
+    Image.fromarray(tiny.picture(1, 50, 40)).save(own)
+    said = json.loads(sfumato("demo", own, "-o", tmp_path / "out", "--json").stdout)
+    rows = said["rows"]
+    assert [row["truth"] for row in rows] == [None, *(sample.label for sample in shipped.samples())]
+    assert said["server"].startswith("http://127.0.0.1:")
+    # Two in three is far below the shipped figures and far above guessing one in ten.
+    for answers in ("original", "obfuscated"):
+        assert sum(row[answers] == row["truth"] for row in rows) >= len(rows) * 0.66
+    assert all(12_000 < row["payload_bytes"] < 13_000 for row in rows)
+    with Image.open(said["panel"]) as panel:
+        assert np.asarray(panel).std() > 20
+
+
+def test_demo_says_which_picture_it_cannot_use(tmp_path: Path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG nothing more")
+    assert "broken.png" in sfumato("demo", broken, "-o", tmp_path, code=1).stderr
+
+
+def test_demo_with_a_folder_that_cannot_be_written(tmp_path: Path):
+    (tmp_path / "file").write_text("in the way")
+    assert "cannot be written" in sfumato("demo", "-o", tmp_path / "file" / "out", code=1).stderr
+
+
+def test_evaluate_of_the_wrong_pair_is_refused(tmp_path: Path):
+    folder = tmp_path / "data"
+    for split in ("train", "test"):
+        for label in tiny.LABELS:
+            (folder / split / label).mkdir(parents=True)
+            Image.fromarray(tiny.picture(3, 32, 32)).save(folder / split / label / "a.png")
+    obfuscator, _ = tiny.save_bundles(tmp_path / "pair")
+    environment = {"SFUMATO_CACHE": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "hf")}
+    done = sfumato("evaluate", obfuscator.path, "--data", folder, code=1, **environment)
+    assert "was trained for classifier" in done.stderr
+
+
+def test_a_misspelt_recipe_key_is_named(tmp_path: Path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('kind = "classifier"\nname = "x"\narchitecture = "resnet20"\n[training]\nepoch = 3\n')
+    done = sfumato("train", recipe, "-o", tmp_path / "run", code=1)
+    assert "training.epoch" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_overwritten_unasked(tmp_path: Path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"a run")
+    done = sfumato("train", "recipes/cifar10-resnet20.toml", "-o", tmp_path, code=1)
+    assert "--resume" in done.stderr
+    assert (tmp_path / "checkpoint.pt").read_bytes() == b"a run"
+
+
+def test_help_names_every_command():
+    said = sfumato("--help").stdout
+    for name in ("demo", "protect", "classify", "serve", "train", "evaluate", "cost"):
+        assert f" {name} " in said
+
+
+def test_the_shipped_pair_belongs_together_and_its_figures_are_in_the_results():
+    classifier = Bundle.load(shipped.classifier_bundle(), kind="classifier")
+    obfuscator = Bundle.load(shipped.obfuscator_bundle(), kind="obfuscator")
+    assert obfuscator.classifier_fingerprint == classifier.classifier_fingerprint
+    results = json.loads((ROOT / "results" / "cifar10-resnet20-obfuscator.json").read_text(encoding="utf-8"))
+    assert results["figures"]["test_pictures"] == 10_000
+    assert results["figures"] == pytest.approx(obfuscator.figures, rel=1e-4)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in ("accuracy_plain", "accuracy_obfuscated"):
+        assert f"{100 * results['figures'][name]:.2f} %" in readme

@@ -1,0 +1,179 @@
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sfumato.data import images as loader
+from sfumato.data import load_images
+from sfumato.device import load_picture
+from sfumato.device.picture import fit
+from sfumato.errors import DataError
+from synthetic import CLASSES, image_set, pixels, png, save_folder
+
+pytestmark = pytest.mark.usefixtures("own_caches")
+
+
+def save_parquet(folder, *, column: str = "img", label: str = "fine_label", named: bool = True, count: int = 6):
+    """`train-0.parquet` and `test-0.parquet` as the hub has them: pictures as bytes, labels as numbers."""
+    from datasets import ClassLabel, Dataset, Features, Value
+    from datasets import Image as Picture
+
+    folder.mkdir(parents=True, exist_ok=True)
+    features = Features({column: Picture(), label: ClassLabel(names=list(CLASSES)) if named else Value("int64")})
+    for split in ("train", "test"):
+        rows = {
+            column: [{"bytes": png(p), "path": None} for p in pixels(count, size=(8, 8), seed=len(split))],
+            label: [i % 4 for i in range(count)],
+        }
+        Dataset.from_dict(rows, features=features).to_parquet(str(folder / f"{split}-0.parquet"))
+    return folder
+
+
+def test_a_folder_of_class_folders_is_read(tmp_path):
+    folder = save_folder(tmp_path, train=8, test=4)
+    for split, count in (("train", 8), ("test", 4)):
+        found = load_images(str(folder), split)
+        assert found.names == CLASSES
+        assert (len(found), found.unreadable, found.source) == (count, 0, str(folder))
+        assert found.images.dtype == torch.uint8 and found.labels.dtype == torch.int64
+        files = sorted((folder / split).rglob("*.png"))
+        for file in files:
+            wanted = torch.from_numpy(np.asarray(Image.open(file)).copy()).permute(2, 0, 1)
+            (position,) = [i for i, image in enumerate(found.images) if torch.equal(image, wanted)]
+            assert found.names[found.labels[position]] == file.parent.name
+
+
+def test_parquet_files_are_read_in_their_order(tmp_path):
+    folder = save_parquet(tmp_path / "parquet")
+    found = load_images(str(folder), "train")
+    assert torch.equal(found.images, torch.from_numpy(pixels(6, size=(8, 8), seed=5).transpose(0, 3, 1, 2).copy()))
+    assert found.labels.tolist() == [0, 1, 2, 3, 0, 1]
+    assert found.names == CLASSES
+
+
+def test_labels_without_names_are_called_by_their_number(tmp_path):
+    folder = save_parquet(tmp_path / "numbers", named=False)
+    found = load_images(str(folder), "test", label_column="fine_label")
+    assert found.names == ("0", "1", "2", "3")
+    assert found.labels.tolist() == [0, 1, 2, 3, 0, 1]
+
+
+def test_columns_may_be_named(tmp_path):
+    folder = save_parquet(tmp_path / "named", column="photo", label="kind", named=False)
+    found = load_images(str(folder), "train", image_column="photo", label_column="kind")
+    assert len(found) == 6
+    with pytest.raises(DataError, match="no obvious label column among photo, kind"):
+        load_images(str(folder), "train")
+
+
+@pytest.mark.parametrize("columns", [{"image_column": "picture"}, {"label_column": "coarse_label"}])
+def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path, columns):
+    folder = save_parquet(tmp_path / "wrong")
+    with pytest.raises(DataError, match=f"no column {next(iter(columns.values()))!r}; it has img, fine_label"):
+        load_images(str(folder), "train", **columns)
+
+
+def test_a_column_without_pictures_is_an_error_of_ours(tmp_path):
+    folder = save_parquet(tmp_path / "swapped")
+    with pytest.raises(DataError, match="fine_label"):
+        load_images(str(folder), "train", image_column="fine_label", label_column="img")
+
+
+def test_pictures_of_different_sizes_need_a_size(tmp_path):
+    folder = save_folder(tmp_path, train=8, test=4)
+    (folder / "train" / "apple" / "00.png").write_bytes(png(pixels(1, size=(20, 44))[0]))
+    with pytest.raises(DataError, match="differ in size"):
+        load_images(str(folder), "train")
+    found = load_images(str(folder), "train", size=(16, 24))
+    assert found.images.shape == (8, 3, 16, 24)
+    # The device would see exactly the same.
+    as_on_device = {fit(load_picture(f), 16, 24).transpose(2, 0, 1).tobytes() for f in (folder / "train").rglob("*.png")}
+    assert {image.numpy().tobytes() for image in found.images} == as_on_device
+
+
+def test_a_broken_file_costs_one_picture_and_is_counted(tmp_path):
+    folder = save_folder(tmp_path, train=8, test=4)
+    whole = load_images(str(folder), "train")
+    (folder / "train" / "banana" / "01.png").write_bytes(b"no picture")
+    found = load_images(str(folder), "train")
+    assert (len(found), found.unreadable) == (7, 1)
+    kept = [i for i, label in enumerate(whole.labels.tolist()) if CLASSES[label] != "banana"]
+    assert torch.equal(found.images[found.labels != 1], whole.images[kept]), "labels must stay with their pictures"
+    assert (found.labels == 1).sum() == (whole.labels == 1).sum() - 1
+
+
+def test_nothing_but_broken_files_is_an_error(tmp_path):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / "0.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="none of 2 pictures"):
+        load_images(str(tmp_path), "train")
+
+
+def test_the_second_time_nothing_is_decoded(tmp_path, monkeypatch):
+    folder = save_folder(tmp_path, train=4, test=4)
+    first = load_images(str(folder), "train")
+    monkeypatch.setattr(loader, "_read_rows", None)
+    monkeypatch.setattr(loader, "load_picture", None)
+    second = load_images(str(folder), "train")
+    assert torch.equal(first.images, second.images) and torch.equal(first.labels, second.labels)
+    assert (first.names, first.sha256) == (second.names, second.sha256)
+
+
+def test_a_changed_file_is_decoded_again(tmp_path):
+    folder = save_folder(tmp_path, train=4, test=4)
+    first = load_images(str(folder), "train")
+    file = folder / "train" / "apple" / "00.png"
+    picture = pixels(1, seed=55)[0]
+    file.write_bytes(png(picture))
+    os.utime(file, ns=(1, 1))
+    second = load_images(str(folder), "train")
+    assert second.sha256 != first.sha256
+    assert torch.equal(second.images[0], torch.from_numpy(picture).permute(2, 0, 1))
+
+
+def test_another_size_is_another_entry(tmp_path):
+    folder = str(save_folder(tmp_path, train=4, test=4))
+    shapes = [load_images(folder, "train", size=size).images.shape[2:] for size in (None, (8, 8), (16, 8))]
+    assert shapes == [(32, 32), (8, 8), (16, 8)]
+
+
+def test_a_validation_split_serves_as_test(tmp_path):
+    folder = save_folder(tmp_path, train=4, test=4)
+    (folder / "test").rename(folder / "validation")
+    assert len(load_images(str(folder), "test")) == 4
+
+
+def test_a_split_that_is_not_there_is_an_error(tmp_path):
+    folder = save_folder(tmp_path, train=4, test=0)
+    with pytest.raises(DataError, match="no test split; it has train"):
+        load_images(str(folder), "test")
+
+
+def test_an_unknown_split_is_refused(tmp_path):
+    with pytest.raises(DataError, match="'dev' is unknown"):
+        load_images(str(tmp_path), "dev")
+
+
+@pytest.mark.parametrize("source", ["./absent", "/absent/folder", "~/absent-folder", "a/b/c"])
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(source, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", None)
+    with pytest.raises(DataError, match="no data at"):
+        load_images(source, "train")
+
+
+def test_an_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(DataError):
+        load_images(str(tmp_path), "train")
+
+
+def test_the_first_pictures_of_a_set_are_a_set():
+    whole = image_set(6)
+    part = whole.subset(4)
+    assert len(part) == 4 and torch.equal(part.images, whole.images[:4]) and part.names == whole.names
+    assert whole.subset(None) is whole and whole.subset(6) is whole and whole.subset(7) is whole

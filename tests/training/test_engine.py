@@ -1,0 +1,290 @@
+import copy
+import math
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+
+from sfumato.data import Augmentation, ImageSet
+from sfumato.errors import Interrupted, TrainingError
+from sfumato.nets import Deobfuscator, Obfuscator
+from sfumato.training import engine
+from sfumato.training.checkpoint import load_checkpoint
+from sfumato.training.engine import Schedule, fit, look
+from sfumato.training.tasks import ClassifierTask, Normalize, ObfuscationTask
+from synthetic import image_set
+
+STEPS, EPOCHS = 3, 2
+TRAIN, TEST = image_set(14, size=(8, 8)), image_set(7, size=(8, 8), seed=1)
+
+
+def classifier() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)
+    )
+
+
+def classifier_task(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return ClassifierTask(classifier(), Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.2)))
+
+
+def obfuscation_task(seed: int = 0) -> nn.Module:
+    torch.manual_seed(99)
+    frozen = classifier()
+    torch.manual_seed(seed)
+    return ObfuscationTask(
+        Obfuscator(), Deobfuscator(), frozen, Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.2)), privacy_weight=0.5
+    )
+
+
+def train(
+    task: nn.Module,
+    checkpoint: Path,
+    *,
+    resume: bool = False,
+    identity: str = "recipe",
+    images: ImageSet = TRAIN,
+    **schedule: int,
+) -> dict[str, float]:
+    optimizer = torch.optim.Adam([p for p in task.parameters() if p.requires_grad], lr=1e-2)
+    return fit(
+        Fabric(accelerator="cpu", devices=1),
+        task,
+        optimizer,
+        torch.optim.lr_scheduler.StepLR(optimizer, 4, 0.9),
+        train=images,
+        test=TEST,
+        augmentation=Augmentation(flip=True, crop_padding=2),
+        schedule=Schedule(**{"epochs": EPOCHS, "batch_size": 4, "seed": 1, **schedule}),
+        checkpoint=checkpoint,
+        identity=identity,
+        resume=resume,
+    )
+
+
+def do_at_step(task: nn.Module, step: int, action) -> nn.Module:
+    """Runs `action(loss)` in the training step of that number, counted from 1; a tensor it returns becomes the loss."""
+    forward, seen = task.forward, 0
+
+    def acting(images, labels):
+        nonlocal seen
+        losses = forward(images, labels)
+        seen += task.training
+        if task.training and seen == step:
+            changed = action(losses["loss"])
+            if changed is not None:
+                losses = {**losses, "loss": changed}
+        return losses
+
+    task.forward = acting
+    return task
+
+
+def send(number: signal.Signals):
+    return lambda _loss: os.kill(os.getpid(), number)
+
+
+def weights(task: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in task.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    return tmp_path / "checkpoint.pt"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict[str, torch.Tensor]:
+    """What the classifier's run ends with when nothing happens."""
+    task = classifier_task()
+    train(task, tmp_path_factory.mktemp("undisturbed") / "checkpoint.pt")
+    return weights(task)
+
+
+def test_training_lowers_the_loss(checkpoint):
+    task = classifier_task()
+    before = look(Fabric(accelerator="cpu"), task, TRAIN, 4, channels_last=False)
+    train(task, checkpoint, epochs=25)
+    after = look(Fabric(accelerator="cpu"), task, TRAIN, 4, channels_last=False)
+    assert after["loss"] < before["loss"] - 0.2
+    assert after["accuracy"] > before["accuracy"]
+
+
+def test_the_same_seed_gives_the_same_weights(checkpoint, undisturbed):
+    task = classifier_task()
+    train(task, checkpoint)
+    assert same(weights(task), undisturbed)
+    assert not same(weights(classifier_task()), undisturbed)
+
+
+def test_another_seed_gives_another_order(checkpoint, undisturbed):
+    task = classifier_task()
+    train(task, checkpoint, seed=2)
+    assert not same(weights(task), undisturbed)
+
+
+def test_the_global_state_of_randomness_does_not_matter(checkpoint, undisturbed):
+    task = classifier_task()
+    torch.manual_seed(12345)
+    train(task, checkpoint)
+    assert same(weights(task), undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [1, 2, STEPS, STEPS + 1, STEPS * EPOCHS])
+def test_an_interrupted_run_goes_on_to_the_same_weights(checkpoint, undisturbed, step, number):
+    with pytest.raises(Interrupted, match="resume"):
+        train(do_at_step(classifier_task(), step, send(number)), checkpoint)
+    task = classifier_task(seed=77)  # whatever the new process starts with is overwritten
+    train(task, checkpoint, resume=True)
+    assert same(weights(task), undisturbed)
+
+
+def test_a_run_may_be_interrupted_again_and_again(checkpoint, undisturbed):
+    with pytest.raises(Interrupted):
+        train(do_at_step(classifier_task(), 1, send(signal.SIGINT)), checkpoint)
+    for _ in range(STEPS * EPOCHS - 1):
+        with pytest.raises(Interrupted):
+            train(do_at_step(classifier_task(7), 1, send(signal.SIGINT)), checkpoint, resume=True)
+    task = classifier_task(8)
+    figures = train(task, checkpoint, resume=True)
+    assert same(weights(task), undisturbed)
+    assert figures["accuracy"] >= 0
+
+
+def test_obfuscator_and_deobfuscator_resume_to_the_same_weights(checkpoint, tmp_path):
+    whole, halves = obfuscation_task(), obfuscation_task()
+    frozen = copy.deepcopy(whole.classifier.state_dict())
+    train(whole, tmp_path / "whole.pt")
+    with pytest.raises(Interrupted):
+        train(do_at_step(halves, 2, send(signal.SIGINT)), checkpoint)
+    halves = obfuscation_task(seed=5)
+    train(halves, checkpoint, resume=True)
+    assert same(weights(halves), weights(whole))
+    assert same(halves.classifier.state_dict(), frozen)
+    assert not same(weights(halves.obfuscator), weights(obfuscation_task().obfuscator))
+
+
+def test_a_crash_goes_on_from_the_last_regular_checkpoint(checkpoint, undisturbed, monkeypatch):
+    monkeypatch.setattr(engine, "CHECKPOINT_EVERY_S", 0.0)
+
+    def crash(_loss):
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        train(do_at_step(classifier_task(), STEPS + 2, crash), checkpoint)
+    assert (load_checkpoint(checkpoint)["epoch"], load_checkpoint(checkpoint)["step"]) == (1, 1)
+    task = classifier_task(3)
+    train(task, checkpoint, resume=True)
+    assert same(weights(task), undisturbed)
+
+
+def test_a_finished_run_resumes_to_its_figures(checkpoint, undisturbed):
+    figures = train(classifier_task(), checkpoint)
+    task = classifier_task(3)
+    again = train(task, checkpoint, resume=True)
+    assert same(weights(task), undisturbed)
+    assert again == figures
+
+
+def test_a_second_interrupt_does_not_wait(checkpoint):
+    def twice(_loss):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(do_at_step(classifier_task(), 1, twice), checkpoint)
+
+
+def test_signals_are_handled_as_before_afterwards(checkpoint):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        train(do_at_step(classifier_task(), 1, send(signal.SIGTERM)), checkpoint)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(checkpoint):
+    train(classifier_task(), checkpoint)
+    task = classifier_task(3)
+    before = weights(task)
+    with pytest.raises(TrainingError, match="another recipe"):
+        train(task, checkpoint, resume=True, identity="another")
+    assert same(weights(task), before)
+
+
+def test_a_checkpoint_of_other_networks_is_refused(checkpoint):
+    train(classifier_task(), checkpoint)
+    with pytest.raises(TrainingError, match="does not fit"):
+        train(obfuscation_task(), checkpoint, resume=True)
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+@pytest.mark.parametrize("every_s", [0.0, 60.0])
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(checkpoint, monkeypatch, loss, every_s):
+    monkeypatch.setattr(engine, "CHECKPOINT_EVERY_S", every_s)
+    task = do_at_step(classifier_task(), STEPS + 1, lambda true_loss: true_loss * loss)
+    with pytest.raises(TrainingError, match="finite|the loss is"):
+        train(task, checkpoint)
+    kept = load_checkpoint(checkpoint)
+    assert (kept["epoch"], kept["step"]) == (1, 0)
+    assert all(torch.isfinite(value).all() for value in kept["task"].values())
+
+
+def test_an_interrupt_does_not_save_weights_that_are_lost(checkpoint):
+    def both(loss):
+        os.kill(os.getpid(), signal.SIGINT)
+        return loss * math.nan
+
+    with pytest.raises(TrainingError, match="finite"):
+        train(do_at_step(classifier_task(), STEPS + 1, both), checkpoint)
+    assert (load_checkpoint(checkpoint)["epoch"], load_checkpoint(checkpoint)["step"]) == (1, 0)
+
+
+def test_more_pictures_per_step_than_there_are_is_refused(checkpoint):
+    with pytest.raises(TrainingError, match="batch_size 16 does not fit 14"):
+        train(classifier_task(), checkpoint, batch_size=16)
+
+
+def test_every_epoch_sees_each_picture_at_most_once_and_in_a_new_order(checkpoint, monkeypatch):
+    batches = []
+
+    def noting(images, *_):
+        batches.append(images)
+        return images
+
+    monkeypatch.setattr(engine, "augment", noting)
+    train(classifier_task(), checkpoint)
+    assert len(batches) == STEPS * EPOCHS
+    orders = []
+    for epoch in range(EPOCHS):
+        seen = torch.cat(batches[epoch * STEPS : (epoch + 1) * STEPS])
+        matches = (seen[:, None] == TRAIN.images[None]).flatten(2).all(dim=2)
+        assert matches.any(dim=1).all() and int(matches.any(dim=0).sum()) == STEPS * 4
+        orders.append(matches.int().argmax(dim=1).tolist())
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
+def test_a_look_averages_over_pictures_not_over_batches(batch_size):
+    task = classifier_task().eval()
+    with torch.no_grad():
+        logits = task.net(task.normalize(TEST.images.float() / 255))
+    figures = look(Fabric(accelerator="cpu"), task, TEST, batch_size, channels_last=False)
+    assert figures["loss"] == pytest.approx(float(nn.functional.cross_entropy(logits, TEST.labels)), rel=1e-5)
+    assert figures["accuracy"] == pytest.approx(float((logits.argmax(1) == TEST.labels).float().mean()), rel=1e-6)
+
+
+def test_a_look_changes_nothing():
+    task = classifier_task()
+    before = weights(task)
+    look(Fabric(accelerator="cpu"), task, TEST, 3, channels_last=True)
+    assert same(weights(task), before)
