@@ -1,6 +1,6 @@
 """Installs the device's side into a fresh environment and measures its size and its import.
 
-    python benchmarks/device_install.py           # writes results/device-install.json
+python benchmarks/device_install.py           # writes results/device-install.json
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sfumato.bundle import Bundle
+from synthetic import save_folder
 from tiny import save_bundles
 
 
@@ -49,3 +50,33 @@ def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("SFUMATO_CACHE", str(folder / "sfumato"))
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")
         yield folder
+
+
+@pytest.fixture(scope="session")
+def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16 pictures to train with and 8 to test, in four class folders."""
+    return save_folder(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, own_caches: Path, picture_folder: Path) -> tuple[Bundle, Bundle]:
+    """(classifier, obfuscator) as `sfumato.training.train` writes them, after an epoch on few pictures."""
+    from sfumato.training import train
+    from sfumato.training.recipe import parse_recipe
+
+    runs = tmp_path_factory.mktemp("runs")
+    common = {
+        "data": {"source": str(picture_folder), "crop_padding": 1},
+        "training": {"epochs": 1, "batch_size": 4, "schedule": "constant"},
+    }
+    classifier = train(
+        parse_recipe({"kind": "classifier", "name": "small", "architecture": "resnet20", **common}),
+        runs / "classifier",
+        accelerator="cpu",
+    )
+    obfuscator = train(
+        parse_recipe({"kind": "obfuscator", "name": "small-o", "classifier": str(classifier.path), **common}),
+        runs / "obfuscator",
+        accelerator="cpu",
+    )
+    return classifier, obfuscator

@@ -64,7 +64,12 @@ def test_a_damaged_entry_is_as_good_as_none(folder, name, damage):
     if damage == "missing":
         file.unlink()
     else:
-        changed = {"empty": b"", "cut": whole[:-3], "garbage": b"\xff" * 200, "other JSON": b'{"key": "%s"}' % KEY.encode()}
+        changed = {
+            "empty": b"",
+            "cut": whole[:-3],
+            "garbage": b"\xff" * 200,
+            "other JSON": b'{"key": "%s"}' % KEY.encode(),
+        }
         file.write_bytes(changed[damage])
     assert cache.find(KEY) is None
     assert np.array_equal(store().images, IMAGES), "it can be stored again"

@@ -75,10 +75,12 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path, colum
         load_images(str(folder), "train", **columns)
 
 
-def test_a_column_without_pictures_is_an_error_of_ours(tmp_path):
+def test_a_column_of_the_wrong_kind_is_an_error(tmp_path):
     folder = save_parquet(tmp_path / "swapped")
-    with pytest.raises(DataError, match="fine_label"):
-        load_images(str(folder), "train", image_column="fine_label", label_column="img")
+    with pytest.raises(DataError, match="'fine_label' holds no pictures"):
+        load_images(str(folder), "train", image_column="fine_label")
+    with pytest.raises(DataError, match="'img' holds Image, not one class"):
+        load_images(str(folder), "train", label_column="img")
 
 
 def test_pictures_of_different_sizes_need_a_size(tmp_path):
@@ -89,7 +91,9 @@ def test_pictures_of_different_sizes_need_a_size(tmp_path):
     found = load_images(str(folder), "train", size=(16, 24))
     assert found.images.shape == (8, 3, 16, 24)
     # The device would see exactly the same.
-    as_on_device = {fit(load_picture(f), 16, 24).transpose(2, 0, 1).tobytes() for f in (folder / "train").rglob("*.png")}
+    as_on_device = {
+        fit(load_picture(f), 16, 24).transpose(2, 0, 1).tobytes() for f in (folder / "train").rglob("*.png")
+    }
     assert {image.numpy().tobytes() for image in found.images} == as_on_device
 
 

@@ -52,18 +52,18 @@ def content_sha256(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64])
 
 
 def find(key: str) -> Decoded | None:
-    """The entry stored under `key`, memory-mapped, or None."""
+    """The entry stored under `key`, memory-mapped; None if there is none or it is damaged."""
     folder = root() / key[:32]
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         # "c": copy-on-write, which torch accepts without a copy of the whole set.
         images = np.load(folder / "images.npy", mmap_mode="c", allow_pickle=False)
         labels = np.load(folder / "labels.npy", allow_pickle=False)
-    except (OSError, ValueError):
+        if meta["key"] != key or len(images) != len(labels):
+            return None
+        return Decoded(images, labels, tuple(meta["names"]), meta["source"], meta["sha256"], meta["unreadable"])
+    except (OSError, EOFError, KeyError, TypeError, ValueError):
         return None
-    if meta.get("key") != key or len(images) != len(labels):
-        return None
-    return Decoded(images, labels, tuple(meta["names"]), meta["source"], meta["sha256"], meta["unreadable"])
 
 
 def store(

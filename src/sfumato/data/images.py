@@ -158,10 +158,12 @@ def _find_label_column(rows: Any, source: str) -> str:
 
 
 def _labels(rows: Any, column: str, source: str) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
-    from datasets import ClassLabel
+    from datasets import ClassLabel, Value
 
-    values = rows[column]
     feature = rows.features[column]
+    if not isinstance(feature, ClassLabel | Value):
+        raise DataError(f"{source}: column {column!r} holds {type(feature).__name__}, not one class per picture")
+    values = rows[column]
     if isinstance(feature, ClassLabel):
         labels = np.asarray(values, dtype=np.int64)
         if labels.size and (labels.min() < 0 or labels.max() >= len(feature.names)):
@@ -178,7 +180,10 @@ def _decode(
     from datasets import Image
 
     # Undecoded bytes: one broken file then costs one picture, not the run.
-    rows = rows.select_columns([column]).cast_column(column, Image(decode=False))
+    try:
+        rows = rows.select_columns([column]).cast_column(column, Image(decode=False))
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise DataError(f"{source}: column {column!r} holds no pictures: {_first_line(error)}") from error
     pictures: list[npt.NDArray[np.uint8]] = []
     kept: list[int] = []
     console = Console(stderr=True)

@@ -11,14 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sfumato.nets.fused import expand_depthwise, folded_norm
-
 Order = Literal["commuted", "paper"]
 
 EXPANSION = 6
 """How many times wider than its input a bottleneck is inside (paper, appendix A)."""
-FUSE_ABOVE_BYTES = 16 << 20
-"""On a CPU, expansions larger than this are trained without being written out, see `sfumato.nets.fused`."""
 
 
 class ConvNormAct(nn.Module):
@@ -87,29 +83,9 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in, H, W) -> (N, out, H * upsample / stride, W * upsample / stride)."""
-        wide = self._fused(x) if self._is_worth_fusing(x) else self.depthwise(self.expand(x))
-        last = (self.upsample, self.project) if self.order == "paper" else (self.project, self.upsample)
-        out: Tensor = last[1](last[0](wide))
+        first, second = (self.upsample, self.project) if self.order == "paper" else (self.project, self.upsample)
+        out: Tensor = second(first(self.depthwise(self.expand(x))))
         return out
-
-    def _fused(self, x: Tensor) -> Tensor:
-        weight, bias = folded_norm(x, self.expand.conv, self.expand.norm)
-        convolution = self.depthwise.conv
-        wide = expand_depthwise(
-            x, weight, bias, convolution.weight, stride=convolution.stride[0], slope=self.expand.act.negative_slope
-        )
-        out: Tensor = self.depthwise.act(self.depthwise.norm(wide))
-        return out
-
-    def _is_worth_fusing(self, x: Tensor) -> bool:
-        expansion_bytes = EXPANSION * x.numel() * x.element_size()
-        return (
-            self.training
-            and x.device.type == "cpu"
-            and expansion_bytes > FUSE_ABOVE_BYTES
-            and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_compiling()
-        )
 
 
 class Obfuscator(nn.Module):

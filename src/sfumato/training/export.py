@@ -39,7 +39,7 @@ def export_onnx(net: nn.Module, path: Path, pictures: Tensor, *, input_name: str
     """Writes one ONNX file with its weights inside and a free batch size, and checks it.
 
     Args:
-        net: one tensor to one tensor.
+        net: one tensor to one tensor; is moved to the CPU, in evaluation mode.
         path: the file.
         pictures: (N, 3, H, W) float32, N at least 2, real inputs to export with and to check on.
         input_name: of the graph's input.
@@ -48,7 +48,6 @@ def export_onnx(net: nn.Module, path: Path, pictures: Tensor, *, input_name: str
     Raises:
         TrainingError: ONNX Runtime computes something else than torch.
     """
-    # A copy that nothing else holds: exporting must not disturb the network that is trained.
     net = net.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     pictures = pictures.cpu().contiguous()
     with torch.no_grad(), _quiet():

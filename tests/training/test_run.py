@@ -1,0 +1,274 @@
+"""From a recipe to a bundle, with few pictures and one epoch."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import sfumato
+from sfumato.bundle import Bundle
+from sfumato.data import load_images
+from sfumato.device import Obfuscator
+from sfumato.errors import BundleError, Interrupted, RecipeError, TrainingError
+from sfumato.training import Run, run, train
+from sfumato.training.recipe import parse_recipe
+from synthetic import CLASSES, image_set, pixels, save_folder
+
+
+def recipe(kind: str = "classifier", *, data: dict[str, Any] | None = None, **changes: Any):
+    what = {"architecture": "resnet20"} if kind == "classifier" else {"classifier": changes.pop("classifier", "x")}
+    training = {"epochs": 2, "batch_size": 4, "schedule": "constant", **changes}
+    return parse_recipe({"kind": kind, "name": "tiny", **what, "data": data or {}, "training": training})
+
+
+@pytest.fixture
+def in_memory(monkeypatch):
+    """Training on pictures that need no disk, and without writing a bundle: `train` returns the task."""
+    sets = {"train": image_set(14, size=(8, 8)), "test": image_set(4, size=(8, 8), seed=1)}
+    monkeypatch.setattr(run, "load_images", lambda _source, split, **_: sets[split])
+    monkeypatch.setattr(run, "_finish", lambda _recipe, task, *_: task)
+    return sets
+
+
+def weights(task: Any) -> dict[str, torch.Tensor]:
+    return task.state_dict()
+
+
+def same(a: Any, b: Any) -> bool:
+    return all(torch.equal(value, weights(b)[name]) for name, value in weights(a).items())
+
+
+def test_from_pictures_to_a_device_that_obfuscates(trained, picture_folder):
+    classifier, obfuscator = (Bundle.load(bundle.path) for bundle in trained)
+    assert (classifier.kind, obfuscator.kind) == ("classifier", "obfuscator")
+    assert classifier.labels == obfuscator.labels == CLASSES
+    assert obfuscator.classifier_fingerprint == classifier.classifier_fingerprint
+    assert obfuscator.name == classifier.name == "small"
+    assert obfuscator.preprocessing == classifier.preprocessing
+    device = Obfuscator(obfuscator.path)
+    (picture,) = pixels(1, seed=9)
+    hidden = device.obfuscate(picture).tensor
+    assert hidden.shape == (3, 32, 32) and np.isfinite(hidden).all()
+    assert len({device.obfuscate(file).tensor.tobytes() for file in (picture_folder / "test").rglob("*.png")}) == 8
+
+
+def test_a_bundle_tells_where_it_comes_from(trained, picture_folder):
+    for bundle, kind in zip(trained, ("classifier", "obfuscator"), strict=True):
+        facts = bundle.provenance
+        assert (facts["epochs"], facts["seed"], facts["processes"], facts["accelerator"]) == (1, 0, 1, "cpu")
+        assert (facts["train_pictures"], facts["test_pictures"], facts["data"]) == (16, 8, str(picture_folder))
+        assert facts["libraries"]["torch"] == torch.__version__
+        assert facts["sfumato"] == sfumato.__version__
+        assert bundle.recipe["kind"] == kind
+        assert parse_recipe(bundle.recipe).training.epochs == 1
+        assert bundle.figures["test_pictures"] == 8
+        assert json.loads((bundle.path / "bundle.json").read_text())["figures"] == bundle.figures
+
+
+def test_pictures_are_normalised_with_their_own_mean_and_deviation(trained, picture_folder):
+    values = load_images(str(picture_folder), "train").images.numpy() / 255
+    assert trained[0].preprocessing.mean == pytest.approx(values.mean(axis=(0, 2, 3)), abs=1e-5)
+    assert trained[0].preprocessing.std == pytest.approx(values.std(axis=(0, 2, 3)), abs=1e-4)
+
+
+def test_a_run_can_be_watched_in_tensorboard(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logs = EventAccumulator(str(trained[1].path.parent / "tensorboard"))
+    logs.Reload()
+    names = logs.Tags()
+    assert {"train/loss", "train/reconstruction", "test/accuracy", "learning_rate"} <= set(names["scalars"])
+    assert names["images"] == ["original, obfuscated, restored"]
+
+
+def test_the_same_seed_gives_the_same_network(in_memory, tmp_path):
+    tasks = [train(recipe(seed=seed), tmp_path / str(i), accelerator="cpu") for i, seed in enumerate((3, 3, 4))]
+    assert same(tasks[0], tasks[1])
+    assert not same(tasks[0], tasks[2])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "step", "one-cycle"])
+def test_an_interrupted_run_resumes_to_the_same_network(in_memory, tmp_path, monkeypatch, schedule):
+    plan = recipe(schedule=schedule, step_epochs=1, optimizer="sgd", learning_rate=0.1)
+    whole = train(plan, tmp_path / "whole", accelerator="cpu")
+    steps = []
+
+    def interrupting(images, *rest, plain=run.fit.__globals__["augment"]):
+        steps.append(1)
+        if len(steps) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(images, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(run.fit.__globals__, "augment", interrupting)
+        with pytest.raises(Interrupted):
+            train(plan, tmp_path / "halves", accelerator="cpu")
+    resumed = train(plan, tmp_path / "halves", accelerator="cpu", resume=True)
+    assert len(steps) == 2 and same(resumed, whole)
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten_by_accident(in_memory, tmp_path):
+    first = train(recipe(seed=1), tmp_path, accelerator="cpu")
+    with pytest.raises(TrainingError, match="--resume goes on with it, --overwrite"):
+        train(recipe(seed=2), tmp_path, accelerator="cpu")
+    with pytest.raises(TrainingError, match="another recipe"):
+        train(recipe(seed=2), tmp_path, accelerator="cpu", resume=True)
+    assert not same(train(recipe(seed=2), tmp_path, accelerator="cpu", overwrite=True), first)
+
+
+def test_other_pictures_are_another_run(in_memory, tmp_path):
+    train(recipe(), tmp_path, accelerator="cpu")
+    in_memory["train"] = image_set(14, size=(8, 8), seed=5)
+    with pytest.raises(TrainingError, match="another recipe"):
+        train(recipe(), tmp_path, accelerator="cpu", resume=True)
+
+
+def test_nothing_to_resume_is_said(in_memory, tmp_path):
+    with pytest.raises(TrainingError, match="nothing to resume"):
+        train(recipe(), tmp_path, accelerator="cpu", resume=True)
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_ours(in_memory, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match="cannot be created"):
+        train(recipe(), tmp_path / "file" / "run", accelerator="cpu")
+
+
+@pytest.mark.parametrize(
+    "accelerator",
+    [
+        "abacus",
+        pytest.param("cuda", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has it")),
+    ],
+)
+def test_an_accelerator_that_is_not_there_is_an_error_of_ours(in_memory, tmp_path, accelerator):
+    with pytest.raises(TrainingError, match=f"cannot train on 1 x '{accelerator}'"):
+        train(recipe(), tmp_path, accelerator=accelerator)
+
+
+def test_splits_that_do_not_belong_together_are_refused(in_memory, tmp_path):
+    in_memory["test"] = image_set(4, size=(16, 8))
+    with pytest.raises(TrainingError, match="differ in classes or size"):
+        train(recipe(), tmp_path, accelerator="cpu")
+
+
+def test_fewer_pictures_can_be_asked_for(in_memory, tmp_path):
+    with pytest.raises(TrainingError, match="batch_size 4 does not fit 3"):
+        train(recipe(data={"train_pictures": 3}), tmp_path, accelerator="cpu")
+
+
+def test_pictures_of_another_size_than_the_classifiers_are_refused(in_memory, tmp_path, trained):
+    with pytest.raises(RecipeError, match=r"\(8, 8\).*takes \(32, 32\)"):
+        train(recipe("obfuscator", classifier=str(trained[0].path)), tmp_path, accelerator="cpu")
+
+
+def test_pictures_of_other_classes_are_refused(in_memory, tmp_path, trained):
+    for split in in_memory:
+        pictures = image_set(8)
+        in_memory[split] = type(pictures)(pictures.images, pictures.labels % 3, CLASSES[:3], "three", "hash")
+    with pytest.raises(RecipeError, match="3 classes, the classifier small 4"):
+        train(recipe("obfuscator", classifier=str(trained[0].path)), tmp_path, accelerator="cpu")
+
+
+def test_a_classifier_that_is_not_there_or_is_none_is_refused(in_memory, tmp_path, trained):
+    with pytest.raises(BundleError, match="no bundle at"):
+        train(recipe("obfuscator", classifier=str(tmp_path / "absent")), tmp_path / "a", accelerator="cpu")
+    with pytest.raises(BundleError, match="'classifier' is needed"):
+        train(recipe("obfuscator", classifier=str(trained[1].path)), tmp_path / "b", accelerator="cpu")
+
+
+def test_sizes_that_the_obfuscator_cannot_take_are_refused(in_memory, tmp_path, trained):
+    folder = shutil.copytree(trained[0].path, tmp_path / "odd")
+    manifest = json.loads((folder / "bundle.json").read_text())
+    manifest["preprocessing"].update(height=12, width=32)
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+    in_memory.update(train=image_set(8, size=(12, 32)), test=image_set(4, size=(12, 32)))
+    with pytest.raises(RecipeError, match="multiples of 8"):
+        train(recipe("obfuscator", classifier=str(folder)), tmp_path / "run", accelerator="cpu")
+
+
+# Runs `sfumato`, and notes which pictures each process trains on.
+SPY = """
+import hashlib, os
+from pathlib import Path
+from sfumato.training import engine
+
+def noting(images, *rest, plain=engine.augment):
+    with Path(os.environ["SPY_NOTES"], os.environ.get("LOCAL_RANK", "0")).open("a") as notes:
+        print(*(hashlib.sha256(i.numpy().tobytes()).hexdigest() for i in images), file=notes)
+    return plain(images, *rest)
+
+engine.augment = noting
+
+from sfumato.cli import main
+
+main()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_every_batch(tmp_path):
+    # 9 pictures to test: one process looks at two batches of them, the other at one.
+    folder = save_folder(tmp_path / "pictures", train=16, test=9)
+    (tmp_path / "spied").mkdir()
+    (tmp_path / "spied" / "__main__.py").write_text(SPY)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "recipe.toml").write_text(
+        f"""
+        kind = "classifier"
+        name = "shared"
+        architecture = "resnet20"
+        [data]
+        source = "{folder}"
+        [training]
+        epochs = 2
+        batch_size = 4
+        """
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "spied",
+        "train",
+        "recipe.toml",
+        "--devices",
+        "2",
+        "--accelerator",
+        "cpu",
+        "--json",
+    ]
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith(("SFUMATO", "LOCAL_RANK"))},
+        "SFUMATO_CACHE": str(tmp_path / "cache"),
+        "HF_DATASETS_CACHE": str(tmp_path / "hub"),
+        "SPY_NOTES": str(tmp_path / "notes"),
+        "PYTHONPATH": str(tmp_path),
+    }
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    bundle = Bundle.load(tmp_path / "runs" / "shared" / "bundle")
+    assert json.loads(line) == {"bundle": str(Run(Path("runs/shared")).bundle), "figures": bundle.figures}
+    assert bundle.provenance["processes"] == 2
+    assert bundle.figures["test_pictures"] == 9
+
+    files = (folder / "train").rglob("*.png")
+    from PIL import Image
+
+    all_pictures = {hashlib.sha256(np.asarray(Image.open(f)).transpose(2, 0, 1).tobytes()).hexdigest() for f in files}
+    notes = [(tmp_path / "notes" / rank).read_text().splitlines() for rank in "01"]
+    steps_per_epoch = 16 // 4
+    assert [len(steps) for steps in notes] == [2 * steps_per_epoch] * 2
+    assert all(len(step.split()) == 2 for steps in notes for step in steps)
+    for epoch in range(2):
+        seen = [p for steps in notes for step in steps[epoch * 4 : epoch * 4 + 4] for p in step.split()]
+        assert sorted(seen) == sorted(all_pictures), "each picture once an epoch, in one process or the other"
