@@ -1,6 +1,6 @@
 """Times the obfuscator beside ResNet18, each for one picture on one thread, in turn, in one run.
 
-    python benchmarks/device_latency.py           # writes results/device-latency.json
+`python benchmarks/device_latency.py` writes results/device-latency.json
 
 Both run under ONNX Runtime with the session options that the device uses. Weights are random: they do not
 change the time.

@@ -1,6 +1,6 @@
 """Times the obfuscator's training step beside the plain two-pass loop in the paper's order, in turn, in one run.
 
-    python benchmarks/training_step.py            # writes results/training-step.json
+`python benchmarks/training_step.py` writes results/training-step.json
 
 Both loops train the same networks on the same pictures against the same frozen ResNet20, in float32 on the
 CPU, with the allocator setting that `sfumato train` arranges.

@@ -60,14 +60,15 @@ def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, own_caches: Path, picture_folder: Path) -> tuple[Bundle, Bundle]:
-    """(classifier, obfuscator) as `sfumato.training.train` writes them, after an epoch on few pictures."""
+    """(classifier, obfuscator) as `sfumato.training.train` writes them, after few epochs on few pictures."""
     from sfumato.training import train
     from sfumato.training.recipe import parse_recipe
 
     runs = tmp_path_factory.mktemp("runs")
     common = {
         "data": {"source": str(picture_folder), "crop_padding": 1},
-        "training": {"epochs": 1, "batch_size": 4, "schedule": "constant"},
+        # Enough steps for the running statistics to become those of pictures: fresh ones flatten every output.
+        "training": {"epochs": 8, "batch_size": 4, "schedule": "constant", "validate_every": 8},
     }
     classifier = train(
         parse_recipe({"kind": "classifier", "name": "small", "architecture": "resnet20", **common}),

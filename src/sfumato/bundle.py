@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -65,7 +66,8 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
             raise BundleError(f"preprocessing size {self.height}x{self.width} must be positive")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        finite = all(math.isfinite(v) for v in (*self.mean, *self.std))
+        if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
             raise BundleError(
                 f"preprocessing needs three means and three positive deviations, got {self.mean}, {self.std}"
             )
@@ -138,7 +140,7 @@ class Bundle:
         Raises:
             BundleError: a file that this kind needs is missing, or the disk refuses the write.
         """
-        names = sorted(p.name for p in self.path.iterdir() if p.is_file() and _belongs(p.name))
+        names = sorted(p.name for p in self.path.glob("*") if p.is_file() and _belongs(p.name))
         missing = [name for name in _REQUIRED[self.kind] if name not in names]
         if missing:
             raise BundleError(f"cannot save a {self.kind} bundle without {', '.join(missing)} in {self.path}")
@@ -186,9 +188,9 @@ class Bundle:
             labels=tuple(raw["labels"]),
             preprocessing=Preprocessing.from_json(raw["preprocessing"]),
             classifier_fingerprint=raw["classifier_fingerprint"],
-            recipe=raw.get("recipe", {}),
-            figures=raw.get("figures", {}),
-            provenance=raw.get("provenance", {}),
+            recipe=raw["recipe"],
+            figures=raw["figures"],
+            provenance=raw["provenance"],
             files=dict(raw["files"]),
         )
 
@@ -200,6 +202,9 @@ _TYPES: dict[str, type] = {
     "preprocessing": dict,
     "classifier_fingerprint": str,
     "files": dict,
+    "recipe": dict,
+    "figures": dict,
+    "provenance": dict,
 }
 
 
@@ -211,11 +216,12 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}")
     try:
         raw = json.loads(manifest.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise BundleError(f"{manifest} cannot be read as JSON: {error}") from error
     schema = raw.get("schema") if isinstance(raw, dict) else None
     if schema != SCHEMA:
         raise BundleError(f"{manifest} has schema {schema!r}; this version of sfumato reads {SCHEMA!r}")
+    raw = {"recipe": {}, "figures": {}, "provenance": {}, **raw}  # a bundle works without these
     for key, expected_type in _TYPES.items():
         if not isinstance(raw.get(key), expected_type):
             raise BundleError(f"{manifest}: {key!r} must be a {expected_type.__name__}, got {raw.get(key)!r:.60}")

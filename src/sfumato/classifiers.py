@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -43,7 +44,7 @@ def load_classifier(path: Path) -> FrozenClassifier:
     try:
         net = build_classifier(str(architecture), len(bundle.labels))
         net.load_state_dict(load_file(bundle.file(CLASSIFIER_WEIGHTS)))
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, SafetensorError) as error:
         raise BundleError(f"{path}: weights do not fit architecture {architecture!r}: {error}") from error
     return FrozenClassifier(
         net=net.eval().requires_grad_(False),

@@ -80,7 +80,7 @@ def test_a_full_disk_is_an_error_of_ours_and_leaves_nothing(folder, monkeypatch)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(np, "save", refuse)
-    with pytest.raises(DataError, match="No space left.*SFUMATO_CACHE"):
+    with pytest.raises(DataError, match=r"No space left.*SFUMATO_CACHE"):
         store()
     assert list(folder.iterdir()) == []
 

@@ -47,7 +47,7 @@ def test_both_orders_are_the_same_function(both, training):
 
 
 def test_both_orders_keep_the_same_statistics_up_to_the_size_of_the_sample(both):
-    """Batch norm keeps the unbiased variance, whose factor n / (n - 1) sees four times the pixels in the paper's order."""
+    """Batch norm keeps the unbiased variance; its n / (n - 1) counts four times the pixels in the paper's order."""
     commuted, paper = (copy.deepcopy(net).train() for net in both)
     before = {name: value.clone() for name, value in commuted.named_buffers()}
     pictures = torch.rand(3, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -55,7 +55,7 @@ def test_both_orders_keep_the_same_statistics_up_to_the_size_of_the_sample(both)
     paper(pictures)
     other = dict(paper.named_buffers())
     # Pixels that the norm after an upsampling bottleneck's projection sees, before and after upsampling.
-    seen = {f"up.{i}.project.1.running_var": (n, 4 * n) for i, n in enumerate((3 * 2 * 2, 3 * 4 * 4, 3 * 8 * 8))}
+    seen = {f"up.{i}.project.norm.running_var": (n, 4 * n) for i, n in enumerate((3 * 2 * 2, 3 * 4 * 4, 3 * 8 * 8))}
     assert seen.keys() <= before.keys()
     for name, value in commuted.named_buffers():
         expected = other[name]
@@ -89,7 +89,7 @@ def test_other_sizes_are_refused(shape):
 def test_the_layers_are_those_of_the_papers_table():
     net = Obfuscator()
     bottlenecks = [m for m in net.modules() if isinstance(m, Bottleneck)]
-    shape = [(b.expand[0].in_channels, b.project[0].out_channels, b.depthwise[0].stride[0]) for b in bottlenecks]
+    shape = [(b.expand.conv.in_channels, b.project.conv.out_channels, b.depthwise.conv.stride[0]) for b in bottlenecks]
     assert shape == [(32, 32, 2), (32, 64, 2), (64, 128, 2), (128, 64, 1), (64, 32, 1), (32, 3, 1)]
     convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
     assert all(c.bias is None for c in convolutions)

@@ -232,7 +232,7 @@ def test_a_checkpoint_of_other_networks_is_refused(checkpoint):
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(checkpoint, monkeypatch, loss, every_s):
     monkeypatch.setattr(engine, "CHECKPOINT_EVERY_S", every_s)
     task = do_at_step(classifier_task(), STEPS + 1, lambda true_loss: true_loss * loss)
-    with pytest.raises(TrainingError, match="finite|the loss is"):
+    with pytest.raises(TrainingError, match=r"finite|the loss is"):
         train(task, checkpoint)
     kept = load_checkpoint(checkpoint)
     assert (kept["epoch"], kept["step"]) == (1, 0)

@@ -1,4 +1,4 @@
-"""From a recipe to a bundle, with few pictures and one epoch."""
+"""From a recipe to a bundle, with few pictures and few epochs."""
 
 import hashlib
 import json
@@ -64,12 +64,12 @@ def test_from_pictures_to_a_device_that_obfuscates(trained, picture_folder):
 def test_a_bundle_tells_where_it_comes_from(trained, picture_folder):
     for bundle, kind in zip(trained, ("classifier", "obfuscator"), strict=True):
         facts = bundle.provenance
-        assert (facts["epochs"], facts["seed"], facts["processes"], facts["accelerator"]) == (1, 0, 1, "cpu")
+        assert (facts["epochs"], facts["seed"], facts["processes"], facts["accelerator"]) == (8, 0, 1, "cpu")
         assert (facts["train_pictures"], facts["test_pictures"], facts["data"]) == (16, 8, str(picture_folder))
         assert facts["libraries"]["torch"] == torch.__version__
         assert facts["sfumato"] == sfumato.__version__
         assert bundle.recipe["kind"] == kind
-        assert parse_recipe(bundle.recipe).training.epochs == 1
+        assert parse_recipe(bundle.recipe).training.epochs == 8
         assert bundle.figures["test_pictures"] == 8
         assert json.loads((bundle.path / "bundle.json").read_text())["figures"] == bundle.figures
 

@@ -67,16 +67,20 @@ def _print_tables(rows: list[dict[str, Any]], obfuscator: dict[str, int], shape:
         f"obfuscator for {shape}: {obfuscator['params']:,} parameters, {obfuscator['macs']:,} MACs "
         f"({obfuscator['macs_paper_order']:,} in the paper's order)"
     )
-    table = Table("classifier", "parameters", "MACs", "overhead, parameters", "overhead, MACs", "MACs, paper's order")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = Table(title="what the obfuscator adds", title_justify="left")
+    for header in ("classifier", "parameters", "MACs", "+ parameters", "+ MACs", "+ MACs (paper)"):
+        table.add_column(header, justify="left" if header == "classifier" else "right", no_wrap=True)
     for row in rows:
         table.add_row(
             row["classifier"],
-            f"{row['params']:,}",
-            f"{row['macs']:,}",
+            _millions(row["params"]),
+            _millions(row["macs"]),
             percent(row["overhead_params"]),
             percent(row["overhead_macs"]),
             percent(row["overhead_macs_paper_order"]),
         )
     console.print(table)
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.2f} M"

@@ -69,8 +69,6 @@ class Obfuscator:
         self._input_name = self._session.get_inputs()[0].name
         preprocessing = self.bundle.preprocessing
         self._shape = (3, preprocessing.height, preprocessing.width)
-        self._mean = np.asarray(preprocessing.mean, np.float32)[:, None, None]
-        self._std = np.asarray(preprocessing.std, np.float32)[:, None, None]
 
     def obfuscate(self, source: PictureSource) -> ObfuscatedPicture:
         """Obfuscates one picture. See `obfuscate_batch`."""
@@ -131,7 +129,7 @@ class Obfuscator:
             )
         if not np.isfinite(obfuscated).all():
             raise BundleError(f"the obfuscator of {source} made NaN or infinite values; nothing was sent")
-        for plain in (pictures, (pictures - self._mean) / self._std):
+        for plain in (pictures, self.bundle.preprocessing.normalize(pictures)):
             distance = np.abs(obfuscated - plain).max(axis=(1, 2, 3), initial=0.0)
             if (distance <= SAME_WITHIN).any():
                 raise BundleError(f"the obfuscator of {source} returned the picture itself; nothing was sent")

@@ -75,12 +75,14 @@ class ClassifierRecipe(_Strict):
     """A classifier of the zoo, trained on plain pictures.
 
     Attributes:
+        note: what people should know of the result; goes into the bundle.
         architecture: a name from `sfumato.nets.CLASSIFIERS`.
         label_smoothing: of the cross-entropy.
     """
 
     kind: Literal["classifier"]
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    note: str = ""
     architecture: Literal["resnet20", "resnet18", "resnet50", "vgg19", "googlenet"]
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     data: DataRecipe = DataRecipe()
@@ -91,12 +93,14 @@ class ObfuscatorRecipe(_Strict):
     """An obfuscator for a frozen classifier, trained against a deobfuscator.
 
     Attributes:
+        note: what people should know of the result; goes into the bundle.
         classifier: folder of the frozen classifier's bundle, from where the command is run.
         privacy_weight: lambda, the weight of the reconstruction error in `L_c - lambda L_r`.
     """
 
     kind: Literal["obfuscator"]
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    note: str = ""
     classifier: str
     privacy_weight: float = Field(default=1.0, ge=0)
     data: DataRecipe = DataRecipe()

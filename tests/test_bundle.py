@@ -1,0 +1,229 @@
+import errno
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sfumato.bundle import Bundle, Preprocessing, fingerprint, write_json
+from sfumato.errors import BundleError
+
+
+@pytest.fixture
+def folder(tmp_path, obfuscator_bundle) -> Path:
+    """A copy that may be damaged."""
+    return shutil.copytree(obfuscator_bundle.path, tmp_path / "bundle")
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    manifest = json.loads((folder / "bundle.json").read_text())
+    (folder / "bundle.json").write_text(json.dumps({**manifest, **changes}))
+
+
+@pytest.mark.parametrize("kind", ["classifier", "obfuscator"])
+def test_what_was_saved_is_loaded(tmp_path, kind):
+    for name in ("model.onnx", "obfuscator.onnx", "weights.safetensors", "notes.txt"):
+        (tmp_path / name).write_bytes(name.encode())
+    saved = Bundle(
+        path=tmp_path,
+        kind=kind,
+        name="näme",
+        labels=("cat", "Hündchen"),
+        preprocessing=Preprocessing(8, 16, (0.1, 0.2, 0.3), (0.4, 0.5, 1 / 3)),
+        classifier_fingerprint="sha256:0",
+        recipe={"training": {"epochs": 3}},
+        figures={"accuracy_plain": 0.1234567890123},
+        provenance={"commit": None},
+    )
+    saved.save()
+    assert Bundle.load(tmp_path) == saved == Bundle.load(str(tmp_path), kind=kind)
+    assert Bundle.load(tmp_path).files == {
+        name: hashlib.sha256(name.encode()).hexdigest()
+        for name in ("model.onnx", "obfuscator.onnx", "weights.safetensors")
+    }
+
+
+def test_saving_again_keeps_up_with_the_files(folder):
+    bundle = Bundle.load(folder)
+    (folder / "deobfuscator.onnx").write_bytes(b"new")
+    bundle.figures["accuracy_plain"] = 0.5
+    bundle.save()
+    again = Bundle.load(folder)
+    assert again.file("deobfuscator.onnx").read_bytes() == b"new"
+    assert again.figures == {"accuracy_plain": 0.5}
+
+
+def test_a_bundle_may_be_moved(folder, tmp_path):
+    shutil.move(folder, tmp_path / "moved")
+    assert Bundle.load(tmp_path / "moved").file("obfuscator.onnx").is_file()
+    assert str(tmp_path) not in (tmp_path / "moved" / "bundle.json").read_text()
+
+
+def test_a_file_that_is_not_listed_is_not_given(folder):
+    (folder / "extra.onnx").write_bytes(b"x")
+    with pytest.raises(BundleError, match=r"has no extra\.onnx; it lists obfuscator\.onnx"):
+        Bundle.load(folder).file("extra.onnx")
+
+
+def test_a_changed_file_is_refused(damaged):
+    with pytest.raises(BundleError, match="changed or damaged"):
+        Bundle.load(damaged)
+
+
+def test_a_missing_file_is_named(folder):
+    (folder / "obfuscator.onnx").unlink()
+    with pytest.raises(BundleError, match=r"obfuscator\.onnx is missing"):
+        Bundle.load(folder)
+
+
+def test_another_kind_than_the_one_needed_is_refused(obfuscator_bundle, classifier_bundle):
+    with pytest.raises(BundleError, match="kind 'obfuscator'; one of kind 'classifier'"):
+        Bundle.load(obfuscator_bundle.path, kind="classifier")
+    with pytest.raises(BundleError, match="kind 'classifier'; one of kind 'obfuscator'"):
+        Bundle.load(classifier_bundle.path, kind="obfuscator")
+
+
+@pytest.mark.parametrize("schema", [None, "sfumato.bundle/2", "other", 1])
+def test_a_manifest_of_another_schema_is_refused(folder, schema):
+    edit(folder, schema=schema)
+    with pytest.raises(BundleError, match="this version of sfumato reads"):
+        Bundle.load(folder)
+
+
+@pytest.mark.parametrize("name", ["../secret.onnx", "/etc/passwd", "sub/x.onnx", "..", ".", "", "./obfuscator.onnx"])
+def test_a_manifest_cannot_reach_out_of_its_folder(folder, name):
+    secret = folder.parent / "secret.onnx"
+    secret.write_bytes(b"secret")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "x.onnx").write_bytes(b"secret")
+    files = json.loads((folder / "bundle.json").read_text())["files"]
+    edit(folder, files={**files, name: hashlib.sha256(b"secret").hexdigest()})
+    with pytest.raises(BundleError):
+        Bundle.load(folder)
+
+
+WRONG = [None, 3, "text", [1], {"a": 1}, True]
+OPTIONAL = ("recipe", "figures", "provenance")
+
+
+@pytest.mark.parametrize("value", WRONG, ids=repr)
+@pytest.mark.parametrize(
+    ("key", "right"),
+    [
+        ("kind", ()),
+        ("name", (str,)),
+        ("labels", ()),
+        ("preprocessing", ()),
+        ("classifier_fingerprint", (str,)),
+        ("files", ()),
+        ("recipe", (dict,)),
+        ("figures", (dict,)),
+        ("provenance", (dict,)),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused(folder, key, right, value):
+    edit(folder, **{key: value})
+    if isinstance(value, right):
+        Bundle.load(folder)
+        return
+    with pytest.raises(BundleError, match=r"must be|malformed|unknown kind|strings|does not list|missing"):
+        Bundle.load(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"height": 0},
+        {"width": -8},
+        {"height": "tall"},
+        {"height": None},
+        {"mean": [0.5, 0.5]},
+        {"mean": 0.5},
+        {"std": [1, 1, 0]},
+        {"std": [1, 1, -1]},
+        {"std": [1, 1, float("nan")]},
+        {"mean": [0, 0, float("inf")]},
+    ],
+    ids=repr,
+)
+def test_a_preprocessing_that_makes_no_sense_is_refused(folder, change):
+    preprocessing = json.loads((folder / "bundle.json").read_text())["preprocessing"]
+    edit(folder, preprocessing={**preprocessing, **change})
+    with pytest.raises(BundleError, match="preprocessing"):
+        Bundle.load(folder)
+
+
+@pytest.mark.parametrize("key", ["kind", "name", "labels", "preprocessing", "classifier_fingerprint", "files"])
+def test_a_manifest_that_lacks_something_is_refused(folder, key):
+    manifest = json.loads((folder / "bundle.json").read_text())
+    del manifest[key]
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=key):
+        Bundle.load(folder)
+
+
+def test_what_every_bundle_can_do_without_may_be_absent(folder):
+    manifest = json.loads((folder / "bundle.json").read_text())
+    (folder / "bundle.json").write_text(json.dumps({k: v for k, v in manifest.items() if k not in OPTIONAL}))
+    assert Bundle.load(folder).figures == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe\x00", b"[" * 100_000])
+def test_a_manifest_that_is_no_json_object_is_refused(folder, content):
+    (folder / "bundle.json").write_bytes(content)
+    with pytest.raises(BundleError):
+        Bundle.load(folder)
+
+
+def test_what_is_no_bundle_is_refused(tmp_path):
+    with pytest.raises(BundleError, match="no bundle at"):
+        Bundle.load(tmp_path / "absent")
+    with pytest.raises(BundleError, match=r"has no bundle\.json"):
+        Bundle.load(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleError, match="no bundle at"):
+        Bundle.load(tmp_path / "file")
+
+
+def test_a_bundle_is_not_saved_without_the_file_it_is_for(folder):
+    bundle = Bundle.load(folder)
+    (folder / "obfuscator.onnx").unlink()
+    with pytest.raises(BundleError, match=r"without obfuscator\.onnx"):
+        bundle.save()
+    with pytest.raises(BundleError):
+        replace(bundle, path=folder / "absent").save()
+
+
+def test_a_full_disk_leaves_the_old_manifest(folder, monkeypatch):
+    bundle = Bundle.load(folder)
+    before = (folder / "bundle.json").read_bytes()
+    files = sorted(folder.iterdir())
+    plain = Path.write_text
+
+    def half(self: Path, text: str, **options: Any) -> None:
+        plain(self, text[: len(text) // 2], **options)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    bundle.figures["new"] = 1
+    with pytest.raises(BundleError, match="No space left on device"):
+        bundle.save()
+    assert (folder / "bundle.json").read_bytes() == before
+    assert sorted(folder.iterdir()) == files
+
+
+def test_json_is_written_for_people_and_machines(tmp_path):
+    value = {"ä": [1, 2.5, None, {"deep": True}]}
+    write_json(tmp_path / "x.json", value)
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == value
+    assert "ä" in (tmp_path / "x.json").read_text(encoding="utf-8")
+
+
+def test_a_fingerprint_is_the_hash_of_the_file(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"abc")
+    # Source: FIPS 180-4, the example of "abc".
+    expected = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert fingerprint(tmp_path / "model.onnx") == expected

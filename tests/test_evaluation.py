@@ -1,0 +1,128 @@
+"""The figures of a bundle's ONNX files against the same figures from torch."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from sfumato import evaluation
+from sfumato.bundle import Bundle, Preprocessing
+from sfumato.classifiers import load_classifier
+from sfumato.data import ImageSet, load_images
+from sfumato.errors import BundleError
+from sfumato.evaluation import evaluate_classifier, evaluate_obfuscator
+from sfumato.nets import Deobfuscator, Obfuscator
+from synthetic import image_set
+from tiny import logits
+
+
+@pytest.fixture(scope="module")
+def images() -> ImageSet:
+    """Noise among the pictures, so that the classifier is not always right or always wrong."""
+    pictures = image_set(22, seed=3)
+    return replace(pictures, labels=(pictures.labels + (torch.arange(22) % 3 == 0)) % 4)
+
+
+@pytest.fixture(autouse=True, params=[5, 250], ids=["in batches", "at once"])
+def batch(request, monkeypatch):
+    monkeypatch.setattr(evaluation, "BATCH", request.param)
+
+
+@pytest.fixture(scope="module")
+def in_torch(trained, images) -> dict[str, torch.Tensor]:
+    """What the networks compute from their weights, without any ONNX."""
+    frozen = load_classifier(trained[0].path)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (frozen.preprocessing.mean, frozen.preprocessing.std))
+    nets = []
+    for network, file in ((Obfuscator, "obfuscator.safetensors"), (Deobfuscator, "deobfuscator.safetensors")):
+        net = network().eval()
+        net.load_state_dict(load_file(trained[1].file(file)))
+        nets.append(net)
+    pictures = images.images.float() / 255
+    with torch.no_grad():
+        obfuscated = nets[0](pictures)
+        return {
+            "pictures": pictures,
+            "plain": frozen.net((pictures - mean) / std).argmax(dim=1),
+            "hidden": frozen.net((obfuscated - mean) / std).argmax(dim=1),
+            "restored": nets[1](obfuscated),
+        }
+
+
+def test_plain_accuracy_is_that_of_torch(trained, images, in_torch):
+    expected = float((in_torch["plain"] == images.labels).double().mean())
+    assert evaluate_classifier(trained[0], images) == {"accuracy_plain": expected, "test_pictures": 22}
+
+
+def test_obfuscated_accuracy_is_that_of_torch(trained, images, in_torch):
+    figures = evaluate_obfuscator(trained[1], trained[0], images)
+    assert figures["accuracy_plain"] == float((in_torch["plain"] == images.labels).double().mean())
+    assert figures["accuracy_obfuscated"] == float((in_torch["hidden"] == images.labels).double().mean())
+    assert figures["test_pictures"] == 22
+
+
+def test_the_joint_deobfuscators_figures_are_those_of_torch(trained, images, in_torch):
+    figures = evaluate_obfuscator(trained[1], trained[0], images)
+    pair = in_torch["restored"].clamp(0, 1), in_torch["pictures"]
+    assert not torch.equal(pair[0], in_torch["restored"]), "without values to clip, the clipping is not seen"
+    mse = float(((pair[0].double() - pair[1].double()) ** 2).mean())
+    assert figures["joint_deobfuscator_mse"] == pytest.approx(mse, rel=1e-4)
+    psnr, ssim = (
+        float(measure(*pair, data_range=1.0))
+        for measure in (peak_signal_noise_ratio, structural_similarity_index_measure)
+    )
+    assert figures["joint_deobfuscator_psnr_db"] == pytest.approx(psnr, abs=1e-3)
+    assert figures["joint_deobfuscator_ssim"] == pytest.approx(ssim, abs=1e-4)
+    # By definition, so that no two figures contradict each other.
+    assert figures["joint_deobfuscator_psnr_db"] == pytest.approx(-10 * torch.tensor(mse).log10().item(), abs=1e-3)
+
+
+def test_the_figures_in_a_bundle_are_those_of_its_test_pictures(trained, picture_folder):
+    classifier, obfuscator = trained
+    test_set = load_images(str(picture_folder), "test")
+    assert classifier.figures == pytest.approx(evaluate_classifier(classifier, test_set))
+    assert obfuscator.figures == pytest.approx(evaluate_obfuscator(obfuscator, classifier, test_set))
+
+
+def test_an_obfuscator_without_deobfuscator_has_no_figures_of_it(trained, images):
+    files = {name: digest for name, digest in trained[1].files.items() if "deobfuscator" not in name}
+    figures = evaluate_obfuscator(replace(trained[1], files=files), trained[0], images)
+    assert figures.keys() == {"accuracy_plain", "accuracy_obfuscated", "test_pictures"}
+
+
+def test_an_obfuscator_for_another_classifier_is_refused(trained, images):
+    other = replace(trained[0], classifier_fingerprint="sha256:" + "0" * 64)
+    with pytest.raises(BundleError, match="was trained for classifier"):
+        evaluate_obfuscator(trained[1], other, images)
+
+
+def test_pictures_of_another_size_are_refused(trained):
+    small = image_set(4, size=(16, 16))
+    with pytest.raises(BundleError, match=r"\(16, 16\), \(32, 32\) is needed"):
+        evaluate_classifier(trained[0], small)
+    with pytest.raises(BundleError, match=r"\(16, 16\), \(32, 32\) is needed"):
+        evaluate_obfuscator(trained[1], trained[0], small)
+
+
+def test_a_classifier_that_is_always_right_has_accuracy_one(tiny_bundles):
+    _, classifier = tiny_bundles
+    plain = replace(classifier, preprocessing=Preprocessing(8, 8))
+    pictures = image_set(9, size=(8, 8))
+    answers = logits(pictures.images.numpy().astype("float32") / 255)
+    right = replace(pictures, labels=torch.from_numpy(answers.argmax(axis=1)))
+    wrong = replace(right, labels=(right.labels + 1) % 4)
+    assert evaluate_classifier(plain, right)["accuracy_plain"] == 1.0
+    assert evaluate_classifier(plain, wrong)["accuracy_plain"] == 0.0
+
+
+def test_the_order_of_the_pictures_does_not_matter(trained, images):
+    turned = replace(images, images=images.images.flip(0).contiguous(), labels=images.labels.flip(0).contiguous())
+    assert evaluate_obfuscator(trained[1], trained[0], turned) == pytest.approx(
+        evaluate_obfuscator(trained[1], trained[0], images), rel=1e-5
+    )
+
+
+def test_a_bundle_loaded_again_gives_the_same(trained, images):
+    assert evaluate_classifier(Bundle.load(trained[0].path), images) == evaluate_classifier(trained[0], images)

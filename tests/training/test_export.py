@@ -1,0 +1,148 @@
+"""The ONNX files of a bundle against the networks that they were made from."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from sfumato.bundle import Bundle
+from sfumato.classifiers import load_classifier
+from sfumato.errors import TrainingError
+from sfumato.nets import Deobfuscator, Obfuscator
+from sfumato.training import export
+from sfumato.training.export import export_onnx
+from synthetic import pixels
+
+PICTURES = torch.from_numpy(pixels(9, seed=4).transpose(0, 3, 1, 2).copy()).float() / 255
+FILES = ("model.onnx", "obfuscator.onnx", "deobfuscator.onnx")
+
+
+@pytest.fixture(scope="module")
+def nets(trained) -> tuple[nn.Module, nn.Module]:
+    """(obfuscator, deobfuscator) with the bundle's weights."""
+    pair = (Obfuscator().eval(), Deobfuscator().eval())
+    for net, name in zip(pair, ("obfuscator", "deobfuscator"), strict=True):
+        net.load_state_dict(load_file(trained[1].file(f"{name}.safetensors")))
+    return pair
+
+
+def file(trained: tuple[Bundle, Bundle], name: str) -> Path:
+    return trained[0 if name == "model.onnx" else 1].file(name)
+
+
+def run(path: Path, batch: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (result,) = session.run(None, {session.get_inputs()[0].name: batch})
+    return result
+
+
+def assert_same(got: np.ndarray, expected: np.ndarray) -> None:
+    """Equal up to a thousandth of what distinguishes one output from another."""
+    assert got.shape == expected.shape and got.dtype == np.float32
+    assert np.abs(got - expected).max() <= 1e-3 * expected.std()
+
+
+def normalise(trained: tuple[Bundle, Bundle], images: torch.Tensor) -> torch.Tensor:
+    preprocessing = trained[0].preprocessing
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
+    return (images - mean) / std
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_the_obfuscators_file_takes_pictures_and_gives_the_classifiers_input(trained, nets, count):
+    with torch.no_grad():
+        expected = normalise(trained, nets[0](PICTURES[:count])).numpy()
+    got = run(file(trained, "obfuscator.onnx"), PICTURES[:count].numpy())
+    assert_same(got, expected)
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_the_deobfuscators_file_takes_what_the_obfuscators_gives(trained, nets, count):
+    with torch.no_grad():
+        expected = nets[1](nets[0](PICTURES[:count])).numpy()
+    travels = run(file(trained, "obfuscator.onnx"), PICTURES[:count].numpy())
+    got = run(file(trained, "deobfuscator.onnx"), travels)
+    assert_same(got, expected)
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_the_classifiers_file_takes_plain_and_obfuscated_pictures_alike(trained, count):
+    net = load_classifier(trained[0].path).net
+    for inputs in (
+        normalise(trained, PICTURES[:count]),
+        torch.from_numpy(run(file(trained, "obfuscator.onnx"), PICTURES[:count].numpy())),
+    ):
+        with torch.no_grad():
+            expected = net(inputs).numpy()
+        got = run(file(trained, "model.onnx"), inputs.numpy())
+        assert_same(got, expected)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_whole_valid_and_leaves_the_number_of_pictures_open(trained, name):
+    path = file(trained, name)
+    model = onnx.load(str(path), load_external_data=False)
+    onnx.checker.check_model(model, full_check=True)
+    assert not any(tensor.external_data for tensor in model.graph.initializer)
+    for value in (*model.graph.input, *model.graph.output):
+        first, *rest = value.type.tensor_type.shape.dim
+        assert first.dim_param and not first.dim_value
+        assert [d.dim_value for d in rest] == ([4] if value.name == "logits" else [3, 32, 32])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_tells_nothing_of_the_machine_that_made_it(trained, name):
+    content = file(trained, name).read_bytes()
+    here = {str(Path(export.__file__).parents[3]), str(Path.home()), str(file(trained, name).parent), os.sys.prefix}
+    for trace in {*here, "/home", "/root", "/tmp", "site-packages", "sfumato/nets", ".py"} - {"/"}:
+        assert trace.encode() not in content, trace
+
+
+def test_a_bundle_holds_what_its_kind_needs_and_nothing_loose(trained):
+    assert set(trained[0].files) == {"model.onnx", "weights.safetensors"}
+    assert set(trained[1].files) == {
+        *("obfuscator.onnx", "obfuscator.safetensors"),
+        *("deobfuscator.onnx", "deobfuscator.safetensors"),
+    }
+    for bundle in trained:
+        assert {p.name for p in bundle.path.iterdir()} == {*bundle.files, "bundle.json"}
+
+
+def small_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
+
+
+def test_a_file_that_computes_something_else_is_refused(tmp_path, monkeypatch):
+    net = small_net()
+    pictures = PICTURES[:3, :, :8, :8]
+    net(pictures)
+
+    def change(path: Path) -> None:
+        model = onnx.load(str(path))
+        weights = model.graph.initializer[0]
+        weights.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weights) * 1.01, weights.name))
+        onnx.save(model, str(path))
+
+    monkeypatch.setattr(export, "_strip", change)
+    with pytest.raises(TrainingError, match="differs from torch"):
+        export_onnx(net, tmp_path / "x.onnx", pictures, input_name="x", output_name="y")
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_of_ours(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match="cannot be written"):
+        export._renew(tmp_path / "file" / "bundle")
+
+
+def test_an_older_bundle_is_replaced(tmp_path):
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "old.onnx").touch()
+    export._renew(tmp_path / "bundle")
+    assert list((tmp_path / "bundle").iterdir()) == []
