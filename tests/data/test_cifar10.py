@@ -48,7 +48,7 @@ def test_the_hub_is_asked_first(monkeypatch):
     monkeypatch.setattr(cifar10, "_from_hub", lambda split, _: decoded(split))
     found = load_images("cifar10", "test")
     assert np.array_equal(found.images.numpy(), IMAGES["test"])
-    assert found.names == cifar10.NAMES and found.source == "made up"
+    assert found.names == cifar10.NAMES and found.source == "cifar10"
 
 
 @pytest.mark.parametrize("hub", [unreachable, lambda split, _: decoded(split, damaged=True)])

@@ -98,7 +98,10 @@ def test_a_file_is_whole_valid_and_leaves_the_number_of_pictures_open(trained, n
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_tells_nothing_of_the_machine_that_made_it(trained, name):
-    content = file(trained, name).read_bytes()
+    model = onnx.load(str(file(trained, name)))
+    for tensor in model.graph.initializer:
+        tensor.ClearField("raw_data")  # numbers spell anything sooner or later
+    content = model.SerializeToString()
     here = {str(Path(export.__file__).parents[3]), str(Path.home()), str(file(trained, name).parent), os.sys.prefix}
     for trace in {*here, "/home", "/root", "/tmp", "site-packages", "sfumato/nets", ".py"} - {"/"}:
         assert trace.encode() not in content, trace
