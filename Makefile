@@ -30,7 +30,6 @@ $(VENV)/.serve: pyproject.toml constraints.txt
 
 $(VENV)/.dev: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) torch
 	$(PIP) --editable '.[dev]'
 	touch $@ $(VENV)/.serve
 

@@ -17,8 +17,8 @@ from sfumato.bundle import write_json
 from sfumato.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
-IMPORT = "import time; t = time.perf_counter(); import sfumato.device; print(time.perf_counter() - t)"
-HEAVY = "import sys, sfumato.device as d; d.Obfuscator, d.Client; print('torch' in sys.modules)"
+IMPORT = "import time; t = time.perf_counter(); from sfumato.device import Client, Obfuscator; print(time.perf_counter() - t)"
+HEAVY = "import sys; from sfumato.device import Client, Obfuscator; print('torch' in sys.modules)"
 
 
 def main(out: Path = Path("results/device-install.json")) -> None:

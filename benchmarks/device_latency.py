@@ -2,8 +2,7 @@
 
 `python benchmarks/device_latency.py` writes results/device-latency.json
 
-Both run under ONNX Runtime with the session options that the device uses. Weights are random: they do not
-change the time.
+Both run under ONNX Runtime in float32. Weights are random: they do not change the time.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def provenance(**facts: Any) -> dict[str, Any]:
     """
     return {
         "sfumato": sfumato.__version__,
-        "commit": _commit(),
+        "commit": COMMIT,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "libraries": {name: version for name in _LIBRARIES if (version := _version(name))},
@@ -68,3 +68,7 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip() or None
+
+
+# Taken when the program starts: a long run must state the code that ran, not what was checked out since.
+COMMIT = _commit()

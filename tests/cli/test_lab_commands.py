@@ -46,12 +46,14 @@ def test_cost_prints_the_papers_overhead_columns():
 def test_cost_refuses_what_it_does_not_know():
     assert "known: resnet20" in sfumato("cost", "alexnet", code=1).stderr
     assert "multiples of 8" in sfumato("cost", "--height", "33", code=1).stderr
+    assert "vgg19 does not take" in sfumato("cost", "vgg19", "--height", "16", "--width", "16", code=1).stderr
 
 
 def test_demo_answers_on_pictures_that_were_not_sent(tmp_path: Path):
     own = tmp_path / "own.png"
     Image.fromarray(tiny.picture(1, 50, 40)).save(own)
-    said = json.loads(sfumato("demo", own, "-o", tmp_path / "out", "--json").stdout)
+    # A token in the environment is for servers of the user's own.
+    said = json.loads(sfumato("demo", own, "-o", tmp_path / "out", "--json", SFUMATO_TOKEN="s3cret").stdout)
     rows = said["rows"]
     assert [row["truth"] for row in rows] == [None, *(sample.label for sample in shipped.samples())]
     assert said["server"].startswith("http://127.0.0.1:")
@@ -118,3 +120,17 @@ def test_the_shipped_pair_belongs_together_and_its_figures_are_in_the_results():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in ("accuracy_plain", "accuracy_obfuscated"):
         assert f"{100 * results['figures'][name]:.2f} %" in readme
+
+
+def test_a_decompression_bomb_costs_one_line(tmp_path: Path):
+    bomb = tmp_path / "wide.png"
+    Image.new("1", (20_000, 5_000)).save(bomb)
+    said = sfumato("protect", bomb, "-o", tmp_path / "out", code=1)
+    (line,) = said.stderr.splitlines()
+    assert line.startswith(f"skipped: {bomb}: 20000 x 5000 is more than 50000000 pixels")
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_measured(tmp_path: Path):
+    (tmp_path / "file").write_text("in the way")
+    done = sfumato("evaluate", "-o", tmp_path / "file" / "x.json", code=1)
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -116,6 +116,22 @@ def test_the_token_is_sent_and_never_shown(obfuscator_bundle: Bundle, caplog: py
     assert f"Bearer {TOKEN}".encode() in server.recorded
 
 
+def test_a_token_that_a_proxy_quotes_back_is_not_shown(obfuscator_bundle: Bundle) -> None:
+    def echo(exchange: Exchange) -> None:
+        exchange.reply(500, json.dumps({"error": f"bad header {exchange.headers['authorization']}"}).encode())
+
+    with recording(infer=echo) as server, client(server, obfuscator_bundle, token=TOKEN) as it:
+        with pytest.raises(EndpointFailed, match="bad header Bearer …") as caught:
+            it.classify(PICTURE)
+        assert TOKEN not in str(caught.value)
+
+
+def test_check_says_why_a_server_is_not_ready(obfuscator_bundle: Bundle) -> None:
+    elsewhere = "https://elsewhere.example"
+    with recording(ready=lambda e: e.reply(301, Location=elsewhere)) as server, client(server, obfuscator_bundle) as it:
+        assert "redirect" in it.check().reason
+
+
 @pytest.mark.parametrize("served", ["match", "differs", "unknown"])
 def test_the_fingerprint_is_compared(served: str, obfuscator_bundle: Bundle) -> None:
     value = {"match": obfuscator_bundle.classifier_fingerprint, "differs": "sha256:0", "unknown": None}[served]

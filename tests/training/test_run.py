@@ -234,18 +234,20 @@ def test_two_processes_share_every_batch(tmp_path):
         batch_size = 4
         """
     )
-    command = [
-        sys.executable,
-        "-m",
-        "spied",
-        "train",
-        "recipe.toml",
-        "--devices",
-        "2",
-        "--accelerator",
-        "cpu",
-        "--json",
-    ]
+    (tmp_path / "obfuscator.toml").write_text(
+        f"""
+        kind = "obfuscator"
+        name = "shared-obfuscator"
+        classifier = "runs/shared/bundle"
+        [data]
+        source = "{folder}"
+        [training]
+        epochs = 1
+        batch_size = 4
+        """
+    )
+    command = [sys.executable, "-m", "spied", "train", "recipe.toml"]
+    two = ["--devices", "2", "--accelerator", "cpu", "--json"]
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith(("SFUMATO", "LOCAL_RANK"))},
         "SFUMATO_CACHE": str(tmp_path / "cache"),
@@ -253,7 +255,7 @@ def test_two_processes_share_every_batch(tmp_path):
         "SPY_NOTES": str(tmp_path / "notes"),
         "PYTHONPATH": str(tmp_path),
     }
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run([*command, *two], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     bundle = Bundle.load(tmp_path / "runs" / "shared" / "bundle")
@@ -272,3 +274,25 @@ def test_two_processes_share_every_batch(tmp_path):
     for epoch in range(2):
         seen = [p for steps in notes for step in steps[epoch * 4 : epoch * 4 + 4] for p in step.split()]
         assert sorted(seen) == sorted(all_pictures), "each picture once an epoch, in one process or the other"
+
+    # An obfuscator's bundle is measured by the first process alone, after the others have ended.
+    command[-1] = "obfuscator.toml"
+    done = subprocess.run([*command, *two], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["figures"].keys() >= {"accuracy_obfuscated", "joint_deobfuscator_ssim"}
+
+
+def test_overwriting_leaves_nothing_of_the_run_before(tmp_path, monkeypatch):
+    folder = save_folder(tmp_path / "pictures", train=4, test=4)
+    recipe = parse_recipe(
+        {"kind": "classifier", "name": "x", "architecture": "resnet20", "data": {"source": str(folder)},
+         "training": {"epochs": 1, "batch_size": 8}}
+    )  # fmt: skip
+    run = Run(tmp_path / "run")
+    run.folder.mkdir()
+    run.checkpoint.write_bytes(b"of before")
+    with pytest.raises(TrainingError, match="does not fit"):  # 4 pictures are less than a batch
+        train(recipe, run.folder, overwrite=True)
+    assert not run.checkpoint.exists()
+    with pytest.raises(TrainingError, match="choose one"):
+        train(recipe, run.folder, overwrite=True, resume=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 import typer
 
@@ -14,7 +15,7 @@ app = typer.Typer(
     help=(
         "Use a classifier in the cloud without showing it the picture.\n\n"
         "An obfuscator on the device changes the picture before it travels; an unmodified classifier answers. "
-        "This is not encryption: what leaks is measured, not excluded."
+        "This is not encryption: expect the obfuscated picture to leak."
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -43,8 +44,13 @@ def main() -> None:
     """
     from sfumato.cli import commands  # noqa: F401  (importing it registers the commands)
 
+    warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a picture is said once, by our own error
     try:
         app()
     except SfumatoError as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         sys.exit(130 if isinstance(error, Interrupted) else 1)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"error: {place}{error.strerror or type(error).__name__}", err=True)
+        sys.exit(1)

@@ -11,7 +11,7 @@ import typer
 from sfumato.cli.app import app
 from sfumato.cli.inputs import expand_pictures, obfuscator_bundle, read_token
 from sfumato.cli.output import JsonOption, print_json, print_skipped, progress
-from sfumato.errors import EndpointError, EndpointFailed, PictureError
+from sfumato.errors import BundleError, EndpointError, EndpointFailed, PictureError, SfumatoError
 
 if TYPE_CHECKING:
     from sfumato.device import Answer, Client
@@ -54,7 +54,7 @@ def classify(
     token = read_token(token_file)
     answers: list[tuple[Path, Answer]] = []
     failed: list[dict[str, str]] = []
-    broken: EndpointError | None = None
+    broken: SfumatoError | None = None
     client = Client(
         server,
         obfuscator_bundle(bundle),
@@ -72,7 +72,7 @@ def classify(
                 answers.append((source, client.classify(source)))
             except PictureError as error:
                 failed.append({"file": str(source), "error": str(error)})
-            except EndpointError as error:
+            except (BundleError, EndpointError) as error:
                 broken = error
                 break
     if as_json:
@@ -90,7 +90,7 @@ def classify(
 def _check(client: Client, server: str) -> str:
     status = client.check()
     if not status.ready:
-        raise EndpointFailed(f"{server} is not ready; try again later")
+        raise EndpointFailed(f"{server} is not ready: {status.reason}")
     if status.fingerprint == "differs":
         typer.echo(
             f"warning: {server} serves another classifier as {client.model!r} than the one this obfuscator was made "

@@ -40,7 +40,10 @@ def cost(
     papers = nets.cost(nets.Obfuscator(order="paper"), height=height, width=width)
     rows: list[dict[str, Any]] = []
     for name in classifiers or nets.CLASSIFIERS:
-        theirs = nets.cost(nets.build_classifier(name, classes), height=height, width=width)
+        try:
+            theirs = nets.cost(nets.build_classifier(name, classes), height=height, width=width)
+        except RuntimeError as error:
+            raise SfumatoError(f"{name} does not take pictures of {height}x{width}: {error}") from error
         rows.append(
             {
                 "classifier": name,

@@ -38,6 +38,8 @@ def evaluate(
     from sfumato.provenance import provenance
     from sfumato.shipped import classifier_bundle
 
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)  # before the long part, so that nothing is measured in vain
     obfuscator = Bundle.load(obfuscator_bundle(bundle), kind="obfuscator")
     served = Bundle.load(classifier or classifier_bundle(), kind="classifier")
     size = (obfuscator.preprocessing.height, obfuscator.preprocessing.width)
@@ -54,7 +56,6 @@ def evaluate(
         "measured": provenance(data=images.source, data_sha256=images.sha256),
     }
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, result)
     if as_json:
         print_json(result)

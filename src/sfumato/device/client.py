@@ -54,12 +54,14 @@ class EndpointStatus:
         model: the model that was asked for.
         platform: what runs it there, "" if it does not say.
         fingerprint: whether it is the classifier the obfuscator was made for; "unknown" if it does not say.
+        reason: what it said when it was not ready.
     """
 
     ready: bool
     model: str
     platform: str
     fingerprint: FingerprintMatch
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -172,8 +174,8 @@ class Client:
         """
         try:
             self._transport.get("/v2/health/ready")
-        except (EndpointFailed, EndpointRefused):
-            return EndpointStatus(ready=False, model=self.model, platform="", fingerprint="unknown")
+        except (EndpointFailed, EndpointRefused) as error:  # the protocol says "not ready" with a 4xx
+            return EndpointStatus(False, self.model, platform="", fingerprint="unknown", reason=str(error))
         plan = self._fetch_plan()
         return EndpointStatus(
             ready=True, model=self.model, platform=plan.metadata.platform, fingerprint=plan.fingerprint

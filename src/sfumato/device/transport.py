@@ -78,6 +78,7 @@ class Transport:
         url = _checked_url(server_url)
         self.server = f"{url.scheme}://{url.netloc}"
         self._base = self.server + (url.path or "").rstrip("/")
+        self._token = token
         self._headers = {} if token is None else {"Authorization": f"Bearer {_checked_token(token)}"}
         if token is not None and url.scheme == "http" and not (allow_insecure_token or _is_loopback(url.host or "")):
             raise EndpointError(
@@ -188,10 +189,15 @@ class Transport:
         if 300 <= reply.status < 400:
             return EndpointRefused(f"{what}, a redirect, which is not followed; give the final address")
         if 400 <= reply.status < 500:
-            return EndpointRefused(what + _reason(reply))
+            return EndpointRefused(what + self._reason(reply))
         if reply.status >= 500:
-            return EndpointFailed(what + _reason(reply))
+            return EndpointFailed(what + self._reason(reply))
         return EndpointAnswerInvalid(f"{what}; 200 was expected")
+
+    def _reason(self, reply: Reply) -> str:
+        """The server's own reason, without the token, which a proxy may have quoted back."""
+        reason = _reason(reply)
+        return reason.replace(self._token, "…") if self._token else reason
 
 
 class _ConnectionLost(Exception):

@@ -66,7 +66,7 @@ class TrainingRecipe(_Strict):
     schedule: Literal["constant", "step", "one-cycle"] = "step"
     step_epochs: int = Field(default=30, ge=1)
     warmup: float = Field(default=0.2, gt=0, lt=1)
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
     channels_last: bool = True
     validate_every: int = Field(default=1, ge=1)
 

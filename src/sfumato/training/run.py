@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 
 from sfumato.bundle import Bundle, Preprocessing
 from sfumato.classifiers import FrozenClassifier, load_classifier
 from sfumato.data import Augmentation, ImageSet, cifar10, load_images
-from sfumato.errors import RecipeError, TrainingError
+from sfumato.errors import Interrupted, RecipeError, TrainingError
 from sfumato.evaluation import evaluate_classifier, evaluate_obfuscator
 from sfumato.nets import Deobfuscator, Obfuscator, build_classifier
 from sfumato.provenance import provenance
@@ -74,6 +76,8 @@ def train(
         Interrupted: Ctrl-C or SIGTERM; the state was saved.
     """
     run = Run(folder)
+    if resume and overwrite:
+        raise TrainingError("--resume goes on with a run, --overwrite starts anew; choose one")
     if run.checkpoint.exists() and not resume and not overwrite:
         raise TrainingError(f"{folder} holds a run already: --resume goes on with it, --overwrite starts anew")
     try:
@@ -81,6 +85,9 @@ def train(
     except OSError as error:
         raise TrainingError(f"{folder} cannot be created: {error.strerror or error}") from error
     fabric = _fabric(recipe.training, folder, accelerator, devices)
+    if overwrite and fabric.is_global_zero:
+        run.checkpoint.unlink(missing_ok=True)
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     train_set, test_set = _load(recipe.data, fabric)
     fabric.seed_everything(recipe.training.seed, verbose=False)
     if isinstance(recipe, ClassifierRecipe):
@@ -95,7 +102,17 @@ def train(
         frozen = load_classifier(Path(recipe.classifier))
         task = _obfuscation_task(recipe, frozen, train_set)
         preprocessing = frozen.preprocessing
-    figures = _fit(fabric, recipe, task, train_set, test_set, run, resume)
+    identity = {
+        "recipe": recipe.model_dump(mode="json"),
+        "data": train_set.sha256,
+        "classifier": frozen.fingerprint if frozen else None,
+    }
+    try:
+        figures = _fit(fabric, recipe, task, train_set, test_set, run, resume, json.dumps(identity, sort_keys=True))
+    except Interrupted:
+        if fabric.is_global_zero:
+            raise
+        raise SystemExit(0) from None
     if not fabric.is_global_zero:
         raise SystemExit(0)  # the first process writes the bundle, the others have done their share
     try:
@@ -115,6 +132,7 @@ def _fit(
     test_set: ImageSet,
     run: Run,
     resume: bool,
+    identity: str,
 ) -> dict[str, float]:
     plan = recipe.training
     optimizer, scheduler = _optimizer(plan, task, steps=len(train_set) // plan.batch_size)
@@ -128,7 +146,7 @@ def _fit(
         augmentation=Augmentation(flip=recipe.data.flip, crop_padding=recipe.data.crop_padding),
         schedule=Schedule(plan.epochs, plan.batch_size, plan.seed, plan.validate_every, plan.channels_last),
         checkpoint=run.checkpoint,
-        identity=json.dumps({"recipe": recipe.model_dump(mode="json"), "data": train_set.sha256}, sort_keys=True),
+        identity=identity,
         resume=resume,
         panel=task.panel if isinstance(task, ObfuscationTask) else None,
     )
@@ -202,7 +220,7 @@ def _fabric(plan: TrainingRecipe, folder: Path, accelerator: str, devices: int) 
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
             torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         fabric.launch()
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise TrainingError(f"cannot train on {devices} x {accelerator!r}: {str(error).splitlines()[0]}") from error
     return fabric
 
@@ -215,6 +233,8 @@ def _load(recipe: DataRecipe, fabric: Fabric) -> tuple[ImageSet, ImageSet]:
         test_set = load_images(recipe.source, "test", size=size, **columns).subset(recipe.test_pictures)
     if train_set.names != test_set.names or train_set.images.shape[1:] != test_set.images.shape[1:]:
         raise TrainingError(f"{recipe.source}: training and test pictures differ in classes or size")
+    if recipe.crop_padding >= min(train_set.images.shape[2:]):
+        raise RecipeError(f"data.crop_padding {recipe.crop_padding} must be smaller than the pictures' sides")
     return train_set, test_set
 
 
