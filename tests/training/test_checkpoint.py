@@ -86,7 +86,7 @@ def test_a_checkpoint_that_was_cut_off_is_refused(path, keep):
 
 
 @pytest.mark.parametrize("where", range(20))
-def test_a_checkpoint_with_flipped_bits_is_refused_or_whole(path, where):
+def test_a_checkpoint_with_flipped_bits_never_crashes_the_reader(path, where):
     save_checkpoint(path, state(numbers=10))
     damaged = bytearray(path.read_bytes())
     position = len(damaged) * where // 20
