@@ -10,11 +10,12 @@ from __future__ import annotations
 import statistics
 import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from timing import time_in_turn
 from torch import nn
 
 from sfumato.bundle import write_json
@@ -43,14 +44,8 @@ def main(out: Path = Path("results/device-latency.json")) -> None:
             path = Path(folder) / f"{name}.onnx"
             export_onnx(net, path, torch.rand(4, 3, 32, 32), input_name="input", output_name="output")
             functions[name] = OnnxFunction(path, threads=1)
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for round_ in range(WARM_UP + ROUNDS):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            for _ in range(REPEATS):
-                function(picture)
-            if round_ >= WARM_UP:
-                times[name].append((time.perf_counter() - start) * 1000 / REPEATS)
+    calls = {name: partial(function, picture) for name, function in functions.items()}
+    times = time_in_turn(calls, warm_up=WARM_UP, rounds=ROUNDS, repeats=REPEATS)
     medians = {name: statistics.median(values) for name, values in times.items()}
     ratio = medians["obfuscator"] / medians["resnet18"]
     write_json(

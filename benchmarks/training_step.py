@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from timing import time_in_turn
 from torch import nn
 
 from sfumato.bundle import write_json
@@ -74,13 +74,7 @@ def main(out: Path = Path("results/training-step.json")) -> None:
     torch.manual_seed(0)
     images, labels = torch.rand(BATCH, 3, 32, 32), torch.randint(10, (BATCH,))
     steps = {"plain_two_pass": plain_two_pass(images, labels), "ours": ours(images, labels)}
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for round_ in range(WARM_UP + ROUNDS):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if round_ >= WARM_UP:
-                times[name].append((time.perf_counter() - start) * 1000)
+    times = time_in_turn(steps, warm_up=WARM_UP, rounds=ROUNDS)
     medians = {name: statistics.median(values) for name, values in times.items()}
     speedup = medians["plain_two_pass"] / medians["ours"]
     write_json(

@@ -102,7 +102,6 @@ def run_demo(
     beside = _answers_on_originals(served, prepared)
     answers: list[Answer] = []
     with serving(served.path) as url, Client(url, bundle) as client:
-        client.check()
         client.classify(inputs[0][2])  # the first request pays for loading everything; do not show its time
         for _, _, pixels in inputs:
             answers.append(client.classify(pixels))

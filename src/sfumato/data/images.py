@@ -119,7 +119,6 @@ def _decode_location(
 
 def _read_rows(source: str, split: str) -> Any:
     from datasets import disable_progress_bars, load_dataset
-    from datasets.exceptions import DatasetNotFoundError
 
     folder = Path(source).expanduser()
     if not folder.exists() and ("\\" in source or source.startswith((".", "/", "~")) or source.count("/") > 1):
@@ -127,7 +126,7 @@ def _read_rows(source: str, split: str) -> Any:
     disable_progress_bars()
     try:
         everything = load_dataset(str(folder) if folder.exists() else source)
-    except (DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError, OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"data set {source!r} cannot be loaded: {_first_line(error)}") from error
     for name in _SPLIT_NAMES[split]:
         if name in everything:

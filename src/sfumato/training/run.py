@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,11 +214,7 @@ def _fabric(plan: TrainingRecipe, folder: Path, accelerator: str, devices: int) 
             precision=plan.precision,
             loggers=TensorBoardLogger(folder, name="tensorboard", version=""),
         )
-        if devices > 1:
-            # Every process would take all cores otherwise, and they would fight over them.
-            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
-            torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-        fabric.launch()
+        fabric.launch()  # also shares the cores out among the processes
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise TrainingError(f"cannot train on {devices} x {accelerator!r}: {str(error).splitlines()[0]}") from error
     return fabric
