@@ -19,11 +19,10 @@ from timing import time_in_turn
 from torch import nn
 
 from sfumato.bundle import write_json
-from sfumato.nets import Obfuscator, build_classifier
+from sfumato.export import export_onnx
+from sfumato.nets import Normalize, Obfuscator, build_classifier
 from sfumato.onnxfile import OnnxFunction
 from sfumato.provenance import provenance
-from sfumato.training.export import export_onnx
-from sfumato.training.tasks import Normalize
 
 WARM_UP, ROUNDS, REPEATS = 20, 60, 5
 

@@ -19,10 +19,10 @@ from torch import nn
 
 from sfumato.bundle import write_json
 from sfumato.cli.train import keep_freed_memory
-from sfumato.nets import Deobfuscator, Obfuscator, build_classifier
+from sfumato.nets import Deobfuscator, Normalize, Obfuscator, build_classifier
 from sfumato.provenance import provenance
 from sfumato.training.objectives import classification_loss, reconstruction_loss
-from sfumato.training.tasks import Normalize, ObfuscationTask
+from sfumato.training.tasks import ObfuscationTask
 
 BATCH, WARM_UP, ROUNDS, PRIVACY_WEIGHT = 128, 2, 9, 1.0
 

@@ -12,7 +12,7 @@ import sfumato
 
 SOURCE = Path(sfumato.__file__).parent
 TESTS = Path(__file__).parent
-LAB = {"nets", "training", "data", "classifiers", "evaluation", "audit"}
+LAB = {"nets", "training", "data", "classifiers", "evaluation", "audit", "baselines", "export", "checkpoint"}
 
 
 def imports(file: Path) -> set[str]:
@@ -118,7 +118,10 @@ def test_importing_does_not_load_torch(module):
                 "prepare",
             ],
         ),
-        ("sfumato.nets", ["CLASSIFIERS", "Cost", "Deobfuscator", "Obfuscator", "build_classifier", "cost"]),
+        (
+            "sfumato.nets",
+            ["CLASSIFIERS", "Cost", "Deobfuscator", "Normalize", "Obfuscator", "build_classifier", "cost"],
+        ),
         ("sfumato.data", ["Augmentation", "ImageSet", "augment", "load_images"]),
         ("sfumato.training", ["ClassifierRecipe", "ObfuscatorRecipe", "Run", "load_recipe", "train"]),
     ],

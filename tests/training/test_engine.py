@@ -9,13 +9,14 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
+from sfumato.checkpoint import load_checkpoint
 from sfumato.data import Augmentation, ImageSet
 from sfumato.errors import Interrupted, TrainingError
-from sfumato.nets import Deobfuscator, Obfuscator
+from sfumato.nets import Deobfuscator, Normalize, Obfuscator
 from sfumato.training import engine
-from sfumato.training.checkpoint import load_checkpoint
+from sfumato.training.engine import _PARTS as PARTS
 from sfumato.training.engine import Schedule, fit, look
-from sfumato.training.tasks import ClassifierTask, Normalize, ObfuscationTask
+from sfumato.training.tasks import ClassifierTask, ObfuscationTask
 from synthetic import image_set
 
 STEPS, EPOCHS = 3, 2
@@ -182,7 +183,7 @@ def test_a_crash_goes_on_from_the_last_regular_checkpoint(checkpoint, undisturbe
 
     with pytest.raises(MemoryError):
         train(do_at_step(classifier_task(), STEPS + 2, crash), checkpoint)
-    assert (load_checkpoint(checkpoint)["epoch"], load_checkpoint(checkpoint)["step"]) == (1, 1)
+    assert (load_checkpoint(checkpoint, PARTS)["epoch"], load_checkpoint(checkpoint, PARTS)["step"]) == (1, 1)
     task = classifier_task(3)
     train(task, checkpoint, resume=True)
     assert same(weights(task), undisturbed)
@@ -234,7 +235,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(checkpo
     task = do_at_step(classifier_task(), STEPS + 1, lambda true_loss: true_loss * loss)
     with pytest.raises(TrainingError, match=r"finite|the loss is"):
         train(task, checkpoint)
-    kept = load_checkpoint(checkpoint)
+    kept = load_checkpoint(checkpoint, PARTS)
     assert (kept["epoch"], kept["step"]) == (1, 0)
     assert all(torch.isfinite(value).all() for value in kept["task"].values())
 
@@ -246,7 +247,7 @@ def test_an_interrupt_does_not_save_weights_that_are_lost(checkpoint):
 
     with pytest.raises(TrainingError, match="finite"):
         train(do_at_step(classifier_task(), STEPS + 1, both), checkpoint)
-    assert (load_checkpoint(checkpoint)["epoch"], load_checkpoint(checkpoint)["step"]) == (1, 0)
+    assert (load_checkpoint(checkpoint, PARTS)["epoch"], load_checkpoint(checkpoint, PARTS)["step"]) == (1, 0)
 
 
 def test_more_pictures_per_step_than_there_are_is_refused(checkpoint):

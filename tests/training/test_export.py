@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from sfumato import export
 from sfumato.bundle import Bundle
 from sfumato.classifiers import load_classifier
 from sfumato.errors import TrainingError
+from sfumato.export import export_onnx
 from sfumato.nets import Deobfuscator, Obfuscator
-from sfumato.training import export
-from sfumato.training.export import export_onnx
 from synthetic import pixels
 
 PICTURES = torch.from_numpy(pixels(9, seed=4).transpose(0, 3, 1, 2).copy()).float() / 255
@@ -102,7 +102,7 @@ def test_a_file_tells_nothing_of_the_machine_that_made_it(trained, name):
     for tensor in model.graph.initializer:
         tensor.ClearField("raw_data")  # numbers spell anything sooner or later
     content = model.SerializeToString()
-    here = {str(Path(export.__file__).parents[3]), str(Path.home()), str(file(trained, name).parent), os.sys.prefix}
+    here = {str(Path(export.__file__).parents[2]), str(Path.home()), str(file(trained, name).parent), os.sys.prefix}
     for trace in {*here, "/home", "/root", "/tmp", "site-packages", "sfumato/nets", ".py"} - {"/"}:
         assert trace.encode() not in content, trace
 
@@ -141,11 +141,11 @@ def test_a_file_that_computes_something_else_is_refused(tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_written_is_an_error_of_ours(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(TrainingError, match="cannot be written"):
-        export._renew(tmp_path / "file" / "bundle")
+        export.renew(tmp_path / "file" / "bundle")
 
 
 def test_an_older_bundle_is_replaced(tmp_path):
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "old.onnx").touch()
-    export._renew(tmp_path / "bundle")
+    export.renew(tmp_path / "bundle")
     assert list((tmp_path / "bundle").iterdir()) == []

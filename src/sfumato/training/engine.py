@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -19,13 +16,15 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
+from sfumato.checkpoint import load_checkpoint, save_checkpoint
 from sfumato.data import Augmentation, ImageSet, augment
 from sfumato.errors import Interrupted, TrainingError
-from sfumato.training.checkpoint import load_checkpoint, save_checkpoint
+from sfumato.interrupts import interruptible
 from sfumato.training.progress import Progress
 
 CHECKPOINT_EVERY_S = 60.0
 LOG_EVERY_S = 2.0
+_PARTS = frozenset({"identity", "task", "optimizer", "scheduler", "epoch", "step", "seconds"})
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def fit(
     module, wrapped = fabric.setup(task, optimizer)
     state = _State()
     if resume:
-        _restore(load_checkpoint(checkpoint), identity, raw, optimizer, scheduler, state)
+        _restore(load_checkpoint(checkpoint, _PARTS), identity, raw, optimizer, scheduler, state)
     images, labels = train.images.to(fabric.device), train.labels.to(fabric.device)
     figures: dict[str, float] = {}
 
@@ -120,7 +119,7 @@ def fit(
             save_checkpoint(checkpoint, _snapshot(identity, raw, optimizer, scheduler, state))
         fabric.barrier()
 
-    with _interruptible() as interrupted, Progress(fabric, schedule.epochs, steps, schedule.batch_size) as progress:
+    with interruptible() as interrupted, Progress(fabric, schedule.epochs, steps, schedule.batch_size) as progress:
         last_saved = last_logged = time.monotonic()
         while state.epoch < schedule.epochs:
             module.train()
@@ -243,26 +242,3 @@ def _restore(
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise TrainingError("the checkpoint does not fit these networks; start anew without --resume") from error
     state.epoch, state.step, state.seconds = saved["epoch"], saved["step"], saved["seconds"]
-
-
-@contextmanager
-def _interruptible() -> Iterator[list[int]]:
-    """Collects the first Ctrl-C or SIGTERM instead of dying of it; a second one works as usual."""
-    received: list[int] = []
-    before: dict[signal.Signals, Any] = {}
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-        for known, handler in before.items():
-            signal.signal(known, handler)
-
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, note)
-    except ValueError:  # not the main thread: whoever runs us there handles signals himself
-        pass
-    try:
-        yield received
-    finally:
-        for known, handler in before.items():
-            signal.signal(known, handler)

@@ -20,12 +20,12 @@ from sfumato.classifiers import FrozenClassifier, load_classifier
 from sfumato.data import Augmentation, ImageSet, cifar10, load_images
 from sfumato.errors import Interrupted, RecipeError, TrainingError
 from sfumato.evaluation import evaluate_classifier, evaluate_obfuscator
-from sfumato.nets import Deobfuscator, Obfuscator, build_classifier
+from sfumato.nets import Deobfuscator, Normalize, Obfuscator, build_classifier
 from sfumato.provenance import provenance
 from sfumato.training.engine import Schedule, fit
 from sfumato.training.export import write_classifier_bundle, write_obfuscator_bundle
 from sfumato.training.recipe import ClassifierRecipe, DataRecipe, ObfuscatorRecipe, TrainingRecipe
-from sfumato.training.tasks import ClassifierTask, Normalize, ObfuscationTask
+from sfumato.training.tasks import ClassifierTask, ObfuscationTask
 
 CHECK_PICTURES = 64
 

@@ -9,15 +9,13 @@ import torch
 
 from sfumato.errors import TrainingError
 
-_PARTS = {"identity", "task", "optimizer", "scheduler", "epoch", "step", "seconds"}
-
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Writes a checkpoint beside the old one and then takes its place.
 
     Args:
         path: the file.
-        state: tensors, numbers, strings, and lists and dicts of these, under the names that `load_checkpoint` wants.
+        state: tensors, numbers, strings, and lists and dicts of these, under names.
 
     Raises:
         TrainingError: the disk refuses (full, read-only); the old checkpoint is untouched.
@@ -34,8 +32,12 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         raise TrainingError(f"the checkpoint cannot be written: {reason}{kept}; make room, then --resume") from error
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, parts: frozenset[str]) -> dict[str, Any]:
     """Reads a checkpoint.
+
+    Args:
+        path: the file.
+        parts: the names that it must have.
 
     Raises:
         TrainingError: there is none, or it is damaged, or holds something else or code.
@@ -47,6 +49,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged file makes the reader fail in every way
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise TrainingError(f"checkpoint {path} cannot be read: {reason}") from error
-    if not isinstance(state, dict) or not state.keys() >= _PARTS:
+    if not isinstance(state, dict) or not state.keys() >= parts:
         raise TrainingError(f"{path} is not a checkpoint of sfumato")
     return state

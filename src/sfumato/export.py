@@ -1,0 +1,113 @@
+"""From networks to files: safetensors, and ONNX checked against torch on real pictures."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from sfumato.errors import TrainingError
+
+TOLERANCE = 1e-4
+"""How far ONNX Runtime may be from torch, relative to the largest output, per number."""
+
+
+def export_onnx(net: nn.Module, path: Path, pictures: Tensor, *, input_name: str, output_name: str) -> None:
+    """Writes one ONNX file with its weights inside and a free batch size, and checks it.
+
+    Args:
+        net: one tensor to one tensor; is moved to the CPU, in evaluation mode.
+        path: the file.
+        pictures: (N, 3, H, W) float32, N at least 2, real inputs to export with and to check on.
+        input_name: of the graph's input.
+        output_name: of the graph's output.
+
+    Raises:
+        TrainingError: ONNX Runtime computes something else than torch.
+    """
+    net = net.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    pictures = pictures.cpu().contiguous()
+    with torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            net,
+            (pictures[:2],),
+            dynamo=True,
+            external_data=False,
+            input_names=[input_name],
+            output_names=[output_name],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+        assert program is not None
+        program.save(str(path), external_data=False)
+        expected = net(pictures).numpy()
+    _strip(path)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for count in (len(pictures), 1):
+        (got,) = session.run(None, {input_name: pictures[:count].numpy()})
+        error = float(np.abs(got - expected[:count]).max() / max(1.0, float(np.abs(expected).max())))
+        if not error <= TOLERANCE:
+            raise TrainingError(
+                f"{path.name}: ONNX Runtime differs from torch by {error:.1e}, at most {TOLERANCE:.0e} is allowed"
+            )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's talk of its own internals from people."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _strip(path: Path) -> None:
+    """Removes what the exporter notes of the exporting machine: source lines and paths."""
+    model = onnx.load(str(path))
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        del value.metadata_props[:]
+    del model.graph.metadata_props[:]
+    onnx.save(model, str(path))
+
+
+def save_weights(net: nn.Module, path: Path) -> None:
+    """Writes a network's parameters and buffers as safetensors.
+
+    Raises:
+        TrainingError: the disk refuses.
+    """
+    try:
+        path.write_bytes(save({name: value.cpu().contiguous() for name, value in net.state_dict().items()}))
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def renew(folder: Path) -> None:
+    """Empties a folder, or creates it.
+
+    Raises:
+        TrainingError: the disk refuses.
+    """
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise TrainingError(f"{folder} cannot be written: {error.strerror or error}") from error
