@@ -12,7 +12,18 @@ import sfumato
 
 SOURCE = Path(sfumato.__file__).parent
 TESTS = Path(__file__).parent
-LAB = {"nets", "training", "data", "classifiers", "evaluation", "audit", "baselines", "export", "checkpoint"}
+LAB = {
+    "nets",
+    "training",
+    "data",
+    "classifiers",
+    "evaluation",
+    "audit",
+    "baselines",
+    "export",
+    "checkpoint",
+    "measures",
+}
 
 
 def imports(file: Path) -> set[str]:
@@ -122,7 +133,7 @@ def test_importing_does_not_load_torch(module):
             "sfumato.nets",
             ["CLASSIFIERS", "Cost", "Deobfuscator", "Normalize", "Obfuscator", "build_classifier", "cost"],
         ),
-        ("sfumato.data", ["Augmentation", "ImageSet", "augment", "load_images"]),
+        ("sfumato.data", ["Augmentation", "ImageSet", "augment", "load_images", "load_train_test"]),
         ("sfumato.training", ["ClassifierRecipe", "ObfuscatorRecipe", "Run", "load_recipe", "train"]),
     ],
 )

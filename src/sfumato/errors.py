@@ -7,6 +7,7 @@ SfumatoError
 ├── RecipeError              a recipe is malformed or asks for the impossible
 ├── BundleError              a bundle is missing, damaged or foreign
 ├── TrainingError            a run cannot start, go on or be saved
+├── AuditError               an attack cannot be mounted, or an audit cannot go on
 ├── Interrupted              stopped on request; what was done is saved
 ├── WireError                bytes do not follow the Open Inference Protocol
 ├── ServingError             the server cannot start or a model cannot be served
@@ -45,6 +46,10 @@ class BundleError(SfumatoError):
 
 class TrainingError(SfumatoError):
     """A training run cannot start, cannot go on, or cannot be saved."""
+
+
+class AuditError(SfumatoError):
+    """An attack cannot be mounted as asked, or an audit cannot start or go on."""
 
 
 class Interrupted(SfumatoError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,11 +10,12 @@ import numpy.typing as npt
 import torch
 from rich.console import Console
 from rich.progress import track
-from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+from torch import Tensor
 
 from sfumato.bundle import CLASSIFIER_ONNX, DEOBFUSCATOR_ONNX, OBFUSCATOR_ONNX, Bundle, Preprocessing
 from sfumato.data import ImageSet
 from sfumato.errors import BundleError
+from sfumato.measures import per_picture, psnr_db
 from sfumato.onnxfile import Array, OnnxFunction
 
 BATCH = 250
@@ -66,29 +68,29 @@ def evaluate_obfuscator(obfuscator: Bundle, classifier: Bundle, images: ImageSet
     obfuscate = OnnxFunction(obfuscator.file(OBFUSCATOR_ONNX))
     restore = OnnxFunction(obfuscator.file(DEOBFUSCATOR_ONNX)) if DEOBFUSCATOR_ONNX in obfuscator.files else None
     plain = hidden = 0
-    squared_error = 0.0
-    # This process alone measures, even where several have trained: nothing is to be gathered.
-    psnr = PeakSignalNoiseRatio(data_range=1.0, sync_on_compute=False)
-    ssim = StructuralSimilarityIndexMeasure(data_range=1.0, sync_on_compute=False)
+    errors: list[Tensor] = []
+    similarities: list[Tensor] = []
     for pictures, labels in _batches(images, obfuscator.preprocessing, "obfuscated"):
         plain += int((answers(classifier.preprocessing.normalize(pictures)).argmax(axis=1) == labels).sum())
         travels = obfuscate(pictures)
         hidden += int((answers(travels).argmax(axis=1) == labels).sum())
         if restore is not None:
-            restored = restore(travels).clip(0, 1)
-            squared_error += float(((restored - pictures) ** 2).mean(axis=(1, 2, 3)).sum())
-            pair = torch.from_numpy(restored), torch.from_numpy(pictures)
-            psnr.update(*pair)
-            ssim.update(*pair)
+            originals = torch.from_numpy((pictures * 255).round().astype(np.uint8))
+            mse, ssim = per_picture(torch.from_numpy(restore(travels).clip(0, 1)), originals)
+            errors.append(mse)
+            similarities.append(ssim)
     figures: dict[str, float | int] = {
         "accuracy_plain": plain / len(images),
         "accuracy_obfuscated": hidden / len(images),
         "test_pictures": len(images),
     }
     if restore is not None:
-        figures["joint_deobfuscator_mse"] = squared_error / len(images)
-        figures["joint_deobfuscator_psnr_db"] = float(psnr.compute())
-        figures["joint_deobfuscator_ssim"] = float(torch.as_tensor(ssim.compute()))
+        error = float(torch.cat(errors).double().mean())
+        figures["joint_deobfuscator_mse"] = error
+        figures["joint_deobfuscator_psnr_db"] = psnr_db(error)
+        similarity = float(torch.cat(similarities).double().mean())
+        if not math.isnan(similarity):  # it has no meaning for pictures smaller than its window
+            figures["joint_deobfuscator_ssim"] = similarity
     return figures
 
 

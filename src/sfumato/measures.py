@@ -1,0 +1,180 @@
+"""How near restored pictures come to the originals, and how sure a rate is.
+
+Every figure of the audit is computed here, so that two figures of the same name can be compared.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from sfumato.errors import AuditError
+
+SSIM_WINDOW = 11
+"""Pixels on a side of the window that structural similarity is measured in: the least side of a picture."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a restoration is worth, over all its pictures.
+
+    Attributes:
+        mse: mean squared error of pixels in [0, 1].
+        psnr_db: of that error, in decibels; infinite where the error is 0.
+        ssim: structural similarity, 1 for the original itself.
+        pictures: how many were measured.
+    """
+
+    mse: float
+    psnr_db: float
+    ssim: float
+    pictures: int
+
+
+def measure(restored: Tensor, originals: Tensor, *, batch: int = 50) -> Figures:
+    """Measures restored pictures against the originals.
+
+    Args:
+        restored: (N, 3, H, W) float in [0, 1].
+        originals: (N, 3, H, W) uint8, sides at least 11.
+        batch: pictures at a time.
+
+    Raises:
+        AuditError: no pictures, pictures of different shapes or of less than 11 pixels on a side, or numbers
+            that are not finite or not in [0, 1].
+    """
+    if min(originals.shape[2:]) < SSIM_WINDOW:
+        raise AuditError(
+            f"pictures of {originals.shape[2]} x {originals.shape[3]} are too small to measure: "
+            f"structural similarity needs at least {SSIM_WINDOW} pixels on a side"
+        )
+    mse, ssim = per_picture(restored, originals, batch=batch)
+    error = float(mse.double().mean())
+    return Figures(error, psnr_db(error), float(ssim.double().mean()), len(mse))
+
+
+def per_picture(restored: Tensor, originals: Tensor, *, batch: int = 50) -> tuple[Tensor, Tensor]:
+    """Each picture's error and structural similarity, to find the best and the worst.
+
+    Structural similarity is averaged over the windows that lie whole in the picture and over the colours.
+    torchmetrics does so up to 1.8; from 1.9 on it also counts windows that hang over the edge, filled by
+    reflection, which makes small pictures more alike. Its map of all windows is therefore cut here, so that
+    the figure does not hang on its release.
+
+    Args:
+        restored: (N, 3, H, W) float in [0, 1].
+        originals: (N, 3, H, W) uint8.
+        batch: pictures at a time.
+
+    Returns:
+        Mean squared errors (N,) and similarities (N,), float32; the latter are NaN where no window fits into
+        the picture, under 11 pixels on a side.
+
+    Raises:
+        AuditError: as for `measure`, save for the size.
+
+    Source: Wang et al. 2004, section III.B: Gaussian window of 11 pixels, sigma 1.5, K1 = 0.01, K2 = 0.03.
+    """
+    _check(restored, originals)
+    edge = SSIM_WINDOW // 2
+    errors, similarities = [], []
+    for start in range(0, len(originals), batch):
+        pictures = originals[start : start + batch].float() / 255
+        guess = restored[start : start + batch].float()
+        errors.append((guess - pictures).square().mean(dim=(1, 2, 3)))
+        if min(pictures.shape[2:]) < SSIM_WINDOW:
+            similarities.append(torch.full((len(pictures),), torch.nan))
+            continue
+        _, windows = structural_similarity_index_measure(guess, pictures, data_range=1.0, return_full_image=True)
+        similarities.append(windows[..., edge:-edge, edge:-edge].mean(dim=(1, 2, 3)))
+    return torch.cat(errors), torch.cat(similarities)
+
+
+def psnr_db(mse: float) -> float:
+    """Peak signal-to-noise ratio of a mean squared error of pixels in [0, 1], in decibels; infinite for 0."""
+    return 10 * math.log10(1 / mse) if mse > 0 else math.inf
+
+
+def excess_leakage(mse_best: float, mse_class_mean: float) -> float:
+    """The share of the picture that leaks beyond its label: 0, only the label does; 1, all of it.
+
+    Args:
+        mse_best: mean squared error of the best attacker.
+        mse_class_mean: mean squared error of the mean training picture of the right class, on the same pictures.
+
+    Raises:
+        AuditError: an error that is negative or not finite, or a class mean without any.
+    """
+    if not (math.isfinite(mse_best) and mse_best >= 0 and math.isfinite(mse_class_mean) and mse_class_mean > 0):
+        raise AuditError(
+            f"an attack's error of {mse_best} beside the class mean's {mse_class_mean}: "
+            "the first must be 0 or more, the second more than 0"
+        )
+    return max(0.0, 1 - mse_best / mse_class_mean)
+
+
+def retrieval_top1(scores: Tensor, truth: Tensor) -> float:
+    """How often the original is the nearest of N candidates; chance is 1 / N.
+
+    Candidates that share the highest score share the hit, so that an attacker who says the same of all
+    stays at chance.
+
+    Args:
+        scores: (Q, N) float, for each query how near each candidate is; higher is nearer.
+        truth: (Q,) int64, the place of each query's original among the candidates.
+
+    Raises:
+        AuditError: shapes that do not fit, a place that is not among the candidates, or scores that are NaN.
+    """
+    if scores.ndim != 2 or truth.shape != scores.shape[:1] or 0 in scores.shape:
+        raise AuditError(
+            f"scores of shape {tuple(scores.shape)} with truth of shape {tuple(truth.shape)}: need (Q, N), (Q,)"
+        )
+    if int(truth.min()) < 0 or int(truth.max()) >= scores.shape[1]:
+        raise AuditError(
+            f"originals must be among the {scores.shape[1]} candidates, got {int(truth.min())} to {int(truth.max())}"
+        )
+    if bool(scores.isnan().any()):
+        raise AuditError("some scores are NaN: the attack that gave them is broken")
+    first = scores == scores.max(dim=1, keepdim=True).values
+    hit = first.gather(1, truth[:, None])[:, 0]
+    return float((hit / first.sum(dim=1)).double().mean())
+
+
+def proportion_interval(hits: float, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Between which bounds a rate lies, given `hits` in `n` trials.
+
+    Args:
+        hits: how often; not a whole number where ties shared a hit.
+        n: trials.
+        confidence: in (0, 1).
+
+    Raises:
+        AuditError: no trials, hits outside [0, n], or a confidence outside (0, 1).
+
+    Source: Wilson 1927.
+    """
+    if n < 1 or not 0 <= hits <= n or not 0 < confidence < 1:
+        raise AuditError(f"{hits} hits in {n} trials at confidence {confidence}: no such interval")
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    rate, width = hits / n, z * z / n
+    centre = rate + width / 2
+    half = z * math.sqrt(rate * (1 - rate) / n + width / (4 * n))
+    return max(0.0, (centre - half) / (1 + width)), min(1.0, (centre + half) / (1 + width))
+
+
+def _check(restored: Tensor, originals: Tensor) -> None:
+    if originals.ndim != 4 or originals.shape[1] != 3 or originals.dtype != torch.uint8 or not len(originals):
+        raise AuditError(f"originals must be (N, 3, H, W) uint8, got {tuple(originals.shape)} {originals.dtype}")
+    if restored.shape != originals.shape or not restored.is_floating_point():
+        raise AuditError(
+            f"restored pictures are {tuple(restored.shape)} {restored.dtype}, need {tuple(originals.shape)} of floats"
+        )
+    low, high = (float(bound) for bound in restored.aminmax())
+    if not (low >= 0 and high <= 1):  # also true of NaN
+        raise AuditError(f"restored pixels must be finite and in [0, 1], got {low:.4g} to {high:.4g}")
