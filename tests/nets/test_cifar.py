@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sfumato.nets import CLASSIFIERS, build_classifier
+from sfumato.nets import CLASSIFIERS, Obfuscator, build_classifier, cost
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
@@ -26,6 +26,13 @@ def test_what_a_picture_gets_does_not_depend_on_its_neighbours():
     together = net(pictures)
     assert torch.allclose(together[1:2], net(pictures[1:2]), atol=1e-12)
     assert not torch.allclose(together[0], together[1], atol=1e-6)
+
+
+def test_the_local_classifier_fits_the_obfuscators_budget_and_uses_it():
+    with torch.device("meta"):
+        budget, local = cost(Obfuscator()), cost(build_classifier("resnet-local"))
+    assert 0.95 * budget.params < local.params <= budget.params
+    assert 0.95 * budget.macs < local.macs <= budget.macs
 
 
 def test_an_unknown_classifier_is_refused_with_the_known_ones():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -177,6 +178,41 @@ def test_pictures_of_other_classes_are_refused(in_memory, tmp_path, trained):
         in_memory[split] = type(pictures)(pictures.images, pictures.labels % 3, CLASSES[:3], "three", "hash")
     with pytest.raises(RecipeError, match="3 classes, the classifier small 4"):
         train(recipe("obfuscator", classifier=str(trained[0].path)), tmp_path, accelerator="cpu")
+
+
+def taught_by(path: Path, **changes: Any):
+    plain = recipe(**changes).model_dump(mode="json")
+    return parse_recipe({**plain, "teacher": str(path), "teacher_weight": 0.25, "temperature": 2.0})
+
+
+def test_a_student_is_taught_by_the_bundles_classifier_as_it_wants_its_pictures(in_memory, tmp_path, trained):
+    in_memory.update(train=image_set(8), test=image_set(4, seed=1))
+    task = train(taught_by(trained[0].path), tmp_path / "taught", accelerator="cpu")
+    assert (task.teacher_weight, task.temperature) == (0.25, 2.0)
+    pictures = in_memory["test"].images.float() / 255
+    session = onnxruntime.InferenceSession(str(trained[0].file("model.onnx")))
+    (expected,) = session.run(None, {"input": trained[0].preprocessing.normalize(pictures.numpy())})
+    assert np.allclose(task.teacher(pictures).numpy(), expected, atol=1e-4)
+    alone = train(recipe(), tmp_path / "alone", accelerator="cpu")
+    assert not same(task.net, alone.net)
+
+
+def test_another_teacher_is_another_run(in_memory, tmp_path, trained):
+    in_memory.update(train=image_set(8), test=image_set(4, seed=1))
+    teacher = shutil.copytree(trained[0].path, tmp_path / "teacher")
+    train(taught_by(teacher), tmp_path / "run", accelerator="cpu")
+    manifest = json.loads((teacher / "bundle.json").read_text())
+    manifest["classifier_fingerprint"] = "sha256:" + "0" * 64
+    (teacher / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(TrainingError, match="another recipe"):
+        train(taught_by(teacher), tmp_path / "run", accelerator="cpu", resume=True)
+
+
+def test_a_teacher_for_other_pictures_is_refused(in_memory, tmp_path, trained):
+    with pytest.raises(RecipeError, match=r"\(8, 8\).*takes \(32, 32\)"):
+        train(taught_by(trained[0].path), tmp_path / "a", accelerator="cpu")
+    with pytest.raises(BundleError, match="'classifier' is needed"):
+        train(taught_by(trained[1].path), tmp_path / "b", accelerator="cpu")
 
 
 def test_a_classifier_that_is_not_there_or_is_none_is_refused(in_memory, tmp_path, trained):

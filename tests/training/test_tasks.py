@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sfumato.nets import Deobfuscator, Normalize, Obfuscator, build_classifier
-from sfumato.training.objectives import classification_loss, reconstruction_loss
+from sfumato.training.objectives import classification_loss, distillation_loss, reconstruction_loss
 from sfumato.training.tasks import ClassifierTask, ObfuscationTask
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -130,6 +130,60 @@ def test_the_classifiers_task_normalises_and_classifies():
     inputs = torch.stack([(PICTURES[:, c] - MEAN[c]) / STD[c] for c in range(3)], dim=1)
     expected = F.cross_entropy(net(inputs), LABELS, label_smoothing=0.1)
     assert float(task(PICTURES, LABELS)["loss"].detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def distilling_task(**options: float) -> ClassifierTask:
+    torch.manual_seed(2)
+    teacher = nn.Sequential(Normalize(STD, MEAN), build_classifier("resnet20", 4))
+    return ClassifierTask(build_classifier("resnet20", 4), Normalize(MEAN, STD), teacher=teacher, **options).double()
+
+
+# Halves and quarters: the losses are float32, where other shares would round.
+@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
+def test_the_teachers_answers_get_their_share_of_the_loss(weight):
+    task = distilling_task(teacher_weight=weight, temperature=2.0, label_smoothing=0.1)
+    logits = task.net(task.normalize(PICTURES))
+    hard = classification_loss(logits, LABELS, label_smoothing=0.1)
+    soft = distillation_loss(logits, task.teacher(PICTURES), temperature=2.0)
+    losses = task(PICTURES, LABELS)
+    assert float(losses["loss"].detach()) == pytest.approx(float(((1 - weight) * hard + weight * soft).detach()))
+    assert float(losses["distillation"]) == pytest.approx(float(soft.detach()))
+    assert [name for name, value in losses.items() if value.requires_grad] == ["loss"]
+
+
+def test_without_a_teacher_the_labels_are_all_there_is():
+    task = distilling_task()
+    alone = ClassifierTask(task.net, task.normalize)
+    logits = task.net(task.normalize(PICTURES))
+    losses = alone(PICTURES, LABELS)
+    assert losses.keys() == {"loss", "accuracy"}
+    assert float(losses["loss"].detach()) == pytest.approx(float(F.cross_entropy(logits, LABELS).detach()), rel=1e-6)
+
+
+def test_the_teacher_never_changes():
+    task = distilling_task(teacher_weight=1.0)
+    before = copy.deepcopy(task.state_dict())
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.1, weight_decay=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        task.train()(PICTURES, LABELS)["loss"].backward()
+        optimizer.step()
+    assert task.net.training and not any(module.training for module in task.teacher.modules())
+    after = task.state_dict()
+    changed = {name.split(".")[0] for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed == {"net"}
+
+
+def test_a_student_learns_its_teachers_answers():
+    task = distilling_task(teacher_weight=1.0).train()
+    optimizer = torch.optim.Adam(task.net.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(8):
+        losses.append(task(PICTURES, LABELS)["loss"])
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert float(losses[-1].detach()) < 0.2 * float(losses[0].detach())
 
 
 def test_the_panel_shows_three_rows_that_can_be_looked_at():

@@ -25,6 +25,25 @@ def classification_loss(logits: Tensor, labels: Tensor, *, label_smoothing: floa
     return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
 
 
+def distillation_loss(logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
+    """`T^2 KL(teacher || student)`: how far a student's softened answers are from its teacher's.
+
+    The factor keeps the gradient's size independent of the temperature.
+
+    Source: Hinton et al. 2015, section 2; the cross-entropy there differs by the teacher's entropy, a constant.
+
+    Args:
+        logits: (N, classes) float, the student's.
+        teacher_logits: (N, classes) float.
+        temperature: T, above 0; both sets of logits are divided by it.
+
+    Returns:
+        scalar float32, the mean over the pictures, in nats, at least 0.
+    """
+    student, teacher = (F.log_softmax(x.float() / temperature, dim=1) for x in (logits, teacher_logits))
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
 def reconstruction_loss(restored: Tensor, images: Tensor) -> Tensor:
     """`L_r`: squared Euclidean distance between original and reconstruction, per number.
 

@@ -78,13 +78,20 @@ class ClassifierRecipe(_Strict):
         note: what people should know of the result; goes into the bundle.
         architecture: a name from `sfumato.nets.CLASSIFIERS`.
         label_smoothing: of the cross-entropy.
+        teacher: folder of the bundle of a classifier to learn from, from where the command is run.
+        teacher_weight: share of the teacher's answers in the loss, beside the labels'; only with a teacher.
+        temperature: that the teacher's answers are softened with; only with a teacher. The default is the upper
+            end of 2.5 to 4, the range that Hinton et al. 2015, section 3, find best for small networks.
     """
 
     kind: Literal["classifier"]
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     note: str = ""
-    architecture: Literal["resnet20", "resnet18", "resnet50", "vgg19", "googlenet"]
+    architecture: Literal["resnet20", "resnet-local", "resnet18", "resnet50", "vgg19", "googlenet"]
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    teacher: str | None = None
+    teacher_weight: float = Field(default=0.9, ge=0, le=1)
+    temperature: float = Field(default=4.0, gt=0)
     data: DataRecipe = DataRecipe()
     training: TrainingRecipe = TrainingRecipe()
 

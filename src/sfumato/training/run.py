@@ -90,13 +90,9 @@ def train(
     train_set, test_set = _load(recipe.data, fabric)
     fabric.seed_everything(recipe.training.seed, verbose=False)
     if isinstance(recipe, ClassifierRecipe):
+        frozen = None if recipe.teacher is None else load_classifier(Path(recipe.teacher))
         preprocessing = _preprocessing(recipe.data.source, train_set)
-        task: ClassifierTask | ObfuscationTask = ClassifierTask(
-            build_classifier(recipe.architecture, len(train_set.names)),
-            Normalize(preprocessing.mean, preprocessing.std),
-            label_smoothing=recipe.label_smoothing,
-        )
-        frozen = None
+        task: ClassifierTask | ObfuscationTask = _classifier_task(recipe, frozen, preprocessing, train_set)
     else:
         frozen = load_classifier(Path(recipe.classifier))
         task = _obfuscation_task(recipe, frozen, train_set)
@@ -244,24 +240,48 @@ def _preprocessing(source: str, images: ImageSet) -> Preprocessing:
     return Preprocessing(height, width, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
 
+def _classifier_task(
+    recipe: ClassifierRecipe, teacher: FrozenClassifier | None, preprocessing: Preprocessing, images: ImageSet
+) -> ClassifierTask:
+    if teacher is not None:
+        _check_fit(teacher, images)
+    return ClassifierTask(
+        build_classifier(recipe.architecture, len(images.names)),
+        _normalize(preprocessing),
+        label_smoothing=recipe.label_smoothing,
+        teacher=None if teacher is None else nn.Sequential(_normalize(teacher.preprocessing), teacher.net),
+        teacher_weight=recipe.teacher_weight,
+        temperature=recipe.temperature,
+    )
+
+
 def _obfuscation_task(recipe: ObfuscatorRecipe, frozen: FrozenClassifier, images: ImageSet) -> ObfuscationTask:
+    _check_fit(frozen, images)
     size = tuple(images.images.shape[2:])
-    wanted = (frozen.preprocessing.height, frozen.preprocessing.width)
-    if size != wanted:
-        raise RecipeError(f"pictures are {size}, the classifier {frozen.name} takes {wanted}; set data.size")
     if any(side % Obfuscator.size_multiple for side in size):
         raise RecipeError(f"the obfuscator takes sides that are multiples of {Obfuscator.size_multiple}, got {size}")
-    if len(images.names) != len(frozen.labels):
-        raise RecipeError(
-            f"the data has {len(images.names)} classes, the classifier {frozen.name} {len(frozen.labels)}"
-        )
     return ObfuscationTask(
         Obfuscator(),
         Deobfuscator(),
         frozen.net,
-        Normalize(frozen.preprocessing.mean, frozen.preprocessing.std),
+        _normalize(frozen.preprocessing),
         privacy_weight=recipe.privacy_weight,
     )
+
+
+def _check_fit(frozen: FrozenClassifier, images: ImageSet) -> None:
+    size = tuple(images.images.shape[2:])
+    wanted = (frozen.preprocessing.height, frozen.preprocessing.width)
+    if size != wanted:
+        raise RecipeError(f"pictures are {size}, the classifier {frozen.name} takes {wanted}; set data.size")
+    if len(images.names) != len(frozen.labels):
+        raise RecipeError(
+            f"the data has {len(images.names)} classes, the classifier {frozen.name} {len(frozen.labels)}"
+        )
+
+
+def _normalize(preprocessing: Preprocessing) -> Normalize:
+    return Normalize(preprocessing.mean, preprocessing.std)
 
 
 def _optimizer(plan: TrainingRecipe, task: nn.Module, *, steps: int) -> tuple[torch.optim.Optimizer, LRScheduler]:

@@ -6,32 +6,71 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.nets import Deobfuscator, Normalize, Obfuscator
-from sfumato.training.objectives import classification_loss, reconstruction_loss, reverse_gradient
+from sfumato.training.objectives import (
+    classification_loss,
+    distillation_loss,
+    reconstruction_loss,
+    reverse_gradient,
+)
 
 Losses = dict[str, Tensor]
 """Scalars by name; "loss" is the one to minimise, the others are for people."""
 
 
 class ClassifierTask(nn.Module):
-    """Trains a classifier on plain pictures.
+    """Trains a classifier on plain pictures, from their labels or also from a teacher's answers.
+
+    The teacher sees the same augmented pictures, stays in evaluation mode and gets no gradient.
+
+    Source: with a teacher, Hinton et al. 2015, section 2: the weighted average of both objectives.
 
     Args:
         net: normalised images to logits.
         normalize: from [0, 1] to the classifier's input.
         label_smoothing: in [0, 1).
+        teacher: images in [0, 1] to logits; frozen here.
+        teacher_weight: in [0, 1]; the labels' loss gets the rest.
+        temperature: that both answers are softened with, above 0.
     """
 
-    def __init__(self, net: nn.Module, normalize: Normalize, *, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        normalize: Normalize,
+        *,
+        label_smoothing: float = 0.0,
+        teacher: nn.Module | None = None,
+        teacher_weight: float = 0.9,
+        temperature: float = 4.0,
+    ) -> None:
         super().__init__()
         self.net = net
         self.normalize = normalize
         self.label_smoothing = label_smoothing
+        self.teacher = None if teacher is None else teacher.requires_grad_(False).eval()
+        self.teacher_weight = teacher_weight
+        self.temperature = temperature
+
+    def train(self, mode: bool = True) -> ClassifierTask:
+        """Sets the mode of the trained network; a teacher stays in evaluation mode."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
 
     def forward(self, images: Tensor, labels: Tensor) -> Losses:
         """Images (N, 3, H, W) float in [0, 1], labels (N,) int64 -> losses."""
         logits = self.net(self.normalize(images))
         loss = classification_loss(logits, labels, label_smoothing=self.label_smoothing)
-        return {"loss": loss, "accuracy": _accuracy(logits, labels)}
+        accuracy = _accuracy(logits, labels)
+        if self.teacher is None:
+            return {"loss": loss, "accuracy": accuracy}
+        distillation = distillation_loss(logits, self.teacher(images), temperature=self.temperature)
+        return {
+            "loss": torch.lerp(loss, distillation, self.teacher_weight),
+            "distillation": distillation.detach(),
+            "accuracy": accuracy,
+        }
 
 
 class ObfuscationTask(nn.Module):
