@@ -1,0 +1,225 @@
+"""Baselines as bundles: written like any obfuscator's, and read back with gradients."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sfumato.baselines.method import Method, NoisyMethod
+from sfumato.bundle import (
+    CLASSIFIER_ONNX,
+    CLASSIFIER_WEIGHTS,
+    OBFUSCATOR_ONNX,
+    OBFUSCATOR_WEIGHTS,
+    Bundle,
+    Preprocessing,
+    fingerprint,
+)
+from sfumato.classifiers import FrozenClassifier
+from sfumato.errors import BundleError, TrainingError
+from sfumato.export import export_onnx, renew, save_weights
+from sfumato.nets import Normalize
+from sfumato.onnxfile import OnnxFunction
+
+KIND = "baseline"
+_DRAWS = 64
+
+
+class Travels(nn.Module):
+    """A method and the classifier's normalisation: from a picture to what travels.
+
+    Args:
+        method: the baseline.
+        preprocessing: of its classifier.
+    """
+
+    def __init__(self, method: Method, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.method = method
+        self.normalize = Normalize(preprocessing.mean, preprocessing.std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) float32 in [0, 1] -> the classifier's input, the same shape."""
+        out: Tensor = self.normalize(self.method(images))
+        return out
+
+
+class NoisyTravels(Travels):
+    """As `Travels`, for a stochastic method; `noise_kind`, `mean` and `noise_std` are of what travels."""
+
+    def __init__(self, method: NoisyMethod, preprocessing: Preprocessing) -> None:
+        super().__init__(method, preprocessing)
+        self.noise_kind = method.noise_kind
+        self._noisy = (method,)  # a tuple, so that the method is not registered twice
+
+    def mean(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) float in [0, 1] -> what travels without the noise; differentiable."""
+        out: Tensor = self.normalize(self._noisy[0].mean(images))
+        return out
+
+    def noise_std(self) -> Tensor:
+        """Standard deviation of each number's noise, (3, H, W), in the scale of the classifier's input."""
+        std: Tensor = self._noisy[0].noise_std() / self.normalize.std[0]
+        return std
+
+
+def as_travels(method: Method, preprocessing: Preprocessing) -> Travels:
+    """The method with the classifier's normalisation behind it, in evaluation mode and without trained weights."""
+    own = copy.deepcopy(method).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    travels = NoisyTravels(own, preprocessing) if isinstance(own, NoisyMethod) else Travels(own, preprocessing)
+    return travels.eval().requires_grad_(False)
+
+
+def write_baseline(
+    folder: Path,
+    method: Method,
+    *,
+    name_of_method: str,
+    classifier: FrozenClassifier,
+    images_for_check: Tensor,
+    recipe: dict[str, Any],
+) -> Bundle:
+    """Writes a baseline's bundle; figures and provenance are added by whoever measures.
+
+    Args:
+        folder: is created, or replaced.
+        method: fitted.
+        name_of_method: its name in `METHODS`.
+        classifier: that it is for.
+        images_for_check: (N, 3, H, W) float32 in [0, 1], real ones, N at least 2.
+        recipe: what else is to be kept of how it was made.
+
+    Raises:
+        TrainingError: ONNX Runtime computes something else than torch, or the disk refuses.
+    """
+    renew(folder)
+    save_weights(method, folder / OBFUSCATOR_WEIGHTS)
+    travels = as_travels(method, classifier.preprocessing)
+    onnx = folder / OBFUSCATOR_ONNX
+    names = {"input_name": "picture", "output_name": "obfuscated"}
+    export_onnx(travels, onnx, images_for_check, **names, compare=not method.stochastic)
+    if isinstance(travels, NoisyTravels):
+        _check_noise(onnx, travels, images_for_check[:8])
+    bundle = Bundle(
+        path=folder,
+        kind="obfuscator",
+        name=classifier.name,
+        labels=classifier.labels,
+        preprocessing=classifier.preprocessing,
+        classifier_fingerprint=classifier.fingerprint,
+        recipe={
+            "kind": KIND,
+            "method": name_of_method,
+            "strength": method.strength,
+            "seed": method.seed,
+            **recipe,
+        },
+    )
+    bundle.save()
+    return bundle
+
+
+def write_retrained(
+    folder: Path, net: nn.Module, *, given: Bundle, images_for_check: Tensor, recipe: dict[str, Any]
+) -> Bundle:
+    """Writes the bundle of a classifier that a method retrained.
+
+    Args:
+        folder: is created, or replaced.
+        net: normalised images (N, 3, H, W) float32 -> logits (N, classes); of the given one's architecture.
+        given: the bundle that it started from.
+        images_for_check: (N, 3, H, W) float32 in [0, 1], real ones, N at least 2.
+        recipe: of the baseline that it was trained with.
+
+    Raises:
+        TrainingError: ONNX Runtime computes something else than torch, or the disk refuses.
+    """
+    renew(folder)
+    save_weights(net, folder / CLASSIFIER_WEIGHTS)
+    normalize = Normalize(given.preprocessing.mean, given.preprocessing.std)
+    inputs = normalize(images_for_check)
+    export_onnx(net, folder / CLASSIFIER_ONNX, inputs, input_name="input", output_name="logits")
+    bundle = Bundle(
+        path=folder,
+        kind="classifier",
+        name=f"{given.name}-retrained",
+        labels=given.labels,
+        preprocessing=given.preprocessing,
+        classifier_fingerprint=fingerprint(folder / CLASSIFIER_ONNX),
+        recipe={**given.recipe, "retrained": {"from": given.classifier_fingerprint, **recipe}},
+    )
+    bundle.save()
+    return bundle
+
+
+def load_module(bundle: Bundle) -> Travels:
+    """A baseline from its bundle, in torch: differentiable, in evaluation mode.
+
+    Args:
+        bundle: of kind "obfuscator", written by `write_baseline`.
+
+    Returns:
+        Pictures (N, 3, H, W) float32 in [0, 1] -> what travels. A stochastic one draws fresh noise at each call
+        and has `noise_kind`, `mean` and `noise_std`.
+
+    Raises:
+        BundleError: not a baseline's bundle, or its weights do not fit.
+    """
+    method = _built(bundle, seed=None)
+    try:
+        method.load_state_dict(load_file(bundle.file(OBFUSCATOR_WEIGHTS)))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise BundleError(f"{bundle.path}: weights do not fit {type(method).__name__}: {error}") from error
+    return as_travels(method, bundle.preprocessing)
+
+
+def refit(bundle: Bundle, seed: int) -> Travels | None:
+    """The same recipe with another seed, as somebody makes it who knows the recipe but not the key.
+
+    Returns:
+        As `load_module`; None for a method that learns, which needs its training pictures.
+
+    Raises:
+        BundleError: not a baseline's bundle.
+    """
+    method = _built(bundle, seed=seed)
+    return None if method.learns else as_travels(method, bundle.preprocessing)
+
+
+def _built(bundle: Bundle, seed: int | None) -> Method:
+    from sfumato.baselines import build
+
+    recipe, size = bundle.recipe, bundle.preprocessing
+    if recipe.get("kind") != KIND:
+        raise BundleError(f"{bundle.path} is no baseline: its recipe is of kind {recipe.get('kind')!r}")
+    try:
+        given = int(recipe["seed"]) if seed is None else seed
+        return build(recipe["method"], size.height, size.width, strength=recipe["strength"], seed=given)
+    except (KeyError, TypeError, ValueError, TrainingError) as error:
+        raise BundleError(f"{bundle.path}: the recipe does not make a baseline: {error}") from error
+
+
+def _check_noise(path: Path, travels: NoisyTravels, pictures: Tensor) -> None:
+    """Whether the file's noise is fresh, around the mean and of the size that torch says."""
+    function = OnnxFunction(path)
+    given = pictures.numpy()
+    draws = np.stack([function(given) for _ in range(_DRAWS)])
+    std = travels.noise_std().numpy()
+    noise = (draws - travels.mean(pictures).numpy()) / np.maximum(std, 1e-6)
+    noisy = noise[:, :, std > 1e-6]
+    still = np.abs(noise[:, :, std <= 1e-6]).max(initial=0.0) * 1e-6
+    count = noisy.shape[0] * noisy.shape[1]
+    drift = float(np.abs(noisy.mean(axis=(0, 1))).max(initial=0.0)) * count**0.5
+    spread = float(noisy.std()) if noisy.size else 1.0
+    if (draws[0] == draws[1]).all() or drift > 8 or abs(spread - 1) > 0.05 or still > 1e-4:
+        raise TrainingError(
+            f"{path.name}: ONNX Runtime's noise differs from torch's: mean off by {drift:.1f} standard errors, "
+            f"spread {spread:.3f} instead of 1"
+        )

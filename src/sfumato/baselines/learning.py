@@ -1,0 +1,100 @@
+"""The training loop of all baselines that learn by gradients, and the encoder that three of them share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
+
+from sfumato.baselines.method import Method, Training
+from sfumato.data import Augmentation, augment
+from sfumato.errors import Interrupted, TrainingError
+from sfumato.interrupts import interruptible
+from sfumato.nets import Obfuscator
+
+
+def learn(
+    training: Training,
+    parameters: Iterable[nn.Parameter],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    *,
+    seed: int,
+    learning_rate: float,
+    share: float = 1.0,
+) -> None:
+    """Adam with one cycle of the learning rate, on mirrored pictures.
+
+    Source: Kingma and Ba 2015; Smith and Topin 2018.
+
+    Args:
+        training: what is learned from, and for how long.
+        parameters: what is learned.
+        loss: pictures (B, 3, H, W) float32 in [0, 1] and labels (B,) int64 -> scalar.
+        seed: of the order, the mirroring and whatever the loss draws.
+        learning_rate: the highest one.
+        share: of the epochs.
+
+    Raises:
+        TrainingError: fewer than 2 pictures, no epochs, or a loss that is not finite.
+        Interrupted: Ctrl-C or SIGTERM.
+    """
+    count = len(training.labels)
+    batch_size = min(training.batch_size, count)
+    if batch_size < 2 or not 0 < training.epochs < math.inf:
+        raise TrainingError(
+            f"training needs at least 2 pictures a step and epochs above 0, got {batch_size} and {training.epochs}"
+        )
+    total = max(1, round(training.epochs * share * count / batch_size))
+    learned = list(parameters)
+    optimizer = torch.optim.Adam(learned, lr=learning_rate)
+    # The schedule divides by zero in a cycle of a few steps.
+    scheduler = OneCycleLR(optimizer, learning_rate, total_steps=max(total, 9) + 1, pct_start=0.2)
+    source = torch.Generator().manual_seed(seed)
+    order = torch.empty(0, dtype=torch.int64)
+    with interruptible() as interrupted, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for step in range(1, total + 1):
+            if len(order) < batch_size:
+                order = torch.randperm(count, generator=source)
+            batch, order = order[:batch_size], order[batch_size:]
+            pictures = augment(training.images[batch], Augmentation(flip=True), source).float().div_(255)
+            value = loss(pictures.contiguous(memory_format=torch.channels_last), training.labels[batch])
+            if not torch.isfinite(value):
+                raise TrainingError(f"the loss is {value.item()} at step {step} of {total}; lower the strength")
+            optimizer.zero_grad()
+            value.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(learned, 5.0)
+            optimizer.step()
+            scheduler.step()
+            training.progress(step, total, float(value.detach()))
+            if interrupted:
+                raise Interrupted("interrupted; nothing was written")
+
+
+class Encoded(Method):
+    """A method whose obfuscator is a network: the project's own architecture, so that its cost is the same.
+
+    Raises:
+        TrainingError: sides that are no multiples of 8.
+    """
+
+    learns = True
+    iterates = True
+
+    def __init__(self, height: int, width: int, *, strength: float | None = None, seed: int = 0) -> None:
+        super().__init__(height, width, strength=strength, seed=seed)
+        multiple = Obfuscator.size_multiple
+        if height % multiple or width % multiple:
+            raise TrainingError(f"the encoder takes sides that are multiples of {multiple}, got {height}x{width}")
+        self.weight = self.positive()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.encoder = Obfuscator().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See `Method`."""
+        out: Tensor = self.encoder(images)
+        return out

@@ -1,0 +1,91 @@
+"""From a method's name to a measured bundle."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from sfumato.baselines.bundles import write_baseline, write_retrained
+from sfumato.baselines.method import Method, Progress, Training, silent
+from sfumato.bundle import Bundle
+from sfumato.classifiers import load_classifier
+from sfumato.data import ImageSet
+from sfumato.errors import TrainingError
+from sfumato.evaluation import evaluate_classifier, evaluate_obfuscator
+from sfumato.nets import Normalize
+from sfumato.provenance import provenance
+
+CHECK_PICTURES = 64
+FEW_EPOCHS = 10
+"""A run of fewer epochs says in its recipe that it is a short one."""
+
+
+def make(
+    method: Method,
+    name: str,
+    folder: Path,
+    classifier: Bundle,
+    train: ImageSet,
+    test: ImageSet,
+    *,
+    epochs: float = 1.0,
+    progress: Progress = silent,
+) -> Bundle:
+    """Fits a method, writes its bundle and measures it.
+
+    Nothing is written before the method is fitted.
+
+    Args:
+        method: freshly built, of the size that the classifier takes.
+        name: its name in `METHODS`.
+        folder: gets `bundle/`, and `classifier/` if the method retrains the classifier.
+        classifier: that it is for.
+        train: pictures to learn from.
+        test: pictures to measure accuracy on.
+        epochs: for those that iterate.
+        progress: see `Progress`.
+
+    Raises:
+        TrainingError: too few test pictures, or classes that the classifier does not know.
+        SfumatoError: training, export or measuring failed, each with its own class.
+        Interrupted: Ctrl-C or SIGTERM.
+    """
+    classes = int(max(train.labels.max(), test.labels.max())) + 1
+    if classes > len(classifier.labels):
+        raise TrainingError(f"the pictures have {classes} classes, the classifier knows {len(classifier.labels)}")
+    if len(test) < 2:
+        raise TrainingError(f"at least 2 test pictures are needed to check the export, got {len(test)}")
+    frozen = load_classifier(classifier.path)
+    recipe: dict[str, Any] = {"data": train.source}
+    facts: dict[str, Any] = {
+        "seed": method.seed,
+        "test_pictures": len(test),
+        "data": train.source,
+        "data_sha256": {"train": train.sha256, "test": test.sha256},
+    }
+    if method.learns:
+        recipe["train_pictures"] = facts["train_pictures"] = len(train)
+    if method.iterates:
+        recipe["epochs"] = epochs
+        if epochs < FEW_EPOCHS:
+            recipe["note"] = f"A short run of {epochs:g} epochs, as a CPU affords: more training improves it."
+    normalize = Normalize(classifier.preprocessing.mean, classifier.preprocessing.std)
+    started = time.monotonic()
+    net = method.fit(Training(train.images, train.labels, frozen.net, normalize, epochs=epochs, progress=progress))
+    facts["training_seconds"] = round(time.monotonic() - started, 1)
+    check = test.images[:CHECK_PICTURES].float() / 255
+    if net is not frozen.net:
+        whole = {"method": name, "strength": method.strength, "seed": method.seed, **recipe}
+        classifier = write_retrained(folder / "classifier", net, given=classifier, images_for_check=check, recipe=whole)
+        classifier.figures.update(evaluate_classifier(classifier, test))
+        classifier.provenance.update(provenance(**facts))
+        classifier.save()
+        frozen = load_classifier(classifier.path)
+    bundle = write_baseline(
+        folder / "bundle", method, name_of_method=name, classifier=frozen, images_for_check=check, recipe=recipe
+    )
+    bundle.figures.update(evaluate_obfuscator(bundle, classifier, test))
+    bundle.provenance.update(provenance(**facts))
+    bundle.save()
+    return bundle

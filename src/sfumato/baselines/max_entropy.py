@@ -1,0 +1,83 @@
+"""An adversary that is to be left guessing."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sfumato.baselines.learning import Encoded, learn
+from sfumato.baselines.method import Training
+
+LEVELS = 8
+BLOCK = 4
+LEARNING_RATE = 2e-3
+
+
+class MaxEntropy(Encoded):
+    """An encoder with cross-entropy less a weight times the entropy of an adversary's answer.
+
+    The paper's adversary predicts an attribute that somebody labelled. Pictures here have no such label, so
+    the attribute is the picture's own: the brightness of every block of 4x4 pixels, in 8 levels that are equally
+    frequent in the training pictures. The class hardly tells it, and an adversary at maximal entropy would know
+    nothing of the picture at this resolution. The classifier stays frozen; it takes the paper's predictor's place.
+
+    Source: Roy and Boddeti 2019 (encoder: maximum entropy; adversary: maximum likelihood).
+    """
+
+    says = "an encoder that leaves an adversary guessing every 4x4 block's brightness"
+    source = "Roy and Boddeti 2019"
+    strength_says = "the weight of the adversary's entropy beside the cross-entropy"
+    default = 0.3
+
+    def fit(self, training: Training) -> nn.Module:
+        """See `Method`."""
+        brightness = block_brightness(training.images[:: max(1, len(training.images) // 2000)].float() / 255)
+        levels = torch.arange(1, LEVELS) / LEVELS
+        edges = torch.quantile(brightness.flatten()[:1_000_000], levels)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed + 1)
+            adversary = _adversary()
+
+        def loss(images: Tensor, labels: Tensor) -> Tensor:
+            obfuscated = self(images)
+            truth = torch.bucketize(block_brightness(images), edges)
+            likelihood = F.cross_entropy(adversary(obfuscated.detach()), truth)  # moves the adversary alone
+            adversary.requires_grad_(False)
+            entropy = mean_entropy(adversary(obfuscated))  # moves the encoder alone
+            adversary.requires_grad_(True)
+            # Subtracted from the most that is possible, so that the loss is never negative.
+            uncertainty = math.log(LEVELS) - entropy
+            return training.classification_loss(obfuscated, labels) + self.weight * uncertainty + likelihood
+
+        self.train()
+        learned = [*self.parameters(), *adversary.parameters()]
+        learn(training, learned, loss, seed=self.seed, learning_rate=LEARNING_RATE)
+        self.eval()
+        return training.classifier
+
+
+def block_brightness(images: Tensor) -> Tensor:
+    """Mean over colours and blocks: (N, 3, H, W) float -> (N, H / 4, W / 4)."""
+    return F.avg_pool2d(images.mean(dim=1, keepdim=True), BLOCK)[:, 0]
+
+
+def mean_entropy(logits: Tensor) -> Tensor:
+    """(N, levels, H, W) -> the entropy of the answers in nats, averaged over N, H and W."""
+    logs = logits.float().log_softmax(dim=1)
+    return -(logs.exp() * logs).sum(dim=1).mean()
+
+
+def _adversary() -> nn.Sequential:
+    """What comes out (N, 3, H, W) -> logits (N, levels, H / 4, W / 4)."""
+    return nn.Sequential(
+        nn.Conv2d(3, 32, BLOCK, stride=BLOCK),
+        nn.LeakyReLU(),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.LeakyReLU(),
+        nn.Conv2d(64, 64, 3, padding=1),
+        nn.LeakyReLU(),
+        nn.Conv2d(64, LEVELS, 1),
+    )

@@ -1,0 +1,172 @@
+"""The one interface of all baseline obfuscators, and what those that learn are given.
+
+A method is built with a picture size, a strength and a seed; `forward` turns pictures into obfuscated
+pictures of the same size. What travels is that, normalised for the classifier (`sfumato.baselines.bundles`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sfumato.errors import TrainingError
+from sfumato.nets import Normalize
+
+Progress = Callable[[int, int, float], None]
+"""Is told (steps done, steps in all, the batch's loss)."""
+
+
+def silent(done: int, total: int, loss: float) -> None:
+    """Shows no progress."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a method learns from.
+
+    Attributes:
+        images: (N, 3, H, W) uint8.
+        labels: (N,) int64.
+        classifier: normalised images (N, 3, H, W) float32 -> logits (N, classes); evaluation mode, no gradients.
+        normalize: from pictures in [0, 1] to the classifier's input.
+        epochs: passes over the pictures; a share of one is allowed.
+        batch_size: pictures per step.
+        progress: see `Progress`.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classifier: nn.Module
+    normalize: Normalize
+    epochs: float = 1.0
+    batch_size: int = 64
+    progress: Progress = silent
+
+    def classification_loss(self, obfuscated: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of the classifier's answer, in nats.
+
+        Args:
+            obfuscated: (B, 3, H, W) float32 in the scale of pictures, not bounded.
+            labels: (B,) int64.
+        """
+        # Its weights do not change, so half precision costs nothing but a little noise in the gradient.
+        with torch.autocast("cpu", torch.bfloat16, enabled=_has_bfloat16()):
+            logits: Tensor = self.classifier(self.normalize(obfuscated))
+        return F.cross_entropy(logits.float(), labels)
+
+
+def _has_bfloat16() -> bool:
+    """Whether the processor computes in bfloat16 itself; slow where it is emulated."""
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+class Method(nn.Module):
+    """A baseline obfuscator.
+
+    Args:
+        height: rows of the pictures.
+        width: columns of the pictures.
+        strength: see the class's `strength_says`; None takes its `default`.
+        seed: of everything random that stays: keys, first weights, the order of the training pictures.
+
+    Attributes:
+        says: what it does, in a line.
+        source: whom to cite.
+        strength_says: what the strength is; empty if there is none.
+        default: the strength if none is given; None if there is none.
+        stochastic: whether two calls on one picture differ.
+        learns: whether `fit` does anything.
+        iterates: whether it takes epochs for that.
+
+    Raises:
+        TrainingError: a strength or a size that it does not take.
+    """
+
+    says: ClassVar[str]
+    source: ClassVar[str]
+    strength_says: ClassVar[str] = ""
+    default: ClassVar[float | None] = None
+    stochastic: ClassVar[bool] = False
+    learns: ClassVar[bool] = False
+    iterates: ClassVar[bool] = False
+
+    def __init__(self, height: int, width: int, *, strength: float | None = None, seed: int = 0) -> None:
+        super().__init__()
+        if strength is not None and self.default is None:
+            raise TrainingError(f"{type(self).__name__} has no strength, got {strength}; leave it out")
+        self.height, self.width, self.seed = height, width, seed
+        self.strength = self.default if strength is None else strength
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) float32 in [0, 1] -> (N, 3, H, W) float32 in the scale of pictures, not bounded."""
+        raise NotImplementedError
+
+    def fit(self, training: Training) -> nn.Module:
+        """Learns what is to be learned.
+
+        Returns:
+            The classifier to use it with: the one given, unless the method trains that too.
+
+        Raises:
+            TrainingError: too few pictures, or a loss that is not finite.
+            Interrupted: Ctrl-C or SIGTERM.
+        """
+        return training.classifier
+
+    def positive(self) -> float:
+        """The strength, which must be above 0.
+
+        Raises:
+            TrainingError: it is not.
+        """
+        if self.strength is None or not 0 < self.strength < float("inf"):
+            raise TrainingError(f"{self.strength_says} must be above 0, got {self.strength}")
+        return self.strength
+
+    def whole(self) -> int:
+        """The strength, which must be a whole number above 0.
+
+        Raises:
+            TrainingError: it is not.
+        """
+        value = self.positive()
+        if value != int(value):
+            raise TrainingError(f"{self.strength_says} must be a whole number, got {value:g}")
+        return int(value)
+
+    def tiles(self) -> int:
+        """The strength as the side of square tiles that cover the picture.
+
+        Raises:
+            TrainingError: they do not.
+        """
+        side = self.whole()
+        if self.height % side or self.width % side:
+            raise TrainingError(
+                f"{self.strength_says} must divide both sides of {self.height}x{self.width} pictures, got {side}"
+            )
+        return side
+
+
+class NoisyMethod(Method):
+    """A method whose output is `mean(images)` plus noise, every number's noise drawn alone.
+
+    Attributes:
+        noise_kind: "gaussian" or "laplace".
+    """
+
+    stochastic = True
+    noise_kind: ClassVar[str]
+
+    def mean(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) float in [0, 1] -> what comes out without the noise; differentiable."""
+        raise NotImplementedError
+
+    def noise_std(self) -> Tensor:
+        """Standard deviation of each number's noise, (3, H, W) float32, in units of the [0, 1] scale."""
+        raise NotImplementedError

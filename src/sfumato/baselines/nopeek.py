@@ -1,0 +1,63 @@
+"""Distance correlation as a penalty."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.baselines.learning import Encoded, learn
+from sfumato.baselines.method import Training
+
+LEARNING_RATE = 2e-3
+
+
+class NoPeek(Encoded):
+    """An encoder with cross-entropy plus a weight times the distance correlation of pictures and what comes out.
+
+    Source: Vepakomma et al. 2020.
+    """
+
+    says = "an encoder whose output has little distance correlation with the picture"
+    source = "Vepakomma et al. 2020"
+    strength_says = "the weight of the distance correlation beside the cross-entropy"
+    default = 0.5
+
+    def fit(self, training: Training) -> nn.Module:
+        """See `Method`."""
+
+        def loss(images: Tensor, labels: Tensor) -> Tensor:
+            obfuscated = self(images)
+            return training.classification_loss(obfuscated, labels) + self.weight * distance_correlation(
+                images, obfuscated
+            )
+
+        self.train()
+        learn(training, self.parameters(), loss, seed=self.seed, learning_rate=LEARNING_RATE)
+        self.eval()
+        return training.classifier
+
+
+def distance_correlation(x: Tensor, y: Tensor) -> Tensor:
+    """The sample distance correlation of two sets of vectors, paired; differentiable.
+
+    Source: Szekely, Rizzo and Bakirov 2007 (empirical distance correlation).
+
+    Args:
+        x: (N, ...) float, N at least 2.
+        y: (N, ...) float.
+
+    Returns:
+        scalar in [0, 1]; 0 for a constant x or y.
+    """
+    a, b = _centred_distances(x), _centred_distances(y)
+    covariance = (a * b).mean().clamp_min(0)
+    variances = a.square().mean() * b.square().mean()
+    return (covariance / variances.sqrt().clamp_min(1e-12) + 1e-12).sqrt()
+
+
+def _centred_distances(x: Tensor) -> Tensor:
+    """(N, ...) -> (N, N), whose rows and columns sum to 0."""
+    flat = x.flatten(1).float()
+    # Not by a matrix product: it cancels where two points are close.
+    distances = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances - distances.mean(0) - distances.mean(1, keepdim=True) + distances.mean()

@@ -1,0 +1,70 @@
+"""Projection on principal components."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.baselines.method import Method, Training
+from sfumato.errors import TrainingError
+
+MAX_SIDE = 4096
+"""Eigenvectors are computed of a matrix of at most this side: of the numbers of a picture, or of as many pictures."""
+
+
+class PrincipalComponents(Method):
+    """Keeps the directions in which the training pictures vary most, and drops the rest of the picture.
+
+    Source: Pearson 1901; as obfuscation: Singh et al. 2024 (SIMBA).
+    """
+
+    says = "projects on principal components of the training pictures"
+    source = "Pearson 1901; Singh et al. 2024"
+    strength_says = "the number of components kept"
+    default = 400.0
+    learns = True
+    base: Tensor
+    components: Tensor
+
+    def __init__(self, height: int, width: int, *, strength: float | None = None, seed: int = 0) -> None:
+        super().__init__(height, width, strength=strength, seed=seed)
+        count, numbers = self.whole(), 3 * height * width
+        if count > numbers:
+            raise TrainingError(f"a {height}x{width} picture has {numbers} components, {count} were asked for")
+        self.register_buffer("base", torch.zeros(numbers))
+        self.register_buffer("components", torch.zeros(count, numbers))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See `Method`."""
+        codes = (images.flatten(1) - self.base) @ self.components.T
+        return (codes @ self.components + self.base).reshape(-1, 3, self.height, self.width)
+
+    @torch.no_grad()
+    def fit(self, training: Training) -> nn.Module:
+        """See `Method`; exact for all pictures, or for a random part of them where a picture has very many numbers."""
+        count, numbers = self.components.shape
+        images = training.images
+        if numbers > MAX_SIDE:
+            images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed))[:MAX_SIDE]]
+        if len(images) <= count:
+            raise TrainingError(f"{count} components need more pictures than that, got {len(images)}")
+        parts = torch.split(images, 1000)
+        total = torch.stack([part.flatten(1).sum(0, dtype=torch.float64) for part in parts]).sum(0)
+        self.base.copy_(total / (255 * len(images)))
+        small = len(images) < numbers
+        if small:
+            x = self._centred(images)
+            gram = x @ x.T
+        else:
+            gram = torch.zeros(numbers, numbers)
+            for done, part in enumerate(parts, start=1):
+                x = self._centred(part)
+                gram += x.T @ x
+                training.progress(done, len(parts), 0.0)
+        vectors = torch.linalg.eigh(gram.double()).eigenvectors[:, -count:].flip(1).float()
+        directions = (x.T @ vectors).T if small else vectors.T
+        self.components.copy_(directions / directions.norm(dim=1, keepdim=True).clamp_min(1e-12))
+        return training.classifier
+
+    def _centred(self, images: Tensor) -> Tensor:
+        return images.flatten(1).float() / 255 - self.base

@@ -1,0 +1,73 @@
+"""Scrambling with a key: a fixed permutation of pixels or of blocks, drawn from the seed.
+
+The key hides nothing from whoever has pairs, or only the statistics of pictures: a permutation is linear.
+
+Source: Tanaka 2018; Kiya et al. 2022 (overview of learnable image transformations with a key), without their
+inversions of intensities.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sfumato.baselines.method import Method
+
+
+class ScramblePixels(Method):
+    """The pixels of every tile change places, in every tile in the same way.
+
+    Source: AprilPyone and Kiya 2021, "pixel shuffling" with one key for all blocks; colours stay together here.
+    """
+
+    says = "permutes the pixels inside each tile by a key"
+    source = "AprilPyone and Kiya 2021; Tanaka 2018"
+    strength_says = "the side of a tile in pixels"
+    default = 2.0
+    key: Tensor
+
+    def __init__(self, height: int, width: int, *, strength: float | None = None, seed: int = 0) -> None:
+        super().__init__(height, width, strength=strength, seed=seed)
+        self.side = self.tiles()
+        self.register_buffer("key", _key(self.side**2, seed))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See `Method`."""
+        rows, columns, side = self.height // self.side, self.width // self.side, self.side
+        tiles = images.reshape(-1, 3, rows, side, columns, side).permute(0, 1, 2, 4, 3, 5).flatten(4)
+        tiles = tiles[..., self.key].reshape(-1, 3, rows, columns, side, side)
+        return tiles.permute(0, 1, 2, 4, 3, 5).reshape(-1, 3, self.height, self.width)
+
+
+class ScrambleBlocks(Method):
+    """The picture's blocks change places.
+
+    Source: Chuman et al. 2019 (block scrambling), the permutation alone; Kiya et al. 2022.
+    """
+
+    says = "permutes square blocks by a key"
+    source = "Chuman et al. 2019; Kiya et al. 2022"
+    strength_says = "the side of a block in pixels"
+    default = 16.0
+    key: Tensor
+
+    def __init__(self, height: int, width: int, *, strength: float | None = None, seed: int = 0) -> None:
+        super().__init__(height, width, strength=strength, seed=seed)
+        self.side = self.tiles()
+        self.register_buffer("key", _key((height // self.side) * (width // self.side), seed))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See `Method`."""
+        rows, columns, side = self.height // self.side, self.width // self.side, self.side
+        blocks = images.reshape(-1, 3, rows, side, columns, side).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+        blocks = blocks[:, self.key].reshape(-1, rows, columns, 3, side, side)
+        return blocks.permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, self.height, self.width)
+
+
+def _key(count: int, seed: int) -> Tensor:
+    """A permutation (count,) int64 that moves something, if there is anything to move."""
+    source = torch.Generator().manual_seed(seed)
+    key = torch.randperm(count, generator=source)
+    while count > 1 and torch.equal(key, torch.arange(count)):
+        key = torch.randperm(count, generator=source)
+    return key

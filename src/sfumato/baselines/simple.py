@@ -1,0 +1,91 @@
+"""Identity, downsampling, blur and pixelation: nothing to learn, no key."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sfumato.baselines.method import Method
+
+
+class Identity(Method):
+    """Changes nothing: what any other method must be better than."""
+
+    says = "sends the picture itself"
+    source = "-"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See `Method`."""
+        return images.clone()
+
+
+class Downsample(Method):
+    """Means over squares, brought back to the classifier's size by bilinear interpolation.
+
+    Source: Ryoo et al. 2017 (privacy by extremely low resolution).
+    """
+
+    says = "lowers the resolution, then interpolates"
+    source = "Ryoo et al. 2017"
+    strength_says = "the factor per side"
+    default = 2.0
+
+    def __init__(self, height: int, width: int, *, strength: float | None = None, seed: int = 0) -> None:
+        super().__init__(height, width, strength=strength, seed=seed)
+        self.factor = self.tiles()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See `Method`."""
+        small = F.avg_pool2d(images, self.factor)
+        return F.interpolate(small, (self.height, self.width), mode="bilinear", align_corners=False)
+
+
+class Pixelate(Method):
+    """Every square takes its mean colour.
+
+    Source: Hill et al. 2016 (mosaicing).
+    """
+
+    says = "paints squares with their mean colour"
+    source = "Hill et al. 2016"
+    strength_says = "the side of a square in pixels"
+    default = 2.0
+
+    def __init__(self, height: int, width: int, *, strength: float | None = None, seed: int = 0) -> None:
+        super().__init__(height, width, strength=strength, seed=seed)
+        self.side = self.tiles()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See `Method`."""
+        return F.interpolate(F.avg_pool2d(images, self.side), scale_factor=float(self.side), mode="nearest")
+
+
+class Blur(Method):
+    """Convolution with a Gaussian cut at three standard deviations; the picture's edge is repeated outwards.
+
+    Source: Hill et al. 2016 (blurring).
+    """
+
+    says = "Gaussian blur"
+    source = "Hill et al. 2016"
+    strength_says = "the standard deviation of the blur in pixels"
+    default = 0.8
+    kernel: Tensor
+
+    def __init__(self, height: int, width: int, *, strength: float | None = None, seed: int = 0) -> None:
+        super().__init__(height, width, strength=strength, seed=seed)
+        sigma = self.positive()
+        self.radius = math.ceil(3 * sigma)
+        offsets = torch.arange(-self.radius, self.radius + 1, dtype=torch.float64)
+        weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
+        self.register_buffer("kernel", (weights / weights.sum()).float())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See `Method`."""
+        r = self.radius
+        padded = F.pad(images, (r, r, r, r), mode="replicate")
+        rows = F.conv2d(padded, self.kernel.view(1, 1, -1, 1).expand(3, 1, -1, 1), groups=3)
+        return F.conv2d(rows, self.kernel.view(1, 1, 1, -1).expand(3, 1, 1, -1), groups=3)

@@ -1,0 +1,113 @@
+"""`sfumato baseline`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sfumato.cli.app import app
+from sfumato.cli.output import JsonOption, needs_train_extra, percent, print_json
+from sfumato.cli.train import keep_freed_memory
+from sfumato.errors import TrainingError
+
+
+@app.command()
+def baseline(
+    name: Annotated[str | None, typer.Argument(help="Which one; `--list` shows them.", show_default=False)] = None,
+    classifier: Annotated[
+        Path | None, typer.Option(help="Bundle of its classifier. Default: the shipped one.", show_default=False)
+    ] = None,
+    data: Annotated[str, typer.Option(help="cifar10, a folder, or a hub id.")] = "cifar10",
+    strength: Annotated[
+        float | None, typer.Option(help="What it means: see `--list`. Default: likewise.", show_default=False)
+    ] = None,
+    epochs: Annotated[float, typer.Option(help="Of those that learn; 0.5 is half of the pictures.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of keys, first weights and the order of the pictures.")] = 0,
+    pictures: Annotated[int | None, typer.Option(min=2, help="Use only the first so many pictures.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder. [default: runs/baselines/NAME]", show_default=False)
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the bundle in the folder.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="Show all baselines and their strengths.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make an obfuscator by a simple or a published method, to compare with.
+
+    `joint` writes the classifier that it retrains beside its own bundle.
+
+    Example: `sfumato baseline blur --strength 1.5 -o runs/baselines/blur`
+    """
+    if list_:
+        _show(as_json)
+        return
+    if name is None:
+        raise typer.BadParameter("say which baseline, or --list")
+    keep_freed_memory()
+    with needs_train_extra():
+        from sfumato.baselines import build, make
+        from sfumato.data import load_images
+    from sfumato.bundle import Bundle
+    from sfumato.shipped import classifier_bundle
+
+    folder = out or Path("runs") / "baselines" / name
+    if (folder / "bundle").exists() and not overwrite:
+        raise TrainingError(f"{folder / 'bundle'} exists already; --overwrite replaces it")
+    served = Bundle.load(classifier or classifier_bundle(), kind="classifier")
+    size = (served.preprocessing.height, served.preprocessing.width)
+    method = build(name, *size, strength=strength, seed=seed)
+    train, test = (load_images(data, split, size=size).subset(pictures) for split in ("train", "test"))
+    folder.mkdir(parents=True, exist_ok=True)  # before the long part, so that nothing is learned in vain
+    with _bar(name) as progress:
+        bundle = make(method, name, folder, served, train, test, epochs=epochs, progress=progress)
+    if as_json:
+        print_json({"bundle": str(bundle.path), "recipe": bundle.recipe, "figures": bundle.figures})
+        return
+    typer.echo(f"bundle: {bundle.path}")
+    for figure, value in bundle.figures.items():
+        typer.echo(f"  {figure}: {percent(value) if figure.startswith('accuracy') else value}")
+
+
+def _show(as_json: bool) -> None:
+    with needs_train_extra():
+        from sfumato.baselines import METHODS
+    rows = [
+        {
+            "name": name,
+            "says": method.says,
+            "strength": method.strength_says or None,
+            "default": method.default,
+            "learns": method.learns,
+            "stochastic": method.stochastic,
+            "source": method.source,
+        }
+        for name, method in METHODS.items()
+    ]
+    if as_json:
+        print_json({"baselines": rows})
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "what it does", "strength", "default", "source", box=None)
+    for row in rows:
+        default = "-" if row["default"] is None else f"{row['default']:g}"
+        table.add_row(str(row["name"]), str(row["says"]), str(row["strength"] or "-"), default, str(row["source"]))
+    Console().print(table)
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Callable[[int, int, float], None]]:
+    """A bar with the loss on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn(name), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
+    figures = TextColumn("loss {task.fields[loss]:.4f}")
+    with Progress(*columns, figures, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(name, loss=float("nan"))
+        yield lambda done, total, loss: progress.update(task, completed=done, total=total, loss=loss)

@@ -1,0 +1,83 @@
+"""`sfumato baseline` as a person runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sfumato import shipped
+from sfumato.baselines import METHODS, load_module
+from sfumato.bundle import Bundle
+from sfumato.classifiers import load_classifier
+
+
+def baseline(*arguments: object, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "sfumato", "baseline", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env={**os.environ, "COLUMNS": "200", **environment},
+    )
+    assert done.returncode == code, done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture
+def data(tmp_path: Path, picture_folder: Path) -> list[object]:
+    return ["--data", picture_folder, "-o", tmp_path / "out"]
+
+
+@pytest.fixture
+def caches(tmp_path: Path) -> dict[str, str]:
+    return {"SFUMATO_CACHE": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "hf")}
+
+
+def test_the_list_tells_of_every_method():
+    said = json.loads(baseline("--list", "--json").stdout)["baselines"]
+    assert [row["name"] for row in said] == list(METHODS)
+    assert all(row["says"] and row["source"] for row in said)
+    blur = next(row for row in said if row["name"] == "blur")
+    assert blur["default"] == METHODS["blur"].default
+    assert "pixels" in blur["strength"]
+
+
+def test_a_baseline_becomes_a_bundle_with_figures(tmp_path, data, caches):
+    said = json.loads(baseline("noise", "--strength", "0.01", "--seed", "4", *data, "--json", **caches).stdout)
+    bundle = Bundle.load(tmp_path / "out" / "bundle", kind="obfuscator")
+    assert said == {"bundle": str(bundle.path), "recipe": bundle.recipe, "figures": bundle.figures}
+    assert bundle.recipe["strength"] == 0.01
+    assert bundle.recipe["seed"] == bundle.provenance["seed"] == 4
+    assert bundle.figures["test_pictures"] == bundle.provenance["test_pictures"] == 8
+    assert bundle.classifier_fingerprint == Bundle.load(shipped.classifier_bundle()).classifier_fingerprint
+    assert load_module(bundle).noise_kind == "gaussian"
+    before = (tmp_path / "out" / "bundle" / "bundle.json").read_bytes()
+    assert "--overwrite" in baseline("blur", *data, code=1, **caches).stderr
+    assert (tmp_path / "out" / "bundle" / "bundle.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_joint_writes_its_own_classifier(tmp_path, data, caches):
+    said = baseline("joint", "--epochs", "2", "--pictures", "12", *data, **caches).stdout
+    assert "accuracy_obfuscated" in said
+    bundle = Bundle.load(tmp_path / "out" / "bundle", kind="obfuscator")
+    frozen = load_classifier(tmp_path / "out" / "classifier")
+    assert bundle.classifier_fingerprint == frozen.fingerprint
+    assert frozen.fingerprint != Bundle.load(shipped.classifier_bundle()).classifier_fingerprint
+    assert bundle.recipe["epochs"] == 2
+    assert "short run" in bundle.recipe["note"]
+    assert bundle.provenance["train_pictures"] == 12
+    load_module(bundle)
+
+
+def test_a_mistake_is_told_in_a_line(data, caches, tmp_path):
+    done = baseline("sharpen", *data, code=1, **caches)
+    assert "there are identity, downsample" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
