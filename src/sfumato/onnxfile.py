@@ -19,6 +19,9 @@ class OnnxFunction:
         path: the file.
         threads: for one run; 0 takes all cores.
 
+    Attributes:
+        input_shape: as the file states it; a name or None where a side is free.
+
     Raises:
         BundleError: ONNX Runtime cannot load it.
     """
@@ -28,11 +31,14 @@ class OnnxFunction:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        # Threads that spin while they wait take the cores from whatever else the process computes.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's errors have no common base
             raise BundleError(f"{path} cannot be run: {' '.join(str(error).split())[:200]}") from error
         self._input = self._session.get_inputs()[0].name
+        self.input_shape: tuple[int | str | None, ...] = tuple(self._session.get_inputs()[0].shape)
 
     def __call__(self, batch: Array) -> Array:
         """Batch (N, ...) float32 -> (N, ...) float32."""

@@ -26,6 +26,7 @@ _SPLIT_NAMES = {
     "train": ("train", "training"),
     "test": ("test", "testing", "validation", "valid", "val"),
 }
+_HOLD_OUT_EVERY = 5
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 
 
@@ -88,6 +89,37 @@ def load_images(
     return _as_image_set(_decode_location(source, split, size, image_column, label_column))
 
 
+class _NoSplitError(DataError):
+    """The data set has no such split."""
+
+
+def load_train_test(
+    source: str, *, size: tuple[int, int] | None = None, label_column: str | None = None
+) -> tuple[ImageSet, ImageSet]:
+    """Loads both splits; of a data set that has but one, every fifth picture is held out for testing.
+
+    Args:
+        source: see `load_images`.
+        size: see `load_images`.
+        label_column: see `load_images`.
+
+    Raises:
+        DataError: see `load_images`.
+    """
+    train = load_images(source, "train", size=size, label_column=label_column)
+    try:
+        return train, load_images(source, "test", size=size, label_column=label_column)
+    except _NoSplitError:
+        held_out = torch.arange(len(train)) % _HOLD_OUT_EVERY == 0
+        return _part(train, ~held_out), _part(train, held_out)
+
+
+def _part(images: ImageSet, chosen: Tensor) -> ImageSet:
+    pictures, labels = images.images[chosen], images.labels[chosen]
+    sha256 = cache.content_sha256(pictures.numpy(), labels.numpy())
+    return ImageSet(pictures, labels, images.names, images.source, sha256, images.unreadable)
+
+
 def _decode_location(
     source: str,
     split: str,
@@ -131,7 +163,7 @@ def _read_rows(source: str, split: str) -> Any:
     for name in _SPLIT_NAMES[split]:
         if name in everything:
             return everything[name]
-    raise DataError(f"{source} has no {split} split; it has {', '.join(everything)}")
+    raise _NoSplitError(f"{source} has no {split} split; it has {', '.join(everything)}")
 
 
 def _find_image_column(rows: Any, source: str) -> str:

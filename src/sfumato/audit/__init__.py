@@ -1,0 +1,1 @@
+"""The audit: attackers who come after the obfuscator, measures, and a verdict."""

@@ -1,0 +1,1 @@
+"""Attackers who restore pictures: one small file each, behind one protocol."""

@@ -1,0 +1,149 @@
+"""Learned decoders: networks trained on pairs to turn what travels back into the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sfumato.audit.attackers.linear import LinearEstimate, solve
+from sfumato.audit.attackers.losses import Adversarial, SquaredError, Structure
+from sfumato.audit.attackers.networks import ResidualNet, UNet
+from sfumato.audit.attackers.protocol import Effort, Prepared
+from sfumato.audit.fitting import autocast, fit_decoder
+from sfumato.audit.knowledge import Knowledge, Pairs, Threat
+from sfumato.errors import AuditError
+from sfumato.nets import Deobfuscator
+
+_STATISTICS_PAIRS = 500
+
+
+class Decoder(nn.Module):
+    """A network between the fixed parts that every decoder needs.
+
+    What travels is standardised by channel, brought to the picture's size, padded to what the network
+    takes; a linear estimate of the picture, if there is one, is shown to the network and corrected by it.
+
+    Args:
+        net: (N, inputs, h, w) -> (N, 3, h, w); its `size_multiple` tells which h and w it takes.
+        mean: (C,) float32, of the travelling channels.
+        std: (C,) float32, likewise; 0 for a channel that never changes.
+        size: (H, W) of the picture.
+        estimate: the linear one; without it the network draws the picture alone.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, net: nn.Module, mean: Tensor, std: Tensor, size: tuple[int, int], estimate: LinearEstimate | None
+    ) -> None:
+        super().__init__()
+        self.net, self.size, self.estimate = net, size, estimate
+        self.register_buffer("mean", mean.view(1, -1, 1, 1))
+        self.register_buffer("std", std.view(1, -1, 1, 1).clamp_min(1e-6))
+
+    def forward(self, observed: Tensor) -> Tensor:
+        """(N, C, H', W') float32 -> (N, 3, H, W) float32, not bounded."""
+        x = (observed - self.mean) / self.std
+        if x.shape[-2:] != self.size:
+            x = F.interpolate(x, size=self.size, mode="bilinear", antialias=x.shape[-1] > self.size[1])
+        guess = None
+        if self.estimate is not None:
+            with torch.autocast(x.device.type, enabled=False):
+                guess = self.estimate(observed)
+            x = torch.cat([x, guess - 0.5], dim=1)
+        height, width = self.size
+        multiple = int(self.net.size_multiple)  # type: ignore[arg-type]
+        x = F.pad(x, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+        out: Tensor = self.net(x)[..., :height, :width].float()
+        return out if guess is None else guess + out
+
+
+class PaperNet(nn.Module):
+    """The paper's deobfuscator; other than three travelling channels are mixed to three first.
+
+    Args:
+        channels: that travel.
+    """
+
+    size_multiple = Deobfuscator.size_multiple
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mix = nn.Identity() if channels == 3 else nn.Conv2d(channels, 3, 1)
+        self.body = Deobfuscator().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # It ends in a batch norm and a leaky ReLU: start within the range of pictures, not around 0.
+        last = self.body.up[-1].project.norm
+        nn.init.constant_(last.weight, 0.25)
+        nn.init.constant_(last.bias, 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, H, W), sides multiples of 8 -> (N, 3, H, W)."""
+        # Depthwise convolutions are slow in half precision on a CPU.
+        with torch.autocast(x.device.type, enabled=False):
+            out: Tensor = self.body(self.mix(x.float()).contiguous(memory_format=torch.channels_last))
+        return out
+
+
+@dataclass(frozen=True)
+class LearnedDecoder:
+    """A decoder as an attacker.
+
+    Attributes:
+        name: for people, and to tell trials apart.
+        build: number of input channels -> network, see `Decoder`.
+        loss: makes the loss, see `sfumato.audit.fitting.Loss`.
+        corrects: start from the linear estimate and correct it.
+        learning_rate: of Adam.
+    """
+
+    name: str
+    build: Callable[[int], nn.Module]
+    loss: Callable[[], nn.Module] = SquaredError
+    corrects: bool = True
+    learning_rate: float = 1e-3
+    threats: ClassVar[frozenset[Threat]] = frozenset(Threat) - {Threat.NO_PAIRS}
+    learns: ClassVar[bool] = True
+
+    def prepare(self, knowledge: Knowledge, effort: Effort) -> Prepared:
+        """See `Attacker`."""
+        pairs = knowledge.pairs
+        if pairs is None:
+            raise AuditError(f"{self.name} needs pairs of pictures and what travels for them; none were given")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(effort.seed)
+            decoder = self._decoder(pairs, (knowledge.height, knowledge.width), effort.seed)
+            loss = self.loss()
+        params = sum(p.numel() for p in decoder.net.parameters())
+        identity = f"{self.name}, {knowledge.threat}, {len(pairs)}, {effort.pictures}, {effort.seed}"
+        fitted = fit_decoder(decoder, pairs, loss, effort, learning_rate=self.learning_rate, identity=identity)
+
+        @torch.no_grad()
+        def restore(observed: Tensor) -> Tensor:
+            with autocast(effort.device):
+                restored: Tensor = fitted.net(observed.to(effort.device))
+            return restored.float().clamp(0, 1).cpu()
+
+        return Prepared(
+            restore, fitted.curve, fitted.flattened, {"params": params, "pictures_seen": fitted.pictures_seen}
+        )
+
+    def _decoder(self, pairs: Pairs, size: tuple[int, int], seed: int) -> Decoder:
+        some = torch.arange(min(len(pairs), _STATISTICS_PAIRS))
+        _, observed = pairs.batch(some, torch.Generator().manual_seed(seed))
+        std, mean = torch.std_mean(observed, dim=(0, 2, 3))
+        estimate = solve(pairs, seed=seed)[0] if self.corrects else None
+        channels = observed.shape[1] + (3 if self.corrects else 0)
+        return Decoder(self.build(channels), mean, std, size, estimate)
+
+
+PAPER = LearnedDecoder("paper's decoder", PaperNet, corrects=False, learning_rate=3e-3)
+RESIDUAL = LearnedDecoder("residual decoder", ResidualNet)
+UNET = LearnedDecoder("U-Net with attention", UNet)
+RESIDUAL_SSIM = LearnedDecoder("residual decoder, L1+SSIM", ResidualNet, Structure)
+RESIDUAL_GAN = LearnedDecoder("residual decoder, GAN", ResidualNet, Adversarial)

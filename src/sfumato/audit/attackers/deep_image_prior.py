@@ -1,0 +1,114 @@
+"""Inversion by optimisation, the picture being what an untrained network draws from noise.
+
+A convolutional network fits natural pictures sooner than anything else that explains what travelled, and
+so stands in for knowledge of what pictures look like. Each picture has a network of its own.
+
+Source: Ulyanov et al. 2018, section 2; a smaller hourglass than theirs, for small pictures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sfumato.audit.attackers.protocol import Effort, Prepared
+from sfumato.audit.attackers.total_variation import beginning, differentiable, misfit
+from sfumato.audit.knowledge import Knowledge, Threat
+
+_LEARNING_RATE = 0.01
+_BATCH = 32
+_NOISE, _WIDTH, _FINE = 8, 32, 16
+
+
+class Hourglasses(nn.Module):
+    """As many small hourglass networks as pictures, run together as groups of channels.
+
+    Each convolution but the last is followed by a norm over the picture, a channel alone, and a leaky ReLU.
+
+    Args:
+        start: (count, 3, H, W) float32 in [0, 1], what the networks draw before they are trained.
+    """
+
+    noise: Tensor
+    start: Tensor
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        self.count = count = len(start)
+        self.register_buffer("noise", torch.randn(1, count * _NOISE, *start.shape[-2:]))
+        self.register_buffer("start", torch.logit(start, eps=0.02))
+        self.down = self._layer(_NOISE, _WIDTH, stride=2)
+        self.coarse = nn.Sequential(self._layer(_WIDTH, _WIDTH, stride=2), self._layer(_WIDTH, _WIDTH))
+        self.middle = self._layer(_WIDTH, _WIDTH)
+        self.fine = self._layer(_WIDTH, _FINE)
+        self.across = self._layer(_NOISE, _FINE, kernel=1)
+        self.head = nn.Conv2d(count * _FINE, count * 3, 1, groups=count)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+
+    def forward(self) -> Tensor:
+        """-> (count, 3, H, W) in [0, 1]."""
+        half = self.down(self.noise)
+        x = self.middle(half + F.interpolate(self.coarse(half), size=half.shape[-2:], mode="bilinear"))
+        x = self.fine(F.interpolate(x, size=self.noise.shape[-2:], mode="bilinear")) + self.across(self.noise)
+        return torch.sigmoid(self.start + self.head(x).reshape(self.start.shape))
+
+    def _layer(self, inside: int, outside: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+        into, out = self.count * inside, self.count * outside
+        conv = nn.Conv2d(into, out, kernel, stride, padding=kernel // 2, groups=self.count)
+        return nn.Sequential(conv, nn.GroupNorm(out, out), nn.LeakyReLU(0.2))
+
+
+@dataclass(frozen=True)
+class DeepImagePrior:
+    """Adam on the weights of an untrained network a picture; the number of steps is what keeps it from fitting noise.
+
+    `argmin_w |f(net_w(noise)) - observed|^2 / variance(observed)`
+    """
+
+    name: ClassVar[str] = "deep image prior"
+    threats: ClassVar[frozenset[Threat]] = frozenset({Threat.WHITE_BOX, Threat.CLOUD})
+    learns: ClassVar[bool] = False
+    test_pictures: ClassVar[int] = 64
+
+    def prepare(self, knowledge: Knowledge, effort: Effort) -> Prepared:
+        """See `Attacker`."""
+        forward, pairs = differentiable(knowledge, self.name)
+        start, start_name, pictures, observed = beginning(pairs, effort.seed)
+        variance = float(observed.var())
+
+        def restore(observed: Tensor) -> Tensor:
+            parts, done = [], 0
+            for part in torch.split(observed, _BATCH):
+                parts.append(_draw(forward, part, start(part), variance, effort))
+                done += len(part)
+                effort.progress(done, len(observed))
+            return torch.cat(parts)
+
+        params = sum(p.numel() for p in Hourglasses(pictures[:1]).parameters())
+        return Prepared(restore, facts={"params": params, "start": start_name, "steps": effort.steps})
+
+
+def _draw(
+    forward: Callable[[Tensor], Tensor], observed: Tensor, start: Tensor, variance: float, effort: Effort
+) -> Tensor:
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(effort.seed)
+        nets = Hourglasses(start)
+        parameters = list(nets.parameters())
+        optimizer = torch.optim.Adam(parameters, lr=_LEARNING_RATE)
+        for step in range(effort.steps):
+            optimizer.param_groups[0]["lr"] = _LEARNING_RATE * (1 + math.cos(math.pi * step / effort.steps)) / 2
+            loss = misfit(forward(nets()), observed, variance).sum()
+            for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+    with torch.no_grad():
+        out: Tensor = nets()
+    return out

@@ -1,0 +1,141 @@
+"""Least squares: the best linear map from what travels to the picture.
+
+It needs no luck and no patience, restores whatever a linear obfuscation left (blur, projection,
+permutation), and gives the learned decoders the ground to start from.
+
+Source: ridge regression, Hoerl and Kennard 1970; its penalty is chosen on pairs held out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.audit.attackers.protocol import Effort, Prepared
+from sfumato.audit.knowledge import Knowledge, Pairs, Threat
+from sfumato.errors import AuditError
+
+MAX_INPUTS = 6144
+"""Numbers of what travels that are used: twice a 3x32x32 picture. Larger inputs are seen through fewer pairs."""
+MAX_PAIRS = 12_000
+_MAX_PAIRS_DUAL = 1_500
+_PENALTIES = (1e-6, 1e-4, 1e-2, 1e-1, 1.0, 10.0)
+_PENALTY_OUTPUTS = 64
+
+
+class LinearEstimate(nn.Module):
+    """`picture = (what travels - mean) @ inward @ outward + mean picture`, a map kept in one or two factors.
+
+    Args:
+        offset: (inputs,) float32.
+        factors: matrices to multiply with, one after the other; (inputs, r), ..., (r, 3 * H * W).
+        base: (3, H, W) float32, the mean picture.
+    """
+
+    offset: Tensor
+    base: Tensor
+
+    def __init__(self, offset: Tensor, factors: list[Tensor], base: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("offset", offset)
+        self.register_buffer("base", base)
+        self.factors = nn.ParameterList([nn.Parameter(f, requires_grad=False) for f in factors])
+
+    def forward(self, observed: Tensor) -> Tensor:
+        """(N, C, H', W') float32 -> (N, 3, H, W) float32, not bounded."""
+        x = _leading(observed).flatten(1)[:, : len(self.offset)] - self.offset
+        for factor in self.factors:
+            x = x @ factor
+        return x.reshape(-1, *self.base.shape) + self.base
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Least squares as an attacker of its own."""
+
+    name: ClassVar[str] = "least squares"
+    threats: ClassVar[frozenset[Threat]] = frozenset(Threat) - {Threat.NO_PAIRS}
+    learns: ClassVar[bool] = True
+
+    def prepare(self, knowledge: Knowledge, effort: Effort) -> Prepared:
+        """See `Attacker`."""
+        if knowledge.pairs is None:
+            raise AuditError("least squares needs pairs of pictures and what travels for them; none were given")
+        estimate, used = solve(knowledge.pairs, seed=effort.seed)
+        return Prepared(
+            restore=lambda observed: estimate(observed).clamp(0, 1),
+            facts={"params": sum(f.numel() for f in estimate.factors), "pictures_seen": used},
+        )
+
+
+@lru_cache(maxsize=1)
+@torch.no_grad()
+def solve(pairs: Pairs, *, seed: int) -> tuple[LinearEstimate, int]:
+    """Fits the linear map; the penalty is the one that does best on a tenth of the pairs held out.
+
+    The last answer is remembered: attackers with the same knowledge start from the same map.
+
+    Args:
+        pairs: at least 2.
+        seed: of noise and mirroring, where the pairs are fresh.
+
+    Returns:
+        The map and how many pairs it was fitted on.
+
+    Raises:
+        AuditError: fewer than 2 pairs.
+    """
+    if len(pairs) < 2:
+        raise AuditError(f"least squares needs at least 2 pairs, got {len(pairs)}")
+    source = torch.Generator().manual_seed(seed)
+    pictures, observed = _gather(pairs, source)
+    inputs = _leading(observed).flatten(1)
+    held = max(1, len(inputs) // 10)
+    base, offset = pictures[held:].mean(dim=0), inputs[held:].mean(dim=0)
+    x, y = inputs[held:] - offset, (pictures[held:] - base).flatten(1)
+    x_held, y_held = inputs[:held] - offset, (pictures[:held] - base).flatten(1)
+    dual = len(x) < x.shape[1]
+    gram = (x @ x.T if dual else x.T @ x).double()
+    right = y if dual else x.T @ y
+    project = x_held @ x.T if dual else x_held
+    # A few outputs tell which penalty is best; all are solved for once.
+    some = torch.linspace(0, y.shape[1] - 1, _PENALTY_OUTPUTS).long()
+    errors = {}
+    for penalty in _PENALTIES:
+        solution = _ridge(gram, right[:, some], penalty)
+        if solution is not None:
+            errors[penalty] = float((project @ solution - y_held[:, some]).square().mean())
+    if not errors:
+        raise AuditError("least squares failed for every penalty: what travels is constant or not finite")
+    solution = _ridge(gram, right, min(errors, key=lambda penalty: errors[penalty]))
+    assert solution is not None
+    wide = dual and x.shape[1] > MAX_INPUTS
+    factors = [x.T, solution] if wide else [x.T @ solution] if dual else [solution]
+    return LinearEstimate(offset, [factor.contiguous() for factor in factors], base), len(x)
+
+
+def _ridge(gram: Tensor, right: Tensor, penalty: float) -> Tensor | None:
+    """Solves `(gram + penalty * scale) x = right`; None if the matrix is not positive definite."""
+    scale = gram.diagonal().mean().clamp_min(1e-12)
+    shifted = gram + penalty * scale * torch.eye(len(gram), dtype=gram.dtype)
+    factor, failed = torch.linalg.cholesky_ex(shifted)
+    return None if int(failed) else torch.cholesky_solve(right.double(), factor).float()
+
+
+def _gather(pairs: Pairs, source: torch.Generator) -> tuple[Tensor, Tensor]:
+    order = torch.randperm(len(pairs), generator=source)
+    _, observed = pairs.batch(order[:2], source)
+    too_large = _leading(observed).flatten(1).shape[1] > MAX_INPUTS
+    order = order[: _MAX_PAIRS_DUAL if too_large else MAX_PAIRS]
+    parts = [pairs.batch(part, source) for part in order.split(500)]  # type: ignore[no-untyped-call]
+    return torch.cat([p for p, _ in parts]), torch.cat([o for _, o in parts])
+
+
+def _leading(observed: Tensor) -> Tensor:
+    """The first channels, as many as stay within `MAX_INPUTS` but at least 3: what travels stands first."""
+    _, channels, height, width = observed.shape
+    return observed[:, : max(3, min(channels, MAX_INPUTS // (height * width)))]

@@ -1,0 +1,59 @@
+"""What learned decoders minimise. Each takes restored and original pictures and gives a scalar."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from sfumato.audit.attackers.networks import reverse_gradient
+
+ADVERSARIAL_WEIGHT = 0.01
+"""Of the discriminator's opinion beside the squared error; about where both pull equally hard at 32 pixels."""
+
+
+class SquaredError(nn.Module):
+    """Mean squared error: the loss that the measure itself is made of."""
+
+    def forward(self, restored: Tensor, pictures: Tensor) -> Tensor:
+        """Restored and original (N, 3, H, W) float32 -> scalar."""
+        return F.mse_loss(restored, pictures)
+
+
+class Structure(nn.Module):
+    """L1 and structural similarity.
+
+    Source: Zhao et al. 2017, section III.D, with SSIM at one scale; weights as they give them.
+    """
+
+    def forward(self, restored: Tensor, pictures: Tensor) -> Tensor:
+        """Restored and original (N, 3, H, W) float32, sides at least 11 -> scalar."""
+        ssim = structural_similarity_index_measure(restored, pictures, data_range=1.0)
+        assert isinstance(ssim, Tensor)
+        return 0.84 * (1 - ssim) + 0.16 * F.l1_loss(restored, pictures)
+
+
+class Adversarial(nn.Module):
+    """Squared error and a discriminator that is trained along: for the look, where the error alone would blur.
+
+    Source: Goodfellow et al. 2014, equation 1, the discriminator joined by gradient reversal (Ganin and
+    Lempitsky 2015); on patches as Isola et al. 2017, section 3.2.2.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.discriminator = nn.Sequential(
+            nn.Conv2d(3, 32, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(32, 64, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(64, 1, 3, padding=1),
+        )
+
+    def forward(self, restored: Tensor, pictures: Tensor) -> Tensor:
+        """Restored and original (N, 3, H, W) float32 -> scalar."""
+        # The discriminator learns at full strength; only what the decoder feels of it is weighed.
+        felt = restored.detach() + ADVERSARIAL_WEIGHT * (restored - restored.detach())
+        real, drawn = self.discriminator(torch.cat([pictures, reverse_gradient(felt)])).chunk(2)
+        return F.mse_loss(restored, pictures) + F.softplus(-real).mean() + F.softplus(drawn).mean()

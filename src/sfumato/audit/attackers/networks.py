@@ -1,0 +1,149 @@
+"""The networks of the learned attackers: all take (N, C, H, W) and give a correction to a picture (N, 3, H, W)."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut, without normalisation; starts as the identity.
+
+    Source: Lim et al. 2017 (EDSR), figure 2c: batch norm removed, as it blurs restored pictures.
+
+    Args:
+        channels: in and out.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = _silent(nn.Conv2d(channels, channels, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, H, W) -> the same shape."""
+        out: Tensor = x + self.second(F.relu(self.first(x)))
+        return out
+
+
+class Attention(nn.Module):
+    """Every place looks at every other one; starts as the identity.
+
+    Source: Vaswani et al. 2017; in this place of a U-Net: Ho et al. 2020.
+
+    Args:
+        channels: in and out; a multiple of `heads`.
+        heads: of the attention.
+    """
+
+    def __init__(self, channels: int, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.GroupNorm(1, channels)
+        self.into = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = _silent(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, H, W) -> the same shape."""
+        count, channels, height, width = x.shape
+        into = self.into(self.norm(x)).reshape(count, 3, self.heads, channels // self.heads, height * width)
+        query, key, value = into.transpose(-1, -2).unbind(1)
+        mixed = F.scaled_dot_product_attention(query, key, value).transpose(-1, -2)
+        out: Tensor = x + self.out(mixed.reshape(x.shape))
+        return out
+
+
+class ResidualNet(nn.Module):
+    """Residual blocks at a quarter of the resolution.
+
+    Source: Lim et al. 2017 (EDSR) for the blocks; pixel unshuffling in front as in Shi et al. 2016, reversed.
+
+    Args:
+        channels: of what travels, with whatever is known beside it.
+        width: channels inside.
+        depth: number of blocks.
+    """
+
+    size_multiple = 4
+
+    def __init__(self, channels: int, *, width: int = 128, depth: int = 4) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.PixelUnshuffle(4),
+            nn.Conv2d(16 * channels, width, 3, padding=1),
+            *(ResidualBlock(width) for _ in range(depth)),
+            _silent(nn.Conv2d(width, 48, 3, padding=1)),
+            nn.PixelShuffle(4),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, H, W), sides multiples of 4 -> (N, 3, H, W)."""
+        out: Tensor = self.body(x)
+        return out
+
+
+class UNet(nn.Module):
+    """A U-Net at half, quarter and eighth of the resolution, with attention at the two coarse ones.
+
+    Source: Ronneberger et al. 2015; attention as in Ho et al. 2020.
+
+    Args:
+        channels: of what travels, with whatever is known beside it.
+        widths: channels at the three resolutions.
+    """
+
+    size_multiple = 8
+
+    def __init__(self, channels: int, *, widths: tuple[int, int, int] = (48, 96, 192)) -> None:
+        super().__init__()
+        fine, middle, coarse = widths
+        self.stem = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * channels, fine, 3, padding=1))
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
+        self.encode = nn.ModuleList(
+            [ResidualBlock(fine), nn.Sequential(ResidualBlock(middle), Attention(middle))],
+        )
+        self.bottom = nn.Sequential(ResidualBlock(coarse), Attention(coarse), ResidualBlock(coarse))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in pairwise(widths))
+        self.decode = nn.ModuleList([ResidualBlock(fine), ResidualBlock(middle)])
+        self.head = nn.Sequential(_silent(nn.Conv2d(fine, 12, 3, padding=1)), nn.PixelShuffle(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, H, W), sides multiples of 8 -> (N, 3, H, W)."""
+        levels = []
+        x = self.stem(x)
+        for encode, down in zip(self.encode, self.down, strict=True):
+            x = encode(x)
+            levels.append(x)
+            x = down(x)
+        x = self.bottom(x)
+        for level in reversed(range(2)):
+            x = self.decode[level](levels[level] + self.up[level](x))
+        out: Tensor = self.head(x)
+        return out
+
+
+def _silent(conv: nn.Conv2d) -> nn.Conv2d:
+    """Sets a convolution to zero, so that what it is added to is unchanged at first."""
+    nn.init.zeros_(conv.weight)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
+
+
+class _Reverse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: object, *grads: Tensor) -> Tensor:
+        return -grads[0]
+
+
+def reverse_gradient(x: Tensor) -> Tensor:
+    """The identity forward, the negative gradient backward (Ganin and Lempitsky 2015, section 3.1)."""
+    reversed_: Tensor = _Reverse.apply(x)  # type: ignore[no-untyped-call]
+    return reversed_

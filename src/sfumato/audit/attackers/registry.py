@@ -1,0 +1,28 @@
+"""All attackers that restore pictures, by name."""
+
+from __future__ import annotations
+
+from sfumato.audit.attackers.decoders import PAPER, RESIDUAL, RESIDUAL_GAN, RESIDUAL_SSIM, UNET
+from sfumato.audit.attackers.deep_image_prior import DeepImagePrior
+from sfumato.audit.attackers.linear import Linear
+from sfumato.audit.attackers.protocol import Attacker
+from sfumato.audit.attackers.total_variation import TotalVariation
+from sfumato.audit.attackers.unpaired import Unpaired
+
+_ALL: tuple[Attacker, ...] = (
+    Linear(),
+    RESIDUAL,
+    UNET,
+    PAPER,
+    RESIDUAL_SSIM,
+    RESIDUAL_GAN,
+    TotalVariation(),
+    DeepImagePrior(),
+    Unpaired(),
+)
+
+ATTACKERS: dict[str, Attacker] = {attacker.name: attacker for attacker in _ALL}
+STRONG = (RESIDUAL.name, UNET.name)
+"""The decoders that the controls hold to the strict figures."""
+CONTROLLED = (*STRONG, PAPER.name)
+"""All that the controls are about."""

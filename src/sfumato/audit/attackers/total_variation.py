@@ -1,0 +1,194 @@
+"""Inversion by optimisation: the smoothest picture for which the obfuscator gives what travelled.
+
+Source: Mahendran and Vedaldi 2015, section 3; against split inference He et al. 2019, section 4 ("white-box").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.audit.attackers.linear import solve
+from sfumato.audit.attackers.protocol import Effort, Prepared, Restore
+from sfumato.audit.knowledge import Knowledge, Pairs, Threat
+from sfumato.audit.target import Noisy
+from sfumato.errors import AuditError
+
+WEIGHTS = (0.0, 1e-2, 1e-1)
+"""Of the total variation, against a misfit that is 1 for a picture that explains nothing."""
+ANCHORS = (0.0, 1.0, 10.0, 100.0)
+"""Of the mean squared distance to the start: what the message leaves open stays as it was."""
+_LEARNING_RATE = 0.02
+_BATCH = 100
+_HELD_OUT = 32
+
+
+@dataclass(frozen=True)
+class TotalVariation:
+    """Adam on the picture itself, from where least squares ends; the weights are chosen on pairs of the attacker's own.
+
+    `argmin_x |f(x) - observed|^2 / variance(observed) + weight * TV(x) + anchor * |x - start|^2`, x in [0, 1].
+    """
+
+    name: ClassVar[str] = "total variation"
+    threats: ClassVar[frozenset[Threat]] = frozenset({Threat.WHITE_BOX, Threat.CLOUD})
+    learns: ClassVar[bool] = False
+    test_pictures: ClassVar[int] = 200
+
+    def prepare(self, knowledge: Knowledge, effort: Effort) -> Prepared:
+        """See `Attacker`."""
+        forward, pairs = differentiable(knowledge, self.name)
+        start, start_name, pictures, observed = beginning(pairs, effort.seed)
+        variance = float(observed.var())
+
+        def restore(observed: Tensor, weight: float, anchor: float, steps: int) -> Tensor:
+            parts = [
+                descend(forward, part, start(part), variance=variance, weight=weight, anchor=anchor, steps=steps)
+                for part in torch.split(observed, _BATCH)
+            ]
+            return torch.cat(parts)
+
+        def error(weight: float, anchor: float) -> float:
+            guess = restore(observed, weight, anchor, max(1, effort.steps // 4))
+            return float((guess - pictures).square().mean())
+
+        weight = min(WEIGHTS, key=lambda weight: error(weight, 0.0))
+        anchor = min(ANCHORS, key=lambda anchor: error(weight, anchor))
+        return Prepared(
+            restore=lambda observed: restore(observed, weight, anchor, effort.steps),
+            facts={"weight": weight, "anchor": anchor, "start": start_name, "steps": effort.steps},
+        )
+
+
+def differentiable(knowledge: Knowledge, name: str) -> tuple[Callable[[Tensor], Tensor], Pairs]:
+    """The obfuscator with gradients, and the attacker's pairs.
+
+    A stochastic obfuscator that says what its noise is gives its mean, which is what the noise averages to.
+
+    Args:
+        knowledge: what the attacker knows.
+        name: of the attacker, for the message.
+
+    Returns:
+        Pictures (N, 3, H, W) float32 in [0, 1] -> (N, C, H', W') float32, and the pairs.
+
+    Raises:
+        AuditError: there are no gradients or fewer than 3 pairs.
+    """
+    if knowledge.module is None:
+        raise AuditError(f"{name} needs the obfuscator with gradients; only what travels is known")
+    if knowledge.pairs is None or len(knowledge.pairs) < 3:
+        raise AuditError(f"{name} needs at least 3 pictures of its own to choose its settings on")
+    module: nn.Module = knowledge.module
+    return (module.mean if isinstance(module, Noisy) else module), knowledge.pairs
+
+
+@torch.no_grad()
+def beginning(pairs: Pairs, seed: int) -> tuple[Restore, str, Tensor, Tensor]:
+    """Where to start from: least squares or the mean picture, whichever is nearer to a few pictures held out.
+
+    Args:
+        pairs: at least 3.
+        seed: of the choice of pictures.
+
+    Returns:
+        The start, its name, and the pairs held out: (N, 3, H, W) float32 in [0, 1] and what travelled for them.
+    """
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))
+    held = min(_HELD_OUT, max(1, len(pairs) // 5))
+    pictures, observed = pairs.batch(order[:held], torch.Generator().manual_seed(seed + 1))
+    estimate, _ = solve(_Part(pairs, order[held:]), seed=seed)
+    mean = estimate.base
+    error = (estimate(observed).clamp(0, 1) - pictures).square().mean()
+    if error < (mean - pictures).square().mean():
+        return lambda observed: estimate(observed).clamp(0, 1), "least squares", pictures, observed
+    return lambda observed: mean.repeat(len(observed), 1, 1, 1), "mean picture", pictures, observed
+
+
+def descend(
+    forward: Callable[[Tensor], Tensor],
+    observed: Tensor,
+    start: Tensor,
+    *,
+    variance: float,
+    weight: float,
+    anchor: float,
+    steps: int,
+) -> Tensor:
+    """Adam on pictures, its rate falling along a cosine, the pictures clamped after each step.
+
+    Args:
+        forward: see `differentiable`.
+        observed: (N, C, H', W') float32; channels after those of `forward` are not used.
+        start: (N, 3, H, W) float32 in [0, 1].
+        variance: of what travels.
+        weight: of the total variation.
+        anchor: of the mean squared distance to the start.
+        steps: of Adam.
+
+    Returns:
+        (N, 3, H, W) float32 in [0, 1].
+
+    Raises:
+        AuditError: no gradient comes through `forward`.
+    """
+    pictures = start.detach().clone().requires_grad_()
+    optimizer = torch.optim.Adam([pictures], lr=_LEARNING_RATE)
+    with torch.enable_grad():
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = _LEARNING_RATE * (1 + math.cos(math.pi * step / steps)) / 2
+            kept = anchor * (pictures - start).square().flatten(1).mean(dim=1)
+            loss = (misfit(forward(pictures), observed, variance) + weight * total_variation(pictures) + kept).sum()
+            (pictures.grad,) = torch.autograd.grad(loss, pictures)
+            optimizer.step()
+            with torch.no_grad():
+                pictures.clamp_(0, 1)
+    return pictures.detach()
+
+
+def misfit(given: Tensor, observed: Tensor, variance: float) -> Tensor:
+    """Mean squared difference over the variance, a picture each.
+
+    Args:
+        given: (N, C, H', W') float32, with gradients.
+        observed: (N, C or more, H', W') float32; further channels are not compared.
+        variance: of what travels.
+
+    Returns:
+        (N,) float32.
+
+    Raises:
+        AuditError: `given` carries no gradient.
+    """
+    if not given.requires_grad:
+        raise AuditError("no gradient comes through the obfuscator; give a module that does not switch gradients off")
+    return (given - observed[:, : given.shape[1]]).square().flatten(1).mean(dim=1) / max(variance, 1e-12)
+
+
+def total_variation(pictures: Tensor) -> Tensor:
+    """Mean absolute difference of neighbours, both directions summed: (N, 3, H, W) -> (N,).
+
+    Source: Rudin, Osher and Fatemi 1992, anisotropic.
+    """
+    rows = (pictures[:, :, 1:] - pictures[:, :, :-1]).abs().flatten(1).mean(dim=1)
+    columns = (pictures[:, :, :, 1:] - pictures[:, :, :, :-1]).abs().flatten(1).mean(dim=1)
+    return rows + columns
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some of the pairs."""
+
+    pairs: Pairs
+    indices: Tensor
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return self.pairs.batch(self.indices[indices], generator)

@@ -1,0 +1,183 @@
+"""An attack without a single pair: messages are turned into pictures that pass for public ones.
+
+It begins with the linear map that gives the messages the mean and covariance of public pictures, and goes on with a
+decoder that a discriminator judges; a second network must find the message again from the restored picture, which
+keeps the decoder from drawing pictures that have nothing to do with it.
+
+Source: the linear map: optimal transport between Gaussians, Peyré and Cuturi 2019, remark 2.31; the training: Zhu et
+al. 2017 (CycleGAN), section 3, with the hinge loss of Lim and Ye 2017; the discriminator of Isola et al. 2017
+(PatchGAN), section 3.2.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sfumato.audit.attackers.decoders import Decoder
+from sfumato.audit.attackers.linear import MAX_INPUTS, LinearEstimate
+from sfumato.audit.attackers.networks import ResidualNet, reverse_gradient
+from sfumato.audit.attackers.protocol import Effort, Prepared
+from sfumato.audit.fitting import autocast
+from sfumato.audit.knowledge import Knowledge, Threat
+from sfumato.errors import AuditError
+
+BATCH = 64
+_COMPONENTS = 200
+_STATISTICS = 5_000
+_DIRECTIONS = 32
+_ADVERSARIAL, _CYCLE, _MOMENTS = 0.1, 1.0, 10.0
+_LEARNING_RATE = 2e-4
+"""Isola et al. 2017, section 3.3."""
+
+
+@dataclass(frozen=True)
+class Unpaired:
+    """A decoder trained against a discriminator, with a way back to the message."""
+
+    name: ClassVar[str] = "discriminator without pairs"
+    threats: ClassVar[frozenset[Threat]] = frozenset({Threat.NO_PAIRS})
+    learns: ClassVar[bool] = True
+
+    def prepare(self, knowledge: Knowledge, effort: Effort) -> Prepared:
+        """See `Attacker`."""
+        messages, public = knowledge.intercepted, knowledge.public
+        if messages is None or public is None or min(len(messages), len(public)) < 5:
+            raise AuditError(f"{self.name} needs at least 5 intercepted messages and 5 public pictures")
+        start = transport(messages[:_STATISTICS], public[:_STATISTICS])
+        std, mean = torch.std_mean(messages[:_STATISTICS], dim=(0, 2, 3))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(effort.seed)
+            net = ResidualNet(messages.shape[1] + 3, width=64, depth=3)
+            decoder = Decoder(net, mean, std, (knowledge.height, knowledge.width), start)
+            game = _Game(decoder, messages.shape[1])
+            _train(game, messages, public, effort)
+
+        @torch.no_grad()
+        def restore(observed: Tensor) -> Tensor:
+            with autocast(effort.device):
+                restored: Tensor = decoder(observed.to(effort.device))
+            return restored.float().clamp(0, 1).cpu()
+
+        params = sum(p.numel() for p in net.parameters())
+        return Prepared(restore, facts={"params": params, "pictures_seen": effort.pictures // BATCH * BATCH})
+
+
+class _Game(nn.Module):
+    """Decoder, discriminator and the way back to the standardised message."""
+
+    def __init__(self, decoder: Decoder, channels: int) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.back = nn.Sequential(
+            nn.Conv2d(3, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, channels, 1),
+        )
+        self.judge = nn.Sequential(
+            nn.Conv2d(3, 32, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(32, 64, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(64, 1, 3, padding=1),
+        )
+
+    def loss(self, observed: Tensor, public: Tensor) -> Tensor:
+        """Messages (B, C, H', W') and public pictures (B, 3, H, W) in [0, 1] -> scalar, lower for both players."""
+        restored = self.decoder(observed)
+        message = (observed - self.decoder.mean) / self.decoder.std
+        again = F.interpolate(self.back(restored).float(), size=message.shape[-2:], mode="bilinear", antialias=True)
+        cycle = F.mse_loss(again, message)
+        moments = F.mse_loss(restored.mean(dim=0), public.mean(dim=0)) + F.mse_loss(
+            restored.std(dim=0), public.std(dim=0)
+        )
+        judged = self.judge(reverse_gradient(restored))
+        adversarial = F.relu(1 + judged).mean() + F.relu(1 - self.judge(public)).mean()
+        return _ADVERSARIAL * adversarial + _CYCLE * cycle + _MOMENTS * moments
+
+
+def _train(game: _Game, messages: Tensor, public: Tensor, effort: Effort) -> None:
+    game.to(effort.device).train()
+    source = torch.Generator().manual_seed(effort.seed)
+    optimizer = torch.optim.Adam(game.parameters(), lr=_LEARNING_RATE, betas=(0.5, 0.999))
+    steps = effort.pictures // BATCH
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = _LEARNING_RATE * (1 - step / steps)
+        observed = messages[torch.randint(len(messages), (BATCH,), generator=source)]
+        pictures = public[torch.randint(len(public), (BATCH,), generator=source)].float() / 255
+        with autocast(effort.device):
+            loss = game.loss(observed.to(effort.device), pictures.to(effort.device))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(game.parameters(), 1.0)
+        optimizer.step()
+        if not torch.isfinite(loss):
+            raise AuditError(f"the attacker's loss is {float(loss)} at step {step}: what travels is not finite")
+        effort.progress(step + 1, steps)
+    game.eval()
+
+
+@torch.no_grad()
+def transport(messages: Tensor, public: Tensor) -> LinearEstimate:
+    """The linear map that gives messages the mean and the leading covariance of public pictures.
+
+    Mean and covariance leave open which way each direction points: three maps are made (optimal transport, its mirror
+    image about the mean, and principal components joined by rank with signs by their skewness), and the one kept is
+    that whose pictures are nearest to public ones by sliced Wasserstein distance. The first two need a message of as
+    many numbers as a picture has.
+
+    Args:
+        messages: (M, C, H', W') float32.
+        public: (N, 3, H, W) uint8.
+
+    Returns:
+        The map from messages to pictures.
+
+    Source: Bonneel et al. 2015, section 3, for the distance.
+    """
+    pictures = public.float().flatten(1) / 255
+    inputs = messages.flatten(1)[:, :MAX_INPUTS]
+    offset, base = inputs.mean(dim=0), pictures.mean(dim=0)
+    rank = min(_COMPONENTS, len(inputs) - 1, len(pictures) - 1, inputs.shape[1], pictures.shape[1])
+    x, x_std = _components(inputs - offset, rank)
+    y, y_std = _components(pictures - base, rank)
+    whitened, coloured = x / x_std, (y * y_std).T
+    maps = []
+    if inputs.shape[1] == pictures.shape[1]:
+        # Of all rotations between the whitened and the coloured the one that moves the numbers least.
+        left, _, right = torch.linalg.svd((x * x_std).T @ (y * y_std))
+        straight = whitened @ left @ right @ coloured
+        maps += [straight, -straight]
+    signs = _skewness((inputs - offset) @ whitened) * _skewness((pictures - base) @ y)
+    maps.append((whitened * torch.where(signs < 0, -1.0, 1.0)) @ coloured)
+    best = min(maps, key=lambda factor: _distance((inputs - offset) @ factor, pictures - base, y))
+    return LinearEstimate(offset, [best.contiguous()], base.reshape(public.shape[1:]))
+
+
+def _components(centred: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Leading principal directions (D, rank) and the standard deviation along each (rank,)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        _, singular, directions = torch.svd_lowrank(centred, q=rank)
+    std = singular / max(1, len(centred) - 1) ** 0.5
+    return directions, std.clamp_min(1e-3 * float(std[0]) + 1e-9)
+
+
+def _skewness(x: Tensor) -> Tensor:
+    """Of each column, up to a positive factor: (N, D) -> (D,)."""
+    return (x / x.std(dim=0).clamp_min(1e-9)).pow(3).mean(dim=0)
+
+
+def _distance(restored: Tensor, pictures: Tensor, directions: Tensor) -> float:
+    """Mean Wasserstein distance along leading directions of public pictures, each in its standard deviations."""
+    count = min(len(restored), len(pictures), 2_000)
+    axes = directions[:, :_DIRECTIONS]
+    along = [(x[:count] @ axes).sort(dim=0).values for x in (restored, pictures)]
+    scale = along[1].std(dim=0).clamp_min(1e-9)
+    return float(((along[0] - along[1]) / scale).abs().mean())

@@ -1,0 +1,227 @@
+"""Attributes that the class does not tell: colour, brightness, how the picture is turned, and other labels.
+
+One small network with a head an attribute is trained on what travels. It is compared with the best guess from
+the class label alone, which anybody who gets the answer can make.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sfumato.audit.attackers.protocol import Effort
+from sfumato.audit.identification import BATCH, Encoder, train
+from sfumato.audit.knowledge import FixedPairs, FreshPairs, Knowledge
+from sfumato.errors import AuditError
+from sfumato.measures import proportion_interval
+
+HUES = 6
+"""Bins of the mean colour's hue, one around each of red, yellow, green, cyan, blue and magenta."""
+GREY = 0.02
+"""A mean colour whose largest and smallest channel differ by less has no hue: a bin of its own, the seventh."""
+LEVELS = 4
+"""Bins of brightness, at the quartiles of the attacker's pictures."""
+_STATISTICS_PAIRS = 500
+
+Targets = dict[str, Tensor]
+"""Name of an attribute -> (N,) int64."""
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """How well an attribute is told from what travels.
+
+    Attributes:
+        attribute: its name.
+        accuracy: of the attacker, on test pictures.
+        chance: accuracy of the most frequent value in each class of the training pictures; a half for mirrored, a
+            quarter for rotation.
+        test_pictures: how many were tried.
+        low: of the 95 % interval of `accuracy`.
+        high: likewise.
+    """
+
+    attribute: str
+    accuracy: float
+    chance: float
+    test_pictures: int
+    low: float
+    high: float
+
+
+def infer(
+    knowledge: Knowledge,
+    observe_test: Callable[[Tensor], Tensor],
+    originals_test: Tensor,
+    labels_test: Tensor,
+    train_labels: Tensor,
+    *,
+    effort: Effort,
+    seed: int,
+    extra: dict[str, tuple[Tensor, Tensor]] | None = None,
+) -> list[Attribute]:
+    """Trains the attacker on his own pairs and tries him on the test pictures.
+
+    "hue" and "brightness" are always tried; "mirrored" and "rotation" (of square pictures) only where the attacker
+    can obfuscate pictures that he has turned.
+
+    Args:
+        knowledge: its pairs are `FixedPairs`, or `FreshPairs` of one who can obfuscate.
+        observe_test: (N, 3, H, W) uint8 -> (N, C, H', W') float32, what travels for test pictures, turned or not.
+        originals_test: (M, 3, H, W) uint8.
+        labels_test: (M,) int64.
+        train_labels: (N,) int64, classes of the pairs' pictures.
+        effort: budget.
+        seed: of how test pictures are turned.
+        extra: further attributes: name -> values (N,) and (M,) int64, from 0 on.
+
+    Returns:
+        One entry an attribute.
+
+    Raises:
+        AuditError: no pairs, or lengths that do not fit.
+    """
+    pairs, extra = knowledge.pairs, extra or {}
+    if not isinstance(pairs, FixedPairs | FreshPairs):
+        raise AuditError("attributes are learned from pictures and what travels for them; no such pairs were given")
+    _check(len(pairs), train_labels, {name: a for name, (a, _) in extra.items()})
+    _check(len(originals_test), labels_test, {name: b for name, (_, b) in extra.items()})
+    levels = _luma(pairs.pictures).quantile(torch.arange(1, LEVELS) / LEVELS)
+    known = _visible(pairs.pictures, levels) | {name: a for name, (a, _) in extra.items()}
+    truth = _visible(originals_test, levels) | {name: b for name, (_, b) in extra.items()}
+    values = {name: int(torch.cat([known[name], truth[name]]).max()) + 1 for name in known}
+    turns = _turns(originals_test) if isinstance(pairs, FreshPairs) else {}
+
+    guess = _train(pairs, known, values | turns, effort)
+    guesses, source = guess(_batched(observe_test, originals_test)), torch.Generator().manual_seed(seed)
+    found = []
+    for name in known:
+        chance = _chance(known[name], train_labels, truth[name], labels_test)
+        found.append(_attribute(name, guesses[name] == truth[name], chance))
+    for name, count in turns.items():
+        turned, how = _turned(originals_test, name, source)
+        found.append(_attribute(name, guess(_batched(observe_test, turned))[name] == how, 1 / count))
+    return found
+
+
+def hue(pictures: Tensor) -> Tensor:
+    """Which of `HUES` hues the mean colour is nearest to; `HUES` itself if it is grey (see `GREY`).
+
+    Args:
+        pictures: (N, 3, H, W) uint8.
+
+    Returns:
+        (N,) int64 in [0, HUES].
+
+    Source: the angle in the plane across the grey axis, Preucil 1953.
+    """
+    colour = pictures.float().mean(dim=(2, 3)) / 255
+    red, green, blue = colour.unbind(1)
+    angle = torch.atan2(math.sqrt(3) * (green - blue), 2 * red - green - blue)
+    nearest = (angle / (2 * math.pi) * HUES).round().long() % HUES
+    return torch.where(colour.amax(dim=1) - colour.amin(dim=1) < GREY, HUES, nearest)
+
+
+def _luma(pictures: Tensor) -> Tensor:
+    """Mean brightness, (N, 3, H, W) uint8 -> (N,) in [0, 255]; weights of ITU-R BT.601."""
+    return pictures.float().mean(dim=(2, 3)) @ torch.tensor([0.299, 0.587, 0.114])
+
+
+def _visible(pictures: Tensor, levels: Tensor) -> Targets:
+    return {"hue": hue(pictures), "brightness": torch.bucketize(_luma(pictures), levels)}
+
+
+def _turns(pictures: Tensor) -> dict[str, int]:
+    square = pictures.shape[-1] == pictures.shape[-2]
+    return {"mirrored": 2, "rotation": 4} if square else {"mirrored": 2}
+
+
+def _turned(pictures: Tensor, name: str, source: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Each picture turned at random, and how: "mirrored" 0 or 1, "rotation" 0 to 3 quarters."""
+    how = torch.randint(2 if name == "mirrored" else 4, (len(pictures),), generator=source)
+    turned = pictures.clone()
+    for value in range(1, 4):
+        chosen = how == value
+        turned[chosen] = pictures[chosen].flip(3) if name == "mirrored" else pictures[chosen].rot90(value, (2, 3))
+    return turned, how
+
+
+def _train(
+    pairs: FixedPairs | FreshPairs, known: Targets, values: dict[str, int], effort: Effort
+) -> Callable[[Tensor], Targets]:
+    source = torch.Generator().manual_seed(effort.seed)
+    _, some = pairs.batch(torch.arange(min(len(pairs), _STATISTICS_PAIRS)), source)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(effort.seed)
+        net = Encoder.fitting(some, sum(values.values())).to(effort.device)
+
+    def heads(observed: Tensor) -> dict[str, Tensor]:
+        parts = net(observed.to(effort.device)).split(list(values.values()), dim=1)
+        return dict(zip(values, parts, strict=True))
+
+    def losses() -> Iterator[Tensor]:
+        while True:
+            chosen = torch.randint(len(pairs), (BATCH,), generator=source)
+            observed, targets = _batch(pairs, chosen, known, values, source)
+            given = heads(observed)
+            yield torch.stack(
+                [F.cross_entropy(given[name], targets[name].to(effort.device), ignore_index=-1) for name in values]
+            ).sum()
+
+    train(net, losses(), effort)
+
+    @torch.no_grad()
+    def guess(observed: Tensor) -> Targets:
+        parts = [heads(part) for part in torch.split(observed, 250)]
+        return {name: torch.cat([part[name].argmax(dim=1) for part in parts]).cpu() for name in values}
+
+    return guess
+
+
+@torch.no_grad()
+def _batch(
+    pairs: FixedPairs | FreshPairs,
+    chosen: Tensor,
+    known: Targets,
+    values: dict[str, int],
+    source: torch.Generator,
+) -> tuple[Tensor, Targets]:
+    """What travels and its targets; each way of turning gets an equal part of the batch, the others' targets are -1."""
+    targets = {name: known[name][chosen] for name in known}
+    if isinstance(pairs, FixedPairs):
+        return pairs.observed[chosen], targets
+    pictures = pairs.pictures[chosen].clone()
+    turns = [name for name in values if name not in known]
+    for name, part in zip(turns, torch.arange(len(chosen)).chunk(len(turns)), strict=True):
+        targets[name] = torch.full((len(chosen),), -1)
+        pictures[part], targets[name][part] = _turned(pictures[part], name, source)
+    return pairs.travels(pictures.float() / 255), targets
+
+
+def _chance(known: Tensor, train_labels: Tensor, truth: Tensor, labels_test: Tensor) -> float:
+    """Accuracy of the most frequent value in the picture's class, or of all where the class was never seen."""
+    counts = torch.zeros(int(max(train_labels.max(), labels_test.max())) + 1, int(known.max()) + 1)
+    counts.index_put_((train_labels, known), torch.ones(len(known)), accumulate=True)
+    counts[counts.sum(dim=1) == 0] = counts.sum(dim=0)
+    return float((counts.argmax(dim=1)[labels_test] == truth).double().mean())
+
+
+def _attribute(name: str, right: Tensor, chance: float) -> Attribute:
+    hits, count = int(right.sum()), len(right)
+    return Attribute(name, hits / count, chance, count, *proportion_interval(hits, count))
+
+
+def _check(count: int, labels: Tensor, extra: Targets) -> None:
+    for name, given in {"classes": labels, **extra}.items():
+        if len(given) != count:
+            raise AuditError(f"{len(given)} values of {name} for {count} pictures: need one each")
+
+
+@torch.no_grad()
+def _batched(observe: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
+    return torch.cat([observe(part) for part in torch.split(pictures, 250)])

@@ -1,0 +1,146 @@
+"""Budgets: which attackers run, and how long each may train. Training is counted in pictures seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sfumato.audit.knowledge import Threat
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One attacker under one threat model.
+
+    Attributes:
+        attacker: a name from `sfumato.audit.attackers.registry.ATTACKERS`.
+        threat: the threat model.
+        pictures: training pictures that a learned attacker sees at most, with repetition.
+        pairs: known pairs under `Threat.PAIRS`; None for as many as there are training pictures.
+        steps: for attackers that optimise the picture.
+        views: how many obfuscations of the same picture the attacker has and averages.
+        seed: of everything random.
+    """
+
+    attacker: str
+    threat: Threat
+    pictures: int = 0
+    pairs: int | None = None
+    steps: int = 0
+    views: int = 1
+    seed: int = 0
+
+    @property
+    def key(self) -> str:
+        """A name for its files."""
+        parts = [self.attacker, self.threat, *([f"n{self.pairs}"] if self.pairs else [])]
+        parts += [f"k{self.views}"] if self.views > 1 else []
+        words = "-".join([*parts, f"seed{self.seed}"]).lower()
+        return "".join(c if c.isalnum() or c == "-" else "_" for c in words)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is spent on one audit.
+
+    Attributes:
+        name: for the command line.
+        says: what it is good for.
+        trials: in order; the strongest attackers first.
+        views: trials for stochastic obfuscators, that average several views.
+        control_pictures: training pictures for each control.
+        identification_pictures: for the contrastive attackers.
+        attribute_pictures: for the attribute attacker.
+        test_pictures: that every attacker is measured on; the best one is measured on all there are.
+        seeds: how many the strongest attacker is repeated with.
+    """
+
+    name: str
+    says: str
+    trials: tuple[Trial, ...]
+    views: tuple[Trial, ...]
+    control_pictures: int
+    identification_pictures: int
+    attribute_pictures: int
+    test_pictures: int
+    seeds: int
+
+    @property
+    def pictures(self) -> int:
+        """Training pictures over all decoders of an obfuscator that is deterministic, without the controls."""
+        return sum(trial.pictures for trial in self.trials)
+
+
+def _trials(unit: int, *, all_losses: bool, steps: int) -> tuple[Trial, ...]:
+    """Every budget's list: `unit` training pictures for a decoder that plays a minor part."""
+    box = Threat.WHITE_BOX
+    trials = [
+        Trial("least squares", box),
+        Trial("residual decoder", box, 4 * unit),
+        Trial("U-Net with attention", box, 3 * unit),
+        Trial("paper's decoder", box, 2 * unit),
+        Trial("total variation", box, steps=steps),
+    ]
+    if all_losses:
+        trials += [
+            Trial("residual decoder, L1+SSIM", box, unit),
+            Trial("residual decoder, GAN", box, unit),
+            Trial("deep image prior", box, steps=2 * steps),
+        ]
+    for pairs, pictures in ((100, unit // 2), (1_000, unit // 2), (10_000, unit), (None, unit)):
+        trials.append(Trial("least squares", Threat.PAIRS, pairs=pairs))
+        trials.append(Trial("residual decoder", Threat.PAIRS, pictures, pairs))
+    trials += [Trial("residual decoder", threat, unit) for threat in (Threat.SHADOW, Threat.OTHER_DATA, Threat.CLOUD)]
+    return (*trials, Trial("discriminator without pairs", Threat.NO_PAIRS, unit))
+
+
+def _views(unit: int) -> tuple[Trial, ...]:
+    names = (("least squares", 0), ("residual decoder", unit))
+    return tuple(Trial(name, Threat.WHITE_BOX, n, views=k) for k in (4, 16, 64) for name, n in names)
+
+
+def _budget(
+    name: str, says: str, unit: int, *, steps: int, all_losses: bool, test_pictures: int, seeds: int = 1
+) -> Budget:
+    return Budget(
+        name=name,
+        says=says,
+        trials=_trials(unit, all_losses=all_losses, steps=steps),
+        views=_views(unit // 2),
+        control_pictures=unit,
+        identification_pictures=2 * unit,
+        attribute_pictures=2 * unit,
+        test_pictures=test_pictures,
+        seeds=seeds,
+    )
+
+
+BUDGETS = {
+    budget.name: budget
+    for budget in (
+        _budget(
+            "quick",
+            "a first look in minutes; decoders stop long before they are done, so a low leakage means little",
+            1_500,
+            steps=60,
+            all_losses=False,
+            test_pictures=500,
+        ),
+        _budget(
+            "standard",
+            "every attacker and every loss; a lower bound of what leaks, from training that a laptop can afford",
+            6_000,
+            steps=150,
+            all_losses=True,
+            test_pictures=2_000,
+        ),
+        _budget(
+            "full",
+            "decoders trained until their curves are flat, the strongest with three seeds; wants a GPU",
+            250_000,
+            steps=1_000,
+            all_losses=True,
+            test_pictures=10_000,
+            seeds=3,
+        ),
+    )
+}

@@ -1,0 +1,296 @@
+"""What noise promises against every attacker, also those that nobody has built yet.
+
+Only where noise is added after the last step that looks at the picture can anything be promised; for a
+deterministic obfuscator there is no certificate. Three bounds, each with what it rests on:
+
+- **Fisher information** bounds the error of unbiased attackers, without an assumption on the pictures. Learned
+  attackers are biased: they use what pictures look like, and may fall below it.
+- **Fisher information and a prior** (van Trees) bounds the error of every attacker, if pictures are Gaussian. They are
+  not: real pictures have more structure than a Gaussian of the same covariance, so that a strong attacker may
+  fall below this bound too. For a linear obfuscator with Gaussian noise it is the error of the best linear attacker.
+- **The rate**, how many bits about the picture can pass, bounds how often anybody can pick the original out of
+  N candidates (Fano). It needs only the covariance of what travels; it is the one bound that no prior can break.
+
+Sources: Maeng et al. 2023, "Bounding the invertibility of privacy-preserving instance encoding using Fisher
+information"; Gill and Levit 1995, the matrix form of van Trees' inequality; Cover and Thomas 2006, theorems 8.6.5
+(Gaussian maximum entropy), 17.9.2 (Hadamard) and 2.10.1 (Fano).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.audit.target import Noisy
+from sfumato.errors import AuditError
+
+CANDIDATES = (10, 100, 1000, 10_000)
+MAX_JOINT = 4096
+"""Up to so many numbers a picture, matrices over all pairs of them are formed; a 3x32x32 picture has 3072."""
+JACOBIANS = 4
+"""Pictures whose Fisher information is computed: few, because each costs as many backward passes as numbers travel;
+15 s on one core for 3072 numbers through 21 million multiply-accumulates."""
+PROBES = 64
+"""Random directions for each picture where the trace of its Fisher information is estimated instead."""
+_INFORMATION = {"gaussian": 1.0, "laplace": 2.0}
+"""Fisher information of a location, times the variance of its noise."""
+_EXTRA_BITS = {"gaussian": 0.0, "laplace": 0.5 * math.log2(math.pi / math.e)}
+"""Entropy of Gaussian noise less that of this noise of the same variance, in bits a number."""
+_BATCH = 64
+_MAX_NUMBERS = 1 << 26
+
+_ASSUMPTIONS = (
+    "the noise of each number is drawn alone, as the obfuscator says, and anew for each picture",
+    "a picture travels once: what travels for it a second time adds information that is not counted",
+    "averages over the pictures examined stand for averages over all pictures of their kind; few make the error bounds "
+    "come out a little high",
+)
+_UNBIASED = "mse_bound_unbiased holds for attackers without bias alone; learned attackers are biased"
+_GAUSSIAN = "mse_bound_any holds if pictures are Gaussian with the covariance of those given; real ones may fall below"
+_ESTIMATED = "the trace of the Fisher information is estimated from random directions (Hutchinson), not exact"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What the noise promises.
+
+    Attributes:
+        dfil: Fisher information leakage, the mean over pictures and pixels, in 1 / (pixel value in [0, 1])^2.
+        mse_bound_unbiased: least mean squared error of unbiased attackers, for pixels in [0, 1].
+        mse_bound_any: least mean squared error of any attacker if pictures are Gaussian; None if not computed.
+        rate_bits: at most so many bits about a picture pass.
+        top1_bounds: candidates -> the most often that anybody picks the original among them; 1.0 is no bound.
+        pictures: over how many pictures the covariances were taken.
+        jacobians: for how many of them the Fisher information was computed.
+        assumptions: what the bounds rest on, in words.
+    """
+
+    dfil: float
+    mse_bound_unbiased: float
+    mse_bound_any: float | None
+    rate_bits: float
+    top1_bounds: dict[int, float]
+    pictures: int
+    jacobians: int
+    assumptions: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """For a report; candidates become text, as JSON's keys must be."""
+        return {**asdict(self), "top1_bounds": {str(n): bound for n, bound in self.top1_bounds.items()}}
+
+
+def certify(
+    noisy: object,
+    pictures: Tensor,
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Certificate:
+    """Bounds what any attacker can learn from what travels.
+
+    Args:
+        noisy: an obfuscator that satisfies `Noisy`.
+        pictures: (N, 3, H, W) uint8, N at least 4; training pictures, more than numbers in a picture for a good bound.
+        seed: of the choice of pictures and directions.
+        progress: is told (done, total) pictures.
+
+    Raises:
+        AuditError: the obfuscator adds no noise, or noise of an unknown kind; its mean has no gradient; what it says
+            does not fit together; or there are too few pictures.
+    """
+    if not isinstance(noisy, Noisy):
+        raise AuditError("a certificate bounds what noise hides; this obfuscator states no noise: there is none")
+    if pictures.ndim != 4 or pictures.shape[1] != 3 or pictures.dtype != torch.uint8 or len(pictures) < 4:
+        raise AuditError(f"need at least 4 pictures (N, 3, H, W) uint8, got {tuple(pictures.shape)} {pictures.dtype}")
+    scale = _precision(noisy, pictures)
+    source = torch.Generator().manual_seed(seed)
+    count = min(len(pictures), _MAX_NUMBERS // max(len(scale), pictures[0].numel()))
+    chosen = pictures[torch.randperm(len(pictures), generator=source)[: max(4, count)]]
+    exact = chosen[0].numel() <= MAX_JOINT
+    information: Tensor | float = 0.0
+    leakages = []
+    for done, picture in enumerate(chosen[:JACOBIANS]):
+        progress(done, min(JACOBIANS, len(chosen)))
+        of_one = fisher_information(noisy, picture) if exact else fisher_trace(noisy, picture, source)
+        leakages.append(float(torch.as_tensor(of_one).trace() if exact else of_one) / picture.numel())
+        information = information + of_one
+    progress(len(leakages), len(leakages))
+    means = _means(noisy, chosen)
+    if not sum(leakages) and bool((means != means[0]).any()):
+        raise AuditError(
+            "what travels follows the picture, but its gradient is zero (rounded?): there is no certificate"
+        )
+    bound = None
+    if exact:
+        covariance = torch.cov(chosen.flatten(1).T.double() / 255)
+        bound = van_trees_mse(torch.as_tensor(information) / len(leakages), covariance)
+    rate = rate_bits(means, noisy.noise_std().flatten(), noisy.noise_kind)
+    return Certificate(
+        dfil=sum(leakages) / len(leakages),
+        mse_bound_unbiased=sum(1 / leakage if leakage else math.inf for leakage in leakages) / len(leakages),
+        mse_bound_any=bound,
+        rate_bits=rate,
+        top1_bounds={n: fano_top1(rate, n) for n in CANDIDATES},
+        pictures=len(chosen),
+        jacobians=len(leakages),
+        assumptions=(*_ASSUMPTIONS, _UNBIASED, _GAUSSIAN if exact else _ESTIMATED),
+    )
+
+
+def fisher_information(noisy: Noisy, picture: Tensor) -> Tensor:
+    """What one observation tells about each direction in which a picture can change.
+
+    Args:
+        noisy: an obfuscator with noise.
+        picture: (3, H, W) uint8.
+
+    Returns:
+        (3 * H * W, 3 * H * W) float64, `J^T diag(c / std^2) J` for the mean's Jacobian J; c is 1 for Gaussian
+        noise and 2 for Laplace.
+
+    Raises:
+        AuditError: the mean has no gradient.
+    """
+    scale = _precision(noisy, picture[None])
+    total = torch.zeros(picture.numel(), picture.numel(), dtype=torch.float64)
+    for rows in torch.arange(len(scale)).split(_BATCH):  # type: ignore[no-untyped-call]
+        directions = torch.zeros(len(rows), len(scale))
+        directions[torch.arange(len(rows)), rows] = scale[rows]
+        pulled = _pull(noisy, picture, directions)
+        total += pulled.T @ pulled
+    return total
+
+
+def fisher_trace(noisy: Noisy, picture: Tensor, source: torch.Generator) -> float:
+    """The trace of `fisher_information`, estimated where the matrix is too large.
+
+    Args:
+        noisy: an obfuscator with noise.
+        picture: (3, H, W) uint8.
+        source: of `PROBES` random directions.
+
+    Raises:
+        AuditError: the mean has no gradient.
+
+    Source: Hutchinson 1990.
+    """
+    scale = _precision(noisy, picture[None])
+    total = 0.0
+    for _ in range(PROBES):
+        signs = torch.randint(0, 2, (1, len(scale)), generator=source) * 2.0 - 1
+        total += float(_pull(noisy, picture, signs * scale).double().square().sum())
+    return total / PROBES
+
+
+def van_trees_mse(information: Tensor, covariance: Tensor) -> float:
+    """The least mean squared error of any attacker, biased or not, on Gaussian pictures: `tr((F + C^-1)^-1) / d`.
+
+    For a linear mean and Gaussian noise it is attained, by the posterior mean.
+
+    Args:
+        information: F, (d, d), the Fisher information averaged over pictures.
+        covariance: C, (d, d), of the pictures; may be singular.
+
+    Source: Gill and Levit 1995, the multivariate inequality.
+    """
+    prior = covariance.double()
+    shrinking = torch.eye(len(prior), dtype=torch.float64) + information.double() @ prior
+    # (F + C^-1)^-1 = C (1 + F C)^-1, which needs no inverse of C.
+    return float(torch.linalg.solve(shrinking.T, prior).trace() / len(prior))
+
+
+def rate_bits(means: Tensor, noise_std: Tensor, noise_kind: str) -> float:
+    """How many bits about a picture can pass: a bound on the mutual information of picture and what travels.
+
+    Of all that has a given covariance a Gaussian has the most entropy, and its entropy is at most that of
+    its coordinates, in any basis. The basis is the principal axes of one half of the pictures and the variances
+    are those of the other half: taken from the same pictures, the rate would come out too low.
+
+    Args:
+        means: (N, D) float, what travels without the noise; N at least 4.
+        noise_std: (D,) of each number's noise, positive.
+        noise_kind: "gaussian" or "laplace".
+
+    Returns:
+        Bits a picture, at least 0.
+
+    Source: Cover and Thomas 2006, theorems 8.6.5 and 17.9.2.
+    """
+    informative = means.amax(dim=0) > means.amin(dim=0)
+    if not bool(informative.any()):
+        return 0.0
+    snr = (means[:, informative] / noise_std[informative]).double()
+    first, second = snr[::2] - snr[::2].mean(dim=0), snr[1::2]
+    bits = _capacity_bits(second.var(dim=0))
+    if snr.shape[1] <= MAX_JOINT:
+        axes = torch.linalg.eigh((first.T @ first).float()).eigenvectors.double()
+        bits = min(bits, _capacity_bits((second @ axes).var(dim=0)))
+    return bits + _EXTRA_BITS[noise_kind] * snr.shape[1]
+
+
+def fano_top1(rate: float, candidates: int) -> float:
+    """The most often that anybody can pick the original among equally likely candidates.
+
+    Args:
+        rate: bits that pass about which candidate it is.
+        candidates: at least 2.
+
+    Returns:
+        In [1 / candidates, 1]; 1.0 where the rate bounds nothing.
+
+    Source: Fano's inequality in full, `log2 N - h(p) - (1 - p) log2(N - 1) <= rate` for a hit rate of p; it implies
+    the better known `p <= (rate + 1) / log2 N`.
+    """
+    if rate >= math.log2(candidates):
+        return 1.0
+    low, high = 1 / candidates, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _bits_needed(middle, candidates) <= rate else (low, middle)
+    return high
+
+
+def _bits_needed(hit_rate: float, candidates: int) -> float:
+    missed = 1 - hit_rate
+    bits = hit_rate * math.log2(hit_rate * candidates)
+    return bits + (missed * math.log2(missed * candidates / (candidates - 1)) if missed > 0 else 0.0)
+
+
+def _capacity_bits(snr: Tensor) -> float:
+    return float(0.5 * snr.log1p().sum() / math.log(2))
+
+
+def _precision(noisy: Noisy, pictures: Tensor) -> Tensor:
+    """Square root of each travelling number's Fisher information about its own mean, (D,) float32."""
+    if noisy.noise_kind not in _INFORMATION:
+        raise AuditError(f"noise of kind {noisy.noise_kind!r}: a certificate knows {' and '.join(_INFORMATION)}")
+    std = noisy.noise_std().detach().float()
+    with torch.no_grad():
+        mean = noisy.mean(pictures[:1].float() / 255)
+    if mean.shape[1:] != std.shape:
+        raise AuditError(f"noise of shape {tuple(std.shape)} for what travels of shape {tuple(mean.shape[1:])}")
+    if not bool((std.isfinite() & (std > 0)).all()):
+        raise AuditError("some numbers travel without noise: there is no certificate")
+    return math.sqrt(_INFORMATION[noisy.noise_kind]) / std.flatten()
+
+
+def _pull(noisy: Noisy, picture: Tensor, directions: Tensor) -> Tensor:
+    """Directions (B, D) float32 in what travels, pulled back through the Jacobian: (B, d) float64."""
+    pictures = (picture.float() / 255).repeat(len(directions), 1, 1, 1).requires_grad_()
+    with torch.enable_grad():
+        mean = noisy.mean(pictures)
+    if not mean.requires_grad:
+        raise AuditError("the mean of what travels has no gradient: there is no certificate")
+    (pulled,) = torch.autograd.grad(mean, pictures, directions.reshape(mean.shape))
+    return pulled.flatten(1).double()
+
+
+@torch.no_grad()
+def _means(noisy: Noisy, pictures: Tensor) -> Tensor:
+    parts = [noisy.mean(part.float() / 255).flatten(1) for part in pictures.split(250)]  # type: ignore[no-untyped-call]
+    return torch.cat(parts)

@@ -1,0 +1,56 @@
+"""What the operator of the cloud sees: what travels, and what the classifier makes of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sfumato.errors import AuditError
+
+
+class CloudView(nn.Module):
+    """Puts the classifier's last spatial features and its logits beside what travels, as further channels.
+
+    Source: features of split classifiers as the attacker's input, He et al. 2019, section 3.
+
+    Args:
+        classifier: what travels (N, C, H, W) float32 -> logits (N, classes).
+        travelled: (N, C, H, W) float32, an example.
+
+    Raises:
+        AuditError: the classifier does not take what travels.
+    """
+
+    def __init__(self, classifier: nn.Module, travelled: Tensor) -> None:
+        super().__init__()
+        self.classifier = classifier.eval().requires_grad_(False)
+        self._features = torch.empty(0)
+        last: list[nn.Module] = []
+
+        def note(module: nn.Module, _: object, out: object) -> None:
+            if isinstance(out, Tensor) and out.ndim == 4 and out.shape[-1] > 1:
+                last[:] = [module]
+
+        hooks = [module.register_forward_hook(note) for module in classifier.modules()]
+        try:
+            with torch.no_grad():
+                classifier(travelled)
+        except (RuntimeError, ValueError) as error:
+            raise AuditError(f"the classifier does not take what travels, {tuple(travelled.shape)}: {error}") from error
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if last:
+            last[0].register_forward_hook(self._keep)
+
+    def _keep(self, _: nn.Module, __: object, features: Tensor) -> None:
+        self._features = features
+
+    @torch.no_grad()
+    def forward(self, travelled: Tensor) -> Tensor:
+        """(N, C, H, W) float32 -> (N, C + features + classes, H, W) float32; what travels comes first."""
+        size = travelled.shape[-2:]
+        logits = self.classifier(travelled)
+        parts = [travelled, *([F.interpolate(self._features, size=size)] if self._features.numel() else [])]
+        return torch.cat([*parts, logits[:, :, None, None].expand(-1, -1, *size)], dim=1)

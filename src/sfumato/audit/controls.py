@@ -1,0 +1,219 @@
+"""Is the attacker broken? What he must manage before anybody believes that he failed.
+
+On maps whose leakage is known, the decoders of the audit must find it, and no more than it. The rest of the
+controls look at the audit's own trials. The first kind does not depend on the obfuscator: it is measured once
+for pictures, budget and attackers, and kept.
+
+Source: Carlini et al. 2019, section 5 ("sanity checks"); the figures are this project's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sfumato.audit import attackers
+from sfumato.audit.attackers.linear import Linear
+from sfumato.audit.attackers.protocol import Attacker, Effort
+from sfumato.audit.attackers.registry import ATTACKERS, CONTROLLED, STRONG
+from sfumato.audit.knowledge import FixedPairs, FreshPairs, Knowledge, Pairs, Threat
+from sfumato.audit.notebook import remembered
+from sfumato.audit.references import class_means
+from sfumato.data import ImageSet
+from sfumato.measures import measure, psnr_db
+
+IDENTITY_DB = 30.0
+BLUR_DB = 25.0
+BLUR_SIGMA = 1.0
+"""In pixels."""
+FOLDING_GAIN_DB = 0.3
+"""By how much a network must beat least squares where only a network can."""
+PAPER_DB = 14.0
+"""What the paper's decoder must reach on the identity; the class mean is at 12.4 on CIFAR-10. It squeezes the picture
+through 4x4 places and learns slowly: a long training reaches more, see the log."""
+ORACLE_LOW, ORACLE_HIGH = 0.99, 1.05
+"""Error on the label-only oracle, over the class mean's: below is more than can be known, above is a lame decoder."""
+TOLERANCE = 1.02
+"""How much worse an attacker may be for knowing more: chance of one training."""
+_TEST_PICTURES = 500
+_ORACLE_PICTURES = 10_000
+
+
+@dataclass(frozen=True)
+class Control:
+    """One question to the attackers.
+
+    Attributes:
+        name: what is asked.
+        passed: None if it could not be asked.
+        measured: the answer, in words.
+        needed: what it had to be, in words.
+        detail: of whom, and why.
+    """
+
+    name: str
+    passed: bool | None
+    measured: str
+    needed: str
+    detail: str = ""
+
+
+def blur(pictures: Tensor) -> Tensor:
+    """A light Gaussian blur: (N, C, H, W) float32 -> the same shape."""
+    reach = torch.arange(-3, 4, dtype=torch.float32)
+    kernel = torch.exp(-reach.square() / (2 * BLUR_SIGMA**2))
+    kernel = (kernel / kernel.sum()).view(1, 1, 1, -1).expand(pictures.shape[1], 1, 1, -1)
+    rows = F.conv2d(F.pad(pictures, (3, 3, 0, 0), mode="reflect"), kernel, groups=pictures.shape[1])
+    kernel = kernel.transpose(2, 3)
+    return F.conv2d(F.pad(rows, (0, 0, 3, 3), mode="reflect"), kernel, groups=pictures.shape[1])
+
+
+def fold(pictures: Tensor) -> Tensor:
+    """Loses nothing, and cannot be undone by a linear map: (N, 3, H, W) float32 in [0, 1] -> the same.
+
+    Green is inverted where red is bright, blue where green was.
+    """
+    red, green, blue = pictures.unbind(dim=1)
+    return torch.stack([red, torch.where(red < 0.5, green, 1 - green), torch.where(green < 0.5, blue, 1 - blue)], dim=1)
+
+
+def decoder_controls(
+    train: ImageSet,
+    test: ImageSet,
+    *,
+    pictures: int,
+    device: torch.device,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> list[Control]:
+    """The control matrix: decoders against maps whose leakage is known. From the cache if it was measured before.
+
+    Args:
+        train: pictures to learn from.
+        test: pictures to restore.
+        pictures: training pictures that each decoder sees.
+        device: to train on.
+        progress: is told what is tried, and (done, total).
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM.
+    """
+    rows = remembered(
+        "controls", _of(train, test, pictures), lambda: _decoder_controls(train, test, pictures, device, progress)
+    )
+    return [Control(**row) for row in rows]
+
+
+def _decoder_controls(
+    train: ImageSet, test: ImageSet, pictures: int, device: torch.device, progress: Callable[[str, int, int], None]
+) -> list[dict[str, Any]]:
+    height, width = train.images.shape[2:]
+    test = test.subset(_TEST_PICTURES)
+    means = class_means(train)
+    some = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:_ORACLE_PICTURES]
+    scenes: list[tuple[str, Pairs, Tensor]] = [
+        ("identity", FreshPairs(train.images, lambda x: x), test.images.float() / 255),
+        ("light blur", FreshPairs(train.images, blur), blur(test.images.float() / 255)),
+        ("folded colours", FreshPairs(train.images, fold), fold(test.images.float() / 255)),
+        ("label-only oracle", FixedPairs(train.images[some], means[train.labels[some]]), means[test.labels]),
+    ]
+    class_mean = measure(means[test.labels], test.images).mse
+    found: list[Control] = []
+    for scene, pairs, observed in scenes:
+        knowledge = Knowledge(Threat.WHITE_BOX, height, width, pairs)
+        straight = _attack(Linear(), knowledge, observed, test, Effort(0, 0, device=device))
+        for name in CONTROLLED:
+            what = f"{name} on the {scene}"
+            effort = Effort(pictures, 0, device=device, progress=partial(progress, what))
+            error = _attack(ATTACKERS[name], knowledge, observed, test, effort)
+            found.append(_judge(scene, name, error, straight, class_mean))
+    return [asdict(control) for control in found]
+
+
+def _attack(attacker: Attacker, knowledge: Knowledge, observed: Tensor, test: ImageSet, effort: Effort) -> float:
+    prepared = attacker.prepare(knowledge, effort)
+    return measure(torch.cat([prepared.restore(part) for part in torch.split(observed, 250)]), test.images).mse
+
+
+def _judge(scene: str, name: str, error: float, straight: float, class_mean: float) -> Control:
+    reached = psnr_db(error)
+    if scene == "label-only oracle":
+        share = error / class_mean
+        return Control(
+            f"{name}, {scene}",
+            ORACLE_LOW <= share <= ORACLE_HIGH,
+            f"MSE {error:.4f}, {share:.3f} of the class mean's",
+            f"{ORACLE_LOW} to {ORACLE_HIGH} of {class_mean:.4f}",
+            "pictures that tell the class alone; less is more than anybody can know",
+        )
+    if scene == "folded colours":
+        needed = psnr_db(straight) + FOLDING_GAIN_DB
+        detail = "a lossless map that no linear attacker undoes: is anything learned?"
+    else:
+        needed = {"identity": IDENTITY_DB, "light blur": BLUR_DB}[scene]
+        detail = "nothing is lost" if scene == "identity" else f"sigma {BLUR_SIGMA:g} pixel"
+    if name not in STRONG:
+        needed, detail = PAPER_DB, "the paper's own decoder, a weak autoencoder"
+    return Control(f"{name}, {scene}", reached >= needed, f"{reached:.2f} dB", f"at least {needed:.2f} dB", detail)
+
+
+def _of(train: ImageSet, test: ImageSet, pictures: int) -> str:
+    """All that the answer depends on: attackers' code, torch, pictures, budget."""
+    folder = Path(str(attackers.__file__)).parent
+    files = sorted([*folder.glob("*.py"), folder.parent / "fitting.py", Path(__file__)])
+    code = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    facts = (torch.__version__, pictures, train.sha256, test.sha256, len(train), len(test), torch.cuda.is_available())
+    return f"{code} {facts}"
+
+
+def trial_controls(trials: Sequence[dict[str, Any]]) -> list[Control]:
+    """What the audit's own trials tell of the attackers.
+
+    Args:
+        trials: as in `audit.json`.
+    """
+    done = [t for t in trials if t["status"] == "done" and t["views"] == 1]
+    return [_more_pairs(done), _white_box(done), _flattened(done)]
+
+
+def _more_pairs(done: list[dict[str, Any]]) -> Control:
+    best: dict[int, float] = {}
+    for trial in done:
+        if trial["threat"] == Threat.PAIRS:
+            best[trial["pairs"]] = min(best.get(trial["pairs"], 1e9), trial["mse_compared"])
+    name, needed = "more pairs do not hurt", f"at most {TOLERANCE} times the error with fewer"
+    if len(best) < 2:
+        return Control(name, None, "fewer than two numbers of pairs were tried", needed)
+    counts = sorted(best)
+    rises = [best[more] / best[fewer] for fewer, more in pairwise(counts)]
+    measured = ", ".join(f"{count:,}: {best[count]:.4f}" for count in counts)
+    return Control(name, max(rises) <= TOLERANCE, measured, needed, "best MSE by number of known pairs")
+
+
+def _white_box(done: list[dict[str, Any]]) -> Control:
+    def best(threat: Threat) -> float:
+        return min((t["mse_compared"] for t in done if t["threat"] == threat), default=float("inf"))
+
+    white, black = best(Threat.WHITE_BOX), best(Threat.PAIRS)
+    name, needed = "the white box does not lose to the black box", f"at most {TOLERANCE} times its error"
+    if float("inf") in (white, black):
+        return Control(name, None, "not both were tried", needed)
+    return Control(name, white <= TOLERANCE * black, f"{white:.4f} against {black:.4f}", needed, "best MSE of each")
+
+
+def _flattened(done: list[dict[str, Any]]) -> Control:
+    name, needed = "the best attacker's learning curve is flat", "the last third of the training gains under 2 %"
+    learned = [t for t in done if t["flattened"] is not None]
+    if not learned:
+        return Control(name, None, "no learned attacker was tried", needed)
+    best = min(learned, key=lambda t: float(t["mse_compared"]))
+    measured = f"{'flat' if best['flattened'] else 'still falling'} after {best['pictures_seen']:,} pictures"
+    return Control(name, bool(best["flattened"]), measured, needed, f"{best['attacker']}, {best['threat']}")

@@ -1,0 +1,211 @@
+"""How a learned attacker is trained: Adam at a constant rate, weights averaged over the run, a look now and then.
+
+The average of the weights stands in for a falling rate and is good at any moment, so that the learning curve
+means something, training can stop when the curve is flat, and one budget's curve is the beginning of the next one's.
+The attacker keeps the weights of his best look, on pairs of his own that he held out.
+
+Source: polynomial-decay averaging, Shamir and Zhang 2013; as used by Karras et al. 2024, section 3.1.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.audit.attackers.protocol import CPU, Effort
+from sfumato.audit.knowledge import Pairs
+from sfumato.checkpoint import load_checkpoint, save_checkpoint
+from sfumato.errors import AuditError, Interrupted
+from sfumato.interrupts import interruptible
+
+BATCH = 64
+LOOKS = 12
+FLAT = 0.02
+"""The curve is flat if the last third of the training lowered the held-out error by less than this share."""
+STOP = 0.004
+"""Training stops early if the last half of it lowered the held-out error by less than this share."""
+CHECKPOINT_EVERY_S = 60.0
+_HELD_OUT = 500
+_EVALUATION_BATCH = 250
+_AVERAGE_POWER = 8
+_WARMUP_STEPS = 50
+_PARTS = frozenset({"identity", "net", "average", "best", "loss", "optimizer", "step", "curve"})
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Restored (N, 3, H, W), not bounded, and original pictures (N, 3, H, W) in [0, 1] -> scalar."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training came to.
+
+    Attributes:
+        net: with averaged weights, as they were at the best look; in evaluation mode.
+        curve: (pictures seen, mean squared error on held-out pairs), in time order.
+        flattened: whether the end of the curve is flat.
+        pictures_seen: in training, with repetition.
+    """
+
+    net: nn.Module
+    curve: tuple[tuple[int, float], ...]
+    flattened: bool
+    pictures_seen: int
+
+
+def fit_decoder(
+    net: nn.Module, pairs: Pairs, loss: nn.Module, effort: Effort, *, learning_rate: float = 1e-3, identity: str = ""
+) -> Fitted:
+    """Trains a decoder on an attacker's own pairs.
+
+    Args:
+        net: what travels (N, C, H', W') float32 -> pictures (N, 3, H, W), not bounded.
+        pairs: at least 5; up to a fifth of them, at most 500, is held out for the curve.
+        loss: see `Loss`; its own parameters, if any, are trained along.
+        effort: budget, seed, checkpoint, progress.
+        learning_rate: of Adam.
+        identity: told apart from other trainings when a checkpoint is resumed.
+
+    Raises:
+        AuditError: too few pairs, a loss that is not finite, or a checkpoint that cannot be written or read.
+        Interrupted: Ctrl-C or SIGTERM; the state was saved if there is a checkpoint.
+    """
+    if len(pairs) < 5:
+        raise AuditError(f"a decoder needs at least 5 pairs to learn from, got {len(pairs)}")
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(effort.seed))
+    aside = min(_HELD_OUT, len(pairs) // 5)
+    held, mine = order[:aside], order[aside:]
+    held_source = torch.Generator().manual_seed(effort.seed + 1)
+    held_pairs = pairs.batch(held, held_source)
+    net, loss = net.to(effort.device).train(), loss.to(effort.device)
+    average = copy.deepcopy(net).eval().requires_grad_(False)
+    parameters = [p for part in (net, loss) for p in part.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    steps = max(1, effort.pictures // BATCH)
+    look_every = max(1, steps // LOOKS)
+    state = _State(identity, net, average, loss, optimizer)
+    if effort.checkpoint is not None and effort.checkpoint.exists():
+        state.restore(load_checkpoint(effort.checkpoint, _PARTS))
+    if not state.curve:
+        state.look(_error(average, held_pairs))
+    last_saved = time.monotonic()
+    with interruptible() as interrupted:
+        while state.step < steps and not _stagnant(state.curve):
+            source = torch.Generator().manual_seed(effort.seed * 1_000_003 + state.step)
+            batch = mine[torch.randint(len(mine), (min(BATCH, len(mine)),), generator=source)]
+            pictures, observed = pairs.batch(batch, source)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * min(1.0, (state.step + 1) / _WARMUP_STEPS)
+            with autocast(effort.device):
+                restored = net(observed.to(effort.device))
+            value = loss(restored.float(), pictures.to(effort.device))
+            optimizer.zero_grad()
+            value.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            state.step += 1
+            state.follow()
+            if state.step % look_every == 0 or state.step == steps:
+                if not torch.isfinite(value):
+                    raise AuditError(f"the attacker's loss is {float(value)} at step {state.step}")
+                state.look(_error(average, held_pairs))
+            effort.progress(state.step, steps)
+            if effort.checkpoint is not None and (interrupted or time.monotonic() - last_saved > CHECKPOINT_EVERY_S):
+                save_checkpoint(effort.checkpoint, state.snapshot())
+                last_saved = time.monotonic()
+            if interrupted:
+                raise Interrupted("interrupted; go on with --resume")
+    effort.progress(steps, steps)
+    average.load_state_dict(state.best, strict=False)
+    return Fitted(average, tuple(state.curve), flattened(state.curve), state.step * BATCH)
+
+
+def autocast(device: torch.device = CPU) -> torch.autocast:
+    """Half precision for the networks' arithmetic where that is faster; weights and losses stay float32."""
+    fast = device.type != "cpu" or getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+
+
+def flattened(curve: list[tuple[int, float]] | tuple[tuple[int, float], ...]) -> bool:
+    """Whether the last third of the training brought less than `FLAT` of the error.
+
+    Args:
+        curve: (pictures seen, error) in time order, from 0 pictures on.
+    """
+    return len(curve) > LOOKS // 2 and _gain(curve, 1 / 3) < FLAT
+
+
+def _stagnant(curve: list[tuple[int, float]]) -> bool:
+    return len(curve) > LOOKS // 2 and _gain(curve, 1 / 2) < STOP
+
+
+def _gain(curve: list[tuple[int, float]] | tuple[tuple[int, float], ...], share: float) -> float:
+    """The share of the error that the last `share` of the training took away."""
+    end = curve[-1][0]
+    before = [error for seen, error in curve if seen <= end * (1 - share)][-1]
+    return 1 - curve[-1][1] / max(before, 1e-12)
+
+
+@torch.no_grad()
+def _error(net: nn.Module, pairs: tuple[Tensor, Tensor]) -> float:
+    pictures, observed = pairs
+    device = next(net.parameters()).device
+    total = 0.0
+    for x, y in zip(observed.split(_EVALUATION_BATCH), pictures.split(_EVALUATION_BATCH), strict=True):  # type: ignore[no-untyped-call]
+        with autocast(device):
+            restored = net(x.to(device))
+        total += float((restored.float().clamp(0, 1) - y.to(device)).square().mean()) * len(x)
+    return total / len(pictures)
+
+
+class _State:
+    """Everything that a checkpoint holds."""
+
+    def __init__(
+        self, identity: str, net: nn.Module, average: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.identity, self.net, self.average, self.loss, self.optimizer = identity, net, average, loss, optimizer
+        self.fixed = {name for name, p in net.named_parameters() if not p.requires_grad}
+        self.step = 0
+        self.curve: list[tuple[int, float]] = []
+        self.best: dict[str, Tensor] = {}
+
+    def look(self, error: float) -> None:
+        """Notes a point of the learning curve, and the weights if they are the best so far."""
+        if not self.curve or error < min(known for _, known in self.curve):
+            self.best = {name: value.clone() for name, value in self._learned(self.average).items()}
+        self.curve.append((self.step * BATCH, error))
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Moves the averaged weights towards the present ones."""
+        keep = (1 - 1 / self.step) ** (_AVERAGE_POWER + 1)
+        present = self._learned(self.net)
+        for name, slow in self._learned(self.average).items():
+            if slow.is_floating_point():
+                slow.lerp_(present[name], 1 - keep)
+            else:
+                slow.copy_(present[name])
+
+    def _learned(self, net: nn.Module) -> dict[str, Tensor]:
+        return {name: value for name, value in net.state_dict().items() if name not in self.fixed}
+
+    def snapshot(self) -> dict[str, Any]:
+        states = {"loss": self.loss.state_dict(), "optimizer": self.optimizer.state_dict()}
+        nets = {"net": self._learned(self.net), "average": self._learned(self.average), "best": self.best}
+        return {"identity": self.identity, "step": self.step, "curve": self.curve, **nets, **states}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        if saved["identity"] != self.identity:
+            raise AuditError("the attacker's checkpoint belongs to another audit; start anew without --resume")
+        self.net.load_state_dict(saved["net"], strict=False)
+        self.average.load_state_dict(saved["average"], strict=False)
+        self.loss.load_state_dict(saved["loss"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.best = saved["step"], saved["best"]
+        self.curve = [(int(seen), float(error)) for seen, error in saved["curve"]]

@@ -1,0 +1,320 @@
+"""Accuracy against excess leakage: where an obfuscator stands among the alternatives.
+
+Two ends are known: a classifier on the device, which reveals its label alone, and the plain picture in the cloud.
+Sending a share of the pictures as they are and answering the others at home reaches every point of the line between
+them; an obfuscator has to lie above it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+
+from sfumato.audit.verdict import SCHEMA
+from sfumato.errors import AuditError
+
+Point = dict[str, Any]
+"""name, accuracy, excess_leakage (None for the paper), role, budget, source, best_attacker."""
+
+Box = npt.NDArray[np.float64]
+"""Left, bottom, right and top in pixels: (4,), or (n, 4) for several."""
+
+ROLES = ("this", "baseline", "local", "identity", "paper", "other")
+BUDGETS = ("quick", "standard", "full")
+"""From the smallest to the largest; a leakage measured at a smaller one is a weaker lower bound."""
+
+PAPER_DATA = "cifar10"
+PAPER: tuple[Point, ...] = tuple(
+    {
+        "name": f"paper, {net}", "accuracy": accuracy, "excess_leakage": None, "role": "paper", "budget": None,
+        "source": "Leroux et al. 2018, table 2", "best_attacker": None,
+    }
+    for net, accuracy in (("VGG19", 0.893), ("ResNet18", 0.898), ("ResNet50", 0.902), ("GoogLeNet", 0.905))
+)  # fmt: skip
+"""The paper's accuracies on CIFAR-10. It measures no leakage that can be compared."""
+
+_LIGHT = {
+    "ink": "#1d2126", "faint": "#5b636e", "grid": "#dfe3e8", "below": "#eef0f3",
+    "this": "#b3261e", "baseline": "#2459a8", "local": "#1d2126", "identity": "#1d2126", "other": "#7a4fa3",
+    "paper": "#a86400",
+}  # fmt: skip
+_DARK = {
+    "ink": "#e8eaed", "faint": "#a5adb8", "grid": "#3a4048", "below": "#24282e",
+    "this": "#ff8a80", "baseline": "#8ab4f8", "local": "#e8eaed", "identity": "#e8eaed", "other": "#c8a2f0",
+    "paper": "#f0b453",
+}  # fmt: skip
+_MARKERS = {"this": "*", "baseline": "o", "local": "s", "identity": "s", "other": "D"}
+_SIZES = {"this": 240.0, "baseline": 48.0, "local": 48.0, "identity": 48.0, "other": 40.0}
+_PLACES = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)]
+
+_SIDES: dict[int, Literal["left", "center", "right"]] = {1: "left", 0: "center", -1: "right"}
+_HEIGHTS: dict[int, Literal["bottom", "center", "top"]] = {1: "bottom", 0: "center", -1: "top"}
+
+
+def collect(folder: Path) -> list[Point]:
+    """Reads a folder of audits into points.
+
+    Each audit with a classifier and a best attacker gives one point. The ends of the line, the classifier on the device
+    and the plain picture in the cloud, are the best that any of the audits knows. The paper's accuracies are added
+    where the data are `PAPER_DATA`.
+
+    Args:
+        folder: every `*.json` of schema `sfumato.audit/1` in it counts; other JSON files are passed over.
+
+    Returns:
+        Points, in the order of the file names, then the ends and the paper.
+
+    Raises:
+        AuditError: no such folder, a file that cannot be read as JSON or is a broken audit, or audits of several data
+            sets, which cannot be compared.
+    """
+    if not folder.is_dir():
+        raise AuditError(f"{folder} is not a folder; give the one that holds the audits' JSON files")
+    points: list[Point] = []
+    ends: dict[str, list[float]] = {"local": [], "identity": []}
+    sources: dict[str, Path] = {}
+    for file in sorted(folder.glob("*.json")):
+        audit = _read(file)
+        if audit is None:
+            continue
+        try:
+            sources.setdefault(str(audit["data"]["source"]), file)
+            point = _point(audit, file)
+            utility = audit.get("utility") or {}
+            for role, figure in (("local", "accuracy_local"), ("identity", "accuracy_plain")):
+                if utility.get(figure) is not None:
+                    ends[role].append(float(utility[figure]))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise AuditError(
+                f"{file} is a broken audit ({type(error).__name__}: {error}); run the audit again or remove the file"
+            ) from error
+        if point is not None:
+            points.append(point)
+    if len(sources) > 1:
+        places = ", ".join(f"{source} ({file.name})" for source, file in sources.items())
+        raise AuditError(f"audits of several data sets cannot share one plot: {places}; keep them in separate folders")
+    roles = {point["role"] for point in points}
+    for role, name, leakage in (("local", "classifier on the device", 0.0), ("identity", "plain picture", 1.0)):
+        if ends[role] and role not in roles:
+            points.append(
+                {
+                    "name": name, "accuracy": max(ends[role]), "excess_leakage": leakage, "role": role,
+                    "budget": None, "source": "the audits' utility", "best_attacker": None,
+                }
+            )  # fmt: skip
+    return points + [dict(point) for point in PAPER if PAPER_DATA in sources]
+
+
+def draw_frontier(points: Sequence[Point], *, dark: bool = False) -> str:
+    """Draws the plot.
+
+    Args:
+        points: see `Point`; the line is drawn if there are a "local" and an "identity" one, the paper's band if
+            there are "paper" ones.
+        dark: for a dark background.
+
+    Returns:
+        An SVG document that loads nothing and is the same for the same points; its background is transparent.
+
+    Raises:
+        AuditError: a point has an unknown role.
+    """
+    return svg(_figure(points, dark=dark))
+
+
+def save_frontier_png(points: Sequence[Point], path: Path) -> None:
+    """Writes the plot, light, 1600 pixels wide: readable at half that width.
+
+    Args:
+        points: see `draw_frontier`.
+        path: of the PNG file.
+
+    Raises:
+        AuditError: a point has an unknown role, or the file cannot be written.
+    """
+    figure = _figure(points, dark=False)
+    try:
+        figure.savefig(path, dpi=200, facecolor="white", metadata={"Software": None})
+    except OSError as error:
+        raise AuditError(f"the plot cannot be written to {path}: {error}") from error
+
+
+def svg(figure: Figure) -> str:
+    """A figure as an SVG document: letters as outlines, no date, the same for the same figure."""
+    stream = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "sfumato", "svg.fonttype": "path"}):
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": "sfumato"})
+    return stream.getvalue()
+
+
+def style(axes: Axes, *, dark: bool) -> dict[str, str]:
+    """Gives axes the colours of the report and takes the frame away.
+
+    Returns:
+        The colours by name: ink, faint, grid, below, and one for each role.
+    """
+    colours = _DARK if dark else _LIGHT
+    axes.set_facecolor("none")
+    axes.grid(color=colours["grid"], linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=colours["faint"], labelsize=9, length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    for label in (axes.xaxis.label, axes.yaxis.label, axes.title):
+        label.set_color(colours["ink"])
+    return colours
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AuditError(f"{file} cannot be read as JSON ({error}); remove it or write it again") from error
+    return content if isinstance(content, dict) and content.get("schema") == SCHEMA else None
+
+
+def _point(audit: dict[str, Any], file: Path) -> Point | None:
+    utility, best, target = audit.get("utility"), audit.get("best"), audit["target"]
+    if not utility or not best or best.get("excess_leakage") is None:
+        return None
+    role = next((word for word in (target["kind"], target["name"]) if word in ROLES), "other")
+    return {
+        "name": str(target["name"]),
+        "accuracy": float(utility["accuracy_obfuscated"]),
+        "excess_leakage": float(best["excess_leakage"]),
+        "role": role,
+        "budget": str(audit["budget"]["name"]),
+        "source": file.name,
+        "best_attacker": str(best["attacker"]),
+    }
+
+
+def _figure(points: Sequence[Point], *, dark: bool) -> Figure:
+    for point in points:
+        if point["role"] not in ROLES:
+            raise AuditError(f"the point {point['name']!r} has the role {point['role']!r}; known: {', '.join(ROLES)}")
+    figure = Figure(figsize=(8, 5.2), layout="constrained")
+    axes = figure.add_subplot()
+    colours = style(axes, dark=dark)
+    placed = [p for p in points if p["excess_leakage"] is not None and p["accuracy"] is not None]
+    paper = [float(p["accuracy"]) for p in points if p["role"] == "paper"]
+    heights = [float(p["accuracy"]) for p in placed] + paper
+    low, high = (min(heights), max(heights)) if heights else (0.0, 1.0)
+    room = max(0.02, 0.12 * (high - low))
+    axes.set_xlim(-0.04, 1.04)
+    axes.set_ylim(low - room, high + room)
+    axes.set_xlabel("excess leakage: 0 = only the label leaks, 1 = the picture leaks")
+    axes.set_ylabel("accuracy")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    _draw_line(axes, placed, colours)
+    if paper:
+        _draw_paper(axes, paper, colours)
+    labels = []
+    largest = max((_rank(p) for p in placed), default=0)
+    for point in sorted(placed, key=lambda p: (p["role"] != "this", p["role"], p["name"])):
+        smaller = _rank(point) < largest and point["role"] not in ("local", "identity")
+        colour = colours[point["role"]]
+        axes.scatter(
+            point["excess_leakage"], point["accuracy"], s=_SIZES[point["role"]], marker=_MARKERS[point["role"]],
+            facecolors="none" if smaller else colour, edgecolors=colour, linewidths=1.4, zorder=4, clip_on=False,
+        )  # fmt: skip
+        labels.append((point, f"{point['name']} ({point['budget']})" if smaller else point["name"], colour))
+    if any(text != p["name"] for p, text, _ in labels):
+        note = "hollow: audited at a smaller budget, so its leakage is a weaker lower bound"
+        axes.set_title(note, fontsize=9, color=colours["faint"], loc="right")
+    _place(figure, axes, labels)
+    return figure
+
+
+def _rank(point: Point) -> int:
+    return BUDGETS.index(point["budget"]) + 1 if point["budget"] in BUDGETS else 0
+
+
+def _draw_line(axes: Axes, points: Sequence[Point], colours: dict[str, str]) -> None:
+    ends = [max((p for p in points if p["role"] == role), key=lambda p: float(p["accuracy"]), default=None)
+            for role in ("local", "identity")]  # fmt: skip
+    if ends[0] is None or ends[1] is None:
+        return
+    x = [float(end["excess_leakage"]) for end in ends if end]
+    y = [float(end["accuracy"]) for end in ends if end]
+    axes.plot(x, y, color=colours["ink"], linewidth=1.4, zorder=3, gid="mixing-line")
+    axes.fill_between(x, y, axes.get_ylim()[0], color=colours["below"], zorder=0.5, linewidth=0)
+    axes.text(
+        0.5, 0.03, "below the line you are better off without it: mix its two ends instead", fontsize=9,
+        color=colours["faint"], ha="center", transform=axes.transAxes,
+    )  # fmt: skip
+
+
+def _draw_paper(axes: Axes, accuracies: list[float], colours: dict[str, str]) -> None:
+    low, high = min(accuracies), max(accuracies)
+    axes.axhspan(low, high, color=colours["paper"], alpha=0.22, linewidth=0, zorder=1, gid="paper-band")
+    axes.text(
+        1.03, low, f"the paper, {100 * low:.1f} to {100 * high:.1f} %; leakage not measured", fontsize=8.5,
+        color=colours["paper"], ha="right", va="top",
+    )  # fmt: skip
+
+
+def _place(figure: Figure, axes: Axes, labels: Sequence[tuple[Point, str, str]]) -> None:
+    """Puts each label beside its point, at the nearest place that is free, else at the one with least overlap."""
+    figure.draw_without_rendering()
+    taken: list[Box] = [np.array(text.get_window_extent().extents) for text in axes.texts]
+    for line in axes.lines:
+        (x0, y0), (x1, y1) = axes.transData.transform(line.get_xydata())
+        taken += [_around(x0 + t / 100 * (x1 - x0), y0 + t / 100 * (y1 - y0), 2) for t in range(101)]
+    scale = figure.dpi / 72
+    for point, _, _ in labels:
+        x, y = axes.transData.transform((point["excess_leakage"], point["accuracy"]))
+        taken.append(_around(x, y, scale * (8 if point["role"] == "this" else 5)))
+    for point, name, colour in labels:
+        bold = point["role"] == "this"
+        at = (point["excess_leakage"], point["accuracy"])
+        text = axes.annotate(
+            name, at, (0, 0), textcoords="offset points", color=colour, fontsize=9.5, zorder=5, parse_math=False,
+            weight="bold" if bold else "normal",
+        )  # fmt: skip
+        others = np.array(taken)
+        best: tuple[float, tuple[float, float, int, int]] | None = None
+        for distance, (right, up) in product((11, 22, 36, 58) if bold else (8, 16, 26, 42), _PLACES):
+            place = (distance * right, distance * up, right, up)
+            cost = _cost(_move(text, place), others, np.array(axes.bbox.extents))
+            if best is None or cost < best[0]:
+                best = cost, place
+            if cost == 0:
+                break
+        if best is None:
+            continue
+        taken.append(_move(text, best[1]))
+        if max(map(abs, best[1][:2])) > (30 if bold else 20):
+            arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.7}
+            axes.annotate("", at, best[1][:2], textcoords="offset points", arrowprops=arrow)
+
+
+def _move(text: Annotation, place: tuple[float, float, int, int]) -> Box:
+    x, y, right, up = place
+    text.set_position((x, y))
+    text.set_horizontalalignment(_SIDES[right])
+    text.set_verticalalignment(_HEIGHTS[up])
+    box: Box = np.array(text.get_window_extent().extents)
+    return box
+
+
+def _cost(box: Box, others: Box, frame: Box) -> float:
+    """How many square pixels of a box (x0, y0, x1, y1) lie on others (n, 4) and outside of the frame."""
+    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
+    size, inside = box[2:] - box[:2], np.minimum(box[2:], frame[2:]) - np.maximum(box[:2], frame[:2])
+    return float((high - low).clip(0).prod(axis=1).sum() + size.prod() - inside.clip(0).prod())
+
+
+def _around(x: float, y: float, reach: float) -> Box:
+    return np.array([x - reach, y - reach, x + reach, y + reach])

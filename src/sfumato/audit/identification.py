@@ -1,0 +1,387 @@
+"""Identification: which of N pictures of one class travelled, and which two messages came from one picture.
+
+Restored pictures may look like nothing and still tell who is who. Every map that gives the same picture the
+same message again can be undone this way by whoever holds the candidates: that is what `retrieval` asks.
+`linkage` asks less of the attacker: not what the picture is, only that two messages show the same one.
+
+Source: learned scores: contrastive predictive coding, van den Oord et al. 2018, equation 4; with two encoders as
+in Radford et al. 2021 (CLIP), figure 3; of two views of a picture as in Chen et al. 2020 (SimCLR), section 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sfumato.audit.attackers.protocol import Effort, Restore
+from sfumato.audit.fitting import autocast
+from sfumato.audit.knowledge import FreshPairs, Knowledge, Pairs, Threat
+from sfumato.errors import AuditError
+from sfumato.measures import proportion_interval, retrieval_top1
+
+BATCH = 128
+_STATISTICS_PAIRS = 500
+_FEATURES = 128
+_SHIFT = 8
+"""Another view is shifted by up to this part of the picture's side, one eighth."""
+_BRIGHTNESS = 0.2
+"""Another view is brighter or darker by up to this share."""
+
+Observe = Callable[[Tensor], Tensor]
+"""(N, 3, H, W) uint8 -> what travels for them, (N, C, H', W') float32."""
+Features = tuple[Tensor, Tensor]
+"""What is compared: of the queries (Q, D) and of all test pictures (M, D); Euclidean distance."""
+Sources = dict[str, Features]
+
+
+@dataclass(frozen=True)
+class Identification:
+    """How often the right one of N was picked.
+
+    Attributes:
+        measure: "retrieval" (message -> picture) or "linkage" (message -> message).
+        attacker: what he compares.
+        threat: what he knows.
+        candidates: N, all of one class.
+        top1: how often the right one was nearest; ties count their share.
+        chance: 1 / N.
+        queries: how many messages were tried.
+        low: of the 95 % interval of `top1`.
+        high: likewise.
+    """
+
+    measure: Literal["retrieval", "linkage"]
+    attacker: str
+    threat: Threat
+    candidates: int
+    top1: float
+    chance: float
+    queries: int
+    low: float
+    high: float
+
+
+def identify(
+    knowledge: Knowledge,
+    observed_test: Tensor,
+    originals_test: Tensor,
+    labels: Tensor,
+    *,
+    restore: Restore | None,
+    effort: Effort,
+    observe: Observe | None,
+    seed: int,
+    candidates: tuple[int, ...] = (10, 100),
+    queries: int = 500,
+) -> list[Identification]:
+    """Mounts every identification attack that the threat model allows.
+
+    Args:
+        knowledge: what the attacker knows; learned scores are trained on its pairs.
+        observed_test: (M, C, H', W') float32, what travelled for the test pictures.
+        originals_test: (M, 3, H, W) uint8, the test pictures: the candidates, and the truth of the score.
+        labels: (M,) int64, their classes: candidates share the query's.
+        restore: the best decoder under this threat, if there is one.
+        effort: budget of each learned score.
+        observe: makes messages of other views of the test pictures, for linkage; None leaves linkage out.
+        seed: of queries, candidates and views.
+        candidates: how many there are to choose from; where classes are too small, the largest number that
+            half of the test pictures have companions for.
+        queries: at most.
+
+    Returns:
+        One entry an attack and number of candidates.
+
+    Raises:
+        AuditError: lengths do not fit, or no two test pictures share a class.
+    """
+    if not len(observed_test) == len(originals_test) == len(labels):
+        raise AuditError(
+            f"{len(observed_test)} messages, {len(originals_test)} pictures and {len(labels)} labels: need one each"
+        )
+    rounds = [_Round.draw(labels, count, queries, seed) for count in _counts(labels, candidates)]
+    asked = torch.unique(torch.cat([r.queries for r in rounds]))
+    attacks: list[tuple[Literal["retrieval", "linkage"], str, Features]] = []
+    for name, features in _retrieval(knowledge, observed_test, originals_test, asked, restore, effort).items():
+        attacks.append(("retrieval", name, features))
+    if observe is not None:
+        for name, features in _linkage(
+            knowledge, observed_test, originals_test, asked, restore, effort, observe, seed
+        ).items():
+            attacks.append(("linkage", name, features))
+    return [r.score(measure, name, knowledge.threat, f, asked) for measure, name, f in attacks for r in rounds]
+
+
+def _retrieval(
+    knowledge: Knowledge,
+    observed: Tensor,
+    originals: Tensor,
+    asked: Tensor,
+    restore: Restore | None,
+    effort: Effort,
+) -> Sources:
+    found: Sources = {}
+    if restore is not None:
+        found["distance of restored pictures"] = _batched(restore, observed[asked]), originals.float().flatten(1) / 255
+    if knowledge.pairs is not None:
+        messages, pictures = _train_matcher(knowledge.pairs, effort)
+        found["contrastive embedding"] = (
+            _batched(messages, observed[asked]),
+            _batched(lambda part: pictures(part.float() / 255), originals),
+        )
+    fresh = knowledge.pairs
+    if knowledge.threat in (Threat.WHITE_BOX, Threat.CLOUD) and isinstance(fresh, FreshPairs):
+        again = _batched(lambda part: fresh.travels(part.float() / 255), originals)
+        found["obfuscating the candidates"] = _standardised(observed[asked].flatten(1), again)
+    return found
+
+
+def _linkage(
+    knowledge: Knowledge,
+    observed: Tensor,
+    originals: Tensor,
+    asked: Tensor,
+    restore: Restore | None,
+    effort: Effort,
+    observe: Observe,
+    seed: int,
+) -> Sources:
+    views = another_view(originals, torch.Generator().manual_seed(seed))
+    gallery = _batched(observe, views, flat=False)
+    sent = observed[asked]
+    found: Sources = {
+        "distance, same picture again": _standardised(sent.flatten(1), _batched(observe, originals)),
+        "distance, another view": _standardised(sent.flatten(1), gallery.flatten(1)),
+    }
+    if restore is not None:
+        found["distance of restored pictures, another view"] = _batched(restore, sent), _batched(restore, gallery)
+    if isinstance(knowledge.pairs, FreshPairs):
+        encoder = _train_linker(knowledge.pairs, effort)
+        found["contrastive embedding, another view"] = _batched(encoder, sent), _batched(encoder, gallery)
+    return found
+
+
+def another_view(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """Another photograph of the same thing: mirrored or not, shifted, brighter or darker, each picture alone.
+
+    Args:
+        pictures: (N, 3, H, W) uint8.
+        generator: of the choices.
+
+    Returns:
+        (N, 3, H, W) uint8.
+    """
+    count, _, height, width = pictures.shape
+    up, left = height // _SHIFT, width // _SHIFT
+    padded = F.pad(pictures.float(), (left, left, up, up), mode="replicate")
+    mirrored = torch.rand(count, generator=generator) < 0.5
+    padded = torch.where(mirrored[:, None, None, None], padded.flip(3), padded)
+    rows = torch.randint(2 * up + 1, (count, 1), generator=generator) + torch.arange(height)
+    columns = torch.randint(2 * left + 1, (count, 1), generator=generator) + torch.arange(width)
+    each = torch.arange(count)[:, None, None]
+    shifted = padded.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    light = 1 + _BRIGHTNESS * (2 * torch.rand((count, 1, 1, 1), generator=generator) - 1)
+    return (shifted * light).round().clamp(0, 255).byte()
+
+
+class Encoder(nn.Module):
+    """A small convolutional network with strides, for whatever travels or for pictures.
+
+    Args:
+        channels: of the input.
+        outputs: numbers that come out.
+        mean: (channels,) float32, taken off the input.
+        std: (channels,) float32, that it is divided by.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int, outputs: int, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.view(1, -1, 1, 1))
+        self.register_buffer("std", std.view(1, -1, 1, 1).clamp_min(1e-6))
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(64, 128, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+            nn.Linear(128 * 16, outputs),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, H', W') float32 -> (N, outputs) float32."""
+        with autocast(x.device):
+            out: Tensor = self.body((x - self.mean) / self.std)
+        return out.float()
+
+    @classmethod
+    def fitting(cls, inputs: Tensor, outputs: int) -> Encoder:
+        """An untrained one that standardises by these inputs' channels, (N, C, H', W') float32."""
+        std, mean = torch.std_mean(inputs, dim=(0, 2, 3))
+        return cls(inputs.shape[1], outputs, mean, std)
+
+
+def train(module: nn.Module, losses: Iterator[Tensor], effort: Effort, *, learning_rate: float = 1e-3) -> None:
+    """Adam at a rate that falls linearly, for a budget of pictures; leaves the module in evaluation mode.
+
+    Args:
+        module: what is trained.
+        losses: gives a scalar for a new batch of `BATCH` pictures whenever asked.
+        effort: budget and progress.
+        learning_rate: at the start.
+
+    Raises:
+        AuditError: the loss is not finite.
+    """
+    steps = max(1, effort.pictures // BATCH)
+    optimizer = torch.optim.Adam(module.parameters(), lr=learning_rate)
+    for step, loss in zip(range(steps), losses, strict=False):
+        optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if not torch.isfinite(loss):
+            raise AuditError(f"the attacker's loss is {float(loss)} at step {step}: what travels is not finite")
+        effort.progress(step + 1, steps)
+    module.eval()
+
+
+class _Matcher(nn.Module):
+    """Two encoders (one twice, for two views of one kind) and the scale of their likeness."""
+
+    def __init__(self, first: Encoder, second: Encoder) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+        self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """Row i of x belongs to row i of y and to no other."""
+        likeness = self.log_scale.exp() * F.normalize(self.first(x)) @ F.normalize(self.second(y)).T
+        truth = torch.arange(len(x), device=likeness.device)
+        return (F.cross_entropy(likeness, truth) + F.cross_entropy(likeness.T, truth)) / 2
+
+
+def _train_matcher(pairs: Pairs, effort: Effort) -> tuple[Observe, Observe]:
+    """Encoders of messages and of pictures in which those that belong together are near."""
+    source = torch.Generator().manual_seed(effort.seed)
+    pictures, observed = pairs.batch(torch.arange(min(len(pairs), _STATISTICS_PAIRS)), source)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(effort.seed)
+        matcher = _Matcher(Encoder.fitting(observed, _FEATURES), Encoder.fitting(pictures, _FEATURES))
+    matcher.to(effort.device)
+
+    def losses() -> Iterator[Tensor]:
+        while True:
+            y, x = pairs.batch(_some(pairs, source), source)
+            yield matcher.loss(x.to(effort.device), y.to(effort.device))
+
+    train(matcher, losses(), effort)
+    return _embedding(matcher.first, effort.device), _embedding(matcher.second, effort.device)
+
+
+def _train_linker(pairs: FreshPairs, effort: Effort) -> Observe:
+    """One encoder of messages in which two views of one picture are near."""
+    source = torch.Generator().manual_seed(effort.seed)
+    _, observed = pairs.batch(torch.arange(min(len(pairs), _STATISTICS_PAIRS)), source)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(effort.seed)
+        encoder = Encoder.fitting(observed, _FEATURES)
+    matcher = _Matcher(encoder, encoder).to(effort.device)
+
+    @torch.no_grad()
+    def message(pictures: Tensor) -> Tensor:
+        return pairs.travels(pictures.float() / 255).to(effort.device)
+
+    def losses() -> Iterator[Tensor]:
+        while True:
+            pictures = pairs.pictures[_some(pairs, source)]
+            yield matcher.loss(message(pictures), message(another_view(pictures, source)))
+
+    train(matcher, losses(), effort)
+    return _embedding(encoder, effort.device)
+
+
+def _some(pairs: Pairs, source: torch.Generator) -> Tensor:
+    """Indices of a batch without repetition: a picture that comes twice would be told apart from itself."""
+    return torch.randperm(len(pairs), generator=source)[:BATCH]
+
+
+def _embedding(encoder: Encoder, device: torch.device) -> Observe:
+    return lambda x: F.normalize(encoder(x.to(device))).cpu()
+
+
+@torch.no_grad()
+def _batched(function: Observe, inputs: Tensor, *, flat: bool = True) -> Tensor:
+    out = torch.cat([function(part) for part in torch.split(inputs, 250)])
+    return out.flatten(1) if flat else out
+
+
+def _standardised(queries: Tensor, pool: Tensor) -> Features:
+    """Each number on its own scale; one that never changes says nothing."""
+    std, mean = torch.std_mean(pool, dim=0)
+    std = torch.where(std > 1e-6, std, torch.inf)
+    return (queries - mean) / std, (pool - mean) / std
+
+
+def _counts(labels: Tensor, wanted: tuple[int, ...]) -> list[int]:
+    """As many candidates as wanted, or as half of the test pictures have classes large enough for."""
+    sizes = torch.bincount(labels)[labels]
+    largest = int(sizes.median()) if len(sizes) else 0
+    if largest < 2:
+        raise AuditError("identification needs test pictures that share a class; most of these stand alone in theirs")
+    return sorted({min(count, largest) for count in wanted})
+
+
+@dataclass(frozen=True)
+class _Round:
+    """Queries (Q,), their candidates (Q, N), and the true one's place (Q,); indices of test pictures."""
+
+    queries: Tensor
+    candidates: Tensor
+    truth: Tensor
+
+    @classmethod
+    def draw(cls, labels: Tensor, count: int, queries: int, seed: int) -> _Round:
+        source = torch.Generator().manual_seed(seed)
+        sizes = torch.bincount(labels)[labels]
+        asked = torch.randperm(len(labels), generator=source)
+        asked = asked[sizes[asked] >= count][:queries]
+        truth = torch.randint(count, (len(asked),), generator=source)
+        rows = []
+        for query, place in zip(asked.tolist(), truth.tolist(), strict=True):
+            others = (labels == labels[query]).nonzero()[:, 0]
+            others = others[others != query]
+            row = others[torch.randperm(len(others), generator=source)[: count - 1]]
+            rows.append(torch.cat([row[:place], torch.tensor([query]), row[place:]]))
+        return cls(asked, torch.stack(rows), truth)
+
+    def score(
+        self,
+        measure: Literal["retrieval", "linkage"],
+        attacker: str,
+        threat: Threat,
+        features: Features,
+        asked: Tensor,
+    ) -> Identification:
+        """The features of queries stand in the order of `asked`, sorted indices of test pictures."""
+        of_queries, of_pool = features
+        rows = torch.searchsorted(asked, self.queries)
+        scores = torch.stack(
+            [
+                -(of_pool[candidates] - of_queries[row]).square().sum(dim=1)
+                for row, candidates in zip(rows.tolist(), self.candidates, strict=True)
+            ]
+        )
+        top1, count = retrieval_top1(scores, self.truth), self.candidates.shape[1]
+        low, high = proportion_interval(top1 * len(self.queries), len(self.queries))
+        return Identification(measure, attacker, threat, count, top1, 1 / count, len(self.queries), low, high)

@@ -1,0 +1,114 @@
+"""Threat models: what an attacker knows.
+
+He is handed a `Knowledge` and nothing else; the truth stays with the measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Threat(StrEnum):
+    """What the attacker knows before he meets the pictures that he attacks."""
+
+    PAIRS = "pairs"
+    """Some pictures beside what travelled for them."""
+    WHITE_BOX = "white-box"
+    """The obfuscator itself: any number of pairs from public pictures, and gradients."""
+    SHADOW = "shadow"
+    """Only the recipe: he makes an obfuscator of his own with another seed."""
+    OTHER_DATA = "other-data"
+    """Pairs, but of pictures of another kind."""
+    CLOUD = "cloud"
+    """As the white box, and the classifier's inner features and logits: the operator of the cloud."""
+    NO_PAIRS = "no-pairs"
+    """What travelled for some pictures, and other pictures of the same kind, but no pair."""
+
+
+class Pairs(Protocol):
+    """Pictures beside what travels for them."""
+
+    def __len__(self) -> int:
+        """How many pictures there are."""
+
+    def __hash__(self) -> int:
+        """By identity: what was learned from pairs is remembered for these pairs."""
+
+    def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Pictures (B, 3, H, W) float32 in [0, 1] and what travels for them (B, C, H', W') float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class FixedPairs:
+    """Pairs that the attacker got hold of; one observation a picture, for ever.
+
+    Attributes:
+        pictures: (N, 3, H, W) uint8.
+        observed: (N, C, H', W') float32.
+    """
+
+    pictures: Tensor
+    observed: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """See `Pairs`."""
+        return self.pictures[indices].float() / 255, self.observed[indices]
+
+
+@dataclass(frozen=True, eq=False)
+class FreshPairs:
+    """Pairs that are made when they are looked at, with fresh noise where there is noise.
+
+    Attributes:
+        pictures: (N, 3, H, W) uint8.
+        travels: (B, 3, H, W) float32 in [0, 1] -> (B, C, H', W') float32.
+        mirror: mirror pictures at random, which only somebody who holds the function can do.
+    """
+
+    pictures: Tensor
+    travels: Callable[[Tensor], Tensor]
+    mirror: bool = True
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    @torch.no_grad()
+    def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """See `Pairs`."""
+        pictures = self.pictures[indices].float() / 255
+        if self.mirror:
+            mirrored = torch.rand(len(pictures), generator=generator) < 0.5
+            pictures = torch.where(mirrored[:, None, None, None], pictures.flip(3), pictures)
+        return pictures, self.travels(pictures)
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """All that an attacker is handed.
+
+    Attributes:
+        threat: the threat model.
+        height: rows of the pictures to restore.
+        width: columns of the pictures to restore.
+        pairs: to learn from; None under `NO_PAIRS`.
+        module: the obfuscator with gradients, under `WHITE_BOX` and `CLOUD`, if it has any.
+        intercepted: (M, C, H', W') float32, what travelled for pictures that he does not know; under `NO_PAIRS`.
+        public: (N, 3, H, W) uint8, pictures of the same kind as the intercepted ones, not the same; under `NO_PAIRS`.
+    """
+
+    threat: Threat
+    height: int
+    width: int
+    pairs: Pairs | None = None
+    module: nn.Module | None = None
+    intercepted: Tensor | None = None
+    public: Tensor | None = None

@@ -1,0 +1,184 @@
+"""Turns what people have into a target: a bundle, any ONNX file, or a Python callable."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sfumato.audit.target import Target, Travels
+from sfumato.baselines.bundles import KIND, load_module, refit
+from sfumato.bundle import OBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS, Bundle
+from sfumato.errors import AuditError, BundleError
+from sfumato.export import TOLERANCE
+from sfumato.nets import Normalize, Obfuscator
+from sfumato.onnxfile import OnnxFunction
+
+_PROBES = 4
+
+
+def load_target(given: str, *, size: tuple[int, int]) -> Target:
+    """What is to be audited.
+
+    Args:
+        given: a bundle's folder, an ONNX file, or `module:name` of a Python callable; the latter two take
+            pictures (N, 3, H, W) float32 in [0, 1] and give what travels, (N, C, H', W') float32. A callable
+            that is an `nn.Module`, or passes gradients, is attacked with gradients too.
+        size: (H, W) of the pictures that it takes.
+
+    Raises:
+        AuditError: nothing of the three, or it does not do what an obfuscator does.
+        BundleError: a bundle that is damaged or not an obfuscator's.
+    """
+    path = Path(given)
+    if path.is_dir():
+        return bundle_target(Bundle.load(path, kind="obfuscator"))
+    if path.suffix == ".onnx":
+        if not path.is_file():
+            raise AuditError(f"no ONNX file at {path}")
+        return _probed(path.stem, size, _from_onnx(path), None)
+    if ":" in given:
+        return _callable_target(given, size)
+    raise AuditError(
+        f"{given!r} is nothing that can be audited: expected a bundle's folder, an .onnx file, or module:name of a "
+        "Python callable"
+    )
+
+
+def native_size(given: str) -> tuple[int, int] | None:
+    """The picture size (H, W) that a bundle or an ONNX file states; None if it states none.
+
+    Raises:
+        BundleError: a damaged file, or not an obfuscator's bundle.
+    """
+    path = Path(given)
+    if path.is_dir():
+        preprocessing = Bundle.load(path, kind="obfuscator").preprocessing
+        return preprocessing.height, preprocessing.width
+    if path.suffix != ".onnx" or not path.is_file():
+        return None
+    *_, height, width = [None, None, *OnnxFunction(path).input_shape]
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
+
+def bundle_target(bundle: Bundle) -> Target:
+    """The obfuscator of a bundle: the shipped ONNX file, and its weights for gradients where they are known.
+
+    Raises:
+        AuditError: the weights compute something else than the ONNX file.
+        BundleError: the files do not fit the recipe.
+    """
+    size = bundle.preprocessing.height, bundle.preprocessing.width
+    name = str(bundle.recipe.get("name") or bundle.recipe.get("method") or bundle.path.name)
+    target = _probed(name, size, _from_onnx(bundle.file(OBFUSCATOR_ONNX)), _module(bundle))
+    if bundle.recipe.get("kind") != KIND:
+        return target
+
+    def again(seed: int) -> Target | None:
+        module = refit(bundle, seed)
+        return None if module is None else _probed(f"{name}, seed {seed}", size, _without_gradients(module), module)
+
+    return replace(target, refit=again)
+
+
+def _module(bundle: Bundle) -> nn.Module | None:
+    kind = bundle.recipe.get("kind")
+    if kind == KIND:
+        return load_module(bundle)
+    if kind != "obfuscator" or OBFUSCATOR_WEIGHTS not in bundle.files:
+        return None
+    net = Obfuscator()
+    try:
+        net.load_state_dict(load_file(bundle.file(OBFUSCATOR_WEIGHTS)))
+    except (RuntimeError, SafetensorError) as error:
+        raise BundleError(f"{bundle.path}: weights do not fit the obfuscator: {error}") from error
+    return nn.Sequential(net, Normalize(bundle.preprocessing.mean, bundle.preprocessing.std))
+
+
+def _from_onnx(path: Path) -> Travels:
+    run = OnnxFunction(path, threads=torch.get_num_threads())
+    return lambda pictures: torch.from_numpy(run(pictures.numpy()))
+
+
+def _without_gradients(module: nn.Module) -> Travels:
+    module = module.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def travels(pictures: Tensor) -> Tensor:
+        out: Tensor = module(pictures)
+        return out.float()
+
+    return travels
+
+
+def _callable_target(given: str, size: tuple[int, int]) -> Target:
+    where, _, name = given.partition(":")
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # as `python -m` does: people audit a file beside them
+    try:
+        found: Any = import_module(where)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise AuditError(f"{given!r} cannot be imported from {folder}: {error}") from error
+    if isinstance(found, type):
+        found = found()
+    if not callable(found):
+        raise AuditError(f"{given!r} is a {type(found).__name__}; a callable from pictures to what travels is expected")
+    module = found if isinstance(found, nn.Module) else _Wrapped(found)
+    target = _probed(given, size, _without_gradients(module), module)
+    return target if _passes_gradients(module, size) else _probed(given, size, target.travels, None)
+
+
+class _Wrapped(nn.Module):
+    """A plain function as a module."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """(N, 3, H, W) -> whatever the function gives, as a tensor."""
+        return torch.as_tensor(self.function(pictures))
+
+
+def _passes_gradients(module: nn.Module, size: tuple[int, int]) -> bool:
+    pictures = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    try:
+        out = module(pictures)
+        return bool(torch.autograd.grad(out.sum(), pictures)[0].abs().sum() > 0)
+    except (RuntimeError, TypeError, ValueError):
+        return False
+
+
+def _probed(name: str, size: tuple[int, int], travels: Travels, module: nn.Module | None) -> Target:
+    """A target of which is known that it works, and whether it is stochastic."""
+    pictures = torch.rand(_PROBES, 3, *size, generator=torch.Generator().manual_seed(0))
+    try:
+        first, second = travels(pictures), travels(pictures)
+    except Exception as error:  # anybody's code: whatever it raises, the person needs to know what it was given
+        raise AuditError(
+            f"{name} fails on pictures {tuple(pictures.shape)} float32 in [0, 1]: {' '.join(str(error).split())[:300]}"
+        ) from error
+    if not isinstance(first, Tensor) or first.ndim != 4 or len(first) != len(pictures):
+        got = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
+        raise AuditError(f"{name} gives {got} for {_PROBES} pictures; ({_PROBES}, C, H', W') is expected")
+    if not torch.isfinite(first).all():
+        raise AuditError(f"{name} gives numbers that are not finite")
+    scale = float(first.abs().max().clamp_min(1.0))
+    stochastic = float((first - second).abs().max()) > TOLERANCE * scale
+    if module is not None:
+        module = module.eval().requires_grad_(False)
+        with torch.no_grad():
+            difference = float((module(pictures) - first).abs().max()) / scale
+        if not stochastic and difference > 10 * TOLERANCE:
+            raise AuditError(f"{name}: its weights and its ONNX file differ by {difference:.1e}; export it again")
+    return Target(name, *size, travels, module, stochastic)

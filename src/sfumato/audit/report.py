@@ -1,0 +1,296 @@
+"""Writes an audit as one HTML page that loads nothing: for a screen, a phone and paper."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2 import Environment
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from sfumato.audit.frontier import draw_frontier, style, svg
+from sfumato.audit.knowledge import Threat
+from sfumato.audit.verdict import DASH, SCHEMA, WHO, count_by_status, decimals, done, identifies, percent, tells
+from sfumato.errors import AuditError
+
+Case = tuple[Tensor, Tensor, float]
+"""Original (3, H, W) uint8, restored (3, H, W) uint8, and the measure's value for this picture."""
+
+NO_BREAK = "\N{NO-BREAK SPACE}"
+_CELL = 96
+"""How wide a picture of the panel is on the screen, in CSS pixels, at least."""
+_GAP = 2
+_PER_PICTURE = {"mse": "MSE", "ssim": "SSIM"}
+_MEASURES: dict[str, tuple[str, int, bool]] = {
+    "mse": ("MSE", 4, False),
+    "psnr_db": ("PSNR, dB", 2, True),
+    "ssim": ("SSIM", 3, True),
+    "excess_leakage": ("excess leakage", 2, True),
+}
+"""Title, digits, and whether more is better for the attacker."""
+_LINES = ("#2f74d0", "#d1572e", "#2c9a6b", "#a157c4", "#b88700", "#5f7f93", "#d14a86", "#7d8f20")
+"""Colours of the learning curves, readable on white and on black."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What the report shows.
+
+    Attributes:
+        originals: (K, 3, H, W) uint8.
+        travels_preview: (K, 1 or 3, H', W') uint8, what travelled for them, or a view of it.
+        by_attacker: an attacker's name, as in the trials -> its best restoration of them, (K, 3, H, W) uint8.
+        best_cases: measure ("mse", "ssim") -> the test pictures that were restored best.
+        worst_cases: measure -> the test pictures that were restored worst.
+    """
+
+    originals: Tensor
+    travels_preview: Tensor
+    by_attacker: dict[str, Tensor]
+    best_cases: dict[str, list[Case]] = field(default_factory=dict)
+    worst_cases: dict[str, list[Case]] = field(default_factory=dict)
+
+
+def write_report(audit: dict[str, Any], pictures: Pictures | None, out: Path) -> Path:
+    """Writes the page.
+
+    Args:
+        audit: the content of `audit.json`, schema `SCHEMA`. Lists may be empty, and `utility`, `best` and
+            `certificate` may be null.
+        pictures: None leaves the picture parts out.
+        out: the file, or a folder in which it is called `audit.html`.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        AuditError: the audit is of another schema, or the file cannot be written.
+    """
+    path = out / "audit.html" if out.is_dir() else out
+    page = render(audit, pictures)
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise AuditError(f"the report cannot be written to {path}: {error}") from error
+    return path
+
+
+def render(audit: dict[str, Any], pictures: Pictures | None) -> str:
+    """The page as a string; see `write_report`.
+
+    Raises:
+        AuditError: the audit is of another schema.
+    """
+    if audit.get("schema") != SCHEMA:
+        raise AuditError(f"the report needs an audit of schema {SCHEMA!r}, got {audit.get('schema')!r}")
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "percent": lambda share: percent(share).replace(" ", NO_BREAK),
+        "decimals": decimals,
+        "count": _count,
+        "seconds": _duration,
+        "measure": lambda row, name: decimals(row.get(name), _MEASURES[name][1]),
+        "words": _words,
+    }
+    environment.tests |= {"identified": identifies, "told": tells}
+    template = environment.from_string(files("sfumato.audit").joinpath("report.html.j2").read_text(encoding="utf-8"))
+    winners = _winners(audit)
+    return template.render(
+        audit=audit,
+        measures={name: title for name, (title, _, _) in _MEASURES.items()},
+        frontier=_themed([draw_frontier(audit["frontier"], dark=dark) for dark in (False, True)])
+        if audit.get("frontier")
+        else None,
+        curves=_themed([svg(_curves(audit, dark=dark)) for dark in (False, True)]) if _learned(audit) else None,
+        panel=_panel(audit, pictures) if pictures else [],
+        cases=_cases(pictures) if pictures else [],
+        threats=_by_threat(audit),
+        is_best=lambda trial, name: (id(trial), name) in winners,
+        counts=count_by_status(audit),
+        references=_ladder(audit),
+        retrieval=max(
+            (row for row in audit.get("identification") or [] if row["measure"] == "retrieval"),
+            key=lambda row: float(row["low"] / row["chance"]),
+            default=None,
+        ),
+    )
+
+
+def _themed(drawings: Sequence[str]) -> dict[str, Markup]:
+    light, dark = (Markup(_data_uri(drawing.encode(), "image/svg+xml")) for drawing in drawings)
+    return {"light": light, "dark": dark}
+
+
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _panel(audit: dict[str, Any], pictures: Pictures) -> list[dict[str, Any]]:
+    """Rows of the picture panel: title, note, strip, alternative text."""
+    count, height, width = len(pictures.originals), *pictures.originals.shape[2:]
+    rows: list[tuple[str, str, Tensor, str]] = [
+        ("Original", "", pictures.originals, f"{count} original pictures"),
+        ("What travels", "", pictures.travels_preview, "what travels for each of them"),
+    ]
+    for name, restored in pictures.by_attacker.items():
+        mine = [trial for trial in done(audit) if trial["attacker"] == name]
+        best = min(mine, key=lambda trial: float(trial["mse"]), default=None)
+        rows.append((f"Restored: {name}", _caption(best), restored, f"the same pictures as {name} restores them"))
+    return [
+        {
+            "title": title, "note": note, "alt": alt,
+            "width": count * max(_CELL, width) + (count - 1) * _GAP * max(_CELL, width) // width,
+            "uri": Markup(_strip(_like(strip, height, width))),
+        }
+        for title, note, strip, alt in rows
+    ]  # fmt: skip
+
+
+def _caption(trial: dict[str, Any] | None) -> str:
+    if trial is None:
+        return ""
+    mse, psnr_db, ssim, leakage = (decimals(trial.get(name), digits) for name, (_, digits, _) in _MEASURES.items())
+    return f"{trial['threat']}; MSE {mse}, PSNR {psnr_db} dB, SSIM {ssim}, excess leakage {leakage}"
+
+
+def _like(pictures: Tensor, height: int, width: int) -> Tensor:
+    """Pictures (K, 1 or 3, H', W') uint8 -> (K, 3, height, width) uint8, by repetition of pixels."""
+    pictures = pictures.expand(-1, 3, -1, -1)
+    if pictures.shape[2:] == (height, width):
+        return pictures
+    return torch.nn.functional.interpolate(pictures, (height, width), mode="nearest")
+
+
+def _strip(pictures: Tensor) -> str:
+    """Pictures (K, 3, H, W) uint8 side by side, as the URI of a PNG with clear gaps."""
+    count, _, height, width = pictures.shape
+    sheet = np.zeros((height, count * (width + _GAP) - _GAP, 4), np.uint8)
+    for number, picture in enumerate(pictures.cpu().numpy()):
+        left = number * (width + _GAP)
+        sheet[:, left : left + width, :3] = picture.transpose(1, 2, 0)
+        sheet[:, left : left + width, 3] = 255
+    stream = io.BytesIO()
+    Image.fromarray(sheet).save(stream, "PNG", optimize=True)
+    return _data_uri(stream.getvalue(), "image/png")
+
+
+def _cases(pictures: Pictures) -> list[dict[str, Any]]:
+    groups = []
+    for title, by_measure in (
+        ("Restored best", pictures.best_cases),
+        ("Restored worst", pictures.worst_cases),
+    ):
+        for measure, cases in by_measure.items():
+            name, digits = _PER_PICTURE.get(measure, measure), _MEASURES.get(measure, ("", 3, True))[1]
+            pairs = [
+                {"uri": Markup(_strip(torch.stack([original, restored]))), "value": f"{name} {value:.{digits}f}"}
+                for original, restored, value in cases
+            ]
+            groups.append({"title": f"{title}, by {name}", "pairs": pairs})
+    return groups
+
+
+def _by_threat(audit: dict[str, Any]) -> list[dict[str, Any]]:
+    """Trials by threat model, in the order of `Threat`; the most successful first, those without figures last."""
+    used = {trial["threat"] for trial in audit["trials"]}
+    known = [str(threat) for threat in Threat]
+    names = [name for name in known if name in used] + sorted(used - set(known))
+    return [
+        {
+            "name": name,
+            "who": " ".join(WHO[name].format(pairs="").split()) if name in WHO else "",
+            "trials": sorted(
+                (trial for trial in audit["trials"] if trial["threat"] == name),
+                key=lambda t: (t["status"] != "done", t["mse"] if t["status"] == "done" else 0.0, t["attacker"]),
+            ),
+        }
+        for name in names
+    ]
+
+
+def _winners(audit: dict[str, Any]) -> set[tuple[int, str]]:
+    """Which trial is the best one for each measure."""
+    found = set()
+    for name, (_, _, more) in _MEASURES.items():
+        trials = [trial for trial in done(audit) if trial.get(name) is not None]
+        if trials:
+            best = (max if more else min)(trials, key=lambda trial: float(trial[name]))
+            found.add((id(best), name))
+    return found
+
+
+def _ladder(audit: dict[str, Any]) -> list[dict[str, Any]]:
+    """The references and this audit's best attacker, from the worst to the best restoration."""
+    rows = [dict(row, mine=False) for row in audit.get("references") or []]
+    best = audit.get("best")
+    if best and best.get("mse") is not None:
+        rows.append({**best, "name": f"this audit's best attacker, {best['attacker']}", "mine": True})
+    return sorted(rows, key=lambda row: -float(row["mse"]))
+
+
+def _learned(audit: dict[str, Any]) -> list[dict[str, Any]]:
+    return [trial for trial in done(audit) if len(trial.get("curve") or []) > 1]
+
+
+def _curves(audit: dict[str, Any], *, dark: bool) -> Figure:
+    """Held-out error against pictures seen, one small plot for each threat model."""
+    trials = _learned(audit)
+    threats = [group["name"] for group in _by_threat(audit) if any(t["threat"] == group["name"] for t in trials)]
+    colours = dict(zip(sorted({t["attacker"] for t in trials}), _LINES * len(trials), strict=False))
+    columns = min(2, len(threats))
+    rows = math.ceil(len(threats) / columns)
+    figure = Figure(figsize=(4.2 * columns, 2.7 * rows + 0.5), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for axes in grid.flat[len(threats) :]:
+        axes.set_visible(False)
+    for axes, threat in zip(grid.flat, threats, strict=False):
+        ink = style(axes, dark=dark)
+        axes.set_title(threat, fontsize=10, color=ink["ink"], loc="left")
+        axes.axhline(audit["class_mean_mse"], color=ink["faint"], linewidth=1, linestyle=":")
+        for trial in trials:
+            if trial["threat"] == threat:
+                seen, error = zip(*trial["curve"], strict=True)
+                line = "--" if trial.get("flattened") is False else "-"
+                axes.plot([s / 1000 for s in seen], error, line, color=colours[trial["attacker"]], linewidth=1.5)
+        axes.set_xlabel("thousand pictures seen", fontsize=9)
+    for row in grid:
+        row[0].set_ylabel("MSE, held out", fontsize=9)
+    for name, colour in colours.items():
+        grid[0, 0].plot([], [], color=colour, label=name)
+    legend = figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=9)
+    for text in legend.get_texts():
+        text.set(color=ink["ink"], parse_math=False)
+    return figure
+
+
+def _count(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else DASH
+
+
+def _duration(value: object) -> str:
+    if not isinstance(value, (int, float)):
+        return DASH
+    return f"{value:.0f} s" if value < 120 else f"{value / 60:.0f} min"
+
+
+def _words(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """A nested mapping as flat (name, text) rows."""
+    rows: list[tuple[str, str]] = []
+    for name, value in facts.items():
+        title = f"{prefix}{name}".replace("_", " ")
+        if isinstance(value, dict):
+            rows += _words(value, f"{title}, ")
+        elif value is not None:
+            rows.append((title, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return rows

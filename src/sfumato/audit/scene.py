@@ -1,0 +1,131 @@
+"""Hands every attacker what his threat model gives him, and no more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.audit.cloud_view import CloudView
+from sfumato.audit.dead_leaves import dead_leaves
+from sfumato.audit.knowledge import FixedPairs, FreshPairs, Knowledge, Pairs, Threat
+from sfumato.audit.target import Target, Travels
+from sfumato.data import ImageSet
+from sfumato.errors import AuditError
+
+_INTERCEPTED = 5_000
+_OTHER_PICTURES = 10_000
+_MOST_NOISY_PAIRS = 20_000
+"""Of a stochastic obfuscator: each pair is kept, as the attacker saw each picture's noise but once."""
+
+
+class UnavailableError(AuditError):
+    """A threat model that cannot be played here, because something for it is missing."""
+
+
+@dataclass
+class Scene:
+    """An obfuscator, the pictures, and who knows what of them.
+
+    Attributes:
+        target: the obfuscator.
+        train: public pictures.
+        test: private pictures; attackers see only what travels for them.
+        classifier: (N, C, H, W) float32, what travels -> logits; for the cloud's operator. None if not known.
+        shadow: another obfuscator by the same recipe. None if there is none.
+        other: (N, 3, H, W) uint8, pictures of another kind; dead leaves if None.
+        seed: of which pairs are known.
+    """
+
+    target: Target
+    train: ImageSet
+    test: ImageSet
+    classifier: nn.Module | None = None
+    shadow: Target | None = None
+    other: Tensor | None = None
+    seed: int = 0
+    _last: tuple[object, Knowledge] | None = field(default=None, init=False)
+    _seen: dict[object, Tensor] = field(default_factory=dict, init=False)
+
+    def knowledge(self, threat: Threat, *, pairs: int | None = None, views: int = 1) -> Knowledge:
+        """What an attacker is handed.
+
+        Args:
+            threat: the threat model.
+            pairs: how many pairs are known under `Threat.PAIRS`; None for as many as there are.
+            views: of each picture, averaged.
+
+        Raises:
+            UnavailableError: something for this threat model is missing.
+        """
+        key = (threat, pairs, views)
+        if self._last is None or self._last[0] != key:
+            self._last = key, self._knowledge(threat, pairs, views)
+        return self._last[1]
+
+    def observed(self, threat: Threat, count: int, *, views: int = 1) -> Tensor:
+        """What the attacker sees of the first `count` test pictures, (count, C, H', W') float32."""
+        key = (threat is Threat.CLOUD, views)
+        if key not in self._seen or len(self._seen[key]) < count:
+            travels = self._view.travels if threat is Threat.CLOUD else _averaged(self.target.travels, views)
+            self._seen[key] = _observe(travels, self.test.images[:count])
+        return self._seen[key][:count]
+
+    def _knowledge(self, threat: Threat, pairs: int | None, views: int) -> Knowledge:
+        height, width = self.target.height, self.target.width
+        travels = _averaged(self.target.travels, views)
+        match threat:
+            case Threat.PAIRS:
+                return Knowledge(threat, height, width, self._known(pairs))
+            case Threat.WHITE_BOX:
+                return Knowledge(threat, height, width, FreshPairs(self.train.images, travels), self.target.module)
+            case Threat.SHADOW:
+                if self.shadow is None:
+                    raise UnavailableError("no shadow: train the recipe again with another seed and give it as shadow")
+                return Knowledge(threat, height, width, FreshPairs(self.train.images, self.shadow.travels))
+            case Threat.OTHER_DATA:
+                return Knowledge(threat, height, width, FreshPairs(self._others, travels, mirror=False))
+            case Threat.CLOUD:
+                return Knowledge(threat, height, width, FreshPairs(self.train.images, self._view.travels))
+            case Threat.NO_PAIRS:
+                half = min(_INTERCEPTED, len(self.train) // 2)
+                order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.seed))
+                overheard, public = self.train.images[order[:half]], self.train.images[order[half : 2 * half]]
+                return Knowledge(
+                    threat, height, width, intercepted=_observe(self.target.travels, overheard), public=public
+                )
+
+    def _known(self, pairs: int | None) -> Pairs:
+        if pairs is not None and pairs > len(self.train):
+            raise UnavailableError(f"only {len(self.train):,} training pictures to make pairs of")
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.seed))
+        if not self.target.stochastic:
+            return FreshPairs(self.train.images[order[:pairs]], self.target.travels, mirror=False)
+        pictures = self.train.images[order[: min(pairs or len(order), _MOST_NOISY_PAIRS)]]
+        return FixedPairs(pictures, _observe(self.target.travels, pictures))
+
+    @cached_property
+    def _others(self) -> Tensor:
+        if self.other is not None:
+            return self.other
+        return dead_leaves(_OTHER_PICTURES, self.target.height, self.target.width, seed=self.seed)
+
+    @cached_property
+    def _view(self) -> Target:
+        if self.classifier is None:
+            raise UnavailableError("no classifier with weights was given, whose features the cloud's operator sees")
+        example = self.target.travels(self.train.images[:2].float() / 255)
+        view = CloudView(self.classifier, example)
+        return Target("cloud", self.target.height, self.target.width, lambda x: view(self.target.travels(x)))
+
+
+def _averaged(travels: Travels, views: int) -> Travels:
+    if views == 1:
+        return travels
+    return lambda pictures: torch.stack([travels(pictures) for _ in range(views)]).mean(dim=0)
+
+
+def _observe(travels: Travels, pictures: Tensor) -> Tensor:
+    return Target("", pictures.shape[2], pictures.shape[3], travels).observe(pictures)

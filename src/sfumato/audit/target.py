@@ -1,0 +1,66 @@
+"""What is audited: anything that turns a picture into what travels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+Travels = Callable[[Tensor], Tensor]
+"""Pictures (N, 3, H, W) float32 in [0, 1] -> what travels, (N, C, H', W') float32."""
+
+
+@runtime_checkable
+class Noisy(Protocol):
+    """A stochastic obfuscator that says what its noise is: what a certificate needs.
+
+    What travels is `mean(images) + noise`, every number's noise drawn alone.
+    """
+
+    noise_kind: str
+    """"gaussian" or "laplace"."""
+
+    def mean(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) float in [0, 1] -> what travels without the noise; differentiable."""
+
+    def noise_std(self) -> Tensor:
+        """Standard deviation of each number's noise, of the shape of one travelling picture (C, H', W')."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """An obfuscator as the audit sees it.
+
+    Attributes:
+        name: for people.
+        height: rows of the pictures it takes.
+        width: columns of the pictures it takes.
+        travels: the function, as it is shipped; without gradients.
+        module: the same function in torch, differentiable, in evaluation mode; None if only the function is known.
+        stochastic: whether two calls on one picture differ.
+        refit: seed -> another target made by the same recipe, or None if nobody here can make one.
+    """
+
+    name: str
+    height: int
+    width: int
+    travels: Travels
+    module: nn.Module | None = None
+    stochastic: bool = False
+    refit: Callable[[int], Target | None] = lambda seed: None
+
+    @torch.no_grad()
+    def observe(self, pictures: Tensor, *, batch: int = 250) -> Tensor:
+        """What travels for many pictures.
+
+        Args:
+            pictures: (N, 3, H, W) uint8.
+            batch: pictures at a time.
+
+        Returns:
+            (N, C, H', W') float32.
+        """
+        return torch.cat([self.travels(part.float() / 255) for part in pictures.split(batch)])  # type: ignore[no-untyped-call]

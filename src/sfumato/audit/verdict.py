@@ -1,0 +1,271 @@
+"""What an audit found, in one word and three sentences that a sceptic accepts.
+
+A leak that was found stands, whatever else went wrong: it is a lower bound. That nothing was found counts
+only if the audit could have found it: its controls passed, its strongest attackers did not fail, and they
+had learned all that they could.
+
+Source: the questions that an attack must answer about itself, Carlini et al. 2019 (On Evaluating Adversarial
+Robustness) and Croce and Hein 2020 (AutoAttack).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sfumato.audit.knowledge import Threat
+
+SCHEMA = "sfumato.audit/1"
+
+LEAKS_ABOVE = 0.05
+"""Excess leakage above which restored pictures show more than the label tells.
+
+A convention of this project: one twentieth of the way from the class mean to the picture. On CIFAR-10 a single bit
+beyond the label is worth 0.18; the class mean's own sampling error, from 5,000 pictures a class, 0.0002.
+"""
+IDENTIFIES_ABOVE = 2.0
+"""An attacker identifies pictures if the lower end of the interval is more than this many times chance."""
+TELLS_ABOVE = 0.05
+"""An attacker tells an attribute if the lower end of the interval is more than this above chance."""
+BROKEN_ABOVE = 1.2
+"""A best attacker whose error is more than this many times the class mean's is broken, not beaten.
+
+The mean training picture, which takes no attack at all, stands at 1.08 on CIFAR-10.
+"""
+
+WHO: dict[str, str] = {
+    Threat.PAIRS: "holds {pairs}pictures beside what travelled for them",
+    Threat.WHITE_BOX: "has the obfuscator itself and makes pairs with it from {pairs}public pictures",
+    Threat.SHADOW: "knows only the recipe and made an obfuscator of his own from {pairs}pictures",
+    Threat.OTHER_DATA: "holds {pairs}pictures of another kind beside what travelled for them",
+    Threat.CLOUD: "runs the cloud, has the obfuscator and reads the classifier's inner features",
+    Threat.NO_PAIRS: "overheard what travelled and has other pictures of the same kind, but no pair",
+}
+"""What an eavesdropper has under each threat model, in plain words."""
+
+Finding = Literal["leaks", "inconclusive", "withstood"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is read first.
+
+    Attributes:
+        finding: "leaks": more than the label was restored, found or told. "withstood": these attackers at this budget
+            restored no more than the label tells; others may. "inconclusive": nothing was found, by an audit
+            that does not show that it would have found something.
+        sentences: what an eavesdropper gets; what that is worth beside the alternatives; what the audit can say.
+    """
+
+    finding: Finding
+    sentences: tuple[str, str, str]
+
+
+def decide(audit: dict[str, Any]) -> Verdict:
+    """Sums an audit up.
+
+    Args:
+        audit: the content of `audit.json`, schema `SCHEMA`; `verdict` is not read.
+    """
+    doubts = find_doubts(audit)
+    finding: Finding = "leaks" if _leaks(audit) else "inconclusive" if doubts else "withstood"
+    return Verdict(finding, (_what_he_gets(audit, finding, doubts), _what_it_is_worth(audit), _limits(audit, doubts)))
+
+
+def find_doubts(audit: dict[str, Any]) -> list[str]:
+    """Why a stronger attacker than the audit's own may exist: clauses, none if nothing speaks for it.
+
+    Args:
+        audit: see `decide`.
+    """
+    doubts = []
+    controls = audit.get("controls") or []
+    if not controls:
+        doubts.append("no control was run")
+    for control in controls:
+        if control["passed"] is None:
+            doubts.append(f'the control "{control["name"]}" was not run')
+        elif not control["passed"]:
+            how = f"measured {control['measured']}, needed {control['needed']}"
+            doubts.append(f'the control "{control["name"]}" failed ({how})')
+    best = audit.get("best")
+    if not best or _number(best.get("excess_leakage")) is None:
+        return [*doubts, "no attacker finished"]
+    if best["mse"] > BROKEN_ABOVE * audit["class_mean_mse"]:
+        doubts.append("even the best attacker does far worse than the class mean, as a broken one does")
+    keys = ("attacker", "threat", "pairs")
+    mine = [t for t in done(audit) if all(t.get(key) == best.get(key) for key in keys)]
+    if any(trial.get("flattened") is False for trial in mine):
+        doubts.append(f"the best attacker, {best['attacker']}, was still learning")
+    finished = {(trial["attacker"], trial["threat"]) for trial in done(audit)}
+    lost = {
+        f"{t['attacker']} ({t['threat']})"
+        for t in audit["trials"]
+        if t["status"] == "failed"
+        and (t["attacker"] == best["attacker"] or (t["attacker"], t["threat"]) not in finished)
+    }
+    if lost:
+        doubts.append(f"attackers failed that may be the strongest: {', '.join(sorted(lost))}")
+    return doubts
+
+
+def done(audit: dict[str, Any]) -> list[dict[str, Any]]:
+    """The trials that came to an end with figures."""
+    return [trial for trial in audit["trials"] if trial["status"] == "done"]
+
+
+def count_by_status(audit: dict[str, Any]) -> dict[str, int]:
+    """How many trials were done, failed, and were not run."""
+    return {status: sum(t["status"] == status for t in audit["trials"]) for status in ("done", "failed", "not run")}
+
+
+def identifies(row: dict[str, Any]) -> bool:
+    """Whether a row of `identification` lies clearly above chance."""
+    return bool(row["low"] > IDENTIFIES_ABOVE * row["chance"])
+
+
+def tells(row: dict[str, Any]) -> bool:
+    """Whether a row of `attributes` lies clearly above chance."""
+    return bool(row["low"] > row["chance"] + TELLS_ABOVE)
+
+
+def mixed_accuracy(excess_leakage: float, *, local: float, plain: float) -> float:
+    """The accuracy of sending some pictures as they are and answering the others on the device.
+
+    Args:
+        excess_leakage: over all pictures, which is the share that is sent as it is; in [0, 1].
+        local: accuracy of the classifier on the device, in [0, 1].
+        plain: accuracy of the classifier in the cloud on plain pictures, in [0, 1].
+    """
+    return local + min(excess_leakage, 1.0) * (plain - local)
+
+
+def percent(share: float | None) -> str:
+    """0.726 -> "72.6 %"; small shares keep two digits; a dash for None."""
+    value = _number(share)
+    if value is None:
+        return DASH
+    return f"{100 * value:.1f} %" if value >= 0.001 or value == 0 else f"{100 * value:.2g} %"
+
+
+def decimals(value: float | None, digits: int) -> str:
+    """A number with so many digits after the point; a dash for None."""
+    number = _number(value)
+    return DASH if number is None else f"{number:.{digits}f}"
+
+
+DASH = "\N{EN DASH}"
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _leaks(audit: dict[str, Any]) -> bool:
+    excess = _number((audit.get("best") or {}).get("excess_leakage"))
+    return (
+        (excess is not None and excess > LEAKS_ABOVE)
+        or any(identifies(row) for row in audit.get("identification") or [])
+        or any(tells(row) for row in audit.get("attributes") or [])
+    )
+
+
+def _what_he_gets(audit: dict[str, Any], finding: Finding, doubts: list[str]) -> str:
+    best = audit.get("best")
+    if best and _number(best.get("excess_leakage")) is not None:
+        pairs = f"{best['pairs']:,} " if best.get("pairs") else ""
+        who = WHO.get(best["threat"], f'attacks under "{best["threat"]}"').format(pairs=pairs)
+        if best.get("views", 1) > 1:
+            who += f", and overhears each picture {best['views']} times,"
+        at_least = "at least " if doubts else ""
+        figures = (
+            f"MSE {decimals(best['mse'], 4)}, PSNR {decimals(best['psnr_db'], 2)} dB and SSIM "
+            f"{decimals(best['ssim'], 3)} (attacker: {best['attacker']}), where the class mean, which the label alone "
+            f"gives, has {_class_mean(audit)}: an excess leakage of {at_least}{decimals(best['excess_leakage'], 2)} "
+            "(0: only the label leaks, 1: the picture)"
+        )
+        restored = f"an eavesdropper who {who} restores pictures with {figures}"
+    else:
+        restored = "no attacker that restores pictures finished"
+    opening = {
+        "leaks": "",
+        "inconclusive": "No attacker got clearly more than the label tells, which does not show that none can: ",
+        "withstood": "These attackers at this budget restored no more than the label tells; others may: ",
+    }[finding]
+    sentence = "; ".join([opening + restored, *_highlights(audit)])
+    return sentence[0].upper() + sentence[1:] + "."
+
+
+def _class_mean(audit: dict[str, Any]) -> str:
+    mse = audit["class_mean_mse"]
+    for row in audit.get("references") or []:
+        if math.isclose(row["mse"], mse, rel_tol=1e-6):
+            return f"{decimals(mse, 4)}, {decimals(row['psnr_db'], 2)} dB and {decimals(row['ssim'], 3)}"
+    return decimals(mse, 4)
+
+
+def _highlights(audit: dict[str, Any]) -> list[str]:
+    found = []
+    if rows := audit.get("identification"):
+        row = max(rows, key=lambda row: (identifies(row), row["low"] / row["chance"]))
+        linked = row["measure"] == "linkage"
+        what = "what travelled for another view of a picture" if linked else "the right picture"
+        rate = f"{percent(row['top1'])} of cases (chance {percent(row['chance'])})"
+        found.append(f"{what} is found among {row['candidates']:,} of its class in {rate}")
+    if rows := audit.get("attributes"):
+        row = max(rows, key=lambda row: (tells(row), row["low"] - row["chance"]))
+        rate = f"{percent(row['accuracy'])} of cases (chance {percent(row['chance'])})"
+        found.append(f'"{row["attribute"]}", which the label does not tell, is told right in {rate}')
+    return found
+
+
+def _what_it_is_worth(audit: dict[str, Any]) -> str:
+    utility = audit.get("utility")
+    if not utility:
+        return "No classifier was given, so this audit cannot say what the leakage buys."
+    accuracy, plain, local = (utility.get(f"accuracy_{name}") for name in ("obfuscated", "plain", "local"))
+    beside = (
+        f"In return the cloud answers {percent(accuracy)} of the pictures right, beside {percent(plain)} if they were "
+        "sent as they are"
+    )
+    if local is None:
+        return (
+            f"{beside}; a classifier of the obfuscator's size on the device, which reveals its label alone, was not "
+            "measured, so it is not known whether sending anything is worth it."
+        )
+    beside += f" and {percent(local)} by a classifier of the obfuscator's size that stays on the device"
+    if accuracy <= local:
+        return f"{beside}: the device alone answers no worse and reveals only its label; nothing speaks for sending."
+    excess = _number((audit.get("best") or {}).get("excess_leakage"))
+    if excess is None:
+        return f"{beside}."
+    mixed = mixed_accuracy(excess, local=local, plain=plain)
+    mixing = f"sending {percent(min(excess, 1.0))} of the pictures as they are and answering the others on the device"
+    if accuracy <= mixed:
+        return f"{beside}: {mixing} leaks as much and gives {percent(mixed)}, so a user is better off without it."
+    return f"{beside}: more than the {percent(mixed)} of {mixing}, which leaks as much as was found here."
+
+
+def _limits(audit: dict[str, Any], doubts: list[str]) -> str:
+    trials = audit["trials"]
+    count = count_by_status(audit)
+    seeds = len({trial["seed"] for trial in done(audit)})
+    controls = audit.get("controls") or []
+    passed = sum(control["passed"] is True for control in controls)
+    budget = audit["budget"]
+    parts = [
+        f'At the budget "{budget["name"]}" ({budget["says"].rstrip(".")}) {count["done"]} of {len(trials)} trials were '
+        f"done with {seeds} {'seed' if seeds == 1 else 'seeds'}, {count['failed']} failed, {count['not run']} not run",
+        f"{passed} of {len(controls)} controls passed",
+    ]
+    certificate = audit.get("certificate")
+    if certificate:
+        bits = decimals(certificate["rate_bits"], 1)
+        parts.append(f"a certificate says that at most {bits} bits about a picture pass, if its assumptions hold")
+    else:
+        parts.append("there is no certificate, so attackers with more time, pairs or ideas may get more")
+    if doubts:
+        how = "how much more leaks" if _leaks(audit) else "whether it leaks"
+        parts.append(f"and because {', and '.join(doubts)}, this audit is inconclusive about {how}")
+    return "; ".join(parts) + "."

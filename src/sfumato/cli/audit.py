@@ -1,0 +1,217 @@
+"""`sfumato audit`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sfumato.cli.app import app
+from sfumato.cli.inputs import obfuscator_bundle
+from sfumato.cli.output import JsonOption, needs_train_extra, print_json
+from sfumato.cli.train import keep_freed_memory
+
+if TYPE_CHECKING:
+    from sfumato.audit.budget import Budget
+    from sfumato.audit.run import Progress
+
+
+class BudgetName(StrEnum):
+    """How hard the attackers try."""
+
+    QUICK = "quick"
+    STANDARD = "standard"
+    FULL = "full"
+
+
+@app.command()
+def audit(
+    obfuscator: Annotated[
+        str | None,
+        typer.Argument(
+            help="A bundle, any ONNX file, or module:name of a Python callable. Default: the shipped bundle.",
+            show_default=False,
+        ),
+    ] = None,
+    classifier: Annotated[
+        Path | None,
+        typer.Option(help="Bundle of the classifier it is for. Default for a bundle: the shipped one, if it fits."),
+    ] = None,
+    data: Annotated[str, typer.Option(help="cifar10, a folder, or a hub id.")] = "cifar10",
+    size: Annotated[str | None, typer.Option(metavar="HxW", help="Picture size, where a callable has none.")] = None,
+    pictures: Annotated[
+        int | None, typer.Option(min=10, help="Use only so many training and test pictures each.")
+    ] = None,
+    budget: Annotated[BudgetName, typer.Option(help="How hard the attackers try.")] = BudgetName.QUICK,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Repeat the strongest attacker with so many seeds.")] = None,
+    shadow: Annotated[
+        str | None, typer.Option(help="Another obfuscator by the same recipe, for who knows only the recipe.")
+    ] = None,
+    other: Annotated[
+        str | None, typer.Option(help="Pictures of another kind: a data set. Default: drawn ones (dead leaves).")
+    ] = None,
+    local: Annotated[Path | None, typer.Option(help="Bundle of a classifier small enough for the device.")] = None,
+    attribute: Annotated[
+        list[str] | None, typer.Option(help="Another label column, to see whether it can be told; repeatable.")
+    ] = None,
+    beside: Annotated[Path | None, typer.Option(help="Folder of other audits' JSON files, for the plot.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder. [default: audits/NAME-BUDGET]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted audit.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that holds an audit.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Attack an obfuscator with attackers who come after it, and say what they got.
+
+    Writes `audit.json` and one self-contained page, `audit.html`. A bundle given by its path gets the figures.
+    Ctrl-C loses nothing but the attacker at work; `--resume` goes on.
+
+    Examples: `sfumato audit`, `sfumato audit runs/mine/bundle --classifier runs/resnet/bundle --budget standard`,
+    `sfumato audit filter.onnx --data photos/ --size 64x64`, `sfumato audit mymodule:blur`
+    """
+    keep_freed_memory()
+    with needs_train_extra():
+        import torch
+
+        from sfumato.audit.budget import BUDGETS
+        from sfumato.audit.frontier import collect
+        from sfumato.audit.load import load_target, native_size
+        from sfumato.audit.run import Beside, record
+        from sfumato.audit.run import audit as run_audit
+        from sfumato.audit.scene import Scene
+        from sfumato.classifiers import load_classifier
+        from sfumato.data import load_images, load_train_test
+    from dataclasses import replace
+
+    from sfumato.bundle import Bundle
+
+    given = obfuscator or str(obfuscator_bundle(None))
+    target_size = _size(size) or native_size(given)
+    train, test = load_train_test(data, size=target_size)
+    train, test = train.subset(pictures), test.subset(pictures)
+    height, width = train.images.shape[2:]
+    target = load_target(given, size=(height, width))
+    served = _classifier(given, classifier)
+    plan = BUDGETS[budget.value]
+    plan = replace(plan, seeds=seeds) if seeds else plan
+    scene = Scene(
+        target,
+        train,
+        test,
+        classifier=load_classifier(served.path).net if served and _has_weights(served) else None,
+        shadow=load_target(shadow, size=(height, width)) if shadow else target.refit(1),
+        other=load_images(other, "train", size=(height, width)).images if other else None,
+    )
+    extra = {}
+    for name in attribute or []:
+        known, asked = load_train_test(data, size=target_size, label_column=name)
+        extra[name] = known.subset(pictures).labels, asked.subset(pictures).labels
+    folder = out or Path("audits") / f"{target.name.replace(':', '-').replace('/', '-')}-{plan.name}"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not as_json:
+        _announce(plan, target.name, len(train), len(test), device.type)
+    with _bars(quiet=as_json) as progress:
+        found = run_audit(
+            scene,
+            plan,
+            folder,
+            beside=Beside(
+                classifier=served,
+                local=Bundle.load(local, kind="classifier") if local else None,
+                points=tuple(collect(beside)) if beside else (),
+                attributes=extra,
+            ),
+            resume=resume,
+            overwrite=overwrite,
+            device=device,
+            progress=progress,
+        )
+    if obfuscator and Path(obfuscator).is_dir():
+        record(Bundle.load(obfuscator), found)
+    if as_json:
+        print_json({"verdict": found["verdict"], "best": found["best"], "audit": str(folder / "audit.json")})
+        return
+    typer.echo(f"\n{found['verdict']['finding'].upper()}")
+    for sentence in found["verdict"]["sentences"]:
+        typer.echo(sentence)
+    typer.echo(f"\nreport: {folder / 'audit.html'}")
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    height, _, width = text.lower().partition("x")
+    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise typer.BadParameter(f"--size {text!r}: expected HEIGHTxWIDTH in pixels, such as 64x64")
+    return int(height), int(width)
+
+
+def _classifier(given: str, classifier: Path | None) -> Any:
+    """The classifier's bundle: the one given, or the shipped one if the obfuscator is for it."""
+    from sfumato.bundle import Bundle
+    from sfumato.shipped import classifier_bundle
+
+    if classifier is not None:
+        return Bundle.load(classifier, kind="classifier")
+    if not Path(given).is_dir():
+        return None
+    shipped = Bundle.load(classifier_bundle())
+    wanted = Bundle.load(given, kind="obfuscator").classifier_fingerprint
+    return shipped if wanted == shipped.classifier_fingerprint else None
+
+
+def _has_weights(classifier: Any) -> bool:
+    from sfumato.bundle import CLASSIFIER_WEIGHTS
+
+    return CLASSIFIER_WEIGHTS in classifier.files
+
+
+def _announce(plan: Budget, name: str, train: int, test: int, device: str) -> None:
+    """Says beforehand what will run and roughly how long."""
+    from sfumato.audit.speed import estimate_minutes
+
+    minutes = estimate_minutes(plan)
+    attackers = len({trial.attacker for trial in plan.trials})
+    threats = len({trial.threat for trial in plan.trials})
+    typer.echo(
+        f"auditing {name}: {len(plan.trials)} attacks by {attackers} attackers under {threats} threat models, then "
+        f"identification and attributes, from {train:,} training and {test:,} test pictures, on {device}"
+    )
+    typer.echo(f"budget {plan.name}: {plan.says}; about {minutes} on this machine")
+
+
+def _bars(*, quiet: bool) -> _Bars:
+    return _Bars(quiet)
+
+
+class _Bars:
+    """Two bars on standard error: the audit's steps, and the present one's own."""
+
+    def __init__(self, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=quiet or not console.is_terminal,
+        )
+
+    def __enter__(self) -> Progress:
+        self._bars.start()
+        whole, part = self._bars.add_task("audit", total=1), self._bars.add_task("", total=1)
+
+        def show(done: int, total: int, what: str, part_done: int, part_total: int) -> None:
+            self._bars.update(whole, completed=done, total=total)
+            self._bars.update(part, description=what, completed=part_done, total=max(part_total, 1))
+
+        return show
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()

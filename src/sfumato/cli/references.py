@@ -1,0 +1,68 @@
+"""`sfumato references`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sfumato.cli.app import app
+from sfumato.cli.output import JsonOption, needs_train_extra, print_json
+from sfumato.errors import SfumatoError
+
+
+@app.command()
+def references(
+    data: Annotated[str, typer.Option(help="cifar10, a folder, or a hub id; both its splits are used.")] = "cifar10",
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Fit every picture to this size.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of random pictures and of the codes.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write a results file here.", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print what one would restore who knows only the label, the mean colour, ...: the scale for an audit.
+
+    Example: `sfumato references -o results/references.json`
+    """
+    with needs_train_extra():
+        from sfumato.audit.references import write_references
+        from sfumato.data import load_images
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+
+    sides = _size(size)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)  # before the long part, so that nothing is measured in vain
+    train, test = load_images(data, "train", size=sides), load_images(data, "test", size=sides)
+    with Progress(console=Console(stderr=True), transient=True, disable=as_json) as bar:
+        task = bar.add_task("references", total=None)
+        result = write_references(
+            out, train, test, seed=seed, progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    if as_json:
+        print_json(result)
+        return
+    shown = Table(title=f"on {len(test):,} test pictures of {test.source}", title_justify="left")
+    for header in ("what is known", "MSE", "PSNR, dB", "SSIM"):
+        shown.add_column(header, justify="left" if header == "what is known" else "right", no_wrap=True)
+    for row in result["references"]:
+        figures = row["figures"]
+        shown.add_row(row["name"], f"{figures['mse']:.4f}", f"{figures['psnr_db']:.2f}", f"{figures['ssim']:.3f}")
+    Console().print(shown)
+    if out is not None:
+        typer.echo(f"written: {out}")
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if found is None:
+        raise SfumatoError(f"a size is rows x columns, such as 32x32; got {text!r}")
+    return int(found[1]), int(found[2])

@@ -1,0 +1,112 @@
+"""Inversion by optimisation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sfumato.audit.attackers.protocol import Effort
+from sfumato.audit.attackers.total_variation import TotalVariation, descend, total_variation
+from sfumato.audit.knowledge import FixedPairs, Knowledge, Threat
+from sfumato.errors import AuditError
+
+
+def smooth(count: int, seed: int) -> Tensor:
+    """(N, 3, 16, 16) uint8, slow waves of colour."""
+    coarse = torch.rand((count, 3, 3, 3), generator=torch.Generator().manual_seed(seed))
+    return (F.interpolate(coarse, size=16, mode="bicubic").clamp(0, 1) * 255).byte()
+
+
+class Blur(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 3, 1, 1)
+
+
+class Mixing(nn.Module):
+    """Invertible: colours mixed, squashed and turned about."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = torch.stack([x[:, 0] - x[:, 1], x[:, 1] + x[:, 2], x.sum(dim=1)], dim=1)
+        return torch.tanh(0.5 * mixed.flip(3))
+
+
+def knowledge(module: nn.Module, pictures: Tensor) -> Knowledge:
+    pairs = FixedPairs(pictures, module(pictures.float() / 255).detach())
+    return Knowledge(Threat.WHITE_BOX, 16, 16, pairs, module)
+
+
+def psnr_db(a: Tensor, b: Tensor) -> float:
+    return float(-10 * (a - b).square().mean().log10())
+
+
+@pytest.mark.parametrize("module", [nn.Identity(), Blur(), Mixing()], ids=["identity", "blur", "mixing"])
+def test_restores_what_can_be_inverted(module):
+    truth = smooth(8, seed=1).float() / 255
+    prepared = TotalVariation().prepare(knowledge(module, smooth(100, seed=0)), Effort(pictures=0, steps=200))
+    restored = prepared.restore(module(truth))
+    assert restored.min() >= 0 and restored.max() <= 1
+    assert psnr_db(restored, truth) > 30
+
+
+def test_goes_beyond_its_start():
+    module, truth = Mixing(), smooth(8, seed=1).float() / 255
+    known = knowledge(module, smooth(100, seed=0))
+    few = TotalVariation().prepare(known, Effort(pictures=0, steps=1)).restore(module(truth))
+    many = TotalVariation().prepare(known, Effort(pictures=0, steps=200)).restore(module(truth))
+    assert psnr_db(many, truth) > psnr_db(few, truth) + 3
+
+
+def test_the_variation_weight_smooths():
+    truth = smooth(4, seed=1).float() / 255
+    noisy = (truth + 0.1 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    rough, even = (
+        descend(nn.Identity(), noisy, noisy, variance=0.05, weight=weight, anchor=0, steps=100) for weight in (0.0, 2.0)
+    )
+    assert total_variation(even).mean() < 0.5 * total_variation(rough).mean()
+    assert psnr_db(even, truth) > psnr_db(rough, truth)
+
+
+def test_total_variation_of_a_step():
+    picture = torch.zeros(1, 3, 4, 4)
+    picture[:, :, :, 2:] = 1
+    assert float(total_variation(picture)) == pytest.approx(1 / 3)
+
+
+def test_settings_and_obfuscator_are_fixed_before_the_test_pictures_come():
+    module = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)).eval()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    prepared = TotalVariation().prepare(knowledge(module, smooth(40, seed=0)), Effort(pictures=0, steps=4))
+    facts = dict(prepared.facts)
+    observed = module(smooth(8, seed=1).float() / 255).detach()
+    together = prepared.restore(observed)
+    apart = torch.cat([prepared.restore(one) for one in observed.split(1)])
+    assert psnr_db(together, apart) > 50  # each test picture is restored without looking at the others
+    assert prepared.facts == facts
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+def test_cloud_features_behind_what_travels_are_left_alone():
+    pictures = smooth(60, seed=0)
+    x = pictures.float() / 255
+    wide = Knowledge(Threat.CLOUD, 16, 16, FixedPairs(pictures, torch.cat([x, 0 * x], dim=1)), nn.Identity())
+    prepared = TotalVariation().prepare(wide, Effort(pictures=0, steps=50))
+    truth = smooth(4, seed=1).float() / 255
+    assert psnr_db(prepared.restore(torch.cat([truth, 0 * truth], dim=1)), truth) > 30
+
+
+class Silent(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach()
+
+
+def test_says_what_is_missing():
+    known = knowledge(nn.Identity(), smooth(20, seed=0))
+    without = Knowledge(Threat.WHITE_BOX, 16, 16, known.pairs)
+    with pytest.raises(AuditError, match="gradients"):
+        TotalVariation().prepare(without, Effort(pictures=0, steps=1))
+    with pytest.raises(AuditError, match="at least 3 pictures"):
+        TotalVariation().prepare(Knowledge(Threat.WHITE_BOX, 16, 16, None, nn.Identity()), Effort(0, 1))
+    with pytest.raises(AuditError, match="no gradient"):
+        TotalVariation().prepare(knowledge(Silent(), smooth(20, seed=0)), Effort(pictures=0, steps=1))

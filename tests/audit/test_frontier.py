@@ -1,0 +1,131 @@
+import json
+import re
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+
+from fakes import fake_audit, point
+from sfumato.audit import frontier
+from sfumato.audit.frontier import PAPER, collect, draw_frontier, save_frontier_png
+from sfumato.errors import AuditError
+
+ENDS = [point("device", 0.89, 0.0, "local", None), point("plain", 0.91, 1.0, "identity", None)]
+POINTS = [point("mine", 0.7, 0.4, "this", "standard"), point("blur", 0.8, 0.9, "baseline"), *ENDS, *PAPER]
+
+
+def save(folder, name, **changes):
+    (folder / name).write_text(json.dumps(fake_audit(**changes)))
+
+
+def test_an_audit_becomes_a_point_and_its_classifiers_the_ends(tmp_path):
+    save(tmp_path, "a.json", mse=0.0287)
+    points = collect(tmp_path)
+    mine, local, identity = points[:3]
+    assert mine["name"] == "cifar10-fake"
+    assert mine["role"] == "other"
+    assert mine["excess_leakage"] == pytest.approx(0.5)
+    assert mine["source"] == "a.json"
+    assert (local["role"], local["accuracy"], local["excess_leakage"]) == ("local", 0.89, 0.0)
+    assert (identity["role"], identity["accuracy"], identity["excess_leakage"]) == ("identity", 0.9138, 1.0)
+    assert points[3:] == list(PAPER)
+
+
+def test_the_kind_says_the_role_and_an_audited_end_is_not_added_twice(tmp_path):
+    target = fake_audit()["target"]
+    save(tmp_path, "a.json", target={**target, "kind": "baseline", "name": "blur"})
+    save(tmp_path, "b.json", target={**target, "kind": "identity"})
+    roles = [p["role"] for p in collect(tmp_path)]
+    assert roles[:2] == ["baseline", "identity"]
+    assert roles.count("identity") == 1
+
+
+def test_the_paper_stands_beside_its_own_data_only(tmp_path):
+    save(tmp_path, "a.json", data={**fake_audit()["data"], "source": "imagenette"})
+    assert not [p for p in collect(tmp_path) if p["role"] == "paper"]
+
+
+def test_other_json_and_audits_without_accuracy_are_passed_over(tmp_path):
+    (tmp_path / "cost.json").write_text("{}")
+    (tmp_path / "list.json").write_text("[1]")
+    save(tmp_path, "a.json", utility=None)
+    assert [p for p in collect(tmp_path) if p["role"] != "paper"] == []
+
+
+@pytest.mark.parametrize(
+    "content", ["{", json.dumps({"schema": "sfumato.audit/1"}), json.dumps(fake_audit(target=None)), b"\xff\xfe"]
+)
+def test_a_broken_audit_is_named(tmp_path, content):
+    (tmp_path / "broken.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(AuditError, match=r"broken\.json"):
+        collect(tmp_path)
+
+
+def test_audits_of_several_data_sets_are_refused(tmp_path):
+    save(tmp_path, "a.json")
+    save(tmp_path, "b.json", data={**fake_audit()["data"], "source": "imagenette"})
+    with pytest.raises(AuditError, match=r"a\.json.*b\.json"):
+        collect(tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(AuditError, match="not a folder"):
+        collect(tmp_path / "none")
+
+
+def test_the_drawing_is_svg_the_same_each_time_and_loads_nothing():
+    drawing = draw_frontier(POINTS)
+    assert drawing == draw_frontier(POINTS), "a report must not change when it is written again"
+    assert drawing != draw_frontier(POINTS, dark=True)
+    root = ElementTree.fromstring(drawing)
+    assert root.tag.endswith("svg")
+    links = [value for node in root.iter() for name, value in node.attrib.items() if name.endswith("href")]
+    assert links
+    assert all(link.startswith("#") for link in links)
+    assert not re.search(r"url\((?!#)|<dc:date", drawing)
+
+
+def test_the_mixing_line_needs_both_ends_and_the_band_the_paper():
+    assert 'id="mixing-line"' in draw_frontier(POINTS)
+    assert 'id="mixing-line"' not in draw_frontier([p for p in POINTS if p["role"] != "local"])
+    assert 'id="paper-band"' in draw_frontier(POINTS)
+    assert 'id="paper-band"' not in draw_frontier(ENDS)
+
+
+def test_the_mixing_line_joins_the_best_ends():
+    figure = frontier._figure([*POINTS, point("worse", 0.5, 0.0, "local", None)], dark=False)
+    (line,) = figure.axes[0].lines
+    assert line.get_xydata().tolist() == [[0.0, 0.89], [1.0, 0.91]]
+
+
+def test_every_point_is_labelled_with_its_smaller_budget_and_no_labels_overlap():
+    crowd = [point(f"point {n}", 0.5 + 0.01 * (n % 3), 0.5 + 0.01 * n, "baseline") for n in range(8)]
+    figure = frontier._figure([*POINTS, *crowd], dark=False)
+    texts = [t for t in figure.axes[0].texts if t.get_text()]
+    names = {t.get_text() for t in texts}
+    assert {"mine (standard)", "blur", "device", "plain"} | {p["name"] for p in crowd} <= names
+    boxes = [t.get_window_extent() for t in texts]
+    assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
+
+
+def test_names_are_not_read_as_formulas_or_markup():
+    drawing = draw_frontier([point("a $\\frac$ <b>", 0.5, 0.5, "this")])
+    ElementTree.fromstring(drawing)
+
+
+def test_nothing_can_be_drawn_too():
+    ElementTree.fromstring(draw_frontier([]))
+
+
+def test_an_unknown_role_is_refused():
+    with pytest.raises(AuditError, match="'friend'"):
+        draw_frontier([point("x", 0.5, 0.5, "friend")])
+
+
+def test_the_png_is_large_and_the_same_each_time(tmp_path):
+    for name in ("a.png", "b.png"):
+        save_frontier_png(POINTS, tmp_path / name)
+    assert Image.open(tmp_path / "a.png").width == 1600
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    with pytest.raises(AuditError, match="cannot be written"):
+        save_frontier_png(POINTS, tmp_path / "no" / "a.png")

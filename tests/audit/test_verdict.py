@@ -1,0 +1,163 @@
+import re
+
+import pytest
+
+from fakes import fake_audit, trial
+from sfumato.audit.knowledge import Threat
+from sfumato.audit.verdict import LEAKS_ABOVE, WHO, decide, find_doubts, mixed_accuracy, percent
+
+CLAIMS = re.compile(r"\b(private|privacy|secure|security|safe|safely|encrypt\w*|anonym\w*)\b", re.IGNORECASE)
+
+
+def control(passed: bool | None) -> dict:
+    return {
+        "name": "blur is undone",
+        "passed": passed,
+        "measured": "MSE 0.02",
+        "needed": "MSE below 0.005",
+        "detail": "",
+    }
+
+
+def spoilt() -> dict[str, dict]:
+    """One audit for each reason why nothing found does not mean that there is nothing."""
+    good = fake_audit()
+    worse = fake_audit(mse=0.08)
+    worse["best"]["excess_leakage"] = 0.0
+    learning = fake_audit()
+    learning["trials"][0]["flattened"] = False
+    same_attacker, lone = (fake_audit(), fake_audit())
+    same_attacker["trials"].append(trial("U-Net", "shadow", None))
+    lone["trials"].append(trial("deep image prior", "white-box", None))
+    return {
+        "failed control": fake_audit(controls=[*good["controls"], control(False)]),
+        "control not run": fake_audit(controls=[*good["controls"], control(None)]),
+        "no controls": fake_audit(controls=[]),
+        "best attacker still learning": learning,
+        "best attacker failed elsewhere": same_attacker,
+        "attacker without any result": lone,
+        "broken attackers": worse,
+        "no attacker": fake_audit(best=None, trials=[trial("U-Net", "pairs", None)]),
+    }
+
+
+def test_nothing_found_by_an_audit_in_order_is_withstood():
+    verdict = decide(fake_audit())
+    assert verdict.finding == "withstood"
+    assert "others may" in verdict.sentences[0]
+    assert "at least" not in verdict.sentences[0]
+
+
+@pytest.mark.parametrize("reason", spoilt())
+def test_nothing_found_by_a_doubtful_audit_is_inconclusive(reason):
+    audit = spoilt()[reason]
+    verdict = decide(audit)
+    assert verdict.finding == "inconclusive"
+    (doubt,) = find_doubts(audit)
+    assert doubt in verdict.sentences[2]
+
+
+def test_a_failed_trial_of_an_attacker_that_did_worse_in_the_same_place_is_no_doubt_but_counted():
+    audit = fake_audit()
+    audit["trials"].append(trial("least squares", "pairs", None, seed=1))
+    verdict = decide(audit)
+    assert verdict.finding == "withstood"
+    assert "4 of 5 trials" in verdict.sentences[2]
+    assert "1 failed" in verdict.sentences[2]
+
+
+def test_what_was_not_run_is_counted():
+    audit = fake_audit()
+    audit["trials"].append(trial("total variation", "white-box", None, status="not run", reason="no gradients"))
+    assert "1 not run" in decide(audit).sentences[2]
+
+
+@pytest.mark.parametrize(("excess", "finding"), [(LEAKS_ABOVE, "withstood"), (LEAKS_ABOVE + 0.001, "leaks")])
+def test_excess_leakage_decides(excess, finding):
+    audit = fake_audit()
+    audit["best"]["excess_leakage"] = excess
+    assert decide(audit).finding == finding
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "finding"),
+    [
+        ("identification", {"top1": 0.05, "low": 0.021}, "leaks"),
+        ("identification", {"top1": 0.05, "low": 0.019}, "withstood"),
+        ("attributes", {"accuracy": 0.6, "low": 0.56}, "leaks"),
+        ("attributes", {"accuracy": 0.6, "low": 0.54}, "withstood"),
+    ],
+)
+def test_identification_and_attributes_count_when_their_interval_is_clear_of_chance(part, changes, finding):
+    audit = fake_audit()
+    audit[part][0] |= changes
+    assert decide(audit).finding == finding
+
+
+@pytest.mark.parametrize("passed", [False, None])
+def test_a_leak_stands_as_a_lower_bound_when_a_control_failed(passed):
+    verdict = decide(fake_audit(mse=0.02, controls=[control(passed)]))
+    assert verdict.finding == "leaks"
+    assert "at least 0.65" in verdict.sentences[0]
+    assert "inconclusive about how much more" in verdict.sentences[2]
+
+
+def test_the_first_sentence_has_the_figures_and_the_class_mean():
+    audit = fake_audit(mse=0.02)
+    sentence = decide(audit).sentences[0]
+    for figure in ("0.0200", "15.00 dB", "0.660", "0.0574", "12.41 dB", "0.143", "0.65", "U-Net", "10,000"):
+        assert figure in sentence
+
+
+@pytest.mark.parametrize("threat", [str(threat) for threat in Threat])
+@pytest.mark.parametrize("pairs", [None, 123])
+def test_every_threat_model_has_words(threat, pairs):
+    audit = fake_audit(mse=0.02)
+    audit["best"] |= {"threat": threat, "pairs": pairs}
+    sentence = decide(audit).sentences[0]
+    assert ("123 " in sentence) == (pairs is not None and "{pairs}" in WHO[threat])
+    assert "  " not in sentence
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "local", "words"),
+    [
+        (0.88, 0.89, "nothing speaks for sending"),
+        (0.89, 0.89, "nothing speaks for sending"),
+        (0.8905, 0.89, "better off without"),
+        (0.91, 0.89, "more than the"),
+        (0.91, None, "not known"),
+    ],
+)
+def test_the_second_sentence_compares_with_the_alternatives(accuracy, local, words):
+    audit = fake_audit(mse=0.02)  # excess leakage 0.65: the mixture reaches about 0.9055
+    audit["utility"] |= {"accuracy_obfuscated": accuracy, "accuracy_local": local}
+    assert words in decide(audit).sentences[1]
+
+
+def test_without_a_classifier_there_is_no_comparison():
+    assert "No classifier" in decide(fake_audit(utility=None)).sentences[1]
+
+
+def test_the_third_sentence_names_a_certificate_if_there_is_one():
+    assert "no certificate" in decide(fake_audit()).sentences[2]
+    assert "at most 3.2 bits" in decide(fake_audit(certificate={"rate_bits": 3.21})).sentences[2]
+
+
+@pytest.mark.parametrize("audit", [fake_audit(), fake_audit(mse=0.02), fake_audit(utility=None), *spoilt().values()])
+def test_the_sentences_promise_nothing_and_are_sentences(audit):
+    for sentence in decide(audit).sentences:
+        assert not CLAIMS.search(sentence)
+        assert sentence[0].isupper()
+        assert sentence.endswith(".")
+
+
+def test_mixing_meets_both_ends():
+    assert mixed_accuracy(0.0, local=0.8, plain=0.9) == pytest.approx(0.8)
+    assert mixed_accuracy(0.5, local=0.8, plain=0.9) == pytest.approx(0.85)
+    assert mixed_accuracy(1.0, local=0.8, plain=0.9) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.726, "72.6 %"), (0.0, "0.0 %"), (0.0001, "0.01 %"), (None, "\u2013")])
+def test_percent(share, text):
+    assert percent(share) == text

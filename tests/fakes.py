@@ -1,0 +1,117 @@
+"""Audits that nobody ran, for what people read of them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+from sfumato.audit.report import Pictures
+
+_REFERENCES = [
+    ("a random training image of the right class", None, 0.1153, 9.38, 0.054),
+    ("the mean training image", None, 0.0618, 12.09, 0.132),
+    ("the mean image of the right class", 0, 0.0574, 12.41, 0.143),
+    ("label and 4 more bits", 4, 0.0357, 14.47, 0.195),
+    ("8x8 block means", None, 0.0114, 19.44, 0.529),
+]
+
+
+def trial(attacker: str, threat: str, mse: float | None, **changes: Any) -> dict[str, Any]:
+    """One trial; without an MSE it failed."""
+    curve = [] if mse is None else [[seen, mse + 0.02 / (1 + seen / 8000)] for seen in range(0, 60_001, 5000)]
+    made = {
+        "attacker": attacker, "threat": threat, "pairs": 10_000, "views": 1, "seed": 0, "status": "done",
+        "reason": "", "mse": mse, "psnr_db": 15.0, "ssim": 0.3, "excess_leakage": 0.0, "test_pictures": 2000,
+        "params": 1_234_567, "pictures_seen": 60_000, "seconds": 75.0, "curve": curve, "flattened": True,
+    }  # fmt: skip
+    if mse is None:
+        made |= {"status": "failed", "reason": "the loss is not finite", "psnr_db": None, "ssim": None}
+        made |= {"excess_leakage": None, "flattened": None, "params": None, "pictures_seen": None, "seconds": None}
+        made |= {"test_pictures": None}
+    else:
+        made |= {"excess_leakage": max(0.0, 1 - mse / 0.0574), "ssim": round(0.9 - 12 * mse, 3)}
+    return made | changes
+
+
+def fake_audit(*, mse: float = 0.0565, **changes: Any) -> dict[str, Any]:
+    """An audit in which everything went well and the best attacker reached `mse`."""
+    best = trial("U-Net", "white-box", mse)
+    audit: dict[str, Any] = {
+        "schema": "sfumato.audit/1",
+        "target": {
+            "name": "cifar10-fake", "kind": "bundle", "height": 32, "width": 32, "stochastic": True,
+            "deterministic": False, "source": "runs/fake/bundle",
+        },
+        "budget": {"name": "standard", "says": "60,000 pictures an attacker, one seed."},
+        "data": {
+            "source": "cifar10", "train_pictures": 50_000, "test_pictures": 2000,
+            "sha256": {"train": "a" * 64, "test": "b" * 64},
+        },
+        "utility": {
+            "accuracy_plain": 0.9138, "accuracy_obfuscated": 0.9, "accuracy_local": 0.89, "test_pictures": 10_000,
+        },
+        "class_mean_mse": 0.0574,
+        "references": [
+            {"name": name, "bits": bits, "mse": m, "psnr_db": psnr, "ssim": ssim, "pictures": 10_000}
+            for name, bits, m, psnr, ssim in _REFERENCES
+        ],
+        "trials": [
+            best,
+            trial("least squares", "white-box", mse + 0.0005, curve=[], flattened=None),
+            trial("least squares", "pairs", mse + 0.0007, curve=[], flattened=None),
+            trial("U-Net", "pairs", mse + 0.0004, views=16),
+        ],
+        "identification": [
+            {
+                "measure": "retrieval", "attacker": "U-Net", "threat": "white-box", "candidates": 100, "top1": 0.011,
+                "chance": 0.01, "queries": 2000, "low": 0.007, "high": 0.016,
+            }
+        ],
+        "attributes": [
+            {
+                "attribute": "bright background", "accuracy": 0.51, "chance": 0.5, "test_pictures": 2000, "low": 0.49,
+                "high": 0.53,
+            }
+        ],
+        "controls": [
+            {
+                "name": "blur is undone", "passed": True, "measured": "MSE 0.0012", "needed": "MSE below 0.0050",
+                "detail": "Gaussian blur, sigma 1",
+            }
+        ],
+        "certificate": None,
+        "certificate_note": "the obfuscator is deterministic",
+        "frontier": [
+            point("cifar10-fake", 0.9, 0.02, "this"),
+            point("classifier on the device", 0.89, 0.0, "local"),
+            point("plain picture", 0.9138, 1.0, "identity"),
+        ],
+        "best": {key: best[key] for key in ("attacker", "threat", "pairs", "mse", "psnr_db", "ssim", "excess_leakage")},
+        "verdict": {"finding": "withstood", "sentences": ["One.", "Two.", "Three."]},
+        "provenance": {
+            "sfumato": "0.1.0", "commit": "0123456789ab", "written": "2026-11-23T19:18:23+00:00", "python": "3.11.7",
+            "libraries": {"torch": "2.13.0", "numpy": "2.4.6"}, "machine": {"cpu": "A CPU", "cores": 2}, "seed": 0,
+        },
+    }  # fmt: skip
+    return copy.deepcopy(audit | changes)
+
+
+def point(name: str, accuracy: float, excess_leakage: float | None, role: str, budget: str | None = "full") -> dict:
+    """A point of the frontier."""
+    return {
+        "name": name, "accuracy": accuracy, "excess_leakage": excess_leakage, "role": role, "budget": budget,
+        "source": f"{name}.json", "best_attacker": "U-Net",
+    }  # fmt: skip
+
+
+def fake_pictures(attackers: tuple[str, ...] = ("U-Net", "least squares"), count: int = 3) -> Pictures:
+    """Random pictures of the right shapes."""
+    source = torch.Generator().manual_seed(0)
+
+    def some() -> torch.Tensor:
+        return torch.randint(256, (count, 3, 32, 32), generator=source, dtype=torch.uint8)
+
+    cases = {measure: [(some()[0], some()[0], 0.01 * (n + 1)) for n in range(2)] for measure in ("mse", "ssim")}
+    return Pictures(some(), some(), {name: some() for name in attackers}, cases, cases)
