@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from sfumato.nets import reverse_gradient
 from sfumato.training.objectives import (
     classification_loss,
     distillation_loss,
     reconstruction_loss,
-    reverse_gradient,
 )
 
 

@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfumato.audit.attackers.protocol import CPU, Effort
+from sfumato.audit.attackers.protocol import Effort
 from sfumato.audit.knowledge import Pairs
 from sfumato.checkpoint import load_checkpoint, save_checkpoint
 from sfumato.errors import AuditError, Interrupted
 from sfumato.interrupts import interruptible
+from sfumato.nets import autocast
 
 BATCH = 64
 LOOKS = 12
@@ -112,7 +113,7 @@ def fit_decoder(
             state.follow()
             if state.step % look_every == 0 or state.step == steps:
                 if not torch.isfinite(value):
-                    raise AuditError(f"the attacker's loss is {float(value)} at step {state.step}")
+                    raise AuditError(f"the attacker's loss is {value.item()} at step {state.step}")
                 state.look(_error(average, held_pairs))
             effort.progress(state.step, steps)
             if effort.checkpoint is not None and (interrupted or time.monotonic() - last_saved > CHECKPOINT_EVERY_S):
@@ -123,12 +124,6 @@ def fit_decoder(
     effort.progress(steps, steps)
     average.load_state_dict(state.best, strict=False)
     return Fitted(average, tuple(state.curve), flattened(state.curve), state.step * BATCH)
-
-
-def autocast(device: torch.device = CPU) -> torch.autocast:
-    """Half precision for the networks' arithmetic where that is faster; weights and losses stay float32."""
-    fast = device.type != "cpu" or getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
-    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
 
 
 def flattened(curve: list[tuple[int, float]] | tuple[tuple[int, float], ...]) -> bool:

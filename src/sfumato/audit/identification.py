@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.audit.attackers.protocol import Effort, Restore
-from sfumato.audit.fitting import autocast
 from sfumato.audit.knowledge import FreshPairs, Knowledge, Pairs, Threat
 from sfumato.errors import AuditError
 from sfumato.measures import proportion_interval, retrieval_top1
+from sfumato.nets import autocast
 
 BATCH = 128
 _STATISTICS_PAIRS = 500

@@ -8,7 +8,8 @@ import torch
 
 from sfumato.audit.attackers.networks import ResidualNet
 from sfumato.audit.budget import Budget
-from sfumato.audit.fitting import BATCH, autocast
+from sfumato.audit.fitting import BATCH
+from sfumato.nets import autocast
 
 _STEPS = 3
 _BESIDE = 1.6

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.errors import TrainingError
-from sfumato.nets import Normalize
+from sfumato.nets import Normalize, autocast
 
 Progress = Callable[[int, int, float], None]
 """Is told (steps done, steps in all, the batch's loss)."""
@@ -55,14 +54,9 @@ class Training:
             labels: (B,) int64.
         """
         # Its weights do not change, so half precision costs nothing but a little noise in the gradient.
-        with torch.autocast("cpu", torch.bfloat16, enabled=_has_bfloat16()):
+        with autocast():
             logits: Tensor = self.classifier(self.normalize(obfuscated))
         return F.cross_entropy(logits.float(), labels)
-
-
-def _has_bfloat16() -> bool:
-    """Whether the processor computes in bfloat16 itself; slow where it is emulated."""
-    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
 class Method(nn.Module):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sfumato.cli.app import app
-from sfumato.cli.inputs import obfuscator_bundle
+from sfumato.cli.inputs import obfuscator_bundle, picture_size
 from sfumato.cli.output import JsonOption, needs_train_extra, print_json
 from sfumato.cli.train import keep_freed_memory
 
@@ -87,7 +87,7 @@ def audit(
     from sfumato.bundle import Bundle
 
     given = obfuscator or str(obfuscator_bundle(None))
-    target_size = _size(size) or native_size(given)
+    target_size = picture_size(size) or native_size(given)
     train, test = load_train_test(data, size=target_size)
     train, test = train.subset(pictures), test.subset(pictures)
     height, width = train.images.shape[2:]
@@ -111,7 +111,7 @@ def audit(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not as_json:
         _announce(plan, target.name, len(train), len(test), device.type)
-    with _bars(quiet=as_json) as progress:
+    with Bars(quiet=as_json) as progress:
         found = run_audit(
             scene,
             plan,
@@ -138,15 +138,6 @@ def audit(
     typer.echo(f"\nreport: {folder / 'audit.html'}")
 
 
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
-        raise typer.BadParameter(f"--size {text!r}: expected HEIGHTxWIDTH in pixels, such as 64x64")
-    return int(height), int(width)
-
-
 def _classifier(given: str, classifier: Path | None) -> Any:
     """The classifier's bundle: the one given, or the shipped one if the obfuscator is for it."""
     from sfumato.bundle import Bundle
@@ -169,9 +160,11 @@ def _has_weights(classifier: Any) -> bool:
 
 def _announce(plan: Budget, name: str, train: int, test: int, device: str) -> None:
     """Says beforehand what will run and roughly how long."""
+    import torch
+
     from sfumato.audit.speed import estimate_minutes
 
-    minutes = estimate_minutes(plan)
+    minutes = estimate_minutes(plan, torch.device(device))
     attackers = len({trial.attacker for trial in plan.trials})
     threats = len({trial.threat for trial in plan.trials})
     typer.echo(
@@ -181,14 +174,10 @@ def _announce(plan: Budget, name: str, train: int, test: int, device: str) -> No
     typer.echo(f"budget {plan.name}: {plan.says}; about {minutes} on this machine")
 
 
-def _bars(*, quiet: bool) -> _Bars:
-    return _Bars(quiet)
-
-
-class _Bars:
+class Bars:
     """Two bars on standard error: the audit's steps, and the present one's own."""
 
-    def __init__(self, quiet: bool) -> None:
+    def __init__(self, *, quiet: bool) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -53,6 +54,20 @@ def read_token(file: Path | None) -> str | None:
     if not token:
         raise SfumatoError(f"the token file {file} is empty")
     return token
+
+
+def picture_size(text: str | None) -> tuple[int, int] | None:
+    """`64x48` -> (64, 48), rows and columns; None for None.
+
+    Raises:
+        SfumatoError: something else.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if found is None:
+        raise SfumatoError(f"a size is rows x columns, such as 32x32; got {text!r}")
+    return int(found[1]), int(found[2])
 
 
 def obfuscator_bundle(given: Path | None) -> Path:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sfumato.cli.app import app
+from sfumato.cli.inputs import picture_size
 from sfumato.cli.output import JsonOption, needs_train_extra, print_json
-from sfumato.errors import SfumatoError
 
 
 @app.command()
@@ -36,7 +35,7 @@ def references(
     from rich.progress import Progress
     from rich.table import Table
 
-    sides = _size(size)
+    sides = picture_size(size)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)  # before the long part, so that nothing is measured in vain
     train, test = load_images(data, "train", size=sides), load_images(data, "test", size=sides)
@@ -57,12 +56,3 @@ def references(
     Console().print(shown)
     if out is not None:
         typer.echo(f"written: {out}")
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if found is None:
-        raise SfumatoError(f"a size is rows x columns, such as 32x32; got {text!r}")
-    return int(found[1]), int(found[2])

@@ -4,5 +4,17 @@ from sfumato.nets.cifar import CLASSIFIERS, build_classifier
 from sfumato.nets.cost import Cost, cost
 from sfumato.nets.normalize import Normalize
 from sfumato.nets.obfuscator import Deobfuscator, Obfuscator
+from sfumato.nets.precision import autocast
+from sfumato.nets.reversal import reverse_gradient
 
-__all__ = ["CLASSIFIERS", "Cost", "Deobfuscator", "Normalize", "Obfuscator", "build_classifier", "cost"]
+__all__ = [
+    "CLASSIFIERS",
+    "Cost",
+    "Deobfuscator",
+    "Normalize",
+    "Obfuscator",
+    "autocast",
+    "build_classifier",
+    "cost",
+    "reverse_gradient",
+]

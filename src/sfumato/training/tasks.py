@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sfumato.nets import Deobfuscator, Normalize, Obfuscator
+from sfumato.nets import Deobfuscator, Normalize, Obfuscator, reverse_gradient
 from sfumato.training.objectives import (
     classification_loss,
     distillation_loss,
     reconstruction_loss,
-    reverse_gradient,
 )
 
 Losses = dict[str, Tensor]

@@ -14,10 +14,10 @@ from sfumato.audit.attackers.linear import LinearEstimate, solve
 from sfumato.audit.attackers.losses import Adversarial, SquaredError, Structure
 from sfumato.audit.attackers.networks import ResidualNet, UNet
 from sfumato.audit.attackers.protocol import Effort, Prepared
-from sfumato.audit.fitting import autocast, fit_decoder
+from sfumato.audit.fitting import fit_decoder
 from sfumato.audit.knowledge import Knowledge, Pairs, Threat
 from sfumato.errors import AuditError
-from sfumato.nets import Deobfuscator
+from sfumato.nets import Deobfuscator, autocast
 
 _STATISTICS_PAIRS = 500
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from sfumato.audit.attackers.networks import reverse_gradient
+from sfumato.nets import reverse_gradient
 
 ADVERSARIAL_WEIGHT = 0.01
 """Of the discriminator's opinion beside the squared error; about where both pull equally hard at 32 pixels."""
@@ -54,6 +54,6 @@ class Adversarial(nn.Module):
     def forward(self, restored: Tensor, pictures: Tensor) -> Tensor:
         """Restored and original (N, 3, H, W) float32 -> scalar."""
         # The discriminator learns at full strength; only what the decoder feels of it is weighed.
-        felt = restored.detach() + ADVERSARIAL_WEIGHT * (restored - restored.detach())
-        real, drawn = self.discriminator(torch.cat([pictures, reverse_gradient(felt)])).chunk(2)
+        felt = reverse_gradient(restored, ADVERSARIAL_WEIGHT)
+        real, drawn = self.discriminator(torch.cat([pictures, felt])).chunk(2)
         return F.mse_loss(restored, pictures) + F.softplus(-real).mean() + F.softplus(drawn).mean()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -131,19 +130,3 @@ def _silent(conv: nn.Conv2d) -> nn.Conv2d:
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
     return conv
-
-
-class _Reverse(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: object, *grads: Tensor) -> Tensor:
-        return -grads[0]
-
-
-def reverse_gradient(x: Tensor) -> Tensor:
-    """The identity forward, the negative gradient backward (Ganin and Lempitsky 2015, section 3.1)."""
-    reversed_: Tensor = _Reverse.apply(x)  # type: ignore[no-untyped-call]
-    return reversed_

@@ -20,11 +20,11 @@ from torch.nn import functional as F
 
 from sfumato.audit.attackers.decoders import Decoder
 from sfumato.audit.attackers.linear import MAX_INPUTS, LinearEstimate
-from sfumato.audit.attackers.networks import ResidualNet, reverse_gradient
+from sfumato.audit.attackers.networks import ResidualNet
 from sfumato.audit.attackers.protocol import Effort, Prepared
-from sfumato.audit.fitting import autocast
 from sfumato.audit.knowledge import Knowledge, Threat
 from sfumato.errors import AuditError
+from sfumato.nets import autocast, reverse_gradient
 
 BATCH = 64
 _COMPONENTS = 200
@@ -97,7 +97,7 @@ class _Game(nn.Module):
         moments = F.mse_loss(restored.mean(dim=0), public.mean(dim=0)) + F.mse_loss(
             restored.std(dim=0), public.std(dim=0)
         )
-        judged = self.judge(reverse_gradient(restored))
+        judged = self.judge(reverse_gradient(restored, 1.0))
         adversarial = F.relu(1 + judged).mean() + F.relu(1 - self.judge(public)).mean()
         return _ADVERSARIAL * adversarial + _CYCLE * cycle + _MOMENTS * moments
 

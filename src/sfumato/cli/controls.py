@@ -1,0 +1,86 @@
+"""`sfumato controls`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sfumato.cli.app import app
+from sfumato.cli.audit import Bars, BudgetName
+from sfumato.cli.inputs import picture_size
+from sfumato.cli.output import JsonOption, needs_train_extra, print_json
+from sfumato.cli.train import keep_freed_memory
+
+
+@app.command()
+def controls(
+    data: Annotated[str, typer.Option(help="cifar10, a folder, or a hub id.")] = "cifar10",
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Fit every picture to this size.", show_default=False)
+    ] = None,
+    budget: Annotated[BudgetName, typer.Option(help="How long the decoders may train.")] = BudgetName.QUICK,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write a results file here.", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask the audit's decoders whether they work: on maps that lose nothing, and on one that tells the label alone.
+
+    Every audit does this by itself. Exit code 1 if one fails.
+
+    Example: `sfumato controls --budget standard -o results/controls.json`
+    """
+    keep_freed_memory()
+    with needs_train_extra():
+        import torch
+
+        from sfumato.audit.budget import BUDGETS
+        from sfumato.audit.controls import decoder_controls
+        from sfumato.data import load_train_test
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from sfumato.bundle import write_json
+    from sfumato.provenance import provenance
+
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)  # before the long part, so that nothing is measured in vain
+    train, test = load_train_test(data, size=picture_size(size))
+    pictures = BUDGETS[budget.value].control_pictures
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with Bars(quiet=as_json) as progress:
+        found = decoder_controls(
+            train,
+            test,
+            pictures=pictures,
+            device=device,
+            progress=lambda what, done, total: progress(0, 1, what, done, total),
+        )
+    result = {
+        "controls": [asdict(control) for control in found],
+        "measured": provenance(
+            budget=budget.value,
+            pictures_seen=pictures,
+            accelerator=device.type,
+            train={"data": train.source, "data_sha256": train.sha256, "pictures": len(train)},
+            test={"data": test.source, "data_sha256": test.sha256, "pictures": len(test)},
+        ),
+    }
+    if out is not None:
+        write_json(out, result)
+    if as_json:
+        print_json(result)
+    else:
+        shown = Table(title=f"{pictures:,} training pictures a decoder, {data}", title_justify="left")
+        for header in ("control", "", "measured", "needed"):
+            shown.add_column(header)
+        for control in found:
+            mark = "passed" if control.passed else "FAILED"
+            shown.add_row(control.name, mark, control.measured, control.needed)
+        Console().print(shown)
+    if not all(control.passed for control in found):
+        raise typer.Exit(1)

@@ -1,0 +1,98 @@
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from scenes import pictures
+from sfumato.audit.attackers.losses import SquaredError
+from sfumato.audit.attackers.protocol import Effort
+from sfumato.audit.fitting import BATCH, FLAT, LOOKS, fit_decoder, flattened
+from sfumato.audit.knowledge import FixedPairs, FreshPairs
+from sfumato.errors import AuditError, Interrupted
+
+KNOWN = pictures(120, side=8).images
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 3, 3, padding=1))
+
+
+def pairs():
+    return FreshPairs(KNOWN, lambda x: 1 - x)
+
+
+def test_interrupted_and_resumed_training_ends_at_the_same_weights(tmp_path):
+    effort = Effort(pictures=40 * BATCH, steps=0)
+    whole = fit_decoder(net(), pairs(), SquaredError(), effort)
+
+    def interrupt(done, total):
+        if done == 17:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    parts = replace(effort, checkpoint=tmp_path / "state.pt")
+    with pytest.raises(Interrupted):
+        fit_decoder(net(), pairs(), SquaredError(), replace(parts, progress=interrupt))
+    resumed = fit_decoder(net(), pairs(), SquaredError(), parts)
+    assert resumed.curve == whole.curve
+    for one, other in zip(whole.net.parameters(), resumed.net.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path):
+    effort = Effort(pictures=BATCH, steps=0, checkpoint=tmp_path / "state.pt")
+    with pytest.raises(Interrupted):
+        stop = replace(effort, pictures=9 * BATCH, progress=lambda done, total: os.kill(os.getpid(), signal.SIGINT))
+        fit_decoder(net(), pairs(), SquaredError(), stop, identity="one")
+    with pytest.raises(AuditError, match="another audit"):
+        fit_decoder(net(), pairs(), SquaredError(), effort, identity="other")
+
+
+def test_the_weights_kept_are_those_of_the_best_look():
+    """Pairs that are noise: whatever is learned from them makes the held-out ones worse."""
+    noise = torch.randn(120, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    start = nn.Sequential(nn.Flatten(), nn.Linear(192, 192), nn.Unflatten(1, (3, 8, 8)))
+    nn.init.zeros_(start[1].weight)
+    start[1].bias.data = (KNOWN.float().mean(dim=0) / 255).flatten()
+    fitted = fit_decoder(start, FixedPairs(KNOWN, noise), SquaredError(), Effort(60 * BATCH, 0))
+    errors = [error for _, error in fitted.curve]
+    assert errors[-1] > errors[0]
+    assert float(fitted.net[1].weight.abs().max()) == 0
+
+
+def test_training_stops_when_nothing_is_gained():
+    still = nn.Conv2d(3, 3, 1).requires_grad_(False)
+    effort = Effort(pictures=1_000 * BATCH, steps=0)
+    moving = nn.Sequential(still, nn.Identity())
+    moving.register_parameter("unused", nn.Parameter(torch.zeros(1)))
+
+    class Loss(nn.Module):
+        def forward(self, restored, pictures):
+            return (restored - pictures).square().mean() + 0 * moving.unused.sum()
+
+    fitted = fit_decoder(moving, pairs(), Loss(), effort)
+    assert fitted.pictures_seen < 0.7 * effort.pictures and fitted.flattened
+
+
+def test_a_curve_is_flat_by_what_its_last_third_gains():
+    falling = [(i, 1.0 - i / 20) for i in range(LOOKS + 1)]
+    settled = [(i, max(0.5, 1.0 - i / 8)) for i in range(LOOKS + 1)]
+    nearly = [(i, 1.0) for i in range(9)] + [(i, 1 - 0.9 * FLAT) for i in range(9, LOOKS + 1)]
+    assert not flattened(falling)
+    assert flattened(settled) and flattened(nearly)
+    assert not flattened(settled[:3]), "two looks show nothing"
+
+
+def test_losses_that_are_not_finite_are_an_error():
+    broken = FreshPairs(KNOWN, lambda x: x * float("nan"))
+    with pytest.raises(AuditError, match="loss is nan"):
+        fit_decoder(net(), broken, SquaredError(), Effort(LOOKS * BATCH, 0))
+
+
+def test_a_handful_of_pairs_is_too_few():
+    few = FixedPairs(KNOWN[:4], KNOWN[:4].float())
+    with pytest.raises(AuditError, match="at least 5 pairs"):
+        fit_decoder(net(), few, SquaredError(), Effort(64, 0))

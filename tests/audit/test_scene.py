@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from scenes import SIDE, Noise, Swap, scene
+from sfumato.audit.cloud_view import CloudView
+from sfumato.audit.dead_leaves import dead_leaves
+from sfumato.audit.knowledge import Threat
+from sfumato.audit.scene import UnavailableError
+from sfumato.errors import AuditError
+from sfumato.nets import build_classifier
+
+SOURCE = torch.Generator()
+
+
+def every(pairs):
+    return pairs.batch(torch.arange(len(pairs)), SOURCE)
+
+
+@pytest.mark.parametrize("threat", Threat)
+def test_no_attacker_is_handed_a_test_picture(threat):
+    played = scene(Swap())
+    played.shadow, played.classifier = played.target, build_classifier("resnet20", 4)
+    known = played.knowledge(threat)
+    private = {picture.numpy().tobytes() for picture in played.test.images}
+    held = [known.public] if known.pairs is None else [(every(known.pairs)[0] * 255).round().to(torch.uint8)]
+    for pictures in held:
+        both = torch.cat([pictures, pictures.flip(3)])
+        assert not private & {picture.numpy().tobytes() for picture in both}
+
+
+def test_only_the_white_box_has_the_obfuscator():
+    played = scene(Swap())
+    assert played.knowledge(Threat.WHITE_BOX).module is played.target.module
+    for threat in (Threat.PAIRS, Threat.OTHER_DATA, Threat.NO_PAIRS):
+        assert played.knowledge(threat).module is None
+
+
+def test_so_many_pairs_are_known_as_were_asked_for():
+    played = scene(Swap())
+    assert len(played.knowledge(Threat.PAIRS, pairs=100).pairs) == 100
+    assert len(played.knowledge(Threat.PAIRS).pairs) == len(played.train)
+    with pytest.raises(UnavailableError, match="only 240 training pictures"):
+        played.knowledge(Threat.PAIRS, pairs=10_000)
+
+
+def test_a_known_pairs_noise_is_seen_once_and_the_white_boxs_is_fresh():
+    played = scene(Noise(), stochastic=True)
+    fixed, fresh = (played.knowledge(threat).pairs for threat in (Threat.PAIRS, Threat.WHITE_BOX))
+    assert torch.equal(every(fixed)[1], every(fixed)[1])
+    assert not torch.equal(every(fresh)[1], every(fresh)[1])
+
+
+def test_views_are_averaged():
+    played = scene(Noise(), stochastic=True)
+    originals = played.test.images.float() / 255
+    for views in (1, 16):
+        spread = float((played.observed(Threat.WHITE_BOX, 60, views=views) - originals).std())
+        assert spread == pytest.approx(0.2 / views**0.5, rel=0.05)
+
+
+def test_intercepted_and_public_pictures_are_different_ones():
+    known = scene(Swap()).knowledge(Threat.NO_PAIRS)
+    restored = ((1 - known.intercepted.flip(3)) * 255).round().to(torch.uint8)
+    public = {picture.numpy().tobytes() for picture in known.public}
+    assert not public & {picture.numpy().tobytes() for picture in restored}
+
+
+def test_missing_things_are_named():
+    for threat, missing in ((Threat.SHADOW, "shadow"), (Threat.CLOUD, "classifier")):
+        with pytest.raises(UnavailableError, match=missing):
+            scene(Swap()).knowledge(threat)
+
+
+def test_the_cloud_sees_what_travels_then_features_then_logits():
+    classifier = build_classifier("resnet20", 4).eval()
+    travelled = torch.rand(2, 3, SIDE, SIDE)
+    view = CloudView(classifier, travelled)(travelled)
+    assert view.shape == (2, 3 + 64 + 4, SIDE, SIDE)
+    assert torch.equal(view[:, :3], travelled)
+    features = classifier.stages(classifier.stem(travelled))
+    assert torch.allclose(view[:, 3:67], nn.functional.interpolate(features, size=(SIDE, SIDE)), atol=1e-5)
+    assert torch.allclose(view[:, 67:, 0, 0], classifier(travelled), atol=1e-5)
+
+
+def test_a_classifier_that_does_not_take_what_travels_is_named():
+    with pytest.raises(AuditError, match="does not take what travels"):
+        CloudView(build_classifier("resnet20", 4), torch.rand(2, 5, SIDE, SIDE))
+
+
+def test_dead_leaves_are_reproducible_and_varied():
+    first, again, other = (dead_leaves(8, 24, 16, seed=seed) for seed in (0, 0, 1))
+    assert first.shape == (8, 3, 24, 16) and first.dtype == torch.uint8
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    # Neighbours are alike, as in photographs and not as in noise.
+    across = np.diff(first.numpy().astype(int), axis=3)
+    assert np.median(np.abs(across)) == 0 and np.abs(across).max() > 100
