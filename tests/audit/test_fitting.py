@@ -9,7 +9,7 @@ from torch import nn
 from scenes import pictures
 from sfumato.audit.attackers.losses import SquaredError
 from sfumato.audit.attackers.protocol import Effort
-from sfumato.audit.fitting import BATCH, FLAT, LOOKS, fit_decoder, flattened
+from sfumato.audit.fitting import BATCH, FLAT, LEAST_STEPS, LOOKS, fit_decoder, flattened
 from sfumato.audit.knowledge import FixedPairs, FreshPairs
 from sfumato.errors import AuditError, Interrupted
 
@@ -78,12 +78,14 @@ def test_training_stops_when_nothing_is_gained():
 
 
 def test_a_curve_is_flat_by_what_its_last_third_gains():
-    falling = [(i, 1.0 - i / 20) for i in range(LOOKS + 1)]
-    settled = [(i, max(0.5, 1.0 - i / 8)) for i in range(LOOKS + 1)]
-    nearly = [(i, 1.0) for i in range(9)] + [(i, 1 - 0.9 * FLAT) for i in range(9, LOOKS + 1)]
+    seen = [i * LEAST_STEPS * BATCH for i in range(LOOKS + 1)]
+    falling = [(n, 1.0 - i / 20) for i, n in enumerate(seen)]
+    settled = [(n, max(0.5, 1.0 - i / 8)) for i, n in enumerate(seen)]
+    nearly = [(n, 1.0 if i < 9 else 1 - 0.9 * FLAT) for i, n in enumerate(seen)]
     assert not flattened(falling)
     assert flattened(settled) and flattened(nearly)
     assert not flattened(settled[:3]), "two looks show nothing"
+    assert not flattened([(i, 1.0) for i in range(LOOKS + 1)]), "nor do a few steps"
 
 
 def test_losses_that_are_not_finite_are_an_error():

@@ -37,9 +37,11 @@ BLUR_SIGMA = 1.0
 """In pixels."""
 FOLDING_GAIN_DB = 0.3
 """By how much a network must beat least squares where only a network can."""
-PAPER_DB = 14.0
-"""What the paper's decoder must reach on the identity; the class mean is at 12.4 on CIFAR-10. It squeezes the picture
-through 4x4 places and learns slowly: a long training reaches more, see the log."""
+PAPER_DB = 16.0
+"""What the paper's decoder must reach where nothing is lost: 17.9 dB as measured with 6,000 training pictures, less
+some room. It squeezes the picture through 4x4 places and begins with nothing."""
+PAPER_SHARE = 4
+"""So many times the pictures of the other controls: it has no linear estimate to start from."""
 ORACLE_LOW, ORACLE_HIGH = 0.99, 1.05
 """Error on the label-only oracle, over the class mean's: below is more than can be known, above is a lame decoder."""
 TOLERANCE = 1.02
@@ -99,7 +101,7 @@ def decoder_controls(
     Args:
         train: pictures to learn from.
         test: pictures to restore.
-        pictures: training pictures that each decoder sees.
+        pictures: training pictures that each strong decoder sees; the paper's sees `PAPER_SHARE` times as many.
         device: to train on.
         progress: is told what is tried, and (done, total).
 
@@ -131,8 +133,11 @@ def _decoder_controls(
         knowledge = Knowledge(Threat.WHITE_BOX, height, width, pairs)
         straight = _attack(Linear(), knowledge, observed, test, Effort(0, 0, device=device))
         for name in CONTROLLED:
+            if scene == "folded colours" and name not in STRONG:
+                continue
             what = f"{name} on the {scene}"
-            effort = Effort(pictures, 0, device=device, progress=partial(progress, what))
+            share = 1 if name in STRONG else PAPER_SHARE
+            effort = Effort(share * pictures, 0, device=device, progress=partial(progress, what))
             error = _attack(ATTACKERS[name], knowledge, observed, test, effort)
             found.append(_judge(scene, name, error, straight, class_mean))
     return [asdict(control) for control in found]

@@ -31,6 +31,8 @@ FLAT = 0.02
 """The curve is flat if the last third of the training lowered the held-out error by less than this share."""
 STOP = 0.004
 """Training stops early if the last half of it lowered the held-out error by less than this share."""
+LEAST_STEPS = 60
+"""Before so many steps a curve tells nothing: the rate has hardly risen, the averaged weights lag behind."""
 CHECKPOINT_EVERY_S = 60.0
 _HELD_OUT = 500
 _EVALUATION_BATCH = 250
@@ -132,11 +134,15 @@ def flattened(curve: list[tuple[int, float]] | tuple[tuple[int, float], ...]) ->
     Args:
         curve: (pictures seen, error) in time order, from 0 pictures on.
     """
-    return len(curve) > LOOKS // 2 and _gain(curve, 1 / 3) < FLAT
+    return _tells(curve) and _gain(curve, 1 / 3) < FLAT
 
 
 def _stagnant(curve: list[tuple[int, float]]) -> bool:
-    return len(curve) > LOOKS // 2 and _gain(curve, 1 / 2) < STOP
+    return _tells(curve) and _gain(curve, 1 / 2) < STOP
+
+
+def _tells(curve: list[tuple[int, float]] | tuple[tuple[int, float], ...]) -> bool:
+    return len(curve) > LOOKS // 2 and curve[-1][0] >= LEAST_STEPS * BATCH
 
 
 def _gain(curve: list[tuple[int, float]] | tuple[tuple[int, float], ...], share: float) -> float:

@@ -142,7 +142,7 @@ class LearnedDecoder:
         return Decoder(self.build(channels), mean, std, size, estimate)
 
 
-PAPER = LearnedDecoder("paper's decoder", PaperNet, corrects=False, learning_rate=3e-3)
+PAPER = LearnedDecoder("paper's decoder", PaperNet, corrects=False, learning_rate=1e-2)
 RESIDUAL = LearnedDecoder("residual decoder", ResidualNet)
 UNET = LearnedDecoder("U-Net with attention", UNet)
 RESIDUAL_SSIM = LearnedDecoder("residual decoder, L1+SSIM", ResidualNet, Structure)
