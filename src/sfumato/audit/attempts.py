@@ -1,0 +1,176 @@
+"""Lets attackers try: each trial from knowledge to figures, whatever becomes of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.audit.attackers.protocol import Attacker, Effort, Prepared
+from sfumato.audit.attackers.registry import ATTACKERS
+from sfumato.audit.budget import Budget, Trial
+from sfumato.audit.knowledge import Threat
+from sfumato.audit.notebook import Notebook
+from sfumato.audit.references import class_means
+from sfumato.audit.scene import Scene, UnavailableError
+from sfumato.audit.showing import PANEL, as_bytes
+from sfumato.errors import Interrupted
+from sfumato.measures import Figures, excess_leakage, measure, per_picture
+
+_BATCH = 250
+
+Tell = Callable[[str, int, int], None]
+"""Is told (what runs, its steps done, in all)."""
+
+
+class Attempts:
+    """The trials of one audit.
+
+    Args:
+        scene: hands out knowledge.
+        budget: of the audit.
+        notebook: gets what was restored.
+        device: where attackers are trained.
+        tell: see `Tell`.
+    """
+
+    def __init__(self, scene: Scene, budget: Budget, notebook: Notebook, device: torch.device, tell: Tell) -> None:
+        self.scene, self.budget, self.notebook, self.device, self._tell = scene, budget, notebook, device, tell
+        self.trials = [*budget.trials, *(budget.views if scene.target.stochastic else ())]
+        self.class_mean_errors, _ = per_picture(class_means(scene.train)[scene.test.labels], scene.test.images)
+        self._prepared: dict[str, Prepared] = {}
+
+    def attempt(self, trial: Trial) -> dict[str, Any]:
+        """Tries an attacker; whatever breaks is counted.
+
+        Returns:
+            A row of `trials` in `audit.json`.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM.
+        """
+        facts: dict[str, Any] = {
+            "key": trial.key,
+            "attacker": trial.attacker,
+            "threat": str(trial.threat),
+            "pairs": (trial.pairs or len(self.scene.train)) if trial.threat is Threat.PAIRS else None,
+            "views": trial.views,
+            "seed": trial.seed,
+            "status": "done",
+            "reason": None,
+        }
+        empty = dict.fromkeys(("mse", "psnr_db", "ssim", "excess_leakage", "mse_compared", "test_pictures", "params"))
+        facts |= empty | {"pictures_seen": None, "seconds": 0.0, "curve": [], "flattened": None}
+        started = time.monotonic()
+        try:
+            facts |= self._attack(trial)
+        except UnavailableError as reason:
+            facts |= {"status": "not run", "reason": str(reason)}
+        except Interrupted:
+            raise
+        except Exception as error:  # an attacker that breaks is counted, whatever broke
+            facts |= {"status": "failed", "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        facts["seconds"] = round(time.monotonic() - started, 1)
+        self.notebook.checkpoint(trial.key).unlink(missing_ok=True)
+        return facts
+
+    def _prepare(self, trial: Trial) -> Prepared:
+        attacker, scene = ATTACKERS[trial.attacker], self.scene
+        if trial.threat not in attacker.threats:
+            raise UnavailableError(f"{attacker.name} is not made for this threat model")
+        if trial.steps and scene.target.module is None:
+            raise UnavailableError("no gradients: only what travels is known of this obfuscator")
+        effort = Effort(
+            trial.pictures,
+            trial.steps,
+            trial.seed,
+            self.device,
+            self.notebook.checkpoint(trial.key),
+            self._teller(f"{attacker.name}, {trial.threat}"),
+        )
+        return attacker.prepare(scene.knowledge(trial.threat, pairs=trial.pairs, views=trial.views), effort)
+
+    def _attack(self, trial: Trial) -> dict[str, Any]:
+        attacker, scene = ATTACKERS[trial.attacker], self.scene
+        prepared = self._prepare(trial)
+        count = min(self.budget.test_pictures, len(scene.test), _most_test_pictures(attacker, len(scene.test)))
+        restored = self._restored(trial, prepared, count)
+        figures = measure(restored, scene.test.images[:count])
+        compared = figures.mse / float(self.class_mean_errors[:count].mean()) * float(self.class_mean_errors.mean())
+        whole = count < len(scene.test) and _most_test_pictures(attacker, len(scene.test)) == len(scene.test)
+        if trial.threat is Threat.WHITE_BOX and trial.views == 1 and trial.seed == 0 and attacker.learns:
+            self._prepared[trial.key] = prepared
+        if compared < self._lowest() and trial.views == 1:
+            if whole:
+                restored = self._restored(trial, prepared, len(scene.test))
+                figures = measure(restored, scene.test.images)
+            self.notebook.keep(f"{trial.key}-all", {"restored": as_bytes(restored)})
+        self.notebook.keep(trial.key, {"restored": as_bytes(restored[:PANEL])})
+        return {
+            **_named(figures),
+            "excess_leakage": excess_leakage(figures.mse, float(self.class_mean_errors[: figures.pictures].mean())),
+            "mse_compared": compared,
+            "params": prepared.facts.get("params"),
+            "pictures_seen": prepared.facts.get("pictures_seen"),
+            "curve": [list(point) for point in prepared.curve],
+            "flattened": prepared.flattened,
+        }
+
+    def _lowest(self) -> float:
+        """The best attacker's error so far."""
+        known = [
+            self.notebook.once(t.key, dict) for t in self.trials if (self.notebook.folder / f"{t.key}.json").is_file()
+        ]
+        return min(
+            (t["mse_compared"] for t in known if t["status"] == "done" and t["views"] == 1), default=float("inf")
+        )
+
+    def _restored(self, trial: Trial, prepared: Prepared, count: int) -> Tensor:
+        parts = []
+        for start in range(0, count, _BATCH):
+            observed = self.scene.observed(trial.threat, min(count, start + _BATCH), views=trial.views)[start:]
+            parts.append(prepared.restore(observed))
+            self._tell(f"{trial.attacker}, {trial.threat}: restoring", min(count, start + _BATCH), count)
+        return torch.cat(parts)
+
+    def strongest_decoder(self, trials: list[dict[str, Any]]) -> Prepared | None:
+        """Of the white box, as it was trained for its trial; trained again where the audit was resumed since.
+
+        Args:
+            trials: rows of `audit.json`, of seed 0.
+        """
+        rows = [t for t in trials if t["threat"] == Threat.WHITE_BOX and ATTACKERS[t["attacker"]].learns]
+        best = best_of(rows)
+        if best is None:
+            return None
+        if best["key"] not in self._prepared:
+            self._prepared[best["key"]] = self._prepare(next(t for t in self.trials if t.key == best["key"]))
+        return self._prepared[best["key"]]
+
+    def _teller(self, what: str) -> Callable[[int, int], None]:
+        return lambda done, total: self._tell(what, done, total)
+
+
+def best_of(trials: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The trial with the lowest error, of those who saw each picture once; None if none was done.
+
+    Args:
+        trials: rows of `audit.json`.
+    """
+    done = [trial for trial in trials if trial["status"] == "done" and trial["views"] == 1]
+    if not done:
+        return None
+    best = min(done, key=lambda trial: float(trial["mse_compared"]))
+    return {key: value for key, value in best.items() if key != "curve"}
+
+
+def _named(figures: Figures) -> dict[str, Any]:
+    return {"mse": figures.mse, "psnr_db": figures.psnr_db, "ssim": figures.ssim, "test_pictures": figures.pictures}
+
+
+def _most_test_pictures(attacker: Attacker, available: int) -> int:
+    """Attackers that optimise every picture alone say how many they can afford."""
+    return int(getattr(attacker, "test_pictures", available))

@@ -1,0 +1,120 @@
+"""What an audit shows: the same pictures as each attacker restored them, and the best attacker's extremes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.audit.knowledge import Threat
+from sfumato.audit.notebook import Notebook
+from sfumato.audit.report import Case, Pictures
+from sfumato.audit.scene import Scene
+from sfumato.errors import AuditError
+from sfumato.measures import per_picture
+from sfumato.panel import Caption, draw_panel
+
+PANEL = 12
+CASES = 6
+
+
+def showcase(scene: Scene, notebook: Notebook, found: dict[str, Any]) -> Pictures:
+    """Gathers the report's pictures.
+
+    Args:
+        scene: the audit's.
+        notebook: with what the attackers restored.
+        found: the content of `audit.json`.
+    """
+    by_attacker: dict[str, tuple[float, Tensor]] = {}
+    for trial in found["trials"]:
+        restored = notebook.tensors(trial["key"]).get("restored")
+        if restored is None or trial["status"] != "done":
+            continue
+        known = by_attacker.get(trial["attacker"])
+        if known is None or trial["mse_compared"] < known[0]:
+            by_attacker[trial["attacker"]] = trial["mse_compared"], restored
+    best_cases, worst_cases = _cases(scene, notebook, found["best"])
+    shown = min(PANEL, len(scene.test))
+    return Pictures(
+        scene.test.images[:shown],
+        preview(scene.observed(Threat.PAIRS, shown)),
+        {name: restored[:shown] for name, (_, restored) in by_attacker.items()},
+        best_cases,
+        worst_cases,
+    )
+
+
+def save_panel(scene: Scene, notebook: Notebook, found: dict[str, Any], path: Path) -> None:
+    """Draws original pictures, what travelled, and what the best attacker restored; nothing if nobody finished.
+
+    Args:
+        scene: the audit's.
+        notebook: with what the attackers restored.
+        found: the content of `audit.json`.
+        path: of the PNG file.
+
+    Raises:
+        AuditError: the disk refuses.
+    """
+    best = found["best"]
+    if best is None:
+        return
+    shown = min(PANEL, len(scene.test))
+    rows = (
+        ("original: stays on the device", scene.test.images[:shown]),
+        (
+            "obfuscated: what travels (each stretched to the visible range)",
+            preview(scene.observed(Threat.PAIRS, shown)),
+        ),
+        (
+            f"restored by an attacker who came afterwards: {best['attacker']}, {best['threat']}; "
+            f"{best['psnr_db']:.1f} dB, SSIM {best['ssim']:.2f}",
+            notebook.tensors(best["key"])["restored"][:shown],
+        ),
+    )
+    panel = draw_panel(
+        [(title, [picture.permute(1, 2, 0).expand(-1, -1, 3).numpy() for picture in part]) for title, part in rows],
+        [Caption(scene.test.names[label]) for label in scene.test.labels[:shown].tolist()],
+    )
+    try:
+        panel.save(path)
+    except OSError as error:
+        raise AuditError(f"the panel cannot be written to {path}: {error.strerror or error}") from error
+
+
+def _cases(
+    scene: Scene, notebook: Notebook, best: dict[str, Any] | None
+) -> tuple[dict[str, list[Case]], dict[str, list[Case]]]:
+    restored = notebook.tensors(f"{best['key']}-all").get("restored") if best else None
+    if restored is None:
+        return {}, {}
+    originals = scene.test.images[: len(restored)]
+    mse, ssim = per_picture(restored.float() / 255, originals)
+    best_cases, worst_cases = {}, {}
+    for name, values, rising in (("mse", mse, True), ("ssim", ssim, False)):
+        order = values.argsort(descending=not rising)
+        cases = [(originals[i], restored[i], float(values[i])) for i in order.tolist()]
+        best_cases[name], worst_cases[name] = cases[:CASES], cases[-CASES:]
+    return best_cases, worst_cases
+
+
+def preview(travels: Tensor) -> Tensor:
+    """Makes what travels visible, each picture stretched to the visible range on its own.
+
+    Args:
+        travels: (N, C, H, W) float32.
+
+    Returns:
+        (N, 3, H, W) uint8, or (N, 1, H, W) of the first channel if there are not three.
+    """
+    shown = travels if travels.shape[1] == 3 else travels[:, :1]
+    low, high = shown.amin(dim=(1, 2, 3), keepdim=True), shown.amax(dim=(1, 2, 3), keepdim=True)
+    return as_bytes((shown - low) / (high - low).clamp_min(1e-6))
+
+
+def as_bytes(pictures: Tensor) -> Tensor:
+    """Float in [0, 1] -> uint8, rounded; the shape stays."""
+    return (pictures.clamp(0, 1) * 255).round().to(torch.uint8)
