@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sfumato.audit.budget import Budget, Trial
 from sfumato.audit.dead_leaves import dead_leaves
+from sfumato.audit.knowledge import Threat
 from sfumato.audit.scene import Scene
 from sfumato.audit.target import Target
 from sfumato.data import ImageSet
@@ -51,3 +53,28 @@ def target(module: nn.Module, *, stochastic: bool = False, gradients: bool = Tru
 
 def scene(module: nn.Module, *, train: int = 240, test: int = 60, **facts: bool) -> Scene:
     return Scene(target(module, **facts), pictures(train), pictures(test, seed=1))
+
+
+BOX = Threat.WHITE_BOX
+TINY = Budget(
+    name="quick",
+    says="for tests",
+    trials=(
+        Trial("least squares", BOX),
+        Trial("residual decoder", BOX, 640),
+        Trial("total variation", BOX, steps=4),
+        Trial("least squares", Threat.PAIRS, pairs=40),
+        Trial("least squares", Threat.PAIRS, pairs=200),
+        Trial("least squares", Threat.PAIRS, pairs=1_000),
+        Trial("least squares", Threat.SHADOW),
+        Trial("least squares", Threat.OTHER_DATA),
+        Trial("least squares", Threat.CLOUD),
+        Trial("discriminator without pairs", Threat.NO_PAIRS, 64),
+    ),
+    views=(Trial("least squares", BOX, views=4),),
+    control_pictures=64,
+    identification_pictures=128,
+    attribute_pictures=128,
+    test_pictures=40,
+    seeds=1,
+)

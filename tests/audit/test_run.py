@@ -6,35 +6,13 @@ import signal
 import pytest
 import torch
 
-from scenes import SIDE, Noise, Swap, pictures, scene
-from sfumato.audit.budget import BUDGETS, Budget, Trial
+from scenes import SIDE, TINY, Noise, Swap, pictures, scene
+from sfumato.audit.budget import BUDGETS, Trial
 from sfumato.audit.knowledge import Threat
 from sfumato.audit.run import audit
 from sfumato.errors import AuditError, Interrupted
 
 BOX = Threat.WHITE_BOX
-TINY = Budget(
-    name="quick",
-    says="for tests",
-    trials=(
-        Trial("least squares", BOX),
-        Trial("residual decoder", BOX, 640),
-        Trial("total variation", BOX, steps=4),
-        Trial("least squares", Threat.PAIRS, pairs=40),
-        Trial("least squares", Threat.PAIRS, pairs=200),
-        Trial("least squares", Threat.PAIRS, pairs=1_000),
-        Trial("least squares", Threat.SHADOW),
-        Trial("least squares", Threat.OTHER_DATA),
-        Trial("least squares", Threat.CLOUD),
-        Trial("discriminator without pairs", Threat.NO_PAIRS, 64),
-    ),
-    views=(Trial("least squares", BOX, views=4),),
-    control_pictures=64,
-    identification_pictures=128,
-    attribute_pictures=128,
-    test_pictures=40,
-    seeds=1,
-)
 
 
 @pytest.fixture(autouse=True)

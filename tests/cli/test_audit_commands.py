@@ -1,0 +1,93 @@
+"""`audit` and `controls` in this process, with a budget of seconds."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from scenes import SIDE, TINY, pictures
+from sfumato.audit import budget
+from sfumato.bundle import Bundle
+from sfumato.cli import audit, commands, controls  # noqa: F401  (the commands register themselves)
+from sfumato.cli.app import app
+from sfumato.errors import SfumatoError
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """One folder per class and no split, as people have it."""
+    folder = tmp_path / "photos"
+    known = pictures(200)
+    for index, (picture, label) in enumerate(zip(known.images, known.labels.tolist(), strict=True)):
+        file = folder / known.names[label] / f"{index:03d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def quickly(tmp_path, monkeypatch):
+    monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")  # else the command starts the process again
+    monkeypatch.setitem(budget.BUDGETS, "quick", TINY)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "filters.py").write_text("def negative(x):\n    return 1 - x\n")
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [*map(str, arguments)])
+
+
+def test_a_callable_and_a_folder_of_photographs_give_a_report(tmp_path, photos):
+    done = run("audit", "filters:negative", "--data", photos, "--json")
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    assert said["verdict"]["finding"] == "leaks"
+    folder = tmp_path / "audits" / "filters-negative-quick"
+    found = json.loads((folder / "audit.json").read_text())
+    assert found["data"] | {"sha256": 0} == {
+        "source": str(photos), "train_pictures": 160, "test_pictures": 40, "sha256": 0,
+    }  # fmt: skip
+    assert found["utility"] is None
+    with Image.open(folder / "panel.png") as panel:
+        assert panel.width > 12 * SIDE
+    again = run("audit", "filters:negative", "--data", photos)
+    assert isinstance(again.exception, SfumatoError) and "--resume" in str(again.exception)
+    assert run("audit", "filters:negative", "--data", photos, "--resume").exit_code == 0
+
+
+def test_a_bundle_gets_its_figures(tmp_path, photos):
+    from audit_bundles import written
+
+    bundle = written(tmp_path / "bundle", "blur")
+    done = run("audit", bundle.path, "--data", photos)
+    assert done.exit_code == 0, done.output
+    assert "LEAKS" in done.stdout and "report:" in done.stdout and "attacks by" in done.stdout
+    figures = Bundle.load(bundle.path).figures["audit"]
+    assert figures["verdict"]["finding"] == "leaks" and figures["best"]["excess_leakage"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nothing that can be audited"),
+        (["filters:negative", "--data", "./nowhere"], "no data at ./nowhere"),
+        (["filters:negative", "--size", "large"], "rows x columns"),
+        (["filters:positive"], "cannot be imported"),
+    ],
+)
+def test_bad_input_is_named_before_anything_runs(photos, arguments, message):
+    data = [] if "--data" in arguments else ["--data", photos]
+    done = run("audit", *arguments, *data)
+    assert done.exit_code != 0 and message in str(done.exception)
+
+
+def test_controls_that_fail_end_with_an_error(tmp_path, photos):
+    done = run("controls", "--data", photos, "-o", tmp_path / "controls.json")
+    asked = json.loads((tmp_path / "controls.json").read_text())["controls"]
+    assert done.exit_code == (0 if all(control["passed"] for control in asked) else 1)
+    assert len(asked) == 11 and "FAILED" in done.stdout
