@@ -130,9 +130,9 @@ class Attempts:
 
     def _restored(self, trial: Trial, prepared: Prepared, count: int) -> Tensor:
         parts = []
+        observed = self.scene.observed(trial.threat, count, views=trial.views)
         for start in range(0, count, _BATCH):
-            observed = self.scene.observed(trial.threat, min(count, start + _BATCH), views=trial.views)[start:]
-            parts.append(prepared.restore(observed))
+            parts.append(prepared.restore(observed[start : start + _BATCH]))
             self._tell(f"{trial.attacker}, {trial.threat}: restoring", min(count, start + _BATCH), count)
         return torch.cat(parts)
 
