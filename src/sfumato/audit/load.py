@@ -85,7 +85,8 @@ def bundle_target(bundle: Bundle) -> Target:
         module = refit(bundle, seed)
         return None if module is None else _probed(f"{name}, seed {seed}", size, _without_gradients(module), module)
 
-    return replace(target, refit=again)
+    kind = "identity" if bundle.recipe.get("method") == "identity" else "baseline"
+    return replace(target, kind=kind, refit=again)
 
 
 def _module(bundle: Bundle) -> nn.Module | None:

@@ -164,6 +164,7 @@ class _Run:
             "schema": SCHEMA,
             "target": {
                 "name": scene.target.name,
+                "kind": scene.target.kind,
                 "height": scene.target.height,
                 "width": scene.target.width,
                 "stochastic": scene.target.stochastic,
@@ -188,7 +189,7 @@ class _Run:
             "certificate_note": note,
             "best": best,
         }
-        found["frontier"] = [*self._points(found), *self.beside.points]
+        found["frontier"] = self._points(found)
         verdict = decide(found)
         found["verdict"] = {"finding": verdict.finding, "sentences": list(verdict.sentences)}
         found["provenance"] = provenance(
@@ -302,14 +303,17 @@ class _Run:
         if not isinstance(target.module, Noisy):
             return None, "There is none: the obfuscator is stochastic, but does not say what its noise is."
         pictures = self.scene.train.images[:_CERTIFICATE_PICTURES]
-        found = certify(target.module, pictures, progress=self._tell("certificate"))
+        try:
+            found = certify(target.module, pictures, progress=self._tell("certificate"))
+        except AuditError as error:
+            return None, f"There is none: {error}."
         return found.as_json(), "It holds for one obfuscation of a picture; each further one weakens it."
 
     def _points(self, found: dict[str, Any]) -> list[dict[str, Any]]:
         utility, best = found["utility"], found["best"]
         if utility is None or best is None:
             return []
-        point = {
+        own = {
             "name": self.scene.target.name,
             "accuracy": utility["accuracy_obfuscated"],
             "excess_leakage": best["excess_leakage"],
@@ -318,23 +322,12 @@ class _Run:
             "source": "this audit",
             "best_attacker": best["attacker"],
         }
-        ends = [
-            ("plain picture", "accuracy_plain", 1.0, "identity"),
-            ("classifier on the device", "accuracy_local", 0.0, "local"),
+        ends = (("plain picture", "identity", "plain", 1.0), ("classifier on the device", "local", "local", 0.0))
+        points = [own] + [
+            {**own, "name": name, "role": role, "accuracy": utility[f"accuracy_{key}"], "excess_leakage": leakage}
+            | {"budget": None, "best_attacker": None}
+            for name, role, key, leakage in ends
+            if utility[f"accuracy_{key}"] is not None
         ]
-        return [
-            point,
-            *(
-                {
-                    **point,
-                    "name": name,
-                    "accuracy": utility[key],
-                    "excess_leakage": leakage,
-                    "role": role,
-                    "budget": None,
-                    "best_attacker": None,
-                }
-                for name, key, leakage, role in ends
-                if utility[key] is not None
-            ),
-        ]
+        known = {point["role"] for point in points} | {own["name"]}
+        return points + [point for point in self.beside.points if not {point["role"], point["name"]} & known]

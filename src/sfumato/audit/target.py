@@ -41,6 +41,7 @@ class Target:
         travels: the function, as it is shipped; without gradients.
         module: the same function in torch, differentiable, in evaluation mode; None if only the function is known.
         stochastic: whether two calls on one picture differ.
+        kind: "obfuscator", "baseline", or "identity" for the plain picture; where it stands in a plot.
         refit: seed -> another target made by the same recipe, or None if nobody here can make one.
     """
 
@@ -50,6 +51,7 @@ class Target:
     travels: Travels
     module: nn.Module | None = None
     stochastic: bool = False
+    kind: str = "obfuscator"
     refit: Callable[[int], Target | None] = lambda seed: None
 
     @torch.no_grad()
