@@ -153,7 +153,7 @@ def test_what_is_written_says_where_it_comes_from(tmp_path: Path):
     assert told[0] == (0, len(said["references"])) and told[-1][0] == told[-1][1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @REAL
 def test_the_designs_table_on_the_real_pictures():
     """To the last digit shown, but for the rows that hang on chance: a draw, or a local optimum of the codes."""
