@@ -29,7 +29,7 @@ from sfumato.audit.knowledge import FixedPairs, FreshPairs, Knowledge, Pairs, Th
 from sfumato.audit.notebook import remembered
 from sfumato.audit.references import class_means
 from sfumato.data import ImageSet
-from sfumato.measures import measure, psnr_db
+from sfumato.measures import RESTORED_BELOW, measure, psnr_db
 
 IDENTITY_DB = 30.0
 BLUR_DB = 25.0
@@ -220,5 +220,8 @@ def _flattened(done: list[dict[str, Any]]) -> Control:
     if not learned:
         return Control(name, None, "no learned attacker was tried", needed)
     best = min(learned, key=lambda t: float(t["mse_compared"]))
+    detail = f"{best['attacker']}, {best['threat']}"
+    if best["mse_compared"] < RESTORED_BELOW:
+        return Control(name, True, "the picture is restored, nothing is left to gain", needed, detail)
     measured = f"{'flat' if best['flattened'] else 'still falling'} after {best['pictures_seen']:,} pictures"
-    return Control(name, bool(best["flattened"]), measured, needed, f"{best['attacker']}, {best['threat']}")
+    return Control(name, bool(best["flattened"]), measured, needed, detail)

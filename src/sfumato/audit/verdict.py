@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sfumato.audit.knowledge import Threat
+from sfumato.measures import RESTORED_BELOW
 
 SCHEMA = "sfumato.audit/1"
 
@@ -96,7 +97,7 @@ def find_doubts(audit: dict[str, Any]) -> list[str]:
         doubts.append("even the best attacker does far worse than the class mean, as a broken one does")
     keys = ("attacker", "threat", "pairs")
     mine = [t for t in done(audit) if all(t.get(key) == best.get(key) for key in keys)]
-    if any(trial.get("flattened") is False for trial in mine):
+    if best["mse"] >= RESTORED_BELOW and any(trial.get("flattened") is False for trial in mine):
         doubts.append(f"the best attacker, {best['attacker']}, was still learning")
     finished = {(trial["attacker"], trial["threat"]) for trial in done(audit)}
     lost = {
