@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from sfumato.data import images as loader
-from sfumato.data import load_images
+from sfumato.data import load_images, load_train_test
 from sfumato.device import load_picture
 from sfumato.device.picture import fit
 from sfumato.errors import DataError
@@ -181,3 +181,28 @@ def test_the_first_pictures_of_a_set_are_a_set():
     part = whole.subset(4)
     assert len(part) == 4 and torch.equal(part.images, whole.images[:4]) and part.names == whole.names
     assert whole.subset(None) is whole and whole.subset(6) is whole and whole.subset(7) is whole
+
+
+def test_pictures_without_classes_are_of_one_class_where_that_will_do(tmp_path):
+    for index, picture in enumerate(pixels(6, size=(8, 8))):
+        (tmp_path / f"{index}.png").write_bytes(png(picture))
+    with pytest.raises(DataError, match="no obvious label column"):
+        load_images(str(tmp_path), "train")
+    images = load_images(str(tmp_path), "train", unlabelled=True)
+    assert images.names == ("picture",) and images.labels.tolist() == [0] * 6
+
+
+def test_a_single_split_gives_every_fifth_picture_for_testing(tmp_path):
+    for index, picture in enumerate(pixels(11, size=(8, 8))):
+        (tmp_path / f"{index:02d}.png").write_bytes(png(picture))
+    train, test = load_train_test(str(tmp_path))
+    whole = load_images(str(tmp_path), "train", unlabelled=True).images
+    assert (len(train), len(test)) == (8, 3)
+    assert torch.equal(test.images, whole[::5]) and train.sha256 != test.sha256
+
+
+def test_both_splits_are_taken_as_they_are_where_there_are_two(tmp_path):
+    folder = save_folder(tmp_path, train=8, test=4)
+    train, test = load_train_test(str(folder))
+    assert (len(train), len(test)) == (8, 4)
+    assert torch.equal(train.images, load_images(str(folder), "train").images)

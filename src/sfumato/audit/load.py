@@ -37,35 +37,41 @@ def load_target(given: str, *, size: tuple[int, int]) -> Target:
         AuditError: nothing of the three, or it does not do what an obfuscator does.
         BundleError: a bundle that is damaged or not an obfuscator's.
     """
-    path = Path(given)
+    path = _checked(given)
     if path.is_dir():
         return bundle_target(Bundle.load(path, kind="obfuscator"))
     if path.suffix == ".onnx":
-        if not path.is_file():
-            raise AuditError(f"no ONNX file at {path}")
         return _probed(path.stem, size, _from_onnx(path), None)
-    if ":" in given:
-        return _callable_target(given, size)
-    raise AuditError(
-        f"{given!r} is nothing that can be audited: expected a bundle's folder, an .onnx file, or module:name of a "
-        "Python callable"
-    )
+    return _callable_target(given, size)
 
 
 def native_size(given: str) -> tuple[int, int] | None:
     """The picture size (H, W) that a bundle or an ONNX file states; None if it states none.
 
     Raises:
+        AuditError: nothing that can be audited.
         BundleError: a damaged file, or not an obfuscator's bundle.
     """
-    path = Path(given)
+    path = _checked(given)
     if path.is_dir():
         preprocessing = Bundle.load(path, kind="obfuscator").preprocessing
         return preprocessing.height, preprocessing.width
-    if path.suffix != ".onnx" or not path.is_file():
+    if path.suffix != ".onnx":
         return None
     *_, height, width = [None, None, *OnnxFunction(path).input_shape]
     return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
+
+def _checked(given: str) -> Path:
+    path = Path(given)
+    if path.suffix == ".onnx" and not path.is_file():
+        raise AuditError(f"no ONNX file at {path}")
+    if not path.is_dir() and path.suffix != ".onnx" and ":" not in given:
+        raise AuditError(
+            f"{given!r} is nothing that can be audited: expected a bundle's folder, an .onnx file, or module:name of "
+            "a Python callable"
+        )
+    return path
 
 
 def bundle_target(bundle: Bundle) -> Target:

@@ -67,6 +67,7 @@ def load_images(
     size: tuple[int, int] | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    unlabelled: bool = False,
 ) -> ImageSet:
     """Loads one split of a data set, decoded; from the cache where it was decoded before.
 
@@ -77,6 +78,7 @@ def load_images(
             pictures have one size already.
         image_column: the column with the pictures; found by its type if not given.
         label_column: the column with the classes; found by its type or name if not given.
+        unlabelled: pictures without classes will do; they are then all of one class, "picture".
 
     Raises:
         DataError: the source cannot be found or read, a column is missing, or no picture can be decoded.
@@ -86,7 +88,7 @@ def load_images(
     if source == "cifar10":
         decoded = cifar10.load(split, _decode_location)
         return _as_image_set(decoded) if size in (None, (32, 32)) else _refit(decoded, size)
-    return _as_image_set(_decode_location(source, split, size, image_column, label_column))
+    return _as_image_set(_decode_location(source, split, size, image_column, label_column, unlabelled))
 
 
 class _NoSplitError(DataError):
@@ -96,7 +98,9 @@ class _NoSplitError(DataError):
 def load_train_test(
     source: str, *, size: tuple[int, int] | None = None, label_column: str | None = None
 ) -> tuple[ImageSet, ImageSet]:
-    """Loads both splits; of a data set that has but one, every fifth picture is held out for testing.
+    """Loads both splits, with classes or without; see `load_images` for what becomes of the latter.
+
+    Of a data set that has but one split, every fifth picture is held out for testing.
 
     Args:
         source: see `load_images`.
@@ -106,9 +110,9 @@ def load_train_test(
     Raises:
         DataError: see `load_images`.
     """
-    train = load_images(source, "train", size=size, label_column=label_column)
+    train = load_images(source, "train", size=size, label_column=label_column, unlabelled=True)
     try:
-        return train, load_images(source, "test", size=size, label_column=label_column)
+        return train, load_images(source, "test", size=size, label_column=label_column, unlabelled=True)
     except _NoSplitError:
         held_out = torch.arange(len(train)) % _HOLD_OUT_EVERY == 0
         return _part(train, ~held_out), _part(train, held_out)
@@ -126,16 +130,19 @@ def _decode_location(
     size: tuple[int, int] | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    unlabelled: bool = False,
 ) -> cache.Decoded:
-    key = _identity(source, split, size, image_column, label_column)
+    key = _identity(
+        source, split, size, image_column, label_column or (unlabelled and "label, if there is one") or None
+    )
     found = cache.find(key)
     if found is not None:
         return found
     rows = _read_rows(source, split)
     image_column = image_column or _find_image_column(rows, source)
-    label_column = label_column or _find_label_column(rows, source)
+    label_column = label_column or _find_label_column(rows, source, unlabelled=unlabelled)
     for column in (image_column, label_column):
-        if column not in rows.column_names:
+        if column is not None and column not in rows.column_names:
             raise DataError(f"{source} has no column {column!r}; it has {', '.join(rows.column_names)}")
     names, labels = _labels(rows, label_column, source)
     images, kept = _decode(rows, image_column, size, source)
@@ -177,20 +184,24 @@ def _find_image_column(rows: Any, source: str) -> str:
     return str(found[0])
 
 
-def _find_label_column(rows: Any, source: str) -> str:
+def _find_label_column(rows: Any, source: str, *, unlabelled: bool) -> str | None:
     from datasets import ClassLabel
 
     found = [name for name, feature in rows.features.items() if isinstance(feature, ClassLabel)]
     if len(found) != 1:
         found = [name for name in _LABEL_COLUMNS if name in rows.column_names][:1]
+    if not found and unlabelled:
+        return None
     if len(found) != 1:
         raise DataError(f"{source} has no obvious label column among {', '.join(rows.column_names)}; name label_column")
     return str(found[0])
 
 
-def _labels(rows: Any, column: str, source: str) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
+def _labels(rows: Any, column: str | None, source: str) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
     from datasets import ClassLabel, Value
 
+    if column is None:
+        return ("picture",), np.zeros(len(rows), np.int64)
     feature = rows.features[column]
     if not isinstance(feature, ClassLabel | Value):
         raise DataError(f"{source}: column {column!r} holds {type(feature).__name__}, not one class per picture")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -217,11 +218,10 @@ def _fabric(plan: TrainingRecipe, folder: Path, accelerator: str, devices: int) 
 
 
 def _load(recipe: DataRecipe, fabric: Fabric) -> tuple[ImageSet, ImageSet]:
-    size = recipe.size
-    columns = {"image_column": recipe.image_column, "label_column": recipe.label_column}
+    load = partial(load_images, size=recipe.size, image_column=recipe.image_column, label_column=recipe.label_column)
     with fabric.rank_zero_first(local=True):  # the others then find the decoded pictures in the cache
-        train_set = load_images(recipe.source, "train", size=size, **columns).subset(recipe.train_pictures)
-        test_set = load_images(recipe.source, "test", size=size, **columns).subset(recipe.test_pictures)
+        train_set = load(recipe.source, "train").subset(recipe.train_pictures)
+        test_set = load(recipe.source, "test").subset(recipe.test_pictures)
     if train_set.names != test_set.names or train_set.images.shape[1:] != test_set.images.shape[1:]:
         raise TrainingError(f"{recipe.source}: training and test pictures differ in classes or size")
     if recipe.crop_padding >= min(train_set.images.shape[2:]):
