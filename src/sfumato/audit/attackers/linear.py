@@ -93,7 +93,7 @@ def solve(pairs: Pairs, *, seed: int) -> tuple[LinearEstimate, int]:
         raise AuditError(f"least squares needs at least 2 pairs, got {len(pairs)}")
     source = torch.Generator().manual_seed(seed)
     pictures, observed = _gather(pairs, source)
-    inputs = _leading(observed).flatten(1)
+    inputs = observed.flatten(1)
     held = max(1, len(inputs) // 10)
     base, offset = pictures[held:].mean(dim=0), inputs[held:].mean(dim=0)
     x, y = inputs[held:] - offset, (pictures[held:] - base).flatten(1)
@@ -131,8 +131,12 @@ def _gather(pairs: Pairs, source: torch.Generator) -> tuple[Tensor, Tensor]:
     _, observed = pairs.batch(order[:2], source)
     too_large = _leading(observed).flatten(1).shape[1] > MAX_INPUTS
     order = order[: _MAX_PAIRS_DUAL if too_large else MAX_PAIRS]
-    parts = [pairs.batch(part, source) for part in order.split(500)]  # type: ignore[no-untyped-call]
-    return torch.cat([p for p, _ in parts]), torch.cat([o for _, o in parts])
+    pictures, leading = [], []
+    for part in torch.split(order, 250):
+        known, observed = pairs.batch(part, source)
+        pictures.append(known)
+        leading.append(_leading(observed).clone())
+    return torch.cat(pictures), torch.cat(leading)
 
 
 def _leading(observed: Tensor) -> Tensor:
