@@ -131,7 +131,17 @@ def test_importing_does_not_load_torch(module):
         ),
         (
             "sfumato.nets",
-            ["CLASSIFIERS", "Cost", "Deobfuscator", "Normalize", "Obfuscator", "build_classifier", "cost"],
+            [
+                "CLASSIFIERS",
+                "Cost",
+                "Deobfuscator",
+                "Normalize",
+                "Obfuscator",
+                "autocast",
+                "build_classifier",
+                "cost",
+                "reverse_gradient",
+            ],
         ),
         ("sfumato.data", ["Augmentation", "ImageSet", "augment", "load_images", "load_train_test"]),
         ("sfumato.training", ["ClassifierRecipe", "ObfuscatorRecipe", "Run", "load_recipe", "train"]),

@@ -1,8 +1,8 @@
 """Is the attacker broken? What he must manage before anybody believes that he failed.
 
-On maps whose leakage is known, the decoders of the audit must find it, and no more than it. The rest of the
-controls look at the audit's own trials. The first kind does not depend on the obfuscator: it is measured once
-for pictures, budget and attackers, and kept.
+On maps whose leakage is known, the decoders of the audit must find it, and no more than it. That does not depend on
+the obfuscator: it is measured once for pictures, budget and attackers, and kept. What an audit's own trials tell of
+the attackers is asked in `sfumato.audit.consistency`.
 
 Source: Carlini et al. 2019, section 5 ("sanity checks"); the figures are this project's.
 """
@@ -10,10 +10,9 @@ Source: Carlini et al. 2019, section 5 ("sanity checks"); the figures are this p
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from sfumato.audit.knowledge import FixedPairs, FreshPairs, Knowledge, Pairs, Th
 from sfumato.audit.notebook import remembered
 from sfumato.audit.references import class_means
 from sfumato.data import ImageSet
-from sfumato.measures import RESTORED_BELOW, measure, psnr_db
+from sfumato.measures import measure, psnr_db
 
 IDENTITY_DB = 30.0
 BLUR_DB = 25.0
@@ -44,8 +43,6 @@ PAPER_SHARE = 4
 """So many times the pictures of the other controls: it has no linear estimate to start from."""
 ORACLE_LOW, ORACLE_HIGH = 0.99, 1.05
 """Error on the label-only oracle, over the class mean's: below is more than can be known, above is a lame decoder."""
-TOLERANCE = 1.02
-"""How much worse an attacker may be for knowing more: chance of one training."""
 _TEST_PICTURES = 500
 _ORACLE_PICTURES = 10_000
 
@@ -177,51 +174,3 @@ def _of(train: ImageSet, test: ImageSet, pictures: int) -> str:
     code = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     facts = (torch.__version__, pictures, train.sha256, test.sha256, len(train), len(test), torch.cuda.is_available())
     return f"{code} {facts}"
-
-
-def trial_controls(trials: Sequence[dict[str, Any]]) -> list[Control]:
-    """What the audit's own trials tell of the attackers.
-
-    Args:
-        trials: as in `audit.json`.
-    """
-    done = [t for t in trials if t["status"] == "done" and t["views"] == 1]
-    return [_more_pairs(done), _white_box(done), _flattened(done)]
-
-
-def _more_pairs(done: list[dict[str, Any]]) -> Control:
-    best: dict[int, float] = {}
-    for trial in done:
-        if trial["threat"] == Threat.PAIRS:
-            best[trial["pairs"]] = min(best.get(trial["pairs"], 1e9), trial["mse_compared"])
-    name, needed = "more pairs do not hurt", f"at most {TOLERANCE} times the error with fewer"
-    if len(best) < 2:
-        return Control(name, None, "fewer than two numbers of pairs were tried", needed)
-    counts = sorted(best)
-    rises = [best[more] / best[fewer] for fewer, more in pairwise(counts)]
-    measured = ", ".join(f"{count:,}: {best[count]:.4f}" for count in counts)
-    return Control(name, max(rises) <= TOLERANCE, measured, needed, "best MSE by number of known pairs")
-
-
-def _white_box(done: list[dict[str, Any]]) -> Control:
-    def best(threat: Threat) -> float:
-        return min((t["mse_compared"] for t in done if t["threat"] == threat), default=float("inf"))
-
-    white, black = best(Threat.WHITE_BOX), best(Threat.PAIRS)
-    name, needed = "the white box does not lose to the black box", f"at most {TOLERANCE} times its error"
-    if float("inf") in (white, black):
-        return Control(name, None, "not both were tried", needed)
-    return Control(name, white <= TOLERANCE * black, f"{white:.4f} against {black:.4f}", needed, "best MSE of each")
-
-
-def _flattened(done: list[dict[str, Any]]) -> Control:
-    name, needed = "the best attacker's learning curve is flat", "the last third of the training gains under 2 %"
-    learned = [t for t in done if t["flattened"] is not None]
-    if not learned:
-        return Control(name, None, "no learned attacker was tried", needed)
-    best = min(learned, key=lambda t: float(t["mse_compared"]))
-    detail = f"{best['attacker']}, {best['threat']}"
-    if best["mse_compared"] < RESTORED_BELOW:
-        return Control(name, True, "the picture is restored, nothing is left to gain", needed, detail)
-    measured = f"{'flat' if best['flattened'] else 'still falling'} after {best['pictures_seen']:,} pictures"
-    return Control(name, bool(best["flattened"]), measured, needed, detail)

@@ -28,7 +28,7 @@ from sfumato.nets import autocast
 BATCH = 64
 LOOKS = 12
 FLAT = 0.02
-"""The curve is flat if the last third of the training lowered the held-out error by less than this share."""
+"""The curve is flat if the last third of the training changed the held-out error by less than this share."""
 STOP = 0.004
 """Training stops early if the last half of it lowered the held-out error by less than this share."""
 LEAST_STEPS = 60
@@ -129,12 +129,12 @@ def fit_decoder(
 
 
 def flattened(curve: list[tuple[int, float]] | tuple[tuple[int, float], ...]) -> bool:
-    """Whether the last third of the training brought less than `FLAT` of the error.
+    """Whether the last third of the training changed less than `FLAT` of the error, for better or worse.
 
     Args:
         curve: (pictures seen, error) in time order, from 0 pictures on.
     """
-    return _tells(curve) and _gain(curve, 1 / 3) < FLAT
+    return _tells(curve) and abs(_gain(curve, 1 / 3)) < FLAT
 
 
 def _stagnant(curve: list[tuple[int, float]]) -> bool:

@@ -17,7 +17,8 @@ from sfumato.audit.attempts import Attempts, best_of
 from sfumato.audit.attributes import infer
 from sfumato.audit.budget import Budget, Trial
 from sfumato.audit.certificate import certify
-from sfumato.audit.controls import decoder_controls, trial_controls
+from sfumato.audit.consistency import trial_controls
+from sfumato.audit.controls import decoder_controls
 from sfumato.audit.identification import identify
 from sfumato.audit.knowledge import Threat
 from sfumato.audit.notebook import Notebook, remembered
