@@ -15,9 +15,9 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from sfumato.errors import AuditError
 
-SSIM_WINDOW = 11
 RESTORED_BELOW = 1e-4
 """A mean squared error (40 dB) below which a picture counts as restored: an attacker has nothing left to gain."""
+SSIM_WINDOW = 11
 """Pixels on a side of the window that structural similarity is measured in: the least side of a picture."""
 
 

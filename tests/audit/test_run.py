@@ -36,7 +36,7 @@ def test_a_map_that_loses_nothing_is_found_to_leak_and_everything_is_written(tmp
     assert "shadow" in trials["least_squares-shadow-seed0"]["reason"]
     assert trials["least_squares-pairs-n1000-seed0"]["reason"].startswith("only 240")
     assert trials["least_squares-cloud-seed0"]["status"] == "not run"
-    assert found["certificate"] is None and "none" in found["certificate_note"]
+    assert found["certificate"] is None and "without noise" in found["certificate_note"]
     again = {row["attacker"]: row for row in found["identification"] if row["candidates"] == 10}
     assert again["obfuscating the candidates"]["top1"] == 1
 

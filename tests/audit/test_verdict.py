@@ -45,7 +45,7 @@ def test_nothing_found_by_an_audit_in_order_is_withstood():
     verdict = decide(fake_audit())
     assert verdict.finding == "withstood"
     assert "others may" in verdict.sentences[0]
-    assert "at least" not in verdict.sentences[0]
+    assert "hardly more" in verdict.sentences[0] and "at least 0.02" in verdict.sentences[0]
 
 
 @pytest.mark.parametrize("reason", spoilt())
@@ -161,3 +161,10 @@ def test_mixing_meets_both_ends():
 @pytest.mark.parametrize(("share", "text"), [(0.726, "72.6 %"), (0.0, "0.0 %"), (0.0001, "0.01 %"), (None, "\u2013")])
 def test_percent(share, text):
     assert percent(share) == text
+
+
+def test_noise_that_hides_one_view_but_not_sixteen_leaks():
+    audit = fake_audit()
+    audit["trials"].append(trial("least squares", "white-box", 0.03, views=16, excess_leakage=0.4))
+    verdict = decide(audit)
+    assert verdict.finding == "leaks" and "of 0.40 if a picture is sent 16 times" in verdict.sentences[0]

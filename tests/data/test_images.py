@@ -195,7 +195,7 @@ def test_pictures_without_classes_are_of_one_class_where_that_will_do(tmp_path):
 def test_a_single_split_gives_every_fifth_picture_for_testing(tmp_path):
     for index, picture in enumerate(pixels(11, size=(8, 8))):
         (tmp_path / f"{index:02d}.png").write_bytes(png(picture))
-    train, test = load_train_test(str(tmp_path))
+    train, test, _ = load_train_test(str(tmp_path))
     whole = load_images(str(tmp_path), "train", unlabelled=True).images
     assert (len(train), len(test)) == (8, 3)
     assert torch.equal(test.images, whole[::5]) and train.sha256 != test.sha256
@@ -203,6 +203,21 @@ def test_a_single_split_gives_every_fifth_picture_for_testing(tmp_path):
 
 def test_both_splits_are_taken_as_they_are_where_there_are_two(tmp_path):
     folder = save_folder(tmp_path, train=8, test=4)
-    train, test = load_train_test(str(folder))
+    train, test, _ = load_train_test(str(folder))
     assert (len(train), len(test)) == (8, 4)
-    assert torch.equal(train.images, load_images(str(folder), "train").images)
+    whole = {picture.numpy().tobytes() for picture in load_images(str(folder), "train").images}
+    assert {picture.numpy().tobytes() for picture in train.images} == whole
+
+
+def test_a_folder_per_class_comes_mixed_and_the_same_each_time(tmp_path):
+    folder = save_folder(tmp_path, train=40, test=20)
+    sorted_, (train, test, _) = load_images(str(folder), "train"), load_train_test(str(folder))
+    assert sorted_.labels.tolist() == sorted(sorted_.labels.tolist())
+    for part in (train, test):
+        assert set(part.subset(len(part) // 2).labels.tolist()) == {0, 1, 2, 3}
+    assert torch.equal(train.images, load_train_test(str(folder))[0].images)
+
+
+def test_cifar10_has_no_other_columns():
+    with pytest.raises(DataError, match="cifar10 has one column"):
+        load_images("cifar10", "test", label_column="colour")

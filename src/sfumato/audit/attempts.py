@@ -74,7 +74,8 @@ class Attempts:
         except Exception as error:  # an attacker that breaks is counted, whatever broke
             facts |= {"status": "failed", "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
         facts["seconds"] = round(time.monotonic() - started, 1)
-        self.notebook.checkpoint(trial.key).unlink(missing_ok=True)
+        if facts["status"] == "done":
+            self.notebook.checkpoint(trial.key).unlink(missing_ok=True)
         return facts
 
     def _prepare(self, trial: Trial) -> Prepared:
@@ -96,6 +97,7 @@ class Attempts:
     def _attack(self, trial: Trial) -> dict[str, Any]:
         attacker, scene = ATTACKERS[trial.attacker], self.scene
         prepared = self._prepare(trial)
+        known = scene.knowledge(trial.threat, pairs=trial.pairs, views=trial.views).pairs
         count = min(self.budget.test_pictures, len(scene.test), _most_test_pictures(attacker, len(scene.test)))
         restored = self._restored(trial, prepared, count)
         figures = measure(restored, scene.test.images[:count])
@@ -111,6 +113,7 @@ class Attempts:
         self.notebook.keep(trial.key, {"restored": as_bytes(restored[:PANEL])})
         return {
             **_named(figures),
+            "pairs": len(known) if trial.threat is Threat.PAIRS and known is not None else None,
             "excess_leakage": excess_leakage(figures.mse, float(self.class_mean_errors[: figures.pictures].mean())),
             "mse_compared": compared,
             "params": prepared.facts.get("params"),
@@ -129,11 +132,11 @@ class Attempts:
         )
 
     def _restored(self, trial: Trial, prepared: Prepared, count: int) -> Tensor:
-        parts = []
-        observed = self.scene.observed(trial.threat, count, views=trial.views)
-        for start in range(0, count, _BATCH):
-            parts.append(prepared.restore(observed[start : start + _BATCH]))
-            self._tell(f"{trial.attacker}, {trial.threat}: restoring", min(count, start + _BATCH), count)
+        parts, done = [], 0
+        for observed in self.scene.batches(trial.threat, count, views=trial.views, size=_BATCH):
+            parts.append(prepared.restore(observed))
+            done += len(observed)
+            self._tell(f"{trial.attacker}, {trial.threat}: restoring", done, count)
         return torch.cat(parts)
 
     def strongest_decoder(self, trials: list[dict[str, Any]]) -> Prepared | None:

@@ -135,7 +135,7 @@ BUDGETS = {
         ),
         _budget(
             "full",
-            "decoders trained until their curves are flat, the strongest with three seeds; wants a GPU",
+            "decoders trained sixty times as long, the strongest with three seeds; wants a GPU",
             250_000,
             steps=1_000,
             all_losses=True,

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from sfumato.audit.attackers.decoders import PAPER
-from sfumato.audit.controls import Control
+from sfumato.audit.controls import ORACLE_HIGH, Control
 from sfumato.audit.fitting import FLAT, flattened
 from sfumato.audit.knowledge import Threat
 from sfumato.measures import RESTORED_BELOW
@@ -16,14 +16,15 @@ TOLERANCE = 1.02
 """How much worse an attacker may be for knowing more: chance of one training."""
 
 
-def trial_controls(trials: Sequence[dict[str, Any]]) -> list[Control]:
+def trial_controls(trials: Sequence[dict[str, Any]], class_mean_mse: float) -> list[Control]:
     """What the audit's own trials tell of the attackers.
 
     Args:
         trials: as in `audit.json`.
+        class_mean_mse: the error of the class mean.
     """
     done = [t for t in trials if t["status"] == "done" and t["views"] == 1]
-    return [_more_pairs(done), _white_box(done), _flattened(done)]
+    return [_more_pairs(done), _white_box(done), _learned(done, class_mean_mse)]
 
 
 def _more_pairs(done: list[dict[str, Any]]) -> Control:
@@ -51,7 +52,7 @@ def _white_box(done: list[dict[str, Any]]) -> Control:
     return Control(name, white <= TOLERANCE * black, f"{white:.4f} against {black:.4f}", needed, "best MSE of each")
 
 
-def _flattened(done: list[dict[str, Any]]) -> Control:
+def _learned(done: list[dict[str, Any]], class_mean_mse: float) -> Control:
     name = "the best learned attacker has learned all that it can"
     needed = f"restored, or: it learned, and the last third of the training changed under {100 * FLAT:g} %"
     learned = [t for t in done if t["curve"]]
@@ -67,9 +68,10 @@ def _flattened(done: list[dict[str, Any]]) -> Control:
     errors = [error for _, error in best["curve"]]
     if min(errors) < (1 - FLAT) * errors[0]:
         return Control(name, True, f"flat {after}", needed, detail)
-    # A network that never left its start shows nothing, unless one that began with nothing came to the same end.
+    # A network that never left its start shows nothing, unless one that began with nothing came to the same end,
+    # and that is better than the mean picture, which takes no learning.
     fresh = min((t["mse_compared"] for t in done if t["attacker"] == PAPER.name), default=float("inf"))
-    confirmed = fresh <= TOLERANCE * best["mse_compared"]
+    confirmed = fresh <= min(TOLERANCE * best["mse_compared"], ORACLE_HIGH * class_mean_mse)
     words = "ends there too" if confirmed else "is not as far"
     measured = f"where it began {after}; a decoder that began with nothing {words}, at MSE {fresh:.4f}"
     return Control(name, confirmed, measured, needed, detail)

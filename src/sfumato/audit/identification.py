@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from sfumato.audit.attackers.protocol import Effort, Restore
 from sfumato.audit.knowledge import FreshPairs, Knowledge, Pairs, Threat
+from sfumato.audit.target import Noisy
 from sfumato.errors import AuditError
 from sfumato.measures import proportion_interval, retrieval_top1
 from sfumato.nets import autocast
@@ -136,7 +137,10 @@ def _retrieval(
         )
     fresh = knowledge.pairs
     if knowledge.threat in (Threat.WHITE_BOX, Threat.CLOUD) and isinstance(fresh, FreshPairs):
-        again = _batched(lambda part: fresh.travels(part.float() / 255), originals)
+        # Noise in the candidates helps nobody: the mean is compared where it is known.
+        again_travels = knowledge.module.mean if isinstance(knowledge.module, Noisy) else fresh.travels
+        with torch.no_grad():
+            again = _batched(lambda part: again_travels(part.float() / 255), originals)
         found["obfuscating the candidates"] = _standardised(observed[asked].flatten(1), again)
     return found
 

@@ -65,18 +65,15 @@ class FixedPairs:
 
 
 @dataclass(frozen=True, eq=False)
-class FreshPairs:
-    """Pairs that are made when they are looked at, with fresh noise where there is noise.
+class LazyPairs:
+    """As `FixedPairs`, of a function without noise, whose values are computed when they are asked for.
 
     Attributes:
         pictures: (N, 3, H, W) uint8.
-        travels: (B, 3, H, W) float32 in [0, 1] -> (B, C, H', W') float32.
-        mirror: mirror pictures at random, which only somebody who holds the function can do.
     """
 
     pictures: Tensor
-    travels: Callable[[Tensor], Tensor]
-    mirror: bool = True
+    _travels: Callable[[Tensor], Tensor]
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -85,9 +82,30 @@ class FreshPairs:
     def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """See `Pairs`."""
         pictures = self.pictures[indices].float() / 255
-        if self.mirror:
-            mirrored = torch.rand(len(pictures), generator=generator) < 0.5
-            pictures = torch.where(mirrored[:, None, None, None], pictures.flip(3), pictures)
+        return pictures, self._travels(pictures)
+
+
+@dataclass(frozen=True, eq=False)
+class FreshPairs:
+    """Pairs that somebody makes who holds the function: mirrored at random, with fresh noise where there is noise.
+
+    Attributes:
+        pictures: (N, 3, H, W) uint8.
+        travels: (B, 3, H, W) float32 in [0, 1] -> (B, C, H', W') float32.
+    """
+
+    pictures: Tensor
+    travels: Callable[[Tensor], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    @torch.no_grad()
+    def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """See `Pairs`."""
+        pictures = self.pictures[indices].float() / 255
+        mirrored = torch.rand(len(pictures), generator=generator) < 0.5
+        pictures = torch.where(mirrored[:, None, None, None], pictures.flip(3), pictures)
         return pictures, self.travels(pictures)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sfumato.audit.target import Target, Travels
 from sfumato.baselines.bundles import KIND, load_module, refit
-from sfumato.bundle import OBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS, Bundle
+from sfumato.bundle import OBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS, Bundle, file_sha256
 from sfumato.errors import AuditError, BundleError
 from sfumato.export import TOLERANCE
 from sfumato.nets import Normalize, Obfuscator
@@ -41,7 +41,7 @@ def load_target(given: str, *, size: tuple[int, int]) -> Target:
     if path.is_dir():
         return bundle_target(Bundle.load(path, kind="obfuscator"))
     if path.suffix == ".onnx":
-        return _probed(path.stem, size, _from_onnx(path), None)
+        return replace(_probed(path.stem, size, _from_onnx(path), None), fingerprint=file_sha256(path))
     return _callable_target(given, size)
 
 
@@ -84,12 +84,14 @@ def bundle_target(bundle: Bundle) -> Target:
     size = bundle.preprocessing.height, bundle.preprocessing.width
     name = str(bundle.recipe.get("name") or bundle.recipe.get("method") or bundle.path.name)
     target = _probed(name, size, _from_onnx(bundle.file(OBFUSCATOR_ONNX)), _module(bundle))
+    target = replace(target, fingerprint=bundle.files[OBFUSCATOR_ONNX])
     if bundle.recipe.get("kind") != KIND:
         return target
 
     def again(seed: int) -> Target | None:
-        module = refit(bundle, seed)
-        return None if module is None else _probed(f"{name}, seed {seed}", size, _without_gradients(module), module)
+        other = int(bundle.recipe.get("seed", 0)) + seed
+        module = refit(bundle, other)
+        return None if module is None else _probed(f"{name}, seed {other}", size, _without_gradients(module), module)
 
     kind = "identity" if bundle.recipe.get("method") == "identity" else "baseline"
     return replace(target, kind=kind, refit=again)

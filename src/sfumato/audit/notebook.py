@@ -56,7 +56,7 @@ class Notebook:
         if resume and overwrite:
             raise AuditError("--resume goes on with an audit, --overwrite starts anew; choose one")
         self.folder = folder
-        if overwrite:
+        if overwrite and (folder / f"{_IDENTITY}.json").is_file():  # else it is somebody's folder, not an audit's
             shutil.rmtree(folder, ignore_errors=True)
         try:
             known = json.loads((folder / f"{_IDENTITY}.json").read_text(encoding="utf-8"))
@@ -82,6 +82,12 @@ class Notebook:
             pass
         write_json(path, find())
         return json.loads(path.read_text(encoding="utf-8"))
+
+    def forget_failed(self, key: str) -> None:
+        """A trial that failed is tried again when the audit is resumed: the disk may have been full."""
+        path = self.folder / f"{key}.json"
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("status") == "failed":
+            path.unlink()
 
     def keep(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Writes tensors under a key.

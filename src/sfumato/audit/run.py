@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfumato import __version__
 from sfumato.audit.attackers.protocol import CPU, Effort
 from sfumato.audit.attempts import Attempts, best_of
 from sfumato.audit.attributes import infer
@@ -26,7 +27,7 @@ from sfumato.audit.references import references
 from sfumato.audit.report import write_report
 from sfumato.audit.scene import Scene
 from sfumato.audit.showing import save_panel, showcase
-from sfumato.audit.target import Noisy
+from sfumato.audit.target import Noisy, Target
 from sfumato.audit.verdict import SCHEMA, decide
 from sfumato.bundle import CLASSIFIER_ONNX, Bundle, write_json
 from sfumato.errors import AuditError, Interrupted
@@ -97,7 +98,9 @@ def audit(
         raise AuditError(
             f"pictures of {size[0]}x{size[1]} are too small to measure: {SSIM_WINDOW} pixels on a side at least"
         )
-    notebook = Notebook(folder / "work", _identity(scene, budget, beside), resume=resume, overwrite=overwrite)
+    notebook = Notebook(
+        folder / "work", _identity(scene, budget, beside or Beside()), resume=resume, overwrite=overwrite
+    )
     run = _Run(scene, budget, notebook, beside or Beside(), device, progress)
     try:
         found = run.everything()
@@ -124,18 +127,28 @@ def record(bundle: Bundle, found: dict[str, Any]) -> None:
     bundle.save()
 
 
-def _identity(scene: Scene, budget: Budget, beside: Beside | None) -> dict[str, Any]:
+def _identity(scene: Scene, budget: Budget, beside: Beside) -> dict[str, Any]:
     """What must be the same for findings to be mixed."""
-    target, probes = scene.target, scene.test.images[:4].float() / 255
-    sent = b"" if target.stochastic else (target.travels(probes) * 1e3).round().numpy().astype(np.int64).tobytes()
-    classifier = beside.classifier.classifier_fingerprint if beside and beside.classifier else None
+    target, shadow = scene.target, scene.shadow
     return {
-        "obfuscator": f"{target.name} {hashlib.sha256(sent).hexdigest()}",
-        "shadow": scene.shadow.name if scene.shadow else None,
-        "classifier": classifier,
+        "sfumato": __version__,
+        "obfuscator": [target.name, target.fingerprint or _answers(target, scene.test.images)],
+        "shadow": [shadow.name, shadow.fingerprint] if shadow else None,
+        "classifier": beside.classifier.classifier_fingerprint if beside.classifier else None,
+        "local": beside.local.classifier_fingerprint if beside.local else None,
+        "other": None if scene.other is None else hashlib.sha256(scene.other.numpy().tobytes()).hexdigest(),
+        "attributes": sorted(beside.attributes or {}),
         "budget": repr(budget),
         "data": [scene.train.sha256, scene.test.sha256, len(scene.train), len(scene.test)],
     }
+
+
+def _answers(target: Target, pictures: Tensor) -> str:
+    """A callable is known by what it gives, to three digits; a stochastic one by its name alone."""
+    if target.stochastic:
+        return ""
+    sent = (target.travels(pictures[:4].float() / 255) * 1e3).round().numpy().astype(np.int64)
+    return hashlib.sha256(sent.tobytes()).hexdigest()
 
 
 class _Run:
@@ -185,7 +198,8 @@ class _Run:
             "trials": trials,
             "identification": identification,
             "attributes": attributes,
-            "controls": controls + [asdict(control) for control in trial_controls(trials)],
+            "controls": controls
+            + [asdict(control) for control in trial_controls(trials, float(self.attempts.class_mean_errors.mean()))],
             "certificate": certificate,
             "certificate_note": note,
             "best": best,
@@ -216,9 +230,9 @@ class _Run:
 
     def _utility(self) -> dict[str, Any] | None:
         classifier, local = self.beside.classifier, self.beside.local
-        if classifier is None:
-            return None
         test = self.scene.test
+        if classifier is None or tuple(test.names) != tuple(classifier.labels):
+            return None  # it knows nothing of these pictures' classes
         answers = OnnxFunction(classifier.file(CLASSIFIER_ONNX))
         hits = 0
         for start in range(0, len(test), _BATCH):
@@ -262,6 +276,7 @@ class _Run:
                     yield replace(trial, seed=seed)
 
     def _trial(self, trial: Trial) -> dict[str, Any]:
+        self.notebook.forget_failed(trial.key)
         found: dict[str, Any] = self._step(trial.key, lambda: self.attempts.attempt(trial))
         return found
 
@@ -300,14 +315,14 @@ class _Run:
     def _certificate(self) -> tuple[dict[str, Any] | None, str]:
         target = self.scene.target
         if not target.stochastic:
-            return None, "There is none: without noise nothing bounds what an attacker may restore."
+            return None, "without noise nothing bounds what an attacker may restore"
         if not isinstance(target.module, Noisy):
-            return None, "There is none: the obfuscator is stochastic, but does not say what its noise is."
+            return None, "the obfuscator is stochastic, but does not say what its noise is"
         pictures = self.scene.train.images[:_CERTIFICATE_PICTURES]
         try:
             found = certify(target.module, pictures, progress=self._tell("certificate"))
         except AuditError as error:
-            return None, f"There is none: {error}."
+            return None, str(error)
         return found.as_json(), "It holds for one obfuscation of a picture; each further one weakens it."
 
     def _points(self, found: dict[str, Any]) -> list[dict[str, Any]]:

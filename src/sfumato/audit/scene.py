@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from sfumato.audit.cloud_view import CloudView
 from sfumato.audit.dead_leaves import dead_leaves
-from sfumato.audit.knowledge import FixedPairs, FreshPairs, Knowledge, Pairs, Threat
+from sfumato.audit.knowledge import FixedPairs, FreshPairs, Knowledge, LazyPairs, Pairs, Threat
 from sfumato.audit.target import Target, Travels
 from sfumato.data import ImageSet
 from sfumato.errors import AuditError
@@ -47,7 +48,7 @@ class Scene:
     other: Tensor | None = None
     seed: int = 0
     _last: tuple[object, Knowledge] | None = field(default=None, init=False)
-    _seen: dict[object, Tensor] = field(default_factory=dict, init=False)
+    _seen: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     def knowledge(self, threat: Threat, *, pairs: int | None = None, views: int = 1) -> Knowledge:
         """What an attacker is handed.
@@ -67,11 +68,20 @@ class Scene:
 
     def observed(self, threat: Threat, count: int, *, views: int = 1) -> Tensor:
         """What the attacker sees of the first `count` test pictures, (count, C, H', W') float32."""
-        key = (threat is Threat.CLOUD, views)
-        if key not in self._seen or len(self._seen[key]) < count:
-            travels = self._view.travels if threat is Threat.CLOUD else _averaged(self.target.travels, views)
-            self._seen[key] = _observe(travels, self.test.images[:count])
-        return self._seen[key][:count]
+        if threat is Threat.CLOUD:
+            return _observe(self._view.travels, self.test.images[:count])
+        if views not in self._seen or len(self._seen[views]) < count:
+            self._seen[views] = _observe(_averaged(self.target.travels, views), self.test.images[:count])
+        return self._seen[views][:count]
+
+    def batches(self, threat: Threat, count: int, *, views: int = 1, size: int = 250) -> Iterator[Tensor]:
+        """What `observed` gives, in parts; the cloud's view, which is large, is made part by part and not kept."""
+        for start in range(0, count, size):
+            stop = min(count, start + size)
+            if threat is Threat.CLOUD:
+                yield _observe(self._view.travels, self.test.images[start:stop])
+            else:
+                yield self.observed(threat, count, views=views)[start:stop]
 
     def _knowledge(self, threat: Threat, pairs: int | None, views: int) -> Knowledge:
         height, width = self.target.height, self.target.width
@@ -86,9 +96,10 @@ class Scene:
                     raise UnavailableError("no shadow: train the recipe again with another seed and give it as shadow")
                 return Knowledge(threat, height, width, FreshPairs(self.train.images, self.shadow.travels))
             case Threat.OTHER_DATA:
-                return Knowledge(threat, height, width, FreshPairs(self._others, travels, mirror=False))
+                return Knowledge(threat, height, width, LazyPairs(self._others, travels))
             case Threat.CLOUD:
-                return Knowledge(threat, height, width, FreshPairs(self.train.images, self._view.travels))
+                pairs_seen = FreshPairs(self.train.images, self._view.travels)
+                return Knowledge(threat, height, width, pairs_seen, self.target.module)
             case Threat.NO_PAIRS:
                 half = min(_INTERCEPTED, len(self.train) // 2)
                 order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.seed))
@@ -102,7 +113,7 @@ class Scene:
             raise UnavailableError(f"only {len(self.train):,} training pictures to make pairs of")
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.seed))
         if not self.target.stochastic:
-            return FreshPairs(self.train.images[order[:pairs]], self.target.travels, mirror=False)
+            return LazyPairs(self.train.images[order[:pairs]], self.target.travels)
         pictures = self.train.images[order[: min(pairs or len(order), _MOST_NOISY_PAIRS)]]
         return FixedPairs(pictures, _observe(self.target.travels, pictures))
 
@@ -124,7 +135,14 @@ class Scene:
 def _averaged(travels: Travels, views: int) -> Travels:
     if views == 1:
         return travels
-    return lambda pictures: torch.stack([travels(pictures) for _ in range(views)]).mean(dim=0)
+
+    def average(pictures: Tensor) -> Tensor:
+        total = travels(pictures)
+        for _ in range(views - 1):
+            total = total + travels(pictures)
+        return total / views
+
+    return average
 
 
 def _observe(travels: Travels, pictures: Tensor) -> Tensor:

@@ -41,8 +41,10 @@ class Target:
         travels: the function, as it is shipped; without gradients.
         module: the same function in torch, differentiable, in evaluation mode; None if only the function is known.
         stochastic: whether two calls on one picture differ.
+        fingerprint: of what it computes, hex; empty if nobody can tell.
         kind: "obfuscator", "baseline", or "identity" for the plain picture; where it stands in a plot.
-        refit: seed -> another target made by the same recipe, or None if nobody here can make one.
+        refit: number from 1 on -> another target by the same recipe with another seed; None where that takes
+            training.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Target:
     travels: Travels
     module: nn.Module | None = None
     stochastic: bool = False
+    fingerprint: str = ""
     kind: str = "obfuscator"
     refit: Callable[[int], Target | None] = lambda seed: None
 

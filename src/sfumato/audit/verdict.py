@@ -164,9 +164,9 @@ def _number(value: object) -> float | None:
 
 
 def _leaks(audit: dict[str, Any]) -> bool:
-    excess = _number((audit.get("best") or {}).get("excess_leakage"))
+    excess = [_number(trial.get("excess_leakage")) for trial in [audit.get("best") or {}, *done(audit)]]
     return (
-        (excess is not None and excess > LEAKS_ABOVE)
+        any(value is not None and value > LEAKS_ABOVE for value in excess)
         or any(identifies(row) for row in audit.get("identification") or [])
         or any(tells(row) for row in audit.get("attributes") or [])
     )
@@ -176,23 +176,23 @@ def _what_he_gets(audit: dict[str, Any], finding: Finding, doubts: list[str]) ->
     best = audit.get("best")
     if best and _number(best.get("excess_leakage")) is not None:
         pairs = f"{best['pairs']:,} " if best.get("pairs") else ""
+        views = max((t for t in done(audit) if t.get("views", 1) > 1), key=lambda t: t["excess_leakage"], default=None)
         who = WHO.get(best["threat"], f'attacks under "{best["threat"]}"').format(pairs=pairs)
-        if best.get("views", 1) > 1:
-            who += f", and overhears each picture {best['views']} times,"
-        at_least = "at least " if doubts else ""
         figures = (
             f"MSE {decimals(best['mse'], 4)}, PSNR {decimals(best['psnr_db'], 2)} dB and SSIM "
             f"{decimals(best['ssim'], 3)} (attacker: {best['attacker']}), where the class mean, which the label alone "
-            f"gives, has {_class_mean(audit)}: an excess leakage of {at_least}{decimals(best['excess_leakage'], 2)} "
+            f"gives, has {_class_mean(audit)}: an excess leakage of at least {decimals(best['excess_leakage'], 2)} "
             "(0: only the label leaks, 1: the picture)"
         )
+        if views is not None:
+            figures += f", and of {decimals(views['excess_leakage'], 2)} if a picture is sent {views['views']} times"
         restored = f"an eavesdropper who {who} restores pictures with {figures}"
     else:
         restored = "no attacker that restores pictures finished"
     opening = {
         "leaks": "",
         "inconclusive": "No attacker got clearly more than the label tells, which does not show that none can: ",
-        "withstood": "These attackers at this budget restored no more than the label tells; others may: ",
+        "withstood": "These attackers at this budget restored hardly more than the label tells; others may: ",
     }[finding]
     sentence = "; ".join([opening + restored, *_highlights(audit)])
     return sentence[0].upper() + sentence[1:] + "."
@@ -211,7 +211,7 @@ def _highlights(audit: dict[str, Any]) -> list[str]:
     if rows := audit.get("identification"):
         row = max(rows, key=lambda row: (identifies(row), row["low"] / row["chance"]))
         linked = row["measure"] == "linkage"
-        what = "what travelled for another view of a picture" if linked else "the right picture"
+        what = f"what travelled for a picture ({row['attacker']})" if linked else "the right picture"
         rate = f"{percent(row['top1'])} of cases (chance {percent(row['chance'])})"
         found.append(f"{what} is found among {row['candidates']:,} of its class in {rate}")
     if rows := audit.get("attributes"):
@@ -224,7 +224,7 @@ def _highlights(audit: dict[str, Any]) -> list[str]:
 def _what_it_is_worth(audit: dict[str, Any]) -> str:
     utility = audit.get("utility")
     if not utility:
-        return "No classifier was given, so this audit cannot say what the leakage buys."
+        return "No classifier for these pictures' classes was given, so this audit cannot say what the leakage buys."
     accuracy, plain, local = (utility.get(f"accuracy_{name}") for name in ("obfuscated", "plain", "local"))
     beside = (
         f"In return the cloud answers {percent(accuracy)} of the pictures right, beside {percent(plain)} if they were "
@@ -235,7 +235,7 @@ def _what_it_is_worth(audit: dict[str, Any]) -> str:
             f"{beside}; a classifier of the obfuscator's size on the device, which reveals its label alone, was not "
             "measured, so it is not known whether sending anything is worth it."
         )
-    beside += f" and {percent(local)} by a classifier of the obfuscator's size that stays on the device"
+    beside += f" and {percent(local)} by a small classifier that stays on the device"
     if accuracy <= local:
         return f"{beside}: the device alone answers no worse and reveals only its label; nothing speaks for sending."
     excess = _number((audit.get("best") or {}).get("excess_leakage"))
@@ -252,12 +252,13 @@ def _limits(audit: dict[str, Any], doubts: list[str]) -> str:
     trials = audit["trials"]
     count = count_by_status(audit)
     seeds = len({trial["seed"] for trial in done(audit)})
+    how = "one seed" if seeds == 1 else f"one seed, the best with {seeds}"
     controls = audit.get("controls") or []
     passed = sum(control["passed"] is True for control in controls)
     budget = audit["budget"]
     parts = [
         f'At the budget "{budget["name"]}" ({budget["says"].rstrip(".")}) {count["done"]} of {len(trials)} trials were '
-        f"done with {seeds} {'seed' if seeds == 1 else 'seeds'}, {count['failed']} failed, {count['not run']} not run",
+        f"done with {how}, {count['failed']} failed, {count['not run']} not run",
         f"{passed} of {len(controls)} controls passed",
     ]
     certificate = audit.get("certificate")

@@ -88,7 +88,7 @@ def audit(
 
     given = obfuscator or str(obfuscator_bundle(None))
     target_size = picture_size(size) or native_size(given)
-    train, test = load_train_test(data, size=target_size)
+    train, test, extra = load_train_test(data, size=target_size, attributes=tuple(attribute or ()))
     train, test = train.subset(pictures), test.subset(pictures)
     height, width = train.images.shape[2:]
     target = load_target(given, size=(height, width))
@@ -103,10 +103,6 @@ def audit(
         shadow=load_target(shadow, size=(height, width)) if shadow else target.refit(1),
         other=load_images(other, "train", size=(height, width)).images if other else None,
     )
-    extra = {}
-    for name in attribute or []:
-        known, asked = load_train_test(data, size=target_size, label_column=name)
-        extra[name] = known.subset(pictures).labels, asked.subset(pictures).labels
     folder = out or Path("audits") / f"{target.name.replace(':', '-').replace('/', '-')}-{plan.name}"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not as_json:
@@ -120,7 +116,7 @@ def audit(
                 classifier=served,
                 local=Bundle.load(local, kind="classifier") if local else None,
                 points=tuple(collect(beside)) if beside else (),
-                attributes=extra,
+                attributes={name: (known[:pictures], asked[:pictures]) for name, (known, asked) in extra.items()},
             ),
             resume=resume,
             overwrite=overwrite,

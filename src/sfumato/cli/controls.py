@@ -49,7 +49,7 @@ def controls(
 
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)  # before the long part, so that nothing is measured in vain
-    train, test = load_train_test(data, size=picture_size(size))
+    train, test, _ = load_train_test(data, size=picture_size(size))
     pictures = BUDGETS[budget.value].control_pictures
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with Bars(quiet=as_json) as progress:

@@ -85,6 +85,8 @@ def load_images(
     """
     if split not in _SPLIT_NAMES:
         raise DataError(f"split {split!r} is unknown; expected one of {', '.join(_SPLIT_NAMES)}")
+    if source == "cifar10" and (image_column or label_column):
+        raise DataError("cifar10 has one column of pictures and one of classes: name neither")
     if source == "cifar10":
         decoded = cifar10.load(split, _decode_location)
         return _as_image_set(decoded) if size in (None, (32, 32)) else _refit(decoded, size)
@@ -96,29 +98,57 @@ class _NoSplitError(DataError):
 
 
 def load_train_test(
-    source: str, *, size: tuple[int, int] | None = None, label_column: str | None = None
-) -> tuple[ImageSet, ImageSet]:
-    """Loads both splits, with classes or without; see `load_images` for what becomes of the latter.
+    source: str, *, size: tuple[int, int] | None = None, attributes: tuple[str, ...] = ()
+) -> tuple[ImageSet, ImageSet, dict[str, tuple[Tensor, Tensor]]]:
+    """Loads both splits, with classes or without, so that the first so many pictures of each are a fair sample.
 
-    Of a data set that has but one split, every fifth picture is held out for testing.
+    Of a data set that has but one split, every fifth picture is held out for testing. A split that comes sorted by
+    class, as a folder with one folder per class does, is shuffled, the same each time.
 
     Args:
         source: see `load_images`.
         size: see `load_images`.
-        label_column: see `load_images`.
+        attributes: further label columns.
+
+    Returns:
+        Training pictures (N), test pictures (M), and attribute -> values of both, (N,) and (M,) int64.
 
     Raises:
-        DataError: see `load_images`.
+        DataError: see `load_images`; or an attribute has other values in one split than in the other.
     """
+    splits = _both(source, size, None)
+    orders = [_mixed_order(split.labels) for split in splits]
+    train, test = (_part(split, order) for split, order in zip(splits, orders, strict=True))
+    extra = {}
+    for name in attributes:
+        known, asked = _both(source, size, name)
+        if known.names != asked.names:
+            raise DataError(
+                f"{source}: column {name!r} has other values in the training pictures than in the test ones"
+            )
+        extra[name] = known.labels[orders[0]], asked.labels[orders[1]]
+    return train, test, extra
+
+
+def _both(source: str, size: tuple[int, int] | None, label_column: str | None) -> tuple[ImageSet, ImageSet]:
     train = load_images(source, "train", size=size, label_column=label_column, unlabelled=True)
     try:
         return train, load_images(source, "test", size=size, label_column=label_column, unlabelled=True)
     except _NoSplitError:
-        held_out = torch.arange(len(train)) % _HOLD_OUT_EVERY == 0
-        return _part(train, ~held_out), _part(train, held_out)
+        every = torch.arange(len(train))
+        held_out = every % _HOLD_OUT_EVERY == 0
+        return _part(train, every[~held_out]), _part(train, every[held_out])
+
+
+def _mixed_order(labels: Tensor) -> Tensor:
+    if len(set(labels.tolist())) < 2 or bool((labels[1:] < labels[:-1]).any()):
+        return torch.arange(len(labels))
+    return torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
 
 
 def _part(images: ImageSet, chosen: Tensor) -> ImageSet:
+    if torch.equal(chosen, torch.arange(len(images))):
+        return images
     pictures, labels = images.images[chosen], images.labels[chosen]
     sha256 = cache.content_sha256(pictures.numpy(), labels.numpy())
     return ImageSet(pictures, labels, images.names, images.source, sha256, images.unreadable)

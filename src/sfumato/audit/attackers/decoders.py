@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -137,7 +138,8 @@ class LearnedDecoder:
         some = torch.arange(min(len(pairs), _STATISTICS_PAIRS))
         _, observed = pairs.batch(some, torch.Generator().manual_seed(seed))
         std, mean = torch.std_mean(observed, dim=(0, 2, 3))
-        estimate = solve(pairs, seed=seed)[0] if self.corrects else None
+        # A copy: what is moved to another device here must not move under other attackers.
+        estimate = copy.deepcopy(solve(pairs, seed=seed)[0]) if self.corrects else None
         channels = observed.shape[1] + (3 if self.corrects else 0)
         return Decoder(self.build(channels), mean, std, size, estimate)
 
