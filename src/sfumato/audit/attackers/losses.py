@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from sfumato.audit.attackers.networks import patch_discriminator
 from sfumato.nets import reverse_gradient
 
 ADVERSARIAL_WEIGHT = 0.01
@@ -43,13 +44,7 @@ class Adversarial(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.discriminator = nn.Sequential(
-            nn.Conv2d(3, 32, 4, stride=2, padding=1),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(32, 64, 4, stride=2, padding=1),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(64, 1, 3, padding=1),
-        )
+        self.discriminator = patch_discriminator()
 
     def forward(self, restored: Tensor, pictures: Tensor) -> Tensor:
         """Restored and original (N, 3, H, W) float32 -> scalar."""

@@ -124,6 +124,20 @@ class UNet(nn.Module):
         return out
 
 
+def patch_discriminator() -> nn.Sequential:
+    """Pictures (N, 3, H, W) -> how real every 4x4 patch looks, (N, 1, H / 4, W / 4), unbounded.
+
+    Source: Isola et al. 2017, section 3.2.2, with two strides for small pictures.
+    """
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 4, stride=2, padding=1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(32, 64, 4, stride=2, padding=1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(64, 1, 3, padding=1),
+    )
+
+
 def _silent(conv: nn.Conv2d) -> nn.Conv2d:
     """Sets a convolution to zero, so that what it is added to is unchanged at first."""
     nn.init.zeros_(conv.weight)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from sfumato.audit.attackers.decoders import Decoder
 from sfumato.audit.attackers.linear import MAX_INPUTS, LinearEstimate
-from sfumato.audit.attackers.networks import ResidualNet
+from sfumato.audit.attackers.networks import ResidualNet, patch_discriminator
 from sfumato.audit.attackers.protocol import Effort, Prepared
 from sfumato.audit.knowledge import Knowledge, Threat
 from sfumato.errors import AuditError
@@ -80,13 +80,7 @@ class _Game(nn.Module):
             nn.ReLU(),
             nn.Conv2d(32, channels, 1),
         )
-        self.judge = nn.Sequential(
-            nn.Conv2d(3, 32, 4, stride=2, padding=1),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(32, 64, 4, stride=2, padding=1),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(64, 1, 3, padding=1),
-        )
+        self.judge = patch_discriminator()
 
     def loss(self, observed: Tensor, public: Tensor) -> Tensor:
         """Messages (B, C, H', W') and public pictures (B, 3, H, W) in [0, 1] -> scalar, lower for both players."""
