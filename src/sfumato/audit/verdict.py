@@ -29,6 +29,8 @@ IDENTIFIES_ABOVE = 2.0
 """An attacker identifies pictures if the lower end of the interval is more than this many times chance."""
 TELLS_ABOVE = 0.05
 """An attacker tells an attribute if the lower end of the interval is more than this above chance."""
+WORTH_ABOVE = 0.001
+"""What an obfuscator must gain over mixing both ends to be worth it: ten pictures in 10,000 are chance."""
 BROKEN_ABOVE = 1.2
 """A best attacker whose error is more than this many times the class mean's is broken, not beaten.
 
@@ -243,7 +245,7 @@ def _what_it_is_worth(audit: dict[str, Any]) -> str:
         return f"{beside}."
     mixed = mixed_accuracy(excess, local=local, plain=plain)
     mixing = f"sending {percent(min(excess, 1.0))} of the pictures as they are and answering the others on the device"
-    if accuracy <= mixed:
+    if accuracy < mixed + WORTH_ABOVE:
         return f"{beside}: {mixing} leaks as much and gives {percent(mixed)}, so a user is better off without it."
     return f"{beside}: more than the {percent(mixed)} of {mixing}, which leaks as much as was found here."
 
