@@ -116,10 +116,16 @@ def test_the_shipped_pair_belongs_together_and_its_figures_are_in_the_results():
     assert obfuscator.classifier_fingerprint == classifier.classifier_fingerprint
     results = json.loads((ROOT / "results" / "cifar10-resnet20-obfuscator.json").read_text(encoding="utf-8"))
     assert results["figures"]["test_pictures"] == 10_000
-    assert results["figures"] == pytest.approx(obfuscator.figures, rel=1e-4)
+    figures = dict(obfuscator.figures)
+    audited = figures.pop("audit")
+    assert results["figures"] == pytest.approx(figures, rel=1e-4)
+    audit = json.loads((ROOT / "results" / "audits" / "cifar10-resnet20-obfuscator.json").read_text(encoding="utf-8"))
+    assert audited == {name: audit[name] for name in audited}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in ("accuracy_plain", "accuracy_obfuscated"):
         assert f"{100 * results['figures'][name]:.2f} %" in readme
+    for sentence in audit["verdict"]["sentences"]:
+        assert sentence in readme, "the audit's verdict stands in the README, whatever it says"
 
 
 def test_a_decompression_bomb_costs_one_line(tmp_path: Path):
