@@ -40,8 +40,12 @@ class Attempts:
     def __init__(self, scene: Scene, budget: Budget, notebook: Notebook, device: torch.device, tell: Tell) -> None:
         self.scene, self.budget, self.notebook, self.device, self._tell = scene, budget, notebook, device, tell
         self.trials = [*budget.trials, *(budget.views if scene.target.stochastic else ())]
-        self.class_mean_errors, _ = per_picture(class_means(scene.train)[scene.test.labels], scene.test.images)
+        self._class_mean_errors, _ = per_picture(class_means(scene.train)[scene.test.labels], scene.test.images)
         self._prepared: dict[str, Prepared] = {}
+
+    def class_mean_mse(self, count: int) -> float:
+        """The class mean's error on the first `count` test pictures."""
+        return float(self._class_mean_errors[:count].mean())
 
     def attempt(self, trial: Trial) -> dict[str, Any]:
         """Tries an attacker; whatever breaks is counted.
@@ -101,7 +105,7 @@ class Attempts:
         count = min(self.budget.test_pictures, len(scene.test), _most_test_pictures(attacker, len(scene.test)))
         restored = self._restored(trial, prepared, count)
         figures = measure(restored, scene.test.images[:count])
-        compared = figures.mse / float(self.class_mean_errors[:count].mean()) * float(self.class_mean_errors.mean())
+        compared = figures.mse / self.class_mean_mse(count) * self.class_mean_mse(len(scene.test))
         whole = count < len(scene.test) and _most_test_pictures(attacker, len(scene.test)) == len(scene.test)
         if trial.threat is Threat.WHITE_BOX and trial.views == 1 and trial.seed == 0 and attacker.learns:
             self._prepared[trial.key] = prepared
@@ -114,7 +118,7 @@ class Attempts:
         return {
             **_named(figures),
             "pairs": len(known) if trial.threat is Threat.PAIRS and known is not None else None,
-            "excess_leakage": excess_leakage(figures.mse, float(self.class_mean_errors[: figures.pictures].mean())),
+            "excess_leakage": excess_leakage(figures.mse, self.class_mean_mse(figures.pictures)),
             "mse_compared": compared,
             "params": prepared.facts.get("params"),
             "pictures_seen": prepared.facts.get("pictures_seen"),
@@ -124,12 +128,8 @@ class Attempts:
 
     def _lowest(self) -> float:
         """The best attacker's error so far."""
-        known = [
-            self.notebook.once(t.key, dict) for t in self.trials if (self.notebook.folder / f"{t.key}.json").is_file()
-        ]
-        return min(
-            (t["mse_compared"] for t in known if t["status"] == "done" and t["views"] == 1), default=float("inf")
-        )
+        best = best_of([found for trial in self.trials if (found := self.notebook.known(trial.key)) is not None])
+        return float(best["mse_compared"]) if best else float("inf")
 
     def _restored(self, trial: Trial, prepared: Prepared, count: int) -> Tensor:
         parts, done = [], 0

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfumato.audit.attackers.protocol import Effort
-from sfumato.audit.identification import BATCH, Encoder, train
+from sfumato.audit.identification import BATCH, Encoder, batched, train
 from sfumato.audit.knowledge import FixedPairs, FreshPairs, Knowledge
 from sfumato.errors import AuditError
 from sfumato.measures import proportion_interval
@@ -98,14 +98,14 @@ def infer(
     turns = _turns(originals_test) if isinstance(pairs, FreshPairs) else {}
 
     guess = _train(pairs, known, values | turns, effort)
-    guesses, source = guess(_batched(observe_test, originals_test)), torch.Generator().manual_seed(seed)
+    guesses, source = guess(batched(observe_test, originals_test, flat=False)), torch.Generator().manual_seed(seed)
     found = []
     for name in known:
         chance = _chance(known[name], train_labels, truth[name], labels_test)
         found.append(_attribute(name, guesses[name] == truth[name], chance))
     for name, count in turns.items():
         turned, how = _turned(originals_test, name, source)
-        found.append(_attribute(name, guess(_batched(observe_test, turned))[name] == how, 1 / count))
+        found.append(_attribute(name, guess(batched(observe_test, turned, flat=False))[name] == how, 1 / count))
     return found
 
 
@@ -220,8 +220,3 @@ def _check(count: int, labels: Tensor, extra: Targets) -> None:
     for name, given in {"classes": labels, **extra}.items():
         if len(given) != count:
             raise AuditError(f"{len(given)} values of {name} for {count} pictures: need one each")
-
-
-@torch.no_grad()
-def _batched(observe: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
-    return torch.cat([observe(part) for part in torch.split(pictures, 250)])

@@ -128,19 +128,19 @@ def _retrieval(
 ) -> Sources:
     found: Sources = {}
     if restore is not None:
-        found["distance of restored pictures"] = _batched(restore, observed[asked]), originals.float().flatten(1) / 255
+        found["distance of restored pictures"] = batched(restore, observed[asked]), originals.float().flatten(1) / 255
     if knowledge.pairs is not None:
         messages, pictures = _train_matcher(knowledge.pairs, effort)
         found["contrastive embedding"] = (
-            _batched(messages, observed[asked]),
-            _batched(lambda part: pictures(part.float() / 255), originals),
+            batched(messages, observed[asked]),
+            batched(lambda part: pictures(part.float() / 255), originals),
         )
     fresh = knowledge.pairs
     if knowledge.threat in (Threat.WHITE_BOX, Threat.CLOUD) and isinstance(fresh, FreshPairs):
         # Noise in the candidates helps nobody: the mean is compared where it is known.
         again_travels = knowledge.module.mean if isinstance(knowledge.module, Noisy) else fresh.travels
         with torch.no_grad():
-            again = _batched(lambda part: again_travels(part.float() / 255), originals)
+            again = batched(lambda part: again_travels(part.float() / 255), originals)
         found["obfuscating the candidates"] = _standardised(observed[asked].flatten(1), again)
     return found
 
@@ -156,17 +156,17 @@ def _linkage(
     seed: int,
 ) -> Sources:
     views = another_view(originals, torch.Generator().manual_seed(seed))
-    gallery = _batched(observe, views, flat=False)
+    gallery = batched(observe, views, flat=False)
     sent = observed[asked]
     found: Sources = {
-        "distance, same picture again": _standardised(sent.flatten(1), _batched(observe, originals)),
+        "distance, same picture again": _standardised(sent.flatten(1), batched(observe, originals)),
         "distance, another view": _standardised(sent.flatten(1), gallery.flatten(1)),
     }
     if restore is not None:
-        found["distance of restored pictures, another view"] = _batched(restore, sent), _batched(restore, gallery)
+        found["distance of restored pictures, another view"] = batched(restore, sent), batched(restore, gallery)
     if isinstance(knowledge.pairs, FreshPairs):
         encoder = _train_linker(knowledge.pairs, effort)
-        found["contrastive embedding, another view"] = _batched(encoder, sent), _batched(encoder, gallery)
+        found["contrastive embedding, another view"] = batched(encoder, sent), batched(encoder, gallery)
     return found
 
 
@@ -325,7 +325,8 @@ def _embedding(encoder: Encoder, device: torch.device) -> Observe:
 
 
 @torch.no_grad()
-def _batched(function: Observe, inputs: Tensor, *, flat: bool = True) -> Tensor:
+def batched(function: Observe, inputs: Tensor, *, flat: bool = True) -> Tensor:
+    """The function's values for many inputs (N, ...), 250 at a time; (N, D) if `flat`, else of its own shape."""
     out = torch.cat([function(part) for part in torch.split(inputs, 250)])
     return out.flatten(1) if flat else out
 

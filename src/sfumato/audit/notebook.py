@@ -83,11 +83,16 @@ class Notebook:
         write_json(path, find())
         return json.loads(path.read_text(encoding="utf-8"))
 
+    def known(self, key: str) -> Any:
+        """A finding that was written, or None."""
+        path = self.folder / f"{key}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
     def forget_failed(self, key: str) -> None:
         """A trial that failed is tried again when the audit is resumed: the disk may have been full."""
-        path = self.folder / f"{key}.json"
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("status") == "failed":
-            path.unlink()
+        found = self.known(key)
+        if found is not None and found.get("status") == "failed":
+            (self.folder / f"{key}.json").unlink()
 
     def keep(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Writes tensors under a key.

@@ -98,10 +98,9 @@ def audit(
         raise AuditError(
             f"pictures of {size[0]}x{size[1]} are too small to measure: {SSIM_WINDOW} pixels on a side at least"
         )
-    notebook = Notebook(
-        folder / "work", _identity(scene, budget, beside or Beside()), resume=resume, overwrite=overwrite
-    )
-    run = _Run(scene, budget, notebook, beside or Beside(), device, progress)
+    beside = beside or Beside()
+    notebook = Notebook(folder / "work", _identity(scene, budget, beside), resume=resume, overwrite=overwrite)
+    run = _Run(scene, budget, notebook, beside, device, progress)
     try:
         found = run.everything()
     except KeyboardInterrupt:
@@ -174,6 +173,7 @@ class _Run:
         identification = self._step("identification", lambda: self._identification(first))
         attributes = self._step("attributes", self._attributes)
         certificate, note = self._step("certificate", self._certificate)
+        class_mean_mse = self.attempts.class_mean_mse(len(test))
         found: dict[str, Any] = {
             "schema": SCHEMA,
             "target": {
@@ -193,13 +193,12 @@ class _Run:
                 "sha256": {"train": scene.train.sha256, "test": test.sha256},
             },
             "utility": utility,
-            "class_mean_mse": float(self.attempts.class_mean_errors.mean()),
+            "class_mean_mse": class_mean_mse,
             "references": table,
             "trials": trials,
             "identification": identification,
             "attributes": attributes,
-            "controls": controls
-            + [asdict(control) for control in trial_controls(trials, float(self.attempts.class_mean_errors.mean()))],
+            "controls": controls + [asdict(control) for control in trial_controls(trials, class_mean_mse)],
             "certificate": certificate,
             "certificate_note": note,
             "best": best,

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from sfumato.audit.attackers.linear import LinearEstimate, solve
 from sfumato.audit.attackers.losses import Adversarial, SquaredError, Structure
 from sfumato.audit.attackers.networks import ResidualNet, UNet
-from sfumato.audit.attackers.protocol import Effort, Prepared
+from sfumato.audit.attackers.protocol import Effort, Prepared, Restore
 from sfumato.audit.fitting import fit_decoder
 from sfumato.audit.knowledge import Knowledge, Pairs, Threat
 from sfumato.errors import AuditError
@@ -91,6 +91,18 @@ class PaperNet(nn.Module):
         return out
 
 
+def restorer(net: nn.Module, device: torch.device) -> Restore:
+    """What a trained decoder on a device is to the audit: bounded pictures on the CPU."""
+
+    @torch.no_grad()
+    def restore(observed: Tensor) -> Tensor:
+        with autocast(device):
+            restored: Tensor = net(observed.to(device))
+        return restored.float().clamp(0, 1).cpu()
+
+    return restore
+
+
 @dataclass(frozen=True)
 class LearnedDecoder:
     """A decoder as an attacker.
@@ -123,15 +135,11 @@ class LearnedDecoder:
         params = sum(p.numel() for p in decoder.net.parameters())
         identity = f"{self.name}, {knowledge.threat}, {len(pairs)}, {effort.pictures}, {effort.seed}"
         fitted = fit_decoder(decoder, pairs, loss, effort, learning_rate=self.learning_rate, identity=identity)
-
-        @torch.no_grad()
-        def restore(observed: Tensor) -> Tensor:
-            with autocast(effort.device):
-                restored: Tensor = fitted.net(observed.to(effort.device))
-            return restored.float().clamp(0, 1).cpu()
-
         return Prepared(
-            restore, fitted.curve, fitted.flattened, {"params": params, "pictures_seen": fitted.pictures_seen}
+            restorer(fitted.net, effort.device),
+            fitted.curve,
+            fitted.flattened,
+            {"params": params, "pictures_seen": fitted.pictures_seen},
         )
 
     def _decoder(self, pairs: Pairs, size: tuple[int, int], seed: int) -> Decoder:

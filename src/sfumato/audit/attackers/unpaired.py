@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.audit.attackers.decoders import Decoder
+from sfumato.audit.attackers.decoders import Decoder, restorer
 from sfumato.audit.attackers.linear import MAX_INPUTS, LinearEstimate
 from sfumato.audit.attackers.networks import ResidualNet, patch_discriminator
 from sfumato.audit.attackers.protocol import Effort, Prepared
@@ -56,15 +56,11 @@ class Unpaired:
             decoder = Decoder(net, mean, std, (knowledge.height, knowledge.width), start)
             game = _Game(decoder, messages.shape[1])
             _train(game, messages, public, effort)
-
-        @torch.no_grad()
-        def restore(observed: Tensor) -> Tensor:
-            with autocast(effort.device):
-                restored: Tensor = decoder(observed.to(effort.device))
-            return restored.float().clamp(0, 1).cpu()
-
         params = sum(p.numel() for p in net.parameters())
-        return Prepared(restore, facts={"params": params, "pictures_seen": effort.pictures // BATCH * BATCH})
+        return Prepared(
+            restorer(decoder, effort.device),
+            facts={"params": params, "pictures_seen": effort.pictures // BATCH * BATCH},
+        )
 
 
 class _Game(nn.Module):
