@@ -14,9 +14,10 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import sfumato
-from sfumato.bundle import Bundle
+from sfumato.bundle import OBFUSCATOR_WEIGHTS, Bundle
 from sfumato.data import load_images
 from sfumato.device import Obfuscator
 from sfumato.errors import BundleError, Interrupted, RecipeError, TrainingError
@@ -115,6 +116,19 @@ def test_an_interrupted_run_resumes_to_the_same_network(in_memory, tmp_path, mon
             train(plan, tmp_path / "halves", accelerator="cpu")
     resumed = train(plan, tmp_path / "halves", accelerator="cpu", resume=True)
     assert len(steps) == 2 and same(resumed, whole)
+
+
+def test_snapshots_hold_the_networks_as_they_were(in_memory, tmp_path, monkeypatch, trained, picture_folder):
+    monkeypatch.setattr(run, "load_images", load_images)
+    given = recipe("obfuscator", classifier=str(trained[0].path), data={"source": str(picture_folder)}, epochs=3)
+    task = train(given.model_copy(update={"snapshots_every": 1}), tmp_path, accelerator="cpu")
+    kept = [load_file(Run(tmp_path).snapshot(epoch) / OBFUSCATOR_WEIGHTS) for epoch in (1, 2, 3)]
+    last = task.obfuscator.state_dict()
+    assert all(torch.equal(value, last[name]) for name, value in kept[-1].items())
+    assert not torch.equal(kept[0]["stem.conv.weight"], kept[1]["stem.conv.weight"])
+    assert (Run(tmp_path).snapshot(3) / "deobfuscator.safetensors").is_file()
+    train(given, tmp_path, accelerator="cpu", overwrite=True)
+    assert not (tmp_path / "snapshots").exists(), "without the wish for them there are none"
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten_by_accident(in_memory, tmp_path):

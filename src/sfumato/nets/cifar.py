@@ -109,21 +109,20 @@ class ResNet(nn.Module):
 
 
 class VGG(nn.Module):
-    """VGG19 with batch norm and one linear layer.
+    """Plain 3x3 convolutions with batch norm, a pooling behind each group, and one linear layer.
 
-    Source: Simonyan and Zisserman 2015, table 1, column E, with the classifier reduced for 32-pixel pictures.
+    Source: Simonyan and Zisserman 2015, table 1, with the classifier reduced for small pictures.
 
     Args:
+        plan: per group, how many convolutions of how many channels; each group halves the picture.
         classes: number of logits.
     """
 
-    _plan = ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512))
-
-    def __init__(self, classes: int) -> None:
+    def __init__(self, plan: tuple[tuple[int, int], ...], classes: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
-        for depth, width in self._plan:
+        for depth, width in plan:
             for _ in range(depth):
                 layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
                 channels = width
@@ -132,9 +131,22 @@ class VGG(nn.Module):
         self.head = nn.Linear(channels, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W), sides at least 32 -> logits (N, classes)."""
+        """Normalised images (N, 3, H, W), sides at least 2 to the number of groups -> logits (N, classes)."""
         logits: Tensor = self.head(self.features(images).mean(dim=(2, 3)))
         return logits
+
+
+def _vgg7(classes: int) -> VGG:
+    """As small as ResNet20 (288,554 parameters) and of another family, for what takes several classifiers on a CPU.
+
+    Source: Simonyan and Zisserman 2015, in shape; widths and depth are ours.
+    """
+    return VGG(((2, 32), (2, 64), (2, 128)), classes)
+
+
+def _vgg19(classes: int) -> VGG:
+    """Source: Simonyan and Zisserman 2015, table 1, column E."""
+    return VGG(((2, 64), (2, 128), (4, 256), (4, 512), (4, 512)), classes)
 
 
 class Inception(nn.Module):
@@ -237,7 +249,8 @@ CLASSIFIERS: dict[str, Callable[[int], nn.Module]] = {
     "resnet-local": _local_resnet,
     "resnet18": lambda classes: ResNet(BasicBlock, (2, 2, 2, 2), (64, 128, 256, 512), classes),
     "resnet50": lambda classes: ResNet(BottleneckBlock, (3, 4, 6, 3), (64, 128, 256, 512), classes),
-    "vgg19": VGG,
+    "vgg7": _vgg7,
+    "vgg19": _vgg19,
     "googlenet": GoogLeNet,
 }
 

@@ -69,6 +69,7 @@ def fit(
     identity: str,
     resume: bool = False,
     panel: Callable[[Tensor], Tensor] | None = None,
+    after_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> dict[str, float]:
     """Trains a task to the end of its schedule.
 
@@ -88,6 +89,7 @@ def fit(
         identity: the recipe as text; a checkpoint of another recipe is refused.
         resume: go on from `checkpoint`.
         panel: images (N, 3, H, W) -> rows of pictures (R, N, 3, H, W) for the log.
+        after_epoch: is told how many epochs are done, in the first process alone.
 
     Returns:
         The figures of the last look at the test pictures, and "seconds" of training.
@@ -161,6 +163,8 @@ def fit(
                     panel(_as_input(test.images[:8].to(fabric.device), schedule.channels_last)) if panel else None
                 )
                 progress.look(figures, state.epoch, pictures)
+            if fabric.is_global_zero:
+                after_epoch(state.epoch)
             save()
             last_saved = time.monotonic()
     if not figures:  # resumed after the last epoch

@@ -87,7 +87,7 @@ class ClassifierRecipe(_Strict):
     kind: Literal["classifier"]
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     note: str = ""
-    architecture: Literal["resnet20", "resnet-local", "resnet18", "resnet50", "vgg19", "googlenet"]
+    architecture: Literal["resnet20", "resnet-local", "resnet18", "resnet50", "vgg7", "vgg19", "googlenet"]
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     teacher: str | None = None
     teacher_weight: float = Field(default=0.9, ge=0, le=1)
@@ -103,6 +103,7 @@ class ObfuscatorRecipe(_Strict):
         note: what people should know of the result; goes into the bundle.
         classifier: folder of the frozen classifier's bundle, from where the command is run.
         privacy_weight: lambda, the weight of the reconstruction error in `L_c - lambda L_r`.
+        snapshots_every: keep both networks every so many epochs, to attack them as they were then; None for never.
     """
 
     kind: Literal["obfuscator"]
@@ -110,6 +111,7 @@ class ObfuscatorRecipe(_Strict):
     note: str = ""
     classifier: str
     privacy_weight: float = Field(default=1.0, ge=0)
+    snapshots_every: int | None = Field(default=None, ge=1)
     data: DataRecipe = DataRecipe()
     training: TrainingRecipe = TrainingRecipe()
 

@@ -16,11 +16,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 
-from sfumato.bundle import Bundle, Preprocessing
+from sfumato.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, Bundle, Preprocessing
 from sfumato.classifiers import FrozenClassifier, load_classifier
 from sfumato.data import Augmentation, ImageSet, cifar10, load_images
 from sfumato.errors import Interrupted, RecipeError, TrainingError
 from sfumato.evaluation import evaluate_classifier, evaluate_obfuscator
+from sfumato.export import renew, save_weights
 from sfumato.nets import Deobfuscator, Normalize, Obfuscator, build_classifier
 from sfumato.provenance import provenance
 from sfumato.training.engine import Schedule, fit
@@ -51,6 +52,10 @@ class Run:
         """The finished bundle."""
         return self.folder / "bundle"
 
+    def snapshot(self, epoch: int) -> Path:
+        """The folder of the networks as they were after so many epochs."""
+        return self.folder / "snapshots" / f"epoch-{epoch:03d}"
+
 
 def train(
     recipe: ClassifierRecipe | ObfuscatorRecipe,
@@ -65,7 +70,7 @@ def train(
 
     Args:
         recipe: validated.
-        folder: of the run; gets `checkpoint.pt`, `tensorboard/` and `bundle/`.
+        folder: of the run; gets `checkpoint.pt`, `tensorboard/`, `bundle/`, and `snapshots/` if the recipe wants them.
         accelerator: as Lightning Fabric names it: "auto", "cpu", "cuda", ...
         devices: processes to train on; each takes its share of every batch.
         resume: go on from the folder's checkpoint.
@@ -87,7 +92,8 @@ def train(
     fabric = _fabric(recipe.training, folder, accelerator, devices)
     if overwrite and fabric.is_global_zero:
         run.checkpoint.unlink(missing_ok=True)
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        for left in ("tensorboard", "snapshots"):
+            shutil.rmtree(folder / left, ignore_errors=True)
     train_set, test_set = _load(recipe.data, fabric)
     fabric.seed_everything(recipe.training.seed, verbose=False)
     if isinstance(recipe, ClassifierRecipe):
@@ -145,7 +151,20 @@ def _fit(
         identity=identity,
         resume=resume,
         panel=task.panel if isinstance(task, ObfuscationTask) else None,
+        after_epoch=partial(_keep_snapshot, recipe, task, run),
     )
+
+
+def _keep_snapshot(recipe: ClassifierRecipe | ObfuscatorRecipe, task: nn.Module, run: Run, epoch: int) -> None:
+    """Keeps both networks as they are after this epoch, if the recipe wants that."""
+    if not isinstance(recipe, ObfuscatorRecipe) or not isinstance(task, ObfuscationTask):
+        return
+    if recipe.snapshots_every is None or epoch % recipe.snapshots_every:
+        return
+    folder = run.snapshot(epoch)
+    renew(folder)
+    save_weights(task.obfuscator, folder / OBFUSCATOR_WEIGHTS)
+    save_weights(task.deobfuscator, folder / DEOBFUSCATOR_WEIGHTS)
 
 
 def _finish(
