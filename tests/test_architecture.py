@@ -137,6 +137,7 @@ def test_importing_does_not_load_torch(module):
                 "Deobfuscator",
                 "Normalize",
                 "Obfuscator",
+                "Sketcher",
                 "autocast",
                 "build_classifier",
                 "cost",

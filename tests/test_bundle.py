@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sfumato.bundle import Bundle, Preprocessing, fingerprint, write_json
+from sfumato.bundle import Bundle, Gate, Preprocessing, fingerprint, write_json
 from sfumato.errors import BundleError
 
 
@@ -169,6 +169,36 @@ def test_what_every_bundle_can_do_without_may_be_absent(folder):
     manifest = json.loads((folder / "bundle.json").read_text())
     (folder / "bundle.json").write_text(json.dumps({k: v for k, v in manifest.items() if k not in OPTIONAL}))
     assert Bundle.load(folder).figures == {}
+
+
+def test_a_gate_is_saved_and_loaded(folder):
+    bundle = replace(Bundle.load(folder), gate=Gate(threshold=0.75, offload_rate=0.15, pictures=2000))
+    bundle.save()
+    assert Bundle.load(folder).gate == bundle.gate
+    edit(folder, gate=None)
+    assert Bundle.load(folder).gate is None
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        "open", 0.5, [], {}, {"threshold": 0.5, "offload_rate": 0.1},
+        {"threshold": "x", "offload_rate": 0, "pictures": 1},
+        {"threshold": 1.5, "offload_rate": 0.1, "pictures": 9}, {"threshold": 0.5, "offload_rate": -1, "pictures": 9},
+        {"threshold": float("nan"), "offload_rate": 0.1, "pictures": 9},
+    ],
+)  # fmt: skip
+def test_a_gate_that_makes_no_sense_is_refused(folder, gate):
+    edit(folder, gate=gate)
+    with pytest.raises(BundleError, match="gate"):
+        Bundle.load(folder)
+
+
+def test_a_classifier_has_no_gate(classifier_bundle, tmp_path):
+    copy = shutil.copytree(classifier_bundle.path, tmp_path / "classifier")
+    edit(copy, gate={"threshold": 0.5, "offload_rate": 0.1, "pictures": 9})
+    with pytest.raises(BundleError, match="gate"):
+        Bundle.load(copy)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe\x00", b"[" * 100_000])

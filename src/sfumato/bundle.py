@@ -7,8 +7,9 @@ This module needs neither torch nor ONNX Runtime.
 Two kinds exist:
 
 * ``classifier``: `model.onnx` (what a server serves) and `weights.safetensors`;
-* ``obfuscator``: `obfuscator.onnx` (picture in [0, 1] to classifier input), `obfuscator.safetensors`,
-  and the jointly trained `deobfuscator.onnx` / `deobfuscator.safetensors`.
+* ``obfuscator``: `obfuscator.onnx` (picture in [0, 1] to classifier input), `obfuscator.safetensors`, and, where one
+  was made beside it, a deobfuscator in `deobfuscator.onnx` / `deobfuscator.safetensors`. With a `gate`, the graph of
+  `obfuscator.onnx` has a second output: the device's own answer, calibrated logits (N, classes) float32.
 """
 
 from __future__ import annotations
@@ -97,6 +98,39 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """When the device's own answer is final, so that nothing is sent.
+
+    Attributes:
+        threshold: a picture is sent if the probability of the device's likeliest class is below this, in [0, 1].
+        offload_rate: the share of pictures that was to be sent when the threshold was chosen, in [0, 1].
+        pictures: how many pictures it was chosen on; neither trained on nor tested on.
+    """
+
+    threshold: float
+    offload_rate: float
+    pictures: int
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.threshold <= 1 and 0 <= self.offload_rate <= 1):
+            raise BundleError(
+                f"a gate's threshold and offload rate lie in [0, 1], got {self.threshold}, {self.offload_rate}"
+            )
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Gate:
+        """Builds it from `bundle.json`'s entry.
+
+        Raises:
+            BundleError: a field is missing or of the wrong type.
+        """
+        try:
+            return cls(float(raw["threshold"]), float(raw["offload_rate"]), int(raw["pictures"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"gate in {MANIFEST} is malformed: {error!r}") from error
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A bundle on disk, its manifest read and its files' hashes verified.
 
@@ -111,6 +145,7 @@ class Bundle:
         figures: measured numbers, by the names used in the documents.
         provenance: what was run: commit, seed, library versions, device, how many pictures.
         files: SHA-256 in hex of each file, by name.
+        gate: when an obfuscator's device answers by itself; None if it always sends.
     """
 
     path: Path
@@ -123,6 +158,7 @@ class Bundle:
     figures: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    gate: Gate | None = None
 
     def file(self, name: str) -> Path:
         """The path of a file that the manifest lists.
@@ -192,6 +228,7 @@ class Bundle:
             figures=raw["figures"],
             provenance=raw["provenance"],
             files=dict(raw["files"]),
+            gate=None if raw["gate"] is None else Gate.from_json(raw["gate"]),
         )
 
 
@@ -221,12 +258,14 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     schema = raw.get("schema") if isinstance(raw, dict) else None
     if schema != SCHEMA:
         raise BundleError(f"{manifest} has schema {schema!r}; this version of sfumato reads {SCHEMA!r}")
-    raw = {"recipe": {}, "figures": {}, "provenance": {}, **raw}  # a bundle works without these
+    raw = {"recipe": {}, "figures": {}, "provenance": {}, "gate": None, **raw}  # a bundle works without these
     for key, expected_type in _TYPES.items():
         if not isinstance(raw.get(key), expected_type):
             raise BundleError(f"{manifest}: {key!r} must be a {expected_type.__name__}, got {raw.get(key)!r:.60}")
     if raw["kind"] not in _REQUIRED:
         raise BundleError(f"{manifest}: unknown kind {raw['kind']!r}; expected one of {', '.join(_REQUIRED)}")
+    if raw["gate"] is not None and not (isinstance(raw["gate"], dict) and raw["kind"] == "obfuscator"):
+        raise BundleError(f"{manifest}: 'gate' must be an object in an obfuscator's bundle, got {raw['gate']!r:.60}")
     if not all(isinstance(item, str) for item in (*raw["labels"], *raw["files"].values())):
         raise BundleError(f"{manifest}: labels and file hashes must be strings")
     return cast("dict[str, Any]", raw)

@@ -6,6 +6,7 @@ from sfumato.nets.normalize import Normalize
 from sfumato.nets.obfuscator import Deobfuscator, Obfuscator
 from sfumato.nets.precision import autocast
 from sfumato.nets.reversal import reverse_gradient
+from sfumato.nets.sketch import Sketcher
 
 __all__ = [
     "CLASSIFIERS",
@@ -13,6 +14,7 @@ __all__ = [
     "Deobfuscator",
     "Normalize",
     "Obfuscator",
+    "Sketcher",
     "autocast",
     "build_classifier",
     "cost",

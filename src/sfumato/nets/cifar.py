@@ -102,9 +102,14 @@ class ResNet(nn.Module):
         self.stages = nn.Sequential(*stages)
         self.head = nn.Linear(channels, classes)
 
+    def features(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) -> what the head decides on, (N, channels of the last stage)."""
+        pooled: Tensor = self.stages(self.stem(images)).mean(dim=(2, 3))
+        return pooled
+
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) -> logits (N, classes)."""
-        logits: Tensor = self.head(self.stages(self.stem(images)).mean(dim=(2, 3)))
+        logits: Tensor = self.head(self.features(images))
         return logits
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sfumato.nets import Deobfuscator, Normalize, Obfuscator, reverse_gradient
+from sfumato.nets import Deobfuscator, Normalize, Obfuscator, Sketcher, reverse_gradient
 from sfumato.training.objectives import (
     classification_loss,
     distillation_loss,
@@ -139,6 +139,73 @@ class ObfuscationTask(nn.Module):
         low = obfuscated.amin(dim=(1, 2, 3), keepdim=True)
         high = obfuscated.amax(dim=(1, 2, 3), keepdim=True)
         return torch.stack([images, (obfuscated - low) / (high - low).clamp_min(1e-6), restored])
+
+
+class SketchTask(nn.Module):
+    """Trains an obfuscator that draws its decision, against a frozen classifier and without an adversary.
+
+    Both answers are asked for: the classifier's, which sees the drawing alone, and the device's own, which decides
+    what is sent at all. What may leak is limited by the code's bits, so nothing is trained to beat an attacker.
+
+    Source: the objective of both answers is that of Hinton et al. 2015, section 2, with the frozen classifier's
+    answer on the plain picture as the teacher.
+
+    Args:
+        sketcher: images to drawings and logits.
+        classifier: normalised images to logits; frozen here.
+        normalize: from [0, 1] to the classifier's input.
+        teacher_weight: in [0, 1]; the labels' loss gets the rest.
+        temperature: that answers are softened with, above 0.
+    """
+
+    def __init__(
+        self,
+        sketcher: Sketcher,
+        classifier: nn.Module,
+        normalize: Normalize,
+        *,
+        teacher_weight: float,
+        temperature: float,
+    ) -> None:
+        super().__init__()
+        self.sketcher = sketcher
+        self.classifier = classifier.requires_grad_(False).eval()
+        self.normalize = normalize
+        self.teacher_weight = teacher_weight
+        self.temperature = temperature
+
+    def train(self, mode: bool = True) -> SketchTask:
+        """Sets the mode of the trained network; the frozen classifier stays in evaluation mode."""
+        super().train(mode)
+        self.classifier.eval()
+        return self
+
+    def forward(self, images: Tensor, labels: Tensor) -> Losses:
+        """Images (N, 3, H, W) float in [0, 1], labels (N,) int64 -> losses."""
+        drawings, own = self.sketcher(images)
+        logits = self.classifier(self.normalize(drawings))
+        with torch.no_grad():
+            teacher = self.classifier(self.normalize(images))
+        losses = [
+            torch.lerp(
+                classification_loss(answer, labels),
+                distillation_loss(answer, teacher, temperature=self.temperature),
+                self.teacher_weight,
+            )
+            for answer in (logits, own)
+        ]
+        return {
+            "loss": losses[0] + losses[1],
+            "obfuscated": losses[0].detach(),
+            "device": losses[1].detach(),
+            "accuracy": _accuracy(logits, labels),
+            "accuracy_device": _accuracy(own, labels),
+        }
+
+    @torch.no_grad()
+    def panel(self, images: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W) float in [0, 1] and their drawings in two rows, (2, N, 3, H, W)."""
+        return torch.stack([images, self.sketcher(images)[0]])
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,0 +1,115 @@
+"""An obfuscator that decides on the device and draws only its decision.
+
+What an obfuscated picture may tell is limited before anything is drawn: a trunk looks at the picture, turns it into
+a code of a few bits, and the drawing is made from the code alone. Two pictures with the same code give the same
+drawing, so no attacker, whatever he knows, learns more about a picture than those bits.
+
+Source: the discrete bottleneck is that of van den Oord et al. 2017 (VQ-VAE) in its binary form, Theis et al. 2017,
+section 2.1; the trunk's blocks are those of He et al. 2016. Widths and depths are ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sfumato.nets.cifar import BasicBlock, ResNet
+
+TRUNK = (2, 2, 1), (32, 64, 84)
+"""Depths and widths of the stages behind the stem, chosen so that all fits the paper's 324,518 parameters."""
+_DRAWN = 4, 48
+"""Side and channels of the first drawn map."""
+
+
+class _Sign(torch.autograd.Function):
+    """+1 or -1 forward; backward the gradient passes where the input lies in [-1, 1].
+
+    Source: Bengio et al. 2013 (straight-through estimator), in the clipped form of Courbariaux et al. 2016.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.where(x > 0, 1.0, -1.0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        passed: Tensor = grads[0] * (x.abs() <= 1)
+        return passed
+
+
+def sign(x: Tensor) -> Tensor:
+    """Bits as +1 and -1, with a gradient; 0 counts as -1."""
+    if torch.compiler.is_exporting():
+        return torch.where(x > 0, 1.0, -1.0)
+    out: Tensor = _Sign.apply(x)  # type: ignore[no-untyped-call]
+    return out
+
+
+class Sketcher(nn.Module):
+    """Picture in, drawing out, and what the device itself believes.
+
+    Args:
+        height: rows of the pictures.
+        width: columns of the pictures.
+        classes: that the device's own head tells apart.
+        bits: of the code.
+
+    Attributes:
+        size_multiple: picture sides must be multiples of this (8).
+    """
+
+    size_multiple = 8
+
+    def __init__(self, height: int = 32, width: int = 32, *, classes: int = 10, bits: int = 8) -> None:
+        super().__init__()
+        depths, widths = TRUNK
+        side, channels = _DRAWN
+        self.size = height, width
+        self.bits = bits
+        self.trunk = ResNet(BasicBlock, (0, *depths), (widths[0], *widths), classes)
+        self.to_code = nn.Sequential(nn.Linear(widths[-1], bits), nn.BatchNorm1d(bits))
+        self.from_code = nn.Sequential(nn.Linear(bits, channels * side * side), nn.Unflatten(1, (channels, side, side)))
+        self.draw = nn.Sequential(
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(channels, channels // 2, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels // 2),
+            nn.LeakyReLU(inplace=True),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(channels // 2, 12, 3, padding=1),
+            nn.PixelShuffle(2),
+            nn.Sigmoid(),
+        )
+
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The code and the device's own answer.
+
+        Args:
+            images: (N, 3, H, W) float32 in [0, 1].
+
+        Returns:
+            Codes (N, bits) float32 of +1 and -1, and logits (N, classes) float32.
+        """
+        features = self.trunk.features((images - 0.5) / 0.25).float()
+        return sign(self.to_code(features)), self.trunk.head(features)
+
+    def drawing(self, code: Tensor) -> Tensor:
+        """Codes (N, bits) float32 of +1 and -1 -> drawings (N, 3, H, W) float32 in [0, 1]."""
+        drawn: Tensor = self.draw(self.from_code(code)).float()
+        return drawn if drawn.shape[2:] == self.size else F.interpolate(drawn, size=self.size, mode="bilinear")
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Obfuscates.
+
+        Args:
+            images: (N, 3, H, W) float32 in [0, 1], of the size that it was built for.
+
+        Returns:
+            Drawings (N, 3, H, W) float32 in [0, 1], and the device's own logits (N, classes) float32.
+        """
+        code, logits = self.look(images)
+        return self.drawing(code), logits
