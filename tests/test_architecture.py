@@ -137,6 +137,8 @@ def test_importing_does_not_load_torch(module):
                 "Deobfuscator",
                 "Normalize",
                 "Obfuscator",
+                "SketchGraph",
+                "SketchTravels",
                 "Sketcher",
                 "autocast",
                 "build_classifier",

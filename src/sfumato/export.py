@@ -23,16 +23,22 @@ TOLERANCE = 1e-4
 
 
 def export_onnx(
-    net: nn.Module, path: Path, pictures: Tensor, *, input_name: str, output_name: str, compare: bool = True
+    net: nn.Module,
+    path: Path,
+    pictures: Tensor,
+    *,
+    input_name: str,
+    output_name: str | tuple[str, ...],
+    compare: bool = True,
 ) -> None:
     """Writes one ONNX file with its weights inside and a free batch size, and checks it.
 
     Args:
-        net: one tensor to one tensor; is moved to the CPU, in evaluation mode.
+        net: one tensor to one tensor, or to as many as there are output names; is moved to the CPU, in evaluation mode.
         path: the file.
         pictures: (N, 3, H, W) float32, N at least 2, real inputs to export with and to check on.
         input_name: of the graph's input.
-        output_name: of the graph's output.
+        output_name: of the graph's output, or outputs.
         compare: whether to check it; a net that draws noise is checked by whoever knows its noise.
 
     Raises:
@@ -47,24 +53,26 @@ def export_onnx(
             dynamo=True,
             external_data=False,
             input_names=[input_name],
-            output_names=[output_name],
+            output_names=[output_name] if isinstance(output_name, str) else list(output_name),
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             verbose=False,
         )
         assert program is not None
         program.save(str(path), external_data=False)
-        expected = net(pictures).numpy()
+        answers = net(pictures)
     _strip(path)
     if not compare:
         return
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for count in (len(pictures), 1):
-        (got,) = session.run(None, {input_name: pictures[:count].numpy()})
-        error = float(np.abs(got - expected[:count]).max() / max(1.0, float(np.abs(expected).max())))
-        if not error <= TOLERANCE:
-            raise TrainingError(
-                f"{path.name}: ONNX Runtime differs from torch by {error:.1e}, at most {TOLERANCE:.0e} is allowed"
-            )
+        found = session.run(None, {input_name: pictures[:count].numpy()})
+        for got, answer in zip(found, [answers] if isinstance(answers, Tensor) else answers, strict=True):
+            expected = answer.numpy()
+            error = float(np.abs(got - expected[:count]).max() / max(1.0, float(np.abs(expected).max())))
+            if not error <= TOLERANCE:
+                raise TrainingError(
+                    f"{path.name}: ONNX Runtime differs from torch by {error:.1e}, at most {TOLERANCE:.0e} is allowed"
+                )
 
 
 @contextmanager

@@ -12,10 +12,10 @@ from torch import Tensor
 from sfumato.audit.attackers.protocol import Attacker, Effort, Prepared
 from sfumato.audit.attackers.registry import ATTACKERS
 from sfumato.audit.budget import Budget, Trial
-from sfumato.audit.knowledge import Threat
+from sfumato.audit.knowledge import Threat, UnavailableError
 from sfumato.audit.notebook import Notebook
 from sfumato.audit.references import class_means
-from sfumato.audit.scene import Scene, UnavailableError
+from sfumato.audit.scene import Scene
 from sfumato.audit.showing import PANEL, as_bytes
 from sfumato.errors import Interrupted
 from sfumato.measures import Figures, excess_leakage, measure, per_picture

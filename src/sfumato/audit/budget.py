@@ -75,6 +75,7 @@ def _trials(unit: int, *, all_losses: bool, steps: int) -> tuple[Trial, ...]:
     box = Threat.WHITE_BOX
     trials = [
         Trial("least squares", box),
+        Trial("codeword means", box),
         Trial("residual decoder", box, 4 * unit),
         Trial("U-Net with attention", box, 3 * unit),
         Trial("paper's decoder", box, 2 * unit),

@@ -1,7 +1,9 @@
-"""What noise promises against every attacker, also those that nobody has built yet.
+"""What noise, or a code of a few bits, promises against every attacker, also those that nobody has built yet.
 
-Only where noise is added after the last step that looks at the picture can anything be promised; for a
-deterministic obfuscator there is no certificate. Three bounds, each with what it rests on:
+Only where noise is added after the last step that looks at the picture, or where only a code of a few bits goes past
+that step, can anything be promised; for any other obfuscator there is no certificate. With a code, the number of
+its values bounds how often the original is picked out (`certify_code`). With noise there are three bounds, each
+with what it rests on:
 
 - **Fisher information** bounds the error of unbiased attackers, without an assumption on the pictures. Learned
   attackers are biased: they use what pictures look like, and may fall below it.
@@ -50,6 +52,8 @@ _ASSUMPTIONS = (
     "averages over the pictures examined stand for averages over all pictures of their kind; few make the error bounds "
     "come out a little high",
 )
+_DETERMINISTIC = "what travels is computed from the code alone, as the obfuscator's graph shows"
+_ONE_PICTURE = "several pictures of one scene tell more than one of them; each counts its bits anew"
 _UNBIASED = "mse_bound_unbiased holds for attackers without bias alone; learned attackers are biased"
 _GAUSSIAN = "mse_bound_any holds if pictures are Gaussian with the covariance of those given; real ones may fall below"
 _ESTIMATED = "the trace of the Fisher information is estimated from random directions (Hutchinson), not exact"
@@ -60,7 +64,8 @@ class Certificate:
     """What the noise promises.
 
     Attributes:
-        dfil: Fisher information leakage, the mean over pictures and pixels, in 1 / (pixel value in [0, 1])^2.
+        dfil: Fisher information leakage, the mean over pictures and pixels, in 1 / (pixel value in [0, 1])^2. None
+            without noise, as the two bounds that rest on it.
         mse_bound_unbiased: least mean squared error of unbiased attackers, for pixels in [0, 1].
         mse_bound_any: least mean squared error of any attacker if pictures are Gaussian; None if not computed.
         rate_bits: at most so many bits about a picture pass.
@@ -70,8 +75,8 @@ class Certificate:
         assumptions: what the bounds rest on, in words.
     """
 
-    dfil: float
-    mse_bound_unbiased: float
+    dfil: float | None
+    mse_bound_unbiased: float | None
     mse_bound_any: float | None
     rate_bits: float
     top1_bounds: dict[int, float]
@@ -139,6 +144,30 @@ def certify(
         pictures=len(chosen),
         jacobians=len(leakages),
         assumptions=(*_ASSUMPTIONS, _UNBIASED, _GAUSSIAN if exact else _ESTIMATED),
+    )
+
+
+def certify_code(bits: int) -> Certificate:
+    """Bounds what any attacker can learn where what travels is made from a code of so many bits alone.
+
+    Among N candidates, all equally likely, nobody picks the original more often than in `2^bits / N` of cases, however
+    well he knows the obfuscator: each of the `2^bits` things that may travel points to one candidate at best.
+
+    Args:
+        bits: of the code, at least 1.
+
+    Source: the hit rate of the best guess is the sum over what may travel of the most probable candidate's joint
+    probability, each at most 1 / N; Cover and Thomas 2006, section 2.10, has the bound in bits.
+    """
+    return Certificate(
+        dfil=None,
+        mse_bound_unbiased=None,
+        mse_bound_any=None,
+        rate_bits=float(bits),
+        top1_bounds={n: min(1.0, 2.0**bits / n) for n in CANDIDATES},
+        pictures=0,
+        jacobians=0,
+        assumptions=(_DETERMINISTIC, _ONE_PICTURE),
     )
 
 

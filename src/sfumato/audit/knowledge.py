@@ -13,6 +13,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from sfumato.errors import AuditError
+
+
+class UnavailableError(AuditError):
+    """An attack that cannot be tried here, because something for it is missing."""
+
 
 class Threat(StrEnum):
     """What the attacker knows before he meets the pictures that he attacks."""

@@ -18,7 +18,7 @@ from sfumato.baselines.bundles import KIND, load_module, refit
 from sfumato.bundle import OBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS, Bundle, file_sha256
 from sfumato.errors import AuditError, BundleError
 from sfumato.export import TOLERANCE
-from sfumato.nets import Normalize, Obfuscator
+from sfumato.nets import Normalize, Obfuscator, Sketcher, SketchTravels
 from sfumato.onnxfile import OnnxFunction
 
 _PROBES = 4
@@ -101,14 +101,22 @@ def _module(bundle: Bundle) -> nn.Module | None:
     kind = bundle.recipe.get("kind")
     if kind == KIND:
         return load_module(bundle)
-    if kind != "obfuscator" or OBFUSCATOR_WEIGHTS not in bundle.files:
+    if kind not in ("obfuscator", "sketch") or OBFUSCATOR_WEIGHTS not in bundle.files:
         return None
-    net = Obfuscator()
+    size, normalize = bundle.preprocessing, Normalize(bundle.preprocessing.mean, bundle.preprocessing.std)
+    net: nn.Module
+    if kind == "sketch":
+        bits = int(bundle.recipe["code_bits"])
+        net = Sketcher(size.height, size.width, classes=len(bundle.labels), bits=bits)
+        travels: nn.Module = SketchTravels(net, normalize)
+    else:
+        net = Obfuscator()
+        travels = nn.Sequential(net, normalize)
     try:
         net.load_state_dict(load_file(bundle.file(OBFUSCATOR_WEIGHTS)))
     except (RuntimeError, SafetensorError) as error:
         raise BundleError(f"{bundle.path}: weights do not fit the obfuscator: {error}") from error
-    return nn.Sequential(net, Normalize(bundle.preprocessing.mean, bundle.preprocessing.std))
+    return travels
 
 
 def _from_onnx(path: Path) -> Travels:

@@ -17,7 +17,7 @@ from sfumato.audit.attackers.protocol import CPU, Effort
 from sfumato.audit.attempts import Attempts, best_of
 from sfumato.audit.attributes import infer
 from sfumato.audit.budget import Budget, Trial
-from sfumato.audit.certificate import certify
+from sfumato.audit.certificate import certify, certify_code
 from sfumato.audit.consistency import trial_controls
 from sfumato.audit.controls import decoder_controls
 from sfumato.audit.identification import identify
@@ -27,7 +27,7 @@ from sfumato.audit.references import references
 from sfumato.audit.report import write_report
 from sfumato.audit.scene import Scene
 from sfumato.audit.showing import save_panel, showcase
-from sfumato.audit.target import Noisy, Target
+from sfumato.audit.target import Coded, Noisy, Target
 from sfumato.audit.verdict import SCHEMA, decide
 from sfumato.bundle import CLASSIFIER_ONNX, Bundle, write_json
 from sfumato.errors import AuditError, Interrupted
@@ -313,16 +313,19 @@ class _Run:
 
     def _certificate(self) -> tuple[dict[str, Any] | None, str]:
         target = self.scene.target
+        if isinstance(target.module, Coded):
+            found = certify_code(target.module.code_bits)
+            return found.as_json(), "It holds whoever attacks, for each picture that is sent."
         if not target.stochastic:
             return None, "without noise nothing bounds what an attacker may restore"
         if not isinstance(target.module, Noisy):
             return None, "the obfuscator is stochastic, but does not say what its noise is"
         pictures = self.scene.train.images[:_CERTIFICATE_PICTURES]
         try:
-            found = certify(target.module, pictures, progress=self._tell("certificate"))
+            noisy = certify(target.module, pictures, progress=self._tell("certificate"))
         except AuditError as error:
             return None, str(error)
-        return found.as_json(), "It holds for one obfuscation of a picture; each further one weakens it."
+        return noisy.as_json(), "It holds for one obfuscation of a picture; each further one weakens it."
 
     def _points(self, found: dict[str, Any]) -> list[dict[str, Any]]:
         utility, best = found["utility"], found["best"]

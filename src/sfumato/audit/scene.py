@@ -11,19 +11,22 @@ from torch import Tensor, nn
 
 from sfumato.audit.cloud_view import CloudView
 from sfumato.audit.dead_leaves import dead_leaves
-from sfumato.audit.knowledge import FixedPairs, FreshPairs, Knowledge, LazyPairs, Pairs, Threat
+from sfumato.audit.knowledge import (
+    FixedPairs,
+    FreshPairs,
+    Knowledge,
+    LazyPairs,
+    Pairs,
+    Threat,
+    UnavailableError,
+)
 from sfumato.audit.target import Target, Travels
 from sfumato.data import ImageSet
-from sfumato.errors import AuditError
 
 _INTERCEPTED = 5_000
 _OTHER_PICTURES = 10_000
 _MOST_NOISY_PAIRS = 20_000
 """Of a stochastic obfuscator: each pair is kept, as the attacker saw each picture's noise but once."""
-
-
-class UnavailableError(AuditError):
-    """A threat model that cannot be played here, because something for it is missing."""
 
 
 @dataclass

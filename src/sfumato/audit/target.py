@@ -30,6 +30,14 @@ class Noisy(Protocol):
         """Standard deviation of each number's noise, of the shape of one travelling picture (C, H', W')."""
 
 
+@runtime_checkable
+class Coded(Protocol):
+    """An obfuscator whose output depends on the picture through a code of a few bits alone."""
+
+    code_bits: int
+    """How many bits: what travels takes at most `2 ** code_bits` different values."""
+
+
 @dataclass(frozen=True)
 class Target:
     """An obfuscator as the audit sees it.

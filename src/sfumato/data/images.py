@@ -57,7 +57,21 @@ class ImageSet:
         """The first `count` pictures, or all of them if `count` is None or larger than the set."""
         if count is None or count >= len(self):
             return self
-        return ImageSet(self.images[:count], self.labels[:count], self.names, self.source, self.sha256, self.unreadable)
+        return self._only(slice(count))
+
+    def split(self, count: int) -> tuple[ImageSet, ImageSet]:
+        """The set without `count` pictures drawn from all over it, always the same ones, and these pictures.
+
+        Raises:
+            DataError: the set has no more pictures than that.
+        """
+        if not 0 < count < len(self):
+            raise DataError(f"{count} pictures cannot be held out of {len(self)}")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))
+        return self._only(order[count:].sort().values), self._only(order[:count].sort().values)
+
+    def _only(self, these: slice | Tensor) -> ImageSet:
+        return ImageSet(self.images[these], self.labels[these], self.names, self.source, self.sha256, self.unreadable)
 
 
 def load_images(

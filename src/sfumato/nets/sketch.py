@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.nets.cifar import BasicBlock, ResNet
+from sfumato.nets.normalize import Normalize
 
 TRUNK = (2, 2, 1), (32, 64, 84)
 """Depths and widths of the stages behind the stem, chosen so that all fits the paper's 324,518 parameters."""
@@ -113,3 +114,47 @@ class Sketcher(nn.Module):
         """
         code, logits = self.look(images)
         return self.drawing(code), logits
+
+
+class SketchGraph(nn.Module):
+    """A sketcher as the device runs it: what travels, and the device's own answer, calibrated.
+
+    Args:
+        sketcher: trained.
+        normalize: from pictures in [0, 1] to the classifier's input.
+        temperature: that the device's logits are divided by, above 0.
+    """
+
+    def __init__(self, sketcher: Sketcher, normalize: Normalize, *, temperature: float) -> None:
+        super().__init__()
+        self.sketcher = sketcher
+        self.normalize = normalize
+        self.temperature = temperature
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 3, H, W) float32 in [0, 1] -> classifier's input (N, 3, H, W) and logits (N, classes), float32."""
+        drawings, logits = self.sketcher(images)
+        return self.normalize(drawings), logits / self.temperature
+
+
+class SketchTravels(nn.Module):
+    """What travels of a sketcher's pictures: the first output of its graph.
+
+    Args:
+        sketcher: trained.
+        normalize: from pictures in [0, 1] to the classifier's input.
+
+    Attributes:
+        code_bits: what travels takes at most 2 to this power different values.
+    """
+
+    def __init__(self, sketcher: Sketcher, normalize: Normalize) -> None:
+        super().__init__()
+        self.sketcher = sketcher
+        self.normalize = normalize
+        self.code_bits = sketcher.bits
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) float32 in [0, 1] -> the classifier's input, the same shape."""
+        out: Tensor = self.normalize(self.sketcher(images)[0])
+        return out

@@ -16,12 +16,21 @@ from sfumato.bundle import (
     OBFUSCATOR_ONNX,
     OBFUSCATOR_WEIGHTS,
     Bundle,
+    Gate,
     Preprocessing,
     fingerprint,
 )
+from sfumato.classifiers import FrozenClassifier
+from sfumato.data import ImageSet
 from sfumato.export import export_onnx, renew, save_weights
-from sfumato.nets import Normalize
-from sfumato.training.tasks import ClassifierTask, ObfuscationTask
+from sfumato.nets import Normalize, Sketcher, SketchGraph, SketchTravels
+from sfumato.nets.codewords import codeword_means
+from sfumato.training.gate import choose_threshold, fit_temperature
+from sfumato.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
+
+_BATCH = 250
+_RESTORED_WORDS = 256
+"""How many of the commonest words a bundle's deobfuscator knows, so that its file stays small."""
 
 
 def write_classifier_bundle(
@@ -64,15 +73,7 @@ def write_classifier_bundle(
 
 
 def write_obfuscator_bundle(
-    folder: Path,
-    task: ObfuscationTask,
-    pictures: Tensor,
-    *,
-    name: str,
-    labels: tuple[str, ...],
-    preprocessing: Preprocessing,
-    classifier_fingerprint: str,
-    recipe: dict[str, Any],
+    folder: Path, task: ObfuscationTask, pictures: Tensor, *, classifier: FrozenClassifier, recipe: dict[str, Any]
 ) -> Bundle:
     """Writes an obfuscator's bundle; figures and provenance are added by whoever measures.
 
@@ -83,10 +84,7 @@ def write_obfuscator_bundle(
         folder: is created, or replaced.
         task: the trained task.
         pictures: (N, 3, H, W) float32 in [0, 1], real ones.
-        name: the classifier's name.
-        labels: one name per class.
-        preprocessing: how a picture becomes the classifier's input.
-        classifier_fingerprint: of the classifier that it was trained for.
+        classifier: that it was trained for.
         recipe: the resolved recipe.
     """
     renew(folder)
@@ -102,14 +100,69 @@ def write_obfuscator_bundle(
     with torch.no_grad():
         obfuscated = travels(pictures.cpu())
     export_onnx(restores, folder / DEOBFUSCATOR_ONNX, obfuscated, input_name="obfuscated", output_name="restored")
+    return _saved(folder, classifier, recipe, None)
+
+
+def write_sketch_bundle(
+    folder: Path,
+    task: SketchTask,
+    pictures: Tensor,
+    *,
+    classifier: FrozenClassifier,
+    recipe: dict[str, Any],
+    known: ImageSet,
+    held_out: ImageSet,
+    offload_rate: float,
+) -> Bundle:
+    """Writes the bundle of an obfuscator that draws a code, with its gate.
+
+    The deobfuscator beside it restores the mean training picture of each code, as anybody can who has the obfuscator.
+
+    Args:
+        folder: is created, or replaced.
+        task: the trained task.
+        pictures: (N, 3, H, W) float32 in [0, 1], real ones.
+        classifier: that it was trained for.
+        recipe: the resolved recipe.
+        known: pictures that the deobfuscator learns from.
+        held_out: pictures that were not trained on, to calibrate the device's answers and to choose the threshold.
+        offload_rate: the share of pictures to be sent, in [0, 1].
+    """
+    renew(folder)
+    sketcher, normalize = task.sketcher.cpu().eval(), task.normalize.cpu()
+    save_weights(sketcher, folder / OBFUSCATOR_WEIGHTS)
+    own = _own_logits(sketcher, held_out.images)
+    temperature = fit_temperature(own, held_out.labels)
+    threshold = choose_threshold(own / temperature, offload_rate)
+    names = ("obfuscated", "device_logits")
+    graph = SketchGraph(sketcher, normalize, temperature=temperature)
+    export_onnx(graph, folder / OBFUSCATOR_ONNX, pictures, input_name="picture", output_name=names)
+    travels = SketchTravels(sketcher, normalize).eval()
+    with torch.no_grad():
+        parts = (part.float() / 255 for part in torch.split(known.images, _BATCH))
+        restores, counts = codeword_means((part, travels(part)) for part in parts)
+        restores = restores.largest(counts, _RESTORED_WORDS).half_size()
+        obfuscated = travels(pictures.cpu())
+    export_onnx(restores, folder / DEOBFUSCATOR_ONNX, obfuscated, input_name="obfuscated", output_name="restored")
+    gate = Gate(threshold=threshold, offload_rate=offload_rate, pictures=len(held_out))
+    return _saved(folder, classifier, recipe, gate)
+
+
+@torch.no_grad()
+def _own_logits(sketcher: Sketcher, images: Tensor) -> Tensor:
+    return torch.cat([sketcher(part.float() / 255)[1] for part in torch.split(images, _BATCH)])
+
+
+def _saved(folder: Path, classifier: FrozenClassifier, recipe: dict[str, Any], gate: Gate | None) -> Bundle:
     bundle = Bundle(
         path=folder,
         kind="obfuscator",
-        name=name,
-        labels=labels,
-        preprocessing=preprocessing,
-        classifier_fingerprint=classifier_fingerprint,
+        name=classifier.name,
+        labels=classifier.labels,
+        preprocessing=classifier.preprocessing,
+        classifier_fingerprint=classifier.fingerprint,
         recipe=recipe,
+        gate=gate,
     )
     bundle.save()
     return bundle

@@ -116,11 +116,38 @@ class ObfuscatorRecipe(_Strict):
     training: TrainingRecipe = TrainingRecipe()
 
 
-Recipe = Annotated[ClassifierRecipe | ObfuscatorRecipe, Field(discriminator="kind")]
-_ADAPTER: TypeAdapter[ClassifierRecipe | ObfuscatorRecipe] = TypeAdapter(Recipe)
+class SketchRecipe(_Strict):
+    """An obfuscator that decides on the device and draws a code of a few bits, for a frozen classifier.
+
+    Attributes:
+        note: what people should know of the result; goes into the bundle.
+        classifier: folder of the frozen classifier's bundle, from where the command is run.
+        code_bits: how many bits about a picture may travel at most; what an attacker gets at most, too.
+        teacher_weight: share of the frozen classifier's answers on plain pictures in the loss, beside the labels'.
+        temperature: that answers are softened with.
+        offload_rate: the share of pictures that is to be sent; the others are answered on the device.
+        held_out_pictures: the last so many training pictures are not trained on, but tell how sure the device's
+            answers are and where the gate's threshold lies.
+    """
+
+    kind: Literal["sketch"]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    note: str = ""
+    classifier: str
+    code_bits: int = Field(default=8, ge=1, le=64)
+    teacher_weight: float = Field(default=0.9, ge=0, le=1)
+    temperature: float = Field(default=4.0, gt=0)
+    offload_rate: float = Field(default=0.15, ge=0, le=1)
+    held_out_pictures: int = Field(default=2000, ge=2)
+    data: DataRecipe = DataRecipe()
+    training: TrainingRecipe = TrainingRecipe()
 
 
-def load_recipe(path: Path, overrides: list[str] | None = None) -> ClassifierRecipe | ObfuscatorRecipe:
+AnyRecipe = ClassifierRecipe | ObfuscatorRecipe | SketchRecipe
+_ADAPTER: TypeAdapter[AnyRecipe] = TypeAdapter(Annotated[AnyRecipe, Field(discriminator="kind")])
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> AnyRecipe:
     """Reads and validates a recipe.
 
     Args:
@@ -141,7 +168,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> ClassifierRec
     return parse_recipe(raw, where=str(path))
 
 
-def parse_recipe(raw: dict[str, Any], *, where: str = "recipe") -> ClassifierRecipe | ObfuscatorRecipe:
+def parse_recipe(raw: dict[str, Any], *, where: str = "recipe") -> AnyRecipe:
     """Validates a recipe that was read already.
 
     Raises:

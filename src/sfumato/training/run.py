@@ -22,14 +22,22 @@ from sfumato.data import Augmentation, ImageSet, cifar10, load_images
 from sfumato.errors import Interrupted, RecipeError, TrainingError
 from sfumato.evaluation import evaluate_classifier, evaluate_obfuscator
 from sfumato.export import renew, save_weights
-from sfumato.nets import Deobfuscator, Normalize, Obfuscator, build_classifier
+from sfumato.nets import Deobfuscator, Normalize, Obfuscator, Sketcher, build_classifier
 from sfumato.provenance import provenance
 from sfumato.training.engine import Schedule, fit
-from sfumato.training.export import write_classifier_bundle, write_obfuscator_bundle
-from sfumato.training.recipe import ClassifierRecipe, DataRecipe, ObfuscatorRecipe, TrainingRecipe
-from sfumato.training.tasks import ClassifierTask, ObfuscationTask
+from sfumato.training.export import write_classifier_bundle, write_obfuscator_bundle, write_sketch_bundle
+from sfumato.training.recipe import (
+    AnyRecipe,
+    ClassifierRecipe,
+    DataRecipe,
+    ObfuscatorRecipe,
+    SketchRecipe,
+    TrainingRecipe,
+)
+from sfumato.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 
 CHECK_PICTURES = 64
+Task = ClassifierTask | ObfuscationTask | SketchTask
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class Run:
 
 
 def train(
-    recipe: ClassifierRecipe | ObfuscatorRecipe,
+    recipe: AnyRecipe,
     folder: Path,
     *,
     accelerator: str = "auto",
@@ -95,14 +103,20 @@ def train(
         for left in ("tensorboard", "snapshots"):
             shutil.rmtree(folder / left, ignore_errors=True)
     train_set, test_set = _load(recipe.data, fabric)
+    held_out: ImageSet | None = None
+    if isinstance(recipe, SketchRecipe):
+        train_set, held_out = train_set.split(recipe.held_out_pictures)
     fabric.seed_everything(recipe.training.seed, verbose=False)
     if isinstance(recipe, ClassifierRecipe):
         frozen = None if recipe.teacher is None else load_classifier(Path(recipe.teacher))
         preprocessing = _preprocessing(recipe.data.source, train_set)
-        task: ClassifierTask | ObfuscationTask = _classifier_task(recipe, frozen, preprocessing, train_set)
+        task: Task = _classifier_task(recipe, frozen, preprocessing, train_set)
     else:
         frozen = load_classifier(Path(recipe.classifier))
-        task = _obfuscation_task(recipe, frozen, train_set)
+        if isinstance(recipe, SketchRecipe):
+            task = _sketch_task(recipe, frozen, train_set)
+        else:
+            task = _obfuscation_task(recipe, frozen, train_set)
         preprocessing = frozen.preprocessing
     identity = {
         "recipe": recipe.model_dump(mode="json"),
@@ -118,7 +132,7 @@ def train(
     if not fabric.is_global_zero:
         raise SystemExit(0)  # the first process writes the bundle, the others have done their share
     try:
-        return _finish(recipe, task, frozen, preprocessing, train_set, test_set, run, fabric, figures)
+        return _finish(recipe, task, frozen, preprocessing, train_set, held_out, test_set, run, fabric, figures)
     except OSError as error:
         raise TrainingError(
             f"the bundle cannot be written to {run.bundle}: {error.strerror or error}; the training itself is kept: "
@@ -128,7 +142,7 @@ def train(
 
 def _fit(
     fabric: Fabric,
-    recipe: ClassifierRecipe | ObfuscatorRecipe,
+    recipe: AnyRecipe,
     task: nn.Module,
     train_set: ImageSet,
     test_set: ImageSet,
@@ -150,12 +164,12 @@ def _fit(
         checkpoint=run.checkpoint,
         identity=identity,
         resume=resume,
-        panel=task.panel if isinstance(task, ObfuscationTask) else None,
+        panel=task.panel if isinstance(task, ObfuscationTask | SketchTask) else None,
         after_epoch=partial(_keep_snapshot, recipe, task, run),
     )
 
 
-def _keep_snapshot(recipe: ClassifierRecipe | ObfuscatorRecipe, task: nn.Module, run: Run, epoch: int) -> None:
+def _keep_snapshot(recipe: AnyRecipe, task: nn.Module, run: Run, epoch: int) -> None:
     """Keeps both networks as they are after this epoch, if the recipe wants that."""
     if not isinstance(recipe, ObfuscatorRecipe) or not isinstance(task, ObfuscationTask):
         return
@@ -168,11 +182,12 @@ def _keep_snapshot(recipe: ClassifierRecipe | ObfuscatorRecipe, task: nn.Module,
 
 
 def _finish(
-    recipe: ClassifierRecipe | ObfuscatorRecipe,
-    task: ClassifierTask | ObfuscationTask,
+    recipe: AnyRecipe,
+    task: Task,
     frozen: FrozenClassifier | None,
     preprocessing: Preprocessing,
     train_set: ImageSet,
+    held_out: ImageSet | None,
     test_set: ImageSet,
     run: Run,
     fabric: Fabric,
@@ -192,17 +207,21 @@ def _finish(
         )
         bundle.figures.update(evaluate_classifier(bundle, test_set))
     else:
-        assert frozen is not None and isinstance(recipe, ObfuscatorRecipe)
-        bundle = write_obfuscator_bundle(
-            run.bundle,
-            task,
-            pictures,
-            name=frozen.name,
-            labels=frozen.labels,
-            preprocessing=preprocessing,
-            classifier_fingerprint=frozen.fingerprint,
-            recipe=plain_recipe,
-        )
+        assert frozen is not None and not isinstance(recipe, ClassifierRecipe)
+        if isinstance(task, SketchTask):
+            assert held_out is not None and isinstance(recipe, SketchRecipe)
+            bundle = write_sketch_bundle(
+                run.bundle,
+                task,
+                pictures,
+                classifier=frozen,
+                recipe=plain_recipe,
+                known=train_set,
+                held_out=held_out,
+                offload_rate=recipe.offload_rate,
+            )
+        else:
+            bundle = write_obfuscator_bundle(run.bundle, task, pictures, classifier=frozen, recipe=plain_recipe)
         bundle.figures.update(evaluate_obfuscator(bundle, Bundle.load(recipe.classifier), test_set))
     bundle.provenance.update(
         provenance(
@@ -285,6 +304,18 @@ def _obfuscation_task(recipe: ObfuscatorRecipe, frozen: FrozenClassifier, images
         frozen.net,
         _normalize(frozen.preprocessing),
         privacy_weight=recipe.privacy_weight,
+    )
+
+
+def _sketch_task(recipe: SketchRecipe, frozen: FrozenClassifier, images: ImageSet) -> SketchTask:
+    _check_fit(frozen, images)
+    height, width = images.images.shape[2:]
+    return SketchTask(
+        Sketcher(height, width, classes=len(images.names), bits=recipe.code_bits),
+        frozen.net,
+        _normalize(frozen.preprocessing),
+        teacher_weight=recipe.teacher_weight,
+        temperature=recipe.temperature,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sfumato.audit.attackers.codewords import Codewords
 from sfumato.audit.attackers.decoders import PAPER, RESIDUAL, RESIDUAL_GAN, RESIDUAL_SSIM, UNET
 from sfumato.audit.attackers.deep_image_prior import DeepImagePrior
 from sfumato.audit.attackers.linear import Linear
@@ -11,6 +12,7 @@ from sfumato.audit.attackers.unpaired import Unpaired
 
 _ALL: tuple[Attacker, ...] = (
     Linear(),
+    Codewords(),
     RESIDUAL,
     UNET,
     PAPER,

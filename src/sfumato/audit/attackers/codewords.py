@@ -1,0 +1,50 @@
+"""The mean picture of every word: what there is to gain where few different things travel.
+
+See `sfumato.nets.codewords`; against a code of few bits this is nearly the best attacker there can be, and against
+anything else it says so and is not run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sfumato.audit.attackers.protocol import Effort, Prepared
+from sfumato.audit.knowledge import Knowledge, Pairs, Threat, UnavailableError
+from sfumato.errors import AuditError
+from sfumato.nets.codewords import codeword_means
+
+_BATCH = 250
+
+
+@dataclass(frozen=True)
+class Codewords:
+    """Looks up what travelled among what travelled for pictures that are known."""
+
+    name: ClassVar[str] = "codeword means"
+    threats: ClassVar[frozenset[Threat]] = frozenset(Threat) - {Threat.NO_PAIRS, Threat.CLOUD}
+    learns: ClassVar[bool] = True
+
+    def prepare(self, knowledge: Knowledge, effort: Effort) -> Prepared:
+        """See `Attacker`; every known pair is looked at once."""
+        if knowledge.pairs is None:
+            raise AuditError("codeword means need pairs of pictures and what travels for them; none were given")
+        try:
+            estimate, counts = codeword_means(_once(knowledge.pairs, effort))
+        except AuditError as error:
+            raise UnavailableError(str(error)) from error
+        return Prepared(
+            restore=torch.no_grad()(estimate),
+            facts={"params": estimate.means.numel(), "pictures_seen": int(counts.sum())},
+        )
+
+
+def _once(pairs: Pairs, effort: Effort) -> Iterator[tuple[Tensor, Tensor]]:
+    source = torch.Generator().manual_seed(effort.seed)
+    for part in torch.arange(len(pairs)).split(_BATCH):  # type: ignore[no-untyped-call]
+        effort.progress(int(part[0]), len(pairs))
+        yield pairs.batch(part, source)

@@ -1,0 +1,110 @@
+"""What can be restored from a code of few words: for each word, the mean of the pictures that get it.
+
+No estimate from the word alone has a smaller squared error than the mean of all pictures with that word, so where
+pictures are many and words few, this comes as near to the best possible attacker as the pictures allow.
+
+Source: the conditional mean as the least-squares estimate, Papoulis 1991, section 7-4; the shrinkage of rare words
+towards the mean of all is that of empirical Bayes, Efron and Morris 1975.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.errors import AuditError
+
+MOST_WORDS = 4096
+_DIGITS = 1e3
+"""What travels for one word may differ in the last bits; this many steps per unit tell words apart."""
+
+
+class CodewordMeans(nn.Module):
+    """Finds the nearest known word and gives the mean picture of that word.
+
+    Args:
+        words: (K, D) float32, what travels for each word, flattened.
+        means: (K, 3, H, W) float32 in [0, 1].
+    """
+
+    words: Tensor
+    means: Tensor
+    norms: Tensor
+
+    def __init__(self, words: Tensor, means: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("words", words)
+        self.register_buffer("means", means)
+        self.register_buffer("norms", words.square().sum(dim=1))
+
+    def forward(self, observed: Tensor) -> Tensor:
+        """What travelled (N, C, H', W') float32 -> (N, 3, H, W) float32 in [0, 1]."""
+        nearness = 2 * observed.flatten(1) @ self.words.float().T - self.norms
+        return self.means.float()[nearness.argmax(dim=1)]
+
+    def half_size(self) -> CodewordMeans:
+        """The same with its tables in half precision, for a small file; they are cast when they are used."""
+        small = CodewordMeans(self.words, self.means)
+        small.words, small.means = self.words.half(), self.means.half()
+        return small
+
+    def largest(self, counts: Tensor, most: int) -> CodewordMeans:
+        """Only the `most` commonest words, given how many pictures each has: (K,) int64."""
+        kept = counts.argsort(descending=True)[:most]
+        return CodewordMeans(self.words[kept], self.means[kept])
+
+
+def codeword_means(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[CodewordMeans, Tensor]:
+    """Learns the mean picture of every word.
+
+    Args:
+        pairs: batches of pictures (B, 3, H, W) float32 in [0, 1] and what travels for them (B, C, H', W') float32.
+
+    Returns:
+        The estimate, and how many pictures each word had, (K,) int64.
+
+    Raises:
+        AuditError: no pairs, or more than `MOST_WORDS` different words.
+    """
+    places: dict[bytes, int] = {}
+    words: list[Tensor] = []
+    sums: list[Tensor] = []
+    counts: list[int] = []
+    squares = 0.0
+    for pictures, observed in pairs:
+        keys = (observed.flatten(1) * _DIGITS).round().int().numpy()
+        squares += float(pictures.double().square().sum())
+        for picture, travelled, key in zip(pictures, observed, keys, strict=True):
+            place = places.setdefault(key.tobytes(), len(words))
+            if place == len(words):
+                if place == MOST_WORDS:
+                    raise AuditError(f"what travels takes more than {MOST_WORDS} different values: it is no code")
+                words.append(travelled.flatten().clone())
+                sums.append(torch.zeros_like(picture, dtype=torch.float64))
+                counts.append(0)
+            sums[place] += picture
+            counts[place] += 1
+    if not words:
+        raise AuditError("no pairs to learn the words from")
+    known, totals = torch.tensor(counts), torch.stack(sums)
+    means = _shrunk(totals, known, squares)
+    return CodewordMeans(torch.stack(words), means.float().clamp(0, 1)), known
+
+
+def _shrunk(totals: Tensor, counts: Tensor, squares: float) -> Tensor:
+    """Means of the words, rare ones drawn towards the mean of all as far as chance explains their distance.
+
+    Args:
+        totals: (K, 3, H, W) float64, the sum of each word's pictures.
+        counts: (K,) int64.
+        squares: the sum of all squared numbers.
+    """
+    n = counts.double()[:, None, None, None]
+    means, grand = totals / n, totals.sum(dim=0) / n.sum()
+    numbers = grand.numel()
+    within = max(0.0, squares - float((n * means.square()).sum())) / max(1.0, float(n.sum()) - len(counts)) / numbers
+    spread = float((n * (means - grand).square()).sum()) / float(n.sum()) / numbers
+    between = max(1e-12, spread - within * (len(counts) - 1) / float(n.sum()))
+    return grand + (means - grand) * n / (n + within / between)

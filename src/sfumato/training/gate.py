@@ -1,0 +1,47 @@
+"""The gate: how sure the device's answers are, and how sure is sure enough."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_RANGE = 0.05, 20.0
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The number to divide logits by so that their probabilities are right on average: temperature scaling.
+
+    Args:
+        logits: (N, classes) float32, of pictures that were not trained on.
+        labels: (N,) int64.
+
+    Returns:
+        Within 0.05 and 20.
+
+    Source: Guo et al. 2017, section 4.2. The loss is convex in the reciprocal, so that halving the interval finds it.
+    """
+    low, high = (1 / bound for bound in reversed(_RANGE))
+    for _ in range(40):
+        middle = torch.tensor((low + high) / 2, dtype=torch.float64, requires_grad=True)
+        (slope,) = torch.autograd.grad(F.cross_entropy(logits.double() * middle, labels), middle)
+        point = float(middle.detach())
+        low, high = (low, point) if slope > 0 else (point, high)
+    return 2 / (low + high)
+
+
+def choose_threshold(logits: Tensor, offload_rate: float) -> float:
+    """The probability below which a picture is sent, so that a given share of these pictures is.
+
+    Args:
+        logits: (N, classes) float32, calibrated.
+        offload_rate: the share of pictures to be sent, in [0, 1].
+
+    Returns:
+        In [0, 1]; 0 sends nothing.
+    """
+    sure = logits.softmax(dim=1).amax(dim=1).sort().values
+    sent = round(offload_rate * len(sure))
+    if sent == 0:
+        return 0.0
+    return 1.0 if sent == len(sure) else float(sure[sent])
