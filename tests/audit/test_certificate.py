@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.audit import certificate
-from sfumato.audit.certificate import certify, fano_top1, fisher_information, fisher_trace, rate_bits, van_trees_mse
+from sfumato.audit.certificate import (
+    certify,
+    certify_code,
+    fano_top1,
+    fisher_information,
+    fisher_trace,
+    rate_bits,
+    van_trees_mse,
+)
 from sfumato.errors import AuditError
 
 SIDES = (4, 3)
@@ -215,3 +223,20 @@ def test_where_there_is_no_certificate(noisy, message):
 def test_pictures_that_cannot_be_used(bad):
     with pytest.raises(AuditError, match="at least 4"):
         certify(LinearNoise(), bad)
+
+
+@pytest.mark.parametrize("bits", [1, 3, 8])
+def test_a_code_bounds_how_often_the_best_guess_is_right(bits):
+    """Against the best guess of somebody who knows which code every candidate has."""
+    candidates, source = 1000, torch.Generator().manual_seed(bits)
+    codes = torch.randint(0, 2**bits, (200, candidates), generator=source)
+    shares = torch.stack([(row == row[0]).sum() for row in codes]).double()  # the original is the first; ties are drawn
+    bound = certify_code(bits).top1_bounds[candidates]
+    assert float((1 / shares).mean()) == pytest.approx(bound, rel=0.15)
+    assert bound == 2**bits / candidates
+
+
+def test_a_codes_certificate_claims_no_more_than_that():
+    found = certify_code(10)
+    assert (found.rate_bits, found.top1_bounds[10], found.top1_bounds[10_000]) == (10.0, 1.0, 1024 / 10_000)
+    assert found.dfil is None and found.mse_bound_any is None and found.mse_bound_unbiased is None

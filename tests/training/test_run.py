@@ -17,10 +17,12 @@ import torch
 from safetensors.torch import load_file
 
 import sfumato
-from sfumato.bundle import OBFUSCATOR_WEIGHTS, Bundle
+from sfumato.audit.load import load_target
+from sfumato.bundle import OBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS, Bundle
 from sfumato.data import load_images
 from sfumato.device import Obfuscator
-from sfumato.errors import BundleError, Interrupted, RecipeError, TrainingError
+from sfumato.errors import BundleError, DataError, Interrupted, RecipeError, TrainingError
+from sfumato.onnxfile import OnnxFunction
 from sfumato.training import Run, run, train
 from sfumato.training.recipe import parse_recipe
 from synthetic import CLASSES, image_set, pixels, save_folder
@@ -346,3 +348,49 @@ def test_overwriting_leaves_nothing_of_the_run_before(tmp_path, monkeypatch):
     assert not run.checkpoint.exists()
     with pytest.raises(TrainingError, match="choose one"):
         train(recipe, run.folder, overwrite=True, resume=True)
+
+
+@pytest.fixture(scope="module")
+def sketched(trained, own_caches, picture_folder, tmp_path_factory) -> Bundle:
+    """The bundle of an obfuscator that draws a code of three bits."""
+    given = {
+        "kind": "sketch",
+        "name": "small-sketch",
+        "classifier": str(trained[0].path),
+        "code_bits": 3,
+        "offload_rate": 0.5,
+        "held_out_pictures": 4,
+        "data": {"source": str(picture_folder)},
+        "training": {"epochs": 4, "batch_size": 4, "schedule": "constant", "validate_every": 4},
+    }
+    return train(parse_recipe(given), tmp_path_factory.mktemp("sketch"), accelerator="cpu")
+
+
+def test_a_sketch_sends_codes_alone_and_knows_when_to_send(sketched, trained):
+    bundle = Bundle.load(sketched.path)
+    assert bundle.gate is not None
+    assert (bundle.gate.offload_rate, bundle.gate.pictures) == (0.5, 4)
+    assert 0.25 <= bundle.gate.threshold <= 1, "of four classes the likeliest has a quarter at least"
+    assert (bundle.name, bundle.classifier_fingerprint) == (trained[0].name, trained[0].classifier_fingerprint)
+    assert bundle.provenance["train_pictures"] == 12, "what the gate was chosen on was not trained on"
+    pictures = pixels(40, seed=5).transpose(0, 3, 1, 2).astype(np.float32) / 255
+    travels, own = OnnxFunction(bundle.file(OBFUSCATOR_ONNX)).all(pictures)
+    assert travels.shape == (40, 3, 32, 32) and own.shape == (40, 4)
+    assert len({row.round(3).tobytes() for row in travels}) <= 2**3
+    restored = OnnxFunction(bundle.file("deobfuscator.onnx"))(travels)
+    assert restored.shape == pictures.shape and restored.min() >= 0 and restored.max() <= 1
+
+
+def test_a_sketch_can_be_audited_with_gradients_and_its_gate(sketched):
+    target = load_target(str(sketched.path), size=(32, 32))
+    assert target.gate is not None and target.gate.threshold == Bundle.load(sketched.path).gate.threshold
+    assert target.module is not None and target.module.code_bits == 3
+    assert target.gate.logits(torch.rand(5, 3, 32, 32)).shape == (5, 4)
+
+
+def test_more_pictures_cannot_be_held_out_than_there_are(in_memory, tmp_path, trained):
+    given = parse_recipe(
+        {"kind": "sketch", "name": "x", "classifier": str(trained[0].path), "held_out_pictures": 14, "data": {}}
+    )
+    with pytest.raises(DataError, match="14 pictures cannot be held out of 14"):
+        train(given, tmp_path, accelerator="cpu")

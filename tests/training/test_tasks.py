@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sfumato.nets import Deobfuscator, Normalize, Obfuscator, build_classifier
+from sfumato.nets import Deobfuscator, Normalize, Obfuscator, Sketcher, build_classifier
 from sfumato.training.objectives import classification_loss, distillation_loss, reconstruction_loss
-from sfumato.training.tasks import ClassifierTask, ObfuscationTask
+from sfumato.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 PICTURES = torch.rand(4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -194,3 +194,41 @@ def test_the_panel_shows_three_rows_that_can_be_looked_at():
     assert torch.equal(panel[0], pictures)
     assert float(panel.min()) >= 0 and float(panel.max()) <= 1
     assert torch.allclose(panel[1].amax(dim=(1, 2, 3)), torch.ones(4))
+
+
+def sketch_task() -> SketchTask:
+    torch.manual_seed(1)
+    classifier = build_classifier("resnet20", 4)
+    sketcher = Sketcher(16, 16, classes=4, bits=6)
+    return SketchTask(sketcher, classifier, Normalize(MEAN, STD), teacher_weight=0.25, temperature=2.0).train()
+
+
+def test_a_sketch_is_asked_for_both_answers_by_label_and_teacher():
+    task, images = sketch_task().eval(), PICTURES.float()
+    losses = task(images, LABELS)
+    with torch.no_grad():
+        drawings, own = task.sketcher(images)
+        teacher = (task.classifier(task.normalize(images)) / 2).softmax(dim=1)
+        wanted = []
+        for logits in (task.classifier(task.normalize(drawings)), own):
+            labels = -logits.log_softmax(dim=1)[torch.arange(4), LABELS].mean()
+            divergence = (teacher * (teacher.log() - (logits / 2).log_softmax(dim=1))).sum(dim=1).mean()
+            wanted.append(float(0.75 * labels + 0.25 * 4 * divergence))
+    assert float(losses["obfuscated"]) == pytest.approx(wanted[0], rel=1e-4)
+    assert float(losses["device"]) == pytest.approx(wanted[1], rel=1e-4)
+    assert losses["loss"].item() == pytest.approx(sum(wanted), rel=1e-4)
+
+
+def test_only_the_sketcher_learns_and_all_of_it():
+    task = sketch_task()
+    before = copy.deepcopy(task.classifier.state_dict())
+    task(PICTURES.float(), LABELS)["loss"].backward()
+    assert all(p.grad is not None and float(p.grad.abs().max()) > 0 for p in task.sketcher.parameters())
+    assert all(p.grad is None for p in task.classifier.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in task.classifier.state_dict().items())
+
+
+def test_a_sketchs_panel_shows_pictures_and_drawings():
+    task = sketch_task().eval()
+    rows = task.panel(PICTURES.float())
+    assert torch.equal(rows[0], PICTURES.float()) and torch.equal(rows[1], task.sketcher(PICTURES.float())[0])

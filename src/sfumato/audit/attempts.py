@@ -40,12 +40,12 @@ class Attempts:
     def __init__(self, scene: Scene, budget: Budget, notebook: Notebook, device: torch.device, tell: Tell) -> None:
         self.scene, self.budget, self.notebook, self.device, self._tell = scene, budget, notebook, device, tell
         self.trials = [*budget.trials, *(budget.views if scene.target.stochastic else ())]
-        self._class_mean_errors, _ = per_picture(class_means(scene.train)[scene.test.labels], scene.test.images)
+        self.class_mean_errors, _ = per_picture(class_means(scene.train)[scene.test.labels], scene.test.images)
         self._prepared: dict[str, Prepared] = {}
 
     def class_mean_mse(self, count: int) -> float:
         """The class mean's error on the first `count` test pictures."""
-        return float(self._class_mean_errors[:count].mean())
+        return float(self.class_mean_errors[:count].mean())
 
     def attempt(self, trial: Trial) -> dict[str, Any]:
         """Tries an attacker; whatever breaks is counted.

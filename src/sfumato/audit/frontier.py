@@ -90,7 +90,7 @@ def collect(folder: Path) -> list[Point]:
             continue
         try:
             sources.setdefault(str(audit["data"]["source"]), file)
-            point = _point(audit, file)
+            found = _points(audit, file)
             utility = audit.get("utility") or {}
             for role, figure in (("local", "accuracy_local"), ("identity", "accuracy_plain")):
                 if utility.get(figure) is not None:
@@ -99,8 +99,7 @@ def collect(folder: Path) -> list[Point]:
             raise AuditError(
                 f"{file} is a broken audit ({type(error).__name__}: {error}); run the audit again or remove the file"
             ) from error
-        if point is not None:
-            points.append(point)
+        points += found
     if len(sources) > 1:
         places = ", ".join(f"{source} ({file.name})" for source, file in sources.items())
         raise AuditError(f"audits of several data sets cannot share one plot: {places}; keep them in separate folders")
@@ -184,12 +183,13 @@ def _read(file: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) and content.get("schema") == SCHEMA else None
 
 
-def _point(audit: dict[str, Any], file: Path) -> Point | None:
+def _points(audit: dict[str, Any], file: Path) -> list[Point]:
+    """Where the obfuscator stands if it sends everything, and, if it has a gate, with that."""
     utility, best, target = audit.get("utility"), audit.get("best"), audit["target"]
     if not utility or not best or best.get("excess_leakage") is None:
-        return None
+        return []
     role = next((word for word in (target["kind"], target["name"]) if word in ROLES), "other")
-    return {
+    own = {
         "name": str(target["name"]),
         "accuracy": float(utility["accuracy_obfuscated"]),
         "excess_leakage": float(best["excess_leakage"]),
@@ -198,6 +198,20 @@ def _point(audit: dict[str, Any], file: Path) -> Point | None:
         "source": file.name,
         "best_attacker": str(best["attacker"]),
     }
+    return [own, *gated_point(own, audit.get("gate"))]
+
+
+def gated_point(own: Point, gate: dict[str, Any] | None) -> list[Point]:
+    """Where an obfuscator stands if its device answers what it is sure of; empty without a gate that was measured.
+
+    Args:
+        own: the same obfuscator, sending everything.
+        gate: `gate` of its `audit.json`.
+    """
+    if not gate or gate["accuracy_gated"] is None or gate["excess_leakage_mean"] is None:
+        return []
+    place = {"accuracy": float(gate["accuracy_gated"]), "excess_leakage": float(gate["excess_leakage_mean"])}
+    return [{**own, **place, "name": f"{own['name']}, gated", "best_attacker": str(gate["attacker"])}]
 
 
 def _figure(points: Sequence[Point], *, dark: bool) -> Figure:

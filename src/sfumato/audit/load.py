@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sfumato.audit.target import Target, Travels
+from sfumato.audit.target import OwnAnswers, Target, Travels
 from sfumato.baselines.bundles import KIND, load_module, refit
 from sfumato.bundle import OBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS, Bundle, file_sha256
 from sfumato.errors import AuditError, BundleError
@@ -84,7 +84,7 @@ def bundle_target(bundle: Bundle) -> Target:
     size = bundle.preprocessing.height, bundle.preprocessing.width
     name = str(bundle.recipe.get("name") or bundle.recipe.get("method") or bundle.path.name)
     target = _probed(name, size, _from_onnx(bundle.file(OBFUSCATOR_ONNX)), _module(bundle))
-    target = replace(target, fingerprint=bundle.files[OBFUSCATOR_ONNX])
+    target = replace(target, fingerprint=bundle.files[OBFUSCATOR_ONNX], gate=_gate(bundle))
     if bundle.recipe.get("kind") != KIND:
         return target
 
@@ -122,6 +122,13 @@ def _module(bundle: Bundle) -> nn.Module | None:
 def _from_onnx(path: Path) -> Travels:
     run = OnnxFunction(path, threads=torch.get_num_threads())
     return lambda pictures: torch.from_numpy(run(pictures.numpy()))
+
+
+def _gate(bundle: Bundle) -> OwnAnswers | None:
+    if bundle.gate is None:
+        return None
+    run = OnnxFunction(bundle.file(OBFUSCATOR_ONNX), threads=torch.get_num_threads())
+    return OwnAnswers(lambda pictures: torch.from_numpy(run.all(pictures.numpy())[1]), bundle.gate.threshold)
 
 
 def _without_gradients(module: nn.Module) -> Travels:

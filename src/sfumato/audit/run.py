@@ -20,6 +20,8 @@ from sfumato.audit.budget import Budget, Trial
 from sfumato.audit.certificate import certify, certify_code
 from sfumato.audit.consistency import trial_controls
 from sfumato.audit.controls import decoder_controls
+from sfumato.audit.frontier import gated_point
+from sfumato.audit.gated import gate_figures
 from sfumato.audit.identification import identify
 from sfumato.audit.knowledge import Threat
 from sfumato.audit.notebook import Notebook, remembered
@@ -159,7 +161,7 @@ class _Run:
         self.scene, self.budget, self.notebook, self.beside = scene, budget, notebook, beside
         self.device, self._progress = device, progress
         self.attempts = Attempts(scene, budget, notebook, device, lambda *now: self._progress(*self._place, *now))
-        self.steps_done, self.steps = 0, len(self.attempts.trials) + budget.seeds - 1 + 6
+        self.steps_done, self.steps = 0, len(self.attempts.trials) + budget.seeds - 1 + 6 + bool(scene.target.gate)
 
     def everything(self) -> dict[str, Any]:
         scene, test = self.scene, self.scene.test
@@ -173,6 +175,7 @@ class _Run:
         identification = self._step("identification", lambda: self._identification(first))
         attributes = self._step("attributes", self._attributes)
         certificate, note = self._step("certificate", self._certificate)
+        gate = self._step("gate", lambda: self._gate(best)) if scene.target.gate else None
         class_mean_mse = self.attempts.class_mean_mse(len(test))
         found: dict[str, Any] = {
             "schema": SCHEMA,
@@ -202,6 +205,7 @@ class _Run:
             "certificate": certificate,
             "certificate_note": note,
             "best": best,
+            "gate": gate,
         }
         found["frontier"] = self._points(found)
         verdict = decide(found)
@@ -230,7 +234,7 @@ class _Run:
     def _utility(self) -> dict[str, Any] | None:
         classifier, local = self.beside.classifier, self.beside.local
         test = self.scene.test
-        if classifier is None or tuple(test.names) != tuple(classifier.labels):
+        if classifier is None or not self._knows_classes(classifier):
             return None  # it knows nothing of these pictures' classes
         answers = OnnxFunction(classifier.file(CLASSIFIER_ONNX))
         hits = 0
@@ -327,6 +331,23 @@ class _Run:
             return None, str(error)
         return noisy.as_json(), "It holds for one obfuscation of a picture; each further one weakens it."
 
+    def _gate(self, best: dict[str, Any] | None) -> dict[str, Any] | None:
+        if best is None:
+            return None
+        served = self.beside.classifier
+        answers = OnnxFunction(served.file(CLASSIFIER_ONNX)) if served and self._knows_classes(served) else None
+        return gate_figures(
+            self.scene,
+            best=best,
+            restored=self.notebook.tensors(f"{best['key']}-all")["restored"],
+            class_mean_errors=self.attempts.class_mean_errors,
+            answers=(lambda travels: torch.from_numpy(answers(travels.numpy()))) if answers else None,
+            progress=self._tell("gate"),
+        )
+
+    def _knows_classes(self, classifier: Bundle) -> bool:
+        return tuple(self.scene.test.names) == tuple(classifier.labels)
+
     def _points(self, found: dict[str, Any]) -> list[dict[str, Any]]:
         utility, best = found["utility"], found["best"]
         if utility is None or best is None:
@@ -341,7 +362,7 @@ class _Run:
             "best_attacker": best["attacker"],
         }
         ends = (("plain picture", "identity", "plain", 1.0), ("classifier on the device", "local", "local", 0.0))
-        points = [own] + [
+        points = [own, *gated_point(own, found["gate"])] + [
             {**own, "name": name, "role": role, "accuracy": utility[f"accuracy_{key}"], "excess_leakage": leakage}
             | {"budget": None, "best_attacker": None}
             for name, role, key, leakage in ends

@@ -39,6 +39,23 @@ class Coded(Protocol):
 
 
 @dataclass(frozen=True)
+class OwnAnswers:
+    """What the device answers by itself, and when that is final.
+
+    Attributes:
+        logits: pictures (N, 3, H, W) float32 in [0, 1] -> calibrated logits (N, classes) float32; no gradients.
+        threshold: a picture is sent if its likeliest class has less than this probability.
+    """
+
+    logits: Travels
+    threshold: float
+
+    def sends(self, logits: Tensor) -> Tensor:
+        """Logits (N, classes) -> which pictures are sent, (N,) bool."""
+        return logits.softmax(dim=1).amax(dim=1) < self.threshold
+
+
+@dataclass(frozen=True)
 class Target:
     """An obfuscator as the audit sees it.
 
@@ -53,6 +70,7 @@ class Target:
         kind: "obfuscator", "baseline", or "identity" for the plain picture; where it stands in a plot.
         refit: number from 1 on -> another target by the same recipe with another seed; None where that takes
             training.
+        gate: what is answered on the device; None if everything is sent.
     """
 
     name: str
@@ -64,6 +82,7 @@ class Target:
     fingerprint: str = ""
     kind: str = "obfuscator"
     refit: Callable[[int], Target | None] = lambda seed: None
+    gate: OwnAnswers | None = None
 
     @torch.no_grad()
     def observe(self, pictures: Tensor, *, batch: int = 250) -> Tensor:

@@ -58,7 +58,8 @@ class Verdict:
         finding: "leaks": more than the label was restored, found or told. "withstood": these attackers at this budget
             restored no more than the label tells; others may. "inconclusive": nothing was found, by an audit
             that does not show that it would have found something.
-        sentences: what an eavesdropper gets; what that is worth beside the alternatives; what the audit can say.
+        sentences: what an eavesdropper gets; what that is worth beside the alternatives, with its gate too if there is
+            one; what the audit can say.
     """
 
     finding: Finding
@@ -73,7 +74,8 @@ def decide(audit: dict[str, Any]) -> Verdict:
     """
     doubts = find_doubts(audit)
     finding: Finding = "leaks" if _leaks(audit) else "inconclusive" if doubts else "withstood"
-    return Verdict(finding, (_what_he_gets(audit, finding, doubts), _what_it_is_worth(audit), _limits(audit, doubts)))
+    worth = " ".join([_what_it_is_worth(audit), *_what_the_gate_changes(audit)])
+    return Verdict(finding, (_what_he_gets(audit, finding, doubts), worth, _limits(audit, doubts)))
 
 
 def find_doubts(audit: dict[str, Any]) -> list[str]:
@@ -248,6 +250,20 @@ def _what_it_is_worth(audit: dict[str, Any]) -> str:
     if accuracy < mixed + WORTH_ABOVE:
         return f"{beside}: {mixing} leaks as much and gives {percent(mixed)}, so a user is better off without it."
     return f"{beside}: more than the {percent(mixed)} of {mixing}, which leaks as much as was found here."
+
+
+def _what_the_gate_changes(audit: dict[str, Any]) -> list[str]:
+    gate = audit.get("gate")
+    if not gate:
+        return []
+    sentence = f"With its gate, {percent(gate['offload_rate'])} of the pictures leave the device"
+    if gate["accuracy_gated"] is not None:
+        sentence += f" and {percent(gate['accuracy_gated'])} of all are answered right"
+        sentence += f" ({percent(gate['accuracy_device'])} if the device answers all by itself)"
+    if gate["excess_leakage_sent"] is not None:
+        leakage = [decimals(gate[f"excess_leakage_{over}"], 2) for over in ("sent", "mean")]
+        sentence += f"; the excess leakage is at least {leakage[0]} over those sent and {leakage[1]} over all"
+    return [sentence + "."]
 
 
 def _limits(audit: dict[str, Any], doubts: list[str]) -> str:

@@ -1,0 +1,120 @@
+"""What a gate changes: most pictures are answered on the device, and only those sent can leak."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.audit.attackers.codewords import Codewords
+from sfumato.audit.attackers.linear import Linear
+from sfumato.audit.attackers.protocol import Attacker, Effort
+from sfumato.audit.knowledge import Knowledge, LazyPairs, Threat, UnavailableError
+from sfumato.audit.scene import Scene
+from sfumato.errors import AuditError
+from sfumato.measures import excess_leakage, per_picture
+
+_BATCH = 250
+_LEAST_SENT = 50
+"""Fewer sent pictures than this say nothing of the leakage."""
+_AGAIN: tuple[Attacker, ...] = (Linear(), Codewords())
+
+
+def gate_figures(
+    scene: Scene,
+    *,
+    best: dict[str, Any],
+    restored: Tensor,
+    class_mean_errors: Tensor,
+    answers: Callable[[Tensor], Tensor] | None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any] | None:
+    """Measures accuracy and leakage where the device answers what it is sure of.
+
+    That a picture was sent at all tells something of it, so the attackers that need no training are given the pairs
+    of sent pictures alone as well; the best of these and the audit's own best counts. Of a picture that was not sent an
+    attacker gets its label at most: the error of the class mean stands for these.
+
+    Args:
+        scene: its target has a gate.
+        best: the audit's best trial.
+        restored: (K, 3, H, W) uint8, what the best attacker made of the first K test pictures.
+        class_mean_errors: (N,) float32, each test picture's distance from the mean of its class.
+        answers: what travels -> logits of the classifier; None leaves accuracies out.
+        progress: is told (done, total).
+
+    Returns:
+        Figures by name, for `gate` in `audit.json`; None without a gate. Leakages are None if too few are sent.
+
+    Source: the project's definition of offload rate and of the two leakages.
+    """
+    gate, test = scene.target.gate, scene.test
+    if gate is None:
+        return None
+    own = _in_parts(gate.logits, test.images)
+    sent = gate.sends(own)
+    progress(1, 4)
+    found: dict[str, Any] = {
+        "threshold": gate.threshold,
+        "offload_rate": float(sent.float().mean()),
+        "sent_pictures": int(sent.sum()),
+        "accuracy_device": float((own.argmax(dim=1) == test.labels).float().mean()),
+        "accuracy_gated": None,
+        "attacker": None,
+        "mse_sent": None,
+        "class_mean_mse_sent": None,
+        "excess_leakage_sent": None,
+        "excess_leakage_mean": None,
+    }
+    if answers is not None:
+        asked = test.images[sent]
+        right = (own.argmax(dim=1) == test.labels).float()
+        if len(asked):
+            cloud = _in_parts(lambda pictures: answers(scene.target.travels(pictures)), asked).argmax(dim=1)
+            right[sent] = (cloud == test.labels[sent]).float()
+        found["accuracy_gated"] = float(right.mean())
+    progress(2, 4)
+    count = len(restored)
+    if int(sent[:count].sum()) < _LEAST_SENT:
+        return found
+    errors, _ = per_picture(restored[sent[:count]].float() / 255, test.images[:count][sent[:count]])
+    attempts = {str(best["attacker"]): float(errors.double().mean())} | _attacks_on_sent(scene, sent)
+    progress(4, 4)
+    name = min(attempts, key=lambda name: attempts[name])
+    label_only = float(class_mean_errors[sent].double().mean())
+    over_all = (attempts[name] * float(sent.sum()) + float(class_mean_errors[~sent].double().sum())) / len(test)
+    return found | {
+        "attacker": name,
+        "mse_sent": attempts[name],
+        "class_mean_mse_sent": label_only,
+        "excess_leakage_sent": excess_leakage(attempts[name], label_only),
+        "excess_leakage_mean": excess_leakage(over_all, float(class_mean_errors.double().mean())),
+    }
+
+
+def _attacks_on_sent(scene: Scene, sent: Tensor) -> dict[str, float]:
+    """The error on sent test pictures of attackers who learn from sent training pictures alone."""
+    gate, target = scene.target.gate, scene.target
+    assert gate is not None
+    known = scene.train.images[gate.sends(_in_parts(gate.logits, scene.train.images))]
+    asked = scene.test.images[sent]
+    errors: dict[str, float] = {}
+    if len(known) < _LEAST_SENT:
+        return errors
+    knowledge = Knowledge(Threat.WHITE_BOX, target.height, target.width, LazyPairs(known, target.travels))
+    for attacker in _AGAIN:
+        try:
+            prepared = attacker.prepare(knowledge, Effort(0, 0, scene.seed))
+        except (UnavailableError, AuditError):
+            continue  # not an attacker for this obfuscator; the audit's own best counts anyway
+        restored = torch.cat([prepared.restore(part) for part in torch.split(target.observe(asked), _BATCH)])
+        mse, _ = per_picture(restored, asked)
+        errors[f"{attacker.name}, from sent pictures"] = float(mse.double().mean())
+    return errors
+
+
+@torch.no_grad()
+def _in_parts(function: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
+    return torch.cat([function(part.float() / 255) for part in torch.split(pictures, _BATCH)])

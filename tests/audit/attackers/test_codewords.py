@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+from scenes import pictures, target
+from sfumato.audit.attackers.codewords import Codewords
+from sfumato.audit.attackers.protocol import Effort
+from sfumato.audit.knowledge import FreshPairs, Knowledge, Threat, UnavailableError
+from sfumato.errors import AuditError
+
+
+class Bright(torch.nn.Module):
+    """One bit: whether a picture is bright."""
+
+    code_bits = 1
+
+    def forward(self, x):
+        return (x.mean(dim=(1, 2, 3), keepdim=True) > 0.5).float().expand_as(x)
+
+
+def test_of_one_bit_the_mean_picture_of_each_value_is_restored():
+    known, asked = pictures(400).images, pictures(50, seed=1).images.float() / 255
+    goal = target(Bright())
+    prepared = Codewords().prepare(Knowledge(Threat.WHITE_BOX, 16, 16, FreshPairs(known, goal.travels)), Effort(0, 0))
+    restored = prepared.restore(goal.travels(asked))
+    assert prepared.facts["pictures_seen"] == 400
+    bright = known.float().div(255).mean(dim=(1, 2, 3)) > 0.5
+    for value in (True, False):
+        mine = restored[(asked.mean(dim=(1, 2, 3)) > 0.5) == value]
+        wanted = known[bright == value].float().div(255).mean()
+        assert len(mine) and float((mine - mine[0]).abs().max()) == 0
+        assert float(mine.mean()) == pytest.approx(float(wanted), abs=0.012)
+
+
+def test_where_every_picture_travels_as_another_thing_it_is_not_run(monkeypatch):
+    monkeypatch.setattr("sfumato.nets.codewords.MOST_WORDS", 20)
+    knowledge = Knowledge(Threat.WHITE_BOX, 16, 16, FreshPairs(pictures(60).images, lambda x: x))
+    with pytest.raises(UnavailableError, match="no code"):
+        Codewords().prepare(knowledge, Effort(0, 0))
+
+
+def test_pairs_are_needed():
+    with pytest.raises(AuditError, match="pairs"):
+        Codewords().prepare(Knowledge(Threat.WHITE_BOX, 16, 16), Effort(0, 0))

@@ -1,0 +1,89 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from scenes import Swap, pictures, scene, target
+from sfumato.audit.gated import gate_figures
+from sfumato.audit.references import class_means
+from sfumato.audit.scene import Scene
+from sfumato.audit.target import OwnAnswers
+from sfumato.measures import per_picture
+
+CLASSES = 4
+
+
+def brightness_logits(x):
+    """The device believes in class 0, and the more the brighter a picture is."""
+    return torch.cat([(6 + 60 * (x.mean(dim=(1, 2, 3)) - 0.5))[:, None], torch.zeros(len(x), CLASSES - 1)], dim=1)
+
+
+def gated(module, threshold: float, **facts) -> Scene:
+    plain = scene(module, test=400, **facts)
+    return Scene(replace(plain.target, gate=OwnAnswers(brightness_logits, threshold)), plain.train, plain.test)
+
+
+def figures(given: Scene, *, restored=None, answers=None):
+    errors, _ = per_picture(class_means(given.train)[given.test.labels], given.test.images)
+    grey = torch.full_like(given.test.images, 128)
+    return gate_figures(
+        given,
+        best={"attacker": "grey"},
+        restored=grey if restored is None else restored,
+        class_mean_errors=errors,
+        answers=answers,
+    )
+
+
+def test_without_a_gate_there_is_nothing_to_say():
+    assert figures(scene(Swap(), test=60)) is None
+
+
+def test_the_figures_are_those_worked_out_by_hand():
+    given = gated(Swap(), 0.98)
+    images, labels = given.test.images.float() / 255, given.test.labels
+    sure = torch.softmax(brightness_logits(images), dim=1).amax(dim=1)
+    sent = sure < 0.98
+    found = figures(given, answers=lambda travels: torch.eye(CLASSES)[torch.full((len(travels),), 1)])
+    assert found["offload_rate"] == pytest.approx(float(sent.float().mean()))
+    assert 0.1 < found["offload_rate"] < 0.95, "else the test shows little"
+    right = torch.where(sent, labels == 1, labels == 0)
+    assert found["accuracy_gated"] == pytest.approx(float(right.float().mean()))
+    assert found["accuracy_device"] == pytest.approx(float((labels == 0).float().mean()))
+
+
+def test_the_strongest_attacker_counts_and_the_unsent_pictures_leak_their_label_alone():
+    given = gated(Swap(), 0.98)
+    found = figures(given)
+    assert found["attacker"] == "least squares, from sent pictures", "it undoes the swap, grey does not"
+    assert found["excess_leakage_sent"] > 0.2
+    errors, _ = per_picture(class_means(given.train)[given.test.labels], given.test.images)
+    sent = torch.softmax(brightness_logits(given.test.images.float() / 255), dim=1).amax(dim=1) < 0.98
+    over_all = (found["mse_sent"] * sent.sum() + errors[~sent].sum()) / len(errors)
+    assert found["excess_leakage_mean"] == pytest.approx(float(1 - over_all / errors.mean()), rel=1e-4)
+    assert found["excess_leakage_mean"] < found["excess_leakage_sent"]
+
+
+def test_the_audits_own_best_counts_if_it_is_better():
+    given = gated(Swap(), 0.98)
+    found = figures(given, restored=given.test.images.clone())
+    assert (found["attacker"], found["mse_sent"], found["excess_leakage_sent"]) == ("grey", 0, 1)
+
+
+@pytest.mark.parametrize(("threshold", "rate"), [(0.0, 0.0), (1.0, 1.0)])
+def test_all_or_nothing(threshold, rate):
+    found = figures(
+        gated(Swap(), threshold), answers=lambda travels: torch.eye(CLASSES)[torch.zeros(len(travels)).long()]
+    )
+    assert found["offload_rate"] == rate
+    assert (found["excess_leakage_sent"] is None) == (rate == 0)
+    assert found["accuracy_gated"] == found["accuracy_device"]
+    if rate:
+        assert found["excess_leakage_mean"] == pytest.approx(found["excess_leakage_sent"], rel=1e-4)
+
+
+def test_pictures_as_likely_as_the_threshold_stay():
+    gate = OwnAnswers(lambda x: x, 0.5)
+    assert gate.sends(torch.tensor([[0.0, 0.0], [0.0, 0.1], [50.0, 0.0]])).tolist() == [False, False, False]
+    assert OwnAnswers(lambda x: x, 0.51).sends(torch.tensor([[0.0, 0.0], [0.0, 0.1]])).tolist() == [True, False]
+    assert target(Swap()).gate is None and len(pictures(3)) == 3

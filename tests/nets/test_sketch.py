@@ -1,0 +1,67 @@
+import pytest
+import torch
+
+from sfumato.nets import Normalize, Obfuscator, Sketcher, SketchGraph, SketchTravels, cost
+from sfumato.nets.sketch import sign
+
+PICTURES = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def sketcher(bits: int = 5, height: int = 32, width: int = 32) -> Sketcher:
+    torch.manual_seed(1)
+    return Sketcher(height, width, classes=4, bits=bits).eval()
+
+
+def test_bits_are_signs_and_pass_the_gradient_where_the_input_is_small():
+    x = torch.tensor([-3.0, -0.5, 0.0, 0.25, 7.0], requires_grad=True)
+    out = sign(x)
+    assert out.tolist() == [-1, -1, -1, 1, 1]
+    (out * torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])).sum().backward()
+    assert x.grad.tolist() == [0, 2, 3, 4, 0]
+
+
+@pytest.mark.parametrize("bits", [1, 8, 16])
+def test_it_fits_the_papers_budget(bits):
+    with torch.device("meta"):
+        mine, papers = cost(Sketcher(bits=bits)), cost(Obfuscator(order="paper"))
+    assert mine.params <= papers.params == 324_518
+    assert mine.macs <= papers.macs == 26_449_920
+
+
+@pytest.mark.parametrize("size", [(32, 32), (8, 16), (64, 48)])
+def test_drawings_have_the_size_of_the_pictures_and_lie_in_the_visible_range(size):
+    with torch.no_grad():
+        drawings, logits = sketcher(5, *size)(torch.rand(3, 3, *size))
+    assert drawings.shape == (3, 3, *size) and logits.shape == (3, 4)
+    assert float(drawings.min()) >= 0 and float(drawings.max()) <= 1
+
+
+def test_pictures_with_one_code_give_one_drawing_and_no_picture_gives_anything_else():
+    net = sketcher(2)
+    with torch.no_grad():
+        drawings, _ = net(torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(2)))
+        all_four = net.drawing(torch.tensor([[a, b] for a in (-1.0, 1.0) for b in (-1.0, 1.0)]))
+    distance = (drawings[:, None] - all_four).abs().amax(dim=(2, 3, 4))
+    assert float(distance.min(dim=1).values.max()) < 1e-5
+    assert float((all_four[0] - all_four[3]).abs().max()) > 1e-3, "different codes are different drawings"
+
+
+def test_what_travels_depends_on_the_code_alone_also_for_gradients():
+    net = sketcher()
+    x = PICTURES.clone().requires_grad_()
+    code, _ = net.look(x)
+    drawing = net.drawing(code.detach())
+    assert torch.equal(drawing, net(x)[0])
+    assert not torch.autograd.grad(drawing.sum(), x, allow_unused=True)[0], "nothing goes past the code"
+
+
+def test_the_graph_is_normalised_and_its_answers_are_calibrated():
+    net, normalize = sketcher(), Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    with torch.no_grad():
+        drawings, logits = net(PICTURES)
+        travels, own = SketchGraph(net, normalize, temperature=2.0)(PICTURES)
+        alone = SketchTravels(net, normalize)
+        assert torch.equal(travels, alone(PICTURES)) and alone.code_bits == 5
+    mean, std = torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1), torch.tensor([0.2, 0.25, 0.3]).view(3, 1, 1)
+    assert torch.allclose(travels, (drawings - mean) / std, atol=1e-6)
+    assert torch.allclose(own, logits / 2)
