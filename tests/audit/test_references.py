@@ -156,15 +156,38 @@ def test_what_is_written_says_where_it_comes_from(tmp_path: Path):
 @pytest.mark.long
 @REAL
 def test_the_designs_table_on_the_real_pictures():
-    """To the last digit shown, but for the rows that hang on chance: a draw, or a local optimum of the codes."""
-    rows = references(load_images("cifar10", "train"), load_images("cifar10", "test"))
+    """To the last digit shown, but for the rows that hang on chance: a draw, or a local optimum of the codes.
+
+    The table's projections on principal components are not cut to [0, 1]; ours are, which brings them nearer.
+    """
+    train, test = load_images("cifar10", "train"), load_images("cifar10", "test")
+    rows = references(train, test)
     expected = [tuple(map(float, line.split())) for line in TABLE.strip().splitlines()]
     assert tuple(row.name for row in rows) == NAMES
     for row, (mse, psnr, ssim) in zip(rows, expected, strict=True):
         drawn, coded = row.name.startswith("a random"), bool(row.bits)
         figures = row.figures
         assert figures.pictures == 10_000
+        if row.name.endswith("principal components"):
+            assert _error_of_projection(train, test, int(row.name.split()[0])) == pytest.approx(mse, abs=5.1e-5), (
+                row.name
+            )
+            assert mse - 1.5e-4 < figures.mse < mse and 0 < figures.psnr_db - psnr < 0.07, row.name
+            assert figures.ssim == pytest.approx(ssim, abs=2e-3), row.name
+            continue
         # The draw's error has a standard error of 0.0006; codes from other beginnings differ by about 1 %.
         assert figures.mse == pytest.approx(mse, abs=0.0018 if drawn else 0.015 * mse if coded else 5.1e-5), row.name
         assert figures.psnr_db == pytest.approx(psnr, abs=0.07 if drawn or coded else 0.0051), row.name
         assert figures.ssim == pytest.approx(ssim, abs=0.004 if drawn or coded else 5.1e-4), row.name
+
+
+def _error_of_projection(train, test, count):
+    """Not cut to [0, 1], on axes found in another way than the table's own."""
+    mean = train.images.float().mean(dim=0).flatten() / 255
+    gram = torch.zeros(len(mean), len(mean))
+    for part in train.images.flatten(1).split(5_000):
+        centred = part.float() / 255 - mean
+        gram += centred.T @ centred
+    axes = torch.linalg.eigh(gram).eigenvectors[:, -count:]
+    centred = test.images.flatten(1).float() / 255 - mean
+    return float((centred - centred @ axes @ axes.T).square().mean())
