@@ -31,6 +31,21 @@ def test_an_audit_becomes_a_point_and_its_classifiers_the_ends(tmp_path):
     assert points[3:] == list(PAPER)
 
 
+def test_a_gate_gives_a_second_point_and_the_plain_picture_behind_one_a_curve(tmp_path):
+    gate = {"accuracy_gated": 0.912, "excess_leakage_mean": 0.03, "attacker": "least squares"}
+    rows = [{"offload_rate": 0.1, "excess_leakage": 0.11, "accuracy": 0.9}]
+    utility = fake_audit()["utility"]
+    save(tmp_path, "a.json", mse=0.0287, gate=gate, utility=utility | {"gated_plain": rows})
+    save(tmp_path, "b.json", utility=utility | {"gated_plain": [rows[0] | {"accuracy": 0.88}]})
+    points = {p["name"]: p for p in collect(tmp_path)}
+    assert (points["cifar10-fake, gated"]["accuracy"], points["cifar10-fake, gated"]["excess_leakage"]) == (0.912, 0.03)
+    curve = [p for p in points.values() if p["role"] == "gated"]
+    assert [(p["accuracy"], p["excess_leakage"]) for p in curve] == [(0.9, 0.11)], "the better one of two audits"
+    assert 'id="gated-curve"' in draw_frontier(list(points.values())) and 'id="gated-curve"' not in draw_frontier(
+        POINTS
+    )
+
+
 def test_the_kind_says_the_role_and_an_audited_end_is_not_added_twice(tmp_path):
     target = fake_audit()["target"]
     save(tmp_path, "a.json", target={**target, "kind": "baseline", "name": "blur"})

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scenes import Swap, pictures, scene, target
-from sfumato.audit.gated import gate_figures
+from sfumato.audit.gated import gate_figures, gated_plain
 from sfumato.audit.references import class_means
 from sfumato.audit.scene import Scene
 from sfumato.audit.target import OwnAnswers
@@ -87,3 +87,13 @@ def test_pictures_as_likely_as_the_threshold_stay():
     assert gate.sends(torch.tensor([[0.0, 0.0], [0.0, 0.1], [50.0, 0.0]])).tolist() == [False, False, False]
     assert OwnAnswers(lambda x: x, 0.51).sends(torch.tensor([[0.0, 0.0], [0.0, 0.1]])).tolist() == [True, False]
     assert target(Swap()).gate is None and len(pictures(3)) == 3
+
+
+def test_a_gate_before_the_plain_picture_by_hand():
+    own = torch.tensor([[9.0, 0.0], [1.0, 0.0], [0.0, 5.0], [0.2, 0.0]])  # sure of pictures 0, 2, 1, 3 in this order
+    cloud = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
+    labels, errors = torch.tensor([0, 1, 1, 1]), torch.tensor([1.0, 2.0, 3.0, 4.0])
+    rows = {row["offload_rate"]: row for row in gated_plain(own, cloud, labels, errors)}
+    assert rows[0.3] == {"offload_rate": 0.3, "excess_leakage": 0.4, "accuracy": 0.75}, "picture 3 is sent"
+    assert rows[0.5] == {"offload_rate": 0.5, "excess_leakage": pytest.approx(0.6), "accuracy": 1.0}, "and picture 1"
+    assert rows[0.02]["excess_leakage"] == 0 and rows[0.02]["accuracy"] == 0.5

@@ -135,6 +135,28 @@ def test_the_second_sentence_compares_with_the_alternatives(accuracy, local, wor
     assert words in decide(audit).sentences[1]
 
 
+def test_a_gate_before_the_plain_picture_is_an_alternative_too():
+    audit = fake_audit(mse=0.02)
+    audit["utility"] |= {"accuracy_obfuscated": 0.91, "accuracy_local": 0.89}
+    row = {"offload_rate": 0.15, "excess_leakage": 0.16, "accuracy": 0.912}
+    audit["utility"]["gated_plain"] = [row]
+    assert "least sure of leaks no more and gives 91.2 %, so a user is better off" in decide(audit).sentences[1]
+    audit["utility"]["gated_plain"] = [row | {"excess_leakage": 0.9}]
+    assert "more than the" in decide(audit).sentences[1], "it leaks more than the obfuscator"
+
+
+def test_what_a_gate_changes_is_said():
+    gate = {
+        "offload_rate": 0.152, "accuracy_gated": 0.913, "accuracy_device": 0.905, "excess_leakage_sent": 0.123,
+        "excess_leakage_mean": 0.021, "threshold": 0.8, "sent_pictures": 1520, "attacker": "least squares",
+    }  # fmt: skip
+    sentence = decide(fake_audit(gate=gate)).sentences[1]
+    for figure in ("15.2 %", "91.3 %", "90.5 %", "at least 0.12", "0.02 over all"):
+        assert figure in sentence
+    unmeasured = gate | {"accuracy_gated": None, "excess_leakage_sent": None}
+    assert decide(fake_audit(gate=unmeasured)).sentences[1].endswith("15.2 % of the pictures leave the device.")
+
+
 def test_without_a_classifier_there_is_no_comparison():
     assert "No classifier" in decide(fake_audit(utility=None)).sentences[1]
 

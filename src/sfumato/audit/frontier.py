@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ Point = dict[str, Any]
 Box = npt.NDArray[np.float64]
 """Left, bottom, right and top in pixels: (4,), or (n, 4) for several."""
 
-ROLES = ("this", "baseline", "local", "identity", "paper", "other")
+ROLES = ("this", "baseline", "local", "identity", "gated", "paper", "other")
 BUDGETS = ("quick", "standard", "full")
 """From the smallest to the largest; a leakage measured at a smaller one is a weaker lower bound."""
 
@@ -66,7 +66,8 @@ def collect(folder: Path) -> list[Point]:
     """Reads a folder of audits into points.
 
     Each audit with a classifier and a best attacker gives one point. The ends of the line, the classifier on the device
-    and the plain picture in the cloud, are the best that any of the audits knows. The paper's accuracies are added
+    and the plain picture in the cloud, are the best that any of the audits knows, as is the curve of a gate before the
+    plain picture. The paper's accuracies are added
     where the data are `PAPER_DATA`.
 
     Args:
@@ -82,6 +83,7 @@ def collect(folder: Path) -> list[Point]:
     if not folder.is_dir():
         raise AuditError(f"{folder} is not a folder; give the one that holds the audits' JSON files")
     points: list[Point] = []
+    curves: list[list[Point]] = []
     ends: dict[str, list[float]] = {"local": [], "identity": []}
     sources: dict[str, Path] = {}
     for file in sorted(folder.glob("*.json")):
@@ -100,9 +102,11 @@ def collect(folder: Path) -> list[Point]:
                 f"{file} is a broken audit ({type(error).__name__}: {error}); run the audit again or remove the file"
             ) from error
         points += found
+        curves.append(gated_plain_points(audit.get("utility") or {}))
     if len(sources) > 1:
         places = ", ".join(f"{source} ({file.name})" for source, file in sources.items())
         raise AuditError(f"audits of several data sets cannot share one plot: {places}; keep them in separate folders")
+    points += max(curves, key=lambda curve: sum(p["accuracy"] for p in curve), default=[])
     roles = {point["role"] for point in points}
     for role, name, leakage in (("local", "classifier on the device", 0.0), ("identity", "plain picture", 1.0)):
         if ends[role] and role not in roles:
@@ -214,6 +218,22 @@ def gated_point(own: Point, gate: dict[str, Any] | None) -> list[Point]:
     return [{**own, **place, "name": f"{own['name']}, gated", "best_attacker": str(gate["attacker"])}]
 
 
+def gated_plain_points(utility: dict[str, Any]) -> list[Point]:
+    """Where anybody stands who answers on the device what it is sure of and sends the other pictures as they are.
+
+    Args:
+        utility: of an `audit.json`.
+    """
+    return [
+        {
+            "name": f"plain picture, {100 * row['offload_rate']:.0f} % sent", "accuracy": float(row["accuracy"]),
+            "excess_leakage": float(row["excess_leakage"]), "role": "gated", "budget": None,
+            "source": "the audits' utility", "best_attacker": None,
+        }
+        for row in utility.get("gated_plain") or []
+    ]  # fmt: skip
+
+
 def _figure(points: Sequence[Point], *, dark: bool) -> Figure:
     for point in points:
         if point["role"] not in ROLES:
@@ -221,9 +241,10 @@ def _figure(points: Sequence[Point], *, dark: bool) -> Figure:
     figure = Figure(figsize=(8, 5.2), layout="constrained")
     axes = figure.add_subplot()
     colours = style(axes, dark=dark)
-    placed = [p for p in points if p["excess_leakage"] is not None and p["accuracy"] is not None]
+    known = [p for p in points if p["excess_leakage"] is not None and p["accuracy"] is not None]
+    placed = [p for p in known if p["role"] != "gated"]
     paper = [float(p["accuracy"]) for p in points if p["role"] == "paper"]
-    heights = [float(p["accuracy"]) for p in placed] + paper
+    heights = [float(p["accuracy"]) for p in known] + paper
     low, high = (min(heights), max(heights)) if heights else (0.0, 1.0)
     room = max(0.02, 0.12 * (high - low))
     axes.set_xlim(-0.04, 1.04)
@@ -232,6 +253,7 @@ def _figure(points: Sequence[Point], *, dark: bool) -> Figure:
     axes.set_ylabel("accuracy")
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     _draw_line(axes, placed, colours)
+    _draw_gated(axes, known, colours)
     if paper:
         _draw_paper(axes, paper, colours)
     labels = []
@@ -270,6 +292,21 @@ def _draw_line(axes: Axes, points: Sequence[Point], colours: dict[str, str]) -> 
     )  # fmt: skip
 
 
+def _draw_gated(axes: Axes, points: Sequence[Point], colours: dict[str, str]) -> None:
+    """The curve of a gate before the plain picture, from the classifier on the device on."""
+    curve = sorted((p for p in points if p["role"] == "gated"), key=lambda p: float(p["excess_leakage"]))
+    if not curve:
+        return
+    start = max((p for p in points if p["role"] == "local"), key=lambda p: float(p["accuracy"]), default=curve[0])
+    along = [start, *curve]
+    x, y = ([float(p[key]) for p in along] for key in ("excess_leakage", "accuracy"))
+    axes.plot(x, y, "--", color=colours["ink"], linewidth=1.4, marker=".", zorder=3, gid="gated-curve")
+    axes.annotate(
+        "a gate before the plain picture", (x[-1], y[-1]), (0, 6), textcoords="offset points", fontsize=8.5,
+        color=colours["ink"], ha="center",
+    )  # fmt: skip
+
+
 def _draw_paper(axes: Axes, accuracies: list[float], colours: dict[str, str]) -> None:
     low, high = min(accuracies), max(accuracies)
     axes.axhspan(low, high, color=colours["paper"], alpha=0.22, linewidth=0, zorder=1, gid="paper-band")
@@ -284,8 +321,8 @@ def _place(figure: Figure, axes: Axes, labels: Sequence[tuple[Point, str, str]])
     figure.draw_without_rendering()
     taken: list[Box] = [np.array(text.get_window_extent().extents) for text in axes.texts]
     for line in axes.lines:
-        (x0, y0), (x1, y1) = axes.transData.transform(line.get_xydata())
-        taken += [_around(x0 + t / 100 * (x1 - x0), y0 + t / 100 * (y1 - y0), 2) for t in range(101)]
+        for (x0, y0), (x1, y1) in pairwise(axes.transData.transform(line.get_xydata())):
+            taken += [_around(x0 + t / 100 * (x1 - x0), y0 + t / 100 * (y1 - y0), 2) for t in range(101)]
     scale = figure.dpi / 72
     for point, _, _ in labels:
         x, y = axes.transData.transform((point["excess_leakage"], point["accuracy"]))

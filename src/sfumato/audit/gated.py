@@ -16,6 +16,8 @@ from sfumato.audit.scene import Scene
 from sfumato.errors import AuditError
 from sfumato.measures import excess_leakage, per_picture
 
+RATES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
+"""Shares of plain pictures that the simplest gate of all is measured at."""
 _BATCH = 250
 _LEAST_SENT = 50
 """Fewer sent pictures than this say nothing of the leakage."""
@@ -92,6 +94,36 @@ def gate_figures(
         "excess_leakage_sent": excess_leakage(attempts[name], label_only),
         "excess_leakage_mean": excess_leakage(over_all, float(class_mean_errors.double().mean())),
     }
+
+
+def gated_plain(own: Tensor, cloud: Tensor, labels: Tensor, class_mean_errors: Tensor) -> list[dict[str, float]]:
+    """What anybody gets without an obfuscator: the device answers what it is sure of, the rest travels as it is.
+
+    An obfuscator that does not do better at the same leakage is not worth having.
+
+    Args:
+        own: (N, classes) float32, logits of the classifier on the device.
+        cloud: (N, classes) float32, logits of the one in the cloud for the plain pictures.
+        labels: (N,) int64.
+        class_mean_errors: (N,) float32, each picture's distance from the mean of its class.
+
+    Returns:
+        For each of `RATES`: "offload_rate"; "excess_leakage", over all pictures, as those sent leak whole; "accuracy".
+    """
+    order = own.softmax(dim=1).amax(dim=1).argsort()
+    right_here, right_there = (logits.argmax(dim=1) == labels for logits in (own, cloud))
+    rows = []
+    for rate in RATES:
+        sent = torch.zeros(len(labels), dtype=torch.bool)
+        sent[order[: round(rate * len(labels))]] = True
+        rows.append(
+            {
+                "offload_rate": rate,
+                "excess_leakage": float(class_mean_errors[sent].double().sum() / class_mean_errors.double().sum()),
+                "accuracy": float(torch.where(sent, right_there, right_here).double().mean()),
+            }
+        )
+    return rows
 
 
 def _attacks_on_sent(scene: Scene, sent: Tensor) -> dict[str, float]:

@@ -20,8 +20,8 @@ from sfumato.audit.budget import Budget, Trial
 from sfumato.audit.certificate import certify, certify_code
 from sfumato.audit.consistency import trial_controls
 from sfumato.audit.controls import decoder_controls
-from sfumato.audit.frontier import gated_point
-from sfumato.audit.gated import gate_figures
+from sfumato.audit.frontier import gated_plain_points, gated_point
+from sfumato.audit.gated import gate_figures, gated_plain
 from sfumato.audit.identification import identify
 from sfumato.audit.knowledge import Threat
 from sfumato.audit.notebook import Notebook, remembered
@@ -33,7 +33,7 @@ from sfumato.audit.target import Coded, Noisy, Target
 from sfumato.audit.verdict import SCHEMA, decide
 from sfumato.bundle import CLASSIFIER_ONNX, Bundle, write_json
 from sfumato.errors import AuditError, Interrupted
-from sfumato.evaluation import evaluate_classifier
+from sfumato.evaluation import classify
 from sfumato.measures import SSIM_WINDOW
 from sfumato.onnxfile import OnnxFunction
 from sfumato.provenance import provenance
@@ -243,10 +243,16 @@ class _Run:
             travels = self.scene.target.travels(test.images[start : start + _BATCH].float() / 255)
             labels = test.labels[start : start + _BATCH].numpy()
             hits += int((answers(travels.numpy()).argmax(axis=1) == labels).sum())
+        plain = classify(classifier, test)
+        own = classify(local, test) if local else None
+        errors = self.attempts.class_mean_errors
         return {
-            "accuracy_plain": evaluate_classifier(classifier, test)["accuracy_plain"],
+            "accuracy_plain": float((plain.argmax(dim=1) == test.labels).double().mean()),
             "accuracy_obfuscated": hits / len(test),
-            "accuracy_local": evaluate_classifier(local, test)["accuracy_plain"] if local else None,
+            "accuracy_local": None if own is None else float((own.argmax(dim=1) == test.labels).double().mean()),
+            "gated_plain": gated_plain(own, plain, test.labels, self.attempts.class_mean_errors)
+            if own is not None
+            else [],
             "test_pictures": len(test),
         }
 
@@ -362,7 +368,7 @@ class _Run:
             "best_attacker": best["attacker"],
         }
         ends = (("plain picture", "identity", "plain", 1.0), ("classifier on the device", "local", "local", 0.0))
-        points = [own, *gated_point(own, found["gate"])] + [
+        points = [own, *gated_point(own, found["gate"]), *gated_plain_points(utility)] + [
             {**own, "name": name, "role": role, "accuracy": utility[f"accuracy_{key}"], "excess_leakage": leakage}
             | {"budget": None, "best_attacker": None}
             for name, role, key, leakage in ends

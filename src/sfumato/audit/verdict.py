@@ -247,8 +247,12 @@ def _what_it_is_worth(audit: dict[str, Any]) -> str:
         return f"{beside}."
     mixed = mixed_accuracy(excess, local=local, plain=plain)
     mixing = f"sending {percent(min(excess, 1.0))} of the pictures as they are and answering the others on the device"
+    for row in utility.get("gated_plain") or []:
+        if row["excess_leakage"] <= excess and row["accuracy"] > mixed:
+            mixed, share = row["accuracy"], percent(row["offload_rate"])
+            mixing = f"sending as they are the {share} of the pictures that the device is least sure of"
     if accuracy < mixed + WORTH_ABOVE:
-        return f"{beside}: {mixing} leaks as much and gives {percent(mixed)}, so a user is better off without it."
+        return f"{beside}: {mixing} leaks no more and gives {percent(mixed)}, so a user is better off without it."
     return f"{beside}: more than the {percent(mixed)} of {mixing}, which leaks as much as was found here."
 
 
