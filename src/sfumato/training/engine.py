@@ -109,7 +109,7 @@ def fit(
     if schedule.channels_last:
         task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if schedule.compile:
-        task.compile()  # type: ignore[no-untyped-call]  # in place: the weights keep their names
+        task.compile()  # in place: the weights keep their names
     raw = task
     module, wrapped = fabric.setup(task, optimizer)
     state = _State()
