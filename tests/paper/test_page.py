@@ -79,7 +79,8 @@ def filled(folder: Path) -> Path:
         more = {"classifier": names[0], "accuracy_plain": 0.9138, "decoder_pictures": 3000}
         write_results(results, size, "lambda", {"rows": swept, **more})
     step = {"what": "a step", "speedup": 2.74, "median_ms": {"plain_two_pass": 2289.6, "ours": 836.7}, "threads": 2,
-            "pictures_per_s": {"plain_two_pass": 55.9, "ours": 153.0}, "measured": {"machine": {"cpu": "a machine"}}}  # fmt: skip
+            "pictures_per_s": {"plain_two_pass": 55.9, "ours": 153.0},
+            "measured": {"machine": {"cpu": "one"}}}  # fmt: skip
     (results.parent / "training-step.json").write_text(json.dumps(step))
     return results
 

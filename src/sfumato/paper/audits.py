@@ -70,15 +70,18 @@ def make_audit(lab: Lab, item: Item) -> dict[str, Any]:
     )
     resume = (folder / "work" / "audit.json").is_file()
     with lab.bars() as progress:
-        return audit(
-            scene_of(lab, item),
-            BUDGETS[lab.plan.budget],
-            folder,
-            beside=beside,
-            resume=resume,
-            device=lab.device,
-            progress=progress,
-        )
+        try:
+            return audit(
+                scene_of(lab, item),
+                BUDGETS[lab.plan.budget],
+                folder,
+                beside=beside,
+                resume=resume,
+                device=lab.device,
+                progress=progress,
+            )
+        except AuditError as error:
+            raise AuditError(f"{folder}: {error}; moved away, it is made again") from error
 
 
 def scene_of(lab: Lab, item: Item) -> Scene:
