@@ -83,6 +83,7 @@ def main(out: Path = Path("results/training-step.json")) -> None:
             "what": f"one training step of obfuscator and deobfuscator, batch {BATCH}, 3x32x32, frozen ResNet20",
             "speedup": speedup,
             "median_ms": medians,
+            "pictures_per_s": {name: 1000 * BATCH / value for name, value in medians.items()},
             "all_ms": times,
             "threads": torch.get_num_threads(),
             "measured": provenance(),

@@ -8,6 +8,7 @@ SfumatoError
 ├── BundleError              a bundle is missing, damaged or foreign
 ├── TrainingError            a run cannot start, go on or be saved
 ├── AuditError               an attack cannot be mounted, or an audit cannot go on
+├── ResultsError             a results file is malformed
 ├── Interrupted              stopped on request; what was done is saved
 ├── WireError                bytes do not follow the Open Inference Protocol
 ├── ServingError             the server cannot start or a model cannot be served
@@ -50,6 +51,10 @@ class TrainingError(SfumatoError):
 
 class AuditError(SfumatoError):
     """An attack cannot be mounted as asked, or an audit cannot start or go on."""
+
+
+class ResultsError(SfumatoError):
+    """A results file is no such file, or lacks what it must have."""
 
 
 class Interrupted(SfumatoError):

@@ -8,9 +8,12 @@ import subprocess
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sfumato
+
+if TYPE_CHECKING:
+    import torch
 
 _LIBRARIES = ("torch", "lightning", "onnx", "onnxruntime", "numpy", "pillow")
 
@@ -46,6 +49,15 @@ def cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def device_name(device: torch.device) -> str:
+    """The name of what computed: the GPU's, or the processor's."""
+    if device.type != "cuda":
+        return cpu_name()
+    import torch  # the device's side states where numbers come from too, without it
+
+    return torch.cuda.get_device_name(device)
 
 
 def _version(name: str) -> str | None:

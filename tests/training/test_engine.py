@@ -290,3 +290,22 @@ def test_a_look_changes_nothing():
     before = weights(task)
     look(Fabric(accelerator="cpu"), task, TEST, 3, channels_last=True)
     assert same(weights(task), before)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_compiling_is_passed_on_and_changes_nothing_but_the_speed(tmp_path, monkeypatch, wanted):
+    compiled = []
+    plain = nn.Module.compile
+
+    def quickly(module):
+        compiled.append(module)
+        plain(module, backend="eager")  # traced and cut as ever, without the minute in the C++ compiler
+
+    monkeypatch.setattr(nn.Module, "compile", quickly)
+    task, other = obfuscation_task(), obfuscation_task()
+    train(task, tmp_path / "compiled.pt", compile=wanted)
+    train(other, tmp_path / "plain.pt")
+    assert compiled == [task] * wanted
+    for one, same in zip(task.state_dict().items(), other.state_dict().items(), strict=True):
+        assert one[0] == same[0]
+        torch.testing.assert_close(one[1], same[1])

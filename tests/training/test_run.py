@@ -133,6 +133,15 @@ def test_snapshots_hold_the_networks_as_they_were(in_memory, tmp_path, monkeypat
     assert not (tmp_path / "snapshots").exists(), "without the wish for them there are none"
 
 
+def test_a_run_is_compiled_if_the_recipe_says_so_and_may_go_on_without(in_memory, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
+    train(recipe(compile=True), tmp_path, accelerator="cpu")
+    assert len(compiled) == 1
+    train(recipe(compile=False), tmp_path, accelerator="cpu", resume=True)
+    assert len(compiled) == 1
+
+
 def test_a_folder_that_holds_a_run_is_not_overwritten_by_accident(in_memory, tmp_path):
     first = train(recipe(seed=1), tmp_path, accelerator="cpu")
     with pytest.raises(TrainingError, match="--resume goes on with it, --overwrite"):

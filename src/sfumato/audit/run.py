@@ -250,9 +250,7 @@ class _Run:
             "accuracy_plain": float((plain.argmax(dim=1) == test.labels).double().mean()),
             "accuracy_obfuscated": hits / len(test),
             "accuracy_local": None if own is None else float((own.argmax(dim=1) == test.labels).double().mean()),
-            "gated_plain": gated_plain(own, plain, test.labels, self.attempts.class_mean_errors)
-            if own is not None
-            else [],
+            "gated_plain": [] if own is None else gated_plain(own, plain, test.labels, errors),
             "test_pictures": len(test),
         }
 

@@ -23,6 +23,16 @@ def estimate_minutes(budget: Budget, device: torch.device | None = None) -> str:
         budget: the audit's.
         device: that attackers are trained on.
     """
+    pictures = budget.pictures + budget.identification_pictures + budget.attribute_pictures
+    return spoken(decoder_seconds(device) * pictures)
+
+
+def decoder_seconds(device: torch.device | None = None) -> float:
+    """Seconds that the strongest decoder takes for one training picture, with its share of the rest of an audit.
+
+    Args:
+        device: that attackers are trained on.
+    """
     device = device or torch.device("cpu")
     net, pictures = ResidualNet(6).to(device), torch.rand(BATCH, 6, 32, 32, device=device)
     optimizer = torch.optim.Adam(net.parameters())
@@ -36,7 +46,11 @@ def estimate_minutes(budget: Budget, device: torch.device | None = None) -> str:
         if device.type == "cuda":
             torch.cuda.synchronize()
     per_picture_s = (time.monotonic() - started) / (_STEPS * BATCH)
-    seconds = per_picture_s * _BESIDE * (budget.pictures + budget.identification_pictures + budget.attribute_pictures)
+    return per_picture_s * _BESIDE
+
+
+def spoken(seconds: float) -> str:
+    """Words such as "40 seconds", "6 minutes" or "3 hours"."""
     if seconds < 90:
         return f"{max(10, round(seconds / 10) * 10)} seconds"
     return f"{round(seconds / 60)} minutes" if seconds < 2 * 3600 else f"{seconds / 3600:.0f} hours"

@@ -16,5 +16,9 @@ def autocast(device: torch.device = CPU) -> torch.autocast:
     Args:
         device: where the networks are.
     """
-    fast = device.type != "cpu" or getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
-    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu" or cpu_has_bfloat16())
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this machine's processor computes in bfloat16 itself (AVX-512 BF16)."""
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())

@@ -37,6 +37,7 @@ class Schedule:
         seed: of order and augmentation.
         validate_every: epochs between looks at the test pictures.
         channels_last: keep activations in NHWC order.
+        compile: fuse operations with `torch.compile`.
     """
 
     epochs: int
@@ -44,6 +45,7 @@ class Schedule:
     seed: int
     validate_every: int = 1
     channels_last: bool = True
+    compile: bool = False
 
 
 @dataclass
@@ -106,6 +108,8 @@ def fit(
         )
     if schedule.channels_last:
         task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if schedule.compile:
+        task.compile()  # in place: the weights keep their names
     raw = task
     module, wrapped = fabric.setup(task, optimizer)
     state = _State()

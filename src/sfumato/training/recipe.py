@@ -54,6 +54,7 @@ class TrainingRecipe(_Strict):
         warmup: for "one-cycle", the share of the steps that rise.
         precision: as Lightning Fabric names it, such as "32-true" or "bf16-mixed".
         channels_last: keep activations in NHWC order, which is faster on most machines.
+        compile: fuse operations with `torch.compile` first, which takes a minute and pays on a GPU.
         validate_every: epochs between looks at the test pictures (the last epoch always looks).
     """
 
@@ -68,6 +69,7 @@ class TrainingRecipe(_Strict):
     warmup: float = Field(default=0.2, gt=0, lt=1)
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     channels_last: bool = True
+    compile: bool = False
     validate_every: int = Field(default=1, ge=1)
 
 

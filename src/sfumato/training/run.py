@@ -23,7 +23,7 @@ from sfumato.errors import Interrupted, RecipeError, TrainingError
 from sfumato.evaluation import evaluate_classifier, evaluate_obfuscator
 from sfumato.export import renew, save_weights
 from sfumato.nets import Deobfuscator, Normalize, Obfuscator, Sketcher, build_classifier
-from sfumato.provenance import provenance
+from sfumato.provenance import device_name, provenance
 from sfumato.training.engine import Schedule, fit
 from sfumato.training.export import write_classifier_bundle, write_obfuscator_bundle, write_sketch_bundle
 from sfumato.training.recipe import (
@@ -119,7 +119,8 @@ def train(
             task = _obfuscation_task(recipe, frozen, train_set)
         preprocessing = frozen.preprocessing
     identity = {
-        "recipe": recipe.model_dump(mode="json"),
+        # How fast it runs may change between two parts of a run.
+        "recipe": recipe.model_dump(mode="json", exclude={"training": {"compile"}}),
         "data": train_set.sha256,
         "classifier": frozen.fingerprint if frozen else None,
     }
@@ -160,7 +161,9 @@ def _fit(
         train=train_set,
         test=test_set,
         augmentation=Augmentation(flip=recipe.data.flip, crop_padding=recipe.data.crop_padding),
-        schedule=Schedule(plan.epochs, plan.batch_size, plan.seed, plan.validate_every, plan.channels_last),
+        schedule=Schedule(
+            plan.epochs, plan.batch_size, plan.seed, plan.validate_every, plan.channels_last, plan.compile
+        ),
         checkpoint=run.checkpoint,
         identity=identity,
         resume=resume,
@@ -228,6 +231,7 @@ def _finish(
             seed=recipe.training.seed,
             epochs=recipe.training.epochs,
             accelerator=fabric.device.type,
+            device=device_name(fabric.device),
             processes=fabric.world_size,
             train_pictures=len(train_set),
             test_pictures=len(test_set),

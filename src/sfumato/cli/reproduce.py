@@ -1,0 +1,62 @@
+"""`sfumato reproduce`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sfumato.cli.app import app
+from sfumato.cli.audit import Bars
+from sfumato.cli.output import JsonOption, needs_train_extra, print_json
+from sfumato.cli.train import keep_freed_memory
+from sfumato.errors import RecipeError
+from sfumato.paper.plan import SIZES, Target
+
+
+@app.command()
+def reproduce(
+    target: Annotated[Target, typer.Argument(help="What to make; `page` only writes the page again.")],
+    size: Annotated[str, typer.Option(help="cpu, or paper for the paper's nets and schedule, on a GPU.")] = "cpu",
+    lab: Annotated[Path, typer.Option(help="Folder where everything is trained.")] = Path("runs/reproduction"),
+    results: Annotated[Path, typer.Option(help="Folder of the results files.")] = Path("results/reproduction"),
+    page: Annotated[Path, typer.Option(help="The page.")] = Path("docs/reproduction.md"),
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only list what would be made, what is there, and how long it takes.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the paper's tables again, beside its own figures, with attackers who come afterwards.
+
+    Trains what is missing, measures, and writes the page. Ctrl-C loses little: the same command goes on.
+
+    Examples: `sfumato reproduce all --plan`, `sfumato reproduce table1`, `sfumato reproduce page`
+    """
+    if size not in SIZES:
+        raise RecipeError(f"unknown size {size!r}; known: {', '.join(SIZES)}")
+    if target is Target.PAGE:
+        from sfumato.paper.page import write_page
+
+        write_page(results, page)
+        written = [page]
+    else:
+        keep_freed_memory()
+        with needs_train_extra():
+            from sfumato.paper.listing import listing
+            from sfumato.paper.reproduce import make_lab
+            from sfumato.paper.reproduce import reproduce as make
+        place = make_lab(SIZES[size], lab, lambda: Bars(quiet=as_json))
+        if plan:
+            entries = listing(place, target)
+            if as_json:
+                print_json({"plan": [vars(entry) for entry in entries]})
+            for entry in [] if as_json else entries:
+                typer.echo(entry.line)
+            return
+        written = make(target, place, results, page, say=lambda line: typer.echo(line, err=True))
+    if as_json:
+        print_json({"written": [str(path) for path in written]})
+        return
+    for path in written:
+        typer.echo(f"written: {path}")

@@ -1,0 +1,1 @@
+"""The paper's tables and pictures, made again and shown side by side with ours."""

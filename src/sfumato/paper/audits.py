@@ -1,0 +1,159 @@
+"""The attackers who came afterwards: each obfuscator's audit, and the pictures that the best of them restored."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sfumato.audit.attempts import Attempts
+from sfumato.audit.budget import BUDGETS
+from sfumato.audit.load import bundle_target
+from sfumato.audit.notebook import Notebook
+from sfumato.audit.run import Beside, audit
+from sfumato.audit.scene import Scene
+from sfumato.bundle import OBFUSCATOR_ONNX
+from sfumato.errors import AuditError, ResultsError
+from sfumato.paper.lab import Lab
+from sfumato.paper.plan import Item
+from sfumato.paper.results import read_json
+
+
+def audit_folder(lab: Lab, item: Item) -> Path:
+    """Where an obfuscator's audit lies, or will."""
+    return lab.folder / "audits" / item.name
+
+
+def known_audit(lab: Lab, item: Item) -> dict[str, Any] | None:
+    """An obfuscator's audit if it was made: in the lab, or where the plan says.
+
+    Raises:
+        AuditError: it is damaged, or another obfuscator's.
+    """
+    folder = audit_folder(lab, item)
+    places = [folder / "audit.json", *([Path(item.audit)] if item.audit else [])]
+    for place in places:
+        try:
+            found = read_json(place)
+            about = read_json(folder / "work" / "audit.json") if place.parent == folder else None
+        except ResultsError as error:
+            raise AuditError(f"{error}; move it away, then the audit is made again") from error
+        if found is None:
+            continue
+        if not {"best", "budget", "utility", "class_mean_mse", "verdict", "provenance"} <= found.keys():
+            raise AuditError(f"{place} is no complete audit; move it away, then it is made again")
+        fingerprint = lab.bundle(item).files[OBFUSCATOR_ONNX]
+        if about is not None and about["obfuscator"][1] != fingerprint:
+            raise AuditError(f"{folder} holds the audit of another obfuscator; move it away, then it is made again")
+        return found
+    return None
+
+
+def make_audit(lab: Lab, item: Item) -> dict[str, Any]:
+    """An obfuscator's audit, made or gone on with if it is not there.
+
+    Raises:
+        AuditError: see `sfumato.audit.run.audit` and `known_audit`.
+        Interrupted: Ctrl-C or SIGTERM; the findings so far are kept.
+    """
+    found = known_audit(lab, item)
+    if found is not None:
+        return found
+    folder = audit_folder(lab, item)
+    assert item.classifier is not None
+    local = lab.plan.local
+    beside = Beside(
+        classifier=lab.bundle(lab.plan.item(item.classifier)),
+        local=lab.bundle(local) if lab.state(local).name == "done" else None,
+    )
+    resume = (folder / "work" / "audit.json").is_file()
+    with lab.bars() as progress:
+        try:
+            return audit(
+                scene_of(lab, item),
+                BUDGETS[lab.plan.budget],
+                folder,
+                beside=beside,
+                resume=resume,
+                device=lab.device,
+                progress=progress,
+            )
+        except AuditError as error:
+            raise AuditError(f"{folder}: {error}; moved away, it is made again") from error
+
+
+def scene_of(lab: Lab, item: Item) -> Scene:
+    """An obfuscator, the pictures and its classifier, as the audit takes them."""
+    return Scene(bundle_target(lab.bundle(item)), lab.pictures, lab.test, classifier=lab.frozen(item).net)
+
+
+def summary(found: dict[str, Any]) -> dict[str, Any] | None:
+    """What the tables show of an audit; None if no attacker came to an end."""
+    best = found["best"]
+    if best is None:
+        return None
+    keys = ("attacker", "threat", "seed", "mse", "psnr_db", "ssim", "excess_leakage", "test_pictures", "pictures_seen")
+    return {
+        **{key: best[key] for key in keys},
+        "class_mean_mse": found["class_mean_mse"],
+        "budget": found["budget"]["name"],
+        "finding": found["verdict"]["finding"],
+        "commit": found["provenance"].get("commit"),
+    }
+
+
+def restored_by_best(lab: Lab, item: Item, count: int) -> Tensor:
+    """The first test pictures as the audit's best attacker restored them.
+
+    The audit keeps them; where only its figures are at hand, its best attacker is trained once more, in the same way.
+
+    Args:
+        lab: the lab.
+        item: the obfuscator.
+        count: how many pictures.
+
+    Returns:
+        (at most count, 3, H, W) uint8.
+
+    Raises:
+        AuditError: no attacker came to an end.
+    """
+    found = make_audit(lab, item)
+    best = found["best"]
+    if best is None:
+        raise AuditError(f"{audit_folder(lab, item)}: no attacker came to an end, so there is nothing to show")
+    kept = (
+        _kept(audit_folder(lab, item) / "work", best["key"])
+        if (audit_folder(lab, item) / "audit.json").is_file()
+        else None
+    )
+    return (_once_more(lab, item, found) if kept is None else kept)[:count]
+
+
+def _kept(folder: Path, key: str) -> Tensor | None:
+    from safetensors.torch import load_file
+
+    path = folder / f"{key}-all.safetensors"
+    return load_file(path)["restored"] if path.is_file() else None
+
+
+def _once_more(lab: Lab, item: Item, found: dict[str, Any]) -> Tensor:
+    best, budget = found["best"], BUDGETS[found["budget"]["name"]]
+    trials = [replace(trial, seed=best["seed"]) for trial in budget.trials]
+    trial = next((trial for trial in trials if trial.key == best["key"]), None)
+    if trial is None:
+        raise AuditError(f"the budget {budget.name!r} has no trial {best['key']!r}; audit {item.name} again")
+    folder = audit_folder(lab, item) / "again"
+    identity = {"obfuscator": lab.bundle(item).files[OBFUSCATOR_ONNX], "trial": repr(trial), "test": lab.test.sha256}
+    notebook = Notebook(folder, identity, resume=(folder / "audit.json").is_file(), overwrite=False)
+    with lab.bars() as progress:
+        attempts = Attempts(
+            scene_of(lab, item), budget, notebook, lab.device, lambda *now: progress(0, 1, now[0], now[1], now[2])
+        )
+        done = notebook.once(trial.key, lambda: attempts.attempt(trial))
+    restored = _kept(folder, trial.key)
+    if restored is None:
+        raise AuditError(f"the best attacker on {item.name} could not be trained again: {done['reason']}")
+    return restored

@@ -1,0 +1,194 @@
+"""The folder in which everything for the paper's tables is trained: what is there, and making what is not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from sfumato.audit.run import Progress
+from sfumato.bundle import MANIFEST, Bundle
+from sfumato.checkpoint import load_checkpoint
+from sfumato.classifiers import FrozenClassifier, load_classifier
+from sfumato.data import ImageSet, load_train_test
+from sfumato.errors import BundleError, TrainingError
+from sfumato.evaluation import evaluate_classifier, evaluate_obfuscator
+from sfumato.nets.precision import cpu_has_bfloat16
+from sfumato.paper.plan import Item, Plan
+from sfumato.shipped import classifier_bundle, obfuscator_bundle
+from sfumato.training import ClassifierRecipe, ObfuscatorRecipe, Run, load_recipe, train
+
+Bars = Callable[[], AbstractContextManager[Progress]]
+"""Makes something that shows progress while it is entered."""
+
+
+@dataclass(frozen=True)
+class State:
+    """How far an item is.
+
+    Attributes:
+        name: "done", "half done" or "missing".
+        epochs: that were trained, where it is half done.
+    """
+
+    name: Literal["done", "half done", "missing"]
+    epochs: int = 0
+
+
+@dataclass(frozen=True)
+class Lab:
+    """The runs of one plan.
+
+    Attributes:
+        plan: what belongs into it.
+        folder: of this size's runs.
+        bars: see `Bars`.
+        device: where attackers are trained and networks evaluated.
+    """
+
+    plan: Plan
+    folder: Path
+    bars: Bars
+    device: torch.device
+
+    def check_writable(self) -> None:
+        """Asks before hours of training whether their result can be kept.
+
+        Raises:
+            TrainingError: it cannot.
+        """
+        probe = self.folder / ".writable"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise TrainingError(f"the lab {self.folder} cannot be written: {error.strerror or error}") from error
+
+    def path(self, item: Item) -> Path:
+        """Where an item's bundle lies, or will."""
+        if item.shipped is not None:
+            return classifier_bundle() if item.shipped == "classifier" else obfuscator_bundle()
+        return self.run(item).bundle
+
+    def run(self, item: Item) -> Run:
+        """The files of an item's training."""
+        return Run(self.folder / item.name)
+
+    def state(self, item: Item) -> State:
+        """How far an item is.
+
+        Raises:
+            BundleError: its bundle is damaged, or for another classifier.
+            TrainingError: its checkpoint is damaged.
+        """
+        if (self.path(item) / MANIFEST).is_file():
+            self.bundle(item)
+            return State("done")
+        checkpoint = self.run(item).checkpoint
+        if not checkpoint.exists():
+            return State("missing")
+        return State("half done", int(load_checkpoint(checkpoint, frozenset({"epoch"}))["epoch"]))
+
+    def bundle(self, item: Item) -> Bundle:
+        """An item's bundle.
+
+        Raises:
+            BundleError: there is none, it is damaged, or it is for another classifier than the lab's.
+        """
+        found = Bundle.load(self.path(item), kind="classifier" if item.classifier is None else "obfuscator")
+        if item.classifier is None:
+            return found
+        classifier = self.path(self.plan.item(item.classifier))
+        if (classifier / MANIFEST).is_file():
+            wanted = Bundle.load(classifier, kind="classifier").classifier_fingerprint
+            if found.classifier_fingerprint != wanted:
+                raise BundleError(
+                    f"{found.path} was trained for another classifier than {classifier}; move {found.path.parent} "
+                    "away, then it is trained again"
+                )
+        return found
+
+    def frozen(self, item: Item) -> FrozenClassifier:
+        """The classifier that an obfuscator is for, with its weights."""
+        assert item.classifier is not None
+        return load_classifier(self.path(self.plan.item(item.classifier)))
+
+    def recipe(self, item: Item) -> ClassifierRecipe | ObfuscatorRecipe:
+        """An item's recipe with its place in the lab filled in.
+
+        Raises:
+            RecipeError: the file is missing or wrong.
+        """
+        overrides = [*item.overrides, f"name={json.dumps(item.name)}"]
+        for key, other in (("classifier", item.classifier), ("teacher", item.teacher)):
+            if other is not None:
+                overrides.append(f"{key}={json.dumps(str(self.path(self.plan.item(other))))}")
+        if item.half_precision and cpu_has_bfloat16():
+            overrides.append('training.precision="bf16-mixed"')
+        return load_recipe(Path(item.recipe), overrides)
+
+    def make(self, item: Item) -> None:
+        """Trains an item, or goes on with it; nothing if it is done.
+
+        Raises:
+            SfumatoError: see `sfumato.training.train`.
+            Interrupted: Ctrl-C or SIGTERM; the state was saved.
+        """
+        if self.state(item).name == "done":
+            return
+        run = self.run(item)
+        try:
+            train(self.recipe(item), run.folder, resume=run.checkpoint.exists())
+        except TrainingError as error:
+            raise TrainingError(f"{run.folder}: {error}; moved away, it is trained from the start") from error
+
+    @cached_property
+    def _data(self) -> tuple[ImageSet, ImageSet]:
+        train_set, test_set, _ = load_train_test(self.plan.data)
+        return train_set, test_set
+
+    @property
+    def pictures(self) -> ImageSet:
+        """The training pictures."""
+        return self._data[0]
+
+    @property
+    def test(self) -> ImageSet:
+        """The test pictures."""
+        return self._data[1]
+
+    def figures(self, item: Item) -> dict[str, Any]:
+        """An item's accuracies through its ONNX files over all test pictures, and what the joint deobfuscator restores.
+
+        What training measured in the same way on the same pictures is not measured again.
+        """
+        bundle = self.bundle(item)
+        measured = bundle.provenance.get("data_sha256") or {}
+        if measured.get("test") == self.test.sha256 and bundle.figures.get("test_pictures") == len(self.test):
+            return bundle.figures
+        if item.classifier is None:
+            return dict(evaluate_classifier(bundle, self.test))
+        return dict(evaluate_obfuscator(bundle, self.bundle(self.plan.item(item.classifier)), self.test))
+
+
+def origin(bundle: Bundle) -> dict[str, Any]:
+    """How a bundle was trained: epochs, seed, pictures, lambda, batch size, and on what."""
+    recipe, facts = bundle.recipe, bundle.provenance
+    training = recipe.get("training") or {}
+    return {
+        "epochs": training.get("epochs"),
+        "seed": training.get("seed"),
+        "batch_size": training.get("batch_size"),
+        "lambda": recipe.get("privacy_weight"),
+        "train_pictures": facts.get("train_pictures"),
+        "seconds": facts.get("training_seconds"),
+        "device": facts.get("device") or (facts.get("machine") or {}).get("cpu"),
+        "commit": facts.get("commit"),
+    }

@@ -1,0 +1,146 @@
+"""A few attackers who come after a pair of networks, whenever in its training that was kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sfumato.audit.attackers.decoders import RESIDUAL
+from sfumato.audit.attackers.linear import Linear
+from sfumato.audit.attackers.protocol import Attacker, Effort
+from sfumato.audit.knowledge import Threat
+from sfumato.audit.notebook import Notebook
+from sfumato.audit.references import class_mean_reference
+from sfumato.audit.scene import Scene
+from sfumato.audit.target import Target
+from sfumato.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, file_sha256
+from sfumato.classifiers import FrozenClassifier
+from sfumato.data import ImageSet
+from sfumato.errors import BundleError
+from sfumato.measures import per_picture
+from sfumato.nets import Deobfuscator, Normalize, Obfuscator
+from sfumato.paper.lab import Lab
+from sfumato.paper.plan import Item
+
+_BATCH = 250
+ATTACKERS: tuple[Attacker, ...] = (Linear(), RESIDUAL)
+
+
+def measure_pair(lab: Lab, item: Item, folder: Path, what: str) -> dict[str, Any]:
+    """Accuracy, the joint deobfuscator's error and that of attackers trained now, for networks in a folder.
+
+    Everything is measured on the same first test pictures. Findings are kept in the lab by what the networks are.
+
+    Args:
+        lab: the lab.
+        item: the obfuscator that the networks belong to, for its classifier.
+        folder: with both networks' weights: a snapshot or a bundle.
+        what: the networks are, for people.
+
+    Returns:
+        `accuracy_obfuscated`, `joint_mse`, `class_mean_mse`, `test_pictures`, `attackers` (name and error of each),
+        and the best one's `later_mse` and `later_attacker`.
+
+    Raises:
+        BundleError: weights that are missing or do not fit.
+        Interrupted: Ctrl-C or SIGTERM; what was found is kept.
+    """
+    frozen, effort = lab.frozen(item), lab.plan.later
+    test = lab.test.subset(effort.test_pictures)
+    notes = lab.folder / "later"
+    notebook = Notebook(notes, {"what": "later attackers"}, resume=(notes / "audit.json").is_file(), overwrite=False)
+    key = _key(folder, frozen, repr(effort), lab.pictures.sha256, test.sha256)
+    with lab.bars() as progress:
+
+        def tell(doing: str) -> Callable[[int, int], None]:
+            return lambda done, total: progress(0, 1, f"{what}: {doing}", done, total)
+
+        pair = _Pair(folder, frozen, lab.device)
+        found: dict[str, Any] = notebook.once(key, lambda: pair.figures(lab.pictures, test, tell("accuracy")))
+        scene = Scene(pair.target(what), lab.pictures, test)
+        attackers = []
+        for number, attacker in enumerate(ATTACKERS):
+            checkpoint = notebook.checkpoint(f"{key}-{number}")
+            trying = Effort(effort.pictures, 0, 0, lab.device, checkpoint, tell(attacker.name))
+            attackers.append(notebook.once(f"{key}-{number}", partial(_attack, scene, attacker, trying)))
+            checkpoint.unlink(missing_ok=True)
+    best = min(attackers, key=lambda row: float(row["mse"]))
+    return {**found, "attackers": attackers, "later_mse": best["mse"], "later_attacker": best["attacker"]}
+
+
+def _key(folder: Path, frozen: FrozenClassifier, *others: str) -> str:
+    try:
+        parts = [file_sha256(folder / name) for name in (OBFUSCATOR_WEIGHTS, DEOBFUSCATOR_WEIGHTS)]
+    except OSError as error:
+        raise BundleError(f"{folder} lacks a network: {error.strerror or error}") from error
+    return hashlib.sha256(repr((*parts, frozen.fingerprint, *others)).encode()).hexdigest()[:24]
+
+
+def _attack(scene: Scene, attacker: Attacker, effort: Effort) -> dict[str, Any]:
+    box = Threat.WHITE_BOX
+    prepared = attacker.prepare(scene.knowledge(box), effort)
+    restored = torch.cat([prepared.restore(part) for part in scene.batches(box, len(scene.test), size=_BATCH)])
+    errors, _ = per_picture(restored, scene.test.images)
+    return {
+        "attacker": attacker.name,
+        "mse": float(errors.double().mean()),
+        "pictures_seen": prepared.facts.get("pictures_seen"),
+    }
+
+
+class _Pair:
+    """Obfuscator and deobfuscator as they lie in a folder."""
+
+    def __init__(self, folder: Path, frozen: FrozenClassifier, device: torch.device) -> None:
+        self.device = device
+        self.obfuscator = _loaded(Obfuscator(), folder / OBFUSCATOR_WEIGHTS).to(device)
+        self.deobfuscator = _loaded(Deobfuscator(), folder / DEOBFUSCATOR_WEIGHTS).to(device)
+        self.preprocessing = frozen.preprocessing
+        self.normalize = Normalize(frozen.preprocessing.mean, frozen.preprocessing.std).to(device)
+        self.classifier = frozen.net.to(device)
+
+    def target(self, name: str) -> Target:
+        """The obfuscator as attackers see it."""
+        module = nn.Sequential(self.obfuscator, self.normalize)
+
+        @torch.no_grad()
+        def travels(pictures: Tensor) -> Tensor:
+            sent: Tensor = module(pictures.to(self.device))
+            return sent.cpu()
+
+        return Target(name, self.preprocessing.height, self.preprocessing.width, travels)
+
+    @torch.no_grad()
+    def figures(self, train: ImageSet, test: ImageSet, tell: Callable[[int, int], None]) -> dict[str, Any]:
+        """Accuracy on obfuscated pictures, the joint deobfuscator's error, and the class mean's beside it."""
+        hits, errors = 0, []
+        for start in range(0, len(test), _BATCH):
+            tell(start, len(test))
+            originals = test.images[start : start + _BATCH]
+            obfuscated = self.obfuscator(originals.to(self.device).float() / 255)
+            answers = self.classifier(self.normalize(obfuscated)).argmax(dim=1).cpu()
+            hits += int((answers == test.labels[start : start + _BATCH]).sum())
+            mse, _ = per_picture(self.deobfuscator(obfuscated).clamp(0, 1).cpu(), originals)
+            errors.append(mse)
+        return {
+            "accuracy_obfuscated": hits / len(test),
+            "joint_mse": float(torch.cat(errors).double().mean()),
+            "class_mean_mse": class_mean_reference(train, test).mse,
+            "test_pictures": len(test),
+        }
+
+
+def _loaded(net: nn.Module, path: Path) -> nn.Module:
+    try:
+        net.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise BundleError(f"{path} does not fit the network: {' '.join(str(error).split())[:200]}") from error
+    return net.eval().requires_grad_(False)

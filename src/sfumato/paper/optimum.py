@@ -1,0 +1,98 @@
+"""What happens at the paper's optimum: who restores more, when, at which lambda, and what the picture still shows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfumato.audit.knowledge import LazyPairs, Threat
+from sfumato.audit.references import class_means
+from sfumato.paper.audits import make_audit, scene_of, summary
+from sfumato.paper.lab import Lab, origin
+from sfumato.paper.later import measure_pair
+from sfumato.paper.plan import Item
+from sfumato.paper.remains import Remains, least_squares_guess, remains
+
+
+def at_the_optimum(lab: Lab) -> dict[str, Any]:
+    """Joint and later attackers side by side, and which colours and places an obfuscated picture still shows."""
+    rows = []
+    for item in lab.plan.obfuscators:
+        figures = lab.figures(item)
+        rows.append(
+            {
+                "obfuscator": item.name,
+                "paper": item.paper,
+                "accuracy_obfuscated": figures["accuracy_obfuscated"],
+                "joint_mse": figures["joint_deobfuscator_mse"],
+                "test_pictures": figures["test_pictures"],
+                "audit": summary(make_audit(lab, item)),
+                "remains": asdict(_remains(lab, item)),
+                "trained": origin(lab.bundle(item)),
+            }
+        )
+    return {"rows": rows, "remains_test_pictures": len(_asked(lab)), "beside": _beside(lab)}
+
+
+def _asked(lab: Lab) -> torch.Tensor:
+    """(N, 3, H, W) uint8: the test pictures that explained variance is measured on."""
+    return lab.test.subset(lab.plan.later.test_pictures).images
+
+
+def _remains(lab: Lab, item: Item) -> Remains:
+    scene, asked = scene_of(lab, item), _asked(lab)
+    pairs = scene.knowledge(Threat.WHITE_BOX).pairs
+    assert pairs is not None
+    with lab.bars() as progress:
+        progress(0, 1, f"{item.name}: what still shows", 0, 1)
+        guess = least_squares_guess(pairs, scene.observed(Threat.WHITE_BOX, len(asked)))
+    return remains(guess, asked.float() / 255)
+
+
+def _beside(lab: Lab) -> dict[str, Any]:
+    """The same shares for a picture that travels as it is, by the same least squares, and for its label alone."""
+    asked = _asked(lab).float() / 255
+    plain = least_squares_guess(LazyPairs(lab.pictures.images, lambda pictures: pictures), asked)
+    labelled = class_means(lab.pictures)[lab.test.labels[: len(asked)]]
+    return {"identity": asdict(remains(plain, asked)), "label": asdict(remains(labelled, asked))}
+
+
+def over_epochs(lab: Lab) -> dict[str, Any]:
+    """Each obfuscator as it was after its epochs: accuracy, the joint deobfuscator's error, later attackers' error."""
+    runs = []
+    for item in lab.plan.obfuscators:
+        trained = origin(lab.bundle(item))
+        epochs = [
+            {"epoch": epoch, **measure_pair(lab, item, folder, f"{item.name}, epoch {epoch}")}
+            for epoch, folder in _kept(lab, item, trained["epochs"]).items()
+        ]
+        runs.append({"obfuscator": item.name, "paper": item.paper, "trained": trained, "epochs": epochs})
+    return {"runs": runs, "decoder_pictures": lab.plan.later.pictures}
+
+
+def _kept(lab: Lab, item: Item, epochs: int) -> dict[int, Path]:
+    """Epoch -> folder of the networks as they were then; the finished bundle is the last epoch."""
+    kept = {}
+    if item.shipped is None:
+        for folder in sorted((lab.run(item).folder / "snapshots").glob("epoch-*")):
+            number = folder.name.removeprefix("epoch-")
+            if number.isdigit() and int(number) < epochs:
+                kept[int(number)] = folder
+    return {**kept, epochs: lab.path(item)}
+
+
+def over_lambda(lab: Lab) -> dict[str, Any]:
+    """Short runs that differ in lambda, and one in batch size."""
+    rows = []
+    for item in lab.plan.sweep:
+        bundle = lab.bundle(item)
+        rows.append({"run": item.name, "trained": origin(bundle), **measure_pair(lab, item, bundle.path, item.name)})
+    return {
+        "rows": rows,
+        "classifier": lab.plan.classifiers[0].name,
+        "accuracy_plain": lab.figures(lab.plan.classifiers[0])["accuracy_plain"],
+        "decoder_pictures": lab.plan.later.pictures,
+    }

@@ -1,0 +1,153 @@
+"""The page's section on the paper's optimum: from three results files. Needs no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sfumato.paper import constants
+from sfumato.paper.markdown import NONE, command, count, error, measured, percent, points, ratio, table, trained
+
+Results = dict[str, Any] | None
+
+
+def holds(results: Results, size: str) -> str:
+    """(a) Whether the joint deobfuscator's failure holds against attackers who came afterwards."""
+    if results is None:
+        return command("optimum", size)
+    rows = []
+    for row in results["rows"]:
+        audit = row["audit"]
+        later = (
+            [NONE] * 4
+            if audit is None
+            else [
+                error(audit["mse"]),
+                error(audit["class_mean_mse"]),
+                ratio(audit["excess_leakage"]),
+                f"{audit['attacker']}, {audit['threat']}; {count(audit['test_pictures'])} pictures",
+            ]
+        )
+        rows.append(
+            [row["obfuscator"], percent(row["accuracy_obfuscated"]), error(row["joint_mse"]), *later,
+             trained(row["trained"])]
+        )  # fmt: skip
+    headers = (
+        "obfuscator",
+        "accuracy",
+        "MSE, joint deobfuscator",
+        "MSE, best later attacker",
+        "MSE, class mean",
+        "excess leakage, at least",
+        "attacker",
+        "trained",
+    )
+    return f"{table(headers, rows)}\n\n{verdict(results)} {measured(results)}"
+
+
+def verdict(results: dict[str, Any]) -> str:
+    """One sentence: in how many cases later attackers restored more than the joint deobfuscator."""
+    rows = [row for row in results["rows"] if row["audit"] is not None]
+    worse = [row for row in rows if row["audit"]["mse"] < row["joint_mse"]]
+    return (
+        f"For {len(worse)} of {len(rows)} obfuscators of the size `{results['size']}` an attacker trained afterwards "
+        "restores more than the deobfuscator that was trained jointly."
+    )
+
+
+def epochs(results: Results, size: str) -> str:
+    """(b) How accuracy and errors develop while the networks train."""
+    if results is None:
+        return command("optimum", size)
+    rows = []
+    for run in results["runs"]:
+        for row in run["epochs"]:
+            errors = {attacker["attacker"]: attacker["mse"] for attacker in row["attackers"]}
+            rows.append(
+                [
+                    run["obfuscator"],
+                    f"{row['epoch']} of {run['trained']['epochs']}",
+                    percent(row["accuracy_obfuscated"]),
+                    error(row["joint_mse"]),
+                    *map(error, errors.values()),
+                    points(row["later_mse"] / row["joint_mse"] - 1) + " %",
+                    error(row["class_mean_mse"]),
+                    count(row["test_pictures"]),
+                ]
+            )
+    names = list(dict.fromkeys(a["attacker"] for run in results["runs"] for row in run["epochs"]
+                               for a in row["attackers"]))  # fmt: skip
+    headers = (
+        "obfuscator",
+        "epoch",
+        "accuracy",
+        "MSE, joint",
+        *(f"MSE, {name}" for name in names),
+        "best later against joint",
+        "MSE, class mean",
+        "test pictures",
+    )
+    lengths = {run["obfuscator"]: run["trained"]["epochs"] for run in results["runs"]}
+    spoken = ", ".join(f"{name} {number}" for name, number in lengths.items())
+    note = (
+        f"Epochs that were trained: {spoken}; the paper trains {constants.EPOCHS}. The learned attacker sees "
+        f"{count(results['decoder_pictures'])} training pictures, far fewer than in an audit."
+    )
+    if size == "cpu":
+        note += " What the paper's schedule reaches: " + command("optimum", "paper") + "."
+    return f"{table(headers, rows)}\n\n{note} {measured(results)}"
+
+
+def lambdas(results: Results, size: str) -> str:
+    """(c) What lambda does."""
+    if results is None:
+        return command("optimum", size)
+    rows = [
+        [
+            f"{row['trained']['lambda']:.1f}",
+            str(row["trained"]["batch_size"]),
+            percent(row["accuracy_obfuscated"]),
+            points(row["accuracy_obfuscated"] - results["accuracy_plain"]),
+            error(row["joint_mse"]),
+            f"{error(row['later_mse'])} ({row['later_attacker']})",
+            error(row["class_mean_mse"]),
+            count(row["test_pictures"]),
+            trained(row["trained"]),
+        ]
+        for row in results["rows"]
+    ]
+    headers = (
+        "lambda",
+        "batch size",
+        "accuracy",
+        "lost, points",
+        "MSE, joint",
+        "MSE, best later",
+        "MSE, class mean",
+        "test pictures",
+        "trained",
+    )
+    theirs = constants.TABLE_1["ResNet18_1"]
+    wanted = theirs.obfuscated - theirs.plain
+    lost = {row["run"]: row["accuracy_obfuscated"] - results["accuracy_plain"] for row in results["rows"]}
+    nearest = min(lost, key=lambda name: abs(lost[name] - wanted))
+    note = (
+        f"The paper gives neither lambda nor the batch size; its ResNet18 changes by {points(wanted)} points through "
+        f"obfuscation. The nearest of these runs is `{nearest}` with {points(lost[nearest])}. The runs are short, so "
+        "this compares them with each other, and tells little about the paper's value."
+    )
+    return f"{table(headers, rows)}\n\n{note} {measured(results)}"
+
+
+def shows(results: Results, size: str) -> str:
+    """(d) What the obfuscated picture still shows."""
+    if results is None:
+        return command("optimum", size)
+    named = [(row["obfuscator"], row["remains"]) for row in results["rows"]]
+    named += [("the picture itself", results["beside"]["identity"]), ("the label alone", results["beside"]["label"])]
+    rows = [[name, ratio(share["mean_colour"]), ratio(share["layout"])] for name, share in named]
+    note = (
+        "The share of variance that least squares explains from what travels, fitted on training pictures and measured "
+        f"on {count(results['remains_test_pictures'])} test pictures: 1 is all of it, 0 none."
+    )
+    headers = ("what travels", "mean colour of the picture", "4x4 block means around it")
+    return f"{note}\n\n{table(headers, rows)}\n\n{measured(results)}"

@@ -1,0 +1,85 @@
+"""The pictures of tables 2 and 5: original, obfuscated, and what two kinds of attacker restored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.audit.showing import as_bytes, preview
+from sfumato.bundle import DEOBFUSCATOR_ONNX
+from sfumato.errors import ResultsError
+from sfumato.onnxfile import OnnxFunction
+from sfumato.panel import Caption, draw_panel
+from sfumato.paper.audits import make_audit, restored_by_best, scene_of, summary
+from sfumato.paper.lab import Lab
+from sfumato.paper.plan import Item
+
+COLUMNS = 10
+_SIDE = 64
+
+
+def table_2(lab: Lab, folder: Path) -> dict[str, Any]:
+    """The first test pictures, not chosen, under the first obfuscator.
+
+    Args:
+        lab: the lab.
+        folder: that the PNG file is written into.
+    """
+    return {"pictures": [_panel(lab, lab.plan.obfuscators[0], 0, folder / f"{lab.plan.size}-table2.png")]}
+
+
+def table_5(lab: Lab, folder: Path) -> dict[str, Any]:
+    """The test pictures that follow, under each obfuscator.
+
+    Args:
+        lab: the lab.
+        folder: that the PNG files are written into.
+    """
+    return {
+        "pictures": [
+            _panel(lab, item, COLUMNS, folder / f"{lab.plan.size}-table5-{item.name}.png")
+            for item in lab.plan.obfuscators
+        ]
+    }
+
+
+def _panel(lab: Lab, item: Item, first: int, path: Path) -> dict[str, Any]:
+    first = min(first, max(0, len(lab.test) - COLUMNS))
+    shown = slice(first, first + COLUMNS)
+    images = lab.test.images[shown]
+    figures, best = lab.figures(item), summary(make_audit(lab, item))
+    later = restored_by_best(lab, item, shown.stop)[shown]
+    travels = scene_of(lab, item).target.travels(images.float() / 255)
+    rows: list[tuple[str, Tensor]] = [
+        ("original", images),
+        ("obfuscated: what travels, each stretched to the visible range", preview(travels)),
+        ("restored by the jointly trained deobfuscator", _joint(lab, item, travels)),
+        (f"restored by an attacker who came afterwards: {best['attacker'] if best else ''}", later),
+    ]
+    panel = draw_panel(
+        [(title, [picture.permute(1, 2, 0).numpy() for picture in part]) for title, part in rows],
+        [Caption(lab.test.names[label]) for label in lab.test.labels[shown].tolist()],
+        side=_SIDE,
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        panel.save(path, optimize=True)
+    except OSError as error:
+        raise ResultsError(f"the panel cannot be written to {path}: {error.strerror or error}") from error
+    joint = {key: figures.get(f"joint_deobfuscator_{key}") for key in ("mse", "psnr_db", "ssim")}
+    return {
+        "file": path.name,
+        "obfuscator": item.name,
+        "first": first,
+        "count": len(images),
+        "joint": {**joint, "test_pictures": figures["test_pictures"]},
+        "later": best,
+    }
+
+
+def _joint(lab: Lab, item: Item, travels: Tensor) -> Tensor:
+    restore = OnnxFunction(lab.bundle(item).file(DEOBFUSCATOR_ONNX))
+    return as_bytes(torch.from_numpy(restore(travels.numpy())))

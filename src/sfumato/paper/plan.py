@@ -1,0 +1,201 @@
+"""What is trained for the paper's tables, as data: one plan for a GPU, and a small one for a CPU.
+
+This module needs no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sfumato.errors import RecipeError
+
+
+class Target(StrEnum):
+    """What can be made."""
+
+    TABLE_1 = "table1"
+    TABLE_2 = "table2"
+    TABLE_3 = "table3"
+    TABLE_4 = "table4"
+    TABLE_5 = "table5"
+    OPTIMUM = "optimum"
+    ALL = "all"
+    PAGE = "page"
+
+
+RESULTS = ("table1", "table2", "table3", "table4", "table5", "optimum", "epochs", "lambda")
+"""The names of the results files, behind the size."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A network to train.
+
+    Attributes:
+        name: of its folder in the lab, and as the tables show it.
+        recipe: the TOML file, from where the command is run.
+        overrides: of the recipe, such as "training.epochs=5".
+        paper: the paper's name of this classifier, if it has it.
+        classifier: the name of the item that an obfuscator is for; None for a classifier.
+        teacher: the name of the classifier that this one learns from.
+        shipped: it comes with sfumato and need not be trained: "classifier" or "obfuscator".
+        half_precision: train in bfloat16 where this machine computes in it.
+        audit: an audit that was made already, from where the command is run.
+    """
+
+    name: str
+    recipe: str
+    overrides: tuple[str, ...] = ()
+    paper: str | None = None
+    classifier: str | None = None
+    teacher: str | None = None
+    shipped: str | None = None
+    half_precision: bool = False
+    audit: str | None = None
+
+
+@dataclass(frozen=True)
+class Later:
+    """How hard the attackers try who attack each snapshot.
+
+    Attributes:
+        pictures: training pictures that the learned decoder sees, with repetition.
+        test_pictures: that everything about a snapshot is measured on.
+    """
+
+    pictures: int
+    test_pictures: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that one size of the reproduction consists of.
+
+    Attributes:
+        size: its name.
+        says: one sentence for the page.
+        classifiers: in the tables' order.
+        obfuscators: one for each classifier, in the same order.
+        local: the classifier within the obfuscator's own budget.
+        sweep: obfuscators for the first classifier that differ in lambda or batch size alone.
+        later: effort of the attackers on snapshots.
+        budget: of the audits.
+        data: as `sfumato train` takes it.
+    """
+
+    size: str
+    says: str
+    classifiers: tuple[Item, ...]
+    obfuscators: tuple[Item, ...]
+    local: Item
+    sweep: tuple[Item, ...]
+    later: Later
+    budget: str = "standard"
+    data: str = "cifar10"
+
+    def item(self, name: str) -> Item:
+        """The item of that name.
+
+        Raises:
+            RecipeError: there is none.
+        """
+        for item in (*self.classifiers, *self.obfuscators, self.local, *self.sweep):
+            if item.name == name:
+                return item
+        raise RecipeError(f"the plan {self.size!r} has no item {name!r}")
+
+
+_LAMBDAS = ("0.0", "0.1", "1.0", "3.0", "10.0")
+
+
+def _sweep(recipe: str, classifier: str, batch: int, *overrides: str) -> tuple[Item, ...]:
+    """One run for each lambda, and one at lambda 1 with another batch size."""
+    runs = [
+        Item(f"lambda-{value}", recipe, (*overrides, f"privacy_weight={value}"), classifier=classifier)
+        for value in _LAMBDAS
+    ]
+    other = (*overrides, "privacy_weight=1.0", f"training.batch_size={batch}")
+    return (*runs, Item(f"batch-{batch}", recipe, other, classifier=classifier))
+
+
+_RESNET20, _VGG7 = "recipes/cifar10-resnet20.toml", "recipes/cifar10-vgg7.toml"
+_SHORT, _LONG = "recipes/cifar10-resnet20-obfuscator.toml", "recipes/cifar10-resnet20-obfuscator-paper.toml"
+_LOCAL = "recipes/cifar10-local.toml"
+_FIVE = ("training.epochs=5", "snapshots_every=1")
+
+CPU = Plan(
+    size="cpu",
+    says="smaller classifiers, fewer epochs, fewer pictures for the attackers: what two CPU cores do in some hours",
+    classifiers=(
+        Item("resnet20-1", _RESNET20, shipped="classifier"),
+        Item("resnet20-2", _RESNET20, ("training.seed=1",), half_precision=True),
+        Item("vgg7", _VGG7),
+    ),
+    obfuscators=(
+        Item(
+            "resnet20-1-obfuscator",
+            _SHORT,
+            classifier="resnet20-1",
+            shipped="obfuscator",
+            audit="results/audits/cifar10-resnet20-obfuscator.json",
+        ),
+        Item("resnet20-2-obfuscator", _SHORT, _FIVE, classifier="resnet20-2"),
+        Item("vgg7-obfuscator", _SHORT, _FIVE, classifier="vgg7"),
+    ),
+    local=Item("local", _LOCAL, teacher="resnet20-1"),
+    sweep=_sweep(_SHORT, "resnet20-1", 256, "data.train_pictures=20000", "training.epochs=3"),
+    later=Later(pictures=3_000, test_pictures=2_000),
+)
+
+_NETS = (
+    ("resnet18-1", "resnet18", "ResNet18_1", 0),
+    ("resnet18-2", "resnet18", "ResNet18_2", 1),
+    ("resnet50", "resnet50", "ResNet50", 0),
+    ("googlenet", "googlenet", "GoogLeNet", 0),
+    ("vgg19", "vgg19", "VGG19", 0),
+)
+
+PAPER = Plan(
+    size="paper",
+    says="the paper's classifiers and its schedule; wants a GPU",
+    classifiers=tuple(
+        Item(name, f"recipes/cifar10-{net}.toml", (f"training.seed={seed}",), paper=paper)
+        for name, net, paper, seed in _NETS
+    ),
+    obfuscators=tuple(
+        Item(f"{name}-obfuscator", _LONG, ("snapshots_every=10",), paper=paper, classifier=name)
+        for name, _, paper, _ in _NETS
+    ),
+    local=Item("local", _LOCAL, ("training.epochs=100",), teacher="resnet18-1"),
+    sweep=_sweep(_LONG, "resnet18-1", 512, "training.epochs=30", "training.step_epochs=10"),
+    later=Later(pictures=64_000, test_pictures=10_000),
+)
+
+SIZES = {plan.size: plan for plan in (PAPER, CPU)}
+"""By name, in the page's order."""
+
+
+def needed(plan: Plan, target: Target) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
+    """What a target needs, each once, in the order that wastes least.
+
+    Classifiers come before the obfuscators for them, the local classifier behind its teacher, audits last.
+
+    Args:
+        plan: of a size.
+        target: what is to be made.
+
+    Returns:
+        Networks to train, and obfuscators to audit.
+    """
+    if target in (Target.TABLE_4, Target.PAGE):
+        return (), ()
+    trained = [*plan.classifiers, *plan.obfuscators]
+    if target in (Target.OPTIMUM, Target.ALL):
+        trained += plan.sweep
+    if target in (Target.TABLE_1, Target.ALL):
+        trained.append(plan.local)
+    if target is Target.TABLE_2:
+        trained = [plan.classifiers[0], plan.obfuscators[0]]
+        return tuple(trained), plan.obfuscators[:1]
+    return tuple(trained), () if target is Target.TABLE_3 else plan.obfuscators

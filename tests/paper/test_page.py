@@ -1,0 +1,195 @@
+"""The page comes from results files and the paper's constants, and from nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sfumato.cli import commands  # noqa: F401  (the commands register themselves)
+from sfumato.cli.app import app
+from sfumato.errors import ResultsError, SfumatoError
+from sfumato.paper import constants
+from sfumato.paper.page import render, write_page
+from sfumato.paper.plan import RESULTS, SIZES
+from sfumato.paper.results import write_results
+
+ROOT = Path(__file__).resolve().parents[2]
+DECIMAL = re.compile(r"\d[\d,]*\.\d+")
+
+
+def origin(**facts):
+    known = {"epochs": 9, "seed": 0, "batch_size": 64, "lambda": 1.0, "train_pictures": 50000, "seconds": 3.25}
+    return {**known, "device": "a machine", "commit": "abc", **facts}
+
+
+def audit(mse=0.0464):
+    return {"attacker": "residual decoder", "threat": "cloud", "seed": 0, "mse": mse, "psnr_db": 13.33, "ssim": 0.203,
+            "excess_leakage": 0.19, "test_pictures": 10000, "pictures_seen": 3840, "class_mean_mse": 0.0574,
+            "budget": "standard", "finding": "leaks", "commit": "abc"}  # fmt: skip
+
+
+def pair(**facts):
+    attackers = [{"attacker": "least squares", "mse": 0.0488, "pictures_seen": 12000},
+                 {"attacker": "residual decoder", "mse": 0.0471, "pictures_seen": 3000}]  # fmt: skip
+    known = {"accuracy_obfuscated": 0.7261, "joint_mse": 0.0503, "class_mean_mse": 0.0571, "test_pictures": 2000}
+    return {**known, "attackers": attackers, "later_mse": 0.0471, "later_attacker": "residual decoder", **facts}
+
+
+def filled(folder: Path) -> Path:
+    """Results of both sizes, with figures made up for this test."""
+    from sfumato.paper.tables import table_4
+
+    results = folder / "results" / "reproduction"
+    for size, plan in SIZES.items():
+        papers = [item.paper for item in plan.classifiers]
+        names = [item.name for item in plan.classifiers]
+        both = {"classifier": origin(epochs=30), "obfuscator": origin()}
+        rows = [
+            {"classifier": name, "paper": paper, "accuracy_plain": 0.9138, "accuracy_obfuscated": 0.7261,
+             "test_pictures": 10000, "params": 272474, "macs": 40551424, "overhead_params": 1.191,
+             "overhead_macs": 0.5252, "overhead_macs_paper_order": 0.6525, "trained": both, "audit": audit()}
+            for name, paper in zip(names, papers, strict=True)
+        ]  # fmt: skip
+        local = {"accuracy": 0.8941, "test_pictures": 10000, "trained": origin(epochs=12), "params": 1, "macs": 1}
+        write_results(results, size, "table1", {"rows": rows, "local": local})
+        shown = {"file": f"{size}.png", "obfuscator": "o", "first": 0, "count": 10, "later": audit(),
+                 "joint": {"mse": 0.0503, "psnr_db": 13.01, "ssim": 0.172, "test_pictures": 10000}}  # fmt: skip
+        write_results(results, size, "table2", {"pictures": [shown]})
+        write_results(results, size, "table5", {"pictures": [shown, shown]})
+        seen = {"classifiers": [origin()] * len(names), "obfuscators": [origin()] * len(names)}
+        matrix = [[0.3 + 0.061 * r + 0.013 * c for c in range(len(names))] for r in range(len(names))]
+        facts = {"names": names, "paper": papers, "accuracy": matrix, "test_pictures": 10000, "trained": seen}
+        write_results(results, size, "table3", facts)
+        write_results(results, size, "table4", table_4())
+        still = {"mean_colour": 0.83, "layout": 0.41}
+        at = [{"obfuscator": n, "paper": None, "accuracy_obfuscated": 0.7261, "joint_mse": 0.0503, "remains": still,
+               "test_pictures": 10000, "audit": audit(), "trained": origin()} for n in names]  # fmt: skip
+        at[-1]["audit"] = audit(mse=0.0509)
+        beside = {"identity": {"mean_colour": 0.99, "layout": 0.98}, "label": {"mean_colour": 0.11, "layout": 0.07}}
+        write_results(results, size, "optimum", {"rows": at, "remains_test_pictures": 2000, "beside": beside})
+        runs = [
+            {"obfuscator": n, "paper": None, "trained": origin(), "epochs": [{"epoch": 1, **pair()}]} for n in names
+        ]
+        write_results(results, size, "epochs", {"runs": runs, "decoder_pictures": 3000})
+        swept = [{"run": f"lambda-{x}", "trained": origin(**{"lambda": x}), **pair()} for x in (0.0, 0.1, 10.0)]
+        more = {"classifier": names[0], "accuracy_plain": 0.9138, "decoder_pictures": 3000}
+        write_results(results, size, "lambda", {"rows": swept, **more})
+    step = {"what": "a step", "speedup": 2.74, "median_ms": {"plain_two_pass": 2289.6, "ours": 836.7}, "threads": 2,
+            "pictures_per_s": {"plain_two_pass": 55.9, "ours": 153.0},
+            "measured": {"machine": {"cpu": "one"}}}  # fmt: skip
+    (results.parent / "training-step.json").write_text(json.dumps(step))
+    return results
+
+
+def moved(value):
+    """The same JSON with every number that has a decimal point changed."""
+    if isinstance(value, dict):
+        return {key: moved(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [moved(item) for item in value]
+    return value * 1.17 + 0.0213 if isinstance(value, float) else value
+
+
+def move_constants(monkeypatch):
+    rows = {n: constants.Row(*(moved(v) for v in vars(r).values())) for n, r in constants.TABLE_1.items()}
+    monkeypatch.setattr(constants, "TABLE_1", rows)
+    monkeypatch.setattr(constants, "TABLE_3", {n: tuple(map(moved, row)) for n, row in constants.TABLE_3.items()})
+    monkeypatch.setattr(constants, "MACS", constants.MACS * 1.3)
+
+
+def test_the_page_in_the_tree_is_what_its_results_give():
+    page = ROOT / "docs" / "reproduction.md"
+    assert page.read_text(encoding="utf-8") == render(ROOT / "results" / "reproduction", page.stem)
+
+
+def test_every_decimal_number_moves_with_results_and_constants(tmp_path, monkeypatch):
+    results = filled(tmp_path)
+    before = render(results, "reproduction")
+    assert "missing: `" not in before.replace("What the paper's schedule reaches: missing", "")
+    for path in results.parent.rglob("*.json"):
+        path.write_text(json.dumps(moved(json.loads(path.read_text()))))
+    move_constants(monkeypatch)
+    after = render(results, "reproduction")
+    numbers, others = DECIMAL.findall(before), DECIMAL.findall(after)
+    assert len(numbers) == len(others) > 200
+    # A difference may stay what it was after rounding; what is written by hand stays everywhere.
+    same = [(one, other) for one, other in zip(numbers, others, strict=True) if one == other]
+    assert len(same) <= len(numbers) // 50, same
+
+
+def test_a_figure_in_the_results_is_the_figure_on_the_page(tmp_path):
+    results = filled(tmp_path)
+    path = results / "cpu-table1.json"
+    found = json.loads(path.read_text())
+    found["rows"][0]["accuracy_obfuscated"] = 0.12345
+    found["rows"][0]["audit"]["excess_leakage"] = 0.777
+    path.write_text(json.dumps(found))
+    line = next(line for line in render(results, "x").splitlines() if line.startswith("| resnet20-1 | 91.4 % "))
+    assert "| 12.3 % | -79.0 |" in line and "| 0.78 (residual decoder, cloud; 10,000 pictures) |" in line
+
+
+def test_the_papers_figures_stand_beside_ours(tmp_path):
+    text = render(filled(tmp_path), "x")
+    assert "| VGG19 | 93.4 % / 91.4 % / -2.0 | 89.3 % / 72.6 % / -16.7 | 6.7 % / 65.2 % / 52.5 % |" in text
+    assert "For 2 of 3 obfuscators of the size `cpu`" in text and "For 4 of 5 obfuscators of the size `paper`" in text
+    assert "| VGG19 | 25.8 % /" in text
+    assert "| difference |  |  |  |  | +0 | +1.7 % |  |" in text
+
+
+def test_nothing_there_gives_a_page_of_commands(tmp_path):
+    text = render(tmp_path / "nowhere", "x")
+    for size in SIZES:
+        for name in ("table1", "table2", "table3", "table5", "optimum"):
+            assert f"missing: `sfumato reproduce {name} --size {size}`" in text
+    assert f"missing: {', '.join(RESULTS)}." in text
+    assert "not encryption" in text and "restore more" in text
+
+
+@pytest.mark.parametrize("name", RESULTS)
+@pytest.mark.parametrize("damage", ["{", "[]", '{"schema": "other"}', None])
+def test_a_malformed_file_is_named_in_one_line(tmp_path, name, damage):
+    results = tmp_path / "results"
+    if damage is None:
+        write_results(results, "cpu", name, {"rows": "nonsense"})
+    else:
+        results.mkdir()
+        (results / f"cpu-{name}.json").write_text(damage)
+    with pytest.raises(ResultsError, match=f"cpu-{name}.json") as raised:
+        write_page(results, tmp_path / "page.md")
+    assert "\n" not in str(raised.value) and not (tmp_path / "page.md").exists()
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["reproduce", *map(str, arguments)])
+
+
+def test_the_command_writes_the_page_and_says_so(tmp_path):
+    page = tmp_path / "docs" / "reproduction.md"
+    done = run("page", "--results", filled(tmp_path), "--page", page, "--json")
+    assert done.exit_code == 0 and json.loads(done.stdout) == {"written": [str(page)]}
+    assert "![" in page.read_text()
+
+
+def test_the_command_lists_before_it_trains(tmp_path, monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")  # else the command starts the process again
+    monkeypatch.chdir(ROOT)
+    done = run("table1", "--plan", "--lab", tmp_path / "lab")
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[0] == "resnet20-1: done"
+    assert re.fullmatch(r"vgg7: missing, about \d+ (seconds|minutes|hours)", lines[2])
+    assert "audit of resnet20-1-obfuscator: done" in lines and "audit of vgg7-obfuscator: missing" in done.stdout
+    assert not (tmp_path / "lab").exists()
+
+
+def test_wrong_usage_is_said(tmp_path):
+    assert run("table9").exit_code == 2
+    done = run("table1", "--size", "huge")
+    assert isinstance(done.exception, SfumatoError) and "known: paper, cpu" in str(done.exception)
+    (tmp_path / "file").touch()
+    done = run("page", "--results", tmp_path, "--page", tmp_path / "file" / "page.md")
+    assert isinstance(done.exception, SfumatoError) and "cannot be written" in str(done.exception)

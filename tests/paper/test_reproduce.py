@@ -1,0 +1,196 @@
+"""From recipes to the page, with networks and pictures of seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from scenes import BOX
+from sfumato.audit.budget import BUDGETS, Budget, Trial
+from sfumato.bundle import Bundle
+from sfumato.errors import AuditError, BundleError, Interrupted, TrainingError
+from sfumato.evaluation import evaluate_obfuscator
+from sfumato.paper import lab as lab_module
+from sfumato.paper.lab import Lab
+from sfumato.paper.listing import listing
+from sfumato.paper.plan import Item, Later, Plan, Target
+from sfumato.paper.reproduce import reproduce
+from sfumato.paper.results import read_results
+from synthetic import save_folder
+
+CPU = torch.device("cpu")
+BRIEF = Budget(
+    name="standard",
+    says="for tests",
+    trials=(Trial("least squares", BOX),),
+    views=(),
+    control_pictures=64,
+    identification_pictures=64,
+    attribute_pictures=64,
+    test_pictures=20,
+    seeds=1,
+)
+
+
+@contextlib.contextmanager
+def no_bars():
+    yield lambda *now: None
+
+
+def plan(folder: Path, pictures: Path) -> Plan:
+    """Two classifiers, an obfuscator for each, a local classifier and a sweep of one."""
+    common = f'[data]\nsource = "{pictures}"\n[training]\nepochs = 2\nbatch_size = 8\nschedule = "constant"\n'
+    classifier, obfuscator = folder / "classifier.toml", folder / "obfuscator.toml"
+    classifier.write_text(f'kind = "classifier"\nname = "x"\narchitecture = "resnet20"\n{common}')
+    obfuscator.write_text(f'kind = "obfuscator"\nname = "x"\nclassifier = "x"\n{common}')
+    hides = str(obfuscator)
+    return Plan(
+        size="cpu",
+        says="tiny",
+        classifiers=(
+            Item("one", str(classifier)),
+            Item("two", str(classifier), half_precision=True),
+        ),
+        obfuscators=(
+            Item("one-obfuscator", hides, ("snapshots_every=1",), classifier="one"),
+            Item("two-obfuscator", hides, classifier="two"),
+        ),
+        local=Item("local", str(classifier), ('architecture="vgg7"',), teacher="one"),
+        sweep=(Item("lambda-1.0", hides, classifier="two"),),
+        later=Later(pictures=64, test_pictures=20),
+        data=str(pictures),
+    )
+
+
+def in_lab(folder: Path, plan: Plan) -> Lab:
+    return Lab(plan, folder, no_bars, CPU)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, own_caches, trained):
+    """(plan, lab, results, page) with everything made; all but the first pair was trained elsewhere and put there."""
+    root = tmp_path_factory.mktemp("reproduction")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BUDGETS, "standard", BRIEF)
+        made = plan(root, save_folder(root / "pictures", train=40, test=20))
+        lab = in_lab(root / "lab", made)
+        elsewhere = {"two": 0, "two-obfuscator": 1, "local": 0, "lambda-1.0": 1}
+        for name, bundle in ((name, trained[which]) for name, which in elsewhere.items()):
+            shutil.copytree(bundle.path, lab.folder / name / "bundle")
+        reproduce(Target.ALL, lab, root / "results" / "reproduction", root / "docs" / "reproduction.md")
+        yield made, lab, root / "results" / "reproduction", root / "docs" / "reproduction.md"
+
+
+def test_everything_is_made_once_and_then_nothing(tiny, monkeypatch):
+    made, lab, results, page = tiny
+    before = page.read_text()
+    monkeypatch.setattr(lab_module, "train", lambda *_, **__: pytest.fail("trained again"))
+    assert all(entry.state == "done" for entry in listing(lab, Target.TABLE_1))
+    written = reproduce(Target.TABLE_3, in_lab(lab.folder, made), results, page)
+    assert [path.name for path in written] == ["cpu-table3.json", "reproduction.md"]
+    assert page.read_text() == before
+
+
+def test_table_1_says_what_bundles_and_audits_say(tiny):
+    _, lab, results, _ = tiny
+    found = read_results(results, "cpu", "table1")
+    for row, name in zip(found["rows"], ("one", "two"), strict=True):
+        obfuscator = Bundle.load(lab.folder / f"{name}-obfuscator" / "bundle")
+        classifier = Bundle.load(lab.folder / name / "bundle")
+        measured = evaluate_obfuscator(obfuscator, classifier, lab.test)
+        assert row["accuracy_obfuscated"] == measured["accuracy_obfuscated"]
+        assert row["accuracy_plain"] == measured["accuracy_plain"]
+        audit = json.loads((lab.folder / "audits" / f"{name}-obfuscator" / "audit.json").read_text())
+        assert row["audit"]["excess_leakage"] == audit["best"]["excess_leakage"]
+        assert row["overhead_params"] == pytest.approx(324_518 / row["params"])
+        assert row["trained"]["obfuscator"]["epochs"] == {"one": 2, "two": 8}[name]
+        assert row["test_pictures"] == len(lab.test) == 20
+    assert found["local"]["accuracy"] == Bundle.load(lab.folder / "local" / "bundle").figures["accuracy_plain"]
+
+
+def test_the_diagonal_of_table_3_is_table_1(tiny):
+    _, _, results, _ = tiny
+    matrix = read_results(results, "cpu", "table3")["accuracy"]
+    rows = read_results(results, "cpu", "table1")["rows"]
+    assert [matrix[0][0], matrix[1][1]] == [row["accuracy_obfuscated"] for row in rows]
+    assert len(matrix) == 2 and all(len(row) == 2 for row in matrix)
+
+
+def test_the_optimum_follows_snapshots_and_lambda(tiny):
+    _, lab, results, _ = tiny
+    runs = read_results(results, "cpu", "epochs")["runs"]
+    assert [[row["epoch"] for row in run["epochs"]] for run in runs] == [[1, 2], [8]]
+    last = runs[0]["epochs"][-1]
+    bundle = Bundle.load(lab.folder / "one-obfuscator" / "bundle")
+    assert last["accuracy_obfuscated"] == pytest.approx(bundle.figures["accuracy_obfuscated"], abs=0.051)
+    assert last["joint_mse"] == pytest.approx(bundle.figures["joint_deobfuscator_mse"], rel=1e-3)
+    assert last["later_mse"] == min(attacker["mse"] for attacker in last["attackers"])
+    swept = read_results(results, "cpu", "lambda")["rows"]
+    assert [row["trained"]["lambda"] for row in swept] == [1.0]
+    beside = read_results(results, "cpu", "optimum")["beside"]
+    assert beside["identity"]["mean_colour"] > 0.9 and beside["label"]["mean_colour"] > 0.9  # colour is the class here
+
+
+def test_the_pictures_are_drawn_and_shown(tiny):
+    _, _, results, page = tiny
+    for name in ("table2", "table5"):
+        for row in read_results(results, "cpu", name)["pictures"]:
+            drawn = page.parent / "reproduction" / row["file"]
+            assert drawn.stat().st_size < 300_000
+            assert f"(reproduction/{row['file']})" in page.read_text()
+
+
+def test_interrupted_in_training_it_goes_on_to_the_same_result(tiny, tmp_path, monkeypatch):
+    made, lab, _, _ = tiny
+    small = dataclasses.replace(made, classifiers=made.classifiers[:1], obfuscators=made.obfuscators[:1])
+    shutil.copytree(lab.folder / "one", tmp_path / "lab" / "one")
+    steps = []
+    globals_ = __import__("sfumato.training.engine", fromlist=["fit"]).__dict__
+    plain = globals_["augment"]
+
+    def interrupting(images, *rest):
+        steps.append(1)
+        if len(steps) == 7:  # in the middle of the second epoch
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(images, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(globals_, "augment", interrupting)
+        with pytest.raises(Interrupted, match="the same command goes on"):
+            reproduce(Target.TABLE_3, in_lab(tmp_path / "lab", small), tmp_path / "results", tmp_path / "page.md")
+    assert "half done: epoch 1 of 2" in [e.state for e in listing(in_lab(tmp_path / "lab", small), Target.TABLE_3)]
+    reproduce(Target.TABLE_3, in_lab(tmp_path / "lab", small), tmp_path / "results", tmp_path / "page.md")
+    again, whole = (Bundle.load(folder / "one-obfuscator" / "bundle") for folder in (tmp_path / "lab", lab.folder))
+    assert again.files["obfuscator.safetensors"] == whole.files["obfuscator.safetensors"]
+
+
+def test_an_audit_of_another_obfuscator_and_broken_bundles_are_refused(tiny, tmp_path):
+    made, lab, _, _ = tiny
+    copy = tmp_path / "lab"
+    for name in ("one", "two", "one-obfuscator", "two-obfuscator", "local", "audits"):
+        shutil.copytree(lab.folder / name, copy / name)
+    shutil.rmtree(copy / "audits" / "one-obfuscator")
+    shutil.copytree(copy / "audits" / "two-obfuscator", copy / "audits" / "one-obfuscator")
+    with pytest.raises(AuditError, match="another obfuscator"):
+        reproduce(Target.TABLE_1, in_lab(copy, made), tmp_path / "results", tmp_path / "page.md")
+    shutil.rmtree(copy / "one")
+    shutil.copytree(copy / "two", copy / "one")
+    with pytest.raises(BundleError, match="another classifier"):
+        reproduce(Target.TABLE_3, in_lab(copy, made), tmp_path / "results", tmp_path / "page.md")
+    (copy / "two" / "bundle" / "model.onnx").write_bytes(b"broken")
+    with pytest.raises(BundleError, match="changed or damaged"):
+        reproduce(Target.TABLE_3, in_lab(copy, made), tmp_path / "results", tmp_path / "page.md")
+
+
+def test_a_lab_that_cannot_be_written_is_named_at_once(tmp_path, tiny):
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match=r"the lab .* cannot be written"):
+        reproduce(Target.TABLE_4, in_lab(tmp_path / "file", tiny[0]), tmp_path / "results", tmp_path / "page.md")

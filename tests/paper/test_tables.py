@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sfumato.data import ImageSet
+from sfumato.paper import constants
+from sfumato.paper.plan import CPU, PAPER, SIZES, Target, needed
+from sfumato.paper.tables import table_4, transfer
+from tiny import SIZE, logits, obfuscate, save_bundles
+
+
+def test_table_4_is_the_papers_and_adds_up():
+    found = table_4()
+    assert [(row["module"], row["output"][0], row["stride"]) for row in found["rows"]] == [
+        (module, channels, stride) for _, module, channels, stride in constants.TABLE_4
+    ]
+    assert [row["input"][1] for row in found["rows"]] == [32, 32, 16, 8, 4, 8, 16]
+    assert (found["params"], found["macs"], found["macs_paper_order"]) == (324_518, 21_288_960, 26_449_920)
+    for key in ("params", "macs", "macs_paper_order"):
+        assert sum(row[key] for row in found["rows"]) == found[key]
+    # conv 3x3, 3 -> 32, without bias, and a batch norm; one multiplication for each weight and pixel
+    assert found["rows"][0]["params"] == 3 * 32 * 9 + 2 * 32
+    assert found["rows"][0]["macs"] == 3 * 32 * 9 * 32 * 32
+
+
+def test_transfer_is_what_numpy_computes(tmp_path):
+    obfuscator, classifier = save_bundles(tmp_path)
+    images = torch.randint(0, 256, (30, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    pictures = images.numpy().astype(np.float32) / 255
+    answers = logits(obfuscate(pictures)).argmax(axis=1)
+    labels = answers.copy()
+    labels[:6] = (labels[:6] + 1) % 4
+    test = ImageSet(images, torch.from_numpy(labels), classifier.labels, "made up", "hash")
+    found = transfer([obfuscator, obfuscator], [classifier], test, device=torch.device("cpu"))
+    assert found == [[24 / 30], [24 / 30]]
+
+
+def test_what_is_needed_comes_once_and_in_an_order_that_works():
+    for plan in SIZES.values():
+        for target in Target:
+            items, audited = needed(plan, target)
+            names = [item.name for item in items]
+            assert len(names) == len(set(names))
+            for item in items:
+                for other in (item.classifier, item.teacher):
+                    assert other is None or names.index(other) < names.index(item.name)
+            assert {item.name for item in audited} <= set(names)
+        assert {item.name for item in needed(plan, Target.ALL)[0]} >= {item.name for item in plan.sweep}
+
+
+def test_the_plans_name_the_papers_nets_and_one_obfuscator_for_each():
+    assert sorted(str(item.paper) for item in PAPER.classifiers) == sorted(constants.NETS)
+    for plan in (PAPER, CPU):
+        assert [item.classifier for item in plan.obfuscators] == [item.name for item in plan.classifiers]
+
+
+def test_every_recipe_of_the_plans_is_valid(tmp_path):
+    from sfumato.paper.lab import Lab
+
+    seen = set()
+    for plan in SIZES.values():
+        lab = Lab(plan, tmp_path, lambda: None, torch.device("cpu"))  # type: ignore[arg-type, return-value]
+        for item in (*plan.classifiers, *plan.obfuscators, plan.local, *plan.sweep):
+            recipe = lab.recipe(item)
+            assert recipe.name == item.name
+            seen.add((plan.size, item.name))
+    first = Lab(PAPER, tmp_path, lambda: None, torch.device("cpu")).recipe(PAPER.obfuscators[-1])  # type: ignore
+    assert (first.training.epochs, first.training.step_epochs, first.training.learning_rate) == (
+        constants.EPOCHS, 30, constants.LEARNING_RATE,
+    )  # fmt: skip
+    assert first.classifier == str(tmp_path / "vgg19" / "bundle")
+    assert len(seen) == 5 + 5 + 1 + 6 + 3 + 3 + 1 + 6
