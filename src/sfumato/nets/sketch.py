@@ -21,6 +21,8 @@ from sfumato.nets.normalize import Normalize
 
 TRUNK = (2, 2, 1), (32, 64, 84)
 """Depths and widths of the stages behind the stem, chosen so that all fits the paper's 324,518 parameters."""
+_HIDDEN = 64
+"""Numbers between the trunk's features and the code."""
 _DRAWN = 4, 48
 """Side and channels of the first drawn map."""
 
@@ -73,7 +75,10 @@ class Sketcher(nn.Module):
         self.size = height, width
         self.bits = bits
         self.trunk = ResNet(BasicBlock, (0, *depths), (widths[0], *widths), classes)
-        self.to_code = nn.Sequential(nn.Linear(widths[-1], bits), nn.BatchNorm1d(bits))
+        # Signs of a linear map would be half-spaces, in which ten classes are hard to tell apart.
+        self.to_code = nn.Sequential(
+            nn.Linear(widths[-1], _HIDDEN), nn.ReLU(inplace=True), nn.Linear(_HIDDEN, bits), nn.BatchNorm1d(bits)
+        )
         self.from_code = nn.Sequential(nn.Linear(bits, channels * side * side), nn.Unflatten(1, (channels, side, side)))
         self.draw = nn.Sequential(
             nn.Upsample(scale_factor=2),

@@ -17,7 +17,7 @@ from sfumato.bundle import MANIFEST, Bundle
 from sfumato.checkpoint import load_checkpoint
 from sfumato.classifiers import FrozenClassifier, load_classifier
 from sfumato.data import ImageSet, load_train_test
-from sfumato.errors import BundleError, TrainingError
+from sfumato.errors import BundleError, RecipeError, TrainingError
 from sfumato.evaluation import evaluate_classifier, evaluate_obfuscator
 from sfumato.nets.precision import cpu_has_bfloat16
 from sfumato.paper.plan import Item, Plan
@@ -132,7 +132,10 @@ class Lab:
                 overrides.append(f"{key}={json.dumps(str(self.path(self.plan.item(other))))}")
         if item.half_precision and cpu_has_bfloat16():
             overrides.append('training.precision="bf16-mixed"')
-        return load_recipe(Path(item.recipe), overrides)
+        found = load_recipe(Path(item.recipe), overrides)
+        if not isinstance(found, ClassifierRecipe | ObfuscatorRecipe):
+            raise RecipeError(f"{item.recipe} is of kind {found.kind!r}, which is none of the paper's networks")
+        return found
 
     def make(self, item: Item) -> None:
         """Trains an item, or goes on with it; nothing if it is done.

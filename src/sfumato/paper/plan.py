@@ -122,7 +122,7 @@ def _sweep(recipe: str, classifier: str, batch: int, *overrides: str) -> tuple[I
 _RESNET20, _VGG7 = "recipes/cifar10-resnet20.toml", "recipes/cifar10-vgg7.toml"
 _SHORT, _LONG = "recipes/cifar10-resnet20-obfuscator.toml", "recipes/cifar10-resnet20-obfuscator-paper.toml"
 _LOCAL = "recipes/cifar10-local.toml"
-_FIVE = ("training.epochs=5", "snapshots_every=1")
+_FIVE, _THREE = ((f"training.epochs={n}", "snapshots_every=1") for n in (5, 3))
 
 CPU = Plan(
     size="cpu",
@@ -141,11 +141,12 @@ CPU = Plan(
             audit="results/audits/cifar10-resnet20-obfuscator.json",
         ),
         Item("resnet20-2-obfuscator", _SHORT, _FIVE, classifier="resnet20-2"),
-        Item("vgg7-obfuscator", _SHORT, _FIVE, classifier="vgg7"),
+        Item("vgg7-obfuscator", _SHORT, _THREE, classifier="vgg7"),
     ),
     local=Item("local", _LOCAL, teacher="resnet20-1"),
-    sweep=_sweep(_SHORT, "resnet20-1", 256, "data.train_pictures=20000", "training.epochs=3"),
+    sweep=_sweep(_SHORT, "resnet20-1", 256, "data.train_pictures=10000", "training.epochs=3"),
     later=Later(pictures=3_000, test_pictures=2_000),
+    budget="quick",
 )
 
 _NETS = (
