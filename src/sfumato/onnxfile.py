@@ -13,7 +13,7 @@ Array = npt.NDArray[np.float32]
 
 
 class OnnxFunction:
-    """An ONNX file with one float32 input and one output, run on the CPU.
+    """An ONNX file with one float32 input, run on the CPU.
 
     Args:
         path: the file.
@@ -41,6 +41,10 @@ class OnnxFunction:
         self.input_shape: tuple[int | str | None, ...] = tuple(self._session.get_inputs()[0].shape)
 
     def __call__(self, batch: Array) -> Array:
-        """Batch (N, ...) float32 -> (N, ...) float32."""
-        result: Array = self._session.run(None, {self._input: batch})[0]
-        return result
+        """Batch (N, ...) float32 -> (N, ...) float32, the first output."""
+        return self.all(batch)[0]
+
+    def all(self, batch: Array) -> list[Array]:
+        """Batch (N, ...) float32 -> every output, in the file's order."""
+        results: list[Array] = self._session.run(None, {self._input: batch})
+        return results
