@@ -217,12 +217,6 @@ def test_without_the_extra_serve_says_what_to_install(classifier_bundle: Bundle)
 NOWHERE = "http://127.0.0.1:9"
 
 
-@pytest.fixture(scope="module")
-def gated(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Keeps `sure_picture` at home and sends `unsure_picture`."""
-    return tiny.save_bundles(tmp_path_factory.mktemp("gated"), threshold=0.9)[0]
-
-
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
     """Sure, unsure, sure, unsure, by name."""
@@ -233,8 +227,8 @@ def mixed(tmp_path: Path) -> Path:
     return folder
 
 
-def test_classify_tells_who_answered(server: dict[str, Any], mixed: Path, gated: Bundle) -> None:
-    arguments = ["classify", mixed, "--server", server["url"], "--bundle", gated.path]
+def test_classify_tells_who_answered(server: dict[str, Any], mixed: Path, gated_bundle: Bundle) -> None:
+    arguments = ["classify", mixed, "--server", server["url"], "--bundle", gated_bundle.path]
     told = json.loads(sfumato(*arguments, "--json", SFUMATO_TOKEN=TOKEN).stdout)
     assert [answer["answered_by"] for answer in told["answers"]] == ["device", "cloud", "device", "cloud"]
     assert [answer["payload_bytes"] > 0 for answer in told["answers"]] == [False, True, False, True]
@@ -247,8 +241,8 @@ def test_classify_tells_who_answered(server: dict[str, Any], mixed: Path, gated:
     assert always.splitlines()[-1] == "0 of 4 answered on the device; 4 sent, obfuscated"
 
 
-def test_classify_offline_answers_what_the_device_can(mixed: Path, gated: Bundle) -> None:
-    arguments = ["classify", mixed, "--server", NOWHERE, "--bundle", gated.path]
+def test_classify_offline_answers_what_the_device_can(mixed: Path, gated_bundle: Bundle) -> None:
+    arguments = ["classify", mixed, "--server", NOWHERE, "--bundle", gated_bundle.path]
     told = sfumato(*arguments, "--json", code=1)
     assert [Path(answer["file"]).name for answer in json.loads(told.stdout)["answers"]] == ["p0.png", "p2.png"]
     assert json.loads(told.stdout)["fingerprint"] is None
@@ -260,18 +254,20 @@ def test_classify_offline_answers_what_the_device_can(mixed: Path, gated: Bundle
     assert (always.stdout, "no connection" in always.stderr) == ("", True)
 
 
-def test_classify_offline_is_well_if_nothing_has_to_be_sent(mixed: Path, gated: Bundle) -> None:
-    arguments = ["classify", mixed / "p0.png", mixed / "p2.png", "--server", NOWHERE, "--bundle", gated.path]
+def test_classify_offline_is_well_if_nothing_has_to_be_sent(mixed: Path, gated_bundle: Bundle) -> None:
+    arguments = ["classify", mixed / "p0.png", mixed / "p2.png", "--server", NOWHERE, "--bundle", gated_bundle.path]
     done = sfumato(*arguments)
     assert done.stdout.splitlines()[-1] == "2 of 2 answered on the device; 0 sent, obfuscated"
     assert done.stderr == ""
 
 
-def test_another_classifier_is_warned_of_once_something_is_sent(mixed: Path, tmp_path: Path, gated: Bundle) -> None:
+def test_another_classifier_is_warned_of_once_something_is_sent(
+    mixed: Path, tmp_path: Path, gated_bundle: Bundle
+) -> None:
     other = tiny.save_classifier(tmp_path / "other.onnx", batch=1)
     process, ready = start_server(other, "--name", "tiny")
     try:
-        common = ["--server", ready["url"], "--bundle", gated.path]
+        common = ["--server", ready["url"], "--bundle", gated_bundle.path]
         assert sfumato("classify", mixed, *common).stderr.count("another classifier") == 1
         assert sfumato("classify", mixed / "p0.png", *common).stderr == ""
     finally:
@@ -279,9 +275,9 @@ def test_another_classifier_is_warned_of_once_something_is_sent(mixed: Path, tmp
         process.communicate(timeout=15)
 
 
-def test_protect_names_what_stays_and_writes_nothing_for_it(mixed: Path, tmp_path: Path, gated: Bundle) -> None:
+def test_protect_names_what_stays_and_writes_nothing_for_it(mixed: Path, tmp_path: Path, gated_bundle: Bundle) -> None:
     out = tmp_path / "out"
-    arguments = ["protect", mixed, "-o", out, "--bundle", gated.path]
+    arguments = ["protect", mixed, "-o", out, "--bundle", gated_bundle.path]
     done = sfumato(*arguments, "--tensors")
     assert sorted(file.name for file in out.iterdir()) == [
         f"p{seed}.obfuscated.{ending}" for seed in (1, 3) for ending in ("npy", "png")

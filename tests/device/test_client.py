@@ -14,10 +14,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
-from recording import Behaviour, Exchange, RecordingServer, answer_with, metadata, recording
+from recording import (
+    Behaviour,
+    Exchange,
+    answer_with,
+    client,
+    expected_probabilities,
+    leaked,
+    metadata,
+    recording,
+)
 from sfumato.bundle import Bundle
 from sfumato.device import Client, FingerprintWarning, Obfuscator, prepare
 from sfumato.errors import (
@@ -34,8 +42,6 @@ from tiny import (
     PREPROCESSING,
     SIZE,
     logits,
-    obfuscate,
-    own_logits,
     picture,
     save_bundles,
     sure_picture,
@@ -44,42 +50,6 @@ from tiny import (
 
 PICTURE = picture(11)
 TOKEN = "s3cret-token"
-
-
-def traces(pixels: NDArray[np.uint8]) -> dict[str, list[bytes]]:
-    """The forms in which a picture of the right size could leak."""
-    unit = prepare(pixels, PREPROCESSING)
-    mean, std = (np.array(v, np.float32)[:, None, None] for v in (PREPROCESSING.mean, PREPROCESSING.std))
-    png = io.BytesIO()
-    Image.fromarray(pixels).save(png, "PNG")
-    whole = {
-        "uint8 HWC": pixels.tobytes(),
-        "uint8 CHW": pixels.transpose(2, 0, 1).tobytes(),
-        "float32 CHW": unit.tobytes(),
-        "float32 HWC": unit.transpose(1, 2, 0).tobytes(),
-        "normalised": ((unit - mean) / std).tobytes(),
-        "json": json.dumps(unit.ravel().tolist(), separators=(",", ":")).encode(),
-        "png": png.getvalue()[40:],
-    }
-    # Pieces as well, so that a part of the picture is enough.
-    return {form: [data[i : i + 24] for i in range(0, len(data) - 24, 24)] for form, data in whole.items()}
-
-
-def leaked(recorded: bytes, pixels: NDArray[np.uint8] = PICTURE) -> set[str]:
-    return {form for form, pieces in traces(pixels).items() if any(piece in recorded for piece in pieces)}
-
-
-def client(server: RecordingServer, bundle: Bundle, **options: Any) -> Client:
-    return Client(server.url, bundle, **{"retries": 0, "timeout_s": 2.0, **options})
-
-
-def softmax(values: NDArray[Any]) -> NDArray[Any]:
-    exponentials = np.exp(values.astype(np.float64))
-    return exponentials / exponentials.sum(-1, keepdims=True)
-
-
-def expected_probabilities(pixels: NDArray[np.uint8]) -> NDArray[Any]:
-    return softmax(logits(obfuscate(prepare(pixels, PREPROCESSING)[None])))[0]
 
 
 # --- when all is well -----------------------------------------------------------------------------
@@ -98,7 +68,7 @@ def test_it_reads_the_label(binary: bool, obfuscator_bundle: Bundle) -> None:
     assert answer.payload_bytes > 4 * 3 * SIZE * SIZE
     assert answer.obfuscate_ms > 0 < answer.round_trip_ms
     assert answer.answered_by == "cloud"
-    assert leaked(server.recorded) == set()
+    assert leaked(server.recorded, PICTURE) == set()
 
 
 def test_batches_keep_their_order(obfuscator_bundle: Bundle) -> None:
@@ -265,8 +235,21 @@ def test_it_fails_closed(where: str, name: str, obfuscator_bundle: Bundle) -> No
             it.classify(PICTURE)
         assert type(caught.value) is error
         assert "\x1b" not in str(caught.value)
-    assert leaked(server.recorded) == set()
+    assert leaked(server.recorded, PICTURE) == set()
     assert "/v2/elsewhere" not in server.paths
+
+
+@pytest.mark.parametrize(("where", "name"), CASES)
+def test_it_fails_closed_with_a_gate(where: str, name: str, gated_bundle: Bundle) -> None:
+    behaviour, error = MISBEHAVIOURS[name]
+    timeout = 0.3 if error is EndpointUnreachable else 2.0
+    with (
+        recording(**{where: behaviour}) as server,
+        client(server, gated_bundle, timeout_s=timeout) as it,
+        pytest.raises(error),
+    ):
+        it.classify_batch([sure_picture(), unsure_picture()])
+    assert leaked(server.recorded, sure_picture()) | leaked(server.recorded, unsure_picture()) == set()
 
 
 def test_nobody_there(obfuscator_bundle: Bundle) -> None:
@@ -293,7 +276,7 @@ def test_the_detector_detects(obfuscator_bundle: Bundle) -> None:
     for form, data in forms.items():
         with recording(infer=status(200)) as server:
             urllib.request.urlopen(f"{server.url}/v2/models/tiny/infer", data=b"junk" + data).read()
-        assert form in leaked(server.recorded)
+        assert form in leaked(server.recorded, PICTURE)
 
 
 @pytest.mark.parametrize("kind", ["identity", "normalised", "nan", "shape"])
@@ -352,7 +335,7 @@ def failing(times: int, behaviour: Behaviour) -> Behaviour:
 def test_it_tries_again_where_that_helps(behaviour: Behaviour, obfuscator_bundle: Bundle) -> None:
     with recording(infer=failing(2, behaviour)) as server, client(server, obfuscator_bundle, retries=2) as it:
         assert it.classify(PICTURE).label in LABELS
-    assert leaked(server.recorded) == set()
+    assert leaked(server.recorded, PICTURE) == set()
 
 
 @pytest.mark.parametrize("code", [400, 401, 500])
@@ -409,145 +392,3 @@ def test_a_path_prefix_is_kept(obfuscator_bundle: Bundle) -> None:
     with recording() as server, Client(server.url + "/prefix/", obfuscator_bundle, model="a/b") as it:
         it.check()
     assert server.paths == ["/prefix/v2/health/ready", "/prefix/v2/models/a%2Fb"]
-
-
-# --- with a gate ----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def gated(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Keeps `sure_picture` at home and sends `unsure_picture`."""
-    return save_bundles(tmp_path_factory.mktemp("gated"), threshold=0.9)[0]
-
-
-MIXED = [unsure_picture(0), sure_picture(1), sure_picture(2), unsure_picture(3), sure_picture(4)]
-SENT = (0, 3)
-
-
-def keeping(received: list[NDArray[np.float32]]) -> Behaviour:
-    """Answers well, and keeps the tensors that arrive."""
-
-    def compute(inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-        received.append(inputs.copy())
-        return logits(inputs)
-
-    return answer_with(compute)
-
-
-@pytest.mark.parametrize("binary", [True, False])
-def test_a_gate_sends_only_what_it_must(binary: bool, gated: Bundle) -> None:
-    received: list[NDArray[np.float32]] = []
-    with recording(infer=keeping(received)) as server, client(server, gated, binary=binary) as it:
-        answers = it.classify_batch(iter(MIXED))
-        assert it.fingerprint == "unknown"
-    unit = np.stack([prepare(pixels, PREPROCESSING) for pixels in MIXED])
-    own = softmax(own_logits(unit))
-    for index, (answer, pixels) in enumerate(zip(answers, MIXED, strict=True)):
-        expected = expected_probabilities(pixels) if index in SENT else own[index]
-        np.testing.assert_allclose(answer.probabilities, expected, atol=1e-4)
-        assert answer.label == LABELS[expected.argmax()]
-        assert answer.probability == max(answer.probabilities)
-        assert answer.answered_by == ("cloud" if index in SENT else "device")
-        assert (answer.payload_bytes > 0, answer.round_trip_ms > 0) == 2 * (index in SENT,)
-        assert answer.obfuscate_ms > 0
-        assert leaked(server.recorded, pixels) == set()
-    (tensors,) = received  # one request
-    np.testing.assert_allclose(tensors, obfuscate(unit[list(SENT)]), atol=1e-5)
-    if binary:  # and no room in it for a third picture
-        assert len(server.recorded) < 3 * unit[0].nbytes
-    assert server.paths == ["/v2/models/tiny", "/v2/models/tiny/infer"]
-
-
-def test_nobody_is_asked_anything_if_all_stay_at_home(gated: Bundle) -> None:
-    with recording() as server, client(server, gated, token=TOKEN) as it:
-        answers = it.classify_batch([sure_picture(seed) for seed in range(5)], batch_size=2)
-        one = it.classify(sure_picture())
-        assert it.fingerprint is None
-    assert [answer.label for answer in (*answers, one)] == 6 * ["cat"]
-    assert server.recorded == b""
-    assert server.paths == []
-
-
-def test_of_each_group_only_the_rest_is_sent(gated: Bundle) -> None:
-    received: list[NDArray[np.float32]] = []
-    with recording(infer=keeping(received)) as server, client(server, gated) as it:
-        answers = it.classify_batch(MIXED, batch_size=2)
-    assert [answer.answered_by == "cloud" for answer in answers] == [index in SENT for index in range(5)]
-    assert [len(tensors) for tensors in received] == [1, 1]
-    assert sum(path.endswith("infer") for path in server.paths) == 2
-
-
-def test_a_device_that_is_offline_answers_what_it_can(gated: Bundle) -> None:
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{reserved.getsockname()[1]}"
-        with Client(url, gated, retries=0) as it:
-            assert it.classify(sure_picture()).answered_by == "device"
-            with pytest.raises(EndpointUnreachable):
-                it.classify(unsure_picture())
-            with pytest.raises(EndpointUnreachable):
-                it.classify_batch(MIXED)
-            assert it.classify(sure_picture(1)).answered_by == "device"
-
-
-def test_without_its_gate_everything_is_sent(gated: Bundle) -> None:
-    received: list[NDArray[np.float32]] = []
-    with recording(infer=keeping(received)) as server, client(server, gated, gate=False) as it:
-        answers = it.classify_batch(MIXED)
-        assert it.classify_at_home(sure_picture()) is None
-        assert not it.keeps
-    for answer, pixels in zip(answers, MIXED, strict=True):
-        np.testing.assert_allclose(answer.probabilities, expected_probabilities(pixels), atol=1e-4)
-        assert (answer.answered_by, answer.payload_bytes > 768) == ("cloud", True)
-        assert leaked(server.recorded, pixels) == set()
-    assert [len(tensors) for tensors in received] == [5]
-
-
-def test_classify_at_home_sends_nothing(gated: Bundle, obfuscator_bundle: Bundle) -> None:
-    with recording() as server, client(server, gated) as it, client(server, obfuscator_bundle) as ungated:
-        at_home = it.classify_at_home(sure_picture())
-        assert at_home is not None
-        assert (at_home.label, at_home.answered_by) == ("cat", "device")
-        assert it.classify_at_home(unsure_picture()) is None
-        assert ungated.classify_at_home(sure_picture()) is None
-        with pytest.raises(PictureError):
-            it.classify_at_home(b"no picture")
-    assert server.recorded == b""
-
-
-@pytest.mark.parametrize("gate", [True, False])
-@pytest.mark.parametrize("own", ["nan", "rows", "columns"])
-def test_nothing_is_sent_if_the_own_answer_is_none(own: str, gate: bool, tmp_path: Any) -> None:
-    bundle, _ = save_bundles(tmp_path, threshold=0.9, own=own)
-    with recording() as server, client(server, bundle, gate=gate) as it:
-        for pixels in (sure_picture(), unsure_picture()):
-            with pytest.raises(BundleError):
-                it.classify(pixels)
-    assert server.recorded == b""
-
-
-@pytest.mark.parametrize("kind", ["identity", "normalised", "nan", "shape"])
-def test_a_gate_does_not_open_for_an_obfuscator_that_does_not_hide(kind: str, tmp_path: Any) -> None:
-    bundle, _ = save_bundles(tmp_path, kind, threshold=0.9)
-    with recording() as server, client(server, bundle) as it, pytest.raises(BundleError):
-        it.classify_batch(MIXED)
-    assert server.recorded == b""
-
-
-def test_a_bad_picture_stops_its_whole_group(gated: Bundle) -> None:
-    with recording() as server, client(server, gated) as it, pytest.raises(PictureError):
-        it.classify_batch([unsure_picture(), b"no picture"])
-    assert server.recorded == b""
-
-
-@pytest.mark.parametrize(("where", "name"), CASES)
-def test_it_fails_closed_with_a_gate(where: str, name: str, gated: Bundle) -> None:
-    behaviour, error = MISBEHAVIOURS[name]
-    timeout = 0.3 if error is EndpointUnreachable else 2.0
-    with (
-        recording(**{where: behaviour}) as server,
-        client(server, gated, timeout_s=timeout) as it,
-        pytest.raises(error),
-    ):
-        it.classify_batch([sure_picture(), unsure_picture()])
-    assert leaked(server.recorded, sure_picture()) | leaked(server.recorded, unsure_picture()) == set()
