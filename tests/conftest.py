@@ -28,6 +28,12 @@ def classifier_bundle(tiny_bundles: tuple[Bundle, Bundle]) -> Bundle:
     return tiny_bundles[1]
 
 
+@pytest.fixture(scope="session")
+def gated_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """An obfuscator with a gate: keeps `tiny.sure_picture` at home and sends `tiny.unsure_picture`."""
+    return save_bundles(tmp_path_factory.mktemp("gated"), threshold=0.9)[0]
+
+
 @pytest.fixture
 def damaged(tmp_path: Path, obfuscator_bundle: Bundle) -> Path:
     """A bundle whose ONNX file was changed after it was written."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import socketserver
 import threading
@@ -11,9 +12,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from sfumato import wire
-from tiny import LABELS, SIZE, logits
+from sfumato.bundle import Bundle
+from sfumato.device import Client, prepare
+from tiny import LABELS, PREPROCESSING, SIZE, logits, obfuscate
 
 Behaviour = Callable[["Exchange"], None]
 
@@ -112,3 +116,40 @@ def answer_with(compute: Callable[[NDArray[np.float32]], NDArray[Any]]) -> Behav
         exchange.reply(200, encoded.body, **headers)
 
     return behave
+
+
+def traces(pixels: NDArray[np.uint8]) -> dict[str, list[bytes]]:
+    """The forms in which a picture of the right size could leak."""
+    unit = prepare(pixels, PREPROCESSING)
+    mean, std = (np.array(v, np.float32)[:, None, None] for v in (PREPROCESSING.mean, PREPROCESSING.std))
+    png = io.BytesIO()
+    Image.fromarray(pixels).save(png, "PNG")
+    whole = {
+        "uint8 HWC": pixels.tobytes(),
+        "uint8 CHW": pixels.transpose(2, 0, 1).tobytes(),
+        "float32 CHW": unit.tobytes(),
+        "float32 HWC": unit.transpose(1, 2, 0).tobytes(),
+        "normalised": ((unit - mean) / std).tobytes(),
+        "json": json.dumps(unit.ravel().tolist(), separators=(",", ":")).encode(),
+        "png": png.getvalue()[40:],
+    }
+    # Pieces as well, so that a part of the picture is enough.
+    return {form: [data[i : i + 24] for i in range(0, len(data) - 24, 24)] for form, data in whole.items()}
+
+
+def leaked(recorded: bytes, pixels: NDArray[np.uint8]) -> set[str]:
+    """The forms in which a piece of the picture is among the bytes."""
+    return {form for form, pieces in traces(pixels).items() if any(piece in recorded for piece in pieces)}
+
+
+def client(server: RecordingServer, bundle: Bundle, **options: Any) -> Client:
+    return Client(server.url, bundle, **{"retries": 0, "timeout_s": 2.0, **options})
+
+
+def softmax(values: NDArray[Any]) -> NDArray[Any]:
+    exponentials = np.exp(values.astype(np.float64))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def expected_probabilities(pixels: NDArray[np.uint8]) -> NDArray[Any]:
+    return softmax(logits(obfuscate(prepare(pixels, PREPROCESSING)[None])))[0]

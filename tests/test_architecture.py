@@ -121,6 +121,7 @@ def test_importing_does_not_load_torch(module):
             [
                 "Answer",
                 "Client",
+                "Decision",
                 "EndpointStatus",
                 "FingerprintWarning",
                 "ObfuscatedPicture",

@@ -1,7 +1,9 @@
 """The figures of a bundle's ONNX files against the same figures from torch."""
 
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,7 +17,7 @@ from sfumato.errors import BundleError
 from sfumato.evaluation import evaluate_classifier, evaluate_obfuscator
 from sfumato.nets import Deobfuscator, Obfuscator
 from synthetic import image_set
-from tiny import logits, obfuscate, save_bundles, save_obfuscator
+from tiny import logits, obfuscate, own_logits, save_bundles, save_obfuscator
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +139,42 @@ def test_the_order_of_the_pictures_does_not_matter(trained, images):
 
 def test_a_bundle_loaded_again_gives_the_same(trained, images):
     assert evaluate_classifier(Bundle.load(trained[0].path), images) == evaluate_classifier(trained[0], images)
+
+
+def gated_images() -> ImageSet:
+    """Pictures that a tiny gated obfuscator is sure of, unsure of, and in between, with labels at random."""
+    rng = np.random.default_rng(5)
+    pixels = rng.integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)
+    pixels[::4, 0] = 255
+    pixels[1::4] = pixels[1::4, :1]
+    return replace(
+        image_set(40, size=(8, 8)), images=torch.from_numpy(pixels), labels=torch.from_numpy(rng.integers(0, 4, 40))
+    )
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.7, 0.99, 1.0])
+def test_the_figures_of_a_gate(tmp_path, threshold):
+    obfuscator, classifier = save_bundles(tmp_path, threshold=threshold)
+    pictures = gated_images()
+    device, sent, gated, cloud = [], [], [], []
+    for pixels, label in zip(pictures.images.numpy(), pictures.labels.tolist(), strict=True):
+        unit = pixels[None].astype(np.float32) / 255
+        exponentials = [math.exp(value) for value in own_logits(unit)[0]]
+        device.append(max(range(4), key=lambda index, row=exponentials: row[index]) == label)
+        cloud.append(int(logits(obfuscate(unit)).argmax()) == label)
+        sent.append(max(exponentials) / sum(exponentials) < threshold)
+        gated.append(cloud[-1] if sent[-1] else device[-1])
+    figures = evaluate_obfuscator(obfuscator, classifier, pictures)
+    assert figures["accuracy_obfuscated"] == sum(cloud) / 40
+    assert figures["accuracy_device"] == sum(device) / 40
+    assert figures["offload_rate"] == sum(sent) / 40
+    assert figures["accuracy_gated"] == sum(gated) / 40
+    assert len({sum(device), sum(cloud)}) == 2, "these pictures could not tell the two apart"
+    assert (0 < sum(sent) < 40) == (0 < threshold < 1)
+
+
+@pytest.mark.parametrize("own", [None, "nan", "rows", "fixed columns", "three outputs"])
+def test_a_gate_without_a_usable_answer_has_no_figures(tmp_path, own):
+    obfuscator, classifier = save_bundles(tmp_path, threshold=0.5, own=own)
+    with pytest.raises(BundleError, match="second output of finite logits"):
+        evaluate_obfuscator(obfuscator, classifier, gated_images())

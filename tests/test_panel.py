@@ -25,3 +25,17 @@ def test_a_wrong_answer_is_red():
 def test_rows_of_different_length_are_refused():
     with pytest.raises(ValueError, match="for 1 captions"):
         draw_panel([("", colours(9, 2))], [Caption("a")])
+
+
+def test_text_stands_where_there_is_no_picture():
+    panel = np.asarray(draw_panel([("", [colours(40, 1)[0], "nothing\nis sent"])], [Caption("a"), Caption("b")]))
+    assert (panel == 40).all(axis=2).sum() == 96 * 96
+    blank = (panel == (241, 243, 244)).all(axis=2).sum()
+    assert 0.7 * 96 * 96 < blank < 96 * 96, "a light tile with some writing on it"
+
+
+def test_a_note_takes_a_line_of_its_own():
+    without = draw_panel([("", colours(9, 1))], [Caption("cat")])
+    with_note = draw_panel([("", colours(9, 1))], [Caption("cat", note="on the device")])
+    assert with_note.height > without.height
+    assert np.asarray(with_note)[without.height :].min() < 200

@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from sfumato.bundle import CLASSIFIER_ONNX, OBFUSCATOR_ONNX, Bundle, Preprocessing, fingerprint
+from sfumato.bundle import CLASSIFIER_ONNX, OBFUSCATOR_ONNX, Bundle, Gate, Preprocessing, fingerprint
 
 SIZE = 8
 LABELS = ("cat", "dog", "ship", "truck")
@@ -18,6 +18,8 @@ PREPROCESSING = Preprocessing(SIZE, SIZE, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 
 MIX = np.array([[0.2, -1.1, 0.3], [-0.7, 0.1, 0.5], [0.4, 0.6, -0.9]], np.float32)
 SHIFT = np.array([0.3, -0.2, 0.1], np.float32)
 WEIGHT = np.random.default_rng(7).normal(size=(3 * SIZE * SIZE, len(LABELS))).astype(np.float32)
+
+OWN_GAIN = 40
 
 
 def obfuscate(pictures: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -29,6 +31,16 @@ def obfuscate(pictures: NDArray[np.float32]) -> NDArray[np.float32]:
 def logits(inputs: NDArray[np.float32]) -> NDArray[np.float32]:
     """What the tiny classifier computes: (N, 3, H, W) to (N, 4)."""
     return inputs.reshape(len(inputs), -1) @ WEIGHT
+
+
+def own_logits(pictures: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What a tiny gated obfuscator answers by itself: (N, 3, H, W) in [0, 1] to (N, 4).
+
+    40 times the mean of red, green and blue, and 0: black has four classes with the probability 1/4, a picture of
+    pure red is a cat with the probability 1 (exactly, in float64).
+    """
+    means = OWN_GAIN * pictures.astype(np.float64).mean(axis=(2, 3))
+    return np.concatenate([means, np.zeros((len(pictures), 1))], axis=1)
 
 
 def save_model(path: Path, nodes: list[Any], constants: dict[str, Any], inputs: list[Any], outputs: list[Any]) -> Path:
@@ -60,8 +72,16 @@ def save_classifier(path: Path, *, batch: Any = "batch") -> Path:
     )
 
 
-def save_obfuscator(path: Path, kind: str = "mix") -> Path:
-    """`kind`: "mix" works; "identity", "normalised", "nan" and "shape" misbehave in the way they are called."""
+def save_obfuscator(path: Path, kind: str = "mix", own: str | None = None) -> Path:
+    """An obfuscator's graph.
+
+    Args:
+        path: where to.
+        kind: "mix" works; "identity", "normalised", "nan" and "shape" misbehave in the way they are called.
+        own: a second output: "means" is `own_logits`; "nan", "rows" (twice as many as pictures), "columns" (5, though
+            the graph leaves their number open), "fixed columns" (5, and the graph says so), "pictures" and "three
+            outputs" misbehave in the way they are called.
+    """
     mean = np.array(PREPROCESSING.mean, np.float32).reshape(1, 3, 1, 1)
     std = np.array(PREPROCESSING.std, np.float32).reshape(1, 3, 1, 1)
     node = helper.make_node
@@ -85,13 +105,40 @@ def save_obfuscator(path: Path, kind: str = "mix") -> Path:
         ),
     }[kind]
     size = (3, SIZE, SIZE)
-    return save_model(path, nodes, constants, [floats("picture", "batch", *size)], [floats("out", "rows", *size)])
+    outputs = [floats("out", "rows", *size)]
+    if own == "pictures":
+        nodes = [*nodes, node("Identity", ["picture"], ["own"])]
+        outputs += [floats("own", "batch", *size)]
+    elif own is not None:
+        columns = 5 if "columns" in own else len(LABELS)
+        constants = {**constants, "gain": np.eye(3, columns, dtype=np.float32) * OWN_GAIN}
+        if own == "columns":
+            constants["all"] = np.ones(columns, bool)
+        nodes = [
+            *nodes,
+            node("GlobalAveragePool", ["picture"], ["pooled"]),
+            node("Flatten", ["pooled"], ["means"]),
+            node("MatMul", ["means", "gain"], ["answer"]),
+            *{
+                "nan": [node("Sub", ["answer", "answer"], ["zeros"]), node("Div", ["zeros", "zeros"], ["own"])],
+                "columns": [node("Compress", ["answer", "all"], ["own"], axis=1)],  # ONNX infers nothing through it
+                "rows": [node("Concat", ["answer", "answer"], ["own"], axis=0)],
+            }.get(own, [node("Identity", ["answer"], ["own"])]),
+        ]
+        outputs += [floats("own", "answers", columns if own == "fixed columns" else "classes")]
+        if own == "three outputs":
+            nodes += [node("Identity", ["own"], ["more"])]
+            outputs += [floats("more", "answers", "classes")]
+    return save_model(path, nodes, constants, [floats("picture", "batch", *size)], outputs)
 
 
-def save_bundles(folder: Path, kind: str = "mix") -> tuple[Bundle, Bundle]:
-    """An obfuscator bundle and the classifier bundle it is for."""
+def save_bundles(
+    folder: Path, kind: str = "mix", *, threshold: float | None = None, own: str | None = "means"
+) -> tuple[Bundle, Bundle]:
+    """An obfuscator bundle and the classifier bundle it is for; with a threshold the obfuscator has a gate."""
     onnx_file = save_classifier(folder / "classifier" / CLASSIFIER_ONNX)
-    save_obfuscator(folder / "obfuscator" / OBFUSCATOR_ONNX, kind)
+    save_obfuscator(folder / "obfuscator" / OBFUSCATOR_ONNX, kind, None if threshold is None else own)
+    gate = None if threshold is None else Gate(threshold, offload_rate=0.5, pictures=100)
     common: dict[str, Any] = {
         "name": "tiny",
         "labels": LABELS,
@@ -99,7 +146,7 @@ def save_bundles(folder: Path, kind: str = "mix") -> tuple[Bundle, Bundle]:
         "classifier_fingerprint": fingerprint(onnx_file),
     }
     classifier = Bundle(path=folder / "classifier", kind="classifier", **common)
-    obfuscator = Bundle(path=folder / "obfuscator", kind="obfuscator", **common)
+    obfuscator = Bundle(path=folder / "obfuscator", kind="obfuscator", gate=gate, **common)
     classifier.save()
     obfuscator.save()
     return obfuscator, classifier
@@ -107,3 +154,15 @@ def save_bundles(folder: Path, kind: str = "mix") -> tuple[Bundle, Bundle]:
 
 def picture(seed: int = 0, height: int = SIZE, width: int = SIZE) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def sure_picture(seed: int = 0, height: int = SIZE, width: int = SIZE) -> NDArray[np.uint8]:
+    """Noise on full red: a tiny gated obfuscator calls it a cat, with a probability above 0.999."""
+    pixels = picture(seed, height, width)
+    pixels[..., 0] = 255
+    return pixels
+
+
+def unsure_picture(seed: int = 0, height: int = SIZE, width: int = SIZE) -> NDArray[np.uint8]:
+    """Grey noise: a tiny gated obfuscator gives cat, dog and ship the same probability, below 0.34."""
+    return np.repeat(picture(seed, height, width)[..., :1], 3, axis=2)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -36,21 +36,42 @@ class Row:
         picture: its name.
         truth: the true label, or None if nobody knows.
         original: the classifier's answer on the original, computed here and never sent.
-        obfuscated: the server's answer on the obfuscated picture.
-        probability: that the server gives its answer, in [0, 1].
-        payload_bytes: what was sent for it.
-        obfuscate_ms: time of obfuscation.
-        round_trip_ms: time until the answer was there.
+        obfuscated: the server's answer on the obfuscated picture; None if the picture stayed on the device.
+        answer: the answer that counts: the device's own if the picture stayed, else the server's.
+        answered_by: "device" if the picture stayed, else "cloud".
+        probability: that `answer` is given, in [0, 1].
+        payload_bytes: what was sent for it; 0 if it stayed.
+        obfuscate_ms: time of obfuscation, the device's own answer included.
+        round_trip_ms: time until the server's answer was there; 0 if it was not asked.
     """
 
     picture: str
     truth: str | None
     original: str
-    obfuscated: str
+    obfuscated: str | None
+    answer: str
+    answered_by: Literal["device", "cloud"]
     probability: float
     payload_bytes: int
     obfuscate_ms: float
     round_trip_ms: float
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How a group of pictures was answered.
+
+    Attributes:
+        pictures: how many there are.
+        known: of how many the true label is known.
+        right: how many of these were answered right.
+        right_on_originals: how many of these the classifier answers right on the originals.
+    """
+
+    pictures: int
+    known: int
+    right: int
+    right_on_originals: int
 
 
 @dataclass(frozen=True)
@@ -59,17 +80,31 @@ class Demonstration:
 
     Attributes:
         server: the address that was asked.
+        gated: whether the bundle has a gate, so that pictures may stay on the device.
         rows: one per picture.
         panel: the panel picture's path.
     """
 
     server: str
+    gated: bool
     rows: tuple[Row, ...]
     panel: Path
 
+    def tally(self, answered_by: Literal["device", "cloud"] | None = None) -> Tally:
+        """Counts the pictures answered there, or all."""
+        rows = [row for row in self.rows if answered_by in (None, row.answered_by)]
+        known = [row for row in rows if row.truth is not None]
+        return Tally(
+            pictures=len(rows),
+            known=len(known),
+            right=sum(row.answer == row.truth for row in known),
+            right_on_originals=sum(row.original == row.truth for row in known),
+        )
+
     def as_json(self) -> dict[str, Any]:
-        """As plain values."""
-        return {**asdict(self), "panel": str(self.panel)}
+        """As plain values, with the tallies "on_device", "sent" and "over_all"."""
+        tallies = {"on_device": self.tally("device"), "sent": self.tally("cloud"), "over_all": self.tally()}
+        return {**asdict(self), "panel": str(self.panel), **{name: asdict(tally) for name, tally in tallies.items()}}
 
 
 def run_demo(
@@ -80,7 +115,7 @@ def run_demo(
     obfuscator: Path | None = None,
     on_row: Callable[[int, int], None] = lambda done, total: None,
 ) -> Demonstration:
-    """Starts the server, sends it obfuscated pictures, and draws what each side saw.
+    """Starts the server, sends it the obfuscated pictures that have to be sent, and draws what each side saw.
 
     Args:
         pictures: picture files of the user's, besides the shipped ones.
@@ -102,7 +137,8 @@ def run_demo(
     beside = _answers_on_originals(served, prepared)
     answers: list[Answer] = []
     with serving(served.path) as url, Client(url, bundle) as client:
-        client.classify(inputs[0][2])  # the first request pays for loading everything; do not show its time
+        # The first request pays for loading everything; do not show its time. What stays makes no request.
+        client.classify(next((p for _, _, p in inputs if client.classify_at_home(p) is None), inputs[0][2]))
         for _, _, pixels in inputs:
             answers.append(client.classify(pixels))
             on_row(len(answers), len(inputs))
@@ -111,7 +147,9 @@ def run_demo(
             picture=name,
             truth=truth,
             original=original,
-            obfuscated=answer.label,
+            obfuscated=answer.label if answer.answered_by == "cloud" else None,
+            answer=answer.label,
+            answered_by=answer.answered_by,
             probability=round(answer.probability, 4),
             payload_bytes=answer.payload_bytes,
             obfuscate_ms=round(answer.obfuscate_ms, 3),
@@ -119,7 +157,8 @@ def run_demo(
         )
         for (name, truth, _), original, answer in zip(inputs, beside, answers, strict=True)
     )
-    return Demonstration(server=url, rows=rows, panel=_save_panel(out, bundle, prepared, rows))
+    panel = _save_panel(out, bundle, prepared, rows)
+    return Demonstration(server=url, gated=bundle.gate is not None, rows=rows, panel=panel)
 
 
 @contextmanager
@@ -167,28 +206,36 @@ def _save_panel(out: Path, bundle: Bundle, prepared: Sequence[npt.NDArray[np.flo
     shown = slice(0, PANEL_COLUMNS)
     batch = np.stack(prepared[shown])
     travels = Obfuscator(bundle)(batch)
-    previews = [ObfuscatedPicture(tensor, bundle.preprocessing).preview() for tensor in travels]
-    restored = OnnxFunction(bundle.file(DEOBFUSCATOR_ONNX))(travels)
-    panel = draw_panel(
-        [
-            ("original: stays on the device", [_as_pixels(picture) for picture in batch]),
-            (
-                "obfuscated: what travels (each stretched to the visible range)",
-                [np.asarray(preview) for preview in previews],
-            ),
-            (
-                "restored by the deobfuscator it was trained against (a later attacker may restore more)",
-                [_as_pixels(picture) for picture in restored],
-            ),
-        ],
-        [Caption(row.obfuscated, row.truth in (None, row.obfuscated)) for row in rows[shown]],
-    )
+    stays = [row.answered_by == "device" for row in rows[shown]]
+    previews = [np.asarray(ObfuscatedPicture(tensor, bundle.preprocessing).preview()) for tensor in travels]
+    sheet: list[tuple[str, Sequence[npt.NDArray[np.uint8] | str]]] = [
+        ("original: stays on the device", [_as_pixels(picture) for picture in batch]),
+        (
+            "obfuscated: what travels (each stretched to the visible range)",
+            _unless(stays, "nothing\nis sent", previews),
+        ),
+    ]
+    if DEOBFUSCATOR_ONNX in bundle.files:
+        restored = [_as_pixels(picture) for picture in OnnxFunction(bundle.file(DEOBFUSCATOR_ONNX))(travels)]
+        title = "restored by the deobfuscator it was trained against (a later attacker may restore more)"
+        sheet.append((title, _unless(stays, "nothing\nto restore", restored)))
+    notes = {"device": "on the device", "cloud": "in the cloud"} if bundle.gate is not None else {}
+    captions = [
+        Caption(row.answer, row.truth in (None, row.answer), notes.get(row.answered_by, "")) for row in rows[shown]
+    ]
+    panel = draw_panel(sheet, captions)
     try:
         out.mkdir(parents=True, exist_ok=True)
         panel.save(out / "panel.png")
     except OSError as error:
         raise BundleError(f"the panel cannot be written to {out}: {error.strerror or error}") from error
     return out / "panel.png"
+
+
+def _unless(
+    stays: Sequence[bool], text: str, pictures: Sequence[npt.NDArray[np.uint8]]
+) -> list[npt.NDArray[np.uint8] | str]:
+    return [text if at_home else picture for at_home, picture in zip(stays, pictures, strict=True)]
 
 
 def _as_pixels(picture: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sfumato.bundle import CLASSIFIER_ONNX, DEOBFUSCATOR_ONNX, OBFUSCATOR_ONNX, Bundle, Preprocessing
 from sfumato.data import ImageSet
+from sfumato.device.gating import has_to_be_sent, softmax
 from sfumato.errors import BundleError
 from sfumato.measures import per_picture, psnr_db
 from sfumato.onnxfile import Array, OnnxFunction
@@ -69,10 +70,15 @@ def evaluate_obfuscator(obfuscator: Bundle, classifier: Bundle, images: ImageSet
 
     Returns:
         "accuracy_plain", "accuracy_obfuscated" in [0, 1]; "joint_deobfuscator_mse", "..._psnr_db", "..._ssim"
-        as the measures define them (pictures in [0, 1]) if the bundle has a deobfuscator; "test_pictures".
+        as the measures define them (pictures in [0, 1]) if the bundle has a deobfuscator; "test_pictures". If it has a
+        gate, also "accuracy_device" (the device's own answer, over all pictures), "offload_rate" (the share of these
+        pictures that had to be sent) and "accuracy_gated" (the device's answer where the picture stayed, the
+        classifier's on the obfuscated one where it was sent), all in [0, 1]. Only "accuracy_gated" knows of the gate:
+        "accuracy_obfuscated" and what the deobfuscator restores are over all pictures, as if all had been sent.
 
     Raises:
-        BundleError: pictures of another size, or an obfuscator for another classifier.
+        BundleError: pictures of another size, an obfuscator for another classifier, or a gate without a usable answer
+            of the device's.
     """
     if obfuscator.classifier_fingerprint != classifier.classifier_fingerprint:
         raise BundleError(
@@ -82,13 +88,21 @@ def evaluate_obfuscator(obfuscator: Bundle, classifier: Bundle, images: ImageSet
     answers = OnnxFunction(classifier.file(CLASSIFIER_ONNX))
     obfuscate = OnnxFunction(obfuscator.file(OBFUSCATOR_ONNX))
     restore = OnnxFunction(obfuscator.file(DEOBFUSCATOR_ONNX)) if DEOBFUSCATOR_ONNX in obfuscator.files else None
-    plain = hidden = 0
+    plain = hidden = at_home = sent = gated = 0
     errors: list[Tensor] = []
     similarities: list[Tensor] = []
     for pictures, labels in _batches(images, obfuscator.preprocessing, "obfuscated"):
         plain += int((answers(classifier.preprocessing.normalize(pictures)).argmax(axis=1) == labels).sum())
-        travels = obfuscate(pictures)
-        hidden += int((answers(travels).argmax(axis=1) == labels).sum())
+        travels, *own = obfuscate.all(pictures)
+        right = answers(travels).argmax(axis=1) == labels
+        hidden += int(right.sum())
+        if obfuscator.gate is not None:
+            probabilities = _own_probabilities(own, (len(labels), len(obfuscator.labels)), obfuscator)
+            right_at_home = probabilities.argmax(axis=1) == labels
+            sends = has_to_be_sent(probabilities, obfuscator.gate)
+            at_home += int(right_at_home.sum())
+            sent += int(sends.sum())
+            gated += int(np.where(sends, right, right_at_home).sum())
         if restore is not None:
             originals = torch.from_numpy((pictures * 255).round().astype(np.uint8))
             mse, ssim = per_picture(torch.from_numpy(restore(travels).clip(0, 1)), originals)
@@ -99,6 +113,10 @@ def evaluate_obfuscator(obfuscator: Bundle, classifier: Bundle, images: ImageSet
         "accuracy_obfuscated": hidden / len(images),
         "test_pictures": len(images),
     }
+    if obfuscator.gate is not None:
+        figures["accuracy_device"] = at_home / len(images)
+        figures["offload_rate"] = sent / len(images)
+        figures["accuracy_gated"] = gated / len(images)
     if restore is not None:
         error = float(torch.cat(errors).double().mean())
         figures["joint_deobfuscator_mse"] = error
@@ -107,6 +125,15 @@ def evaluate_obfuscator(obfuscator: Bundle, classifier: Bundle, images: ImageSet
         if not math.isnan(similarity):  # it has no meaning for pictures smaller than its window
             figures["joint_deobfuscator_ssim"] = similarity
     return figures
+
+
+def _own_probabilities(own: list[Array], shape: tuple[int, int], obfuscator: Bundle) -> npt.NDArray[np.float64]:
+    if len(own) != 1 or own[0].shape != shape or not np.isfinite(own[0]).all():
+        raise BundleError(
+            f"{obfuscator.path} has a gate, and so needs a second output of finite logits {shape}; "
+            f"got {[part.shape for part in own] or 'none'}"
+        )
+    return softmax(own[0])
 
 
 def _batches(

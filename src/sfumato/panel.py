@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 _MARGIN, _GAP, _TEXT = 12, 6, 14
 _INK, _PAPER, _WRONG = (32, 33, 36), (255, 255, 255), (179, 38, 30)
+_NOTE, _BLANK = (95, 99, 104), (241, 243, 244)
 
 
 @dataclass(frozen=True)
@@ -20,19 +22,22 @@ class Caption:
     Attributes:
         text: a word or two.
         good: printed in red if not.
+        note: a word or two in grey below it, if any.
     """
 
     text: str
     good: bool = True
+    note: str = ""
 
 
 def draw_panel(
-    rows: Sequence[tuple[str, Sequence[npt.NDArray[np.uint8]]]], captions: Sequence[Caption], *, side: int = 96
+    rows: Sequence[tuple[str, Sequence[npt.NDArray[np.uint8] | str]]], captions: Sequence[Caption], *, side: int = 96
 ) -> Image.Image:
     """Draws a panel.
 
     Args:
-        rows: title and pictures (H, W, 3) uint8; all rows equally long.
+        rows: title and pictures (H, W, 3) uint8; all rows equally long. Text in a picture's place says why there is
+            none.
         captions: one per column.
         side: how large each picture is drawn, in pixels; enlarged ones show their pixels.
 
@@ -48,18 +53,31 @@ def draw_panel(
     title_height = _TEXT + 8
     row_height = title_height + side + _GAP
     width = 2 * _MARGIN + len(captions) * (side + _GAP) - _GAP
-    sheet = Image.new("RGB", (width, 2 * _MARGIN + len(rows) * row_height + _TEXT + 4), _PAPER)
+    lines = 2 if any(caption.note for caption in captions) else 1
+    sheet = Image.new("RGB", (width, 2 * _MARGIN + len(rows) * row_height + lines * (_TEXT + 4)), _PAPER)
     draw = ImageDraw.Draw(sheet)
     for number, (title, pictures) in enumerate(rows):
         top = _MARGIN + number * row_height
         draw.text((_MARGIN, top), title, fill=_INK, font=font)
         for column, pixels in enumerate(pictures):
+            left = _MARGIN + column * (side + _GAP)
+            if isinstance(pixels, str):
+                _draw_blank(draw, (left, top + title_height), side, pixels, font)
+                continue
             enlarging = side >= max(pixels.shape[:2])
             how = Image.Resampling.NEAREST if enlarging else Image.Resampling.BILINEAR
             picture = Image.fromarray(pixels).resize((side, side), how)
-            sheet.paste(picture, (_MARGIN + column * (side + _GAP), top + title_height))
+            sheet.paste(picture, (left, top + title_height))
     for column, caption in enumerate(captions):
         left = _MARGIN + column * (side + _GAP)
         place = (left, _MARGIN + len(rows) * row_height)
         draw.text(place, caption.text, fill=_INK if caption.good else _WRONG, font=font)
+        draw.text((left, place[1] + _TEXT + 4), caption.note, fill=_NOTE, font=font)
     return sheet
+
+
+def _draw_blank(draw: ImageDraw.ImageDraw, place: tuple[int, int], side: int, text: str, font: Any) -> None:
+    left, top = place
+    draw.rectangle((left, top, left + side - 1, top + side - 1), fill=_BLANK)
+    middle = (left + side / 2, top + side / 2)
+    draw.multiline_text(middle, text, fill=_NOTE, font=font, anchor="mm", align="center")

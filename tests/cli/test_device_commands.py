@@ -212,6 +212,98 @@ def test_without_the_extra_serve_says_what_to_install(classifier_bundle: Bundle)
     assert done.stderr == "error: uvicorn is not installed; run: pip install 'sfumato[serve]'\n"
 
 
+# --- with a gate ----------------------------------------------------------------------------------
+
+NOWHERE = "http://127.0.0.1:9"
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """Sure, unsure, sure, unsure, by name."""
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for seed, make in enumerate(2 * (tiny.sure_picture, tiny.unsure_picture)):
+        Image.fromarray(make(seed, 20, 30)).save(folder / f"p{seed}.png")
+    return folder
+
+
+def test_classify_tells_who_answered(server: dict[str, Any], mixed: Path, gated_bundle: Bundle) -> None:
+    arguments = ["classify", mixed, "--server", server["url"], "--bundle", gated_bundle.path]
+    told = json.loads(sfumato(*arguments, "--json", SFUMATO_TOKEN=TOKEN).stdout)
+    assert [answer["answered_by"] for answer in told["answers"]] == ["device", "cloud", "device", "cloud"]
+    assert [answer["payload_bytes"] > 0 for answer in told["answers"]] == [False, True, False, True]
+    assert told["answers"][0]["label"] == "cat"
+    assert told["fingerprint"] == "match"
+    table = sfumato(*arguments, SFUMATO_TOKEN=TOKEN).stdout
+    assert "answered by" in table
+    assert table.splitlines()[-1] == "2 of 4 answered on the device; 2 sent, obfuscated"
+    always = sfumato(*arguments, "--always-send", SFUMATO_TOKEN=TOKEN).stdout
+    assert always.splitlines()[-1] == "0 of 4 answered on the device; 4 sent, obfuscated"
+
+
+def test_classify_offline_answers_what_the_device_can(mixed: Path, gated_bundle: Bundle) -> None:
+    arguments = ["classify", mixed, "--server", NOWHERE, "--bundle", gated_bundle.path]
+    told = sfumato(*arguments, "--json", code=1)
+    assert [Path(answer["file"]).name for answer in json.loads(told.stdout)["answers"]] == ["p0.png", "p2.png"]
+    assert json.loads(told.stdout)["fingerprint"] is None
+    done = sfumato(*arguments, code=1)
+    assert done.stdout.splitlines()[-1] == "2 of 4 answered on the device; 0 sent, obfuscated; 2 not answered"
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    always = sfumato(*arguments, "--always-send", code=1)
+    assert (always.stdout, "no connection" in always.stderr) == ("", True)
+
+
+def test_classify_offline_is_well_if_nothing_has_to_be_sent(mixed: Path, gated_bundle: Bundle) -> None:
+    arguments = ["classify", mixed / "p0.png", mixed / "p2.png", "--server", NOWHERE, "--bundle", gated_bundle.path]
+    done = sfumato(*arguments)
+    assert done.stdout.splitlines()[-1] == "2 of 2 answered on the device; 0 sent, obfuscated"
+    assert done.stderr == ""
+
+
+def test_another_classifier_is_warned_of_once_something_is_sent(
+    mixed: Path, tmp_path: Path, gated_bundle: Bundle
+) -> None:
+    other = tiny.save_classifier(tmp_path / "other.onnx", batch=1)
+    process, ready = start_server(other, "--name", "tiny")
+    try:
+        common = ["--server", ready["url"], "--bundle", gated_bundle.path]
+        assert sfumato("classify", mixed, *common).stderr.count("another classifier") == 1
+        assert sfumato("classify", mixed / "p0.png", *common).stderr == ""
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=15)
+
+
+def test_protect_names_what_stays_and_writes_nothing_for_it(mixed: Path, tmp_path: Path, gated_bundle: Bundle) -> None:
+    out = tmp_path / "out"
+    arguments = ["protect", mixed, "-o", out, "--bundle", gated_bundle.path]
+    done = sfumato(*arguments, "--tensors")
+    assert sorted(file.name for file in out.iterdir()) == [
+        f"p{seed}.obfuscated.{ending}" for seed in (1, 3) for ending in ("npy", "png")
+    ]
+    assert f"stays on the device: {mixed / 'p0.png'} (cat, 100 %)" in done.stdout
+    assert done.stdout.splitlines()[-1] == f"2 of 4 pictures written to {out}; 2 stay on the device"
+    told = json.loads(sfumato(*arguments, "--force", "--json").stdout)
+    assert [Path(entry["file"]).name for entry in told["kept"]] == ["p0.png", "p2.png"]
+    assert {entry["label"] for entry in told["kept"]} == {"cat"}
+    assert all(0.9 <= entry["probability"] <= 1 for entry in told["kept"])
+    assert [Path(entry["file"]).name for entry in told["pictures"]] == ["p1.png", "p3.png"]
+    always = json.loads(sfumato(*arguments, "--force", "--always-send", "--json").stdout)
+    assert (len(always["pictures"]), always["kept"]) == (4, [])
+    assert (out / "p0.obfuscated.png").is_file()
+
+
+@pytest.mark.parametrize("own", [None, "nan", "columns"])
+def test_a_gate_that_does_not_work_is_told_in_one_line(own: str | None, mixed: Path, tmp_path: Path) -> None:
+    bundle, _ = tiny.save_bundles(tmp_path / "bundles", threshold=0.9, own=own)
+    for arguments in (["protect", mixed, "-o", tmp_path / "out"], ["classify", mixed, "--server", NOWHERE]):
+        done = sfumato(*arguments, "--bundle", bundle.path, code=1)
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+        assert done.stdout == ""
+
+
 @pytest.mark.parametrize("name", ["protect", "classify", "serve"])
 def test_help_teaches(name: str) -> None:
     assert f"sfumato {name} " in sfumato(name, "--help").stdout

@@ -14,10 +14,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
-from recording import Behaviour, Exchange, RecordingServer, answer_with, metadata, recording
+from recording import (
+    Behaviour,
+    Exchange,
+    answer_with,
+    client,
+    expected_probabilities,
+    leaked,
+    metadata,
+    recording,
+)
 from sfumato.bundle import Bundle
 from sfumato.device import Client, FingerprintWarning, Obfuscator, prepare
 from sfumato.errors import (
@@ -29,46 +37,19 @@ from sfumato.errors import (
     EndpointUnreachable,
     PictureError,
 )
-from tiny import LABELS, PREPROCESSING, SIZE, logits, obfuscate, picture, save_bundles
+from tiny import (
+    LABELS,
+    PREPROCESSING,
+    SIZE,
+    logits,
+    picture,
+    save_bundles,
+    sure_picture,
+    unsure_picture,
+)
 
 PICTURE = picture(11)
 TOKEN = "s3cret-token"
-
-
-def traces(pixels: NDArray[np.uint8]) -> dict[str, list[bytes]]:
-    """The forms in which a picture of the right size could leak."""
-    unit = prepare(pixels, PREPROCESSING)
-    mean, std = (np.array(v, np.float32)[:, None, None] for v in (PREPROCESSING.mean, PREPROCESSING.std))
-    png = io.BytesIO()
-    Image.fromarray(pixels).save(png, "PNG")
-    whole = {
-        "uint8 HWC": pixels.tobytes(),
-        "uint8 CHW": pixels.transpose(2, 0, 1).tobytes(),
-        "float32 CHW": unit.tobytes(),
-        "float32 HWC": unit.transpose(1, 2, 0).tobytes(),
-        "normalised": ((unit - mean) / std).tobytes(),
-        "json": json.dumps(unit.ravel().tolist(), separators=(",", ":")).encode(),
-        "png": png.getvalue()[40:],
-    }
-    # Pieces as well, so that a part of the picture is enough.
-    return {form: [data[i : i + 24] for i in range(0, len(data) - 24, 24)] for form, data in whole.items()}
-
-
-def leaked(recorded: bytes) -> set[str]:
-    return {form for form, pieces in traces(PICTURE).items() if any(piece in recorded for piece in pieces)}
-
-
-def client(server: RecordingServer, bundle: Bundle, **options: Any) -> Client:
-    return Client(server.url, bundle, **{"retries": 0, "timeout_s": 2.0, **options})
-
-
-def softmax(values: NDArray[Any]) -> NDArray[Any]:
-    exponentials = np.exp(values.astype(np.float64))
-    return exponentials / exponentials.sum(-1, keepdims=True)
-
-
-def expected_probabilities(pixels: NDArray[np.uint8]) -> NDArray[Any]:
-    return softmax(logits(obfuscate(prepare(pixels, PREPROCESSING)[None])))[0]
 
 
 # --- when all is well -----------------------------------------------------------------------------
@@ -86,7 +67,8 @@ def test_it_reads_the_label(binary: bool, obfuscator_bundle: Bundle) -> None:
     assert answer.top(2)[0] == (answer.index, answer.probability)
     assert answer.payload_bytes > 4 * 3 * SIZE * SIZE
     assert answer.obfuscate_ms > 0 < answer.round_trip_ms
-    assert leaked(server.recorded) == set()
+    assert answer.answered_by == "cloud"
+    assert leaked(server.recorded, PICTURE) == set()
 
 
 def test_batches_keep_their_order(obfuscator_bundle: Bundle) -> None:
@@ -253,8 +235,21 @@ def test_it_fails_closed(where: str, name: str, obfuscator_bundle: Bundle) -> No
             it.classify(PICTURE)
         assert type(caught.value) is error
         assert "\x1b" not in str(caught.value)
-    assert leaked(server.recorded) == set()
+    assert leaked(server.recorded, PICTURE) == set()
     assert "/v2/elsewhere" not in server.paths
+
+
+@pytest.mark.parametrize(("where", "name"), CASES)
+def test_it_fails_closed_with_a_gate(where: str, name: str, gated_bundle: Bundle) -> None:
+    behaviour, error = MISBEHAVIOURS[name]
+    timeout = 0.3 if error is EndpointUnreachable else 2.0
+    with (
+        recording(**{where: behaviour}) as server,
+        client(server, gated_bundle, timeout_s=timeout) as it,
+        pytest.raises(error),
+    ):
+        it.classify_batch([sure_picture(), unsure_picture()])
+    assert leaked(server.recorded, sure_picture()) | leaked(server.recorded, unsure_picture()) == set()
 
 
 def test_nobody_there(obfuscator_bundle: Bundle) -> None:
@@ -281,7 +276,7 @@ def test_the_detector_detects(obfuscator_bundle: Bundle) -> None:
     for form, data in forms.items():
         with recording(infer=status(200)) as server:
             urllib.request.urlopen(f"{server.url}/v2/models/tiny/infer", data=b"junk" + data).read()
-        assert form in leaked(server.recorded)
+        assert form in leaked(server.recorded, PICTURE)
 
 
 @pytest.mark.parametrize("kind", ["identity", "normalised", "nan", "shape"])
@@ -340,7 +335,7 @@ def failing(times: int, behaviour: Behaviour) -> Behaviour:
 def test_it_tries_again_where_that_helps(behaviour: Behaviour, obfuscator_bundle: Bundle) -> None:
     with recording(infer=failing(2, behaviour)) as server, client(server, obfuscator_bundle, retries=2) as it:
         assert it.classify(PICTURE).label in LABELS
-    assert leaked(server.recorded) == set()
+    assert leaked(server.recorded, PICTURE) == set()
 
 
 @pytest.mark.parametrize("code", [400, 401, 500])

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sfumato.bundle import OBFUSCATOR_ONNX, Bundle
-from sfumato.device import ObfuscatedPicture, Obfuscator, prepare
+from sfumato.device import Decision, ObfuscatedPicture, Obfuscator, prepare
 from sfumato.errors import BundleError, PictureError
-from tiny import PREPROCESSING, SIZE, obfuscate, picture, save_bundles, save_classifier
+from tiny import (
+    PREPROCESSING,
+    SIZE,
+    obfuscate,
+    own_logits,
+    picture,
+    save_bundles,
+    save_classifier,
+    sure_picture,
+    unsure_picture,
+)
 
 
 def test_it_computes_what_its_graph_says(obfuscator_bundle: Bundle) -> None:
@@ -95,3 +106,123 @@ def test_importing_the_device_brings_no_heavy_company() -> None:
         "assert not bad, bad; assert took < 0.5, took"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- with a gate ----------------------------------------------------------------------------------
+
+COLOURS = {  # name: (RGB, the probability of the likeliest class, exactly)
+    "black": ((0, 0, 0), 0.25),
+    "yellow": ((255, 255, 0), 0.5),
+    "red": ((255, 0, 0), 1.0),
+}
+
+
+def coloured(name: str) -> np.ndarray:
+    return np.full((SIZE, SIZE, 3), COLOURS[name][0], np.uint8)
+
+
+def softmax(values: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(values - values.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "sent"),
+    [
+        (0.0, set()),
+        (0.25, set()),
+        (np.nextafter(0.25, 1), {"black"}),
+        (0.5, {"black"}),
+        (np.nextafter(0.5, 1), {"black", "yellow"}),
+        (1.0, {"black", "yellow"}),
+    ],
+)
+def test_at_the_threshold_a_picture_stays(threshold: float, sent: set[str], tmp_path: Path) -> None:
+    bundle, _ = save_bundles(tmp_path, threshold=float(threshold))
+    decisions = Obfuscator(bundle.path).decide_batch([coloured(name) for name in COLOURS])
+    for (name, (_, probability)), decision in zip(COLOURS.items(), decisions, strict=True):
+        assert decision.probabilities is not None
+        assert max(decision.probabilities) == probability
+        assert (decision.obfuscated is not None) == (name in sent)
+
+
+def test_a_mixed_batch_is_decided_in_order(tmp_path: Path) -> None:
+    bundle, _ = save_bundles(tmp_path, threshold=0.9)
+    pictures = [unsure_picture(0), sure_picture(1), sure_picture(2), unsure_picture(3)]
+    unit = np.stack([prepare(pixels, PREPROCESSING) for pixels in pictures])
+    obfuscator = Obfuscator(bundle)
+    decisions = obfuscator.decide_batch(iter(pictures))
+    for decision, probabilities in zip(decisions, softmax(own_logits(unit)), strict=True):
+        np.testing.assert_allclose(decision.probabilities, probabilities, atol=1e-4)
+    sent = [decision.obfuscated for decision in decisions]
+    assert [picture is None for picture in sent] == [False, True, True, False]
+    for index in (0, 3):
+        np.testing.assert_allclose(sent[index].tensor, obfuscate(unit)[index], atol=1e-5)
+    assert obfuscator.decide_batch([]) == []
+
+
+def test_what_would_travel_does_not_ask_the_gate(tmp_path: Path) -> None:
+    bundle, _ = save_bundles(tmp_path, threshold=0.0)
+    unit = prepare(sure_picture(), PREPROCESSING)[None]
+    obfuscator = Obfuscator(bundle)
+    np.testing.assert_allclose(obfuscator(unit), obfuscate(unit), atol=1e-5)
+    np.testing.assert_allclose(obfuscator.obfuscate(sure_picture()).tensor, obfuscate(unit)[0], atol=1e-5)
+    (decision,) = obfuscator.decide_batch([sure_picture()], gate=False)
+    np.testing.assert_allclose(decision.obfuscated.tensor, obfuscate(unit)[0], atol=1e-5)
+    assert decision.probabilities[0] > 0.999
+
+
+def test_without_a_gate_everything_is_to_be_sent(obfuscator_bundle: Bundle) -> None:
+    (decision,) = Obfuscator(obfuscator_bundle).decide_batch([sure_picture()])
+    assert decision.probabilities is None
+    assert decision.obfuscated is not None
+
+
+def test_a_decision_shows_no_pixels_and_is_not_empty(tmp_path: Path) -> None:
+    bundle, _ = save_bundles(tmp_path, threshold=0.9)
+    (decision,) = Obfuscator(bundle).decide_batch([unsure_picture()])
+    assert "array" not in repr(decision)
+    with pytest.raises(ValueError, match="own answer"):
+        Decision(None, None)
+
+
+@pytest.mark.parametrize("own", ["nan", "rows", "columns"])
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_an_own_answer_that_is_none_fails_closed(own: str, threshold: float, tmp_path: Path) -> None:
+    bundle, _ = save_bundles(tmp_path, threshold=threshold, own=own)
+    obfuscator = Obfuscator(bundle)
+    unit = prepare(picture(), PREPROCESSING)[None]
+    for attempt in (
+        lambda: obfuscator.decide_batch([picture()]),
+        lambda: obfuscator.decide_batch([picture()], gate=False),
+        lambda: obfuscator.obfuscate(picture()),
+        lambda: obfuscator(unit),
+    ):
+        with pytest.raises(BundleError, match=r"own answer.*nothing was sent"):
+            attempt()
+
+
+@pytest.mark.parametrize("kind", ["identity", "normalised", "nan", "shape"])
+def test_a_gate_does_not_excuse_an_obfuscator_that_does_not_hide(kind: str, tmp_path: Path) -> None:
+    bundle, _ = save_bundles(tmp_path, kind, threshold=0.0)
+    with pytest.raises(BundleError, match="nothing was sent"):
+        Obfuscator(bundle).decide_batch([sure_picture()])
+
+
+@pytest.mark.parametrize("own", [None, "fixed columns", "pictures", "three outputs"])
+def test_a_gate_needs_a_second_output_of_the_right_shape(own: str | None, tmp_path: Path) -> None:
+    bundle, _ = save_bundles(tmp_path, threshold=0.5, own=own)
+    with pytest.raises(BundleError, match=r"does not fit the bundle's gate: a second float output \(N, 4\)"):
+        Obfuscator(bundle)
+
+
+def test_a_second_output_without_a_gate_is_refused(tmp_path: Path) -> None:
+    bundle, _ = save_bundles(tmp_path, threshold=0.5)
+    with pytest.raises(BundleError, match="states no gate"):
+        Obfuscator(replace(bundle, gate=None))
+
+
+def test_a_gate_needs_labels(tmp_path: Path) -> None:
+    bundle, _ = save_bundles(tmp_path, threshold=0.5)
+    with pytest.raises(BundleError, match="does not fit the bundle's gate"):
+        Obfuscator(replace(bundle, labels=()))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sfumato.cli.app import app
-from sfumato.cli.inputs import expand_pictures, obfuscator_bundle, read_token
+from sfumato.cli.inputs import AlwaysSendOption, expand_pictures, obfuscator_bundle, read_token
 from sfumato.cli.output import JsonOption, print_json, print_skipped, progress
 from sfumato.errors import BundleError, EndpointError, EndpointFailed, PictureError, SfumatoError
 
@@ -37,14 +37,18 @@ def classify(
         bool, typer.Option("--allow-insecure-token", help="Send the token over plain http.")
     ] = False,
     timeout_s: Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds to wait for an answer.")] = 10.0,
+    always_send: AlwaysSendOption = False,
     top: Annotated[int, typer.Option(min=1, help="How many classes to name for each picture.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Classify pictures in the cloud without showing them.
 
-    Each picture is obfuscated here; only the obfuscated one travels. A picture that cannot be used is
-    reported; the others go on. If the endpoint fails, the answers until then are printed and nothing else
-    is tried.
+    Each picture is obfuscated here; only the obfuscated one travels. If the bundle has a gate, a picture that the
+    device is sure of is answered here and not sent at all; the endpoint is not asked anything, not even whether it
+    is there, before a picture has to be sent.
+
+    A picture that cannot be used is reported; the others go on. If the endpoint fails, it is not asked again: the
+    answers until then are printed, with those that the device can still give by itself.
 
     Example: `sfumato classify holiday/ --server https://classify.example.org --top 3`
     """
@@ -63,41 +67,54 @@ def classify(
         timeout_s=timeout_s,
         ca_file=ca_file,
         allow_insecure_token=allow_insecure_token,
+        gate=not always_send,
     )
     with client, warnings.catch_warnings():
         warnings.simplefilter("ignore", FingerprintWarning)  # it is said below, in one line
-        fingerprint = _check(client, server)
+        if not client.keeps:  # everything will be sent, so it is known early whether that is of use
+            _check_ready(client, server)
+            _warn_of_another_classifier(client, server)
         for source in progress(sources, "classifying", quiet=as_json):
             try:
-                answers.append((source, client.classify(source)))
+                answer = client.classify(source) if broken is None else client.classify_at_home(source)
+                if answer is not None:
+                    answers.append((source, answer))
             except PictureError as error:
                 failed.append({"file": str(source), "error": str(error)})
-            except (BundleError, EndpointError) as error:
+            except EndpointError as error:
+                broken = error
+            except BundleError as error:
                 broken = error
                 break
+    if client.keeps:
+        _warn_of_another_classifier(client, server)
     if as_json:
         entries = [_as_json(source, answer, client.bundle.labels, top) for source, answer in answers]
-        result = {"server": server, "model": client.model, "fingerprint": fingerprint}
+        result = {"server": server, "model": client.model, "fingerprint": client.fingerprint}
         print_json({**result, "answers": entries, "failed": failed})
     else:
         _print_table(answers, failed, client.bundle.labels, top)
+        if answers:
+            _print_where([answer for _, answer in answers], len(sources))
     if broken is not None:
         raise broken
     if failed:
         raise typer.Exit(1)
 
 
-def _check(client: Client, server: str) -> str:
+def _check_ready(client: Client, server: str) -> None:
     status = client.check()
     if not status.ready:
         raise EndpointFailed(f"{server} is not ready: {status.reason}")
-    if status.fingerprint == "differs":
+
+
+def _warn_of_another_classifier(client: Client, server: str) -> None:
+    if client.fingerprint == "differs":
         typer.echo(
             f"warning: {server} serves another classifier as {client.model!r} than the one this obfuscator was made "
             "for; its answers may be wrong",
             err=True,
         )
-    return status.fingerprint
 
 
 def _as_json(source: Path, answer: Answer, labels: tuple[str, ...], top: int) -> dict[str, Any]:
@@ -106,6 +123,7 @@ def _as_json(source: Path, answer: Answer, labels: tuple[str, ...], top: int) ->
         "label": answer.label,
         "probability": answer.probability,
         "top": [{"label": labels[index], "probability": value} for index, value in answer.top(top)],
+        "answered_by": answer.answered_by,
         "payload_bytes": answer.payload_bytes,
         "obfuscate_ms": round(answer.obfuscate_ms, 3),
         "round_trip_ms": round(answer.round_trip_ms, 3),
@@ -119,9 +137,9 @@ def _print_table(
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("file", "label", "probability", "bytes sent", "obfuscate ms", "round trip ms")
+    table = Table("file", "label", "probability", "answered by", "bytes sent", "obfuscate ms", "round trip ms")
     table.columns[0].overflow = "fold"
-    for column in table.columns[2:]:
+    for column in (table.columns[2], *table.columns[4:]):
         column.justify = "right"
     for source, answer in answers:
         best = answer.top(top)
@@ -129,6 +147,7 @@ def _print_table(
             escape(str(source)),
             escape("\n".join(labels[index] for index, _ in best)),
             "\n".join(f"{value:.1%}" for _, value in best),
+            answer.answered_by,
             f"{answer.payload_bytes:,}",
             f"{answer.obfuscate_ms:.1f}",
             f"{answer.round_trip_ms:.1f}",
@@ -136,3 +155,10 @@ def _print_table(
     if answers:
         Console().print(table)
     print_skipped(failed)
+
+
+def _print_where(answers: list[Answer], pictures: int) -> None:
+    at_home = sum(answer.answered_by == "device" for answer in answers)
+    said = f"{at_home} of {pictures} answered on the device; {len(answers) - at_home} sent, obfuscated"
+    unanswered = pictures - len(answers)
+    typer.echo(said + (f"; {unanswered} not answered" if unanswered else ""))

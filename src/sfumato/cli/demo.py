@@ -12,6 +12,8 @@ from sfumato.cli.inputs import expand_pictures
 from sfumato.cli.output import JsonOption, print_json
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from sfumato.demo import Demonstration
 
 
@@ -26,8 +28,9 @@ def demo(
     """See it work: a server as a process of its own answers on pictures that it never sees.
 
     The shipped CIFAR-10 test pictures are obfuscated here and sent; the classifier's answers on the
-    originals are computed here for comparison. The panel shows the original, what travels, and what the
-    trained deobfuscator restores of it.
+    originals are computed here for comparison. The panel shows the original, what travels, and, if the bundle has
+    the deobfuscator it was trained against, what that restores. If the bundle has a gate, pictures that the device
+    is sure of are answered here and not sent.
 
     Example: `sfumato demo my-cat.jpg`
     """
@@ -51,31 +54,53 @@ def demo(
 
 def _print(shown: Demonstration) -> None:
     from rich.console import Console
+
+    console = Console()
+    console.print(_table(shown))
+    over_all = shown.tally()
+    originals = f"{over_all.right_on_originals} of {over_all.known} on the originals (computed here, never sent)."
+    if shown.gated:
+        for line in _by_place(shown):
+            console.print(line)
+        console.print(f"{over_all.right} of {over_all.known} right over all, {originals}")
+        saw = "saw of these pictures only what was sent, obfuscated"
+    else:
+        console.print(f"{over_all.right} of {over_all.known} right on the obfuscated pictures, {originals}")
+        saw = "saw obfuscated pictures only"
+    console.print(f"The server ({shown.server}) {saw}. The panel: {shown.panel}", soft_wrap=True)
+    console.print("This is not encryption: how much a determined attacker restores is a matter of measurement.")
+
+
+def _table(shown: Demonstration) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("picture", "true label", "on the original", "on the obfuscated", "sure", "bytes sent", "ms")
-    for column in table.columns[4:]:
+    if shown.gated:  # one column more, in a terminal of the usual 80 characters
+        table = Table("picture", "true label", "original", "answer", "by", "sure", "bytes", "ms")
+        table.show_edge = table.pad_edge = False
+    else:
+        table = Table("picture", "true label", "on the original", "on the obfuscated", "sure", "bytes sent", "ms")
+    for column in table.columns[-3:]:
         column.justify = "right"
     for row in shown.rows:
-        colour = "white" if row.truth is None else "green" if row.obfuscated == row.truth else "red"
+        colour = "white" if row.truth is None else "green" if row.answer == row.truth else "red"
         table.add_row(
             escape(row.picture),
             row.truth or "?",
             row.original,
-            f"[{colour}]{row.obfuscated}[/{colour}]",
+            f"[{colour}]{row.answer}[/{colour}]",
+            *([row.answered_by] if shown.gated else []),
             f"{row.probability:.0%}",
             f"{row.payload_bytes:,}",
             f"{row.obfuscate_ms + row.round_trip_ms:.1f}",
         )
-    console = Console()
-    console.print(table)
-    known = [row for row in shown.rows if row.truth is not None]
-    original = sum(row.original == row.truth for row in known)
-    obfuscated = sum(row.obfuscated == row.truth for row in known)
-    console.print(
-        f"{obfuscated} of {len(known)} right on the obfuscated pictures, {original} of {len(known)} on the originals "
-        "(computed here, never sent)."
-    )
-    console.print(f"The server ({shown.server}) saw obfuscated pictures only. The panel: {shown.panel}", soft_wrap=True)
-    console.print("This is not encryption: how much a determined attacker restores is a matter of measurement.")
+    return table
+
+
+def _by_place(shown: Demonstration) -> list[str]:
+    device, cloud = shown.tally("device"), shown.tally("cloud")
+    total = len(shown.rows)
+    return [
+        f"{device.pictures} of {total} answered on the device, nothing sent: {device.right} of {device.known} right.",
+        f"{cloud.pictures} of {total} sent, obfuscated: {cloud.right} of {cloud.known} right.",
+    ]

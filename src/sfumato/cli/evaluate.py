@@ -61,6 +61,6 @@ def evaluate(
         print_json(result)
         return
     for name, value in figures.items():
-        typer.echo(f"{name}: {percent(value) if name.startswith('accuracy') else value}")
+        typer.echo(f"{name}: {percent(value) if name.startswith(('accuracy', 'offload_rate')) else value}")
     if out is not None:
         typer.echo(f"written: {out}")

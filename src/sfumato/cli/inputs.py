@@ -6,6 +6,9 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from sfumato.errors import PictureError, SfumatoError
 
@@ -16,6 +19,11 @@ PICTURE_SUFFIXES = frozenset({
     ".mpo", ".pbm", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp",
 })
 # fmt: on
+
+AlwaysSendOption = Annotated[
+    bool,
+    typer.Option("--always-send", help="Send every picture, obfuscated, even if the bundle's gate would keep it here."),
+]
 
 
 def expand_pictures(paths: Iterable[Path]) -> list[Path]:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sfumato.device.client import Answer, Client, EndpointStatus, FingerprintWarning
-    from sfumato.device.obfuscator import ObfuscatedPicture, Obfuscator
+    from sfumato.device.obfuscator import Decision, ObfuscatedPicture, Obfuscator
     from sfumato.device.picture import load_picture, prepare
 
 __all__ = [
     "Answer",
     "Client",
+    "Decision",
     "EndpointStatus",
     "FingerprintWarning",
     "ObfuscatedPicture",
@@ -25,6 +26,7 @@ __all__ = [
 _HOMES = {
     "Answer": "client",
     "Client": "client",
+    "Decision": "obfuscator",
     "EndpointStatus": "client",
     "FingerprintWarning": "client",
     "ObfuscatedPicture": "obfuscator",

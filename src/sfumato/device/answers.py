@@ -1,28 +1,32 @@
-"""What the endpoint says, checked before anybody believes it."""
+"""Answers: the device's own, and what the endpoint says, checked before anybody believes it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from sfumato.device.gating import softmax
 from sfumato.errors import EndpointAnswerInvalid
 from sfumato.wire import InferResponse, Tensor
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The endpoint's answer for one picture.
+    """The answer for one picture.
 
     Attributes:
         label: the name of the likeliest class.
         index: its place among the bundle's labels.
         probability: its probability, in [0, 1].
         probabilities: of every class, in the order of the labels; they sum to 1.
-        payload_bytes: the request's body, divided evenly among the pictures in it.
+        payload_bytes: the request's body, divided evenly among the pictures in it; 0 if nothing was sent.
         obfuscate_ms: decoding, resizing and obfuscating, per picture.
-        round_trip_ms: from the request's first byte to the answer's last, retries included.
+        round_trip_ms: from the request's first byte to the answer's last, retries included; 0 if nothing was sent.
+        answered_by: "cloud" if the obfuscated picture was sent and the endpoint answered, "device" if the picture
+            stayed at home and the answer is the device's own.
     """
 
     label: str
@@ -32,11 +36,33 @@ class Answer:
     payload_bytes: int
     obfuscate_ms: float
     round_trip_ms: float
+    answered_by: Literal["device", "cloud"]
 
     def top(self, count: int) -> list[tuple[int, float]]:
         """The likeliest classes: index and probability, best first."""
         order = sorted(range(len(self.probabilities)), key=lambda index: -self.probabilities[index])
         return [(index, self.probabilities[index]) for index in order[:count]]
+
+
+def own_answer(probabilities: Sequence[float], labels: Sequence[str], *, obfuscate_ms: float) -> Answer:
+    """The device's own answer for a picture that stays at home.
+
+    Args:
+        probabilities: of every class, in [0, 1].
+        labels: one name per class.
+        obfuscate_ms: per picture.
+    """
+    index = max(range(len(probabilities)), key=lambda place: probabilities[place])
+    return Answer(
+        label=labels[index],
+        index=index,
+        probability=probabilities[index],
+        probabilities=tuple(probabilities),
+        payload_bytes=0,
+        obfuscate_ms=obfuscate_ms,
+        round_trip_ms=0.0,
+        answered_by="device",
+    )
 
 
 def read_answers(
@@ -74,9 +100,6 @@ def read_answers(
         )
     if not np.isfinite(logits.array).all():
         raise EndpointAnswerInvalid("the answer holds NaN or infinite values")
-    scores = logits.array.astype(np.float64)
-    exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
-    probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
     return [
         Answer(
             label=labels[index],
@@ -86,8 +109,9 @@ def read_answers(
             payload_bytes=round(payload_bytes / count),
             obfuscate_ms=obfuscate_ms,
             round_trip_ms=round_trip_ms,
+            answered_by="cloud",
         )
-        for index, row in zip(scores.argmax(axis=1).tolist(), probabilities.tolist(), strict=True)
+        for index, row in zip(logits.array.argmax(axis=1).tolist(), softmax(logits.array).tolist(), strict=True)
     ]
 
 

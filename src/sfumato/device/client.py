@@ -1,7 +1,8 @@
 """The client: obfuscate, send, read the label. It fails closed.
 
 There is one function that sends (`Client._send`), and it takes obfuscated pictures only. When anything goes
-wrong, an error is raised; there is no path on which the picture itself is sent instead.
+wrong, an error is raised; there is no path on which the picture itself is sent instead. With a gate in the bundle,
+a picture whose answer on the device is final is not sent at all, and if none is left to send, nobody is asked anything.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from urllib.parse import quote
 import numpy as np
 
 from sfumato.bundle import Bundle
-from sfumato.device.answers import Answer, read_answers
-from sfumato.device.obfuscator import ObfuscatedPicture, Obfuscator
+from sfumato.device.answers import Answer, own_answer, read_answers
+from sfumato.device.obfuscator import Decision, ObfuscatedPicture, Obfuscator
 from sfumato.device.picture import PictureSource
 from sfumato.device.transport import Transport
 from sfumato.errors import EndpointAnswerInvalid, EndpointError, EndpointFailed, EndpointRefused, WireError
@@ -89,6 +90,15 @@ class Client:
         binary: send bytes instead of JSON, which takes five times as many.
         allow_insecure_token: send the token over plain HTTP to another machine, where others can read it.
         threads: threads for the obfuscator.
+        gate: let the bundle's gate, if it has one, keep pictures at home whose answer on the device is final. If not,
+            everything is sent, obfuscated.
+
+    Attributes:
+        bundle: the obfuscator's.
+        model: the model's name at the endpoint.
+        keeps: whether pictures may stay at home: the bundle has a gate, and it is used.
+        fingerprint: whether the endpoint serves the classifier the obfuscator was made for, as `EndpointStatus` has
+            it; None as long as it was not asked.
 
     Raises:
         BundleError: the bundle cannot be used.
@@ -109,10 +119,13 @@ class Client:
         binary: bool = True,
         allow_insecure_token: bool = False,
         threads: int = 1,
+        gate: bool = True,
     ) -> None:
         self._obfuscator = Obfuscator(bundle, threads=threads)
         self.bundle = self._obfuscator.bundle
         self.model = model or self.bundle.name
+        self.keeps = gate and self.bundle.gate is not None
+        self.fingerprint: FingerprintMatch | None = None
         self._path = f"/v2/models/{quote(self.model, safe='')}"
         self._input_name = input_name
         self._binary = binary
@@ -145,24 +158,42 @@ class Client:
     def classify_batch(self, sources: Iterable[PictureSource], *, batch_size: int = 16) -> list[Answer]:
         """Classifies pictures, several in one request.
 
+        Pictures that stay at home are answered here; of a group in which all do, no request is made.
+
         Args:
             sources: whatever `load_picture` takes.
-            batch_size: pictures in one request.
+            batch_size: pictures in one group; those of a group that have to be sent go in one request.
 
         Returns:
             One answer per picture, in order.
 
         Raises:
             PictureError: a picture cannot be used.
-            BundleError: the obfuscator failed, or did not hide the picture.
+            BundleError: the obfuscator failed, did not hide the picture, or gave no usable answer of its own.
             EndpointError: one of its kinds; see `sfumato.errors`.
         """
         answers: list[Answer] = []
         for group in _groups(sources, batch_size):
             start = time.perf_counter()
-            obfuscated = self._obfuscator.obfuscate_batch(group)
-            answers += self._send(obfuscated, obfuscate_ms=(time.perf_counter() - start) * 1000 / len(group))
+            decisions = self._obfuscator.decide_batch(group, gate=self.keeps)
+            obfuscate_ms = (time.perf_counter() - start) * 1000 / len(group)
+            travelling = [decision.obfuscated for decision in decisions if decision.obfuscated is not None]
+            answered = iter(self._send(travelling, obfuscate_ms=obfuscate_ms) if travelling else ())
+            answers += [self._own(decision, obfuscate_ms) or next(answered) for decision in decisions]
         return answers
+
+    def classify_at_home(self, source: PictureSource) -> Answer | None:
+        """The device's own answer if it is final; None if the picture has to be sent. Sends nothing.
+
+        Raises:
+            PictureError: the picture cannot be used.
+            BundleError: as in `classify_batch`.
+        """
+        if not self.keeps:
+            return None
+        start = time.perf_counter()
+        (decision,) = self._obfuscator.decide_batch([source])
+        return self._own(decision, (time.perf_counter() - start) * 1000)
 
     def check(self) -> EndpointStatus:
         """Asks whether the endpoint is ready, and for the right classifier. Sends nothing of any picture.
@@ -180,6 +211,11 @@ class Client:
         return EndpointStatus(
             ready=True, model=self.model, platform=plan.metadata.platform, fingerprint=plan.fingerprint
         )
+
+    def _own(self, decision: Decision, obfuscate_ms: float) -> Answer | None:
+        if decision.obfuscated is not None or decision.probabilities is None:
+            return None
+        return own_answer(decision.probabilities, self.bundle.labels, obfuscate_ms=obfuscate_ms)
 
     def _send(self, pictures: Sequence[ObfuscatedPicture], *, obfuscate_ms: float) -> list[Answer]:
         """The only way out of the device."""
@@ -223,6 +259,7 @@ class Client:
         fingerprint: FingerprintMatch = "unknown"
         if isinstance(served, str):
             fingerprint = "match" if served == self.bundle.classifier_fingerprint else "differs"
+        self.fingerprint = fingerprint
         return _Plan(
             input_name=_pick_input(metadata, size, self._input_name),
             output_name=_pick_output(metadata, len(self.bundle.labels)),

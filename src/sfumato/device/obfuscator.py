@@ -1,4 +1,7 @@
-"""The obfuscator as it runs on the device: picture in, obfuscated picture out, or an error; never the picture."""
+"""The obfuscator as it runs on the device: picture in, obfuscated picture out, or an error; never the picture.
+
+With a gate in the bundle, the same run gives the device's own answer, and a picture whose answer is final stays.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfumato.bundle import OBFUSCATOR_ONNX, Bundle, Preprocessing
+from sfumato.device.gating import has_to_be_sent, softmax
 from sfumato.device.picture import PictureSource, load_picture, prepare
 from sfumato.errors import BundleError, PictureError
 
@@ -52,6 +56,24 @@ class ObfuscatedPicture:
         return Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0))
 
 
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What the device makes of one picture: its own answer, and what has to be sent, if anything.
+
+    Attributes:
+        probabilities: the device's own, of every class in the order of the labels, each in [0, 1]; they sum to 1.
+            None if the bundle has no gate, and then `obfuscated` is there.
+        obfuscated: what has to be sent; None if the device's answer is final, so that it cannot be sent by mistake.
+    """
+
+    probabilities: tuple[float, ...] | None
+    obfuscated: ObfuscatedPicture | None
+
+    def __post_init__(self) -> None:
+        if self.probabilities is None and self.obfuscated is None:
+            raise ValueError("a picture that stays at home needs the device's own answer")
+
+
 class Obfuscator:
     """Runs a bundle's obfuscator on the CPU.
 
@@ -60,7 +82,8 @@ class Obfuscator:
         threads: threads for one picture; one is best for an obfuscator of this size.
 
     Raises:
-        BundleError: the bundle is missing, damaged or of another kind, or its ONNX file is not an obfuscator.
+        BundleError: the bundle is missing, damaged or of another kind, or its ONNX file is not an obfuscator, or lacks
+            the answer that its gate needs.
     """
 
     def __init__(self, bundle: Bundle | str | os.PathLike[str], *, threads: int = 1) -> None:
@@ -75,7 +98,7 @@ class Obfuscator:
         return self.obfuscate_batch([source])[0]
 
     def obfuscate_batch(self, sources: Iterable[PictureSource]) -> list[ObfuscatedPicture]:
-        """Obfuscates pictures together.
+        """Obfuscates pictures together, those too that a gate would keep at home.
 
         Args:
             sources: whatever `load_picture` takes; an empty batch gives an empty list.
@@ -84,13 +107,43 @@ class Obfuscator:
             PictureError: one of them cannot be used.
             BundleError: the obfuscator failed or did not hide the picture; nothing is returned then.
         """
-        pictures = [prepare(load_picture(source), self.bundle.preprocessing) for source in sources]
-        if not pictures:
+        pictures = self._prepared(sources)
+        if not len(pictures):
             return []
-        return [ObfuscatedPicture(tensor, self.bundle.preprocessing) for tensor in self(np.stack(pictures))]
+        return [ObfuscatedPicture(tensor, self.bundle.preprocessing) for tensor in self(pictures)]
+
+    def decide_batch(self, sources: Iterable[PictureSource], *, gate: bool = True) -> list[Decision]:
+        """Decides for each picture whether it has to be sent, in one run for all.
+
+        Args:
+            sources: whatever `load_picture` takes; an empty batch gives an empty list.
+            gate: whether the device's answer may be final; if not, or if the bundle has no gate, everything has to
+                be sent.
+
+        Returns:
+            One decision per picture, in order.
+
+        Raises:
+            PictureError: one of them cannot be used.
+            BundleError: the obfuscator failed, did not hide a picture (one that would stay included), or gave no
+                usable answer of its own; nothing is returned then.
+        """
+        pictures = self._prepared(sources)
+        if not len(pictures):
+            return []
+        obfuscated, own = self._run(pictures)
+        packed = [ObfuscatedPicture(tensor, self.bundle.preprocessing) for tensor in obfuscated]
+        if own is None or self.bundle.gate is None:
+            return [Decision(None, picture) for picture in packed]
+        probabilities = softmax(own)
+        sent = has_to_be_sent(probabilities, self.bundle.gate) | (not gate)
+        return [
+            Decision(tuple(row), picture if sends else None)
+            for row, picture, sends in zip(probabilities.tolist(), packed, sent.tolist(), strict=True)
+        ]
 
     def __call__(self, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Obfuscates prepared pictures.
+        """Obfuscates prepared pictures, those too that a gate would keep at home.
 
         Args:
             pictures: (N, 3, H, W) float32 in [0, 1], of the bundle's size.
@@ -100,8 +153,16 @@ class Obfuscator:
 
         Raises:
             PictureError: the array is not as described.
-            BundleError: the output is not finite, of another shape, or (nearly) equal to the input.
+            BundleError: an output is not finite or of another shape, or what would be sent (nearly) equals the input.
         """
+        return self._run(pictures)[0]
+
+    def _prepared(self, sources: Iterable[PictureSource]) -> NDArray[np.float32]:
+        pictures = [prepare(load_picture(source), self.bundle.preprocessing) for source in sources]
+        return np.stack(pictures) if pictures else np.empty((0, *self._shape), np.float32)
+
+    def _run(self, pictures: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """What travels, and with a gate the device's own logits (N, classes); both checked."""
         self._check_input(pictures)
         try:
             outputs = self._session.run(None, {self._input_name: np.ascontiguousarray(pictures)})
@@ -110,7 +171,11 @@ class Obfuscator:
         obfuscated: NDArray[np.float32] = outputs[0]
         self._check_output(pictures, obfuscated)
         obfuscated.flags.writeable = False
-        return obfuscated
+        if self.bundle.gate is None:
+            return obfuscated, None
+        own: NDArray[np.float32] = outputs[1]
+        self._check_own_answer(own, len(pictures))
+        return obfuscated, own
 
     def _check_input(self, pictures: NDArray[np.float32]) -> None:
         if pictures.dtype != np.float32 or pictures.ndim != 4 or pictures.shape[1:] != self._shape:
@@ -134,6 +199,19 @@ class Obfuscator:
             if (distance <= SAME_WITHIN).any():
                 raise BundleError(f"the obfuscator of {source} returned the picture itself; nothing was sent")
 
+    def _check_own_answer(self, own: NDArray[np.float32], count: int) -> None:
+        """A gate that cannot be trusted decides nothing."""
+        wanted = (count, len(self.bundle.labels))
+        if own.shape != wanted or own.dtype != np.float32:
+            raise BundleError(
+                f"the device's own answer from {self.bundle.path} is {own.shape} of {own.dtype}, expected {wanted} of "
+                "float32; nothing was sent"
+            )
+        if not np.isfinite(own).all():
+            raise BundleError(
+                f"the device's own answer from {self.bundle.path} holds NaN or infinite values; nothing was sent"
+            )
+
 
 def _open(bundle: Bundle, threads: int) -> Any:
     import onnxruntime as ort  # a quarter of a second, which `import sfumato.device` need not pay
@@ -151,17 +229,28 @@ def _open(bundle: Bundle, threads: int) -> Any:
         raise BundleError(f"{file} cannot be run: {' '.join(str(error).split())[:200]}") from error
     inputs, outputs = session.get_inputs(), session.get_outputs()
     size = (3, bundle.preprocessing.height, bundle.preprocessing.width)
-    if len(inputs) != 1 or len(outputs) != 1 or not all(_is_batch_of(node, size) for node in (*inputs, *outputs)):
-        found = [(node.name, node.type, node.shape) for node in (*inputs, *outputs)]
+    found = [(node.name, node.type, node.shape) for node in (*inputs, *outputs)]
+    if len(inputs) != 1 or not outputs or not all(_is_batch_of(node, size) for node in (inputs[0], outputs[0])):
         raise BundleError(
             f"{file} is not an obfuscator: one float input and output (N, *{size}) are expected, got {found}"
         )
+    if bundle.gate is None and len(outputs) != 1:
+        raise BundleError(
+            f"{file} has {len(outputs)} outputs, and the bundle states no gate: one output is expected, got {found}"
+        )
+    if bundle.gate is not None:
+        classes = len(bundle.labels)
+        if not classes or len(outputs) != 2 or not _is_batch_of(outputs[1], (classes,)):
+            raise BundleError(
+                f"{file} does not fit the bundle's gate: a second float output (N, {classes}), one column for each of "
+                f"the bundle's labels, is expected, got {found}"
+            )
     return session
 
 
 def _is_batch_of(node: Any, size: tuple[int, ...]) -> bool:
     """Whether a node is float32 of (any number, *size); sizes that the file leaves open may be anything."""
     shape = node.shape
-    if node.type != "tensor(float)" or len(shape) != 4 or isinstance(shape[0], int):
+    if node.type != "tensor(float)" or len(shape) != len(size) + 1 or isinstance(shape[0], int):
         return False
     return all(not isinstance(got, int) or got == want for got, want in zip(shape[1:], size, strict=True))

@@ -1,0 +1,32 @@
+"""The gate's rule, in one place: logits to probabilities, and whether a picture has to be sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfumato.bundle import Gate
+
+
+def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Probabilities of each row: (N, classes) floating point, finite -> (N, classes) float64 in [0, 1], sums 1."""
+    scores = logits.astype(np.float64)
+    exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
+    probabilities: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+def has_to_be_sent(probabilities: NDArray[np.float64], gate: Gate) -> NDArray[np.bool_]:
+    """Which pictures the device cannot answer by itself.
+
+    Args:
+        probabilities: the device's own: (N, classes) float64 in [0, 1].
+        gate: with the threshold.
+
+    Returns:
+        (N,) bool: the largest probability is below the threshold. At the threshold, a picture stays.
+    """
+    below: NDArray[np.bool_] = probabilities.max(axis=1) < gate.threshold
+    return below
