@@ -26,6 +26,7 @@ from sfumato.panel import Caption, draw_panel
 
 START_TIMEOUT_S = 60.0
 PANEL_COLUMNS = 12
+_JOINT = "restored by the deobfuscator it was trained against (a later attacker may restore more)"
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,8 @@ def _save_panel(out: Path, bundle: Bundle, prepared: Sequence[npt.NDArray[np.flo
     ]
     if DEOBFUSCATOR_ONNX in bundle.files:
         restored = [_as_pixels(picture) for picture in OnnxFunction(bundle.file(DEOBFUSCATOR_ONNX))(travels)]
-        title = "restored by the deobfuscator it was trained against (a later attacker may restore more)"
+        coded = bundle.recipe.get("kind") == "sketch"
+        title = "restored: the mean of the training pictures with the same code" if coded else _JOINT
         sheet.append((title, _unless(stays, "nothing\nto restore", restored)))
     notes = {"device": "on the device", "cloud": "in the cloud"} if bundle.gate is not None else {}
     captions = [

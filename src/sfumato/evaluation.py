@@ -70,7 +70,8 @@ def evaluate_obfuscator(obfuscator: Bundle, classifier: Bundle, images: ImageSet
 
     Returns:
         "accuracy_plain", "accuracy_obfuscated" in [0, 1]; "joint_deobfuscator_mse", "..._psnr_db", "..._ssim"
-        as the measures define them (pictures in [0, 1]) if the bundle has a deobfuscator; "test_pictures". If it has a
+        as the measures define them (pictures in [0, 1]) if the bundle has a deobfuscator ("codeword_means_mse", ... for
+        that of a sketch, which was not trained jointly); "test_pictures". If it has a
         gate, also "accuracy_device" (the device's own answer, over all pictures), "offload_rate" (the share of these
         pictures that had to be sent) and "accuracy_gated" (the device's answer where the picture stayed, the
         classifier's on the obfuscated one where it was sent), all in [0, 1]. Only "accuracy_gated" knows of the gate:
@@ -118,12 +119,13 @@ def evaluate_obfuscator(obfuscator: Bundle, classifier: Bundle, images: ImageSet
         figures["offload_rate"] = sent / len(images)
         figures["accuracy_gated"] = gated / len(images)
     if restore is not None:
+        who = "codeword_means" if obfuscator.recipe.get("kind") == "sketch" else "joint_deobfuscator"
         error = float(torch.cat(errors).double().mean())
-        figures["joint_deobfuscator_mse"] = error
-        figures["joint_deobfuscator_psnr_db"] = psnr_db(error)
+        figures[f"{who}_mse"] = error
+        figures[f"{who}_psnr_db"] = psnr_db(error)
         similarity = float(torch.cat(similarities).double().mean())
         if not math.isnan(similarity):  # it has no meaning for pictures smaller than its window
-            figures["joint_deobfuscator_ssim"] = similarity
+            figures[f"{who}_ssim"] = similarity
     return figures
 
 

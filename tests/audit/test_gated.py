@@ -8,6 +8,7 @@ from sfumato.audit.gated import gate_figures, gated_plain
 from sfumato.audit.references import class_means
 from sfumato.audit.scene import Scene
 from sfumato.audit.target import OwnAnswers
+from sfumato.bundle import Gate
 from sfumato.measures import per_picture
 
 CLASSES = 4
@@ -18,9 +19,13 @@ def brightness_logits(x):
     return torch.cat([(6 + 60 * (x.mean(dim=(1, 2, 3)) - 0.5))[:, None], torch.zeros(len(x), CLASSES - 1)], dim=1)
 
 
+def gate(threshold: float) -> Gate:
+    return Gate(threshold, offload_rate=0.15, pictures=100)
+
+
 def gated(module, threshold: float, **facts) -> Scene:
     plain = scene(module, test=400, **facts)
-    return Scene(replace(plain.target, gate=OwnAnswers(brightness_logits, threshold)), plain.train, plain.test)
+    return Scene(replace(plain.target, gate=OwnAnswers(brightness_logits, gate(threshold))), plain.train, plain.test)
 
 
 def figures(given: Scene, *, restored=None, answers=None):
@@ -83,9 +88,9 @@ def test_all_or_nothing(threshold, rate):
 
 
 def test_pictures_as_likely_as_the_threshold_stay():
-    gate = OwnAnswers(lambda x: x, 0.5)
-    assert gate.sends(torch.tensor([[0.0, 0.0], [0.0, 0.1], [50.0, 0.0]])).tolist() == [False, False, False]
-    assert OwnAnswers(lambda x: x, 0.51).sends(torch.tensor([[0.0, 0.0], [0.0, 0.1]])).tolist() == [True, False]
+    own = OwnAnswers(lambda x: x, gate(0.5))
+    assert own.sends(torch.tensor([[0.0, 0.0], [0.0, 0.1], [50.0, 0.0]])).tolist() == [False, False, False]
+    assert OwnAnswers(lambda x: x, gate(0.51)).sends(torch.tensor([[0.0, 0.0], [0.0, 0.1]])).tolist() == [True, False]
     assert target(Swap()).gate is None and len(pictures(3)) == 3
 
 

@@ -392,7 +392,7 @@ def test_a_sketch_sends_codes_alone_and_knows_when_to_send(sketched, trained):
 
 def test_a_sketch_can_be_audited_with_gradients_and_its_gate(sketched):
     target = load_target(str(sketched.path), size=(32, 32))
-    assert target.gate is not None and target.gate.threshold == Bundle.load(sketched.path).gate.threshold
+    assert target.gate is not None and target.gate.gate == Bundle.load(sketched.path).gate
     assert target.module is not None and target.module.code_bits == 3
     assert target.gate.logits(torch.rand(5, 3, 32, 32)).shape == (5, 4)
 

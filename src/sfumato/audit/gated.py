@@ -59,7 +59,7 @@ def gate_figures(
     sent = gate.sends(own)
     progress(1, 4)
     found: dict[str, Any] = {
-        "threshold": gate.threshold,
+        "threshold": gate.gate.threshold,
         "offload_rate": float(sent.float().mean()),
         "sent_pictures": int(sent.sum()),
         "accuracy_device": float((own.argmax(dim=1) == test.labels).float().mean()),

@@ -128,7 +128,7 @@ def _gate(bundle: Bundle) -> OwnAnswers | None:
     if bundle.gate is None:
         return None
     run = OnnxFunction(bundle.file(OBFUSCATOR_ONNX), threads=torch.get_num_threads())
-    return OwnAnswers(lambda pictures: torch.from_numpy(run.all(pictures.numpy())[1]), bundle.gate.threshold)
+    return OwnAnswers(lambda pictures: torch.from_numpy(run.all(pictures.numpy())[1]), bundle.gate)
 
 
 def _without_gradients(module: nn.Module) -> Travels:

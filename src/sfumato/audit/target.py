@@ -9,6 +9,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from sfumato.bundle import Gate
+from sfumato.device.gating import has_to_be_sent, softmax
+
 Travels = Callable[[Tensor], Tensor]
 """Pictures (N, 3, H, W) float32 in [0, 1] -> what travels, (N, C, H', W') float32."""
 
@@ -44,15 +47,15 @@ class OwnAnswers:
 
     Attributes:
         logits: pictures (N, 3, H, W) float32 in [0, 1] -> calibrated logits (N, classes) float32; no gradients.
-        threshold: a picture is sent if its likeliest class has less than this probability.
+        gate: with the threshold.
     """
 
     logits: Travels
-    threshold: float
+    gate: Gate
 
     def sends(self, logits: Tensor) -> Tensor:
         """Logits (N, classes) -> which pictures are sent, (N,) bool."""
-        return logits.softmax(dim=1).amax(dim=1) < self.threshold
+        return torch.from_numpy(has_to_be_sent(softmax(logits.numpy()), self.gate))
 
 
 @dataclass(frozen=True)
