@@ -61,12 +61,7 @@ class Sketcher(nn.Module):
         width: columns of the pictures.
         classes: that the device's own head tells apart.
         bits: of the code.
-
-    Attributes:
-        size_multiple: picture sides must be multiples of this (8).
     """
-
-    size_multiple = 8
 
     def __init__(self, height: int = 32, width: int = 32, *, classes: int = 10, bits: int = 8) -> None:
         super().__init__()
