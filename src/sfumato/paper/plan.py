@@ -106,14 +106,11 @@ class Plan:
         raise RecipeError(f"the plan {self.size!r} has no item {name!r}")
 
 
-_LAMBDAS = ("0.0", "0.1", "1.0", "3.0", "10.0")
-
-
-def _sweep(recipe: str, classifier: str, batch: int, *overrides: str) -> tuple[Item, ...]:
+def _sweep(recipe: str, classifier: str, lambdas: tuple[str, ...], batch: int, *overrides: str) -> tuple[Item, ...]:
     """One run for each lambda, and one at lambda 1 with another batch size."""
     runs = [
         Item(f"lambda-{value}", recipe, (*overrides, f"privacy_weight={value}"), classifier=classifier)
-        for value in _LAMBDAS
+        for value in lambdas
     ]
     other = (*overrides, "privacy_weight=1.0", f"training.batch_size={batch}")
     return (*runs, Item(f"batch-{batch}", recipe, other, classifier=classifier))
@@ -144,7 +141,7 @@ CPU = Plan(
         Item("vgg7-obfuscator", _SHORT, _THREE, classifier="vgg7"),
     ),
     local=Item("local", _LOCAL, teacher="resnet20-1"),
-    sweep=_sweep(_SHORT, "resnet20-1", 256, "data.train_pictures=10000", "training.epochs=3"),
+    sweep=_sweep(_SHORT, "resnet20-1", ("0.0", "1.0", "10.0"), 256, "data.train_pictures=10000", "training.epochs=3"),
     later=Later(pictures=3_000, test_pictures=2_000),
     budget="quick",
 )
@@ -169,7 +166,9 @@ PAPER = Plan(
         for name, _, paper, _ in _NETS
     ),
     local=Item("local", _LOCAL, ("training.epochs=100",), teacher="resnet18-1"),
-    sweep=_sweep(_LONG, "resnet18-1", 512, "training.epochs=30", "training.step_epochs=10"),
+    sweep=_sweep(
+        _LONG, "resnet18-1", ("0.0", "0.1", "1.0", "3.0", "10.0"), 512, "training.epochs=30", "training.step_epochs=10"
+    ),
     later=Later(pictures=64_000, test_pictures=10_000),
 )
 
