@@ -94,11 +94,12 @@ def evaluate_obfuscator(obfuscator: Bundle, classifier: Bundle, images: ImageSet
     similarities: list[Tensor] = []
     for pictures, labels in _batches(images, obfuscator.preprocessing, "obfuscated"):
         plain += int((answers(classifier.preprocessing.normalize(pictures)).argmax(axis=1) == labels).sum())
-        travels, *own = obfuscate.all(pictures)
+        outputs = obfuscate.all(pictures)
+        travels = outputs[0]
         right = answers(travels).argmax(axis=1) == labels
         hidden += int(right.sum())
         if obfuscator.gate is not None:
-            probabilities = _own_probabilities(own, (len(labels), len(obfuscator.labels)), obfuscator)
+            probabilities = softmax(device_logits(outputs, obfuscator))
             right_at_home = probabilities.argmax(axis=1) == labels
             sends = has_to_be_sent(probabilities, obfuscator.gate)
             at_home += int(right_at_home.sum())
@@ -129,13 +130,27 @@ def evaluate_obfuscator(obfuscator: Bundle, classifier: Bundle, images: ImageSet
     return figures
 
 
-def _own_probabilities(own: list[Array], shape: tuple[int, int], obfuscator: Bundle) -> npt.NDArray[np.float64]:
+def device_logits(outputs: list[Array], obfuscator: Bundle) -> Array:
+    """The device's own answer among the outputs of a gated obfuscator's graph.
+
+    Args:
+        outputs: what travels (N, 3, H, W) float32, and what else the graph gives.
+        obfuscator: the bundle, with a gate.
+
+    Returns:
+        Logits (N, classes) float32, finite.
+
+    Raises:
+        BundleError: there is no such answer.
+    """
+    travels, *own = outputs
+    shape = (len(travels), len(obfuscator.labels))
     if len(own) != 1 or own[0].shape != shape or not np.isfinite(own[0]).all():
         raise BundleError(
             f"{obfuscator.path} has a gate, and so needs a second output of finite logits {shape}; "
             f"got {[part.shape for part in own] or 'none'}"
         )
-    return softmax(own[0])
+    return own[0]
 
 
 def _batches(

@@ -240,3 +240,10 @@ def test_a_codes_certificate_claims_no_more_than_that():
     found = certify_code(10)
     assert (found.rate_bits, found.top1_bounds[10], found.top1_bounds[10_000]) == (10.0, 1.0, 1024 / 10_000)
     assert found.dfil is None and found.mse_bound_any is None and found.mse_bound_unbiased is None
+
+
+def test_with_a_gate_that_nothing_travels_is_one_value_more():
+    found = certify_code(3, gated=True)
+    assert found.top1_bounds[1000] == 9 / 1000 and found.rate_bits == pytest.approx(math.log2(9))
+    assert any("not sent" in words for words in found.assumptions)
+    assert not any("not sent" in words for words in certify_code(3).assumptions)

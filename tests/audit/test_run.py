@@ -10,6 +10,8 @@ from scenes import SIDE, TINY, Noise, Swap, pictures, scene
 from sfumato.audit.budget import BUDGETS, Trial
 from sfumato.audit.knowledge import Threat
 from sfumato.audit.run import audit
+from sfumato.audit.target import OwnAnswers
+from sfumato.bundle import Gate
 from sfumato.errors import AuditError, Interrupted
 
 BOX = Threat.WHITE_BOX
@@ -112,3 +114,42 @@ def test_budgets_try_every_threat_model_and_their_keys_differ(name):
     assert {trial.threat for trial in budget.trials} == set(Threat)
     keys = [trial.key for trial in (*budget.trials, *budget.views)]
     assert len(keys) == len(set(keys))
+
+
+class Lied(torch.nn.Module):
+    """Says that a bit travels, and sends the picture."""
+
+    code_bits = 1
+
+    def forward(self, x):
+        return 1 - x
+
+
+class Bit(torch.nn.Module):
+    code_bits = 1
+
+    def forward(self, x):
+        return (x.mean(dim=(1, 2, 3), keepdim=True) > 0.5).float().expand_as(x)
+
+
+def test_a_code_is_certified_if_no_more_travels_than_it_says(tmp_path):
+    budget = dataclasses.replace(TINY, trials=(Trial("least squares", BOX), Trial("codeword means", BOX)))
+    found = audit(scene(Bit()), budget, tmp_path / "bit")
+    assert found["certificate"]["rate_bits"] == 1 and found["certificate"]["top1_bounds"]["100"] == 0.02
+    assert by_key(found)["codeword_means-white-box-seed0"]["status"] == "done"
+    assert "at most 1.0 bits" in found["verdict"]["sentences"][2]
+    lied = audit(scene(Lied()), budget, tmp_path / "lied")
+    assert lied["certificate"] is None and "60 different things travelled" in lied["certificate_note"]
+
+
+def test_a_gates_figures_stand_in_the_audit_and_its_page(tmp_path):
+    plain = scene(Swap(), test=120)
+    own = OwnAnswers(lambda x: torch.cat([40 * (x.mean(dim=(1, 2, 3)) - 0.4)[:, None], torch.zeros(len(x), 3)], dim=1),
+                     Gate(0.98, 0.5, 10))  # fmt: skip
+    plain.target = dataclasses.replace(plain.target, gate=own)
+    budget = dataclasses.replace(TINY, trials=(Trial("least squares", BOX),))
+    found = audit(plain, budget, tmp_path / "audit")
+    assert 0 < found["gate"]["offload_rate"] < 1 and found["gate"]["accuracy_gated"] is None
+    assert 0 < found["gate"]["excess_leakage_mean"] < found["gate"]["excess_leakage_sent"]
+    assert "With its gate" in found["verdict"]["sentences"][1]
+    assert "With its gate" in (tmp_path / "audit" / "audit.html").read_text()

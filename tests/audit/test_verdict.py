@@ -4,7 +4,7 @@ import pytest
 
 from fakes import fake_audit, trial
 from sfumato.audit.knowledge import Threat
-from sfumato.audit.verdict import LEAKS_ABOVE, WHO, decide, find_doubts, mixed_accuracy, percent
+from sfumato.audit.verdict import LEAKS_ABOVE, WHO, best_mixture, decide, find_doubts, mixed_accuracy, percent
 
 CLAIMS = re.compile(r"\b(private|privacy|secure|security|safe|safely|encrypt\w*|anonym\w*)\b", re.IGNORECASE)
 
@@ -140,9 +140,21 @@ def test_a_gate_before_the_plain_picture_is_an_alternative_too():
     audit["utility"] |= {"accuracy_obfuscated": 0.91, "accuracy_local": 0.89}
     row = {"offload_rate": 0.15, "excess_leakage": 0.16, "accuracy": 0.912}
     audit["utility"]["gated_plain"] = [row]
-    assert "least sure of leaks no more and gives 91.2 %, so a user is better off" in decide(audit).sentences[1]
+    assert "least sure of leaks as much and gives 91.3 %, so a user is better off" in decide(audit).sentences[1]
     audit["utility"]["gated_plain"] = [row | {"excess_leakage": 0.9}]
-    assert "more than the" in decide(audit).sentences[1], "it leaks more than the obfuscator"
+    assert "more than the" in decide(audit).sentences[1], "up to there the curve lies lower"
+
+
+def test_between_its_points_the_curve_of_a_gate_is_followed():
+    utility = {"accuracy_local": 0.89, "accuracy_plain": 0.91, "gated_plain": [
+        {"offload_rate": 0.1, "excess_leakage": 0.1, "accuracy": 0.9},
+        {"offload_rate": 0.3, "excess_leakage": 0.3, "accuracy": 0.92},
+    ]}  # fmt: skip
+    assert best_mixture(0.05, utility)[0] == pytest.approx(0.895)
+    assert best_mixture(0.2, utility)[0] == pytest.approx(0.91)
+    assert best_mixture(0.65, utility)[0] == pytest.approx(0.915)
+    assert best_mixture(1.0, utility)[0] == pytest.approx(0.91)
+    assert best_mixture(0.5, utility | {"gated_plain": []})[0] == pytest.approx(0.9)
 
 
 def test_what_a_gate_changes_is_said():
@@ -151,7 +163,7 @@ def test_what_a_gate_changes_is_said():
         "excess_leakage_mean": 0.021, "threshold": 0.8, "sent_pictures": 1520, "attacker": "least squares",
     }  # fmt: skip
     sentence = decide(fake_audit(gate=gate)).sentences[1]
-    for figure in ("15.2 %", "91.3 %", "90.5 %", "at least 0.12", "0.02 over all"):
+    for figure in ("15.2 %", "91.3 %", "90.5 %", "at least 0.12", "0.02 over all, where"):
         assert figure in sentence
     unmeasured = gate | {"accuracy_gated": None, "excess_leakage_sent": None}
     assert decide(fake_audit(gate=unmeasured)).sentences[1].endswith("15.2 % of the pictures leave the device.")

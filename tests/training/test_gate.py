@@ -2,6 +2,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from sfumato.bundle import Gate
+from sfumato.device.gating import has_to_be_sent, softmax
 from sfumato.training.gate import choose_threshold, fit_temperature
 
 
@@ -31,5 +33,22 @@ def test_answers_that_are_always_right_end_at_the_edge_of_the_range():
 def test_the_threshold_sends_the_share_that_was_asked_for(rate):
     logits = torch.randn(400, 6, generator=torch.Generator().manual_seed(2))
     threshold = choose_threshold(logits, rate)
-    sent = logits.softmax(dim=1).amax(dim=1) < threshold
-    assert int(sent.sum()) == round(400 * rate)
+    assert int(sends(logits, threshold).sum()) == round(400 * rate)
+
+
+def test_answers_that_are_nearly_certain_are_told_apart_as_the_device_does():
+    """A single precision's softmax is 1 for most of these, and its threshold would send nearly all."""
+    margins = 15 + 4 * torch.randn(2_000, generator=torch.Generator().manual_seed(0))
+    logits = torch.stack([margins, torch.zeros(2_000)], dim=1)
+    assert float((logits.softmax(dim=1).amax(dim=1) == 1).float().mean()) > 0.2
+    assert sends(logits, choose_threshold(logits, 0.15)).mean() == pytest.approx(0.15)
+
+
+def test_pictures_as_sure_as_the_threshold_stay():
+    logits = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    assert sends(logits, choose_threshold(logits, 0.5)).tolist() == [True, False, False, False]
+
+
+def sends(logits: torch.Tensor, threshold: float):
+    """By the device's own rule."""
+    return has_to_be_sent(softmax(logits.numpy()), Gate(threshold, 0.15, 100))

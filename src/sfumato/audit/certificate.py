@@ -52,7 +52,11 @@ _ASSUMPTIONS = (
     "averages over the pictures examined stand for averages over all pictures of their kind; few make the error bounds "
     "come out a little high",
 )
-_DETERMINISTIC = "what travels is computed from the code alone, as the obfuscator's graph shows"
+_CODED = "what travels depends on the picture through the code alone, as it states; candidates are equally likely"
+_GATED = (
+    "that a picture is not sent counts as one more thing to be seen, and the candidates are all pictures, sent or not: "
+    "who knows that it was sent drops those candidates that would have stayed"
+)
 _ONE_PICTURE = "several pictures of one scene tell more than one of them; each counts its bits anew"
 _UNBIASED = "mse_bound_unbiased holds for attackers without bias alone; learned attackers are biased"
 _GAUSSIAN = "mse_bound_any holds if pictures are Gaussian with the covariance of those given; real ones may fall below"
@@ -147,27 +151,30 @@ def certify(
     )
 
 
-def certify_code(bits: int) -> Certificate:
+def certify_code(bits: int, *, gated: bool = False) -> Certificate:
     """Bounds what any attacker can learn where what travels is made from a code of so many bits alone.
 
     Among N candidates, all equally likely, nobody picks the original more often than in `2^bits / N` of cases, however
-    well he knows the obfuscator: each of the `2^bits` things that may travel points to one candidate at best.
+    well he knows the obfuscator: each of the `2^bits` things that may travel points to one candidate at best. With a
+    gate, that nothing travels is one thing more that he may see: `(2^bits + 1) / N` over all pictures, sent or not.
 
     Args:
         bits: of the code, at least 1.
+        gated: whether some pictures are not sent at all.
 
     Source: the hit rate of the best guess is the sum over what may travel of the most probable candidate's joint
     probability, each at most 1 / N; Cover and Thomas 2006, section 2.10, has the bound in bits.
     """
+    values = 2.0**bits + gated
     return Certificate(
         dfil=None,
         mse_bound_unbiased=None,
         mse_bound_any=None,
-        rate_bits=float(bits),
-        top1_bounds={n: min(1.0, 2.0**bits / n) for n in CANDIDATES},
+        rate_bits=math.log2(values),
+        top1_bounds={n: min(1.0, values / n) for n in CANDIDATES},
         pictures=0,
         jacobians=0,
-        assumptions=(_DETERMINISTIC, _ONE_PICTURE),
+        assumptions=(_CODED, *([_GATED] if gated else []), _ONE_PICTURE),
     )
 
 

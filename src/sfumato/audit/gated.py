@@ -42,7 +42,8 @@ def gate_figures(
     Args:
         scene: its target has a gate.
         best: the audit's best trial.
-        restored: (K, 3, H, W) uint8, what the best attacker made of the first K test pictures.
+        restored: (K, 3, H, W) uint8, what the best attacker made of the first K test pictures; it counts if it
+            restored all of them.
         class_mean_errors: (N,) float32, each test picture's distance from the mean of its class.
         answers: what travels -> logits of the classifier; None leaves accuracies out.
         progress: is told (done, total).
@@ -78,12 +79,15 @@ def gate_figures(
             right[sent] = (cloud == test.labels[sent]).float()
         found["accuracy_gated"] = float(right.mean())
     progress(2, 4)
-    count = len(restored)
-    if int(sent[:count].sum()) < _LEAST_SENT:
+    if int(sent.sum()) < _LEAST_SENT:
         return found
-    errors, _ = per_picture(restored[sent[:count]].float() / 255, test.images[:count][sent[:count]])
-    attempts = {str(best["attacker"]): float(errors.double().mean())} | _attacks_on_sent(scene, sent)
+    attempts = _attacks_on_sent(scene, sent)
+    if len(restored) == len(test):  # else its error is over other pictures, and cannot be compared
+        errors, _ = per_picture(restored[sent].float() / 255, test.images[sent])
+        attempts[str(best["attacker"])] = float(errors.double().mean())
     progress(4, 4)
+    if not attempts:
+        return found
     name = min(attempts, key=lambda name: attempts[name])
     label_only = float(class_mean_errors[sent].double().mean())
     over_all = (attempts[name] * float(sent.sum()) + float(class_mean_errors[~sent].double().sum())) / len(test)

@@ -17,6 +17,7 @@ from sfumato.audit.target import OwnAnswers, Target, Travels
 from sfumato.baselines.bundles import KIND, load_module, refit
 from sfumato.bundle import OBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS, Bundle, file_sha256
 from sfumato.errors import AuditError, BundleError
+from sfumato.evaluation import device_logits
 from sfumato.export import TOLERANCE
 from sfumato.nets import Normalize, Obfuscator, Sketcher, SketchTravels
 from sfumato.onnxfile import OnnxFunction
@@ -128,7 +129,12 @@ def _gate(bundle: Bundle) -> OwnAnswers | None:
     if bundle.gate is None:
         return None
     run = OnnxFunction(bundle.file(OBFUSCATOR_ONNX), threads=torch.get_num_threads())
-    return OwnAnswers(lambda pictures: torch.from_numpy(run.all(pictures.numpy())[1]), bundle.gate)
+
+    def own(pictures: Tensor) -> Tensor:
+        return torch.from_numpy(device_logits(run.all(pictures.numpy()), bundle))
+
+    own(torch.rand(_PROBES, 3, bundle.preprocessing.height, bundle.preprocessing.width))  # fails now, not in an hour
+    return OwnAnswers(own, bundle.gate)
 
 
 def _without_gradients(module: nn.Module) -> Travels:

@@ -35,6 +35,7 @@ from sfumato.bundle import CLASSIFIER_ONNX, Bundle, write_json
 from sfumato.errors import AuditError, Interrupted
 from sfumato.evaluation import classify
 from sfumato.measures import SSIM_WINDOW
+from sfumato.nets.codewords import distinct
 from sfumato.onnxfile import OnnxFunction
 from sfumato.provenance import provenance
 
@@ -123,7 +124,8 @@ def record(bundle: Bundle, found: dict[str, Any]) -> None:
     Raises:
         BundleError: the disk refuses.
     """
-    keys = ("verdict", "budget", "best", "utility", "class_mean_mse", "identification", "attributes", "provenance")
+    keys = ["verdict", "budget", "best", "utility", "gate", "class_mean_mse", "identification", "attributes"]
+    keys += ["certificate", "provenance"]
     bundle.figures["audit"] = {key: found[key] for key in keys}
     bundle.save()
 
@@ -185,6 +187,7 @@ class _Run:
                 "height": scene.target.height,
                 "width": scene.target.width,
                 "stochastic": scene.target.stochastic,
+                "fingerprint": scene.target.fingerprint,
                 "gradients": scene.target.module is not None,
                 "shadow": scene.shadow.name if scene.shadow else None,
             },
@@ -322,8 +325,12 @@ class _Run:
     def _certificate(self) -> tuple[dict[str, Any] | None, str]:
         target = self.scene.target
         if isinstance(target.module, Coded):
-            found = certify_code(target.module.code_bits)
-            return found.as_json(), "It holds whoever attacks, for each picture that is sent."
+            bits = target.module.code_bits
+            seen = self.scene.observed(Threat.WHITE_BOX, len(self.scene.test))
+            if (values := distinct(seen)) > 2**bits:
+                return None, f"a code of {bits} bits is stated, but {values:,} different things travelled"
+            found = certify_code(bits, gated=target.gate is not None)
+            return found.as_json(), "It holds whoever attacks, for one picture; each further one tells as much again."
         if not target.stochastic:
             return None, "without noise nothing bounds what an attacker may restore"
         if not isinstance(target.module, Noisy):
@@ -372,5 +379,5 @@ class _Run:
             for name, role, key, leakage in ends
             if utility[f"accuracy_{key}"] is not None
         ]
-        known = {point["role"] for point in points} | {own["name"]}
+        known = {point["role"] for point in points} | {own["name"], f"{own['name']}, gated"}
         return points + [point for point in self.beside.points if not {point["role"], point["name"]} & known]

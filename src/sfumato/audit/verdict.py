@@ -14,6 +14,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from sfumato.audit.knowledge import Threat
 from sfumato.measures import RESTORED_BELOW
 
@@ -146,6 +148,28 @@ def mixed_accuracy(excess_leakage: float, *, local: float, plain: float) -> floa
     return local + min(excess_leakage, 1.0) * (plain - local)
 
 
+def best_mixture(excess_leakage: float, utility: dict[str, Any]) -> tuple[float, str]:
+    """What anybody gets without an obfuscator at a leakage, from a classifier on the device and plain pictures.
+
+    Args:
+        excess_leakage: over all pictures, in [0, 1].
+        utility: of an `audit.json`, with `accuracy_local`.
+
+    Returns:
+        The accuracy of the better of both mixtures, and what it does, in words: pictures are sent at random, or those
+        that the device is least sure of.
+    """
+    local, plain = utility["accuracy_local"], utility["accuracy_plain"]
+    mixed = mixed_accuracy(excess_leakage, local=local, plain=plain)
+    rows = sorted(utility.get("gated_plain") or [], key=lambda row: float(row["excess_leakage"]))
+    ends = [(0.0, local), *((row["excess_leakage"], row["accuracy"]) for row in rows), (1.0, plain)]
+    gated = float(np.interp(excess_leakage, [end[0] for end in ends], [end[1] for end in ends]))
+    if gated > mixed:
+        return gated, "sending as they are some pictures that the device is least sure of"
+    share = percent(min(excess_leakage, 1.0))
+    return mixed, f"sending {share} of the pictures as they are and answering the others on the device"
+
+
 def percent(share: float | None) -> str:
     """0.726 -> "72.6 %"; small shares keep two digits; a dash for None."""
     value = _number(share)
@@ -245,14 +269,9 @@ def _what_it_is_worth(audit: dict[str, Any]) -> str:
     excess = _number((audit.get("best") or {}).get("excess_leakage"))
     if excess is None:
         return f"{beside}."
-    mixed = mixed_accuracy(excess, local=local, plain=plain)
-    mixing = f"sending {percent(min(excess, 1.0))} of the pictures as they are and answering the others on the device"
-    for row in utility.get("gated_plain") or []:
-        if row["excess_leakage"] <= excess and row["accuracy"] > mixed:
-            mixed, share = row["accuracy"], percent(row["offload_rate"])
-            mixing = f"sending as they are the {share} of the pictures that the device is least sure of"
+    mixed, mixing = best_mixture(excess, utility)
     if accuracy < mixed + WORTH_ABOVE:
-        return f"{beside}: {mixing} leaks no more and gives {percent(mixed)}, so a user is better off without it."
+        return f"{beside}: {mixing} leaks as much and gives {percent(mixed)}, so a user is better off without it."
     return f"{beside}: more than the {percent(mixed)} of {mixing}, which leaks as much as was found here."
 
 
@@ -267,6 +286,10 @@ def _what_the_gate_changes(audit: dict[str, Any]) -> list[str]:
     if gate["excess_leakage_sent"] is not None:
         leakage = [decimals(gate[f"excess_leakage_{over}"], 2) for over in ("sent", "mean")]
         sentence += f"; the excess leakage is at least {leakage[0]} over those sent and {leakage[1]} over all"
+        utility = audit.get("utility") or {}
+        if gate["accuracy_gated"] is not None and utility.get("accuracy_local") is not None:
+            mixed, mixing = best_mixture(gate["excess_leakage_mean"], utility)
+            sentence += f", where {mixing} gives {percent(mixed)}"
     return [sentence + "."]
 
 

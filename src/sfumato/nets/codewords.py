@@ -74,10 +74,10 @@ def codeword_means(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[CodewordMean
     counts: list[int] = []
     squares = 0.0
     for pictures, observed in pairs:
-        keys = (observed.flatten(1) * _DIGITS).round().int().numpy()
+        keys = _keys(observed)
         squares += float(pictures.double().square().sum())
         for picture, travelled, key in zip(pictures, observed, keys, strict=True):
-            place = places.setdefault(key.tobytes(), len(words))
+            place = places.setdefault(key, len(words))
             if place == len(words):
                 if place == MOST_WORDS:
                     raise AuditError(f"what travels takes more than {MOST_WORDS} different values: it is no code")
@@ -91,6 +91,16 @@ def codeword_means(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[CodewordMean
     known, totals = torch.tensor(counts), torch.stack(sums)
     means = _shrunk(totals, known, squares)
     return CodewordMeans(torch.stack(words), means.float().clamp(0, 1)), known
+
+
+def distinct(observed: Tensor) -> int:
+    """How many different things travelled, up to the last bits: (N, C, H', W') float32 -> at most N."""
+    return len(set(_keys(observed)))
+
+
+def _keys(observed: Tensor) -> list[bytes]:
+    rounded = (observed.flatten(1) * _DIGITS).round().int().numpy()
+    return [row.tobytes() for row in rounded]
 
 
 def _shrunk(totals: Tensor, counts: Tensor, squares: float) -> Tensor:

@@ -44,9 +44,11 @@ def known_audit(lab: Lab, item: Item) -> dict[str, Any] | None:
             continue
         if not {"best", "budget", "utility", "class_mean_mse", "verdict", "provenance"} <= found.keys():
             raise AuditError(f"{place} is no complete audit; move it away, then it is made again")
-        fingerprint = lab.bundle(item).files[OBFUSCATOR_ONNX]
-        if about is not None and about["obfuscator"][1] != fingerprint:
-            raise AuditError(f"{folder} holds the audit of another obfuscator; move it away, then it is made again")
+        bundle = lab.bundle(item)
+        stated = about["obfuscator"][1] if about is not None else found.get("target", {}).get("fingerprint")
+        own = (bundle.figures.get("audit") or {}).get("best")
+        if stated != bundle.files[OBFUSCATOR_ONNX] if stated else found["best"] != own:
+            raise AuditError(f"{place} is the audit of another obfuscator; move it away, then it is made again")
         return found
     return None
 

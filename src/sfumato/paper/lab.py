@@ -88,8 +88,8 @@ class Lab:
             BundleError: its bundle is damaged, or for another classifier.
             TrainingError: its checkpoint is damaged.
         """
-        if (self.path(item) / MANIFEST).is_file():
-            self.bundle(item)
+        # Without provenance it was interrupted between its networks and their figures.
+        if (self.path(item) / MANIFEST).is_file() and self.bundle(item).provenance:
             return State("done")
         checkpoint = self.run(item).checkpoint
         if not checkpoint.exists():

@@ -46,8 +46,8 @@ def measure_pair(lab: Lab, item: Item, folder: Path, what: str) -> dict[str, Any
         what: the networks are, for people.
 
     Returns:
-        `accuracy_obfuscated`, `joint_mse`, `class_mean_mse`, `test_pictures`, `attackers` (name and error of each),
-        and the best one's `later_mse` and `later_attacker`.
+        `accuracy_obfuscated`, `accuracy_plain`, `joint_mse`, `class_mean_mse`, `test_pictures`, `attackers` (name and
+        error of each), and the best one's `later_mse` and `later_attacker`.
 
     Raises:
         BundleError: weights that are missing or do not fit.
@@ -121,17 +121,22 @@ class _Pair:
     @torch.no_grad()
     def figures(self, train: ImageSet, test: ImageSet, tell: Callable[[int, int], None]) -> dict[str, Any]:
         """Accuracy on obfuscated pictures, the joint deobfuscator's error, and the class mean's beside it."""
-        hits, errors = 0, []
+        hits = plain = 0
+        errors = []
         for start in range(0, len(test), _BATCH):
             tell(start, len(test))
             originals = test.images[start : start + _BATCH]
             obfuscated = self.obfuscator(originals.to(self.device).float() / 255)
             answers = self.classifier(self.normalize(obfuscated)).argmax(dim=1).cpu()
-            hits += int((answers == test.labels[start : start + _BATCH]).sum())
+            labels = test.labels[start : start + _BATCH]
+            hits += int((answers == labels).sum())
+            untouched = self.classifier(self.normalize(originals.to(self.device).float() / 255))
+            plain += int((untouched.argmax(dim=1).cpu() == labels).sum())
             mse, _ = per_picture(self.deobfuscator(obfuscated).clamp(0, 1).cpu(), originals)
             errors.append(mse)
         return {
             "accuracy_obfuscated": hits / len(test),
+            "accuracy_plain": plain / len(test),
             "joint_mse": float(torch.cat(errors).double().mean()),
             "class_mean_mse": class_mean_reference(train, test).mse,
             "test_pictures": len(test),

@@ -56,11 +56,14 @@ def command(target: str, size: str) -> str:
 
 
 def leakage(audit: dict[str, Any] | None) -> str:
-    """Excess leakage with who found it: "0.19 (residual decoder, cloud; 10,000 pictures)"."""
-    if audit is None:
-        return "no attacker came to an end"
-    who = f"{audit['attacker']}, {audit['threat']}; {count(audit['test_pictures'])} pictures"
-    return f"{ratio(audit['excess_leakage'])} ({who})"
+    """Excess leakage with who found it: "0.19 (residual decoder, cloud; budget quick, 10,000 pictures)"."""
+    return "no attacker came to an end" if audit is None else f"{ratio(audit['excess_leakage'])} ({found_by(audit)})"
+
+
+def found_by(audit: dict[str, Any]) -> str:
+    """Who found it, and how hard the audit tried."""
+    pictures = count(audit["test_pictures"])
+    return f"{audit['attacker']}, {audit['threat']}; budget {audit['budget']}, {pictures} pictures"
 
 
 def trained(facts: dict[str, Any]) -> str:

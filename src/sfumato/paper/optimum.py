@@ -93,6 +93,5 @@ def over_lambda(lab: Lab) -> dict[str, Any]:
     return {
         "rows": rows,
         "classifier": lab.plan.classifiers[0].name,
-        "accuracy_plain": lab.figures(lab.plan.classifiers[0])["accuracy_plain"],
         "decoder_pictures": lab.plan.later.pictures,
     }

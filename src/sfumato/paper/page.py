@@ -34,8 +34,8 @@ A row that is not there says which command makes it. An overhead "in its order" 
 does; "ours" computes the same function with fewer.
 """
 _TRUTH = (
-    "**The paper measures one attacker, the deobfuscator that is trained jointly with the obfuscator. Attackers who "
-    "come later restore more.**"
+    "**The paper measures one attacker, the deobfuscator that is trained jointly with the obfuscator; what counts is "
+    "whether attackers who come later restore more.**"
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sfumato.bundle import (
 )
 from sfumato.classifiers import FrozenClassifier
 from sfumato.data import ImageSet
+from sfumato.errors import AuditError
 from sfumato.export import export_onnx, renew, save_weights
 from sfumato.nets import Normalize, Sketcher, SketchGraph, SketchTravels
 from sfumato.nets.codewords import codeword_means
@@ -116,7 +118,8 @@ def write_sketch_bundle(
 ) -> Bundle:
     """Writes the bundle of an obfuscator that draws a code, with its gate.
 
-    The deobfuscator beside it restores the mean training picture of each code, as anybody can who has the obfuscator.
+    The deobfuscator beside it restores the mean training picture of each code, as anybody can who has the obfuscator;
+    where there are too many codes for a table, it is left out.
 
     Args:
         folder: is created, or replaced.
@@ -140,10 +143,11 @@ def write_sketch_bundle(
     travels = SketchTravels(sketcher, normalize).eval()
     with torch.no_grad():
         parts = (part.float() / 255 for part in torch.split(known.images, _BATCH))
-        restores, counts = codeword_means((part, travels(part)) for part in parts)
-        restores = restores.largest(counts, _RESTORED_WORDS).half_size()
         obfuscated = travels(pictures.cpu())
-    export_onnx(restores, folder / DEOBFUSCATOR_ONNX, obfuscated, input_name="obfuscated", output_name="restored")
+        with suppress(AuditError):
+            restores, counts = codeword_means((part, travels(part)) for part in parts)
+            small, names = restores.largest(counts, _RESTORED_WORDS).half_size(), ("obfuscated", "restored")
+            export_onnx(small, folder / DEOBFUSCATOR_ONNX, obfuscated, input_name=names[0], output_name=names[1])
     gate = Gate(threshold=threshold, offload_rate=offload_rate, pictures=len(held_out))
     return _saved(folder, classifier, recipe, gate)
 
