@@ -119,7 +119,7 @@ def _sweep(recipe: str, classifier: str, lambdas: tuple[str, ...], batch: int, *
 _RESNET20, _VGG7 = "recipes/cifar10-resnet20.toml", "recipes/cifar10-vgg7.toml"
 _SHORT, _LONG = "recipes/cifar10-resnet20-obfuscator.toml", "recipes/cifar10-resnet20-obfuscator-paper.toml"
 _LOCAL = "recipes/cifar10-local.toml"
-_FIVE, _THREE = ((f"training.epochs={n}", "snapshots_every=1") for n in (5, 3))
+_FIVE, _TWO = ((f"training.epochs={n}", "snapshots_every=1") for n in (5, 2))
 
 CPU = Plan(
     size="cpu",
@@ -138,7 +138,7 @@ CPU = Plan(
             audit="results/audits/cifar10-resnet20-obfuscator.json",
         ),
         Item("resnet20-2-obfuscator", _SHORT, _FIVE, classifier="resnet20-2"),
-        Item("vgg7-obfuscator", _SHORT, _THREE, classifier="vgg7"),
+        Item("vgg7-obfuscator", _SHORT, _TWO, classifier="vgg7"),
     ),
     local=Item("local", _LOCAL, teacher="resnet20-1"),
     sweep=_sweep(_SHORT, "resnet20-1", ("0.0", "1.0", "10.0"), 256, "data.train_pictures=10000", "training.epochs=3"),
