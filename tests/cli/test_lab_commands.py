@@ -17,6 +17,7 @@ from sfumato import shipped
 from sfumato.bundle import Bundle
 
 ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def sfumato(*arguments: object, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -110,22 +111,42 @@ def test_help_names_every_command():
         assert f" {name} " in said
 
 
-def test_the_shipped_pair_belongs_together_and_its_figures_are_in_the_results():
+OBFUSCATORS = {
+    "cifar10-resnet20-sketch": shipped.obfuscator_bundle,
+    "cifar10-resnet20-obfuscator": shipped.papers_obfuscator_bundle,
+}
+
+
+@pytest.mark.parametrize("name", OBFUSCATORS)
+def test_a_shipped_obfuscator_is_for_the_shipped_classifier_and_its_figures_are_in_the_results(name: str):
     classifier = Bundle.load(shipped.classifier_bundle(), kind="classifier")
-    obfuscator = Bundle.load(shipped.obfuscator_bundle(), kind="obfuscator")
+    obfuscator = Bundle.load(OBFUSCATORS[name](), kind="obfuscator")
     assert obfuscator.classifier_fingerprint == classifier.classifier_fingerprint
-    results = json.loads((ROOT / "results" / "cifar10-resnet20-obfuscator.json").read_text(encoding="utf-8"))
+    results = json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
     assert results["figures"]["test_pictures"] == 10_000
     figures = dict(obfuscator.figures)
     audited = figures.pop("audit")
     assert results["figures"] == pytest.approx(figures, rel=1e-4)
-    audit = json.loads((ROOT / "results" / "audits" / "cifar10-resnet20-obfuscator.json").read_text(encoding="utf-8"))
-    assert audited == {name: audit[name] for name in audited}
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in ("accuracy_plain", "accuracy_obfuscated"):
-        assert f"{100 * results['figures'][name]:.2f} %" in readme
+    audit = json.loads((ROOT / "results" / "audits" / f"{name}.json").read_text(encoding="utf-8"))
+    assert audited == {key: audit[key] for key in audited}
+    for key in ("accuracy_plain", "accuracy_obfuscated"):
+        assert f"{100 * results['figures'][key]:.2f} %" in README
+
+
+def test_the_readme_has_the_verdict_on_the_default_obfuscator_whatever_it_says():
+    audit = json.loads((ROOT / "results" / "audits" / "cifar10-resnet20-sketch.json").read_text(encoding="utf-8"))
     for sentence in audit["verdict"]["sentences"]:
-        assert sentence in readme, "the audit's verdict stands in the README, whatever it says"
+        assert sentence in README
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "results" / "audits").glob("*.json")), ids=lambda file: file.stem)
+def test_every_audit_has_its_row_in_the_readme(file: Path):
+    audit = json.loads(file.read_text(encoding="utf-8"))
+    name, best = audit["target"]["name"], audit["best"]
+    (row,) = (line for line in README.splitlines() if line.replace("**", "").startswith(f"| {name} |"))
+    accuracy, leakage = audit["utility"]["accuracy_obfuscated"], best["excess_leakage"]
+    shown = [f"{100 * accuracy:.1f} %", f"{leakage:.2f}", f"{best['mse']:.4f}", f"{best['attacker']}, {best['threat']}"]
+    assert [cell.strip() for cell in row.split("|")[2:-1]] == shown
 
 
 def test_a_decompression_bomb_costs_one_line(tmp_path: Path):

@@ -21,7 +21,7 @@ from sfumato.errors import BundleError, RecipeError, TrainingError
 from sfumato.evaluation import evaluate_classifier, evaluate_obfuscator
 from sfumato.nets.precision import cpu_has_bfloat16
 from sfumato.paper.plan import Item, Plan
-from sfumato.shipped import classifier_bundle, obfuscator_bundle
+from sfumato.shipped import classifier_bundle, papers_obfuscator_bundle
 from sfumato.training import ClassifierRecipe, ObfuscatorRecipe, Run, load_recipe, train
 
 Bars = Callable[[], AbstractContextManager[Progress]]
@@ -74,7 +74,7 @@ class Lab:
     def path(self, item: Item) -> Path:
         """Where an item's bundle lies, or will."""
         if item.shipped is not None:
-            return classifier_bundle() if item.shipped == "classifier" else obfuscator_bundle()
+            return classifier_bundle() if item.shipped == "classifier" else papers_obfuscator_bundle()
         return self.run(item).bundle
 
     def run(self, item: Item) -> Run:

@@ -1,4 +1,4 @@
-"""What comes with sfumato: a classifier, an obfuscator for it, and a few real pictures to try them on."""
+"""What comes with sfumato: a classifier, two obfuscators for it, and a few real pictures to try them on."""
 
 from __future__ import annotations
 
@@ -38,7 +38,12 @@ def classifier_bundle() -> Path:
 
 
 def obfuscator_bundle() -> Path:
-    """The bundle of the obfuscator for the shipped classifier."""
+    """The bundle of the default obfuscator for the shipped classifier: a code of a few bits, with a gate."""
+    return _existing(_HERE / "cifar10-resnet20-sketch")
+
+
+def papers_obfuscator_bundle() -> Path:
+    """The bundle of the paper's obfuscator for the same classifier, to compare with."""
     return _existing(_HERE / "cifar10-resnet20-obfuscator")
 
 
