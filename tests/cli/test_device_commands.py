@@ -235,7 +235,7 @@ def test_classify_tells_who_answered(server: dict[str, Any], mixed: Path, gated_
     assert told["answers"][0]["label"] == "cat"
     assert told["fingerprint"] == "match"
     table = sfumato(*arguments, SFUMATO_TOKEN=TOKEN).stdout
-    assert "answered by" in table
+    assert " by " in table and " device " in table
     assert table.splitlines()[-1] == "2 of 4 answered on the device; 2 sent, obfuscated"
     always = sfumato(*arguments, "--always-send", SFUMATO_TOKEN=TOKEN).stdout
     assert always.splitlines()[-1] == "0 of 4 answered on the device; 4 sent, obfuscated"

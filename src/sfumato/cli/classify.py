@@ -137,8 +137,8 @@ def _print_table(
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("file", "label", "probability", "answered by", "bytes sent", "obfuscate ms", "round trip ms")
-    table.columns[0].overflow = "fold"
+    table = Table("file", "label", "sure", "by", "bytes sent", "here, ms", "there, ms")
+    table.columns[0].overflow = table.columns[1].overflow = "fold"
     for column in (table.columns[2], *table.columns[4:]):
         column.justify = "right"
     for source, answer in answers:
