@@ -70,4 +70,4 @@ def test_every_recipe_of_the_plans_is_valid(tmp_path):
         constants.EPOCHS, 30, constants.LEARNING_RATE,
     )  # fmt: skip
     assert first.classifier == str(tmp_path / "vgg19" / "bundle")
-    assert len(seen) == 5 + 5 + 1 + 6 + 3 + 3 + 1 + 6
+    assert len(seen) == 5 + 5 + 1 + 6 + 3 + 3 + 1 + 4
