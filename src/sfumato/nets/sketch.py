@@ -1,11 +1,12 @@
 """An obfuscator that decides on the device and draws only its decision.
 
-What an obfuscated picture may tell is limited before anything is drawn: a trunk looks at the picture, turns it into
-a code of a few bits, and the drawing is made from the code alone. Two pictures with the same code give the same
-drawing, so no attacker, whatever he knows, learns more about a picture than those bits.
+What an obfuscated picture may tell is limited before anything is drawn: a trunk looks at the picture and answers, its
+answer and a few bits more make a code, and the drawing is made from the code alone. Two pictures with the same code
+give the same drawing, so no attacker, whatever he knows, learns more about a picture than those bits.
 
 Source: the discrete bottleneck is that of van den Oord et al. 2017 (VQ-VAE) in its binary form, Theis et al. 2017,
-section 2.1; the trunk's blocks are those of He et al. 2016. Widths and depths are ours.
+section 2.1; the trunk's blocks are those of He et al. 2016. That the answer itself is a part of the code is ours, as
+are widths and depths.
 """
 
 from __future__ import annotations
@@ -19,12 +20,19 @@ from torch.nn import functional as F
 from sfumato.nets.cifar import BasicBlock, ResNet
 from sfumato.nets.normalize import Normalize
 
-TRUNK = (2, 2, 1), (32, 64, 84)
+TRUNK = (2, 2, 1), (32, 64, 88)
 """Depths and widths of the stages behind the stem, chosen so that all fits the paper's 324,518 parameters."""
-_HIDDEN = 64
-"""Numbers between the trunk's features and the code."""
-_DRAWN = 4, 48
+_HIDDEN = 48
+"""Numbers between the trunk's features and the bits of the code."""
+_MEANING = 24
+"""Numbers that a code is turned into before anything is drawn, so that many classes do not take many parameters."""
+_DRAWN = 4, 32
 """Side and channels of the first drawn map."""
+
+
+def answer_bits(classes: int) -> int:
+    """How many bits it takes to say one of so many classes, at least 2."""
+    return (classes - 1).bit_length()
 
 
 class _Sign(torch.autograd.Function):
@@ -56,25 +64,41 @@ def sign(x: Tensor) -> Tensor:
 class Sketcher(nn.Module):
     """Picture in, drawing out, and what the device itself believes.
 
+    The code says the device's answer first, so that the classifier in the cloud can answer no worse than the device;
+    the bits that are left are learned.
+
     Args:
         height: rows of the pictures.
         width: columns of the pictures.
-        classes: that the device's own head tells apart.
+        classes: that the device's own head tells apart, at least 2.
         bits: of the code.
+
+    Raises:
+        ValueError: the bits are too few to say the answer.
     """
 
     def __init__(self, height: int = 32, width: int = 32, *, classes: int = 10, bits: int = 8) -> None:
         super().__init__()
+        learned = bits - answer_bits(classes)
+        if learned < 0:
+            raise ValueError(f"{bits} bits cannot say one of {classes} classes; it takes {answer_bits(classes)}")
         depths, widths = TRUNK
         side, channels = _DRAWN
         self.size = height, width
         self.bits = bits
         self.trunk = ResNet(BasicBlock, (0, *depths), (widths[0], *widths), classes)
-        # Signs of a linear map would be half-spaces, in which ten classes are hard to tell apart.
-        self.to_code = nn.Sequential(
-            nn.Linear(widths[-1], _HIDDEN), nn.ReLU(inplace=True), nn.Linear(_HIDDEN, bits), nn.BatchNorm1d(bits)
+        self.to_bits: nn.Module | None = None
+        if learned:
+            # Signs of a linear map would be half-spaces, which are few for what there is to tell.
+            self.to_bits = nn.Sequential(
+                nn.Linear(widths[-1], _HIDDEN), nn.ReLU(inplace=True), nn.Linear(_HIDDEN, learned), nn.BatchNorm1d(learned)
+            )
+        self.from_code = nn.Sequential(
+            nn.Linear(classes + learned, _MEANING),
+            nn.LeakyReLU(inplace=True),
+            nn.Linear(_MEANING, channels * side * side),
+            nn.Unflatten(1, (channels, side, side)),
         )
-        self.from_code = nn.Sequential(nn.Linear(bits, channels * side * side), nn.Unflatten(1, (channels, side, side)))
         self.draw = nn.Sequential(
             nn.Upsample(scale_factor=2),
             nn.Conv2d(channels, channels // 2, 3, padding=1, bias=False),
@@ -93,13 +117,19 @@ class Sketcher(nn.Module):
             images: (N, 3, H, W) float32 in [0, 1].
 
         Returns:
-            Codes (N, bits) float32 of +1 and -1, and logits (N, classes) float32.
+            Codes (N, classes + learned bits) float32, a 1 for the answer among 0 for the other classes and then +1 or
+            -1 for each learned bit; and logits (N, classes) float32. The gradient reaches the learned bits alone.
         """
         features = self.trunk.features((images - 0.5) / 0.25).float()
-        return sign(self.to_code(features)), self.trunk.head(features)
+        logits = self.trunk.head(features)
+        classes = torch.arange(logits.shape[1], device=logits.device)
+        answer = (classes == logits.argmax(dim=1, keepdim=True)).to(features.dtype)
+        if self.to_bits is None:
+            return answer, logits
+        return torch.cat([answer, sign(self.to_bits(features))], dim=1), logits
 
     def drawing(self, code: Tensor) -> Tensor:
-        """Codes (N, bits) float32 of +1 and -1 -> drawings (N, 3, H, W) float32 in [0, 1]."""
+        """Codes, as `look` gives them -> drawings (N, 3, H, W) float32 in [0, 1]."""
         drawn: Tensor = self.draw(self.from_code(code)).float()
         return drawn if drawn.shape[2:] == self.size else F.interpolate(drawn, size=self.size, mode="bilinear")
 

@@ -124,9 +124,11 @@ class SketchRecipe(_Strict):
     Attributes:
         note: what people should know of the result; goes into the bundle.
         classifier: folder of the frozen classifier's bundle, from where the command is run.
-        code_bits: how many bits about a picture may travel at most; what an attacker gets at most, too.
+        code_bits: how many bits about a picture may travel at most; what an attacker gets at most, too. The first of
+            them say the device's answer, 4 for 10 classes.
         teacher_weight: share of the frozen classifier's answers on plain pictures in the loss, beside the labels'.
         temperature: that answers are softened with.
+        drawn_share: share of each training batch that is drawn, which saves time; all of it is looked at.
         offload_rate: the share of pictures that is to be sent; the others are answered on the device.
         held_out_pictures: the last so many training pictures are not trained on, but tell how sure the device's
             answers are and where the gate's threshold lies.
@@ -139,6 +141,7 @@ class SketchRecipe(_Strict):
     code_bits: int = Field(default=8, ge=1, le=64)
     teacher_weight: float = Field(default=0.9, ge=0, le=1)
     temperature: float = Field(default=4.0, gt=0)
+    drawn_share: float = Field(default=0.125, gt=0, le=1)
     offload_rate: float = Field(default=0.15, ge=0, le=1)
     held_out_pictures: int = Field(default=2000, ge=2)
     data: DataRecipe = DataRecipe()

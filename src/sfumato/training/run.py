@@ -314,12 +314,17 @@ def _obfuscation_task(recipe: ObfuscatorRecipe, frozen: FrozenClassifier, images
 def _sketch_task(recipe: SketchRecipe, frozen: FrozenClassifier, images: ImageSet) -> SketchTask:
     _check_fit(frozen, images)
     height, width = images.images.shape[2:]
+    try:
+        sketcher = Sketcher(height, width, classes=len(images.names), bits=recipe.code_bits)
+    except ValueError as error:
+        raise RecipeError(f"code_bits: {error}") from error
     return SketchTask(
-        Sketcher(height, width, classes=len(images.names), bits=recipe.code_bits),
+        sketcher,
         frozen.net,
         _normalize(frozen.preprocessing),
         teacher_weight=recipe.teacher_weight,
         temperature=recipe.temperature,
+        drawn_share=recipe.drawn_share,
     )
 
 

@@ -144,8 +144,10 @@ class ObfuscationTask(nn.Module):
 class SketchTask(nn.Module):
     """Trains an obfuscator that draws its decision, against a frozen classifier and without an adversary.
 
-    Both answers are asked for: the classifier's, which sees the drawing alone, and the device's own, which decides
-    what is sent at all. What may leak is limited by the code's bits, so nothing is trained to beat an attacker.
+    Both answers are asked for: the classifier's, which sees the drawing alone, and the device's own, which is drawn
+    and decides what is sent at all. What may leak is limited by the code's bits, so nothing is trained to beat an
+    attacker. To learn to draw takes far fewer pictures than to learn to look, and costs more for each, so in training
+    only a share of each batch is drawn.
 
     Source: the objective of both answers is that of Hinton et al. 2015, section 2, with the frozen classifier's
     answer on the plain picture as the teacher.
@@ -156,6 +158,7 @@ class SketchTask(nn.Module):
         normalize: from [0, 1] to the classifier's input.
         teacher_weight: in [0, 1]; the labels' loss gets the rest.
         temperature: that answers are softened with, above 0.
+        drawn_share: of each batch in training, in (0, 1]; at least two pictures are drawn. Without training all are.
     """
 
     def __init__(
@@ -166,6 +169,7 @@ class SketchTask(nn.Module):
         *,
         teacher_weight: float,
         temperature: float,
+        drawn_share: float = 1.0,
     ) -> None:
         super().__init__()
         self.sketcher = sketcher
@@ -173,6 +177,7 @@ class SketchTask(nn.Module):
         self.normalize = normalize
         self.teacher_weight = teacher_weight
         self.temperature = temperature
+        self.drawn_share = drawn_share
 
     def train(self, mode: bool = True) -> SketchTask:
         """Sets the mode of the trained network; the frozen classifier stays in evaluation mode."""
@@ -182,14 +187,15 @@ class SketchTask(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor) -> Losses:
         """Images (N, 3, H, W) float in [0, 1], labels (N,) int64 -> losses."""
-        drawings, own = self.sketcher(images)
-        logits = self.classifier(self.normalize(drawings))
+        code, own = self.sketcher.look(images)
+        drawn = max(2, round(self.drawn_share * len(images))) if self.training else len(images)
+        logits = self.classifier(self.normalize(self.sketcher.drawing(code[:drawn])))
         with torch.no_grad():
             teacher = self.classifier(self.normalize(images))
         losses = [
             torch.lerp(
-                classification_loss(answer, labels),
-                distillation_loss(answer, teacher, temperature=self.temperature),
+                classification_loss(answer, labels[: len(answer)]),
+                distillation_loss(answer, teacher[: len(answer)], temperature=self.temperature),
                 self.teacher_weight,
             )
             for answer in (logits, own)
@@ -198,7 +204,7 @@ class SketchTask(nn.Module):
             "loss": losses[0] + losses[1],
             "obfuscated": losses[0].detach(),
             "device": losses[1].detach(),
-            "accuracy": _accuracy(logits, labels),
+            "accuracy": _accuracy(logits, labels[:drawn]),
             "accuracy_device": _accuracy(own, labels),
         }
 
