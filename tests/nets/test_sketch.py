@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sfumato.nets import Normalize, Obfuscator, Sketcher, SketchGraph, SketchTravels, cost
-from sfumato.nets.sketch import sign
+from sfumato.nets.sketch import answer_bits, sign
 
 PICTURES = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -20,7 +20,7 @@ def test_bits_are_signs_and_pass_the_gradient_where_the_input_is_small():
     assert x.grad.tolist() == [0, 2, 3, 4, 0]
 
 
-@pytest.mark.parametrize("bits", [1, 8, 16])
+@pytest.mark.parametrize("bits", [4, 8, 16])
 def test_it_fits_the_papers_budget(bits):
     with torch.device("meta"):
         mine, papers = cost(Sketcher(bits=bits)), cost(Obfuscator(order="paper"))
@@ -36,14 +36,31 @@ def test_drawings_have_the_size_of_the_pictures_and_lie_in_the_visible_range(siz
     assert float(drawings.min()) >= 0 and float(drawings.max()) <= 1
 
 
+def test_an_answer_takes_as_many_bits_as_there_are_classes_to_number():
+    assert [answer_bits(classes) for classes in (2, 3, 4, 5, 10, 1000)] == [1, 2, 2, 3, 4, 10]
+    with pytest.raises(ValueError, match="to say one of 10 classes takes 4 bits, got 3"):
+        Sketcher(classes=10, bits=3)
+
+
+@pytest.mark.parametrize("bits", [2, 5])
+def test_a_code_says_the_devices_answer_and_then_the_learned_bits(bits):
+    net = sketcher(bits)
+    with torch.no_grad():
+        code, logits = net.look(PICTURES)
+    assert code.shape == (6, 4 + bits - 2)
+    assert code[:, :4].sum(dim=1).tolist() == [1] * 6 and torch.equal(code.argmax(dim=1), logits.argmax(dim=1))
+    assert set(code[:, 4:].unique().tolist()) <= {-1.0, 1.0}
+
+
 def test_pictures_with_one_code_give_one_drawing_and_no_picture_gives_anything_else():
-    net = sketcher(2)
+    net = sketcher(3)
     with torch.no_grad():
         drawings, _ = net(torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(2)))
-        all_four = net.drawing(torch.tensor([[a, b] for a in (-1.0, 1.0) for b in (-1.0, 1.0)]))
-    distance = (drawings[:, None] - all_four).abs().amax(dim=(2, 3, 4))
+        all_eight = net.drawing(torch.cat([torch.eye(4).repeat(2, 1), torch.tensor([[-1.0]] * 4 + [[1.0]] * 4)], dim=1))
+    distance = (drawings[:, None] - all_eight).abs().amax(dim=(2, 3, 4))
     assert float(distance.min(dim=1).values.max()) < 1e-5
-    assert float((all_four[0] - all_four[3]).abs().max()) > 1e-3, "different codes are different drawings"
+    assert float((all_eight[0] - all_eight[3]).abs().max()) > 1e-3, "different answers are different drawings"
+    assert float((all_eight[0] - all_eight[4]).abs().max()) > 1e-3, "different bits are different drawings"
 
 
 def test_what_travels_depends_on_the_code_alone_also_for_gradients():

@@ -397,6 +397,19 @@ def test_a_sketch_can_be_audited_with_gradients_and_its_gate(sketched):
     assert target.gate.logits(torch.rand(5, 3, 32, 32)).shape == (5, 4)
 
 
+def test_a_code_that_cannot_say_the_answer_is_refused(trained, picture_folder, tmp_path):
+    given = {
+        "kind": "sketch",
+        "name": "x",
+        "classifier": str(trained[0].path),
+        "code_bits": 1,
+        "held_out_pictures": 4,
+        "data": {"source": str(picture_folder)},
+    }
+    with pytest.raises(RecipeError, match="code_bits: to say one of 4 classes takes 2 bits, got 1"):
+        train(parse_recipe(given), tmp_path, accelerator="cpu")
+
+
 def test_more_pictures_cannot_be_held_out_than_there_are(in_memory, tmp_path, trained):
     given = parse_recipe(
         {"kind": "sketch", "name": "x", "classifier": str(trained[0].path), "held_out_pictures": 14, "data": {}}

@@ -228,6 +228,17 @@ def test_only_the_sketcher_learns_and_all_of_it():
     assert all(torch.equal(value, before[name]) for name, value in task.classifier.state_dict().items())
 
 
+def test_a_share_of_each_batch_is_drawn_in_training_and_all_of_it_otherwise(monkeypatch):
+    task, drawn = sketch_task(), []
+    drawing = task.sketcher.drawing
+    monkeypatch.setattr(task.sketcher, "drawing", lambda code: drawn.append(len(code)) or drawing(code))
+    for share in (1.0, 0.75, 0.1):
+        task.drawn_share = share
+        assert {name: value.shape for name, value in task(PICTURES.float(), LABELS).items()}["loss"] == ()
+    task.eval()(PICTURES.float(), LABELS)
+    assert drawn == [4, 3, 2, 4]
+
+
 def test_a_sketchs_panel_shows_pictures_and_drawings():
     task = sketch_task().eval()
     rows = task.panel(PICTURES.float())

@@ -81,7 +81,7 @@ class Sketcher(nn.Module):
         super().__init__()
         learned = bits - answer_bits(classes)
         if learned < 0:
-            raise ValueError(f"{bits} bits cannot say one of {classes} classes; it takes {answer_bits(classes)}")
+            raise ValueError(f"to say one of {classes} classes takes {answer_bits(classes)} bits, got {bits}")
         depths, widths = TRUNK
         side, channels = _DRAWN
         self.size = height, width
