@@ -10,7 +10,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from sfumato.bundle import CLASSIFIER_ONNX, OBFUSCATOR_ONNX, Bundle, Gate, Preprocessing, fingerprint
+from sfumato.bundle import (
+    CLASSIFIER_ONNX,
+    DECODER_ONNX,
+    OBFUSCATOR_ONNX,
+    Bundle,
+    Gate,
+    Preprocessing,
+    fingerprint,
+)
 
 SIZE = 8
 LABELS = ("cat", "dog", "ship", "truck")
@@ -148,6 +156,71 @@ def save_bundles(
     classifier = Bundle(path=folder / "classifier", kind="classifier", **common)
     obfuscator = Bundle(path=folder / "obfuscator", kind="obfuscator", gate=gate, **common)
     classifier.save()
+    obfuscator.save()
+    return obfuscator, classifier
+
+
+def code_of(pictures: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """What a tiny obfuscator's code is: the number of the brightest channel, (N, 3, H, W) to (N, 1)."""
+    return pictures.mean(axis=(2, 3)).argmax(axis=1)[:, None].astype(np.uint8)
+
+
+def draw(code: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What a tiny decoder draws: a grey of a sixteenth for each number, (N, 1) to (N, 3, H, W)."""
+    return np.broadcast_to(code[:, :, None, None] / np.float32(16), (len(code), 3, SIZE, SIZE)).astype(np.float32)
+
+
+def save_split_bundles(folder: Path, code: str = "number", *, threshold: float | None = None) -> tuple[Bundle, Bundle]:
+    """As `save_bundles`, of an obfuscator that draws a code and has a decoder.
+
+    Args:
+        folder: where to.
+        code: "number" works; "wide" (100 bytes), "floats" and "rows" (twice as many) misbehave as they are called.
+        threshold: gives it a gate, with `own_logits` as the device's answers.
+    """
+    obfuscator, classifier = save_bundles(folder, threshold=threshold)
+    node, info = helper.make_node, helper.make_tensor_value_info
+    shown = "code" if code == "number" else "other"
+    nodes = [
+        node("GlobalAveragePool", ["picture"], ["pooled"]),
+        node("Flatten", ["pooled"], ["means"]),
+        node("ArgMax", ["means"], ["number"], axis=1, keepdims=1),
+        node("Cast", ["number"], ["code"], to=TensorProto.UINT8),
+        node("Cast", ["number"], ["grey"], to=TensorProto.FLOAT),
+        node("Div", ["grey", "levels"], ["level"]),
+        node("Unsqueeze", ["level", "sides"], ["square"]),
+        node("Shape", ["picture"], ["size"]),
+        node("Expand", ["square", "size"], ["out"]),
+        node("MatMul", ["means", "gain"], ["own"]),
+        *{
+            "wide": [node("Tile", ["code", "hundred"], ["other"])],
+            "floats": [node("Identity", ["grey"], ["other"])],
+            "rows": [node("Concat", ["code", "code"], ["other"], axis=0)],
+        }.get(code, []),
+    ]
+    constants = {
+        "levels": np.float32(16),
+        "sides": np.array([2, 3]),
+        "gain": np.eye(3, len(LABELS), dtype=np.float32) * OWN_GAIN,
+        **({"hundred": np.array([1, 100])} if code == "wide" else {}),
+    }
+    size = (3, SIZE, SIZE)
+    outputs = [floats("out", "batch", *size)] + ([floats("own", "batch", len(LABELS))] if threshold is not None else [])
+    kind = TensorProto.FLOAT if code == "floats" else TensorProto.UINT8
+    outputs.append(info(shown, kind, ("rows", 100 if code == "wide" else 1)))
+    save_model(obfuscator.path / OBFUSCATOR_ONNX, nodes, constants, [floats("picture", "batch", *size)], outputs)
+    save_model(
+        obfuscator.path / DECODER_ONNX,
+        [
+            node("Cast", ["code"], ["grey"], to=TensorProto.FLOAT),
+            node("Div", ["grey", "levels"], ["level"]),
+            node("Unsqueeze", ["level", "sides"], ["square"]),
+            node("Expand", ["square", "size"], ["out"]),
+        ],
+        {"levels": np.float32(16), "sides": np.array([2, 3]), "size": np.array([1, *size])},
+        [info("code", TensorProto.UINT8, ("batch", 1))],
+        [floats("out", "batch", *size)],
+    )
     obfuscator.save()
     return obfuscator, classifier
 

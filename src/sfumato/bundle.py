@@ -9,7 +9,9 @@ Two kinds exist:
 * ``classifier``: `model.onnx` (what a server serves) and `weights.safetensors`;
 * ``obfuscator``: `obfuscator.onnx` (picture in [0, 1] to classifier input), `obfuscator.safetensors`, and, where one
   was made beside it, a deobfuscator in `deobfuscator.onnx` / `deobfuscator.safetensors`. With a `gate`, the graph of
-  `obfuscator.onnx` has a second output: the device's own answer, calibrated logits (N, classes) float32.
+  `obfuscator.onnx` has a second output, `device_logits`: the device's own answer, calibrated logits (N, classes)
+  float32. With a `decoder.onnx` it has one more, `code`: (N, B) uint8, from which the decoder, which is no secret and
+  runs in the cloud before the classifier, makes the classifier's input.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ CLASSIFIER_ONNX = "model.onnx"
 CLASSIFIER_WEIGHTS = "weights.safetensors"
 OBFUSCATOR_ONNX = "obfuscator.onnx"
 OBFUSCATOR_WEIGHTS = "obfuscator.safetensors"
+DECODER_ONNX = "decoder.onnx"
 DEOBFUSCATOR_ONNX = "deobfuscator.onnx"
 DEOBFUSCATOR_WEIGHTS = "deobfuscator.safetensors"
 
@@ -288,6 +291,11 @@ def fingerprint(onnx_path: Path) -> str:
     of obfuscation.
     """
     return f"sha256:{file_sha256(onnx_path)}"
+
+
+def split_name(name: str) -> str:
+    """What a server calls the model that takes codes and draws them before the classifier of that name."""
+    return f"{name}-split"
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -145,7 +145,7 @@ def device_logits(outputs: list[Array], obfuscator: Bundle) -> Array:
     """
     travels, *own = outputs
     shape = (len(travels), len(obfuscator.labels))
-    if len(own) != 1 or own[0].shape != shape or not np.isfinite(own[0]).all():
+    if not own or own[0].shape != shape or not np.isfinite(own[0]).all():
         raise BundleError(
             f"{obfuscator.path} has a gate, and so needs a second output of finite logits {shape}; "
             f"got {[part.shape for part in own] or 'none'}"

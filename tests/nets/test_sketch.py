@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sfumato.nets import Normalize, Obfuscator, Sketcher, SketchGraph, SketchTravels, cost
+from sfumato.nets import Normalize, Obfuscator, SketchDecoder, Sketcher, SketchGraph, SketchTravels, cost
 from sfumato.nets.sketch import answer_bits, sign
 
 PICTURES = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -76,9 +76,31 @@ def test_the_graph_is_normalised_and_its_answers_are_calibrated():
     net, normalize = sketcher(), Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
     with torch.no_grad():
         drawings, logits = net(PICTURES)
-        travels, own = SketchGraph(net, normalize, temperature=2.0)(PICTURES)
+        travels, own, _ = SketchGraph(net, normalize, temperature=2.0)(PICTURES)
         alone = SketchTravels(net, normalize)
         assert torch.equal(travels, alone(PICTURES)) and alone.code_bits == 5
     mean, std = torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1), torch.tensor([0.2, 0.25, 0.3]).view(3, 1, 1)
     assert torch.allclose(travels, (drawings - mean) / std, atol=1e-6)
     assert torch.allclose(own, logits / 2)
+
+
+def test_codes_are_packed_from_the_left_answer_first():
+    torch.manual_seed(1)
+    net = Sketcher(classes=10, bits=11)
+    code = torch.zeros(2, 17)
+    code[0, 9] = code[1, 3] = 1  # 1001 and 0011
+    code[:, 10:] = torch.tensor([[1.0, -1, -1, 1, 1, -1, 1], [-1.0, -1, -1, 1, -1, -1, -1]])
+    packed = net.pack(code)
+    assert packed.dtype == torch.uint8
+    assert packed.tolist() == [[0b10011001, 0b10100000], [0b00110001, 0b00000000]]
+    assert torch.equal(net.unpack(packed), code)
+    assert net.unpack(torch.tensor([[0b11110000, 0]], dtype=torch.uint8))[0, :10].sum() == 0, "there is no class 15"
+
+
+@pytest.mark.parametrize("bits", [2, 5, 10])
+def test_the_decoder_in_the_cloud_draws_what_the_device_would_have(bits):
+    net, normalize = sketcher(bits), Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    with torch.no_grad():
+        drawn, _, packed = SketchGraph(net, normalize, temperature=1.0)(PICTURES)
+        assert packed.shape == (6, 2 if bits == 10 else 1)
+        assert torch.equal(SketchDecoder(net, normalize)(packed), drawn)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import sfumato
 from sfumato.audit.load import load_target
-from sfumato.bundle import OBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS, Bundle
+from sfumato.bundle import DECODER_ONNX, OBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS, Bundle
 from sfumato.data import load_images
 from sfumato.device import Obfuscator
 from sfumato.errors import BundleError, DataError, Interrupted, RecipeError, TrainingError
@@ -383,9 +383,10 @@ def test_a_sketch_sends_codes_alone_and_knows_when_to_send(sketched, trained):
     assert (bundle.name, bundle.classifier_fingerprint) == (trained[0].name, trained[0].classifier_fingerprint)
     assert bundle.provenance["train_pictures"] == 12, "what the gate was chosen on was not trained on"
     pictures = pixels(40, seed=5).transpose(0, 3, 1, 2).astype(np.float32) / 255
-    travels, own = OnnxFunction(bundle.file(OBFUSCATOR_ONNX)).all(pictures)
-    assert travels.shape == (40, 3, 32, 32) and own.shape == (40, 4)
+    travels, own, code = OnnxFunction(bundle.file(OBFUSCATOR_ONNX)).all(pictures)
+    assert travels.shape == (40, 3, 32, 32) and own.shape == (40, 4) and code.shape == (40, 1)
     assert len({row.round(3).tobytes() for row in travels}) <= 2**3
+    np.testing.assert_allclose(OnnxFunction(bundle.file(DECODER_ONNX))(code), travels, atol=1e-5)
     restored = OnnxFunction(bundle.file("deobfuscator.onnx"))(travels)
     assert restored.shape == pictures.shape and restored.min() >= 0 and restored.max() <= 1
 

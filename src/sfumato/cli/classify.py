@@ -38,6 +38,9 @@ def classify(
     ] = False,
     timeout_s: Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds to wait for an answer.")] = 10.0,
     always_send: AlwaysSendOption = False,
+    split: Annotated[
+        bool, typer.Option("--split", help="Send codes of a few bytes to the model that draws them there.")
+    ] = False,
     top: Annotated[int, typer.Option(min=1, help="How many classes to name for each picture.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
@@ -68,6 +71,7 @@ def classify(
         ca_file=ca_file,
         allow_insecure_token=allow_insecure_token,
         gate=not always_send,
+        split=split,
     )
     with client, warnings.catch_warnings():
         warnings.simplefilter("ignore", FingerprintWarning)  # it is said below, in one line

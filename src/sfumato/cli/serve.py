@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sfumato.bundle import split_name
 from sfumato.cli.app import app
 from sfumato.cli.inputs import read_token
 from sfumato.cli.output import JsonOption, print_json
@@ -18,6 +19,12 @@ def serve(
     model: Annotated[Path, typer.Argument(help="A classifier bundle's folder, or an ONNX file.", show_default=False)],
     name: Annotated[
         str | None, typer.Option(help="What clients call the model. Default: its own name.", show_default=False)
+    ] = None,
+    decoder: Annotated[
+        Path | None,
+        typer.Option(
+            help="An obfuscator bundle whose codes to take, too: as the model NAME-split.", show_default=False
+        ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on. 0.0.0.0 opens it to the network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8080,
@@ -34,7 +41,8 @@ def serve(
     """Serve a classifier over the Open Inference Protocol.
 
     The server knows nothing of obfuscation: it serves any ONNX model, and any client of the protocol can
-    use it. It runs until it is interrupted; requests under way are answered first.
+    use it. It runs until it is interrupted; requests under way are answered first. With --decoder, the same classifier
+    also answers codes of a few bytes, drawn by the obfuscator's decoder, which is no secret.
 
     Example: `sfumato serve bundles/resnet20 --port 8080`, then `curl http://127.0.0.1:8080/v2/health/ready`
     """
@@ -46,18 +54,24 @@ def serve(
         raise ServingError(f"{error.name} is not installed; run: pip install 'sfumato[serve]'") from error
 
     served = cloud.ServedModel(model, name=name, threads=threads)
+    models = [served]
+    if decoder is not None:
+        split = split_name(served.name)
+        models.append(cloud.ServedModel(model, name=split, threads=threads, decoder=decoder))
     token = read_token(token_file)
 
     def announce(url: str) -> None:
         if as_json:
-            print_json({"url": url, "model": served.name, "fingerprint": served.fingerprint})
+            found = {"url": url, "model": served.name, "fingerprint": served.fingerprint}
+            print_json(found if decoder is None else {**found, "split_model": split_name(served.name)})
         else:
             from rich import print as rich_print
 
-            rich_print(f"serving [bold]{served.name}[/bold] at {url}/v2/models/{served.name} (Ctrl+C stops)")
+            for one in models:
+                rich_print(f"serving [bold]{one.name}[/bold] at {url}/v2/models/{one.name} (Ctrl+C stops)")
 
     cloud.serve(
-        [served],
+        models,
         host=host,
         port=port,
         token=token,

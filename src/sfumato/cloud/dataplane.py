@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sfumato.bundle import CLASSIFIER_ONNX, Bundle, fingerprint
+from sfumato.bundle import CLASSIFIER_ONNX, DECODER_ONNX, Bundle, fingerprint
 from sfumato.cloud.batching import Arrays, Batcher
 from sfumato.errors import ServingError, WireError
 from sfumato.wire import InferRequest, InferResponse, ModelMetadata, Tensor, TensorSpec
@@ -45,10 +45,12 @@ class ServedModel:
         max_wait_ms: how long a request that is alone waits for company.
         max_queue: requests that may wait before further ones are refused.
         max_rows: rows that one request may have.
+        decoder: an obfuscator bundle's folder; its decoder then turns what is sent, a code, into the model's input.
 
     Raises:
-        ServingError: the file is missing or no model that can be served, or the name cannot stand in a URL.
-        BundleError: the folder is no classifier bundle, or is damaged.
+        ServingError: the file is missing or no model that can be served, the name cannot stand in a URL, or the decoder
+            was made for another classifier.
+        BundleError: a folder is no bundle of the kind it has to be, or is damaged.
     """
 
     def __init__(
@@ -61,10 +63,12 @@ class ServedModel:
         max_wait_ms: float = 0.0,
         max_queue: int = 256,
         max_rows: int = 1024,
+        decoder: str | os.PathLike[str] | None = None,
     ) -> None:
         bundle = Bundle.load(path, kind="classifier") if Path(path).is_dir() else None
         file = bundle.file(CLASSIFIER_ONNX) if bundle else Path(path)
         self._session = _open(file, threads)
+        self._decoder = None if decoder is None else _open_decoder(decoder, file, self._session, threads)
         parameters = {"fingerprint": fingerprint(file)}
         if bundle and bundle.labels:
             # The protocol's parameters are scalars, so the list travels as JSON in a string.
@@ -73,7 +77,7 @@ class ServedModel:
             name=_checked_name(name or (bundle.name if bundle else file.stem)),
             versions=(VERSION,),
             platform=PLATFORM,
-            inputs=tuple(_spec(node, file) for node in self._session.get_inputs()),
+            inputs=tuple(_spec(node, file) for node in (self._decoder or self._session).get_inputs()),
             outputs=tuple(_spec(node, file) for node in self._session.get_outputs()),
             parameters=parameters,
         )
@@ -147,6 +151,8 @@ class ServedModel:
 
     def _run(self, inputs: Arrays) -> Arrays:
         feed = dict(zip(self._inputs, inputs, strict=True))
+        if self._decoder is not None:
+            feed = {self._session.get_inputs()[0].name: self._decoder.run(None, feed)[0]}
         return tuple(self._session.run(self._output_names, feed))
 
 
@@ -166,6 +172,23 @@ def _open(file: Path, threads: int) -> Any:
     except Exception as error:  # ONNX Runtime's errors have no common base
         reason = " ".join(str(error).split())
         raise ServingError(f"{file} cannot be served: ONNX Runtime says {reason[:200]}") from error
+
+
+def _open_decoder(folder: str | os.PathLike[str], classifier: Path, session: Any, threads: int) -> Any:
+    """The decoder of an obfuscator's bundle, which has to fit the classifier."""
+    bundle = Bundle.load(folder, kind="obfuscator")
+    if DECODER_ONNX not in bundle.files:
+        raise ServingError(f"{bundle.path} has no {DECODER_ONNX}: this obfuscator has no split form; serve without it")
+    if bundle.classifier_fingerprint != fingerprint(classifier):
+        raise ServingError(f"the decoder of {bundle.path} was made for another classifier than {classifier}")
+    file = bundle.file(DECODER_ONNX)
+    decoder = _open(file, threads)
+    made, taken = (_spec(nodes[0], file) for nodes in (decoder.get_outputs(), session.get_inputs()))
+    if len(session.get_inputs()) != 1 or made.datatype != taken.datatype or not _matches(made.shape, taken.shape):
+        raise ServingError(
+            f"{file} makes {made.datatype} {list(made.shape)}, {classifier} takes {taken.datatype} {list(taken.shape)}"
+        )
+    return decoder
 
 
 def _spec(node: Any, file: Path) -> TensorSpec:

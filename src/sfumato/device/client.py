@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from sfumato.bundle import Bundle
+from sfumato.bundle import Bundle, split_name
 from sfumato.device.answers import Answer, own_answer, read_answers
 from sfumato.device.obfuscator import Decision, ObfuscatedPicture, Obfuscator
 from sfumato.device.picture import PictureSource
@@ -81,7 +81,7 @@ class Client:
     Args:
         server_url: the endpoint's address, such as `https://host:port`.
         bundle: an obfuscator bundle, or its folder.
-        model: the model's name at the endpoint; by default the bundle's classifier.
+        model: the model's name at the endpoint; by default the bundle's classifier, or its split form.
         input_name: the model's input, for servers whose metadata lists none (KServe's SDK).
         token: the bearer token, if the endpoint wants one.
         timeout_s: for connecting, and again for the answer of each attempt.
@@ -92,6 +92,8 @@ class Client:
         threads: threads for the obfuscator.
         gate: let the bundle's gate, if it has one, keep pictures at home whose answer on the device is final. If not,
             everything is sent, obfuscated.
+        split: send codes of a few bytes to a model that begins with the bundle's decoder; `sfumato serve --decoder` has
+            one.
 
     Attributes:
         bundle: the obfuscator's.
@@ -120,10 +122,11 @@ class Client:
         allow_insecure_token: bool = False,
         threads: int = 1,
         gate: bool = True,
+        split: bool = False,
     ) -> None:
-        self._obfuscator = Obfuscator(bundle, threads=threads)
+        self._obfuscator = Obfuscator(bundle, threads=threads, split=split)
         self.bundle = self._obfuscator.bundle
-        self.model = model or self.bundle.name
+        self.model = model or (split_name(self.bundle.name) if split else self.bundle.name)
         self.keeps = gate and self.bundle.gate is not None
         self.fingerprint: FingerprintMatch | None = None
         self._path = f"/v2/models/{quote(self.model, safe='')}"
@@ -254,14 +257,18 @@ class Client:
             metadata = decode_metadata(reply.body)
         except WireError as error:
             raise EndpointAnswerInvalid(f"the metadata of {self._transport.server} is malformed: {error}") from None
-        size = (3, self.bundle.preprocessing.height, self.bundle.preprocessing.width)
         served = metadata.parameters.get("fingerprint")
         fingerprint: FingerprintMatch = "unknown"
         if isinstance(served, str):
             fingerprint = "match" if served == self.bundle.classifier_fingerprint else "differs"
         self.fingerprint = fingerprint
         return _Plan(
-            input_name=_pick_input(metadata, size, self._input_name),
+            input_name=_pick_input(
+                metadata,
+                "UINT8" if self._obfuscator.split else "FP32",
+                self._obfuscator.travels_shape,
+                self._input_name,
+            ),
             output_name=_pick_output(metadata, len(self.bundle.labels)),
             metadata=metadata,
             fingerprint=fingerprint,
@@ -285,7 +292,7 @@ def _groups(sources: Iterable[PictureSource], size: int) -> Iterator[list[Pictur
         yield group
 
 
-def _pick_input(metadata: ModelMetadata, size: tuple[int, int, int], fallback: str | None) -> str:
+def _pick_input(metadata: ModelMetadata, datatype: str, size: tuple[int, ...], fallback: str | None) -> str:
     if not metadata.inputs and fallback is not None:
         return fallback
     if len(metadata.inputs) != 1:
@@ -294,8 +301,8 @@ def _pick_input(metadata: ModelMetadata, size: tuple[int, int, int], fallback: s
             "(if it states none, give its name as input_name)"
         )
     spec = metadata.inputs[0]
-    if spec.datatype != "FP32":
-        raise EndpointAnswerInvalid(f"model {metadata.name!r} takes {spec.datatype}; this client sends FP32")
+    if spec.datatype != datatype:
+        raise EndpointAnswerInvalid(f"model {metadata.name!r} takes {spec.datatype}; this client sends {datatype}")
     if not _accepts(spec, size):
         raise EndpointAnswerInvalid(
             f"model {metadata.name!r} takes the shape {list(spec.shape)}; the obfuscator makes {[-1, *size]}"

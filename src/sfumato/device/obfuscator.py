@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.bundle import OBFUSCATOR_ONNX, Bundle, Preprocessing
+from sfumato.bundle import DECODER_ONNX, OBFUSCATOR_ONNX, Bundle, Preprocessing
 from sfumato.device.gating import has_to_be_sent, softmax
 from sfumato.device.picture import PictureSource, load_picture, prepare
 from sfumato.errors import BundleError, PictureError
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # An output this close to the picture everywhere is the picture.
 SAME_WITHIN = 1e-3
+# A code of more bytes could hold a thumbnail.
+MOST_CODE_BYTES = 64
 # A preview is scaled only if its values leave [0, 1] by more than rounding does.
 _RANGE_SLACK = 0.02
 
@@ -32,11 +34,12 @@ class ObfuscatedPicture:
     """What may leave the device. Its representation never shows the values.
 
     Attributes:
-        tensor: the classifier's input: (3, H, W) float32, normalised, read-only.
+        tensor: the classifier's input: (3, H, W) float32, normalised, read-only. In the split form the decoder's: the
+            code, (B,) uint8, read-only.
         preprocessing: the size and normalisation that it was made for.
     """
 
-    tensor: NDArray[np.float32] = field(repr=False)
+    tensor: NDArray[Any] = field(repr=False)
     preprocessing: Preprocessing
 
     def preview(self) -> Image.Image:
@@ -44,8 +47,14 @@ class ObfuscatedPicture:
 
         Mean and deviation are undone. Values that lie in [0, 1] are shown as they are; if they do not, the whole
         picture is scaled so that its smallest is black and its largest is white.
+
+        Raises:
+            PictureError: it is a code, which is no picture.
         """
         from PIL import Image
+
+        if self.tensor.ndim != 3:
+            raise PictureError("a code has no preview; obfuscate without the split form to see what it stands for")
 
         mean = np.asarray(self.preprocessing.mean, np.float32)[:, None, None]
         std = np.asarray(self.preprocessing.std, np.float32)[:, None, None]
@@ -80,18 +89,25 @@ class Obfuscator:
     Args:
         bundle: an obfuscator bundle, or its folder.
         threads: threads for one picture; one is best for an obfuscator of this size.
+        split: give the code instead of what is drawn from it; the bundle's decoder then runs in the cloud.
 
     Raises:
         BundleError: the bundle is missing, damaged or of another kind, or its ONNX file is not an obfuscator, or lacks
-            the answer that its gate needs.
+            the answer that its gate needs, or the code that the split form needs.
     """
 
-    def __init__(self, bundle: Bundle | str | os.PathLike[str], *, threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle | str | os.PathLike[str], *, threads: int = 1, split: bool = False) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle, kind="obfuscator")
+        self.split = split
         self._session = _open(self.bundle, threads)
         self._input_name = self._session.get_inputs()[0].name
+        outputs = self._session.get_outputs()
+        travels = _code_output(self.bundle, outputs) if split else outputs[0]
+        self._outputs = [travels.name] + ([outputs[1].name] if self.bundle.gate is not None else [])
+        self._run_options = _run_options()
         preprocessing = self.bundle.preprocessing
         self._shape = (3, preprocessing.height, preprocessing.width)
+        self.travels_shape = (int(travels.shape[1]),) if split else self._shape
 
     def obfuscate(self, source: PictureSource) -> ObfuscatedPicture:
         """Obfuscates one picture. See `obfuscate_batch`."""
@@ -142,14 +158,14 @@ class Obfuscator:
             for row, picture, sends in zip(probabilities.tolist(), packed, sent.tolist(), strict=True)
         ]
 
-    def __call__(self, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
+    def __call__(self, pictures: NDArray[np.float32]) -> NDArray[Any]:
         """Obfuscates prepared pictures, those too that a gate would keep at home.
 
         Args:
             pictures: (N, 3, H, W) float32 in [0, 1], of the bundle's size.
 
         Returns:
-            The classifier's input: (N, 3, H, W) float32, normalised, read-only.
+            The classifier's input: (N, 3, H, W) float32, normalised, read-only; in the split form codes (N, B) uint8.
 
         Raises:
             PictureError: the array is not as described.
@@ -161,21 +177,23 @@ class Obfuscator:
         pictures = [prepare(load_picture(source), self.bundle.preprocessing) for source in sources]
         return np.stack(pictures) if pictures else np.empty((0, *self._shape), np.float32)
 
-    def _run(self, pictures: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    def _run(self, pictures: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
         """What travels, and with a gate the device's own logits (N, classes); both checked."""
         self._check_input(pictures)
+        given = {self._input_name: np.ascontiguousarray(pictures)}
         try:
-            outputs = self._session.run(None, {self._input_name: np.ascontiguousarray(pictures)})
+            obfuscated, *own = self._session.run(self._outputs, given, self._run_options)
         except Exception as error:  # ONNX Runtime's errors have no common base, and may quote values
             raise BundleError(f"the obfuscator of {self.bundle.path} failed ({type(error).__name__})") from None
-        obfuscated: NDArray[np.float32] = outputs[0]
-        self._check_output(pictures, obfuscated)
+        if self.split:
+            self._check_code(obfuscated, len(pictures))
+        else:
+            self._check_output(pictures, obfuscated)
         obfuscated.flags.writeable = False
-        if self.bundle.gate is None:
+        if not own:
             return obfuscated, None
-        own: NDArray[np.float32] = outputs[1]
-        self._check_own_answer(own, len(pictures))
-        return obfuscated, own
+        self._check_own_answer(own[0], len(pictures))
+        return obfuscated, own[0]
 
     def _check_input(self, pictures: NDArray[np.float32]) -> None:
         if pictures.dtype != np.float32 or pictures.ndim != 4 or pictures.shape[1:] != self._shape:
@@ -198,6 +216,15 @@ class Obfuscator:
             distance = np.abs(obfuscated - plain).max(axis=(1, 2, 3), initial=0.0)
             if (distance <= SAME_WITHIN).any():
                 raise BundleError(f"the obfuscator of {source} returned the picture itself; nothing was sent")
+
+    def _check_code(self, code: NDArray[Any], count: int) -> None:
+        """Fails closed: nothing larger than the code that the bundle states leaves in its place."""
+        wanted = (count, *self.travels_shape)
+        if code.shape != wanted or code.dtype != np.uint8:
+            raise BundleError(
+                f"the obfuscator of {self.bundle.path} made a code {code.shape} of {code.dtype}, expected {wanted} of "
+                "uint8; nothing was sent"
+            )
 
     def _check_own_answer(self, own: NDArray[np.float32], count: int) -> None:
         """A gate that cannot be trusted decides nothing."""
@@ -234,18 +261,43 @@ def _open(bundle: Bundle, threads: int) -> Any:
         raise BundleError(
             f"{file} is not an obfuscator: one float input and output (N, *{size}) are expected, got {found}"
         )
-    if bundle.gate is None and len(outputs) != 1:
+    code = int(DECODER_ONNX in bundle.files)
+    if bundle.gate is None and len(outputs) != 1 + code:
         raise BundleError(
-            f"{file} has {len(outputs)} outputs, and the bundle states no gate: one output is expected, got {found}"
+            f"{file} has {len(outputs)} outputs, and the bundle states no gate: {1 + code} expected, got {found}"
         )
     if bundle.gate is not None:
         classes = len(bundle.labels)
-        if not classes or len(outputs) != 2 or not _is_batch_of(outputs[1], (classes,)):
+        if not classes or len(outputs) != 2 + code or not _is_batch_of(outputs[1], (classes,)):
             raise BundleError(
                 f"{file} does not fit the bundle's gate: a second float output (N, {classes}), one column for each of "
                 f"the bundle's labels, is expected, got {found}"
             )
     return session
+
+
+def _run_options() -> Any:
+    import onnxruntime as ort
+
+    options = ort.RunOptions()
+    options.only_execute_path_to_fetches = True  # what is not sent need not be drawn
+    return options
+
+
+def _code_output(bundle: Bundle, outputs: list[Any]) -> Any:
+    """The output with the code, of a size that the file states."""
+    if DECODER_ONNX not in bundle.files:
+        raise BundleError(
+            f"the bundle {bundle.path} has no {DECODER_ONNX}, so there is no split form of it; send what it draws"
+        )
+    node = outputs[-1]
+    size = node.shape[-1]
+    if node.type != "tensor(uint8)" or len(node.shape) != 2 or not isinstance(size, int) or size > MOST_CODE_BYTES:
+        raise BundleError(
+            f"{bundle.path}: the split form needs a last output of codes (N, B) uint8, B at most {MOST_CODE_BYTES}, "
+            f"got {node.type} {node.shape}"
+        )
+    return node
 
 
 def _is_batch_of(node: Any, size: tuple[int, ...]) -> bool:

@@ -6,7 +6,7 @@ from sfumato.nets.normalize import Normalize
 from sfumato.nets.obfuscator import Deobfuscator, Obfuscator
 from sfumato.nets.precision import autocast
 from sfumato.nets.reversal import reverse_gradient
-from sfumato.nets.sketch import Sketcher, SketchGraph, SketchTravels
+from sfumato.nets.sketch import SketchDecoder, Sketcher, SketchGraph, SketchTravels
 
 __all__ = [
     "CLASSIFIERS",
@@ -14,6 +14,7 @@ __all__ = [
     "Deobfuscator",
     "Normalize",
     "Obfuscator",
+    "SketchDecoder",
     "SketchGraph",
     "SketchTravels",
     "Sketcher",

@@ -85,13 +85,17 @@ class Sketcher(nn.Module):
         depths, widths = TRUNK
         side, channels = _DRAWN
         self.size = height, width
+        self.classes = classes
         self.bits = bits
         self.trunk = ResNet(BasicBlock, (0, *depths), (widths[0], *widths), classes)
         self.to_bits: nn.Module | None = None
         if learned:
             # Signs of a linear map would be half-spaces, which are few for what there is to tell.
             self.to_bits = nn.Sequential(
-                nn.Linear(widths[-1], _HIDDEN), nn.ReLU(inplace=True), nn.Linear(_HIDDEN, learned), nn.BatchNorm1d(learned)
+                nn.Linear(widths[-1], _HIDDEN),
+                nn.ReLU(inplace=True),
+                nn.Linear(_HIDDEN, learned),
+                nn.BatchNorm1d(learned),
             )
         self.from_code = nn.Sequential(
             nn.Linear(classes + learned, _MEANING),
@@ -128,6 +132,30 @@ class Sketcher(nn.Module):
             return answer, logits
         return torch.cat([answer, sign(self.to_bits(features))], dim=1), logits
 
+    def pack(self, code: Tensor) -> Tensor:
+        """Codes, as `look` gives them -> (N, B) uint8: the bits from the left, zeros after them.
+
+        The first bits number the answer's class, the highest first; the others are 1 for +1 and 0 for -1.
+        """
+        answer = code[:, : self.classes].argmax(dim=1, keepdim=True) // self._places() % 2
+        bits = torch.cat([answer.to(code.dtype), (code[:, self.classes :] > 0).to(code.dtype)], dim=1)
+        whole = F.pad(bits, (0, -self.bits % 8)).reshape(-1, (self.bits + 7) // 8, 8)
+        weights = torch.tensor([128.0, 64, 32, 16, 8, 4, 2, 1], device=code.device)
+        packed: Tensor = (whole * weights).sum(dim=2).to(torch.uint8)
+        return packed
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """The inverse of `pack`. A class number that no class has gives a code without an answer."""
+        shifts = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], device=packed.device)
+        bits = (packed.to(torch.int64).unsqueeze(2) // shifts % 2).flatten(1)
+        places = self._places()
+        number = (bits[:, : len(places)] * places.to(packed.device)).sum(dim=1, keepdim=True)
+        answer = torch.arange(self.classes, device=packed.device) == number
+        return torch.cat([answer.float(), bits[:, len(places) : self.bits].float() * 2 - 1], dim=1)
+
+    def _places(self) -> Tensor:
+        return torch.tensor([2**place for place in reversed(range(answer_bits(self.classes)))])
+
     def drawing(self, code: Tensor) -> Tensor:
         """Codes, as `look` gives them -> drawings (N, 3, H, W) float32 in [0, 1]."""
         drawn: Tensor = self.draw(self.from_code(code)).float()
@@ -147,7 +175,9 @@ class Sketcher(nn.Module):
 
 
 class SketchGraph(nn.Module):
-    """A sketcher as the device runs it: what travels, and the device's own answer, calibrated.
+    """A sketcher as the device runs it: what travels, the device's own answer, calibrated, and the code.
+
+    What travels is the drawing, or in the split form the code, from which `SketchDecoder` draws the same.
 
     Args:
         sketcher: trained.
@@ -161,10 +191,37 @@ class SketchGraph(nn.Module):
         self.normalize = normalize
         self.temperature = temperature
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 3, H, W) float32 in [0, 1] -> classifier's input (N, 3, H, W) and logits (N, classes), float32."""
-        drawings, logits = self.sketcher(images)
-        return self.normalize(drawings), logits / self.temperature
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Looks once, for all that the device may need.
+
+        Args:
+            images: (N, 3, H, W) float32 in [0, 1].
+
+        Returns:
+            The classifier's input (N, 3, H, W) float32, logits (N, classes) float32, packed codes (N, B) uint8.
+        """
+        code, logits = self.sketcher.look(images)
+        drawn = self.normalize(self.sketcher.drawing(code))
+        return drawn, logits / self.temperature, self.sketcher.pack(code)
+
+
+class SketchDecoder(nn.Module):
+    """The cloud's half of a sketcher, which is no secret: draws what the classifier in the cloud looks at.
+
+    Args:
+        sketcher: trained.
+        normalize: from pictures in [0, 1] to the classifier's input.
+    """
+
+    def __init__(self, sketcher: Sketcher, normalize: Normalize) -> None:
+        super().__init__()
+        self.sketcher = sketcher
+        self.normalize = normalize
+
+    def forward(self, packed: Tensor) -> Tensor:
+        """Packed codes (N, B) uint8 -> the classifier's input (N, 3, H, W) float32."""
+        out: Tensor = self.normalize(self.sketcher.drawing(self.sketcher.unpack(packed)))
+        return out
 
 
 class SketchTravels(nn.Module):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sfumato.bundle import (
     CLASSIFIER_ONNX,
     CLASSIFIER_WEIGHTS,
+    DECODER_ONNX,
     DEOBFUSCATOR_ONNX,
     DEOBFUSCATOR_WEIGHTS,
     OBFUSCATOR_ONNX,
@@ -25,7 +26,7 @@ from sfumato.classifiers import FrozenClassifier
 from sfumato.data import ImageSet
 from sfumato.errors import AuditError
 from sfumato.export import export_onnx, renew, save_weights
-from sfumato.nets import Normalize, Sketcher, SketchGraph, SketchTravels
+from sfumato.nets import Normalize, SketchDecoder, Sketcher, SketchGraph, SketchTravels
 from sfumato.nets.codewords import codeword_means
 from sfumato.training.gate import choose_threshold, fit_temperature
 from sfumato.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
@@ -116,7 +117,7 @@ def write_sketch_bundle(
     held_out: ImageSet,
     offload_rate: float,
 ) -> Bundle:
-    """Writes the bundle of an obfuscator that draws a code, with its gate.
+    """Writes the bundle of an obfuscator that draws a code, with its gate and the decoder of its split form.
 
     The deobfuscator beside it restores the mean training picture of each code, as anybody can who has the obfuscator;
     where there are too many codes for a table, it is left out.
@@ -137,17 +138,21 @@ def write_sketch_bundle(
     own = _own_logits(sketcher, held_out.images)
     temperature = fit_temperature(own, held_out.labels)
     threshold = choose_threshold(own / temperature, offload_rate)
-    names = ("obfuscated", "device_logits")
     graph = SketchGraph(sketcher, normalize, temperature=temperature)
-    export_onnx(graph, folder / OBFUSCATOR_ONNX, pictures, input_name="picture", output_name=names)
+    outputs = ("obfuscated", "device_logits", "code")
+    export_onnx(graph, folder / OBFUSCATOR_ONNX, pictures, input_name="picture", output_name=outputs)
+    with torch.no_grad():
+        code = graph(pictures.cpu())[2]
+    decoder = SketchDecoder(sketcher, normalize)
+    export_onnx(decoder, folder / DECODER_ONNX, code, input_name="code", output_name="obfuscated")
     travels = SketchTravels(sketcher, normalize).eval()
     with torch.no_grad():
         parts = (part.float() / 255 for part in torch.split(known.images, _BATCH))
         obfuscated = travels(pictures.cpu())
         with suppress(AuditError):
             restores, counts = codeword_means((part, travels(part)) for part in parts)
-            small, names = restores.largest(counts, _RESTORED_WORDS).half_size(), ("obfuscated", "restored")
-            export_onnx(small, folder / DEOBFUSCATOR_ONNX, obfuscated, input_name=names[0], output_name=names[1])
+            small, file = restores.largest(counts, _RESTORED_WORDS).half_size(), folder / DEOBFUSCATOR_ONNX
+            export_onnx(small, file, obfuscated, input_name="obfuscated", output_name="restored")
     gate = Gate(threshold=threshold, offload_rate=offload_rate, pictures=len(held_out))
     return _saved(folder, classifier, recipe, gate)
 
