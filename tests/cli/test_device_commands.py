@@ -185,14 +185,31 @@ def test_another_classifier_is_warned_of(pictures: Path, tmp_path: Path, obfusca
     assert process.returncode == 0
 
 
+def test_with_a_decoder_codes_are_answered_too(pictures: Path, tmp_path: Path) -> None:
+    obfuscator, classifier = tiny.save_split_bundles(tmp_path / "split")
+    process, ready = start_server(classifier.path, "--decoder", obfuscator.path)
+    try:
+        assert (ready["model"], ready["split_model"]) == ("tiny", "tiny-split")
+        arguments = ["classify", pictures, "--server", ready["url"], "--bundle", obfuscator.path, "--json"]
+        whole, split = (json.loads(sfumato(*arguments, *more).stdout) for more in ([], ["--split"]))
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=15)
+    assert split["model"] == "tiny-split" and split["fingerprint"] == "match"
+    for drawn, code in zip(whole["answers"], split["answers"], strict=True):
+        assert code["label"] == drawn["label"]
+        assert drawn["payload_bytes"] - code["payload_bytes"] > 3 * 8 * 8 * 4 - 8
+
+
 def test_serve_says_in_one_line_what_is_wrong(
-    server: dict[str, Any], tmp_path: Path, classifier_bundle: Bundle
+    server: dict[str, Any], tmp_path: Path, classifier_bundle: Bundle, obfuscator_bundle: Bundle
 ) -> None:
     port = server["url"].rsplit(":", 1)[1]
     for arguments, expected in (
         ([tmp_path / "none.onnx"], "no model"),
         ([classifier_bundle.path, "--port", port], "cannot listen"),
         ([classifier_bundle.path, "--name", "a/b"], "called"),
+        ([classifier_bundle.path, "--decoder", obfuscator_bundle.path], "has no decoder.onnx"),
         ([classifier_bundle.path, "--tls-cert", tmp_path / "none.pem"], "TLS"),
         ([classifier_bundle.path, "--token-file", tmp_path / "none"], "token"),
     ):
