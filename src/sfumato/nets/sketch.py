@@ -122,7 +122,9 @@ class Sketcher(nn.Module):
 
         Returns:
             Codes (N, classes + learned bits) float32, a 1 for the answer among 0 for the other classes and then +1 or
-            -1 for each learned bit; and logits (N, classes) float32. The gradient reaches the learned bits alone.
+            -1 for each learned bit; and logits (N, classes) float32. The learned bits pass a gradient to what reads them
+            off the features, but not to the trunk, which is trained for the answer alone: what the cloud makes of few
+            bits cannot be better than the answer, and its gradient through a frozen classifier is noise to the trunk.
         """
         features = self.trunk.features((images - 0.5) / 0.25).float()
         logits = self.trunk.head(features)
@@ -130,7 +132,7 @@ class Sketcher(nn.Module):
         answer = (classes == logits.argmax(dim=1, keepdim=True)).to(features.dtype)
         if self.to_bits is None:
             return answer, logits
-        return torch.cat([answer, sign(self.to_bits(features))], dim=1), logits
+        return torch.cat([answer, sign(self.to_bits(features.detach()))], dim=1), logits
 
     def pack(self, code: Tensor) -> Tensor:
         """Codes, as `look` gives them -> (N, B) uint8: the bits from the left, zeros after them.
