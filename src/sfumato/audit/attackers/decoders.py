@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from sfumato.audit.attackers.linear import LinearEstimate, solve
 from sfumato.audit.attackers.losses import Adversarial, SquaredError, Structure
-from sfumato.audit.attackers.networks import ResidualNet, UNet
 from sfumato.audit.attackers.protocol import Effort, Prepared, Restore
 from sfumato.audit.fitting import fit_decoder
 from sfumato.audit.knowledge import Knowledge, Pairs, Threat
 from sfumato.errors import AuditError
 from sfumato.nets import Deobfuscator, autocast
+from sfumato.nets.restoring import ResidualNet, UNet
 
 _STATISTICS_PAIRS = 500
 

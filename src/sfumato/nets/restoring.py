@@ -1,4 +1,4 @@
-"""The networks of the learned attackers: all take (N, C, H, W) and give a correction to a picture (N, 3, H, W)."""
+"""Networks that restore pictures: all take (N, C, H, W) and give a picture (N, 3, H, W), or a correction to one."""
 
 from __future__ import annotations
 
