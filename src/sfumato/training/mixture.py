@@ -36,7 +36,7 @@ class CodeMixture(nn.Module):
         counts = member.sum(dim=1)
         seen = counts > 0
         share = (member / counts.clamp_min(1)[:, None])[seen]
-        flat = code.detach().float().flatten(1)
+        flat = code.detach().flatten(1).to(self.means)
         means = share @ flat
         # Around the running mean, so that a class of which a batch holds one picture still has a variance.
         old = self.means[seen].flatten(1)
