@@ -19,7 +19,9 @@ from sfumato.audit.certificate import (
     rate_bits,
     van_trees_mse,
 )
+from sfumato.audit.target import Noisy, NoisyWithin
 from sfumato.errors import AuditError
+from sfumato.nets import Normalize, Obfuscator, travels_of
 
 SIDES = (4, 3)
 NUMBERS = 3 * SIDES[0] * SIDES[1]
@@ -247,3 +249,23 @@ def test_with_a_gate_that_nothing_travels_is_one_value_more():
     assert found.top1_bounds[1000] == 9 / 1000 and found.rate_bits == pytest.approx(math.log2(9))
     assert any("not sent" in words for words in found.assumptions)
     assert not any("not sent" in words for words in certify_code(3).assumptions)
+
+
+def test_an_obfuscators_noisy_code_is_certified():
+    torch.manual_seed(0)
+    net = Obfuscator(noisy=True)
+    images = (torch.rand(40, 3, 8, 8) * 255).byte()
+    for _ in range(20):
+        net(images.float() / 255)
+    travels = travels_of(net.eval(), Normalize((0.5,) * 3, (0.2,) * 3), 8, 8)
+    assert isinstance(travels, NoisyWithin) and not isinstance(travels, Noisy)
+    found = certify(travels.noisy_code, images)
+    codes, std = net.encode(images.float() / 255).detach().flatten(1), travels.noisy_code.noise_std().flatten()
+    # Of all with these variances, independent Gaussians tell most: Cover and Thomas 2006, section 9.4.
+    by_numbers = 0.5 * (1 + codes.double().var(dim=0) / std.double() ** 2).log2().sum()
+    assert 0 < found.rate_bits < 1.5 * float(by_numbers)
+    assert found.dfil > 0 and 0 < found.mse_bound_any < 1 / 12
+    with torch.no_grad():
+        net.noise.log_std += 2.0
+    louder = certify(travels.noisy_code, images)
+    assert louder.rate_bits < 0.5 * found.rate_bits and louder.mse_bound_any > found.mse_bound_any

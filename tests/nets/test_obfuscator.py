@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from sfumato.nets import Deobfuscator, Obfuscator
-from sfumato.nets.obfuscator import Bottleneck
+from sfumato.nets import Deobfuscator, Normalize, Obfuscator, obfuscator_of, travels_of
+from sfumato.nets.fixed import LEVEL, Removal
+from sfumato.nets.obfuscator import Bottleneck, Noise, NoisyCode, NoisyTravels
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +102,81 @@ def test_the_layers_are_those_of_the_papers_table():
 def test_a_bottleneck_does_not_stride_and_upsample_at_once():
     with pytest.raises(ValueError, match="either"):
         Bottleneck(8, 8, stride=2, upsample=2)
+
+
+SOME = torch.rand(4, 3, 16, 24, generator=torch.Generator().manual_seed(1))
+
+
+def test_noise_has_the_size_that_is_stated_and_is_drawn_in_evaluation_too():
+    noise = Noise(3).eval()
+    with torch.no_grad():
+        noise.log_std.copy_(torch.tensor([0.1, 1.0, 2.0]).log().view(3, 1, 1))
+    torch.manual_seed(0)
+    drawn = noise(torch.full((500, 3, 8, 8), 5.0)) - 5
+    assert torch.allclose(drawn.std(dim=(0, 2, 3)), torch.tensor([0.1, 1.0, 2.0]), rtol=0.02)
+    assert torch.allclose(drawn.mean(dim=(0, 2, 3)), torch.zeros(3), atol=0.05)
+
+
+def test_what_comes_out_depends_on_the_picture_through_the_noisy_code_alone():
+    net = Obfuscator(noisy=True).eval()
+    code = net.encode(SOME)
+    assert code.shape == (4, 128, 2, 3)
+    torch.manual_seed(0)
+    out = net(SOME)
+    torch.manual_seed(0)
+    assert torch.equal(out, net.up(net.noise(code)))
+    assert not torch.equal(out, net(SOME))
+
+
+def test_the_stated_noise_is_that_of_the_code():
+    net = Obfuscator(noisy=True).eval()
+    code = NoisyCode(net, 16, 24)
+    assert torch.equal(code.mean(SOME), net.encode(SOME))
+    assert code.noise_std().shape == (128, 2, 3)
+    assert torch.allclose(code.noise_std(), torch.full((128, 2, 3), Noise.first_std))
+    with pytest.raises(ValueError, match="no noise"):
+        NoisyCode(Obfuscator(), 16, 24)
+
+
+def test_eight_bits_come_out_and_a_fresh_network_begins_in_their_range():
+    net = Obfuscator(eight_bit=True)
+    out = net(SOME)
+    levels = out / LEVEL
+    assert torch.allclose(levels, levels.round(), atol=1e-3)
+    assert float(((out > 0) & (out < 1)).float().mean()) > 0.9
+
+
+def test_what_is_removed_does_not_change_what_comes_out():
+    # In training mode, as fresh running statistics would flatten what comes out.
+    net = Obfuscator(removal=Removal(colour=True, frequencies=1)).train()
+    tinted = SOME + torch.tensor([0.3, 0.0, -0.3]).view(3, 1, 1)
+    grey = SOME.mean(dim=1, keepdim=True).expand_as(SOME)
+    assert torch.allclose(net(tinted), net(SOME), atol=1e-4)
+    assert not torch.allclose(net(grey), net(SOME), atol=1e-4)
+
+
+def test_a_recipe_that_says_nothing_describes_the_papers_network():
+    net = obfuscator_of({"kind": "obfuscator", "privacy_weight": 1.0})
+    assert net.state_dict().keys() == Obfuscator().state_dict().keys()
+    assert (net.removal, net.noise, net.eight_bit) == (None, None, False)
+
+
+def test_a_recipe_describes_the_network():
+    net = obfuscator_of(
+        {
+            "input": {"remove_colour": True, "remove_frequencies": 2},
+            "bottleneck": {"rate_weight": 0.0, "entropy_weight": 0.1},
+            "output": {"format": "8-bit"},
+        }
+    )
+    assert (net.removal.colour, net.removal.frequencies, net.eight_bit) == (True, 2, True)
+    assert net.noise is not None
+
+
+def test_what_travels_is_normalised_after_rounding():
+    net, normalize = Obfuscator(eight_bit=True).eval(), Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.5))
+    travels = travels_of(net, normalize, 16, 24)
+    assert torch.equal(travels(SOME), normalize(net(SOME)))
+    assert travels.step == pytest.approx(1 / 255 / 0.2)
+    assert not isinstance(travels, NoisyTravels) and not hasattr(travels, "noisy_code")
+    assert isinstance(travels_of(Obfuscator(noisy=True), normalize, 16, 24), NoisyTravels)

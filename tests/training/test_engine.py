@@ -2,6 +2,7 @@ import copy
 import math
 import os
 import signal
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,7 @@ def train(
     resume: bool = False,
     identity: str = "recipe",
     images: ImageSet = TRAIN,
+    before_epoch: Callable[[int], Iterable[nn.Parameter]] = lambda epoch: (),
     **schedule: int,
 ) -> dict[str, float]:
     optimizer = torch.optim.Adam([p for p in task.parameters() if p.requires_grad], lr=1e-2)
@@ -65,6 +67,7 @@ def train(
         checkpoint=checkpoint,
         identity=identity,
         resume=resume,
+        before_epoch=before_epoch,
     )
 
 
@@ -309,3 +312,52 @@ def test_compiling_is_passed_on_and_changes_nothing_but_the_speed(tmp_path, monk
     for one, same in zip(task.state_dict().items(), other.state_dict().items(), strict=True):
         assert one[0] == same[0]
         torch.testing.assert_close(one[1], same[1])
+
+
+class Drawing(ClassifierTask):
+    """Draws at random in each step, as noise in a code does."""
+
+    def forward(self, images, labels):
+        return super().forward(images + 0.1 * torch.randn_like(images), labels)
+
+
+def drawing_task() -> nn.Module:
+    torch.manual_seed(0)
+    return Drawing(classifier(), Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.2)))
+
+
+def anew(task: nn.Module) -> Callable[[int], list[nn.Parameter]]:
+    """Sets the last layer anew before the second epoch."""
+
+    def before_epoch(epoch: int) -> list[nn.Parameter]:
+        if epoch != 1:
+            return []
+        with torch.no_grad():
+            task.net[-1].weight.zero_()
+        return [task.net[-1].weight]
+
+    return before_epoch
+
+
+@pytest.mark.parametrize("step", [2, 5])
+def test_what_is_drawn_and_set_anew_is_the_same_after_an_interruption(tmp_path, step):
+    whole = drawing_task()
+    train(whole, tmp_path / "whole.pt", before_epoch=anew(whole))
+    first = drawing_task()
+    with pytest.raises(Interrupted):
+        train(do_at_step(first, step, send(signal.SIGINT)), tmp_path / "c.pt", before_epoch=anew(first))
+    resumed = drawing_task()
+    torch.rand(7)  # whatever has been drawn before does not matter
+    train(resumed, tmp_path / "c.pt", resume=True, before_epoch=anew(resumed))
+    assert same(weights(resumed), weights(whole))
+
+
+def test_the_optimiser_forgets_what_is_set_anew(checkpoint):
+    task = classifier_task()
+    train(task, checkpoint, before_epoch=anew(task))
+    states = load_checkpoint(checkpoint, PARTS)["optimizer"]["state"]
+    steps = [float(states[index]["step"]) for index in sorted(states)]
+    trained = [name for name, p in task.named_parameters() if p.requires_grad]
+    assert dict(zip(trained, steps, strict=True)) == {
+        name: STEPS if name == "net.5.weight" else STEPS * EPOCHS for name in trained
+    }

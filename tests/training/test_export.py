@@ -15,7 +15,7 @@ from sfumato import export
 from sfumato.bundle import Bundle
 from sfumato.classifiers import load_classifier
 from sfumato.errors import TrainingError
-from sfumato.export import export_onnx
+from sfumato.export import difference, export_onnx
 from sfumato.nets import Deobfuscator, Obfuscator
 from synthetic import pixels
 
@@ -149,3 +149,14 @@ def test_an_older_bundle_is_replaced(tmp_path):
     (tmp_path / "bundle" / "old.onnx").touch()
     export.renew(tmp_path / "bundle")
     assert list((tmp_path / "bundle").iterdir()) == []
+
+
+def test_what_is_rounded_may_fall_to_either_side_of_an_edge_but_rarely_and_by_one_step():
+    expected = np.zeros(1000, np.float32)
+    got = expected.copy()
+    got[:10] = 0.02
+    assert difference(got, expected) == pytest.approx(0.02)
+    assert difference(got, expected, step=0.02) == 0
+    assert difference(got, expected, step=0.01) == pytest.approx(0.02), "two steps are too many"
+    got[:11] = 0.02
+    assert difference(got, expected, step=0.02) == pytest.approx(0.02), "so are many numbers"

@@ -14,6 +14,7 @@ architecture = "resnet20"
 [training]
 epochs = 3
 """
+OTHER = 'kind = "obfuscator"\nname = "o"\nclassifier = "x"\n'
 
 
 @pytest.fixture
@@ -41,12 +42,17 @@ def test_every_recipe_of_ours_loads_and_says_how_it_is_run(path):
 
 def test_the_kind_decides_what_a_recipe_is(recipe):
     assert isinstance(load_recipe(recipe(GOOD)), ClassifierRecipe)
-    other = 'kind = "obfuscator"\nname = "o"\nclassifier = "runs/c/bundle"\n'
-    loaded = load_recipe(recipe(other))
+    loaded = load_recipe(recipe(OTHER))
     assert isinstance(loaded, ObfuscatorRecipe)
     # What the recipe leaves out is the paper's: section 3.
     assert (loaded.training.optimizer, loaded.training.learning_rate) == ("adam", 1e-3)
     assert (loaded.training.epochs, loaded.training.schedule, loaded.training.step_epochs) == (100, "step", 30)
+    assert (loaded.privacy.target, loaded.privacy.attackers, loaded.privacy.restart_epochs) == (
+        "error",
+        ("paper",),
+        None,
+    )
+    assert loaded.output.format == "float"
 
 
 @pytest.mark.parametrize(
@@ -74,6 +80,17 @@ def test_the_kind_decides_what_a_recipe_is(recipe):
         ('kind = "obfuscator"\nname = "o"\nclassifier = "x"\nprivacy_weight = -1.0', "'privacy_weight'"),
         ('kind = "obfuscator"\nname = "o"\nclassifier = "x"\nprivacy_weight = inf', "'privacy_weight'"),
         ('kind = "obfuscator"\nname = "o"\nclassifier = 3\n', "'classifier'"),
+        (OTHER + "[utility]\nteacher_weight = 0.7\nfeature_weight = 0.4", "'utility'.*at most 1 together"),
+        (OTHER + "[utility]\nlabel_weight = 0.7", "unknown key 'utility.label_weight'"),
+        (OTHER + '[privacy]\nattackers = ["papers"]', "'privacy.attackers.0'"),
+        (OTHER + '[privacy]\ntarget = "mean"', "'privacy.target'"),
+        (OTHER + "[privacy]\nattackers = []", "privacy_weight needs attackers: name some.*or set it to 0"),
+        (OTHER + "[privacy]\nattackers = []\nrestart_epochs = 2", "'privacy'.*nobody to restart"),
+        (OTHER + "[privacy]\nrestart_epochs = 100", "restart_epochs = 100 never comes in 100 epochs"),
+        ("privacy_weight = 0.0\n" + OTHER + '[privacy]\ntarget = "class-mean"', '"class-mean" has no effect'),
+        (OTHER + "[bottleneck]\nrate_weight = -1.0", "'bottleneck.rate_weight'"),
+        (OTHER + "[output]\nformat = 8", "'output.format'"),
+        (OTHER + "[input]\nremove_frequencies = -1", "'input.remove_frequencies'"),
     ],
 )
 def test_a_recipe_that_is_wrong_is_refused_with_the_key(recipe, text, complaint):

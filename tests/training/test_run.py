@@ -120,6 +120,38 @@ def test_an_interrupted_run_resumes_to_the_same_network(in_memory, tmp_path, mon
     assert len(steps) == 2 and same(resumed, whole)
 
 
+def test_attackers_noise_and_mixture_resume_too(in_memory, tmp_path, monkeypatch, trained):
+    in_memory.update(train=image_set(8), test=image_set(4, seed=1))
+    given = recipe("obfuscator", classifier=str(trained[0].path), epochs=3).model_dump(mode="json")
+    privacy = {"attackers": ["paper", "residual"], "restart_epochs": 1, "target": "class-mean"}
+    plan = parse_recipe({**given, "privacy": privacy, "bottleneck": {"rate_weight": 0.01, "entropy_weight": 0.01}})
+    whole = train(plan, tmp_path / "whole", accelerator="cpu")
+    steps = []
+
+    def interrupting(images, *rest, plain=run.fit.__globals__["augment"]):
+        steps.append(1)
+        if len(steps) == 3:  # in the second epoch, after the first restart
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(images, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(run.fit.__globals__, "augment", interrupting)
+        with pytest.raises(Interrupted):
+            train(plan, tmp_path / "halves", accelerator="cpu")
+    resumed = train(plan, tmp_path / "halves", accelerator="cpu", resume=True)
+    assert {"deobfuscator.errors", "mixture.means", "obfuscator.noise.log_std"} <= weights(whole).keys()
+    assert len(steps) == 3 and same(resumed, whole)
+
+
+def test_a_run_that_began_before_a_recipe_could_say_more_goes_on(trained):
+    plan = recipe("obfuscator", classifier="x")
+    assert run._identifying(plan).keys() == {
+        *("kind", "name", "note", "classifier", "privacy_weight", "snapshots_every", "data", "training")
+    }
+    other = plan.model_copy(update={"output": type(plan.output)(format="8-bit")})
+    assert run._identifying(other)["output"] == {"format": "8-bit"}
+
+
 def test_snapshots_hold_the_networks_as_they_were(in_memory, tmp_path, monkeypatch, trained, picture_folder):
     monkeypatch.setattr(run, "load_images", load_images)
     given = recipe("obfuscator", classifier=str(trained[0].path), data={"source": str(picture_folder)}, epochs=3)

@@ -18,8 +18,8 @@ from sfumato.baselines.bundles import KIND, load_module, refit
 from sfumato.bundle import OBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS, Bundle, file_sha256
 from sfumato.errors import AuditError, BundleError
 from sfumato.evaluation import device_logits
-from sfumato.export import TOLERANCE
-from sfumato.nets import Normalize, Obfuscator, Sketcher, SketchTravels
+from sfumato.export import TOLERANCE, difference
+from sfumato.nets import Normalize, Sketcher, SketchTravels, obfuscator_of, travels_of
 from sfumato.onnxfile import OnnxFunction
 
 _PROBES = 4
@@ -111,8 +111,11 @@ def _module(bundle: Bundle) -> nn.Module | None:
         net = Sketcher(size.height, size.width, classes=len(bundle.labels), bits=bits)
         travels: nn.Module = SketchTravels(net, normalize)
     else:
-        net = Obfuscator()
-        travels = nn.Sequential(net, normalize)
+        try:
+            net = obfuscator_of(bundle.recipe)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"{bundle.path}: the recipe does not describe an obfuscator: {error}") from error
+        travels = travels_of(net, normalize, size.height, size.width)
     try:
         net.load_state_dict(load_file(bundle.file(OBFUSCATOR_WEIGHTS)))
     except (RuntimeError, SafetensorError) as error:
@@ -208,7 +211,8 @@ def _probed(name: str, size: tuple[int, int], travels: Travels, module: nn.Modul
     if module is not None:
         module = module.eval().requires_grad_(False)
         with torch.no_grad():
-            difference = float((module(pictures) - first).abs().max()) / scale
-        if not stochastic and difference > 10 * TOLERANCE:
-            raise AuditError(f"{name}: its weights and its ONNX file differ by {difference:.1e}; export it again")
+            own = module(pictures)
+        apart = difference(own.numpy(), first.numpy(), step=float(getattr(module, "step", 0.0))) / scale
+        if not stochastic and apart > 10 * TOLERANCE:
+            raise AuditError(f"{name}: its weights and its ONNX file differ by {apart:.1e}; export it again")
     return Target(name, *size, travels, module, stochastic)

@@ -29,7 +29,7 @@ from sfumato.audit.references import references
 from sfumato.audit.report import write_report
 from sfumato.audit.scene import Scene
 from sfumato.audit.showing import save_panel, showcase
-from sfumato.audit.target import Coded, Noisy, Target
+from sfumato.audit.target import Coded, Noisy, NoisyWithin, Target
 from sfumato.audit.verdict import SCHEMA, decide
 from sfumato.bundle import CLASSIFIER_ONNX, Bundle, write_json
 from sfumato.errors import AuditError, Interrupted
@@ -333,11 +333,12 @@ class _Run:
             return found.as_json(), "It holds whoever attacks, for one picture; each further one tells as much again."
         if not target.stochastic:
             return None, "without noise nothing bounds what an attacker may restore"
-        if not isinstance(target.module, Noisy):
+        noise = target.module.noisy_code if isinstance(target.module, NoisyWithin) else target.module
+        if not isinstance(noise, Noisy):
             return None, "the obfuscator is stochastic, but does not say what its noise is"
         pictures = self.scene.train.images[:_CERTIFICATE_PICTURES]
         try:
-            noisy = certify(target.module, pictures, progress=self._tell("certificate"))
+            noisy = certify(noise, pictures, progress=self._tell("certificate"))
         except AuditError as error:
             return None, str(error)
         return noisy.as_json(), "It holds for one obfuscation of a picture; each further one weakens it."

@@ -6,10 +6,10 @@ import time
 
 import torch
 
-from sfumato.audit.attackers.networks import ResidualNet
 from sfumato.audit.budget import Budget
 from sfumato.audit.fitting import BATCH
 from sfumato.nets import autocast
+from sfumato.nets.restoring import ResidualNet
 
 _STEPS = 3
 _BESIDE = 1.6

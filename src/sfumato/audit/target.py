@@ -34,6 +34,19 @@ class Noisy(Protocol):
 
 
 @runtime_checkable
+class NoisyWithin(Protocol):
+    """A stochastic obfuscator whose output depends on the picture through a noisy code alone.
+
+    What bounds the information in the code bounds it in what travels, whatever is done to the code afterwards.
+
+    Source: the data processing inequality, Cover and Thomas 2006, theorem 2.8.1; for Fisher information Zamir 1998.
+    """
+
+    noisy_code: Noisy
+    """The code as if it travelled."""
+
+
+@runtime_checkable
 class Coded(Protocol):
     """An obfuscator whose output depends on the picture through a code of a few bits alone."""
 

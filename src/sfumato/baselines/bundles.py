@@ -103,8 +103,14 @@ def write_baseline(
     save_weights(method, folder / OBFUSCATOR_WEIGHTS)
     travels = as_travels(method, classifier.preprocessing)
     onnx = folder / OBFUSCATOR_ONNX
-    names = {"input_name": "picture", "output_name": "obfuscated"}
-    export_onnx(travels, onnx, images_for_check, **names, compare=not method.stochastic)
+    export_onnx(
+        travels,
+        onnx,
+        images_for_check,
+        input_name="picture",
+        output_name="obfuscated",
+        compare=not method.stochastic,
+    )
     if isinstance(travels, NoisyTravels):
         _check_noise(onnx, travels, images_for_check[:8])
     bundle = Bundle(

@@ -188,7 +188,7 @@ def _decode_location(
     for column in (image_column, label_column):
         if column is not None and column not in rows.column_names:
             raise DataError(f"{source} has no column {column!r}; it has {', '.join(rows.column_names)}")
-    names, labels = _labels(rows, label_column, source)
+    names, labels = _labels(rows, label_column, source, unlabelled=unlabelled)
     images, kept = _decode(rows, image_column, size, source)
     return cache.store(
         key,
@@ -241,11 +241,15 @@ def _find_label_column(rows: Any, source: str, *, unlabelled: bool) -> str | Non
     return str(found[0])
 
 
-def _labels(rows: Any, column: str | None, source: str) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
+def _labels(
+    rows: Any, column: str | None, source: str, *, unlabelled: bool
+) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
     from datasets import ClassLabel, Value
 
-    if column is None:
+    if column is None or (unlabelled and None in rows[column]):
         return ("picture",), np.zeros(len(rows), np.int64)
+    if None in rows[column]:
+        raise DataError(f"{source}: some pictures have no class in column {column!r}; give each one, or leave them out")
     feature = rows.features[column]
     if not isinstance(feature, ClassLabel | Value):
         raise DataError(f"{source}: column {column!r} holds {type(feature).__name__}, not one class per picture")

@@ -3,17 +3,20 @@
 from sfumato.nets.cifar import CLASSIFIERS, build_classifier
 from sfumato.nets.cost import Cost, cost
 from sfumato.nets.normalize import Normalize
-from sfumato.nets.obfuscator import Deobfuscator, Obfuscator
+from sfumato.nets.obfuscator import Deobfuscator, Obfuscator, ObfuscatorTravels, obfuscator_of, travels_of
 from sfumato.nets.precision import autocast
+from sfumato.nets.restoring import RESTORERS
 from sfumato.nets.reversal import reverse_gradient
 from sfumato.nets.sketch import SketchDecoder, Sketcher, SketchGraph, SketchTravels
 
 __all__ = [
     "CLASSIFIERS",
+    "RESTORERS",
     "Cost",
     "Deobfuscator",
     "Normalize",
     "Obfuscator",
+    "ObfuscatorTravels",
     "SketchDecoder",
     "SketchGraph",
     "SketchTravels",
@@ -21,5 +24,7 @@ __all__ = [
     "autocast",
     "build_classifier",
     "cost",
+    "obfuscator_of",
     "reverse_gradient",
+    "travels_of",
 ]

@@ -273,3 +273,22 @@ def build_classifier(name: str, classes: int = 10) -> nn.Module:
     if name not in CLASSIFIERS:
         raise KeyError(f"unknown classifier {name!r}; known: {', '.join(CLASSIFIERS)}")
     return CLASSIFIERS[name](classes)
+
+
+def features_and_logits(net: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """What a classifier's last layer decides on, and what it decides.
+
+    Args:
+        net: with `features` and `head`, as all classifiers of the zoo.
+        inputs: normalised images (N, 3, H, W).
+
+    Returns:
+        Features (N, D), maps averaged over their places, and logits (N, classes).
+
+    Raises:
+        AttributeError: it has no `features` or no `head`.
+    """
+    features: Tensor = net.features(inputs)  # type: ignore[operator]
+    if features.ndim == 4:
+        features = features.mean(dim=(2, 3))
+    return features, net.head(features)  # type: ignore[operator]

@@ -1,15 +1,19 @@
-"""The paper's obfuscator and deobfuscator.
+"""The paper's obfuscator and deobfuscator, and what can be added to the obfuscator.
 
 Source: Leroux et al. 2018, appendix A and table 4, in the reading that reproduces its counts: 324,518
-parameters, and 26,449,920 multiply-accumulates for a 3x32x32 picture in its order.
+parameters, and 26,449,920 multiply-accumulates for a 3x32x32 picture in its order. The additions are not the paper's.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from sfumato.nets.fixed import LEVEL, Removal, round_to_8_bits
+from sfumato.nets.normalize import Normalize
 
 Order = Literal["commuted", "paper"]
 
@@ -88,6 +92,36 @@ class Bottleneck(nn.Module):
         return out
 
 
+class Noise(nn.Module):
+    """Gaussian noise of learned size, one for each channel, drawn anew for each picture and number.
+
+    It is drawn in evaluation mode too: without it there would be no bound on what leaks. The size does not depend on
+    the picture, so that it can be stated, and certified.
+
+    Source: Kingma and Welling 2014, section 2.4 (reparametrisation).
+
+    Args:
+        channels: of the code.
+    """
+
+    first_std = 0.5
+    """About half of what a fresh batch norm with a leaky ReLU gives, so that training begins with a code that tells
+    something."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.log_std = nn.Parameter(torch.full((channels, 1, 1), self.first_std).log())
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviations, (channels, 1, 1) float32, positive."""
+        return self.log_std.exp()
+
+    def forward(self, code: Tensor) -> Tensor:
+        """(N, channels, H, W) float -> the same shape."""
+        return code + self.std * torch.randn_like(code)
+
+
 class Obfuscator(nn.Module):
     """The network on the device: picture in, obfuscated picture out, of the same size.
 
@@ -96,33 +130,59 @@ class Obfuscator(nn.Module):
     Args:
         order: where the upsampling stands inside the upsampling bottlenecks, see `Bottleneck`. Both orders
             have the same parameters under the same names and compute the same function.
+        removal: what is taken from the picture first; None for nothing.
+        noisy: add noise to the code, the narrowest numbers (128 x H/8 x W/8). What comes later sees the picture through
+            them alone, so that what bounds their information bounds that of everything that travels (data processing
+            inequality: Cover and Thomas 2006, theorem 2.8.1); and the layers behind can still clean the drawing up,
+            which noise on the output would leave to the classifier. It takes 128 parameters more.
+        eight_bit: round what comes out to multiples of 1/255 in [0, 1].
 
     Attributes:
         size_multiple: picture sides must be multiples of this (8).
     """
 
     size_multiple = 8
+    code_channels = 128
 
-    def __init__(self, *, order: Order = "commuted") -> None:
+    def __init__(
+        self,
+        *,
+        order: Order = "commuted",
+        removal: Removal | None = None,
+        noisy: bool = False,
+        eight_bit: bool = False,
+    ) -> None:
         super().__init__()
+        self.removal = removal
         self.stem = ConvNormAct(3, 32, kernel=3)
         self.down = nn.Sequential(
-            Bottleneck(32, 32, stride=2), Bottleneck(32, 64, stride=2), Bottleneck(64, 128, stride=2)
+            Bottleneck(32, 32, stride=2), Bottleneck(32, 64, stride=2), Bottleneck(64, self.code_channels, stride=2)
         )
+        self.noise = Noise(self.code_channels) if noisy else None
         self.up = nn.Sequential(
-            Bottleneck(128, 64, upsample=2, order=order),
+            Bottleneck(self.code_channels, 64, upsample=2, order=order),
             Bottleneck(64, 32, upsample=2, order=order),
             Bottleneck(32, 3, upsample=2, order=order),
         )
+        self.eight_bit = eight_bit
+        if eight_bit:
+            self.begin_within_pictures()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Obfuscates.
+    def begin_within_pictures(self) -> None:
+        """Sets the last layer so that a fresh network draws within [0, 1], not around 0."""
+        last = self.up[-1]
+        assert isinstance(last, Bottleneck)
+        nn.init.constant_(last.project.norm.weight, 0.25)
+        nn.init.constant_(last.project.norm.bias, 0.5)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The code without its noise.
 
         Args:
             images: (N, 3, H, W) float32 in [0, 1]; H and W multiples of 8.
 
         Returns:
-            (N, 3, H, W) float32 in the scale of pictures, not bounded.
+            (N, 128, H/8, W/8) float32.
 
         Raises:
             ValueError: the shape does not fit.
@@ -131,8 +191,31 @@ class Obfuscator(nn.Module):
             images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % 8 or images.shape[3] % 8
         ):
             raise ValueError(f"expected (N, 3, H, W) with H and W multiples of 8, got {tuple(images.shape)}")
-        out: Tensor = self.up(self.down(self.stem(images)))
-        return out
+        if self.removal is not None:
+            images = self.removal(images)
+        code: Tensor = self.down(self.stem(images))
+        return code
+
+    def draw(self, code: Tensor) -> Tensor:
+        """A code (N, 128, H/8, W/8) float32 -> noise, where there is some, and what comes out (N, 3, H, W) float32."""
+        if self.noise is not None:
+            code = self.noise(code)
+        out: Tensor = self.up(code)
+        return round_to_8_bits(out) if self.eight_bit else out
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Obfuscates.
+
+        Args:
+            images: (N, 3, H, W) float32 in [0, 1]; H and W multiples of 8.
+
+        Returns:
+            (N, 3, H, W) float32 in the scale of pictures; bounded only where it is rounded.
+
+        Raises:
+            ValueError: the shape does not fit.
+        """
+        return self.draw(self.encode(images))
 
 
 class Deobfuscator(Obfuscator):
@@ -140,3 +223,99 @@ class Deobfuscator(Obfuscator):
 
     Source: paper, table 4 ("Obfuscator and deobfuscator network architecture").
     """
+
+
+def obfuscator_of(recipe: Mapping[str, Any]) -> Obfuscator:
+    """The network that a recipe describes, with fresh weights.
+
+    Training and audit build it here, so that what is attacked is what was trained.
+
+    Args:
+        recipe: of kind "obfuscator", as it lies in a bundle; what it does not say is the paper's.
+
+    Raises:
+        KeyError, TypeError, ValueError: it describes no obfuscator.
+    """
+    first, bottleneck, output = (recipe.get(key) or {} for key in ("input", "bottleneck", "output"))
+    removal = Removal(
+        colour=bool(first.get("remove_colour", False)), frequencies=int(first.get("remove_frequencies", 0))
+    )
+    return Obfuscator(
+        removal=removal if removal.colour or removal.frequencies else None,
+        noisy=float(bottleneck.get("rate_weight", 0)) > 0 or float(bottleneck.get("entropy_weight", 0)) > 0,
+        eight_bit=output.get("format", "float") == "8-bit",
+    )
+
+
+class ObfuscatorTravels(nn.Module):
+    """What travels: obfuscated pictures as the classifier's input.
+
+    Args:
+        obfuscator: trained.
+        normalize: from pictures in [0, 1] to the classifier's input.
+
+    Attributes:
+        step: the largest distance of two neighbouring values where they are rounded; 0 where they are not.
+    """
+
+    def __init__(self, obfuscator: Obfuscator, normalize: Normalize) -> None:
+        super().__init__()
+        self.obfuscator = obfuscator
+        self.normalize = normalize
+        self.step = LEVEL / float(normalize.std.min()) if obfuscator.eight_bit else 0.0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) float32 in [0, 1] -> the classifier's input, the same shape."""
+        out: Tensor = self.normalize(self.obfuscator(images))
+        return out
+
+
+class NoisyCode:
+    """The code of an obfuscator with noise in it: what a certificate is about.
+
+    Args:
+        obfuscator: with noise.
+        height: rows of its pictures.
+        width: columns of its pictures.
+    """
+
+    noise_kind = "gaussian"
+
+    def __init__(self, obfuscator: Obfuscator, height: int, width: int) -> None:
+        if obfuscator.noise is None:
+            raise ValueError("this obfuscator has no noise")
+        self._obfuscator, self._noise = obfuscator, obfuscator.noise
+        self._shape = obfuscator.code_channels, height // obfuscator.size_multiple, width // obfuscator.size_multiple
+
+    def mean(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) float in [0, 1] -> the code without its noise, (N, 128, H/8, W/8); differentiable."""
+        return self._obfuscator.encode(images)
+
+    def noise_std(self) -> Tensor:
+        """Standard deviation of each number's noise, (128, H/8, W/8) float32."""
+        return self._noise.std.detach().expand(self._shape)
+
+
+class NoisyTravels(ObfuscatorTravels):
+    """As `ObfuscatorTravels`, of an obfuscator with noise; it says what the noise is.
+
+    Args:
+        obfuscator: with noise, trained.
+        normalize: from pictures in [0, 1] to the classifier's input.
+        height: rows of the pictures.
+        width: columns of the pictures.
+
+    Attributes:
+        noisy_code: what travels depends on the picture through it alone.
+    """
+
+    def __init__(self, obfuscator: Obfuscator, normalize: Normalize, height: int, width: int) -> None:
+        super().__init__(obfuscator, normalize)
+        self.noisy_code = NoisyCode(obfuscator, height, width)
+
+
+def travels_of(obfuscator: Obfuscator, normalize: Normalize, height: int, width: int) -> ObfuscatorTravels:
+    """What travels, in torch, for pictures (H, W); it says what its noise is, if it has some."""
+    if obfuscator.noise is None:
+        return ObfuscatorTravels(obfuscator, normalize)
+    return NoisyTravels(obfuscator, normalize, height, width)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,12 +71,14 @@ def fit(
     identity: str,
     resume: bool = False,
     panel: Callable[[Tensor], Tensor] | None = None,
+    before_epoch: Callable[[int], Iterable[nn.Parameter]] = lambda epoch: (),
     after_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> dict[str, float]:
     """Trains a task to the end of its schedule.
 
-    The order of the pictures and their augmentation depend on seed, epoch, step and process alone, so that
-    a resumed run continues to the same weights as one that was never interrupted.
+    The order of the pictures, their augmentation and what a task draws at random (torch's own generator is seeded at
+    each step) depend on seed, epoch, step and process alone, so that a resumed run continues to the same weights as
+    one that was never interrupted.
 
     Args:
         fabric: launched; decides on devices, precision and processes.
@@ -91,6 +93,8 @@ def fit(
         identity: the recipe as text; a checkpoint of another recipe is refused.
         resume: go on from `checkpoint`.
         panel: images (N, 3, H, W) -> rows of pictures (R, N, 3, H, W) for the log.
+        before_epoch: is told how many epochs are done, in every process; may set parameters anew, and gives those that
+            it did: what the optimiser knows of them is forgotten.
         after_epoch: is told how many epochs are done, in the first process alone.
 
     Returns:
@@ -129,6 +133,9 @@ def fit(
         last_saved = last_logged = time.monotonic()
         while state.epoch < schedule.epochs:
             module.train()
+            if state.step == 0:  # else it is in the checkpoint already
+                for parameter in before_epoch(state.epoch):
+                    optimizer.state.pop(parameter, None)
             order = torch.randperm(len(train), generator=_generator(schedule.seed, "order", state.epoch))
             while state.step < steps:
                 started = time.monotonic()
@@ -136,6 +143,7 @@ def fit(
                 batch = batch[fabric.global_rank :: fabric.world_size].to(fabric.device)
                 source = _generator(schedule.seed, "augment", state.epoch, state.step, fabric.global_rank)
                 x = augment(images[batch], augmentation, source)
+                torch.manual_seed(_seed(schedule.seed, "task", state.epoch, state.step, fabric.global_rank))
                 losses = module(_as_input(x, schedule.channels_last), labels[batch])
                 wrapped.zero_grad()
                 fabric.backward(losses["loss"])
@@ -205,8 +213,12 @@ def _as_input(pictures: Tensor, channels_last: bool) -> Tensor:
 
 
 def _generator(*parts: object) -> torch.Generator:
+    return torch.Generator().manual_seed(_seed(*parts))
+
+
+def _seed(*parts: object) -> int:
     digest = hashlib.sha256(repr(parts).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def _any_process(fabric: Fabric, flag: bool) -> bool:

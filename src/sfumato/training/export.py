@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,26 @@ from sfumato.bundle import (
 )
 from sfumato.classifiers import FrozenClassifier
 from sfumato.data import ImageSet
-from sfumato.errors import AuditError
+from sfumato.errors import AuditError, TrainingError
 from sfumato.export import export_onnx, renew, save_weights
-from sfumato.nets import Normalize, SketchDecoder, Sketcher, SketchGraph, SketchTravels
+from sfumato.nets import (
+    Normalize,
+    ObfuscatorTravels,
+    SketchDecoder,
+    Sketcher,
+    SketchGraph,
+    SketchTravels,
+    travels_of,
+)
 from sfumato.nets.codewords import codeword_means
+from sfumato.onnxfile import OnnxFunction
 from sfumato.training.gate import choose_threshold, fit_temperature
 from sfumato.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 
 _BATCH = 250
+_DRAWS, _NOISY_PICTURES = 64, 8
+_MOST_DRIFT, _MOST_SPREAD = 8, 0.1
+"""Standard errors, and share of the variance, by which noise may seem to differ by chance."""
 _RESTORED_WORDS = 256
 """How many of the commonest words a bundle's deobfuscator knows, so that its file stays small."""
 
@@ -81,7 +94,9 @@ def write_obfuscator_bundle(
     """Writes an obfuscator's bundle; figures and provenance are added by whoever measures.
 
     The obfuscator's graph ends with the classifier's normalisation, so that what leaves the device is the
-    classifier's input; the deobfuscator's graph begins with undoing it, so that it starts from what travels.
+    classifier's input; the deobfuscator's graph begins with undoing it, so that it starts from what travels. Of several
+    deobfuscators the bundle has the best one; without any it has none. The noise's size lies among the weights, and
+    the recipe says what else is done to the picture.
 
     Args:
         folder: is created, or replaced.
@@ -92,18 +107,58 @@ def write_obfuscator_bundle(
     """
     renew(folder)
     save_weights(task.obfuscator, folder / OBFUSCATOR_WEIGHTS)
-    save_weights(task.deobfuscator, folder / DEOBFUSCATOR_WEIGHTS)
-    normalize = task.normalize.cpu()
-    travels = nn.Sequential(task.obfuscator, normalize).cpu().eval()
-    export_onnx(travels, folder / OBFUSCATOR_ONNX, pictures, input_name="picture", output_name="obfuscated")
-    inverse = Normalize(
-        tuple((-normalize.mean / normalize.std).flatten().tolist()), tuple((1 / normalize.std).flatten().tolist())
-    )
-    restores = nn.Sequential(inverse, task.deobfuscator)
-    with torch.no_grad():
-        obfuscated = travels(pictures.cpu())
-    export_onnx(restores, folder / DEOBFUSCATOR_ONNX, obfuscated, input_name="obfuscated", output_name="restored")
+    normalize, size = task.normalize.cpu(), classifier.preprocessing
+    travels = travels_of(task.obfuscator, normalize, size.height, size.width).cpu().eval()
+    export_obfuscator(travels, folder / OBFUSCATOR_ONNX, pictures)
+    if task.deobfuscator is not None:
+        deobfuscator = task.attackers[task.faced]
+        save_weights(deobfuscator, folder / DEOBFUSCATOR_WEIGHTS)
+        inverse = Normalize(
+            tuple((-normalize.mean / normalize.std).flatten().tolist()), tuple((1 / normalize.std).flatten().tolist())
+        )
+        restores = nn.Sequential(inverse, deobfuscator)
+        with torch.no_grad():
+            obfuscated = travels(pictures.cpu())
+        export_onnx(restores, folder / DEOBFUSCATOR_ONNX, obfuscated, input_name="obfuscated", output_name="restored")
     return _saved(folder, classifier, recipe, None)
+
+
+def export_obfuscator(travels: ObfuscatorTravels, path: Path, pictures: Tensor) -> None:
+    """Writes an obfuscator's ONNX file, its fixed steps and its noise inside, and checks it.
+
+    Args:
+        travels: trained.
+        path: the file.
+        pictures: (N, 3, H, W) float32 in [0, 1], real ones, N at least 2.
+
+    Raises:
+        TrainingError: ONNX Runtime computes something else than torch, or its noise is not the one stated.
+    """
+    write = partial(export_onnx, travels, path, pictures, input_name="picture", output_name="obfuscated")
+    noise, travels.obfuscator.noise = travels.obfuscator.noise, None
+    write(step=travels.step)  # all but the noise can be compared number by number
+    if noise is None:
+        return
+    travels.obfuscator.noise = noise
+    write(compare=False)
+    _check_noise(path, travels, pictures[:_NOISY_PICTURES])
+
+
+@torch.no_grad()
+def _check_noise(path: Path, travels: ObfuscatorTravels, pictures: Tensor) -> None:
+    """Whether what comes out of the file varies around the same means, and as much, as in torch."""
+    function, given = OnnxFunction(path), pictures.cpu()
+    found = torch.stack([torch.from_numpy(function(given.numpy())) for _ in range(_DRAWS)]).double()
+    wanted = torch.stack([travels(given) for _ in range(_DRAWS)]).double()
+    spread, wanted_spread = found.var(dim=0), wanted.var(dim=0)
+    errors = ((spread + wanted_spread) / _DRAWS).sqrt().clamp_min(1e-4)
+    drift = float(((found.mean(dim=0) - wanted.mean(dim=0)).abs() / errors).max())
+    ratio = float(spread.mean() / wanted_spread.mean().clamp_min(1e-12))
+    if bool((found[0] == found[1]).all()) or not drift < _MOST_DRIFT or not abs(ratio - 1) < _MOST_SPREAD:
+        raise TrainingError(
+            f"{path.name}: ONNX Runtime's noise differs from torch's: means off by {drift:.1f} standard errors, "
+            f"variance {ratio:.3f} times as large"
+        )
 
 
 def write_sketch_bundle(

@@ -1,7 +1,10 @@
-"""What is optimised: one function per equation of the paper."""
+"""What is optimised: one function per equation, those of utility first, then those of privacy."""
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -41,6 +44,23 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, *, temperature: fl
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
+def feature_loss(features: Tensor, teacher_features: Tensor) -> Tensor:
+    """How far the classifier's features of obfuscated pictures are from those of the plain ones.
+
+    Source: Romero et al. 2015, equation 3, with the teacher's own layer as the student's and no regressor between; that
+    it is divided by the teacher's mean square, which makes its weight independent of the features' scale, is ours.
+
+    Args:
+        features: (N, D) float, of what travels.
+        teacher_features: (N, D) float, of the plain pictures.
+
+    Returns:
+        scalar float32; 0 where they agree, 1 where the student's are 0.
+    """
+    features, teacher_features = features.float(), teacher_features.float()
+    return F.mse_loss(features, teacher_features) / teacher_features.square().mean().clamp_min(1e-12)
+
+
 def reconstruction_loss(restored: Tensor, images: Tensor) -> Tensor:
     """`L_r`: squared Euclidean distance between original and reconstruction, per number.
 
@@ -55,3 +75,83 @@ def reconstruction_loss(restored: Tensor, images: Tensor) -> Tensor:
         scalar float32, at least 0.
     """
     return F.mse_loss(restored.float(), images.float())
+
+
+def class_mean_loss(restored: Tensor, class_means: Tensor) -> Tensor:
+    """What an attacker restores beyond the label: his restoration's squared distance from the class's mean picture.
+
+    A bounded term for the obfuscator to minimise, in place of maximising `L_r`. Of attackers who see what travels, the
+    best restores the conditional mean; if what travels tells the class, his error is the class mean's less exactly
+    this distance (the two are orthogonal), so that it is the excess leakage in other words. It cannot be minimised
+    below 0, and is 0 only for an attacker who has nothing but the label to go by. Rewarding his error until it
+    reaches the class mean's looks alike, but is content with any restoration that is as far away, such as the
+    picture's negative: that fools this attacker, and teaches the obfuscator to, while the next one turns it around.
+
+    Source: the orthogonality of the conditional mean's error, Papoulis 1991, section 7-4; the term is ours.
+
+    Args:
+        restored: (N, 3, H, W) float, not bounded.
+        class_means: (N, 3, H, W) float in [0, 1], the mean training picture of each picture's class.
+
+    Returns:
+        scalar float32, at least 0, per number.
+    """
+    return F.mse_loss(restored.float(), class_means.float())
+
+
+def gaussian_rate(code: Tensor, noise_std: Tensor) -> Tensor:
+    """How many nats about a picture a noisy code tells at most: `KL(N(code, noise_std^2) || N(0, 1))`.
+
+    Its mean over pictures bounds the mutual information of picture and code, hence, by the data processing
+    inequality, of the picture and everything that is computed from the code.
+
+    Source: Alemi et al. 2017, equation 14 (variational information bottleneck); in closed form Kingma and Welling
+    2014, appendix B.
+
+    Args:
+        code: (N, ...) float, without its noise.
+        noise_std: standard deviations, positive; broadcast to the code's shape.
+
+    Returns:
+        scalar float32, the sum over the numbers of a picture and the mean over pictures, in nats, at least 0.
+    """
+    standard = torch.tensor([0.0, 1.0], device=code.device)
+    return _gaussian_divergence(code, noise_std.float().square(), standard[0], standard[1])
+
+
+def mixture_rate(code: Tensor, noise_std: Tensor, components: Tensor, means: Tensor, variances: Tensor) -> Tensor:
+    """As `gaussian_rate`, against a mixture of Gaussians that follows the codes: conditional entropy maximisation.
+
+    No attacker's mean squared error is below `exp(2 H(X|Z) / d) / (2 pi e)` for the conditional entropy `H(X|Z)` of the
+    picture's d numbers. It is `H(X) - I(X;Z)`; for a code Z with noise of its own, `I(X;Z) = H(Z) - H(noise)`. So
+    maximising `H(X|Z)` is minimising the entropy of the code, which a Gaussian mixture bounds from above. Different
+    from the standard normal of `gaussian_rate`, a mixture by class lets the code tell the class for `log K` nats
+    altogether, and charges for what differs within a class.
+
+    Source: Xia et al. 2025, "Theoretical insights in model inversion robustness and conditional entropy maximization",
+    for bounding the error by the conditional entropy, and this by a mixture; the bound itself is Cover and Thomas
+    2006, theorem 8.6.6. Ours is the form: one diagonal Gaussian for each class with equal weights, instead of clusters
+    fitted within each class, and statistics of earlier batches. `H(Z) <= -E log q(Z)` holds for every density q, so a
+    mixture that lags behind bounds a little worse, but it bounds, and its own entropy needs no estimate; the noise is
+    integrated in closed form, and its size is learned.
+
+    Args:
+        code: (N, ...) float, without its noise.
+        noise_std: standard deviations, positive; broadcast to the code's shape.
+        components: (N,) int64, which component each picture is charged by; any choice gives a bound.
+        means: (K, ...) float, of the codes of each component.
+        variances: (K, ...) float, likewise, without the noise, at least 0.
+
+    Returns:
+        scalar float32, the mean over pictures, in nats, at least `log K`.
+    """
+    noise = noise_std.float().square()
+    prior = variances[components].float() + noise
+    return _gaussian_divergence(code, noise, means[components].float(), prior) + math.log(len(means))
+
+
+def _gaussian_divergence(mean: Tensor, variance: Tensor, prior_mean: Tensor, prior_variance: Tensor) -> Tensor:
+    """KL of two Gaussians with diagonal covariances, summed over numbers (all but the first axis), averaged over N."""
+    distance = (mean.float() - prior_mean).square()
+    each = 0.5 * ((prior_variance / variance).log() + (variance + distance) / prior_variance - 1)
+    return each.flatten(1).sum(dim=1).mean()

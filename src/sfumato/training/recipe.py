@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from sfumato.errors import RecipeError
 
@@ -98,8 +98,88 @@ class ClassifierRecipe(_Strict):
     training: TrainingRecipe = TrainingRecipe()
 
 
+class InputRecipe(_Strict):
+    """What is taken from the picture before the obfuscator looks at it.
+
+    Attributes:
+        remove_colour: leave brightness alone.
+        remove_frequencies: remove the `k x k` lowest frequencies of the picture's cosine transform; 0 for none.
+    """
+
+    remove_colour: bool = False
+    remove_frequencies: int = Field(default=0, ge=0)
+
+
+class UtilityRecipe(_Strict):
+    """What the frozen classifier is to make of obfuscated pictures; the labels get what the other shares leave.
+
+    Without a share of the labels, those of the training pictures are not looked at, and need not exist: where
+    something goes by classes, it goes by the classifier's own answers.
+
+    Attributes:
+        teacher_weight: share of the classifier's answers on the plain pictures.
+        feature_weight: share of its features.
+        temperature: that answers are softened with; only with `teacher_weight`.
+    """
+
+    teacher_weight: float = Field(default=0.0, ge=0, le=1)
+    feature_weight: float = Field(default=0.0, ge=0, le=1)
+    temperature: float = Field(default=4.0, gt=0)
+
+    @model_validator(mode="after")
+    def _is_usable(self) -> UtilityRecipe:
+        if self.teacher_weight + self.feature_weight > 1 + 1e-9:
+            raise ValueError(
+                "teacher_weight and feature_weight are shares, the labels get the rest: at most 1 together"
+            )
+        return self
+
+
+class PrivacyRecipe(_Strict):
+    """Whom the obfuscator is trained against; `privacy_weight` says how much.
+
+    Attributes:
+        target: "error" maximises the attacker's error, as in the paper; "class-mean" draws his restoration to the mean
+            picture of the class, and cannot go beyond that.
+        attackers: "paper", "residual" or "unet", any number of each; the obfuscator faces the best one at the time.
+        restart_epochs: epochs between two restarts; one attacker in turn begins anew. None for never.
+    """
+
+    target: Literal["error", "class-mean"] = "error"
+    attackers: tuple[Literal["paper", "residual", "unet"], ...] = ("paper",)
+    restart_epochs: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _is_usable(self) -> PrivacyRecipe:
+        if not self.attackers and self.restart_epochs is not None:
+            raise ValueError("restart_epochs without attackers has nobody to restart; name some, or leave it out")
+        return self
+
+
+class BottleneckRecipe(_Strict):
+    """Noise in the obfuscator's code, and what the code may tell; there is noise as soon as one weight is above 0.
+
+    Attributes:
+        rate_weight: of the nats that a picture's code tells at most, against a standard normal.
+        entropy_weight: likewise, against a mixture with a component for each class (conditional entropy).
+    """
+
+    rate_weight: float = Field(default=0.0, ge=0)
+    entropy_weight: float = Field(default=0.0, ge=0)
+
+
+class OutputRecipe(_Strict):
+    """What comes out of the obfuscator.
+
+    Attributes:
+        format: "float", as in the paper, or "8-bit": multiples of 1/255 in [0, 1], as an image file holds.
+    """
+
+    format: Literal["float", "8-bit"] = "float"
+
+
 class ObfuscatorRecipe(_Strict):
-    """An obfuscator for a frozen classifier, trained against a deobfuscator.
+    """An obfuscator for a frozen classifier; what is left out is the paper's.
 
     Attributes:
         note: what people should know of the result; goes into the bundle.
@@ -114,8 +194,24 @@ class ObfuscatorRecipe(_Strict):
     classifier: str
     privacy_weight: float = Field(default=1.0, ge=0)
     snapshots_every: int | None = Field(default=None, ge=1)
+    input: InputRecipe = InputRecipe()
+    utility: UtilityRecipe = UtilityRecipe()
+    privacy: PrivacyRecipe = PrivacyRecipe()
+    bottleneck: BottleneckRecipe = BottleneckRecipe()
+    output: OutputRecipe = OutputRecipe()
     data: DataRecipe = DataRecipe()
     training: TrainingRecipe = TrainingRecipe()
+
+    @model_validator(mode="after")
+    def _is_usable(self) -> ObfuscatorRecipe:
+        every = self.privacy.restart_epochs
+        if not self.privacy.attackers and self.privacy_weight > 0:
+            raise ValueError("privacy_weight needs attackers: name some in privacy.attackers, or set it to 0")
+        if self.privacy.target == "class-mean" and not self.privacy_weight:
+            raise ValueError('privacy.target = "class-mean" has no effect while privacy_weight is 0')
+        if every is not None and every >= self.training.epochs:
+            raise ValueError(f"privacy.restart_epochs = {every} never comes in {self.training.epochs} epochs")
+        return self
 
 
 class SketchRecipe(_Strict):
@@ -187,6 +283,8 @@ def parse_recipe(raw: dict[str, Any], *, where: str = "recipe") -> AnyRecipe:
 
 def _explain(detail: Any) -> str:
     _kind, *keys = detail["loc"] or [None]
+    if detail["type"] == "value_error" and not keys:
+        return str(detail["ctx"]["error"])
     place = ".".join(str(key) for key in keys) or "kind"
     if detail["type"] == "extra_forbidden":
         return f"unknown key {place!r} (misspelt?)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from sfumato.data import Augmentation, ImageSet, cifar10, load_images
 from sfumato.errors import Interrupted, RecipeError, TrainingError
 from sfumato.evaluation import evaluate_classifier, evaluate_obfuscator
 from sfumato.export import renew, save_weights
-from sfumato.nets import Deobfuscator, Normalize, Obfuscator, Sketcher, build_classifier
+from sfumato.nets import Sketcher, build_classifier
 from sfumato.provenance import device_name, provenance
+from sfumato.training.building import answered, check_fit, normalize, obfuscation_task, restarted
 from sfumato.training.engine import Schedule, fit
 from sfumato.training.export import write_classifier_bundle, write_obfuscator_bundle, write_sketch_bundle
 from sfumato.training.recipe import (
@@ -34,9 +35,11 @@ from sfumato.training.recipe import (
     SketchRecipe,
     TrainingRecipe,
 )
-from sfumato.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
+from sfumato.training.tasks import ClassifierTask, ObfuscationTask, SketchTask, Utility
 
 CHECK_PICTURES = 64
+_ADDITIONS = ("input", "utility", "privacy", "bottleneck", "output")
+"""Tables of an obfuscator's recipe that say nothing by default: a run that began without them may go on."""
 Task = ClassifierTask | ObfuscationTask | SketchTask
 
 
@@ -102,7 +105,7 @@ def train(
         run.checkpoint.unlink(missing_ok=True)
         for left in ("tensorboard", "snapshots"):
             shutil.rmtree(folder / left, ignore_errors=True)
-    train_set, test_set = _load(recipe.data, fabric)
+    train_set, test_set = _load(recipe.data, fabric, label_free=_label_free(recipe))
     held_out: ImageSet | None = None
     if isinstance(recipe, SketchRecipe):
         train_set, held_out = train_set.split(recipe.held_out_pictures)
@@ -113,14 +116,15 @@ def train(
         task: Task = _classifier_task(recipe, frozen, preprocessing, train_set)
     else:
         frozen = load_classifier(Path(recipe.classifier))
+        if _label_free(recipe):
+            train_set = answered(train_set, frozen)
         if isinstance(recipe, SketchRecipe):
             task = _sketch_task(recipe, frozen, train_set)
         else:
-            task = _obfuscation_task(recipe, frozen, train_set)
+            task = obfuscation_task(recipe, frozen, train_set)
         preprocessing = frozen.preprocessing
     identity = {
-        # How fast it runs may change between two parts of a run.
-        "recipe": recipe.model_dump(mode="json", exclude={"training": {"compile"}}),
+        "recipe": _identifying(recipe),
         "data": train_set.sha256,
         "classifier": frozen.fingerprint if frozen else None,
     }
@@ -168,8 +172,31 @@ def _fit(
         identity=identity,
         resume=resume,
         panel=task.panel if isinstance(task, ObfuscationTask | SketchTask) else None,
+        before_epoch=partial(_restart, recipe, task),
         after_epoch=partial(_keep_snapshot, recipe, task, run),
     )
+
+
+def _label_free(recipe: AnyRecipe) -> bool:
+    """Whether the labels of the training pictures are not looked at."""
+    if not isinstance(recipe, ObfuscatorRecipe):
+        return False
+    return not Utility(recipe.utility.teacher_weight, recipe.utility.feature_weight).label_weight
+
+
+def _identifying(recipe: AnyRecipe) -> dict[str, Any]:
+    """What must be the same for a run to go on; how fast it runs may change between two parts of it."""
+    said = recipe.model_dump(mode="json", exclude={"training": {"compile"}})
+    if isinstance(recipe, ObfuscatorRecipe):
+        silent = [key for key in _ADDITIONS if getattr(recipe, key) == ObfuscatorRecipe.model_fields[key].default]
+        return {key: value for key, value in said.items() if key not in silent}
+    return said
+
+
+def _restart(recipe: AnyRecipe, task: nn.Module, epoch: int) -> list[nn.Parameter]:
+    if isinstance(recipe, ObfuscatorRecipe) and isinstance(task, ObfuscationTask):
+        return restarted(recipe, task, epoch)
+    return []
 
 
 def _keep_snapshot(recipe: AnyRecipe, task: nn.Module, run: Run, epoch: int) -> None:
@@ -181,7 +208,8 @@ def _keep_snapshot(recipe: AnyRecipe, task: nn.Module, run: Run, epoch: int) -> 
     folder = run.snapshot(epoch)
     renew(folder)
     save_weights(task.obfuscator, folder / OBFUSCATOR_WEIGHTS)
-    save_weights(task.deobfuscator, folder / DEOBFUSCATOR_WEIGHTS)
+    if task.deobfuscator is not None:
+        save_weights(task.attackers[task.faced], folder / DEOBFUSCATOR_WEIGHTS)
 
 
 def _finish(
@@ -259,11 +287,13 @@ def _fabric(plan: TrainingRecipe, folder: Path, accelerator: str, devices: int) 
     return fabric
 
 
-def _load(recipe: DataRecipe, fabric: Fabric) -> tuple[ImageSet, ImageSet]:
+def _load(recipe: DataRecipe, fabric: Fabric, *, label_free: bool) -> tuple[ImageSet, ImageSet]:
     load = partial(load_images, size=recipe.size, image_column=recipe.image_column, label_column=recipe.label_column)
     with fabric.rank_zero_first(local=True):  # the others then find the decoded pictures in the cache
-        train_set = load(recipe.source, "train").subset(recipe.train_pictures)
+        train_set = load(recipe.source, "train", unlabelled=label_free).subset(recipe.train_pictures)
         test_set = load(recipe.source, "test").subset(recipe.test_pictures)
+    if label_free:
+        train_set = replace(train_set, names=test_set.names)
     if train_set.names != test_set.names or train_set.images.shape[1:] != test_set.images.shape[1:]:
         raise TrainingError(f"{recipe.source}: training and test pictures differ in classes or size")
     if recipe.crop_padding >= min(train_set.images.shape[2:]):
@@ -286,33 +316,19 @@ def _classifier_task(
     recipe: ClassifierRecipe, teacher: FrozenClassifier | None, preprocessing: Preprocessing, images: ImageSet
 ) -> ClassifierTask:
     if teacher is not None:
-        _check_fit(teacher, images)
+        check_fit(teacher, images)
     return ClassifierTask(
         build_classifier(recipe.architecture, len(images.names)),
-        _normalize(preprocessing),
+        normalize(preprocessing),
         label_smoothing=recipe.label_smoothing,
-        teacher=None if teacher is None else nn.Sequential(_normalize(teacher.preprocessing), teacher.net),
+        teacher=None if teacher is None else nn.Sequential(normalize(teacher.preprocessing), teacher.net),
         teacher_weight=recipe.teacher_weight,
         temperature=recipe.temperature,
     )
 
 
-def _obfuscation_task(recipe: ObfuscatorRecipe, frozen: FrozenClassifier, images: ImageSet) -> ObfuscationTask:
-    _check_fit(frozen, images)
-    size = tuple(images.images.shape[2:])
-    if any(side % Obfuscator.size_multiple for side in size):
-        raise RecipeError(f"the obfuscator takes sides that are multiples of {Obfuscator.size_multiple}, got {size}")
-    return ObfuscationTask(
-        Obfuscator(),
-        Deobfuscator(),
-        frozen.net,
-        _normalize(frozen.preprocessing),
-        privacy_weight=recipe.privacy_weight,
-    )
-
-
 def _sketch_task(recipe: SketchRecipe, frozen: FrozenClassifier, images: ImageSet) -> SketchTask:
-    _check_fit(frozen, images)
+    check_fit(frozen, images)
     height, width = images.images.shape[2:]
     try:
         sketcher = Sketcher(height, width, classes=len(images.names), bits=recipe.code_bits)
@@ -321,26 +337,11 @@ def _sketch_task(recipe: SketchRecipe, frozen: FrozenClassifier, images: ImageSe
     return SketchTask(
         sketcher,
         frozen.net,
-        _normalize(frozen.preprocessing),
+        normalize(frozen.preprocessing),
         teacher_weight=recipe.teacher_weight,
         temperature=recipe.temperature,
         drawn_share=recipe.drawn_share,
     )
-
-
-def _check_fit(frozen: FrozenClassifier, images: ImageSet) -> None:
-    size = tuple(images.images.shape[2:])
-    wanted = (frozen.preprocessing.height, frozen.preprocessing.width)
-    if size != wanted:
-        raise RecipeError(f"pictures are {size}, the classifier {frozen.name} takes {wanted}; set data.size")
-    if len(images.names) != len(frozen.labels):
-        raise RecipeError(
-            f"the data has {len(images.names)} classes, the classifier {frozen.name} {len(frozen.labels)}"
-        )
-
-
-def _normalize(preprocessing: Preprocessing) -> Normalize:
-    return Normalize(preprocessing.mean, preprocessing.std)
 
 
 def _optimizer(plan: TrainingRecipe, task: nn.Module, *, steps: int) -> tuple[torch.optim.Optimizer, LRScheduler]:

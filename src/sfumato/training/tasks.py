@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
-from sfumato.nets import Deobfuscator, Normalize, Obfuscator, Sketcher, reverse_gradient
+from sfumato.nets import Normalize, Obfuscator, Sketcher, reverse_gradient
+from sfumato.nets.cifar import features_and_logits
+from sfumato.training.attackers import Attackers
+from sfumato.training.mixture import CodeMixture
 from sfumato.training.objectives import (
+    class_mean_loss,
     classification_loss,
     distillation_loss,
+    feature_loss,
+    gaussian_rate,
+    mixture_rate,
     reconstruction_loss,
 )
 
@@ -72,30 +81,64 @@ class ClassifierTask(nn.Module):
         }
 
 
+@dataclass(frozen=True)
+class Utility:
+    """What the frozen classifier is to make of obfuscated pictures.
+
+    Attributes:
+        teacher_weight: share of its own answers on the plain pictures, in [0, 1].
+        feature_weight: share of its features, in [0, 1]; the labels get what both leave.
+        temperature: that answers are softened with, above 0.
+    """
+
+    teacher_weight: float = 0.0
+    feature_weight: float = 0.0
+    temperature: float = 4.0
+
+    @property
+    def label_weight(self) -> float:
+        """Share of the labels; exactly 0 where the others have all."""
+        rest = 1 - self.teacher_weight - self.feature_weight
+        return rest if rest > 1e-9 else 0.0
+
+
 class ObfuscationTask(nn.Module):
-    """Trains obfuscator and deobfuscator together against a frozen classifier.
+    """Trains an obfuscator for a frozen classifier, together with its attackers if it has some.
 
-    The obfuscator minimises `L_c - lambda L_r`, the deobfuscator `L_r`, from one forward and one backward
-    pass. The classifier stays in evaluation mode and gets no gradient.
+    As in the paper, if nothing else is said: the obfuscator minimises `L_c - lambda L_r`, the deobfuscator `L_r`, from
+    one forward and one backward pass. The classifier stays in evaluation mode and gets no gradient.
 
-    Source: paper, section 2.
+    Source: paper, section 2; what else can be asked for stands in `sfumato.training.objectives`.
 
     Args:
         obfuscator: images to obfuscated images.
-        deobfuscator: obfuscated images to restored images.
+        deobfuscator: obfuscated images to restored images; one, several (`Attackers`), or None for none.
         classifier: normalised images to logits; frozen here.
         normalize: from [0, 1] to the classifier's input.
-        privacy_weight: lambda.
+        privacy_weight: lambda, of the term against the deobfuscator.
+        utility: see `Utility`.
+        class_means: (classes, 3, H, W) float32 in [0, 1]: minimise `class_mean_loss` instead of maximising `L_r`. It
+            takes a second pass through the deobfuscator.
+        rate_weight: of `gaussian_rate`; the obfuscator has to be noisy.
+        entropy_weight: of `mixture_rate`; the obfuscator has to be noisy.
+        mixture: for it.
     """
+
+    class_means: Tensor | None
 
     def __init__(
         self,
         obfuscator: Obfuscator,
-        deobfuscator: Deobfuscator,
+        deobfuscator: nn.Module | None,
         classifier: nn.Module,
         normalize: Normalize,
         *,
         privacy_weight: float,
+        utility: Utility | None = None,
+        class_means: Tensor | None = None,
+        rate_weight: float = 0.0,
+        entropy_weight: float = 0.0,
+        mixture: CodeMixture | None = None,
     ) -> None:
         super().__init__()
         self.obfuscator = obfuscator
@@ -103,42 +146,127 @@ class ObfuscationTask(nn.Module):
         self.classifier = classifier.requires_grad_(False).eval()
         self.normalize = normalize
         self.privacy_weight = privacy_weight
+        self.utility = utility or Utility()
+        self.register_buffer("class_means", class_means, persistent=False)
+        self.rate_weight, self.entropy_weight, self.mixture = rate_weight, entropy_weight, mixture
+
+    @property
+    def attackers(self) -> list[nn.Module]:
+        """The deobfuscators, in the order in which they were given."""
+        if self.deobfuscator is None:
+            return []
+        return list(self.deobfuscator.nets) if isinstance(self.deobfuscator, Attackers) else [self.deobfuscator]
+
+    @property
+    def faced(self) -> int:
+        """Which of the attackers the obfuscator is trained against now."""
+        return self.deobfuscator.best if isinstance(self.deobfuscator, Attackers) else 0
 
     def train(self, mode: bool = True) -> ObfuscationTask:
-        """Sets the mode of the two trained networks; the frozen classifier stays in evaluation mode."""
+        """Sets the mode of the trained networks; the frozen classifier stays in evaluation mode."""
         super().train(mode)
         self.classifier.eval()
         return self
 
     def forward(self, images: Tensor, labels: Tensor) -> Losses:
-        """Images (N, 3, H, W) float in [0, 1], labels (N,) int64 -> losses."""
-        obfuscated = self.obfuscator(images)
-        logits = self.classifier(self.normalize(obfuscated))
-        restored = self.deobfuscator(reverse_gradient(obfuscated, self.privacy_weight))
-        classification = classification_loss(logits, labels)
-        reconstruction = reconstruction_loss(restored, images)
-        return {
-            "loss": classification + reconstruction,
-            "classification": classification.detach(),
-            "reconstruction": reconstruction.detach(),
-            "accuracy": _accuracy(logits, labels),
-        }
+        """Images (N, 3, H, W) float in [0, 1], labels (N,) int64 -> losses.
+
+        Labels that have no share in the utility are only compared with; where class means or a mixture go by them, they
+        may be the classifier's own answers.
+        """
+        code = self.obfuscator.encode(images)
+        obfuscated = self.obfuscator.draw(code)
+        loss, figures = self._useful(obfuscated, images, labels)
+        for term, more in (self._attacked(obfuscated, images, labels), self._coded(code, labels)):
+            loss = loss if term is None else loss + term
+            figures |= more
+        accuracy = figures.pop("accuracy")
+        return {"loss": loss, **figures, "accuracy": accuracy}
+
+    def _useful(self, obfuscated: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Losses]:
+        """The utility's loss, its parts and the accuracy."""
+        utility = self.utility
+        features, logits = self._answers(obfuscated)
+        parts: list[tuple[str, float, Tensor]] = []
+        if utility.label_weight:
+            parts.append(("classification", utility.label_weight, classification_loss(logits, labels)))
+        if utility.teacher_weight or utility.feature_weight:
+            with torch.no_grad():
+                teacher_features, teacher = self._answers(images)
+        if utility.teacher_weight:
+            distillation = distillation_loss(logits, teacher, temperature=utility.temperature)
+            parts.append(("distillation", utility.teacher_weight, distillation))
+        if features is not None and teacher_features is not None:
+            parts.append(("features", utility.feature_weight, feature_loss(features, teacher_features)))
+        loss = torch.stack([weight * part for _, weight, part in parts]).sum()
+        return loss, {name: part.detach() for name, _, part in parts} | {"accuracy": _accuracy(logits, labels)}
+
+    def _answers(self, pictures: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The classifier's features, where they are asked for, and its logits."""
+        inputs = self.normalize(pictures)
+        if self.utility.feature_weight:
+            return features_and_logits(self.classifier, inputs)
+        return None, self.classifier(inputs)
+
+    def _attacked(self, obfuscated: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor | None, Losses]:
+        """The attackers' losses, and the obfuscator's against the one that it faces."""
+        nets, faced = self.attackers, self.faced
+        if not nets:
+            return None, {}
+        errors = []
+        for index, net in enumerate(nets):
+            seen = obfuscated.detach()
+            if index == faced and self.class_means is None:
+                seen = reverse_gradient(obfuscated, self.privacy_weight)
+            errors.append(reconstruction_loss(net(seen), images))
+        loss = torch.stack(errors).sum()
+        figures = {"reconstruction": errors[faced].detach()}
+        if self.class_means is not None:
+            net = nets[faced].requires_grad_(False)  # this moves the obfuscator alone
+            beyond = class_mean_loss(net(obfuscated), self.class_means[labels])
+            net.requires_grad_(True)
+            loss = loss + self.privacy_weight * beyond
+            figures["beyond_label"] = beyond.detach()
+        if isinstance(self.deobfuscator, Attackers):
+            figures |= {f"attacker_{index}": error.detach() for index, error in enumerate(errors)}
+            if self.training:
+                self.deobfuscator.note(torch.stack(errors).detach())
+        return loss, figures
+
+    def _coded(self, code: Tensor, labels: Tensor) -> tuple[Tensor | None, Losses]:
+        """What the code may tell, in nats a picture."""
+        loss, figures = None, {}
+        if self.obfuscator.noise is None:
+            return None, {}
+        std = self.obfuscator.noise.std
+        if self.rate_weight:
+            rate = gaussian_rate(code, std)
+            loss, figures["rate"] = self.rate_weight * rate, rate.detach()
+        if self.mixture is not None:
+            entropy = mixture_rate(code, std, labels, self.mixture.means, self.mixture.variances)
+            figures["mixture_rate"] = entropy.detach()
+            loss = self.entropy_weight * entropy if loss is None else loss + self.entropy_weight * entropy
+            if self.training:
+                self.mixture.follow(code, labels)
+        return loss, figures
 
     @torch.no_grad()
     def panel(self, images: Tensor) -> Tensor:
-        """Original, obfuscated and restored pictures in three rows.
+        """Original, obfuscated and, with a deobfuscator, restored pictures in rows.
 
         Args:
             images: (N, 3, H, W) float in [0, 1].
 
         Returns:
-            (3, N, 3, H, W) float in [0, 1]; the obfuscated ones stretched to that range, each on its own.
+            (3 or 2, N, 3, H, W) float in [0, 1]; the obfuscated ones stretched to that range, each on its own.
         """
         obfuscated = self.obfuscator(images)
-        restored = self.deobfuscator(obfuscated).clamp(0, 1)
         low = obfuscated.amin(dim=(1, 2, 3), keepdim=True)
         high = obfuscated.amax(dim=(1, 2, 3), keepdim=True)
-        return torch.stack([images, (obfuscated - low) / (high - low).clamp_min(1e-6), restored])
+        rows = [images, (obfuscated - low) / (high - low).clamp_min(1e-6)]
+        if self.deobfuscator is not None:
+            rows.append(self.deobfuscator(obfuscated).clamp(0, 1))
+        return torch.stack(rows)
 
 
 class SketchTask(nn.Module):

@@ -4,12 +4,12 @@ import torch
 from scenes import SIDE, pictures
 from sfumato.audit.attackers.decoders import PAPER, RESIDUAL, RESIDUAL_GAN, RESIDUAL_SSIM, UNET
 from sfumato.audit.attackers.linear import Linear
-from sfumato.audit.attackers.networks import ResidualNet, UNet
 from sfumato.audit.attackers.protocol import Effort
 from sfumato.audit.controls import fold
 from sfumato.audit.knowledge import FreshPairs, Knowledge, Threat
 from sfumato.errors import AuditError
 from sfumato.nets import Deobfuscator
+from sfumato.nets.restoring import ResidualNet, UNet
 from synthetic import image_set
 
 ALL = (PAPER, RESIDUAL, UNET, RESIDUAL_SSIM, RESIDUAL_GAN)

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from sfumato.audit.attackers.linear import LinearEstimate, solve
 from sfumato.audit.attackers.losses import Adversarial, SquaredError, Structure
-from sfumato.audit.attackers.networks import ResidualNet, UNet
 from sfumato.audit.attackers.protocol import Effort, Prepared, Restore
 from sfumato.audit.fitting import fit_decoder
 from sfumato.audit.knowledge import Knowledge, Pairs, Threat
 from sfumato.errors import AuditError
 from sfumato.nets import Deobfuscator, autocast
+from sfumato.nets.restoring import ResidualNet, UNet
 
 _STATISTICS_PAIRS = 500
 
@@ -78,10 +78,7 @@ class PaperNet(nn.Module):
         super().__init__()
         self.mix = nn.Identity() if channels == 3 else nn.Conv2d(channels, 3, 1)
         self.body = Deobfuscator().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        # It ends in a batch norm and a leaky ReLU: start within the range of pictures, not around 0.
-        last = self.body.up[-1].project.norm
-        nn.init.constant_(last.weight, 0.25)
-        nn.init.constant_(last.bias, 0.5)
+        self.body.begin_within_pictures()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W), sides multiples of 8 -> (N, 3, H, W)."""

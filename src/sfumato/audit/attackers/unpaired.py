@@ -20,11 +20,11 @@ from torch.nn import functional as F
 
 from sfumato.audit.attackers.decoders import Decoder, restorer
 from sfumato.audit.attackers.linear import MAX_INPUTS, LinearEstimate
-from sfumato.audit.attackers.networks import ResidualNet, patch_discriminator
 from sfumato.audit.attackers.protocol import Effort, Prepared
 from sfumato.audit.knowledge import Knowledge, Threat
 from sfumato.errors import AuditError
 from sfumato.nets import autocast, reverse_gradient
+from sfumato.nets.restoring import ResidualNet, patch_discriminator
 
 BATCH = 64
 _COMPONENTS = 200

@@ -1,11 +1,14 @@
-"""The networks of the learned attackers: all take (N, C, H, W) and give a correction to a picture (N, 3, H, W)."""
+"""Networks that restore pictures: all take (N, C, H, W) and give a picture (N, 3, H, W), or a correction to one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from sfumato.nets.obfuscator import Deobfuscator
 
 
 class ResidualBlock(nn.Module):
@@ -144,3 +147,25 @@ def _silent(conv: nn.Conv2d) -> nn.Conv2d:
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
     return conv
+
+
+def _from_grey(net: nn.Module, last: nn.Conv2d) -> nn.Module:
+    """A net of corrections as one of pictures: with its last layer silent, it begins at mid-grey."""
+    assert last.bias is not None
+    nn.init.constant_(last.bias, 0.5)
+    return net
+
+
+def _residual() -> nn.Module:
+    net = ResidualNet(3)
+    return _from_grey(net, net.body[-2])  # type: ignore[arg-type]
+
+
+def _unet() -> nn.Module:
+    net = UNet(3)
+    return _from_grey(net, net.head[0])  # type: ignore[arg-type]
+
+
+RESTORERS: dict[str, Callable[[], nn.Module]] = {"paper": Deobfuscator, "residual": _residual, "unet": _unet}
+"""Networks from obfuscated pictures (N, 3, H, W) to restored ones, with fresh weights; sides multiples of 8. The
+paper's has as many parameters as the obfuscator, the others four and six times as many."""

@@ -1,0 +1,141 @@
+"""From a recipe to what is trained: recipes end here, networks and tasks take plain arguments."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.bundle import Preprocessing
+from sfumato.classifiers import FrozenClassifier
+from sfumato.data import ImageSet
+from sfumato.errors import RecipeError
+from sfumato.nets import RESTORERS, Normalize, Obfuscator, obfuscator_of
+from sfumato.nets.cifar import features_and_logits
+from sfumato.training.attackers import Attackers, attacker_to_restart, restart
+from sfumato.training.mixture import CodeMixture
+from sfumato.training.recipe import ObfuscatorRecipe
+from sfumato.training.tasks import ObfuscationTask, Utility
+
+_BATCH = 250
+_PROBES = 2
+
+
+def obfuscation_task(recipe: ObfuscatorRecipe, frozen: FrozenClassifier, images: ImageSet) -> ObfuscationTask:
+    """What an obfuscator's recipe describes, with fresh weights.
+
+    Args:
+        recipe: validated.
+        frozen: the classifier.
+        images: the training pictures; see `answered` for those without labels.
+
+    Raises:
+        RecipeError: the recipe does not fit the pictures or the classifier.
+    """
+    check_fit(frozen, images)
+    height, width = images.images.shape[2:]
+    if height % Obfuscator.size_multiple or width % Obfuscator.size_multiple:
+        raise RecipeError(
+            f"the obfuscator takes sides that are multiples of {Obfuscator.size_multiple}, got {(height, width)}"
+        )
+    if recipe.input.remove_frequencies >= min(height, width):
+        raise RecipeError(
+            f"input.remove_frequencies = {recipe.input.remove_frequencies} leaves nothing of pictures of "
+            f"{height}x{width}: it must be smaller than their sides"
+        )
+    utility = recipe.utility
+    if utility.feature_weight:
+        _check_features(frozen)
+    obfuscator = obfuscator_of(recipe.model_dump(mode="json"))
+    nets = [RESTORERS[kind]() for kind in recipe.privacy.attackers]
+    shape = obfuscator.code_channels, height // obfuscator.size_multiple, width // obfuscator.size_multiple
+    return ObfuscationTask(
+        obfuscator,
+        Attackers(*nets) if len(nets) > 1 else next(iter(nets), None),
+        frozen.net,
+        normalize(frozen.preprocessing),
+        privacy_weight=recipe.privacy_weight,
+        utility=Utility(utility.teacher_weight, utility.feature_weight, utility.temperature),
+        class_means=class_means(images) if recipe.privacy.target == "class-mean" else None,
+        rate_weight=recipe.bottleneck.rate_weight,
+        entropy_weight=recipe.bottleneck.entropy_weight,
+        mixture=CodeMixture(len(images.names), shape) if recipe.bottleneck.entropy_weight else None,
+    )
+
+
+def restarted(recipe: ObfuscatorRecipe, task: ObfuscationTask, epoch: int) -> list[nn.Parameter]:
+    """Restarts the attacker whose turn it is before an epoch.
+
+    Args:
+        recipe: of the task.
+        task: its attackers are changed.
+        epoch: how many epochs are done.
+
+    Returns:
+        The parameters that begin anew; none if it is nobody's turn.
+    """
+    attackers = task.attackers
+    turn = attacker_to_restart(epoch, every=recipe.privacy.restart_epochs, attackers=len(attackers))
+    if turn is None:
+        return []
+    restart(attackers[turn], RESTORERS[recipe.privacy.attackers[turn]], seed=recipe.training.seed + epoch)
+    if isinstance(task.deobfuscator, Attackers):
+        task.deobfuscator.errors[turn] = torch.inf
+    return list(attackers[turn].parameters())
+
+
+@torch.no_grad()
+def answered(images: ImageSet, frozen: FrozenClassifier) -> ImageSet:
+    """The pictures with the classifier's own answers as labels, for training that looks at no others.
+
+    Args:
+        images: their labels are not looked at.
+        frozen: the classifier, for pictures of this size.
+    """
+    net, scale = frozen.net.eval(), normalize(frozen.preprocessing)
+    answers = [net(scale(part.float() / 255)).argmax(dim=1) for part in torch.split(images.images, _BATCH)]
+    return replace(images, labels=torch.cat(answers), names=frozen.labels)
+
+
+def class_means(images: ImageSet) -> Tensor:
+    """The mean picture of each class, (classes, 3, H, W) float32 in [0, 1]; of a class without any, that of all."""
+    counts = images.labels.bincount(minlength=len(images.names)).view(-1, 1, 1, 1)
+    sums = torch.zeros(len(images.names), *images.images.shape[1:])
+    for part, labels in zip(torch.split(images.images, _BATCH), torch.split(images.labels, _BATCH), strict=True):
+        sums.index_add_(0, labels, part.float() / 255)
+    return torch.where(counts > 0, sums / counts.clamp_min(1), sums.sum(dim=0) / len(images))
+
+
+def check_fit(frozen: FrozenClassifier, images: ImageSet) -> None:
+    """Whether a classifier takes these pictures and knows their classes.
+
+    Raises:
+        RecipeError: it does not.
+    """
+    size = tuple(images.images.shape[2:])
+    wanted = (frozen.preprocessing.height, frozen.preprocessing.width)
+    if size != wanted:
+        raise RecipeError(f"pictures are {size}, the classifier {frozen.name} takes {wanted}; set data.size")
+    if len(images.names) != len(frozen.labels):
+        raise RecipeError(
+            f"the data has {len(images.names)} classes, the classifier {frozen.name} {len(frozen.labels)}"
+        )
+
+
+def normalize(preprocessing: Preprocessing) -> Normalize:
+    """A classifier's preprocessing as a module: (N, 3, H, W) float32 in [0, 1] -> its input."""
+    return Normalize(preprocessing.mean, preprocessing.std)
+
+
+@torch.no_grad()
+def _check_features(frozen: FrozenClassifier) -> None:
+    complaint = f"utility.feature_weight: the classifier {frozen.name} does not show its features"
+    remedy = "(`features` and `head`, whose composition is the classifier); set it to 0, or use utility.teacher_weight"
+    probes = torch.randn(_PROBES, 3, frozen.preprocessing.height, frozen.preprocessing.width)
+    try:
+        _, logits = features_and_logits(frozen.net, probes)
+    except Exception as error:  # anybody's network: whatever it raises, it is not built this way
+        raise RecipeError(f"{complaint} {remedy}") from error
+    if not torch.allclose(logits, frozen.net(probes), atol=1e-4):
+        raise RecipeError(f"{complaint} {remedy}")
