@@ -27,7 +27,7 @@ from sfumato.bundle import (
 from sfumato.checkpoint import save_checkpoint
 from sfumato.errors import AuditError, BundleError, DataError, Interrupted, RecipeError, SfumatoError, TrainingError
 from sfumato.export import save_weights
-from sfumato.making import trainings
+from sfumato.making import speed, trainings
 from sfumato.making.audits import findings
 from sfumato.nets import build_classifier
 from sfumato.sweep import jobs
@@ -125,6 +125,8 @@ def made(monkeypatch):
     monkeypatch.setattr(trainings, "train", stands_in.train)
     monkeypatch.setattr(jobs, "finish_audit", stands_in.audit)
     monkeypatch.setattr(jobs, "bundle_target", lambda bundle: None)
+    monkeypatch.setattr(speed, "_mac_seconds", lambda *_: 1e-9)
+    monkeypatch.setattr(speed, "decoder_seconds", lambda *_: 1e-3)
     return stands_in
 
 
