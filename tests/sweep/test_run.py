@@ -204,7 +204,7 @@ def test_a_gate_has_its_own_row(place, tmp_path):
         name: fake_audit(gate=gate, utility=utility | {"accuracy_obfuscated": accuracy})
         for name, accuracy in zip(setting.names, (0.9, 0.92), strict=True)
     }
-    (_, sending), (_, gated) = _rows(setting, audits)
+    (_, sending), (_, gated) = _rows(setting, audits, {})
     assert (sending.name, sending.seeds) == ("code_bits=2", 2)
     assert sending.accuracy.mean == pytest.approx(0.91) and sending.accuracy.std == pytest.approx(0.02 / 2**0.5)
     assert (gated.name, gated.accuracy.mean, gated.accuracy.std) == ("code_bits=2, gated", 0.91, 0)

@@ -102,7 +102,13 @@ def points_of(audits: Mapping[Path, dict[str, Any]]) -> list[Point]:
     if len(sources) > 1:
         places = ", ".join(f"{source} ({file.name})" for source, file in sources.items())
         raise AuditError(f"audits of several data sets cannot share one plot: {places}; keep them in separate folders")
-    points += max(curves, key=lambda curve: sum(p["accuracy"] for p in curve), default=[])
+    curve = max(curves, key=lambda curve: sum(p["accuracy"] for p in curve), default=[])
+    alternatives = {
+        "accuracy_local": max(ends["local"], default=None),
+        "accuracy_plain": max(ends["identity"], default=None),
+        "gated_plain": curve,
+    }
+    points = [{**point, **_without_it(point, alternatives)} for point in points] + curve
     roles = {point["role"] for point in points}
     for role, name, leakage in (("local", "classifier on the device", 0.0), ("identity", "plain picture", 1.0)):
         if ends[role] and role not in roles:
@@ -138,11 +144,11 @@ def _points(audit: dict[str, Any], file: Path) -> list[Point]:
         "source": file.name,
         "best_attacker": str(best["attacker"]),
     }
-    return [{**point, **_without_it(point, utility)} for point in (own, *gated_point(own, audit.get("gate")))]
+    return [own, *gated_point(own, audit.get("gate"))]
 
 
 def _without_it(point: Point, utility: dict[str, Any]) -> Point:
-    """What anybody gets at a point's leakage without the obfuscator."""
+    """What anybody gets at a point's leakage without the obfuscator, from the best that any of the audits knows."""
     if utility.get("accuracy_local") is None:
         return {"local": None, "mixture": None, "mixing": None}
     mixture, mixing = best_mixture(point["excess_leakage"], utility)

@@ -80,12 +80,12 @@ def _found(sweep: Sweep, failed: dict[str, str], say: Say) -> Found:
     for name, audit in made.items():
         write_json(files[name], audit)
     own = {files[name]: audit for name, audit in made.items()}
-    swept = [(setting, mode, of) for setting in sweep.settings for mode, of in _rows(setting, made)]
+    others = _comparable(sweep, own, say)
+    swept = [(setting, mode, of) for setting in sweep.settings for mode, of in _rows(setting, made, others)]
     if not swept:
         reasons = "; ".join(dict.fromkeys(failed.values())) or "no attacker came to an end"
         raise AuditError(f"no point of the sweep could be made: {reasons}")
     drawn = [_drawn(of, mode) for mode in dict.fromkeys(m for _, m, _ in swept) for _, m, of in swept if m == mode]
-    others = _comparable(sweep, own, say)
     beside = [point for point in points_of(others) if point["role"] not in ENDS]
     beside += [point for point in points_of({**others, **own}) if point["role"] in ENDS]
     plot = sweep.folder / "frontier.png"
@@ -123,10 +123,12 @@ def _found(sweep: Sweep, failed: dict[str, str], say: Say) -> Found:
 _SENDS_ALL = "every picture sent"
 
 
-def _rows(setting: Setting, made: dict[str, dict[str, Any]]) -> list[tuple[str, Row]]:
+def _rows(
+    setting: Setting, made: dict[str, dict[str, Any]], others: dict[Path, dict[str, Any]]
+) -> list[tuple[str, Row]]:
     """A setting's rows: sending every picture, and with its gate if it has one."""
     points = [
-        [point for point in points_of({Path(name): made[name]}) if point["role"] not in ENDS]
+        [p for p in points_of({**others, Path(name): made[name]}) if p["role"] not in ENDS and p["source"] == name]
         for name in setting.names
         if name in made
     ]
