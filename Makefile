@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-ray lint bench clean
 
 demo: $(VENV)/.serve
 	$(BIN)/sfumato demo $(PICTURES)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+test-ray: $(VENV)/.ray
+	$(BIN)/python -m pytest tests/sweep/test_ray.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -32,6 +35,11 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --editable '.[dev]'
 	touch $@ $(VENV)/.serve
+
+# Ray is large, and only sweeps that run several points at once need it.
+$(VENV)/.ray: $(VENV)/.dev
+	$(PIP) --editable '.[ray]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist

@@ -7,7 +7,8 @@ from PIL import Image
 
 from fakes import fake_audit, point
 from sfumato.audit import frontier
-from sfumato.audit.frontier import PAPER, collect, draw_frontier, save_frontier_png
+from sfumato.audit.frontier import draw_frontier, save_frontier_png
+from sfumato.audit.points import PAPER, collect
 from sfumato.errors import AuditError
 
 ENDS = [point("device", 0.89, 0.0, "local", None), point("plain", 0.91, 1.0, "identity", None)]
@@ -111,6 +112,16 @@ def test_the_mixing_line_joins_the_best_ends():
     figure = frontier._figure([*POINTS, point("worse", 0.5, 0.0, "local", None)], dark=False)
     (line,) = figure.axes[0].lines
     assert line.get_xydata().tolist() == [[0.0, 0.89], [1.0, 0.91]]
+
+
+def test_the_points_of_a_dial_are_joined_in_its_order_with_bars_for_their_seeds():
+    swept = [point(f"b={n}", 0.8 + 0.01 * n, 0.4 - 0.1 * n, "swept") | {"series": "a b"} for n in (2, 1, 3)]
+    swept[0]["spread"] = (0.01, 0.02)
+    figure = frontier._figure([*ENDS, *swept], dark=False)
+    (line,) = [line for line in figure.axes[0].lines if line.get_gid() == "series-a-b"]
+    assert line.get_xydata().round(6).tolist() == [[0.2, 0.82], [0.3, 0.81], [0.1, 0.83]]
+    bars = [bar for bar in figure.axes[0].collections if hasattr(bar, "get_segments")]
+    assert sorted(len(bar.get_segments()) for bar in bars) == [1, 1], "one bar each way, at the first point alone"
 
 
 def test_every_point_is_labelled_with_its_smaller_budget_and_no_labels_overlap():

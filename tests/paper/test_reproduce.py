@@ -18,7 +18,7 @@ from sfumato.audit.budget import BUDGETS, Budget, Trial
 from sfumato.bundle import Bundle
 from sfumato.errors import AuditError, BundleError, Interrupted, TrainingError
 from sfumato.evaluation import evaluate_obfuscator
-from sfumato.paper import lab as lab_module
+from sfumato.making import trainings
 from sfumato.paper.lab import Lab
 from sfumato.paper.listing import listing
 from sfumato.paper.plan import Item, Later, Plan, Target
@@ -92,7 +92,7 @@ def tiny(tmp_path_factory, own_caches, trained):
 def test_everything_is_made_once_and_then_nothing(tiny, monkeypatch):
     made, lab, results, page = tiny
     before = page.read_text()
-    monkeypatch.setattr(lab_module, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(trainings, "train", lambda *_, **__: pytest.fail("trained again"))
     assert all(entry.state == "done" for entry in listing(lab, Target.TABLE_1))
     written = reproduce(Target.TABLE_3, in_lab(lab.folder, made), results, page)
     assert [path.name for path in written] == ["cpu-table3.json", "reproduction.md"]
@@ -192,5 +192,5 @@ def test_an_audit_of_another_obfuscator_and_broken_bundles_are_refused(tiny, tmp
 
 def test_a_lab_that_cannot_be_written_is_named_at_once(tmp_path, tiny):
     (tmp_path / "file").touch()
-    with pytest.raises(TrainingError, match=r"the lab .* cannot be written"):
+    with pytest.raises(TrainingError, match=r"the folder .* cannot be written"):
         reproduce(Target.TABLE_4, in_lab(tmp_path / "file", tiny[0]), tmp_path / "results", tmp_path / "page.md")

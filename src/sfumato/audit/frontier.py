@@ -8,11 +8,10 @@ them; an obfuscator has to lie above it.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from itertools import pairwise, product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -21,102 +20,31 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
-from sfumato.audit.verdict import SCHEMA
+from sfumato.audit.points import ROLES, Point
 from sfumato.errors import AuditError
-
-Point = dict[str, Any]
-"""name, accuracy, excess_leakage (None for the paper), role, budget, source, best_attacker."""
 
 Box = npt.NDArray[np.float64]
 """Left, bottom, right and top in pixels: (4,), or (n, 4) for several."""
 
-ROLES = ("this", "baseline", "local", "identity", "gated", "paper", "other")
 BUDGETS = ("quick", "standard", "full")
 """From the smallest to the largest; a leakage measured at a smaller one is a weaker lower bound."""
 
-PAPER_DATA = "cifar10"
-PAPER: tuple[Point, ...] = tuple(
-    {
-        "name": f"paper, {net}", "accuracy": accuracy, "excess_leakage": None, "role": "paper", "budget": None,
-        "source": "Leroux et al. 2018, table 2", "best_attacker": None,
-    }
-    for net, accuracy in (("VGG19", 0.893), ("ResNet18", 0.898), ("ResNet50", 0.902), ("GoogLeNet", 0.905))
-)  # fmt: skip
-"""The paper's accuracies on CIFAR-10. It measures no leakage that can be compared."""
-
 _LIGHT = {
     "ink": "#1d2126", "faint": "#5b636e", "grid": "#dfe3e8", "below": "#eef0f3",
-    "this": "#b3261e", "baseline": "#2459a8", "local": "#1d2126", "identity": "#1d2126", "other": "#7a4fa3",
-    "paper": "#a86400",
+    "this": "#b3261e", "swept": "#b3261e", "baseline": "#2459a8", "local": "#1d2126", "identity": "#1d2126",
+    "other": "#7a4fa3", "paper": "#a86400",
 }  # fmt: skip
 _DARK = {
     "ink": "#e8eaed", "faint": "#a5adb8", "grid": "#3a4048", "below": "#24282e",
-    "this": "#ff8a80", "baseline": "#8ab4f8", "local": "#e8eaed", "identity": "#e8eaed", "other": "#c8a2f0",
-    "paper": "#f0b453",
+    "this": "#ff8a80", "swept": "#ff8a80", "baseline": "#8ab4f8", "local": "#e8eaed", "identity": "#e8eaed",
+    "other": "#c8a2f0", "paper": "#f0b453",
 }  # fmt: skip
-_MARKERS = {"this": "*", "baseline": "o", "local": "s", "identity": "s", "other": "D"}
-_SIZES = {"this": 240.0, "baseline": 48.0, "local": 48.0, "identity": 48.0, "other": 40.0}
+_MARKERS = {"this": "*", "swept": "o", "baseline": "o", "local": "s", "identity": "s", "other": "D"}
+_SIZES = {"this": 240.0, "swept": 64.0, "baseline": 48.0, "local": 48.0, "identity": 48.0, "other": 40.0}
 _PLACES = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)]
 
 _SIDES: dict[int, Literal["left", "center", "right"]] = {1: "left", 0: "center", -1: "right"}
 _HEIGHTS: dict[int, Literal["bottom", "center", "top"]] = {1: "bottom", 0: "center", -1: "top"}
-
-
-def collect(folder: Path) -> list[Point]:
-    """Reads a folder of audits into points.
-
-    Each audit with a classifier and a best attacker gives one point. The ends of the line, the classifier on the device
-    and the plain picture in the cloud, are the best that any of the audits knows, as is the curve of a gate before the
-    plain picture. The paper's accuracies are added
-    where the data are `PAPER_DATA`.
-
-    Args:
-        folder: every `*.json` of schema `sfumato.audit/1` in it counts; other JSON files are passed over.
-
-    Returns:
-        Points, in the order of the file names, then the ends and the paper.
-
-    Raises:
-        AuditError: no such folder, a file that cannot be read as JSON or is a broken audit, or audits of several data
-            sets, which cannot be compared.
-    """
-    if not folder.is_dir():
-        raise AuditError(f"{folder} is not a folder; give the one that holds the audits' JSON files")
-    points: list[Point] = []
-    curves: list[list[Point]] = []
-    ends: dict[str, list[float]] = {"local": [], "identity": []}
-    sources: dict[str, Path] = {}
-    for file in sorted(folder.glob("*.json")):
-        audit = _read(file)
-        if audit is None:
-            continue
-        try:
-            sources.setdefault(str(audit["data"]["source"]), file)
-            found = _points(audit, file)
-            utility = audit.get("utility") or {}
-            for role, figure in (("local", "accuracy_local"), ("identity", "accuracy_plain")):
-                if utility.get(figure) is not None:
-                    ends[role].append(float(utility[figure]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise AuditError(
-                f"{file} is a broken audit ({type(error).__name__}: {error}); run the audit again or remove the file"
-            ) from error
-        points += found
-        curves.append(gated_plain_points(audit.get("utility") or {}))
-    if len(sources) > 1:
-        places = ", ".join(f"{source} ({file.name})" for source, file in sources.items())
-        raise AuditError(f"audits of several data sets cannot share one plot: {places}; keep them in separate folders")
-    points += max(curves, key=lambda curve: sum(p["accuracy"] for p in curve), default=[])
-    roles = {point["role"] for point in points}
-    for role, name, leakage in (("local", "classifier on the device", 0.0), ("identity", "plain picture", 1.0)):
-        if ends[role] and role not in roles:
-            points.append(
-                {
-                    "name": name, "accuracy": max(ends[role]), "excess_leakage": leakage, "role": role,
-                    "budget": None, "source": "the audits' utility", "best_attacker": None,
-                }
-            )  # fmt: skip
-    return points + [dict(point) for point in PAPER if PAPER_DATA in sources]
 
 
 def draw_frontier(points: Sequence[Point], *, dark: bool = False) -> str:
@@ -124,7 +52,8 @@ def draw_frontier(points: Sequence[Point], *, dark: bool = False) -> str:
 
     Args:
         points: see `Point`; the line is drawn if there are a "local" and an "identity" one, the paper's band if
-            there are "paper" ones.
+            there are "paper" ones. Those with the same "series" are joined in their order, and a "spread" (of accuracy
+            and of excess leakage) is drawn as bars.
         dark: for a dark background.
 
     Returns:
@@ -179,61 +108,6 @@ def style(axes: Axes, *, dark: bool) -> dict[str, str]:
     return colours
 
 
-def _read(file: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AuditError(f"{file} cannot be read as JSON ({error}); remove it or write it again") from error
-    return content if isinstance(content, dict) and content.get("schema") == SCHEMA else None
-
-
-def _points(audit: dict[str, Any], file: Path) -> list[Point]:
-    """Where the obfuscator stands if it sends everything, and, if it has a gate, with that."""
-    utility, best, target = audit.get("utility"), audit.get("best"), audit["target"]
-    if not utility or not best or best.get("excess_leakage") is None:
-        return []
-    role = next((word for word in (target["kind"], target["name"]) if word in ROLES), "other")
-    own = {
-        "name": str(target["name"]),
-        "accuracy": float(utility["accuracy_obfuscated"]),
-        "excess_leakage": float(best["excess_leakage"]),
-        "role": role,
-        "budget": str(audit["budget"]["name"]),
-        "source": file.name,
-        "best_attacker": str(best["attacker"]),
-    }
-    return [own, *gated_point(own, audit.get("gate"))]
-
-
-def gated_point(own: Point, gate: dict[str, Any] | None) -> list[Point]:
-    """Where an obfuscator stands if its device answers what it is sure of; empty without a gate that was measured.
-
-    Args:
-        own: the same obfuscator, sending everything.
-        gate: `gate` of its `audit.json`.
-    """
-    if not gate or gate["accuracy_gated"] is None or gate["excess_leakage_mean"] is None:
-        return []
-    place = {"accuracy": float(gate["accuracy_gated"]), "excess_leakage": float(gate["excess_leakage_mean"])}
-    return [{**own, **place, "name": f"{own['name']}, gated", "best_attacker": str(gate["attacker"])}]
-
-
-def gated_plain_points(utility: dict[str, Any]) -> list[Point]:
-    """Where anybody stands who answers on the device what it is sure of and sends the other pictures as they are.
-
-    Args:
-        utility: of an `audit.json`.
-    """
-    return [
-        {
-            "name": f"plain picture, {100 * row['offload_rate']:.0f} % sent", "accuracy": float(row["accuracy"]),
-            "excess_leakage": float(row["excess_leakage"]), "role": "gated", "budget": None,
-            "source": "the audits' utility", "best_attacker": None,
-        }
-        for row in utility.get("gated_plain") or []
-    ]  # fmt: skip
-
-
 def _figure(points: Sequence[Point], *, dark: bool) -> Figure:
     for point in points:
         if point["role"] not in ROLES:
@@ -254,6 +128,7 @@ def _figure(points: Sequence[Point], *, dark: bool) -> Figure:
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     _draw_line(axes, placed, colours)
     _draw_gated(axes, known, colours)
+    _draw_series(axes, placed, colours)
     if paper:
         _draw_paper(axes, paper, colours)
     labels = []
@@ -305,6 +180,24 @@ def _draw_gated(axes: Axes, points: Sequence[Point], colours: dict[str, str]) ->
         "a gate before the plain picture", (x[-1], y[-1]), (0, 6), textcoords="offset points", fontsize=8.5,
         color=colours["ink"], ha="center",
     )  # fmt: skip
+
+
+def _draw_series(axes: Axes, points: Sequence[Point], colours: dict[str, str]) -> None:
+    """Joins the points of a dial, and shows how far its seeds lie apart."""
+    series: dict[str, list[Point]] = {}
+    for point in points:
+        if point.get("series") is not None:
+            series.setdefault(point["series"], []).append(point)
+    for name, along in series.items():
+        x, y = ([float(p[key]) for p in along] for key in ("excess_leakage", "accuracy"))
+        colour = colours[along[0]["role"]]
+        axes.plot(x, y, ":", color=colour, linewidth=1.2, zorder=3, gid=f"series-{name.replace(' ', '-')}")
+        for point in along:
+            if point.get("spread") is not None:
+                axes.errorbar(
+                    point["excess_leakage"], point["accuracy"], point["spread"][0], point["spread"][1],
+                    ecolor=colour, elinewidth=1, fmt="none", zorder=3,
+                )  # fmt: skip
 
 
 def _draw_paper(axes: Axes, accuracies: list[float], colours: dict[str, str]) -> None:

@@ -20,11 +20,11 @@ from sfumato.audit.budget import Budget, Trial
 from sfumato.audit.certificate import certify, certify_code
 from sfumato.audit.consistency import trial_controls
 from sfumato.audit.controls import decoder_controls
-from sfumato.audit.frontier import gated_plain_points, gated_point
 from sfumato.audit.gated import gate_figures, gated_plain
 from sfumato.audit.identification import identify
 from sfumato.audit.knowledge import Threat
 from sfumato.audit.notebook import Notebook, remembered
+from sfumato.audit.points import gated_plain_points, gated_point
 from sfumato.audit.references import references
 from sfumato.audit.report import write_report
 from sfumato.audit.scene import Scene
@@ -53,7 +53,7 @@ class Beside:
     Attributes:
         classifier: what the obfuscated pictures are for; None leaves accuracies out.
         local: a classifier that fits the device's own budget.
-        points: of other audits, for the frontier plot; see `sfumato.audit.frontier.collect`.
+        points: of other audits, for the frontier plot; see `sfumato.audit.points.collect`.
         attributes: label columns besides the class: name -> values of training and test pictures, (N,) and (M,) int64.
     """
 

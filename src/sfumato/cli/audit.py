@@ -75,8 +75,8 @@ def audit(
         import torch
 
         from sfumato.audit.budget import BUDGETS
-        from sfumato.audit.frontier import collect
         from sfumato.audit.load import load_target, native_size
+        from sfumato.audit.points import collect
         from sfumato.audit.run import Beside, record
         from sfumato.audit.run import audit as run_audit
         from sfumato.audit.scene import Scene

@@ -12,13 +12,14 @@ from sfumato.audit.attempts import Attempts
 from sfumato.audit.budget import BUDGETS
 from sfumato.audit.load import bundle_target
 from sfumato.audit.notebook import Notebook
-from sfumato.audit.run import Beside, audit
+from sfumato.audit.run import Beside
 from sfumato.audit.scene import Scene
 from sfumato.bundle import OBFUSCATOR_ONNX
 from sfumato.errors import AuditError, ResultsError
+from sfumato.making.audits import check_complete, findings, finish_audit
+from sfumato.making.files import read_json
 from sfumato.paper.lab import Lab
 from sfumato.paper.plan import Item
-from sfumato.paper.results import read_json
 
 
 def audit_folder(lab: Lab, item: Item) -> Path:
@@ -37,13 +38,12 @@ def known_audit(lab: Lab, item: Item) -> dict[str, Any] | None:
     for place in places:
         try:
             found = read_json(place)
-            about = read_json(folder / "work" / "audit.json") if place.parent == folder else None
+            about = read_json(findings(folder)) if place.parent == folder else None
         except ResultsError as error:
             raise AuditError(f"{error}; move it away, then the audit is made again") from error
         if found is None:
             continue
-        if not {"best", "budget", "utility", "class_mean_mse", "verdict", "provenance"} <= found.keys():
-            raise AuditError(f"{place} is no complete audit; move it away, then it is made again")
+        check_complete(found, place)
         bundle = lab.bundle(item)
         stated = about["obfuscator"][1] if about is not None else found.get("target", {}).get("fingerprint")
         own = (bundle.figures.get("audit") or {}).get("best")
@@ -70,20 +70,8 @@ def make_audit(lab: Lab, item: Item) -> dict[str, Any]:
         classifier=lab.bundle(lab.plan.item(item.classifier)),
         local=lab.bundle(local) if lab.state(local).name == "done" else None,
     )
-    resume = (folder / "work" / "audit.json").is_file()
-    with lab.bars() as progress:
-        try:
-            return audit(
-                scene_of(lab, item),
-                BUDGETS[lab.plan.budget],
-                folder,
-                beside=beside,
-                resume=resume,
-                device=lab.device,
-                progress=progress,
-            )
-        except AuditError as error:
-            raise AuditError(f"{folder}: {error}; moved away, it is made again") from error
+    budget = BUDGETS[lab.plan.budget]
+    return finish_audit(scene_of(lab, item), budget, folder, beside=beside, device=lab.device, bars=lab.bars)
 
 
 def scene_of(lab: Lab, item: Item) -> Scene:

@@ -3,42 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from sfumato.audit.run import Progress
 from sfumato.bundle import MANIFEST, Bundle
-from sfumato.checkpoint import load_checkpoint
 from sfumato.classifiers import FrozenClassifier, load_classifier
 from sfumato.data import ImageSet, load_train_test
-from sfumato.errors import BundleError, RecipeError, TrainingError
+from sfumato.errors import BundleError, RecipeError
 from sfumato.evaluation import evaluate_classifier, evaluate_obfuscator
+from sfumato.making.audits import Bars
+from sfumato.making.trainings import State, finish_training, state_of
 from sfumato.nets.precision import cpu_has_bfloat16
 from sfumato.paper.plan import Item, Plan
 from sfumato.shipped import classifier_bundle, papers_obfuscator_bundle
-from sfumato.training import ClassifierRecipe, ObfuscatorRecipe, Run, load_recipe, train
-
-Bars = Callable[[], AbstractContextManager[Progress]]
-"""Makes something that shows progress while it is entered."""
-
-
-@dataclass(frozen=True)
-class State:
-    """How far an item is.
-
-    Attributes:
-        name: "done", "half done" or "missing".
-        epochs: that were trained, where it is half done.
-    """
-
-    name: Literal["done", "half done", "missing"]
-    epochs: int = 0
+from sfumato.training import ClassifierRecipe, ObfuscatorRecipe, Run, load_recipe
 
 
 @dataclass(frozen=True)
@@ -57,20 +39,6 @@ class Lab:
     bars: Bars
     device: torch.device
 
-    def check_writable(self) -> None:
-        """Asks before hours of training whether their result can be kept.
-
-        Raises:
-            TrainingError: it cannot.
-        """
-        probe = self.folder / ".writable"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise TrainingError(f"the lab {self.folder} cannot be written: {error.strerror or error}") from error
-
     def path(self, item: Item) -> Path:
         """Where an item's bundle lies, or will."""
         if item.shipped is not None:
@@ -88,13 +56,10 @@ class Lab:
             BundleError: its bundle is damaged, or for another classifier.
             TrainingError: its checkpoint is damaged.
         """
-        # Without provenance it was interrupted between its networks and their figures.
-        if (self.path(item) / MANIFEST).is_file() and self.bundle(item).provenance:
-            return State("done")
-        checkpoint = self.run(item).checkpoint
-        if not checkpoint.exists():
-            return State("missing")
-        return State("half done", int(load_checkpoint(checkpoint, frozenset({"epoch"}))["epoch"]))
+        state = State("done") if item.shipped is not None else state_of(self.run(item))
+        if state.name == "done":
+            self.bundle(item)  # refuses one for another classifier
+        return state
 
     def bundle(self, item: Item) -> Bundle:
         """An item's bundle.
@@ -144,13 +109,8 @@ class Lab:
             SfumatoError: see `sfumato.training.train`.
             Interrupted: Ctrl-C or SIGTERM; the state was saved.
         """
-        if self.state(item).name == "done":
-            return
-        run = self.run(item)
-        try:
-            train(self.recipe(item), run.folder, resume=run.checkpoint.exists())
-        except TrainingError as error:
-            raise TrainingError(f"{run.folder}: {error}; moved away, it is trained from the start") from error
+        if self.state(item).name != "done":
+            finish_training(self.recipe(item), self.run(item))
 
     @cached_property
     def _data(self) -> tuple[ImageSet, ImageSet]:

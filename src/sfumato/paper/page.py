@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.errors import ResultsError
+from sfumato.making.files import read_json
 from sfumato.paper import optimum_section as optimum
 from sfumato.paper import sections
 from sfumato.paper.markdown import command
 from sfumato.paper.plan import CPU, PAPER, RESULTS, SIZES
-from sfumato.paper.results import read_json, read_results, results_path
+from sfumato.paper.results import read_results, results_path
 
 Results = dict[str, Any] | None
 

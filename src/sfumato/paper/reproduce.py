@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from sfumato.errors import Interrupted
+from sfumato.making.audits import Bars
+from sfumato.making.files import check_writable
 from sfumato.paper.audits import make_audit
-from sfumato.paper.lab import Bars, Lab
+from sfumato.paper.lab import Lab
 from sfumato.paper.optimum import at_the_optimum, over_epochs, over_lambda
 from sfumato.paper.page import write_page
 from sfumato.paper.pictures import table_2, table_5
@@ -62,7 +64,7 @@ def reproduce(target: Target, lab: Lab, results: Path, page: Path, *, say: Say =
 
 
 def _make(target: Target, lab: Lab, results: Path, page: Path, say: Say) -> list[Path]:
-    lab.check_writable()
+    check_writable(lab.folder)
     items, audited = needed(lab.plan, target)
     for number, item in enumerate(items, 1):
         state = lab.state(item)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from sfumato.bundle import write_json
 from sfumato.errors import ResultsError
+from sfumato.making.files import read_json
 from sfumato.provenance import provenance
 
 SCHEMA = "sfumato.reproduction/1"
@@ -52,21 +52,4 @@ def read_results(folder: Path, size: str, name: str) -> dict[str, Any] | None:
     stated = tuple(found.get(key) for key in ("schema", "size", "table"))
     if stated != (SCHEMA, size, name):
         raise ResultsError(f"{path} states {stated}; {(SCHEMA, size, name)} is expected: move it away, then make it")
-    return found
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Reads a JSON object; None if there is no such file.
-
-    Raises:
-        ResultsError: the file cannot be read, or holds no JSON object.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, RecursionError, ValueError) as error:
-        raise ResultsError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ResultsError(f"{path} holds a {type(found).__name__}; a JSON object is expected")
     return found

@@ -1,0 +1,61 @@
+"""How far a training is, and going on with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sfumato.bundle import MANIFEST, Bundle
+from sfumato.checkpoint import load_checkpoint
+from sfumato.errors import TrainingError
+from sfumato.training import Run, train
+from sfumato.training.recipe import AnyRecipe
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a training is.
+
+    Attributes:
+        name: "done", "half done" or "missing".
+        epochs: that were trained, where it is half done.
+    """
+
+    name: Literal["done", "half done", "missing"]
+    epochs: int = 0
+
+    def of(self, epochs: int) -> str:
+        """In words, such as "half done: epoch 3 of 20".
+
+        Args:
+            epochs: of the whole training.
+        """
+        return f"half done: epoch {self.epochs} of {epochs}" if self.name == "half done" else self.name
+
+
+def state_of(run: Run) -> State:
+    """How far a run is.
+
+    Raises:
+        BundleError: its bundle is damaged.
+        TrainingError: its checkpoint is damaged.
+    """
+    # Without provenance it was interrupted between its networks and their figures.
+    if (run.bundle / MANIFEST).is_file() and Bundle.load(run.bundle).provenance:
+        return State("done")
+    if not run.checkpoint.exists():
+        return State("missing")
+    return State("half done", int(load_checkpoint(run.checkpoint, frozenset({"epoch"}))["epoch"]))
+
+
+def finish_training(recipe: AnyRecipe, run: Run) -> None:
+    """Trains, or goes on with a training that was interrupted.
+
+    Raises:
+        SfumatoError: see `sfumato.training.train`.
+        Interrupted: Ctrl-C or SIGTERM; the state was saved.
+    """
+    try:
+        train(recipe, run.folder, resume=run.checkpoint.exists())
+    except TrainingError as error:
+        raise TrainingError(f"{run.folder}: {error}; moved away, it is trained from the start") from error

@@ -1,0 +1,203 @@
+"""One point of a sweep: an ordinary training and an ordinary audit, made in whatever process it is given to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfumato.audit.budget import Budget
+from sfumato.audit.load import bundle_target
+from sfumato.audit.run import Beside, Progress, record
+from sfumato.audit.scene import Scene
+from sfumato.bundle import MANIFEST, OBFUSCATOR_ONNX, Bundle
+from sfumato.classifiers import load_classifier
+from sfumato.data import ImageSet, load_train_test
+from sfumato.errors import AuditError, RecipeError, ResultsError, TrainingError
+from sfumato.making.audits import Bars, check_complete, findings, finish_audit
+from sfumato.making.files import read_json
+from sfumato.making.trainings import State, finish_training, state_of
+from sfumato.training import ClassifierRecipe, Run
+from sfumato.training.recipe import AnyRecipe, DataRecipe, parse_recipe
+
+
+@contextmanager
+def no_bars() -> Iterator[Progress]:
+    """Shows nothing."""
+    yield lambda done, total, what, part, parts: None
+
+
+@dataclass(frozen=True)
+class Attack:
+    """How a point is audited.
+
+    Attributes:
+        budget: how hard the attackers try.
+        local: folder of the bundle of the classifier on the device; None if there is none.
+        pictures: use only so many training and test pictures each; None for all.
+    """
+
+    budget: Budget
+    local: str | None = None
+    pictures: int | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is made for one point; plain values, so that another process can take it.
+
+    Attributes:
+        name: of the point.
+        recipe: validated, as plain values.
+        folder: of the run; the audit lies in it.
+        attack: how it is audited; None for a classifier.
+    """
+
+    name: str
+    recipe: dict[str, Any]
+    folder: str
+    attack: Attack | None
+
+    @property
+    def run(self) -> Run:
+        """The files of the training."""
+        return Run(Path(self.folder))
+
+    @property
+    def audit(self) -> Path:
+        """The folder of the audit."""
+        assert self.attack is not None
+        count = "" if self.attack.pictures is None else f"-{self.attack.pictures}"
+        return Path(self.folder) / f"audit-{self.attack.budget.name}{count}"
+
+
+def make(job: Job, bars: Bars = no_bars) -> None:
+    """Trains and audits a point; whatever was made before is kept.
+
+    Args:
+        job: the point.
+        bars: see `sfumato.making.audits.Bars`.
+
+    Raises:
+        SfumatoError: it cannot be trained or audited, or its folder holds something else.
+        Interrupted: Ctrl-C or SIGTERM; what was done is kept.
+    """
+    recipe = parse_recipe(job.recipe, where=job.name)
+    if is_done(job):
+        return
+    if training_state(job).name != "done":
+        finish_training(recipe, job.run)
+    if job.attack is None:
+        return
+    assert not isinstance(recipe, ClassifierRecipe)
+    bundle = Bundle.load(job.run.bundle, kind="obfuscator")
+    train, test = pictures(recipe.data, job.attack.pictures)
+    local = job.attack.local
+    found = finish_audit(
+        Scene(bundle_target(bundle), train, test, classifier=load_classifier(Path(recipe.classifier)).net),
+        job.attack.budget,
+        job.audit,
+        beside=Beside(
+            classifier=Bundle.load(recipe.classifier, kind="classifier"),
+            local=Bundle.load(local, kind="classifier") if local else None,
+        ),
+        device=fastest_device(),
+        bars=bars,
+    )
+    record(bundle, found)
+
+
+def training_state(job: Job) -> State:
+    """How far a point's training is.
+
+    Raises:
+        TrainingError: its folder holds the training of another recipe.
+        BundleError: its bundle is damaged.
+    """
+    state = state_of(job.run)
+    if state.name == "done" and not _same_recipe(Bundle.load(job.run.bundle).recipe, parse_recipe(job.recipe)):
+        raise TrainingError(
+            f"{job.folder} was trained by another recipe; sweep into another folder, or move it away, then it is "
+            "trained again"
+        )
+    return state
+
+
+def known_audit(job: Job) -> dict[str, Any] | None:
+    """A point's audit, if it was made.
+
+    Raises:
+        AuditError: it is damaged, or was made of another obfuscator, with another budget or beside other classifiers.
+    """
+    assert job.attack is not None
+    place = job.audit / "audit.json"
+    try:
+        found, about = read_json(place), read_json(findings(job.audit))
+    except ResultsError as error:
+        raise AuditError(f"{error}; move it away, then the audit is made again") from error
+    if found is None or about is None:
+        return None
+    check_complete(found, place)
+    bundle = Bundle.load(job.run.bundle, kind="obfuscator")
+    stated = {
+        "obfuscator": found["target"]["fingerprint"] == bundle.files[OBFUSCATOR_ONNX],
+        "classifier": about.get("classifier") == bundle.classifier_fingerprint,
+        "classifier on the device": about.get("local") == _fingerprint(job.attack.local),
+        "budget": about.get("budget") == repr(job.attack.budget),
+    }
+    if other := [what for what, same in stated.items() if not same]:
+        raise AuditError(
+            f"{job.audit} is the audit with another {', another '.join(other)}; sweep into another folder, or move it "
+            "away, then it is made again"
+        )
+    return found
+
+
+def is_done(job: Job) -> bool:
+    """Whether nothing is left to do for a point.
+
+    Raises:
+        SfumatoError: its folder holds something else, or something damaged.
+    """
+    return training_state(job).name == "done" and (job.attack is None or known_audit(job) is not None)
+
+
+def pictures(recipe: DataRecipe, count: int | None) -> tuple[ImageSet, ImageSet]:
+    """Training and test pictures of an audit.
+
+    Args:
+        recipe: the data's.
+        count: use only so many of each; None for all.
+
+    Raises:
+        RecipeError: the recipe names columns, which audits find by their types.
+        DataError: see `sfumato.data.load_train_test`.
+    """
+    if recipe.image_column or recipe.label_column:
+        raise RecipeError("an audit finds the columns of pictures and classes by itself; sweep a recipe without them")
+    train, test, _ = load_train_test(recipe.source, size=recipe.size)
+    return train.subset(count), test.subset(count)
+
+
+def fastest_device() -> torch.device:
+    """Where attackers are trained."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _fingerprint(local: str | None) -> str | None:
+    """Of the classifier on the device; of one that is not trained yet, none that an audit could know."""
+    if local is None:
+        return None
+    trained = (Path(local) / MANIFEST).is_file()
+    return Bundle.load(local, kind="classifier").classifier_fingerprint if trained else "not trained yet"
+
+
+def _same_recipe(stated: dict[str, Any], wanted: AnyRecipe) -> bool:
+    try:
+        return parse_recipe(stated) == wanted  # what a recipe does not say has its default
+    except RecipeError:
+        return False

@@ -1,0 +1,213 @@
+"""What a sweep consists of, checked before anything is trained; what is there already, and how long the rest takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sfumato.audit.budget import Budget
+from sfumato.audit.points import points_of, read_audits
+from sfumato.bundle import Bundle
+from sfumato.classifiers import FrozenClassifier, load_classifier
+from sfumato.errors import AuditError, RecipeError
+from sfumato.making.speed import Entry, Speed, device_macs, training_macs
+from sfumato.nets import cost
+from sfumato.sweep.dials import Setting, parse_dial, settings
+from sfumato.sweep.jobs import Attack, Job, fastest_device, known_audit, pictures, training_state
+from sfumato.training.recipe import AnyRecipe, ClassifierRecipe, DataRecipe, load_recipe, parse_recipe
+
+LOCAL = "local"
+"""The name of the classifier on the device, where the sweep trains it."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One recipe at several settings of its dials.
+
+    Attributes:
+        recipe: the TOML file.
+        settings: in order, each with its seeds.
+        folder: of everything: `points/` with a run and its audit each, `local/`, `audits/`, and what comes out.
+        budget: of the audits.
+        classifier: that all points are for.
+        pictures: training and test pictures of the audits, each at most; None for all.
+        local: folder of the bundle of the classifier on the device; None if none was given.
+        local_recipe: by which that classifier is trained.
+        beside: contents of other audits, by file.
+    """
+
+    recipe: Path
+    settings: list[Setting]
+    folder: Path
+    budget: Budget
+    classifier: FrozenClassifier
+    pictures: int | None = None
+    local: Path | None = None
+    local_recipe: ClassifierRecipe | None = None
+    beside: dict[Path, dict[str, Any]] | None = None
+
+    @property
+    def local_job(self) -> Job | None:
+        """The classifier on the device, where the sweep trains it."""
+        if self.local_recipe is None:
+            return None
+        return Job(LOCAL, self.local_recipe.model_dump(mode="json"), str(self.folder / LOCAL), None)
+
+    @property
+    def local_bundle(self) -> Path | None:
+        """Where the bundle of the classifier on the device lies, or will."""
+        return self.local if self.local_job is None else self.local_job.run.bundle
+
+    @cached_property
+    def jobs(self) -> dict[str, Job]:
+        """One job for each point, by its name."""
+        attack = Attack(self.budget, None if self.local_bundle is None else str(self.local_bundle), self.pictures)
+        return {
+            name: Job(name, recipe.model_dump(mode="json"), str(self.folder / "points" / name), attack)
+            for setting in self.settings
+            for name, recipe in zip(setting.names, setting.recipes, strict=True)
+        }
+
+
+def plan_sweep(
+    recipe: Path,
+    folder: Path,
+    budget: Budget,
+    *,
+    dials: Sequence[str] = (),
+    seeds: int = 1,
+    overrides: Sequence[str] = (),
+    pictures_each: int | None = None,
+    local: Path | None = None,
+    local_recipe: Path | None = None,
+    beside: Path | None = None,
+) -> Sweep:
+    """Checks everything that can be checked before anything is trained.
+
+    Args:
+        recipe: the TOML file of an obfuscator.
+        folder: of everything that will come out.
+        budget: of the audits.
+        dials: such as "code_bits=4,8,16".
+        seeds: how often each point is repeated.
+        overrides: of the recipe at every point, such as "training.epochs=4".
+        pictures_each: use only so many training and test pictures each in audits.
+        local: folder of the bundle of a classifier that fits the device.
+        local_recipe: a TOML file to train that classifier by instead, on the same pictures, with the sweep's
+            classifier as its teacher if it has one.
+        beside: folder of other audits.
+
+    Raises:
+        SfumatoError: a dial, recipe, bundle, data set or audit is wrong, or does not fit the others.
+    """
+    if local is not None and local_recipe is not None:
+        raise RecipeError("--local is a trained classifier, --local-recipe trains one; choose one")
+    found = settings(recipe, [parse_dial(dial) for dial in dials], seeds=seeds, overrides=overrides)
+    first = found[0].recipes[0]
+    assert not isinstance(first, ClassifierRecipe)
+    classifier = load_classifier(Path(first.classifier))
+    train, test = pictures(first.data, pictures_each)
+    _check_fit("the data", classifier, (train.images.shape[2], train.images.shape[3]), train.names)
+    if local is not None:
+        bundle = Bundle.load(local, kind="classifier")
+        _check_fit(str(local), classifier, (bundle.preprocessing.height, bundle.preprocessing.width), bundle.labels)
+    others = None if beside is None else read_audits(beside)
+    for file, audit in (others or {}).items():
+        points_of({file: audit})  # broken ones are told now, not in some hours
+        if audit["data"]["source"] != test.source:
+            raise AuditError(
+                f"{file} is an audit on {audit['data']['source']}, this sweep is on {test.source}; audits of several "
+                "data sets cannot share one plot"
+            )
+    return Sweep(
+        recipe=recipe,
+        settings=found,
+        folder=folder,
+        budget=budget,
+        classifier=classifier,
+        pictures=pictures_each,
+        local=local,
+        local_recipe=None if local_recipe is None else _local(local_recipe, first.data, first.classifier),
+        beside=others,
+    )
+
+
+def listing(sweep: Sweep) -> list[Entry]:
+    """What a sweep needs, in the order in which it is made; nothing is trained.
+
+    Raises:
+        SfumatoError: something that is there is damaged, or belongs to something else.
+    """
+    speed = Speed(fastest_device())
+    entries = []
+    own = cost(sweep.classifier.net, height=_size(sweep)["height"], width=_size(sweep)["width"]).macs
+    for job in [*filter(None, [sweep.local_job]), *sweep.jobs.values()]:
+        recipe = parse_recipe(job.recipe)
+        state, epochs, seconds = training_state(job), recipe.training.epochs, None
+        if state.name != "done":
+            macs = training_macs(recipe, own, **_size(sweep))
+            seconds = speed.training_s(macs, _train_pictures(recipe), epochs - state.epochs)
+        entries.append(Entry(job.name, state.of(epochs), seconds))
+        if job.attack is not None:
+            done = state.name == "done" and known_audit(job) is not None
+            audited = None if done else speed.audit_s(sweep.budget)
+            entries.append(Entry(f"audit of {job.name}", "done" if done else "missing", audited))
+    return entries
+
+
+def device_cost(sweep: Sweep) -> dict[str, int | None]:
+    """Multiply-accumulates a picture on the device: of the largest obfuscator, and of the classifier beside it.
+
+    None where no classifier was given, or one that no recipe of ours describes.
+    """
+    recipes = [recipe for setting in sweep.settings for recipe in setting.recipes]
+    local = sweep.local_recipe
+    if sweep.local is not None:
+        try:
+            stated = parse_recipe(Bundle.load(sweep.local).recipe)
+        except RecipeError:
+            stated = None
+        local = stated if isinstance(stated, ClassifierRecipe) else None
+    return {
+        "obfuscator_macs": max(device_macs(recipe, **_size(sweep)) for recipe in recipes),
+        "local_macs": None if local is None else device_macs(local, **_size(sweep)),
+    }
+
+
+def _size(sweep: Sweep) -> dict[str, int]:
+    size = sweep.classifier.preprocessing
+    return {"height": size.height, "width": size.width, "classes": len(sweep.classifier.labels)}
+
+
+def _train_pictures(recipe: AnyRecipe) -> int:
+    train, _ = pictures(recipe.data, None)
+    return min(len(train), recipe.data.train_pictures or len(train))
+
+
+def _local(path: Path, data: DataRecipe, classifier: str) -> ClassifierRecipe:
+    plain = load_recipe(path)
+    if not isinstance(plain, ClassifierRecipe):
+        raise RecipeError(f"{path} is of kind {plain.kind!r}; --local-recipe takes the recipe of a classifier")
+    changed = [f"data.source={json.dumps(data.source)}"]
+    if data.size is not None:
+        changed.append(f"data.size={list(data.size)}")
+    if plain.teacher is not None:
+        changed.append(f"teacher={json.dumps(classifier)}")
+    found = load_recipe(path, changed)
+    assert isinstance(found, ClassifierRecipe)
+    return found
+
+
+def _check_fit(what: str, classifier: FrozenClassifier, size: tuple[int, int], names: tuple[str, ...]) -> None:
+    wanted = classifier.preprocessing.height, classifier.preprocessing.width
+    if size != wanted:
+        raise RecipeError(f"{what} has pictures of {size}, the classifier {classifier.name} takes {wanted}")
+    if tuple(names) != tuple(classifier.labels):
+        raise RecipeError(
+            f"{what} has the classes {', '.join(names[:4])}, ...; the classifier {classifier.name} has "
+            f"{', '.join(classifier.labels[:4])}, ...: accuracies could not be told"
+        )

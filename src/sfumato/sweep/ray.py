@@ -1,0 +1,158 @@
+"""The points of a sweep as trials of Ray Tune: several at once, on this machine or on a cluster.
+
+A trial keeps its state where every training and audit keeps it, in the point's own folder. So a worker that dies goes
+on there, and so does an interrupted sweep: it starts anew with the points that are missing. `Tuner.restore` would do no
+more, and it unpickles the experiment's folder, which nobody should do with a folder that he was given.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from sfumato.errors import Interrupted, SfumatoError
+from sfumato.sweep.engines import Make, Say
+from sfumato.sweep.jobs import Job
+
+_ATTEMPTS = 3
+"""How often a trial goes on after its worker died."""
+_LOOPBACK = "127.0.0.1"
+_PASSED_ON = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+
+
+@dataclass(frozen=True)
+class RayEngine:
+    """Makes points as trials, see `sfumato.sweep.engines.Engine`; made by `sfumato.sweep.engines.on_ray`.
+
+    Attributes:
+        storage: folder of Ray Tune's own logs; on a cluster, like the points' folders, on a disk that all share.
+        parallel: points at once, at most; None for as many as fit.
+        cpus: processor cores for each.
+        gpus: GPUs for each, also a share of one; None for one where there are any.
+        address: of a running cluster; None starts Ray on this machine alone, and ends it with the sweep.
+    """
+
+    storage: Path
+    parallel: int | None = None
+    cpus: float = 1
+    gpus: float | None = None
+    address: str | None = None
+
+    def __call__(self, jobs: Sequence[Job], make: Make, say: Say) -> dict[str, str]:
+        """Makes points.
+
+        Raises:
+            SfumatoError: Ray cannot start, or the cluster is not reached or has not what a trial needs.
+            Interrupted: Ctrl-C; each point loses at most a minute of training, or the attacker at work.
+        """
+        try:
+            self._start()
+            return self._run(jobs, make, say)
+        finally:
+            ray.shutdown()
+
+    def _start(self) -> None:
+        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        where: dict[str, Any] = {"address": self.address}
+        if self.address is None:
+            where = {"address": "local", "include_dashboard": False}
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what went wrong is told by `_Says` and in the result
+        try:
+            ray.init(
+                **where, runtime_env={"env_vars": environment}, log_to_driver=False, logging_level=logging.CRITICAL
+            )
+        except Exception as error:  # a plain one where its own processes were too slow to start
+            raise SfumatoError(f"Ray cannot start at {self.address or 'this machine'}: {_first_line(error)}") from error
+        if self.address is None and (bound := ray.util.get_node_ip_address()) != _LOOPBACK:
+            raise SfumatoError(f"Ray listens on {bound}, not on {_LOOPBACK} alone: it was imported before the sweep")
+        have = ray.cluster_resources()
+        for name, wanted in (("CPU", self.cpus), ("GPU", self.gpus or 0)):
+            if wanted > have.get(name, 0):
+                raise SfumatoError(f"each point wants {wanted:g} {name}s, Ray has {have.get(name, 0):g} in all")
+
+    def _run(self, jobs: Sequence[Job], make: Make, say: Say) -> dict[str, str]:
+        gpus = self.gpus if self.gpus is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
+        tuner = tune.Tuner(
+            tune.with_resources(_trial(jobs, make, Path.cwd()), {"cpu": self.cpus, "gpu": gpus}),
+            param_space={"point": tune.grid_search([job.name for job in jobs])},
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=self.parallel,
+                trial_name_creator=lambda trial: str(trial.config["point"]),
+                trial_dirname_creator=lambda trial: f"{trial.config['point']}-{trial.trial_id}",
+            ),
+            run_config=tune.RunConfig(
+                storage_path=str(self.storage.absolute()),
+                failure_config=tune.FailureConfig(max_failures=_ATTEMPTS),
+                callbacks=[_Says(say, len(jobs))],
+                log_to_file=True,
+                verbose=0,
+            ),
+        )
+        results = tuner.fit()
+        outcomes = {str(result.config["point"]): result for result in results if result.config}
+        failed: dict[str, str] = {}
+        for job in jobs:
+            result = outcomes.get(job.name)
+            if result is not None and result.error is not None:
+                failed[job.name] = f"its worker failed {_ATTEMPTS + 1} times: {_first_line(result.error)}"
+            elif result is None or not result.metrics or "failure" not in result.metrics:
+                raise Interrupted("interrupted")
+            elif result.metrics["failure"]:
+                failed[job.name] = str(result.metrics["failure"])
+        return failed
+
+
+def _trial(jobs: Sequence[Job], make: Make, here: Path) -> Callable[[dict[str, Any]], None]:
+    """What a worker does: makes the point that it is told the name of."""
+    by_name = {job.name: job for job in jobs}
+
+    def trial(config: dict[str, Any]) -> None:
+        try:
+            os.chdir(here)  # paths in recipes are from where the command is run
+        except OSError as error:
+            failure = f"{here} is not there on {os.uname().nodename} ({error.strerror}); a cluster's machines share it"
+            tune.report({"failure": failure})
+            return
+        try:
+            make(by_name[config["point"]])
+        except SfumatoError as error:
+            tune.report({"failure": str(error) or type(error).__name__})  # it would fail again
+            return
+        tune.report({"failure": ""})
+
+    return trial
+
+
+class _Says(tune.Callback):  # type: ignore[misc, unused-ignore]
+    """Tells people how far the sweep is."""
+
+    def __init__(self, say: Say, count: int) -> None:
+        self._say, self._count, self._ended = say, count, 0
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A worker began, or goes on after one that died."""
+        again = f", attempt {trial.num_failures + 1}" if trial.num_failures else ""
+        self._say(f"{trial.config['point']}: started{again}")
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial came to an end, if only to say what is wrong."""
+        self._ended += 1
+        failure = (trial.last_result or {}).get("failure")
+        end = f"failed: {failure}" if failure else "done"
+        self._say(f"[{self._ended}/{self._count}] {trial.config['point']}: {end}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A worker died too often."""
+        self._ended += 1
+        self._say(f"[{self._ended}/{self._count}] {trial.config['point']}: given up, its worker died again and again")
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
