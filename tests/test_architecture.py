@@ -142,6 +142,7 @@ def test_importing_does_not_load_torch(module):
                 "Obfuscator",
                 "ObfuscatorTravels",
                 "RESTORERS",
+                "SketchDecoder",
                 "SketchGraph",
                 "SketchTravels",
                 "Sketcher",

@@ -122,9 +122,9 @@ class Sketcher(nn.Module):
 
         Returns:
             Codes (N, classes + learned bits) float32, a 1 for the answer among 0 for the other classes and then +1 or
-            -1 for each learned bit; and logits (N, classes) float32. The learned bits pass a gradient to what reads them
-            off the features, but not to the trunk, which is trained for the answer alone: what the cloud makes of few
-            bits cannot be better than the answer, and its gradient through a frozen classifier is noise to the trunk.
+            -1 for each learned bit; and logits (N, classes) float32. What is learned from the code does not reach the
+            trunk, which is trained for the answer alone: what the cloud makes of few bits cannot be better than the
+            answer, and to the trunk its gradient through a frozen classifier is noise.
         """
         features = self.trunk.features((images - 0.5) / 0.25).float()
         logits = self.trunk.head(features)
