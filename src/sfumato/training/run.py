@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 
 from sfumato.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, Bundle, Preprocessing
-from sfumato.classifiers import FrozenClassifier, load_classifier
+from sfumato.classifiers import FrozenClassifier, classifier_bundle, load_classifier
 from sfumato.data import Augmentation, ImageSet, cifar10, load_images
 from sfumato.errors import Interrupted, RecipeError, TrainingError
 from sfumato.evaluation import evaluate_classifier, evaluate_obfuscator
@@ -35,6 +36,8 @@ from sfumato.training.recipe import (
     TrainingRecipe,
 )
 from sfumato.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
+
+log = logging.getLogger(__name__)
 
 CHECK_PICTURES = 64
 Task = ClassifierTask | ObfuscationTask | SketchTask
@@ -54,6 +57,11 @@ class Run:
     def checkpoint(self) -> Path:
         """The state to resume from."""
         return self.folder / "checkpoint.pt"
+
+    @property
+    def classifier(self) -> Path:
+        """The bundle of the classifier, where the recipe names one that is no bundle."""
+        return self.folder / "classifier"
 
     @property
     def bundle(self) -> Path:
@@ -108,11 +116,13 @@ def train(
         train_set, held_out = train_set.split(recipe.held_out_pictures)
     fabric.seed_everything(recipe.training.seed, verbose=False)
     if isinstance(recipe, ClassifierRecipe):
-        frozen = None if recipe.teacher is None else load_classifier(Path(recipe.teacher))
+        frozen = None if recipe.teacher is None else _frozen(recipe.teacher, run, fabric)
         preprocessing = _preprocessing(recipe.data.source, train_set)
         task: Task = _classifier_task(recipe, frozen, preprocessing, train_set)
     else:
-        frozen = load_classifier(Path(recipe.classifier))
+        frozen = _frozen(recipe.classifier, run, fabric)
+        train_set, test_set = train_set.of_classes(frozen.labels), test_set.of_classes(frozen.labels)
+        held_out = held_out and held_out.of_classes(frozen.labels)
         if isinstance(recipe, SketchRecipe):
             task = _sketch_task(recipe, frozen, train_set)
         else:
@@ -225,7 +235,9 @@ def _finish(
             )
         else:
             bundle = write_obfuscator_bundle(run.bundle, task, pictures, classifier=frozen, recipe=plain_recipe)
-        bundle.figures.update(evaluate_obfuscator(bundle, Bundle.load(recipe.classifier), test_set))
+        bundle.figures.update(
+            evaluate_obfuscator(bundle, Bundle.load(classifier_bundle(recipe.classifier, run.classifier)), test_set)
+        )
     bundle.provenance.update(
         provenance(
             seed=recipe.training.seed,
@@ -235,6 +247,7 @@ def _finish(
             processes=fabric.world_size,
             train_pictures=len(train_set),
             test_pictures=len(test_set),
+            unreadable_pictures=train_set.unreadable + test_set.unreadable,
             data=train_set.source,
             data_sha256={"train": train_set.sha256, "test": test_set.sha256},
             training_seconds=round(figures.pop("seconds"), 1),
@@ -259,11 +272,19 @@ def _fabric(plan: TrainingRecipe, folder: Path, accelerator: str, devices: int) 
     return fabric
 
 
+def _frozen(given: str, run: Run, fabric: Fabric) -> FrozenClassifier:
+    with fabric.rank_zero_first(local=True):  # the others then find the bundle that the first made
+        return load_classifier(classifier_bundle(given, run.classifier))
+
+
 def _load(recipe: DataRecipe, fabric: Fabric) -> tuple[ImageSet, ImageSet]:
     load = partial(load_images, size=recipe.size, image_column=recipe.image_column, label_column=recipe.label_column)
     with fabric.rank_zero_first(local=True):  # the others then find the decoded pictures in the cache
         train_set = load(recipe.source, "train").subset(recipe.train_pictures)
         test_set = load(recipe.source, "test").subset(recipe.test_pictures)
+    if fabric.is_global_zero:
+        for remark in (*train_set.remarks(), *test_set.remarks()):
+            log.warning(remark)
     if train_set.names != test_set.names or train_set.images.shape[1:] != test_set.images.shape[1:]:
         raise TrainingError(f"{recipe.source}: training and test pictures differ in classes or size")
     if recipe.crop_padding >= min(train_set.images.shape[2:]):
