@@ -67,7 +67,7 @@ class Small(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         features = self.norm(self.conv(x)).relu().mean(dim=(2, 3))
-        return self.head(features) + self.shift + 0 * torch.arange(len(x), device=x.device)[:, None]
+        return self.head(features) + self.shift + 0 * torch.arange(x.shape[0], device=x.device)[:, None]
 
 
 def small(classes: int = 4) -> Small:

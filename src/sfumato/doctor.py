@@ -244,7 +244,7 @@ def _gate(bundle: Bundle, pictures: Sequence[npt.NDArray[np.uint8]]) -> Finding:
         "gate",
         "good",
         f"what the device is at least {bundle.gate.threshold:.1%} sure of stays; chosen to send "
-        f"{bundle.gate.offload_rate:.1%}; of the drawn pictures, which are of no class, it would send {sent} of {len(pictures)}",
+        f"{bundle.gate.offload_rate:.1%}; of {len(pictures)} drawn pictures of nothing, {sent} would be sent",
     )
 
 

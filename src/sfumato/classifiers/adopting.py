@@ -139,7 +139,8 @@ def _write(net: nn.Module, folder: Path, inputs: Tensor, given: str) -> None:
     save_program(net, folder / CLASSIFIER_PROGRAM, inputs)
     program = from_bundle(folder / CLASSIFIER_PROGRAM)
     probe = inputs.clone().requires_grad_()
-    gradient = torch.autograd.grad(program(probe).square().sum(), probe, allow_unused=True)[0]
+    answer = program(probe).square().sum()
+    gradient = torch.autograd.grad(answer, probe, allow_unused=True)[0] if answer.requires_grad else None
     if gradient is None or not bool(gradient.abs().sum() > 0):
         raise ClassifierError(f"{given} passes no gradients back to the picture, so nothing can be trained for it")
     try:

@@ -60,7 +60,7 @@ def init(
     """Begin with a classifier, pictures and perhaps a server of your own: check that they fit, and write a recipe.
 
     On a terminal it asks for what is not given. Looks at shapes, classes and the classifier's accuracy on plain
-    pictures, and at what the server says of its model; no picture is sent. The exit code is 1 if something does not fit.
+    pictures, and at what the server says of its model; no picture is sent. The exit code is 1 if something is bad.
 
     Example: `sfumato init --classifier google/vit-base-patch16-224 --data photos/ -o mine`
     """
