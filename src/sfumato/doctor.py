@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from PIL import Image
 
 from sfumato.bundle import CLASSIFIER_ONNX, Bundle
 from sfumato.device.answers import Answer
-from sfumato.device.client import Client
+from sfumato.device.client import Client, FingerprintWarning
 from sfumato.device.gating import softmax
 from sfumato.device.obfuscator import Obfuscator
 from sfumato.device.transport import Transport
@@ -117,7 +118,8 @@ def _examined(
         fingerprint=bundle.classifier_fingerprint,
         **options,
     )
-    with Client(server_url, bundle, model=model, gate=False, **options) as client:
+    with Client(server_url, bundle, model=model, gate=False, **options) as client, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FingerprintWarning)  # it is a finding already
         answers = [client.classify(picture) for picture in pictures]
     yield Finding("answers", "good", f"{len(answers)} drawn pictures were sent, obfuscated, and answered")
     if classifier is None:
