@@ -113,6 +113,10 @@ def test_gradients_of_an_adopted_classifier_are_those_of_the_network(tmp_path):
 def test_a_recipe_may_name_anything_that_says_all_of_itself(tmp_path):
     folder = brought.save_transformers(tmp_path / "vit", "vit", size=32)
     made = classifier_bundle(str(folder), tmp_path / "classifier")
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace("apple", "apricot"))
+    classifier_bundle(str(folder), tmp_path / "classifier")
+    assert Bundle.load(made).labels[0] == "apricot", "what was changed is adopted again"
     before = fingerprint(made / "model.onnx")
     shutil.rmtree(folder)
     assert classifier_bundle(str(folder), tmp_path / "classifier") == made, "what was made is used again"

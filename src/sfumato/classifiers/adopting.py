@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from sfumato import shipped
-from sfumato.bundle import CLASSIFIER_ONNX, CLASSIFIER_PROGRAM, MANIFEST, Bundle, Preprocessing, fingerprint
+from sfumato.bundle import (
+    CLASSIFIER_ONNX,
+    CLASSIFIER_PROGRAM,
+    MANIFEST,
+    Bundle,
+    Preprocessing,
+    file_sha256,
+    fingerprint,
+)
 from sfumato.classifiers.given import Given, Stated, read_given
 from sfumato.classifiers.programs import from_bundle, save_program
 from sfumato.errors import ClassifierError, TrainingError
@@ -41,8 +50,10 @@ def classifier_bundle(given: str, folder: Path) -> Path:
         return path
     if given == shipped.CLASSIFIER:
         return shipped.classifier_bundle()
-    if (folder / MANIFEST).is_file() and Bundle.load(folder, kind="classifier").recipe.get("given") == given:
-        return folder
+    if (folder / MANIFEST).is_file():
+        recipe = Bundle.load(folder, kind="classifier").recipe
+        if recipe.get("given") == given and _content(given) in (None, recipe.get("given_sha256")):
+            return folder
     return adopt(given, folder).path
 
 
@@ -86,6 +97,14 @@ def adopt(given: str, folder: Path, stated: Stated = _NOTHING) -> Bundle:
             shutil.rmtree(folder, ignore_errors=True)
         raise
     return bundle
+
+
+def _content(given: str) -> str | None:
+    """Hash of the files that somebody gave; None if they are no local files, or are gone."""
+    path = Path(given).expanduser()
+    files = [path] if path.is_file() else sorted((*path.glob("*.safetensors"), *path.glob("*.json")))
+    parts = [f"{file.name}:{file_sha256(file)}" for file in files]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest() if parts else None
 
 
 def _is_adopted(folder: Path) -> bool:
@@ -170,6 +189,13 @@ def _bundle(
         labels=labels,
         preprocessing=preprocessing,
         classifier_fingerprint=fingerprint(folder / CLASSIFIER_ONNX),
-        recipe={"kind": KIND, "given": given, "origin": found.origin, "notes": notes, **found.facts},
+        recipe={
+            "kind": KIND,
+            "given": given,
+            "given_sha256": _content(given),
+            "origin": found.origin,
+            "notes": notes,
+            **found.facts,
+        },
         provenance=provenance(),
     )

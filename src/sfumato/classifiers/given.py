@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from sfumato.bundle import MANIFEST, Preprocessing, file_sha256
+from sfumato.bundle import MANIFEST, Preprocessing
 from sfumato.classifiers.programs import batch_is_free, load_program, picture_size
 from sfumato.errors import BundleError, ClassifierError
 from sfumato.importing import import_object
@@ -150,8 +150,7 @@ def _from_program(path: Path) -> Given:
             f"{path} was exported for one number of pictures at a time; training takes batches. Export it again with "
             "dynamic_shapes=({0: torch.export.Dim('batch')},)"
         )
-    facts = {"sha256": file_sha256(path)}
-    return Given("a torch.export program", _plain_name(path.stem), net=program, size=(height, width), facts=facts)
+    return Given("a torch.export program", _plain_name(path.stem), net=program, size=(height, width))
 
 
 def _from_onnx(path: Path) -> Given:
@@ -172,8 +171,7 @@ def _from_onnx(path: Path) -> Given:
     height, width = shape[2:]
     size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
     note = "An ONNX file alone: it can be served, measured and audited, but nothing can be trained for it."
-    facts = {"sha256": file_sha256(path)}
-    return Given("an ONNX file", _plain_name(path.stem), onnx=path, size=size, notes=(note,), facts=facts)
+    return Given("an ONNX file", _plain_name(path.stem), onnx=path, size=size, notes=(note,))
 
 
 def _from_module(given: str) -> Given:

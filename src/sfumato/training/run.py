@@ -115,14 +115,16 @@ def train(
     if isinstance(recipe, SketchRecipe):
         train_set, held_out = train_set.split(recipe.held_out_pictures)
     fabric.seed_everything(recipe.training.seed, verbose=False)
+    given = recipe.teacher if isinstance(recipe, ClassifierRecipe) else recipe.classifier
+    frozen = None if given is None else _frozen(given, run, fabric)
+    if frozen is not None:  # its classes, in its order
+        train_set, test_set = train_set.of_classes(frozen.labels), test_set.of_classes(frozen.labels)
+        held_out = held_out and held_out.of_classes(frozen.labels)
     if isinstance(recipe, ClassifierRecipe):
-        frozen = None if recipe.teacher is None else _frozen(recipe.teacher, run, fabric)
         preprocessing = _preprocessing(recipe.data.source, train_set)
         task: Task = _classifier_task(recipe, frozen, preprocessing, train_set)
     else:
-        frozen = _frozen(recipe.classifier, run, fabric)
-        train_set, test_set = train_set.of_classes(frozen.labels), test_set.of_classes(frozen.labels)
-        held_out = held_out and held_out.of_classes(frozen.labels)
+        assert frozen is not None
         if isinstance(recipe, SketchRecipe):
             task = _sketch_task(recipe, frozen, train_set)
         else:
