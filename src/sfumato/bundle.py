@@ -6,7 +6,8 @@ This module needs neither torch nor ONNX Runtime.
 
 Two kinds exist:
 
-* ``classifier``: `model.onnx` (what a server serves) and `weights.safetensors`;
+* ``classifier``: `model.onnx` (what a server serves) and, to train through it, `weights.safetensors` (of an
+  architecture of ours) or `program.pt2` (of anybody's: see `sfumato.classifiers.programs`);
 * ``obfuscator``: `obfuscator.onnx` (picture in [0, 1] to classifier input), `obfuscator.safetensors`, and, where one
   was made beside it, a deobfuscator in `deobfuscator.onnx` / `deobfuscator.safetensors`. With a `gate`, the graph of
   `obfuscator.onnx` has a second output, `device_logits`: the device's own answer, calibrated logits (N, classes)
@@ -34,6 +35,7 @@ SCHEMA = "sfumato.bundle/1"
 MANIFEST = "bundle.json"
 CLASSIFIER_ONNX = "model.onnx"
 CLASSIFIER_WEIGHTS = "weights.safetensors"
+CLASSIFIER_PROGRAM = "program.pt2"
 OBFUSCATOR_ONNX = "obfuscator.onnx"
 OBFUSCATOR_WEIGHTS = "obfuscator.safetensors"
 DECODER_ONNX = "decoder.onnx"
@@ -253,7 +255,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise BundleError(f"no bundle at {folder}: a folder with a {MANIFEST} is expected")
     if not manifest.is_file():
-        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}")
+        raise BundleError(
+            f"{folder} is not a bundle: it has no {MANIFEST} (`sfumato adopt` makes one of a classifier from elsewhere)"
+        )
     try:
         raw = json.loads(manifest.read_text(encoding="utf-8"))
     except (OSError, RecursionError, ValueError) as error:
@@ -275,7 +279,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _belongs(name: str) -> bool:
-    return name.endswith((".onnx", ".safetensors"))
+    return name.endswith((".onnx", ".safetensors", ".pt2"))
 
 
 def file_sha256(path: Path) -> str:

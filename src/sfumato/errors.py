@@ -6,6 +6,7 @@ SfumatoError
 ├── DataError                a data set cannot be found, read or trusted
 ├── RecipeError              a recipe is malformed or asks for the impossible
 ├── BundleError              a bundle is missing, damaged or foreign
+├── ClassifierError          a classifier from elsewhere cannot be used as it is
 ├── TrainingError            a run cannot start, go on or be saved
 ├── AuditError               an attack cannot be mounted, or an audit cannot go on
 ├── ResultsError             a results file is malformed
@@ -43,6 +44,10 @@ class RecipeError(SfumatoError):
 
 class BundleError(SfumatoError):
     """A bundle is missing, damaged, or written by something else."""
+
+
+class ClassifierError(SfumatoError):
+    """A classifier that somebody brought cannot be found, or cannot be used as it is."""
 
 
 class TrainingError(SfumatoError):

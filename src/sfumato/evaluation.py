@@ -34,7 +34,9 @@ def evaluate_classifier(classifier: Bundle, images: ImageSet) -> dict[str, float
 
     Raises:
         BundleError: pictures of another size.
+        DataError: a class of theirs is none of the classifier's.
     """
+    images = images.of_classes(classifier.labels)
     right = classify(classifier, images).argmax(dim=1) == images.labels
     return {"accuracy_plain": float(right.double().mean()), "test_pictures": len(images)}
 
@@ -80,12 +82,14 @@ def evaluate_obfuscator(obfuscator: Bundle, classifier: Bundle, images: ImageSet
     Raises:
         BundleError: pictures of another size, an obfuscator for another classifier, or a gate without a usable answer
             of the device's.
+        DataError: a class of the pictures is none of the classifier's.
     """
     if obfuscator.classifier_fingerprint != classifier.classifier_fingerprint:
         raise BundleError(
             f"{obfuscator.path} was trained for classifier {obfuscator.classifier_fingerprint[:19]}…, "
             f"{classifier.path} is {classifier.classifier_fingerprint[:19]}…"
         )
+    images = images.of_classes(classifier.labels)
     answers = OnnxFunction(classifier.file(CLASSIFIER_ONNX))
     obfuscate = OnnxFunction(obfuscator.file(OBFUSCATOR_ONNX))
     restore = OnnxFunction(obfuscator.file(DEOBFUSCATOR_ONNX)) if DEOBFUSCATOR_ONNX in obfuscator.files else None

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from sfumato.data import ImageSet, load_images, load_train_test
 from sfumato.data import images as loader
-from sfumato.data import load_images, load_train_test
 from sfumato.device import load_picture
 from sfumato.device.picture import fit
 from sfumato.errors import DataError
@@ -113,14 +113,14 @@ def test_nothing_but_broken_files_is_an_error(tmp_path):
         for name in ("cat", "dog"):
             (tmp_path / split / name).mkdir(parents=True)
             (tmp_path / split / name / "0.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match="none of 2 pictures"):
+    with pytest.raises(DataError, match="2 of 2 pictures cannot be read"):
         load_images(str(tmp_path), "train")
 
 
 def test_the_second_time_nothing_is_decoded(tmp_path, monkeypatch):
     folder = save_folder(tmp_path, train=4, test=4)
     first = load_images(str(folder), "train")
-    monkeypatch.setattr(loader, "_read_rows", None)
+    monkeypatch.setattr(loader, "read_rows", None)
     monkeypatch.setattr(loader, "load_picture", None)
     second = load_images(str(folder), "train")
     assert torch.equal(first.images, second.images) and torch.equal(first.labels, second.labels)
@@ -152,9 +152,17 @@ def test_a_validation_split_serves_as_test(tmp_path):
 
 
 def test_a_split_that_is_not_there_is_an_error(tmp_path):
-    folder = save_folder(tmp_path, train=4, test=0)
-    with pytest.raises(DataError, match="no test split; it has train"):
-        load_images(str(folder), "test")
+    folder = save_folder(tmp_path, train=0, test=4)
+    with pytest.raises(DataError, match="no train split; it has test"):
+        load_images(str(folder), "train")
+    assert len(load_images(str(folder), "test")) == 4
+
+
+def test_a_lonely_training_split_is_shared_out_and_no_picture_is_in_both(tmp_path):
+    folder = save_folder(tmp_path, train=16, test=0)
+    parts = {split: load_images(str(folder), split) for split in ("train", "test")}
+    seen = {split: {image.numpy().tobytes() for image in part.images} for split, part in parts.items()}
+    assert (len(seen["train"]), len(seen["test"])) == (12, 4) and not seen["train"] & seen["test"]
 
 
 def test_an_unknown_split_is_refused(tmp_path):
@@ -189,16 +197,17 @@ def test_pictures_without_classes_are_of_one_class_where_that_will_do(tmp_path):
     with pytest.raises(DataError, match="no obvious label column"):
         load_images(str(tmp_path), "train")
     images = load_images(str(tmp_path), "train", unlabelled=True)
-    assert images.names == ("picture",) and images.labels.tolist() == [0] * 6
+    assert images.names == ("picture",) and images.labels.tolist() == [0] * 4 and not images.labelled
 
 
 def test_a_single_split_gives_every_fifth_picture_for_testing(tmp_path):
     for index, picture in enumerate(pixels(11, size=(8, 8))):
         (tmp_path / f"{index:02d}.png").write_bytes(png(picture))
     train, test, _ = load_train_test(str(tmp_path))
-    whole = load_images(str(tmp_path), "train", unlabelled=True).images
+    whole = torch.from_numpy(pixels(11, size=(8, 8)).transpose(0, 3, 1, 2).copy())
     assert (len(train), len(test)) == (8, 3)
     assert torch.equal(test.images, whole[::5]) and train.sha256 != test.sha256
+    assert torch.equal(load_images(str(tmp_path), "train", unlabelled=True).images, train.images)
 
 
 def test_both_splits_are_taken_as_they_are_where_there_are_two(tmp_path):
@@ -221,3 +230,96 @@ def test_a_folder_per_class_comes_mixed_and_the_same_each_time(tmp_path):
 def test_cifar10_has_no_other_columns():
     with pytest.raises(DataError, match="cifar10 has one column"):
         load_images("cifar10", "test", label_column="colour")
+
+
+def save_csv(folder, lines: list[str], count: int = 10) -> str:
+    for index, picture in enumerate(pixels(count, size=(8, 8))):
+        (folder / "jpg").mkdir(exist_ok=True)
+        (folder / "jpg" / f"{index}.png").write_bytes(png(picture))
+    file = folder / "list.csv"
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(file)
+
+
+def test_a_csv_of_paths_classes_and_splits(tmp_path):
+    rows = [f"jpg/{i}.png,{CLASSES[i % 4]},{'test' if i < 3 else 'train'}" for i in range(10)]
+    source = save_csv(tmp_path, ["path,label,split", *rows])
+    train, test = load_images(source, "train"), load_images(source, "test")
+    whole = torch.from_numpy(pixels(10, size=(8, 8)).transpose(0, 3, 1, 2).copy())
+    assert torch.equal(test.images, whole[:3]) and torch.equal(train.images, whole[3:])
+    assert [train.names[label] for label in train.labels] == [CLASSES[i % 4] for i in range(3, 10)]
+
+
+def test_a_csv_without_splits_is_shared_out_and_columns_may_be_named(tmp_path):
+    rows = [f"{i},jpg/{i}.png,{CLASSES[i % 4]}" for i in range(10)]
+    source = save_csv(tmp_path, ["number,where,kind", *rows])
+    with pytest.raises(DataError, match=r"has the columns number, where, kind; one with the pictures' paths"):
+        load_images(source, "train")
+    found = load_images(source, "test", image_column="where", label_column="kind")
+    assert [found.names[label] for label in found.labels] == [CLASSES[0], CLASSES[1]]
+
+
+def test_a_csv_that_changes_is_read_again(tmp_path):
+    rows = [f"jpg/{i}.png,{CLASSES[i % 4]}" for i in range(10)]
+    first = load_images(save_csv(tmp_path, ["path,label", *rows]), "train")
+    rows[1] = "jpg/1.png,date"
+    second = load_images(save_csv(tmp_path, ["path,label", *rows]), "train")
+    assert first.names[first.labels[0]] == "banana" and second.names[second.labels[0]] == "date"
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["path,label", "a.png"], "row 2 has not as many fields"),
+        (["path,label"], "lists no pictures"),
+        (["jpg/0.png,cat", "jpg/1.png,dog"], "its first line must name the columns"),
+    ],
+)
+def test_a_csv_that_is_none_of_ours_is_an_error(tmp_path, lines, said):
+    with pytest.raises(DataError, match=said):
+        load_images(save_csv(tmp_path, lines), "train")
+
+
+def test_broken_files_are_named_but_too_many_are_an_error(tmp_path):
+    folder = save_folder(tmp_path, train=20, test=4)
+    files = sorted((folder / "train").rglob("*.png"))
+    for file in files[:4]:
+        file.write_bytes(b"no picture")
+    found = load_images(str(folder), "train")
+    (remark,) = found.remarks()
+    assert "4 of 20 pictures cannot be read" in remark and files[0].name in remark and remark.endswith("...)")
+    assert load_images(str(folder), "train").broken == found.broken, "the cache knows them too"
+    files[5].write_bytes(b"")
+    with pytest.raises(DataError, match="5 of 20 pictures cannot be read, more than 20%"):
+        load_images(str(folder), "train")
+
+
+def test_classes_of_very_different_sizes_are_said():
+    labels = torch.tensor([0] * 30 + [1] * 2 + [3] * 12)
+    images = ImageSet(torch.zeros(44, 3, 8, 8, dtype=torch.uint8), labels, CLASSES, "here", "hash")
+    empty, uneven = images.remarks()
+    assert "1 of 4 classes have no pictures (cherry)" in empty
+    assert "from 2 (banana) to 30 (apple) pictures" in uneven
+    assert image_set(8).remarks() == []
+
+
+def test_the_classes_of_the_data_become_the_classifiers():
+    images = image_set(8)  # apple, banana, cherry, date
+    labels = ("zebra", "Date", "banana, plantain", "cherry", "crab-apple, apple")
+    found = images.of_classes(labels)
+    assert found.names == labels and found.labels.tolist() == [4, 2, 3, 1] * 2
+    assert torch.equal(found.images, images.images)
+    assert images.of_classes(CLASSES) is images
+
+
+def test_numbers_for_classes_go_by_order_and_other_names_are_refused():
+    images = image_set(8)
+    found = images.of_classes(("0", "1", "2", "3"))
+    assert found.labels.tolist() == images.labels.tolist() and found.names == ("0", "1", "2", "3")
+    for labels in (
+        ("0", "1", "2"),
+        ("apple", "banana", "cherry", "fig"),
+        ("date", "apple", "apple", "banana", "cherry"),
+    ):
+        with pytest.raises(DataError, match="not, or not clearly, among the classifier's"):
+            images.of_classes(labels)

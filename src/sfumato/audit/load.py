@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from sfumato.bundle import OBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS, Bundle, file_sha
 from sfumato.errors import AuditError, BundleError
 from sfumato.evaluation import device_logits
 from sfumato.export import TOLERANCE, difference
+from sfumato.importing import import_object
 from sfumato.nets import Normalize, Sketcher, SketchTravels, obfuscator_of, travels_of
 from sfumato.onnxfile import OnnxFunction
 
@@ -152,16 +151,7 @@ def _without_gradients(module: nn.Module) -> Travels:
 
 
 def _callable_target(given: str, size: tuple[int, int]) -> Target:
-    where, _, name = given.partition(":")
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)  # as `python -m` does: people audit a file beside them
-    try:
-        found: Any = import_module(where)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise AuditError(f"{given!r} cannot be imported from {folder}: {error}") from error
+    found = import_object(given, AuditError)
     if isinstance(found, type):
         found = found()
     if not callable(found):

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from sfumato.baselines.learning import Encoded, learn
 from sfumato.baselines.method import Training
+from sfumato.classifiers.programs import Program
+from sfumato.errors import TrainingError
 from sfumato.nets import Deobfuscator
 
 LEARNING_RATE = 2e-3
@@ -32,6 +34,10 @@ class Joint(Encoded):
 
     def fit(self, training: Training) -> nn.Module:
         """See `Method`; the classifier given is not touched."""
+        if isinstance(training.classifier, Program):
+            raise TrainingError(
+                "this baseline retrains the classifier, which takes an architecture of ours; an adopted one is fixed"
+            )
         classifier = copy.deepcopy(training.classifier).train().requires_grad_(True)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed + 1)

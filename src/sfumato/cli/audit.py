@@ -80,7 +80,7 @@ def audit(
         from sfumato.audit.run import Beside, record
         from sfumato.audit.run import audit as run_audit
         from sfumato.audit.scene import Scene
-        from sfumato.classifiers import load_classifier
+        from sfumato.classifiers import load_classifier, trains_through
         from sfumato.data import load_images, load_train_test
     from dataclasses import replace
 
@@ -93,13 +93,15 @@ def audit(
     height, width = train.images.shape[2:]
     target = load_target(given, size=(height, width))
     served = _classifier(given, classifier)
+    if served and len(train.names) == len(served.labels):
+        train, test = train.of_classes(served.labels), test.of_classes(served.labels)
     plan = BUDGETS[budget.value]
     plan = replace(plan, seeds=seeds) if seeds else plan
     scene = Scene(
         target,
         train,
         test,
-        classifier=load_classifier(served.path).net if served and _has_weights(served) else None,
+        classifier=load_classifier(served.path).net if served and trains_through(served) else None,
         shadow=load_target(shadow, size=(height, width)) if shadow else target.refit(1),
         other=load_images(other, "train", size=(height, width)).images if other else None,
     )
@@ -146,12 +148,6 @@ def _classifier(given: str, classifier: Path | None) -> Any:
     shipped = Bundle.load(classifier_bundle())
     wanted = Bundle.load(given, kind="obfuscator").classifier_fingerprint
     return shipped if wanted == shipped.classifier_fingerprint else None
-
-
-def _has_weights(classifier: Any) -> bool:
-    from sfumato.bundle import CLASSIFIER_WEIGHTS
-
-    return CLASSIFIER_WEIGHTS in classifier.files
 
 
 def _announce(plan: Budget, name: str, train: int, test: int, device: str) -> None:

@@ -26,6 +26,7 @@ class Decoded(NamedTuple):
         source: where they came from.
         sha256: hash of pixels and labels, hex.
         unreadable: how many could not be decoded.
+        broken: what was wrong with the first few of these.
     """
 
     images: npt.NDArray[np.uint8]
@@ -34,6 +35,7 @@ class Decoded(NamedTuple):
     source: str
     sha256: str
     unreadable: int
+    broken: tuple[str, ...] = ()
 
 
 def root() -> Path:
@@ -61,7 +63,8 @@ def find(key: str) -> Decoded | None:
         labels = np.load(folder / "labels.npy", allow_pickle=False)
         if meta["key"] != key or len(images) != len(labels):
             return None
-        return Decoded(images, labels, tuple(meta["names"]), meta["source"], meta["sha256"], meta["unreadable"])
+        names, broken = tuple(meta["names"]), tuple(meta.get("broken", ()))
+        return Decoded(images, labels, names, meta["source"], meta["sha256"], meta["unreadable"], broken)
     except (OSError, EOFError, KeyError, TypeError, ValueError):
         return None
 
@@ -74,6 +77,7 @@ def store(
     names: tuple[str, ...],
     source: str,
     unreadable: int,
+    broken: tuple[str, ...] = (),
 ) -> Decoded:
     """Stores an entry and returns it memory-mapped.
 
@@ -85,6 +89,7 @@ def store(
         "names": names,
         "source": source,
         "unreadable": unreadable,
+        "broken": broken,
         "sha256": content_sha256(images, labels),
     }
     target = root() / key[:32]

@@ -7,7 +7,8 @@ as the device does, and keep the result memory-mapped in a cache. Training then 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,31 @@ from rich.progress import track
 from torch import Tensor
 
 from sfumato.data import cache, cifar10
+from sfumato.data.tables import (
+    SPLIT_NAMES,
+    UNLABELLED,
+    find_image_column,
+    find_label_column,
+    first_line,
+    read_labels,
+    read_rows,
+)
 from sfumato.device.picture import fit, load_picture
 from sfumato.errors import DataError, PictureError
 
-_SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "test": ("test", "testing", "validation", "valid", "val"),
-}
-_HOLD_OUT_EVERY = 5
-_LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
+MAX_UNREADABLE = 0.2
+"""The share of a split's pictures that may be broken; with more, it is the data that is wrong."""
+_NAMED = 3
+_CACHED_AS = "2"  # changes when the same source and split come to mean other pictures
+_IMBALANCE = 10
+"""How many times more pictures one class may have than another before that is said."""
 
 
 @dataclass(frozen=True)
 class ImageSet:
     """Decoded pictures of one split.
+
+    Pictures without classes are all of one class, 0, and `names` is `UNLABELLED`.
 
     Attributes:
         images: (N, 3, H, W) uint8.
@@ -41,6 +53,7 @@ class ImageSet:
         source: where the pictures came from, for provenance.
         sha256: hash of pixels and labels, hex.
         unreadable: how many pictures of the source could not be decoded and were left out.
+        broken: what was wrong with the first few of these.
     """
 
     images: Tensor
@@ -49,9 +62,69 @@ class ImageSet:
     source: str
     sha256: str
     unreadable: int = 0
+    broken: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the pictures have classes."""
+        return self.names != UNLABELLED
+
+    def of_classes(self, labels: tuple[str, ...]) -> ImageSet:
+        """The same pictures with a classifier's classes, in the classifier's order.
+
+        Names are compared without case, "_" and "-"; one of several names that are separated by commas will do, as
+        "tabby" for "tabby, tabby cat". Where the classifier or the data has only numbers for its classes, equally many
+        classes are taken to be in the same order.
+
+        Args:
+            labels: the classifier's, in the order of its outputs.
+
+        Raises:
+            DataError: a class of the data is none of the classifier's, or it is not clear which.
+        """
+        if self.names == labels:
+            return self
+        known = _places(labels)
+        unknown = [name for name in self.names if len(known.get(_plain(name), ())) != 1]
+        if not unknown:
+            places = torch.tensor([known[_plain(name)][0] for name in self.names])
+            if len(set(places.tolist())) < len(places):
+                raise DataError(f"{self.source}: two of its classes are one class of the classifier's")
+            return replace(self, labels=places[self.labels], names=labels)
+        numbered = any(all(name.isdigit() for name in names) for names in (self.names, labels))
+        if numbered and len(labels) == len(self.names):
+            return replace(self, names=labels)
+        raise DataError(
+            f"{self.source}: {len(unknown)} of its {len(self.names)} classes are not, or not clearly, among the "
+            f"classifier's {len(labels)} ({', '.join(unknown[:_NAMED])}; the classifier has "
+            f"{', '.join(labels[:_NAMED])}, ...); name the classes of the data as the classifier does"
+        )
+
+    def remarks(self) -> list[str]:
+        """What people should know of the pictures: broken ones, and classes with few or none."""
+        said = []
+        if self.unreadable:
+            shown = "; ".join(self.broken) + ("; ..." if self.unreadable > len(self.broken) else "")
+            said.append(
+                f"{self.source}: {self.unreadable} of {len(self) + self.unreadable} pictures cannot be read and were "
+                f"left out ({shown})"
+            )
+        counts = self.labels.bincount(minlength=len(self.names))
+        empty = [name for name, count in zip(self.names, counts.tolist(), strict=True) if not count]
+        if empty:
+            shown = ", ".join(empty[:_NAMED]) + (", ..." if len(empty) > _NAMED else "")
+            said.append(f"{self.source}: {len(empty)} of {len(self.names)} classes have no pictures ({shown})")
+        some = counts[counts > 0]
+        if len(some) and int(some.max()) > _IMBALANCE * int(some.min()):
+            most, least = self.names[int(counts.argmax())], self.names[counts.tolist().index(int(some.min()))]
+            said.append(
+                f"{self.source}: its classes are of different sizes, from {int(some.min())} ({least}) to "
+                f"{int(some.max())} ({most}) pictures; an accuracy over all of them is mostly that of the large ones"
+            )
+        return said
 
     def subset(self, count: int | None) -> ImageSet:
         """The first `count` pictures, or all of them if `count` is None or larger than the set."""
@@ -71,7 +144,22 @@ class ImageSet:
         return self._only(order[count:].sort().values), self._only(order[:count].sort().values)
 
     def _only(self, these: slice | Tensor) -> ImageSet:
-        return ImageSet(self.images[these], self.labels[these], self.names, self.source, self.sha256, self.unreadable)
+        return replace(self, images=self.images[these], labels=self.labels[these])
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+
+
+def _places(labels: tuple[str, ...]) -> dict[str, list[int]]:
+    """The places of the classes that a name could mean: those of this very name, or with it among several."""
+    whole: dict[str, list[int]] = {}
+    parts: dict[str, list[int]] = {}
+    for place, label in enumerate(labels):
+        whole.setdefault(_plain(label), []).append(place)
+        for part in label.split(","):
+            parts.setdefault(_plain(part), []).append(place)
+    return {**parts, **whole}
 
 
 def load_images(
@@ -86,19 +174,22 @@ def load_images(
     """Loads one split of a data set, decoded; from the cache where it was decoded before.
 
     Args:
-        source: `cifar10`, a local folder (parquet files, or one folder per class), or a hub id.
-        split: "train" or "test"; a data set's "validation" serves as "test" where it has none.
+        source: `cifar10`, a local folder (parquet files, or one folder per class), a CSV file of paths and classes, or
+            a hub id.
+        split: "train" or "test"; a data set's "validation" serves as "test" where it has none, and every fifth
+            training picture where it has no such split either; that picture then is no training picture.
         size: (height, width) in pixels that every picture is fitted to as on the device; None if all
             pictures have one size already.
         image_column: the column with the pictures; found by its type if not given.
         label_column: the column with the classes; found by its type or name if not given.
-        unlabelled: pictures without classes will do; they are then all of one class, "picture".
+        unlabelled: pictures without classes will do; see `ImageSet`.
 
     Raises:
-        DataError: the source cannot be found or read, a column is missing, or no picture can be decoded.
+        DataError: the source cannot be found or read, a column is missing, or more than `MAX_UNREADABLE` of the
+            pictures are broken.
     """
-    if split not in _SPLIT_NAMES:
-        raise DataError(f"split {split!r} is unknown; expected one of {', '.join(_SPLIT_NAMES)}")
+    if split not in SPLIT_NAMES:
+        raise DataError(f"split {split!r} is unknown; expected one of {', '.join(SPLIT_NAMES)}")
     if source == "cifar10" and (image_column or label_column):
         raise DataError("cifar10 has one column of pictures and one of classes: name neither")
     if source == "cifar10":
@@ -107,17 +198,12 @@ def load_images(
     return _as_image_set(_decode_location(source, split, size, image_column, label_column, unlabelled))
 
 
-class _NoSplitError(DataError):
-    """The data set has no such split."""
-
-
 def load_train_test(
     source: str, *, size: tuple[int, int] | None = None, attributes: tuple[str, ...] = ()
 ) -> tuple[ImageSet, ImageSet, dict[str, tuple[Tensor, Tensor]]]:
     """Loads both splits, with classes or without, so that the first so many pictures of each are a fair sample.
 
-    Of a data set that has but one split, every fifth picture is held out for testing. A split that comes sorted by
-    class, as a folder with one folder per class does, is shuffled, the same each time.
+    A split that comes sorted by class, as a folder with one folder per class does, is shuffled, the same each time.
 
     Args:
         source: see `load_images`.
@@ -145,13 +231,10 @@ def load_train_test(
 
 
 def _both(source: str, size: tuple[int, int] | None, label_column: str | None) -> tuple[ImageSet, ImageSet]:
-    train = load_images(source, "train", size=size, label_column=label_column, unlabelled=True)
-    try:
-        return train, load_images(source, "test", size=size, label_column=label_column, unlabelled=True)
-    except _NoSplitError:
-        every = torch.arange(len(train))
-        held_out = every % _HOLD_OUT_EVERY == 0
-        return _part(train, every[~held_out]), _part(train, every[held_out])
+    train, test = (
+        load_images(source, split, size=size, label_column=label_column, unlabelled=True) for split in ("train", "test")
+    )
+    return train, test
 
 
 def _mixed_order(labels: Tensor) -> Tensor:
@@ -165,7 +248,7 @@ def _part(images: ImageSet, chosen: Tensor) -> ImageSet:
         return images
     pictures, labels = images.images[chosen], images.labels[chosen]
     sha256 = cache.content_sha256(pictures.numpy(), labels.numpy())
-    return ImageSet(pictures, labels, images.names, images.source, sha256, images.unreadable)
+    return replace(images, images=pictures, labels=labels, sha256=sha256)
 
 
 def _decode_location(
@@ -182,14 +265,14 @@ def _decode_location(
     found = cache.find(key)
     if found is not None:
         return found
-    rows = _read_rows(source, split)
-    image_column = image_column or _find_image_column(rows, source)
-    label_column = label_column or _find_label_column(rows, source, unlabelled=unlabelled)
+    rows = read_rows(source, split, image_column)
+    image_column = image_column or find_image_column(rows, source)
+    label_column = label_column or find_label_column(rows, source, unlabelled=unlabelled)
     for column in (image_column, label_column):
         if column is not None and column not in rows.column_names:
             raise DataError(f"{source} has no column {column!r}; it has {', '.join(rows.column_names)}")
-    names, labels = _labels(rows, label_column, source, unlabelled=unlabelled)
-    images, kept = _decode(rows, image_column, size, source)
+    names, labels = read_labels(rows, label_column, source, unlabelled=unlabelled)
+    images, kept, broken = _decode(rows, image_column, size, source)
     return cache.store(
         key,
         images,
@@ -197,85 +280,24 @@ def _decode_location(
         names=names,
         source=source,
         unreadable=len(labels) - len(kept),
+        broken=tuple(broken[:_NAMED]),
     )
-
-
-def _read_rows(source: str, split: str) -> Any:
-    from datasets import disable_progress_bars, load_dataset
-
-    folder = Path(source).expanduser()
-    if not folder.exists() and ("\\" in source or source.startswith((".", "/", "~")) or source.count("/") > 1):
-        raise DataError(f"no data at {source}: a folder with parquet files or one folder per class is expected")
-    disable_progress_bars()
-    try:
-        everything = load_dataset(str(folder) if folder.exists() else source)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise DataError(f"data set {source!r} cannot be loaded: {_first_line(error)}") from error
-    for name in _SPLIT_NAMES[split]:
-        if name in everything:
-            return everything[name]
-    raise _NoSplitError(f"{source} has no {split} split; it has {', '.join(everything)}")
-
-
-def _find_image_column(rows: Any, source: str) -> str:
-    from datasets import Image
-
-    found = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
-    if len(found) != 1:
-        raise DataError(
-            f"{source} has {len(found)} picture columns ({', '.join(found) or 'none'}); name one with image_column"
-        )
-    return str(found[0])
-
-
-def _find_label_column(rows: Any, source: str, *, unlabelled: bool) -> str | None:
-    from datasets import ClassLabel
-
-    found = [name for name, feature in rows.features.items() if isinstance(feature, ClassLabel)]
-    if len(found) != 1:
-        found = [name for name in _LABEL_COLUMNS if name in rows.column_names][:1]
-    if not found and unlabelled:
-        return None
-    if len(found) != 1:
-        raise DataError(f"{source} has no obvious label column among {', '.join(rows.column_names)}; name label_column")
-    return str(found[0])
-
-
-def _labels(
-    rows: Any, column: str | None, source: str, *, unlabelled: bool
-) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
-    from datasets import ClassLabel, Value
-
-    if column is None or (unlabelled and None in rows[column]):
-        return ("picture",), np.zeros(len(rows), np.int64)
-    if None in rows[column]:
-        raise DataError(f"{source}: some pictures have no class in column {column!r}; give each one, or leave them out")
-    feature = rows.features[column]
-    if not isinstance(feature, ClassLabel | Value):
-        raise DataError(f"{source}: column {column!r} holds {type(feature).__name__}, not one class per picture")
-    values = rows[column]
-    if isinstance(feature, ClassLabel):
-        labels = np.asarray(values, dtype=np.int64)
-        if labels.size and (labels.min() < 0 or labels.max() >= len(feature.names)):
-            raise DataError(f"{source}: column {column!r} has labels outside its {len(feature.names)} classes")
-        return tuple(feature.names), labels
-    names = sorted({str(v) for v in values}, key=lambda v: (not v.isdigit(), int(v) if v.isdigit() else 0, v))
-    index = {name: i for i, name in enumerate(names)}
-    return tuple(names), np.asarray([index[str(v)] for v in values], dtype=np.int64)
 
 
 def _decode(
     rows: Any, column: str, size: tuple[int, int] | None, source: str
-) -> tuple[npt.NDArray[np.uint8], list[int]]:
+) -> tuple[npt.NDArray[np.uint8], list[int], list[str]]:
+    """Pictures (N, H, W, 3) as (N, 3, H, W) uint8, the places of their rows, and what was wrong with the others."""
     from datasets import Image
 
     # Undecoded bytes: one broken file then costs one picture, not the run.
     try:
         rows = rows.select_columns([column]).cast_column(column, Image(decode=False))
     except (NotImplementedError, TypeError, ValueError) as error:
-        raise DataError(f"{source}: column {column!r} holds no pictures: {_first_line(error)}") from error
+        raise DataError(f"{source}: column {column!r} holds no pictures: {first_line(error)}") from error
     pictures: list[npt.NDArray[np.uint8]] = []
     kept: list[int] = []
+    broken: list[str] = []
     console = Console(stderr=True)
     for index, row in enumerate(
         track(rows, description=f"decoding {Path(source).name}", console=console, transient=True)
@@ -285,7 +307,8 @@ def _decode(
             picture = load_picture(entry["bytes"] if entry["bytes"] is not None else entry["path"])
             if size is not None:
                 picture = fit(picture, *size)
-        except PictureError:
+        except PictureError as error:
+            broken.append(str(error).replace("the bytes given", str(entry["path"] or f"row {index}")))
             continue
         if pictures and picture.shape != pictures[0].shape:
             raise DataError(
@@ -294,17 +317,25 @@ def _decode(
             )
         pictures.append(picture)
         kept.append(index)
+    if len(broken) > MAX_UNREADABLE * len(rows):
+        raise DataError(
+            f"{source}: {len(broken)} of {len(rows)} pictures cannot be read, more than {MAX_UNREADABLE:.0%}: the data "
+            f"is damaged, or meant for something else ({'; '.join(broken[:_NAMED])})"
+        )
     if not pictures:
-        raise DataError(f"{source}: none of {len(rows)} pictures could be decoded")
-    return np.stack(pictures).transpose(0, 3, 1, 2), kept
+        raise DataError(f"{source} has no pictures")
+    return np.stack(pictures).transpose(0, 3, 1, 2), kept, broken
 
 
 def _identity(source: str, split: str, *rest: Any) -> str:
     """A cache key that changes when a local source's files change."""
     folder = Path(source).expanduser()
-    parts = [source, split, repr(rest)]
+    parts = [source, split, repr(rest), _CACHED_AS]
+    if folder.is_file():  # a CSV file; its pictures lie beside it, or anywhere, and are named in it
+        parts.append(hashlib.sha256(folder.read_bytes()).hexdigest())
+        folder = folder.parent
     if folder.exists():
-        parts[0] = str(folder.resolve())
+        parts[0] = str(Path(source).expanduser().resolve())
         for file in sorted(p for p in folder.rglob("*") if p.is_file()):
             stat = file.stat()
             parts.append(f"{file.relative_to(folder)}:{stat.st_size}:{stat.st_mtime_ns}")
@@ -319,6 +350,7 @@ def _as_image_set(decoded: cache.Decoded) -> ImageSet:
         source=decoded.source,
         sha256=decoded.sha256,
         unreadable=decoded.unreadable,
+        broken=decoded.broken,
     )
 
 
@@ -331,7 +363,3 @@ def _refit(decoded: cache.Decoded, size: tuple[int, int] | None) -> ImageSet:
 def _tensor(array: npt.NDArray[Any]) -> Tensor:
     # Copy-on-write mapping: torch wants writable memory, and nobody here writes to it.
     return torch.from_numpy(array if array.flags.writeable and array.flags.c_contiguous else array.copy())
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -13,6 +13,7 @@ from PIL import Image
 from sfumato.errors import BundleError
 
 _HERE = Path(__file__).resolve().parent
+CLASSIFIER = "cifar10-resnet20"
 SHEET = _HERE / "cifar10-test-sheet.png"
 SHEET_LABELS = _HERE / "cifar10-test-sheet.json"
 
@@ -34,7 +35,7 @@ class Sample:
 
 def classifier_bundle() -> Path:
     """The shipped classifier's bundle."""
-    return _existing(_HERE / "cifar10-resnet20")
+    return _existing(_HERE / CLASSIFIER)
 
 
 def obfuscator_bundle() -> Path:

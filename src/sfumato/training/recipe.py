@@ -19,7 +19,7 @@ class DataRecipe(_Strict):
     """Which pictures.
 
     Attributes:
-        source: `cifar10`, a local folder, or a hub id.
+        source: `cifar10`, a local folder, a CSV file of paths and classes, or a hub id.
         size: (height, width) in pixels that pictures are fitted to; needed where they differ in size.
         image_column: the column with the pictures, if it cannot be found by its type.
         label_column: the column with the classes, if it cannot be found by its type or name.
@@ -80,7 +80,7 @@ class ClassifierRecipe(_Strict):
         note: what people should know of the result; goes into the bundle.
         architecture: a name from `sfumato.nets.CLASSIFIERS`.
         label_smoothing: of the cross-entropy.
-        teacher: folder of the bundle of a classifier to learn from, from where the command is run.
+        teacher: a classifier to learn from, named as an obfuscator's `classifier` is.
         teacher_weight: share of the teacher's answers in the loss, beside the labels'; only with a teacher.
         temperature: that the teacher's answers are softened with; only with a teacher. The default is the upper
             end of 2.5 to 4, the range that Hinton et al. 2015, section 3, find best for small networks.
@@ -183,7 +183,8 @@ class ObfuscatorRecipe(_Strict):
 
     Attributes:
         note: what people should know of the result; goes into the bundle.
-        classifier: folder of the frozen classifier's bundle, from where the command is run.
+        classifier: folder of the frozen classifier's bundle, from where the command is run, or whatever
+            `sfumato.classifiers.classifier_bundle` makes one of.
         privacy_weight: lambda, the weight of the reconstruction error in `L_c - lambda L_r`.
         snapshots_every: keep both networks every so many epochs, to attack them as they were then; None for never.
     """
@@ -219,7 +220,8 @@ class SketchRecipe(_Strict):
 
     Attributes:
         note: what people should know of the result; goes into the bundle.
-        classifier: folder of the frozen classifier's bundle, from where the command is run.
+        classifier: folder of the frozen classifier's bundle, from where the command is run, or whatever
+            `sfumato.classifiers.classifier_bundle` makes one of.
         code_bits: how many bits about a picture may travel at most; what an attacker gets at most, too. The first of
             them say the device's answer, 4 for 10 classes.
         teacher_weight: share of the frozen classifier's answers on plain pictures in the loss, beside the labels'.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 
 from sfumato.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, Bundle, Preprocessing
-from sfumato.classifiers import FrozenClassifier, load_classifier
+from sfumato.classifiers import FrozenClassifier, classifier_bundle, load_classifier
 from sfumato.data import Augmentation, ImageSet, cifar10, load_images
 from sfumato.errors import Interrupted, RecipeError, TrainingError
 from sfumato.evaluation import evaluate_classifier, evaluate_obfuscator
@@ -36,6 +37,8 @@ from sfumato.training.recipe import (
     TrainingRecipe,
 )
 from sfumato.training.tasks import ClassifierTask, ObfuscationTask, SketchTask, Utility
+
+log = logging.getLogger(__name__)
 
 CHECK_PICTURES = 64
 _ADDITIONS = ("input", "utility", "privacy", "bottleneck", "output")
@@ -57,6 +60,11 @@ class Run:
     def checkpoint(self) -> Path:
         """The state to resume from."""
         return self.folder / "checkpoint.pt"
+
+    @property
+    def classifier(self) -> Path:
+        """The bundle of the classifier, where the recipe names one that is no bundle."""
+        return self.folder / "classifier"
 
     @property
     def bundle(self) -> Path:
@@ -110,12 +118,16 @@ def train(
     if isinstance(recipe, SketchRecipe):
         train_set, held_out = train_set.split(recipe.held_out_pictures)
     fabric.seed_everything(recipe.training.seed, verbose=False)
+    given = recipe.teacher if isinstance(recipe, ClassifierRecipe) else recipe.classifier
+    frozen = None if given is None else _frozen(given, run, fabric)
+    if frozen is not None:  # its classes, in its order
+        train_set, test_set = train_set.of_classes(frozen.labels), test_set.of_classes(frozen.labels)
+        held_out = held_out and held_out.of_classes(frozen.labels)
     if isinstance(recipe, ClassifierRecipe):
-        frozen = None if recipe.teacher is None else load_classifier(Path(recipe.teacher))
         preprocessing = _preprocessing(recipe.data.source, train_set)
         task: Task = _classifier_task(recipe, frozen, preprocessing, train_set)
     else:
-        frozen = load_classifier(Path(recipe.classifier))
+        assert frozen is not None
         if _label_free(recipe):
             train_set = answered(train_set, frozen)
         if isinstance(recipe, SketchRecipe):
@@ -253,7 +265,9 @@ def _finish(
             )
         else:
             bundle = write_obfuscator_bundle(run.bundle, task, pictures, classifier=frozen, recipe=plain_recipe)
-        bundle.figures.update(evaluate_obfuscator(bundle, Bundle.load(recipe.classifier), test_set))
+        bundle.figures.update(
+            evaluate_obfuscator(bundle, Bundle.load(classifier_bundle(recipe.classifier, run.classifier)), test_set)
+        )
     bundle.provenance.update(
         provenance(
             seed=recipe.training.seed,
@@ -263,6 +277,7 @@ def _finish(
             processes=fabric.world_size,
             train_pictures=len(train_set),
             test_pictures=len(test_set),
+            unreadable_pictures=train_set.unreadable + test_set.unreadable,
             data=train_set.source,
             data_sha256={"train": train_set.sha256, "test": test_set.sha256},
             training_seconds=round(figures.pop("seconds"), 1),
@@ -287,11 +302,19 @@ def _fabric(plan: TrainingRecipe, folder: Path, accelerator: str, devices: int) 
     return fabric
 
 
+def _frozen(given: str, run: Run, fabric: Fabric) -> FrozenClassifier:
+    with fabric.rank_zero_first(local=True):  # the others then find the bundle that the first made
+        return load_classifier(classifier_bundle(given, run.classifier))
+
+
 def _load(recipe: DataRecipe, fabric: Fabric, *, label_free: bool) -> tuple[ImageSet, ImageSet]:
     load = partial(load_images, size=recipe.size, image_column=recipe.image_column, label_column=recipe.label_column)
     with fabric.rank_zero_first(local=True):  # the others then find the decoded pictures in the cache
         train_set = load(recipe.source, "train", unlabelled=label_free).subset(recipe.train_pictures)
         test_set = load(recipe.source, "test").subset(recipe.test_pictures)
+    if fabric.is_global_zero:
+        for remark in (*train_set.remarks(), *test_set.remarks()):
+            log.warning(remark)
     if label_free:
         train_set = replace(train_set, names=test_set.names)
     if train_set.names != test_set.names or train_set.images.shape[1:] != test_set.images.shape[1:]:

@@ -1,0 +1,73 @@
+"""A frozen classifier, as training and the audit use it: from a bundle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from sfumato.bundle import CLASSIFIER_PROGRAM, CLASSIFIER_WEIGHTS, Bundle, Preprocessing
+from sfumato.classifiers.programs import from_bundle
+from sfumato.errors import BundleError
+from sfumato.nets import build_classifier
+
+
+@dataclass(frozen=True)
+class FrozenClassifier:
+    """A pretrained classifier that must not change.
+
+    Attributes:
+        net: normalised images (N, 3, H, W) float32 -> logits (N, classes); evaluation mode, no gradients.
+        name: what a server calls it.
+        labels: one name per class, in the order of the logits.
+        preprocessing: how a picture becomes its input.
+        fingerprint: of its served ONNX file.
+    """
+
+    net: nn.Module
+    name: str
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    fingerprint: str
+
+
+def trains_through(bundle: Bundle) -> bool:
+    """Whether a classifier's bundle holds what gradients can pass through, and not only what is served."""
+    return CLASSIFIER_PROGRAM in bundle.files or CLASSIFIER_WEIGHTS in bundle.files
+
+
+def load_classifier(path: Path) -> FrozenClassifier:
+    """Loads the classifier of a bundle so that gradients pass through it.
+
+    Raises:
+        BundleError: not a classifier's bundle, one that holds only what is served, a program that cannot be used, or
+            weights that do not fit the architecture.
+    """
+    bundle = Bundle.load(path, kind="classifier")
+    if not trains_through(bundle) and bundle.recipe.get("kind") == "adopted":
+        raise BundleError(
+            f"{path} holds an ONNX file alone: it can be served, measured and audited, but no gradient passes through "
+            "it, so nothing can be trained for it; adopt the network that the file was exported from "
+            "(`sfumato adopt --help`)"
+        )
+    net = from_bundle(bundle.file(CLASSIFIER_PROGRAM)) if CLASSIFIER_PROGRAM in bundle.files else _of_ours(bundle)
+    return FrozenClassifier(
+        net=net.eval().requires_grad_(False),
+        name=bundle.name,
+        labels=bundle.labels,
+        preprocessing=bundle.preprocessing,
+        fingerprint=bundle.classifier_fingerprint,
+    )
+
+
+def _of_ours(bundle: Bundle) -> nn.Module:
+    architecture = bundle.recipe.get("architecture")
+    try:
+        net = build_classifier(str(architecture), len(bundle.labels))
+        net.load_state_dict(load_file(bundle.file(CLASSIFIER_WEIGHTS)))
+    except (KeyError, RuntimeError, SafetensorError) as error:
+        raise BundleError(f"{bundle.path}: weights do not fit architecture {architecture!r}: {error}") from error
+    return net

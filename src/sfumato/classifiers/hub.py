@@ -1,0 +1,186 @@
+"""Image classifiers as the transformers library saves them, from the hub or a local folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from sfumato.errors import ClassifierError
+
+_BILINEAR = 2  # Pillow's number for it, which the processors use
+_HUB_TIMEOUT_S = 5.0
+_CONVNEXT_FULL_SIZE = 384
+"""From this side on, ConvNeXt's processor stretches instead of cropping."""
+
+
+class _Logits(nn.Module):
+    """A transformers classifier from tensor to tensor."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) -> logits (N, classes)."""
+        logits: Tensor = self.model(pixel_values=images).logits
+        return logits
+
+
+def from_transformers(where: str) -> tuple[nn.Module, dict[str, Any]]:
+    """Loads an image classifier and what its image processor says; no code and no pickle from there.
+
+    Args:
+        where: a local folder, or a hub id.
+
+    Returns:
+        The network, and further arguments of `Given`.
+
+    Raises:
+        ClassifierError: transformers is not installed, there is no such model, it is no classifier of one label
+            for RGB pictures, its weights are pickled or incomplete, or its processor does what cannot be done here.
+    """
+    try:
+        from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+    except ModuleNotFoundError as error:
+        raise ClassifierError(f"{error.name} is not installed; run: pip install 'sfumato[hub]'") from error
+    folder = Path(where)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ClassifierError(f"{where} has neither bundle.json nor config.json: no bundle, no transformers model")
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise ClassifierError(
+            f"{where} has no .safetensors file, and pickled weights (.bin) can run code when they are loaded: where "
+            "you trust them, load the model and save it again with save_pretrained"
+        )
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": folder.is_dir() or not _reached(where)}
+    with _quiet():
+        try:
+            config = AutoConfig.from_pretrained(where, **options)
+            _check_config(config, where)
+            model, info = AutoModelForImageClassification.from_pretrained(
+                where, config=config, use_safetensors=True, output_loading_info=True, **options
+            )
+        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+            raise ClassifierError(f"{where} cannot be loaded by transformers: {_first_line(error)}") from error
+        missing = [*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])]
+        if missing:
+            raise ClassifierError(
+                f"{where} lacks the weights {', '.join(sorted(map(str, missing))[:3])} of a classifier: it was saved "
+                "without its head, or is no image classifier"
+            )
+        try:
+            find: Any = AutoImageProcessor.from_pretrained  # untyped
+            processor = find(where, backend="pil", **options).to_dict()
+        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+            raise ClassifierError(f"{where} has no image processor that can be used: {_first_line(error)}") from error
+    net = _Logits(model.float()).eval().requires_grad_(False)
+    labels = tuple(str(config.id2label[index]) for index in range(config.num_labels))
+    size, notes = _framing(processor, config)
+    mean, std = _scaling(processor, where)
+    facts = {"architecture": type(model).__name__, "processor": processor.get("image_processor_type")}
+    described = {"size": size, "mean": mean, "std": std, "labels": labels, "notes": notes, "facts": facts}
+    return net, {"origin": "a transformers model", **described}
+
+
+def _reached(hub_id: str) -> bool:
+    """Whether the hub answers; if not, what was fetched before is used, without minutes of further tries."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(hub_id, timeout=_HUB_TIMEOUT_S)
+    except Exception:  # its transport has its own error tree, which changes between releases
+        return False
+    return True
+
+
+def _check_config(config: Any, where: str) -> None:
+    channels = getattr(config, "num_channels", 3)
+    if channels != 3:
+        raise ClassifierError(f"{where} takes pictures with {channels} channels; RGB pictures have 3")
+    if config.problem_type not in (None, "single_label_classification"):
+        raise ClassifierError(f"{where} answers a problem of type {config.problem_type!r}; one label each is expected")
+
+
+def _scaling(processor: dict[str, Any], where: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation on the [0, 1] scale, whatever scale the processor computes on."""
+    if processor.get("do_flip_channel_order"):
+        raise ClassifierError(f"{where} takes its channels in the order BGR; here they are RGB")
+    # Its input is (255 x factor - offset - mean) / std for a picture x in [0, 1].
+    factor = 255 * float(processor.get("rescale_factor") or 1 / 255) if processor.get("do_rescale", True) else 255.0
+    offset = 1.0 if processor.get("rescale_offset") and processor.get("do_rescale", True) else 0.0
+    normalizes = processor.get("do_normalize", True) and processor.get("image_mean") is not None
+    mean, std = (_three(processor[key]) if normalizes else (default,) * 3 for key, default in _DEFAULTS)
+    return tuple((m + offset) / factor for m in mean), tuple(s / factor for s in std)
+
+
+_DEFAULTS = (("image_mean", 0.0), ("image_std", 1.0))
+
+
+def _three(value: Any) -> tuple[float, ...]:
+    return (float(value),) * 3 if isinstance(value, int | float) else tuple(float(v) for v in value)
+
+
+def _framing(processor: dict[str, Any], config: Any) -> tuple[tuple[int, int] | None, tuple[str, ...]]:
+    """The size, and in which way its own processor frames a picture differently from the client."""
+    resized, cropped = _sides(processor.get("size")), _sides(processor.get("crop_size"))
+    short = (processor.get("size") or {}).get("shortest_edge")
+    if not processor.get("do_resize", True) or resized is None:
+        resized = _sides(getattr(config, "image_size", None))
+    if not processor.get("do_center_crop"):
+        cropped = None
+    size = cropped or resized
+    notes = []
+    share = min(size[0] / resized[0], size[1] / resized[1]) if size and resized else 1.0
+    if "crop_pct" in processor and processor["crop_pct"] and short and short < _CONVNEXT_FULL_SIZE:
+        share = float(processor["crop_pct"])
+    stretches = cropped is None and (not short or ("crop_pct" in processor and short >= _CONVNEXT_FULL_SIZE))
+    if stretches:
+        notes.append(
+            "Its own processor stretches a picture that is not square; the client fits the shorter side and crops the "
+            "centre. Square pictures are framed alike."
+        )
+    if share < 1:
+        notes.append(
+            f"Its own processor shows it the inner {share:.1%} of a picture's shorter side; the client shows all of it."
+        )
+    if processor.get("do_resize", True) and int(processor.get("resample") or _BILINEAR) != _BILINEAR:
+        notes.append("Its own processor does not resample bilinearly as the client does; pixels differ a little.")
+    return size, tuple(notes)
+
+
+def _sides(value: Any) -> tuple[int, int] | None:
+    if isinstance(value, int):
+        return value, value
+    if isinstance(value, list | tuple) and len(value) == 2:
+        return int(value[0]), int(value[1])
+    if not isinstance(value, dict):
+        return None
+    edge = value.get("shortest_edge")
+    height, width = value.get("height") or edge, value.get("width") or edge
+    return (int(height), int(width)) if height and width else None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the library's talk and bars from people; what matters is an error here."""
+    from transformers.utils import logging as untyped
+
+    theirs: Any = untyped
+    logger = logging.getLogger("transformers")
+    level, bars = logger.level, theirs.is_progress_bar_enabled()
+    logger.setLevel(logging.ERROR)
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if bars:
+            theirs.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:240]

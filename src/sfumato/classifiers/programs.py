@@ -1,0 +1,231 @@
+"""Anybody's network as one file that torch can train through: an exported program, loaded without trusting it.
+
+`torch.export.load` unpickles parts of a file, evaluates the text of its size expressions and guards, and calls
+whatever function of torch a node names, so a file from elsewhere would be as dangerous as a Python file. Here a
+file is never given to it as it came: only the graph and the raw numbers are copied into a new archive, and only if
+every node is an operator of torch's core library and every text is a plain name.
+
+Source: the archive as torch 2.13 writes it, `torch/_export/serde/schema.py` and `torch/export/pt2_archive`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import operator
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.errors import BundleError, ClassifierError
+
+_MODEL = "models/model.json"
+_CONFIGS = {
+    "data/weights/": "data/weights/model_weights_config.json",
+    "data/constants/": "data/constants/model_constants_config.json",
+}
+_SAMPLES = "data/sample_inputs/model.pt"
+_COPIED = ("archive_format", "archive_version", "byteorder", ".data/version", *_CONFIGS.values())
+_RAW = re.compile(r"(weight|tensor)_\d+")
+_TARGET = re.compile(r"torch\.ops\.aten\.\w+\.\w+|_operator\.(add|sub|mul|floordiv|mod|neg|eq|ne|lt|le|gt|ge|getitem)")
+_SYMBOL = r"(?:[su]\d+|Symbol\('[su]\d+'(?:, (?:positive|integer)=True)*\))"
+_EXPRESSION = re.compile(rf"(?:{_SYMBOL}|\d+|Integer|Add|Mul|Mod|FloorDiv|Max|Min|[-+*/(), ])*")
+_NAME = re.compile(r"[\w.+:\-]*")
+_WORDS = re.compile(r"[\w ,.>\-]*")
+_SPEC_TYPES = {None, "builtins.tuple", "builtins.list", "builtins.dict"}
+
+
+class Program(nn.Module):
+    """An exported program as a frozen module: in evaluation mode for good, on any device.
+
+    Args:
+        graph: of an exported program; normalised images (N, 3, H, W) float32 -> logits (N, classes).
+    """
+
+    def __init__(self, graph: torch.fx.GraphModule) -> None:
+        super().__init__()
+        self.net = graph
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) float -> logits (N, classes)."""
+        out: Any = self.net(images)
+        while isinstance(out, tuple | list | dict):
+            out = next(iter(out.values() if isinstance(out, dict) else out))
+        logits: Tensor = out
+        return logits
+
+    def train(self, mode: bool = True) -> Self:
+        """Does nothing to the graph: its mode was fixed when it was exported."""
+        self.training = mode
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Converts the graph's constants, too, and moves the tensors that it makes on the way."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for module in self.net.modules():
+            for name, value in list(vars(module).items()):
+                if isinstance(value, Tensor):
+                    setattr(module, name, fn(value))
+        device = fn(torch.empty(0)).device
+        for node in self.net.graph.nodes:
+            if node.kwargs.get("device") not in (None, device):
+                node.kwargs = {**node.kwargs, "device": device}
+        self.net.recompile()
+        return self
+
+
+def save_program(net: nn.Module, path: Path, images: Tensor) -> None:
+    """Exports a network with a free batch size and writes it as one file.
+
+    Args:
+        net: normalised images (N, 3, H, W) float32 -> logits (N, classes); in evaluation mode, on the CPU.
+        path: the file.
+        images: (N, 3, H, W) float32, N at least 2, to export with.
+
+    Raises:
+        ClassifierError: torch cannot export it, or it needs what such a file may not hold.
+    """
+    stream = io.BytesIO()
+    shapes = ({0: torch.export.Dim("batch")},)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.export.save(torch.export.export(net, (images[:2],), dynamic_shapes=shapes), stream)
+    except Exception as error:  # the exporter's errors have no common base
+        raise ClassifierError(f"the network cannot be exported by torch.export: {_first_line(error)}") from error
+    path.write_bytes(_cleaned(stream, "the network"))
+
+
+def load_program(path: Path) -> Program:
+    """Loads a program that `save_program` or `torch.export.save` wrote, whoever made the file.
+
+    Raises:
+        ClassifierError: it is no such file, or holds anything but operators of torch's core library and numbers.
+    """
+    try:
+        clean = _cleaned(path, str(path))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, zipfile.BadZipFile) as error:
+        raise ClassifierError(
+            f"{path} is no program that torch.export.save of torch 2.8 or newer wrote ({type(error).__name__})"
+        ) from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = torch.export.load(io.BytesIO(clean)).module()
+    except Exception as error:  # the loader's errors have no common base
+        raise ClassifierError(f"{path} cannot be loaded by torch {torch.__version__}: {_first_line(error)}") from error
+    return Program(graph).requires_grad_(False)
+
+
+def from_bundle(path: Path) -> Program:
+    """`load_program` of a file in a bundle.
+
+    Raises:
+        BundleError: it cannot be used.
+    """
+    try:
+        return load_program(path)
+    except ClassifierError as error:
+        raise BundleError(str(error)) from error
+
+
+def _cleaned(source: Path | io.BytesIO, name: str) -> bytes:
+    """A new archive with what is needed of the given one, every part checked."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(source) as given, zipfile.ZipFile(made, "w") as clean:
+        root = next((entry.split("/")[0] for entry in given.namelist() if entry.endswith(f"/{_MODEL}")), None)
+        if root is None:
+            raise ValueError("no model in it")
+        entries = {entry.removeprefix(f"{root}/"): entry for entry in given.namelist()}
+        model = json.loads(given.read(entries[_MODEL]))
+        _strip(model, name)
+        clean.writestr(f"{root}/{_MODEL}", json.dumps(model))
+        clean.writestr(f"{root}/{_SAMPLES}", b"")
+        for entry in _COPIED:
+            if entry in entries:
+                clean.writestr(f"{root}/{entry}", given.read(entries[entry]))
+        for folder, config in _CONFIGS.items():
+            payloads = json.loads(given.read(entries[config]))["config"].values()
+            for file in sorted({_raw_file(payload, name) for payload in payloads}):
+                clean.writestr(f"{root}/{folder}{file}", given.read(entries[f"{folder}{file}"]))
+    return made.getvalue()
+
+
+def _raw_file(payload: dict[str, Any], name: str) -> str:
+    file = payload["path_name"]
+    if payload["use_pickle"] is not False or not _RAW.fullmatch(file):
+        raise ClassifierError(f"{name} holds pickled objects ({file!r:.40}), which are never loaded; {_ADVICE}")
+    return str(file)
+
+
+_ADVICE = "name the network itself, as package.module:callable"
+
+
+def _strip(model: dict[str, Any], name: str) -> None:
+    """Removes what may be code or tells of the exporting machine, and checks the rest."""
+    model["guards_code"] = []
+    graph = model["graph_module"]
+    graph["metadata"], graph["treespec_namedtuple_fields"] = {}, {}
+    graph["module_call_graph"] = graph["module_call_graph"][:1]
+    for node in graph["graph"]["nodes"]:
+        node["metadata"] = {}
+    for key, text in _texts(model):
+        if key == "target":
+            if not _TARGET.fullmatch(text):
+                raise ClassifierError(
+                    f"{name} uses {text!r:.80}, which is no operator of torch's core library; {_ADVICE}"
+                )
+        elif key in ("in_spec", "out_spec"):
+            for kind, given in _texts(json.loads(text)):
+                allowed = given in _SPEC_TYPES if kind == "type" else _WORDS.fullmatch(given.strip('[]"'))
+                if not allowed:
+                    raise ClassifierError(f"{name} takes or gives a {given!r:.60}; plain tensors are expected")
+        elif not {"expr_str": _EXPRESSION, "as_string": _WORDS}.get(key, _NAME).fullmatch(text):
+            raise ClassifierError(f"{name} holds the text {text!r:.60} where a plain name is expected; {_ADVICE}")
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in a JSON value, with the key that it stands under; keys are texts, too."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item, key)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield "", name
+            yield from _texts(item, name)
+
+
+def batch_is_free(program: Program) -> bool:
+    """Whether a program takes any number of pictures at once."""
+    return not isinstance(_input(program).shape[0], int)
+
+
+def picture_size(program: Program) -> tuple[int, ...]:
+    """The sides (C, H, W) of the input that a program was exported with.
+
+    Raises:
+        ClassifierError: it has not one input with a batch of pictures, or a side is open.
+    """
+    shape = _input(program).shape[1:]
+    if len(shape) != 3 or not all(isinstance(side, int) for side in shape):
+        raise ClassifierError(f"the program's input is {tuple(_input(program).shape)}; (N, 3, height, width) is needed")
+    return tuple(operator.index(side) for side in shape)
+
+
+def _input(program: Program) -> Tensor:
+    found = [node.meta.get("val") for node in program.net.graph.nodes if node.op == "placeholder"]
+    if len(found) != 1 or not isinstance(found[0], Tensor):
+        raise ClassifierError(f"the program has {len(found)} inputs; one batch of pictures is expected")
+    return found[0]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

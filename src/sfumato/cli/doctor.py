@@ -1,0 +1,81 @@
+"""`sfumato doctor`: checks a deployed pair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sfumato.cli.app import app
+from sfumato.cli.inputs import obfuscator_bundle, read_token
+from sfumato.cli.output import JsonOption, print_json
+
+if TYPE_CHECKING:
+    from sfumato.doctor import Finding
+
+_MARKS = {"good": "[green]good[/green]", "note": "[yellow]note[/yellow]", "bad": "[red]bad[/red]"}
+
+
+@app.command()
+def doctor(
+    server: Annotated[str, typer.Option(help="The endpoint, such as https://host:8080.", show_default=False)],
+    bundle: Annotated[
+        Path | None, typer.Argument(help="Obfuscator bundle. Default: the shipped one.", show_default=False)
+    ] = None,
+    classifier: Annotated[
+        Path | None, typer.Option(help="Bundle of its classifier, to compare answers with.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The model's name there. Default: as in the bundle.", show_default=False)
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the bearer token. Default: SFUMATO_TOKEN.", show_default=False)
+    ] = None,
+    ca_file: Annotated[
+        Path | None, typer.Option(help="Authorities to trust, PEM. Default: the system's.", show_default=False)
+    ] = None,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds to wait for an answer.")] = 10.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a deployed pair from end to end, without any picture of yours.
+
+    What is sent are obfuscated pictures that are drawn from random numbers. Says of each thing whether it is well and
+    what to do if not; the exit code is 1 if something is bad.
+
+    Example: `sfumato doctor runs/mine/bundle --server https://classify.example.org --classifier runs/mine/classifier`
+    """
+    from sfumato.bundle import Bundle
+    from sfumato.doctor import examine, is_well
+
+    found = examine(
+        Bundle.load(obfuscator_bundle(bundle), kind="obfuscator"),
+        server,
+        classifier=Bundle.load(classifier, kind="classifier") if classifier else None,
+        model=model,
+        token=read_token(token_file),
+        ca_file=ca_file,
+        timeout_s=timeout_s,
+    )
+    if as_json:
+        print_json({"server": server, "well": is_well(found), "findings": [asdict(finding) for finding in found]})
+    else:
+        print_findings(found)
+    if not is_well(found):
+        raise typer.Exit(1)
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """Prints findings as a table."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("what", "", "found", "what to do", box=None, padding=(0, 2, 0, 0))
+    for column in table.columns:
+        column.overflow = "fold"
+    for finding in findings:
+        table.add_row(finding.check, _MARKS[finding.verdict], escape(finding.said), escape(finding.advice))
+    Console().print(table)

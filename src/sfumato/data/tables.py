@@ -1,0 +1,182 @@
+"""Data sets as tables of pictures and classes: hub ids, parquet, class folders, CSV files."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sfumato.errors import DataError
+
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "test": ("test", "testing", "validation", "valid", "val"),
+}
+HOLD_OUT_EVERY = 5
+"""Of a data set that has training pictures alone, every so manieth is held out for testing."""
+UNLABELLED = ("picture",)
+"""The one class of pictures without classes."""
+_LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
+_PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "picture", "img")
+_SPLIT_COLUMN = "split"
+
+
+def read_rows(source: str, split: str, image_column: str | None = None) -> Any:
+    """The rows of one split, with pictures not decoded yet.
+
+    Where there is only a training split, every fifth of its rows is the test split and is no training row.
+
+    Args:
+        source: a folder, a `.csv` file, or a hub id.
+        split: "train" or "test".
+        image_column: of a CSV file, the column with the paths; found by its name if not given.
+
+    Raises:
+        DataError: it cannot be found or read, or has no such split.
+    """
+    splits = (
+        _read_csv(Path(source).expanduser(), image_column) if source.endswith(".csv") else _read_with_datasets(source)
+    )
+    for name in SPLIT_NAMES[split]:
+        if name in splits:
+            rows = splits[name]
+            return _held_out(rows, split) if set(splits) <= set(SPLIT_NAMES["train"]) else rows
+    if split == "test" and set(splits) <= set(SPLIT_NAMES["train"]) and splits:
+        return _held_out(next(iter(splits.values())), split)
+    raise DataError(f"{source} has no {split} split; it has {', '.join(splits)}")
+
+
+def _held_out(rows: Any, split: str) -> Any:
+    places = range(len(rows))
+    if len(rows) < 2:
+        raise DataError("one picture cannot be shared out for training and testing; at least 2 are needed")
+    return rows.select([place for place in places if (place % HOLD_OUT_EVERY == 0) == (split == "test")])
+
+
+def _read_with_datasets(source: str) -> Any:
+    from datasets import disable_progress_bars, load_dataset
+
+    folder = Path(source).expanduser()
+    if not folder.exists() and ("\\" in source or source.startswith((".", "/", "~")) or source.count("/") > 1):
+        raise DataError(
+            f"no data at {source}: a folder with parquet files or one folder per class, or a .csv file, is expected"
+        )
+    disable_progress_bars()
+    try:
+        return load_dataset(str(folder) if folder.exists() else source)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DataError(f"data set {source!r} cannot be loaded: {first_line(error)}") from error
+
+
+def _read_csv(file: Path, path_column: str | None) -> dict[str, Any]:
+    """Splits by name, from a file whose first line names its columns; paths are relative to its folder."""
+    from datasets import Dataset, Features, Image, Value
+
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            lines = list(reader)
+            columns = list(reader.fieldnames or [])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file} cannot be read as CSV: {getattr(error, 'strerror', None) or error}") from error
+    column = path_column or next((name for name in _PATH_COLUMNS if name in columns), None)
+    if column is None or column not in columns:
+        raise DataError(
+            f"{file} has the columns {', '.join(columns) or 'none'}; one with the pictures' paths is needed, called "
+            f"{path_column or ', '.join(_PATH_COLUMNS)}, and its first line must name the columns"
+        )
+    short = next((place for place, line in enumerate(lines) if None in line or None in line.values()), None)
+    if short is not None:
+        raise DataError(f"{file}: row {short + 2} has not as many fields as the first line")
+    if not lines:
+        raise DataError(f"{file} lists no pictures")
+    others = [name for name in columns if name not in (column, _SPLIT_COLUMN)]
+    features = Features({column: Image(decode=False), **{name: Value("string") for name in others}})
+    splits: dict[str, Any] = {}
+    for name in dict.fromkeys(line.get(_SPLIT_COLUMN, "train") for line in lines):
+        chosen = [line for line in lines if line.get(_SPLIT_COLUMN, "train") == name]
+        table: dict[str, list[Any]] = {
+            column: [{"path": str(file.parent / line[column]), "bytes": None} for line in chosen]
+        }
+        table |= {other: [line[other] for line in chosen] for other in others}
+        splits[name] = Dataset.from_dict(table, features=features)
+    return splits
+
+
+def find_image_column(rows: Any, source: str) -> str:
+    """The column with the pictures.
+
+    Raises:
+        DataError: there is not exactly one.
+    """
+    from datasets import Image
+
+    found = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
+    if len(found) != 1:
+        raise DataError(
+            f"{source} has {len(found)} picture columns ({', '.join(found) or 'none'}); name one with image_column"
+        )
+    return str(found[0])
+
+
+def find_label_column(rows: Any, source: str, *, unlabelled: bool) -> str | None:
+    """The column with the classes; None if there is none and none is needed.
+
+    Raises:
+        DataError: there is not exactly one that could be meant.
+    """
+    from datasets import ClassLabel
+
+    found = [name for name, feature in rows.features.items() if isinstance(feature, ClassLabel)]
+    if len(found) != 1:
+        found = [name for name in _LABEL_COLUMNS if name in rows.column_names][:1]
+    if not found and unlabelled:
+        return None
+    if len(found) != 1:
+        raise DataError(
+            f"{source} has no obvious label column among {', '.join(rows.column_names)}; name label_column, or sort "
+            "the pictures into one folder per class"
+        )
+    return str(found[0])
+
+
+def read_labels(
+    rows: Any, column: str | None, source: str, *, unlabelled: bool
+) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
+    """The names of the classes, and the class of each row, (N,) int64.
+
+    Args:
+        rows: of one split.
+        column: with the classes; None if there is none.
+        source: for messages.
+        unlabelled: whether pictures without classes will do.
+
+    Raises:
+        DataError: the column holds something else than one class per picture.
+    """
+    from datasets import ClassLabel, Value
+
+    if column is None or (unlabelled and None in rows[column]):
+        return UNLABELLED, np.zeros(len(rows), np.int64)
+    if None in rows[column]:
+        raise DataError(f"{source}: some pictures have no class in column {column!r}; give each one, or leave them out")
+    feature = rows.features[column]
+    if not isinstance(feature, ClassLabel | Value):
+        raise DataError(f"{source}: column {column!r} holds {type(feature).__name__}, not one class per picture")
+    values = rows[column]
+    if isinstance(feature, ClassLabel):
+        labels = np.asarray(values, dtype=np.int64)
+        if labels.size and (labels.min() < 0 or labels.max() >= len(feature.names)):
+            raise DataError(f"{source}: column {column!r} has labels outside its {len(feature.names)} classes")
+        return tuple(feature.names), labels
+    names = sorted({str(v) for v in values}, key=lambda v: (not v.isdigit(), int(v) if v.isdigit() else 0, v))
+    index = {name: i for i, name in enumerate(names)}
+    return tuple(names), np.asarray([index[str(v)] for v in values], dtype=np.int64)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,255 @@
+"""Whether a deployed pair works: an obfuscator's bundle here, a classifier at an endpoint. No private picture is sent.
+
+What travels are obfuscated pictures that are drawn here, from random numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from sfumato.bundle import CLASSIFIER_ONNX, Bundle
+from sfumato.device.answers import Answer
+from sfumato.device.client import Client, FingerprintWarning
+from sfumato.device.gating import softmax
+from sfumato.device.obfuscator import Obfuscator
+from sfumato.device.transport import Transport
+from sfumato.errors import EndpointAnswerInvalid, SfumatoError, WireError
+from sfumato.onnxfile import OnnxFunction
+from sfumato.wire import ModelMetadata, decode_metadata
+
+PICTURES = 8
+SAME_WITHIN = 1e-3
+"""How far a probability from the endpoint may lie from the local one; float32 on other hardware stays far below."""
+_COARSE = 4
+
+Verdict = Literal["good", "note", "bad"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        check: what.
+        verdict: "good"; "note" for what cannot be known, or may be meant; "bad" if answers will fail or be wrong.
+        said: what was found.
+        advice: what to do, if anything.
+    """
+
+    check: str
+    verdict: Verdict
+    said: str
+    advice: str = ""
+
+
+def drawn_pictures(count: int, height: int, width: int) -> list[npt.NDArray[np.uint8]]:
+    """Pictures of nobody: smooth random colours with some grain, always the same ones, (H, W, 3) uint8 each."""
+    random = np.random.default_rng(0)
+    pictures = []
+    for _ in range(count):
+        coarse = Image.fromarray(random.integers(0, 256, (_COARSE, _COARSE, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
+        pictures.append((smooth + random.integers(-16, 17, smooth.shape)).clip(0, 255).astype(np.uint8))
+    return pictures
+
+
+def examine(
+    bundle: Bundle,
+    server_url: str,
+    *,
+    classifier: Bundle | None = None,
+    model: str | None = None,
+    **options: Any,
+) -> list[Finding]:
+    """Examines a deployed pair from end to end; stops where nothing further can be known.
+
+    Args:
+        bundle: the obfuscator's.
+        server_url: the endpoint.
+        classifier: the bundle of its classifier, if it is at hand, to compare answers with.
+        model: the model's name at the endpoint; by default the bundle's.
+        options: as for `Transport`: token, timeout_s, ca_file, ...
+    """
+    found: list[Finding] = []
+    try:
+        for finding in _examined(bundle, server_url, classifier, model or bundle.name, options):
+            found.append(finding)
+    except SfumatoError as error:
+        found.append(
+            Finding("the endpoint", "bad", str(error), "look at the server's own log, or at --server and --model")
+        )
+    return found
+
+
+def _examined(
+    bundle: Bundle, server_url: str, classifier: Bundle | None, model: str, options: dict[str, Any]
+) -> Iterator[Finding]:
+    look = bundle.preprocessing
+    pictures = drawn_pictures(PICTURES, look.height, look.width)
+    try:
+        hidden = Obfuscator(bundle).obfuscate_batch(pictures)
+    except SfumatoError as error:
+        yield Finding("the bundle", "bad", str(error), "copy the bundle again, or train it again")
+        return
+    yield Finding("the bundle", "good", f"its files are whole, and it obfuscates {len(hidden)} drawn pictures")
+    if classifier is not None and classifier.classifier_fingerprint != bundle.classifier_fingerprint:
+        yield Finding(
+            "the classifier's bundle",
+            "bad",
+            "the obfuscator was made for another classifier",
+            "give the right --classifier",
+        )
+        return
+    yield from examine_endpoint(
+        server_url,
+        model,
+        size=(look.height, look.width),
+        labels=bundle.labels,
+        fingerprint=bundle.classifier_fingerprint,
+        **options,
+    )
+    with Client(server_url, bundle, model=model, gate=False, **options) as client, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FingerprintWarning)  # it is a finding already
+        answers = [client.classify(picture) for picture in pictures]
+    yield Finding("answers", "good", f"{len(answers)} drawn pictures were sent, obfuscated, and answered")
+    if classifier is None:
+        advice = "give --classifier BUNDLE to compare them with the classifier's own"
+        yield Finding("the answers' values", "note", "not compared with anything", advice)
+    else:
+        yield _compared(answers, np.stack([picture.tensor for picture in hidden]), classifier)
+    yield _timed(answers)
+    yield _gate(bundle, pictures)
+
+
+def examine_endpoint(
+    server_url: str,
+    model: str,
+    *,
+    size: tuple[int, int],
+    labels: Sequence[str],
+    fingerprint: str | None,
+    **options: Any,
+) -> Iterator[Finding]:
+    """Compares what an endpoint says of its model with what is needed. Sends nothing of any picture.
+
+    Args:
+        server_url: the endpoint.
+        model: its name there.
+        size: (height, width) of the classifier's input.
+        labels: of the classifier, in the order of its outputs.
+        fingerprint: of the classifier; None if it does not matter.
+        options: as for `Transport`.
+
+    Yields:
+        Findings; a "bad" one if answers would fail or be wrong.
+
+    Raises:
+        EndpointError: it cannot be reached, has no such model, or says nothing that can be understood.
+    """
+    transport = Transport(server_url, **options)
+    try:
+        transport.get("/v2/health/ready")
+        metadata = _metadata(transport, model)
+    finally:
+        transport.close()
+    yield Finding("the endpoint", "good", f"ready, {metadata.platform or 'platform not said'}")
+    yield _shapes(metadata, (3, *size), len(labels))
+    yield _labels(metadata, labels)
+    if fingerprint is not None:
+        yield _fingerprint(metadata, fingerprint)
+
+
+def _metadata(transport: Transport, model: str) -> ModelMetadata:
+    reply = transport.get(f"/v2/models/{quote(model, safe='')}")
+    try:
+        return decode_metadata(reply.body)
+    except WireError as error:
+        raise EndpointAnswerInvalid(f"the metadata of {transport.server} is malformed: {error}") from None
+
+
+def _shapes(metadata: ModelMetadata, size: tuple[int, ...], classes: int) -> Finding:
+    advice = "serve the very classifier that the obfuscator is for, with one FP32 input (N, 3, H, W) and its logits"
+    inputs, outputs = (
+        [f"{spec.datatype} {list(spec.shape)}" for spec in specs] for specs in (metadata.inputs, metadata.outputs)
+    )
+    said = f"takes {', '.join(inputs) or 'what it does not say'}, gives {', '.join(outputs) or 'what it does not say'}"
+    fits = len(metadata.inputs) == 1 and metadata.inputs[0].datatype == "FP32"
+    fits = fits and _matches(metadata.inputs[0].shape, size)
+    fits = fits and (not metadata.outputs or any(_matches(spec.shape, (classes,)) for spec in metadata.outputs))
+    if fits:
+        return Finding("shapes and datatypes", "good", said)
+    return Finding("shapes and datatypes", "bad", f"{said}; needed are FP32 {[-1, *size]} and {[-1, classes]}", advice)
+
+
+def _matches(shape: Sequence[int], row: tuple[int, ...]) -> bool:
+    return len(shape) == len(row) + 1 and all(got in (-1, want) for got, want in zip(shape[1:], row, strict=True))
+
+
+def _labels(metadata: ModelMetadata, labels: Sequence[str]) -> Finding:
+    try:
+        served = json.loads(str(metadata.parameters["labels"]))
+    except (KeyError, ValueError):
+        return Finding("labels", "note", "the endpoint does not say any; the bundle's are used, in their order")
+    if served == list(labels):
+        return Finding("labels", "good", f"{len(labels)}, the same at both ends")
+    return Finding("labels", "bad", "the endpoint's are others, or in another order", "serve the right classifier")
+
+
+def _fingerprint(metadata: ModelMetadata, fingerprint: str) -> Finding:
+    served = metadata.parameters.get("fingerprint")
+    if served == fingerprint:
+        return Finding("fingerprint", "good", f"{fingerprint[:19]}…, the same at both ends")
+    if served is None:
+        return Finding("fingerprint", "note", "the endpoint does not say which classifier it serves")
+    advice = "serve the classifier that the obfuscator was made for, or train an obfuscator for this one"
+    return Finding(
+        "fingerprint", "bad", f"the endpoint serves {str(served)[:19]}…, {fingerprint[:19]}… is needed", advice
+    )
+
+
+def _compared(answers: Sequence[Answer], inputs: npt.NDArray[np.float32], classifier: Bundle) -> Finding:
+    wanted = softmax(OnnxFunction(classifier.file(CLASSIFIER_ONNX))(inputs))
+    farthest = float(np.abs(np.array([answer.probabilities for answer in answers]) - wanted).max())
+    said = f"probabilities differ from the classifier's bundle by {farthest:.1e} at most"
+    if farthest <= SAME_WITHIN:
+        return Finding("the answers' values", "good", said)
+    advice = "the endpoint computes something else: another model, a softmax too many, or too few bits"
+    return Finding("the answers' values", "bad", f"{said}; {SAME_WITHIN:.0e} is allowed", advice)
+
+
+def _timed(answers: Sequence[Answer]) -> Finding:
+    times = [answer.round_trip_ms for answer in answers]
+    here = statistics.median(answer.obfuscate_ms for answer in answers)
+    return Finding(
+        "latency",
+        "good",
+        f"there and back {statistics.median(times):.1f} ms (median of {len(times)}, longest {max(times):.1f} ms), "
+        f"{here:.1f} ms here; {answers[0].payload_bytes:,} bytes a picture",
+    )
+
+
+def _gate(bundle: Bundle, pictures: Sequence[npt.NDArray[np.uint8]]) -> Finding:
+    if bundle.gate is None:
+        return Finding("gate", "note", "none: every picture is sent, obfuscated")
+    sent = sum(decision.obfuscated is not None for decision in Obfuscator(bundle).decide_batch(pictures))
+    return Finding(
+        "gate",
+        "good",
+        f"what the device is at least {bundle.gate.threshold:.1%} sure of stays; chosen to send "
+        f"{bundle.gate.offload_rate:.1%}; of {len(pictures)} drawn pictures of nothing, {sent} would be sent",
+    )
+
+
+def is_well(findings: Sequence[Finding]) -> bool:
+    """Whether nothing is bad."""
+    return all(finding.verdict != "bad" for finding in findings)

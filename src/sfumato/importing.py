@@ -1,0 +1,33 @@
+"""Python objects that people name as `package.module:name`."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from sfumato.errors import SfumatoError
+
+
+def import_object(given: str, error: type[SfumatoError]) -> Any:
+    """The object called `module:name`, from the present folder or wherever Python finds it.
+
+    Args:
+        given: `module:name`; both may have dots. The module's code runs, as with any import.
+        error: what to raise.
+
+    Raises:
+        SfumatoError: of the class given; it cannot be imported.
+    """
+    where, _, name = given.partition(":")
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # as `python -m` does: people name a file beside them
+    try:
+        found: Any = import_module(where)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as reason:
+        raise error(f"{given!r} cannot be imported from {folder}: {reason}") from reason
+    return found

@@ -1,0 +1,198 @@
+"""From a classifier and pictures, and perhaps a server, to a recipe: whether they fit together, and what comes next."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sfumato.bundle import Bundle
+from sfumato.classifiers import Stated, adopt, classifier_bundle, trains_through
+from sfumato.data import ImageSet, load_train_test
+from sfumato.doctor import Finding, examine_endpoint, is_well
+from sfumato.errors import DataError, EndpointError
+from sfumato.evaluation import evaluate_classifier
+from sfumato.nets import Obfuscator
+
+Kind = Literal["sketch", "obfuscator"]
+
+RECIPE = "recipe.toml"
+CLASSIFIER = "classifier"
+PICTURES = 500
+"""How many test pictures the plain accuracy is measured on."""
+_BETTER_THAN_CHANCE = 1.5
+_LEAST_BITS = 8
+_MOST_HELD_OUT = 2000
+_MOST_IN_A_BATCH = 128
+_LEAST_STEPS = 8
+"""Steps in an epoch, at least; small sets get small batches."""
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """What came of it.
+
+    Attributes:
+        findings: what was looked at.
+        recipe: the file, if everything fits.
+        next_commands: what to run then.
+        accuracy_plain: of the classifier on some plain test pictures, in [0, 1]; None if it was not measured.
+    """
+
+    findings: tuple[Finding, ...]
+    recipe: Path | None
+    next_commands: tuple[str, ...]
+    accuracy_plain: float | None
+
+
+def pair(
+    classifier: str,
+    data: str,
+    folder: Path,
+    *,
+    kind: Kind = "sketch",
+    stated: Stated,
+    server: str | None = None,
+    model: str | None = None,
+    server_options: dict[str, Any] | None = None,
+) -> Pairing:
+    """Checks that they fit together, and writes a recipe if they do.
+
+    Args:
+        classifier: a bundle, or whatever `read_given` takes; of the latter a bundle is made in the folder.
+        data: as `load_images` takes it.
+        folder: of everything that comes of it; created.
+        kind: of obfuscator.
+        stated: what the classifier does not say of itself.
+        server: the endpoint that serves the classifier, if there is one already.
+        model: its name there; by default the classifier's.
+        server_options: as for `Transport`.
+
+    Raises:
+        ClassifierError: the classifier cannot be found or used.
+        DataError: the pictures cannot be found or used.
+    """
+    served = _bundle(classifier, folder, stated)
+    look = served.preprocessing
+    findings = [_about(served, kind)]
+    findings += [Finding("classifier", "note", note) for note in served.recipe.get("notes", ())]
+    train, test, _ = load_train_test(data, size=(look.height, look.width))
+    findings += [Finding("pictures", "note", remark) for part in (train, test) for remark in part.remarks()]
+    accuracy = None
+    try:
+        train, test = (part.of_classes(served.labels) for part in (train, test))
+        findings.append(Finding("pictures", "good", f"{len(train):,} to train with, {len(test):,} to test"))
+        accuracy = float(evaluate_classifier(served, test.subset(PICTURES))["accuracy_plain"])
+        findings.append(_accuracy(accuracy, test.subset(PICTURES)))
+    except DataError as error:
+        advice = "name or sort the pictures as the classifier names its classes" if train.labelled else _UNLABELLED
+        findings.append(Finding("classes", "bad", str(error), advice))
+    if server is not None:
+        findings += _server(server, model or served.name, served, server_options or {})
+    if not is_well(findings):
+        return Pairing(tuple(findings), None, (), accuracy)
+    recipe = folder / RECIPE
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe.write_text(_recipe(folder, kind, served, data, train), encoding="utf-8")
+    return Pairing(tuple(findings), recipe, tuple(_next(folder, served, data, server, model)), accuracy)
+
+
+_UNLABELLED = "sort them into one folder per class, or list them in a CSV file with a column `label`"
+
+
+def _bundle(given: str, folder: Path, stated: Stated) -> Bundle:
+    place = folder / CLASSIFIER
+    if stated != Stated():
+        return adopt(given, place, stated)
+    return Bundle.load(classifier_bundle(given, place), kind="classifier")
+
+
+def _about(served: Bundle, kind: Kind) -> Finding:
+    look = served.preprocessing
+    said = f"{served.name}: {len(served.labels)} classes, pictures of {look.height}x{look.width}"
+    if not trains_through(served):
+        advice = (
+            "give the network that the file was exported from: a transformers folder, .pt2 or package.module:callable"
+        )
+        return Finding("classifier", "bad", f"{said}; it can be served, but not trained through", advice)
+    multiple = Obfuscator.size_multiple
+    if kind == "obfuscator" and (look.height % multiple or look.width % multiple):
+        return Finding(
+            "classifier", "bad", f"{said}; this obfuscator takes multiples of {multiple}", "choose --kind sketch"
+        )
+    return Finding("classifier", "good", said)
+
+
+def _accuracy(accuracy: float, test: ImageSet) -> Finding:
+    commonest = int(test.labels.bincount().max()) / len(test)
+    said = f"{accuracy:.1%} on {len(test)} plain test pictures; always the commonest class: {commonest:.1%}"
+    if accuracy >= min(_BETTER_THAN_CHANCE * commonest, (1 + commonest) / 2):
+        return Finding("accuracy", "good", said)
+    advice = (
+        "if it should be better: are mean and std the classifier's own, and its labels in the order of its outputs?"
+    )
+    return Finding("accuracy", "note", said, advice)
+
+
+def _server(url: str, model: str, served: Bundle, options: dict[str, Any]) -> list[Finding]:
+    found = []
+    try:
+        for finding in examine_endpoint(
+            url,
+            model,
+            size=(served.preprocessing.height, served.preprocessing.width),
+            labels=served.labels,
+            fingerprint=None if served.recipe.get("kind") == "adopted" else served.classifier_fingerprint,
+            **options,
+        ):
+            found.append(finding)
+    except EndpointError as error:
+        found.append(Finding("the endpoint", "bad", str(error), "start it first, or leave --server out"))
+    return found
+
+
+def _recipe(folder: Path, kind: Kind, served: Bundle, data: str, train: ImageSet) -> str:
+    look, text = served.preprocessing, json.dumps  # a JSON string is a TOML string, too
+    lines = [
+        f"# sfumato train {folder / RECIPE} -o {folder / 'run'}",
+        f"# Written by sfumato init for {len(train):,} training pictures; every value may be changed.",
+        f"kind = {text(kind)}",
+        f"name = {text(served.name + '-' + kind)}",
+        f"classifier = {text(served.path.as_posix())}",
+    ]
+    if kind == "sketch":
+        bits = max(_LEAST_BITS, (len(served.labels) - 1).bit_length())
+        held_out = max(2, min(_MOST_HELD_OUT, len(train) // 10))
+        lines += [f"code_bits = {bits}", "offload_rate = 0.15", f"held_out_pictures = {held_out}"]
+    batch = max(2, min(_MOST_IN_A_BATCH, len(train) // _LEAST_STEPS))
+    lines += [
+        "",
+        "[data]",
+        f"source = {text(data)}",
+        f"size = [{look.height}, {look.width}]",
+        "flip = true",
+        "crop_padding = 2",
+        "",
+        "[training]",
+        "epochs = 20",
+        f"batch_size = {batch}",
+        'optimizer = "adam"',
+        "learning_rate = 3e-3",
+        'schedule = "one-cycle"',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _next(folder: Path, served: Bundle, data: str, server: str | None, model: str | None) -> Iterator[str]:
+    run = folder / "run"
+    yield f"sfumato train {folder / RECIPE} -o {run}"
+    yield f"sfumato evaluate {run / 'bundle'} --classifier {served.path} --data {data}"
+    yield f"sfumato audit {run / 'bundle'} --classifier {served.path} --data {data}"
+    if server is None:
+        yield f"sfumato serve {served.path} --port 8080"
+    named = "" if model is None else f" --model {model}"
+    url = server or "http://127.0.0.1:8080"
+    yield f"sfumato doctor {run / 'bundle'} --server {url}{named} --classifier {served.path}"
+    yield f"sfumato classify PICTURES --bundle {run / 'bundle'} --server {url}{named}"

@@ -1,0 +1,90 @@
+"""The commands of the pages "bring your ..." are run, one after the other, as they stand there.
+
+Only what makes them slow is changed: training takes one epoch, and a server that is started in the background runs in
+this process, on a free port.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import brought
+from sfumato.cli import commands  # noqa: F401  (registers them)
+from sfumato.cli.app import app
+from sfumato.cloud import ServedModel, running
+from sfumato.export import export_onnx
+from synthetic import CLASSES, pixels, png
+
+DOCS = Path(__file__).parents[1] / "docs"
+FEW = ["--set", "training.epochs=1", "--set", "training.validate_every=1", "--accelerator", "cpu"]
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_caches")]
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch) -> Path:
+    """What a new user has lying about."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
+        monkeypatch.setenv(name, str(8 << 30))  # or `train` would start this process again
+    lines = ["path,label"]
+    for index, picture in enumerate(pixels(60, size=(32, 40))):
+        file = Path("photos") / CLASSES[index % 4] / f"{index:02d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(png(picture))
+        lines.append(f"{file},{CLASSES[index % 4]}")
+    (tmp_path / "photos.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "labels.txt").write_text("\n".join(CLASSES) + "\n")
+    (tmp_path / "mynet.py").write_text("import brought\n\ndef network():\n    return brought.small()\n")
+    brought.save_transformers(tmp_path / "vit", "vit", size=32)
+    return tmp_path
+
+
+def commands_of(page: str) -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+def run_all(lines: list[str], background: contextlib.ExitStack) -> None:
+    url = "http://127.0.0.1:8080"
+    for line in lines:
+        assert line.startswith("sfumato "), line
+        words = shlex.split(line.replace("http://127.0.0.1:8080", url))[1:]
+        if words[0] == "serve":
+            assert words[-1] == "&"
+            url = background.enter_context(running([ServedModel(words[1])]))
+            continue
+        done = CliRunner().invoke(app, words + (FEW if words[0] == "train" else []))
+        assert done.exit_code == 0, f"{line}\n{done.output}\n{done.exception!r}"
+
+
+def test_bring_your_classifier(desk):
+    brought.save_program(desk / "net.pt2", brought.small())
+    export_onnx(brought.small(), desk / "net.onnx", torch.rand(2, 3, 32, 32), input_name="x", output_name="y")
+    with contextlib.ExitStack() as background:
+        run_all(commands_of("classifier.md"), background)
+    sys.modules.pop("mynet", None)
+    assert {path.name for path in (desk / "bundles").iterdir()} == {"vit", "mynet", "program", "onnx"}
+
+
+def test_bring_your_data(desk):
+    stated = "--size 32x32 --mean 0.5,0.5,0.5 --std 0.25,0.25,0.25 --labels labels.txt"
+    prepare = f"sfumato adopt mynet:network -o bundle {stated}"
+    with contextlib.ExitStack() as background:
+        run_all([prepare, *commands_of("data.md")], background)
+    sys.modules.pop("mynet", None)
+    assert (desk / "a" / "run" / "bundle" / "bundle.json").is_file()
+
+
+def test_every_page_has_commands_and_the_pages_are_linked():
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    for page in ("classifier.md", "data.md"):
+        assert commands_of(page) and f"docs/{page}" in readme

@@ -1,0 +1,110 @@
+"""A deployed pair, well and ill; what travels is looked at."""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import tiny
+from recording import answer_with, leaked, metadata, recording
+from sfumato.cloud import ServedModel, running
+from sfumato.doctor import Finding, drawn_pictures, examine, is_well
+
+QUICK = {"retries": 0, "timeout_s": 2.0}
+
+
+def verdicts(found: list[Finding]) -> dict[str, str]:
+    return {finding.check: finding.verdict for finding in found}
+
+
+def test_a_pair_that_works_is_well(tiny_bundles):
+    obfuscator, classifier = tiny_bundles
+    with running([ServedModel(classifier.path)]) as url:
+        found = examine(obfuscator, url, classifier=classifier)
+    assert is_well(found)
+    good = ("the bundle", "the endpoint", "shapes and datatypes", "labels", "fingerprint", "answers")
+    assert verdicts(found) == {
+        **dict.fromkeys((*good, "the answers' values", "latency"), "good"),
+        "gate": "note",
+    }
+
+
+def test_nothing_but_obfuscated_drawn_pictures_travels(obfuscator_bundle):
+    with recording() as server:
+        found = examine(obfuscator_bundle, server.url, **QUICK)
+        sent = bytes(server.recorded)
+    assert is_well(found) and verdicts(found)["the answers' values"] == "note"
+    assert verdicts(found)["fingerprint"] == verdicts(found)["labels"] == "note", "this endpoint says neither"
+    for picture in drawn_pictures(8, tiny.SIZE, tiny.SIZE):
+        assert not leaked(sent, picture)
+        hidden = tiny.obfuscate(picture.transpose(2, 0, 1)[None].astype(np.float32) / 255)
+        assert hidden.tobytes()[:64] in sent, "all are sent, whatever a gate would say"
+
+
+def test_a_gate_is_told_but_not_used(gated_bundle):
+    with recording() as server:
+        found = examine(gated_bundle, server.url, **QUICK)
+        assert server.paths.count("/v2/models/tiny/infer") == 8
+    assert "at least 90.0% sure of stays; chosen to send 50.0%" in found[-1].said
+
+
+def test_other_numbers_than_the_classifiers_are_bad(tiny_bundles):
+    obfuscator, classifier = tiny_bundles
+    with recording(infer=answer_with(lambda x: tiny.logits(x) * np.float32(0.9))) as server:
+        found = examine(obfuscator, server.url, classifier=classifier, **QUICK)
+    assert verdicts(found)["the answers' values"] == "bad" and not is_well(found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "check"),
+    [
+        ({"inputs": [{"name": "x", "datatype": "UINT8", "shape": [-1, 3, 8, 8]}]}, "shapes and datatypes"),
+        ({"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3, 9, 8]}]}, "shapes and datatypes"),
+        ({"outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 5]}]}, "shapes and datatypes"),
+        ({"parameters": {"labels": json.dumps(sorted(tiny.LABELS, reverse=True))}}, "labels"),
+        ({"parameters": {"fingerprint": "sha256:" + "0" * 64}}, "fingerprint"),
+    ],
+)
+def test_metadata_of_another_model_is_bad_and_says_what_to_do(obfuscator_bundle, changes, check):
+    with recording(tiny=lambda exchange: exchange.reply(200, metadata(**changes))) as server:
+        found = examine(obfuscator_bundle, server.url, **QUICK)
+    (bad,) = (finding for finding in found if finding.check == check)
+    assert bad.verdict == "bad" and bad.advice
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "said"), [("ready", 503, "503"), ("tiny", 404, "404"), ("ready", 401, "wants a token")]
+)
+def test_an_endpoint_that_refuses_is_bad(obfuscator_bundle, path, status, said):
+    with recording(**{path: lambda exchange: exchange.reply(status)}) as server:
+        found = examine(obfuscator_bundle, server.url, **QUICK)
+    assert not is_well(found) and said in found[-1].said and verdicts(found)["the bundle"] == "good"
+
+
+def test_no_endpoint_at_all_is_bad(obfuscator_bundle):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    found = examine(obfuscator_bundle, f"http://127.0.0.1:{port}", **QUICK)
+    assert "no connection" in found[-1].said and not is_well(found)
+
+
+def test_an_obfuscator_that_hides_nothing_is_found_before_anything_is_sent(tmp_path):
+    bundle, _ = tiny.save_bundles(tmp_path, "identity")
+    with recording() as server:
+        found = examine(bundle, server.url, **QUICK)
+        assert not server.recorded
+    assert verdicts(found) == {"the bundle": "bad"}
+
+
+def test_a_classifier_of_another_pair_is_found_before_anything_is_sent(tiny_bundles):
+    obfuscator, classifier = tiny_bundles
+    with recording() as server:
+        found = examine(
+            obfuscator, server.url, classifier=replace(classifier, classifier_fingerprint="sha256:other"), **QUICK
+        )
+        assert not server.recorded
+    assert verdicts(found)["the classifier's bundle"] == "bad"
