@@ -1,6 +1,6 @@
 """Builds ONNX Runtime Web into the package, for the page of `sfumato studio`.
 
-Two files of the npm package `onnxruntime-web` are fetched with npm, at a pinned version and hash, and stored compressed,
+Two files of the npm package `onnxruntime-web` are fetched with npm, at a pinned version and hash, and stored compressed
 as browsers take them. They are too large for the tree. Without npm the package is built without them; everything but
 `sfumato studio` works then, and that says what to do.
 """
