@@ -84,14 +84,15 @@ function listenToCamera(onPicture, onProblem) {
     }
     try {
       video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+      $("shoot").disabled = true;
       dialog.showModal();
       await video.play();
+      $("shoot").disabled = false; // the camera shows something
     } catch (error) {
       onProblem(new PictureError(cameraProblem(error)));
     }
   });
   $("shoot").addEventListener("click", async () => {
-    if (!video.videoWidth) return; // the camera has not shown anything yet
     onPicture(await createImageBitmap(video), "the camera's picture");
     dialog.close();
   });

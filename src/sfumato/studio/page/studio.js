@@ -15,6 +15,7 @@ const state = {
   classifier: null, // a promise
   chosen: 0,
   shown: null, // the picture: {picture, name, truth, place}
+  requested: false, // whether anything was sent for it
   turn: 0, // of the picture that is being worked on; whatever belongs to an earlier one is dropped
 };
 
@@ -33,7 +34,7 @@ async function start() {
   $("always").addEventListener("change", again);
   $("plain").addEventListener("change", again);
   $("inspector").open = matchMedia("(min-width: 900px)").matches;
-  await showFirst(samples);
+  await showFirst(samples).catch(failed);
   await showFrontier();
   await loadTheRest();
 }
@@ -79,8 +80,10 @@ const classifier = () => kept(state, "classifier", () => state.models.loadClassi
 /** Shows a picture of the visitor's, or a sample. */
 async function show(source, { name, truth = null, place = null }) {
   const turn = ++state.turn;
+  state.requested = false;
   clearProblem();
   markSample(place);
+  $("flow").setAttribute("aria-busy", "true");
   try {
     const start = performance.now();
     const loaded = await loadPicture(source);
@@ -98,6 +101,7 @@ async function again() {
   if (shown === null) return;
   const turn = ++state.turn;
   clearProblem();
+  $("flow").setAttribute("aria-busy", "true");
   try {
     await work(shown, () => turn !== state.turn);
   } catch (error) {
@@ -106,6 +110,7 @@ async function again() {
 }
 
 async function work(shown, outdated) {
+  state.requested = false;
   const bundle = await bundleAt(state.chosen);
   const start = performance.now();
   const prepared = await bundle.prepare(shown.picture);
@@ -128,27 +133,39 @@ async function work(shown, outdated) {
   $("verdict").textContent = stays ? "" : "Sending what the obfuscator made.";
 
   const cloud = stays ? null : await ask(bundle, obfuscated, outdated);
-  const attacker = await attackerAt(state.chosen);
-  const restored = attacker && (await attacker(obfuscated));
-  const plain = $("plain").checked ? await (await classifier())(prepared) : null;
   if (outdated()) return;
-
-  showRestored(bundle, restored, stays);
-  answer("plain-answer", "The classifier on the original, run here", plain?.probabilities ?? null, bundle.labels, "accent");
-  steps([
+  showAnswer(bundle, decision, cloud, shown.truth);
+  const times = [
     ["decode and fit", prepareMs],
     [bundle.gate ? "obfuscate, with the device's answer" : "obfuscate", decision.milliseconds],
     ["send, and wait for the answer", cloud?.roundTripMs ?? null],
+  ];
+  steps(times);
+
+  // After the answer, as these may have to be loaded first; without them, the rest still holds.
+  const optional = (load, run) => load().then((loaded) => loaded && run(loaded)).catch((error) => (outdated() || problem(error), null));
+  const restored = await optional(() => attackerAt(state.chosen), (attacker) => attacker(obfuscated));
+  const plain = $("plain").checked ? await optional(classifier, (classify) => classify(prepared)) : null;
+  if (outdated()) return;
+  showRestored(bundle, restored, stays);
+  answer("plain-answer", "The classifier on the original, run here", plain?.probabilities ?? null, bundle.labels, "accent");
+  steps([
+    ...times,
     ["restore, as an attacker", restored?.milliseconds ?? null],
     ...(plain ? [["classify the original here", plain.milliseconds]] : []),
   ]);
-  showAnswer(bundle, decision, cloud, shown.truth);
+  $("flow").setAttribute("aria-busy", "false");
 }
 
 /** Asks the cloud, and shows the request that was made. */
 async function ask(bundle, obfuscated, outdated) {
   let request = null;
-  const client = new Client(location.origin, bundle, { onRequest: (made) => (request = made) });
+  const client = new Client(location.origin, bundle, {
+    onRequest: (made) => {
+      request = made;
+      state.requested = true;
+    },
+  });
   const reply = await client.send(obfuscated).catch((error) => {
     if (error instanceof EndpointError) return error;
     throw error;
@@ -183,7 +200,7 @@ function showRestored(bundle, restored, stays) {
   const name = state.models.attackerName(bundle.manifest);
   $("restored-note").textContent = restored
     ? `By the ${name}, run here${stays ? " on what would travel; he gets nothing" : ""}.`
-    : "This bundle holds no deobfuscator to run here.";
+    : "There is no deobfuscator to run here.";
   const rows = found
     ? [["best in the audit", `${found.attacker}, ${found.threat}`], ["error (MSE)", found.mse.toFixed(4)], ["excess leakage", `at least ${found.excess_leakage.toFixed(2)}`]]
     : [["audit", "none in this bundle"]];
@@ -344,9 +361,10 @@ function failed(error) {
   for (const place of ["device-answer", "plain-answer", "travels-facts", "restored-facts", "cloud-answer", "steps"]) $(place).replaceChildren();
   for (const place of ["original-note", "travels-note", "restored-note"]) $(place).textContent = "\u00a0";
   for (const place of ["sent", "asked"]) [$(place).textContent, $(place).className] = ["nothing", "chip"];
-  inspect(null, "");
+  if (!state.requested) inspect(null, "");
   state.shown = null;
-  verdict(["Nothing was sent."]);
+  $("flow").setAttribute("aria-busy", "false");
+  verdict([state.requested ? "Something went wrong. The picture is still here." : "Nothing was sent."]);
   problem(error);
 }
 
