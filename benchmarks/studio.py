@@ -1,4 +1,4 @@
-"""Measures the page of `sfumato studio` in a headless Chromium: its first load, its speed, and its agreement with Python.
+"""Measures the page of `sfumato studio` in a headless Chromium: first load, speed, and agreement with Python.
 
 `python benchmarks/studio.py` writes results/studio.json
 """
@@ -82,12 +82,18 @@ def _first_load(page: Any, url: str) -> dict[str, Any]:
     asked: list[str] = []
     sizes: dict[str, int] = {}
     page.on("request", lambda request: asked.append(request.url))
-    page.on("requestfinished", lambda request: sizes.update({request.url: request.sizes()["responseBodySize"]}))
+    page.on("requestfinished", lambda request: sizes.setdefault(request.url, _transferred(request)))
     page.goto(url)
     page.locator("#status", has_text="also offline").wait_for()
     place = next(place for place, address in enumerate(asked) if address.endswith("/infer"))
     before = {address.removeprefix(url): sizes.get(address, 0) for address in asked[:place]}
     return {"bytes": sum(before.values()), "by_file": before, "bytes_until_offline": sum(sizes.values())}
+
+
+def _transferred(request: Any) -> int:
+    """Bytes of an answer's body as they came over the wire, compressed."""
+    size: int = request.sizes()["responseBodySize"]
+    return size
 
 
 def _obfuscator(page: Any, place: int, bundle: Bundle) -> dict[str, Any]:

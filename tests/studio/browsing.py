@@ -18,19 +18,20 @@ FLAGS = [
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
 ]
-READY_MS = 20_000
+PATIENCE_MS = 60_000  # a busy machine is slow, and then nothing is wrong
 
 
 def open_page(browser: Any, url: str, *, before: str = "", ready: bool = True, **context: Any) -> tuple[Any, list[str]]:
     """A page in a profile of its own, and the list of addresses that it asks for, which grows."""
     page = browser.new_context(**context).new_page()
+    page.set_default_timeout(PATIENCE_MS)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     if before:
         page.add_init_script(before)
     page.goto(url)
     if ready:
-        page.locator("#status", has_text="also offline").wait_for(timeout=READY_MS)
+        page.locator("#status", has_text="also offline").wait_for()
     return page, asked
 
 
@@ -88,3 +89,11 @@ def drop(page: Any, content: bytes, name: str = "mine.png", kind: str = "image/p
         }""",
         {"content": base64.b64encode(content).decode(), "name": name, "kind": kind},
     )
+
+
+def photo(seed: int = 0, height: int = 150, width: int = 220) -> NDArray[np.uint8]:
+    """A picture in which no piece repeats: smooth shapes under grain."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:height, :width]
+    shapes = [np.sin(rows / rng.uniform(9, 30)) * np.cos(columns / rng.uniform(9, 30)) for _ in range(3)]
+    return (128 + 80 * np.stack(shapes, -1) + rng.normal(0, 12, (height, width, 3))).clip(0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""A studio on a real socket, with a tap between the browser and the server."""
+"""A studio on a real socket, a headless browser, and a tap between the two."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sfumato.studio import assets
+from sfumato import cloud, shipped
+from sfumato.bundle import Bundle
+from sfumato.studio import Pages, assets, collect
+from studio.browsing import CHROMIUM, FLAGS, open_page
 
 RUNTIME_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 
@@ -65,3 +69,50 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assets, "RUNTIME", folder)
         yield folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium was found: install Debian's chromium")
+    if not (assets.RUNTIME / "version.json").is_file():
+        pytest.skip("ONNX Runtime Web is not built in: npm was missing when sfumato was installed")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def bundles() -> list[Bundle]:
+    """The shipped obfuscators: the default, with a gate, and the paper's, without."""
+    paths = (shipped.obfuscator_bundle(), shipped.papers_obfuscator_bundle())
+    return [Bundle.load(path, kind="obfuscator") for path in paths]
+
+
+@pytest.fixture(scope="module")
+def server(browser: Any, bundles: list[Bundle]) -> Iterator[str]:
+    classifier = Bundle.load(shipped.classifier_bundle())
+    with cloud.running([cloud.ServedModel(classifier.path)], pages=Pages(collect(bundles, classifier))) as url:
+        yield url
+
+
+@pytest.fixture
+def tap(server: str) -> Iterator[Tap]:
+    tap = Tap(server)
+    yield tap
+    tap.close()
+
+
+@pytest.fixture
+def page(browser: Any, server: str) -> Iterator[Any]:
+    page, _ = open_page(browser, server)
+    yield page
+    page.context.close()
+
+
+@pytest.fixture(scope="module")
+def bench(browser: Any, server: str) -> Any:
+    """A page that tests of the module share: they leave nothing behind."""
+    return open_page(browser, server)[0]

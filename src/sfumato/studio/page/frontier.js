@@ -27,12 +27,14 @@ export function frontier(points, { width, zoom, onPick }) {
     .filter((point) => point.excess_leakage <= frame.right && point.accuracy >= frame.low)
     .sort((a, b) => a.excess_leakage - b.excess_leakage || a.accuracy - b.accuracy);
   const dots = ordered.map((point) => dot(point, frame));
+  const top = svg("g", { class: "top", "aria-hidden": "true" }); // the chosen one again, above all others
   const select = (chosen, focus = false) => {
     dots.forEach((node, i) => {
       node.setAttribute("aria-selected", String(i === chosen));
       node.setAttribute("tabindex", i === Math.max(0, chosen) ? "0" : "-1");
     });
-    if (chosen >= 0) root.append(dots[chosen]); // on top of the others, with its name
+    top.replaceChildren(...(chosen >= 0 ? [dots[chosen].cloneNode(true)] : []));
+    for (const name of ["role", "tabindex"]) top.firstChild?.removeAttribute(name);
     if (focus) dots[chosen].focus();
   };
   const pick = (place) => {
@@ -49,9 +51,14 @@ export function frontier(points, { width, zoom, onPick }) {
       pick(wanted);
     });
   });
-  root.append(...dots);
+  root.append(...dots, top);
   select(-1);
   return { element: root, select: (name) => select(ordered.findIndex((point) => point.name === name)) };
+}
+
+/** A point's excess leakage in words: what an attacker reached is a lower bound, the plain picture's is not. */
+export function leakage({ role, excess_leakage: value }) {
+  return ["local", "identity", "gated"].includes(role) ? value.toFixed(2) : `at least ${value.toFixed(2)}`;
 }
 
 function scale({ right, low, high }, width, height) {
@@ -110,8 +117,8 @@ function dot(point, { width, x, y }) {
   const [cx, cy] = [x(point.excess_leakage), y(point.accuracy)];
   const left = cx > 0.62 * width;
   const name = SHOWN_AS[point.role] ?? point.name;
-  const label = `${name}: accuracy ${percent(point.accuracy)}, excess leakage at least ${point.excess_leakage.toFixed(2)}`;
-  const kind = point.role === "gated" ? "gatedpoint" : point.role;
+  const label = `${name}: accuracy ${percent(point.accuracy)}, excess leakage ${leakage(point)}`;
+  const kind = { gated: "gatedpoint", own: "this" }[point.role] ?? point.role;
   const radius = { this: 7, gated: 4 }[point.role] ?? 6;
   const up = NAMED[point.role];
   return svg(

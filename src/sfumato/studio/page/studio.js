@@ -1,7 +1,7 @@
 // The page: takes a picture, obfuscates it here, sends what the obfuscator made, and shows what everybody sees of it.
 
 import { $, count, el, ms, paint, percent } from "./dom.js";
-import { frontier } from "./frontier.js";
+import { frontier, leakage } from "./frontier.js";
 import { listen, loadSamples, markSample, showSamples } from "./inputs.js";
 import { answer, audit, bars, facts, inspect, picture, steps } from "./views.js";
 import { Client, EndpointError, loadBundle, loadPicture, sha256, toImageData } from "/js/sfumato.js";
@@ -198,6 +198,7 @@ function showRestored(bundle, restored, stays) {
   const found = bundle.manifest.figures.audit?.best;
   picture("restored", restored?.image ?? null, { dim: stays });
   const name = state.models.attackerName(bundle.manifest);
+  [$("gained").textContent, $("gained").className] = stays ? ["gets nothing", "chip stays"] : ["restored", "chip leaks"];
   $("restored-note").textContent = restored
     ? `By the ${name}, run here${stays ? " on what would travel; he gets nothing" : ""}.`
     : "There is no deobfuscator to run here.";
@@ -208,7 +209,7 @@ function showRestored(bundle, restored, stays) {
 }
 
 function showAnswer(bundle, decision, cloud, truth) {
-  const judged = (label) => (truth === null ? "" : label === truth ? " (right)" : ` (wrong: it is a ${truth})`);
+  const judged = (label) => (truth === null ? "" : label === truth ? " (right)" : ` (wrong: the true class is ${truth})`);
   if (cloud === null) {
     const [label, sure] = best(decision.probabilities, bundle.labels);
     verdict([el("span", { class: "stays" }, label), `${judged(label)}: answered on this device, ${percent(sure, 0)} sure. Nothing was sent.`]);
@@ -293,7 +294,8 @@ async function showFrontier() {
     role: "this", budget: manifest.figures.audit.budget?.name,
   }));
   const names = new Set(own.map(({ name }) => name));
-  const all = [...points.filter(({ name }) => !names.has(name)), ...own];
+  const ours = (point) => (names.has(point.name.replace(/, gated$/, "")) ? { ...point, role: "own" } : point);
+  const all = [...points.filter(({ name }) => !names.has(name)).map(ours), ...own];
   let picked = all.find(({ name }) => name === nameOf(state.manifests[state.chosen])) ?? all[0];
   const onPick = (point) => {
     picked = point;
@@ -316,7 +318,7 @@ async function showPoint(point) {
   const place = state.manifests.findIndex((manifest) => [nameOf(manifest), `${nameOf(manifest)}, gated`].includes(point.name));
   const rows = [
     ["accuracy", percent(point.accuracy)],
-    ["excess leakage", `at least ${point.excess_leakage.toFixed(2)}`],
+    ["excess leakage", leakage(point)],
     ...(point.best_attacker ? [["best attacker", point.best_attacker]] : []),
     ...(point.budget ? [["audited at", point.budget]] : []),
   ];
