@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 import statistics
 import sys
@@ -67,6 +68,7 @@ def main(out: Path = Path("results/studio.json")) -> None:
             "obfuscators": measured,
             "pictures": PICTURES,
             "rounds": ROUNDS,
+            "load_average": os.getloadavg()[0],
             "browser": f"Chromium {version}",
             "runtime": json.loads((assets.RUNTIME / "version.json").read_text(encoding="utf-8")),
             "measured": provenance(),

@@ -233,8 +233,8 @@ function showAnswer(bundle, decision, cloud, truth) {
     );
     return;
   }
-  const bytes = `${count(cloud.payloadBytes)} bytes`;
-  verdict([el("span", { class: "travels" }, cloud.label), `${judged(cloud.label)}: answered by the cloud, ${percent(cloud.probability, 0)} sure, from ${bytes} of obfuscated picture. The picture stayed here.`]);
+  const bytes = `${count(cloud.payloadBytes)} obfuscated bytes`;
+  verdict([el("span", { class: "travels" }, cloud.label), `${judged(cloud.label)}: answered by the cloud, ${percent(cloud.probability, 0)} sure, from ${bytes}. The picture stayed here.`]);
   $("asked").textContent = ms(cloud.roundTripMs);
   $("asked").className = "chip travels";
   const warning = cloud.fingerprint === "match" ? [] : [el("p", { class: "small note" }, cloud.fingerprint === "differs" ? "The server has another classifier than the one this obfuscator was made for; its answers may be wrong." : "The server does not say which classifier it has.")];
