@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import re
 from functools import partial
 from pathlib import Path
@@ -11,16 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import ExifTags, Image
 
 import tiny
 from recording import leaked
 from sfumato import cloud, shipped, wire
 from sfumato.bundle import Bundle
-from sfumato.device import Obfuscator, prepare
+from sfumato.device import Obfuscator, load_picture, prepare
 from sfumato.device.gating import softmax
 from sfumato.device.picture import fit
 from sfumato.studio import Pages, collect
-from studio.browsing import array, module, open_page, photo, png, rgb
+from studio.browsing import array, module, open_page, photo, rgb
 from studio.conftest import Tap
 
 pytestmark = pytest.mark.browser
@@ -79,11 +81,35 @@ def test_pictures_are_fitted_to_the_same_pixels(bench: Any, wanted: tuple[int, i
         assert difference.max() <= (1 if tall else 0), pixels.shape
 
 
-def test_a_file_is_decoded_to_its_pixels(bench: Any) -> None:
-    code = 'return text((await sfumato.loadPicture(new Blob([bytes(given)], { type: "image/png" }))).data);'
-    pixels = photo(3)
-    got = array(module(bench, code, base64.b64encode(png(pixels)).decode()), np.uint8)
-    np.testing.assert_array_equal(got.reshape(pixels.shape), pixels)
+def files() -> dict[str, bytes]:
+    """Pictures as files of several kinds."""
+    image = Image.fromarray(photo(3))
+    turned = image.getexif()
+    turned[ExifTags.Base.Orientation] = 6
+    translucent = image.copy()
+    translucent.putalpha(Image.fromarray(photo(4)[..., 0]))
+    kinds: dict[str, tuple[Image.Image, str, dict[str, Any]]] = {
+        "png": (image, "PNG", {}),
+        "grey png": (image.convert("L"), "PNG", {}),
+        "half-transparent png": (translucent, "PNG", {}),
+        "jpeg": (image, "JPEG", {"quality": 80}),
+        "turned jpeg": (image, "JPEG", {"quality": 95, "subsampling": 0, "exif": turned}),
+    }
+    made = {}
+    for name, (one, form, options) in kinds.items():
+        stream = io.BytesIO()
+        one.save(stream, form, **options)
+        made[name] = stream.getvalue()
+    return made
+
+
+def test_files_are_decoded_to_the_same_pixels(bench: Any) -> None:
+    code = """
+      const { width, height, data } = await sfumato.loadPicture(new Blob([bytes(given)]));
+      return [height, width, text(data)];"""
+    for name, file in files().items():
+        height, width, data = module(bench, code, base64.b64encode(file).decode())
+        np.testing.assert_array_equal(array(data, np.uint8).reshape(height, width, 3), load_picture(file), name)
 
 
 def test_a_request_is_byte_for_byte_the_python_clients(bench: Any) -> None:
