@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sfumato import wire
-from sfumato.bundle import Bundle
+from sfumato.bundle import Bundle, Preprocessing
 from sfumato.device import Client, prepare
 from tiny import LABELS, PREPROCESSING, SIZE, logits, obfuscate
 
@@ -118,10 +118,10 @@ def answer_with(compute: Callable[[NDArray[np.float32]], NDArray[Any]]) -> Behav
     return behave
 
 
-def traces(pixels: NDArray[np.uint8]) -> dict[str, list[bytes]]:
+def traces(pixels: NDArray[np.uint8], preprocessing: Preprocessing = PREPROCESSING) -> dict[str, list[bytes]]:
     """The forms in which a picture of the right size could leak."""
-    unit = prepare(pixels, PREPROCESSING)
-    mean, std = (np.array(v, np.float32)[:, None, None] for v in (PREPROCESSING.mean, PREPROCESSING.std))
+    unit = prepare(pixels, preprocessing)
+    mean, std = (np.array(v, np.float32)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
     png = io.BytesIO()
     Image.fromarray(pixels).save(png, "PNG")
     whole = {
@@ -137,9 +137,11 @@ def traces(pixels: NDArray[np.uint8]) -> dict[str, list[bytes]]:
     return {form: [data[i : i + 24] for i in range(0, len(data) - 24, 24)] for form, data in whole.items()}
 
 
-def leaked(recorded: bytes, pixels: NDArray[np.uint8]) -> set[str]:
+def leaked(recorded: bytes, pixels: NDArray[np.uint8], preprocessing: Preprocessing = PREPROCESSING) -> set[str]:
     """The forms in which a piece of the picture is among the bytes."""
-    return {form for form, pieces in traces(pixels).items() if any(piece in recorded for piece in pieces)}
+    return {
+        form for form, pieces in traces(pixels, preprocessing).items() if any(piece in recorded for piece in pieces)
+    }
 
 
 def client(server: RecordingServer, bundle: Bundle, **options: Any) -> Client:

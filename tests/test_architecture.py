@@ -74,12 +74,12 @@ def test_the_arrows_are_read_at_all():
     assert "device" in ARROWS["data"], "an import inside a package's module should be seen"
 
 
-@pytest.mark.parametrize("part", ["device", "wire", "cloud"])
+@pytest.mark.parametrize("part", ["device", "wire", "cloud", "studio"])
 def test_device_wire_and_cloud_know_nothing_of_the_lab(part):
     assert not reachable(part) & (LAB | {"cli"})
 
 
-@pytest.mark.parametrize("part", ["device", "wire", "cloud", "bundle", "errors"])
+@pytest.mark.parametrize("part", ["device", "wire", "cloud", "studio", "bundle", "errors"])
 def test_no_torch_outside_the_lab(part):
     files = (SOURCE / part).rglob("*.py") if (SOURCE / part).is_dir() else [SOURCE / f"{part}.py"]
     heavy = {"torch", "lightning", "torchmetrics", "datasets", "onnx"}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Annotated, Any, TypeVar
 
 import typer
 
-from sfumato.errors import SfumatoError
+from sfumato.errors import ServingError, SfumatoError
 
 T = TypeVar("T")
 _WORTH_A_BAR = 10
@@ -42,16 +42,29 @@ def progress(items: Sequence[T], doing: str, *, quiet: bool) -> Iterable[T]:
     return track(items, doing, console=Console(stderr=True), transient=True, disable=hidden)
 
 
-@contextmanager
-def needs_train_extra() -> Iterator[None]:
+def needs_train_extra() -> AbstractContextManager[None]:
     """Turns a missing library of the lab's into advice.
 
     Raises:
         SfumatoError: a library is not installed.
     """
+    return _needs_extra("train", SfumatoError)
+
+
+def needs_serve_extra() -> AbstractContextManager[None]:
+    """Turns a missing library of the server's into advice.
+
+    Raises:
+        ServingError: a library is not installed.
+    """
+    return _needs_extra("serve", ServingError)
+
+
+@contextmanager
+def _needs_extra(extra: str, kind: type[SfumatoError]) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("sfumato"):
             raise
-        raise SfumatoError(f"{error.name} is not installed; run: pip install 'sfumato[train]'") from error
+        raise kind(f"{error.name} is not installed; run: pip install 'sfumato[{extra}]'") from error

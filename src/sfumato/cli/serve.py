@@ -10,8 +10,7 @@ import typer
 from sfumato.bundle import split_name
 from sfumato.cli.app import app
 from sfumato.cli.inputs import read_token
-from sfumato.cli.output import JsonOption, print_json
-from sfumato.errors import ServingError
+from sfumato.cli.output import JsonOption, needs_serve_extra, print_json
 
 
 @app.command()
@@ -46,12 +45,8 @@ def serve(
 
     Example: `sfumato serve bundles/resnet20 --port 8080`, then `curl http://127.0.0.1:8080/v2/health/ready`
     """
-    try:
+    with needs_serve_extra():
         from sfumato import cloud
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("sfumato"):
-            raise
-        raise ServingError(f"{error.name} is not installed; run: pip install 'sfumato[serve]'") from error
 
     served = cloud.ServedModel(model, name=name, threads=threads)
     models = [served]

@@ -36,14 +36,21 @@ class Application:
         models: what is served.
         token: if given, everything but the health endpoints wants `Authorization: Bearer <token>`.
         max_body_bytes: the longest request body that is read.
+        pages: if given, it answers every path outside `/v2`, to everybody: the token is for the models.
 
     Raises:
         ServingError: no model, two of one name, or an unusable token.
     """
 
     def __init__(
-        self, models: Iterable[ServedModel], *, token: str | None = None, max_body_bytes: int = MAX_BODY_BYTES
+        self,
+        models: Iterable[ServedModel],
+        *,
+        token: str | None = None,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        pages: ASGIApp | None = None,
     ) -> None:
+        self._pages = pages
         self._models = _by_name(models)
         self._expected = None if token is None else b"Bearer " + _checked_token(token)
         self._max_body_bytes = max_body_bytes
@@ -73,6 +80,9 @@ class Application:
             return
         scope["app"] = self  # lets the router raise its 404 and 405, so that they get our form
         try:
+            if self._pages is not None and not scope["path"].startswith("/v2"):
+                await self._pages(scope, receive, send)
+                return
             self._authorise(scope)
             await self._router(scope, receive, send)
         except _ClientGone:
@@ -174,10 +184,14 @@ class _ClientGone(Exception):
 
 
 def create_app(
-    models: Iterable[ServedModel], *, token: str | None = None, max_body_bytes: int = MAX_BODY_BYTES
+    models: Iterable[ServedModel],
+    *,
+    token: str | None = None,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    pages: ASGIApp | None = None,
 ) -> ASGIApp:
     """Builds the ASGI application, for any ASGI server; `serve` runs it. See `Application`."""
-    return Application(models, token=token, max_body_bytes=max_body_bytes)
+    return Application(models, token=token, max_body_bytes=max_body_bytes, pages=pages)
 
 
 def _error_response(error: Exception) -> Response:

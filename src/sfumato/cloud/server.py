@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from sfumato.cloud.app import MAX_BODY_BYTES, create_app
 from sfumato.cloud.dataplane import ServedModel
@@ -36,6 +37,7 @@ def serve(
     tls_cert: str | os.PathLike[str] | None = None,
     tls_key: str | os.PathLike[str] | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
+    pages: ASGIApp | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serves models until SIGTERM or SIGINT; requests under way are answered first.
@@ -48,12 +50,13 @@ def serve(
         tls_cert: PEM file with the certificate chain; makes it HTTPS.
         tls_key: PEM file with the private key, unless it lies in `tls_cert`.
         max_body_bytes: the longest request body that is read.
+        pages: an ASGI application that answers every path outside `/v2`.
         on_ready: called with the server's URL once it answers.
 
     Raises:
         ServingError: the port is taken or not allowed, a TLS file is missing or unusable, or there is no model.
     """
-    server, listener = _prepare(models, host, port, token, tls_cert, tls_key, max_body_bytes, on_ready)
+    server, listener = _prepare(models, host, port, token, tls_cert, tls_key, max_body_bytes, pages, on_ready)
     with listener, _stopping_on_signals(server):
         server.run(sockets=[listener])
 
@@ -80,7 +83,7 @@ def running(models: Iterable[ServedModel], *, port: int = 0, **options: Any) -> 
         urls.append(url)
         ready.set()
 
-    arguments = {"host": "127.0.0.1", "token": None, "tls_cert": None, "tls_key": None, **options}
+    arguments = {"host": "127.0.0.1", "token": None, "tls_cert": None, "tls_key": None, "pages": None, **options}
     arguments.setdefault("max_body_bytes", MAX_BODY_BYTES)
     server, listener = _prepare(models, port=port, on_ready=note, **arguments)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="sfumato-server", daemon=True)
@@ -116,10 +119,11 @@ def _prepare(
     tls_cert: str | os.PathLike[str] | None,
     tls_key: str | os.PathLike[str] | None,
     max_body_bytes: int,
+    pages: ASGIApp | None,
     on_ready: Callable[[str], None] | None,
 ) -> tuple[_Server, socket.socket]:
     """Everything that can go wrong for a user goes wrong here, before anything runs."""
-    app = create_app(models, token=token, max_body_bytes=max_body_bytes)
+    app = create_app(models, token=token, max_body_bytes=max_body_bytes, pages=pages)
     tls = _tls_context(tls_cert, tls_key)
     listener = _bind(host, port)
     if token is None and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:

@@ -1,0 +1,134 @@
+"""What the page's server hands out: a table from paths to bytes, complete before the first request.
+
+There is no way from a request's path to the file system: what is not in the table does not exist.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sfumato import __version__, shipped
+from sfumato.bundle import CLASSIFIER_ONNX, DEOBFUSCATOR_ONNX, MANIFEST, OBFUSCATOR_ONNX, Bundle
+from sfumato.errors import BundleError, ServingError
+
+_HERE = Path(__file__).resolve().parent
+RUNTIME = _HERE / "onnxruntime-web"
+FRONTIER = _HERE / "frontier.json"
+MEDIA_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".mjs": "text/javascript; charset=utf-8",
+    ".onnx": "application/octet-stream",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+    ".ts": "text/plain; charset=utf-8",
+    ".txt": "text/plain; charset=utf-8",
+    ".wasm": "application/wasm",
+}
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One thing that can be fetched.
+
+    Attributes:
+        media_type: its `Content-Type`.
+        bodies: its bytes by `Content-Encoding`: "br", "gzip", and "identity" for the bytes as they are.
+        etag: changes when the content does.
+    """
+
+    media_type: str
+    bodies: Mapping[str, bytes] = field(repr=False)
+    etag: str
+
+    def body(self, accepted: str) -> tuple[str, bytes]:
+        """The encoding to use and the bytes, for the value of an `Accept-Encoding` header."""
+        wanted = [coding.replace(" ", "") for coding in accepted.split(",")]
+        named = {coding.split(";")[0] for coding in wanted if ";q=0" not in coding}
+        encoding = next((known for known in ("br", "gzip") if known in named and known in self.bodies), "identity")
+        if encoding in self.bodies:
+            return encoding, self.bodies[encoding]
+        return encoding, gzip.decompress(self.bodies["gzip"])
+
+
+def collect(obfuscators: Sequence[Bundle], classifier: Bundle) -> dict[str, Asset]:
+    """Everything that the page needs, by path.
+
+    Args:
+        obfuscators: the bundles that the visitor may choose from, in this order.
+        classifier: the bundle that is served, for the answer on the original, which the browser computes by itself.
+
+    Raises:
+        ServingError: this installation lacks ONNX Runtime Web, or there is no obfuscator.
+        BundleError: a bundle's file cannot be read.
+    """
+    if not obfuscators:
+        raise ServingError("the page needs at least one obfuscator's bundle")
+    table = {"/": _asset(_HERE / "page" / "index.html")}
+    for folder, prefix in ((_HERE / "page", "/page"), (_HERE / "js", "/js")):
+        table |= {f"{prefix}/{file.name}": _asset(file) for file in folder.iterdir() if file.suffix in MEDIA_TYPES}
+    table |= _runtime()
+    for place, bundle in enumerate(obfuscators):
+        table |= _bundle(f"/bundles/{place}", bundle, (OBFUSCATOR_ONNX, DEOBFUSCATOR_ONNX))
+    table |= _bundle("/classifier", classifier, (CLASSIFIER_ONNX,))
+    table["/samples.png"] = _asset(shipped.SHEET)
+    table["/frontier.json"] = _asset(FRONTIER)
+    table["/studio.json"] = _json(
+        {
+            "version": __version__,
+            "model": classifier.name,
+            "bundles": [f"/bundles/{place}/" for place in range(len(obfuscators))],
+            "classifier": "/classifier/",
+            "samples": json.loads(shipped.SHEET_LABELS.read_text(encoding="utf-8")),
+        }
+    )
+    return table
+
+
+def _runtime() -> dict[str, Asset]:
+    """ONNX Runtime Web, as the build stored it."""
+    files = sorted(RUNTIME.glob("*.gz"))
+    if not files or not (RUNTIME / "version.json").is_file():
+        raise ServingError(
+            "this installation lacks ONNX Runtime Web, because npm was not there when it was built; install npm and "
+            "then sfumato again: pip install --force-reinstall --no-deps sfumato, or -e . in a clone"
+        )
+    table = {}
+    for file in files:
+        packed = file.read_bytes()
+        bodies = {"gzip": packed, "br": file.with_suffix(".br").read_bytes()}
+        table[f"/onnxruntime-web/{file.stem}"] = Asset(MEDIA_TYPES[Path(file.stem).suffix], bodies, _etag(packed))
+    return table
+
+
+def _bundle(prefix: str, bundle: Bundle, names: Sequence[str]) -> dict[str, Asset]:
+    """A bundle's manifest and those of its files that a browser can use."""
+    files = [MANIFEST, *(name for name in names if name in bundle.files)]
+    return {f"{prefix}/{name}": _asset(bundle.path / name) for name in files}
+
+
+def _asset(file: Path) -> Asset:
+    try:
+        return _packed(file.read_bytes(), MEDIA_TYPES[file.suffix])
+    except OSError as error:
+        raise BundleError(f"cannot read {file}: {error.strerror or error}") from error
+
+
+def _json(value: Any) -> Asset:
+    return _packed(json.dumps(value).encode(), MEDIA_TYPES[".json"])
+
+
+def _packed(content: bytes, media_type: str) -> Asset:
+    return Asset(media_type, {"identity": content, "gzip": gzip.compress(content, 6, mtime=0)}, _etag(content))
+
+
+def _etag(content: bytes) -> str:
+    return f'"{hashlib.sha256(content).hexdigest()[:32]}"'

@@ -1,0 +1,277 @@
+// An obfuscator's bundle, loaded and run in the browser: picture in, obfuscated picture out, or an error; never the picture.
+// The browser's side of `sfumato.device.obfuscator`.
+
+import { BundleError } from "./errors.js";
+import { fit, loadPicture, toTensor } from "./picture.js";
+
+export const SCHEMA = "sfumato.bundle/1";
+/** An output this close to the picture everywhere is the picture. */
+export const SAME_WITHIN = 1e-3;
+const RANGE_SLACK = 0.02; // a preview is scaled only if its values leave [0, 1] by more than rounding does
+const MAKER = Symbol("only a bundle makes obfuscated pictures");
+
+/** What may leave the device. Only `Bundle` makes one; its values cannot be changed afterwards. */
+export class ObfuscatedPicture {
+  #values;
+  #preprocessing;
+
+  constructor(maker, values, preprocessing) {
+    if (maker !== MAKER) throw new BundleError("only a bundle's obfuscator makes obfuscated pictures");
+    this.#values = values.slice();
+    this.#preprocessing = preprocessing;
+  }
+
+  /** Whether a value is one: nothing that merely looks like one passes. */
+  static is(value) {
+    return value !== null && typeof value === "object" && #values in value;
+  }
+
+  /** The classifier's input, normalised: a copy of the (3, H, W) values. */
+  get tensor() {
+    return this.#values.slice();
+  }
+
+  /** [1, 3, H, W] */
+  get shape() {
+    return [1, 3, this.#preprocessing.height, this.#preprocessing.width];
+  }
+
+  /** As people see it; if values leave [0, 1], the whole picture is scaled from its smallest to its largest value. */
+  preview() {
+    const { mean, std, height, width } = this.#preprocessing;
+    const area = height * width;
+    const pixels = this.#values.map((v, i) => v * std[Math.floor(i / area)] + mean[Math.floor(i / area)]);
+    const low = pixels.reduce((a, b) => Math.min(a, b), Infinity);
+    const high = pixels.reduce((a, b) => Math.max(a, b), -Infinity);
+    const scaled = low < -RANGE_SLACK || high > 1 + RANGE_SLACK;
+    return tensorToImageData(scaled ? pixels.map((v) => (v - low) / Math.max(high - low, 1e-12)) : pixels, height, width);
+  }
+}
+
+/**
+ * Loads an obfuscator's bundle and checks every file of it that is used against the manifest's SHA-256.
+ *
+ * @param {string | URL} url the bundle's folder, ending in "/".
+ * @param {{ort: object}} options ort: the module of `onnxruntime-web` (its wasm build is enough).
+ * @returns {Promise<Bundle>}
+ * @throws {BundleError} missing, damaged or of another kind, or this browser cannot run it.
+ */
+export async function loadBundle(url, { ort }) {
+  if (typeof WebAssembly !== "object") throw new BundleError("this browser has no WebAssembly, which runs the obfuscator");
+  const base = new URL(url, globalThis.location?.href);
+  const manifest = checkedManifest(parse(await get(new URL("bundle.json", base))));
+  const session = await open(ort, await verified(base, manifest, "obfuscator.onnx"));
+  return new Bundle(MAKER, base, manifest, ort, session);
+}
+
+/** A bundle, ready to obfuscate. Made by `loadBundle`. */
+export class Bundle {
+  #base;
+  #manifest;
+  #ort;
+  #session;
+  #turn = Promise.resolve(); // a session runs one picture at a time
+
+  constructor(maker, base, manifest, ort, session) {
+    if (maker !== MAKER) throw new BundleError("bundles are made by loadBundle");
+    const outputs = manifest.gate === null ? 1 : 2;
+    if (session.inputNames.length !== 1 || session.outputNames.length !== outputs) {
+      throw new BundleError(`obfuscator.onnx must have one input and ${outputs} outputs, as bundle.json states`);
+    }
+    [this.#base, this.#manifest, this.#ort, this.#session] = [base, manifest, ort, session];
+  }
+
+  /** The classifier's name; what a server calls the model. */
+  get name() {
+    return this.#manifest.name;
+  }
+
+  /** One name per class, in the order of the logits. */
+  get labels() {
+    return this.#manifest.labels;
+  }
+
+  get preprocessing() {
+    return this.#manifest.preprocessing;
+  }
+
+  /** When the device's own answer is final, so that nothing is sent; null if everything is sent. */
+  get gate() {
+    return this.#manifest.gate;
+  }
+
+  /** `sha256:<hex>` of the classifier that it was made for. */
+  get classifierFingerprint() {
+    return this.#manifest.classifier_fingerprint;
+  }
+
+  /** The whole of `bundle.json`: recipe, measured figures, provenance. */
+  get manifest() {
+    return this.#manifest;
+  }
+
+  /** A file of the bundle, checked against the manifest. */
+  file(name) {
+    return verified(this.#base, this.#manifest, name);
+  }
+
+  /** Brings a picture to the size that the obfuscator takes: RGB bytes. */
+  async prepare(source) {
+    return fit(await loadPicture(source), this.preprocessing.height, this.preprocessing.width);
+  }
+
+  /** Obfuscates one picture, even if a gate would keep it at home. */
+  async obfuscate(source) {
+    return (await this.#run(source)).obfuscated;
+  }
+
+  /**
+   * Decides whether a picture has to be sent.
+   *
+   * @param source whatever `loadPicture` takes.
+   * @param {{gate?: boolean}} options gate: whether the device's answer may be final.
+   * @returns {Promise<{probabilities: number[] | null, obfuscated: ObfuscatedPicture | null, milliseconds: number}>}
+   *   probabilities: the device's own, null without a gate; obfuscated: what has to be sent, null if the answer is
+   *   final, so that it cannot be sent by mistake; milliseconds: of the obfuscator's run alone.
+   * @throws {PictureError} the picture cannot be used.
+   * @throws {BundleError} the obfuscator failed, did not hide the picture, or gave no usable answer of its own.
+   */
+  async decide(source, { gate = true } = {}) {
+    const { obfuscated, own, milliseconds } = await this.#run(source);
+    const probabilities = own === null ? null : softmax(own);
+    const stays = gate && probabilities !== null && !(Math.max(...probabilities) < this.gate.threshold);
+    return { probabilities, obfuscated: stays ? null : obfuscated, milliseconds };
+  }
+
+  async #run(source) {
+    const picture = toTensor(await this.prepare(source));
+    const { height, width } = this.preprocessing;
+    const mine = this.#turn.then(() => this.#infer(picture, [1, 3, height, width]));
+    this.#turn = mine.catch(() => {});
+    const { outputs, milliseconds } = await mine;
+    const travels = outputs[0];
+    this.#checkHidden(picture, travels, height * width);
+    const own = this.gate === null ? null : this.#checkedOwn(outputs[1]);
+    return { obfuscated: new ObfuscatedPicture(MAKER, travels, this.preprocessing), own, milliseconds };
+  }
+
+  async #infer(picture, shape) {
+    const start = performance.now();
+    try {
+      const feed = { [this.#session.inputNames[0]]: new this.#ort.Tensor("float32", picture.slice(), shape) };
+      const results = await this.#session.run(feed);
+      const outputs = this.#session.outputNames.map((name) => results[name].data);
+      return { outputs, milliseconds: performance.now() - start };
+    } catch {
+      throw new BundleError("the obfuscator failed; nothing was sent"); // the runtime's own words may quote values
+    }
+  }
+
+  /** Fails closed: what does not look like an obfuscated picture does not leave this class. */
+  #checkHidden(picture, travels, area) {
+    if (!(travels instanceof Float32Array) || travels.length !== picture.length) {
+      throw new BundleError("the obfuscator made something of another shape or type; nothing was sent");
+    }
+    if (!travels.every(Number.isFinite)) throw new BundleError("the obfuscator made NaN or infinite values; nothing was sent");
+    const { mean, std } = this.preprocessing;
+    const normalised = picture.map((v, i) => (v - mean[Math.floor(i / area)]) / std[Math.floor(i / area)]);
+    for (const plain of [picture, normalised]) {
+      if (plain.every((value, i) => Math.abs(value - travels[i]) <= SAME_WITHIN)) {
+        throw new BundleError("the obfuscator returned the picture itself; nothing was sent");
+      }
+    }
+  }
+
+  /** A gate that cannot be trusted decides nothing. */
+  #checkedOwn(own) {
+    if (!(own instanceof Float32Array) || own.length !== this.labels.length || !own.every(Number.isFinite)) {
+      throw new BundleError("the device's own answer is not one finite number per label; nothing was sent");
+    }
+    return own;
+  }
+}
+
+/** Probabilities of one row of finite logits. */
+export function softmax(logits) {
+  const highest = Math.max(...logits);
+  const exponentials = Array.from(logits, (value) => Math.exp(value - highest));
+  const sum = exponentials.reduce((a, b) => a + b, 0);
+  return exponentials.map((value) => value / sum);
+}
+
+/** SHA-256 in hex. */
+export async function sha256(bytes) {
+  if (globalThis.crypto?.subtle === undefined) {
+    throw new BundleError("the browser hashes nothing on this address; use https, or localhost");
+  }
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+  return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/** (3, H, W) values, cut to [0, 1], as something that a canvas shows. */
+export function tensorToImageData(values, height, width) {
+  const area = height * width;
+  const shown = new ImageData(width, height);
+  for (let i = 0; i < area; i++) {
+    for (let c = 0; c < 3; c++) shown.data[4 * i + c] = Math.round(Math.min(1, Math.max(0, values[c * area + i])) * 255);
+    shown.data[4 * i + 3] = 255;
+  }
+  return shown;
+}
+
+async function get(url) {
+  try {
+    const reply = await fetch(url, { redirect: "error", credentials: "same-origin" });
+    if (reply.ok) return new Uint8Array(await reply.arrayBuffer());
+  } catch {
+    // told below
+  }
+  throw new BundleError(`${url.pathname} cannot be loaded; is the bundle's folder complete, and the network there?`);
+}
+
+async function verified(base, manifest, name) {
+  const wanted = manifest.files[name];
+  if (wanted === undefined) throw new BundleError(`the bundle has no ${name}`);
+  const bytes = await get(new URL(name, base));
+  if ((await sha256(bytes)) !== wanted) throw new BundleError(`${name} was changed or damaged: its SHA-256 is another one`);
+  return bytes;
+}
+
+async function open(ort, bytes) {
+  try {
+    return await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
+  } catch (error) {
+    throw new BundleError(`obfuscator.onnx cannot be run here: ${String(error?.message ?? error).slice(0, 200)}`);
+  }
+}
+
+function parse(bytes) {
+  try {
+    return JSON.parse(new TextDecoder().decode(bytes));
+  } catch {
+    throw new BundleError("bundle.json is not valid JSON");
+  }
+}
+
+function checkedManifest(raw) {
+  if (raw?.schema !== SCHEMA) throw new BundleError(`bundle.json has schema ${raw?.schema}; this version reads ${SCHEMA}`);
+  if (raw.kind !== "obfuscator") throw new BundleError(`this bundle is of kind ${raw.kind}; an obfuscator's is needed`);
+  const { height, width, mean, std } = raw.preprocessing ?? {};
+  const triple = (values) => Array.isArray(values) && values.length === 3 && values.every(Number.isFinite);
+  if (!(height >= 1 && width >= 1 && triple(mean) && triple(std) && std.every((v) => v > 0))) {
+    throw new BundleError("preprocessing in bundle.json is malformed");
+  }
+  if (!Array.isArray(raw.labels) || typeof raw.files !== "object" || typeof raw.name !== "string") {
+    throw new BundleError("bundle.json lacks its name, labels or files");
+  }
+  const gate = raw.gate ?? null;
+  if (gate !== null && !(gate.threshold >= 0 && gate.threshold <= 1)) {
+    throw new BundleError("the gate's threshold in bundle.json must lie in [0, 1]");
+  }
+  return deepFreeze({ recipe: {}, figures: {}, provenance: {}, ...raw, gate });
+}
+
+function deepFreeze(value) {
+  if (value !== null && typeof value === "object") Object.values(value).forEach(deepFreeze);
+  return Object.freeze(value);
+}

@@ -1,0 +1,25 @@
+// Every error that the module throws on purpose. Messages never hold pixels, tokens or tensor values.
+
+/** Base of all errors that sfumato throws on purpose. */
+export class SfumatoError extends Error {
+  get name() {
+    return this.constructor.errorName;
+  }
+
+  static errorName = "SfumatoError";
+}
+
+/** The thing given is not a picture that can be used. */
+export class PictureError extends SfumatoError {
+  static errorName = "PictureError";
+}
+
+/** A bundle is missing, damaged, foreign, or its obfuscator did not hide the picture. */
+export class BundleError extends SfumatoError {
+  static errorName = "BundleError";
+}
+
+/** The endpoint did not give a usable answer. */
+export class EndpointError extends SfumatoError {
+  static errorName = "EndpointError";
+}

@@ -1,0 +1,163 @@
+/** sfumato for the browser: use a classifier in the cloud without showing it the picture. */
+
+/** A file's content, what a canvas can draw, or RGB pixels, row by row. */
+export type PictureSource =
+  | Blob
+  | ImageData
+  | ImageBitmap
+  | HTMLImageElement
+  | HTMLVideoElement
+  | HTMLCanvasElement
+  | OffscreenCanvas
+  | Picture;
+
+/** RGB pixels: data is (height, width, 3), row by row. */
+export interface Picture {
+  readonly width: number;
+  readonly height: number;
+  readonly data: Uint8Array;
+}
+
+export interface Preprocessing {
+  readonly height: number;
+  readonly width: number;
+  readonly mean: readonly [number, number, number];
+  readonly std: readonly [number, number, number];
+}
+
+/** When the device's own answer is final: if its likeliest class has at least this probability. */
+export interface Gate {
+  readonly threshold: number;
+  readonly offload_rate: number;
+  readonly pictures: number;
+}
+
+/** `bundle.json`. */
+export interface Manifest {
+  readonly schema: string;
+  readonly kind: "obfuscator";
+  readonly name: string;
+  readonly labels: readonly string[];
+  readonly preprocessing: Preprocessing;
+  readonly classifier_fingerprint: string;
+  readonly recipe: Readonly<Record<string, unknown>>;
+  readonly figures: Readonly<Record<string, unknown>>;
+  readonly provenance: Readonly<Record<string, unknown>>;
+  readonly files: Readonly<Record<string, string>>;
+  readonly gate: Gate | null;
+}
+
+/** What the device makes of one picture. */
+export interface Decision {
+  /** The device's own, of every class; null if the bundle has no gate. */
+  readonly probabilities: number[] | null;
+  /** What has to be sent; null if the device's answer is final. */
+  readonly obfuscated: ObfuscatedPicture | null;
+  /** Of the obfuscator's run. */
+  readonly milliseconds: number;
+}
+
+export interface Answer {
+  readonly label: string;
+  readonly index: number;
+  /** In [0, 1]. */
+  readonly probability: number;
+  /** Of every class, in the order of the labels; they sum to 1. */
+  readonly probabilities: number[];
+  /** "device" if the picture stayed at home and nothing was sent. */
+  readonly answeredBy: "device" | "cloud";
+  /** Length of the request's body; 0 if nothing was sent. */
+  readonly payloadBytes: number;
+  readonly obfuscateMs: number;
+  /** From the request's first byte to the answer's last; 0 if nothing was sent. */
+  readonly roundTripMs: number;
+  /** Whether the endpoint serves the classifier that the obfuscator was made for; null if it was not asked. */
+  readonly fingerprint: "match" | "differs" | "unknown" | null;
+}
+
+/** A request as it is about to be sent. */
+export interface OutgoingRequest {
+  readonly url: string;
+  readonly headers: Readonly<Record<string, string>>;
+  readonly body: Uint8Array;
+  /** How many of the body's bytes are JSON; the tensor follows. */
+  readonly headerLength: number;
+}
+
+export interface ClientOptions {
+  /** The model's name at the endpoint; by default the bundle's classifier. */
+  model?: string;
+  /** A bearer token; over plain http it goes to this machine only. */
+  token?: string;
+  timeoutMs?: number;
+  /** false sends every picture, obfuscated, even if the bundle's gate would keep it at home. */
+  gate?: boolean;
+  /** Told of each inference request just before it is sent. */
+  onRequest?: (request: OutgoingRequest) => void;
+}
+
+/** What may leave the device. Only a bundle makes one. */
+export class ObfuscatedPicture {
+  private constructor();
+  static is(value: unknown): value is ObfuscatedPicture;
+  /** A copy of the (3, H, W) values, normalised. */
+  get tensor(): Float32Array;
+  get shape(): [1, 3, number, number];
+  /** As people see it. */
+  preview(): ImageData;
+}
+
+/** An obfuscator's bundle. Made by `loadBundle`. */
+export class Bundle {
+  private constructor();
+  get name(): string;
+  get labels(): readonly string[];
+  get preprocessing(): Preprocessing;
+  get gate(): Gate | null;
+  get classifierFingerprint(): string;
+  get manifest(): Manifest;
+  /** A file of the bundle, checked against the manifest. */
+  file(name: string): Promise<Uint8Array>;
+  /** Decodes a picture and fits it to the obfuscator's size. */
+  prepare(source: PictureSource): Promise<Picture>;
+  /** Obfuscates one picture, even if a gate would keep it at home. */
+  obfuscate(source: PictureSource): Promise<ObfuscatedPicture>;
+  decide(source: PictureSource, options?: { gate?: boolean }): Promise<Decision>;
+}
+
+/** Classifies pictures at an endpoint that never sees them. It fails closed. */
+export class Client {
+  constructor(server: string | URL, bundle: Bundle, options?: ClientOptions);
+  get bundle(): Bundle;
+  classify(source: PictureSource): Promise<Answer>;
+  /** The only way out; anything but an obfuscated picture is refused. */
+  send(obfuscated: ObfuscatedPicture, obfuscateMs?: number): Promise<Answer>;
+}
+
+/**
+ * Loads a bundle and checks its files' hashes.
+ * @param url the bundle's folder, ending in "/".
+ * @param options ort: the module of `onnxruntime-web`; its wasm build is enough.
+ */
+export function loadBundle(url: string | URL, options: { ort: object }): Promise<Bundle>;
+
+/** Decodes a picture to RGB: upright, without metadata, transparent ones laid on white. */
+export function loadPicture(source: PictureSource): Promise<Picture>;
+/** Fits the shorter side with antialiased bilinear resampling and crops the centre. */
+export function fit(picture: Picture, height: number, width: number): Picture;
+export function toImageData(picture: Picture): ImageData;
+/** (3, H, W) values, cut to [0, 1], as something that a canvas shows. */
+export function tensorToImageData(values: ArrayLike<number>, height: number, width: number): ImageData;
+/** Probabilities of one row of finite logits. */
+export function softmax(logits: ArrayLike<number>): number[];
+/** SHA-256 in hex; needs https or localhost. */
+export function sha256(bytes: Uint8Array): Promise<string>;
+
+/** Base of all errors that sfumato throws on purpose. */
+export class SfumatoError extends Error {}
+/** The thing given is not a picture that can be used. */
+export class PictureError extends SfumatoError {}
+/** A bundle is missing, damaged, foreign, or its obfuscator did not hide the picture. */
+export class BundleError extends SfumatoError {}
+/** The endpoint did not give a usable answer. */
+export class EndpointError extends SfumatoError {}

@@ -1,0 +1,209 @@
+// sfumato for the browser: use a classifier in the cloud without showing it the picture.
+//
+//   import * as ort from "onnxruntime-web/wasm";
+//   import { Client, loadBundle } from "sfumato";
+//
+//   const client = new Client("https://classify.example.org", await loadBundle("/bundle/", { ort }));
+//   const answer = await client.classify(file);
+//   console.log(answer.label, answer.probability, answer.answeredBy);
+//
+// It fails closed: there is one function that sends (`Client.send`), and it takes obfuscated pictures only. Whatever goes
+// wrong, an error is thrown and nothing is sent. An obfuscator is not encryption: what it sends leaks, to be measured.
+
+import { Bundle, ObfuscatedPicture, sha256, softmax } from "./bundle.js";
+import { BundleError, EndpointError } from "./errors.js";
+import { HEADER_LENGTH, decodeResponse, encodeRequest, parseObject } from "./wire.js";
+
+export { Bundle, ObfuscatedPicture, loadBundle, sha256, softmax, tensorToImageData } from "./bundle.js";
+export { BundleError, EndpointError, PictureError, SfumatoError } from "./errors.js";
+export { fit, loadPicture, toImageData } from "./picture.js";
+
+const MAX_ANSWER_BYTES = 16 * 2 ** 20;
+
+/** Classifies pictures at an endpoint that never sees them. */
+export class Client {
+  #server;
+  #bundle;
+  #options;
+  #plan = null;
+
+  /**
+   * @param {string | URL} server the endpoint's address.
+   * @param {Bundle} bundle
+   * @param {{model?: string, token?: string, timeoutMs?: number, gate?: boolean, onRequest?: Function}} options
+   *   model: its name at the endpoint, by default the bundle's classifier; gate: let the bundle's gate, if it has one,
+   *   keep pictures at home; onRequest: told the address, headers and bytes of a request just before it is sent.
+   * @throws {EndpointError} an address that cannot be used, or a token that would travel in the open.
+   */
+  constructor(server, bundle, { model, token, timeoutMs = 10_000, gate = true, onRequest = () => {} } = {}) {
+    if (!(bundle instanceof Bundle)) throw new BundleError("a client needs a bundle from loadBundle");
+    this.#server = checkedServer(server, token);
+    this.#bundle = bundle;
+    this.#options = { model: model ?? bundle.name, token, timeoutMs, gate, onRequest };
+  }
+
+  get bundle() {
+    return this.#bundle;
+  }
+
+  /**
+   * Classifies one picture. If the bundle's gate keeps it at home, the answer is the device's own, and no request is made.
+   *
+   * @param source whatever `loadPicture` takes.
+   * @returns {Promise<object>} the answer; see `Answer` in sfumato.d.ts.
+   * @throws {PictureError | BundleError | EndpointError}
+   */
+  async classify(source) {
+    const decision = await this.#bundle.decide(source, { gate: this.#options.gate });
+    if (decision.obfuscated !== null) return this.send(decision.obfuscated, decision.milliseconds);
+    const index = decision.probabilities.indexOf(Math.max(...decision.probabilities));
+    return {
+      label: this.#bundle.labels[index],
+      index,
+      probability: decision.probabilities[index],
+      probabilities: decision.probabilities,
+      answeredBy: "device",
+      payloadBytes: 0,
+      obfuscateMs: decision.milliseconds,
+      roundTripMs: 0,
+      fingerprint: null,
+    };
+  }
+
+  /**
+   * The only way out of the device.
+   *
+   * @param {ObfuscatedPicture} obfuscated
+   * @param {number} obfuscateMs passed on to the answer.
+   * @throws {BundleError} something else was given.
+   * @throws {EndpointError} no usable answer came.
+   */
+  async send(obfuscated, obfuscateMs = 0) {
+    if (!ObfuscatedPicture.is(obfuscated)) throw new BundleError("only obfuscated pictures may be sent; nothing was sent");
+    this.#plan ??= await this.#fetchPlan();
+    const { input, output, fingerprint } = this.#plan;
+    const request = encodeRequest(input, obfuscated.shape, obfuscated.tensor, output);
+    const url = this.#url("/infer");
+    this.#options.onRequest({ url: url.href, ...request, body: request.body.slice() });
+    const start = performance.now();
+    const reply = await this.#ask(url, { method: "POST", body: request.body, headers: request.headers });
+    const roundTripMs = performance.now() - start;
+    const logits = pick(decodeResponse(reply.body, reply.headers.get(HEADER_LENGTH)), output, this.#bundle.labels.length);
+    const probabilities = softmax(logits);
+    const index = probabilities.indexOf(Math.max(...probabilities));
+    return {
+      label: this.#bundle.labels[index],
+      index,
+      probability: probabilities[index],
+      probabilities,
+      answeredBy: "cloud",
+      payloadBytes: request.body.length,
+      obfuscateMs,
+      roundTripMs,
+      fingerprint,
+    };
+  }
+
+  /** The model's metadata, and from it how to ask. Nothing of any picture is sent. */
+  async #fetchPlan() {
+    const { body } = await this.#ask(this.#url(""), {});
+    const metadata = parseObject(body, "the model's metadata");
+    const { height, width } = this.#bundle.preprocessing;
+    const inputs = metadata.inputs ?? [];
+    if (inputs.length !== 1 || inputs[0].datatype !== "FP32" || !accepts(inputs[0].shape, [3, height, width])) {
+      throw new EndpointError(`the model must take one FP32 input of [-1, 3, ${height}, ${width}]; it takes others`);
+    }
+    const outputs = metadata.outputs ?? [];
+    const output = outputs.find(({ shape }) => accepts(shape, [this.#bundle.labels.length]));
+    if (outputs.length && output === undefined) {
+      throw new EndpointError(`the model has no output with ${this.#bundle.labels.length} classes per picture`);
+    }
+    const served = metadata.parameters?.fingerprint;
+    const match = served === this.#bundle.classifierFingerprint ? "match" : "differs";
+    return {
+      input: inputs[0].name,
+      output: output?.name ?? null,
+      fingerprint: typeof served === "string" ? match : "unknown",
+    };
+  }
+
+  #url(end) {
+    return new URL(`v2/models/${encodeURIComponent(this.#options.model)}${end}`, this.#server);
+  }
+
+  async #ask(url, { method = "GET", body, headers = {} }) {
+    const { token, timeoutMs } = this.#options;
+    try {
+      const reply = await fetch(url, {
+        method,
+        body,
+        headers: token === undefined ? headers : { ...headers, Authorization: `Bearer ${token}` },
+        redirect: "error", // a redirect could take the data elsewhere
+        credentials: "omit",
+        cache: "no-store",
+        referrerPolicy: "no-referrer",
+        signal: AbortSignal.timeout(timeoutMs),
+      });
+      if (reply.ok) return { headers: reply.headers, body: await limited(reply) };
+      throw new EndpointError(`${url.host} answered with status ${reply.status}${await reason(reply)}`);
+    } catch (error) {
+      if (error instanceof EndpointError) throw error;
+      if (error?.name === "TimeoutError") throw new EndpointError(`${url.host} did not answer within ${timeoutMs / 1000} s`);
+      throw new EndpointError(`no answer from ${url.host}: the network or the server is gone`);
+    }
+  }
+}
+
+function checkedServer(server, token) {
+  const url = new URL(server, globalThis.location?.href);
+  if (!["http:", "https:"].includes(url.protocol) || url.username || url.password) {
+    throw new EndpointError("the server's address must look like https://host:port, without user name or password");
+  }
+  const local = ["localhost", "127.0.0.1", "[::1]"].includes(url.hostname);
+  if (token !== undefined && url.protocol === "http:" && !local) {
+    throw new EndpointError(`the token would travel readably to ${url.host}; use https`);
+  }
+  if (!url.pathname.endsWith("/")) url.pathname += "/";
+  return url;
+}
+
+function accepts(shape, row) {
+  return Array.isArray(shape) && shape.length === row.length + 1 && row.every((n, i) => [-1, n].includes(shape[i + 1]));
+}
+
+function pick(outputs, name, classes) {
+  const found = name === null ? outputs[0] : outputs.find((output) => output.name === name);
+  if (found === undefined) throw new EndpointError(`the answer lacks the output "${name}" that was asked for`);
+  if (found.shape.length !== 2 || found.shape[0] !== 1 || found.shape[1] !== classes) {
+    throw new EndpointError(`the answer has the shape [${found.shape}]; [1, ${classes}] was expected`);
+  }
+  if (!found.values.every(Number.isFinite)) throw new EndpointError("the answer holds NaN or infinite values");
+  return found.values;
+}
+
+async function limited(reply) {
+  const chunks = [];
+  let length = 0;
+  for (const reader = reply.body.getReader(); ; ) {
+    const { done, value } = await reader.read();
+    if (done) break;
+    length += value.length;
+    if (length > MAX_ANSWER_BYTES) {
+      await reader.cancel();
+      throw new EndpointError(`the answer is longer than ${MAX_ANSWER_BYTES} bytes`);
+    }
+    chunks.push(value);
+  }
+  const body = new Uint8Array(length);
+  chunks.reduce((offset, chunk) => (body.set(chunk, offset), offset + chunk.length), 0);
+  return body;
+}
+
+async function reason(reply) {
+  try {
+    const { error } = parseObject(await limited(reply), "the error");
+    return typeof error === "string" ? `: ${error.slice(0, 200)}` : "";
+  } catch {
+    return "";
+  }
+}

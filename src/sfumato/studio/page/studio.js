@@ -1,0 +1,387 @@
+// The page: takes a picture, obfuscates it here, sends what the obfuscator made, and shows what everybody sees of it.
+
+import { $, count, el, ms, paint, percent } from "./dom.js";
+import { frontier, leakage } from "./frontier.js";
+import { listen, loadSamples, markSample, showSamples } from "./inputs.js";
+import { answer, audit, bars, facts, inspect, picture, steps } from "./views.js";
+import { Client, EndpointError, loadBundle, loadPicture, sha256, toImageData } from "/js/sfumato.js";
+
+const state = {
+  models: null, // models.js, which brings ONNX Runtime Web
+  places: [], // the bundles' addresses
+  manifests: [],
+  bundles: [], // promises
+  attackers: [], // promises
+  classifier: null, // a promise
+  chosen: 0,
+  shown: null, // the picture: {picture, name, truth, place}
+  requested: false, // whether anything was sent for it
+  turn: 0, // of the picture that is being worked on; whatever belongs to an earlier one is dropped
+};
+
+start().catch(problem);
+
+async function start() {
+  if (typeof WebAssembly !== "object") throw new Error("This browser has no WebAssembly, which runs the obfuscator. Nothing was sent.");
+  const site = await json("/studio.json");
+  state.places = site.bundles;
+  state.classifierUrl = site.classifier;
+  [state.models, ...state.manifests] = await Promise.all([import("./models.js"), ...site.bundles.map((url) => json(`${url}bundle.json`))]);
+  offerBundles();
+  const samples = await loadSamples(site.samples.labels);
+  showSamples(samples, (sample) => show(sample.picture, { name: sample.name, truth: sample.label, place: samples.indexOf(sample) }));
+  listen((source, name) => show(source, { name }), problem);
+  $("always").addEventListener("change", again);
+  $("plain").addEventListener("change", again);
+  $("inspector").open = matchMedia("(min-width: 900px)").matches;
+  await showFirst(samples).catch(failed);
+  await showFrontier();
+  await loadTheRest();
+}
+
+/** The first sample that has to be sent, so that the page begins with something to see. */
+async function showFirst(samples) {
+  const bundle = await bundleAt(state.chosen);
+  await bundle.obfuscate(samples[0].picture); // the first run also builds things up; its time is nobody's
+  let place = 0;
+  for (const [i, sample] of samples.entries()) {
+    const { obfuscated } = await bundle.decide(sample.picture);
+    if (obfuscated === null) continue;
+    place = i;
+    break;
+  }
+  const sample = samples[place];
+  await show(sample.picture, { name: sample.name, truth: sample.label, place });
+}
+
+/** What the first picture did not need, so that the page works without the network from now on. */
+async function loadTheRest() {
+  $("status").textContent = "ready";
+  $("status").classList.add("ready");
+  for (const place of state.places.keys()) await attackerAt(place);
+  await classifier();
+  const tell = () => {
+    $("status").textContent = navigator.onLine ? "ready, also offline" : "offline: all but the cloud's answer works";
+  };
+  addEventListener("online", tell);
+  addEventListener("offline", tell);
+  tell();
+}
+
+const kept = (list, place, load) =>
+  (list[place] ??= load().catch((error) => {
+    list[place] = null; // to be tried again
+    throw error;
+  }));
+const bundleAt = (place) => kept(state.bundles, place, () => loadBundle(state.places[place], { ort: state.models.ort }));
+const attackerAt = (place) => kept(state.attackers, place, async () => state.models.loadAttacker(await bundleAt(place)));
+const classifier = () => kept(state, "classifier", () => state.models.loadClassifier(state.classifierUrl));
+
+/** Shows a picture of the visitor's, or a sample. */
+async function show(source, { name, truth = null, place = null }) {
+  const turn = ++state.turn;
+  state.requested = false;
+  clearProblem();
+  markSample(place);
+  $("flow").setAttribute("aria-busy", "true");
+  try {
+    const start = performance.now();
+    const loaded = await loadPicture(source);
+    if (turn === state.turn) state.shown = { picture: loaded, name, truth, place, decodeMs: performance.now() - start };
+  } catch (error) {
+    if (turn === state.turn) failed(error);
+    return;
+  }
+  if (turn === state.turn) await again();
+}
+
+/** Works on the picture that is shown, from its pixels on. */
+async function again() {
+  const { shown } = state;
+  if (shown === null) return;
+  const turn = ++state.turn;
+  clearProblem();
+  $("flow").setAttribute("aria-busy", "true");
+  try {
+    await work(shown, () => turn !== state.turn);
+  } catch (error) {
+    if (turn === state.turn) failed(error);
+  }
+}
+
+async function work(shown, outdated) {
+  state.requested = false;
+  const bundle = await bundleAt(state.chosen);
+  const start = performance.now();
+  const prepared = await bundle.prepare(shown.picture);
+  const prepareMs = shown.decodeMs + performance.now() - start;
+  const decision = await bundle.decide(prepared, { gate: !$("always").checked });
+  const stays = decision.obfuscated === null;
+  const obfuscated = decision.obfuscated ?? (await bundle.obfuscate(prepared)); // to be looked at; it is not sent
+  if (outdated()) return;
+
+  picture("original", toImageData(prepared));
+  const size = `${shown.picture.width} x ${shown.picture.height}`;
+  $("original-note").textContent = `${shown.name}, ${size}${shown.truth ? `, true class: ${shown.truth}` : ""}`;
+  answer("device-answer", "The device's own answer", decision.probabilities, bundle.labels, "stays");
+  if (bundle.gate) {
+    const rule = `Sent only if it is less than ${percent(bundle.gate.threshold)} sure.`;
+    $("device-answer").append(el("p", { class: "small faint" }, rule));
+  }
+  picture("travels", obfuscated.preview(), { dim: stays });
+  showTravels(stays, null);
+  $("verdict").textContent = stays ? "" : "Sending what the obfuscator made.";
+
+  const cloud = stays ? null : await ask(bundle, obfuscated, outdated);
+  if (outdated()) return;
+  showAnswer(bundle, decision, cloud, shown.truth);
+  const times = [
+    ["decode and fit", prepareMs],
+    [bundle.gate ? "obfuscate, with the device's answer" : "obfuscate", decision.milliseconds],
+    ["send, and wait for the answer", cloud?.roundTripMs ?? null],
+  ];
+  steps(times);
+
+  // After the answer, as these may have to be loaded first; without them, the rest still holds.
+  const optional = (load, run) => load().then((loaded) => loaded && run(loaded)).catch((error) => (outdated() || problem(error), null));
+  const restored = await optional(() => attackerAt(state.chosen), (attacker) => attacker(obfuscated));
+  const plain = $("plain").checked ? await optional(classifier, (classify) => classify(prepared)) : null;
+  if (outdated()) return;
+  showRestored(bundle, restored, stays);
+  answer("plain-answer", "The classifier on the original, run here", plain?.probabilities ?? null, bundle.labels, "accent");
+  steps([
+    ...times,
+    ["restore, as an attacker", restored?.milliseconds ?? null],
+    ...(plain ? [["classify the original here", plain.milliseconds]] : []),
+  ]);
+  $("flow").setAttribute("aria-busy", "false");
+}
+
+/** Asks the cloud, and shows the request that was made. */
+async function ask(bundle, obfuscated, outdated) {
+  let request = null;
+  const client = new Client(location.origin, bundle, {
+    onRequest: (made) => {
+      request = made;
+      state.requested = true;
+    },
+  });
+  const reply = await client.send(obfuscated).catch((error) => {
+    if (error instanceof EndpointError) return error;
+    throw error;
+  });
+  const hash = request && (await sha256(request.body));
+  if (!outdated()) {
+    inspect(request, hash);
+    showTravels(false, request && { bytes: request.body.length, hash });
+  }
+  return reply;
+}
+
+function showTravels(stays, sent) {
+  const chip = stays ? ["not sent", "stays"] : sent ? ["sent", "travels"] : ["on its way", ""];
+  $("sent").textContent = chip[0];
+  $("sent").className = `chip ${chip[1]}`;
+  if (stays) inspect(null, "");
+  $("travels-note").textContent = stays
+    ? "The device is sure enough, so this stays here too. It is what would travel."
+    : "All that leaves this browser, as people see it.";
+  $("travels-facts").replaceChildren(
+    ...facts([
+      ["bytes", stays ? "0" : sent ? count(sent.bytes) : "none yet"],
+      ...(sent ? [["SHA-256", el("span", { class: "mono", title: sent.hash }, `${sent.hash.slice(0, 8)} ... ${sent.hash.slice(-8)}`)]] : []),
+    ]),
+  );
+}
+
+function showRestored(bundle, restored, stays) {
+  const found = bundle.manifest.figures.audit?.best;
+  picture("restored", restored?.image ?? null, { dim: stays });
+  const name = state.models.attackerName(bundle.manifest);
+  [$("gained").textContent, $("gained").className] = stays ? ["gets nothing", "chip stays"] : ["restored", "chip leaks"];
+  $("restored-note").textContent = restored
+    ? `By the ${name}, run here${stays ? " on what would travel; he gets nothing" : ""}.`
+    : "There is no deobfuscator to run here.";
+  const rows = found
+    ? [["best in the audit", `${found.attacker}, ${found.threat}`], ["error (MSE)", found.mse.toFixed(4)], ["excess leakage", `at least ${found.excess_leakage.toFixed(2)}`]]
+    : [["audit", "none in this bundle"]];
+  $("restored-facts").replaceChildren(el("h3", {}, "Over all test pictures"), el("dl", {}, ...facts(rows)));
+}
+
+function showAnswer(bundle, decision, cloud, truth) {
+  const judged = (label) => (truth === null ? "" : label === truth ? " (right)" : ` (wrong: the true class is ${truth})`);
+  if (cloud === null) {
+    const [label, sure] = best(decision.probabilities, bundle.labels);
+    verdict([el("span", { class: "stays" }, label), `${judged(label)}: answered on this device, ${percent(sure, 0)} sure. Nothing was sent.`]);
+    $("asked").textContent = "not asked";
+    $("asked").className = "chip stays";
+    const send = el("button", { type: "button", click: () => $("always").click() }, "Send it anyway");
+    $("cloud-answer").replaceChildren(
+      el("p", { class: "label" }, "Not needed"),
+      el("p", { class: "faint small" }, `The device answers by itself where it is at least ${percent(bundle.gate.threshold)} sure.`),
+      send,
+    );
+    return;
+  }
+  if (cloud instanceof EndpointError) {
+    verdict([el("span", { class: "leaks" }, "The cloud did not answer"), ". The picture is still here, and everything but the cloud's answer works."]);
+    $("asked").textContent = "no answer";
+    $("asked").className = "chip leaks";
+    $("cloud-answer").replaceChildren(
+      el("p", { class: "small" }, cloud.message),
+      el("button", { type: "button", click: again }, "Try again"),
+    );
+    return;
+  }
+  const bytes = `${count(cloud.payloadBytes)} obfuscated bytes`;
+  verdict([el("span", { class: "travels" }, cloud.label), `${judged(cloud.label)}: answered by the cloud, ${percent(cloud.probability, 0)} sure, from ${bytes}. The picture stayed here.`]);
+  $("asked").textContent = ms(cloud.roundTripMs);
+  $("asked").className = "chip travels";
+  const warning = cloud.fingerprint === "match" ? [] : [el("p", { class: "small note" }, cloud.fingerprint === "differs" ? "The server has another classifier than the one this obfuscator was made for; its answers may be wrong." : "The server does not say which classifier it has.")];
+  $("cloud-answer").replaceChildren(el("p", { class: "label" }, cloud.label), bars(cloud.probabilities, bundle.labels, "travels", 5), ...warning);
+}
+
+function best(probabilities, labels) {
+  const sure = Math.max(...probabilities);
+  return [labels[probabilities.indexOf(sure)], sure];
+}
+
+const nameOf = (manifest) => manifest.recipe?.name ?? manifest.name;
+const DIALS = { sketch: ["code_bits", "bits of the code"], obfuscator: ["privacy_weight", "privacy weight (lambda)"] };
+const dialOf = ({ recipe }) => recipe?.[DIALS[recipe?.kind]?.[0]];
+
+/** The choice of a bundle, and a slider over those that differ by their dial. */
+function offerBundles() {
+  $("bundle").replaceChildren(...state.manifests.map((manifest, place) => el("option", { value: place }, nameOf(manifest))));
+  $("bundle").addEventListener("change", ({ target }) => choose(Number(target.value)));
+  $("dial").addEventListener("input", ({ target }) => choose(siblings()[Number(target.value)]));
+  choose(0);
+}
+
+/** Places of the bundles of the chosen one's kind, by their dial. */
+function siblings() {
+  const { kind } = state.manifests[state.chosen].recipe ?? {};
+  return [...state.places.keys()]
+    .filter((place) => state.manifests[place].recipe?.kind === kind && dialOf(state.manifests[place]) !== undefined)
+    .sort((a, b) => dialOf(state.manifests[a]) - dialOf(state.manifests[b]));
+}
+
+function choose(place) {
+  state.chosen = place;
+  const manifest = state.manifests[place];
+  $("bundle").value = String(place);
+  const row = siblings();
+  $("dial-label").hidden = row.length < 2;
+  if (row.length > 1) {
+    $("dial-name").textContent = DIALS[manifest.recipe.kind][1];
+    $("dial").max = String(row.length - 1);
+    $("dial").value = String(row.indexOf(place));
+    $("dial-value").textContent = dialOf(manifest);
+    $("dial").setAttribute("aria-valuetext", `${dialOf(manifest)}, ${nameOf(manifest)}`);
+  }
+  $("always").disabled = (manifest.gate ?? null) === null;
+  audit({ figures: {}, ...manifest });
+  state.plot?.select(nameOf(manifest));
+  again();
+}
+
+/** The plot: what is known of all audits, and what the bundles at hand say of themselves. */
+async function showFrontier() {
+  const { points } = await json("/frontier.json");
+  const own = state.manifests.filter(({ figures }) => figures?.audit?.best && figures.audit.utility).map((manifest) => ({
+    name: nameOf(manifest), accuracy: manifest.figures.audit.utility.accuracy_obfuscated,
+    excess_leakage: manifest.figures.audit.best.excess_leakage, best_attacker: manifest.figures.audit.best.attacker,
+    role: "this", budget: manifest.figures.audit.budget?.name,
+  }));
+  const names = new Set(own.map(({ name }) => name));
+  const ours = (point) => (names.has(point.name.replace(/, gated$/, "")) ? { ...point, role: "own" } : point);
+  const all = [...points.filter(({ name }) => !names.has(name)).map(ours), ...own];
+  let picked = all.find(({ name }) => name === nameOf(state.manifests[state.chosen])) ?? all[0];
+  const onPick = (point) => {
+    picked = point;
+    showPoint(point).catch(problem);
+  };
+  const draw = () => {
+    const width = Math.min(760, Math.max(320, $("plot").clientWidth));
+    state.plot = frontier(all, { width, zoom: $("zoom").checked, onPick });
+    $("plot").replaceChildren(state.plot.element);
+    state.plot.select(picked.name);
+  };
+  $("zoom").addEventListener("change", draw);
+  addEventListener("resize", draw);
+  draw();
+  await showPoint(picked);
+}
+
+/** What a point stands for, with the picture that is shown above, if it can be worked out here. */
+async function showPoint(point) {
+  const place = state.manifests.findIndex((manifest) => [nameOf(manifest), `${nameOf(manifest)}, gated`].includes(point.name));
+  const rows = [
+    ["accuracy", percent(point.accuracy)],
+    ["excess leakage", leakage(point)],
+    ...(point.best_attacker ? [["best attacker", point.best_attacker]] : []),
+    ...(point.budget ? [["audited at", point.budget]] : []),
+  ];
+  const use = place >= 0 && place !== state.chosen ? [el("button", { type: "button", click: () => choose(place) }, "Use it above")] : [];
+  $("point").replaceChildren(el("h2", {}, point.name), el("dl", {}, ...facts(rows)), ...(await pictures(point, place)), ...use);
+}
+
+async function pictures(point, place) {
+  if (state.shown === null) return [];
+  const bundle = await bundleAt(Math.max(0, place));
+  const prepared = await bundle.prepare(state.shown.picture);
+  const original = toImageData(prepared);
+  if (point.role === "identity") return [strip([original, "original"], [original, "travels: itself"], [original, "an attacker sees"])];
+  if (point.role === "local") return [strip([original, "original"], [null, "nothing travels"], [null, "only the label"])];
+  if (point.role === "gated") return [strip([original, "original"], [original, "travels itself, if the device is unsure"], [original, "an attacker sees"])];
+  if (place < 0) {
+    const how = point.role === "baseline" ? `Make it with: sfumato baseline ${point.name}. Then start` : "Start";
+    return [el("p", { class: "small faint" }, `No bundle of it is at hand, so its pictures cannot be shown. ${how} the studio with --obfuscator and the bundle's folder.`)];
+  }
+  const obfuscated = await bundle.obfuscate(prepared);
+  const attacker = await attackerAt(place);
+  const restored = attacker && (await attacker(obfuscated)).image;
+  return [strip([original, "original"], [obfuscated.preview(), "travels"], [restored, restored ? state.models.attackerName(bundle.manifest) : "no deobfuscator"])];
+}
+
+function strip(...parts) {
+  const figures = parts.map(([image, caption]) => {
+    const canvas = el("canvas", { role: "img", "aria-label": caption });
+    paint(canvas, image);
+    return el("figure", {}, canvas, el("figcaption", {}, caption));
+  });
+  return el("div", { class: "strip" }, ...figures);
+}
+
+function verdict(parts) {
+  $("verdict").replaceChildren(...parts);
+}
+
+/** Fails closed: nothing of this picture is sent, and nothing of an earlier one is left to be taken for its own. */
+function failed(error) {
+  for (const place of ["original", "travels", "restored"]) picture(place, null);
+  for (const place of ["device-answer", "plain-answer", "travels-facts", "restored-facts", "cloud-answer", "steps"]) $(place).replaceChildren();
+  for (const place of ["original-note", "travels-note", "restored-note"]) $(place).textContent = "\u00a0";
+  for (const place of ["sent", "asked"]) [$(place).textContent, $(place).className] = ["nothing", "chip"];
+  if (!state.requested) inspect(null, "");
+  state.shown = null;
+  $("flow").setAttribute("aria-busy", "false");
+  verdict([state.requested ? "Something went wrong. The picture is still here." : "Nothing was sent."]);
+  problem(error);
+}
+
+function problem(error) {
+  $("problem").textContent = error.message;
+  $("problem").hidden = false;
+  if ($("status").textContent === "loading") $("status").textContent = "not ready";
+}
+
+function clearProblem() {
+  $("problem").hidden = true;
+}
+
+async function json(url) {
+  const reply = await fetch(url);
+  if (!reply.ok) throw new Error(`${url} cannot be loaded (status ${reply.status}); is the studio still running?`);
+  return reply.json();
+}

@@ -1,0 +1,254 @@
+"""`sfumato.js` in a real browser: it computes what Python computes, and sends nothing else."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+import tiny
+from recording import leaked
+from sfumato import cloud, shipped, wire
+from sfumato.bundle import Bundle
+from sfumato.device import Obfuscator, load_picture, prepare
+from sfumato.device.gating import softmax
+from sfumato.device.picture import fit
+from sfumato.studio import Pages, collect
+from studio.browsing import array, module, open_page, photo, rgb
+from studio.conftest import Tap
+
+pytestmark = pytest.mark.browser
+
+TOLERANCE = 1e-5
+PICTURES = 100
+Pixels = NDArray[np.uint8]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Pixels:
+    """The shipped pictures, the same mirrored, and upside down: (100, 32, 32, 3)."""
+    real = np.stack([sample.pixels for sample in shipped.samples()])
+    return np.concatenate([real, real[:, :, ::-1], real[:, ::-1]])[:PICTURES]
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_browser_computes_what_python_computes(
+    bench: Any, bundles: list[Bundle], pictures: Pixels, place: int
+) -> None:
+    code = """
+      const bundle = await sfumato.loadBundle(`/bundles/${given.place}/`, { ort });
+      const outputs = [];
+      for (const one of given.pictures) {
+        const { probabilities, obfuscated } = await bundle.decide(picture(one), { gate: false });
+        outputs.push([text(obfuscated.tensor), probabilities]);
+      }
+      return outputs;"""
+    outputs = module(bench, code, {"place": place, "pictures": [rgb(pixels) for pixels in pictures]})
+    expected, own = Obfuscator(bundles[place])._run(
+        np.stack([prepare(p, bundles[place].preprocessing) for p in pictures])
+    )
+    got = np.stack([array(tensor, np.float32).reshape(3, 32, 32) for tensor, _ in outputs])
+    # In float32, relative to values beyond 1: the paper's obfuscator makes some of 20 and more.
+    np.testing.assert_allclose(got, expected, rtol=TOLERANCE, atol=TOLERANCE)
+    if own is not None:
+        assert np.abs(np.array([row for _, row in outputs]) - softmax(own)).max() <= TOLERANCE
+        decided = [d.obfuscated is None for d in Obfuscator(bundles[place]).decide_batch(list(pictures))]
+        code = code.replace("{ gate: false }", "{}").replace("text(obfuscated.tensor)", "obfuscated === null")
+        told = module(bench, code, {"place": place, "pictures": [rgb(pixels) for pixels in pictures]})
+        assert [stays for stays, _ in told] == decided
+
+
+SIZES = [(150, 220), (97, 61), (1000, 33), (7, 9), (32, 32), (33, 32), (1, 1), (480, 641), (64, 64)]
+
+
+@pytest.mark.parametrize("wanted", [(32, 32), (24, 40)])
+def test_pictures_are_fitted_to_the_same_pixels(bench: Any, wanted: tuple[int, int]) -> None:
+    """To the last bit, but for tall ones: there, Pillow 13 goes along columns first, and rounds otherwise."""
+    pictures = [np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8) for size in SIZES]
+    code = "return given.pictures.map((one) => text(sfumato.fit(picture(one), ...given.wanted).data));"
+    fitted = module(bench, code, {"pictures": [rgb(pixels) for pixels in pictures], "wanted": wanted})
+    for pixels, got in zip(pictures, fitted, strict=True):
+        difference = np.abs(array(got, np.uint8).reshape(*wanted, 3).astype(int) - fit(pixels, *wanted))
+        tall = pixels.shape[0] * wanted[1] > pixels.shape[1] * wanted[0]
+        assert difference.max() <= (1 if tall else 0), pixels.shape
+
+
+def files() -> dict[str, bytes]:
+    """Pictures as files of several kinds."""
+    image = Image.fromarray(photo(3))
+    turned = image.getexif()
+    turned[ExifTags.Base.Orientation] = 6
+    translucent = image.copy()
+    translucent.putalpha(Image.fromarray(photo(4)[..., 0]))
+    kinds: dict[str, tuple[Image.Image, str, dict[str, Any]]] = {
+        "png": (image, "PNG", {}),
+        "grey png": (image.convert("L"), "PNG", {}),
+        "half-transparent png": (translucent, "PNG", {}),
+        "jpeg": (image, "JPEG", {"quality": 80}),
+        "turned jpeg": (image, "JPEG", {"quality": 95, "subsampling": 0, "exif": turned}),
+    }
+    made = {}
+    for name, (one, form, options) in kinds.items():
+        stream = io.BytesIO()
+        one.save(stream, form, **options)
+        made[name] = stream.getvalue()
+    return made
+
+
+def test_files_are_decoded_to_the_same_pixels(bench: Any) -> None:
+    code = """
+      const { width, height, data } = await sfumato.loadPicture(new Blob([bytes(given)]));
+      return [height, width, text(data)];"""
+    for name, file in files().items():
+        height, width, data = module(bench, code, base64.b64encode(file).decode())
+        np.testing.assert_array_equal(array(data, np.uint8).reshape(height, width, 3), load_picture(file), name)
+
+
+def test_a_request_is_byte_for_byte_the_python_clients(bench: Any) -> None:
+    values = np.random.default_rng(2).normal(size=(1, 3, 4, 4)).astype(np.float32)
+    code = """
+      const { encodeRequest } = await import("/js/wire.js");
+      const values = new Float32Array(bytes(given.data).buffer);
+      const { body, headers } = encodeRequest("input", [1, 3, 4, 4], values, given.output);
+      return [text(body), headers];"""
+    data = base64.b64encode(values.tobytes()).decode()
+    for output in ("logits", "größe", None):
+        body, headers = module(bench, code, {"data": data, "output": output})
+        wanted = wire.encode_request(
+            wire.InferRequest(
+                inputs=(wire.Tensor("input", values),),
+                outputs=() if output is None else (wire.RequestedOutput(output, binary=True),),
+                parameters={"binary_data_output": True} if output is None else {},
+            )
+        )
+        assert array(body, np.uint8).tobytes() == wanted.body
+        assert headers == wanted.headers()
+
+
+MALFORMED = [
+    (b"", None),
+    (b"junk", None),
+    (b"[]", None),
+    (b'{"outputs":[]}', None),
+    (b'{"outputs":[{"name":"x","datatype":"INT64","shape":[1,1],"data":[1]}]}', None),
+    (b'{"outputs":[{"name":"x","datatype":"FP32","shape":[1,2],"data":[1]}]}', None),
+    (b'{"outputs":[{"name":"x","datatype":"FP32","shape":[-1,2],"data":[1]}]}', None),
+    (b'{"outputs":[{"name":"x","datatype":"FP32","shape":[1,1],"data":["1"]}]}', None),
+    (b'{"outputs":[{"name":"x","datatype":"FP32","shape":[1,1],"parameters":{"binary_data_size":4}}]}', "94"),
+    (b'{"outputs":[{"name":"x","datatype":"FP32","shape":[1,1],"parameters":{"binary_data_size":-4}}]}', "95"),
+    (b'{"outputs":[{"name":"x","datatype":"FP32","shape":[1,1],"data":[1]}]}extra', "69"),
+    (b"{}", "3"),
+    (b"{}", "-1"),
+    (b"{}", "x"),
+    (b"{}", "1.5"),
+]
+
+
+def test_a_malformed_answer_is_an_error_of_ours(bench: Any) -> None:
+    code = """
+      const { decodeResponse } = await import("/js/wire.js");
+      return Promise.all(given.map(([body, length]) => kind(() => decodeResponse(bytes(body), length))));"""
+    said = module(bench, code, [[base64.b64encode(body).decode(), length] for body, length in MALFORMED])
+    assert [line.split(":")[0] for line in said] == ["EndpointError"] * len(MALFORMED)
+
+
+def test_only_what_an_obfuscator_made_can_be_sent(browser: Any, tap: Tap) -> None:
+    page, _ = open_page(browser, tap.url)
+    before = len(tap.recorded)
+    code = """
+      const bundle = await sfumato.loadBundle("/bundles/1/", { ort });
+      const client = new sfumato.Client(location.origin, bundle);
+      const real = await bundle.obfuscate(picture(given));
+      const tensor = new Float32Array(3 * 32 * 32);
+      const lookalike = Object.create(sfumato.ObfuscatedPicture.prototype);
+      real.tensor.fill(0.5);  // a copy: what is sent cannot be changed from outside
+      if (real.tensor.every((value) => value === 0.5)) return ["changed"];
+      const things = [tensor, { tensor, shape: real.shape }, lookalike, picture(given), null, undefined, new Blob()];
+      const said = [];
+      for (const thing of things) said.push(await kind(() => client.send(thing)));
+      said.push(await kind(() => new sfumato.ObfuscatedPicture(Symbol(), tensor, bundle.preprocessing)));
+      said.push(await kind(() => new sfumato.Bundle(Symbol())));
+      said.push(await kind(() => new sfumato.Client(location.origin, { decide: () => real })));
+      return said;"""
+    said = module(page, code, rgb(photo()))
+    assert [line.split(":")[0] for line in said] == ["BundleError"] * 10
+    assert b"/infer" not in tap.recorded[before:]
+
+
+def test_an_obfuscator_that_does_not_hide_the_picture_is_refused(browser: Any, tmp_path: Path) -> None:
+    kinds = ("identity", "normalised", "nan", "shape")
+    made = [tiny.save_bundles(tmp_path / kind, kind)[0] for kind in kinds]
+    made.append(tiny.save_bundles(tmp_path / "own", threshold=0.5, own="nan")[0])
+    classifier = tiny.save_bundles(tmp_path / "good")[1]
+    with cloud.running([cloud.ServedModel(classifier.path)], pages=Pages(collect(made, classifier))) as url:
+        tap = Tap(url)
+        page, _ = open_page(browser, tap.url, ready=False)
+        page.locator("#problem", has_text="nothing was sent").wait_for()  # the page itself, with the first of them
+        code = """
+          const said = [];
+          for (const place of given.places) {
+            const bundle = await sfumato.loadBundle(`/bundles/${place}/`, { ort });
+            said.push(await kind(() => new sfumato.Client(location.origin, bundle).classify(picture(given.pixels))));
+          }
+          return said;"""
+        said = module(page, code, {"places": list(range(5)), "pixels": rgb(photo())})
+        assert all(re.fullmatch(r"BundleError: .*nothing was sent", line) for line in said), said
+        assert tap.requests(b"POST") == 0
+        assert leaked(bytes(tap.recorded), photo()) == set()
+        tap.close()
+
+
+def test_a_damaged_or_foreign_bundle_is_refused(page: Any) -> None:
+    code = "return kind(() => sfumato.loadBundle(given, { ort }));"
+    assert (
+        module(page, code, "/classifier/")
+        == "BundleError: this bundle is of kind classifier; an obfuscator's is needed"
+    )
+    assert "cannot be loaded" in module(page, code, "/nothing/")
+    page.route("**/bundles/1/obfuscator.onnx", lambda route: route.fulfill(body=b"changed"))
+    assert "was changed or damaged" in module(page, code, "/bundles/1/")
+
+
+WRONG_ANSWERS: list[tuple[dict[str, Any], str]] = [
+    ({"status": 500, "body": '{"error": "broken"}'}, "status 500: broken"),
+    ({"status": 401, "body": "<html>"}, "status 401"),
+    ({"status": 302, "headers": {"Location": "http://127.0.0.1:9/"}}, "no answer from"),
+    ({"status": 200, "body": "<html>"}, "not valid JSON"),
+    ({"status": 200, "body": '{"outputs":[{"name":"logits","datatype":"FP32","shape":[1,2],"data":[1,2]}]}'}, "shape"),
+    ({"status": 200, "body": '{"outputs":[{"name":"other","datatype":"FP32","shape":[1,1],"data":[1]}]}'}, "lacks"),
+]
+
+
+def fulfill(answer: dict[str, Any], route: Any) -> None:
+    route.fulfill(**answer)
+
+
+def test_what_an_endpoint_gets_wrong_is_said(bench: Any) -> None:
+    code = """
+      const bundle = await sfumato.loadBundle("/bundles/1/", { ort });
+      return kind(() => new sfumato.Client(location.origin, bundle).classify(picture(given)));"""
+    for answer, says in WRONG_ANSWERS:
+        bench.route("**/infer", partial(fulfill, answer))
+        said = module(bench, code, rgb(photo()))
+        bench.unroute("**/infer")
+        assert said.startswith("EndpointError: "), said
+        assert says in said
+
+
+def test_a_token_does_not_travel_readably(bench: Any) -> None:
+    code = """
+      const bundle = await sfumato.loadBundle("/bundles/1/", { ort });
+      const say = (...given) => kind(() => new sfumato.Client(given[0], bundle, { token: given[1] }));
+      return [await say("http://192.0.2.1", "t"), await say("https://192.0.2.1", "t"), await say("ftp://192.0.2.1")];"""
+    readable, secret, foreign = module(bench, code)
+    assert readable == "EndpointError: the token would travel readably to 192.0.2.1; use https"
+    assert secret == "nothing"
+    assert foreign.startswith("EndpointError: the server's address must look like")
