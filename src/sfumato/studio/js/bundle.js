@@ -74,7 +74,7 @@ export class Bundle {
 
   constructor(maker, base, manifest, ort, session) {
     if (maker !== MAKER) throw new BundleError("bundles are made by loadBundle");
-    const outputs = manifest.gate === null ? 1 : 2;
+    const outputs = 1 + Number(manifest.gate !== null) + Number("decoder.onnx" in manifest.files);
     if (session.inputNames.length !== 1 || session.outputNames.length !== outputs) {
       throw new BundleError(`obfuscator.onnx must have one input and ${outputs} outputs, as bundle.json states`);
     }
