@@ -72,6 +72,12 @@ def test_what_travels_depends_on_the_code_alone_also_for_gradients():
     assert not torch.autograd.grad(drawing.sum(), x, allow_unused=True)[0], "nothing goes past the code"
 
 
+def test_an_attacker_has_a_gradient_through_the_learned_bits():
+    net, x = sketcher(), PICTURES.clone().requires_grad_()
+    SketchTravels(net, Normalize((0.5,) * 3, (0.25,) * 3))(x).square().sum().backward()
+    assert float(x.grad.abs().max()) > 0
+
+
 def test_the_graph_is_normalised_and_its_answers_are_calibrated():
     net, normalize = sketcher(), Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
     with torch.no_grad():

@@ -21,7 +21,7 @@ from sfumato.audit.load import load_target
 from sfumato.bundle import DECODER_ONNX, OBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS, Bundle
 from sfumato.data import load_images
 from sfumato.device import Obfuscator
-from sfumato.errors import BundleError, DataError, Interrupted, RecipeError, TrainingError
+from sfumato.errors import BundleError, ClassifierError, DataError, Interrupted, RecipeError, TrainingError
 from sfumato.onnxfile import OnnxFunction
 from sfumato.training import Run, run, train
 from sfumato.training.recipe import parse_recipe
@@ -273,7 +273,7 @@ def test_a_teacher_for_other_pictures_is_refused(in_memory, tmp_path, trained):
 
 
 def test_a_classifier_that_is_not_there_or_is_none_is_refused(in_memory, tmp_path, trained):
-    with pytest.raises(BundleError, match="no bundle at"):
+    with pytest.raises(ClassifierError, match="is no classifier that can be found"):
         train(recipe("obfuscator", classifier=str(tmp_path / "absent")), tmp_path / "a", accelerator="cpu")
     with pytest.raises(BundleError, match="'classifier' is needed"):
         train(recipe("obfuscator", classifier=str(trained[1].path)), tmp_path / "b", accelerator="cpu")

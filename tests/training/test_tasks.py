@@ -239,6 +239,19 @@ def test_a_share_of_each_batch_is_drawn_in_training_and_all_of_it_otherwise(monk
     assert drawn == [4, 3, 2, 4]
 
 
+def test_the_trunk_is_trained_for_the_devices_answer_alone():
+    task = sketch_task()
+    task(PICTURES.float(), LABELS)["loss"].backward()
+    first = next(task.sketcher.trunk.parameters())
+    got = first.grad.clone()
+    task.zero_grad()
+    own = task.sketcher.look(PICTURES.float())[1]
+    teacher = task.classifier(task.normalize(PICTURES.float())).detach()
+    alone = 0.75 * classification_loss(own, LABELS) + 0.25 * distillation_loss(own, teacher, temperature=2.0)
+    alone.backward()
+    torch.testing.assert_close(got, first.grad)
+
+
 def test_a_sketchs_panel_shows_pictures_and_drawings():
     task = sketch_task().eval()
     rows = task.panel(PICTURES.float())

@@ -114,17 +114,16 @@ class Sketcher(nn.Module):
             nn.Sigmoid(),
         )
 
-    def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def look(self, images: Tensor, *, bits_alone: bool = False) -> tuple[Tensor, Tensor]:
         """The code and the device's own answer.
 
         Args:
             images: (N, 3, H, W) float32 in [0, 1].
+            bits_alone: let what is learned from the code reach the learned bits, but not the trunk beneath them.
 
         Returns:
             Codes (N, classes + learned bits) float32, a 1 for the answer among 0 for the other classes and then +1 or
-            -1 for each learned bit; and logits (N, classes) float32. What is learned from the code does not reach the
-            trunk, which is trained for the answer alone: what the cloud makes of few bits cannot be better than the
-            answer, and to the trunk its gradient through a frozen classifier is noise.
+            -1 for each learned bit; and logits (N, classes) float32.
         """
         features = self.trunk.features((images - 0.5) / 0.25).float()
         logits = self.trunk.head(features)
@@ -132,7 +131,7 @@ class Sketcher(nn.Module):
         answer = (classes == logits.argmax(dim=1, keepdim=True)).to(features.dtype)
         if self.to_bits is None:
             return answer, logits
-        return torch.cat([answer, sign(self.to_bits(features.detach()))], dim=1), logits
+        return torch.cat([answer, sign(self.to_bits(features.detach() if bits_alone else features))], dim=1), logits
 
     def pack(self, code: Tensor) -> Tensor:
         """Codes, as `look` gives them -> (N, B) uint8: the bits from the left, zeros after them.
