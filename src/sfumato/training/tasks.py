@@ -275,8 +275,8 @@ class SketchTask(nn.Module):
     Both answers are asked for: the classifier's, which sees the drawing alone, and the device's own, which is drawn
     and decides what is sent at all. What may leak is limited by the code's bits, so nothing is trained to beat an
     attacker. The trunk is trained for the device's answer alone: what the cloud makes of few bits cannot be better, and
-    its gradient through a frozen classifier is noise to the trunk. To learn to draw takes far fewer pictures than to learn to look, and costs more for each, so in training
-    only a share of each batch is drawn.
+    its gradient through a frozen classifier is noise to the trunk. To learn to draw takes far fewer pictures than to
+    learn to look, and costs more for each, so in training only a share of each batch is drawn.
 
     Source: the objective of both answers is that of Hinton et al. 2015, section 2, with the frozen classifier's
     answer on the plain picture as the teacher.
