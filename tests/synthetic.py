@@ -34,11 +34,18 @@ def image_set(count: int, *, size: tuple[int, int] = (32, 32), seed: int = 0) ->
     return ImageSet(images, torch.arange(count) % len(CLASSES), CLASSES, "synthetic", f"hash-{count}-{seed}")
 
 
-def save_folder(folder: Path, *, train: int = 16, test: int = 8, size: tuple[int, int] = (32, 32)) -> Path:
+def save_folder(
+    folder: Path,
+    *,
+    train: int = 16,
+    test: int = 8,
+    size: tuple[int, int] = (32, 32),
+    names: tuple[str, ...] = CLASSES,
+) -> Path:
     """The same pictures as PNG files: `train/apple/00.png` and so on."""
     for split, count in (("train", train), ("test", test)):
         for index, picture in enumerate(pixels(count, size=size, seed=len(split))):
-            file = folder / split / CLASSES[index % len(CLASSES)] / f"{index:02d}.png"
+            file = folder / split / names[index % len(CLASSES)] / f"{index:02d}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(png(picture))
     return folder

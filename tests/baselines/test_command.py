@@ -14,6 +14,7 @@ from sfumato import shipped
 from sfumato.baselines import METHODS, load_module
 from sfumato.bundle import Bundle
 from sfumato.classifiers import load_classifier
+from synthetic import CLASSES, save_folder
 
 
 def baseline(*arguments: object, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -30,8 +31,10 @@ def baseline(*arguments: object, code: int = 0, **environment: str) -> subproces
 
 
 @pytest.fixture
-def data(tmp_path: Path, picture_folder: Path) -> list[object]:
-    return ["--data", picture_folder, "-o", tmp_path / "out"]
+def data(tmp_path: Path) -> list[object]:
+    """Pictures that are called as the shipped classifier calls its first classes."""
+    names = Bundle.load(shipped.classifier_bundle()).labels[: len(CLASSES)]
+    return ["--data", save_folder(tmp_path / "pictures", names=names), "-o", tmp_path / "out"]
 
 
 @pytest.fixture
