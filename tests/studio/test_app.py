@@ -181,7 +181,7 @@ def test_the_types_are_those_of_the_module() -> None:
 
 
 def test_the_plot_shows_the_audits_that_were_run() -> None:
-    from sfumato.audit.frontier import collect as audited
+    from sfumato.audit.points import collect as audited
 
     shown = json.loads(assets.FRONTIER.read_text(encoding="utf-8"))["points"]
     current = audited(ROOT / "results" / "audits")
