@@ -109,6 +109,12 @@ def test_the_first_sentence_has_the_figures_and_the_class_mean():
         assert figure in sentence
 
 
+def test_of_few_pictures_the_class_mean_is_told_on_the_same_ones():
+    audit = fake_audit(mse=0.06)
+    audit["best"] |= {"test_pictures": 200, "excess_leakage": 0.2}
+    assert "has 0.0750 on the same 200 pictures: an excess leakage of at least 0.20" in decide(audit).sentences[0]
+
+
 @pytest.mark.parametrize("threat", [str(threat) for threat in Threat])
 @pytest.mark.parametrize("pairs", [None, 123])
 def test_every_threat_model_has_words(threat, pairs):

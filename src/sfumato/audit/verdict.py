@@ -209,8 +209,8 @@ def _what_he_gets(audit: dict[str, Any], finding: Finding, doubts: list[str]) ->
         figures = (
             f"MSE {decimals(best['mse'], 4)}, PSNR {decimals(best['psnr_db'], 2)} dB and SSIM "
             f"{decimals(best['ssim'], 3)} (attacker: {best['attacker']}), where the class mean, which the label alone "
-            f"gives, has {_class_mean(audit)}: an excess leakage of at least {decimals(best['excess_leakage'], 2)} "
-            "(0: only the label leaks, 1: the picture)"
+            f"gives, has {_class_mean(audit, best)}: an excess leakage of at least "
+            f"{decimals(best['excess_leakage'], 2)} (0: only the label leaks, 1: the picture)"
         )
         if views is not None:
             figures += f", and of {decimals(views['excess_leakage'], 2)} if a picture is sent {views['views']} times"
@@ -226,8 +226,11 @@ def _what_he_gets(audit: dict[str, Any], finding: Finding, doubts: list[str]) ->
     return sentence[0].upper() + sentence[1:] + "."
 
 
-def _class_mean(audit: dict[str, Any]) -> str:
-    mse = audit["class_mean_mse"]
+def _class_mean(audit: dict[str, Any], best: dict[str, Any]) -> str:
+    """The class mean's figures, on the pictures that the best attacker was measured on."""
+    mse, count = audit["class_mean_mse"], best.get("test_pictures")
+    if count and count < audit["data"]["test_pictures"] and best["excess_leakage"] > 0:
+        return f"{decimals(best['mse'] / (1 - best['excess_leakage']), 4)} on the same {count:,} pictures"
     for row in audit.get("references") or []:
         if math.isclose(row["mse"], mse, rel_tol=1e-6):
             return f"{decimals(mse, 4)}, {decimals(row['psnr_db'], 2)} dB and {decimals(row['ssim'], 3)}"
