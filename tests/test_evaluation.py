@@ -17,7 +17,7 @@ from sfumato.errors import BundleError
 from sfumato.evaluation import evaluate_classifier, evaluate_obfuscator
 from sfumato.nets import Deobfuscator, Obfuscator
 from synthetic import image_set
-from tiny import logits, obfuscate, own_logits, save_bundles, save_obfuscator
+from tiny import LABELS, logits, obfuscate, own_logits, save_bundles, save_obfuscator
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_what_is_restored_is_clipped_to_what_a_picture_can_hold(tmp_path):
     obfuscator, classifier = save_bundles(tmp_path)
     save_obfuscator(obfuscator.path / "deobfuscator.onnx")  # restores nothing, far outside [0, 1]
     obfuscator.save()
-    pictures = image_set(3, size=(8, 8))
+    pictures = replace(image_set(3, size=(8, 8)), names=LABELS)
     plain = pictures.images.numpy().astype("float32") / 255
     restored = obfuscate(obfuscate(plain))
     assert restored.min() < -0.1 or restored.max() > 1.1
@@ -122,7 +122,7 @@ def test_pictures_of_another_size_are_refused(trained):
 def test_a_classifier_that_is_always_right_has_accuracy_one(tiny_bundles):
     _, classifier = tiny_bundles
     plain = replace(classifier, preprocessing=Preprocessing(8, 8))
-    pictures = image_set(9, size=(8, 8))
+    pictures = replace(image_set(9, size=(8, 8)), names=LABELS)
     answers = logits(pictures.images.numpy().astype("float32") / 255)
     right = replace(pictures, labels=torch.from_numpy(answers.argmax(axis=1)))
     wrong = replace(right, labels=(right.labels + 1) % 4)
@@ -148,7 +148,10 @@ def gated_images() -> ImageSet:
     pixels[::4, 0] = 255
     pixels[1::4] = pixels[1::4, :1]
     return replace(
-        image_set(40, size=(8, 8)), images=torch.from_numpy(pixels), labels=torch.from_numpy(rng.integers(0, 4, 40))
+        image_set(40, size=(8, 8)),
+        images=torch.from_numpy(pixels),
+        labels=torch.from_numpy(rng.integers(0, 4, 40)),
+        names=LABELS,
     )
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from sfumato.bundle import CLASSIFIER_ONNX, DEOBFUSCATOR_ONNX, OBFUSCATOR_ONNX, Bundle, Preprocessing
+from sfumato.bundle import CLASSIFIER_ONNX, DECODER_ONNX, DEOBFUSCATOR_ONNX, OBFUSCATOR_ONNX, Bundle, Preprocessing
 from sfumato.data import ImageSet
 from sfumato.device.gating import has_to_be_sent, softmax
 from sfumato.errors import BundleError
@@ -149,7 +149,8 @@ def device_logits(outputs: list[Array], obfuscator: Bundle) -> Array:
     """
     travels, *own = outputs
     shape = (len(travels), len(obfuscator.labels))
-    if not own or own[0].shape != shape or not np.isfinite(own[0]).all():
+    expected = 1 + (DECODER_ONNX in obfuscator.files)
+    if len(own) != expected or own[0].shape != shape or not np.isfinite(own[0]).all():
         raise BundleError(
             f"{obfuscator.path} has a gate, and so needs a second output of finite logits {shape}; "
             f"got {[part.shape for part in own] or 'none'}"
