@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from statistics import mean, stdev
 
 import numpy as np
 import pytest
@@ -140,6 +141,18 @@ def test_the_readme_has_the_verdict_on_the_default_obfuscator_whatever_it_says()
     audit = json.loads((ROOT / "results" / "audits" / "cifar10-resnet20-sketch.json").read_text(encoding="utf-8"))
     for sentence in audit["verdict"]["sentences"]:
         assert sentence in README
+
+
+def test_the_readme_has_the_mean_over_the_training_seeds():
+    name = "cifar10-resnet20-sketch"
+    files = [ROOT / "results" / "audits" / f"{name}.json", *(ROOT / "results" / "seeds").glob(f"{name}-*.json")]
+    audits = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    assert len({audit["target"]["fingerprint"] for audit in audits}) == 3, "three trainings, not one three times"
+    assert {audit["budget"]["name"] for audit in audits} == {"standard"}
+    accuracies = [100 * audit["utility"]["accuracy_obfuscated"] for audit in audits]
+    leakages = [audit["best"]["excess_leakage"] for audit in audits]
+    assert f"| {mean(accuracies):.2f} % ± {stdev(accuracies):.2f} |" in README
+    assert f"| {mean(leakages):.3f} ± {stdev(leakages):.3f} |" in README
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "results" / "audits").glob("*.json")), ids=lambda file: file.stem)
