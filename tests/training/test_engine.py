@@ -2,6 +2,7 @@ import copy
 import math
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -202,8 +203,9 @@ def test_a_finished_run_resumes_to_its_figures(checkpoint, undisturbed):
 
 def test_a_second_interrupt_does_not_wait(checkpoint):
     def twice(_loss):
-        # To this very thread: sent to the process, two may arrive as one.
+        # To this very thread, and one after the other has been handled: otherwise two may arrive as one.
         signal.raise_signal(signal.SIGINT)
+        time.sleep(0.05)
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
