@@ -11,8 +11,8 @@ Two kinds exist:
 * ``obfuscator``: `obfuscator.onnx` (picture in [0, 1] to classifier input), `obfuscator.safetensors`, and, where one
   was made beside it, a deobfuscator in `deobfuscator.onnx` / `deobfuscator.safetensors`. With a `gate`, the graph of
   `obfuscator.onnx` has a second output, `device_logits`: the device's own answer, calibrated logits (N, classes)
-  float32. With a `decoder.onnx` it has one more, `code`: (N, B) uint8, from which the decoder, which is no secret and
-  runs in the cloud before the classifier, makes the classifier's input.
+  float32. With a `decoder.onnx` it has one more, the last, `code`: (N, B) uint8, from which the decoder, which is no
+  secret and runs in the cloud before the classifier, makes the classifier's input.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ def import_object(given: str, error: type[SfumatoError]) -> Any:
         found: Any = import_module(where)
         for part in name.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as reason:
-        raise error(f"{given!r} cannot be imported from {folder}: {reason}") from reason
+    except Exception as reason:  # whatever the module's own code raises
+        told = f"{type(reason).__name__}: {reason}"
+        raise error(f"{given!r} cannot be imported from {folder}: {told}") from reason
     return found

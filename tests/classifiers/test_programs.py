@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import brought
+from sfumato.classifiers import programs
 from sfumato.classifiers.programs import Program, load_program, picture_size, save_program
 from sfumato.errors import ClassifierError
 
@@ -127,6 +128,7 @@ def _shaped(model: Any) -> Any:
     [
         (_calls("torch.load"), "no operator of torch's core library"),
         (_calls("torch.ops.torchvision.nms.default"), "no operator of torch's core library"),
+        (_calls("torch.ops.aten.from_file.default"), "no operator of torch's core library"),
         (_calls("_operator.methodcaller"), "no operator of torch's core library"),
         (_names("x = __import__('os').getcwd()"), "a plain name is expected"),
         (_sized("__import__('os').getcwd()"), "a plain name is expected"),
@@ -137,6 +139,16 @@ def _shaped(model: Any) -> Any:
 def test_anything_that_could_be_code_is_refused(program, tmp_path, change, said):
     with pytest.raises(ClassifierError, match=said):
         load_program(changed(program, tmp_path / "bad.pt2", MODEL, change))
+
+
+def test_no_operator_that_reads_or_writes_a_file_is_let_through():
+    files = {
+        f"torch.ops.{schema.name.replace('::', '.')}.{schema.overload_name or 'default'}"
+        for schema in torch._C._jit_get_all_schemas()
+        if any("file" in argument.name for argument in schema.arguments) and schema.name.startswith("aten::")
+    }
+    assert "torch.ops.aten.from_file.default" in files
+    assert not [name for name in files if programs._TARGET.fullmatch(name)]
 
 
 def test_guards_are_code_and_are_left_out(program, tmp_path):

@@ -105,3 +105,17 @@ def test_a_decoder_serves_its_own_classifier_only(bundles: tuple[Bundle, Bundle]
     other.save()
     with pytest.raises(ServingError, match="made for another classifier"):
         ServedModel(other.path, decoder=bundles[0].path)
+
+
+def test_codes_are_not_sent_to_the_decoder_of_another_obfuscator(
+    bundles: tuple[Bundle, Bundle], tmp_path: Path
+) -> None:
+    other, _ = save_split_bundles(tmp_path)
+    (other.path / "decoder.onnx").write_bytes((other.path / "decoder.onnx").read_bytes() + b"\x7a\x00")
+    other.save()
+    with (
+        running([ServedModel(bundles[1].path, name="tiny-split", decoder=bundles[0].path)]) as url,
+        Client(url, other, split=True) as client,
+        pytest.raises(EndpointAnswerInvalid, match="the decoder of another obfuscator"),
+    ):
+        client.classify(PICTURES[0])

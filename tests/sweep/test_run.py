@@ -25,7 +25,16 @@ from sfumato.bundle import (
     write_json,
 )
 from sfumato.checkpoint import save_checkpoint
-from sfumato.errors import AuditError, BundleError, DataError, Interrupted, RecipeError, SfumatoError, TrainingError
+from sfumato.errors import (
+    AuditError,
+    BundleError,
+    ClassifierError,
+    DataError,
+    Interrupted,
+    RecipeError,
+    SfumatoError,
+    TrainingError,
+)
 from sfumato.export import save_weights
 from sfumato.making import speed, trainings
 from sfumato.making.audits import findings
@@ -303,7 +312,7 @@ def test_what_cannot_be_swept_is_told_before_anything_is_trained(place, made, tm
         (RecipeError, "takes the recipe of a classifier", {"local": None, "local_recipe": place.sketch}),
         (RecipeError, "has the classes cat, dog", {"local": foreign}),
         (BundleError, "nowhere", {"local": tmp_path / "nowhere"}),
-        (BundleError, "gone", {"overrides": ['classifier="gone"']}),
+        (ClassifierError, "gone", {"overrides": ['classifier="gone"']}),
         (DataError, "no data at", {"overrides": ['data.source="./gone"']}),
         (RecipeError, "pictures of", {"overrides": ["data.size=[16, 16]"]}),
         (RecipeError, "columns", {"overrides": ['data.label_column="label"']}),

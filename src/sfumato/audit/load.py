@@ -105,16 +105,17 @@ def _module(bundle: Bundle) -> nn.Module | None:
         return None
     size, normalize = bundle.preprocessing, Normalize(bundle.preprocessing.mean, bundle.preprocessing.std)
     net: nn.Module
-    if kind == "sketch":
-        bits = int(bundle.recipe["code_bits"])
-        net = Sketcher(size.height, size.width, classes=len(bundle.labels), bits=bits)
-        travels: nn.Module = SketchTravels(net, normalize)
-    else:
-        try:
-            net = obfuscator_of(bundle.recipe)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise BundleError(f"{bundle.path}: the recipe does not describe an obfuscator: {error}") from error
-        travels = travels_of(net, normalize, size.height, size.width)
+    travels: nn.Module
+    try:
+        if kind == "sketch":
+            bits = int(bundle.recipe["code_bits"])
+            net = sketcher = Sketcher(size.height, size.width, classes=len(bundle.labels), bits=bits)
+            travels = SketchTravels(sketcher, normalize)
+        else:
+            net = obfuscator = obfuscator_of(bundle.recipe)
+            travels = travels_of(obfuscator, normalize, size.height, size.width)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{bundle.path}: the recipe does not describe an obfuscator: {error}") from error
     try:
         net.load_state_dict(load_file(bundle.file(OBFUSCATOR_WEIGHTS)))
     except (RuntimeError, SafetensorError) as error:

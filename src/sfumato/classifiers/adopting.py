@@ -68,6 +68,8 @@ def adopt(given: str, folder: Path, stated: Stated = _NOTHING) -> Bundle:
     Raises:
         ClassifierError: it cannot be found or used, or it does not say how a picture becomes its input.
     """
+    if folder.resolve() in Path(given).expanduser().resolve().parents:
+        raise ClassifierError(f"{given} lies in {folder}, which would be replaced; choose another folder")
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]) and not _is_adopted(folder):
         raise ClassifierError(f"{folder} holds something else than an adopted classifier's bundle; choose another")
     found = read_given(given)

@@ -33,7 +33,11 @@ _CONFIGS = {
 _SAMPLES = "data/sample_inputs/model.pt"
 _COPIED = ("archive_format", "archive_version", "byteorder", ".data/version", *_CONFIGS.values())
 _RAW = re.compile(r"(weight|tensor)_\d+")
-_TARGET = re.compile(r"torch\.ops\.aten\.\w+\.\w+|_operator\.(add|sub|mul|floordiv|mod|neg|eq|ne|lt|le|gt|ge|getitem)")
+# Two of torch's operators read and write files by name.
+_TARGET = re.compile(
+    r"torch\.ops\.aten\.(?!(?:from_file|save)\b)\w+\.\w+"
+    r"|_operator\.(add|sub|mul|floordiv|mod|neg|eq|ne|lt|le|gt|ge|getitem)"
+)
 _SYMBOL = r"(?:[su]\d+|Symbol\('[su]\d+'(?:, (?:positive|integer)=True)*\))"
 _EXPRESSION = re.compile(rf"(?:{_SYMBOL}|\d+|Integer|Add|Mul|Mod|FloorDiv|Max|Min|[-+*/(), ])*")
 _NAME = re.compile(r"[\w.+:\-]*")

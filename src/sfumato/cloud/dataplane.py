@@ -70,6 +70,8 @@ class ServedModel:
         self._session = _open(file, threads)
         self._decoder = None if decoder is None else _open_decoder(decoder, file, self._session, threads)
         parameters = {"fingerprint": fingerprint(file)}
+        if decoder is not None:
+            parameters["decoder"] = fingerprint(Path(decoder) / DECODER_ONNX)
         if bundle and bundle.labels:
             # The protocol's parameters are scalars, so the list travels as JSON in a string.
             parameters["labels"] = json.dumps(bundle.labels, ensure_ascii=False)

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from sfumato.bundle import Bundle, split_name
+from sfumato.bundle import DECODER_ONNX, Bundle, split_name
 from sfumato.device.answers import Answer, own_answer, read_answers
 from sfumato.device.obfuscator import Decision, ObfuscatedPicture, Obfuscator
 from sfumato.device.picture import PictureSource
@@ -262,6 +262,7 @@ class Client:
         if isinstance(served, str):
             fingerprint = "match" if served == self.bundle.classifier_fingerprint else "differs"
         self.fingerprint = fingerprint
+        self._check_decoder(metadata)
         return _Plan(
             input_name=_pick_input(
                 metadata,
@@ -273,6 +274,17 @@ class Client:
             metadata=metadata,
             fingerprint=fingerprint,
         )
+
+    def _check_decoder(self, metadata: ModelMetadata) -> None:
+        """Codes mean nothing to another bundle's decoder; an endpoint that does not say which it has is believed."""
+        stated = metadata.parameters.get("decoder")
+        if not self._obfuscator.split or not isinstance(stated, str):
+            return
+        if stated != f"sha256:{self.bundle.files[DECODER_ONNX]}":
+            raise EndpointAnswerInvalid(
+                f"model {metadata.name!r} has the decoder of another obfuscator than {self.bundle.path}; serve it with "
+                "this bundle's, or send what it draws"
+            )
 
     def _warn_of_another_classifier(self, plan: _Plan) -> None:
         if plan.fingerprint == "differs":

@@ -138,7 +138,7 @@ class Sketcher(nn.Module):
 
         The first bits number the answer's class, the highest first; the others are 1 for +1 and 0 for -1.
         """
-        answer = code[:, : self.classes].argmax(dim=1, keepdim=True) // self._places() % 2
+        answer = code[:, : self.classes].argmax(dim=1, keepdim=True) // self._places().to(code.device) % 2
         bits = torch.cat([answer.to(code.dtype), (code[:, self.classes :] > 0).to(code.dtype)], dim=1)
         whole = F.pad(bits, (0, -self.bits % 8)).reshape(-1, (self.bits + 7) // 8, 8)
         weights = torch.tensor([128.0, 64, 32, 16, 8, 4, 2, 1], device=code.device)

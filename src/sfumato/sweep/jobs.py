@@ -15,7 +15,7 @@ from sfumato.audit.load import bundle_target
 from sfumato.audit.run import Beside, Progress, record
 from sfumato.audit.scene import Scene
 from sfumato.bundle import MANIFEST, OBFUSCATOR_ONNX, Bundle
-from sfumato.classifiers import load_classifier
+from sfumato.classifiers import classifier_bundle, load_classifier
 from sfumato.data import ImageSet, load_train_test
 from sfumato.errors import AuditError, RecipeError, ResultsError, TrainingError
 from sfumato.making.audits import Bars, check_complete, findings, finish_audit
@@ -96,13 +96,15 @@ def make(job: Job, bars: Bars = no_bars) -> None:
     assert not isinstance(recipe, ClassifierRecipe)
     bundle = Bundle.load(job.run.bundle, kind="obfuscator")
     train, test = pictures(recipe.data, job.attack.pictures)
-    local = job.attack.local
+    local, path = job.attack.local, classifier_bundle(recipe.classifier, job.run.classifier)
+    classifier = load_classifier(path)
+    train, test = train.of_classes(classifier.labels), test.of_classes(classifier.labels)
     found = finish_audit(
-        Scene(bundle_target(bundle), train, test, classifier=load_classifier(Path(recipe.classifier)).net),
+        Scene(bundle_target(bundle), train, test, classifier=classifier.net),
         job.attack.budget,
         job.audit,
         beside=Beside(
-            classifier=Bundle.load(recipe.classifier, kind="classifier"),
+            classifier=Bundle.load(path, kind="classifier"),
             local=Bundle.load(local, kind="classifier") if local else None,
         ),
         device=fastest_device(),

@@ -12,7 +12,7 @@ from typing import Any
 from sfumato.audit.budget import Budget
 from sfumato.audit.points import points_of, read_audits
 from sfumato.bundle import Bundle
-from sfumato.classifiers import FrozenClassifier, load_classifier
+from sfumato.classifiers import FrozenClassifier, classifier_bundle, load_classifier
 from sfumato.errors import AuditError, RecipeError
 from sfumato.making.speed import Entry, Speed, device_macs, training_macs
 from sfumato.nets import cost
@@ -109,8 +109,10 @@ def plan_sweep(
     found = settings(recipe, [parse_dial(dial) for dial in dials], seeds=seeds, overrides=overrides)
     first = found[0].recipes[0]
     assert not isinstance(first, ClassifierRecipe)
-    classifier = load_classifier(Path(first.classifier))
+    classifier = load_classifier(classifier_bundle(first.classifier, folder / "classifier"))
     train, test = pictures(first.data, pictures_each)
+    if len(train.names) == len(classifier.labels):  # an audit needs pictures of every class
+        train, test = train.of_classes(classifier.labels), test.of_classes(classifier.labels)
     _check_fit("the data", classifier, (train.images.shape[2], train.images.shape[3]), train.names)
     if local is not None:
         bundle = Bundle.load(local, kind="classifier")

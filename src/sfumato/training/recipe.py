@@ -228,8 +228,8 @@ class SketchRecipe(_Strict):
         temperature: that answers are softened with.
         drawn_share: share of each training batch that is drawn, which saves time; all of it is looked at.
         offload_rate: the share of pictures that is to be sent; the others are answered on the device.
-        held_out_pictures: the last so many training pictures are not trained on, but tell how sure the device's
-            answers are and where the gate's threshold lies.
+        held_out_pictures: so many training pictures, drawn from all over the set, are not trained on, but tell how sure
+            the device's answers are and where the gate's threshold lies.
     """
 
     kind: Literal["sketch"]

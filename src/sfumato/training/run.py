@@ -111,7 +111,7 @@ def train(
     fabric = _fabric(recipe.training, folder, accelerator, devices)
     if overwrite and fabric.is_global_zero:
         run.checkpoint.unlink(missing_ok=True)
-        for left in ("tensorboard", "snapshots"):
+        for left in ("tensorboard", "snapshots", run.classifier.name):
             shutil.rmtree(folder / left, ignore_errors=True)
     train_set, test_set = _load(recipe.data, fabric, label_free=_label_free(recipe))
     held_out: ImageSet | None = None
@@ -316,7 +316,8 @@ def _load(recipe: DataRecipe, fabric: Fabric, *, label_free: bool) -> tuple[Imag
         for remark in (*train_set.remarks(), *test_set.remarks()):
             log.warning(remark)
     if label_free:
-        train_set = replace(train_set, names=test_set.names)
+        # No label is looked at; the classifier's own answers take their place.
+        train_set = replace(train_set, names=test_set.names, labels=torch.zeros_like(train_set.labels))
     if train_set.names != test_set.names or train_set.images.shape[1:] != test_set.images.shape[1:]:
         raise TrainingError(f"{recipe.source}: training and test pictures differ in classes or size")
     if recipe.crop_padding >= min(train_set.images.shape[2:]):
