@@ -1,7 +1,7 @@
-"""Classifiers in their CIFAR variants: 3x3 first convolution, no early pooling.
+"""Classifiers in their CIFAR variants: 3x3 first convolution, no early pooling; and what larger pictures take.
 
-The paper's overhead columns fit these, not the ImageNet variants. All take normalised images
-(N, 3, H, W) float32 of any size that survives their strides, and return logits (N, classes) float32.
+The paper's overhead columns fit the CIFAR variants. All take normalised images (N, 3, H, W) float32 of any size that
+survives their strides, and return logits (N, classes) float32.
 """
 
 from __future__ import annotations
@@ -72,15 +72,22 @@ def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
 
 
 class ResNet(nn.Module):
-    """A residual network for small pictures.
+    """A residual network.
 
-    Source: He et al. 2016, section 4.2 (ResNet20) and table 1 with a 3x3 first convolution (18, 50).
+    Source: He et al. 2016, section 4.2 (ResNet20) and table 1 with a 3x3 first convolution (18, 50); with a 7x7 one
+    and a reduction of 4, table 1 as it stands.
 
     Args:
         block: the residual block.
         depths: number of blocks per stage; a first stage of none is the stem alone.
         widths: inner channels per stage; every stage but the first halves the picture.
         classes: number of logits.
+        kernel: of the first convolution.
+        reduction: by how much the stem makes each side smaller, before any stage: 1, 2 (the first convolution
+            strides) or 4 (a max-pooling behind it, too).
+
+    Raises:
+        ValueError: another reduction.
     """
 
     def __init__(
@@ -89,9 +96,16 @@ class ResNet(nn.Module):
         depths: tuple[int, ...],
         widths: tuple[int, ...],
         classes: int,
+        *,
+        kernel: int = 3,
+        reduction: int = 1,
     ) -> None:
+        if reduction not in (1, 2, 4):
+            raise ValueError(f"a stem reduces by 1, 2 or 4, got {reduction}")
         super().__init__()
-        self.stem = nn.Sequential(_conv_norm(3, widths[0], 3), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(_conv_norm(3, widths[0], kernel, min(reduction, 2)), nn.ReLU(inplace=True))
+        if reduction == 4:
+            self.stem.append(nn.MaxPool2d(3, stride=2, padding=1))
         channels = widths[0]
         stages: list[nn.Module] = []
         for index, (depth, width) in enumerate(zip(depths, widths, strict=True)):
@@ -249,14 +263,61 @@ def _local_resnet(classes: int) -> ResNet:
     return ResNet(BasicBlock, (0, 2, 2, 1), (32, 32, 64, 96), classes)
 
 
+class ConvMixer(nn.Module):
+    """Patches mixed over places by large depthwise convolutions and over channels by 1x1 ones, at one resolution.
+
+    Of another kind than the other classifiers here: no stages, patches instead of a stem, GELU.
+
+    Source: Trockman and Kolter 2023, section 2.
+
+    Args:
+        width: channels.
+        depth: blocks.
+        kernel: of the depthwise convolutions, odd.
+        patch: side of a patch, in pixels.
+        classes: number of logits.
+    """
+
+    def __init__(self, width: int, depth: int, *, kernel: int, patch: int, classes: int) -> None:
+        super().__init__()
+        self.patches = nn.Sequential(nn.Conv2d(3, width, patch, patch), nn.GELU(), nn.BatchNorm2d(width))
+        self.places = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width), nn.GELU(), nn.BatchNorm2d(width)
+            )
+            for _ in range(depth)
+        )
+        self.channels = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, width, 1), nn.GELU(), nn.BatchNorm2d(width)) for _ in range(depth)
+        )
+        self.head = nn.Linear(width, classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W), sides multiples of the patch's -> what the head decides on, (N, width)."""
+        x = self.patches(images)
+        for places, channels in zip(self.places, self.channels, strict=True):
+            x = channels(x + places(x))
+        pooled: Tensor = x.mean(dim=(2, 3))
+        return pooled
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W), sides multiples of the patch's -> logits (N, classes)."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+
 CLASSIFIERS: dict[str, Callable[[int], nn.Module]] = {
     "resnet20": lambda classes: ResNet(BasicBlock, (3, 3, 3), (16, 32, 64), classes),
     "resnet-local": _local_resnet,
     "resnet18": lambda classes: ResNet(BasicBlock, (2, 2, 2, 2), (64, 128, 256, 512), classes),
+    "resnet18-imagenet": lambda classes: ResNet(
+        BasicBlock, (2, 2, 2, 2), (64, 128, 256, 512), classes, kernel=7, reduction=4
+    ),
     "resnet50": lambda classes: ResNet(BottleneckBlock, (3, 4, 6, 3), (64, 128, 256, 512), classes),
     "vgg7": _vgg7,
     "vgg19": _vgg19,
     "googlenet": GoogLeNet,
+    "convmixer": lambda classes: ConvMixer(160, 6, kernel=5, patch=4, classes=classes),
 }
 
 

@@ -89,7 +89,17 @@ class ClassifierRecipe(_Strict):
     kind: Literal["classifier"]
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     note: str = ""
-    architecture: Literal["resnet20", "resnet-local", "resnet18", "resnet50", "vgg7", "vgg19", "googlenet"]
+    architecture: Literal[
+        "resnet20",
+        "resnet-local",
+        "resnet18",
+        "resnet18-imagenet",
+        "resnet50",
+        "vgg7",
+        "vgg19",
+        "googlenet",
+        "convmixer",
+    ]
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     teacher: str | None = None
     teacher_weight: float = Field(default=0.9, ge=0, le=1)
