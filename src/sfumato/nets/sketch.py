@@ -28,11 +28,22 @@ _MEANING = 24
 """Numbers that a code is turned into before anything is drawn, so that many classes do not take many parameters."""
 _DRAWN = 4, 32
 """Side and channels of the first drawn map."""
+_STEM_REDUCTIONS = (64, 1), (160, 2)
+"""Up to which side of the picture the trunk's stem makes it smaller by how much; by 4 beyond."""
 
 
 def answer_bits(classes: int) -> int:
     """How many bits it takes to say one of so many classes, at least 2."""
     return (classes - 1).bit_length()
+
+
+def stem_reduction(height: int, width: int) -> int:
+    """By how much the trunk's stem makes a picture's sides smaller: 1, 2 or 4.
+
+    The paper's obfuscator works at full resolution whatever the size. The trunk does so for small pictures alone, so
+    that for large ones it stays at a few hundredths of what the classifiers of such pictures cost.
+    """
+    return next((reduction for side, reduction in _STEM_REDUCTIONS if max(height, width) <= side), 4)
 
 
 class _Sign(torch.autograd.Function):
@@ -87,7 +98,8 @@ class Sketcher(nn.Module):
         self.size = height, width
         self.classes = classes
         self.bits = bits
-        self.trunk = ResNet(BasicBlock, (0, *depths), (widths[0], *widths), classes)
+        reduction = stem_reduction(height, width)
+        self.trunk = ResNet(BasicBlock, (0, *depths), (widths[0], *widths), classes, reduction=reduction)
         self.to_bits: nn.Module | None = None
         if learned:
             # Signs of a linear map would be half-spaces, which are few for what there is to tell.
