@@ -23,6 +23,15 @@ def train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; repeatable.")
     ] = None,
+    from_: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="BUNDLE",
+            help="Begin with this obfuscator, made for another classifier maybe. Of a sketch only what is drawn is "
+            "then learned anew: its device's answers, and what a code means, stay.",
+        ),
+    ] = None,
     accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")] = "auto",
     devices: Annotated[int, typer.Option(min=1, help="Processes to train on.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
@@ -34,16 +43,22 @@ def train(
     Ctrl-C saves; `--resume` then goes on to the same result. Progress is also in TensorBoard:
     `tensorboard --logdir runs`.
 
+    When the cloud's classifier changes: `--from OLD_BUNDLE --set classifier=NEW` adapts what is in the field to it.
+
     Example: `sfumato train recipes/cifar10-resnet20.toml --set training.epochs=4`
     """
     keep_freed_memory()
     with needs_train_extra():
+        from sfumato.bundle import Bundle
         from sfumato.training import Run, load_recipe
         from sfumato.training import train as run_training
 
     plan = load_recipe(recipe, set_)
     folder = out or Path("runs") / plan.name
-    bundle = run_training(plan, folder, accelerator=accelerator, devices=devices, resume=resume, overwrite=overwrite)
+    start = None if from_ is None else Bundle.load(from_, kind="obfuscator")
+    bundle = run_training(
+        plan, folder, accelerator=accelerator, devices=devices, resume=resume, overwrite=overwrite, start=start
+    )
     if as_json:
         print_json({"bundle": str(bundle.path), "figures": bundle.figures})
         return

@@ -126,6 +126,11 @@ class Sketcher(nn.Module):
             nn.Sigmoid(),
         )
 
+    @property
+    def looking(self) -> nn.ModuleList:
+        """What makes the code of a picture: all that has to stay as it is for codes to keep their meaning."""
+        return nn.ModuleList(part for part in (self.trunk, self.to_bits) if part is not None)
+
     def look(self, images: Tensor, *, bits_alone: bool = False) -> tuple[Tensor, Tensor]:
         """The code and the device's own answer.
 

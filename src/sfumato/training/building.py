@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sfumato.bundle import Preprocessing
+from sfumato.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, Bundle, Preprocessing
 from sfumato.classifiers import FrozenClassifier
 from sfumato.data import ImageSet
-from sfumato.errors import RecipeError
-from sfumato.nets import RESTORERS, Normalize, Obfuscator, obfuscator_of
+from sfumato.errors import BundleError, RecipeError
+from sfumato.nets import RESTORERS, Normalize, Obfuscator, Sketcher, obfuscator_of
 from sfumato.nets.cifar import features_and_logits
 from sfumato.training.attackers import Attackers, attacker_to_restart, restart
 from sfumato.training.mixture import CodeMixture
-from sfumato.training.recipe import ObfuscatorRecipe
-from sfumato.training.tasks import ObfuscationTask, Utility
+from sfumato.training.others import Others
+from sfumato.training.recipe import ObfuscatorRecipe, SketchRecipe, TransferRecipe
+from sfumato.training.tasks import ObfuscationTask, SketchTask, Utility
 
 _BATCH = 250
 _PROBES = 2
 
 
-def obfuscation_task(recipe: ObfuscatorRecipe, frozen: FrozenClassifier, images: ImageSet) -> ObfuscationTask:
+def obfuscation_task(
+    recipe: ObfuscatorRecipe, frozen: FrozenClassifier, images: ImageSet, others: Sequence[FrozenClassifier] = ()
+) -> ObfuscationTask:
     """What an obfuscator's recipe describes, with fresh weights.
 
     Args:
         recipe: validated.
         frozen: the classifier.
+        others: the further ones that its `transfer` names.
         images: the training pictures; see `answered` for those without labels.
 
     Raises:
@@ -61,7 +68,103 @@ def obfuscation_task(recipe: ObfuscatorRecipe, frozen: FrozenClassifier, images:
         rate_weight=recipe.bottleneck.rate_weight,
         entropy_weight=recipe.bottleneck.entropy_weight,
         mixture=CodeMixture(len(images.names), shape) if recipe.bottleneck.entropy_weight else None,
+        others=further(recipe.transfer, frozen, others),
     )
+
+
+def sketch_task(
+    recipe: SketchRecipe, frozen: FrozenClassifier, images: ImageSet, others: Sequence[FrozenClassifier] = ()
+) -> SketchTask:
+    """What a sketch's recipe describes, with fresh weights.
+
+    Args:
+        recipe: validated.
+        frozen: the classifier.
+        images: the training pictures.
+        others: the further ones that its `transfer` names.
+
+    Raises:
+        RecipeError: the recipe does not fit the pictures or the classifier.
+    """
+    check_fit(frozen, images)
+    height, width = images.images.shape[2:]
+    try:
+        sketcher = Sketcher(height, width, classes=len(images.names), bits=recipe.code_bits)
+    except ValueError as error:
+        raise RecipeError(f"code_bits: {error}") from error
+    return SketchTask(
+        sketcher,
+        frozen.net,
+        normalize(frozen.preprocessing),
+        teacher_weight=recipe.teacher_weight,
+        temperature=recipe.temperature,
+        drawn_share=recipe.drawn_share,
+        others=further(recipe.transfer, frozen, others),
+        drawing_alone=recipe.learn == "drawing",
+    )
+
+
+def further(recipe: TransferRecipe, frozen: FrozenClassifier, others: Sequence[FrozenClassifier]) -> Others:
+    """The further classifiers of an obfuscator, which have to answer for the same pictures with the same classes.
+
+    Raises:
+        RecipeError: one of them does not.
+    """
+    for other in others:
+        if other.labels != frozen.labels:
+            raise RecipeError(
+                f"transfer.also: {other.name} has other classes than {frozen.name}, or in another order "
+                f"({', '.join(other.labels[:3])}, ... and {', '.join(frozen.labels[:3])}, ...)"
+            )
+        size, wanted = other.preprocessing, frozen.preprocessing
+        if (size.height, size.width) != (wanted.height, wanted.width):
+            raise RecipeError(
+                f"transfer.also: {other.name} takes pictures of {size.height}x{size.width}, {frozen.name} of "
+                f"{wanted.height}x{wanted.width}"
+            )
+    return Others([(normalize(other.preprocessing), other.net) for other in others], diversity=recipe.diversity)
+
+
+def begin_from(
+    start: Bundle,
+    recipe: ObfuscatorRecipe | SketchRecipe,
+    task: ObfuscationTask | SketchTask,
+    frozen: FrozenClassifier,
+) -> None:
+    """Gives a task the weights of an obfuscator that was trained before, for another classifier maybe.
+
+    Args:
+        start: its bundle.
+        recipe: of the task.
+        task: of the same kind; its weights are replaced, those of a deobfuscator too if the bundle has them.
+        frozen: the classifier of the task.
+
+    Raises:
+        RecipeError: the bundle is of another kind, for other classes, or of another shape.
+        BundleError: its weights are damaged.
+    """
+    kind = start.recipe.get("kind")
+    if kind != recipe.kind:
+        raise RecipeError(
+            f"{start.path} holds a {kind!r}; the recipe is for a {recipe.kind!r}: start from one of these"
+        )
+    if start.labels != frozen.labels:
+        raise RecipeError(
+            f"{start.path} was made for the classes {', '.join(start.labels[:3])}, ...; {frozen.name} has "
+            f"{', '.join(frozen.labels[:3])}, ..., or another order"
+        )
+    net, name = (task.sketcher, "sketch") if isinstance(task, SketchTask) else (task.obfuscator, "obfuscator")
+    try:
+        net.load_state_dict(load_file(start.file(OBFUSCATOR_WEIGHTS)))
+        if isinstance(task, ObfuscationTask) and DEOBFUSCATOR_WEIGHTS in start.files and len(task.attackers) == 1:
+            task.attackers[0].load_state_dict(load_file(start.file(DEOBFUSCATOR_WEIGHTS)))
+    except RuntimeError as error:
+        raise RecipeError(
+            f"the {name} of {start.path} does not fit the recipe (another number of classes, size of pictures, "
+            f"code_bits or attackers?): {str(error).strip().splitlines()[-1].strip()}"
+        ) from error
+    except SafetensorError as error:
+        raise BundleError(f"{start.path}: its weights cannot be read: {error}") from error
 
 
 def restarted(recipe: ObfuscatorRecipe, task: ObfuscationTask, epoch: int) -> list[nn.Parameter]:

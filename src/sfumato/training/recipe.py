@@ -188,6 +188,18 @@ class OutputRecipe(_Strict):
     format: Literal["float", "8-bit"] = "float"
 
 
+class TransferRecipe(_Strict):
+    """What lets other classifiers than the one that it is for understand what travels, too.
+
+    Attributes:
+        also: further classifiers to train against, named as `classifier` is; each counts as much as that one.
+        diversity: how often what a classifier sees in training is shrunk and moved at random, in [0, 1].
+    """
+
+    also: tuple[str, ...] = ()
+    diversity: float = Field(default=0.0, ge=0, le=1)
+
+
 class ObfuscatorRecipe(_Strict):
     """An obfuscator for a frozen classifier; what is left out is the paper's.
 
@@ -210,6 +222,7 @@ class ObfuscatorRecipe(_Strict):
     privacy: PrivacyRecipe = PrivacyRecipe()
     bottleneck: BottleneckRecipe = BottleneckRecipe()
     output: OutputRecipe = OutputRecipe()
+    transfer: TransferRecipe = TransferRecipe()
     data: DataRecipe = DataRecipe()
     training: TrainingRecipe = TrainingRecipe()
 
@@ -240,6 +253,9 @@ class SketchRecipe(_Strict):
         offload_rate: the share of pictures that is to be sent; the others are answered on the device.
         held_out_pictures: so many training pictures, drawn from all over the set, are not trained on, but tell how sure
             the device's answers are and where the gate's threshold lies.
+        learn: "all"; or "drawing", when training starts from another bundle: its device's answers and the meaning
+            of its codes stay, and only what is drawn is learned, for another classifier. By default "drawing" from a
+            bundle and "all" from nothing.
     """
 
     kind: Literal["sketch"]
@@ -252,6 +268,8 @@ class SketchRecipe(_Strict):
     drawn_share: float = Field(default=0.125, gt=0, le=1)
     offload_rate: float = Field(default=0.15, ge=0, le=1)
     held_out_pictures: int = Field(default=2000, ge=2)
+    learn: Literal["all", "drawing"] | None = None
+    transfer: TransferRecipe = TransferRecipe()
     data: DataRecipe = DataRecipe()
     training: TrainingRecipe = TrainingRecipe()
 

@@ -15,7 +15,6 @@ from lightning.fabric import Fabric
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 
 from sfumato.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, Bundle, Preprocessing
 from sfumato.classifiers import FrozenClassifier, classifier_bundle, load_classifier
@@ -23,11 +22,20 @@ from sfumato.data import Augmentation, ImageSet, cifar10, load_images
 from sfumato.errors import Interrupted, RecipeError, TrainingError
 from sfumato.evaluation import evaluate_classifier, evaluate_obfuscator
 from sfumato.export import renew, save_weights
-from sfumato.nets import Sketcher, build_classifier
+from sfumato.nets import build_classifier
 from sfumato.provenance import device_name, provenance
-from sfumato.training.building import answered, check_fit, normalize, obfuscation_task, restarted
+from sfumato.training.building import (
+    answered,
+    begin_from,
+    check_fit,
+    normalize,
+    obfuscation_task,
+    restarted,
+    sketch_task,
+)
 from sfumato.training.engine import Schedule, fit
 from sfumato.training.export import write_classifier_bundle, write_obfuscator_bundle, write_sketch_bundle
+from sfumato.training.optimizer import optimizer_of
 from sfumato.training.recipe import (
     AnyRecipe,
     ClassifierRecipe,
@@ -41,8 +49,8 @@ from sfumato.training.tasks import ClassifierTask, ObfuscationTask, SketchTask, 
 log = logging.getLogger(__name__)
 
 CHECK_PICTURES = 64
-_ADDITIONS = ("input", "utility", "privacy", "bottleneck", "output")
-"""Tables of an obfuscator's recipe that say nothing by default: a run that began without them may go on."""
+_ADDITIONS = ("input", "utility", "privacy", "bottleneck", "output", "transfer")
+"""Tables of a recipe that say nothing by default: a run that began without them may go on."""
 Task = ClassifierTask | ObfuscationTask | SketchTask
 
 
@@ -67,6 +75,11 @@ class Run:
         return self.folder / "classifier"
 
     @property
+    def others(self) -> Path:
+        """Likewise, of the further classifiers, in folders by their place."""
+        return self.folder / "others"
+
+    @property
     def bundle(self) -> Path:
         """The finished bundle."""
         return self.folder / "bundle"
@@ -84,6 +97,7 @@ def train(
     devices: int = 1,
     resume: bool = False,
     overwrite: bool = False,
+    start: Bundle | None = None,
 ) -> Bundle:
     """Trains what the recipe says and writes the bundle.
 
@@ -94,6 +108,7 @@ def train(
         devices: processes to train on; each takes its share of every batch.
         resume: go on from the folder's checkpoint.
         overwrite: start anew although the folder has a checkpoint.
+        start: the bundle of an obfuscator to begin with, made for another classifier maybe, instead of fresh weights.
 
     Raises:
         SfumatoError: data, classifier, recipe, disk or training failed, each with its own class.
@@ -102,6 +117,7 @@ def train(
     run = Run(folder)
     if resume and overwrite:
         raise TrainingError("--resume goes on with a run, --overwrite starts anew; choose one")
+    recipe = _starting_from(start, recipe)
     if run.checkpoint.exists() and not resume and not overwrite:
         raise TrainingError(f"{folder} holds a run already: --resume goes on with it, --overwrite starts anew")
     try:
@@ -111,7 +127,7 @@ def train(
     fabric = _fabric(recipe.training, folder, accelerator, devices)
     if overwrite and fabric.is_global_zero:
         run.checkpoint.unlink(missing_ok=True)
-        for left in ("tensorboard", "snapshots", run.classifier.name):
+        for left in ("tensorboard", "snapshots", run.classifier.name, run.others.name):
             shutil.rmtree(folder / left, ignore_errors=True)
     train_set, test_set = _load(recipe.data, fabric, label_free=_label_free(recipe))
     held_out: ImageSet | None = None
@@ -119,7 +135,7 @@ def train(
         train_set, held_out = train_set.split(recipe.held_out_pictures)
     fabric.seed_everything(recipe.training.seed, verbose=False)
     given = recipe.teacher if isinstance(recipe, ClassifierRecipe) else recipe.classifier
-    frozen = None if given is None else _frozen(given, run, fabric)
+    frozen = None if given is None else _frozen(given, run.classifier, fabric)
     if frozen is not None:  # its classes, in its order
         train_set, test_set = train_set.of_classes(frozen.labels), test_set.of_classes(frozen.labels)
         held_out = held_out and held_out.of_classes(frozen.labels)
@@ -130,16 +146,21 @@ def train(
         assert frozen is not None
         if _label_free(recipe):
             train_set = answered(train_set, frozen)
+        others = [_frozen(also, run.others / str(place), fabric) for place, also in enumerate(recipe.transfer.also)]
         if isinstance(recipe, SketchRecipe):
-            task = _sketch_task(recipe, frozen, train_set)
+            task = sketch_task(recipe, frozen, train_set, others)
         else:
-            task = obfuscation_task(recipe, frozen, train_set)
+            task = obfuscation_task(recipe, frozen, train_set, others)
+        if start is not None:
+            begin_from(start, recipe, task, frozen)
         preprocessing = frozen.preprocessing
     identity = {
         "recipe": _identifying(recipe),
         "data": train_set.sha256,
         "classifier": frozen.fingerprint if frozen else None,
     }
+    if start is not None:
+        identity["start"] = start.files[OBFUSCATOR_WEIGHTS]
     try:
         figures = _fit(fabric, recipe, task, train_set, test_set, run, resume, json.dumps(identity, sort_keys=True))
     except Interrupted:
@@ -168,7 +189,7 @@ def _fit(
     identity: str,
 ) -> dict[str, float]:
     plan = recipe.training
-    optimizer, scheduler = _optimizer(plan, task, steps=len(train_set) // plan.batch_size)
+    optimizer, scheduler = optimizer_of(plan, task, steps=len(train_set) // plan.batch_size)
     return fit(
         fabric,
         task,
@@ -199,10 +220,9 @@ def _label_free(recipe: AnyRecipe) -> bool:
 def _identifying(recipe: AnyRecipe) -> dict[str, Any]:
     """What must be the same for a run to go on; how fast it runs may change between two parts of it."""
     said = recipe.model_dump(mode="json", exclude={"training": {"compile"}})
-    if isinstance(recipe, ObfuscatorRecipe):
-        silent = [key for key in _ADDITIONS if getattr(recipe, key) == ObfuscatorRecipe.model_fields[key].default]
-        return {key: value for key, value in said.items() if key not in silent}
-    return said
+    fields = type(recipe).model_fields
+    silent = [key for key in _ADDITIONS if key in fields and getattr(recipe, key) == fields[key].default]
+    return {key: value for key, value in said.items() if key not in silent}
 
 
 def _restart(recipe: AnyRecipe, task: nn.Module, epoch: int) -> list[nn.Parameter]:
@@ -302,9 +322,22 @@ def _fabric(plan: TrainingRecipe, folder: Path, accelerator: str, devices: int) 
     return fabric
 
 
-def _frozen(given: str, run: Run, fabric: Fabric) -> FrozenClassifier:
+def _frozen(given: str, folder: Path, fabric: Fabric) -> FrozenClassifier:
     with fabric.rank_zero_first(local=True):  # the others then find the bundle that the first made
-        return load_classifier(classifier_bundle(given, run.classifier))
+        return load_classifier(classifier_bundle(given, folder))
+
+
+def _starting_from(start: Bundle | None, recipe: AnyRecipe) -> AnyRecipe:
+    """The recipe with what it leaves open decided by whether there is something to begin with."""
+    if isinstance(recipe, ClassifierRecipe):
+        if start is not None:
+            raise RecipeError("a classifier's training starts from nothing; --from takes the bundle of an obfuscator")
+        return recipe
+    if isinstance(recipe, SketchRecipe):
+        if recipe.learn == "drawing" and start is None:
+            raise RecipeError('learn = "drawing" needs a bundle to start from: give --from')
+        return recipe.model_copy(update={"learn": recipe.learn or ("all" if start is None else "drawing")})
+    return recipe
 
 
 def _load(recipe: DataRecipe, fabric: Fabric, *, label_free: bool) -> tuple[ImageSet, ImageSet]:
@@ -349,44 +382,3 @@ def _classifier_task(
         teacher_weight=recipe.teacher_weight,
         temperature=recipe.temperature,
     )
-
-
-def _sketch_task(recipe: SketchRecipe, frozen: FrozenClassifier, images: ImageSet) -> SketchTask:
-    check_fit(frozen, images)
-    height, width = images.images.shape[2:]
-    try:
-        sketcher = Sketcher(height, width, classes=len(images.names), bits=recipe.code_bits)
-    except ValueError as error:
-        raise RecipeError(f"code_bits: {error}") from error
-    return SketchTask(
-        sketcher,
-        frozen.net,
-        normalize(frozen.preprocessing),
-        teacher_weight=recipe.teacher_weight,
-        temperature=recipe.temperature,
-        drawn_share=recipe.drawn_share,
-    )
-
-
-def _optimizer(plan: TrainingRecipe, task: nn.Module, *, steps: int) -> tuple[torch.optim.Optimizer, LRScheduler]:
-    parameters = [p for p in task.parameters() if p.requires_grad]
-    options: dict[str, Any] = {"lr": plan.learning_rate, "weight_decay": plan.weight_decay}
-    optimizer: torch.optim.Optimizer
-    if plan.optimizer == "adam":
-        optimizer = torch.optim.Adam(parameters, **options)
-    else:
-        optimizer = torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **options)
-    steps = max(1, steps)
-    if plan.schedule == "one-cycle":
-        return optimizer, OneCycleLR(
-            optimizer,
-            max_lr=plan.learning_rate,
-            total_steps=plan.epochs * steps + 1,
-            pct_start=plan.warmup,
-            anneal_strategy="linear",
-            cycle_momentum=False,
-            div_factor=10,
-            final_div_factor=1000,
-        )
-    every = plan.step_epochs if plan.schedule == "step" else plan.epochs + 1
-    return optimizer, StepLR(optimizer, step_size=every * steps, gamma=0.1)

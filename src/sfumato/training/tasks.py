@@ -20,6 +20,7 @@ from sfumato.training.objectives import (
     mixture_rate,
     reconstruction_loss,
 )
+from sfumato.training.others import Others
 
 Losses = dict[str, Tensor]
 """Scalars by name; "loss" is the one to minimise, the others are for people."""
@@ -122,6 +123,7 @@ class ObfuscationTask(nn.Module):
         rate_weight: of `gaussian_rate`; the obfuscator has to be noisy.
         entropy_weight: of `mixture_rate`; the obfuscator has to be noisy.
         mixture: for it.
+        others: further classifiers that count as much as the first; features are compared with the first's alone.
     """
 
     class_means: Tensor | None
@@ -139,6 +141,7 @@ class ObfuscationTask(nn.Module):
         rate_weight: float = 0.0,
         entropy_weight: float = 0.0,
         mixture: CodeMixture | None = None,
+        others: Others | None = None,
     ) -> None:
         super().__init__()
         self.obfuscator = obfuscator
@@ -149,6 +152,7 @@ class ObfuscationTask(nn.Module):
         self.utility = utility or Utility()
         self.register_buffer("class_means", class_means, persistent=False)
         self.rate_weight, self.entropy_weight, self.mixture = rate_weight, entropy_weight, mixture
+        self.others = others or Others()
 
     @property
     def attackers(self) -> list[nn.Module]:
@@ -186,20 +190,23 @@ class ObfuscationTask(nn.Module):
     def _useful(self, obfuscated: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Losses]:
         """The utility's loss, its parts and the accuracy."""
         utility = self.utility
-        features, logits = self._answers(obfuscated)
+        features, logits = self._answers(self.others.varied(obfuscated))
+        answers = [logits, *self.others(obfuscated)]
         parts: list[tuple[str, float, Tensor]] = []
         if utility.label_weight:
-            parts.append(("classification", utility.label_weight, classification_loss(logits, labels)))
+            each = [classification_loss(answer, labels) for answer in answers]
+            parts.append(("classification", utility.label_weight, torch.stack(each).mean()))
         if utility.teacher_weight or utility.feature_weight:
             with torch.no_grad():
                 teacher_features, teacher = self._answers(images)
         if utility.teacher_weight:
-            distillation = distillation_loss(logits, teacher, temperature=utility.temperature)
-            parts.append(("distillation", utility.teacher_weight, distillation))
+            each = [distillation_loss(answer, teacher, temperature=utility.temperature) for answer in answers]
+            parts.append(("distillation", utility.teacher_weight, torch.stack(each).mean()))
         if features is not None and teacher_features is not None:
             parts.append(("features", utility.feature_weight, feature_loss(features, teacher_features)))
         loss = torch.stack([weight * part for _, weight, part in parts]).sum()
-        return loss, {name: part.detach() for name, _, part in parts} | {"accuracy": _accuracy(logits, labels)}
+        figures = {name: part.detach() for name, _, part in parts}
+        return loss, figures | _others_accuracy(answers, labels) | {"accuracy": _accuracy(logits, labels)}
 
     def _answers(self, pictures: Tensor) -> tuple[Tensor | None, Tensor]:
         """The classifier's features, where they are asked for, and its logits."""
@@ -278,6 +285,9 @@ class SketchTask(nn.Module):
     its gradient through a frozen classifier is noise to the trunk. To learn to draw takes far fewer pictures than to
     learn to look, and costs more for each, so in training only a share of each batch is drawn.
 
+    Another classifier may take the frozen one's place later: what is drawn is then learned anew, and how the device
+    looks at pictures, its answers and what a code means stay as they are.
+
     Source: the objective of both answers is that of Hinton et al. 2015, section 2, with the frozen classifier's
     answer on the plain picture as the teacher.
 
@@ -288,6 +298,8 @@ class SketchTask(nn.Module):
         teacher_weight: in [0, 1]; the labels' loss gets the rest.
         temperature: that answers are softened with, above 0.
         drawn_share: of each batch in training, in (0, 1]; at least two pictures are drawn. Without training all are.
+        others: further classifiers that the drawing has to convince as much as the first.
+        drawing_alone: keep how the device looks, and learn only what is drawn.
     """
 
     def __init__(
@@ -299,6 +311,8 @@ class SketchTask(nn.Module):
         teacher_weight: float,
         temperature: float,
         drawn_share: float = 1.0,
+        others: Others | None = None,
+        drawing_alone: bool = False,
     ) -> None:
         super().__init__()
         self.sketcher = sketcher
@@ -307,40 +321,58 @@ class SketchTask(nn.Module):
         self.teacher_weight = teacher_weight
         self.temperature = temperature
         self.drawn_share = drawn_share
+        self.others = others or Others()
+        self.drawing_alone = drawing_alone
+        if drawing_alone:
+            sketcher.looking.requires_grad_(False)
 
     def train(self, mode: bool = True) -> SketchTask:
-        """Sets the mode of the trained network; the frozen classifier stays in evaluation mode."""
+        """Sets the mode of what is trained; all that is frozen stays in evaluation mode."""
         super().train(mode)
         self.classifier.eval()
+        if self.drawing_alone:
+            self.sketcher.looking.eval()
         return self
 
     def forward(self, images: Tensor, labels: Tensor) -> Losses:
         """Images (N, 3, H, W) float in [0, 1], labels (N,) int64 -> losses."""
-        code, own = self.sketcher.look(images, bits_alone=True)
         drawn = max(2, round(self.drawn_share * len(images))) if self.training else len(images)
-        logits = self.classifier(self.normalize(self.sketcher.drawing(code[:drawn])))
+        if self.drawing_alone:  # what is not drawn teaches nothing
+            images, labels = images[:drawn], labels[:drawn]
+        code, own = self.sketcher.look(images, bits_alone=True)
+        drawing = self.sketcher.drawing(code[:drawn])
+        answers = [self.classifier(self.normalize(self.others.varied(drawing))), *self.others(drawing)]
         with torch.no_grad():
             teacher = self.classifier(self.normalize(images))
-        losses = [
-            torch.lerp(
-                classification_loss(answer, labels[: len(answer)]),
-                distillation_loss(answer, teacher[: len(answer)], temperature=self.temperature),
-                self.teacher_weight,
-            )
-            for answer in (logits, own)
-        ]
+        obfuscated = torch.stack([self._loss(answer, labels, teacher) for answer in answers]).mean()
+        device = self._loss(own, labels, teacher)
         return {
-            "loss": losses[0] + losses[1],
-            "obfuscated": losses[0].detach(),
-            "device": losses[1].detach(),
-            "accuracy": _accuracy(logits, labels[:drawn]),
+            "loss": obfuscated if self.drawing_alone else obfuscated + device,
+            "obfuscated": obfuscated.detach(),
+            "device": device.detach(),
+            **_others_accuracy(answers, labels[:drawn]),
+            "accuracy": _accuracy(answers[0], labels[:drawn]),
             "accuracy_device": _accuracy(own, labels),
         }
+
+    def _loss(self, answer: Tensor, labels: Tensor, teacher: Tensor) -> Tensor:
+        """Of an answer about the first so many pictures of the batch."""
+        return torch.lerp(
+            classification_loss(answer, labels[: len(answer)]),
+            distillation_loss(answer, teacher[: len(answer)], temperature=self.temperature),
+            self.teacher_weight,
+        )
 
     @torch.no_grad()
     def panel(self, images: Tensor) -> Tensor:
         """Pictures (N, 3, H, W) float in [0, 1] and their drawings in two rows, (2, N, 3, H, W)."""
         return torch.stack([images, self.sketcher(images)[0]])
+
+
+def _others_accuracy(answers: list[Tensor], labels: Tensor) -> Losses:
+    """The mean accuracy of all classifiers but the first, if there are any."""
+    others = [_accuracy(answer, labels) for answer in answers[1:]]
+    return {"accuracy_others": torch.stack(others).mean()} if others else {}
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:

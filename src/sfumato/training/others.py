@@ -1,0 +1,75 @@
+"""More frozen classifiers than one: what several of different make understand, one more is likelier to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sfumato.nets import Normalize
+
+_SMALLEST = 0.8
+"""The least side of a shrunk picture, as a share of its own; ours. Xie et al. go from 330 pixels to 299, 0.9."""
+
+
+def vary(pictures: Tensor, *, share: float) -> Tensor:
+    """Input diversity: shrinks pictures at random and puts them at a random place on black, or leaves them.
+
+    All pictures of a batch are treated alike. What a classifier understands only while each pixel lies exactly where it
+    lies does not help then.
+
+    Source: Xie et al. 2019, "Improving transferability of adversarial examples with input diversity", section 3.2.
+
+    Args:
+        pictures: (N, 3, H, W) float.
+        share: how often, in [0, 1].
+
+    Returns:
+        The same shape; gradients pass.
+    """
+    if float(torch.rand(())) >= share:
+        return pictures
+    size = pictures.shape[2:]
+    scale = _SMALLEST + (1 - _SMALLEST) * float(torch.rand(()))
+    height, width = (max(1, round(side * scale)) for side in size)
+    top, left = (int(torch.randint(whole - part + 1, ())) for whole, part in zip(size, (height, width), strict=True))
+    small = F.interpolate(pictures, size=(height, width), mode="bilinear", align_corners=False)
+    return F.pad(small, (left, size[1] - width - left, top, size[0] - height - top))
+
+
+class Others(nn.Module):
+    """Further frozen classifiers that what travels has to convince, and variation of what each of them sees.
+
+    They stay in evaluation mode and get no gradient.
+
+    Source: Liu et al. 2017, "Delving into transferable adversarial examples", section 5 (an ensemble); that its
+    losses are averaged, and not its probabilities, is from Dong et al. 2018, section 3.3.
+
+    Args:
+        nets: with each its normalisation from [0, 1]; normalised images to logits of the same classes.
+        diversity: how often what a classifier sees is varied in training, in [0, 1]; see `vary`.
+    """
+
+    def __init__(self, nets: Iterable[tuple[Normalize, nn.Module]] = (), *, diversity: float = 0.0) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nn.Sequential(*pair) for pair in nets).requires_grad_(False).eval()
+        self.diversity = diversity
+
+    def __len__(self) -> int:
+        return len(self.nets)
+
+    def train(self, mode: bool = True) -> Others:
+        """Sets whether pictures are varied; the classifiers stay in evaluation mode."""
+        super().train(mode)
+        self.nets.eval()
+        return self
+
+    def varied(self, pictures: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W) float as one classifier is to see them; as they are in evaluation mode."""
+        return vary(pictures, share=self.diversity) if self.training and self.diversity else pictures
+
+    def forward(self, pictures: Tensor) -> list[Tensor]:
+        """Pictures (N, 3, H, W) float in [0, 1] -> the logits (N, classes) of each classifier."""
+        return [net(self.varied(pictures)) for net in self.nets]
