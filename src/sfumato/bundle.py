@@ -84,6 +84,12 @@ class Preprocessing:
         normalized: npt.NDArray[np.float32] = (pictures - mean) / std
         return normalized
 
+    def denormalize(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The inverse of `normalize`: a classifier's input (..., 3, H, W) float32 -> the picture, the same shape."""
+        mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (self.mean, self.std))
+        picture: npt.NDArray[np.float32] = inputs * std + mean
+        return picture
+
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Preprocessing:
         """Builds it from `bundle.json`'s entry.

@@ -136,6 +136,7 @@ def train(
     fabric.seed_everything(recipe.training.seed, verbose=False)
     given = recipe.teacher if isinstance(recipe, ClassifierRecipe) else recipe.classifier
     frozen = None if given is None else _frozen(given, run.classifier, fabric)
+    known: dict[str, Any] = {}  # of what it is made from and for
     if frozen is not None:  # its classes, in its order
         train_set, test_set = train_set.of_classes(frozen.labels), test_set.of_classes(frozen.labels)
         held_out = held_out and held_out.of_classes(frozen.labels)
@@ -151,8 +152,10 @@ def train(
             task = sketch_task(recipe, frozen, train_set, others)
         else:
             task = obfuscation_task(recipe, frozen, train_set, others)
+        known["trained_for"] = [{"name": net.name, "fingerprint": net.fingerprint} for net in (frozen, *others)]
         if start is not None:
             begin_from(start, recipe, task, frozen)
+            known["started_from"] = {"sha256": start.files[OBFUSCATOR_WEIGHTS], "training": start.provenance}
         preprocessing = frozen.preprocessing
     identity = {
         "recipe": _identifying(recipe),
@@ -170,7 +173,7 @@ def train(
     if not fabric.is_global_zero:
         raise SystemExit(0)  # the first process writes the bundle, the others have done their share
     try:
-        return _finish(recipe, task, frozen, preprocessing, train_set, held_out, test_set, run, fabric, figures)
+        return _finish(recipe, task, frozen, preprocessing, train_set, held_out, test_set, run, fabric, figures, known)
     except OSError as error:
         raise TrainingError(
             f"the bundle cannot be written to {run.bundle}: {error.strerror or error}; the training itself is kept: "
@@ -255,6 +258,7 @@ def _finish(
     run: Run,
     fabric: Fabric,
     figures: dict[str, float],
+    known: dict[str, Any],
 ) -> Bundle:
     pictures: Tensor = test_set.images[:CHECK_PICTURES].float() / 255
     plain_recipe = recipe.model_dump(mode="json")
@@ -301,6 +305,7 @@ def _finish(
             data=train_set.source,
             data_sha256={"train": train_set.sha256, "test": test_set.sha256},
             training_seconds=round(figures.pop("seconds"), 1),
+            **known,
         )
     )
     bundle.save()

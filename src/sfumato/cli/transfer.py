@@ -1,0 +1,67 @@
+"""`sfumato transfer`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sfumato.cli.app import app
+from sfumato.cli.output import JsonOption, needs_train_extra, percent, print_json
+
+
+@app.command()
+def transfer(
+    bundles: Annotated[list[Path], typer.Argument(help="Obfuscator bundles, for the same classes and size.")],
+    to: Annotated[
+        list[Path], typer.Option("--to", metavar="BUNDLE", help="A classifier, known to them or not; repeatable.")
+    ],
+    data: Annotated[str, typer.Option(help="cifar10, a folder, or a hub id; its test pictures are used.")] = "cifar10",
+    pictures: Annotated[int | None, typer.Option(min=1, help="Use only the first so many pictures.")] = None,
+    audits: Annotated[
+        Path | None, typer.Option(help="Folder with audits of the obfuscators, to put their leakage beside.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write a results file here.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what classifiers that an obfuscator was not made for make of what it sends.
+
+    Example: `sfumato transfer runs/mine/bundle --to runs/vgg7/bundle --to runs/convmixer/bundle -o results/mine.json`
+    """
+    with needs_train_extra():
+        from sfumato.audit.points import read_audits
+        from sfumato.data import load_images
+        from sfumato.transfer import transfer as measure
+    from sfumato.bundle import Bundle, write_json
+
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)  # before the long part, so that nothing is measured in vain
+    obfuscators = [Bundle.load(path, kind="obfuscator") for path in bundles]
+    classifiers = [Bundle.load(path, kind="classifier") for path in to]
+    known = read_audits(audits) if audits else {}
+    size = obfuscators[0].preprocessing
+    images = load_images(data, "test", size=(size.height, size.width)).subset(pictures)
+    found = measure(obfuscators, classifiers, images, audits=known)
+    if out is not None:
+        write_json(out, found)
+    if as_json:
+        print_json(found)
+        return
+    names = [entry["name"] for entry in found["classifiers"]]
+    width = max(len(entry["name"]) for entry in [*found["obfuscators"], {"name": "plain pictures"}]) + 2
+    typer.echo(" " * width + "  ".join(f"{name:>12}" for name in names) + "   excess leakage")
+    plain = [entry["accuracy_plain"] for entry in found["classifiers"]]
+    typer.echo("plain pictures".ljust(width) + _row(plain, [True] * len(plain)) + "   1")
+    for entry in found["obfuscators"]:
+        leak = "not audited" if entry["excess_leakage"] is None else f"{entry['excess_leakage']:.2f} at least"
+        typer.echo(entry["name"].ljust(width) + _row(entry["accuracy"], entry["seen"], names) + f"   {leak}")
+    typer.echo("* not seen in training")
+    if out is not None:
+        typer.echo(f"written: {out}")
+
+
+def _row(values: list[float], seen: list[bool], names: list[str] | None = None) -> str:
+    marked = [percent(value) + (" " if known else "*") for value, known in zip(values, seen, strict=True)]
+    widths = [max(12, len(name)) for name in names] if names else [12] * len(values)
+    return "  ".join(f"{value:>{width}}" for value, width in zip(marked, widths, strict=True))

@@ -1,0 +1,138 @@
+"""What other classifiers make of what an obfuscator sends: the paper's table 3, with the leakage beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from sfumato.bundle import CLASSIFIER_ONNX, OBFUSCATOR_ONNX, Bundle
+from sfumato.data import ImageSet
+from sfumato.errors import BundleError
+from sfumato.evaluation import BATCH, device_logits, evaluate_classifier
+from sfumato.nets import build_classifier, cost
+from sfumato.onnxfile import OnnxFunction
+from sfumato.provenance import provenance
+
+SCHEMA = "sfumato.transfer/1"
+
+
+def transfer(
+    obfuscators: Sequence[Bundle],
+    classifiers: Sequence[Bundle],
+    images: ImageSet,
+    *,
+    audits: Mapping[Path, dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Every obfuscator with every classifier, through the shipped files, over all pictures given.
+
+    What travels is normalised as the obfuscator's own classifier wants it. Another one gets what it would if its
+    server undid that, and normalised as it was trained: the picture is the same.
+
+    Args:
+        obfuscators: of one size of pictures, for the same classes.
+        classifiers: likewise; seen in training or not.
+        images: the pictures.
+        audits: contents of `audit.json` files; those of these obfuscators are found by their fingerprints.
+
+    Returns:
+        The content of a results file: "classifiers" with their accuracy on plain pictures; "obfuscators" with accuracy
+        by classifier, which of these they were trained for, and the excess leakage of their audit, None without one.
+
+    Raises:
+        BundleError: classes or sizes differ.
+        DataError: a class of the pictures is none of the classifiers'.
+    """
+    first = classifiers[0]
+    for bundle in (*obfuscators, *classifiers):
+        _check_like(bundle, first)
+    images = images.of_classes(first.labels)
+    audited = {audit["target"].get("fingerprint"): audit for audit in (audits or {}).values()}
+    return {
+        "schema": SCHEMA,
+        "classifiers": [_described(classifier, images) for classifier in classifiers],
+        "obfuscators": [
+            {
+                "name": str(obfuscator.recipe.get("name", obfuscator.path.name)),
+                "kind": obfuscator.recipe.get("kind"),
+                "files": obfuscator.files,
+                "training": obfuscator.provenance,
+                "seen": [_seen(obfuscator, classifier) for classifier in classifiers],
+                **_answers(obfuscator, classifiers, images),
+                **_leakage(audited.get(obfuscator.files[OBFUSCATOR_ONNX])),
+            }
+            for obfuscator in obfuscators
+        ],
+        "test_pictures": len(images),
+        "provenance": provenance(data=images.source, data_sha256=images.sha256),
+    }
+
+
+def _seen(obfuscator: Bundle, classifier: Bundle) -> bool:
+    known = {str(entry["fingerprint"]) for entry in obfuscator.provenance.get("trained_for", ())}
+    return classifier.classifier_fingerprint in known | {obfuscator.classifier_fingerprint}
+
+
+def _check_like(bundle: Bundle, first: Bundle) -> None:
+    size, wanted = bundle.preprocessing, first.preprocessing
+    if (size.height, size.width) != (wanted.height, wanted.width):
+        raise BundleError(
+            f"{bundle.path} takes pictures of {size.height}x{size.width}, "
+            f"{first.path} of {wanted.height}x{wanted.width}"
+        )
+    if bundle.labels != first.labels:
+        raise BundleError(f"{bundle.path} has other classes than {first.path}, or in another order")
+
+
+def _described(classifier: Bundle, images: ImageSet) -> dict[str, Any]:
+    described = {
+        "name": classifier.name,
+        "fingerprint": classifier.classifier_fingerprint,
+        "architecture": classifier.recipe.get("architecture"),
+        "training": classifier.provenance,
+        "accuracy_plain": evaluate_classifier(classifier, images)["accuracy_plain"],
+    }
+    if described["architecture"]:
+        net, size = build_classifier(str(described["architecture"]), len(classifier.labels)), classifier.preprocessing
+        count = cost(net.eval(), height=size.height, width=size.width)
+        described |= {"params": count.params, "macs": count.macs}
+    return described
+
+
+def _answers(obfuscator: Bundle, classifiers: Sequence[Bundle], images: ImageSet) -> dict[str, Any]:
+    obfuscate = OnnxFunction(obfuscator.file(OBFUSCATOR_ONNX))
+    answer = [OnnxFunction(classifier.file(CLASSIFIER_ONNX)) for classifier in classifiers]
+    right, at_home = np.zeros(len(classifiers), np.int64), 0
+    console, name = Console(stderr=True), obfuscator.recipe.get("name", obfuscator.path.name)
+    starts = range(0, len(images), BATCH)
+    for start in track(starts, f"{name}", console=console, transient=True, disable=not console.is_terminal):
+        pictures = images.images[start : start + BATCH].numpy().astype(np.float32) / np.float32(255)
+        labels = images.labels[start : start + BATCH].numpy()
+        outputs = obfuscate.all(pictures)
+        drawn = obfuscator.preprocessing.denormalize(outputs[0])
+        for place, classifier in enumerate(classifiers):
+            logits = answer[place](classifier.preprocessing.normalize(drawn))
+            right[place] += int((logits.argmax(axis=1) == labels).sum())
+        if obfuscator.gate is not None:
+            at_home += int((device_logits(outputs, obfuscator).argmax(axis=1) == labels).sum())
+    found: dict[str, Any] = {"accuracy": [int(count) / len(images) for count in right]}
+    if obfuscator.gate is not None:
+        found["accuracy_device"] = at_home / len(images)
+    return found
+
+
+def _leakage(audit: dict[str, Any] | None) -> dict[str, Any]:
+    if audit is None or not audit.get("best"):
+        return {"excess_leakage": None}
+    best = audit["best"]
+    certificate = audit.get("certificate") or {}
+    return {
+        "excess_leakage": best["excess_leakage"],
+        "best_attacker": best["attacker"],
+        "budget": audit["budget"]["name"] if isinstance(audit["budget"], dict) else audit["budget"],
+        "bits_at_most": certificate.get("bits"),
+    }
