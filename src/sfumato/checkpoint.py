@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sfumato.errors import TrainingError
+
+
+def identify(*parts: Any) -> str:
+    """What a run is made of, as text that changes with any part: plain values, and tensors by their hash."""
+    said = [_hash(part) if isinstance(part, torch.Tensor) else part for part in parts]
+    return json.dumps(said, sort_keys=True, default=str)
+
+
+def _hash(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ SfumatoError
 ├── BundleError              a bundle is missing, damaged or foreign
 ├── ClassifierError          a classifier from elsewhere cannot be used as it is
 ├── TrainingError            a run cannot start, go on or be saved
+│   └── QueriesSpent         an endpoint was asked as often as was allowed
 ├── AuditError               an attack cannot be mounted, or an audit cannot go on
 ├── ResultsError             a results file is malformed
 ├── Interrupted              stopped on request; what was done is saved
@@ -52,6 +53,10 @@ class ClassifierError(SfumatoError):
 
 class TrainingError(SfumatoError):
     """A training run cannot start, cannot go on, or cannot be saved."""
+
+
+class QueriesSpent(TrainingError):
+    """An endpoint that is learned from its answers was asked as often as the budget allows."""
 
 
 class AuditError(SfumatoError):

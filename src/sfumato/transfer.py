@@ -51,7 +51,7 @@ def transfer(
     for bundle in (*obfuscators, *classifiers):
         _check_like(bundle, first)
     images = images.of_classes(first.labels)
-    audited = {audit["target"].get("fingerprint"): audit for audit in (audits or {}).values()}
+    audited = {_whose(audit): audit for audit in (audits or {}).values()}
     return {
         "schema": SCHEMA,
         "classifiers": [_described(classifier, images) for classifier in classifiers],
@@ -63,7 +63,9 @@ def transfer(
                 "training": obfuscator.provenance,
                 "seen": [_seen(obfuscator, classifier) for classifier in classifiers],
                 **_answers(obfuscator, classifiers, images),
-                **_leakage(audited.get(obfuscator.files[OBFUSCATOR_ONNX])),
+                **_leakage(
+                    audited.get(obfuscator.files[OBFUSCATOR_ONNX]) or audited.get(str(obfuscator.recipe.get("name")))
+                ),
             }
             for obfuscator in obfuscators
         ],
@@ -123,6 +125,11 @@ def _answers(obfuscator: Bundle, classifiers: Sequence[Bundle], images: ImageSet
     if obfuscator.gate is not None:
         found["accuracy_device"] = at_home / len(images)
     return found
+
+
+def _whose(audit: dict[str, Any]) -> str:
+    """The audited file's hash; of audits from before that was noted, the name."""
+    return str(audit["target"].get("fingerprint") or audit["target"]["name"])
 
 
 def _leakage(audit: dict[str, Any] | None) -> dict[str, Any]:

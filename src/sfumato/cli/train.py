@@ -6,12 +6,13 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from sfumato.cli.app import app
 from sfumato.cli.output import JsonOption, needs_train_extra, percent, print_json
+from sfumato.errors import RecipeError
 
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(8 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
 
@@ -32,6 +33,15 @@ def train(
             "then learned anew: its device's answers, and what a code means, stay.",
         ),
     ] = None,
+    black_box: Annotated[
+        str | None,
+        typer.Option(
+            "--black-box",
+            metavar="URL",
+            help="The classifier is this endpoint, of which only answers can be had: the same as --set classifier=URL. "
+            "The recipe's training pictures, public ones, are sent there as they are; its [black_box] says how many.",
+        ),
+    ] = None,
     accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")] = "auto",
     devices: Annotated[int, typer.Option(min=1, help="Processes to train on.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
@@ -49,16 +59,27 @@ def train(
     """
     keep_freed_memory()
     with needs_train_extra():
+        from sfumato.blackbox import is_endpoint, protect_black_box
         from sfumato.bundle import Bundle
         from sfumato.training import Run, load_recipe
         from sfumato.training import train as run_training
+        from sfumato.training.recipe import ClassifierRecipe
 
-    plan = load_recipe(recipe, set_)
+    plan = load_recipe(recipe, [*(set_ or []), *([f'classifier="{black_box}"'] if black_box else [])])
     folder = out or Path("runs") / plan.name
     start = None if from_ is None else Bundle.load(from_, kind="obfuscator")
-    bundle = run_training(
-        plan, folder, accelerator=accelerator, devices=devices, resume=resume, overwrite=overwrite, start=start
-    )
+    how: dict[str, Any] = {"accelerator": accelerator, "devices": devices, "resume": resume, "overwrite": overwrite}
+    if not isinstance(plan, ClassifierRecipe) and is_endpoint(plan.classifier):
+        if start is not None:
+            raise RecipeError("--from begins with an obfuscator; for an endpoint's answers everything is learned anew")
+        typer.echo(
+            f"up to {plan.black_box.queries:,} pictures, of {plan.data.source} and drawn ones, are sent to "
+            f"{plan.classifier} as they are: they must be public",
+            err=True,
+        )
+        bundle = protect_black_box(plan, folder, **how)
+    else:
+        bundle = run_training(plan, folder, start=start, **how)
     if as_json:
         print_json({"bundle": str(bundle.path), "figures": bundle.figures})
         return

@@ -52,7 +52,7 @@ def transfer(
     width = max(len(entry["name"]) for entry in [*found["obfuscators"], {"name": "plain pictures"}]) + 2
     typer.echo(" " * width + "  ".join(f"{name:>12}" for name in names) + "   excess leakage")
     plain = [entry["accuracy_plain"] for entry in found["classifiers"]]
-    typer.echo("plain pictures".ljust(width) + _row(plain, [True] * len(plain)) + "   1")
+    typer.echo("plain pictures".ljust(width) + _row(plain, [True] * len(plain), names) + "   1")
     for entry in found["obfuscators"]:
         leak = "not audited" if entry["excess_leakage"] is None else f"{entry['excess_leakage']:.2f} at least"
         typer.echo(entry["name"].ljust(width) + _row(entry["accuracy"], entry["seen"], names) + f"   {leak}")
@@ -61,7 +61,7 @@ def transfer(
         typer.echo(f"written: {out}")
 
 
-def _row(values: list[float], seen: list[bool], names: list[str] | None = None) -> str:
+def _row(values: list[float], seen: list[bool], names: list[str]) -> str:
     marked = [percent(value) + (" " if known else "*") for value, known in zip(values, seen, strict=True)]
-    widths = [max(12, len(name)) for name in names] if names else [12] * len(values)
+    widths = [max(12, len(name)) for name in names]
     return "  ".join(f"{value:>{width}}" for value, width in zip(marked, widths, strict=True))

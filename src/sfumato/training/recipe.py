@@ -10,6 +10,19 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from sfumato.errors import RecipeError
 
+Architecture = Literal[
+    "resnet20",
+    "resnet-local",
+    "resnet18",
+    "resnet18-imagenet",
+    "resnet50",
+    "vgg7",
+    "vgg19",
+    "googlenet",
+    "convmixer",
+]
+"""Names from `sfumato.nets.CLASSIFIERS`."""
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -89,17 +102,7 @@ class ClassifierRecipe(_Strict):
     kind: Literal["classifier"]
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     note: str = ""
-    architecture: Literal[
-        "resnet20",
-        "resnet-local",
-        "resnet18",
-        "resnet18-imagenet",
-        "resnet50",
-        "vgg7",
-        "vgg19",
-        "googlenet",
-        "convmixer",
-    ]
+    architecture: Architecture
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     teacher: str | None = None
     teacher_weight: float = Field(default=0.9, ge=0, le=1)
@@ -200,13 +203,40 @@ class TransferRecipe(_Strict):
     diversity: float = Field(default=0.0, ge=0, le=1)
 
 
+class BlackBoxRecipe(_Strict):
+    """How a classifier is learned of which only answers can be had; its address stands in `classifier`.
+
+    Attributes:
+        model: its name at the endpoint.
+        queries: how many pictures the endpoint may be asked about in all; public ones, and drawings.
+        tuning: the share of the queries that is kept for changing the drawings to what the endpoint itself answers.
+        answers: "scores" of all classes, or the "label" alone.
+        rate: pictures a second that it is asked about at most.
+        mean: per RGB channel, of its input on the [0, 1] scale; by default that of the pictures.
+        std: likewise.
+        surrogates: classifiers of the zoo that learn to answer as it does; the first one counts as the classifier.
+        pictures_seen: how many pictures each of them learns from, with repetition.
+    """
+
+    model: str = ""
+    queries: int = Field(default=10_000, ge=100)
+    tuning: float = Field(default=0.2, ge=0, lt=1)
+    answers: Literal["scores", "label"] = "scores"
+    rate: float = Field(default=200.0, gt=0)
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    surrogates: tuple[Architecture, ...] = Field(default=("resnet-local", "vgg7"), min_length=1)
+    pictures_seen: int = Field(default=200_000, ge=1)
+
+
 class ObfuscatorRecipe(_Strict):
     """An obfuscator for a frozen classifier; what is left out is the paper's.
 
     Attributes:
         note: what people should know of the result; goes into the bundle.
         classifier: folder of the frozen classifier's bundle, from where the command is run, or whatever
-            `sfumato.classifiers.classifier_bundle` makes one of.
+            `sfumato.classifiers.classifier_bundle` makes one of; or the address of an endpoint, for which see
+            `black_box`.
         privacy_weight: lambda, the weight of the reconstruction error in `L_c - lambda L_r`.
         snapshots_every: keep both networks every so many epochs, to attack them as they were then; None for never.
     """
@@ -223,6 +253,7 @@ class ObfuscatorRecipe(_Strict):
     bottleneck: BottleneckRecipe = BottleneckRecipe()
     output: OutputRecipe = OutputRecipe()
     transfer: TransferRecipe = TransferRecipe()
+    black_box: BlackBoxRecipe = BlackBoxRecipe()
     data: DataRecipe = DataRecipe()
     training: TrainingRecipe = TrainingRecipe()
 
@@ -244,7 +275,8 @@ class SketchRecipe(_Strict):
     Attributes:
         note: what people should know of the result; goes into the bundle.
         classifier: folder of the frozen classifier's bundle, from where the command is run, or whatever
-            `sfumato.classifiers.classifier_bundle` makes one of.
+            `sfumato.classifiers.classifier_bundle` makes one of; or the address of an endpoint, for which see
+            `black_box`.
         code_bits: how many bits about a picture may travel at most; what an attacker gets at most, too. The first of
             them say the device's answer, 4 for 10 classes.
         teacher_weight: share of the frozen classifier's answers on plain pictures in the loss, beside the labels'.
@@ -270,6 +302,7 @@ class SketchRecipe(_Strict):
     held_out_pictures: int = Field(default=2000, ge=2)
     learn: Literal["all", "drawing"] | None = None
     transfer: TransferRecipe = TransferRecipe()
+    black_box: BlackBoxRecipe = BlackBoxRecipe()
     data: DataRecipe = DataRecipe()
     training: TrainingRecipe = TrainingRecipe()
 

@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric import Fabric
-from lightning.fabric.loggers.tensorboard import TensorBoardLogger
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from sfumato.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, Bundle, Preprocessing
 from sfumato.classifiers import FrozenClassifier, classifier_bundle, load_classifier
-from sfumato.data import Augmentation, ImageSet, cifar10, load_images
+from sfumato.data import ImageSet
 from sfumato.errors import Interrupted, RecipeError, TrainingError
 from sfumato.evaluation import evaluate_classifier, evaluate_obfuscator
 from sfumato.export import renew, save_weights
@@ -33,23 +30,22 @@ from sfumato.training.building import (
     restarted,
     sketch_task,
 )
-from sfumato.training.engine import Schedule, fit
+from sfumato.training.engine import fit
 from sfumato.training.export import write_classifier_bundle, write_obfuscator_bundle, write_sketch_bundle
 from sfumato.training.optimizer import optimizer_of
 from sfumato.training.recipe import (
     AnyRecipe,
     ClassifierRecipe,
-    DataRecipe,
     ObfuscatorRecipe,
     SketchRecipe,
-    TrainingRecipe,
 )
+from sfumato.training.setting import augmentation_of, launch, load_both, preprocessing_of, schedule_of
 from sfumato.training.tasks import ClassifierTask, ObfuscationTask, SketchTask, Utility
 
 log = logging.getLogger(__name__)
 
 CHECK_PICTURES = 64
-_ADDITIONS = ("input", "utility", "privacy", "bottleneck", "output", "transfer")
+_ADDITIONS = ("input", "utility", "privacy", "bottleneck", "output", "transfer", "black_box")
 """Tables of a recipe that say nothing by default: a run that began without them may go on."""
 Task = ClassifierTask | ObfuscationTask | SketchTask
 
@@ -124,12 +120,12 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"{folder} cannot be created: {error.strerror or error}") from error
-    fabric = _fabric(recipe.training, folder, accelerator, devices)
+    fabric = launch(recipe.training, folder, accelerator, devices)
     if overwrite and fabric.is_global_zero:
         run.checkpoint.unlink(missing_ok=True)
         for left in ("tensorboard", "snapshots", run.classifier.name, run.others.name):
             shutil.rmtree(folder / left, ignore_errors=True)
-    train_set, test_set = _load(recipe.data, fabric, label_free=_label_free(recipe))
+    train_set, test_set = load_both(recipe.data, fabric, label_free=_label_free(recipe))
     held_out: ImageSet | None = None
     if isinstance(recipe, SketchRecipe):
         train_set, held_out = train_set.split(recipe.held_out_pictures)
@@ -141,12 +137,13 @@ def train(
         train_set, test_set = train_set.of_classes(frozen.labels), test_set.of_classes(frozen.labels)
         held_out = held_out and held_out.of_classes(frozen.labels)
     if isinstance(recipe, ClassifierRecipe):
-        preprocessing = _preprocessing(recipe.data.source, train_set)
+        preprocessing = preprocessing_of(recipe.data.source, train_set)
         task: Task = _classifier_task(recipe, frozen, preprocessing, train_set)
     else:
         assert frozen is not None
         if _label_free(recipe):
             train_set = answered(train_set, frozen)
+            held_out = held_out and answered(held_out, frozen)
         others = [_frozen(also, run.others / str(place), fabric) for place, also in enumerate(recipe.transfer.also)]
         if isinstance(recipe, SketchRecipe):
             task = sketch_task(recipe, frozen, train_set, others)
@@ -200,10 +197,8 @@ def _fit(
         scheduler,
         train=train_set,
         test=test_set,
-        augmentation=Augmentation(flip=recipe.data.flip, crop_padding=recipe.data.crop_padding),
-        schedule=Schedule(
-            plan.epochs, plan.batch_size, plan.seed, plan.validate_every, plan.channels_last, plan.compile
-        ),
+        augmentation=augmentation_of(recipe.data),
+        schedule=schedule_of(plan),
         checkpoint=run.checkpoint,
         identity=identity,
         resume=resume,
@@ -215,6 +210,8 @@ def _fit(
 
 def _label_free(recipe: AnyRecipe) -> bool:
     """Whether the labels of the training pictures are not looked at."""
+    if isinstance(recipe, SketchRecipe):
+        return recipe.teacher_weight == 1
     if not isinstance(recipe, ObfuscatorRecipe):
         return False
     return not Utility(recipe.utility.teacher_weight, recipe.utility.feature_weight).label_weight
@@ -312,21 +309,6 @@ def _finish(
     return bundle
 
 
-def _fabric(plan: TrainingRecipe, folder: Path, accelerator: str, devices: int) -> Fabric:
-    try:
-        fabric = Fabric(
-            accelerator=accelerator,
-            devices=devices,
-            strategy="ddp" if devices > 1 else "auto",
-            precision=plan.precision,
-            loggers=TensorBoardLogger(folder, name="tensorboard", version=""),
-        )
-        fabric.launch()  # also shares the cores out among the processes
-    except (ValueError, RuntimeError, MisconfigurationException) as error:
-        raise TrainingError(f"cannot train on {devices} x {accelerator!r}: {str(error).splitlines()[0]}") from error
-    return fabric
-
-
 def _frozen(given: str, folder: Path, fabric: Fabric) -> FrozenClassifier:
     with fabric.rank_zero_first(local=True):  # the others then find the bundle that the first made
         return load_classifier(classifier_bundle(given, folder))
@@ -343,35 +325,6 @@ def _starting_from(start: Bundle | None, recipe: AnyRecipe) -> AnyRecipe:
             raise RecipeError('learn = "drawing" needs a bundle to start from: give --from')
         return recipe.model_copy(update={"learn": recipe.learn or ("all" if start is None else "drawing")})
     return recipe
-
-
-def _load(recipe: DataRecipe, fabric: Fabric, *, label_free: bool) -> tuple[ImageSet, ImageSet]:
-    load = partial(load_images, size=recipe.size, image_column=recipe.image_column, label_column=recipe.label_column)
-    with fabric.rank_zero_first(local=True):  # the others then find the decoded pictures in the cache
-        train_set = load(recipe.source, "train", unlabelled=label_free).subset(recipe.train_pictures)
-        test_set = load(recipe.source, "test").subset(recipe.test_pictures)
-    if fabric.is_global_zero:
-        for remark in (*train_set.remarks(), *test_set.remarks()):
-            log.warning(remark)
-    if label_free:
-        # No label is looked at; the classifier's own answers take their place.
-        train_set = replace(train_set, names=test_set.names, labels=torch.zeros_like(train_set.labels))
-    if train_set.names != test_set.names or train_set.images.shape[1:] != test_set.images.shape[1:]:
-        raise TrainingError(f"{recipe.source}: training and test pictures differ in classes or size")
-    if recipe.crop_padding >= min(train_set.images.shape[2:]):
-        raise RecipeError(f"data.crop_padding {recipe.crop_padding} must be smaller than the pictures' sides")
-    return train_set, test_set
-
-
-def _preprocessing(source: str, images: ImageSet) -> Preprocessing:
-    height, width = images.images.shape[2:]
-    if source == "cifar10":
-        return Preprocessing(height, width, cifar10.MEAN, cifar10.STD)
-    # Over at most 10,000 pictures, which is exact enough and keeps memory small.
-    values = images.images[:10_000].float().div_(255).transpose(0, 1).flatten(1)
-    mean = tuple(round(float(v), 5) for v in values.mean(dim=1))
-    std = tuple(round(max(float(v), 1e-3), 5) for v in values.std(dim=1))
-    return Preprocessing(height, width, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
 
 def _classifier_task(

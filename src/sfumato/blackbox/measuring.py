@@ -1,0 +1,55 @@
+"""What an endpoint makes of a sketch's drawings, for the price of one question a code."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sfumato.blackbox.oracle import Oracle
+from sfumato.bundle import OBFUSCATOR_ONNX, Bundle
+from sfumato.data import ImageSet
+from sfumato.device.gating import has_to_be_sent, softmax
+from sfumato.errors import QueriesSpent
+from sfumato.evaluation import BATCH, device_logits
+from sfumato.onnxfile import OnnxFunction
+
+
+def measure_at(endpoint: Oracle, sketch: Bundle, images: ImageSet) -> dict[str, float]:
+    """Accuracies of a sketch at the endpoint, through the shipped file.
+
+    Args:
+        endpoint: asked about each drawing that it was not asked about before.
+        sketch: its bundle.
+        images: labelled pictures; none of them is sent.
+
+    Returns:
+        "accuracy_obfuscated" (as if all were sent), "accuracy_device", "accuracy_gated", "offload_rate", all in [0, 1],
+        and "test_pictures"; without the first and the third if the budget does not allow the questions.
+    """
+    obfuscate = OnnxFunction(sketch.file(OBFUSCATOR_ONNX))
+    answers: dict[bytes, int] = {}
+    asked = True
+    right, at_home, sent = [], [], []
+    for start in range(0, len(images), BATCH):
+        pictures = images.images[start : start + BATCH].numpy().astype(np.float32) / np.float32(255)
+        labels = images.labels[start : start + BATCH].numpy()
+        outputs = obfuscate.all(pictures)
+        own, codes = softmax(device_logits(outputs, sketch)), [row.tobytes() for row in outputs[-1]]
+        new = {code: place for place, code in enumerate(codes) if code not in answers}
+        if new and asked:
+            drawings = sketch.preprocessing.denormalize(outputs[0][list(new.values())])
+            try:
+                found = endpoint(torch.from_numpy(drawings))
+                answers |= dict(zip(new, found.argmax(dim=1).tolist(), strict=True))
+            except QueriesSpent:
+                asked = False
+        if asked:
+            right.append(np.array([answers[code] for code in codes]) == labels)
+        at_home.append(own.argmax(axis=1) == labels)
+        sent.append(has_to_be_sent(own, sketch.gate) if sketch.gate else np.ones(len(labels), bool))
+    home, sends = np.concatenate(at_home), np.concatenate(sent)
+    figures = {"accuracy_device": home.mean(), "offload_rate": sends.mean(), "test_pictures": len(images)}
+    if asked:
+        cloud = np.concatenate(right)
+        figures |= {"accuracy_obfuscated": cloud.mean(), "accuracy_gated": np.where(sends, cloud, home).mean()}
+    return {name: float(value) for name, value in figures.items()}

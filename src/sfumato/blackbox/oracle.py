@@ -1,0 +1,262 @@
+"""An endpoint that answers, and nothing more: each picture is asked about once, within a budget, and remembered.
+
+What is asked about are public pictures, as they are: a device's own pictures never come here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+from urllib.parse import quote, urlsplit
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sfumato.bundle import Preprocessing
+from sfumato.device.transport import Transport
+from sfumato.errors import EndpointAnswerInvalid, QueriesSpent, TrainingError, WireError
+from sfumato.wire import (
+    HEADER_LENGTH,
+    InferRequest,
+    ModelMetadata,
+    RequestedOutput,
+    decode_metadata,
+    decode_response,
+    encode_request,
+)
+from sfumato.wire import Tensor as WireTensor
+
+Answers = Literal["scores", "label"]
+_BATCH = 16
+_LEAST = 1e-6
+"""The least probability that an answer is taken to have, so that logarithms stay finite."""
+_SUMS_TO_ONE = 1e-3
+_DECIMALS = 4
+
+
+def is_endpoint(classifier: str) -> bool:
+    """Whether a recipe's classifier is an address to ask, and not something that can be opened."""
+    return urlsplit(classifier).scheme in ("http", "https")
+
+
+class Oracle:
+    """Asks an Open Inference Protocol endpoint what it makes of pictures.
+
+    It is polite: one request at a time, not more pictures a second than it is told to, and waiting where the server
+    asks for that. Every answer is kept in a file before the next question, so that nothing is asked twice, and an
+    interrupted run has lost nothing.
+
+    Args:
+        url: the endpoint's address.
+        model: its name there.
+        preprocessing: how a picture becomes its input.
+        classes: how many it tells apart.
+        memory: the file that answers are kept in; an SQLite database.
+        queries: how many pictures may be asked about, over all runs with this file.
+        answers: "scores" if it answers with logits or probabilities of all classes; "label" to look at nothing but
+            which class is the highest, whatever it answers.
+        rate: pictures a second at most.
+        transport: to use instead of one made from `url`.
+        pause: what waits; for tests.
+
+    Attributes:
+        fingerprint: of the classifier, as the endpoint states it; None if it does not.
+
+    Raises:
+        EndpointError: one of its kinds; see `sfumato.errors`.
+        TrainingError: the file cannot be used, or holds the answers of another classifier.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        preprocessing: Preprocessing,
+        classes: int,
+        memory: Path,
+        queries: int,
+        answers: Answers = "scores",
+        rate: float = 100.0,
+        transport: Transport | None = None,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.preprocessing, self.classes, self.queries, self.answers = preprocessing, classes, queries, answers
+        self._transport = transport or Transport(url, timeout_s=60.0, retries=5)
+        self._path, self._rate, self._pause = f"/v2/models/{quote(model, safe='')}", rate, pause
+        self._next = 0.0
+        metadata = self._metadata()
+        self._input, self._output = _names(metadata, preprocessing, classes)
+        stated = metadata.parameters.get("fingerprint")
+        self.fingerprint = stated if isinstance(stated, str) else None
+        self._memory = _open(memory, f"{model} {answers} {self.fingerprint or 'unstated'} {classes}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes connection and file."""
+        self._memory.close()
+        self._transport.close()
+
+    @property
+    def spent(self) -> int:
+        """How many pictures were asked about so far, over all runs with this file."""
+        ((count,),) = self._memory.execute("SELECT count(*) FROM answers")
+        return int(count)
+
+    @property
+    def left(self) -> int:
+        """How many pictures may still be asked about."""
+        return max(0, self.queries - self.spent)
+
+    def __call__(self, pictures: Tensor, *, shown: Callable[[int], None] = lambda done: None) -> Tensor:
+        """What the endpoint makes of pictures; asks only about those that it was not asked about before.
+
+        Args:
+            pictures: (N, 3, H, W) float32 in [0, 1].
+            shown: is told how many pictures more are done, now and then.
+
+        Returns:
+            Logarithms of probabilities, (N, classes) float32; of a label, that of its class is nearly 0.
+
+        Raises:
+            QueriesSpent: the budget does not allow it; what was answered is kept.
+            EndpointError: one of its kinds; see `sfumato.errors`.
+        """
+        return torch.cat([self._batch(part, shown) for part in torch.split(pictures, _BATCH)])
+
+    def _batch(self, pictures: Tensor, shown: Callable[[int], None]) -> Tensor:
+        inputs = self.preprocessing.normalize(pictures.detach().cpu().numpy().astype(np.float32))
+        keys = [_key(row) for row in inputs]
+        known = {key: self._recall(key) for key in keys}
+        new = {key: row for key, row in zip(keys, inputs, strict=True) if known[key] is None}  # equal ones once
+        if new:
+            if len(new) > self.left:
+                raise QueriesSpent(
+                    f"{self.spent} of {self.queries} queries are spent, {len(new)} more are asked for; allow more"
+                )
+            known |= dict(zip(new, self._ask(np.stack(list(new.values()))), strict=True))
+            with self._memory:  # one transaction: answered is remembered
+                rows = [(key, np.asarray(known[key], "<f4").tobytes()) for key in new]
+                self._memory.executemany("INSERT INTO answers VALUES (?, ?)", rows)
+        shown(len(keys))
+        return torch.from_numpy(np.stack([np.asarray(known[key], np.float32) for key in keys]))
+
+    def _recall(self, key: bytes) -> npt.NDArray[np.float32] | None:
+        row = self._memory.execute("SELECT answer FROM answers WHERE picture = ?", (key,)).fetchone()
+        return None if row is None else np.frombuffer(row[0], "<f4").astype(np.float32)
+
+    def _ask(self, inputs: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
+        now = time.monotonic()
+        if now < self._next:
+            self._pause(self._next - now)
+        self._next = max(now, self._next) + len(inputs) / self._rate
+        request = InferRequest(
+            inputs=(WireTensor(self._input, inputs),), outputs=(RequestedOutput(self._output, binary=True),)
+        )
+        encoded = encode_request(request, binary=True)
+        reply = self._transport.request("POST", f"{self._path}/infer", encoded.body, encoded.headers())
+        try:
+            response = decode_response(reply.body, reply.headers.get(HEADER_LENGTH.lower()))
+        except WireError as error:
+            raise EndpointAnswerInvalid(f"the answer of {self._transport.server} is malformed: {error}") from None
+        scores = next((tensor.array for tensor in response.outputs if tensor.name == self._output), None)
+        if scores is None or scores.shape != (len(inputs), self.classes) or not np.isfinite(scores).all():
+            raise EndpointAnswerInvalid(
+                f"{self._transport.server} answered {None if scores is None else scores.shape} for {len(inputs)} "
+                f"pictures; finite scores {(len(inputs), self.classes)} are expected"
+            )
+        return list(log_probabilities(torch.from_numpy(scores.astype(np.float32)), self.answers).numpy())
+
+    def _metadata(self) -> ModelMetadata:
+        try:
+            return decode_metadata(self._transport.get(self._path).body)
+        except WireError as error:
+            raise EndpointAnswerInvalid(f"the metadata of {self._transport.server} is malformed: {error}") from None
+
+
+def log_probabilities(scores: Tensor, answers: Answers) -> Tensor:
+    """Logits or probabilities, whichever they are -> logarithms of probabilities, (N, classes) float32.
+
+    Args:
+        scores: (N, classes) float32; rows that are not negative and sum to 1 are probabilities.
+        answers: "label" keeps nothing but which class is the highest.
+    """
+    classes = scores.shape[1]
+    if answers == "label":
+        probabilities = F.one_hot(scores.argmax(dim=1), classes).float()
+    elif bool((scores >= 0).all()) and bool(((scores.sum(dim=1) - 1).abs() < _SUMS_TO_ONE).all()):
+        probabilities = scores
+    else:
+        return F.log_softmax(scores, dim=1)
+    return (probabilities.clamp_min(_LEAST) / probabilities.clamp_min(_LEAST).sum(dim=1, keepdim=True)).log()
+
+
+def _key(row: npt.NDArray[np.float32]) -> bytes:
+    """Pictures that differ by rounding errors alone are the same question."""
+    return hashlib.sha256((np.round(row, _DECIMALS) + 0.0).astype("<f4").tobytes()).digest()  # no negative zero
+
+
+def _open(memory: Path, whose: str) -> sqlite3.Connection:
+    """The file of answers, which belong to one classifier.
+
+    Raises:
+        TrainingError: it cannot be used, or they belong to another one.
+    """
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        database = sqlite3.connect(memory)
+        with database:
+            database.execute("CREATE TABLE IF NOT EXISTS answers (picture BLOB PRIMARY KEY, answer BLOB NOT NULL)")
+            database.execute("CREATE TABLE IF NOT EXISTS whose (name TEXT PRIMARY KEY)")
+            known = database.execute("SELECT name FROM whose").fetchone()
+            if known is None:
+                database.execute("INSERT INTO whose VALUES (?)", (whose,))
+    except (OSError, sqlite3.Error) as error:
+        raise TrainingError(f"the answers cannot be kept in {memory}: {error}") from error
+    if known is not None and known[0] != whose:
+        database.close()
+        raise TrainingError(
+            f"{memory} holds the answers of another classifier, or of another version of it; --overwrite asks anew"
+        )
+    return database
+
+
+def _names(metadata: ModelMetadata, preprocessing: Preprocessing, classes: int) -> tuple[str, str]:
+    """The model's input and its output with one number for each class.
+
+    Raises:
+        EndpointAnswerInvalid: it takes other pictures, or answers otherwise.
+    """
+    size = (3, preprocessing.height, preprocessing.width)
+    fits = [spec for spec in metadata.inputs if spec.datatype == "FP32" and _is(spec.shape, size)]
+    if len(metadata.inputs) != 1 or not fits:
+        shapes = ", ".join(f"{spec.datatype} {list(spec.shape)}" for spec in metadata.inputs) or "none"
+        raise EndpointAnswerInvalid(
+            f"model {metadata.name!r} takes {shapes}; FP32 {[-1, *size]} is needed: set data.size"
+        )
+    output = next((spec.name for spec in metadata.outputs if _is(spec.shape, (classes,))), None)
+    if output is None:
+        shapes = ", ".join(str(list(spec.shape)) for spec in metadata.outputs) or "nothing"
+        raise EndpointAnswerInvalid(
+            f"model {metadata.name!r} answers {shapes}; one number for each of {classes} classes is needed"
+        )
+    return fits[0].name, output
+
+
+def _is(shape: tuple[int, ...], row: tuple[int, ...]) -> bool:
+    return len(shape) == len(row) + 1 and all(want in (-1, got) for got, want in zip(row, shape[1:], strict=True))

@@ -1,0 +1,245 @@
+"""From an endpoint's address to an obfuscator: ask, learn surrogates, train against them, tune by answers."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from sfumato.blackbox.measuring import measure_at
+from sfumato.blackbox.oracle import Oracle
+from sfumato.blackbox.surrogate import learn_surrogate
+from sfumato.blackbox.tuning import tune
+from sfumato.bundle import Bundle
+from sfumato.classifiers import FrozenClassifier, load_classifier
+from sfumato.data import ImageSet
+from sfumato.errors import RecipeError, TrainingError
+from sfumato.evaluation import BATCH
+from sfumato.nets import Sketcher
+from sfumato.training.building import answered, begin_from, normalize, sketch_task
+from sfumato.training.export import write_sketch_bundle
+from sfumato.training.recipe import AnyRecipe, BlackBoxRecipe, ClassifierRecipe, SketchRecipe, TrainingRecipe
+from sfumato.training.run import CHECK_PICTURES, Run, train
+from sfumato.training.setting import launch, load_both, preprocessing_of
+
+_LEAST_ANSWERS = 64
+_TEMPERATURE = 4.0
+"""That scores are softened with; labels are not."""
+_SURROGATE_RATE = 0.1
+
+
+def protect_black_box(
+    recipe: AnyRecipe,
+    folder: Path,
+    *,
+    accelerator: str = "auto",
+    devices: int = 1,
+    resume: bool = False,
+    overwrite: bool = False,
+    oracle: Callable[..., Oracle] = Oracle,
+) -> Bundle:
+    """Trains an obfuscator for a classifier of which only answers can be had.
+
+    The training pictures are sent to the endpoint as they are, so they have to be public ones; their labels are not
+    looked at. Everything that was answered is kept in `answers.sqlite`.
+
+    Args:
+        recipe: an obfuscator's, whose `classifier` is an address; see `BlackBoxRecipe`.
+        folder: of the run; has a folder for each surrogate, and one for the obfuscator.
+        accelerator: see `train`.
+        devices: see `train`; surrogates learn on one.
+        resume: go on with an interrupted run.
+        overwrite: start anew, and ask anew.
+        oracle: what makes the `Oracle`.
+
+    Returns:
+        The obfuscator's bundle, in `folder/bundle`. Its figures are about the endpoint: "accuracy_obfuscated" is the
+        share of test pictures whose drawing it answers right (sketches alone, as these have few drawings),
+        "queries_learning", "queries_tuning", "surrogate_agreement".
+
+    Raises:
+        SfumatoError: each step's own.
+    """
+    if isinstance(recipe, ClassifierRecipe):
+        raise RecipeError("only an obfuscator is for a classifier; this recipe trains one")
+    if not recipe.black_box.model:
+        raise RecipeError("black_box.model is missing: the classifier's name at the endpoint")
+    if folder.exists() and any(folder.iterdir()) and not (resume or overwrite):
+        raise TrainingError(f"{folder} holds a run already: --resume goes on with it, --overwrite starts anew")
+    if overwrite:
+        shutil.rmtree(folder, ignore_errors=True)
+    fabric = launch(TrainingRecipe(seed=recipe.training.seed), folder, accelerator, 1)
+    images, test = load_both(recipe.data, fabric, label_free=True)
+    images = replace(images, names=test.names)
+    box, preprocessing = recipe.black_box, preprocessing_of(recipe.data.source, images)
+    preprocessing = replace(preprocessing, mean=box.mean or preprocessing.mean, std=box.std or preprocessing.std)
+    with oracle(
+        recipe.classifier,
+        box.model,
+        preprocessing=preprocessing,
+        classes=len(test.names),
+        memory=folder / "answers.sqlite",
+        queries=box.queries,
+        answers=box.answers,
+        rate=box.rate,
+    ) as endpoint:
+        asked = _draw(images, _to_learn_from(box, len(images)), recipe.training.seed)
+        answers = _ask(endpoint, asked)
+        surrogates = [
+            learn_surrogate(
+                fabric,
+                folder / "surrogates" / architecture,
+                architecture=architecture,
+                images=asked,
+                answers=answers,
+                preprocessing=preprocessing,
+                data=recipe.data,
+                plan=_surrogate_plan(box, len(asked), recipe.training.seed),
+                temperature=_TEMPERATURE if box.answers == "scores" else 1.0,
+            )
+            for architecture in box.surrogates
+        ]
+        known = recipe.model_copy(
+            update={
+                "classifier": str(surrogates[0].path),
+                "transfer": recipe.transfer.model_copy(update={"also": tuple(str(s.path) for s in surrogates[1:])}),
+                **({"teacher_weight": 1.0} if isinstance(recipe, SketchRecipe) else {}),
+            }
+        )
+        part = Run(folder / "obfuscator")
+        if part.bundle.is_dir():
+            bundle = Bundle.load(part.bundle, kind="obfuscator")
+        else:
+            more = {"accelerator": accelerator, "devices": devices, "resume": part.checkpoint.is_file()}
+            bundle = train(known, part.folder, **more)  # type: ignore[arg-type]
+        frozen = load_classifier(surrogates[0].path)
+        served = replace(frozen, name=box.model, fingerprint=endpoint.fingerprint or frozen.fingerprint)
+        figures: dict[str, float] = {}
+        if isinstance(known, SketchRecipe):
+            written, figures = _tuned(known, bundle, served, endpoint, images, folder)
+            figures |= measure_at(endpoint, written, test)
+        else:
+            written = _copied(bundle, served, folder / "bundle")
+        written.figures.update(
+            figures,
+            surrogate_agreement=max(surrogate.figures["agreement"] for surrogate in surrogates),
+            queries_learning=len(asked),
+            queries=endpoint.spent,
+        )
+        written.provenance.update(bundle.provenance)
+        written.provenance["black_box"] = {**box.model_dump(mode="json"), "fingerprint": endpoint.fingerprint}
+        written.save()
+        return written
+
+
+def _to_learn_from(box: BlackBoxRecipe, pictures: int) -> int:
+    count = min(pictures, round(box.queries * (1 - box.tuning)))
+    if count < _LEAST_ANSWERS:
+        raise RecipeError(f"{count} answers are too few to learn from; {_LEAST_ANSWERS} at least")
+    return count
+
+
+def _draw(images: ImageSet, count: int, seed: int) -> ImageSet:
+    """So many pictures from all over the set; more of the same are drawn if the count grows."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]
+    return replace(images, images=images.images[order], labels=images.labels[order])
+
+
+def _ask(endpoint: Oracle, images: ImageSet) -> Tensor:
+    with _bar("asking the endpoint", len(images)) as shown:
+        parts = torch.split(images.images, BATCH)
+        return torch.cat([endpoint(part.float() / 255, shown=shown) for part in parts])
+
+
+def _surrogate_plan(box: BlackBoxRecipe, count: int, seed: int) -> TrainingRecipe:
+    return TrainingRecipe(
+        epochs=max(1, round(box.pictures_seen / count)),
+        batch_size=min(128, max(2, count // 4)),
+        seed=seed,
+        optimizer="sgd",
+        learning_rate=_SURROGATE_RATE,
+        weight_decay=5e-4,
+        schedule="one-cycle",
+        precision="bf16-mixed",
+        validate_every=10,
+    )
+
+
+def _tuned(
+    known: SketchRecipe, bundle: Bundle, frozen: FrozenClassifier, endpoint: Oracle, images: ImageSet, folder: Path
+) -> tuple[Bundle, dict[str, float]]:
+    """The sketch with its drawings changed to what the endpoint itself answers, and what came of that."""
+    train_set, held_out = images.split(known.held_out_pictures)
+    task = sketch_task(known, frozen, train_set)
+    begin_from(bundle, known, task, frozen)
+    codes, weights = distinct_codes(task.sketcher, train_set)
+    budget = min(endpoint.left, round(known.black_box.queries * known.black_box.tuning)) - len(
+        codes
+    )  # for the measuring
+    figures = {"queries_tuning": 0.0}
+    if budget >= len(codes):
+        surrogate = nn.Sequential(normalize(frozen.preprocessing), frozen.net)
+        with _bar("tuning by answers", budget) as shown:
+            result = tune(
+                task.sketcher,
+                endpoint,
+                surrogate,
+                codes,
+                weights,
+                queries=budget,
+                seed=known.training.seed,
+                shown=shown,
+            )
+        figures = {
+            "queries_tuning": result.queries,
+            "understood_before_tuning": result.right_before,
+            "understood_after_tuning": result.right_after,
+        }
+    written = write_sketch_bundle(
+        folder / "bundle",
+        task,
+        images.images[:CHECK_PICTURES].float() / 255,
+        classifier=frozen,
+        recipe=bundle.recipe,
+        known=train_set,
+        held_out=answered(held_out, frozen),
+        offload_rate=known.offload_rate,
+    )
+    return written, figures
+
+
+@torch.no_grad()
+def distinct_codes(sketcher: Sketcher, images: ImageSet) -> tuple[Tensor, Tensor]:
+    """The codes that pictures get, each once, (K, classes + learned bits) float32, and the share of each, (K,)."""
+    sketcher.eval()
+    with _bar("looking for codes", len(images)) as shown:
+        parts = []
+        for part in torch.split(images.images, BATCH):
+            parts.append(sketcher.look(part.float() / 255)[0])
+            shown(len(part))
+    codes, counts = torch.unique(torch.cat(parts), dim=0, return_counts=True)
+    return codes, counts / counts.sum()
+
+
+def _copied(bundle: Bundle, frozen: FrozenClassifier, folder: Path) -> Bundle:
+    """The bundle with the endpoint's name instead of the surrogate's."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(bundle.path, folder)
+    copied = replace(bundle, path=folder, name=frozen.name, classifier_fingerprint=frozen.fingerprint, figures={})
+    copied.save()
+    return copied
+
+
+@contextmanager
+def _bar(doing: str, total: int) -> Iterator[Callable[[int], None]]:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(doing, total=total)
+        yield lambda done: progress.advance(task, done)

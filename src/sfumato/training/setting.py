@@ -1,0 +1,93 @@
+"""What a training stands on: processes and precision, pictures, and how these are varied."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from sfumato.bundle import Preprocessing
+from sfumato.data import Augmentation, ImageSet, cifar10, load_images
+from sfumato.errors import RecipeError, TrainingError
+from sfumato.training.engine import Schedule
+from sfumato.training.recipe import DataRecipe, TrainingRecipe
+
+log = logging.getLogger(__name__)
+
+
+def launch(plan: TrainingRecipe, folder: Path, accelerator: str, devices: int) -> Fabric:
+    """What decides on device, precision and processes.
+
+    Raises:
+        TrainingError: there is no such device.
+    """
+    try:
+        fabric = Fabric(
+            accelerator=accelerator,
+            devices=devices,
+            strategy="ddp" if devices > 1 else "auto",
+            precision=plan.precision,
+            loggers=TensorBoardLogger(folder, name="tensorboard", version=""),
+        )
+        fabric.launch()  # also shares the cores out among the processes
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
+        raise TrainingError(f"cannot train on {devices} x {accelerator!r}: {str(error).splitlines()[0]}") from error
+    return fabric
+
+
+def load_both(recipe: DataRecipe, fabric: Fabric, *, label_free: bool) -> tuple[ImageSet, ImageSet]:
+    """Training and test pictures.
+
+    Args:
+        recipe: validated.
+        fabric: launched.
+        label_free: the labels of the training pictures are not looked at, and need not exist; they are all 0.
+
+    Raises:
+        DataError: they cannot be loaded.
+        TrainingError: they differ in classes or size.
+        RecipeError: they are too small for what the recipe does to them.
+    """
+    load = partial(load_images, size=recipe.size, image_column=recipe.image_column, label_column=recipe.label_column)
+    with fabric.rank_zero_first(local=True):  # the others then find the decoded pictures in the cache
+        train_set = load(recipe.source, "train", unlabelled=label_free).subset(recipe.train_pictures)
+        test_set = load(recipe.source, "test").subset(recipe.test_pictures)
+    if fabric.is_global_zero:
+        for remark in (*train_set.remarks(), *test_set.remarks()):
+            log.warning(remark)
+    if label_free:
+        # No label is looked at; the classifier's own answers take their place.
+        train_set = replace(train_set, names=test_set.names, labels=torch.zeros_like(train_set.labels))
+    if train_set.names != test_set.names or train_set.images.shape[1:] != test_set.images.shape[1:]:
+        raise TrainingError(f"{recipe.source}: training and test pictures differ in classes or size")
+    if recipe.crop_padding >= min(train_set.images.shape[2:]):
+        raise RecipeError(f"data.crop_padding {recipe.crop_padding} must be smaller than the pictures' sides")
+    return train_set, test_set
+
+
+def preprocessing_of(source: str, images: ImageSet) -> Preprocessing:
+    """How such pictures become the input of a classifier that has no preprocessing yet: with their mean and spread."""
+    height, width = images.images.shape[2:]
+    if source == "cifar10":
+        return Preprocessing(height, width, cifar10.MEAN, cifar10.STD)
+    # Over at most 10,000 pictures, which is exact enough and keeps memory small.
+    values = images.images[:10_000].float().div_(255).transpose(0, 1).flatten(1)
+    mean = tuple(round(float(v), 5) for v in values.mean(dim=1))
+    std = tuple(round(max(float(v), 1e-3), 5) for v in values.std(dim=1))
+    return Preprocessing(height, width, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+
+
+def augmentation_of(data: DataRecipe) -> Augmentation:
+    """What a recipe does to training pictures."""
+    return Augmentation(flip=data.flip, crop_padding=data.crop_padding)
+
+
+def schedule_of(plan: TrainingRecipe) -> Schedule:
+    """When a recipe's run ends, and what a step is."""
+    return Schedule(plan.epochs, plan.batch_size, plan.seed, plan.validate_every, plan.channels_last, plan.compile)
