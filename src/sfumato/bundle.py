@@ -12,7 +12,8 @@ Two kinds exist:
   was made beside it, a deobfuscator in `deobfuscator.onnx` / `deobfuscator.safetensors`. With a `gate`, the graph of
   `obfuscator.onnx` has a second output, `device_logits`: the device's own answer, calibrated logits (N, classes)
   float32. With a `decoder.onnx` it has one more, the last, `code`: (N, B) uint8, from which the decoder, which is no
-  secret and runs in the cloud before the classifier, makes the classifier's input.
+  secret and runs in the cloud before the classifier, makes the classifier's input. Its `code_fingerprint` says what
+  codes mean: bundles with the same one, for other classifiers maybe, draw each other's codes.
 """
 
 from __future__ import annotations
@@ -170,6 +171,7 @@ class Bundle:
     provenance: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     gate: Gate | None = None
+    code_fingerprint: str | None = None
 
     def file(self, name: str) -> Path:
         """The path of a file that the manifest lists.
@@ -240,6 +242,7 @@ class Bundle:
             provenance=raw["provenance"],
             files=dict(raw["files"]),
             gate=None if raw["gate"] is None else Gate.from_json(raw["gate"]),
+            code_fingerprint=raw["code_fingerprint"],
         )
 
 
@@ -271,7 +274,14 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     schema = raw.get("schema") if isinstance(raw, dict) else None
     if schema != SCHEMA:
         raise BundleError(f"{manifest} has schema {schema!r}; this version of sfumato reads {SCHEMA!r}")
-    raw = {"recipe": {}, "figures": {}, "provenance": {}, "gate": None, **raw}  # a bundle works without these
+    raw = {
+        "recipe": {},
+        "figures": {},
+        "provenance": {},
+        "gate": None,
+        "code_fingerprint": None,
+        **raw,
+    }  # a bundle works without these
     for key, expected_type in _TYPES.items():
         if not isinstance(raw.get(key), expected_type):
             raise BundleError(f"{manifest}: {key!r} must be a {expected_type.__name__}, got {raw.get(key)!r:.60}")
@@ -279,6 +289,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise BundleError(f"{manifest}: unknown kind {raw['kind']!r}; expected one of {', '.join(_REQUIRED)}")
     if raw["gate"] is not None and not (isinstance(raw["gate"], dict) and raw["kind"] == "obfuscator"):
         raise BundleError(f"{manifest}: 'gate' must be an object in an obfuscator's bundle, got {raw['gate']!r:.60}")
+    if not isinstance(raw["code_fingerprint"], str | None):
+        raise BundleError(f"{manifest}: 'code_fingerprint' must be a string, got {raw['code_fingerprint']!r:.60}")
     if not all(isinstance(item, str) for item in (*raw["labels"], *raw["files"].values())):
         raise BundleError(f"{manifest}: labels and file hashes must be strings")
     return cast("dict[str, Any]", raw)

@@ -23,7 +23,7 @@ from sfumato.data import load_images
 from sfumato.device import Obfuscator
 from sfumato.errors import BundleError, ClassifierError, DataError, Interrupted, RecipeError, TrainingError
 from sfumato.onnxfile import OnnxFunction
-from sfumato.training import Run, run, train
+from sfumato.training import Run, run, setting, train
 from sfumato.training.recipe import parse_recipe
 from synthetic import CLASSES, image_set, pixels, save_folder
 
@@ -38,7 +38,7 @@ def recipe(kind: str = "classifier", *, data: dict[str, Any] | None = None, **ch
 def in_memory(monkeypatch):
     """Training on pictures that need no disk, and without writing a bundle: `train` returns the task."""
     sets = {"train": image_set(14, size=(8, 8)), "test": image_set(4, size=(8, 8), seed=1)}
-    monkeypatch.setattr(run, "load_images", lambda _source, split, **_: sets[split])
+    monkeypatch.setattr(setting, "load_images", lambda _source, split, **_: sets[split])
     monkeypatch.setattr(run, "_finish", lambda _recipe, task, *_: task)
     return sets
 
@@ -153,7 +153,7 @@ def test_a_run_that_began_before_a_recipe_could_say_more_goes_on(trained):
 
 
 def test_snapshots_hold_the_networks_as_they_were(in_memory, tmp_path, monkeypatch, trained, picture_folder):
-    monkeypatch.setattr(run, "load_images", load_images)
+    monkeypatch.setattr(setting, "load_images", load_images)
     given = recipe("obfuscator", classifier=str(trained[0].path), data={"source": str(picture_folder)}, epochs=3)
     task = train(given.model_copy(update={"snapshots_every": 1}), tmp_path, accelerator="cpu")
     kept = [load_file(Run(tmp_path).snapshot(epoch) / OBFUSCATOR_WEIGHTS) for epoch in (1, 2, 3)]

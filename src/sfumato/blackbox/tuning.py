@@ -72,13 +72,17 @@ def guided_directions(prior: Tensor, *, share: float, coarse: int, generator: to
     Returns:
         (N, C, H, W) float of root mean square 1 for each drawing.
     """
-    noise = torch.randn(*prior.shape[:2], coarse, coarse, generator=generator)
-    noise = F.interpolate(noise, size=prior.shape[2:], mode="bilinear", align_corners=False)
-    unit, known = _unit(noise), _unit(prior)
+    unit, known = _smooth(prior.shape, coarse, generator), _unit(prior)
     across = _unit(unit - (unit * known).mean(dim=(1, 2, 3), keepdim=True) * known)
     has_prior = (known.abs().amax(dim=(1, 2, 3), keepdim=True) > 0).float()
     share_here = share * has_prior
     return _unit(share_here.sqrt() * known + (1 - share_here).sqrt() * across)
+
+
+def _smooth(shape: torch.Size, side: int, generator: torch.Generator) -> Tensor:
+    """Coarse noise of root mean square 1 for each drawing."""
+    noise = torch.randn(*shape[:2], side, side, generator=generator)
+    return _unit(F.interpolate(noise, size=shape[2:], mode="bilinear", align_corners=False))
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -139,7 +143,7 @@ def tune(
         """A label alone has no slope; how often it is right under noise has (Ilyas et al. 2018, section 2.4)."""
         if copies > 1:
             drawings, wanted = drawings.repeat(copies, 1, 1, 1), wanted.repeat(copies)
-            drawings = drawings + _NOISE * torch.randn(drawings.shape, generator=generator)
+            drawings = drawings + _NOISE * _smooth(drawings.shape, _COARSE, generator)
         each = F.nll_loss(oracle(drawings.clamp(0, 1), shown=shown), wanted, reduction="none")
         return each.view(copies, -1).mean(dim=0)
 

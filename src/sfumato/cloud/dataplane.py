@@ -72,6 +72,9 @@ class ServedModel:
         parameters = {"fingerprint": fingerprint(file)}
         if decoder is not None:
             parameters["decoder"] = fingerprint(Path(decoder) / DECODER_ONNX)
+            code = Bundle.load(decoder).code_fingerprint
+            if code is not None:
+                parameters["code"] = code
         if bundle and bundle.labels:
             # The protocol's parameters are scalars, so the list travels as JSON in a string.
             parameters["labels"] = json.dumps(bundle.labels, ensure_ascii=False)

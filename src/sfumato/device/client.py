@@ -261,8 +261,9 @@ class Client:
         fingerprint: FingerprintMatch = "unknown"
         if isinstance(served, str):
             fingerprint = "match" if served == self.bundle.classifier_fingerprint else "differs"
+        if self._obfuscator.split and self._draws_these_codes(metadata):
+            fingerprint = "match"  # whatever the classifier: the decoder before it was made for both
         self.fingerprint = fingerprint
-        self._check_decoder(metadata)
         return _Plan(
             input_name=_pick_input(
                 metadata,
@@ -275,16 +276,24 @@ class Client:
             fingerprint=fingerprint,
         )
 
-    def _check_decoder(self, metadata: ModelMetadata) -> None:
-        """Codes mean nothing to another bundle's decoder; an endpoint that does not say which it has is believed."""
-        stated = metadata.parameters.get("decoder")
-        if not self._obfuscator.split or not isinstance(stated, str):
-            return
-        if stated != f"sha256:{self.bundle.files[DECODER_ONNX]}":
+    def _draws_these_codes(self, metadata: ModelMetadata) -> bool:
+        """Whether the endpoint says that its decoder knows this bundle's codes; one that says nothing is believed.
+
+        Raises:
+            EndpointAnswerInvalid: it says that its decoder is for other codes, to which these mean nothing.
+        """
+        known = {"code": self.bundle.code_fingerprint, "decoder": f"sha256:{self.bundle.files[DECODER_ONNX]}"}
+        said = {key: metadata.parameters.get(key) for key, own in known.items() if own is not None}
+        said = {key: value for key, value in said.items() if isinstance(value, str)}
+        if not said:
+            return False
+        key = next(iter(said))  # what codes mean goes before which decoder it is: there may be a newer one
+        if said[key] != known[key]:
             raise EndpointAnswerInvalid(
                 f"model {metadata.name!r} has the decoder of another obfuscator than {self.bundle.path}; serve it with "
                 "this bundle's, or send what it draws"
             )
+        return True
 
     def _warn_of_another_classifier(self, plan: _Plan) -> None:
         if plan.fingerprint == "differs":

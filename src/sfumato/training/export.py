@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -120,7 +121,7 @@ def write_obfuscator_bundle(
         with torch.no_grad():
             obfuscated = travels(pictures.cpu())
         export_onnx(restores, folder / DEOBFUSCATOR_ONNX, obfuscated, input_name="obfuscated", output_name="restored")
-    return _saved(folder, classifier, recipe, None)
+    return _saved(folder, classifier, recipe)
 
 
 def export_obfuscator(travels: ObfuscatorTravels, path: Path, pictures: Tensor) -> None:
@@ -209,7 +210,15 @@ def write_sketch_bundle(
             small, file = restores.largest(counts, _RESTORED_WORDS).half_size(), folder / DEOBFUSCATOR_ONNX
             export_onnx(small, file, obfuscated, input_name="obfuscated", output_name="restored")
     gate = Gate(threshold=threshold, offload_rate=offload_rate, pictures=len(held_out))
-    return _saved(folder, classifier, recipe, gate)
+    return _saved(folder, classifier, recipe, gate, code_fingerprint(sketcher))
+
+
+def code_fingerprint(sketcher: Sketcher) -> str:
+    """What its codes mean: `sha256:<hex>` of all weights that have a part in making one."""
+    digest = hashlib.sha256()
+    for name, value in sorted(sketcher.looking.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return f"sha256:{digest.hexdigest()}"
 
 
 @torch.no_grad()
@@ -217,7 +226,13 @@ def _own_logits(sketcher: Sketcher, images: Tensor) -> Tensor:
     return torch.cat([sketcher(part.float() / 255)[1] for part in torch.split(images, _BATCH)])
 
 
-def _saved(folder: Path, classifier: FrozenClassifier, recipe: dict[str, Any], gate: Gate | None) -> Bundle:
+def _saved(
+    folder: Path,
+    classifier: FrozenClassifier,
+    recipe: dict[str, Any],
+    gate: Gate | None = None,
+    code: str | None = None,
+) -> Bundle:
     bundle = Bundle(
         path=folder,
         kind="obfuscator",
@@ -227,6 +242,7 @@ def _saved(folder: Path, classifier: FrozenClassifier, recipe: dict[str, Any], g
         classifier_fingerprint=classifier.fingerprint,
         recipe=recipe,
         gate=gate,
+        code_fingerprint=code,
     )
     bundle.save()
     return bundle

@@ -1,0 +1,80 @@
+"""Other classifiers' answers to what an obfuscator sends, against torch and numpy by hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import tiny
+from sfumato.bundle import Bundle, Preprocessing
+from sfumato.cli import commands  # noqa: F401  (the commands register themselves)
+from sfumato.cli.app import app
+from sfumato.data import load_images
+from sfumato.errors import BundleError
+from sfumato.transfer import transfer
+
+
+def test_what_travels_is_normalised_for_each_classifier(trained: Any, picture_folder: Path) -> None:
+    classifier, obfuscator = trained
+    size = classifier.preprocessing
+    # The same classifier behind a server that normalises otherwise: it then sees another picture than its own input.
+    shifted = replace(classifier, preprocessing=replace(size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
+    test = load_images(str(picture_folder), "test")
+    found = transfer([obfuscator], [classifier, shifted], test)
+    from sfumato.onnxfile import OnnxFunction
+
+    pictures = test.images.numpy().astype(np.float32) / 255
+    answer, hide = OnnxFunction(classifier.file("model.onnx")), OnnxFunction(obfuscator.file("obfuscator.onnx"))
+    own = hide(pictures)
+    raw = own * np.array(size.std, np.float32)[:, None, None] + np.array(size.mean, np.float32)[:, None, None]
+    labels = test.of_classes(classifier.labels).labels.numpy()
+    wanted = [float((answer(x).argmax(axis=1) == labels).mean()) for x in (own, raw)]
+    assert found["obfuscators"][0]["accuracy"] == pytest.approx(wanted)
+    assert found["obfuscators"][0]["seen"] == [True, True]
+    assert found["classifiers"][0]["accuracy_plain"] == classifier.figures["accuracy_plain"]
+    assert found["obfuscators"][0]["excess_leakage"] is None
+
+
+def test_audits_are_found_by_the_file_they_attacked(trained: Any, picture_folder: Path) -> None:
+    classifier, obfuscator = trained
+    audit = {
+        "target": {"name": "whatever", "fingerprint": obfuscator.files["obfuscator.onnx"]},
+        "best": {"excess_leakage": 0.25, "attacker": "least squares"},
+        "budget": {"name": "quick"},
+    }
+    test = load_images(str(picture_folder), "test")
+    (row,) = transfer([obfuscator], [classifier], test, audits={Path("x"): audit})["obfuscators"]
+    assert (row["excess_leakage"], row["best_attacker"], row["budget"]) == (0.25, "least squares", "quick")
+
+
+def test_other_classes_or_sizes_are_refused(trained: Any, picture_folder: Path, tiny_bundles: Any) -> None:
+    classifier, obfuscator = trained
+    test = load_images(str(picture_folder), "test")
+    with pytest.raises(BundleError, match="8x8"):
+        transfer([obfuscator], [classifier, tiny_bundles[1]], test)
+    with pytest.raises(BundleError, match="classes"):
+        transfer([obfuscator], [classifier, replace(classifier, labels=("a", "b", "c", "d"))], test)
+
+
+def test_denormalize_undoes_normalize() -> None:
+    size = Preprocessing(4, 4, mean=(0.1, 0.5, 0.9), std=(0.2, 0.3, 0.4))
+    pictures = np.random.default_rng(0).random((2, 3, 4, 4), np.float32)
+    assert np.allclose(size.denormalize(size.normalize(pictures)), pictures, atol=1e-6)
+    assert tiny.SIZE  # the tiny bundles are of another size than those that are trained
+
+
+def test_the_command_prints_and_writes_the_table(trained: Any, picture_folder: Path, tmp_path: Path) -> None:
+    classifier, obfuscator = (str(bundle.path) for bundle in trained)
+    given = ["transfer", obfuscator, "--to", classifier, "--data", str(picture_folder), "-o", str(tmp_path / "t.json")]
+    done = CliRunner().invoke(app, given)
+    assert done.exit_code == 0, done.output
+    assert "small-o" in done.stdout and "not audited" in done.stdout
+    written = json.loads((tmp_path / "t.json").read_text())
+    assert written["schema"] == "sfumato.transfer/1" and written["test_pictures"] == 8
+    assert isinstance(Bundle.load(trained[0].path), Bundle)
