@@ -193,3 +193,26 @@ def test_an_interrupt_ends_training_with_our_own_error(classifier):
 
     with pytest.raises(Interrupted, match="nothing was written"):
         build("shredder", SIZE, SIZE).fit(training(classifier, progress=interrupt))
+
+
+def test_a_stand_in_sends_one_public_photograph_for_each_answer(classifier):
+    method = build("stand-in", SIZE, SIZE, strength=4)
+    given = training(classifier, epochs=10)
+    method.fit(given)
+    images = image_set(32, size=(SIZE, SIZE), seed=3)
+    with torch.no_grad():
+        pictures = images.images.float() / 255
+        sent, own = method(pictures), method.net(method.scale(pictures)).argmax(dim=1)
+    assert len(sent.unique(dim=0)) == 4
+    for picture, answer in zip(sent, own, strict=True):
+        assert torch.equal(picture, method.photographs[answer])
+    known = {row.numpy().tobytes() for row in given.images}
+    for label, photograph in enumerate(method.photographs):
+        assert (photograph * 255).round().to(torch.uint8).numpy().tobytes() in known
+        sure = classifier(given.images[given.labels == label].float() / 255).softmax(dim=1)[:, label]
+        assert float(classifier(photograph[None]).softmax(dim=1)[0, label]) == pytest.approx(
+            float(sure.max()), abs=1e-5
+        )
+    assert (own == images.labels).float().mean() > 0.8
+    with pytest.raises(TrainingError, match="classes"):
+        build("stand-in", SIZE, SIZE, strength=3).fit(given)

@@ -112,9 +112,7 @@ def test_of_labels_nothing_but_the_highest_class_is_kept(tmp_path: Path) -> None
     wanted = tiny.logits(tiny.PREPROCESSING.normalize(x.numpy())).argmax(axis=1)
     assert answers.argmax(dim=1).tolist() == wanted.tolist()
     ordered = answers.sort(dim=1).values
-    assert torch.allclose(
-        ordered, ordered[:1].expand_as(ordered), atol=1e-5
-    )  # all rows are the same, but for their order
+    assert torch.allclose(ordered, ordered[:1].expand_as(ordered), atol=1e-5)  # all the same but for order
 
 
 def test_probabilities_and_logits_come_to_the_same() -> None:

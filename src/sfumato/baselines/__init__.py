@@ -16,6 +16,7 @@ from sfumato.baselines.pca import PrincipalComponents
 from sfumato.baselines.scramble import ScrambleBlocks, ScramblePixels
 from sfumato.baselines.shredder import Shredder
 from sfumato.baselines.simple import Blur, Downsample, Identity, Pixelate
+from sfumato.baselines.stand_in import StandIn
 from sfumato.errors import TrainingError
 
 METHODS: dict[str, type[Method]] = {
@@ -32,6 +33,7 @@ METHODS: dict[str, type[Method]] = {
     "nopeek": NoPeek,
     "max-entropy": MaxEntropy,
     "joint": Joint,
+    "stand-in": StandIn,
 }
 
 
