@@ -41,7 +41,10 @@ class StandIn(Method):
             torch.manual_seed(seed)
             self.net = build_classifier("resnet-local", classes).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.scale = Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-        self.register_buffer("photographs", torch.zeros(classes, 3, height, width))
+        source = torch.Generator().manual_seed(seed)
+        self.register_buffer(
+            "photographs", torch.rand(classes, 3, height, width, generator=source)
+        )  # until it is fitted
 
     def forward(self, images: Tensor) -> Tensor:
         """See `Method`; the gradient is that of the photographs' mean, weighted by the answer's probabilities."""
