@@ -10,6 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sfumato.cli.app import app
+from sfumato.cli.files import (
+    AnswerKeysOption,
+    AnswerOption,
+    FieldOption,
+    FileFormatOption,
+    FilesOption,
+    RoundOption,
+    TemplateOption,
+    file_options,
+)
 from sfumato.cli.inputs import obfuscator_bundle, read_token
 from sfumato.cli.output import JsonOption, print_json
 
@@ -38,6 +48,13 @@ def doctor(
         Path | None, typer.Option(help="Authorities to trust, PEM. Default: the system's.", show_default=False)
     ] = None,
     timeout_s: Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds to wait for an answer.")] = 10.0,
+    files: FilesOption = None,
+    field: FieldOption = None,
+    template: TemplateOption = None,
+    file_format: FileFormatOption = None,
+    answer: AnswerOption = None,
+    answer_keys: AnswerKeysOption = None,
+    rounding: RoundOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check a deployed pair from end to end, without any picture of yours.
@@ -55,6 +72,15 @@ def doctor(
         server,
         classifier=Bundle.load(classifier, kind="classifier") if classifier else None,
         model=model,
+        files=file_options(
+            files,
+            field=field,
+            template=template,
+            file_format=file_format,
+            answer=answer,
+            answer_keys=answer_keys,
+            rounding=rounding,
+        ),
         token=read_token(token_file),
         ca_file=ca_file,
         timeout_s=timeout_s,
