@@ -22,6 +22,7 @@ from sfumato.cli.files import (
 )
 from sfumato.cli.inputs import obfuscator_bundle, read_token
 from sfumato.cli.output import JsonOption, print_json
+from sfumato.errors import SfumatoError
 
 if TYPE_CHECKING:
     from sfumato.doctor import Finding
@@ -63,24 +64,31 @@ def doctor(
     what to do if not; the exit code is 1 if something is bad.
 
     Example: `sfumato doctor runs/mine/bundle --server https://classify.example.org --classifier runs/mine/classifier`
+
+    An endpoint that takes picture files says nothing of itself; there the answers are looked at.
+
+    Example: `sfumato doctor runs/mine/bundle --server https://example.org/classify --files form`
     """
     from sfumato.bundle import Bundle
     from sfumato.doctor import examine, is_well
 
+    of_files = file_options(
+        files,
+        field=field,
+        template=template,
+        file_format=file_format,
+        answer=answer,
+        answer_keys=answer_keys,
+        rounding=rounding,
+    )
+    if of_files is not None and model is not None:
+        raise SfumatoError("--model is of the Open Inference Protocol, and does not go with --files")
     found = examine(
         Bundle.load(obfuscator_bundle(bundle), kind="obfuscator"),
         server,
         classifier=Bundle.load(classifier, kind="classifier") if classifier else None,
         model=model,
-        files=file_options(
-            files,
-            field=field,
-            template=template,
-            file_format=file_format,
-            answer=answer,
-            answer_keys=answer_keys,
-            rounding=rounding,
-        ),
+        files=of_files,
         token=read_token(token_file),
         ca_file=ca_file,
         timeout_s=timeout_s,
