@@ -64,7 +64,7 @@ def test_classify_sends_files(
     told = json.loads(done.stdout)
     assert (told["model"], told["fingerprint"], told["failed"]) == (None, "unknown", [])
     (answer,) = told["answers"]
-    assert answer["answered_by"] == "cloud" and [one["label"] for one in answer["top"]][0] == answer["label"]
+    assert answer["answered_by"] == "cloud" and answer["top"][0]["label"] == answer["label"]
     np.testing.assert_array_equal(at.pictures(), [tiny.negative(tiny.picture(5))])
     assert "1 sent, obfuscated" in sfumato(*arguments, *more).stdout
 
