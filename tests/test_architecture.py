@@ -125,6 +125,7 @@ def test_importing_does_not_load_torch(module):
                 "Client",
                 "Decision",
                 "EndpointStatus",
+                "FileClient",
                 "FingerprintWarning",
                 "ObfuscatedPicture",
                 "Obfuscator",

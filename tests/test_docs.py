@@ -1,4 +1,4 @@
-"""The commands of the pages "bring your ..." are run, one after the other, as they stand there.
+"""The commands of the pages for users are run, one after the other, as they stand there.
 
 Only what makes them slow is changed: training takes one epoch, and a server that is started in the background runs in
 this process, on a free port.
@@ -17,6 +17,10 @@ import torch
 from typer.testing import CliRunner
 
 import brought
+from file_endpoint import FileEndpoint
+from recording import recording
+from sfumato import shipped
+from sfumato.bundle import Bundle
 from sfumato.cli import commands  # noqa: F401  (registers them)
 from sfumato.cli.app import app
 from sfumato.cloud import ServedModel, running
@@ -53,8 +57,7 @@ def commands_of(page: str) -> list[str]:
     return [line for block in blocks for line in block.splitlines()]
 
 
-def run_all(lines: list[str], background: contextlib.ExitStack) -> None:
-    url = "http://127.0.0.1:8080"
+def run_all(lines: list[str], background: contextlib.ExitStack, url: str = "http://127.0.0.1:8080") -> None:
     for line in lines:
         assert line.startswith("sfumato "), line
         words = shlex.split(line.replace("http://127.0.0.1:8080", url))[1:]
@@ -84,7 +87,17 @@ def test_bring_your_data(desk):
     assert (desk / "a" / "run" / "bundle" / "bundle.json").is_file()
 
 
+def test_endpoints_that_take_files(desk):
+    classifier = Bundle.load(shipped.classifier_bundle())
+    endpoint = FileEndpoint.of(classifier, file_of=lambda body: body["inputs"])
+    with contextlib.ExitStack() as background:
+        server = background.enter_context(recording(classify=endpoint))
+        run_all(commands_of("files.md"), background, server.url)
+    kinds = {kind for _, kind, _ in endpoint.files}
+    assert len(endpoint.files) >= 8 and kinds <= {"image/png", "image/webp", "application/json"}
+
+
 def test_every_page_has_commands_and_the_pages_are_linked():
     readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
-    for page in ("classifier.md", "data.md"):
+    for page in ("classifier.md", "data.md", "files.md"):
         assert commands_of(page) and f"docs/{page}" in readme

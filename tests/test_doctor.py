@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import tiny
+from file_endpoint import FileEndpoint
 from recording import answer_with, leaked, metadata, recording
 from sfumato.cloud import ServedModel, running
 from sfumato.doctor import Finding, drawn_pictures, examine, is_well
@@ -108,3 +109,47 @@ def test_a_classifier_of_another_pair_is_found_before_anything_is_sent(tiny_bund
         )
         assert not server.recorded
     assert verdicts(found)["the classifier's bundle"] == "bad"
+
+
+def files_at(classify=tiny.logits, **options):
+    return FileEndpoint(classify, tiny.LABELS, tiny.PREPROCESSING, **options)
+
+
+@pytest.mark.parametrize(("kind", "rounding"), [("8-bit", False), ("unit", True)])
+def test_an_endpoint_that_takes_files(tmp_path, kind, rounding):
+    obfuscator, classifier = tiny.save_bundles(tmp_path, kind)
+    with recording(classify=files_at()) as server:
+        how = {"style": "form", "rounding": rounding}
+        found = examine(obfuscator, f"{server.url}/classify", classifier=classifier, files=how, **QUICK)
+    assert is_well(found) and verdicts(found)["the answers' values"] == "good"
+    assert verdicts(found)["the endpoint"] == "note" and "says" not in verdicts(found)
+    assert server.paths == 8 * ["/classify"]
+
+
+@pytest.mark.parametrize(
+    ("at", "said"),
+    [
+        (files_at(lambda x: tiny.logits(x) * np.float32(0.5)), "probabilities differ"),
+        (files_at(lambda x: -tiny.logits(x), reply=lambda found: found[0]["label"]), "0 of 8 labels"),
+    ],
+)
+def test_files_with_other_answers_than_the_classifiers_are_bad(tmp_path, at, said):
+    obfuscator, classifier = tiny.save_bundles(tmp_path, "8-bit")
+    with recording(classify=at) as server:
+        found = examine(obfuscator, f"{server.url}/classify", classifier=classifier, files={}, **QUICK)
+    (bad,) = (finding for finding in found if finding.verdict == "bad")
+    assert bad.check == "the answers' values" and said in bad.said
+
+
+def test_labels_alone_are_compared_too(tmp_path):
+    obfuscator, classifier = tiny.save_bundles(tmp_path, "8-bit")
+    with recording(classify=files_at(reply=lambda found: found[0]["label"])) as server:
+        found = examine(obfuscator, f"{server.url}/classify", classifier=classifier, files={}, **QUICK)
+    assert is_well(found) and "8 of 8 labels" in str(found)
+
+
+def test_a_drawing_that_no_file_can_hold_is_found_before_anything_is_sent(tmp_path):
+    obfuscator, _ = tiny.save_bundles(tmp_path, "unit")
+    with recording() as server:
+        found = examine(obfuscator, f"{server.url}/classify", files={}, **QUICK)
+    assert verdicts(found) == {"the bundle": "bad"} and "--round" in found[0].said and not server.recorded

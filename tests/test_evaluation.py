@@ -13,11 +13,12 @@ from sfumato import evaluation
 from sfumato.bundle import Bundle, Preprocessing
 from sfumato.classifiers import load_classifier
 from sfumato.data import ImageSet, load_images
+from sfumato.device.eight_bit import to_pixels
 from sfumato.errors import BundleError
 from sfumato.evaluation import evaluate_classifier, evaluate_obfuscator
 from sfumato.nets import Deobfuscator, Obfuscator
 from synthetic import image_set
-from tiny import LABELS, logits, obfuscate, own_logits, save_bundles, save_obfuscator
+from tiny import LABELS, PREPROCESSING, logits, negative, obfuscate, own_logits, save_bundles, save_obfuscator
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,30 @@ def test_an_obfuscator_without_deobfuscator_has_no_figures_of_it(trained, images
     files = {name: digest for name, digest in trained[1].files.items() if "deobfuscator" not in name}
     figures = evaluate_obfuscator(replace(trained[1], files=files), trained[0], images)
     assert figures.keys() == {"accuracy_plain", "accuracy_obfuscated", "test_pictures"}
+
+
+def test_rounding_is_what_an_endpoint_that_takes_files_sees(tmp_path):
+    obfuscator, classifier = save_bundles(tmp_path, "unit")
+    pictures = replace(image_set(22, size=(8, 8)), names=LABELS)
+    pixels = pictures.images.permute(0, 2, 3, 1).numpy()
+    rounded = (negative(pixels).astype(int) * 2 + 2) // 5  # 0.4 times as much, to the nearest level
+    answered = logits(PREPROCESSING.normalize((rounded.transpose(0, 3, 1, 2) / 255).astype("float32"))).argmax(axis=1)
+    figures = evaluate_obfuscator(obfuscator, classifier, pictures, rounding=True)
+    assert figures["accuracy_obfuscated"] == (answered == pictures.labels.numpy()).mean()
+
+
+def test_what_cannot_be_rounded_is_refused(trained, images):
+    with pytest.raises(BundleError, match="leaves"):
+        evaluate_obfuscator(trained[1], trained[0], images, rounding=True)
+
+
+def test_rounding_happens_at_all(monkeypatch, tmp_path):
+    """Labels hardly change by rounding, so the test above would pass without it."""
+    obfuscator, classifier = save_bundles(tmp_path, "unit")
+    seen = []
+    monkeypatch.setattr(evaluation, "to_pixels", lambda *given: seen.append(given) or to_pixels(*given))
+    evaluate_obfuscator(obfuscator, classifier, replace(image_set(3, size=(8, 8)), names=LABELS), rounding=True)
+    assert seen
 
 
 def test_an_obfuscator_for_another_classifier_is_refused(trained, images):

@@ -25,6 +25,7 @@ LABELS = ("cat", "dog", "ship", "truck")
 PREPROCESSING = Preprocessing(SIZE, SIZE, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 MIX = np.array([[0.2, -1.1, 0.3], [-0.7, 0.1, 0.5], [0.4, 0.6, -0.9]], np.float32)
 SHIFT = np.array([0.3, -0.2, 0.1], np.float32)
+TURN = np.eye(3, dtype=np.float32)[[1, 2, 0]].reshape(3, 3, 1, 1)
 WEIGHT = np.random.default_rng(7).normal(size=(3 * SIZE * SIZE, len(LABELS))).astype(np.float32)
 
 OWN_GAIN = 40
@@ -34,6 +35,11 @@ def obfuscate(pictures: NDArray[np.float32]) -> NDArray[np.float32]:
     """What the tiny obfuscator computes: (N, 3, H, W) to the same."""
     mixed = np.einsum("oc,nchw->nohw", MIX, pictures) + SHIFT[:, None, None]
     return mixed.astype(np.float32)
+
+
+def negative(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """What the tiny 8-bit obfuscator draws: (..., 3) to the same."""
+    return 255 - pixels[..., [1, 2, 0]]
 
 
 def logits(inputs: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -85,7 +91,8 @@ def save_obfuscator(path: Path, kind: str = "mix", own: str | None = None) -> Pa
 
     Args:
         path: where to.
-        kind: "mix" works; "identity", "normalised", "nan" and "shape" misbehave in the way they are called.
+        kind: "mix" works; "8-bit" draws `negative`, "unit" 0.4 times as much, "almost" the picture and a third of a
+            level; "identity", "normalised", "nan" and "shape" misbehave in the way they are called.
         own: a second output: "means" is `own_logits`; "nan", "rows" (twice as many as pictures), "columns" (5, though
             the graph leaves their number open), "fixed columns" (5, and the graph says so), "pictures" and "three
             outputs" misbehave in the way they are called.
@@ -93,10 +100,29 @@ def save_obfuscator(path: Path, kind: str = "mix", own: str | None = None) -> Pa
     mean = np.array(PREPROCESSING.mean, np.float32).reshape(1, 3, 1, 1)
     std = np.array(PREPROCESSING.std, np.float32).reshape(1, 3, 1, 1)
     node = helper.make_node
+    normalised = [node("Sub", ["drawn", "mean"], ["centred"]), node("Div", ["centred", "std"], ["out"])]
     nodes, constants = {
         "mix": (
             [node("Conv", ["picture", "mix", "shift"], ["out"])],
             {"mix": MIX.reshape(3, 3, 1, 1), "shift": SHIFT},
+        ),
+        "8-bit": (
+            [
+                node("Conv", ["picture", "mix", "shift"], ["unit"]),
+                node("Mul", ["unit", "levels"], ["wide"]),
+                node("Round", ["wide"], ["whole"]),
+                node("Div", ["whole", "levels"], ["drawn"]),
+                *normalised,
+            ],
+            {"mix": -TURN, "shift": np.ones(3, np.float32), "levels": np.float32(255), "mean": mean, "std": std},
+        ),
+        "unit": (
+            [node("Conv", ["picture", "mix", "shift"], ["drawn"]), *normalised],
+            {"mix": -TURN * np.float32(0.4), "shift": np.full(3, 0.4, np.float32), "mean": mean, "std": std},
+        ),
+        "almost": (
+            [node("Add", ["picture", "little"], ["drawn"]), *normalised],
+            {"little": np.float32(0.0013), "mean": mean, "std": std},
         ),
         "identity": ([node("Identity", ["picture"], ["out"])], {}),
         "normalised": (

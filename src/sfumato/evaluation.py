@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sfumato.bundle import CLASSIFIER_ONNX, DECODER_ONNX, DEOBFUSCATOR_ONNX, OBFUSCATOR_ONNX, Bundle, Preprocessing
 from sfumato.data import ImageSet
+from sfumato.device.eight_bit import from_pixels, to_pixels
 from sfumato.device.gating import has_to_be_sent, softmax
 from sfumato.errors import BundleError
 from sfumato.measures import per_picture, psnr_db
@@ -59,7 +60,9 @@ def classify(classifier: Bundle, images: ImageSet) -> Tensor:
     return torch.cat([torch.from_numpy(answers(classifier.preprocessing.normalize(batch))) for batch, _ in plain])
 
 
-def evaluate_obfuscator(obfuscator: Bundle, classifier: Bundle, images: ImageSet) -> dict[str, float | int]:
+def evaluate_obfuscator(
+    obfuscator: Bundle, classifier: Bundle, images: ImageSet, *, rounding: bool = False
+) -> dict[str, float | int]:
     """Accuracy of the classifier with and without the obfuscator, and what the joint deobfuscator restores.
 
     The joint deobfuscator is the attacker that the obfuscator was trained to beat; its figures say nothing
@@ -69,6 +72,7 @@ def evaluate_obfuscator(obfuscator: Bundle, classifier: Bundle, images: ImageSet
         obfuscator: an obfuscator's bundle.
         classifier: the bundle of the classifier that it was trained for.
         images: the pictures, of the size that both take.
+        rounding: round what travels to 8-bit pictures, as for an endpoint that takes picture files.
 
     Returns:
         "accuracy_plain", "accuracy_obfuscated" in [0, 1]; "joint_deobfuscator_mse", "..._psnr_db", "..._ssim"
@@ -80,8 +84,8 @@ def evaluate_obfuscator(obfuscator: Bundle, classifier: Bundle, images: ImageSet
         "accuracy_obfuscated" and what the deobfuscator restores are over all pictures, as if all had been sent.
 
     Raises:
-        BundleError: pictures of another size, an obfuscator for another classifier, or a gate without a usable answer
-            of the device's.
+        BundleError: pictures of another size, an obfuscator for another classifier, a gate without a usable answer
+            of the device's, or drawings outside [0, 1] that cannot be rounded.
         DataError: a class of the pictures is none of the classifier's.
     """
     if obfuscator.classifier_fingerprint != classifier.classifier_fingerprint:
@@ -99,7 +103,7 @@ def evaluate_obfuscator(obfuscator: Bundle, classifier: Bundle, images: ImageSet
     for pictures, labels in _batches(images, obfuscator.preprocessing, "obfuscated"):
         plain += int((answers(classifier.preprocessing.normalize(pictures)).argmax(axis=1) == labels).sum())
         outputs = obfuscate.all(pictures)
-        travels = outputs[0]
+        travels = _rounded(outputs[0], obfuscator.preprocessing) if rounding else outputs[0]
         right = answers(travels).argmax(axis=1) == labels
         hidden += int(right.sum())
         if obfuscator.gate is not None:
@@ -132,6 +136,10 @@ def evaluate_obfuscator(obfuscator: Bundle, classifier: Bundle, images: ImageSet
         if not math.isnan(similarity):  # it has no meaning for pictures smaller than its window
             figures[f"{who}_ssim"] = similarity
     return figures
+
+
+def _rounded(travels: Array, preprocessing: Preprocessing) -> Array:
+    return from_pixels(to_pixels(travels, preprocessing, "rounded"), preprocessing)
 
 
 def device_logits(outputs: list[Array], obfuscator: Bundle) -> Array:

@@ -13,6 +13,7 @@ from datasets import Image as Picture
 from safetensors.torch import load_file
 from torch import nn
 
+from sfumato import device
 from sfumato.audit.load import load_target
 from sfumato.audit.target import NoisyWithin
 from sfumato.bundle import Bundle
@@ -169,6 +170,9 @@ def test_every_option_from_pictures_to_an_audit(trained, picture_folder, tmp_pat
         levels = (sent * std + mean) * 255
         assert torch.allclose(levels, levels.round(), atol=1e-2)
         assert float(levels.min()) >= -0.01 and float(levels.max()) <= 255.01
+        if not noisy:
+            drawn = device.Obfuscator(loaded, eight_bit="exact")(pictures.numpy())
+            assert np.array_equal(drawn, levels.round().numpy().astype(np.uint8).transpose(0, 2, 3, 1))
     if "input" in options:
         grey = pictures.clone()
         grey += torch.tensor([0.114, 0.0, -0.299]).view(3, 1, 1)  # of the same brightness

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,12 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sfumato.cli.app import app
+from sfumato.cli.files import (
+    AnswerKeysOption,
+    AnswerOption,
+    FieldOption,
+    FileFormatOption,
+    FilesOption,
+    RoundOption,
+    TemplateOption,
+    file_options,
+)
 from sfumato.cli.inputs import AlwaysSendOption, expand_pictures, obfuscator_bundle, read_token
 from sfumato.cli.output import JsonOption, print_json, print_skipped, progress
 from sfumato.errors import BundleError, EndpointError, EndpointFailed, PictureError, SfumatoError
 
 if TYPE_CHECKING:
-    from sfumato.device import Answer, Client
+    from sfumato.device import Answer, Client, FileClient
 
 
 @app.command()
@@ -41,6 +52,13 @@ def classify(
     split: Annotated[
         bool, typer.Option("--split", help="Send codes of a few bytes to the model that draws them there.")
     ] = False,
+    files: FilesOption = None,
+    field: FieldOption = None,
+    template: TemplateOption = None,
+    file_format: FileFormatOption = None,
+    answer: AnswerOption = None,
+    answer_keys: AnswerKeysOption = None,
+    rounding: RoundOption = False,
     top: Annotated[int, typer.Option(min=1, help="How many classes to name for each picture.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
@@ -54,31 +72,82 @@ def classify(
     answers until then are printed, with those that the device can still give by itself.
 
     Example: `sfumato classify holiday/ --server https://classify.example.org --top 3`
+
+    The endpoint speaks the Open Inference Protocol, or takes picture files if --files says how.
+
+    Example: `sfumato classify cat.jpg --server https://example.org/classify --files form --answer labels --round`
     """
-    from sfumato.device import Client, FingerprintWarning
+    from sfumato.device import FileClient
 
     sources = expand_pictures(pictures)
-    token = read_token(token_file)
+    of_files = file_options(
+        files,
+        field=field,
+        template=template,
+        file_format=file_format,
+        answer=answer,
+        answer_keys=answer_keys,
+        rounding=rounding,
+    )
+    common = {
+        "token": read_token(token_file),
+        "timeout_s": timeout_s,
+        "ca_file": ca_file,
+        "allow_insecure_token": allow_insecure_token,
+        "gate": not always_send,
+    }
+    client = _client(server, obfuscator_bundle(bundle), of_files, model=model, split=split, **common)
+    answers, failed, broken = _ask(client, sources, server, quiet=as_json)
+    if as_json:
+        entries = [_as_json(source, answered, client.bundle.labels, top) for source, answered in answers]
+        result = {"server": server, "model": None, "fingerprint": "unknown"}
+        if not isinstance(client, FileClient):
+            result |= {"model": client.model, "fingerprint": client.fingerprint}
+        print_json({**result, "answers": entries, "failed": failed})
+    else:
+        _print_table(answers, failed, client.bundle.labels, top)
+        if answers:
+            _print_where([answered for _, answered in answers], len(sources))
+    if broken is not None:
+        raise broken
+    if failed:
+        raise typer.Exit(1)
+
+
+def _client(
+    server: str,
+    bundle: Path,
+    of_files: dict[str, Any] | None,
+    *,
+    model: str | None,
+    split: bool,
+    **common: Any,
+) -> Client | FileClient:
+    from sfumato.device import Client, FileClient
+
+    if of_files is None:
+        return Client(server, bundle, model=model, split=split, **common)
+    if model is not None or split:
+        raise SfumatoError("--model and --split are of the Open Inference Protocol, and do not go with --files")
+    return FileClient(server, bundle, **of_files, **common)
+
+
+def _ask(
+    client: Client | FileClient, sources: list[Path], server: str, *, quiet: bool
+) -> tuple[list[tuple[Path, Answer]], list[dict[str, str]], SfumatoError | None]:
+    """Answers, pictures that failed, and what broke, if something did."""
+    from sfumato.device import FileClient, FingerprintWarning
+
+    says_what_it_serves = None if isinstance(client, FileClient) else client
     answers: list[tuple[Path, Answer]] = []
     failed: list[dict[str, str]] = []
     broken: SfumatoError | None = None
-    client = Client(
-        server,
-        obfuscator_bundle(bundle),
-        model=model,
-        token=token,
-        timeout_s=timeout_s,
-        ca_file=ca_file,
-        allow_insecure_token=allow_insecure_token,
-        gate=not always_send,
-        split=split,
-    )
     with client, warnings.catch_warnings():
         warnings.simplefilter("ignore", FingerprintWarning)  # it is said below, in one line
-        if not client.keeps:  # everything will be sent, so it is known early whether that is of use
-            _check_ready(client, server)
-            _warn_of_another_classifier(client, server)
-        for source in progress(sources, "classifying", quiet=as_json):
+        if says_what_it_serves and not client.keeps:  # everything will be sent, so it is known early if that is of use
+            _check_ready(says_what_it_serves, server)
+            _warn_of_another_classifier(says_what_it_serves, server)
+        for source in progress(sources, "classifying", quiet=quiet):
             try:
                 answer = client.classify(source) if broken is None else client.classify_at_home(source)
                 if answer is not None:
@@ -90,20 +159,9 @@ def classify(
             except BundleError as error:
                 broken = error
                 break
-    if client.keeps:
-        _warn_of_another_classifier(client, server)
-    if as_json:
-        entries = [_as_json(source, answer, client.bundle.labels, top) for source, answer in answers]
-        result = {"server": server, "model": client.model, "fingerprint": client.fingerprint}
-        print_json({**result, "answers": entries, "failed": failed})
-    else:
-        _print_table(answers, failed, client.bundle.labels, top)
-        if answers:
-            _print_where([answer for _, answer in answers], len(sources))
-    if broken is not None:
-        raise broken
-    if failed:
-        raise typer.Exit(1)
+    if says_what_it_serves and client.keeps:
+        _warn_of_another_classifier(says_what_it_serves, server)
+    return answers, failed, broken
 
 
 def _check_ready(client: Client, server: str) -> None:
@@ -125,13 +183,17 @@ def _as_json(source: Path, answer: Answer, labels: tuple[str, ...], top: int) ->
     return {
         "file": str(source),
         "label": answer.label,
-        "probability": answer.probability,
-        "top": [{"label": labels[index], "probability": value} for index, value in answer.top(top)],
+        "probability": _or_null(answer.probability),
+        "top": [{"label": labels[index], "probability": _or_null(value)} for index, value in answer.top(top)],
         "answered_by": answer.answered_by,
         "payload_bytes": answer.payload_bytes,
         "obfuscate_ms": round(answer.obfuscate_ms, 3),
         "round_trip_ms": round(answer.round_trip_ms, 3),
     }
+
+
+def _or_null(probability: float) -> float | None:
+    return None if math.isnan(probability) else probability
 
 
 def _print_table(
@@ -150,7 +212,7 @@ def _print_table(
         table.add_row(
             escape(str(source)),
             escape("\n".join(labels[index] for index, _ in best)),
-            "\n".join(f"{value:.1%}" for _, value in best),
+            "\n".join("not said" if math.isnan(value) else f"{value:.1%}" for _, value in best),
             answer.answered_by,
             f"{answer.payload_bytes:,}",
             f"{answer.obfuscate_ms:.1f}",

@@ -10,8 +10,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sfumato.cli.app import app
+from sfumato.cli.files import (
+    AnswerKeysOption,
+    AnswerOption,
+    FieldOption,
+    FileFormatOption,
+    FilesOption,
+    RoundOption,
+    TemplateOption,
+    file_options,
+)
 from sfumato.cli.inputs import obfuscator_bundle, read_token
 from sfumato.cli.output import JsonOption, print_json
+from sfumato.errors import SfumatoError
 
 if TYPE_CHECKING:
     from sfumato.doctor import Finding
@@ -38,6 +49,13 @@ def doctor(
         Path | None, typer.Option(help="Authorities to trust, PEM. Default: the system's.", show_default=False)
     ] = None,
     timeout_s: Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds to wait for an answer.")] = 10.0,
+    files: FilesOption = None,
+    field: FieldOption = None,
+    template: TemplateOption = None,
+    file_format: FileFormatOption = None,
+    answer: AnswerOption = None,
+    answer_keys: AnswerKeysOption = None,
+    rounding: RoundOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check a deployed pair from end to end, without any picture of yours.
@@ -46,15 +64,31 @@ def doctor(
     what to do if not; the exit code is 1 if something is bad.
 
     Example: `sfumato doctor runs/mine/bundle --server https://classify.example.org --classifier runs/mine/classifier`
+
+    An endpoint that takes picture files says nothing of itself; there the answers are looked at.
+
+    Example: `sfumato doctor runs/mine/bundle --server https://example.org/classify --files form`
     """
     from sfumato.bundle import Bundle
     from sfumato.doctor import examine, is_well
 
+    of_files = file_options(
+        files,
+        field=field,
+        template=template,
+        file_format=file_format,
+        answer=answer,
+        answer_keys=answer_keys,
+        rounding=rounding,
+    )
+    if of_files is not None and model is not None:
+        raise SfumatoError("--model is of the Open Inference Protocol, and does not go with --files")
     found = examine(
         Bundle.load(obfuscator_bundle(bundle), kind="obfuscator"),
         server,
         classifier=Bundle.load(classifier, kind="classifier") if classifier else None,
         model=model,
+        files=of_files,
         token=read_token(token_file),
         ca_file=ca_file,
         timeout_s=timeout_s,

@@ -22,6 +22,9 @@ def evaluate(
     ] = None,
     data: Annotated[str, typer.Option(help="cifar10, a folder, or a hub id; its test pictures are used.")] = "cifar10",
     pictures: Annotated[int | None, typer.Option(min=1, help="Use only the first so many pictures.")] = None,
+    rounding: Annotated[
+        bool, typer.Option("--round", help="Round what travels to 8-bit pictures, as `classify --files --round` does.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write a results file here.", show_default=False)
     ] = None,
@@ -44,9 +47,10 @@ def evaluate(
     served = Bundle.load(classifier or classifier_bundle(), kind="classifier")
     size = (obfuscator.preprocessing.height, obfuscator.preprocessing.width)
     images = load_images(data, "test", size=size).subset(pictures)
-    figures = evaluate_obfuscator(obfuscator, served, images)
+    figures = evaluate_obfuscator(obfuscator, served, images, rounding=rounding)
     result = {
         "figures": figures,
+        "rounded_to_8_bits": rounding,
         "obfuscator": {"recipe": obfuscator.recipe, "files": obfuscator.files, "training": obfuscator.provenance},
         "classifier": {
             "recipe": served.recipe,

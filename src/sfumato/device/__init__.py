@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sfumato.device.client import Answer, Client, EndpointStatus, FingerprintWarning
+    from sfumato.device.file_client import FileClient
     from sfumato.device.obfuscator import Decision, ObfuscatedPicture, Obfuscator
     from sfumato.device.picture import load_picture, prepare
 
@@ -16,6 +17,7 @@ __all__ = [
     "Client",
     "Decision",
     "EndpointStatus",
+    "FileClient",
     "FingerprintWarning",
     "ObfuscatedPicture",
     "Obfuscator",
@@ -28,6 +30,7 @@ _HOMES = {
     "Client": "client",
     "Decision": "obfuscator",
     "EndpointStatus": "client",
+    "FileClient": "file_client",
     "FingerprintWarning": "client",
     "ObfuscatedPicture": "obfuscator",
     "Obfuscator": "obfuscator",

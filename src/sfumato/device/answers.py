@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -20,8 +21,9 @@ class Answer:
     Attributes:
         label: the name of the likeliest class.
         index: its place among the bundle's labels.
-        probability: its probability, in [0, 1].
-        probabilities: of every class, in the order of the labels; they sum to 1.
+        probability: its probability, in [0, 1]; NaN where an endpoint that takes picture files does not say.
+        probabilities: of every class, in the order of the labels; they sum to 1. Of an endpoint that takes picture
+            files they are what it says, and NaN for classes that it does not name.
         payload_bytes: the request's body, divided evenly among the pictures in it; 0 if nothing was sent.
         obfuscate_ms: decoding, resizing and obfuscating, per picture.
         round_trip_ms: from the request's first byte to the answer's last, retries included; 0 if nothing was sent.
@@ -39,8 +41,9 @@ class Answer:
     answered_by: Literal["device", "cloud"]
 
     def top(self, count: int) -> list[tuple[int, float]]:
-        """The likeliest classes: index and probability, best first."""
-        order = sorted(range(len(self.probabilities)), key=lambda index: -self.probabilities[index])
+        """The likeliest classes: index and probability, best first; fewer where the others' are not known."""
+        known = [i for i, value in enumerate(self.probabilities) if i != self.index and not math.isnan(value)]
+        order = [self.index, *sorted(known, key=lambda index: -self.probabilities[index])]
         return [(index, self.probabilities[index]) for index in order[:count]]
 
 

@@ -20,8 +20,9 @@ from urllib.parse import quote
 import numpy as np
 
 from sfumato.bundle import DECODER_ONNX, Bundle, split_name
-from sfumato.device.answers import Answer, own_answer, read_answers
-from sfumato.device.obfuscator import Decision, ObfuscatedPicture, Obfuscator
+from sfumato.device.answers import Answer, read_answers
+from sfumato.device.deciding import answer_at_home, answer_group
+from sfumato.device.obfuscator import ObfuscatedPicture, Obfuscator
 from sfumato.device.picture import PictureSource
 from sfumato.device.transport import Transport
 from sfumato.errors import EndpointAnswerInvalid, EndpointError, EndpointFailed, EndpointRefused, WireError
@@ -177,12 +178,7 @@ class Client:
         """
         answers: list[Answer] = []
         for group in _groups(sources, batch_size):
-            start = time.perf_counter()
-            decisions = self._obfuscator.decide_batch(group, gate=self.keeps)
-            obfuscate_ms = (time.perf_counter() - start) * 1000 / len(group)
-            travelling = [decision.obfuscated for decision in decisions if decision.obfuscated is not None]
-            answered = iter(self._send(travelling, obfuscate_ms=obfuscate_ms) if travelling else ())
-            answers += [self._own(decision, obfuscate_ms) or next(answered) for decision in decisions]
+            answers += answer_group(self._obfuscator, group, keeps=self.keeps, send=self._send)
         return answers
 
     def classify_at_home(self, source: PictureSource) -> Answer | None:
@@ -192,11 +188,7 @@ class Client:
             PictureError: the picture cannot be used.
             BundleError: as in `classify_batch`.
         """
-        if not self.keeps:
-            return None
-        start = time.perf_counter()
-        (decision,) = self._obfuscator.decide_batch([source])
-        return self._own(decision, (time.perf_counter() - start) * 1000)
+        return answer_at_home(self._obfuscator, source) if self.keeps else None
 
     def check(self) -> EndpointStatus:
         """Asks whether the endpoint is ready, and for the right classifier. Sends nothing of any picture.
@@ -214,11 +206,6 @@ class Client:
         return EndpointStatus(
             ready=True, model=self.model, platform=plan.metadata.platform, fingerprint=plan.fingerprint
         )
-
-    def _own(self, decision: Decision, obfuscate_ms: float) -> Answer | None:
-        if decision.obfuscated is not None or decision.probabilities is None:
-            return None
-        return own_answer(decision.probabilities, self.bundle.labels, obfuscate_ms=obfuscate_ms)
 
     def _send(self, pictures: Sequence[ObfuscatedPicture], *, obfuscate_ms: float) -> list[Answer]:
         """The only way out of the device."""
@@ -301,7 +288,7 @@ class Client:
                 f"{self._transport.server} serves another classifier as {self.model!r} than the one this obfuscator "
                 "was made for; its answers may be wrong",
                 FingerprintWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfumato.bundle import DECODER_ONNX, OBFUSCATOR_ONNX, Bundle, Preprocessing
+from sfumato.device.eight_bit import EightBit, to_pixels
 from sfumato.device.gating import has_to_be_sent, softmax
 from sfumato.device.picture import PictureSource, load_picture, prepare
 from sfumato.errors import BundleError, PictureError
@@ -35,7 +36,7 @@ class ObfuscatedPicture:
 
     Attributes:
         tensor: the classifier's input: (3, H, W) float32, normalised, read-only. In the split form the decoder's: the
-            code, (B,) uint8, read-only.
+            code, (B,) uint8, read-only. As an 8-bit picture its pixels: (H, W, 3) uint8, RGB, read-only.
         preprocessing: the size and normalisation that it was made for.
     """
 
@@ -55,7 +56,8 @@ class ObfuscatedPicture:
 
         if self.tensor.ndim != 3:
             raise PictureError("a code has no preview; obfuscate without the split form to see what it stands for")
-
+        if self.tensor.dtype == np.uint8:
+            return Image.fromarray(self.tensor)
         mean = np.asarray(self.preprocessing.mean, np.float32)[:, None, None]
         std = np.asarray(self.preprocessing.std, np.float32)[:, None, None]
         pixels = self.tensor * std + mean
@@ -90,15 +92,28 @@ class Obfuscator:
         bundle: an obfuscator bundle, or its folder.
         threads: threads for one picture; one is best for an obfuscator of this size.
         split: give the code instead of what is drawn from it; the bundle's decoder then runs in the cloud.
+        eight_bit: give the 8-bit picture that is drawn instead of the classifier's input: "exact" refuses drawings
+            that are none, "rounded" rounds those in [0, 1].
 
     Raises:
         BundleError: the bundle is missing, damaged or of another kind, or its ONNX file is not an obfuscator, or lacks
             the answer that its gate needs, or the code that the split form needs.
+        ValueError: the split form of an 8-bit picture was asked for.
     """
 
-    def __init__(self, bundle: Bundle | str | os.PathLike[str], *, threads: int = 1, split: bool = False) -> None:
+    def __init__(
+        self,
+        bundle: Bundle | str | os.PathLike[str],
+        *,
+        threads: int = 1,
+        split: bool = False,
+        eight_bit: EightBit | None = None,
+    ) -> None:
+        if split and eight_bit is not None:
+            raise ValueError("a code is no picture; ask for the split form or for 8-bit pictures, not for both")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle, kind="obfuscator")
         self.split = split
+        self._eight_bit = eight_bit
         self._session = _open(self.bundle, threads)
         self._input_name = self._session.get_inputs()[0].name
         outputs = self._session.get_outputs()
@@ -165,11 +180,13 @@ class Obfuscator:
             pictures: (N, 3, H, W) float32 in [0, 1], of the bundle's size.
 
         Returns:
-            The classifier's input: (N, 3, H, W) float32, normalised, read-only; in the split form codes (N, B) uint8.
+            The classifier's input: (N, 3, H, W) float32, normalised, read-only; in the split form codes (N, B) uint8;
+            as 8-bit pictures (N, H, W, 3) uint8.
 
         Raises:
             PictureError: the array is not as described.
-            BundleError: an output is not finite or of another shape, or what would be sent (nearly) equals the input.
+            BundleError: an output is not finite or of another shape, or what would be sent (nearly) equals the input,
+                or is no 8-bit picture where one is needed.
         """
         return self._run(pictures)[0]
 
@@ -189,6 +206,9 @@ class Obfuscator:
             self._check_code(obfuscated, len(pictures))
         else:
             self._check_output(pictures, obfuscated)
+        if self._eight_bit is not None:
+            obfuscated = to_pixels(obfuscated, self.bundle.preprocessing, self._eight_bit)
+            self._check_pixels(pictures, obfuscated)
         obfuscated.flags.writeable = False
         if not own:
             return obfuscated, None
@@ -216,6 +236,14 @@ class Obfuscator:
             distance = np.abs(obfuscated - plain).max(axis=(1, 2, 3), initial=0.0)
             if (distance <= SAME_WITHIN).any():
                 raise BundleError(f"the obfuscator of {source} returned the picture itself; nothing was sent")
+
+    def _check_pixels(self, pictures: NDArray[np.float32], pixels: NDArray[np.uint8]) -> None:
+        """Fails closed: rounding could take away the little by which a drawing differed from the picture."""
+        plain = np.rint(pictures.transpose(0, 2, 3, 1) * 255)
+        if (pixels == plain).all(axis=(1, 2, 3)).any():
+            raise BundleError(
+                f"what the obfuscator of {self.bundle.path} makes, in 8 bits, is the picture itself; nothing was sent"
+            )
 
     def _check_code(self, code: NDArray[Any], count: int) -> None:
         """Fails closed: nothing larger than the code that the bundle states leaves in its place."""

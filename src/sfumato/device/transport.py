@@ -196,8 +196,11 @@ class Transport:
 
     def _reason(self, reply: Reply) -> str:
         """The server's own reason, without the token, which a proxy may have quoted back."""
-        reason = _reason(reply)
-        return reason.replace(self._token, "…") if self._token else reason
+        return self.without_token(_reason(reply))
+
+    def without_token(self, text: str) -> str:
+        """What a server said, fit to be shown."""
+        return text.replace(self._token, "…") if self._token else text
 
 
 class _ConnectionLost(Exception):

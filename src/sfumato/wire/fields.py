@@ -17,24 +17,33 @@ MAX_ELEMENTS = 2**31 - 1
 
 
 def parse_object(text: bytes | memoryview, what: str) -> dict[str, Any]:
-    """Parses a JSON object.
+    """Parses a JSON object, otherwise as `parse`.
+
+    Raises:
+        WireError: as `parse`, or it is no object.
+    """
+    value = parse(text, what)
+    if not isinstance(value, dict):
+        raise WireError(f"{what} must be a JSON object, got {_kind(value)}")
+    return value
+
+
+def parse(text: bytes | memoryview, what: str) -> Any:
+    """Parses JSON.
 
     Args:
         text: UTF-8.
         what: how messages call it, such as "the request".
 
     Raises:
-        WireError: not UTF-8, not JSON, NaN or Infinity, nested too deeply, or no object.
+        WireError: not UTF-8, not JSON, NaN or Infinity, or nested too deeply.
     """
     try:
-        value = json.loads(str(text, "utf-8"), parse_constant=_refuse_constant)
+        return json.loads(str(text, "utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         # The parser's own message may quote the body; only the kind of failure is passed on.
         reason = f"at byte {error.pos}" if isinstance(error, json.JSONDecodeError) else type(error).__name__
         raise WireError(f"{what} is not valid JSON ({reason})") from None
-    if not isinstance(value, dict):
-        raise WireError(f"{what} must be a JSON object, got {_kind(value)}")
-    return value
 
 
 def _refuse_constant(_: str) -> NoReturn:

@@ -1,0 +1,109 @@
+"""`classify` and `doctor` at an endpoint that takes picture files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+import tiny
+from file_endpoint import FileEndpoint
+from recording import recording
+from sfumato.bundle import Bundle
+from sfumato.cli import commands  # noqa: F401  (registers them)
+from sfumato.cli.app import app
+
+
+def sfumato(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Bundle]:
+    return tiny.save_bundles(tmp_path_factory.mktemp("8-bit"), "8-bit")
+
+
+@pytest.fixture
+def at() -> FileEndpoint:
+    return FileEndpoint(tiny.logits, tiny.LABELS, tiny.PREPROCESSING, reply=lambda found: {"result": found})
+
+
+@pytest.fixture
+def url(at: FileEndpoint) -> Iterator[str]:
+    with recording(v1=at) as server:
+        yield f"{server.url}/v1"
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    Image.fromarray(tiny.picture(5)).save(tmp_path / "cat.png")
+    return tmp_path / "cat.png"
+
+
+@pytest.mark.parametrize(
+    ("style", "more"),
+    [
+        ("form", []),
+        ("body", ["--file-format", "webp"]),
+        ("json", ["--template", '{"file": "{base64}", "kind": "{type}"}', "--file-format", "png"]),
+    ],
+)
+def test_classify_sends_files(
+    style: str, more: list[str], pair: Any, at: FileEndpoint, url: str, picture: Path
+) -> None:
+    arguments = ["classify", picture, "--server", url, "--bundle", pair[0].path, "--files", style, "--answer", "result"]
+    done = sfumato(*arguments, *more, "--json", "--top", 2)
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert (told["model"], told["fingerprint"], told["failed"]) == (None, "unknown", [])
+    (answer,) = told["answers"]
+    assert answer["answered_by"] == "cloud" and answer["top"][0]["label"] == answer["label"]
+    np.testing.assert_array_equal(at.pictures(), [tiny.negative(tiny.picture(5))])
+    assert "1 sent, obfuscated" in sfumato(*arguments, *more).stdout
+
+
+def test_a_label_without_a_score(pair: Any, at: FileEndpoint, url: str, picture: Path) -> None:
+    arguments = ["classify", picture, "--server", url, "--bundle", pair[0].path, "--files", "form"]
+    arguments += ["--answer", "result.0.label"]
+    assert "not said" in sfumato(*arguments).stdout
+    (answer,) = json.loads(sfumato(*arguments, "--json").stdout)["answers"]
+    assert answer["probability"] is None and answer["top"] == [{"label": answer["label"], "probability": None}]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--answer", "result"], "without --files"),
+        (["--round"], "without --files"),
+        (["--answer-keys", "a,b"], "without --files"),
+        (["--files", "json", "--template", "{base64}"], "not JSON"),
+        (["--files", "form", "--answer-keys", "label"], "two names"),
+        (["--files", "form", "--model", "resnet"], "Open Inference Protocol"),
+        (["--files", "form", "--split"], "Open Inference Protocol"),
+    ],
+)
+@pytest.mark.parametrize("command", ["classify", "doctor"])
+def test_options_that_do_not_go_together(
+    command: str, options: list[str], said: str, pair: Any, at: FileEndpoint, url: str, picture: Path
+) -> None:
+    if command == "doctor" and "--split" in options:
+        pytest.skip("it has no such option")
+    arguments = ["doctor", pair[0].path] if command == "doctor" else ["classify", picture, "--bundle", pair[0].path]
+    done = sfumato(*arguments, "--server", url, *options)
+    assert done.exit_code == 1 and said in str(done.exception) and not at.files
+
+
+def test_doctor_examines_it(pair: Any, at: FileEndpoint, url: str) -> None:
+    arguments = ["doctor", pair[0].path, "--server", url, "--classifier", pair[1].path, "--files", "json"]
+    done = sfumato(*arguments, "--answer", "result", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["well"] and len(at.files) == 8
+    done = sfumato(*arguments)  # looks in the wrong place
+    assert done.exit_code == 1 and "no text under 'label'; it has 'result'" in " ".join(done.stdout.split())
