@@ -98,7 +98,8 @@ def test_the_command_line_is_imported_by_nobody_but_python_m():
 
 
 def test_nothing_below_training_imports_training():
-    assert {part for part, others in ARROWS.items() if "training" in others} <= {"blackbox", "cli", "making", "paper", "sweep"}
+    above = {"blackbox", "cli", "making", "paper", "sweep"}
+    assert {part for part, others in ARROWS.items() if "training" in others} <= above
 
 
 def test_there_is_no_import_cycle():

@@ -29,7 +29,7 @@ from sfumato.training.recipe import AnyRecipe, BlackBoxRecipe, ClassifierRecipe,
 from sfumato.training.run import CHECK_PICTURES, Run, train
 from sfumato.training.setting import launch, load_both, preprocessing_of
 
-_LEAST_ANSWERS = 64
+_LEAST_ANSWERS = 16
 _TEMPERATURE = 4.0
 """That scores are softened with; labels are not."""
 _SURROGATE_RATE = 0.1
