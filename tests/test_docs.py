@@ -29,6 +29,7 @@ from synthetic import CLASSES, pixels, png
 
 DOCS = Path(__file__).parents[1] / "docs"
 FEW = ["--set", "training.epochs=1", "--set", "training.validate_every=1", "--accelerator", "cpu"]
+FEWER = ["--set", "black_box.pictures_seen=100", "--set", "black_box.surrogates=['resnet-local']"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_caches")]
 
@@ -65,7 +66,8 @@ def run_all(lines: list[str], background: contextlib.ExitStack, url: str = "http
             assert words[-1] == "&"
             url = background.enter_context(running([ServedModel(words[1])]))
             continue
-        done = CliRunner().invoke(app, words + (FEW if words[0] == "train" else []))
+        more = FEW if words[0] == "train" else []
+        done = CliRunner().invoke(app, [*words, *more, *(FEWER if "--black-box" in words else [])])
         assert done.exit_code == 0, f"{line}\n{done.output}\n{done.exception!r}"
 
 
@@ -97,7 +99,22 @@ def test_endpoints_that_take_files(desk):
     assert len(endpoint.files) >= 8 and kinds <= {"image/png", "image/webp", "application/json"}
 
 
+def test_classifiers_that_an_obfuscator_was_not_made_for(desk):
+    with contextlib.ExitStack() as background:
+        run_all(commands_of("transfer.md"), background)
+    sys.modules.pop("mynet", None)
+    moved, before = (Bundle.load(desk / "mine" / run / "bundle") for run in ("moved", "run"))
+    assert moved.code_fingerprint == before.code_fingerprint is not None
+    assert moved.classifier_fingerprint != before.classifier_fingerprint
+
+
+def test_a_classifier_of_which_you_only_get_answers(desk):
+    with contextlib.ExitStack() as background:
+        run_all(commands_of("black-box.md"), background)
+    assert 0 < Bundle.load(desk / "mine" / "unseen" / "bundle").figures["queries"] <= 200
+
+
 def test_every_page_has_commands_and_the_pages_are_linked():
     readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
-    for page in ("classifier.md", "data.md", "files.md"):
+    for page in ("classifier.md", "data.md", "files.md", "transfer.md", "black-box.md"):
         assert commands_of(page) and f"docs/{page}" in readme

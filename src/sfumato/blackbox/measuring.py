@@ -14,7 +14,7 @@ from sfumato.evaluation import BATCH, device_logits
 from sfumato.onnxfile import OnnxFunction
 
 
-def measure_at(endpoint: Oracle, sketch: Bundle, images: ImageSet) -> dict[str, float]:
+def measure_at(endpoint: Oracle, sketch: Bundle, images: ImageSet) -> dict[str, float | int]:
     """Accuracies of a sketch at the endpoint, through the shipped file.
 
     Args:
@@ -48,8 +48,8 @@ def measure_at(endpoint: Oracle, sketch: Bundle, images: ImageSet) -> dict[str, 
         at_home.append(own.argmax(axis=1) == labels)
         sent.append(has_to_be_sent(own, sketch.gate) if sketch.gate else np.ones(len(labels), bool))
     home, sends = np.concatenate(at_home), np.concatenate(sent)
-    figures = {"accuracy_device": home.mean(), "offload_rate": sends.mean(), "test_pictures": len(images)}
+    figures = {"accuracy_device": home.mean(), "offload_rate": sends.mean()}
     if asked:
         cloud = np.concatenate(right)
         figures |= {"accuracy_obfuscated": cloud.mean(), "accuracy_gated": np.where(sends, cloud, home).mean()}
-    return {name: float(value) for name, value in figures.items()}
+    return {name: float(value) for name, value in figures.items()} | {"test_pictures": len(images)}

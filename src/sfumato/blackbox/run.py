@@ -121,20 +121,20 @@ def protect_black_box(
             bundle = train(known, part.folder, **more)  # type: ignore[arg-type]
         frozen = load_classifier(surrogates[0].path)
         served = replace(frozen, name=box.model, fingerprint=endpoint.fingerprint or frozen.fingerprint)
-        figures: dict[str, float] = {}
+        figures: dict[str, float | int] = {}
         if isinstance(known, SketchRecipe):
             written, figures = _tuned(known, bundle, served, endpoint, images, folder)
             figures |= measure_at(endpoint, written, test)
         else:
             written = _copied(bundle, served, folder / "bundle")
-        written.figures.update(
-            figures,
-            surrogate_agreement=max(surrogate.figures["agreement"] for surrogate in surrogates),
-            queries_learning=len(asked),
-            queries=endpoint.spent,
-        )
+        figures |= {
+            "surrogate_agreement": max(surrogate.figures["agreement"] for surrogate in surrogates),
+            "queries_learning": len(asked),
+            "queries": endpoint.spent,
+        }
+        written.figures.update(figures)
         written.provenance.update(bundle.provenance)
-        written.provenance["black_box"] = {**box.model_dump(mode="json"), "fingerprint": endpoint.fingerprint}
+        written.provenance["black_box"] = {**box.model_dump(mode="json"), "figures": figures}
         written.save()
         return written
 
@@ -174,7 +174,7 @@ def _surrogate_plan(box: BlackBoxRecipe, count: int, seed: int) -> TrainingRecip
 
 def _tuned(
     known: SketchRecipe, bundle: Bundle, frozen: FrozenClassifier, endpoint: Oracle, images: ImageSet, folder: Path
-) -> tuple[Bundle, dict[str, float]]:
+) -> tuple[Bundle, dict[str, float | int]]:
     """The sketch with its drawings changed to what the endpoint itself answers, and what came of that."""
     train_set, held_out = images.split(known.held_out_pictures)
     task = sketch_task(known, frozen, train_set)
@@ -183,7 +183,7 @@ def _tuned(
     budget = min(endpoint.left, round(known.black_box.queries * known.black_box.tuning)) - len(
         codes
     )  # for the measuring
-    figures = {"queries_tuning": 0.0}
+    figures: dict[str, float | int] = {"queries_tuning": 0}
     if budget >= len(codes):
         surrogate = nn.Sequential(normalize(frozen.preprocessing), frozen.net)
         with _bar("tuning by answers", budget) as shown:
