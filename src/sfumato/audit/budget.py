@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sfumato.audit.knowledge import Threat
 
@@ -68,6 +68,34 @@ class Budget:
     def pictures(self) -> int:
         """Training pictures over all decoders of an obfuscator that is deterministic, without the controls."""
         return sum(trial.pictures for trial in self.trials)
+
+
+def shared(budget: Budget, share: float) -> Budget:
+    """The budget with every attacker's training made shorter, or longer.
+
+    Args:
+        budget: to begin with.
+        share: of the training pictures and steps, above 0; 1 changes nothing.
+    """
+    if share == 1:
+        return budget
+
+    def part(count: int) -> int:
+        return max(1, round(count * share)) if count else 0
+
+    def shorter(trials: tuple[Trial, ...]) -> tuple[Trial, ...]:
+        return tuple(replace(trial, pictures=part(trial.pictures), steps=part(trial.steps)) for trial in trials)
+
+    return replace(
+        budget,
+        name=f"{budget.name} x {share:g}",
+        says=f"{budget.says}; here every attacker trained {share:g} times as long",
+        trials=shorter(budget.trials),
+        views=shorter(budget.views),
+        control_pictures=part(budget.control_pictures),
+        identification_pictures=part(budget.identification_pictures),
+        attribute_pictures=part(budget.attribute_pictures),
+    )
 
 
 def _trials(unit: int, *, all_losses: bool, steps: int) -> tuple[Trial, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -12,29 +13,33 @@ from sfumato.nets import autocast
 from sfumato.nets.restoring import ResidualNet
 
 _STEPS = 3
+_SIDE = 32
 _BESIDE = 1.6
 """The rest of an audit (restoring, measuring, pairs, controls) over the training of its decoders, as measured."""
 
 
-def estimate_minutes(budget: Budget, device: torch.device | None = None) -> str:
+def estimate_minutes(
+    budget: Budget, device: torch.device | None = None, *, size: Sequence[int] = (_SIDE, _SIDE)
+) -> str:
     """Words such as "6 minutes", from the speed of the strongest decoder's first steps.
 
     Args:
         budget: the audit's.
         device: that attackers are trained on.
+        size: rows and columns of the pictures; the time grows with their number of pixels.
     """
     pictures = budget.pictures + budget.identification_pictures + budget.attribute_pictures
-    return spoken(decoder_seconds(device) * pictures)
+    return spoken(decoder_seconds(device) * pictures * size[0] * size[1] / _SIDE**2)
 
 
 def decoder_seconds(device: torch.device | None = None) -> float:
     """Seconds that the strongest decoder takes for one training picture, with its share of the rest of an audit.
 
     Args:
-        device: that attackers are trained on.
+        device: that attackers are trained on; pictures of 32x32.
     """
     device = device or torch.device("cpu")
-    net, pictures = ResidualNet(6).to(device), torch.rand(BATCH, 6, 32, 32, device=device)
+    net, pictures = ResidualNet(6).to(device), torch.rand(BATCH, 6, _SIDE, _SIDE, device=device)
     optimizer = torch.optim.Adam(net.parameters())
     for step in range(_STEPS + 1):
         if step == 1:

@@ -12,10 +12,12 @@ from sfumato.cli.app import app
 from sfumato.cli.inputs import obfuscator_bundle, picture_size
 from sfumato.cli.output import JsonOption, needs_train_extra, print_json
 from sfumato.cli.train import keep_freed_memory
+from sfumato.errors import AuditError
 
 if TYPE_CHECKING:
     from sfumato.audit.budget import Budget
     from sfumato.audit.run import Progress
+    from sfumato.data import ImageSet
 
 
 class BudgetName(StrEnum):
@@ -45,6 +47,10 @@ def audit(
         int | None, typer.Option(min=10, help="Use only so many training and test pictures each.")
     ] = None,
     budget: Annotated[BudgetName, typer.Option(help="How hard the attackers try.")] = BudgetName.QUICK,
+    share: Annotated[
+        float,
+        typer.Option(help="Train every attacker this many times as long: less than 1 for large pictures, or in haste."),
+    ] = 1.0,
     seeds: Annotated[int | None, typer.Option(min=1, help="Repeat the strongest attacker with so many seeds.")] = None,
     shadow: Annotated[
         str | None, typer.Option(help="Another obfuscator by the same recipe, for who knows only the recipe.")
@@ -74,7 +80,7 @@ def audit(
     with needs_train_extra():
         import torch
 
-        from sfumato.audit.budget import BUDGETS
+        from sfumato.audit.budget import BUDGETS, shared
         from sfumato.audit.load import load_target, native_size
         from sfumato.audit.points import collect
         from sfumato.audit.run import Beside, record
@@ -86,6 +92,8 @@ def audit(
 
     from sfumato.bundle import Bundle
 
+    if not 0 < share < float("inf"):
+        raise AuditError(f"--share must be above 0, got {share}")
     given = obfuscator or str(obfuscator_bundle(None))
     target_size = picture_size(size) or native_size(given)
     train, test, extra = load_train_test(data, size=target_size, attributes=tuple(attribute or ()))
@@ -96,7 +104,7 @@ def audit(
     if served and len(train.names) == len(served.labels):
         train, test = train.of_classes(served.labels), test.of_classes(served.labels)
     plan = BUDGETS[budget.value]
-    plan = replace(plan, seeds=seeds) if seeds else plan
+    plan = shared(replace(plan, seeds=seeds) if seeds else plan, share)
     scene = Scene(
         target,
         train,
@@ -108,7 +116,7 @@ def audit(
     folder = out or Path("audits") / f"{target.name.replace(':', '-').replace('/', '-')}-{plan.name}"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not as_json:
-        _announce(plan, target.name, len(train), len(test), device.type)
+        _announce(plan, target.name, (train, test), device.type)
     with Bars(quiet=as_json) as progress:
         found = run_audit(
             scene,
@@ -150,18 +158,19 @@ def _classifier(given: str, classifier: Path | None) -> Any:
     return shipped if wanted == shipped.classifier_fingerprint else None
 
 
-def _announce(plan: Budget, name: str, train: int, test: int, device: str) -> None:
+def _announce(plan: Budget, name: str, sets: tuple[ImageSet, ImageSet], device: str) -> None:
     """Says beforehand what will run and roughly how long."""
     import torch
 
     from sfumato.audit.speed import estimate_minutes
 
-    minutes = estimate_minutes(plan, torch.device(device))
+    train, test = sets
+    minutes = estimate_minutes(plan, torch.device(device), size=train.images.shape[2:])
     attackers = len({trial.attacker for trial in plan.trials})
     threats = len({trial.threat for trial in plan.trials})
     typer.echo(
         f"auditing {name}: {len(plan.trials)} attacks by {attackers} attackers under {threats} threat models, then "
-        f"identification and attributes, from {train:,} training and {test:,} test pictures, on {device}"
+        f"identification and attributes, from {len(train):,} training and {len(test):,} test pictures, on {device}"
     )
     typer.echo(f"budget {plan.name}: {plan.says}; about {minutes} on this machine")
 
