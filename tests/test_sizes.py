@@ -28,7 +28,7 @@ PHOTOGRAPHS = {"astronaut": skimage.data.astronaut, "cat": skimage.data.chelsea,
 def save_photographs(folder: Path) -> None:
     """Windows of each photograph, of different sizes and as JPEG, as cameras leave them."""
     random = np.random.default_rng(0)
-    for split, count in (("train", 8), ("test", 4)):
+    for split, count in (("train", 4), ("test", 3)):
         for name, photograph in PHOTOGRAPHS.items():
             whole = photograph()
             for index in range(count):
@@ -64,7 +64,7 @@ def test_every_command_works_at_the_size(size: int, kind: str, tmp_path: Path, m
         monkeypatch.setenv(name, str(8 << 30))
     save_photographs(Path("photos"))
     run("train", write_recipe(tmp_path / "net.toml", "classifier", size, 'architecture = "resnet18-imagenet"'))
-    more = 'classifier = "runs/net/bundle"' + ("\nheld_out_pictures = 6" if kind == "sketch" else "")
+    more = 'classifier = "runs/net/bundle"' + ("\nheld_out_pictures = 3" if kind == "sketch" else "")
     run("train", write_recipe(tmp_path / "mine.toml", kind, size, more))
     mine, net = Path("runs/mine/bundle"), Path("runs/net/bundle")
     bundle = Bundle.load(mine)
@@ -96,10 +96,10 @@ def test_every_command_works_at_the_size(size: int, kind: str, tmp_path: Path, m
     )
     tiny = replace(
         budget.BUDGETS["quick"], trials=trials, control_pictures=4, identification_pictures=4, attribute_pictures=4,
-        test_pictures=12,
+        test_pictures=9,
     )  # fmt: skip
     monkeypatch.setitem(budget.BUDGETS, "quick", tiny)
-    run("audit", mine, "--classifier", net, "--data", "photos", "--pictures", 12, "-o", "audit")
+    run("audit", mine, "--classifier", net, "--data", "photos", "--pictures", 10, "-o", "audit")
     found = json.loads(Path("audit/audit.json").read_text())
     assert (found["target"]["height"], found["target"]["width"]) == (size, size)
     assert Path("audit/panel.png").is_file() and found["best"]["mse"] > 0

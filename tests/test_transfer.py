@@ -78,3 +78,26 @@ def test_the_command_prints_and_writes_the_table(trained: Any, picture_folder: P
     written = json.loads((tmp_path / "t.json").read_text())
     assert written["schema"] == "sfumato.transfer/1" and written["test_pictures"] == 8
     assert isinstance(Bundle.load(trained[0].path), Bundle)
+
+
+RESULTS = Path(__file__).parents[1] / "results"
+PAGE = (Path(__file__).parents[1] / "docs" / "transfer.md").read_text(encoding="utf-8")
+
+
+def row_of(entry: dict[str, Any]) -> str:
+    """A row of the page's table: in bold what was not seen in training."""
+    cells = [
+        f"{100 * value:.1f}" if seen else f"**{100 * value:.1f}**"
+        for value, seen in zip(entry["accuracy"], entry["seen"], strict=True)
+    ]
+    leak = "not audited" if entry["excess_leakage"] is None else f"{entry['excess_leakage']:.2f} ({entry['budget']})"
+    return f"| {entry['name']} | " + " | ".join([*cells, leak]) + " |"
+
+
+def test_the_pages_table_is_the_results_file() -> None:
+    found = json.loads((RESULTS / "transfer.json").read_text(encoding="utf-8"))
+    assert found["test_pictures"] == 10_000
+    for entry in found["obfuscators"]:
+        assert row_of(entry) in PAGE, row_of(entry)
+    plain = " | ".join(f"{100 * entry['accuracy_plain']:.1f}" for entry in found["classifiers"])
+    assert f"| plain pictures | {plain} |" in PAGE, plain

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sfumato.cli.app import app
 from sfumato.cli.output import JsonOption, needs_train_extra, percent, print_json
 from sfumato.errors import SfumatoError
+
+if TYPE_CHECKING:
+    from sfumato.nets import Cost
 
 
 @app.command()
@@ -21,7 +24,7 @@ def cost(
     classes: Annotated[int, typer.Option(min=2, help="Classes of the classifier.")] = 10,
     as_json: JsonOption = False,
 ) -> None:
-    """Print what the obfuscator costs beside a classifier: parameters, multiply-accumulates, and their ratio.
+    """Print what obfuscators cost beside a classifier: parameters, multiply-accumulates, and their ratio.
 
     The paper's overhead counts the upsampling before the projection; ours comes after it, which computes
     the same with fewer operations.
@@ -38,6 +41,8 @@ def cost(
         raise SfumatoError(f"unknown classifier {unknown[0]!r}; known: {', '.join(nets.CLASSIFIERS)}")
     ours = nets.cost(nets.Obfuscator(), height=height, width=width)
     papers = nets.cost(nets.Obfuscator(order="paper"), height=height, width=width)
+    bits = max(8, nets.answer_bits(classes))
+    sketch = nets.cost(nets.Sketcher(height, width, classes=classes, bits=bits), height=height, width=width)
     rows: list[dict[str, Any]] = []
     for name in classifiers or nets.CLASSIFIERS:
         try:
@@ -52,26 +57,29 @@ def cost(
                 "overhead_params": ours.params / theirs.params,
                 "overhead_macs": ours.macs / theirs.macs,
                 "overhead_macs_paper_order": papers.macs / theirs.macs,
+                "overhead_macs_sketch": sketch.macs / theirs.macs,
             }
         )
     obfuscator = {"params": ours.params, "macs": ours.macs, "macs_paper_order": papers.macs}
     if as_json:
-        print_json({"height": height, "width": width, "obfuscator": obfuscator, "classifiers": rows})
+        counts = {"params": sketch.params, "macs": sketch.macs}
+        print_json({"height": height, "width": width, "obfuscator": obfuscator, "sketch": counts, "classifiers": rows})
         return
-    _print_tables(rows, obfuscator, f"3x{height}x{width}")
+    _print_tables(rows, obfuscator, sketch, f"3x{height}x{width}")
 
 
-def _print_tables(rows: list[dict[str, Any]], obfuscator: dict[str, int], shape: str) -> None:
+def _print_tables(rows: list[dict[str, Any]], obfuscator: dict[str, int], sketch: Cost, shape: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     console.print(
         f"obfuscator for {shape}: {obfuscator['params']:,} parameters, {obfuscator['macs']:,} MACs "
-        f"({obfuscator['macs_paper_order']:,} in the paper's order)"
+        f"({obfuscator['macs_paper_order']:,} in the paper's order); sketch: {sketch.params:,} parameters, "
+        f"{sketch.macs:,} MACs"
     )
     table = Table(title="what the obfuscator adds", title_justify="left")
-    for header in ("classifier", "parameters", "MACs", "+ parameters", "+ MACs", "+ MACs (paper)"):
+    for header in ("classifier", "params", "MACs", "+params", "+MACs", "paper's", "sketch"):
         table.add_column(header, justify="left" if header == "classifier" else "right", no_wrap=True)
     for row in rows:
         table.add_row(
@@ -81,9 +89,10 @@ def _print_tables(rows: list[dict[str, Any]], obfuscator: dict[str, int], shape:
             percent(row["overhead_params"]),
             percent(row["overhead_macs"]),
             percent(row["overhead_macs_paper_order"]),
+            percent(row["overhead_macs_sketch"]),
         )
     console.print(table)
 
 
 def _millions(count: int) -> str:
-    return f"{count / 1e6:,.2f} M"
+    return f"{count / 1e6:,.{2 if count < 1e8 else 0}f} M"

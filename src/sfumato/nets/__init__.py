@@ -7,7 +7,7 @@ from sfumato.nets.obfuscator import Deobfuscator, Obfuscator, ObfuscatorTravels,
 from sfumato.nets.precision import autocast
 from sfumato.nets.restoring import RESTORERS
 from sfumato.nets.reversal import reverse_gradient
-from sfumato.nets.sketch import SketchDecoder, Sketcher, SketchGraph, SketchTravels
+from sfumato.nets.sketch import SketchDecoder, Sketcher, SketchGraph, SketchTravels, answer_bits
 
 __all__ = [
     "CLASSIFIERS",
@@ -21,6 +21,7 @@ __all__ = [
     "SketchGraph",
     "SketchTravels",
     "Sketcher",
+    "answer_bits",
     "autocast",
     "build_classifier",
     "cost",
