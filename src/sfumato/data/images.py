@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from sfumato.data import cache, cifar10
+from sfumato.data import cache, cifar10, faces
 from sfumato.data.tables import (
     SPLIT_NAMES,
     UNLABELLED,
@@ -174,8 +174,8 @@ def load_images(
     """Loads one split of a data set, decoded; from the cache where it was decoded before.
 
     Args:
-        source: `cifar10`, a local folder (parquet files, or one folder per class), a CSV file of paths and classes, or
-            a hub id.
+        source: `cifar10`, `faces` (see `sfumato.data.faces`), a local folder (parquet files, or one folder per class),
+            a CSV file of paths and classes, or a hub id.
         split: "train" or "test"; a data set's "validation" serves as "test" where it has none, and every fifth
             training picture where it has no such split either; that picture then is no training picture.
         size: (height, width) in pixels that every picture is fitted to as on the device; None if all
@@ -195,11 +195,19 @@ def load_images(
     if source == "cifar10":
         decoded = cifar10.load(split, _decode_location)
         return _as_image_set(decoded) if size in (None, (32, 32)) else _refit(decoded, size)
+    if source in faces.SOURCES:
+        if image_column not in (None, "image"):
+            raise DataError(f"{source} has no column {image_column!r} of pictures; it is called 'image'")
+        return _as_image_set(faces.load(source, split, size, label_column))
     return _as_image_set(_decode_location(source, split, size, image_column, label_column, unlabelled))
 
 
 def load_train_test(
-    source: str, *, size: tuple[int, int] | None = None, attributes: tuple[str, ...] = ()
+    source: str,
+    *,
+    size: tuple[int, int] | None = None,
+    label_column: str | None = None,
+    attributes: tuple[str, ...] = (),
 ) -> tuple[ImageSet, ImageSet, dict[str, tuple[Tensor, Tensor]]]:
     """Loads both splits, with classes or without, so that the first so many pictures of each are a fair sample.
 
@@ -208,6 +216,7 @@ def load_train_test(
     Args:
         source: see `load_images`.
         size: see `load_images`.
+        label_column: see `load_images`.
         attributes: further label columns.
 
     Returns:
@@ -216,7 +225,7 @@ def load_train_test(
     Raises:
         DataError: see `load_images`; or an attribute has other values in one split than in the other.
     """
-    splits = _both(source, size, None)
+    splits = _both(source, size, label_column)
     orders = [_mixed_order(split.labels) for split in splits]
     train, test = (_part(split, order) for split, order in zip(splits, orders, strict=True))
     extra = {}
