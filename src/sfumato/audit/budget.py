@@ -50,6 +50,8 @@ class Budget:
         control_pictures: training pictures for each control.
         identification_pictures: for the contrastive attackers.
         attribute_pictures: for the attribute attacker.
+        column_pictures: for each attacker who asks for label columns.
+        column_test_pictures: that he is measured on, at most.
         test_pictures: that every attacker is measured on; the best one is measured on all there are.
         seeds: how many the strongest attacker is repeated with.
     """
@@ -61,6 +63,8 @@ class Budget:
     control_pictures: int
     identification_pictures: int
     attribute_pictures: int
+    column_pictures: int
+    column_test_pictures: int
     test_pictures: int
     seeds: int
 
@@ -68,6 +72,9 @@ class Budget:
     def pictures(self) -> int:
         """Training pictures over all decoders of an obfuscator that is deterministic, without the controls."""
         return sum(trial.pictures for trial in self.trials)
+
+
+_COLUMN_TEST_PICTURES = 4_000
 
 
 def _trials(unit: int, *, all_losses: bool, steps: int) -> tuple[Trial, ...]:
@@ -110,14 +117,35 @@ def _budget(
         control_pictures=min(unit, 2_000),
         identification_pictures=2 * unit,
         attribute_pictures=2 * unit,
+        column_pictures=20 * unit,
+        column_test_pictures=_COLUMN_TEST_PICTURES,
         test_pictures=test_pictures,
         seeds=seeds,
     )
 
 
+_PASSING = 1_500
+
 BUDGETS = {
     budget.name: budget
     for budget in (
+        Budget(
+            name="attributes",
+            says="asks in earnest what can be told of a picture, and restores it only in passing",
+            trials=(
+                Trial("least squares", Threat.WHITE_BOX),
+                Trial("codeword means", Threat.WHITE_BOX),
+                Trial("residual decoder", Threat.WHITE_BOX, _PASSING),
+            ),
+            views=(),
+            control_pictures=_PASSING,
+            identification_pictures=2 * _PASSING,
+            attribute_pictures=2 * _PASSING,
+            column_pictures=20 * _PASSING,
+            column_test_pictures=_COLUMN_TEST_PICTURES,
+            test_pictures=500,
+            seeds=1,
+        ),
         _budget(
             "quick",
             "a first look in minutes; decoders stop long before they are done, so a low leakage means little",

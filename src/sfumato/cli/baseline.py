@@ -21,7 +21,7 @@ def baseline(
     classifier: Annotated[
         Path | None, typer.Option(help="Bundle of its classifier. Default: the shipped one.", show_default=False)
     ] = None,
-    data: Annotated[str, typer.Option(help="cifar10, a folder, or a hub id.")] = "cifar10",
+    data: Annotated[str, typer.Option(help="cifar10, faces, a folder, or a hub id.")] = "cifar10",
     strength: Annotated[
         float | None, typer.Option(help="What it means: see `--list`. Default: likewise.", show_default=False)
     ] = None,

@@ -20,7 +20,9 @@ def evaluate(
     classifier: Annotated[
         Path | None, typer.Option(help="Bundle of its classifier. Default: the shipped one.", show_default=False)
     ] = None,
-    data: Annotated[str, typer.Option(help="cifar10, a folder, or a hub id; its test pictures are used.")] = "cifar10",
+    data: Annotated[
+        str, typer.Option(help="cifar10, faces, a folder, or a hub id; its test pictures are used.")
+    ] = "cifar10",
     pictures: Annotated[int | None, typer.Option(min=1, help="Use only the first so many pictures.")] = None,
     rounding: Annotated[
         bool, typer.Option("--round", help="Round what travels to 8-bit pictures, as `classify --files --round` does.")

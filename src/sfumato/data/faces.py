@@ -272,7 +272,9 @@ class _Face:
             tilt = 0.1 * sad + self.random.normal(0, 0.012)  # inner ends up
             brow = np.array([-0.16, 0, 0.16])
             arch = np.array([0.03, -0.02, 0.03])
-            self._stroke(eye + brow + 1j * (way * tilt * brow / 0.16 - lift + arch), 0.055 * self.part["brow"], self.hair)
+            self._stroke(
+                eye + brow + 1j * (way * tilt * brow / 0.16 - lift + arch), 0.055 * self.part["brow"], self.hair
+            )
 
     def _nose(self) -> None:
         long = 0.3 * self.part["nose"]
