@@ -1,0 +1,34 @@
+"""`sfumato hides`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sfumato.cli.app import app
+from sfumato.cli.output import JsonOption, needs_train_extra, print_json
+
+
+@app.command()
+def hides(
+    folder: Annotated[Path, typer.Argument(help="Folder with audits' JSON files that asked for the same columns.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Print what obfuscators hide of label columns and what not, side by side, as a Markdown table.
+
+    What an attacker tells clearly better than from the label alone stands in bold. The audits come from
+    `sfumato audit ... --attribute glasses --attribute age`.
+
+    Example: `sfumato hides results/people`
+    """
+    with needs_train_extra():
+        from sfumato.audit.hiding import markdown, side_by_side
+        from sfumato.audit.points import read_audits
+
+    rows = side_by_side(read_audits(folder))
+    if as_json:
+        print_json({"headers": rows[0], "rows": rows[1:]})
+        return
+    typer.echo(markdown(rows))
