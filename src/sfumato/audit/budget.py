@@ -124,7 +124,7 @@ def _budget(
     )
 
 
-_PASSING = 1_500
+_PASSING = 1_000
 
 BUDGETS = {
     budget.name: budget
@@ -141,7 +141,7 @@ BUDGETS = {
             control_pictures=_PASSING,
             identification_pictures=2 * _PASSING,
             attribute_pictures=2 * _PASSING,
-            column_pictures=20 * _PASSING,
+            column_pictures=30 * _PASSING,
             column_test_pictures=_COLUMN_TEST_PICTURES,
             test_pictures=500,
             seeds=1,
