@@ -57,11 +57,11 @@ def _found(audit: dict[str, Any]) -> str:
     rows = [row for row in audit["identification"] if row["measure"] == "retrieval"]
     most = max((row["candidates"] for row in rows), default=0)
     rows = [row for row in rows if row["candidates"] == most]
-    return f"{percent(max(row['top1'] for row in rows))} of {most:,}" if rows else DASH
+    return f"{percent(max(row['top1'] for row in rows))} (of {most:,})" if rows else DASH
 
 
 _OTHERS = {
-    "picture found among N of its class": _found,
+    "the picture is found among others of its class": _found,
     "excess leakage, at least": lambda audit: decimals((audit["best"] or {}).get("excess_leakage"), 2),
     "accuracy of the cloud": lambda audit: percent((audit["utility"] or {}).get("accuracy_obfuscated")),
 }

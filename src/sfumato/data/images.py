@@ -230,12 +230,15 @@ def load_train_test(
     train, test = (_part(split, order) for split, order in zip(splits, orders, strict=True))
     extra = {}
     for name in attributes:
-        known, asked = _both(source, size, name)
-        if known.names != asked.names:
+        (names, known), (others, asked) = (
+            _column(source, split, size, name, images.unreadable)
+            for split, images in zip(("train", "test"), splits, strict=True)
+        )
+        if names != others:
             raise DataError(
                 f"{source}: column {name!r} has other values in the training pictures than in the test ones"
             )
-        extra[name] = known.labels[orders[0]], asked.labels[orders[1]]
+        extra[name] = known[orders[0]], asked[orders[1]]
     return train, test, extra
 
 
@@ -244,6 +247,20 @@ def _both(source: str, size: tuple[int, int] | None, label_column: str | None) -
         load_images(source, split, size=size, label_column=label_column, unlabelled=True) for split in ("train", "test")
     )
     return train, test
+
+
+def _column(
+    source: str, split: str, size: tuple[int, int] | None, name: str, unreadable: int
+) -> tuple[tuple[str, ...], Tensor]:
+    """A label column's names and values, (N,) int64; without the pictures, where none of them was left out."""
+    if unreadable or source in ("cifar10", *faces.SOURCES):
+        images = load_images(source, split, size=size, label_column=name)
+        return images.names, images.labels
+    rows = read_rows(source, split)
+    if name not in rows.column_names:
+        raise DataError(f"{source} has no column {name!r}; it has {', '.join(rows.column_names)}")
+    names, values = read_labels(rows, name, source, unlabelled=False)
+    return names, torch.from_numpy(values)
 
 
 def _mixed_order(labels: Tensor) -> Tensor:
