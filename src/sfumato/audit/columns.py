@@ -8,7 +8,7 @@ same attacker, trained as long, tells from the plain picture. If he cannot tell 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -91,24 +91,21 @@ def attack(pairs: Pairs, known: Targets, observed: Tensor, truth: Targets, effor
         torch.manual_seed(effort.seed)
         net = Encoder.fitting(some, sum(values.values())).to(effort.device)
 
-    def heads(x: Tensor) -> dict[str, Tensor]:
-        return dict(zip(values, net(x.to(effort.device)).split(list(values.values()), dim=1), strict=True))
+    def heads(logits: Tensor) -> dict[str, Tensor]:
+        return dict(zip(values, logits.split(list(values.values()), dim=1), strict=True))
 
     def losses() -> Iterator[Tensor]:
         while True:
             chosen = torch.randint(len(pairs), (BATCH,), generator=source)
-            given = heads(pairs.batch(chosen, source)[1])
+            given = heads(net(pairs.batch(chosen, source)[1].to(effort.device)))
             yield torch.stack(
                 [F.cross_entropy(given[name], known[name][chosen].to(effort.device)) for name in values]
             ).sum()
 
     effort = replace(effort, pictures=min(effort.pictures, _MOST_PASSES * len(pairs)))
     train(net, losses(), effort, learning_rate=_LEARNING_RATE)
-    found: dict[str, int] = {}
-    for name in values:
-        guess: Callable[[Tensor], Tensor] = lambda part, name=name: heads(part)[name].argmax(dim=1).cpu()  # noqa: E731
-        found[name] = int((batched(guess, observed, flat=False) == truth[name]).sum())
-    return found
+    given = heads(batched(lambda x: net(x.to(effort.device)).cpu(), observed, flat=False))
+    return {name: int((part.argmax(dim=1) == truth[name]).sum()) for name, part in given.items()}
 
 
 def _from_plain_pictures(scene: Scene, known: Targets, truth: Targets, effort: Effort) -> dict[str, int]:
@@ -139,13 +136,14 @@ def _pairs(scene: Scene, threat: Threat) -> tuple[Pairs, Tensor]:
 
 def _entry(name: str, threat: Threat, right: int, plain: int, scene: Scene, known: Tensor, truth: Tensor) -> Attribute:
     count = len(truth)
+    low, high = proportion_interval(right, count)
     return Attribute(
         attribute=name,
         accuracy=right / count,
         chance=chance(known, scene.train.labels, truth, scene.test.labels[:count]),
         test_pictures=count,
-        low=proportion_interval(right, count)[0],
-        high=proportion_interval(right, count)[1],
+        low=low,
+        high=high,
         threat=threat,
         majority=float((truth == known.bincount().argmax()).double().mean()),
         plain=plain / count,

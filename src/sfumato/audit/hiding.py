@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def _found(audit: dict[str, Any]) -> str:
     return f"{percent(max(row['top1'] for row in rows))} (of {most:,})" if rows else DASH
 
 
-_OTHERS = {
+_OTHERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "the picture is found among others of its class": _found,
     "excess leakage, at least": lambda audit: decimals((audit["best"] or {}).get("excess_leakage"), 2),
     "accuracy of the cloud": lambda audit: percent((audit["utility"] or {}).get("accuracy_obfuscated")),

@@ -259,6 +259,8 @@ class _Run:
         }
 
     def _references(self) -> list[dict[str, Any]]:
+        if not self.budget.references:
+            return []
         train, test = self.scene.train, self.scene.test
 
         def find() -> list[dict[str, Any]]:
@@ -270,6 +272,8 @@ class _Run:
         return known
 
     def _controls(self) -> list[dict[str, Any]]:
+        if not self.budget.control_pictures:
+            return []
         controls = decoder_controls(
             self.scene.train,
             self.scene.test,

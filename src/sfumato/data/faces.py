@@ -230,7 +230,8 @@ class _Face:
     def _outline(self, larger: float = 1.0) -> _Points:
         """The head's; narrower or wider than an ellipse towards the chin."""
         x, y = _CIRCLE.real * self.rx * larger, _CIRCLE.imag * self.ry * larger
-        return np.where(y > 0, x * (1 + (self.part["jaw"] - 1) * y), x) + 1j * y
+        points: _Points = np.where(y > 0, x * (1 + (self.part["jaw"] - 1) * y), x) + 1j * y
+        return points
 
     def _behind(self) -> None:
         """Long or curly hair, shoulders, neck and ears."""
