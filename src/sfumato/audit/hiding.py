@@ -9,6 +9,7 @@ from typing import Any
 from sfumato.audit.verdict import DASH, decimals, hides, percent
 from sfumato.errors import AuditError
 
+BEGIN, END = "<!-- sfumato hides -->", "<!-- end -->"
 ENDS = (("most frequent value", "majority"), ("label alone", "chance"), ("plain picture", "plain"))
 
 
@@ -52,6 +53,22 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def write_into(page: Path, table: str) -> None:
+    """Puts a table between `BEGIN` and `END` on a Markdown page, in place of what stands there.
+
+    Raises:
+        AuditError: the page cannot be read or written, or has no such place.
+    """
+    try:
+        before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+        _, end, after = rest.partition(END)
+        if not end:
+            raise AuditError(f"{page} has no lines {BEGIN!r} and {END!r} for the table to stand between")
+        page.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AuditError(f"{page} cannot be changed: {getattr(error, 'strerror', None) or error}") from error
+
+
 def _found(audit: dict[str, Any]) -> str:
     """Retrieval among the most candidates, by the best attacker."""
     rows = [row for row in audit["identification"] if row["measure"] == "retrieval"]
@@ -64,4 +81,6 @@ _OTHERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "the picture is found among others of its class": _found,
     "excess leakage, at least": lambda audit: decimals((audit["best"] or {}).get("excess_leakage"), 2),
     "accuracy of the cloud": lambda audit: percent((audit["utility"] or {}).get("accuracy_obfuscated")),
+    "the same from plain pictures": lambda audit: percent((audit["utility"] or {}).get("accuracy_plain")),
+    "finding of the audit": lambda audit: str(audit["verdict"]["finding"]),
 }
