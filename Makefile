@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo studio test test-ray lint bench frontier clean
+.PHONY: demo studio test test-ray lint bench frontier people clean
 
 demo: $(VENV)/.serve
 	$(BIN)/sfumato demo $(PICTURES)
@@ -35,6 +35,28 @@ bench: $(VENV)/.dev
 # The plot's points, for the page of `sfumato studio`.
 frontier: $(VENV)/.dev
 	$(BIN)/sfumato frontier results/audits --json > src/sfumato/studio/frontier.json
+
+# What obfuscators hide of drawn people and what not: trained, audited, and put into docs/people.md. What is there is kept.
+COLUMNS := glasses hat beard skin hair style identity
+OF_PEOPLE := faces-resnet20-sketch faces-resnet20-obfuscator pixelate blur
+FACES := --classifier runs/faces-resnet20/bundle --data faces
+
+people: $(OF_PEOPLE:%=results/people/%.json)
+	$(BIN)/sfumato hides results/people --into docs/people.md
+
+results/people/%.json: runs/%/bundle/bundle.json
+	$(BIN)/sfumato audit runs/$*/bundle $(FACES) $(COLUMNS:%=--attribute %) --budget attributes -o audits/people/$* --overwrite
+	mkdir -p results/people
+	cp audits/people/$*/audit.json $@
+
+runs/faces-resnet20/bundle/bundle.json: | $(VENV)/.dev
+	$(BIN)/sfumato train recipes/faces-resnet20.toml --overwrite
+
+$(patsubst %,runs/%/bundle/bundle.json,$(filter faces-%,$(OF_PEOPLE))): runs/%/bundle/bundle.json: | runs/faces-resnet20/bundle/bundle.json
+	$(BIN)/sfumato train recipes/$*.toml --overwrite
+
+$(patsubst %,runs/%/bundle/bundle.json,$(filter-out faces-%,$(OF_PEOPLE))): runs/%/bundle/bundle.json: | runs/faces-resnet20/bundle/bundle.json
+	$(BIN)/sfumato baseline $* $(FACES) -o runs/$* --overwrite
 
 # The device's and the server's side: no torch.
 $(VENV)/.serve: pyproject.toml constraints.txt hatch_build.py

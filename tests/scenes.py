@@ -75,6 +75,8 @@ TINY = Budget(
     control_pictures=64,
     identification_pictures=128,
     attribute_pictures=128,
+    column_pictures=128,
+    column_test_pictures=40,
     test_pictures=40,
     seeds=1,
 )

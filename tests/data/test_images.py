@@ -323,3 +323,42 @@ def test_numbers_for_classes_go_by_order_and_other_names_are_refused():
     ):
         with pytest.raises(DataError, match="not, or not clearly, among the classifier's"):
             images.of_classes(labels)
+
+
+def save_people(folder, *, broken: tuple[int, ...] = ()):
+    """A table of pictures with a useful column and a private one, neither of them called a label; CelebA is like it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = ["path,smiling,glasses"]
+    for index, picture in enumerate(pixels(30, size=(8, 8))):
+        (folder / f"{index:02d}.png").write_bytes(b"broken" if index in broken else png(picture))
+        lines.append(f"{index:02d}.png,{index % 2},{('no', 'yes')[index % 3 == 0]}")
+    (folder / "people.csv").write_text("\n".join(lines) + "\n")
+    return str(folder / "people.csv")
+
+
+@pytest.mark.parametrize("broken", [(), (4, 10)], ids=["whole", "some broken"])
+def test_a_table_with_a_useful_column_and_private_ones(tmp_path, monkeypatch, broken):
+    source = save_people(tmp_path / "people", broken=broken)
+    if not broken:  # then the pictures are decoded once, not once more for every column
+        monkeypatch.setattr(loader, "_decode", counting(loader._decode, calls := []))
+    train, test, extra = load_train_test(source, label_column="smiling", attributes=("glasses", "smiling"))
+    assert broken or len(calls) == 2
+    assert train.names == ("0", "1")
+    for split, place, rows in ((train, 0, [i for i in range(30) if i % 5]), (test, 1, list(range(0, 30, 5)))):
+        rows = [row for row in rows if row not in broken]
+        assert split.labels.tolist() == [row % 2 for row in rows]
+        assert extra["glasses"][place].tolist() == [int(row % 3 == 0) for row in rows]
+        assert extra["smiling"][place].tolist() == split.labels.tolist()
+
+
+def counting(function, calls):
+    def counted(*arguments):
+        calls.append(arguments)
+        return function(*arguments)
+
+    return counted
+
+
+def test_a_column_that_is_not_there_is_said(tmp_path):
+    with pytest.raises(DataError, match="no column 'beard'; it has path, smiling, glasses"):
+        load_train_test(save_people(tmp_path / "people"), label_column="smiling", attributes=("beard",))

@@ -1,7 +1,7 @@
-"""Attributes that the class does not tell: colour, brightness, how the picture is turned, and other labels.
+"""Attributes that the class does not tell and every picture has: colour, brightness, how it is turned.
 
 One small network with a head an attribute is trained on what travels. It is compared with the best guess from
-the class label alone, which anybody who gets the answer can make.
+the class label alone, which anybody who gets the answer can make. For label columns see `sfumato.audit.columns`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from sfumato.audit.attackers.protocol import Effort
 from sfumato.audit.identification import BATCH, Encoder, batched, train
-from sfumato.audit.knowledge import FixedPairs, FreshPairs, Knowledge
+from sfumato.audit.knowledge import FixedPairs, FreshPairs, Knowledge, Threat
 from sfumato.errors import AuditError
 from sfumato.measures import proportion_interval
 
@@ -44,6 +44,9 @@ class Attribute:
         test_pictures: how many were tried.
         low: of the 95 % interval of `accuracy`.
         high: likewise.
+        threat: what the attacker knows.
+        majority: of a label column, accuracy of its most frequent value, which knows nothing at all.
+        plain: of a label column, accuracy of the same attacker from plain pictures.
     """
 
     attribute: str
@@ -52,6 +55,9 @@ class Attribute:
     test_pictures: int
     low: float
     high: float
+    threat: Threat = Threat.WHITE_BOX
+    majority: float | None = None
+    plain: float | None = None
 
 
 def infer(
@@ -63,7 +69,6 @@ def infer(
     *,
     effort: Effort,
     seed: int,
-    extra: dict[str, tuple[Tensor, Tensor]] | None = None,
 ) -> list[Attribute]:
     """Trains the attacker on his own pairs and tries him on the test pictures.
 
@@ -78,7 +83,6 @@ def infer(
         train_labels: (N,) int64, classes of the pairs' pictures.
         effort: budget.
         seed: of how test pictures are turned.
-        extra: further attributes: name -> values (N,) and (M,) int64, from 0 on.
 
     Returns:
         One entry an attribute.
@@ -86,14 +90,14 @@ def infer(
     Raises:
         AuditError: no pairs, or lengths that do not fit.
     """
-    pairs, extra = knowledge.pairs, extra or {}
+    pairs = knowledge.pairs
     if not isinstance(pairs, FixedPairs | FreshPairs):
         raise AuditError("attributes are learned from pictures and what travels for them; no such pairs were given")
-    _check(len(pairs), train_labels, {name: a for name, (a, _) in extra.items()})
-    _check(len(originals_test), labels_test, {name: b for name, (_, b) in extra.items()})
+    for count, labels in ((len(pairs), train_labels), (len(originals_test), labels_test)):
+        if len(labels) != count:
+            raise AuditError(f"{len(labels)} classes for {count} pictures: need one each")
     levels = _luma(pairs.pictures).quantile(torch.arange(1, LEVELS) / LEVELS)
-    known = _visible(pairs.pictures, levels) | {name: a for name, (a, _) in extra.items()}
-    truth = _visible(originals_test, levels) | {name: b for name, (_, b) in extra.items()}
+    known, truth = _visible(pairs.pictures, levels), _visible(originals_test, levels)
     values = {name: int(torch.cat([known[name], truth[name]]).max()) + 1 for name in known}
     turns = _turns(originals_test) if isinstance(pairs, FreshPairs) else {}
 
@@ -101,11 +105,13 @@ def infer(
     guesses, source = guess(batched(observe_test, originals_test, flat=False)), torch.Generator().manual_seed(seed)
     found = []
     for name in known:
-        chance = _chance(known[name], train_labels, truth[name], labels_test)
-        found.append(_attribute(name, guesses[name] == truth[name], chance))
+        by_class = chance(known[name], train_labels, truth[name], labels_test)
+        found.append(_attribute(name, guesses[name] == truth[name], by_class, knowledge.threat))
     for name, count in turns.items():
         turned, how = _turned(originals_test, name, source)
-        found.append(_attribute(name, guess(batched(observe_test, turned, flat=False))[name] == how, 1 / count))
+        found.append(
+            _attribute(name, guess(batched(observe_test, turned, flat=False))[name] == how, 1 / count, knowledge.threat)
+        )
     return found
 
 
@@ -203,20 +209,21 @@ def _batch(
     return pairs.travels(pictures.float() / 255), targets
 
 
-def _chance(known: Tensor, train_labels: Tensor, truth: Tensor, labels_test: Tensor) -> float:
-    """Accuracy of the most frequent value in the picture's class, or of all where the class was never seen."""
+def chance(known: Tensor, train_labels: Tensor, truth: Tensor, labels_test: Tensor) -> float:
+    """Accuracy of the most frequent value in the picture's class, or of all where the class was never seen.
+
+    Args:
+        known: (N,) int64, the attribute of training pictures.
+        train_labels: (N,) int64, their classes.
+        truth: (M,) int64, the attribute of test pictures.
+        labels_test: (M,) int64, their classes.
+    """
     counts = torch.zeros(int(max(train_labels.max(), labels_test.max())) + 1, int(known.max()) + 1)
     counts.index_put_((train_labels, known), torch.ones(len(known)), accumulate=True)
     counts[counts.sum(dim=1) == 0] = counts.sum(dim=0)
     return float((counts.argmax(dim=1)[labels_test] == truth).double().mean())
 
 
-def _attribute(name: str, right: Tensor, chance: float) -> Attribute:
+def _attribute(name: str, right: Tensor, by_class: float, threat: Threat) -> Attribute:
     hits, count = int(right.sum()), len(right)
-    return Attribute(name, hits / count, chance, count, *proportion_interval(hits, count))
-
-
-def _check(count: int, labels: Tensor, extra: Targets) -> None:
-    for name, given in {"classes": labels, **extra}.items():
-        if len(given) != count:
-            raise AuditError(f"{len(given)} values of {name} for {count} pictures: need one each")
+    return Attribute(name, hits / count, by_class, count, *proportion_interval(hits, count), threat)

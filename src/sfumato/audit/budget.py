@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 from sfumato.audit.knowledge import Threat
 
+_COLUMN_TEST_PICTURES = 4_000
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -47,11 +49,14 @@ class Budget:
         says: what it is good for.
         trials: in order; the strongest attackers first.
         views: trials for stochastic obfuscators, that average several views.
-        control_pictures: training pictures for each control.
+        control_pictures: training pictures for each control; 0 for no control.
         identification_pictures: for the contrastive attackers.
         attribute_pictures: for the attribute attacker.
+        column_pictures: for each attacker who asks for label columns.
+        column_test_pictures: that he is measured on, at most.
         test_pictures: that every attacker is measured on; the best one is measured on all there are.
         seeds: how many the strongest attacker is repeated with.
+        references: whether restorations that need no attack are computed, too.
     """
 
     name: str
@@ -61,8 +66,11 @@ class Budget:
     control_pictures: int
     identification_pictures: int
     attribute_pictures: int
+    column_pictures: int
+    column_test_pictures: int
     test_pictures: int
     seeds: int
+    references: bool = True
 
     @property
     def pictures(self) -> int:
@@ -95,6 +103,7 @@ def shared(budget: Budget, share: float) -> Budget:
         control_pictures=part(budget.control_pictures),
         identification_pictures=part(budget.identification_pictures),
         attribute_pictures=part(budget.attribute_pictures),
+        column_pictures=part(budget.column_pictures),
     )
 
 
@@ -138,14 +147,32 @@ def _budget(
         control_pictures=min(unit, 2_000),
         identification_pictures=2 * unit,
         attribute_pictures=2 * unit,
+        column_pictures=20 * unit,
+        column_test_pictures=_COLUMN_TEST_PICTURES,
         test_pictures=test_pictures,
         seeds=seeds,
     )
 
 
+_PASSING = 1_000
+
 BUDGETS = {
     budget.name: budget
     for budget in (
+        Budget(
+            name="attributes",
+            says="asks in earnest what can be told of a picture, and restores it only in passing, without a decoder",
+            trials=(Trial("least squares", Threat.WHITE_BOX), Trial("codeword means", Threat.WHITE_BOX)),
+            views=(),
+            control_pictures=0,
+            identification_pictures=2 * _PASSING,
+            attribute_pictures=2 * _PASSING,
+            column_pictures=30 * _PASSING,
+            column_test_pictures=_COLUMN_TEST_PICTURES,
+            test_pictures=500,
+            seeds=1,
+            references=False,
+        ),
         _budget(
             "quick",
             "a first look in minutes; decoders stop long before they are done, so a low leakage means little",

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sfumato.audit.frontier import draw_frontier, style, svg
 from sfumato.audit.knowledge import Threat
-from sfumato.audit.verdict import DASH, SCHEMA, WHO, count_by_status, decimals, done, identifies, percent, tells
+from sfumato.audit.verdict import DASH, SCHEMA, WHO, count_by_status, decimals, done, hides, identifies, percent, tells
 from sfumato.errors import AuditError
 
 Case = tuple[Tensor, Tensor, float]
@@ -119,6 +119,8 @@ def render(audit: dict[str, Any], pictures: Pictures | None) -> str:
         is_best=lambda trial, name: (id(trial), name) in winners,
         counts=count_by_status(audit),
         references=_ladder(audit),
+        columns=hides(audit),
+        visible=[row for row in audit.get("attributes") or [] if row.get("plain") is None],
         retrieval=max(
             (row for row in audit.get("identification") or [] if row["measure"] == "retrieval"),
             key=lambda row: float(row["low"] / row["chance"]),

@@ -18,6 +18,7 @@ from sfumato.audit.attempts import Attempts, best_of
 from sfumato.audit.attributes import infer
 from sfumato.audit.budget import Budget, Trial
 from sfumato.audit.certificate import certify, certify_code
+from sfumato.audit.columns import ask
 from sfumato.audit.consistency import trial_controls
 from sfumato.audit.controls import decoder_controls
 from sfumato.audit.gated import gate_figures, gated_plain
@@ -258,6 +259,8 @@ class _Run:
         }
 
     def _references(self) -> list[dict[str, Any]]:
+        if not self.budget.references:
+            return []
         train, test = self.scene.train, self.scene.test
 
         def find() -> list[dict[str, Any]]:
@@ -269,6 +272,8 @@ class _Run:
         return known
 
     def _controls(self) -> list[dict[str, Any]]:
+        if not self.budget.control_pictures:
+            return []
         controls = decoder_controls(
             self.scene.train,
             self.scene.test,
@@ -309,7 +314,6 @@ class _Run:
     def _attributes(self) -> list[dict[str, Any]]:
         scene, count = self.scene, min(self.budget.test_pictures, len(self.scene.test))
         effort = Effort(self.budget.attribute_pictures, 0, 0, self.device, progress=self._tell("attributes"))
-        extra = {name: (known, asked[:count]) for name, (known, asked) in (self.beside.attributes or {}).items()}
         found = infer(
             scene.knowledge(Threat.WHITE_BOX),
             scene.target.observe,
@@ -318,9 +322,12 @@ class _Run:
             scene.train.labels,
             effort=effort,
             seed=scene.seed,
-            extra=extra,
         )
-        return [asdict(row) for row in found]
+        if self.beside.attributes:
+            effort = replace(effort, pictures=self.budget.column_pictures)
+            count = self.budget.column_test_pictures
+            found += ask(scene, self.beside.attributes, effort=effort, test_pictures=count)
+        return [{**asdict(row), "threat": str(row.threat)} for row in found]
 
     def _certificate(self) -> tuple[dict[str, Any] | None, str]:
         target = self.scene.target

@@ -105,19 +105,22 @@ class Scene:
                 return Knowledge(threat, height, width, pairs_seen, self.target.module)
             case Threat.NO_PAIRS:
                 half = min(_INTERCEPTED, len(self.train) // 2)
-                order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.seed))
-                overheard, public = self.train.images[order[:half]], self.train.images[order[half : 2 * half]]
+                overheard, public = (self.train.images[self.order[a:b]] for a, b in ((0, half), (half, 2 * half)))
                 return Knowledge(
                     threat, height, width, intercepted=_observe(self.target.travels, overheard), public=public
                 )
 
+    @cached_property
+    def order(self) -> Tensor:
+        """Which training pictures become known pairs, the first ones first, (N,) int64."""
+        return torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.seed))
+
     def _known(self, pairs: int | None) -> Pairs:
         if pairs is not None and pairs > len(self.train):
             raise UnavailableError(f"only {len(self.train):,} training pictures to make pairs of")
-        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.seed))
         if not self.target.stochastic:
-            return LazyPairs(self.train.images[order[:pairs]], self.target.travels)
-        pictures = self.train.images[order[: min(pairs or len(order), _MOST_NOISY_PAIRS)]]
+            return LazyPairs(self.train.images[self.order[:pairs]], self.target.travels)
+        pictures = self.train.images[self.order[: min(pairs or len(self.order), _MOST_NOISY_PAIRS)]]
         return FixedPairs(pictures, _observe(self.target.travels, pictures))
 
     @cached_property

@@ -133,8 +133,35 @@ def identifies(row: dict[str, Any]) -> bool:
 
 
 def tells(row: dict[str, Any]) -> bool:
-    """Whether a row of `attributes` lies clearly above chance."""
-    return bool(row["low"] > row["chance"] + TELLS_ABOVE)
+    """Whether a row of `attributes` lies clearly above chance; of many values, such as who it is, see `identifies`."""
+    return bool(row["low"] > min(row["chance"] + TELLS_ABOVE, row["chance"] * IDENTIFIES_ABOVE))
+
+
+def hides(audit: dict[str, Any]) -> list[dict[str, Any]]:
+    """What an obfuscator hides of each label column and what not.
+
+    Args:
+        audit: see `decide`.
+
+    Returns:
+        The attacker's best row of each column, in their order, with further keys: "by_threat", threat model ->
+        accuracy; "finding", "told", "not told", or "not shown" where he cannot even tell it from the plain picture; and
+        "kept", the share of what the plain picture tells beyond the label that is still told, None where that is
+        nothing.
+    """
+    rows = [row for row in audit.get("attributes") or [] if row.get("plain") is not None]
+    found = []
+    for name in dict.fromkeys(row["attribute"] for row in rows):
+        mine = [row for row in rows if row["attribute"] == name]
+        best = max(mine, key=lambda row: float(row["low"]))
+        shown = tells({"low": best["plain"], "chance": best["chance"]})
+        kept = (best["accuracy"] - best["chance"]) / (best["plain"] - best["chance"]) if shown else None
+        finding = "told" if tells(best) else "not told" if shown else "not shown"
+        by_threat = {row["threat"]: row["accuracy"] for row in mine}
+        found.append(
+            {**best, "by_threat": by_threat, "finding": finding, "kept": None if kept is None else max(kept, 0)}
+        )
+    return found
 
 
 def mixed_accuracy(excess_leakage: float, *, local: float, plain: float) -> float:
@@ -245,7 +272,17 @@ def _highlights(audit: dict[str, Any]) -> list[str]:
         what = f"what travelled for a picture ({row['attacker']})" if linked else "the right picture"
         rate = f"{percent(row['top1'])} of cases (chance {percent(row['chance'])})"
         found.append(f"{what} is found among {row['candidates']:,} of its class in {rate}")
-    if rows := audit.get("attributes"):
+    if columns := hides(audit):
+        told = [
+            f'"{row["attribute"]}" in {percent(row["accuracy"])} of cases (from the label alone '
+            f"{percent(row['chance'])}, from the plain picture {percent(row['plain'])})"
+            for row in columns
+            if row["finding"] == "told"
+        ]
+        found.append(f"of {len(columns)} label columns {len(told)} are told: {', '.join(told) or 'none'}")
+        if missed := [f'"{row["attribute"]}"' for row in columns if row["finding"] == "not shown"]:
+            found.append(f"of {', '.join(missed)} nothing is shown, as not even the plain picture gave it away")
+    elif rows := audit.get("attributes"):
         row = max(rows, key=lambda row: (tells(row), row["low"] - row["chance"]))
         rate = f"{percent(row['accuracy'])} of cases (chance {percent(row['chance'])})"
         found.append(f'"{row["attribute"]}", which the label does not tell, is told right in {rate}')

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 class BudgetName(StrEnum):
     """How hard the attackers try."""
 
+    ATTRIBUTES = "attributes"
     QUICK = "quick"
     STANDARD = "standard"
     FULL = "full"
@@ -41,7 +42,7 @@ def audit(
         Path | None,
         typer.Option(help="Bundle of the classifier it is for. Default for a bundle: the shipped one, if it fits."),
     ] = None,
-    data: Annotated[str, typer.Option(help="cifar10, a folder, or a hub id.")] = "cifar10",
+    data: Annotated[str, typer.Option(help="cifar10, faces, a folder, or a hub id.")] = "cifar10",
     size: Annotated[str | None, typer.Option(metavar="HxW", help="Picture size, where a callable has none.")] = None,
     pictures: Annotated[
         int | None, typer.Option(min=10, help="Use only so many training and test pictures each.")
@@ -59,8 +60,12 @@ def audit(
         str | None, typer.Option(help="Pictures of another kind: a data set. Default: drawn ones (dead leaves).")
     ] = None,
     local: Annotated[Path | None, typer.Option(help="Bundle of a classifier small enough for the device.")] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="The column with the classes. Default: found by its type or name.")
+    ] = None,
     attribute: Annotated[
-        list[str] | None, typer.Option(help="Another label column, to see whether it can be told; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Another label column, to see whether it can be told; repeatable."),
     ] = None,
     beside: Annotated[Path | None, typer.Option(help="Folder of other audits' JSON files, for the plot.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder. [default: audits/NAME-BUDGET]")] = None,
@@ -74,7 +79,8 @@ def audit(
     Ctrl-C loses nothing but the attacker at work; `--resume` goes on.
 
     Examples: `sfumato audit`, `sfumato audit runs/mine/bundle --classifier runs/resnet/bundle --budget standard`,
-    `sfumato audit filter.onnx --data photos/ --size 64x64`, `sfumato audit mymodule:blur`
+    `sfumato audit filter.onnx --data photos/ --size 64x64`, `sfumato audit mymodule:blur`,
+    `sfumato audit mymodule:blur --data people.csv --attribute glasses --attribute age --budget attributes`
     """
     keep_freed_memory()
     with needs_train_extra():
@@ -96,7 +102,9 @@ def audit(
         raise AuditError(f"--share must be above 0, got {share}")
     given = obfuscator or str(obfuscator_bundle(None))
     target_size = picture_size(size) or native_size(given)
-    train, test, extra = load_train_test(data, size=target_size, attributes=tuple(attribute or ()))
+    train, test, extra = load_train_test(
+        data, size=target_size, label_column=label_column, attributes=tuple(attribute or ())
+    )
     train, test = train.subset(pictures), test.subset(pictures)
     height, width = train.images.shape[2:]
     target = load_target(given, size=(height, width))

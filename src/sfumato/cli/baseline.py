@@ -21,7 +21,10 @@ def baseline(
     classifier: Annotated[
         Path | None, typer.Option(help="Bundle of its classifier. Default: the shipped one.", show_default=False)
     ] = None,
-    data: Annotated[str, typer.Option(help="cifar10, a folder, or a hub id.")] = "cifar10",
+    data: Annotated[str, typer.Option(help="cifar10, faces, a folder, or a hub id.")] = "cifar10",
+    label_column: Annotated[
+        str | None, typer.Option(help="The column with the classes. Default: found by its type or name.")
+    ] = None,
     strength: Annotated[
         float | None, typer.Option(help="What it means: see `--list`. Default: likewise.", show_default=False)
     ] = None,
@@ -59,7 +62,9 @@ def baseline(
     served = Bundle.load(classifier or classifier_bundle(), kind="classifier")
     size = (served.preprocessing.height, served.preprocessing.width)
     method = build(name, *size, strength=strength, seed=seed)
-    train, test = (load_images(data, split, size=size).subset(pictures) for split in ("train", "test"))
+    train, test = (
+        load_images(data, split, size=size, label_column=label_column).subset(pictures) for split in ("train", "test")
+    )
     folder.mkdir(parents=True, exist_ok=True)  # before the long part, so that nothing is learned in vain
     with _bar(name) as progress:
         bundle = make(method, name, folder, served, train, test, epochs=epochs, progress=progress)

@@ -16,7 +16,7 @@ from sfumato.cli.train import keep_freed_memory
 
 @app.command()
 def controls(
-    data: Annotated[str, typer.Option(help="cifar10, a folder, or a hub id.")] = "cifar10",
+    data: Annotated[str, typer.Option(help="cifar10, faces, a folder, or a hub id.")] = "cifar10",
     size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Fit every picture to this size.", show_default=False)
     ] = None,

@@ -20,7 +20,12 @@ def evaluate(
     classifier: Annotated[
         Path | None, typer.Option(help="Bundle of its classifier. Default: the shipped one.", show_default=False)
     ] = None,
-    data: Annotated[str, typer.Option(help="cifar10, a folder, or a hub id; its test pictures are used.")] = "cifar10",
+    data: Annotated[
+        str, typer.Option(help="cifar10, faces, a folder, or a hub id; its test pictures are used.")
+    ] = "cifar10",
+    label_column: Annotated[
+        str | None, typer.Option(help="The column with the classes. Default: found by its type or name.")
+    ] = None,
     pictures: Annotated[int | None, typer.Option(min=1, help="Use only the first so many pictures.")] = None,
     rounding: Annotated[
         bool, typer.Option("--round", help="Round what travels to 8-bit pictures, as `classify --files --round` does.")
@@ -46,7 +51,7 @@ def evaluate(
     obfuscator = Bundle.load(obfuscator_bundle(bundle), kind="obfuscator")
     served = Bundle.load(classifier or classifier_bundle(), kind="classifier")
     size = (obfuscator.preprocessing.height, obfuscator.preprocessing.width)
-    images = load_images(data, "test", size=size).subset(pictures)
+    images = load_images(data, "test", size=size, label_column=label_column).subset(pictures)
     figures = evaluate_obfuscator(obfuscator, served, images, rounding=rounding)
     result = {
         "figures": figures,

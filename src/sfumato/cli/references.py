@@ -14,7 +14,9 @@ from sfumato.cli.output import JsonOption, needs_train_extra, print_json
 
 @app.command()
 def references(
-    data: Annotated[str, typer.Option(help="cifar10, a folder, or a hub id; both its splits are used.")] = "cifar10",
+    data: Annotated[
+        str, typer.Option(help="cifar10, faces, a folder, or a hub id; both its splits are used.")
+    ] = "cifar10",
     size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Fit every picture to this size.", show_default=False)
     ] = None,

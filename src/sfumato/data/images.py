@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from sfumato.data import cache, cifar10
+from sfumato.data import cache, cifar10, faces
 from sfumato.data.tables import (
     SPLIT_NAMES,
     UNLABELLED,
@@ -174,8 +174,8 @@ def load_images(
     """Loads one split of a data set, decoded; from the cache where it was decoded before.
 
     Args:
-        source: `cifar10`, a local folder (parquet files, or one folder per class), a CSV file of paths and classes, or
-            a hub id.
+        source: `cifar10`, `faces` (see `sfumato.data.faces`), a local folder (parquet files, or one folder per class),
+            a CSV file of paths and classes, or a hub id.
         split: "train" or "test"; a data set's "validation" serves as "test" where it has none, and every fifth
             training picture where it has no such split either; that picture then is no training picture.
         size: (height, width) in pixels that every picture is fitted to as on the device; None if all
@@ -195,11 +195,19 @@ def load_images(
     if source == "cifar10":
         decoded = cifar10.load(split, _decode_location)
         return _as_image_set(decoded) if size in (None, (32, 32)) else _refit(decoded, size)
+    if source in faces.SOURCES:
+        if image_column not in (None, "image"):
+            raise DataError(f"{source} has no column {image_column!r} of pictures; it is called 'image'")
+        return _as_image_set(faces.load(source, split, size, label_column))
     return _as_image_set(_decode_location(source, split, size, image_column, label_column, unlabelled))
 
 
 def load_train_test(
-    source: str, *, size: tuple[int, int] | None = None, attributes: tuple[str, ...] = ()
+    source: str,
+    *,
+    size: tuple[int, int] | None = None,
+    label_column: str | None = None,
+    attributes: tuple[str, ...] = (),
 ) -> tuple[ImageSet, ImageSet, dict[str, tuple[Tensor, Tensor]]]:
     """Loads both splits, with classes or without, so that the first so many pictures of each are a fair sample.
 
@@ -208,6 +216,7 @@ def load_train_test(
     Args:
         source: see `load_images`.
         size: see `load_images`.
+        label_column: see `load_images`.
         attributes: further label columns.
 
     Returns:
@@ -216,17 +225,20 @@ def load_train_test(
     Raises:
         DataError: see `load_images`; or an attribute has other values in one split than in the other.
     """
-    splits = _both(source, size, None)
+    splits = _both(source, size, label_column)
     orders = [_mixed_order(split.labels) for split in splits]
     train, test = (_part(split, order) for split, order in zip(splits, orders, strict=True))
     extra = {}
     for name in attributes:
-        known, asked = _both(source, size, name)
-        if known.names != asked.names:
+        (names, known), (others, asked) = (
+            _column(source, split, size, name, images.unreadable)
+            for split, images in zip(("train", "test"), splits, strict=True)
+        )
+        if names != others:
             raise DataError(
                 f"{source}: column {name!r} has other values in the training pictures than in the test ones"
             )
-        extra[name] = known.labels[orders[0]], asked.labels[orders[1]]
+        extra[name] = known[orders[0]], asked[orders[1]]
     return train, test, extra
 
 
@@ -235,6 +247,20 @@ def _both(source: str, size: tuple[int, int] | None, label_column: str | None) -
         load_images(source, split, size=size, label_column=label_column, unlabelled=True) for split in ("train", "test")
     )
     return train, test
+
+
+def _column(
+    source: str, split: str, size: tuple[int, int] | None, name: str, unreadable: int
+) -> tuple[tuple[str, ...], Tensor]:
+    """A label column's names and values, (N,) int64; without the pictures, where none of them was left out."""
+    if unreadable or source in ("cifar10", *faces.SOURCES):
+        images = load_images(source, split, size=size, label_column=name)
+        return images.names, images.labels
+    rows = read_rows(source, split)
+    if name not in rows.column_names:
+        raise DataError(f"{source} has no column {name!r}; it has {', '.join(rows.column_names)}")
+    names, values = read_labels(rows, name, source, unlabelled=False)
+    return names, torch.from_numpy(values)
 
 
 def _mixed_order(labels: Tensor) -> Tensor:

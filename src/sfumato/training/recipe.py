@@ -32,7 +32,7 @@ class DataRecipe(_Strict):
     """Which pictures.
 
     Attributes:
-        source: `cifar10`, a local folder, a CSV file of paths and classes, or a hub id.
+        source: `cifar10`, `faces`, a local folder, a CSV file of paths and classes, or a hub id.
         size: (height, width) in pixels that pictures are fitted to; needed where they differ in size.
         image_column: the column with the pictures, if it cannot be found by its type.
         label_column: the column with the classes, if it cannot be found by its type or name.
