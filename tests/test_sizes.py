@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ import skimage.data
 from PIL import Image
 from typer.testing import CliRunner
 
-from sfumato.audit import budget
-from sfumato.audit.knowledge import Threat
 from sfumato.bundle import DECODER_ONNX, OBFUSCATOR_ONNX, Bundle
 from sfumato.cli import commands  # noqa: F401  (the commands register themselves)
 from sfumato.cli.app import app
@@ -88,18 +85,8 @@ def test_every_command_works_at_the_size(size: int, kind: str, tmp_path: Path, m
     run("transfer", mine, "--to", net, "--data", "photos")
     run("cost", "--height", size, "--width", size)
 
-    trials = tuple(
-        replace(trial, pictures=min(trial.pictures, 4), steps=min(trial.steps, 2))
-        for trial in budget.BUDGETS["quick"].trials
-        if trial.attacker in ("least squares", "codeword means", "residual decoder")
-        and trial.threat == Threat.WHITE_BOX
-    )
-    tiny = replace(
-        budget.BUDGETS["quick"], trials=trials, control_pictures=4, identification_pictures=4, attribute_pictures=4,
-        test_pictures=9,
-    )  # fmt: skip
-    monkeypatch.setitem(budget.BUDGETS, "quick", tiny)
-    run("audit", mine, "--classifier", net, "--data", "photos", "--pictures", 10, "-o", "audit")
+    of = ["--classifier", net, "--data", "photos", "--pictures", 10]
+    run("audit", mine, *of, "--budget", "attributes", "--share", 0.01, "-o", "audit")
     found = json.loads(Path("audit/audit.json").read_text())
     assert (found["target"]["height"], found["target"]["width"]) == (size, size)
     assert Path("audit/panel.png").is_file() and found["best"]["mse"] > 0

@@ -92,7 +92,7 @@ def attack(pairs: Pairs, known: Targets, observed: Tensor, truth: Targets, effor
         net = Encoder.fitting(some, sum(values.values())).to(effort.device)
 
     def heads(logits: Tensor) -> dict[str, Tensor]:
-        return dict(zip(values, logits.split(list(values.values()), dim=1), strict=True))
+        return dict(zip(values, torch.split(logits, list(values.values()), dim=1), strict=True))
 
     def losses() -> Iterator[Tensor]:
         while True:
