@@ -37,7 +37,7 @@ def test_there_are_recipes():
 def test_every_recipe_of_ours_loads_and_says_how_it_is_run(path):
     loaded = load_recipe(path)
     assert loaded.name == path.stem
-    assert path.read_text().startswith(f"# sfumato train recipes/{path.name}\n")
+    assert path.read_text().splitlines()[0].startswith(f"# sfumato train recipes/{path.name}")
 
 
 def test_the_kind_decides_what_a_recipe_is(recipe):
