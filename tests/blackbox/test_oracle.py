@@ -180,3 +180,10 @@ def test_what_was_answered_is_on_disk_before_the_next_question(tmp_path: Path) -
 def test_what_an_endpoint_is() -> None:
     assert is_endpoint("http://127.0.0.1:8080") and is_endpoint("https://vision.example.org/api")
     assert not any(map(is_endpoint, ["runs/x/bundle", "microsoft/resnet-18", "module:net", "model.onnx", "C:/model"]))
+
+
+def test_the_token_goes_to_the_endpoint_and_into_no_file(tmp_path: Path) -> None:
+    with asking(tmp_path, Counting(), token="s3cret-token") as (it, server):
+        it(pictures(2))
+        assert bytes(server.recorded).count(b"Authorization: Bearer s3cret-token") >= 2
+    assert b"s3cret" not in (tmp_path / "answers.sqlite").read_bytes()

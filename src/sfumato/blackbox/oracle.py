@@ -36,6 +36,7 @@ from sfumato.wire import Tensor as WireTensor
 
 Answers = Literal["scores", "label"]
 _BATCH = 16
+_TIMEOUT_S, _RETRIES = 60.0, 5
 _LEAST = 1e-6
 """The least probability that an answer is taken to have, so that logarithms stay finite."""
 _SUMS_TO_ONE = 1e-3
@@ -64,7 +65,8 @@ class Oracle:
         answers: "scores" if it answers with logits or probabilities of all classes; "label" to look at nothing but
             which class is the highest, whatever it answers.
         rate: pictures a second at most.
-        transport: to use instead of one made from `url`.
+        token: the bearer token, if the endpoint wants one.
+        ca_file: PEM file with the authorities to trust instead of the system's.
         pause: what waits; for tests.
 
     Attributes:
@@ -86,11 +88,12 @@ class Oracle:
         queries: int,
         answers: Answers = "scores",
         rate: float = 100.0,
-        transport: Transport | None = None,
+        token: str | None = None,
+        ca_file: Path | None = None,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self.preprocessing, self.classes, self.queries, self.answers = preprocessing, classes, queries, answers
-        self._transport = transport or Transport(url, timeout_s=60.0, retries=5)
+        self._transport = Transport(url, token=token, ca_file=ca_file, timeout_s=_TIMEOUT_S, retries=_RETRIES)
         self._path, self._rate, self._pause = f"/v2/models/{quote(model, safe='')}", rate, pause
         self._next = 0.0
         metadata = self._metadata()

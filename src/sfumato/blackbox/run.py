@@ -43,7 +43,8 @@ def protect_black_box(
     devices: int = 1,
     resume: bool = False,
     overwrite: bool = False,
-    oracle: Callable[..., Oracle] = Oracle,
+    token: str | None = None,
+    ca_file: Path | None = None,
 ) -> Bundle:
     """Trains an obfuscator for a classifier of which only answers can be had.
 
@@ -57,7 +58,8 @@ def protect_black_box(
         devices: see `train`; surrogates learn on one.
         resume: go on with an interrupted run.
         overwrite: start anew, and ask anew.
-        oracle: what makes the `Oracle`.
+        token: the endpoint's bearer token, if it wants one.
+        ca_file: PEM file with the authorities to trust instead of the system's.
 
     Returns:
         The obfuscator's bundle, in `folder/bundle`. Its figures are about the endpoint: "accuracy_obfuscated" is the
@@ -80,7 +82,7 @@ def protect_black_box(
     images = replace(images, names=test.names)
     box, preprocessing = recipe.black_box, preprocessing_of(recipe.data.source, images)
     preprocessing = replace(preprocessing, mean=box.mean or preprocessing.mean, std=box.std or preprocessing.std)
-    with oracle(
+    with Oracle(
         recipe.classifier,
         box.model,
         preprocessing=preprocessing,
@@ -89,6 +91,8 @@ def protect_black_box(
         queries=box.queries,
         answers=box.answers,
         rate=box.rate,
+        token=token,
+        ca_file=ca_file,
     ) as endpoint:
         asked = _draw(images, _to_learn_from(box, len(images)), recipe.training.seed)
         answers = _ask(endpoint, asked)

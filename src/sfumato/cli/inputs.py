@@ -24,6 +24,13 @@ AlwaysSendOption = Annotated[
     bool,
     typer.Option("--always-send", help="Send every picture, obfuscated, even if the bundle's gate would keep it here."),
 ]
+TokenFileOption = Annotated[
+    Path | None, typer.Option(help="File with the bearer token. Default: SFUMATO_TOKEN.", show_default=False)
+]
+CaFileOption = Annotated[
+    Path | None,
+    typer.Option(help="PEM file with the authorities to trust instead of the system's.", show_default=False),
+]
 
 
 def expand_pictures(paths: Iterable[Path]) -> list[Path]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from sfumato.cli.app import app
+from sfumato.cli.inputs import CaFileOption, TokenFileOption, read_token
 from sfumato.cli.output import JsonOption, needs_train_extra, percent, print_json
 from sfumato.errors import RecipeError
 
@@ -42,6 +43,8 @@ def train(
             "The recipe's training pictures, public ones, are sent there as they are; its [black_box] says how many.",
         ),
     ] = None,
+    token_file: TokenFileOption = None,
+    ca_file: CaFileOption = None,
     accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")] = "auto",
     devices: Annotated[int, typer.Option(min=1, help="Processes to train on.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
@@ -77,7 +80,7 @@ def train(
             f"{plan.classifier} as they are: they must be public",
             err=True,
         )
-        bundle = protect_black_box(plan, folder, **how)
+        bundle = protect_black_box(plan, folder, token=read_token(token_file), ca_file=ca_file, **how)
     else:
         bundle = run_training(plan, folder, start=start, **how)
     if as_json:
