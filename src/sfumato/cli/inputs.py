@@ -29,7 +29,7 @@ TokenFileOption = Annotated[
 ]
 CaFileOption = Annotated[
     Path | None,
-    typer.Option(help="PEM file with the authorities to trust instead of the system's.", show_default=False),
+    typer.Option(help="Authorities to trust, PEM. Default: the system's.", show_default=False),
 ]
 
 

@@ -122,7 +122,8 @@ def further(recipe: TransferRecipe, frozen: FrozenClassifier, others: Sequence[F
                 f"transfer.also: {other.name} takes pictures of {size.height}x{size.width}, {frozen.name} of "
                 f"{wanted.height}x{wanted.width}"
             )
-    return Others([(normalize(other.preprocessing), other.net) for other in others], diversity=recipe.diversity)
+    nets = [(normalize(other.preprocessing), other.net) for other in others]
+    return Others(nets, diversity=recipe.diversity, noise=recipe.noise)
 
 
 def begin_from(

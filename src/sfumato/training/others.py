@@ -50,12 +50,17 @@ class Others(nn.Module):
     Args:
         nets: with each its normalisation from [0, 1]; normalised images to logits of the same classes.
         diversity: how often what a classifier sees is varied in training, in [0, 1]; see `vary`.
+        noise: standard deviation of the Gaussian noise in what it sees in training, on the [0, 1] scale: what is still
+            understood does not hang on fine patterns, which other classifiers do not see (Wu and Zhu 2020, section 3).
     """
 
-    def __init__(self, nets: Iterable[tuple[Normalize, nn.Module]] = (), *, diversity: float = 0.0) -> None:
+    def __init__(
+        self, nets: Iterable[tuple[Normalize, nn.Module]] = (), *, diversity: float = 0.0, noise: float = 0.0
+    ) -> None:
         super().__init__()
         self.nets = nn.ModuleList(nn.Sequential(*pair) for pair in nets).requires_grad_(False).eval()
         self.diversity = diversity
+        self.noise = noise
 
     def __len__(self) -> int:
         return len(self.nets)
@@ -68,7 +73,10 @@ class Others(nn.Module):
 
     def varied(self, pictures: Tensor) -> Tensor:
         """Pictures (N, 3, H, W) float as one classifier is to see them; as they are in evaluation mode."""
-        return vary(pictures, share=self.diversity) if self.training and self.diversity else pictures
+        if not self.training:
+            return pictures
+        seen = vary(pictures, share=self.diversity) if self.diversity else pictures
+        return seen + self.noise * torch.randn_like(seen) if self.noise else seen
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
         """Pictures (N, 3, H, W) float in [0, 1] -> the logits (N, classes) of each classifier."""

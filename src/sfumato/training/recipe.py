@@ -197,10 +197,12 @@ class TransferRecipe(_Strict):
     Attributes:
         also: further classifiers to train against, named as `classifier` is; each counts as much as that one.
         diversity: how often what a classifier sees in training is shrunk and moved at random, in [0, 1].
+        noise: standard deviation of the noise in what a classifier sees in training; black is 0 and white is 1.
     """
 
     also: tuple[str, ...] = ()
     diversity: float = Field(default=0.0, ge=0, le=1)
+    noise: float = Field(default=0.0, ge=0, le=1)
 
 
 class BlackBoxRecipe(_Strict):
