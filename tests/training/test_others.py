@@ -50,6 +50,13 @@ def test_others_stay_frozen_and_see_variations_in_training_alone() -> None:
     assert torch.equal(others(x)[0], others.nets[0](x))
 
 
+def test_noise_is_of_the_size_that_is_asked_for_and_in_training_alone() -> None:
+    others = Others(noise=0.25).train()
+    x = torch.full((8, 3, 32, 32), 0.5)
+    assert float((others.varied(x) - x).std()) == pytest.approx(0.25, rel=0.03)
+    assert torch.equal(others.eval().varied(x), x)
+
+
 @pytest.mark.parametrize("kind", ["obfuscator", "sketch"])
 def test_each_classifier_counts_as_much_as_the_first(kind: str) -> None:
     torch.manual_seed(0)
