@@ -157,7 +157,10 @@ def test_importing_does_not_load_torch(module):
                 "travels_of",
             ],
         ),
-        ("sfumato.data", ["Augmentation", "ImageSet", "augment", "load_images", "load_train_test"]),
+        (
+            "sfumato.data",
+            ["Augmentation", "ImageSet", "Stream", "augment", "load_images", "load_stream", "load_train_test"],
+        ),
         ("sfumato.training", ["ClassifierRecipe", "ObfuscatorRecipe", "Run", "load_recipe", "train"]),
     ],
 )

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sfumato.data import Augmentation, augment
+from sfumato.data.augment import random_boxes, resized_crops
 
 COUNT, HEIGHT, WIDTH = 64, 6, 9
 
@@ -78,3 +80,48 @@ def test_the_pictures_given_stay_as_they_are(images):
 def test_floats_are_moved_like_bytes(images):
     plan = Augmentation(flip=True, crop_padding=2)
     assert torch.equal(augment(images.float(), plan, generator()), augment(images, plan, generator()).float())
+
+
+def test_a_crop_is_what_pillow_cuts_out_and_resizes():
+    height, width = 40, 56
+    source = np.random.default_rng(3)
+    coarse = source.integers(0, 256, (9, 11, 3), dtype=np.uint8)
+    picture = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+    boxes = torch.tensor([[3.0, 7.0, 21.0, 30.0], [0.0, 0.0, 40.0, 56.0], [11.5, 20.25, 28.0, 33.0]])
+    batch = torch.from_numpy(picture.copy()).permute(2, 0, 1).expand(3, -1, -1, -1)
+    found = resized_crops(batch, boxes)
+    assert found.dtype == torch.uint8
+    for crop, (top, left, rows, columns) in zip(found, boxes.tolist(), strict=True):
+        box = (left, top, left + columns, top + rows)
+        wanted = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR, box=box)
+        difference = np.abs(crop.permute(1, 2, 0).numpy().astype(int) - np.asarray(wanted).astype(int))
+        assert difference[2:-2, 2:-2].max() <= 1, "at its edge, Pillow does not look beyond the box"
+    assert torch.equal(found[1], batch[1])
+
+
+def test_boxes_lie_within_the_picture_and_have_the_shares_and_aspects_asked_for():
+    top, left, height, width = random_boxes(20_000, 96, 128, 0.2, generator()).double().unbind(1)
+    assert min(float(top.min()), float(left.min())) >= 0
+    assert float((top + height).max()) <= 96 + 1e-4 and float((left + width).max()) <= 128 + 1e-4
+    shares, aspects = height * width / (96 * 128), width / height
+    assert 0.2 - 1e-6 <= float(shares.min()) < 0.21 and 0.95 < float(shares.max()) <= 1 + 1e-6
+    assert 3 / 4 - 1e-6 <= float(aspects.min()) < 0.76 and 1.32 < float(aspects.max()) <= 4 / 3 + 1e-6
+    small = shares < 0.5  # such boxes fit whatever their aspect: there nothing is drawn again
+    assert abs(float(shares[small].mean()) - 0.35) < 0.005
+    assert abs(float(aspects[small].log().mean())) < 0.01
+
+
+def test_of_a_picture_too_long_for_any_box_a_part_is_shown():
+    boxes = random_boxes(50, 8, 200, 0.9, generator())
+    assert bool((boxes[:, 2] <= 8).all()) and bool((boxes[:, 2:] > 1).all())
+
+
+def test_zoom_is_repeatable_and_leaves_a_picture_of_one_colour_alone(images):
+    plan = Augmentation(flip=True, zoom=0.3)
+    assert torch.equal(augment(images, plan, generator(1)), augment(images, plan, generator(1)))
+    assert not torch.equal(augment(images, plan, generator(1)), augment(images, plan, generator(2)))
+    plain = images[:, :, :1, :1].expand_as(images)
+    assert torch.equal(augment(plain, plan, generator(1)), plain)
+    assert torch.equal(
+        augment(images, Augmentation(zoom=1.0), generator(1)), augment(images, Augmentation(), generator(1))
+    )

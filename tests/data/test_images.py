@@ -7,6 +7,7 @@ from PIL import Image
 
 from sfumato.data import ImageSet, load_images, load_train_test
 from sfumato.data import images as loader
+from sfumato.data.classes import class_places
 from sfumato.device import load_picture
 from sfumato.device.picture import fit
 from sfumato.errors import DataError
@@ -362,3 +363,53 @@ def counting(function, calls):
 def test_a_column_that_is_not_there_is_said(tmp_path):
     with pytest.raises(DataError, match="no column 'beard'; it has path, smiling, glasses"):
         load_train_test(save_people(tmp_path / "people"), label_column="smiling", attributes=("beard",))
+
+
+def save_configured(folder):
+    for index, name in enumerate(("small", "160px")):
+        save_parquet(folder / name, count=6 + 2 * index)
+    said = "".join(
+        f"- config_name: {name}\n  data_files:\n"
+        + "".join(f"  - split: {split}\n    path: {name}/{split}-*\n" for split in ("train", "test"))
+        for name in ("small", "160px")
+    )
+    (folder / "README.md").write_text(f"---\nconfigs:\n{said}---\n")
+    return folder
+
+
+def test_a_configuration_is_named_after_a_colon(tmp_path):
+    folder = save_configured(tmp_path / "configured")
+    assert len(load_images(f"{folder}:small", "train")) == 6
+    assert len(load_images(f"{folder}:160px", "train")) == 8
+    assert load_images(f"{folder}:160px", "test").source == f"{folder}:160px"
+    with pytest.raises(DataError, match=r"has several configurations; give one of .*small"):
+        load_images(str(folder), "train")
+    with pytest.raises(DataError, match=r"has no configuration '320px'; give one of .*160px"):
+        load_images(f"{folder}:320px", "train")
+
+
+def test_a_configuration_of_a_hub_data_set_is_passed_on(monkeypatch):
+    asked = []
+
+    def load_dataset(*where, **options):
+        asked.append((where, options))
+        raise ValueError("not today")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    for source in ("frgfm/imagenette:160px", "frgfm/imagenette"):
+        with pytest.raises(DataError, match=f"data set '{source}' cannot be loaded: not today"):
+            load_images(source, "train", size=(8, 8))
+    assert asked == [
+        (("frgfm/imagenette", "160px"), {"streaming": False}),
+        (("frgfm/imagenette", None), {"streaming": False}),
+    ]
+
+
+def test_among_many_names_a_few_that_are_unclear_do_not_matter_where_the_order_is_the_same():
+    names = tuple(f"kind {index}" for index in range(200))
+    ours, theirs = (*names[:100], "crane2", *names[101:]), (*names[:50], "crane", *names[51:100], "crane", *names[101:])
+    assert class_places(ours, (*names[:100], "crane", *names[101:]), "x") == list(range(200))
+    with pytest.raises(DataError, match="not clearly"):
+        class_places(("crane2", *names[:99], *names[100:]), (*names[:99], "crane", *names[100:]), "x")
+    with pytest.raises(DataError, match="not clearly"):
+        class_places(tuple(f"sort {i}" for i in range(3)) + names[3:], theirs, "x")

@@ -156,3 +156,23 @@ def test_a_recipe_does_not_change_once_it_is_read(recipe):
     loaded = load_recipe(recipe(GOOD))
     with pytest.raises(Exception, match="frozen"):
         loaded.name = "other"
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        (["data.zoom=0.3", "data.crop_padding=2"], "'data': zoom and crop_padding are two ways to crop"),
+        (["data.zoom=0"], "'data.zoom'"),
+        (["data.stream=true", "data.source=x", "data.test_pictures=9"], "'data': stream needs size"),
+        (["data.stream=true", "data.source=x", "data.size=[8, 8]"], "'data': stream needs test_pictures"),
+        (["data.stream=true", "data.size=[8, 8]", "data.test_pictures=9"], "cifar10 fits the memory"),
+    ],
+)
+def test_what_does_not_go_together_in_the_data_is_refused(recipe, changes, complaint):
+    good = GOOD.replace("crop_padding", "# crop_padding")
+    with pytest.raises(RecipeError, match=complaint):
+        load_recipe(recipe(good), changes)
+
+
+def test_no_zoom_goes_with_shifts(recipe):
+    assert load_recipe(recipe(GOOD), ["data.zoom=1.0", "data.crop_padding=2"]).data.crop_padding == 2

@@ -25,8 +25,9 @@ from sfumato.evaluation import BATCH
 from sfumato.nets import Sketcher
 from sfumato.training.building import answered, begin_from, normalize, sketch_task
 from sfumato.training.export import write_sketch_bundle
+from sfumato.training.preparing import Run
 from sfumato.training.recipe import AnyRecipe, BlackBoxRecipe, ClassifierRecipe, SketchRecipe, TrainingRecipe
-from sfumato.training.run import CHECK_PICTURES, Run, train
+from sfumato.training.run import CHECK_PICTURES, train
 from sfumato.training.setting import launch, load_both, preprocessing_of
 
 _LEAST_ANSWERS = 16

@@ -6,14 +6,17 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sfumato.cli.app import app
 from sfumato.cli.inputs import CaFileOption, TokenFileOption, read_token
 from sfumato.cli.output import JsonOption, needs_train_extra, percent, print_json
-from sfumato.errors import RecipeError
+from sfumato.errors import RecipeError, TrainingError
+
+if TYPE_CHECKING:
+    from sfumato.training.recipe import AnyRecipe
 
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(8 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
 
@@ -49,6 +52,13 @@ def train(
     devices: Annotated[int, typer.Option(min=1, help="Processes to train on.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that holds a run.")] = False,
+    estimate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Train only a few steps, and write to this JSON file how long all of it would take on this machine.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a classifier or an obfuscator from a recipe and write its bundle.
@@ -58,7 +68,8 @@ def train(
 
     When the cloud's classifier changes: `--from OLD_BUNDLE --set classifier=NEW` adapts what is in the field to it.
 
-    Example: `sfumato train recipes/cifar10-resnet20.toml --set training.epochs=4`
+    Examples: `sfumato train recipes/cifar10-resnet20.toml --set training.epochs=4`,
+    `sfumato train recipes/cifar10-resnet20.toml --estimate estimate.json`
     """
     keep_freed_memory()
     with needs_train_extra():
@@ -69,6 +80,16 @@ def train(
         from sfumato.training.recipe import ClassifierRecipe
 
     plan = load_recipe(recipe, [*(set_ or []), *([f'classifier="{black_box}"'] if black_box else [])])
+    if estimate is not None:
+        if out or from_ or black_box or resume or overwrite or devices > 1:
+            raise TrainingError(
+                "--estimate keeps no run and uses one process: leave out -o, --from, --black-box, --resume, "
+                "--overwrite and --devices"
+            )
+        if not isinstance(plan, ClassifierRecipe) and is_endpoint(plan.classifier):
+            raise RecipeError(f"--estimate times steps through the classifier itself; {plan.classifier} is an endpoint")
+        _estimate(plan, estimate, accelerator, as_json=as_json)
+        return
     folder = out or Path("runs") / plan.name
     start = None if from_ is None else Bundle.load(from_, kind="obfuscator")
     how: dict[str, Any] = {"accelerator": accelerator, "devices": devices, "resume": resume, "overwrite": overwrite}
@@ -89,6 +110,30 @@ def train(
     typer.echo(f"bundle: {Run(folder).bundle}")
     for name, value in bundle.figures.items():
         typer.echo(f"  {name}: {percent(value) if name.startswith('accuracy') else value}")
+
+
+def _estimate(plan: AnyRecipe, file: Path, accelerator: str, *, as_json: bool) -> None:
+    from sfumato.audit.speed import spoken
+    from sfumato.bundle import write_json
+    from sfumato.making.estimate import estimate
+
+    found = estimate(plan, accelerator=accelerator)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, found)
+    if as_json:
+        print_json(found)
+        return
+    whole = found["extrapolated"]
+    typer.echo(
+        f"{plan.name}: {found['step_s']:.3g} s a step, {found['pictures_per_s']:.4g} pictures/s, "
+        f"{percent(found['data_share'])} of the time waiting for pictures"
+    )
+    typer.echo(f"  peak memory: {', '.join(f'{name} {mb:.0f} MB' for name, mb in found['peak_memory_mb'].items())}")
+    typer.echo(
+        f"  {whole['epochs']} epochs of {whole['steps_per_epoch']} steps: about {spoken(3600 * whole['hours'])} "
+        f"({whole['hours']} h)"
+    )
+    typer.echo(f"  {found['what']}\nwritten: {file}")
 
 
 def keep_freed_memory() -> None:

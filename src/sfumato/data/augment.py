@@ -1,12 +1,17 @@
-"""Augmentation of whole batches: flips and shifted crops, on uint8, without a loop over pictures."""
+"""Augmentation of whole batches: flips, shifted and resized crops, on uint8, without a loop over pictures."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+_ASPECTS = 3 / 4, 4 / 3
+_TRIES = 10
+"""Crops drawn for each picture; the first that lies within it is taken."""
 
 
 @dataclass(frozen=True)
@@ -16,14 +21,16 @@ class Augmentation:
     Attributes:
         flip: mirror each picture left to right with probability 1/2.
         crop_padding: shift each picture by up to this many pixels in each direction, edges reflected.
+        zoom: the least share of a picture's area that a crop shows, resized to the whole; None for no such crops.
     """
 
     flip: bool = True
     crop_padding: int = 0
+    zoom: float | None = None
 
 
 def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Flips and shifts each picture of a batch at random.
+    """Flips and crops each picture of a batch at random.
 
     Args:
         images: (N, 3, H, W), any dtype.
@@ -43,7 +50,68 @@ def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generat
         picture = torch.arange(count, device=images.device)[:, None, None]
         # Indices around a slice put the channel last; permute it back.
         images = padded[picture, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    if augmentation.zoom is not None and augmentation.zoom < 1:
+        images = resized_crops(images, random_boxes(count, height, width, augmentation.zoom, generator))
     if augmentation.flip:
         mirrored = (torch.rand(count, generator=generator) < 0.5).to(images.device)
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
     return images
+
+
+def random_boxes(count: int, height: int, width: int, least: float, generator: torch.Generator) -> Tensor:
+    """Boxes within a picture: the share of its area is even in [least, 1], the logarithm of the aspect as well.
+
+    Boxes that do not fit are drawn again, so that those left are somewhat smaller on average.
+
+    Args:
+        count: N, of boxes.
+        height: of the picture, in pixels.
+        width: likewise.
+        least: the least share of the area.
+        generator: the source of randomness, on the CPU.
+
+    Returns:
+        (N, 4) float32: top, left, height and width in pixels; aspects (width / height) within 3/4 and 4/3. Of a picture
+        so long that none of the boxes drawn fits, the last one, cut to fit it.
+
+    Source: Szegedy et al. 2015, section 6, which draws 8 to 100 % of the area and aspects between 3/4 and 4/3.
+    """
+    shares, aspects = torch.rand(2, count, _TRIES, generator=generator)
+    areas = height * width * (least + (1 - least) * shares)
+    low, high = (math.log(aspect) for aspect in _ASPECTS)
+    aspects = torch.exp(low + (high - low) * aspects)
+    sides = torch.stack([(areas / aspects).sqrt(), (areas * aspects).sqrt()], dim=2)  # (N, tries, 2)
+    whole = torch.tensor([height, width], dtype=torch.float32)
+    fits = (sides <= whole).all(dim=2)
+    fits[:, -1] = True
+    chosen = fits.int().argmax(dim=1)  # the first of several
+    sides = sides[torch.arange(count), chosen].minimum(whole)
+    corners = torch.rand(count, 2, generator=generator) * (whole - sides)
+    return torch.cat([corners, sides], dim=1)
+
+
+def resized_crops(images: Tensor, boxes: Tensor) -> Tensor:
+    """Cuts a box out of each picture and resizes it bilinearly to the picture's size.
+
+    Args:
+        images: (N, 3, H, W), any dtype.
+        boxes: (N, 4): top, left, height and width in pixels, within the picture.
+
+    Returns:
+        (N, 3, H, W) of the same dtype.
+    """
+    height, width = images.shape[2:]
+    boxes = boxes.to(images.device)
+    rows = _positions(boxes[:, 0], boxes[:, 2], height)
+    columns = _positions(boxes[:, 1], boxes[:, 3], width)
+    grid = torch.stack(
+        [columns[:, None, :].expand(-1, height, -1), rows[:, :, None].expand(-1, -1, width)], dim=3
+    )  # (N, H, W, 2), x before y
+    found = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return found.to(images.dtype) if images.is_floating_point() else found.round_().to(images.dtype)
+
+
+def _positions(starts: Tensor, lengths: Tensor, size: int) -> Tensor:
+    """Where a box's `size` samples lie along a side, (N, size), as `grid_sample` counts: the side is [-1, 1]."""
+    centres = (torch.arange(size, device=starts.device) + 0.5) / size
+    return 2 * (starts[:, None] + lengths[:, None] * centres) / size - 1

@@ -7,7 +7,7 @@ as the device does, and keep the result memory-mapped in a cache. Training then 
 from __future__ import annotations
 
 import hashlib
-import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,14 @@ from rich.progress import track
 from torch import Tensor
 
 from sfumato.data import cache, cifar10, faces
+from sfumato.data.classes import class_places
 from sfumato.data.tables import (
     SPLIT_NAMES,
     UNLABELLED,
     find_image_column,
     find_label_column,
     first_line,
+    located,
     read_labels,
     read_rows,
 )
@@ -77,7 +79,8 @@ class ImageSet:
 
         Names are compared without case, "_" and "-"; one of several names that are separated by commas will do, as
         "tabby" for "tabby, tabby cat". Where the classifier or the data has only numbers for its classes, equally many
-        classes are taken to be in the same order.
+        classes are taken to be in the same order; so are they where at most one in a hundred names is unclear, and all
+        others are in the same place.
 
         Args:
             labels: the classifier's, in the order of its outputs.
@@ -87,21 +90,33 @@ class ImageSet:
         """
         if self.names == labels:
             return self
-        known = _places(labels)
-        unknown = [name for name in self.names if len(known.get(_plain(name), ())) != 1]
-        if not unknown:
-            places = torch.tensor([known[_plain(name)][0] for name in self.names])
-            if len(set(places.tolist())) < len(places):
-                raise DataError(f"{self.source}: two of its classes are one class of the classifier's")
-            return replace(self, labels=places[self.labels], names=labels)
-        numbered = any(all(name.isdigit() for name in names) for names in (self.names, labels))
-        if numbered and len(labels) == len(self.names):
-            return replace(self, names=labels)
-        raise DataError(
-            f"{self.source}: {len(unknown)} of its {len(self.names)} classes are not, or not clearly, among the "
-            f"classifier's {len(labels)} ({', '.join(unknown[:_NAMED])}; the classifier has "
-            f"{', '.join(labels[:_NAMED])}, ...); name the classes of the data as the classifier does"
-        )
+        places = torch.tensor(class_places(self.names, labels, self.source))
+        return replace(self, labels=places[self.labels], names=labels)
+
+    @property
+    def sample(self) -> ImageSet:
+        """Pictures to look at before training: all of them, where a stream has some."""
+        return self
+
+    def batches(
+        self, seed: int, batch_size: int, *, first: int = 0, rank: int = 0, world_size: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch's batches, in an order that depends on the seed alone; the rest that fills none is left out.
+
+        Args:
+            seed: of the order.
+            batch_size: pictures in a batch, over all processes.
+            first: the batch to begin with.
+            rank: of this process, which gets its share of each batch.
+            world_size: how many processes there are.
+
+        Yields:
+            Pictures (n, 3, H, W) uint8 and labels (n,) int64, n = batch_size / world_size, where the set's tensors are.
+        """
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        for step in range(first, len(self) // batch_size):
+            batch = order[step * batch_size : (step + 1) * batch_size][rank::world_size].to(self.images.device)
+            yield self.images[batch], self.labels[batch]
 
     def remarks(self) -> list[str]:
         """What people should know of the pictures: broken ones, and classes with few or none."""
@@ -147,21 +162,6 @@ class ImageSet:
         return replace(self, images=self.images[these], labels=self.labels[these])
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
-
-
-def _places(labels: tuple[str, ...]) -> dict[str, list[int]]:
-    """The places of the classes that a name could mean: those of this very name, or with it among several."""
-    whole: dict[str, list[int]] = {}
-    parts: dict[str, list[int]] = {}
-    for place, label in enumerate(labels):
-        whole.setdefault(_plain(label), []).append(place)
-        for part in label.split(","):
-            parts.setdefault(_plain(part), []).append(place)
-    return {**parts, **whole}
-
-
 def load_images(
     source: str,
     split: str,
@@ -174,8 +174,9 @@ def load_images(
     """Loads one split of a data set, decoded; from the cache where it was decoded before.
 
     Args:
-        source: `cifar10`, `faces` (see `sfumato.data.faces`), a local folder (parquet files, or one folder per class),
-            a CSV file of paths and classes, or a hub id.
+        source: `cifar10`, `faces` (see `sfumato.data.faces`), a local folder (parquet files, IDX files, or one folder
+            per class), a CSV file of paths and classes, or a hub id, as `owner/name:configuration` where the data set
+            has several configurations.
         split: "train" or "test"; a data set's "validation" serves as "test" where it has none, and every fifth
             training picture where it has no such split either; that picture then is no training picture.
         size: (height, width) in pixels that every picture is fitted to as on the device; None if all
@@ -355,13 +356,14 @@ def _decode(
 
 def _identity(source: str, split: str, *rest: Any) -> str:
     """A cache key that changes when a local source's files change."""
-    folder = Path(source).expanduser()
+    place, config = located(source)
     parts = [source, split, repr(rest), _CACHED_AS]
-    if folder.is_file():  # a CSV file; its pictures lie beside it, or anywhere, and are named in it
-        parts.append(hashlib.sha256(folder.read_bytes()).hexdigest())
-        folder = folder.parent
-    if folder.exists():
-        parts[0] = str(Path(source).expanduser().resolve())
+    if isinstance(place, Path):
+        parts[0] = str(place.resolve()) + (f":{config}" if config else "")
+        folder = place
+        if place.is_file():  # a CSV file; its pictures lie beside it, or anywhere, and are named in it
+            parts.append(hashlib.sha256(place.read_bytes()).hexdigest())
+            folder = place.parent
         for file in sorted(p for p in folder.rglob("*") if p.is_file()):
             stat = file.stat()
             parts.append(f"{file.relative_to(folder)}:{stat.st_size}:{stat.st_mtime_ns}")

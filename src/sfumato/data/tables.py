@@ -1,14 +1,16 @@
-"""Data sets as tables of pictures and classes: hub ids, parquet, class folders, CSV files."""
+"""Data sets as tables of pictures and classes: hub ids, parquet, class folders, IDX and CSV files."""
 
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sfumato.data.idx import is_idx_folder, read_splits
 from sfumato.errors import DataError
 
 SPLIT_NAMES = {
@@ -22,6 +24,7 @@ UNLABELLED = ("picture",)
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 _PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "picture", "img")
 _SPLIT_COLUMN = "split"
+_CONFIGURED = re.compile(r"(?P<place>.*[^:\\/]):(?P<config>[A-Za-z0-9][\w.+-]*)")
 
 
 def read_rows(source: str, split: str, image_column: str | None = None) -> Any:
@@ -30,16 +33,18 @@ def read_rows(source: str, split: str, image_column: str | None = None) -> Any:
     Where there is only a training split, every fifth of its rows is the test split and is no training row.
 
     Args:
-        source: a folder, a `.csv` file, or a hub id.
+        source: a folder, a `.csv` file, or a hub id, with `:` and the name of a configuration where it has several.
         split: "train" or "test".
         image_column: of a CSV file, the column with the paths; found by its name if not given.
 
     Raises:
         DataError: it cannot be found or read, or has no such split.
     """
-    splits = (
-        _read_csv(Path(source).expanduser(), image_column) if source.endswith(".csv") else _read_with_datasets(source)
-    )
+    folder = Path(source).expanduser()
+    if source.endswith(".csv"):
+        splits = _read_csv(folder, image_column)
+    else:
+        splits = read_splits(folder) if is_idx_folder(folder) else load_with_datasets(source)
     for name in SPLIT_NAMES[split]:
         if name in splits:
             rows = splits[name]
@@ -49,6 +54,19 @@ def read_rows(source: str, split: str, image_column: str | None = None) -> Any:
     raise DataError(f"{source} has no {split} split; it has {', '.join(splits)}")
 
 
+def read_streams(source: str) -> Any:
+    """All splits by name as `IterableDataset`s, of which nothing but a head has been read yet.
+
+    Raises:
+        DataError: it cannot be found or read, or is of a kind that is read at once.
+    """
+    if source.endswith(".csv") or is_idx_folder(Path(source).expanduser()):
+        raise DataError(
+            f"{source} cannot be streamed: parquet files, class folders and hub ids can; leave out data.stream"
+        )
+    return load_with_datasets(source, streaming=True)
+
+
 def _held_out(rows: Any, split: str) -> Any:
     places = range(len(rows))
     if len(rows) < 2:
@@ -56,19 +74,49 @@ def _held_out(rows: Any, split: str) -> Any:
     return rows.select([place for place in places if (place % HOLD_OUT_EVERY == 0) == (split == "test")])
 
 
-def _read_with_datasets(source: str) -> Any:
+def located(source: str) -> tuple[Path | str, str | None]:
+    """Where a data set is, a local path or a hub id, and the configuration that its source names after a colon."""
+    if not Path(source).expanduser().exists() and (parts := _CONFIGURED.fullmatch(source)):
+        source, config = parts["place"], parts["config"]
+    else:
+        config = None
+    path = Path(source).expanduser()
+    return (path if path.exists() else source), config
+
+
+def load_with_datasets(source: str, *, streaming: bool = False) -> Any:
+    """All splits by name, as the `datasets` library reads them; with `streaming`, nothing is read yet.
+
+    Raises:
+        DataError: there is no such data set or configuration, or it cannot be read.
+    """
     from datasets import disable_progress_bars, load_dataset
 
-    folder = Path(source).expanduser()
-    if not folder.exists() and ("\\" in source or source.startswith((".", "/", "~")) or source.count("/") > 1):
+    place, config = located(source)
+    if isinstance(place, str) and ("\\" in place or place.startswith((".", "/", "~")) or place.count("/") > 1):
         raise DataError(
-            f"no data at {source}: a folder with parquet files or one folder per class, or a .csv file, is expected"
+            f"no data at {place}: a folder with parquet files, IDX files or one folder per class, or a .csv file, is "
+            "expected"
         )
     disable_progress_bars()
     try:
-        return load_dataset(str(folder) if folder.exists() else source)
+        return load_dataset(str(place), config, streaming=streaming)
     except (OSError, RuntimeError, ValueError) as error:
+        known = _configurations(str(error))
+        if known:
+            wrong = f"has no configuration {config!r}" if config else "has several configurations"
+            example = f"{place}:{known[0]}"
+            raise DataError(
+                f"data set {str(place)!r} {wrong}; give one of {', '.join(known)} after a colon, such as {example}"
+            ) from error
         raise DataError(f"data set {source!r} cannot be loaded: {first_line(error)}") from error
+
+
+def _configurations(message: str) -> list[str]:
+    """The names that `datasets` lists where it misses one or does not know it."""
+    if "config" not in message.lower() or "[" not in message:
+        return []
+    return re.findall(r"'([^']+)'", message[message.index("[") : message.find("]") + 1 or None])
 
 
 def _read_csv(file: Path, path_column: str | None) -> dict[str, Any]:

@@ -176,11 +176,13 @@ def pictures(recipe: DataRecipe, count: int | None) -> tuple[ImageSet, ImageSet]
         count: use only so many of each; None for all.
 
     Raises:
-        RecipeError: the recipe names columns, which audits find by their types.
+        RecipeError: the recipe names columns, which audits find by their types, or streams.
         DataError: see `sfumato.data.load_train_test`.
     """
     if recipe.image_column or recipe.label_column:
         raise RecipeError("an audit finds the columns of pictures and classes by itself; sweep a recipe without them")
+    if recipe.stream:
+        raise RecipeError("an audit needs its pictures in memory; sweep a recipe without data.stream")
     train, test, _ = load_train_test(recipe.source, size=recipe.size)
     return train.subset(count), test.subset(count)
 

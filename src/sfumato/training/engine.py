@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning.fabric import Fabric
@@ -25,6 +25,18 @@ from sfumato.training.progress import Progress
 CHECKPOINT_EVERY_S = 60.0
 LOG_EVERY_S = 2.0
 _PARTS = frozenset({"identity", "task", "optimizer", "scheduler", "epoch", "step", "seconds"})
+
+
+class Pictures(Protocol):
+    """Training pictures, in memory (`ImageSet`) or streamed (`Stream`)."""
+
+    def __len__(self) -> int:
+        """How many an epoch has."""
+
+    def batches(
+        self, seed: int, batch_size: int, *, first: int = 0, rank: int = 0, world_size: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch's batches from `first` on; see `ImageSet.batches`."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,7 @@ def fit(
     optimizer: torch.optim.Optimizer,
     scheduler: LRScheduler,
     *,
-    train: ImageSet,
+    train: Pictures,
     test: ImageSet,
     augmentation: Augmentation,
     schedule: Schedule,
@@ -119,7 +131,8 @@ def fit(
     state = _State()
     if resume:
         _restore(load_checkpoint(checkpoint, _PARTS), identity, raw, optimizer, scheduler, state)
-    images, labels = train.images.to(fabric.device), train.labels.to(fabric.device)
+    if isinstance(train, ImageSet):
+        train = replace(train, images=train.images.to(fabric.device), labels=train.labels.to(fabric.device))
     figures: dict[str, float] = {}
 
     def save() -> None:
@@ -136,15 +149,14 @@ def fit(
             if state.step == 0:  # else it is in the checkpoint already
                 for parameter in before_epoch(state.epoch):
                     optimizer.state.pop(parameter, None)
-            order = torch.randperm(len(train), generator=_generator(schedule.seed, "order", state.epoch))
+            batches = _batches(train, schedule, state, fabric)
             while state.step < steps:
                 started = time.monotonic()
-                batch = order[state.step * schedule.batch_size : (state.step + 1) * schedule.batch_size]
-                batch = batch[fabric.global_rank :: fabric.world_size].to(fabric.device)
+                x, labels = next(batches)
                 source = _generator(schedule.seed, "augment", state.epoch, state.step, fabric.global_rank)
-                x = augment(images[batch], augmentation, source)
+                x = augment(x.to(fabric.device), augmentation, source)
                 torch.manual_seed(_seed(schedule.seed, "task", state.epoch, state.step, fabric.global_rank))
-                losses = module(_as_input(x, schedule.channels_last), labels[batch])
+                losses = module(_as_input(x, schedule.channels_last), labels.to(fabric.device))
                 wrapped.zero_grad()
                 fabric.backward(losses["loss"])
                 wrapped.step()
@@ -205,6 +217,12 @@ def look(
         for name, value in module(x, images.labels[batch].to(fabric.device)).items():
             means.setdefault(name, MeanMetric().to(fabric.device)).update(value, weight=len(batch))
     return {name: float(mean.compute()) for name, mean in means.items()}
+
+
+def _batches(train: Pictures, schedule: Schedule, state: _State, fabric: Fabric) -> Iterator[tuple[Tensor, Tensor]]:
+    """The epoch's batches from where the run stands."""
+    place = {"first": state.step, "rank": fabric.global_rank, "world_size": fabric.world_size}
+    return train.batches(_seed(schedule.seed, "order", state.epoch), schedule.batch_size, **place)
 
 
 def _as_input(pictures: Tensor, channels_last: bool) -> Tensor:

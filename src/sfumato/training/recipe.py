@@ -32,24 +32,43 @@ class DataRecipe(_Strict):
     """Which pictures.
 
     Attributes:
-        source: `cifar10`, `faces`, a local folder, a CSV file of paths and classes, or a hub id.
+        source: `cifar10`, `faces`, a local folder, a CSV file of paths and classes, or a hub id (`owner/name`, or
+            `owner/name:configuration`).
         size: (height, width) in pixels that pictures are fitted to; needed where they differ in size.
         image_column: the column with the pictures, if it cannot be found by its type.
         label_column: the column with the classes, if it cannot be found by its type or name.
-        train_pictures: use only the first so many training pictures.
-        test_pictures: use only the first so many test pictures.
+        stream: decode the training pictures as they are needed, where they do not fit the memory; see
+            `sfumato.data.Stream`.
+        train_pictures: use only the first so many training pictures; of a stream, so many in each epoch.
+        test_pictures: use only the first so many test pictures; has to be said of a stream, as they are kept in memory.
         flip: mirror training pictures at random.
         crop_padding: shift training pictures by up to so many pixels.
+        zoom: show crops of training pictures, of at least this share of their area, resized to the whole; 1 or nothing
+            for none.
     """
 
     source: str = "cifar10"
     size: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] | None = None
     image_column: str | None = None
     label_column: str | None = None
+    stream: bool = False
     train_pictures: int | None = Field(default=None, ge=1)
     test_pictures: int | None = Field(default=None, ge=1)
     flip: bool = True
     crop_padding: int = Field(default=0, ge=0, le=16)
+    zoom: float | None = Field(default=None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _is_usable(self) -> DataRecipe:
+        if self.zoom is not None and self.zoom < 1 and self.crop_padding:
+            raise ValueError("zoom and crop_padding are two ways to crop; set one of them alone")
+        if self.stream and self.size is None:
+            raise ValueError("stream needs size: the size that pictures are fitted to as they come")
+        if self.stream and self.test_pictures is None:
+            raise ValueError("stream needs test_pictures: so many test pictures are kept in memory")
+        if self.stream and self.source in ("cifar10", "faces", "faces-correlated"):
+            raise ValueError(f"{self.source} fits the memory, and is read from there; leave stream out")
+        return self
 
 
 class TrainingRecipe(_Strict):
@@ -348,9 +367,9 @@ def parse_recipe(raw: dict[str, Any], *, where: str = "recipe") -> AnyRecipe:
 
 def _explain(detail: Any) -> str:
     _kind, *keys = detail["loc"] or [None]
-    if detail["type"] == "value_error" and not keys:
-        return str(detail["ctx"]["error"])
     place = ".".join(str(key) for key in keys) or "kind"
+    if detail["type"] == "value_error":
+        return f"{place!r}: {detail['ctx']['error']}" if keys else str(detail["ctx"]["error"])
     if detail["type"] == "extra_forbidden":
         return f"unknown key {place!r} (misspelt?)"
     if detail["type"] == "missing":

@@ -20,6 +20,8 @@ from sfumato.training.recipe import DataRecipe, TrainingRecipe
 
 log = logging.getLogger(__name__)
 
+_FEW = 100
+
 
 def launch(plan: TrainingRecipe, folder: Path, accelerator: str, devices: int) -> Fabric:
     """What decides on device, precision and processes.
@@ -42,7 +44,7 @@ def launch(plan: TrainingRecipe, folder: Path, accelerator: str, devices: int) -
 
 
 def load_both(recipe: DataRecipe, fabric: Fabric, *, label_free: bool) -> tuple[ImageSet, ImageSet]:
-    """Training and test pictures.
+    """Training and test pictures, in memory.
 
     Args:
         recipe: validated.
@@ -52,8 +54,10 @@ def load_both(recipe: DataRecipe, fabric: Fabric, *, label_free: bool) -> tuple[
     Raises:
         DataError: they cannot be loaded.
         TrainingError: they differ in classes or size.
-        RecipeError: they are too small for what the recipe does to them.
+        RecipeError: they are too small for what the recipe does to them, or are to be streamed.
     """
+    if recipe.stream:
+        raise RecipeError("data.stream: here all pictures are needed at once; leave it out")
     load = partial(load_images, size=recipe.size, image_column=recipe.image_column, label_column=recipe.label_column)
     with fabric.rank_zero_first(local=True):  # the others then find the decoded pictures in the cache
         train_set = load(recipe.source, "train", unlabelled=label_free).subset(recipe.train_pictures)
@@ -76,16 +80,20 @@ def preprocessing_of(source: str, images: ImageSet) -> Preprocessing:
     height, width = images.images.shape[2:]
     if source == "cifar10":
         return Preprocessing(height, width, cifar10.MEAN, cifar10.STD)
-    # Over at most 10,000 pictures, which is exact enough and keeps memory small.
-    values = images.images[:10_000].float().div_(255).transpose(0, 1).flatten(1)
-    mean = tuple(round(float(v), 5) for v in values.mean(dim=1))
-    std = tuple(round(max(float(v), 1e-3), 5) for v in values.std(dim=1))
+    # Over at most 10,000 pictures, which is exact enough, and few at a time, which keeps memory small.
+    sums = torch.zeros(2, 3, dtype=torch.float64)
+    for part in torch.split(images.images[:10_000], _FEW):
+        values = part.double().div_(255).transpose(0, 1).flatten(1)
+        sums += torch.stack([values.sum(dim=1), values.square().sum(dim=1)])
+    averages = sums / (min(len(images), 10_000) * height * width)
+    mean = tuple(round(float(v), 5) for v in averages[0])
+    std = tuple(round(max(float(v), 1e-3), 5) for v in (averages[1] - averages[0].square()).clamp_min(0).sqrt())
     return Preprocessing(height, width, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
 
 def augmentation_of(data: DataRecipe) -> Augmentation:
     """What a recipe does to training pictures."""
-    return Augmentation(flip=data.flip, crop_padding=data.crop_padding)
+    return Augmentation(flip=data.flip, crop_padding=data.crop_padding, zoom=data.zoom)
 
 
 def schedule_of(plan: TrainingRecipe) -> Schedule:

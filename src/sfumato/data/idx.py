@@ -1,0 +1,113 @@
+"""IDX files, the format of MNIST and its relatives: a magic number, the dimensions, then the plain bytes.
+
+Source: LeCun et al., "The MNIST database of handwritten digits", section "File formats".
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sfumato.errors import DataError
+
+_FILE = re.compile(r"(train|t10k)-(images|labels)[.-]idx([13])-ubyte(\.gz)?")
+_SPLITS = {"train": "train", "t10k": "test"}
+_UNSIGNED_BYTES = 0x08
+_FEWEST_CLASSES = 10
+
+_FASHION = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+# SHA-256 of all pixels: MNIST's other relatives have files of the same names, sizes and label counts.
+_FASHION_SHA256 = {
+    "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012",  # train
+    "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a",  # t10k
+}
+
+
+def is_idx_folder(folder: Path) -> bool:
+    """Whether a folder holds IDX files under their usual names, such as `train-images-idx3-ubyte.gz`."""
+    return folder.is_dir() and any(_FILE.fullmatch(file.name) for file in folder.iterdir())
+
+
+def read_splits(folder: Path) -> dict[str, Any]:
+    """The splits of a folder of IDX files as tables of pictures and classes, "train" and, if it is there, "test".
+
+    The classes have their names where the pictures are those of Fashion-MNIST to the last byte; else they are numbers.
+
+    Args:
+        folder: with `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, likewise `t10k-...`, each packed (`.gz`)
+            or not.
+
+    Raises:
+        DataError: a file is missing, truncated or no IDX file, or the files do not belong together.
+    """
+    found: dict[str, dict[str, Path]] = {}
+    for file in sorted(folder.iterdir()):
+        if name := _FILE.fullmatch(file.name):
+            found.setdefault(name[1], {}).setdefault(name[2], file)
+    splits = {}
+    for split, files in sorted(found.items()):
+        if len(files) != 2:
+            raise DataError(f"{folder}: of {split}-images and {split}-labels only one is there; both are needed")
+        splits[split] = read_idx(files["images"], 3), read_idx(files["labels"], 1)
+        pictures, labels = (len(array) for array in splits[split])
+        if pictures != labels or not pictures:
+            raise DataError(f"{folder}: {split} has {pictures} pictures and {labels} labels; equally many are expected")
+    fashion = all(hashlib.sha256(images.tobytes()).hexdigest() in _FASHION_SHA256 for images, _ in splits.values())
+    classes = max(_FEWEST_CLASSES, *(int(labels.max()) + 1 for _, labels in splits.values()))
+    names = _FASHION if fashion else tuple(map(str, range(classes)))
+    return {_SPLITS[split]: _table(*arrays, names) for split, arrays in splits.items()}
+
+
+def read_idx(file: Path, dimensions: int) -> npt.NDArray[np.uint8]:
+    """The numbers of an IDX file, of one byte each.
+
+    Args:
+        file: packed with gzip if it ends with `.gz`.
+        dimensions: how many it must have; pictures (N, H, W) have 3, labels (N,) have 1.
+
+    Raises:
+        DataError: it cannot be read, is no such file, or has not as many bytes as it says.
+    """
+    try:
+        data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{file} cannot be read, it is truncated or damaged: {error}") from error
+    magic = bytes((0, 0, _UNSIGNED_BYTES, dimensions))
+    head = 4 + 4 * dimensions
+    if data[:4] != magic:
+        raise DataError(
+            f"{file} begins with {data[:4].hex() or 'nothing'}, expected {magic.hex()}: an IDX file of bytes in "
+            f"{dimensions} dimensions"
+        )
+    if len(data) < head:
+        raise DataError(f"{file} ends within its head; it is truncated")
+    shape = struct.unpack(f">{dimensions}I", data[4:head])
+    expected = int(np.prod(shape, dtype=object))
+    if len(data) - head != expected:
+        raise DataError(
+            f"{file} says that it holds {' x '.join(map(str, shape))} = {expected} bytes, but {len(data) - head} follow"
+        )
+    return np.frombuffer(data, np.uint8, offset=head).reshape(shape)
+
+
+def _table(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8], names: tuple[str, ...]) -> Any:
+    """A table as the hub's data sets are; each picture becomes a PGM file in memory, which is its bytes and a head."""
+    from datasets import ClassLabel, Dataset, Features, Image
+
+    head = b"P5 %d %d 255\n" % (images.shape[2], images.shape[1])
+    rows = {
+        "image": [{"bytes": head + image.tobytes(), "path": None} for image in images],
+        "label": labels.astype(np.int64),
+    }
+    features = Features({"image": Image(decode=False), "label": ClassLabel(names=list(names))})
+    return Dataset.from_dict(rows, features=features)

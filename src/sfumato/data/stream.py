@@ -1,0 +1,367 @@
+"""Training pictures that do not fit the memory: read shard by shard, decoded in worker processes as they are needed.
+
+`datasets` reads the rows and shuffles them, this process hands them out batch by batch, and torch's `DataLoader` has
+its workers decode them. The order depends on the seed alone, never on how many workers or processes there are: a run
+goes on in the middle of an epoch by passing over the rows before, without decoding them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from sfumato.data import cache
+from sfumato.data.classes import class_places
+from sfumato.data.images import MAX_UNREADABLE, ImageSet
+from sfumato.data.tables import SPLIT_NAMES, find_image_column, find_label_column, first_line, read_streams
+from sfumato.device.picture import fit, load_picture
+from sfumato.errors import DataError, PictureError
+
+BUFFER = 4096
+"""Rows, not decoded, that are shuffled among each other; whole shards are shuffled besides."""
+SAMPLE = 1024
+"""Training pictures that are kept in memory, for what has to look at some before training."""
+_CHUNK = 64
+_ALL = 1 << 24
+_WORKERS = 16
+_FEW = 200
+"""So many pictures must have been seen before the share of broken ones says something."""
+
+_Row = tuple[bytes | str, int]
+_Decoded = tuple[Tensor, Tensor, list[str]]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Training pictures that are never all in memory, nor in the cache.
+
+    Attributes:
+        rows: of the training split, as `datasets` streams them, pictures not decoded.
+        reader: what is taken from a row.
+        pictures: of one epoch; each epoch is a new shuffle, and so has other ones where there are more.
+        names: one name per class.
+        sample: some of the pictures, from a shuffle of their own.
+        sha256: hash of the sample, the classes and how many pictures an epoch has: not all can be hashed.
+        places: the class of each label in the rows, (labels,) int64.
+    """
+
+    rows: Any
+    reader: Reader
+    pictures: int
+    names: tuple[str, ...]
+    sample: ImageSet
+    sha256: str
+    places: Tensor
+    _count: Counter[str] = field(default_factory=Counter, repr=False)
+
+    def __len__(self) -> int:
+        return self.pictures
+
+    @property
+    def source(self) -> str:
+        """Where the pictures come from, for provenance."""
+        return self.reader.source
+
+    @property
+    def unreadable(self) -> int:
+        """How many pictures could not be decoded so far; others of their batch took their places."""
+        return self._count["broken"]
+
+    def of_classes(self, labels: tuple[str, ...]) -> Stream:
+        """The same pictures with a classifier's classes; see `ImageSet.of_classes`.
+
+        Raises:
+            DataError: a class of the data is none of the classifier's, or it is not clear which.
+        """
+        if self.names == labels:
+            return self
+        places = torch.tensor(class_places(self.names, labels, self.source))
+        return replace(self, places=places[self.places], names=labels, sample=self.sample.of_classes(labels))
+
+    def remarks(self) -> list[str]:
+        """What people should know of the pictures before training: broken ones in the sample."""
+        return [remark for remark in self.sample.remarks() if "cannot be read" in remark]
+
+    def batches(
+        self, seed: int, batch_size: int, *, first: int = 0, rank: int = 0, world_size: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch's batches; see `ImageSet.batches`. Every process reads all rows, and decodes its own share.
+
+        Raises:
+            DataError: the rows cannot be read, are fewer than an epoch has, or too many of the pictures are broken.
+        """
+        chunks = self._chunks(seed, batch_size, first, slice(rank, None, world_size))
+        share = batch_size // world_size
+        for pictures, labels, broken in _decoded(chunks, self.reader.size, workers=_workers(world_size)):
+            self._note(share, broken)
+            # A broken picture's place is taken by another one of the batch, so that its size stays the same.
+            places = torch.arange(share) % len(labels)
+            yield pictures[places], self.places[labels[places]]
+
+    def _chunks(self, seed: int, batch_size: int, first: int, mine: slice) -> Iterator[list[_Row]]:
+        rows = islice(self.reader.shuffled(self.rows, seed), first * batch_size, None)
+        for step in range(first, self.pictures // batch_size):
+            chunk = self.reader.pairs(rows, batch_size)
+            if len(chunk) < batch_size:
+                raise DataError(
+                    f"{self.source} has fewer training pictures ({step * batch_size + len(chunk)}) than an epoch "
+                    f"({self.pictures}); set data.train_pictures to no more than there are"
+                )
+            yield chunk[mine]
+
+    def _note(self, seen: int, broken: list[str]) -> None:
+        self._count.update(seen=seen, broken=len(broken))
+        bad, of = self._count["broken"], self._count["seen"]
+        if len(broken) == seen or (of > _FEW and bad > MAX_UNREADABLE * of):
+            raise DataError(
+                f"{self.source}: {bad} of {of} pictures cannot be read: the data is damaged, or meant for something "
+                f"else ({broken[0] if broken else '...'})"
+            )
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What is taken from a row.
+
+    Attributes:
+        columns: of the picture and of its class.
+        size: (height, width) that pictures are fitted to, as on the device.
+        names: one name per class, as the data has them.
+        source: where the rows come from, for provenance and errors.
+        paths: whether a row has a picture's path, not its bytes, as those of class folders do.
+    """
+
+    columns: tuple[str, str]
+    size: tuple[int, int]
+    names: tuple[str, ...]
+    source: str
+    paths: bool = False
+
+    def shuffled(self, rows: Any, seed: int) -> Iterator[Any]:
+        """The rows in an order that depends on the seed alone."""
+        # Class folders come class by class, as a single shard; but paths are short, and can all be shuffled.
+        return iter(rows.shuffle(seed=seed, buffer_size=_ALL if self.paths else BUFFER))
+
+    def with_first(self, rows: Any) -> Reader:
+        """The same, knowing what the first of the rows looks like."""
+        first = next(self.checked(iter(rows)), None)
+        entry = None if first is None else first[self.columns[0]]
+        return replace(self, paths=entry is not None and entry["bytes"] is None)
+
+    def undecoded(self, rows: Any) -> Any:
+        """The rows with these columns alone, and pictures as bytes.
+
+        Raises:
+            DataError: they have no such columns.
+        """
+        from datasets import Image
+
+        try:
+            return rows.select_columns(list(self.columns)).cast_column(self.columns[0], Image(decode=False))
+        except (KeyError, NotImplementedError, TypeError, ValueError) as error:
+            said = first_line(error)
+            raise DataError(f"{self.source}: columns {', '.join(self.columns)} cannot be read: {said}") from error
+
+    def pairs(self, rows: Iterator[Any], count: int) -> list[_Row]:
+        """Bytes, or a path, and class of the next so many rows.
+
+        Raises:
+            DataError: they cannot be read, or one has no class.
+        """
+        image, label = self.columns
+        found: list[_Row] = []
+        for row in self.checked(islice(rows, count)):
+            if row[label] is None or not 0 <= row[label] < len(self.names):
+                raise DataError(
+                    f"{self.source}: a picture has the class {row[label]}, outside of its {len(self.names)} classes"
+                )
+            entry = row[image] or {"bytes": b"", "path": None}
+            found.append((entry["bytes"] if entry["bytes"] is not None else str(entry["path"]), int(row[label])))
+        return found
+
+    def checked(self, rows: Iterator[Any]) -> Iterator[Any]:
+        """The rows as they are.
+
+        Raises:
+            DataError: they cannot be read.
+        """
+        try:
+            yield from rows
+        except (OSError, RuntimeError, ValueError) as error:
+            raise DataError(f"{self.source} cannot be read: {first_line(error)}") from error
+
+    def has_classes(self, rows: Any) -> bool:
+        """Whether the first row has a class: test splits of competitions have -1 for all."""
+        first = next(self.checked(iter(rows)), None)
+        label = None if first is None else first[self.columns[1]]
+        return label is not None and label >= 0
+
+    def take(self, rows: Any, count: int, what: str) -> ImageSet:
+        """The first so many pictures of a shuffle that is always the same; broken ones are left out.
+
+        Args:
+            rows: undecoded.
+            count: at most so many.
+            what: they are, for people.
+
+        Raises:
+            DataError: there are none, or too many are broken.
+        """
+        shuffled = islice(self.shuffled(rows, 0), count)
+        chunks = iter(lambda: self.pairs(shuffled, _CHUNK), [])
+        images = torch.empty(count, 3, *self.size, dtype=torch.uint8)
+        labels = torch.empty(count, dtype=torch.int64)
+        broken: list[str] = []
+        done = 0
+        for pictures, classes, wrong in track(
+            _decoded(chunks, self.size, workers=_workers(1)),
+            f"reading {what}",
+            total=-(-count // _CHUNK),
+            console=Console(stderr=True),
+            transient=True,
+        ):
+            end = done + len(classes)
+            images[done:end], labels[done:end] = pictures, classes
+            done, broken = end, broken + wrong
+        if not done or len(broken) > MAX_UNREADABLE * (done + len(broken)):
+            reason = f" ({broken[0]})" if broken else ""
+            raise DataError(f"{self.source}: {len(broken)} of {done + len(broken)} {what} cannot be read{reason}")
+        images, labels = images[:done], labels[:done]
+        sha256 = cache.content_sha256(images.numpy(), labels.numpy())
+        return ImageSet(images, labels, self.names, self.source, sha256, len(broken), tuple(broken[:3]))
+
+
+def load_stream(
+    source: str,
+    size: tuple[int, int],
+    *,
+    train_pictures: int | None,
+    test_pictures: int,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> tuple[Stream, ImageSet]:
+    """Opens a data set's training split as a stream, and decodes pictures of its test split.
+
+    Args:
+        source: a folder (parquet files, or one folder per class) or a hub id; see `load_images`.
+        size: (height, width) that pictures are fitted to.
+        train_pictures: of an epoch; None for all, where the data set says how many there are.
+        test_pictures: at most so many are decoded, drawn from the test split, or from "validation" where there is no
+            test split, or one without classes.
+        image_column: the column with the pictures; found by its type if not given.
+        label_column: the column with the classes; found by its type or name if not given.
+
+    Raises:
+        DataError: the source cannot be read, lacks a split, a column or names of classes, or too many of its pictures
+            are broken.
+    """
+    splits = read_streams(source)
+    train = next((splits[name] for name in SPLIT_NAMES["train"] if name in splits), None)
+    tests = [splits[name] for name in SPLIT_NAMES["test"] if name in splits]
+    if train is None or not tests:
+        raise DataError(
+            f"{source} has the splits {', '.join(splits)}; a stream needs training pictures, and test or validation "
+            "pictures of their own, as it cannot hold any out"
+        )
+    reader = _reader(train, source, size, image_column, label_column)
+    train, tests = reader.undecoded(train), [reader.undecoded(rows) for rows in tests]
+    reader = reader.with_first(train)
+    test = next((rows for rows in tests if reader.has_classes(rows)), None)
+    if test is None:
+        raise DataError(f"{source}: the test pictures have no classes in column {reader.columns[1]!r}")
+    pictures = train_pictures or _length(train)
+    if pictures is None:
+        raise DataError(f"{source} does not say how many training pictures it has; set data.train_pictures")
+    sample = reader.take(train, min(SAMPLE, pictures), "training pictures")
+    held = reader.take(test, test_pictures, "test pictures")
+    sha256 = hashlib.sha256(repr((sample.sha256, reader.names, pictures)).encode()).hexdigest()
+    return Stream(train, reader, pictures, reader.names, sample, sha256, torch.arange(len(reader.names))), held
+
+
+def _reader(
+    rows: Any, source: str, size: tuple[int, int], image_column: str | None, label_column: str | None
+) -> Reader:
+    from datasets import ClassLabel
+
+    if rows.features is None:
+        raise DataError(f"{source} does not say what its columns hold, so that it cannot be streamed")
+    image = image_column or find_image_column(rows, source)
+    label = label_column or find_label_column(rows, source, unlabelled=False)
+    assert label is not None
+    for column in (image, label):
+        if column not in rows.features:
+            raise DataError(f"{source} has no column {column!r}; it has {', '.join(rows.features)}")
+    feature = rows.features[label]
+    if not isinstance(feature, ClassLabel):
+        raise DataError(
+            f"{source}: column {label!r} has no names of classes ({type(feature).__name__}, not ClassLabel), and a "
+            "stream cannot be searched for them: save the data with ClassLabel, or sort it into one folder per class"
+        )
+    return Reader((image, label), size, tuple(feature.names), source)
+
+
+def _length(rows: Any) -> int | None:
+    split = (rows.info.splits or {}).get(str(rows.split))
+    return split.num_examples or None if split is not None else None
+
+
+class _Decoder(Dataset[_Decoded]):
+    """Runs in a worker process: undecoded rows to fitted pictures."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self._size = size
+
+    def __getitem__(self, chunk: list[_Row]) -> _Decoded:
+        """Pictures (n, 3, H, W) uint8 that can be read, their labels (n,) int64, what was wrong with the others."""
+        pictures, labels, broken = [], [], []
+        for source, label in chunk:
+            try:
+                pictures.append(fit(load_picture(source), *self._size))
+                labels.append(label)
+            except PictureError as error:
+                broken.append(str(error))
+        stacked = np.stack(pictures) if pictures else np.empty((0, *self._size, 3), np.uint8)
+        images = torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 3, 1, 2)))
+        return images, torch.tensor(labels, dtype=torch.int64), broken
+
+
+def _decoded(chunks: Iterator[list[_Row]], size: tuple[int, int], *, workers: int) -> Iterator[_Decoded]:
+    # What a loader calls a sampler says which items it wants. Here it hands over the items themselves, so that one
+    # process reads and several decode.
+    loader: Any = DataLoader(
+        _Decoder(size),
+        sampler=chunks,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_deaf if workers else None,
+        generator=torch.Generator(),  # else it would draw from the one that training draws from
+    )
+    yield from loader
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _deaf(_worker: int) -> None:
+    """Ctrl-C goes to every process of a terminal: the first one saves, and ends the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _workers(processes: int) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(_WORKERS, cores // processes - 1))
