@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from recording import Behaviour, answer_with, client, metadata, recording
+from recording import Behaviour, answer_with, client, leaked, metadata, recording, softmax
 from sfumato.bundle import Bundle
 from sfumato.device.plan import Travels, as_datatype, make_plan, travels_from
 from sfumato.errors import BundleError, EndpointAnswerInvalid, EndpointError
 from sfumato.wire import ModelMetadata, TensorSpec
-from tiny import LABELS, PREPROCESSING, SIZE, logits, picture
+from tiny import LABELS, PREPROCESSING, SIZE, logits, negative, picture, save_bundles
 
 ROW = (3, SIZE, SIZE)
 FLOATS = Travels(ROW, len(LABELS))
@@ -98,3 +99,16 @@ def test_a_bundle_that_claims_8_bits_and_draws_others_sends_nothing(obfuscator_b
     ):
         it.classify(picture())
     assert b"POST" not in server.recorded
+
+
+def test_levels_travel_to_a_model_that_takes_them(tmp_path: Path) -> None:
+    bundle = replace(save_bundles(tmp_path, "8-bit")[0], recipe={"output": {"format": "8-bit"}})
+    told, answers = takes_levels()
+    pixels = picture(3)
+    with recording(tiny=told, infer=answers) as server, client(server, bundle) as it:
+        answer = it.classify(pixels)
+        assert it.datatype == "UINT8" and answer.payload_bytes < pixels.size + 250
+    drawn = negative(pixels).transpose(2, 0, 1)
+    assert drawn.tobytes() in server.recorded and leaked(server.recorded, pixels) == set()
+    wanted = softmax(logits(PREPROCESSING.normalize((drawn[None] / 255).astype(np.float32))))[0]
+    np.testing.assert_allclose(answer.probabilities, wanted, atol=1e-4)
