@@ -2,7 +2,7 @@
 
 The description is the one that MLServer's wheel carries (Apache-2.0), read where it is installed. Only what belongs to
 the protocol's version 2 is taken, and the names of models and versions are given, so that not every request ends in a
-404.
+404. Its one mistake, a type "bytes" that JSON does not have, is made "string", or no request to `infer` could be made.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ _BEYOND = re.compile(r"_stream$|/generate")
 def checked(url: str, environments: Path, folder: Path) -> dict[str, Any]:
     """How many requests were made, and what was not as described."""
     source = next(environments.glob("mlserver/lib/python*/site-packages/mlserver/rest/openapi/dataplane.json"))
-    described = json.loads(source.read_text(encoding="utf-8"))
+    described = json.loads(
+        json.dumps(json.loads(source.read_text(encoding="utf-8"))).replace('"type": "bytes"', '"type": "string"')
+    )
     _narrow(described)
     document, report = folder / "openapi.json", folder / "report.json"
     document.write_text(json.dumps(described), encoding="utf-8")

@@ -49,12 +49,13 @@ def written(result: dict[str, Any]) -> str:
                 )
     lines += ["", *_ours(result), "## Versions", ""]
     for server in result["servers"]:
-        lines.append(f"- {server['title']}: {', '.join(f'{k} {v}' for k, v in server['versions'].items())}")
-    measured = result["measured"]
-    machine = f"{measured['machine']['cores']} cores of {measured['machine']['cpu']}"
-    lines.append(
-        f"- our side: Python {measured['python']}, commit {measured['commit']}, {machine}, {measured['written'][:10]}"
-    )
+        versions = ", ".join(f"{name} {version}" for name, version in server["versions"].items())
+        measured = server["measured"]
+        machine = f"{measured['machine']['cores']} cores of {measured['machine']['cpu']}"
+        lines.append(
+            f"- {server['title']}: {versions}; our side: Python {measured['python']}, commit {measured['commit']}, "
+            f"{machine}, {measured['written'][:10]}"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -1,5 +1,7 @@
 """Our client against servers that nobody here wrote, and a client that nobody here wrote against ours.
 
+`python benchmarks/interop/run.py triton kserve` tries these two again, and keeps what was found of the others.
+
 `make interop` sets the environments up and runs this; it writes results/interop.json and docs/interop.md. Each server
 serves the shipped classifier; all the shipped pictures are sent to it through both shipped obfuscators, and the answers
 are compared with ONNX Runtime's own in this process. What is sent passes a relay, and is searched for the pictures.
@@ -49,32 +51,36 @@ TRANSPORTS = {
 BUNDLES = {"sketch": shipped.obfuscator_bundle, "the paper's": shipped.papers_obfuscator_bundle}
 
 
-def main(out: Path = Path("results/interop.json"), text: Path = Path("docs/interop.md")) -> None:
-    """Runs everything and writes it down."""
-    found = []
-    for key, server in SERVERS.items():
-        print(f"{server.title} ...", flush=True)
-        with tempfile.TemporaryDirectory() as folder, server.start(Path(folder).resolve()) as served:
-            cells = list(_cells(served, Path(folder)))
-            entry: dict[str, Any] = {"server": key, "title": server.title, "versions": server.versions()}
-            entry |= {"extensions": server.extensions(served), "cells": cells}
-            if key == "sfumato":
-                entry["foreign_client"] = foreign.asked(served.http)
-                entry["conformance"] = conformance.checked(served.http, ENVIRONMENTS.absolute(), Path(folder))
-        found.append(entry)
-        for cell in entry["cells"]:
-            print(f"  {cell['transport']}, {cell['what']}: {'good' if cell['good'] else cell['why']}", flush=True)
+def main(*only: str, out: Path = Path("results/interop.json"), text: Path = Path("docs/interop.md")) -> None:
+    """Runs everything, or the servers that are named, with what was found of the others before; writes it down."""
+    before = {entry["server"]: entry for entry in json.loads(out.read_text())["servers"]} if only else {}
+    found = [before[key] if only and key not in only else _tried(key) for key in SERVERS]
     result = {
         "what": "the shipped classifier served by several servers, asked by our client over each transport",
         "pictures": len(shipped.samples()),
         "tolerance": TOLERANCE,
         "tolerance_fp16": TOLERANCE_FP16,
         "servers": found,
-        "measured": provenance(),
     }
     write_json(out, result)
     text.write_text(page.written(result), encoding="utf-8")
     print(f"-> {out}, {text}")
+
+
+def _tried(key: str) -> dict[str, Any]:
+    server = SERVERS[key]
+    print(f"{server.title} ...", flush=True)
+    entry: dict[str, Any] = {"server": key, "title": server.title, "versions": server.versions()}
+    with tempfile.TemporaryDirectory() as folder, server.start(Path(folder).resolve()) as served:
+        entry["extensions"] = server.extensions(served)
+        entry["cells"] = []
+        for cell in _cells(served, Path(folder)):
+            entry["cells"].append(cell)
+            print(f"  {cell['transport']}, {cell['what']}: {'good' if cell['good'] else cell['why']}", flush=True)
+        if key == "sfumato":
+            entry["foreign_client"] = foreign.asked(served.http)
+            entry["conformance"] = conformance.checked(served.http, ENVIRONMENTS.absolute(), Path(folder))
+    return {**entry, "measured": provenance()}
 
 
 def _cells(served: Served, folder: Path) -> Iterator[dict[str, Any]]:
@@ -85,7 +91,7 @@ def _cells(served: Served, folder: Path) -> Iterator[dict[str, Any]]:
     for transport, options in TRANSPORTS.items():
         url = served.grpc if transport == "gRPC" else served.http
         if url is None:
-            yield _cell(transport, "client", False, "the server has no gRPC")
+            yield _cell(transport, "client, sketch", False, "the server has no gRPC")
             continue
         for name in BUNDLES:
             yield _asked(transport, url, name, options)
@@ -206,4 +212,4 @@ def _wanted(bundle: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float6
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(*sys.argv[1:])
