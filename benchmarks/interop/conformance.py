@@ -17,7 +17,7 @@ from typing import Any
 from servers import NAME
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
-EXAMPLES = 100
+EXAMPLES = 50
 _BEYOND = re.compile(r"_stream$|/generate")
 
 
