@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo studio test test-ray lint bench frontier people clean
+.PHONY: demo studio test test-ray lint bench interop frontier people clean
 
 demo: $(VENV)/.serve
 	$(BIN)/sfumato demo $(PICTURES)
@@ -31,6 +31,21 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/device_install.py
 	$(BIN)/python benchmarks/studio.py
+
+# Our client against servers that nobody here wrote, and the other way round: results/interop.json, docs/interop.md.
+interop: $(VENV)/.dev $(patsubst %,.interop/%/.installed,triton kserve mlserver schemathesis)
+	$(BIN)/python benchmarks/interop/run.py
+
+# Each in an environment of its own, as each pins what another cannot have.
+INTEROP_triton := nvidia-pytriton==0.7.0 'numpy<2' onnxruntime
+INTEROP_kserve := kserve==0.21.0 onnxruntime
+INTEROP_mlserver := mlserver==1.7.1 onnxruntime
+INTEROP_schemathesis := schemathesis==4.32.5
+
+.interop/%/.installed: Makefile
+	test -x .interop/$*/bin/python || $(PYTHON) -m venv .interop/$*
+	.interop/$*/bin/python -m pip install --quiet --disable-pip-version-check $(INTEROP_$*)
+	touch $@
 
 # The plot's points, for the page of `sfumato studio`.
 frontier: $(VENV)/.dev
@@ -75,4 +90,4 @@ $(VENV)/.ray: $(VENV)/.dev
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) .interop build dist

@@ -76,7 +76,7 @@ class RecordingServer(socketserver.ThreadingTCPServer):
 
 @contextlib.contextmanager
 def recording(**behaviours: Behaviour) -> Iterator[RecordingServer]:
-    """Behaviours by the last part of the path: `infer`, `tiny` (the metadata), `ready`."""
+    """Behaviours by the last part of the path: `infer`, `tiny` (the model's metadata), `v2` (the server's), `ready`."""
     with RecordingServer(**behaviours) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
@@ -104,7 +104,7 @@ def answer_well(exchange: Exchange) -> None:
     elif "/models/" in exchange.path:
         exchange.reply(200, metadata())
     else:
-        exchange.reply(200, b"{}")
+        exchange.reply(200, b'{"name": "fake", "version": "1", "extensions": ["binary_tensor_data"]}')
 
 
 def answer_with(compute: Callable[[NDArray[np.float32]], NDArray[Any]]) -> Behaviour:

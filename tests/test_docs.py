@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import brought
 from file_endpoint import FileEndpoint
 from recording import recording
 from sfumato import shipped
-from sfumato.bundle import Bundle
+from sfumato.bundle import Bundle, split_name
 from sfumato.cli import commands  # noqa: F401  (registers them)
 from sfumato.cli.app import app
 from sfumato.cloud import ServedModel, running
@@ -64,11 +65,20 @@ def run_all(lines: list[str], background: contextlib.ExitStack, url: str = "http
         words = shlex.split(line.replace("http://127.0.0.1:8080", url))[1:]
         if words[0] == "serve":
             assert words[-1] == "&"
-            url = background.enter_context(running([ServedModel(words[1])]))
+            url = background.enter_context(running(models(words)))
             continue
         more = FEW if words[0] == "train" else []
         done = CliRunner().invoke(app, [*words, *more, *(FEWER if "--black-box" in words else [])])
         assert done.exit_code == 0, f"{line}\n{done.output}\n{done.exception!r}"
+
+
+def models(words: list[str]) -> list[ServedModel]:
+    """What `sfumato serve` serves."""
+    whole = ServedModel(words[1])
+    if "--decoder" not in words:
+        return [whole]
+    decoder = words[words.index("--decoder") + 1]
+    return [whole, ServedModel(words[1], name=split_name(whole.name), decoder=decoder)]
 
 
 def test_bring_your_classifier(desk):
@@ -114,7 +124,14 @@ def test_a_classifier_of_which_you_only_get_answers(desk):
     assert 0 < Bundle.load(desk / "mine" / "unseen" / "bundle").figures["queries"] <= 200
 
 
+def test_bring_your_server(desk):
+    shutil.copytree(shipped.classifier_bundle(), desk / "bundles" / "classifier")
+    shutil.copytree(shipped.obfuscator_bundle(), desk / "bundles" / "obfuscator")
+    with contextlib.ExitStack() as background:
+        run_all(commands_of("server.md"), background)
+
+
 def test_every_page_has_commands_and_the_pages_are_linked():
     readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
-    for page in ("classifier.md", "data.md", "files.md", "transfer.md", "black-box.md"):
+    for page in ("classifier.md", "data.md", "files.md", "transfer.md", "black-box.md", "server.md"):
         assert commands_of(page) and f"docs/{page}" in readme

@@ -5,13 +5,13 @@ What travels are obfuscated pictures that are drawn here, from random numbers.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -21,17 +21,20 @@ from sfumato.bundle import CLASSIFIER_ONNX, Bundle
 from sfumato.device.answers import Answer
 from sfumato.device.client import Client, FingerprintWarning
 from sfumato.device.eight_bit import EightBit, from_pixels
+from sfumato.device.endpoint import open_endpoint
 from sfumato.device.file_client import FileClient
 from sfumato.device.gating import softmax
 from sfumato.device.obfuscator import Obfuscator
-from sfumato.device.transport import Transport
-from sfumato.errors import EndpointAnswerInvalid, SfumatoError, WireError
+from sfumato.device.plan import Travels, make_plan, travels_from
+from sfumato.errors import EndpointAnswerInvalid, SfumatoError
 from sfumato.onnxfile import OnnxFunction
-from sfumato.wire import ModelMetadata, decode_metadata
+from sfumato.wire import ModelMetadata
 
 PICTURES = 8
 SAME_WITHIN = 1e-3
 """How far a probability from the endpoint may lie from the local one; float32 on other hardware stays far below."""
+SAME_WITHIN_FP16 = 2e-2
+"""The same where pictures travel in 11 significant bits, and are perhaps computed with in them."""
 _COARSE = 4
 
 Verdict = Literal["good", "note", "bad"]
@@ -72,6 +75,8 @@ def examine(
     classifier: Bundle | None = None,
     model: str | None = None,
     files: Mapping[str, Any] | None = None,
+    datatype: str | None = None,
+    input_name: str | None = None,
     **options: Any,
 ) -> list[Finding]:
     """Examines a deployed pair from end to end; stops where nothing further can be known.
@@ -83,11 +88,14 @@ def examine(
         model: the model's name at the endpoint; by default the bundle's.
         files: what `FileClient` has to know of an endpoint that takes picture files, such as style and answer; None
             for the Open Inference Protocol.
-        options: as for `Transport`: token, timeout_s, ca_file, ...
+        datatype: as for `Client`.
+        input_name: as for `Client`.
+        options: as for `open_endpoint`: encoding, token, timeout_s, ca_file, ...
     """
     found: list[Finding] = []
+    asked: dict[str, Any] = {"datatype": datatype, "input_name": input_name}
     try:
-        for finding in _examined(bundle, server_url, classifier, model or bundle.name, files, options):
+        for finding in _examined(bundle, server_url, classifier, model or bundle.name, files, asked, options):
             found.append(finding)
     except SfumatoError as error:
         found.append(
@@ -102,6 +110,7 @@ def _examined(
     classifier: Bundle | None,
     model: str,
     files: Mapping[str, Any] | None,
+    asked: dict[str, Any],
     options: dict[str, Any],
 ) -> Iterator[Finding]:
     look = bundle.preprocessing
@@ -126,12 +135,13 @@ def _examined(
         yield from examine_endpoint(
             server_url,
             model,
-            size=(look.height, look.width),
+            travels=travels_from(bundle, (3, look.height, look.width), split=False),
             labels=bundle.labels,
             fingerprint=bundle.classifier_fingerprint,
+            **asked,
             **options,
         )
-        client = Client(server_url, bundle, model=model, gate=False, **options)
+        client = Client(server_url, bundle, model=model, gate=False, **asked, **options)
     else:
         yield Finding("the endpoint", "note", "takes picture files, and so does not say what it serves")
         client = FileClient(server_url, bundle, gate=False, **files, **options)
@@ -144,7 +154,9 @@ def _examined(
         yield Finding("the answers' values", "note", "not compared with anything", advice)
     else:
         sent = np.stack([picture.tensor for picture in hidden])
-        yield _compared(answers, sent if files is None else from_pixels(sent, look), classifier)
+        half = isinstance(client, Client) and client.datatype == "FP16"
+        allowed = SAME_WITHIN_FP16 if half else SAME_WITHIN
+        yield _compared(answers, sent if files is None else from_pixels(sent, look), classifier, allowed)
     yield _timed(answers)
     yield _gate(bundle, pictures)
 
@@ -153,9 +165,11 @@ def examine_endpoint(
     server_url: str,
     model: str,
     *,
-    size: tuple[int, int],
+    travels: Travels,
     labels: Sequence[str],
     fingerprint: str | None,
+    datatype: str | None = None,
+    input_name: str | None = None,
     **options: Any,
 ) -> Iterator[Finding]:
     """Compares what an endpoint says of its model with what is needed. Sends nothing of any picture.
@@ -163,10 +177,12 @@ def examine_endpoint(
     Args:
         server_url: the endpoint.
         model: its name there.
-        size: (height, width) of the classifier's input.
+        travels: what it has to take.
         labels: of the classifier, in the order of its outputs.
         fingerprint: of the classifier; None if it does not matter.
-        options: as for `Transport`.
+        datatype: as for `Client`.
+        input_name: as for `Client`.
+        options: as for `open_endpoint`.
 
     Yields:
         Findings; a "bad" one if answers would fail or be wrong.
@@ -174,43 +190,30 @@ def examine_endpoint(
     Raises:
         EndpointError: it cannot be reached, has no such model, or says nothing that can be understood.
     """
-    transport = Transport(server_url, **options)
-    try:
-        transport.get("/v2/health/ready")
-        metadata = _metadata(transport, model)
-    finally:
-        transport.close()
+    with contextlib.closing(open_endpoint(server_url, **options)) as endpoint:
+        endpoint.check_ready()
+        metadata = endpoint.metadata(model)
     yield Finding("the endpoint", "good", f"ready, {metadata.platform or 'platform not said'}")
-    yield _shapes(metadata, (3, *size), len(labels))
+    yield _shapes(metadata, travels, datatype, input_name)
     yield _labels(metadata, labels)
     if fingerprint is not None:
         yield _fingerprint(metadata, fingerprint)
 
 
-def _metadata(transport: Transport, model: str) -> ModelMetadata:
-    reply = transport.get(f"/v2/models/{quote(model, safe='')}")
-    try:
-        return decode_metadata(reply.body)
-    except WireError as error:
-        raise EndpointAnswerInvalid(f"the metadata of {transport.server} is malformed: {error}") from None
-
-
-def _shapes(metadata: ModelMetadata, size: tuple[int, ...], classes: int) -> Finding:
-    advice = "serve the very classifier that the obfuscator is for, with one FP32 input (N, 3, H, W) and its logits"
+def _shapes(metadata: ModelMetadata, travels: Travels, datatype: str | None, input_name: str | None) -> Finding:
     inputs, outputs = (
         [f"{spec.datatype} {list(spec.shape)}" for spec in specs] for specs in (metadata.inputs, metadata.outputs)
     )
     said = f"takes {', '.join(inputs) or 'what it does not say'}, gives {', '.join(outputs) or 'what it does not say'}"
-    fits = len(metadata.inputs) == 1 and metadata.inputs[0].datatype == "FP32"
-    fits = fits and _matches(metadata.inputs[0].shape, size)
-    fits = fits and (not metadata.outputs or any(_matches(spec.shape, (classes,)) for spec in metadata.outputs))
-    if fits:
+    try:
+        plan = make_plan(metadata, travels, datatype=datatype, input_name=input_name)
+    except EndpointAnswerInvalid as error:
+        advice = "serve the very classifier that the obfuscator is for, with one FP32 input (N, 3, H, W) and its logits"
+        return Finding("shapes and datatypes", "bad", f"{said}: {error}", advice)
+    said = f"{said}; {plan.datatype} is sent"
+    if metadata.inputs:
         return Finding("shapes and datatypes", "good", said)
-    return Finding("shapes and datatypes", "bad", f"{said}; needed are FP32 {[-1, *size]} and {[-1, classes]}", advice)
-
-
-def _matches(shape: Sequence[int], row: tuple[int, ...]) -> bool:
-    return len(shape) == len(row) + 1 and all(got in (-1, want) for got, want in zip(shape[1:], row, strict=True))
+    return Finding("shapes and datatypes", "note", f"{said} as {plan.input_name!r}", "if that is wrong: --input-name")
 
 
 def _labels(metadata: ModelMetadata, labels: Sequence[str]) -> Finding:
@@ -235,7 +238,9 @@ def _fingerprint(metadata: ModelMetadata, fingerprint: str) -> Finding:
     )
 
 
-def _compared(answers: Sequence[Answer], inputs: npt.NDArray[np.float32], classifier: Bundle) -> Finding:
+def _compared(
+    answers: Sequence[Answer], inputs: npt.NDArray[np.float32], classifier: Bundle, allowed: float
+) -> Finding:
     wanted = softmax(OnnxFunction(classifier.file(CLASSIFIER_ONNX))(inputs))
     stated = np.array([answer.probabilities for answer in answers])
     known = ~np.isnan(stated)  # an endpoint that takes files need not say all
@@ -244,10 +249,10 @@ def _compared(answers: Sequence[Answer], inputs: npt.NDArray[np.float32], classi
     farthest = float(np.abs(stated - wanted)[known].max(initial=0.0))
     if known.any():
         said = f"probabilities differ from the classifier's bundle by {farthest:.1e} at most"
-    if farthest <= SAME_WITHIN and (known.any() or alike == len(answers)):
+    if farthest <= allowed and (known.any() or alike == len(answers)):
         return Finding("the answers' values", "good", said)
     advice = "the endpoint computes something else: another model or preprocessing, a softmax too many, or too few bits"
-    return Finding("the answers' values", "bad", f"{said}; {SAME_WITHIN:.0e} is allowed", advice)
+    return Finding("the answers' values", "bad", f"{said}; {allowed:.0e} is allowed", advice)
 
 
 def _timed(answers: Sequence[Answer]) -> Finding:

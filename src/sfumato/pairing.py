@@ -11,6 +11,7 @@ from typing import Any, Literal
 from sfumato.bundle import Bundle
 from sfumato.classifiers import Stated, adopt, classifier_bundle, trains_through
 from sfumato.data import ImageSet, load_train_test
+from sfumato.device.plan import Travels
 from sfumato.doctor import Finding, examine_endpoint, is_well
 from sfumato.errors import DataError, EndpointError
 from sfumato.evaluation import evaluate_classifier
@@ -68,7 +69,7 @@ def pair(
         stated: what the classifier does not say of itself.
         server: the endpoint that serves the classifier, if there is one already.
         model: its name there; by default the classifier's.
-        server_options: as for `Transport`.
+        server_options: as for `open_endpoint`.
 
     Raises:
         ClassifierError: the classifier cannot be found or used.
@@ -142,7 +143,7 @@ def _server(url: str, model: str, served: Bundle, options: dict[str, Any]) -> li
         for finding in examine_endpoint(
             url,
             model,
-            size=(served.preprocessing.height, served.preprocessing.width),
+            travels=Travels((3, served.preprocessing.height, served.preprocessing.width), len(served.labels)),
             labels=served.labels,
             fingerprint=None if served.recipe.get("kind") == "adopted" else served.classifier_fingerprint,
             **options,

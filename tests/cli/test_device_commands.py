@@ -162,9 +162,13 @@ def test_classify_says_in_one_line_what_is_wrong(
         (["--server", server["url"]], "wrong", "token"),
         (["--server", server["url"], "--model", "other"], TOKEN, "404"),
         (["--server", "http://127.0.0.1:9"], "", "no connection"),
-        (["--server", "nonsense"], "", "URL"),
+        (["--server", "nonsense"], "", "must look like https://host:port"),
         (["--server", "http://example.org"], TOKEN, "readably"),
         (["--server", server["url"], "--token-file", tmp_path / "none"], "", "token"),
+        (["--server", server["url"], "--datatype", "UINT8"], TOKEN, "not 8-bit"),
+        (["--server", server["url"], "--datatype", "FP16"], TOKEN, "takes FP32; got FP16"),
+        (["--server", "grpc://127.0.0.1"], "", "with a port"),
+        (["--server", "grpc://127.0.0.1:9", "--encoding", "json"], "", "no JSON"),
     ):
         done = sfumato(*common, *extra, code=1, SFUMATO_TOKEN=token)
         assert done.stderr.startswith("error: ")

@@ -63,13 +63,14 @@ def ask(
 # --- a foreign client -----------------------------------------------------------------------------
 
 
-def test_health_and_metadata(foreign: triton.InferenceServerClient, classifier_bundle: Bundle) -> None:
+def test_health_and_metadata(url: str, foreign: triton.InferenceServerClient, classifier_bundle: Bundle) -> None:
     assert foreign.is_server_live()
     assert foreign.is_server_ready()
     assert foreign.is_model_ready("tiny")
     assert foreign.is_model_ready("tiny", "1")
     assert not foreign.is_model_ready("other")
     assert "binary_tensor_data" in foreign.get_server_metadata()["extensions"]
+    assert ask(url, "GET", "/v2/")[:2] == ask(url, "GET", "/v2")[:2], "the protocol's texts have it both ways"
     metadata = foreign.get_model_metadata("tiny")
     assert metadata == foreign.get_model_metadata("tiny", "1")
     assert metadata["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 3, 8, 8]}]
@@ -155,7 +156,7 @@ INFER = "/v2/models/tiny/infer"
     ("method", "path", "status"),
     [
         ("GET", "/", 404),
-        ("GET", "/v2/", 404),
+        ("GET", "/v2//", 404),
         ("GET", "/v2/models/other", 404),
         ("GET", "/v2/models/tiny/versions/2", 404),
         ("GET", "/v2/models/..%2F..%2Fetc", 404),

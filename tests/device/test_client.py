@@ -42,6 +42,7 @@ from tiny import (
     PREPROCESSING,
     SIZE,
     logits,
+    obfuscate,
     picture,
     save_bundles,
     sure_picture,
@@ -52,12 +53,20 @@ PICTURE = picture(11)
 TOKEN = "s3cret-token"
 
 
+def status_of(code: int, **headers: str) -> Behaviour:
+    return lambda exchange: exchange.reply(code, b'{"error": "no\x1b[31m"}', **headers)
+
+
+def body_of(data: bytes) -> Behaviour:
+    return lambda exchange: exchange.reply(200, data)
+
+
 # --- when all is well -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("binary", [True, False])
 def test_it_reads_the_label(binary: bool, obfuscator_bundle: Bundle) -> None:
-    with recording() as server, client(server, obfuscator_bundle, binary=binary) as it:
+    with recording() as server, client(server, obfuscator_bundle, encoding="binary" if binary else "json") as it:
         answer = it.classify(PICTURE)
     expected = expected_probabilities(PICTURE)
     np.testing.assert_allclose(answer.probabilities, expected, atol=1e-4)
@@ -85,7 +94,7 @@ def test_metadata_is_fetched_once(obfuscator_bundle: Bundle) -> None:
     with recording() as server, client(server, obfuscator_bundle) as it:
         it.classify(PICTURE)
         it.classify(PICTURE)
-    assert server.paths == ["/v2/models/tiny", "/v2/models/tiny/infer", "/v2/models/tiny/infer"]
+    assert server.paths == ["/v2/models/tiny", "/v2", "/v2/models/tiny/infer", "/v2/models/tiny/infer"]
 
 
 def test_the_token_is_sent_and_never_shown(obfuscator_bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
@@ -135,13 +144,94 @@ def test_check_tells_of_a_server_that_is_not_ready(obfuscator_bundle: Bundle) ->
         assert it.check().ready is False
 
 
-def test_metadata_without_inputs_needs_a_name(obfuscator_bundle: Bundle) -> None:
+@pytest.mark.parametrize(("given", "name"), [(None, "input"), ("pixels", "pixels")])
+def test_metadata_without_inputs_gets_the_usual_ones(given: str | None, name: str, obfuscator_bundle: Bundle) -> None:
     silent = metadata(inputs=[], outputs=[])
-    with recording(tiny=lambda e: e.reply(200, silent)) as server:
-        with client(server, obfuscator_bundle) as it, pytest.raises(EndpointAnswerInvalid, match="input_name"):
-            it.classify(PICTURE)
-        with client(server, obfuscator_bundle, input_name="input") as it:
-            assert it.classify(PICTURE).label in LABELS
+    with (
+        recording(tiny=lambda e: e.reply(200, silent)) as server,
+        client(server, obfuscator_bundle, input_name=given) as it,
+    ):
+        assert it.classify(PICTURE).label in LABELS
+        assert it.datatype == "FP32"
+    assert f'"name":"{name}","datatype":"FP32","shape":[1,3,8,8]'.encode() in server.recorded
+
+
+# --- how pictures travel --------------------------------------------------------------------------
+
+
+LISTED = b'{"name": "x", "version": "1", "extensions": ["binary_tensor_data"]}'
+
+
+@pytest.mark.parametrize(
+    ("stated", "given", "as_bytes"),
+    [
+        (body_of(LISTED), None, True),
+        (body_of(b'{"name": "x", "version": "1", "extensions": ["model_repository"]}'), None, False),
+        (body_of(b"{}"), None, False),
+        (status_of(404), None, False),
+        (status_of(404), "binary", True),
+        (body_of(LISTED), "json", False),
+    ],
+)
+def test_bytes_are_sent_where_the_server_lists_them_and_numbers_elsewhere(
+    stated: Behaviour, given: str | None, as_bytes: bool, obfuscator_bundle: Bundle
+) -> None:
+    with recording(v2=stated) as server, client(server, obfuscator_bundle, encoding=given) as it:
+        answer = it.classify(PICTURE)
+    np.testing.assert_allclose(answer.probabilities, expected_probabilities(PICTURE), atol=1e-4)
+    assert (b"binary_data_size" in server.recorded) == as_bytes
+    assert ("/v2" in server.paths) == (given is None)
+    assert leaked(server.recorded, PICTURE) == set()
+
+
+def test_an_encoding_of_another_name_is_refused(obfuscator_bundle: Bundle) -> None:
+    with pytest.raises(EndpointError, match="binary, json"):
+        Client("http://localhost", obfuscator_bundle, encoding="protobuf")
+
+
+def takes(datatype: str) -> Behaviour:
+    told = metadata(inputs=[{"name": "input", "datatype": datatype, "shape": [-1, 3, SIZE, SIZE]}])
+    return lambda exchange: exchange.reply(200, told)
+
+
+def answer_in_float32(exchange: Exchange) -> None:
+    answer_with(lambda inputs: logits(inputs.astype(np.float32)))(exchange)
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "FP16", "FP64"])
+@pytest.mark.parametrize("asked", [False, True])
+def test_it_sends_what_the_model_takes_or_what_it_is_told_to(
+    datatype: str, asked: bool, obfuscator_bundle: Bundle
+) -> None:
+    stated = takes("FP32" if asked else datatype)
+    with (
+        recording(tiny=stated, infer=answer_in_float32) as server,
+        client(server, obfuscator_bundle, datatype=datatype if asked else None) as it,
+    ):
+        answer = it.classify(PICTURE)
+        assert it.datatype == datatype
+    np.testing.assert_allclose(answer.probabilities, expected_probabilities(PICTURE), atol=1e-2)
+    sent = obfuscate(prepare(PICTURE, PREPROCESSING)[None]).astype({"FP32": "f4", "FP16": "f2", "FP64": "f8"}[datatype])
+    assert f'"datatype":"{datatype}"'.encode() in server.recorded
+    assert sent.nbytes < answer.payload_bytes < sent.nbytes + 300
+    assert leaked(server.recorded, PICTURE) == set()
+
+
+@pytest.mark.parametrize("datatype", ["UINT8", "INT8", "BYTES", "BF16"])
+def test_a_model_that_takes_something_else_is_sent_nothing(datatype: str, obfuscator_bundle: Bundle) -> None:
+    with (
+        recording(tiny=takes(datatype)) as server,
+        client(server, obfuscator_bundle) as it,
+        pytest.raises(EndpointAnswerInvalid, match=f"takes {datatype}; this client sends FP32, FP16, FP64"),
+    ):
+        it.classify(PICTURE)
+    assert b"POST" not in server.recorded
+
+
+@pytest.mark.parametrize("datatype", ["UINT8", "INT8", "fp32", ""])
+def test_a_datatype_that_cannot_be_is_refused_before_anything_is_sent(datatype: str, obfuscator_bundle: Bundle) -> None:
+    with pytest.raises(EndpointError, match="datatype must be one of FP32, FP16, FP64"):
+        Client("http://localhost", obfuscator_bundle, datatype=datatype)
 
 
 # --- when the endpoint misbehaves -----------------------------------------------------------------
@@ -179,32 +269,24 @@ def huge(exchange: Exchange) -> None:
         exchange.wfile.write(bytes(2**16))
 
 
-def status(code: int, **headers: str) -> Behaviour:
-    return lambda exchange: exchange.reply(code, b'{"error": "no\x1b[31m"}', **headers)
-
-
-def body(data: bytes) -> Behaviour:
-    return lambda exchange: exchange.reply(200, data)
-
-
 MISBEHAVIOURS: dict[str, tuple[Behaviour, type[EndpointError]]] = {
     "slow": (slow, EndpointUnreachable),
     "dripping": (dripping, EndpointUnreachable),
     "hangs up": (hangs_up, EndpointUnreachable),
     "not http": (not_http, EndpointUnreachable),
-    "400": (status(400), EndpointRefused),
-    "401": (status(401), EndpointRefused),
-    "403": (status(403), EndpointRefused),
-    "404": (status(404), EndpointRefused),
-    "413": (status(413), EndpointRefused),
-    "429": (status(429), EndpointRefused),
-    "500": (status(500), EndpointFailed),
-    "503": (status(503, Retry_After="99999999999999"), EndpointFailed),
-    "redirect": (status(307, Location="/v2/elsewhere"), EndpointRefused),
-    "204": (status(204), EndpointAnswerInvalid),
-    "html": (body(b"<html><body>Welcome</body></html>"), EndpointAnswerInvalid),
-    "nothing": (body(b""), EndpointAnswerInvalid),
-    "json": (body(b'{"hello": 1}'), EndpointAnswerInvalid),
+    "400": (status_of(400), EndpointRefused),
+    "401": (status_of(401), EndpointRefused),
+    "403": (status_of(403), EndpointRefused),
+    "404": (status_of(404), EndpointRefused),
+    "413": (status_of(413), EndpointRefused),
+    "429": (status_of(429), EndpointRefused),
+    "500": (status_of(500), EndpointFailed),
+    "503": (status_of(503, Retry_After="99999999999999"), EndpointFailed),
+    "redirect": (status_of(307, Location="/v2/elsewhere"), EndpointRefused),
+    "204": (status_of(204), EndpointAnswerInvalid),
+    "html": (body_of(b"<html><body>Welcome</body></html>"), EndpointAnswerInvalid),
+    "nothing": (body_of(b""), EndpointAnswerInvalid),
+    "json": (body_of(b'{"hello": 1}'), EndpointAnswerInvalid),
     "cut": (cut, EndpointAnswerInvalid),
     "huge": (huge, EndpointAnswerInvalid),
     "wrong classes": (answer_with(lambda x: logits(x)[:, :3]), EndpointAnswerInvalid),
@@ -214,7 +296,7 @@ MISBEHAVIOURS: dict[str, tuple[Behaviour, type[EndpointError]]] = {
     "infinite": (answer_with(lambda x: np.full((1, 4), np.inf, np.float32)), EndpointAnswerInvalid),
     "integers": (answer_with(lambda x: np.zeros((1, 4), np.int64)), EndpointAnswerInvalid),
     "another output": (
-        body(b'{"model_name":"m","outputs":[{"name":"x","datatype":"FP32","shape":[1],"data":[1]}]}'),
+        body_of(b'{"model_name":"m","outputs":[{"name":"x","datatype":"FP32","shape":[1],"data":[1]}]}'),
         EndpointAnswerInvalid,
     ),
 }
@@ -222,7 +304,12 @@ MISBEHAVIOURS: dict[str, tuple[Behaviour, type[EndpointError]]] = {
 
 # What can go wrong with an answer's numbers cannot go wrong with metadata.
 CASES = [("infer", name) for name in MISBEHAVIOURS] + [
-    ("tiny", name) for name, (behaviour, _) in MISBEHAVIOURS.items() if "answer_with" not in behaviour.__qualname__
+    (where, name)
+    for where in ("tiny", "v2")
+    for name, (behaviour, error) in MISBEHAVIOURS.items()
+    if "answer_with" not in behaviour.__qualname__
+    # Of itself a server need not say anything; it then gets JSON.
+    and not (where == "v2" and (error is EndpointRefused or name in ("json", "another output")))
 ]
 
 
@@ -274,7 +361,7 @@ def test_the_detector_detects(obfuscator_bundle: Bundle) -> None:
         "png": png.getvalue(),
     }
     for form, data in forms.items():
-        with recording(infer=status(200)) as server:
+        with recording(infer=status_of(200)) as server:
             urllib.request.urlopen(f"{server.url}/v2/models/tiny/infer", data=b"junk" + data).read()
         assert form in leaked(server.recorded, PICTURE)
 
@@ -331,7 +418,7 @@ def failing(times: int, behaviour: Behaviour) -> Behaviour:
     return lambda exchange: (good if next(left, None) is None else behaviour)(exchange)
 
 
-@pytest.mark.parametrize("behaviour", [status(503), status(429, Retry_After="0"), status(502), hangs_up])
+@pytest.mark.parametrize("behaviour", [status_of(503), status_of(429, Retry_After="0"), status_of(502), hangs_up])
 def test_it_tries_again_where_that_helps(behaviour: Behaviour, obfuscator_bundle: Bundle) -> None:
     with recording(infer=failing(2, behaviour)) as server, client(server, obfuscator_bundle, retries=2) as it:
         assert it.classify(PICTURE).label in LABELS
@@ -340,7 +427,7 @@ def test_it_tries_again_where_that_helps(behaviour: Behaviour, obfuscator_bundle
 
 @pytest.mark.parametrize("code", [400, 401, 500])
 def test_it_does_not_where_it_does_not(code: int, obfuscator_bundle: Bundle) -> None:
-    with recording(infer=status(code)) as server, client(server, obfuscator_bundle, retries=2) as it:
+    with recording(infer=status_of(code)) as server, client(server, obfuscator_bundle, retries=2) as it:
         for _ in range(2):
             with pytest.raises(EndpointError):
                 it.classify(PICTURE)
@@ -348,7 +435,7 @@ def test_it_does_not_where_it_does_not(code: int, obfuscator_bundle: Bundle) -> 
 
 
 def test_it_waits_as_long_as_the_server_asks(obfuscator_bundle: Bundle) -> None:
-    busy = failing(1, status(503, Retry_After="1"))
+    busy = failing(1, status_of(503, Retry_After="1"))
     with recording(infer=busy) as server, client(server, obfuscator_bundle, retries=1) as it:
         start = time.monotonic()
         it.classify(PICTURE)

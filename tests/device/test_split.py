@@ -51,7 +51,7 @@ def test_the_cloud_draws_the_code_and_the_same_classifier_answers(binary: bool, 
     models = [ServedModel(classifier.path), ServedModel(classifier.path, name="tiny-split", decoder=obfuscator.path)]
     with (
         running(models) as url,
-        Client(url, obfuscator, split=True, binary=binary) as split,
+        Client(url, obfuscator, split=True, encoding="binary" if binary else "json") as split,
         Client(url, obfuscator) as whole,
     ):
         codes, drawings = split.classify_batch(PICTURES), whole.classify_batch(PICTURES)

@@ -19,8 +19,17 @@ from sfumato.cli.files import (
     RoundOption,
     TemplateOption,
     file_options,
+    refuse_beside_files,
 )
-from sfumato.cli.inputs import AlwaysSendOption, expand_pictures, obfuscator_bundle, read_token
+from sfumato.cli.inputs import (
+    AlwaysSendOption,
+    DatatypeOption,
+    EncodingOption,
+    InputNameOption,
+    expand_pictures,
+    obfuscator_bundle,
+    read_token,
+)
 from sfumato.cli.output import JsonOption, print_json, print_skipped, progress
 from sfumato.errors import BundleError, EndpointError, EndpointFailed, PictureError, SfumatoError
 
@@ -31,13 +40,18 @@ if TYPE_CHECKING:
 @app.command()
 def classify(
     pictures: Annotated[list[Path], typer.Argument(help="Picture files, or folders of them.", show_default=False)],
-    server: Annotated[str, typer.Option(help="The endpoint, such as https://host:8080.", show_default=False)],
+    server: Annotated[
+        str, typer.Option(help="The endpoint: https://host:port, or grpcs://host:port.", show_default=False)
+    ],
     bundle: Annotated[
         Path | None, typer.Option(help="Obfuscator bundle. Default: the shipped one.", show_default=False)
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="The model's name there. Default: as in the bundle.", show_default=False)
     ] = None,
+    datatype: DatatypeOption = None,
+    encoding: EncodingOption = None,
+    input_name: InputNameOption = None,
     token_file: Annotated[
         Path | None, typer.Option(help="File with the bearer token. Default: SFUMATO_TOKEN.", show_default=False)
     ] = None,
@@ -45,7 +59,7 @@ def classify(
         Path | None, typer.Option(help="Authorities to trust, PEM. Default: the system's.", show_default=False)
     ] = None,
     allow_insecure_token: Annotated[
-        bool, typer.Option("--allow-insecure-token", help="Send the token over plain http.")
+        bool, typer.Option("--allow-insecure-token", help="Send the token without TLS.")
     ] = False,
     timeout_s: Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds to wait for an answer.")] = 10.0,
     always_send: AlwaysSendOption = False,
@@ -96,7 +110,8 @@ def classify(
         "allow_insecure_token": allow_insecure_token,
         "gate": not always_send,
     }
-    client = _client(server, obfuscator_bundle(bundle), of_files, model=model, split=split, **common)
+    asked = {"model": model, "datatype": datatype, "encoding": encoding, "input_name": input_name}
+    client = _client(server, obfuscator_bundle(bundle), of_files, asked, split=split, **common)
     answers, failed, broken = _ask(client, sources, server, quiet=as_json)
     if as_json:
         entries = [_as_json(source, answered, client.bundle.labels, top) for source, answered in answers]
@@ -118,17 +133,16 @@ def _client(
     server: str,
     bundle: Path,
     of_files: dict[str, Any] | None,
+    asked: dict[str, Any],
     *,
-    model: str | None,
     split: bool,
     **common: Any,
 ) -> Client | FileClient:
     from sfumato.device import Client, FileClient
 
     if of_files is None:
-        return Client(server, bundle, model=model, split=split, **common)
-    if model is not None or split:
-        raise SfumatoError("--model and --split are of the Open Inference Protocol, and do not go with --files")
+        return Client(server, bundle, split=split, **asked, **common)
+    refuse_beside_files(**asked, split=split or None)
     return FileClient(server, bundle, **of_files, **common)
 
 

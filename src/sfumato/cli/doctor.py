@@ -19,10 +19,10 @@ from sfumato.cli.files import (
     RoundOption,
     TemplateOption,
     file_options,
+    refuse_beside_files,
 )
-from sfumato.cli.inputs import obfuscator_bundle, read_token
+from sfumato.cli.inputs import DatatypeOption, EncodingOption, InputNameOption, obfuscator_bundle, read_token
 from sfumato.cli.output import JsonOption, print_json
-from sfumato.errors import SfumatoError
 
 if TYPE_CHECKING:
     from sfumato.doctor import Finding
@@ -32,7 +32,9 @@ _MARKS = {"good": "[green]good[/green]", "note": "[yellow]note[/yellow]", "bad":
 
 @app.command()
 def doctor(
-    server: Annotated[str, typer.Option(help="The endpoint, such as https://host:8080.", show_default=False)],
+    server: Annotated[
+        str, typer.Option(help="The endpoint: https://host:port, or grpcs://host:port.", show_default=False)
+    ],
     bundle: Annotated[
         Path | None, typer.Argument(help="Obfuscator bundle. Default: the shipped one.", show_default=False)
     ] = None,
@@ -42,6 +44,9 @@ def doctor(
     model: Annotated[
         str | None, typer.Option(help="The model's name there. Default: as in the bundle.", show_default=False)
     ] = None,
+    datatype: DatatypeOption = None,
+    encoding: EncodingOption = None,
+    input_name: InputNameOption = None,
     token_file: Annotated[
         Path | None, typer.Option(help="File with the bearer token. Default: SFUMATO_TOKEN.", show_default=False)
     ] = None,
@@ -81,14 +86,17 @@ def doctor(
         answer_keys=answer_keys,
         rounding=rounding,
     )
-    if of_files is not None and model is not None:
-        raise SfumatoError("--model is of the Open Inference Protocol, and does not go with --files")
+    if of_files is not None:
+        refuse_beside_files(model=model, datatype=datatype, encoding=encoding, input_name=input_name)
     found = examine(
         Bundle.load(obfuscator_bundle(bundle), kind="obfuscator"),
         server,
         classifier=Bundle.load(classifier, kind="classifier") if classifier else None,
         model=model,
         files=of_files,
+        datatype=datatype,
+        input_name=input_name,
+        **({} if encoding is None else {"encoding": encoding}),
         token=read_token(token_file),
         ca_file=ca_file,
         timeout_s=timeout_s,

@@ -110,3 +110,14 @@ def file_options(
             raise SfumatoError(f"--answer-keys takes two names, such as label,score; got {answer_keys!r}")
         options |= {"label_key": label_key, "score_key": score_key}
     return {"style": style.value, "rounding": rounding, **options}
+
+
+def refuse_beside_files(**given: object) -> None:
+    """Options of the Open Inference Protocol have no place beside --files.
+
+    Raises:
+        SfumatoError: one was given.
+    """
+    named = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if named:
+        raise SfumatoError(f"{', '.join(named)}: of the Open Inference Protocol, which --files is not; leave it out")

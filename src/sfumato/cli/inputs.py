@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,39 @@ TokenFileOption = Annotated[
 CaFileOption = Annotated[
     Path | None,
     typer.Option(help="Authorities to trust, PEM. Default: the system's.", show_default=False),
+]
+
+
+class DatatypeName(StrEnum):
+    """What a picture may travel in."""
+
+    FP32 = "FP32"
+    FP16 = "FP16"
+    FP64 = "FP64"
+    UINT8 = "UINT8"
+
+
+class EncodingName(StrEnum):
+    """How tensors may travel over HTTP."""
+
+    BINARY = "binary"
+    JSON = "json"
+
+
+DatatypeOption = Annotated[
+    DatatypeName | None,
+    typer.Option(
+        help="In which to send pictures; UINT8 if the obfuscator's output is 8-bit. Default: what the model takes.",
+        show_default=False,
+    ),
+]
+EncodingOption = Annotated[
+    EncodingName | None,
+    typer.Option(help="How to send over HTTP. Default: binary where the server lists it.", show_default=False),
+]
+InputNameOption = Annotated[
+    str | None,
+    typer.Option(help="The model's input, where the server lists none. Default: input.", show_default=False),
 ]
 
 

@@ -63,7 +63,7 @@ class Application:
                 # The path that is hot comes first.
                 Route(f"{model}/infer", infer, methods=["POST"]),
                 Route(f"{version}/infer", infer, methods=["POST"]),
-                Route("/v2", self._server),
+                *(Route(path, self._server) for path in ("/v2", "/v2/")),  # the protocol's texts have it both ways
                 Route("/v2/health/live", self._live),
                 Route("/v2/health/ready", self._server_ready),
                 *(Route(path, self._metadata) for path in (model, version)),

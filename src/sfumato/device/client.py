@@ -8,35 +8,24 @@ a picture whose answer on the device is final is not sent at all, and if none is
 from __future__ import annotations
 
 import os
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
 from typing import Literal, Self
-from urllib.parse import quote
 
 import numpy as np
 
 from sfumato.bundle import DECODER_ONNX, Bundle, split_name
 from sfumato.device.answers import Answer, read_answers
 from sfumato.device.deciding import answer_at_home, answer_group
+from sfumato.device.endpoint import open_endpoint
 from sfumato.device.obfuscator import ObfuscatedPicture, Obfuscator
 from sfumato.device.picture import PictureSource
-from sfumato.device.transport import Transport
-from sfumato.errors import EndpointAnswerInvalid, EndpointError, EndpointFailed, EndpointRefused, WireError
-from sfumato.wire import (
-    HEADER_LENGTH,
-    InferRequest,
-    ModelMetadata,
-    RequestedOutput,
-    Tensor,
-    TensorSpec,
-    decode_metadata,
-    decode_response,
-    encode_request,
-)
+from sfumato.device.plan import Plan, as_datatype, make_plan, travels_from
+from sfumato.errors import EndpointAnswerInvalid, EndpointError, EndpointFailed, EndpointRefused
+from sfumato.wire import ModelMetadata, Tensor
 
 __all__ = ["Answer", "Client", "EndpointStatus", "FingerprintWarning"]
 
@@ -66,30 +55,24 @@ class EndpointStatus:
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """How to ask this endpoint."""
-
-    input_name: str
-    output_name: str | None
-    metadata: ModelMetadata
-    fingerprint: FingerprintMatch
-
-
 class Client:
     """Classifies pictures at an endpoint that never sees them.
 
     Args:
-        server_url: the endpoint's address, such as `https://host:port`.
+        server_url: the endpoint's address, such as `https://host:port`, or `grpcs://host:port` with the extra `[grpc]`;
+            `http` and `grpc` are the same without TLS.
         bundle: an obfuscator bundle, or its folder.
         model: the model's name at the endpoint; by default the bundle's classifier, or its split form.
-        input_name: the model's input, for servers whose metadata lists none (KServe's SDK).
+        input_name: the model's input, for servers whose metadata lists none (KServe's SDK); by default "input".
+        datatype: in which pictures travel: "FP32", "FP16", "FP64", or "UINT8" if the bundle's output is 8-bit; by
+            default what the model's metadata says that it takes.
+        encoding: how tensors travel over HTTP: "binary", or "json", which takes about five times as many bytes; by
+            default "binary" where the server says that it takes it.
         token: the bearer token, if the endpoint wants one.
         timeout_s: for connecting, and again for the answer of each attempt.
         retries: further attempts after a lost connection or status 429, 502, 503 or 504.
         ca_file: PEM file with the authorities to trust instead of the system's.
-        binary: send bytes instead of JSON, which takes five times as many.
-        allow_insecure_token: send the token over plain HTTP to another machine, where others can read it.
+        allow_insecure_token: send the token without TLS to another machine, where others can read it.
         threads: threads for the obfuscator.
         gate: let the bundle's gate, if it has one, keep pictures at home whose answer on the device is final. If not,
             everything is sent, obfuscated.
@@ -102,10 +85,12 @@ class Client:
         keeps: whether pictures may stay at home: the bundle has a gate, and it is used.
         fingerprint: whether the endpoint serves the classifier the obfuscator was made for, as `EndpointStatus` has
             it; None as long as it was not asked.
+        datatype: in which pictures travel; None as long as the endpoint was not asked and none was given.
 
     Raises:
         BundleError: the bundle cannot be used.
-        EndpointError: the URL, the token or the file cannot be used, or the token would travel in the open.
+        EndpointError: the address, the token, the file, the datatype or the encoding cannot be used, the token would
+            travel in the open, or what gRPC needs is not installed.
     """
 
     def __init__(
@@ -115,11 +100,12 @@ class Client:
         *,
         model: str | None = None,
         input_name: str | None = None,
+        datatype: str | None = None,
+        encoding: str | None = None,
         token: str | None = None,
         timeout_s: float = 10.0,
         retries: int = 2,
         ca_file: str | os.PathLike[str] | None = None,
-        binary: bool = True,
         allow_insecure_token: bool = False,
         threads: int = 1,
         gate: bool = True,
@@ -130,12 +116,14 @@ class Client:
         self.model = model or (split_name(self.bundle.name) if split else self.bundle.name)
         self.keeps = gate and self.bundle.gate is not None
         self.fingerprint: FingerprintMatch | None = None
-        self._path = f"/v2/models/{quote(self.model, safe='')}"
-        self._input_name = input_name
-        self._binary = binary
-        self._plan: _Plan | None = None
-        self._transport = Transport(
+        self.datatype = datatype
+        self._stated = {"input_name": input_name, "datatype": datatype}
+        self._travels = travels_from(self.bundle, self._obfuscator.travels_shape, split=split)
+        self._travels.check(datatype)
+        self._plan: Plan | None = None
+        self._endpoint = open_endpoint(
             server_url,
+            encoding=encoding,
             token=token,
             timeout_s=timeout_s,
             retries=retries,
@@ -153,7 +141,7 @@ class Client:
 
     def close(self) -> None:
         """Closes the connections."""
-        self._transport.close()
+        self._endpoint.close()
 
     def classify(self, source: PictureSource) -> Answer:
         """Classifies one picture. See `classify_batch`."""
@@ -199,12 +187,12 @@ class Client:
             EndpointAnswerInvalid: its metadata is malformed, or of a model that cannot take these pictures.
         """
         try:
-            self._transport.get("/v2/health/ready")
+            self._endpoint.check_ready()
         except (EndpointFailed, EndpointRefused) as error:  # the protocol says "not ready" with a 4xx
             return EndpointStatus(False, self.model, platform="", fingerprint="unknown", reason=str(error))
         plan = self._fetch_plan()
         return EndpointStatus(
-            ready=True, model=self.model, platform=plan.metadata.platform, fingerprint=plan.fingerprint
+            ready=True, model=self.model, platform=plan.metadata.platform, fingerprint=self._compared(plan.metadata)
         )
 
     def _send(self, pictures: Sequence[ObfuscatedPicture], *, obfuscate_ms: float) -> list[Answer]:
@@ -213,55 +201,35 @@ class Client:
             raise TypeError("only obfuscated pictures may be sent")
         if self._plan is None:
             self._plan = self._fetch_plan()
-            self._warn_of_another_classifier(self._plan)
-        name = self._plan.output_name
-        request = InferRequest(
-            inputs=(Tensor(self._plan.input_name, np.stack([picture.tensor for picture in pictures])),),
-            outputs=() if name is None else (RequestedOutput(name, binary=self._binary),),
-            parameters={"binary_data_output": True} if self._binary and name is None else {},
-        )
-        encoded = encode_request(request, binary=self._binary)
-        start = time.perf_counter()
-        reply = self._transport.request("POST", f"{self._path}/infer", encoded.body, encoded.headers())
-        round_trip_ms = (time.perf_counter() - start) * 1000
-        try:
-            response = decode_response(reply.body, reply.headers.get(HEADER_LENGTH.lower()))
-        except WireError as error:
-            raise EndpointAnswerInvalid(f"the answer of {self._transport.server} is malformed: {error}") from None
+            self._warn_of_another_classifier()
+        plan = self._plan
+        tensors = np.stack([picture.tensor for picture in pictures])
+        given = Tensor(plan.input_name, as_datatype(tensors, plan.datatype, self.bundle.preprocessing))
+        asked = self._endpoint.infer(self.model, given, plan.output_name)
         return read_answers(
-            response,
-            output_name=name,
+            asked.response,
+            output_name=plan.output_name,
             count=len(pictures),
             labels=self.bundle.labels,
-            payload_bytes=len(encoded.body),
+            payload_bytes=asked.payload_bytes,
             obfuscate_ms=obfuscate_ms,
-            round_trip_ms=round_trip_ms,
+            round_trip_ms=asked.round_trip_ms,
         )
 
-    def _fetch_plan(self) -> _Plan:
-        reply = self._transport.get(self._path)
-        try:
-            metadata = decode_metadata(reply.body)
-        except WireError as error:
-            raise EndpointAnswerInvalid(f"the metadata of {self._transport.server} is malformed: {error}") from None
-        served = metadata.parameters.get("fingerprint")
-        fingerprint: FingerprintMatch = "unknown"
-        if isinstance(served, str):
-            fingerprint = "match" if served == self.bundle.classifier_fingerprint else "differs"
+    def _fetch_plan(self) -> Plan:
+        metadata = self._endpoint.metadata(self.model)
+        self.fingerprint = self._compared(metadata)
+        plan = make_plan(metadata, self._travels, **self._stated)
+        self.datatype = plan.datatype
+        return plan
+
+    def _compared(self, metadata: ModelMetadata) -> FingerprintMatch:
         if self._obfuscator.split and self._draws_these_codes(metadata):
-            fingerprint = "match"  # whatever the classifier: the decoder before it was made for both
-        self.fingerprint = fingerprint
-        return _Plan(
-            input_name=_pick_input(
-                metadata,
-                "UINT8" if self._obfuscator.split else "FP32",
-                self._obfuscator.travels_shape,
-                self._input_name,
-            ),
-            output_name=_pick_output(metadata, len(self.bundle.labels)),
-            metadata=metadata,
-            fingerprint=fingerprint,
-        )
+            return "match"  # whatever the classifier: the decoder before it was made for both
+        served = metadata.parameters.get("fingerprint")
+        if not isinstance(served, str):
+            return "unknown"
+        return "match" if served == self.bundle.classifier_fingerprint else "differs"
 
     def _draws_these_codes(self, metadata: ModelMetadata) -> bool:
         """Whether the endpoint says that its decoder knows this bundle's codes; one that says nothing is believed.
@@ -282,10 +250,10 @@ class Client:
             )
         return True
 
-    def _warn_of_another_classifier(self, plan: _Plan) -> None:
-        if plan.fingerprint == "differs":
+    def _warn_of_another_classifier(self) -> None:
+        if self.fingerprint == "differs":
             warnings.warn(
-                f"{self._transport.server} serves another classifier as {self.model!r} than the one this obfuscator "
+                f"{self._endpoint.server} serves another classifier as {self.model!r} than the one this obfuscator "
                 "was made for; its answers may be wrong",
                 FingerprintWarning,
                 stacklevel=6,
@@ -298,37 +266,3 @@ def _groups(sources: Iterable[PictureSource], size: int) -> Iterator[list[Pictur
     rest = iter(sources)
     while group := list(islice(rest, size)):
         yield group
-
-
-def _pick_input(metadata: ModelMetadata, datatype: str, size: tuple[int, ...], fallback: str | None) -> str:
-    if not metadata.inputs and fallback is not None:
-        return fallback
-    if len(metadata.inputs) != 1:
-        raise EndpointAnswerInvalid(
-            f"model {metadata.name!r} states {len(metadata.inputs)} inputs; exactly one is needed "
-            "(if it states none, give its name as input_name)"
-        )
-    spec = metadata.inputs[0]
-    if spec.datatype != datatype:
-        raise EndpointAnswerInvalid(f"model {metadata.name!r} takes {spec.datatype}; this client sends {datatype}")
-    if not _accepts(spec, size):
-        raise EndpointAnswerInvalid(
-            f"model {metadata.name!r} takes the shape {list(spec.shape)}; the obfuscator makes {[-1, *size]}"
-        )
-    return spec.name
-
-
-def _pick_output(metadata: ModelMetadata, classes: int) -> str | None:
-    """The first output with one number per class; None, and so whatever comes, if the endpoint states no outputs."""
-    if not metadata.outputs:
-        return None
-    for spec in metadata.outputs:
-        if _accepts(spec, (classes,)):
-            return spec.name
-    raise EndpointAnswerInvalid(f"model {metadata.name!r} has no output with {classes} classes per picture")
-
-
-def _accepts(spec: TensorSpec, row: tuple[int, ...]) -> bool:
-    return len(spec.shape) == len(row) + 1 and all(
-        want in (-1, got) for got, want in zip(row, spec.shape[1:], strict=True)
-    )

@@ -9,8 +9,9 @@ import random
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import urllib3
 from urllib3.util import Timeout, Url, parse_url
@@ -45,6 +46,59 @@ class Reply:
     body: bytes
 
 
+@dataclass(frozen=True)
+class Options:
+    """How to talk to a server, whichever way.
+
+    Attributes:
+        token: the bearer token, if the server wants one. Never shown.
+        timeout_s: for connecting, and again for the answer of each attempt.
+        retries: further attempts after a lost connection or an answer that says "later".
+        ca_file: PEM file with the authorities to trust instead of the system's.
+        max_answer_bytes: the longest answer that is read.
+    """
+
+    token: str | None = field(default=None, repr=False)
+    timeout_s: float = 10.0
+    retries: int = 2
+    ca_file: str | None = None
+    max_answer_bytes: int = MAX_ANSWER_BYTES
+
+
+def checked_options(
+    url: Url,
+    *,
+    secure: bool,
+    token: str | None = None,
+    ca_file: str | os.PathLike[str] | None = None,
+    allow_insecure_token: bool = False,
+    **others: Any,
+) -> Options:
+    """Options that can be used with an address.
+
+    Args:
+        url: the address.
+        secure: whether the connection will be encrypted.
+        token: the bearer token, if the server wants one.
+        ca_file: PEM file with the authorities to trust instead of the system's.
+        allow_insecure_token: send the token over plain HTTP or gRPC to another machine, where others can read it.
+        others: the other fields of `Options`.
+
+    Raises:
+        EndpointError: the token or the file cannot be used, or the token would travel in the open.
+    """
+    if token is not None:
+        _check_token(token)
+        if not (secure or allow_insecure_token or _is_loopback(url.host or "")):
+            raise EndpointError(
+                f"the token would travel readably to {url.scheme}://{url.netloc}; use {url.scheme}s, or allow it with "
+                "allow_insecure_token"
+            )
+    if ca_file is not None and not Path(ca_file).is_file():
+        raise EndpointError(f"no file with certificate authorities at {os.fspath(ca_file)}")
+    return Options(token=token, ca_file=None if ca_file is None else os.fspath(ca_file), **others)
+
+
 class Transport:
     """Talks to one server.
 
@@ -53,47 +107,24 @@ class Transport:
 
     Args:
         server_url: `http://` or `https://`, host, and a path prefix if the server has one.
-        token: the bearer token, if the server wants one.
-        timeout_s: for connecting, and again for the answer of each attempt.
-        retries: further attempts after a lost connection or status 429, 502, 503 or 504.
-        ca_file: PEM file with the authorities to trust instead of the system's.
-        allow_insecure_token: send the token over plain HTTP to another machine, where others can read it.
-        max_answer_bytes: the longest answer that is read.
+        options: the fields of `Options`, and `allow_insecure_token`; see `checked_options`.
 
     Raises:
         EndpointError: the URL, the token or the file cannot be used, or the token would travel in the open.
     """
 
-    def __init__(
-        self,
-        server_url: str,
-        *,
-        token: str | None = None,
-        timeout_s: float = 10.0,
-        retries: int = 2,
-        ca_file: str | os.PathLike[str] | None = None,
-        allow_insecure_token: bool = False,
-        max_answer_bytes: int = MAX_ANSWER_BYTES,
-    ) -> None:
-        url = _checked_url(server_url)
+    def __init__(self, server_url: str, **options: Any) -> None:
+        url = checked_url(server_url, ("http", "https"))
+        self._options = checked_options(url, secure=url.scheme == "https", **options)
         self.server = f"{url.scheme}://{url.netloc}"
         self._base = self.server + (url.path or "").rstrip("/")
-        self._token = token
-        self._headers = {} if token is None else {"Authorization": f"Bearer {_checked_token(token)}"}
-        if token is not None and url.scheme == "http" and not (allow_insecure_token or _is_loopback(url.host or "")):
-            raise EndpointError(
-                f"the token would travel readably to {self.server}; use https, or allow it with allow_insecure_token"
-            )
-        if ca_file is not None and not Path(ca_file).is_file():
-            raise EndpointError(f"no file with certificate authorities at {os.fspath(ca_file)}")
-        self._timeout_s = timeout_s
-        self._retries = retries
-        self._max_answer_bytes = max_answer_bytes
+        token, timeout_s = self._options.token, self._options.timeout_s
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._pool = urllib3.PoolManager(
             retries=False,
             timeout=Timeout(connect=timeout_s, read=timeout_s),
             cert_reqs="CERT_REQUIRED",
-            ca_certs=None if ca_file is None else os.fspath(ca_file),
+            ca_certs=self._options.ca_file,
         )
 
     def close(self) -> None:
@@ -113,8 +144,8 @@ class Transport:
             EndpointFailed: status 5xx.
             EndpointAnswerInvalid: the answer breaks off, is too long, or has another status.
         """
-        for attempt in range(self._retries + 1):
-            last = attempt == self._retries
+        for attempt in range(self._options.retries + 1):
+            last = attempt == self._options.retries
             try:
                 reply = self._once(method, path, body, headers)
             except _ConnectionLost as error:
@@ -127,17 +158,17 @@ class Transport:
             if last or reply.status not in _RETRIED_STATUSES:
                 raise self._error(reply)
             self._wait(attempt, reply.headers.get("retry-after"))
-        raise EndpointError(f"retries must not be negative, got {self._retries}")
+        raise EndpointError(f"retries must not be negative, got {self._options.retries}")
 
     def _wait(self, attempt: int, retry_after: str | None) -> None:
         if retry_after is not None and re.fullmatch(r"[0-9]{1,9}", retry_after.strip()):
             # As long as the server asks, but not longer than one would wait for an answer.
-            time.sleep(min(float(retry_after), self._timeout_s))
+            time.sleep(min(float(retry_after), self._options.timeout_s))
         else:
-            time.sleep(min(BACKOFF_S * 2**attempt * random.uniform(1, 1.5), self._timeout_s))
+            pause(attempt, self._options.timeout_s)
 
     def _once(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Reply:
-        deadline = time.monotonic() + self._timeout_s
+        deadline = time.monotonic() + self._options.timeout_s
         try:
             response = self._pool.request(
                 method,
@@ -154,7 +185,7 @@ class Transport:
             ) from None
         except urllib3.exceptions.ReadTimeoutError:
             # Not tried again: the server has the request and is busy with it.
-            raise EndpointUnreachable(f"{self.server} did not answer within {self._timeout_s:g} s") from None
+            raise EndpointUnreachable(f"{self.server} did not answer within {self._options.timeout_s:g} s") from None
         except urllib3.exceptions.HTTPError as error:
             raise _ConnectionLost(f"no connection to {self.server} ({type(error).__name__})") from None
         try:
@@ -171,12 +202,18 @@ class Transport:
         try:
             while chunk := response.read1(_CHUNK_BYTES):
                 content += chunk
-                if len(content) > self._max_answer_bytes:
-                    raise EndpointAnswerInvalid(f"{self.server} answered with more than {self._max_answer_bytes} bytes")
+                if len(content) > self._options.max_answer_bytes:
+                    raise EndpointAnswerInvalid(
+                        f"{self.server} answered with more than {self._options.max_answer_bytes} bytes"
+                    )
                 if time.monotonic() > deadline:
-                    raise EndpointUnreachable(f"{self.server} did not answer completely within {self._timeout_s:g} s")
+                    raise EndpointUnreachable(
+                        f"{self.server} did not answer completely within {self._options.timeout_s:g} s"
+                    )
         except urllib3.exceptions.ReadTimeoutError:
-            raise EndpointUnreachable(f"{self.server} did not answer completely within {self._timeout_s:g} s") from None
+            raise EndpointUnreachable(
+                f"{self.server} did not answer completely within {self._options.timeout_s:g} s"
+            ) from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise EndpointAnswerInvalid(f"the answer of {self.server} breaks off ({type(error).__name__})") from None
         return bytes(content)
@@ -200,7 +237,8 @@ class Transport:
 
     def without_token(self, text: str) -> str:
         """What a server said, fit to be shown."""
-        return text.replace(self._token, "…") if self._token else text
+        token = self._options.token
+        return text.replace(token, "…") if token else text
 
 
 class _ConnectionLost(Exception):
@@ -215,26 +253,40 @@ def _reason(reply: Reply) -> str:
     with contextlib.suppress(WireError):
         text = fields.parse_object(reply.body, "the error").get("error")
         if isinstance(text, str):
-            return ": " + "".join(c if c.isprintable() else " " for c in text[:_MAX_REASON_CHARS])
+            return f": {printable(text)}"
     return ""
 
 
-def _checked_url(server_url: str) -> Url:
+def printable(text: str) -> str:
+    """A stranger's words, cut and made harmless for a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text[:_MAX_REASON_CHARS])
+
+
+def pause(attempt: int, most_s: float) -> None:
+    """Waits before the next attempt: longer each time, and not all devices equally long."""
+    time.sleep(min(BACKOFF_S * 2**attempt * random.uniform(1, 1.5), most_s))
+
+
+def checked_url(server_url: str, schemes: tuple[str, ...]) -> Url:
+    """An address with one of these schemes, a host, and nothing that has no place in it.
+
+    Raises:
+        EndpointError: it is something else.
+    """
     try:
         url = parse_url(server_url)
     except urllib3.exceptions.LocationParseError:
         url = Url()
-    if url.scheme not in ("http", "https") or not url.host:
-        raise EndpointError("the server's URL must look like https://host:port; no http:// or https:// was found in it")
+    if url.scheme not in schemes or not url.host:
+        raise EndpointError("the server's address must look like https://host:port, or grpcs://host:port for gRPC")
     if url.auth is not None or url.query is not None or url.fragment is not None:
         raise EndpointError("the server's URL must hold no user name, password, query or fragment; use a token")
     return url
 
 
-def _checked_token(token: str) -> str:
+def _check_token(token: str) -> None:
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise EndpointError("the token must be printable ASCII without spaces")
-    return token
 
 
 def _is_loopback(host: str) -> bool:

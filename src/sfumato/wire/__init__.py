@@ -7,6 +7,7 @@ arrives is distrusted; whatever is wrong with it is a `WireError`.
 from sfumato.wire.codec import (
     HEADER_LENGTH,
     Encoded,
+    decode_extensions,
     decode_metadata,
     decode_request,
     decode_response,
@@ -38,6 +39,7 @@ __all__ = [
     "Tensor",
     "TensorSpec",
     "datatype_of",
+    "decode_extensions",
     "decode_metadata",
     "decode_request",
     "decode_response",

@@ -174,6 +174,17 @@ def decode_metadata(body: bytes) -> ModelMetadata:
     )
 
 
+def decode_extensions(body: bytes) -> frozenset[str]:
+    """Reads which extensions of the protocol a server lists in its metadata.
+
+    Raises:
+        WireError: it is no JSON object, or its extensions are no list of names.
+    """
+    what = "the server's metadata"
+    raw = fields.parse_object(body, what)
+    return frozenset(fields.name(value, "an extension") for value in fields.array_of(raw, "extensions", what))
+
+
 def _encode(header: dict[str, Any], arrays: list[NDArray[Any] | None]) -> Encoded:
     text = _dump(header)
     binary = [array for array in arrays if array is not None]

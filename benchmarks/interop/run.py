@@ -1,0 +1,215 @@
+"""Our client against servers that nobody here wrote, and a client that nobody here wrote against ours.
+
+`python benchmarks/interop/run.py triton kserve` tries these two again, and keeps what was found of the others.
+
+`make interop` sets the environments up and runs this; it writes results/interop.json and docs/interop.md. Each server
+serves the shipped classifier; all the shipped pictures are sent to it through both shipped obfuscators, and the answers
+are compared with ONNX Runtime's own in this process. What is sent passes a relay, and is searched for the pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import conformance
+import foreign
+import numpy as np
+import numpy.typing as npt
+import page
+from PIL import Image
+from relay import relayed
+from servers import ENVIRONMENTS, HALF, NAME, SERVERS, Served
+
+from sfumato import shipped
+from sfumato.bundle import CLASSIFIER_ONNX, Bundle, Preprocessing, split_name, write_json
+from sfumato.device import Client, Obfuscator
+from sfumato.device.gating import softmax
+from sfumato.errors import SfumatoError
+from sfumato.onnxfile import OnnxFunction
+from sfumato.provenance import provenance
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
+from recording import traces
+
+TOLERANCE = 1e-5
+TOLERANCE_FP16 = 2e-2
+BATCH = 16
+LEAST_DISTINCT_BYTES = 6
+TRANSPORTS = {
+    "HTTP, binary": {"encoding": "binary"},
+    "HTTP, JSON": {"encoding": "json"},
+    "HTTP, as the client chooses": {},
+    "gRPC": {},
+}
+BUNDLES = {"sketch": shipped.obfuscator_bundle, "the paper's": shipped.papers_obfuscator_bundle}
+
+
+def main(*only: str, out: Path = Path("results/interop.json"), text: Path = Path("docs/interop.md")) -> None:
+    """Runs everything, or the servers that are named, with what was found of the others before; writes it down."""
+    before = {entry["server"]: entry for entry in json.loads(out.read_text())["servers"]} if only else {}
+    found = [before[key] if only and key not in only else _tried(key) for key in SERVERS]
+    result = {
+        "what": "the shipped classifier served by several servers, asked by our client over each transport",
+        "pictures": len(shipped.samples()),
+        "tolerance": TOLERANCE,
+        "tolerance_fp16": TOLERANCE_FP16,
+        "servers": found,
+    }
+    write_json(out, result)
+    text.write_text(page.written(result), encoding="utf-8")
+    print(f"-> {out}, {text}")
+
+
+def _tried(key: str) -> dict[str, Any]:
+    server = SERVERS[key]
+    print(f"{server.title} ...", flush=True)
+    entry: dict[str, Any] = {"server": key, "title": server.title, "versions": server.versions()}
+    with tempfile.TemporaryDirectory() as folder, server.start(Path(folder).resolve()) as served:
+        entry["extensions"] = server.extensions(served)
+        entry["cells"] = []
+        for cell in _cells(served, Path(folder)):
+            entry["cells"].append(cell)
+            print(f"  {cell['transport']}, {cell['what']}: {'good' if cell['good'] else cell['why']}", flush=True)
+        if key == "sfumato":
+            entry["foreign_client"] = foreign.asked(served.http)
+            entry["conformance"] = conformance.checked(served.http, ENVIRONMENTS.absolute(), Path(folder))
+    return {**entry, "measured": provenance()}
+
+
+def _cells(served: Served, folder: Path) -> Iterator[dict[str, Any]]:
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    for sample in shipped.samples():
+        Image.fromarray(sample.pixels).save(pictures / f"{sample.name}.png")
+    for transport, options in TRANSPORTS.items():
+        url = served.grpc if transport == "gRPC" else served.http
+        if url is None:
+            yield _cell(transport, "client, sketch", False, "the server has no gRPC")
+            continue
+        for name in BUNDLES:
+            yield _asked(transport, url, name, options)
+        if transport == "HTTP, as the client chooses":
+            continue
+        if HALF in served.models:
+            yield _asked(transport, url, "sketch", {**options, "model": HALF}, what="client, FP16")
+        if split_name(NAME) in served.models:
+            yield _asked(transport, url, "sketch", {**options, "split": True}, what="client, split form")
+        stated = [f"--{name}={value}" for name, value in options.items()]
+        yield _classified(transport, url, pictures, stated)
+        yield _doctored(transport, url, stated)
+
+
+def _cell(transport: str, what: str, good: bool, why: str = "", **facts: Any) -> dict[str, Any]:
+    return {"transport": transport, "what": what, "good": good, "why": why, **facts}
+
+
+def _asked(
+    transport: str, url: str, bundle: str, options: dict[str, Any], *, what: str | None = None
+) -> dict[str, Any]:
+    """The client: do the answers agree, and does no picture travel?"""
+    what = what or f"client, {bundle}"
+    samples = shipped.samples()
+    inputs, wanted = _wanted(bundle)
+    try:
+        with relayed(url) as (near, recorded):
+            with Client(near, BUNDLES[bundle](), gate=False, retries=0, timeout_s=30, **options) as client:
+                answers = client.classify_batch([sample.pixels for sample in samples], batch_size=BATCH)
+            sent = bytes(recorded)
+    except SfumatoError as error:
+        return _cell(transport, what, False, str(error).replace(near, _unnumbered(near)))
+    farthest = float(np.abs(np.array([answer.probabilities for answer in answers]) - wanted).max())
+    allowed = TOLERANCE_FP16 if client.datatype == "FP16" else TOLERANCE
+    leaks = _plain_pictures_in(sent, client.bundle.preprocessing)
+    why = f"a picture travelled as {', '.join(leaks)}" if leaks else ""
+    if farthest > allowed:
+        why = f"answers differ by {farthest:.1e}; {allowed:.0e} is allowed"
+    return _cell(
+        transport, what, not why, why,
+        datatype=client.datatype,
+        encoding="gRPC" if transport == "gRPC" else "binary" if b"binary_data_size" in sent else "json",
+        farthest=farthest,
+        tolerance=allowed,
+        payload_bytes=answers[0].payload_bytes,
+        plain_pictures_on_the_wire=leaks,
+        # The relay sees what is sent: otherwise it could not see a picture either.
+        obfuscated_seen=_seen(inputs[0], sent) if client.datatype == "FP32" else None,
+    )  # fmt: skip
+
+
+def _seen(tensor: npt.NDArray[np.float32], sent: bytes) -> bool:
+    first = tensor.ravel()[:16]
+    return first.tobytes() in sent or json.dumps(first.tolist(), separators=(",", ":"))[1:-1].encode() in sent
+
+
+def _plain_pictures_in(sent: bytes, look: Preprocessing) -> list[str]:
+    """The forms in which a piece of one of the pictures is among the bytes; pieces of pure white tell nothing."""
+    forms = _pieces(look)
+    size = len(next(iter(forms)))
+    found = {forms.get(sent[start : start + size], "") for start in range(len(sent) - size + 1)}
+    return sorted(found - {""})
+
+
+@cache
+def _pieces(look: Preprocessing) -> dict[bytes, str]:
+    return {
+        piece: form
+        for sample in shipped.samples()
+        for form, pieces in traces(sample.pixels, look).items()
+        for piece in pieces
+        if len(set(piece)) >= LEAST_DISTINCT_BYTES
+    }
+
+
+def _classified(transport: str, url: str, pictures: Path, stated: list[str]) -> dict[str, Any]:
+    told = _sfumato(url, "classify", str(pictures), "--always-send", *stated)
+    if len(told.get("answers", ())) != len(shipped.samples()):
+        return _cell(transport, "sfumato classify", False, told["error"])
+    _, wanted = _wanted("sketch")
+    labels = Bundle.load(shipped.obfuscator_bundle()).labels
+    right = [labels[index] for index in wanted.argmax(axis=1)]
+    same = sum(answer["label"] == label for answer, label in zip(told["answers"], right, strict=True))
+    why = "" if same == len(right) else f"{same} of {len(right)} labels are ONNX Runtime's"
+    return _cell(transport, "sfumato classify", not why, why, same_labels=same)
+
+
+def _doctored(transport: str, url: str, stated: list[str]) -> dict[str, Any]:
+    told = _sfumato(url, "doctor", "--classifier", str(shipped.classifier_bundle()), *stated)
+    if "findings" not in told:
+        return _cell(transport, "sfumato doctor", False, told["error"])
+    bad = [
+        finding["said"].replace(url, _unnumbered(url)) for finding in told["findings"] if finding["verdict"] == "bad"
+    ]
+    notes = [finding["check"] for finding in told["findings"] if finding["verdict"] == "note"]
+    return _cell(transport, "sfumato doctor", told["well"], "; ".join(bad), notes=notes)
+
+
+def _unnumbered(url: str) -> str:
+    """An address without the port, which is another one in every run."""
+    return f"{url.partition('//')[0]}//server"
+
+
+def _sfumato(url: str, *arguments: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "sfumato", *arguments, "--server", url, "--timeout", "30", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    lines = done.stdout.splitlines()
+    told = dict(json.loads(lines[-1])) if lines else {}
+    return {**told, "error": done.stderr.strip().removeprefix("error: ").replace(url, _unnumbered(url))}
+
+
+@cache
+def _wanted(bundle: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    """What travels, and ONNX Runtime's own probabilities for it."""
+    hidden = Obfuscator(BUNDLES[bundle]()).obfuscate_batch([sample.pixels for sample in shipped.samples()])
+    inputs = np.stack([picture.tensor for picture in hidden])
+    return inputs, softmax(OnnxFunction(shipped.classifier_bundle() / CLASSIFIER_ONNX)(inputs))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

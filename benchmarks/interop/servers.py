@@ -1,0 +1,198 @@
+"""The servers that nobody here wrote, each in its own environment, on this machine only; and ours, to compare with."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfumato import shipped
+from sfumato.bundle import CLASSIFIER_ONNX, DECODER_ONNX, split_name
+
+HERE = Path(__file__).parent
+ENVIRONMENTS = Path(".interop")
+NAME = shipped.CLASSIFIER
+HALF = f"{NAME}-fp16"
+START_S = 180
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server.
+
+    Attributes:
+        http: its address.
+        grpc: its address for gRPC, if it has one.
+        models: what it serves.
+    """
+
+    http: str
+    grpc: str | None
+    models: tuple[str, ...] = (NAME,)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server to try.
+
+    Attributes:
+        title: how people call it.
+        packages: that make it, in its environment.
+        environment: the environment's name; None for our own.
+        start: starts it, with a folder for its files.
+    """
+
+    title: str
+    packages: tuple[str, ...]
+    environment: str | None
+    start: Callable[[Path], AbstractContextManager[Served]]
+
+    def extensions(self, served: Served) -> list[str]:
+        """The extensions of the protocol that it lists."""
+        with urllib.request.urlopen(f"{served.http}/v2", timeout=10) as answer:
+            return list(json.load(answer)["extensions"])
+
+    def versions(self) -> dict[str, str]:
+        """The versions of its packages."""
+        code = "import sys, json, importlib.metadata as m; print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
+        done = subprocess.run([_python(self.environment), "-c", code, *self.packages], capture_output=True, check=True)
+        return dict(json.loads(done.stdout))
+
+
+@contextlib.contextmanager
+def triton(folder: Path) -> Iterator[Served]:
+    """Triton's own program, as the wheel of PyTriton carries it: with the Python backend alone."""
+    site = next((ENVIRONMENTS / "triton").resolve().glob("lib/python*/site-packages"))
+    program, stubs = (
+        site / "pytriton/tritonserver/bin/tritonserver",
+        site / "pytriton/tritonserver/python_backend_stubs",
+    )
+    backends = folder / "backends"
+    shutil.copytree(site / "pytriton/tritonserver/backends", backends)
+    version = site.parent.name.removeprefix("python")
+    shutil.copy(stubs / version / "triton_python_backend_stub", backends / "python")
+    repository = folder / "models"
+    _triton_model(repository / NAME)
+    _triton_model(repository / HALF, ("TYPE_FP32, dims: [ 3, 32, 32 ]", "TYPE_FP16, dims: [ 3, 32, 32 ]"))
+    drawn = repository / split_name(NAME)
+    _triton_model(drawn, ("TYPE_FP32, dims: [ 3, 32, 32 ]", "TYPE_UINT8, dims: [ 1 ]"))
+    shutil.copy(shipped.obfuscator_bundle() / DECODER_ONNX, drawn / "1")
+    http, grpc = _free_ports(2)
+    command = [str(program), "--model-repository", str(repository), "--backend-directory", str(backends)]
+    command += ["--http-address", "127.0.0.1", "--http-port", str(http)]
+    command += ["--grpc-address", "127.0.0.1", "--grpc-port", str(grpc), "--allow-metrics", "false"]
+    libraries = subprocess.run(
+        [_python("triton"), "-c", "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"],
+        capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    environment = {
+        # The backend's Python takes its packages from the environment whose python3 comes first; PYTHONPATH it ignores.
+        "PATH": f"{Path(_python('triton')).parent}:{os.environ['PATH']}",
+        "LD_LIBRARY_PATH": f"{site / 'nvidia_pytriton.libs'}:{libraries}",
+    }
+    with _running(command, folder, http, environment):
+        yield Served(f"http://127.0.0.1:{http}", f"grpc://127.0.0.1:{grpc}", (NAME, HALF, split_name(NAME)))
+
+
+def _triton_model(folder: Path, *changes: tuple[str, str]) -> None:
+    shutil.copytree(HERE / "triton", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(shipped.classifier_bundle() / CLASSIFIER_ONNX, folder / "1")
+    text = (folder / "config.pbtxt").read_text(encoding="utf-8")
+    for old, new in changes:
+        text = text.replace(old, new)
+    (folder / "config.pbtxt").write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def kserve(folder: Path) -> Iterator[Served]:
+    """A model server of KServe's SDK."""
+    http, grpc = _free_ports(2)
+    model = str(shipped.classifier_bundle() / CLASSIFIER_ONNX)
+    command = [_python("kserve"), str(HERE / "kserve_server.py"), model, "--model_name", NAME]
+    with _running([*command, "--http_port", str(http), "--grpc_port", str(grpc)], folder, http):
+        yield Served(f"http://127.0.0.1:{http}", f"grpc://127.0.0.1:{grpc}")
+
+
+@contextlib.contextmanager
+def mlserver(folder: Path) -> Iterator[Served]:
+    """MLServer with a runtime of a few lines."""
+    http, grpc, metrics = _free_ports(3)
+    served = folder / "served"
+    shutil.copytree(HERE / "mlserver", served)
+    shutil.copy(shipped.classifier_bundle() / CLASSIFIER_ONNX, served)
+    settings = {"host": "127.0.0.1", "http_port": http, "grpc_port": grpc, "metrics_port": metrics}
+    (served / "settings.json").write_text(json.dumps({**settings, "parallel_workers": 0}), encoding="utf-8")
+    program = str(Path(_python("mlserver")).with_name("mlserver"))
+    with _running([program, "start", str(served)], folder, http, {"PYTHONPATH": str(served)}):
+        yield Served(f"http://127.0.0.1:{http}", f"grpc://127.0.0.1:{grpc}")
+
+
+@contextlib.contextmanager
+def ours(folder: Path) -> Iterator[Served]:
+    """`sfumato serve`."""
+    (http,) = _free_ports(1)
+    command = [sys.executable, "-m", "sfumato", "serve", str(shipped.classifier_bundle()), "--port", str(http)]
+    with _running([*command, "--decoder", str(shipped.obfuscator_bundle())], folder, http, dict(os.environ)):
+        yield Served(f"http://127.0.0.1:{http}", None, (NAME, split_name(NAME)))
+
+
+SERVERS = {
+    "triton": Server("Triton", ("nvidia-pytriton", "onnxruntime", "numpy"), "triton", triton),
+    "kserve": Server("KServe's SDK", ("kserve", "onnxruntime", "grpcio", "protobuf"), "kserve", kserve),
+    "mlserver": Server("MLServer", ("mlserver", "onnxruntime", "grpcio", "protobuf"), "mlserver", mlserver),
+    "sfumato": Server("sfumato serve", ("sfumato", "onnxruntime", "starlette", "uvicorn"), None, ours),
+}
+
+
+def _python(environment: str | None) -> str:
+    if environment is None:
+        return sys.executable
+    return str((ENVIRONMENTS / environment / "bin" / "python").absolute())
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as held:
+        return [held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(count)]
+
+
+@contextlib.contextmanager
+def _running(
+    command: Sequence[str], folder: Path, port: int, environment: dict[str, str] | None = None
+) -> Iterator[None]:
+    """Runs a server until the end of the block, from when its model is ready."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    log = folder / "log.txt"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, env={**kept, **(environment or {})})
+    try:
+        deadline = time.monotonic() + START_S
+        while not _is_ready(f"http://127.0.0.1:{port}/v2/models/{NAME}/ready"):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{command[0]} did not start:\n{log.read_text(errors='replace')[-8000:]}")
+            time.sleep(0.3)
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False

@@ -1,0 +1,234 @@
+"""The protocol over gRPC, for the extra `[grpc]`: as bounded and as closed as `Transport`, with the same errors.
+
+gRPC's own habits that a device cannot use are switched off: proxies from the environment, retries, and settings that a
+name server may hand out.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sfumato.device.endpoint import Asked
+from sfumato.device.transport import (
+    BACKOFF_S,
+    Options,
+    checked_options,
+    checked_url,
+    pause,
+    printable,
+)
+from sfumato.errors import (
+    EndpointAnswerInvalid,
+    EndpointError,
+    EndpointFailed,
+    EndpointRefused,
+    EndpointUnreachable,
+    WireError,
+)
+from sfumato.wire import DTYPES, InferResponse, ModelMetadata, Tensor, TensorSpec, fields
+
+try:
+    import grpc
+    from tritonclient.grpc import service_pb2, service_pb2_grpc
+except (ImportError, RuntimeError) as error:  # protobuf and grpcio raise RuntimeErrors about versions that do not fit
+    raise EndpointError(
+        f"grpc:// addresses need what pip install 'sfumato[grpc]' brings ({type(error).__name__}); install it, or give "
+        "an http:// or https:// address"
+    ) from error
+
+_BACKOFF_MS = round(BACKOFF_S * 1000)
+_CHANNEL = (
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.enable_retries", 0),
+    ("grpc.service_config_disable_resolution", 1),
+    ("grpc.use_local_subchannel_pool", 1),  # a closed channel's connection is closed, too
+    ("grpc.initial_reconnect_backoff_ms", _BACKOFF_MS),
+    ("grpc.min_reconnect_backoff_ms", _BACKOFF_MS),
+    ("grpc.max_send_message_length", -1),
+)
+_RETRIED = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED})
+_REFUSED = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.ALREADY_EXISTS,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.OUT_OF_RANGE,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
+)
+_TYPED_CONTENTS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+}
+
+
+class GrpcEndpoint:
+    """An endpoint over gRPC. Tensors travel as bytes.
+
+    Args:
+        server_url: `grpc://host:port`, or `grpcs://host:port` for TLS.
+        options: as for `Transport`.
+
+    Raises:
+        EndpointError: the address, the token or the file cannot be used, or the token would travel in the open.
+    """
+
+    def __init__(self, server_url: str, **options: Any) -> None:
+        url = checked_url(server_url, ("grpc", "grpcs"))
+        if url.port is None or (url.path or "/") != "/":
+            raise EndpointError("a gRPC address must look like grpcs://host:port, with a port and without a path")
+        self._options: Options = checked_options(url, secure=url.scheme == "grpcs", **options)
+        self.server = f"{url.scheme}://{url.netloc}"
+        settings = [*_CHANNEL, ("grpc.max_receive_message_length", self._options.max_answer_bytes)]
+        target = f"dns:///{url.host}:{url.port}"
+        if url.scheme == "grpcs":
+            self._channel = grpc.secure_channel(target, _credentials(self._options.ca_file), options=settings)
+        else:
+            self._channel = grpc.insecure_channel(target, options=settings)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        token = self._options.token
+        self._call_metadata = () if token is None else (("authorization", f"Bearer {token}"),)
+
+    def check_ready(self) -> None:
+        """See `Endpoint`."""
+        if not self._ask(self._stub.ServerReady, service_pb2.ServerReadyRequest()).ready:
+            raise EndpointFailed(f"{self.server} says that it is not ready")
+
+    def metadata(self, model: str) -> ModelMetadata:
+        """See `Endpoint`."""
+        told = self._ask(self._stub.ModelMetadata, service_pb2.ModelMetadataRequest(name=model))
+        try:
+            return ModelMetadata(
+                name=fields.name(told.name, "the model's name"),
+                versions=tuple(fields.name(version, "a version") for version in told.versions),
+                platform=fields.name(told.platform, "the platform", empty=True),
+                inputs=tuple(_spec(spec, "input") for spec in told.inputs),
+                outputs=tuple(_spec(spec, "output") for spec in told.outputs),
+            )
+        except WireError as error:
+            raise EndpointAnswerInvalid(f"the metadata of {self.server} is malformed: {error}") from None
+
+    def infer(self, model: str, given: Tensor, output_name: str | None) -> Asked:
+        """See `Endpoint`."""
+        request = service_pb2.ModelInferRequest(model_name=model)
+        request.inputs.add(name=given.name, datatype=given.datatype, shape=given.shape)
+        request.raw_input_contents.append(np.asarray(given.array, DTYPES[given.datatype], order="C").tobytes())
+        if output_name is not None:
+            request.outputs.add(name=output_name)
+        start = time.perf_counter()
+        answer = self._ask(self._stub.ModelInfer, request)
+        round_trip_ms = (time.perf_counter() - start) * 1000
+        try:
+            response = InferResponse(
+                model_name=fields.name(answer.model_name, "the response's 'model_name'"),
+                outputs=tuple(_outputs(answer)),
+            )
+        except WireError as error:
+            raise EndpointAnswerInvalid(f"the answer of {self.server} is malformed: {error}") from None
+        return Asked(response, request.ByteSize(), round_trip_ms)
+
+    def close(self) -> None:
+        """See `Endpoint`."""
+        self._channel.close()
+
+    def _ask(self, method: Callable[..., Any], request: Any) -> Any:
+        """One call, again if that can help.
+
+        Raises:
+            EndpointError: one of its kinds.
+        """
+        options = self._options
+        for attempt in range(options.retries + 1):
+            try:
+                return method(request, timeout=options.timeout_s, metadata=self._call_metadata)
+            except grpc.RpcError as error:
+                if attempt == options.retries or error.code() not in _RETRIED or _is_too_long(error):
+                    raise self._error(error) from None
+            pause(attempt, options.timeout_s)
+        raise EndpointError(f"retries must not be negative, got {options.retries}")
+
+    def _error(self, error: Any) -> EndpointError:
+        code = error.code()
+        what = f"{self.server} answered with {code.name}"
+        if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+            return EndpointRefused(
+                f"{what}: " + ("the token was not accepted" if self._call_metadata else "it wants a token; give one")
+            )
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return EndpointUnreachable(f"{self.server} did not answer within {self._options.timeout_s:g} s")
+        reason = self._reason(error)
+        if _is_too_long(error):
+            return EndpointAnswerInvalid(
+                f"{self.server} answered with more than {self._options.max_answer_bytes} bytes"
+            )
+        if "deserializing response" in reason:
+            return EndpointAnswerInvalid(f"the answer of {self.server} is no message of the protocol")
+        if code is grpc.StatusCode.UNAVAILABLE:
+            return EndpointUnreachable(f"no connection to {self.server}, or it is not available{reason}")
+        if code in _REFUSED:
+            return EndpointRefused(what + reason)
+        return EndpointFailed(what + reason)
+
+    def _reason(self, error: Any) -> str:
+        """The server's own reason, without the token, which a proxy may have quoted back."""
+        details, token = error.details() or "", self._options.token
+        text = printable(details.replace(token, "…") if token else details)
+        return f": {text}" if text else ""
+
+
+def _is_too_long(error: Any) -> bool:
+    """Whether this side stopped reading an answer; the other side's refusal of a long request reads "SERVER: ..."."""
+    return "CLIENT: Received message larger than max" in str(error.details())
+
+
+def _credentials(ca_file: str | None) -> Any:
+    """Authorities to trust: the file's, the system's, or, where OpenSSL knows of no system's file, gRPC's own."""
+    file = ca_file or ssl.get_default_verify_paths().cafile
+    return grpc.ssl_channel_credentials(None if file is None else Path(file).read_bytes())
+
+
+def _spec(spec: Any, kind: str, *, wildcard: bool = True) -> TensorSpec:
+    name = fields.name(spec.name, f"the name of an {kind}")
+    datatype = fields.name(spec.datatype, f"the datatype of {kind} {name!r}")
+    return TensorSpec(name, datatype, fields.shape(list(spec.shape), f"{kind} {name!r}", wildcard=wildcard))
+
+
+def _outputs(answer: Any) -> Iterator[Tensor]:
+    """The tensors of an answer, from its bytes or its typed numbers.
+
+    Raises:
+        WireError: anything about them is not as the protocol says.
+    """
+    raw = list(answer.raw_output_contents)
+    if not answer.outputs or (raw and len(raw) != len(answer.outputs)):
+        raise WireError(f"{len(answer.outputs)} outputs with {len(raw)} raw contents")
+    for index, output in enumerate(answer.outputs):
+        spec = _spec(output, "output", wildcard=False)
+        dtype = DTYPES.get(spec.datatype)
+        if dtype is None:
+            raise WireError(f"the datatype of output {spec.name!r} must be one of {', '.join(DTYPES)}")
+        try:
+            if raw:
+                values = np.frombuffer(raw[index], dtype)
+            else:
+                values = np.array(getattr(output.contents, _TYPED_CONTENTS.get(spec.datatype, "bytes_contents")), dtype)
+            yield Tensor(spec.name, values.reshape(spec.shape))
+        except (ValueError, OverflowError):
+            raise WireError(f"output {spec.name!r} does not have the values of its shape {list(spec.shape)}") from None

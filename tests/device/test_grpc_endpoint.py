@@ -1,0 +1,358 @@
+"""gRPC as a device needs it: the same answers, the same errors, and as silent about the picture as HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recording import expected_probabilities, leaked, recording
+from sfumato.bundle import Bundle
+from sfumato.device import Client
+from sfumato.errors import (
+    EndpointAnswerInvalid,
+    EndpointError,
+    EndpointFailed,
+    EndpointRefused,
+    EndpointUnreachable,
+)
+from tiny import LABELS, SIZE, logits, obfuscate, picture
+
+grpc = pytest.importorskip("grpc")
+service_pb2 = pytest.importorskip("tritonclient.grpc.service_pb2")
+service_pb2_grpc = pytest.importorskip("tritonclient.grpc.service_pb2_grpc")
+
+PICTURE = picture(11)
+TOKEN = "s3cret-token"
+Behaviour = Callable[[Any, Any], Any]
+
+
+class FakeServer:
+    """A server behind a relay that writes down every byte it is sent."""
+
+    def __init__(self, behaviours: dict[str, Behaviour], tls: Any) -> None:
+        self.behaviours = behaviours
+        self.calls: list[str] = []
+        self.metadata: dict[str, str] = {}
+        self.recorded = bytearray()
+        self._server = grpc.server(ThreadPoolExecutor(4))
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._servicer(), self._server)
+        add = self._server.add_insecure_port if tls is None else lambda at: self._server.add_secure_port(at, tls)
+        self._behind = add("127.0.0.1:0")
+        self._server.start()
+        self._front = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=self._relay, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"grpc://127.0.0.1:{self._front.getsockname()[1]}"
+
+    def close(self) -> None:
+        self._front.close()
+        self._server.stop(None)
+
+    def _servicer(self) -> Any:
+        def answering(name: str) -> Behaviour:
+            def answer(request: Any, context: Any) -> Any:
+                self.calls.append(name)
+                self.metadata = dict(context.invocation_metadata())
+                return self.behaviours.get(name, GOOD[name])(request, context)
+
+            return answer
+
+        return type("Servicer", (), {name: staticmethod(answering(name)) for name in _METHODS})()
+
+    def _relay(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._front.accept()
+                far = socket.create_connection(("127.0.0.1", self._behind))
+                threading.Thread(target=_pump, args=(near, far, self.recorded), daemon=True).start()
+                threading.Thread(target=_pump, args=(far, near, bytearray()), daemon=True).start()
+
+
+_METHODS = [name for name in vars(service_pb2_grpc.GRPCInferenceServiceServicer) if name[0] != "_"]
+
+
+def _pump(source: socket.socket, target: socket.socket, record: bytearray) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(2**16):
+            record += data
+            target.sendall(data)
+    for end in (source, target):
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+
+
+def metadata(datatype: str = "FP32", shape: tuple[int, ...] = (-1, 3, SIZE, SIZE)) -> Behaviour:
+    def answer(request: Any, context: Any) -> Any:
+        told = service_pb2.ModelMetadataResponse(name=request.name, versions=["1"], platform="test")
+        told.inputs.add(name="input", datatype=datatype, shape=shape)
+        told.outputs.add(name="logits", datatype="FP32", shape=[-1, len(LABELS)])
+        return told
+
+    return answer
+
+
+def answer_with(compute: Callable[[Any], Any], *, typed: bool = False) -> Behaviour:
+    def answer(request: Any, context: Any) -> Any:
+        kinds = {"FP32": "<f4", "FP16": "<f2"}
+        x = np.frombuffer(request.raw_input_contents[0], kinds[request.inputs[0].datatype])
+        values = compute(x.reshape(list(request.inputs[0].shape)).astype(np.float32))
+        kind = "FP32" if values.dtype.kind == "f" else "INT64"
+        answer = service_pb2.ModelInferResponse(model_name=request.model_name)
+        output = answer.outputs.add(name="logits", datatype=kind, shape=values.shape)
+        if typed:
+            output.contents.fp32_contents.extend(values.ravel().tolist())
+        else:
+            answer.raw_output_contents.append(values.tobytes())
+        return answer
+
+    return answer
+
+
+GOOD: dict[str, Behaviour] = {
+    "ServerReady": lambda request, context: service_pb2.ServerReadyResponse(ready=True),
+    "ModelMetadata": metadata(),
+    "ModelInfer": answer_with(logits),
+}
+
+
+@contextlib.contextmanager
+def serving(tls: Any = None, **behaviours: Behaviour) -> Iterator[FakeServer]:
+    server = FakeServer(behaviours, tls)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def client(server: FakeServer, bundle: Bundle, **options: Any) -> Client:
+    return Client(server.url, bundle, **{"retries": 0, "timeout_s": 2.0, **options})
+
+
+# --- when all is well -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_it_reads_the_label(typed: bool, obfuscator_bundle: Bundle) -> None:
+    with (
+        serving(ModelInfer=answer_with(logits, typed=typed)) as server,
+        client(server, obfuscator_bundle) as it,
+    ):
+        assert it.check().platform == "test"
+        answer = it.classify(PICTURE)
+    np.testing.assert_allclose(answer.probabilities, expected_probabilities(PICTURE), atol=1e-4)
+    assert answer.label == LABELS[expected_probabilities(PICTURE).argmax()]
+    assert 4 * 3 * SIZE * SIZE < answer.payload_bytes < 4 * 3 * SIZE * SIZE + 100
+    assert leaked(bytes(server.recorded), PICTURE) == set()
+    sent = obfuscate((PICTURE.transpose(2, 0, 1)[None] / 255).astype(np.float32))
+    assert sent.tobytes()[:64] in server.recorded, "the relay sees what is sent"
+
+
+def test_batches_keep_their_order_and_half_precision_takes_half_the_bytes(obfuscator_bundle: Bundle) -> None:
+    pictures = [picture(seed) for seed in range(5)]
+    with serving(ModelMetadata=metadata("FP16")) as server, client(server, obfuscator_bundle) as it:
+        answers = it.classify_batch(pictures, batch_size=3)
+        assert it.datatype == "FP16"
+    for answer, pixels in zip(answers, pictures, strict=True):
+        np.testing.assert_allclose(answer.probabilities, expected_probabilities(pixels), atol=1e-2)
+        assert answer.payload_bytes < 2 * 3 * SIZE * SIZE + 100
+    assert server.calls == ["ModelMetadata", "ModelInfer", "ModelInfer"]
+
+
+def test_the_token_is_sent_and_never_shown(obfuscator_bundle: Bundle) -> None:
+    def refuse(request: Any, context: Any) -> Any:
+        context.abort(grpc.StatusCode.INTERNAL, f"bad header Bearer {TOKEN}\x1b[31m")
+
+    with serving(ModelInfer=refuse) as server, client(server, obfuscator_bundle, token=TOKEN) as it:
+        with pytest.raises(EndpointFailed, match="bad header Bearer …") as caught:
+            it.classify(PICTURE)
+        assert server.metadata["authorization"] == f"Bearer {TOKEN}"
+        assert TOKEN not in str(caught.value) + repr(it) and "\x1b" not in str(caught.value)
+
+
+def test_proxies_from_the_environment_are_not_used(obfuscator_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    with recording() as proxy, serving() as server:
+        for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+        with client(server, obfuscator_bundle) as it:
+            it.classify(PICTURE)
+        assert not proxy.recorded
+
+
+# --- when the endpoint misbehaves -----------------------------------------------------------------
+
+
+def status(code: str) -> Behaviour:
+    return lambda request, context: context.abort(getattr(grpc.StatusCode, code), "no\x1b[31m")
+
+
+def slow(request: Any, context: Any) -> Any:
+    time.sleep(0.6)
+
+
+def garbage(request: Any, context: Any) -> Any:
+    answer = service_pb2.ModelInferResponse(model_name="m")
+    answer.outputs.add(name="logits", datatype="FP32", shape=[1, len(LABELS)])
+    answer.raw_output_contents.append(b"abc")
+    return answer
+
+
+def wildcard(request: Any, context: Any) -> Any:
+    answer = GOOD["ModelInfer"](request, context)
+    answer.outputs[0].shape[:] = [-1, len(LABELS)]
+    return answer
+
+
+def huge(request: Any, context: Any) -> Any:
+    return service_pb2.ModelInferResponse(model_name="m", raw_output_contents=[bytes(17 * 2**20)])
+
+
+MISBEHAVIOURS: dict[str, tuple[Behaviour, type[EndpointError]]] = {
+    "slow": (slow, EndpointUnreachable),
+    "UNAVAILABLE": (status("UNAVAILABLE"), EndpointUnreachable),
+    "UNAUTHENTICATED": (status("UNAUTHENTICATED"), EndpointRefused),
+    "PERMISSION_DENIED": (status("PERMISSION_DENIED"), EndpointRefused),
+    "NOT_FOUND": (status("NOT_FOUND"), EndpointRefused),
+    "INVALID_ARGUMENT": (status("INVALID_ARGUMENT"), EndpointRefused),
+    "RESOURCE_EXHAUSTED": (status("RESOURCE_EXHAUSTED"), EndpointRefused),
+    "UNIMPLEMENTED": (status("UNIMPLEMENTED"), EndpointRefused),
+    "INTERNAL": (status("INTERNAL"), EndpointFailed),
+    "UNKNOWN": (status("UNKNOWN"), EndpointFailed),
+    "huge": (huge, EndpointAnswerInvalid),
+    "nothing": (lambda request, context: service_pb2.ModelInferResponse(model_name="m"), EndpointAnswerInvalid),
+    "no name": (lambda request, context: service_pb2.ModelInferResponse(), EndpointAnswerInvalid),
+    "garbage": (garbage, EndpointAnswerInvalid),
+    "wildcard": (wildcard, EndpointAnswerInvalid),
+    "wrong classes": (answer_with(lambda x: logits(x)[:, :3]), EndpointAnswerInvalid),
+    "nan": (answer_with(lambda x: logits(x) * np.float32(np.nan)), EndpointAnswerInvalid),
+    "integers": (answer_with(lambda x: np.zeros((1, 4), np.int64)), EndpointAnswerInvalid),
+}
+CASES = [("ModelInfer", name) for name in MISBEHAVIOURS] + [
+    ("ModelMetadata", name) for name in MISBEHAVIOURS if name.isupper() or name == "slow"
+]
+
+
+@pytest.mark.parametrize(("where", "name"), CASES)
+def test_it_fails_closed(where: str, name: str, obfuscator_bundle: Bundle) -> None:
+    behaviour, error = MISBEHAVIOURS[name]
+    timeout = 0.3 if name == "slow" else 5.0
+    with serving(**{where: behaviour}) as server, client(server, obfuscator_bundle, timeout_s=timeout) as it:
+        with pytest.raises(error) as caught:
+            it.classify(PICTURE)
+        assert type(caught.value) is error
+        assert "\x1b" not in str(caught.value)
+    assert leaked(bytes(server.recorded), PICTURE) == set()
+
+
+def test_a_model_that_does_not_fit_is_not_sent_anything(obfuscator_bundle: Bundle) -> None:
+    for told in (metadata("UINT8"), metadata(shape=(-1, 3, 224, 224)), metadata(shape=(-9, 3, SIZE, SIZE))):
+        with (
+            serving(ModelMetadata=told) as server,
+            client(server, obfuscator_bundle) as it,
+            pytest.raises(EndpointAnswerInvalid),
+        ):
+            it.classify(PICTURE)
+        assert server.calls == ["ModelMetadata"]
+
+
+def test_check_tells_of_a_server_that_is_not_ready(obfuscator_bundle: Bundle) -> None:
+    not_ready = {"ServerReady": lambda request, context: service_pb2.ServerReadyResponse(ready=False)}
+    with serving(**not_ready) as server, client(server, obfuscator_bundle) as it:
+        assert it.check().ready is False
+
+
+def test_nobody_there_and_a_server_of_another_kind(obfuscator_bundle: Bundle) -> None:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        url = f"grpc://127.0.0.1:{reserved.getsockname()[1]}"
+        with Client(url, obfuscator_bundle, retries=1) as it, pytest.raises(EndpointUnreachable):
+            it.classify(PICTURE)
+    with recording() as server:
+        url = server.url.replace("http://", "grpc://")
+        with Client(url, obfuscator_bundle, retries=0, timeout_s=1.0) as it, pytest.raises(EndpointUnreachable):
+            it.classify(PICTURE)
+
+
+# --- trying again ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("code", "calls"), [("UNAVAILABLE", 3), ("RESOURCE_EXHAUSTED", 3), ("INTERNAL", 1)])
+def test_it_tries_again_where_that_helps(code: str, calls: int, obfuscator_bundle: Bundle) -> None:
+    left = iter([status(code), status(code)])
+
+    def failing(request: Any, context: Any) -> Any:
+        return next(left, GOOD["ModelInfer"])(request, context)
+
+    with (
+        serving(ModelInfer=failing) as server,
+        client(server, obfuscator_bundle, retries=2) as it,
+        contextlib.nullcontext() if calls == 3 else pytest.raises(EndpointFailed),
+    ):
+        assert it.classify(PICTURE).label in LABELS
+    assert server.calls.count("ModelInfer") == calls
+
+
+# --- addresses, tokens, TLS -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url", ["grpc://", "grpc://host", "grpc://host:1/path", "grpc://u:p@host:1", "grpc://host:1?a=b", "grpcs://[::1"]
+)
+def test_bad_addresses_are_refused(url: str, obfuscator_bundle: Bundle) -> None:
+    with pytest.raises(EndpointError) as caught:
+        Client(url, obfuscator_bundle)
+    assert "u:p" not in str(caught.value)
+
+
+def test_tokens_do_not_travel_in_the_open_unasked(obfuscator_bundle: Bundle) -> None:
+    with pytest.raises(EndpointError, match="use grpcs") as caught:
+        Client("grpc://example.org:1", obfuscator_bundle, token=TOKEN)
+    assert TOKEN not in str(caught.value)
+    Client("grpc://example.org:1", obfuscator_bundle, token=TOKEN, allow_insecure_token=True).close()
+    for url in ("grpc://localhost:1", "grpc://[::1]:1", "grpcs://example.org:1"):
+        Client(url, obfuscator_bundle, token=TOKEN).close()
+
+
+def test_tls(tmp_path: Path, obfuscator_bundle: Bundle) -> None:
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    for name in ("own", "other"):
+        cert, key = tmp_path / f"{name}.pem", tmp_path / f"{name}.key"
+        made = [*command, "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
+        try:
+            subprocess.run(made, check=True, capture_output=True)
+        except FileNotFoundError:
+            pytest.skip("no openssl to make a certificate with")
+    own = tmp_path / "own.pem"
+    tls = grpc.ssl_server_credentials([((tmp_path / "own.key").read_bytes(), own.read_bytes())])
+    with serving(tls) as server:
+        url = server.url.replace("grpc://", "grpcs://")
+        with Client(url, obfuscator_bundle, ca_file=own, token=TOKEN) as it:
+            assert it.classify(PICTURE).label in LABELS
+        for ca_file in (None, tmp_path / "other.pem"):
+            with Client(url, obfuscator_bundle, ca_file=ca_file, retries=0) as it, pytest.raises(EndpointUnreachable):
+                it.classify(PICTURE)
+    with pytest.raises(EndpointError, match="no file"):
+        Client("grpcs://localhost:1", obfuscator_bundle, ca_file=tmp_path / "none.pem")
+
+
+@pytest.mark.parametrize("missing", ["grpc", "tritonclient.grpc"])
+def test_without_the_extra_it_says_what_to_install(
+    missing: str, obfuscator_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "sfumato.device.grpc_endpoint", raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(EndpointError, match=r"pip install 'sfumato\[grpc\]'"):
+        Client("grpc://127.0.0.1:1", obfuscator_bundle)
+    Client("http://127.0.0.1:1", obfuscator_bundle).close()
