@@ -42,6 +42,8 @@ from sfumato.provenance import provenance
 
 _BATCH = 250
 _CERTIFICATE_PICTURES = 10_000
+_REFERENCE_PIXELS, _LEAST_REFERENCE_PICTURES = 12_000_000, 500
+"""What references are measured on at most: all of CIFAR-10's test pictures, fewer of larger ones; each row says so."""
 
 Progress = Callable[[int, int, str, int, int], None]
 """Is told (steps of the audit done, in all, what runs now, its own steps done, in all)."""
@@ -262,6 +264,9 @@ class _Run:
         if not self.budget.references:
             return []
         train, test = self.scene.train, self.scene.test
+        test = test.subset(
+            max(_LEAST_REFERENCE_PICTURES, _REFERENCE_PIXELS // (test.images.shape[2] * test.images.shape[3]))
+        )
 
         def find() -> list[dict[str, Any]]:
             rows = references(train, test, progress=self._tell("references"))
