@@ -83,7 +83,8 @@ def shared(budget: Budget, share: float) -> Budget:
 
     Args:
         budget: to begin with.
-        share: of the training pictures and steps, above 0; 1 changes nothing.
+        share: of the training pictures and steps, above 0; 1 changes nothing. Below it the references, which take as long
+            for large pictures, are left out.
     """
     if share == 1:
         return budget
@@ -104,6 +105,7 @@ def shared(budget: Budget, share: float) -> Budget:
         identification_pictures=part(budget.identification_pictures),
         attribute_pictures=part(budget.attribute_pictures),
         column_pictures=part(budget.column_pictures),
+        references=budget.references and share >= 1,
     )
 
 
