@@ -83,8 +83,8 @@ def shared(budget: Budget, share: float) -> Budget:
 
     Args:
         budget: to begin with.
-        share: of the training pictures and steps, above 0; 1 changes nothing. Below it the references, which take as long
-            for large pictures, are left out.
+        share: of the training pictures and steps, above 0; 1 changes nothing. Below it the references, which take
+            long for large pictures, are left out.
     """
     if share == 1:
         return budget
