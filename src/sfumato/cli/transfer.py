@@ -20,7 +20,8 @@ def transfer(
     data: Annotated[str, typer.Option(help="cifar10, a folder, or a hub id; its test pictures are used.")] = "cifar10",
     pictures: Annotated[int | None, typer.Option(min=1, help="Use only the first so many pictures.")] = None,
     audits: Annotated[
-        Path | None, typer.Option(help="Folder with audits of the obfuscators, to put their leakage beside.")
+        list[Path] | None,
+        typer.Option(help="Folder with audits of the obfuscators, to put their leakage beside; repeatable."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write a results file here.")] = None,
     as_json: JsonOption = False,
@@ -39,7 +40,7 @@ def transfer(
         out.parent.mkdir(parents=True, exist_ok=True)  # before the long part, so that nothing is measured in vain
     obfuscators = [Bundle.load(path, kind="obfuscator") for path in bundles]
     classifiers = [Bundle.load(path, kind="classifier") for path in to]
-    known = read_audits(audits) if audits else {}
+    known = {file: audit for folder in audits or [] for file, audit in read_audits(folder).items()}
     size = obfuscators[0].preprocessing
     images = load_images(data, "test", size=(size.height, size.width)).subset(pictures)
     found = measure(obfuscators, classifiers, images, audits=known)
