@@ -1,0 +1,56 @@
+"""Tables of the pages against the results files that they are made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SETS = {
+    "Imagenette, 128 pixels": ("imagenette128-sketch", "resnet18-imagenet"),
+    "Fashion-MNIST, 32 pixels": ("fashion-sketch", "resnet20"),
+}
+
+
+def read(name: str) -> Any:
+    return json.loads((ROOT / "results" / name).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_row_for_each_data_set(name: str) -> None:
+    files, net = SETS[name]
+    figures, audit = read(f"{files}.json")["figures"], read(f"photos/{files}.json")
+    assert read(f"{files}.json")["obfuscator"]["files"]["obfuscator.onnx"] == audit["target"]["fingerprint"]
+    shares = [figures[f"accuracy_{what}"] for what in ("plain", "obfuscated", "device", "gated")]
+    cells = [f"{100 * share:.1f}" for share in shares] + [f"{100 * figures['offload_rate']:.1f}"]
+    cells += [f"{audit['best']['excess_leakage']:.2f}", audit["best"]["attacker"], audit["budget"]["name"]]
+    row = f"| {name} | {net} | " + " | ".join(cells) + " |"
+    assert row in (ROOT / "docs" / "photos.md").read_text(encoding="utf-8"), row
+
+
+@pytest.mark.parametrize("side", [128, 224])
+def test_costs_of_large_pictures(side: int) -> None:
+    found = read(f"cost-{side}.json")
+    cloud = next(row for row in found["classifiers"] if row["classifier"] == "resnet18-imagenet")
+    millions = [f"{counts['macs'] / 1e6:,.0f}" for counts in (cloud, found["obfuscator"], found["sketch"])]
+    row = f"| {side} | " + " | ".join(millions) + f" | {100 * cloud['overhead_macs_sketch']:.1f} % |"
+    assert row in (ROOT / "docs" / "photos.md").read_text(encoding="utf-8"), row
+
+
+def test_answers_for_queries() -> None:
+    page = (ROOT / "docs" / "black-box.md").read_text(encoding="utf-8")
+    files = sorted((ROOT / "results" / "black-box").glob("queries-*.json"))
+    assert files
+    for file in files:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        made, measured = found["obfuscator"]["training"]["black_box"]["figures"], found["figures"]
+        row = (
+            f"| {made['queries']:,} | {100 * made['surrogate_agreement']:.1f} | {100 * measured['accuracy_device']:.1f} | "
+            f"{100 * made.get('understood_before_tuning', float('nan')):.1f} | "
+            f"{100 * made.get('understood_after_tuning', float('nan')):.1f} | "
+            f"{100 * measured['accuracy_obfuscated']:.1f} |"
+        )
+        assert row in page, row
