@@ -14,7 +14,7 @@ from sfumato.bundle import CLASSIFIER_ONNX, OBFUSCATOR_ONNX, Bundle
 from sfumato.data import ImageSet
 from sfumato.errors import BundleError
 from sfumato.evaluation import BATCH, device_logits, evaluate_classifier
-from sfumato.nets import build_classifier, cost
+from sfumato.nets import CLASSIFIERS, build_classifier, cost
 from sfumato.onnxfile import OnnxFunction
 from sfumato.provenance import provenance
 
@@ -98,7 +98,7 @@ def _described(classifier: Bundle, images: ImageSet) -> dict[str, Any]:
         "training": classifier.provenance,
         "accuracy_plain": evaluate_classifier(classifier, images)["accuracy_plain"],
     }
-    if described["architecture"]:
+    if described["architecture"] in CLASSIFIERS:
         net, size = build_classifier(str(described["architecture"]), len(classifier.labels)), classifier.preprocessing
         count = cost(net.eval(), height=size.height, width=size.width)
         described |= {"params": count.params, "macs": count.macs}

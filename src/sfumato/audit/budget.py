@@ -66,10 +66,10 @@ class Budget:
     control_pictures: int
     identification_pictures: int
     attribute_pictures: int
-    column_pictures: int
-    column_test_pictures: int
     test_pictures: int
     seeds: int
+    column_pictures: int = 0
+    column_test_pictures: int = 0
     references: bool = True
 
     @property
