@@ -94,7 +94,8 @@ def starting_from(start: Bundle | None, recipe: AnyRecipe) -> AnyRecipe:
     if isinstance(recipe, SketchRecipe):
         if recipe.learn == "drawing" and start is None:
             raise RecipeError('learn = "drawing" needs a bundle to start from: give --from')
-        return recipe.model_copy(update={"learn": recipe.learn or ("all" if start is None else "drawing")})
+        if start is not None and recipe.learn is None:
+            return recipe.model_copy(update={"learn": "drawing"})
     return recipe
 
 
