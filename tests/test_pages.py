@@ -48,7 +48,8 @@ def test_answers_for_queries() -> None:
         found = json.loads(file.read_text(encoding="utf-8"))
         made, measured = found["obfuscator"]["training"]["black_box"]["figures"], found["figures"]
         row = (
-            f"| {made['queries']:,} | {100 * made['surrogate_agreement']:.1f} | {100 * measured['accuracy_device']:.1f} | "
+            f"| {made['queries']:,} | {100 * made['surrogate_agreement']:.1f} | "
+            f"{100 * measured['accuracy_device']:.1f} | "
             f"{100 * made.get('understood_before_tuning', float('nan')):.1f} | "
             f"{100 * made.get('understood_after_tuning', float('nan')):.1f} | "
             f"{100 * measured['accuracy_obfuscated']:.1f} |"

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -21,17 +21,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfumato.bundle import Preprocessing
-from sfumato.device.transport import Transport
-from sfumato.errors import EndpointAnswerInvalid, QueriesSpent, TrainingError, WireError
-from sfumato.wire import (
-    HEADER_LENGTH,
-    InferRequest,
-    ModelMetadata,
-    RequestedOutput,
-    decode_metadata,
-    decode_response,
-    encode_request,
-)
+from sfumato.device.endpoint import open_endpoint
+from sfumato.device.plan import accepts
+from sfumato.errors import EndpointAnswerInvalid, QueriesSpent, TrainingError
+from sfumato.wire import ModelMetadata
 from sfumato.wire import Tensor as WireTensor
 
 Answers = Literal["scores", "label"]
@@ -93,14 +86,18 @@ class Oracle:
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self.preprocessing, self.classes, self.queries, self.answers = preprocessing, classes, queries, answers
-        self._transport = Transport(url, token=token, ca_file=ca_file, timeout_s=_TIMEOUT_S, retries=_RETRIES)
-        self._path, self._rate, self._pause = f"/v2/models/{quote(model, safe='')}", rate, pause
+        self._endpoint = open_endpoint(
+            url, encoding="binary", token=token, ca_file=ca_file, timeout_s=_TIMEOUT_S, retries=_RETRIES
+        )
+        self._model, self._rate, self._pause = model, rate, pause
         self._next = 0.0
-        metadata = self._metadata()
+        metadata = self._endpoint.metadata(model)
         self._input, self._output = _names(metadata, preprocessing, classes)
         stated = metadata.parameters.get("fingerprint")
         self.fingerprint = stated if isinstance(stated, str) else None
         self._memory = _open(memory, f"{model} {answers} {self.fingerprint or 'unstated'} {classes}")
+        ((count,),) = self._memory.execute("SELECT count(*) FROM answers")  # once: it reads the whole file
+        self._spent = int(count)
 
     def __enter__(self) -> Self:
         return self
@@ -113,13 +110,12 @@ class Oracle:
     def close(self) -> None:
         """Closes connection and file."""
         self._memory.close()
-        self._transport.close()
+        self._endpoint.close()
 
     @property
     def spent(self) -> int:
         """How many pictures were asked about so far, over all runs with this file."""
-        ((count,),) = self._memory.execute("SELECT count(*) FROM answers")
-        return int(count)
+        return self._spent
 
     @property
     def left(self) -> int:
@@ -156,6 +152,7 @@ class Oracle:
             with self._memory:  # one transaction: answered is remembered
                 rows = [(key, np.asarray(known[key], "<f4").tobytes()) for key in new]
                 self._memory.executemany("INSERT INTO answers VALUES (?, ?)", rows)
+            self._spent += len(rows)
         shown(len(keys))
         return torch.from_numpy(np.stack([np.asarray(known[key], np.float32) for key in keys]))
 
@@ -168,28 +165,14 @@ class Oracle:
         if now < self._next:
             self._pause(self._next - now)
         self._next = max(now, self._next) + len(inputs) / self._rate
-        request = InferRequest(
-            inputs=(WireTensor(self._input, inputs),), outputs=(RequestedOutput(self._output, binary=True),)
-        )
-        encoded = encode_request(request, binary=True)
-        reply = self._transport.request("POST", f"{self._path}/infer", encoded.body, encoded.headers())
-        try:
-            response = decode_response(reply.body, reply.headers.get(HEADER_LENGTH.lower()))
-        except WireError as error:
-            raise EndpointAnswerInvalid(f"the answer of {self._transport.server} is malformed: {error}") from None
+        response = self._endpoint.infer(self._model, WireTensor(self._input, inputs), self._output).response
         scores = next((tensor.array for tensor in response.outputs if tensor.name == self._output), None)
         if scores is None or scores.shape != (len(inputs), self.classes) or not np.isfinite(scores).all():
             raise EndpointAnswerInvalid(
-                f"{self._transport.server} answered {None if scores is None else scores.shape} for {len(inputs)} "
+                f"{self._endpoint.server} answered {None if scores is None else scores.shape} for {len(inputs)} "
                 f"pictures; finite scores {(len(inputs), self.classes)} are expected"
             )
         return list(log_probabilities(torch.from_numpy(scores.astype(np.float32)), self.answers).numpy())
-
-    def _metadata(self) -> ModelMetadata:
-        try:
-            return decode_metadata(self._transport.get(self._path).body)
-        except WireError as error:
-            raise EndpointAnswerInvalid(f"the metadata of {self._transport.server} is malformed: {error}") from None
 
 
 def log_probabilities(scores: Tensor, answers: Answers) -> Tensor:
@@ -246,20 +229,16 @@ def _names(metadata: ModelMetadata, preprocessing: Preprocessing, classes: int) 
         EndpointAnswerInvalid: it takes other pictures, or answers otherwise.
     """
     size = (3, preprocessing.height, preprocessing.width)
-    fits = [spec for spec in metadata.inputs if spec.datatype == "FP32" and _is(spec.shape, size)]
+    fits = [spec for spec in metadata.inputs if spec.datatype == "FP32" and accepts(spec, size)]
     if len(metadata.inputs) != 1 or not fits:
         shapes = ", ".join(f"{spec.datatype} {list(spec.shape)}" for spec in metadata.inputs) or "none"
         raise EndpointAnswerInvalid(
             f"model {metadata.name!r} takes {shapes}; FP32 {[-1, *size]} is needed: set data.size"
         )
-    output = next((spec.name for spec in metadata.outputs if _is(spec.shape, (classes,))), None)
+    output = next((spec.name for spec in metadata.outputs if accepts(spec, (classes,))), None)
     if output is None:
         shapes = ", ".join(str(list(spec.shape)) for spec in metadata.outputs) or "nothing"
         raise EndpointAnswerInvalid(
             f"model {metadata.name!r} answers {shapes}; one number for each of {classes} classes is needed"
         )
     return fits[0].name, output
-
-
-def _is(shape: tuple[int, ...], row: tuple[int, ...]) -> bool:
-    return len(shape) == len(row) + 1 and all(want in (-1, got) for got, want in zip(row, shape[1:], strict=True))

@@ -185,9 +185,8 @@ def _tuned(
     task = sketch_task(known, frozen, train_set)
     begin_from(bundle, known, task, frozen)
     codes, weights = distinct_codes(task.sketcher, train_set)
-    budget = min(endpoint.left, round(known.black_box.queries * known.black_box.tuning)) - len(
-        codes
-    )  # for the measuring
+    kept = min(endpoint.left, round(known.black_box.queries * known.black_box.tuning))
+    budget = kept - len(codes)  # these measure what came of it
     figures: dict[str, float | int] = {"queries_tuning": 0}
     if budget >= len(codes):
         surrogate = nn.Sequential(normalize(frozen.preprocessing), frozen.net)

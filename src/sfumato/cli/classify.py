@@ -23,9 +23,11 @@ from sfumato.cli.files import (
 )
 from sfumato.cli.inputs import (
     AlwaysSendOption,
+    CaFileOption,
     DatatypeOption,
     EncodingOption,
     InputNameOption,
+    TokenFileOption,
     expand_pictures,
     obfuscator_bundle,
     read_token,
@@ -52,12 +54,8 @@ def classify(
     datatype: DatatypeOption = None,
     encoding: EncodingOption = None,
     input_name: InputNameOption = None,
-    token_file: Annotated[
-        Path | None, typer.Option(help="File with the bearer token. Default: SFUMATO_TOKEN.", show_default=False)
-    ] = None,
-    ca_file: Annotated[
-        Path | None, typer.Option(help="Authorities to trust, PEM. Default: the system's.", show_default=False)
-    ] = None,
+    token_file: TokenFileOption = None,
+    ca_file: CaFileOption = None,
     allow_insecure_token: Annotated[
         bool, typer.Option("--allow-insecure-token", help="Send the token without TLS.")
     ] = False,

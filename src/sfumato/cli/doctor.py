@@ -21,7 +21,15 @@ from sfumato.cli.files import (
     file_options,
     refuse_beside_files,
 )
-from sfumato.cli.inputs import DatatypeOption, EncodingOption, InputNameOption, obfuscator_bundle, read_token
+from sfumato.cli.inputs import (
+    CaFileOption,
+    DatatypeOption,
+    EncodingOption,
+    InputNameOption,
+    TokenFileOption,
+    obfuscator_bundle,
+    read_token,
+)
 from sfumato.cli.output import JsonOption, print_json
 
 if TYPE_CHECKING:
@@ -47,12 +55,8 @@ def doctor(
     datatype: DatatypeOption = None,
     encoding: EncodingOption = None,
     input_name: InputNameOption = None,
-    token_file: Annotated[
-        Path | None, typer.Option(help="File with the bearer token. Default: SFUMATO_TOKEN.", show_default=False)
-    ] = None,
-    ca_file: Annotated[
-        Path | None, typer.Option(help="Authorities to trust, PEM. Default: the system's.", show_default=False)
-    ] = None,
+    token_file: TokenFileOption = None,
+    ca_file: CaFileOption = None,
     timeout_s: Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds to wait for an answer.")] = 10.0,
     files: FilesOption = None,
     field: FieldOption = None,

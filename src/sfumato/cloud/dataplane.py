@@ -68,13 +68,13 @@ class ServedModel:
         bundle = Bundle.load(path, kind="classifier") if Path(path).is_dir() else None
         file = bundle.file(CLASSIFIER_ONNX) if bundle else Path(path)
         self._session = _open(file, threads)
-        self._decoder = None if decoder is None else _open_decoder(decoder, file, self._session, threads)
+        drawer = None if decoder is None else Bundle.load(decoder, kind="obfuscator")
+        self._decoder = None if drawer is None else _open_decoder(drawer, file, self._session, threads)
         parameters = {"fingerprint": fingerprint(file)}
-        if decoder is not None:
-            parameters["decoder"] = fingerprint(Path(decoder) / DECODER_ONNX)
-            code = Bundle.load(decoder).code_fingerprint
-            if code is not None:
-                parameters["code"] = code
+        if drawer is not None:
+            parameters["decoder"] = f"sha256:{drawer.files[DECODER_ONNX]}"
+            if drawer.code_fingerprint is not None:
+                parameters["code"] = drawer.code_fingerprint
         if bundle and bundle.labels:
             # The protocol's parameters are scalars, so the list travels as JSON in a string.
             parameters["labels"] = json.dumps(bundle.labels, ensure_ascii=False)
@@ -179,9 +179,8 @@ def _open(file: Path, threads: int) -> Any:
         raise ServingError(f"{file} cannot be served: ONNX Runtime says {reason[:200]}") from error
 
 
-def _open_decoder(folder: str | os.PathLike[str], classifier: Path, session: Any, threads: int) -> Any:
+def _open_decoder(bundle: Bundle, classifier: Path, session: Any, threads: int) -> Any:
     """The decoder of an obfuscator's bundle, which has to fit the classifier."""
-    bundle = Bundle.load(folder, kind="obfuscator")
     if DECODER_ONNX not in bundle.files:
         raise ServingError(f"{bundle.path} has no {DECODER_ONNX}: this obfuscator has no split form; serve without it")
     if bundle.classifier_fingerprint != fingerprint(classifier):

@@ -41,7 +41,7 @@ def stem_reduction(height: int, width: int) -> int:
     """By how much the trunk's stem makes a picture's sides smaller: 1, 2 or 4.
 
     The paper's obfuscator works at full resolution whatever the size. The trunk does so for small pictures alone, so
-    that for large ones it stays at a few hundredths of what the classifiers of such pictures cost.
+    that for large ones its cost stays about the same: 14 % of a ResNet18's at 128 pixels, 4 % at 224.
     """
     return next((reduction for side, reduction in _STEM_REDUCTIONS if max(height, width) <= side), 4)
 
