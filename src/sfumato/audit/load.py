@@ -18,7 +18,7 @@ from sfumato.errors import AuditError, BundleError
 from sfumato.evaluation import device_logits
 from sfumato.export import TOLERANCE, difference
 from sfumato.importing import import_object
-from sfumato.nets import Normalize, Sketcher, SketchTravels, obfuscator_of, travels_of
+from sfumato.nets import Normalize, SketchTravels, obfuscator_of, sketcher_of, travels_of
 from sfumato.onnxfile import OnnxFunction
 
 _PROBES = 4
@@ -108,8 +108,7 @@ def _module(bundle: Bundle) -> nn.Module | None:
     travels: nn.Module
     try:
         if kind == "sketch":
-            bits = int(bundle.recipe["code_bits"])
-            net = sketcher = Sketcher(size.height, size.width, classes=len(bundle.labels), bits=bits)
+            net = sketcher = sketcher_of(bundle.recipe, size.height, size.width, classes=len(bundle.labels))
             travels = SketchTravels(sketcher, normalize)
         else:
             net = obfuscator = obfuscator_of(bundle.recipe)

@@ -25,6 +25,7 @@ from sfumato.evaluation import BATCH
 from sfumato.nets import Sketcher
 from sfumato.training.building import answered, begin_from, normalize, sketch_task
 from sfumato.training.export import write_sketch_bundle
+from sfumato.training.photographs import log_probabilities_of, put_in
 from sfumato.training.preparing import Run
 from sfumato.training.recipe import AnyRecipe, BlackBoxRecipe, ClassifierRecipe, SketchRecipe, TrainingRecipe
 from sfumato.training.run import CHECK_PICTURES, train
@@ -128,7 +129,7 @@ def protect_black_box(
         served = replace(frozen, name=box.model, fingerprint=endpoint.fingerprint or frozen.fingerprint)
         figures: dict[str, float | int] = {}
         if isinstance(known, SketchRecipe):
-            written, figures = _tuned(known, bundle, served, endpoint, images, folder)
+            written, figures = _tuned(known, bundle, served, endpoint, images, (asked, answers), folder)
             figures |= measure_at(endpoint, written, test)
         else:
             written = _copied(bundle, served, folder / "bundle")
@@ -178,18 +179,29 @@ def _surrogate_plan(box: BlackBoxRecipe, count: int, seed: int) -> TrainingRecip
 
 
 def _tuned(
-    known: SketchRecipe, bundle: Bundle, frozen: FrozenClassifier, endpoint: Oracle, images: ImageSet, folder: Path
+    known: SketchRecipe,
+    bundle: Bundle,
+    frozen: FrozenClassifier,
+    endpoint: Oracle,
+    images: ImageSet,
+    answered_ones: tuple[ImageSet, Tensor],
+    folder: Path,
 ) -> tuple[Bundle, dict[str, float | int]]:
     """The sketch with its drawings changed to what the endpoint itself answers, and what came of that."""
     train_set, held_out = images.split(known.held_out_pictures)
     task = sketch_task(known, frozen, train_set)
     begin_from(bundle, known, task, frozen)
+    surrogate = nn.Sequential(normalize(frozen.preprocessing), frozen.net.eval())
     codes, weights = distinct_codes(task.sketcher, train_set)
+    figures: dict[str, float | int] = {"queries_tuning": 0}
+    if task.sketcher.photographs is not None:
+        asked, answers = answered_ones
+        scores = answers + log_probabilities_of(asked.images, [surrogate])  # labels alone are all equally sure
+        put_in(task.sketcher.photographs, asked.images, scores, frozen.labels)
+        codes = codes[:0]
     kept = min(endpoint.left, round(known.black_box.queries * known.black_box.tuning))
     budget = kept - len(codes)  # these measure what came of it
-    figures: dict[str, float | int] = {"queries_tuning": 0}
-    if budget >= len(codes):
-        surrogate = nn.Sequential(normalize(frozen.preprocessing), frozen.net)
+    if budget >= len(codes) > 0:
         with _bar("tuning by answers", budget) as shown:
             result = tune(
                 task.sketcher,

@@ -11,7 +11,7 @@ from torch import nn
 
 from sfumato.audit.budget import Budget
 from sfumato.audit.speed import decoder_seconds, spoken
-from sfumato.nets import Deobfuscator, Normalize, Obfuscator, Sketcher, build_classifier, cost
+from sfumato.nets import Deobfuscator, Normalize, Obfuscator, build_classifier, cost, sketcher_of
 from sfumato.training.recipe import AnyRecipe, ClassifierRecipe, SketchRecipe
 from sfumato.training.tasks import ObfuscationTask
 
@@ -53,7 +53,7 @@ def device_macs(recipe: AnyRecipe, *, height: int = 32, width: int = 32, classes
     if isinstance(recipe, ClassifierRecipe):
         net = build_classifier(recipe.architecture, classes)
     elif isinstance(recipe, SketchRecipe):
-        net = Sketcher(height, width, classes=classes, bits=recipe.code_bits)
+        net = sketcher_of(recipe.model_dump(mode="json"), height, width, classes=classes)
     else:
         net = Obfuscator()
     return cost(net, height=height, width=width).macs

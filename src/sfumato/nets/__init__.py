@@ -7,7 +7,7 @@ from sfumato.nets.obfuscator import Deobfuscator, Obfuscator, ObfuscatorTravels,
 from sfumato.nets.precision import autocast
 from sfumato.nets.restoring import RESTORERS
 from sfumato.nets.reversal import reverse_gradient
-from sfumato.nets.sketch import SketchDecoder, Sketcher, SketchGraph, SketchTravels, answer_bits
+from sfumato.nets.sketch import SketchDecoder, Sketcher, SketchGraph, SketchTravels, answer_bits, sketcher_of
 
 __all__ = [
     "CLASSIFIERS",
@@ -27,5 +27,6 @@ __all__ = [
     "cost",
     "obfuscator_of",
     "reverse_gradient",
+    "sketcher_of",
     "travels_of",
 ]

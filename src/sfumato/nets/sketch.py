@@ -11,6 +11,7 @@ are widths and depths.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -72,6 +73,26 @@ def sign(x: Tensor) -> Tensor:
     return out
 
 
+class Photographs(nn.Module):
+    """One picture for each answer in place of a drawing: the same for every code that begins with that answer.
+
+    Args:
+        classes: answers.
+        height: rows of the pictures.
+        width: columns of the pictures.
+    """
+
+    pictures: Tensor
+
+    def __init__(self, classes: int, height: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("pictures", torch.zeros(classes, 3, height, width, dtype=torch.uint8))
+
+    def forward(self, code: Tensor) -> Tensor:
+        """Codes, as `Sketcher.look` gives them -> (N, 3, H, W) float32 in [0, 1]."""
+        return self.pictures[code[:, : len(self.pictures)].argmax(dim=1)].float() / 255
+
+
 class Sketcher(nn.Module):
     """Picture in, drawing out, and what the device itself believes.
 
@@ -83,12 +104,18 @@ class Sketcher(nn.Module):
         width: columns of the pictures.
         classes: that the device's own head tells apart, at least 2.
         bits: of the code.
+        photographs: draw a photograph for each answer; whoever builds it puts them in, and nothing is learned.
+
+    Attributes:
+        photographs: what is drawn instead, if anything.
 
     Raises:
         ValueError: the bits are too few to say the answer.
     """
 
-    def __init__(self, height: int = 32, width: int = 32, *, classes: int = 10, bits: int = 8) -> None:
+    def __init__(
+        self, height: int = 32, width: int = 32, *, classes: int = 10, bits: int = 8, photographs: bool = False
+    ) -> None:
         super().__init__()
         learned = bits - answer_bits(classes)
         if learned < 0:
@@ -109,6 +136,9 @@ class Sketcher(nn.Module):
                 nn.Linear(_HIDDEN, learned),
                 nn.BatchNorm1d(learned),
             )
+        self.photographs = Photographs(classes, height, width) if photographs else None
+        if photographs:
+            return
         self.from_code = nn.Sequential(
             nn.Linear(classes + learned, _MEANING),
             nn.LeakyReLU(inplace=True),
@@ -176,6 +206,9 @@ class Sketcher(nn.Module):
 
     def drawing(self, code: Tensor) -> Tensor:
         """Codes, as `look` gives them -> drawings (N, 3, H, W) float32 in [0, 1]."""
+        if self.photographs is not None:
+            taken: Tensor = self.photographs(code)
+            return taken
         drawn: Tensor = self.draw(self.from_code(code)).float()
         return drawn if drawn.shape[2:] == self.size else F.interpolate(drawn, size=self.size, mode="bilinear")
 
@@ -190,6 +223,22 @@ class Sketcher(nn.Module):
         """
         code, logits = self.look(images)
         return self.drawing(code), logits
+
+
+def sketcher_of(recipe: Mapping[str, Any], height: int, width: int, *, classes: int) -> Sketcher:
+    """The network that a recipe describes, with fresh weights; training and audit build it here.
+
+    Args:
+        recipe: of kind "sketch", as it lies in a bundle.
+        height: rows of the pictures.
+        width: columns of the pictures.
+        classes: of the classifier.
+
+    Raises:
+        KeyError, TypeError, ValueError: it describes no sketch, or its code is too short.
+    """
+    photographs = recipe.get("drawing", "learned") == "photographs"
+    return Sketcher(height, width, classes=classes, bits=int(recipe["code_bits"]), photographs=photographs)
 
 
 class SketchGraph(nn.Module):

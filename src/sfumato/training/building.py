@@ -14,11 +14,12 @@ from sfumato.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, Bundle, Pre
 from sfumato.classifiers import FrozenClassifier
 from sfumato.data import ImageSet
 from sfumato.errors import BundleError, RecipeError
-from sfumato.nets import RESTORERS, Normalize, Obfuscator, Sketcher, obfuscator_of
+from sfumato.nets import RESTORERS, Normalize, Obfuscator, Sketcher, obfuscator_of, sketcher_of
 from sfumato.nets.cifar import features_and_logits
 from sfumato.training.attackers import Attackers, attacker_to_restart, restart
 from sfumato.training.mixture import CodeMixture
 from sfumato.training.others import Others
+from sfumato.training.photographs import log_probabilities_of, put_in, to_choose_from
 from sfumato.training.recipe import ObfuscatorRecipe, SketchRecipe, TransferRecipe
 from sfumato.training.tasks import ObfuscationTask, SketchTask, Utility
 
@@ -89,9 +90,13 @@ def sketch_task(
     check_fit(frozen, images)
     height, width = images.images.shape[2:]
     try:
-        sketcher = Sketcher(height, width, classes=len(images.names), bits=recipe.code_bits)
+        sketcher = sketcher_of(recipe.model_dump(mode="json"), height, width, classes=len(images.names))
     except ValueError as error:
         raise RecipeError(f"code_bits: {error}") from error
+    if sketcher.photographs is not None:
+        nets = [nn.Sequential(normalize(one.preprocessing), one.net.eval()) for one in (frozen, *others)]
+        pictures = to_choose_from(images.images)
+        put_in(sketcher.photographs, pictures, log_probabilities_of(pictures, nets), frozen.labels)
     return SketchTask(
         sketcher,
         frozen.net,
@@ -156,7 +161,10 @@ def begin_from(
         )
     net, name = (task.sketcher, "sketch") if isinstance(task, SketchTask) else (task.obfuscator, "obfuscator")
     try:
-        net.load_state_dict(load_file(start.file(OBFUSCATOR_WEIGHTS)))
+        weights = load_file(start.file(OBFUSCATOR_WEIGHTS))
+        if isinstance(task, SketchTask):
+            weights = _drawing_alike(weights, task.sketcher)
+        net.load_state_dict(weights)
         if isinstance(task, ObfuscationTask) and DEOBFUSCATOR_WEIGHTS in start.files and len(task.attackers) == 1:
             task.attackers[0].load_state_dict(load_file(start.file(DEOBFUSCATOR_WEIGHTS)))
     except RuntimeError as error:
@@ -166,6 +174,16 @@ def begin_from(
         ) from error
     except SafetensorError as error:
         raise BundleError(f"{start.path}: its weights cannot be read: {error}") from error
+
+
+def _drawing_alike(weights: dict[str, Tensor], sketcher: Sketcher) -> dict[str, Tensor]:
+    """A sketch's weights with what draws as it is in the new one, where that draws photographs or the old one did."""
+    fresh = sketcher.state_dict()
+    if sketcher.photographs is None and not any(name.startswith("photographs.") for name in weights):
+        return weights
+    looks = ("trunk.", "to_bits.")
+    kept = {name: value for name, value in weights.items() if name.startswith(looks)}
+    return kept | {name: value for name, value in fresh.items() if not name.startswith(looks)}
 
 
 def restarted(recipe: ObfuscatorRecipe, task: ObfuscationTask, epoch: int) -> list[nn.Parameter]:

@@ -309,6 +309,9 @@ class SketchRecipe(_Strict):
         learn: "all"; or "drawing", when training starts from another bundle: its device's answers and the meaning
             of its codes stay, and only what is drawn is learned, for another classifier. By default "drawing" from a
             bundle and "all" from nothing.
+        drawing: "learned"; or "photographs", for each answer the training picture that all known classifiers are surest
+            of, which another one is likely to understand, too. That picture is sent again and again, as it is: the
+            training pictures have to be public ones.
     """
 
     kind: Literal["sketch"]
@@ -322,6 +325,7 @@ class SketchRecipe(_Strict):
     offload_rate: float = Field(default=0.15, ge=0, le=1)
     held_out_pictures: int = Field(default=2000, ge=2)
     learn: Literal["all", "drawing"] | None = None
+    drawing: Literal["learned", "photographs"] = "learned"
     transfer: TransferRecipe = TransferRecipe()
     black_box: BlackBoxRecipe = BlackBoxRecipe()
     data: DataRecipe = DataRecipe()

@@ -39,7 +39,7 @@ from sfumato.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 log = logging.getLogger(__name__)
 
 CHECK_PICTURES = 64
-_ADDITIONS = ("input", "utility", "privacy", "bottleneck", "output", "transfer", "black_box")
+_ADDITIONS = ("input", "utility", "privacy", "bottleneck", "output", "transfer", "black_box", "drawing")
 """Tables of a recipe that say nothing by default: a run that began without them may go on."""
 _DATA_ADDITIONS = ("stream", "zoom")
 """Likewise, of its data."""
@@ -112,6 +112,8 @@ def train(
 
 def _fit(fabric: Fabric, recipe: AnyRecipe, made: Prepared, run: Run, resume: bool, identity: str) -> dict[str, float]:
     plan, task = recipe.training, made.task
+    if not any(p.requires_grad for p in task.parameters()):
+        return {"seconds": 0.0}  # photographs for a device that stays as it is
     optimizer, scheduler = optimizer_of(plan, task, steps=len(made.train) // plan.batch_size)
     return fit(
         fabric,
@@ -198,7 +200,7 @@ def _finish(recipe: AnyRecipe, made: Prepared, run: Run, fabric: Fabric, figures
     bundle.provenance.update(
         provenance(
             seed=recipe.training.seed,
-            epochs=recipe.training.epochs,
+            epochs=recipe.training.epochs if figures["seconds"] else 0,
             accelerator=fabric.device.type,
             device=device_name(fabric.device),
             processes=fabric.world_size,

@@ -1,0 +1,72 @@
+"""A public photograph for each answer, in place of a learned drawing: what every classifier understands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sfumato.errors import RecipeError
+from sfumato.nets.sketch import Photographs
+
+_BATCH = 250
+_LOOKED_AT = 20_000
+_MOST_BYTES = 64 * 2**20
+
+
+@torch.no_grad()
+def log_probabilities_of(pictures: Tensor, classifiers: Sequence[nn.Module]) -> Tensor:
+    """What classifiers think of pictures, on average.
+
+    Args:
+        pictures: (N, 3, H, W) uint8.
+        classifiers: pictures in [0, 1] to logits; in evaluation mode.
+
+    Returns:
+        The mean of their logarithms of probabilities, (N, classes) float32.
+    """
+    console = Console(stderr=True)
+    parts = torch.split(pictures, _BATCH)
+    shown = track(parts, "choosing photographs", console=console, transient=True, disable=not console.is_terminal)
+    return torch.cat(
+        [
+            torch.stack([F.log_softmax(net(part.float() / 255).float(), dim=1) for net in classifiers]).mean(dim=0)
+            for part in shown
+        ]
+    )
+
+
+def to_choose_from(pictures: Tensor) -> Tensor:
+    """As many pictures as are looked at to choose some: (N, 3, H, W), the first ones."""
+    return pictures[:_LOOKED_AT]
+
+
+def put_in(photographs: Photographs, pictures: Tensor, scores: Tensor, labels: Sequence[str]) -> None:
+    """Gives each answer the picture that scores highest for it.
+
+    Args:
+        photographs: is changed in place.
+        pictures: (N, 3, H, W) uint8, public ones: what is chosen is sent in place of every picture with that answer.
+        scores: (N, classes) float, such as logarithms of probabilities.
+        labels: the classes' names.
+
+    Raises:
+        RecipeError: there are too many classes for pictures this large, or one that no picture is taken for.
+    """
+    size = photographs.pictures.numel()
+    if size > _MOST_BYTES:
+        raise RecipeError(
+            f'drawing = "photographs": {len(labels)} photographs take {size / 2**20:.0f} MiB, at most '
+            f'{_MOST_BYTES // 2**20} are allowed; leave it at "learned"'
+        )
+    never = set(range(len(labels))) - set(scores.argmax(dim=1).tolist())
+    if never:
+        raise RecipeError(
+            f'drawing = "photographs": no picture is taken for {labels[min(never)]!r}, nor for {len(never) - 1} more '
+            'classes; train on more pictures, or leave it at "learned"'
+        )
+    photographs.pictures.copy_(pictures[scores.argmax(dim=0)])
