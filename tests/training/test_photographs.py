@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from synthetic import save_folder
 from torch import nn
 
 from sfumato.bundle import OBFUSCATOR_ONNX, Bundle
@@ -19,6 +18,7 @@ from sfumato.onnxfile import OnnxFunction
 from sfumato.training.photographs import log_probabilities_of, put_in
 from sfumato.training.recipe import parse_recipe
 from sfumato.training.run import train
+from synthetic import save_folder
 
 
 class Brightness(nn.Module):
