@@ -57,21 +57,24 @@ def transfer(
         "classifiers": [_described(classifier, images) for classifier in classifiers],
         "obfuscators": [
             {
-                "name": str(obfuscator.recipe.get("name", obfuscator.path.name)),
+                "name": _name(obfuscator),
                 "kind": obfuscator.recipe.get("kind"),
                 "files": obfuscator.files,
                 "training": obfuscator.provenance,
                 "seen": [_seen(obfuscator, classifier) for classifier in classifiers],
                 **_answers(obfuscator, classifiers, images),
-                **_leakage(
-                    audited.get(obfuscator.files[OBFUSCATOR_ONNX]) or audited.get(str(obfuscator.recipe.get("name")))
-                ),
+                **_leakage(audited.get(obfuscator.files[OBFUSCATOR_ONNX]) or audited.get(_name(obfuscator))),
             }
             for obfuscator in obfuscators
         ],
         "test_pictures": len(images),
         "provenance": provenance(data=images.source, data_sha256=images.sha256),
     }
+
+
+def _name(obfuscator: Bundle) -> str:
+    """The recipe's; of a baseline, its method's."""
+    return str(obfuscator.recipe.get("name") or obfuscator.recipe.get("method") or obfuscator.path.name)
 
 
 def _seen(obfuscator: Bundle, classifier: Bundle) -> bool:
@@ -109,7 +112,7 @@ def _answers(obfuscator: Bundle, classifiers: Sequence[Bundle], images: ImageSet
     obfuscate = OnnxFunction(obfuscator.file(OBFUSCATOR_ONNX))
     answer = [OnnxFunction(classifier.file(CLASSIFIER_ONNX)) for classifier in classifiers]
     right, at_home = np.zeros(len(classifiers), np.int64), 0
-    console, name = Console(stderr=True), obfuscator.recipe.get("name", obfuscator.path.name)
+    console, name = Console(stderr=True), _name(obfuscator)
     starts = range(0, len(images), BATCH)
     for start in track(starts, f"{name}", console=console, transient=True, disable=not console.is_terminal):
         pictures = images.images[start : start + BATCH].numpy().astype(np.float32) / np.float32(255)

@@ -64,6 +64,16 @@ def test_a_sketch_for_an_endpoint_whose_weights_nobody_has(url: str, folder: Pat
     assert again.figures["queries"] == figures["queries"]  # all of it was known
 
 
+@pytest.mark.parametrize("answers", ["scores", "label"])
+def test_photographs_are_those_that_the_endpoint_itself_answered(
+    url: str, folder: Path, tmp_path: Path, answers: str
+) -> None:
+    plan = recipe("sketch", url, folder, answers=answers, queries=100).model_copy(update={"drawing": "photographs"})
+    figures = protect_black_box(plan, tmp_path / "run", accelerator="cpu").figures
+    assert figures["queries"] == figures["queries_learning"] == 96  # nothing had to be asked about a second time
+    assert figures["accuracy_obfuscated"] == figures["accuracy_device"]
+
+
 def test_an_obfuscator_without_codes_is_trained_on_surrogates_alone(url: str, folder: Path, tmp_path: Path) -> None:
     bundle = protect_black_box(recipe("obfuscator", url, folder, answers="label"), tmp_path / "run", accelerator="cpu")
     assert bundle.name == "small" and "queries_tuning" not in bundle.figures

@@ -230,7 +230,8 @@ class BlackBoxRecipe(_Strict):
     Attributes:
         model: its name at the endpoint.
         queries: how many pictures the endpoint may be asked about in all; public ones, and drawings.
-        tuning: the share of the queries that is kept for changing the drawings to what the endpoint itself answers.
+        tuning: the share of the queries that is kept for changing the drawings to what the endpoint itself answers;
+            photographs need none.
         answers: "scores" of all classes, or the "label" alone.
         rate: pictures a second that it is asked about at most.
         mean: per RGB channel, of its input on the [0, 1] scale; by default that of the pictures.
