@@ -53,7 +53,7 @@ INTEROP_mlserver := mlserver==1.7.1 onnxruntime
 INTEROP_schemathesis := schemathesis==4.32.5
 # CrypTen names a package that can no longer be built among those that it needs; what it really needs stands here.
 INTEROP_crypten := --no-deps crypten==0.4.1 && .interop/crypten/bin/python -m pip install --quiet \
-	torch==2.13.0 torchvision numpy omegaconf onnx pyyaml pandas scipy
+	torch==2.13.0 torchvision numpy omegaconf onnx pyyaml
 INTEROP_spu := spu==0.9.5
 INTEROP_tenseal := tenseal==0.3.18 numpy
 
