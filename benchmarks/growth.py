@@ -1,8 +1,8 @@
 """How cost grows: with pixels, classes, clients, batch and training pictures, each by a short measured curve.
 
-`make growth`, or `python benchmarks/growth.py`, writes results/growth.json, and docs/growth.md and docs/growth.svg from it
-(`--page` writes the page again from the file that is there; `--quick` tries it and writes nothing). Weights and pictures
-are random: they do not change the time. One thread for each process.
+`make growth`, or `python benchmarks/growth.py`, writes results/growth.json, and from it docs/growth.md and
+docs/growth.svg (`--page` writes these again from the file that is there; `--quick` tries it and writes nothing).
+Weights and pictures are random: they do not change the time. One thread for each process.
 """
 
 from __future__ import annotations
@@ -35,8 +35,17 @@ from sfumato.cli.train import keep_freed_memory  # noqa: E402
 from sfumato.device import Obfuscator as DeviceObfuscator  # noqa: E402
 from sfumato.device.endpoint import open_endpoint  # noqa: E402
 from sfumato.export import export_onnx  # noqa: E402
-from sfumato.nets import Deobfuscator, Normalize, Obfuscator, Sketcher, SketchTravels, build_classifier  # noqa: E402
-from sfumato.nets import answer_bits, cost, fold_norms  # noqa: E402
+from sfumato.nets import (  # noqa: E402  # noqa: E402
+    Deobfuscator,
+    Normalize,
+    Obfuscator,
+    Sketcher,
+    SketchTravels,
+    answer_bits,
+    build_classifier,
+    cost,
+    fold_norms,
+)
 from sfumato.onnxfile import OnnxFunction  # noqa: E402
 from sfumato.provenance import provenance  # noqa: E402
 from sfumato.training.tasks import ObfuscationTask  # noqa: E402
@@ -140,7 +149,9 @@ def server_against_clients(folder: Path, clients: tuple[int, ...], load_s: float
         macs = cost(build_classifier(model)).macs
         with serving(bundle.path) as (url, process):
             for count in clients:
-                found.append({"model": model, "macs": macs, "clients": count, **_load(url, bundle, process, count, load_s)})
+                found.append(
+                    {"model": model, "macs": macs, "clients": count, **_load(url, bundle, process, count, load_s)}
+                )
             found[-1]["server_peak_memory_mb"] = peak_mb(process.pid)
     return found
 
@@ -227,7 +238,13 @@ def train_one(side: int, batch: int, pictures: int) -> dict[str, Any]:
         if step == 5:
             break
     step_s = statistics.median(seconds[1:])
-    found = {"side": side, "pixels": side**2, "batch": batch, "step_ms": 1000 * step_s, "peak_memory_mb": peak_mb(os.getpid())}
+    found = {
+        "side": side,
+        "pixels": side**2,
+        "batch": batch,
+        "step_ms": 1000 * step_s,
+        "peak_memory_mb": peak_mb(os.getpid()),
+    }
     if pictures:
         found |= {"pictures": pictures, "epoch_s": step_s * (pictures // batch), "pictures_mb": images.numel() / 2**20}
     return found
@@ -249,7 +266,9 @@ def main(out: Path | None = Path("results/growth.json"), *, quick: bool = False)
         result["device_against_classes"] = device_against_classes(home, CLASSES[:2] if quick else CLASSES, rounds)
         result["wire_against_pixels"] = wire_against_pixels(sides)
         _say("the server, against clients")
-        result["server_against_clients"] = server_against_clients(home, CLIENTS[:2] if quick else CLIENTS, 0.5 if quick else LOAD_S)
+        result["server_against_clients"] = server_against_clients(
+            home, CLIENTS[:2] if quick else CLIENTS, 0.5 if quick else LOAD_S
+        )
     _say("training")
     result |= {"training": training(*trained), "measured": provenance()}
     if out is None:

@@ -35,7 +35,8 @@ def written(result: dict[str, Any]) -> str:
         "# How cost grows",
         "",
         "Written by `make growth` from [results/growth.json](../results/growth.json): "
-        f"{machine['cores']} cores of {machine['cpu']}, {result['measured']['written'][:10]}, one thread for each process,",
+        f"{machine['cores']} cores of {machine['cpu']}, {result['measured']['written'][:10]}, one "
+        f"thread for each process,",
         "loopback, random weights and pictures. Each curve is short, and of one run: read ratios, not last digits.",
         "Energy was not measured.",
         "",
@@ -77,10 +78,14 @@ def _device(rows: list[dict[str, Any]]) -> list[str]:
         "Milliseconds a picture, ONNX Runtime:",
         "",
         *_table(["side", *(DEVICE[name] for name in names)], table),
-        f"Between the two largest, time grows with the pixels to the power of {powers['paper']:.2f} for the paper's obfuscator, "
-        f"which works at full resolution whatever the size, and of {powers['sketch']:.2f} for the sketch. The sketch's curve",
-        "bends where its stem begins to shrink the picture first, behind 64 pixels to a half and behind 160 to a quarter of",
-        "each side; its drawing is made at 32 pixels and enlarged. Where maps no longer fit the processor's caches, time grows",
+        f"Between the two largest, time grows with the pixels to the power of {powers['paper']:.2f} "
+        f"for the paper's obfuscator, "
+        f"which works at full resolution whatever the size, and of {powers['sketch']:.2f} for the "
+        f"sketch. The sketch's curve",
+        "bends where its stem begins to shrink the picture first, behind 64 pixels to a half and "
+        "behind 160 to a quarter of",
+        "each side; its drawing is made at 32 pixels and enlarged. Where maps no longer fit the "
+        "processor's caches, time grows",
         "faster than operations do.",
         "",
     ]
@@ -100,7 +105,8 @@ def _classes(rows: list[dict[str, Any]]) -> list[str]:
         "A sketch at 32 pixels. The paper's obfuscator does not know the classes, so nothing of it grows.",
         "",
         *_table(["classes", "ms a picture", "device's file, MB", "decoder's file, MB", "bits of the code"], table),
-        "Only the last linear layer and the first one of the drawing have a number for each class, so the file grows by a",
+        "Only the last linear layer and the first one of the drawing have a number for each class, "
+        "so the file grows by a",
         "fixed amount a class; the code by the logarithm.",
         "",
     ]
@@ -111,7 +117,8 @@ def _wire(rows: list[dict[str, Any]]) -> list[str]:
     return [
         "## On the wire: pixels and form",
         "",
-        "Bytes of a request's body; HTTP's head comes on top. PNG is the drawing of a sketch with random weights, which is",
+        "Bytes of a request's body; HTTP's head comes on top. PNG is the drawing of a sketch with "
+        "random weights, which is",
         "smooth; a trained one's may be larger.",
         "",
         *_table(["side", *forms], [[f"{r['side']}", *(f"{r['bytes'][form]:,}" for form in forms)] for r in rows]),
@@ -124,22 +131,35 @@ def _server(rows: list[dict[str, Any]]) -> list[str]:
     table = [
         [
             row["model"], f"{row['macs'] / 1e6:,.0f}", f"{row['clients']}", f"{row['requests_per_s']:,.0f}",
-            f"{row['server_cpu_ms_a_request']:.2f}", f"{row['median_ms']:.1f}", f"{row['p99_ms']:.1f}", f"{row['failed']}",
+            f"{row['server_cpu_ms_a_request']:.2f}", f"{row['median_ms']:.1f}", f"{row['p99_ms']:.1f}",
+            f"{row['failed']}",
         ]
         for row in rows
     ]  # fmt: skip
     return [
         "## In the cloud: clients and the model's cost",
         "",
-        "`sfumato serve` with one model thread; each client asks again as soon as it is answered. Clients run on the same",
+        "`sfumato serve` with one model thread; each client asks again as soon as it is answered. "
+        "Clients run on the same",
         "cores.",
         "",
         *_table(
-            ["model", "million MACs", "clients", "requests/s", "server's CPU, ms a request", "median, ms", "p99, ms", "failed"],
+            [
+                "model",
+                "million MACs",
+                "clients",
+                "requests/s",
+                "server's CPU, ms a request",
+                "median, ms",
+                "p99, ms",
+                "failed",
+            ],
             table,
         ),
-        "Requests/s rise until the model's thread is always busy, which takes two or three clients; from there on further",
-        "clients only wait, and the median grows with their number. Joining what waits into batches lowers the CPU time a",
+        "Requests/s rise until the model's thread is always busy, which takes two or three clients; "
+        "from there on further",
+        "clients only wait, and the median grows with their number. Joining what waits into batches "
+        "lowers the CPU time a",
         "request as far as the model is faster on batches.",
         "",
     ]
@@ -154,12 +174,18 @@ def _training(found: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
     lines += _table(["side", "batch", "ms a step", "pictures/s", "peak memory, MiB"], rows)
     lines += [
-        "Time and memory grow with pixels times batch; what both begin with, torch itself and the weights, matters only for",
+        "Time and memory grow with pixels times batch; what both begin with, torch itself and the "
+        "weights, matters only for",
         "small batches.",
         "",
     ]
     rows = [
-        [f"{row['pictures']:,}", f"{row['epoch_s']:,.0f}", f"{row['pictures_mb']:,.0f}", f"{row['peak_memory_mb']:,.0f}"]
+        [
+            f"{row['pictures']:,}",
+            f"{row['epoch_s']:,.0f}",
+            f"{row['pictures_mb']:,.0f}",
+            f"{row['peak_memory_mb']:,.0f}",
+        ]
         for row in found["against_pictures"]
     ]
     lines += ["An epoch, extrapolated from a few steps on a set of that size:", ""]
@@ -184,14 +210,19 @@ def _day(result: dict[str, Any]) -> list[str]:
         "",
         "At 32 pixels, everything sent (a gate sends a share; multiply by it), ResNet18 in the cloud:",
         "",
-        f"- devices, all together: {PICTURES_A_DAY:,} x {device_ms:.2f} ms = {PICTURES_A_DAY * device_ms / 1000:,.0f} s of one "
-        f"thread a day for the paper's obfuscator; {PICTURES_A_DAY * device['median_ms']['sketch'] / 1000:,.0f} s for a sketch",
+        f"- devices, all together: {PICTURES_A_DAY:,} x {device_ms:.2f} ms = "
+        f"{PICTURES_A_DAY * device_ms / 1000:,.0f} s of one "
+        f"thread a day for the paper's obfuscator; "
+        f"{PICTURES_A_DAY * device['median_ms']['sketch'] / 1000:,.0f} s for a sketch",
         f"- sent: {PICTURES_A_DAY:,} x {wire['FP32']:,} bytes = {gigabytes['FP32']:,.1f} GB a day as FP32, "
         f"{gigabytes['UINT8']:,.1f} GB as UINT8, {gigabytes['code']:,.2f} GB as codes, heads apart",
-        f"- servers, mean: {PICTURES_A_DAY:,} / 86,400 s = {mean:.1f} pictures/s x {served['server_cpu_ms_a_request']:.2f} ms = "
+        f"- servers, mean: {PICTURES_A_DAY:,} / 86,400 s = {mean:.1f} pictures/s x "
+        f"{served['server_cpu_ms_a_request']:.2f} ms = "
         f"{busy:.2f} cores",
-        f"- servers, planned: with {PEAK} times the mean in the busiest hour and cores busy {USED:.0%} of the time, both "
-        f"assumed: {PEAK} x {busy:.2f} / {USED} = {PEAK * busy / USED:.2f}, so {cores} core{'s' * (cores > 1)} of this machine",
+        f"- servers, planned: with {PEAK} times the mean in the busiest hour and cores busy "
+        f"{USED:.0%} of the time, both "
+        f"assumed: {PEAK} x {busy:.2f} / {USED} = {PEAK * busy / USED:.2f}, so {cores} "
+        f"core{'s' * (cores > 1)} of this machine",
         "",
         "In money, with your prices `c` for a core's hour and `g` for a GB that comes in:",
         f"`{cores} x 24 x c + {gigabytes['FP32']:.1f} x g` a day. No price is assumed here.",

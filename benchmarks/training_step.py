@@ -2,10 +2,10 @@
 
 `python benchmarks/training_step.py` writes results/training-step.json; `--quick` tries it and writes nothing.
 
-All loops train the same networks on the same pictures against the same frozen ResNet20 on the CPU, in turn, in one run,
-with the allocator setting that `sfumato train` arranges. Beside the step that `sfumato train` makes stand the same one
-with batch norms in passes of their own, and the same one in bfloat16. Each part of the step is timed alone. What the step
-has to compute and to move is counted, and set beside what this machine reaches at most on the same threads.
+All loops train the same networks on the same pictures against the same frozen ResNet20 on the CPU, in turn, in one
+run, with the allocator setting that `sfumato train` arranges. Beside the step that `sfumato train` makes stand the same
+one with batch norms in passes of their own, and the same one in bfloat16. Each part of the step is timed alone. What
+the step has to compute and to move is counted, and set beside what this machine reaches at most on the same threads.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """ResNet in CrypTen: two parties, one with the weights, one with the picture. Runs in `.interop/crypten`.
 
-`python crypten_party.py NET WEIGHTS` with NET "resnet18" or "resnet20" and WEIGHTS "private" or "public". Started so, it
-is the first party, which also deals the triples, and starts the second. For each line on its input it classifies one
+`python crypten_party.py NET WEIGHTS` with NET "resnet18" or "resnet20" and WEIGHTS "private" or "public". Started so,
+it is the first party, which also deals the triples, and starts the second. For each line on its input it classifies one
 picture and prints what that took as a line of JSON.
 
 CrypTen 0.4.1 is of 2022. With a torch of today one import of its converter, which is not needed here, has to be put out
@@ -57,11 +57,11 @@ def convolutions(net: str) -> list[tuple[torch.Tensor, torch.Tensor, int]]:
     return made
 
 
-def answer(x, layers, net: str):  # noqa: ANN001, ANN201
+def answer(x, layers, net: str):
     """Logits (1, 10, 1, 1) of a picture, both encrypted or both plain."""
     rest = iter(layers)
 
-    def convolve(x):  # noqa: ANN001, ANN202
+    def convolve(x):
         weight, bias, stride = next(rest)
         out = x.conv2d(weight, stride=stride, padding=weight.shape[-1] // 2) if crypten.is_encrypted_tensor(x) else (
             torch.nn.functional.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
@@ -76,7 +76,7 @@ def answer(x, layers, net: str):  # noqa: ANN001, ANN201
     return convolve(x.mean((2, 3), keepdim=True) if not crypten.is_encrypted_tensor(x) else pooled(x))
 
 
-def pooled(x):  # noqa: ANN001, ANN201
+def pooled(x):
     """The mean over places, kept as a map of one place."""
     return x.sum(3, keepdim=True).sum(2, keepdim=True) / (x.shape[2] * x.shape[3])
 

@@ -16,20 +16,26 @@ class Own:
 
 
 OWN = {
-    "resnet18": Own("on the device", "resnet18", "nothing leaves the device; it needs the classifier and its time there"),
+    "resnet18": Own(
+        "on the device", "resnet18", "nothing leaves the device; it needs the classifier and its time there"
+    ),
     "resnet-local": Own(
-        "on the device, at the obfuscator's cost", "resnet-local", "nothing leaves the device; a weaker classifier answers"
+        "on the device, at the obfuscator's cost",
+        "resnet-local",
+        "nothing leaves the device; a weaker classifier answers",
     ),
     "plain": Own("plain offload", "resnet18", "nothing: the server sees the picture"),
     "paper": Own(
-        "sfumato, the paper's obfuscator", "resnet18",
+        "sfumato, the paper's obfuscator",
+        "resnet18",
         "no proof: what an attacker restores is measured, and bounded from below alone",
     ),
     "sketch": Own(
-        "sfumato, a sketch, all sent", "resnet18",
+        "sfumato, a sketch, all sent",
+        "resnet18",
         "what travels takes at most 256 values, so 8 bits of a picture pass; these are not hidden",
     ),
-}  # fmt: skip
+}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -40,7 +46,8 @@ def table(result: dict[str, Any]) -> str:
     """
     base = next(row["seconds"] for row in result["rows"] if row["name"] == "plain")
     lines = [
-        "| | network | seconds a picture | of plain offload | sent, bytes | received, bytes | peak memory, MiB | promises |",
+        "| | network | seconds a picture | of plain offload | sent, bytes | received, bytes | peak "
+        "memory, MiB | promises |",
         "|---|---|---|---|---|---|---|---|",
     ]
     left_out = []
@@ -61,7 +68,8 @@ def table(result: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     ratios = result["round_trip_of_plain"]
     said = (
-        f"A round trip through the paper's obfuscator takes {ratios['paper']:.2f} times as long as one with the picture "
+        f"A round trip through the paper's obfuscator takes {ratios['paper']:.2f} times as long as "
+        f"one with the picture "
         f"itself, through the sketch {ratios['sketch']:.2f} times."
     )
     if result["fastest_full_mpc_of_paper"]:

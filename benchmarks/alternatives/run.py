@@ -58,7 +58,8 @@ class System:
 
 
 _DEALT = (
-    "the picture stays hidden from the server as long as the two parties do not join; here one of them deals the triples"
+    "the picture stays hidden from the server as long as the two parties do not join; "
+    "here one of them deals the triples"
 )
 SYSTEMS = {
     "crypten": System(
@@ -181,7 +182,9 @@ def _fast(warm_up: int, rounds: int) -> list[dict[str, Any]]:
             "promises": OWN[name].promises,
             **_summary([value / 1000 for value in times]),
             **(travels or {"sent_bytes": 0, "received_bytes": 0}),
-            "peak_memory_mb": [told["peak_memory_mb"][who] for who in (("client", "server") if travels else ("client",))],
+            "peak_memory_mb": [
+                told["peak_memory_mb"][who] for who in (("client", "server") if travels else ("client",))
+            ],
         }
         rows.append(row | ({"device_macs": macs[name]} if name in macs else {}))
     return rows

@@ -15,7 +15,9 @@ def relayed(url: str) -> Iterator[tuple[str, bytearray, bytearray]]:
     parts = urllib.parse.urlsplit(url)
     sent, received = bytearray(), bytearray()
     with socket.create_server(("127.0.0.1", 0)) as front:
-        threading.Thread(target=_accept, args=(front, (parts.hostname, parts.port), sent, received), daemon=True).start()
+        threading.Thread(
+            target=_accept, args=(front, (parts.hostname, parts.port), sent, received), daemon=True
+        ).start()
         yield f"{parts.scheme}://127.0.0.1:{front.getsockname()[1]}", sent, received
 
 

@@ -43,7 +43,9 @@ class ConvNormAct(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in, H, W) -> (N, out, H / stride, W / stride)."""
-        out: Tensor = self.act(expand_normalized(x, self.conv, self.norm) if self._widens(x) else self.norm(self.conv(x)))
+        out: Tensor = self.act(
+            expand_normalized(x, self.conv, self.norm) if self._widens(x) else self.norm(self.conv(x))
+        )
         return out
 
     def _widens(self, x: Tensor) -> bool:
