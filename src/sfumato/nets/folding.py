@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,21 @@ def fold_norms(net: Net) -> Net:
     return folded.requires_grad_(False)
 
 
+class _Products(torch.autograd.Function):
+    """`x.T @ x` of (M, C); as it is symmetric, its gradient takes one product over all rows instead of two."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.T @ x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        passed: Tensor = x @ (grads[0] + grads[0].T)
+        return passed
+
+
 def expand_normalized(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
     """`norm(conv(x))` in training mode for a 1x1 convolution, without a pass over its many output channels.
 
@@ -61,7 +76,8 @@ def expand_normalized(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tenso
     pixels = x.permute(0, 2, 3, 1).flatten(0, 2)
     count = len(pixels)
     mean = pixels.mean(dim=0)
-    covariance = pixels.T @ pixels / count - torch.outer(mean, mean)
+    products: Tensor = _Products.apply(pixels)  # type: ignore[no-untyped-call]
+    covariance = products / count - torch.outer(mean, mean)
     weight = conv.weight.flatten(1)
     out_mean = weight @ mean
     out_variance = ((weight @ covariance) * weight).sum(dim=1).clamp_min(0)
