@@ -77,3 +77,12 @@ def test_a_widening_layer_trains_as_its_three_parts_do():
     assert torch.allclose(layer(x), apart.act(apart.norm(apart.conv(x))), rtol=0, atol=1e-5)
     assert torch.allclose(layer.norm.running_var, apart.norm.running_var, atol=1e-6)
     assert torch.equal(layer.eval()(x), layer.act(layer.norm(layer.conv(x))))
+
+
+def test_in_half_precision_the_norm_stays_a_layer_of_its_own():
+    torch.manual_seed(0)
+    layer = ConvNormAct(4, 24, kernel=1).train()
+    apart = copy.deepcopy(layer)
+    x = torch.randn(3, 4, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x), apart.act(apart.norm(apart.conv(x))))

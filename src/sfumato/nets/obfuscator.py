@@ -49,9 +49,10 @@ class ConvNormAct(nn.Module):
         return out
 
     def _widens(self, x: Tensor) -> bool:
-        """Whether the norm is better computed from the input: it is on a CPU, in the input's own precision."""
+        """Whether the norm is better computed from the input: on a CPU, and as precisely as a batch norm would be."""
         widening = self.conv.kernel_size == (1, 1) and self.conv.out_channels > self.conv.in_channels
-        return self.training and widening and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        whole = torch.finfo(x.dtype).bits >= 32 and not torch.is_autocast_enabled("cpu")
+        return self.training and widening and whole and x.device.type == "cpu"
 
 
 class Bottleneck(nn.Module):
