@@ -78,7 +78,7 @@ privacy_weight = 1.0
 
 [data]
 source = "{folder / "pictures"}"
-size = 32
+size = [32, 32]
 
 [training]
 epochs = {EPOCHS}
