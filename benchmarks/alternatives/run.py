@@ -97,9 +97,10 @@ class Party:
         self.system = system
         script, *arguments = system.command
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        self._said = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
             [str(python), str(HERE / script), *arguments],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True,
             env={**environment, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
@@ -109,7 +110,7 @@ class Party:
         Raises:
             RuntimeError: it ended, or its answer is wrong.
         """
-        assert self._process.stdin and self._process.stdout and self._process.stderr
+        assert self._process.stdin and self._process.stdout
         try:
             self._process.stdin.write("\n")
             self._process.stdin.flush()
@@ -118,7 +119,8 @@ class Party:
         else:
             line = next((line for line in self._process.stdout if line.startswith("{")), "")
         if not line:
-            raise RuntimeError("; ".join(self._process.stderr.read().strip().splitlines()[-1:]) or "it ended")
+            self._said.seek(0)
+            raise RuntimeError("; ".join(self._said.read().strip().splitlines()[-1:]) or "it ended")
         told = dict(json.loads(line))
         if not told["right"]:
             raise RuntimeError(f"its answer is off by {told['relative_error']:.2g} of the largest logit")
@@ -135,6 +137,7 @@ class Party:
         """Ends it."""
         self._process.terminate()
         self._process.wait()
+        self._said.close()
 
 
 def main(*names: str, out: Path = Path("results/alternatives.json"), quick: bool = False) -> None:
