@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo studio test test-ray lint bench interop frontier people clean
+.PHONY: demo studio test test-ray lint bench interop alternatives growth frontier people clean
 
 demo: $(VENV)/.serve
 	$(BIN)/sfumato demo $(PICTURES)
@@ -29,6 +29,7 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/device_latency.py
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/training_processes.py
 	$(BIN)/python benchmarks/device_install.py
 	$(BIN)/python benchmarks/studio.py
 
@@ -36,11 +37,25 @@ bench: $(VENV)/.dev
 interop: $(VENV)/.dev $(patsubst %,.interop/%/.installed,triton kserve mlserver schemathesis)
 	$(BIN)/python benchmarks/interop/run.py
 
+# What a user would pick instead: results/alternatives.json, docs/alternatives.md. What cannot be installed is left out.
+alternatives: $(VENV)/.dev
+	-$(MAKE) --keep-going $(patsubst %,.interop/%/.installed,crypten spu tenseal)
+	$(BIN)/python benchmarks/alternatives/run.py
+
+# How cost grows: results/growth.json, docs/growth.md.
+growth: $(VENV)/.dev
+	$(BIN)/python benchmarks/growth.py
+
 # Each in an environment of its own, as each pins what another cannot have.
 INTEROP_triton := nvidia-pytriton==0.7.0 'numpy<2' onnxruntime
 INTEROP_kserve := kserve==0.21.0 onnxruntime
 INTEROP_mlserver := mlserver==1.7.1 onnxruntime
 INTEROP_schemathesis := schemathesis==4.32.5
+# CrypTen names a package that can no longer be built among those that it needs; what it really needs stands here.
+INTEROP_crypten := --no-deps crypten==0.4.1 && .interop/crypten/bin/python -m pip install --quiet \
+	torch==2.13.0 torchvision numpy omegaconf onnx pyyaml
+INTEROP_spu := spu==0.9.5
+INTEROP_tenseal := tenseal==0.3.18 numpy
 
 .interop/%/.installed: Makefile
 	test -x .interop/$*/bin/python || $(PYTHON) -m venv .interop/$*

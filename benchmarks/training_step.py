@@ -1,9 +1,11 @@
-"""Times the obfuscator's training step beside the plain two-pass loop in the paper's order, in turn, in one run.
+"""Times the obfuscator's training step beside the plain two-pass loop in the paper's order, and says where it goes.
 
-`python benchmarks/training_step.py` writes results/training-step.json
+`python benchmarks/training_step.py` writes results/training-step.json; `--quick` tries it and writes nothing.
 
-Both loops train the same networks on the same pictures against the same frozen ResNet20, in float32 on the
-CPU, with the allocator setting that `sfumato train` arranges.
+All loops train the same networks on the same pictures against the same frozen ResNet20 on the CPU, in turn, in one
+run, with the allocator setting that `sfumato train` arranges. Beside the step that `sfumato train` makes stand the same
+one with batch norms in passes of their own, and the same one in bfloat16. Each part of the step is timed alone. What
+the step has to compute and to move is counted, and set beside what this machine reaches at most on the same threads.
 """
 
 from __future__ import annotations
@@ -12,85 +14,179 @@ import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
+from machine_limits import Counted, counted, limits
 from timing import time_in_turn
-from torch import nn
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from sfumato.bundle import write_json
 from sfumato.cli.train import keep_freed_memory
-from sfumato.nets import Deobfuscator, Normalize, Obfuscator, build_classifier
+from sfumato.nets import Deobfuscator, Normalize, Obfuscator, build_classifier, fold_norms
+from sfumato.nets.obfuscator import ConvNormAct
+from sfumato.nets.precision import cpu_has_bfloat16
 from sfumato.provenance import provenance
 from sfumato.training.objectives import classification_loss, reconstruction_loss
 from sfumato.training.tasks import ObfuscationTask
 
 BATCH, WARM_UP, ROUNDS, PRIVACY_WEIGHT = 128, 2, 9, 1.0
+OPERATORS = 12
+Step = Callable[[], None]
 
 
-def plain_two_pass(images: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
+def normalize() -> Normalize:
+    return Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
+def plain_two_pass(images: Tensor, labels: Tensor) -> Step:
     """The loop as one would write it from the paper: one pass and one optimiser for each network."""
     obfuscator, deobfuscator = Obfuscator(order="paper"), Deobfuscator(order="paper")
     classifier = build_classifier("resnet20").eval().requires_grad_(False)
-    normalize = Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    look = normalize()
     hide = torch.optim.Adam(obfuscator.parameters(), lr=1e-3)
     seek = torch.optim.Adam(deobfuscator.parameters(), lr=1e-3)
 
     def step() -> None:
         obfuscated = obfuscator(images)
         hide.zero_grad()
-        utility = classification_loss(classifier(normalize(obfuscated)), labels)
+        utility = classification_loss(classifier(look(obfuscated)), labels)
         (utility - PRIVACY_WEIGHT * reconstruction_loss(deobfuscator(obfuscated), images)).backward()
         hide.step()
         seek.zero_grad()
         reconstruction_loss(deobfuscator(obfuscated.detach()), images).backward()
         seek.step()
 
-    return step
+    return norms_apart(step)  # what the networks do by themselves is no part of a plain loop
 
 
-def ours(images: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
+def norms_apart(step: Step) -> Step:
+    """The same with every batch norm in a pass of its own, as its layers are written."""
+
+    def apart() -> None:
+        with patch.object(ConvNormAct, "_widens", lambda self, x: False):
+            step()
+
+    return apart
+
+
+def ours(images: Tensor, labels: Tensor, *, bfloat16: bool = False, folded: bool = True) -> Step:
     """The step that `sfumato train` makes."""
+    classifier = build_classifier("resnet20")
     task: nn.Module = ObfuscationTask(
         Obfuscator(),
         Deobfuscator(),
-        build_classifier("resnet20"),
-        Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+        fold_norms(classifier) if folded else classifier,
+        normalize(),
         privacy_weight=PRIVACY_WEIGHT,
     ).train()
     task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.Adam([p for p in task.parameters() if p.requires_grad], lr=1e-3)
+    optimizer = torch.optim.Adam([p for p in task.parameters() if p.requires_grad], lr=1e-3, fused=True)
     images = images.contiguous(memory_format=torch.channels_last)
 
     def step() -> None:
         optimizer.zero_grad()
-        task(images, labels)["loss"].backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            loss = task(images, labels)["loss"]
+        loss.backward()
         optimizer.step()
 
     return step
 
 
-def main(out: Path = Path("results/training-step.json")) -> None:
+def parts(images: Tensor) -> dict[str, Step]:
+    """What the step consists of, each forward and backward alone."""
+    images = images.contiguous(memory_format=torch.channels_last)
+    nets: dict[str, nn.Module] = {
+        "obfuscator": Obfuscator().train(),
+        "deobfuscator": Deobfuscator().train(),
+        "classifier": fold_norms(build_classifier("resnet20")),
+    }
+    trained = [p for name in ("obfuscator", "deobfuscator") for p in nets[name].parameters()]
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    made: dict[str, Step] = {"optimizer": torch.optim.Adam(trained, lr=1e-9, fused=True).step}
+    for name, net in nets.items():
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        given = images.clone().requires_grad_(name != "obfuscator")
+
+        def both(net: nn.Module = net, given: Tensor = given) -> None:
+            net(given).square().mean().backward()
+
+        made[name] = both
+    return made
+
+
+def operators(step: Step) -> dict[str, float]:
+    """The share of each operator in a step's time, the largest first."""
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        step()
+    times = {event.key: event.self_cpu_time_total for event in found.key_averages()}
+    whole = sum(times.values())
+    return {name: round(time / whole, 4) for name, time in sorted(times.items(), key=lambda x: -x[1])[:OPERATORS]}
+
+
+def main(out: Path | None = Path("results/training-step.json"), *, batch: int = BATCH, rounds: int = ROUNDS) -> None:
     keep_freed_memory()
     torch.manual_seed(0)
-    images, labels = torch.rand(BATCH, 3, 32, 32), torch.randint(10, (BATCH,))
-    steps = {"plain_two_pass": plain_two_pass(images, labels), "ours": ours(images, labels)}
-    times = time_in_turn(steps, warm_up=WARM_UP, rounds=ROUNDS)
+    images, labels = torch.rand(batch, 3, 32, 32), torch.randint(10, (batch,))
+    steps = {
+        "plain_two_pass": plain_two_pass(images, labels),
+        "ours": ours(images, labels),
+        "ours_norms_apart": norms_apart(ours(images, labels, folded=False)),
+    }
+    steps["ours_bfloat16"] = ours(images, labels, bfloat16=True)
+    pieces = parts(images)
+    times = time_in_turn({**steps, **pieces}, warm_up=WARM_UP, rounds=rounds)
     medians = {name: statistics.median(values) for name, values in times.items()}
     speedup = medians["plain_two_pass"] / medians["ours"]
-    write_json(
-        out,
-        {
-            "what": f"one training step of obfuscator and deobfuscator, batch {BATCH}, 3x32x32, frozen ResNet20",
-            "speedup": speedup,
-            "median_ms": medians,
-            "pictures_per_s": {name: 1000 * BATCH / value for name, value in medians.items()},
-            "all_ms": times,
-            "threads": torch.get_num_threads(),
-            "measured": provenance(),
+    reached = limits()
+    result: dict[str, Any] = {
+        "what": f"one training step of obfuscator and deobfuscator, batch {batch}, 3x32x32, frozen ResNet20",
+        "speedup": speedup,
+        "speedup_of_others": {
+            name: medians["plain_two_pass"] / medians[name] for name in ("ours_norms_apart", "ours_bfloat16")
         },
-    )
+        "median_ms": {name: medians[name] for name in steps},
+        "pictures_per_s": {name: 1000 * batch / medians[name] for name in steps},
+        "parts_ms": {name: medians[name] for name in pieces},
+        "operators": {name: operators(steps[name]) for name in ("ours", "plain_two_pass")},
+        "machine": reached,
+        "work": {
+            "ours": _beside(counted(steps["ours"]), reached, medians["ours"], "float32"),
+            "ours_bfloat16": _beside(counted(steps["ours_bfloat16"]), reached, medians["ours_bfloat16"], "bfloat16"),
+            "plain_two_pass": _beside(counted(steps["plain_two_pass"]), reached, medians["plain_two_pass"], "float32"),
+        },
+        "all_ms": times,
+        "threads": torch.get_num_threads(),
+        "bfloat16_in_the_processor": cpu_has_bfloat16(),
+        "measured": provenance(),
+    }
+    if out is not None:
+        write_json(out, result)
     print(f"plain two-pass {medians['plain_two_pass']:.0f} ms, ours {medians['ours']:.0f} ms: {speedup:.2f}x -> {out}")
+    if out is None:
+        print({name: value for name, value in result.items() if name not in ("all_ms", "measured")})
+
+
+def _beside(work: Counted, reached: dict[str, Any], time_ms: float, datatype: str) -> dict[str, float]:
+    """What a step computes and moves, and how long that takes at least on this machine."""
+    compute_ms = work.operations / reached["gflop_per_s"][datatype] / 1e6
+    memory_ms = work.moved_bytes / reached["gb_per_s"] / 1e6
+    return {
+        "gflop": work.operations / 1e9,
+        "moved_gb": work.moved_bytes / 1e9,
+        "compute_ms_at_least": compute_ms,
+        "memory_ms_at_least": memory_ms,
+        "share_of_the_limit": max(compute_ms, memory_ms) / time_ms,
+        "share_if_nothing_overlaps": (compute_ms + memory_ms) / time_ms,
+    }
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    if "--quick" in sys.argv:
+        main(None, batch=8, rounds=1)
+    else:
+        main(*map(Path, sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""A relay that writes down every byte on its way to a server, so that one can look what travelled."""
+"""A relay that writes down every byte on its way to a server and back, so that one can look what travelled."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def relayed(url: str) -> Iterator[tuple[str, bytearray]]:
-    """Another address for a server, and the bytes that are sent to it there."""
+def relayed(url: str) -> Iterator[tuple[str, bytearray, bytearray]]:
+    """Another address for a server, and the bytes that are sent to it there and come from it."""
     parts = urllib.parse.urlsplit(url)
-    recorded = bytearray()
+    sent, received = bytearray(), bytearray()
     with socket.create_server(("127.0.0.1", 0)) as front:
-        threading.Thread(target=_accept, args=(front, (parts.hostname, parts.port), recorded), daemon=True).start()
-        yield f"{parts.scheme}://127.0.0.1:{front.getsockname()[1]}", recorded
+        threading.Thread(
+            target=_accept, args=(front, (parts.hostname, parts.port), sent, received), daemon=True
+        ).start()
+        yield f"{parts.scheme}://127.0.0.1:{front.getsockname()[1]}", sent, received
 
 
-def _accept(front: socket.socket, behind: tuple[str, int], recorded: bytearray) -> None:
+def _accept(front: socket.socket, behind: tuple[str, int], sent: bytearray, received: bytearray) -> None:
     with contextlib.suppress(OSError):
         while True:
             near, _ = front.accept()
             far = socket.create_connection(behind)
-            for source, target, record in ((near, far, recorded), (far, near, bytearray())):
+            for source, target, record in ((near, far, sent), (far, near, received)):
                 threading.Thread(target=_pump, args=(source, target, record), daemon=True).start()
 
 

@@ -118,7 +118,7 @@ def _asked(
     samples = shipped.samples()
     inputs, wanted = _wanted(bundle)
     try:
-        with relayed(url) as (near, recorded):
+        with relayed(url) as (near, recorded, _):
             with Client(near, BUNDLES[bundle](), gate=False, retries=0, timeout_s=30, **options) as client:
                 answers = client.classify_batch([sample.pixels for sample in samples], batch_size=BATCH)
             sent = bytes(recorded)

@@ -48,6 +48,14 @@ def test_what_a_recipe_leaves_out_is_the_papers(frozen):
     assert type(task.deobfuscator).__name__ == "Deobfuscator" and task.obfuscator.noise is None
 
 
+def test_the_frozen_classifiers_norms_are_folded_and_its_answers_stay(frozen):
+    pictures = IMAGES.images.float() / 255
+    task = obfuscation_task(recipe(), frozen, IMAGES)
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in task.classifier.modules())
+    assert any(isinstance(part, nn.BatchNorm2d) for part in frozen.net.modules())
+    assert torch.allclose(task.classifier(pictures), frozen.net(pictures), rtol=0, atol=1e-4)
+
+
 def test_a_recipes_parts_reach_the_task(frozen):
     options = {
         "privacy_weight": 2.0,

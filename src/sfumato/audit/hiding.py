@@ -54,17 +54,22 @@ def markdown(rows: list[list[str]]) -> str:
 
 
 def write_into(page: Path, table: str) -> None:
-    """Puts a table between `BEGIN` and `END` on a Markdown page, in place of what stands there.
+    """Puts a table between `BEGIN` and `END` on a Markdown page; see `write_between`."""
+    write_between(page, BEGIN, END, table)
+
+
+def write_between(page: Path, begin: str, end: str, table: str) -> None:
+    """Puts a table between two lines of a Markdown page, in place of what stands there.
 
     Raises:
         AuditError: the page cannot be read or written, or has no such place.
     """
     try:
-        before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-        _, end, after = rest.partition(END)
-        if not end:
-            raise AuditError(f"{page} has no lines {BEGIN!r} and {END!r} for the table to stand between")
-        page.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+        before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+        _, found, after = rest.partition(end)
+        if not found:
+            raise AuditError(f"{page} has no lines {begin!r} and {end!r} for the table to stand between")
+        page.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise AuditError(f"{page} cannot be changed: {getattr(error, 'strerror', None) or error}") from error
 

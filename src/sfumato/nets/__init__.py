@@ -2,6 +2,7 @@
 
 from sfumato.nets.cifar import CLASSIFIERS, build_classifier
 from sfumato.nets.cost import Cost, cost
+from sfumato.nets.folding import fold_norms
 from sfumato.nets.normalize import Normalize
 from sfumato.nets.obfuscator import Deobfuscator, Obfuscator, ObfuscatorTravels, obfuscator_of, travels_of
 from sfumato.nets.precision import autocast
@@ -25,6 +26,7 @@ __all__ = [
     "autocast",
     "build_classifier",
     "cost",
+    "fold_norms",
     "obfuscator_of",
     "reverse_gradient",
     "sketcher_of",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.nets.fixed import LEVEL, Removal, round_to_8_bits
+from sfumato.nets.folding import expand_normalized
 from sfumato.nets.normalize import Normalize
 
 Order = Literal["commuted", "paper"]
@@ -42,8 +43,16 @@ class ConvNormAct(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in, H, W) -> (N, out, H / stride, W / stride)."""
-        out: Tensor = self.act(self.norm(self.conv(x)))
+        out: Tensor = self.act(
+            expand_normalized(x, self.conv, self.norm) if self._widens(x) else self.norm(self.conv(x))
+        )
         return out
+
+    def _widens(self, x: Tensor) -> bool:
+        """Whether the norm is better computed from the input: on a CPU, and as precisely as a batch norm would be."""
+        widening = self.conv.kernel_size == (1, 1) and self.conv.out_channels > self.conv.in_channels
+        whole = torch.finfo(x.dtype).bits >= 32 and not torch.is_autocast_enabled("cpu")
+        return self.training and widening and whole and x.device.type == "cpu"
 
 
 class Bottleneck(nn.Module):

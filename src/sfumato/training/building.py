@@ -14,7 +14,7 @@ from sfumato.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, Bundle, Pre
 from sfumato.classifiers import FrozenClassifier
 from sfumato.data import ImageSet
 from sfumato.errors import BundleError, RecipeError
-from sfumato.nets import RESTORERS, Normalize, Obfuscator, Sketcher, obfuscator_of, sketcher_of
+from sfumato.nets import RESTORERS, Normalize, Obfuscator, Sketcher, fold_norms, obfuscator_of, sketcher_of
 from sfumato.nets.cifar import features_and_logits
 from sfumato.training.attackers import Attackers, attacker_to_restart, restart
 from sfumato.training.mixture import CodeMixture
@@ -61,7 +61,7 @@ def obfuscation_task(
     return ObfuscationTask(
         obfuscator,
         Attackers(*nets) if len(nets) > 1 else next(iter(nets), None),
-        frozen.net,
+        fold_norms(frozen.net),
         normalize(frozen.preprocessing),
         privacy_weight=recipe.privacy_weight,
         utility=Utility(utility.teacher_weight, utility.feature_weight, utility.temperature),
@@ -99,7 +99,7 @@ def sketch_task(
         put_in(sketcher.photographs, pictures, log_probabilities_of(pictures, nets), frozen.labels)
     return SketchTask(
         sketcher,
-        frozen.net,
+        fold_norms(frozen.net),
         normalize(frozen.preprocessing),
         teacher_weight=recipe.teacher_weight,
         temperature=recipe.temperature,
@@ -127,7 +127,7 @@ def further(recipe: TransferRecipe, frozen: FrozenClassifier, others: Sequence[F
                 f"transfer.also: {other.name} takes pictures of {size.height}x{size.width}, {frozen.name} of "
                 f"{wanted.height}x{wanted.width}"
             )
-    nets = [(normalize(other.preprocessing), other.net) for other in others]
+    nets = [(normalize(other.preprocessing), fold_norms(other.net)) for other in others]
     return Others(nets, diversity=recipe.diversity, noise=recipe.noise)
 
 

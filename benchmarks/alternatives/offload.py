@@ -1,0 +1,122 @@
+"""What is fast: classifying at home and offloading, in turn, in one process that has the device's side alone.
+
+`python offload.py FOLDER WARM_UP ROUNDS` with the bundles that `run.py` made; it prints one line of JSON. The server is
+`sfumato serve`, as a process of its own, on this machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "interop")]
+
+from relay import relayed  # noqa: E402
+from timing import time_in_turn  # noqa: E402
+
+from sfumato.bundle import CLASSIFIER_ONNX, Bundle  # noqa: E402
+from sfumato.device import Client  # noqa: E402
+from sfumato.device.answers import read_answers  # noqa: E402
+from sfumato.device.endpoint import open_endpoint  # noqa: E402
+from sfumato.device.picture import load_picture, prepare  # noqa: E402
+from sfumato.onnxfile import OnnxFunction  # noqa: E402
+from sfumato.wire import Tensor  # noqa: E402
+
+
+class Plain:
+    """What `Client` does, without an obfuscator: the picture itself travels, over the same machinery."""
+
+    def __init__(self, url: str, served: Bundle) -> None:
+        self._bundle, self._endpoint = served, open_endpoint(url)
+
+    def classify(self, picture: np.ndarray) -> Any:
+        """The endpoint's answer."""
+        pixels = prepare(load_picture(picture), self._bundle.preprocessing)
+        tensor = self._bundle.preprocessing.normalize(pixels)[None]
+        asked = self._endpoint.infer(self._bundle.name, Tensor("input", tensor), "logits")
+        return read_answers(
+            asked.response,
+            output_name="logits",
+            count=1,
+            labels=self._bundle.labels,
+            payload_bytes=asked.payload_bytes,
+            obfuscate_ms=0.0,
+            round_trip_ms=asked.round_trip_ms,
+        )[0]
+
+
+def main(folder: Path, warm_up: int, rounds: int) -> None:
+    served = Bundle.load(folder / "resnet18")
+    picture = np.random.default_rng(0).integers(256, size=(32, 32, 3), dtype=np.uint8)
+    local = {name: _local(Bundle.load(folder / name), picture) for name in ("resnet18", "resnet-local")}
+    with serving(folder / "resnet18") as (url, process):
+        asking: dict[str, Callable[[str], Any]] = {
+            "plain": lambda url: Plain(url, served),
+            "paper": lambda url: Client(url, folder / "paper", gate=False),
+            "sketch": lambda url: Client(url, folder / "sketch", gate=False),
+        }
+        counted = {name: _bytes(url, make, picture) for name, make in asking.items()}
+        things = {name: _bound(make(url), picture) for name, make in asking.items()}
+        times = time_in_turn({**local, **things}, warm_up=warm_up, rounds=rounds)
+        memory = {"client": peak_mb(os.getpid()), "server": peak_mb(process.pid)}
+    print(json.dumps({"times_ms": times, "bytes": counted, "peak_memory_mb": memory}))
+
+
+def _local(bundle: Bundle, picture: np.ndarray) -> Callable[[], object]:
+    function = OnnxFunction(bundle.path / CLASSIFIER_ONNX, threads=1)
+
+    def classify() -> object:
+        pixels = prepare(load_picture(picture), bundle.preprocessing)
+        return function(bundle.preprocessing.normalize(pixels)[None]).argmax()
+
+    return classify
+
+
+def _bound(client: Any, picture: np.ndarray) -> Callable[[], object]:
+    return lambda: client.classify(picture)
+
+
+def _bytes(url: str, make: Callable[[str], Any], picture: np.ndarray) -> dict[str, int]:
+    """What a picture takes each way, heads included, after the connection and the model's description were had."""
+    with relayed(url) as (near, sent, received):
+        client = make(near)
+        client.classify(picture)
+        sizes = []
+        for _ in range(2):
+            sizes.append((len(sent), len(received)))
+            client.classify(picture)
+        return {"sent_bytes": sizes[1][0] - sizes[0][0], "received_bytes": sizes[1][1] - sizes[0][1]}
+
+
+@contextlib.contextmanager
+def serving(bundle: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """`sfumato serve` on a free port, until the end of the block."""
+    command = [sys.executable, "-u", "-m", "sfumato", "serve", str(bundle), "--port", "0", "--json", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()  # it comes when the server answers
+        if not line:
+            raise RuntimeError(f"{' '.join(command)} did not start")
+        yield json.loads(line)["url"], process
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def peak_mb(pid: int) -> float:
+    """The most memory that a process has held, in MiB."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

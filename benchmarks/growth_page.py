@@ -1,0 +1,275 @@
+"""results/growth.json as a page and a figure: docs/growth.md, docs/growth.svg."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+PAGE, FIGURE = Path("docs/growth.md"), Path("docs/growth.svg")
+REPLICAS = Path("results/replicas.json")
+"""Written by a benchmark of its own; the page names it where it is there."""
+PICTURES_A_DAY = 1_000_000
+PEAK = 3
+"""How many times as many requests as on average the busiest hour has: an assumption, to be replaced by one's own."""
+USED = 0.7
+"""The share of a core's time that is planned with: an assumption as well."""
+DEVICE = {
+    "paper": "the paper's obfuscator",
+    "sketch": "sketch",
+    "resnet18": "ResNet18 for small pictures",
+    "resnet18-imagenet": "ResNet18 for photos",
+}
+
+
+def exponent(xs: list[float], ys: list[float]) -> float:
+    """How cost grows between the last two points: with which power."""
+    return math.log(ys[-1] / ys[-2]) / math.log(xs[-1] / xs[-2])
+
+
+def written(result: dict[str, Any]) -> str:
+    """The page."""
+    machine = result["measured"]["machine"]
+    lines = [
+        "# How cost grows",
+        "",
+        "Written by `make growth` from [results/growth.json](../results/growth.json): "
+        f"{machine['cores']} cores of {machine['cpu']}, {result['measured']['written'][:10]}, one "
+        f"thread for each process,",
+        "loopback, random weights and pictures. Each curve is short, and of one run: read ratios, not last digits.",
+        "Energy was not measured.",
+        "",
+        "![How cost grows with pixels, classes, clients, batch](growth.svg)",
+        "",
+        *_device(result["device_against_pixels"]),
+        *_classes(result["device_against_classes"]),
+        *_wire(result["wire_against_pixels"]),
+        *_server(result["server_against_clients"]),
+        *_training(result["training"]),
+        *_day(result),
+        "## Not measured",
+        "",
+        "The memory of an audit against its pictures, and energy. "
+        + (
+            f"Replicas: [{REPLICAS.name}](../{REPLICAS})."
+            if REPLICAS.exists()
+            else "Replicas of the server are measured by themselves."
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)] + [""]
+
+
+def _device(rows: list[dict[str, Any]]) -> list[str]:
+    names = [name for name in DEVICE if any(name in row["median_ms"] for row in rows)]
+    table = [
+        [f"{row['side']}", *(f"{row['median_ms'][name]:.2f}" if name in row["median_ms"] else "" for name in names)]
+        for row in rows
+    ]
+    pixels = [row["pixels"] for row in rows]
+    powers = {name: exponent(pixels, [row["median_ms"][name] for row in rows]) for name in ("paper", "sketch")}
+    return [
+        "## On the device: pixels",
+        "",
+        "Milliseconds a picture, ONNX Runtime:",
+        "",
+        *_table(["side", *(DEVICE[name] for name in names)], table),
+        f"Between the two largest, time grows with the pixels to the power of {powers['paper']:.2f} "
+        f"for the paper's obfuscator, "
+        f"which works at full resolution whatever the size, and of {powers['sketch']:.2f} for the "
+        f"sketch. The sketch's curve",
+        "bends where its stem begins to shrink the picture first, behind 64 pixels to a half and "
+        "behind 160 to a quarter of",
+        "each side; its drawing is made at 32 pixels and enlarged. Where maps no longer fit the "
+        "processor's caches, time grows",
+        "faster than operations do.",
+        "",
+    ]
+
+
+def _classes(rows: list[dict[str, Any]]) -> list[str]:
+    table = [
+        [
+            f"{row['classes']:,}", f"{row['median_ms']:.2f}", f"{row['device_bytes'] / 1e6:.2f}",
+            f"{row['decoder_bytes'] / 1e6:.2f}", f"{row['code_bits']}",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return [
+        "## On the device: classes",
+        "",
+        "A sketch at 32 pixels. The paper's obfuscator does not know the classes, so nothing of it grows.",
+        "",
+        *_table(["classes", "ms a picture", "device's file, MB", "decoder's file, MB", "bits of the code"], table),
+        "Only the last linear layer and the first one of the drawing have a number for each class, "
+        "so the file grows by a",
+        "fixed amount a class; the code by the logarithm.",
+        "",
+    ]
+
+
+def _wire(rows: list[dict[str, Any]]) -> list[str]:
+    forms = ("FP32", "UINT8", "PNG", "code")
+    return [
+        "## On the wire: pixels and form",
+        "",
+        "Bytes of a request's body; HTTP's head comes on top. PNG is the drawing of a sketch with "
+        "random weights, which is",
+        "smooth; a trained one's may be larger.",
+        "",
+        *_table(["side", *forms], [[f"{r['side']}", *(f"{r['bytes'][form]:,}" for form in forms)] for r in rows]),
+        "Tensors grow with the pixels, FP32 four times as large as UINT8; a code does not grow at all.",
+        "",
+    ]
+
+
+def _server(rows: list[dict[str, Any]]) -> list[str]:
+    table = [
+        [
+            row["model"], f"{row['macs'] / 1e6:,.0f}", f"{row['clients']}", f"{row['requests_per_s']:,.0f}",
+            f"{row['server_cpu_ms_a_request']:.2f}", f"{row['median_ms']:.1f}", f"{row['p99_ms']:.1f}",
+            f"{row['failed']}",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return [
+        "## In the cloud: clients and the model's cost",
+        "",
+        "`sfumato serve` with one model thread; each client asks again as soon as it is answered. "
+        "Clients run on the same",
+        "cores.",
+        "",
+        *_table(
+            [
+                "model",
+                "million MACs",
+                "clients",
+                "requests/s",
+                "server's CPU, ms a request",
+                "median, ms",
+                "p99, ms",
+                "failed",
+            ],
+            table,
+        ),
+        "Requests/s rise until the model's thread is always busy, which takes two or three clients; "
+        "from there on further",
+        "clients only wait, and the median grows with their number. Joining what waits into batches "
+        "lowers the CPU time a",
+        "request as far as the model is faster on batches.",
+        "",
+    ]
+
+
+def _training(found: dict[str, Any]) -> list[str]:
+    lines = ["## Training", "", "A step of obfuscator and deobfuscator against a frozen ResNet20, one thread:", ""]
+    rows = [
+        [f"{row['side']}", f"{row['batch']}", f"{row['step_ms']:,.0f}", f"{1000 * row['batch'] / row['step_ms']:,.1f}",
+         f"{row['peak_memory_mb']:,.0f}"]
+        for row in (*found["against_batch"], *found["against_pixels"])
+    ]  # fmt: skip
+    lines += _table(["side", "batch", "ms a step", "pictures/s", "peak memory, MiB"], rows)
+    lines += [
+        "Time and memory grow with pixels times batch; what both begin with, torch itself and the "
+        "weights, matters only for",
+        "small batches.",
+        "",
+    ]
+    rows = [
+        [
+            f"{row['pictures']:,}",
+            f"{row['epoch_s']:,.0f}",
+            f"{row['pictures_mb']:,.0f}",
+            f"{row['peak_memory_mb']:,.0f}",
+        ]
+        for row in found["against_pictures"]
+    ]
+    lines += ["An epoch, extrapolated from a few steps on a set of that size:", ""]
+    lines += _table(["training pictures", "seconds an epoch", "pictures in memory, MiB", "peak memory, MiB"], rows)
+    lines += ["It is straight: drawing a batch does not depend on how many pictures there are.", ""]
+    return lines
+
+
+def _day(result: dict[str, Any]) -> list[str]:
+    """What a million pictures a day cost, with the arithmetic."""
+    device = next(row for row in result["device_against_pixels"] if row["side"] == 32)
+    wire = next(row for row in result["wire_against_pixels"] if row["side"] == 32)["bytes"]
+    rows = [row for row in result["server_against_clients"] if row["model"] == "resnet18"]
+    served = min(rows, key=lambda row: row["server_cpu_ms_a_request"])
+    mean = PICTURES_A_DAY / 86_400
+    busy = mean * served["server_cpu_ms_a_request"] / 1000
+    cores = math.ceil(PEAK * busy / USED)
+    device_ms = device["median_ms"]["paper"]
+    gigabytes = {name: PICTURES_A_DAY * wire[name] / 1e9 for name in ("FP32", "UINT8", "code")}
+    return [
+        f"## What {PICTURES_A_DAY:,} pictures a day cost",
+        "",
+        "At 32 pixels, everything sent (a gate sends a share; multiply by it), ResNet18 in the cloud:",
+        "",
+        f"- devices, all together: {PICTURES_A_DAY:,} x {device_ms:.2f} ms = "
+        f"{PICTURES_A_DAY * device_ms / 1000:,.0f} s of one "
+        f"thread a day for the paper's obfuscator; "
+        f"{PICTURES_A_DAY * device['median_ms']['sketch'] / 1000:,.0f} s for a sketch",
+        f"- sent: {PICTURES_A_DAY:,} x {wire['FP32']:,} bytes = {gigabytes['FP32']:,.1f} GB a day as FP32, "
+        f"{gigabytes['UINT8']:,.1f} GB as UINT8, {gigabytes['code']:,.2f} GB as codes, heads apart",
+        f"- servers, mean: {PICTURES_A_DAY:,} / 86,400 s = {mean:.1f} pictures/s x "
+        f"{served['server_cpu_ms_a_request']:.2f} ms = "
+        f"{busy:.2f} cores",
+        f"- servers, planned: with {PEAK} times the mean in the busiest hour and cores busy "
+        f"{USED:.0%} of the time, both "
+        f"assumed: {PEAK} x {busy:.2f} / {USED} = {PEAK * busy / USED:.2f}, so {cores} "
+        f"core{'s' * (cores > 1)} of this machine",
+        "",
+        "In money, with your prices `c` for a core's hour and `g` for a GB that comes in:",
+        f"`{cores} x 24 x c + {gigabytes['FP32']:.1f} x g` a day. No price is assumed here.",
+        "",
+    ]
+
+
+def draw(result: dict[str, Any], file: Path) -> None:
+    """One small plot for each curve, in one figure."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams.update({"svg.hashsalt": "growth", "svg.fonttype": "none"})  # text as text: half the size
+    import matplotlib.pyplot as plt
+
+    figure, ((a, b, c), (d, e, f)) = plt.subplots(2, 3, figsize=(11, 6.2), layout="constrained")
+    pixels = result["device_against_pixels"]
+    for name, title in DEVICE.items():
+        rows = [row for row in pixels if name in row["median_ms"]]
+        a.loglog([row["side"] for row in rows], [row["median_ms"][name] for row in rows], "o-", label=title)
+    a.set(title="device, ms a picture", xlabel="side, pixels")
+    rows = result["device_against_classes"]
+    b.semilogx([row["classes"] for row in rows], [row["median_ms"] for row in rows], "o-", label="ms a picture")
+    b.semilogx([row["classes"] for row in rows], [row["device_bytes"] / 1e6 for row in rows], "s-", label="file, MB")
+    b.set(title="sketch, 32 pixels", xlabel="classes", ylim=(0, None))
+    rows = result["wire_against_pixels"]
+    for form in ("FP32", "UINT8", "PNG", "code"):
+        c.loglog([row["side"] for row in rows], [row["bytes"][form] for row in rows], "o-", label=form)
+    c.set(title="bytes a request", xlabel="side, pixels")
+    rows = result["server_against_clients"]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        mine = [row for row in rows if row["model"] == model]
+        d.loglog([row["clients"] for row in mine], [row["requests_per_s"] for row in mine], "o-", label=model)
+    d.set(title="server, requests/s", xlabel="clients")
+    for axes, key, x in ((e, "against_batch", "batch"), (f, "against_pixels", "side")):
+        rows = result["training"][key]
+        axes.loglog([row[x] for row in rows], [row["step_ms"] for row in rows], "o-", label="ms a step")
+        axes.loglog([row[x] for row in rows], [row["peak_memory_mb"] for row in rows], "s-", label="peak memory, MiB")
+    e.set(title="training, 32 pixels", xlabel="batch")
+    f.set(title=f"training, batch {result['training']['against_pixels'][0]['batch']}", xlabel="side, pixels")
+    for axes in (a, b, c, d, e, f):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, metadata={"Date": None})
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    print(written(json.loads(Path("results/growth.json").read_text(encoding="utf-8"))))

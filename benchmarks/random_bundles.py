@@ -1,0 +1,73 @@
+"""Bundles with random weights, for what benchmarks time: weights do not change the time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from sfumato.bundle import Bundle, Preprocessing
+from sfumato.classifiers import FrozenClassifier
+from sfumato.data import ImageSet
+from sfumato.nets import Normalize, Obfuscator, Sketcher, answer_bits, build_classifier
+from sfumato.training.export import write_classifier_bundle, write_obfuscator_bundle, write_sketch_bundle
+from sfumato.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
+
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+_PICTURES = 4
+
+
+def classifier(folder: Path, architecture: str, *, side: int = 32, classes: int = 10) -> Bundle:
+    """A classifier's bundle."""
+    net = build_classifier(architecture, classes).eval()
+    return write_classifier_bundle(
+        folder,
+        ClassifierTask(net, Normalize(MEAN, STD)),
+        _pictures(side),
+        name=architecture,
+        labels=_labels(classes),
+        preprocessing=Preprocessing(side, side, MEAN, STD),
+        recipe={"kind": "classifier", "architecture": architecture},
+    )
+
+
+def obfuscator(folder: Path, served: Bundle) -> Bundle:
+    """The paper's obfuscator for a classifier's bundle."""
+    frozen = _frozen(served)
+    task = ObfuscationTask(Obfuscator(), None, frozen.net, Normalize(MEAN, STD), privacy_weight=1.0).eval()
+    return write_obfuscator_bundle(
+        folder, task, _pictures(served.preprocessing.height), classifier=frozen, recipe={"kind": "obfuscator"}
+    )
+
+
+def sketch(folder: Path, served: Bundle) -> Bundle:
+    """A sketch of the kind that is shipped, with its gate and its decoder, for a classifier's bundle."""
+    frozen, side, classes = _frozen(served), served.preprocessing.height, len(served.labels)
+    sketcher = Sketcher(side, side, classes=classes, bits=max(8, answer_bits(classes)))
+    task = SketchTask(sketcher, frozen.net, Normalize(MEAN, STD), teacher_weight=0.9, temperature=4.0).eval()
+    few = ImageSet(
+        (_pictures(side) * 255).to(torch.uint8), torch.arange(_PICTURES) % classes, served.labels, "random", ""
+    )
+    return write_sketch_bundle(
+        folder,
+        task,
+        _pictures(side),
+        classifier=frozen,
+        recipe={"kind": "sketch"},
+        known=few,
+        held_out=few,
+        offload_rate=0.5,
+    )
+
+
+def _frozen(served: Bundle) -> FrozenClassifier:
+    net = build_classifier(str(served.recipe["architecture"]), len(served.labels)).eval().requires_grad_(False)
+    return FrozenClassifier(net, served.name, served.labels, served.preprocessing, served.classifier_fingerprint)
+
+
+def _pictures(side: int) -> torch.Tensor:
+    return torch.rand(_PICTURES, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def _labels(classes: int) -> tuple[str, ...]:
+    return tuple(f"class {number}" for number in range(classes))

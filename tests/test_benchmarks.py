@@ -1,0 +1,106 @@
+"""What the benchmarks count and write, and that their pages are of their results files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+MEASURED = {"machine": {"cores": 2, "cpu": "a CPU"}, "written": "2026-01-01T00:00:00+00:00"}
+
+
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("benchmarks", "benchmarks/alternatives"):
+        monkeypatch.syspath_prepend(str(ROOT / folder))
+    yield
+    for name in ("page", "growth_page", "machine_limits", "timing"):
+        sys.modules.pop(name, None)  # other folders have a page too
+
+
+def alternatives() -> dict[str, Any]:
+    own = {
+        "times": 3,
+        "seconds_range": [0.01, 0.03],
+        "sent_bytes": 12_459,
+        "received_bytes": 300,
+        "promises": "nothing",
+    }
+    row = {"title": "plain offload", "net": "resnet18", "peak_memory_mb": [50.0, 70.0]}
+    return {
+        "rows": [
+            {"name": "plain", "seconds": 0.02, **row, **own},
+            {"name": "crypten", "seconds": 20.0, **row, **own, "title": "MPC", "seconds_range": [19.0, 21.0]},
+            {"name": "spu", "title": "SPU", "net": "resnet18", "promises": "much", "skipped": "there is no python"},
+        ],
+        "round_trip_of_plain": {"paper": 1.08, "sketch": 1.06},
+        "fastest_full_mpc_of_paper": 920.4,
+        "measured": MEASURED,
+    }
+
+
+def test_the_table_of_alternatives_has_ratios_and_says_what_is_missing():
+    from page import table
+
+    said = table(alternatives())
+    assert (
+        "| plain offload | resnet18 | 0.0200 (0.0100 to 0.0300, n = 3) | 1.00 | 12,459 | 300 | 50 + 70 | nothing |"
+        in said
+    )
+    assert "| MPC | resnet18 | 20.0 (19.0 to 21.0, n = 3) | 1,000 |" in said
+    assert "Left out: SPU, resnet18 (there is no python)." in said
+    assert "1.08 times" in said and "920 times" in said
+
+
+def test_a_table_without_any_full_mpc_run_compares_with_none():
+    from page import table
+
+    assert "multi-party" not in table({**alternatives(), "fastest_full_mpc_of_paper": None})
+
+
+def test_how_steep_a_curve_ends():
+    from growth_page import exponent
+
+    assert exponent([1, 2, 4], [100, 3, 12]) == pytest.approx(2)
+
+
+def test_what_a_product_computes_and_moves_is_counted():
+    from machine_limits import counted
+
+    a, b = torch.rand(3, 5), torch.rand(5, 7)
+    found = counted(lambda: torch.mm(a, b))
+    assert found.operations == 2 * 3 * 5 * 7
+    assert found.moved_bytes == 4 * (3 * 5 + 5 * 7 + 3 * 7)
+
+
+def test_views_move_nothing_and_what_is_done_in_place_does():
+    from machine_limits import counted
+
+    a = torch.rand(4, 6)
+    assert counted(lambda: a.view(6, 4).transpose(0, 1)).moved_bytes == 0
+    assert counted(lambda: a.mul_(2)).moved_bytes > 0
+
+
+def test_the_page_of_alternatives_is_of_the_results():
+    file = ROOT / "results" / "alternatives.json"
+    if not file.exists():
+        pytest.skip("not measured yet: make alternatives")
+    from page import table
+
+    assert table(json.loads(file.read_text(encoding="utf-8"))) in (ROOT / "docs/alternatives.md").read_text("utf-8")
+
+
+def test_the_page_of_growth_is_of_the_results(monkeypatch: pytest.MonkeyPatch):
+    file = ROOT / "results" / "growth.json"
+    if not file.exists():
+        pytest.skip("not measured yet: make growth")
+    from growth_page import written
+
+    monkeypatch.chdir(ROOT)
+    assert written(json.loads(file.read_text(encoding="utf-8"))) == (ROOT / "docs/growth.md").read_text("utf-8")
+    assert (ROOT / "docs/growth.svg").stat().st_size < 100_000
