@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from counting import count_macs
 from sfumato.nets import Deobfuscator, Normalize, Obfuscator, obfuscator_of, travels_of
 from sfumato.nets.fixed import LEVEL, Removal
 from sfumato.nets.obfuscator import Bottleneck, Noise, NoisyCode, NoisyTravels
@@ -180,3 +181,26 @@ def test_what_travels_is_normalised_after_rounding():
     assert travels.step == pytest.approx(1 / 255 / 0.2)
     assert not isinstance(travels, NoisyTravels) and not hasattr(travels, "noisy_code")
     assert isinstance(travels_of(Obfuscator(noisy=True), normalize, 16, 24), NoisyTravels)
+
+
+@pytest.mark.parametrize("eight_bit", [False, True])
+@pytest.mark.parametrize("order", ["paper", "commuted"])
+def test_what_travels_is_the_obfuscated_picture_normalised_for_less(both, order, eight_bit):
+    net = Obfuscator(order=order, eight_bit=eight_bit).double().eval()
+    net.load_state_dict(both[0].state_dict())
+    normalize = Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.3)).double()
+    pictures = torch.rand(3, 3, 16, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    travels = travels_of(net, normalize, 16, 24)
+    assert torch.allclose(travels(pictures), normalize(net(pictures)), rtol=1e-9, atol=1e-9)
+    assert count_macs(travels.float()) == 18_929_664 < count_macs(net.float()) - 2_000_000
+
+
+def test_noise_travels(both):
+    net = Obfuscator(noisy=True).eval()
+    net.load_state_dict(both[0].state_dict(), strict=False)  # all but the noise's size
+    travels = travels_of(net, Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.3)), 16, 24)
+    torch.manual_seed(0)
+    out = travels(SOME)
+    torch.manual_seed(0)
+    assert torch.allclose(out, travels.normalize(net(SOME)), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(out, travels(SOME), atol=1e-3)
