@@ -41,8 +41,8 @@ SAYS = {
     "obfuscator_in_paper_order": "the same, each upsampling before the projection, as the paper counts",
     "relu": "the exported obfuscator with ReLU for leaky ReLU: another function, to show what that costs",
     "sketch": "the shipped sketch, with the device's own answer and the code",
-    "classify": "Client.classify with the exported obfuscator: a 32x32 PNG decoded and checked, the request encoded, the "
-    "answer read; all but the network",
+    "classify": "Client.classify with the exported obfuscator: a 32x32 PNG decoded and checked, the request "
+    "encoded, the answer read; all but the network",
 }
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 

@@ -21,6 +21,7 @@ from sfumato.bundle import DECODER_ONNX, Bundle, split_name
 from sfumato.device.answers import Answer, read_answers
 from sfumato.device.deciding import answer_at_home, answer_group
 from sfumato.device.endpoint import open_endpoint
+from sfumato.device.many import IN_FLIGHT, in_order
 from sfumato.device.obfuscator import ObfuscatedPicture, Obfuscator
 from sfumato.device.picture import PictureSource
 from sfumato.device.plan import Plan, as_datatype, make_plan, travels_from
@@ -169,6 +170,23 @@ class Client:
             answers += answer_group(self._obfuscator, group, keeps=self.keeps, send=self._send)
         return answers
 
+    def classify_many(self, sources: Iterable[PictureSource], *, in_flight: int = IN_FLIGHT) -> Iterator[Answer]:
+        """Classifies pictures as they come, several underway at once, so that round trips are not waited for in turn.
+
+        In asyncio, `await asyncio.to_thread(client.classify, picture)`: a client may be used from several threads.
+
+        Args:
+            sources: whatever `load_picture` takes; may end never. They are taken in a thread of its own.
+            in_flight: pictures that may be underway, or answered and not yet looked at.
+
+        Returns:
+            The answers, in order. With the first error it ends, and no picture is begun any more.
+
+        Raises:
+            EndpointError: `in_flight` is not positive; and what `classify` raises, at the picture's place.
+        """
+        return in_order(self.classify, sources, in_flight=in_flight)
+
     def classify_at_home(self, source: PictureSource) -> Answer | None:
         """The device's own answer if it is final; None if the picture has to be sent. Sends nothing.
 
@@ -199,10 +217,12 @@ class Client:
         """The only way out of the device."""
         if not all(isinstance(picture, ObfuscatedPicture) for picture in pictures):
             raise TypeError("only obfuscated pictures may be sent")
-        if self._plan is None:
-            self._plan = self._fetch_plan()
-            self._warn_of_another_classifier()
         plan = self._plan
+        if plan is None:  # several threads may find it so; each then asks, and fails, by itself
+            plan = self._fetch_plan()
+            first, self._plan = self._plan is None, plan
+            if first:
+                self._warn_of_another_classifier()
         tensors = np.stack([picture.tensor for picture in pictures])
         given = Tensor(plan.input_name, as_datatype(tensors, plan.datatype, self.bundle.preprocessing))
         asked = self._endpoint.infer(self.model, given, plan.output_name)

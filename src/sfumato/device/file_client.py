@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,6 +19,7 @@ from sfumato.device.answers import Answer
 from sfumato.device.deciding import answer_at_home, answer_group
 from sfumato.device.file_answers import AnswerPlace, read_file_answer
 from sfumato.device.files import FileFormat, Request, Style, encode_picture
+from sfumato.device.many import IN_FLIGHT, in_order
 from sfumato.device.obfuscator import ObfuscatedPicture, Obfuscator
 from sfumato.device.picture import PictureSource
 from sfumato.device.transport import Transport
@@ -129,6 +130,10 @@ class FileClient:
     def classify_batch(self, sources: Iterable[PictureSource]) -> list[Answer]:
         """Classifies pictures, one request for each that has to be sent. Raises as `classify` does."""
         return [self.classify(source) for source in sources]
+
+    def classify_many(self, sources: Iterable[PictureSource], *, in_flight: int = IN_FLIGHT) -> Iterator[Answer]:
+        """Classifies pictures as they come, several underway at once; see `Client.classify_many`."""
+        return in_order(self.classify, sources, in_flight=in_flight)
 
     def classify_at_home(self, source: PictureSource) -> Answer | None:
         """The device's own answer if it is final; None if the picture has to be sent. Sends nothing.

@@ -28,6 +28,7 @@ MAX_ANSWER_BYTES = 16 * 2**20
 BACKOFF_S = 0.1
 _RETRIED_STATUSES = frozenset({429, 502, 503, 504})
 _CHUNK_BYTES = 2**16
+_KEPT_CONNECTIONS = 32  # made only when several threads ask at once
 _MAX_REASON_CHARS = 200
 
 
@@ -122,6 +123,7 @@ class Transport:
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._pool = urllib3.PoolManager(
             retries=False,
+            maxsize=_KEPT_CONNECTIONS,
             timeout=Timeout(connect=timeout_s, read=timeout_s),
             cert_reqs="CERT_REQUIRED",
             ca_certs=self._options.ca_file,

@@ -1,0 +1,216 @@
+"""Many pictures at once: in order, bounded, and silent about the picture however it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recording import Exchange, answer_well, client, expected_probabilities, leaked, metadata, recording
+from sfumato.bundle import Bundle
+from sfumato.device import FingerprintWarning
+from sfumato.device.many import in_order
+from sfumato.errors import EndpointError, EndpointFailed, EndpointUnreachable, PictureError
+from tiny import picture, sure_picture, unsure_picture
+
+PICTURES = [picture(seed) for seed in range(12)]
+
+
+def wait_until(true: Any, seconds: float = 5.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def leaks_any(recorded: bytes) -> set[str]:
+    return set().union(*(leaked(recorded, pixels) for pixels in PICTURES))
+
+
+def test_answers_come_in_the_order_of_the_pictures_whoever_is_first() -> None:
+    slowest_first = in_order(lambda n: time.sleep(0.02 * (4 - n)) or n, range(5), in_flight=5)
+    assert list(slowest_first) == [0, 1, 2, 3, 4]
+
+
+def test_round_trips_are_not_waited_for_in_turn() -> None:
+    """All eight have to be underway before any is answered."""
+    together = threading.Barrier(8, timeout=5)
+    assert list(in_order(lambda n: together.wait() * 0 + n, range(16), in_flight=8)) == list(range(16))
+
+
+def test_no_more_are_taken_than_may_be_underway() -> None:
+    taken: list[int] = []
+
+    def camera() -> Iterator[int]:
+        for number in itertools.count():
+            taken.append(number)
+            yield number
+
+    answers = in_order(lambda n: n, camera(), in_flight=3)
+    assert [next(answers), next(answers)] == [0, 1]
+    wait_until(lambda: len(taken) == 5)
+    time.sleep(0.05)
+    assert len(taken) == 5  # two looked at, three waiting
+    answers.close()
+    time.sleep(0.05)
+    assert len(taken) == 5
+
+
+def test_a_camera_that_has_nothing_new_holds_up_no_answer() -> None:
+    more = threading.Event()
+
+    def camera() -> Iterator[int]:
+        yield 1
+        assert more.wait(5)
+        yield 2
+
+    answers = in_order(lambda n: n, camera(), in_flight=4)
+    assert next(answers) == 1
+    more.set()
+    assert list(answers) == [2]
+
+
+def test_an_error_comes_at_its_place_and_ends_it() -> None:
+    begun: list[int] = []
+
+    def ask(number: int) -> int:
+        begun.append(number)
+        if number == 2:
+            raise PictureError("no picture")
+        return number
+
+    answers = in_order(ask, itertools.count(), in_flight=2)
+    assert [next(answers), next(answers)] == [0, 1]
+    with pytest.raises(PictureError):
+        next(answers)
+    count = len(begun)
+    time.sleep(0.05)
+    assert len(begun) == count <= 4 and list(answers) == []
+
+
+def test_an_error_of_the_camera_comes_after_the_answers_before_it() -> None:
+    def camera() -> Iterator[int]:
+        yield 1
+        raise OSError("unplugged")
+
+    answers = in_order(lambda n: n, camera(), in_flight=4)
+    assert next(answers) == 1
+    with pytest.raises(OSError, match="unplugged"):
+        next(answers)
+
+
+def test_at_least_one(obfuscator_bundle: Bundle) -> None:
+    with (
+        recording() as server,
+        client(server, obfuscator_bundle) as it,
+        pytest.raises(EndpointError, match="in_flight"),
+    ):
+        it.classify_many(PICTURES, in_flight=0)
+
+
+def test_a_client_answers_many(obfuscator_bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    with recording() as server, client(server, obfuscator_bundle) as it:
+        answers = list(it.classify_many(iter(PICTURES), in_flight=4))
+        assert list(it.classify_many([])) == []
+    for answer, pixels in zip(answers, PICTURES, strict=True):
+        np.testing.assert_allclose(answer.probabilities, expected_probabilities(pixels), atol=1e-4)
+    assert leaks_any(server.recorded) == set()
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_what_the_device_is_sure_of_stays_there(gated_bundle: Bundle) -> None:
+    with recording() as server, client(server, gated_bundle) as it:
+        answers = it.classify_many([sure_picture(1), unsure_picture(), sure_picture(2)])
+        assert [answer.answered_by for answer in answers] == ["device", "cloud", "device"]
+    assert sum(path.endswith("infer") for path in server.paths) == 1
+
+
+def test_another_classifier_is_said_once(obfuscator_bundle: Bundle) -> None:
+    told = metadata(parameters={"fingerprint": "sha256:0"})
+    with (
+        recording(tiny=lambda e: e.reply(200, told)) as server,
+        client(server, obfuscator_bundle) as it,
+        warnings.catch_warnings(record=True) as caught,
+    ):
+        warnings.simplefilter("always")
+        list(it.classify_many(PICTURES, in_flight=1))
+    assert [w.category for w in caught] == [FingerprintWarning]
+
+
+def dies_after(requests: int) -> Any:
+    left = itertools.count(requests, -1)
+
+    def behave(exchange: Exchange) -> None:
+        if next(left) > 0:
+            answer_well(exchange)
+        else:
+            exchange.reply(500)
+
+    return behave
+
+
+def test_a_server_that_dies_half_way(obfuscator_bundle: Bundle) -> None:
+    answered = []
+    with recording(infer=dies_after(5)) as server, client(server, obfuscator_bundle) as it:
+        with pytest.raises(EndpointFailed):
+            for answer in it.classify_many(itertools.cycle(PICTURES), in_flight=3):
+                answered.append(answer)
+        count = len(server.paths)
+        time.sleep(0.05)
+        assert len(server.paths) == count  # nobody goes on asking behind our back
+    assert len(answered) <= 5 and count <= 2 * 3 + 5 + 3
+    assert leaks_any(server.recorded) == set()
+
+
+def test_one_that_never_answers_costs_one_timeout_and_not_one_for_each(obfuscator_bundle: Bundle) -> None:
+    def silent(exchange: Exchange) -> None:
+        time.sleep(1.5)
+
+    with recording(tiny=silent) as server, client(server, obfuscator_bundle, timeout_s=0.3) as it:
+        start = time.monotonic()
+        with pytest.raises(EndpointUnreachable):
+            list(it.classify_many(PICTURES, in_flight=4))
+        assert time.monotonic() - start < 1.2
+    assert leaks_any(server.recorded) == set()
+
+
+def test_ending_early_waits_for_what_is_underway_and_sends_no_more(obfuscator_bundle: Bundle) -> None:
+    with recording() as server, client(server, obfuscator_bundle) as it:
+        answers = it.classify_many(itertools.cycle(PICTURES), in_flight=3)
+        next(answers)
+        answers.close()  # type: ignore[attr-defined]
+        count = len(server.paths)
+        time.sleep(0.05)
+        assert len(server.paths) == count
+    assert leaks_any(server.recorded) == set()
+
+
+def test_a_cancelled_task_sends_nothing_but_what_it_would_have(obfuscator_bundle: Bundle) -> None:
+    arrived, go = threading.Event(), threading.Event()
+
+    def held(exchange: Exchange) -> None:
+        arrived.set()
+        go.wait(5)
+        answer_well(exchange)
+
+    async def main(it: Any) -> None:
+        task = asyncio.create_task(asyncio.to_thread(it.classify, PICTURES[0]))
+        await asyncio.to_thread(arrived.wait, 5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        go.set()
+        answers = await asyncio.gather(*(asyncio.to_thread(it.classify, pixels) for pixels in PICTURES))
+        assert [a.index for a in answers] == [expected_probabilities(pixels).argmax() for pixels in PICTURES]
+
+    with recording(infer=held) as server, client(server, obfuscator_bundle) as it:
+        asyncio.run(main(it))
+    assert leaks_any(server.recorded) == set()
