@@ -70,7 +70,7 @@ def main(out: Path = Path("results/device-latency.json"), rounds: int = ROUNDS) 
             name: partial(OnnxFunction(file, threads=1), picture) for name, file in files.items()
         }
         calls["classify"] = partial(_client(Path(folder), files["obfuscator"]).classify, _png(pixels))
-        times = time_in_turn(calls, warm_up=WARM_UP, rounds=rounds, repeats=REPEATS, clock=time.thread_time)
+        times = time_in_turn(calls, warm_up=WARM_UP, rounds=rounds, repeats=REPEATS, settle=2, clock=time.thread_time)
     medians = {name: statistics.median(values) for name, values in times.items()}
     least = {name: min(values) for name, values in times.items()}
     of_resnet18 = {name: value / medians["resnet18"] for name, value in medians.items() if name != "resnet18"}

@@ -12,6 +12,7 @@ def time_in_turn(
     warm_up: int,
     rounds: int,
     repeats: int = 1,
+    settle: int = 0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Times each thing once a round.
@@ -21,6 +22,7 @@ def time_in_turn(
         warm_up: rounds that are not counted.
         rounds: rounds that are.
         repeats: calls in a row that one time is the mean of.
+        settle: calls before those in each round, so that what ran before does not leave its data in the caches.
         clock: in seconds; `time.thread_time` counts this thread's processor time alone.
 
     Returns:
@@ -29,6 +31,8 @@ def time_in_turn(
     times: dict[str, list[float]] = {name: [] for name in things}
     for round_ in range(warm_up + rounds):
         for name, thing in things.items():
+            for _ in range(settle):
+                thing()
             start = clock()
             for _ in range(repeats):
                 thing()

@@ -33,6 +33,7 @@ from sfumato.cli.inputs import (
     read_token,
 )
 from sfumato.cli.output import JsonOption, print_json, print_skipped, progress
+from sfumato.cli.streaming import EveryOption, WatchOption, answer_as_json, print_stream, streams_of
 from sfumato.errors import BundleError, EndpointError, EndpointFailed, PictureError, SfumatoError
 
 if TYPE_CHECKING:
@@ -41,10 +42,14 @@ if TYPE_CHECKING:
 
 @app.command()
 def classify(
-    pictures: Annotated[list[Path], typer.Argument(help="Picture files, or folders of them.", show_default=False)],
     server: Annotated[
         str, typer.Option(help="The endpoint: https://host:port, or grpcs://host:port.", show_default=False)
     ],
+    pictures: Annotated[
+        list[Path] | None, typer.Argument(help="Picture files, folders of them, or videos.", show_default=False)
+    ] = None,
+    watch: WatchOption = None,
+    every_s: EveryOption = None,
     bundle: Annotated[
         Path | None, typer.Option(help="Obfuscator bundle. Default: the shipped one.", show_default=False)
     ] = None,
@@ -85,13 +90,20 @@ def classify(
 
     Example: `sfumato classify holiday/ --server https://classify.example.org --top 3`
 
+    Of a video one picture a second is classified, or one in --every seconds; with --watch, pictures are classified as
+    they appear in a folder, until Ctrl-C. Each picture has a line of its own, printed as soon as it is answered; with
+    --json, a JSON object.
+
+    Example: `sfumato classify --watch camera/ --server https://classify.example.org --json`
+
     The endpoint speaks the Open Inference Protocol, or takes picture files if --files says how.
 
     Example: `sfumato classify cat.jpg --server https://example.org/classify --files form --answer labels --round`
     """
     from sfumato.device import FileClient
 
-    sources = expand_pictures(pictures)
+    streams = streams_of(pictures or [], watch, every_s)
+    sources = [] if streams else expand_pictures(pictures or [])
     of_files = file_options(
         files,
         field=field,
@@ -110,9 +122,12 @@ def classify(
     }
     asked = {"model": model, "datatype": datatype, "encoding": encoding, "input_name": input_name}
     client = _client(server, obfuscator_bundle(bundle), of_files, asked, split=split, **common)
+    if streams:
+        print_stream(client, pictures or [], watch, every_s, top=top, as_json=as_json)
+        return
     answers, failed, broken = _ask(client, sources, server, quiet=as_json)
     if as_json:
-        entries = [_as_json(source, answered, client.bundle.labels, top) for source, answered in answers]
+        entries = [answer_as_json(source, answered, client.bundle.labels, top) for source, answered in answers]
         result = {"server": server, "model": None, "fingerprint": "unknown"}
         if not isinstance(client, FileClient):
             result |= {"model": client.model, "fingerprint": client.fingerprint}
@@ -189,23 +204,6 @@ def _warn_of_another_classifier(client: Client, server: str) -> None:
             "for; its answers may be wrong",
             err=True,
         )
-
-
-def _as_json(source: Path, answer: Answer, labels: tuple[str, ...], top: int) -> dict[str, Any]:
-    return {
-        "file": str(source),
-        "label": answer.label,
-        "probability": _or_null(answer.probability),
-        "top": [{"label": labels[index], "probability": _or_null(value)} for index, value in answer.top(top)],
-        "answered_by": answer.answered_by,
-        "payload_bytes": answer.payload_bytes,
-        "obfuscate_ms": round(answer.obfuscate_ms, 3),
-        "round_trip_ms": round(answer.round_trip_ms, 3),
-    }
-
-
-def _or_null(probability: float) -> float | None:
-    return None if math.isnan(probability) else probability
 
 
 def _print_table(
