@@ -2,9 +2,9 @@
 
 `python benchmarks/device_latency.py` writes results/device-latency.json
 
-All run under ONNX Runtime in float32. Weights are random but for the sketch, which is the shipped one: they do not change
-the time. What is counted is the thread's processor time, so that other work on the machine disturbs little. Some rows
-are there to say where the time goes; "relu" is no obfuscator of ours.
+All run under ONNX Runtime in float32. Weights are random, as they do not change the time; the sketch is the shipped one.
+What is counted is the thread's processor time, so that other work on the machine disturbs little. Some
+rows are there to say where the time goes; "relu" is no obfuscator of ours.
 """
 
 from __future__ import annotations
