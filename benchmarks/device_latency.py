@@ -2,8 +2,8 @@
 
 `python benchmarks/device_latency.py` writes results/device-latency.json
 
-All run under ONNX Runtime in float32. Weights are random, as they do not change the time; the sketch is the shipped one.
-What is counted is the thread's processor time, so that other work on the machine disturbs little. Some
+All run under ONNX Runtime in float32. Weights are random, as they do not change the time; the sketch is the shipped
+one. What is counted is the thread's processor time, so that other work on the machine disturbs little. Some
 rows are there to say where the time goes; "relu" is no obfuscator of ours.
 """
 

@@ -96,7 +96,8 @@ def test_a_watch_outlives_a_bad_picture_and_a_server_that_fails_for_a_while(
     assert leaked(server.recorded, picture(1)) | leaked(server.recorded, picture(2)) == set()
 
 
-def test_a_video(tmp_path: Path, obfuscator_bundle: Bundle) -> None:    video = write_video(tmp_path / "a.mp4")
+def test_a_video(tmp_path: Path, obfuscator_bundle: Bundle) -> None:
+    video = write_video(tmp_path / "a.mp4")
     with recording() as server:
         options = ("--server", server.url, "--bundle", obfuscator_bundle.path)
         lines = [json.loads(line) for line in run(video, *options, "--json").stdout.splitlines()]
