@@ -159,7 +159,7 @@ def test_waiting_for_company() -> None:
     model = Doubler()
 
     async def run() -> None:
-        batcher = Batcher(model, max_wait_ms=50)
+        batcher = Batcher(model, max_wait_ms=300)
         first = asyncio.create_task(batcher.submit(rows(1)))
         await asyncio.sleep(0.01)
         await asyncio.gather(first, batcher.submit(rows(2)))

@@ -253,7 +253,7 @@ def test_a_model_that_breaks_is_500_without_details(
         raise RuntimeError("value 0.12345 is wrong")
 
     model = cloud.ServedModel(classifier_bundle.path)
-    monkeypatch.setattr(model, "_batcher", Batcher(broken))
+    monkeypatch.setattr(model, "batcher", Batcher(broken))
     encoded = wire.encode_request(wire.InferRequest((wire.Tensor("input", inputs(1)),)))
     with cloud.running([model]) as url:
         status, body, _ = ask(url, "POST", INFER, encoded.body, encoded.headers())

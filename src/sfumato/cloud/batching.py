@@ -7,6 +7,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -182,9 +183,7 @@ class Batcher:
             if self._max_batch is None or job.rows <= self._max_batch:
                 return self._counted(job.inputs)
             starts = range(0, job.rows, self._max_batch)
-            slices = [
-                self._counted(tuple(x[start : start + self._max_batch] for x in job.inputs)) for start in starts
-            ]
+            slices = [self._counted(tuple(x[start : start + self._max_batch] for x in job.inputs)) for start in starts]
             return tuple(np.concatenate(parts) for parts in zip(*slices, strict=True))
         except Exception as error:
             log.warning("the model failed on a request (%s)", _kind(error))
@@ -208,8 +207,8 @@ def _join(jobs: Sequence[_Job]) -> Arrays:
 def _split(outputs: Arrays, rows: Sequence[int]) -> list[Arrays | Exception]:
     if any(output.shape[:1] != (sum(rows),) for output in outputs):
         raise ModelFailed("an output of the model does not have one row for each input row")
-    ends = np.cumsum(rows)[:-1]
-    return list(zip(*(np.split(output, ends) for output in outputs), strict=True))
+    ends = list(accumulate(rows))
+    return [tuple(output[end - count : end] for output in outputs) for end, count in zip(ends, rows, strict=True)]
 
 
 def _deliver(jobs: Sequence[_Job], results: Sequence[Arrays | Exception]) -> None:
