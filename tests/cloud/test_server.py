@@ -37,7 +37,7 @@ def inputs(*seeds: int) -> Any:
 
 @pytest.fixture(scope="module")
 def url(tiny_bundles: tuple[Bundle, Bundle]) -> Iterator[str]:
-    with cloud.running([cloud.ServedModel(tiny_bundles[1].path)], max_body_bytes=100_000) as url:
+    with cloud.running([cloud.ServedModel(tiny_bundles[1].path)], limits=cloud.Limits(max_body_bytes=100_000)) as url:
         yield url
 
 

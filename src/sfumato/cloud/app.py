@@ -216,14 +216,14 @@ class Application:
         return Response(self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _metadata(self, request: Request) -> Response:
-        metadata = self.models.metadata(**_named(request))
+        metadata = self.models.metadata(*_named(request))
         return Response(encode_metadata(metadata), media_type="application/json")
 
     async def _model_ready(self, request: Request) -> Response:
-        return _json({"name": self.models.find(**_named(request)).name, "ready": True})
+        return _json({"name": self.models.find(*_named(request)).name, "ready": True})
 
     async def _nothing_to_ask(self, request: Request) -> Response:
-        self.models.find(**_named(request))
+        self.models.find(*_named(request))
         raise HTTPException(404, "no such path")
 
 
@@ -283,8 +283,8 @@ def _json(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = 
     return Response(json.dumps(value), status_code=status, headers=headers, media_type="application/json")
 
 
-def _named(request: Request) -> dict[str, str | None]:
-    return {"name": request.path_params["model"], "version": request.path_params.get("version")}
+def _named(request: Request) -> tuple[str, str | None]:
+    return request.path_params["model"], request.path_params.get("version")
 
 
 def _checked_token(token: str) -> bytes:

@@ -9,8 +9,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sfumato.bundle import MANIFEST
+from sfumato.bundle import MANIFEST, Bundle
 from sfumato.cloud.dataplane import VERSION, ServedModel, checked_version
 from sfumato.cloud.errors import ModelNotFound
 from sfumato.errors import ServingError, SfumatoError
@@ -28,18 +29,24 @@ class Source:
 
     Attributes:
         path: a classifier bundle's folder, or an ONNX file.
-        name: what clients call the model; None for its own name.
+        name: what clients call the model.
         version: which version it is.
         decoder: an obfuscator bundle whose decoder stands before it.
     """
 
     path: Path
-    name: str | None = None
+    name: str
     version: str = VERSION
     decoder: Path | None = None
 
-    def __str__(self) -> str:
-        return f"{self.name} version {self.version}" if self.name else str(self.path)
+    def open(self, **options: Any) -> ServedModel:
+        """The model; takes what else `ServedModel` takes.
+
+        Raises:
+            ServingError: as `ServedModel`.
+            BundleError: as `ServedModel`.
+        """
+        return ServedModel(self.path, name=self.name, version=self.version, decoder=self.decoder, **options)
 
     def state(self) -> tuple[tuple[str, int, int, int], ...]:
         """What changes when the files do."""
@@ -50,6 +57,16 @@ class Source:
                     facts = file.stat()
                     found.append((str(file), facts.st_size, facts.st_mtime_ns, facts.st_ino))
         return tuple(found)
+
+
+def source_at(path: Path, name: str | None = None, decoder: Path | None = None) -> Source:
+    """The one version of a model at that place, by default under its own name.
+
+    Raises:
+        BundleError: a folder is no classifier's bundle.
+    """
+    own = Bundle.load(path, kind="classifier").name if path.is_dir() else path.stem
+    return Source(path, name or own, decoder=decoder)
 
 
 def sources_in(folder: str | os.PathLike[str]) -> list[Source]:
@@ -180,7 +197,7 @@ class Catalogue:
     def _loaded_anew(self) -> tuple[dict[Source, object], dict[Source, ServedModel]]:
         states: dict[Source, object] = {}
         loaded: dict[Source, ServedModel] = {}
-        refused: set[str | None] = set()
+        refused: set[str] = set()
         for source in self._find():
             state = source.state()
             try:
@@ -188,12 +205,12 @@ class Catalogue:
                 loaded[source] = self._loaded[source] if same else self._load(source)
                 states[source] = state
             except (SfumatoError, OSError) as error:
-                log.error("refused %s; what was served of it stays: %s", source, error)
+                log.error("refused version %s of %s, which stays as it was: %s", source.version, source.name, error)
                 refused.add(source.name)
                 if source in self._loaded:
                     loaded[source], states[source] = self._loaded[source], self._states[source]
         for source, model in self._loaded.items():
-            if source.name is not None and source.name in refused and source not in loaded:
+            if source.name in refused and source not in loaded:
                 loaded[source], states[source] = model, self._states[source]
         return states, loaded
 

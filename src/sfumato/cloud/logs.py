@@ -5,24 +5,16 @@ from __future__ import annotations
 import json
 import logging
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any
 
 access = logging.getLogger("sfumato.access")
 _OURS = ("sfumato", "uvicorn.error")
 
 
-class LogFormat(StrEnum):
-    """How a line looks."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-def configure(form: LogFormat) -> None:
+def configure(*, as_json: bool) -> None:
     """Sends what the server has to say to standard error, one line each."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_Json() if form is LogFormat.JSON else _Text())
+    handler.setFormatter(_Json() if as_json else _Text())
     for name in _OURS:
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]

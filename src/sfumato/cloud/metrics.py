@@ -1,4 +1,4 @@
-"""What `GET /metrics` tells, in Prometheus' text format: counts and times, nothing of a picture, a client or a token."""
+"""What `GET /metrics` tells, in Prometheus' text format: counts and times, nothing of pictures or clients."""
 
 from __future__ import annotations
 
