@@ -132,7 +132,7 @@ class Catalogue:
         self.by_path: dict[str, ServedModel] = {}
         self._states: dict[Source, object] = {}
         self._loaded: dict[Source, ServedModel] = {}
-        for source in find():
+        for source in _distinct(find()):
             self._states[source] = source.state()
             self._loaded[source] = load(source)
         self._take(list(self._loaded.values()))
@@ -144,7 +144,7 @@ class Catalogue:
         Raises:
             ServingError: there is no model, or two have one name and version.
         """
-        given = {Source(Path(str(index)), model.name): model for index, model in enumerate(models)}
+        given = {Source(Path(str(index)), model.name, model.version): model for index, model in enumerate(models)}
         return cls(lambda: list(given), given.__getitem__)
 
     def __iter__(self) -> Iterator[ServedModel]:
@@ -198,7 +198,7 @@ class Catalogue:
         states: dict[Source, object] = {}
         loaded: dict[Source, ServedModel] = {}
         refused: set[str] = set()
-        for source in self._find():
+        for source in _distinct(self._find()):
             state = source.state()
             try:
                 same = self._states.get(source) == state
@@ -221,16 +221,22 @@ class Catalogue:
         return [model for model in before if model not in models]
 
 
-def _by_name(models: list[ServedModel]) -> tuple[dict[str, dict[str, ServedModel]], dict[str, ServedModel]]:
-    if not models:
+def _distinct(sources: list[Source]) -> list[Source]:
+    if not sources:
         raise ServingError("there is no model to serve")
+    seen: set[tuple[str, str]] = set()
+    for source in sources:
+        if (source.name, source.version) in seen:
+            which = f"two models are called {source.name!r} and have version {source.version}"
+            raise ServingError(f"{which}; give one of them another name")
+        seen.add((source.name, source.version))
+    return sources
+
+
+def _by_name(models: list[ServedModel]) -> tuple[dict[str, dict[str, ServedModel]], dict[str, ServedModel]]:
     named: dict[str, dict[str, ServedModel]] = {}
     for model in sorted(models, key=lambda model: int(model.version), reverse=True):
-        versions = named.setdefault(model.name, {})
-        if model.version in versions:
-            which = f"two models are called {model.name!r}"
-            raise ServingError(f"{which} and have version {model.version}; give one of them another name")
-        versions[model.version] = model
+        named.setdefault(model.name, {})[model.version] = model
     paths = {}
     for name, versions in named.items():
         paths[f"/v2/models/{name}/infer"] = next(iter(versions.values()))
