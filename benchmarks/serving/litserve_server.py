@@ -1,4 +1,4 @@
-"""The classifier behind LitServe: `python litserve_server.py MODEL.onnx PORT`. Requests are joined, as its pages advise."""
+"""The classifier behind LitServe: `python litserve_server.py MODEL.onnx PORT`. Requests are joined."""
 
 import sys
 

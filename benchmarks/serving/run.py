@@ -2,9 +2,9 @@
 
 `make serving` sets the environments up and runs this: about four minutes. It writes results/serving.json
 
-One picture (3x32x32 float32) in each request, 16 connections that ask without a pause, one thread for the model. The load
-comes from wrk, a program in C; while one server is measured, the others are stopped (SIGSTOP). The processor time that a
-server takes for a request is steadier than requests per second where cores are shared, so both are kept.
+One picture (3x32x32 float32) in each request, 16 connections that ask without a pause, one thread for the model. The
+load comes from wrk, a program in C; while one server is measured, the others are stopped (SIGSTOP). The processor time
+that a server takes for a request is steadier than requests per second where cores are shared, so both are kept.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ from sfumato.provenance import provenance
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "interop"))
 from servers import ENVIRONMENTS, NAME, SERVERS, Served, Server, free_ports, python_of, running
+
+sys.path.pop()  # a folder "triton" lies there, which torch would take for the package of that name
 
 HERE = Path(__file__).parent
 CONNECTIONS = 16
@@ -128,9 +130,8 @@ def main(out: Path = Path("results/serving.json"), *only: str) -> None:
     for name, each in found.items():
         for key, figures in each.items():
             print(f"{name:9} {key:9} {figures['requests_per_s']:8.0f}/s {figures['cpu_ms_per_request']:7.3f} ms CPU")
-    print(
-        f"ResNet18: {result['resnet18_beside_onnxruntime']['share_of_onnxruntime']:.1%} of ONNX Runtime alone -> {out}"
-    )
+    share = result["resnet18_beside_onnxruntime"]["share_of_onnxruntime"]
+    print(f"ResNet18: {share:.1%} of ONNX Runtime alone -> {out}")
 
 
 def _compared(chosen: dict[str, Contender], model: Path, folder: Path) -> dict[str, Any]:
@@ -191,7 +192,7 @@ def _load(one: Contender, served: Served, seconds: int) -> dict[str, float]:
 
 
 def _beside_runtime(one: Contender, model: Path, folder: Path) -> dict[str, Any]:
-    """Our server beside ONNX Runtime in a loop, in turn: the same model, one thread, batches as the server made them."""
+    """Our server beside ONNX Runtime in a loop, in turn: the same model, one thread, batches as the server made."""
     function = OnnxFunction(model, threads=1)
     rounds: dict[str, list[float]] = {"served": [], "alone": [], "served_cpu_ms": [], "alone_cpu_ms": [], "batch": []}
     folder.mkdir()
