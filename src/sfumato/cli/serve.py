@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfumato.bundle import split_name
 from sfumato.cli.app import app
 from sfumato.cli.inputs import read_token
 from sfumato.cli.output import JsonOption, needs_serve_extra, print_json
-from sfumato.errors import ServingError
 
 if TYPE_CHECKING:
-    from sfumato.cloud import Catalogue, ServedModel, Source
+    from sfumato.cloud import Catalogue
 
 MIB = 2**20
 
@@ -89,22 +87,10 @@ def serve(
 
     logs.configure(as_json=log_format is LogFormat.JSON)
     given = model or []
-    if not given and models is None:
-        raise ServingError("nothing to serve: give bundles or ONNX files, or --models FOLDER")
-    if len(given) != 1 and (name is not None or decoder is not None):
-        raise ServingError(f"--name and --decoder are for one model; {len(given)} are given")
-
-    def find() -> list[Source]:
-        found = [cloud.source_at(path, name) for path in given]
-        if decoder is not None:
-            found.append(cloud.source_at(given[0], split_name(found[0].name), decoder))
-        return found + (cloud.sources_in(models) if models is not None else [])
-
-    def load(source: Source) -> ServedModel:
-        return source.open(threads=threads, max_batch=max_batch, max_queue=max_queue)
-
     token = read_token(token_file)
-    catalogue = cloud.Catalogue(find, load)
+    catalogue = cloud.catalogue_of(
+        given, models, name=name, decoder=decoder, threads=threads, max_batch=max_batch, max_queue=max_queue
+    )
     cloud.serve(
         catalogue,
         host=host,

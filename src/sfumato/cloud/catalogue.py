@@ -6,12 +6,12 @@ import asyncio
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sfumato.bundle import MANIFEST, Bundle
+from sfumato.bundle import MANIFEST, Bundle, split_name
 from sfumato.cloud.dataplane import VERSION, ServedModel, checked_version
 from sfumato.cloud.errors import ModelNotFound
 from sfumato.errors import ServingError, SfumatoError
@@ -219,6 +219,42 @@ class Catalogue:
         before = list(self)
         self._by_name, self.by_path = _by_name(models)
         return [model for model in before if model not in models]
+
+
+def catalogue_of(
+    paths: Sequence[Path],
+    folder: Path | None = None,
+    *,
+    name: str | None = None,
+    decoder: Path | None = None,
+    **options: Any,
+) -> Catalogue:
+    """A catalogue of models in files, which can be reloaded.
+
+    Args:
+        paths: classifier bundles' folders, or ONNX files.
+        folder: more of them, as `sources_in` has it.
+        name: what the only one of `paths` is called, instead of its own name.
+        decoder: an obfuscator's bundle; the only one of `paths` then takes its codes, too, as a second model.
+        **options: what else `ServedModel` takes, for all of them.
+
+    Raises:
+        ServingError: there is no model, two have one name and version, one cannot be served, or `name` or `decoder`
+            are given for anything but one path.
+        BundleError: a folder is no bundle of the kind it has to be, or is damaged.
+    """
+    if not paths and folder is None:
+        raise ServingError("nothing to serve: give bundles or ONNX files, or --models FOLDER")
+    if len(paths) != 1 and (name is not None or decoder is not None):
+        raise ServingError(f"--name and --decoder are for one model; {len(paths)} are given")
+
+    def find() -> list[Source]:
+        found = [source_at(path, name) for path in paths]
+        if decoder is not None:
+            found.append(source_at(paths[0], split_name(found[0].name), decoder))
+        return found + (sources_in(folder) if folder is not None else [])
+
+    return Catalogue(find, lambda source: source.open(**options))
 
 
 def _distinct(sources: list[Source]) -> list[Source]:
