@@ -1,13 +1,14 @@
-"""Limits that uvicorn does not have: how many connections, how long a head, and how long a request may take to arrive.
+"""One connection: limits that uvicorn does not have, and answers in one piece.
 
-Without them a client that sends a byte a minute, or a header without an end, holds a connection and memory for ever.
+Without limits on how many connections there are, how long a head is, and how long a request takes to arrive, a client
+that sends a byte a minute, or a header without an end, holds a connection and memory for ever.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -35,6 +36,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Takes the connection, or turns it away."""
         super().connection_made(transport)
+        self.transport = cast(asyncio.Transport, _Joining(transport, self.loop))
         if len(self.connections) > self._max_connections:
             self._turn_away(b"503 Service Unavailable", b"retry-after: 1\r\n")
 
@@ -85,6 +87,40 @@ class GuardedProtocol(HttpToolsProtocol):
             head = b"HTTP/1.1 " + status + b"\r\n" + headers
             self.transport.write(head + b"content-length: 0\r\nconnection: close\r\n\r\n")
             self.transport.close()
+
+
+class _Joining:
+    """A transport that sends in one piece what is written in one moment.
+
+    uvicorn writes an answer's head and body one after the other, and each would be a system call and a packet.
+    """
+
+    __slots__ = ("_loop", "_pieces", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._pieces: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._pieces:
+            self._loop.call_soon(self._flush)
+        self._pieces.append(data)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._pieces:
+            self._transport.write(b"".join(self._pieces))
+            self._pieces.clear()
 
 
 def cut_late(connections: Iterable[Any], now_s: float, timeout_s: float) -> None:
