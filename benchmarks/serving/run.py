@@ -10,6 +10,7 @@ that a server takes for a request is steadier than requests per second where cor
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -192,28 +193,32 @@ def _load(one: Contender, served: Served, seconds: int) -> dict[str, float]:
 
 
 def _beside_runtime(one: Contender, model: Path, folder: Path) -> dict[str, Any]:
-    """Our server beside ONNX Runtime in a loop, in turn: the same model, one thread, batches as the server made."""
+    """Our server beside ONNX Runtime in a loop, in turn: same model, one thread, batches as the server's."""
     function = OnnxFunction(model, threads=1)
     rounds: dict[str, list[float]] = {"served": [], "alone": [], "served_cpu_ms": [], "alone_cpu_ms": [], "batch": []}
     folder.mkdir()
     with one.start(folder, model) as served:
         _load(one, served, WARM_UP_S)
         for _ in range(ROUNDS):
-            runs, rows = _batches(served.http)
+            before = _runs(served.http)
             found = _load(one, served, SECONDS)
-            more_runs, more_rows = _batches(served.http)
-            batch = round((more_rows - rows) / (more_runs - runs))
-            pictures = np.repeat(PICTURE, batch, axis=0)
-            function(pictures)
+            made = {what: count - before[what] for what, count in _runs(served.http).items()}
+            several = made["count"] - made["of_one"]
+            size = round((made["sum"] - made["of_one"]) / several) if several else 1
+            sizes = itertools.cycle(_mixed({1: int(made["of_one"]), size: int(several)}))
+            batches = {batch: np.repeat(PICTURE, batch, axis=0) for batch in {1, size}}
+            for batch in batches.values():
+                function(batch)
             start, start_cpu, count = time.perf_counter(), time.process_time(), 0
             while time.perf_counter() - start < SECONDS:
-                function(pictures)
+                batch = next(sizes)
+                function(batches[batch])
                 count += batch
             rounds["alone"].append(count / (time.perf_counter() - start))
             rounds["alone_cpu_ms"].append(1000 * (time.process_time() - start_cpu) / count)
             rounds["served"].append(found["requests_per_s"])
             rounds["served_cpu_ms"].append(found["cpu_ms_per_request"])
-            rounds["batch"].append(batch)
+            rounds["batch"].append(made["sum"] / made["count"])
     medians = {name: statistics.median(values) for name, values in rounds.items()}
     return {
         "share_of_onnxruntime": statistics.median(
@@ -228,15 +233,21 @@ def _beside_runtime(one: Contender, model: Path, folder: Path) -> dict[str, Any]
     }
 
 
-def _batches(url: str) -> tuple[float, float]:
-    """How many runs our server has made, and their rows."""
+def _runs(url: str) -> dict[str, float]:
+    """How many runs our server has made, how many of one row, and the rows of all."""
     with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
-    runs, rows = (
-        next(float(line.split()[-1]) for line in lines if line.startswith(f"sfumato_batch_rows_{what}{{"))
-        for what in ("count", "sum")
-    )
-    return runs, rows
+    starts = {"count": "count{", "sum": "sum{", "of_one": 'bucket{le="1.0",'}
+    return {
+        what: next(float(line.split()[-1]) for line in lines if line.startswith(f"sfumato_batch_rows_{start}"))
+        for what, start in starts.items()
+    }
+
+
+def _mixed(counts: dict[int, int]) -> list[int]:
+    """Sizes as often as they are wanted, in no order."""
+    sizes = np.repeat(list(counts), list(counts.values()))
+    return [int(size) for size in np.random.default_rng(0).permutation(sizes)]
 
 
 def _tree(pid: int) -> list[int]:
