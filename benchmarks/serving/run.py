@@ -173,7 +173,8 @@ def _load(one: Contender, served: Served, seconds: int) -> dict[str, float]:
         if one.header_length is not None:
             told["HEADER_LENGTH"] = str(one.header_length)
         program, libraries = _wrk()
-        command = [program, "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "30s", "-s", str(HERE / "load.lua")]
+        command = [program, "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "30s"]
+        command += ["-s", str(HERE / "load.lua")]
         before = _cpu_s(served.pid)
         done = subprocess.run(
             [*command, served.http + one.path], capture_output=True, text=True, check=True, timeout=seconds + 60,
