@@ -47,8 +47,6 @@ ROUNDS = int(os.environ.get("SERVING_ROUNDS", "5"))
 SECONDS = int(os.environ.get("SERVING_SECONDS", "3"))
 WARM_UP_S = 1
 SLOW_SECONDS = 3 * SECONDS  # for a slow model: wrk leaves out the 16 requests that are under way at the end
-    3 * SECONDS
-)  # wrk does not count the 16 that are under way at the end, so a slow model takes longer rounds
 INFER = f"/v2/models/{NAME}/infer"
 PICTURE = np.random.default_rng(0).normal(size=(1, 3, 32, 32)).astype(np.float32)
 
