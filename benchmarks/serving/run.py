@@ -83,7 +83,13 @@ def litserve(folder: Path, model: Path) -> Iterator[Served]:
     (http,) = free_ports(1)
     command = [python_of("litserve"), str(HERE / "litserve_server.py"), str(model), str(http)]
     with running(command, folder, http, ready="/health") as pid:
-        yield Served(f"http://127.0.0.1:{http}", None, pid=pid)
+        try:
+            yield Served(f"http://127.0.0.1:{http}", None, pid=pid)
+        finally:
+            _signal(pid, signal.SIGCONT)
+            for worker in reversed(_tree(pid)[1:]):  # they would outlive it
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGTERM)
 
 
 LITSERVE = Server("LitServe", ("litserve", "onnxruntime", "uvloop"), "litserve", litserve)
