@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo studio test test-ray lint bench interop alternatives growth frontier people clean
+.PHONY: demo studio test test-ray lint bench interop serving alternatives growth frontier people clean
 
 demo: $(VENV)/.serve
 	$(BIN)/sfumato demo $(PICTURES)
@@ -47,10 +47,22 @@ alternatives: $(VENV)/.dev
 growth: $(VENV)/.dev
 	$(BIN)/python benchmarks/growth.py
 
+# Our server's speed beside theirs: results/serving.json, about four minutes.
+serving: $(VENV)/.dev $(patsubst %,.interop/%/.installed,triton kserve mlserver litserve) .interop/wrk/.unpacked
+	$(BIN)/python benchmarks/serving/run.py
+
+# The load comes from wrk: the system's, or else Debian's packages, unpacked here without being installed.
+.interop/wrk/.unpacked:
+	mkdir -p .interop/wrk
+	command -v wrk > /dev/null || (cd .interop/wrk && apt-get download wrk libluajit-5.1-2 && \
+		for package in *.deb; do dpkg -x $$package .; done)
+	touch $@
+
 # Each in an environment of its own, as each pins what another cannot have.
 INTEROP_triton := nvidia-pytriton==0.7.0 'numpy<2' onnxruntime
 INTEROP_kserve := kserve==0.21.0 onnxruntime
 INTEROP_mlserver := mlserver==1.7.1 onnxruntime
+INTEROP_litserve := litserve==0.2.19 onnxruntime
 INTEROP_schemathesis := schemathesis==4.32.5
 # CrypTen names a package that can no longer be built among those that it needs; what it really needs stands here.
 INTEROP_crypten := --no-deps crypten==0.4.1 && .interop/crypten/bin/python -m pip install --quiet \

@@ -7,6 +7,7 @@ this process, on a free port.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import shlex
 import shutil
@@ -21,10 +22,10 @@ import brought
 from file_endpoint import FileEndpoint
 from recording import recording
 from sfumato import shipped
-from sfumato.bundle import Bundle, split_name
+from sfumato.bundle import Bundle
 from sfumato.cli import commands  # noqa: F401  (registers them)
 from sfumato.cli.app import app
-from sfumato.cloud import ServedModel, running
+from sfumato.cloud import Catalogue, catalogue_of, running
 from sfumato.export import export_onnx
 from synthetic import CLASSES, pixels, png
 
@@ -72,13 +73,12 @@ def run_all(lines: list[str], background: contextlib.ExitStack, url: str = "http
         assert done.exit_code == 0, f"{line}\n{done.output}\n{done.exception!r}"
 
 
-def models(words: list[str]) -> list[ServedModel]:
+def models(words: list[str]) -> Catalogue:
     """What `sfumato serve` serves."""
-    whole = ServedModel(words[1])
-    if "--decoder" not in words:
-        return [whole]
-    decoder = words[words.index("--decoder") + 1]
-    return [whole, ServedModel(words[1], name=split_name(whole.name), decoder=decoder)]
+    options = dict(itertools.pairwise(words))
+    paths = [Path(word) for word in itertools.takewhile(lambda word: not word.startswith("-"), words[1:])]
+    folder, decoder = (Path(options[key]) if key in options else None for key in ("--models", "--decoder"))
+    return catalogue_of(paths, folder, decoder=decoder)
 
 
 def test_bring_your_classifier(desk):
@@ -127,6 +127,9 @@ def test_a_classifier_of_which_you_only_get_answers(desk):
 def test_bring_your_server(desk):
     shutil.copytree(shipped.classifier_bundle(), desk / "bundles" / "classifier")
     shutil.copytree(shipped.obfuscator_bundle(), desk / "bundles" / "obfuscator")
+    shutil.copytree(shipped.classifier_bundle(), desk / "models" / "cifar10-resnet20" / "1")
+    (desk / "models" / "cifar10-resnet20" / "2").mkdir()
+    shutil.copy(shipped.classifier_bundle() / "model.onnx", desk / "models" / "cifar10-resnet20" / "2")
     with contextlib.ExitStack() as background:
         run_all(commands_of("server.md"), background)
 

@@ -20,7 +20,9 @@ class Classifier(kserve.Model):
 
     def __init__(self, name, path):
         super().__init__(name)
-        self.session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1  # the other core is for HTTP
+        self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.ready = True
 
     def predict(self, payload, headers=None, response_headers=None):

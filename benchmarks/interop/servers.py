@@ -34,11 +34,13 @@ class Served:
         http: its address.
         grpc: its address for gRPC, if it has one.
         models: what it serves.
+        pid: its process.
     """
 
     http: str
     grpc: str | None
     models: tuple[str, ...] = (NAME,)
+    pid: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,13 @@ class Server:
         title: how people call it.
         packages: that make it, in its environment.
         environment: the environment's name; None for our own.
-        start: starts it, with a folder for its files.
+        start: starts it, with a folder for its files and, if it is not the shipped classifier, the ONNX file to serve.
     """
 
     title: str
     packages: tuple[str, ...]
     environment: str | None
-    start: Callable[[Path], AbstractContextManager[Served]]
+    start: Callable[..., AbstractContextManager[Served]]
 
     def extensions(self, served: Served) -> list[str]:
         """The extensions of the protocol that it lists."""
@@ -65,13 +67,21 @@ class Server:
     def versions(self) -> dict[str, str]:
         """The versions of its packages."""
         code = "import sys, json, importlib.metadata as m; print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
-        done = subprocess.run([_python(self.environment), "-c", code, *self.packages], capture_output=True, check=True)
+        done = subprocess.run(
+            [python_of(self.environment), "-c", code, *self.packages], capture_output=True, check=True
+        )
         return dict(json.loads(done.stdout))
 
 
 @contextlib.contextmanager
-def triton(folder: Path) -> Iterator[Served]:
-    """Triton's own program, as the wheel of PyTriton carries it: with the Python backend alone."""
+def triton(folder: Path, model: Path | None = None, code: Path | None = None) -> Iterator[Served]:
+    """Triton's own program, as the wheel of PyTriton carries it: with the Python backend alone.
+
+    Args:
+        folder: for its files.
+        model: what it serves; None for the shipped classifier, with others beside it that need other types.
+        code: another `model.py`, to which Triton hands joined requests.
+    """
     site = next((ENVIRONMENTS / "triton").resolve().glob("lib/python*/site-packages"))
     program, stubs = (
         site / "pytriton/tritonserver/bin/tritonserver",
@@ -82,31 +92,37 @@ def triton(folder: Path) -> Iterator[Served]:
     version = site.parent.name.removeprefix("python")
     shutil.copy(stubs / version / "triton_python_backend_stub", backends / "python")
     repository = folder / "models"
-    _triton_model(repository / NAME)
-    _triton_model(repository / HALF, ("TYPE_FP32, dims: [ 3, 32, 32 ]", "TYPE_FP16, dims: [ 3, 32, 32 ]"))
-    drawn = repository / split_name(NAME)
-    _triton_model(drawn, ("TYPE_FP32, dims: [ 3, 32, 32 ]", "TYPE_UINT8, dims: [ 1 ]"))
-    shutil.copy(shipped.obfuscator_bundle() / DECODER_ONNX, drawn / "1")
-    http, grpc = _free_ports(2)
+    _triton_model(repository / NAME, model)
+    if model is None:
+        _triton_model(repository / HALF, None, ("TYPE_FP32, dims: [ 3, 32, 32 ]", "TYPE_FP16, dims: [ 3, 32, 32 ]"))
+        drawn = repository / split_name(NAME)
+        _triton_model(drawn, None, ("TYPE_FP32, dims: [ 3, 32, 32 ]", "TYPE_UINT8, dims: [ 1 ]"))
+        shutil.copy(shipped.obfuscator_bundle() / DECODER_ONNX, drawn / "1")
+    if code is not None:
+        shutil.copy(code, repository / NAME / "1" / "model.py")
+        with (repository / NAME / "config.pbtxt").open("a", encoding="utf-8") as config:
+            config.write("dynamic_batching { }\n")
+    http, grpc = free_ports(2)
     command = [str(program), "--model-repository", str(repository), "--backend-directory", str(backends)]
     command += ["--http-address", "127.0.0.1", "--http-port", str(http)]
     command += ["--grpc-address", "127.0.0.1", "--grpc-port", str(grpc), "--allow-metrics", "false"]
     libraries = subprocess.run(
-        [_python("triton"), "-c", "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"],
+        [python_of("triton"), "-c", "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"],
         capture_output=True, text=True, check=True,
     ).stdout.strip()  # fmt: skip
     environment = {
         # The backend's Python takes its packages from the environment whose python3 comes first; PYTHONPATH it ignores.
-        "PATH": f"{Path(_python('triton')).parent}:{os.environ['PATH']}",
+        "PATH": f"{Path(python_of('triton')).parent}:{os.environ['PATH']}",
         "LD_LIBRARY_PATH": f"{site / 'nvidia_pytriton.libs'}:{libraries}",
     }
-    with _running(command, folder, http, environment):
-        yield Served(f"http://127.0.0.1:{http}", f"grpc://127.0.0.1:{grpc}", (NAME, HALF, split_name(NAME)))
+    with running(command, folder, http, environment) as pid:
+        names = (NAME, HALF, split_name(NAME)) if model is None else (NAME,)
+        yield Served(f"http://127.0.0.1:{http}", f"grpc://127.0.0.1:{grpc}", names, pid)
 
 
-def _triton_model(folder: Path, *changes: tuple[str, str]) -> None:
+def _triton_model(folder: Path, model: Path | None, *changes: tuple[str, str]) -> None:
     shutil.copytree(HERE / "triton", folder, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(shipped.classifier_bundle() / CLASSIFIER_ONNX, folder / "1")
+    shutil.copy(model or shipped.classifier_bundle() / CLASSIFIER_ONNX, folder / "1" / CLASSIFIER_ONNX)
     text = (folder / "config.pbtxt").read_text(encoding="utf-8")
     for old, new in changes:
         text = text.replace(old, new)
@@ -114,36 +130,40 @@ def _triton_model(folder: Path, *changes: tuple[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def kserve(folder: Path) -> Iterator[Served]:
+def kserve(folder: Path, model: Path | None = None) -> Iterator[Served]:
     """A model server of KServe's SDK."""
-    http, grpc = _free_ports(2)
-    model = str(shipped.classifier_bundle() / CLASSIFIER_ONNX)
-    command = [_python("kserve"), str(HERE / "kserve_server.py"), model, "--model_name", NAME]
-    with _running([*command, "--http_port", str(http), "--grpc_port", str(grpc)], folder, http):
-        yield Served(f"http://127.0.0.1:{http}", f"grpc://127.0.0.1:{grpc}")
+    http, grpc = free_ports(2)
+    file = str(model or shipped.classifier_bundle() / CLASSIFIER_ONNX)
+    command = [python_of("kserve"), str(HERE / "kserve_server.py"), file, "--model_name", NAME]
+    with running([*command, "--http_port", str(http), "--grpc_port", str(grpc)], folder, http) as pid:
+        yield Served(f"http://127.0.0.1:{http}", f"grpc://127.0.0.1:{grpc}", pid=pid)
 
 
 @contextlib.contextmanager
-def mlserver(folder: Path) -> Iterator[Served]:
+def mlserver(folder: Path, model: Path | None = None) -> Iterator[Served]:
     """MLServer with a runtime of a few lines."""
-    http, grpc, metrics = _free_ports(3)
+    http, grpc, metrics = free_ports(3)
     served = folder / "served"
     shutil.copytree(HERE / "mlserver", served)
-    shutil.copy(shipped.classifier_bundle() / CLASSIFIER_ONNX, served)
+    shutil.copy(model or shipped.classifier_bundle() / CLASSIFIER_ONNX, served / CLASSIFIER_ONNX)
     settings = {"host": "127.0.0.1", "http_port": http, "grpc_port": grpc, "metrics_port": metrics}
     (served / "settings.json").write_text(json.dumps({**settings, "parallel_workers": 0}), encoding="utf-8")
-    program = str(Path(_python("mlserver")).with_name("mlserver"))
-    with _running([program, "start", str(served)], folder, http, {"PYTHONPATH": str(served)}):
-        yield Served(f"http://127.0.0.1:{http}", f"grpc://127.0.0.1:{grpc}")
+    program = str(Path(python_of("mlserver")).with_name("mlserver"))
+    with running([program, "start", str(served)], folder, http, {"PYTHONPATH": str(served)}) as pid:
+        yield Served(f"http://127.0.0.1:{http}", f"grpc://127.0.0.1:{grpc}", pid=pid)
 
 
 @contextlib.contextmanager
-def ours(folder: Path) -> Iterator[Served]:
+def ours(folder: Path, model: Path | None = None) -> Iterator[Served]:
     """`sfumato serve`."""
-    (http,) = _free_ports(1)
-    command = [sys.executable, "-m", "sfumato", "serve", str(shipped.classifier_bundle()), "--port", str(http)]
-    with _running([*command, "--decoder", str(shipped.obfuscator_bundle())], folder, http, dict(os.environ)):
-        yield Served(f"http://127.0.0.1:{http}", None, (NAME, split_name(NAME)))
+    (http,) = free_ports(1)
+    command = [sys.executable, "-m", "sfumato", "serve", "--port", str(http), "--name", NAME]
+    if model is None:
+        command += [str(shipped.classifier_bundle()), "--decoder", str(shipped.obfuscator_bundle())]
+    else:
+        command += [str(model)]
+    with running(command, folder, http, dict(os.environ)) as pid:
+        yield Served(f"http://127.0.0.1:{http}", None, (NAME, split_name(NAME)) if model is None else (NAME,), pid)
 
 
 SERVERS = {
@@ -154,33 +174,37 @@ SERVERS = {
 }
 
 
-def _python(environment: str | None) -> str:
+def python_of(environment: str | None) -> str:
     if environment is None:
         return sys.executable
     return str((ENVIRONMENTS / environment / "bin" / "python").absolute())
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as held:
         return [held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(count)]
 
 
 @contextlib.contextmanager
-def _running(
-    command: Sequence[str], folder: Path, port: int, environment: dict[str, str] | None = None
-) -> Iterator[None]:
-    """Runs a server until the end of the block, from when its model is ready."""
+def running(
+    command: Sequence[str],
+    folder: Path,
+    port: int,
+    environment: dict[str, str] | None = None,
+    ready: str = f"/v2/models/{NAME}/ready",
+) -> Iterator[int]:
+    """Runs a server until the end of the block, from when it is ready; yields its process."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     log = folder / "log.txt"
     with log.open("wb") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream, env={**kept, **(environment or {})})
     try:
         deadline = time.monotonic() + START_S
-        while not _is_ready(f"http://127.0.0.1:{port}/v2/models/{NAME}/ready"):
+        while not _is_ready(f"http://127.0.0.1:{port}{ready}"):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{command[0]} did not start:\n{log.read_text(errors='replace')[-8000:]}")
             time.sleep(0.3)
-        yield
+        yield process.pid
     finally:
         process.terminate()
         try:

@@ -159,7 +159,7 @@ def test_waiting_for_company() -> None:
     model = Doubler()
 
     async def run() -> None:
-        batcher = Batcher(model, max_wait_ms=50)
+        batcher = Batcher(model, max_wait_ms=300)
         first = asyncio.create_task(batcher.submit(rows(1)))
         await asyncio.sleep(0.01)
         await asyncio.gather(first, batcher.submit(rows(2)))
@@ -167,3 +167,36 @@ def test_waiting_for_company() -> None:
 
     asyncio.run(run())
     assert model.batches == [2]
+
+
+def test_rows_that_wait_are_bounded() -> None:
+    model = Doubler()
+    model.go.clear()
+
+    async def run() -> list[Any]:
+        batcher = Batcher(model, max_queue_rows=10)
+        waiting = [asyncio.create_task(batcher.submit(rows(0)))]
+        await asyncio.sleep(0.05)  # that one is with the model
+        waiting += [asyncio.create_task(batcher.submit(rows(*range(n)))) for n in (20, 1, 1)]
+        await asyncio.sleep(0.05)
+        assert batcher.queue == (1, 20), "one alone may be larger"
+        model.go.set()
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        await batcher.close()
+        return results
+
+    assert [isinstance(result, Overloaded) for result in asyncio.run(run())] == [False, False, True, True]
+
+
+def test_a_tiny_model_runs_in_the_event_loop_but_never_more_than_a_batch() -> None:
+    threads: list[bool] = []
+
+    def model(inputs: Arrays) -> Arrays:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return inputs
+
+    async def run() -> list[Any]:
+        return await submit_all(Batcher(model, max_batch=4, inline=True), [rows(1), rows(2), rows(*range(5))])
+
+    assert [len(result[0]) for result in asyncio.run(run())] == [1, 1, 5]
+    assert threads == [True, False, False]

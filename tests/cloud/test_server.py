@@ -37,7 +37,7 @@ def inputs(*seeds: int) -> Any:
 
 @pytest.fixture(scope="module")
 def url(tiny_bundles: tuple[Bundle, Bundle]) -> Iterator[str]:
-    with cloud.running([cloud.ServedModel(tiny_bundles[1].path)], max_body_bytes=100_000) as url:
+    with cloud.running([cloud.ServedModel(tiny_bundles[1].path)], limits=cloud.Limits(max_body_bytes=100_000)) as url:
         yield url
 
 
@@ -253,7 +253,7 @@ def test_a_model_that_breaks_is_500_without_details(
         raise RuntimeError("value 0.12345 is wrong")
 
     model = cloud.ServedModel(classifier_bundle.path)
-    monkeypatch.setattr(model, "_batcher", Batcher(broken))
+    monkeypatch.setattr(model, "batcher", Batcher(broken))
     encoded = wire.encode_request(wire.InferRequest((wire.Tensor("input", inputs(1)),)))
     with cloud.running([model]) as url:
         status, body, _ = ask(url, "POST", INFER, encoded.body, encoded.headers())

@@ -13,7 +13,9 @@ class Classifier(MLModel):
     async def load(self):
         """Opens it."""
         path = await get_model_uri(self.settings)  # beside the settings
-        self.session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1  # the other core is for HTTP
+        self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         return True
 
     async def predict(self, payload):

@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfumato.bundle import split_name
 from sfumato.cli.app import app
 from sfumato.cli.inputs import read_token
 from sfumato.cli.output import JsonOption, needs_serve_extra, print_json
 
+if TYPE_CHECKING:
+    from sfumato.cloud import Catalogue
+
+MIB = 2**20
+
+
+class LogFormat(StrEnum):
+    """How a line of the log looks."""
+
+    TEXT = "text"
+    JSON = "json"
+
 
 @app.command()
 def serve(
-    model: Annotated[Path, typer.Argument(help="A classifier bundle's folder, or an ONNX file.", show_default=False)],
+    model: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Classifier bundles' folders, or ONNX files; one or several.", show_default=False),
+    ] = None,
+    models: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder with NAME/VERSION/model.onnx, as Triton has it, or a bundle as NAME/VERSION.",
+            show_default=False,
+        ),
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="What clients call the model. Default: its own name.", show_default=False)
     ] = None,
@@ -33,45 +55,73 @@ def serve(
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.", show_default=False)] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Private key, PEM.", show_default=False)] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads for one run of a model.")] = 1,
+    max_batch: Annotated[int, typer.Option(min=1, help="Pictures in one run; requests that wait are joined.")] = 32,
+    max_queue: Annotated[int, typer.Option(min=1, help="Requests that may wait for a model; then 503.")] = 256,
     max_body_mb: Annotated[float, typer.Option(min=0.001, help="Longest request, in MiB.")] = 16.0,
-    threads: Annotated[int, typer.Option(min=1, help="Threads for one run of the model.")] = 1,
+    max_held_mb: Annotated[float, typer.Option(min=0.001, help="All requests in memory, in MiB; then 503.")] = 256.0,
+    max_connections: Annotated[int, typer.Option(min=1, help="Connections at once; then 503.")] = 1000,
+    receive_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a request may take to arrive.")] = 60.0,
+    linger: Annotated[
+        float, typer.Option(min=0, help="After SIGTERM: seconds of not being ready, and answering, before leaving.")
+    ] = 1.0,
+    grace: Annotated[float, typer.Option(min=1, help="Then: seconds for the requests under way.")] = 10.0,
+    log_format: Annotated[LogFormat, typer.Option(help="How the log on standard error looks.")] = LogFormat.TEXT,
+    access_log: Annotated[bool, typer.Option("--access-log", help="Log a line for each request.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Serve a classifier over the Open Inference Protocol.
+    """Serve classifiers over the Open Inference Protocol.
 
     The server knows nothing of obfuscation: it serves any ONNX model, and any client of the protocol can
     use it. It runs until it is interrupted; requests under way are answered first. With --decoder, the same classifier
     also answers codes of a few bytes, drawn by the obfuscator's decoder, which is no secret.
 
+    SIGHUP loads what has changed in the files: a new version is tried first, and takes over without a request being
+    dropped. GET /metrics is for Prometheus.
+
     Example: `sfumato serve bundles/resnet20 --port 8080`, then `curl http://127.0.0.1:8080/v2/health/ready`
     """
     with needs_serve_extra():
         from sfumato import cloud
+        from sfumato.cloud import logs
 
-    served = cloud.ServedModel(model, name=name, threads=threads)
-    models = [served]
-    if decoder is not None:
-        split = split_name(served.name)
-        models.append(cloud.ServedModel(model, name=split, threads=threads, decoder=decoder))
+    logs.configure(as_json=log_format is LogFormat.JSON)
+    given = model or []
     token = read_token(token_file)
-
-    def announce(url: str) -> None:
-        if as_json:
-            found = {"url": url, "model": served.name, "fingerprint": served.fingerprint}
-            print_json(found if decoder is None else {**found, "split_model": split_name(served.name)})
-        else:
-            from rich import print as rich_print
-
-            for one in models:
-                rich_print(f"serving [bold]{one.name}[/bold] at {url}/v2/models/{one.name} (Ctrl+C stops)")
-
+    catalogue = cloud.catalogue_of(
+        given, models, name=name, decoder=decoder, threads=threads, max_batch=max_batch, max_queue=max_queue
+    )
     cloud.serve(
-        models,
+        catalogue,
         host=host,
         port=port,
         token=token,
         tls_cert=tls_cert,
         tls_key=tls_key,
-        max_body_bytes=int(max_body_mb * 2**20),
-        on_ready=announce,
+        limits=cloud.Limits(
+            max_body_bytes=int(max_body_mb * MIB),
+            max_held_bytes=int(max_held_mb * MIB),
+            max_connections=max_connections,
+            receive_timeout_s=receive_timeout,
+            linger_s=linger,
+            grace_s=grace,
+        ),
+        access_log=access_log,
+        on_ready=lambda url: _announce(url, catalogue, as_json=as_json, alone=len(given) == 1 and models is None),
     )
+
+
+def _announce(url: str, catalogue: Catalogue, *, as_json: bool, alone: bool) -> None:
+    served = list(catalogue)
+    if not as_json:
+        from rich import print as rich_print
+
+        for one in served:
+            shown = f"[bold]{one.name}[/bold]" + ("" if alone else f", version {one.version},")
+            rich_print(f"serving {shown} at {url}/v2/models/{one.name} (Ctrl+C stops)")
+    elif alone:
+        found = {"url": url, "model": served[0].name, "fingerprint": served[0].fingerprint}
+        print_json(found if len(served) == 1 else {**found, "split_model": served[1].name})
+    else:
+        told = [{"name": one.name, "version": one.version, "fingerprint": one.fingerprint} for one in served]
+        print_json({"url": url, "models": told})

@@ -6,6 +6,7 @@ import contextlib
 import hmac
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
@@ -13,20 +14,26 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sfumato import __version__
+from sfumato.cloud import logs
+from sfumato.cloud.catalogue import Catalogue
 from sfumato.cloud.dataplane import ServedModel
 from sfumato.cloud.errors import ModelNotFound, Overloaded
+from sfumato.cloud.metrics import CONTENT_TYPE, Metrics
 from sfumato.errors import ServingError, WireError
 from sfumato.wire import HEADER_LENGTH, decode_request, encode_metadata, encode_response
 
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 16 * 2**20
+MAX_HELD_BYTES = 256 * 2**20
 RETRY_AFTER_S = 1
 _OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 _LENGTH_KEY = HEADER_LENGTH.lower().encode()
+_CLOSE = (b"connection", b"close")
+_GONE = 499  # what the log calls a client that hung up; it is never sent
 
 
 class Application:
@@ -36,7 +43,13 @@ class Application:
         models: what is served.
         token: if given, everything but the health endpoints wants `Authorization: Bearer <token>`.
         max_body_bytes: the longest request body that is read.
-        pages: if given, it answers every path outside `/v2`, to everybody: the token is for the models.
+        max_held_bytes: how many bytes of bodies may be in memory at once, being received or waiting for a model; what
+            would make them more is refused.
+        pages: if given, it answers every path outside `/v2` but `/metrics`, to everybody: the token is for the models.
+        access_log: whether a line is logged for each request.
+
+    Attributes:
+        models: what is served.
 
     Raises:
         ServingError: no model, two of one name, or an unusable token.
@@ -44,106 +57,151 @@ class Application:
 
     def __init__(
         self,
-        models: Iterable[ServedModel],
+        models: Catalogue | Iterable[ServedModel],
         *,
         token: str | None = None,
         max_body_bytes: int = MAX_BODY_BYTES,
+        max_held_bytes: int = MAX_HELD_BYTES,
         pages: ASGIApp | None = None,
+        access_log: bool = False,
     ) -> None:
+        self.models = models if isinstance(models, Catalogue) else Catalogue.of(models)
         self._pages = pages
-        self._models = _by_name(models)
         self._expected = None if token is None else b"Bearer " + _checked_token(token)
         self._max_body_bytes = max_body_bytes
-        self._ready = True
+        self._max_held_bytes = max_held_bytes
+        self._access_log = access_log
+        self._held_bytes = 0
+        self._metrics = Metrics(lambda: self.models, lambda: self._held_bytes)
+        self._draining = False
         model = "/v2/models/{model}"
-        version = model + "/versions/{version}"
-        infer = _Infer(self)
+        paths = (model, model + "/versions/{version}")
         self._router = Router(
             [
-                # The path that is hot comes first.
-                Route(f"{model}/infer", infer, methods=["POST"]),
-                Route(f"{version}/infer", infer, methods=["POST"]),
                 *(Route(path, self._server) for path in ("/v2", "/v2/")),  # the protocol's texts have it both ways
                 Route("/v2/health/live", self._live),
                 Route("/v2/health/ready", self._server_ready),
-                *(Route(path, self._metadata) for path in (model, version)),
-                *(Route(f"{path}/ready", self._model_ready) for path in (model, version)),
+                Route("/metrics", self._tell_metrics),
+                *(Route(path, self._metadata) for path in paths),
+                *(Route(f"{path}/ready", self._model_ready) for path in paths),
+                # Those that there are do not come here; for the others it says why.
+                *(Route(f"{path}/infer", self._nothing_to_ask, methods=["POST"]) for path in paths),
             ],
             redirect_slashes=False,
             lifespan=self._lifespan,
         )
+
+    def drain(self) -> None:
+        """From now on the server says that it is not ready, and every connection closes after its next answer."""
+        self._draining = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request, or the server's start and end."""
         if scope["type"] != "http":
             await self._router(scope, receive, send)
             return
-        scope["app"] = self  # lets the router raise its 404 and 405, so that they get our form
+        exchange = _Exchange(send, close=self._draining)
         try:
-            if self._pages is not None and not scope["path"].startswith("/v2"):
-                await self._pages(scope, receive, send)
-                return
             self._authorise(scope)
-            await self._router(scope, receive, send)
+            if scope["path"] in self.models.by_path and scope["method"] == "POST":
+                await self._infer(scope, receive, exchange)
+            else:
+                await self._other(scope, receive, exchange)
         except _ClientGone:
-            return
+            exchange.status = _GONE
         except Exception as error:
-            await _error_response(error)(scope, receive, send)
+            await _error_response(error)(scope, receive, exchange.send)
+        finally:
+            self._held_bytes -= exchange.held_bytes
+            self._note(exchange)
 
-    def model(self, path: Mapping[str, str]) -> ServedModel:
-        """The model that a path names.
-
-        Raises:
-            ModelNotFound: there is none, or not in that version.
-        """
-        model = self._models.get(path["model"])
+    async def _infer(self, scope: Scope, receive: Receive, exchange: _Exchange) -> None:
+        path = scope["path"]
+        exchange.model = self.models.by_path[path]
+        exchange.model.batcher.refuse_if_full()  # before its body takes memory
+        headers = dict(scope["headers"])
+        body = await self._body(headers, receive, exchange)
+        length = headers.get(_LENGTH_KEY)
+        request = decode_request(body, None if length is None else length.decode("latin-1"))
+        model = self.models.by_path.get(path)  # it may have been exchanged while the body came
         if model is None:
-            raise ModelNotFound(f"no such model; this server has {', '.join(self._models)}")
-        if path.get("version", model.metadata.versions[0]) not in model.metadata.versions:
-            raise ModelNotFound(f"no such version; {model.name} has {', '.join(model.metadata.versions)}")
-        return model
+            raise ModelNotFound("this model, or this version of it, is no longer served")
+        exchange.model = model
+        exchange.rows = model.rows(request)
+        encoded = encode_response(await model.infer(request), request)
+        answer = [(key.lower().encode(), value.encode()) for key, value in encoded.headers().items()]
+        answer.append((b"content-length", str(len(encoded.body)).encode()))
+        await exchange.send({"type": "http.response.start", "status": 200, "headers": answer})
+        await exchange.send({"type": "http.response.body", "body": encoded.body})
 
-    async def body(self, scope: Scope, receive: Receive) -> bytes:
+    async def _other(self, scope: Scope, receive: Receive, exchange: _Exchange) -> None:
+        scope["app"] = self  # lets the router raise its 404 and 405, so that they get our form
+        app = self._router if self._pages is None or self._is_ours(scope["path"]) else self._pages
+        await app(scope, receive, exchange.send)
+
+    async def _body(self, headers: Mapping[bytes, bytes], receive: Receive, exchange: _Exchange) -> bytes:
         """The request's body, refused as soon as it is known to be too long.
 
         Raises:
             HTTPException: 413, too long; 415, compressed.
+            Overloaded: too many bytes are in memory already.
         """
-        headers = dict(scope["headers"])
         if headers.get(b"content-encoding", b"identity") != b"identity":
             raise HTTPException(415, "compressed bodies are not supported; send it as it is")
         length = headers.get(b"content-length", b"0")
-        received, more = int(length) if length.isdigit() else 0, True
-        self._check_length(received)
-        chunks, received = [], 0
+        self._check_length(int(length) if length.isdigit() else 0)
+        chunks, more = [], True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise _ClientGone
             chunk = message.get("body", b"")
-            received += len(chunk)
-            self._check_length(received)
+            self._hold(len(chunk), exchange)
+            self._check_length(exchange.held_bytes)
             chunks.append(chunk)
             more = message.get("more_body", False)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def _hold(self, size: int, exchange: _Exchange) -> None:
+        if self._held_bytes + size > self._max_held_bytes:
+            raise Overloaded(f"{self._held_bytes} bytes of requests are in memory already; try again later")
+        self._held_bytes += size
+        exchange.held_bytes += size
 
     def _check_length(self, length: int) -> None:
         if length > self._max_body_bytes:
             raise HTTPException(413, f"the body is longer than {self._max_body_bytes} bytes; send fewer rows")
 
     def _authorise(self, scope: Scope) -> None:
-        if self._expected is None or scope["path"] in _OPEN_PATHS:
+        path = scope["path"]
+        if self._expected is None or path in _OPEN_PATHS or not self._is_ours(path):
             return
         given = dict(scope["headers"]).get(b"authorization", b"")
         if not hmac.compare_digest(given, self._expected):
             raise HTTPException(401, "a valid bearer token is needed", headers={"WWW-Authenticate": "Bearer"})
 
+    def _is_ours(self, path: str) -> bool:
+        return self._pages is None or path.startswith("/v2") or path == "/metrics"
+
+    def _note(self, exchange: _Exchange) -> None:
+        seconds = time.perf_counter() - exchange.started
+        self._metrics.of(exchange.model).count(exchange.status, exchange.rows, seconds)
+        if self._access_log:
+            logs.request_line(
+                model=exchange.model and exchange.model.name,
+                version=exchange.model and exchange.model.version,
+                rows=exchange.rows,
+                status=exchange.status,
+                ms=round(1000 * seconds, 3),
+                bytes_in=exchange.held_bytes,
+                bytes_out=exchange.sent_bytes,
+            )
+
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
         yield
-        self._ready = False
-        for model in self._models.values():
-            await model.close()
+        self._draining = True
+        await self.models.close()
 
     async def _server(self, _: Request) -> Response:
         return _json({"name": "sfumato", "version": __version__, "extensions": ["binary_tensor_data"]})
@@ -152,46 +210,56 @@ class Application:
         return _json({"live": True})
 
     async def _server_ready(self, _: Request) -> Response:
-        return _json({"ready": self._ready}, status=200 if self._ready else 503)
+        return _json({"ready": not self._draining}, status=503 if self._draining else 200)
+
+    async def _tell_metrics(self, _: Request) -> Response:
+        return Response(self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _metadata(self, request: Request) -> Response:
-        return Response(encode_metadata(self.model(request.path_params).metadata), media_type="application/json")
+        metadata = self.models.metadata(*_named(request))
+        return Response(encode_metadata(metadata), media_type="application/json")
 
     async def _model_ready(self, request: Request) -> Response:
-        return _json({"name": self.model(request.path_params).name, "ready": True})
+        return _json({"name": self.models.find(*_named(request)).name, "ready": True})
+
+    async def _nothing_to_ask(self, request: Request) -> Response:
+        self.models.find(*_named(request))
+        raise HTTPException(404, "no such path")
 
 
-class _Infer:
-    """The inference endpoint, as bare ASGI: it serves thousands of requests a second, the others do not."""
+class _Exchange:
+    """One request and its answer: what the meters and the log want to know, and the answer's way out."""
 
-    def __init__(self, application: Application) -> None:
-        self._application = application
+    __slots__ = ("_close", "_send", "held_bytes", "model", "rows", "sent_bytes", "started", "status")
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        model = self._application.model(scope["path_params"])
-        body = await self._application.body(scope, receive)
-        length = dict(scope["headers"]).get(_LENGTH_KEY)
-        request = decode_request(body, None if length is None else length.decode("latin-1"))
-        encoded = encode_response(await model.infer(request), request)
-        headers = [(key.lower().encode(), value.encode()) for key, value in encoded.headers().items()]
-        headers.append((b"content-length", str(len(encoded.body)).encode()))
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": encoded.body})
+    def __init__(self, send: Send, *, close: bool) -> None:
+        self._send = send
+        self._close = close
+        self.started = time.perf_counter()
+        self.model: ServedModel | None = None
+        self.rows = 0
+        self.status = 500
+        self.held_bytes = 0
+        self.sent_bytes = 0
+
+    async def send(self, message: Message) -> None:
+        """Sends a part of the answer."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            if self._close:
+                message["headers"] = [*message.get("headers", ()), _CLOSE]
+        else:
+            self.sent_bytes += len(message.get("body", b""))
+        await self._send(message)
 
 
 class _ClientGone(Exception):
     """The client hung up before its request was complete; nobody is left to answer."""
 
 
-def create_app(
-    models: Iterable[ServedModel],
-    *,
-    token: str | None = None,
-    max_body_bytes: int = MAX_BODY_BYTES,
-    pages: ASGIApp | None = None,
-) -> ASGIApp:
-    """Builds the ASGI application, for any ASGI server; `serve` runs it. See `Application`."""
-    return Application(models, token=token, max_body_bytes=max_body_bytes, pages=pages)
+def create_app(models: Catalogue | Iterable[ServedModel], **options: Any) -> Application:
+    """Builds the ASGI application, for any ASGI server; `serve` runs it. Takes what `Application` takes."""
+    return Application(models, **options)
 
 
 def _error_response(error: Exception) -> Response:
@@ -215,15 +283,8 @@ def _json(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = 
     return Response(json.dumps(value), status_code=status, headers=headers, media_type="application/json")
 
 
-def _by_name(models: Iterable[ServedModel]) -> dict[str, ServedModel]:
-    named: dict[str, ServedModel] = {}
-    for model in models:
-        if model.name in named:
-            raise ServingError(f"two models are called {model.name!r}; give one of them another name")
-        named[model.name] = model
-    if not named:
-        raise ServingError("there is no model to serve")
-    return named
+def _named(request: Request) -> tuple[str, str | None]:
+    return request.path_params["model"], request.path_params.get("version")
 
 
 def _checked_token(token: str) -> bytes:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,13 @@ Arrays = tuple[NDArray[Any], ...]
 Run = Callable[[Arrays], Arrays]
 
 
-@dataclass(frozen=True, eq=False)
 class _Job:
-    inputs: Arrays
-    answer: asyncio.Future[Arrays]
+    __slots__ = ("answer", "inputs", "rows")
 
-    @property
-    def rows(self) -> int:
-        return self.inputs[0].shape[0] if self.inputs[0].ndim else 1
+    def __init__(self, inputs: Arrays, answer: asyncio.Future[Arrays]) -> None:
+        self.inputs = inputs
+        self.answer = answer
+        self.rows = _rows(inputs)
 
     def fits(self, other: _Job) -> bool:
         """Whether both can be joined along the first axis."""
@@ -36,31 +35,70 @@ class _Job:
 
 
 class Batcher:
-    """Runs a model in one thread, on as many waiting requests at once as fit together.
+    """Runs a model, one run at a time, on as many waiting requests at once as fit together.
 
     While the model is busy, requests gather; when it is free, it takes what is there. So a lone request
     never waits for company, and the batch grows by itself as the load does.
 
     Args:
         run: the model: arrays whose first axis is the batch, to arrays whose first axis is the batch.
-            Rows must not influence each other. It is called in a thread, one call at a time.
+            Rows must not influence each other.
         max_batch: rows in one run. A request with more is run in slices. 1 joins nothing; None neither joins nor
             slices, for a model whose first axis is not a batch.
         max_wait_ms: how long a request that is alone waits for others; 0 is best unless the model is much
             faster on full batches.
         max_queue: requests that may wait; further ones are refused at once.
+        max_queue_rows: rows that may wait; a request that would make them more is refused, unless none waits.
+        inline: whether runs of up to `max_batch` rows happen in the event loop. Going to a thread and back costs more
+            than a run of a tiny model; anything that takes longer has to run in the thread, or all else stands still.
+
+    Attributes:
+        runs: how many runs had up to 1, 2, 4, 8, ... rows: `runs[k]` counts those of more than 2 ** (k - 1).
+        rows: rows in all runs.
     """
 
-    def __init__(self, run: Run, *, max_batch: int | None = 32, max_wait_ms: float = 0.0, max_queue: int = 256) -> None:
+    def __init__(
+        self,
+        run: Run,
+        *,
+        max_batch: int | None = 32,
+        max_wait_ms: float = 0.0,
+        max_queue: int = 256,
+        max_queue_rows: int = 4096,
+        inline: bool = False,
+    ) -> None:
+        self.runs: Counter[int] = Counter()
+        self.rows = 0
         self._run = run
         self._max_batch = max_batch
         self._max_wait_s = max_wait_ms / 1000
         self._max_queue = max_queue
+        self._max_queue_rows = max_queue_rows
+        self._inline = inline and max_batch is not None
         self._waiting: deque[_Job] = deque()
-        self._arrival = asyncio.Event()
+        self._waiting_rows = 0
+        self._busy = False
+        self._idle: asyncio.Future[None] | None = None
         self._closing = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sfumato-model")
-        self._worker: asyncio.Task[None] | None = None
+
+    @property
+    def queue(self) -> tuple[int, int]:
+        """How many requests wait, and how many rows they have."""
+        return len(self._waiting), self._waiting_rows
+
+    def refuse_if_full(self, rows: int = 1) -> None:
+        """Says no before anything costly is done for a request.
+
+        Raises:
+            Overloaded: the queue is full, or the batcher is closing.
+        """
+        if self._closing:
+            raise Overloaded("the server is shutting down; try another one")
+        if len(self._waiting) >= self._max_queue:
+            raise Overloaded(f"{self._max_queue} requests are waiting already; try again later")
+        if self._waiting and self._waiting_rows + rows > self._max_queue_rows:
+            raise Overloaded(f"{self._waiting_rows} rows are waiting already; try again later")
 
     async def submit(self, inputs: Arrays) -> Arrays:
         """Waits for the model's answer to one request.
@@ -72,38 +110,45 @@ class Batcher:
             Overloaded: the queue is full, or the batcher is closing.
             ModelFailed: the model broke on this request.
         """
-        if self._closing:
-            raise Overloaded("the server is shutting down; try another one")
-        if len(self._waiting) >= self._max_queue:
-            raise Overloaded(f"{self._max_queue} requests are waiting already; try again later")
-        if self._worker is None:
-            self._worker = asyncio.create_task(self._work())
-        job = _Job(inputs, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        job = _Job(inputs, loop.create_future())
+        self.refuse_if_full(job.rows)
         self._waiting.append(job)
-        self._arrival.set()
+        self._waiting_rows += job.rows
+        if not self._busy:
+            self._busy = True
+            # Not at once: whatever arrived in the same moment gets its chance to join.
+            if self._max_wait_s:
+                loop.call_later(self._max_wait_s, self._start, loop)
+            else:
+                loop.call_soon(self._start, loop)
         return await job.answer
 
     async def close(self) -> None:
         """Refuses new requests, answers those that wait, then stops."""
         self._closing = True
-        self._arrival.set()
-        if self._worker is not None:
-            await self._worker
+        if self._busy:
+            self._idle = asyncio.get_running_loop().create_future()
+            await self._idle
         self._thread.shutdown()
 
-    async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._waiting or not self._closing:
-            if not self._waiting:
-                self._arrival.clear()
-                await self._arrival.wait()
-                continue
-            if self._max_wait_s and len(self._waiting) == 1:
-                await asyncio.sleep(self._max_wait_s)
-            jobs = self._take()
-            if jobs:
-                results = await loop.run_in_executor(self._thread, self._answer, jobs)
-                _deliver(jobs, results)
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        jobs = self._take()
+        if not jobs:
+            self._busy = False
+            if self._idle is not None and not self._idle.done():
+                self._idle.set_result(None)
+        elif self._inline and self._max_batch is not None and sum(job.rows for job in jobs) <= self._max_batch:
+            _deliver(jobs, self._answer(jobs))
+            loop.call_soon(self._start, loop)
+        else:
+            running = self._thread.submit(self._answer, jobs)
+            running.add_done_callback(lambda done: loop.call_soon_threadsafe(self._finish, loop, jobs, done.result()))
+
+    def _finish(self, loop: asyncio.AbstractEventLoop, jobs: list[_Job], results: list[Arrays | Exception]) -> None:
+        # The model goes on before its answers are written, so that it never waits for that.
+        self._start(loop)
+        _deliver(jobs, results)
 
     def _take(self) -> list[_Job]:
         """The next jobs that can run together, in the order of their arrival."""
@@ -114,6 +159,7 @@ class Batcher:
             if jobs and not self._may_join(jobs[0], job, rows):
                 break
             self._waiting.popleft()
+            self._waiting_rows -= job.rows
             if not job.answer.done():  # the client may have gone
                 jobs.append(job)
                 rows += job.rows
@@ -123,10 +169,10 @@ class Batcher:
         return self._max_batch is not None and rows + job.rows <= self._max_batch and first.fits(job)
 
     def _answer(self, jobs: Sequence[_Job]) -> list[Arrays | Exception]:
-        """Runs in the thread. Each job gets its own result or its own error."""
+        """Each job gets its own result or its own error. Runs in the thread, unless the model is tiny."""
         if len(jobs) > 1:
             try:
-                return _split(self._run(_join(jobs)), [job.rows for job in jobs])
+                return _split(self._counted(_join(jobs)), [job.rows for job in jobs])
             except Exception as error:
                 # One of them may be to blame; alone, the others still get their answers.
                 log.warning("a batch of %d requests failed (%s); running them one by one", len(jobs), _kind(error))
@@ -135,13 +181,23 @@ class Batcher:
     def _answer_alone(self, job: _Job) -> Arrays | Exception:
         try:
             if self._max_batch is None or job.rows <= self._max_batch:
-                return self._run(job.inputs)
+                return self._counted(job.inputs)
             starts = range(0, job.rows, self._max_batch)
-            slices = [self._run(tuple(x[start : start + self._max_batch] for x in job.inputs)) for start in starts]
+            slices = [self._counted(tuple(x[start : start + self._max_batch] for x in job.inputs)) for start in starts]
             return tuple(np.concatenate(parts) for parts in zip(*slices, strict=True))
         except Exception as error:
             log.warning("the model failed on a request (%s)", _kind(error))
             return error if isinstance(error, ModelFailed) else ModelFailed("the model failed on this request")
+
+    def _counted(self, inputs: Arrays) -> Arrays:
+        rows = _rows(inputs)
+        self.runs[max(rows - 1, 0).bit_length()] += 1
+        self.rows += rows
+        return self._run(inputs)
+
+
+def _rows(inputs: Arrays) -> int:
+    return inputs[0].shape[0] if inputs[0].ndim else 1
 
 
 def _join(jobs: Sequence[_Job]) -> Arrays:
@@ -151,8 +207,8 @@ def _join(jobs: Sequence[_Job]) -> Arrays:
 def _split(outputs: Arrays, rows: Sequence[int]) -> list[Arrays | Exception]:
     if any(output.shape[:1] != (sum(rows),) for output in outputs):
         raise ModelFailed("an output of the model does not have one row for each input row")
-    ends = np.cumsum(rows)[:-1]
-    return list(zip(*(np.split(output, ends) for output in outputs), strict=True))
+    ends = list(accumulate(rows))
+    return [tuple(output[end - count : end] for output in outputs) for end, count in zip(ends, rows, strict=True)]
 
 
 def _deliver(jobs: Sequence[_Job], results: Sequence[Arrays | Exception]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,15 @@ import numpy as np
 from sfumato.bundle import CLASSIFIER_ONNX, DECODER_ONNX, Bundle, fingerprint
 from sfumato.cloud.batching import Arrays, Batcher
 from sfumato.errors import ServingError, WireError
-from sfumato.wire import InferRequest, InferResponse, ModelMetadata, Tensor, TensorSpec
+from sfumato.wire import DTYPES, InferRequest, InferResponse, ModelMetadata, Tensor, TensorSpec
 
 VERSION = "1"
 PLATFORM = "onnxruntime_onnx"
+# A model that answers a full batch within this runs in the event loop, which it holds up for no longer than that.
+INLINE_S = 0.002
+_TRIALS = 3
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _DATATYPES = {
     "tensor(bool)": "BOOL",
     "tensor(int8)": "INT8",
@@ -46,10 +52,11 @@ class ServedModel:
         max_queue: requests that may wait before further ones are refused.
         max_rows: rows that one request may have.
         decoder: an obfuscator bundle's folder; its decoder then turns what is sent, a code, into the model's input.
+        version: which version of the model it is, a number.
 
     Raises:
-        ServingError: the file is missing or no model that can be served, the name cannot stand in a URL, or the decoder
-            was made for another classifier.
+        ServingError: the file is missing or no model that can be served, it breaks on a trial run of zeros, the name
+            cannot stand in a URL, the version is no number, or the decoder was made for another classifier.
         BundleError: a folder is no bundle of the kind it has to be, or is damaged.
     """
 
@@ -64,6 +71,7 @@ class ServedModel:
         max_queue: int = 256,
         max_rows: int = 1024,
         decoder: str | os.PathLike[str] | None = None,
+        version: str = VERSION,
     ) -> None:
         bundle = Bundle.load(path, kind="classifier") if Path(path).is_dir() else None
         file = bundle.file(CLASSIFIER_ONNX) if bundle else Path(path)
@@ -80,7 +88,7 @@ class ServedModel:
             parameters["labels"] = json.dumps(bundle.labels, ensure_ascii=False)
         self.metadata = ModelMetadata(
             name=_checked_name(name or (bundle.name if bundle else file.stem)),
-            versions=(VERSION,),
+            versions=(checked_version(version),),
             platform=PLATFORM,
             inputs=tuple(_spec(node, file) for node in (self._decoder or self._session).get_inputs()),
             outputs=tuple(_spec(node, file) for node in self._session.get_outputs()),
@@ -91,8 +99,13 @@ class ServedModel:
         self._max_rows = max_rows
         # Joining needs a batch axis of any size on both sides; a model without one takes requests one by one.
         self.batches = all(spec.shape[:1] == (-1,) for spec in (*self.metadata.inputs, *self.metadata.outputs))
-        self._batcher = Batcher(
-            self._run, max_batch=max_batch if self.batches else None, max_wait_ms=max_wait_ms, max_queue=max_queue
+        self.batcher = Batcher(
+            self._run,
+            max_batch=max_batch if self.batches else None,
+            max_wait_ms=max_wait_ms,
+            max_queue=max_queue,
+            max_queue_rows=max(4 * max_rows, max_queue),
+            inline=self._try_out(max_batch) <= INLINE_S,
         )
 
     @property
@@ -101,9 +114,19 @@ class ServedModel:
         return self.metadata.name
 
     @property
+    def version(self) -> str:
+        """Which version of the model this is."""
+        return self.metadata.versions[0]
+
+    @property
     def fingerprint(self) -> str:
         """`sha256:<hex>` of the ONNX file."""
         return str(self.metadata.parameters["fingerprint"])
+
+    def rows(self, request: InferRequest) -> int:
+        """How many rows a request has, for the books; whether it may have them is for `infer` to say."""
+        shape = request.inputs[0].shape
+        return shape[0] if self.batches and shape else 1
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Answers one request.
@@ -117,18 +140,18 @@ class ServedModel:
         unknown = [name for name in names if name not in self._output_names]
         if unknown:
             raise WireError(f"model {self.name!r} has no output {unknown[0]!r}; it has {', '.join(self._output_names)}")
-        answers = await self._batcher.submit(self._checked_inputs(request))
+        answers = await self.batcher.submit(self._checked_inputs(request))
         outputs = dict(zip(self._output_names, answers, strict=True))
         return InferResponse(
             model_name=self.name,
-            model_version=VERSION,
+            model_version=self.version,
             id=request.id,
             outputs=tuple(Tensor(name, outputs[name]) for name in names),
         )
 
     async def close(self) -> None:
         """Answers what is waiting and stops; further requests are refused."""
-        await self._batcher.close()
+        await self.batcher.close()
 
     def _checked_inputs(self, request: InferRequest) -> Arrays:
         given = {tensor.name: tensor for tensor in request.inputs}
@@ -153,6 +176,29 @@ class ServedModel:
             raise WireError(f"the inputs must have equally many rows; got {rows}")
         if not 1 <= rows[0] <= self._max_rows:
             raise WireError(f"a request may have 1 to {self._max_rows} rows; got {rows[0]}")
+
+    def _try_out(self, max_batch: int) -> float:
+        """Runs the model on zeros: how many seconds a full batch takes, infinitely many if nobody can know."""
+        if any(size < 0 for spec in self.metadata.inputs for size in self._sizes(spec, rows=1)):
+            return math.inf  # which sizes it can take is stated nowhere
+        try:
+            taken_s = min(self._timed(rows=1) for _ in range(_TRIALS))
+            if self.batches and taken_s <= INLINE_S:
+                taken_s = min(self._timed(rows=max_batch) for _ in range(_TRIALS))
+        except Exception as error:
+            reason = " ".join(str(error).split())  # zeros were sent: there is nothing to keep to oneself
+            raise ServingError(f"model {self.name!r} breaks on a trial run: {reason[:200]}") from error
+        return taken_s
+
+    def _timed(self, rows: int) -> float:
+        specs = self.metadata.inputs
+        zeros = tuple(np.zeros(self._sizes(spec, rows), DTYPES[spec.datatype]) for spec in specs)
+        start = time.perf_counter()
+        self._run(zeros)
+        return time.perf_counter() - start
+
+    def _sizes(self, spec: TensorSpec, rows: int) -> tuple[int, ...]:
+        return (rows, *spec.shape[1:]) if self.batches else spec.shape
 
     def _run(self, inputs: Arrays) -> Arrays:
         feed = dict(zip(self._inputs, inputs, strict=True))
@@ -206,6 +252,17 @@ def _spec(node: Any, file: Path) -> TensorSpec:
 def _matches(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
     same_rank = len(shape) == len(expected)
     return same_rank and all(want in (-1, got) for got, want in zip(shape, expected, strict=True))
+
+
+def checked_version(version: str) -> str:
+    """The version, if it is a number as Triton has them: positive, without a leading zero.
+
+    Raises:
+        ServingError: it is not.
+    """
+    if not _VERSION.fullmatch(version):
+        raise ServingError(f"a version has to be a number such as 1 or 23, got {version!r}; rename it")
+    return version
 
 
 def _checked_name(name: str) -> str:

@@ -2,45 +2,75 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import logging
+import math
 import os
 import signal
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from sfumato.cloud.app import MAX_BODY_BYTES, create_app
+from sfumato.cloud.app import MAX_BODY_BYTES, MAX_HELD_BYTES, Application, create_app
+from sfumato.cloud.catalogue import Catalogue
 from sfumato.cloud.dataplane import ServedModel
+from sfumato.cloud.guard import MAX_CONNECTIONS, RECEIVE_TIMEOUT_S, GuardedProtocol, cut_late
 from sfumato.errors import ServingError
 
 log = logging.getLogger(__name__)
 
 BACKLOG = 2048
-GRACE_S = 10
+_SPARE_FILES = 64  # descriptors that are left for anything but connections
 _START_TIMEOUT_S = 30
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a server puts up with.
+
+    Attributes:
+        max_body_bytes: the longest request body that is read.
+        max_held_bytes: how many bytes of bodies may be in memory at once.
+        max_connections: how many connections there may be at once; the limit of open files may allow fewer.
+        receive_timeout_s: how long a request may take to arrive.
+        linger_s: how long after SIGTERM the server says that it is not ready, and still answers, before it takes no
+            further connections. SIGINT, and a second SIGTERM, end that.
+        grace_s: how long requests under way may take then.
+    """
+
+    max_body_bytes: int = MAX_BODY_BYTES
+    max_held_bytes: int = MAX_HELD_BYTES
+    max_connections: int = MAX_CONNECTIONS
+    receive_timeout_s: float = RECEIVE_TIMEOUT_S
+    linger_s: float = 1.0
+    grace_s: float = 10.0
+
+
 def serve(
-    models: Iterable[ServedModel],
+    models: Catalogue | Iterable[ServedModel],
     *,
     host: str = "127.0.0.1",
     port: int = 8080,
     token: str | None = None,
     tls_cert: str | os.PathLike[str] | None = None,
     tls_key: str | os.PathLike[str] | None = None,
-    max_body_bytes: int = MAX_BODY_BYTES,
+    limits: Limits | None = None,
     pages: ASGIApp | None = None,
+    access_log: bool = False,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Serves models until SIGTERM or SIGINT; requests under way are answered first.
+    """Serves models until SIGTERM or SIGINT; requests under way are answered first. SIGHUP reloads a `Catalogue`.
 
     Args:
         models: what is served.
@@ -49,20 +79,23 @@ def serve(
         token: if given, everything but the health endpoints wants it as a bearer token.
         tls_cert: PEM file with the certificate chain; makes it HTTPS.
         tls_key: PEM file with the private key, unless it lies in `tls_cert`.
-        max_body_bytes: the longest request body that is read.
-        pages: an ASGI application that answers every path outside `/v2`.
+        limits: what it puts up with.
+        pages: an ASGI application that answers every path outside `/v2` but `/metrics`.
+        access_log: whether a line is logged for each request.
         on_ready: called with the server's URL once it answers.
 
     Raises:
         ServingError: the port is taken or not allowed, a TLS file is missing or unusable, or there is no model.
     """
-    server, listener = _prepare(models, host, port, token, tls_cert, tls_key, max_body_bytes, pages, on_ready)
-    with listener, _stopping_on_signals(server):
+    server, listener = _prepare(
+        models, host, port, token, tls_cert, tls_key, limits or Limits(), pages, access_log, on_ready
+    )
+    with listener, _heeding_signals(server):
         server.run(sockets=[listener])
 
 
 @contextlib.contextmanager
-def running(models: Iterable[ServedModel], *, port: int = 0, **options: Any) -> Iterator[str]:
+def running(models: Catalogue | Iterable[ServedModel], *, port: int = 0, **options: Any) -> Iterator[str]:
     """Serves models in a background thread, for notebooks and tests.
 
     Args:
@@ -84,7 +117,7 @@ def running(models: Iterable[ServedModel], *, port: int = 0, **options: Any) -> 
         ready.set()
 
     arguments = {"host": "127.0.0.1", "token": None, "tls_cert": None, "tls_key": None, "pages": None, **options}
-    arguments.setdefault("max_body_bytes", MAX_BODY_BYTES)
+    arguments = {"limits": Limits(), "access_log": False, **arguments}
     server, listener = _prepare(models, port=port, on_ready=note, **arguments)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="sfumato-server", daemon=True)
     thread.start()
@@ -99,37 +132,79 @@ def running(models: Iterable[ServedModel], *, port: int = 0, **options: Any) -> 
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which tells when it is ready."""
+    """uvicorn's server, which tells when it is ready, leaves slowly, reloads, and cuts off who is too slow."""
 
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, app: Application, limits: Limits, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
+        self._application = app
+        self._limits = limits
         self._on_ready = on_ready
+        self._leaves_at_s: float | None = None
+        self._reload_wanted = False
+        self._reloading: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
         if self.started:
             self._on_ready()
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM: says that it is not ready, and leaves in a while. Anything more: leaves now."""
+        if sig == signal.SIGTERM and self._leaves_at_s is None and self._limits.linger_s > 0:
+            self._leaves_at_s = time.monotonic() + self._limits.linger_s
+            self._application.drain()
+        else:
+            self._application.drain()
+            super().handle_exit(sig, frame)
+
+    def want_reload(self, _: int, __: FrameType | None) -> None:
+        """SIGHUP."""
+        self._reload_wanted = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._leaves_at_s is not None and time.monotonic() >= self._leaves_at_s:
+            self.should_exit = True
+        now_s = asyncio.get_running_loop().time()
+        cut_late(self.server_state.connections, now_s, self._limits.receive_timeout_s)
+        if self._reload_wanted and (self._reloading is None or self._reloading.done()):
+            self._reload_wanted = False
+            self._reloading = asyncio.create_task(self._application.models.reload())
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._reloading is not None:
+            await self._reloading
+        await super().shutdown(sockets)
+
 
 def _prepare(
-    models: Iterable[ServedModel],
+    models: Catalogue | Iterable[ServedModel],
     host: str,
     port: int,
     token: str | None,
     tls_cert: str | os.PathLike[str] | None,
     tls_key: str | os.PathLike[str] | None,
-    max_body_bytes: int,
+    limits: Limits,
     pages: ASGIApp | None,
+    access_log: bool,
     on_ready: Callable[[str], None] | None,
 ) -> tuple[_Server, socket.socket]:
     """Everything that can go wrong for a user goes wrong here, before anything runs."""
-    app = create_app(models, token=token, max_body_bytes=max_body_bytes, pages=pages)
+    app = create_app(
+        models,
+        token=token,
+        max_body_bytes=limits.max_body_bytes,
+        max_held_bytes=limits.max_held_bytes,
+        pages=pages,
+        access_log=access_log,
+    )
     tls = _tls_context(tls_cert, tls_key)
     listener = _bind(host, port)
     if token is None and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
         log.warning("listening on %s without a token: everybody who reaches it may use the model", host)
     config = uvicorn.Config(
         app,
+        http=partial(GuardedProtocol, max_connections=_affordable(limits.max_connections)),  # type: ignore[arg-type]
         lifespan="on",
         ws="none",
         log_config=None,
@@ -137,11 +212,21 @@ def _prepare(
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=GRACE_S,
+        timeout_graceful_shutdown=math.ceil(limits.grace_s),
         ssl_context_factory=None if tls is None else lambda *_: tls,
     )
     url = _url(listener, host, secure=tls is not None)
-    return _Server(config, lambda: on_ready(url) if on_ready else None), listener
+    return _Server(config, app, limits, lambda: on_ready(url) if on_ready else None), listener
+
+
+def _affordable(connections: int) -> int:
+    """No more connections than there may be open files, so that one more can still be told so."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return connections
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return connections if allowed == resource.RLIM_INFINITY else max(1, min(connections, allowed - _SPARE_FILES))
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -181,10 +266,11 @@ def _tls_context(cert: str | os.PathLike[str] | None, key: str | os.PathLike[str
 
 
 @contextlib.contextmanager
-def _stopping_on_signals(server: uvicorn.Server) -> Iterator[None]:
-    """Lets signals end the server rather than the process.
+def _heeding_signals(server: _Server) -> Iterator[None]:
+    """Lets signals end the server, or reload its models, rather than end the process.
 
-    uvicorn handles them while it runs and repeats them when it has stopped; ours then have nothing left to do.
+    uvicorn handles SIGINT and SIGTERM while it runs and repeats them when it has stopped; ours then have
+    nothing left to do.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -193,7 +279,10 @@ def _stopping_on_signals(server: uvicorn.Server) -> Iterator[None]:
     def stop(_: int, __: FrameType | None) -> None:
         server.should_exit = True
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers: dict[int, Callable[[int, FrameType | None], None]] = {signal.SIGINT: stop, signal.SIGTERM: stop}
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        handlers[signal.SIGHUP] = server.want_reload
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:

@@ -24,6 +24,7 @@ from sfumato.wire.types import (
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _MAX_LENGTH_DIGITS = 12
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)  # `json.dumps` would make one on every call
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def _encode(header: dict[str, Any], arrays: list[NDArray[Any] | None]) -> Encode
 
 def _dump(value: Any) -> bytes:
     try:
-        return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii")
+        return _ENCODER.encode(value).encode("ascii")
     except (ValueError, TypeError) as error:
         raise WireError(f"the message cannot be written as JSON: {type(error).__name__}") from None
 

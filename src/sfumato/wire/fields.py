@@ -39,7 +39,7 @@ def parse(text: bytes | memoryview, what: str) -> Any:
         WireError: not UTF-8, not JSON, NaN or Infinity, or nested too deeply.
     """
     try:
-        return json.loads(str(text, "utf-8"), parse_constant=_refuse_constant)
+        return _DECODER.decode(str(text, "utf-8"))
     except (ValueError, RecursionError) as error:
         # The parser's own message may quote the body; only the kind of failure is passed on.
         reason = f"at byte {error.pos}" if isinstance(error, json.JSONDecodeError) else type(error).__name__
@@ -48,6 +48,10 @@ def parse(text: bytes | memoryview, what: str) -> Any:
 
 def _refuse_constant(_: str) -> NoReturn:
     raise WireError("NaN and Infinity are not valid JSON; send binary tensor data if they are meant")
+
+
+# Made once: `json.loads` with an argument makes another one on every call.
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def name(raw: Any, what: str, *, empty: bool = False) -> str:

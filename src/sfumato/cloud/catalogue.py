@@ -1,0 +1,281 @@
+"""What a server serves: models by name and version, and how they are exchanged while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sfumato.bundle import MANIFEST, Bundle, split_name
+from sfumato.cloud.dataplane import VERSION, ServedModel, checked_version
+from sfumato.cloud.errors import ModelNotFound
+from sfumato.errors import ServingError, SfumatoError
+from sfumato.wire import ModelMetadata
+
+log = logging.getLogger(__name__)
+
+MODEL_FILE = "model.onnx"
+Load = Callable[["Source"], ServedModel]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one version of a model comes from.
+
+    Attributes:
+        path: a classifier bundle's folder, or an ONNX file.
+        name: what clients call the model.
+        version: which version it is.
+        decoder: an obfuscator bundle whose decoder stands before it.
+    """
+
+    path: Path
+    name: str
+    version: str = VERSION
+    decoder: Path | None = None
+
+    def open(self, **options: Any) -> ServedModel:
+        """The model; takes what else `ServedModel` takes.
+
+        Raises:
+            ServingError: as `ServedModel`.
+            BundleError: as `ServedModel`.
+        """
+        return ServedModel(self.path, name=self.name, version=self.version, decoder=self.decoder, **options)
+
+    def state(self) -> tuple[tuple[str, int, int, int], ...]:
+        """What changes when the files do."""
+        found = []
+        for path in filter(None, (self.path, self.decoder)):
+            for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+                if file.exists():
+                    facts = file.stat()
+                    found.append((str(file), facts.st_size, facts.st_mtime_ns, facts.st_ino))
+        return tuple(found)
+
+
+def source_at(path: Path, name: str | None = None, decoder: Path | None = None) -> Source:
+    """The one version of a model at that place, by default under its own name.
+
+    Raises:
+        BundleError: a folder is no classifier's bundle.
+    """
+    own = Bundle.load(path, kind="classifier").name if path.is_dir() else path.stem
+    return Source(path, name or own, decoder=decoder)
+
+
+def sources_in(folder: str | os.PathLike[str]) -> list[Source]:
+    """The models in a folder as Triton has them: `NAME/VERSION/model.onnx`, or a classifier's bundle as `NAME/VERSION`.
+
+    Files beside the folders, and folders whose name starts with a dot, are left alone.
+
+    Raises:
+        ServingError: there is no such folder or nothing in it, a model has no version, or a version is no number or has
+            no model.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ServingError(f"no folder at {root}: one with NAME/VERSION/{MODEL_FILE} in it is expected")
+    found = [_source(model, version) for model in _folders(root) for version in _versions(model)]
+    if not found:
+        raise ServingError(f"{root} has no models: NAME/VERSION/{MODEL_FILE} is expected in it")
+    return found
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+
+
+def _versions(model: Path) -> list[Path]:
+    versions = _folders(model)
+    if not versions:
+        raise ServingError(f"{model} has no versions: put the model into {model / '1'}")
+    return versions
+
+
+def _source(model: Path, version: Path) -> Source:
+    try:
+        checked_version(version.name)
+    except ServingError as error:
+        raise ServingError(f"{version}: {error}") from None
+    if (version / MANIFEST).is_file():
+        return Source(version, model.name, version.name)
+    if (version / MODEL_FILE).is_file():
+        return Source(version / MODEL_FILE, model.name, version.name)
+    raise ServingError(f"{version} has neither {MODEL_FILE} nor a classifier bundle's {MANIFEST}")
+
+
+class Catalogue:
+    """Models by name and version.
+
+    Args:
+        find: says what is to be served; asked again on every `reload`.
+        load: opens one of it.
+
+    Attributes:
+        by_path: the models by the paths that ask them.
+
+    Raises:
+        ServingError: there is no model, two have one name and version, or as `find` and `load`.
+        BundleError: as `load`.
+    """
+
+    def __init__(self, find: Callable[[], list[Source]], load: Load) -> None:
+        self._find = find
+        self._load = load
+        self._by_name: dict[str, dict[str, ServedModel]] = {}
+        self.by_path: dict[str, ServedModel] = {}
+        self._states: dict[Source, object] = {}
+        self._loaded: dict[Source, ServedModel] = {}
+        for source in _distinct(find()):
+            self._states[source] = source.state()
+            self._loaded[source] = load(source)
+        self._take(list(self._loaded.values()))
+
+    @classmethod
+    def of(cls, models: Iterable[ServedModel]) -> Catalogue:
+        """A catalogue of models that are there already; `reload` leaves it as it is.
+
+        Raises:
+            ServingError: there is no model, or two have one name and version.
+        """
+        given = {Source(Path(str(index)), model.name, model.version): model for index, model in enumerate(models)}
+        return cls(lambda: list(given), given.__getitem__)
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return (model for versions in self._by_name.values() for model in versions.values())
+
+    def find(self, name: str, version: str | None = None) -> ServedModel:
+        """The model of that name, in that version or else the highest.
+
+        Raises:
+            ModelNotFound: there is none, or not in that version.
+        """
+        versions = self._by_name.get(name)
+        if versions is None:
+            raise ModelNotFound(f"no such model; this server has {', '.join(self._by_name)}")
+        if version is None:
+            return next(iter(versions.values()))
+        if version not in versions:
+            raise ModelNotFound(f"no such version; {name} has {', '.join(versions)}")
+        return versions[version]
+
+    def metadata(self, name: str, version: str | None = None) -> ModelMetadata:
+        """What the model says of itself, with all its versions, the default first.
+
+        Raises:
+            ModelNotFound: as `find`.
+        """
+        model = self.find(name, version)
+        return dataclasses.replace(model.metadata, versions=tuple(self._by_name[name]))
+
+    async def reload(self) -> None:
+        """Serves what is to be served now, without dropping a request. What is wrong is logged, and changes nothing.
+
+        New and changed models are opened and tried in a thread, while the old ones go on. One that cannot be served is
+        refused, and of that name everything stays that was there. Old ones answer what they have taken, then go.
+        """
+        try:
+            states, loaded = await asyncio.to_thread(self._loaded_anew)
+            gone = self._take(list(loaded.values()))
+        except (SfumatoError, OSError) as error:
+            log.error("nothing is reloaded: %s", error)
+            return
+        self._states, self._loaded = states, loaded
+        log.info("reloaded: serving %s", ", ".join(f"{model.name} version {model.version}" for model in self))
+        await asyncio.gather(*(model.close() for model in gone))
+
+    async def close(self) -> None:
+        """Answers what waits, and stops."""
+        await asyncio.gather(*(model.close() for model in self))
+
+    def _loaded_anew(self) -> tuple[dict[Source, object], dict[Source, ServedModel]]:
+        states: dict[Source, object] = {}
+        loaded: dict[Source, ServedModel] = {}
+        refused: set[str] = set()
+        for source in _distinct(self._find()):
+            state = source.state()
+            try:
+                same = self._states.get(source) == state
+                loaded[source] = self._loaded[source] if same else self._load(source)
+                states[source] = state
+            except (SfumatoError, OSError) as error:
+                log.error("refused version %s of %s, which stays as it was: %s", source.version, source.name, error)
+                refused.add(source.name)
+                if source in self._loaded:
+                    loaded[source], states[source] = self._loaded[source], self._states[source]
+        for source, model in self._loaded.items():
+            if source.name in refused and source not in loaded:
+                loaded[source], states[source] = model, self._states[source]
+        return states, loaded
+
+    def _take(self, models: list[ServedModel]) -> list[ServedModel]:
+        """Puts these in place of what there is, and returns those that are no longer needed."""
+        before = list(self)
+        self._by_name, self.by_path = _by_name(models)
+        return [model for model in before if model not in models]
+
+
+def catalogue_of(
+    paths: Sequence[Path],
+    folder: Path | None = None,
+    *,
+    name: str | None = None,
+    decoder: Path | None = None,
+    **options: Any,
+) -> Catalogue:
+    """A catalogue of models in files, which can be reloaded.
+
+    Args:
+        paths: classifier bundles' folders, or ONNX files.
+        folder: more of them, as `sources_in` has it.
+        name: what the only one of `paths` is called, instead of its own name.
+        decoder: an obfuscator's bundle; the only one of `paths` then takes its codes, too, as a second model.
+        **options: what else `ServedModel` takes, for all of them.
+
+    Raises:
+        ServingError: there is no model, two have one name and version, one cannot be served, or `name` or `decoder`
+            are given for anything but one path.
+        BundleError: a folder is no bundle of the kind it has to be, or is damaged.
+    """
+    if not paths and folder is None:
+        raise ServingError("nothing to serve: give bundles or ONNX files, or --models FOLDER")
+    if len(paths) != 1 and (name is not None or decoder is not None):
+        raise ServingError(f"--name and --decoder are for one model; {len(paths)} are given")
+
+    def find() -> list[Source]:
+        found = [source_at(path, name) for path in paths]
+        if decoder is not None:
+            found.append(source_at(paths[0], split_name(found[0].name), decoder))
+        return found + (sources_in(folder) if folder is not None else [])
+
+    return Catalogue(find, lambda source: source.open(**options))
+
+
+def _distinct(sources: list[Source]) -> list[Source]:
+    if not sources:
+        raise ServingError("there is no model to serve")
+    seen: set[tuple[str, str]] = set()
+    for source in sources:
+        if (source.name, source.version) in seen:
+            which = f"two models are called {source.name!r} and have version {source.version}"
+            raise ServingError(f"{which}; give one of them another name")
+        seen.add((source.name, source.version))
+    return sources
+
+
+def _by_name(models: list[ServedModel]) -> tuple[dict[str, dict[str, ServedModel]], dict[str, ServedModel]]:
+    named: dict[str, dict[str, ServedModel]] = {}
+    for model in sorted(models, key=lambda model: int(model.version), reverse=True):
+        named.setdefault(model.name, {})[model.version] = model
+    paths = {}
+    for name, versions in named.items():
+        paths[f"/v2/models/{name}/infer"] = next(iter(versions.values()))
+        for version, model in versions.items():
+            paths[f"/v2/models/{name}/versions/{version}/infer"] = model
+    return named, paths

@@ -1,0 +1,129 @@
+"""One connection: limits that uvicorn does not have, and answers in one piece.
+
+Without limits on how many connections there are, how long a head is, and how long a request takes to arrive, a client
+that sends a byte a minute, or a header without an end, holds a connection and memory for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any, cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_CONNECTIONS = 1000
+MAX_HEAD_BYTES = 64 * 2**10
+MAX_HEADERS = 100
+RECEIVE_TIMEOUT_S = 60.0
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """One connection.
+
+    Args:
+        max_connections: further ones are told to come back later, and closed.
+        arguments: uvicorn's.
+    """
+
+    def __init__(self, *arguments: Any, max_connections: int = MAX_CONNECTIONS, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._max_connections = max_connections
+        self._begun_s: float | None = self.loop.time()
+        self._in_head = True
+        self._head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Takes the connection, or turns it away."""
+        super().connection_made(transport)
+        self.transport = cast(asyncio.Transport, _Joining(transport, self.loop))
+        if len(self.connections) > self._max_connections:
+            self._turn_away(b"503 Service Unavailable", b"retry-after: 1\r\n")
+
+    def data_received(self, data: bytes) -> None:
+        """Parses, unless the head has become too long."""
+        if self._in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
+            self._turn_away(b"431 Request Header Fields Too Large")
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._begun_s = self.loop.time()
+        self._in_head = True
+        self._head_bytes = 0
+
+    def on_headers_complete(self) -> None:
+        """Its head is there."""
+        self._in_head = False
+        if len(self.headers) > MAX_HEADERS:
+            self._turn_away(b"431 Request Header Fields Too Large")
+        elif not self.transport.is_closing():
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of its body is there."""
+        if self.cycle is not None:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """All of it is there."""
+        self._begun_s = None
+        if self.cycle is not None:
+            super().on_message_complete()
+
+    def is_late(self, now_s: float, timeout_s: float) -> bool:
+        """Whether a request began longer than `timeout_s` ago, and is not there yet."""
+        return self._begun_s is not None and now_s - self._begun_s > timeout_s
+
+    def cut(self) -> None:
+        """Ends the connection, whatever it is doing."""
+        self.transport.abort()
+
+    def _turn_away(self, status: bytes, headers: bytes = b"") -> None:
+        if not self.transport.is_closing():
+            head = b"HTTP/1.1 " + status + b"\r\n" + headers
+            self.transport.write(head + b"content-length: 0\r\nconnection: close\r\n\r\n")
+            self.transport.close()
+
+
+class _Joining:
+    """A transport that sends in one piece what is written in one moment.
+
+    uvicorn writes an answer's head and body one after the other, and each would be a system call and a packet.
+    """
+
+    __slots__ = ("_loop", "_pieces", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._pieces: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._pieces:
+            self._loop.call_soon(self._flush)
+        self._pieces.append(data)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._pieces:
+            self._transport.write(b"".join(self._pieces))
+            self._pieces.clear()
+
+
+def cut_late(connections: Iterable[Any], now_s: float, timeout_s: float) -> None:
+    """Ends the connections whose request has taken too long to arrive."""
+    for connection in [c for c in connections if isinstance(c, GuardedProtocol) and c.is_late(now_s, timeout_s)]:
+        connection.cut()
