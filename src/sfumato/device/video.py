@@ -39,7 +39,7 @@ def video_pictures(path: Path, *, every_s: float) -> Iterator[tuple[float, NDArr
     except ModuleNotFoundError:
         raise PictureError(f"{path} is a video; to read it, run: pip install 'sfumato[video]'") from None
     try:
-        with path.open("rb") as file, av.open(file, options=_OPTIONS) as container:
+        with path.open("rb") as file, av.open(file, "r", options=_OPTIONS) as container:
             if not container.streams.video:
                 raise PictureError(f"{path}: holds no video")
             stream = container.streams.video[0]
