@@ -1,0 +1,346 @@
+"""The measured figures of speed as one page: docs/how-fast.md.
+
+`python benchmarks/how_fast.py` after the benchmarks that it names. Nothing is measured here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS, PAGE = Path("results"), Path("docs/how-fast.md")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What was to be reached.
+
+    Attributes:
+        what: in words.
+        file: of the results.
+        figure: finds it there.
+        wanted: at least, or at most if `at_most`.
+        shown: how a figure is written.
+        command: that measures it again.
+        reason: why it was not reached, where it was not.
+    """
+
+    what: str
+    file: str
+    figure: Callable[[Any], float]
+    wanted: float
+    shown: str
+    command: str
+    reason: str = ""
+    at_most: bool = False
+
+    def reached(self, value: float) -> bool:
+        """Whether that is good enough."""
+        return value <= self.wanted if self.at_most else value >= self.wanted
+
+
+def _times_as_fast(server: str) -> Callable[[Any], float]:
+    return lambda found: float(found["classifiers"]["tiny"][server]["sfumato_is_times_as_fast"])
+
+
+TARGETS = (
+    Target(
+        "the paper's obfuscator, time of ResNet18's, one picture, one thread",
+        "device-latency.json",
+        lambda found: found["obfuscator_share_of_resnet18"],
+        0.04,
+        "{:.1%}",
+        "python benchmarks/device_latency.py",
+        "Its operations are 3.4 % of ResNet18's. With ReLU in place of leaky ReLU the same graph comes to the share that the "
+        "table below shows: ONNX Runtime computes ReLU for nothing, leaky ReLU in a pass of its own. The rest is depthwise "
+        "layers, which run at a third of the other convolutions' rate, and what a call costs however small the network is.",
+        at_most=True,
+    ),
+    Target(
+        "requests/s beside Triton, tiny classifier, 16 connections, binary",
+        "serving.json",
+        _times_as_fast("triton"),
+        1.0,
+        "{:.2f} x",
+        "make serving",
+        "Triton is C++ throughout and takes its requests on threads of its own; ours shares one thread between the protocol and "
+        "the model as soon as that is tiny. Processor time a request is in the table below.",
+    ),
+    *(
+        Target(f"requests/s beside {title}", "serving.json", _times_as_fast(key), 3.0, "{:.1f} x", "make serving")
+        for key, title in (
+            ("kserve", "KServe's SDK, binary"),
+            ("mlserver", "MLServer, JSON"),
+            ("litserve", "LitServe, JSON"),
+        )
+    ),
+    Target(
+        "ResNet18 served, of what ONNX Runtime does alone in a loop",
+        "serving.json",
+        lambda found: found["resnet18_beside_onnxruntime"]["share_of_onnxruntime"],
+        0.9,
+        "{:.1%}",
+        "make serving",
+        "The load generator and the protocol share the machine's cores with the model's thread.",
+    ),
+    Target(
+        "a training step beside the plain loop of the paper's recipe",
+        "training-step.json",
+        lambda found: found["speedup"],
+        3.0,
+        "{:.2f} x",
+        "python benchmarks/training_step.py",
+        "Both loops use the same convolutions; what ours saves is a second pass, norms and memory. What a step must compute and "
+        "move at least stands below.",
+    ),
+    Target(
+        "training in two processes, of one process with one thread",
+        "training-processes.json",
+        lambda found: found["of_one_process_and_thread"]["2 processes x 1 thread"],
+        1.5,
+        "{:.2f} x",
+        "python benchmarks/training_processes.py",
+        "The cores are two threads of one physical core, or share its memory.",
+    ),
+    Target(
+        "a round trip through the paper's obfuscator, of plain offload's",
+        "alternatives.json",
+        lambda found: found["round_trip_of_plain"]["paper"],
+        1.15,
+        "{:.3f} x",
+        "make alternatives",
+        at_most=True,
+    ),
+    Target(
+        "the fastest full run under multi-party computation, of the same round trip",
+        "alternatives.json",
+        lambda found: found["fastest_full_mpc_of_paper"] or float("nan"),
+        200.0,
+        "{:,.0f} x",
+        "make alternatives",
+    ),
+    Target(
+        "requests that failed while a replica was killed under load",
+        "ray-failover.json",
+        lambda found: float(found["failed_after_retries"]),
+        0.0,
+        "{:.0f}",
+        "make failover",
+        at_most=True,
+    ),
+)
+
+
+def read(name: str) -> Any | None:
+    """A results file; None if it was not measured."""
+    file = RESULTS / name
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def page() -> str:
+    """All of it."""
+    parts = [
+        "# How fast",
+        "",
+        "Written by `python benchmarks/how_fast.py` from the files in [results](../results). Every figure is a ratio of what ran in",
+        "turn in one run on one machine, with random weights where they do not matter; a CPU's figures, no GPU's. What grows with what",
+        "is on [a page of its own](growth.md), what else one could use on [another](alternatives.md).",
+        "",
+        *_targets(),
+        *_device(),
+        *_serving(),
+        *_training(),
+        *_many(),
+        *_machines(),
+    ]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """A table's lines, and an empty one."""
+    return ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)] + [""]
+
+
+def _targets() -> list[str]:
+    rows, reasons = [], []
+    for target in TARGETS:
+        found = read(target.file)
+        bound = ("at most " if target.at_most else "at least ") + target.shown.format(target.wanted)
+        if found is None:
+            rows.append([target.what, bound, "not measured", "", f"`{target.command}`"])
+            continue
+        value = target.figure(found)
+        good = target.reached(value)
+        rows.append(
+            [target.what, bound, target.shown.format(value), "yes" if good else "**no**", f"`{target.command}`"]
+        )
+        if not good:
+            reasons.append(f"- **{target.what}: {target.shown.format(value)}.** {target.reason}")
+    lines = ["## What was to be reached", "", *table(["", "target", "measured", "reached", "again"], rows)]
+    return lines + (["What was not reached, and why:", "", *reasons, ""] if reasons else [])
+
+
+def _device() -> list[str]:
+    found = read("device-latency.json")
+    lines = ["## On the device", ""]
+    if found is not None and "rows" in found:
+        rows = [
+            [
+                what,
+                f"{found['median_ms'][name]:.2f}",
+                f"{100 * share:.1f} %" if (share := found["share_of_resnet18"].get(name)) is not None else "100 %",
+                f"{100 * macs:.1f} %"
+                if (macs := found["share_of_resnet18_in_multiply_accumulates"].get(name)) is not None
+                else "",
+            ]
+            for name, what in found["rows"].items()
+            if name in found["median_ms"]
+        ]
+        lines += [f"{found['what'].capitalize()}:", ""]
+        lines += table(["", "ms", "of ResNet18's time", "of its multiply-accumulates"], rows)
+    found = read("quantized.json")
+    if found is not None:
+        rows = []
+        for name, kinds in found["obfuscators"].items():
+            for kind, one in kinds.items():
+                rows.append([name, kind, *_quantized(one)])
+        lines += ["In 8-bit integers, calibrated on 500 training pictures, all test pictures:", ""]
+        lines += table(["", "", "time, of float32", "accuracy of the cloud", "answers changed", "MB"], rows)
+        lines += [
+            "There is no command for it: a quantized obfuscator is another one, with an audit of its own to be made, and what it",
+            "saves is little beside decoding the picture and asking the cloud.",
+            "",
+        ]
+    return lines
+
+
+def _quantized(one: dict[str, Any]) -> list[str]:
+    return [
+        f"{one['time_of_float32']:.2f}",
+        f"{100 * one['accuracy']:.1f} %",
+        f"{100 * one['answers_changed']:.1f} %",
+        f"{one['megabytes']:.2f}",
+    ]
+
+
+def _serving() -> list[str]:
+    found = read("serving.json")
+    if found is None:
+        return []
+    lines = ["## The server", "", f"{found['what'].capitalize()}; load by {found['load']}.", ""]
+    rows = [
+        [
+            model,
+            f"{found['servers'][key]['title']}, {found['servers'][key]['encoding']}",
+            f"{one['requests_per_s']:,.0f}",
+            f"{one['cpu_ms_per_request']:.3f}",
+            f"{one['p50_ms']:.1f}",
+            f"{one['p99_ms']:.1f}",
+            f"{one['sfumato_is_times_as_fast']:.2f}",
+        ]
+        for model, each in found["classifiers"].items()
+        for key, one in each.items()
+    ]
+    head = [
+        "classifier",
+        "server",
+        "requests/s",
+        "server's CPU, ms a request",
+        "median, ms",
+        "99 %, ms",
+        "ours is so many times as fast",
+    ]
+    return lines + table(head, rows)
+
+
+def _training() -> list[str]:
+    found = read("training-step.json")
+    if found is None or "work" not in found:
+        return []
+    medians = found["median_ms"]
+    rows = [
+        [
+            name.replace("_", " "),
+            f"{ms:,.0f}",
+            f"{medians['plain_two_pass'] / ms:.2f}",
+            *(
+                [f"{work['gflop']:.1f}", f"{work['moved_gb']:.2f}", f"{100 * work['share_of_the_limit']:.0f} %"]
+                if (work := found["work"].get(name))
+                else ["", "", ""]
+            ),
+        ]
+        for name, ms in medians.items()
+    ]
+    lines = [
+        "## Training",
+        "",
+        f"{found['what'].capitalize()}, {found['threads']} thread(s). Operations and bytes are counted operator by operator; the limit is "
+        "the longer of the two at what this machine reaches in a large product and a large copy.",
+        "",
+        *table(["", "ms a step", "times as fast as the plain loop", "GFLOP", "GB moved", "of the limit"], rows),
+        "Where our step's time goes, in parts (ms, each alone) and by operator:",
+        "",
+        *table(["part", "ms"], [[name, f"{ms:,.1f}"] for name, ms in found["parts_ms"].items()]),
+        *table(
+            ["operator", "share"],
+            [[f"`{name}`", f"{100 * share:.1f} %"] for name, share in list(found["operators"]["ours"].items())[:8]],
+        ),
+    ]
+    processes = read("training-processes.json")
+    if processes is not None:
+        rows = [
+            [name, f"{speed:,.1f}", f"{processes['of_one_process_and_thread'][name]:.2f}"]
+            for name, speed in processes["pictures_per_s"].items()
+        ]
+        lines += [f"{processes['what']}:", ""]
+        lines += table(["", "pictures/s", "of one process and thread"], rows)
+    return [*lines, "No GPU was at hand: `torch.compile`, bfloat16 on it and CUDA graphs are not measured.", ""]
+
+
+def _many() -> list[str]:
+    lines: list[str] = []
+    found = read("protect-many.json")
+    if found is not None:
+        lines += ["## Many pictures", "", f"{found['what']}:", ""]
+        rows = []
+        for size, run in found["runs"].items():
+            speeds = ", ".join(f"{name} {speed:,.0f}" for name, speed in run["pictures_per_s"].items())
+            rows.append(
+                [
+                    f"{int(size):,}",
+                    speeds,
+                    f"{run['peak_mb_first_process']:,.0f}",
+                    f"{run['peak_mb_largest_worker']:,.0f}",
+                ]
+            )
+        lines += table(
+            ["pictures", "pictures/s", "peak memory of the first process, MB", "of the largest worker"], rows
+        )
+    found = read("ray-failover.json")
+    if found is not None:
+        lines += [
+            "## A replica is killed",
+            "",
+            f"{found['what'].capitalize()}: {found['requests']:,} requests, {found['failed_after_retries']} failed, the slowest took "
+            f"{found['slowest_ms']:,.0f} ms.",
+            "",
+        ]
+    return lines
+
+
+def _machines() -> list[str]:
+    names = dict.fromkeys(target.file for target in TARGETS)
+    said = dict.fromkeys(
+        f"{measured['machine']['cores']} cores of {measured['machine']['cpu']}, {measured['written'][:10]}"
+        for name in names
+        if (found := read(name)) is not None and "machine" in (measured := found["measured"])
+    )
+    return [f"Measured on {'; '.join(said)}.", ""] if said else []
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(PAGE)
