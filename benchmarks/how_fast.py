@@ -54,9 +54,10 @@ TARGETS = (
         0.04,
         "{:.1%}",
         "python benchmarks/device_latency.py",
-        "Its operations are 3.4 % of ResNet18's. With ReLU in place of leaky ReLU the same graph comes to the share that the "
-        "table below shows: ONNX Runtime computes ReLU for nothing, leaky ReLU in a pass of its own. The rest is depthwise "
-        "layers, which run at a third of the other convolutions' rate, and what a call costs however small the network is.",
+        "Its operations are fewer than that. With ReLU in place of leaky ReLU the same graph comes to the share that the "
+        "table below shows: ONNX Runtime computes ReLU for nothing, leaky ReLU in a pass of its own. The rest is "
+        "depthwise layers, which run at a third of the other convolutions' rate, and what a call costs however small "
+        "the network is.",
         at_most=True,
     ),
     Target(
@@ -66,8 +67,8 @@ TARGETS = (
         1.0,
         "{:.2f} x",
         "make serving",
-        "Triton is C++ throughout and takes its requests on threads of its own; ours shares one thread between the protocol and "
-        "the model as soon as that is tiny. Processor time a request is in the table below.",
+        "Triton is C++ throughout and takes its requests on threads of its own; ours shares one thread between the "
+        "protocol and the model as soon as that is tiny. Processor time a request is in the table below.",
     ),
     *(
         Target(f"requests/s beside {title}", "serving.json", _times_as_fast(key), 3.0, "{:.1f} x", "make serving")
@@ -93,8 +94,8 @@ TARGETS = (
         3.0,
         "{:.2f} x",
         "python benchmarks/training_step.py",
-        "Both loops use the same convolutions; what ours saves is a second pass, norms and memory. What a step must compute and "
-        "move at least stands below.",
+        "Both loops use the same convolutions; what ours saves is a second pass, norms and memory. What a step must "
+        "compute and move at least stands below.",
     ),
     Target(
         "training in two processes, of one process with one thread",
@@ -145,8 +146,10 @@ def page() -> str:
     parts = [
         "# How fast",
         "",
-        "Written by `python benchmarks/how_fast.py` from the files in [results](../results). Every figure is a ratio of what ran in",
-        "turn in one run on one machine, with random weights where they do not matter; a CPU's figures, no GPU's. What grows with what",
+        "Written by `python benchmarks/how_fast.py` from the files in [results](../results). Every figure is a ratio of "
+        "what ran in",
+        "turn in one run on one machine, with random weights where they do not matter; a CPU's figures, no GPU's. What "
+        "grows with what",
         "is on [a page of its own](growth.md), what else one could use on [another](alternatives.md).",
         "",
         *_targets(),
@@ -210,7 +213,8 @@ def _device() -> list[str]:
         lines += ["In 8-bit integers, calibrated on 500 training pictures, all test pictures:", ""]
         lines += table(["", "", "time, of float32", "accuracy of the cloud", "answers changed", "MB"], rows)
         lines += [
-            "There is no command for it: a quantized obfuscator is another one, with an audit of its own to be made, and what it",
+            "There is no command for it: a quantized obfuscator is another one, with an audit of its own to be made, and "
+            "what it",
             "saves is little beside decoding the picture and asking the cloud.",
             "",
         ]
@@ -220,7 +224,7 @@ def _device() -> list[str]:
 def _quantized(one: dict[str, Any]) -> list[str]:
     return [
         f"{one['time_of_float32']:.2f}",
-        f"{100 * one['accuracy']:.1f} %",
+        f"{100 * one['accuracy_obfuscated']:.1f} %",
         f"{100 * one['answers_changed']:.1f} %",
         f"{one['megabytes']:.2f}",
     ]
@@ -277,8 +281,8 @@ def _training() -> list[str]:
     lines = [
         "## Training",
         "",
-        f"{found['what'].capitalize()}, {found['threads']} thread(s). Operations and bytes are counted operator by operator; the limit is "
-        "the longer of the two at what this machine reaches in a large product and a large copy.",
+        f"{found['what'].capitalize()}, {found['threads']} thread(s). Operations and bytes are counted operator by "
+        "operator; the limit is the longer of the two at what this machine reaches in a large product and a large copy.",
         "",
         *table(["", "ms a step", "times as fast as the plain loop", "GFLOP", "GB moved", "of the limit"], rows),
         "Where our step's time goes, in parts (ms, each alone) and by operator:",
@@ -324,8 +328,8 @@ def _many() -> list[str]:
         lines += [
             "## A replica is killed",
             "",
-            f"{found['what'].capitalize()}: {found['requests']:,} requests, {found['failed_after_retries']} failed, the slowest took "
-            f"{found['slowest_ms']:,.0f} ms.",
+            f"{found['what'].capitalize()}: {found['requests']:,} requests, {found['failed_after_retries']} failed, "
+            f"the slowest took {found['slowest_ms']:,.0f} ms.",
             "",
         ]
     return lines
