@@ -114,10 +114,7 @@ class _Report:
 
     def add(self, outcome: Outcome, *, quiet: bool) -> None:
         """Takes note of a picture, and tells at once what is wrong with it."""
-        values = {
-            name: getattr(outcome, name) for name in ("file", "preview", "tensor", "label", "probability", "error")
-        }
-        entry = {name: value for name, value in values.items() if value is not None}
+        entry = {name: value for name, value in vars(outcome).items() if name != "state" and value is not None}
         self.counts[outcome.state] += 1
         self._lists[outcome.state].write(json.dumps(entry) + "\n")
         if outcome.state == "failed" and not quiet:

@@ -1,4 +1,4 @@
-"""Pictures in folders of any size: found one after the other, so that a million of them take no more memory than ten."""
+"""Pictures in folders of any size: found one after the other, so that a million take no more memory than ten."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Obfuscates many pictures into a folder, in several processes, so that an interruption loses next to nothing.
 
-Each picture is obfuscated by itself, as it would be for sending, and its files appear only once they are complete. What is
-held at any time is a few groups of names and one picture for each process.
+Each picture is obfuscated by itself, as it would be for sending, and its files appear only once they are complete. What
+is held at any time is a few groups of names and one picture for each process.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Outcome:
 
     Attributes:
         file: the picture's path.
-        state: "written"; "there": its files existed and were kept; "stays": the device's answer is final, and nothing was
-            written; "failed": nothing was written.
+        state: "written"; "there": its files existed and were kept; "stays": the device's answer is final, and nothing
+            was written; "failed": nothing was written.
         preview: the PNG file, if there is one.
         tensor: the `.npy` file, if there is one.
         label: the device's own answer, of a picture that stays.
@@ -149,7 +149,7 @@ def _in_processes(groups: Iterator[list[Found]], how: Protecting, workers: int) 
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Processes that are started meanwhile never see Ctrl-C: stopping is up to this one, which gets it a moment later."""
+    """Processes that are started meanwhile never see Ctrl-C: stopping is up to this one, which gets it a bit later."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
