@@ -1,7 +1,8 @@
 """The embedded server's application on Ray Serve: several replicas, on this machine or on a cluster.
 
-Each replica runs the whole application with models of its own, so that protocol, limits, token and batching are what they
-are without Ray. Ray starts replicas, puts a proxy before them (HAProxy, where it is found), and replaces those that die.
+Each replica runs the whole application with models of its own, so that protocol, limits, token and batching are what
+they are without Ray. Ray starts replicas, puts a proxy before them (HAProxy, where it is found), and replaces those that
+die.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from sfumato.errors import ServingError
+from sfumato.interrupts import interruptible
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +72,9 @@ class Replicas:
 def prepare_environment(*, cluster: bool) -> bool:
     """Sets what Ray reads when it is imported and passes on to its processes.
 
-    Nothing is told to anybody. Without a cluster, Ray's own services keep to the loopback where it lets them, want a
-    token that only this process and its children know, and HAProxy's files are nobody else's.
+    Nothing is told to anybody. Without a cluster, Ray's own services keep to the loopback where it lets them, all want a
+    token that only this process and its children know, and HAProxy's files are nobody else's. What is left on every
+    interface is a port of each replica, which wants that token, and two on which HAProxy tells its figures.
 
     Returns:
         Whether HAProxy takes the requests.
@@ -91,11 +94,33 @@ def prepare_environment(*, cluster: bool) -> bool:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port(_LOOPBACK, 0)),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port(_LOOPBACK, 0)),
+        # Of a machine that is busy, Ray would kill the proxies while they start.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         # Asking a classifier twice does no harm, so what a dying replica left unanswered goes to another one.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",
     }
     return True
+
+
+def serve_on_ray(
+    build: Callable[[], ASGIApp], *, on_ready: Callable[[str], None] | None = None, **options: Any
+) -> None:
+    """Runs an application's replicas until SIGTERM or SIGINT.
+
+    Args:
+        build: see `running_on_ray`, and there for the options.
+        on_ready: called with the URL once it answers.
+        options: as for `running_on_ray`.
+
+    Raises:
+        ServingError: as for `running_on_ray`.
+    """
+    with running_on_ray(build, **options) as url, interruptible() as received:
+        if on_ready is not None:
+            on_ready(url)
+        while not received:
+            time.sleep(0.1)
 
 
 @contextlib.contextmanager
@@ -122,7 +147,7 @@ def running_on_ray(
         The URL, once it answers.
 
     Raises:
-        ServingError: the port is taken, Ray is missing or cannot start, the cluster is not reached, or no replica starts.
+        ServingError: the port is taken, Ray is missing or cannot start, no cluster is reached, or no replica starts.
     """
     port = _free_port(host, port)
     prepare_environment(cluster=address is not None)
