@@ -136,8 +136,10 @@ def _serve_on_ray(
     address: str | None,
     announce: Callable[[str], None],
 ) -> None:
-    from sfumato.cloud.ray import Replicas, serve_on_ray
+    from sfumato.cloud.ray import OPEN_PORTS, Replicas, serve_on_ray
 
     many = Replicas.parse(replicas)
     typer.echo(f"starting {replicas} replica(s) on Ray, which takes some seconds", err=True)
+    if address is None:
+        typer.echo(OPEN_PORTS, err=True)
     serve_on_ray(build, replicas=many, host=host, port=port, cpus=threads, address=address, on_ready=announce)

@@ -1,8 +1,7 @@
 """The embedded server's application on Ray Serve: several replicas, on this machine or on a cluster.
 
 Each replica runs the whole application with models of its own, so that protocol, limits, token and batching are what
-they are without Ray. Ray starts replicas, puts a proxy before them (HAProxy, where it is found), and replaces those that
-die.
+they are without Ray. Ray starts replicas, puts a proxy before them (HAProxy, if there is one), and replaces what dies.
 """
 
 from __future__ import annotations
@@ -31,6 +30,10 @@ from sfumato.interrupts import interruptible
 log = logging.getLogger(__name__)
 
 NAME = "sfumato"
+OPEN_PORTS = (
+    "Ray and HAProxy open further ports. On every interface: one of each replica, which wants a token that is made "
+    "anew each time, and two with HAProxy's counts of requests, for everybody. Keep others off them by a firewall."
+)
 _LOOPBACK = "127.0.0.1"
 _GRACE_S = 10
 _READY_TIMEOUT_S = 60
@@ -72,9 +75,9 @@ class Replicas:
 def prepare_environment(*, cluster: bool) -> bool:
     """Sets what Ray reads when it is imported and passes on to its processes.
 
-    Nothing is told to anybody. Without a cluster, Ray's own services keep to the loopback where it lets them, all want a
-    token that only this process and its children know, and HAProxy's files are nobody else's. What is left on every
-    interface is a port of each replica, which wants that token, and two on which HAProxy tells its figures.
+    Nothing is told to anybody. Without a cluster, Ray's own services keep to the loopback where it lets them, all want
+    a token that only this process and its children know, and HAProxy's files are nobody else's. What is left on every
+    interface: a port of each replica, which wants that token, and two on which HAProxy tells its figures.
 
     Returns:
         Whether HAProxy takes the requests.
