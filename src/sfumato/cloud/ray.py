@@ -15,8 +15,10 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -119,7 +121,7 @@ def serve_on_ray(
     Raises:
         ServingError: as for `running_on_ray`.
     """
-    with running_on_ray(build, **options) as url, interruptible() as received:
+    with interruptible() as received, running_on_ray(build, **options) as url:
         if on_ready is not None:
             on_ready(url)
         while not received:
@@ -166,7 +168,8 @@ def running_on_ray(
         cores = max(os.cpu_count() or 1, replicas.most * cpus)
         where = {"address": "local", "include_dashboard": False, "num_cpus": cores}
     try:
-        ray.init(**where, log_to_driver=False, logging_level=logging.CRITICAL)
+        with _signals_kept():
+            ray.init(**where, log_to_driver=False, logging_level=logging.CRITICAL)
         if address is None and (bound := ray.util.get_node_ip_address()) != _LOOPBACK:
             raise ServingError(f"Ray listens on {bound}, not on {_LOOPBACK} alone: it was imported before the server")
         serve.start(http_options={"host": host, "port": port}, logging_config=_logging())
@@ -183,6 +186,19 @@ def running_on_ray(
             with contextlib.suppress(Exception):  # it may have died itself
                 serve.delete(NAME) if address else serve.shutdown()
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself when it starts, and would end the process without its replicas' last answers."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _application(build: Callable[[], ASGIApp], replicas: Replicas, cpus: float) -> Any:

@@ -11,6 +11,7 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -30,6 +31,7 @@ from sfumato.errors import BundleError, PictureError, SfumatoError
 
 GROUP = 32
 """Pictures that a process is given at once."""
+_CLOCK_STEP_S = 0.02
 _GROUPS_AHEAD = 2
 """For each process: the one at work, and one that waits, so that no process does."""
 
@@ -89,6 +91,7 @@ class Protecting:
         """
         try:
             out.mkdir(parents=True, exist_ok=True)
+            time.sleep(_CLOCK_STEP_S)  # what is there already is older then, however coarse the disk's clock
             with tempfile.NamedTemporaryFile(dir=out) as probe:
                 since_ns = os.fstat(probe.fileno()).st_mtime_ns
         except OSError as error:
