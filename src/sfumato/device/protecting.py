@@ -203,15 +203,15 @@ def _protect_group(group: list[Found], how: Protecting, obfuscator: Obfuscator) 
 
 def _protect_one(found: Found, how: Protecting, obfuscator: Obfuscator) -> Outcome:
     targets = how.targets(found)
-    files = {"preview": str(targets[0]), "tensor": str(targets[1]) if how.tensors else None}
+    preview, tensor = str(targets[0]), str(targets[1]) if how.tensors else None
     if _all_there(targets, found, how):
-        return Outcome(found.path, "there", **files)
+        return Outcome(found.path, "there", preview, tensor)
     (decision,) = obfuscator.decide_batch([found.path], gate=how.gate)
     if decision.obfuscated is None:
         label, probability = _own_answer(decision, obfuscator.bundle.labels)
         return Outcome(found.path, "stays", label=label, probability=probability)
     _write(decision.obfuscated, targets)
-    return Outcome(found.path, "written", **files)
+    return Outcome(found.path, "written", preview, tensor)
 
 
 def _own_answer(decision: Decision, labels: tuple[str, ...]) -> tuple[str, float]:
