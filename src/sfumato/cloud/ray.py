@@ -39,6 +39,8 @@ OPEN_PORTS = (
 _LOOPBACK = "127.0.0.1"
 _GRACE_S = 10
 _READY_TIMEOUT_S = 60
+_ATTEMPTS = 3
+"""How often Ray may try to start on this machine."""
 _MOST_AT_ONCE = 1024
 """Requests in one replica. The application refuses earlier, as the embedded server does."""
 _AIM_AT_ONCE = 8
@@ -189,8 +191,15 @@ def _start(address: str | None, *, most_cpus: float) -> None:
     where: dict[str, Any] = {"address": address}
     if address is None:
         where = {"address": "local", "include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, most_cpus)}
-    with _signals_kept():
-        ray.init(**where, log_to_driver=False, logging_level=logging.CRITICAL)
+    for attempt in range(_ATTEMPTS):
+        try:
+            with _signals_kept():
+                ray.init(**where, log_to_driver=False, logging_level=logging.CRITICAL)
+            break
+        except Exception:  # a plain one where its own processes were too slow to start, as on a busy machine
+            ray.shutdown()
+            if address is not None or attempt + 1 == _ATTEMPTS:
+                raise
     if address is None and (bound := ray.util.get_node_ip_address()) != _LOOPBACK:
         raise ServingError(f"Ray listens on {bound}, not on {_LOOPBACK} alone: it was imported before the server")
 
