@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -104,7 +104,9 @@ class Protecting:
         return [preview, preview.with_suffix(".npy")] if self.tensors else [preview]
 
 
-def protect_pictures(pictures: Iterable[Found], how: Protecting, *, workers: int = 1) -> Iterator[list[Outcome]]:
+def protect_pictures(
+    pictures: Iterable[Found], how: Protecting, *, workers: int = 1
+) -> Generator[list[Outcome], None, None]:
     """Obfuscates pictures and writes them, a group at a time and in order.
 
     Closing the iterator stops early: what the processes are at is finished first.
