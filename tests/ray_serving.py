@@ -36,5 +36,6 @@ def on_ray(*arguments: object, **environment: str) -> Iterator[tuple[dict[str, A
     finally:
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=_STOP_TIMEOUT_S)
-    assert (process.returncode, out) == (0, ""), err
+    assert process.returncode == 0, err
+    assert not out or "raylet" in out, out  # Ray itself tells of a worker that was killed
     assert "Traceback" not in err
