@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo studio test test-ray lint bench interop serving alternatives growth frontier people clean
+.PHONY: demo studio test test-ray lint bench bench-ray interop serving alternatives growth frontier people clean
 
 demo: $(VENV)/.serve
 	$(BIN)/sfumato demo $(PICTURES)
@@ -19,7 +19,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
 test-ray: $(VENV)/.ray
-	$(BIN)/python -m pytest tests/sweep/test_ray.py
+	$(BIN)/python -m pytest tests/sweep tests/cloud -k ray
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -33,6 +33,10 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/training_processes.py
 	$(BIN)/python benchmarks/device_install.py
 	$(BIN)/python benchmarks/studio.py
+	$(BIN)/python benchmarks/protect_many.py
+
+bench-ray: $(VENV)/.ray
+	$(BIN)/python benchmarks/serving/kill_replica.py
 
 # Our client against servers that nobody here wrote, and the other way round: results/interop.json, docs/interop.md.
 interop: $(VENV)/.dev $(patsubst %,.interop/%/.installed,triton kserve mlserver schemathesis)
@@ -112,7 +116,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt hatch_build.py
 	$(PIP) --editable '.[dev]'
 	touch $@ $(VENV)/.serve
 
-# Ray is large, and only sweeps that run several points at once need it.
+# Ray is large, and only several replicas, and sweeps that run several points at once, need it.
 $(VENV)/.ray: $(VENV)/.dev
 	$(PIP) --editable '.[ray]'
 	touch $@

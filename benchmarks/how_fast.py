@@ -54,8 +54,8 @@ TARGETS = (
         0.04,
         "{:.1%}",
         "python benchmarks/device_latency.py",
-        "Its operations are fewer than that. With ReLU in place of leaky ReLU the same graph comes to the share that the "
-        "table below shows: ONNX Runtime computes ReLU for nothing, leaky ReLU in a pass of its own. The rest is "
+        "Its operations are fewer than that. With ReLU in place of leaky ReLU the same graph comes to the share that "
+        "the table below shows: ONNX Runtime computes ReLU for nothing, leaky ReLU in a pass of its own. The rest is "
         "depthwise layers, which run at a third of the other convolutions' rate, and what a call costs however small "
         "the network is.",
         at_most=True,
@@ -146,8 +146,8 @@ def page() -> str:
     parts = [
         "# How fast",
         "",
-        "Written by `python benchmarks/how_fast.py` from the files in [results](../results). Every figure is a ratio of "
-        "what ran in",
+        "Written by `python benchmarks/how_fast.py` from the files in [results](../results). Every figure is a "
+        "ratio of what ran in",
         "turn in one run on one machine, with random weights where they do not matter; a CPU's figures, no GPU's. What "
         "grows with what",
         "is on [a page of its own](growth.md), what else one could use on [another](alternatives.md).",
@@ -213,8 +213,8 @@ def _device() -> list[str]:
         lines += ["In 8-bit integers, calibrated on 500 training pictures, all test pictures:", ""]
         lines += table(["", "", "time, of float32", "accuracy of the cloud", "answers changed", "MB"], rows)
         lines += [
-            "There is no command for it: a quantized obfuscator is another one, with an audit of its own to be made, and "
-            "what it",
+            "There is no command for it: a quantized obfuscator is another one, with an audit of its own to be made, "
+            "and what it",
             "saves is little beside decoding the picture and asking the cloud.",
             "",
         ]
@@ -281,8 +281,8 @@ def _training() -> list[str]:
     lines = [
         "## Training",
         "",
-        f"{found['what'].capitalize()}, {found['threads']} thread(s). Operations and bytes are counted operator by "
-        "operator; the limit is the longer of the two at what this machine reaches in a large product and a large copy.",
+        f"{found['what'].capitalize()}, {found['threads']} thread(s). Operations and bytes are counted operator "
+        "by operator; the limit is the longer of the two at what this machine reaches in a large product and a large copy.",
         "",
         *table(["", "ms a step", "times as fast as the plain loop", "GFLOP", "GB moved", "of the limit"], rows),
         "Where our step's time goes, in parts (ms, each alone) and by operator:",

@@ -134,7 +134,17 @@ def test_bring_your_server(desk):
         run_all(commands_of("server.md"), background)
 
 
+def test_as_large_as_it_has_to_be(desk):
+    """Replicas are one server here; `tests/cloud` has them on Ray."""
+    shutil.copytree(shipped.classifier_bundle(), desk / "bundles" / "classifier")
+    shutil.copytree(shipped.obfuscator_bundle(), desk / "bundles" / "obfuscator")
+    with contextlib.ExitStack() as background:
+        run_all(commands_of("scale.md"), background)
+    assert len(list((desk / "protected").rglob("*.obfuscated.png"))) == 60
+    assert 0 < len(list((desk / "second").rglob("*.obfuscated.png"))) < 60
+
+
 def test_every_page_has_commands_and_the_pages_are_linked():
     readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
-    for page in ("classifier.md", "data.md", "files.md", "transfer.md", "black-box.md", "server.md"):
+    for page in ("classifier.md", "data.md", "files.md", "transfer.md", "black-box.md", "server.md", "scale.md"):
         assert commands_of(page) and f"docs/{page}" in readme

@@ -98,6 +98,23 @@ def test_protect_writes_previews_and_tensors(pictures: Path, tmp_path: Path, obf
     assert "3 of 3" in sfumato(*arguments, "--force").stdout
 
 
+def test_protect_resumes_and_shares(pictures: Path, tmp_path: Path, obfuscator_bundle: Bundle) -> None:
+    (pictures / "sub").mkdir()
+    (pictures / "p0.png").rename(pictures / "sub" / "p0.png")
+    out = tmp_path / "out"
+    arguments = ["protect", pictures, "-o", out, "--bundle", obfuscator_bundle.path]
+    parts = [json.loads(sfumato(*arguments, "--share", f"{part}/2", "--json").stdout) for part in (1, 2)]
+    assert sorted(len(part["pictures"]) for part in parts) == [1, 2]
+    assert (out / "sub" / "p0.obfuscated.png").is_file()
+    (out / "p1.obfuscated.png").unlink()
+    done = sfumato(*arguments, "--resume")
+    assert done.stdout == f"1 of 3 pictures written to {out}; 2 were there\n"
+    told = json.loads(sfumato(*arguments, "--resume", "--json").stdout)
+    assert (len(told["there"]), told["pictures"], told["failed"]) == (3, [], [])
+    for options, expected in ((["--force", "--resume"], "one of them"), (["--share", "half"], "2/4")):
+        assert expected in sfumato(*arguments, *options, code=1).stderr
+
+
 def test_protect_goes_on_after_a_bad_file(pictures: Path, bad: Path, tmp_path: Path, obfuscator_bundle: Bundle) -> None:
     out = tmp_path / "out"
     done = sfumato("protect", bad, pictures, "-o", out, "--bundle", obfuscator_bundle.path, code=1)

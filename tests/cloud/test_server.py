@@ -21,6 +21,7 @@ from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException
 
 import tiny
+from ray_serving import NEEDS_RAY, on_ray
 from sfumato import cloud, wire
 from sfumato.bundle import Bundle
 from sfumato.cloud import server
@@ -35,8 +36,13 @@ def inputs(*seeds: int) -> Any:
     return np.concatenate([np.random.default_rng(s).normal(size=(1, 3, 8, 8)) for s in seeds]).astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def url(tiny_bundles: tuple[Bundle, Bundle]) -> Iterator[str]:
+@pytest.fixture(scope="module", params=["embedded", pytest.param("ray", marks=[NEEDS_RAY, pytest.mark.slow])])
+def url(request: pytest.FixtureRequest, tiny_bundles: tuple[Bundle, Bundle]) -> Iterator[str]:
+    """The protocol is the same on either engine."""
+    if request.param == "ray":
+        with on_ray(tiny_bundles[1].path, "--replicas", 2, "--max-body-mb", 100_000 / 2**20) as (said, _):
+            yield said["url"]
+        return
     with cloud.running([cloud.ServedModel(tiny_bundles[1].path)], limits=cloud.Limits(max_body_bytes=100_000)) as url:
         yield url
 

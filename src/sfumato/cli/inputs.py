@@ -11,15 +11,10 @@ from typing import Annotated
 
 import typer
 
+from sfumato.device.folders import PICTURE_SUFFIXES
 from sfumato.errors import PictureError, SfumatoError
 
 TOKEN_VARIABLE = "SFUMATO_TOKEN"
-# fmt: off
-PICTURE_SUFFIXES = frozenset({
-    ".avif", ".bmp", ".gif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
-    ".mpo", ".pbm", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp",
-})
-# fmt: on
 
 AlwaysSendOption = Annotated[
     bool,

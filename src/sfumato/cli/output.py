@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Annotated, Any, TypeVar
 
@@ -40,6 +40,34 @@ def progress(items: Sequence[T], doing: str, *, quiet: bool) -> Iterable[T]:
 
     hidden = quiet or len(items) < _WORTH_A_BAR
     return track(items, doing, console=Console(stderr=True), transient=True, disable=hidden)
+
+
+@contextmanager
+def counted(total: int, doing: str, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error with rate and remaining time, if there is enough to wait for; yields what advances it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    hidden = quiet or total < _WORTH_A_BAR
+    # What is printed meanwhile stays where it belongs: failures go above the bar, results to standard output.
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, disable=hidden, redirect_stdout=False
+    ) as progress:
+        task = progress.add_task(doing, total=total, rate="")
+
+        def advance(by: int) -> None:
+            progress.advance(task, by)
+            speed = progress.tasks[0].speed
+            progress.update(task, rate="" if speed is None else f"{speed:,.0f}/s")
+
+        yield advance
 
 
 def needs_train_extra() -> AbstractContextManager[None]:

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import tempfile
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sfumato.cli.app import app
-from sfumato.cli.inputs import AlwaysSendOption, expand_pictures, obfuscator_bundle
-from sfumato.cli.output import JsonOption, print_json, print_skipped, progress
-from sfumato.errors import PictureError, SfumatoError
+from sfumato.cli.inputs import AlwaysSendOption, obfuscator_bundle
+from sfumato.cli.output import JsonOption, counted, print_skipped
+from sfumato.device.folders import PICTURE_SUFFIXES, Share, find_pictures
+from sfumato.errors import Interrupted, PictureError, SfumatoError
+from sfumato.interrupts import interruptible
 
 if TYPE_CHECKING:
-    from sfumato.device import Decision, ObfuscatedPicture
+    from sfumato.device.protecting import Outcome
+
+_NAMED = 100
+"""Pictures that stay on the device and are named, at most; --json names all."""
 
 
 @app.command()
 def protect(
-    pictures: Annotated[list[Path], typer.Argument(help="Picture files, or folders of them.", show_default=False)],
+    pictures: Annotated[
+        list[Path], typer.Argument(help="Picture files, or folders, with all that lie below.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.", show_default=False)],
     bundle: Annotated[
         Path | None, typer.Option(help="Obfuscator bundle. Default: the shipped one.", show_default=False)
@@ -26,82 +38,135 @@ def protect(
     tensors: Annotated[bool, typer.Option("--tensors", help="Write the exact tensors too, as .npy.")] = False,
     always_send: AlwaysSendOption = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep files that exist, and make the others.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes. Default: one for each core.", show_default=False)
+    ] = None,
+    share: Annotated[
+        str | None,
+        typer.Option(help="Do this part of the pictures only, such as 2/4 on the second of four machines."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what would leave the device.
 
     Each picture is obfuscated and written as `NAME.obfuscated.png`, so that you can look at it, and with
-    `--tensors` as `NAME.obfuscated.npy`, float32 of shape (3, H, W), exactly as it would be sent.
+    `--tensors` as `NAME.obfuscated.npy`, float32 of shape (3, H, W), exactly as it would be sent. Folders keep their
+    tree.
+
     If the bundle has a gate, a picture that the device is sure of stays on it: it is named with the device's answer,
     and nothing is written for it. A picture that cannot be used is reported; the others go on.
 
+    There may be millions: files appear only when they are complete, so after Ctrl-C, or worse, the same command with
+    `--resume` makes what is missing. What the gate kept is decided again then.
+
     Example: `sfumato protect holiday/ portrait.jpg -o protected --tensors`
     """
-    from sfumato.device import Obfuscator
+    from sfumato.device.protecting import Protecting, protect_pictures
 
-    sources = expand_pictures(pictures)
-    obfuscator = Obfuscator(obfuscator_bundle(bundle))
-    _make_folder(out)
-    done: list[dict[str, str]] = []
-    kept: list[dict[str, Any]] = []
-    failed: list[dict[str, str]] = []
-    written: set[Path] = set()
-    for source in progress(sources, "obfuscating", quiet=as_json):
-        try:
-            (decision,) = obfuscator.decide_batch([source], gate=not always_send)
-            if decision.obfuscated is None:
-                kept.append(_kept(source, decision, obfuscator.bundle.labels))
-                continue
-            preview = out / f"{source.stem}.obfuscated.png"
-            if preview in written:  # not even --force overwrites what this very run has written
-                raise PictureError(f"{source}: {preview} was just written for another picture; rename one of them")
-            done.append(_write_one(decision.obfuscated, source, preview, tensors=tensors, force=force))
-            written.add(preview)
-        except PictureError as error:
-            failed.append({"file": str(source), "error": str(error)})
-    _report(done, kept, failed, out, as_json=as_json)
-
-
-def _kept(source: Path, decision: Decision, labels: tuple[str, ...]) -> dict[str, Any]:
-    probability, label = max(zip(decision.probabilities or (), labels, strict=True), key=lambda pair: pair[0])
-    return {"file": str(source), "label": label, "probability": probability}
-
-
-def _write_one(
-    obfuscated: ObfuscatedPicture, source: Path, preview: Path, *, tensors: bool, force: bool
-) -> dict[str, str]:
-    import numpy as np
-
-    tensor = preview.with_suffix(".npy")
-    targets = [preview, tensor] if tensors else [preview]
-    for target in targets:
-        if target.exists() and not force:
-            raise PictureError(f"{source}: {target} exists; use --force to overwrite it")
-    try:
-        obfuscated.preview().save(preview)
-        if tensors:
-            np.save(tensor, obfuscated.tensor)
-    except OSError as error:
-        raise SfumatoError(f"cannot write {preview}: {error.strerror or error}") from error
-    entry = {"file": str(source), "preview": str(preview)}
-    return {**entry, "tensor": str(tensor)} if tensors else entry
+    if force and resume:
+        raise SfumatoError("--force overwrites what exists, --resume keeps it; give one of them")
+    how = Protecting.into(
+        out,
+        obfuscator_bundle(bundle),
+        tensors=tensors,
+        gate=not always_send,
+        existing="replace" if force else "keep" if resume else "refuse",
+    )
+    part = _share(share)
+    total = sum(1 for _ in find_pictures(pictures, leave_out=out, share=part))
+    if not total:
+        raise PictureError(_nothing(pictures, part))
+    found = find_pictures(pictures, leave_out=out, share=part)
+    with _Report(out) as report:
+        with (
+            interruptible() as received,
+            counted(total, "obfuscating", quiet=as_json) as advance,
+            closing(protect_pictures(found, how, workers=workers or _cores())) as groups,
+        ):
+            for outcomes in groups:
+                for outcome in outcomes:
+                    report.add(outcome, quiet=as_json)
+                advance(len(outcomes))
+                if received:
+                    raise Interrupted(f"{report.said()}; the same command with --resume makes the others")
+        report.print(as_json=as_json)
+        if report.counts["failed"]:
+            raise typer.Exit(1)
 
 
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SfumatoError(f"cannot make the folder {out}: {error.strerror}") from error
+class _Report:
+    """Counts what became of the pictures, and keeps the details on disk: there may be millions."""
 
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._open = ExitStack()
+        self._lists: dict[str, IO[str]] = {}
+        self.counts = dict.fromkeys(("written", "there", "stays", "failed"), 0)
 
-def _report(done: list[Any], kept: list[Any], failed: list[Any], out: Path, *, as_json: bool) -> None:
-    if as_json:
-        print_json({"pictures": done, "kept": kept, "failed": failed})
-    else:
-        print_skipped(failed)
-        for entry in kept:
+    def __enter__(self) -> _Report:
+        for state in self.counts:
+            self._lists[state] = self._open.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def add(self, outcome: Outcome, *, quiet: bool) -> None:
+        """Takes note of a picture, and tells at once what is wrong with it."""
+        entry = {name: value for name, value in vars(outcome).items() if name != "state" and value is not None}
+        self.counts[outcome.state] += 1
+        self._lists[outcome.state].write(json.dumps(entry) + "\n")
+        if outcome.state == "failed" and not quiet:
+            print_skipped([entry])
+
+    def said(self) -> str:
+        """How many of how many, in words."""
+        counts = self.counts
+        return (
+            f"{counts['written']} of {sum(counts.values())} pictures written to {self._out}"
+            + (f"; {counts['there']} were there" if counts["there"] else "")
+            + (f"; {counts['stays']} stay on the device" if counts["stays"] else "")
+        )
+
+    def print(self, *, as_json: bool) -> None:
+        """Everything as one JSON object, or what is worth reading."""
+        if as_json:
+            names = {"pictures": "written", "there": "there", "kept": "stays", "failed": "failed"}
+            for index, (name, state) in enumerate(names.items()):
+                typer.echo(f"{', ' if index else '{'}{json.dumps(name)}: [", nl=False)
+                for number, line in enumerate(self._lines(state)):
+                    typer.echo(f"{', ' if number else ''}{line}", nl=False)
+                typer.echo("]", nl=False)
+            typer.echo("}")
+            return
+        for number, line in enumerate(self._lines("stays")):
+            if number == _NAMED:
+                typer.echo(f"and {self.counts['stays'] - _NAMED} more stay; --json names them all")
+                break
+            entry: dict[str, Any] = json.loads(line)
             typer.echo(f"stays on the device: {entry['file']} ({entry['label']}, {100 * entry['probability']:.0f} %)")
-        said = f"{len(done)} of {len(done) + len(kept) + len(failed)} pictures written to {out}"
-        typer.echo(said + (f"; {len(kept)} stay on the device" if kept else ""))
-    if failed:
-        raise typer.Exit(1)
+        typer.echo(self.said())
+
+    def _lines(self, state: str) -> Any:
+        self._lists[state].seek(0)
+        return map(str.strip, self._lists[state])
+
+
+def _share(text: str | None) -> Share | None:
+    if text is None:
+        return None
+    given = re.fullmatch(r"(\d+)/(\d+)", text)
+    if given is None:
+        raise SfumatoError(f"--share takes one of several, such as 2/4; got {text!r}")
+    return Share(int(given[1]), int(given[2]))
+
+
+def _nothing(pictures: list[Path], share: Share | None) -> str:
+    if share is not None:
+        return f"there is no picture in share {share.number}/{share.of}"
+    return f"the folder {', '.join(map(str, pictures))} holds no pictures ({' '.join(sorted(PICTURE_SUFFIXES))})"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

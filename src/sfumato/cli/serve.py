@@ -1,4 +1,4 @@
-"""`sfumato serve`: runs the embedded server."""
+"""`sfumato serve`: runs the embedded server, or its replicas on Ray Serve."""
 
 from __future__ import annotations
 
@@ -11,11 +11,24 @@ import typer
 from sfumato.cli.app import app
 from sfumato.cli.inputs import read_token
 from sfumato.cli.output import JsonOption, needs_serve_extra, print_json
+from sfumato.errors import ServingError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from starlette.types import ASGIApp
+
     from sfumato.cloud import Catalogue
 
 MIB = 2**20
+_RAY_PANEL = "Several replicas, with --engine ray"
+
+
+class EngineName(StrEnum):
+    """What runs the server."""
+
+    EMBEDDED = "embedded"
+    RAY = "ray"
 
 
 class LogFormat(StrEnum):
@@ -68,6 +81,17 @@ def serve(
     grace: Annotated[float, typer.Option(min=1, help="Then: seconds for the requests under way.")] = 10.0,
     log_format: Annotated[LogFormat, typer.Option(help="How the log on standard error looks.")] = LogFormat.TEXT,
     access_log: Annotated[bool, typer.Option("--access-log", help="Log a line for each request.")] = False,
+    engine: Annotated[
+        EngineName, typer.Option(help="This process alone, or replicas on Ray Serve.", rich_help_panel=_RAY_PANEL)
+    ] = EngineName.EMBEDDED,
+    replicas: Annotated[
+        str | None,
+        typer.Option(help="So many, or as load demands: 4 or 1-8. Default: 1.", rich_help_panel=_RAY_PANEL),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="A running cluster. Default: Ray on this machine alone.", rich_help_panel=_RAY_PANEL),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Serve classifiers over the Open Inference Protocol.
@@ -79,6 +103,9 @@ def serve(
     SIGHUP loads what has changed in the files: a new version is tried first, and takes over without a request being
     dropped. GET /metrics is for Prometheus.
 
+    With --engine ray (pip install 'sfumato[ray]') several replicas of it run behind one address, and those that die are
+    replaced.
+
     Example: `sfumato serve bundles/resnet20 --port 8080`, then `curl http://127.0.0.1:8080/v2/health/ready`
     """
     with needs_serve_extra():
@@ -86,11 +113,35 @@ def serve(
         from sfumato.cloud import logs
 
     logs.configure(as_json=log_format is LogFormat.JSON)
+    if engine is EngineName.EMBEDDED and (replicas is not None or address is not None):
+        raise ServingError("--replicas and --address are for --engine ray")
     given = model or []
     token = read_token(token_file)
-    catalogue = cloud.catalogue_of(
-        given, models, name=name, decoder=decoder, threads=threads, max_batch=max_batch, max_queue=max_queue
-    )
+
+    def open_models() -> Catalogue:
+        return cloud.catalogue_of(
+            given, models, name=name, decoder=decoder, threads=threads, max_batch=max_batch, max_queue=max_queue
+        )
+
+    catalogue = open_models()
+
+    def announce(url: str) -> None:
+        _announce(url, catalogue, as_json=as_json, alone=len(given) == 1 and models is None)
+
+    if engine is EngineName.RAY:
+        if tls_cert is not None or tls_key is not None:
+            raise ServingError("--engine ray has no TLS; put a proxy with TLS before it, or serve without it")
+        sizes = {"max_body_bytes": int(max_body_mb * MIB), "max_held_bytes": int(max_held_mb * MIB)}
+        _serve_on_ray(
+            lambda: cloud.create_app(open_models(), token=token, access_log=access_log, **sizes),
+            replicas=replicas or "1",
+            host=host,
+            port=port,
+            threads=threads,
+            address=address,
+            announce=announce,
+        )
+        return
     cloud.serve(
         catalogue,
         host=host,
@@ -107,7 +158,7 @@ def serve(
             grace_s=grace,
         ),
         access_log=access_log,
-        on_ready=lambda url: _announce(url, catalogue, as_json=as_json, alone=len(given) == 1 and models is None),
+        on_ready=announce,
     )
 
 
@@ -125,3 +176,22 @@ def _announce(url: str, catalogue: Catalogue, *, as_json: bool, alone: bool) -> 
     else:
         told = [{"name": one.name, "version": one.version, "fingerprint": one.fingerprint} for one in served]
         print_json({"url": url, "models": told})
+
+
+def _serve_on_ray(
+    build: Callable[[], ASGIApp],
+    *,
+    replicas: str,
+    host: str,
+    port: int,
+    threads: int,
+    address: str | None,
+    announce: Callable[[str], None],
+) -> None:
+    from sfumato.cloud.ray import OPEN_PORTS, Replicas, serve_on_ray
+
+    many = Replicas.parse(replicas)
+    typer.echo(f"starting {replicas} replica(s) on Ray, which takes some seconds", err=True)
+    if address is None:
+        typer.echo(OPEN_PORTS, err=True)
+    serve_on_ray(build, replicas=many, host=host, port=port, cpus=threads, address=address, on_ready=announce)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfumato.cli.inputs import PICTURE_SUFFIXES, expand_pictures
+from sfumato.cli.inputs import expand_pictures
 from sfumato.cli.output import print_json
+from sfumato.device.folders import PICTURE_SUFFIXES
 from sfumato.errors import EndpointError, Interrupted, PictureError, SfumatoError
 
 if TYPE_CHECKING:

