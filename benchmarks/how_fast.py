@@ -282,7 +282,8 @@ def _training() -> list[str]:
         "## Training",
         "",
         f"{found['what'].capitalize()}, {found['threads']} thread(s). Operations and bytes are counted operator "
-        "by operator; the limit is the longer of the two at what this machine reaches in a large product and a large copy.",
+        "by operator; the limit is the longer of the two at what this machine reaches in a large product and a large "
+        "copy.",
         "",
         *table(["", "ms a step", "times as fast as the plain loop", "GFLOP", "GB moved", "of the limit"], rows),
         "Where our step's time goes, in parts (ms, each alone) and by operator:",
