@@ -26,7 +26,8 @@ from sfumato.errors import (
 
 MAX_ANSWER_BYTES = 16 * 2**20
 BACKOFF_S = 0.1
-_RETRIED_STATUSES = frozenset({429, 502, 503, 504})
+_RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
+"""500, too: a proxy says so when its server dies over a request. To ask again is harmless, the answer is the same."""
 _CHUNK_BYTES = 2**16
 _KEPT_CONNECTIONS = 32  # made only when several threads ask at once
 _MAX_REASON_CHARS = 200
