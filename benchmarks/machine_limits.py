@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,9 +50,27 @@ def limits() -> dict[str, Any]:
 
 def counted(work: Callable[[], object]) -> Counted:
     """Counts what a piece of work computes and moves while it runs once."""
-    with FlopCounterMode(display=False) as operations, _Moved() as moved:
+    given = {torch.ops.aten.convolution_backward: _convolution_backward}
+    with FlopCounterMode(display=False, custom_mapping=given) as operations, _Moved() as moved:
         work()
     return Counted(int(operations.get_total_flops()), moved.bytes)
+
+
+def _convolution_backward(
+    out: Sequence[int], x: Sequence[int], weight: Sequence[int], *rest: Any, out_shape: Any = None, **more: Any
+) -> int:
+    """As many operations as forward for each gradient that is asked for; torch's own count forgets groups.
+
+    Args:
+        out: the output's shape.
+        x: the input's.
+        weight: (C_out, C_in / groups, kH, kW), or of a transposed convolution (C_in, C_out / groups, kH, kW).
+        rest: bias, stride, padding, dilation, transposed, output padding, groups, and which gradients are asked for.
+        out_shape: of what is returned.
+        more: nothing.
+    """
+    transposed, wanted = rest[4], rest[7]
+    return 2 * math.prod(x if transposed else out) * math.prod(weight[1:]) * (wanted[0] + wanted[1])
 
 
 class _Moved(TorchDispatchMode):

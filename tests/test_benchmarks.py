@@ -19,7 +19,7 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in ("benchmarks", "benchmarks/alternatives"):
         monkeypatch.syspath_prepend(str(ROOT / folder))
     yield
-    for name in ("page", "growth_page", "machine_limits", "timing"):
+    for name in ("how_fast", "page", "growth_page", "machine_limits", "timing"):
         sys.modules.pop(name, None)  # other folders have a page too
 
 
@@ -104,3 +104,31 @@ def test_the_page_of_growth_is_of_the_results(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     assert written(json.loads(file.read_text(encoding="utf-8"))) == (ROOT / "docs/growth.md").read_text("utf-8")
     assert (ROOT / "docs/growth.svg").stat().st_size < 100_000
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_operations_of_a_convolution_both_ways(groups: int) -> None:
+    from machine_limits import counted
+
+    net = torch.nn.Conv2d(4, 8, 3, padding=1, groups=groups, bias=False)
+    x = torch.rand(2, 4, 5, 5, requires_grad=True)
+    one_way = 2 * (2 * 8 * 5 * 5) * (4 // groups * 9)
+    assert counted(lambda: net(x)).operations == one_way
+    assert counted(lambda: net(x).sum().backward()).operations == 3 * one_way
+
+
+def test_the_page_of_speed_is_of_the_results() -> None:
+    import how_fast
+
+    assert (ROOT / "docs" / "how-fast.md").read_text(encoding="utf-8") == how_fast.page()
+
+
+def test_a_target_that_is_missed_says_why() -> None:
+    import how_fast
+
+    missed = [
+        target
+        for target in how_fast.TARGETS
+        if (found := how_fast.read(target.file)) is not None and not target.reached(target.figure(found))
+    ]
+    assert all(target.reason for target in missed)

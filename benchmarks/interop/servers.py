@@ -121,7 +121,7 @@ def triton(folder: Path, model: Path | None = None, code: Path | None = None) ->
 
 
 def _triton_model(folder: Path, model: Path | None, *changes: tuple[str, str]) -> None:
-    shutil.copytree(HERE / "triton", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(HERE / "triton_repository", folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(model or shipped.classifier_bundle() / CLASSIFIER_ONNX, folder / "1" / CLASSIFIER_ONNX)
     text = (folder / "config.pbtxt").read_text(encoding="utf-8")
     for old, new in changes:

@@ -39,8 +39,6 @@ from sfumato.provenance import provenance
 sys.path.append(str(Path(__file__).resolve().parents[1] / "interop"))
 from servers import ENVIRONMENTS, NAME, SERVERS, Served, Server, free_ports, python_of, running
 
-sys.path.pop()  # a folder "triton" lies there, which torch would take for the package of that name
-
 HERE = Path(__file__).parent
 CONNECTIONS = 16
 ROUNDS = int(os.environ.get("SERVING_ROUNDS", "5"))
