@@ -63,3 +63,16 @@ def test_answers_for_queries() -> None:
     assert files
     for file in files:
         assert black_box_row(file) in page, black_box_row(file)
+
+
+def test_what_imagenet_would_cost() -> None:
+    found, page = read("imagenet-estimate.json"), (ROOT / "docs" / "photos.md").read_text(encoding="utf-8")
+    whole = found["extrapolated"]
+    for said in (
+        f"a matter of {whole['hours']:.0f} hours",
+        f"{whole['epochs']} epochs of {whole['steps_per_epoch']:,} steps of {found['step_s']:.2f} s",
+        f"{found['pictures_per_s']:.0f} pictures a second",
+        f"{found['peak_memory_mb']['process'] / 1000:.1f} GB of memory",
+        f"extrapolated from {found['steps_timed']} steps",
+    ):
+        assert said in page, said
