@@ -190,7 +190,11 @@ def _training(found: dict[str, Any]) -> list[str]:
     ]
     lines += ["An epoch, extrapolated from a few steps on a set of that size:", ""]
     lines += _table(["training pictures", "seconds an epoch", "pictures in memory, MiB", "peak memory, MiB"], rows)
-    lines += ["It is straight: drawing a batch does not depend on how many pictures there are.", ""]
+    lines += [
+        "It is straight as far as so short a timing shows: drawing a batch does not depend on how many pictures there "
+        "are.",
+        "",
+    ]
     return lines
 
 
@@ -265,6 +269,7 @@ def draw(result: dict[str, Any], file: Path) -> None:
     f.set(title=f"training, batch {result['training']['against_pixels'][0]['batch']}", xlabel="side, pixels")
     for axes in (a, b, c, d, e, f):
         axes.grid(alpha=0.3)
+        axes.minorticks_off()
         axes.legend(fontsize=7)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, metadata={"Date": None})

@@ -3,7 +3,7 @@
 `make serving` sets the environments up and runs this: about four minutes. It writes results/serving.json
 
 One picture (3x32x32 float32) in each request, 16 connections that ask without a pause, one thread for the model. The
-load comes from wrk, a program in C; while one server is measured, the others are stopped (SIGSTOP). The processor time
+load comes from wrk, a program in C; while one server is measured, the others are asked nothing. The processor time
 that a server takes for a request is steadier than requests per second where cores are shared, so both are kept.
 """
 
@@ -84,7 +84,6 @@ def litserve(folder: Path, model: Path) -> Iterator[Served]:
         try:
             yield Served(f"http://127.0.0.1:{http}", None, pid=pid)
         finally:
-            _signal(pid, signal.SIGCONT)
             for worker in reversed(_tree(pid)[1:]):  # they would outlive it
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(worker, signal.SIGTERM)
@@ -149,11 +148,9 @@ def _compared(chosen: dict[str, Contender], model: Path, folder: Path) -> dict[s
             (folder / key).mkdir(parents=True)
             served[key] = started.enter_context(one.start(folder / key, model))
             _load(one, served[key], WARM_UP_S)
-            started.enter_context(_stopped(served[key].pid))
         for _ in range(ROUNDS):
             for key, one in chosen.items():
-                with _going(served[key].pid):
-                    rounds[key].append(_load(one, served[key], SECONDS))
+                rounds[key].append(_load(one, served[key], SECONDS))
     ours = statistics.median(each["requests_per_s"] for each in rounds["sfumato"])
     return {key: _summary(each, ours) for key, each in rounds.items()}
 
@@ -278,30 +275,6 @@ def _stat(pid: int) -> list[str]:
 def _cpu_s(pid: int) -> float:
     ticks = sum(sum(map(int, _stat(one)[11:15])) for one in _tree(pid))
     return ticks / os.sysconf("SC_CLK_TCK")
-
-
-@contextlib.contextmanager
-def _stopped(pid: int) -> Iterator[None]:
-    _signal(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        _signal(pid, signal.SIGCONT)
-
-
-@contextlib.contextmanager
-def _going(pid: int) -> Iterator[None]:
-    _signal(pid, signal.SIGCONT)
-    try:
-        yield
-    finally:
-        _signal(pid, signal.SIGSTOP)
-
-
-def _signal(pid: int, number: int) -> None:
-    for one in _tree(pid):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(one, number)
 
 
 def _wrk() -> tuple[str, str]:
