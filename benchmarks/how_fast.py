@@ -124,8 +124,8 @@ TARGETS = (
         "{:,.0f} x",
         "make alternatives",
         "Its parties run on one machine, where what they exchange crosses no network: the 448 MB that each of them "
-        "sends would take 3.6 s at 1 Gbit/s, more than all that was measured. The round trip that it is compared with is "
-        "mostly the cloud's ResNet18 itself.",
+        "sends would take 3.6 s at 1 Gbit/s, more than all that was measured. The round trip that it is compared with "
+        "is mostly the cloud's ResNet18 itself.",
     ),
     Target(
         "requests that failed while a replica was killed under load",
@@ -164,6 +164,11 @@ def page() -> str:
         *_machines(),
     ]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def sentence(text: str) -> str:
+    """With a capital letter at its beginning."""
+    return text[:1].upper() + text[1:]
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -206,7 +211,7 @@ def _device() -> list[str]:
             for name, what in found["rows"].items()
             if name in found["median_ms"]
         ]
-        lines += [f"{found['what'].capitalize()}:", ""]
+        lines += [f"{sentence(found['what'])}:", ""]
         lines += table(["", "ms", "of ResNet18's time", "of its multiply-accumulates"], rows)
     found = read("quantized.json")
     if found is not None:
@@ -238,7 +243,7 @@ def _serving() -> list[str]:
     found = read("serving.json")
     if found is None:
         return []
-    lines = ["## The server", "", f"{found['what'].capitalize()}; load by {found['load']}.", ""]
+    lines = ["## The server", "", f"{sentence(found['what'])}; load by {found['load']}.", ""]
     rows = [
         [
             model,
@@ -285,7 +290,7 @@ def _training() -> list[str]:
     lines = [
         "## Training",
         "",
-        f"{found['what'].capitalize()}, {found['threads']} thread(s). Operations and bytes are counted operator "
+        f"{sentence(found['what'])}, {found['threads']} thread(s). Operations and bytes are counted operator "
         "by operator; the limit is the longer of the two at what this machine reaches in a large product and a large "
         "copy.",
         "",
@@ -339,7 +344,7 @@ def _many() -> list[str]:
         lines += [
             "## A replica is killed",
             "",
-            f"{found['what'].capitalize()}: {found['requests']:,} requests, {found['failed_after_retries']} failed, "
+            f"{sentence(found['what'])}: {found['requests']:,} requests, {found['failed_after_retries']} failed, "
             f"the slowest took {found['slowest_ms']['from_then_on']:,.0f} ms; a new replica was there after "
             f"{found['new_process_after_s']:.1f} s.",
             "",
