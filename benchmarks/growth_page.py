@@ -241,6 +241,7 @@ def draw(result: dict[str, Any], file: Path) -> None:
     mpl.use("svg")
     mpl.rcParams.update({"svg.hashsalt": "growth", "svg.fonttype": "none"})  # text as text: half the size
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     figure, ((a, b, c), (d, e, f)) = plt.subplots(2, 3, figsize=(11, 6.2), layout="constrained")
     pixels = result["device_against_pixels"]
@@ -269,6 +270,11 @@ def draw(result: dict[str, Any], file: Path) -> None:
     f.set(title=f"training, batch {result['training']['against_pixels'][0]['batch']}", xlabel="side, pixels")
     for axes in (a, b, c, d, e, f):
         axes.grid(alpha=0.3)
+        places = sorted({float(x) for line in axes.lines for x in line.get_xdata()})
+        axes.set_xticks(places, [f"{place:,.0f}" for place in places])
+        if axes.get_yscale() == "log":
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,g}"))
         axes.minorticks_off()
         axes.legend(fontsize=7)
     file.parent.mkdir(parents=True, exist_ok=True)
