@@ -218,9 +218,11 @@ def _device() -> list[str]:
         rows = []
         for name, kinds in found["obfuscators"].items():
             for kind, one in kinds.items():
-                rows.append([name, kind, *_quantized(one)])
+                rows.append([name, kind, *_quantized(one), _leakage(f"{name}-{kind}")])
         lines += ["In 8-bit integers, calibrated on 500 training pictures, all test pictures:", ""]
-        lines += table(["", "", "time, of float32", "accuracy of the cloud", "answers changed", "MB"], rows)
+        lines += table(
+            ["", "", "time, of float32", "accuracy of the cloud", "answers changed", "MB", "leaks at least"], rows
+        )
         lines += [
             "There is no command for it: a quantized obfuscator is another one, with an audit of its own to be made, "
             "and what it",
@@ -237,6 +239,12 @@ def _quantized(one: dict[str, Any]) -> list[str]:
         f"{100 * one['answers_changed']:.1f} %",
         f"{one['megabytes']:.2f}",
     ]
+
+
+def _leakage(name: str) -> str:
+    """What its audit says, if it has one."""
+    audit = read(f"quantized/{name}.json")
+    return "not audited" if audit is None else f"{audit['best']['excess_leakage']:.2f} ({audit['budget']['name']})"
 
 
 def _serving() -> list[str]:

@@ -1,6 +1,8 @@
 """What 8-bit integers would do to the shipped obfuscators: time, accuracy, and whose answer or code changes.
 
-`python benchmarks/quantize.py` writes results/quantized.json
+`python benchmarks/quantize.py` writes results/quantized.json, and the quantised files to runs/quantized. Each is
+an obfuscator of its own, to be audited as one: `sfumato audit runs/quantized/cifar10-resnet20-sketch-U8S8.onnx
+--classifier src/sfumato/shipped/cifar10-resnet20 --budget attributes --share 0.5`
 
 Static quantisation as ONNX Runtime's documentation advises it for convolutions (QDQ, unsigned activations, one scale
 for each output channel), calibrated on training pictures, which are not measured with. `SFUMATO_CIFAR10` names the
@@ -11,7 +13,6 @@ from __future__ import annotations
 
 import statistics
 import sys
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from sfumato.onnxfile import OnnxFunction
 from sfumato.provenance import provenance
 
 CALIBRATED_ON, BATCH = 500, 250
+KEPT = Path("runs/quantized")
 KINDS = {"U8U8": QuantType.QUInt8, "U8S8": QuantType.QInt8}
 Array = npt.NDArray[Any]
 
@@ -49,13 +51,13 @@ def main(out: Path = Path("results/quantized.json"), test_pictures: int = 10_000
     results: dict[str, Any] = {}
     for bundle in (shipped.obfuscator_bundle(), shipped.papers_obfuscator_bundle()):
         plain = bundle / OBFUSCATOR_ONNX
-        with tempfile.TemporaryDirectory() as folder:
-            files = {"float32": plain} | {name: _quantized(plain, Path(folder), calibration, name) for name in KINDS}
-            functions = {name: OnnxFunction(file, threads=1) for name, file in files.items()}
-            calls = {name: partial(function, pictures[:1]) for name, function in functions.items()}
-            times = time_in_turn(calls, warm_up=5, rounds=rounds, repeats=5, settle=2, clock=time.thread_time)
-            outputs = {name: _all(function, pictures) for name, function in functions.items()}
-            megabytes = {name: file.stat().st_size / 1e6 for name, file in files.items()}
+        KEPT.mkdir(parents=True, exist_ok=True)
+        files = {"float32": plain} | {kind: _quantized(plain, bundle.name, calibration, kind) for kind in KINDS}
+        functions = {name: OnnxFunction(file, threads=1) for name, file in files.items()}
+        calls = {name: partial(function, pictures[:1]) for name, function in functions.items()}
+        times = time_in_turn(calls, warm_up=5, rounds=rounds, repeats=5, settle=2, clock=time.thread_time)
+        outputs = {name: _all(function, pictures) for name, function in functions.items()}
+        megabytes = {name: file.stat().st_size / 1e6 for name, file in files.items()}
         results[bundle.name] = {
             name: {
                 "megabytes": megabytes[name],
@@ -84,8 +86,8 @@ def _pictures(images: ImageSet, count: int) -> tuple[Array, Array]:
     return images.images[:count].numpy().astype(np.float32) / np.float32(255), images.labels[:count].numpy()
 
 
-def _quantized(plain: Path, folder: Path, calibration: Array, kind: str) -> Path:
-    prepared, out = folder / "prepared.onnx", folder / f"{kind}.onnx"
+def _quantized(plain: Path, name: str, calibration: Array, kind: str) -> Path:
+    prepared, out = KEPT / "prepared.onnx", KEPT / f"{name}-{kind}.onnx"
     quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
     quantize_static(
         str(prepared),
