@@ -35,6 +35,8 @@ _LEAST_ANSWERS = 16
 _TEMPERATURE = 4.0
 """That scores are softened with; labels are not."""
 _SURROGATE_RATE = 0.1
+_NOT_ANSWERED = 1e3
+"""What a score loses where the endpoint answered another class: such a picture is taken only if there is no other."""
 
 
 def protect_black_box(
@@ -199,6 +201,8 @@ def _tuned(
     if task.sketcher.photographs is not None:
         asked, answers = answered_ones
         scores = answers + log_probabilities_of(asked.images, [surrogate])  # labels alone are all equally sure
+        is_answer = torch.nn.functional.one_hot(answers.argmax(dim=1), answers.shape[1]).bool()
+        scores = torch.where(is_answer, scores, scores - _NOT_ANSWERED)
         put_in(task.sketcher.photographs, asked.images, scores, frozen.labels)
         codes = codes[:0]
     kept = min(endpoint.left, round(known.black_box.queries * known.black_box.tuning))

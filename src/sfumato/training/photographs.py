@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -13,9 +14,12 @@ from torch.nn import functional as F
 from sfumato.errors import RecipeError
 from sfumato.nets.sketch import Photographs
 
+log = logging.getLogger(__name__)
+
 _BATCH = 250
 _LOOKED_AT = 20_000
 _MOST_BYTES = 64 * 2**20
+_NAMED = 3
 
 
 @torch.no_grad()
@@ -55,7 +59,7 @@ def put_in(photographs: Photographs, pictures: Tensor, scores: Tensor, labels: S
         labels: the classes' names.
 
     Raises:
-        RecipeError: there are too many classes for pictures this large, or one that no picture is taken for.
+        RecipeError: there are too many classes for pictures this large.
     """
     size = photographs.pictures.numel()
     if size > _MOST_BYTES:
@@ -63,10 +67,10 @@ def put_in(photographs: Photographs, pictures: Tensor, scores: Tensor, labels: S
             f'drawing = "photographs": {len(labels)} photographs take {size / 2**20:.0f} MiB, at most '
             f'{_MOST_BYTES // 2**20} are allowed; leave it at "learned"'
         )
-    never = set(range(len(labels))) - set(scores.argmax(dim=1).tolist())
+    never = sorted(set(range(len(labels))) - set(scores.argmax(dim=1).tolist()))
     if never:
-        raise RecipeError(
-            f'drawing = "photographs": no picture is taken for {labels[min(never)]!r}, nor for {len(never) - 1} more '
-            'classes; train on more pictures, or leave it at "learned"'
+        log.warning(
+            "no picture is taken for %s: the likeliest one stands for it, which other classifiers may not understand",
+            ", ".join(repr(labels[k]) for k in never[:_NAMED]) + (", ..." if len(never) > _NAMED else ""),
         )
     photographs.pictures.copy_(pictures[scores.argmax(dim=0)])
