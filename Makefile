@@ -37,7 +37,6 @@ bench: $(VENV)/.dev
 
 bench-ray: $(VENV)/.ray
 	$(BIN)/python benchmarks/serving/kill_replica.py
-	$(BIN)/python benchmarks/serving/replicas.py
 
 # Our client against servers that nobody here wrote, and the other way round: results/interop.json, docs/interop.md.
 interop: $(VENV)/.dev $(patsubst %,.interop/%/.installed,triton kserve mlserver schemathesis)
