@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 PAGE, FIGURE = Path("docs/growth.md"), Path("docs/growth.svg")
-REPLICAS = Path("results/replicas.json")
-"""Written by a benchmark of its own; the page names it where it is there."""
 PICTURES_A_DAY = 1_000_000
 PEAK = 3
 """How many times as many requests as on average the busiest hour has: an assumption, to be replaced by one's own."""
@@ -50,12 +48,8 @@ def written(result: dict[str, Any]) -> str:
         *_day(result),
         "## Not measured",
         "",
-        "The memory of an audit against its pictures, and energy. "
-        + (
-            f"Replicas: [{REPLICAS.name}](../{REPLICAS})."
-            if REPLICAS.exists()
-            else "Replicas of the server are measured by themselves."
-        ),
+        "The memory of an audit against its pictures, energy, and how requests/s grow with replicas: on two cores, "
+        "which the load shares, that says nothing. What a killed replica costs is on [the page of speed](how-fast.md).",
     ]
     return "\n".join(lines) + "\n"
 

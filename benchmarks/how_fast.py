@@ -224,8 +224,7 @@ def _device() -> list[str]:
             ["", "", "time, of float32", "accuracy of the cloud", "answers changed", "MB", "leaks at least"], rows
         )
         lines += [
-            "There is no command for it: a quantized obfuscator is another one, with an audit of its own to be made, "
-            "and what it",
+            "There is no command for it: a quantized obfuscator is another one, with an audit of its own, and what it",
             "saves is little beside decoding the picture and asking the cloud.",
             "",
         ]
