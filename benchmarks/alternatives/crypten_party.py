@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from memory import peak_mb
 
 warnings.filterwarnings("ignore")
 sys.modules["torch.onnx._internal.registration"] = types.SimpleNamespace(registry=None)  # type: ignore[assignment]
@@ -99,7 +100,7 @@ def serve(net: str, weights: str) -> None:
             found = answer(crypten.cryptensor(picture, src=1), layers, net).get_plain_text()
             seconds = time.perf_counter() - start
             each: list[dict[str, float]] = [{}, {}]
-            told = {"bytes": comm.get().comm_bytes, "rounds": comm.get().comm_rounds, "memory_mb": _peak_mb()}
+            told = {"bytes": comm.get().comm_bytes, "rounds": comm.get().comm_rounds, "memory_mb": peak_mb()}
             dist.all_gather_object(each, told)
             if rank == 0:
                 off = float((found - wanted).abs().max() / wanted.abs().max())
@@ -119,11 +120,6 @@ def _told(rank: int) -> bool:
     line = [bool(sys.stdin.readline()) if rank == 0 else None]
     dist.broadcast_object_list(line, src=0)
     return bool(line[0])
-
-
-def _peak_mb() -> float:
-    status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
 
 
 def main(net: str, weights: str, rendezvous: str = "") -> None:

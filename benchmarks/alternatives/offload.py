@@ -19,6 +19,7 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "interop")]
 
+from memory import peak_mb  # noqa: E402
 from relay import relayed  # noqa: E402
 from timing import time_in_turn  # noqa: E402
 
@@ -110,12 +111,6 @@ def serving(bundle: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen
     finally:
         process.terminate()
         process.wait(20)
-
-
-def peak_mb(pid: int) -> float:
-    """The most memory that a process has held, in MiB."""
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import spu
 import spu.utils.simulation as simulation
+from memory import peak_mb
 
 DEPTHS, WIDTHS = (2, 2, 2, 2), (64, 128, 256, 512)
 TOLERANCE = 0.05
@@ -73,16 +73,11 @@ def main() -> None:
         off = float(np.abs(found - wanted).max() / np.abs(wanted).max())
         told = {
             "seconds": seconds,
-            "peak_memory_mb": [_peak_mb()],
+            "peak_memory_mb": [peak_mb()],
             "relative_error": off,
             "right": off < TOLERANCE,
         }
         print(json.dumps(told), flush=True)
-
-
-def _peak_mb() -> float:
-    status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
 
 
 if __name__ == "__main__":
