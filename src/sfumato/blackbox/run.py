@@ -196,7 +196,6 @@ def _tuned(
     task = sketch_task(known, frozen, train_set)
     begin_from(bundle, known, task, frozen)
     surrogate = nn.Sequential(normalize(frozen.preprocessing), frozen.net.eval())
-    codes, weights = distinct_codes(task.sketcher, train_set)
     figures: dict[str, float | int] = {"queries_tuning": 0}
     if task.sketcher.photographs is not None:
         asked, answers = answered_ones
@@ -204,26 +203,27 @@ def _tuned(
         is_answer = torch.nn.functional.one_hot(answers.argmax(dim=1), answers.shape[1]).bool()
         scores = torch.where(is_answer, scores, scores - _NOT_ANSWERED)
         put_in(task.sketcher.photographs, asked.images, scores, frozen.labels)
-        codes = codes[:0]
-    kept = min(endpoint.left, round(known.black_box.queries * known.black_box.tuning))
-    budget = kept - len(codes)  # these measure what came of it
-    if budget >= len(codes) > 0:
-        with _bar("tuning by answers", budget) as shown:
-            result = tune(
-                task.sketcher,
-                endpoint,
-                surrogate,
-                codes,
-                weights,
-                queries=budget,
-                seed=known.training.seed,
-                shown=shown,
-            )
-        figures = {
-            "queries_tuning": result.queries,
-            "understood_before_tuning": result.right_before,
-            "understood_after_tuning": result.right_after,
-        }
+    else:
+        codes, weights = distinct_codes(task.sketcher, train_set)
+        kept = min(endpoint.left, round(known.black_box.queries * known.black_box.tuning))
+        budget = kept - len(codes)  # these measure what came of it
+        if budget >= len(codes):
+            with _bar("tuning by answers", budget) as shown:
+                result = tune(
+                    task.sketcher,
+                    endpoint,
+                    surrogate,
+                    codes,
+                    weights,
+                    queries=budget,
+                    seed=known.training.seed,
+                    shown=shown,
+                )
+            figures = {
+                "queries_tuning": result.queries,
+                "understood_before_tuning": result.right_before,
+                "understood_after_tuning": result.right_after,
+            }
     written = write_sketch_bundle(
         folder / "bundle",
         task,

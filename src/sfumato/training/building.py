@@ -19,7 +19,6 @@ from sfumato.nets.cifar import features_and_logits
 from sfumato.training.attackers import Attackers, attacker_to_restart, restart
 from sfumato.training.mixture import CodeMixture
 from sfumato.training.others import Others
-from sfumato.training.photographs import log_probabilities_of, put_in, to_choose_from
 from sfumato.training.recipe import ObfuscatorRecipe, SketchRecipe, TransferRecipe
 from sfumato.training.tasks import ObfuscationTask, SketchTask, Utility
 
@@ -93,10 +92,6 @@ def sketch_task(
         sketcher = sketcher_of(recipe.model_dump(mode="json"), height, width, classes=len(images.names))
     except ValueError as error:
         raise RecipeError(f"code_bits: {error}") from error
-    if sketcher.photographs is not None:
-        nets = [nn.Sequential(normalize(one.preprocessing), one.net.eval()) for one in (frozen, *others)]
-        pictures = to_choose_from(images.images)
-        put_in(sketcher.photographs, pictures, log_probabilities_of(pictures, nets), frozen.labels)
     return SketchTask(
         sketcher,
         fold_norms(frozen.net),

@@ -44,11 +44,6 @@ def log_probabilities_of(pictures: Tensor, classifiers: Sequence[nn.Module]) -> 
     )
 
 
-def to_choose_from(pictures: Tensor) -> Tensor:
-    """As many pictures as are looked at to choose some: (N, 3, H, W), the first ones."""
-    return pictures[:_LOOKED_AT]
-
-
 def put_in(photographs: Photographs, pictures: Tensor, scores: Tensor, labels: Sequence[str]) -> None:
     """Gives each answer the picture that scores highest for it.
 
@@ -74,3 +69,9 @@ def put_in(photographs: Photographs, pictures: Tensor, scores: Tensor, labels: S
             ", ".join(repr(labels[k]) for k in never[:_NAMED]) + (", ..." if len(never) > _NAMED else ""),
         )
     photographs.pictures.copy_(pictures[scores.argmax(dim=0)])
+
+
+def choose(photographs: Photographs, pictures: Tensor, classifiers: Sequence[nn.Module], labels: Sequence[str]) -> None:
+    """Gives each answer the picture, of the first so many, that all classifiers are surest of; see `put_in`."""
+    pictures = pictures[:_LOOKED_AT]
+    put_in(photographs, pictures, log_probabilities_of(pictures, classifiers), labels)

@@ -15,6 +15,7 @@ from sfumato.data import ImageSet, Stream
 from sfumato.errors import RecipeError
 from sfumato.nets import build_classifier
 from sfumato.training.building import answered, begin_from, check_fit, normalize, obfuscation_task, sketch_task
+from sfumato.training.photographs import choose
 from sfumato.training.pictures import label_free, load_pictures
 from sfumato.training.recipe import AnyRecipe, ClassifierRecipe, SketchRecipe
 from sfumato.training.setting import preprocessing_of
@@ -131,6 +132,9 @@ def prepare(recipe: AnyRecipe, run: Run, fabric: Fabric, start: Bundle | None = 
         others = [_frozen(also, run.others / str(place), fabric) for place, also in enumerate(recipe.transfer.also)]
         if isinstance(recipe, SketchRecipe):
             task = sketch_task(recipe, frozen, train_set.sample, others)
+            if task.sketcher.photographs is not None:
+                nets = [nn.Sequential(normalize(net.preprocessing), net.net.eval()) for net in (frozen, *others)]
+                choose(task.sketcher.photographs, train_set.sample.images, nets, frozen.labels)
         else:
             task = obfuscation_task(recipe, frozen, train_set.sample, others)
         origins["trained_for"] = [{"name": net.name, "fingerprint": net.fingerprint} for net in (frozen, *others)]
