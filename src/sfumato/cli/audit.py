@@ -75,7 +75,8 @@ def audit(
 ) -> None:
     """Attack an obfuscator with attackers who come after it, and say what they got.
 
-    Writes `audit.json` and one self-contained page, `audit.html`. A bundle given by its path gets the figures.
+    Writes `audit.json` and one self-contained page, `audit.html`. A bundle given by its path gets the figures,
+    unless it has those of an audit with a larger budget.
     Ctrl-C loses nothing but the attacker at work; `--resume` goes on.
 
     Examples: `sfumato audit`, `sfumato audit runs/mine/bundle --classifier runs/resnet/bundle --budget standard`,
@@ -141,8 +142,7 @@ def audit(
             device=device,
             progress=progress,
         )
-    if obfuscator and Path(obfuscator).is_dir():
-        record(Bundle.load(obfuscator), found)
+    recorded = not (obfuscator and Path(obfuscator).is_dir()) or record(Bundle.load(obfuscator), found)
     if as_json:
         print_json({"verdict": found["verdict"], "best": found["best"], "audit": str(folder / "audit.json")})
         return
@@ -150,6 +150,8 @@ def audit(
     for sentence in found["verdict"]["sentences"]:
         typer.echo(sentence)
     typer.echo(f"\nreport: {folder / 'audit.html'}")
+    if not recorded:
+        typer.echo("The bundle keeps the figures of an earlier audit, whose attackers trained longer.")
 
 
 def _classifier(given: str, classifier: Path | None) -> Any:
