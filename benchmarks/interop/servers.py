@@ -74,13 +74,14 @@ class Server:
 
 
 @contextlib.contextmanager
-def triton(folder: Path, model: Path | None = None, code: Path | None = None) -> Iterator[Served]:
+def triton(folder: Path, model: Path | None = None, code: Path | None = None, instances: int = 1) -> Iterator[Served]:
     """Triton's own program, as the wheel of PyTriton carries it: with the Python backend alone.
 
     Args:
         folder: for its files.
         model: what it serves; None for the shipped classifier, with others beside it that need other types.
         code: another `model.py`, to which Triton hands joined requests.
+        instances: so many processes run it.
     """
     site = next((ENVIRONMENTS / "triton").resolve().glob("lib/python*/site-packages"))
     program, stubs = (
@@ -101,7 +102,7 @@ def triton(folder: Path, model: Path | None = None, code: Path | None = None) ->
     if code is not None:
         shutil.copy(code, repository / NAME / "1" / "model.py")
         with (repository / NAME / "config.pbtxt").open("a", encoding="utf-8") as config:
-            config.write("dynamic_batching { }\n")
+            config.write(f"dynamic_batching {{ }}\ninstance_group [ {{ count: {instances} kind: KIND_CPU }} ]\n")
     http, grpc = free_ports(2)
     command = [str(program), "--model-repository", str(repository), "--backend-directory", str(backends)]
     command += ["--http-address", "127.0.0.1", "--http-port", str(http)]
@@ -154,10 +155,11 @@ def mlserver(folder: Path, model: Path | None = None) -> Iterator[Served]:
 
 
 @contextlib.contextmanager
-def ours(folder: Path, model: Path | None = None) -> Iterator[Served]:
+def ours(folder: Path, model: Path | None = None, replicas: int = 1) -> Iterator[Served]:
     """`sfumato serve`."""
     (http,) = free_ports(1)
     command = [sys.executable, "-m", "sfumato", "serve", "--port", str(http), "--name", NAME]
+    command += ["--replicas", str(replicas)]
     if model is None:
         command += [str(shipped.classifier_bundle()), "--decoder", str(shipped.obfuscator_bundle())]
     else:

@@ -60,6 +60,7 @@ class Contender:
         content_type: of which kind that is.
         header_length: how much of it is JSON, if bytes follow.
         server: which one it is.
+        processes: so many of them run the model, where it can have several.
     """
 
     title: str
@@ -68,10 +69,15 @@ class Contender:
     content_type: str
     header_length: int | None
     server: Server
+    processes: int = 1
 
     def start(self, folder: Path, model: Path) -> AbstractContextManager[Served]:
         """Starts it."""
-        more = {"code": HERE / "triton_model.py"} if self.server.environment == "triton" else {}
+        more: dict[str, Any] = {}
+        if self.server is SERVERS["triton"]:
+            more = {"code": HERE / "triton_model.py", "instances": self.processes}
+        elif self.server is SERVERS["sfumato"]:
+            more = {"replicas": self.processes}
         return self.server.start(folder, model, **more)
 
 
@@ -101,7 +107,9 @@ def contenders() -> dict[str, Contender]:
     values = json.dumps({"input": PICTURE.ravel().tolist()}).encode()
     return {
         "sfumato": Contender("sfumato serve", *bytes_, SERVERS["sfumato"]),
+        "sfumato2": Contender("sfumato serve --replicas 2", *bytes_, SERVERS["sfumato"], processes=2),
         "triton": Contender("Triton", *bytes_, SERVERS["triton"]),
+        "triton2": Contender("Triton, 2 instances", *bytes_, SERVERS["triton"], processes=2),
         "kserve": Contender("KServe's SDK", *bytes_, SERVERS["kserve"]),
         "mlserver": Contender("MLServer", INFER, plain.body, "application/json", None, SERVERS["mlserver"]),
         "litserve": Contender("LitServe", "/predict", values, "application/json", None, LITSERVE),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import pytest
 from PIL import Image
 
 import tiny
+from serving import serving
 from sfumato.bundle import Bundle
 
 TOKEN = "s3cret"
@@ -55,27 +55,10 @@ def bad(tmp_path: Path) -> Path:
     return file
 
 
-def start_server(*arguments: object, **environment: str) -> tuple[subprocess.Popen[str], dict[str, Any]]:
-    process = subprocess.Popen(
-        command("serve", *arguments, "--port", "0", "--json"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
-    )
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    assert line, process.communicate()[1]
-    return process, json.loads(line)
-
-
 @pytest.fixture(scope="module")
 def server(tiny_bundles: tuple[Bundle, Bundle]) -> Iterator[dict[str, Any]]:
-    process, ready = start_server(tiny_bundles[1].path, SFUMATO_TOKEN=TOKEN)
-    yield ready
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=15)
-    assert (process.returncode, out, err) == (0, "", "")
+    with serving(tiny_bundles[1].path, SFUMATO_TOKEN=TOKEN) as (ready, _):
+        yield ready
 
 
 # --- protect --------------------------------------------------------------------------------------
@@ -196,26 +179,17 @@ def test_classify_says_in_one_line_what_is_wrong(
 
 def test_another_classifier_is_warned_of(pictures: Path, tmp_path: Path, obfuscator_bundle: Bundle) -> None:
     other = tiny.save_classifier(tmp_path / "other.onnx", batch=1)
-    process, ready = start_server(other, "--name", "tiny")
-    try:
+    with serving(other, "--name", "tiny") as (ready, _):
         done = sfumato("classify", pictures, "--server", ready["url"], "--bundle", obfuscator_bundle.path)
         assert done.stderr.count("another classifier") == 1
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=15)
-    assert process.returncode == 0
 
 
 def test_with_a_decoder_codes_are_answered_too(pictures: Path, tmp_path: Path) -> None:
     obfuscator, classifier = tiny.save_split_bundles(tmp_path / "split")
-    process, ready = start_server(classifier.path, "--decoder", obfuscator.path)
-    try:
+    with serving(classifier.path, "--decoder", obfuscator.path) as (ready, _):
         assert (ready["model"], ready["split_model"]) == ("tiny", "tiny-split")
         arguments = ["classify", pictures, "--server", ready["url"], "--bundle", obfuscator.path, "--json"]
         whole, split = (json.loads(sfumato(*arguments, *more).stdout) for more in ([], ["--split"]))
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=15)
     assert split["model"] == "tiny-split" and split["fingerprint"] == "match"
     for drawn, code in zip(whole["answers"], split["answers"], strict=True):
         assert code["label"] == drawn["label"]
@@ -303,14 +277,10 @@ def test_another_classifier_is_warned_of_once_something_is_sent(
     mixed: Path, tmp_path: Path, gated_bundle: Bundle
 ) -> None:
     other = tiny.save_classifier(tmp_path / "other.onnx", batch=1)
-    process, ready = start_server(other, "--name", "tiny")
-    try:
+    with serving(other, "--name", "tiny") as (ready, _):
         common = ["--server", ready["url"], "--bundle", gated_bundle.path]
         assert sfumato("classify", mixed, *common).stderr.count("another classifier") == 1
         assert sfumato("classify", mixed / "p0.png", *common).stderr == ""
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=15)
 
 
 def test_protect_names_what_stays_and_writes_nothing_for_it(mixed: Path, tmp_path: Path, gated_bundle: Bundle) -> None:

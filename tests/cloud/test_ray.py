@@ -14,30 +14,19 @@ from pathlib import Path
 import pytest
 
 import tiny
-from ray_serving import NEEDS_RAY, on_ray
+from serving import NEEDS_RAY, children_of, named, on_ray
 from sfumato.bundle import Bundle
-from sfumato.cloud.ray import Replicas
 from sfumato.device import Client
-from sfumato.errors import EndpointRefused, ServingError
+from sfumato.errors import EndpointRefused
 
 TOKEN = "s3cret"
 LISTENING = "0A"
 
 
-@pytest.mark.parametrize(("text", "least", "most"), [("1", 1, 1), ("4", 4, 4), ("1-8", 1, 8)])
-def test_replicas(text: str, least: int, most: int) -> None:
-    assert Replicas.parse(text) == Replicas(least, most)
-
-
-@pytest.mark.parametrize("text", ["0", "-1", "", "two", "4-2", "1-", "1-2-3"])
-def test_replicas_that_make_no_sense(text: str) -> None:
-    with pytest.raises(ServingError, match="2 or 1-4"):
-        Replicas.parse(text)
-
-
 def test_options_that_are_for_another_engine(classifier_bundle: Bundle) -> None:
     for options, expected in (
-        (["--replicas", "2"], "--engine ray"),
+        (["--replicas", "1-2"], "--engine ray"),
+        (["--address", "127.0.0.1:1"], "--engine ray"),
         (["--engine", "ray", "--replicas", "none"], "2 or 1-4"),
         (["--engine", "ray", "--tls-cert", "cert.pem"], "no TLS"),
     ):
@@ -45,19 +34,6 @@ def test_options_that_are_for_another_engine(classifier_bundle: Bundle) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 1
         assert expected in done.stderr.splitlines()[-1]
-
-
-def children_of(pid: int) -> list[int]:
-    """All processes below one."""
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, task.read_text().split()):
-            found += [child, *children_of(child)]
-    return found
-
-
-def named(pids: list[int], name: str) -> list[int]:
-    return [pid for pid in pids if name in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")]
 
 
 def ports_on_every_interface(pids: list[int]) -> set[int]:

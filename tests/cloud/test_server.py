@@ -21,7 +21,7 @@ from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException
 
 import tiny
-from ray_serving import NEEDS_RAY, on_ray
+from serving import NEEDS_RAY, on_ray, serving
 from sfumato import cloud, wire
 from sfumato.bundle import Bundle
 from sfumato.cloud import server
@@ -36,11 +36,14 @@ def inputs(*seeds: int) -> Any:
     return np.concatenate([np.random.default_rng(s).normal(size=(1, 3, 8, 8)) for s in seeds]).astype(np.float32)
 
 
-@pytest.fixture(scope="module", params=["embedded", pytest.param("ray", marks=[NEEDS_RAY, pytest.mark.slow])])
+@pytest.fixture(
+    scope="module", params=["embedded", "replicas", pytest.param("ray", marks=[NEEDS_RAY, pytest.mark.slow])]
+)
 def url(request: pytest.FixtureRequest, tiny_bundles: tuple[Bundle, Bundle]) -> Iterator[str]:
-    """The protocol is the same on either engine."""
-    if request.param == "ray":
-        with on_ray(tiny_bundles[1].path, "--replicas", 2, "--max-body-mb", 100_000 / 2**20) as (said, _):
+    """The protocol is the same on either engine, and in several processes."""
+    if request.param != "embedded":
+        start = on_ray if request.param == "ray" else serving
+        with start(tiny_bundles[1].path, "--replicas", 2, "--max-body-mb", 100_000 / 2**20) as (said, _):
             yield said["url"]
         return
     with cloud.running([cloud.ServedModel(tiny_bundles[1].path)], limits=cloud.Limits(max_body_bytes=100_000)) as url:
@@ -147,7 +150,7 @@ def test_our_own_client(url: str, obfuscator_bundle: Bundle) -> None:
 
 def test_answers_do_not_wait_for_acknowledgements() -> None:
     """Head and body of an answer are two packets; with Nagle's algorithm the second takes 40 ms under asyncio."""
-    with server._bind("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+    with server.listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
         connection, _ = listener.accept()
         with connection:
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -419,7 +419,7 @@ def failing(times: int, behaviour: Behaviour) -> Behaviour:
 
 
 @pytest.mark.parametrize(
-    "behaviour", [status_of(500), status_of(503), status_of(429, Retry_After="0"), status_of(502), hangs_up]
+    "behaviour", [status_of(500), status_of(503), status_of(429, Retry_After="0"), status_of(502), hangs_up, cut]
 )
 def test_it_tries_again_where_that_helps(behaviour: Behaviour, obfuscator_bundle: Bundle) -> None:
     with recording(infer=failing(2, behaviour)) as server, client(server, obfuscator_bundle, retries=2) as it:

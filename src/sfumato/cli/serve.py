@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
-    from sfumato.cloud import Catalogue
+    from sfumato.cloud import Catalogue, Replicas
 
 MIB = 2**20
-_RAY_PANEL = "Several replicas, with --engine ray"
+_MANY_PANEL = "Several replicas"
 
 
 class EngineName(StrEnum):
@@ -81,16 +82,24 @@ def serve(
     grace: Annotated[float, typer.Option(min=1, help="Then: seconds for the requests under way.")] = 10.0,
     log_format: Annotated[LogFormat, typer.Option(help="How the log on standard error looks.")] = LogFormat.TEXT,
     access_log: Annotated[bool, typer.Option("--access-log", help="Log a line for each request.")] = False,
-    engine: Annotated[
-        EngineName, typer.Option(help="This process alone, or replicas on Ray Serve.", rich_help_panel=_RAY_PANEL)
-    ] = EngineName.EMBEDDED,
     replicas: Annotated[
-        str | None,
-        typer.Option(help="So many, or as load demands: 4 or 1-8. Default: 1.", rich_help_panel=_RAY_PANEL),
-    ] = None,
+        str,
+        typer.Option(
+            help="So many processes behind the one port, each with the models and limits; with --engine ray also as "
+            "load demands: 1-8.",
+            rich_help_panel=_MANY_PANEL,
+        ),
+    ] = "1",
+    engine: Annotated[
+        EngineName,
+        typer.Option(help="Processes on this machine, or replicas on Ray Serve.", rich_help_panel=_MANY_PANEL),
+    ] = EngineName.EMBEDDED,
     address: Annotated[
         str | None,
-        typer.Option(help="A running cluster. Default: Ray on this machine alone.", rich_help_panel=_RAY_PANEL),
+        typer.Option(
+            help="With --engine ray, a running cluster. Default: Ray on this machine alone.",
+            rich_help_panel=_MANY_PANEL,
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -103,8 +112,8 @@ def serve(
     SIGHUP loads what has changed in the files: a new version is tried first, and takes over without a request being
     dropped. GET /metrics is for Prometheus.
 
-    With --engine ray (pip install 'sfumato[ray]') several replicas of it run behind one address, and those that die are
-    replaced.
+    With --replicas it runs in several processes, which use several cores, and those that die are replaced. With
+    --engine ray (pip install 'sfumato[ray]') there are as many as load demands, on one machine or a cluster.
 
     Example: `sfumato serve bundles/resnet20 --port 8080`, then `curl http://127.0.0.1:8080/v2/health/ready`
     """
@@ -113,16 +122,15 @@ def serve(
         from sfumato.cloud import logs
 
     logs.configure(as_json=log_format is LogFormat.JSON)
-    if engine is EngineName.EMBEDDED and (replicas is not None or address is not None):
-        raise ServingError("--replicas and --address are for --engine ray")
+    many = cloud.Replicas.parse(replicas)
+    if engine is EngineName.EMBEDDED and (address is not None or many.least != many.most):
+        raise ServingError("--address, and replicas as load demands, are for --engine ray")
     given = model or []
     token = read_token(token_file)
-
-    def open_models() -> Catalogue:
-        return cloud.catalogue_of(
-            given, models, name=name, decoder=decoder, threads=threads, max_batch=max_batch, max_queue=max_queue
-        )
-
+    open_models = partial(
+        cloud.catalogue_of, given, models, name=name, decoder=decoder, threads=threads, max_batch=max_batch,
+        max_queue=max_queue,
+    )  # fmt: skip
     catalogue = open_models()
 
     def announce(url: str) -> None:
@@ -134,7 +142,7 @@ def serve(
         sizes = {"max_body_bytes": int(max_body_mb * MIB), "max_held_bytes": int(max_held_mb * MIB)}
         _serve_on_ray(
             lambda: cloud.create_app(open_models(), token=token, access_log=access_log, **sizes),
-            replicas=replicas or "1",
+            replicas=many,
             host=host,
             port=port,
             threads=threads,
@@ -142,14 +150,13 @@ def serve(
             announce=announce,
         )
         return
-    cloud.serve(
-        catalogue,
-        host=host,
-        port=port,
-        token=token,
-        tls_cert=tls_cert,
-        tls_key=tls_key,
-        limits=cloud.Limits(
+    options: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "token": token,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "limits": cloud.Limits(
             max_body_bytes=int(max_body_mb * MIB),
             max_held_bytes=int(max_held_mb * MIB),
             max_connections=max_connections,
@@ -157,9 +164,13 @@ def serve(
             linger_s=linger,
             grace_s=grace,
         ),
-        access_log=access_log,
-        on_ready=announce,
-    )
+        "access_log": access_log,
+        "on_ready": announce,
+    }
+    if many.most == 1:
+        cloud.serve(catalogue, **options)
+    else:
+        cloud.serve_replicas(open_models, many.most, log_as_json=log_format is LogFormat.JSON, **options)
 
 
 def _announce(url: str, catalogue: Catalogue, *, as_json: bool, alone: bool) -> None:
@@ -181,17 +192,16 @@ def _announce(url: str, catalogue: Catalogue, *, as_json: bool, alone: bool) -> 
 def _serve_on_ray(
     build: Callable[[], ASGIApp],
     *,
-    replicas: str,
+    replicas: Replicas,
     host: str,
     port: int,
     threads: int,
     address: str | None,
     announce: Callable[[str], None],
 ) -> None:
-    from sfumato.cloud.ray import OPEN_PORTS, Replicas, serve_on_ray
+    from sfumato.cloud.ray import OPEN_PORTS, serve_on_ray
 
-    many = Replicas.parse(replicas)
-    typer.echo(f"starting {replicas} replica(s) on Ray, which takes some seconds", err=True)
+    typer.echo(f"starting {replicas.least} replica(s) on Ray, which takes some seconds", err=True)
     if address is None:
         typer.echo(OPEN_PORTS, err=True)
-    serve_on_ray(build, replicas=many, host=host, port=port, cpus=threads, address=address, on_ready=announce)
+    serve_on_ray(build, replicas=replicas, host=host, port=port, cpus=threads, address=address, on_ready=announce)

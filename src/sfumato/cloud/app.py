@@ -22,6 +22,7 @@ from sfumato.cloud.catalogue import Catalogue
 from sfumato.cloud.dataplane import ServedModel
 from sfumato.cloud.errors import ModelNotFound, Overloaded
 from sfumato.cloud.metrics import CONTENT_TYPE, Metrics
+from sfumato.cloud.siblings import Siblings
 from sfumato.errors import ServingError, WireError
 from sfumato.wire import HEADER_LENGTH, decode_request, encode_metadata, encode_response
 
@@ -47,6 +48,7 @@ class Application:
             would make them more is refused.
         pages: if given, it answers every path outside `/v2` but `/metrics`, to everybody: the token is for the models.
         access_log: whether a line is logged for each request.
+        siblings: other processes with the same models, whose counts are told together with its own.
 
     Attributes:
         models: what is served.
@@ -64,6 +66,7 @@ class Application:
         max_held_bytes: int = MAX_HELD_BYTES,
         pages: ASGIApp | None = None,
         access_log: bool = False,
+        siblings: Siblings | None = None,
     ) -> None:
         self.models = models if isinstance(models, Catalogue) else Catalogue.of(models)
         self._pages = pages
@@ -73,6 +76,7 @@ class Application:
         self._access_log = access_log
         self._held_bytes = 0
         self._metrics = Metrics(lambda: self.models, lambda: self._held_bytes)
+        self._siblings = siblings
         self._draining = False
         model = "/v2/models/{model}"
         paths = (model, model + "/versions/{version}")
@@ -199,7 +203,10 @@ class Application:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
-        yield
+        async with contextlib.AsyncExitStack() as stack:
+            if self._siblings is not None:
+                await stack.enter_async_context(self._siblings.telling(self._metrics.text))
+            yield
         self._draining = True
         await self.models.close()
 
@@ -213,7 +220,9 @@ class Application:
         return _json({"ready": not self._draining}, status=503 if self._draining else 200)
 
     async def _tell_metrics(self, _: Request) -> Response:
-        return Response(self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+        own = self._metrics.text()
+        text = own if self._siblings is None else await self._siblings.together(own)
+        return Response(text, headers={"Content-Type": CONTENT_TYPE})
 
     async def _metadata(self, request: Request) -> Response:
         metadata = self.models.metadata(*_named(request))

@@ -12,7 +12,6 @@ import importlib.util
 import ipaddress
 import logging
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -21,11 +20,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import ASGIApp
 
+from sfumato.cloud.replicas import Replicas
 from sfumato.errors import ServingError
 from sfumato.interrupts import interruptible
 
@@ -47,33 +46,6 @@ _AIM_AT_ONCE = 8
 """Requests in one replica that are no reason for another."""
 _HAPROXY_FILES = {"CONFIG_FILE_LOC": "haproxy.cfg", "SOCKET_PATH": "admin", "SERVER_STATE_FILE": "state"}
 _HAPROXY_FILES |= {"METRICS_SOCKET_PATH": "metrics"}
-
-
-@dataclass(frozen=True)
-class Replicas:
-    """How many replicas there are.
-
-    Attributes:
-        least: at least so many.
-        most: at most so many; as load demands.
-    """
-
-    least: int = 1
-    most: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> Replicas:
-        """Reads "2" or "1-4".
-
-        Raises:
-            ServingError: it is neither.
-        """
-        given = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
-        least = int(given[1]) if given else 0
-        most = int(given[2] or least) if given else 0
-        if not 1 <= least <= most:
-            raise ServingError(f"replicas are a number, or the least and the most, such as 2 or 1-4; got {text!r}")
-        return cls(least, most)
 
 
 def _prepare_environment(folder: str, *, cluster: bool) -> None:

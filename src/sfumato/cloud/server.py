@@ -26,6 +26,7 @@ from sfumato.cloud.app import MAX_BODY_BYTES, MAX_HELD_BYTES, Application, creat
 from sfumato.cloud.catalogue import Catalogue
 from sfumato.cloud.dataplane import ServedModel
 from sfumato.cloud.guard import MAX_CONNECTIONS, RECEIVE_TIMEOUT_S, GuardedProtocol, cut_late
+from sfumato.cloud.siblings import Siblings
 from sfumato.errors import ServingError
 
 log = logging.getLogger(__name__)
@@ -87,11 +88,13 @@ def serve(
     Raises:
         ServingError: the port is taken or not allowed, a TLS file is missing or unusable, or there is no model.
     """
-    server, listener = _prepare(
-        models, host, port, token, tls_cert, tls_key, limits or Limits(), pages, access_log, on_ready
-    )
-    with listener, _heeding_signals(server):
-        server.run(sockets=[listener])
+    with listen(host, port) as listener:
+        warn_if_open(listener, host, token)
+        server = prepare(
+            models, listener, host, token=token, tls_cert=tls_cert, tls_key=tls_key, limits=limits or Limits(),
+            pages=pages, access_log=access_log, on_ready=on_ready,
+        )  # fmt: skip
+        run(server, [listener])
 
 
 @contextlib.contextmanager
@@ -116,9 +119,14 @@ def running(models: Catalogue | Iterable[ServedModel], *, port: int = 0, **optio
         urls.append(url)
         ready.set()
 
-    arguments = {"host": "127.0.0.1", "token": None, "tls_cert": None, "tls_key": None, "pages": None, **options}
-    arguments = {"limits": Limits(), "access_log": False, **arguments}
-    server, listener = _prepare(models, port=port, on_ready=note, **arguments)
+    host = options.pop("host", "127.0.0.1")
+    listener = listen(host, port)
+    warn_if_open(listener, host, options.get("token"))
+    try:
+        server = prepare(models, listener, host, on_ready=note, **options)
+    except BaseException:
+        listener.close()
+        raise
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="sfumato-server", daemon=True)
     thread.start()
     try:
@@ -177,19 +185,51 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _prepare(
+def listen(host: str, port: int, *, share: bool = False) -> socket.socket:
+    """A socket that listens.
+
+    Args:
+        host: the address.
+        port: the port; 0 takes a free one.
+        share: lets further sockets listen there, too, made in the same way; the kernel then deals connections out.
+
+    Raises:
+        ServingError: the port is taken or not allowed.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=share)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ServingError(f"cannot listen on {host}:{port}: {reason}; choose another --host or --port") from error
+    # Connections inherit it. Without it an answer, sent as head and body, waits 40 ms for the client's delayed
+    # acknowledgement; asyncio sets it only on sockets that were made with the protocol's number.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
+def warn_if_open(listener: socket.socket, host: str, token: str | None) -> None:
+    """Says so if more than this machine reaches the server and nobody needs a token."""
+    if token is None and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+        log.warning("listening on %s without a token: everybody who reaches it may use the model", host)
+
+
+def prepare(
     models: Catalogue | Iterable[ServedModel],
+    listener: socket.socket,
     host: str,
-    port: int,
-    token: str | None,
-    tls_cert: str | os.PathLike[str] | None,
-    tls_key: str | os.PathLike[str] | None,
-    limits: Limits,
-    pages: ASGIApp | None,
-    access_log: bool,
-    on_ready: Callable[[str], None] | None,
-) -> tuple[_Server, socket.socket]:
-    """Everything that can go wrong for a user goes wrong here, before anything runs."""
+    *,
+    token: str | None = None,
+    tls_cert: str | os.PathLike[str] | None = None,
+    tls_key: str | os.PathLike[str] | None = None,
+    limits: Limits | None = None,
+    pages: ASGIApp | None = None,
+    access_log: bool = False,
+    siblings: Siblings | None = None,
+    on_ready: Callable[[str], None] | None = None,
+) -> _Server:
+    """Everything that can go wrong for a user goes wrong here, before anything runs; arguments as for `serve`."""
+    limits = limits or Limits()
     app = create_app(
         models,
         token=token,
@@ -197,11 +237,9 @@ def _prepare(
         max_held_bytes=limits.max_held_bytes,
         pages=pages,
         access_log=access_log,
+        siblings=siblings,
     )
-    tls = _tls_context(tls_cert, tls_key)
-    listener = _bind(host, port)
-    if token is None and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
-        log.warning("listening on %s without a token: everybody who reaches it may use the model", host)
+    tls = tls_context(tls_cert, tls_key)
     config = uvicorn.Config(
         app,
         http=partial(GuardedProtocol, max_connections=_affordable(limits.max_connections)),  # type: ignore[arg-type]
@@ -216,7 +254,13 @@ def _prepare(
         ssl_context_factory=None if tls is None else lambda *_: tls,
     )
     url = _url(listener, host, secure=tls is not None)
-    return _Server(config, app, limits, lambda: on_ready(url) if on_ready else None), listener
+    return _Server(config, app, limits, lambda: on_ready(url) if on_ready else None)
+
+
+def run(server: _Server, listeners: list[socket.socket]) -> None:
+    """Runs a server until a signal ends it."""
+    with _heeding_signals(server):
+        server.run(sockets=listeners)
 
 
 def _affordable(connections: int) -> int:
@@ -229,26 +273,18 @@ def _affordable(connections: int) -> int:
     return connections if allowed == resource.RLIM_INFINITY else max(1, min(connections, allowed - _SPARE_FILES))
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ServingError(f"cannot listen on {host}:{port}: {reason}; choose another --host or --port") from error
-    # Connections inherit it. Without it an answer, sent as head and body, waits 40 ms for the client's delayed
-    # acknowledgement; asyncio sets it only on sockets that were made with the protocol's number.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
-
-
 def _url(listener: socket.socket, host: str, *, secure: bool) -> str:
     port = listener.getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
     return f"{'https' if secure else 'http'}://{shown}:{port}"
 
 
-def _tls_context(cert: str | os.PathLike[str] | None, key: str | os.PathLike[str] | None) -> ssl.SSLContext | None:
+def tls_context(cert: str | os.PathLike[str] | None, key: str | os.PathLike[str] | None) -> ssl.SSLContext | None:
+    """What TLS needs, of PEM files; None without them.
+
+    Raises:
+        ServingError: a file is missing or unusable.
+    """
     if cert is None:
         if key is not None:
             raise ServingError("a TLS key without a certificate was given; give both")

@@ -151,9 +151,9 @@ class Transport:
             last = attempt == self._options.retries
             try:
                 reply = self._once(method, path, body, headers)
-            except _ConnectionLost as error:
+            except _Lost as lost:
                 if last:
-                    raise EndpointUnreachable(str(error)) from None
+                    raise lost.error from None
                 self._wait(attempt, None)
                 continue
             if reply.status == 200:
@@ -190,10 +190,10 @@ class Transport:
             # Not tried again: the server has the request and is busy with it.
             raise EndpointUnreachable(f"{self.server} did not answer within {self._options.timeout_s:g} s") from None
         except urllib3.exceptions.HTTPError as error:
-            raise _ConnectionLost(f"no connection to {self.server} ({type(error).__name__})") from None
+            raise _Lost(EndpointUnreachable(f"no connection to {self.server} ({type(error).__name__})")) from None
         try:
             content = self._read(response, deadline)
-        except EndpointError:
+        except (EndpointError, _Lost):
             response.close()  # a connection with unread bytes on it must not be used again
             raise
         finally:
@@ -218,7 +218,8 @@ class Transport:
                 f"{self.server} did not answer completely within {self._options.timeout_s:g} s"
             ) from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise EndpointAnswerInvalid(f"the answer of {self.server} breaks off ({type(error).__name__})") from None
+            kind = type(error).__name__
+            raise _Lost(EndpointAnswerInvalid(f"the answer of {self.server} breaks off ({kind})")) from None
         return bytes(content)
 
     def _error(self, reply: Reply) -> EndpointError:
@@ -244,8 +245,12 @@ class Transport:
         return text.replace(token, "…") if token else text
 
 
-class _ConnectionLost(Exception):
-    """No connection, or it broke before an answer began; trying again may help."""
+class _Lost(Exception):
+    """No connection, or it broke before the answer's end, as when a server dies; trying again may help."""
+
+    def __init__(self, error: EndpointError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 def _reason(reply: Reply) -> str:

@@ -1,0 +1,262 @@
+"""The embedded server in several processes behind one port, for machines with several cores.
+
+Each process is the whole server with models of its own. The kernel deals connections out; what dies is replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from sfumato.cloud import logs
+from sfumato.cloud.catalogue import Catalogue
+from sfumato.cloud.server import Limits, listen, prepare, run, tls_context, warn_if_open
+from sfumato.cloud.siblings import Siblings
+from sfumato.errors import ServingError
+
+log = logging.getLogger(__name__)
+
+_START_TIMEOUT_S = 120
+_TICK_S = 0.2
+_AGAIN_S = 1.0
+"""Seconds between two starts of the same replica, should it die at once each time."""
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """How many replicas there are.
+
+    Attributes:
+        least: at least so many.
+        most: at most so many; as load demands.
+    """
+
+    least: int = 1
+    most: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Replicas:
+        """Reads "2" or "1-4".
+
+        Raises:
+            ServingError: it is neither.
+        """
+        given = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+        least = int(given[1]) if given else 0
+        most = int(given[2] or least) if given else 0
+        if not 1 <= least <= most:
+            raise ServingError(f"replicas are a number, or the least and the most, such as 2 or 1-4; got {text!r}")
+        return cls(least, most)
+
+
+def serve_replicas(
+    open_models: Callable[[], Catalogue],
+    count: int,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    limits: Limits | None = None,
+    log_as_json: bool = False,
+    on_ready: Callable[[str], None] | None = None,
+    **options: Any,
+) -> None:
+    """Serves models in several processes until SIGTERM or SIGINT; requests under way are answered first.
+
+    SIGHUP reloads the models of all of them. Limits are of each process.
+
+    Args:
+        open_models: opens them, in each process; it is pickled, so it has to be a module's function or a `partial`.
+        count: how many processes.
+        host: the address to listen on.
+        port: the port; 0 takes a free one.
+        limits: what each process puts up with.
+        log_as_json: how their logs look.
+        on_ready: called with the URL once all of them answer.
+        options: `token`, `tls_cert`, `tls_key`, `access_log`, as for `serve`.
+
+    Raises:
+        ServingError: as for `serve`; or a process does not start, or this system cannot share a port.
+    """
+    if not hasattr(socket, "SO_REUSEPORT") or sys.platform == "win32":
+        raise ServingError("this system cannot share a port between processes; serve with one, or --engine ray")
+    limits = limits or Limits()
+    tls_context(options.get("tls_cert"), options.get("tls_key"))  # what is wrong with it is told once, and here
+    listeners = _listeners(host, port, count, options.get("token"))
+    with tempfile.TemporaryDirectory(prefix="sfumato-replicas-") as folder:
+        target = partial(
+            _replica, open_models, host=host, limits=limits, folder=Path(folder), log_as_json=log_as_json,
+            options=options,
+        )  # fmt: skip
+        replicas = _Replicas(target, listeners, leave_s=limits.linger_s + limits.grace_s + 5)
+        try:
+            replicas.run(on_ready)
+        finally:
+            for listener in listeners:
+                listener.close()
+
+
+def _listeners(host: str, port: int, count: int, token: str | None) -> list[socket.socket]:
+    """A socket for each process: with one for all, whoever wakes first would take every connection there is."""
+    with listen(host, port) as alone:  # an error if anybody listens there, even if he would share
+        warn_if_open(alone, host, token)
+        port = alone.getsockname()[1]
+    with contextlib.ExitStack() as opened:
+        found = [opened.enter_context(listen(host, port, share=True)) for _ in range(count)]
+        opened.pop_all()
+    return found
+
+
+class _Replicas:
+    """The processes, from the one that looks after them.
+
+    Its sockets stay open here, so what is dealt out to a process that has died waits for the next one.
+    """
+
+    def __init__(
+        self, target: Callable[[int, socket.socket, Connection], None], listeners: list[socket.socket], leave_s: float
+    ) -> None:
+        self._target = target
+        self._listeners = listeners
+        self._leave_s = leave_s
+        self._processes: dict[int, SpawnProcess] = {}
+        self._ready: dict[int, Connection] = {}
+        self._started_s: dict[int, float] = {}
+        self._ends: list[int] = []
+
+    def run(self, on_ready: Callable[[str], None] | None) -> None:
+        """Starts them, replaces those that die, and ends them when a signal says so."""
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: self._send(signal.SIGHUP))
+        try:
+            for number in range(len(self._listeners)):
+                self._start(number)
+            url = self._wait_until_ready()
+            if url and on_ready is not None:
+                on_ready(url)
+            while not self._ends:
+                time.sleep(_TICK_S)
+                self._replace_dead()
+        finally:
+            self._end()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self._ends.append(number)
+
+    def _send(self, number: int) -> None:
+        for process in self._processes.values():
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, number)
+
+    def _start(self, number: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._ready[number], told = context.Pipe(duplex=False)
+        process = context.Process(
+            target=self._target, args=(number, self._listeners[number], told), name=f"sfumato-{number}", daemon=True
+        )
+        # Ctrl-C and SIGHUP reach the whole group; a process that is only just starting must not die of them.
+        heeded = {one: signal.signal(one, signal.SIG_IGN) for one in (signal.SIGINT, signal.SIGHUP)}
+        try:
+            process.start()
+        finally:
+            for one, handler in heeded.items():
+                signal.signal(one, handler)
+            told.close()
+        self._processes[number], self._started_s[number] = process, time.monotonic()
+
+    def _wait_until_ready(self) -> str:
+        """The URL, once all answer; nothing if a signal came before."""
+        url, deadline = "", time.monotonic() + _START_TIMEOUT_S
+        for number, ready in self._ready.items():
+            while not ready.poll(_TICK_S):
+                if self._ends:
+                    return ""
+                if time.monotonic() > deadline:
+                    raise ServingError(f"replica {number} did not start within {_START_TIMEOUT_S} s")
+            try:
+                url = ready.recv()
+            except EOFError:
+                raise ServingError(f"replica {number} did not start; the log says why") from None
+        return url
+
+    def _replace_dead(self) -> None:
+        for number, process in list(self._processes.items()):
+            if process.is_alive() or self._ends or time.monotonic() < self._started_s[number] + _AGAIN_S:
+                continue
+            log.warning("replica %d died (%s); another one is started", number, _cause(process.exitcode))
+            self._start(number)
+
+    def _end(self) -> None:
+        """Lets all answer what is under way. A further signal is passed on: then they leave at once."""
+        self._send(signal.SIGTERM)
+        told, deadline = len(self._ends), time.monotonic() + self._leave_s
+        while any(process.is_alive() for process in self._processes.values()) and time.monotonic() < deadline:
+            if len(self._ends) > told:
+                told = len(self._ends)
+                self._send(signal.SIGTERM)
+            time.sleep(_TICK_S)
+        for process in self._processes.values():
+            process.kill()
+            process.join()
+
+
+def _cause(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        return signal.Signals(-exitcode).name
+    return f"exit status {exitcode}"
+
+
+def _replica(
+    open_models: Callable[[], Catalogue],
+    number: int,
+    listener: socket.socket,
+    told: Connection,
+    *,
+    host: str,
+    limits: Limits,
+    folder: Path,
+    log_as_json: bool,
+    options: dict[str, Any],
+) -> None:
+    """One process: the server, until its parent ends it, or has gone."""
+    logs.configure(as_json=log_as_json)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    try:
+        server = prepare(
+            open_models(),
+            listener,
+            host,
+            limits=limits,
+            siblings=Siblings(folder, number),
+            on_ready=told.send,
+            **options,
+        )
+    except ServingError as error:
+        log.error("replica %d: %s", number, error)
+        raise SystemExit(1) from None
+    run(server, [listener])
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
