@@ -54,6 +54,10 @@ from sfumato.wire import InferRequest, Tensor, encode_request  # noqa: E402
 SIDES = (32, 64, 128, 224, 320)
 CLASSES = (10, 100, 1000)
 CLIENTS = (1, 4, 16, 64)
+REPLICAS, REPLICAS_CLIENTS = (1, 2, 3, 4), 16
+AUDITED = ((32, 1_000), (32, 10_000), (32, 40_000), (64, 1_000), (128, 1_000))
+"""Sides, and training pictures; a fifth as many are asked for."""
+AUDIT_SHARE, AUDIT_MEASURED = 0.02, 100
 MODELS = ("resnet20", "resnet18")
 TRAINED_SIDES, TRAINED_BATCHES = (32, 64, 128), (16, 32, 64, 128)
 SIDES_BATCH = 16
@@ -156,6 +160,20 @@ def server_against_clients(folder: Path, clients: tuple[int, ...], load_s: float
     return found
 
 
+def server_against_replicas(folder: Path, replicas: tuple[int, ...], load_s: float) -> list[dict[str, Any]]:
+    """The same for so many processes behind one port, with ResNet18, beside which the clients take little."""
+    bundle = random_bundles.classifier(folder / "replicated", "resnet18")
+    found = []
+    for count in replicas:
+        with serving(bundle.path, "--replicas", str(count)) as (url, process):
+            loaded = _load(url, bundle, process, REPLICAS_CLIENTS, load_s)
+            memory = sum(peak_mb(pid) for pid in _tree(process.pid))
+        found.append(
+            {"model": "resnet18", "replicas": count, "clients": REPLICAS_CLIENTS, **loaded, "memory_mb": memory}
+        )
+    return found
+
+
 def _load(url: str, bundle: Bundle, process: subprocess.Popen[str], clients: int, load_s: float) -> dict[str, Any]:
     tensor = np.zeros((1, 3, 32, 32), np.float32)
     waits: list[float] = []
@@ -191,8 +209,14 @@ def _load(url: str, bundle: Bundle, process: subprocess.Popen[str], clients: int
 
 
 def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Processor time of a process and all below it."""
+    stats = [Path(f"/proc/{one}/stat").read_text(encoding="ascii").rpartition(")")[2].split() for one in _tree(pid)]
+    return sum(int(fields[11]) + int(fields[12]) for fields in stats) / os.sysconf("SC_CLK_TCK")
+
+
+def _tree(pid: int) -> list[int]:
+    below = [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
+    return [pid, *(one for child in below for one in _tree(child))]
 
 
 def training(sides: tuple[int, ...], batches: tuple[int, ...], sets: tuple[int, ...]) -> dict[str, Any]:
@@ -205,7 +229,12 @@ def training(sides: tuple[int, ...], batches: tuple[int, ...], sets: tuple[int, 
 
 
 def _trained(side: int, batch: int, pictures: int = 0) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--train", str(side), str(batch), str(pictures)]
+    return _alone("--train", side, batch, pictures)
+
+
+def _alone(what: str, *numbers: int) -> dict[str, Any]:
+    """What this file finds out in a process of its own."""
+    command = [sys.executable, __file__, what, *map(str, numbers)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
@@ -250,6 +279,37 @@ def train_one(side: int, batch: int, pictures: int) -> dict[str, Any]:
     return found
 
 
+def audits(sizes: tuple[tuple[int, int], ...]) -> list[dict[str, Any]]:
+    """An audit's peak memory, each in a process of its own."""
+    return [_alone("--audit", side, pictures) for side, pictures in sizes]
+
+
+def audit_one(side: int, pictures: int) -> dict[str, Any]:
+    """Every step of a quick audit, each cut short: what is trained for longer takes no more memory."""
+    from dataclasses import replace
+
+    from sfumato.audit.budget import BUDGETS, shared
+    from sfumato.audit.load import load_target
+    from sfumato.audit.run import audit
+    from sfumato.audit.scene import Scene
+
+    labels = tuple("0123456789")
+    train, test = (random_bundles.random_set(count, side, labels) for count in (pictures, pictures // 5))
+    target = load_target("random_bundles:blocks", size=(side, side))
+    budget = replace(shared(BUDGETS["quick"], AUDIT_SHARE), references=True, test_pictures=AUDIT_MEASURED)
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        audit(Scene(target, train, test), budget, Path(folder))
+    return {
+        "side": side,
+        "pictures": pictures,
+        "test_pictures": pictures // 5,
+        "pictures_mb": (train.images.numel() + test.images.numel()) / 2**20,
+        "peak_memory_mb": peak_mb(os.getpid()),
+        "seconds": time.monotonic() - start,
+    }
+
+
 def main(out: Path | None = Path("results/growth.json"), *, quick: bool = False) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -269,8 +329,14 @@ def main(out: Path | None = Path("results/growth.json"), *, quick: bool = False)
         result["server_against_clients"] = server_against_clients(
             home, CLIENTS[:2] if quick else CLIENTS, 0.5 if quick else LOAD_S
         )
+        _say("the server, against replicas")
+        result["server_against_replicas"] = server_against_replicas(
+            home, REPLICAS[:2] if quick else REPLICAS, 0.5 if quick else 2 * LOAD_S
+        )
     _say("training")
-    result |= {"training": training(*trained), "measured": provenance()}
+    result["training"] = training(*trained)
+    _say("audits")
+    result |= {"audits": audits(((32, 500),) if quick else AUDITED), "measured": provenance()}
     if out is None:
         print(json.dumps({key: value for key, value in result.items() if key != "measured"}))
         print(written(result))
@@ -292,11 +358,12 @@ def _say(what: str) -> None:
 
 
 if __name__ == "__main__":
-    if "--train" in sys.argv:
+    alone = {"--train": train_one, "--audit": audit_one}
+    if sys.argv[1:] and sys.argv[1] in alone:
         keep_freed_memory()
         torch.manual_seed(0)
         torch.set_num_threads(1)
-        print(json.dumps(train_one(*map(int, sys.argv[2:]))))
+        print(json.dumps(alone[sys.argv[1]](*map(int, sys.argv[2:]))))
     elif "--page" in sys.argv:
         page(json.loads(Path("results/growth.json").read_text(encoding="utf-8")))
     else:

@@ -36,7 +36,6 @@ def written(result: dict[str, Any]) -> str:
         f"{machine['cores']} cores of {machine['cpu']}, {result['measured']['written'][:10]}, one "
         f"thread for each process,",
         "loopback, random weights and pictures. Each curve is short, and of one run: read ratios, not last digits.",
-        "Energy was not measured.",
         "",
         "![How cost grows with pixels, classes, clients, batch](growth.svg)",
         "",
@@ -44,12 +43,14 @@ def written(result: dict[str, Any]) -> str:
         *_classes(result["device_against_classes"]),
         *_wire(result["wire_against_pixels"]),
         *_server(result["server_against_clients"]),
+        *_replicas(result["server_against_replicas"], machine["cores"]),
         *_training(result["training"]),
+        *_audits(result["audits"]),
         *_day(result),
         "## Not measured",
         "",
-        "The memory of an audit against its pictures, energy, and how requests/s grow with replicas: on two cores, "
-        "which the load shares, that says nothing. What a killed replica costs is on [the page of speed](how-fast.md).",
+        "Energy; more replicas than this machine has cores for, and replicas on several machines; a GPU. What a killed "
+        "replica costs is on [the page of speed](how-fast.md).",
     ]
     return "\n".join(lines) + "\n"
 
@@ -159,6 +160,32 @@ def _server(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def _replicas(rows: list[dict[str, Any]], cores: int) -> list[str]:
+    table = [
+        [
+            f"{row['replicas']}", f"{row['requests_per_s']:,.0f}", f"{row['server_cpu_ms_a_request']:.2f}",
+            f"{row['median_ms']:.0f}", f"{row['p99_ms']:.0f}", f"{row['memory_mb']:,.0f}", f"{row['failed']}",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    speeds = [row["requests_per_s"] / rows[0]["requests_per_s"] for row in rows]
+    within = [speed for row, speed in zip(rows, speeds, strict=True) if row["replicas"] <= cores]
+    each_mb = (rows[-1]["memory_mb"] - rows[0]["memory_mb"]) / (rows[-1]["replicas"] - rows[0]["replicas"])
+    return [
+        "## In the cloud: replicas",
+        "",
+        f"`sfumato serve --replicas N` with {rows[0]['model']}, {rows[0]['clients']} clients on the same {cores} "
+        "cores, which they take little of:",
+        "",
+        *_table(
+            ["replicas", "requests/s", "CPU, ms a request", "median, ms", "p99, ms", "memory, MiB", "failed"], table
+        ),
+        f"As many replicas as cores answer {within[-1]:.2f} times as much as one. It bends there: "
+        f"{rows[-1]['replicas']} answer {speeds[-1]:.2f} times as much, and each one takes {each_mb:,.0f} MiB more.",
+        "",
+    ]
+
+
 def _training(found: dict[str, Any]) -> list[str]:
     lines = ["## Training", "", "A step of obfuscator and deobfuscator against a frozen ResNet20, one thread:", ""]
     rows = [
@@ -190,6 +217,32 @@ def _training(found: dict[str, Any]) -> list[str]:
         "",
     ]
     return lines
+
+
+def _audits(rows: list[dict[str, Any]]) -> list[str]:
+    table = [
+        [
+            f"{row['side']}", f"{row['pictures']:,} + {row['test_pictures']:,}", f"{row['pictures_mb']:,.0f}",
+            f"{row['peak_memory_mb']:,.0f}", f"{row['seconds']:,.0f}",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    small = [row for row in rows if row["side"] == rows[0]["side"]]
+    more_mb = small[-1]["peak_memory_mb"] - small[0]["peak_memory_mb"]
+    times = more_mb / (small[-1]["pictures_mb"] - small[0]["pictures_mb"])
+    return [
+        "## Audits",
+        "",
+        "Every step of a quick audit, each cut to a fiftieth of its training, which changes the time and not the "
+        "memory; the obfuscation itself costs nothing:",
+        "",
+        *_table(["side", "pictures", "pictures in memory, MiB", "peak memory, MiB", "seconds"], table),
+        f"From {small[0]['pictures']:,} to {small[-1]['pictures']:,} pictures of {small[0]['side']} pixels memory "
+        f"grows by {times:.1f} times what the pictures take: they are 8-bit numbers, and some attackers hold them, or what "
+        "travels for them, as 32-bit floats. With the side it grows less than the pixels do, because decoders see "
+        "large pictures in parts.",
+        "",
+    ]
 
 
 def _day(result: dict[str, Any]) -> list[str]:

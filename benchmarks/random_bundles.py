@@ -60,6 +60,17 @@ def sketch(folder: Path, served: Bundle) -> Bundle:
     )
 
 
+def random_set(count: int, side: int, labels: tuple[str, ...]) -> ImageSet:
+    """Pictures of noise with classes."""
+    images = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return ImageSet(images, torch.arange(count) % len(labels), labels, "random", "")
+
+
+def blocks(pictures: torch.Tensor) -> torch.Tensor:
+    """An obfuscation that costs nothing: each pixel is the mean of 4 x 4."""
+    return torch.nn.functional.interpolate(torch.nn.functional.avg_pool2d(pictures, 4), scale_factor=4)
+
+
 def _frozen(served: Bundle) -> FrozenClassifier:
     net = build_classifier(str(served.recipe["architecture"]), len(served.labels)).eval().requires_grad_(False)
     return FrozenClassifier(net, served.name, served.labels, served.preprocessing, served.classifier_fingerprint)

@@ -98,3 +98,19 @@ def test_a_handful_of_pairs_is_too_few():
     few = FixedPairs(KNOWN[:4], KNOWN[:4].float())
     with pytest.raises(AuditError, match="at least 5 pairs"):
         fit_decoder(net(), few, SquaredError(), Effort(64, 0))
+
+
+def test_large_pictures_in_parts_make_the_same_steps(monkeypatch):
+    effort = Effort(pictures=12 * BATCH, steps=0)
+    seen: list[int] = []
+
+    def told(module, inputs):
+        seen.append(len(inputs[0]))
+
+    whole = fit_decoder(net(), pairs(), SquaredError(), effort)
+    monkeypatch.setattr("sfumato.audit.fitting._PIXELS_AT_ONCE", 10 * 8 * 8)  # as if these were large
+    watched = net()
+    watched.register_forward_pre_hook(told)
+    parts = fit_decoder(watched, pairs(), SquaredError(), effort)
+    assert max(seen) <= 40 and seen.count(10) >= 12 * 6
+    assert [error for _, error in parts.curve] == pytest.approx([error for _, error in whole.curve], rel=1e-4)

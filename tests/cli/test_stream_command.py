@@ -34,7 +34,12 @@ def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
 
 @contextlib.contextmanager
 def watching(*arguments: object) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Ctrl-C is heeded also where these tests run in the background, and the shell has it ignored.
+    heeded = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, heeded)
     try:
         assert process.stderr is not None and "watching" in process.stderr.readline()
         yield process

@@ -26,6 +26,8 @@ from sfumato.interrupts import interruptible
 from sfumato.nets import autocast
 
 BATCH = 64
+_PIXELS_AT_ONCE = BATCH * 32 * 32
+"""Larger pictures go through a net in parts, whose gradients are added up: memory is bounded, the step the same."""
 LOOKS = 12
 FLAT = 0.02
 """The curve is flat if the last third of the training changed the held-out error by less than this share."""
@@ -35,7 +37,6 @@ LEAST_STEPS = 60
 """Before so many steps a curve tells nothing: the rate has hardly risen, the averaged weights lag behind."""
 CHECKPOINT_EVERY_S = 60.0
 _HELD_OUT = 500
-_EVALUATION_BATCH = 250
 _AVERAGE_POWER = 8
 _WARMUP_STEPS = 50
 _PARTS = frozenset({"identity", "net", "average", "best", "loss", "optimizer", "step", "curve"})
@@ -104,11 +105,14 @@ def fit_decoder(
             pictures, observed = pairs.batch(batch, source)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * min(1.0, (state.step + 1) / _WARMUP_STEPS)
-            with autocast(effort.device):
-                restored = net(observed.to(effort.device))
-            value = loss(restored.float(), pictures.to(effort.device))
             optimizer.zero_grad()
-            value.backward()
+            value, size = torch.zeros((), device=effort.device), (pictures.shape[2], pictures.shape[3])
+            for x, y in zip(in_parts(observed, size), in_parts(pictures, size), strict=True):
+                with autocast(effort.device):
+                    restored = net(x.to(effort.device))
+                part = loss(restored.float(), y.to(effort.device)) * (len(x) / len(batch))
+                part.backward()
+                value += part.detach()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             state.step += 1
@@ -126,6 +130,17 @@ def fit_decoder(
     effort.progress(steps, steps)
     average.load_state_dict(state.best, strict=False)
     return Fitted(average, tuple(state.curve), flattened(state.curve), state.step * BATCH)
+
+
+def in_parts(tensor: Tensor, size: tuple[int, int], times: int = 1) -> tuple[Tensor, ...]:
+    """Splits what belongs to pictures, so that each part goes through a net at once.
+
+    Args:
+        tensor: (N, ...).
+        size: (H, W) of the pictures.
+        times: so many times as large as with gradients.
+    """
+    return torch.split(tensor, max(1, times * _PIXELS_AT_ONCE // (size[0] * size[1])))
 
 
 def flattened(curve: list[tuple[int, float]] | tuple[tuple[int, float], ...]) -> bool:
@@ -157,7 +172,8 @@ def _error(net: nn.Module, pairs: tuple[Tensor, Tensor]) -> float:
     pictures, observed = pairs
     device = next(net.parameters()).device
     total = 0.0
-    for x, y in zip(observed.split(_EVALUATION_BATCH), pictures.split(_EVALUATION_BATCH), strict=True):  # type: ignore[no-untyped-call]
+    size = pictures.shape[2], pictures.shape[3]
+    for x, y in zip(in_parts(observed, size, 4), in_parts(pictures, size, 4), strict=True):
         with autocast(device):
             restored = net(x.to(device))
         total += float((restored.float().clamp(0, 1) - y.to(device)).square().mean()) * len(x)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from sfumato.audit.attackers.linear import LinearEstimate, solve
 from sfumato.audit.attackers.losses import Adversarial, SquaredError, Structure
 from sfumato.audit.attackers.protocol import Effort, Prepared, Restore
-from sfumato.audit.fitting import fit_decoder
+from sfumato.audit.fitting import fit_decoder, in_parts
 from sfumato.audit.knowledge import Knowledge, Pairs, Threat
 from sfumato.errors import AuditError
 from sfumato.nets import Deobfuscator, autocast
@@ -88,14 +88,14 @@ class PaperNet(nn.Module):
         return out
 
 
-def restorer(net: nn.Module, device: torch.device) -> Restore:
+def restorer(net: nn.Module, size: tuple[int, int], device: torch.device) -> Restore:
     """What a trained decoder on a device is to the audit: bounded pictures on the CPU."""
 
     @torch.no_grad()
     def restore(observed: Tensor) -> Tensor:
         with autocast(device):
-            restored: Tensor = net(observed.to(device))
-        return restored.float().clamp(0, 1).cpu()
+            parts = [net(part.to(device)).float().clamp(0, 1).cpu() for part in in_parts(observed, size, 4)]
+        return torch.cat(parts)
 
     return restore
 
@@ -133,7 +133,7 @@ class LearnedDecoder:
         identity = f"{self.name}, {knowledge.threat}, {len(pairs)}, {effort.pictures}, {effort.seed}"
         fitted = fit_decoder(decoder, pairs, loss, effort, learning_rate=self.learning_rate, identity=identity)
         return Prepared(
-            restorer(fitted.net, effort.device),
+            restorer(fitted.net, decoder.size, effort.device),
             fitted.curve,
             fitted.flattened,
             {"params": params, "pictures_seen": fitted.pictures_seen},

@@ -26,7 +26,8 @@ from sfumato.errors import AuditError
 from sfumato.nets import autocast, reverse_gradient
 from sfumato.nets.restoring import ResidualNet, patch_discriminator
 
-BATCH = 64
+BATCH, _LEAST_BATCH = 64, 16
+"""Pictures beyond 64 x 64 pixels come in smaller batches, which bounds memory."""
 _COMPONENTS = 200
 _STATISTICS = 5_000
 _DIRECTIONS = 32
@@ -57,10 +58,8 @@ class Unpaired:
             game = _Game(decoder, messages.shape[1])
             _train(game, messages, public, effort)
         params = sum(p.numel() for p in net.parameters())
-        return Prepared(
-            restorer(decoder, effort.device),
-            facts={"params": params, "pictures_seen": effort.pictures // BATCH * BATCH},
-        )
+        seen = effort.pictures // (batch := _batch(decoder.size)) * batch
+        return Prepared(restorer(decoder, decoder.size, effort.device), facts={"params": params, "pictures_seen": seen})
 
 
 class _Game(nn.Module):
@@ -96,11 +95,12 @@ def _train(game: _Game, messages: Tensor, public: Tensor, effort: Effort) -> Non
     game.to(effort.device).train()
     source = torch.Generator().manual_seed(effort.seed)
     optimizer = torch.optim.Adam(game.parameters(), lr=_LEARNING_RATE, betas=(0.5, 0.999))
-    steps = effort.pictures // BATCH
+    batch = _batch(game.decoder.size)
+    steps = effort.pictures // batch
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = _LEARNING_RATE * (1 - step / steps)
-        observed = messages[torch.randint(len(messages), (BATCH,), generator=source)]
-        pictures = public[torch.randint(len(public), (BATCH,), generator=source)].float() / 255
+        observed = messages[torch.randint(len(messages), (batch,), generator=source)]
+        pictures = public[torch.randint(len(public), (batch,), generator=source)].float() / 255
         with autocast(effort.device):
             loss = game.loss(observed.to(effort.device), pictures.to(effort.device))
         optimizer.zero_grad()
@@ -111,6 +111,10 @@ def _train(game: _Game, messages: Tensor, public: Tensor, effort: Effort) -> Non
             raise AuditError(f"the attacker's loss is {float(loss)} at step {step}: what travels is not finite")
         effort.progress(step + 1, steps)
     game.eval()
+
+
+def _batch(size: tuple[int, int]) -> int:
+    return max(_LEAST_BATCH, min(BATCH, BATCH * 64**2 // (size[0] * size[1])))
 
 
 @torch.no_grad()
