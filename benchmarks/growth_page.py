@@ -238,8 +238,8 @@ def _audits(rows: list[dict[str, Any]]) -> list[str]:
         "",
         *_table(["side", "pictures", "pictures in memory, MiB", "peak memory, MiB", "seconds"], table),
         f"From {small[0]['pictures']:,} to {small[-1]['pictures']:,} pictures of {small[0]['side']} pixels memory "
-        f"grows by {times:.1f} times what the pictures take: they are 8-bit numbers, and some attackers hold them, or what "
-        "travels for them, as 32-bit floats. With the side it grows less than the pixels do, because decoders see "
+        f"grows by {times:.1f} times what the pictures take: they are 8-bit numbers, and some attackers hold them, or "
+        "what travels for them, as 32-bit floats. With the side it grows less than the pixels do, because decoders see "
         "large pictures in parts.",
         "",
     ]

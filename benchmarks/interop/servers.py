@@ -155,11 +155,11 @@ def mlserver(folder: Path, model: Path | None = None) -> Iterator[Served]:
 
 
 @contextlib.contextmanager
-def ours(folder: Path, model: Path | None = None, replicas: int = 1) -> Iterator[Served]:
+def ours(folder: Path, model: Path | None = None, replicas: int = 1, engine: str = "embedded") -> Iterator[Served]:
     """`sfumato serve`."""
     (http,) = free_ports(1)
     command = [sys.executable, "-m", "sfumato", "serve", "--port", str(http), "--name", NAME]
-    command += ["--replicas", str(replicas)]
+    command += ["--replicas", str(replicas), "--engine", engine]
     if model is None:
         command += [str(shipped.classifier_bundle()), "--decoder", str(shipped.obfuscator_bundle())]
     else:

@@ -21,9 +21,10 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class Contender:
         content_type: of which kind that is.
         header_length: how much of it is JSON, if bytes follow.
         server: which one it is.
-        processes: so many of them run the model, where it can have several.
+        options: with which it is started.
     """
 
     title: str
@@ -69,16 +70,11 @@ class Contender:
     content_type: str
     header_length: int | None
     server: Server
-    processes: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def start(self, folder: Path, model: Path) -> AbstractContextManager[Served]:
         """Starts it."""
-        more: dict[str, Any] = {}
-        if self.server is SERVERS["triton"]:
-            more = {"code": HERE / "triton_model.py", "instances": self.processes}
-        elif self.server is SERVERS["sfumato"]:
-            more = {"replicas": self.processes}
-        return self.server.start(folder, model, **more)
+        return self.server.start(folder, model, **self.options)
 
 
 @contextlib.contextmanager
@@ -104,16 +100,21 @@ def contenders() -> dict[str, Contender]:
     binary = wire.encode_request(request)
     plain = wire.encode_request(wire.InferRequest(request.inputs), binary=False)
     bytes_ = (INFER, binary.body, "application/octet-stream", binary.header_length)
+    joining = {"code": HERE / "triton_model.py"}
     values = json.dumps({"input": PICTURE.ravel().tolist()}).encode()
-    return {
+    found = {
         "sfumato": Contender("sfumato serve", *bytes_, SERVERS["sfumato"]),
-        "sfumato2": Contender("sfumato serve --replicas 2", *bytes_, SERVERS["sfumato"], processes=2),
-        "triton": Contender("Triton", *bytes_, SERVERS["triton"]),
-        "triton2": Contender("Triton, 2 instances", *bytes_, SERVERS["triton"], processes=2),
+        "sfumato2": Contender("sfumato serve --replicas 2", *bytes_, SERVERS["sfumato"], {"replicas": 2}),
+        "triton": Contender("Triton", *bytes_, SERVERS["triton"], joining),
+        "triton2": Contender("Triton, 2 instances", *bytes_, SERVERS["triton"], {**joining, "instances": 2}),
         "kserve": Contender("KServe's SDK", *bytes_, SERVERS["kserve"]),
         "mlserver": Contender("MLServer", INFER, plain.body, "application/json", None, SERVERS["mlserver"]),
         "litserve": Contender("LitServe", "/predict", values, "application/json", None, LITSERVE),
     }
+    if find_spec("ray"):
+        ray = {"replicas": 2, "engine": "ray"}
+        found["ray"] = Contender("sfumato serve --engine ray --replicas 2", *bytes_, SERVERS["sfumato"], ray)
+    return found
 
 
 def main(out: Path = Path("results/serving.json"), *only: str) -> None:
@@ -281,7 +282,10 @@ def _stat(pid: int) -> list[str]:
 
 
 def _cpu_s(pid: int) -> float:
-    ticks = sum(sum(map(int, _stat(one)[11:15])) for one in _tree(pid))
+    ticks = 0
+    for one in _tree(pid):
+        with contextlib.suppress(OSError):  # it has ended
+            ticks += sum(map(int, _stat(one)[11:15]))
     return ticks / os.sysconf("SC_CLK_TCK")
 
 

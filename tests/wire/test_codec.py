@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from sfumato import wire
 from sfumato.errors import WireError
+from sfumato.wire import codec
 
 NAMES = st.text(st.characters(codec="utf-8", categories=("L", "N", "P")), min_size=1, max_size=20)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -244,6 +245,41 @@ def test_two_inputs_of_one_name_are_refused() -> None:
     entry = json.loads(_body())["inputs"][0]
     with pytest.raises(WireError, match="same name"):
         wire.decode_request(json.dumps({"inputs": [entry, entry]}).encode())
+
+
+def test_requests_that_differ_in_their_bytes_alone_are_told_apart() -> None:
+    for value in (1.0, 2.0):
+        given = wire.InferRequest((wire.Tensor("x", np.full((1, 4), value, np.float32)),))
+        encoded = wire.encode_request(given)
+        assert wire.decode_request(encoded.body, encoded.header_length) == given
+    with pytest.raises(WireError, match="are left"):
+        wire.decode_request(encoded.body[:-1], encoded.header_length)
+
+
+def test_nothing_of_a_picture_is_kept() -> None:
+    """Not even where its numbers stand in the JSON, with bytes of another tensor behind it."""
+    mark = 1234567.25
+    one, two = wire.Tensor("pixels", np.full(4, mark)), wire.Tensor("more", np.full(4, mark))
+    header = json.loads(wire.encode_request(wire.InferRequest((one,)), binary=False).body)
+    behind = wire.encode_request(wire.InferRequest((two,)))
+    header["inputs"] += json.loads(behind.body[: behind.header_length])["inputs"]
+    text = json.dumps(header).encode()
+    for _ in range(2):
+        read = wire.decode_request(text + two.array.tobytes(), len(text))
+        assert [tensor.array[0] for tensor in read.inputs] == [mark, mark]
+    assert text not in codec._heads and str(mark) not in repr(codec._heads)
+    assert behind.body[: behind.header_length] not in codec._heads
+
+
+def test_what_is_kept_of_requests_is_bounded() -> None:
+    for number in range(2 * codec._KEPT_HEADS):
+        marked = wire.InferRequest((wire.Tensor("x", np.zeros(1)),), id=f"{number}")
+        encoded = wire.encode_request(marked)
+        assert wire.decode_request(encoded.body, encoded.header_length).id == f"{number}"
+    long = wire.encode_request(wire.InferRequest(marked.inputs, parameters={"note": "n" * codec._KEPT_HEAD_BYTES}))
+    wire.decode_request(long.body, long.header_length)
+    assert 0 < len(codec._heads) <= codec._KEPT_HEADS
+    assert max(map(len, codec._heads)) <= codec._KEPT_HEAD_BYTES
 
 
 def test_metadata_of_foreign_servers_is_read() -> None:

@@ -7,6 +7,7 @@ A body is either JSON alone, or JSON followed by the bytes of those tensors that
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +19,14 @@ from sfumato.wire.types import (
     InferRequest,
     InferResponse,
     ModelMetadata,
+    Parameter,
     RequestedOutput,
     TensorSpec,
 )
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _MAX_LENGTH_DIGITS = 12
+_KEPT_HEADS, _KEPT_HEAD_BYTES = 256, 4096
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)  # `json.dumps` would make one on every call
 
 
@@ -79,20 +82,45 @@ def decode_request(body: bytes, header_length: int | str | None = None) -> Infer
     Raises:
         WireError: anything about it is not as the protocol says.
     """
-    header, reader = _split(body, header_length, "the request")
-    inputs = tuple(tensors.decode(raw, reader, "input") for raw in fields.array_of(header, "inputs", "the request"))
+    text, reader = _split(body, header_length)
+    head = _heads.get(text) if reader.has_binary else None
+    if head is None:
+        head = _request_head(fields.parse_object(text, "the request"))
+        if reader.has_binary and len(text) <= _KEPT_HEAD_BYTES and all(tensor.binary for tensor in head.inputs):
+            if len(_heads) >= _KEPT_HEADS:
+                _heads.clear()
+            _heads[text] = head
+    inputs = tuple(tensor.read(reader) for tensor in head.inputs)
     reader.finish()
+    return InferRequest(inputs=inputs, outputs=head.outputs, id=head.id, parameters=head.parameters)
+
+
+@dataclass(frozen=True, slots=True)
+class _RequestHead:
+    """A request without its bytes."""
+
+    inputs: tuple[tensors.Announced, ...]
+    outputs: tuple[RequestedOutput, ...]
+    id: str
+    parameters: Mapping[str, Parameter]
+
+
+_heads: dict[bytes, _RequestHead] = {}
+"""What was read last: a client's requests differ in their bytes alone, and reading JSON takes longer than those.
+
+Never one with numbers in it, which would keep a picture in memory.
+"""
+
+
+def _request_head(header: dict[str, Any]) -> _RequestHead:
+    what = "the request"
+    inputs = tuple(tensors.announced(raw, "input") for raw in fields.array_of(header, "inputs", what))
     if not inputs:
         raise WireError("the request has no 'inputs'")
     _refuse_duplicates([tensor.name for tensor in inputs], "input")
-    outputs = tuple(_decode_requested(raw) for raw in fields.array_of(header, "outputs", "the request"))
+    outputs = tuple(_decode_requested(raw) for raw in fields.array_of(header, "outputs", what))
     _refuse_duplicates([output.name for output in outputs], "output")
-    return InferRequest(
-        inputs=inputs,
-        outputs=outputs,
-        id=_id(header, "the request"),
-        parameters=fields.parameters(header.get("parameters"), "the request"),
-    )
+    return _RequestHead(inputs, outputs, _id(header, what), fields.parameters(header.get("parameters"), what))
 
 
 def encode_response(response: InferResponse, request: InferRequest | None = None) -> Encoded:
@@ -128,8 +156,10 @@ def decode_response(body: bytes, header_length: int | str | None = None) -> Infe
     Raises:
         WireError: anything about it is not as the protocol says.
     """
-    header, reader = _split(body, header_length, "the response")
-    outputs = tuple(tensors.decode(raw, reader, "output") for raw in fields.array_of(header, "outputs", "the response"))
+    text, reader = _split(body, header_length)
+    header = fields.parse_object(text, "the response")
+    entries = fields.array_of(header, "outputs", "the response")
+    outputs = tuple(tensors.announced(raw, "output").read(reader) for raw in entries)
     reader.finish()
     if not outputs:
         raise WireError("the response has no 'outputs'")
@@ -201,17 +231,17 @@ def _dump(value: Any) -> bytes:
         raise WireError(f"the message cannot be written as JSON: {type(error).__name__}") from None
 
 
-def _split(body: bytes, header_length: int | str | None, what: str) -> tuple[dict[str, Any], tensors.Reader]:
+def _split(body: bytes, header_length: int | str | None) -> tuple[bytes, tensors.Reader]:
+    """The JSON, and what follows it."""
     if header_length is None:
-        return fields.parse_object(body, what), tensors.Reader(None)
+        return body, tensors.Reader(None)
     text = str(header_length)
     if not (text.isascii() and text.isdigit() and len(text) <= _MAX_LENGTH_DIGITS):
         raise WireError(f"{HEADER_LENGTH} must be a count of bytes")
     length = int(text)
     if length > len(body):
         raise WireError(f"{HEADER_LENGTH} says {length}, but the body has {len(body)} bytes")
-    view = memoryview(body)
-    return fields.parse_object(view[:length], what), tensors.Reader(view[length:])
+    return bytes(body[:length]), tensors.Reader(memoryview(body)[length:])
 
 
 def _requested(output: RequestedOutput) -> dict[str, Any]:

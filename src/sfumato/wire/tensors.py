@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -22,11 +23,14 @@ class Reader:
 
     Args:
         data: the bytes after the JSON header; None if the message has no binary part.
+
+    Attributes:
+        has_binary: whether it has one.
     """
 
     def __init__(self, data: memoryview | None) -> None:
         self._data = memoryview(b"") if data is None else data
-        self._has_binary = data is not None
+        self.has_binary = data is not None
         self._offset = 0
 
     def take(self, size: Any, what: str) -> memoryview:
@@ -35,7 +39,7 @@ class Reader:
         Raises:
             WireError: no binary part, a size that is not a count, or fewer bytes left.
         """
-        if not self._has_binary:
+        if not self.has_binary:
             raise WireError(f"{what} announces binary data, but the message has no Inference-Header-Content-Length")
         if type(size) is not int or size < 0:
             raise WireError(f"{BINARY_SIZE} of {what} must be an integer that is not negative")
@@ -74,12 +78,43 @@ def encode(tensor: Tensor, *, binary: bool) -> tuple[dict[str, Any], NDArray[Any
     return entry, None
 
 
-def decode(raw: Any, reader: Reader, kind: str) -> Tensor:
-    """Builds a tensor from its JSON entry and, if it announces them, the next bytes.
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """A tensor as its JSON entry announces it.
+
+    Attributes:
+        name: its name.
+        kind: "input" or "output", for messages.
+        dtype: of its numbers.
+        shape: its dimensions.
+        binary: whether its numbers follow as bytes.
+        content: how many bytes, not checked yet; or the numbers, as they were parsed.
+    """
+
+    name: str
+    kind: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    binary: bool
+    content: Any
+
+    def read(self, reader: Reader) -> Tensor:
+        """Builds it, of the next bytes if it announces them.
+
+        Raises:
+            WireError: its numbers are not what it announces.
+        """
+        what = f"{self.kind} {self.name!r}"
+        if not self.binary:
+            return Tensor(self.name, _from_json(self.content, self.dtype, self.shape, what))
+        return Tensor(self.name, _from_bytes(reader.take(self.content, what), self.dtype, self.shape, what))
+
+
+def announced(raw: Any, kind: str) -> Announced:
+    """Reads a tensor's JSON entry.
 
     Args:
         raw: the entry as parsed.
-        reader: the message's binary part.
         kind: "input" or "output", for messages.
 
     Raises:
@@ -93,11 +128,10 @@ def decode(raw: Any, reader: Reader, kind: str) -> Tensor:
     extras = fields.parameters(entry.get("parameters"), what)
     if "shared_memory_region" in extras:
         raise WireError(f"{what} refers to shared memory, which is not supported; send its data")
-    if ("data" in entry) == (BINARY_SIZE in extras):
+    binary = BINARY_SIZE in extras
+    if ("data" in entry) == binary:
         raise WireError(f"{what} needs either 'data' or the parameter '{BINARY_SIZE}'")
-    if "data" in entry:
-        return Tensor(name, _from_json(entry["data"], dtype, shape, what))
-    return Tensor(name, _from_bytes(reader.take(extras[BINARY_SIZE], what), dtype, shape, what))
+    return Announced(name, kind, dtype, shape, binary, extras[BINARY_SIZE] if binary else entry["data"])
 
 
 def _dtype(raw: Any, what: str) -> np.dtype[Any]:
