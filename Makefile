@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo studio test test-ray lint bench bench-ray interop serving alternatives growth frontier people clean
+.PHONY: demo studio test test-ray lint bench failover interop serving alternatives growth frontier people clean
 
 demo: $(VENV)/.serve
 	$(BIN)/sfumato demo $(PICTURES)
@@ -35,8 +35,9 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/studio.py
 	$(BIN)/python benchmarks/protect_many.py
 
-bench-ray: $(VENV)/.ray
-	$(BIN)/python benchmarks/serving/kill_replica.py
+# Kills a replica under load, of the embedded server and of Ray's: results/failover.json.
+failover: $(VENV)/.ray
+	$(BIN)/python benchmarks/serving/failover.py
 
 # Our client against servers that nobody here wrote, and the other way round: results/interop.json, docs/interop.md.
 interop: $(VENV)/.dev $(patsubst %,.interop/%/.installed,triton kserve mlserver schemathesis)

@@ -110,7 +110,7 @@ def serving(bundle: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen
         yield json.loads(line)["url"], process
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(120)  # Ray takes its time
 
 
 if __name__ == "__main__":
