@@ -13,7 +13,9 @@ Two kinds exist:
   `obfuscator.onnx` has a second output, `device_logits`: the device's own answer, calibrated logits (N, classes)
   float32. With a `decoder.onnx` it has one more, the last, `code`: (N, B) uint8, from which the decoder, which is no
   secret and runs in the cloud before the classifier, makes the classifier's input. Its `code_fingerprint` says what
-  codes mean: bundles with the same one, for other classifiers maybe, draw each other's codes.
+  codes mean: bundles with the same one, for other classifiers maybe, draw each other's codes. One in 8-bit integers
+  (`sfumato quantize`) has `float32.safetensors` instead of `obfuscator.safetensors`: the weights that it was made of,
+  which compute something else than its ONNX file, and serve nothing but attackers who need gradients.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ CLASSIFIER_WEIGHTS = "weights.safetensors"
 CLASSIFIER_PROGRAM = "program.pt2"
 OBFUSCATOR_ONNX = "obfuscator.onnx"
 OBFUSCATOR_WEIGHTS = "obfuscator.safetensors"
+FLOAT_WEIGHTS = "float32.safetensors"
 DECODER_ONNX = "decoder.onnx"
 DEOBFUSCATOR_ONNX = "deobfuscator.onnx"
 DEOBFUSCATOR_WEIGHTS = "deobfuscator.safetensors"
@@ -313,6 +316,11 @@ def fingerprint(onnx_path: Path) -> str:
     of obfuscation.
     """
     return f"sha256:{file_sha256(onnx_path)}"
+
+
+def is_quantized(bundle: Bundle) -> bool:
+    """Whether a bundle's obfuscator computes in 8-bit integers, so that its weights cannot be trained any further."""
+    return "quantized" in bundle.recipe
 
 
 def split_name(name: str) -> str:

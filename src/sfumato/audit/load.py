@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sfumato.audit.target import OwnAnswers, Target, Travels
+from sfumato.audit.target import Coded, OwnAnswers, Target, Travels
 from sfumato.baselines.bundles import KIND, load_module, refit
-from sfumato.bundle import OBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS, Bundle, file_sha256
+from sfumato.bundle import FLOAT_WEIGHTS, OBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS, Bundle, file_sha256
 from sfumato.errors import AuditError, BundleError
 from sfumato.evaluation import device_logits
 from sfumato.export import TOLERANCE, difference
@@ -77,13 +77,18 @@ def _checked(given: str) -> Path:
 def bundle_target(bundle: Bundle) -> Target:
     """The obfuscator of a bundle: the shipped ONNX file, and its weights for gradients where they are known.
 
+    One in 8-bit integers has no gradient; it is attacked through that of the weights that it was made of.
+
     Raises:
         AuditError: the weights compute something else than the ONNX file.
         BundleError: the files do not fit the recipe.
     """
     size = bundle.preprocessing.height, bundle.preprocessing.width
     name = str(bundle.recipe.get("name") or bundle.recipe.get("method") or bundle.path.name)
-    target = _probed(name, size, _from_onnx(bundle.file(OBFUSCATOR_ONNX)), _module(bundle))
+    travels, module = _from_onnx(bundle.file(OBFUSCATOR_ONNX)), _module(bundle)
+    if module is not None and FLOAT_WEIGHTS in bundle.files:
+        module = _ThroughFile(travels, module)
+    target = _probed(name, size, travels, module)
     target = replace(target, fingerprint=bundle.files[OBFUSCATOR_ONNX], gate=_gate(bundle))
     if bundle.recipe.get("kind") != KIND:
         return target
@@ -99,9 +104,10 @@ def bundle_target(bundle: Bundle) -> Target:
 
 def _module(bundle: Bundle) -> nn.Module | None:
     kind = bundle.recipe.get("kind")
+    weights = FLOAT_WEIGHTS if FLOAT_WEIGHTS in bundle.files else OBFUSCATOR_WEIGHTS
     if kind == KIND:
-        return load_module(bundle)
-    if kind not in ("obfuscator", "sketch") or OBFUSCATOR_WEIGHTS not in bundle.files:
+        return load_module(bundle, weights)
+    if kind not in ("obfuscator", "sketch") or weights not in bundle.files:
         return None
     size, normalize = bundle.preprocessing, Normalize(bundle.preprocessing.mean, bundle.preprocessing.std)
     net: nn.Module
@@ -116,10 +122,36 @@ def _module(bundle: Bundle) -> nn.Module | None:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{bundle.path}: the recipe does not describe an obfuscator: {error}") from error
     try:
-        net.load_state_dict(load_file(bundle.file(OBFUSCATOR_WEIGHTS)))
+        net.load_state_dict(load_file(bundle.file(weights)))
     except (RuntimeError, SafetensorError) as error:
         raise BundleError(f"{bundle.path}: weights do not fit the obfuscator: {error}") from error
     return travels
+
+
+class _ThroughFile(nn.Module):
+    """What a file in 8-bit integers computes, with the gradients of the network that it was made of.
+
+    Source: backward pass differentiable approximation, Athalye, Carlini and Wagner 2018, section 4.1.
+
+    Args:
+        travels: what the file computes.
+        module: the network.
+
+    Attributes:
+        code_bits: only there if the network draws a code: integers change which one, and nothing passes beside it.
+    """
+
+    def __init__(self, travels: Travels, module: nn.Module) -> None:
+        super().__init__()
+        self.travels, self.module = travels, module
+        if isinstance(module, Coded):
+            self.code_bits = module.code_bits
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) float32 in [0, 1] -> the classifier's input, the same shape."""
+        near: Tensor = self.module(images)
+        exact = self.travels(images.detach().cpu()).to(near)
+        return near + (exact - near).detach()
 
 
 def _from_onnx(path: Path) -> Travels:

@@ -165,11 +165,12 @@ def write_retrained(
     return bundle
 
 
-def load_module(bundle: Bundle) -> Travels:
+def load_module(bundle: Bundle, weights: str = OBFUSCATOR_WEIGHTS) -> Travels:
     """A baseline from its bundle, in torch: differentiable, in evaluation mode.
 
     Args:
         bundle: of kind "obfuscator", written by `write_baseline`.
+        weights: the bundle's file with them.
 
     Returns:
         Pictures (N, 3, H, W) float32 in [0, 1] -> what travels. A stochastic one draws fresh noise at each call
@@ -180,7 +181,7 @@ def load_module(bundle: Bundle) -> Travels:
     """
     method = _built(bundle, seed=None)
     try:
-        method.load_state_dict(load_file(bundle.file(OBFUSCATOR_WEIGHTS)))
+        method.load_state_dict(load_file(bundle.file(weights)))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise BundleError(f"{bundle.path}: weights do not fit {type(method).__name__}: {error}") from error
     return as_travels(method, bundle.preprocessing)

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.fabric import Fabric
 from torch import nn
 
-from sfumato.bundle import OBFUSCATOR_WEIGHTS, Bundle, Preprocessing
+from sfumato.bundle import OBFUSCATOR_WEIGHTS, Bundle, Preprocessing, is_quantized
 from sfumato.classifiers import FrozenClassifier, classifier_bundle, load_classifier
 from sfumato.data import ImageSet, Stream
 from sfumato.errors import RecipeError
@@ -92,6 +92,11 @@ def starting_from(start: Bundle | None, recipe: AnyRecipe) -> AnyRecipe:
         if start is not None:
             raise RecipeError("a classifier's training starts from nothing; --from takes the bundle of an obfuscator")
         return recipe
+    if start is not None and is_quantized(start):
+        raise RecipeError(
+            f"{start.path} is in 8-bit integers, which cannot be trained: start from the bundle that it was made of, and "
+            "quantise what comes out"
+        )
     if isinstance(recipe, SketchRecipe):
         if recipe.learn == "drawing" and start is None:
             raise RecipeError('learn = "drawing" needs a bundle to start from: give --from')

@@ -1,0 +1,122 @@
+"""`sfumato quantize`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sfumato.cli.app import app
+from sfumato.cli.inputs import obfuscator_bundle
+from sfumato.cli.output import JsonOption, needs_train_extra, percent, print_json
+from sfumato.errors import BundleError
+
+if TYPE_CHECKING:
+    from sfumato.bundle import Bundle
+
+NOT_AUDITED = "not audited; what an audit of the original says does not hold for it"
+
+
+@app.command()
+def quantize(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="Obfuscator bundle. Default: the shipped one.", show_default=False)
+    ] = None,
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new bundle.")],
+    classifier: Annotated[
+        Path | None, typer.Option(help="Bundle of its classifier. Default: the shipped one.", show_default=False)
+    ] = None,
+    data: Annotated[
+        str,
+        typer.Option(help="cifar10, faces, a folder, or a hub id; calibrated on its training pictures."),
+    ] = "cifar10",
+    label_column: Annotated[
+        str | None, typer.Option(help="The column with the classes. Default: found by its type or name.")
+    ] = None,
+    calibrate_on: Annotated[int, typer.Option(min=1, help="Training pictures to calibrate on.")] = 500,
+    pictures: Annotated[
+        int | None, typer.Option(min=1, help="Measure on only the first so many test pictures.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what was quantised into the folder.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make 8-bit integers of an obfuscator, for processors that compute faster in them.
+
+    What comes out is another obfuscator, in a bundle of its own: its accuracy is measured anew, beside the original's,
+    and it counts as not audited until `sfumato audit` has attacked it. Says so if it is no faster on this machine.
+
+    Example: `sfumato quantize runs/mine/bundle -o runs/mine-int8 --classifier runs/resnet/bundle`
+    """
+    with needs_train_extra():
+        from sfumato.data import load_train_test
+        from sfumato.quantizing import quantize as run_quantize
+        from sfumato.quantizing import remarks
+    from sfumato.bundle import Bundle
+    from sfumato.shipped import classifier_bundle
+
+    given = obfuscator_bundle(bundle)
+    if given.is_file():
+        raise BundleError(
+            f"{given} is a file; the folder of a bundle is needed, which says how pictures are prepared for it and which "
+            "classifier it is for"
+        )
+    obfuscator = Bundle.load(given, kind="obfuscator")
+    served = Bundle.load(classifier or classifier_bundle(), kind="classifier")
+    size = (obfuscator.preprocessing.height, obfuscator.preprocessing.width)
+    train, test, _ = load_train_test(data, size=size, label_column=label_column)
+    made = run_quantize(obfuscator, out, served, train.subset(calibrate_on), test.subset(pictures), overwrite=overwrite)
+    notes = remarks(made)
+    following = _audit_command(out, classifier, data, label_column)
+    if as_json:
+        print_json(
+            {
+                "bundle": str(made.path),
+                "quantized": made.recipe["quantized"],
+                "figures": made.figures,
+                "notes": notes,
+                "audited": False,
+                "next": following,
+            }
+        )
+        return
+    for line in _told(made):
+        typer.echo(line)
+    for note in notes:
+        typer.echo(f"  note: {note}")
+    typer.echo(f"\nnext: {following}")
+
+
+def _told(made: Bundle) -> list[str]:
+    figures, how = made.figures, made.recipe["quantized"]
+    compared: dict[str, Any] = figures["quantized"]
+    lines = [
+        f"bundle: {made.path}",
+        f"  made of {how['from']['name']} ({how['from']['fingerprint'][:19]}…), calibrated on {how['calibrated_on']:,} "
+        f"training pictures of {how['data']}",
+        f"  time of one picture: {compared['time_of_float32']:.2f} of that in float32, on this machine",
+        f"  size of what runs on the device: {compared['megabytes']:.2f} MB, before {compared['megabytes_before']:.2f} MB",
+    ]
+    for name, what in (
+        ("accuracy_obfuscated", "accuracy of the cloud"),
+        ("accuracy_device", "accuracy of the device alone"),
+        ("accuracy_gated", "accuracy with the gate"),
+        ("offload_rate", "sent with the gate"),
+    ):
+        if name in figures:
+            lines.append(f"  {what}: {percent(figures[name])}, before {percent(compared[f'{name}_before'])}")
+    changed = [f"answers of the cloud {percent(compared['answers_changed'])}"]
+    if "codes_changed" in compared:
+        changed.append(f"codes {percent(compared['codes_changed'])}")
+    lines.append(f"  changed, of {figures['test_pictures']:,} test pictures: {', '.join(changed)}")
+    return [*lines, f"  leakage: {NOT_AUDITED}"]
+
+
+def _audit_command(out: Path, classifier: Path | None, data: str, label_column: str | None) -> str:
+    words = ["sfumato", "audit", str(out)]
+    words += ["--classifier", str(classifier)] if classifier else []
+    words += ["--data", data] if data != "cifar10" else []
+    words += ["--label-column", label_column] if label_column else []
+    return shlex.join([*words, "--budget", "standard"])
