@@ -1,7 +1,8 @@
 """8-bit integers: from an obfuscator's bundle to another one that computes faster where the processor has them.
 
-What comes out is another obfuscator: it makes other drawings and, now and then, other codes. So nothing that was measured
-of the original is taken over; accuracies are measured anew, and it counts as not audited until it is audited itself.
+What comes out is another obfuscator: it makes other drawings and, now and then, other codes. So nothing that was
+measured of the original is taken over; accuracies are measured anew, and it counts as not audited until it is audited
+itself.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ def quantize(
 ) -> Bundle:
     """Makes a bundle of 8-bit integers of an obfuscator's, and measures both side by side.
 
-    The new bundle has the gate, the decoder and the deobfuscator of the original, as they are: codes mean the same. Of the
-    weights it has a copy under a name of its own, for attackers who need gradients; none of the original's figures.
+    The new bundle has the gate, the decoder and the deobfuscator of the original, as they are: codes mean the same. Of
+    the weights it has a copy under a name of its own, for attackers who need gradients; of the figures none.
 
     Args:
         bundle: the obfuscator's, in float32.
@@ -74,8 +75,8 @@ def quantize(
     Returns:
         The new bundle. Its `figures` are those of `evaluate_obfuscator`, and "quantized": what `differences` finds
         changed; "accuracy_obfuscated_before" and, with a gate, "accuracy_device_before", "accuracy_gated_before" and
-        "offload_rate_before", of the original on the same pictures; "time_of_float32", see `time_ratio`; "megabytes" and
-        "megabytes_before" of the file that the device runs.
+        "offload_rate_before", of the original on the same pictures; "time_of_float32", see `time_ratio`; "megabytes"
+        and "megabytes_before" of the file that the device runs.
 
     Raises:
         BundleError: it is in 8-bit integers already, has nothing to quantise, or is for another classifier; pictures of
@@ -88,8 +89,8 @@ def quantize(
     size = (bundle.preprocessing.height, bundle.preprocessing.width)
     if tuple(calibration.images.shape[2:]) != size or not len(calibration):
         raise BundleError(
-            f"got {len(calibration)} pictures of {tuple(calibration.images.shape[2:])} to calibrate with; some of {size} "
-            "are needed"
+            f"got {len(calibration)} pictures of {tuple(calibration.images.shape[2:])} to calibrate with; some of "
+            f"{size} are needed"
         )
     check_quantizable(bundle.file(OBFUSCATOR_ONNX))
     before = evaluate_obfuscator(bundle, classifier, test)
@@ -120,8 +121,8 @@ def remarks(bundle: Bundle) -> list[str]:
     said = []
     if quantized["time_of_float32"] >= 1:
         said.append(
-            f"on this machine it is not faster: it takes {quantized['time_of_float32']:.2f} times as long as in float32, "
-            "so that there is nothing to gain from it here"
+            f"on this machine it is not faster: it takes {quantized['time_of_float32']:.2f} times as long as in "
+            "float32, so that there is nothing to gain from it here"
         )
     for name, what in (("accuracy_obfuscated", "the cloud's accuracy"), ("accuracy_gated", "accuracy with the gate")):
         before = quantized.get(f"{name}_before")
@@ -130,8 +131,8 @@ def remarks(bundle: Bundle) -> list[str]:
     before = quantized.get("offload_rate_before")
     if before is not None and abs(figures["offload_rate"] - before) > WORTH_SAYING:
         said.append(
-            f"the gate keeps its threshold, and now sends {100 * figures['offload_rate']:.1f} % of the pictures instead of "
-            f"{100 * before:.1f} %"
+            f"the gate keeps its threshold, and now sends {100 * figures['offload_rate']:.1f} % of the pictures "
+            f"instead of {100 * before:.1f} %"
         )
     if any(node.op_type.startswith("Random") for node in onnx.load(str(bundle.file(OBFUSCATOR_ONNX))).graph.node):
         said.append("it draws noise, which changes answers by itself, and which an audit certifies in float32 alone")
@@ -157,8 +158,8 @@ def check_quantizable(file: Path) -> None:
 def quantize_file(plain: Path, out: Path, calibration: ImageSet, *, signed_weights: bool = True) -> None:
     """Writes an ONNX file with its convolutions in 8-bit integers.
 
-    Static quantisation as ONNX Runtime's documentation advises it for convolutions: QDQ, unsigned activations, one scale
-    for each output channel.
+    Static quantisation as ONNX Runtime's documentation advises it for convolutions: QDQ, unsigned activations, one
+    scale for each output channel.
 
     Args:
         plain: one input (N, 3, H, W) float32 in [0, 1].
@@ -241,7 +242,7 @@ def differences(
 
 
 def time_ratio(after: Path, before: Path, picture: Array) -> float:
-    """Processor time of one ONNX file beside another's, for one picture on one thread, as the median over rounds in turn.
+    """Processor time of one ONNX file beside another's, the medians over rounds in turn: one picture, one thread.
 
     Args:
         after: the file.

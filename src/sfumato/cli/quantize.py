@@ -60,7 +60,7 @@ def quantize(
     given = obfuscator_bundle(bundle)
     if given.is_file():
         raise BundleError(
-            f"{given} is a file; the folder of a bundle is needed, which says how pictures are prepared for it and which "
+            f"{given} is a file; the folder of a bundle is needed, which says how pictures are prepared and which "
             "classifier it is for"
         )
     obfuscator = Bundle.load(given, kind="obfuscator")
@@ -97,7 +97,7 @@ def _told(made: Bundle) -> list[str]:
         f"  made of {how['from']['name']} ({how['from']['fingerprint'][:19]}…), calibrated on {how['calibrated_on']:,} "
         f"training pictures of {how['data']}",
         f"  time of one picture: {compared['time_of_float32']:.2f} of that in float32, on this machine",
-        f"  size of what runs on the device: {compared['megabytes']:.2f} MB, before {compared['megabytes_before']:.2f} MB",
+        f"  size of its ONNX file: {compared['megabytes']:.2f} MB, before {compared['megabytes_before']:.2f} MB",
     ]
     for name, what in (
         ("accuracy_obfuscated", "accuracy of the cloud"),

@@ -94,8 +94,8 @@ def starting_from(start: Bundle | None, recipe: AnyRecipe) -> AnyRecipe:
         return recipe
     if start is not None and is_quantized(start):
         raise RecipeError(
-            f"{start.path} is in 8-bit integers, which cannot be trained: start from the bundle that it was made of, and "
-            "quantise what comes out"
+            f"{start.path} is in 8-bit integers, which cannot be trained: start from the bundle that it was made of, "
+            "and quantise what comes out"
         )
     if isinstance(recipe, SketchRecipe):
         if recipe.learn == "drawing" and start is None:
