@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sfumato.audit.target import Coded, OwnAnswers, Target, Travels
 from sfumato.baselines.bundles import KIND, load_module, refit
-from sfumato.bundle import FLOAT_WEIGHTS, OBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS, Bundle, file_sha256
+from sfumato.bundle import DECODER_ONNX, FLOAT_WEIGHTS, OBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS, Bundle, file_sha256
 from sfumato.errors import AuditError, BundleError
 from sfumato.evaluation import device_logits
 from sfumato.export import TOLERANCE, difference
@@ -22,6 +22,8 @@ from sfumato.nets import Normalize, SketchTravels, obfuscator_of, sketcher_of, t
 from sfumato.onnxfile import OnnxFunction
 
 _PROBES = 4
+_NEAR = 0.25
+"""How far 8-bit integers may be from float32 on average, in standard deviations; far more than rounding makes."""
 
 
 def load_target(given: str, *, size: tuple[int, int]) -> Target:
@@ -80,7 +82,8 @@ def bundle_target(bundle: Bundle) -> Target:
     One in 8-bit integers has no gradient; it is attacked through that of the weights that it was made of.
 
     Raises:
-        AuditError: the weights compute something else than the ONNX file.
+        AuditError: the weights compute something else than the ONNX file, or, for one in 8-bit integers, something far
+            from it.
         BundleError: the files do not fit the recipe.
     """
     size = bundle.preprocessing.height, bundle.preprocessing.width
@@ -89,6 +92,8 @@ def bundle_target(bundle: Bundle) -> Target:
     if module is not None and FLOAT_WEIGHTS in bundle.files:
         module = _ThroughFile(travels, module)
     target = _probed(name, size, travels, module)
+    if isinstance(module, _ThroughFile) and not target.stochastic:
+        _check_near(bundle, module)
     target = replace(target, fingerprint=bundle.files[OBFUSCATOR_ONNX], gate=_gate(bundle))
     if bundle.recipe.get("kind") != KIND:
         return target
@@ -152,6 +157,24 @@ class _ThroughFile(nn.Module):
         near: Tensor = self.module(images)
         exact = self.travels(images.detach().cpu()).to(near)
         return near + (exact - near).detach()
+
+
+@torch.no_grad()
+def _check_near(bundle: Bundle, module: _ThroughFile) -> None:
+    """Whether a file in 8-bit integers differs from what it was made of by no more than rounding explains."""
+    size = bundle.preprocessing
+    pictures = torch.rand(_PROBES, 3, size.height, size.width, generator=torch.Generator().manual_seed(0))
+    exact, *more = OnnxFunction(bundle.file(OBFUSCATOR_ONNX)).all(pictures.numpy())
+    if isinstance(module, Coded):  # another code is another drawing, but every drawing is that of its code
+        wanted = torch.from_numpy(OnnxFunction(bundle.file(DECODER_ONNX))(more[-1]))
+    else:
+        wanted = module.module(pictures)
+    apart = float((torch.from_numpy(exact) - wanted).abs().mean() / wanted.std().clamp_min(1e-6))
+    if not apart <= _NEAR:
+        raise AuditError(
+            f"{bundle.path}: its file in 8-bit integers is far from what it was made of, {apart:.0%} of the spread: "
+            "quantise it again, on more pictures; or audit the ONNX file by itself, without gradients"
+        )
 
 
 def _from_onnx(path: Path) -> Travels:
