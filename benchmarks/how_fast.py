@@ -240,8 +240,9 @@ def _device() -> list[str]:
             ["", "", "time, of float32", "accuracy of the cloud", "answers changed", "MB", "leaks at least"], rows
         )
         lines += [
-            "There is no command for it: a quantized obfuscator is another one, with an audit of its own, and what it",
-            "saves is little beside decoding the picture and asking the cloud.",
+            "U8S8 is what `sfumato quantize` makes ([how](device.md#in-8-bit-integers)). It is another obfuscator, with an "
+            "audit of its own,",
+            "and what it saves is little beside decoding the picture and asking the cloud.",
             "",
         ]
     return lines

@@ -25,6 +25,7 @@ LAB = {
     "export",
     "checkpoint",
     "measures",
+    "quantizing",
 }
 
 
