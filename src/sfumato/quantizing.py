@@ -135,7 +135,7 @@ def remarks(bundle: Bundle) -> list[str]:
             f"instead of {100 * before:.1f} %"
         )
     if any(node.op_type.startswith("Random") for node in onnx.load(str(bundle.file(OBFUSCATOR_ONNX))).graph.node):
-        said.append("it draws noise, which changes answers by itself, and which an audit certifies in float32 alone")
+        said.append("it draws noise: answers change by themselves, and an audit states a bound for the original alone")
     return said
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shlex
 import sys
@@ -19,7 +20,7 @@ from sfumato.audit import budget
 from sfumato.audit.budget import Trial
 from sfumato.audit.knowledge import Threat
 from sfumato.bundle import OBFUSCATOR_ONNX, Bundle
-from sfumato.cli import commands  # noqa: F401  (the commands register themselves)
+from sfumato.cli import commands, quantize  # noqa: F401  (the commands register themselves)
 from sfumato.cli.app import app
 from sfumato.data import load_train_test
 from sfumato.errors import SfumatoError
@@ -97,6 +98,11 @@ def test_it_is_calibrated_on_training_pictures_of_all_classes(words, photos, tmp
     assert train.sha256 != test.sha256 and seen[0].sha256 == train.subset(12).sha256
     assert (seen[0].images == train.images[:12]).all()
     assert len(set(seen[0].labels.tolist())) == len(CLASSES), "a folder comes sorted by class"
+
+
+def test_the_default_number_is_the_librarys():
+    parameters = inspect.signature(quantize.quantize).parameters
+    assert parameters["calibrate_on"].default == quantizing.CALIBRATED_ON
 
 
 def test_what_it_is_not_made_for(words, trained, tmp_path):
