@@ -25,7 +25,9 @@ LAB = {
     "export",
     "checkpoint",
     "measures",
+    "mobile",
     "quantizing",
+    "rebuilding",
 }
 
 

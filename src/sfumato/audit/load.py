@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sfumato.audit.target import Coded, OwnAnswers, Target, Travels
 from sfumato.baselines.bundles import KIND, load_module, refit
 from sfumato.bundle import DECODER_ONNX, FLOAT_WEIGHTS, OBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS, Bundle, file_sha256
-from sfumato.errors import AuditError, BundleError
+from sfumato.errors import AuditError
 from sfumato.evaluation import device_logits
 from sfumato.export import TOLERANCE, difference
 from sfumato.importing import import_object
-from sfumato.nets import Normalize, SketchTravels, obfuscator_of, sketcher_of, travels_of
+from sfumato.nets import Normalize, Sketcher, SketchTravels, travels_of
 from sfumato.onnxfile import OnnxFunction
+from sfumato.rebuilding import rebuilt
 
 _PROBES = 4
 _NEAR = 0.25
@@ -108,29 +107,16 @@ def bundle_target(bundle: Bundle) -> Target:
 
 
 def _module(bundle: Bundle) -> nn.Module | None:
-    kind = bundle.recipe.get("kind")
     weights = FLOAT_WEIGHTS if FLOAT_WEIGHTS in bundle.files else OBFUSCATOR_WEIGHTS
-    if kind == KIND:
+    if bundle.recipe.get("kind") == KIND:
         return load_module(bundle, weights)
-    if kind not in ("obfuscator", "sketch") or weights not in bundle.files:
+    net, size = rebuilt(bundle, weights), bundle.preprocessing
+    if net is None:
         return None
-    size, normalize = bundle.preprocessing, Normalize(bundle.preprocessing.mean, bundle.preprocessing.std)
-    net: nn.Module
-    travels: nn.Module
-    try:
-        if kind == "sketch":
-            net = sketcher = sketcher_of(bundle.recipe, size.height, size.width, classes=len(bundle.labels))
-            travels = SketchTravels(sketcher, normalize)
-        else:
-            net = obfuscator = obfuscator_of(bundle.recipe)
-            travels = travels_of(obfuscator, normalize, size.height, size.width)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"{bundle.path}: the recipe does not describe an obfuscator: {error}") from error
-    try:
-        net.load_state_dict(load_file(bundle.file(weights)))
-    except (RuntimeError, SafetensorError) as error:
-        raise BundleError(f"{bundle.path}: weights do not fit the obfuscator: {error}") from error
-    return travels
+    normalize = Normalize(size.mean, size.std)
+    if isinstance(net, Sketcher):
+        return SketchTravels(net, normalize)
+    return travels_of(net, normalize, size.height, size.width)
 
 
 class _ThroughFile(nn.Module):

@@ -88,6 +88,15 @@ def needs_serve_extra() -> AbstractContextManager[None]:
     return _needs_extra("serve", ServingError)
 
 
+def needs_executorch_extra() -> AbstractContextManager[None]:
+    """Turns a missing ExecuTorch, or library of the lab's, into advice.
+
+    Raises:
+        SfumatoError: a library is not installed.
+    """
+    return _needs_extra("executorch", SfumatoError)
+
+
 @contextmanager
 def _needs_extra(extra: str, kind: type[SfumatoError]) -> Iterator[None]:
     try:

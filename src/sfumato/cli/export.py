@@ -1,0 +1,118 @@
+"""`sfumato export`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sfumato.cli.app import app
+from sfumato.cli.output import JsonOption, needs_executorch_extra, print_json
+from sfumato.errors import SfumatoError
+
+if TYPE_CHECKING:
+    from sfumato.bundle import Bundle
+    from sfumato.mobile import Comparison
+    from sfumato.onnxfile import OnnxFunction
+
+
+class FormatName(StrEnum):
+    """What an obfuscator can be exported to."""
+
+    EXECUTORCH = "executorch"
+
+
+@app.command()
+def export(
+    bundle: Annotated[
+        Path, typer.Argument(help="Obfuscator bundle, with the weights that `train` wrote.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write, such as mine.pte.", show_default=False)],
+    to: Annotated[FormatName, typer.Option("--to", help="For which runtime.")] = FormatName.EXECUTORCH,
+    classifier: Annotated[
+        Path | None,
+        typer.Option(help="Its classifier's bundle, to count answers that change. Default: the shipped one, if it is."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Test pictures to compare on: cifar10, faces, a folder, a hub id. Default: 40 shipped ones."),
+    ] = None,
+    pictures: Annotated[int, typer.Option(min=1, help="With --data: the first so many.")] = 200,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write an obfuscator's network for apps on phones: an ExecuTorch program for one picture, in float32.
+
+    It is run beside the bundle's ONNX file first; if its outputs are others, nothing is written.
+
+    **The network alone does not fail closed.** Checks, gate and encoding are not in the file; docs/device.md says what
+    the app has to do before anything is sent. Needs `pip install 'sfumato[executorch]'`.
+
+    Example: `sfumato export runs/mine/bundle --to executorch -o mine.pte`
+    """
+    if out.exists() and not force:
+        raise SfumatoError(f"{out} exists; --force overwrites it")
+    with needs_executorch_extra():
+        import executorch.runtime  # noqa: F401  (said now, not after the rest)
+
+        from sfumato.data import load_images
+        from sfumato.mobile import export_executorch, sample_pictures
+    from sfumato.bundle import Bundle
+
+    source = Bundle.load(bundle, kind="obfuscator")
+    size = source.preprocessing
+    if data is None:
+        given = sample_pictures(size)
+    else:
+        images = load_images(data, "test", size=(size.height, size.width)).subset(pictures)
+        given = (images.images.float() / 255).numpy()
+    compared = export_executorch(source, out, given, classify=_classifier(source, classifier))
+    if as_json:
+        print_json({"file": str(out), "bytes": out.stat().st_size, "format": to.value, **asdict(compared)})
+        return
+    typer.echo(f"written: {out} ({out.stat().st_size / 1e6:.2f} MB)")
+    typer.echo(f"  input: one picture (1, 3, {size.height}, {size.width}) float32 in [0, 1]")
+    typer.echo(f"  output: {_outputs(source, compared)}")
+    typer.echo(f"  {_said(compared)}")
+    typer.echo("  the network alone: checks, gate and encoding are the app's; docs/device.md says which")
+
+
+def _classifier(source: Bundle, given: Path | None) -> OnnxFunction | None:
+    """What the cloud answers; None if no bundle of it is at hand."""
+    from sfumato.bundle import CLASSIFIER_ONNX, Bundle
+    from sfumato.onnxfile import OnnxFunction
+    from sfumato.shipped import classifier_bundle
+
+    found = Bundle.load(given or classifier_bundle(), kind="classifier")
+    if found.classifier_fingerprint == source.classifier_fingerprint:
+        return OnnxFunction(found.file(CLASSIFIER_ONNX))
+    if given is not None:
+        raise SfumatoError(
+            f"{source.path} was made for classifier {source.classifier_fingerprint[:19]}…, {given} is "
+            f"{found.classifier_fingerprint[:19]}…"
+        )
+    return None
+
+
+def _outputs(source: Bundle, compared: Comparison) -> str:
+    size = source.preprocessing
+    travels = f"the classifier's input (1, 3, {size.height}, {size.width}) float32"
+    if compared.codes_changed is None:
+        return travels
+    return f"{travels}; the device's logits (1, {len(source.labels)}) float32; the code, uint8"
+
+
+def _said(compared: Comparison) -> str:
+    counts: list[tuple[str, Any]] = [
+        ("codes", compared.codes_changed),
+        ("answers of the device", compared.device_answers_changed),
+        ("answers of the cloud", compared.cloud_answers_changed),
+    ]
+    changed = ", ".join(f"{count} {what}" for what, count in counts if count is not None)
+    return (
+        f"beside the ONNX file on {compared.pictures} pictures: largest difference {compared.largest_difference:.0e}"
+        + (f"; changed: {changed}" if changed else "")
+    )

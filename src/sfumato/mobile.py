@@ -1,0 +1,234 @@
+"""An obfuscator's network for phones: an ExecuTorch program, compared with the bundle's ONNX file.
+
+Only the network goes into the file. Whatever else `sfumato.device` does with a picture, whoever runs it does himself.
+
+Source: ExecuTorch's documentation of its XNNPACK backend for how a network is lowered to it.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from sfumato import shipped
+from sfumato.bundle import OBFUSCATOR_ONNX, Bundle, Preprocessing
+from sfumato.device.picture import load_picture, prepare
+from sfumato.errors import BundleError
+from sfumato.export import TOLERANCE, difference
+from sfumato.nets import Normalize, Sketcher, SketchGraph, travels_of
+from sfumato.onnxfile import OnnxFunction
+from sfumato.rebuilding import rebuilt
+
+Array = npt.NDArray[Any]
+_BATCH = 250
+_MOST_CODES = 0.01
+"""The share of pictures whose code may change: a bit is a sign, and what lies on the edge may fall to either side."""
+
+
+class ExecutorchFunction:
+    """An ExecuTorch program that takes one picture, run on the CPU.
+
+    Args:
+        program: the file, or what is in it.
+
+    Raises:
+        BundleError: ExecuTorch cannot load it.
+    """
+
+    def __init__(self, program: Path | bytes) -> None:
+        from executorch.runtime import Runtime
+
+        try:
+            self._program = Runtime.get().load_program(program)
+            self._forward = self._program.load_method("forward")
+        except RuntimeError as error:
+            raise BundleError(f"ExecuTorch cannot load the program: {_short(error)}") from error
+
+    def one(self, picture: Tensor) -> list[Tensor]:
+        """A picture (1, 3, H, W) float32 in [0, 1] -> every output, (1, ...) each."""
+        outputs: list[Tensor] = self._forward.execute([picture])
+        return outputs
+
+    def all(self, batch: Array) -> list[Array]:
+        """Pictures (N, 3, H, W) float32 in [0, 1] -> every output, (N, ...) each; one picture after the other."""
+        rows = [self.one(picture[None]) for picture in torch.from_numpy(batch)]
+        return [torch.cat(list(column)).numpy() for column in zip(*rows, strict=True)]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs of one obfuscator on the same pictures.
+
+    Attributes:
+        pictures: how many.
+        largest_difference: of any number, relative to the largest of its output (or 1), over pictures with one code.
+        codes_changed: pictures whose code is another one; None if it makes no code.
+        device_answers_changed: pictures that the device answers otherwise; None if it does not answer.
+        cloud_answers_changed: pictures that the cloud answers otherwise; None if no classifier was at hand.
+    """
+
+    pictures: int
+    largest_difference: float
+    codes_changed: int | None = None
+    device_answers_changed: int | None = None
+    cloud_answers_changed: int | None = None
+
+    @property
+    def same(self) -> bool:
+        """Whether both compute the same function, up to rounding."""
+        return self.largest_difference <= TOLERANCE and (self.codes_changed or 0) <= _MOST_CODES * self.pictures
+
+
+def compare(
+    found: list[Array], wanted: list[Array], *, step: float = 0.0, classify: Callable[[Array], Array] | None = None
+) -> Comparison:
+    """Compares an obfuscator's outputs, as its ONNX file orders them, with those of another run.
+
+    Args:
+        found: what travels, (N, 3, H, W) float32, alone or followed by the device's logits (N, classes) float32 and
+            codes (N, B) uint8.
+        wanted: the same.
+        step: where the first output is rounded, see `export.difference`.
+        classify: from what travels to the cloud's logits.
+
+    Raises:
+        BundleError: outputs differ in number, shape or type.
+    """
+    shapes = [[(part.shape, str(part.dtype)) for part in outputs] for outputs in (found, wanted)]
+    if shapes[0] != shapes[1]:
+        raise BundleError(f"the outputs are {shapes[0]}, those of the ONNX file {shapes[1]}")
+    kept = np.ones(len(found[0]), bool)
+    codes = own = None
+    if len(found) > 1:
+        kept = (found[2] == wanted[2]).all(axis=1)
+        codes = int((~kept).sum())
+        own = _changed(found[1], wanted[1])
+    apart = [0.0]
+    for index, (got, expected) in enumerate(zip(found[:2], wanted[:2], strict=True)):
+        rows = kept if index == 0 else slice(None)  # another code is another drawing
+        if expected[rows].size:
+            scale = max(1.0, float(np.abs(expected).max()))
+            apart.append(difference(got[rows], expected[rows], step=step if index == 0 else 0.0) / scale)
+    cloud = None if classify is None else _changed(classify(found[0]), classify(wanted[0]))
+    return Comparison(len(kept), float(np.max(apart)), codes, own, cloud)
+
+
+def export_executorch(
+    bundle: Bundle, path: Path, pictures: Array, *, classify: Callable[[Array], Array] | None = None
+) -> Comparison:
+    """Writes an obfuscator's network as an ExecuTorch program for one picture, float32, lowered to XNNPACK.
+
+    Its outputs are those of the bundle's ONNX file, in the same order, and it is run beside that before anything is
+    written.
+
+    Args:
+        bundle: an obfuscator's, with its weights.
+        path: the file; is replaced.
+        pictures: (N, 3, H, W) float32 in [0, 1], real ones, to compare on.
+        classify: from what travels to the cloud's logits, to count answers that change.
+
+    Raises:
+        BundleError: the network cannot be rebuilt or lowered, or computes something else than the ONNX file; then
+            nothing is written.
+    """
+    run = OnnxFunction(bundle.file(OBFUSCATOR_ONNX), threads=1)
+    parts = [run.all(pictures[start : start + _BATCH]) for start in range(0, len(pictures), _BATCH)]
+    wanted = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    graph = _graph(bundle, torch.from_numpy(pictures[:_BATCH]), wanted)
+    program = _lowered(graph, torch.from_numpy(pictures[:1]), bundle.path)
+    step = float(getattr(graph, "step", 0.0))
+    compared = compare(ExecutorchFunction(program).all(pictures), wanted, step=step, classify=classify)
+    if not compared.same:
+        raise BundleError(
+            f"the ExecuTorch program of {bundle.path} differs from its ONNX file by {compared.largest_difference:.1e}, at "
+            f"most {TOLERANCE:.0e} is allowed; of {compared.pictures} pictures {compared.codes_changed or 0} have another "
+            f"code, at most {_MOST_CODES:.0%} may; nothing was written"
+        )
+    _write(path, program)
+    return compared
+
+
+def sample_pictures(preprocessing: Preprocessing) -> Array:
+    """The shipped pictures at a bundle's size, (N, 3, H, W) float32 in [0, 1]."""
+    return np.stack([prepare(load_picture(sample.pixels), preprocessing) for sample in shipped.samples()])
+
+
+def _graph(bundle: Bundle, pictures: Tensor, wanted: list[Array]) -> nn.Module:
+    """The network whose outputs are those of the ONNX file."""
+    net, size = rebuilt(bundle), bundle.preprocessing
+    if net is None:
+        raise BundleError(
+            f"{bundle.path} has no network that can be exported: a bundle with weights that `sfumato train` wrote is "
+            f"needed, this one is of kind {bundle.recipe.get('kind')!r}"
+        )
+    normalize = Normalize(size.mean, size.std)
+    if isinstance(net, Sketcher):
+        return SketchGraph(net, normalize, temperature=_temperature(net, pictures, wanted)).eval()
+    if net.noise is not None:
+        raise BundleError(
+            f"{bundle.path} draws noise, which ExecuTorch's program could not be compared on; run its ONNX file instead"
+        )
+    return travels_of(net, normalize, size.height, size.width).eval()
+
+
+@torch.no_grad()
+def _temperature(sketcher: Sketcher, pictures: Tensor, wanted: list[Array]) -> float:
+    """What the device's logits are divided by, which stands in the ONNX file alone: by least squares."""
+    own = sketcher.look(pictures)[1].double()
+    calibrated = torch.from_numpy(wanted[1][: len(pictures)]).double()
+    return float(own.square().sum() / (own * calibrated).sum())
+
+
+def _lowered(graph: nn.Module, picture: Tensor, source: Path) -> bytes:
+    try:
+        with torch.no_grad(), _quiet():
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+            from executorch.exir import to_edge_transform_and_lower
+
+            exported = torch.export.export(graph, (picture,))
+            lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
+            return bytes(lowered.to_executorch().buffer)
+    except Exception as error:  # its passes raise whatever they like
+        said = f"{type(error).__name__}: {_short(error)}"
+        raise BundleError(f"{source} cannot be lowered to ExecuTorch: {said}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the libraries' talk of their own internals, and of GPUs that are not there, from people."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _write(path: Path, program: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(program)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise BundleError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _changed(found: Array, wanted: Array) -> int:
+    return int((found.argmax(axis=1) != wanted.argmax(axis=1)).sum())
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
