@@ -46,7 +46,8 @@ class ExecutorchFunction:
     """
 
     def __init__(self, program: Path | bytes) -> None:
-        from executorch.runtime import Runtime
+        with _quiet():
+            from executorch.runtime import Runtime
 
         try:
             self._program = Runtime.get().load_program(program)
@@ -150,9 +151,9 @@ def export_executorch(
     compared = compare(ExecutorchFunction(program).all(pictures), wanted, step=step, classify=classify)
     if not compared.same:
         raise BundleError(
-            f"the ExecuTorch program of {bundle.path} differs from its ONNX file by {compared.largest_difference:.1e}, at "
-            f"most {TOLERANCE:.0e} is allowed; of {compared.pictures} pictures {compared.codes_changed or 0} have another "
-            f"code, at most {_MOST_CODES:.0%} may; nothing was written"
+            f"the ExecuTorch program of {bundle.path} differs from its ONNX file by {compared.largest_difference:.1e} "
+            f"(at most {TOLERANCE:.0e} is allowed), and has other codes for {compared.codes_changed or 0} of "
+            f"{compared.pictures} pictures (at most {_MOST_CODES:.0%}); nothing was written"
         )
     _write(path, program)
     return compared

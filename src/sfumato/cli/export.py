@@ -56,7 +56,7 @@ def export(
     if out.exists() and not force:
         raise SfumatoError(f"{out} exists; --force overwrites it")
     with needs_executorch_extra():
-        import executorch.runtime  # noqa: F401  (said now, not after the rest)
+        import executorch  # noqa: F401  (what is missing is said at once)
 
         from sfumato.data import load_images
         from sfumato.mobile import export_executorch, sample_pictures
