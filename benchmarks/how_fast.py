@@ -229,6 +229,7 @@ def _device() -> list[str]:
         ]
         lines += [f"{sentence(found['what'])}:", ""]
         lines += table(["", "ms", "of ResNet18's time", "of its multiply-accumulates"], rows)
+    lines += _mobile()
     found = read("quantized.json")
     if found is not None:
         rows = []
@@ -245,6 +246,38 @@ def _device() -> list[str]:
             "",
         ]
     return lines
+
+
+def _mobile() -> list[str]:
+    found = read("mobile-runtimes.json")
+    if found is None:
+        return []
+    rows = [
+        [
+            name,
+            *(f"{one['median_ms'][runtime]:.2f}" for runtime in ("onnxruntime", "executorch")),
+            f"{one['time_of_onnxruntime']:.2f}",
+            *(f"{one['megabytes'][runtime]:.2f}" for runtime in ("onnxruntime", "executorch")),
+            f"{(compared := one['compared'])['largest_difference']:.0e}",
+            f"{compared['cloud_answers_changed']} of {compared['pictures']:,}",
+            "" if compared["codes_changed"] is None else f"{compared['codes_changed']}",
+        ]
+        for name, one in found["obfuscators"].items()
+    ]
+    head = [
+        "",
+        "ONNX Runtime, ms",
+        "ExecuTorch, ms",
+        "of ONNX Runtime's time",
+        ".onnx, MB",
+        ".pte, MB",
+        "largest difference of outputs, relative",
+        "answers of the cloud changed",
+        "codes changed",
+    ]
+    version, machine = found["measured"]["executorch"], found["measured"]["machine"]["cpu"]
+    said = f"Under ExecuTorch {version} with XNNPACK (`make mobile`): {found['what']}, {machine}; not timed on a phone."
+    return [said, "", *table(head, rows)]
 
 
 def _quantized(one: dict[str, Any]) -> list[str]:
@@ -334,7 +367,26 @@ def _training() -> list[str]:
         ]
         lines += [f"{processes['what']}:", ""]
         lines += table(["", "pictures/s", "of one process and thread"], rows)
-    return [*lines, "No GPU was at hand: `torch.compile`, bfloat16 on it and CUDA graphs are not measured.", ""]
+    no_gpu = "No GPU was at hand: what `torch.compile`, bfloat16 and CUDA graphs do on one is not measured."
+    return [*lines, *_compilation(found), no_gpu, ""]
+
+
+def _compilation(found: dict[str, Any]) -> list[str]:
+    """What `torch.compile` costs before it can save anything, on the CPU; nothing where it was not tried."""
+    compiling = found.get("compilation")
+    if compiling is None:
+        return []
+    if "failed" in compiling:
+        return [f"`torch.compile` failed on this CPU ({compiling['failed']}).", ""]
+    without, compiled = (found["median_ms"][name] for name in ("ours", "ours_compiled"))
+    said = (
+        f"`torch.compile` on this CPU: the first step takes {compiling['first_step_s']:,.0f} s, each further one "
+        f"{compiled / without:.2f} times as long as without"
+    )
+    if compiled < without:
+        steps = 1000 * compiling["first_step_s"] / (without - compiled)
+        return [f"{said}, so that it pays after about {steps:,.0f} steps.", ""]
+    return [f"{said}, so that it does not pay.", ""]
 
 
 def _many() -> list[str]:

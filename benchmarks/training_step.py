@@ -4,14 +4,18 @@
 
 All loops train the same networks on the same pictures against the same frozen ResNet20 on the CPU, in turn, in one
 run, with the allocator setting that `sfumato train` arranges. Beside the step that `sfumato train` makes stand the same
-one with batch norms in passes of their own, and the same one in bfloat16. Each part of the step is timed alone. What
-the step has to compute and to move is counted, and set beside what this machine reaches at most on the same threads.
+one with batch norms in passes of their own, the same one in bfloat16, and the same one with `training.compile`, whose
+compilation, with nothing kept from an earlier one, is timed apart. Each part of the step is timed alone. What the step
+has to compute and to move is counted, and set beside what this machine reaches at most on the same threads.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,7 +76,9 @@ def norms_apart(step: Step) -> Step:
     return apart
 
 
-def ours(images: Tensor, labels: Tensor, *, bfloat16: bool = False, folded: bool = True) -> Step:
+def ours(
+    images: Tensor, labels: Tensor, *, bfloat16: bool = False, folded: bool = True, compiled: bool = False
+) -> Step:
     """The step that `sfumato train` makes."""
     classifier = build_classifier("resnet20")
     task: nn.Module = ObfuscationTask(
@@ -83,6 +89,8 @@ def ours(images: Tensor, labels: Tensor, *, bfloat16: bool = False, folded: bool
         privacy_weight=PRIVACY_WEIGHT,
     ).train()
     task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if compiled:
+        task.compile()
     optimizer = torch.optim.Adam([p for p in task.parameters() if p.requires_grad], lr=1e-3, fused=True)
     images = images.contiguous(memory_format=torch.channels_last)
 
@@ -94,6 +102,17 @@ def ours(images: Tensor, labels: Tensor, *, bfloat16: bool = False, folded: bool
         optimizer.step()
 
     return step
+
+
+def compilation(step: Step) -> dict[str, Any]:
+    """How long a step takes that has to compile first, or why it fails."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as empty, patch.dict(os.environ, {"TORCHINDUCTOR_CACHE_DIR": empty}):
+        try:
+            step()
+        except Exception as error:  # it calls the machine's C++ compiler, and raises what that makes of it
+            return {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+    return {"first_step_s": time.perf_counter() - start}
 
 
 def parts(images: Tensor) -> dict[str, Step]:
@@ -138,6 +157,10 @@ def main(out: Path | None = Path("results/training-step.json"), *, batch: int = 
         "ours_norms_apart": norms_apart(ours(images, labels, folded=False)),
     }
     steps["ours_bfloat16"] = ours(images, labels, bfloat16=True)
+    compiled = ours(images, labels, compiled=True)
+    compiling = compilation(compiled)
+    if "failed" not in compiling:
+        steps["ours_compiled"] = compiled
     pieces = parts(images)
     times = time_in_turn({**steps, **pieces}, warm_up=WARM_UP, rounds=rounds)
     medians = {name: statistics.median(values) for name, values in times.items()}
@@ -147,8 +170,9 @@ def main(out: Path | None = Path("results/training-step.json"), *, batch: int = 
         "what": f"one training step of obfuscator and deobfuscator, batch {batch}, 3x32x32, frozen ResNet20",
         "speedup": speedup,
         "speedup_of_others": {
-            name: medians["plain_two_pass"] / medians[name] for name in ("ours_norms_apart", "ours_bfloat16")
+            name: medians["plain_two_pass"] / medians[name] for name in steps if name not in ("plain_two_pass", "ours")
         },
+        "compilation": compiling,
         "median_ms": {name: medians[name] for name in steps},
         "pictures_per_s": {name: 1000 * batch / medians[name] for name in steps},
         "parts_ms": {name: medians[name] for name in pieces},
