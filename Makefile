@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo studio test test-ray lint bench failover interop serving alternatives growth frontier people clean
+.PHONY: demo studio test test-ray test-mobile lint bench failover mobile interop serving alternatives growth frontier people clean
 
 demo: $(VENV)/.serve
 	$(BIN)/sfumato demo $(PICTURES)
@@ -20,6 +20,9 @@ test: $(VENV)/.dev
 
 test-ray: $(VENV)/.ray
 	$(BIN)/python -m pytest tests/sweep tests/cloud -k ray
+
+test-mobile: .interop/executorch/.installed
+	.interop/executorch/bin/python -m pytest tests/test_mobile.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -38,6 +41,10 @@ bench: $(VENV)/.dev
 # Kills a replica under load, of the embedded server and of Ray's: results/failover.json.
 failover: $(VENV)/.ray
 	$(BIN)/python benchmarks/serving/failover.py
+
+# The shipped obfuscators under a phone's runtime beside ONNX Runtime: results/mobile-runtimes.json.
+mobile: .interop/executorch/.installed
+	.interop/executorch/bin/python benchmarks/mobile_runtimes.py
 
 # Our client against servers that nobody here wrote, and the other way round: results/interop.json, docs/interop.md.
 interop: $(VENV)/.dev $(patsubst %,.interop/%/.installed,triton kserve mlserver schemathesis)
@@ -69,6 +76,7 @@ INTEROP_kserve := kserve==0.21.0 onnxruntime
 INTEROP_mlserver := mlserver==1.7.1 onnxruntime
 INTEROP_litserve := litserve==0.2.19 onnxruntime
 INTEROP_schemathesis := schemathesis==4.32.5
+INTEROP_executorch := --constraint constraints.txt --editable '.[executorch]' pytest
 # CrypTen names a package that can no longer be built among those that it needs; what it really needs stands here.
 INTEROP_crypten := --no-deps crypten==0.4.1 && .interop/crypten/bin/python -m pip install --quiet \
 	torch==2.13.0 torchvision numpy omegaconf onnx pyyaml
