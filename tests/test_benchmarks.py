@@ -132,3 +132,37 @@ def test_a_target_that_is_missed_says_why() -> None:
         if (found := how_fast.read(target.file)) is not None and not target.reached(target.figure(found))
     ]
     assert all(target.reason for target in missed)
+
+
+def test_what_compiling_costs_is_said_only_where_it_was_measured() -> None:
+    from how_fast import _compilation as said
+
+    medians = {"ours": 1000.0, "ours_compiled": 800.0}
+    assert said({"median_ms": {"ours": 1000.0}}) == []
+    assert "after about 300 steps" in said({"median_ms": medians, "compilation": {"first_step_s": 60.0}})[0]
+    slower = said({"median_ms": {**medians, "ours_compiled": 1100.0}, "compilation": {"first_step_s": 60.0}})[0]
+    assert "1.10 times as long" in slower and "does not pay" in slower
+    assert "no compiler" in said({"median_ms": medians, "compilation": {"failed": "no compiler"}})[0]
+
+
+def test_the_table_of_a_phones_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    import how_fast
+
+    row = {
+        "median_ms": {"onnxruntime": 0.5, "executorch": 0.6},
+        "time_of_onnxruntime": 1.2,
+        "megabytes": {"onnxruntime": 1.3, "executorch": 1.31},
+        "compared": {
+            "largest_difference": 1.5e-6,
+            "cloud_answers_changed": 2,
+            "codes_changed": None,
+            "pictures": 10_000,
+        },
+    }
+    found = {"what": "one picture", "obfuscators": {"mine": row}, "measured": {**MEASURED, "executorch": "1.5.1"}}
+    monkeypatch.setattr(how_fast, "read", lambda name: found if name == "mobile-runtimes.json" else None)
+    said = how_fast.page()
+    assert "| mine | 0.50 | 0.60 | 1.20 | 1.30 | 1.31 | 2e-06 | 2 of 10,000 |  |" in said
+    assert "ExecuTorch 1.5.1" in said and "not timed on a phone" in said
+    monkeypatch.setattr(how_fast, "read", lambda name: None)
+    assert "ExecuTorch" not in how_fast.page()

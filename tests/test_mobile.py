@@ -22,6 +22,7 @@ from sfumato.cli.app import app
 from sfumato.errors import BundleError
 from sfumato.export import TOLERANCE
 from sfumato.mobile import ExecutorchFunction, compare, export_executorch, sample_pictures
+from sfumato.nets import Obfuscator
 
 NEEDS_EXECUTORCH = pytest.mark.skipif(
     find_spec("executorch") is None, reason="needs the extra: pip install 'sfumato[executorch]'"
@@ -158,6 +159,14 @@ def test_what_train_did_not_make_is_refused(kind: Any, tmp_path: Path):
     bundle.recipe["kind"] = kind
     with pytest.raises(BundleError, match="no network that can be exported"):
         export_executorch(bundle, tmp_path / "net.pte", sample_pictures(bundle.preprocessing))
+
+
+def test_noise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sfumato.mobile.rebuilt", lambda bundle: Obfuscator(noisy=True))
+    bundle = Bundle.load(SHIPPED["obfuscator"])
+    with pytest.raises(BundleError, match="noise"):
+        export_executorch(bundle, tmp_path / "net.pte", sample_pictures(bundle.preprocessing))
+    assert not list(tmp_path.iterdir())
 
 
 @NEEDS_EXECUTORCH

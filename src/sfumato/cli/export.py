@@ -34,7 +34,9 @@ def export(
     to: Annotated[FormatName, typer.Option("--to", help="For which runtime.")] = FormatName.EXECUTORCH,
     classifier: Annotated[
         Path | None,
-        typer.Option(help="Its classifier's bundle, to count answers that change. Default: the shipped one, if it is."),
+        typer.Option(
+            help="Its classifier's bundle, to count answers that change. Default: the shipped one, if it fits."
+        ),
     ] = None,
     data: Annotated[
         str | None,
@@ -60,6 +62,8 @@ def export(
 
         from sfumato.data import load_images
         from sfumato.mobile import export_executorch, sample_pictures
+    from rich.console import Console
+
     from sfumato.bundle import Bundle
 
     source = Bundle.load(bundle, kind="obfuscator")
@@ -69,7 +73,9 @@ def export(
     else:
         images = load_images(data, "test", size=(size.height, size.width)).subset(pictures)
         given = (images.images.float() / 255).numpy()
-    compared = export_executorch(source, out, given, classify=_classifier(source, classifier))
+    classify = _classifier(source, classifier)
+    with Console(stderr=True).status("lowering the network, and running it beside the ONNX file"):
+        compared = export_executorch(source, out, given, classify=classify)
     if as_json:
         print_json({"file": str(out), "bytes": out.stat().st_size, "format": to.value, **asdict(compared)})
         return
