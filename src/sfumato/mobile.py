@@ -120,7 +120,10 @@ def compare(
         if expected[rows].size:
             scale = max(1.0, float(np.abs(expected).max()))
             apart.append(difference(got[rows], expected[rows], step=step if index == 0 else 0.0) / scale)
-    cloud = None if classify is None else _changed(classify(found[0]), classify(wanted[0]))
+    cloud = None
+    if classify is not None:
+        parts = zip(_batches(found[0]), _batches(wanted[0]), strict=True)
+        cloud = sum(_changed(classify(got), classify(expected)) for got, expected in parts)
     return Comparison(len(kept), float(np.max(apart)), codes, own, cloud)
 
 
@@ -143,7 +146,7 @@ def export_executorch(
             nothing is written.
     """
     run = OnnxFunction(bundle.file(OBFUSCATOR_ONNX), threads=1)
-    parts = [run.all(pictures[start : start + _BATCH]) for start in range(0, len(pictures), _BATCH)]
+    parts = [run.all(part) for part in _batches(pictures)]
     wanted = [np.concatenate(column) for column in zip(*parts, strict=True)]
     graph = _graph(bundle, torch.from_numpy(pictures[:_BATCH]), wanted)
     program = _lowered(graph, torch.from_numpy(pictures[:1]), bundle.path)
@@ -225,6 +228,10 @@ def _write(path: Path, program: bytes) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise BundleError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _batches(whole: Array) -> list[Array]:
+    return [whole[start : start + _BATCH] for start in range(0, len(whole), _BATCH)]
 
 
 def _changed(found: Array, wanted: Array) -> int:
