@@ -93,7 +93,7 @@ def triton(folder: Path, model: Path | None = None, code: Path | None = None, in
     version = site.parent.name.removeprefix("python")
     shutil.copy(stubs / version / "triton_python_backend_stub", backends / "python")
     repository = folder / "models"
-    _triton_model(repository / NAME, model)
+    _triton_model(repository / NAME, model, ("count: 1", f"count: {instances}"))
     if model is None:
         _triton_model(repository / HALF, None, ("TYPE_FP32, dims: [ 3, 32, 32 ]", "TYPE_FP16, dims: [ 3, 32, 32 ]"))
         drawn = repository / split_name(NAME)
@@ -102,7 +102,7 @@ def triton(folder: Path, model: Path | None = None, code: Path | None = None, in
     if code is not None:
         shutil.copy(code, repository / NAME / "1" / "model.py")
         with (repository / NAME / "config.pbtxt").open("a", encoding="utf-8") as config:
-            config.write(f"dynamic_batching {{ }}\ninstance_group [ {{ count: {instances} kind: KIND_CPU }} ]\n")
+            config.write("dynamic_batching { }\n")
     http, grpc = free_ports(2)
     command = [str(program), "--model-repository", str(repository), "--backend-directory", str(backends)]
     command += ["--http-address", "127.0.0.1", "--http-port", str(http)]

@@ -86,7 +86,7 @@ class TrainingRecipe(_Strict):
         warmup: for "one-cycle", the share of the steps that rise.
         precision: as Lightning Fabric names it, such as "32-true" or "bf16-mixed".
         channels_last: keep activations in NHWC order, which is faster on most machines.
-        compile: fuse operations with `torch.compile` first, which takes a minute and pays on a GPU.
+        compile: fuse operations with `torch.compile` first: minutes, which did not pay on the CPUs that were tried.
         validate_every: epochs between looks at the test pictures (the last epoch always looks).
     """
 
