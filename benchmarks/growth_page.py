@@ -170,7 +170,7 @@ def _replicas(rows: list[dict[str, Any]], cores: int) -> list[str]:
     ]  # fmt: skip
     speeds = [row["requests_per_s"] / rows[0]["requests_per_s"] for row in rows]
     within = [speed for row, speed in zip(rows, speeds, strict=True) if row["replicas"] <= cores]
-    each_mb = (rows[-1]["memory_mb"] - rows[0]["memory_mb"]) / (rows[-1]["replicas"] - rows[0]["replicas"])
+    each_mb = (rows[-1]["memory_mb"] - rows[1]["memory_mb"]) / (rows[-1]["replicas"] - rows[1]["replicas"])
     return [
         "## In the cloud: replicas",
         "",
@@ -181,7 +181,8 @@ def _replicas(rows: list[dict[str, Any]], cores: int) -> list[str]:
             ["replicas", "requests/s", "CPU, ms a request", "median, ms", "p99, ms", "memory, MiB", "failed"], table
         ),
         f"As many replicas as cores answer {within[-1]:.2f} times as much as one. It bends there: "
-        f"{rows[-1]['replicas']} answer {speeds[-1]:.2f} times as much, and each one takes {each_mb:,.0f} MiB more.",
+        f"{rows[-1]['replicas']} answer {speeds[-1]:.2f} times as much, and each one takes {each_mb:,.0f} MiB more. "
+        "One alone has no parent that looks after it.",
         "",
     ]
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
-    from sfumato.cloud import Catalogue, Replicas
+    from sfumato.cloud import Replicas
 
 MIB = 2**20
 _MANY_PANEL = "Several replicas"
@@ -131,10 +131,9 @@ def serve(
         cloud.catalogue_of, given, models, name=name, decoder=decoder, threads=threads, max_batch=max_batch,
         max_queue=max_queue,
     )  # fmt: skip
-    catalogue = open_models()
-
-    def announce(url: str) -> None:
-        _announce(url, catalogue, as_json=as_json, alone=len(given) == 1 and models is None)
+    catalogue = open_models()  # with several replicas too, so that what is wrong with a file is told once, and here
+    served = [{"name": one.name, "version": one.version, "fingerprint": one.fingerprint} for one in catalogue]
+    announce = partial(_announce, served, as_json=as_json, alone=len(given) == 1 and models is None)
 
     if engine is EngineName.RAY:
         if tls_cert is not None or tls_key is not None:
@@ -170,23 +169,22 @@ def serve(
     if many.most == 1:
         cloud.serve(catalogue, **options)
     else:
+        del catalogue  # each replica opens its own
         cloud.serve_replicas(open_models, many.most, log_as_json=log_format is LogFormat.JSON, **options)
 
 
-def _announce(url: str, catalogue: Catalogue, *, as_json: bool, alone: bool) -> None:
-    served = list(catalogue)
+def _announce(served: list[dict[str, str]], url: str, *, as_json: bool, alone: bool) -> None:
     if not as_json:
         from rich import print as rich_print
 
         for one in served:
-            shown = f"[bold]{one.name}[/bold]" + ("" if alone else f", version {one.version},")
-            rich_print(f"serving {shown} at {url}/v2/models/{one.name} (Ctrl+C stops)")
+            shown = f"[bold]{one['name']}[/bold]" + ("" if alone else f", version {one['version']},")
+            rich_print(f"serving {shown} at {url}/v2/models/{one['name']} (Ctrl+C stops)")
     elif alone:
-        found = {"url": url, "model": served[0].name, "fingerprint": served[0].fingerprint}
-        print_json(found if len(served) == 1 else {**found, "split_model": served[1].name})
+        found = {"url": url, "model": served[0]["name"], "fingerprint": served[0]["fingerprint"]}
+        print_json(found if len(served) == 1 else {**found, "split_model": served[1]["name"]})
     else:
-        told = [{"name": one.name, "version": one.version, "fingerprint": one.fingerprint} for one in served]
-        print_json({"url": url, "models": told})
+        print_json({"url": url, "models": served})
 
 
 def _serve_on_ray(
