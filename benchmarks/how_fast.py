@@ -299,7 +299,13 @@ def _serving() -> list[str]:
     found = read("serving.json")
     if found is None:
         return []
-    lines = ["## The server", "", f"{sentence(found['what'])}; load by {found['load']}.", ""]
+    lines = [
+        "## The server",
+        "",
+        f"{sentence(found['what'])}; load by {found['load']}. Triton is NVIDIA's program as the wheel `nvidia-pytriton` "
+        "carries it, with the Python backend and ONNX Runtime in it; its own ONNX backend was not at hand.",
+        "",
+    ]
     rows = [
         [
             model,
