@@ -302,8 +302,9 @@ def _serving() -> list[str]:
     lines = [
         "## The server",
         "",
-        f"{sentence(found['what'])}; load by {found['load']}. Triton is NVIDIA's program as the wheel `nvidia-pytriton` "
-        "carries it, with the Python backend and ONNX Runtime in it; its own ONNX backend was not at hand.",
+        f"{sentence(found['what'])}; load by {found['load']}. Triton is NVIDIA's program as the wheel "
+        "`nvidia-pytriton` carries it, with the Python backend and ONNX Runtime in it; its own ONNX backend was not at "
+        "hand.",
         "",
     ]
     rows = [
@@ -439,7 +440,14 @@ def _failover() -> list[str]:
         ]
         for engine, one in found["engines"].items()
     ]
-    head = ["", "requests", "failed", "median before, ms", "slowest after, ms", "new process after, s"]
+    head = [
+        "",
+        "requests",
+        "failed",
+        "median before, ms",
+        "slowest after, ms",
+        "next process began after, s",
+    ]
     lines = ["## A replica is killed", "", f"{sentence(found['what'])}:", "", *table(head, rows)]
     scaled = found.get("scaled_by_ray")
     if scaled is not None:

@@ -210,7 +210,7 @@ def running(
     finally:
         process.terminate()
         try:
-            process.wait(20)
+            process.wait(120)  # Ray takes its time
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,13 +210,14 @@ def _lowered(graph: nn.Module, picture: Tensor, source: Path) -> bytes:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps the libraries' talk of their own internals, and of GPUs that are not there, from people."""
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 def _write(path: Path, program: bytes) -> None:
@@ -226,7 +227,8 @@ def _write(path: Path, program: bytes) -> None:
         partial.write_bytes(program)
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise BundleError(f"cannot write {path}: {error.strerror or error}") from error
 
 

@@ -8,6 +8,7 @@ itself.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import statistics
 import tempfile
@@ -318,18 +319,28 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
 @contextmanager
 def _made_beside(folder: Path) -> Iterator[Path]:
     """A folder that takes the place of the one given once all is well, and is gone otherwise."""
-    partial = folder.with_name(folder.name + ".partial")
+    folder = folder.resolve()
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            yield partial
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}."))
     except OSError as error:
         raise BundleError(f"{folder} cannot be written: {error.strerror or error}") from error
+    try:
+        yield partial
+        partial.chmod(0o777 & ~_umask())
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            partial.rename(folder)
+        except OSError as error:
+            raise BundleError(f"{folder} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -81,7 +82,7 @@ def test_a_killed_replica_is_not_noticed_and_replaced(tiny_bundles: tuple[Bundle
     pictures = [tiny.picture(seed) for seed in range(4)]
     with serving(classifier.path, "--replicas", 2, SFUMATO_TOKEN=TOKEN) as (said, process):
         before = replicas_of(process)
-        with Client(said["url"], obfuscator, token=TOKEN) as client, ThreadPoolExecutor(4) as pool:
+        with Client(said["url"], obfuscator, token=TOKEN) as client, ThreadPoolExecutor(12) as pool:
             expected = [client.classify(picture).label for picture in pictures]
             answers = [pool.submit(client.classify, pictures[index % 4]) for index in range(100)]
             os.kill(before[0], signal.SIGKILL)
@@ -107,15 +108,50 @@ def test_a_hangup_reloads_all_of_them(tmp_path: Path, tiny_bundles: tuple[Bundle
         wait_for("not all of them have the new version", lambda: versions() == {"2"})
 
 
-def test_they_do_not_outlive_their_parent(tiny_bundles: tuple[Bundle, Bundle]) -> None:
+def test_they_do_not_outlive_their_parent(tmp_path: Path, tiny_bundles: tuple[Bundle, Bundle]) -> None:
     command = [sys.executable, "-m", "sfumato", "serve", str(tiny_bundles[1].path), "--replicas", "2", "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # a killed process leaves its folder behind
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None and process.stdout.readline()
     left = replicas_of(process)
     assert len(left) == 2
     process.kill()
     process.wait()
     wait_for("they are still there", lambda: not any(Path(f"/proc/{pid}").exists() for pid in left))
+
+
+def test_nobody_new_is_let_in_while_the_last_requests_are_answered(tiny_bundles: tuple[Bundle, Bundle]) -> None:
+    with serving(tiny_bundles[1].path, "--replicas", 2, "--linger", 0, "--grace", 20) as (said, process):
+        address = ("127.0.0.1", int(said["url"].rpartition(":")[2]))
+        with socket.create_connection(address) as under_way:
+            under_way.sendall(b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            time.sleep(0.3)
+            process.send_signal(signal.SIGTERM)
+
+            def refused() -> bool:
+                try:
+                    socket.create_connection(address, timeout=1).close()
+                except ConnectionRefusedError:
+                    return True
+                return False
+
+            wait_for("the port is still open", refused)
+            assert process.poll() is None, "it waits for the request under way"
+
+
+def test_a_replica_that_never_starts_again_is_given_up(tmp_path: Path, tiny_bundles: tuple[Bundle, Bundle]) -> None:
+    obfuscator, classifier = tiny_bundles
+    folder = tmp_path / "bundle"
+    shutil.copytree(classifier.path, folder)
+    with serving(folder, "--replicas", 2, said_of_itself=(errors := [])) as (said, process):
+        before = replicas_of(process)
+        (folder / "bundle.json").write_text("{")
+        os.kill(before[0], signal.SIGKILL)
+        wait_for("it is tried for ever", lambda: any("go on without it" in line for line in errors))
+        for _ in range(12):
+            with Client(said["url"], obfuscator, retries=0) as client:
+                client.classify(tiny.picture(0))
+        assert replicas_of(process) == before[1:]
 
 
 def test_a_taken_port_is_not_shared_with_strangers(tiny_bundles: tuple[Bundle, Bundle]) -> None:

@@ -27,7 +27,11 @@ from sfumato.nets import autocast
 
 BATCH = 64
 _PIXELS_AT_ONCE = BATCH * 32 * 32
-"""Larger pictures go through a net in parts, whose gradients are added up: memory is bounded, the step the same."""
+"""Larger pictures go through a net in parts, whose gradients are added up: memory is bounded, the step the same.
+
+But for nets with batch norms, which see the statistics of a part; theirs are no smaller than `_LEAST_NORMED`.
+"""
+_LEAST_NORMED = 16
 LOOKS = 12
 FLAT = 0.02
 """The curve is flat if the last third of the training changed the held-out error by less than this share."""
@@ -92,6 +96,7 @@ def fit_decoder(
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     steps = max(1, effort.pictures // BATCH)
     look_every = max(1, steps // LOOKS)
+    least = _LEAST_NORMED if any(isinstance(part, nn.BatchNorm2d) for part in net.modules()) else 1
     state = _State(identity, net, average, loss, optimizer)
     if effort.checkpoint is not None and effort.checkpoint.exists():
         state.restore(load_checkpoint(effort.checkpoint, _PARTS))
@@ -107,7 +112,7 @@ def fit_decoder(
                 group["lr"] = learning_rate * min(1.0, (state.step + 1) / _WARMUP_STEPS)
             optimizer.zero_grad()
             value, size = torch.zeros((), device=effort.device), (pictures.shape[2], pictures.shape[3])
-            for x, y in zip(in_parts(observed, size), in_parts(pictures, size), strict=True):
+            for x, y in zip(in_parts(observed, size, least), in_parts(pictures, size, least), strict=True):
                 with autocast(effort.device):
                     restored = net(x.to(effort.device))
                 part = loss(restored.float(), y.to(effort.device)) * (len(x) / len(batch))
@@ -132,15 +137,16 @@ def fit_decoder(
     return Fitted(average, tuple(state.curve), flattened(state.curve), state.step * BATCH)
 
 
-def in_parts(tensor: Tensor, size: tuple[int, int], times: int = 1) -> tuple[Tensor, ...]:
+def in_parts(tensor: Tensor, size: tuple[int, int], least: int = 1, *, times: int = 1) -> tuple[Tensor, ...]:
     """Splits what belongs to pictures, so that each part goes through a net at once.
 
     Args:
         tensor: (N, ...).
         size: (H, W) of the pictures.
+        least: so many pictures at least.
         times: so many times as large as with gradients.
     """
-    return torch.split(tensor, max(1, times * _PIXELS_AT_ONCE // (size[0] * size[1])))
+    return torch.split(tensor, max(least, times * _PIXELS_AT_ONCE // (size[0] * size[1])))
 
 
 def flattened(curve: list[tuple[int, float]] | tuple[tuple[int, float], ...]) -> bool:
@@ -173,7 +179,7 @@ def _error(net: nn.Module, pairs: tuple[Tensor, Tensor]) -> float:
     device = next(net.parameters()).device
     total = 0.0
     size = pictures.shape[2], pictures.shape[3]
-    for x, y in zip(in_parts(observed, size, 4), in_parts(pictures, size, 4), strict=True):
+    for x, y in zip(in_parts(observed, size, times=4), in_parts(pictures, size, times=4), strict=True):
         with autocast(device):
             restored = net(x.to(device))
         total += float((restored.float().clamp(0, 1) - y.to(device)).square().mean()) * len(x)

@@ -16,7 +16,7 @@ from sfumato import __version__
 from sfumato.audit.attackers.protocol import CPU, Effort
 from sfumato.audit.attempts import Attempts, best_of
 from sfumato.audit.attributes import infer
-from sfumato.audit.budget import BUDGETS, Budget, Trial
+from sfumato.audit.budget import Budget, Trial
 from sfumato.audit.certificate import certify, certify_code
 from sfumato.audit.columns import ask
 from sfumato.audit.consistency import trial_controls
@@ -115,35 +115,6 @@ def audit(
     write_report(found, showcase(scene, notebook, found), folder / "audit.html")
     save_panel(scene, notebook, found, folder / "panel.png")
     return found
-
-
-def record(bundle: Bundle, found: dict[str, Any]) -> bool:
-    """Puts an audit's figures into the obfuscator's bundle, unless it has those of an audit that tried harder.
-
-    Args:
-        bundle: of the obfuscator.
-        found: the content of `audit.json`.
-
-    Returns:
-        Whether they were put there.
-
-    Raises:
-        BundleError: the disk refuses.
-    """
-    keys = ["verdict", "budget", "best", "utility", "gate", "class_mean_mse", "identification", "attributes"]
-    keys += ["certificate", "provenance"]
-    if "audit" in bundle.figures and _effort(bundle.figures["audit"]) > _effort(found):
-        return False
-    bundle.figures["audit"] = {key: found[key] for key in keys}
-    bundle.save()
-    return True
-
-
-def _effort(found: dict[str, Any]) -> int:
-    """Training pictures over all decoders that an audit's budget allowed."""
-    budget = found["budget"]
-    named = BUDGETS.get(budget["name"])
-    return int(budget.get("pictures", named.pictures if named else 0))
 
 
 def _identity(scene: Scene, budget: Budget, beside: Beside) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def audit(
     """Attack an obfuscator with attackers who come after it, and say what they got.
 
     Writes `audit.json` and one self-contained page, `audit.html`. A bundle given by its path gets the figures,
-    unless it has those of an audit with a larger budget.
+    unless it has those of an audit with a larger budget that found as much.
     Ctrl-C loses nothing but the attacker at work; `--resume` goes on.
 
     Examples: `sfumato audit`, `sfumato audit runs/mine/bundle --classifier runs/resnet/bundle --budget standard`,
@@ -90,7 +90,8 @@ def audit(
         from sfumato.audit.budget import BUDGETS, shared
         from sfumato.audit.load import load_target, native_size
         from sfumato.audit.points import collect
-        from sfumato.audit.run import Beside, record
+        from sfumato.audit.recording import record
+        from sfumato.audit.run import Beside
         from sfumato.audit.run import audit as run_audit
         from sfumato.audit.scene import Scene
         from sfumato.classifiers import load_classifier, trains_through
@@ -142,16 +143,18 @@ def audit(
             device=device,
             progress=progress,
         )
-    recorded = not (obfuscator and Path(obfuscator).is_dir()) or record(Bundle.load(obfuscator), found)
+    bundle = Bundle.load(obfuscator) if obfuscator and Path(obfuscator).is_dir() else None
+    recorded = bundle is not None and record(bundle, found)
     if as_json:
-        print_json({"verdict": found["verdict"], "best": found["best"], "audit": str(folder / "audit.json")})
+        told = {"verdict": found["verdict"], "best": found["best"], "audit": str(folder / "audit.json")}
+        print_json({**told, "recorded": recorded})
         return
     typer.echo(f"\n{found['verdict']['finding'].upper()}")
     for sentence in found["verdict"]["sentences"]:
         typer.echo(sentence)
     typer.echo(f"\nreport: {folder / 'audit.html'}")
-    if not recorded:
-        typer.echo("The bundle keeps the figures of an earlier audit, whose attackers trained longer.")
+    if bundle is not None and not recorded:
+        typer.echo("The bundle keeps the figures of an earlier audit, which tried harder and found as much.")
 
 
 def _classifier(given: str, classifier: Path | None) -> Any:

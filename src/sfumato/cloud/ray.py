@@ -145,7 +145,8 @@ def running_on_ray(
                 raise
             except Exception as error:  # Ray's errors have no common base
                 reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-                hint = "; if the cluster wants a token, set RAY_AUTH_MODE=token" if address else ""
+                unreached = address is not None and "connect" in reason
+                hint = "; if the cluster wants a token, set RAY_AUTH_MODE=token" if unreached else ""
                 raise ServingError(f"Ray cannot serve at {address or 'this machine'}: {reason}{hint}") from error
             yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
         finally:

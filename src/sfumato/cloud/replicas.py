@@ -29,7 +29,7 @@ from sfumato.cloud import logs
 from sfumato.cloud.catalogue import Catalogue
 from sfumato.cloud.server import Limits, listen, prepare, run, tls_context, warn_if_open
 from sfumato.cloud.siblings import Siblings
-from sfumato.errors import ServingError
+from sfumato.errors import ServingError, SfumatoError
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,8 @@ _START_TIMEOUT_S = 120
 _TICK_S = 0.2
 _AGAIN_S = 1.0
 """Seconds between two starts of the same replica, should it die at once each time."""
+_STARTS = 3
+"""How often in a row a replica may die before it answers."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def serve_replicas(
 ) -> None:
     """Serves models in several processes until SIGTERM or SIGINT; requests under way are answered first.
 
-    SIGHUP reloads the models of all of them. Limits are of each process.
+    SIGHUP reloads the models of all of them. Limits are of each process. To be called in the main thread.
 
     Args:
         open_models: opens them, in each process; it is pickled, so it has to be a module's function or a `partial`.
@@ -138,6 +140,8 @@ class _Replicas:
         self._processes: dict[int, SpawnProcess] = {}
         self._ready: dict[int, Connection] = {}
         self._started_s: dict[int, float] = {}
+        self._up: set[int] = set()
+        self._failed: dict[int, int] = {}
         self._ends: list[int] = []
 
     def run(self, on_ready: Callable[[str], None] | None) -> None:
@@ -169,6 +173,7 @@ class _Replicas:
     def _start(self, number: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._ready[number], told = context.Pipe(duplex=False)
+        self._up.discard(number)
         process = context.Process(
             target=self._target, args=(number, self._listeners[number], told), name=f"sfumato-{number}", daemon=True
         )
@@ -193,6 +198,7 @@ class _Replicas:
                     raise ServingError(f"replica {number} did not start within {_START_TIMEOUT_S} s")
             try:
                 url = ready.recv()
+                self._up.add(number)
             except EOFError:
                 raise ServingError(f"replica {number} did not start; the log says why") from None
         return url
@@ -201,12 +207,35 @@ class _Replicas:
         for number, process in list(self._processes.items()):
             if process.is_alive() or self._ends or time.monotonic() < self._started_s[number] + _AGAIN_S:
                 continue
+            self._failed[number] = 0 if self._was_ready(number) else self._failed.get(number, 0) + 1
+            if self._failed[number] >= _STARTS:
+                self._give_up(number)
+                continue
             log.warning("replica %d died (%s); another one is started", number, _cause(process.exitcode))
             self._start(number)
+
+    def _was_ready(self, number: int) -> bool:
+        """Whether a replica that has died had answered before."""
+        if number in self._up:
+            return True
+        try:
+            return self._ready[number].poll() and bool(self._ready[number].recv())
+        except EOFError:
+            return False
+
+    def _give_up(self, number: int) -> None:
+        """Closes its socket, so that the kernel deals connections to the others alone."""
+        log.error("replica %d did not start %d times; the others go on without it", number, _STARTS)
+        self._listeners[number].close()
+        del self._processes[number]
+        if not self._processes:
+            raise ServingError("no replica starts any more; the log says why")
 
     def _end(self) -> None:
         """Lets all answer what is under way. A further signal is passed on: then they leave at once."""
         self._send(signal.SIGTERM)
+        for listener in self._listeners:  # they have their own, as long as they take further connections
+            listener.close()
         told, deadline = len(self._ends), time.monotonic() + self._leave_s
         while any(process.is_alive() for process in self._processes.values()) and time.monotonic() < deadline:
             if len(self._ends) > told:
@@ -219,7 +248,7 @@ class _Replicas:
 
 
 def _cause(exitcode: int | None) -> str:
-    if exitcode is not None and exitcode < 0:
+    if exitcode is not None and -exitcode in set(signal.Signals):
         return signal.Signals(-exitcode).name
     return f"exit status {exitcode}"
 
@@ -249,7 +278,7 @@ def _replica(
             on_ready=told.send,
             **options,
         )
-    except ServingError as error:
+    except (SfumatoError, OSError) as error:
         log.error("replica %d: %s", number, error)
         raise SystemExit(1) from None
     run(server, [listener])

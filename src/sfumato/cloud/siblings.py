@@ -68,7 +68,11 @@ class _Together(Collector):
     def collect(self) -> Iterable[Metric]:
         families: dict[str, Metric] = {}
         for number, text in self._told.items():
-            for family in text_string_to_metric_families(text):
+            try:
+                told = list(text_string_to_metric_families(text))
+            except ValueError:  # it died while it told
+                continue
+            for family in told:
                 known = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
                 known.samples += [
                     sample._replace(labels={"replica": number, **sample.labels}) for sample in family.samples

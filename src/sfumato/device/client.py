@@ -71,7 +71,7 @@ class Client:
             default "binary" where the server says that it takes it.
         token: the bearer token, if the endpoint wants one.
         timeout_s: for connecting, and again for the answer of each attempt.
-        retries: further attempts after a lost connection or status 429, 500, 502, 503 or 504.
+        retries: further attempts after a broken connection, or status 429, 500, 502, 503 or 504.
         ca_file: PEM file with the authorities to trust instead of the system's.
         allow_insecure_token: send the token without TLS to another machine, where others can read it.
         threads: threads for the obfuscator.

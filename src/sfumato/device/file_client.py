@@ -44,7 +44,7 @@ class FileClient:
         rounding: round drawings in [0, 1] to 8 bits; otherwise those that are no 8-bit pictures are refused.
         token: the bearer token, if the endpoint wants one.
         timeout_s: for connecting, and again for the answer of each attempt.
-        retries: further attempts after a lost connection or status 429, 500, 502, 503 or 504.
+        retries: further attempts after a broken connection, or status 429, 500, 502, 503 or 504.
         ca_file: PEM file with the authorities to trust instead of the system's.
         allow_insecure_token: send the token over plain HTTP to another machine, where others can read it.
         threads: threads for the obfuscator.

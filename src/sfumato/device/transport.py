@@ -55,7 +55,7 @@ class Options:
     Attributes:
         token: the bearer token, if the server wants one. Never shown.
         timeout_s: for connecting, and again for the answer of each attempt.
-        retries: further attempts after a lost connection or an answer that says "later".
+        retries: further attempts after a broken connection, or status 429, 500, 502, 503 or 504.
         ca_file: PEM file with the authorities to trust instead of the system's.
         max_answer_bytes: the longest answer that is read.
     """

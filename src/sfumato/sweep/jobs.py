@@ -12,7 +12,8 @@ import torch
 
 from sfumato.audit.budget import Budget
 from sfumato.audit.load import bundle_target
-from sfumato.audit.run import Beside, Progress, record
+from sfumato.audit.recording import record
+from sfumato.audit.run import Beside, Progress
 from sfumato.audit.scene import Scene
 from sfumato.bundle import MANIFEST, OBFUSCATOR_ONNX, Bundle
 from sfumato.classifiers import classifier_bundle, load_classifier

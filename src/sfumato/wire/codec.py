@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from numpy.typing import NDArray
@@ -86,7 +87,7 @@ def decode_request(body: bytes, header_length: int | str | None = None) -> Infer
     head = _heads.get(text) if reader.has_binary else None
     if head is None:
         head = _request_head(fields.parse_object(text, "the request"))
-        if reader.has_binary and len(text) <= _KEPT_HEAD_BYTES and all(tensor.binary for tensor in head.inputs):
+        if reader.has_binary and len(text) <= _KEPT_HEAD_BYTES and head.comes_again:
             if len(_heads) >= _KEPT_HEADS:
                 _heads.clear()
             _heads[text] = head
@@ -104,11 +105,16 @@ class _RequestHead:
     id: str
     parameters: Mapping[str, Parameter]
 
+    @property
+    def comes_again(self) -> bool:
+        """Whether it may be the same next time: it has no mark of its own, and no numbers."""
+        return not self.id and all(tensor.binary for tensor in self.inputs)
+
 
 _heads: dict[bytes, _RequestHead] = {}
 """What was read last: a client's requests differ in their bytes alone, and reading JSON takes longer than those.
 
-Never one with numbers in it, which would keep a picture in memory.
+Never one with numbers in it, which would keep a picture in memory. Parameters that a client made up are kept with it.
 """
 
 
@@ -120,7 +126,8 @@ def _request_head(header: dict[str, Any]) -> _RequestHead:
     _refuse_duplicates([tensor.name for tensor in inputs], "input")
     outputs = tuple(_decode_requested(raw) for raw in fields.array_of(header, "outputs", what))
     _refuse_duplicates([output.name for output in outputs], "output")
-    return _RequestHead(inputs, outputs, _id(header, what), fields.parameters(header.get("parameters"), what))
+    parameters = MappingProxyType(fields.parameters(header.get("parameters"), what))
+    return _RequestHead(inputs, outputs, _id(header, what), parameters)
 
 
 def encode_response(response: InferResponse, request: InferRequest | None = None) -> Encoded:

@@ -94,7 +94,7 @@ def restorer(net: nn.Module, size: tuple[int, int], device: torch.device) -> Res
     @torch.no_grad()
     def restore(observed: Tensor) -> Tensor:
         with autocast(device):
-            parts = [net(part.to(device)).float().clamp(0, 1).cpu() for part in in_parts(observed, size, 4)]
+            parts = [net(part.to(device)).float().clamp(0, 1).cpu() for part in in_parts(observed, size, times=4)]
         return torch.cat(parts)
 
     return restore

@@ -1,0 +1,45 @@
+"""An audit's figures in the bundle of what was audited."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sfumato.audit.budget import BUDGETS
+from sfumato.bundle import Bundle
+
+_KEPT = (
+    "verdict", "budget", "best", "utility", "gate", "class_mean_mse", "identification", "attributes", "certificate",
+    "provenance",
+)  # fmt: skip
+
+
+def record(bundle: Bundle, found: dict[str, Any]) -> bool:
+    """Puts an audit's figures into the obfuscator's bundle, unless one that tried harder has found as much.
+
+    Args:
+        bundle: of the obfuscator.
+        found: the content of `audit.json`.
+
+    Returns:
+        Whether they were put there.
+
+    Raises:
+        BundleError: the disk refuses.
+    """
+    kept = bundle.figures.get("audit")
+    if kept is not None and _effort(kept) > _effort(found) and _leakage(kept) >= _leakage(found):
+        return False
+    bundle.figures["audit"] = {key: found[key] for key in _KEPT}
+    bundle.save()
+    return True
+
+
+def _effort(found: dict[str, Any]) -> int:
+    """Training pictures over all decoders that an audit's budget allowed."""
+    budget = found["budget"]
+    named = BUDGETS.get(budget["name"])
+    return int(budget.get("pictures", named.pictures if named else 0))
+
+
+def _leakage(found: dict[str, Any]) -> float:
+    return float((found["best"] or {}).get("excess_leakage") or 0)
