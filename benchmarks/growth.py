@@ -241,7 +241,7 @@ def _alone(what: str, *numbers: int) -> dict[str, Any]:
 
 def train_one(side: int, batch: int, pictures: int) -> dict[str, Any]:
     """A few steps in this process; of so many pictures, drawn and augmented as `sfumato train` does it, if any."""
-    from sfumato.data import Augmentation, ImageSet, augment
+    from sfumato.data import Augmentation, augment
 
     task = ObfuscationTask(
         Obfuscator(),
@@ -254,8 +254,7 @@ def train_one(side: int, batch: int, pictures: int) -> dict[str, Any]:
     optimizer = torch.optim.Adam([p for p in task.parameters() if p.requires_grad], lr=1e-3, fused=True)
     source = torch.Generator().manual_seed(0)
     count = max(pictures, 8 * batch)
-    images = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=source)
-    made = ImageSet(images, torch.arange(count) % 10, tuple("0123456789"), "random", "")
+    made = random_bundles.random_set(count, side, tuple("0123456789"))
     seconds = []
     for step, (x, labels) in enumerate(made.batches(0, batch)):
         start = time.perf_counter()
@@ -275,7 +274,11 @@ def train_one(side: int, batch: int, pictures: int) -> dict[str, Any]:
         "peak_memory_mb": peak_mb(os.getpid()),
     }
     if pictures:
-        found |= {"pictures": pictures, "epoch_s": step_s * (pictures // batch), "pictures_mb": images.numel() / 2**20}
+        found |= {
+            "pictures": pictures,
+            "epoch_s": step_s * (pictures // batch),
+            "pictures_mb": made.images.numel() / 2**20,
+        }
     return found
 
 

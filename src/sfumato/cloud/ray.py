@@ -15,7 +15,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import tempfile
 import threading
 import time
@@ -25,6 +24,7 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from sfumato.cloud.replicas import Replicas
+from sfumato.cloud.server import listen
 from sfumato.errors import ServingError
 from sfumato.interrupts import interruptible
 
@@ -225,13 +225,8 @@ def _logging() -> dict[str, Any]:
 
 def _free_port(host: str, port: int) -> int:
     """The port, or a free one for 0, if it can be listened on."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        with socket.create_server((host, port), family=family) as listener:
-            bound, number = listener.getsockname()[:2]
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ServingError(f"cannot listen on {host}:{port}: {reason}; choose another --host or --port") from error
+    with listen(host, port) as listener:
+        bound, number = listener.getsockname()[:2]
     if not ipaddress.ip_address(bound).is_loopback:
         log.warning("listening on %s: everybody who reaches it may ask", host)
     return int(number)
