@@ -81,7 +81,7 @@ def protect_black_box(
         raise TrainingError(f"{folder} holds a run already: --resume goes on with it, --overwrite starts anew")
     if overwrite:
         shutil.rmtree(folder, ignore_errors=True)
-    fabric = launch(TrainingRecipe(seed=recipe.training.seed), folder, accelerator, 1)
+    fabric, precision = launch(TrainingRecipe(seed=recipe.training.seed), folder, accelerator, 1)
     images, test = load_both(recipe.data, fabric, label_free=True)
     images = replace(images, names=test.names)
     box, preprocessing = recipe.black_box, preprocessing_of(recipe.data.source, images)
@@ -113,6 +113,7 @@ def protect_black_box(
                 data=recipe.data,
                 plan=_surrogate_plan(box, len(asked), recipe.training.seed),
                 temperature=_TEMPERATURE if box.answers == "scores" else 1.0,
+                bfloat16=precision.dense_bfloat16,
             )
             for architecture in box.surrogates
         ]
@@ -177,7 +178,6 @@ def _surrogate_plan(box: BlackBoxRecipe, count: int, seed: int) -> TrainingRecip
         learning_rate=_SURROGATE_RATE,
         weight_decay=5e-4,
         schedule="one-cycle",
-        precision="bf16-mixed",
         validate_every=10,
     )
 

@@ -13,6 +13,7 @@ from sfumato.bundle import Bundle, Preprocessing
 from sfumato.checkpoint import identify
 from sfumato.data import ImageSet
 from sfumato.nets import Normalize, build_classifier
+from sfumato.nets.precision import compute
 from sfumato.provenance import provenance
 from sfumato.training.engine import fit
 from sfumato.training.export import write_classifier_bundle
@@ -38,12 +39,16 @@ class ImitationTask(nn.Module):
         normalize: from [0, 1] to its input.
         answers: (N, classes) float32, logarithms of probabilities; "labels" number these.
         temperature: that answers are softened with, above 0; 1 where they are labels alone.
+        bfloat16: compute the network so; see `sfumato.nets.precision`.
     """
 
     answers: Tensor
 
-    def __init__(self, net: nn.Module, normalize: Normalize, answers: Tensor, *, temperature: float) -> None:
+    def __init__(
+        self, net: nn.Module, normalize: Normalize, answers: Tensor, *, temperature: float, bfloat16: bool = False
+    ) -> None:
         super().__init__()
+        self.in_bfloat16 = bfloat16
         self.net = net
         self.normalize = normalize
         self.temperature = temperature
@@ -51,7 +56,8 @@ class ImitationTask(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor) -> Losses:
         """Images (N, 3, H, W) float in [0, 1], which answers they got (N,) int64 -> losses."""
-        logits, answers = self.net(self.normalize(images)), self.answers[labels]
+        logits = compute(self.net, self.normalize(images), bfloat16=self.in_bfloat16)
+        answers = self.answers[labels]
         agrees = (logits.detach().argmax(dim=1) == answers.argmax(dim=1)).float().mean()
         return {"loss": distillation_loss(logits, answers, temperature=self.temperature), "agreement": agrees}
 
@@ -67,6 +73,7 @@ def learn_surrogate(
     data: DataRecipe,
     plan: TrainingRecipe,
     temperature: float,
+    bfloat16: bool,
 ) -> Bundle:
     """Trains a surrogate and writes its bundle; one that is there already is used.
 
@@ -80,6 +87,7 @@ def learn_surrogate(
         data: how training pictures are varied.
         plan: how the weights are found.
         temperature: that answers are softened with.
+        bfloat16: see `Precision.dense_bfloat16`.
 
     Returns:
         Its bundle, with "agreement": on answers that it did not learn from, how often its highest class is theirs.
@@ -96,7 +104,8 @@ def learn_surrogate(
     numbered = replace(images, labels=torch.arange(len(images)))
     learned, compared = numbered.split(max(1, round(_HELD_OUT * len(images))))
     normalize = Normalize(preprocessing.mean, preprocessing.std)
-    task = ImitationTask(build_classifier(architecture, answers.shape[1]), normalize, answers, temperature=temperature)
+    net = build_classifier(architecture, answers.shape[1])
+    task = ImitationTask(net, normalize, answers, temperature=temperature, bfloat16=bfloat16)
     optimizer, scheduler = optimizer_of(plan, task, steps=len(learned) // plan.batch_size)
     figures = fit(
         fabric,

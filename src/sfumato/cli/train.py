@@ -103,7 +103,7 @@ def train(
         )
         bundle = protect_black_box(plan, folder, token=read_token(token_file), ca_file=ca_file, **how)
     else:
-        bundle = run_training(plan, folder, start=start, **how)
+        bundle = run_training(plan, folder, start=start, say=lambda line: typer.echo(line, err=True), **how)
     if as_json:
         print_json({"bundle": str(bundle.path), "figures": bundle.figures})
         return

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sfumato.data import ImageSet, Stream
 from sfumato.errors import TrainingError
+from sfumato.nets.precision import Precision
 from sfumato.provenance import device_name, provenance
 from sfumato.training.engine import Pictures, Schedule, fit, look
 from sfumato.training.optimizer import optimizer_of
@@ -49,8 +50,8 @@ def estimate(recipe: AnyRecipe, *, accelerator: str = "auto", steps: int = STEPS
     recipe = starting_from(None, recipe)
     plan = recipe.training
     with tempfile.TemporaryDirectory(prefix="sfumato-estimate-") as work:
-        fabric = launch(plan, Path(work), accelerator, 1)
-        made = prepare(recipe, Run(Path(work)), fabric)
+        fabric, precision = launch(plan, Path(work), accelerator, 1)
+        made = prepare(recipe, Run(Path(work)), fabric, bfloat16=precision.dense_bfloat16)
         all_steps = len(made.train) // plan.batch_size
         timed = _Timed(made.train, min(all_steps, steps + _WARM_UP + 1), plan.batch_size, fabric.device)
         optimizer, scheduler = optimizer_of(plan, made.task, steps=all_steps)
@@ -70,11 +71,17 @@ def estimate(recipe: AnyRecipe, *, accelerator: str = "auto", steps: int = STEPS
         started = time.monotonic()
         look(fabric, made.task, few, plan.batch_size, channels_last=plan.channels_last)
         test_s = (time.monotonic() - started) / len(few)
-        return _found(recipe, made, timed, all_steps, test_s, fabric.device)
+        return _found(recipe, made, timed, all_steps, test_s, fabric.device, precision)
 
 
 def _found(
-    recipe: AnyRecipe, made: Prepared, timed: _Timed, all_steps: int, test_s: float, device: torch.device
+    recipe: AnyRecipe,
+    made: Prepared,
+    timed: _Timed,
+    all_steps: int,
+    test_s: float,
+    device: torch.device,
+    precision: Precision,
 ) -> dict[str, Any]:
     plan = recipe.training
     durations, waits = timed.durations()
@@ -105,6 +112,7 @@ def _found(
         "measured": provenance(
             seed=plan.seed,
             accelerator=device.type,
+            precision=str(precision),
             device=device_name(device),
             threads=torch.get_num_threads(),
             train_pictures=len(durations) * plan.batch_size,

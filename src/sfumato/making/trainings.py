@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,14 +49,19 @@ def state_of(run: Run) -> State:
     return State("half done", int(load_checkpoint(run.checkpoint, frozenset({"epoch"}))["epoch"]))
 
 
-def finish_training(recipe: AnyRecipe, run: Run) -> None:
+def finish_training(recipe: AnyRecipe, run: Run, *, say: Callable[[str], None] = lambda line: None) -> None:
     """Trains, or goes on with a training that was interrupted.
+
+    Args:
+        recipe: validated.
+        run: its files.
+        say: is told a line for people.
 
     Raises:
         SfumatoError: see `sfumato.training.train`.
         Interrupted: Ctrl-C or SIGTERM; the state was saved.
     """
     try:
-        train(recipe, run.folder, resume=run.checkpoint.exists())
+        train(recipe, run.folder, resume=run.checkpoint.exists(), say=say)
     except TrainingError as error:
         raise TrainingError(f"{run.folder}: {error}; moved away, it is trained from the start") from error

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from sfumato.nets.cifar import BasicBlock, ResNet
 from sfumato.nets.normalize import Normalize
+from sfumato.nets.precision import compute
 
 TRUNK = (2, 2, 1), (32, 64, 88)
 """Depths and widths of the stages behind the stem, chosen so that all fits the paper's 324,518 parameters."""
@@ -161,18 +162,19 @@ class Sketcher(nn.Module):
         """What makes the code of a picture: all that has to stay as it is for codes to keep their meaning."""
         return nn.ModuleList(part for part in (self.trunk, self.to_bits) if part is not None)
 
-    def look(self, images: Tensor, *, bits_alone: bool = False) -> tuple[Tensor, Tensor]:
+    def look(self, images: Tensor, *, bits_alone: bool = False, bfloat16: bool = False) -> tuple[Tensor, Tensor]:
         """The code and the device's own answer.
 
         Args:
             images: (N, 3, H, W) float32 in [0, 1].
             bits_alone: let what is learned from the code reach the learned bits, but not the trunk beneath them.
+            bfloat16: compute the trunk so; see `sfumato.nets.precision`.
 
         Returns:
             Codes (N, classes + learned bits) float32, a 1 for the answer among 0 for the other classes and then +1 or
             -1 for each learned bit; and logits (N, classes) float32.
         """
-        features = self.trunk.features((images - 0.5) / 0.25).float()
+        features = compute(self.trunk.features, (images - 0.5) / 0.25, bfloat16=bfloat16)
         logits = self.trunk.head(features)
         classes = torch.arange(logits.shape[1], device=logits.device)
         answer = (classes == logits.argmax(dim=1, keepdim=True)).to(features.dtype)

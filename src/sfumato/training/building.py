@@ -27,7 +27,12 @@ _PROBES = 2
 
 
 def obfuscation_task(
-    recipe: ObfuscatorRecipe, frozen: FrozenClassifier, images: ImageSet, others: Sequence[FrozenClassifier] = ()
+    recipe: ObfuscatorRecipe,
+    frozen: FrozenClassifier,
+    images: ImageSet,
+    others: Sequence[FrozenClassifier] = (),
+    *,
+    bfloat16: bool = False,
 ) -> ObfuscationTask:
     """What an obfuscator's recipe describes, with fresh weights.
 
@@ -36,6 +41,7 @@ def obfuscation_task(
         frozen: the classifier.
         others: the further ones that its `transfer` names.
         images: the training pictures; see `answered` for those without labels.
+        bfloat16: see `Precision.dense_bfloat16`.
 
     Raises:
         RecipeError: the recipe does not fit the pictures or the classifier.
@@ -68,12 +74,18 @@ def obfuscation_task(
         rate_weight=recipe.bottleneck.rate_weight,
         entropy_weight=recipe.bottleneck.entropy_weight,
         mixture=CodeMixture(len(images.names), shape) if recipe.bottleneck.entropy_weight else None,
-        others=further(recipe.transfer, frozen, others),
+        others=further(recipe.transfer, frozen, others, bfloat16=bfloat16),
+        bfloat16=bfloat16,
     )
 
 
 def sketch_task(
-    recipe: SketchRecipe, frozen: FrozenClassifier, images: ImageSet, others: Sequence[FrozenClassifier] = ()
+    recipe: SketchRecipe,
+    frozen: FrozenClassifier,
+    images: ImageSet,
+    others: Sequence[FrozenClassifier] = (),
+    *,
+    bfloat16: bool = False,
 ) -> SketchTask:
     """What a sketch's recipe describes, with fresh weights.
 
@@ -82,6 +94,7 @@ def sketch_task(
         frozen: the classifier.
         images: the training pictures.
         others: the further ones that its `transfer` names.
+        bfloat16: see `Precision.dense_bfloat16`.
 
     Raises:
         RecipeError: the recipe does not fit the pictures or the classifier.
@@ -99,12 +112,15 @@ def sketch_task(
         teacher_weight=recipe.teacher_weight,
         temperature=recipe.temperature,
         drawn_share=recipe.drawn_share,
-        others=further(recipe.transfer, frozen, others),
+        others=further(recipe.transfer, frozen, others, bfloat16=bfloat16),
+        bfloat16=bfloat16,
         drawing_alone=recipe.learn == "drawing",
     )
 
 
-def further(recipe: TransferRecipe, frozen: FrozenClassifier, others: Sequence[FrozenClassifier]) -> Others:
+def further(
+    recipe: TransferRecipe, frozen: FrozenClassifier, others: Sequence[FrozenClassifier], *, bfloat16: bool
+) -> Others:
     """The further classifiers of an obfuscator, which have to answer for the same pictures with the same classes.
 
     Raises:
@@ -123,7 +139,7 @@ def further(recipe: TransferRecipe, frozen: FrozenClassifier, others: Sequence[F
                 f"{wanted.height}x{wanted.width}"
             )
     nets = [(normalize(other.preprocessing), fold_norms(other.net)) for other in others]
-    return Others(nets, diversity=recipe.diversity, noise=recipe.noise)
+    return Others(nets, diversity=recipe.diversity, noise=recipe.noise, bfloat16=bfloat16)
 
 
 def begin_from(

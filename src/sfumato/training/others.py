@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.nets import Normalize
+from sfumato.nets.precision import compute
 
 _SMALLEST = 0.8
 """The least side of a shrunk picture, as a share of its own; ours. Xie et al. go from 330 pixels to 299, 0.9."""
@@ -52,15 +53,22 @@ class Others(nn.Module):
         diversity: how often what a classifier sees is varied in training, in [0, 1]; see `vary`.
         noise: standard deviation of the Gaussian noise in what it sees in training, on the [0, 1] scale: what is still
             understood does not hang on fine patterns, which other classifiers do not see (Wu and Zhu 2020, section 3).
+        bfloat16: compute them so; see `sfumato.nets.precision`.
     """
 
     def __init__(
-        self, nets: Iterable[tuple[Normalize, nn.Module]] = (), *, diversity: float = 0.0, noise: float = 0.0
+        self,
+        nets: Iterable[tuple[Normalize, nn.Module]] = (),
+        *,
+        diversity: float = 0.0,
+        noise: float = 0.0,
+        bfloat16: bool = False,
     ) -> None:
         super().__init__()
         self.nets = nn.ModuleList(nn.Sequential(*pair) for pair in nets).requires_grad_(False).eval()
         self.diversity = diversity
         self.noise = noise
+        self.in_bfloat16 = bfloat16
 
     def __len__(self) -> int:
         return len(self.nets)
@@ -80,4 +88,4 @@ class Others(nn.Module):
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
         """Pictures (N, 3, H, W) float in [0, 1] -> the logits (N, classes) of each classifier."""
-        return [net(self.varied(pictures)) for net in self.nets]
+        return [compute(net, self.varied(pictures), bfloat16=self.in_bfloat16) for net in self.nets]

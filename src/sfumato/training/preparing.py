@@ -13,7 +13,7 @@ from sfumato.bundle import OBFUSCATOR_WEIGHTS, Bundle, Preprocessing, is_quantiz
 from sfumato.classifiers import FrozenClassifier, classifier_bundle, load_classifier
 from sfumato.data import ImageSet, Stream
 from sfumato.errors import RecipeError
-from sfumato.nets import build_classifier
+from sfumato.nets import build_classifier, fold_norms
 from sfumato.training.building import answered, begin_from, check_fit, normalize, obfuscation_task, sketch_task
 from sfumato.training.photographs import choose
 from sfumato.training.pictures import label_free, load_pictures
@@ -105,7 +105,9 @@ def starting_from(start: Bundle | None, recipe: AnyRecipe) -> AnyRecipe:
     return recipe
 
 
-def prepare(recipe: AnyRecipe, run: Run, fabric: Fabric, start: Bundle | None = None) -> Prepared:
+def prepare(
+    recipe: AnyRecipe, run: Run, fabric: Fabric, start: Bundle | None = None, *, bfloat16: bool = False
+) -> Prepared:
     """Loads the pictures and the classifiers, and builds what is trained.
 
     Args:
@@ -113,6 +115,7 @@ def prepare(recipe: AnyRecipe, run: Run, fabric: Fabric, start: Bundle | None = 
         run: its folder gets the bundles of classifiers that are none yet.
         fabric: launched.
         start: the bundle of an obfuscator to begin with, instead of fresh weights.
+        bfloat16: see `Precision.dense_bfloat16`.
 
     Raises:
         SfumatoError: data, classifier or recipe cannot be used, each with its own class.
@@ -127,7 +130,7 @@ def prepare(recipe: AnyRecipe, run: Run, fabric: Fabric, start: Bundle | None = 
         held_out = held_out and held_out.of_classes(frozen.labels)
     if isinstance(recipe, ClassifierRecipe):
         preprocessing = preprocessing_of(recipe.data.source, train_set.sample)
-        task: Task = _classifier_task(recipe, frozen, preprocessing, train_set.sample)
+        task: Task = _classifier_task(recipe, frozen, preprocessing, train_set.sample, bfloat16=bfloat16)
     else:
         assert frozen is not None
         if label_free(recipe):
@@ -136,12 +139,12 @@ def prepare(recipe: AnyRecipe, run: Run, fabric: Fabric, start: Bundle | None = 
             held_out = held_out and answered(held_out, frozen)
         others = [_frozen(also, run.others / str(place), fabric) for place, also in enumerate(recipe.transfer.also)]
         if isinstance(recipe, SketchRecipe):
-            task = sketch_task(recipe, frozen, train_set.sample, others)
+            task = sketch_task(recipe, frozen, train_set.sample, others, bfloat16=bfloat16)
             if task.sketcher.photographs is not None:
                 nets = [nn.Sequential(normalize(net.preprocessing), net.net.eval()) for net in (frozen, *others)]
                 choose(task.sketcher.photographs, train_set.sample.images, nets, frozen.labels)
         else:
-            task = obfuscation_task(recipe, frozen, train_set.sample, others)
+            task = obfuscation_task(recipe, frozen, train_set.sample, others, bfloat16=bfloat16)
         origins["trained_for"] = [{"name": net.name, "fingerprint": net.fingerprint} for net in (frozen, *others)]
         if start is not None:
             begin_from(start, recipe, task, frozen)
@@ -156,7 +159,12 @@ def _frozen(given: str, folder: Path, fabric: Fabric) -> FrozenClassifier:
 
 
 def _classifier_task(
-    recipe: ClassifierRecipe, teacher: FrozenClassifier | None, preprocessing: Preprocessing, images: ImageSet
+    recipe: ClassifierRecipe,
+    teacher: FrozenClassifier | None,
+    preprocessing: Preprocessing,
+    images: ImageSet,
+    *,
+    bfloat16: bool,
 ) -> ClassifierTask:
     if teacher is not None:
         check_fit(teacher, images)
@@ -164,7 +172,8 @@ def _classifier_task(
         build_classifier(recipe.architecture, len(images.names)),
         normalize(preprocessing),
         label_smoothing=recipe.label_smoothing,
-        teacher=None if teacher is None else nn.Sequential(normalize(teacher.preprocessing), teacher.net),
+        teacher=None if teacher is None else nn.Sequential(normalize(teacher.preprocessing), fold_norms(teacher.net)),
         teacher_weight=recipe.teacher_weight,
         temperature=recipe.temperature,
+        bfloat16=bfloat16,
     )

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from sfumato.errors import RecipeError
+from sfumato.nets.precision import Wanted
 
 Architecture = Literal[
     "resnet20",
@@ -84,7 +85,8 @@ class TrainingRecipe(_Strict):
         schedule: "constant"; "step" divides by 10 every `step_epochs`; "one-cycle" rises and falls once.
         step_epochs: for "step".
         warmup: for "one-cycle", the share of the steps that rise.
-        precision: as Lightning Fabric names it, such as "32-true" or "bf16-mixed".
+        precision: "auto" computes in bfloat16 what this machine is faster at so, and everything else in float32;
+            "32-true" and "bf16-mixed", as Lightning Fabric names them, are one of both throughout.
         channels_last: keep activations in NHWC order, which is faster on most machines.
         compile: fuse operations with `torch.compile` first: minutes, which did not pay on the CPUs that were tried.
         validate_every: epochs between looks at the test pictures (the last epoch always looks).
@@ -99,7 +101,7 @@ class TrainingRecipe(_Strict):
     schedule: Literal["constant", "step", "one-cycle"] = "step"
     step_epochs: int = Field(default=30, ge=1)
     warmup: float = Field(default=0.2, gt=0, lt=1)
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Wanted = "auto"
     channels_last: bool = True
     compile: bool = False
     validate_every: int = Field(default=1, ge=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     start: Bundle | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Bundle:
     """Trains what the recipe says and writes the bundle.
 
@@ -65,6 +67,7 @@ def train(
         resume: go on from the folder's checkpoint.
         overwrite: start anew although the folder has a checkpoint.
         start: the bundle of an obfuscator to begin with, made for another classifier maybe, instead of fresh weights.
+        say: is told a line for people.
 
     Raises:
         SfumatoError: data, classifier, recipe, disk or training failed, each with its own class.
@@ -80,12 +83,14 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"{folder} cannot be created: {error.strerror or error}") from error
-    fabric = launch(recipe.training, folder, accelerator, devices)
+    fabric, precision = launch(recipe.training, folder, accelerator, devices)
     if overwrite and fabric.is_global_zero:
         run.checkpoint.unlink(missing_ok=True)
         for left in ("tensorboard", "snapshots", run.classifier.name, run.others.name):
             shutil.rmtree(folder / left, ignore_errors=True)
-    made = prepare(recipe, run, fabric, start)
+    if fabric.is_global_zero:
+        say(f"computes in {precision}")
+    made = prepare(recipe, run, fabric, start, bfloat16=precision.dense_bfloat16)
     identity = {
         "recipe": _identifying(recipe),
         "data": made.train.sha256,
@@ -102,7 +107,7 @@ def train(
     if not fabric.is_global_zero:
         raise SystemExit(0)  # the first process writes the bundle, the others have done their share
     try:
-        return _finish(recipe, made, run, fabric, figures)
+        return _finish(recipe, made, run, fabric, figures, precision=str(precision))
     except OSError as error:
         raise TrainingError(
             f"the bundle cannot be written to {run.bundle}: {error.strerror or error}; the training itself is kept: "
@@ -135,7 +140,7 @@ def _fit(fabric: Fabric, recipe: AnyRecipe, made: Prepared, run: Run, resume: bo
 
 def _identifying(recipe: AnyRecipe) -> dict[str, Any]:
     """What must be the same for a run to go on; how fast it runs may change between two parts of it."""
-    said = recipe.model_dump(mode="json", exclude={"training": {"compile"}})
+    said = recipe.model_dump(mode="json", exclude={"training": {"compile", "precision"}})
     for key in _DATA_ADDITIONS:
         if getattr(recipe.data, key) == DataRecipe.model_fields[key].default:
             del said["data"][key]
@@ -163,7 +168,9 @@ def _keep_snapshot(recipe: AnyRecipe, task: nn.Module, run: Run, epoch: int) -> 
         save_weights(task.attackers[task.faced], folder / DEOBFUSCATOR_WEIGHTS)
 
 
-def _finish(recipe: AnyRecipe, made: Prepared, run: Run, fabric: Fabric, figures: dict[str, float]) -> Bundle:
+def _finish(
+    recipe: AnyRecipe, made: Prepared, run: Run, fabric: Fabric, figures: dict[str, float], *, precision: str
+) -> Bundle:
     task, frozen, train_set, test_set = made.task, made.frozen, made.train, made.test
     pictures: Tensor = test_set.images[:CHECK_PICTURES].float() / 255
     plain_recipe = recipe.model_dump(mode="json")
@@ -202,6 +209,7 @@ def _finish(recipe: AnyRecipe, made: Prepared, run: Run, fabric: Fabric, figures
             seed=recipe.training.seed,
             epochs=recipe.training.epochs if figures["seconds"] else 0,
             accelerator=fabric.device.type,
+            precision=precision,
             device=device_name(fabric.device),
             processes=fabric.world_size,
             train_pictures=len(train_set),

@@ -15,6 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from sfumato.bundle import Preprocessing
 from sfumato.data import Augmentation, ImageSet, cifar10, load_images
 from sfumato.errors import RecipeError, TrainingError
+from sfumato.nets.precision import Precision, choose_precision
 from sfumato.training.engine import Schedule
 from sfumato.training.recipe import DataRecipe, TrainingRecipe
 
@@ -23,24 +24,25 @@ log = logging.getLogger(__name__)
 _FEW = 100
 
 
-def launch(plan: TrainingRecipe, folder: Path, accelerator: str, devices: int) -> Fabric:
-    """What decides on device, precision and processes.
+def launch(plan: TrainingRecipe, folder: Path, accelerator: str, devices: int) -> tuple[Fabric, Precision]:
+    """What decides on device and processes, and what is computed in which precision.
 
     Raises:
-        TrainingError: there is no such device.
+        TrainingError: there is no such device, or it does not compute as the recipe wants.
     """
     try:
+        precision = choose_precision(plan.precision, Fabric(accelerator=accelerator, devices=1).device)
         fabric = Fabric(
             accelerator=accelerator,
             devices=devices,
             strategy="ddp" if devices > 1 else "auto",
-            precision=plan.precision,
+            precision=precision.fabric,
             loggers=TensorBoardLogger(folder, name="tensorboard", version=""),
         )
         fabric.launch()  # also shares the cores out among the processes
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise TrainingError(f"cannot train on {devices} x {accelerator!r}: {str(error).splitlines()[0]}") from error
-    return fabric
+    return fabric, precision
 
 
 def load_both(recipe: DataRecipe, fabric: Fabric, *, label_free: bool) -> tuple[ImageSet, ImageSet]:

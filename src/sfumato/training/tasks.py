@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sfumato.nets import Normalize, Obfuscator, Sketcher, reverse_gradient
 from sfumato.nets.cifar import features_and_logits
+from sfumato.nets.precision import autocast, compute
 from sfumato.training.attackers import Attackers
 from sfumato.training.mixture import CodeMixture
 from sfumato.training.objectives import (
@@ -40,6 +41,7 @@ class ClassifierTask(nn.Module):
         teacher: images in [0, 1] to logits; frozen here.
         teacher_weight: in [0, 1]; the labels' loss gets the rest.
         temperature: that both answers are softened with, above 0.
+        bfloat16: compute both networks so; see `sfumato.nets.precision`.
     """
 
     def __init__(
@@ -51,9 +53,11 @@ class ClassifierTask(nn.Module):
         teacher: nn.Module | None = None,
         teacher_weight: float = 0.9,
         temperature: float = 4.0,
+        bfloat16: bool = False,
     ) -> None:
         super().__init__()
         self.net = net
+        self.in_bfloat16 = bfloat16
         self.normalize = normalize
         self.label_smoothing = label_smoothing
         self.teacher = None if teacher is None else teacher.requires_grad_(False).eval()
@@ -69,12 +73,13 @@ class ClassifierTask(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor) -> Losses:
         """Images (N, 3, H, W) float in [0, 1], labels (N,) int64 -> losses."""
-        logits = self.net(self.normalize(images))
+        logits = compute(self.net, self.normalize(images), bfloat16=self.in_bfloat16)
         loss = classification_loss(logits, labels, label_smoothing=self.label_smoothing)
         accuracy = _accuracy(logits, labels)
         if self.teacher is None:
             return {"loss": loss, "accuracy": accuracy}
-        distillation = distillation_loss(logits, self.teacher(images), temperature=self.temperature)
+        teacher = compute(self.teacher, images, bfloat16=self.in_bfloat16)
+        distillation = distillation_loss(logits, teacher, temperature=self.temperature)
         return {
             "loss": torch.lerp(loss, distillation, self.teacher_weight),
             "distillation": distillation.detach(),
@@ -124,6 +129,7 @@ class ObfuscationTask(nn.Module):
         entropy_weight: of `mixture_rate`; the obfuscator has to be noisy.
         mixture: for it.
         others: further classifiers that count as much as the first; features are compared with the first's alone.
+        bfloat16: compute the first classifier so; see `sfumato.nets.precision`.
     """
 
     class_means: Tensor | None
@@ -142,8 +148,10 @@ class ObfuscationTask(nn.Module):
         entropy_weight: float = 0.0,
         mixture: CodeMixture | None = None,
         others: Others | None = None,
+        bfloat16: bool = False,
     ) -> None:
         super().__init__()
+        self.in_bfloat16 = bfloat16
         self.obfuscator = obfuscator
         self.deobfuscator = deobfuscator
         self.classifier = classifier.requires_grad_(False).eval()
@@ -211,9 +219,11 @@ class ObfuscationTask(nn.Module):
     def _answers(self, pictures: Tensor) -> tuple[Tensor | None, Tensor]:
         """The classifier's features, where they are asked for, and its logits."""
         inputs = self.normalize(pictures)
-        if self.utility.feature_weight:
-            return features_and_logits(self.classifier, inputs)
-        return None, self.classifier(inputs)
+        if not self.utility.feature_weight:
+            return None, compute(self.classifier, inputs, bfloat16=self.in_bfloat16)
+        with autocast(inputs.device, enabled=self.in_bfloat16):
+            features, logits = features_and_logits(self.classifier, inputs)
+        return features.float(), logits.float()
 
     def _attacked(self, obfuscated: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor | None, Losses]:
         """The attackers' losses, and the obfuscator's against the one that it faces."""
@@ -300,6 +310,7 @@ class SketchTask(nn.Module):
         drawn_share: of each batch in training, in (0, 1]; at least two pictures are drawn. Without training all are.
         others: further classifiers that the drawing has to convince as much as the first.
         drawing_alone: keep how the device looks, and learn only what is drawn.
+        bfloat16: compute the trunk and the first classifier so; see `sfumato.nets.precision`.
     """
 
     def __init__(
@@ -313,8 +324,10 @@ class SketchTask(nn.Module):
         drawn_share: float = 1.0,
         others: Others | None = None,
         drawing_alone: bool = False,
+        bfloat16: bool = False,
     ) -> None:
         super().__init__()
+        self.in_bfloat16 = bfloat16
         self.sketcher = sketcher
         self.classifier = classifier.requires_grad_(False).eval()
         self.normalize = normalize
@@ -339,11 +352,11 @@ class SketchTask(nn.Module):
         drawn = max(2, round(self.drawn_share * len(images))) if self.training else len(images)
         if self.drawing_alone:  # what is not drawn teaches nothing
             images, labels = images[:drawn], labels[:drawn]
-        code, own = self.sketcher.look(images, bits_alone=True)
+        code, own = self.sketcher.look(images, bits_alone=True, bfloat16=self.in_bfloat16)
         drawing = self.sketcher.drawing(code[:drawn])
-        answers = [self.classifier(self.normalize(self.others.varied(drawing))), *self.others(drawing)]
+        answers = [self._answer(self.others.varied(drawing)), *self.others(drawing)]
         with torch.no_grad():
-            teacher = self.classifier(self.normalize(images))
+            teacher = self._answer(images)
         obfuscated = torch.stack([self._loss(answer, labels, teacher) for answer in answers]).mean()
         device = self._loss(own, labels, teacher)
         return {
@@ -354,6 +367,9 @@ class SketchTask(nn.Module):
             "accuracy": _accuracy(answers[0], labels[:drawn]),
             "accuracy_device": _accuracy(own, labels),
         }
+
+    def _answer(self, pictures: Tensor) -> Tensor:
+        return compute(self.classifier, self.normalize(pictures), bfloat16=self.in_bfloat16)
 
     def _loss(self, answer: Tensor, labels: Tensor, teacher: Tensor) -> Tensor:
         """Of an answer about the first so many pictures of the batch."""
