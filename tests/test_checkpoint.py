@@ -1,13 +1,15 @@
 import errno
 import pickle
 import resource
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-from sfumato.checkpoint import load_checkpoint, save_checkpoint
+from sfumato.checkpoint import exclusive, load_checkpoint, save_checkpoint
 from sfumato.errors import TrainingError
 
 PARTS = frozenset({"identity", "task", "optimizer", "scheduler", "epoch", "step", "seconds"})
@@ -145,3 +147,20 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(path, tmp_path, zipped):
 def test_a_folder_is_not_a_checkpoint(tmp_path):
     with pytest.raises(TrainingError):
         load_checkpoint(tmp_path, PARTS)
+
+
+def test_a_folder_is_worked_in_by_one_process_alone(tmp_path):
+    hold = (
+        "import sys, time; from pathlib import Path; from sfumato.checkpoint import exclusive\n"
+        "with exclusive(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(TrainingError, match="another process is at work"), exclusive(tmp_path):
+            pytest.fail("both are at work")
+        other.kill()  # as the system would when memory runs out
+    with exclusive(tmp_path):
+        pass
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match="cannot be written"), exclusive(tmp_path / "file"):
+        pass

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from sfumato.errors import TrainingError
 
@@ -64,3 +67,28 @@ def load_checkpoint(path: Path, parts: frozenset[str]) -> dict[str, Any]:
     if not isinstance(state, dict) or not state.keys() >= parts:
         raise TrainingError(f"{path} is not a checkpoint of sfumato")
     return state
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Keeps a second process from working in a folder; the lock goes with the process, however that ends.
+
+    Args:
+        folder: exists.
+
+    Raises:
+        TrainingError: another process works there, or the folder cannot be written.
+    """
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise TrainingError(
+            f"another process is at work in {folder}; wait for it, or stop it with Ctrl-C, which saves"
+        ) from error
+    except OSError as error:
+        raise TrainingError(f"the folder {folder} cannot be written: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()

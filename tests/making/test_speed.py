@@ -4,9 +4,10 @@ import torch
 from counting import count_macs
 from scenes import TINY
 from sfumato.making import speed
-from sfumato.making.speed import Entry, Speed, device_macs, training_macs
+from sfumato.making.speed import Entry, Speed, device_macs
 from sfumato.nets import Obfuscator, Sketcher, build_classifier
 from sfumato.training.recipe import parse_recipe
+from sfumato.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 
 CLASSIFIER = parse_recipe({"kind": "classifier", "name": "c", "architecture": "resnet20"})
 OBFUSCATOR = parse_recipe({"kind": "obfuscator", "name": "o", "classifier": "c"})
@@ -25,18 +26,29 @@ def test_the_devices_cost_is_that_of_the_network(recipe, net):
     assert device_macs(recipe, height=48, width=64, classes=7) == count_macs(net, 48, 64)
 
 
-def test_a_training_passes_through_all_its_networks():
-    own = {recipe.kind: device_macs(recipe) for recipe in (CLASSIFIER, OBFUSCATOR, SKETCH)}
-    assert training_macs(CLASSIFIER) == own["classifier"]
-    assert training_macs(OBFUSCATOR, 1_000) == 2 * own["obfuscator"] + 1_000
-    assert training_macs(SKETCH, 1_000) == own["sketch"] + 2_000
+def test_a_step_is_measured_on_the_recipes_own_networks(monkeypatch):
+    passed = []
+    monkeypatch.setattr(speed, "_picture_seconds", lambda task, *_: passed.append(task) or 0.25)
+    machine, frozen = Speed(torch.device("cpu")), build_classifier("resnet20")
+    for recipe in (CLASSIFIER, OBFUSCATOR, SKETCH, OBFUSCATOR):
+        assert machine.training_s(recipe, 100, 2, classifier=frozen) == 50
+    classifier, obfuscation, sketch = passed  # the second obfuscator's was known
+    assert isinstance(classifier, ClassifierTask) and classifier.teacher is None
+    assert isinstance(obfuscation, ObfuscationTask) and isinstance(sketch, SketchTask)
+    assert count_macs(obfuscation.classifier, 32, 32) == count_macs(frozen, 32, 32)
+
+
+def test_a_measured_step_takes_time_and_trains_nothing_that_is_frozen(monkeypatch):
+    monkeypatch.setattr(speed, "_BATCH", 2)
+    frozen = build_classifier("vgg7")
+    before = [parameter.clone() for parameter in frozen.parameters()]
+    assert Speed(torch.device("cpu")).training_s(OBFUSCATOR, 1, 1, classifier=frozen) > 0
+    assert all(torch.equal(a, b) for a, b in zip(before, frozen.parameters(), strict=True))
 
 
 def test_seconds_follow_what_was_measured(monkeypatch):
-    monkeypatch.setattr(speed, "_mac_seconds", lambda *_: 1e-9)
     monkeypatch.setattr(speed, "decoder_seconds", lambda *_: 0.5)
     machine = Speed(torch.device("cpu"))
-    assert machine.training_s(1_000_000, 100, 2) == pytest.approx(0.6)  # three passes
     # 640 and 64 pictures of its decoders, 128 for identification and 128 for attributes.
     assert machine.audit_s(TINY) == 0.5 * (640 + 64 + 128 + 128)
 

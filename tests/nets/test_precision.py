@@ -89,6 +89,19 @@ def test_other_convolutions_are_left_to_torch(processor: tuple[str, ...], option
     torch.testing.assert_close(compute(conv, images, bfloat16=True), conv(images), atol=0.05, rtol=0.05)
 
 
+def test_what_a_network_computes_in_float32_by_itself_stays_so(
+    processor: tuple[str, ...], convolved: list[tuple[int, torch.dtype]]
+) -> None:
+    depthwise, dense = nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.Conv2d(16, 16, 3, padding=1)
+
+    def net(images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return dense(depthwise(images))
+
+    compute(net, torch.rand(2, 16, 8, 8), bfloat16=True)
+    assert convolved == [(1, torch.float32), (16, torch.float32)]
+
+
 def test_exported_programs_are_computed_so_too(
     processor: tuple[str, ...], convolved: list[tuple[int, torch.dtype]]
 ) -> None:
@@ -106,9 +119,7 @@ def test_an_exception_inside_leaves_nothing_switched_on(processor: tuple[str, ..
     assert nn.Conv2d(16, 16, 1)(torch.rand(1, 16, 4, 4)).dtype == torch.float32
 
 
-def test_a_cpu_without_bfloat16_stays_with_float32(
-    plain_cpu: None, convolved: list[tuple[int, torch.dtype]]
-) -> None:
+def test_a_cpu_without_bfloat16_stays_with_float32(plain_cpu: None, convolved: list[tuple[int, torch.dtype]]) -> None:
     compute(nn.Conv2d(16, 16, 1), torch.rand(2, 16, 8, 8), bfloat16=True)
     assert convolved == [(16, torch.float32)]
     assert choose_precision("auto", CPU).dense_bfloat16 is False

@@ -16,11 +16,13 @@ import torch
 from scenes import BOX
 from sfumato.audit.budget import BUDGETS, Budget, Trial
 from sfumato.bundle import Bundle
-from sfumato.errors import AuditError, BundleError, Interrupted, TrainingError
+from sfumato.checkpoint import exclusive
+from sfumato.errors import AuditError, BundleError, Interrupted, ResultsError, TrainingError
 from sfumato.evaluation import evaluate_obfuscator
 from sfumato.making import trainings
 from sfumato.paper.lab import Lab
 from sfumato.paper.listing import listing
+from sfumato.paper.optimum import draw_curve
 from sfumato.paper.plan import Item, Later, Plan, Target
 from sfumato.paper.reproduce import reproduce
 from sfumato.paper.results import read_results
@@ -57,7 +59,7 @@ def plan(folder: Path, pictures: Path) -> Plan:
         says="tiny",
         classifiers=(
             Item("one", str(classifier)),
-            Item("two", str(classifier), half_precision=True),
+            Item("two", str(classifier)),
         ),
         obfuscators=(
             Item("one-obfuscator", hides, ("snapshots_every=1",), classifier="one"),
@@ -185,9 +187,54 @@ def test_an_audit_of_another_obfuscator_and_broken_bundles_are_refused(tiny, tmp
     shutil.copytree(copy / "two", copy / "one")
     with pytest.raises(BundleError, match="another classifier"):
         reproduce(Target.TABLE_3, in_lab(copy, made), tmp_path / "results", tmp_path / "page.md")
+    shutil.rmtree(copy / "one")
+    shutil.copytree(lab.folder / "one", copy / "one")
     (copy / "two" / "bundle" / "model.onnx").write_bytes(b"broken")
     with pytest.raises(BundleError, match="changed or damaged"):
         reproduce(Target.TABLE_3, in_lab(copy, made), tmp_path / "results", tmp_path / "page.md")
+
+
+def test_the_tables_are_written_as_soon_as_a_row_is_made(tiny, tmp_path, monkeypatch):
+    made, lab, _, _ = tiny
+    for name in ("one", "one-obfuscator", "audits"):
+        shutil.copytree(lab.folder / name, tmp_path / "lab" / name)
+    shutil.copytree(lab.folder / "two", tmp_path / "lab" / "two")
+    shutil.rmtree(tmp_path / "lab" / "audits" / "one-obfuscator")
+
+    def broken_off(*_, **__):
+        raise Interrupted("interrupted")
+
+    monkeypatch.setattr(trainings, "train", broken_off)  # when the second row's obfuscator is to be trained
+    said = []
+    with pytest.raises(Interrupted, match="the same command goes on"):
+        reproduce(Target.ALL, in_lab(tmp_path / "lab", made), tmp_path / "r", tmp_path / "page.md", say=said.append)
+    rows = read_results(tmp_path / "r", "cpu", "table1")["rows"]
+    assert [row["classifier"] for row in rows] == ["one"]
+    assert read_results(tmp_path / "r", "cpu", "table1")["local"] is None
+    assert read_results(tmp_path / "r", "cpu", "table3")["names"] == ["one"]
+    assert read_results(tmp_path / "r", "cpu", "lambda") is None
+    assert "| one " in (tmp_path / "page.md").read_text()
+    assert any(line.startswith("[2/4] two-obfuscator: missing") and "about" in line for line in said)
+
+
+def test_a_second_queue_is_refused_while_the_first_is_at_work(tiny, tmp_path):
+    made, lab, _, _ = tiny
+    with exclusive(lab.folder), pytest.raises(TrainingError, match="another process is at work"):
+        reproduce(Target.TABLE_4, lab, tmp_path / "r", tmp_path / "page.md")
+    reproduce(Target.TABLE_4, in_lab(lab.folder, made), tmp_path / "r", tmp_path / "page.md")
+
+
+def test_the_curve_shows_the_looks_that_trainings_kept(tiny, tmp_path):
+    _, _, results, page = tiny
+    found = read_results(results, "cpu", "epochs")
+    looks = found["runs"][0]["trained"]["history"]
+    assert [look["epoch"] for look in looks] == [1, 2] and all(0 <= look["accuracy"] <= 1 for look in looks)
+    drawn = page.parent / "reproduction" / found["curve"]
+    assert drawn.stat().st_size > 1_000 and f"(reproduction/{found['curve']})" in page.read_text()
+    assert draw_curve([{"obfuscator": "x", "trained": {"history": None}}], tmp_path / "no.png") is None
+    with pytest.raises(ResultsError, match="cannot be written"):
+        (tmp_path / "file").touch()
+        draw_curve(found["runs"], tmp_path / "file" / "x.png")
 
 
 def test_a_lab_that_cannot_be_written_is_named_at_once(tmp_path, tiny):

@@ -5,7 +5,7 @@ import torch
 
 from sfumato.data import ImageSet
 from sfumato.paper import constants
-from sfumato.paper.plan import CPU, PAPER, SIZES, Target, needed
+from sfumato.paper.plan import CPU, PAPER, SIZES, Target, parts
 from sfumato.paper.tables import table_4, transfer
 from tiny import SIZE, logits, obfuscate, save_bundles
 
@@ -39,14 +39,22 @@ def test_transfer_is_what_numpy_computes(tmp_path):
 def test_what_is_needed_comes_once_and_in_an_order_that_works():
     for plan in SIZES.values():
         for target in Target:
-            items, audited = needed(plan, target)
-            names = [item.name for item in items]
+            made = parts(plan, target)
+            names = [item.name for part in made for item in part.items]
             assert len(names) == len(set(names))
-            for item in items:
-                for other in (item.classifier, item.teacher):
-                    assert other is None or names.index(other) < names.index(item.name)
-            assert {item.name for item in audited} <= set(names)
-        assert {item.name for item in needed(plan, Target.ALL)[0]} >= {item.name for item in plan.sweep}
+            for part in made:
+                for item in part.items:
+                    for other in (item.classifier, item.teacher):
+                        assert other is None or names.index(other) < names.index(item.name)
+                assert set(part.audited) <= set(part.items)
+        assert {item.name for part in parts(plan, Target.ALL) for item in part.items} == {i.name for i in plan.items}
+
+
+def test_the_papers_first_row_is_made_first_with_its_obfuscator_and_audit():
+    first, second, *_ = parts(PAPER, Target.ALL)
+    assert [item.name for item in first.items] == ["resnet18-1", "resnet18-1-obfuscator"]
+    assert [item.name for item in first.audited] == ["resnet18-1-obfuscator"]
+    assert second.items[0].name == "vgg19"
 
 
 def test_the_plans_name_the_papers_nets_and_one_obfuscator_for_each():
@@ -61,13 +69,14 @@ def test_every_recipe_of_the_plans_is_valid(tmp_path):
     seen = set()
     for plan in SIZES.values():
         lab = Lab(plan, tmp_path, lambda: None, torch.device("cpu"))  # type: ignore[arg-type, return-value]
-        for item in (*plan.classifiers, *plan.obfuscators, plan.local, *plan.sweep):
+        for item in plan.items:
             recipe = lab.recipe(item)
             assert recipe.name == item.name
             seen.add((plan.size, item.name))
     first = Lab(PAPER, tmp_path, lambda: None, torch.device("cpu")).recipe(PAPER.obfuscators[-1])  # type: ignore
     assert (first.training.epochs, first.training.step_epochs, first.training.learning_rate) == (
-        constants.EPOCHS, 30, constants.LEARNING_RATE,
+        30, 9, constants.LEARNING_RATE,
     )  # fmt: skip
+    assert "30 of the paper's 100 epochs" in PAPER.says and constants.EPOCHS == 100
     assert first.classifier == str(tmp_path / "vgg19" / "bundle")
     assert len(seen) == 5 + 5 + 1 + 6 + 3 + 3 + 1 + 4

@@ -93,7 +93,7 @@ class Made:
         self.stop_at: str | None = None
         self.stop_audit_at: str | None = None
 
-    def train(self, recipe, folder, *, resume=False):
+    def train(self, recipe, folder, *, resume=False, say=print):
         self.trained.append(folder.name)
         run = Run(folder)
         assert resume == run.checkpoint.exists()
@@ -134,7 +134,7 @@ def made(monkeypatch):
     monkeypatch.setattr(trainings, "train", stands_in.train)
     monkeypatch.setattr(jobs, "finish_audit", stands_in.audit)
     monkeypatch.setattr(jobs, "bundle_target", lambda bundle: None)
-    monkeypatch.setattr(speed, "_mac_seconds", lambda *_: 1e-9)
+    monkeypatch.setattr(speed, "_picture_seconds", lambda *_: 1e-3)
     monkeypatch.setattr(speed, "decoder_seconds", lambda *_: 1e-3)
     return stands_in
 

@@ -17,7 +17,7 @@ from sfumato.errors import Interrupted, TrainingError
 from sfumato.nets import Deobfuscator, Normalize, Obfuscator
 from sfumato.training import engine
 from sfumato.training.engine import _PARTS as PARTS
-from sfumato.training.engine import Schedule, fit, look
+from sfumato.training.engine import Fitted, Schedule, fit, look
 from sfumato.training.tasks import ClassifierTask, ObfuscationTask
 from synthetic import image_set
 
@@ -54,7 +54,7 @@ def train(
     images: ImageSet = TRAIN,
     before_epoch: Callable[[int], Iterable[nn.Parameter]] = lambda epoch: (),
     **schedule: int,
-) -> dict[str, float]:
+) -> Fitted:
     optimizer = torch.optim.Adam([p for p in task.parameters() if p.requires_grad], lr=1e-2)
     return fit(
         Fabric(accelerator="cpu", devices=1),
@@ -131,6 +131,25 @@ def test_the_same_seed_gives_the_same_weights(checkpoint, undisturbed):
     assert not same(weights(classifier_task()), undisturbed)
 
 
+def test_the_looks_are_kept_over_an_interrupt(checkpoint, undisturbed):
+    whole = train(classifier_task(), checkpoint)
+    assert [look["epoch"] for look in whole.history] == [1, 2]
+    assert whole.history[-1] == {"epoch": 2, **whole.figures}
+    with pytest.raises(Interrupted):
+        train(do_at_step(classifier_task(), STEPS + 1, send(signal.SIGINT)), checkpoint)
+    resumed = train(classifier_task(seed=3), checkpoint, resume=True)
+    assert resumed.history == whole.history and resumed.seconds > 0
+
+
+def test_a_checkpoint_without_looks_is_still_gone_on_with(checkpoint):
+    with pytest.raises(Interrupted):
+        train(do_at_step(classifier_task(), STEPS + 1, send(signal.SIGINT)), checkpoint)
+    state = load_checkpoint(checkpoint, PARTS)
+    del state["history"]
+    torch.save(state, checkpoint)
+    assert [look["epoch"] for look in train(classifier_task(), checkpoint, resume=True).history] == [2]
+
+
 def test_another_seed_gives_another_order(checkpoint, undisturbed):
     task = classifier_task()
     train(task, checkpoint, seed=2)
@@ -161,9 +180,9 @@ def test_a_run_may_be_interrupted_again_and_again(checkpoint, undisturbed):
         with pytest.raises(Interrupted):
             train(do_at_step(classifier_task(7), 1, send(signal.SIGINT)), checkpoint, resume=True)
     task = classifier_task(8)
-    figures = train(task, checkpoint, resume=True)
+    fitted = train(task, checkpoint, resume=True)
     assert same(weights(task), undisturbed)
-    assert figures["accuracy"] >= 0
+    assert fitted.figures["accuracy"] >= 0
 
 
 def test_obfuscator_and_deobfuscator_resume_to_the_same_weights(checkpoint, tmp_path):
@@ -243,7 +262,7 @@ def test_a_checkpoint_of_other_networks_is_refused(checkpoint):
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(checkpoint, monkeypatch, loss, every_s):
     monkeypatch.setattr(engine, "CHECKPOINT_EVERY_S", every_s)
     task = do_at_step(classifier_task(), STEPS + 1, lambda true_loss: true_loss * loss)
-    with pytest.raises(TrainingError, match=r"finite|the loss is"):
+    with pytest.raises(TrainingError, match=rf"the loss is {loss} at epoch 2, step 1; the last good state is kept in"):
         train(task, checkpoint)
     kept = load_checkpoint(checkpoint, PARTS)
     assert (kept["epoch"], kept["step"]) == (1, 0)
@@ -255,7 +274,7 @@ def test_an_interrupt_does_not_save_weights_that_are_lost(checkpoint):
         os.kill(os.getpid(), signal.SIGINT)
         return loss * math.nan
 
-    with pytest.raises(TrainingError, match="finite"):
+    with pytest.raises(TrainingError, match="the loss is nan"):
         train(do_at_step(classifier_task(), STEPS + 1, both), checkpoint)
     assert (load_checkpoint(checkpoint, PARTS)["epoch"], load_checkpoint(checkpoint, PARTS)["step"]) == (1, 0)
 

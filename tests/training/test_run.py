@@ -39,7 +39,7 @@ def in_memory(monkeypatch):
     """Training on pictures that need no disk, and without writing a bundle: `train` returns the task."""
     sets = {"train": image_set(14, size=(8, 8)), "test": image_set(4, size=(8, 8), seed=1)}
     monkeypatch.setattr(setting, "load_images", lambda _source, split, **_: sets[split])
-    monkeypatch.setattr(run, "_finish", lambda _recipe, made, *_: made.task)
+    monkeypatch.setattr(run, "_finish", lambda _recipe, made, *_, **__: made.task)
     return sets
 
 

@@ -107,7 +107,7 @@ def learn_surrogate(
     net = build_classifier(architecture, answers.shape[1])
     task = ImitationTask(net, normalize, answers, temperature=temperature, bfloat16=bfloat16)
     optimizer, scheduler = optimizer_of(plan, task, steps=len(learned) // plan.batch_size)
-    figures = fit(
+    fitted = fit(
         fabric,
         task,
         optimizer,
@@ -129,8 +129,8 @@ def learn_surrogate(
         preprocessing=preprocessing,
         recipe={"kind": "classifier", "architecture": architecture, "note": "Learned from an endpoint's answers."},
     )
-    bundle.figures.update(agreement=figures["agreement"], compared=len(compared))
-    seconds = round(figures["seconds"], 1)
+    bundle.figures.update(agreement=fitted.figures["agreement"], compared=len(compared))
+    seconds = round(fitted.seconds, 1)
     bundle.provenance.update(
         provenance(seed=plan.seed, epochs=plan.epochs, answers=len(learned), training_seconds=seconds)
     )

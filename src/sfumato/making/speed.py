@@ -11,13 +11,14 @@ from torch import nn
 
 from sfumato.audit.budget import Budget
 from sfumato.audit.speed import decoder_seconds, spoken
-from sfumato.nets import Deobfuscator, Normalize, Obfuscator, build_classifier, cost, sketcher_of
+from sfumato.nets import Deobfuscator, Normalize, Obfuscator, build_classifier, cost, fold_norms, sketcher_of
+from sfumato.nets.precision import choose_precision
 from sfumato.training.recipe import AnyRecipe, ClassifierRecipe, SketchRecipe
-from sfumato.training.tasks import ObfuscationTask
+from sfumato.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 
 _STEPS = 2
-_PASSES = 3
-"""A training step costs about three forward passes."""
+_BATCH = 64
+"""Pictures of a measured step on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -59,21 +60,6 @@ def device_macs(recipe: AnyRecipe, *, height: int = 32, width: int = 32, classes
     return cost(net, height=height, width=width).macs
 
 
-def training_macs(recipe: AnyRecipe, classifier: int = 0, **size: int) -> int:
-    """Multiply-accumulates of one picture's pass through all that a recipe trains, and trains with.
-
-    Args:
-        recipe: of a classifier or an obfuscator.
-        classifier: those of the frozen classifier that an obfuscator is for.
-        **size: as in `device_macs`.
-    """
-    own = device_macs(recipe, **size)
-    if isinstance(recipe, ClassifierRecipe):
-        return own
-    # The paper's obfuscator has a deobfuscator of its own cost beside it; a sketch asks the classifier twice.
-    return own + 2 * classifier if isinstance(recipe, SketchRecipe) else 2 * own + classifier
-
-
 class Speed:
     """How fast this machine is, measured when it is asked for.
 
@@ -83,16 +69,43 @@ class Speed:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._known: dict[object, float] = {}
 
-    def training_s(self, macs: int, pictures: int, epochs: int) -> float:
-        """Seconds for a training.
+    def training_s(
+        self,
+        recipe: AnyRecipe,
+        pictures: int,
+        epochs: int,
+        *,
+        classifier: nn.Module | None = None,
+        height: int = 32,
+        width: int = 32,
+        classes: int = 10,
+    ) -> float:
+        """Seconds for a training, from a few steps of its networks on smaller batches.
 
         Args:
-            macs: see `training_macs`.
+            recipe: of a classifier or an obfuscator.
             pictures: of one epoch.
             epochs: that are left.
+            classifier: the frozen classifier of an obfuscator, or the teacher of a classifier: normalised images to
+                logits.
+            height: rows of the pictures.
+            width: columns of the pictures.
+            classes: of the classifier.
+
+        Raises:
+            TrainingError: this machine cannot compute as the recipe wants.
         """
-        return _PASSES * macs * pictures * epochs * self._mac_s
+        kind = recipe.architecture if isinstance(recipe, ClassifierRecipe) else recipe.kind
+        if isinstance(recipe, ClassifierRecipe) and recipe.teacher is None:
+            classifier = None
+        macs = None if classifier is None else cost(classifier, height=height, width=width)
+        key = kind, macs, height, width, recipe.training.precision
+        if key not in self._known:
+            task = _task(recipe, classifier, height, width, classes, self._device)
+            self._known[key] = _picture_seconds(task, (height, width), self._device)
+        return self._known[key] * pictures * epochs
 
     def audit_s(self, budget: Budget) -> float:
         """Seconds for an audit."""
@@ -103,25 +116,43 @@ class Speed:
         """Seconds that an audit takes for each training picture of its decoders."""
         return decoder_seconds(self._device)
 
-    @cached_property
-    def _mac_s(self) -> float:
-        """Seconds for a multiply-accumulate, measured on a training step of an obfuscator for ResNet20."""
-        return _mac_seconds(self._device, 256 if self._device.type == "cuda" else 16)
+
+def _task(
+    recipe: AnyRecipe, classifier: nn.Module | None, height: int, width: int, classes: int, device: torch.device
+) -> nn.Module:
+    """What the recipe trains, as far as time goes: its networks with fresh weights and its plainest objective."""
+    bfloat16 = choose_precision(recipe.training.precision, device).dense_bfloat16
+    scale = Normalize((0.5,) * 3, (0.25,) * 3)
+    if isinstance(recipe, ClassifierRecipe):
+        teacher = None if classifier is None else fold_norms(classifier)
+        net = build_classifier(recipe.architecture, classes)
+        return ClassifierTask(net, scale, teacher=teacher, bfloat16=bfloat16)
+    assert classifier is not None
+    frozen = fold_norms(classifier)
+    if isinstance(recipe, SketchRecipe):
+        return SketchTask(
+            sketcher_of(recipe.model_dump(mode="json"), height, width, classes=classes),
+            frozen,
+            scale,
+            teacher_weight=recipe.teacher_weight,
+            temperature=recipe.temperature,
+            drawn_share=recipe.drawn_share,
+            bfloat16=bfloat16,
+        )
+    return ObfuscationTask(Obfuscator(), Deobfuscator(), frozen, scale, privacy_weight=1.0, bfloat16=bfloat16)
 
 
-def _mac_seconds(device: torch.device, batch: int) -> float:
-    classifier = build_classifier("resnet20")
-    task = ObfuscationTask(
-        Obfuscator(), Deobfuscator(), classifier, Normalize((0.5,) * 3, (0.25,) * 3), privacy_weight=1
-    )
+def _picture_seconds(task: nn.Module, size: tuple[int, int], device: torch.device) -> float:
+    """Seconds that a training step takes for each picture of its batch."""
+    batch = 256 if device.type == "cuda" else _BATCH
     task.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images, labels = torch.rand(batch, 3, 32, 32, device=device), torch.zeros(batch, dtype=torch.int64, device=device)
+    images, labels = torch.rand(batch, 3, *size, device=device), torch.zeros(batch, dtype=torch.int64, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
+    task.train()
     for step in range(_STEPS + 1):
         if step == 1:
             started = time.monotonic()
         loss = task(images, labels)["loss"]
         loss.backward()
         float(loss.detach())
-    macs = _PASSES * (2 * cost(Obfuscator()).macs + cost(classifier).macs) * batch
-    return (time.monotonic() - started) / (_STEPS * macs)
+    return (time.monotonic() - started) / (_STEPS * batch)

@@ -143,7 +143,8 @@ class _Convolutions(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is F.conv2d or func is torch.ops.aten.conv2d.default:
+        convolves = func is F.conv2d or func is torch.ops.aten.conv2d.default
+        if convolves and torch.is_autocast_enabled("cpu"):  # a part of a network may have switched it off
             return self._conv2d(*args, **kwargs or {})
         return func(*args, **kwargs or {})
 

@@ -68,7 +68,7 @@ def make_audit(lab: Lab, item: Item) -> dict[str, Any]:
     local = lab.plan.local
     beside = Beside(
         classifier=lab.bundle(lab.plan.item(item.classifier)),
-        local=lab.bundle(local) if lab.state(local).name == "done" else None,
+        local=lab.bundle(local) if local is not None and lab.state(local).name == "done" else None,
     )
     budget = BUDGETS[lab.plan.budget]
     return finish_audit(scene_of(lab, item), budget, folder, beside=beside, device=lab.device, bars=lab.bars)

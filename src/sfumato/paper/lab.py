@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,6 @@ from sfumato.errors import BundleError, RecipeError
 from sfumato.evaluation import evaluate_classifier, evaluate_obfuscator
 from sfumato.making.audits import Bars
 from sfumato.making.trainings import State, finish_training, state_of
-from sfumato.nets.precision import cpu_has_bfloat16
 from sfumato.paper.plan import Item, Plan
 from sfumato.shipped import classifier_bundle, papers_obfuscator_bundle
 from sfumato.training import ClassifierRecipe, ObfuscatorRecipe, Run, load_recipe
@@ -95,22 +95,24 @@ class Lab:
         for key, other in (("classifier", item.classifier), ("teacher", item.teacher)):
             if other is not None:
                 overrides.append(f"{key}={json.dumps(str(self.path(self.plan.item(other))))}")
-        if item.half_precision and cpu_has_bfloat16():
-            overrides.append('training.precision="bf16-mixed"')
         found = load_recipe(Path(item.recipe), overrides)
         if not isinstance(found, ClassifierRecipe | ObfuscatorRecipe):
             raise RecipeError(f"{item.recipe} is of kind {found.kind!r}, which is none of the paper's networks")
         return found
 
-    def make(self, item: Item) -> None:
+    def make(self, item: Item, *, say: Callable[[str], None] = lambda line: None) -> None:
         """Trains an item, or goes on with it; nothing if it is done.
+
+        Args:
+            item: of the plan.
+            say: is told a line for people.
 
         Raises:
             SfumatoError: see `sfumato.training.train`.
             Interrupted: Ctrl-C or SIGTERM; the state was saved.
         """
         if self.state(item).name != "done":
-            finish_training(self.recipe(item), self.run(item))
+            finish_training(self.recipe(item), self.run(item), say=say)
 
     @cached_property
     def _data(self) -> tuple[ImageSet, ImageSet]:
@@ -142,13 +144,15 @@ class Lab:
 
 
 def origin(bundle: Bundle) -> dict[str, Any]:
-    """How a bundle was trained: epochs, seed, pictures, lambda, batch size, and on what."""
+    """How a bundle was trained: epochs, seed, pictures, lambda, batch size, precision, on what, and how it went."""
     recipe, facts = bundle.recipe, bundle.provenance
     training = recipe.get("training") or {}
     return {
         "epochs": training.get("epochs"),
         "seed": training.get("seed"),
         "batch_size": training.get("batch_size"),
+        "precision": facts.get("precision"),
+        "history": facts.get("history"),
         "lambda": recipe.get("privacy_weight"),
         "train_pictures": facts.get("train_pictures"),
         "seconds": facts.get("training_seconds"),

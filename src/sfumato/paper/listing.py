@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from sfumato.audit.budget import BUDGETS
 from sfumato.audit.fitting import BATCH
 from sfumato.classifiers import load_classifier
-from sfumato.making.speed import Entry, Speed, training_macs
-from sfumato.nets import cost
+from sfumato.making.speed import Entry, Speed
+from sfumato.nets import build_classifier
 from sfumato.paper.audits import known_audit
 from sfumato.paper.lab import Lab
-from sfumato.paper.plan import Item, Target, needed
+from sfumato.paper.plan import Item, Target, parts
 from sfumato.training import ClassifierRecipe, ObfuscatorRecipe
 
 CIFAR10_PICTURES = 50_000
@@ -21,19 +23,20 @@ def listing(lab: Lab, target: Target) -> list[Entry]:
     Raises:
         SfumatoError: a recipe, bundle or audit is damaged.
     """
-    items, audited = needed(lab.plan, target)
-    speed = Speed(lab.device)
-    entries = [_entry(lab, item, speed) for item in items]
+    speed, entries = Speed(lab.device), []
     budget = BUDGETS[lab.plan.budget]
-    for item in audited:
-        done = lab.state(item).name == "done" and known_audit(lab, item) is not None
-        entries.append(
-            Entry(
-                f"audit of {item.name}",
-                "done" if done else "missing",
-                None if done else speed.audit_s(budget),
-            )
-        )
+    for part in parts(lab.plan, target):
+        for item in part.items:
+            state = lab.state(item)
+            if state.name == "done":
+                entries.append(Entry(item.name, "done", None))
+            else:
+                said = state.of(lab.recipe(item).training.epochs)
+                entries.append(Entry(item.name, said, seconds_left(lab, item, speed)))
+        for item in part.audited:
+            done = lab.state(item).name == "done" and known_audit(lab, item) is not None
+            left = None if done else speed.audit_s(budget)
+            entries.append(Entry(f"audit of {item.name}", "done" if done else "missing", left))
     if target in (Target.OPTIMUM, Target.ALL):
         shots = sum(_snapshots(lab.recipe(item)) for item in lab.plan.obfuscators) + len(lab.plan.sweep)
         seconds = speed.decoder_s * max(BATCH, lab.plan.later.pictures) * shots
@@ -41,29 +44,34 @@ def listing(lab: Lab, target: Target) -> list[Entry]:
     return entries
 
 
+def seconds_left(lab: Lab, item: Item, speed: Speed) -> float:
+    """How long the rest of an item's training takes, from steps measured on its own networks.
+
+    Args:
+        lab: the lab.
+        item: not done.
+        speed: of this machine.
+
+    Raises:
+        SfumatoError: a recipe or bundle is damaged.
+    """
+    recipe = lab.recipe(item)
+    pictures = recipe.data.train_pictures or CIFAR10_PICTURES
+    other = item.classifier or item.teacher
+    frozen = None if other is None else _network(lab, lab.plan.item(other))
+    return speed.training_s(recipe, pictures, recipe.training.epochs - lab.state(item).epochs, classifier=frozen)
+
+
+def _network(lab: Lab, item: Item) -> nn.Module:
+    """An item's classifier, with fresh weights while it is not trained."""
+    if lab.state(item).name == "done":
+        return load_classifier(lab.path(item)).net
+    recipe = lab.recipe(item)
+    assert isinstance(recipe, ClassifierRecipe)
+    return build_classifier(recipe.architecture)
+
+
 def _snapshots(recipe: ClassifierRecipe | ObfuscatorRecipe) -> int:
     if not isinstance(recipe, ObfuscatorRecipe) or recipe.snapshots_every is None:
         return 1
     return -(-recipe.training.epochs // recipe.snapshots_every)
-
-
-def _entry(lab: Lab, item: Item, speed: Speed) -> Entry:
-    state = lab.state(item)
-    if state.name == "done":
-        return Entry(item.name, "done", None)
-    recipe = lab.recipe(item)
-    epochs = recipe.training.epochs
-    pictures = recipe.data.train_pictures or CIFAR10_PICTURES
-    seconds = speed.training_s(_macs(lab, item, recipe), pictures, epochs - state.epochs)
-    return Entry(item.name, state.of(epochs), seconds)
-
-
-def _macs(lab: Lab, item: Item, recipe: ClassifierRecipe | ObfuscatorRecipe) -> int:
-    if item.classifier is None:
-        return training_macs(recipe)
-    other = lab.plan.item(item.classifier)
-    if lab.state(other).name == "done":
-        classifier = cost(load_classifier(lab.path(other)).net).macs
-    else:
-        classifier = _macs(lab, other, lab.recipe(other))
-    return training_macs(recipe, classifier)

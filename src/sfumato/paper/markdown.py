@@ -67,10 +67,16 @@ def found_by(audit: dict[str, Any]) -> str:
 
 
 def trained(facts: dict[str, Any]) -> str:
-    """Epochs, seed and machine: "9 epochs, seed 0, AMD EPYC"."""
+    """Epochs, batch, seed, precision, hours and machine: "9 epochs, batch 128, seed 0, 2.5 hours, AMD EPYC"."""
     pictures = facts["train_pictures"]
     some = "" if pictures is None else f" of {count(pictures)} pictures"
-    return f"{facts['epochs']} epochs{some}, seed {facts['seed']}, {facts['device'] or 'unknown machine'}"
+    parts = [f"{facts['epochs']} epochs{some}", f"batch {facts['batch_size']}", f"seed {facts['seed']}"]
+    if facts.get("precision"):
+        parts.append(facts["precision"])
+    if facts.get("seconds"):
+        hours = facts["seconds"] / 3600
+        parts.append(f"{hours:.1f} hours" if hours >= 1 else f"{max(1, round(60 * hours))} minutes")
+    return ", ".join([*parts, facts["device"] or "unknown machine"])
 
 
 def measured(results: dict[str, Any]) -> str:

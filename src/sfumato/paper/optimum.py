@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from sfumato.audit.knowledge import LazyPairs, Threat
 from sfumato.audit.references import class_means
+from sfumato.errors import ResultsError
 from sfumato.paper.audits import make_audit, scene_of, summary
 from sfumato.paper.lab import Lab, origin
 from sfumato.paper.later import measure_pair
@@ -60,8 +62,13 @@ def _beside(lab: Lab) -> dict[str, Any]:
     return {"identity": asdict(remains(plain, asked)), "label": asdict(remains(labelled, asked))}
 
 
-def over_epochs(lab: Lab) -> dict[str, Any]:
-    """Each obfuscator as it was after its epochs: accuracy, the joint deobfuscator's error, later attackers' error."""
+def over_epochs(lab: Lab, folder: Path) -> dict[str, Any]:
+    """Each obfuscator as it was after its epochs: accuracy, the joint deobfuscator's error, later attackers' error.
+
+    Args:
+        lab: the lab.
+        folder: that the curve of the accuracy is drawn into, where trainings kept their looks at the test pictures.
+    """
     runs = []
     for item in lab.plan.obfuscators:
         trained = origin(lab.bundle(item))
@@ -70,7 +77,40 @@ def over_epochs(lab: Lab) -> dict[str, Any]:
             for epoch, folder in _kept(lab, item, trained["epochs"]).items()
         ]
         runs.append({"obfuscator": item.name, "paper": item.paper, "trained": trained, "epochs": epochs})
-    return {"runs": runs, "decoder_pictures": lab.plan.later.pictures}
+    curve = draw_curve(runs, folder / f"{lab.plan.size}-epochs.png")
+    return {"runs": runs, "decoder_pictures": lab.plan.later.pictures, "curve": None if curve is None else curve.name}
+
+
+def draw_curve(runs: list[dict[str, Any]], path: Path) -> Path | None:
+    """Draws the accuracy on obfuscated test pictures over the epochs, a line for each obfuscator.
+
+    Args:
+        runs: as `over_epochs` finds them.
+        path: of the PNG file.
+
+    Returns:
+        The path; None if no training kept its looks at the test pictures.
+
+    Raises:
+        ResultsError: it cannot be written.
+    """
+    lines = {run["obfuscator"]: run["trained"]["history"] for run in runs if run["trained"].get("history")}
+    if not lines:
+        return None
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name, looks in lines.items():
+        epochs, accuracies = ([look[key] for look in looks] for key in ("epoch", "accuracy"))
+        axes.plot(epochs, [100 * accuracy for accuracy in accuracies], marker=".", label=name)
+    axes.set(xlabel="epochs trained", ylabel="accuracy on obfuscated test images, %")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+    except OSError as error:
+        raise ResultsError(f"the curve cannot be written to {path}: {error.strerror or error}") from error
+    return path
 
 
 def _kept(lab: Lab, item: Item, epochs: int) -> dict[int, Path]:

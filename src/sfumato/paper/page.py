@@ -157,7 +157,7 @@ def _sections(files: _Files, pictures: str) -> list[tuple[str, list[tuple[str, s
             "What happens at the paper's optimum?",
             [
                 ("Does the joint deobfuscator's failure hold?", both("optimum", optimum.holds)),
-                ("While the networks train", both("epochs", optimum.epochs)),
+                ("While the networks train", both("epochs", partial(optimum.epochs, folder=pictures))),
                 ("What lambda does", both("lambda", optimum.lambdas)),
                 ("What the obfuscated picture still shows", both("optimum", optimum.shows)),
             ],

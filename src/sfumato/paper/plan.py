@@ -1,4 +1,4 @@
-"""What is trained for the paper's tables, as data: one plan for a GPU, and a small one for a CPU.
+"""What is trained for the paper's tables, as data: the paper's networks, and a small plan for a few hours.
 
 This module needs no torch.
 """
@@ -40,7 +40,6 @@ class Item:
         classifier: the name of the item that an obfuscator is for; None for a classifier.
         teacher: the name of the classifier that this one learns from.
         shipped: it comes with sfumato and need not be trained: "classifier" or "obfuscator".
-        half_precision: train in bfloat16 where this machine computes in it.
         audit: an audit that was made already, from where the command is run.
     """
 
@@ -51,7 +50,6 @@ class Item:
     classifier: str | None = None
     teacher: str | None = None
     shipped: str | None = None
-    half_precision: bool = False
     audit: str | None = None
 
 
@@ -77,9 +75,11 @@ class Plan:
         says: one sentence for the page.
         classifiers: in the tables' order.
         obfuscators: one for each classifier, in the same order.
-        local: the classifier within the obfuscator's own budget.
+        local: the classifier within the obfuscator's own budget; None while it is not there.
         sweep: obfuscators for the first classifier that differ in lambda or batch size alone.
         later: effort of the attackers on snapshots.
+        order: names of the classifiers as they are made, each with its obfuscator and audit; the rest follows in the
+            tables' order.
         budget: of the audits.
         data: as `sfumato train` takes it.
     """
@@ -88,11 +88,25 @@ class Plan:
     says: str
     classifiers: tuple[Item, ...]
     obfuscators: tuple[Item, ...]
-    local: Item
+    local: Item | None
     sweep: tuple[Item, ...]
     later: Later
+    order: tuple[str, ...] = ()
     budget: str = "standard"
     data: str = "cifar10"
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """All networks, in the tables' order."""
+        local = () if self.local is None else (self.local,)
+        return (*self.classifiers, *self.obfuscators, *local, *self.sweep)
+
+    @property
+    def rows(self) -> tuple[tuple[Item, Item], ...]:
+        """Each classifier with its obfuscator, in the order in which they are made."""
+        pairs = list(zip(self.classifiers, self.obfuscators, strict=True))
+        first = {name: place for place, name in enumerate(self.order)}
+        return tuple(sorted(pairs, key=lambda pair: first.get(pair[0].name, len(first))))
 
     def item(self, name: str) -> Item:
         """The item of that name.
@@ -100,7 +114,7 @@ class Plan:
         Raises:
             RecipeError: there is none.
         """
-        for item in (*self.classifiers, *self.obfuscators, self.local, *self.sweep):
+        for item in self.items:
             if item.name == name:
                 return item
         raise RecipeError(f"the plan {self.size!r} has no item {name!r}")
@@ -126,7 +140,7 @@ CPU = Plan(
     says="smaller classifiers, fewer epochs, fewer pictures for the attackers: what two CPU cores do in some hours",
     classifiers=(
         Item("resnet20-1", _RESNET20, shipped="classifier"),
-        Item("resnet20-2", _RESNET20, ("training.seed=1",), half_precision=True),
+        Item("resnet20-2", _RESNET20, ("training.seed=1",)),
         Item("vgg7", _VGG7),
     ),
     obfuscators=(
@@ -146,6 +160,8 @@ CPU = Plan(
     budget="quick",
 )
 
+_THIRTY = ("training.epochs=30", "training.step_epochs=9")
+
 _NETS = (
     ("resnet18-1", "resnet18", "ResNet18_1", 0),
     ("resnet18-2", "resnet18", "ResNet18_2", 1),
@@ -156,46 +172,55 @@ _NETS = (
 
 PAPER = Plan(
     size="paper",
-    says="the paper's classifiers and its schedule; wants a GPU",
+    says="the paper's networks on schedules shortened for CPUs: one cycle of 30 epochs for classifiers, 30 of the "
+    "paper's 100 epochs for obfuscators, with the steps of the learning rate scaled",
     classifiers=tuple(
         Item(name, f"recipes/cifar10-{net}.toml", (f"training.seed={seed}",), paper=paper)
         for name, net, paper, seed in _NETS
     ),
     obfuscators=tuple(
-        Item(f"{name}-obfuscator", _LONG, ("snapshots_every=10",), paper=paper, classifier=name)
+        Item(f"{name}-obfuscator", _LONG, (*_THIRTY, "snapshots_every=10"), paper=paper, classifier=name)
         for name, _, paper, _ in _NETS
     ),
-    local=Item("local", _LOCAL, ("training.epochs=100",), teacher="resnet18-1"),
+    local=Item("local", _LOCAL, ("training.epochs=30",), teacher="resnet18-1"),
     sweep=_sweep(
-        _LONG, "resnet18-1", ("0.0", "0.1", "1.0", "3.0", "10.0"), 512, "training.epochs=30", "training.step_epochs=10"
+        _LONG, "resnet18-1", ("0.0", "0.1", "1.0", "3.0", "10.0"), 512, "training.epochs=10", "training.step_epochs=3"
     ),
     later=Later(pictures=64_000, test_pictures=10_000),
+    order=("resnet18-1", "vgg19", "resnet18-2", "resnet50", "googlenet"),
 )
 
 SIZES = {plan.size: plan for plan in (PAPER, CPU)}
 """By name, in the page's order."""
 
 
-def needed(plan: Plan, target: Target) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
-    """What a target needs, each once, in the order that wastes least.
+@dataclass(frozen=True)
+class Part:
+    """What is made before the tables are written again.
 
-    Classifiers come before the obfuscators for them, the local classifier behind its teacher, audits last.
+    Attributes:
+        items: networks to train, each after those that it needs.
+        audited: obfuscators to audit, when these are trained.
+    """
+
+    items: tuple[Item, ...]
+    audited: tuple[Item, ...] = ()
+
+
+def parts(plan: Plan, target: Target) -> tuple[Part, ...]:
+    """What a target needs, each network once, in the order in which figures are there soonest.
 
     Args:
         plan: of a size.
         target: what is to be made.
-
-    Returns:
-        Networks to train, and obfuscators to audit.
     """
     if target in (Target.TABLE_4, Target.PAGE):
-        return (), ()
-    trained = [*plan.classifiers, *plan.obfuscators]
+        return ()
+    rows = plan.rows[:1] if target is Target.TABLE_2 else plan.rows
+    audits = target is not Target.TABLE_3
+    made = [Part((classifier, hider), (hider,) if audits else ()) for classifier, hider in rows]
+    if target in (Target.TABLE_1, Target.ALL) and plan.local is not None:
+        made.append(Part((plan.local,)))
     if target in (Target.OPTIMUM, Target.ALL):
-        trained += plan.sweep
-    if target in (Target.TABLE_1, Target.ALL):
-        trained.append(plan.local)
-    if target is Target.TABLE_2:
-        trained = [plan.classifiers[0], plan.obfuscators[0]]
-        return tuple(trained), plan.obfuscators[:1]
-    return tuple(trained), () if target is Target.TABLE_3 else plan.obfuscators
+        made += [Part((item,)) for item in plan.sweep]
+    return tuple(made)

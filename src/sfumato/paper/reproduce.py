@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sfumato.audit.budget import BUDGETS
+from sfumato.audit.speed import spoken
+from sfumato.checkpoint import exclusive
 from sfumato.errors import Interrupted
 from sfumato.making.audits import Bars
 from sfumato.making.files import check_writable
-from sfumato.paper.audits import make_audit
+from sfumato.making.speed import Speed
+from sfumato.paper.audits import known_audit, make_audit
 from sfumato.paper.lab import Lab
+from sfumato.paper.listing import seconds_left
 from sfumato.paper.optimum import at_the_optimum, over_epochs, over_lambda
 from sfumato.paper.page import write_page
 from sfumato.paper.pictures import table_2, table_5
-from sfumato.paper.plan import Plan, Target, needed
+from sfumato.paper.plan import Part, Plan, Target, parts
 from sfumato.paper.results import write_results
 from sfumato.paper.tables import table_1, table_3, table_4
 from sfumato.provenance import device_name
@@ -39,7 +45,8 @@ def make_lab(plan: Plan, folder: Path, bars: Bars) -> Lab:
 def reproduce(target: Target, lab: Lab, results: Path, page: Path, *, say: Say = lambda line: None) -> list[Path]:
     """Trains what is missing, measures, writes the results files and the page.
 
-    Interrupted anywhere, a second call goes on and loses at most an epoch.
+    The networks come one part after the other (`sfumato.paper.plan.parts`); as soon as one is made, the tables are
+    written with what is there. Interrupted anywhere, a second call goes on and loses at most a minute of training.
 
     Args:
         target: what to make.
@@ -52,50 +59,97 @@ def reproduce(target: Target, lab: Lab, results: Path, page: Path, *, say: Say =
         The files that were written, the page last.
 
     Raises:
-        SfumatoError: something is damaged, or cannot be trained, attacked or written.
+        TrainingError: another process is at work in this lab, or something cannot be trained.
+        SfumatoError: something is damaged, or cannot be attacked or written.
         Interrupted: Ctrl-C or SIGTERM; what was done is kept.
     """
+    if target is Target.PAGE:
+        write_page(results, page)
+        return [page]
+    check_writable(lab.folder)
     try:
-        written = [] if target is Target.PAGE else _make(target, lab, results, page, say)
+        with exclusive(lab.folder):
+            written = _make(target, lab, results, page, say)
     except (Interrupted, KeyboardInterrupt):
         raise Interrupted(f"interrupted; what was done is kept in {lab.folder}: the same command goes on") from None
-    write_page(results, page)
     return [*written, page]
 
 
 def _make(target: Target, lab: Lab, results: Path, page: Path, say: Say) -> list[Path]:
-    check_writable(lab.folder)
-    items, audited = needed(lab.plan, target)
-    for number, item in enumerate(items, 1):
+    made, speed = parts(lab.plan, target), Speed(lab.device)
+    written: list[Path] = []
+    for number, part in enumerate(made, 1):
+        new = _make_part(lab, part, f"[{number}/{len(made)}] ", speed, say)
+        if new and number < len(made):
+            written += _write(target, lab, results, page, say)
+    written += _write(target, lab, results, page, say)
+    return list(dict.fromkeys(written))
+
+
+def _make_part(lab: Lab, part: Part, count: str, speed: Speed, say: Say) -> bool:
+    """Trains and audits what is missing of a part, and says whether there was anything."""
+    new = False
+    for item in part.items:
         state = lab.state(item)
         if state.name != "done":
-            say(f"[{number}/{len(items)}] {item.name}: {state.name}, training in {lab.run(item).folder}")
-            lab.make(item)
-    for number, item in enumerate(audited, 1):
-        say(f"[{number}/{len(audited)}] audit of {item.name}")
-        make_audit(lab, item)
+            left = spoken(seconds_left(lab, item, speed))
+            say(f"{count}{item.name}: {state.name}, training in {lab.run(item).folder}, about {left}")
+            lab.make(item, say=say)
+            new = True
+    for item in part.audited:
+        if known_audit(lab, item) is None:
+            say(f"{count}audit of {item.name}, about {spoken(speed.audit_s(BUDGETS[lab.plan.budget]))}")
+            make_audit(lab, item)
+            new = True
+    return new
+
+
+def _write(target: Target, lab: Lab, results: Path, page: Path, say: Say) -> list[Path]:
+    """Writes the tables with what is made so far, and the page."""
+    there = replace(lab, plan=_finished(target, lab))
     written = []
-    for name, find in _tables(target, lab, page.parent / page.stem).items():
+    for name, find in _tables(target, there, page.parent / page.stem).items():
         say(f"measuring {name}")
         facts: dict[str, Any] = {"device": device_name(lab.device), "threads": torch.get_num_threads()}
         written.append(write_results(results, lab.plan.size, name, find(), **facts))
+    write_page(results, page)
     return written
 
 
+def _finished(target: Target, lab: Lab) -> Plan:
+    """The plan without what is not made yet."""
+    done = {
+        item.name
+        for part in parts(lab.plan, target)
+        if all(lab.state(item).name == "done" for item in part.items)
+        and all(known_audit(lab, item) is not None for item in part.audited)
+        for item in part.items
+    }
+    plan = lab.plan
+    return replace(
+        plan,
+        classifiers=tuple(item for item in plan.classifiers if item.name in done),
+        obfuscators=tuple(item for item in plan.obfuscators if item.name in done),
+        local=plan.local if plan.local is not None and plan.local.name in done else None,
+        sweep=tuple(item for item in plan.sweep if {item.name, item.classifier} <= done),
+    )
+
+
 def _tables(target: Target, lab: Lab, pictures: Path) -> dict[str, Callable[[], dict[str, Any]]]:
-    """The results files that a target consists of, and how each is found."""
-    tables: dict[str, Callable[[], dict[str, Any]]] = {
-        "table1": lambda: table_1(lab),
-        "table2": lambda: table_2(lab, pictures),
-        "table3": lambda: table_3(lab),
-        "table4": table_4,
-        "table5": lambda: table_5(lab, pictures),
-    }
-    optimum: dict[str, Callable[[], dict[str, Any]]] = {
-        "optimum": lambda: at_the_optimum(lab),
-        "epochs": lambda: over_epochs(lab),
-        "lambda": lambda: over_lambda(lab),
-    }
+    """The results files that a target consists of and that there are networks for, and how each is found."""
+    tables: dict[str, Callable[[], dict[str, Any]]] = {"table4": table_4}
+    if lab.plan.obfuscators:
+        tables |= {
+            "table1": lambda: table_1(lab),
+            "table2": lambda: table_2(lab, pictures),
+            "table3": lambda: table_3(lab),
+            "table5": lambda: table_5(lab, pictures),
+        }
+    optimum: dict[str, Callable[[], dict[str, Any]]] = {}
+    if lab.plan.obfuscators:
+        optimum |= {"optimum": lambda: at_the_optimum(lab), "epochs": lambda: over_epochs(lab, pictures)}
+    if lab.plan.sweep:
+        optimum["lambda"] = lambda: over_lambda(lab)
     if target is Target.ALL:
         return tables | optimum
     return optimum if target is Target.OPTIMUM else {str(target): tables[str(target)]}

@@ -38,7 +38,7 @@ def table_1_paper(results: Results) -> str:
         "trained: classifier; obfuscator",
     )
     found = {row["paper"]: row for row in results["rows"]} if results else {}
-    local = results["local"]["accuracy"] if results else None
+    local = results["local"]["accuracy"] if results and results["local"] else None
     rows = []
     for item in PAPER.classifiers:
         name = str(item.paper)
@@ -98,7 +98,7 @@ def table_1_cpu(results: Results) -> str:
             points(row["accuracy_obfuscated"] - row["accuracy_plain"]),
             f"{percent(row['overhead_macs_paper_order'])} / {percent(row['overhead_macs'])}",
             percent(row["overhead_params"]),
-            percent(results["local"]["accuracy"]),
+            percent(results["local"]["accuracy"] if results["local"] else None),
             leakage(row["audit"]),
             count(row["test_pictures"]),
             f"{trained(row['trained']['classifier'])}; {trained(row['trained']['obfuscator'])}",
@@ -106,10 +106,9 @@ def table_1_cpu(results: Results) -> str:
         for row in results["rows"]
     ]
     losses = [row.obfuscated - row.plain for row in constants.TABLE_1.values()]
-    note = (
-        f"In the paper obfuscation costs {points(max(losses))} to {points(min(losses))} points. The classifier on the "
-        f"device: {trained(results['local']['trained'])}."
-    )
+    note = f"In the paper obfuscation costs {points(max(losses))} to {points(min(losses))} points."
+    if results["local"]:
+        note += f" The classifier on the device: {trained(results['local']['trained'])}."
     return _joined(table(headers, rows), note, measured(results))
 
 

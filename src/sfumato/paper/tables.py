@@ -20,6 +20,7 @@ from sfumato.nets.obfuscator import Bottleneck
 from sfumato.onnxfile import Array, OnnxFunction
 from sfumato.paper.audits import make_audit, summary
 from sfumato.paper.lab import Lab, origin
+from sfumato.paper.plan import Item
 
 _BATCH = 250
 
@@ -48,15 +49,17 @@ def table_1(lab: Lab) -> dict[str, Any]:
                 "audit": summary(make_audit(lab, obfuscator)),
             }
         )
-    alone = lab.bundle(lab.plan.local)
-    figures = lab.figures(lab.plan.local)
-    local = {
+    return {"rows": rows, "local": None if lab.plan.local is None else _alone(lab, lab.plan.local)}
+
+
+def _alone(lab: Lab, local: Item) -> dict[str, Any]:
+    bundle, figures = lab.bundle(local), lab.figures(local)
+    return {
         "accuracy": figures["accuracy_plain"],
         "test_pictures": figures["test_pictures"],
-        "trained": origin(alone),
-        **_cost(alone),
+        "trained": origin(bundle),
+        **_cost(bundle),
     }
-    return {"rows": rows, "local": local}
 
 
 def _cost(classifier: Bundle) -> dict[str, int]:

@@ -14,8 +14,7 @@ from sfumato.audit.points import points_of, read_audits
 from sfumato.bundle import Bundle
 from sfumato.classifiers import FrozenClassifier, classifier_bundle, load_classifier
 from sfumato.errors import AuditError, RecipeError
-from sfumato.making.speed import Entry, Speed, device_macs, training_macs
-from sfumato.nets import cost
+from sfumato.making.speed import Entry, Speed, device_macs
 from sfumato.sweep.dials import Setting, parse_dial, settings
 from sfumato.sweep.jobs import Attack, Job, fastest_device, known_audit, pictures, training_state
 from sfumato.training.recipe import AnyRecipe, ClassifierRecipe, DataRecipe, load_recipe, parse_recipe
@@ -146,13 +145,17 @@ def listing(sweep: Sweep) -> list[Entry]:
     """
     speed = Speed(fastest_device())
     entries = []
-    own = cost(sweep.classifier.net, height=_size(sweep)["height"], width=_size(sweep)["width"]).macs
     for job in [*filter(None, [sweep.local_job]), *sweep.jobs.values()]:
         recipe = parse_recipe(job.recipe)
         state, epochs, seconds = training_state(job), recipe.training.epochs, None
         if state.name != "done":
-            macs = training_macs(recipe, own, **_size(sweep))
-            seconds = speed.training_s(macs, _train_pictures(recipe), epochs - state.epochs)
+            seconds = speed.training_s(
+                recipe,
+                _train_pictures(recipe),
+                epochs - state.epochs,
+                classifier=sweep.classifier.net,
+                **_size(sweep),
+            )
         entries.append(Entry(job.name, state.of(epochs), seconds))
         if job.attack is not None:
             done = state.name == "done" and known_audit(job) is not None

@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,6 +67,22 @@ class _State:
     epoch: int = 0
     step: int = 0
     seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What came of a training.
+
+    Attributes:
+        figures: of the last look at the test pictures.
+        history: "epoch", how many were done, and the figures of each look, the last one included.
+        seconds: of all training steps, over all parts of an interrupted run.
+    """
+
+    figures: dict[str, float]
+    history: list[dict[str, float]]
+    seconds: float
 
 
 def fit(
@@ -85,7 +101,7 @@ def fit(
     panel: Callable[[Tensor], Tensor] | None = None,
     before_epoch: Callable[[int], Iterable[nn.Parameter]] = lambda epoch: (),
     after_epoch: Callable[[int], None] = lambda epoch: None,
-) -> dict[str, float]:
+) -> Fitted:
     """Trains a task to the end of its schedule.
 
     The order of the pictures, their augmentation and what a task draws at random (torch's own generator is seeded at
@@ -110,7 +126,7 @@ def fit(
         after_epoch: is told how many epochs are done, in the first process alone.
 
     Returns:
-        The figures of the last look at the test pictures, and "seconds" of training.
+        See `Fitted`.
 
     Raises:
         TrainingError: too few pictures, a loss that is not finite, or a checkpoint that cannot be written or read.
@@ -157,6 +173,8 @@ def fit(
                 x = augment(x.to(fabric.device), augmentation, source)
                 torch.manual_seed(_seed(schedule.seed, "task", state.epoch, state.step, fabric.global_rank))
                 losses = module(_as_input(x, schedule.channels_last), labels.to(fabric.device))
+                if fabric.device.type == "cpu":  # elsewhere it would wait for the device at each step
+                    _check_finite(losses["loss"], state, checkpoint)
                 wrapped.zero_grad()
                 fabric.backward(losses["loss"])
                 wrapped.step()
@@ -167,12 +185,8 @@ def fit(
                 progress.step(state.epoch, state.step)
                 if now - last_logged > LOG_EVERY_S or state.step == steps:
                     last_logged = now
+                    _check_finite(losses["loss"], state, checkpoint)
                     values = {name: float(value.detach()) for name, value in losses.items()}
-                    if not math.isfinite(values["loss"]):
-                        raise TrainingError(
-                            f"the loss is {values['loss']} at epoch {state.epoch + 1}, step {state.step}; lower "
-                            "the learning rate"
-                        )
                     progress.log(values, float(scheduler.get_last_lr()[0]), state.epoch * steps + state.step)
                 if _any_process(fabric, bool(interrupted)):
                     save()
@@ -187,13 +201,23 @@ def fit(
                     panel(_as_input(test.images[:8].to(fabric.device), schedule.channels_last)) if panel else None
                 )
                 progress.look(figures, state.epoch, pictures)
+                state.history.append({"epoch": state.epoch, **figures})
             if fabric.is_global_zero:
                 after_epoch(state.epoch)
             save()
             last_saved = time.monotonic()
     if not figures:  # resumed after the last epoch
         figures = look(fabric, module, test, schedule.batch_size, channels_last=schedule.channels_last)
-    return {**figures, "seconds": state.seconds}
+    return Fitted(figures, state.history, state.seconds)
+
+
+def _check_finite(loss: Tensor, state: _State, checkpoint: Path) -> None:
+    if not math.isfinite(float(loss.detach())):
+        kept = f"; the last good state is kept in {checkpoint}" if checkpoint.exists() else ""
+        raise TrainingError(
+            f"the loss is {float(loss.detach())} at epoch {state.epoch + 1}, step {state.step + 1}{kept}; lower the "
+            "learning rate and start anew, or resume if the machine is to blame"
+        )
 
 
 @torch.no_grad()
@@ -258,6 +282,7 @@ def _snapshot(
         "epoch": state.epoch,
         "step": state.step,
         "seconds": state.seconds,
+        "history": state.history,
     }
 
 
@@ -280,3 +305,4 @@ def _restore(
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise TrainingError("the checkpoint does not fit these networks; start anew without --resume") from error
     state.epoch, state.step, state.seconds = saved["epoch"], saved["step"], saved["seconds"]
+    state.history = saved.get("history", [])  # checkpoints from before it was kept have none

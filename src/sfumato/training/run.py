@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,16 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from sfumato.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, Bundle
+from sfumato.checkpoint import exclusive
 from sfumato.classifiers import classifier_bundle
 from sfumato.data import Stream
 from sfumato.errors import Interrupted, TrainingError
 from sfumato.evaluation import evaluate_classifier, evaluate_obfuscator
 from sfumato.export import renew, save_weights
+from sfumato.nets.precision import Precision
 from sfumato.provenance import device_name, provenance
-from sfumato.training.building import (
-    restarted,
-)
-from sfumato.training.engine import fit
+from sfumato.training.building import restarted
+from sfumato.training.engine import Fitted, fit
 from sfumato.training.export import write_classifier_bundle, write_obfuscator_bundle, write_sketch_bundle
 from sfumato.training.optimizer import optimizer_of
 from sfumato.training.preparing import Prepared, Run, prepare, starting_from
@@ -84,10 +85,26 @@ def train(
     except OSError as error:
         raise TrainingError(f"{folder} cannot be created: {error.strerror or error}") from error
     fabric, precision = launch(recipe.training, folder, accelerator, devices)
+    # The first process holds it for all of them.
+    with exclusive(folder) if fabric.is_global_zero else nullcontext():
+        return _train(recipe, run, fabric, precision, resume=resume, overwrite=overwrite, start=start, say=say)
+
+
+def _train(
+    recipe: AnyRecipe,
+    run: Run,
+    fabric: Fabric,
+    precision: Precision,
+    *,
+    resume: bool,
+    overwrite: bool,
+    start: Bundle | None,
+    say: Callable[[str], None],
+) -> Bundle:
     if overwrite and fabric.is_global_zero:
         run.checkpoint.unlink(missing_ok=True)
         for left in ("tensorboard", "snapshots", run.classifier.name, run.others.name):
-            shutil.rmtree(folder / left, ignore_errors=True)
+            shutil.rmtree(run.folder / left, ignore_errors=True)
     if fabric.is_global_zero:
         say(f"computes in {precision}")
     made = prepare(recipe, run, fabric, start, bfloat16=precision.dense_bfloat16)
@@ -99,7 +116,7 @@ def train(
     if start is not None:
         identity["start"] = start.files[OBFUSCATOR_WEIGHTS]
     try:
-        figures = _fit(fabric, recipe, made, run, resume, json.dumps(identity, sort_keys=True))
+        fitted = _fit(fabric, recipe, made, run, resume, json.dumps(identity, sort_keys=True))
     except Interrupted:
         if fabric.is_global_zero:
             raise
@@ -107,7 +124,7 @@ def train(
     if not fabric.is_global_zero:
         raise SystemExit(0)  # the first process writes the bundle, the others have done their share
     try:
-        return _finish(recipe, made, run, fabric, figures, precision=str(precision))
+        return _finish(recipe, made, run, fabric, fitted, precision=str(precision))
     except OSError as error:
         raise TrainingError(
             f"the bundle cannot be written to {run.bundle}: {error.strerror or error}; the training itself is kept: "
@@ -115,10 +132,10 @@ def train(
         ) from error
 
 
-def _fit(fabric: Fabric, recipe: AnyRecipe, made: Prepared, run: Run, resume: bool, identity: str) -> dict[str, float]:
+def _fit(fabric: Fabric, recipe: AnyRecipe, made: Prepared, run: Run, resume: bool, identity: str) -> Fitted:
     plan, task = recipe.training, made.task
     if not any(p.requires_grad for p in task.parameters()):
-        return {"seconds": 0.0}  # photographs for a device that stays as it is
+        return Fitted({}, [], 0.0)  # photographs for a device that stays as it is
     optimizer, scheduler = optimizer_of(plan, task, steps=len(made.train) // plan.batch_size)
     return fit(
         fabric,
@@ -168,9 +185,7 @@ def _keep_snapshot(recipe: AnyRecipe, task: nn.Module, run: Run, epoch: int) -> 
         save_weights(task.attackers[task.faced], folder / DEOBFUSCATOR_WEIGHTS)
 
 
-def _finish(
-    recipe: AnyRecipe, made: Prepared, run: Run, fabric: Fabric, figures: dict[str, float], *, precision: str
-) -> Bundle:
+def _finish(recipe: AnyRecipe, made: Prepared, run: Run, fabric: Fabric, fitted: Fitted, *, precision: str) -> Bundle:
     task, frozen, train_set, test_set = made.task, made.frozen, made.train, made.test
     pictures: Tensor = test_set.images[:CHECK_PICTURES].float() / 255
     plain_recipe = recipe.model_dump(mode="json")
@@ -207,7 +222,7 @@ def _finish(
     bundle.provenance.update(
         provenance(
             seed=recipe.training.seed,
-            epochs=recipe.training.epochs if figures["seconds"] else 0,
+            epochs=recipe.training.epochs if fitted.seconds else 0,
             accelerator=fabric.device.type,
             precision=precision,
             device=device_name(fabric.device),
@@ -218,7 +233,8 @@ def _finish(
             data=train_set.source,
             data_sha256={"train": train_set.sha256, "test": test_set.sha256},
             streamed=isinstance(train_set, Stream),
-            training_seconds=round(figures.pop("seconds"), 1),
+            training_seconds=round(fitted.seconds, 1),
+            history=[{name: round(value, 5) for name, value in look.items()} for look in fitted.history],
             **made.origins,
         )
     )
