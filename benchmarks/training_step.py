@@ -6,7 +6,8 @@ All loops train the same networks on the same pictures against the same frozen R
 run, with the allocator setting that `sfumato train` arranges. Beside the step that `sfumato train` makes stand the same
 one with batch norms in passes of their own, the same one in bfloat16, and the same one with `training.compile`, whose
 compilation, with nothing kept from an earlier one, is timed apart. Each part of the step is timed alone. What the step
-has to compute and to move is counted, and set beside what this machine reaches at most on the same threads.
+has to compute and to move is counted, and set beside what this machine reaches at most on the same threads. Then come
+the paper's ResNet18 and VGG19 (`benchmarks/full_size.py`): classifier and obfuscator, float32 beside "auto".
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from full_size import full_size
 from machine_limits import Counted, counted, limits
 from timing import time_in_turn
 from torch import Tensor, nn
@@ -31,7 +33,7 @@ from sfumato.bundle import write_json
 from sfumato.cli.train import keep_freed_memory
 from sfumato.nets import Deobfuscator, Normalize, Obfuscator, build_classifier, fold_norms
 from sfumato.nets.obfuscator import ConvNormAct
-from sfumato.nets.precision import cpu_has_bfloat16
+from sfumato.nets.precision import CPU, choose_precision, cpu_has_bfloat16
 from sfumato.provenance import provenance
 from sfumato.training.objectives import classification_loss, reconstruction_loss
 from sfumato.training.tasks import ObfuscationTask
@@ -77,9 +79,9 @@ def norms_apart(step: Step) -> Step:
 
 
 def ours(
-    images: Tensor, labels: Tensor, *, bfloat16: bool = False, folded: bool = True, compiled: bool = False
+    images: Tensor, labels: Tensor, *, precision: str = "auto", folded: bool = True, compiled: bool = False
 ) -> Step:
-    """The step that `sfumato train` makes."""
+    """The step that `sfumato train` makes, in its precision, in float32, or in bfloat16 throughout."""
     classifier = build_classifier("resnet20")
     task: nn.Module = ObfuscationTask(
         Obfuscator(),
@@ -87,6 +89,7 @@ def ours(
         fold_norms(classifier) if folded else classifier,
         normalize(),
         privacy_weight=PRIVACY_WEIGHT,
+        bfloat16=precision == "auto" and choose_precision("auto", CPU).dense_bfloat16,
     ).train()
     task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compiled:
@@ -96,7 +99,7 @@ def ours(
 
     def step() -> None:
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             loss = task(images, labels)["loss"]
         loss.backward()
         optimizer.step()
@@ -156,8 +159,9 @@ def main(out: Path | None = Path("results/training-step.json"), *, batch: int = 
         "ours": ours(images, labels),
         "ours_norms_apart": norms_apart(ours(images, labels, folded=False)),
     }
-    steps["ours_bfloat16"] = ours(images, labels, bfloat16=True)
-    compiled = ours(images, labels, compiled=True)
+    steps["ours_float32"] = ours(images, labels, precision="float32")
+    steps["ours_bfloat16"] = ours(images, labels, precision="bfloat16")
+    compiled = ours(images, labels, precision="float32", compiled=True)
     compiling = compilation(compiled)
     if "failed" not in compiling:
         steps["ours_compiled"] = compiled
@@ -179,10 +183,11 @@ def main(out: Path | None = Path("results/training-step.json"), *, batch: int = 
         "operators": {name: operators(steps[name]) for name in ("ours", "plain_two_pass")},
         "machine": reached,
         "work": {
-            "ours": _beside(counted(steps["ours"]), reached, medians["ours"], "float32"),
+            "ours_float32": _beside(counted(steps["ours_float32"]), reached, medians["ours_float32"], "float32"),
             "ours_bfloat16": _beside(counted(steps["ours_bfloat16"]), reached, medians["ours_bfloat16"], "bfloat16"),
             "plain_two_pass": _beside(counted(steps["plain_two_pass"]), reached, medians["plain_two_pass"], "float32"),
         },
+        "full_size": full_size(reached, **({} if rounds == ROUNDS else {"batch": batch, "rounds": rounds})),
         "all_ms": times,
         "threads": torch.get_num_threads(),
         "bfloat16_in_the_processor": cpu_has_bfloat16(),
