@@ -366,6 +366,7 @@ def _training() -> list[str]:
             [[f"`{name}`", f"{100 * share:.1f} %"] for name, share in list(found["operators"]["ours"].items())[:8]],
         ),
     ]
+    lines += _full_size(found["full_size"])
     processes = read("training-processes.json")
     if processes is not None:
         rows = [
@@ -378,6 +379,39 @@ def _training() -> list[str]:
     return [*lines, *_compilation(found), no_gpu, ""]
 
 
+def _full_size(found: dict[str, Any]) -> list[str]:
+    """The paper's own classifiers, and its obfuscator behind them, in float32 and in auto."""
+    rows = [
+        [
+            row["net"],
+            row["trained"] if row["trained"] == "classifier" else "obfuscator for it",
+            f"{row['median_ms']['float32']:,.0f}",
+            f"{row['median_ms']['auto']:,.0f}",
+            f"{row['speedup']:.2f}",
+            f"{100 * row['share_of_matrix_product']['float32']:.0f} %",
+            f"{100 * row['share_of_matrix_product']['auto']:.0f} %",
+        ]
+        for row in found["rows"]
+    ]
+    says = (
+        f'`precision = "auto"` at the paper\'s size, batch {found["batch"]}: {found["auto"]}. Shares are of the fastest large '
+        "matrix product in float32, and in bfloat16."
+    )
+    head = ["", "trained", "float32, ms", "auto, ms", "times as fast", "share, float32", "share, auto"]
+    lines = [says, "", *table(head, rows)]
+    short = read("precision.json")
+    if short is not None:
+        accuracy = {
+            name: f"{100 * value['mean']:.1f} % ± {100 * value['std']:.1f}" for name, value in short["accuracy"].items()
+        }
+        lines += [
+            f"Accuracy is the same within its noise: {short['what']}, {short['accuracy']['auto']['seeds']} seeds each: "
+            f"{accuracy['32-true']} in float32, {accuracy['auto']} in auto.",
+            "",
+        ]
+    return lines
+
+
 def _compilation(found: dict[str, Any]) -> list[str]:
     """What `torch.compile` costs before it can save anything, on the CPU; nothing where it was not tried."""
     compiling = found.get("compilation")
@@ -385,7 +419,7 @@ def _compilation(found: dict[str, Any]) -> list[str]:
         return []
     if "failed" in compiling:
         return [f"`torch.compile` failed on this CPU ({compiling['failed']}).", ""]
-    without, compiled = (found["median_ms"][name] for name in ("ours", "ours_compiled"))
+    without, compiled = (found["median_ms"][name] for name in ("ours_float32", "ours_compiled"))
     said = (
         f"`torch.compile` on this CPU: the first step takes {compiling['first_step_s']:,.0f} s, each further one "
         f"{compiled / without:.2f} times as long as without"

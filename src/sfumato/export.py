@@ -120,14 +120,36 @@ def _strip(path: Path) -> None:
     onnx.save(model, str(path))
 
 
-def save_weights(net: nn.Module, path: Path) -> None:
+def round_weights(net: nn.Module) -> None:
+    """Rounds a network's parameters and buffers to what half precision can hold; they stay float32.
+
+    Raises:
+        TrainingError: one of them is too large for that.
+    """
+    for name, value in net.state_dict().items():
+        if value.is_floating_point():
+            rounded = value.half().to(value.dtype)
+            if not torch.isfinite(rounded).all():
+                raise TrainingError(f"half_weights: {name} has values beyond the range of half precision; leave it out")
+            value.copy_(rounded)
+
+
+def save_weights(net: nn.Module, path: Path, *, half: bool = False) -> None:
     """Writes a network's parameters and buffers as safetensors.
+
+    Args:
+        net: any network.
+        path: of the file.
+        half: write them in half precision, for a file of half the size; see `round_weights`.
 
     Raises:
         TrainingError: the disk refuses.
     """
+    values = {name: value.cpu().contiguous() for name, value in net.state_dict().items()}
+    if half:
+        values = {name: value.half() if value.is_floating_point() else value for name, value in values.items()}
     try:
-        path.write_bytes(save({name: value.cpu().contiguous() for name, value in net.state_dict().items()}))
+        path.write_bytes(save(values))
     except OSError as error:
         raise TrainingError(f"{path} cannot be written: {error.strerror or error}") from error
 

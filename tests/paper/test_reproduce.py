@@ -56,6 +56,7 @@ def plan(folder: Path, pictures: Path) -> Plan:
     hides = str(obfuscator)
     return Plan(
         size="cpu",
+        title="Tiny",
         says="tiny",
         classifiers=(
             Item("one", str(classifier)),

@@ -15,8 +15,10 @@ from sfumato import export
 from sfumato.bundle import Bundle
 from sfumato.classifiers import load_classifier
 from sfumato.errors import TrainingError
-from sfumato.export import difference, export_onnx
-from sfumato.nets import Deobfuscator, Obfuscator
+from sfumato.export import difference, export_onnx, round_weights
+from sfumato.nets import Deobfuscator, Normalize, Obfuscator, build_classifier
+from sfumato.training.export import write_classifier_bundle
+from sfumato.training.tasks import ClassifierTask
 from synthetic import pixels
 
 PICTURES = torch.from_numpy(pixels(9, seed=4).transpose(0, 3, 1, 2).copy()).float() / 255
@@ -160,3 +162,30 @@ def test_what_is_rounded_may_fall_to_either_side_of_an_edge_but_rarely_and_by_on
     assert difference(got, expected, step=0.01) == pytest.approx(0.02), "two steps are too many"
     got[:11] = 0.02
     assert difference(got, expected, step=0.02) == pytest.approx(0.02), "so are many numbers"
+
+
+def test_weights_in_half_precision_are_half_the_size_and_the_file_computes_with_them(tmp_path, trained):
+    task = ClassifierTask(build_classifier("vgg7", 4), Normalize((0.5,) * 3, (0.25,) * 3)).eval()
+    options = {"name": "x", "labels": ("a", "b", "c", "d"), "preprocessing": trained[0].preprocessing}
+    whole = write_classifier_bundle(tmp_path / "whole", task, PICTURES, recipe={"architecture": "vgg7"}, **options)
+    before = {name: value.clone() for name, value in task.net.state_dict().items()}
+    recipe = {"kind": "classifier", "architecture": "vgg7"}
+    halved = write_classifier_bundle(tmp_path / "half", task, PICTURES, recipe=recipe, half=True, **options)
+    large, small = (bundle.file("weights.safetensors").stat().st_size for bundle in (whole, halved))
+    assert small < 0.51 * large
+    net = load_classifier(halved.path).net
+    for name, value in net.state_dict().items():
+        assert value.dtype == before[name].dtype
+        torch.testing.assert_close(value, before[name], rtol=1e-3, atol=1e-7)
+    assert any(not torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    with torch.no_grad():
+        expected = net(task.normalize(PICTURES)).numpy()
+    assert_same(run(halved.file("model.onnx"), task.normalize(PICTURES).numpy()), expected)
+
+
+def test_weights_beyond_half_precision_are_refused():
+    net = nn.Linear(2, 2)
+    with torch.no_grad():
+        net.weight[0, 0] = 1e6
+    with pytest.raises(TrainingError, match=r"weight has values beyond the range of half precision"):
+        round_weights(net)

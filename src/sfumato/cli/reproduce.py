@@ -18,7 +18,9 @@ from sfumato.paper.plan import SIZES, Target
 @app.command()
 def reproduce(
     target: Annotated[Target, typer.Argument(help="What to make; `page` only writes the page again.")],
-    size: Annotated[str, typer.Option(help="cpu, or paper for the paper's nets and schedule, on a GPU.")] = "cpu",
+    size: Annotated[
+        str, typer.Option(help="cpu: small nets, hours. paper: the paper's nets on shortened schedules, days on a CPU.")
+    ] = "cpu",
     lab: Annotated[Path, typer.Option(help="Folder where everything is trained.")] = Path("runs/reproduction"),
     results: Annotated[Path, typer.Option(help="Folder of the results files.")] = Path("results/reproduction"),
     page: Annotated[Path, typer.Option(help="The page.")] = Path("docs/reproduction.md"),
@@ -29,9 +31,10 @@ def reproduce(
 ) -> None:
     """Make the paper's tables again, beside its own figures, with attackers who come afterwards.
 
-    Trains what is missing, measures, and writes the page. Ctrl-C loses little: the same command goes on.
+    Trains what is missing, attacks it, measures, and writes the results and the page after each of the paper's rows.
+    Ctrl-C saves, and the same command goes on.
 
-    Examples: `sfumato reproduce all --plan`, `sfumato reproduce table1`, `sfumato reproduce page`
+    Examples: `sfumato reproduce all --size paper --plan`, `sfumato reproduce table1`, `sfumato reproduce page`
     """
     if size not in SIZES:
         raise RecipeError(f"unknown size {size!r}; known: {', '.join(SIZES)}")

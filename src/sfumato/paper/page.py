@@ -120,7 +120,7 @@ def _header(files: _Files) -> str:
 
 def _sections(files: _Files, pictures: str) -> list[tuple[str, list[tuple[str, str]]]]:
     paper, cpu = PAPER.size, CPU.size
-    full, small = "At the paper's size", "CPU-sized: smaller nets and short runs, not the paper's"
+    full, small = PAPER.title, CPU.title
     which = next((size for size in SIZES if files.has(size, "table4")), cpu)
 
     def panels(target: str) -> list[tuple[str, str]]:

@@ -71,7 +71,8 @@ class Plan:
     """Everything that one size of the reproduction consists of.
 
     Attributes:
-        size: its name.
+        size: its name, as commands and files have it.
+        title: its name for people.
         says: one sentence for the page.
         classifiers: in the tables' order.
         obfuscators: one for each classifier, in the same order.
@@ -85,6 +86,7 @@ class Plan:
     """
 
     size: str
+    title: str
     says: str
     classifiers: tuple[Item, ...]
     obfuscators: tuple[Item, ...]
@@ -137,6 +139,7 @@ _FIVE, _TWO = ((f"training.epochs={n}", "snapshots_every=1") for n in (5, 2))
 
 CPU = Plan(
     size="cpu",
+    title="CPU-sized: smaller nets and short runs, not the paper's",
     says="smaller classifiers, fewer epochs, fewer pictures for the attackers: what two CPU cores do in some hours",
     classifiers=(
         Item("resnet20-1", _RESNET20, shipped="classifier"),
@@ -160,6 +163,8 @@ CPU = Plan(
     budget="quick",
 )
 
+_KEPT = "training.half_weights=true"
+"""These networks are kept with the results, where every byte counts."""
 _THIRTY = ("training.epochs=30", "training.step_epochs=9")
 
 _NETS = (
@@ -172,14 +177,15 @@ _NETS = (
 
 PAPER = Plan(
     size="paper",
+    title="The paper's networks, schedules shortened for CPUs",
     says="the paper's networks on schedules shortened for CPUs: one cycle of 30 epochs for classifiers, 30 of the "
     "paper's 100 epochs for obfuscators, with the steps of the learning rate scaled",
     classifiers=tuple(
-        Item(name, f"recipes/cifar10-{net}.toml", (f"training.seed={seed}",), paper=paper)
+        Item(name, f"recipes/cifar10-{net}.toml", (f"training.seed={seed}", _KEPT), paper=paper)
         for name, net, paper, seed in _NETS
     ),
     obfuscators=tuple(
-        Item(f"{name}-obfuscator", _LONG, (*_THIRTY, "snapshots_every=10"), paper=paper, classifier=name)
+        Item(f"{name}-obfuscator", _LONG, (*_THIRTY, _KEPT, "snapshots_every=10"), paper=paper, classifier=name)
         for name, _, paper, _ in _NETS
     ),
     local=Item("local", _LOCAL, ("training.epochs=30",), teacher="resnet18-1"),

@@ -27,7 +27,7 @@ from sfumato.bundle import (
 from sfumato.classifiers import FrozenClassifier
 from sfumato.data import ImageSet
 from sfumato.errors import AuditError, TrainingError
-from sfumato.export import export_onnx, renew, save_weights
+from sfumato.export import export_onnx, renew, round_weights, save_weights
 from sfumato.nets import (
     Normalize,
     ObfuscatorTravels,
@@ -59,6 +59,7 @@ def write_classifier_bundle(
     labels: tuple[str, ...],
     preprocessing: Preprocessing,
     recipe: dict[str, Any],
+    half: bool = False,
 ) -> Bundle:
     """Writes a classifier's bundle; figures and provenance are added by whoever measures.
 
@@ -70,9 +71,12 @@ def write_classifier_bundle(
         labels: one name per class.
         preprocessing: how a picture becomes the net's input.
         recipe: the resolved recipe.
+        half: round the weights, and write them in half precision.
     """
     renew(folder)
-    save_weights(task.net, folder / CLASSIFIER_WEIGHTS)
+    if half:
+        round_weights(task.net)
+    save_weights(task.net, folder / CLASSIFIER_WEIGHTS, half=half)
     with torch.no_grad():
         inputs = task.normalize.cpu()(pictures.cpu())
     export_onnx(task.net, folder / CLASSIFIER_ONNX, inputs, input_name="input", output_name="logits")
@@ -90,7 +94,13 @@ def write_classifier_bundle(
 
 
 def write_obfuscator_bundle(
-    folder: Path, task: ObfuscationTask, pictures: Tensor, *, classifier: FrozenClassifier, recipe: dict[str, Any]
+    folder: Path,
+    task: ObfuscationTask,
+    pictures: Tensor,
+    *,
+    classifier: FrozenClassifier,
+    recipe: dict[str, Any],
+    half: bool = False,
 ) -> Bundle:
     """Writes an obfuscator's bundle; figures and provenance are added by whoever measures.
 
@@ -105,15 +115,20 @@ def write_obfuscator_bundle(
         pictures: (N, 3, H, W) float32 in [0, 1], real ones.
         classifier: that it was trained for.
         recipe: the resolved recipe.
+        half: round the weights, and write them in half precision.
     """
     renew(folder)
-    save_weights(task.obfuscator, folder / OBFUSCATOR_WEIGHTS)
+    if half:
+        round_weights(task.obfuscator)
+    save_weights(task.obfuscator, folder / OBFUSCATOR_WEIGHTS, half=half)
     normalize, size = task.normalize.cpu(), classifier.preprocessing
     travels = travels_of(task.obfuscator, normalize, size.height, size.width).cpu().eval()
     export_obfuscator(travels, folder / OBFUSCATOR_ONNX, pictures)
     if task.deobfuscator is not None:
         deobfuscator = task.attackers[task.faced]
-        save_weights(deobfuscator, folder / DEOBFUSCATOR_WEIGHTS)
+        if half:
+            round_weights(deobfuscator)
+        save_weights(deobfuscator, folder / DEOBFUSCATOR_WEIGHTS, half=half)
         inverse = Normalize(
             tuple((-normalize.mean / normalize.std).flatten().tolist()), tuple((1 / normalize.std).flatten().tolist())
         )
@@ -172,6 +187,7 @@ def write_sketch_bundle(
     known: ImageSet,
     held_out: ImageSet,
     offload_rate: float,
+    half: bool = False,
 ) -> Bundle:
     """Writes the bundle of an obfuscator that draws a code, with its gate and the decoder of its split form.
 
@@ -187,10 +203,13 @@ def write_sketch_bundle(
         known: pictures that the deobfuscator learns from.
         held_out: pictures that were not trained on, to calibrate the device's answers and to choose the threshold.
         offload_rate: the share of pictures to be sent, in [0, 1].
+        half: round the weights, and write them in half precision.
     """
     renew(folder)
     sketcher, normalize = task.sketcher.cpu().eval(), task.normalize.cpu()
-    save_weights(sketcher, folder / OBFUSCATOR_WEIGHTS)
+    if half:
+        round_weights(sketcher)
+    save_weights(sketcher, folder / OBFUSCATOR_WEIGHTS, half=half)
     own = _own_logits(sketcher, held_out.images)
     temperature = fit_temperature(own, held_out.labels)
     threshold = choose_threshold(own / temperature, offload_rate)

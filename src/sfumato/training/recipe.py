@@ -89,6 +89,8 @@ class TrainingRecipe(_Strict):
             "32-true" and "bf16-mixed", as Lightning Fabric names them, are one of both throughout.
         channels_last: keep activations in NHWC order, which is faster on most machines.
         compile: fuse operations with `torch.compile` first: minutes, which did not pay on the CPUs that were tried.
+        half_weights: round the trained weights to half precision before they are measured and written, in files of
+            half the size.
         validate_every: epochs between looks at the test pictures (the last epoch always looks).
     """
 
@@ -104,6 +106,7 @@ class TrainingRecipe(_Strict):
     precision: Wanted = "auto"
     channels_last: bool = True
     compile: bool = False
+    half_weights: bool = False
     validate_every: int = Field(default=1, ge=1)
 
 

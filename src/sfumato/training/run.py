@@ -157,7 +157,7 @@ def _fit(fabric: Fabric, recipe: AnyRecipe, made: Prepared, run: Run, resume: bo
 
 def _identifying(recipe: AnyRecipe) -> dict[str, Any]:
     """What must be the same for a run to go on; how fast it runs may change between two parts of it."""
-    said = recipe.model_dump(mode="json", exclude={"training": {"compile", "precision"}})
+    said = recipe.model_dump(mode="json", exclude={"training": {"compile", "precision", "half_weights"}})
     for key in _DATA_ADDITIONS:
         if getattr(recipe.data, key) == DataRecipe.model_fields[key].default:
             del said["data"][key]
@@ -188,7 +188,7 @@ def _keep_snapshot(recipe: AnyRecipe, task: nn.Module, run: Run, epoch: int) -> 
 def _finish(recipe: AnyRecipe, made: Prepared, run: Run, fabric: Fabric, fitted: Fitted, *, precision: str) -> Bundle:
     task, frozen, train_set, test_set = made.task, made.frozen, made.train, made.test
     pictures: Tensor = test_set.images[:CHECK_PICTURES].float() / 255
-    plain_recipe = recipe.model_dump(mode="json")
+    plain_recipe, half = recipe.model_dump(mode="json"), recipe.training.half_weights
     if isinstance(task, ClassifierTask):
         bundle = write_classifier_bundle(
             run.bundle,
@@ -198,6 +198,7 @@ def _finish(recipe: AnyRecipe, made: Prepared, run: Run, fabric: Fabric, fitted:
             labels=train_set.names,
             preprocessing=made.preprocessing,
             recipe=plain_recipe,
+            half=half,
         )
         bundle.figures.update(evaluate_classifier(bundle, test_set))
     else:
@@ -213,9 +214,12 @@ def _finish(recipe: AnyRecipe, made: Prepared, run: Run, fabric: Fabric, fitted:
                 known=train_set.sample,
                 held_out=made.held_out,
                 offload_rate=recipe.offload_rate,
+                half=half,
             )
         else:
-            bundle = write_obfuscator_bundle(run.bundle, task, pictures, classifier=frozen, recipe=plain_recipe)
+            bundle = write_obfuscator_bundle(
+                run.bundle, task, pictures, classifier=frozen, recipe=plain_recipe, half=half
+            )
         bundle.figures.update(
             evaluate_obfuscator(bundle, Bundle.load(classifier_bundle(recipe.classifier, run.classifier)), test_set)
         )
