@@ -394,8 +394,8 @@ def _full_size(found: dict[str, Any]) -> list[str]:
         for row in found["rows"]
     ]
     says = (
-        f'`precision = "auto"` at the paper\'s size, batch {found["batch"]}: {found["auto"]}. Shares are of the fastest large '
-        "matrix product in float32, and in bfloat16."
+        f'`precision = "auto"` at the paper\'s size, batch {found["batch"]}: {found["auto"]}. Shares are of the '
+        "fastest large matrix product in float32, and in bfloat16."
     )
     head = ["", "trained", "float32, ms", "auto, ms", "times as fast", "share, float32", "share, auto"]
     lines = [says, "", *table(head, rows)]

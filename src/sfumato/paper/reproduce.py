@@ -17,6 +17,7 @@ from sfumato.making.audits import Bars
 from sfumato.making.files import check_writable
 from sfumato.making.speed import Speed
 from sfumato.paper.audits import known_audit, make_audit
+from sfumato.paper.kept import keep, restore
 from sfumato.paper.lab import Lab
 from sfumato.paper.listing import seconds_left
 from sfumato.paper.optimum import at_the_optimum, over_epochs, over_lambda
@@ -77,6 +78,8 @@ def reproduce(target: Target, lab: Lab, results: Path, page: Path, *, say: Say =
 
 def _make(target: Target, lab: Lab, results: Path, page: Path, say: Say) -> list[Path]:
     made, speed = parts(lab.plan, target), Speed(lab.device)
+    for item in (item for part in made for item in part.items if lab.state(item).name == "missing"):
+        restore(lab, item, results, say)
     written: list[Path] = []
     for number, part in enumerate(made, 1):
         new = _make_part(lab, part, f"[{number}/{len(made)}] ", speed, say)
@@ -112,6 +115,7 @@ def _write(target: Target, lab: Lab, results: Path, page: Path, say: Say) -> lis
         say(f"measuring {name}")
         facts: dict[str, Any] = {"device": device_name(lab.device), "threads": torch.get_num_threads()}
         written.append(write_results(results, lab.plan.size, name, find(), **facts))
+    keep(there, results)
     write_page(results, page)
     return written
 

@@ -1,0 +1,108 @@
+"""What is kept of a lab is enough to go on with it elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from sfumato.bundle import Bundle
+from sfumato.classifiers import load_classifier
+from sfumato.errors import ResultsError
+from sfumato.paper.kept import keep, kept_folder, restore
+from sfumato.paper.lab import Lab
+from sfumato.paper.plan import Item, Later, Plan
+from sfumato.training import load_recipe, train
+from synthetic import save_folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, own_caches):
+    """(plan, lab) with a classifier and its obfuscator, trained and written in half precision."""
+    root = tmp_path_factory.mktemp("kept")
+    pictures = save_folder(root / "pictures", train=24, test=12)
+    common = f'[data]\nsource = "{pictures}"\n[training]\nepochs = 1\nbatch_size = 8\nhalf_weights = true\n'
+    classifier, obfuscator = root / "classifier.toml", root / "obfuscator.toml"
+    classifier.write_text(f'kind = "classifier"\nname = "x"\narchitecture = "vgg7"\n{common}')
+    obfuscator.write_text(f'kind = "obfuscator"\nname = "x"\nclassifier = "x"\n{common}')
+    plan = Plan(
+        size="paper",
+        title="Tiny",
+        says="tiny",
+        classifiers=(Item("one", str(classifier), kept=True),),
+        obfuscators=(Item("one-obfuscator", str(obfuscator), classifier="one", kept=True),),
+        local=None,
+        sweep=(),
+        later=Later(pictures=64, test_pictures=12),
+        data=str(pictures),
+    )
+    lab = Lab(plan, root / "lab", lambda: None, torch.device("cpu"))
+    train(load_recipe(classifier), lab.run(plan.classifiers[0]).folder)
+    overrides = [f'classifier="{lab.path(plan.classifiers[0])}"']
+    train(load_recipe(obfuscator, overrides), lab.run(plan.obfuscators[0]).folder)
+    return plan, lab
+
+
+def elsewhere(made, folder):
+    return Lab(made[0], folder / "lab", lambda: None, torch.device("cpu"))
+
+
+def test_an_empty_lab_gets_the_same_bundles(made, tmp_path):
+    plan, lab = made
+    keep(lab, tmp_path / "results")
+    other, said = elsewhere(made, tmp_path), []
+    for item in (*plan.classifiers, *plan.obfuscators):
+        assert restore(other, item, tmp_path / "results", said.append)
+        assert other.state(item).name == "done"
+        mine, theirs = other.bundle(item), lab.bundle(item)
+        assert mine.files == theirs.files  # byte for byte, ONNX included
+        assert mine.figures == theirs.figures and mine.provenance["commit"] == theirs.provenance["commit"]
+    assert said[0].startswith("one: made of the weights in") and "differ" not in " ".join(said)
+    names = sorted(path.name for path in kept_folder(tmp_path / "results", plan.obfuscators[0]).iterdir())
+    assert names == ["bundle.json", "deobfuscator.safetensors", "obfuscator.safetensors"]
+    net = load_classifier(other.path(plan.classifiers[0])).net
+    assert all(torch.equal(p, p.half().float()) for p in net.parameters())
+
+
+def test_an_obfuscator_is_not_restored_without_the_classifier_that_it_was_trained_for(made, tmp_path):
+    plan, lab = made
+    keep(lab, tmp_path / "results")
+    other = elsewhere(made, tmp_path)
+    assert not restore(other, plan.obfuscators[0], tmp_path / "results", print)
+    assert restore(other, plan.classifiers[0], tmp_path / "results", print)
+    about = kept_folder(tmp_path / "results", plan.obfuscators[0]) / "bundle.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"classifier_fingerprint": "sha256:another"}))
+    assert not restore(other, plan.obfuscators[0], tmp_path / "results", print)
+
+
+def test_of_a_classifier_that_is_too_large_the_manifest_alone_is_kept(made, tmp_path):
+    plan, lab = made
+    light = dataclasses.replace(plan, classifiers=(dataclasses.replace(plan.classifiers[0], kept=False),))
+    keep(dataclasses.replace(lab, plan=light), tmp_path)
+    assert [path.name for path in kept_folder(tmp_path, plan.classifiers[0]).iterdir()] == ["bundle.json"]
+    assert not restore(elsewhere(made, tmp_path), plan.classifiers[0], tmp_path, print)
+
+
+@pytest.mark.parametrize("damage", ["weights", "manifest"])
+def test_what_is_damaged_is_named(made, tmp_path, damage):
+    plan, lab = made
+    keep(lab, tmp_path)
+    folder = kept_folder(tmp_path, plan.classifiers[0])
+    if damage == "weights":
+        (folder / "weights.safetensors").write_bytes(b"broken")
+    else:
+        (folder / "bundle.json").write_text("{}")
+    with pytest.raises(ResultsError, match=r"networks/one is damaged \(\w+: .*move it away, then one is trained"):
+        restore(elsewhere(made, tmp_path), plan.classifiers[0], tmp_path, print)
+
+
+def test_a_disk_that_refuses_is_an_error_of_ours(made, tmp_path):
+    (tmp_path / "networks").touch()
+    with pytest.raises(ResultsError, match="one cannot be kept in"):
+        keep(made[1], tmp_path)
+
+
+def test_a_bundle_of_half_weights_says_so(made):
+    assert Bundle.load(made[1].path(made[0].classifiers[0])).recipe["training"]["half_weights"] is True
