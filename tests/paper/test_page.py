@@ -195,6 +195,29 @@ def test_the_command_lists_before_it_trains(tmp_path, monkeypatch):
     assert not (tmp_path / "lab").exists()
 
 
+@pytest.mark.parametrize(
+    ("mse", "leakage", "answer"),
+    [
+        (0.0431, 0.25, "does not hold: the deobfuscator trained beside the obfuscator understates"),
+        (0.0571, 0.01, "holds against these attackers"),
+        (0.0520, 0.09, "does not hold**, and the deobfuscator"),
+    ],
+)
+def test_the_page_begins_with_whether_the_claim_holds(tmp_path, mse, leakage, answer):
+    results = filled(tmp_path)
+    path = results / "paper-optimum.json"
+    found = json.loads(path.read_text())
+    reidentified = {"top1": 0.983, "candidates": 100, "chance": 0.01, "queries": 500, "attacker": "x"}
+    found["rows"][0] |= {"paper": "ResNet18_1", "joint_mse": 0.0503}
+    found["rows"][0]["audit"] |= {"mse": mse, "excess_leakage": leakage, "reidentified": reidentified}
+    path.write_text(json.dumps(found))
+    text = render(results, "x")
+    claim = text[: text.index("## Table 1")].split("## Can an obfuscated image be reconstructed?")[1]
+    assert answer in claim and "For ResNet18_1 " in claim and "![o: original" in claim
+    assert f"at least {leakage:.2f}" in claim
+    assert "among 100 of its class in 98.3 % of cases (chance 1.0 %)" in claim
+
+
 def test_wrong_usage_is_said(tmp_path):
     assert run("table9").exit_code == 2
     done = run("table1", "--size", "huge")

@@ -88,10 +88,18 @@ def summary(found: dict[str, Any]) -> dict[str, Any] | None:
     return {
         **{key: best[key] for key in keys},
         "class_mean_mse": found["class_mean_mse"],
+        "reidentified": _reidentified(found),
         "budget": found["budget"]["name"],
         "finding": found["verdict"]["finding"],
         "commit": found["provenance"].get("commit"),
     }
+
+
+def _reidentified(found: dict[str, Any]) -> dict[str, Any] | None:
+    """The best attacker's share of images picked among the most candidates; None if that was not tried."""
+    rows = [row for row in found["identification"] if row["measure"] == "retrieval" and row.get("top1") is not None]
+    best = max(rows, key=lambda row: (row["candidates"], row["top1"]), default=None)
+    return None if best is None else {key: best[key] for key in ("top1", "candidates", "chance", "queries", "attacker")}
 
 
 def restored_by_best(lab: Lab, item: Item, count: int) -> Tensor:

@@ -20,6 +20,8 @@ from sfumato.paper.markdown import (
 )
 
 Results = dict[str, Any] | None
+LITTLE = 0.05
+"""An excess leakage below which an image counts as not reconstructed."""
 
 
 def holds(results: Results, size: str) -> str:
@@ -63,6 +65,46 @@ def verdict(results: dict[str, Any]) -> str:
     return (
         f"For {len(worse)} of {len(rows)} obfuscators of the size `{results['size']}` an attacker trained afterwards "
         "restores more than the deobfuscator that was trained jointly."
+    )
+
+
+def claim(results: dict[str, Any], picture: str) -> str:
+    """Whether the first obfuscator bears out the paper's claim, in one paragraph and one picture.
+
+    Args:
+        results: of the optimum.
+        picture: the Markdown of the panel with what both kinds of attacker reconstruct.
+    """
+    row = results["rows"][0]
+    audit = row["audit"]
+    if audit is None:
+        return ""
+    name = row["paper"] or row["obfuscator"]
+    found, leaks = audit.get("reidentified"), audit["excess_leakage"]
+    picked = (
+        f", and an attacker picks the image among {found['candidates']} of its class in {percent(found['top1'])} of "
+        f"cases (chance {percent(found['chance'])})"
+        if found
+        else ""
+    )
+    if leaks < LITTLE:
+        answer = "**So the claim holds against these attackers**, who find a lower bound of what leaks."
+    elif audit["mse"] < row["joint_mse"]:
+        answer = (
+            "**So the claim does not hold: the deobfuscator trained beside the obfuscator understates what leaks.**"
+        )
+    else:
+        answer = (
+            "**So the claim does not hold**, and the deobfuscator trained beside the obfuscator shows that already."
+        )
+    return (
+        "The paper argues that an obfuscated image cannot be reconstructed, because the deobfuscator that was trained "
+        f"together with the obfuscator cannot do it. For {name} ({percent(row['accuracy_obfuscated'])} of the "
+        "obfuscated test images are classified correctly) our joint deobfuscator has a mean squared error of "
+        f"{error(row['joint_mse'])}; showing the mean image of the class, which the label alone allows, has "
+        f"{error(audit['class_mean_mse'])}. The best attacker trained after the obfuscator was fixed "
+        f"({found_by(audit)}) has {error(audit['mse'])}: an excess leakage of at least {ratio(leaks)}, where 0 means "
+        f"that only the label leaks and 1 that the image does{picked}. {answer}\n\n{picture}"
     )
 
 

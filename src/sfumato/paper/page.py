@@ -118,6 +118,16 @@ def _header(files: _Files) -> str:
     return _HEADER.format(verdict=verdict, sizes="\n".join(sizes))
 
 
+def _claim(files: _Files, pictures: str) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The paper's claim at the largest size that was made."""
+    size = next((size for size in SIZES if files.has(size, "optimum") and files.has(size, "table2")), None)
+    if size is None:
+        return []
+    panel = files.show(size, "table2", lambda found: sections.panel(found["pictures"][0], pictures) if found else "")
+    text = files.show(size, "optimum", lambda found: optimum.claim(found, panel) if found else "")
+    return [("Can an obfuscated image be reconstructed?", [(SIZES[size].title, text)])] if text else []
+
+
 def _sections(files: _Files, pictures: str) -> list[tuple[str, list[tuple[str, str]]]]:
     paper, cpu = PAPER.size, CPU.size
     full, small = PAPER.title, CPU.title
@@ -136,6 +146,7 @@ def _sections(files: _Files, pictures: str) -> list[tuple[str, list[tuple[str, s
         return "\n\n".join(f"**{says}.**\n\n{text}" for says, text in parts)
 
     return [
+        *_claim(files, pictures),
         (
             "Table 1: accuracy and overhead",
             [

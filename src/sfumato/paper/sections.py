@@ -127,11 +127,16 @@ def pictures(results: Results, target: str, size: str, folder: str) -> str:
             )
         last = row["first"] + row["count"] - 1
         parts += [
-            f"![{row['obfuscator']}: original, obfuscated, restored twice]({folder}/{row['file']})",
+            panel(row, folder),
             f"{row['obfuscator']}, test pictures {row['first']} to {last}, not chosen: {says} "
             f"(over {count(joint['test_pictures'])} pictures).",
         ]
     return _joined(*parts, measured(results))
+
+
+def panel(row: dict[str, Any], folder: str) -> str:
+    """A panel as an image of the page."""
+    return f"![{row['obfuscator']}: original, obfuscated, reconstructed twice]({folder}/{row['file']})"
 
 
 def table_3_paper(results: Results) -> str:
