@@ -19,7 +19,7 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in ("benchmarks", "benchmarks/alternatives"):
         monkeypatch.syspath_prepend(str(ROOT / folder))
     yield
-    for name in ("how_fast", "page", "growth_page", "machine_limits", "timing"):
+    for name in ("how_fast", "page", "growth_page", "machine_limits", "timing", "full_size"):
         sys.modules.pop(name, None)  # other folders have a page too
 
 
@@ -137,12 +137,32 @@ def test_a_target_that_is_missed_says_why() -> None:
 def test_what_compiling_costs_is_said_only_where_it_was_measured() -> None:
     from how_fast import _compilation as said
 
-    medians = {"ours": 1000.0, "ours_compiled": 800.0}
-    assert said({"median_ms": {"ours": 1000.0}}) == []
+    medians = {"ours_float32": 1000.0, "ours_compiled": 800.0}
+    assert said({"median_ms": {"ours_float32": 1000.0}}) == []
     assert "after about 300 steps" in said({"median_ms": medians, "compilation": {"first_step_s": 60.0}})[0]
     slower = said({"median_ms": {**medians, "ours_compiled": 1100.0}, "compilation": {"first_step_s": 60.0}})[0]
     assert "1.10 times as long" in slower and "does not pay" in slower
     assert "no compiler" in said({"median_ms": medians, "compilation": {"failed": "no compiler"}})[0]
+
+
+def test_a_step_is_counted_alike_in_both_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    import full_size
+
+    monkeypatch.setattr(full_size, "NETS", ("vgg7",))
+    reached = {"gflop_per_s": {"float32": 100.0, "bfloat16": 400.0}}
+    found = full_size.full_size(reached, batch=2, rounds=2)
+    trained, behind = found["rows"]
+    assert (trained["trained"], behind["trained"]) == ("classifier", "obfuscator")
+    for row in (trained, behind):
+        times = row["median_ms"]
+        assert row["speedup"] == times["float32"] / times["auto"]
+        share = row["share_of_matrix_product"]["auto"]
+        assert share == pytest.approx(row["gflop"] / (times["auto"] / 1000) / 400)
+    # Forward, and a gradient for the weights and one for the input, which the first layer does not pass on.
+    stem = 3 * 32 * 9 * 32 * 32
+    second, third = (32 * 64 + 64 * 64) * 9 * 16 * 16, (64 * 128 + 128 * 128) * 9 * 8 * 8
+    macs = stem + 32 * 32 * 9 * 32 * 32 + second + third + 128 * 10
+    assert trained["gflop"] == pytest.approx(2 * 2 * (3 * macs - stem) / 1e9, rel=1e-6)
 
 
 def test_the_table_of_a_phones_runtime(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ def recipe(folder, kind="classifier", *, batch_size=8, train_pictures=40, **more
 
 
 def test_an_interrupted_run_resumes_to_the_same_network(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "_finish", lambda _recipe, made, *_: made.task)
+    monkeypatch.setattr(run, "_finish", lambda _recipe, made, *_, **__: made.task)
     plan = recipe(folder)
     whole = train(plan, tmp_path / "whole", accelerator="cpu").state_dict()
     steps = []
