@@ -405,8 +405,8 @@ def _full_size(found: dict[str, Any]) -> list[str]:
             name: f"{100 * value['mean']:.1f} % ± {100 * value['std']:.1f}" for name, value in short["accuracy"].items()
         }
         lines += [
-            f"Accuracy is the same within its noise: {short['what']}, {short['accuracy']['auto']['seeds']} seeds each: "
-            f"{accuracy['32-true']} in float32, {accuracy['auto']} in auto.",
+            f"Accuracy of {short['what']}; {short['accuracy']['auto']['seeds']} seeds each: {accuracy['32-true']} in "
+            f"float32, {accuracy['auto']} in auto ([results/precision.json](../results/precision.json)).",
             "",
         ]
     return lines
