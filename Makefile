@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo studio test test-ray test-mobile lint bench failover mobile interop serving alternatives growth frontier people clean
+.PHONY: demo studio test test-ray test-mobile lint bench failover mobile interop serving alternatives growth frontier people reproduce clean
 
 demo: $(VENV)/.serve
 	$(BIN)/sfumato demo $(PICTURES)
@@ -19,10 +19,10 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
 test-ray: $(VENV)/.ray
-	$(BIN)/python -m pytest tests/sweep tests/cloud -k ray
+	$(BIN)/python -m pytest tests/lab/sweep tests/cloud -k ray
 
 test-mobile: .interop/executorch/.installed
-	.interop/executorch/bin/python -m pytest tests/test_mobile.py
+	.interop/executorch/bin/python -m pytest tests/lab/export/test_executorch.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -88,9 +88,13 @@ INTEROP_tenseal := tenseal==0.3.18 numpy
 	.interop/$*/bin/python -m pip install --quiet --disable-pip-version-check $(INTEROP_$*)
 	touch $@
 
+# The paper's tables, at the size of a CPU; what is there is kept.
+reproduce: $(VENV)/.dev
+	$(BIN)/python -m reproduction all
+
 # The plot's points, for the page of `sfumato studio`.
 frontier: $(VENV)/.dev
-	$(BIN)/sfumato frontier results/audits --json > src/sfumato/studio/frontier.json
+	$(BIN)/sfumato frontier results/audits --json > src/sfumato/apps/studio/frontier.json
 
 # What obfuscators hide of drawn people and what not: trained, audited, and put into docs/people.md. What is there is kept.
 COLUMNS := glasses hat beard skin hair style identity

@@ -35,7 +35,7 @@ class RuntimeHook(BuildHookInterface[Any]):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by hatchling; `version` is "standard" or "editable"."""
-        folder = Path(self.root) / "src" / "sfumato" / "studio" / "onnxruntime-web"
+        folder = Path(self.root) / "src" / "sfumato" / "apps" / "studio" / "onnxruntime-web"
         wanted = {"package": PACKAGE, "integrity": INTEGRITY}
         note = folder / NOTE
         if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == wanted:

@@ -13,8 +13,8 @@ import tempfile
 import venv
 from pathlib import Path
 
-from sfumato.bundle import write_json
-from sfumato.provenance import provenance
+from sfumato.artifacts.bundle import write_json
+from sfumato.artifacts.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = "from sfumato.device import Client, Obfuscator"

@@ -24,14 +24,15 @@ from PIL import Image
 from timing import time_in_turn
 from torch import nn
 
-from sfumato import shipped, wire
-from sfumato.bundle import OBFUSCATOR_ONNX, Bundle, Preprocessing, fingerprint, write_json
+from sfumato import wire
+from sfumato.artifacts import shipped
+from sfumato.artifacts.bundle import OBFUSCATOR_ONNX, Bundle, Preprocessing, fingerprint, write_json
+from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.provenance import provenance
 from sfumato.device import Client
 from sfumato.device.transport import Reply
-from sfumato.export import export_onnx
-from sfumato.nets import Normalize, Obfuscator, ObfuscatorTravels, build_classifier, cost
-from sfumato.onnxfile import OnnxFunction
-from sfumato.provenance import provenance
+from sfumato.lab.export.onnx import export_onnx
+from sfumato.lab.models import Normalize, Obfuscator, ObfuscatorTravels, build_classifier, cost
 
 WARM_UP, ROUNDS, REPEATS = 20, 100, 5
 SAYS = {

@@ -13,8 +13,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from sfumato.bundle import write_json
-from sfumato.provenance import provenance
+from sfumato.artifacts.bundle import write_json
+from sfumato.artifacts.provenance import provenance
 
 PLATFORMS = {
     "Linux on 64-bit ARM": "manylinux_2_28_aarch64",

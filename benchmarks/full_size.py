@@ -14,9 +14,9 @@ from machine_limits import counted
 from timing import time_in_turn
 from torch import Tensor
 
-from sfumato.nets import Deobfuscator, Normalize, Obfuscator, build_classifier, fold_norms
-from sfumato.nets.precision import CPU, choose_precision
-from sfumato.training.tasks import ClassifierTask, ObfuscationTask
+from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator, build_classifier, fold_norms
+from sfumato.lab.models.precision import CPU, choose_precision
+from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask
 
 NETS, BATCH, WARM_UP, ROUNDS = ("resnet18", "vgg19"), 256, 1, 5
 Step = Callable[[], None]

@@ -30,12 +30,14 @@ sys.path.insert(0, str(HERE / "alternatives"))
 import random_bundles  # noqa: E402
 from offload import peak_mb, serving  # noqa: E402
 
-from sfumato.bundle import DECODER_ONNX, OBFUSCATOR_ONNX, Bundle, write_json  # noqa: E402
+from sfumato.artifacts.bundle import DECODER_ONNX, OBFUSCATOR_ONNX, Bundle, write_json  # noqa: E402
+from sfumato.artifacts.onnx_file import OnnxFunction  # noqa: E402
+from sfumato.artifacts.provenance import provenance  # noqa: E402
 from sfumato.cli.train import keep_freed_memory  # noqa: E402
 from sfumato.device import Obfuscator as DeviceObfuscator  # noqa: E402
-from sfumato.device.endpoint import open_endpoint  # noqa: E402
-from sfumato.export import export_onnx  # noqa: E402
-from sfumato.nets import (  # noqa: E402  # noqa: E402
+from sfumato.device.connect import open_endpoint  # noqa: E402
+from sfumato.lab.export.onnx import export_onnx  # noqa: E402
+from sfumato.lab.models import (  # noqa: E402
     Deobfuscator,
     Normalize,
     Obfuscator,
@@ -46,9 +48,7 @@ from sfumato.nets import (  # noqa: E402  # noqa: E402
     cost,
     fold_norms,
 )
-from sfumato.onnxfile import OnnxFunction  # noqa: E402
-from sfumato.provenance import provenance  # noqa: E402
-from sfumato.training.tasks import ObfuscationTask  # noqa: E402
+from sfumato.lab.training.tasks import ObfuscationTask  # noqa: E402
 from sfumato.wire import InferRequest, Tensor, encode_request  # noqa: E402
 
 SIDES = (32, 64, 128, 224, 320)
@@ -241,7 +241,7 @@ def _alone(what: str, *numbers: int) -> dict[str, Any]:
 
 def train_one(side: int, batch: int, pictures: int) -> dict[str, Any]:
     """A few steps in this process; of so many pictures, drawn and augmented as `sfumato train` does it, if any."""
-    from sfumato.data import Augmentation, augment
+    from sfumato.lab.data import Augmentation, augment
 
     task = ObfuscationTask(
         Obfuscator(),
@@ -291,10 +291,10 @@ def audit_one(side: int, pictures: int) -> dict[str, Any]:
     """Every step of a quick audit, each cut short: what is trained for longer takes no more memory."""
     from dataclasses import replace
 
-    from sfumato.audit.budget import BUDGETS, shared
-    from sfumato.audit.load import load_target
-    from sfumato.audit.run import audit
-    from sfumato.audit.scene import Scene
+    from sfumato.lab.audit.budget import BUDGETS, shared
+    from sfumato.lab.audit.run import audit
+    from sfumato.lab.audit.setting import Scene
+    from sfumato.lab.audit.targets import load_target
 
     labels = tuple("0123456789")
     train, test = (random_bundles.random_set(count, side, labels) for count in (pictures, pictures // 5))

@@ -19,9 +19,9 @@ from datasets import Image as Picture
 from PIL import Image
 from transformers import ConvNextImageProcessorPil, ResNetConfig, ResNetForImageClassification
 
-from sfumato.bundle import write_json
-from sfumato.making.estimate import estimate
-from sfumato.training import load_recipe
+from sfumato.artifacts.bundle import write_json
+from sfumato.lab.runs.estimate import estimate
+from sfumato.lab.training import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes" / "imagenet224-resnet18-sketch.toml"

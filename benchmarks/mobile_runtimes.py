@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from timing import time_in_turn
 
-from sfumato import shipped
-from sfumato.bundle import CLASSIFIER_ONNX, OBFUSCATOR_ONNX, Bundle, write_json
-from sfumato.data import load_images
-from sfumato.mobile import ExecutorchFunction, export_executorch
-from sfumato.onnxfile import OnnxFunction
-from sfumato.provenance import provenance
+from sfumato.artifacts import shipped
+from sfumato.artifacts.bundle import CLASSIFIER_ONNX, OBFUSCATOR_ONNX, Bundle, write_json
+from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.provenance import provenance
+from sfumato.lab.data import load_images
+from sfumato.lab.export.executorch import ExecutorchFunction, export_executorch
 
 WARM_UP, ROUNDS, REPEATS = 20, 100, 5
 

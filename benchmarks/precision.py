@@ -10,10 +10,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sfumato.bundle import write_json
+from sfumato.artifacts.bundle import write_json
+from sfumato.artifacts.provenance import provenance
 from sfumato.cli.train import keep_freed_memory
-from sfumato.provenance import provenance
-from sfumato.training import load_recipe, train
+from sfumato.lab.training import load_recipe, train
 
 RECIPE, SEEDS, EPOCHS, PICTURES = Path("recipes/cifar10-resnet20.toml"), (0, 1, 2), 4, 10_000
 

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sfumato.bundle import write_json
-from sfumato.provenance import provenance
+from sfumato.artifacts.bundle import write_json
+from sfumato.artifacts.provenance import provenance
 
 SIZES = (1_000, 10_000, 100_000)
 IN_A_FOLDER = 1_000

@@ -2,7 +2,7 @@
 
 `python benchmarks/quantize.py` writes results/quantized.json, and the quantised files to runs/quantized. Each is
 an obfuscator of its own, to be audited as one: `sfumato audit runs/quantized/cifar10-resnet20-sketch-U8S8.onnx
---classifier src/sfumato/shipped/cifar10-resnet20 --budget attributes --share 0.5`
+--classifier src/sfumato/artifacts/shipped/cifar10-resnet20 --budget attributes --share 0.5`
 
 As `sfumato quantize` does it (U8S8), and with unsigned weights beside; calibrated on training pictures, which are not
 measured with. `SFUMATO_CIFAR10` names the pictures.
@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from timing import time_in_turn
 
-from sfumato import shipped
-from sfumato.bundle import CLASSIFIER_ONNX, OBFUSCATOR_ONNX, write_json
-from sfumato.data import ImageSet, load_images
-from sfumato.onnxfile import OnnxFunction
-from sfumato.provenance import provenance
-from sfumato.quantizing import CALIBRATED_ON, differences, quantize_file
+from sfumato.artifacts import shipped
+from sfumato.artifacts.bundle import CLASSIFIER_ONNX, OBFUSCATOR_ONNX, write_json
+from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.provenance import provenance
+from sfumato.lab.data import ImageSet, load_images
+from sfumato.lab.export.int8 import CALIBRATED_ON, differences, quantize_file
 
 KEPT = Path("runs/quantized")
 KINDS = {"U8U8": False, "U8S8": True}

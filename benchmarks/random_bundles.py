@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from sfumato.bundle import Bundle, Preprocessing
-from sfumato.classifiers import FrozenClassifier
-from sfumato.data import ImageSet
-from sfumato.nets import Normalize, Obfuscator, Sketcher, answer_bits, build_classifier
-from sfumato.training.export import write_classifier_bundle, write_obfuscator_bundle, write_sketch_bundle
-from sfumato.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
+from sfumato.artifacts.bundle import Bundle, Preprocessing
+from sfumato.lab.classifiers import FrozenClassifier
+from sfumato.lab.data import ImageSet
+from sfumato.lab.models import Normalize, Obfuscator, Sketcher, answer_bits, build_classifier
+from sfumato.lab.training.export import write_classifier_bundle, write_obfuscator_bundle, write_sketch_bundle
+from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 _PICTURES = 4

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 from playwright.sync_api import sync_playwright
 
-from sfumato import cloud, shipped
-from sfumato.bundle import Bundle, write_json
+from sfumato import cloud
+from sfumato.apps.studio import Pages, assets, collect
+from sfumato.artifacts import shipped
+from sfumato.artifacts.bundle import Bundle, write_json
+from sfumato.artifacts.provenance import provenance
 from sfumato.device import Obfuscator, prepare
-from sfumato.provenance import provenance
-from sfumato.studio import Pages, assets, collect
 
 ROUNDS = 5
 PICTURES = 100

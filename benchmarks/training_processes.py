@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sfumato import shipped
-from sfumato.bundle import Bundle, write_json
-from sfumato.provenance import provenance
+from sfumato.artifacts import shipped
+from sfumato.artifacts.bundle import Bundle, write_json
+from sfumato.artifacts.provenance import provenance
 
 BATCH, PICTURES, EPOCHS, ROUNDS = 128, 1280, 2, 3
 SETTINGS = {"1 process x 1 thread": (1, 1), "1 process x 2 threads": (1, 2), "2 processes x 1 thread": (2, 1)}

@@ -29,14 +29,14 @@ from timing import time_in_turn
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from sfumato.bundle import write_json
+from sfumato.artifacts.bundle import write_json
+from sfumato.artifacts.provenance import provenance
 from sfumato.cli.train import keep_freed_memory
-from sfumato.nets import Deobfuscator, Normalize, Obfuscator, build_classifier, fold_norms
-from sfumato.nets.obfuscator import ConvNormAct
-from sfumato.nets.precision import CPU, choose_precision, cpu_has_bfloat16
-from sfumato.provenance import provenance
-from sfumato.training.objectives import classification_loss, reconstruction_loss
-from sfumato.training.tasks import ObfuscationTask
+from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator, build_classifier, fold_norms
+from sfumato.lab.models.obfuscator import ConvNormAct
+from sfumato.lab.models.precision import CPU, choose_precision, cpu_has_bfloat16
+from sfumato.lab.training.objectives import classification_loss, reconstruction_loss
+from sfumato.lab.training.tasks import ObfuscationTask
 
 BATCH, WARM_UP, ROUNDS, PRIVACY_WEIGHT = 128, 2, 9, 1.0
 OPERATORS = 12

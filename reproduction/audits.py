@@ -8,18 +8,18 @@ from typing import Any
 
 from torch import Tensor
 
-from sfumato.audit.attempts import Attempts
-from sfumato.audit.budget import BUDGETS
-from sfumato.audit.load import bundle_target
-from sfumato.audit.notebook import Notebook
-from sfumato.audit.run import Beside
-from sfumato.audit.scene import Scene
-from sfumato.bundle import OBFUSCATOR_ONNX
+from reproduction.lab import Lab
+from reproduction.plan import Item
+from sfumato.artifacts.bundle import OBFUSCATOR_ONNX
 from sfumato.errors import AuditError, ResultsError
-from sfumato.making.audits import check_complete, findings, finish_audit
-from sfumato.making.files import read_json
-from sfumato.paper.lab import Lab
-from sfumato.paper.plan import Item
+from sfumato.lab.audit.budget import BUDGETS
+from sfumato.lab.audit.result_store import Notebook
+from sfumato.lab.audit.run import Beside
+from sfumato.lab.audit.setting import Scene
+from sfumato.lab.audit.targets import bundle_target
+from sfumato.lab.audit.trials import Attempts
+from sfumato.lab.runs.audits import check_complete, findings, finish_audit
+from sfumato.lab.runs.folders import read_json
 
 
 def audit_folder(lab: Lab, item: Item) -> Path:
@@ -57,7 +57,7 @@ def make_audit(lab: Lab, item: Item) -> dict[str, Any]:
     """An obfuscator's audit, made or gone on with if it is not there.
 
     Raises:
-        AuditError: see `sfumato.audit.run.audit` and `known_audit`.
+        AuditError: see `sfumato.lab.audit.run.audit` and `known_audit`.
         Interrupted: Ctrl-C or SIGTERM; the findings so far are kept.
     """
     found = known_audit(lab, item)

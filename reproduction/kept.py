@@ -11,7 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sfumato.bundle import (
+from reproduction.lab import Lab
+from reproduction.plan import Item
+from sfumato.artifacts.bundle import (
     CLASSIFIER_WEIGHTS,
     DEOBFUSCATOR_WEIGHTS,
     MANIFEST,
@@ -20,15 +22,13 @@ from sfumato.bundle import (
     Preprocessing,
 )
 from sfumato.errors import ResultsError
-from sfumato.export import renew
-from sfumato.making.files import read_json
-from sfumato.nets import Deobfuscator, build_classifier, obfuscator_of
-from sfumato.paper.lab import Lab
-from sfumato.paper.plan import Item
-from sfumato.training.building import normalize
-from sfumato.training.export import write_classifier_bundle, write_obfuscator_bundle
-from sfumato.training.run import CHECK_PICTURES
-from sfumato.training.tasks import ClassifierTask, ObfuscationTask
+from sfumato.lab.export.onnx import renew
+from sfumato.lab.models import Deobfuscator, build_classifier, obfuscator_of
+from sfumato.lab.runs.folders import read_json
+from sfumato.lab.training.building import normalize
+from sfumato.lab.training.export import write_classifier_bundle, write_obfuscator_bundle
+from sfumato.lab.training.run import CHECK_PICTURES
+from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask
 
 RESTORED = "restored_from"
 """Where a restored bundle's provenance says which classifier the kept one had, or was for."""

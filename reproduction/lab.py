@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from sfumato.bundle import MANIFEST, Bundle
-from sfumato.classifiers import FrozenClassifier, load_classifier
-from sfumato.data import ImageSet, load_train_test
+from reproduction.plan import Item, Plan
+from sfumato.artifacts.bundle import MANIFEST, Bundle
+from sfumato.artifacts.shipped import classifier_bundle, papers_obfuscator_bundle
 from sfumato.errors import BundleError, RecipeError
-from sfumato.evaluation import evaluate_classifier, evaluate_obfuscator
-from sfumato.making.audits import Bars
-from sfumato.making.trainings import State, finish_training, state_of
-from sfumato.paper.plan import Item, Plan
-from sfumato.shipped import classifier_bundle, papers_obfuscator_bundle
-from sfumato.training import ClassifierRecipe, ObfuscatorRecipe, Run, load_recipe
+from sfumato.lab.classifiers import FrozenClassifier, load_classifier
+from sfumato.lab.data import ImageSet, load_train_test
+from sfumato.lab.evaluation.accuracy import evaluate_classifier, evaluate_obfuscator
+from sfumato.lab.runs.audits import Bars
+from sfumato.lab.runs.trainings import State, finish_training, state_of
+from sfumato.lab.training import ClassifierRecipe, ObfuscatorRecipe, Run, load_recipe
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Lab:
             say: is told a line for people.
 
         Raises:
-            SfumatoError: see `sfumato.training.train`.
+            SfumatoError: see `sfumato.lab.training.train`.
             Interrupted: Ctrl-C or SIGTERM; the state was saved.
         """
         if self.state(item).name != "done":

@@ -13,22 +13,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sfumato.audit.attackers.decoders import RESIDUAL
-from sfumato.audit.attackers.linear import Linear
-from sfumato.audit.attackers.protocol import Attacker, Effort
-from sfumato.audit.knowledge import Threat
-from sfumato.audit.notebook import Notebook
-from sfumato.audit.references import class_mean_reference
-from sfumato.audit.scene import Scene
-from sfumato.audit.target import Target
-from sfumato.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, file_sha256
-from sfumato.classifiers import FrozenClassifier
-from sfumato.data import ImageSet
+from reproduction.lab import Lab
+from reproduction.plan import Item
+from sfumato.artifacts.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, file_sha256
 from sfumato.errors import BundleError
-from sfumato.measures import per_picture
-from sfumato.nets import Deobfuscator, Normalize, Obfuscator
-from sfumato.paper.lab import Lab
-from sfumato.paper.plan import Item
+from sfumato.lab.attacks.decoders import RESIDUAL
+from sfumato.lab.attacks.linear import Linear
+from sfumato.lab.attacks.protocol import Attacker, Effort
+from sfumato.lab.attacks.target import Target
+from sfumato.lab.attacks.threat_models import Threat
+from sfumato.lab.audit.references import class_mean_reference
+from sfumato.lab.audit.result_store import Notebook
+from sfumato.lab.audit.setting import Scene
+from sfumato.lab.classifiers import FrozenClassifier
+from sfumato.lab.data import ImageSet
+from sfumato.lab.evaluation.measures import per_picture
+from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator
 
 _BATCH = 250
 ATTACKERS: tuple[Attacker, ...] = (Linear(), RESIDUAL)

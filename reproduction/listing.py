@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from torch import nn
 
-from sfumato.audit.budget import BUDGETS
-from sfumato.audit.fitting import BATCH
-from sfumato.classifiers import load_classifier
-from sfumato.making.speed import Entry, Speed
-from sfumato.nets import build_classifier
-from sfumato.paper.audits import known_audit
-from sfumato.paper.lab import Lab
-from sfumato.paper.plan import Item, Target, parts
-from sfumato.training import ClassifierRecipe, ObfuscatorRecipe
+from reproduction.audits import known_audit
+from reproduction.lab import Lab
+from reproduction.plan import Item, Target, parts
+from sfumato.lab.attacks.fit import BATCH
+from sfumato.lab.audit.budget import BUDGETS
+from sfumato.lab.classifiers import load_classifier
+from sfumato.lab.models import build_classifier
+from sfumato.lab.runs.speed import Entry, Speed
+from sfumato.lab.training import ClassifierRecipe, ObfuscatorRecipe
 
 CIFAR10_PICTURES = 50_000
 

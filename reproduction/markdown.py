@@ -52,7 +52,7 @@ def count(value: int | None) -> str:
 
 def command(target: str, size: str) -> str:
     """What a row says that is not there: which command fills it."""
-    return f"missing: `sfumato reproduce {target} --size {size}`"
+    return f"missing: `python -m reproduction {target} --size {size}`"
 
 
 def leakage(audit: dict[str, Any] | None) -> str:

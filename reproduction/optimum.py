@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from sfumato.audit.knowledge import LazyPairs, Threat
-from sfumato.audit.references import class_means
+from reproduction.audits import make_audit, scene_of, summary
+from reproduction.lab import Lab, origin
+from reproduction.later import measure_pair
+from reproduction.plan import Item
+from reproduction.remains import Remains, least_squares_guess, remains
 from sfumato.errors import ResultsError
-from sfumato.paper.audits import make_audit, scene_of, summary
-from sfumato.paper.lab import Lab, origin
-from sfumato.paper.later import measure_pair
-from sfumato.paper.plan import Item
-from sfumato.paper.remains import Remains, least_squares_guess, remains
+from sfumato.lab.attacks.threat_models import LazyPairs, Threat
+from sfumato.lab.audit.references import class_means
 
 
 def at_the_optimum(lab: Lab) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sfumato.paper import constants
-from sfumato.paper.markdown import (
+from reproduction import constants
+from reproduction.markdown import (
     NONE,
     command,
     count,

@@ -7,18 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from reproduction import optimum_section as optimum
+from reproduction import sections
+from reproduction.markdown import command
+from reproduction.plan import CPU, PAPER, RESULTS, SIZES
+from reproduction.results import read_results, results_path
 from sfumato.errors import ResultsError
-from sfumato.making.files import read_json
-from sfumato.paper import optimum_section as optimum
-from sfumato.paper import sections
-from sfumato.paper.markdown import command
-from sfumato.paper.plan import CPU, PAPER, RESULTS, SIZES
-from sfumato.paper.results import read_results, results_path
+from sfumato.lab.runs.folders import read_json
 
 Results = dict[str, Any] | None
 
 _HEADER = """\
-<!-- Made by `sfumato reproduce page` from the files in results/; changes by hand are lost. -->
+<!-- Made by `python -m reproduction page` from the files in results/; changes by hand are lost. -->
 
 # The paper's tables, and ours
 

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.audit.showing import as_bytes, preview
-from sfumato.bundle import DEOBFUSCATOR_ONNX
+from reproduction.audits import make_audit, restored_by_best, scene_of, summary
+from reproduction.lab import Lab
+from reproduction.plan import Item
+from sfumato.apps.panel import Caption, draw_panel
+from sfumato.artifacts.bundle import DEOBFUSCATOR_ONNX
+from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.errors import ResultsError
-from sfumato.onnxfile import OnnxFunction
-from sfumato.panel import Caption, draw_panel
-from sfumato.paper.audits import make_audit, restored_by_best, scene_of, summary
-from sfumato.paper.lab import Lab
-from sfumato.paper.plan import Item
+from sfumato.lab.report.panels import as_bytes, preview
 
 COLUMNS = 10
 _SIDE = 64

@@ -166,7 +166,7 @@ CPU = Plan(
 )
 
 _HALF = "training.half_weights=true"
-"""What is kept with the results (`sfumato.paper.kept`) is exactly what was measured."""
+"""What is kept with the results (`reproduction.kept`) is exactly what was measured."""
 _THIRTY = ("training.epochs=30", "training.step_epochs=9")
 
 _NETS = (

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sfumato.audit.attackers.linear import solve
-from sfumato.audit.knowledge import Pairs
 from sfumato.errors import AuditError
+from sfumato.lab.attacks.linear import solve
+from sfumato.lab.attacks.threat_models import Pairs
 
 BLOCKS = 4
 """On a side, in the grid of blocks whose mean colours tell where things are."""

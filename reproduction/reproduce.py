@@ -9,24 +9,24 @@ from typing import Any
 
 import torch
 
-from sfumato.audit.budget import BUDGETS
-from sfumato.audit.speed import spoken
-from sfumato.checkpoint import exclusive
+from reproduction.audits import known_audit, make_audit
+from reproduction.kept import keep, restore
+from reproduction.lab import Lab
+from reproduction.listing import seconds_left
+from reproduction.optimum import at_the_optimum, over_epochs, over_lambda
+from reproduction.page import write_page
+from reproduction.pictures import table_2, table_5
+from reproduction.plan import Part, Plan, Target, parts
+from reproduction.results import write_results
+from reproduction.tables import table_1, table_3, table_4
 from sfumato.errors import Interrupted
-from sfumato.making.audits import Bars
-from sfumato.making.files import check_writable
-from sfumato.making.speed import Speed
-from sfumato.paper.audits import known_audit, make_audit
-from sfumato.paper.kept import keep, restore
-from sfumato.paper.lab import Lab
-from sfumato.paper.listing import seconds_left
-from sfumato.paper.optimum import at_the_optimum, over_epochs, over_lambda
-from sfumato.paper.page import write_page
-from sfumato.paper.pictures import table_2, table_5
-from sfumato.paper.plan import Part, Plan, Target, parts
-from sfumato.paper.results import write_results
-from sfumato.paper.tables import table_1, table_3, table_4
-from sfumato.provenance import device_name
+from sfumato.lab.audit.budget import BUDGETS
+from sfumato.lab.audit.speed import spoken
+from sfumato.lab.models.checkpoint import exclusive
+from sfumato.lab.models.precision import device_name
+from sfumato.lab.runs.audits import Bars
+from sfumato.lab.runs.folders import check_writable
+from sfumato.lab.runs.speed import Speed
 
 Say = Callable[[str], None]
 """Is told a line for people."""
@@ -46,7 +46,7 @@ def make_lab(plan: Plan, folder: Path, bars: Bars) -> Lab:
 def reproduce(target: Target, lab: Lab, results: Path, page: Path, *, say: Say = lambda line: None) -> list[Path]:
     """Trains what is missing, measures, writes the results files and the page.
 
-    The networks come one part after the other (`sfumato.paper.plan.parts`); as soon as one is made, the tables are
+    The networks come one part after the other (`reproduction.plan.parts`); as soon as one is made, the tables are
     written with what is there. Interrupted anywhere, a second call goes on and loses at most a minute of training.
 
     Args:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sfumato.bundle import write_json
+from sfumato.artifacts.bundle import write_json
+from sfumato.artifacts.provenance import provenance
 from sfumato.errors import ResultsError
-from sfumato.making.files import read_json
-from sfumato.provenance import provenance
+from sfumato.lab.runs.folders import read_json
 
 SCHEMA = "sfumato.reproduction/1"
 

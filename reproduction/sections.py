@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sfumato.paper import constants
-from sfumato.paper.markdown import (
+from reproduction import constants
+from reproduction.markdown import (
     NONE,
     command,
     compared,
@@ -19,7 +19,7 @@ from sfumato.paper.markdown import (
     table,
     trained,
 )
-from sfumato.paper.plan import CPU, PAPER
+from reproduction.plan import CPU, PAPER
 
 Results = dict[str, Any] | None
 _GROUPS = "paper / ours / difference"

@@ -12,15 +12,15 @@ from rich.progress import track
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sfumato.bundle import CLASSIFIER_ONNX, OBFUSCATOR_ONNX, Bundle
-from sfumato.classifiers import load_classifier
-from sfumato.data import ImageSet
-from sfumato.nets import Obfuscator, build_classifier, cost
-from sfumato.nets.obfuscator import Bottleneck
-from sfumato.onnxfile import Array, OnnxFunction
-from sfumato.paper.audits import make_audit, summary
-from sfumato.paper.lab import Lab, origin
-from sfumato.paper.plan import Item
+from reproduction.audits import make_audit, summary
+from reproduction.lab import Lab, origin
+from reproduction.plan import Item
+from sfumato.artifacts.bundle import CLASSIFIER_ONNX, OBFUSCATOR_ONNX, Bundle
+from sfumato.artifacts.onnx_file import Array, OnnxFunction
+from sfumato.lab.classifiers import load_classifier
+from sfumato.lab.data import ImageSet
+from sfumato.lab.models import Obfuscator, build_classifier, cost
+from sfumato.lab.models.obfuscator import Bottleneck
 
 _BATCH = 250
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sfumato.baselines import build, write_baseline
-from sfumato.bundle import Bundle, Preprocessing
-from sfumato.classifiers import FrozenClassifier
+from sfumato.artifacts.bundle import Bundle, Preprocessing
+from sfumato.lab.baselines import build, write_baseline
+from sfumato.lab.classifiers import FrozenClassifier
 
 SIZE = (16, 16)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sfumato.bundle import Bundle
+from sfumato.artifacts.bundle import Bundle
 from synthetic import save_folder
 from tiny import save_bundles
 
@@ -66,9 +66,9 @@ def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, own_caches: Path, picture_folder: Path) -> tuple[Bundle, Bundle]:
-    """(classifier, obfuscator) as `sfumato.training.train` writes them, after few epochs on few pictures."""
-    from sfumato.training import train
-    from sfumato.training.recipe import parse_recipe
+    """(classifier, obfuscator) as `sfumato.lab.training.train` writes them, after few epochs on few pictures."""
+    from sfumato.lab.training import train
+    from sfumato.lab.training.recipe import parse_recipe
 
     runs = tmp_path_factory.mktemp("runs")
     common = {

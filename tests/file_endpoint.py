@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from recording import Exchange, softmax
-from sfumato.bundle import CLASSIFIER_ONNX, Bundle, Preprocessing
-from sfumato.onnxfile import OnnxFunction
+from sfumato.artifacts.bundle import CLASSIFIER_ONNX, Bundle, Preprocessing
+from sfumato.artifacts.onnx_file import OnnxFunction
 
 Reply = Callable[[list[dict[str, Any]]], Any]
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sfumato import wire
-from sfumato.bundle import Bundle, Preprocessing
+from sfumato.artifacts.bundle import Bundle, Preprocessing
 from sfumato.device import Client, prepare
 from tiny import LABELS, PREPROCESSING, SIZE, logits, obfuscate
 

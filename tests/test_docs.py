@@ -21,12 +21,12 @@ from typer.testing import CliRunner
 import brought
 from file_endpoint import FileEndpoint
 from recording import recording
-from sfumato import shipped
-from sfumato.bundle import Bundle
+from sfumato.artifacts import shipped
+from sfumato.artifacts.bundle import Bundle
 from sfumato.cli import commands  # noqa: F401  (registers them)
 from sfumato.cli.app import app
 from sfumato.cloud import Catalogue, catalogue_of, running
-from sfumato.export import export_onnx
+from sfumato.lab.export.onnx import export_onnx
 from synthetic import CLASSES, pixels, png
 
 DOCS = Path(__file__).parents[1] / "docs"

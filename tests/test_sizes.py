@@ -12,11 +12,11 @@ import skimage.data
 from PIL import Image
 from typer.testing import CliRunner
 
-from sfumato.bundle import DECODER_ONNX, OBFUSCATOR_ONNX, Bundle
+from sfumato.artifacts.bundle import DECODER_ONNX, OBFUSCATOR_ONNX, Bundle
+from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.cli import commands  # noqa: F401  (the commands register themselves)
 from sfumato.cli.app import app
 from sfumato.cloud import ServedModel, running
-from sfumato.onnxfile import OnnxFunction
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_caches")]
 PHOTOGRAPHS = {"astronaut": skimage.data.astronaut, "cat": skimage.data.chelsea, "coffee": skimage.data.coffee}

@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from sfumato.bundle import (
+from sfumato.artifacts.bundle import (
     CLASSIFIER_ONNX,
     DECODER_ONNX,
     OBFUSCATOR_ONNX,

@@ -23,12 +23,12 @@ from memory import peak_mb  # noqa: E402
 from relay import relayed  # noqa: E402
 from timing import time_in_turn  # noqa: E402
 
-from sfumato.bundle import CLASSIFIER_ONNX, Bundle  # noqa: E402
+from sfumato.artifacts.bundle import CLASSIFIER_ONNX, Bundle  # noqa: E402
+from sfumato.artifacts.onnx_file import OnnxFunction  # noqa: E402
 from sfumato.device import Client  # noqa: E402
-from sfumato.device.answers import read_answers  # noqa: E402
-from sfumato.device.endpoint import open_endpoint  # noqa: E402
-from sfumato.device.picture import load_picture, prepare  # noqa: E402
-from sfumato.onnxfile import OnnxFunction  # noqa: E402
+from sfumato.device.connect import open_endpoint  # noqa: E402
+from sfumato.device.image import load_picture, prepare  # noqa: E402
+from sfumato.device.predictions import read_answers  # noqa: E402
 from sfumato.wire import Tensor  # noqa: E402
 
 

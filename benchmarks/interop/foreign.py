@@ -11,9 +11,9 @@ from servers import NAME
 from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException
 
-from sfumato import shipped
-from sfumato.bundle import CLASSIFIER_ONNX
-from sfumato.onnxfile import OnnxFunction
+from sfumato.artifacts import shipped
+from sfumato.artifacts.bundle import CLASSIFIER_ONNX
+from sfumato.artifacts.onnx_file import OnnxFunction
 
 ROWS = 5
 

@@ -27,13 +27,13 @@ from PIL import Image
 from relay import relayed
 from servers import ENVIRONMENTS, HALF, NAME, SERVERS, Served
 
-from sfumato import shipped
-from sfumato.bundle import CLASSIFIER_ONNX, Bundle, Preprocessing, split_name, write_json
+from sfumato.artifacts import shipped
+from sfumato.artifacts.bundle import CLASSIFIER_ONNX, Bundle, Preprocessing, split_name, write_json
+from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.provenance import provenance
 from sfumato.device import Client, Obfuscator
-from sfumato.device.gating import softmax
+from sfumato.device.gate import softmax
 from sfumato.errors import SfumatoError
-from sfumato.onnxfile import OnnxFunction
-from sfumato.provenance import provenance
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
 from recording import traces

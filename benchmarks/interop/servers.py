@@ -16,8 +16,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfumato import shipped
-from sfumato.bundle import CLASSIFIER_ONNX, DECODER_ONNX, split_name
+from sfumato.artifacts import shipped
+from sfumato.artifacts.bundle import CLASSIFIER_ONNX, DECODER_ONNX, split_name
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = Path(".interop")

@@ -27,11 +27,11 @@ from typing import Any
 
 import numpy as np
 
-from sfumato import shipped
-from sfumato.bundle import write_json
+from sfumato.artifacts import shipped
+from sfumato.artifacts.bundle import write_json
+from sfumato.artifacts.provenance import provenance
 from sfumato.device import Client
 from sfumato.errors import EndpointError
-from sfumato.provenance import provenance
 
 sys.path += [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "alternatives")]
 import random_bundles

@@ -32,10 +32,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from sfumato import shipped, wire
-from sfumato.bundle import CLASSIFIER_ONNX, write_json
-from sfumato.onnxfile import OnnxFunction
-from sfumato.provenance import provenance
+from sfumato import wire
+from sfumato.artifacts import shipped
+from sfumato.artifacts.bundle import CLASSIFIER_ONNX, write_json
+from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.provenance import provenance
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "interop"))
 from servers import ENVIRONMENTS, NAME, SERVERS, Served, Server, free_ports, python_of, running
@@ -321,8 +322,8 @@ def _tiny(file: Path) -> Path:
 def _resnet18(file: Path) -> Path:
     import torch
 
-    from sfumato.export import export_onnx
-    from sfumato.nets import build_classifier
+    from sfumato.lab.export.onnx import export_onnx
+    from sfumato.lab.models import build_classifier
 
     torch.manual_seed(0)
     example = torch.rand(4, 3, 32, 32)

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sfumato.bundle import Bundle, Preprocessing
+    from sfumato.artifacts.bundle import Bundle, Preprocessing
     from sfumato.device import Client, Obfuscator
     from sfumato.errors import SfumatoError
 
@@ -20,8 +20,8 @@ __version__ = "0.1.0"
 __all__ = ["Bundle", "Client", "Obfuscator", "Preprocessing", "SfumatoError", "__version__"]
 
 _HOMES = {
-    "Bundle": "sfumato.bundle",
-    "Preprocessing": "sfumato.bundle",
+    "Bundle": "sfumato.artifacts.bundle",
+    "Preprocessing": "sfumato.artifacts.bundle",
     "Client": "sfumato.device",
     "Obfuscator": "sfumato.device",
     "SfumatoError": "sfumato.errors",

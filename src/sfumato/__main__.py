@@ -1,6 +1,6 @@
 """Makes `python -m sfumato` the same as the `sfumato` command."""
 
-from sfumato.cli import main
+from sfumato.cli.main import main
 
 if __name__ == "__main__":
     main()

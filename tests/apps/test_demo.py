@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from sfumato import shipped
-from sfumato.bundle import Bundle
+from sfumato.apps.demo import Demonstration, run_demo
+from sfumato.artifacts import shipped
+from sfumato.artifacts.bundle import Bundle
 from sfumato.cli import commands  # noqa: F401  (importing it registers the commands)
 from sfumato.cli.app import app
-from sfumato.demo import Demonstration, run_demo
 from sfumato.device import prepare
 from tiny import LABELS, PREPROCESSING, logits, obfuscate, own_logits, save_bundles, save_obfuscator, sure_picture
 

@@ -12,8 +12,8 @@ import pytest
 import tiny
 from file_endpoint import FileEndpoint
 from recording import answer_with, leaked, metadata, recording
+from sfumato.apps.doctor import Finding, drawn_pictures, examine, is_well
 from sfumato.cloud import ServedModel, running
-from sfumato.doctor import Finding, drawn_pictures, examine, is_well
 
 QUICK = {"retries": 0, "timeout_s": 2.0}
 

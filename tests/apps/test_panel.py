@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sfumato.panel import Caption, draw_panel
+from sfumato.apps.panel import Caption, draw_panel
 
 
 def colours(value: int, count: int = 2) -> list[np.ndarray]:

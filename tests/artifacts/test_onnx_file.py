@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.errors import BundleError
-from sfumato.onnxfile import OnnxFunction
 from tiny import SIZE, logits, obfuscate, own_logits, save_classifier, save_obfuscator
 
 

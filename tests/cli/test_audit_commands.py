@@ -9,11 +9,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from scenes import SIDE, TINY, pictures
-from sfumato.audit import budget
-from sfumato.bundle import Bundle
+from sfumato.artifacts.bundle import Bundle
 from sfumato.cli import audit, commands, controls  # noqa: F401  (the commands register themselves)
 from sfumato.cli.app import app
 from sfumato.errors import SfumatoError
+from sfumato.lab.audit import budget
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from PIL import Image
 
 import tiny
 from serving import serving
-from sfumato.bundle import Bundle
+from sfumato.artifacts.bundle import Bundle
 
 TOKEN = "s3cret"
 
@@ -218,7 +218,7 @@ def test_without_the_extra_serve_says_what_to_install(classifier_bundle: Bundle)
     code = (
         f"import sys; sys.modules['uvicorn'] = None; sys.argv = ['sfumato', 'serve', {str(classifier_bundle.path)!r}];"
     )
-    code += "from sfumato.cli import main; main()"
+    code += "from sfumato.cli.main import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert done.returncode == 1
     assert done.stderr == "error: uvicorn is not installed; run: pip install 'sfumato[serve]'\n"

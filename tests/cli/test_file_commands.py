@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import tiny
 from file_endpoint import FileEndpoint
 from recording import recording
-from sfumato.bundle import Bundle
+from sfumato.artifacts.bundle import Bundle
 from sfumato.cli import commands  # noqa: F401  (registers them)
 from sfumato.cli.app import app
 

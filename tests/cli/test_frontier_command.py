@@ -13,8 +13,8 @@ from fakes import fake_audit
 from sfumato.cli import commands  # noqa: F401  (the commands register themselves)
 from sfumato.cli.app import app
 from sfumato.errors import SfumatoError, TrainingError
-from sfumato.making import speed
-from sfumato.sweep import jobs
+from sfumato.lab.runs import speed
+from sfumato.lab.sweep import jobs
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +95,6 @@ def test_points_that_fail_end_with_their_reasons(recipe, tmp_path, monkeypatch):
 
 def test_without_ray_it_is_said_how_to_get_it(recipe, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "sfumato.sweep.ray", raising=False)
+    monkeypatch.delitem(sys.modules, "sfumato.lab.sweep.ray", raising=False)
     done = run(recipe, "--engine", "ray", "-o", tmp_path / "out")
     assert "ray is not installed; run: pip install 'sfumato[ray]'" in str(done.exception)

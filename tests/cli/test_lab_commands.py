@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 import tiny
-from sfumato import shipped
-from sfumato.bundle import Bundle
+from sfumato.artifacts import shipped
+from sfumato.artifacts.bundle import Bundle
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -15,15 +15,15 @@ from typer.testing import CliRunner
 
 import tiny
 from scenes import TINY
-from sfumato import quantizing
-from sfumato.audit import budget
-from sfumato.audit.budget import Trial
-from sfumato.audit.knowledge import Threat
-from sfumato.bundle import OBFUSCATOR_ONNX, Bundle
+from sfumato.artifacts.bundle import OBFUSCATOR_ONNX, Bundle
 from sfumato.cli import commands, quantize  # noqa: F401  (the commands register themselves)
 from sfumato.cli.app import app
-from sfumato.data import load_train_test
 from sfumato.errors import SfumatoError
+from sfumato.lab.attacks.threat_models import Threat
+from sfumato.lab.audit import budget
+from sfumato.lab.audit.budget import Trial
+from sfumato.lab.data import load_train_test
+from sfumato.lab.export import int8
 from synthetic import CLASSES, save_folder
 
 pytestmark = pytest.mark.usefixtures("own_caches")
@@ -92,7 +92,7 @@ def test_it_is_calibrated_on_training_pictures_of_all_classes(words, photos, tmp
         seen.append(calibration)
         raise SfumatoError("stop")
 
-    monkeypatch.setattr(quantizing, "quantize_file", stop)
+    monkeypatch.setattr(int8, "quantize_file", stop)
     assert refused(*words, "-o", tmp_path / "int8", "--calibrate-on", 12) == "stop"
     train, test, _ = load_train_test(str(photos), size=(32, 32))
     assert train.sha256 != test.sha256 and seen[0].sha256 == train.subset(12).sha256
@@ -102,7 +102,7 @@ def test_it_is_calibrated_on_training_pictures_of_all_classes(words, photos, tmp
 
 def test_the_default_number_is_the_librarys():
     parameters = inspect.signature(quantize.quantize).parameters
-    assert parameters["calibrate_on"].default == quantizing.CALIBRATED_ON
+    assert parameters["calibrate_on"].default == int8.CALIBRATED_ON
 
 
 def test_what_it_is_not_made_for(words, trained, tmp_path):
@@ -117,6 +117,6 @@ def test_what_it_is_not_made_for(words, trained, tmp_path):
 
 
 def test_a_missing_library_is_said(monkeypatch, tmp_path):
-    monkeypatch.delitem(sys.modules, "sfumato.quantizing")
+    monkeypatch.delitem(sys.modules, "sfumato.lab.export.int8")
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert "pip install 'sfumato[train]'" in refused("quantize", "-o", tmp_path / "int8")

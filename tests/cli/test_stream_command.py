@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from recording import Exchange, leaked, recording
-from sfumato.bundle import Bundle
+from sfumato.artifacts.bundle import Bundle
 from tiny import LABELS, picture, sure_picture, unsure_picture
 from videos import write_video
 

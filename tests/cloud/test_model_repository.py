@@ -13,7 +13,7 @@ import pytest
 
 import tiny
 from sfumato import wire
-from sfumato.bundle import Bundle
+from sfumato.artifacts.bundle import Bundle
 from sfumato.cloud import Catalogue, ServedModel, Source, sources_in
 from sfumato.cloud.errors import ModelNotFound
 from sfumato.errors import ServingError

@@ -23,7 +23,7 @@ import pytest
 
 import tiny
 from sfumato import cloud, wire
-from sfumato.bundle import Bundle
+from sfumato.artifacts.bundle import Bundle
 
 TOKEN = "s3cret"
 INFER = "/v2/models/tiny/infer"

@@ -15,7 +15,7 @@ import pytest
 
 import tiny
 from serving import NEEDS_RAY, children_of, named, on_ray
-from sfumato.bundle import Bundle
+from sfumato.artifacts.bundle import Bundle
 from sfumato.device import Client
 from sfumato.errors import EndpointRefused
 

@@ -20,9 +20,9 @@ import pytest
 
 import tiny
 from serving import children_of, named, serving
-from sfumato.bundle import Bundle
+from sfumato.artifacts.bundle import Bundle
 from sfumato.cloud import Replicas
-from sfumato.cloud.siblings import Siblings
+from sfumato.cloud.replica_metrics import Siblings
 from sfumato.device import Client
 from sfumato.errors import ServingError
 

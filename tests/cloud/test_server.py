@@ -23,7 +23,7 @@ from tritonclient.utils import InferenceServerException
 import tiny
 from serving import NEEDS_RAY, on_ray, serving
 from sfumato import cloud, wire
-from sfumato.bundle import Bundle
+from sfumato.artifacts.bundle import Bundle
 from sfumato.cloud import server
 from sfumato.cloud.batching import Batcher
 from sfumato.device import Client
@@ -387,6 +387,6 @@ def test_an_open_server_without_a_token_is_warned_of(
 def test_the_cloud_knows_nothing_of_the_device() -> None:
     code = (
         "import sys, sfumato.cloud;"
-        "bad = {'torch', 'sfumato.device', 'sfumato.nets', 'sfumato.training'} & set(sys.modules); assert not bad, bad"
+        "bad = {'torch', 'sfumato.device', 'sfumato.lab'} & set(sys.modules); assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

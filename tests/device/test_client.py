@@ -26,7 +26,7 @@ from recording import (
     metadata,
     recording,
 )
-from sfumato.bundle import Bundle
+from sfumato.artifacts.bundle import Bundle
 from sfumato.device import Client, FingerprintWarning, Obfuscator, prepare
 from sfumato.errors import (
     BundleError,

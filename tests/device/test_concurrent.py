@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from recording import Exchange, answer_well, client, expected_probabilities, leaked, metadata, recording
-from sfumato.bundle import Bundle
+from sfumato.artifacts.bundle import Bundle
 from sfumato.device import FingerprintWarning
-from sfumato.device.many import in_order
+from sfumato.device.concurrent import in_order
 from sfumato.errors import EndpointError, EndpointFailed, EndpointUnreachable, PictureError
 from tiny import picture, sure_picture, unsure_picture
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
-from sfumato.bundle import Preprocessing
+from sfumato.artifacts.bundle import Preprocessing
 from sfumato.device import Obfuscator
 from sfumato.device.eight_bit import from_pixels, to_pixels
 from sfumato.errors import BundleError, PictureError

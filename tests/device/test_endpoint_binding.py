@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from recording import Behaviour, answer_with, client, leaked, metadata, recording, softmax
-from sfumato.bundle import Bundle
-from sfumato.device.plan import Travels, as_datatype, make_plan, travels_from
+from sfumato.artifacts.bundle import Bundle
+from sfumato.device.endpoint_binding import Travels, as_datatype, make_plan, travels_from
 from sfumato.errors import BundleError, EndpointAnswerInvalid, EndpointError
 from sfumato.wire import ModelMetadata, TensorSpec
 from tiny import LABELS, PREPROCESSING, SIZE, logits, negative, picture, save_bundles

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sfumato.device.file_answers import AnswerPlace, read_file_answer
+from sfumato.device.file_responses import AnswerPlace, read_file_answer
 from sfumato.errors import EndpointAnswerInvalid
 from tiny import LABELS
 

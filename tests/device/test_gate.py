@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from recording import Behaviour, answer_with, client, expected_probabilities, leaked, recording, softmax
-from sfumato.bundle import Bundle
+from sfumato.artifacts.bundle import Bundle
 from sfumato.device import Client, prepare
 from sfumato.errors import BundleError, EndpointUnreachable, PictureError
 from tiny import (

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from recording import expected_probabilities, leaked, recording
-from sfumato.bundle import Bundle
+from sfumato.artifacts.bundle import Bundle
 from sfumato.device import Client
 from sfumato.errors import (
     EndpointAnswerInvalid,

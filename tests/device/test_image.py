@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sfumato.bundle import Preprocessing
+from sfumato.artifacts.bundle import Preprocessing
 from sfumato.device import load_picture, prepare
 from sfumato.errors import PictureError
 from tiny import PREPROCESSING, picture

@@ -18,8 +18,9 @@ from PIL import Image
 import tiny
 from file_endpoint import FileEndpoint
 from recording import Behaviour, Exchange, RecordingServer, leaked, recording, softmax
-from sfumato import shipped
-from sfumato.bundle import CLASSIFIER_ONNX, Bundle
+from sfumato.artifacts import shipped
+from sfumato.artifacts.bundle import CLASSIFIER_ONNX, Bundle
+from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.device import FileClient, Obfuscator
 from sfumato.device.eight_bit import from_pixels
 from sfumato.errors import (
@@ -31,7 +32,6 @@ from sfumato.errors import (
     EndpointUnreachable,
     PictureError,
 )
-from sfumato.onnxfile import OnnxFunction
 
 TOKEN = "s3cret-token"
 PICTURE = tiny.picture(11)

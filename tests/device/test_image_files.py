@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfumato.device import files
-from sfumato.device.files import PictureFile, Request, encode_picture
+from sfumato.device import image_files
+from sfumato.device.image_files import PictureFile, Request, encode_picture
 from sfumato.errors import EndpointError
 from tiny import picture
 
@@ -51,7 +51,7 @@ def test_the_smallest_is_the_smallest(pixels):
 
 
 def test_without_webp_it_is_png(monkeypatch):
-    monkeypatch.setattr(files.features, "check", lambda name: False)
+    monkeypatch.setattr(image_files.features, "check", lambda name: False)
     assert encode_picture(FLAT, "smallest").kind == "png"
     with pytest.raises(EndpointError, match="without WebP"):
         encode_picture(FLAT, "webp")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sfumato.device.folders import Share, find_pictures, in_groups
+from sfumato.device.image_folders import Share, find_pictures, in_groups
 from sfumato.errors import PictureError
 
 
@@ -79,7 +79,7 @@ def test_groups() -> None:
 _PEAK = """
 import sys, tracemalloc
 from pathlib import Path
-from sfumato.device.folders import find_pictures
+from sfumato.device.image_folders import find_pictures
 tracemalloc.start()
 count = sum(1 for _ in find_pictures([Path(sys.argv[1])]))
 print(count, tracemalloc.get_traced_memory()[1])

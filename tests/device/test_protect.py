@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 import tiny
-from sfumato.bundle import Bundle
+from sfumato.artifacts.bundle import Bundle
 from sfumato.device import Obfuscator
-from sfumato.device.folders import find_pictures
-from sfumato.device.protecting import GROUP, Existing, Outcome, Protecting, protect_pictures
+from sfumato.device.image_folders import find_pictures
+from sfumato.device.protect import GROUP, Existing, Outcome, Protecting, protect_pictures
 from sfumato.errors import BundleError, SfumatoError
 
 

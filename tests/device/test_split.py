@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from recording import leaked, recording
-from sfumato.bundle import Bundle
+from sfumato.artifacts.bundle import Bundle
 from sfumato.cloud import ServedModel, running
 from sfumato.device import Client, Obfuscator, prepare
 from sfumato.errors import BundleError, EndpointAnswerInvalid, PictureError, ServingError

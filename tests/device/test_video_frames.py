@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sfumato.device.video import video_pictures
+from sfumato.device.video_frames import video_pictures
 from sfumato.errors import PictureError
 from videos import write_video
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sfumato.device import watching
-from sfumato.device.watching import new_pictures
+from sfumato.device import watch
+from sfumato.device.watch import new_pictures
 from sfumato.errors import PictureError
 
 SUFFIXES = {".png"}
@@ -19,8 +19,8 @@ SUFFIXES = {".png"}
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "POLL_S", 0.01)
-    monkeypatch.setattr(watching, "SETTLED_S", 0.15)
+    monkeypatch.setattr(watch, "POLL_S", 0.01)
+    monkeypatch.setattr(watch, "SETTLED_S", 0.15)
 
 
 def next_of(found: Iterator[Path], seconds: float = 5.0) -> str:

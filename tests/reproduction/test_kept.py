@@ -8,13 +8,13 @@ import json
 import pytest
 import torch
 
-from sfumato.bundle import Bundle
-from sfumato.classifiers import load_classifier
+from reproduction.kept import keep, kept_folder, restore
+from reproduction.lab import Lab
+from reproduction.plan import Item, Later, Plan
+from sfumato.artifacts.bundle import Bundle
 from sfumato.errors import ResultsError
-from sfumato.paper.kept import keep, kept_folder, restore
-from sfumato.paper.lab import Lab
-from sfumato.paper.plan import Item, Later, Plan
-from sfumato.training import load_recipe, train
+from sfumato.lab.classifiers import load_classifier
+from sfumato.lab.training import load_recipe, train
 from synthetic import save_folder
 
 

@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sfumato.cli import commands  # noqa: F401  (the commands register themselves)
-from sfumato.cli.app import app
+from reproduction import constants
+from reproduction.__main__ import app
+from reproduction.page import render, write_page
+from reproduction.plan import RESULTS, SIZES
+from reproduction.results import write_results
 from sfumato.errors import ResultsError, SfumatoError
-from sfumato.paper import constants
-from sfumato.paper.page import render, write_page
-from sfumato.paper.plan import RESULTS, SIZES
-from sfumato.paper.results import write_results
 
 ROOT = Path(__file__).resolve().parents[2]
 DECIMAL = re.compile(r"\d[\d,]*\.\d+")
@@ -47,7 +46,7 @@ def pair(**facts):
 
 def filled(folder: Path) -> Path:
     """Results of both sizes, with figures made up for this test."""
-    from sfumato.paper.tables import table_4
+    from reproduction.tables import table_4
 
     results = folder / "results" / "reproduction"
     for size, plan in SIZES.items():
@@ -152,7 +151,7 @@ def test_nothing_there_gives_a_page_of_commands(tmp_path):
     text = render(tmp_path / "nowhere", "x")
     for size in SIZES:
         for name in ("table1", "table2", "table3", "table5", "optimum"):
-            assert f"missing: `sfumato reproduce {name} --size {size}`" in text
+            assert f"missing: `python -m reproduction {name} --size {size}`" in text
     assert f"missing: {', '.join(RESULTS)}." in text
     assert "not encryption" in text and "restore more" in text
 
@@ -172,7 +171,7 @@ def test_a_malformed_file_is_named_in_one_line(tmp_path, name, damage):
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, ["reproduce", *map(str, arguments)])
+    return CliRunner().invoke(app, [*map(str, arguments)])
 
 
 def test_the_command_writes_the_page_and_says_so(tmp_path):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sfumato.audit.knowledge import LazyPairs
+from reproduction.remains import least_squares_guess, remains
 from sfumato.errors import AuditError
-from sfumato.paper.remains import least_squares_guess, remains
+from sfumato.lab.attacks.threat_models import LazyPairs
 
 
 def flat(*greys: float) -> torch.Tensor:

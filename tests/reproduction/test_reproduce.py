@@ -13,19 +13,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from reproduction.lab import Lab
+from reproduction.listing import listing
+from reproduction.optimum import draw_curve
+from reproduction.plan import Item, Later, Plan, Target
+from reproduction.reproduce import reproduce
+from reproduction.results import read_results
 from scenes import BOX
-from sfumato.audit.budget import BUDGETS, Budget, Trial
-from sfumato.bundle import Bundle
-from sfumato.checkpoint import exclusive
+from sfumato.artifacts.bundle import Bundle
 from sfumato.errors import AuditError, BundleError, Interrupted, ResultsError, TrainingError
-from sfumato.evaluation import evaluate_obfuscator
-from sfumato.making import trainings
-from sfumato.paper.lab import Lab
-from sfumato.paper.listing import listing
-from sfumato.paper.optimum import draw_curve
-from sfumato.paper.plan import Item, Later, Plan, Target
-from sfumato.paper.reproduce import reproduce
-from sfumato.paper.results import read_results
+from sfumato.lab.audit.budget import BUDGETS, Budget, Trial
+from sfumato.lab.evaluation.accuracy import evaluate_obfuscator
+from sfumato.lab.models.checkpoint import exclusive
+from sfumato.lab.runs import trainings
 from synthetic import save_folder
 
 CPU = torch.device("cpu")
@@ -156,7 +156,7 @@ def test_interrupted_in_training_it_goes_on_to_the_same_result(tiny, tmp_path, m
     small = dataclasses.replace(made, classifiers=made.classifiers[:1], obfuscators=made.obfuscators[:1])
     shutil.copytree(lab.folder / "one", tmp_path / "lab" / "one")
     steps = []
-    globals_ = __import__("sfumato.training.engine", fromlist=["fit"]).__dict__
+    globals_ = __import__("sfumato.lab.training.engine", fromlist=["fit"]).__dict__
     plain = globals_["augment"]
 
     def interrupting(images, *rest):

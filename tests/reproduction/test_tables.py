@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sfumato.data import ImageSet
-from sfumato.paper import constants
-from sfumato.paper.plan import CPU, PAPER, SIZES, Target, parts
-from sfumato.paper.tables import table_4, transfer
+from reproduction import constants
+from reproduction.plan import CPU, PAPER, SIZES, Target, parts
+from reproduction.tables import table_4, transfer
+from sfumato.lab.data import ImageSet
 from tiny import SIZE, logits, obfuscate, save_bundles
 
 
@@ -64,7 +64,7 @@ def test_the_plans_name_the_papers_nets_and_one_obfuscator_for_each():
 
 
 def test_every_recipe_of_the_plans_is_valid(tmp_path):
-    from sfumato.paper.lab import Lab
+    from reproduction.lab import Lab
 
     seen = set()
     for plan in SIZES.values():

@@ -17,12 +17,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from sfumato import shipped
-from sfumato.bundle import CLASSIFIER_ONNX, DEOBFUSCATOR_ONNX, Bundle
+from sfumato.apps.panel import Caption, draw_panel
+from sfumato.artifacts import shipped
+from sfumato.artifacts.bundle import CLASSIFIER_ONNX, DEOBFUSCATOR_ONNX, Bundle
+from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.device import Answer, Client, ObfuscatedPicture, Obfuscator, load_picture, prepare
 from sfumato.errors import BundleError, ServingError
-from sfumato.onnxfile import OnnxFunction
-from sfumato.panel import Caption, draw_panel
 
 START_TIMEOUT_S = 60.0
 PANEL_COLUMNS = 12

@@ -17,17 +17,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from sfumato.bundle import CLASSIFIER_ONNX, Bundle
-from sfumato.device.answers import Answer
+from sfumato.artifacts.bundle import CLASSIFIER_ONNX, Bundle
+from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.device.client import Client, FingerprintWarning
+from sfumato.device.connect import open_endpoint
 from sfumato.device.eight_bit import EightBit, from_pixels
-from sfumato.device.endpoint import open_endpoint
-from sfumato.device.file_client import FileClient
-from sfumato.device.gating import softmax
+from sfumato.device.endpoint_binding import Travels, make_plan, travels_from
+from sfumato.device.gate import softmax
+from sfumato.device.image_file_client import FileClient
 from sfumato.device.obfuscator import Obfuscator
-from sfumato.device.plan import Travels, make_plan, travels_from
+from sfumato.device.predictions import Answer
 from sfumato.errors import EndpointAnswerInvalid, SfumatoError
-from sfumato.onnxfile import OnnxFunction
 from sfumato.wire import ModelMetadata
 
 PICTURES = 8

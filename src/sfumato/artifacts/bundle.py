@@ -7,7 +7,7 @@ This module needs neither torch nor ONNX Runtime.
 Two kinds exist:
 
 * ``classifier``: `model.onnx` (what a server serves) and, to train through it, `weights.safetensors` (of an
-  architecture of ours) or `program.pt2` (of anybody's: see `sfumato.classifiers.programs`);
+  architecture of ours) or `program.pt2` (of anybody's: see `sfumato.lab.classifiers.exported_programs`);
 * ``obfuscator``: `obfuscator.onnx` (picture in [0, 1] to classifier input), `obfuscator.safetensors`, and, where one
   was made beside it, a deobfuscator in `deobfuscator.onnx` / `deobfuscator.safetensors`. With a `gate`, the graph of
   `obfuscator.onnx` has a second output, `device_logits`: the device's own answer, calibrated logits (N, classes)
@@ -34,7 +34,7 @@ import numpy.typing as npt
 
 from sfumato.errors import BundleError
 
-SCHEMA = "sfumato.bundle/1"
+SCHEMA = "sfumato.artifacts.bundle/1"
 MANIFEST = "bundle.json"
 CLASSIFIER_ONNX = "model.onnx"
 CLASSIFIER_WEIGHTS = "weights.safetensors"

@@ -8,12 +8,9 @@ import subprocess
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sfumato
-
-if TYPE_CHECKING:
-    import torch
 
 _LIBRARIES = ("torch", "lightning", "onnx", "onnxruntime", "numpy", "pillow")
 
@@ -51,15 +48,6 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def device_name(device: torch.device) -> str:
-    """The name of what computed: the GPU's, or the processor's."""
-    if device.type != "cuda":
-        return cpu_name()
-    import torch  # the device's side states where numbers come from too, without it
-
-    return torch.cuda.get_device_name(device)
-
-
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)
@@ -70,7 +58,7 @@ def _version(name: str) -> str | None:
 def _commit() -> str | None:
     """The commit that the package's own checkout stands at, with a mark if files differ; None if it is installed."""
     folder = Path(__file__).resolve().parent
-    if not (folder.parents[1] / ".git").exists():
+    if not (folder.parents[2] / ".git").exists():
         return None
     try:
         described = subprocess.run(

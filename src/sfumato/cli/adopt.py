@@ -13,7 +13,7 @@ from sfumato.cli.output import JsonOption, needs_train_extra, print_json
 from sfumato.errors import SfumatoError
 
 if TYPE_CHECKING:
-    from sfumato.classifiers import Stated
+    from sfumato.lab.classifiers import Stated
 
 SizeOption = Annotated[
     str | None, typer.Option(metavar="HxW", help="Its input's size. Default: what it says.", show_default=False)
@@ -53,7 +53,7 @@ def adopt(
     `sfumato adopt net.onnx -o net --mean 0,0,0 --std 1,1,1 --labels labels.txt`
     """
     with needs_train_extra():
-        from sfumato.classifiers import adopt as run_adopt
+        from sfumato.lab.classifiers import adopt as run_adopt
     bundle = run_adopt(classifier, out, stated(name, size, mean, std, labels))
     look = bundle.preprocessing
     if as_json:
@@ -81,7 +81,7 @@ def stated(name: str | None, size: str | None, mean: str | None, std: str | None
     Raises:
         SfumatoError: a flag cannot be understood, or the file of labels cannot be read.
     """
-    from sfumato.classifiers import Stated
+    from sfumato.lab.classifiers import Stated
 
     return Stated(picture_size(size), _three(mean, "--mean"), _three(std, "--std"), _lines(labels), name)
 

@@ -37,16 +37,14 @@ def _root(
     pass
 
 
-def main() -> None:
-    """Runs the command line and exits.
+def run(commands: typer.Typer) -> None:
+    """Run a command line and exit.
 
     Exit codes: 0 success, 1 an error of ours (one line on standard error), 2 wrong usage, 130 interrupted.
     """
-    from sfumato.cli import commands  # noqa: F401  (importing it registers the commands)
-
     warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a picture is said once, by our own error
     try:
-        app()
+        commands()
     except SfumatoError as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         sys.exit(130 if isinstance(error, Interrupted) else 1)

@@ -15,9 +15,9 @@ from sfumato.cli.train import keep_freed_memory
 from sfumato.errors import AuditError
 
 if TYPE_CHECKING:
-    from sfumato.audit.budget import Budget
-    from sfumato.audit.run import Progress
-    from sfumato.data import ImageSet
+    from sfumato.lab.audit.budget import Budget
+    from sfumato.lab.audit.run import Progress
+    from sfumato.lab.data import ImageSet
 
 
 class BudgetName(StrEnum):
@@ -87,18 +87,18 @@ def audit(
     with needs_train_extra():
         import torch
 
-        from sfumato.audit.budget import BUDGETS, shared
-        from sfumato.audit.load import load_target, native_size
-        from sfumato.audit.points import collect
-        from sfumato.audit.recording import record
-        from sfumato.audit.run import Beside
-        from sfumato.audit.run import audit as run_audit
-        from sfumato.audit.scene import Scene
-        from sfumato.classifiers import load_classifier, trains_through
-        from sfumato.data import load_images, load_train_test
+        from sfumato.lab.audit.budget import BUDGETS, shared
+        from sfumato.lab.audit.recording import record
+        from sfumato.lab.audit.run import Beside
+        from sfumato.lab.audit.run import audit as run_audit
+        from sfumato.lab.audit.setting import Scene
+        from sfumato.lab.audit.targets import load_target, native_size
+        from sfumato.lab.classifiers import load_classifier, trains_through
+        from sfumato.lab.data import load_images, load_train_test
+        from sfumato.lab.report.points import collect
     from dataclasses import replace
 
-    from sfumato.bundle import Bundle
+    from sfumato.artifacts.bundle import Bundle
 
     if not 0 < share < float("inf"):
         raise AuditError(f"--share must be above 0, got {share}")
@@ -159,8 +159,8 @@ def audit(
 
 def _classifier(given: str, classifier: Path | None) -> Any:
     """The classifier's bundle: the one given, or the shipped one if the obfuscator is for it."""
-    from sfumato.bundle import Bundle
-    from sfumato.shipped import classifier_bundle
+    from sfumato.artifacts.bundle import Bundle
+    from sfumato.artifacts.shipped import classifier_bundle
 
     if classifier is not None:
         return Bundle.load(classifier, kind="classifier")
@@ -175,7 +175,7 @@ def _announce(plan: Budget, name: str, sets: tuple[ImageSet, ImageSet], device: 
     """Says beforehand what will run and roughly how long."""
     import torch
 
-    from sfumato.audit.speed import estimate_minutes
+    from sfumato.lab.audit.speed import estimate_minutes
 
     train, test = sets
     minutes = estimate_minutes(plan, torch.device(device), size=train.images.shape[2:])

@@ -51,10 +51,10 @@ def baseline(
         raise typer.BadParameter("say which baseline, or --list")
     keep_freed_memory()
     with needs_train_extra():
-        from sfumato.baselines import build, make
-        from sfumato.data import load_images
-    from sfumato.bundle import Bundle
-    from sfumato.shipped import classifier_bundle
+        from sfumato.lab.baselines import build, make
+        from sfumato.lab.data import load_images
+    from sfumato.artifacts.bundle import Bundle
+    from sfumato.artifacts.shipped import classifier_bundle
 
     folder = out or Path("runs") / "baselines" / name
     if (folder / "bundle").exists() and not overwrite:
@@ -78,7 +78,7 @@ def baseline(
 
 def _show(as_json: bool) -> None:
     with needs_train_extra():
-        from sfumato.baselines import METHODS
+        from sfumato.lab.baselines import METHODS
     rows = [
         {
             "name": name,

@@ -36,16 +36,16 @@ def controls(
     with needs_train_extra():
         import torch
 
-        from sfumato.audit.budget import BUDGETS
-        from sfumato.audit.controls import decoder_controls
-        from sfumato.data import load_train_test
+        from sfumato.lab.audit.budget import BUDGETS
+        from sfumato.lab.audit.sanity_checks import decoder_controls
+        from sfumato.lab.data import load_train_test
     from dataclasses import asdict
 
     from rich.console import Console
     from rich.table import Table
 
-    from sfumato.bundle import write_json
-    from sfumato.provenance import provenance
+    from sfumato.artifacts.bundle import write_json
+    from sfumato.artifacts.provenance import provenance
 
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)  # before the long part, so that nothing is measured in vain

@@ -11,7 +11,7 @@ from sfumato.cli.output import JsonOption, needs_train_extra, percent, print_jso
 from sfumato.errors import SfumatoError
 
 if TYPE_CHECKING:
-    from sfumato.nets import Cost
+    from sfumato.lab.models import Cost
 
 
 @app.command()
@@ -32,21 +32,23 @@ def cost(
     Example: `sfumato cost resnet18 vgg19`
     """
     with needs_train_extra():
-        from sfumato import nets
+        from sfumato.lab import models
 
-    if height % nets.Obfuscator.size_multiple or width % nets.Obfuscator.size_multiple:
-        raise SfumatoError(f"picture sides must be multiples of {nets.Obfuscator.size_multiple}, got {height}x{width}")
-    unknown = [name for name in classifiers or [] if name not in nets.CLASSIFIERS]
+    if height % models.Obfuscator.size_multiple or width % models.Obfuscator.size_multiple:
+        raise SfumatoError(
+            f"picture sides must be multiples of {models.Obfuscator.size_multiple}, got {height}x{width}"
+        )
+    unknown = [name for name in classifiers or [] if name not in models.CLASSIFIERS]
     if unknown:
-        raise SfumatoError(f"unknown classifier {unknown[0]!r}; known: {', '.join(nets.CLASSIFIERS)}")
-    ours = nets.cost(nets.Obfuscator(), height=height, width=width)
-    papers = nets.cost(nets.Obfuscator(order="paper"), height=height, width=width)
-    bits = max(8, nets.answer_bits(classes))
-    sketch = nets.cost(nets.Sketcher(height, width, classes=classes, bits=bits), height=height, width=width)
+        raise SfumatoError(f"unknown classifier {unknown[0]!r}; known: {', '.join(models.CLASSIFIERS)}")
+    ours = models.cost(models.Obfuscator(), height=height, width=width)
+    papers = models.cost(models.Obfuscator(order="paper"), height=height, width=width)
+    bits = max(8, models.answer_bits(classes))
+    sketch = models.cost(models.Sketcher(height, width, classes=classes, bits=bits), height=height, width=width)
     rows: list[dict[str, Any]] = []
-    for name in classifiers or nets.CLASSIFIERS:
+    for name in classifiers or models.CLASSIFIERS:
         try:
-            theirs = nets.cost(nets.build_classifier(name, classes), height=height, width=width)
+            theirs = models.cost(models.build_classifier(name, classes), height=height, width=width)
         except RuntimeError as error:
             raise SfumatoError(f"{name} does not take pictures of {height}x{width}: {error}") from error
         rows.append(

@@ -14,7 +14,7 @@ from sfumato.cli.output import JsonOption, print_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sfumato.demo import Demonstration
+    from sfumato.apps.demo import Demonstration
 
 
 @app.command()
@@ -37,7 +37,7 @@ def demo(
     from rich.console import Console
     from rich.progress import Progress
 
-    from sfumato.demo import run_demo
+    from sfumato.apps.demo import run_demo
 
     with Progress(console=Console(stderr=True), transient=True, disable=as_json) as bar:
         task = bar.add_task("classifying", total=None)

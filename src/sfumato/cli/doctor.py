@@ -33,7 +33,7 @@ from sfumato.cli.inputs import (
 from sfumato.cli.output import JsonOption, print_json
 
 if TYPE_CHECKING:
-    from sfumato.doctor import Finding
+    from sfumato.apps.doctor import Finding
 
 _MARKS = {"good": "[green]good[/green]", "note": "[yellow]note[/yellow]", "bad": "[red]bad[/red]"}
 
@@ -78,8 +78,8 @@ def doctor(
 
     Example: `sfumato doctor runs/mine/bundle --server https://example.org/classify --files form`
     """
-    from sfumato.bundle import Bundle
-    from sfumato.doctor import examine, is_well
+    from sfumato.apps.doctor import examine, is_well
+    from sfumato.artifacts.bundle import Bundle
 
     of_files = file_options(
         files,

@@ -40,11 +40,11 @@ def evaluate(
     Example: `sfumato evaluate runs/mine/bundle --classifier runs/resnet/bundle -o results/mine.json`
     """
     with needs_train_extra():
-        from sfumato.data import load_images
-        from sfumato.evaluation import evaluate_obfuscator
-    from sfumato.bundle import Bundle, write_json
-    from sfumato.provenance import provenance
-    from sfumato.shipped import classifier_bundle
+        from sfumato.lab.data import load_images
+        from sfumato.lab.evaluation.accuracy import evaluate_obfuscator
+    from sfumato.artifacts.bundle import Bundle, write_json
+    from sfumato.artifacts.provenance import provenance
+    from sfumato.artifacts.shipped import classifier_bundle
 
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)  # before the long part, so that nothing is measured in vain

@@ -14,9 +14,9 @@ from sfumato.cli.output import JsonOption, needs_executorch_extra, print_json
 from sfumato.errors import SfumatoError
 
 if TYPE_CHECKING:
-    from sfumato.bundle import Bundle
-    from sfumato.mobile import Comparison
-    from sfumato.onnxfile import OnnxFunction
+    from sfumato.artifacts.bundle import Bundle
+    from sfumato.artifacts.onnx_file import OnnxFunction
+    from sfumato.lab.export.executorch import Comparison
 
 
 class FormatName(StrEnum):
@@ -60,11 +60,11 @@ def export(
     with needs_executorch_extra():
         import executorch  # noqa: F401  (what is missing is said at once)
 
-        from sfumato.data import load_images
-        from sfumato.mobile import export_executorch, sample_pictures
+        from sfumato.lab.data import load_images
+        from sfumato.lab.export.executorch import export_executorch, sample_pictures
     from rich.console import Console
 
-    from sfumato.bundle import Bundle
+    from sfumato.artifacts.bundle import Bundle
 
     source = Bundle.load(bundle, kind="obfuscator")
     size = source.preprocessing
@@ -88,9 +88,9 @@ def export(
 
 def _classifier(source: Bundle, given: Path | None) -> OnnxFunction | None:
     """What the cloud answers; None if no bundle of it is at hand."""
-    from sfumato.bundle import CLASSIFIER_ONNX, Bundle
-    from sfumato.onnxfile import OnnxFunction
-    from sfumato.shipped import classifier_bundle
+    from sfumato.artifacts.bundle import CLASSIFIER_ONNX, Bundle
+    from sfumato.artifacts.onnx_file import OnnxFunction
+    from sfumato.artifacts.shipped import classifier_bundle
 
     found = Bundle.load(given or classifier_bundle(), kind="classifier")
     if found.classifier_fingerprint == source.classifier_fingerprint:

@@ -17,10 +17,9 @@ from sfumato.errors import AuditError, SfumatoError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from sfumato.audit.worth import Row
-    from sfumato.sweep.engines import Engine
-    from sfumato.sweep.jobs import Job
-    from sfumato.sweep.plan import Sweep
+    from sfumato.lab.report.tradeoff import Row
+    from sfumato.lab.sweep.jobs import Engine, Job
+    from sfumato.lab.sweep.plan import Sweep
 
 
 class EngineName(StrEnum):
@@ -95,9 +94,9 @@ def frontier(
         _refuse(given & options.keys(), "only with --engine ray")
     keep_freed_memory()
     with needs_train_extra():
-        from sfumato.audit.budget import BUDGETS
-        from sfumato.audit.speed import spoken
-        from sfumato.sweep.plan import listing, plan_sweep
+        from sfumato.lab.audit.budget import BUDGETS
+        from sfumato.lab.audit.speed import spoken
+        from sfumato.lab.sweep.plan import listing, plan_sweep
     sweep = plan_sweep(
         what,
         out or Path("runs") / f"{what.stem}-frontier",
@@ -132,10 +131,10 @@ def _refuse(given: set[str], why: str) -> None:
 def _of_sweep(sweep: Sweep, engine: EngineName, options: dict[str, Any], *, as_json: bool) -> None:
     from functools import partial
 
-    from sfumato.audit.worth import rows_of
-    from sfumato.sweep.engines import in_turn, on_ray
-    from sfumato.sweep.jobs import make
-    from sfumato.sweep.run import run_sweep
+    from sfumato.lab.report.tradeoff import rows_of
+    from sfumato.lab.sweep.engines import in_turn, on_ray
+    from sfumato.lab.sweep.jobs import make
+    from sfumato.lab.sweep.run import run_sweep
 
     runs: Engine = in_turn
     make_with: Callable[[Job], None] = partial(make, bars=lambda: Bars(quiet=as_json))
@@ -155,9 +154,9 @@ def _of_sweep(sweep: Sweep, engine: EngineName, options: dict[str, Any], *, as_j
 
 def _of_folder(folder: Path, this: str | None, out: Path | None, *, as_json: bool) -> None:
     with needs_train_extra():
-        from sfumato.audit.frontier import save_frontier_png
-        from sfumato.audit.points import collect
-        from sfumato.audit.worth import rows_of, verdict
+        from sfumato.lab.report.frontier import save_frontier_png
+        from sfumato.lab.report.points import collect
+        from sfumato.lab.report.tradeoff import rows_of, verdict
 
     points = collect(folder)
     if this is not None:

@@ -28,8 +28,8 @@ def hides(
     and `<!-- end -->`
     """
     with needs_train_extra():
-        from sfumato.audit.hiding import markdown, side_by_side, write_into
-        from sfumato.audit.points import read_audits
+        from sfumato.lab.report.attribute_table import markdown, side_by_side, write_into
+        from sfumato.lab.report.points import read_audits
 
     rows = side_by_side(read_audits(folder))
     if as_json:

@@ -67,8 +67,8 @@ def init(
     if classifier is None or data is None:
         classifier, data, server = _asked(classifier, data, server)
     with needs_train_extra():
-        from sfumato.doctor import is_well
-        from sfumato.pairing import pair
+        from sfumato.apps.doctor import is_well
+        from sfumato.lab.classifiers.data_check import pair
     found = pair(
         classifier,
         data,

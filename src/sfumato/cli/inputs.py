@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from sfumato.device.folders import PICTURE_SUFFIXES
+from sfumato.device.image_folders import PICTURE_SUFFIXES
 from sfumato.errors import PictureError, SfumatoError
 
 TOKEN_VARIABLE = "SFUMATO_TOKEN"
@@ -118,7 +118,7 @@ def obfuscator_bundle(given: Path | None) -> Path:
     """The bundle given, or the one that is shipped with sfumato."""
     if given is not None:
         return given
-    from sfumato import shipped
+    from sfumato.artifacts import shipped
 
     shipped_bundle: Path = shipped.obfuscator_bundle()
     return shipped_bundle

@@ -12,15 +12,15 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sfumato.artifacts.signals import interruptible
 from sfumato.cli.app import app
 from sfumato.cli.inputs import AlwaysSendOption, obfuscator_bundle
 from sfumato.cli.output import JsonOption, counted, print_skipped
-from sfumato.device.folders import PICTURE_SUFFIXES, Share, find_pictures
+from sfumato.device.image_folders import PICTURE_SUFFIXES, Share, find_pictures
 from sfumato.errors import Interrupted, PictureError, SfumatoError
-from sfumato.interrupts import interruptible
 
 if TYPE_CHECKING:
-    from sfumato.device.protecting import Outcome
+    from sfumato.device.protect import Outcome
 
 _NAMED = 100
 """Pictures that stay on the device and are named, at most; --json names all."""
@@ -62,7 +62,7 @@ def protect(
 
     Example: `sfumato protect holiday/ portrait.jpg -o protected --tensors`
     """
-    from sfumato.device.protecting import Protecting, protect_pictures
+    from sfumato.device.protect import Protecting, protect_pictures
 
     if force and resume:
         raise SfumatoError("--force overwrites what exists, --resume keeps it; give one of them")

@@ -14,7 +14,7 @@ from sfumato.cli.output import JsonOption, needs_train_extra, percent, print_jso
 from sfumato.errors import BundleError
 
 if TYPE_CHECKING:
-    from sfumato.bundle import Bundle
+    from sfumato.artifacts.bundle import Bundle
 
 NOT_AUDITED = "not audited; what an audit of the original says does not hold for it"
 
@@ -51,11 +51,11 @@ def quantize(
     Example: `sfumato quantize runs/mine/bundle -o runs/mine-int8 --classifier runs/resnet/bundle`
     """
     with needs_train_extra():
-        from sfumato.data import load_train_test
-        from sfumato.quantizing import quantize as run_quantize
-        from sfumato.quantizing import remarks
-    from sfumato.bundle import Bundle
-    from sfumato.shipped import classifier_bundle
+        from sfumato.lab.data import load_train_test
+        from sfumato.lab.export.int8 import quantize as run_quantize
+        from sfumato.lab.export.int8 import remarks
+    from sfumato.artifacts.bundle import Bundle
+    from sfumato.artifacts.shipped import classifier_bundle
 
     given = obfuscator_bundle(bundle)
     if given.is_file():

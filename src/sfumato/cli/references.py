@@ -31,8 +31,8 @@ def references(
     Example: `sfumato references -o results/references.json`
     """
     with needs_train_extra():
-        from sfumato.audit.references import write_references
-        from sfumato.data import load_images
+        from sfumato.lab.audit.references import write_references
+        from sfumato.lab.data import load_images
     from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table

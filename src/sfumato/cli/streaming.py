@@ -13,12 +13,12 @@ import typer
 
 from sfumato.cli.inputs import expand_pictures
 from sfumato.cli.output import print_json
-from sfumato.device.folders import PICTURE_SUFFIXES
+from sfumato.device.image_folders import PICTURE_SUFFIXES
 from sfumato.errors import EndpointError, Interrupted, PictureError, SfumatoError
 
 if TYPE_CHECKING:
     from sfumato.device import Answer, Client, FileClient
-    from sfumato.device.picture import PictureSource
+    from sfumato.device.image import PictureSource
 
 _EVERY_S_OF_A_VIDEO = 1.0
 
@@ -63,7 +63,7 @@ def streams_of(pictures: list[Path], watch: Path | None, every_s: float | None) 
     Raises:
         SfumatoError: nothing was given, or `--every` without a stream.
     """
-    from sfumato.device.video import VIDEO_SUFFIXES
+    from sfumato.device.video_frames import VIDEO_SUFFIXES
 
     if not pictures and watch is None:
         raise SfumatoError("nothing to classify was given: name pictures, folders or videos, or a folder to --watch")
@@ -92,7 +92,7 @@ def print_stream(
         SfumatoError: what ended it.
         typer.Exit: some pictures could not be classified.
     """
-    from sfumato.device.many import in_order
+    from sfumato.device.concurrent import in_order
 
     counts: Counter[str] = Counter()
 
@@ -127,8 +127,8 @@ def print_stream(
 
 
 def _shown(pictures: list[Path], watch: Path | None, every_s: float | None) -> Iterator[_Shown]:
-    from sfumato.device.video import VIDEO_SUFFIXES, video_pictures
-    from sfumato.device.watching import new_pictures
+    from sfumato.device.video_frames import VIDEO_SUFFIXES, video_pictures
+    from sfumato.device.watch import new_pictures
 
     appearing: Iterator[Path] = iter(())
     if watch is not None:

@@ -44,9 +44,9 @@ def studio(
     """
     with needs_serve_extra():
         from sfumato import cloud
-        from sfumato.studio import Pages, collect
-    from sfumato import shipped
-    from sfumato.bundle import Bundle
+        from sfumato.apps.studio import Pages, collect
+    from sfumato.artifacts import shipped
+    from sfumato.artifacts.bundle import Bundle
 
     served = Bundle.load(classifier or shipped.classifier_bundle(), kind="classifier")
     given = obfuscators or [shipped.obfuscator_bundle(), shipped.papers_obfuscator_bundle()]

@@ -16,7 +16,7 @@ from sfumato.cli.output import JsonOption, needs_train_extra, percent, print_jso
 from sfumato.errors import RecipeError, TrainingError
 
 if TYPE_CHECKING:
-    from sfumato.training.recipe import AnyRecipe
+    from sfumato.lab.training.recipe import AnyRecipe
 
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(8 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
 
@@ -73,11 +73,11 @@ def train(
     """
     keep_freed_memory()
     with needs_train_extra():
-        from sfumato.blackbox import is_endpoint, protect_black_box
-        from sfumato.bundle import Bundle
-        from sfumato.training import Run, load_recipe
-        from sfumato.training import train as run_training
-        from sfumato.training.recipe import ClassifierRecipe
+        from sfumato.artifacts.bundle import Bundle
+        from sfumato.lab.training import Run, load_recipe
+        from sfumato.lab.training import train as run_training
+        from sfumato.lab.training.blackbox import is_endpoint, protect_black_box
+        from sfumato.lab.training.recipe import ClassifierRecipe
 
     plan = load_recipe(recipe, [*(set_ or []), *([f'classifier="{black_box}"'] if black_box else [])])
     if estimate is not None:
@@ -113,9 +113,9 @@ def train(
 
 
 def _estimate(plan: AnyRecipe, file: Path, accelerator: str, *, as_json: bool) -> None:
-    from sfumato.audit.speed import spoken
-    from sfumato.bundle import write_json
-    from sfumato.making.estimate import estimate
+    from sfumato.artifacts.bundle import write_json
+    from sfumato.lab.audit.speed import spoken
+    from sfumato.lab.runs.estimate import estimate
 
     found = estimate(plan, accelerator=accelerator)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -31,10 +31,10 @@ def transfer(
     Example: `sfumato transfer runs/mine/bundle --to runs/vgg7/bundle --to runs/convmixer/bundle -o results/mine.json`
     """
     with needs_train_extra():
-        from sfumato.audit.points import read_audits
-        from sfumato.data import load_images
-        from sfumato.transfer import transfer as measure
-    from sfumato.bundle import Bundle, write_json
+        from sfumato.lab.data import load_images
+        from sfumato.lab.evaluation.transfer import transfer as measure
+        from sfumato.lab.report.points import read_audits
+    from sfumato.artifacts.bundle import Bundle, write_json
 
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)  # before the long part, so that nothing is measured in vain

@@ -18,11 +18,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sfumato import __version__
 from sfumato.cloud import logs
-from sfumato.cloud.catalogue import Catalogue
 from sfumato.cloud.dataplane import ServedModel
 from sfumato.cloud.errors import ModelNotFound, Overloaded
 from sfumato.cloud.metrics import CONTENT_TYPE, Metrics
-from sfumato.cloud.siblings import Siblings
+from sfumato.cloud.model_repository import Catalogue
+from sfumato.cloud.replica_metrics import Siblings
 from sfumato.errors import ServingError, WireError
 from sfumato.wire import HEADER_LENGTH, decode_request, encode_metadata, encode_response
 

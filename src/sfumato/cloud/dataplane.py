@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sfumato.bundle import CLASSIFIER_ONNX, DECODER_ONNX, Bundle, fingerprint
+from sfumato.artifacts.bundle import CLASSIFIER_ONNX, DECODER_ONNX, Bundle, fingerprint
 from sfumato.cloud.batching import Arrays, Batcher
 from sfumato.errors import ServingError, WireError
 from sfumato.wire import DTYPES, InferRequest, InferResponse, ModelMetadata, Tensor, TensorSpec

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sfumato.bundle import MANIFEST, Bundle, split_name
+from sfumato.artifacts.bundle import MANIFEST, Bundle, split_name
 from sfumato.cloud.dataplane import VERSION, ServedModel, checked_version
 from sfumato.cloud.errors import ModelNotFound
 from sfumato.errors import ServingError, SfumatoError

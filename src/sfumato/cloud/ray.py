@@ -23,10 +23,10 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
+from sfumato.artifacts.signals import interruptible
 from sfumato.cloud.replicas import Replicas
 from sfumato.cloud.server import listen
 from sfumato.errors import ServingError
-from sfumato.interrupts import interruptible
 
 log = logging.getLogger(__name__)
 

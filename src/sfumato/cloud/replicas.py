@@ -26,9 +26,9 @@ from types import FrameType
 from typing import Any
 
 from sfumato.cloud import logs
-from sfumato.cloud.catalogue import Catalogue
+from sfumato.cloud.model_repository import Catalogue
+from sfumato.cloud.replica_metrics import Siblings
 from sfumato.cloud.server import Limits, listen, prepare, run, tls_context, warn_if_open
-from sfumato.cloud.siblings import Siblings
 from sfumato.errors import ServingError, SfumatoError
 
 log = logging.getLogger(__name__)

@@ -23,10 +23,10 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from sfumato.cloud.app import MAX_BODY_BYTES, MAX_HELD_BYTES, Application, create_app
-from sfumato.cloud.catalogue import Catalogue
+from sfumato.cloud.connection_limits import MAX_CONNECTIONS, RECEIVE_TIMEOUT_S, GuardedProtocol, cut_late
 from sfumato.cloud.dataplane import ServedModel
-from sfumato.cloud.guard import MAX_CONNECTIONS, RECEIVE_TIMEOUT_S, GuardedProtocol, cut_late
-from sfumato.cloud.siblings import Siblings
+from sfumato.cloud.model_repository import Catalogue
+from sfumato.cloud.replica_metrics import Siblings
 from sfumato.errors import ServingError
 
 log = logging.getLogger(__name__)

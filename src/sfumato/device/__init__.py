@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sfumato.device.client import Answer, Client, EndpointStatus, FingerprintWarning
-    from sfumato.device.file_client import FileClient
+    from sfumato.device.image import load_picture, prepare
+    from sfumato.device.image_file_client import FileClient
     from sfumato.device.obfuscator import Decision, ObfuscatedPicture, Obfuscator
-    from sfumato.device.picture import load_picture, prepare
 
 __all__ = [
     "Answer",
@@ -30,12 +30,12 @@ _HOMES = {
     "Client": "client",
     "Decision": "obfuscator",
     "EndpointStatus": "client",
-    "FileClient": "file_client",
+    "FileClient": "image_file_client",
     "FingerprintWarning": "client",
     "ObfuscatedPicture": "obfuscator",
     "Obfuscator": "obfuscator",
-    "load_picture": "picture",
-    "prepare": "picture",
+    "load_picture": "image",
+    "prepare": "image",
 }
 
 

@@ -17,14 +17,14 @@ from typing import Literal, Self
 
 import numpy as np
 
-from sfumato.bundle import DECODER_ONNX, Bundle, split_name
-from sfumato.device.answers import Answer, read_answers
-from sfumato.device.deciding import answer_at_home, answer_group
-from sfumato.device.endpoint import open_endpoint
-from sfumato.device.many import IN_FLIGHT, in_order
+from sfumato.artifacts.bundle import DECODER_ONNX, Bundle, split_name
+from sfumato.device.concurrent import IN_FLIGHT, in_order
+from sfumato.device.connect import open_endpoint
+from sfumato.device.endpoint_binding import Plan, as_datatype, make_plan, travels_from
+from sfumato.device.gate_client import answer_at_home, answer_group
+from sfumato.device.image import PictureSource
 from sfumato.device.obfuscator import ObfuscatedPicture, Obfuscator
-from sfumato.device.picture import PictureSource
-from sfumato.device.plan import Plan, as_datatype, make_plan, travels_from
+from sfumato.device.predictions import Answer, read_answers
 from sfumato.errors import EndpointAnswerInvalid, EndpointError, EndpointFailed, EndpointRefused
 from sfumato.wire import ModelMetadata, Tensor
 

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.bundle import Preprocessing
+from sfumato.artifacts.bundle import Preprocessing
 from sfumato.errors import BundleError
 
 EightBit = Literal["exact", "rounded"]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.bundle import Bundle, Preprocessing
+from sfumato.artifacts.bundle import Bundle, Preprocessing
 from sfumato.device.eight_bit import to_pixels
 from sfumato.errors import BundleError, EndpointAnswerInvalid, EndpointError
 from sfumato.wire import DTYPES, ModelMetadata, TensorSpec

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.bundle import Gate
+from sfumato.artifacts.bundle import Gate
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:

@@ -6,9 +6,9 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from sfumato.device.answers import Answer, own_answer
+from sfumato.device.image import PictureSource
 from sfumato.device.obfuscator import Decision, ObfuscatedPicture, Obfuscator
-from sfumato.device.picture import PictureSource
+from sfumato.device.predictions import Answer, own_answer
 
 
 class Send(Protocol):

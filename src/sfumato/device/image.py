@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from sfumato.bundle import Preprocessing
+from sfumato.artifacts.bundle import Preprocessing
 from sfumato.errors import PictureError
 
 PictureSource = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.uint8]

@@ -14,14 +14,14 @@ from typing import Any, Self
 
 import numpy as np
 
-from sfumato.bundle import Bundle
-from sfumato.device.answers import Answer
-from sfumato.device.deciding import answer_at_home, answer_group
-from sfumato.device.file_answers import AnswerPlace, read_file_answer
-from sfumato.device.files import FileFormat, Request, Style, encode_picture
-from sfumato.device.many import IN_FLIGHT, in_order
+from sfumato.artifacts.bundle import Bundle
+from sfumato.device.concurrent import IN_FLIGHT, in_order
+from sfumato.device.file_responses import AnswerPlace, read_file_answer
+from sfumato.device.gate_client import answer_at_home, answer_group
+from sfumato.device.image import PictureSource
+from sfumato.device.image_files import FileFormat, Request, Style, encode_picture
 from sfumato.device.obfuscator import ObfuscatedPicture, Obfuscator
-from sfumato.device.picture import PictureSource
+from sfumato.device.predictions import Answer
 from sfumato.device.transport import Transport
 from sfumato.errors import EndpointAnswerInvalid, EndpointError
 
@@ -38,7 +38,7 @@ class FileClient:
             "{base64}" stands for the file and "{type}" for its media type.
         file_format: "png", "webp" (lossless), or "smallest": what is smaller for each picture.
         answer: where the answer lies in the JSON: keys and places of lists, with dots between, such as
-            "responses.0.labels"; "" is the whole. `sfumato.device.file_answers` says what may lie there.
+            "responses.0.labels"; "" is the whole. `sfumato.device.file_responses` says what may lie there.
         label_key: what the objects there call the label.
         score_key: what they call the score.
         rounding: round drawings in [0, 1] to 8 bits; otherwise those that are no 8-bit pictures are refused.

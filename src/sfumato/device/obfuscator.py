@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.bundle import DECODER_ONNX, OBFUSCATOR_ONNX, Bundle, Preprocessing
+from sfumato.artifacts.bundle import DECODER_ONNX, OBFUSCATOR_ONNX, Bundle, Preprocessing
 from sfumato.device.eight_bit import EightBit, to_pixels
-from sfumato.device.gating import has_to_be_sent, softmax
-from sfumato.device.picture import PictureSource, load_picture, prepare
+from sfumato.device.gate import has_to_be_sent, softmax
+from sfumato.device.image import PictureSource, load_picture, prepare
 from sfumato.errors import BundleError, PictureError
 
 if TYPE_CHECKING:

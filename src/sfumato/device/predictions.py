@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from sfumato.device.gating import softmax
+from sfumato.device.gate import softmax
 from sfumato.errors import EndpointAnswerInvalid
 from sfumato.wire import InferResponse, Tensor
 

@@ -25,7 +25,7 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 
-from sfumato.device.folders import Found, in_groups
+from sfumato.device.image_folders import Found, in_groups
 from sfumato.device.obfuscator import Decision, ObfuscatedPicture, Obfuscator
 from sfumato.errors import BundleError, PictureError, SfumatoError
 

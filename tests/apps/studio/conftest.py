@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from sfumato import cloud, shipped
-from sfumato.bundle import Bundle
-from sfumato.studio import Pages, assets, collect
-from studio.browsing import CHROMIUM, FLAGS, open_page
+from apps.studio.browsing import CHROMIUM, FLAGS, open_page
+from sfumato import cloud
+from sfumato.apps.studio import Pages, assets, collect
+from sfumato.artifacts import shipped
+from sfumato.artifacts.bundle import Bundle
 
 RUNTIME_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 

@@ -17,13 +17,14 @@ from pathlib import Path
 import pytest
 
 import sfumato
-from sfumato import cloud, shipped
-from sfumato.bundle import Bundle
+from sfumato import cloud
+from sfumato.apps.studio import Pages, app, assets, collect
+from sfumato.artifacts import shipped
+from sfumato.artifacts.bundle import Bundle
 from sfumato.errors import ServingError
-from sfumato.studio import Pages, app, assets, collect
 
 PACKAGE = Path(app.__file__).parent
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TOKEN = "s3cret"
 
 
@@ -181,7 +182,7 @@ def test_the_types_are_those_of_the_module() -> None:
 
 
 def test_the_plot_shows_the_audits_that_were_run() -> None:
-    from sfumato.audit.points import collect as audited
+    from sfumato.lab.report.points import collect as audited
 
     shown = json.loads(assets.FRONTIER.read_text(encoding="utf-8"))["points"]
     current = audited(ROOT / "results" / "audits")

@@ -15,7 +15,7 @@ from types import ModuleType
 import brotli
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CONTENTS = {"ort.wasm.bundle.min.mjs": b"export {};", "ort-wasm-simd-threaded.wasm": b"\0asm", "other.mjs": b"other"}
 
 
@@ -57,10 +57,10 @@ def npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def hook(build: ModuleType, root: Path) -> tuple[App, Path]:
-    (root / "src" / "sfumato" / "studio").mkdir(parents=True, exist_ok=True)
+    (root / "src" / "sfumato" / "apps" / "studio").mkdir(parents=True, exist_ok=True)
     app = App()
     build.RuntimeHook(str(root), {}, None, None, str(root), "wheel", app).initialize("editable", {})
-    return app, root / "src" / "sfumato" / "studio" / "onnxruntime-web"
+    return app, root / "src" / "sfumato" / "apps" / "studio" / "onnxruntime-web"
 
 
 def test_the_pinned_package_is_stored_compressed_once(

@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 import tiny
+from apps.studio.browsing import array, module, open_page, photo, rgb
+from apps.studio.conftest import Tap
 from recording import leaked
-from sfumato import cloud, shipped, wire
-from sfumato.bundle import Bundle
+from sfumato import cloud, wire
+from sfumato.apps.studio import Pages, collect
+from sfumato.artifacts import shipped
+from sfumato.artifacts.bundle import Bundle
 from sfumato.device import Obfuscator, load_picture, prepare
-from sfumato.device.gating import softmax
-from sfumato.device.picture import fit
-from sfumato.studio import Pages, collect
-from studio.browsing import array, module, open_page, photo, rgb
-from studio.conftest import Tap
+from sfumato.device.gate import softmax
+from sfumato.device.image import fit
 
 pytestmark = pytest.mark.browser
 

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 import tiny
+from apps.studio.browsing import drop, open_page, photo, png
+from apps.studio.conftest import Tap
 from recording import leaked
-from sfumato import cloud, shipped
-from sfumato.bundle import Bundle
+from sfumato import cloud
+from sfumato.apps.studio import Pages, collect
+from sfumato.artifacts import shipped
+from sfumato.artifacts.bundle import Bundle
 from sfumato.device import Client, Obfuscator
-from sfumato.device.picture import fit
-from sfumato.studio import Pages, collect
-from studio.browsing import drop, open_page, photo, png
-from studio.conftest import Tap
+from sfumato.device.image import fit
 
 pytestmark = pytest.mark.browser
 

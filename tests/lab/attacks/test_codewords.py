@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from scenes import pictures, target
-from sfumato.audit.attackers.codewords import Codewords
-from sfumato.audit.attackers.protocol import Effort
-from sfumato.audit.knowledge import FreshPairs, Knowledge, Threat, UnavailableError
 from sfumato.errors import AuditError
+from sfumato.lab.attacks.codewords import Codewords
+from sfumato.lab.attacks.protocol import Effort
+from sfumato.lab.attacks.threat_models import FreshPairs, Knowledge, Threat, UnavailableError
 
 
 class Bright(torch.nn.Module):
@@ -32,7 +32,7 @@ def test_of_one_bit_the_mean_picture_of_each_value_is_restored():
 
 
 def test_where_every_picture_travels_as_another_thing_it_is_not_run(monkeypatch):
-    monkeypatch.setattr("sfumato.nets.codewords.MOST_WORDS", 20)
+    monkeypatch.setattr("sfumato.lab.models.codewords.MOST_WORDS", 20)
     knowledge = Knowledge(Threat.WHITE_BOX, 16, 16, FreshPairs(pictures(60).images, lambda x: x))
     with pytest.raises(UnavailableError, match="no code"):
         Codewords().prepare(knowledge, Effort(0, 0))

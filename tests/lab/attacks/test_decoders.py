@@ -2,14 +2,14 @@ import pytest
 import torch
 
 from scenes import SIDE, pictures
-from sfumato.audit.attackers.decoders import PAPER, RESIDUAL, RESIDUAL_GAN, RESIDUAL_SSIM, UNET
-from sfumato.audit.attackers.linear import Linear
-from sfumato.audit.attackers.protocol import Effort
-from sfumato.audit.controls import fold
-from sfumato.audit.knowledge import FreshPairs, Knowledge, Threat
 from sfumato.errors import AuditError
-from sfumato.nets import Deobfuscator
-from sfumato.nets.restoring import ResidualNet, UNet
+from sfumato.lab.attacks.decoders import PAPER, RESIDUAL, RESIDUAL_GAN, RESIDUAL_SSIM, UNET
+from sfumato.lab.attacks.linear import Linear
+from sfumato.lab.attacks.protocol import Effort
+from sfumato.lab.attacks.threat_models import FreshPairs, Knowledge, Threat
+from sfumato.lab.audit.sanity_checks import fold
+from sfumato.lab.models import Deobfuscator
+from sfumato.lab.models.decoders import ResidualNet, UNet
 from synthetic import image_set
 
 ALL = (PAPER, RESIDUAL, UNET, RESIDUAL_SSIM, RESIDUAL_GAN)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.audit.attackers.deep_image_prior import DeepImagePrior, Hourglasses
-from sfumato.audit.attackers.protocol import Effort
-from sfumato.audit.knowledge import FixedPairs, Knowledge, Threat
 from sfumato.errors import AuditError
+from sfumato.lab.attacks.deep_image_prior import DeepImagePrior, Hourglasses
+from sfumato.lab.attacks.protocol import Effort
+from sfumato.lab.attacks.threat_models import FixedPairs, Knowledge, Threat
 
 
 def smooth(count: int, seed: int, *, height: int = 16, width: int = 16) -> Tensor:

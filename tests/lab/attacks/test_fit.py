@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from scenes import pictures
-from sfumato.audit.attackers.losses import SquaredError
-from sfumato.audit.attackers.protocol import Effort
-from sfumato.audit.fitting import BATCH, FLAT, LEAST_STEPS, LOOKS, fit_decoder, flattened
-from sfumato.audit.knowledge import FixedPairs, FreshPairs
 from sfumato.errors import AuditError, Interrupted
+from sfumato.lab.attacks.fit import BATCH, FLAT, LEAST_STEPS, LOOKS, fit_decoder, flattened
+from sfumato.lab.attacks.losses import SquaredError
+from sfumato.lab.attacks.protocol import Effort
+from sfumato.lab.attacks.threat_models import FixedPairs, FreshPairs
 
 KNOWN = pictures(120, side=8).images
 
@@ -108,7 +108,7 @@ def test_large_pictures_in_parts_make_the_same_steps(monkeypatch):
         seen.append(len(inputs[0]))
 
     whole = fit_decoder(net(), pairs(), SquaredError(), effort)
-    monkeypatch.setattr("sfumato.audit.fitting._PIXELS_AT_ONCE", 10 * 8 * 8)  # as if these were large
+    monkeypatch.setattr("sfumato.lab.attacks.fit._PIXELS_AT_ONCE", 10 * 8 * 8)  # as if these were large
     watched = net()
     watched.register_forward_pre_hook(told)
     parts = fit_decoder(watched, pairs(), SquaredError(), effort)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfumato.audit.attackers.protocol import Effort
-from sfumato.audit.identification import Identification, another_view, identify
-from sfumato.audit.knowledge import FixedPairs, FreshPairs, Knowledge, Threat
 from sfumato.errors import AuditError
+from sfumato.lab.attacks.identification import Identification, another_view, identify
+from sfumato.lab.attacks.protocol import Effort
+from sfumato.lab.attacks.threat_models import FixedPairs, FreshPairs, Knowledge, Threat
 
 TINY = Effort(pictures=256, steps=1)
 

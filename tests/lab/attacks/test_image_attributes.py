@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfumato.audit.attackers.protocol import Effort
-from sfumato.audit.attributes import Attribute, chance, hue, infer
-from sfumato.audit.knowledge import FixedPairs, FreshPairs, Knowledge, Threat
 from sfumato.errors import AuditError
+from sfumato.lab.attacks.image_attributes import Attribute, chance, hue, infer
+from sfumato.lab.attacks.protocol import Effort
+from sfumato.lab.attacks.threat_models import FixedPairs, FreshPairs, Knowledge, Threat
 
 EFFORT = Effort(pictures=128 * 30, steps=1)
 

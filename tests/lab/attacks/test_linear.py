@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from scenes import pictures
-from sfumato.audit.attackers import linear
-from sfumato.audit.attackers.linear import Linear, solve
-from sfumato.audit.attackers.protocol import Effort
-from sfumato.audit.knowledge import FixedPairs, FreshPairs, Knowledge, Threat
 from sfumato.errors import AuditError
+from sfumato.lab.attacks import linear
+from sfumato.lab.attacks.linear import Linear, solve
+from sfumato.lab.attacks.protocol import Effort
+from sfumato.lab.attacks.threat_models import FixedPairs, FreshPairs, Knowledge, Threat
 
 
 def ridge(x, y, penalty):

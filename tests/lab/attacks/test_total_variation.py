@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.audit.attackers.protocol import Effort
-from sfumato.audit.attackers.total_variation import TotalVariation, descend, total_variation
-from sfumato.audit.knowledge import FixedPairs, Knowledge, Threat
 from sfumato.errors import AuditError
+from sfumato.lab.attacks.protocol import Effort
+from sfumato.lab.attacks.threat_models import FixedPairs, Knowledge, Threat
+from sfumato.lab.attacks.total_variation import TotalVariation, descend, total_variation
 
 
 def smooth(count: int, seed: int) -> Tensor:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sfumato.audit.attackers.protocol import Effort
-from sfumato.audit.attackers.unpaired import Unpaired, transport
-from sfumato.audit.knowledge import Knowledge, Threat
 from sfumato.errors import AuditError
+from sfumato.lab.attacks.protocol import Effort
+from sfumato.lab.attacks.threat_models import Knowledge, Threat
+from sfumato.lab.attacks.unpaired import Unpaired, transport
 
 EFFORT = Effort(pictures=64 * 20, steps=0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sfumato.audit.budget import BUDGETS, shared
+from sfumato.lab.audit.budget import BUDGETS, shared
 
 
 def test_a_share_of_a_budget_trains_every_attacker_so_much_shorter_and_says_so() -> None:

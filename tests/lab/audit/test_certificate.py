@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sfumato.audit import certificate
-from sfumato.audit.certificate import (
+from sfumato.errors import AuditError
+from sfumato.lab.attacks.target import Noisy, NoisyWithin
+from sfumato.lab.audit import certificate
+from sfumato.lab.audit.certificate import (
     certify,
     certify_code,
     fano_top1,
@@ -19,9 +21,7 @@ from sfumato.audit.certificate import (
     rate_bits,
     van_trees_mse,
 )
-from sfumato.audit.target import Noisy, NoisyWithin
-from sfumato.errors import AuditError
-from sfumato.nets import Normalize, Obfuscator, travels_of
+from sfumato.lab.models import Normalize, Obfuscator, travels_of
 
 SIDES = (4, 3)
 NUMBERS = 3 * SIDES[0] * SIDES[1]

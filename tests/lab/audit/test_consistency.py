@@ -1,7 +1,7 @@
 import pytest
 
-from sfumato.audit.consistency import trial_controls
-from sfumato.audit.fitting import BATCH, LEAST_STEPS, LOOKS
+from sfumato.lab.attacks.fit import BATCH, LEAST_STEPS, LOOKS
+from sfumato.lab.audit.consistency import trial_controls
 
 SEEN = [i * LEAST_STEPS * BATCH for i in range(LOOKS + 1)]
 SETTLED = [[n, max(0.04, 0.06 - 0.005 * i)] for i, n in enumerate(SEEN)]

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from scenes import SIDE, TINY, pictures, target
-from sfumato.audit.attackers.protocol import Effort
-from sfumato.audit.columns import THREATS, ask
-from sfumato.audit.run import Beside, audit
-from sfumato.audit.scene import Scene
-from sfumato.audit.verdict import hides
-from sfumato.data import ImageSet, faces
 from sfumato.errors import AuditError
+from sfumato.lab.attacks.protocol import Effort
+from sfumato.lab.audit.label_attributes import THREATS, ask
+from sfumato.lab.audit.run import Beside, audit
+from sfumato.lab.audit.setting import Scene
+from sfumato.lab.audit.verdict import hides
+from sfumato.lab.data import ImageSet, faces
 
 EFFORT = Effort(pictures=128 * 60, steps=1)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfumato.audit import references as module
-from sfumato.audit.references import class_mean_reference, class_means, k_means, references, write_references
-from sfumato.data import ImageSet, load_images
 from sfumato.errors import AuditError
+from sfumato.lab.audit import references as module
+from sfumato.lab.audit.references import class_mean_reference, class_means, k_means, references, write_references
+from sfumato.lab.data import ImageSet, load_images
 from synthetic import CLASSES, image_set
 
 REAL = pytest.mark.skipif(not os.environ.get("SFUMATO_CIFAR10"), reason="needs SFUMATO_CIFAR10")

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from scenes import SIDE, TINY, Noise, Swap, pictures, scene
-from sfumato.audit.budget import BUDGETS, Trial
-from sfumato.audit.knowledge import Threat
-from sfumato.audit.run import audit
-from sfumato.audit.target import OwnAnswers
-from sfumato.bundle import Gate
+from sfumato.artifacts.bundle import Gate
 from sfumato.errors import AuditError, Interrupted
+from sfumato.lab.attacks.target import OwnAnswers
+from sfumato.lab.attacks.threat_models import Threat
+from sfumato.lab.audit.budget import BUDGETS, Trial
+from sfumato.lab.audit.run import audit
 
 BOX = Threat.WHITE_BOX
 
@@ -65,9 +65,9 @@ def test_an_attacker_that_breaks_is_counted_and_does_not_end_the_audit(tmp_path,
     def broken(self, knowledge, effort):
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr("sfumato.audit.attackers.decoders.LearnedDecoder.prepare", broken)
+    monkeypatch.setattr("sfumato.lab.attacks.decoders.LearnedDecoder.prepare", broken)
     budget = dataclasses.replace(TINY, trials=(Trial("residual decoder", BOX, 64), Trial("least squares", BOX)))
-    monkeypatch.setattr("sfumato.audit.run.decoder_controls", lambda *a, **k: [])
+    monkeypatch.setattr("sfumato.lab.audit.run.decoder_controls", lambda *a, **k: [])
     trial = by_key(audit(scene(Swap()), budget, tmp_path / "audit"))["residual_decoder-white-box-seed0"]
     assert (trial["status"], trial["reason"]) == ("failed", "RuntimeError: out of luck")
 

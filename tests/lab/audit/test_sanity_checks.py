@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from scenes import pictures
-from sfumato.audit.attackers.registry import ATTACKERS, CONTROLLED, STRONG
-from sfumato.audit.budget import BUDGETS
-from sfumato.audit.controls import BLUR_DB, IDENTITY_DB, PAPER_GAIN_DB, blur, decoder_controls, fold
-from sfumato.audit.fitting import Fitted
-from sfumato.data import load_images
+from sfumato.lab.attacks.fit import Fitted
+from sfumato.lab.attacks.registry import ATTACKERS, CONTROLLED, STRONG
+from sfumato.lab.audit.budget import BUDGETS
+from sfumato.lab.audit.sanity_checks import BLUR_DB, IDENTITY_DB, PAPER_GAIN_DB, blur, decoder_controls, fold
+from sfumato.lab.data import load_images
 
 CPU = torch.device("cpu")
 
@@ -42,7 +42,7 @@ def test_decoders_that_learn_nothing_fail_every_control_but_the_trivial(monkeypa
             return torch.full_like(observed, 0.5)
 
     monkeypatch.setattr(
-        "sfumato.audit.attackers.decoders.fit_decoder", lambda *_, **__: Fitted(Grey(), ((0, 1.0),), True, 0)
+        "sfumato.lab.attacks.decoders.fit_decoder", lambda *_, **__: Fitted(Grey(), ((0, 1.0),), True, 0)
     )
     found = decoder_controls(pictures(200), pictures(60, seed=1), pictures=64, device=CPU)
     asked = [control for control in found if "oracle" not in control.name]
@@ -57,7 +57,7 @@ def test_an_attacker_who_knows_more_than_the_label_from_the_oracle_fails(monkeyp
             return test.images[: len(observed)].float() / 255
 
     monkeypatch.setattr(
-        "sfumato.audit.attackers.decoders.fit_decoder", lambda *_, **__: Fitted(Cheat(), ((0, 1.0),), True, 0)
+        "sfumato.lab.attacks.decoders.fit_decoder", lambda *_, **__: Fitted(Cheat(), ((0, 1.0),), True, 0)
     )
     found = decoder_controls(pictures(200), test, pictures=64, device=CPU)
     assert not any(control.passed for control in found if "oracle" in control.name)
@@ -70,7 +70,7 @@ def test_answers_are_kept_until_what_they_depend_on_changes(monkeypatch):
         calls.append(1)
         return Fitted(net.eval(), ((0, 1.0),), True, 0)
 
-    monkeypatch.setattr("sfumato.audit.attackers.decoders.fit_decoder", fit)
+    monkeypatch.setattr("sfumato.lab.attacks.decoders.fit_decoder", fit)
     train, test = pictures(100), pictures(20, seed=1)
     first = decoder_controls(train, test, pictures=64, device=CPU)
     assert decoder_controls(train, test, pictures=64, device=CPU) == first and len(calls) == 11

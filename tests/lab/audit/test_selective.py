@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from scenes import Swap, pictures, scene, target
-from sfumato.audit.gated import gate_figures, gated_plain
-from sfumato.audit.references import class_means
-from sfumato.audit.scene import Scene
-from sfumato.audit.target import OwnAnswers
-from sfumato.bundle import Gate
-from sfumato.measures import per_picture
+from sfumato.artifacts.bundle import Gate
+from sfumato.lab.attacks.target import OwnAnswers
+from sfumato.lab.audit.references import class_means
+from sfumato.lab.audit.selective import gate_figures, gated_plain
+from sfumato.lab.audit.setting import Scene
+from sfumato.lab.evaluation.measures import per_picture
 
 CLASSES = 4
 

@@ -4,12 +4,12 @@ import torch
 from torch import nn
 
 from scenes import SIDE, Noise, Swap, scene
-from sfumato.audit.cloud_view import CloudView
-from sfumato.audit.dead_leaves import dead_leaves
-from sfumato.audit.knowledge import Threat
-from sfumato.audit.scene import UnavailableError
 from sfumato.errors import AuditError
-from sfumato.nets import build_classifier
+from sfumato.lab.attacks.cloud_features import CloudView
+from sfumato.lab.attacks.dead_leaves import dead_leaves
+from sfumato.lab.attacks.threat_models import Threat
+from sfumato.lab.audit.setting import UnavailableError
+from sfumato.lab.models import build_classifier
 
 SOURCE = torch.Generator()
 

@@ -4,10 +4,10 @@ import torch
 
 import tiny
 from audit_bundles import SIZE, pictures, written
-from sfumato.audit.load import load_target, native_size
-from sfumato.baselines import METHODS
-from sfumato.bundle import OBFUSCATOR_ONNX
+from sfumato.artifacts.bundle import OBFUSCATOR_ONNX
 from sfumato.errors import AuditError, BundleError
+from sfumato.lab.audit.targets import load_target, native_size
+from sfumato.lab.baselines import METHODS
 
 MODULE = """
 import numpy as np

@@ -3,8 +3,8 @@ import re
 import pytest
 
 from fakes import fake_audit, trial
-from sfumato.audit.knowledge import Threat
-from sfumato.audit.verdict import LEAKS_ABOVE, WHO, best_mixture, decide, find_doubts, mixed_accuracy, percent
+from sfumato.lab.attacks.threat_models import Threat
+from sfumato.lab.audit.verdict import LEAKS_ABOVE, WHO, best_mixture, decide, find_doubts, mixed_accuracy, percent
 
 CLAIMS = re.compile(r"\b(private|privacy|secure|security|safe|safely|encrypt\w*|anonym\w*)\b", re.IGNORECASE)
 

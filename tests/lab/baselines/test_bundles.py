@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from sfumato import shipped
-from sfumato.baselines import METHODS, build, load_module, make, refit, write_baseline
-from sfumato.baselines.bundles import Travels, _check_noise, as_travels
-from sfumato.baselines.method import NoisyMethod
-from sfumato.bundle import Bundle, Preprocessing
-from sfumato.classifiers import FrozenClassifier
+from sfumato.artifacts import shipped
+from sfumato.artifacts.bundle import Bundle, Preprocessing
+from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.errors import BundleError, TrainingError
-from sfumato.onnxfile import OnnxFunction
+from sfumato.lab.baselines import METHODS, build, load_module, make, refit, write_baseline
+from sfumato.lab.baselines.bundles import Travels, _check_noise, as_travels
+from sfumato.lab.baselines.method import NoisyMethod
+from sfumato.lab.classifiers import FrozenClassifier
 from synthetic import image_set
 
 SIZE = 16

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from sfumato import shipped
-from sfumato.baselines import METHODS, load_module
-from sfumato.bundle import Bundle
-from sfumato.classifiers import load_classifier
+from sfumato.artifacts import shipped
+from sfumato.artifacts.bundle import Bundle
+from sfumato.lab.baselines import METHODS, load_module
+from sfumato.lab.classifiers import load_classifier
 from synthetic import CLASSES, save_folder
 
 

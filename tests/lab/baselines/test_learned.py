@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from sfumato.baselines import Training, build
-from sfumato.baselines.max_entropy import LEVELS, block_brightness, mean_entropy
-from sfumato.baselines.nopeek import distance_correlation
 from sfumato.errors import Interrupted, TrainingError
-from sfumato.nets import Normalize
+from sfumato.lab.baselines import Training, build
+from sfumato.lab.baselines.max_entropy import LEVELS, block_brightness, mean_entropy
+from sfumato.lab.baselines.nopeek import distance_correlation
+from sfumato.lab.models import Normalize
 from synthetic import CLASSES, image_set
 
 LEARNED = ("shredder", "cloak", "nopeek", "max-entropy", "joint")

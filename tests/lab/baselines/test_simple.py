@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from sfumato.baselines import METHODS, build
-from sfumato.baselines.method import NoisyMethod
 from sfumato.errors import TrainingError
+from sfumato.lab.baselines import METHODS, build
+from sfumato.lab.baselines.method import NoisyMethod
 
 
 def pictures(count: int = 3, height: int = 16, width: int = 24) -> torch.Tensor:

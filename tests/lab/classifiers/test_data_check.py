@@ -9,10 +9,10 @@ import pytest
 import brought
 import tiny
 from recording import metadata, recording
-from sfumato.classifiers import Stated
 from sfumato.errors import ClassifierError
-from sfumato.pairing import pair
-from sfumato.training.recipe import load_recipe
+from sfumato.lab.classifiers import Stated
+from sfumato.lab.classifiers.data_check import pair
+from sfumato.lab.training.recipe import load_recipe
 from synthetic import save_folder
 
 pytestmark = pytest.mark.usefixtures("own_caches")

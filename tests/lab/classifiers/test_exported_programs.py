@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import brought
-from sfumato.classifiers import programs
-from sfumato.classifiers.programs import Program, load_program, picture_size, save_program
 from sfumato.errors import ClassifierError
+from sfumato.lab.classifiers import exported_programs
+from sfumato.lab.classifiers.exported_programs import Program, load_program, picture_size, save_program
 
 MODEL = "models/model.json"
 WEIGHTS = "data/weights/model_weights_config.json"
@@ -148,7 +148,7 @@ def test_no_operator_that_reads_or_writes_a_file_is_let_through():
         if any("file" in argument.name for argument in schema.arguments) and schema.name.startswith("aten::")
     }
     assert "torch.ops.aten.from_file.default" in files
-    assert not [name for name in files if programs._TARGET.fullmatch(name)]
+    assert not [name for name in files if exported_programs._TARGET.fullmatch(name)]
 
 
 def test_guards_are_code_and_are_left_out(program, tmp_path):

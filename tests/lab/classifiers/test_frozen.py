@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sfumato.bundle import file_sha256
-from sfumato.classifiers import load_classifier
+from sfumato.artifacts.bundle import file_sha256
 from sfumato.errors import BundleError
+from sfumato.lab.classifiers import load_classifier
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from PIL import Image
 
 import brought
 import tiny
-from sfumato.bundle import CLASSIFIER_PROGRAM, Bundle, fingerprint
-from sfumato.classifiers import Stated, adopt, classifier_bundle, load_classifier, trains_through
-from sfumato.device.picture import prepare
+from sfumato.artifacts.bundle import CLASSIFIER_PROGRAM, Bundle, fingerprint
+from sfumato.artifacts.shipped import classifier_bundle as shipped_classifier
+from sfumato.device.image import prepare
 from sfumato.errors import BundleError, ClassifierError
-from sfumato.export import export_onnx
-from sfumato.shipped import classifier_bundle as shipped_classifier
+from sfumato.lab.classifiers import Stated, adopt, classifier_bundle, load_classifier, trains_through
+from sfumato.lab.export.onnx import export_onnx
 
 IMAGENET = Stated(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 TOLERANCE = 2e-5

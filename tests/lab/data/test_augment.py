@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sfumato.data import Augmentation, augment
-from sfumato.data.augment import random_boxes, resized_crops
+from sfumato.lab.data import Augmentation, augment
+from sfumato.lab.data.augment import random_boxes, resized_crops
 
 COUNT, HEIGHT, WIDTH = 64, 6, 9
 

@@ -4,8 +4,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from sfumato.data import cache
 from sfumato.errors import DataError
+from sfumato.lab.data import cache
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 3, 4, 6), dtype=np.uint8)
 LABELS = np.array([0, 1, 0, 1, 1])

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfumato.data import cache, cifar10, load_images
 from sfumato.errors import DataError
+from sfumato.lab.data import cache, cifar10, load_images
 from synthetic import pixels
 
 FOLDER = os.environ.get(cifar10.FOLDER_VARIABLE)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from sfumato.data import faces, load_images, load_train_test
 from sfumato.errors import DataError
+from sfumato.lab.data import faces, load_images, load_train_test
 
 FREE = ("glasses", "hat", "beard", "skin", "hair", "style")
 

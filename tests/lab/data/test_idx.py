@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sfumato.data import load_images
 from sfumato.errors import DataError
+from sfumato.lab.data import load_images
 
 pytestmark = pytest.mark.usefixtures("own_caches")
 FASHION = Path("/usr/share/datasets/fashion-mnist")

@@ -5,12 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-from sfumato.data import ImageSet, load_images, load_train_test
-from sfumato.data import images as loader
-from sfumato.data.classes import class_places
 from sfumato.device import load_picture
-from sfumato.device.picture import fit
+from sfumato.device.image import fit
 from sfumato.errors import DataError
+from sfumato.lab.data import ImageSet, load_images, load_train_test
+from sfumato.lab.data import images as loader
+from sfumato.lab.data.classes import class_places
 from synthetic import CLASSES, image_set, pixels, png, save_folder
 
 pytestmark = pytest.mark.usefixtures("own_caches")

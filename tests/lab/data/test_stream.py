@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sfumato.data import load_images, load_stream, stream
 from sfumato.errors import DataError
+from sfumato.lab.data import load_images, load_stream, stream
 from synthetic import CLASSES, pixels, png, save_folder
 
 pytestmark = pytest.mark.usefixtures("own_caches")

@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from sfumato import evaluation
-from sfumato.bundle import Bundle, Preprocessing
-from sfumato.classifiers import load_classifier
-from sfumato.data import ImageSet, load_images
+from sfumato.artifacts.bundle import Bundle, Preprocessing
 from sfumato.device.eight_bit import to_pixels
 from sfumato.errors import BundleError
-from sfumato.evaluation import evaluate_classifier, evaluate_obfuscator
-from sfumato.nets import Deobfuscator, Obfuscator
+from sfumato.lab.classifiers import load_classifier
+from sfumato.lab.data import ImageSet, load_images
+from sfumato.lab.evaluation import accuracy
+from sfumato.lab.evaluation.accuracy import evaluate_classifier, evaluate_obfuscator
+from sfumato.lab.models import Deobfuscator, Obfuscator
 from synthetic import image_set
 from tiny import LABELS, PREPROCESSING, logits, negative, obfuscate, own_logits, save_bundles, save_obfuscator
 
@@ -30,7 +30,7 @@ def images() -> ImageSet:
 
 @pytest.fixture(autouse=True, params=[5, 250], ids=["in batches", "at once"])
 def batch(request, monkeypatch):
-    monkeypatch.setattr(evaluation, "BATCH", request.param)
+    monkeypatch.setattr(accuracy, "BATCH", request.param)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_rounding_happens_at_all(monkeypatch, tmp_path):
     """Labels hardly change by rounding, so the test above would pass without it."""
     obfuscator, classifier = save_bundles(tmp_path, "unit")
     seen = []
-    monkeypatch.setattr(evaluation, "to_pixels", lambda *given: seen.append(given) or to_pixels(*given))
+    monkeypatch.setattr(accuracy, "to_pixels", lambda *given: seen.append(given) or to_pixels(*given))
     evaluate_obfuscator(obfuscator, classifier, replace(image_set(3, size=(8, 8)), names=LABELS), rounding=True)
     assert seen
 

@@ -10,7 +10,7 @@ import torch
 from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
 
 from sfumato.errors import AuditError
-from sfumato.measures import excess_leakage, measure, per_picture, proportion_interval, retrieval_top1
+from sfumato.lab.evaluation.measures import excess_leakage, measure, per_picture, proportion_interval, retrieval_top1
 
 
 def pair(count: int = 4, height: int = 32, width: int = 32) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,12 +12,12 @@ import pytest
 from typer.testing import CliRunner
 
 import tiny
-from sfumato.bundle import Bundle, Preprocessing
+from sfumato.artifacts.bundle import Bundle, Preprocessing
 from sfumato.cli import commands  # noqa: F401  (the commands register themselves)
 from sfumato.cli.app import app
-from sfumato.data import load_images
 from sfumato.errors import BundleError
-from sfumato.transfer import transfer
+from sfumato.lab.data import load_images
+from sfumato.lab.evaluation.transfer import transfer
 
 
 def test_what_travels_is_normalised_for_each_classifier(trained: Any, picture_folder: Path) -> None:
@@ -27,7 +27,7 @@ def test_what_travels_is_normalised_for_each_classifier(trained: Any, picture_fo
     shifted = replace(classifier, preprocessing=replace(size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
     test = load_images(str(picture_folder), "test")
     found = transfer([obfuscator], [classifier, shifted], test)
-    from sfumato.onnxfile import OnnxFunction
+    from sfumato.artifacts.onnx_file import OnnxFunction
 
     pictures = test.images.numpy().astype(np.float32) / 255
     answer, hide = OnnxFunction(classifier.file("model.onnx")), OnnxFunction(obfuscator.file("obfuscator.onnx"))
@@ -76,12 +76,12 @@ def test_the_command_prints_and_writes_the_table(trained: Any, picture_folder: P
     assert done.exit_code == 0, done.output
     assert "small-o" in done.stdout and "not audited" in done.stdout
     written = json.loads((tmp_path / "t.json").read_text())
-    assert written["schema"] == "sfumato.transfer/1" and written["test_pictures"] == 8
+    assert written["schema"] == "sfumato.lab.evaluation.transfer/1" and written["test_pictures"] == 8
     assert isinstance(Bundle.load(trained[0].path), Bundle)
 
 
-RESULTS = Path(__file__).parents[1] / "results"
-PAGE = (Path(__file__).parents[1] / "docs" / "transfer.md").read_text(encoding="utf-8")
+RESULTS = Path(__file__).parents[3] / "results"
+PAGE = (Path(__file__).parents[3] / "docs" / "transfer.md").read_text(encoding="utf-8")
 
 
 def row_of(entry: dict[str, Any]) -> str:

@@ -15,14 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from sfumato import shipped
-from sfumato.bundle import OBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS, Bundle
+from sfumato.artifacts import shipped
+from sfumato.artifacts.bundle import OBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS, Bundle
 from sfumato.cli import commands  # noqa: F401  (the commands register themselves)
 from sfumato.cli.app import app
 from sfumato.errors import BundleError
-from sfumato.export import TOLERANCE
-from sfumato.mobile import ExecutorchFunction, compare, export_executorch, sample_pictures
-from sfumato.nets import Obfuscator
+from sfumato.lab.export.executorch import ExecutorchFunction, compare, export_executorch, sample_pictures
+from sfumato.lab.export.onnx import TOLERANCE
+from sfumato.lab.models import Obfuscator
 
 NEEDS_EXECUTORCH = pytest.mark.skipif(
     find_spec("executorch") is None, reason="needs the extra: pip install 'sfumato[executorch]'"
@@ -162,7 +162,7 @@ def test_what_train_did_not_make_is_refused(kind: Any, tmp_path: Path):
 
 
 def test_noise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("sfumato.mobile.rebuilt", lambda bundle: Obfuscator(noisy=True))
+    monkeypatch.setattr("sfumato.lab.export.executorch.rebuilt", lambda bundle: Obfuscator(noisy=True))
     bundle = Bundle.load(SHIPPED["obfuscator"])
     with pytest.raises(BundleError, match="noise"):
         export_executorch(bundle, tmp_path / "net.pte", sample_pictures(bundle.preprocessing))

@@ -14,9 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from sfumato import quantizing, shipped
-from sfumato.audit.load import load_target
-from sfumato.bundle import (
+from sfumato.artifacts import shipped
+from sfumato.artifacts.bundle import (
     CLASSIFIER_ONNX,
     DECODER_ONNX,
     FLOAT_WEIGHTS,
@@ -25,16 +24,18 @@ from sfumato.bundle import (
     Bundle,
     is_quantized,
 )
-from sfumato.data import ImageSet
+from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.device import Obfuscator
 from sfumato.errors import AuditError, BundleError, RecipeError
-from sfumato.onnxfile import OnnxFunction
-from sfumato.quantizing import differences, quantize, quantize_file, remarks
-from sfumato.training import load_recipe
-from sfumato.training.preparing import starting_from
+from sfumato.lab.audit.targets import load_target
+from sfumato.lab.data import ImageSet
+from sfumato.lab.export import int8
+from sfumato.lab.export.int8 import differences, quantize, quantize_file, remarks
+from sfumato.lab.training import load_recipe
+from sfumato.lab.training.setup import starting_from
 from synthetic import image_set
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[3] / "recipes"
 
 
 def small_pictures(count: int, seed: int = 0) -> ImageSet:
@@ -240,7 +241,7 @@ def test_an_interruption_leaves_what_was_there(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(quantizing, "_compared", interrupted)
+        patch.setattr(int8, "_compared", interrupted)
         quantize(obfuscator, made.path, classifier, pictures, pictures, overwrite=True)
     assert Bundle.load(made.path) == made
     assert sorted(child.name for child in tmp_path.iterdir()) == ["int8", "pair"]

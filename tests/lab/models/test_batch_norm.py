@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from sfumato.nets import build_classifier, fold_norms
-from sfumato.nets.folding import expand_normalized
-from sfumato.nets.obfuscator import ConvNormAct
+from sfumato.lab.models import build_classifier, fold_norms
+from sfumato.lab.models.batch_norm import expand_normalized
+from sfumato.lab.models.obfuscator import ConvNormAct
 
 
 def lived(net: nn.Module) -> nn.Module:

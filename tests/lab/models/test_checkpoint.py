@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfumato.checkpoint import exclusive, load_checkpoint, save_checkpoint
 from sfumato.errors import TrainingError
+from sfumato.lab.models.checkpoint import exclusive, load_checkpoint, save_checkpoint
 
 PARTS = frozenset({"identity", "task", "optimizer", "scheduler", "epoch", "step", "seconds"})
 
@@ -151,7 +151,7 @@ def test_a_folder_is_not_a_checkpoint(tmp_path):
 
 def test_a_folder_is_worked_in_by_one_process_alone(tmp_path):
     hold = (
-        "import sys, time; from pathlib import Path; from sfumato.checkpoint import exclusive\n"
+        "import sys, time; from pathlib import Path; from sfumato.lab.models.checkpoint import exclusive\n"
         "with exclusive(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE) as other:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sfumato.nets import CLASSIFIERS, Obfuscator, build_classifier, cost
+from sfumato.lab.models import CLASSIFIERS, Obfuscator, build_classifier, cost
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sfumato.errors import AuditError
-from sfumato.nets.codewords import codeword_means
+from sfumato.lab.models.codewords import codeword_means
 
 
 def pairs(values, pictures):
@@ -60,7 +60,7 @@ def test_the_commonest_words_can_be_kept_in_half_precision():
 
 
 def test_too_many_words_or_none_are_no_code(monkeypatch):
-    monkeypatch.setattr("sfumato.nets.codewords.MOST_WORDS", 3)
+    monkeypatch.setattr("sfumato.lab.models.codewords.MOST_WORDS", 3)
     with pytest.raises(AuditError, match="more than 3"):
         codeword_means(pairs([0.0, 1.0, 2.0, 3.0], torch.rand(4, 3, 2, 2)))
     with pytest.raises(AuditError, match="no pairs"):

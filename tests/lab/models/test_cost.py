@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from counting import count_macs
-from sfumato.nets import Deobfuscator, Obfuscator, build_classifier, cost
+from sfumato.lab.models import Deobfuscator, Obfuscator, build_classifier, cost
 
 # Source: the paper's table 4 and overhead columns (see the measures), and He et al. 2016 for ResNet20.
 CLASSIFIERS = {

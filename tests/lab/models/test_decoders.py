@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sfumato.nets import RESTORERS, Obfuscator
+from sfumato.lab.models import RESTORERS, Obfuscator
 
 
 @pytest.mark.parametrize("kind", RESTORERS)

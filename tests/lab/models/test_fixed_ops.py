@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.fft import dctn, idctn
 
-from sfumato.nets.fixed import LEVEL, Removal, cosines, round_to_8_bits
+from sfumato.lab.models.fixed_ops import LEVEL, Removal, cosines, round_to_8_bits
 
 PICTURES = torch.rand(3, 3, 16, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 

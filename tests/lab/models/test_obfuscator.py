@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from counting import count_macs
-from sfumato.nets import Deobfuscator, Normalize, Obfuscator, obfuscator_of, travels_of
-from sfumato.nets.fixed import LEVEL, Removal
-from sfumato.nets.obfuscator import Bottleneck, Noise, NoisyCode, NoisyTravels
+from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator, obfuscator_of, travels_of
+from sfumato.lab.models.fixed_ops import LEVEL, Removal
+from sfumato.lab.models.obfuscator import Bottleneck, Noise, NoisyCode, NoisyTravels
 
 
 @pytest.fixture(scope="module")

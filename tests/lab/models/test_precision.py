@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from sfumato.errors import TrainingError
-from sfumato.nets import build_classifier, fold_norms, precision
-from sfumato.nets.precision import CPU, autocast, choose_precision, compute
+from sfumato.lab.models import build_classifier, fold_norms, precision
+from sfumato.lab.models.precision import CPU, autocast, choose_precision, compute
 
 BF16, AMX = ("AVX-512 BF16",), ("AVX-512 BF16", "AMX")
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from sfumato.nets import Normalize, Obfuscator, SketchDecoder, Sketcher, SketchGraph, SketchTravels, cost
-from sfumato.nets.sketch import answer_bits, sign
+from sfumato.lab.models import Normalize, Obfuscator, SketchDecoder, Sketcher, SketchGraph, SketchTravels, cost
+from sfumato.lab.models.sketch import answer_bits, sign
 
 PICTURES = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from fakes import fake_audit
-from sfumato.audit.hiding import BEGIN, END, markdown, side_by_side, write_into
-from sfumato.audit.points import read_audits
 from sfumato.errors import AuditError
+from sfumato.lab.report.attribute_table import BEGIN, END, markdown, side_by_side, write_into
+from sfumato.lab.report.points import read_audits
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def asked(name: str, accuracy: float, **changes) -> dict:

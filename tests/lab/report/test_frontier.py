@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 
 from fakes import fake_audit, point
-from sfumato.audit import frontier
-from sfumato.audit.frontier import draw_frontier, save_frontier_png
-from sfumato.audit.points import PAPER, collect
 from sfumato.errors import AuditError
+from sfumato.lab.report import frontier
+from sfumato.lab.report.frontier import draw_frontier, save_frontier_png
+from sfumato.lab.report.points import PAPER, collect
 
 ENDS = [point("device", 0.89, 0.0, "local", None), point("plain", 0.91, 1.0, "identity", None)]
 POINTS = [point("mine", 0.7, 0.4, "this", "standard"), point("blur", 0.8, 0.9, "baseline"), *ENDS, *PAPER]
@@ -69,7 +69,7 @@ def test_other_json_and_audits_without_accuracy_are_passed_over(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["{", json.dumps({"schema": "sfumato.audit/1"}), json.dumps(fake_audit(target=None)), b"\xff\xfe"]
+    "content", ["{", json.dumps({"schema": "sfumato.lab.audit/1"}), json.dumps(fake_audit(target=None)), b"\xff\xfe"]
 )
 def test_a_broken_audit_is_named(tmp_path, content):
     (tmp_path / "broken.json").write_bytes(content if isinstance(content, bytes) else content.encode())

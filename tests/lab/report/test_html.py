@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from fakes import fake_audit, fake_pictures, point, trial
-from sfumato.audit.report import render, write_report
 from sfumato.errors import AuditError
+from sfumato.lab.report.html import render, write_report
 
 
 class Page(HTMLParser):

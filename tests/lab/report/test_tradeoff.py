@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from fakes import fake_audit, point
-from sfumato.audit.points import collect, points_of
-from sfumato.audit.worth import row, rows_of, sentence, verdict
+from sfumato.lab.report.points import collect, points_of
+from sfumato.lab.report.tradeoff import row, rows_of, sentence, verdict
 
 LOCAL, PLAIN, LABEL_ONLY = 0.89, 0.9138, 0.0574
 

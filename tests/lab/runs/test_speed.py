@@ -3,11 +3,11 @@ import torch
 
 from counting import count_macs
 from scenes import TINY
-from sfumato.making import speed
-from sfumato.making.speed import Entry, Speed, device_macs
-from sfumato.nets import Obfuscator, Sketcher, build_classifier
-from sfumato.training.recipe import parse_recipe
-from sfumato.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
+from sfumato.lab.runs import speed
+from sfumato.lab.runs.speed import Entry, Speed, device_macs
+from sfumato.lab.models import Obfuscator, Sketcher, build_classifier
+from sfumato.lab.training.recipe import parse_recipe
+from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 
 CLASSIFIER = parse_recipe({"kind": "classifier", "name": "c", "architecture": "resnet20"})
 OBFUSCATOR = parse_recipe({"kind": "obfuscator", "name": "o", "classifier": "c"})

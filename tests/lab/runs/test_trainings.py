@@ -2,13 +2,13 @@ import shutil
 
 import pytest
 
-from sfumato.bundle import Bundle
-from sfumato.checkpoint import save_checkpoint
+from sfumato.artifacts.bundle import Bundle
+from sfumato.lab.models.checkpoint import save_checkpoint
 from sfumato.errors import BundleError, ResultsError, TrainingError
-from sfumato.making.files import check_writable, read_json
-from sfumato.making.trainings import State, finish_training, state_of
-from sfumato.training import Run
-from sfumato.training.recipe import parse_recipe
+from sfumato.lab.runs.folders import check_writable, read_json
+from sfumato.lab.runs.trainings import State, finish_training, state_of
+from sfumato.lab.training import Run
+from sfumato.lab.training.recipe import parse_recipe
 
 
 def test_a_run_is_missing_half_done_or_done(tmp_path, trained):

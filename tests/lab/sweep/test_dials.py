@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from sfumato.errors import RecipeError
-from sfumato.sweep.dials import Dial, parse_dial, settings
+from sfumato.lab.sweep.dials import Dial, parse_dial, settings
 
-SKETCH = Path(__file__).parents[2] / "recipes" / "cifar10-resnet20-sketch.toml"
+SKETCH = Path(__file__).parents[3] / "recipes" / "cifar10-resnet20-sketch.toml"
 CLASSIFIER = SKETCH.with_name("cifar10-resnet20.toml")
 
 

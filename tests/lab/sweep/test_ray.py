@@ -7,11 +7,11 @@ from importlib.util import find_spec
 import pytest
 
 from sfumato.errors import SfumatoError
-from sfumato.making.trainings import state_of
-from sfumato.sweep.engines import on_ray
-from sfumato.sweep.jobs import Job
-from sfumato.training import Run
-from sfumato.training.recipe import parse_recipe
+from sfumato.lab.runs.trainings import state_of
+from sfumato.lab.sweep.engines import on_ray
+from sfumato.lab.sweep.jobs import Job
+from sfumato.lab.training import Run
+from sfumato.lab.training.recipe import parse_recipe
 from synthetic import save_folder
 
 pytestmark = [
@@ -37,9 +37,9 @@ def test_a_killed_worker_goes_on_where_it_was_and_what_fails_is_told(tmp_path, o
         import signal
 
         from sfumato.errors import TrainingError
-        from sfumato.making.trainings import state_of
-        from sfumato.sweep.jobs import make
-        from sfumato.training import engine
+        from sfumato.lab.runs.trainings import state_of
+        from sfumato.lab.sweep.jobs import make
+        from sfumato.lab.training import engine
 
         if job.name == "bad":
             raise TrainingError("the loss is nan")

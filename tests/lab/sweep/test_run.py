@@ -13,9 +13,7 @@ from PIL import Image
 import tiny
 from fakes import fake_audit
 from scenes import BOX
-from sfumato.audit import run as audit_run
-from sfumato.audit.budget import Budget, Trial
-from sfumato.bundle import (
+from sfumato.artifacts.bundle import (
     CLASSIFIER_ONNX,
     CLASSIFIER_WEIGHTS,
     OBFUSCATOR_ONNX,
@@ -24,7 +22,6 @@ from sfumato.bundle import (
     fingerprint,
     write_json,
 )
-from sfumato.checkpoint import save_checkpoint
 from sfumato.errors import (
     AuditError,
     BundleError,
@@ -35,15 +32,18 @@ from sfumato.errors import (
     SfumatoError,
     TrainingError,
 )
-from sfumato.export import save_weights
-from sfumato.making import speed, trainings
-from sfumato.making.audits import findings
-from sfumato.nets import build_classifier
-from sfumato.sweep import jobs
-from sfumato.sweep.jobs import is_done
-from sfumato.sweep.plan import listing, plan_sweep
-from sfumato.sweep.run import _rows, run_sweep
-from sfumato.training import Run
+from sfumato.lab.audit import run as audit_run
+from sfumato.lab.audit.budget import Budget, Trial
+from sfumato.lab.export.onnx import save_weights
+from sfumato.lab.models import build_classifier
+from sfumato.lab.models.checkpoint import save_checkpoint
+from sfumato.lab.runs import speed, trainings
+from sfumato.lab.runs.audits import findings
+from sfumato.lab.sweep import jobs
+from sfumato.lab.sweep.jobs import is_done
+from sfumato.lab.sweep.plan import listing, plan_sweep
+from sfumato.lab.sweep.run import _rows, run_sweep
+from sfumato.lab.training import Run
 from synthetic import CLASSES, save_folder
 
 BRIEF = Budget(

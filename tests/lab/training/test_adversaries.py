@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from sfumato.training.attackers import Attackers, attacker_to_restart, restart
+from sfumato.lab.training.adversaries import Attackers, attacker_to_restart, restart
 
 
 class Constant(nn.Module):

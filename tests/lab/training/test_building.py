@@ -14,18 +14,18 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sfumato import device
-from sfumato.audit.load import load_target
-from sfumato.audit.target import NoisyWithin
-from sfumato.bundle import Bundle
-from sfumato.classifiers import load_classifier
+from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.errors import DataError, RecipeError, TrainingError
-from sfumato.nets import Normalize, Obfuscator, travels_of
-from sfumato.onnxfile import OnnxFunction
-from sfumato.training import train
-from sfumato.training.attackers import Attackers
-from sfumato.training.building import answered, class_means, obfuscation_task, restarted
-from sfumato.training.export import export_obfuscator
-from sfumato.training.recipe import ObfuscatorRecipe, parse_recipe
+from sfumato.lab.attacks.target import NoisyWithin
+from sfumato.lab.audit.targets import load_target
+from sfumato.lab.classifiers import load_classifier
+from sfumato.lab.models import Normalize, Obfuscator, travels_of
+from sfumato.lab.training import train
+from sfumato.lab.training.adversaries import Attackers
+from sfumato.lab.training.building import answered, class_means, obfuscation_task, restarted
+from sfumato.lab.training.export import export_obfuscator
+from sfumato.lab.training.recipe import ObfuscatorRecipe, parse_recipe
 from synthetic import CLASSES, image_set, pixels, png
 
 IMAGES = image_set(16)
@@ -220,6 +220,6 @@ def test_a_file_whose_noise_is_not_the_stated_one_is_refused(tmp_path, monkeypat
             net.noise.log_std += 1.0  # torch now says more than the file, which is written already
         return OnnxFunction(path)
 
-    monkeypatch.setattr("sfumato.training.export.OnnxFunction", changed)
+    monkeypatch.setattr("sfumato.lab.training.export.OnnxFunction", changed)
     with pytest.raises(TrainingError, match="noise differs from torch's"):
         export_obfuscator(travels, tmp_path / "off.onnx", pictures)

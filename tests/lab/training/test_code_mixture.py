@@ -1,6 +1,6 @@
 import torch
 
-from sfumato.training.mixture import CodeMixture
+from sfumato.lab.training.code_mixture import CodeMixture
 
 
 def test_it_follows_the_codes_of_each_class():

@@ -11,14 +11,14 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
-from sfumato.checkpoint import load_checkpoint
-from sfumato.data import Augmentation, ImageSet
 from sfumato.errors import Interrupted, TrainingError
-from sfumato.nets import Deobfuscator, Normalize, Obfuscator
-from sfumato.training import engine
-from sfumato.training.engine import _PARTS as PARTS
-from sfumato.training.engine import Fitted, Schedule, fit, look
-from sfumato.training.tasks import ClassifierTask, ObfuscationTask
+from sfumato.lab.data import Augmentation, ImageSet
+from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator
+from sfumato.lab.models.checkpoint import load_checkpoint
+from sfumato.lab.training import engine
+from sfumato.lab.training.engine import _PARTS as PARTS
+from sfumato.lab.training.engine import Fitted, Schedule, fit, look
+from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask
 from synthetic import image_set
 
 STEPS, EPOCHS = 3, 2

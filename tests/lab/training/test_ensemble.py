@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from sfumato.nets import Normalize, Obfuscator, Sketcher, build_classifier
-from sfumato.training.objectives import classification_loss
-from sfumato.training.others import Others, vary
-from sfumato.training.tasks import ObfuscationTask, SketchTask
+from sfumato.lab.models import Normalize, Obfuscator, Sketcher, build_classifier
+from sfumato.lab.training.ensemble import Others, vary
+from sfumato.lab.training.objectives import classification_loss
+from sfumato.lab.training.tasks import ObfuscationTask, SketchTask
 
 PLAIN = Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 

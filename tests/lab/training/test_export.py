@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from sfumato import export
-from sfumato.bundle import Bundle
-from sfumato.classifiers import load_classifier
+import sfumato
+from sfumato.artifacts.bundle import Bundle
 from sfumato.errors import TrainingError
-from sfumato.export import difference, export_onnx, round_weights
-from sfumato.nets import Deobfuscator, Normalize, Obfuscator, build_classifier
-from sfumato.training.export import write_classifier_bundle
-from sfumato.training.tasks import ClassifierTask
+from sfumato.lab.classifiers import load_classifier
+from sfumato.lab.export.onnx import difference, export_onnx, round_weights
+from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator, build_classifier
+from sfumato.lab.training.export import write_classifier_bundle
+from sfumato.lab.training.tasks import ClassifierTask
 from synthetic import pixels
 
 PICTURES = torch.from_numpy(pixels(9, seed=4).transpose(0, 3, 1, 2).copy()).float() / 255
@@ -104,8 +104,8 @@ def test_a_file_tells_nothing_of_the_machine_that_made_it(trained, name):
     for tensor in model.graph.initializer:
         tensor.ClearField("raw_data")  # numbers spell anything sooner or later
     content = model.SerializeToString()
-    here = {str(Path(export.__file__).parents[2]), str(Path.home()), str(file(trained, name).parent), os.sys.prefix}
-    for trace in {*here, "/home", "/root", "/tmp", "site-packages", "sfumato/nets", ".py"} - {"/"}:
+    here = {str(Path(sfumato.__file__).parents[1]), str(Path.home()), str(file(trained, name).parent), os.sys.prefix}
+    for trace in {*here, "/home", "/root", "/tmp", "site-packages", "sfumato/lab", ".py"} - {"/"}:
         assert trace.encode() not in content, trace
 
 
@@ -135,7 +135,7 @@ def test_a_file_that_computes_something_else_is_refused(tmp_path, monkeypatch):
         weights.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weights) * 1.01, weights.name))
         onnx.save(model, str(path))
 
-    monkeypatch.setattr(export, "_strip", change)
+    monkeypatch.setattr(onnx, "_strip", change)
     with pytest.raises(TrainingError, match="differs from torch"):
         export_onnx(net, tmp_path / "x.onnx", pictures, input_name="x", output_name="y")
 
@@ -143,13 +143,13 @@ def test_a_file_that_computes_something_else_is_refused(tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_written_is_an_error_of_ours(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(TrainingError, match="cannot be written"):
-        export.renew(tmp_path / "file" / "bundle")
+        onnx.renew(tmp_path / "file" / "bundle")
 
 
 def test_an_older_bundle_is_replaced(tmp_path):
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "old.onnx").touch()
-    export.renew(tmp_path / "bundle")
+    onnx.renew(tmp_path / "bundle")
     assert list((tmp_path / "bundle").iterdir()) == []
 
 

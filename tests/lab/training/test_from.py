@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sfumato.bundle import OBFUSCATOR_WEIGHTS, Bundle
+from sfumato.artifacts.bundle import OBFUSCATOR_WEIGHTS, Bundle
 from sfumato.errors import RecipeError, TrainingError
-from sfumato.training import train
-from sfumato.training.recipe import parse_recipe
+from sfumato.lab.training import train
+from sfumato.lab.training.recipe import parse_recipe
 from synthetic import save_folder
 
 

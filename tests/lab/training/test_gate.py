@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sfumato.bundle import Gate
-from sfumato.device.gating import has_to_be_sent, softmax
-from sfumato.training.gate import choose_threshold, fit_temperature
+from sfumato.artifacts.bundle import Gate
+from sfumato.device.gate import has_to_be_sent, softmax
+from sfumato.lab.training.gate import choose_threshold, fit_temperature
 
 
 def test_the_temperature_undoes_overconfidence():

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from sfumato.nets import reverse_gradient
-from sfumato.training.objectives import (
+from sfumato.lab.models import reverse_gradient
+from sfumato.lab.training.objectives import (
     class_mean_loss,
     classification_loss,
     distillation_loss,

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sfumato.nets import RESTORERS, Deobfuscator, Normalize, Obfuscator, build_classifier
-from sfumato.training.attackers import Attackers
-from sfumato.training.mixture import CodeMixture
-from sfumato.training.tasks import ObfuscationTask, Utility
+from sfumato.lab.models import RESTORERS, Deobfuscator, Normalize, Obfuscator, build_classifier
+from sfumato.lab.training.adversaries import Attackers
+from sfumato.lab.training.code_mixture import CodeMixture
+from sfumato.lab.training.tasks import ObfuscationTask, Utility
 
 PICTURES = torch.rand(4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 3])

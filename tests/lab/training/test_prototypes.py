@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from sfumato.bundle import OBFUSCATOR_ONNX, Bundle
-from sfumato.data import load_images
+from sfumato.artifacts.bundle import OBFUSCATOR_ONNX, Bundle
+from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.errors import RecipeError
-from sfumato.nets import Sketcher
-from sfumato.nets.sketch import Photographs
-from sfumato.onnxfile import OnnxFunction
-from sfumato.training.photographs import log_probabilities_of, put_in
-from sfumato.training.recipe import parse_recipe
-from sfumato.training.run import train
+from sfumato.lab.data import load_images
+from sfumato.lab.models import Sketcher
+from sfumato.lab.models.sketch import Photographs
+from sfumato.lab.training.prototypes import log_probabilities_of, put_in
+from sfumato.lab.training.recipe import parse_recipe
+from sfumato.lab.training.run import train
 from synthetic import save_folder
 
 

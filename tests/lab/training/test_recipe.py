@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from sfumato.errors import RecipeError
-from sfumato.training import ClassifierRecipe, ObfuscatorRecipe, load_recipe
+from sfumato.lab.training import ClassifierRecipe, ObfuscatorRecipe, load_recipe
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.toml"))
 GOOD = """
 kind = "classifier"
 name = "tiny"

@@ -17,14 +17,14 @@ import torch
 from safetensors.torch import load_file
 
 import sfumato
-from sfumato.audit.load import load_target
-from sfumato.bundle import DECODER_ONNX, OBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS, Bundle
-from sfumato.data import load_images
+from sfumato.artifacts.bundle import DECODER_ONNX, OBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS, Bundle
+from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.device import Obfuscator
 from sfumato.errors import BundleError, ClassifierError, DataError, Interrupted, RecipeError, TrainingError
-from sfumato.onnxfile import OnnxFunction
-from sfumato.training import Run, run, setting, train
-from sfumato.training.recipe import parse_recipe
+from sfumato.lab.audit.targets import load_target
+from sfumato.lab.data import load_images
+from sfumato.lab.training import Run, context, run, train
+from sfumato.lab.training.recipe import parse_recipe
 from synthetic import CLASSES, image_set, pixels, save_folder
 
 
@@ -38,7 +38,7 @@ def recipe(kind: str = "classifier", *, data: dict[str, Any] | None = None, **ch
 def in_memory(monkeypatch):
     """Training on pictures that need no disk, and without writing a bundle: `train` returns the task."""
     sets = {"train": image_set(14, size=(8, 8)), "test": image_set(4, size=(8, 8), seed=1)}
-    monkeypatch.setattr(setting, "load_images", lambda _source, split, **_: sets[split])
+    monkeypatch.setattr(context, "load_images", lambda _source, split, **_: sets[split])
     monkeypatch.setattr(run, "_finish", lambda _recipe, made, *_, **__: made.task)
     return sets
 
@@ -153,7 +153,7 @@ def test_a_run_that_began_before_a_recipe_could_say_more_goes_on(trained):
 
 
 def test_snapshots_hold_the_networks_as_they_were(in_memory, tmp_path, monkeypatch, trained, picture_folder):
-    monkeypatch.setattr(setting, "load_images", load_images)
+    monkeypatch.setattr(context, "load_images", load_images)
     given = recipe("obfuscator", classifier=str(trained[0].path), data={"source": str(picture_folder)}, epochs=3)
     task = train(given.model_copy(update={"snapshots_every": 1}), tmp_path, accelerator="cpu")
     kept = [load_file(Run(tmp_path).snapshot(epoch) / OBFUSCATOR_WEIGHTS) for epoch in (1, 2, 3)]
@@ -293,7 +293,7 @@ def test_sizes_that_the_obfuscator_cannot_take_are_refused(in_memory, tmp_path, 
 SPY = """
 import hashlib, os
 from pathlib import Path
-from sfumato.training import engine
+from sfumato.lab.training import engine
 
 def noting(images, *rest, plain=engine.augment):
     with Path(os.environ["SPY_NOTES"], os.environ.get("LOCAL_RANK", "0")).open("a") as notes:
@@ -302,7 +302,7 @@ def noting(images, *rest, plain=engine.augment):
 
 engine.augment = noting
 
-from sfumato.cli import main
+from sfumato.cli.main import main
 
 main()
 """

@@ -7,11 +7,11 @@ import signal
 import pytest
 import torch
 
-from sfumato.data import load_images, stream
 from sfumato.errors import Interrupted, RecipeError, TrainingError
-from sfumato.making.estimate import estimate
-from sfumato.training import run, train
-from sfumato.training.recipe import parse_recipe
+from sfumato.lab.data import load_images, stream
+from sfumato.lab.runs.estimate import estimate
+from sfumato.lab.training import run, train
+from sfumato.lab.training.recipe import parse_recipe
 from synthetic import save_folder
 
 pytestmark = pytest.mark.usefixtures("own_caches")

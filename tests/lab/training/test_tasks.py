@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sfumato.nets import Deobfuscator, Normalize, Obfuscator, Sketcher, build_classifier
-from sfumato.training.objectives import classification_loss, distillation_loss, reconstruction_loss
-from sfumato.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
+from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator, Sketcher, build_classifier
+from sfumato.lab.training.objectives import classification_loss, distillation_loss, reconstruction_loss
+from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 PICTURES = torch.rand(4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -5,7 +5,7 @@ page) and `page/` (this page). Only what the obfuscator made is sent, over the O
 of `sfumato.cloud`.
 """
 
-from sfumato.studio.app import Pages
-from sfumato.studio.assets import collect
+from sfumato.apps.studio.app import Pages
+from sfumato.apps.studio.assets import collect
 
 __all__ = ["Pages", "collect"]

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from sfumato.studio.assets import Asset
+from sfumato.apps.studio.assets import Asset
 
 POLICY = "; ".join(
     [

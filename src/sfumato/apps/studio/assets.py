@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sfumato import __version__, shipped
-from sfumato.bundle import CLASSIFIER_ONNX, DEOBFUSCATOR_ONNX, MANIFEST, OBFUSCATOR_ONNX, Bundle
+from sfumato import __version__
+from sfumato.artifacts import shipped
+from sfumato.artifacts.bundle import CLASSIFIER_ONNX, DEOBFUSCATOR_ONNX, MANIFEST, OBFUSCATOR_ONNX, Bundle
 from sfumato.errors import BundleError, ServingError
 
 _HERE = Path(__file__).resolve().parent

@@ -1,7 +1,7 @@
 """The mean picture of every word: what there is to gain where few different things travel.
 
-See `sfumato.nets.codewords`; against a code of few bits this is nearly the best attacker there can be, and against
-anything else it says so and is not run.
+See `sfumato.lab.models.codewords`; against a code of few bits this is nearly the best attacker there can be, and
+against anything else it says so and is not run.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sfumato.audit.attackers.protocol import Effort, Prepared
-from sfumato.audit.knowledge import Knowledge, Pairs, Threat, UnavailableError
 from sfumato.errors import AuditError
-from sfumato.nets.codewords import codeword_means
+from sfumato.lab.attacks.protocol import Effort, Prepared
+from sfumato.lab.attacks.threat_models import Knowledge, Pairs, Threat, UnavailableError
+from sfumato.lab.models.codewords import codeword_means
 
 _BATCH = 250
 

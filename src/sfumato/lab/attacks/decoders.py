@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.audit.attackers.linear import LinearEstimate, solve
-from sfumato.audit.attackers.losses import Adversarial, SquaredError, Structure
-from sfumato.audit.attackers.protocol import Effort, Prepared, Restore
-from sfumato.audit.fitting import fit_decoder, in_parts
-from sfumato.audit.knowledge import Knowledge, Pairs, Threat
 from sfumato.errors import AuditError
-from sfumato.nets import Deobfuscator, autocast
-from sfumato.nets.restoring import ResidualNet, UNet
+from sfumato.lab.attacks.fit import fit_decoder, in_parts
+from sfumato.lab.attacks.linear import LinearEstimate, solve
+from sfumato.lab.attacks.losses import Adversarial, SquaredError, Structure
+from sfumato.lab.attacks.protocol import Effort, Prepared, Restore
+from sfumato.lab.attacks.threat_models import Knowledge, Pairs, Threat
+from sfumato.lab.models import Deobfuscator, autocast
+from sfumato.lab.models.decoders import ResidualNet, UNet
 
 _STATISTICS_PAIRS = 500
 
@@ -107,7 +107,7 @@ class LearnedDecoder:
     Attributes:
         name: for people, and to tell trials apart.
         build: number of input channels -> network, see `Decoder`.
-        loss: makes the loss, see `sfumato.audit.fitting.Loss`.
+        loss: makes the loss, see `sfumato.lab.attacks.fit.Loss`.
         corrects: start from the linear estimate and correct it.
         learning_rate: of Adam.
     """

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.audit.attackers.protocol import Effort, Prepared
-from sfumato.audit.attackers.total_variation import beginning, differentiable, misfit
-from sfumato.audit.knowledge import Knowledge, Threat
+from sfumato.lab.attacks.protocol import Effort, Prepared
+from sfumato.lab.attacks.threat_models import Knowledge, Threat
+from sfumato.lab.attacks.total_variation import beginning, differentiable, misfit
 
 _LEARNING_RATE = 0.01
 _BATCH = 32

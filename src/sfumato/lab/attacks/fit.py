@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfumato.audit.attackers.protocol import Effort
-from sfumato.audit.knowledge import Pairs
-from sfumato.checkpoint import load_checkpoint, save_checkpoint
+from sfumato.artifacts.signals import interruptible
 from sfumato.errors import AuditError, Interrupted
-from sfumato.interrupts import interruptible
-from sfumato.nets import autocast
+from sfumato.lab.attacks.protocol import Effort
+from sfumato.lab.attacks.threat_models import Pairs
+from sfumato.lab.models import autocast
+from sfumato.lab.models.checkpoint import load_checkpoint, save_checkpoint
 
 BATCH = 64
 _PIXELS_AT_ONCE = BATCH * 32 * 32

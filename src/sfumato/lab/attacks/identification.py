@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.audit.attackers.protocol import Effort, Restore
-from sfumato.audit.knowledge import FreshPairs, Knowledge, Pairs, Threat
-from sfumato.audit.target import Noisy
 from sfumato.errors import AuditError
-from sfumato.measures import proportion_interval, retrieval_top1
-from sfumato.nets import autocast
+from sfumato.lab.attacks.protocol import Effort, Restore
+from sfumato.lab.attacks.target import Noisy
+from sfumato.lab.attacks.threat_models import FreshPairs, Knowledge, Pairs, Threat
+from sfumato.lab.evaluation.measures import proportion_interval, retrieval_top1
+from sfumato.lab.models import autocast
 
 BATCH = 128
 _STATISTICS_PAIRS = 500

@@ -1,7 +1,8 @@
 """Attributes that the class does not tell and every picture has: colour, brightness, how it is turned.
 
 One small network with a head an attribute is trained on what travels. It is compared with the best guess from
-the class label alone, which anybody who gets the answer can make. For label columns see `sfumato.audit.columns`.
+the class label alone, which anybody who gets the answer can make. For label columns see
+`sfumato.lab.audit.label_attributes`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sfumato.audit.attackers.protocol import Effort
-from sfumato.audit.identification import BATCH, Encoder, batched, train
-from sfumato.audit.knowledge import FixedPairs, FreshPairs, Knowledge, Threat
 from sfumato.errors import AuditError
-from sfumato.measures import proportion_interval
+from sfumato.lab.attacks.identification import BATCH, Encoder, batched, train
+from sfumato.lab.attacks.protocol import Effort
+from sfumato.lab.attacks.threat_models import FixedPairs, FreshPairs, Knowledge, Threat
+from sfumato.lab.evaluation.measures import proportion_interval
 
 HUES = 6
 """Bins of the mean colour's hue, one around each of red, yellow, green, cyan, blue and magenta."""

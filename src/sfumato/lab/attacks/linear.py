@@ -15,9 +15,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sfumato.audit.attackers.protocol import Effort, Prepared
-from sfumato.audit.knowledge import Knowledge, Pairs, Threat
 from sfumato.errors import AuditError
+from sfumato.lab.attacks.protocol import Effort, Prepared
+from sfumato.lab.attacks.threat_models import Knowledge, Pairs, Threat
 
 MAX_INPUTS = 6144
 """Numbers of what travels that are used: twice a 3x32x32 picture. Larger inputs are seen through fewer pairs."""

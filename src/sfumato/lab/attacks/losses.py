@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from sfumato.nets import reverse_gradient
-from sfumato.nets.restoring import patch_discriminator
+from sfumato.lab.models import reverse_gradient
+from sfumato.lab.models.decoders import patch_discriminator
 
 ADVERSARIAL_WEIGHT = 0.01
 """Of the discriminator's opinion beside the squared error; about where both pull equally hard at 32 pixels."""

@@ -1,7 +1,7 @@
 """The one interface of all attackers that restore pictures.
 
 To add one: write a file in this folder with a class that has `name`, `threats` and `prepare`, and enter
-it in `sfumato.audit.attackers.ATTACKERS`. It gets a `Knowledge` and an `Effort`, and gives back a
+it in `sfumato.lab.attacks.ATTACKERS`. It gets a `Knowledge` and an `Effort`, and gives back a
 `Prepared`: a function from what travelled to pictures. It never sees a test picture.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sfumato.audit.knowledge import Knowledge, Threat
+from sfumato.lab.attacks.threat_models import Knowledge, Threat
 
 CPU = torch.device("cpu")
 Restore = Callable[[Tensor], Tensor]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from sfumato.audit.attackers.codewords import Codewords
-from sfumato.audit.attackers.decoders import PAPER, RESIDUAL, RESIDUAL_GAN, RESIDUAL_SSIM, UNET
-from sfumato.audit.attackers.deep_image_prior import DeepImagePrior
-from sfumato.audit.attackers.linear import Linear
-from sfumato.audit.attackers.protocol import Attacker
-from sfumato.audit.attackers.total_variation import TotalVariation
-from sfumato.audit.attackers.unpaired import Unpaired
+from sfumato.lab.attacks.codewords import Codewords
+from sfumato.lab.attacks.decoders import PAPER, RESIDUAL, RESIDUAL_GAN, RESIDUAL_SSIM, UNET
+from sfumato.lab.attacks.deep_image_prior import DeepImagePrior
+from sfumato.lab.attacks.linear import Linear
+from sfumato.lab.attacks.protocol import Attacker
+from sfumato.lab.attacks.total_variation import TotalVariation
+from sfumato.lab.attacks.unpaired import Unpaired
 
 _ALL: tuple[Attacker, ...] = (
     Linear(),

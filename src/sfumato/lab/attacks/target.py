@@ -9,8 +9,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from sfumato.bundle import Gate
-from sfumato.device.gating import has_to_be_sent, softmax
+from sfumato.artifacts.bundle import Gate
+from sfumato.device.gate import has_to_be_sent, softmax
 
 Travels = Callable[[Tensor], Tensor]
 """Pictures (N, 3, H, W) float32 in [0, 1] -> what travels, (N, C, H', W') float32."""

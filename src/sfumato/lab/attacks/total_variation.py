@@ -13,11 +13,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sfumato.audit.attackers.linear import solve
-from sfumato.audit.attackers.protocol import Effort, Prepared, Restore
-from sfumato.audit.knowledge import Knowledge, Pairs, Threat
-from sfumato.audit.target import Noisy
 from sfumato.errors import AuditError
+from sfumato.lab.attacks.linear import solve
+from sfumato.lab.attacks.protocol import Effort, Prepared, Restore
+from sfumato.lab.attacks.target import Noisy
+from sfumato.lab.attacks.threat_models import Knowledge, Pairs, Threat
 
 WEIGHTS = (0.0, 1e-2, 1e-1)
 """Of the total variation, against a misfit that is 1 for a picture that explains nothing."""

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.audit.attackers.decoders import Decoder, restorer
-from sfumato.audit.attackers.linear import MAX_INPUTS, LinearEstimate
-from sfumato.audit.attackers.protocol import Effort, Prepared
-from sfumato.audit.knowledge import Knowledge, Threat
 from sfumato.errors import AuditError
-from sfumato.nets import autocast, reverse_gradient
-from sfumato.nets.restoring import ResidualNet, patch_discriminator
+from sfumato.lab.attacks.decoders import Decoder, restorer
+from sfumato.lab.attacks.linear import MAX_INPUTS, LinearEstimate
+from sfumato.lab.attacks.protocol import Effort, Prepared
+from sfumato.lab.attacks.threat_models import Knowledge, Threat
+from sfumato.lab.models import autocast, reverse_gradient
+from sfumato.lab.models.decoders import ResidualNet, patch_discriminator
 
 BATCH, _LEAST_BATCH = 64, 16
 """Pictures beyond 64 x 64 pixels come in smaller batches, which bounds memory."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sfumato.audit.knowledge import Threat
+from sfumato.lab.attacks.threat_models import Threat
 
 _COLUMN_TEST_PICTURES = 4_000
 
@@ -14,7 +14,7 @@ class Trial:
     """One attacker under one threat model.
 
     Attributes:
-        attacker: a name from `sfumato.audit.attackers.registry.ATTACKERS`.
+        attacker: a name from `sfumato.lab.attacks.registry.ATTACKERS`.
         threat: the threat model.
         pictures: training pictures that a learned attacker sees at most, with repetition.
         pairs: known pairs under `Threat.PAIRS`; None for as many as there are training pictures.

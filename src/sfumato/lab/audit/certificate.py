@@ -28,8 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.audit.target import Noisy
 from sfumato.errors import AuditError
+from sfumato.lab.attacks.target import Noisy
 
 CANDIDATES = (10, 100, 1000, 10_000)
 MAX_JOINT = 4096

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from sfumato.audit.attackers.decoders import PAPER
-from sfumato.audit.controls import ORACLE_HIGH, Control
-from sfumato.audit.fitting import FLAT, flattened
-from sfumato.audit.knowledge import Threat
-from sfumato.measures import RESTORED_BELOW
+from sfumato.lab.attacks.decoders import PAPER
+from sfumato.lab.attacks.fit import FLAT, flattened
+from sfumato.lab.attacks.threat_models import Threat
+from sfumato.lab.audit.sanity_checks import ORACLE_HIGH, Control
+from sfumato.lab.evaluation.measures import RESTORED_BELOW
 
 TOLERANCE = 1.02
 """How much worse an attacker may be for knowing more: chance of one training."""

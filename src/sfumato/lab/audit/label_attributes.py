@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sfumato.audit.attackers.protocol import Effort
-from sfumato.audit.attributes import Attribute, Targets, chance
-from sfumato.audit.identification import BATCH, Encoder, batched, train
-from sfumato.audit.knowledge import FreshPairs, Pairs, Threat
-from sfumato.audit.notebook import remembered
-from sfumato.audit.scene import Scene
 from sfumato.errors import AuditError
-from sfumato.measures import proportion_interval
+from sfumato.lab.attacks.identification import BATCH, Encoder, batched, train
+from sfumato.lab.attacks.image_attributes import Attribute, Targets, chance
+from sfumato.lab.attacks.protocol import Effort
+from sfumato.lab.attacks.threat_models import FreshPairs, Pairs, Threat
+from sfumato.lab.audit.result_store import remembered
+from sfumato.lab.audit.setting import Scene
+from sfumato.lab.evaluation.measures import proportion_interval
 
 THREATS = (Threat.WHITE_BOX, Threat.PAIRS)
 KNOWN_PAIRS = 1_000

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sfumato.audit.budget import BUDGETS
-from sfumato.bundle import Bundle
+from sfumato.artifacts.bundle import Bundle
+from sfumato.lab.audit.budget import BUDGETS
 
 _KEPT = (
     "verdict", "budget", "best", "utility", "gate", "class_mean_mse", "identification", "attributes", "certificate",

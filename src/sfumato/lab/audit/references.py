@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sfumato.bundle import write_json
-from sfumato.data import ImageSet
+from sfumato.artifacts.bundle import write_json
+from sfumato.artifacts.provenance import provenance
 from sfumato.errors import AuditError
-from sfumato.measures import Figures, measure
-from sfumato.provenance import provenance
+from sfumato.lab.data import ImageSet
+from sfumato.lab.evaluation.measures import Figures, measure
 
 BITS = (1, 2, 4, 8)
 """Beyond the label, in a code for the pictures of each class."""

@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sfumato.bundle import write_json
-from sfumato.data.cache import root
+from sfumato.artifacts.bundle import write_json
 from sfumato.errors import AuditError, BundleError
+from sfumato.lab.data.cache import root
 
 _IDENTITY = "audit"
 

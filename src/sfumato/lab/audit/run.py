@@ -13,32 +13,32 @@ import torch
 from torch import Tensor
 
 from sfumato import __version__
-from sfumato.audit.attackers.protocol import CPU, Effort
-from sfumato.audit.attempts import Attempts, best_of
-from sfumato.audit.attributes import infer
-from sfumato.audit.budget import Budget, Trial
-from sfumato.audit.certificate import certify, certify_code
-from sfumato.audit.columns import ask
-from sfumato.audit.consistency import trial_controls
-from sfumato.audit.controls import decoder_controls
-from sfumato.audit.gated import gate_figures, gated_plain
-from sfumato.audit.identification import identify
-from sfumato.audit.knowledge import Threat
-from sfumato.audit.notebook import Notebook, remembered
-from sfumato.audit.points import gated_plain_points, gated_point
-from sfumato.audit.references import references
-from sfumato.audit.report import write_report
-from sfumato.audit.scene import Scene
-from sfumato.audit.showing import save_panel, showcase
-from sfumato.audit.target import Coded, Noisy, NoisyWithin, Target
-from sfumato.audit.verdict import SCHEMA, decide
-from sfumato.bundle import CLASSIFIER_ONNX, Bundle, write_json
+from sfumato.artifacts.bundle import CLASSIFIER_ONNX, Bundle, write_json
+from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.provenance import provenance
 from sfumato.errors import AuditError, Interrupted
-from sfumato.evaluation import classify
-from sfumato.measures import SSIM_WINDOW
-from sfumato.nets.codewords import distinct
-from sfumato.onnxfile import OnnxFunction
-from sfumato.provenance import provenance
+from sfumato.lab.attacks.identification import identify
+from sfumato.lab.attacks.image_attributes import infer
+from sfumato.lab.attacks.protocol import CPU, Effort
+from sfumato.lab.attacks.target import Coded, Noisy, NoisyWithin, Target
+from sfumato.lab.attacks.threat_models import Threat
+from sfumato.lab.audit.budget import Budget, Trial
+from sfumato.lab.audit.certificate import certify, certify_code
+from sfumato.lab.audit.consistency import trial_controls
+from sfumato.lab.audit.label_attributes import ask
+from sfumato.lab.audit.references import references
+from sfumato.lab.audit.result_store import Notebook, remembered
+from sfumato.lab.audit.sanity_checks import decoder_controls
+from sfumato.lab.audit.selective import gate_figures, gated_plain
+from sfumato.lab.audit.setting import Scene
+from sfumato.lab.audit.trials import Attempts, best_of
+from sfumato.lab.audit.verdict import SCHEMA, decide
+from sfumato.lab.evaluation.accuracy import classify
+from sfumato.lab.evaluation.measures import SSIM_WINDOW
+from sfumato.lab.models.codewords import distinct
+from sfumato.lab.report.html import write_report
+from sfumato.lab.report.panels import save_panel, showcase
+from sfumato.lab.report.points import gated_plain_points, gated_point
 
 _BATCH = 250
 _CERTIFICATE_PICTURES = 10_000
@@ -56,7 +56,7 @@ class Beside:
     Attributes:
         classifier: what the obfuscated pictures are for; None leaves accuracies out.
         local: a classifier that fits the device's own budget.
-        points: of other audits, for the frontier plot; see `sfumato.audit.points.collect`.
+        points: of other audits, for the frontier plot; see `sfumato.lab.report.points.collect`.
         attributes: label columns besides the class: name -> values of training and test pictures, (N,) and (M,) int64.
     """
 

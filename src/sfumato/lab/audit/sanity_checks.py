@@ -2,7 +2,7 @@
 
 On maps whose leakage is known, the decoders of the audit must find it, and no more than it. That does not depend on
 the obfuscator: it is measured once for pictures, budget and attackers, and kept. What an audit's own trials tell of
-the attackers is asked in `sfumato.audit.consistency`.
+the attackers is asked in `sfumato.lab.audit.consistency`.
 
 Source: Carlini et al. 2019, section 5 ("sanity checks"); the figures are this project's.
 """
@@ -20,16 +20,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sfumato import measures, nets
-from sfumato.audit import attackers
-from sfumato.audit.attackers.linear import Linear
-from sfumato.audit.attackers.protocol import Attacker, Effort
-from sfumato.audit.attackers.registry import ATTACKERS, CONTROLLED, STRONG
-from sfumato.audit.knowledge import FixedPairs, FreshPairs, Knowledge, Pairs, Threat
-from sfumato.audit.notebook import remembered
-from sfumato.audit.references import class_means
-from sfumato.data import ImageSet
-from sfumato.measures import measure, psnr_db
+from sfumato.lab import attacks, models
+from sfumato.lab.attacks.linear import Linear
+from sfumato.lab.attacks.protocol import Attacker, Effort
+from sfumato.lab.attacks.registry import ATTACKERS, CONTROLLED, STRONG
+from sfumato.lab.attacks.threat_models import FixedPairs, FreshPairs, Knowledge, Pairs, Threat
+from sfumato.lab.audit.references import class_means
+from sfumato.lab.audit.result_store import remembered
+from sfumato.lab.data import ImageSet
+from sfumato.lab.evaluation import measures
+from sfumato.lab.evaluation.measures import measure, psnr_db
 
 IDENTITY_DB = 30.0
 BLUR_DB = 25.0
@@ -170,9 +170,9 @@ def _judge(scene: str, name: str, error: float, straight: float, class_mean: flo
 
 def _of(train: ImageSet, test: ImageSet, pictures: int, device: torch.device) -> str:
     """All that the answer depends on: attackers' code, torch, pictures, budget."""
-    folder = Path(str(attackers.__file__)).parent
-    beside = [folder.parent / f"{name}.py" for name in ("fitting", "knowledge", "references", "controls")]
-    lab = [Path(nets.__file__).parent.glob("*.py"), [Path(str(measures.__file__))]]
+    folder = Path(str(attacks.__file__)).parent
+    beside = [Path(__file__), Path(__file__).with_name("references.py")]
+    lab = [Path(models.__file__).parent.glob("*.py"), [Path(str(measures.__file__))]]
     files = sorted([*folder.glob("*.py"), *beside, *(file for part in lab for file in part)])
     code = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     facts = (torch.__version__, pictures, train.sha256, test.sha256, len(train), len(test), device.type)

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.audit.attackers.codewords import Codewords
-from sfumato.audit.attackers.linear import Linear
-from sfumato.audit.attackers.protocol import Attacker, Effort
-from sfumato.audit.knowledge import Knowledge, LazyPairs, Threat, UnavailableError
-from sfumato.audit.scene import Scene
 from sfumato.errors import AuditError
-from sfumato.measures import excess_leakage, per_picture
+from sfumato.lab.attacks.codewords import Codewords
+from sfumato.lab.attacks.linear import Linear
+from sfumato.lab.attacks.protocol import Attacker, Effort
+from sfumato.lab.attacks.threat_models import Knowledge, LazyPairs, Threat, UnavailableError
+from sfumato.lab.audit.setting import Scene
+from sfumato.lab.evaluation.measures import excess_leakage, per_picture
 
 RATES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
 """Shares of plain pictures that the simplest gate of all is measured at."""

@@ -9,9 +9,10 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from sfumato.audit.cloud_view import CloudView
-from sfumato.audit.dead_leaves import dead_leaves
-from sfumato.audit.knowledge import (
+from sfumato.lab.attacks.cloud_features import CloudView
+from sfumato.lab.attacks.dead_leaves import dead_leaves
+from sfumato.lab.attacks.target import Target, Travels
+from sfumato.lab.attacks.threat_models import (
     FixedPairs,
     FreshPairs,
     Knowledge,
@@ -20,8 +21,7 @@ from sfumato.audit.knowledge import (
     Threat,
     UnavailableError,
 )
-from sfumato.audit.target import Target, Travels
-from sfumato.data import ImageSet
+from sfumato.lab.data import ImageSet
 
 _INTERCEPTED = 5_000
 _OTHER_PICTURES = 10_000

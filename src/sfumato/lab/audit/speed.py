@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from sfumato.audit.budget import Budget
-from sfumato.audit.fitting import BATCH
-from sfumato.nets import autocast
-from sfumato.nets.restoring import ResidualNet
+from sfumato.lab.attacks.fit import BATCH
+from sfumato.lab.audit.budget import Budget
+from sfumato.lab.models import autocast
+from sfumato.lab.models.decoders import ResidualNet
 
 _STEPS = 3
 _SIDE = 32

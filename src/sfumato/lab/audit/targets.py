@@ -9,16 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfumato.audit.target import Coded, OwnAnswers, Target, Travels
-from sfumato.baselines.bundles import KIND, load_module, refit
-from sfumato.bundle import DECODER_ONNX, FLOAT_WEIGHTS, OBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS, Bundle, file_sha256
+from sfumato.artifacts.bundle import (
+    DECODER_ONNX,
+    FLOAT_WEIGHTS,
+    OBFUSCATOR_ONNX,
+    OBFUSCATOR_WEIGHTS,
+    Bundle,
+    file_sha256,
+)
+from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.plugins import import_object
 from sfumato.errors import AuditError
-from sfumato.evaluation import device_logits
-from sfumato.export import TOLERANCE, difference
-from sfumato.importing import import_object
-from sfumato.nets import Normalize, Sketcher, SketchTravels, travels_of
-from sfumato.onnxfile import OnnxFunction
-from sfumato.rebuilding import rebuilt
+from sfumato.lab.attacks.target import Coded, OwnAnswers, Target, Travels
+from sfumato.lab.baselines.bundles import KIND, load_module, refit
+from sfumato.lab.evaluation.accuracy import device_logits
+from sfumato.lab.export.onnx import TOLERANCE, difference
+from sfumato.lab.models import Normalize, Sketcher, SketchTravels, travels_of
+from sfumato.lab.models.rebuild import rebuilt
 
 _PROBES = 4
 _NEAR = 0.25

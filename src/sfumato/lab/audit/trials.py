@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.audit.attackers.protocol import Attacker, Effort, Prepared
-from sfumato.audit.attackers.registry import ATTACKERS
-from sfumato.audit.budget import Budget, Trial
-from sfumato.audit.knowledge import Threat, UnavailableError
-from sfumato.audit.notebook import Notebook
-from sfumato.audit.references import class_means
-from sfumato.audit.scene import Scene
-from sfumato.audit.showing import PANEL, as_bytes
 from sfumato.errors import Interrupted
-from sfumato.measures import Figures, excess_leakage, measure, per_picture
+from sfumato.lab.attacks.protocol import Attacker, Effort, Prepared
+from sfumato.lab.attacks.registry import ATTACKERS
+from sfumato.lab.attacks.threat_models import Threat, UnavailableError
+from sfumato.lab.audit.budget import Budget, Trial
+from sfumato.lab.audit.references import class_means
+from sfumato.lab.audit.result_store import Notebook
+from sfumato.lab.audit.setting import Scene
+from sfumato.lab.evaluation.measures import Figures, excess_leakage, measure, per_picture
+from sfumato.lab.report.panels import PANEL, as_bytes
 
 _BATCH = 250
 

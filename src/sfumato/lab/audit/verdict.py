@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sfumato.audit.knowledge import Threat
-from sfumato.measures import RESTORED_BELOW
+from sfumato.lab.attacks.threat_models import Threat
+from sfumato.lab.evaluation.measures import RESTORED_BELOW
 
-SCHEMA = "sfumato.audit/1"
+SCHEMA = "sfumato.lab.audit/1"
 
 LEAKS_ABOVE = 0.05
 """Excess leakage above which restored pictures show more than the label tells.

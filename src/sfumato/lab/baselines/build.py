@@ -6,15 +6,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sfumato.baselines.bundles import write_baseline, write_retrained
-from sfumato.baselines.method import Method, Progress, Training, silent
-from sfumato.bundle import Bundle
-from sfumato.classifiers import load_classifier
-from sfumato.data import ImageSet
+from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.provenance import provenance
 from sfumato.errors import TrainingError
-from sfumato.evaluation import evaluate_classifier, evaluate_obfuscator
-from sfumato.nets import Normalize
-from sfumato.provenance import provenance
+from sfumato.lab.baselines.bundles import write_baseline, write_retrained
+from sfumato.lab.baselines.method import Method, Progress, Training, silent
+from sfumato.lab.classifiers import load_classifier
+from sfumato.lab.data import ImageSet
+from sfumato.lab.evaluation.accuracy import evaluate_classifier, evaluate_obfuscator
+from sfumato.lab.models import Normalize
 
 CHECK_PICTURES = 64
 FEW_EPOCHS = 10

@@ -12,8 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sfumato.baselines.method import Method, NoisyMethod
-from sfumato.bundle import (
+from sfumato.artifacts.bundle import (
     CLASSIFIER_ONNX,
     CLASSIFIER_WEIGHTS,
     OBFUSCATOR_ONNX,
@@ -22,11 +21,13 @@ from sfumato.bundle import (
     Preprocessing,
     fingerprint,
 )
-from sfumato.classifiers import FrozenClassifier
+from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.errors import BundleError, TrainingError
-from sfumato.export import export_onnx, renew, save_weights
-from sfumato.nets import Normalize
-from sfumato.onnxfile import OnnxFunction
+from sfumato.lab.baselines.method import Method, NoisyMethod
+from sfumato.lab.baselines.registry import build
+from sfumato.lab.classifiers import FrozenClassifier
+from sfumato.lab.export.onnx import export_onnx, renew, save_weights
+from sfumato.lab.models import Normalize
 
 KIND = "baseline"
 _DRAWS = 64
@@ -201,8 +202,6 @@ def refit(bundle: Bundle, seed: int) -> Travels | None:
 
 
 def _built(bundle: Bundle, seed: int | None) -> Method:
-    from sfumato.baselines import build
-
     recipe, size = bundle.recipe, bundle.preprocessing
     if recipe.get("kind") != KIND:
         raise BundleError(f"{bundle.path} is no baseline: its recipe is of kind {recipe.get('kind')!r}")

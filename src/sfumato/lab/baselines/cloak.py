@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sfumato.baselines.learning import learn
-from sfumato.baselines.method import NoisyMethod, Training
 from sfumato.errors import TrainingError
+from sfumato.lab.baselines.fit import learn
+from sfumato.lab.baselines.method import NoisyMethod, Training
 
 MAX_SIGMA = 0.5
 """The largest standard deviation of the noise: twice that of a picture's numbers."""

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from sfumato.baselines.method import Method, Training
-from sfumato.data import Augmentation, augment
+from sfumato.artifacts.signals import interruptible
 from sfumato.errors import Interrupted, TrainingError
-from sfumato.interrupts import interruptible
-from sfumato.nets import Obfuscator
+from sfumato.lab.baselines.method import Method, Training
+from sfumato.lab.data import Augmentation, augment
+from sfumato.lab.models import Obfuscator
 
 
 def learn(

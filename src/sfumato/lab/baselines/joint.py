@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.baselines.learning import Encoded, learn
-from sfumato.baselines.method import Training
-from sfumato.classifiers.programs import Program
 from sfumato.errors import TrainingError
-from sfumato.nets import Deobfuscator
+from sfumato.lab.baselines.fit import Encoded, learn
+from sfumato.lab.baselines.method import Training
+from sfumato.lab.classifiers.exported_programs import Program
+from sfumato.lab.models import Deobfuscator
 
 LEARNING_RATE = 2e-3
 

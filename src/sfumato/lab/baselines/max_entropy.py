@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.baselines.learning import Encoded, learn
-from sfumato.baselines.method import Training
+from sfumato.lab.baselines.fit import Encoded, learn
+from sfumato.lab.baselines.method import Training
 
 LEVELS = 8
 BLOCK = 4

@@ -1,7 +1,7 @@
 """The one interface of all baseline obfuscators, and what those that learn are given.
 
 A method is built with a picture size, a strength and a seed; `forward` turns pictures into obfuscated
-pictures of the same size. What travels is that, normalised for the classifier (`sfumato.baselines.bundles`).
+pictures of the same size. What travels is that, normalised for the classifier (`sfumato.lab.baselines.bundles`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.errors import TrainingError
-from sfumato.nets import Normalize, autocast
+from sfumato.lab.models import Normalize, autocast
 
 Progress = Callable[[int, int, float], None]
 """Is told (steps done, steps in all, the batch's loss)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sfumato.baselines.method import NoisyMethod
+from sfumato.lab.baselines.method import NoisyMethod
 
 
 class Noise(NoisyMethod):

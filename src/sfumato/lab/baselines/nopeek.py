@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sfumato.baselines.learning import Encoded, learn
-from sfumato.baselines.method import Training
+from sfumato.lab.baselines.fit import Encoded, learn
+from sfumato.lab.baselines.method import Training
 
 LEARNING_RATE = 2e-3
 

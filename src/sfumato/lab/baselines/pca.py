@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sfumato.baselines.method import Method, Training
 from sfumato.errors import TrainingError
+from sfumato.lab.baselines.method import Method, Training
 
 MAX_SIDE = 4096
 """Eigenvectors are computed of a matrix of at most this side: of the numbers of a picture, or of as many pictures."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sfumato.baselines.learning import learn
-from sfumato.baselines.method import Method, Training
 from sfumato.errors import TrainingError
-from sfumato.nets import build_classifier
-from sfumato.nets.normalize import Normalize
+from sfumato.lab.baselines.fit import learn
+from sfumato.lab.baselines.method import Method, Training
+from sfumato.lab.models import build_classifier
+from sfumato.lab.models.normalize import Normalize
 
 _LEARNING_RATE = 5e-3
 _BATCH = 250

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sfumato.baselines.method import Method
+from sfumato.lab.baselines.method import Method
 
 
 class ScramblePixels(Method):

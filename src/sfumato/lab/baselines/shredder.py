@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sfumato.baselines.learning import learn
-from sfumato.baselines.method import NoisyMethod, Training
+from sfumato.lab.baselines.fit import learn
+from sfumato.lab.baselines.method import NoisyMethod, Training
 
 FIRST_SCALE = 0.02
 LEARNING_RATE = 0.03

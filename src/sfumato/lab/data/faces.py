@@ -19,8 +19,8 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.progress import track
 
-from sfumato.data import cache
 from sfumato.errors import DataError
+from sfumato.lab.data import cache
 
 SOURCES = ("faces", "faces-correlated")
 COUNTS = {"train": 20_000, "test": 4_000}

@@ -19,9 +19,11 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from sfumato.data import cache, cifar10, faces
-from sfumato.data.classes import class_places
-from sfumato.data.tables import (
+from sfumato.device.image import fit, load_picture
+from sfumato.errors import DataError, PictureError
+from sfumato.lab.data import cache, cifar10, faces
+from sfumato.lab.data.classes import class_places
+from sfumato.lab.data.tables import (
     SPLIT_NAMES,
     UNLABELLED,
     find_image_column,
@@ -31,8 +33,6 @@ from sfumato.data.tables import (
     read_labels,
     read_rows,
 )
-from sfumato.device.picture import fit, load_picture
-from sfumato.errors import DataError, PictureError
 
 MAX_UNREADABLE = 0.2
 """The share of a split's pictures that may be broken; with more, it is the data that is wrong."""
@@ -174,9 +174,9 @@ def load_images(
     """Loads one split of a data set, decoded; from the cache where it was decoded before.
 
     Args:
-        source: `cifar10`, `faces` (see `sfumato.data.faces`), a local folder (parquet files, IDX files, or one folder
-            per class), a CSV file of paths and classes, or a hub id, as `owner/name:configuration` where the data set
-            has several configurations.
+        source: `cifar10`, `faces` (see `sfumato.lab.data.faces`), a local folder (parquet files, IDX files, or one
+            folder per class), a CSV file of paths and classes, or a hub id, as `owner/name:configuration` where the
+            data set has several configurations.
         split: "train" or "test"; a data set's "validation" serves as "test" where it has none, and every fifth
             training picture where it has no such split either; that picture then is no training picture.
         size: (height, width) in pixels that every picture is fitted to as on the device; None if all

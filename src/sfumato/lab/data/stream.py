@@ -23,12 +23,12 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sfumato.data import cache
-from sfumato.data.classes import class_places
-from sfumato.data.images import MAX_UNREADABLE, ImageSet
-from sfumato.data.tables import SPLIT_NAMES, find_image_column, find_label_column, first_line, read_streams
-from sfumato.device.picture import fit, load_picture
+from sfumato.device.image import fit, load_picture
 from sfumato.errors import DataError, PictureError
+from sfumato.lab.data import cache
+from sfumato.lab.data.classes import class_places
+from sfumato.lab.data.images import MAX_UNREADABLE, ImageSet
+from sfumato.lab.data.tables import SPLIT_NAMES, find_image_column, find_label_column, first_line, read_streams
 
 BUFFER = 4096
 """Rows, not decoded, that are shuffled among each other; whole shards are shuffled besides."""

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sfumato.data.idx import is_idx_folder, read_splits
 from sfumato.errors import DataError
+from sfumato.lab.data.idx import is_idx_folder, read_splits
 
 SPLIT_NAMES = {
     "train": ("train", "training"),

@@ -12,13 +12,20 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from sfumato.bundle import CLASSIFIER_ONNX, DECODER_ONNX, DEOBFUSCATOR_ONNX, OBFUSCATOR_ONNX, Bundle, Preprocessing
-from sfumato.data import ImageSet
+from sfumato.artifacts.bundle import (
+    CLASSIFIER_ONNX,
+    DECODER_ONNX,
+    DEOBFUSCATOR_ONNX,
+    OBFUSCATOR_ONNX,
+    Bundle,
+    Preprocessing,
+)
+from sfumato.artifacts.onnx_file import Array, OnnxFunction
 from sfumato.device.eight_bit import from_pixels, to_pixels
-from sfumato.device.gating import has_to_be_sent, softmax
+from sfumato.device.gate import has_to_be_sent, softmax
 from sfumato.errors import BundleError
-from sfumato.measures import per_picture, psnr_db
-from sfumato.onnxfile import Array, OnnxFunction
+from sfumato.lab.data import ImageSet
+from sfumato.lab.evaluation.measures import per_picture, psnr_db
 
 BATCH = 250
 

@@ -10,15 +10,15 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from sfumato.bundle import CLASSIFIER_ONNX, OBFUSCATOR_ONNX, Bundle
-from sfumato.data import ImageSet
+from sfumato.artifacts.bundle import CLASSIFIER_ONNX, OBFUSCATOR_ONNX, Bundle
+from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.provenance import provenance
 from sfumato.errors import BundleError
-from sfumato.evaluation import BATCH, device_logits, evaluate_classifier
-from sfumato.nets import CLASSIFIERS, build_classifier, cost
-from sfumato.onnxfile import OnnxFunction
-from sfumato.provenance import provenance
+from sfumato.lab.data import ImageSet
+from sfumato.lab.evaluation.accuracy import BATCH, device_logits, evaluate_classifier
+from sfumato.lab.models import CLASSIFIERS, build_classifier, cost
 
-SCHEMA = "sfumato.transfer/1"
+SCHEMA = "sfumato.lab.evaluation.transfer/1"
 
 
 def transfer(

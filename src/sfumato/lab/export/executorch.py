@@ -20,14 +20,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sfumato import shipped
-from sfumato.bundle import OBFUSCATOR_ONNX, Bundle, Preprocessing
-from sfumato.device.picture import load_picture, prepare
+from sfumato.artifacts import shipped
+from sfumato.artifacts.bundle import OBFUSCATOR_ONNX, Bundle, Preprocessing
+from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.device.image import load_picture, prepare
 from sfumato.errors import BundleError
-from sfumato.export import TOLERANCE, difference
-from sfumato.nets import Normalize, Sketcher, SketchGraph, travels_of
-from sfumato.onnxfile import OnnxFunction
-from sfumato.rebuilding import rebuilt
+from sfumato.lab.export.onnx import TOLERANCE, difference
+from sfumato.lab.models import Normalize, Sketcher, SketchGraph, travels_of
+from sfumato.lab.models.rebuild import rebuilt
 
 Array = npt.NDArray[Any]
 _BATCH = 250

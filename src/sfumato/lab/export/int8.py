@@ -26,7 +26,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from rich.console import Console
 from rich.progress import track
 
-from sfumato.bundle import (
+from sfumato.artifacts.bundle import (
     CLASSIFIER_ONNX,
     DECODER_ONNX,
     DEOBFUSCATOR_ONNX,
@@ -37,11 +37,11 @@ from sfumato.bundle import (
     Bundle,
     is_quantized,
 )
-from sfumato.data import ImageSet
+from sfumato.artifacts.onnx_file import Array, OnnxFunction
+from sfumato.artifacts.provenance import provenance
 from sfumato.errors import BundleError
-from sfumato.evaluation import evaluate_obfuscator
-from sfumato.onnxfile import Array, OnnxFunction
-from sfumato.provenance import provenance
+from sfumato.lab.data import ImageSet
+from sfumato.lab.evaluation.accuracy import evaluate_obfuscator
 
 CALIBRATED_ON = 500
 WORTH_SAYING = 0.01

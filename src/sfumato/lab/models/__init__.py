@@ -1,14 +1,14 @@
 """Networks: the paper's obfuscator and deobfuscator, and classifiers for small pictures."""
 
-from sfumato.nets.cifar import CLASSIFIERS, build_classifier
-from sfumato.nets.cost import Cost, cost
-from sfumato.nets.folding import fold_norms
-from sfumato.nets.normalize import Normalize
-from sfumato.nets.obfuscator import Deobfuscator, Obfuscator, ObfuscatorTravels, obfuscator_of, travels_of
-from sfumato.nets.precision import autocast
-from sfumato.nets.restoring import RESTORERS
-from sfumato.nets.reversal import reverse_gradient
-from sfumato.nets.sketch import SketchDecoder, Sketcher, SketchGraph, SketchTravels, answer_bits, sketcher_of
+from sfumato.lab.models.batch_norm import fold_norms
+from sfumato.lab.models.classifiers import CLASSIFIERS, build_classifier
+from sfumato.lab.models.cost import Cost, cost
+from sfumato.lab.models.decoders import RESTORERS
+from sfumato.lab.models.normalize import Normalize
+from sfumato.lab.models.obfuscator import Deobfuscator, Obfuscator, ObfuscatorTravels, obfuscator_of, travels_of
+from sfumato.lab.models.precision import autocast
+from sfumato.lab.models.reversal import reverse_gradient
+from sfumato.lab.models.sketch import SketchDecoder, Sketcher, SketchGraph, SketchTravels, answer_bits, sketcher_of
 
 __all__ = [
     "CLASSIFIERS",

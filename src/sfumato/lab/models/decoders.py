@@ -8,7 +8,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.nets.obfuscator import Deobfuscator
+from sfumato.lab.models.obfuscator import Deobfuscator
 
 
 class ResidualBlock(nn.Module):

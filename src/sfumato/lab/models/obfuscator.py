@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sfumato.nets.fixed import LEVEL, Removal, round_to_8_bits
-from sfumato.nets.folding import expand_normalized
-from sfumato.nets.normalize import Normalize
+from sfumato.lab.models.batch_norm import expand_normalized
+from sfumato.lab.models.fixed_ops import LEVEL, Removal, round_to_8_bits
+from sfumato.lab.models.normalize import Normalize
 
 Order = Literal["commuted", "paper"]
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from sfumato.artifacts.provenance import cpu_name
 from sfumato.errors import TrainingError
-from sfumato.nets.convolution import conv3x3, is_small
+from sfumato.lab.models.convolution import conv3x3, is_small
 
 CPU = torch.device("cpu")
 FEW_CHANNELS = 16
@@ -96,7 +97,7 @@ def autocast(device: torch.device = CPU, *, enabled: bool = True) -> Iterator[No
 
     Convolutions of many channels gain. Depthwise ones and those of few channels lose, and stay in float32 on a CPU, as
     do batch norms' statistics anywhere. With AMX, 3x3 convolutions of small maps become products of matrices
-    (`sfumato.nets.convolution`). A CPU without bfloat16 stays with float32. What comes out of a network may be
+    (`sfumato.lab.models.convolution`). A CPU without bfloat16 stays with float32. What comes out of a network may be
     bfloat16: make it `float()` before it goes into a loss.
 
     Args:
@@ -127,6 +128,11 @@ def compute(net: Callable[[Tensor], Tensor], inputs: Tensor, *, bfloat16: bool) 
         return net(inputs)
     with autocast(inputs.device):
         return net(inputs).float()
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of what computes: the GPU's, or the processor's."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 class _Convolutions(TorchFunctionMode):

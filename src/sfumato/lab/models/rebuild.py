@@ -5,9 +5,9 @@ from __future__ import annotations
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from sfumato.bundle import OBFUSCATOR_WEIGHTS, Bundle
+from sfumato.artifacts.bundle import OBFUSCATOR_WEIGHTS, Bundle
 from sfumato.errors import BundleError
-from sfumato.nets import Obfuscator, Sketcher, obfuscator_of, sketcher_of
+from sfumato.lab.models import Obfuscator, Sketcher, obfuscator_of, sketcher_of
 
 
 def rebuilt(bundle: Bundle, weights: str = OBFUSCATOR_WEIGHTS) -> Obfuscator | Sketcher | None:

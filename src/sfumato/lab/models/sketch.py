@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.nets.cifar import BasicBlock, ResNet
-from sfumato.nets.normalize import Normalize
-from sfumato.nets.precision import compute
+from sfumato.lab.models.classifiers import BasicBlock, ResNet
+from sfumato.lab.models.normalize import Normalize
+from sfumato.lab.models.precision import compute
 
 TRUNK = (2, 2, 1), (32, 64, 88)
 """Depths and widths of the stages behind the stem, chosen so that all fits the paper's 324,518 parameters."""
@@ -168,7 +168,7 @@ class Sketcher(nn.Module):
         Args:
             images: (N, 3, H, W) float32 in [0, 1].
             bits_alone: let what is learned from the code reach the learned bits, but not the trunk beneath them.
-            bfloat16: compute the trunk so; see `sfumato.nets.precision`.
+            bfloat16: compute the trunk so; see `sfumato.lab.models.precision`.
 
         Returns:
             Codes (N, classes + learned bits) float32, a 1 for the answer among 0 for the other classes and then +1 or

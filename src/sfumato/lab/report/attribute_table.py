@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sfumato.audit.verdict import DASH, decimals, hides, percent
 from sfumato.errors import AuditError
+from sfumato.lab.audit.verdict import DASH, decimals, hides, percent
 
 BEGIN, END = "<!-- sfumato hides -->", "<!-- end -->"
 ENDS = (("most frequent value", "majority"), ("label alone", "chance"), ("plain picture", "plain"))
@@ -18,7 +18,7 @@ def side_by_side(audits: Mapping[Path, dict[str, Any]]) -> list[list[str]]:
 
     Args:
         audits: contents of `audit.json` files, of the same pictures and label columns; see
-            `sfumato.audit.points.read_audits`.
+            `sfumato.lab.report.points.read_audits`.
 
     Returns:
         The headers, then the rows; as many cells in each.

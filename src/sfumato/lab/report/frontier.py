@@ -20,8 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
-from sfumato.audit.points import ROLES, Point
 from sfumato.errors import AuditError
+from sfumato.lab.report.points import ROLES, Point
 
 Box = npt.NDArray[np.float64]
 """Left, bottom, right and top in pixels: (4,), or (n, 4) for several."""

@@ -19,10 +19,21 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from sfumato.audit.frontier import draw_frontier, style, svg
-from sfumato.audit.knowledge import Threat
-from sfumato.audit.verdict import DASH, SCHEMA, WHO, count_by_status, decimals, done, hides, identifies, percent, tells
 from sfumato.errors import AuditError
+from sfumato.lab.attacks.threat_models import Threat
+from sfumato.lab.audit.verdict import (
+    DASH,
+    SCHEMA,
+    WHO,
+    count_by_status,
+    decimals,
+    done,
+    hides,
+    identifies,
+    percent,
+    tells,
+)
+from sfumato.lab.report.frontier import draw_frontier, style, svg
 
 Case = tuple[Tensor, Tensor, float]
 """Original (3, H, W) uint8, restored (3, H, W) uint8, and the measure's value for this picture."""
@@ -104,7 +115,9 @@ def render(audit: dict[str, Any], pictures: Pictures | None) -> str:
         "words": _words,
     }
     environment.tests |= {"identified": identifies, "told": tells}
-    template = environment.from_string(files("sfumato.audit").joinpath("report.html.j2").read_text(encoding="utf-8"))
+    template = environment.from_string(
+        files("sfumato.lab.report").joinpath("report.html.j2").read_text(encoding="utf-8")
+    )
     winners = _winners(audit)
     return template.render(
         audit=audit,

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.audit.knowledge import Threat
-from sfumato.audit.notebook import Notebook
-from sfumato.audit.report import Case, Pictures
-from sfumato.audit.scene import Scene
+from sfumato.apps.panel import Caption, draw_panel
 from sfumato.errors import AuditError
-from sfumato.measures import per_picture
-from sfumato.panel import Caption, draw_panel
+from sfumato.lab.attacks.threat_models import Threat
+from sfumato.lab.audit.result_store import Notebook
+from sfumato.lab.audit.setting import Scene
+from sfumato.lab.evaluation.measures import per_picture
+from sfumato.lab.report.html import Case, Pictures
 
 PANEL = 12
 CASES = 6

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sfumato.audit.verdict import SCHEMA, best_mixture
 from sfumato.errors import AuditError
+from sfumato.lab.audit.verdict import SCHEMA, best_mixture
 
 Point = dict[str, Any]
 """name, accuracy, excess_leakage (None for the paper), role, budget, source, best_attacker.
@@ -51,7 +51,7 @@ def read_audits(folder: Path) -> dict[Path, dict[str, Any]]:
     """Reads a folder of audits.
 
     Args:
-        folder: every `*.json` of schema `sfumato.audit/1` in it counts; other JSON files are passed over.
+        folder: every `*.json` of schema `sfumato.lab.audit/1` in it counts; other JSON files are passed over.
 
     Returns:
         Their contents, in the order of the file names.

@@ -1,7 +1,7 @@
 """Whether offloading is worth it: points of the frontier beside what anybody gets without an obfuscator, in words.
 
-The measure is `sfumato.audit.verdict.best_mixture`: a classifier on the device and plain pictures, mixed so that they
-leak as much as the obfuscator was found to leak.
+The measure is `sfumato.lab.audit.verdict.best_mixture`: a classifier on the device and plain pictures, mixed so that
+they leak as much as the obfuscator was found to leak.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal
 
-from sfumato.audit.points import ENDS, Point
-from sfumato.audit.verdict import WORTH_ABOVE, decimals, percent
+from sfumato.lab.audit.verdict import WORTH_ABOVE, decimals, percent
+from sfumato.lab.report.points import ENDS, Point
 
 Worth = Literal["yes", "no", "unclear", "unknown"]
 
@@ -67,7 +67,7 @@ def row(name: str, points: Sequence[Point]) -> Row:
 
     Args:
         name: as people read it.
-        points: one for each seed, as `sfumato.audit.points.points_of` makes them.
+        points: one for each seed, as `sfumato.lab.report.points.points_of` makes them.
     """
     accuracies = [float(point["accuracy"]) for point in points]
     mixtures = [float(point["mixture"]) for point in points if point.get("mixture") is not None]

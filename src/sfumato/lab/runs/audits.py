@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from sfumato.audit.budget import Budget
-from sfumato.audit.run import Beside, Progress, audit
-from sfumato.audit.scene import Scene
+from sfumato.lab.audit.budget import Budget
+from sfumato.lab.audit.run import Beside, Progress, audit
+from sfumato.lab.audit.setting import Scene
 from sfumato.errors import AuditError
 
 Bars = Callable[[], AbstractContextManager[Progress]]
@@ -41,7 +41,7 @@ def finish_audit(
     """Makes an audit, or goes on with one that was interrupted.
 
     Args:
-        scene: as `sfumato.audit.run.audit` takes it, like all that follows.
+        scene: as `sfumato.lab.audit.run.audit` takes it, like all that follows.
         budget: how hard the attackers try.
         folder: of the audit.
         beside: what to compare with.
@@ -52,7 +52,7 @@ def finish_audit(
         The content of `audit.json`.
 
     Raises:
-        AuditError: see `sfumato.audit.run.audit`.
+        AuditError: see `sfumato.lab.audit.run.audit`.
         Interrupted: Ctrl-C or SIGTERM; the findings so far are kept.
     """
     resume = findings(folder).is_file()

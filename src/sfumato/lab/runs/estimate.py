@@ -14,15 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.data import ImageSet, Stream
+from sfumato.lab.data import ImageSet, Stream
 from sfumato.errors import TrainingError
-from sfumato.nets.precision import Precision
-from sfumato.provenance import device_name, provenance
-from sfumato.training.engine import Pictures, Schedule, fit, look
-from sfumato.training.optimizer import optimizer_of
-from sfumato.training.preparing import Prepared, Run, prepare, starting_from
-from sfumato.training.recipe import AnyRecipe
-from sfumato.training.setting import augmentation_of, launch
+from sfumato.lab.models.precision import Precision
+from sfumato.artifacts.provenance import provenance
+from sfumato.lab.models.precision import device_name
+from sfumato.lab.training.engine import Pictures, Schedule, fit, look
+from sfumato.lab.training.optimizer import optimizer_of
+from sfumato.lab.training.setup import Prepared, Run, prepare, starting_from
+from sfumato.lab.training.recipe import AnyRecipe
+from sfumato.lab.training.context import augmentation_of, launch
 
 STEPS = 24
 _WARM_UP = 4
@@ -45,7 +46,7 @@ def estimate(recipe: AnyRecipe, *, accelerator: str = "auto", steps: int = STEPS
         GPU its own; "extrapolated" steps and hours; the recipe, and provenance.
 
     Raises:
-        SfumatoError: as `sfumato.training.train`; or there are too few pictures.
+        SfumatoError: as `sfumato.lab.training.train`; or there are too few pictures.
     """
     recipe = starting_from(None, recipe)
     plan = recipe.training

@@ -9,12 +9,12 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from sfumato.audit.budget import Budget
-from sfumato.audit.speed import decoder_seconds, spoken
-from sfumato.nets import Deobfuscator, Normalize, Obfuscator, build_classifier, cost, fold_norms, sketcher_of
-from sfumato.nets.precision import choose_precision
-from sfumato.training.recipe import AnyRecipe, ClassifierRecipe, SketchRecipe
-from sfumato.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
+from sfumato.lab.audit.budget import Budget
+from sfumato.lab.audit.speed import decoder_seconds, spoken
+from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator, build_classifier, cost, fold_norms, sketcher_of
+from sfumato.lab.models.precision import choose_precision
+from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, SketchRecipe
+from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 
 _STEPS = 2
 _BATCH = 64

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from sfumato.bundle import MANIFEST, Bundle
-from sfumato.checkpoint import load_checkpoint
+from sfumato.artifacts.bundle import MANIFEST, Bundle
+from sfumato.lab.models.checkpoint import load_checkpoint
 from sfumato.errors import TrainingError
-from sfumato.training import Run, train
-from sfumato.training.recipe import AnyRecipe
+from sfumato.lab.training import Run, train
+from sfumato.lab.training.recipe import AnyRecipe
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def finish_training(recipe: AnyRecipe, run: Run, *, say: Callable[[str], None] =
         say: is told a line for people.
 
     Raises:
-        SfumatoError: see `sfumato.training.train`.
+        SfumatoError: see `sfumato.lab.training.train`.
         Interrupted: Ctrl-C or SIGTERM; the state was saved.
     """
     try:

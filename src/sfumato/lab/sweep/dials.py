@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 
 from sfumato.errors import RecipeError
-from sfumato.training.recipe import AnyRecipe, ClassifierRecipe, load_recipe
+from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, load_recipe
 
 SEED = "training.seed"
 _RESERVED = {"name": "each point is named after its setting", SEED: "--seeds N repeats each point with N seeds"}

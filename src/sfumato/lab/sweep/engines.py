@@ -1,20 +1,13 @@
-"""How the points of a sweep are made: one after the other in this process, or by Ray Tune (`sfumato.sweep.ray`)."""
+"""How the points of a sweep are made: one after the other in this process, or by Ray Tune (`sfumato.lab.sweep.ray`)."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from sfumato.errors import Interrupted, SfumatoError
-from sfumato.sweep.jobs import Job
-
-Make = Callable[[Job], None]
-"""Trains and audits a point."""
-Say = Callable[[str], None]
-"""Is told a line for people."""
-Engine = Callable[[Sequence[Job], Make, Say], dict[str, str]]
-"""Makes points; gives back what went wrong, by the point's name. The others are made all the same."""
+from sfumato.lab.sweep.jobs import Engine, Job, Make, Say
 
 
 def in_turn(jobs: Sequence[Job], make: Make, say: Say) -> dict[str, str]:
@@ -69,7 +62,7 @@ def on_ray(
     if address is None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     try:
-        from sfumato.sweep.ray import RayEngine
+        from sfumato.lab.sweep.ray import RayEngine
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("sfumato"):
             raise

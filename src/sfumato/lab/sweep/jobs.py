@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,20 +10,20 @@ from typing import Any
 
 import torch
 
-from sfumato.audit.budget import Budget
-from sfumato.audit.load import bundle_target
-from sfumato.audit.recording import record
-from sfumato.audit.run import Beside, Progress
-from sfumato.audit.scene import Scene
-from sfumato.bundle import MANIFEST, OBFUSCATOR_ONNX, Bundle
-from sfumato.classifiers import classifier_bundle, load_classifier
-from sfumato.data import ImageSet, load_train_test
+from sfumato.artifacts.bundle import MANIFEST, OBFUSCATOR_ONNX, Bundle
 from sfumato.errors import AuditError, RecipeError, ResultsError, TrainingError
-from sfumato.making.audits import Bars, check_complete, findings, finish_audit
-from sfumato.making.files import read_json
-from sfumato.making.trainings import State, finish_training, state_of
-from sfumato.training import ClassifierRecipe, Run
-from sfumato.training.recipe import AnyRecipe, DataRecipe, parse_recipe
+from sfumato.lab.audit.budget import Budget
+from sfumato.lab.audit.recording import record
+from sfumato.lab.audit.run import Beside, Progress
+from sfumato.lab.audit.setting import Scene
+from sfumato.lab.audit.targets import bundle_target
+from sfumato.lab.classifiers import classifier_bundle, load_classifier
+from sfumato.lab.data import ImageSet, load_train_test
+from sfumato.lab.runs.audits import Bars, check_complete, findings, finish_audit
+from sfumato.lab.runs.folders import read_json
+from sfumato.lab.runs.trainings import State, finish_training, state_of
+from sfumato.lab.training import ClassifierRecipe, Run
+from sfumato.lab.training.recipe import AnyRecipe, DataRecipe, parse_recipe
 
 
 @contextmanager
@@ -81,7 +81,7 @@ def make(job: Job, bars: Bars = no_bars) -> None:
 
     Args:
         job: the point.
-        bars: see `sfumato.making.audits.Bars`.
+        bars: see `sfumato.lab.runs.audits.Bars`.
 
     Raises:
         SfumatoError: it cannot be trained or audited, or its folder holds something else.
@@ -178,7 +178,7 @@ def pictures(recipe: DataRecipe, count: int | None) -> tuple[ImageSet, ImageSet]
 
     Raises:
         RecipeError: the recipe names columns, which audits find by their types, or streams.
-        DataError: see `sfumato.data.load_train_test`.
+        DataError: see `sfumato.lab.data.load_train_test`.
     """
     if recipe.image_column or recipe.label_column:
         raise RecipeError("an audit finds the columns of pictures and classes by itself; sweep a recipe without them")
@@ -206,3 +206,11 @@ def _same_recipe(stated: dict[str, Any], wanted: AnyRecipe) -> bool:
         return parse_recipe(stated) == wanted  # what a recipe does not say has its default
     except RecipeError:
         return False
+
+
+Make = Callable[[Job], None]
+"""Trains and audits a point."""
+Say = Callable[[str], None]
+"""Is told a line for people."""
+Engine = Callable[[Sequence[Job], Make, Say], dict[str, str]]
+"""Makes points; gives back what went wrong, by the point's name. The others are made all the same."""

@@ -9,15 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sfumato.audit.budget import Budget
-from sfumato.audit.points import points_of, read_audits
-from sfumato.bundle import Bundle
-from sfumato.classifiers import FrozenClassifier, classifier_bundle, load_classifier
+from sfumato.artifacts.bundle import Bundle
 from sfumato.errors import AuditError, RecipeError
-from sfumato.making.speed import Entry, Speed, device_macs
-from sfumato.sweep.dials import Setting, parse_dial, settings
-from sfumato.sweep.jobs import Attack, Job, fastest_device, known_audit, pictures, training_state
-from sfumato.training.recipe import AnyRecipe, ClassifierRecipe, DataRecipe, load_recipe, parse_recipe
+from sfumato.lab.audit.budget import Budget
+from sfumato.lab.classifiers import FrozenClassifier, classifier_bundle, load_classifier
+from sfumato.lab.report.points import points_of, read_audits
+from sfumato.lab.runs.speed import Entry, Speed, device_macs
+from sfumato.lab.sweep.dials import Setting, parse_dial, settings
+from sfumato.lab.sweep.jobs import Attack, Job, fastest_device, known_audit, pictures, training_state
+from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, DataRecipe, load_recipe, parse_recipe
 
 LOCAL = "local"
 """The name of the classifier on the device, where the sweep trains it."""

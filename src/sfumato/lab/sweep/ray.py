@@ -18,8 +18,7 @@ import ray
 from ray import tune
 
 from sfumato.errors import Interrupted, SfumatoError
-from sfumato.sweep.engines import Make, Say
-from sfumato.sweep.jobs import Job
+from sfumato.lab.sweep.jobs import Job, Make, Say
 
 _ATTEMPTS = 3
 """How often a trial goes on after its worker died."""
@@ -29,7 +28,7 @@ _PASSED_ON = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 @dataclass(frozen=True)
 class RayEngine:
-    """Makes points as trials, see `sfumato.sweep.engines.Engine`; made by `sfumato.sweep.engines.on_ray`.
+    """Makes points as trials, see `sfumato.lab.sweep.jobs.Engine`; made by `sfumato.lab.sweep.engines.on_ray`.
 
     Attributes:
         storage: folder of Ray Tune's own logs; on a cluster, like the points' folders, on a disk that all share.

@@ -6,17 +6,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sfumato.audit.frontier import save_frontier_png
-from sfumato.audit.points import ENDS, Point, points_of
-from sfumato.audit.worth import Row, row, sentence, verdict
-from sfumato.bundle import write_json
+from sfumato.artifacts.bundle import write_json
+from sfumato.artifacts.provenance import provenance
 from sfumato.errors import AuditError, Interrupted, TrainingError
-from sfumato.making.files import check_writable
-from sfumato.provenance import device_name, provenance
-from sfumato.sweep.dials import Setting
-from sfumato.sweep.engines import Engine, Make, Say, in_turn
-from sfumato.sweep.jobs import fastest_device, is_done, known_audit, make
-from sfumato.sweep.plan import Sweep, device_cost
+from sfumato.lab.models.precision import device_name
+from sfumato.lab.report.frontier import save_frontier_png
+from sfumato.lab.report.points import ENDS, Point, points_of
+from sfumato.lab.report.tradeoff import Row, row, sentence, verdict
+from sfumato.lab.runs.folders import check_writable
+from sfumato.lab.sweep.dials import Setting
+from sfumato.lab.sweep.engines import in_turn
+from sfumato.lab.sweep.jobs import Engine, Make, Say, fastest_device, is_done, known_audit, make
+from sfumato.lab.sweep.plan import Sweep, device_cost
 
 SCHEMA = "sfumato.frontier/1"
 _ALIKE = 1.1

@@ -1,7 +1,7 @@
 """Training: recipes, objectives, the loop, and the way from weights to a bundle."""
 
-from sfumato.training.preparing import Run
-from sfumato.training.recipe import ClassifierRecipe, ObfuscatorRecipe, load_recipe
-from sfumato.training.run import train
+from sfumato.lab.training.recipe import ClassifierRecipe, ObfuscatorRecipe, load_recipe
+from sfumato.lab.training.run import train
+from sfumato.lab.training.setup import Run
 
 __all__ = ["ClassifierRecipe", "ObfuscatorRecipe", "Run", "load_recipe", "train"]

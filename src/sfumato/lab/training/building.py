@@ -10,17 +10,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sfumato.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, Bundle, Preprocessing
-from sfumato.classifiers import FrozenClassifier
-from sfumato.data import ImageSet
+from sfumato.artifacts.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, Bundle, Preprocessing
 from sfumato.errors import BundleError, RecipeError
-from sfumato.nets import RESTORERS, Normalize, Obfuscator, Sketcher, fold_norms, obfuscator_of, sketcher_of
-from sfumato.nets.cifar import features_and_logits
-from sfumato.training.attackers import Attackers, attacker_to_restart, restart
-from sfumato.training.mixture import CodeMixture
-from sfumato.training.others import Others
-from sfumato.training.recipe import ObfuscatorRecipe, SketchRecipe, TransferRecipe
-from sfumato.training.tasks import ObfuscationTask, SketchTask, Utility
+from sfumato.lab.classifiers import FrozenClassifier
+from sfumato.lab.data import ImageSet
+from sfumato.lab.models import RESTORERS, Normalize, Obfuscator, Sketcher, fold_norms, obfuscator_of, sketcher_of
+from sfumato.lab.models.classifiers import features_and_logits
+from sfumato.lab.training.adversaries import Attackers, attacker_to_restart, restart
+from sfumato.lab.training.code_mixture import CodeMixture
+from sfumato.lab.training.ensemble import Others
+from sfumato.lab.training.recipe import ObfuscatorRecipe, SketchRecipe, TransferRecipe
+from sfumato.lab.training.tasks import ObfuscationTask, SketchTask, Utility
 
 _BATCH = 250
 _PROBES = 2

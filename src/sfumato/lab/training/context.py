@@ -12,12 +12,12 @@ from lightning.fabric import Fabric
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from sfumato.bundle import Preprocessing
-from sfumato.data import Augmentation, ImageSet, cifar10, load_images
+from sfumato.artifacts.bundle import Preprocessing
 from sfumato.errors import RecipeError, TrainingError
-from sfumato.nets.precision import Precision, choose_precision
-from sfumato.training.engine import Schedule
-from sfumato.training.recipe import DataRecipe, TrainingRecipe
+from sfumato.lab.data import Augmentation, ImageSet, cifar10, load_images
+from sfumato.lab.models.precision import Precision, choose_precision
+from sfumato.lab.training.engine import Schedule
+from sfumato.lab.training.recipe import DataRecipe, TrainingRecipe
 
 log = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
-from sfumato.checkpoint import load_checkpoint, save_checkpoint
-from sfumato.data import Augmentation, ImageSet, augment
+from sfumato.artifacts.signals import interruptible
 from sfumato.errors import Interrupted, TrainingError
-from sfumato.interrupts import interruptible
-from sfumato.training.progress import Progress
+from sfumato.lab.data import Augmentation, ImageSet, augment
+from sfumato.lab.models.checkpoint import load_checkpoint, save_checkpoint
+from sfumato.lab.training.progress import Progress
 
 CHECKPOINT_EVERY_S = 60.0
 LOG_EVERY_S = 2.0

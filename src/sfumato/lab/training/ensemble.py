@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.nets import Normalize
-from sfumato.nets.precision import compute
+from sfumato.lab.models import Normalize
+from sfumato.lab.models.precision import compute
 
 _SMALLEST = 0.8
 """The least side of a shrunk picture, as a share of its own; ours. Xie et al. go from 330 pixels to 299, 0.9."""
@@ -53,7 +53,7 @@ class Others(nn.Module):
         diversity: how often what a classifier sees is varied in training, in [0, 1]; see `vary`.
         noise: standard deviation of the Gaussian noise in what it sees in training, on the [0, 1] scale: what is still
             understood does not hang on fine patterns, which other classifiers do not see (Wu and Zhu 2020, section 3).
-        bfloat16: compute them so; see `sfumato.nets.precision`.
+        bfloat16: compute them so; see `sfumato.lab.models.precision`.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfumato.bundle import (
+from sfumato.artifacts.bundle import (
     CLASSIFIER_ONNX,
     CLASSIFIER_WEIGHTS,
     DECODER_ONNX,
@@ -24,11 +24,12 @@ from sfumato.bundle import (
     Preprocessing,
     fingerprint,
 )
-from sfumato.classifiers import FrozenClassifier
-from sfumato.data import ImageSet
+from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.errors import AuditError, TrainingError
-from sfumato.export import export_onnx, renew, round_weights, save_weights
-from sfumato.nets import (
+from sfumato.lab.classifiers import FrozenClassifier
+from sfumato.lab.data import ImageSet
+from sfumato.lab.export.onnx import export_onnx, renew, round_weights, save_weights
+from sfumato.lab.models import (
     Normalize,
     ObfuscatorTravels,
     SketchDecoder,
@@ -37,10 +38,9 @@ from sfumato.nets import (
     SketchTravels,
     travels_of,
 )
-from sfumato.nets.codewords import codeword_means
-from sfumato.onnxfile import OnnxFunction
-from sfumato.training.gate import choose_threshold, fit_temperature
-from sfumato.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
+from sfumato.lab.models.codewords import codeword_means
+from sfumato.lab.training.gate import choose_threshold, fit_temperature
+from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 
 _BATCH = 250
 _DRAWS, _NOISY_PICTURES = 64, 8

@@ -6,11 +6,11 @@ import logging
 
 from lightning.fabric import Fabric
 
-from sfumato.data import ImageSet, Stream, load_stream
 from sfumato.errors import RecipeError
-from sfumato.training.recipe import AnyRecipe, ObfuscatorRecipe, SketchRecipe
-from sfumato.training.setting import load_both
-from sfumato.training.tasks import Utility
+from sfumato.lab.data import ImageSet, Stream, load_stream
+from sfumato.lab.training.context import load_both
+from sfumato.lab.training.recipe import AnyRecipe, ObfuscatorRecipe, SketchRecipe
+from sfumato.lab.training.tasks import Utility
 
 log = logging.getLogger(__name__)
 

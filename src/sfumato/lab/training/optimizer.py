@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 
-from sfumato.training.recipe import TrainingRecipe
+from sfumato.lab.training.recipe import TrainingRecipe
 
 
 def optimizer_of(plan: TrainingRecipe, task: nn.Module, *, steps: int) -> tuple[torch.optim.Optimizer, LRScheduler]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.errors import RecipeError
-from sfumato.nets.sketch import Photographs
+from sfumato.lab.models.sketch import Photographs
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from sfumato.errors import RecipeError
-from sfumato.nets.precision import Wanted
+from sfumato.lab.models.precision import Wanted
 
 Architecture = Literal[
     "resnet20",
@@ -22,7 +22,7 @@ Architecture = Literal[
     "googlenet",
     "convmixer",
 ]
-"""Names from `sfumato.nets.CLASSIFIERS`."""
+"""Names from `sfumato.lab.models.CLASSIFIERS`."""
 
 
 class _Strict(BaseModel):
@@ -39,7 +39,7 @@ class DataRecipe(_Strict):
         image_column: the column with the pictures, if it cannot be found by its type.
         label_column: the column with the classes, if it cannot be found by its type or name.
         stream: decode the training pictures as they are needed, where they do not fit the memory; see
-            `sfumato.data.Stream`.
+            `sfumato.lab.data.Stream`.
         train_pictures: use only the first so many training pictures; of a stream, so many in each epoch.
         test_pictures: use only the first so many test pictures; has to be said of a stream, as they are kept in memory.
         flip: mirror training pictures at random.
@@ -115,7 +115,7 @@ class ClassifierRecipe(_Strict):
 
     Attributes:
         note: what people should know of the result; goes into the bundle.
-        architecture: a name from `sfumato.nets.CLASSIFIERS`.
+        architecture: a name from `sfumato.lab.models.CLASSIFIERS`.
         label_smoothing: of the cross-entropy.
         teacher: a classifier to learn from, named as an obfuscator's `classifier` is.
         teacher_weight: share of the teacher's answers in the loss, beside the labels'; only with a teacher.
@@ -262,7 +262,7 @@ class ObfuscatorRecipe(_Strict):
     Attributes:
         note: what people should know of the result; goes into the bundle.
         classifier: folder of the frozen classifier's bundle, from where the command is run, or whatever
-            `sfumato.classifiers.classifier_bundle` makes one of; or the address of an endpoint, for which see
+            `sfumato.lab.classifiers.classifier_bundle` makes one of; or the address of an endpoint, for which see
             `black_box`.
         privacy_weight: lambda, the weight of the reconstruction error in `L_c - lambda L_r`.
         snapshots_every: keep both networks every so many epochs, to attack them as they were then; None for never.
@@ -302,7 +302,7 @@ class SketchRecipe(_Strict):
     Attributes:
         note: what people should know of the result; goes into the bundle.
         classifier: folder of the frozen classifier's bundle, from where the command is run, or whatever
-            `sfumato.classifiers.classifier_bundle` makes one of; or the address of an endpoint, for which see
+            `sfumato.lab.classifiers.classifier_bundle` makes one of; or the address of an endpoint, for which see
             `black_box`.
         code_bits: how many bits about a picture may travel at most; what an attacker gets at most, too. The first of
             them say the device's answer, 4 for 10 classes.

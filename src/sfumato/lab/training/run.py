@@ -14,29 +14,23 @@ from typing import Any
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from sfumato.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, Bundle
-from sfumato.checkpoint import exclusive
-from sfumato.classifiers import classifier_bundle
-from sfumato.data import Stream
+from sfumato.artifacts.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, Bundle
+from sfumato.artifacts.provenance import provenance
 from sfumato.errors import Interrupted, TrainingError
-from sfumato.evaluation import evaluate_classifier, evaluate_obfuscator
-from sfumato.export import renew, save_weights
-from sfumato.nets.precision import Precision
-from sfumato.provenance import device_name, provenance
-from sfumato.training.building import restarted
-from sfumato.training.engine import Fitted, fit
-from sfumato.training.export import write_classifier_bundle, write_obfuscator_bundle, write_sketch_bundle
-from sfumato.training.optimizer import optimizer_of
-from sfumato.training.preparing import Prepared, Run, prepare, starting_from
-from sfumato.training.recipe import (
-    AnyRecipe,
-    ClassifierRecipe,
-    DataRecipe,
-    ObfuscatorRecipe,
-    SketchRecipe,
-)
-from sfumato.training.setting import augmentation_of, launch, schedule_of
-from sfumato.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
+from sfumato.lab.classifiers import classifier_bundle
+from sfumato.lab.data import Stream
+from sfumato.lab.evaluation.accuracy import evaluate_classifier, evaluate_obfuscator
+from sfumato.lab.export.onnx import renew, save_weights
+from sfumato.lab.models.checkpoint import exclusive
+from sfumato.lab.models.precision import Precision, device_name
+from sfumato.lab.training.building import restarted
+from sfumato.lab.training.context import augmentation_of, launch, schedule_of
+from sfumato.lab.training.engine import Fitted, fit
+from sfumato.lab.training.export import write_classifier_bundle, write_obfuscator_bundle, write_sketch_bundle
+from sfumato.lab.training.optimizer import optimizer_of
+from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, DataRecipe, ObfuscatorRecipe, SketchRecipe
+from sfumato.lab.training.setup import Prepared, Run, prepare, starting_from
+from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 
 log = logging.getLogger(__name__)
 

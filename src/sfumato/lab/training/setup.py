@@ -9,17 +9,17 @@ from typing import Any
 from lightning.fabric import Fabric
 from torch import nn
 
-from sfumato.bundle import OBFUSCATOR_WEIGHTS, Bundle, Preprocessing, is_quantized
-from sfumato.classifiers import FrozenClassifier, classifier_bundle, load_classifier
-from sfumato.data import ImageSet, Stream
+from sfumato.artifacts.bundle import OBFUSCATOR_WEIGHTS, Bundle, Preprocessing, is_quantized
 from sfumato.errors import RecipeError
-from sfumato.nets import build_classifier, fold_norms
-from sfumato.training.building import answered, begin_from, check_fit, normalize, obfuscation_task, sketch_task
-from sfumato.training.photographs import choose
-from sfumato.training.pictures import label_free, load_pictures
-from sfumato.training.recipe import AnyRecipe, ClassifierRecipe, SketchRecipe
-from sfumato.training.setting import preprocessing_of
-from sfumato.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
+from sfumato.lab.classifiers import FrozenClassifier, classifier_bundle, load_classifier
+from sfumato.lab.data import ImageSet, Stream
+from sfumato.lab.models import build_classifier, fold_norms
+from sfumato.lab.training.building import answered, begin_from, check_fit, normalize, obfuscation_task, sketch_task
+from sfumato.lab.training.context import preprocessing_of
+from sfumato.lab.training.images import label_free, load_pictures
+from sfumato.lab.training.prototypes import choose
+from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, SketchRecipe
+from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 
 Task = ClassifierTask | ObfuscationTask | SketchTask
 

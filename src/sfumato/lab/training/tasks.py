@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sfumato.nets import Normalize, Obfuscator, Sketcher, reverse_gradient
-from sfumato.nets.cifar import features_and_logits
-from sfumato.nets.precision import autocast, compute
-from sfumato.training.attackers import Attackers
-from sfumato.training.mixture import CodeMixture
-from sfumato.training.objectives import (
+from sfumato.lab.models import Normalize, Obfuscator, Sketcher, reverse_gradient
+from sfumato.lab.models.classifiers import features_and_logits
+from sfumato.lab.models.precision import autocast, compute
+from sfumato.lab.training.adversaries import Attackers
+from sfumato.lab.training.code_mixture import CodeMixture
+from sfumato.lab.training.ensemble import Others
+from sfumato.lab.training.objectives import (
     class_mean_loss,
     classification_loss,
     distillation_loss,
@@ -21,7 +22,6 @@ from sfumato.training.objectives import (
     mixture_rate,
     reconstruction_loss,
 )
-from sfumato.training.others import Others
 
 Losses = dict[str, Tensor]
 """Scalars by name; "loss" is the one to minimise, the others are for people."""
@@ -41,7 +41,7 @@ class ClassifierTask(nn.Module):
         teacher: images in [0, 1] to logits; frozen here.
         teacher_weight: in [0, 1]; the labels' loss gets the rest.
         temperature: that both answers are softened with, above 0.
-        bfloat16: compute both networks so; see `sfumato.nets.precision`.
+        bfloat16: compute both networks so; see `sfumato.lab.models.precision`.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class ObfuscationTask(nn.Module):
     As in the paper, if nothing else is said: the obfuscator minimises `L_c - lambda L_r`, the deobfuscator `L_r`, from
     one forward and one backward pass. The classifier stays in evaluation mode and gets no gradient.
 
-    Source: paper, section 2; what else can be asked for stands in `sfumato.training.objectives`.
+    Source: paper, section 2; what else can be asked for stands in `sfumato.lab.training.objectives`.
 
     Args:
         obfuscator: images to obfuscated images.
@@ -129,7 +129,7 @@ class ObfuscationTask(nn.Module):
         entropy_weight: of `mixture_rate`; the obfuscator has to be noisy.
         mixture: for it.
         others: further classifiers that count as much as the first; features are compared with the first's alone.
-        bfloat16: compute the first classifier so; see `sfumato.nets.precision`.
+        bfloat16: compute the first classifier so; see `sfumato.lab.models.precision`.
     """
 
     class_means: Tensor | None
@@ -310,7 +310,7 @@ class SketchTask(nn.Module):
         drawn_share: of each batch in training, in (0, 1]; at least two pictures are drawn. Without training all are.
         others: further classifiers that the drawing has to convince as much as the first.
         drawing_alone: keep how the device looks, and learn only what is drawn.
-        bfloat16: compute the trunk and the first classifier so; see `sfumato.nets.precision`.
+        bfloat16: compute the trunk and the first classifier so; see `sfumato.lab.models.precision`.
     """
 
     def __init__(

@@ -15,8 +15,8 @@ from scipy.special import log_softmax
 
 import tiny
 from recording import Exchange, RecordingServer, answer_with, metadata, recording
-from sfumato.blackbox.oracle import Oracle, is_endpoint, log_probabilities
 from sfumato.errors import EndpointAnswerInvalid, EndpointUnreachable, QueriesSpent, TrainingError
+from sfumato.lab.training.blackbox.oracle import Oracle, is_endpoint, log_probabilities
 
 
 class Counting:

@@ -10,15 +10,15 @@ import pytest
 from typer.testing import CliRunner
 
 from sfumato import cloud
-from sfumato.blackbox import protect_black_box
-from sfumato.bundle import Bundle
+from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.cli import commands  # noqa: F401  (the commands register themselves)
 from sfumato.cli.app import app
-from sfumato.data import load_images
 from sfumato.device import Client
 from sfumato.errors import RecipeError, TrainingError
-from sfumato.onnxfile import OnnxFunction
-from sfumato.training.recipe import parse_recipe
+from sfumato.lab.data import load_images
+from sfumato.lab.training.blackbox import protect_black_box
+from sfumato.lab.training.recipe import parse_recipe
 
 
 def recipe(kind: str, url: str, folder: Path, **box: Any) -> Any:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.blackbox.tuning import guided_directions, score_gradient, tune
 from sfumato.errors import QueriesSpent
-from sfumato.nets import Sketcher
+from sfumato.lab.models import Sketcher
+from sfumato.lab.training.blackbox.tuning import guided_directions, score_gradient, tune
 
 
 def net(seed: int = 0) -> nn.Module:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sfumato.blackbox.oracle import Oracle
-from sfumato.bundle import OBFUSCATOR_ONNX, Bundle
-from sfumato.data import ImageSet
-from sfumato.device.gating import has_to_be_sent, softmax
+from sfumato.artifacts.bundle import OBFUSCATOR_ONNX, Bundle
+from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.device.gate import has_to_be_sent, softmax
 from sfumato.errors import QueriesSpent
-from sfumato.evaluation import BATCH, device_logits
-from sfumato.onnxfile import OnnxFunction
+from sfumato.lab.data import ImageSet
+from sfumato.lab.evaluation.accuracy import BATCH, device_logits
+from sfumato.lab.training.blackbox.oracle import Oracle
 
 
 def measure_at(endpoint: Oracle, sketch: Bundle, images: ImageSet) -> dict[str, float | int]:

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sfumato.bundle import Preprocessing
-from sfumato.device.endpoint import open_endpoint
-from sfumato.device.plan import accepts
+from sfumato.artifacts.bundle import Preprocessing
+from sfumato.device.connect import open_endpoint
+from sfumato.device.endpoint_binding import accepts
 from sfumato.errors import EndpointAnswerInvalid, QueriesSpent, TrainingError
 from sfumato.wire import ModelMetadata
 from sfumato.wire import Tensor as WireTensor

@@ -13,23 +13,23 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from sfumato.blackbox.measuring import measure_at
-from sfumato.blackbox.oracle import Oracle
-from sfumato.blackbox.surrogate import learn_surrogate
-from sfumato.blackbox.tuning import tune
-from sfumato.bundle import Bundle
-from sfumato.classifiers import FrozenClassifier, load_classifier
-from sfumato.data import ImageSet
+from sfumato.artifacts.bundle import Bundle
 from sfumato.errors import RecipeError, TrainingError
-from sfumato.evaluation import BATCH
-from sfumato.nets import Sketcher
-from sfumato.training.building import answered, begin_from, normalize, sketch_task
-from sfumato.training.export import write_sketch_bundle
-from sfumato.training.photographs import log_probabilities_of, put_in
-from sfumato.training.preparing import Run
-from sfumato.training.recipe import AnyRecipe, BlackBoxRecipe, ClassifierRecipe, SketchRecipe, TrainingRecipe
-from sfumato.training.run import CHECK_PICTURES, train
-from sfumato.training.setting import launch, load_both, preprocessing_of
+from sfumato.lab.classifiers import FrozenClassifier, load_classifier
+from sfumato.lab.data import ImageSet
+from sfumato.lab.evaluation.accuracy import BATCH
+from sfumato.lab.models import Sketcher
+from sfumato.lab.training.blackbox.measuring import measure_at
+from sfumato.lab.training.blackbox.oracle import Oracle
+from sfumato.lab.training.blackbox.surrogate import learn_surrogate
+from sfumato.lab.training.blackbox.tuning import tune
+from sfumato.lab.training.building import answered, begin_from, normalize, sketch_task
+from sfumato.lab.training.context import launch, load_both, preprocessing_of
+from sfumato.lab.training.export import write_sketch_bundle
+from sfumato.lab.training.prototypes import log_probabilities_of, put_in
+from sfumato.lab.training.recipe import AnyRecipe, BlackBoxRecipe, ClassifierRecipe, SketchRecipe, TrainingRecipe
+from sfumato.lab.training.run import CHECK_PICTURES, train
+from sfumato.lab.training.setup import Run
 
 _LEAST_ANSWERS = 16
 _TEMPERATURE = 4.0

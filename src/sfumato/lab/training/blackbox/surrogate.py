@@ -9,19 +9,19 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from sfumato.bundle import Bundle, Preprocessing
-from sfumato.checkpoint import identify
-from sfumato.data import ImageSet
-from sfumato.nets import Normalize, build_classifier
-from sfumato.nets.precision import compute
-from sfumato.provenance import provenance
-from sfumato.training.engine import fit
-from sfumato.training.export import write_classifier_bundle
-from sfumato.training.objectives import distillation_loss
-from sfumato.training.optimizer import optimizer_of
-from sfumato.training.recipe import DataRecipe, TrainingRecipe
-from sfumato.training.setting import augmentation_of, schedule_of
-from sfumato.training.tasks import ClassifierTask, Losses
+from sfumato.artifacts.bundle import Bundle, Preprocessing
+from sfumato.artifacts.provenance import provenance
+from sfumato.lab.data import ImageSet
+from sfumato.lab.models import Normalize, build_classifier
+from sfumato.lab.models.checkpoint import identify
+from sfumato.lab.models.precision import compute
+from sfumato.lab.training.context import augmentation_of, schedule_of
+from sfumato.lab.training.engine import fit
+from sfumato.lab.training.export import write_classifier_bundle
+from sfumato.lab.training.objectives import distillation_loss
+from sfumato.lab.training.optimizer import optimizer_of
+from sfumato.lab.training.recipe import DataRecipe, TrainingRecipe
+from sfumato.lab.training.tasks import ClassifierTask, Losses
 
 _CHECK_PICTURES = 64
 _HELD_OUT = 0.1
@@ -39,7 +39,7 @@ class ImitationTask(nn.Module):
         normalize: from [0, 1] to its input.
         answers: (N, classes) float32, logarithms of probabilities; "labels" number these.
         temperature: that answers are softened with, above 0; 1 where they are labels alone.
-        bfloat16: compute the network so; see `sfumato.nets.precision`.
+        bfloat16: compute the network so; see `sfumato.lab.models.precision`.
     """
 
     answers: Tensor

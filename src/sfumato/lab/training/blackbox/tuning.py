@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.blackbox.oracle import Oracle
 from sfumato.errors import QueriesSpent
-from sfumato.nets import Sketcher
+from sfumato.lab.models import Sketcher
+from sfumato.lab.training.blackbox.oracle import Oracle
 
 _STEP = 0.05
 """How far the drawings are moved to see what changes: the root mean square over their numbers."""

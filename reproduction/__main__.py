@@ -1,4 +1,4 @@
-"""`sfumato reproduce`."""
+"""`python -m reproduction`: the paper's tables, made with sfumato."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
-from sfumato.cli.app import app
+from reproduction.plan import SIZES, Target
+from sfumato.cli.app import run
 from sfumato.cli.audit import Bars
 from sfumato.cli.output import JsonOption, needs_train_extra, print_json
 from sfumato.cli.train import keep_freed_memory
 from sfumato.errors import RecipeError
-from sfumato.paper.plan import SIZES, Target
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 
 @app.command()
@@ -34,21 +36,21 @@ def reproduce(
     Trains what is missing, attacks it, measures, and writes the results and the page after each of the paper's rows.
     Ctrl-C saves, and the same command goes on.
 
-    Examples: `sfumato reproduce all --size paper --plan`, `sfumato reproduce table1`, `sfumato reproduce page`
+    Examples: `python -m reproduction all --size paper --plan`, `python -m reproduction table1`
     """
     if size not in SIZES:
         raise RecipeError(f"unknown size {size!r}; known: {', '.join(SIZES)}")
     if target is Target.PAGE:
-        from sfumato.paper.page import write_page
+        from reproduction.page import write_page
 
         write_page(results, page)
         written = [page]
     else:
         keep_freed_memory()
         with needs_train_extra():
-            from sfumato.paper.listing import listing
-            from sfumato.paper.reproduce import make_lab
-            from sfumato.paper.reproduce import reproduce as make
+            from reproduction.listing import listing
+            from reproduction.reproduce import make_lab
+            from reproduction.reproduce import reproduce as make
         place = make_lab(SIZES[size], lab, lambda: Bars(quiet=as_json))
         if plan:
             entries = listing(place, target)
@@ -63,3 +65,7 @@ def reproduce(
         return
     for path in written:
         typer.echo(f"written: {path}")
+
+
+if __name__ == "__main__":
+    run(app)

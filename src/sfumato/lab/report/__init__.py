@@ -1,0 +1,1 @@
+"""Tables, panels, the HTML page and the plot of the trade-off, from finished audits."""
