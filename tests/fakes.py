@@ -39,7 +39,7 @@ def fake_audit(*, mse: float = 0.0565, **changes: Any) -> dict[str, Any]:
     """An audit in which everything went well and the best attacker reached `mse`."""
     best = trial("U-Net", "white-box", mse)
     audit: dict[str, Any] = {
-        "schema": "sfumato.lab.audit/1",
+        "schema": "sfumato.audit/1",
         "target": {
             "name": "cifar10-fake", "kind": "bundle", "height": 32, "width": 32, "stochastic": True,
             "deterministic": False, "source": "runs/fake/bundle",

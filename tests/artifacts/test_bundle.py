@@ -86,7 +86,7 @@ def test_another_kind_than_the_one_needed_is_refused(obfuscator_bundle, classifi
         Bundle.load(classifier_bundle.path, kind="obfuscator")
 
 
-@pytest.mark.parametrize("schema", [None, "sfumato.artifacts.bundle/2", "other", 1])
+@pytest.mark.parametrize("schema", [None, "sfumato.bundle/2", "other", 1])
 def test_a_manifest_of_another_schema_is_refused(folder, schema):
     edit(folder, schema=schema)
     with pytest.raises(BundleError, match="this version of sfumato reads"):

@@ -34,7 +34,7 @@ import numpy.typing as npt
 
 from sfumato.errors import BundleError
 
-SCHEMA = "sfumato.artifacts.bundle/1"
+SCHEMA = "sfumato.bundle/1"
 MANIFEST = "bundle.json"
 CLASSIFIER_ONNX = "model.onnx"
 CLASSIFIER_WEIGHTS = "weights.safetensors"

@@ -76,7 +76,7 @@ def test_the_command_prints_and_writes_the_table(trained: Any, picture_folder: P
     assert done.exit_code == 0, done.output
     assert "small-o" in done.stdout and "not audited" in done.stdout
     written = json.loads((tmp_path / "t.json").read_text())
-    assert written["schema"] == "sfumato.lab.evaluation.transfer/1" and written["test_pictures"] == 8
+    assert written["schema"] == "sfumato.transfer/1" and written["test_pictures"] == 8
     assert isinstance(Bundle.load(trained[0].path), Bundle)
 
 

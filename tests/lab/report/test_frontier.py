@@ -69,7 +69,7 @@ def test_other_json_and_audits_without_accuracy_are_passed_over(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["{", json.dumps({"schema": "sfumato.lab.audit/1"}), json.dumps(fake_audit(target=None)), b"\xff\xfe"]
+    "content", ["{", json.dumps({"schema": "sfumato.audit/1"}), json.dumps(fake_audit(target=None)), b"\xff\xfe"]
 )
 def test_a_broken_audit_is_named(tmp_path, content):
     (tmp_path / "broken.json").write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -19,7 +19,7 @@ import numpy as np
 from sfumato.lab.attacks.threat_models import Threat
 from sfumato.lab.evaluation.measures import RESTORED_BELOW
 
-SCHEMA = "sfumato.lab.audit/1"
+SCHEMA = "sfumato.audit/1"
 
 LEAKS_ABOVE = 0.05
 """Excess leakage above which restored pictures show more than the label tells.

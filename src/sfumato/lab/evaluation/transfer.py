@@ -18,7 +18,7 @@ from sfumato.lab.data import ImageSet
 from sfumato.lab.evaluation.accuracy import BATCH, device_logits, evaluate_classifier
 from sfumato.lab.models import CLASSIFIERS, build_classifier, cost
 
-SCHEMA = "sfumato.lab.evaluation.transfer/1"
+SCHEMA = "sfumato.transfer/1"
 
 
 def transfer(

@@ -51,7 +51,7 @@ def read_audits(folder: Path) -> dict[Path, dict[str, Any]]:
     """Reads a folder of audits.
 
     Args:
-        folder: every `*.json` of schema `sfumato.lab.audit/1` in it counts; other JSON files are passed over.
+        folder: every `*.json` of schema `sfumato.audit/1` in it counts; other JSON files are passed over.
 
     Returns:
         Their contents, in the order of the file names.
