@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .PHONY: demo studio test test-ray test-mobile lint bench failover mobile interop serving alternatives growth frontier people reproduce clean
 
 demo: $(VENV)/.serve
-	$(BIN)/sfumato demo $(PICTURES)
+	$(BIN)/sfumato demo $(IMAGES)
 	@if [ -t 0 ] && [ -t 1 ] && [ -z "$$CI" ]; then \
 		echo "Now in a browser, with the obfuscator in the page:"; $(BIN)/sfumato studio --port 0 || true; \
 	else echo "See it in a browser: $(BIN)/sfumato studio"; fi

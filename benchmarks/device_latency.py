@@ -1,4 +1,4 @@
-"""Times the obfuscators beside ResNet18, each for one picture on one thread, in turn, in one run.
+"""Times the obfuscators beside ResNet18, each for one image on one thread, in turn, in one run.
 
 `python benchmarks/device_latency.py` writes results/device-latency.json
 
@@ -32,7 +32,7 @@ from sfumato.artifacts.provenance import provenance
 from sfumato.device import Client
 from sfumato.device.transport import Reply
 from sfumato.lab.export.onnx import export_onnx
-from sfumato.lab.models import Normalize, Obfuscator, ObfuscatorTravels, build_classifier, cost
+from sfumato.lab.models import Normalize, Obfuscator, ObfuscatorPayload, build_classifier, cost
 
 WARM_UP, ROUNDS, REPEATS = 20, 100, 5
 SAYS = {
@@ -55,20 +55,20 @@ def main(out: Path = Path("results/device-latency.json"), rounds: int = ROUNDS) 
     _use_relu(relu)
     nets = {
         "resnet18": build_classifier("resnet18"),
-        "obfuscator": ObfuscatorTravels(obfuscator, normalize),
+        "obfuscator": ObfuscatorPayload(obfuscator, normalize),
         "obfuscator_in_training_order": nn.Sequential(obfuscator, normalize),
         "obfuscator_in_paper_order": nn.Sequential(Obfuscator(order="paper"), normalize),
-        "relu": ObfuscatorTravels(relu, normalize),
+        "relu": ObfuscatorPayload(relu, normalize),
     }
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    picture = pixels.transpose(2, 0, 1)[None].astype(np.float32) / np.float32(255)
+    image = pixels.transpose(2, 0, 1)[None].astype(np.float32) / np.float32(255)
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{name}.onnx" for name in nets}
         for name, net in nets.items():
-            export_onnx(net, files[name], torch.rand(4, 3, 32, 32), input_name="picture", output_name="out")
+            export_onnx(net, files[name], torch.rand(4, 3, 32, 32), input_name="image", output_name="out")
         files["sketch"] = shipped.obfuscator_bundle() / OBFUSCATOR_ONNX
         calls: dict[str, Callable[[], object]] = {
-            name: partial(OnnxFunction(file, threads=1), picture) for name, file in files.items()
+            name: partial(OnnxFunction(file, threads=1), image) for name, file in files.items()
         }
         calls["classify"] = partial(_client(Path(folder), files["obfuscator"]).classify, _png(pixels))
         times = time_in_turn(calls, warm_up=WARM_UP, rounds=rounds, repeats=REPEATS, settle=2, clock=time.thread_time)
@@ -79,7 +79,7 @@ def main(out: Path = Path("results/device-latency.json"), rounds: int = ROUNDS) 
     write_json(
         out,
         {
-            "what": "one 3x32x32 picture, one thread, ONNX Runtime, float32; processor time of the thread",
+            "what": "one 3x32x32 image, one thread, ONNX Runtime, float32; processor time of the thread",
             "rows": SAYS,
             "obfuscator_share_of_resnet18": of_resnet18["obfuscator"],
             "share_of_resnet18": of_resnet18,

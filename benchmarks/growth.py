@@ -1,8 +1,8 @@
-"""How cost grows: with pixels, classes, clients, batch and training pictures, each by a short measured curve.
+"""How cost grows: with pixels, classes, clients, batch and training images, each by a short measured curve.
 
 `make growth`, or `python benchmarks/growth.py`, writes results/growth.json, and from it docs/growth.md and
 docs/growth.svg (`--page` writes these again from the file that is there; `--quick` tries it and writes nothing).
-Weights and pictures are random: they do not change the time. One thread for each process.
+Weights and images are random: they do not change the time. One thread for each process.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from sfumato.lab.models import (  # noqa: E402
     Normalize,
     Obfuscator,
     Sketcher,
-    SketchTravels,
+    SketchPayload,
     answer_bits,
     build_classifier,
     cost,
@@ -56,7 +56,7 @@ CLASSES = (10, 100, 1000)
 CLIENTS = (1, 4, 16, 64)
 REPLICAS, REPLICAS_CLIENTS = (1, 2, 3, 4), 16
 AUDITED = ((32, 1_000), (32, 10_000), (32, 40_000), (64, 1_000), (128, 1_000))
-"""Sides, and training pictures; a fifth as many are asked for."""
+"""Sides, and training images; a fifth as many are asked for."""
 AUDIT_SHARE, AUDIT_MEASURED = 0.02, 100
 MODELS = ("resnet20", "resnet18")
 TRAINED_SIDES, TRAINED_BATCHES = (32, 64, 128), (16, 32, 64, 128)
@@ -64,27 +64,27 @@ SIDES_BATCH = 16
 TRAINING_SETS = (5_000, 10_000, 20_000)
 LOAD_S, ROUNDS = 3.0, 7
 SMALL = 64
-"""The largest side at which anybody would take a classifier for small pictures."""
+"""The largest side at which anybody would take a classifier for small images."""
 
 
 def device_against_pixels(folder: Path, sides: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
-    """Milliseconds of one picture on the device, and of the classifiers that it is spared."""
+    """Milliseconds of one image on the device, and of the classifiers that it is spared."""
     normalize = Normalize(random_bundles.MEAN, random_bundles.STD)
     found = []
     for side in sides:
         nets: dict[str, torch.nn.Module] = {
             "paper": torch.nn.Sequential(Obfuscator(), normalize),
-            "sketch": SketchTravels(Sketcher(side, side), normalize),
+            "sketch": SketchPayload(Sketcher(side, side), normalize),
             "resnet18-imagenet": build_classifier("resnet18-imagenet"),
         }
         if side <= SMALL:
             nets["resnet18"] = build_classifier("resnet18")
-        picture = np.random.default_rng(0).random((1, 3, side, side), dtype=np.float32)
+        image = np.random.default_rng(0).random((1, 3, side, side), dtype=np.float32)
         calls = {}
         for name, net in nets.items():
             file = folder / f"{name}-{side}.onnx"
             export_onnx(net.eval(), file, torch.rand(2, 3, side, side), input_name="input", output_name="output")
-            calls[name] = partial(OnnxFunction(file, threads=1), picture)
+            calls[name] = partial(OnnxFunction(file, threads=1), image)
         times = time_in_turn(calls, warm_up=2, rounds=rounds)
         found.append(
             {
@@ -103,8 +103,8 @@ def device_against_classes(folder: Path, classes: tuple[int, ...], rounds: int) 
     for count in classes:
         served = random_bundles.classifier(folder / f"classifier-{count}", "resnet20", classes=count)
         bundles[count] = random_bundles.sketch(folder / f"sketch-{count}", served)
-    picture = np.random.default_rng(0).integers(256, size=(32, 32, 3), dtype=np.uint8)
-    calls = {str(count): partial(DeviceObfuscator(bundle).obfuscate, picture) for count, bundle in bundles.items()}
+    image = np.random.default_rng(0).integers(256, size=(32, 32, 3), dtype=np.uint8)
+    calls = {str(count): partial(DeviceObfuscator(bundle).obfuscate, image) for count, bundle in bundles.items()}
     times = time_in_turn(calls, warm_up=3, rounds=3 * rounds)
     return [
         {
@@ -224,12 +224,12 @@ def training(sides: tuple[int, ...], batches: tuple[int, ...], sets: tuple[int, 
     return {
         "against_pixels": [_trained(side, SIDES_BATCH) for side in sides],
         "against_batch": [_trained(32, batch) for batch in batches],
-        "against_pictures": [_trained(32, batches[-1], pictures) for pictures in sets],
+        "against_images": [_trained(32, batches[-1], images) for images in sets],
     }
 
 
-def _trained(side: int, batch: int, pictures: int = 0) -> dict[str, Any]:
-    return _alone("--train", side, batch, pictures)
+def _trained(side: int, batch: int, images: int = 0) -> dict[str, Any]:
+    return _alone("--train", side, batch, images)
 
 
 def _alone(what: str, *numbers: int) -> dict[str, Any]:
@@ -239,8 +239,8 @@ def _alone(what: str, *numbers: int) -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def train_one(side: int, batch: int, pictures: int) -> dict[str, Any]:
-    """A few steps in this process; of so many pictures, drawn and augmented as `sfumato train` does it, if any."""
+def train_one(side: int, batch: int, images: int) -> dict[str, Any]:
+    """A few steps in this process; of so many images, drawn and augmented as `sfumato train` does it, if any."""
     from sfumato.lab.data import Augmentation, augment
 
     task = ObfuscationTask(
@@ -253,7 +253,7 @@ def train_one(side: int, batch: int, pictures: int) -> dict[str, Any]:
     task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam([p for p in task.parameters() if p.requires_grad], lr=1e-3, fused=True)
     source = torch.Generator().manual_seed(0)
-    count = max(pictures, 8 * batch)
+    count = max(images, 8 * batch)
     made = random_bundles.random_set(count, side, tuple("0123456789"))
     seconds = []
     for step, (x, labels) in enumerate(made.batches(0, batch)):
@@ -273,21 +273,21 @@ def train_one(side: int, batch: int, pictures: int) -> dict[str, Any]:
         "step_ms": 1000 * step_s,
         "peak_memory_mb": peak_mb(os.getpid()),
     }
-    if pictures:
+    if images:
         found |= {
-            "pictures": pictures,
-            "epoch_s": step_s * (pictures // batch),
-            "pictures_mb": made.images.numel() / 2**20,
+            "images": images,
+            "epoch_s": step_s * (images // batch),
+            "images_mb": made.images.numel() / 2**20,
         }
     return found
 
 
 def audits(sizes: tuple[tuple[int, int], ...]) -> list[dict[str, Any]]:
     """An audit's peak memory, each in a process of its own."""
-    return [_alone("--audit", side, pictures) for side, pictures in sizes]
+    return [_alone("--audit", side, images) for side, images in sizes]
 
 
-def audit_one(side: int, pictures: int) -> dict[str, Any]:
+def audit_one(side: int, images: int) -> dict[str, Any]:
     """Every step of a quick audit, each cut short: what is trained for longer takes no more memory."""
     from dataclasses import replace
 
@@ -297,17 +297,17 @@ def audit_one(side: int, pictures: int) -> dict[str, Any]:
     from sfumato.lab.audit.targets import load_target
 
     labels = tuple("0123456789")
-    train, test = (random_bundles.random_set(count, side, labels) for count in (pictures, pictures // 5))
+    train, test = (random_bundles.random_set(count, side, labels) for count in (images, images // 5))
     target = load_target("random_bundles:blocks", size=(side, side))
-    budget = replace(shared(BUDGETS["quick"], AUDIT_SHARE), references=True, test_pictures=AUDIT_MEASURED)
+    budget = replace(shared(BUDGETS["quick"], AUDIT_SHARE), references=True, test_images=AUDIT_MEASURED)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         audit(Scene(target, train, test), budget, Path(folder))
     return {
         "side": side,
-        "pictures": pictures,
-        "test_pictures": pictures // 5,
-        "pictures_mb": (train.images.numel() + test.images.numel()) / 2**20,
+        "images": images,
+        "test_images": images // 5,
+        "images_mb": (train.images.numel() + test.images.numel()) / 2**20,
         "peak_memory_mb": peak_mb(os.getpid()),
         "seconds": time.monotonic() - start,
     }
@@ -322,7 +322,7 @@ def main(out: Path | None = Path("results/growth.json"), *, quick: bool = False)
         home = Path(folder)
         _say("the device, against pixels")
         result: dict[str, Any] = {
-            "what": "how cost grows; one thread for each process, random weights and pictures, loopback",
+            "what": "how cost grows; one thread for each process, random weights and images, loopback",
             "device_against_pixels": device_against_pixels(home, sides, rounds),
         }
         _say("the device, against classes")

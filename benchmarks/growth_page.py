@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 PAGE, FIGURE = Path("docs/growth.md"), Path("docs/growth.svg")
-PICTURES_A_DAY = 1_000_000
+IMAGES_A_DAY = 1_000_000
 PEAK = 3
 """How many times as many requests as on average the busiest hour has: an assumption, to be replaced by one's own."""
 USED = 0.7
@@ -16,7 +16,7 @@ USED = 0.7
 DEVICE = {
     "paper": "the paper's obfuscator",
     "sketch": "sketch",
-    "resnet18": "ResNet18 for small pictures",
+    "resnet18": "ResNet18 for small images",
     "resnet18-imagenet": "ResNet18 for photos",
 }
 
@@ -35,7 +35,7 @@ def written(result: dict[str, Any]) -> str:
         "Written by `make growth` from [results/growth.json](../results/growth.json): "
         f"{machine['cores']} cores of {machine['cpu']}, {result['measured']['written'][:10]}, one "
         f"thread for each process,",
-        "loopback, random weights and pictures. Each curve is short, and of one run: read ratios, not last digits.",
+        "loopback, random weights and images. Each curve is short, and of one run: read ratios, not last digits.",
         "",
         "![How cost grows with pixels, classes, clients, batch](growth.svg)",
         "",
@@ -70,14 +70,14 @@ def _device(rows: list[dict[str, Any]]) -> list[str]:
     return [
         "## On the device: pixels",
         "",
-        "Milliseconds a picture, ONNX Runtime:",
+        "Milliseconds an image, ONNX Runtime:",
         "",
         *_table(["side", *(DEVICE[name] for name in names)], table),
         f"Between the two largest, time grows with the pixels to the power of {powers['paper']:.2f} "
         f"for the paper's obfuscator, "
         f"which works at full resolution whatever the size, and of {powers['sketch']:.2f} for the "
         f"sketch. The sketch's curve",
-        "bends where its stem begins to shrink the picture first, behind 64 pixels to a half and "
+        "bends where its stem begins to shrink the image first, behind 64 pixels to a half and "
         "behind 160 to a quarter of",
         "each side; its drawing is made at 32 pixels and enlarged. Where maps no longer fit the "
         "processor's caches, time grows",
@@ -99,7 +99,7 @@ def _classes(rows: list[dict[str, Any]]) -> list[str]:
         "",
         "A sketch at 32 pixels. The paper's obfuscator does not know the classes, so nothing of it grows.",
         "",
-        *_table(["classes", "ms a picture", "device's file, MB", "decoder's file, MB", "bits of the code"], table),
+        *_table(["classes", "ms an image", "device's file, MB", "decoder's file, MB", "bits of the code"], table),
         "Only the last linear layer and the first one of the drawing have a number for each class, "
         "so the file grows by a",
         "fixed amount a class; the code by the logarithm.",
@@ -194,7 +194,7 @@ def _training(found: dict[str, Any]) -> list[str]:
          f"{row['peak_memory_mb']:,.0f}"]
         for row in (*found["against_batch"], *found["against_pixels"])
     ]  # fmt: skip
-    lines += _table(["side", "batch", "ms a step", "pictures/s", "peak memory, MiB"], rows)
+    lines += _table(["side", "batch", "ms a step", "images/s", "peak memory, MiB"], rows)
     lines += [
         "Time and memory grow with pixels times batch; what both begin with, torch itself and the "
         "weights, matters only for",
@@ -203,17 +203,17 @@ def _training(found: dict[str, Any]) -> list[str]:
     ]
     rows = [
         [
-            f"{row['pictures']:,}",
+            f"{row['images']:,}",
             f"{row['epoch_s']:,.0f}",
-            f"{row['pictures_mb']:,.0f}",
+            f"{row['images_mb']:,.0f}",
             f"{row['peak_memory_mb']:,.0f}",
         ]
-        for row in found["against_pictures"]
+        for row in found["against_images"]
     ]
     lines += ["An epoch, extrapolated from a few steps on a set of that size:", ""]
-    lines += _table(["training pictures", "seconds an epoch", "pictures in memory, MiB", "peak memory, MiB"], rows)
+    lines += _table(["training images", "seconds an epoch", "images in memory, MiB", "peak memory, MiB"], rows)
     lines += [
-        "It is straight as far as so short a timing shows: drawing a batch does not depend on how many pictures there "
+        "It is straight as far as so short a timing shows: drawing a batch does not depend on how many images there "
         "are.",
         "",
     ]
@@ -223,53 +223,53 @@ def _training(found: dict[str, Any]) -> list[str]:
 def _audits(rows: list[dict[str, Any]]) -> list[str]:
     table = [
         [
-            f"{row['side']}", f"{row['pictures']:,} + {row['test_pictures']:,}", f"{row['pictures_mb']:,.0f}",
+            f"{row['side']}", f"{row['images']:,} + {row['test_images']:,}", f"{row['images_mb']:,.0f}",
             f"{row['peak_memory_mb']:,.0f}", f"{row['seconds']:,.0f}",
         ]
         for row in rows
     ]  # fmt: skip
     small = [row for row in rows if row["side"] == rows[0]["side"]]
     more_mb = small[-1]["peak_memory_mb"] - small[0]["peak_memory_mb"]
-    times = more_mb / (small[-1]["pictures_mb"] - small[0]["pictures_mb"]) if len(small) > 1 else float("nan")
+    times = more_mb / (small[-1]["images_mb"] - small[0]["images_mb"]) if len(small) > 1 else float("nan")
     return [
         "## Audits",
         "",
-        "Every step of a quick audit, each cut to a fiftieth of its training, and attackers measured on 100 pictures "
+        "Every step of a quick audit, each cut to a fiftieth of its training, and attackers measured on 100 images "
         "instead of 500, so that a whole one takes longer and may take somewhat more memory; the obfuscation "
         "itself costs nothing:",
         "",
-        *_table(["side", "pictures", "pictures in memory, MiB", "peak memory, MiB", "seconds"], table),
-        f"From {small[0]['pictures']:,} to {small[-1]['pictures']:,} pictures of {small[0]['side']} pixels memory "
-        f"grows by {times:.1f} times what the pictures take: they are 8-bit numbers, and some attackers hold them, or "
-        "what travels for them, as 32-bit floats. With the side it grows less than the pixels do, because decoders see "
-        "large pictures in parts.",
+        *_table(["side", "images", "images in memory, MiB", "peak memory, MiB", "seconds"], table),
+        f"From {small[0]['images']:,} to {small[-1]['images']:,} images of {small[0]['side']} pixels memory "
+        f"grows by {times:.1f} times what the images take: they are 8-bit numbers, and some attackers hold them, or "
+        "the payload for them, as 32-bit floats. With the side it grows less than the pixels do, because decoders see "
+        "large images in parts.",
         "",
     ]
 
 
 def _day(result: dict[str, Any]) -> list[str]:
-    """What a million pictures a day cost, with the arithmetic."""
+    """What a million images a day cost, with the arithmetic."""
     device = next(row for row in result["device_against_pixels"] if row["side"] == 32)
     wire = next(row for row in result["wire_against_pixels"] if row["side"] == 32)["bytes"]
     rows = [row for row in result["server_against_clients"] if row["model"] == "resnet18"]
     served = min(rows, key=lambda row: row["server_cpu_ms_a_request"])
-    mean = PICTURES_A_DAY / 86_400
+    mean = IMAGES_A_DAY / 86_400
     busy = mean * served["server_cpu_ms_a_request"] / 1000
     cores = math.ceil(PEAK * busy / USED)
     device_ms = device["median_ms"]["paper"]
-    gigabytes = {name: PICTURES_A_DAY * wire[name] / 1e9 for name in ("FP32", "UINT8", "code")}
+    gigabytes = {name: IMAGES_A_DAY * wire[name] / 1e9 for name in ("FP32", "UINT8", "code")}
     return [
-        f"## What {PICTURES_A_DAY:,} pictures a day cost",
+        f"## What {IMAGES_A_DAY:,} images a day cost",
         "",
         "At 32 pixels, everything sent (a gate sends a share; multiply by it), ResNet18 in the cloud:",
         "",
-        f"- devices, all together: {PICTURES_A_DAY:,} x {device_ms:.2f} ms = "
-        f"{PICTURES_A_DAY * device_ms / 1000:,.0f} s of one "
+        f"- devices, all together: {IMAGES_A_DAY:,} x {device_ms:.2f} ms = "
+        f"{IMAGES_A_DAY * device_ms / 1000:,.0f} s of one "
         f"thread a day for the paper's obfuscator; "
-        f"{PICTURES_A_DAY * device['median_ms']['sketch'] / 1000:,.0f} s for a sketch",
-        f"- sent: {PICTURES_A_DAY:,} x {wire['FP32']:,} bytes = {gigabytes['FP32']:,.1f} GB a day as FP32, "
+        f"{IMAGES_A_DAY * device['median_ms']['sketch'] / 1000:,.0f} s for a sketch",
+        f"- sent: {IMAGES_A_DAY:,} x {wire['FP32']:,} bytes = {gigabytes['FP32']:,.1f} GB a day as FP32, "
         f"{gigabytes['UINT8']:,.1f} GB as UINT8, {gigabytes['code']:,.2f} GB as codes, heads apart",
-        f"- servers, mean: {PICTURES_A_DAY:,} / 86,400 s = {mean:.1f} pictures/s x "
+        f"- servers, mean: {IMAGES_A_DAY:,} / 86,400 s = {mean:.1f} images/s x "
         f"{served['server_cpu_ms_a_request']:.2f} ms = "
         f"{busy:.2f} cores",
         f"- servers, planned: with {PEAK} times the mean in the busiest hour and cores busy "
@@ -297,9 +297,9 @@ def draw(result: dict[str, Any], file: Path) -> None:
     for name, title in DEVICE.items():
         rows = [row for row in pixels if name in row["median_ms"]]
         a.loglog([row["side"] for row in rows], [row["median_ms"][name] for row in rows], "o-", label=title)
-    a.set(title="device, ms a picture", xlabel="side, pixels")
+    a.set(title="device, ms an image", xlabel="side, pixels")
     rows = result["device_against_classes"]
-    b.semilogx([row["classes"] for row in rows], [row["median_ms"] for row in rows], "o-", label="ms a picture")
+    b.semilogx([row["classes"] for row in rows], [row["median_ms"] for row in rows], "o-", label="ms an image")
     b.semilogx([row["classes"] for row in rows], [row["device_bytes"] / 1e6 for row in rows], "s-", label="file, MB")
     b.set(title="sketch, 32 pixels", xlabel="classes", ylim=(0, None))
     rows = result["wire_against_pixels"]

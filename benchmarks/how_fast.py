@@ -55,7 +55,7 @@ def _times_as_fast(*servers: str, ours: str = "sfumato") -> Callable[[Any], floa
 
 TARGETS = (
     Target(
-        "the paper's obfuscator, time of ResNet18's, one picture, one thread",
+        "the paper's obfuscator, time of ResNet18's, one image, one thread",
         "device-latency.json",
         lambda found: found["obfuscator_share_of_resnet18"],
         0.04,
@@ -236,13 +236,13 @@ def _device() -> list[str]:
         for name, kinds in found["obfuscators"].items():
             for kind, one in kinds.items():
                 rows.append([name, kind, *_quantized(one), _leakage(f"{name}-{kind}")])
-        lines += ["In 8-bit integers, calibrated on 500 training pictures, all test pictures:", ""]
+        lines += ["In 8-bit integers, calibrated on 500 training images, all test images:", ""]
         lines += table(
             ["", "", "time, of float32", "accuracy of the cloud", "answers changed", "MB", "leaks at least"], rows
         )
         lines += [
             "U8S8 is what `sfumato quantize` makes ([how](device.md#in-8-bit-integers)): another obfuscator, with an",
-            "audit of its own. What it saves is little beside decoding the picture and asking the cloud.",
+            "audit of its own. What it saves is little beside decoding the image and asking the cloud.",
             "",
         ]
     return lines
@@ -259,7 +259,7 @@ def _mobile() -> list[str]:
             f"{one['time_of_onnxruntime']:.2f}",
             *(f"{one['megabytes'][runtime]:.2f}" for runtime in ("onnxruntime", "executorch")),
             f"{(compared := one['compared'])['largest_difference']:.0e}",
-            f"{compared['cloud_answers_changed']} of {compared['pictures']:,}",
+            f"{compared['cloud_answers_changed']} of {compared['images']:,}",
             "" if compared["codes_changed"] is None else f"{compared['codes_changed']}",
         ]
         for name, one in found["obfuscators"].items()
@@ -371,10 +371,10 @@ def _training() -> list[str]:
     if processes is not None:
         rows = [
             [name, f"{speed:,.1f}", f"{processes['of_one_process_and_thread'][name]:.2f}"]
-            for name, speed in processes["pictures_per_s"].items()
+            for name, speed in processes["images_per_s"].items()
         ]
         lines += [f"{processes['what']}:", ""]
-        lines += table(["", "pictures/s", "of one process and thread"], rows)
+        lines += table(["", "images/s", "of one process and thread"], rows)
     no_gpu = "No GPU was at hand: what `torch.compile`, bfloat16 and CUDA graphs do on one is not measured."
     return [*lines, *_compilation(found), no_gpu, ""]
 
@@ -434,10 +434,10 @@ def _many() -> list[str]:
     lines: list[str] = []
     found = read("protect-many.json")
     if found is not None:
-        lines += ["## Many pictures", "", f"{found['what']}:", ""]
+        lines += ["## Many images", "", f"{found['what']}:", ""]
         rows = []
         for size, run in found["runs"].items():
-            speed = run["pictures_per_s"]
+            speed = run["images_per_s"]
             parts = {"before": "before the kill", "resumed": "resumed"}
             speeds = (
                 ", ".join(f"{speed[name]:,.0f} {said}" for name, said in parts.items())
@@ -452,9 +452,7 @@ def _many() -> list[str]:
                     f"{run['peak_mb_largest_worker']:,.0f}",
                 ]
             )
-        lines += table(
-            ["pictures", "pictures/s", "peak memory of the first process, MB", "of the largest worker"], rows
-        )
+        lines += table(["images", "images/s", "peak memory of the first process, MB", "of the largest worker"], rows)
     return lines
 
 

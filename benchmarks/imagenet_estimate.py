@@ -1,8 +1,8 @@
-"""What ImageNet's recipe would cost on this machine, from a few steps on pictures and a classifier that stand in.
+"""What ImageNet's recipe would cost on this machine, from a few steps on images and a classifier that stand in.
 
 `python benchmarks/imagenet_estimate.py` writes results/imagenet-estimate.json
 
-The pictures are made up, JPEGs of 224 pixels in parquet files; ImageNet's own are larger and take longer to decode. The
+The images are made up, JPEGs of 224 pixels in parquet files; ImageNet's own are larger and take longer to decode. The
 classifier has microsoft/resnet-18's architecture and random weights. Neither changes what a step computes.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features
-from datasets import Image as Picture
+from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import ConvNextImageProcessorPil, ResNetConfig, ResNetForImageClassification
 
@@ -32,34 +32,34 @@ SIDE, SHARDS, ROWS = 224, 4, 100
 def main(out: Path = Path("results/imagenet-estimate.json"), batch_size: int = 32, steps: int = 24) -> None:
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
-        save_pictures(folder / "pictures", batch_size * (steps + 8))
+        save_images(folder / "images", batch_size * (steps + 8))
         save_classifier(folder / "resnet-18")
         # The paths are temporary: what is written says what lay there.
         changes = {
-            "data.source": f'"{folder / "pictures"}"',
-            "data.test_pictures": 200,
-            "held_out_pictures": 100,
+            "data.source": f'"{folder / "images"}"',
+            "data.test_images": 200,
+            "held_out_images": 100,
             "classifier": f'"{folder / "resnet-18"}"',
             "training.batch_size": batch_size,
         }
         found = estimate(load_recipe(RECIPE, [f"{key}={value}" for key, value in changes.items()]), steps=steps)
     found["stand_ins"] = {
-        "pictures": f"generated JPEGs of {SIDE} x {SIDE} pixels in parquet files, in place of ILSVRC/imagenet-1k",
+        "images": f"generated JPEGs of {SIDE} x {SIDE} pixels in parquet files, in place of ILSVRC/imagenet-1k",
         "classifier": "random weights, the architecture of microsoft/resnet-18, 1000 classes",
-        "test_pictures": "200 and 100 held out, in place of 5,000 each: in the hours, testing is that of 200",
+        "test_images": "200 and 100 held out, in place of 5,000 each: in the hours, testing is that of 200",
         "batch_size": f"{batch_size} in place of the recipe's 256",
     }
-    found["recipe"]["data"]["source"] = found["measured"]["data"] = "stand-in pictures"
+    found["recipe"]["data"]["source"] = found["measured"]["data"] = "stand-in images"
     found["recipe"]["classifier"] = "stand-in classifier"
     write_json(out, found)
     print(f"{found['step_s']} s a step, {found['extrapolated']['hours']} hours in all, extrapolated -> {out}")
 
 
-def save_pictures(folder: Path, train: int) -> None:
+def save_images(folder: Path, train: int) -> None:
     """Coloured noise at several scales, which a JPEG file needs about as many bytes for as for a photograph."""
     folder.mkdir()
     source = np.random.default_rng(0)
-    features = Features({"image": Picture(), "label": ClassLabel(names=list(CLASSES))})
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=list(CLASSES))})
     for split, count in (("train", train), ("validation", 300)):
         for shard in range(SHARDS):
             places = range(shard, count, SHARDS)
@@ -72,12 +72,12 @@ def save_pictures(folder: Path, train: int) -> None:
 
 
 def jpeg(source: np.random.Generator) -> bytes:
-    picture = np.zeros((SIDE, SIDE, 3))
+    image = np.zeros((SIDE, SIDE, 3))
     for cells in (2, 7, 28, 112):
         coarse = source.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
-        picture += np.asarray(Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) / 4
+        image += np.asarray(Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) / 4
     file = io.BytesIO()
-    Image.fromarray(picture.astype(np.uint8)).save(file, "JPEG", quality=90)
+    Image.fromarray(image.astype(np.uint8)).save(file, "JPEG", quality=90)
     return file.getvalue()
 
 

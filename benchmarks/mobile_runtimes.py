@@ -1,9 +1,9 @@
-"""Times the shipped obfuscators under ExecuTorch beside ONNX Runtime: one picture, one thread, in turn, in one run.
+"""Times the shipped obfuscators under ExecuTorch beside ONNX Runtime: one image, one thread, in turn, in one run.
 
 `make mobile` writes results/mobile-runtimes.json; it needs the extra `executorch`, and says so where that is missing.
 
 Both are called from Python, each in its own way: ONNX Runtime takes and gives numpy arrays, ExecuTorch torch tensors.
-What is counted is the thread's processor time. Outputs are compared on all test pictures; `SFUMATO_CIFAR10` names them.
+What is counted is the thread's processor time. Outputs are compared on all test images; `SFUMATO_CIFAR10` names them.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from sfumato.lab.export.executorch import ExecutorchFunction, export_executorch
 WARM_UP, ROUNDS, REPEATS = 20, 100, 5
 
 
-def main(out: Path = Path("results/mobile-runtimes.json"), test_pictures: int = 10_000, rounds: int = ROUNDS) -> None:
+def main(out: Path = Path("results/mobile-runtimes.json"), test_images: int = 10_000, rounds: int = ROUNDS) -> None:
     if find_spec("executorch") is None:
         print("left out: ExecuTorch is not installed; run: pip install 'sfumato[executorch]'")
         return
     use_one_thread()
-    images = load_images("cifar10", "test").subset(test_pictures).images
-    pictures = images.numpy().astype(np.float32) / np.float32(255)
+    raw = load_images("cifar10", "test").subset(test_images).images
+    images = raw.numpy().astype(np.float32) / np.float32(255)
     classify = OnnxFunction(shipped.classifier_bundle() / CLASSIFIER_ONNX, threads=1)
     rows: dict[str, Any] = {}
     for folder in (shipped.obfuscator_bundle(), shipped.papers_obfuscator_bundle()):
-        rows[folder.name] = row = measured(Bundle.load(folder), pictures, classify, rounds)
+        rows[folder.name] = row = measured(Bundle.load(folder), images, classify, rounds)
         milliseconds, share, apart = (
             row["median_ms"]["executorch"],
             row["time_of_onnxruntime"],
@@ -53,7 +53,7 @@ def main(out: Path = Path("results/mobile-runtimes.json"), test_pictures: int = 
     write_json(
         out,
         {
-            "what": "one 3x32x32 picture, one thread, float32, called from Python; processor time of the thread",
+            "what": "one 3x32x32 image, one thread, float32, called from Python; processor time of the thread",
             "obfuscators": rows,
             "rounds": rounds,
             "repeats_per_round": REPEATS,
@@ -73,16 +73,16 @@ def use_one_thread() -> None:
         raise SystemExit("ExecuTorch does not run on one thread; nothing was measured")
 
 
-def measured(bundle: Bundle, pictures: np.ndarray, classify: OnnxFunction, rounds: int) -> dict[str, Any]:
+def measured(bundle: Bundle, images: np.ndarray, classify: OnnxFunction, rounds: int) -> dict[str, Any]:
     """File sizes, times and differences of one obfuscator under both."""
     onnx_file = bundle.file(OBFUSCATOR_ONNX)
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "obfuscator.pte"
-        compared = export_executorch(bundle, program, pictures, classify=classify)
+        compared = export_executorch(bundle, program, images, classify=classify)
         megabytes = {"onnxruntime": onnx_file.stat().st_size / 1e6, "executorch": program.stat().st_size / 1e6}
         calls = {
-            "onnxruntime": partial(OnnxFunction(onnx_file, threads=1).all, pictures[:1]),
-            "executorch": partial(ExecutorchFunction(program).one, torch.from_numpy(pictures[:1])),
+            "onnxruntime": partial(OnnxFunction(onnx_file, threads=1).all, images[:1]),
+            "executorch": partial(ExecutorchFunction(program).one, torch.from_numpy(images[:1])),
         }
         times = time_in_turn(calls, warm_up=WARM_UP, rounds=rounds, repeats=REPEATS, settle=2, clock=time.thread_time)
     medians = {name: statistics.median(values) for name, values in times.items()}

@@ -15,7 +15,7 @@ from sfumato.artifacts.provenance import provenance
 from sfumato.cli.train import keep_freed_memory
 from sfumato.lab.training import load_recipe, train
 
-RECIPE, SEEDS, EPOCHS, PICTURES = Path("recipes/cifar10-resnet20.toml"), (0, 1, 2), 4, 10_000
+RECIPE, SEEDS, EPOCHS, IMAGES = Path("recipes/cifar10-resnet20.toml"), (0, 1, 2), 4, 10_000
 
 
 def main(out: Path = Path("results/precision.json")) -> None:
@@ -28,7 +28,7 @@ def main(out: Path = Path("results/precision.json")) -> None:
                 f"training.epochs={EPOCHS}",
                 f"training.validate_every={EPOCHS}",
                 f"training.precision={precision}",
-                f"data.train_pictures={PICTURES}",
+                f"data.train_images={IMAGES}",
             ]
             with tempfile.TemporaryDirectory() as folder:
                 bundle = train(load_recipe(RECIPE, changes), Path(folder))
@@ -39,7 +39,7 @@ def main(out: Path = Path("results/precision.json")) -> None:
                         "seed": seed,
                         "accuracy": bundle.figures["accuracy_plain"],
                         "seconds": bundle.provenance["training_seconds"],
-                        "test_pictures": bundle.figures["test_pictures"],
+                        "test_images": bundle.figures["test_images"],
                     }
                 )
             print(rows[-1])
@@ -50,11 +50,11 @@ def main(out: Path = Path("results/precision.json")) -> None:
     write_json(
         out,
         {
-            "what": f"{RECIPE.stem}, {EPOCHS} epochs of {PICTURES} images: a short run, to compare precisions",
+            "what": f"{RECIPE.stem}, {EPOCHS} epochs of {IMAGES} images: a short run, to compare precisions",
             "accuracy": means,
             "difference": means["auto"]["mean"] - means["32-true"]["mean"],
             "rows": rows,
-            "measured": provenance(epochs=EPOCHS, train_pictures=PICTURES),
+            "measured": provenance(epochs=EPOCHS, train_images=IMAGES),
         },
     )
 

@@ -1,9 +1,9 @@
-"""`sfumato protect` on many pictures: memory at three sizes, and a run that is killed half-way and goes on.
+"""`sfumato protect` on many images: memory at three sizes, and a run that is killed half-way and goes on.
 
 `python benchmarks/protect_many.py` writes results/protect-many.json
 
-The pictures are small (32 x 32, 64 different ones, in folders of 1,000), so that it is files and processes that are
-measured; the obfuscator is the shipped one, which makes every picture of the largest size in the end.
+The images are small (32 x 32, 64 different ones, in folders of 1,000), so that it is files and processes that are
+measured; the obfuscator is the shipped one, which makes every image of the largest size in the end.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Command:
         said, wrong = self.process.communicate()
         seconds = time.perf_counter() - self.start_s
         self._ended.set()
-        counts = re.search(r"(\d+) of (\d+) pictures written to .*?(?:; (\d+) were there)?$", said.strip())
+        counts = re.search(r"(\d+) of (\d+) images written to .*?(?:; (\d+) were there)?$", said.strip())
         if self.process.returncode == 0 and counts is None:
             raise SystemExit(f"not understood: {said} {wrong}")
         parent, *workers = [
@@ -83,7 +83,7 @@ def _children(pid: int) -> list[int]:
 
 
 def make(folder: Path, count: int) -> Path:
-    """Pictures as files."""
+    """Images as files."""
     random = np.random.default_rng(0)
     different = []
     for _ in range(DIFFERENT):
@@ -104,12 +104,12 @@ def written(out: Path) -> int:
 
 
 def at_one_go(place: Path, count: int) -> dict[str, Any]:
-    found = Command(make(place / f"pictures-{count}", count), place / f"out-{count}").end()
-    return {**found, "pictures_per_s": found["written"] / found["seconds"]}
+    found = Command(make(place / f"images-{count}", count), place / f"out-{count}").end()
+    return {**found, "images_per_s": found["written"] / found["seconds"]}
 
 
 def killed_and_resumed(place: Path, count: int) -> dict[str, Any]:
-    source, out = make(place / f"pictures-{count}", count), place / f"out-{count}"
+    source, out = make(place / f"images-{count}", count), place / f"out-{count}"
     first = Command(source, out)
     while written(out) < count // 2:
         if first.process.poll() is not None:
@@ -127,7 +127,7 @@ def killed_and_resumed(place: Path, count: int) -> dict[str, Any]:
         "written_after": resumed["written"],
         "complete_in_the_end": written(out),
         "seconds": killed["seconds"] + resumed["seconds"],
-        "pictures_per_s": rates,
+        "images_per_s": rates,
         **{name: max(killed[name], resumed[name]) for name in killed if name.startswith("peak_mb")},
     }
 
@@ -148,13 +148,11 @@ def main() -> None:
             "what": "sfumato protect --always-send on folders of 32 x 32 PNG files, the shipped obfuscator, a process "
             "for each core; the largest folder's run killed by SIGKILL half-way and resumed",
             "runs": runs,
-            "measured": provenance(different_pictures=DIFFERENT, pictures_in_a_folder=IN_A_FOLDER),
+            "measured": provenance(different_images=DIFFERENT, images_in_a_folder=IN_A_FOLDER),
         },
     )
     last = runs[str(largest)]
-    print(
-        f"{last['pictures_per_s']['resumed']:,.0f} pictures/s; peak of the first process, MB: {memory} -> {given.out}"
-    )
+    print(f"{last['images_per_s']['resumed']:,.0f} images/s; peak of the first process, MB: {memory} -> {given.out}")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 an obfuscator of its own, to be audited as one: `sfumato audit runs/quantized/cifar10-resnet20-sketch-U8S8.onnx
 --classifier src/sfumato/artifacts/shipped/cifar10-resnet20 --budget attributes --share 0.5`
 
-As `sfumato quantize` does it (U8S8), and with unsigned weights beside; calibrated on training pictures, which are not
-measured with. `SFUMATO_CIFAR10` names the pictures.
+As `sfumato quantize` does it (U8S8), and with unsigned weights beside; calibrated on training images, which are not
+measured with. `SFUMATO_CIFAR10` names the images.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ KINDS = {"U8U8": False, "U8S8": True}
 """Whether the weights are signed."""
 
 
-def main(out: Path = Path("results/quantized.json"), test_pictures: int = 10_000, rounds: int = 60) -> None:
+def main(out: Path = Path("results/quantized.json"), test_images: int = 10_000, rounds: int = 60) -> None:
     calibration = load_images("cifar10", "train").subset(CALIBRATED_ON)
-    test = load_images("cifar10", "test").subset(test_pictures)
-    picture = test.images[:1].numpy().astype(np.float32) / np.float32(255)
+    test = load_images("cifar10", "test").subset(test_images)
+    image = test.images[:1].numpy().astype(np.float32) / np.float32(255)
     classifier = OnnxFunction(shipped.classifier_bundle() / CLASSIFIER_ONNX, threads=1)
     results: dict[str, Any] = {}
     for bundle in (shipped.obfuscator_bundle(), shipped.papers_obfuscator_bundle()):
@@ -43,7 +43,7 @@ def main(out: Path = Path("results/quantized.json"), test_pictures: int = 10_000
         KEPT.mkdir(parents=True, exist_ok=True)
         files = {"float32": plain} | {kind: _quantized(plain, bundle.name, calibration, kind) for kind in KINDS}
         functions = {name: OnnxFunction(file, threads=1) for name, file in files.items()}
-        calls = {name: partial(function, picture) for name, function in functions.items()}
+        calls = {name: partial(function, image) for name, function in functions.items()}
         times = time_in_turn(calls, warm_up=5, rounds=rounds, repeats=5, settle=2, clock=time.thread_time)
         megabytes = {name: file.stat().st_size / 1e6 for name, file in files.items()}
         results[bundle.name] = {
@@ -61,9 +61,9 @@ def main(out: Path = Path("results/quantized.json"), test_pictures: int = 10_000
     write_json(
         out,
         {
-            "what": "the shipped obfuscators in 8-bit integers, one picture, one thread, ONNX Runtime; processor time",
+            "what": "the shipped obfuscators in 8-bit integers, one image, one thread, ONNX Runtime; processor time",
             "calibrated_on": CALIBRATED_ON,
-            "test_pictures": len(test),
+            "test_images": len(test),
             "obfuscators": results,
             "measured": provenance(),
         },

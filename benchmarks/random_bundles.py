@@ -14,7 +14,7 @@ from sfumato.lab.training.export import write_classifier_bundle, write_obfuscato
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-_PICTURES = 4
+_IMAGES = 4
 
 
 def classifier(folder: Path, architecture: str, *, side: int = 32, classes: int = 10) -> Bundle:
@@ -23,7 +23,7 @@ def classifier(folder: Path, architecture: str, *, side: int = 32, classes: int 
     return write_classifier_bundle(
         folder,
         ClassifierTask(net, Normalize(MEAN, STD)),
-        _pictures(side),
+        _images(side),
         name=architecture,
         labels=_labels(classes),
         preprocessing=Preprocessing(side, side, MEAN, STD),
@@ -36,7 +36,7 @@ def obfuscator(folder: Path, served: Bundle) -> Bundle:
     frozen = _frozen(served)
     task = ObfuscationTask(Obfuscator(), None, frozen.net, Normalize(MEAN, STD), privacy_weight=1.0).eval()
     return write_obfuscator_bundle(
-        folder, task, _pictures(served.preprocessing.height), classifier=frozen, recipe={"kind": "obfuscator"}
+        folder, task, _images(served.preprocessing.height), classifier=frozen, recipe={"kind": "obfuscator"}
     )
 
 
@@ -45,13 +45,11 @@ def sketch(folder: Path, served: Bundle) -> Bundle:
     frozen, side, classes = _frozen(served), served.preprocessing.height, len(served.labels)
     sketcher = Sketcher(side, side, classes=classes, bits=max(8, answer_bits(classes)))
     task = SketchTask(sketcher, frozen.net, Normalize(MEAN, STD), teacher_weight=0.9, temperature=4.0).eval()
-    few = ImageSet(
-        (_pictures(side) * 255).to(torch.uint8), torch.arange(_PICTURES) % classes, served.labels, "random", ""
-    )
+    few = ImageSet((_images(side) * 255).to(torch.uint8), torch.arange(_IMAGES) % classes, served.labels, "random", "")
     return write_sketch_bundle(
         folder,
         task,
-        _pictures(side),
+        _images(side),
         classifier=frozen,
         recipe={"kind": "sketch"},
         known=few,
@@ -61,14 +59,14 @@ def sketch(folder: Path, served: Bundle) -> Bundle:
 
 
 def random_set(count: int, side: int, labels: tuple[str, ...]) -> ImageSet:
-    """Pictures of noise with classes."""
+    """Images of noise with classes."""
     images = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return ImageSet(images, torch.arange(count) % len(labels), labels, "random", "")
 
 
-def blocks(pictures: torch.Tensor) -> torch.Tensor:
+def blocks(images: torch.Tensor) -> torch.Tensor:
     """An obfuscation that costs nothing: each pixel is the mean of 4 x 4."""
-    return torch.nn.functional.interpolate(torch.nn.functional.avg_pool2d(pictures, 4), scale_factor=4)
+    return torch.nn.functional.interpolate(torch.nn.functional.avg_pool2d(images, 4), scale_factor=4)
 
 
 def _frozen(served: Bundle) -> FrozenClassifier:
@@ -76,8 +74,8 @@ def _frozen(served: Bundle) -> FrozenClassifier:
     return FrozenClassifier(net, served.name, served.labels, served.preprocessing, served.classifier_fingerprint)
 
 
-def _pictures(side: int) -> torch.Tensor:
-    return torch.rand(_PICTURES, 3, side, side, generator=torch.Generator().manual_seed(0))
+def _images(side: int) -> torch.Tensor:
+    return torch.rand(_IMAGES, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
 def _labels(classes: int) -> tuple[str, ...]:

@@ -25,8 +25,8 @@ from sfumato.artifacts.provenance import provenance
 from sfumato.device import Obfuscator, prepare
 
 ROUNDS = 5
-PICTURES = 100
-OBFUSCATE = """async ({ place, pictures, rounds }) => {
+IMAGES = 100
+OBFUSCATE = """async ({ place, images, rounds }) => {
   const { loadBundle } = await import("/js/sfumato.js");
   const { ort } = await import("/page/models.js");
   const bundle = await loadBundle(`/bundles/${place}/`, { ort });
@@ -34,7 +34,7 @@ OBFUSCATE = """async ({ place, pictures, rounds }) => {
   let outputs = [];
   for (let round = -1; round < rounds; round++) {  // the first round warms up
     outputs = [];
-    for (const text of pictures) {
+    for (const text of images) {
       const data = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
       const decision = await bundle.decide({ width: 32, height: 32, data }, { gate: false });
       if (round >= 0) times.push(decision.milliseconds);
@@ -64,10 +64,10 @@ def main(out: Path = Path("results/studio.json")) -> None:
     write_json(
         out,
         {
-            "what": "the page of `sfumato studio`; one 3x32x32 picture at a time, ONNX Runtime Web, wasm, one thread",
+            "what": "the page of `sfumato studio`; one 3x32x32 image at a time, ONNX Runtime Web, wasm, one thread",
             "first_load": first_load,
             "obfuscators": measured,
-            "pictures": PICTURES,
+            "images": IMAGES,
             "rounds": ROUNDS,
             "load_average": os.getloadavg()[0],
             "browser": f"Chromium {version}",
@@ -81,7 +81,7 @@ def main(out: Path = Path("results/studio.json")) -> None:
 
 
 def _first_load(page: Any, url: str) -> dict[str, Any]:
-    """Bytes of all answers, as transferred, until the first obfuscated picture is on its way."""
+    """Bytes of all answers, as transferred, until the first obfuscated image is on its way."""
     asked: list[str] = []
     sizes: dict[str, int] = {}
     page.on("request", lambda request: asked.append(request.url))
@@ -101,10 +101,10 @@ def _transferred(request: Any) -> int:
 
 def _obfuscator(page: Any, place: int, bundle: Bundle) -> dict[str, Any]:
     real = np.stack([sample.pixels for sample in shipped.samples()])
-    pixels = np.concatenate([real, real[:, :, ::-1], real[:, ::-1]])[:PICTURES]  # as they are, mirrored, upside down
-    texts = [base64.b64encode(np.ascontiguousarray(picture).tobytes()).decode() for picture in pixels]
-    found = page.evaluate(OBFUSCATE, {"place": place, "pictures": texts, "rounds": ROUNDS})
-    here = Obfuscator(bundle)(np.stack([prepare(picture, bundle.preprocessing) for picture in pixels]))
+    pixels = np.concatenate([real, real[:, :, ::-1], real[:, ::-1]])[:IMAGES]  # as they are, mirrored, upside down
+    texts = [base64.b64encode(np.ascontiguousarray(image).tobytes()).decode() for image in pixels]
+    found = page.evaluate(OBFUSCATE, {"place": place, "images": texts, "rounds": ROUNDS})
+    here = Obfuscator(bundle)(np.stack([prepare(image, bundle.preprocessing) for image in pixels]))
     there = np.array(found["outputs"], np.float32).reshape(here.shape)
     times = found["times"]
     return {

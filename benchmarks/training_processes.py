@@ -2,7 +2,7 @@
 
 `python benchmarks/training_processes.py` writes results/training-processes.json; `--quick` tries it and writes nothing.
 
-Each run is `sfumato train` itself, the paper's obfuscator against the shipped ResNet20 on random pictures that are made
+Each run is `sfumato train` itself, the paper's obfuscator against the shipped ResNet20 on random images that are made
 here; what is timed are its steps, not its start: a run of few epochs is taken off one of more.
 """
 
@@ -23,48 +23,48 @@ from sfumato.artifacts import shipped
 from sfumato.artifacts.bundle import Bundle, write_json
 from sfumato.artifacts.provenance import provenance
 
-BATCH, PICTURES, EPOCHS, ROUNDS = 128, 1280, 2, 3
+BATCH, IMAGES, EPOCHS, ROUNDS = 128, 1280, 2, 3
 SETTINGS = {"1 process x 1 thread": (1, 1), "1 process x 2 threads": (1, 2), "2 processes x 1 thread": (2, 1)}
 
 
 def main(
     out: Path | None = Path("results/training-processes.json"),
     *,
-    pictures: int = PICTURES,
+    images: int = IMAGES,
     batch: int = BATCH,
     rounds: int = ROUNDS,
 ) -> None:
     found: dict[str, list[float]] = {name: [] for name in SETTINGS}
     with tempfile.TemporaryDirectory() as folder:
-        recipe = _prepared(Path(folder), pictures, batch)
+        recipe = _prepared(Path(folder), images, batch)
         for _ in range(rounds):
             for name, (processes, threads) in SETTINGS.items():
                 seconds = _training_s(Path(folder), recipe, processes, threads)
-                found[name].append(pictures // batch * batch * EPOCHS / seconds)
-                print(f"{name}: {found[name][-1]:.1f} pictures/s", file=sys.stderr)
+                found[name].append(images // batch * batch * EPOCHS / seconds)
+                print(f"{name}: {found[name][-1]:.1f} images/s", file=sys.stderr)
     medians = {name: statistics.median(values) for name, values in found.items()}
     first = medians["1 process x 1 thread"]
     result = {
         "what": f"sfumato train --devices, the paper's obfuscator, batch {batch} over all processes, 3x32x32, ResNet20",
-        "pictures_per_s": medians,
+        "images_per_s": medians,
         "of_one_process_and_thread": {name: value / first for name, value in medians.items()},
         "two_processes_of_two_threads": medians["2 processes x 1 thread"] / medians["1 process x 2 threads"],
-        "all_pictures_per_s": found,
-        "pictures": pictures,
+        "all_images_per_s": found,
+        "images": images,
         "epochs": EPOCHS,
         "measured": provenance(),
     }
     if out is not None:
         write_json(out, result)
-    print(json.dumps({name: result[name] for name in ("pictures_per_s", "of_one_process_and_thread")}), "->", out)
+    print(json.dumps({name: result[name] for name in ("images_per_s", "of_one_process_and_thread")}), "->", out)
 
 
-def _prepared(folder: Path, pictures: int, batch: int) -> Path:
-    """Random pictures in folders by class, and the recipe."""
+def _prepared(folder: Path, images: int, batch: int) -> Path:
+    """Random images in folders by class, and the recipe."""
     random, labels = np.random.default_rng(0), _labels()
-    for split, count in (("train", pictures), ("test", len(labels))):
+    for split, count in (("train", images), ("test", len(labels))):
         for number in range(count):
-            home = folder / "pictures" / split / labels[number % len(labels)]
+            home = folder / "images" / split / labels[number % len(labels)]
             home.mkdir(parents=True, exist_ok=True)
             pixels = random.integers(256, size=(32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(home / f"{number}.png")
@@ -77,7 +77,7 @@ classifier = "{shipped.classifier_bundle()}"
 privacy_weight = 1.0
 
 [data]
-source = "{folder / "pictures"}"
+source = "{folder / "images"}"
 size = [32, 32]
 
 [training]
@@ -109,6 +109,6 @@ def _training_s(folder: Path, recipe: Path, processes: int, threads: int) -> flo
 
 if __name__ == "__main__":
     if "--quick" in sys.argv:
-        main(None, pictures=32, batch=8, rounds=1)
+        main(None, images=32, batch=8, rounds=1)
     else:
         main(*map(Path, sys.argv[1:]))

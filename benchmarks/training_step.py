@@ -2,7 +2,7 @@
 
 `python benchmarks/training_step.py` writes results/training-step.json; `--quick` tries it and writes nothing.
 
-All loops train the same networks on the same pictures against the same frozen ResNet20 on the CPU, in turn, in one
+All loops train the same networks on the same images against the same frozen ResNet20 on the CPU, in turn, in one
 run, with the allocator setting that `sfumato train` arranges. Beside the step that `sfumato train` makes stand the same
 one with batch norms in passes of their own, the same one in bfloat16, and the same one with `training.compile`, whose
 compilation, with nothing kept from an earlier one, is timed apart. Each part of the step is timed alone. What the step
@@ -178,7 +178,7 @@ def main(out: Path | None = Path("results/training-step.json"), *, batch: int = 
         },
         "compilation": compiling,
         "median_ms": {name: medians[name] for name in steps},
-        "pictures_per_s": {name: 1000 * batch / medians[name] for name in steps},
+        "images_per_s": {name: 1000 * batch / medians[name] for name in steps},
         "parts_ms": {name: medians[name] for name in pieces},
         "operators": {name: operators(steps[name]) for name in ("ours", "plain_two_pass")},
         "machine": reached,

@@ -1,1 +1,1 @@
-"""The paper's tables and pictures, made again and shown side by side with ours."""
+"""The paper's tables and images, made again and shown side by side with ours."""

@@ -1,4 +1,4 @@
-"""The attackers who came afterwards: each obfuscator's audit, and the pictures that the best of them restored."""
+"""The attackers who came afterwards: each obfuscator's audit, and the images that the best of them reconstructed."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def make_audit(lab: Lab, item: Item) -> dict[str, Any]:
 
 
 def scene_of(lab: Lab, item: Item) -> Scene:
-    """An obfuscator, the pictures and its classifier, as the audit takes them."""
-    return Scene(bundle_target(lab.bundle(item)), lab.pictures, lab.test, classifier=lab.frozen(item).net)
+    """An obfuscator, the images and its classifier, as the audit takes them."""
+    return Scene(bundle_target(lab.bundle(item)), lab.images, lab.test, classifier=lab.frozen(item).net)
 
 
 def summary(found: dict[str, Any]) -> dict[str, Any] | None:
@@ -84,7 +84,7 @@ def summary(found: dict[str, Any]) -> dict[str, Any] | None:
     best = found["best"]
     if best is None:
         return None
-    keys = ("attacker", "threat", "seed", "mse", "psnr_db", "ssim", "excess_leakage", "test_pictures", "pictures_seen")
+    keys = ("attacker", "threat", "seed", "mse", "psnr_db", "ssim", "excess_leakage", "test_images", "images_seen")
     return {
         **{key: best[key] for key in keys},
         "class_mean_mse": found["class_mean_mse"],
@@ -102,15 +102,15 @@ def _reidentified(found: dict[str, Any]) -> dict[str, Any] | None:
     return None if best is None else {key: best[key] for key in ("top1", "candidates", "chance", "queries", "attacker")}
 
 
-def restored_by_best(lab: Lab, item: Item, count: int) -> Tensor:
-    """The first test pictures as the audit's best attacker restored them.
+def reconstructed_by_best(lab: Lab, item: Item, count: int) -> Tensor:
+    """The first test images as the audit's best attacker reconstructed them.
 
     The audit keeps them; where only its figures are at hand, its best attacker is trained once more, in the same way.
 
     Args:
         lab: the lab.
         item: the obfuscator.
-        count: how many pictures.
+        count: how many images.
 
     Returns:
         (at most count, 3, H, W) uint8.
@@ -134,7 +134,7 @@ def _kept(folder: Path, key: str) -> Tensor | None:
     from safetensors.torch import load_file
 
     path = folder / f"{key}-all.safetensors"
-    return load_file(path)["restored"] if path.is_file() else None
+    return load_file(path)["reconstructed"] if path.is_file() else None
 
 
 def _once_more(lab: Lab, item: Item, found: dict[str, Any]) -> Tensor:
@@ -151,7 +151,7 @@ def _once_more(lab: Lab, item: Item, found: dict[str, Any]) -> Tensor:
             scene_of(lab, item), budget, notebook, lab.device, lambda *now: progress(0, 1, now[0], now[1], now[2])
         )
         done = notebook.once(trial.key, lambda: attempts.attempt(trial))
-    restored = _kept(folder, trial.key)
-    if restored is None:
+    reconstructed = _kept(folder, trial.key)
+    if reconstructed is None:
         raise AuditError(f"the best attacker on {item.name} could not be trained again: {done['reason']}")
-    return restored
+    return reconstructed

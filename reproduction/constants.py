@@ -14,8 +14,8 @@ class Row:
     """A row of the paper's table 1.
 
     Attributes:
-        plain: accuracy on plain pictures.
-        obfuscated: accuracy on obfuscated pictures.
+        plain: accuracy on plain images.
+        obfuscated: accuracy on obfuscated images.
         macs: overhead of the obfuscator in multiply-accumulates, which the paper calls FLOPS.
         params: overhead of the obfuscator in parameters.
     """

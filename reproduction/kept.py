@@ -27,7 +27,7 @@ from sfumato.lab.models import Deobfuscator, build_classifier, obfuscator_of
 from sfumato.lab.runs.folders import read_json
 from sfumato.lab.training.building import normalize
 from sfumato.lab.training.export import write_classifier_bundle, write_obfuscator_bundle
-from sfumato.lab.training.run import CHECK_PICTURES
+from sfumato.lab.training.run import CHECK_IMAGES
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask
 
 RESTORED = "restored_from"
@@ -94,14 +94,14 @@ def restore(lab: Lab, item: Item, results: Path, say: Callable[[str], None]) -> 
     names = [name for name in _WEIGHTS if (folder / name).is_file()]
     if about is None or not names:
         return False
-    pictures = lab.test.images[:CHECK_PICTURES].float() / 255
+    images = lab.test.images[:CHECK_IMAGES].float() / 255
     try:
         if item.classifier is None:
-            bundle = _classifier(lab, item, folder, about, pictures)
+            bundle = _classifier(lab, item, folder, about, images)
         elif not _has_classifier(lab, lab.plan.item(item.classifier), about["classifier_fingerprint"]):
             return False
         else:
-            bundle = _obfuscator(lab, item, folder, about, pictures)
+            bundle = _obfuscator(lab, item, folder, about, images)
         bundle.figures.update(about["figures"])
         bundle.provenance.update({**about["provenance"], RESTORED: about["classifier_fingerprint"]})
         bundle.save()
@@ -122,7 +122,7 @@ def _has_classifier(lab: Lab, item: Item, fingerprint: str) -> bool:
     return fingerprint in (bundle.classifier_fingerprint, bundle.provenance.get(RESTORED))
 
 
-def _classifier(lab: Lab, item: Item, folder: Path, about: dict[str, Any], pictures: Tensor) -> Bundle:
+def _classifier(lab: Lab, item: Item, folder: Path, about: dict[str, Any], images: Tensor) -> Bundle:
     labels, recipe = tuple(about["labels"]), about["recipe"]
     net = _loaded(build_classifier(recipe["architecture"], len(labels)), folder / CLASSIFIER_WEIGHTS)
     preprocessing = Preprocessing.from_json(about["preprocessing"])
@@ -131,7 +131,7 @@ def _classifier(lab: Lab, item: Item, folder: Path, about: dict[str, Any], pictu
     return write_classifier_bundle(
         run.bundle,
         ClassifierTask(net, normalize(preprocessing)),
-        pictures,
+        images,
         name=about["name"],
         labels=labels,
         preprocessing=preprocessing,
@@ -140,7 +140,7 @@ def _classifier(lab: Lab, item: Item, folder: Path, about: dict[str, Any], pictu
     )
 
 
-def _obfuscator(lab: Lab, item: Item, folder: Path, about: dict[str, Any], pictures: Tensor) -> Bundle:
+def _obfuscator(lab: Lab, item: Item, folder: Path, about: dict[str, Any], images: Tensor) -> Bundle:
     frozen, recipe, run = lab.frozen(item), about["recipe"], lab.run(item)
     task = ObfuscationTask(
         _loaded(obfuscator_of(recipe), folder / OBFUSCATOR_WEIGHTS),
@@ -150,7 +150,7 @@ def _obfuscator(lab: Lab, item: Item, folder: Path, about: dict[str, Any], pictu
         privacy_weight=recipe["privacy_weight"],
     )
     renew(run.folder)
-    return write_obfuscator_bundle(run.bundle, task.eval(), pictures, classifier=frozen, recipe=recipe, half=True)
+    return write_obfuscator_bundle(run.bundle, task.eval(), images, classifier=frozen, recipe=recipe, half=True)
 
 
 def _loaded(net: _Net, path: Path) -> _Net:

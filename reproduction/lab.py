@@ -120,23 +120,23 @@ class Lab:
         return train_set, test_set
 
     @property
-    def pictures(self) -> ImageSet:
-        """The training pictures."""
+    def images(self) -> ImageSet:
+        """The training images."""
         return self._data[0]
 
     @property
     def test(self) -> ImageSet:
-        """The test pictures."""
+        """The test images."""
         return self._data[1]
 
     def figures(self, item: Item) -> dict[str, Any]:
-        """An item's accuracies through its ONNX files over all test pictures, and what the joint deobfuscator restores.
+        """Return accuracies through an item's ONNX files, and its joint deobfuscator's errors, over all test images.
 
-        What training measured in the same way on the same pictures is not measured again.
+        What training measured in the same way on the same images is not measured again.
         """
         bundle = self.bundle(item)
         measured = bundle.provenance.get("data_sha256") or {}
-        if measured.get("test") == self.test.sha256 and bundle.figures.get("test_pictures") == len(self.test):
+        if measured.get("test") == self.test.sha256 and bundle.figures.get("test_images") == len(self.test):
             return bundle.figures
         if item.classifier is None:
             return dict(evaluate_classifier(bundle, self.test))
@@ -144,7 +144,7 @@ class Lab:
 
 
 def origin(bundle: Bundle) -> dict[str, Any]:
-    """How a bundle was trained: epochs, seed, pictures, lambda, batch size, precision, on what, and how it went."""
+    """How a bundle was trained: epochs, seed, images, lambda, batch size, precision, on what, and how it went."""
     recipe, facts = bundle.recipe, bundle.provenance
     training = recipe.get("training") or {}
     return {
@@ -154,7 +154,7 @@ def origin(bundle: Bundle) -> dict[str, Any]:
         "precision": facts.get("precision"),
         "history": facts.get("history"),
         "lambda": recipe.get("privacy_weight"),
-        "train_pictures": facts.get("train_pictures"),
+        "train_images": facts.get("train_images"),
         "seconds": facts.get("training_seconds"),
         "device": facts.get("device") or (facts.get("machine") or {}).get("cpu"),
         "commit": facts.get("commit"),

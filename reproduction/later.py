@@ -27,7 +27,7 @@ from sfumato.lab.audit.result_store import Notebook
 from sfumato.lab.audit.setting import Scene
 from sfumato.lab.classifiers import FrozenClassifier
 from sfumato.lab.data import ImageSet
-from sfumato.lab.evaluation.measures import per_picture
+from sfumato.lab.evaluation.measures import per_image
 from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator
 
 _BATCH = 250
@@ -37,7 +37,7 @@ ATTACKERS: tuple[Attacker, ...] = (Linear(), RESIDUAL)
 def measure_pair(lab: Lab, item: Item, folder: Path, what: str) -> dict[str, Any]:
     """Accuracy, the joint deobfuscator's error and that of attackers trained now, for networks in a folder.
 
-    Everything is measured on the same first test pictures. Findings are kept in the lab by what the networks are.
+    Everything is measured on the same first test images. Findings are kept in the lab by what the networks are.
 
     Args:
         lab: the lab.
@@ -46,7 +46,7 @@ def measure_pair(lab: Lab, item: Item, folder: Path, what: str) -> dict[str, Any
         what: the networks are, for people.
 
     Returns:
-        `accuracy_obfuscated`, `accuracy_plain`, `joint_mse`, `class_mean_mse`, `test_pictures`, `attackers` (name and
+        `accuracy_obfuscated`, `accuracy_plain`, `joint_mse`, `class_mean_mse`, `test_images`, `attackers` (name and
         error of each), and the best one's `later_mse` and `later_attacker`.
 
     Raises:
@@ -54,22 +54,22 @@ def measure_pair(lab: Lab, item: Item, folder: Path, what: str) -> dict[str, Any
         Interrupted: Ctrl-C or SIGTERM; what was found is kept.
     """
     frozen, effort = lab.frozen(item), lab.plan.later
-    test = lab.test.subset(effort.test_pictures)
+    test = lab.test.subset(effort.test_images)
     notes = lab.folder / "later"
     notebook = Notebook(notes, {"what": "later attackers"}, resume=(notes / "audit.json").is_file(), overwrite=False)
-    key = _key(folder, frozen, repr(effort), lab.pictures.sha256, test.sha256)
+    key = _key(folder, frozen, repr(effort), lab.images.sha256, test.sha256)
     with lab.bars() as progress:
 
         def tell(doing: str) -> Callable[[int, int], None]:
             return lambda done, total: progress(0, 1, f"{what}: {doing}", done, total)
 
         pair = _Pair(folder, frozen, lab.device)
-        found: dict[str, Any] = notebook.once(key, lambda: pair.figures(lab.pictures, test, tell("accuracy")))
-        scene = Scene(pair.target(what), lab.pictures, test)
+        found: dict[str, Any] = notebook.once(key, lambda: pair.figures(lab.images, test, tell("accuracy")))
+        scene = Scene(pair.target(what), lab.images, test)
         attackers = []
         for number, attacker in enumerate(ATTACKERS):
             checkpoint = notebook.checkpoint(f"{key}-{number}")
-            trying = Effort(effort.pictures, 0, 0, lab.device, checkpoint, tell(attacker.name))
+            trying = Effort(effort.images, 0, 0, lab.device, checkpoint, tell(attacker.name))
             attackers.append(notebook.once(f"{key}-{number}", partial(_attack, scene, attacker, trying)))
             checkpoint.unlink(missing_ok=True)
     best = min(attackers, key=lambda row: float(row["mse"]))
@@ -87,12 +87,12 @@ def _key(folder: Path, frozen: FrozenClassifier, *others: str) -> str:
 def _attack(scene: Scene, attacker: Attacker, effort: Effort) -> dict[str, Any]:
     box = Threat.WHITE_BOX
     prepared = attacker.prepare(scene.knowledge(box), effort)
-    restored = torch.cat([prepared.restore(part) for part in scene.batches(box, len(scene.test), size=_BATCH)])
-    errors, _ = per_picture(restored, scene.test.images)
+    reconstructed = torch.cat([prepared.reconstruct(part) for part in scene.batches(box, len(scene.test), size=_BATCH)])
+    errors, _ = per_image(reconstructed, scene.test.images)
     return {
         "attacker": attacker.name,
         "mse": float(errors.double().mean()),
-        "pictures_seen": prepared.facts.get("pictures_seen"),
+        "images_seen": prepared.facts.get("images_seen"),
     }
 
 
@@ -112,15 +112,15 @@ class _Pair:
         module = nn.Sequential(self.obfuscator, self.normalize)
 
         @torch.no_grad()
-        def travels(pictures: Tensor) -> Tensor:
-            sent: Tensor = module(pictures.to(self.device))
+        def payload(images: Tensor) -> Tensor:
+            sent: Tensor = module(images.to(self.device))
             return sent.cpu()
 
-        return Target(name, self.preprocessing.height, self.preprocessing.width, travels)
+        return Target(name, self.preprocessing.height, self.preprocessing.width, payload)
 
     @torch.no_grad()
     def figures(self, train: ImageSet, test: ImageSet, tell: Callable[[int, int], None]) -> dict[str, Any]:
-        """Accuracy on obfuscated pictures, the joint deobfuscator's error, and the class mean's beside it."""
+        """Accuracy on obfuscated images, the joint deobfuscator's error, and the class mean's beside it."""
         hits = plain = 0
         errors = []
         for start in range(0, len(test), _BATCH):
@@ -132,14 +132,14 @@ class _Pair:
             hits += int((answers == labels).sum())
             untouched = self.classifier(self.normalize(originals.to(self.device).float() / 255))
             plain += int((untouched.argmax(dim=1).cpu() == labels).sum())
-            mse, _ = per_picture(self.deobfuscator(obfuscated).clamp(0, 1).cpu(), originals)
+            mse, _ = per_image(self.deobfuscator(obfuscated).clamp(0, 1).cpu(), originals)
             errors.append(mse)
         return {
             "accuracy_obfuscated": hits / len(test),
             "accuracy_plain": plain / len(test),
             "joint_mse": float(torch.cat(errors).double().mean()),
             "class_mean_mse": class_mean_reference(train, test).mse,
-            "test_pictures": len(test),
+            "test_images": len(test),
         }
 
 

@@ -14,7 +14,7 @@ from sfumato.lab.models import build_classifier
 from sfumato.lab.runs.speed import Entry, Speed
 from sfumato.lab.training import ClassifierRecipe, ObfuscatorRecipe
 
-CIFAR10_PICTURES = 50_000
+CIFAR10_IMAGES = 50_000
 
 
 def listing(lab: Lab, target: Target) -> list[Entry]:
@@ -39,7 +39,7 @@ def listing(lab: Lab, target: Target) -> list[Entry]:
             entries.append(Entry(f"audit of {item.name}", "done" if done else "missing", left))
     if target in (Target.OPTIMUM, Target.ALL):
         shots = sum(_snapshots(lab.recipe(item)) for item in lab.plan.obfuscators) + len(lab.plan.sweep)
-        seconds = speed.decoder_s * max(BATCH, lab.plan.later.pictures) * shots
+        seconds = speed.decoder_s * max(BATCH, lab.plan.later.images) * shots
         entries.append(Entry(f"later attackers on {shots} pairs of networks", "those not known yet", seconds))
     return entries
 
@@ -56,10 +56,10 @@ def seconds_left(lab: Lab, item: Item, speed: Speed) -> float:
         SfumatoError: a recipe or bundle is damaged.
     """
     recipe = lab.recipe(item)
-    pictures = recipe.data.train_pictures or CIFAR10_PICTURES
+    images = recipe.data.train_images or CIFAR10_IMAGES
     other = item.classifier or item.teacher
     frozen = None if other is None else _network(lab, lab.plan.item(other))
-    return speed.training_s(recipe, pictures, recipe.training.epochs - lab.state(item).epochs, classifier=frozen)
+    return speed.training_s(recipe, images, recipe.training.epochs - lab.state(item).epochs, classifier=frozen)
 
 
 def _network(lab: Lab, item: Item) -> nn.Module:

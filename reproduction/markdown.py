@@ -56,20 +56,20 @@ def command(target: str, size: str) -> str:
 
 
 def leakage(audit: dict[str, Any] | None) -> str:
-    """Excess leakage with who found it: "0.19 (residual decoder, cloud; budget quick, 10,000 pictures)"."""
+    """Excess leakage with who found it: "0.19 (residual decoder, cloud; budget quick, 10,000 images)"."""
     return "no attacker came to an end" if audit is None else f"{ratio(audit['excess_leakage'])} ({found_by(audit)})"
 
 
 def found_by(audit: dict[str, Any]) -> str:
     """Who found it, and how hard the audit tried."""
-    pictures = count(audit["test_pictures"])
-    return f"{audit['attacker']}, {audit['threat']}; budget {audit['budget']}, {pictures} pictures"
+    images = count(audit["test_images"])
+    return f"{audit['attacker']}, {audit['threat']}; budget {audit['budget']}, {images} images"
 
 
 def trained(facts: dict[str, Any]) -> str:
     """Epochs, batch, seed, precision, hours and machine: "9 epochs, batch 128, seed 0, 2.5 hours, AMD EPYC"."""
-    pictures = facts["train_pictures"]
-    some = "" if pictures is None else f" of {count(pictures)} pictures"
+    images = facts["train_images"]
+    some = "" if images is None else f" of {count(images)} images"
     parts = [f"{facts['epochs']} epochs{some}", f"batch {facts['batch_size']}", f"seed {facts['seed']}"]
     if facts.get("precision"):
         parts.append(facts["precision"])

@@ -1,4 +1,4 @@
-"""What happens at the paper's optimum: who restores more, when, at which lambda, and what the picture still shows."""
+"""What happens at the paper's optimum: who reconstructs more, when, at which lambda, and what the image still shows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sfumato.lab.audit.references import class_means
 
 
 def at_the_optimum(lab: Lab) -> dict[str, Any]:
-    """Joint and later attackers side by side, and which colours and places an obfuscated picture still shows."""
+    """Joint and later attackers side by side, and which colours and places an obfuscated image still shows."""
     rows = []
     for item in lab.plan.obfuscators:
         figures = lab.figures(item)
@@ -30,18 +30,18 @@ def at_the_optimum(lab: Lab) -> dict[str, Any]:
                 "paper": item.paper,
                 "accuracy_obfuscated": figures["accuracy_obfuscated"],
                 "joint_mse": figures["joint_deobfuscator_mse"],
-                "test_pictures": figures["test_pictures"],
+                "test_images": figures["test_images"],
                 "audit": summary(make_audit(lab, item)),
                 "remains": asdict(_remains(lab, item)),
                 "trained": origin(lab.bundle(item)),
             }
         )
-    return {"rows": rows, "remains_test_pictures": len(_asked(lab)), "beside": _beside(lab)}
+    return {"rows": rows, "remains_test_images": len(_asked(lab)), "beside": _beside(lab)}
 
 
 def _asked(lab: Lab) -> torch.Tensor:
-    """(N, 3, H, W) uint8: the test pictures that explained variance is measured on."""
-    return lab.test.subset(lab.plan.later.test_pictures).images
+    """(N, 3, H, W) uint8: the test images that explained variance is measured on."""
+    return lab.test.subset(lab.plan.later.test_images).images
 
 
 def _remains(lab: Lab, item: Item) -> Remains:
@@ -55,10 +55,10 @@ def _remains(lab: Lab, item: Item) -> Remains:
 
 
 def _beside(lab: Lab) -> dict[str, Any]:
-    """The same shares for a picture that travels as it is, by the same least squares, and for its label alone."""
+    """The same shares for an image that travels as it is, by the same least squares, and for its label alone."""
     asked = _asked(lab).float() / 255
-    plain = least_squares_guess(LazyPairs(lab.pictures.images, lambda pictures: pictures), asked)
-    labelled = class_means(lab.pictures)[lab.test.labels[: len(asked)]]
+    plain = least_squares_guess(LazyPairs(lab.images.images, lambda images: images), asked)
+    labelled = class_means(lab.images)[lab.test.labels[: len(asked)]]
     return {"identity": asdict(remains(plain, asked)), "label": asdict(remains(labelled, asked))}
 
 
@@ -67,7 +67,7 @@ def over_epochs(lab: Lab, folder: Path) -> dict[str, Any]:
 
     Args:
         lab: the lab.
-        folder: that the curve of the accuracy is drawn into, where trainings kept their looks at the test pictures.
+        folder: that the curve of the accuracy is drawn into, where trainings kept their looks at the test images.
     """
     runs = []
     for item in lab.plan.obfuscators:
@@ -78,18 +78,18 @@ def over_epochs(lab: Lab, folder: Path) -> dict[str, Any]:
         ]
         runs.append({"obfuscator": item.name, "paper": item.paper, "trained": trained, "epochs": epochs})
     curve = draw_curve(runs, folder / f"{lab.plan.size}-epochs.png")
-    return {"runs": runs, "decoder_pictures": lab.plan.later.pictures, "curve": None if curve is None else curve.name}
+    return {"runs": runs, "decoder_images": lab.plan.later.images, "curve": None if curve is None else curve.name}
 
 
 def draw_curve(runs: list[dict[str, Any]], path: Path) -> Path | None:
-    """Draws the accuracy on obfuscated test pictures over the epochs, a line for each obfuscator.
+    """Draws the accuracy on obfuscated test images over the epochs, a line for each obfuscator.
 
     Args:
         runs: as `over_epochs` finds them.
         path: of the PNG file.
 
     Returns:
-        The path; None if no training kept its looks at the test pictures.
+        The path; None if no training kept its looks at the test images.
 
     Raises:
         ResultsError: it cannot be written.
@@ -133,5 +133,5 @@ def over_lambda(lab: Lab) -> dict[str, Any]:
     return {
         "rows": rows,
         "classifier": lab.plan.classifiers[0].name,
-        "decoder_pictures": lab.plan.later.pictures,
+        "decoder_images": lab.plan.later.images,
     }

@@ -59,21 +59,21 @@ def holds(results: Results, size: str) -> str:
 
 
 def verdict(results: dict[str, Any]) -> str:
-    """One sentence: in how many cases later attackers restored more than the joint deobfuscator."""
+    """One sentence: in how many cases later attackers reconstructed more than the joint deobfuscator."""
     rows = [row for row in results["rows"] if row["audit"] is not None]
     worse = [row for row in rows if row["audit"]["mse"] < row["joint_mse"]]
     return (
         f"For {len(worse)} of {len(rows)} obfuscators of the size `{results['size']}` an attacker trained afterwards "
-        "restores more than the deobfuscator that was trained jointly."
+        "reconstructs more than the deobfuscator that was trained jointly."
     )
 
 
-def claim(results: dict[str, Any], picture: str) -> str:
-    """Whether the first obfuscator bears out the paper's claim, in one paragraph and one picture.
+def claim(results: dict[str, Any], image: str) -> str:
+    """Whether the first obfuscator bears out the paper's claim, in one paragraph and one image.
 
     Args:
         results: of the optimum.
-        picture: the Markdown of the panel with what both kinds of attacker reconstruct.
+        image: the Markdown of the panel with what both kinds of attacker reconstruct.
     """
     row = results["rows"][0]
     audit = row["audit"]
@@ -104,7 +104,7 @@ def claim(results: dict[str, Any], picture: str) -> str:
         f"{error(row['joint_mse'])}; showing the mean image of the class, which the label alone allows, has "
         f"{error(audit['class_mean_mse'])}. The best attacker trained after the obfuscator was fixed "
         f"({found_by(audit)}) has {error(audit['mse'])}: an excess leakage of at least {ratio(leaks)}, where 0 means "
-        f"that only the label leaks and 1 that the image does{picked}. {answer}\n\n{picture}"
+        f"that only the label leaks and 1 that the image does{picked}. {answer}\n\n{image}"
     )
 
 
@@ -125,7 +125,7 @@ def epochs(results: Results, size: str, folder: str) -> str:
                     *map(error, errors.values()),
                     points(row["later_mse"] / row["joint_mse"] - 1) + " %",
                     error(row["class_mean_mse"]),
-                    count(row["test_pictures"]),
+                    count(row["test_images"]),
                 ]
             )
     names = list(dict.fromkeys(a["attacker"] for run in results["runs"] for row in run["epochs"]
@@ -138,13 +138,13 @@ def epochs(results: Results, size: str, folder: str) -> str:
         *(f"MSE, {name}" for name in names),
         "best later against joint",
         "MSE, class mean",
-        "test pictures",
+        "test images",
     )
     lengths = {run["obfuscator"]: run["trained"]["epochs"] for run in results["runs"]}
     spoken = ", ".join(f"{name} {number}" for name, number in lengths.items())
     note = (
         f"Epochs that were trained: {spoken}; the paper trains {constants.EPOCHS}. The learned attacker sees "
-        f"{count(results['decoder_pictures'])} training pictures, far fewer than in an audit."
+        f"{count(results['decoder_images'])} training images, far fewer than in an audit."
     )
     if size == "cpu":
         note += " What the paper's schedule reaches: " + command("optimum", "paper") + "."
@@ -179,7 +179,7 @@ def lambdas(results: Results, size: str) -> str:
             error(row["joint_mse"]),
             f"{error(row['later_mse'])} ({row['later_attacker']})",
             error(row["class_mean_mse"]),
-            count(row["test_pictures"]),
+            count(row["test_images"]),
             trained(row["trained"]),
         ]
         for row in results["rows"]
@@ -192,7 +192,7 @@ def lambdas(results: Results, size: str) -> str:
         "MSE, joint",
         "MSE, best later",
         "MSE, class mean",
-        "test pictures",
+        "test images",
         "trained",
     )
     theirs = constants.TABLE_1["ResNet18_1"]
@@ -208,20 +208,20 @@ def lambdas(results: Results, size: str) -> str:
 
 
 def _lost(row: dict[str, Any]) -> float:
-    """By how much obfuscation changes the accuracy, on the same pictures."""
+    """By how much obfuscation changes the accuracy, on the same images."""
     return float(row["accuracy_obfuscated"] - row["accuracy_plain"])
 
 
 def shows(results: Results, size: str) -> str:
-    """(d) What the obfuscated picture still shows."""
+    """(d) What the obfuscated image still shows."""
     if results is None:
         return command("optimum", size)
     named = [(row["obfuscator"], row["remains"]) for row in results["rows"]]
-    named += [("the picture itself", results["beside"]["identity"]), ("the label alone", results["beside"]["label"])]
+    named += [("the image itself", results["beside"]["identity"]), ("the label alone", results["beside"]["label"])]
     rows = [[name, ratio(share["mean_colour"]), ratio(share["layout"])] for name, share in named]
     note = (
-        "The share of variance that least squares explains from what travels, fitted on training pictures and measured "
-        f"on {count(results['remains_test_pictures'])} test pictures: 1 is all of it, 0 none."
+        "The share of variance that least squares explains from the payload, fitted on training images and measured "
+        f"on {count(results['remains_test_images'])} test images: 1 is all of it, 0 none."
     )
-    headers = ("what travels", "mean colour of the picture", "4x4 block means around it")
+    headers = ("the payload", "mean colour of the image", "4x4 block means around it")
     return f"{note}\n\n{table(headers, rows)}\n\n{measured(results)}"

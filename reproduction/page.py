@@ -36,7 +36,7 @@ does; "ours" computes the same function with fewer.
 """
 _TRUTH = (
     "**The paper measures one attacker, the deobfuscator that is trained jointly with the obfuscator; what counts is "
-    "whether attackers who come later restore more.**"
+    "whether attackers who come later reconstruct more.**"
 )
 
 
@@ -58,19 +58,19 @@ def write_page(results: Path, page: Path) -> None:
         raise ResultsError(f"{page} cannot be written: {error.strerror or error}") from error
 
 
-def render(results: Path, pictures: str) -> str:
+def render(results: Path, images: str) -> str:
     """The page's text.
 
     Args:
         results: see `write_page`.
-        pictures: the folder of the pictures, as seen from the page.
+        images: the folder of the images, as seen from the page.
 
     Raises:
         ResultsError: a results file is malformed.
     """
     files = _Files(results)
     parts = [_header(files)]
-    for title, made in _sections(files, pictures):
+    for title, made in _sections(files, images):
         parts.append(f"## {title}")
         parts += [f"### {subtitle}\n\n{text}" if subtitle else text for subtitle, text in made]
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -118,23 +118,23 @@ def _header(files: _Files) -> str:
     return _HEADER.format(verdict=verdict, sizes="\n".join(sizes))
 
 
-def _claim(files: _Files, pictures: str) -> list[tuple[str, list[tuple[str, str]]]]:
+def _claim(files: _Files, images: str) -> list[tuple[str, list[tuple[str, str]]]]:
     """The paper's claim at the largest size that was made."""
     size = next((size for size in SIZES if files.has(size, "optimum") and files.has(size, "table2")), None)
     if size is None:
         return []
-    panel = files.show(size, "table2", lambda found: sections.panel(found["pictures"][0], pictures) if found else "")
+    panel = files.show(size, "table2", lambda found: sections.panel(found["images"][0], images) if found else "")
     text = files.show(size, "optimum", lambda found: optimum.claim(found, panel) if found else "")
     return [("Can an obfuscated image be reconstructed?", [(SIZES[size].title, text)])] if text else []
 
 
-def _sections(files: _Files, pictures: str) -> list[tuple[str, list[tuple[str, str]]]]:
+def _sections(files: _Files, images: str) -> list[tuple[str, list[tuple[str, str]]]]:
     paper, cpu = PAPER.size, CPU.size
     full, small = PAPER.title, CPU.title
     which = next((size for size in SIZES if files.has(size, "table4")), cpu)
 
     def panels(target: str) -> list[tuple[str, str]]:
-        draw = partial(sections.pictures, target=target, folder=pictures)
+        draw = partial(sections.images, target=target, folder=images)
         return [
             (says, files.show(size, target, partial(draw, size=size))) for says, size in ((full, paper), (small, cpu))
         ]
@@ -146,7 +146,7 @@ def _sections(files: _Files, pictures: str) -> list[tuple[str, list[tuple[str, s
         return "\n\n".join(f"**{says}.**\n\n{text}" for says, text in parts)
 
     return [
-        *_claim(files, pictures),
+        *_claim(files, images),
         (
             "Table 1: accuracy and overhead",
             [
@@ -154,7 +154,7 @@ def _sections(files: _Files, pictures: str) -> list[tuple[str, list[tuple[str, s
                 (small, files.show(cpu, "table1", sections.table_1_cpu)),
             ],
         ),
-        ("Table 2: pictures", panels("table2")),
+        ("Table 2: images", panels("table2")),
         (
             "Table 3: obfuscators used with other classifiers",
             [
@@ -163,14 +163,14 @@ def _sections(files: _Files, pictures: str) -> list[tuple[str, list[tuple[str, s
             ],
         ),
         ("Table 4: the architecture", [("", files.show(which, "table4", sections.table_4))]),
-        ("Table 5: more pictures", panels("table5")),
+        ("Table 5: more images", panels("table5")),
         (
             "What happens at the paper's optimum?",
             [
                 ("Does the joint deobfuscator's failure hold?", both("optimum", optimum.holds)),
-                ("While the networks train", both("epochs", partial(optimum.epochs, folder=pictures))),
+                ("While the networks train", both("epochs", partial(optimum.epochs, folder=images))),
                 ("What lambda does", both("lambda", optimum.lambdas)),
-                ("What the obfuscated picture still shows", both("optimum", optimum.shows)),
+                ("What the obfuscated image still shows", both("optimum", optimum.shows)),
             ],
         ),
         ("Speed of training", [("", files.benchmark("training-step.json", sections.step))]),

@@ -60,12 +60,12 @@ class Later:
     """How hard the attackers try who attack each snapshot.
 
     Attributes:
-        pictures: training pictures that the learned decoder sees, with repetition.
-        test_pictures: that everything about a snapshot is measured on.
+        images: training images that the learned decoder sees, with repetition.
+        test_images: that everything about a snapshot is measured on.
     """
 
-    pictures: int
-    test_pictures: int
+    images: int
+    test_images: int
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ _FIVE, _TWO = ((f"training.epochs={n}", "snapshots_every=1") for n in (5, 2))
 CPU = Plan(
     size="cpu",
     title="CPU-sized: smaller nets and short runs, not the paper's",
-    says="smaller classifiers, fewer epochs, fewer pictures for the attackers: what two CPU cores do in some hours",
+    says="smaller classifiers, fewer epochs, fewer images for the attackers: what two CPU cores do in some hours",
     classifiers=(
         Item("resnet20-1", _RESNET20, shipped="classifier"),
         Item("resnet20-2", _RESNET20, ("training.seed=1",)),
@@ -160,8 +160,8 @@ CPU = Plan(
         Item("vgg7-obfuscator", _SHORT, _TWO, classifier="vgg7"),
     ),
     local=Item("local", _LOCAL, teacher="resnet20-1"),
-    sweep=_sweep(_SHORT, "resnet20-1", ("0.0", "1.0", "10.0"), 256, "data.train_pictures=10000", "training.epochs=3"),
-    later=Later(pictures=3_000, test_pictures=2_000),
+    sweep=_sweep(_SHORT, "resnet20-1", ("0.0", "1.0", "10.0"), 256, "data.train_images=10000", "training.epochs=3"),
+    later=Later(images=3_000, test_images=2_000),
     budget="quick",
 )
 
@@ -208,7 +208,7 @@ PAPER = Plan(
     sweep=_sweep(
         _LONG, "resnet18-1", ("0.0", "0.1", "1.0", "3.0", "10.0"), 512, "training.epochs=10", "training.step_epochs=3"
     ),
-    later=Later(pictures=64_000, test_pictures=10_000),
+    later=Later(images=64_000, test_images=10_000),
     order=("resnet18-1", "vgg19", "resnet18-2", "resnet50", "googlenet"),
 )
 

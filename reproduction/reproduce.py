@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from reproduction.audits import known_audit, make_audit
+from reproduction.images import table_2, table_5
 from reproduction.kept import keep, restore
 from reproduction.lab import Lab
 from reproduction.listing import seconds_left
 from reproduction.optimum import at_the_optimum, over_epochs, over_lambda
 from reproduction.page import write_page
-from reproduction.pictures import table_2, table_5
 from reproduction.plan import Part, Plan, Target, parts
 from reproduction.results import write_results
 from reproduction.tables import table_1, table_3, table_4
@@ -53,7 +53,7 @@ def reproduce(target: Target, lab: Lab, results: Path, page: Path, *, say: Say =
         target: what to make.
         lab: where training happens.
         results: folder of the results files.
-        page: the document; pictures go into a folder of its name.
+        page: the document; images go into a folder of its name.
         say: see `Say`.
 
     Returns:
@@ -139,19 +139,19 @@ def _finished(target: Target, lab: Lab) -> Plan:
     )
 
 
-def _tables(target: Target, lab: Lab, pictures: Path) -> dict[str, Callable[[], dict[str, Any]]]:
+def _tables(target: Target, lab: Lab, images: Path) -> dict[str, Callable[[], dict[str, Any]]]:
     """The results files that a target consists of and that there are networks for, and how each is found."""
     tables: dict[str, Callable[[], dict[str, Any]]] = {"table4": table_4}
     if lab.plan.obfuscators:
         tables |= {
             "table1": lambda: table_1(lab),
-            "table2": lambda: table_2(lab, pictures),
+            "table2": lambda: table_2(lab, images),
             "table3": lambda: table_3(lab),
-            "table5": lambda: table_5(lab, pictures),
+            "table5": lambda: table_5(lab, images),
         }
     optimum: dict[str, Callable[[], dict[str, Any]]] = {}
     if lab.plan.obfuscators:
-        optimum |= {"optimum": lambda: at_the_optimum(lab), "epochs": lambda: over_epochs(lab, pictures)}
+        optimum |= {"optimum": lambda: at_the_optimum(lab), "epochs": lambda: over_epochs(lab, images)}
     if lab.plan.sweep:
         optimum["lambda"] = lambda: over_lambda(lab)
     if target is Target.ALL:

@@ -83,7 +83,7 @@ def table_1_cpu(results: Results) -> str:
         "overhead in parameters",
         "classifier of the obfuscator's cost, on the device",
         "excess leakage, at least (attacker)",
-        "test pictures",
+        "test images",
         "trained: classifier; obfuscator",
     )
     if results is None:
@@ -100,7 +100,7 @@ def table_1_cpu(results: Results) -> str:
             percent(row["overhead_params"]),
             percent(results["local"]["accuracy"] if results["local"] else None),
             leakage(row["audit"]),
-            count(row["test_pictures"]),
+            count(row["test_images"]),
             f"{trained(row['trained']['classifier'])}; {trained(row['trained']['obfuscator'])}",
         ]
         for row in results["rows"]
@@ -112,14 +112,14 @@ def table_1_cpu(results: Results) -> str:
     return _joined(table(headers, rows), note, measured(results))
 
 
-def pictures(results: Results, target: str, size: str, folder: str) -> str:
+def images(results: Results, target: str, size: str, folder: str) -> str:
     """Tables 2 and 5: the panels of a size."""
     if results is None:
         return command(target, size)
     parts = []
-    for row in results["pictures"]:
+    for row in results["images"]:
         joint, later = row["joint"], row["later"]
-        says = f"restored by the joint deobfuscator with MSE {error(joint['mse'])}"
+        says = f"reconstructed by the joint deobfuscator with MSE {error(joint['mse'])}"
         if later is not None:
             says += (
                 f", by the best attacker who came afterwards ({later['attacker']}, {later['threat']}) with "
@@ -128,8 +128,8 @@ def pictures(results: Results, target: str, size: str, folder: str) -> str:
         last = row["first"] + row["count"] - 1
         parts += [
             panel(row, folder),
-            f"{row['obfuscator']}, test pictures {row['first']} to {last}, not chosen: {says} "
-            f"(over {count(joint['test_pictures'])} pictures).",
+            f"{row['obfuscator']}, test images {row['first']} to {last}, not chosen: {says} "
+            f"(over {count(joint['test_images'])} images).",
         ]
     return _joined(*parts, measured(results))
 
@@ -173,7 +173,7 @@ def _transferred(results: dict[str, Any]) -> str:
             results["names"], results["trained"]["classifiers"], results["trained"]["obfuscators"], strict=True
         )
     ]
-    return f"Over {count(results['test_pictures'])} test pictures. {'. '.join(seen)}. {measured(results)}"
+    return f"Over {count(results['test_images'])} test images. {'. '.join(seen)}. {measured(results)}"
 
 
 def table_4(results: Results) -> str:
@@ -217,14 +217,14 @@ def table_4(results: Results) -> str:
 
 def step(results: Results) -> str:
     """The training step beside a plain loop."""
-    if results is None or "pictures_per_s" not in results:
+    if results is None or "images_per_s" not in results:
         return "missing: `python benchmarks/training_step.py`"
-    pictures, times = results["pictures_per_s"], results["median_ms"]
+    images, times = results["images_per_s"], results["median_ms"]
     names = (("plain two-pass loop", "plain_two_pass"), ("`sfumato train`", "ours"))
-    rows = [[says, f"{times[name]:.0f} ms", f"{pictures[name]:.0f}"] for says, name in names]
+    rows = [[says, f"{times[name]:.0f} ms", f"{images[name]:.0f}"] for says, name in names]
     facts = results["measured"]
     return _joined(
-        table(("", "a step", "pictures a second"), rows),
+        table(("", "a step", "images a second"), rows),
         f"{ratio(results['speedup'])} times as fast: {results['what']}, {results['threads']} threads of "
         f"{facts['machine']['cpu']}, timed in turn in one run.",
     )

@@ -39,7 +39,7 @@ def table_1(lab: Lab) -> dict[str, Any]:
                 "paper": classifier.paper,
                 "accuracy_plain": figures["accuracy_plain"],
                 "accuracy_obfuscated": figures["accuracy_obfuscated"],
-                "test_pictures": figures["test_pictures"],
+                "test_images": figures["test_images"],
                 "params": theirs["params"],
                 "macs": theirs["macs"],
                 "overhead_params": ours.params / theirs["params"],
@@ -56,7 +56,7 @@ def _alone(lab: Lab, local: Item) -> dict[str, Any]:
     bundle, figures = lab.bundle(local), lab.figures(local)
     return {
         "accuracy": figures["accuracy_plain"],
-        "test_pictures": figures["test_pictures"],
+        "test_images": figures["test_images"],
         "trained": origin(bundle),
         **_cost(bundle),
     }
@@ -72,14 +72,14 @@ def _cost(classifier: Bundle) -> dict[str, int]:
 
 
 def table_3(lab: Lab) -> dict[str, Any]:
-    """Accuracy of every classifier on every obfuscator's pictures; each row an obfuscator, each column a classifier."""
+    """Accuracy of every classifier on every obfuscator's images; each row an obfuscator, each column a classifier."""
     classifiers = [lab.bundle(item) for item in lab.plan.classifiers]
     obfuscators = [lab.bundle(item) for item in lab.plan.obfuscators]
     return {
         "names": [item.name for item in lab.plan.classifiers],
         "paper": [item.paper for item in lab.plan.classifiers],
         "accuracy": transfer(obfuscators, classifiers, lab.test, device=lab.device),
-        "test_pictures": len(lab.test),
+        "test_images": len(lab.test),
         "trained": {
             "classifiers": [origin(bundle) for bundle in classifiers],
             "obfuscators": [origin(bundle) for bundle in obfuscators],
@@ -90,15 +90,15 @@ def table_3(lab: Lab) -> dict[str, Any]:
 def transfer(
     obfuscators: list[Bundle], classifiers: list[Bundle], images: ImageSet, *, device: torch.device
 ) -> list[list[float]]:
-    """Accuracy of every classifier on every obfuscator's pictures.
+    """Accuracy of every classifier on every obfuscator's images.
 
-    What travels is brought back to the scale of pictures and normalised as each classifier wants it. Classifiers run
+    The payload is brought back to the scale of images and normalised as each classifier wants it. Classifiers run
     through ONNX on a CPU, and in torch on anything else.
 
     Args:
-        obfuscators: bundles, all for pictures of the same size.
+        obfuscators: bundles, all for images of the same size.
         classifiers: bundles.
-        images: the pictures.
+        images: the images.
         device: that classifiers run on.
 
     Returns:
@@ -115,9 +115,9 @@ def transfer(
         )
         starts = range(0, len(images), _BATCH)
         for start in track(starts, "transfer", console=console, transient=True, disable=not console.is_terminal):
-            pictures = images.images[start : start + _BATCH].numpy().astype(np.float32) / np.float32(255)
+            batch = images.images[start : start + _BATCH].numpy().astype(np.float32) / np.float32(255)
             labels = images.labels[start : start + _BATCH].numpy()
-            hidden = hide(pictures) * std + mean
+            hidden = hide(batch) * std + mean
             for column, (classifier, answer) in enumerate(zip(classifiers, answers, strict=True)):
                 logits = answer(classifier.preprocessing.normalize(hidden))
                 hits[column] += int((logits.argmax(axis=1) == labels).sum())

@@ -14,7 +14,7 @@ from sfumato.lab.classifiers import FrozenClassifier
 SIZE = (16, 16)
 
 
-def pictures(count: int = 3, size: tuple[int, int] = SIZE) -> Tensor:
+def images(count: int = 3, size: tuple[int, int] = SIZE) -> Tensor:
     return torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(5))
 
 
@@ -29,5 +29,5 @@ def written(folder: Path, name: str) -> Bundle:
     method = build(name, *SIZE, seed=3)
     recipe = {"data": "made up"}
     return write_baseline(
-        folder, method, name_of_method=name, classifier=frozen(), images_for_check=pictures(4), recipe=recipe
+        folder, method, name_of_method=name, classifier=frozen(), images_for_check=images(4), recipe=recipe
     )

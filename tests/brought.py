@@ -46,7 +46,7 @@ def save_transformers(folder: Path, kind: str, *, size: int = 64, labels: tuple[
 
 
 def _spread(model: nn.Module) -> None:
-    """Random answers that differ from picture to picture by more than rounding."""
+    """Random answers that differ from image to image by more than rounding."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.3)

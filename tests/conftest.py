@@ -30,7 +30,7 @@ def classifier_bundle(tiny_bundles: tuple[Bundle, Bundle]) -> Bundle:
 
 @pytest.fixture(scope="session")
 def gated_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """An obfuscator with a gate: keeps `tiny.sure_picture` at home and sends `tiny.unsure_picture`."""
+    """An obfuscator with a gate: keeps `tiny.sure_image` at home and sends `tiny.unsure_image`."""
     return save_bundles(tmp_path_factory.mktemp("gated"), threshold=0.9)[0]
 
 
@@ -48,7 +48,7 @@ def damaged(tmp_path: Path, obfuscator_bundle: Bundle) -> Path:
 
 @pytest.fixture(scope="session")
 def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Decoded pictures go to a folder of this test run, ours and those of `datasets`."""
+    """Decoded images go to a folder of this test run, ours and those of `datasets`."""
     import datasets
 
     folder = tmp_path_factory.mktemp("caches")
@@ -59,21 +59,21 @@ def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """16 pictures to train with and 8 to test, in four class folders."""
-    return save_folder(tmp_path_factory.mktemp("pictures"))
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16 images to train with and 8 to test, in four class folders."""
+    return save_folder(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, own_caches: Path, picture_folder: Path) -> tuple[Bundle, Bundle]:
-    """(classifier, obfuscator) as `sfumato.lab.training.train` writes them, after few epochs on few pictures."""
+def trained(tmp_path_factory: pytest.TempPathFactory, own_caches: Path, image_folder: Path) -> tuple[Bundle, Bundle]:
+    """(classifier, obfuscator) as `sfumato.lab.training.train` writes them, after few epochs on few images."""
     from sfumato.lab.training import train
     from sfumato.lab.training.recipe import parse_recipe
 
     runs = tmp_path_factory.mktemp("runs")
     common = {
-        "data": {"source": str(picture_folder), "crop_padding": 1},
-        # Enough steps for the running statistics to become those of pictures: fresh ones flatten every output.
+        "data": {"source": str(image_folder), "crop_padding": 1},
+        # Enough steps for the running statistics to become those of images: fresh ones flatten every output.
         "training": {"epochs": 8, "batch_size": 4, "schedule": "constant", "validate_every": 8},
     }
     classifier = train(

@@ -9,7 +9,7 @@ from torch import nn
 
 
 def count_macs(net: nn.Module, height: int = 32, width: int = 32) -> int:
-    """What convolutions and linear layers multiply for one RGB picture, counted by hooks."""
+    """What convolutions and linear layers multiply for one RGB image, counted by hooks."""
     total = 0
 
     def convolution(layer: Any, _inputs: object, output: torch.Tensor) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sfumato.lab.report.html import Pictures
+from sfumato.lab.report.html import Images
 
 _REFERENCES = [
     ("a random training image of the right class", None, 0.1153, 9.38, 0.054),
@@ -23,13 +23,13 @@ def trial(attacker: str, threat: str, mse: float | None, **changes: Any) -> dict
     curve = [] if mse is None else [[seen, mse + 0.02 / (1 + seen / 8000)] for seen in range(0, 60_001, 5000)]
     made = {
         "attacker": attacker, "threat": threat, "pairs": 10_000, "views": 1, "seed": 0, "status": "done",
-        "reason": "", "mse": mse, "psnr_db": 15.0, "ssim": 0.3, "excess_leakage": 0.0, "test_pictures": 2000,
-        "params": 1_234_567, "pictures_seen": 60_000, "seconds": 75.0, "curve": curve, "flattened": True,
+        "reason": "", "mse": mse, "psnr_db": 15.0, "ssim": 0.3, "excess_leakage": 0.0, "test_images": 2000,
+        "params": 1_234_567, "images_seen": 60_000, "seconds": 75.0, "curve": curve, "flattened": True,
     }  # fmt: skip
     if mse is None:
         made |= {"status": "failed", "reason": "the loss is not finite", "psnr_db": None, "ssim": None}
-        made |= {"excess_leakage": None, "flattened": None, "params": None, "pictures_seen": None, "seconds": None}
-        made |= {"test_pictures": None}
+        made |= {"excess_leakage": None, "flattened": None, "params": None, "images_seen": None, "seconds": None}
+        made |= {"test_images": None}
     else:
         made |= {"excess_leakage": max(0.0, 1 - mse / 0.0574), "ssim": round(0.9 - 12 * mse, 3)}
     return made | changes
@@ -44,17 +44,17 @@ def fake_audit(*, mse: float = 0.0565, **changes: Any) -> dict[str, Any]:
             "name": "cifar10-fake", "kind": "bundle", "height": 32, "width": 32, "stochastic": True,
             "deterministic": False, "source": "runs/fake/bundle",
         },
-        "budget": {"name": "standard", "says": "60,000 pictures an attacker, one seed."},
+        "budget": {"name": "standard", "says": "60,000 images an attacker, one seed."},
         "data": {
-            "source": "cifar10", "train_pictures": 50_000, "test_pictures": 2000,
+            "source": "cifar10", "train_images": 50_000, "test_images": 2000,
             "sha256": {"train": "a" * 64, "test": "b" * 64},
         },
         "utility": {
-            "accuracy_plain": 0.9138, "accuracy_obfuscated": 0.9, "accuracy_local": 0.89, "test_pictures": 10_000,
+            "accuracy_plain": 0.9138, "accuracy_obfuscated": 0.9, "accuracy_local": 0.89, "test_images": 10_000,
         },
         "class_mean_mse": 0.0574,
         "references": [
-            {"name": name, "bits": bits, "mse": m, "psnr_db": psnr, "ssim": ssim, "pictures": 10_000}
+            {"name": name, "bits": bits, "mse": m, "psnr_db": psnr, "ssim": ssim, "images": 10_000}
             for name, bits, m, psnr, ssim in _REFERENCES
         ],
         "trials": [
@@ -71,7 +71,7 @@ def fake_audit(*, mse: float = 0.0565, **changes: Any) -> dict[str, Any]:
         ],
         "attributes": [
             {
-                "attribute": "bright background", "accuracy": 0.51, "chance": 0.5, "test_pictures": 2000, "low": 0.49,
+                "attribute": "bright background", "accuracy": 0.51, "chance": 0.5, "test_images": 2000, "low": 0.49,
                 "high": 0.53,
             }
         ],
@@ -86,7 +86,7 @@ def fake_audit(*, mse: float = 0.0565, **changes: Any) -> dict[str, Any]:
         "frontier": [
             point("cifar10-fake", 0.9, 0.02, "this"),
             point("classifier on the device", 0.89, 0.0, "local"),
-            point("plain picture", 0.9138, 1.0, "identity"),
+            point("plain image", 0.9138, 1.0, "identity"),
         ],
         "best": {key: best[key] for key in ("attacker", "threat", "pairs", "mse", "psnr_db", "ssim", "excess_leakage")},
         "verdict": {"finding": "withstood", "sentences": ["One.", "Two.", "Three."]},
@@ -106,12 +106,12 @@ def point(name: str, accuracy: float, excess_leakage: float | None, role: str, b
     }  # fmt: skip
 
 
-def fake_pictures(attackers: tuple[str, ...] = ("U-Net", "least squares"), count: int = 3) -> Pictures:
-    """Random pictures of the right shapes."""
+def fake_images(attackers: tuple[str, ...] = ("U-Net", "least squares"), count: int = 3) -> Images:
+    """Random images of the right shapes."""
     source = torch.Generator().manual_seed(0)
 
     def some() -> torch.Tensor:
         return torch.randint(256, (count, 3, 32, 32), generator=source, dtype=torch.uint8)
 
     cases = {measure: [(some()[0], some()[0], 0.01 * (n + 1)) for n in range(2)] for measure in ("mse", "ssim")}
-    return Pictures(some(), some(), {name: some() for name in attackers}, cases, cases)
+    return Images(some(), some(), {name: some() for name in attackers}, cases, cases)

@@ -1,4 +1,4 @@
-"""An endpoint that takes picture files, as many vision services do. It knows nothing of obfuscation."""
+"""An endpoint that takes image files, as many vision services do. It knows nothing of obfuscation."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class FileEndpoint:
         found = [{"label": self._labels[i], "score": float(scores[i])} for i in np.argsort(-scores)]
         exchange.reply(200, json.dumps(self._reply(found)).encode(), Content_Type="application/json")
 
-    def pictures(self) -> list[NDArray[np.uint8]]:
+    def images(self) -> list[NDArray[np.uint8]]:
         return [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data, _, _ in self.files]
 
     def _uploaded(self, exchange: Exchange) -> tuple[bytes, str, str | None]:

@@ -119,7 +119,7 @@ def answer_with(compute: Callable[[NDArray[np.float32]], NDArray[Any]]) -> Behav
 
 
 def traces(pixels: NDArray[np.uint8], preprocessing: Preprocessing = PREPROCESSING) -> dict[str, list[bytes]]:
-    """The forms in which a picture of the right size could leak."""
+    """The forms in which an image of the right size could leak."""
     unit = prepare(pixels, preprocessing)
     mean, std = (np.array(v, np.float32)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
     png = io.BytesIO()
@@ -133,12 +133,12 @@ def traces(pixels: NDArray[np.uint8], preprocessing: Preprocessing = PREPROCESSI
         "json": json.dumps(unit.ravel().tolist(), separators=(",", ":")).encode(),
         "png": png.getvalue()[40:],
     }
-    # Pieces as well, so that a part of the picture is enough.
+    # Pieces as well, so that a part of the image is enough.
     return {form: [data[i : i + 24] for i in range(0, len(data) - 24, 24)] for form, data in whole.items()}
 
 
 def leaked(recorded: bytes, pixels: NDArray[np.uint8], preprocessing: Preprocessing = PREPROCESSING) -> set[str]:
-    """The forms in which a piece of the picture is among the bytes."""
+    """The forms in which a piece of the image is among the bytes."""
     return {
         form for form, pieces in traces(pixels, preprocessing).items() if any(piece in recorded for piece in pieces)
     }

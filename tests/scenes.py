@@ -1,4 +1,4 @@
-"""Small scenes: drawn pictures with something to restore, and obfuscators whose leakage is known."""
+"""Small scenes: drawn images with something to reconstruct, and obfuscators whose leakage is known."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sfumato.lab.data import ImageSet
 SIDE = 16
 
 
-def pictures(count: int, *, seed: int = 0, side: int = SIDE) -> ImageSet:
+def images(count: int, *, seed: int = 0, side: int = SIDE) -> ImageSet:
     images = dead_leaves(count, side, side, seed=seed)
     return ImageSet(images, torch.arange(count) % 4, ("a", "b", "c", "d"), "drawn", f"drawn-{count}-{seed}")
 
@@ -44,15 +44,15 @@ class Noise(nn.Module):
 
 def target(module: nn.Module, *, stochastic: bool = False, gradients: bool = True) -> Target:
     @torch.no_grad()
-    def travels(x: Tensor) -> Tensor:
+    def payload(x: Tensor) -> Tensor:
         out: Tensor = module(x)
         return out
 
-    return Target(type(module).__name__, SIDE, SIDE, travels, module if gradients else None, stochastic)
+    return Target(type(module).__name__, SIDE, SIDE, payload, module if gradients else None, stochastic)
 
 
 def scene(module: nn.Module, *, train: int = 240, test: int = 60, **facts: bool) -> Scene:
-    return Scene(target(module, **facts), pictures(train), pictures(test, seed=1))
+    return Scene(target(module, **facts), images(train), images(test, seed=1))
 
 
 BOX = Threat.WHITE_BOX
@@ -72,11 +72,11 @@ TINY = Budget(
         Trial("discriminator without pairs", Threat.NO_PAIRS, 64),
     ),
     views=(Trial("least squares", BOX, views=4),),
-    control_pictures=64,
-    identification_pictures=128,
-    attribute_pictures=128,
-    column_pictures=128,
-    column_test_pictures=40,
-    test_pictures=40,
+    control_images=64,
+    identification_images=128,
+    attribute_images=128,
+    column_images=128,
+    column_test_images=40,
+    test_images=40,
     seeds=1,
 )

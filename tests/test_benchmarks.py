@@ -176,10 +176,10 @@ def test_the_table_of_a_phones_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
             "largest_difference": 1.5e-6,
             "cloud_answers_changed": 2,
             "codes_changed": None,
-            "pictures": 10_000,
+            "images": 10_000,
         },
     }
-    found = {"what": "one picture", "obfuscators": {"mine": row}, "measured": {**MEASURED, "executorch": "1.5.1"}}
+    found = {"what": "one image", "obfuscators": {"mine": row}, "measured": {**MEASURED, "executorch": "1.5.1"}}
     monkeypatch.setattr(how_fast, "read", lambda name: found if name == "mobile-runtimes.json" else None)
     said = how_fast.page()
     assert "| mine | 0.50 | 0.60 | 1.20 | 1.30 | 1.31 | 2e-06 | 2 of 10,000 |  |" in said

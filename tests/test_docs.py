@@ -31,7 +31,7 @@ from synthetic import CLASSES, pixels, png
 
 DOCS = Path(__file__).parents[1] / "docs"
 FEW = ["--set", "training.epochs=1", "--set", "training.validate_every=1", "--accelerator", "cpu"]
-FEWER = ["--set", "black_box.pictures_seen=100", "--set", "black_box.surrogates=['resnet-local']"]
+FEWER = ["--set", "black_box.images_seen=100", "--set", "black_box.surrogates=['resnet-local']"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_caches")]
 
@@ -43,10 +43,10 @@ def desk(tmp_path, monkeypatch) -> Path:
     for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
         monkeypatch.setenv(name, str(8 << 30))  # or `train` would start this process again
     lines = ["path,label"]
-    for index, picture in enumerate(pixels(60, size=(32, 40))):
+    for index, image in enumerate(pixels(60, size=(32, 40))):
         file = Path("photos") / CLASSES[index % 4] / f"{index:02d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(png(picture))
+        file.write_bytes(png(image))
         lines.append(f"{file},{CLASSES[index % 4]}")
     (tmp_path / "photos.csv").write_text("\n".join(lines) + "\n")
     (tmp_path / "labels.txt").write_text("\n".join(CLASSES) + "\n")

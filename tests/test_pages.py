@@ -32,7 +32,7 @@ def test_a_row_for_each_data_set(name: str) -> None:
 
 
 @pytest.mark.parametrize("side", [128, 224])
-def test_costs_of_large_pictures(side: int) -> None:
+def test_costs_of_large_images(side: int) -> None:
     found = read(f"cost-{side}.json")
     cloud = next(row for row in found["classifiers"] if row["classifier"] == "resnet18-imagenet")
     millions = [f"{counts['macs'] / 1e6:,.0f}" for counts in (cloud, found["obfuscator"], found["sketch"])]
@@ -71,7 +71,7 @@ def test_what_imagenet_would_cost() -> None:
     for said in (
         f"a matter of {whole['hours']:.0f} hours",
         f"{whole['epochs']} epochs of {whole['steps_per_epoch']:,} steps of {found['step_s']:.2f} s",
-        f"{found['pictures_per_s']:.0f} pictures a second",
+        f"{found['images_per_s']:.0f} images a second",
         f"{found['peak_memory_mb']['process'] / 1000:.1f} GB of memory",
         f"extrapolated from {found['steps_timed']} steps",
     ):

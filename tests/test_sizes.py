@@ -1,4 +1,4 @@
-"""Larger pictures from end to end: photographs that a well-known package ships, at 128 and at 224 pixels."""
+"""Larger images from end to end: photographs that a well-known package ships, at 128 and at 224 pixels."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_every_command_works_at_the_size(size: int, kind: str, tmp_path: Path, m
         monkeypatch.setenv(name, str(8 << 30))
     save_photographs(Path("photos"))
     run("train", write_recipe(tmp_path / "net.toml", "classifier", size, 'architecture = "resnet18-imagenet"'))
-    more = 'classifier = "runs/net/bundle"' + ("\nheld_out_pictures = 3" if kind == "sketch" else "")
+    more = 'classifier = "runs/net/bundle"' + ("\nheld_out_images = 3" if kind == "sketch" else "")
     run("train", write_recipe(tmp_path / "mine.toml", kind, size, more))
     mine, net = Path("runs/mine/bundle"), Path("runs/net/bundle")
     bundle = Bundle.load(mine)
@@ -85,7 +85,7 @@ def test_every_command_works_at_the_size(size: int, kind: str, tmp_path: Path, m
     run("transfer", mine, "--to", net, "--data", "photos")
     run("cost", "--height", size, "--width", size)
 
-    of = ["--classifier", net, "--data", "photos", "--pictures", 10]
+    of = ["--classifier", net, "--data", "photos", "--images", 10]
     run("audit", mine, *of, "--budget", "attributes", "--share", 0.01, "-o", "audit")
     found = json.loads(Path("audit/audit.json").read_text())
     assert (found["target"]["height"], found["target"]["width"]) == (size, size)

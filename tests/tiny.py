@@ -31,9 +31,9 @@ WEIGHT = np.random.default_rng(7).normal(size=(3 * SIZE * SIZE, len(LABELS))).as
 OWN_GAIN = 40
 
 
-def obfuscate(pictures: NDArray[np.float32]) -> NDArray[np.float32]:
+def obfuscate(images: NDArray[np.float32]) -> NDArray[np.float32]:
     """What the tiny obfuscator computes: (N, 3, H, W) to the same."""
-    mixed = np.einsum("oc,nchw->nohw", MIX, pictures) + SHIFT[:, None, None]
+    mixed = np.einsum("oc,nchw->nohw", MIX, images) + SHIFT[:, None, None]
     return mixed.astype(np.float32)
 
 
@@ -47,14 +47,14 @@ def logits(inputs: NDArray[np.float32]) -> NDArray[np.float32]:
     return inputs.reshape(len(inputs), -1) @ WEIGHT
 
 
-def own_logits(pictures: NDArray[np.float32]) -> NDArray[np.float64]:
+def own_logits(images: NDArray[np.float32]) -> NDArray[np.float64]:
     """What a tiny gated obfuscator answers by itself: (N, 3, H, W) in [0, 1] to (N, 4).
 
-    40 times the mean of red, green and blue, and 0: black has four classes with the probability 1/4, a picture of
+    40 times the mean of red, green and blue, and 0: black has four classes with the probability 1/4, an image of
     pure red is a cat with the probability 1 (exactly, in float64).
     """
-    means = OWN_GAIN * pictures.astype(np.float64).mean(axis=(2, 3))
-    return np.concatenate([means, np.zeros((len(pictures), 1))], axis=1)
+    means = OWN_GAIN * images.astype(np.float64).mean(axis=(2, 3))
+    return np.concatenate([means, np.zeros((len(images), 1))], axis=1)
 
 
 def save_model(path: Path, nodes: list[Any], constants: dict[str, Any], inputs: list[Any], outputs: list[Any]) -> Path:
@@ -91,10 +91,10 @@ def save_obfuscator(path: Path, kind: str = "mix", own: str | None = None) -> Pa
 
     Args:
         path: where to.
-        kind: "mix" works; "8-bit" draws `negative`, "unit" 0.4 times as much, "almost" the picture and a third of a
+        kind: "mix" works; "8-bit" draws `negative`, "unit" 0.4 times as much, "almost" the image and a third of a
             level; "identity", "normalised", "nan" and "shape" misbehave in the way they are called.
-        own: a second output: "means" is `own_logits`; "nan", "rows" (twice as many as pictures), "columns" (5, though
-            the graph leaves their number open), "fixed columns" (5, and the graph says so), "pictures" and "three
+        own: a second output: "means" is `own_logits`; "nan", "rows" (twice as many as images), "columns" (5, though
+            the graph leaves their number open), "fixed columns" (5, and the graph says so), "images" and "three
             outputs" misbehave in the way they are called.
     """
     mean = np.array(PREPROCESSING.mean, np.float32).reshape(1, 3, 1, 1)
@@ -103,12 +103,12 @@ def save_obfuscator(path: Path, kind: str = "mix", own: str | None = None) -> Pa
     normalised = [node("Sub", ["drawn", "mean"], ["centred"]), node("Div", ["centred", "std"], ["out"])]
     nodes, constants = {
         "mix": (
-            [node("Conv", ["picture", "mix", "shift"], ["out"])],
+            [node("Conv", ["image", "mix", "shift"], ["out"])],
             {"mix": MIX.reshape(3, 3, 1, 1), "shift": SHIFT},
         ),
         "8-bit": (
             [
-                node("Conv", ["picture", "mix", "shift"], ["unit"]),
+                node("Conv", ["image", "mix", "shift"], ["unit"]),
                 node("Mul", ["unit", "levels"], ["wide"]),
                 node("Round", ["wide"], ["whole"]),
                 node("Div", ["whole", "levels"], ["drawn"]),
@@ -117,31 +117,31 @@ def save_obfuscator(path: Path, kind: str = "mix", own: str | None = None) -> Pa
             {"mix": -TURN, "shift": np.ones(3, np.float32), "levels": np.float32(255), "mean": mean, "std": std},
         ),
         "unit": (
-            [node("Conv", ["picture", "mix", "shift"], ["drawn"]), *normalised],
+            [node("Conv", ["image", "mix", "shift"], ["drawn"]), *normalised],
             {"mix": -TURN * np.float32(0.4), "shift": np.full(3, 0.4, np.float32), "mean": mean, "std": std},
         ),
         "almost": (
-            [node("Add", ["picture", "little"], ["drawn"]), *normalised],
+            [node("Add", ["image", "little"], ["drawn"]), *normalised],
             {"little": np.float32(0.0013), "mean": mean, "std": std},
         ),
-        "identity": ([node("Identity", ["picture"], ["out"])], {}),
+        "identity": ([node("Identity", ["image"], ["out"])], {}),
         "normalised": (
-            [node("Sub", ["picture", "mean"], ["centred"]), node("Div", ["centred", "std"], ["out"])],
+            [node("Sub", ["image", "mean"], ["centred"]), node("Div", ["centred", "std"], ["out"])],
             {"mean": mean, "std": std},
         ),
         "nan": (
-            [node("Sub", ["picture", "picture"], ["zero"]), node("Div", ["zero", "zero"], ["out"])],
+            [node("Sub", ["image", "image"], ["zero"]), node("Div", ["zero", "zero"], ["out"])],
             {},
         ),
         "shape": (
-            [node("Concat", ["picture", "picture"], ["out"], axis=0)],
+            [node("Concat", ["image", "image"], ["out"], axis=0)],
             {},
         ),
     }[kind]
     size = (3, SIZE, SIZE)
     outputs = [floats("out", "rows", *size)]
-    if own == "pictures":
-        nodes = [*nodes, node("Identity", ["picture"], ["own"])]
+    if own == "images":
+        nodes = [*nodes, node("Identity", ["image"], ["own"])]
         outputs += [floats("own", "batch", *size)]
     elif own is not None:
         columns = 5 if "columns" in own else len(LABELS)
@@ -150,7 +150,7 @@ def save_obfuscator(path: Path, kind: str = "mix", own: str | None = None) -> Pa
             constants["all"] = np.ones(columns, bool)
         nodes = [
             *nodes,
-            node("GlobalAveragePool", ["picture"], ["pooled"]),
+            node("GlobalAveragePool", ["image"], ["pooled"]),
             node("Flatten", ["pooled"], ["means"]),
             node("MatMul", ["means", "gain"], ["answer"]),
             *{
@@ -163,7 +163,7 @@ def save_obfuscator(path: Path, kind: str = "mix", own: str | None = None) -> Pa
         if own == "three outputs":
             nodes += [node("Identity", ["own"], ["more"])]
             outputs += [floats("more", "answers", "classes")]
-    return save_model(path, nodes, constants, [floats("picture", "batch", *size)], outputs)
+    return save_model(path, nodes, constants, [floats("image", "batch", *size)], outputs)
 
 
 def save_bundles(
@@ -172,7 +172,7 @@ def save_bundles(
     """An obfuscator bundle and the classifier bundle it is for; with a threshold the obfuscator has a gate."""
     onnx_file = save_classifier(folder / "classifier" / CLASSIFIER_ONNX)
     save_obfuscator(folder / "obfuscator" / OBFUSCATOR_ONNX, kind, None if threshold is None else own)
-    gate = None if threshold is None else Gate(threshold, offload_rate=0.5, pictures=100)
+    gate = None if threshold is None else Gate(threshold, offload_rate=0.5, images=100)
     common: dict[str, Any] = {
         "name": "tiny",
         "labels": LABELS,
@@ -186,9 +186,9 @@ def save_bundles(
     return obfuscator, classifier
 
 
-def code_of(pictures: NDArray[np.float32]) -> NDArray[np.uint8]:
+def code_of(images: NDArray[np.float32]) -> NDArray[np.uint8]:
     """What a tiny obfuscator's code is: the number of the brightest channel, (N, 3, H, W) to (N, 1)."""
-    return pictures.mean(axis=(2, 3)).argmax(axis=1)[:, None].astype(np.uint8)
+    return images.mean(axis=(2, 3)).argmax(axis=1)[:, None].astype(np.uint8)
 
 
 def draw(code: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -208,14 +208,14 @@ def save_split_bundles(folder: Path, code: str = "number", *, threshold: float |
     node, info = helper.make_node, helper.make_tensor_value_info
     shown = "code" if code == "number" else "other"
     nodes = [
-        node("GlobalAveragePool", ["picture"], ["pooled"]),
+        node("GlobalAveragePool", ["image"], ["pooled"]),
         node("Flatten", ["pooled"], ["means"]),
         node("ArgMax", ["means"], ["number"], axis=1, keepdims=1),
         node("Cast", ["number"], ["code"], to=TensorProto.UINT8),
         node("Cast", ["number"], ["grey"], to=TensorProto.FLOAT),
         node("Div", ["grey", "levels"], ["level"]),
         node("Unsqueeze", ["level", "sides"], ["square"]),
-        node("Shape", ["picture"], ["size"]),
+        node("Shape", ["image"], ["size"]),
         node("Expand", ["square", "size"], ["out"]),
         node("MatMul", ["means", "gain"], ["own"]),
         *{
@@ -234,7 +234,7 @@ def save_split_bundles(folder: Path, code: str = "number", *, threshold: float |
     outputs = [floats("out", "batch", *size)] + ([floats("own", "batch", len(LABELS))] if threshold is not None else [])
     kind = TensorProto.FLOAT if code == "floats" else TensorProto.UINT8
     outputs.append(info(shown, kind, ("rows", 100 if code == "wide" else 1)))
-    save_model(obfuscator.path / OBFUSCATOR_ONNX, nodes, constants, [floats("picture", "batch", *size)], outputs)
+    save_model(obfuscator.path / OBFUSCATOR_ONNX, nodes, constants, [floats("image", "batch", *size)], outputs)
     save_model(
         obfuscator.path / DECODER_ONNX,
         [
@@ -251,17 +251,17 @@ def save_split_bundles(folder: Path, code: str = "number", *, threshold: float |
     return obfuscator, classifier
 
 
-def picture(seed: int = 0, height: int = SIZE, width: int = SIZE) -> NDArray[np.uint8]:
+def image(seed: int = 0, height: int = SIZE, width: int = SIZE) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def sure_picture(seed: int = 0, height: int = SIZE, width: int = SIZE) -> NDArray[np.uint8]:
+def sure_image(seed: int = 0, height: int = SIZE, width: int = SIZE) -> NDArray[np.uint8]:
     """Noise on full red: a tiny gated obfuscator calls it a cat, with a probability above 0.999."""
-    pixels = picture(seed, height, width)
+    pixels = image(seed, height, width)
     pixels[..., 0] = 255
     return pixels
 
 
-def unsure_picture(seed: int = 0, height: int = SIZE, width: int = SIZE) -> NDArray[np.uint8]:
+def unsure_image(seed: int = 0, height: int = SIZE, width: int = SIZE) -> NDArray[np.uint8]:
     """Grey noise: a tiny gated obfuscator gives cat, dog and ship the same probability, below 0.34."""
-    return np.repeat(picture(seed, height, width)[..., :1], 3, axis=2)
+    return np.repeat(image(seed, height, width)[..., :1], 3, axis=2)

@@ -1,8 +1,8 @@
-"""ResNet in CrypTen: two parties, one with the weights, one with the picture. Runs in `.interop/crypten`.
+"""ResNet in CrypTen: two parties, one with the weights, one with the image. Runs in `.interop/crypten`.
 
 `python crypten_party.py NET WEIGHTS` with NET "resnet18" or "resnet20" and WEIGHTS "private" or "public". Started so,
 it is the first party, which also deals the triples, and starts the second. For each line on its input it classifies one
-picture and prints what that took as a line of JSON.
+image and prints what that took as a line of JSON.
 
 CrypTen 0.4.1 is of 2022. With a torch of today one import of its converter, which is not needed here, has to be put out
 of its way. Batch norms are taken as folded into the convolutions, as the owner of the weights would do before.
@@ -59,7 +59,7 @@ def convolutions(net: str) -> list[tuple[torch.Tensor, torch.Tensor, int]]:
 
 
 def answer(x, layers, net: str):
-    """Logits (1, 10, 1, 1) of a picture, both encrypted or both plain."""
+    """Logits (1, 10, 1, 1) of an image, both encrypted or both plain."""
     rest = iter(layers)
 
     def convolve(x):
@@ -83,12 +83,12 @@ def pooled(x):
 
 
 def serve(net: str, weights: str) -> None:
-    """Classifies a picture for each line on the first party's input."""
+    """Classifies an image for each line on the first party's input."""
     rank = comm.get().get_rank()
     crypten.cfg.communicator.verbose = True
     plain = convolutions(net)
-    picture = torch.rand(1, 3, 32, 32)  # the same at both parties, so that the answer can be checked
-    wanted = answer(picture, plain, net)
+    image = torch.rand(1, 3, 32, 32)  # the same at both parties, so that the answer can be checked
+    wanted = answer(image, plain, net)
     with crypten.no_grad():
         if weights == "private":
             layers = [(crypten.cryptensor(w, src=0), crypten.cryptensor(b, src=0), s) for w, b, s in plain]
@@ -97,7 +97,7 @@ def serve(net: str, weights: str) -> None:
         while _told(rank):
             comm.get().reset_communication_stats()
             start = time.perf_counter()
-            found = answer(crypten.cryptensor(picture, src=1), layers, net).get_plain_text()
+            found = answer(crypten.cryptensor(image, src=1), layers, net).get_plain_text()
             seconds = time.perf_counter() - start
             each: list[dict[str, float]] = [{}, {}]
             told = {"bytes": comm.get().comm_bytes, "rounds": comm.get().comm_rounds, "memory_mb": peak_mb()}

@@ -27,20 +27,20 @@ from sfumato.artifacts.bundle import CLASSIFIER_ONNX, Bundle  # noqa: E402
 from sfumato.artifacts.onnx_file import OnnxFunction  # noqa: E402
 from sfumato.device import Client  # noqa: E402
 from sfumato.device.connect import open_endpoint  # noqa: E402
-from sfumato.device.image import load_picture, prepare  # noqa: E402
+from sfumato.device.image import load_image, prepare  # noqa: E402
 from sfumato.device.predictions import read_answers  # noqa: E402
 from sfumato.wire import Tensor  # noqa: E402
 
 
 class Plain:
-    """What `Client` does, without an obfuscator: the picture itself travels, over the same machinery."""
+    """What `Client` does, without an obfuscator: the image itself travels, over the same machinery."""
 
     def __init__(self, url: str, served: Bundle) -> None:
         self._bundle, self._endpoint = served, open_endpoint(url)
 
-    def classify(self, picture: np.ndarray) -> Any:
+    def classify(self, image: np.ndarray) -> Any:
         """The endpoint's answer."""
-        pixels = prepare(load_picture(picture), self._bundle.preprocessing)
+        pixels = prepare(load_image(image), self._bundle.preprocessing)
         tensor = self._bundle.preprocessing.normalize(pixels)[None]
         asked = self._endpoint.infer(self._bundle.name, Tensor("input", tensor), "logits")
         return read_answers(
@@ -56,44 +56,44 @@ class Plain:
 
 def main(folder: Path, warm_up: int, rounds: int) -> None:
     served = Bundle.load(folder / "resnet18")
-    picture = np.random.default_rng(0).integers(256, size=(32, 32, 3), dtype=np.uint8)
-    local = {name: _local(Bundle.load(folder / name), picture) for name in ("resnet18", "resnet-local")}
+    image = np.random.default_rng(0).integers(256, size=(32, 32, 3), dtype=np.uint8)
+    local = {name: _local(Bundle.load(folder / name), image) for name in ("resnet18", "resnet-local")}
     with serving(folder / "resnet18") as (url, process):
         asking: dict[str, Callable[[str], Any]] = {
             "plain": lambda url: Plain(url, served),
             "paper": lambda url: Client(url, folder / "paper", gate=False),
             "sketch": lambda url: Client(url, folder / "sketch", gate=False),
         }
-        counted = {name: _bytes(url, make, picture) for name, make in asking.items()}
-        things = {name: _bound(make(url), picture) for name, make in asking.items()}
+        counted = {name: _bytes(url, make, image) for name, make in asking.items()}
+        things = {name: _bound(make(url), image) for name, make in asking.items()}
         times = time_in_turn({**local, **things}, warm_up=warm_up, rounds=rounds)
         memory = {"client": peak_mb(os.getpid()), "server": peak_mb(process.pid)}
     print(json.dumps({"times_ms": times, "bytes": counted, "peak_memory_mb": memory}))
 
 
-def _local(bundle: Bundle, picture: np.ndarray) -> Callable[[], object]:
+def _local(bundle: Bundle, image: np.ndarray) -> Callable[[], object]:
     function = OnnxFunction(bundle.path / CLASSIFIER_ONNX, threads=1)
 
     def classify() -> object:
-        pixels = prepare(load_picture(picture), bundle.preprocessing)
+        pixels = prepare(load_image(image), bundle.preprocessing)
         return function(bundle.preprocessing.normalize(pixels)[None]).argmax()
 
     return classify
 
 
-def _bound(client: Any, picture: np.ndarray) -> Callable[[], object]:
-    return lambda: client.classify(picture)
+def _bound(client: Any, image: np.ndarray) -> Callable[[], object]:
+    return lambda: client.classify(image)
 
 
-def _bytes(url: str, make: Callable[[str], Any], picture: np.ndarray) -> dict[str, int]:
-    """What a picture takes each way, heads included, after the connection and the model's description were had."""
+def _bytes(url: str, make: Callable[[str], Any], image: np.ndarray) -> dict[str, int]:
+    """What an image takes each way, heads included, after the connection and the model's description were had."""
     with relayed(url) as (near, sent, received):
         client = make(near)
-        client.classify(picture)
+        client.classify(image)
         sizes = []
         for _ in range(2):
             sizes.append((len(sent), len(received)))
-            client.classify(picture)
+            client.classify(image)
         return {"sent_bytes": sizes[1][0] - sizes[0][0], "received_bytes": sizes[1][1] - sizes[0][1]}
 
 

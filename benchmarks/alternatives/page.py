@@ -24,16 +24,16 @@ OWN = {
         "resnet-local",
         "nothing leaves the device; a weaker classifier answers",
     ),
-    "plain": Own("plain offload", "resnet18", "nothing: the server sees the picture"),
+    "plain": Own("plain offload", "resnet18", "nothing: the server sees the image"),
     "paper": Own(
         "sfumato, the paper's obfuscator",
         "resnet18",
-        "no proof: what an attacker restores is measured, and bounded from below alone",
+        "no proof: what an attacker reconstructs is measured, and bounded from below alone",
     ),
     "sketch": Own(
         "sfumato, a sketch, all sent",
         "resnet18",
-        "what travels takes at most 256 values, so 8 bits of a picture pass; these are not hidden",
+        "the payload takes at most 256 values, so 8 bits of an image pass; these are not hidden",
     ),
 }
 
@@ -46,7 +46,7 @@ def table(result: dict[str, Any]) -> str:
     """
     base = next(row["seconds"] for row in result["rows"] if row["name"] == "plain")
     lines = [
-        "| | network | seconds a picture | of plain offload | sent, bytes | received, bytes | peak "
+        "| | network | seconds an image | of plain offload | sent, bytes | received, bytes | peak "
         "memory, MiB | promises |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -69,7 +69,7 @@ def table(result: dict[str, Any]) -> str:
     ratios = result["round_trip_of_plain"]
     said = (
         f"A round trip through the paper's obfuscator takes {ratios['paper']:.2f} times as long as "
-        f"one with the picture "
+        f"one with the image "
         f"itself, through the sketch {ratios['sketch']:.2f} times."
     )
     if result["fastest_full_mpc_of_paper"]:

@@ -1,4 +1,4 @@
-"""What a user would pick instead of an obfuscator, side by side: one 3x32x32 picture each, on one machine, in one run.
+"""What a user would pick instead of an obfuscator, side by side: one 3x32x32 image each, on one machine, in one run.
 
 `make alternatives`, or `python benchmarks/alternatives/run.py [NAME ...]`, writes results/alternatives.json, and the
 table of docs/alternatives.md from it. The names choose among the foreign systems (`SYSTEMS` below); each lies in an
@@ -58,8 +58,7 @@ class System:
 
 
 _DEALT = (
-    "the picture stays hidden from the server as long as the two parties do not join; "
-    "here one of them deals the triples"
+    "the image stays hidden from the server as long as the two parties do not join; here one of them deals the triples"
 )
 SYSTEMS = {
     "crypten": System(
@@ -76,15 +75,15 @@ SYSTEMS = {
     ),
     "spu": System(
         "SPU Semi2k (MPC), private weights", "spu", ("spu", "jax"), ("spu_party.py",), "resnet18",
-        "the picture stays hidden from the server as long as the parties do not join; a third one deals the triples",
+        "the image stays hidden from the server as long as the parties do not join; a third one deals the triples",
     ),
     "tenseal": System(
         "TenSEAL CKKS (homomorphic)", "tenseal", ("tenseal",), ("tenseal_party.py",), "one convolution, two linear",
-        "the picture is encrypted under the device's own key: the server learns nothing, whoever it joins with",
+        "the image is encrypted under the device's own key: the server learns nothing, whoever it joins with",
     ),
 }  # fmt: skip
 FULL = ("crypten", "spu")
-"""Full runs of ResNet18 in which picture and weights both stay private: what the obfuscator is compared with."""
+"""Full runs of ResNet18 in which image and weights both stay private: what the obfuscator is compared with."""
 
 
 class Party:
@@ -105,7 +104,7 @@ class Party:
         )  # fmt: skip
 
     def classify(self) -> dict[str, Any]:
-        """Classifies one picture.
+        """Classifies one image.
 
         Raises:
             RuntimeError: it ended, or its answer is wrong.
@@ -147,8 +146,8 @@ def main(*names: str, out: Path = Path("results/alternatives.json"), quick: bool
     full = {name: seconds[name] for name in FULL if name in seconds}
     result = {
         "what": (
-            "one 3x32x32 picture, one thread for each process, loopback, random weights; seconds are medians, all of "
-            "one run; bytes are of one picture, without what is exchanged once"
+            "one 3x32x32 image, one thread for each process, loopback, random weights; seconds are medians, all of "
+            "one run; bytes are of one image, without what is exchanged once"
         ),
         "round_trip_of_plain": {name: seconds[name] / seconds["plain"] for name in ("paper", "sketch")},
         "fastest_full_mpc_of_paper": min(full.values()) / seconds["paper"] if full else None,
@@ -162,7 +161,7 @@ def main(*names: str, out: Path = Path("results/alternatives.json"), quick: bool
 
 
 def _fast(warm_up: int, rounds: int) -> list[dict[str, Any]]:
-    """Classifying at home, offloading the picture, offloading what the obfuscators make."""
+    """Classifying at home, offloading the image, offloading what the obfuscators make."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
@@ -177,16 +176,16 @@ def _fast(warm_up: int, rounds: int) -> list[dict[str, Any]]:
     macs["paper"] = cost(Obfuscator()).macs
     rows = []
     for name, times in told["times_ms"].items():
-        travels = told["bytes"].get(name)
+        payload = told["bytes"].get(name)
         row = {
             "name": name,
             "title": OWN[name].title,
             "net": OWN[name].net,
             "promises": OWN[name].promises,
             **_summary([value / 1000 for value in times]),
-            **(travels or {"sent_bytes": 0, "received_bytes": 0}),
+            **(payload or {"sent_bytes": 0, "received_bytes": 0}),
             "peak_memory_mb": [
-                told["peak_memory_mb"][who] for who in (("client", "server") if travels else ("client",))
+                told["peak_memory_mb"][who] for who in (("client", "server") if payload else ("client",))
             ],
         }
         rows.append(row | ({"device_macs": macs[name]} if name in macs else {}))
@@ -194,7 +193,7 @@ def _fast(warm_up: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def _slow(names: tuple[str, ...], rounds: int) -> list[dict[str, Any]]:
-    """The foreign systems, once a round each, after a first picture that is not counted."""
+    """The foreign systems, once a round each, after a first image that is not counted."""
     parties: dict[str, Party] = {}
     failed: dict[str, str] = {}
     told: dict[str, list[dict[str, Any]]] = {name: [] for name in names}

@@ -1,6 +1,6 @@
 """ResNet18 in SPU: two parties with the protocol Semi2k, simulated in one process. Runs in `.interop/spu`.
 
-For each line on its input it classifies one picture and prints what that took as a line of JSON. The parties' messages
+For each line on its input it classifies one image and prints what that took as a line of JSON. The parties' messages
 stay in memory here and are not counted. Batch norms are taken as folded into the convolutions.
 """
 
@@ -41,8 +41,8 @@ def weights() -> list[np.ndarray]:
     return made
 
 
-def answer(picture: jax.Array, layers: list[jax.Array]) -> jax.Array:
-    """Logits (1, 10, 1, 1) of a picture (1, 3, 32, 32)."""
+def answer(image: jax.Array, layers: list[jax.Array]) -> jax.Array:
+    """Logits (1, 10, 1, 1) of an image (1, 3, 32, 32)."""
     rest = iter(layers)
 
     def convolve(x: jax.Array, stride: int = 1) -> jax.Array:
@@ -50,7 +50,7 @@ def answer(picture: jax.Array, layers: list[jax.Array]) -> jax.Array:
         side = weight.shape[-1] // 2
         return jax.lax.conv_general_dilated(x, weight, (stride, stride), [(side, side)] * 2)
 
-    x = jnp.maximum(convolve(picture), 0)
+    x = jnp.maximum(convolve(image), 0)
     for stage, depth in enumerate(DEPTHS):
         for block in range(depth):
             stride = 2 if stage and not block else 1
@@ -64,11 +64,11 @@ def main() -> None:
     parties = simulation.Simulator(2, config)
     secret = simulation.sim_jax(parties, answer)
     layers = weights()
-    picture = np.random.default_rng(1).random((1, 3, 32, 32), dtype=np.float32)
-    wanted = np.asarray(answer(picture, layers))
+    image = np.random.default_rng(1).random((1, 3, 32, 32), dtype=np.float32)
+    wanted = np.asarray(answer(image, layers))
     for _ in sys.stdin:
         start = time.perf_counter()
-        found = np.asarray(secret(picture, layers))
+        found = np.asarray(secret(image, layers))
         seconds = time.perf_counter() - start
         off = float(np.abs(found - wanted).max() / np.abs(wanted).max())
         told = {

@@ -1,6 +1,6 @@
 """A network of one convolution and two linear layers under CKKS with TenSEAL. Runs in `.interop/tenseal`.
 
-For each line on its input it classifies one picture and prints what that took as a line of JSON. A ResNet cannot be had
+For each line on its input it classifies one image and prints what that took as a line of JSON. A ResNet cannot be had
 so: nothing is refreshed (no bootstrapping), so only as many products follow each other as the parameters allow, and the
 activations are squares. Device and server are one process here; what would travel is counted.
 
@@ -24,9 +24,9 @@ TOLERANCE = 0.1
 """CKKS is approximate, and 26 bits behind the point are few."""
 
 
-def windows(picture: np.ndarray) -> np.ndarray:
+def windows(image: np.ndarray) -> np.ndarray:
     """A channel (32, 32) -> what the kernel sees at each place, (places, 49)."""
-    seen = np.lib.stride_tricks.sliding_window_view(picture, (KERNEL, KERNEL))[::STRIDE, ::STRIDE]
+    seen = np.lib.stride_tricks.sliding_window_view(image, (KERNEL, KERNEL))[::STRIDE, ::STRIDE]
     return seen.reshape(WINDOWS, KERNEL**2)
 
 
@@ -35,9 +35,9 @@ def main() -> None:
     kernels = random.normal(size=(FILTERS, CHANNELS, KERNEL, KERNEL)) / KERNEL / 2
     first = random.normal(size=(WINDOWS * FILTERS, HIDDEN)) / (WINDOWS * FILTERS) ** 0.5
     second = random.normal(size=(HIDDEN, CLASSES)) / HIDDEN**0.5
-    picture = random.random((CHANNELS, SIDE, SIDE))
+    image = random.random((CHANNELS, SIDE, SIDE))
     plain = np.concatenate(
-        [sum(windows(picture[c]) @ kernels[f, c].ravel() for c in range(CHANNELS)) for f in range(FILTERS)]
+        [sum(windows(image[c]) @ kernels[f, c].ravel() for c in range(CHANNELS)) for f in range(FILTERS)]
     )
     wanted = np.square(np.square(plain) @ first) @ second
 
@@ -48,7 +48,7 @@ def main() -> None:
     keys_bytes = len(context.serialize(save_secret_key=False))
     for _ in sys.stdin:
         start = time.perf_counter()
-        sent = [ts.im2col_encoding(context, channel.tolist(), KERNEL, KERNEL, STRIDE)[0] for channel in picture]
+        sent = [ts.im2col_encoding(context, channel.tolist(), KERNEL, KERNEL, STRIDE)[0] for channel in image]
         parts = []
         for kernel in kernels:
             each = [x.conv2d_im2col(k.tolist(), WINDOWS) for x, k in zip(sent, kernel, strict=True)]

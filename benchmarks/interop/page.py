@@ -21,10 +21,10 @@ def written(result: dict[str, Any]) -> str:
         "# Servers that nobody here wrote",
         "",
         "Written by `make interop` from [results/interop.json](../results/interop.json). Each server serves the",
-        f"shipped classifier; {result['pictures']} pictures, obfuscated, are sent to it, whatever a gate would say.",
+        f"shipped classifier; {result['images']} images, obfuscated, are sent to it, whatever a gate would say.",
         '"yes" means that every probability is ONNX Runtime\'s own within '
-        f"{result['tolerance']:.0e} ({result['tolerance_fp16']:.0e} where pictures travel as FP16),",
-        "and that no piece of a plain picture was among the bytes that were sent.",
+        f"{result['tolerance']:.0e} ({result['tolerance_fp16']:.0e} where images travel as FP16),",
+        "and that no piece of a plain image was among the bytes that were sent.",
         "[Bring your server](server.md) says how to serve it there.",
         "",
         "| server | transport | " + " | ".join(WHAT.get(column, column) for column in columns) + " |",
@@ -38,7 +38,7 @@ def written(result: dict[str, Any]) -> str:
             row = [_shown(cells.get(column), reasons, unlisted=unlisted) for column in columns]
             lines.append(f"| {server['title']} | {transport} | " + " | ".join(row) + " |")
     lines += ["", *(f"{number}. {reason}" for number, reason in enumerate(reasons, 1)), ""]
-    lines += ["## What travelled", "", "| server | transport | sent as | datatype | bytes a picture | farthest |"]
+    lines += ["## What travelled", "", "| server | transport | sent as | datatype | bytes an image | farthest |"]
     lines.append("|---|---|---|---|---|---|")
     for server in result["servers"]:
         for cell in server["cells"]:

@@ -3,8 +3,8 @@
 `python benchmarks/interop/run.py triton kserve` tries these two again, and keeps what was found of the others.
 
 `make interop` sets the environments up and runs this; it writes results/interop.json and docs/interop.md. Each server
-serves the shipped classifier; all the shipped pictures are sent to it through both shipped obfuscators, and the answers
-are compared with ONNX Runtime's own in this process. What is sent passes a relay, and is searched for the pictures.
+serves the shipped classifier; all the shipped images are sent to it through both shipped obfuscators, and the answers
+are compared with ONNX Runtime's own in this process. What is sent passes a relay, and is searched for the images.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main(*only: str, out: Path = Path("results/interop.json"), text: Path = Path
     found = [before[key] if only and key not in only else _tried(key) for key in SERVERS]
     result = {
         "what": "the shipped classifier served by several servers, asked by our client over each transport",
-        "pictures": len(shipped.samples()),
+        "images": len(shipped.samples()),
         "tolerance": TOLERANCE,
         "tolerance_fp16": TOLERANCE_FP16,
         "servers": found,
@@ -84,10 +84,10 @@ def _tried(key: str) -> dict[str, Any]:
 
 
 def _cells(served: Served, folder: Path) -> Iterator[dict[str, Any]]:
-    pictures = folder / "pictures"
-    pictures.mkdir()
+    images = folder / "images"
+    images.mkdir()
     for sample in shipped.samples():
-        Image.fromarray(sample.pixels).save(pictures / f"{sample.name}.png")
+        Image.fromarray(sample.pixels).save(images / f"{sample.name}.png")
     for transport, options in TRANSPORTS.items():
         url = served.grpc if transport == "gRPC" else served.http
         if url is None:
@@ -102,7 +102,7 @@ def _cells(served: Served, folder: Path) -> Iterator[dict[str, Any]]:
         if split_name(NAME) in served.models:
             yield _asked(transport, url, "sketch", {**options, "split": True}, what="client, split form")
         stated = [f"--{name}={value}" for name, value in options.items()]
-        yield _classified(transport, url, pictures, stated)
+        yield _classified(transport, url, images, stated)
         yield _doctored(transport, url, stated)
 
 
@@ -113,7 +113,7 @@ def _cell(transport: str, what: str, good: bool, why: str = "", **facts: Any) ->
 def _asked(
     transport: str, url: str, bundle: str, options: dict[str, Any], *, what: str | None = None
 ) -> dict[str, Any]:
-    """The client: do the answers agree, and does no picture travel?"""
+    """The client: do the answers agree, and does no image travel?"""
     what = what or f"client, {bundle}"
     samples = shipped.samples()
     inputs, wanted = _wanted(bundle)
@@ -126,8 +126,8 @@ def _asked(
         return _cell(transport, what, False, str(error).replace(near, _unnumbered(near)))
     farthest = float(np.abs(np.array([answer.probabilities for answer in answers]) - wanted).max())
     allowed = TOLERANCE_FP16 if client.datatype == "FP16" else TOLERANCE
-    leaks = _plain_pictures_in(sent, client.bundle.preprocessing)
-    why = f"a picture travelled as {', '.join(leaks)}" if leaks else ""
+    leaks = _plain_images_in(sent, client.bundle.preprocessing)
+    why = f"an image travelled as {', '.join(leaks)}" if leaks else ""
     if farthest > allowed:
         why = f"answers differ by {farthest:.1e}; {allowed:.0e} is allowed"
     return _cell(
@@ -137,8 +137,8 @@ def _asked(
         farthest=farthest,
         tolerance=allowed,
         payload_bytes=answers[0].payload_bytes,
-        plain_pictures_on_the_wire=leaks,
-        # The relay sees what is sent: otherwise it could not see a picture either.
+        plain_images_on_the_wire=leaks,
+        # The relay sees what is sent: otherwise it could not see an image either.
         obfuscated_seen=_seen(inputs[0], sent) if client.datatype == "FP32" else None,
     )  # fmt: skip
 
@@ -148,8 +148,8 @@ def _seen(tensor: npt.NDArray[np.float32], sent: bytes) -> bool:
     return first.tobytes() in sent or json.dumps(first.tolist(), separators=(",", ":"))[1:-1].encode() in sent
 
 
-def _plain_pictures_in(sent: bytes, look: Preprocessing) -> list[str]:
-    """The forms in which a piece of one of the pictures is among the bytes; pieces of pure white tell nothing."""
+def _plain_images_in(sent: bytes, look: Preprocessing) -> list[str]:
+    """The forms in which a piece of one of the images is among the bytes; pieces of pure white tell nothing."""
     forms = _pieces(look)
     size = len(next(iter(forms)))
     found = {forms.get(sent[start : start + size], "") for start in range(len(sent) - size + 1)}
@@ -167,8 +167,8 @@ def _pieces(look: Preprocessing) -> dict[bytes, str]:
     }
 
 
-def _classified(transport: str, url: str, pictures: Path, stated: list[str]) -> dict[str, Any]:
-    told = _sfumato(url, "classify", str(pictures), "--always-send", *stated)
+def _classified(transport: str, url: str, images: Path, stated: list[str]) -> dict[str, Any]:
+    told = _sfumato(url, "classify", str(images), "--always-send", *stated)
     if len(told.get("answers", ())) != len(shipped.samples()):
         return _cell(transport, "sfumato classify", False, told["error"])
     _, wanted = _wanted("sketch")
@@ -205,9 +205,9 @@ def _sfumato(url: str, *arguments: str) -> dict[str, Any]:
 
 @cache
 def _wanted(bundle: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-    """What travels, and ONNX Runtime's own probabilities for it."""
+    """The payload, and ONNX Runtime's own probabilities for it."""
     hidden = Obfuscator(BUNDLES[bundle]()).obfuscate_batch([sample.pixels for sample in shipped.samples()])
-    inputs = np.stack([picture.tensor for picture in hidden])
+    inputs = np.stack([image.tensor for image in hidden])
     return inputs, softmax(OnnxFunction(shipped.classifier_bundle() / CLASSIFIER_ONNX)(inputs))
 
 

@@ -5,7 +5,7 @@ And how long it takes until Ray starts a second replica because the load asks fo
 `make failover` runs this with both engines and writes results/failover.json; without pip install 'sfumato[ray]' it
 leaves Ray out.
 
-Every request is one picture through `sfumato.device.Client` as it comes, with its own retries and nothing around it.
+Every request is one image through `sfumato.device.Client` as it comes, with its own retries and nothing around it.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ def replicas_below(pid: int, engine: str) -> set[int]:
 
 def ask(client: Client, until: float) -> list[tuple[float, float, str | None]]:
     """When each request began, how long it took, and what was wrong with it."""
-    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     asked = []
     while (start := time.perf_counter()) < until:
         try:
-            client.classify(picture)
+            client.classify(image)
             wrong = None
         except EndpointError as error:
             wrong = type(error).__name__
@@ -155,7 +155,7 @@ def scaled(folder: Path, seconds: float) -> dict[str, Any]:
     half = until + (last - until) / 2  # it loads its model first
     return {
         "what": f"ResNet18 on Ray Serve with 1 to {REPLICAS} replicas, {MORE_CONNECTIONS} threads that ask with one "
-        "picture each",
+        "image each",
         "requests": len(asked),
         "failed_after_retries": sum(error is not None for *_, error in asked),
         "second_replica_after_s": until - begun_at[0],
@@ -172,7 +172,7 @@ def main() -> None:
     given = parser.parse_args()
     with_ray = find_spec("ray") is not None
     found: dict[str, Any] = {
-        "what": f"{REPLICAS} replicas of the shipped classifier, {CONNECTIONS} threads that ask with one picture each, "
+        "what": f"{REPLICAS} replicas of the shipped classifier, {CONNECTIONS} threads that ask with one image each, "
         "one replica killed by SIGKILL after a third of the time",
         "engines": {engine: killed(engine, given.seconds) for engine in REPLICA if engine == "embedded" or with_ray},
     }

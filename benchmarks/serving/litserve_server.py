@@ -17,7 +17,7 @@ class Classifier(litserve.LitAPI):
         self.session = ort.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 
     def decode_request(self, request):
-        """One picture."""
+        """One image."""
         return np.asarray(request["input"], np.float32).reshape(3, 32, 32)
 
     def batch(self, inputs):

@@ -2,7 +2,7 @@
 
 `make serving` sets the environments up and runs this: about four minutes. It writes results/serving.json
 
-One picture (3x32x32 float32) in each request, 16 connections that ask without a pause, one thread for the model. The
+One image (3x32x32 float32) in each request, 16 connections that ask without a pause, one thread for the model. The
 load comes from wrk, a program in C; while one server is measured, the others are asked nothing. The processor time
 that a server takes for a request is steadier than requests per second where cores are shared, so both are kept.
 """
@@ -48,7 +48,7 @@ SECONDS = int(os.environ.get("SERVING_SECONDS", "3"))
 WARM_UP_S = 1
 SLOW_SECONDS = 3 * SECONDS  # for a slow model: wrk leaves out the 16 requests that are under way at the end
 INFER = f"/v2/models/{NAME}/infer"
-PICTURE = np.random.default_rng(0).normal(size=(1, 3, 32, 32)).astype(np.float32)
+IMAGE = np.random.default_rng(0).normal(size=(1, 3, 32, 32)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,12 @@ LITSERVE = Server("LitServe", ("litserve", "onnxruntime", "uvloop"), "litserve",
 
 def contenders() -> dict[str, Contender]:
     """All of them: with bytes where the server takes them."""
-    request = wire.InferRequest((wire.Tensor("input", PICTURE),), parameters={"binary_data_output": True})
+    request = wire.InferRequest((wire.Tensor("input", IMAGE),), parameters={"binary_data_output": True})
     binary = wire.encode_request(request)
     plain = wire.encode_request(wire.InferRequest(request.inputs), binary=False)
     bytes_ = (INFER, binary.body, "application/octet-stream", binary.header_length)
     joining = {"code": HERE / "triton_model.py"}
-    values = json.dumps({"input": PICTURE.ravel().tolist()}).encode()
+    values = json.dumps({"input": IMAGE.ravel().tolist()}).encode()
     found = {
         "sfumato": Contender("sfumato serve", *bytes_, SERVERS["sfumato"]),
         "sfumato2": Contender("sfumato serve --replicas 2", *bytes_, SERVERS["sfumato"], {"replicas": 2}),
@@ -128,7 +128,7 @@ def main(out: Path = Path("results/serving.json"), *only: str) -> None:
             name: _compared(chosen, model, folder / name) for name, model in (("tiny", tiny), ("resnet20", resnet20))
         }
         result = {
-            "what": f"one 3x32x32 float32 picture a request, {CONNECTIONS} connections, one thread for the model",
+            "what": f"one 3x32x32 float32 image a request, {CONNECTIONS} connections, one thread for the model",
             "load": f"{_version_of_wrk()}, one thread",
             "rounds": ROUNDS,
             "seconds_a_round": SECONDS,
@@ -220,7 +220,7 @@ def _beside_runtime(one: Contender, model: Path, folder: Path) -> dict[str, Any]
             several = made["count"] - made["of_one"]
             size = round((made["sum"] - made["of_one"]) / several) if several else 1
             sizes = itertools.cycle(_mixed({1: int(made["of_one"]), size: int(several)}))
-            batches = {batch: np.repeat(PICTURE, batch, axis=0) for batch in {1, size}}
+            batches = {batch: np.repeat(IMAGE, batch, axis=0) for batch in {1, size}}
             for batch in batches.values():
                 function(batch)
             start, start_cpu, count = time.perf_counter(), time.process_time(), 0
@@ -238,10 +238,10 @@ def _beside_runtime(one: Contender, model: Path, folder: Path) -> dict[str, Any]
         "share_of_onnxruntime": statistics.median(
             served / alone for served, alone in zip(rounds["served"], rounds["alone"], strict=True)
         ),
-        "served_pictures_per_s": medians["served"],
-        "alone_pictures_per_s": medians["alone"],
-        "served_cpu_ms_per_picture": medians["served_cpu_ms"],
-        "alone_cpu_ms_per_picture": medians["alone_cpu_ms"],
+        "served_images_per_s": medians["served"],
+        "alone_images_per_s": medians["alone"],
+        "served_cpu_ms_per_image": medians["served_cpu_ms"],
+        "alone_cpu_ms_per_image": medians["alone_cpu_ms"],
         "mean_batch": medians["batch"],
         "threads": 1,
     }

@@ -1,7 +1,7 @@
-"""sfumato: use a classifier in the cloud without showing it the picture.
+"""sfumato: use a classifier in the cloud without showing it the image.
 
-An obfuscator runs on the device and changes the picture before it travels; an unmodified classifier
-answers. This is not encryption: how much of the picture an attacker can restore is a matter of
+An obfuscator runs on the device and changes the image before it travels; an unmodified classifier
+answers. This is not encryption: how much of the image an attacker can reconstruct is a matter of
 measurement, not of proof.
 
 Importing this package imports neither torch nor ONNX Runtime; the names below load on first use.

@@ -2,7 +2,7 @@
 
 ```
 SfumatoError
-├── PictureError             the thing given is not a picture we can use
+├── ImageError             the thing given is not an image we can use
 ├── DataError                a data set cannot be found, read or trusted
 ├── RecipeError              a recipe is malformed or asks for the impossible
 ├── BundleError              a bundle is missing, damaged or foreign
@@ -31,8 +31,8 @@ class SfumatoError(Exception):
     """Base of all errors that sfumato raises on purpose."""
 
 
-class PictureError(SfumatoError):
-    """The thing given is not a picture that can be used."""
+class ImageError(SfumatoError):
+    """The thing given is not an image that can be used."""
 
 
 class DataError(SfumatoError):

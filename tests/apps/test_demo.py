@@ -1,4 +1,4 @@
-"""The demonstration with a gate: some pictures stay, the others travel, and everybody is told which."""
+"""The demonstration with a gate: some images stay, the others travel, and everybody is told which."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from sfumato.artifacts.bundle import Bundle
 from sfumato.cli import commands  # noqa: F401  (importing it registers the commands)
 from sfumato.cli.app import app
 from sfumato.device import prepare
-from tiny import LABELS, PREPROCESSING, logits, obfuscate, own_logits, save_bundles, save_obfuscator, sure_picture
+from tiny import LABELS, PREPROCESSING, logits, obfuscate, own_logits, save_bundles, save_obfuscator, sure_image
 
 BLANK = (241, 243, 244)
 
 
 def blank_pixels(panel: Path) -> int:
-    with Image.open(panel) as picture:
-        return int((np.asarray(picture) == BLANK).all(axis=2).sum())
+    with Image.open(panel) as image:
+        return int((np.asarray(image) == BLANK).all(axis=2).sum())
 
 
 @pytest.fixture(scope="module")
@@ -32,21 +32,21 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Bundle]:
 
 
 @pytest.fixture(scope="module")
-def own_picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def own_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("own") / "own.png"
-    Image.fromarray(sure_picture()).save(file)
+    Image.fromarray(sure_image()).save(file)
     return file
 
 
 @pytest.fixture(scope="module")
-def shown(bundles: tuple[Bundle, Bundle], own_picture: Path, tmp_path_factory: pytest.TempPathFactory) -> Demonstration:
+def shown(bundles: tuple[Bundle, Bundle], own_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Demonstration:
     out = tmp_path_factory.mktemp("out")
-    return run_demo([own_picture], out, classifier=bundles[1].path, obfuscator=bundles[0].path)
+    return run_demo([own_image], out, classifier=bundles[1].path, obfuscator=bundles[0].path)
 
 
-def test_every_picture_is_answered_where_the_gate_says(shown: Demonstration) -> None:
+def test_every_image_is_answered_where_the_gate_says(shown: Demonstration) -> None:
     samples = shipped.samples()
-    unit = np.stack([prepare(pixels, PREPROCESSING) for pixels in (sure_picture(), *(s.pixels for s in samples))])
+    unit = np.stack([prepare(pixels, PREPROCESSING) for pixels in (sure_image(), *(s.pixels for s in samples))])
     exponentials = np.exp(own_logits(unit))
     probabilities = (exponentials / exponentials.sum(axis=1, keepdims=True)).max(axis=1)
     by_cloud = [LABELS[index] for index in logits(obfuscate(unit)).argmax(axis=1)]
@@ -66,24 +66,24 @@ def test_the_tallies_count_what_the_rows_say(shown: Demonstration) -> None:
     device, cloud, both = shown.tally("device"), shown.tally("cloud"), shown.tally()
     for where, tally in (("device", device), ("cloud", cloud)):
         rows = [row for row in shown.rows if row.answered_by == where]
-        assert tally.pictures == len(rows)
-        assert tally.known == sum(row.picture in truths for row in rows)
-        assert tally.right == sum(truths.get(row.picture) == row.answer for row in rows)
-        assert tally.right_on_originals == sum(truths.get(row.picture) == row.original for row in rows)
-    assert both.pictures == device.pictures + cloud.pictures == len(truths) + 1
+        assert tally.images == len(rows)
+        assert tally.known == sum(row.image in truths for row in rows)
+        assert tally.right == sum(truths.get(row.image) == row.answer for row in rows)
+        assert tally.right_on_originals == sum(truths.get(row.image) == row.original for row in rows)
+    assert both.images == device.images + cloud.images == len(truths) + 1
     assert (both.known, both.right) == (len(truths), device.right + cloud.right)
-    assert shown.as_json()["on_device"]["pictures"] == device.pictures
+    assert shown.as_json()["on_device"]["images"] == device.images
     json.dumps(shown.as_json())
 
 
-def test_the_panel_has_a_blank_place_for_each_picture_that_stays(shown: Demonstration) -> None:
+def test_the_panel_has_a_blank_place_for_each_image_that_stays(shown: Demonstration) -> None:
     stays = sum(row.answered_by == "device" for row in shown.rows[:12])
     assert 0 < stays < 12
     # No deobfuscator, so one row in which they lack; the writing takes a part of each.
     assert 0.7 * stays * 96**2 < blank_pixels(shown.panel) < stays * 96**2
 
 
-def test_with_a_deobfuscator_there_is_nothing_to_restore_of_what_stays(tmp_path: Path) -> None:
+def test_with_a_deobfuscator_there_is_nothing_to_reconstruct_of_what_stays(tmp_path: Path) -> None:
     obfuscator, classifier = save_bundles(tmp_path, threshold=0.95)
     save_obfuscator(obfuscator.path / "deobfuscator.onnx")
     obfuscator.save()
@@ -100,25 +100,25 @@ def installed(bundles: tuple[Bundle, Bundle], monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.usefixtures("installed")
-def test_the_command_tells_where_each_was_answered(shown: Demonstration, own_picture: Path, tmp_path: Path) -> None:
-    arguments = ["demo", str(own_picture), "-o", str(tmp_path)]
+def test_the_command_tells_where_each_was_answered(shown: Demonstration, own_image: Path, tmp_path: Path) -> None:
+    arguments = ["demo", str(own_image), "-o", str(tmp_path)]
     done = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
     device, cloud, both = shown.tally("device"), shown.tally("cloud"), shown.tally()
     total = len(shown.rows)
     said = " ".join(done.stdout.split())
     assert "answer │ by │ sure" in said.replace("┃", "│")
-    assert f"{device.pictures} of {total} answered on the device, nothing sent: {device.right} of" in said
-    assert f"{cloud.pictures} of {total} sent, obfuscated: {cloud.right} of {cloud.known} right" in said
+    assert f"{device.images} of {total} answered on the device, nothing sent: {device.right} of" in said
+    assert f"{cloud.images} of {total} sent, obfuscated: {cloud.right} of {cloud.known} right" in said
     assert f"{both.right} of {both.known} right over all, {both.right_on_originals} of {both.known} on the" in said
     assert "This is not encryption" in said
     told = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
     assert [row["answered_by"] for row in told["rows"]] == [row.answered_by for row in shown.rows]
     assert told["gated"] is True
-    assert (told["on_device"]["pictures"], told["sent"]["pictures"]) == (device.pictures, cloud.pictures)
+    assert (told["on_device"]["images"], told["sent"]["images"]) == (device.images, cloud.images)
 
 
-def test_without_a_gate_everything_travels_and_no_blank_is_drawn(
+def test_without_a_gate_everything_payload_and_no_blank_is_drawn(
     tiny_bundles: tuple[Bundle, Bundle], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(shipped, "obfuscator_bundle", lambda: tiny_bundles[0].path)
@@ -126,5 +126,5 @@ def test_without_a_gate_everything_travels_and_no_blank_is_drawn(
     done = CliRunner().invoke(app, ["demo", "-o", str(tmp_path)], env={"COLUMNS": "200"})
     assert "on the obfuscated" in done.stdout
     assert "answered on the device" not in done.stdout
-    assert "saw obfuscated pictures only" in done.stdout
+    assert "saw obfuscated images only" in done.stdout
     assert blank_pixels(tmp_path / "panel.png") == 0

@@ -1,4 +1,4 @@
-"""A deployed pair, well and ill; what travels is looked at."""
+"""A deployed pair, well and ill; the payload is looked at."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import tiny
 from file_endpoint import FileEndpoint
 from recording import answer_with, leaked, metadata, recording
-from sfumato.apps.doctor import Finding, drawn_pictures, examine, is_well
+from sfumato.apps.doctor import Finding, drawn_images, examine, is_well
 from sfumato.cloud import ServedModel, running
 
 QUICK = {"retries": 0, "timeout_s": 2.0}
@@ -34,15 +34,15 @@ def test_a_pair_that_works_is_well(tiny_bundles):
     }
 
 
-def test_nothing_but_obfuscated_drawn_pictures_travels(obfuscator_bundle):
+def test_nothing_but_obfuscated_drawn_images_payload(obfuscator_bundle):
     with recording() as server:
         found = examine(obfuscator_bundle, server.url, **QUICK)
         sent = bytes(server.recorded)
     assert is_well(found) and verdicts(found)["the answers' values"] == "note"
     assert verdicts(found)["fingerprint"] == verdicts(found)["labels"] == "note", "this endpoint says neither"
-    for picture in drawn_pictures(8, tiny.SIZE, tiny.SIZE):
-        assert not leaked(sent, picture)
-        hidden = tiny.obfuscate(picture.transpose(2, 0, 1)[None].astype(np.float32) / 255)
+    for image in drawn_images(8, tiny.SIZE, tiny.SIZE):
+        assert not leaked(sent, image)
+        hidden = tiny.obfuscate(image.transpose(2, 0, 1)[None].astype(np.float32) / 255)
         assert hidden.tobytes()[:64] in sent, "all are sent, whatever a gate would say"
 
 

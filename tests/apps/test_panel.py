@@ -10,7 +10,7 @@ def colours(value: int, count: int = 2) -> list[np.ndarray]:
     return [np.full((32, 32, 3), value, np.uint8) for _ in range(count)]
 
 
-def test_every_picture_is_on_the_panel():
+def test_every_image_is_on_the_panel():
     panel = np.asarray(draw_panel([("first", colours(40)), ("second", colours(200))], [Caption("a"), Caption("b")]))
     for value in (40, 200):
         assert (panel == value).all(axis=2).sum() == 2 * 96 * 96
@@ -27,7 +27,7 @@ def test_rows_of_different_length_are_refused():
         draw_panel([("", colours(9, 2))], [Caption("a")])
 
 
-def test_text_stands_where_there_is_no_picture():
+def test_text_stands_where_there_is_no_image():
     panel = np.asarray(draw_panel([("", [colours(40, 1)[0], "nothing\nis sent"])], [Caption("a"), Caption("b")]))
     assert (panel == 40).all(axis=2).sum() == 96 * 96
     blank = (panel == (241, 243, 244)).all(axis=2).sum()

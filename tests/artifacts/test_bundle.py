@@ -172,7 +172,7 @@ def test_what_every_bundle_can_do_without_may_be_absent(folder):
 
 
 def test_a_gate_is_saved_and_loaded(folder):
-    bundle = replace(Bundle.load(folder), gate=Gate(threshold=0.75, offload_rate=0.15, pictures=2000))
+    bundle = replace(Bundle.load(folder), gate=Gate(threshold=0.75, offload_rate=0.15, images=2000))
     bundle.save()
     assert Bundle.load(folder).gate == bundle.gate
     edit(folder, gate=None)
@@ -183,9 +183,9 @@ def test_a_gate_is_saved_and_loaded(folder):
     "gate",
     [
         "open", 0.5, [], {}, {"threshold": 0.5, "offload_rate": 0.1},
-        {"threshold": "x", "offload_rate": 0, "pictures": 1},
-        {"threshold": 1.5, "offload_rate": 0.1, "pictures": 9}, {"threshold": 0.5, "offload_rate": -1, "pictures": 9},
-        {"threshold": float("nan"), "offload_rate": 0.1, "pictures": 9},
+        {"threshold": "x", "offload_rate": 0, "images": 1},
+        {"threshold": 1.5, "offload_rate": 0.1, "images": 9}, {"threshold": 0.5, "offload_rate": -1, "images": 9},
+        {"threshold": float("nan"), "offload_rate": 0.1, "images": 9},
     ],
 )  # fmt: skip
 def test_a_gate_that_makes_no_sense_is_refused(folder, gate):
@@ -196,7 +196,7 @@ def test_a_gate_that_makes_no_sense_is_refused(folder, gate):
 
 def test_a_classifier_has_no_gate(classifier_bundle, tmp_path):
     copy = shutil.copytree(classifier_bundle.path, tmp_path / "classifier")
-    edit(copy, gate={"threshold": 0.5, "offload_rate": 0.1, "pictures": 9})
+    edit(copy, gate={"threshold": 0.5, "offload_rate": 0.1, "images": 9})
     with pytest.raises(BundleError, match="gate"):
         Bundle.load(copy)
 

@@ -24,7 +24,7 @@ def test_what_is_no_onnx_file_is_an_error_of_ours(tmp_path):
 def test_all_outputs_come_in_the_files_order(tmp_path):
     batch = np.random.default_rng(1).random((3, 3, SIZE, SIZE), dtype=np.float32)
     function = OnnxFunction(save_obfuscator(tmp_path / "two.onnx", own="means"))
-    travels, own = function.all(batch)
-    assert np.allclose(travels, obfuscate(batch), atol=1e-5)
+    payload, own = function.all(batch)
+    assert np.allclose(payload, obfuscate(batch), atol=1e-5)
     assert np.allclose(own, own_logits(batch), atol=1e-3)
-    assert np.array_equal(function(batch), travels)
+    assert np.array_equal(function(batch), payload)

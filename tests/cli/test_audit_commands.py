@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from scenes import SIDE, TINY, pictures
+from scenes import SIDE, TINY, images
 from sfumato.artifacts.bundle import Bundle
 from sfumato.cli import audit, commands, controls  # noqa: F401  (the commands register themselves)
 from sfumato.cli.app import app
@@ -20,11 +20,11 @@ from sfumato.lab.audit import budget
 def photos(tmp_path):
     """One folder per class and no split, as people have it."""
     folder = tmp_path / "photos"
-    known = pictures(200)
-    for index, (picture, label) in enumerate(zip(known.images, known.labels.tolist(), strict=True)):
+    known = images(200)
+    for index, (image, label) in enumerate(zip(known.images, known.labels.tolist(), strict=True)):
         file = folder / known.names[label] / f"{index:03d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
     return folder
 
 
@@ -50,7 +50,7 @@ def test_a_callable_and_a_folder_of_photographs_give_a_report(tmp_path, photos):
     folder = tmp_path / "audits" / "filters-negative-quick"
     found = json.loads((folder / "audit.json").read_text())
     assert found["data"] | {"sha256": 0} == {
-        "source": str(photos), "train_pictures": 160, "test_pictures": 40, "sha256": 0,
+        "source": str(photos), "train_images": 160, "test_images": 40, "sha256": 0,
     }  # fmt: skip
     assert found["utility"] is None
     with Image.open(folder / "panel.png") as panel:

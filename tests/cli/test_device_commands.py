@@ -39,12 +39,12 @@ def sfumato(*arguments: object, code: int = 0, **environment: str) -> subprocess
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
     folder.mkdir()
     for seed in range(3):
-        Image.fromarray(tiny.picture(seed, 20, 30)).save(folder / f"p{seed}.png")
-    (folder / "notes.txt").write_text("not a picture, and not taken for one")
+        Image.fromarray(tiny.image(seed, 20, 30)).save(folder / f"p{seed}.png")
+    (folder / "notes.txt").write_text("not an image, and not taken for one")
     return folder
 
 
@@ -64,15 +64,15 @@ def server(tiny_bundles: tuple[Bundle, Bundle]) -> Iterator[dict[str, Any]]:
 # --- protect --------------------------------------------------------------------------------------
 
 
-def test_protect_writes_previews_and_tensors(pictures: Path, tmp_path: Path, obfuscator_bundle: Bundle) -> None:
+def test_protect_writes_previews_and_tensors(images: Path, tmp_path: Path, obfuscator_bundle: Bundle) -> None:
     out = tmp_path / "out" / "deep"
-    arguments = ["protect", pictures, "-o", out, "--bundle", obfuscator_bundle.path, "--tensors"]
+    arguments = ["protect", images, "-o", out, "--bundle", obfuscator_bundle.path, "--tensors"]
     told = json.loads(sfumato(*arguments, "--json").stdout)
     assert told["failed"] == []
     assert sorted(file.name for file in out.iterdir()) == sorted(
         f"p{i}.obfuscated.{ending}" for i in range(3) for ending in ("npy", "png")
     )
-    for entry in told["pictures"]:
+    for entry in told["images"]:
         tensor = np.load(entry["tensor"])
         assert (tensor.shape, tensor.dtype) == ((3, 8, 8), np.float32)
         assert Image.open(entry["preview"]).size == (8, 8)
@@ -81,46 +81,44 @@ def test_protect_writes_previews_and_tensors(pictures: Path, tmp_path: Path, obf
     assert "3 of 3" in sfumato(*arguments, "--force").stdout
 
 
-def test_protect_resumes_and_shares(pictures: Path, tmp_path: Path, obfuscator_bundle: Bundle) -> None:
-    (pictures / "sub").mkdir()
-    (pictures / "p0.png").rename(pictures / "sub" / "p0.png")
+def test_protect_resumes_and_shares(images: Path, tmp_path: Path, obfuscator_bundle: Bundle) -> None:
+    (images / "sub").mkdir()
+    (images / "p0.png").rename(images / "sub" / "p0.png")
     out = tmp_path / "out"
-    arguments = ["protect", pictures, "-o", out, "--bundle", obfuscator_bundle.path]
+    arguments = ["protect", images, "-o", out, "--bundle", obfuscator_bundle.path]
     parts = [json.loads(sfumato(*arguments, "--share", f"{part}/2", "--json").stdout) for part in (1, 2)]
-    assert sorted(len(part["pictures"]) for part in parts) == [1, 2]
+    assert sorted(len(part["images"]) for part in parts) == [1, 2]
     assert (out / "sub" / "p0.obfuscated.png").is_file()
     (out / "p1.obfuscated.png").unlink()
     done = sfumato(*arguments, "--resume")
-    assert done.stdout == f"1 of 3 pictures written to {out}; 2 were there\n"
+    assert done.stdout == f"1 of 3 images written to {out}; 2 were there\n"
     told = json.loads(sfumato(*arguments, "--resume", "--json").stdout)
-    assert (len(told["there"]), told["pictures"], told["failed"]) == (3, [], [])
+    assert (len(told["there"]), told["images"], told["failed"]) == (3, [], [])
     for options, expected in ((["--force", "--resume"], "one of them"), (["--share", "half"], "2/4")):
         assert expected in sfumato(*arguments, *options, code=1).stderr
 
 
-def test_protect_goes_on_after_a_bad_file(pictures: Path, bad: Path, tmp_path: Path, obfuscator_bundle: Bundle) -> None:
+def test_protect_goes_on_after_a_bad_file(images: Path, bad: Path, tmp_path: Path, obfuscator_bundle: Bundle) -> None:
     out = tmp_path / "out"
-    done = sfumato("protect", bad, pictures, "-o", out, "--bundle", obfuscator_bundle.path, code=1)
+    done = sfumato("protect", bad, images, "-o", out, "--bundle", obfuscator_bundle.path, code=1)
     assert str(bad) in done.stderr
     assert "3 of 4" in done.stdout
     assert len(list(out.iterdir())) == 3
 
 
-def test_protect_does_not_write_two_pictures_to_one_file(
-    pictures: Path, tmp_path: Path, obfuscator_bundle: Bundle
-) -> None:
-    Image.fromarray(tiny.picture(9)).save(pictures / "p0.bmp")
-    arguments = ["protect", pictures, "-o", tmp_path / "out", "--bundle", obfuscator_bundle.path, "--force"]
+def test_protect_does_not_write_two_images_to_one_file(images: Path, tmp_path: Path, obfuscator_bundle: Bundle) -> None:
+    Image.fromarray(tiny.image(9)).save(images / "p0.bmp")
+    arguments = ["protect", images, "-o", tmp_path / "out", "--bundle", obfuscator_bundle.path, "--force"]
     assert "rename" in sfumato(*arguments, code=1).stderr
 
 
 @pytest.mark.parametrize("what", ["no bundle", "damaged bundle", "empty folder", "out is a file"])
 def test_protect_says_in_one_line_what_is_wrong(
-    what: str, pictures: Path, damaged: Path, tmp_path: Path, obfuscator_bundle: Bundle
+    what: str, images: Path, damaged: Path, tmp_path: Path, obfuscator_bundle: Bundle
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
-    source = tmp_path / "empty" if what == "empty folder" else pictures
+    source = tmp_path / "empty" if what == "empty folder" else images
     out = tmp_path / "file" if what == "out is a file" else tmp_path / "out"
     bundle = {"no bundle": tmp_path / "none", "damaged bundle": damaged}.get(what, obfuscator_bundle.path)
     done = sfumato("protect", source, "-o", out, "--bundle", bundle, code=1)
@@ -136,8 +134,8 @@ def test_serve_says_where_it_is(server: dict[str, Any], classifier_bundle: Bundl
     assert server["url"].startswith("http://127.0.0.1:")
 
 
-def test_classify(server: dict[str, Any], pictures: Path, bad: Path, tmp_path: Path, obfuscator_bundle: Bundle) -> None:
-    arguments = ["classify", pictures, bad, "--server", server["url"], "--bundle", obfuscator_bundle.path, "--top", 2]
+def test_classify(server: dict[str, Any], images: Path, bad: Path, tmp_path: Path, obfuscator_bundle: Bundle) -> None:
+    arguments = ["classify", images, bad, "--server", server["url"], "--bundle", obfuscator_bundle.path, "--top", 2]
     told = json.loads(sfumato(*arguments, "--json", code=1, SFUMATO_TOKEN=TOKEN).stdout)
     assert told["fingerprint"] == "match"
     assert [Path(answer["file"]).name for answer in told["answers"]] == ["p0.png", "p1.png", "p2.png"]
@@ -154,9 +152,9 @@ def test_classify(server: dict[str, Any], pictures: Path, bad: Path, tmp_path: P
 
 
 def test_classify_says_in_one_line_what_is_wrong(
-    server: dict[str, Any], pictures: Path, tmp_path: Path, obfuscator_bundle: Bundle
+    server: dict[str, Any], images: Path, tmp_path: Path, obfuscator_bundle: Bundle
 ) -> None:
-    common = ["classify", pictures, "--bundle", obfuscator_bundle.path]
+    common = ["classify", images, "--bundle", obfuscator_bundle.path]
     for extra, token, expected in (
         (["--server", server["url"]], "", "token"),
         (["--server", server["url"]], "wrong", "token"),
@@ -177,18 +175,18 @@ def test_classify_says_in_one_line_what_is_wrong(
         assert done.stdout == ""
 
 
-def test_another_classifier_is_warned_of(pictures: Path, tmp_path: Path, obfuscator_bundle: Bundle) -> None:
+def test_another_classifier_is_warned_of(images: Path, tmp_path: Path, obfuscator_bundle: Bundle) -> None:
     other = tiny.save_classifier(tmp_path / "other.onnx", batch=1)
     with serving(other, "--name", "tiny") as (ready, _):
-        done = sfumato("classify", pictures, "--server", ready["url"], "--bundle", obfuscator_bundle.path)
+        done = sfumato("classify", images, "--server", ready["url"], "--bundle", obfuscator_bundle.path)
         assert done.stderr.count("another classifier") == 1
 
 
-def test_with_a_decoder_codes_are_answered_too(pictures: Path, tmp_path: Path) -> None:
+def test_with_a_decoder_codes_are_answered_too(images: Path, tmp_path: Path) -> None:
     obfuscator, classifier = tiny.save_split_bundles(tmp_path / "split")
     with serving(classifier.path, "--decoder", obfuscator.path) as (ready, _):
         assert (ready["model"], ready["split_model"]) == ("tiny", "tiny-split")
-        arguments = ["classify", pictures, "--server", ready["url"], "--bundle", obfuscator.path, "--json"]
+        arguments = ["classify", images, "--server", ready["url"], "--bundle", obfuscator.path, "--json"]
         whole, split = (json.loads(sfumato(*arguments, *more).stdout) for more in ([], ["--split"]))
     assert split["model"] == "tiny-split" and split["fingerprint"] == "match"
     for drawn, code in zip(whole["answers"], split["answers"], strict=True):
@@ -234,7 +232,7 @@ def mixed(tmp_path: Path) -> Path:
     """Sure, unsure, sure, unsure, by name."""
     folder = tmp_path / "mixed"
     folder.mkdir()
-    for seed, make in enumerate(2 * (tiny.sure_picture, tiny.unsure_picture)):
+    for seed, make in enumerate(2 * (tiny.sure_image, tiny.unsure_image)):
         Image.fromarray(make(seed, 20, 30)).save(folder / f"p{seed}.png")
     return folder
 
@@ -291,14 +289,14 @@ def test_protect_names_what_stays_and_writes_nothing_for_it(mixed: Path, tmp_pat
         f"p{seed}.obfuscated.{ending}" for seed in (1, 3) for ending in ("npy", "png")
     ]
     assert f"stays on the device: {mixed / 'p0.png'} (cat, 100 %)" in done.stdout
-    assert done.stdout.splitlines()[-1] == f"2 of 4 pictures written to {out}; 2 stay on the device"
+    assert done.stdout.splitlines()[-1] == f"2 of 4 images written to {out}; 2 stay on the device"
     told = json.loads(sfumato(*arguments, "--force", "--json").stdout)
     assert [Path(entry["file"]).name for entry in told["kept"]] == ["p0.png", "p2.png"]
     assert {entry["label"] for entry in told["kept"]} == {"cat"}
     assert all(0.9 <= entry["probability"] <= 1 for entry in told["kept"])
-    assert [Path(entry["file"]).name for entry in told["pictures"]] == ["p1.png", "p3.png"]
+    assert [Path(entry["file"]).name for entry in told["images"]] == ["p1.png", "p3.png"]
     always = json.loads(sfumato(*arguments, "--force", "--always-send", "--json").stdout)
-    assert (len(always["pictures"]), always["kept"]) == (4, [])
+    assert (len(always["images"]), always["kept"]) == (4, [])
     assert (out / "p0.obfuscated.png").is_file()
 
 

@@ -1,4 +1,4 @@
-"""`classify` and `doctor` at an endpoint that takes picture files."""
+"""`classify` and `doctor` at an endpoint that takes image files."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def url(at: FileEndpoint) -> Iterator[str]:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    Image.fromarray(tiny.picture(5)).save(tmp_path / "cat.png")
+def image(tmp_path: Path) -> Path:
+    Image.fromarray(tiny.image(5)).save(tmp_path / "cat.png")
     return tmp_path / "cat.png"
 
 
@@ -55,22 +55,20 @@ def picture(tmp_path: Path) -> Path:
         ("json", ["--template", '{"file": "{base64}", "kind": "{type}"}', "--file-format", "png"]),
     ],
 )
-def test_classify_sends_files(
-    style: str, more: list[str], pair: Any, at: FileEndpoint, url: str, picture: Path
-) -> None:
-    arguments = ["classify", picture, "--server", url, "--bundle", pair[0].path, "--files", style, "--answer", "result"]
+def test_classify_sends_files(style: str, more: list[str], pair: Any, at: FileEndpoint, url: str, image: Path) -> None:
+    arguments = ["classify", image, "--server", url, "--bundle", pair[0].path, "--files", style, "--answer", "result"]
     done = sfumato(*arguments, *more, "--json", "--top", 2)
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     assert (told["model"], told["fingerprint"], told["failed"]) == (None, "unknown", [])
     (answer,) = told["answers"]
     assert answer["answered_by"] == "cloud" and answer["top"][0]["label"] == answer["label"]
-    np.testing.assert_array_equal(at.pictures(), [tiny.negative(tiny.picture(5))])
+    np.testing.assert_array_equal(at.images(), [tiny.negative(tiny.image(5))])
     assert "1 sent, obfuscated" in sfumato(*arguments, *more).stdout
 
 
-def test_a_label_without_a_score(pair: Any, at: FileEndpoint, url: str, picture: Path) -> None:
-    arguments = ["classify", picture, "--server", url, "--bundle", pair[0].path, "--files", "form"]
+def test_a_label_without_a_score(pair: Any, at: FileEndpoint, url: str, image: Path) -> None:
+    arguments = ["classify", image, "--server", url, "--bundle", pair[0].path, "--files", "form"]
     arguments += ["--answer", "result.0.label"]
     assert "not said" in sfumato(*arguments).stdout
     (answer,) = json.loads(sfumato(*arguments, "--json").stdout)["answers"]
@@ -91,11 +89,11 @@ def test_a_label_without_a_score(pair: Any, at: FileEndpoint, url: str, picture:
 )
 @pytest.mark.parametrize("command", ["classify", "doctor"])
 def test_options_that_do_not_go_together(
-    command: str, options: list[str], said: str, pair: Any, at: FileEndpoint, url: str, picture: Path
+    command: str, options: list[str], said: str, pair: Any, at: FileEndpoint, url: str, image: Path
 ) -> None:
     if command == "doctor" and "--split" in options:
         pytest.skip("it has no such option")
-    arguments = ["doctor", pair[0].path] if command == "doctor" else ["classify", picture, "--bundle", pair[0].path]
+    arguments = ["doctor", pair[0].path] if command == "doctor" else ["classify", image, "--bundle", pair[0].path]
     done = sfumato(*arguments, "--server", url, *options)
     assert done.exit_code == 1 and said in str(done.exception) and not at.files
 

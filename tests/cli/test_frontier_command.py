@@ -20,7 +20,7 @@ from sfumato.lab.sweep import jobs
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch):
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")  # else the command starts the process again
-    monkeypatch.setattr(speed, "_picture_seconds", lambda *_: 1e-3)
+    monkeypatch.setattr(speed, "_image_seconds", lambda *_: 1e-3)
     monkeypatch.setattr(speed, "decoder_seconds", lambda *_: 1e-3)
 
 
@@ -35,10 +35,10 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def recipe(tmp_path, own_caches, trained, picture_folder):
+def recipe(tmp_path, own_caches, trained, image_folder):
     path = tmp_path / "sketch.toml"
     path.write_text(
-        f'kind = "sketch"\nname = "tiny"\nclassifier = "{trained[0].path}"\n[data]\nsource = "{picture_folder}"\n'
+        f'kind = "sketch"\nname = "tiny"\nclassifier = "{trained[0].path}"\n[data]\nsource = "{image_folder}"\n'
         "[training]\nepochs = 2\n"
     )
     return path

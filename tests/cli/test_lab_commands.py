@@ -51,9 +51,9 @@ def test_cost_refuses_what_it_does_not_know():
     assert "vgg19 does not take" in sfumato("cost", "vgg19", "--height", "16", "--width", "16", code=1).stderr
 
 
-def test_demo_answers_on_pictures_that_were_not_sent(tmp_path: Path):
+def test_demo_answers_on_images_that_were_not_sent(tmp_path: Path):
     own = tmp_path / "own.png"
-    Image.fromarray(tiny.picture(1, 50, 40)).save(own)
+    Image.fromarray(tiny.image(1, 50, 40)).save(own)
     # A token in the environment is for servers of the user's own.
     said = json.loads(sfumato("demo", own, "-o", tmp_path / "out", "--json", SFUMATO_TOKEN="s3cret").stdout)
     rows = said["rows"]
@@ -63,14 +63,14 @@ def test_demo_answers_on_pictures_that_were_not_sent(tmp_path: Path):
     for answers in ("original", "answer"):
         assert sum(row[answers] == row["truth"] for row in rows) >= len(rows) * 0.66
     sent = [row for row in rows if row["answered_by"] == "cloud"]
-    assert 0 < len(sent) < len(rows) / 2, "the shipped obfuscator answers most pictures on the device"
+    assert 0 < len(sent) < len(rows) / 2, "the shipped obfuscator answers most images on the device"
     assert all(12_000 < row["payload_bytes"] < 13_000 and row["obfuscated"] == row["answer"] for row in sent)
     assert all(row["payload_bytes"] == 0 and row["obfuscated"] is None for row in rows if row not in sent)
     with Image.open(said["panel"]) as panel:
         assert np.asarray(panel).std() > 20
 
 
-def test_demo_says_which_picture_it_cannot_use(tmp_path: Path):
+def test_demo_says_which_image_it_cannot_use(tmp_path: Path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG nothing more")
     assert "broken.png" in sfumato("demo", broken, "-o", tmp_path, code=1).stderr
@@ -86,7 +86,7 @@ def test_evaluate_of_the_wrong_pair_is_refused(tmp_path: Path):
     for split in ("train", "test"):
         for label in tiny.LABELS:
             (folder / split / label).mkdir(parents=True)
-            Image.fromarray(tiny.picture(3, 32, 32)).save(folder / split / label / "a.png")
+            Image.fromarray(tiny.image(3, 32, 32)).save(folder / split / label / "a.png")
     obfuscator, _ = tiny.save_bundles(tmp_path / "pair")
     environment = {"SFUMATO_CACHE": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "hf")}
     done = sfumato("evaluate", obfuscator.path, "--data", folder, code=1, **environment)
@@ -127,7 +127,7 @@ def test_a_shipped_obfuscator_is_for_the_shipped_classifier_and_its_figures_are_
     obfuscator = Bundle.load(OBFUSCATORS[name](), kind="obfuscator")
     assert obfuscator.classifier_fingerprint == classifier.classifier_fingerprint
     results = json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
-    assert results["figures"]["test_pictures"] == 10_000
+    assert results["figures"]["test_images"] == 10_000
     figures = dict(obfuscator.figures)
     audited = figures.pop("audit")
     assert results["figures"] == pytest.approx(figures, rel=1e-4)

@@ -54,18 +54,18 @@ def words(trained: tuple[Bundle, Bundle], photos: Path) -> list[object]:
 
 def test_the_bundle_is_made_measured_and_then_audited(words, trained, tmp_path, monkeypatch):
     trials = (Trial("least squares", Threat.WHITE_BOX), Trial("total variation", Threat.WHITE_BOX, steps=4))
-    brief = replace(TINY, trials=trials, views=(), control_pictures=0, identification_pictures=32)
+    brief = replace(TINY, trials=trials, views=(), control_images=0, identification_images=32)
     monkeypatch.setitem(budget.BUDGETS, "standard", brief)
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")  # else the audit starts the process again
     out = tmp_path / "runs" / "int8"
     said = run(*words, "-o", out).output
     assert (
-        f"bundle: {out}" in said and "made of small-o (sha256:" in said and "calibrated on 40 training pictures" in said
+        f"bundle: {out}" in said and "made of small-o (sha256:" in said and "calibrated on 40 training images" in said
     )
-    assert "accuracy of the cloud: " in said and "of 12 test pictures" in said
+    assert "accuracy of the cloud: " in said and "of 12 test images" in said
     assert "leakage: not audited" in said
     made = Bundle.load(out, kind="obfuscator")
-    assert made.figures["test_pictures"] == 12 and "audit" not in made.figures
+    assert made.figures["test_images"] == 12 and "audit" not in made.figures
     following = shlex.split(said.splitlines()[-1].removeprefix("next: "))
     assert following[:3] == ["sfumato", "audit", str(out)] and following[-2:] == ["--budget", "standard"]
     run(*following[1:], "-o", tmp_path / "audit")
@@ -78,14 +78,14 @@ def test_the_bundle_is_made_measured_and_then_audited(words, trained, tmp_path, 
 
 
 def test_for_scripts(words, tmp_path):
-    done = run(*words, "-o", tmp_path / "int8", "--json", "--calibrate-on", 6, "--pictures", 5)
+    done = run(*words, "-o", tmp_path / "int8", "--json", "--calibrate-on", 6, "--images", 5)
     said = json.loads(done.stdout)
     assert said["audited"] is False and said["quantized"]["calibrated_on"] == 6
-    assert said["figures"]["test_pictures"] == 5 and said["next"].startswith("sfumato audit ")
+    assert said["figures"]["test_images"] == 5 and said["next"].startswith("sfumato audit ")
     assert said["figures"] == Bundle.load(tmp_path / "int8").figures
 
 
-def test_it_is_calibrated_on_training_pictures_of_all_classes(words, photos, tmp_path, monkeypatch):
+def test_it_is_calibrated_on_training_images_of_all_classes(words, photos, tmp_path, monkeypatch):
     seen = []
 
     def stop(plain: Path, out: Path, calibration: Any, **_: object) -> None:

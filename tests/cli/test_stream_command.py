@@ -1,4 +1,4 @@
-"""`sfumato classify` of a folder in which pictures appear, and of videos: real processes and real files."""
+"""`sfumato classify` of a folder in which images appear, and of videos: real processes and real files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 
 from recording import Exchange, leaked, recording
 from sfumato.artifacts.bundle import Bundle
-from tiny import LABELS, picture, sure_picture, unsure_picture
+from tiny import LABELS, image, sure_image, unsure_image
 from videos import write_video
 
 
@@ -61,13 +61,13 @@ def line_of(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def test_a_watched_folder_until_ctrl_c(tmp_path: Path, gated_bundle: Bundle) -> None:
-    drop(tmp_path, "before.png", picture())
+    drop(tmp_path, "before.png", image())
     with recording() as server:
         options = ("--server", server.url, "--bundle", gated_bundle.path, "--json")
         with watching("--watch", tmp_path, *options) as process:
-            drop(tmp_path, "a.png", sure_picture())
+            drop(tmp_path, "a.png", sure_image())
             first = line_of(process)  # it does not wait for the next one
-            drop(tmp_path, "b.png", unsure_picture())
+            drop(tmp_path, "b.png", unsure_image())
             second = line_of(process)
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=20)
@@ -76,10 +76,10 @@ def test_a_watched_folder_until_ctrl_c(tmp_path: Path, gated_bundle: Bundle) -> 
     assert first["label"] == "cat" and second["label"] in LABELS
     assert (process.returncode, out) == (0, "")
     assert err.splitlines() == ["1 answered on the device; 1 sent, obfuscated; 0 not answered"]
-    assert leaked(server.recorded, sure_picture()) | leaked(server.recorded, unsure_picture()) == set()
+    assert leaked(server.recorded, sure_image()) | leaked(server.recorded, unsure_image()) == set()
 
 
-def test_a_watch_outlives_a_bad_picture_and_a_server_that_fails_for_a_while(
+def test_a_watch_outlives_a_bad_image_and_a_server_that_fails_for_a_while(
     tmp_path: Path, obfuscator_bundle: Bundle
 ) -> None:
     def broken(exchange: Exchange) -> None:
@@ -89,16 +89,16 @@ def test_a_watch_outlives_a_bad_picture_and_a_server_that_fails_for_a_while(
         options = ("--server", server.url, "--bundle", obfuscator_bundle.path, "--json")
         with watching("--watch", tmp_path, *options) as process:
             (tmp_path / "junk.png").write_bytes(b"junk")
-            assert "not a picture" in line_of(process)["error"]
-            drop(tmp_path, "a.png", picture(1))
+            assert "not an image" in line_of(process)["error"]
+            drop(tmp_path, "a.png", image(1))
             assert "500" in line_of(process)["error"]
             server.behaviours.clear()
-            drop(tmp_path, "b.png", picture(2))
+            drop(tmp_path, "b.png", image(2))
             assert line_of(process)["label"] in LABELS
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=20)
     assert process.returncode == 1  # some were not answered
-    assert leaked(server.recorded, picture(1)) | leaked(server.recorded, picture(2)) == set()
+    assert leaked(server.recorded, image(1)) | leaked(server.recorded, image(2)) == set()
 
 
 def test_a_video(tmp_path: Path, obfuscator_bundle: Bundle) -> None:

@@ -27,8 +27,8 @@ from sfumato.artifacts.bundle import Bundle
 
 TOKEN = "s3cret"
 INFER = "/v2/models/tiny/infer"
-PICTURE = np.full((2, 3, 8, 8), 0.625, np.float32)
-ENCODED = wire.encode_request(wire.InferRequest((wire.Tensor("input", PICTURE),)))
+IMAGE = np.full((2, 3, 8, 8), 0.625, np.float32)
+ENCODED = wire.encode_request(wire.InferRequest((wire.Tensor("input", IMAGE),)))
 
 
 def netloc(url: str) -> str:
@@ -80,7 +80,7 @@ def test_metrics(classifier_bundle: Bundle) -> None:
     assert told['sfumato_requests_total{model="tiny",status="200",version="1"}'] == 3
     assert told['sfumato_requests_total{model="tiny",status="400",version="1"}'] == 1
     assert told['sfumato_requests_total{model="",status="404",version=""}'] == 1
-    assert told[f"sfumato_pictures_total{{{of}}}"] == 6
+    assert told[f"sfumato_images_total{{{of}}}"] == 6
     assert told[f"sfumato_request_seconds_count{{{of}}}"] == 3
     assert told[f"sfumato_batch_rows_sum{{{of}}}"] == 6
     assert told['sfumato_batch_rows_bucket{le="1.0",model="tiny",version="1"}'] == 0

@@ -58,19 +58,19 @@ def ports_on_every_interface(pids: list[int]) -> set[int]:
 @NEEDS_RAY
 @pytest.mark.slow
 def test_a_killed_replica_is_not_noticed_and_replaced(classifier_bundle: Bundle, obfuscator_bundle: Bundle) -> None:
-    pictures = [tiny.picture(seed) for seed in range(4)]
+    images = [tiny.image(seed) for seed in range(4)]
     with on_ray(classifier_bundle.path, "--replicas", 2, SFUMATO_TOKEN=TOKEN) as (said, process):
         url = said["url"]
         assert urllib.parse.urlsplit(url).hostname == "127.0.0.1"
         with Client(url, obfuscator_bundle, token="wrong") as client, pytest.raises(EndpointRefused, match="token"):
-            client.classify(pictures[0])
+            client.classify(images[0])
         replicas = named(children_of(process.pid), "ray::ServeReplica")
         assert len(replicas) == 2
         with Client(url, obfuscator_bundle, token=TOKEN) as client, ThreadPoolExecutor(4) as pool:
-            expected = [client.classify(picture).label for picture in pictures]
-            answers = [pool.submit(client.classify, pictures[index % 4]) for index in range(200)]
+            expected = [client.classify(image).label for image in images]
+            answers = [pool.submit(client.classify, images[index % 4]) for index in range(200)]
             os.kill(replicas[0], signal.SIGKILL)
-            answers += [pool.submit(client.classify, pictures[index % 4]) for index in range(200)]
+            answers += [pool.submit(client.classify, images[index % 4]) for index in range(200)]
             assert [answer.result().label for answer in answers] == 100 * expected
         deadline = time.monotonic() + 60
         while len(now := named(children_of(process.pid), "ray::ServeReplica")) < 2 or replicas[0] in now:

@@ -52,8 +52,8 @@ def metrics(url: str) -> dict[str, float]:
 
 
 def answered(url: str) -> dict[str, float]:
-    """Pictures that each replica has answered."""
-    key = 'sfumato_pictures_total{{model="tiny",replica="{}",version="1"}}'
+    """Images that each replica has answered."""
+    key = 'sfumato_images_total{{model="tiny",replica="{}",version="1"}}'
     counted = metrics(url)
     return {number: counted.get(key.format(number), 0.0) for number in "01"}
 
@@ -71,7 +71,7 @@ def test_all_answer_and_any_tells_what_all_have_counted(tiny_bundles: tuple[Bund
         assert len(replicas_of(process)) == 2
         for _ in range(40):  # each client is a connection, and the kernel deals connections out
             with Client(said["url"], obfuscator, token=TOKEN) as client:
-                client.classify(tiny.picture(0))
+                client.classify(tiny.image(0))
         several = [answered(said["url"]) for _ in range(6)]
         assert all(one == several[0] for one in several), "the same, whoever is asked"
         assert sum(several[0].values()) == 40 and min(several[0].values()) > 0
@@ -79,14 +79,14 @@ def test_all_answer_and_any_tells_what_all_have_counted(tiny_bundles: tuple[Bund
 
 def test_a_killed_replica_is_not_noticed_and_replaced(tiny_bundles: tuple[Bundle, Bundle]) -> None:
     obfuscator, classifier = tiny_bundles
-    pictures = [tiny.picture(seed) for seed in range(4)]
+    images = [tiny.image(seed) for seed in range(4)]
     with serving(classifier.path, "--replicas", 2, SFUMATO_TOKEN=TOKEN) as (said, process):
         before = replicas_of(process)
         with Client(said["url"], obfuscator, token=TOKEN) as client, ThreadPoolExecutor(12) as pool:
-            expected = [client.classify(picture).label for picture in pictures]
-            answers = [pool.submit(client.classify, pictures[index % 4]) for index in range(100)]
+            expected = [client.classify(image).label for image in images]
+            answers = [pool.submit(client.classify, images[index % 4]) for index in range(100)]
             os.kill(before[0], signal.SIGKILL)
-            answers += [pool.submit(client.classify, pictures[index % 4]) for index in range(100)]
+            answers += [pool.submit(client.classify, images[index % 4]) for index in range(100)]
             assert [answer.result().label for answer in answers] == 50 * expected
         wait_for("no new replica came", lambda: len(set(replicas_of(process)) - {before[0]}) == 2)
 
@@ -150,7 +150,7 @@ def test_a_replica_that_never_starts_again_is_given_up(tmp_path: Path, tiny_bund
         wait_for("it is tried for ever", lambda: any("go on without it" in line for line in errors))
         for _ in range(12):
             with Client(said["url"], obfuscator, retries=0) as client:
-                client.classify(tiny.picture(0))
+                client.classify(tiny.image(0))
         assert replicas_of(process) == before[1:]
 
 

@@ -140,10 +140,10 @@ def test_wrong_requests_are_told_so(foreign: triton.InferenceServerClient, name:
 def test_our_own_client(url: str, obfuscator_bundle: Bundle) -> None:
     with Client(url, obfuscator_bundle) as client:
         assert client.check().fingerprint == "match"
-        pictures = [tiny.picture(seed) for seed in range(40)]
+        images = [tiny.image(seed) for seed in range(40)]
         with ThreadPoolExecutor(8) as pool:
-            at_once = list(pool.map(client.classify, pictures))
-        together = client.classify_batch(pictures)
+            at_once = list(pool.map(client.classify, images))
+        together = client.classify_batch(images)
     assert [a.label for a in at_once] == [a.label for a in together]
     assert len({a.label for a in at_once}) > 1
 
@@ -239,9 +239,9 @@ def test_the_token(classifier_bundle: Bundle, obfuscator_bundle: Bundle) -> None
                 assert (status, headers["WWW-Authenticate"]) == (401, "Bearer")
         assert ask(url, "GET", "/v2", headers={"Authorization": f"Bearer {TOKEN}"})[0] == 200
         with Client(url, obfuscator_bundle, token=TOKEN) as client:
-            client.classify(tiny.picture())
+            client.classify(tiny.image())
         with Client(url, obfuscator_bundle, token="wrong") as client, pytest.raises(EndpointRefused, match="token"):
-            client.classify(tiny.picture())
+            client.classify(tiny.image())
 
 
 def test_overload_is_503_with_retry_after(classifier_bundle: Bundle) -> None:
@@ -354,9 +354,9 @@ def test_tls(certificate: tuple[Path, Path], classifier_bundle: Bundle, obfuscat
     with cloud.running([model], tls_cert=cert, tls_key=key) as url:
         assert url.startswith("https://")
         with Client(url, obfuscator_bundle, ca_file=cert, token=TOKEN) as client:
-            assert client.classify(tiny.picture()).label in tiny.LABELS
+            assert client.classify(tiny.image()).label in tiny.LABELS
         with Client(url, obfuscator_bundle, retries=0) as client, pytest.raises(EndpointUnreachable, match="secure"):
-            client.classify(tiny.picture())
+            client.classify(tiny.image())
 
 
 def test_tls_files_that_cannot_be_used(

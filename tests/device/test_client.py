@@ -1,4 +1,4 @@
-"""The client: right when all is well, and silent about the picture whatever the endpoint does."""
+"""The client: right when all is well, and silent about the image whatever the endpoint does."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ from sfumato.errors import (
     EndpointFailed,
     EndpointRefused,
     EndpointUnreachable,
-    PictureError,
+    ImageError,
 )
 from tiny import (
     LABELS,
     PREPROCESSING,
     SIZE,
+    image,
     logits,
     obfuscate,
-    picture,
     save_bundles,
-    sure_picture,
-    unsure_picture,
+    sure_image,
+    unsure_image,
 )
 
-PICTURE = picture(11)
+IMAGE = image(11)
 TOKEN = "s3cret-token"
 
 
@@ -67,8 +67,8 @@ def body_of(data: bytes) -> Behaviour:
 @pytest.mark.parametrize("binary", [True, False])
 def test_it_reads_the_label(binary: bool, obfuscator_bundle: Bundle) -> None:
     with recording() as server, client(server, obfuscator_bundle, encoding="binary" if binary else "json") as it:
-        answer = it.classify(PICTURE)
-    expected = expected_probabilities(PICTURE)
+        answer = it.classify(IMAGE)
+    expected = expected_probabilities(IMAGE)
     np.testing.assert_allclose(answer.probabilities, expected, atol=1e-4)
     assert answer.index == expected.argmax()
     assert answer.label == LABELS[answer.index]
@@ -77,23 +77,23 @@ def test_it_reads_the_label(binary: bool, obfuscator_bundle: Bundle) -> None:
     assert answer.payload_bytes > 4 * 3 * SIZE * SIZE
     assert answer.obfuscate_ms > 0 < answer.round_trip_ms
     assert answer.answered_by == "cloud"
-    assert leaked(server.recorded, PICTURE) == set()
+    assert leaked(server.recorded, IMAGE) == set()
 
 
 def test_batches_keep_their_order(obfuscator_bundle: Bundle) -> None:
-    pictures = [picture(seed) for seed in range(7)]
+    images = [image(seed) for seed in range(7)]
     with recording() as server, client(server, obfuscator_bundle) as it:
-        answers = it.classify_batch(iter(pictures), batch_size=3)
+        answers = it.classify_batch(iter(images), batch_size=3)
         assert it.classify_batch([]) == []
-    for answer, pixels in zip(answers, pictures, strict=True):
+    for answer, pixels in zip(answers, images, strict=True):
         np.testing.assert_allclose(answer.probabilities, expected_probabilities(pixels), atol=1e-4)
     assert sum(path.endswith("infer") for path in server.paths) == 3
 
 
 def test_metadata_is_fetched_once(obfuscator_bundle: Bundle) -> None:
     with recording() as server, client(server, obfuscator_bundle) as it:
-        it.classify(PICTURE)
-        it.classify(PICTURE)
+        it.classify(IMAGE)
+        it.classify(IMAGE)
     assert server.paths == ["/v2/models/tiny", "/v2", "/v2/models/tiny/infer", "/v2/models/tiny/infer"]
 
 
@@ -101,7 +101,7 @@ def test_the_token_is_sent_and_never_shown(obfuscator_bundle: Bundle, caplog: py
     caplog.set_level(logging.DEBUG)
     with recording(infer=lambda e: e.reply(401)) as server, client(server, obfuscator_bundle, token=TOKEN) as it:
         with pytest.raises(EndpointRefused) as caught:
-            it.classify(PICTURE)
+            it.classify(IMAGE)
         assert "token" in str(caught.value)
         assert TOKEN not in str(caught.value) + repr(it) + caplog.text
     assert f"Bearer {TOKEN}".encode() in server.recorded
@@ -113,7 +113,7 @@ def test_a_token_that_a_proxy_quotes_back_is_not_shown(obfuscator_bundle: Bundle
 
     with recording(infer=echo) as server, client(server, obfuscator_bundle, token=TOKEN) as it:
         with pytest.raises(EndpointFailed, match="bad header Bearer …") as caught:
-            it.classify(PICTURE)
+            it.classify(IMAGE)
         assert TOKEN not in str(caught.value)
 
 
@@ -132,11 +132,11 @@ def test_the_fingerprint_is_compared(served: str, obfuscator_bundle: Bundle) -> 
         assert (status.ready, status.fingerprint, status.platform) == (True, served, "test")
         if served == "differs":
             with pytest.warns(FingerprintWarning):
-                it.classify(PICTURE)
+                it.classify(IMAGE)
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
-                it.classify(PICTURE)
+                it.classify(IMAGE)
 
 
 def test_check_tells_of_a_server_that_is_not_ready(obfuscator_bundle: Bundle) -> None:
@@ -151,12 +151,12 @@ def test_metadata_without_inputs_gets_the_usual_ones(given: str | None, name: st
         recording(tiny=lambda e: e.reply(200, silent)) as server,
         client(server, obfuscator_bundle, input_name=given) as it,
     ):
-        assert it.classify(PICTURE).label in LABELS
+        assert it.classify(IMAGE).label in LABELS
         assert it.datatype == "FP32"
     assert f'"name":"{name}","datatype":"FP32","shape":[1,3,8,8]'.encode() in server.recorded
 
 
-# --- how pictures travel --------------------------------------------------------------------------
+# --- how images travel --------------------------------------------------------------------------
 
 
 LISTED = b'{"name": "x", "version": "1", "extensions": ["binary_tensor_data"]}'
@@ -177,11 +177,11 @@ def test_bytes_are_sent_where_the_server_lists_them_and_numbers_elsewhere(
     stated: Behaviour, given: str | None, as_bytes: bool, obfuscator_bundle: Bundle
 ) -> None:
     with recording(v2=stated) as server, client(server, obfuscator_bundle, encoding=given) as it:
-        answer = it.classify(PICTURE)
-    np.testing.assert_allclose(answer.probabilities, expected_probabilities(PICTURE), atol=1e-4)
+        answer = it.classify(IMAGE)
+    np.testing.assert_allclose(answer.probabilities, expected_probabilities(IMAGE), atol=1e-4)
     assert (b"binary_data_size" in server.recorded) == as_bytes
     assert ("/v2" in server.paths) == (given is None)
-    assert leaked(server.recorded, PICTURE) == set()
+    assert leaked(server.recorded, IMAGE) == set()
 
 
 def test_an_encoding_of_another_name_is_refused(obfuscator_bundle: Bundle) -> None:
@@ -208,13 +208,13 @@ def test_it_sends_what_the_model_takes_or_what_it_is_told_to(
         recording(tiny=stated, infer=answer_in_float32) as server,
         client(server, obfuscator_bundle, datatype=datatype if asked else None) as it,
     ):
-        answer = it.classify(PICTURE)
+        answer = it.classify(IMAGE)
         assert it.datatype == datatype
-    np.testing.assert_allclose(answer.probabilities, expected_probabilities(PICTURE), atol=1e-2)
-    sent = obfuscate(prepare(PICTURE, PREPROCESSING)[None]).astype({"FP32": "f4", "FP16": "f2", "FP64": "f8"}[datatype])
+    np.testing.assert_allclose(answer.probabilities, expected_probabilities(IMAGE), atol=1e-2)
+    sent = obfuscate(prepare(IMAGE, PREPROCESSING)[None]).astype({"FP32": "f4", "FP16": "f2", "FP64": "f8"}[datatype])
     assert f'"datatype":"{datatype}"'.encode() in server.recorded
     assert sent.nbytes < answer.payload_bytes < sent.nbytes + 300
-    assert leaked(server.recorded, PICTURE) == set()
+    assert leaked(server.recorded, IMAGE) == set()
 
 
 @pytest.mark.parametrize("datatype", ["UINT8", "INT8", "BYTES", "BF16"])
@@ -224,7 +224,7 @@ def test_a_model_that_takes_something_else_is_sent_nothing(datatype: str, obfusc
         client(server, obfuscator_bundle) as it,
         pytest.raises(EndpointAnswerInvalid, match=f"takes {datatype}; this client sends FP32, FP16, FP64"),
     ):
-        it.classify(PICTURE)
+        it.classify(IMAGE)
     assert b"POST" not in server.recorded
 
 
@@ -319,10 +319,10 @@ def test_it_fails_closed(where: str, name: str, obfuscator_bundle: Bundle) -> No
     timeout = 0.3 if error is EndpointUnreachable else 2.0
     with recording(**{where: behaviour}) as server, client(server, obfuscator_bundle, timeout_s=timeout) as it:
         with pytest.raises(error) as caught:
-            it.classify(PICTURE)
+            it.classify(IMAGE)
         assert type(caught.value) is error
         assert "\x1b" not in str(caught.value)
-    assert leaked(server.recorded, PICTURE) == set()
+    assert leaked(server.recorded, IMAGE) == set()
     assert "/v2/elsewhere" not in server.paths
 
 
@@ -335,8 +335,8 @@ def test_it_fails_closed_with_a_gate(where: str, name: str, gated_bundle: Bundle
         client(server, gated_bundle, timeout_s=timeout) as it,
         pytest.raises(error),
     ):
-        it.classify_batch([sure_picture(), unsure_picture()])
-    assert leaked(server.recorded, sure_picture()) | leaked(server.recorded, unsure_picture()) == set()
+        it.classify_batch([sure_image(), unsure_image()])
+    assert leaked(server.recorded, sure_image()) | leaked(server.recorded, unsure_image()) == set()
 
 
 def test_nobody_there(obfuscator_bundle: Bundle) -> None:
@@ -344,17 +344,17 @@ def test_nobody_there(obfuscator_bundle: Bundle) -> None:
         reserved.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{reserved.getsockname()[1]}"
         with Client(url, obfuscator_bundle, retries=1) as it, pytest.raises(EndpointUnreachable):
-            it.classify(PICTURE)
+            it.classify(IMAGE)
 
 
 def test_the_detector_detects(obfuscator_bundle: Bundle) -> None:
     """Without this, the tests above would also pass with a detector that sees nothing."""
-    unit = prepare(PICTURE, PREPROCESSING)
+    unit = prepare(IMAGE, PREPROCESSING)
     png = io.BytesIO()
-    Image.fromarray(PICTURE).save(png, "PNG")
+    Image.fromarray(IMAGE).save(png, "PNG")
     forms = {
-        "uint8 HWC": PICTURE.tobytes(),
-        "uint8 CHW": PICTURE.transpose(2, 0, 1).tobytes(),
+        "uint8 HWC": IMAGE.tobytes(),
+        "uint8 CHW": IMAGE.transpose(2, 0, 1).tobytes(),
         "float32 CHW": unit.tobytes(),
         "float32 HWC": unit.transpose(1, 2, 0).tobytes(),
         "json": json.dumps({"data": unit.ravel().tolist()}, separators=(",", ":")).encode(),
@@ -363,27 +363,27 @@ def test_the_detector_detects(obfuscator_bundle: Bundle) -> None:
     for form, data in forms.items():
         with recording(infer=status_of(200)) as server:
             urllib.request.urlopen(f"{server.url}/v2/models/tiny/infer", data=b"junk" + data).read()
-        assert form in leaked(server.recorded, PICTURE)
+        assert form in leaked(server.recorded, IMAGE)
 
 
 @pytest.mark.parametrize("kind", ["identity", "normalised", "nan", "shape"])
 def test_nothing_is_sent_if_the_obfuscator_does_not_hide(kind: str, tmp_path: Any) -> None:
     bundle, _ = save_bundles(tmp_path, kind)
     with recording() as server, client(server, bundle) as it, pytest.raises(BundleError):
-        it.classify(PICTURE)
+        it.classify(IMAGE)
     assert server.recorded == b""
 
 
-def test_nothing_is_sent_of_a_bad_picture(obfuscator_bundle: Bundle) -> None:
-    with recording() as server, client(server, obfuscator_bundle) as it, pytest.raises(PictureError):
-        it.classify(b"no picture")
+def test_nothing_is_sent_of_a_bad_image(obfuscator_bundle: Bundle) -> None:
+    with recording() as server, client(server, obfuscator_bundle) as it, pytest.raises(ImageError):
+        it.classify(b"no image")
     assert server.recorded == b""
 
 
-def test_only_obfuscated_pictures_can_be_sent(obfuscator_bundle: Bundle) -> None:
-    raw = prepare(PICTURE, PREPROCESSING)
+def test_only_obfuscated_images_can_be_sent(obfuscator_bundle: Bundle) -> None:
+    raw = prepare(IMAGE, PREPROCESSING)
     with recording() as server, client(server, obfuscator_bundle) as it, pytest.raises(TypeError):
-        it._send([Obfuscator(obfuscator_bundle).obfuscate(PICTURE), raw], obfuscate_ms=0.0)  # type: ignore[list-item]
+        it._send([Obfuscator(obfuscator_bundle).obfuscate(IMAGE), raw], obfuscate_ms=0.0)  # type: ignore[list-item]
     assert server.recorded == b""
 
 
@@ -405,7 +405,7 @@ def test_a_model_that_does_not_fit_is_not_sent_anything(changes: dict[str, Any],
         with pytest.raises(EndpointAnswerInvalid):
             it.check()
         with pytest.raises(EndpointAnswerInvalid):
-            it.classify(PICTURE)
+            it.classify(IMAGE)
     assert not any("infer" in path for path in server.paths)
 
 
@@ -423,8 +423,8 @@ def failing(times: int, behaviour: Behaviour) -> Behaviour:
 )
 def test_it_tries_again_where_that_helps(behaviour: Behaviour, obfuscator_bundle: Bundle) -> None:
     with recording(infer=failing(2, behaviour)) as server, client(server, obfuscator_bundle, retries=2) as it:
-        assert it.classify(PICTURE).label in LABELS
-    assert leaked(server.recorded, PICTURE) == set()
+        assert it.classify(IMAGE).label in LABELS
+    assert leaked(server.recorded, IMAGE) == set()
 
 
 @pytest.mark.parametrize("code", [400, 401, 404])
@@ -432,7 +432,7 @@ def test_it_does_not_where_it_does_not(code: int, obfuscator_bundle: Bundle) -> 
     with recording(infer=status_of(code)) as server, client(server, obfuscator_bundle, retries=2) as it:
         for _ in range(2):
             with pytest.raises(EndpointError):
-                it.classify(PICTURE)
+                it.classify(IMAGE)
     assert sum(path.endswith("infer") for path in server.paths) == 2
 
 
@@ -440,7 +440,7 @@ def test_it_waits_as_long_as_the_server_asks(obfuscator_bundle: Bundle) -> None:
     busy = failing(1, status_of(503, Retry_After="1"))
     with recording(infer=busy) as server, client(server, obfuscator_bundle, retries=1) as it:
         start = time.monotonic()
-        it.classify(PICTURE)
+        it.classify(IMAGE)
         assert 1.0 <= time.monotonic() - start < 1.9
 
 

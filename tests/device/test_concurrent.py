@@ -1,4 +1,4 @@
-"""Many pictures at once: in order, bounded, and silent about the picture however it ends."""
+"""Many images at once: in order, bounded, and silent about the image however it ends."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from recording import Exchange, answer_well, client, expected_probabilities, lea
 from sfumato.artifacts.bundle import Bundle
 from sfumato.device import FingerprintWarning
 from sfumato.device.concurrent import in_order
-from sfumato.errors import EndpointError, EndpointFailed, EndpointUnreachable, PictureError
-from tiny import picture, sure_picture, unsure_picture
+from sfumato.errors import EndpointError, EndpointFailed, EndpointUnreachable, ImageError
+from tiny import image, sure_image, unsure_image
 
-PICTURES = [picture(seed) for seed in range(12)]
+IMAGES = [image(seed) for seed in range(12)]
 
 
 def wait_until(true: Any, seconds: float = 5.0) -> None:
@@ -32,10 +32,10 @@ def wait_until(true: Any, seconds: float = 5.0) -> None:
 
 
 def leaks_any(recorded: bytes) -> set[str]:
-    return set().union(*(leaked(recorded, pixels) for pixels in PICTURES))
+    return set().union(*(leaked(recorded, pixels) for pixels in IMAGES))
 
 
-def test_answers_come_in_the_order_of_the_pictures_whoever_is_first() -> None:
+def test_answers_come_in_the_order_of_the_images_whoever_is_first() -> None:
     slowest_first = in_order(lambda n: time.sleep(0.02 * (4 - n)) or n, range(5), in_flight=5)
     assert list(slowest_first) == [0, 1, 2, 3, 4]
 
@@ -84,12 +84,12 @@ def test_an_error_comes_at_its_place_and_ends_it() -> None:
     def ask(number: int) -> int:
         begun.append(number)
         if number == 2:
-            raise PictureError("no picture")
+            raise ImageError("no image")
         return number
 
     answers = in_order(ask, itertools.count(), in_flight=2)
     assert [next(answers), next(answers)] == [0, 1]
-    with pytest.raises(PictureError):
+    with pytest.raises(ImageError):
         next(answers)
     count = len(begun)
     time.sleep(0.05)
@@ -113,14 +113,14 @@ def test_at_least_one(obfuscator_bundle: Bundle) -> None:
         client(server, obfuscator_bundle) as it,
         pytest.raises(EndpointError, match="in_flight"),
     ):
-        it.classify_many(PICTURES, in_flight=0)
+        it.classify_many(IMAGES, in_flight=0)
 
 
 def test_a_client_answers_many(obfuscator_bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     with recording() as server, client(server, obfuscator_bundle) as it:
-        answers = list(it.classify_many(iter(PICTURES), in_flight=4))
+        answers = list(it.classify_many(iter(IMAGES), in_flight=4))
         assert list(it.classify_many([])) == []
-    for answer, pixels in zip(answers, PICTURES, strict=True):
+    for answer, pixels in zip(answers, IMAGES, strict=True):
         np.testing.assert_allclose(answer.probabilities, expected_probabilities(pixels), atol=1e-4)
     assert leaks_any(server.recorded) == set()
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
@@ -128,7 +128,7 @@ def test_a_client_answers_many(obfuscator_bundle: Bundle, caplog: pytest.LogCapt
 
 def test_what_the_device_is_sure_of_stays_there(gated_bundle: Bundle) -> None:
     with recording() as server, client(server, gated_bundle) as it:
-        answers = it.classify_many([sure_picture(1), unsure_picture(), sure_picture(2)])
+        answers = it.classify_many([sure_image(1), unsure_image(), sure_image(2)])
         assert [answer.answered_by for answer in answers] == ["device", "cloud", "device"]
     assert sum(path.endswith("infer") for path in server.paths) == 1
 
@@ -141,7 +141,7 @@ def test_another_classifier_is_said_once(obfuscator_bundle: Bundle) -> None:
         warnings.catch_warnings(record=True) as caught,
     ):
         warnings.simplefilter("always")
-        list(it.classify_many(PICTURES, in_flight=1))
+        list(it.classify_many(IMAGES, in_flight=1))
     assert [w.category for w in caught] == [FingerprintWarning]
 
 
@@ -161,7 +161,7 @@ def test_a_server_that_dies_half_way(obfuscator_bundle: Bundle) -> None:
     answered = []
     with recording(infer=dies_after(5)) as server, client(server, obfuscator_bundle) as it:
         with pytest.raises(EndpointFailed):
-            for answer in it.classify_many(itertools.cycle(PICTURES), in_flight=3):
+            for answer in it.classify_many(itertools.cycle(IMAGES), in_flight=3):
                 answered.append(answer)
         count = len(server.paths)
         time.sleep(0.05)
@@ -177,14 +177,14 @@ def test_one_that_never_answers_costs_one_timeout_and_not_one_for_each(obfuscato
     with recording(tiny=silent) as server, client(server, obfuscator_bundle, timeout_s=0.3) as it:
         start = time.monotonic()
         with pytest.raises(EndpointUnreachable):
-            list(it.classify_many(PICTURES, in_flight=4))
+            list(it.classify_many(IMAGES, in_flight=4))
         assert time.monotonic() - start < 1.2
     assert leaks_any(server.recorded) == set()
 
 
 def test_ending_early_waits_for_what_is_underway_and_sends_no_more(obfuscator_bundle: Bundle) -> None:
     with recording() as server, client(server, obfuscator_bundle) as it:
-        answers = it.classify_many(itertools.cycle(PICTURES), in_flight=3)
+        answers = it.classify_many(itertools.cycle(IMAGES), in_flight=3)
         next(answers)
         answers.close()  # type: ignore[attr-defined]
         count = len(server.paths)
@@ -202,14 +202,14 @@ def test_a_cancelled_task_sends_nothing_but_what_it_would_have(obfuscator_bundle
         answer_well(exchange)
 
     async def main(it: Any) -> None:
-        task = asyncio.create_task(asyncio.to_thread(it.classify, PICTURES[0]))
+        task = asyncio.create_task(asyncio.to_thread(it.classify, IMAGES[0]))
         await asyncio.to_thread(arrived.wait, 5)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         go.set()
-        answers = await asyncio.gather(*(asyncio.to_thread(it.classify, pixels) for pixels in PICTURES))
-        assert [a.index for a in answers] == [expected_probabilities(pixels).argmax() for pixels in PICTURES]
+        answers = await asyncio.gather(*(asyncio.to_thread(it.classify, pixels) for pixels in IMAGES))
+        assert [a.index for a in answers] == [expected_probabilities(pixels).argmax() for pixels in IMAGES]
 
     with recording(infer=held) as server, client(server, obfuscator_bundle) as it:
         asyncio.run(main(it))

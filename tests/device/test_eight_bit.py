@@ -1,4 +1,4 @@
-"""From the classifier's input back to the 8-bit picture that was drawn."""
+"""From the classifier's input back to the 8-bit image that was drawn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tiny
 from sfumato.artifacts.bundle import Preprocessing
 from sfumato.device import Obfuscator
 from sfumato.device.eight_bit import from_pixels, to_pixels
-from sfumato.errors import BundleError, PictureError
+from sfumato.errors import BundleError, ImageError
 
 EVERY_LEVEL = np.stack(3 * [np.arange(256, dtype=np.uint8).reshape(1, 16, 16)], axis=3)
 numbers = st.floats(-3, 3)
@@ -29,7 +29,7 @@ def test_every_level_comes_back_exactly_whatever_the_normalisation(mean, std):
 
 
 @pytest.mark.parametrize(("off", "rounds"), [(0.05, True), (0.4, True), (-0.5, True), (0.6, False), (-1, False)])
-def test_what_is_no_8_bit_picture_is_refused_or_rounded_if_it_lies_in_the_range(off, rounds):
+def test_what_is_no_8_bit_image_is_refused_or_rounded_if_it_lies_in_the_range(off, rounds):
     look = tiny.PREPROCESSING
     edge = 255 if off > 0 else 0
     drawn = look.normalize(np.full((1, 3, 8, 8), (edge + off) / 255, np.float32))
@@ -42,35 +42,35 @@ def test_what_is_no_8_bit_picture_is_refused_or_rounded_if_it_lies_in_the_range(
             to_pixels(drawn, look, "rounded")
 
 
-def test_an_8_bit_obfuscator_gives_its_picture(tmp_path):
+def test_an_8_bit_obfuscator_gives_its_image(tmp_path):
     bundle, _ = tiny.save_bundles(tmp_path, "8-bit")
-    picture = tiny.picture(3)
-    hidden = Obfuscator(bundle, eight_bit="exact").obfuscate(picture)
+    image = tiny.image(3)
+    hidden = Obfuscator(bundle, eight_bit="exact").obfuscate(image)
     assert hidden.tensor.dtype == np.uint8 and not hidden.tensor.flags.writeable
-    np.testing.assert_array_equal(hidden.tensor, tiny.negative(picture))
-    np.testing.assert_array_equal(np.asarray(hidden.preview()), tiny.negative(picture))
-    np.testing.assert_array_equal(np.asarray(Obfuscator(bundle).obfuscate(picture).preview()), tiny.negative(picture))
+    np.testing.assert_array_equal(hidden.tensor, tiny.negative(image))
+    np.testing.assert_array_equal(np.asarray(hidden.preview()), tiny.negative(image))
+    np.testing.assert_array_equal(np.asarray(Obfuscator(bundle).obfuscate(image).preview()), tiny.negative(image))
 
 
 def test_floats_are_rounded_only_if_asked(tmp_path):
     bundle, _ = tiny.save_bundles(tmp_path, "unit")
-    picture = tiny.picture(3)
+    image = tiny.image(3)
     with pytest.raises(BundleError, match="--round"):
-        Obfuscator(bundle, eight_bit="exact").obfuscate(picture)
-    rounded = Obfuscator(bundle, eight_bit="rounded").obfuscate(picture).tensor
-    np.testing.assert_array_equal(rounded, (tiny.negative(picture).astype(int) * 2 + 2) // 5)  # 0.4 times as much
+        Obfuscator(bundle, eight_bit="exact").obfuscate(image)
+    rounded = Obfuscator(bundle, eight_bit="rounded").obfuscate(image).tensor
+    np.testing.assert_array_equal(rounded, (tiny.negative(image).astype(int) * 2 + 2) // 5)  # 0.4 times as much
 
 
-def test_rounding_does_not_bring_the_picture_back(tmp_path):
+def test_rounding_does_not_bring_the_image_back(tmp_path):
     bundle, _ = tiny.save_bundles(tmp_path, "almost")
-    Obfuscator(bundle).obfuscate(tiny.picture(3))  # it is far enough from the picture
-    with pytest.raises(BundleError, match="the picture itself; nothing was sent"):
-        Obfuscator(bundle, eight_bit="rounded").obfuscate(tiny.picture(3))
+    Obfuscator(bundle).obfuscate(tiny.image(3))  # it is far enough from the image
+    with pytest.raises(BundleError, match="the image itself; nothing was sent"):
+        Obfuscator(bundle, eight_bit="rounded").obfuscate(tiny.image(3))
 
 
-def test_a_code_is_no_picture(tmp_path):
+def test_a_code_is_no_image(tmp_path):
     bundle, _ = tiny.save_split_bundles(tmp_path)
     with pytest.raises(ValueError, match="not for both"):
         Obfuscator(bundle, split=True, eight_bit="rounded")
-    with pytest.raises(PictureError):
-        Obfuscator(bundle, split=True).obfuscate(tiny.picture()).preview()
+    with pytest.raises(ImageError):
+        Obfuscator(bundle, split=True).obfuscate(tiny.image()).preview()

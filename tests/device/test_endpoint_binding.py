@@ -11,15 +11,15 @@ import pytest
 
 from recording import Behaviour, answer_with, client, leaked, metadata, recording, softmax
 from sfumato.artifacts.bundle import Bundle
-from sfumato.device.endpoint_binding import Travels, as_datatype, make_plan, travels_from
+from sfumato.device.endpoint_binding import Payload, as_datatype, make_plan, payload_from
 from sfumato.errors import BundleError, EndpointAnswerInvalid, EndpointError
 from sfumato.wire import ModelMetadata, TensorSpec
-from tiny import LABELS, PREPROCESSING, SIZE, logits, negative, picture, save_bundles
+from tiny import LABELS, PREPROCESSING, SIZE, image, logits, negative, save_bundles
 
 ROW = (3, SIZE, SIZE)
-FLOATS = Travels(ROW, len(LABELS))
+FLOATS = Payload(ROW, len(LABELS))
 LEVELS = replace(FLOATS, eight_bit=True)
-CODE = Travels((1,), len(LABELS), split=True)
+CODE = Payload((1,), len(LABELS), split=True)
 
 
 def model(datatype: str, row: tuple[int, ...] = ROW, **changes: Any) -> ModelMetadata:
@@ -27,7 +27,7 @@ def model(datatype: str, row: tuple[int, ...] = ROW, **changes: Any) -> ModelMet
 
 
 @pytest.mark.parametrize(
-    ("travels", "stated", "asked", "chosen"),
+    ("payload", "stated", "asked", "chosen"),
     [
         (FLOATS, "FP32", None, "FP32"),
         (FLOATS, "FP16", None, "FP16"),
@@ -39,9 +39,9 @@ def model(datatype: str, row: tuple[int, ...] = ROW, **changes: Any) -> ModelMet
     ],
 )
 def test_the_models_datatype_unless_another_is_asked_for(
-    travels: Travels, stated: str, asked: str | None, chosen: str
+    payload: Payload, stated: str, asked: str | None, chosen: str
 ) -> None:
-    plan = make_plan(model(stated), travels, datatype=asked)
+    plan = make_plan(model(stated), payload, datatype=asked)
     assert (plan.input_name, plan.datatype, plan.output_name) == ("x", chosen, None)
 
 
@@ -56,13 +56,13 @@ def test_codes_are_bytes_whatever_is_asked_for() -> None:
 
 def test_the_bundle_says_whether_its_output_is_8_bit(obfuscator_bundle: Bundle) -> None:
     eight_bit = replace(obfuscator_bundle, recipe={"output": {"format": "8-bit"}})
-    assert travels_from(eight_bit, ROW, split=False) == LEVELS
+    assert payload_from(eight_bit, ROW, split=False) == LEVELS
     for bundle in (obfuscator_bundle, replace(obfuscator_bundle, recipe={"output": {"format": "float"}})):
-        assert travels_from(bundle, ROW, split=False) == FLOATS
+        assert payload_from(bundle, ROW, split=False) == FLOATS
 
 
 def test_levels_are_exact_there_and_back() -> None:
-    pixels = np.stack([picture(seed).transpose(2, 0, 1) for seed in range(3)])
+    pixels = np.stack([image(seed).transpose(2, 0, 1) for seed in range(3)])
     normalised = PREPROCESSING.normalize((pixels / 255).astype(np.float32))
     sent = as_datatype(normalised, "UINT8", PREPROCESSING)
     assert sent.dtype == np.uint8
@@ -71,7 +71,7 @@ def test_levels_are_exact_there_and_back() -> None:
 
 @pytest.mark.parametrize("off", [0.3 / 255, 2.0, -2.0])
 def test_values_that_are_no_levels_do_not_leave(off: float) -> None:
-    pixels = picture().transpose(2, 0, 1)[None] / 255
+    pixels = image().transpose(2, 0, 1)[None] / 255
     normalised = PREPROCESSING.normalize((pixels + off).astype(np.float32))
     with pytest.raises(BundleError, match="nothing was sent"):
         as_datatype(normalised, "UINT8", PREPROCESSING)
@@ -83,7 +83,7 @@ def test_values_too_large_for_half_precision_do_not_leave() -> None:
 
 
 def takes_levels() -> tuple[Behaviour, Behaviour]:
-    """A model that takes 8-bit pictures and normalises by itself: its metadata and its answers."""
+    """A model that takes 8-bit images and normalises by itself: its metadata and its answers."""
     told = metadata(inputs=[{"name": "input", "datatype": "UINT8", "shape": [-1, *ROW]}])
     answers = answer_with(lambda levels: logits(PREPROCESSING.normalize((levels / 255).astype(np.float32))))
     return lambda exchange: exchange.reply(200, told), answers
@@ -95,16 +95,16 @@ def test_a_bundle_that_claims_8_bits_and_draws_others_sends_nothing(obfuscator_b
     with (
         recording(tiny=told, infer=answers) as server,
         client(server, liar) as it,
-        pytest.raises(BundleError, match="no 8-bit picture"),
+        pytest.raises(BundleError, match="no 8-bit image"),
     ):
-        it.classify(picture())
+        it.classify(image())
     assert b"POST" not in server.recorded
 
 
 def test_levels_travel_to_a_model_that_takes_them(tmp_path: Path) -> None:
     bundle = replace(save_bundles(tmp_path, "8-bit")[0], recipe={"output": {"format": "8-bit"}})
     told, answers = takes_levels()
-    pixels = picture(3)
+    pixels = image(3)
     with recording(tiny=told, infer=answers) as server, client(server, bundle) as it:
         answer = it.classify(pixels)
         assert it.datatype == "UINT8" and answer.payload_bytes < pixels.size + 250

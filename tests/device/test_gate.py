@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from recording import Behaviour, answer_with, client, expected_probabilities, leaked, recording, softmax
 from sfumato.artifacts.bundle import Bundle
 from sfumato.device import Client, prepare
-from sfumato.errors import BundleError, EndpointUnreachable, PictureError
+from sfumato.errors import BundleError, EndpointUnreachable, ImageError
 from tiny import (
     LABELS,
     PREPROCESSING,
@@ -20,12 +20,12 @@ from tiny import (
     obfuscate,
     own_logits,
     save_bundles,
-    sure_picture,
-    unsure_picture,
+    sure_image,
+    unsure_image,
 )
 
 TOKEN = "s3cret-token"
-MIXED = [unsure_picture(0), sure_picture(1), sure_picture(2), unsure_picture(3), sure_picture(4)]
+MIXED = [unsure_image(0), sure_image(1), sure_image(2), unsure_image(3), sure_image(4)]
 SENT = (0, 3)
 
 
@@ -62,14 +62,14 @@ def test_a_gate_sends_only_what_it_must(binary: bool, gated_bundle: Bundle) -> N
     (tensors,) = received  # one request
     np.testing.assert_allclose(tensors, obfuscate(unit[list(SENT)]), atol=1e-5)
     assert server.paths == ["/v2/models/tiny", "/v2/models/tiny/infer"]
-    if binary:  # and no room in it for a third picture
+    if binary:  # and no room in it for a third image
         assert len(server.recorded) < 3 * unit[0].nbytes
 
 
 def test_nobody_is_asked_anything_if_all_stay_at_home(gated_bundle: Bundle) -> None:
     with recording() as server, client(server, gated_bundle, token=TOKEN) as it:
-        answers = it.classify_batch([sure_picture(seed) for seed in range(5)], batch_size=2)
-        one = it.classify(sure_picture())
+        answers = it.classify_batch([sure_image(seed) for seed in range(5)], batch_size=2)
+        one = it.classify(sure_image())
         assert it.fingerprint is None
     assert [answer.label for answer in (*answers, one)] == 6 * ["cat"]
     assert server.recorded == b""
@@ -90,19 +90,19 @@ def test_a_device_that_is_offline_answers_what_it_can(gated_bundle: Bundle) -> N
         reserved.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{reserved.getsockname()[1]}"
         with Client(url, gated_bundle, retries=0) as it:
-            assert it.classify(sure_picture()).answered_by == "device"
+            assert it.classify(sure_image()).answered_by == "device"
             with pytest.raises(EndpointUnreachable):
-                it.classify(unsure_picture())
+                it.classify(unsure_image())
             with pytest.raises(EndpointUnreachable):
                 it.classify_batch(MIXED)
-            assert it.classify(sure_picture(1)).answered_by == "device"
+            assert it.classify(sure_image(1)).answered_by == "device"
 
 
 def test_without_its_gate_everything_is_sent(gated_bundle: Bundle) -> None:
     received: list[NDArray[np.float32]] = []
     with recording(infer=keeping(received)) as server, client(server, gated_bundle, gate=False) as it:
         answers = it.classify_batch(MIXED)
-        assert it.classify_at_home(sure_picture()) is None
+        assert it.classify_at_home(sure_image()) is None
         assert not it.keeps
     for answer, pixels in zip(answers, MIXED, strict=True):
         np.testing.assert_allclose(answer.probabilities, expected_probabilities(pixels), atol=1e-4)
@@ -113,13 +113,13 @@ def test_without_its_gate_everything_is_sent(gated_bundle: Bundle) -> None:
 
 def test_classify_at_home_sends_nothing(gated_bundle: Bundle, obfuscator_bundle: Bundle) -> None:
     with recording() as server, client(server, gated_bundle) as it, client(server, obfuscator_bundle) as ungated:
-        at_home = it.classify_at_home(sure_picture())
+        at_home = it.classify_at_home(sure_image())
         assert at_home is not None
         assert (at_home.label, at_home.answered_by) == ("cat", "device")
-        assert it.classify_at_home(unsure_picture()) is None
-        assert ungated.classify_at_home(sure_picture()) is None
-        with pytest.raises(PictureError):
-            it.classify_at_home(b"no picture")
+        assert it.classify_at_home(unsure_image()) is None
+        assert ungated.classify_at_home(sure_image()) is None
+        with pytest.raises(ImageError):
+            it.classify_at_home(b"no image")
     assert server.recorded == b""
 
 
@@ -128,7 +128,7 @@ def test_classify_at_home_sends_nothing(gated_bundle: Bundle, obfuscator_bundle:
 def test_nothing_is_sent_if_the_own_answer_is_none(own: str, gate: bool, tmp_path: Any) -> None:
     bundle, _ = save_bundles(tmp_path, threshold=0.9, own=own)
     with recording() as server, client(server, bundle, gate=gate) as it:
-        for pixels in (sure_picture(), unsure_picture()):
+        for pixels in (sure_image(), unsure_image()):
             with pytest.raises(BundleError):
                 it.classify(pixels)
     assert server.recorded == b""
@@ -142,7 +142,7 @@ def test_a_gate_does_not_open_for_an_obfuscator_that_does_not_hide(kind: str, tm
     assert server.recorded == b""
 
 
-def test_a_bad_picture_stops_its_whole_group(gated_bundle: Bundle) -> None:
-    with recording() as server, client(server, gated_bundle) as it, pytest.raises(PictureError):
-        it.classify_batch([unsure_picture(), b"no picture"])
+def test_a_bad_image_stops_its_whole_group(gated_bundle: Bundle) -> None:
+    with recording() as server, client(server, gated_bundle) as it, pytest.raises(ImageError):
+        it.classify_batch([unsure_image(), b"no image"])
     assert server.recorded == b""

@@ -1,4 +1,4 @@
-"""gRPC as a device needs it: the same answers, the same errors, and as silent about the picture as HTTP."""
+"""gRPC as a device needs it: the same answers, the same errors, and as silent about the image as HTTP."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from sfumato.errors import (
     EndpointRefused,
     EndpointUnreachable,
 )
-from tiny import LABELS, SIZE, logits, obfuscate, picture
+from tiny import LABELS, SIZE, image, logits, obfuscate
 
 grpc = pytest.importorskip("grpc")
 service_pb2 = pytest.importorskip("tritonclient.grpc.service_pb2")
 service_pb2_grpc = pytest.importorskip("tritonclient.grpc.service_pb2_grpc")
 
-PICTURE = picture(11)
+IMAGE = image(11)
 TOKEN = "s3cret-token"
 Behaviour = Callable[[Any, Any], Any]
 
@@ -151,21 +151,21 @@ def test_it_reads_the_label(typed: bool, obfuscator_bundle: Bundle) -> None:
         client(server, obfuscator_bundle) as it,
     ):
         assert it.check().platform == "test"
-        answer = it.classify(PICTURE)
-    np.testing.assert_allclose(answer.probabilities, expected_probabilities(PICTURE), atol=1e-4)
-    assert answer.label == LABELS[expected_probabilities(PICTURE).argmax()]
+        answer = it.classify(IMAGE)
+    np.testing.assert_allclose(answer.probabilities, expected_probabilities(IMAGE), atol=1e-4)
+    assert answer.label == LABELS[expected_probabilities(IMAGE).argmax()]
     assert 4 * 3 * SIZE * SIZE < answer.payload_bytes < 4 * 3 * SIZE * SIZE + 100
-    assert leaked(bytes(server.recorded), PICTURE) == set()
-    sent = obfuscate((PICTURE.transpose(2, 0, 1)[None] / 255).astype(np.float32))
+    assert leaked(bytes(server.recorded), IMAGE) == set()
+    sent = obfuscate((IMAGE.transpose(2, 0, 1)[None] / 255).astype(np.float32))
     assert sent.tobytes()[:64] in server.recorded, "the relay sees what is sent"
 
 
 def test_batches_keep_their_order_and_half_precision_takes_half_the_bytes(obfuscator_bundle: Bundle) -> None:
-    pictures = [picture(seed) for seed in range(5)]
+    images = [image(seed) for seed in range(5)]
     with serving(ModelMetadata=metadata("FP16")) as server, client(server, obfuscator_bundle) as it:
-        answers = it.classify_batch(pictures, batch_size=3)
+        answers = it.classify_batch(images, batch_size=3)
         assert it.datatype == "FP16"
-    for answer, pixels in zip(answers, pictures, strict=True):
+    for answer, pixels in zip(answers, images, strict=True):
         np.testing.assert_allclose(answer.probabilities, expected_probabilities(pixels), atol=1e-2)
         assert answer.payload_bytes < 2 * 3 * SIZE * SIZE + 100
     assert server.calls == ["ModelMetadata", "ModelInfer", "ModelInfer"]
@@ -177,7 +177,7 @@ def test_the_token_is_sent_and_never_shown(obfuscator_bundle: Bundle) -> None:
 
     with serving(ModelInfer=refuse) as server, client(server, obfuscator_bundle, token=TOKEN) as it:
         with pytest.raises(EndpointFailed, match="bad header Bearer …") as caught:
-            it.classify(PICTURE)
+            it.classify(IMAGE)
         assert server.metadata["authorization"] == f"Bearer {TOKEN}"
         assert TOKEN not in str(caught.value) + repr(it) and "\x1b" not in str(caught.value)
 
@@ -187,7 +187,7 @@ def test_proxies_from_the_environment_are_not_used(obfuscator_bundle: Bundle, mo
         for name in ("http_proxy", "https_proxy", "grpc_proxy"):
             monkeypatch.setenv(name, proxy.url)
         with client(server, obfuscator_bundle) as it:
-            it.classify(PICTURE)
+            it.classify(IMAGE)
         assert not proxy.recorded
 
 
@@ -250,10 +250,10 @@ def test_it_fails_closed(where: str, name: str, obfuscator_bundle: Bundle) -> No
     timeout = 0.3 if name == "slow" else 5.0
     with serving(**{where: behaviour}) as server, client(server, obfuscator_bundle, timeout_s=timeout) as it:
         with pytest.raises(error) as caught:
-            it.classify(PICTURE)
+            it.classify(IMAGE)
         assert type(caught.value) is error
         assert "\x1b" not in str(caught.value)
-    assert leaked(bytes(server.recorded), PICTURE) == set()
+    assert leaked(bytes(server.recorded), IMAGE) == set()
 
 
 def test_a_model_that_does_not_fit_is_not_sent_anything(obfuscator_bundle: Bundle) -> None:
@@ -263,7 +263,7 @@ def test_a_model_that_does_not_fit_is_not_sent_anything(obfuscator_bundle: Bundl
             client(server, obfuscator_bundle) as it,
             pytest.raises(EndpointAnswerInvalid),
         ):
-            it.classify(PICTURE)
+            it.classify(IMAGE)
         assert server.calls == ["ModelMetadata"]
 
 
@@ -278,11 +278,11 @@ def test_nobody_there_and_a_server_of_another_kind(obfuscator_bundle: Bundle) ->
         reserved.bind(("127.0.0.1", 0))
         url = f"grpc://127.0.0.1:{reserved.getsockname()[1]}"
         with Client(url, obfuscator_bundle, retries=1) as it, pytest.raises(EndpointUnreachable):
-            it.classify(PICTURE)
+            it.classify(IMAGE)
     with recording() as server:
         url = server.url.replace("http://", "grpc://")
         with Client(url, obfuscator_bundle, retries=0, timeout_s=1.0) as it, pytest.raises(EndpointUnreachable):
-            it.classify(PICTURE)
+            it.classify(IMAGE)
 
 
 # --- trying again ---------------------------------------------------------------------------------
@@ -300,7 +300,7 @@ def test_it_tries_again_where_that_helps(code: str, calls: int, obfuscator_bundl
         client(server, obfuscator_bundle, retries=2) as it,
         contextlib.nullcontext() if calls == 3 else pytest.raises(EndpointFailed),
     ):
-        assert it.classify(PICTURE).label in LABELS
+        assert it.classify(IMAGE).label in LABELS
     assert server.calls.count("ModelInfer") == calls
 
 
@@ -339,10 +339,10 @@ def test_tls(tmp_path: Path, obfuscator_bundle: Bundle) -> None:
     with serving(tls) as server:
         url = server.url.replace("grpc://", "grpcs://")
         with Client(url, obfuscator_bundle, ca_file=own, token=TOKEN) as it:
-            assert it.classify(PICTURE).label in LABELS
+            assert it.classify(IMAGE).label in LABELS
         for ca_file in (None, tmp_path / "other.pem"):
             with Client(url, obfuscator_bundle, ca_file=ca_file, retries=0) as it, pytest.raises(EndpointUnreachable):
-                it.classify(PICTURE)
+                it.classify(IMAGE)
     with pytest.raises(EndpointError, match="no file"):
         Client("grpcs://localhost:1", obfuscator_bundle, ca_file=tmp_path / "none.pem")
 

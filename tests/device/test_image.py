@@ -1,4 +1,4 @@
-"""Every kind of picture that people have, and every kind of file that is none."""
+"""Every kind of image that people have, and every kind of file that is none."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sfumato.artifacts.bundle import Preprocessing
-from sfumato.device import load_picture, prepare
-from sfumato.errors import PictureError
-from tiny import PREPROCESSING, picture
+from sfumato.device import load_image, prepare
+from sfumato.errors import ImageError
+from tiny import PREPROCESSING, image
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -38,15 +38,15 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0")) + chunk(b"IEND", b"")
 
 
-RGB = picture(1, 5, 7)
+RGB = image(1, 5, 7)
 
 
-def test_the_same_picture_from_every_source(tmp_path: Path) -> None:
+def test_the_same_image_from_every_source(tmp_path: Path) -> None:
     image = Image.fromarray(RGB)
     file = tmp_path / "p.png"
     image.save(file)
     for source in (file, str(file), file.read_bytes(), bytearray(file.read_bytes()), image, RGB):
-        got = load_picture(source)
+        got = load_image(source)
         assert (got.dtype, got.shape) == (np.uint8, (5, 7, 3))
         np.testing.assert_array_equal(got, RGB)
 
@@ -54,18 +54,18 @@ def test_the_same_picture_from_every_source(tmp_path: Path) -> None:
 def test_grey_becomes_three_equal_channels() -> None:
     grey = RGB[..., 0]
     for source in (grey, encoded(Image.fromarray(grey))):
-        np.testing.assert_array_equal(load_picture(source), np.repeat(grey[..., None], 3, axis=2))
+        np.testing.assert_array_equal(load_image(source), np.repeat(grey[..., None], 3, axis=2))
 
 
 def test_palette() -> None:
     image = Image.fromarray(RGB).quantize(16)
-    np.testing.assert_array_equal(load_picture(encoded(image)), np.asarray(image.convert("RGB")))
+    np.testing.assert_array_equal(load_image(encoded(image)), np.asarray(image.convert("RGB")))
 
 
 def test_one_bit() -> None:
     image = Image.new("1", (2, 1))
     image.putpixel((1, 0), 1)
-    assert load_picture(encoded(image)).tolist() == [[[0, 0, 0], [255, 255, 255]]]
+    assert load_image(encoded(image)).tolist() == [[[0, 0, 0], [255, 255, 255]]]
 
 
 @pytest.mark.parametrize("as_file", [False, True])
@@ -73,42 +73,42 @@ def test_transparency_is_laid_on_white(as_file: bool) -> None:
     pixels = np.zeros((1, 3, 4), np.uint8)
     pixels[0, :, 3] = 0, 255, 128
     source = encoded(Image.fromarray(pixels)) if as_file else pixels
-    assert load_picture(source)[0, :, 0].tolist() == [255, 0, 127]
+    assert load_image(source)[0, :, 0].tolist() == [255, 0, 127]
 
 
 def test_transparent_palette_is_laid_on_white() -> None:
     image = Image.new("P", (1, 1))
     image.putpalette([0, 0, 0])
-    assert load_picture(encoded(image, transparency=0)).tolist() == [[[255, 255, 255]]]
+    assert load_image(encoded(image, transparency=0)).tolist() == [[[255, 255, 255]]]
 
 
 def test_cmyk() -> None:
     white = Image.new("CMYK", (8, 8), (0, 0, 0, 0))
-    assert load_picture(encoded(white, "JPEG")).min() > 250
+    assert load_image(encoded(white, "JPEG")).min() > 250
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_16_bit_grey_is_scaled_not_clipped(kind: str) -> None:
     values = np.array([[0, 257, 32768, 65535]], np.uint16)
-    got = load_picture(encoded(Image.fromarray(values), kind))
+    got = load_image(encoded(Image.fromarray(values), kind))
     assert got[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
-def test_32_bit_and_float_pictures_are_refused() -> None:
+def test_32_bit_and_float_images_are_refused() -> None:
     for values in (np.full((2, 2), 70_000, np.int32), np.ones((2, 2), np.float32)):
-        with pytest.raises(PictureError, match="white is unknown"):
-            load_picture(encoded(Image.fromarray(values), "TIFF"))
+        with pytest.raises(ImageError, match="white is unknown"):
+            load_image(encoded(Image.fromarray(values), "TIFF"))
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
 def test_of_an_animation_the_first_frame_is_taken(kind: str) -> None:
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("#ff0000", "#0000ff")]
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
-    assert load_picture(data)[0, 0].tolist() == [255, 0, 0]
+    assert load_image(data)[0, 0].tolist() == [255, 0, 0]
 
 
 def test_one_pixel() -> None:
-    got = load_picture(encoded(Image.new("RGB", (1, 1), (1, 2, 3))))
+    got = load_image(encoded(Image.new("RGB", (1, 1), (1, 2, 3))))
     assert got.tolist() == [[[1, 2, 3]]]
     assert prepare(got, PREPROCESSING).shape == (3, 8, 8)
 
@@ -116,27 +116,27 @@ def test_one_pixel() -> None:
 def test_orientation_is_applied() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees clockwise to see it upright
-    got = load_picture(encoded(Image.fromarray(RGB), exif=exif))
+    got = load_image(encoded(Image.fromarray(RGB), exif=exif))
     np.testing.assert_array_equal(got, np.rot90(RGB, -1))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_damaged_exif_does_not_matter() -> None:
-    np.testing.assert_array_equal(load_picture(encoded(Image.fromarray(RGB), exif=b"Exif\0\0MM\0*junk")), RGB)
+    np.testing.assert_array_equal(load_image(encoded(Image.fromarray(RGB), exif=b"Exif\0\0MM\0*junk")), RGB)
 
 
 def test_a_given_image_is_left_alone() -> None:
     image = Image.fromarray(RGB)
     image.info["comment"] = "mine"
-    load_picture(image)
+    load_image(image)
     assert image.info == {"comment": "mine"}
 
 
 BAD_FILES = {
-    "text": b"this is no picture at all",
+    "text": b"this is no image at all",
     "empty": b"",
-    "truncated.png": encoded(Image.fromarray(picture(2, 64, 64)))[:-4000],
-    "truncated.jpg": encoded(Image.fromarray(picture(2, 64, 64)), "JPEG")[:-500],
+    "truncated.png": encoded(Image.fromarray(image(2, 64, 64)))[:-4000],
+    "truncated.jpg": encoded(Image.fromarray(image(2, 64, 64)), "JPEG")[:-500],
     "header-only.png": encoded(Image.fromarray(RGB))[:20],
     "bomb.png": png_header(20_000, 20_000),
     "wide-bomb.png": png_header(20_000, 5_000),
@@ -150,31 +150,31 @@ BAD_FILES = {
 def test_bad_files_are_refused_by_name(name: str, tmp_path: Path) -> None:
     file = tmp_path / name
     file.write_bytes(BAD_FILES[name])
-    with pytest.raises(PictureError) as caught:
-        load_picture(file)
+    with pytest.raises(ImageError) as caught:
+        load_image(file)
     assert str(file) in str(caught.value)
-    with pytest.raises(PictureError):
-        load_picture(BAD_FILES[name])
+    with pytest.raises(ImageError):
+        load_image(BAD_FILES[name])
 
 
-def test_a_picture_20000_pixels_wide_is_fine_if_it_is_flat() -> None:
-    got = load_picture(encoded(Image.new("L", (20_000, 3), 9)))
+def test_an_image_20000_pixels_wide_is_fine_if_it_is_flat() -> None:
+    got = load_image(encoded(Image.new("L", (20_000, 3), 9)))
     assert got.shape == (3, 20_000, 3)
     assert prepare(got, Preprocessing(224, 224)).shape == (3, 224, 224)
 
 
 def test_the_limit_of_others_is_left_alone() -> None:
     before = Image.MAX_IMAGE_PIXELS
-    with pytest.raises(PictureError):
-        load_picture(png_header(20_000, 20_000))
+    with pytest.raises(ImageError):
+        load_image(png_header(20_000, 20_000))
     assert before == Image.MAX_IMAGE_PIXELS
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "missing.png", tmp_path, tmp_path / "pipe", tmp_path / ("x" * 300), "a\0b", "/dev/zero"):
-        with pytest.raises(PictureError):
-            load_picture(path)
+        with pytest.raises(ImageError):
+            load_image(path)
 
 
 @pytest.mark.parametrize(
@@ -192,22 +192,22 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     ids=lambda array: f"{array.dtype}{array.shape}",
 )
 def test_bad_arrays_are_refused(array: Any) -> None:
-    with pytest.raises(PictureError):
-        load_picture(array)
+    with pytest.raises(ImageError):
+        load_image(array)
 
 
 def test_other_things_are_refused() -> None:
     for thing in (None, 3, [[1]]):
-        with pytest.raises(PictureError):
-            load_picture(thing)  # type: ignore[arg-type]
+        with pytest.raises(ImageError):
+            load_image(thing)  # type: ignore[arg-type]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 @given(st.binary(max_size=300), st.sampled_from([b"", *(data[:60] for data in BAD_FILES.values())]))
-def test_any_bytes_are_a_picture_or_a_picture_error(tail: bytes, head: bytes) -> None:
+def test_any_bytes_are_an_image_or_an_image_error(tail: bytes, head: bytes) -> None:
     try:
-        got = load_picture(head + tail)
-    except PictureError:
+        got = load_image(head + tail)
+    except ImageError:
         return
     assert got.dtype == np.uint8
     assert got.shape[2] == 3
@@ -215,17 +215,17 @@ def test_any_bytes_are_a_picture_or_a_picture_error(tail: bytes, head: bytes) ->
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @given(st.data())
-def test_a_damaged_picture_is_a_picture_or_a_picture_error(data: st.DataObject) -> None:
+def test_a_damaged_image_is_an_image_or_an_image_error(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"]))
     body = bytearray(encoded(Image.fromarray(RGB), kind))
     for _ in range(data.draw(st.integers(1, 5))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
-    with contextlib.suppress(PictureError):
-        assert load_picture(bytes(body)).shape[2] == 3
+    with contextlib.suppress(ImageError):
+        assert load_image(bytes(body)).shape[2] == 3
 
 
-def test_a_picture_of_the_right_size_is_untouched() -> None:
-    source = picture(3)
+def test_an_image_of_the_right_size_is_untouched() -> None:
+    source = image(3)
     expected = source.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
     got = prepare(source, PREPROCESSING)
     assert got.dtype == np.float32
@@ -234,7 +234,7 @@ def test_a_picture_of_the_right_size_is_untouched() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(16, 24), (24, 16), (5, 9), (8, 9), (1, 500), (13, 13)])
 def test_resizing_keeps_the_centre_and_the_range(height: int, width: int) -> None:
-    got = prepare(picture(4, height, width), PREPROCESSING)
+    got = prepare(image(4, height, width), PREPROCESSING)
     assert got.shape == (3, 8, 8)
     assert got.flags.c_contiguous
     assert 0 <= got.min() <= got.max() <= 1
@@ -243,7 +243,7 @@ def test_resizing_keeps_the_centre_and_the_range(height: int, width: int) -> Non
 
 
 def test_resizing_agrees_with_resize_then_crop() -> None:
-    source = picture(5, 32, 64)
+    source = image(5, 32, 64)
     whole = Image.fromarray(source).resize((16, 8), Image.Resampling.BILINEAR)
     expected = np.asarray(whole.crop((4, 0, 12, 8))).astype(int)
     got = np.round(prepare(source, PREPROCESSING) * 255).astype(int).transpose(1, 2, 0)

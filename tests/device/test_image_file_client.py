@@ -30,11 +30,11 @@ from sfumato.errors import (
     EndpointFailed,
     EndpointRefused,
     EndpointUnreachable,
-    PictureError,
+    ImageError,
 )
 
 TOKEN = "s3cret-token"
-PICTURE = tiny.picture(11)
+IMAGE = tiny.image(11)
 NESTED: dict[str, Any] = {"template": {"parts": [{"url": "data:{type};base64,{base64}"}]}, "field": "unused"}
 
 
@@ -65,17 +65,17 @@ def expected(pixels: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["png", "webp", "smallest"])
 @pytest.mark.parametrize("style", ["form", "body", "json"])
-def test_the_obfuscated_picture_arrives_exactly_and_the_label_comes_back(style: Any, kind: Any, bundle: Bundle) -> None:
+def test_the_obfuscated_image_arrives_exactly_and_the_label_comes_back(style: Any, kind: Any, bundle: Bundle) -> None:
     at = endpoint()
     with recording(classify=at) as server, client(server, bundle, style=style, file_format=kind) as it:
-        answer = it.classify(PICTURE)
-    np.testing.assert_array_equal(at.pictures(), [tiny.negative(PICTURE)])
-    np.testing.assert_allclose(answer.probabilities, expected(PICTURE), atol=1e-4)
-    assert answer.label == tiny.LABELS[expected(PICTURE).argmax()] and answer.answered_by == "cloud"
+        answer = it.classify(IMAGE)
+    np.testing.assert_array_equal(at.images(), [tiny.negative(IMAGE)])
+    np.testing.assert_allclose(answer.probabilities, expected(IMAGE), atol=1e-4)
+    assert answer.label == tiny.LABELS[expected(IMAGE).argmax()] and answer.answered_by == "cloud"
     assert answer.top(2)[0] == (answer.index, answer.probability)
     assert answer.payload_bytes >= len(at.files[0][0]) and answer.round_trip_ms > 0 < answer.obfuscate_ms
     assert server.paths == ["/v1/classify"], "nothing else is asked"
-    assert leaked(server.recorded, PICTURE) == set()
+    assert leaked(server.recorded, IMAGE) == set()
 
 
 def test_nested_json_and_a_nested_answer(bundle: Bundle) -> None:
@@ -90,18 +90,18 @@ def test_nested_json_and_a_nested_answer(bundle: Bundle) -> None:
     at = endpoint(file_of=file_of, reply=reply)
     place = {"answer": "responses.0.found", "label_key": "name", "score_key": "p"}
     with recording(classify=at) as server, client(server, bundle, style="json", **NESTED, **place) as it:
-        answer = it.classify(PICTURE)
-    np.testing.assert_array_equal(at.pictures(), [tiny.negative(PICTURE)])
-    assert answer.label == tiny.LABELS[expected(PICTURE).argmax()]
-    assert [index for index, _ in answer.top(4)] == list(np.argsort(-expected(PICTURE))[:2]), "two are named"
+        answer = it.classify(IMAGE)
+    np.testing.assert_array_equal(at.images(), [tiny.negative(IMAGE)])
+    assert answer.label == tiny.LABELS[expected(IMAGE).argmax()]
+    assert [index for index, _ in answer.top(4)] == list(np.argsort(-expected(IMAGE))[:2]), "two are named"
     assert np.isnan(answer.probabilities).sum() == 2
 
 
-def test_nothing_of_the_pictures_own_file_travels(bundle: Bundle, tmp_path: Path) -> None:
+def test_nothing_of_the_images_own_file_payload(bundle: Bundle, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x010E], exif[0x8298] = "a private description", "Jane Doe"
     file = tmp_path / "jane-on-holiday.jpg"
-    Image.fromarray(PICTURE).save(file, exif=exif, comment=b"a private comment", quality=95)
+    Image.fromarray(IMAGE).save(file, exif=exif, comment=b"a private comment", quality=95)
     assert b"Jane Doe" in file.read_bytes()
     at = endpoint()
     with recording(classify=at) as server:
@@ -112,28 +112,28 @@ def test_nothing_of_the_pictures_own_file_travels(bundle: Bundle, tmp_path: Path
         assert secret not in server.recorded
         assert all(secret not in data for data, _, _ in at.files)
     decoded = np.asarray(Image.open(file).convert("RGB"))
-    np.testing.assert_array_equal(at.pictures(), 3 * [tiny.negative(decoded)])
-    assert at.files[0][2] == f"picture.{at.files[0][1].removeprefix('image/')}", "always the same name"
+    np.testing.assert_array_equal(at.images(), 3 * [tiny.negative(decoded)])
+    assert at.files[0][2] == f"image.{at.files[0][1].removeprefix('image/')}", "always the same name"
     assert leaked(server.recorded, decoded) == set()
 
 
 def test_a_gate_keeps_what_the_device_is_sure_of(gated: Bundle) -> None:
-    at, pictures = endpoint(), [tiny.sure_picture(1), tiny.unsure_picture(2), tiny.sure_picture(3)]
+    at, images = endpoint(), [tiny.sure_image(1), tiny.unsure_image(2), tiny.sure_image(3)]
     with recording(classify=at) as server, client(server, gated) as it:
-        answers = it.classify_batch(iter(pictures))
-        assert it.classify_at_home(pictures[1]) is None
-        assert it.classify_at_home(pictures[0]) is not None
+        answers = it.classify_batch(iter(images))
+        assert it.classify_at_home(images[1]) is None
+        assert it.classify_at_home(images[0]) is not None
     assert [answer.answered_by for answer in answers] == ["device", "cloud", "device"]
-    np.testing.assert_array_equal(at.pictures(), [tiny.negative(pictures[1])])
+    np.testing.assert_array_equal(at.images(), [tiny.negative(images[1])])
     with recording(classify=at) as server, client(server, gated, gate=False) as it:
-        assert it.classify(pictures[0]).answered_by == "cloud" and it.classify_at_home(pictures[0]) is None
+        assert it.classify(images[0]).answered_by == "cloud" and it.classify_at_home(images[0]) is None
 
 
 def test_a_slash_at_the_end_of_the_address_stays(bundle: Bundle) -> None:
     with recording(**{"": endpoint()}) as server:
         for address in (f"{server.url}/v1/", server.url, f"{server.url}/"):
             with FileClient(address, bundle, retries=0) as it:
-                assert it.classify(PICTURE).label in tiny.LABELS
+                assert it.classify(IMAGE).label in tiny.LABELS
     assert server.paths == ["/v1/", "/", "/"]
 
 
@@ -146,16 +146,16 @@ def test_it_is_tried_again_with_the_same_file(bundle: Bundle) -> None:
         return at(exchange)
 
     with recording(classify=busy_once) as server, client(server, bundle, retries=1) as it:
-        assert it.classify(PICTURE).label in tiny.LABELS
+        assert it.classify(IMAGE).label in tiny.LABELS
     assert server.paths == 2 * ["/v1/classify"]
 
 
 @pytest.mark.parametrize("style", ["form", "body", "json"])
-def test_shipped_pictures_get_the_label_of_the_tensor_path(style: Any) -> None:
+def test_shipped_images_get_the_label_of_the_tensor_path(style: Any) -> None:
     classifier = Bundle.load(shipped.classifier_bundle())
     look, samples = classifier.preprocessing, [sample.pixels for sample in shipped.samples()]
     sketch = Obfuscator(shipped.obfuscator_bundle())
-    tensors = np.stack([picture.tensor for picture in sketch.obfuscate_batch(samples)])
+    tensors = np.stack([image.tensor for image in sketch.obfuscate_batch(samples)])
     wanted = softmax(OnnxFunction(classifier.file(CLASSIFIER_ONNX))(tensors))
     at = FileEndpoint.of(classifier)
     with recording(classify=at) as server, client(server, sketch.bundle, style=style, rounding=True, gate=False) as it:
@@ -163,7 +163,7 @@ def test_shipped_pictures_get_the_label_of_the_tensor_path(style: Any) -> None:
     assert [answer.index for answer in answers] == wanted.argmax(axis=1).tolist()
     np.testing.assert_allclose([answer.probabilities for answer in answers], wanted, atol=0.02)
     mean, std = (np.array(value)[:, None, None] for value in (look.mean, look.std))
-    off = np.stack(at.pictures()).transpose(0, 3, 1, 2) - (tensors * std + mean) * 255
+    off = np.stack(at.images()).transpose(0, 3, 1, 2) - (tensors * std + mean) * 255
     assert 0.3 < np.abs(off).max() < 0.501, "the drawing, to the nearest level"
 
 
@@ -203,22 +203,22 @@ def test_it_fails_closed(name: str, bundle: Bundle) -> None:
     timeout = 0.3 if error is EndpointUnreachable else 2.0
     with recording(classify=behaviour) as server, client(server, bundle, timeout_s=timeout) as it:
         with pytest.raises(error) as caught:
-            it.classify(PICTURE)
+            it.classify(IMAGE)
         assert type(caught.value) is error and "\x1b" not in str(caught.value)
-    assert leaked(server.recorded, PICTURE) == set()
+    assert leaked(server.recorded, IMAGE) == set()
     assert set(server.paths) == {"/v1/classify"}
 
 
 @pytest.mark.parametrize("style", ["form", "body", "json"])
-def test_the_detector_would_see_the_picture_itself(style: Any, bundle: Bundle, monkeypatch: Any) -> None:
+def test_the_detector_would_see_the_image_itself(style: Any, bundle: Bundle, monkeypatch: Any) -> None:
     """`leaked` cannot look into base64 or compressed pixels; what arrives is decoded, and that can fail."""
-    monkeypatch.setattr("sfumato.device.obfuscator.to_pixels", lambda *_: PICTURE[None].copy())
+    monkeypatch.setattr("sfumato.device.obfuscator.to_pixels", lambda *_: IMAGE[None].copy())
     monkeypatch.setattr(Obfuscator, "_check_pixels", lambda *_: None)
     at = endpoint()
     with recording(classify=at) as server, client(server, bundle, style=style) as it:
-        it.classify(PICTURE)
+        it.classify(IMAGE)
     with pytest.raises(AssertionError):
-        np.testing.assert_array_equal(at.pictures(), [tiny.negative(PICTURE)])
+        np.testing.assert_array_equal(at.images(), [tiny.negative(IMAGE)])
 
 
 @pytest.mark.parametrize(
@@ -234,20 +234,20 @@ def test_the_detector_would_see_the_picture_itself(style: Any, bundle: Bundle, m
 def test_nothing_is_sent_if_the_drawing_is_not_fit_for_a_file(kind: str, rounding: bool, tmp_path: Path) -> None:
     bad, _ = tiny.save_bundles(tmp_path, kind)
     with recording() as server, client(server, bad, rounding=rounding) as it, pytest.raises(BundleError):
-        it.classify(PICTURE)
+        it.classify(IMAGE)
     assert server.recorded == b""
 
 
-def test_nothing_is_sent_of_a_bad_picture(bundle: Bundle) -> None:
-    with recording() as server, client(server, bundle) as it, pytest.raises(PictureError):
-        it.classify(b"no picture")
+def test_nothing_is_sent_of_a_bad_image(bundle: Bundle) -> None:
+    with recording() as server, client(server, bundle) as it, pytest.raises(ImageError):
+        it.classify(b"no image")
     assert server.recorded == b""
 
 
-def test_only_obfuscated_pictures_can_be_sent(bundle: Bundle) -> None:
-    of_floats = Obfuscator(bundle).obfuscate(PICTURE)
+def test_only_obfuscated_images_can_be_sent(bundle: Bundle) -> None:
+    of_floats = Obfuscator(bundle).obfuscate(IMAGE)
     with recording() as server, client(server, bundle) as it:
-        for wrong in (PICTURE, of_floats):
+        for wrong in (IMAGE, of_floats):
             with pytest.raises(TypeError):
                 it._send([wrong], obfuscate_ms=0.0)  # type: ignore[list-item]
     assert server.recorded == b""
@@ -265,7 +265,7 @@ def test_the_token_is_sent_and_never_shown(bundle: Bundle, caplog: pytest.LogCap
     with recording(classify=echo) as server, client(server, bundle, token=TOKEN, answer="") as it:
         for _ in range(3):
             with pytest.raises(EndpointError) as caught:
-                it.classify(PICTURE)
+                it.classify(IMAGE)
             assert TOKEN not in str(caught.value) + repr(it) + caplog.text
 
 
@@ -289,5 +289,5 @@ def test_what_cannot_be_asked_is_refused_at_once(address: str, options: dict[str
 def test_a_file_never_is_a_jpeg(bundle: Bundle) -> None:
     at = endpoint()
     with recording(classify=at) as server, client(server, bundle) as it:
-        it.classify_batch([tiny.picture(seed) for seed in range(5)])
+        it.classify_batch([tiny.image(seed) for seed in range(5)])
     assert {Image.open(io.BytesIO(data)).format for data, _, _ in at.files} <= {"PNG", "WEBP"}

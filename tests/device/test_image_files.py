@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from sfumato.device import image_files
-from sfumato.device.image_files import PictureFile, Request, encode_picture
+from sfumato.device.image_files import ImageFile, Request, encode_image
 from sfumato.errors import EndpointError
-from tiny import picture
+from tiny import image
 
-NOISE = picture(0, 24, 17)
+NOISE = image(0, 24, 17)
 FLAT = np.full((40, 40, 3), (200, 10, 30), np.uint8)
-FILE = PictureFile(b"\x89PNG\r\n--not really a picture--\0", "png")
+FILE = ImageFile(b"\x89PNG\r\n--not really an image--\0", "png")
 
 
 def png_chunks(data: bytes) -> list[bytes]:
@@ -33,7 +33,7 @@ def png_chunks(data: bytes) -> list[bytes]:
 @pytest.mark.parametrize("kind", ["png", "webp", "smallest"])
 @pytest.mark.parametrize("pixels", [NOISE, FLAT, FLAT[:1, :1]], ids=["noise", "flat", "one pixel"])
 def test_a_file_holds_the_pixels_exactly_and_nothing_else(kind, pixels):
-    file = encode_picture(pixels, kind)
+    file = encode_image(pixels, kind)
     with Image.open(io.BytesIO(file.data)) as image:
         assert image.get_format_mimetype() == file.media_type
         assert not image.getexif() and not {"exif", "icc_profile", "xmp", "comment"} & image.info.keys()
@@ -46,15 +46,15 @@ def test_a_file_holds_the_pixels_exactly_and_nothing_else(kind, pixels):
 
 @pytest.mark.parametrize("pixels", [NOISE, FLAT], ids=["noise", "flat"])
 def test_the_smallest_is_the_smallest(pixels):
-    sizes = [len(encode_picture(pixels, kind).data) for kind in ("png", "webp")]
-    assert len(encode_picture(pixels, "smallest").data) == min(sizes)
+    sizes = [len(encode_image(pixels, kind).data) for kind in ("png", "webp")]
+    assert len(encode_image(pixels, "smallest").data) == min(sizes)
 
 
 def test_without_webp_it_is_png(monkeypatch):
     monkeypatch.setattr(image_files.features, "check", lambda name: False)
-    assert encode_picture(FLAT, "smallest").kind == "png"
+    assert encode_image(FLAT, "smallest").kind == "png"
     with pytest.raises(EndpointError, match="without WebP"):
-        encode_picture(FLAT, "webp")
+        encode_image(FLAT, "webp")
 
 
 def test_json_bodies():

@@ -1,4 +1,4 @@
-"""Finding pictures: the tree, the order, what is left out, and that nothing is held."""
+"""Finding images: the tree, the order, what is left out, and that nothing is held."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from sfumato.device.image_folders import Share, find_pictures, in_groups
-from sfumato.errors import PictureError
+from sfumato.device.image_folders import Share, find_images, in_groups
+from sfumato.errors import ImageError
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     for name in ("b.png", "a.JPG", "notes.txt", "sub/c.webp", "sub/deep/d.png", "out/e.obfuscated.png"):
         file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -24,11 +24,11 @@ def tree(tmp_path: Path) -> Path:
 
 
 def places(*arguments: object, **options: object) -> list[str]:
-    return [found.place for found in find_pictures(*arguments, **options)]  # type: ignore[arg-type]
+    return [found.place for found in find_images(*arguments, **options)]  # type: ignore[arg-type]
 
 
 def test_the_tree_is_kept_and_in_order(tree: Path) -> None:
-    found = list(find_pictures([tree], leave_out=tree / "out"))
+    found = list(find_images([tree], leave_out=tree / "out"))
     assert [one.place for one in found] == ["a.JPG", "b.png", "sub/c.webp", "sub/deep/d.png"]
     assert [one.path for one in found] == [str(tree / one.place) for one in found]
 
@@ -54,7 +54,7 @@ def test_links_to_folders_are_not_followed(tree: Path) -> None:
 def test_a_folder_that_cannot_be_read_is_told(tree: Path) -> None:
     (tree / "sub").chmod(0)
     try:
-        with pytest.raises(PictureError, match="sub"):
+        with pytest.raises(ImageError, match="sub"):
             places([tree])
     finally:
         (tree / "sub").chmod(0o755)
@@ -67,7 +67,7 @@ def test_shares_are_disjoint_and_all_of_it(tree: Path) -> None:
     assert sum(map(len, shares)) == len(set.union(*shares)) == len(places([tree]))
     assert min(map(len, shares)) > 5, "about equal"
     for number, of in ((0, 3), (4, 3), (1, 0)):
-        with pytest.raises(PictureError, match="2/4"):
+        with pytest.raises(ImageError, match="2/4"):
             Share(number, of)
 
 
@@ -79,9 +79,9 @@ def test_groups() -> None:
 _PEAK = """
 import sys, tracemalloc
 from pathlib import Path
-from sfumato.device.image_folders import find_pictures
+from sfumato.device.image_folders import find_images
 tracemalloc.start()
-count = sum(1 for _ in find_pictures([Path(sys.argv[1])]))
+count = sum(1 for _ in find_images([Path(sys.argv[1])]))
 print(count, tracemalloc.get_traced_memory()[1])
 """
 

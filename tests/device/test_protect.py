@@ -1,4 +1,4 @@
-"""Pictures into a folder: in several processes, whole or not at all, and again where it was left."""
+"""Images into a folder: in several processes, whole or not at all, and again where it was left."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from PIL import Image
 import tiny
 from sfumato.artifacts.bundle import Bundle
 from sfumato.device import Obfuscator
-from sfumato.device.image_folders import find_pictures
-from sfumato.device.protect import GROUP, Existing, Outcome, Protecting, protect_pictures
+from sfumato.device.image_folders import find_images
+from sfumato.device.protect import GROUP, Existing, Outcome, Protecting, protect_images
 from sfumato.errors import BundleError, SfumatoError
 
 
@@ -24,7 +24,7 @@ def save(folder: Path, count: int) -> Path:
     for seed in range(count):
         file = folder / f"{seed % 3}" / f"p{seed:03d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(tiny.picture(seed, 12, 10)).save(file)
+        Image.fromarray(tiny.image(seed, 12, 10)).save(file)
     return folder
 
 
@@ -32,7 +32,7 @@ def protect(
     source: Path, out: Path, bundle: Bundle, *, workers: int = 1, existing: Existing = "refuse", tensors: bool = True
 ) -> list[Outcome]:
     how = Protecting.into(out, bundle.path, tensors=tensors, gate=False, existing=existing)
-    groups = protect_pictures(find_pictures([source]), how, workers=workers)
+    groups = protect_images(find_images([source]), how, workers=workers)
     return [outcome for group in groups for outcome in group]
 
 
@@ -41,7 +41,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_processes_write_what_one_writes_and_that_is_what_is_sent(tmp_path: Path, obfuscator_bundle: Bundle) -> None:
-    source = save(tmp_path / "pictures", 3 * GROUP + 5)
+    source = save(tmp_path / "images", 3 * GROUP + 5)
     alone = protect(source, tmp_path / "alone", obfuscator_bundle)
     together = protect(source, tmp_path / "together", obfuscator_bundle, workers=2)
     assert [outcome.file for outcome in alone] == [outcome.file for outcome in together]
@@ -56,7 +56,7 @@ def test_processes_write_what_one_writes_and_that_is_what_is_sent(tmp_path: Path
 
 
 def test_what_cannot_be_used_is_told_and_leaves_nothing(tmp_path: Path, obfuscator_bundle: Bundle) -> None:
-    source = save(tmp_path / "pictures", 2 * GROUP)
+    source = save(tmp_path / "images", 2 * GROUP)
     (source / "0" / "broken.png").write_bytes(b"junk")
     (source / "0" / "half.png").write_bytes((source / "0" / "p000.png").read_bytes()[:60])
     outcomes = protect(source, tmp_path / "out", obfuscator_bundle, workers=2)
@@ -68,7 +68,7 @@ def test_what_cannot_be_used_is_told_and_leaves_nothing(tmp_path: Path, obfuscat
 
 
 def test_what_is_there_is_kept_replaced_or_refused(tmp_path: Path, obfuscator_bundle: Bundle) -> None:
-    source, out = save(tmp_path / "pictures", 4), tmp_path / "out"
+    source, out = save(tmp_path / "images", 4), tmp_path / "out"
     protect(source, out, obfuscator_bundle)
     before = content(out)
     files = sorted(out.rglob("*.png"))
@@ -84,11 +84,11 @@ def test_what_is_there_is_kept_replaced_or_refused(tmp_path: Path, obfuscator_bu
     assert content(out) == before
 
 
-def test_two_pictures_never_become_one_file(tmp_path: Path, obfuscator_bundle: Bundle) -> None:
-    source = tmp_path / "pictures"
+def test_two_images_never_become_one_file(tmp_path: Path, obfuscator_bundle: Bundle) -> None:
+    source = tmp_path / "images"
     source.mkdir()
     for ending in ("bmp", "png"):
-        Image.fromarray(tiny.picture(len(ending))).save(source / f"same.{ending}")
+        Image.fromarray(tiny.image(len(ending))).save(source / f"same.{ending}")
     policies: tuple[Existing, ...] = ("refuse", "replace")
     for existing in policies:
         outcomes = protect(source, tmp_path / existing, obfuscator_bundle, existing=existing)
@@ -98,7 +98,7 @@ def test_two_pictures_never_become_one_file(tmp_path: Path, obfuscator_bundle: B
 
 def test_a_bundle_that_hides_nothing_is_an_error_and_writes_nothing(tmp_path: Path) -> None:
     bundle, _ = tiny.save_bundles(tmp_path / "bundles", threshold=0.9, own="nan")
-    source = save(tmp_path / "pictures", 3)
+    source = save(tmp_path / "images", 3)
     with pytest.raises(BundleError):
         protect(source, tmp_path / "out", bundle)
     assert content(tmp_path / "out") == {}
@@ -109,13 +109,13 @@ def test_a_bundle_that_hides_nothing_is_an_error_and_writes_nothing(tmp_path: Pa
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, obfuscator_bundle: Bundle) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SfumatoError, match="cannot write"):
-        protect(save(tmp_path / "pictures", 1), tmp_path / "file", obfuscator_bundle)
+        protect(save(tmp_path / "images", 1), tmp_path / "file", obfuscator_bundle)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_run_goes_on(number: signal.Signals, tmp_path: Path, obfuscator_bundle: Bundle) -> None:
-    source, out = save(tmp_path / "pictures", 40 * GROUP), tmp_path / "out"
+    source, out = save(tmp_path / "images", 40 * GROUP), tmp_path / "out"
     common = ["protect", source, "-o", out, "--bundle", obfuscator_bundle.path, "--workers", 2]
     command = [sys.executable, "-m", "sfumato", *map(str, common)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

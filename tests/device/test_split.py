@@ -11,20 +11,20 @@ from recording import leaked, recording
 from sfumato.artifacts.bundle import Bundle
 from sfumato.cloud import ServedModel, running
 from sfumato.device import Client, Obfuscator, prepare
-from sfumato.errors import BundleError, EndpointAnswerInvalid, PictureError, ServingError
+from sfumato.errors import BundleError, EndpointAnswerInvalid, ImageError, ServingError
 from tiny import (
     PREPROCESSING,
     code_of,
     draw,
+    image,
     logits,
-    picture,
     save_bundles,
     save_split_bundles,
-    sure_picture,
-    unsure_picture,
+    sure_image,
+    unsure_image,
 )
 
-PICTURES = [picture(seed) for seed in range(5)]
+IMAGES = [image(seed) for seed in range(5)]
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +33,15 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Bundle]:
 
 
 def test_the_code_alone_is_computed_and_it_is_the_code_of_what_would_be_drawn(bundles: tuple[Bundle, Bundle]) -> None:
-    unit = np.stack([prepare(pixels, PREPROCESSING) for pixels in PICTURES])
+    unit = np.stack([prepare(pixels, PREPROCESSING) for pixels in IMAGES])
     codes = Obfuscator(bundles[0], split=True)(unit)
     assert codes.dtype == np.uint8 and codes.tolist() == code_of(unit).tolist()
     np.testing.assert_allclose(Obfuscator(bundles[0])(unit), draw(codes), atol=1e-6)
 
 
 def test_a_code_has_no_preview(bundles: tuple[Bundle, Bundle]) -> None:
-    code = Obfuscator(bundles[0], split=True).obfuscate(PICTURES[0])
-    with pytest.raises(PictureError, match="a code has no preview"):
+    code = Obfuscator(bundles[0], split=True).obfuscate(IMAGES[0])
+    with pytest.raises(ImageError, match="a code has no preview"):
         code.preview()
 
 
@@ -54,15 +54,15 @@ def test_the_cloud_draws_the_code_and_the_same_classifier_answers(binary: bool, 
         Client(url, obfuscator, split=True, encoding="binary" if binary else "json") as split,
         Client(url, obfuscator) as whole,
     ):
-        codes, drawings = split.classify_batch(PICTURES), whole.classify_batch(PICTURES)
+        codes, drawings = split.classify_batch(IMAGES), whole.classify_batch(IMAGES)
         assert (split.fingerprint, whole.fingerprint) == ("match", "match"), "the classifier is the same one"
     for ours, theirs in zip(codes, drawings, strict=True):
         np.testing.assert_allclose(ours.probabilities, theirs.probabilities, atol=1e-6)
-    unit = np.stack([prepare(pixels, PREPROCESSING) for pixels in PICTURES])
+    unit = np.stack([prepare(pixels, PREPROCESSING) for pixels in IMAGES])
     wanted = logits(draw(code_of(unit))).argmax(axis=1)
     assert [np.argmax(answer.probabilities) for answer in codes] == wanted.tolist()
     if binary:
-        assert drawings[0].payload_bytes > 3 * 8 * 8 * 4 and codes[0].payload_bytes < 64, "per picture, of five"
+        assert drawings[0].payload_bytes > 3 * 8 * 8 * 4 and codes[0].payload_bytes < 64, "per image, of five"
 
 
 def test_with_a_gate_only_codes_of_what_the_device_is_unsure_of_travel(tmp_path: Path) -> None:
@@ -71,23 +71,23 @@ def test_with_a_gate_only_codes_of_what_the_device_is_unsure_of_travel(tmp_path:
         running([ServedModel(classifier.path, name="tiny-split", decoder=obfuscator.path)]) as url,
         Client(url, obfuscator, split=True) as client,
     ):
-        answers = client.classify_batch([unsure_picture(0), sure_picture(1)])
+        answers = client.classify_batch([unsure_image(0), sure_image(1)])
     assert [answer.answered_by for answer in answers] == ["cloud", "device"]
 
 
-def test_a_model_that_takes_pictures_gets_no_code_and_nothing_else(bundles: tuple[Bundle, Bundle]) -> None:
+def test_a_model_that_takes_images_gets_no_code_and_nothing_else(bundles: tuple[Bundle, Bundle]) -> None:
     with recording() as server, Client(server.url, bundles[0], split=True, model="tiny") as client:
         with pytest.raises(EndpointAnswerInvalid, match="takes FP32; this client sends UINT8"):
-            client.classify(PICTURES[0])
+            client.classify(IMAGES[0])
         assert b"POST" not in server.recorded
-        assert leaked(server.recorded, PICTURES[0]) == set()
+        assert leaked(server.recorded, IMAGES[0]) == set()
 
 
 @pytest.mark.parametrize(("code", "message"), [("wide", "B at most 64"), ("floats", "uint8"), ("rows", "made a code")])
 def test_what_is_no_code_does_not_leave_in_its_place(code: str, message: str, tmp_path: Path) -> None:
     bundle, _ = save_split_bundles(tmp_path, code)
     with pytest.raises(BundleError, match=message):
-        Obfuscator(bundle, split=True).obfuscate(PICTURES[0])
+        Obfuscator(bundle, split=True).obfuscate(IMAGES[0])
 
 
 def test_an_obfuscator_without_a_decoder_has_no_split_form(
@@ -118,4 +118,4 @@ def test_codes_are_not_sent_to_the_decoder_of_another_obfuscator(
         Client(url, other, split=True) as client,
         pytest.raises(EndpointAnswerInvalid, match="the decoder of another obfuscator"),
     ):
-        client.classify(PICTURES[0])
+        client.classify(IMAGES[0])

@@ -1,4 +1,4 @@
-"""Pictures that appear in a folder: each once, complete, and oldest first."""
+"""Images that appear in a folder: each once, complete, and oldest first."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from sfumato.device import watch
-from sfumato.device.watch import new_pictures
-from sfumato.errors import PictureError
+from sfumato.device.watch import new_images
+from sfumato.errors import ImageError
 
 SUFFIXES = {".png"}
 
@@ -33,14 +33,14 @@ def next_of(found: Iterator[Path], seconds: float = 5.0) -> str:
     return names[0]
 
 
-def write(path: Path, content: bytes = b"picture", age_s: float = 0) -> None:
+def write(path: Path, content: bytes = b"image", age_s: float = 0) -> None:
     path.write_bytes(content)
     os.utime(path, (time.time() - age_s,) * 2)
 
 
 def test_what_appears_is_found_once_and_what_was_there_is_left_alone(tmp_path: Path) -> None:
     write(tmp_path / "old.png")
-    found = new_pictures(tmp_path, SUFFIXES)
+    found = new_images(tmp_path, SUFFIXES)
     for name in ("notes.txt", ".hidden.png", "first.PNG"):
         write(tmp_path / name)
     (tmp_path / "folder.png").mkdir()
@@ -49,8 +49,8 @@ def test_what_appears_is_found_once_and_what_was_there_is_left_alone(tmp_path: P
     assert next_of(found) == "second.png"
 
 
-def test_a_file_that_changes_later_is_a_new_picture(tmp_path: Path) -> None:
-    found = new_pictures(tmp_path, SUFFIXES)
+def test_a_file_that_changes_later_is_a_new_image(tmp_path: Path) -> None:
+    found = new_images(tmp_path, SUFFIXES)
     write(tmp_path / "latest.png")
     assert next_of(found) == "latest.png"
     write(tmp_path / "latest.png", b"another one")
@@ -58,7 +58,7 @@ def test_a_file_that_changes_later_is_a_new_picture(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_still_written_is_waited_for(tmp_path: Path) -> None:
-    found = new_pictures(tmp_path, SUFFIXES)
+    found = new_images(tmp_path, SUFFIXES)
     done = threading.Event()
 
     def slowly() -> None:
@@ -76,14 +76,14 @@ def test_a_file_that_is_still_written_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_the_oldest_comes_first(tmp_path: Path) -> None:
-    found = new_pictures(tmp_path, SUFFIXES)
+    found = new_images(tmp_path, SUFFIXES)
     for name, age_s in (("a", 1), ("b", 3), ("c", 2)):
         write(tmp_path / f"{name}.png", age_s=age_s)
     assert [next_of(found) for _ in range(3)] == ["b.png", "c.png", "a.png"]
 
 
 def test_every_so_often_the_newest(tmp_path: Path) -> None:
-    found = new_pictures(tmp_path, SUFFIXES, every_s=0.6)
+    found = new_images(tmp_path, SUFFIXES, every_s=0.6)
     write(tmp_path / "a.png", age_s=9)
     write(tmp_path / "b.png", age_s=8)
     assert next_of(found) == "b.png"
@@ -95,11 +95,11 @@ def test_every_so_often_the_newest(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_or_goes(tmp_path: Path) -> None:
-    with pytest.raises(PictureError, match="cannot watch"):
-        new_pictures(tmp_path / "none", SUFFIXES)
+    with pytest.raises(ImageError, match="cannot watch"):
+        new_images(tmp_path / "none", SUFFIXES)
     folder = tmp_path / "folder"
     folder.mkdir()
-    found = new_pictures(folder, SUFFIXES)
+    found = new_images(folder, SUFFIXES)
     folder.rmdir()
-    with pytest.raises(PictureError, match="cannot watch"):
+    with pytest.raises(ImageError, match="cannot watch"):
         next(found)

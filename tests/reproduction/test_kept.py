@@ -22,8 +22,8 @@ from synthetic import save_folder
 def made(tmp_path_factory, own_caches):
     """(plan, lab) with a classifier and its obfuscator, trained and written in half precision."""
     root = tmp_path_factory.mktemp("kept")
-    pictures = save_folder(root / "pictures", train=24, test=12)
-    common = f'[data]\nsource = "{pictures}"\n[training]\nepochs = 1\nbatch_size = 8\nhalf_weights = true\n'
+    images = save_folder(root / "images", train=24, test=12)
+    common = f'[data]\nsource = "{images}"\n[training]\nepochs = 1\nbatch_size = 8\nhalf_weights = true\n'
     classifier, obfuscator = root / "classifier.toml", root / "obfuscator.toml"
     classifier.write_text(f'kind = "classifier"\nname = "x"\narchitecture = "vgg7"\n{common}')
     obfuscator.write_text(f'kind = "obfuscator"\nname = "x"\nclassifier = "x"\n{common}')
@@ -35,8 +35,8 @@ def made(tmp_path_factory, own_caches):
         obfuscators=(Item("one-obfuscator", str(obfuscator), classifier="one", kept=True),),
         local=None,
         sweep=(),
-        later=Later(pictures=64, test_pictures=12),
-        data=str(pictures),
+        later=Later(images=64, test_images=12),
+        data=str(images),
     )
     lab = Lab(plan, root / "lab", lambda: None, torch.device("cpu"))
     train(load_recipe(classifier), lab.run(plan.classifiers[0]).folder)

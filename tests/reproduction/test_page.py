@@ -21,25 +21,25 @@ DECIMAL = re.compile(r"\d[\d,]*\.\d+")
 
 
 def origin(**facts):
-    known = {"epochs": 9, "seed": 0, "batch_size": 64, "lambda": 1.0, "train_pictures": 50000, "seconds": 3.25}
+    known = {"epochs": 9, "seed": 0, "batch_size": 64, "lambda": 1.0, "train_images": 50000, "seconds": 3.25}
     return {**known, "device": "a machine", "commit": "abc", **facts}
 
 
 def audit(mse=0.0464):
     return {"attacker": "residual decoder", "threat": "cloud", "seed": 0, "mse": mse, "psnr_db": 13.33, "ssim": 0.203,
-            "excess_leakage": 0.19, "test_pictures": 10000, "pictures_seen": 3840, "class_mean_mse": 0.0574,
+            "excess_leakage": 0.19, "test_images": 10000, "images_seen": 3840, "class_mean_mse": 0.0574,
             "budget": "standard", "finding": "leaks", "commit": "abc"}  # fmt: skip
 
 
 def pair(**facts):
-    attackers = [{"attacker": "least squares", "mse": 0.0488, "pictures_seen": 12000},
-                 {"attacker": "residual decoder", "mse": 0.0471, "pictures_seen": 3000}]  # fmt: skip
+    attackers = [{"attacker": "least squares", "mse": 0.0488, "images_seen": 12000},
+                 {"attacker": "residual decoder", "mse": 0.0471, "images_seen": 3000}]  # fmt: skip
     known = {
         "accuracy_obfuscated": 0.7261,
         "accuracy_plain": 0.9138,
         "joint_mse": 0.0503,
         "class_mean_mse": 0.0571,
-        "test_pictures": 2000,
+        "test_images": 2000,
     }
     return {**known, "attackers": attackers, "later_mse": 0.0471, "later_attacker": "residual decoder", **facts}
 
@@ -55,36 +55,36 @@ def filled(folder: Path) -> Path:
         both = {"classifier": origin(epochs=30), "obfuscator": origin()}
         rows = [
             {"classifier": name, "paper": paper, "accuracy_plain": 0.9138, "accuracy_obfuscated": 0.7261,
-             "test_pictures": 10000, "params": 272474, "macs": 40551424, "overhead_params": 1.191,
+             "test_images": 10000, "params": 272474, "macs": 40551424, "overhead_params": 1.191,
              "overhead_macs": 0.5252, "overhead_macs_paper_order": 0.6525, "trained": both, "audit": audit()}
             for name, paper in zip(names, papers, strict=True)
         ]  # fmt: skip
-        local = {"accuracy": 0.8941, "test_pictures": 10000, "trained": origin(epochs=12), "params": 1, "macs": 1}
+        local = {"accuracy": 0.8941, "test_images": 10000, "trained": origin(epochs=12), "params": 1, "macs": 1}
         write_results(results, size, "table1", {"rows": rows, "local": local})
         shown = {"file": f"{size}.png", "obfuscator": "o", "first": 0, "count": 10, "later": audit(),
-                 "joint": {"mse": 0.0503, "psnr_db": 13.01, "ssim": 0.172, "test_pictures": 10000}}  # fmt: skip
-        write_results(results, size, "table2", {"pictures": [shown]})
-        write_results(results, size, "table5", {"pictures": [shown, shown]})
+                 "joint": {"mse": 0.0503, "psnr_db": 13.01, "ssim": 0.172, "test_images": 10000}}  # fmt: skip
+        write_results(results, size, "table2", {"images": [shown]})
+        write_results(results, size, "table5", {"images": [shown, shown]})
         seen = {"classifiers": [origin()] * len(names), "obfuscators": [origin()] * len(names)}
         matrix = [[0.3 + 0.061 * r + 0.013 * c for c in range(len(names))] for r in range(len(names))]
-        facts = {"names": names, "paper": papers, "accuracy": matrix, "test_pictures": 10000, "trained": seen}
+        facts = {"names": names, "paper": papers, "accuracy": matrix, "test_images": 10000, "trained": seen}
         write_results(results, size, "table3", facts)
         write_results(results, size, "table4", table_4())
         still = {"mean_colour": 0.83, "layout": 0.41}
         at = [{"obfuscator": n, "paper": None, "accuracy_obfuscated": 0.7261, "joint_mse": 0.0503, "remains": still,
-               "test_pictures": 10000, "audit": audit(), "trained": origin()} for n in names]  # fmt: skip
+               "test_images": 10000, "audit": audit(), "trained": origin()} for n in names]  # fmt: skip
         at[-1]["audit"] = audit(mse=0.0509)
         beside = {"identity": {"mean_colour": 0.99, "layout": 0.98}, "label": {"mean_colour": 0.11, "layout": 0.07}}
-        write_results(results, size, "optimum", {"rows": at, "remains_test_pictures": 2000, "beside": beside})
+        write_results(results, size, "optimum", {"rows": at, "remains_test_images": 2000, "beside": beside})
         runs = [
             {"obfuscator": n, "paper": None, "trained": origin(), "epochs": [{"epoch": 1, **pair()}]} for n in names
         ]
-        write_results(results, size, "epochs", {"runs": runs, "decoder_pictures": 3000})
+        write_results(results, size, "epochs", {"runs": runs, "decoder_images": 3000})
         swept = [{"run": f"lambda-{x}", "trained": origin(**{"lambda": x}), **pair()} for x in (0.0, 0.1, 10.0)]
-        more = {"classifier": names[0], "decoder_pictures": 3000}
+        more = {"classifier": names[0], "decoder_images": 3000}
         write_results(results, size, "lambda", {"rows": swept, **more})
     step = {"what": "a step", "speedup": 2.74, "median_ms": {"plain_two_pass": 2289.6, "ours": 836.7}, "threads": 2,
-            "pictures_per_s": {"plain_two_pass": 55.9, "ours": 153.0},
+            "images_per_s": {"plain_two_pass": 55.9, "ours": 153.0},
             "measured": {"machine": {"cpu": "one"}}}  # fmt: skip
     (results.parent / "training-step.json").write_text(json.dumps(step))
     return results
@@ -134,9 +134,7 @@ def test_a_figure_in_the_results_is_the_figure_on_the_page(tmp_path):
     found["rows"][0]["audit"]["excess_leakage"] = 0.777
     path.write_text(json.dumps(found))
     line = next(line for line in render(results, "x").splitlines() if line.startswith("| resnet20-1 | 91.4 % "))
-    assert (
-        "| 12.3 % | -79.0 |" in line and "| 0.78 (residual decoder, cloud; budget standard, 10,000 pictures) |" in line
-    )
+    assert "| 12.3 % | -79.0 |" in line and "| 0.78 (residual decoder, cloud; budget standard, 10,000 images) |" in line
 
 
 def test_the_papers_figures_stand_beside_ours(tmp_path):
@@ -153,7 +151,7 @@ def test_nothing_there_gives_a_page_of_commands(tmp_path):
         for name in ("table1", "table2", "table3", "table5", "optimum"):
             assert f"missing: `python -m reproduction {name} --size {size}`" in text
     assert f"missing: {', '.join(RESULTS)}." in text
-    assert "not encryption" in text and "restore more" in text
+    assert "not encryption" in text and "reconstruct more" in text
 
 
 @pytest.mark.parametrize("name", RESULTS)

@@ -1,4 +1,4 @@
-"""From recipes to the page, with networks and pictures of seconds."""
+"""From recipes to the page, with networks and images of seconds."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ BRIEF = Budget(
     says="for tests",
     trials=(Trial("least squares", BOX),),
     views=(),
-    control_pictures=64,
-    identification_pictures=64,
-    attribute_pictures=64,
-    test_pictures=20,
+    control_images=64,
+    identification_images=64,
+    attribute_images=64,
+    test_images=20,
     seeds=1,
 )
 
@@ -47,9 +47,9 @@ def no_bars():
     yield lambda *now: None
 
 
-def plan(folder: Path, pictures: Path) -> Plan:
+def plan(folder: Path, images: Path) -> Plan:
     """Two classifiers, an obfuscator for each, a local classifier and a sweep of one."""
-    common = f'[data]\nsource = "{pictures}"\n[training]\nepochs = 2\nbatch_size = 8\nschedule = "constant"\n'
+    common = f'[data]\nsource = "{images}"\n[training]\nepochs = 2\nbatch_size = 8\nschedule = "constant"\n'
     classifier, obfuscator = folder / "classifier.toml", folder / "obfuscator.toml"
     classifier.write_text(f'kind = "classifier"\nname = "x"\narchitecture = "resnet20"\n{common}')
     obfuscator.write_text(f'kind = "obfuscator"\nname = "x"\nclassifier = "x"\n{common}')
@@ -68,8 +68,8 @@ def plan(folder: Path, pictures: Path) -> Plan:
         ),
         local=Item("local", str(classifier), ('architecture="vgg7"',), teacher="one"),
         sweep=(Item("lambda-1.0", hides, classifier="two"),),
-        later=Later(pictures=64, test_pictures=20),
-        data=str(pictures),
+        later=Later(images=64, test_images=20),
+        data=str(images),
     )
 
 
@@ -83,7 +83,7 @@ def tiny(tmp_path_factory, own_caches, trained):
     root = tmp_path_factory.mktemp("reproduction")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BUDGETS, "standard", BRIEF)
-        made = plan(root, save_folder(root / "pictures", train=40, test=20))
+        made = plan(root, save_folder(root / "images", train=40, test=20))
         lab = in_lab(root / "lab", made)
         elsewhere = {"two": 0, "two-obfuscator": 1, "local": 0, "lambda-1.0": 1}
         for name, bundle in ((name, trained[which]) for name, which in elsewhere.items()):
@@ -115,7 +115,7 @@ def test_table_1_says_what_bundles_and_audits_say(tiny):
         assert row["audit"]["excess_leakage"] == audit["best"]["excess_leakage"]
         assert row["overhead_params"] == pytest.approx(324_518 / row["params"])
         assert row["trained"]["obfuscator"]["epochs"] == {"one": 2, "two": 8}[name]
-        assert row["test_pictures"] == len(lab.test) == 20
+        assert row["test_images"] == len(lab.test) == 20
     assert found["local"]["accuracy"] == Bundle.load(lab.folder / "local" / "bundle").figures["accuracy_plain"]
 
 
@@ -142,10 +142,10 @@ def test_the_optimum_follows_snapshots_and_lambda(tiny):
     assert beside["identity"]["mean_colour"] > 0.9 and beside["label"]["mean_colour"] > 0.9  # colour is the class here
 
 
-def test_the_pictures_are_drawn_and_shown(tiny):
+def test_the_images_are_drawn_and_shown(tiny):
     _, _, results, page = tiny
     for name in ("table2", "table5"):
-        for row in read_results(results, "cpu", name)["pictures"]:
+        for row in read_results(results, "cpu", name)["images"]:
             drawn = page.parent / "reproduction" / row["file"]
             assert drawn.stat().st_size < 300_000
             assert f"(reproduction/{row['file']})" in page.read_text()

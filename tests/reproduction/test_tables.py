@@ -26,12 +26,12 @@ def test_table_4_is_the_papers_and_adds_up():
 
 def test_transfer_is_what_numpy_computes(tmp_path):
     obfuscator, classifier = save_bundles(tmp_path)
-    images = torch.randint(0, 256, (30, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    pictures = images.numpy().astype(np.float32) / 255
-    answers = logits(obfuscate(pictures)).argmax(axis=1)
+    raw = torch.randint(0, 256, (30, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    images = raw.numpy().astype(np.float32) / 255
+    answers = logits(obfuscate(images)).argmax(axis=1)
     labels = answers.copy()
     labels[:6] = (labels[:6] + 1) % 4
-    test = ImageSet(images, torch.from_numpy(labels), classifier.labels, "made up", "hash")
+    test = ImageSet(raw, torch.from_numpy(labels), classifier.labels, "made up", "hash")
     found = transfer([obfuscator, obfuscator], [classifier], test, device=torch.device("cpu"))
     assert found == [[24 / 30], [24 / 30]]
 

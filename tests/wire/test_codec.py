@@ -112,7 +112,7 @@ def test_types_that_cannot_travel_are_refused(dtype: Any) -> None:
         wire.Tensor("x", np.zeros(2, dtype))
 
 
-def test_nan_travels_as_binary_only() -> None:
+def test_nan_payload_as_binary_only() -> None:
     request = wire.InferRequest((wire.Tensor("x", np.array([np.nan], np.float32)),))
     with pytest.raises(WireError, match="binary"):
         wire.encode_request(request, binary=False)
@@ -256,7 +256,7 @@ def test_requests_that_differ_in_their_bytes_alone_are_told_apart() -> None:
         wire.decode_request(encoded.body[:-1], encoded.header_length)
 
 
-def test_nothing_of_a_picture_is_kept() -> None:
+def test_nothing_of_an_image_is_kept() -> None:
     """Not even where its numbers stand in the JSON, with bytes of another tensor behind it."""
     mark = 1234567.25
     one, two = wire.Tensor("pixels", np.full(4, mark)), wire.Tensor("more", np.full(4, mark))

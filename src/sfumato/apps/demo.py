@@ -1,4 +1,4 @@
-"""The demonstration: a server as a process of its own, real pictures, and what each side sees."""
+"""The demonstration: a server as a process of its own, real images, and what each side sees."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from sfumato.apps.panel import Caption, draw_panel
 from sfumato.artifacts import shipped
 from sfumato.artifacts.bundle import CLASSIFIER_ONNX, DEOBFUSCATOR_ONNX, Bundle
 from sfumato.artifacts.onnx_file import OnnxFunction
-from sfumato.device import Answer, Client, ObfuscatedPicture, Obfuscator, load_picture, prepare
+from sfumato.device import Answer, Client, ObfuscatedImage, Obfuscator, load_image, prepare
 from sfumato.errors import BundleError, ServingError
 
 START_TIMEOUT_S = 60.0
 PANEL_COLUMNS = 12
-_JOINT = "restored by the deobfuscator it was trained against (a later attacker may restore more)"
+_JOINT = "reconstructed by the deobfuscator it was trained against (a later attacker may reconstruct more)"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One picture's line in the demonstration's table.
+    """One image's line in the demonstration's table.
 
     Attributes:
-        picture: its name.
+        image: its name.
         truth: the true label, or None if nobody knows.
         original: the classifier's answer on the original, computed here and never sent.
-        obfuscated: the server's answer on the obfuscated picture; None if the picture stayed on the device.
-        answer: the answer that counts: the device's own if the picture stayed, else the server's.
-        answered_by: "device" if the picture stayed, else "cloud".
+        obfuscated: the server's answer on the obfuscated image; None if the image stayed on the device.
+        answer: the answer that counts: the device's own if the image stayed, else the server's.
+        answered_by: "device" if the image stayed, else "cloud".
         probability: that `answer` is given, in [0, 1].
         payload_bytes: what was sent for it; 0 if it stayed.
         obfuscate_ms: time of obfuscation, the device's own answer included.
         round_trip_ms: time until the server's answer was there; 0 if it was not asked.
     """
 
-    picture: str
+    image: str
     truth: str | None
     original: str
     obfuscated: str | None
@@ -60,16 +60,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Tally:
-    """How a group of pictures was answered.
+    """How a group of images was answered.
 
     Attributes:
-        pictures: how many there are.
+        images: how many there are.
         known: of how many the true label is known.
         right: how many of these were answered right.
         right_on_originals: how many of these the classifier answers right on the originals.
     """
 
-    pictures: int
+    images: int
     known: int
     right: int
     right_on_originals: int
@@ -81,9 +81,9 @@ class Demonstration:
 
     Attributes:
         server: the address that was asked.
-        gated: whether the bundle has a gate, so that pictures may stay on the device.
-        rows: one per picture.
-        panel: the panel picture's path.
+        gated: whether the bundle has a gate, so that images may stay on the device.
+        rows: one per image.
+        panel: the panel image's path.
     """
 
     server: str
@@ -92,11 +92,11 @@ class Demonstration:
     panel: Path
 
     def tally(self, answered_by: Literal["device", "cloud"] | None = None) -> Tally:
-        """Counts the pictures answered there, or all."""
+        """Counts the images answered there, or all."""
         rows = [row for row in self.rows if answered_by in (None, row.answered_by)]
         known = [row for row in rows if row.truth is not None]
         return Tally(
-            pictures=len(rows),
+            images=len(rows),
             known=len(known),
             right=sum(row.answer == row.truth for row in known),
             right_on_originals=sum(row.original == row.truth for row in known),
@@ -109,29 +109,29 @@ class Demonstration:
 
 
 def run_demo(
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     out: Path,
     *,
     classifier: Path | None = None,
     obfuscator: Path | None = None,
     on_row: Callable[[int, int], None] = lambda done, total: None,
 ) -> Demonstration:
-    """Starts the server, sends it the obfuscated pictures that have to be sent, and draws what each side saw.
+    """Starts the server, sends it the obfuscated images that have to be sent, and draws what each side saw.
 
     Args:
-        pictures: picture files of the user's, besides the shipped ones.
+        images: image files of the user's, besides the shipped ones.
         out: folder for the panel; created if needed.
         classifier: bundle to serve; the shipped one by default.
         obfuscator: bundle made for it; the shipped one by default.
-        on_row: told after each picture how many are done, of how many.
+        on_row: told after each image how many are done, of how many.
 
     Raises:
-        SfumatoError: a bundle, a picture, the server or the folder cannot be used.
+        SfumatoError: a bundle, an image, the server or the folder cannot be used.
     """
     served = Bundle.load(classifier or shipped.classifier_bundle(), kind="classifier")
     bundle = Bundle.load(obfuscator or shipped.obfuscator_bundle(), kind="obfuscator")
     inputs: list[tuple[str, str | None, npt.NDArray[np.uint8]]] = [
-        (str(path), None, load_picture(path)) for path in pictures
+        (str(path), None, load_image(path)) for path in images
     ]
     inputs += [(sample.name, sample.label, sample.pixels) for sample in shipped.samples()]
     prepared = [prepare(pixels, bundle.preprocessing) for _, _, pixels in inputs]
@@ -145,7 +145,7 @@ def run_demo(
             on_row(len(answers), len(inputs))
     rows = tuple(
         Row(
-            picture=name,
+            image=name,
             truth=truth,
             original=original,
             obfuscated=answer.label if answer.answered_by == "cloud" else None,
@@ -206,21 +206,21 @@ def _answers_on_originals(classifier: Bundle, prepared: Sequence[npt.NDArray[np.
 def _save_panel(out: Path, bundle: Bundle, prepared: Sequence[npt.NDArray[np.float32]], rows: Sequence[Row]) -> Path:
     shown = slice(0, PANEL_COLUMNS)
     batch = np.stack(prepared[shown])
-    travels = Obfuscator(bundle)(batch)
+    payload = Obfuscator(bundle)(batch)
     stays = [row.answered_by == "device" for row in rows[shown]]
-    previews = [np.asarray(ObfuscatedPicture(tensor, bundle.preprocessing).preview()) for tensor in travels]
+    previews = [np.asarray(ObfuscatedImage(tensor, bundle.preprocessing).preview()) for tensor in payload]
     sheet: list[tuple[str, Sequence[npt.NDArray[np.uint8] | str]]] = [
-        ("original: stays on the device", [_as_pixels(picture) for picture in batch]),
+        ("original: stays on the device", [_as_pixels(image) for image in batch]),
         (
-            "obfuscated: what travels (each stretched to the visible range)",
+            "obfuscated: the payload (each stretched to the visible range)",
             _unless(stays, "nothing\nis sent", previews),
         ),
     ]
     if DEOBFUSCATOR_ONNX in bundle.files:
-        restored = [_as_pixels(picture) for picture in OnnxFunction(bundle.file(DEOBFUSCATOR_ONNX))(travels)]
+        reconstructed = [_as_pixels(image) for image in OnnxFunction(bundle.file(DEOBFUSCATOR_ONNX))(payload)]
         coded = bundle.recipe.get("kind") == "sketch"
-        title = "restored: the mean of the training pictures with the same code" if coded else _JOINT
-        sheet.append((title, _unless(stays, "nothing\nto restore", restored)))
+        title = "reconstructed: the mean of the training images with the same code" if coded else _JOINT
+        sheet.append((title, _unless(stays, "nothing\nto reconstruct", reconstructed)))
     notes = {"device": "on the device", "cloud": "in the cloud"} if bundle.gate is not None else {}
     captions = [
         Caption(row.answer, row.truth in (None, row.answer), notes.get(row.answered_by, "")) for row in rows[shown]
@@ -235,11 +235,11 @@ def _save_panel(out: Path, bundle: Bundle, prepared: Sequence[npt.NDArray[np.flo
 
 
 def _unless(
-    stays: Sequence[bool], text: str, pictures: Sequence[npt.NDArray[np.uint8]]
+    stays: Sequence[bool], text: str, images: Sequence[npt.NDArray[np.uint8]]
 ) -> list[npt.NDArray[np.uint8] | str]:
-    return [text if at_home else picture for at_home, picture in zip(stays, pictures, strict=True)]
+    return [text if at_home else image for at_home, image in zip(stays, images, strict=True)]
 
 
-def _as_pixels(picture: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+def _as_pixels(image: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     """(3, H, W) float in [0, 1] -> (H, W, 3) uint8."""
-    return (picture.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
+    return (image.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)

@@ -1,6 +1,6 @@
-"""Whether a deployed pair works: an obfuscator's bundle here, a classifier at an endpoint. No private picture is sent.
+"""Whether a deployed pair works: an obfuscator's bundle here, a classifier at an endpoint. No private image is sent.
 
-What travels are obfuscated pictures that are drawn here, from random numbers.
+The payload are obfuscated images that are drawn here, from random numbers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.device.client import Client, FingerprintWarning
 from sfumato.device.connect import open_endpoint
 from sfumato.device.eight_bit import EightBit, from_pixels
-from sfumato.device.endpoint_binding import Travels, make_plan, travels_from
+from sfumato.device.endpoint_binding import Payload, make_plan, payload_from
 from sfumato.device.gate import softmax
 from sfumato.device.image_file_client import FileClient
 from sfumato.device.obfuscator import Obfuscator
@@ -30,11 +30,11 @@ from sfumato.device.predictions import Answer
 from sfumato.errors import EndpointAnswerInvalid, SfumatoError
 from sfumato.wire import ModelMetadata
 
-PICTURES = 8
+IMAGES = 8
 SAME_WITHIN = 1e-3
 """How far a probability from the endpoint may lie from the local one; float32 on other hardware stays far below."""
 SAME_WITHIN_FP16 = 2e-2
-"""The same where pictures travel in 11 significant bits, and are perhaps computed with in them."""
+"""The same where images travel in 11 significant bits, and are perhaps computed with in them."""
 _COARSE = 4
 
 Verdict = Literal["good", "note", "bad"]
@@ -57,15 +57,15 @@ class Finding:
     advice: str = ""
 
 
-def drawn_pictures(count: int, height: int, width: int) -> list[npt.NDArray[np.uint8]]:
-    """Pictures of nobody: smooth random colours with some grain, always the same ones, (H, W, 3) uint8 each."""
+def drawn_images(count: int, height: int, width: int) -> list[npt.NDArray[np.uint8]]:
+    """Images of nobody: smooth random colours with some grain, always the same ones, (H, W, 3) uint8 each."""
     random = np.random.default_rng(0)
-    pictures = []
+    images = []
     for _ in range(count):
         coarse = Image.fromarray(random.integers(0, 256, (_COARSE, _COARSE, 3), dtype=np.uint8))
         smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
-        pictures.append((smooth + random.integers(-16, 17, smooth.shape)).clip(0, 255).astype(np.uint8))
-    return pictures
+        images.append((smooth + random.integers(-16, 17, smooth.shape)).clip(0, 255).astype(np.uint8))
+    return images
 
 
 def examine(
@@ -86,7 +86,7 @@ def examine(
         server_url: the endpoint.
         classifier: the bundle of its classifier, if it is at hand, to compare answers with.
         model: the model's name at the endpoint; by default the bundle's.
-        files: what `FileClient` has to know of an endpoint that takes picture files, such as style and answer; None
+        files: what `FileClient` has to know of an endpoint that takes image files, such as style and answer; None
             for the Open Inference Protocol.
         datatype: as for `Client`.
         input_name: as for `Client`.
@@ -114,14 +114,14 @@ def _examined(
     options: dict[str, Any],
 ) -> Iterator[Finding]:
     look = bundle.preprocessing
-    pictures = drawn_pictures(PICTURES, look.height, look.width)
+    images = drawn_images(IMAGES, look.height, look.width)
     eight_bit: EightBit | None = None if files is None else "rounded" if files.get("rounding") else "exact"
     try:
-        hidden = Obfuscator(bundle, eight_bit=eight_bit).obfuscate_batch(pictures)
+        hidden = Obfuscator(bundle, eight_bit=eight_bit).obfuscate_batch(images)
     except SfumatoError as error:
         yield Finding("the bundle", "bad", str(error), "copy the bundle again, or train it again")
         return
-    yield Finding("the bundle", "good", f"its files are whole, and it obfuscates {len(hidden)} drawn pictures")
+    yield Finding("the bundle", "good", f"its files are whole, and it obfuscates {len(hidden)} drawn images")
     if classifier is not None and classifier.classifier_fingerprint != bundle.classifier_fingerprint:
         yield Finding(
             "the classifier's bundle",
@@ -135,7 +135,7 @@ def _examined(
         yield from examine_endpoint(
             server_url,
             model,
-            travels=travels_from(bundle, (3, look.height, look.width), split=False),
+            payload=payload_from(bundle, (3, look.height, look.width), split=False),
             labels=bundle.labels,
             fingerprint=bundle.classifier_fingerprint,
             **asked,
@@ -143,41 +143,41 @@ def _examined(
         )
         client = Client(server_url, bundle, model=model, gate=False, **asked, **options)
     else:
-        yield Finding("the endpoint", "note", "takes picture files, and so does not say what it serves")
+        yield Finding("the endpoint", "note", "takes image files, and so does not say what it serves")
         client = FileClient(server_url, bundle, gate=False, **files, **options)
     with client, warnings.catch_warnings():
         warnings.simplefilter("ignore", FingerprintWarning)  # it is a finding already
-        answers = [client.classify(picture) for picture in pictures]
-    yield Finding("answers", "good", f"{len(answers)} drawn pictures were sent, obfuscated, and answered")
+        answers = [client.classify(image) for image in images]
+    yield Finding("answers", "good", f"{len(answers)} drawn images were sent, obfuscated, and answered")
     if classifier is None:
         advice = "give --classifier BUNDLE to compare them with the classifier's own"
         yield Finding("the answers' values", "note", "not compared with anything", advice)
     else:
-        sent = np.stack([picture.tensor for picture in hidden])
+        sent = np.stack([image.tensor for image in hidden])
         half = isinstance(client, Client) and client.datatype == "FP16"
         allowed = SAME_WITHIN_FP16 if half else SAME_WITHIN
         yield _compared(answers, sent if files is None else from_pixels(sent, look), classifier, allowed)
     yield _timed(answers)
-    yield _gate(bundle, pictures)
+    yield _gate(bundle, images)
 
 
 def examine_endpoint(
     server_url: str,
     model: str,
     *,
-    travels: Travels,
+    payload: Payload,
     labels: Sequence[str],
     fingerprint: str | None,
     datatype: str | None = None,
     input_name: str | None = None,
     **options: Any,
 ) -> Iterator[Finding]:
-    """Compares what an endpoint says of its model with what is needed. Sends nothing of any picture.
+    """Compares what an endpoint says of its model with what is needed. Sends nothing of any image.
 
     Args:
         server_url: the endpoint.
         model: its name there.
-        travels: what it has to take.
+        payload: what it has to take.
         labels: of the classifier, in the order of its outputs.
         fingerprint: of the classifier; None if it does not matter.
         datatype: as for `Client`.
@@ -194,19 +194,19 @@ def examine_endpoint(
         endpoint.check_ready()
         metadata = endpoint.metadata(model)
     yield Finding("the endpoint", "good", f"ready, {metadata.platform or 'platform not said'}")
-    yield _shapes(metadata, travels, datatype, input_name)
+    yield _shapes(metadata, payload, datatype, input_name)
     yield _labels(metadata, labels)
     if fingerprint is not None:
         yield _fingerprint(metadata, fingerprint)
 
 
-def _shapes(metadata: ModelMetadata, travels: Travels, datatype: str | None, input_name: str | None) -> Finding:
+def _shapes(metadata: ModelMetadata, payload: Payload, datatype: str | None, input_name: str | None) -> Finding:
     inputs, outputs = (
         [f"{spec.datatype} {list(spec.shape)}" for spec in specs] for specs in (metadata.inputs, metadata.outputs)
     )
     said = f"takes {', '.join(inputs) or 'what it does not say'}, gives {', '.join(outputs) or 'what it does not say'}"
     try:
-        plan = make_plan(metadata, travels, datatype=datatype, input_name=input_name)
+        plan = make_plan(metadata, payload, datatype=datatype, input_name=input_name)
     except EndpointAnswerInvalid as error:
         advice = "serve the very classifier that the obfuscator is for, with one FP32 input (N, 3, H, W) and its logits"
         return Finding("shapes and datatypes", "bad", f"{said}: {error}", advice)
@@ -262,19 +262,19 @@ def _timed(answers: Sequence[Answer]) -> Finding:
         "latency",
         "good",
         f"there and back {statistics.median(times):.1f} ms (median of {len(times)}, longest {max(times):.1f} ms), "
-        f"{here:.1f} ms here; {answers[0].payload_bytes:,} bytes a picture",
+        f"{here:.1f} ms here; {answers[0].payload_bytes:,} bytes an image",
     )
 
 
-def _gate(bundle: Bundle, pictures: Sequence[npt.NDArray[np.uint8]]) -> Finding:
+def _gate(bundle: Bundle, images: Sequence[npt.NDArray[np.uint8]]) -> Finding:
     if bundle.gate is None:
-        return Finding("gate", "note", "none: every picture is sent, obfuscated")
-    sent = sum(decision.obfuscated is not None for decision in Obfuscator(bundle).decide_batch(pictures))
+        return Finding("gate", "note", "none: every image is sent, obfuscated")
+    sent = sum(decision.obfuscated is not None for decision in Obfuscator(bundle).decide_batch(images))
     return Finding(
         "gate",
         "good",
         f"what the device is at least {bundle.gate.threshold:.1%} sure of stays; chosen to send "
-        f"{bundle.gate.offload_rate:.1%}; of {len(pictures)} drawn pictures of nothing, {sent} would be sent",
+        f"{bundle.gate.offload_rate:.1%}; of {len(images)} drawn images of nothing, {sent} would be sent",
     )
 
 

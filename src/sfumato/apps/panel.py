@@ -1,4 +1,4 @@
-"""Picture panels: rows of small pictures with a title each and a caption under every column."""
+"""Image panels: rows of small images with a title each and a caption under every column."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def draw_panel(
     """Draws a panel.
 
     Args:
-        rows: title and pictures (H, W, 3) uint8; all rows equally long. Text in a picture's place says why there is
+        rows: title and images (H, W, 3) uint8; all rows equally long. Text in an image's place says why there is
             none.
         captions: one per column.
-        side: how large each picture is drawn, in pixels; enlarged ones show their pixels.
+        side: how large each image is drawn, in pixels; enlarged ones show their pixels.
 
     Returns:
-        An RGB picture.
+        An RGB image.
 
     Raises:
         ValueError: rows or captions differ in length.
     """
-    if any(len(pictures) != len(captions) for _, pictures in rows):
-        raise ValueError(f"rows of {[len(pictures) for _, pictures in rows]} pictures for {len(captions)} captions")
+    if any(len(images) != len(captions) for _, images in rows):
+        raise ValueError(f"rows of {[len(images) for _, images in rows]} images for {len(captions)} captions")
     font = ImageFont.load_default(_TEXT)
     title_height = _TEXT + 8
     row_height = title_height + side + _GAP
@@ -56,18 +56,18 @@ def draw_panel(
     lines = 2 if any(caption.note for caption in captions) else 1
     sheet = Image.new("RGB", (width, 2 * _MARGIN + len(rows) * row_height + lines * (_TEXT + 4)), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    for number, (title, pictures) in enumerate(rows):
+    for number, (title, images) in enumerate(rows):
         top = _MARGIN + number * row_height
         draw.text((_MARGIN, top), title, fill=_INK, font=font)
-        for column, pixels in enumerate(pictures):
+        for column, pixels in enumerate(images):
             left = _MARGIN + column * (side + _GAP)
             if isinstance(pixels, str):
                 _draw_blank(draw, (left, top + title_height), side, pixels, font)
                 continue
             enlarging = side >= max(pixels.shape[:2])
             how = Image.Resampling.NEAREST if enlarging else Image.Resampling.BILINEAR
-            picture = Image.fromarray(pixels).resize((side, side), how)
-            sheet.paste(picture, (left, top + title_height))
+            image = Image.fromarray(pixels).resize((side, side), how)
+            sheet.paste(image, (left, top + title_height))
     for column, caption in enumerate(captions):
         left = _MARGIN + column * (side + _GAP)
         place = (left, _MARGIN + len(rows) * row_height)

@@ -8,7 +8,7 @@ Two kinds exist:
 
 * ``classifier``: `model.onnx` (what a server serves) and, to train through it, `weights.safetensors` (of an
   architecture of ours) or `program.pt2` (of anybody's: see `sfumato.lab.classifiers.exported_programs`);
-* ``obfuscator``: `obfuscator.onnx` (picture in [0, 1] to classifier input), `obfuscator.safetensors`, and, where one
+* ``obfuscator``: `obfuscator.onnx` (image in [0, 1] to classifier input), `obfuscator.safetensors`, and, where one
   was made beside it, a deobfuscator in `deobfuscator.onnx` / `deobfuscator.safetensors`. With a `gate`, the graph of
   `obfuscator.onnx` has a second output, `device_logits`: the device's own answer, calibrated logits (N, classes)
   float32. With a `decoder.onnx` it has one more, the last, `code`: (N, B) uint8, from which the decoder, which is no
@@ -32,6 +32,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from sfumato.artifacts.versions import upgraded
 from sfumato.errors import BundleError
 
 SCHEMA = "sfumato.bundle/1"
@@ -55,9 +56,9 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes the classifier's input.
+    """How an image becomes the classifier's input.
 
-    A picture is decoded to RGB, resized so that its shorter side fits, centre-cropped to
+    An image is decoded to RGB, resized so that its shorter side fits, centre-cropped to
     `height` x `width`, scaled to float32 in [0, 1], and then (in the obfuscator's own graph, or before
     a plain classifier) turned into `(x - mean) / std`.
 
@@ -82,17 +83,17 @@ class Preprocessing:
                 f"preprocessing needs three means and three positive deviations, got {self.mean}, {self.std}"
             )
 
-    def normalize(self, pictures: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """`(pictures - mean) / std` per channel: (..., 3, H, W) float32 in [0, 1] -> the same shape."""
+    def normalize(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """`(images - mean) / std` per channel: (..., 3, H, W) float32 in [0, 1] -> the same shape."""
         mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (self.mean, self.std))
-        normalized: npt.NDArray[np.float32] = (pictures - mean) / std
+        normalized: npt.NDArray[np.float32] = (images - mean) / std
         return normalized
 
     def denormalize(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """The inverse of `normalize`: a classifier's input (..., 3, H, W) float32 -> the picture, the same shape."""
+        """The inverse of `normalize`: a classifier's input (..., 3, H, W) float32 -> the image, the same shape."""
         mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (self.mean, self.std))
-        picture: npt.NDArray[np.float32] = inputs * std + mean
-        return picture
+        image: npt.NDArray[np.float32] = inputs * std + mean
+        return image
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Preprocessing:
@@ -117,14 +118,14 @@ class Gate:
     """When the device's own answer is final, so that nothing is sent.
 
     Attributes:
-        threshold: a picture is sent if the probability of the device's likeliest class is below this, in [0, 1].
-        offload_rate: the share of pictures that was to be sent when the threshold was chosen, in [0, 1].
-        pictures: how many pictures it was chosen on; neither trained on nor tested on.
+        threshold: an image is sent if the probability of the device's likeliest class is below this, in [0, 1].
+        offload_rate: the share of images that was to be sent when the threshold was chosen, in [0, 1].
+        images: how many images it was chosen on; neither trained on nor tested on.
     """
 
     threshold: float
     offload_rate: float
-    pictures: int
+    images: int
 
     def __post_init__(self) -> None:
         if not (0 <= self.threshold <= 1 and 0 <= self.offload_rate <= 1):
@@ -140,7 +141,7 @@ class Gate:
             BundleError: a field is missing or of the wrong type.
         """
         try:
-            return cls(float(raw["threshold"]), float(raw["offload_rate"]), int(raw["pictures"]))
+            return cls(float(raw["threshold"]), float(raw["offload_rate"]), int(raw["images"]))
         except (KeyError, TypeError, ValueError) as error:
             raise BundleError(f"gate in {MANIFEST} is malformed: {error!r}") from error
 
@@ -154,11 +155,11 @@ class Bundle:
         kind: "classifier" or "obfuscator".
         name: the classifier's name; what a server calls the model.
         labels: one name per class, in the order of the logits.
-        preprocessing: how a picture becomes the classifier's input.
+        preprocessing: how an image becomes the classifier's input.
         classifier_fingerprint: `sha256:<hex>` of the classifier's ONNX file, see `fingerprint`.
         recipe: the resolved recipe that made it.
         figures: measured numbers, by the names used in the documents.
-        provenance: what was run: commit, seed, library versions, device, how many pictures.
+        provenance: what was run: commit, seed, library versions, device, how many images.
         files: SHA-256 in hex of each file, by name.
         gate: when an obfuscator's device answers by itself; None if it always sends.
     """
@@ -271,7 +272,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} is not a bundle: it has no {MANIFEST} (`sfumato adopt` makes one of a classifier from elsewhere)"
         )
     try:
-        raw = json.loads(manifest.read_text(encoding="utf-8"))
+        raw = upgraded(json.loads(manifest.read_text(encoding="utf-8")))
     except (OSError, RecursionError, ValueError) as error:
         raise BundleError(f"{manifest} cannot be read as JSON: {error}") from error
     schema = raw.get("schema") if isinstance(raw, dict) else None

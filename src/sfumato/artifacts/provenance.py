@@ -19,7 +19,7 @@ def provenance(**facts: Any) -> dict[str, Any]:
     """What was run, on what.
 
     Args:
-        **facts: what only the caller knows: seed, epochs, how many pictures, ...
+        **facts: what only the caller knows: seed, epochs, how many images, ...
     """
     return {
         "sfumato": sfumato.__version__,

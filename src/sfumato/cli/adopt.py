@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sfumato.cli.app import app
-from sfumato.cli.inputs import picture_size
+from sfumato.cli.inputs import image_size
 from sfumato.cli.output import JsonOption, needs_train_extra, print_json
 from sfumato.errors import SfumatoError
 
@@ -69,8 +69,8 @@ def adopt(
         )
         return
     typer.echo(f"bundle: {bundle.path}")
-    typer.echo(f"  {bundle.recipe['origin']}, {len(bundle.labels)} classes, pictures of {look.height}x{look.width}")
-    typer.echo(f"  input: (picture in [0, 1] - {_numbers(look.mean)}) / {_numbers(look.std)}")
+    typer.echo(f"  {bundle.recipe['origin']}, {len(bundle.labels)} classes, images of {look.height}x{look.width}")
+    typer.echo(f"  input: (image in [0, 1] - {_numbers(look.mean)}) / {_numbers(look.std)}")
     for note in bundle.recipe["notes"]:
         typer.echo(f"  note: {note}")
 
@@ -83,7 +83,7 @@ def stated(name: str | None, size: str | None, mean: str | None, std: str | None
     """
     from sfumato.lab.classifiers import Stated
 
-    return Stated(picture_size(size), _three(mean, "--mean"), _three(std, "--std"), _lines(labels), name)
+    return Stated(image_size(size), _three(mean, "--mean"), _three(std, "--std"), _lines(labels), name)
 
 
 def _three(text: str | None, flag: str) -> tuple[float, float, float] | None:

@@ -13,9 +13,9 @@ from sfumato.errors import Interrupted, SfumatoError
 app = typer.Typer(
     name="sfumato",
     help=(
-        "Use a classifier in the cloud without showing it the picture.\n\n"
-        "An obfuscator on the device changes the picture before it travels; an unmodified classifier answers. "
-        "This is not encryption: expect the obfuscated picture to leak."
+        "Use a classifier in the cloud without showing it the image.\n\n"
+        "An obfuscator on the device changes the image before it travels; an unmodified classifier answers. "
+        "This is not encryption: expect the obfuscated image to leak."
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -42,7 +42,7 @@ def run(commands: typer.Typer) -> None:
 
     Exit codes: 0 success, 1 an error of ours (one line on standard error), 2 wrong usage, 130 interrupted.
     """
-    warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a picture is said once, by our own error
+    warnings.filterwarnings("ignore", module="PIL")  # what is wrong with an image is said once, by our own error
     try:
         commands()
     except SfumatoError as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sfumato.cli.app import app
-from sfumato.cli.inputs import obfuscator_bundle, picture_size
+from sfumato.cli.inputs import image_size, obfuscator_bundle
 from sfumato.cli.output import JsonOption, needs_train_extra, print_json
 from sfumato.cli.train import keep_freed_memory
 from sfumato.errors import AuditError
@@ -43,21 +43,19 @@ def audit(
         typer.Option(help="Bundle of the classifier it is for. Default for a bundle: the shipped one, if it fits."),
     ] = None,
     data: Annotated[str, typer.Option(help="cifar10, faces, a folder, or a hub id.")] = "cifar10",
-    size: Annotated[str | None, typer.Option(metavar="HxW", help="Picture size, where a callable has none.")] = None,
-    pictures: Annotated[
-        int | None, typer.Option(min=10, help="Use only so many training and test pictures each.")
-    ] = None,
+    size: Annotated[str | None, typer.Option(metavar="HxW", help="Image size, where a callable has none.")] = None,
+    images: Annotated[int | None, typer.Option(min=10, help="Use only so many training and test images each.")] = None,
     budget: Annotated[BudgetName, typer.Option(help="How hard the attackers try.")] = BudgetName.QUICK,
     share: Annotated[
         float,
-        typer.Option(help="Train every attacker this many times as long: less than 1 for large pictures, or in haste."),
+        typer.Option(help="Train every attacker this many times as long: less than 1 for large images, or in haste."),
     ] = 1.0,
     seeds: Annotated[int | None, typer.Option(min=1, help="Repeat the strongest attacker with so many seeds.")] = None,
     shadow: Annotated[
         str | None, typer.Option(help="Another obfuscator by the same recipe, for who knows only the recipe.")
     ] = None,
     other: Annotated[
-        str | None, typer.Option(help="Pictures of another kind: a data set. Default: drawn ones (dead leaves).")
+        str | None, typer.Option(help="Images of another kind: a data set. Default: drawn ones (dead leaves).")
     ] = None,
     local: Annotated[Path | None, typer.Option(help="Bundle of a classifier small enough for the device.")] = None,
     label_column: Annotated[
@@ -103,11 +101,11 @@ def audit(
     if not 0 < share < float("inf"):
         raise AuditError(f"--share must be above 0, got {share}")
     given = obfuscator or str(obfuscator_bundle(None))
-    target_size = picture_size(size) or native_size(given)
+    target_size = image_size(size) or native_size(given)
     train, test, extra = load_train_test(
         data, size=target_size, label_column=label_column, attributes=tuple(attribute or ())
     )
-    train, test = train.subset(pictures), test.subset(pictures)
+    train, test = train.subset(images), test.subset(images)
     height, width = train.images.shape[2:]
     target = load_target(given, size=(height, width))
     served = _classifier(given, classifier)
@@ -136,7 +134,7 @@ def audit(
                 classifier=served,
                 local=Bundle.load(local, kind="classifier") if local else None,
                 points=tuple(collect(beside)) if beside else (),
-                attributes={name: (known[:pictures], asked[:pictures]) for name, (known, asked) in extra.items()},
+                attributes={name: (known[:images], asked[:images]) for name, (known, asked) in extra.items()},
             ),
             resume=resume,
             overwrite=overwrite,
@@ -183,7 +181,7 @@ def _announce(plan: Budget, name: str, sets: tuple[ImageSet, ImageSet], device: 
     threats = len({trial.threat for trial in plan.trials})
     typer.echo(
         f"auditing {name}: {len(plan.trials)} attacks by {attackers} attackers under {threats} threat models, then "
-        f"identification and attributes, from {len(train):,} training and {len(test):,} test pictures, on {device}"
+        f"identification and attributes, from {len(train):,} training and {len(test):,} test images, on {device}"
     )
     typer.echo(f"budget {plan.name}: {plan.says}; about {minutes} on this machine")
 

@@ -28,9 +28,9 @@ def baseline(
     strength: Annotated[
         float | None, typer.Option(help="What it means: see `--list`. Default: likewise.", show_default=False)
     ] = None,
-    epochs: Annotated[float, typer.Option(help="Of those that learn; 0.5 is half of the pictures.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of keys, first weights and the order of the pictures.")] = 0,
-    pictures: Annotated[int | None, typer.Option(min=2, help="Use only the first so many pictures.")] = None,
+    epochs: Annotated[float, typer.Option(help="Of those that learn; 0.5 is half of the images.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of keys, first weights and the order of the images.")] = 0,
+    images: Annotated[int | None, typer.Option(min=2, help="Use only the first so many images.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder. [default: runs/baselines/NAME]", show_default=False)
     ] = None,
@@ -63,7 +63,7 @@ def baseline(
     size = (served.preprocessing.height, served.preprocessing.width)
     method = build(name, *size, strength=strength, seed=seed)
     train, test = (
-        load_images(data, split, size=size, label_column=label_column).subset(pictures) for split in ("train", "test")
+        load_images(data, split, size=size, label_column=label_column).subset(images) for split in ("train", "test")
     )
     folder.mkdir(parents=True, exist_ok=True)  # before the long part, so that nothing is learned in vain
     with _bar(name) as progress:

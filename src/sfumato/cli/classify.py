@@ -1,4 +1,4 @@
-"""`sfumato classify`: asks an endpoint what is on pictures that it never sees."""
+"""`sfumato classify`: asks an endpoint what is on images that it never sees."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from sfumato.cli.inputs import (
     EncodingOption,
     InputNameOption,
     TokenFileOption,
-    expand_pictures,
+    expand_images,
     obfuscator_bundle,
     read_token,
 )
 from sfumato.cli.output import JsonOption, print_json, print_skipped, progress
 from sfumato.cli.streaming import EveryOption, WatchOption, answer_as_json, print_stream, streams_of
-from sfumato.errors import BundleError, EndpointError, EndpointFailed, PictureError, SfumatoError
+from sfumato.errors import BundleError, EndpointError, EndpointFailed, ImageError, SfumatoError
 
 if TYPE_CHECKING:
     from sfumato.device import Answer, Client, FileClient
@@ -45,8 +45,8 @@ def classify(
     server: Annotated[
         str, typer.Option(help="The endpoint: https://host:port, or grpcs://host:port.", show_default=False)
     ],
-    pictures: Annotated[
-        list[Path] | None, typer.Argument(help="Picture files, folders of them, or videos.", show_default=False)
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Image files, folders of them, or videos.", show_default=False)
     ] = None,
     watch: WatchOption = None,
     every_s: EveryOption = None,
@@ -76,34 +76,34 @@ def classify(
     answer: AnswerOption = None,
     answer_keys: AnswerKeysOption = None,
     rounding: RoundOption = False,
-    top: Annotated[int, typer.Option(min=1, help="How many classes to name for each picture.")] = 1,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to name for each image.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Classify pictures in the cloud without showing them.
+    """Classify images in the cloud without showing them.
 
-    Each picture is obfuscated here; only the obfuscated one travels. If the bundle has a gate, a picture that the
+    Each image is obfuscated here; only the obfuscated one travels. If the bundle has a gate, an image that the
     device is sure of is answered here and not sent at all; the endpoint is not asked anything, not even whether it
-    is there, before a picture has to be sent.
+    is there, before an image has to be sent.
 
-    A picture that cannot be used is reported; the others go on. If the endpoint fails, it is not asked again: the
+    An image that cannot be used is reported; the others go on. If the endpoint fails, it is not asked again: the
     answers until then are printed, with those that the device can still give by itself.
 
     Example: `sfumato classify holiday/ --server https://classify.example.org --top 3`
 
-    Of a video one picture a second is classified, or one in --every seconds; with --watch, pictures are classified as
-    they appear in a folder, until Ctrl-C. Each picture has a line of its own, printed as soon as it is answered; with
+    Of a video one image a second is classified, or one in --every seconds; with --watch, images are classified as
+    they appear in a folder, until Ctrl-C. Each image has a line of its own, printed as soon as it is answered; with
     --json, a JSON object.
 
     Example: `sfumato classify --watch camera/ --server https://classify.example.org --json`
 
-    The endpoint speaks the Open Inference Protocol, or takes picture files if --files says how.
+    The endpoint speaks the Open Inference Protocol, or takes image files if --files says how.
 
     Example: `sfumato classify cat.jpg --server https://example.org/classify --files form --answer labels --round`
     """
     from sfumato.device import FileClient
 
-    streams = streams_of(pictures or [], watch, every_s)
-    sources = [] if streams else expand_pictures(pictures or [])
+    streams = streams_of(images or [], watch, every_s)
+    sources = [] if streams else expand_images(images or [])
     of_files = file_options(
         files,
         field=field,
@@ -123,7 +123,7 @@ def classify(
     asked = {"model": model, "datatype": datatype, "encoding": encoding, "input_name": input_name}
     client = _client(server, obfuscator_bundle(bundle), of_files, asked, split=split, **common)
     if streams:
-        print_stream(client, pictures or [], watch, every_s, top=top, as_json=as_json)
+        print_stream(client, images or [], watch, every_s, top=top, as_json=as_json)
         return
     answers, failed, broken = _ask(client, sources, server, quiet=as_json)
     if as_json:
@@ -162,7 +162,7 @@ def _client(
 def _ask(
     client: Client | FileClient, sources: list[Path], server: str, *, quiet: bool
 ) -> tuple[list[tuple[Path, Answer]], list[dict[str, str]], SfumatoError | None]:
-    """Answers, pictures that failed, and what broke, if something did."""
+    """Answers, images that failed, and what broke, if something did."""
     from sfumato.device import FileClient, FingerprintWarning
 
     says_what_it_serves = None if isinstance(client, FileClient) else client
@@ -179,7 +179,7 @@ def _ask(
                 answer = client.classify(source) if broken is None else client.classify_at_home(source)
                 if answer is not None:
                     answers.append((source, answer))
-            except PictureError as error:
+            except ImageError as error:
                 failed.append({"file": str(source), "error": str(error)})
             except EndpointError as error:
                 broken = error
@@ -233,8 +233,8 @@ def _print_table(
     print_skipped(failed)
 
 
-def _print_where(answers: list[Answer], pictures: int) -> None:
+def _print_where(answers: list[Answer], images: int) -> None:
     at_home = sum(answer.answered_by == "device" for answer in answers)
-    said = f"{at_home} of {pictures} answered on the device; {len(answers) - at_home} sent, obfuscated"
-    unanswered = pictures - len(answers)
+    said = f"{at_home} of {images} answered on the device; {len(answers) - at_home} sent, obfuscated"
+    unanswered = images - len(answers)
     typer.echo(said + (f"; {unanswered} not answered" if unanswered else ""))

@@ -9,7 +9,7 @@ import typer
 
 from sfumato.cli.app import app
 from sfumato.cli.audit import Bars, BudgetName
-from sfumato.cli.inputs import picture_size
+from sfumato.cli.inputs import image_size
 from sfumato.cli.output import JsonOption, needs_train_extra, print_json
 from sfumato.cli.train import keep_freed_memory
 
@@ -18,7 +18,7 @@ from sfumato.cli.train import keep_freed_memory
 def controls(
     data: Annotated[str, typer.Option(help="cifar10, faces, a folder, or a hub id.")] = "cifar10",
     size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Fit every picture to this size.", show_default=False)
+        str | None, typer.Option(metavar="HxW", help="Fit every image to this size.", show_default=False)
     ] = None,
     budget: Annotated[BudgetName, typer.Option(help="How long the decoders may train.")] = BudgetName.QUICK,
     out: Annotated[
@@ -49,14 +49,14 @@ def controls(
 
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)  # before the long part, so that nothing is measured in vain
-    train, test, _ = load_train_test(data, size=picture_size(size))
-    pictures = BUDGETS[budget.value].control_pictures
+    train, test, _ = load_train_test(data, size=image_size(size))
+    images = BUDGETS[budget.value].control_images
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with Bars(quiet=as_json) as progress:
         found = decoder_controls(
             train,
             test,
-            pictures=pictures,
+            images=images,
             device=device,
             progress=lambda what, done, total: progress(0, 1, what, done, total),
         )
@@ -64,10 +64,10 @@ def controls(
         "controls": [asdict(control) for control in found],
         "measured": provenance(
             budget=budget.value,
-            pictures_seen=pictures,
+            images_seen=images,
             accelerator=device.type,
-            train={"data": train.source, "data_sha256": train.sha256, "pictures": len(train)},
-            test={"data": test.source, "data_sha256": test.sha256, "pictures": len(test)},
+            train={"data": train.source, "data_sha256": train.sha256, "images": len(train)},
+            test={"data": test.source, "data_sha256": test.sha256, "images": len(test)},
         ),
     }
     if out is not None:
@@ -75,7 +75,7 @@ def controls(
     if as_json:
         print_json(result)
     else:
-        shown = Table(title=f"{pictures:,} training pictures a decoder, {data}", title_justify="left")
+        shown = Table(title=f"{images:,} training images a decoder, {data}", title_justify="left")
         for header in ("control", "", "measured", "needed"):
             shown.add_column(header)
         for control in found:

@@ -19,8 +19,8 @@ def cost(
     classifiers: Annotated[
         list[str] | None, typer.Argument(help="Names such as resnet18. [default: all]", show_default=False)
     ] = None,
-    height: Annotated[int, typer.Option(min=8, help="Rows of the picture, a multiple of 8.")] = 32,
-    width: Annotated[int, typer.Option(min=8, help="Columns of the picture, a multiple of 8.")] = 32,
+    height: Annotated[int, typer.Option(min=8, help="Rows of the image, a multiple of 8.")] = 32,
+    width: Annotated[int, typer.Option(min=8, help="Columns of the image, a multiple of 8.")] = 32,
     classes: Annotated[int, typer.Option(min=2, help="Classes of the classifier.")] = 10,
     as_json: JsonOption = False,
 ) -> None:
@@ -35,9 +35,7 @@ def cost(
         from sfumato.lab import models
 
     if height % models.Obfuscator.size_multiple or width % models.Obfuscator.size_multiple:
-        raise SfumatoError(
-            f"picture sides must be multiples of {models.Obfuscator.size_multiple}, got {height}x{width}"
-        )
+        raise SfumatoError(f"image sides must be multiples of {models.Obfuscator.size_multiple}, got {height}x{width}")
     unknown = [name for name in classifiers or [] if name not in models.CLASSIFIERS]
     if unknown:
         raise SfumatoError(f"unknown classifier {unknown[0]!r}; known: {', '.join(models.CLASSIFIERS)}")
@@ -50,7 +48,7 @@ def cost(
         try:
             theirs = models.cost(models.build_classifier(name, classes), height=height, width=width)
         except RuntimeError as error:
-            raise SfumatoError(f"{name} does not take pictures of {height}x{width}: {error}") from error
+            raise SfumatoError(f"{name} does not take images of {height}x{width}: {error}") from error
         rows.append(
             {
                 "classifier": name,

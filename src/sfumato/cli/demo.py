@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sfumato.cli.app import app
-from sfumato.cli.inputs import expand_pictures
+from sfumato.cli.inputs import expand_images
 from sfumato.cli.output import JsonOption, print_json
 
 if TYPE_CHECKING:
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 @app.command()
 def demo(
-    pictures: Annotated[
-        list[Path] | None, typer.Argument(help="Pictures of your own, besides the shipped ones.", show_default=False)
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Images of your own, besides the shipped ones.", show_default=False)
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the panel picture.")] = Path("demo-output"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the panel image.")] = Path("demo-output"),
     as_json: JsonOption = False,
 ) -> None:
-    """See it work: a server as a process of its own answers on pictures that it never sees.
+    """See it work: a server as a process of its own answers on images that it never sees.
 
-    The shipped CIFAR-10 test pictures are obfuscated here and sent; the classifier's answers on the
-    originals are computed here for comparison. The panel shows the original, what travels, and, if the bundle has
-    the deobfuscator it was trained against, what that restores. If the bundle has a gate, pictures that the device
+    The shipped CIFAR-10 test images are obfuscated here and sent; the classifier's answers on the
+    originals are computed here for comparison. The panel shows the original, the payload, and, if the bundle has
+    the deobfuscator it was trained against, what that reconstructs. If the bundle has a gate, images that the device
     is sure of are answered here and not sent.
 
     Example: `sfumato demo my-cat.jpg`
@@ -42,7 +42,7 @@ def demo(
     with Progress(console=Console(stderr=True), transient=True, disable=as_json) as bar:
         task = bar.add_task("classifying", total=None)
         shown = run_demo(
-            expand_pictures(pictures or []),
+            expand_images(images or []),
             out,
             on_row=lambda done, total: bar.update(task, completed=done, total=total),
         )
@@ -63,12 +63,12 @@ def _print(shown: Demonstration) -> None:
         for line in _by_place(shown):
             console.print(line)
         console.print(f"{over_all.right} of {over_all.known} right over all, {originals}")
-        saw = "saw of these pictures only what was sent, obfuscated"
+        saw = "saw of these images only what was sent, obfuscated"
     else:
-        console.print(f"{over_all.right} of {over_all.known} right on the obfuscated pictures, {originals}")
-        saw = "saw obfuscated pictures only"
+        console.print(f"{over_all.right} of {over_all.known} right on the obfuscated images, {originals}")
+        saw = "saw obfuscated images only"
     console.print(f"The server ({shown.server}) {saw}. The panel: {shown.panel}", soft_wrap=True)
-    console.print("This is not encryption: how much a determined attacker restores is a matter of measurement.")
+    console.print("This is not encryption: how much a determined attacker reconstructs is a matter of measurement.")
 
 
 def _table(shown: Demonstration) -> Table:
@@ -76,16 +76,16 @@ def _table(shown: Demonstration) -> Table:
     from rich.table import Table
 
     if shown.gated:  # one column more, in a terminal of the usual 80 characters
-        table = Table("picture", "true label", "original", "answer", "by", "sure", "bytes", "ms")
+        table = Table("image", "true label", "original", "answer", "by", "sure", "bytes", "ms")
         table.show_edge = table.pad_edge = False
     else:
-        table = Table("picture", "true label", "on the original", "on the obfuscated", "sure", "bytes sent", "ms")
+        table = Table("image", "true label", "on the original", "on the obfuscated", "sure", "bytes sent", "ms")
     for column in table.columns[-3:]:
         column.justify = "right"
     for row in shown.rows:
         colour = "white" if row.truth is None else "green" if row.answer == row.truth else "red"
         table.add_row(
-            escape(row.picture),
+            escape(row.image),
             row.truth or "?",
             row.original,
             f"[{colour}]{row.answer}[/{colour}]",
@@ -101,6 +101,6 @@ def _by_place(shown: Demonstration) -> list[str]:
     device, cloud = shown.tally("device"), shown.tally("cloud")
     total = len(shown.rows)
     return [
-        f"{device.pictures} of {total} answered on the device, nothing sent: {device.right} of {device.known} right.",
-        f"{cloud.pictures} of {total} sent, obfuscated: {cloud.right} of {cloud.known} right.",
+        f"{device.images} of {total} answered on the device, nothing sent: {device.right} of {device.known} right.",
+        f"{cloud.images} of {total} sent, obfuscated: {cloud.right} of {cloud.known} right.",
     ]

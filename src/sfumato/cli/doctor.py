@@ -67,14 +67,14 @@ def doctor(
     rounding: RoundOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a deployed pair from end to end, without any picture of yours.
+    """Check a deployed pair from end to end, without any image of yours.
 
-    What is sent are obfuscated pictures that are drawn from random numbers. Says of each thing whether it is well and
+    What is sent are obfuscated images that are drawn from random numbers. Says of each thing whether it is well and
     what to do if not; the exit code is 1 if something is bad.
 
     Example: `sfumato doctor runs/mine/bundle --server https://classify.example.org --classifier runs/mine/classifier`
 
-    An endpoint that takes picture files says nothing of itself; there the answers are looked at.
+    An endpoint that takes image files says nothing of itself; there the answers are looked at.
 
     Example: `sfumato doctor runs/mine/bundle --server https://example.org/classify --files form`
     """

@@ -21,21 +21,21 @@ def evaluate(
         Path | None, typer.Option(help="Bundle of its classifier. Default: the shipped one.", show_default=False)
     ] = None,
     data: Annotated[
-        str, typer.Option(help="cifar10, faces, a folder, or a hub id; its test pictures are used.")
+        str, typer.Option(help="cifar10, faces, a folder, or a hub id; its test images are used.")
     ] = "cifar10",
     label_column: Annotated[
         str | None, typer.Option(help="The column with the classes. Default: found by its type or name.")
     ] = None,
-    pictures: Annotated[int | None, typer.Option(min=1, help="Use only the first so many pictures.")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Use only the first so many images.")] = None,
     rounding: Annotated[
-        bool, typer.Option("--round", help="Round what travels to 8-bit pictures, as `classify --files --round` does.")
+        bool, typer.Option("--round", help="Round the payload to 8-bit images, as `classify --files --round` does.")
     ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write a results file here.", show_default=False)
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure accuracy on plain and on obfuscated pictures, through the very files that are shipped.
+    """Measure accuracy on plain and on obfuscated images, through the very files that are shipped.
 
     Example: `sfumato evaluate runs/mine/bundle --classifier runs/resnet/bundle -o results/mine.json`
     """
@@ -51,8 +51,8 @@ def evaluate(
     obfuscator = Bundle.load(obfuscator_bundle(bundle), kind="obfuscator")
     served = Bundle.load(classifier or classifier_bundle(), kind="classifier")
     size = (obfuscator.preprocessing.height, obfuscator.preprocessing.width)
-    images = load_images(data, "test", size=size, label_column=label_column).subset(pictures)
-    figures = evaluate_obfuscator(obfuscator, served, images, rounding=rounding)
+    test = load_images(data, "test", size=size, label_column=label_column).subset(images)
+    figures = evaluate_obfuscator(obfuscator, served, test, rounding=rounding)
     result = {
         "figures": figures,
         "rounded_to_8_bits": rounding,
@@ -62,7 +62,7 @@ def evaluate(
             "fingerprint": served.classifier_fingerprint,
             "training": served.provenance,
         },
-        "measured": provenance(data=images.source, data_sha256=images.sha256),
+        "measured": provenance(data=test.source, data_sha256=test.sha256),
     }
     if out is not None:
         write_json(out, result)

@@ -40,13 +40,13 @@ def export(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Test pictures to compare on: cifar10, faces, a folder, a hub id. Default: 40 shipped ones."),
+        typer.Option(help="Test images to compare on: cifar10, faces, a folder, a hub id. Default: 40 shipped ones."),
     ] = None,
-    pictures: Annotated[int, typer.Option(min=1, help="With --data: the first so many.")] = 200,
+    images: Annotated[int, typer.Option(min=1, help="With --data: the first so many.")] = 200,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write an obfuscator's network for apps on phones: an ExecuTorch program for one picture, in float32.
+    """Write an obfuscator's network for apps on phones: an ExecuTorch program for one image, in float32.
 
     It is run beside the bundle's ONNX file first; if its outputs are others, nothing is written.
 
@@ -61,7 +61,7 @@ def export(
         import executorch  # noqa: F401  (what is missing is said at once)
 
         from sfumato.lab.data import load_images
-        from sfumato.lab.export.executorch import export_executorch, sample_pictures
+        from sfumato.lab.export.executorch import export_executorch, sample_images
     from rich.console import Console
 
     from sfumato.artifacts.bundle import Bundle
@@ -69,10 +69,10 @@ def export(
     source = Bundle.load(bundle, kind="obfuscator")
     size = source.preprocessing
     if data is None:
-        given = sample_pictures(size)
+        given = sample_images(size)
     else:
-        images = load_images(data, "test", size=(size.height, size.width)).subset(pictures)
-        given = (images.images.float() / 255).numpy()
+        test = load_images(data, "test", size=(size.height, size.width)).subset(images)
+        given = (test.images.float() / 255).numpy()
     classify = _classifier(source, classifier)
     with Console(stderr=True).status("lowering the network, and running it beside the ONNX file"):
         compared = export_executorch(source, out, given, classify=classify)
@@ -80,7 +80,7 @@ def export(
         print_json({"file": str(out), "bytes": out.stat().st_size, "format": to.value, **asdict(compared)})
         return
     typer.echo(f"written: {out} ({out.stat().st_size / 1e6:.2f} MB)")
-    typer.echo(f"  input: one picture (1, 3, {size.height}, {size.width}) float32 in [0, 1]")
+    typer.echo(f"  input: one image (1, 3, {size.height}, {size.width}) float32 in [0, 1]")
     typer.echo(f"  output: {_outputs(source, compared)}")
     typer.echo(f"  {_said(compared)}")
     typer.echo("  the network alone: checks, gate and encoding are the app's; docs/device.md says which")
@@ -105,10 +105,10 @@ def _classifier(source: Bundle, given: Path | None) -> OnnxFunction | None:
 
 def _outputs(source: Bundle, compared: Comparison) -> str:
     size = source.preprocessing
-    travels = f"the classifier's input (1, 3, {size.height}, {size.width}) float32"
+    payload = f"the classifier's input (1, 3, {size.height}, {size.width}) float32"
     if compared.codes_changed is None:
-        return travels
-    return f"{travels}; the device's logits (1, {len(source.labels)}) float32; the code, uint8"
+        return payload
+    return f"{payload}; the device's logits (1, {len(source.labels)}) float32; the code, uint8"
 
 
 def _said(compared: Comparison) -> str:
@@ -118,7 +118,6 @@ def _said(compared: Comparison) -> str:
         ("answers of the cloud", compared.cloud_answers_changed),
     ]
     changed = ", ".join(f"{count} {what}" for what, count in counts if count is not None)
-    return (
-        f"beside the ONNX file on {compared.pictures} pictures: largest difference {compared.largest_difference:.0e}"
-        + (f"; changed: {changed}" if changed else "")
+    return f"beside the ONNX file on {compared.images} images: largest difference {compared.largest_difference:.0e}" + (
+        f"; changed: {changed}" if changed else ""
     )

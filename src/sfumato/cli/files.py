@@ -1,4 +1,4 @@
-"""The options for endpoints that take picture files, which several commands have."""
+"""The options for endpoints that take image files, which several commands have."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from sfumato.errors import SfumatoError
 
-_PANEL = "Endpoints that take picture files"
+_PANEL = "Endpoints that take image files"
 
 
 class StyleName(StrEnum):
@@ -33,7 +33,7 @@ FilesOption = Annotated[
     StyleName | None,
     typer.Option(
         "--files",
-        help="Send picture files to --server, the full address: in a multipart form, as the body, or in JSON.",
+        help="Send image files to --server, the full address: in a multipart form, as the body, or in JSON.",
         rich_help_panel=_PANEL,
         show_default=False,
     ),
@@ -52,7 +52,7 @@ TemplateOption = Annotated[
 FileFormatOption = Annotated[
     FileFormatName | None,
     typer.Option(
-        help="png, lossless webp, or what is smaller for each picture. Default: smallest.",
+        help="png, lossless webp, or what is smaller for each image. Default: smallest.",
         rich_help_panel=_PANEL,
         show_default=False,
     ),
@@ -97,7 +97,7 @@ def file_options(
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if style is None:
         if options or answer_keys is not None or rounding:
-            raise SfumatoError("options for picture files were given without --files form, body or json")
+            raise SfumatoError("options for image files were given without --files form, body or json")
         return None
     if template is not None:
         try:

@@ -53,8 +53,8 @@ def frontier(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Train each point with so many seeds.")] = 1,
     budget: Annotated[BudgetName, typer.Option(help="How hard the audits' attackers try.")] = BudgetName.QUICK,
-    pictures: Annotated[
-        int | None, typer.Option(min=10, help="Audit with only so many training and test pictures each.")
+    images: Annotated[
+        int | None, typer.Option(min=10, help="Audit with only so many training and test images each.")
     ] = None,
     local: Annotated[Path | None, typer.Option(help="Bundle of a classifier small enough for the device.")] = None,
     local_recipe: Annotated[Path | None, typer.Option(help="Train that classifier by this recipe instead.")] = None,
@@ -76,7 +76,7 @@ def frontier(
     """Draw accuracy against excess leakage, and say whether offloading is worth it.
 
     Of a folder of audits, or of a recipe: then every setting of the dials is trained and audited, beside a classifier
-    on the device and the plain picture. Ctrl-C loses little: the same command goes on.
+    on the device and the plain image. Ctrl-C loses little: the same command goes on.
 
     Examples: `sfumato frontier results/audits --this cifar10-resnet20-sketch -o docs/frontier.png`,
     `sfumato frontier recipes/cifar10-resnet20-sketch.toml --dial code_bits=4,8,16 --seeds 3
@@ -104,7 +104,7 @@ def frontier(
         dials=dial or (),
         seeds=seeds,
         overrides=set_ or (),
-        pictures_each=pictures,
+        images_each=images,
         local=local,
         local_recipe=local_recipe,
         beside=beside,

@@ -1,4 +1,4 @@
-"""`sfumato init`: from a classifier and pictures to a recipe."""
+"""`sfumato init`: from a classifier and images to a recipe."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def init(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Begin with a classifier, pictures and perhaps a server of your own: check that they fit, and write a recipe.
+    """Begin with a classifier, images and perhaps a server of your own: check that they fit, and write a recipe.
 
     On a terminal it asks for what is not given. Looks at shapes, classes and the classifier's accuracy on plain
-    pictures, and at what the server says of its model; no picture is sent. The exit code is 1 if something is bad.
+    images, and at what the server says of its model; no image is sent. The exit code is 1 if something is bad.
 
     Example: `sfumato init --classifier google/vit-base-patch16-224 --data photos/ -o mine`
     """
@@ -104,6 +104,6 @@ def _asked(classifier: str | None, data: str | None, server: str | None) -> tupl
         missing = [flag for flag, value in (("--classifier", classifier), ("--data", data)) if value is None]
         raise SfumatoError(f"{' and '.join(missing)} must be given; without a terminal nobody can be asked")
     classifier = classifier or typer.prompt("classifier (bundle, transformers folder or hub id, .pt2, module:callable)")
-    data = data or typer.prompt("pictures (folder, .csv or hub id)")
+    data = data or typer.prompt("images (folder, .csv or hub id)")
     server = server or typer.prompt("server that has the classifier (empty: none yet)", default="", show_default=False)
     return classifier, data, server or None

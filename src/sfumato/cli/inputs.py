@@ -1,4 +1,4 @@
-"""What several commands read in the same way: pictures, tokens, the shipped bundle."""
+"""What several commands read in the same way: images, tokens, the shipped bundle."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Annotated
 
 import typer
 
-from sfumato.device.image_folders import PICTURE_SUFFIXES
-from sfumato.errors import PictureError, SfumatoError
+from sfumato.device.image_folders import IMAGE_SUFFIXES
+from sfumato.errors import ImageError, SfumatoError
 
 TOKEN_VARIABLE = "SFUMATO_TOKEN"
 
 AlwaysSendOption = Annotated[
     bool,
-    typer.Option("--always-send", help="Send every picture, obfuscated, even if the bundle's gate would keep it here."),
+    typer.Option("--always-send", help="Send every image, obfuscated, even if the bundle's gate would keep it here."),
 ]
 TokenFileOption = Annotated[
     Path | None, typer.Option(help="File with the bearer token. Default: SFUMATO_TOKEN.", show_default=False)
@@ -30,7 +30,7 @@ CaFileOption = Annotated[
 
 
 class DatatypeName(StrEnum):
-    """What a picture may travel in."""
+    """What an image may travel in."""
 
     FP32 = "FP32"
     FP16 = "FP16"
@@ -48,7 +48,7 @@ class EncodingName(StrEnum):
 DatatypeOption = Annotated[
     DatatypeName | None,
     typer.Option(
-        help="In which to send pictures; UINT8 if the obfuscator's output is 8-bit. Default: what the model takes.",
+        help="In which to send images; UINT8 if the obfuscator's output is 8-bit. Default: what the model takes.",
         show_default=False,
     ),
 ]
@@ -62,25 +62,25 @@ InputNameOption = Annotated[
 ]
 
 
-def expand_pictures(paths: Iterable[Path]) -> list[Path]:
-    """Replaces each folder by the picture files that lie in it, in the order of their names.
+def expand_images(paths: Iterable[Path]) -> list[Path]:
+    """Replaces each folder by the image files that lie in it, in the order of their names.
 
     Raises:
-        PictureError: a folder has none, or cannot be read.
+        ImageError: a folder has none, or cannot be read.
     """
-    pictures: list[Path] = []
+    images: list[Path] = []
     for path in paths:
         if not path.is_dir():
-            pictures.append(path)
+            images.append(path)
             continue
         try:
-            found = sorted(child for child in path.iterdir() if child.suffix.lower() in PICTURE_SUFFIXES)
+            found = sorted(child for child in path.iterdir() if child.suffix.lower() in IMAGE_SUFFIXES)
         except OSError as error:
-            raise PictureError(f"cannot read the folder {path}: {error.strerror}") from error
+            raise ImageError(f"cannot read the folder {path}: {error.strerror}") from error
         if not found:
-            raise PictureError(f"the folder {path} holds no pictures ({' '.join(sorted(PICTURE_SUFFIXES))})")
-        pictures += found
-    return pictures
+            raise ImageError(f"the folder {path} holds no images ({' '.join(sorted(IMAGE_SUFFIXES))})")
+        images += found
+    return images
 
 
 def read_token(file: Path | None) -> str | None:
@@ -100,7 +100,7 @@ def read_token(file: Path | None) -> str | None:
     return token
 
 
-def picture_size(text: str | None) -> tuple[int, int] | None:
+def image_size(text: str | None) -> tuple[int, int] | None:
     """`64x48` -> (64, 48), rows and columns; None for None.
 
     Raises:

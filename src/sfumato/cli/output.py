@@ -28,7 +28,7 @@ def percent(value: float) -> str:
 
 
 def print_skipped(failed: Iterable[Mapping[str, str]]) -> None:
-    """One line on standard error for each picture that could not be used."""
+    """One line on standard error for each image that could not be used."""
     for failure in failed:
         typer.echo(f"skipped: {failure['error']}", err=True)
 

@@ -1,4 +1,4 @@
-"""`sfumato protect`: obfuscates pictures and writes what would leave the device."""
+"""`sfumato protect`: obfuscates images and writes what would leave the device."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from sfumato.artifacts.signals import interruptible
 from sfumato.cli.app import app
 from sfumato.cli.inputs import AlwaysSendOption, obfuscator_bundle
 from sfumato.cli.output import JsonOption, counted, print_skipped
-from sfumato.device.image_folders import PICTURE_SUFFIXES, Share, find_pictures
-from sfumato.errors import Interrupted, PictureError, SfumatoError
+from sfumato.device.image_folders import IMAGE_SUFFIXES, Share, find_images
+from sfumato.errors import ImageError, Interrupted, SfumatoError
 
 if TYPE_CHECKING:
     from sfumato.device.protect import Outcome
 
 _NAMED = 100
-"""Pictures that stay on the device and are named, at most; --json names all."""
+"""Images that stay on the device and are named, at most; --json names all."""
 
 
 @app.command()
 def protect(
-    pictures: Annotated[
-        list[Path], typer.Argument(help="Picture files, or folders, with all that lie below.", show_default=False)
+    images: Annotated[
+        list[Path], typer.Argument(help="Image files, or folders, with all that lie below.", show_default=False)
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.", show_default=False)],
     bundle: Annotated[
@@ -44,25 +44,25 @@ def protect(
     ] = None,
     share: Annotated[
         str | None,
-        typer.Option(help="Do this part of the pictures only, such as 2/4 on the second of four machines."),
+        typer.Option(help="Do this part of the images only, such as 2/4 on the second of four machines."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what would leave the device.
 
-    Each picture is obfuscated and written as `NAME.obfuscated.png`, so that you can look at it, and with
+    Each image is obfuscated and written as `NAME.obfuscated.png`, so that you can look at it, and with
     `--tensors` as `NAME.obfuscated.npy`, float32 of shape (3, H, W), exactly as it would be sent. Folders keep their
     tree.
 
-    If the bundle has a gate, a picture that the device is sure of stays on it: it is named with the device's answer,
-    and nothing is written for it. A picture that cannot be used is reported; the others go on.
+    If the bundle has a gate, an image that the device is sure of stays on it: it is named with the device's answer,
+    and nothing is written for it. An image that cannot be used is reported; the others go on.
 
     There may be millions: files appear only when they are complete, so after Ctrl-C, or worse, the same command with
     `--resume` makes what is missing. What the gate kept is decided again then.
 
     Example: `sfumato protect holiday/ portrait.jpg -o protected --tensors`
     """
-    from sfumato.device.protect import Protecting, protect_pictures
+    from sfumato.device.protect import Protecting, protect_images
 
     if force and resume:
         raise SfumatoError("--force overwrites what exists, --resume keeps it; give one of them")
@@ -74,15 +74,15 @@ def protect(
         existing="replace" if force else "keep" if resume else "refuse",
     )
     part = _share(share)
-    total = sum(1 for _ in find_pictures(pictures, leave_out=out, share=part))
+    total = sum(1 for _ in find_images(images, leave_out=out, share=part))
     if not total:
-        raise PictureError(_nothing(pictures, part))
-    found = find_pictures(pictures, leave_out=out, share=part)
+        raise ImageError(_nothing(images, part))
+    found = find_images(images, leave_out=out, share=part)
     with _Report(out) as report:
         with (
             interruptible() as received,
             counted(total, "obfuscating", quiet=as_json) as advance,
-            closing(protect_pictures(found, how, workers=workers or _cores())) as groups,
+            closing(protect_images(found, how, workers=workers or _cores())) as groups,
         ):
             for outcomes in groups:
                 for outcome in outcomes:
@@ -96,7 +96,7 @@ def protect(
 
 
 class _Report:
-    """Counts what became of the pictures, and keeps the details on disk: there may be millions."""
+    """Counts what became of the images, and keeps the details on disk: there may be millions."""
 
     def __init__(self, out: Path) -> None:
         self._out = out
@@ -113,7 +113,7 @@ class _Report:
         self._open.close()
 
     def add(self, outcome: Outcome, *, quiet: bool) -> None:
-        """Takes note of a picture, and tells at once what is wrong with it."""
+        """Takes note of an image, and tells at once what is wrong with it."""
         entry = {name: value for name, value in vars(outcome).items() if name != "state" and value is not None}
         self.counts[outcome.state] += 1
         self._lists[outcome.state].write(json.dumps(entry) + "\n")
@@ -124,7 +124,7 @@ class _Report:
         """How many of how many, in words."""
         counts = self.counts
         return (
-            f"{counts['written']} of {sum(counts.values())} pictures written to {self._out}"
+            f"{counts['written']} of {sum(counts.values())} images written to {self._out}"
             + (f"; {counts['there']} were there" if counts["there"] else "")
             + (f"; {counts['stays']} stay on the device" if counts["stays"] else "")
         )
@@ -132,7 +132,7 @@ class _Report:
     def print(self, *, as_json: bool) -> None:
         """Everything as one JSON object, or what is worth reading."""
         if as_json:
-            names = {"pictures": "written", "there": "there", "kept": "stays", "failed": "failed"}
+            names = {"images": "written", "there": "there", "kept": "stays", "failed": "failed"}
             for index, (name, state) in enumerate(names.items()):
                 typer.echo(f"{', ' if index else '{'}{json.dumps(name)}: [", nl=False)
                 for number, line in enumerate(self._lines(state)):
@@ -162,10 +162,10 @@ def _share(text: str | None) -> Share | None:
     return Share(int(given[1]), int(given[2]))
 
 
-def _nothing(pictures: list[Path], share: Share | None) -> str:
+def _nothing(images: list[Path], share: Share | None) -> str:
     if share is not None:
-        return f"there is no picture in share {share.number}/{share.of}"
-    return f"the folder {', '.join(map(str, pictures))} holds no pictures ({' '.join(sorted(PICTURE_SUFFIXES))})"
+        return f"there is no image in share {share.number}/{share.of}"
+    return f"the folder {', '.join(map(str, images))} holds no images ({' '.join(sorted(IMAGE_SUFFIXES))})"
 
 
 def _cores() -> int:

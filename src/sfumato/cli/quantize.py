@@ -31,15 +31,13 @@ def quantize(
     ] = None,
     data: Annotated[
         str,
-        typer.Option(help="cifar10, faces, a folder, or a hub id; calibrated on its training pictures."),
+        typer.Option(help="cifar10, faces, a folder, or a hub id; calibrated on its training images."),
     ] = "cifar10",
     label_column: Annotated[
         str | None, typer.Option(help="The column with the classes. Default: found by its type or name.")
     ] = None,
-    calibrate_on: Annotated[int, typer.Option(min=1, help="Training pictures to calibrate on.")] = 500,
-    pictures: Annotated[
-        int | None, typer.Option(min=1, help="Measure on only the first so many test pictures.")
-    ] = None,
+    calibrate_on: Annotated[int, typer.Option(min=1, help="Training images to calibrate on.")] = 500,
+    images: Annotated[int | None, typer.Option(min=1, help="Measure on only the first so many test images.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what was quantised into the folder.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -60,14 +58,14 @@ def quantize(
     given = obfuscator_bundle(bundle)
     if given.is_file():
         raise BundleError(
-            f"{given} is a file; the folder of a bundle is needed, which says how pictures are prepared and which "
+            f"{given} is a file; the folder of a bundle is needed, which says how images are prepared and which "
             "classifier it is for"
         )
     obfuscator = Bundle.load(given, kind="obfuscator")
     served = Bundle.load(classifier or classifier_bundle(), kind="classifier")
     size = (obfuscator.preprocessing.height, obfuscator.preprocessing.width)
     train, test, _ = load_train_test(data, size=size, label_column=label_column)
-    made = run_quantize(obfuscator, out, served, train.subset(calibrate_on), test.subset(pictures), overwrite=overwrite)
+    made = run_quantize(obfuscator, out, served, train.subset(calibrate_on), test.subset(images), overwrite=overwrite)
     notes = remarks(made)
     following = _audit_command(out, classifier, data, label_column)
     if as_json:
@@ -95,8 +93,8 @@ def _told(made: Bundle) -> list[str]:
     lines = [
         f"bundle: {made.path}",
         f"  made of {how['from']['name']} ({how['from']['fingerprint'][:19]}…), calibrated on {how['calibrated_on']:,} "
-        f"training pictures of {how['data']}",
-        f"  time of one picture: {compared['time_of_float32']:.2f} of that in float32, on this machine",
+        f"training images of {how['data']}",
+        f"  time of one image: {compared['time_of_float32']:.2f} of that in float32, on this machine",
         f"  size of its ONNX file: {compared['megabytes']:.2f} MB, before {compared['megabytes_before']:.2f} MB",
     ]
     for name, what in (
@@ -110,7 +108,7 @@ def _told(made: Bundle) -> list[str]:
     changed = [f"answers of the cloud {percent(compared['answers_changed'])}"]
     if "codes_changed" in compared:
         changed.append(f"codes {percent(compared['codes_changed'])}")
-    lines.append(f"  changed, of {figures['test_pictures']:,} test pictures: {', '.join(changed)}")
+    lines.append(f"  changed, of {figures['test_images']:,} test images: {', '.join(changed)}")
     return [*lines, f"  leakage: {NOT_AUDITED}"]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sfumato.cli.app import app
-from sfumato.cli.inputs import picture_size
+from sfumato.cli.inputs import image_size
 from sfumato.cli.output import JsonOption, needs_train_extra, print_json
 
 
@@ -18,15 +18,15 @@ def references(
         str, typer.Option(help="cifar10, faces, a folder, or a hub id; both its splits are used.")
     ] = "cifar10",
     size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Fit every picture to this size.", show_default=False)
+        str | None, typer.Option(metavar="HxW", help="Fit every image to this size.", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of random pictures and of the codes.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of random images and of the codes.")] = 0,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write a results file here.", show_default=False)
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print what one would restore who knows only the label, the mean colour, ...: the scale for an audit.
+    """Print what one would reconstruct who knows only the label, the mean colour, ...: the scale for an audit.
 
     Example: `sfumato references -o results/references.json`
     """
@@ -37,7 +37,7 @@ def references(
     from rich.progress import Progress
     from rich.table import Table
 
-    sides = picture_size(size)
+    sides = image_size(size)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)  # before the long part, so that nothing is measured in vain
     train, test = load_images(data, "train", size=sides), load_images(data, "test", size=sides)
@@ -49,7 +49,7 @@ def references(
     if as_json:
         print_json(result)
         return
-    shown = Table(title=f"on {len(test):,} test pictures of {test.source}", title_justify="left")
+    shown = Table(title=f"on {len(test):,} test images of {test.source}", title_justify="left")
     for header in ("what is known", "MSE", "PSNR, dB", "SSIM"):
         shown.add_column(header, justify="left" if header == "what is known" else "right", no_wrap=True)
     for row in result["references"]:

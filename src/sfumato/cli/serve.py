@@ -70,7 +70,7 @@ def serve(
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.", show_default=False)] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Private key, PEM.", show_default=False)] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads for one run of a model.")] = 1,
-    max_batch: Annotated[int, typer.Option(min=1, help="Pictures in one run; requests that wait are joined.")] = 32,
+    max_batch: Annotated[int, typer.Option(min=1, help="Images in one run; requests that wait are joined.")] = 32,
     max_queue: Annotated[int, typer.Option(min=1, help="Requests that may wait for a model; then 503.")] = 256,
     max_body_mb: Annotated[float, typer.Option(min=0.001, help="Longest request, in MiB.")] = 16.0,
     max_held_mb: Annotated[float, typer.Option(min=0.001, help="All requests in memory, in MiB; then 503.")] = 256.0,

@@ -1,4 +1,4 @@
-"""Streams for `sfumato classify`: a folder in which pictures appear, and videos; one line for each picture."""
+"""Streams for `sfumato classify`: a folder in which images appear, and videos; one line for each image."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfumato.cli.inputs import expand_pictures
+from sfumato.cli.inputs import expand_images
 from sfumato.cli.output import print_json
-from sfumato.device.image_folders import PICTURE_SUFFIXES
-from sfumato.errors import EndpointError, Interrupted, PictureError, SfumatoError
+from sfumato.device.image_folders import IMAGE_SUFFIXES
+from sfumato.errors import EndpointError, ImageError, Interrupted, SfumatoError
 
 if TYPE_CHECKING:
     from sfumato.device import Answer, Client, FileClient
-    from sfumato.device.image import PictureSource
+    from sfumato.device.image import ImageSource
 
 _EVERY_S_OF_A_VIDEO = 1.0
 
 WatchOption = Annotated[
     Path | None,
-    typer.Option(help="Classify pictures as they appear in this folder, until Ctrl-C.", show_default=False),
+    typer.Option(help="Classify images as they appear in this folder, until Ctrl-C.", show_default=False),
 ]
 EveryOption = Annotated[
     float | None,
     typer.Option(
         "--every",
         min=0,
-        help="Seconds between two pictures of a video (default 1; 0: all), or of --watch (default: all).",
+        help="Seconds between two images of a video (default 1; 0: all), or of --watch (default: all).",
         show_default=False,
     ),
 ]
@@ -39,11 +39,11 @@ EveryOption = Annotated[
 
 @dataclass(frozen=True)
 class _Shown:
-    """A picture of a stream: its file, its place in it if that is a video, and itself."""
+    """An image of a stream: its file, its place in it if that is a video, and itself."""
 
     file: Path
     at_s: float | None
-    picture: PictureSource
+    image: ImageSource
 
     @property
     def name(self) -> str:
@@ -57,7 +57,7 @@ class _Outcome:
     error: str = ""
 
 
-def streams_of(pictures: list[Path], watch: Path | None, every_s: float | None) -> bool:
+def streams_of(images: list[Path], watch: Path | None, every_s: float | None) -> bool:
     """Whether what was given is a stream.
 
     Raises:
@@ -65,9 +65,9 @@ def streams_of(pictures: list[Path], watch: Path | None, every_s: float | None) 
     """
     from sfumato.device.video_frames import VIDEO_SUFFIXES
 
-    if not pictures and watch is None:
-        raise SfumatoError("nothing to classify was given: name pictures, folders or videos, or a folder to --watch")
-    stream = watch is not None or any(path.suffix.lower() in VIDEO_SUFFIXES for path in pictures)
+    if not images and watch is None:
+        raise SfumatoError("nothing to classify was given: name images, folders or videos, or a folder to --watch")
+    stream = watch is not None or any(path.suffix.lower() in VIDEO_SUFFIXES for path in images)
     if every_s is not None and not stream:
         raise SfumatoError("--every is for videos and --watch; neither was given")
     return stream
@@ -75,22 +75,22 @@ def streams_of(pictures: list[Path], watch: Path | None, every_s: float | None) 
 
 def print_stream(
     client: Client | FileClient,
-    pictures: list[Path],
+    images: list[Path],
     watch: Path | None,
     every_s: float | None,
     *,
     top: int,
     as_json: bool,
 ) -> None:
-    """Classifies a stream and prints a line for each picture, then what it came to on standard error.
+    """Classifies a stream and prints a line for each image, then what it came to on standard error.
 
-    A picture that cannot be used has a line too. If the endpoint fails, the stream ends; with `watch` the picture's
+    An image that cannot be used has a line too. If the endpoint fails, the stream ends; with `watch` the image's
     line says so, and the next is tried.
 
     Raises:
         Interrupted: Ctrl-C, where it is not the way to end.
         SfumatoError: what ended it.
-        typer.Exit: some pictures could not be classified.
+        typer.Exit: some images could not be classified.
     """
     from sfumato.device.concurrent import in_order
 
@@ -98,8 +98,8 @@ def print_stream(
 
     def ask(shown: _Shown) -> _Outcome:
         try:
-            return _Outcome(shown, client.classify(shown.picture))
-        except PictureError as error:
+            return _Outcome(shown, client.classify(shown.image))
+        except ImageError as error:
             return _Outcome(shown, None, str(error))
         except EndpointError as error:
             if watch is None:
@@ -109,7 +109,7 @@ def print_stream(
     stopped = False
     with client:
         try:
-            for outcome in in_order(ask, _shown(pictures, watch, every_s)):
+            for outcome in in_order(ask, _shown(images, watch, every_s)):
                 counts[outcome.answer.answered_by if outcome.answer else "failed"] += 1
                 _print_line(outcome, client.bundle.labels, top, as_json=as_json)
         except KeyboardInterrupt:
@@ -126,20 +126,20 @@ def print_stream(
         raise typer.Exit(1)
 
 
-def _shown(pictures: list[Path], watch: Path | None, every_s: float | None) -> Iterator[_Shown]:
-    from sfumato.device.video_frames import VIDEO_SUFFIXES, video_pictures
-    from sfumato.device.watch import new_pictures
+def _shown(images: list[Path], watch: Path | None, every_s: float | None) -> Iterator[_Shown]:
+    from sfumato.device.video_frames import VIDEO_SUFFIXES, video_images
+    from sfumato.device.watch import new_images
 
     appearing: Iterator[Path] = iter(())
     if watch is not None:
-        appearing = new_pictures(watch, PICTURE_SUFFIXES, every_s=every_s)
+        appearing = new_images(watch, IMAGE_SUFFIXES, every_s=every_s)
         typer.echo(f"watching {watch}; Ctrl-C ends", err=True)
-    for path in pictures:
+    for path in images:
         if path.suffix.lower() in VIDEO_SUFFIXES:
-            for at_s, picture in video_pictures(path, every_s=_EVERY_S_OF_A_VIDEO if every_s is None else every_s):
-                yield _Shown(path, at_s, picture)
+            for at_s, image in video_images(path, every_s=_EVERY_S_OF_A_VIDEO if every_s is None else every_s):
+                yield _Shown(path, at_s, image)
         else:
-            yield from (_Shown(file, None, file) for file in expand_pictures([path]))
+            yield from (_Shown(file, None, file) for file in expand_images([path]))
     yield from (_Shown(file, None, file) for file in appearing)
 
 
@@ -161,7 +161,7 @@ def _print_line(outcome: _Outcome, labels: tuple[str, ...], top: int, *, as_json
 
 
 def answer_as_json(source: Path, answer: Answer, labels: tuple[str, ...], top: int) -> dict[str, Any]:
-    """One picture's answer, as scripts read it."""
+    """One image's answer, as scripts read it."""
     return {
         "file": str(source),
         "label": answer.label,

@@ -35,7 +35,7 @@ def studio(
     tls_key: Annotated[Path | None, typer.Option(help="Private key, PEM.", show_default=False)] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """See it in a browser: drop a picture, and look at what travels, what comes back and what an attacker restores.
+    """See it in a browser: drop an image, and look at the payload, what comes back and what an attacker reconstructs.
 
     The obfuscator runs in the browser. The page sends what the obfuscator made, to this server alone, and shows the
     bytes; whatever goes wrong, it sends nothing. It runs until it is interrupted.

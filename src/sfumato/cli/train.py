@@ -43,7 +43,7 @@ def train(
             "--black-box",
             metavar="URL",
             help="The classifier is this endpoint, of which only answers can be had: the same as --set classifier=URL. "
-            "The recipe's training pictures, public ones, are sent there as they are; its [black_box] says how many.",
+            "The recipe's training images, public ones, are sent there as they are; its [black_box] says how many.",
         ),
     ] = None,
     token_file: TokenFileOption = None,
@@ -97,7 +97,7 @@ def train(
         if start is not None:
             raise RecipeError("--from begins with an obfuscator; for an endpoint's answers everything is learned anew")
         typer.echo(
-            f"up to {plan.black_box.queries:,} pictures, of {plan.data.source} and drawn ones, are sent to "
+            f"up to {plan.black_box.queries:,} images, of {plan.data.source} and drawn ones, are sent to "
             f"{plan.classifier} as they are: they must be public",
             err=True,
         )
@@ -125,8 +125,8 @@ def _estimate(plan: AnyRecipe, file: Path, accelerator: str, *, as_json: bool) -
         return
     whole = found["extrapolated"]
     typer.echo(
-        f"{plan.name}: {found['step_s']:.3g} s a step, {found['pictures_per_s']:.4g} pictures/s, "
-        f"{percent(found['data_share'])} of the time waiting for pictures"
+        f"{plan.name}: {found['step_s']:.3g} s a step, {found['images_per_s']:.4g} images/s, "
+        f"{percent(found['data_share'])} of the time waiting for images"
     )
     typer.echo(f"  peak memory: {', '.join(f'{name} {mb:.0f} MB' for name, mb in found['peak_memory_mb'].items())}")
     typer.echo(

@@ -17,8 +17,8 @@ def transfer(
     to: Annotated[
         list[Path], typer.Option("--to", metavar="BUNDLE", help="A classifier, known to them or not; repeatable.")
     ],
-    data: Annotated[str, typer.Option(help="cifar10, a folder, or a hub id; its test pictures are used.")] = "cifar10",
-    pictures: Annotated[int | None, typer.Option(min=1, help="Use only the first so many pictures.")] = None,
+    data: Annotated[str, typer.Option(help="cifar10, a folder, or a hub id; its test images are used.")] = "cifar10",
+    images: Annotated[int | None, typer.Option(min=1, help="Use only the first so many images.")] = None,
     audits: Annotated[
         list[Path] | None,
         typer.Option(help="Folder with audits of the obfuscators, to put their leakage beside; repeatable."),
@@ -42,18 +42,18 @@ def transfer(
     classifiers = [Bundle.load(path, kind="classifier") for path in to]
     known = {file: audit for folder in audits or [] for file, audit in read_audits(folder).items()}
     size = obfuscators[0].preprocessing
-    images = load_images(data, "test", size=(size.height, size.width)).subset(pictures)
-    found = measure(obfuscators, classifiers, images, audits=known)
+    test = load_images(data, "test", size=(size.height, size.width)).subset(images)
+    found = measure(obfuscators, classifiers, test, audits=known)
     if out is not None:
         write_json(out, found)
     if as_json:
         print_json(found)
         return
     names = [entry["name"] for entry in found["classifiers"]]
-    width = max(len(entry["name"]) for entry in [*found["obfuscators"], {"name": "plain pictures"}]) + 2
+    width = max(len(entry["name"]) for entry in [*found["obfuscators"], {"name": "plain images"}]) + 2
     typer.echo(" " * width + "  ".join(f"{name:>12}" for name in names) + "   excess leakage")
     plain = [entry["accuracy_plain"] for entry in found["classifiers"]]
-    typer.echo("plain pictures".ljust(width) + _row(plain, [True] * len(plain), names) + "   1")
+    typer.echo("plain images".ljust(width) + _row(plain, [True] * len(plain), names) + "   1")
     for entry in found["obfuscators"]:
         leak = "not audited" if entry["excess_leakage"] is None else f"{entry['excess_leakage']:.2f} at least"
         typer.echo(entry["name"].ljust(width) + _row(entry["accuracy"], entry["seen"], names) + f"   {leak}")

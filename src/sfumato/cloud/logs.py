@@ -1,4 +1,4 @@
-"""The log on standard error, as text or JSON, with a line for each request. Never a picture, a token or an address."""
+"""The log on standard error, as text or JSON, with a line for each request. Never an image, a token or an address."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `GET /metrics` tells, in Prometheus' text format: counts and times, nothing of pictures or clients."""
+"""What `GET /metrics` tells, in Prometheus' text format: counts and times, nothing of images or clients."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Meter:
         self._requests = metrics.requests
         self._labels = (model, version)
         self._by_status: dict[int, Counter] = {}
-        self._pictures = metrics.pictures.labels(model, version) if model else None
+        self._images = metrics.images.labels(model, version) if model else None
         self._seconds = metrics.seconds.labels(model, version) if model else None
 
     def count(self, status: int, rows: int, seconds: float) -> None:
@@ -38,8 +38,8 @@ class Meter:
         if counter is None:
             counter = self._by_status[status] = self._requests.labels(*self._labels, str(status))
         counter.inc()
-        if self._pictures is not None and self._seconds is not None and status == 200:
-            self._pictures.inc(rows)
+        if self._images is not None and self._seconds is not None and status == 200:
+            self._images.inc(rows)
             self._seconds.observe(seconds)
 
 
@@ -57,7 +57,7 @@ class Metrics:
             "sfumato_requests", "Requests by model, version and HTTP status; no model: all that is no inference.",
             [*_LABELS, "status"], registry=self._registry,
         )  # fmt: skip
-        self.pictures = Counter("sfumato_pictures", "Rows that were answered.", _LABELS, registry=self._registry)
+        self.images = Counter("sfumato_images", "Rows that were answered.", _LABELS, registry=self._registry)
         self.seconds = Histogram(
             "sfumato_request_seconds", "From the request's head to the answer, of those that were answered.", _LABELS,
             buckets=LATENCY_BUCKETS_S, registry=self._registry,

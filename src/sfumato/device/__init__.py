@@ -1,4 +1,4 @@
-"""The device's side: holds the private picture, obfuscates it, and sends nothing else.
+"""The device's side: holds the private image, obfuscates it, and sends nothing else.
 
 The names below load on first use, so that importing this package is quick even on a small machine.
 """
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sfumato.device.client import Answer, Client, EndpointStatus, FingerprintWarning
-    from sfumato.device.image import load_picture, prepare
+    from sfumato.device.image import load_image, prepare
     from sfumato.device.image_file_client import FileClient
-    from sfumato.device.obfuscator import Decision, ObfuscatedPicture, Obfuscator
+    from sfumato.device.obfuscator import Decision, ObfuscatedImage, Obfuscator
 
 __all__ = [
     "Answer",
@@ -19,9 +19,9 @@ __all__ = [
     "EndpointStatus",
     "FileClient",
     "FingerprintWarning",
-    "ObfuscatedPicture",
+    "ObfuscatedImage",
     "Obfuscator",
-    "load_picture",
+    "load_image",
     "prepare",
 ]
 
@@ -32,9 +32,9 @@ _HOMES = {
     "EndpointStatus": "client",
     "FileClient": "image_file_client",
     "FingerprintWarning": "client",
-    "ObfuscatedPicture": "obfuscator",
+    "ObfuscatedImage": "obfuscator",
     "Obfuscator": "obfuscator",
-    "load_picture": "image",
+    "load_image": "image",
     "prepare": "image",
 }
 

@@ -1,8 +1,8 @@
 """The client: obfuscate, send, read the label. It fails closed.
 
-There is one function that sends (`Client._send`), and it takes obfuscated pictures only. When anything goes
-wrong, an error is raised; there is no path on which the picture itself is sent instead. With a gate in the bundle,
-a picture whose answer on the device is final is not sent at all, and if none is left to send, nobody is asked anything.
+There is one function that sends (`Client._send`), and it takes obfuscated images only. When anything goes
+wrong, an error is raised; there is no path on which the image itself is sent instead. With a gate in the bundle,
+an image whose answer on the device is final is not sent at all, and if none is left to send, nobody is asked anything.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import numpy as np
 from sfumato.artifacts.bundle import DECODER_ONNX, Bundle, split_name
 from sfumato.device.concurrent import IN_FLIGHT, in_order
 from sfumato.device.connect import open_endpoint
-from sfumato.device.endpoint_binding import Plan, as_datatype, make_plan, travels_from
+from sfumato.device.endpoint_binding import Plan, as_datatype, make_plan, payload_from
 from sfumato.device.gate_client import answer_at_home, answer_group
-from sfumato.device.image import PictureSource
-from sfumato.device.obfuscator import ObfuscatedPicture, Obfuscator
+from sfumato.device.image import ImageSource
+from sfumato.device.obfuscator import ObfuscatedImage, Obfuscator
 from sfumato.device.predictions import Answer, read_answers
 from sfumato.errors import EndpointAnswerInvalid, EndpointError, EndpointFailed, EndpointRefused
 from sfumato.wire import ModelMetadata, Tensor
@@ -57,7 +57,7 @@ class EndpointStatus:
 
 
 class Client:
-    """Classifies pictures at an endpoint that never sees them.
+    """Classifies images at an endpoint that never sees them.
 
     Args:
         server_url: the endpoint's address, such as `https://host:port`, or `grpcs://host:port` with the extra `[grpc]`;
@@ -65,7 +65,7 @@ class Client:
         bundle: an obfuscator bundle, or its folder.
         model: the model's name at the endpoint; by default the bundle's classifier, or its split form.
         input_name: the model's input, for servers whose metadata lists none (KServe's SDK); by default "input".
-        datatype: in which pictures travel: "FP32", "FP16", "FP64", or "UINT8" if the bundle's output is 8-bit; by
+        datatype: in which images travel: "FP32", "FP16", "FP64", or "UINT8" if the bundle's output is 8-bit; by
             default what the model's metadata says that it takes.
         encoding: how tensors travel over HTTP: "binary", or "json", which takes about five times as many bytes; by
             default "binary" where the server says that it takes it.
@@ -75,7 +75,7 @@ class Client:
         ca_file: PEM file with the authorities to trust instead of the system's.
         allow_insecure_token: send the token without TLS to another machine, where others can read it.
         threads: threads for the obfuscator.
-        gate: let the bundle's gate, if it has one, keep pictures at home whose answer on the device is final. If not,
+        gate: let the bundle's gate, if it has one, keep images at home whose answer on the device is final. If not,
             everything is sent, obfuscated.
         split: send codes of a few bytes to a model that begins with the bundle's decoder; `sfumato serve --decoder` has
             one.
@@ -83,10 +83,10 @@ class Client:
     Attributes:
         bundle: the obfuscator's.
         model: the model's name at the endpoint.
-        keeps: whether pictures may stay at home: the bundle has a gate, and it is used.
+        keeps: whether images may stay at home: the bundle has a gate, and it is used.
         fingerprint: whether the endpoint serves the classifier the obfuscator was made for, as `EndpointStatus` has
             it; None as long as it was not asked.
-        datatype: in which pictures travel; None as long as the endpoint was not asked and none was given.
+        datatype: in which images travel; None as long as the endpoint was not asked and none was given.
 
     Raises:
         BundleError: the bundle cannot be used.
@@ -119,8 +119,8 @@ class Client:
         self.fingerprint: FingerprintMatch | None = None
         self.datatype = datatype
         self._stated = {"input_name": input_name, "datatype": datatype}
-        self._travels = travels_from(self.bundle, self._obfuscator.travels_shape, split=split)
-        self._travels.check(datatype)
+        self._payload = payload_from(self.bundle, self._obfuscator.payload_shape, split=split)
+        self._payload.check(datatype)
         self._plan: Plan | None = None
         self._endpoint = open_endpoint(
             server_url,
@@ -144,25 +144,25 @@ class Client:
         """Closes the connections."""
         self._endpoint.close()
 
-    def classify(self, source: PictureSource) -> Answer:
-        """Classifies one picture. See `classify_batch`."""
+    def classify(self, source: ImageSource) -> Answer:
+        """Classifies one image. See `classify_batch`."""
         return self.classify_batch([source], batch_size=1)[0]
 
-    def classify_batch(self, sources: Iterable[PictureSource], *, batch_size: int = 16) -> list[Answer]:
-        """Classifies pictures, several in one request.
+    def classify_batch(self, sources: Iterable[ImageSource], *, batch_size: int = 16) -> list[Answer]:
+        """Classifies images, several in one request.
 
-        Pictures that stay at home are answered here; of a group in which all do, no request is made.
+        Images that stay at home are answered here; of a group in which all do, no request is made.
 
         Args:
-            sources: whatever `load_picture` takes.
-            batch_size: pictures in one group; those of a group that have to be sent go in one request.
+            sources: whatever `load_image` takes.
+            batch_size: images in one group; those of a group that have to be sent go in one request.
 
         Returns:
-            One answer per picture, in order.
+            One answer per image, in order.
 
         Raises:
-            PictureError: a picture cannot be used.
-            BundleError: the obfuscator failed, did not hide the picture, or gave no usable answer of its own.
+            ImageError: an image cannot be used.
+            BundleError: the obfuscator failed, did not hide the image, or gave no usable answer of its own.
             EndpointError: one of its kinds; see `sfumato.errors`.
         """
         answers: list[Answer] = []
@@ -170,39 +170,39 @@ class Client:
             answers += answer_group(self._obfuscator, group, keeps=self.keeps, send=self._send)
         return answers
 
-    def classify_many(self, sources: Iterable[PictureSource], *, in_flight: int = IN_FLIGHT) -> Iterator[Answer]:
-        """Classifies pictures as they come, several underway at once, so that round trips are not waited for in turn.
+    def classify_many(self, sources: Iterable[ImageSource], *, in_flight: int = IN_FLIGHT) -> Iterator[Answer]:
+        """Classifies images as they come, several underway at once, so that round trips are not waited for in turn.
 
-        In asyncio, `await asyncio.to_thread(client.classify, picture)`: a client may be used from several threads.
+        In asyncio, `await asyncio.to_thread(client.classify, image)`: a client may be used from several threads.
 
         Args:
-            sources: whatever `load_picture` takes; may end never. They are taken in a thread of its own.
-            in_flight: pictures that may be underway, or answered and not yet looked at.
+            sources: whatever `load_image` takes; may end never. They are taken in a thread of its own.
+            in_flight: images that may be underway, or answered and not yet looked at.
 
         Returns:
-            The answers, in order. With the first error it ends, and no picture is begun any more.
+            The answers, in order. With the first error it ends, and no image is begun any more.
 
         Raises:
-            EndpointError: `in_flight` is not positive; and what `classify` raises, at the picture's place.
+            EndpointError: `in_flight` is not positive; and what `classify` raises, at the image's place.
         """
         return in_order(self.classify, sources, in_flight=in_flight)
 
-    def classify_at_home(self, source: PictureSource) -> Answer | None:
-        """The device's own answer if it is final; None if the picture has to be sent. Sends nothing.
+    def classify_at_home(self, source: ImageSource) -> Answer | None:
+        """The device's own answer if it is final; None if the image has to be sent. Sends nothing.
 
         Raises:
-            PictureError: the picture cannot be used.
+            ImageError: the image cannot be used.
             BundleError: as in `classify_batch`.
         """
         return answer_at_home(self._obfuscator, source) if self.keeps else None
 
     def check(self) -> EndpointStatus:
-        """Asks whether the endpoint is ready, and for the right classifier. Sends nothing of any picture.
+        """Asks whether the endpoint is ready, and for the right classifier. Sends nothing of any image.
 
         Raises:
             EndpointUnreachable: no connection, or no answer in time.
             EndpointRefused: it has no such model, or does not accept the token.
-            EndpointAnswerInvalid: its metadata is malformed, or of a model that cannot take these pictures.
+            EndpointAnswerInvalid: its metadata is malformed, or of a model that cannot take these images.
         """
         try:
             self._endpoint.check_ready()
@@ -213,23 +213,23 @@ class Client:
             ready=True, model=self.model, platform=plan.metadata.platform, fingerprint=self._compared(plan.metadata)
         )
 
-    def _send(self, pictures: Sequence[ObfuscatedPicture], *, obfuscate_ms: float) -> list[Answer]:
+    def _send(self, images: Sequence[ObfuscatedImage], *, obfuscate_ms: float) -> list[Answer]:
         """The only way out of the device."""
-        if not all(isinstance(picture, ObfuscatedPicture) for picture in pictures):
-            raise TypeError("only obfuscated pictures may be sent")
+        if not all(isinstance(image, ObfuscatedImage) for image in images):
+            raise TypeError("only obfuscated images may be sent")
         plan = self._plan
         if plan is None:  # several threads may find it so; each then asks, and fails, by itself
             plan = self._fetch_plan()
             first, self._plan = self._plan is None, plan
             if first:
                 self._warn_of_another_classifier()
-        tensors = np.stack([picture.tensor for picture in pictures])
+        tensors = np.stack([image.tensor for image in images])
         given = Tensor(plan.input_name, as_datatype(tensors, plan.datatype, self.bundle.preprocessing))
         asked = self._endpoint.infer(self.model, given, plan.output_name)
         return read_answers(
             asked.response,
             output_name=plan.output_name,
-            count=len(pictures),
+            count=len(images),
             labels=self.bundle.labels,
             payload_bytes=asked.payload_bytes,
             obfuscate_ms=obfuscate_ms,
@@ -239,7 +239,7 @@ class Client:
     def _fetch_plan(self) -> Plan:
         metadata = self._endpoint.metadata(self.model)
         self.fingerprint = self._compared(metadata)
-        plan = make_plan(metadata, self._travels, **self._stated)
+        plan = make_plan(metadata, self._payload, **self._stated)
         self.datatype = plan.datatype
         return plan
 
@@ -280,7 +280,7 @@ class Client:
             )
 
 
-def _groups(sources: Iterable[PictureSource], size: int) -> Iterator[list[PictureSource]]:
+def _groups(sources: Iterable[ImageSource], size: int) -> Iterator[list[ImageSource]]:
     if size < 1:
         raise EndpointError(f"batch_size must be at least 1, got {size}")
     rest = iter(sources)

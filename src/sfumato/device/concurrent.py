@@ -1,4 +1,4 @@
-"""Many pictures, several underway at once: answers in order, memory bounded, and nothing new after the first error."""
+"""Many images, several underway at once: answers in order, memory bounded, and nothing new after the first error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 IN_FLIGHT = 8
-"""Enough for a camera of 40 pictures a second and a round trip of 0.2 s."""
+"""Enough for a camera of 40 images a second and a round trip of 0.2 s."""
 
 
 def in_order(ask: Callable[[T], R], items: Iterable[T], *, in_flight: int = IN_FLIGHT) -> Iterator[R]:

@@ -1,9 +1,9 @@
-"""The 8-bit picture in what an obfuscator makes, for endpoints that take picture files.
+"""The 8-bit image in what an obfuscator makes, for endpoints that take image files.
 
-An obfuscator's graph ends with the classifier's normalisation. Where its drawing is an 8-bit picture before that
-(multiples of 1/255 in [0, 1]), undoing the normalisation and rounding gives back this very picture: a level is what two
+An obfuscator's graph ends with the classifier's normalisation. Where its drawing is an 8-bit image before that
+(multiples of 1/255 in [0, 1]), undoing the normalisation and rounding gives back this very image: a level is what two
 neighbours are apart, and float32 is off by some ten-thousandths of one. So the bundle need not say what it draws, and
-would not be believed: the numbers show whether they are a picture's.
+would not be believed: the numbers show whether they are an image's.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from sfumato.artifacts.bundle import Preprocessing
 from sfumato.errors import BundleError
 
 EightBit = Literal["exact", "rounded"]
-"""Whether the drawing has to be an 8-bit picture, or is rounded to one."""
+"""Whether the drawing has to be an 8-bit image, or is rounded to one."""
 _OFF_LEVELS = 0.01
 _HALF_A_LEVEL = 0.5
 
 
 def to_pixels(drawings: NDArray[np.float32], preprocessing: Preprocessing, how: EightBit) -> NDArray[np.uint8]:
-    """The 8-bit pictures that were normalised.
+    """The 8-bit images that were normalised.
 
     Args:
         drawings: the classifier's input: (N, 3, H, W) float32, finite, normalised.
         preprocessing: with the normalisation.
-        how: "exact" refuses drawings that are not 8-bit pictures already; "rounded" rounds those in [0, 1] to the
+        how: "exact" refuses drawings that are not 8-bit images already; "rounded" rounds those in [0, 1] to the
             nearest one.
 
     Returns:
@@ -43,12 +43,12 @@ def to_pixels(drawings: NDArray[np.float32], preprocessing: Preprocessing, how: 
     off = float(np.abs(levels - nearest).max(initial=0.0))
     if off > _OFF_LEVELS + _HALF_A_LEVEL:
         raise BundleError(
-            "what the obfuscator draws leaves [0, 1], which no picture file can hold, so nothing was sent; use an "
+            "what the obfuscator draws leaves [0, 1], which no image file can hold, so nothing was sent; use an "
             'obfuscator that was trained with output.format = "8-bit", or a sketch'
         )
     if off > _OFF_LEVELS and how == "exact":
         raise BundleError(
-            "what the obfuscator draws is no 8-bit picture, so nothing was sent; round it (--round, or rounding=True; "
+            "what the obfuscator draws is no 8-bit image, so nothing was sent; round it (--round, or rounding=True; "
             "`sfumato evaluate --round` says what that costs), or use an obfuscator that was trained with "
             'output.format = "8-bit"'
         )
@@ -56,5 +56,5 @@ def to_pixels(drawings: NDArray[np.float32], preprocessing: Preprocessing, how: 
 
 
 def from_pixels(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """What a classifier makes of 8-bit pictures of its size: (N, H, W, 3) uint8 -> (N, 3, H, W) float32, normalised."""
+    """What a classifier makes of 8-bit images of its size: (N, H, W, 3) uint8 -> (N, 3, H, W) float32, normalised."""
     return preprocessing.normalize(pixels.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255))

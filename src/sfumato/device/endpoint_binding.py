@@ -1,4 +1,4 @@
-"""How to ask an endpoint: which input takes what travels, in which datatype, and which output answers.
+"""How to ask an endpoint: which input takes the payload, in which datatype, and which output answers.
 
 The model's own metadata decides. Where it says nothing, the names and shapes of sfumato's own classifiers are taken;
 where it says something that does not fit, nothing is sent.
@@ -19,16 +19,16 @@ from sfumato.wire import DTYPES, ModelMetadata, TensorSpec
 
 INPUT_NAME = "input"
 """What the input is called where the metadata lists none, as KServe's SDK does; `sfumato train` calls it so."""
-PICTURE_DATATYPES = ("FP32", "FP16", "FP64", "UINT8")
+IMAGE_DATATYPES = ("FP32", "FP16", "FP64", "UINT8")
 CODE_DATATYPE = "UINT8"
 
 
 @dataclass(frozen=True)
-class Travels:
-    """What travels from a bundle.
+class Payload:
+    """The payload from a bundle.
 
     Attributes:
-        shape: of one picture's tensor: (3, H, W), or (B,) for a code of the split form.
+        shape: of one image's tensor: (3, H, W), or (B,) for a code of the split form.
         classes: numbers in an answer.
         split: it is a code.
         eight_bit: what is drawn has whole levels of 0 to 255, so that it can travel as such.
@@ -48,7 +48,7 @@ class Travels:
         if datatype is None or datatype in self._possible():
             return
         reason = ""
-        if datatype in PICTURE_DATATYPES:
+        if datatype in IMAGE_DATATYPES:
             reason = "; a code travels as bytes" if self.split else "; this obfuscator's output is not 8-bit"
         raise EndpointError(f"datatype must be one of {', '.join(self._possible())}, got {datatype!r}{reason}")
 
@@ -71,7 +71,7 @@ class Travels:
     def _possible(self) -> tuple[str, ...]:
         if self.split:
             return (CODE_DATATYPE,)
-        return PICTURE_DATATYPES if self.eight_bit else PICTURE_DATATYPES[:-1]
+        return IMAGE_DATATYPES if self.eight_bit else IMAGE_DATATYPES[:-1]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Plan:
     """How to ask one model.
 
     Attributes:
-        input_name: the input that takes what travels.
+        input_name: the input that takes the payload.
         datatype: the protocol's name of the type in which it travels.
         output_name: the output to ask for; None takes whatever comes.
         metadata: what the endpoint says of the model.
@@ -91,21 +91,21 @@ class Plan:
     metadata: ModelMetadata
 
 
-def travels_from(bundle: Bundle, shape: tuple[int, ...], *, split: bool) -> Travels:
-    """What travels from an obfuscator's bundle, with `shape` for one picture."""
+def payload_from(bundle: Bundle, shape: tuple[int, ...], *, split: bool) -> Payload:
+    """The payload from an obfuscator's bundle, with `shape` for one image."""
     output = bundle.recipe.get("output")
     eight_bit = isinstance(output, dict) and output.get("format") == "8-bit"
-    return Travels(shape, len(bundle.labels), split=split, eight_bit=eight_bit and not split)
+    return Payload(shape, len(bundle.labels), split=split, eight_bit=eight_bit and not split)
 
 
 def make_plan(
-    metadata: ModelMetadata, travels: Travels, *, datatype: str | None = None, input_name: str | None = None
+    metadata: ModelMetadata, payload: Payload, *, datatype: str | None = None, input_name: str | None = None
 ) -> Plan:
     """Decides how to ask a model.
 
     Args:
         metadata: what the endpoint says of it.
-        travels: what it has to take.
+        payload: what it has to take.
         datatype: instead of the one that the metadata states.
         input_name: for metadata that lists no input.
 
@@ -113,30 +113,30 @@ def make_plan(
         EndpointError: it cannot travel in the datatype that was asked for.
         EndpointAnswerInvalid: the model cannot take it, or does not give what is needed.
     """
-    travels.check(datatype)
-    output_name = _pick_output(metadata, travels.classes)
+    payload.check(datatype)
+    output_name = _pick_output(metadata, payload.classes)
     if not metadata.inputs:
-        usual = CODE_DATATYPE if travels.split else PICTURE_DATATYPES[0]
+        usual = CODE_DATATYPE if payload.split else IMAGE_DATATYPES[0]
         return Plan(input_name or INPUT_NAME, datatype or usual, output_name, metadata)
     if len(metadata.inputs) != 1:
         raise EndpointAnswerInvalid(
             f"model {metadata.name!r} states {len(metadata.inputs)} inputs; exactly one is needed"
         )
     spec = metadata.inputs[0]
-    datatype = datatype or travels.datatype_for(spec)
-    if not accepts(spec, travels.shape):
+    datatype = datatype or payload.datatype_for(spec)
+    if not accepts(spec, payload.shape):
         raise EndpointAnswerInvalid(
-            f"model {metadata.name!r} takes the shape {list(spec.shape)}; the obfuscator makes {[-1, *travels.shape]}"
+            f"model {metadata.name!r} takes the shape {list(spec.shape)}; the obfuscator makes {[-1, *payload.shape]}"
         )
     return Plan(spec.name, datatype, output_name, metadata)
 
 
 def as_datatype(tensors: NDArray[Any], datatype: str, preprocessing: Preprocessing) -> NDArray[Any]:
-    """Turns what the obfuscator made into what travels.
+    """Turns what the obfuscator made into the payload.
 
     Args:
         tensors: (N, 3, H, W) float32, normalised; or codes (N, B) uint8, which stay as they are.
-        datatype: one of `PICTURE_DATATYPES`. UINT8 are the levels from 0 to 255 before normalisation, for models that
+        datatype: one of `IMAGE_DATATYPES`. UINT8 are the levels from 0 to 255 before normalisation, for models that
             normalise by themselves.
         preprocessing: the normalisation.
 
@@ -168,4 +168,4 @@ def _pick_output(metadata: ModelMetadata, classes: int) -> str | None:
     for spec in metadata.outputs:
         if accepts(spec, (classes,)):
             return spec.name
-    raise EndpointAnswerInvalid(f"model {metadata.name!r} has no output with {classes} classes per picture")
+    raise EndpointAnswerInvalid(f"model {metadata.name!r} has no output with {classes} classes per image")

@@ -30,7 +30,7 @@ class AnswerPlace:
 
 
 def read_file_answer(body: bytes, place: AnswerPlace, labels: Sequence[str]) -> tuple[int, tuple[float, ...]]:
-    """Reads the answer for one picture.
+    """Reads the answer for one image.
 
     At the place may lie: a label; an object with a label and perhaps a score; a list of such objects; an object of
     scores by label; a list of scores, one for each of the bundle's labels. The highest score wins, and where there are

@@ -1,4 +1,4 @@
-"""The gate's rule, in one place: logits to probabilities, and whether a picture has to be sent."""
+"""The gate's rule, in one place: logits to probabilities, and whether an image has to be sent."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def has_to_be_sent(probabilities: NDArray[np.float64], gate: Gate) -> NDArray[np.bool_]:
-    """Which pictures the device cannot answer by itself.
+    """Which images the device cannot answer by itself.
 
     Args:
         probabilities: the device's own: (N, classes) float64 in [0, 1].
         gate: with the threshold.
 
     Returns:
-        (N,) bool: the largest probability is below the threshold. At the threshold, a picture stays.
+        (N,) bool: the largest probability is below the threshold. At the threshold, an image stays.
     """
     below: NDArray[np.bool_] = probabilities.max(axis=1) < gate.threshold
     return below

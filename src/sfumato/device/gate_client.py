@@ -6,29 +6,29 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from sfumato.device.image import PictureSource
-from sfumato.device.obfuscator import Decision, ObfuscatedPicture, Obfuscator
+from sfumato.device.image import ImageSource
+from sfumato.device.obfuscator import Decision, ObfuscatedImage, Obfuscator
 from sfumato.device.predictions import Answer, own_answer
 
 
 class Send(Protocol):
     """The only way out of a client."""
 
-    def __call__(self, pictures: Sequence[ObfuscatedPicture], *, obfuscate_ms: float) -> list[Answer]:
-        """One answer for each picture, in order."""
+    def __call__(self, images: Sequence[ObfuscatedImage], *, obfuscate_ms: float) -> list[Answer]:
+        """One answer for each image, in order."""
 
 
-def answer_group(obfuscator: Obfuscator, sources: Sequence[PictureSource], *, keeps: bool, send: Send) -> list[Answer]:
-    """Answers some pictures, those at home that may stay, and sends the others; if none is left, nothing is sent.
+def answer_group(obfuscator: Obfuscator, sources: Sequence[ImageSource], *, keeps: bool, send: Send) -> list[Answer]:
+    """Answers some images, those at home that may stay, and sends the others; if none is left, nothing is sent.
 
     Args:
         obfuscator: the bundle's.
-        sources: whatever `load_picture` takes, at least one.
-        keeps: whether pictures may stay at home.
-        send: is given what has to be sent, and the time in milliseconds that each picture took until then.
+        sources: whatever `load_image` takes, at least one.
+        keeps: whether images may stay at home.
+        send: is given what has to be sent, and the time in milliseconds that each image took until then.
 
     Raises:
-        PictureError, BundleError: as `Obfuscator.decide_batch` does.
+        ImageError, BundleError: as `Obfuscator.decide_batch` does.
     """
     start = time.perf_counter()
     decisions = obfuscator.decide_batch(sources, gate=keeps)
@@ -38,11 +38,11 @@ def answer_group(obfuscator: Obfuscator, sources: Sequence[PictureSource], *, ke
     return [_own(obfuscator, decision, obfuscate_ms) or next(answered) for decision in decisions]
 
 
-def answer_at_home(obfuscator: Obfuscator, source: PictureSource) -> Answer | None:
-    """The device's own answer if it is final; None if the picture has to be sent. Sends nothing.
+def answer_at_home(obfuscator: Obfuscator, source: ImageSource) -> Answer | None:
+    """The device's own answer if it is final; None if the image has to be sent. Sends nothing.
 
     Raises:
-        PictureError, BundleError: as `Obfuscator.decide_batch` does.
+        ImageError, BundleError: as `Obfuscator.decide_batch` does.
     """
     start = time.perf_counter()
     (decision,) = obfuscator.decide_batch([source])

@@ -1,7 +1,7 @@
-"""The client for endpoints that take picture files. It fails closed, as `Client` does.
+"""The client for endpoints that take image files. It fails closed, as `Client` does.
 
-There is one function that sends (`FileClient._send`), and it takes 8-bit obfuscated pictures only, which it encodes
-afresh. Such endpoints do not say what they serve, so nothing can be checked before a picture is sent.
+There is one function that sends (`FileClient._send`), and it takes 8-bit obfuscated images only, which it encodes
+afresh. Such endpoints do not say what they serve, so nothing can be checked before an image is sent.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ from sfumato.artifacts.bundle import Bundle
 from sfumato.device.concurrent import IN_FLIGHT, in_order
 from sfumato.device.file_responses import AnswerPlace, read_file_answer
 from sfumato.device.gate_client import answer_at_home, answer_group
-from sfumato.device.image import PictureSource
-from sfumato.device.image_files import FileFormat, Request, Style, encode_picture
-from sfumato.device.obfuscator import ObfuscatedPicture, Obfuscator
+from sfumato.device.image import ImageSource
+from sfumato.device.image_files import FileFormat, Request, Style, encode_image
+from sfumato.device.obfuscator import ObfuscatedImage, Obfuscator
 from sfumato.device.predictions import Answer
 from sfumato.device.transport import Transport
 from sfumato.errors import EndpointAnswerInvalid, EndpointError
 
 
 class FileClient:
-    """Classifies pictures at an endpoint that takes picture files and answers in JSON.
+    """Classifies images at an endpoint that takes image files and answers in JSON.
 
     Args:
         url: the full address that files are sent to, such as `https://host/classify`.
-        bundle: an obfuscator bundle, or its folder, whose drawings are 8-bit pictures, or may be rounded to such.
+        bundle: an obfuscator bundle, or its folder, whose drawings are 8-bit images, or may be rounded to such.
         style: "form" for a multipart form, "body" for the file as it is, "json" for base64 within JSON.
         field: the form's field, or the JSON object's key.
         template: what the JSON is instead of an object with one key: any value that JSON knows, in whose strings
             "{base64}" stands for the file and "{type}" for its media type.
-        file_format: "png", "webp" (lossless), or "smallest": what is smaller for each picture.
+        file_format: "png", "webp" (lossless), or "smallest": what is smaller for each image.
         answer: where the answer lies in the JSON: keys and places of lists, with dots between, such as
             "responses.0.labels"; "" is the whole. `sfumato.device.file_responses` says what may lie there.
         label_key: what the objects there call the label.
         score_key: what they call the score.
-        rounding: round drawings in [0, 1] to 8 bits; otherwise those that are no 8-bit pictures are refused.
+        rounding: round drawings in [0, 1] to 8 bits; otherwise those that are no 8-bit images are refused.
         token: the bearer token, if the endpoint wants one.
         timeout_s: for connecting, and again for the answer of each attempt.
         retries: further attempts after a broken connection, or status 429, 500, 502, 503 or 504.
         ca_file: PEM file with the authorities to trust instead of the system's.
         allow_insecure_token: send the token over plain HTTP to another machine, where others can read it.
         threads: threads for the obfuscator.
-        gate: let the bundle's gate, if it has one, keep pictures at home whose answer on the device is final.
+        gate: let the bundle's gate, if it has one, keep images at home whose answer on the device is final.
 
     Attributes:
         bundle: the obfuscator's.
-        keeps: whether pictures may stay at home: the bundle has a gate, and it is used.
+        keeps: whether images may stay at home: the bundle has a gate, and it is used.
 
     Raises:
         BundleError: the bundle cannot be used.
@@ -112,46 +112,46 @@ class FileClient:
         """Closes the connections."""
         self._transport.close()
 
-    def classify(self, source: PictureSource) -> Answer:
-        """Classifies one picture; one that may stay at home is answered here, and nothing is sent.
+    def classify(self, source: ImageSource) -> Answer:
+        """Classifies one image; one that may stay at home is answered here, and nothing is sent.
 
         Args:
-            source: whatever `load_picture` takes.
+            source: whatever `load_image` takes.
 
         Raises:
-            PictureError: the picture cannot be used.
-            BundleError: the obfuscator failed, did not hide the picture, drew what no 8-bit file can hold, or gave no
+            ImageError: the image cannot be used.
+            BundleError: the obfuscator failed, did not hide the image, drew what no 8-bit file can hold, or gave no
                 usable answer of its own.
             EndpointError: one of its kinds; see `sfumato.errors`.
         """
         (answer,) = answer_group(self._obfuscator, [source], keeps=self.keeps, send=self._send)
         return answer
 
-    def classify_batch(self, sources: Iterable[PictureSource]) -> list[Answer]:
-        """Classifies pictures, one request for each that has to be sent. Raises as `classify` does."""
+    def classify_batch(self, sources: Iterable[ImageSource]) -> list[Answer]:
+        """Classifies images, one request for each that has to be sent. Raises as `classify` does."""
         return [self.classify(source) for source in sources]
 
-    def classify_many(self, sources: Iterable[PictureSource], *, in_flight: int = IN_FLIGHT) -> Iterator[Answer]:
-        """Classifies pictures as they come, several underway at once; see `Client.classify_many`."""
+    def classify_many(self, sources: Iterable[ImageSource], *, in_flight: int = IN_FLIGHT) -> Iterator[Answer]:
+        """Classifies images as they come, several underway at once; see `Client.classify_many`."""
         return in_order(self.classify, sources, in_flight=in_flight)
 
-    def classify_at_home(self, source: PictureSource) -> Answer | None:
-        """The device's own answer if it is final; None if the picture has to be sent. Sends nothing.
+    def classify_at_home(self, source: ImageSource) -> Answer | None:
+        """The device's own answer if it is final; None if the image has to be sent. Sends nothing.
 
         Raises:
-            PictureError: the picture cannot be used.
+            ImageError: the image cannot be used.
             BundleError: as in `classify`.
         """
         return answer_at_home(self._obfuscator, source) if self.keeps else None
 
-    def _send(self, pictures: Sequence[ObfuscatedPicture], *, obfuscate_ms: float) -> list[Answer]:
+    def _send(self, images: Sequence[ObfuscatedImage], *, obfuscate_ms: float) -> list[Answer]:
         """The only way out of the device."""
-        return [self._send_one(picture, obfuscate_ms) for picture in pictures]
+        return [self._send_one(image, obfuscate_ms) for image in images]
 
-    def _send_one(self, picture: ObfuscatedPicture, obfuscate_ms: float) -> Answer:
-        if not isinstance(picture, ObfuscatedPicture) or picture.tensor.ndim != 3 or picture.tensor.dtype != np.uint8:
-            raise TypeError("only obfuscated pictures of 8 bits may be sent")
-        body, headers = self._request.body(encode_picture(picture.tensor, self._file_format))
+    def _send_one(self, image: ObfuscatedImage, obfuscate_ms: float) -> Answer:
+        if not isinstance(image, ObfuscatedImage) or image.tensor.ndim != 3 or image.tensor.dtype != np.uint8:
+            raise TypeError("only obfuscated images of 8 bits may be sent")
+        body, headers = self._request.body(encode_image(image.tensor, self._file_format))
         start = time.perf_counter()
         reply = self._transport.request("POST", self._path, body, {"Accept": "application/json", **headers})
         round_trip_ms = (time.perf_counter() - start) * 1000

@@ -1,6 +1,6 @@
-"""Obfuscated pictures as files, and the requests that endpoints take them in.
+"""Obfuscated images as files, and the requests that endpoints take them in.
 
-A file is made from the pixels alone: what a picture's own file was called or held beside its pixels is not here.
+A file is made from the pixels alone: what an image's own file was called or held beside its pixels is not here.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ BASE64, TYPE = "{base64}", "{type}"
 
 
 @dataclass(frozen=True)
-class PictureFile:
-    """A picture file, losslessly encoded.
+class ImageFile:
+    """An image file, losslessly encoded.
 
     Attributes:
         data: its bytes.
@@ -43,23 +43,23 @@ class PictureFile:
         return f"image/{self.kind}"
 
 
-def encode_picture(pixels: NDArray[np.uint8], file_format: FileFormat) -> PictureFile:
+def encode_image(pixels: NDArray[np.uint8], file_format: FileFormat) -> ImageFile:
     """Encodes pixels, and nothing else, without loss.
 
     Args:
         pixels: (H, W, 3) uint8, RGB.
-        file_format: "smallest" takes what is smaller for this picture: PNG, or lossless WebP where Pillow has it.
+        file_format: "smallest" takes what is smaller for this image: PNG, or lossless WebP where Pillow has it.
 
     Raises:
         EndpointError: WebP is asked for, and Pillow lacks it.
     """
     image, found = Image.fromarray(pixels), []
     if file_format != "webp":
-        found.append(PictureFile(_saved(image, "PNG", optimize=True), "png"))
+        found.append(ImageFile(_saved(image, "PNG", optimize=True), "png"))
     if file_format == "webp" or (file_format == "smallest" and features.check("webp")):
         if not features.check("webp"):
             raise EndpointError('Pillow was built without WebP here; use the file format "png"')
-        found.append(PictureFile(_saved(image, "WEBP", lossless=True), "webp"))
+        found.append(ImageFile(_saved(image, "WEBP", lossless=True), "webp"))
     return min(found, key=lambda file: len(file.data))
 
 
@@ -103,7 +103,7 @@ class Request:
         if _filled(self.template, {BASE64: ""}) == self.template:
             raise EndpointError(f"the template has no string with {BASE64} in it, where the file would stand")
 
-    def body(self, file: PictureFile) -> tuple[bytes, dict[str, str]]:
+    def body(self, file: ImageFile) -> tuple[bytes, dict[str, str]]:
         """The request's body with a file in it, and the headers that describe it."""
         if self.style == "body":
             return file.data, {"Content-Type": file.media_type}
@@ -113,7 +113,7 @@ class Request:
             filled = _filled(template, {TYPE: file.media_type, BASE64: text})
             return json.dumps(filled).encode(), {"Content-Type": "application/json"}
         # Servers take a part for a file only if it has a name; every file has the same.
-        part = RequestField(self.field, file.data, filename=f"picture.{file.kind}")
+        part = RequestField(self.field, file.data, filename=f"image.{file.kind}")
         part.make_multipart(content_type=file.media_type)
         body, content_type = encode_multipart_formdata([part])
         return body, {"Content-Type": content_type}

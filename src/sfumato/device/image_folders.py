@@ -1,4 +1,4 @@
-"""Pictures in folders of any size: found one after the other, so that a million take no more memory than ten."""
+"""Images in folders of any size: found one after the other, so that a million take no more memory than ten."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from sfumato.errors import PictureError
+from sfumato.errors import ImageError
 
 # fmt: off
-PICTURE_SUFFIXES = frozenset({
+IMAGE_SUFFIXES = frozenset({
     ".avif", ".bmp", ".gif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
     ".mpo", ".pbm", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp",
 })
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A picture file.
+    """An image file.
 
     Attributes:
         path: where it lies.
@@ -39,7 +39,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The part of the pictures that one machine of several takes.
+    """The part of the images that one machine of several takes.
 
     Attributes:
         number: which, from 1.
@@ -51,17 +51,15 @@ class Share:
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.of:
-            raise PictureError(f"a share is one of several, such as 2/4; got {self.number}/{self.of}")
+            raise ImageError(f"a share is one of several, such as 2/4; got {self.number}/{self.of}")
 
     def takes(self, place: str) -> bool:
-        """Whether a picture belongs to this share; the same on every machine, in whatever order it lists the folder."""
+        """Whether an image belongs to this share; the same on every machine, in whatever order it lists the folder."""
         return zlib.crc32(os.fsencode(place)) % self.of == self.number - 1
 
 
-def find_pictures(
-    paths: Iterable[Path], *, leave_out: Path | None = None, share: Share | None = None
-) -> Iterator[Found]:
-    """The files given, and the picture files in the folders given and below.
+def find_images(paths: Iterable[Path], *, leave_out: Path | None = None, share: Share | None = None) -> Iterator[Found]:
+    """The files given, and the image files in the folders given and below.
 
     Folders that are links are not followed. Names are in order, except across thousands of files in one folder.
 
@@ -71,7 +69,7 @@ def find_pictures(
         share: take only these.
 
     Raises:
-        PictureError: a folder cannot be read.
+        ImageError: a folder cannot be read.
     """
     written = None if leave_out is None else _identity(leave_out)
     for path in paths:
@@ -98,10 +96,10 @@ def _below(folder: str, place: str, written: tuple[int, int] | None) -> Iterator
                     inner = f"{place}{entry.name}"
                     if entry.is_dir(follow_symlinks=False):
                         yield from _below(entry.path, f"{inner}/", written)
-                    elif Path(entry.name).suffix.lower() in PICTURE_SUFFIXES:
+                    elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
                         yield Found(entry.path, inner)
     except OSError as error:
-        raise PictureError(f"cannot read the folder {error.filename or folder}: {error.strerror}") from error
+        raise ImageError(f"cannot read the folder {error.filename or folder}: {error.strerror}") from error
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

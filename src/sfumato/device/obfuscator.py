@@ -1,6 +1,6 @@
-"""The obfuscator as it runs on the device: picture in, obfuscated picture out, or an error; never the picture.
+"""The obfuscator as it runs on the device: image in, obfuscated image out, or an error; never the image.
 
-With a gate in the bundle, the same run gives the device's own answer, and a picture whose answer is final stays.
+With a gate in the bundle, the same run gives the device's own answer, and an image whose answer is final stays.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from sfumato.artifacts.bundle import DECODER_ONNX, OBFUSCATOR_ONNX, Bundle, Preprocessing
 from sfumato.device.eight_bit import EightBit, to_pixels
 from sfumato.device.gate import has_to_be_sent, softmax
-from sfumato.device.image import PictureSource, load_picture, prepare
-from sfumato.errors import BundleError, PictureError
+from sfumato.device.image import ImageSource, load_image, prepare
+from sfumato.errors import BundleError, ImageError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-# An output this close to the picture everywhere is the picture.
+# An output this close to the image everywhere is the image.
 SAME_WITHIN = 1e-3
 # A code of more bytes could hold a thumbnail.
 MOST_CODE_BYTES = 64
@@ -31,12 +31,12 @@ _RANGE_SLACK = 0.02
 
 
 @dataclass(frozen=True, eq=False)
-class ObfuscatedPicture:
+class ObfuscatedImage:
     """What may leave the device. Its representation never shows the values.
 
     Attributes:
         tensor: the classifier's input: (3, H, W) float32, normalised, read-only. In the split form the decoder's: the
-            code, (B,) uint8, read-only. As an 8-bit picture its pixels: (H, W, 3) uint8, RGB, read-only.
+            code, (B,) uint8, read-only. As an 8-bit image its pixels: (H, W, 3) uint8, RGB, read-only.
         preprocessing: the size and normalisation that it was made for.
     """
 
@@ -44,18 +44,18 @@ class ObfuscatedPicture:
     preprocessing: Preprocessing
 
     def preview(self) -> Image.Image:
-        """The obfuscated picture as people see it, in RGB.
+        """The obfuscated image as people see it, in RGB.
 
         Mean and deviation are undone. Values that lie in [0, 1] are shown as they are; if they do not, the whole
-        picture is scaled so that its smallest is black and its largest is white.
+        image is scaled so that its smallest is black and its largest is white.
 
         Raises:
-            PictureError: it is a code, which is no picture.
+            ImageError: it is a code, which is no image.
         """
         from PIL import Image
 
         if self.tensor.ndim != 3:
-            raise PictureError("a code has no preview; obfuscate without the split form to see what it stands for")
+            raise ImageError("a code has no preview; obfuscate without the split form to see what it stands for")
         if self.tensor.dtype == np.uint8:
             return Image.fromarray(self.tensor)
         mean = np.asarray(self.preprocessing.mean, np.float32)[:, None, None]
@@ -69,7 +69,7 @@ class ObfuscatedPicture:
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """What the device makes of one picture: its own answer, and what has to be sent, if anything.
+    """What the device makes of one image: its own answer, and what has to be sent, if anything.
 
     Attributes:
         probabilities: the device's own, of every class in the order of the labels, each in [0, 1]; they sum to 1.
@@ -78,11 +78,11 @@ class Decision:
     """
 
     probabilities: tuple[float, ...] | None
-    obfuscated: ObfuscatedPicture | None
+    obfuscated: ObfuscatedImage | None
 
     def __post_init__(self) -> None:
         if self.probabilities is None and self.obfuscated is None:
-            raise ValueError("a picture that stays at home needs the device's own answer")
+            raise ValueError("an image that stays at home needs the device's own answer")
 
 
 class Obfuscator:
@@ -90,15 +90,15 @@ class Obfuscator:
 
     Args:
         bundle: an obfuscator bundle, or its folder.
-        threads: threads for one picture; one is best for an obfuscator of this size.
+        threads: threads for one image; one is best for an obfuscator of this size.
         split: give the code instead of what is drawn from it; the bundle's decoder then runs in the cloud.
-        eight_bit: give the 8-bit picture that is drawn instead of the classifier's input: "exact" refuses drawings
+        eight_bit: give the 8-bit image that is drawn instead of the classifier's input: "exact" refuses drawings
             that are none, "rounded" rounds those in [0, 1].
 
     Raises:
         BundleError: the bundle is missing, damaged or of another kind, or its ONNX file is not an obfuscator, or lacks
             the answer that its gate needs, or the code that the split form needs.
-        ValueError: the split form of an 8-bit picture was asked for.
+        ValueError: the split form of an 8-bit image was asked for.
     """
 
     def __init__(
@@ -110,144 +110,144 @@ class Obfuscator:
         eight_bit: EightBit | None = None,
     ) -> None:
         if split and eight_bit is not None:
-            raise ValueError("a code is no picture; ask for the split form or for 8-bit pictures, not for both")
+            raise ValueError("a code is no image; ask for the split form or for 8-bit images, not for both")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle, kind="obfuscator")
         self.split = split
         self._eight_bit = eight_bit
         self._session = _open(self.bundle, threads)
         self._input_name = self._session.get_inputs()[0].name
         outputs = self._session.get_outputs()
-        travels = _code_output(self.bundle, outputs) if split else outputs[0]
-        self._outputs = [travels.name] + ([outputs[1].name] if self.bundle.gate is not None else [])
+        payload = _code_output(self.bundle, outputs) if split else outputs[0]
+        self._outputs = [payload.name] + ([outputs[1].name] if self.bundle.gate is not None else [])
         self._run_options = _run_options()
         preprocessing = self.bundle.preprocessing
         self._shape = (3, preprocessing.height, preprocessing.width)
-        self.travels_shape = (int(travels.shape[1]),) if split else self._shape
+        self.payload_shape = (int(payload.shape[1]),) if split else self._shape
 
-    def obfuscate(self, source: PictureSource) -> ObfuscatedPicture:
-        """Obfuscates one picture. See `obfuscate_batch`."""
+    def obfuscate(self, source: ImageSource) -> ObfuscatedImage:
+        """Obfuscates one image. See `obfuscate_batch`."""
         return self.obfuscate_batch([source])[0]
 
-    def obfuscate_batch(self, sources: Iterable[PictureSource]) -> list[ObfuscatedPicture]:
-        """Obfuscates pictures together, those too that a gate would keep at home.
+    def obfuscate_batch(self, sources: Iterable[ImageSource]) -> list[ObfuscatedImage]:
+        """Obfuscates images together, those too that a gate would keep at home.
 
         Args:
-            sources: whatever `load_picture` takes; an empty batch gives an empty list.
+            sources: whatever `load_image` takes; an empty batch gives an empty list.
 
         Raises:
-            PictureError: one of them cannot be used.
-            BundleError: the obfuscator failed or did not hide the picture; nothing is returned then.
+            ImageError: one of them cannot be used.
+            BundleError: the obfuscator failed or did not hide the image; nothing is returned then.
         """
-        pictures = self._prepared(sources)
-        if not len(pictures):
+        images = self._prepared(sources)
+        if not len(images):
             return []
-        return [ObfuscatedPicture(tensor, self.bundle.preprocessing) for tensor in self(pictures)]
+        return [ObfuscatedImage(tensor, self.bundle.preprocessing) for tensor in self(images)]
 
-    def decide_batch(self, sources: Iterable[PictureSource], *, gate: bool = True) -> list[Decision]:
-        """Decides for each picture whether it has to be sent, in one run for all.
+    def decide_batch(self, sources: Iterable[ImageSource], *, gate: bool = True) -> list[Decision]:
+        """Decides for each image whether it has to be sent, in one run for all.
 
         Args:
-            sources: whatever `load_picture` takes; an empty batch gives an empty list.
+            sources: whatever `load_image` takes; an empty batch gives an empty list.
             gate: whether the device's answer may be final; if not, or if the bundle has no gate, everything has to
                 be sent.
 
         Returns:
-            One decision per picture, in order.
+            One decision per image, in order.
 
         Raises:
-            PictureError: one of them cannot be used.
-            BundleError: the obfuscator failed, did not hide a picture (one that would stay included), or gave no
+            ImageError: one of them cannot be used.
+            BundleError: the obfuscator failed, did not hide an image (one that would stay included), or gave no
                 usable answer of its own; nothing is returned then.
         """
-        pictures = self._prepared(sources)
-        if not len(pictures):
+        images = self._prepared(sources)
+        if not len(images):
             return []
-        obfuscated, own = self._run(pictures)
-        packed = [ObfuscatedPicture(tensor, self.bundle.preprocessing) for tensor in obfuscated]
+        obfuscated, own = self._run(images)
+        packed = [ObfuscatedImage(tensor, self.bundle.preprocessing) for tensor in obfuscated]
         if own is None or self.bundle.gate is None:
-            return [Decision(None, picture) for picture in packed]
+            return [Decision(None, image) for image in packed]
         probabilities = softmax(own)
         sent = has_to_be_sent(probabilities, self.bundle.gate) | (not gate)
         return [
-            Decision(tuple(row), picture if sends else None)
-            for row, picture, sends in zip(probabilities.tolist(), packed, sent.tolist(), strict=True)
+            Decision(tuple(row), image if sends else None)
+            for row, image, sends in zip(probabilities.tolist(), packed, sent.tolist(), strict=True)
         ]
 
-    def __call__(self, pictures: NDArray[np.float32]) -> NDArray[Any]:
-        """Obfuscates prepared pictures, those too that a gate would keep at home.
+    def __call__(self, images: NDArray[np.float32]) -> NDArray[Any]:
+        """Obfuscates prepared images, those too that a gate would keep at home.
 
         Args:
-            pictures: (N, 3, H, W) float32 in [0, 1], of the bundle's size.
+            images: (N, 3, H, W) float32 in [0, 1], of the bundle's size.
 
         Returns:
             The classifier's input: (N, 3, H, W) float32, normalised, read-only; in the split form codes (N, B) uint8;
-            as 8-bit pictures (N, H, W, 3) uint8.
+            as 8-bit images (N, H, W, 3) uint8.
 
         Raises:
-            PictureError: the array is not as described.
+            ImageError: the array is not as described.
             BundleError: an output is not finite or of another shape, or what would be sent (nearly) equals the input,
-                or is no 8-bit picture where one is needed.
+                or is no 8-bit image where one is needed.
         """
-        return self._run(pictures)[0]
+        return self._run(images)[0]
 
-    def _prepared(self, sources: Iterable[PictureSource]) -> NDArray[np.float32]:
-        pictures = [prepare(load_picture(source), self.bundle.preprocessing) for source in sources]
-        return np.stack(pictures) if pictures else np.empty((0, *self._shape), np.float32)
+    def _prepared(self, sources: Iterable[ImageSource]) -> NDArray[np.float32]:
+        images = [prepare(load_image(source), self.bundle.preprocessing) for source in sources]
+        return np.stack(images) if images else np.empty((0, *self._shape), np.float32)
 
-    def _run(self, pictures: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
-        """What travels, and with a gate the device's own logits (N, classes); both checked."""
-        self._check_input(pictures)
-        given = {self._input_name: np.ascontiguousarray(pictures)}
+    def _run(self, images: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+        """The payload, and with a gate the device's own logits (N, classes); both checked."""
+        self._check_input(images)
+        given = {self._input_name: np.ascontiguousarray(images)}
         try:
             obfuscated, *own = self._session.run(self._outputs, given, self._run_options)
         except Exception as error:  # ONNX Runtime's errors have no common base, and may quote values
             raise BundleError(f"the obfuscator of {self.bundle.path} failed ({type(error).__name__})") from None
         if self.split:
-            self._check_code(obfuscated, len(pictures))
+            self._check_code(obfuscated, len(images))
         else:
-            self._check_output(pictures, obfuscated)
+            self._check_output(images, obfuscated)
         if self._eight_bit is not None:
             obfuscated = to_pixels(obfuscated, self.bundle.preprocessing, self._eight_bit)
-            self._check_pixels(pictures, obfuscated)
+            self._check_pixels(images, obfuscated)
         obfuscated.flags.writeable = False
         if not own:
             return obfuscated, None
-        self._check_own_answer(own[0], len(pictures))
+        self._check_own_answer(own[0], len(images))
         return obfuscated, own[0]
 
-    def _check_input(self, pictures: NDArray[np.float32]) -> None:
-        if pictures.dtype != np.float32 or pictures.ndim != 4 or pictures.shape[1:] != self._shape:
+    def _check_input(self, images: NDArray[np.float32]) -> None:
+        if images.dtype != np.float32 or images.ndim != 4 or images.shape[1:] != self._shape:
             wanted = ("N", *self._shape)
-            raise PictureError(f"got an array {pictures.shape} of {pictures.dtype}; expected {wanted} of float32")
+            raise ImageError(f"got an array {images.shape} of {images.dtype}; expected {wanted} of float32")
         # Written so that NaN fails too.
-        if pictures.size and not (pictures.min() >= 0 and pictures.max() <= 1):
-            raise PictureError("pictures must have values in [0, 1]; divide 8-bit values by 255")
+        if images.size and not (images.min() >= 0 and images.max() <= 1):
+            raise ImageError("images must have values in [0, 1]; divide 8-bit values by 255")
 
-    def _check_output(self, pictures: NDArray[np.float32], obfuscated: NDArray[np.float32]) -> None:
-        """Fails closed: what does not look like an obfuscated picture does not leave this class."""
+    def _check_output(self, images: NDArray[np.float32], obfuscated: NDArray[np.float32]) -> None:
+        """Fails closed: what does not look like an obfuscated image does not leave this class."""
         source = self.bundle.path
-        if obfuscated.shape != pictures.shape or obfuscated.dtype != np.float32:
+        if obfuscated.shape != images.shape or obfuscated.dtype != np.float32:
             raise BundleError(
                 f"the obfuscator of {source} made {obfuscated.shape} of {obfuscated.dtype}; nothing was sent"
             )
         if not np.isfinite(obfuscated).all():
             raise BundleError(f"the obfuscator of {source} made NaN or infinite values; nothing was sent")
-        for plain in (pictures, self.bundle.preprocessing.normalize(pictures)):
+        for plain in (images, self.bundle.preprocessing.normalize(images)):
             distance = np.abs(obfuscated - plain).max(axis=(1, 2, 3), initial=0.0)
             if (distance <= SAME_WITHIN).any():
-                raise BundleError(f"the obfuscator of {source} returned the picture itself; nothing was sent")
+                raise BundleError(f"the obfuscator of {source} returned the image itself; nothing was sent")
 
-    def _check_pixels(self, pictures: NDArray[np.float32], pixels: NDArray[np.uint8]) -> None:
-        """Fails closed: rounding could take away the little by which a drawing differed from the picture."""
-        plain = np.rint(pictures.transpose(0, 2, 3, 1) * 255)
+    def _check_pixels(self, images: NDArray[np.float32], pixels: NDArray[np.uint8]) -> None:
+        """Fails closed: rounding could take away the little by which a drawing differed from the image."""
+        plain = np.rint(images.transpose(0, 2, 3, 1) * 255)
         if (pixels == plain).all(axis=(1, 2, 3)).any():
             raise BundleError(
-                f"what the obfuscator of {self.bundle.path} makes, in 8 bits, is the picture itself; nothing was sent"
+                f"what the obfuscator of {self.bundle.path} makes, in 8 bits, is the image itself; nothing was sent"
             )
 
     def _check_code(self, code: NDArray[Any], count: int) -> None:
         """Fails closed: nothing larger than the code that the bundle states leaves in its place."""
-        wanted = (count, *self.travels_shape)
+        wanted = (count, *self.payload_shape)
         if code.shape != wanted or code.dtype != np.uint8:
             raise BundleError(
                 f"the obfuscator of {self.bundle.path} made a code {code.shape} of {code.dtype}, expected {wanted} of "

@@ -16,18 +16,18 @@ from sfumato.wire import InferResponse, Tensor
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer for one picture.
+    """The answer for one image.
 
     Attributes:
         label: the name of the likeliest class.
         index: its place among the bundle's labels.
-        probability: its probability, in [0, 1]; NaN where an endpoint that takes picture files does not say.
-        probabilities: of every class, in the order of the labels; they sum to 1. Of an endpoint that takes picture
+        probability: its probability, in [0, 1]; NaN where an endpoint that takes image files does not say.
+        probabilities: of every class, in the order of the labels; they sum to 1. Of an endpoint that takes image
             files they are what it says, and NaN for classes that it does not name.
-        payload_bytes: the request's body, divided evenly among the pictures in it; 0 if nothing was sent.
-        obfuscate_ms: decoding, resizing and obfuscating, per picture.
+        payload_bytes: the request's body, divided evenly among the images in it; 0 if nothing was sent.
+        obfuscate_ms: decoding, resizing and obfuscating, per image.
         round_trip_ms: from the request's first byte to the answer's last, retries included; 0 if nothing was sent.
-        answered_by: "cloud" if the obfuscated picture was sent and the endpoint answered, "device" if the picture
+        answered_by: "cloud" if the obfuscated image was sent and the endpoint answered, "device" if the image
             stayed at home and the answer is the device's own.
     """
 
@@ -48,12 +48,12 @@ class Answer:
 
 
 def own_answer(probabilities: Sequence[float], labels: Sequence[str], *, obfuscate_ms: float) -> Answer:
-    """The device's own answer for a picture that stays at home.
+    """The device's own answer for an image that stays at home.
 
     Args:
         probabilities: of every class, in [0, 1].
         labels: one name per class.
-        obfuscate_ms: per picture.
+        obfuscate_ms: per image.
     """
     index = max(range(len(probabilities)), key=lambda place: probabilities[place])
     return Answer(
@@ -83,14 +83,14 @@ def read_answers(
     Args:
         response: as decoded.
         output_name: the output to read; None takes the first.
-        count: how many pictures were sent.
+        count: how many images were sent.
         labels: one name per class.
         payload_bytes: length of the request's body.
-        obfuscate_ms: per picture.
+        obfuscate_ms: per image.
         round_trip_ms: of the request.
 
     Raises:
-        EndpointAnswerInvalid: the output is missing, not floating-point, not finite, or has not one row per picture
+        EndpointAnswerInvalid: the output is missing, not floating-point, not finite, or has not one row per image
             and one column per label.
     """
     logits = _pick(response, output_name)
@@ -99,7 +99,7 @@ def read_answers(
     if logits.shape != (count, len(labels)):
         raise EndpointAnswerInvalid(
             f"the answer has the shape {list(logits.shape)}; "
-            f"[{count}, {len(labels)}] was expected: one row per picture, one column per label"
+            f"[{count}, {len(labels)}] was expected: one row per image, one column per label"
         )
     if not np.isfinite(logits.array).all():
         raise EndpointAnswerInvalid("the answer holds NaN or infinite values")

@@ -1,7 +1,7 @@
-"""Obfuscates many pictures into a folder, in several processes, so that an interruption loses next to nothing.
+"""Obfuscates many images into a folder, in several processes, so that an interruption loses next to nothing.
 
-Each picture is obfuscated by itself, as it would be for sending, and its files appear only once they are complete. What
-is held at any time is a few groups of names and one picture for each process.
+Each image is obfuscated by itself, as it would be for sending, and its files appear only once they are complete. What
+is held at any time is a few groups of names and one image for each process.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from sfumato.device.image_folders import Found, in_groups
-from sfumato.device.obfuscator import Decision, ObfuscatedPicture, Obfuscator
-from sfumato.errors import BundleError, PictureError, SfumatoError
+from sfumato.device.obfuscator import Decision, ObfuscatedImage, Obfuscator
+from sfumato.errors import BundleError, ImageError, SfumatoError
 
 GROUP = 32
-"""Pictures that a process is given at once."""
+"""Images that a process is given at once."""
 _CLOCK_STEP_S = 0.02
 _GROUPS_AHEAD = 2
 """For each process: the one at work, and one that waits, so that no process does."""
@@ -40,15 +40,15 @@ Existing = Literal["refuse", "replace", "keep"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a picture.
+    """What became of an image.
 
     Attributes:
-        file: the picture's path.
+        file: the image's path.
         state: "written"; "there": its files existed and were kept; "stays": the device's answer is final, and nothing
             was written; "failed": nothing was written.
         preview: the PNG file, if there is one.
         tensor: the `.npy` file, if there is one.
-        label: the device's own answer, of a picture that stays.
+        label: the device's own answer, of an image that stays.
         probability: its probability, in [0, 1].
         error: what was wrong, of one that failed.
     """
@@ -64,14 +64,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Protecting:
-    """How pictures become files; the same in every process.
+    """How images become files; the same in every process.
 
     Attributes:
         bundle: the obfuscator bundle's folder.
         out: the folder that is written to, with the tree below the folders given.
         tensors: whether to write the tensors, too.
-        gate: whether pictures may stay on the device.
-        existing: what to do if a picture's files exist already.
+        gate: whether images may stay on the device.
+        existing: what to do if an image's files exist already.
         since_ns: a modification time as of now in `out`; files that are no older were written by this very run.
     """
 
@@ -99,29 +99,29 @@ class Protecting:
         return cls(str(bundle), str(out), tensors, gate, existing, since_ns)
 
     def targets(self, found: Found) -> list[Path]:
-        """The files that a picture becomes, the preview first."""
+        """The files that an image becomes, the preview first."""
         preview = Path(self.out, found.place).with_suffix(".obfuscated.png")
         return [preview, preview.with_suffix(".npy")] if self.tensors else [preview]
 
 
-def protect_pictures(
-    pictures: Iterable[Found], how: Protecting, *, workers: int = 1
+def protect_images(
+    images: Iterable[Found], how: Protecting, *, workers: int = 1
 ) -> Generator[list[Outcome], None, None]:
-    """Obfuscates pictures and writes them, a group at a time and in order.
+    """Obfuscates images and writes them, a group at a time and in order.
 
     Closing the iterator stops early: what the processes are at is finished first.
 
     Args:
-        pictures: any number; they are taken as they are needed.
+        images: any number; they are taken as they are needed.
         how: what is written, and where to.
         workers: processes. With 1, or if there is one group at most, everything is done in this one.
 
     Raises:
-        BundleError: the bundle is missing, damaged, or hides no picture of a group.
+        BundleError: the bundle is missing, damaged, or hides no image of a group.
         SfumatoError: a file cannot be written, or a process died.
-        PictureError: a folder cannot be read.
+        ImageError: a folder cannot be read.
     """
-    groups = in_groups(pictures, GROUP)
+    groups = in_groups(images, GROUP)
     first = next(groups, [])
     second = next(groups, None) if workers > 1 else None
     if second is None:
@@ -195,11 +195,11 @@ def _protect_group(group: list[Found], how: Protecting, obfuscator: Obfuscator) 
     for found in group:
         try:
             outcomes.append(_protect_one(found, how, obfuscator))
-        except (PictureError, BundleError) as error:
+        except (ImageError, BundleError) as error:
             outcomes.append(Outcome(found.path, "failed", error=str(error)))
             unhidden += [error] if isinstance(error, BundleError) else []
     if unhidden and len(unhidden) == len(group):
-        raise unhidden[0]  # it is the bundle then, and not a picture
+        raise unhidden[0]  # it is the bundle then, and not an image
     return outcomes
 
 
@@ -222,21 +222,21 @@ def _own_answer(decision: Decision, labels: tuple[str, ...]) -> tuple[str, float
 
 
 def _all_there(targets: list[Path], found: Found, how: Protecting) -> bool:
-    """Whether a picture's files exist and are to be kept.
+    """Whether an image's files exist and are to be kept.
 
     Raises:
-        PictureError: they exist, and may be neither kept nor replaced.
+        ImageError: they exist, and may be neither kept nor replaced.
     """
     there = {target: target.stat() for target in targets if target.exists()}
     for target, status in there.items():
         if status.st_mtime_ns >= how.since_ns:  # not even --force overwrites what this very run has written
-            raise PictureError(f"{found.path}: {target} was just written for another picture; rename one of them")
+            raise ImageError(f"{found.path}: {target} was just written for another image; rename one of them")
         if how.existing == "refuse":
-            raise PictureError(f"{found.path}: {target} exists; use --force to overwrite it, or --resume to keep it")
+            raise ImageError(f"{found.path}: {target} exists; use --force to overwrite it, or --resume to keep it")
     return how.existing == "keep" and len(there) == len(targets) and all(status.st_size for status in there.values())
 
 
-def _write(obfuscated: ObfuscatedPicture, targets: list[Path]) -> None:
+def _write(obfuscated: ObfuscatedImage, targets: list[Path]) -> None:
     preview, *tensor = targets
     try:
         preview.parent.mkdir(parents=True, exist_ok=True)

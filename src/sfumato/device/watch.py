@@ -1,4 +1,4 @@
-"""Pictures that appear in a folder, each once it is complete."""
+"""Images that appear in a folder, each once it is complete."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from sfumato.errors import PictureError
+from sfumato.errors import ImageError
 
 POLL_S = 0.2
 SETTLED_S = 0.5
@@ -18,27 +18,27 @@ _SHARE_OF_TIME = 0.1
 _State = tuple[int, int]
 
 
-def new_pictures(folder: Path, suffixes: Collection[str], *, every_s: float | None = None) -> Iterator[Path]:
-    """Picture files that appear in a folder or change there from now on, oldest first; never ends by itself.
+def new_images(folder: Path, suffixes: Collection[str], *, every_s: float | None = None) -> Iterator[Path]:
+    """Image files that appear in a folder or change there from now on, oldest first; never ends by itself.
 
     Those that lie there already are left alone, as are hidden files and folders within. A file that is still being
     written, or empty, is waited for. It works by looking, on any file system.
 
     Args:
         folder: to watch.
-        suffixes: of picture files, in lower case, with the dot.
-        every_s: at most one picture in so many seconds, the newest; those between are left out.
+        suffixes: of image files, in lower case, with the dot.
+        every_s: at most one image in so many seconds, the newest; those between are left out.
 
     Returns:
         Their paths, as they become complete; what lies there is noted before this returns.
 
     Raises:
-        PictureError: the folder cannot be read, or not any more.
+        ImageError: the folder cannot be read, or not any more.
     """
-    return _new_pictures(folder, suffixes, every_s, _states(folder, suffixes))
+    return _new_images(folder, suffixes, every_s, _states(folder, suffixes))
 
 
-def _new_pictures(
+def _new_images(
     folder: Path, suffixes: Collection[str], every_s: float | None, taken: dict[str, _State]
 ) -> Iterator[Path]:
     unsettled: dict[str, tuple[_State, float]] = {}
@@ -66,7 +66,7 @@ def _new_pictures(
 
 
 def _states(folder: Path, suffixes: Collection[str]) -> dict[str, _State]:
-    """When each picture file was last written, in nanoseconds, and how many bytes it has."""
+    """When each image file was last written, in nanoseconds, and how many bytes it has."""
     found: dict[str, _State] = {}
     try:
         with os.scandir(folder) as entries:
@@ -80,5 +80,5 @@ def _states(folder: Path, suffixes: Collection[str]) -> dict[str, _State]:
                 if stat.S_ISREG(status.st_mode):
                     found[entry.name] = status.st_mtime_ns, status.st_size
     except OSError as error:
-        raise PictureError(f"cannot watch the folder {folder}: {error.strerror or type(error).__name__}") from None
+        raise ImageError(f"cannot watch the folder {folder}: {error.strerror or type(error).__name__}") from None
     return found

@@ -114,7 +114,7 @@ class _RequestHead:
 _heads: dict[bytes, _RequestHead] = {}
 """What was read last: a client's requests differ in their bytes alone, and reading JSON takes longer than those.
 
-Never one with numbers in it, which would keep a picture in memory. Parameters that a client made up are kept with it.
+Never one with numbers in it, which would keep an image in memory. Parameters that a client made up are kept with it.
 """
 
 

@@ -49,7 +49,7 @@ const text = (array) => {
   for (let i = 0; i < view.length; i += 32768) all += String.fromCharCode(...view.subarray(i, i + 32768));
   return btoa(all);
 };
-const picture = ({ width, height, data }) => ({ width, height, data: bytes(data) });
+const image = ({ width, height, data }) => ({ width, height, data: bytes(data) });
 const kind = async (work) => {
   try { await work(); } catch (error) { return error.name + ": " + error.message; }
   return "nothing";
@@ -58,7 +58,7 @@ const kind = async (work) => {
 
 
 def rgb(pixels: NDArray[np.uint8]) -> dict[str, Any]:
-    """Pixels (H, W, 3) as `picture` takes them on the other side."""
+    """Pixels (H, W, 3) as `image` takes them on the other side."""
     return {
         "width": pixels.shape[1],
         "height": pixels.shape[0],
@@ -92,7 +92,7 @@ def drop(page: Any, content: bytes, name: str = "mine.png", kind: str = "image/p
 
 
 def photo(seed: int = 0, height: int = 150, width: int = 220) -> NDArray[np.uint8]:
-    """A picture in which no piece repeats: smooth shapes under grain."""
+    """An image in which no piece repeats: smooth shapes under grain."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:height, :width]
     shapes = [np.sin(rows / rng.uniform(9, 30)) * np.cos(columns / rng.uniform(9, 30)) for _ in range(3)]

@@ -22,48 +22,48 @@ from sfumato import cloud, wire
 from sfumato.apps.studio import Pages, collect
 from sfumato.artifacts import shipped
 from sfumato.artifacts.bundle import Bundle
-from sfumato.device import Obfuscator, load_picture, prepare
+from sfumato.device import Obfuscator, load_image, prepare
 from sfumato.device.gate import softmax
 from sfumato.device.image import fit
 
 pytestmark = pytest.mark.browser
 
 TOLERANCE = 1e-5
-PICTURES = 100
+IMAGES = 100
 Pixels = NDArray[np.uint8]
 
 
 @pytest.fixture(scope="module")
-def pictures() -> Pixels:
-    """The shipped pictures, the same mirrored, and upside down: (100, 32, 32, 3)."""
+def images() -> Pixels:
+    """The shipped images, the same mirrored, and upside down: (100, 32, 32, 3)."""
     real = np.stack([sample.pixels for sample in shipped.samples()])
-    return np.concatenate([real, real[:, :, ::-1], real[:, ::-1]])[:PICTURES]
+    return np.concatenate([real, real[:, :, ::-1], real[:, ::-1]])[:IMAGES]
 
 
 @pytest.mark.parametrize("place", [0, 1])
 def test_the_browser_computes_what_python_computes(
-    bench: Any, bundles: list[Bundle], pictures: Pixels, place: int
+    bench: Any, bundles: list[Bundle], images: Pixels, place: int
 ) -> None:
     code = """
       const bundle = await sfumato.loadBundle(`/bundles/${given.place}/`, { ort });
       const outputs = [];
-      for (const one of given.pictures) {
-        const { probabilities, obfuscated } = await bundle.decide(picture(one), { gate: false });
+      for (const one of given.images) {
+        const { probabilities, obfuscated } = await bundle.decide(image(one), { gate: false });
         outputs.push([text(obfuscated.tensor), probabilities]);
       }
       return outputs;"""
-    outputs = module(bench, code, {"place": place, "pictures": [rgb(pixels) for pixels in pictures]})
+    outputs = module(bench, code, {"place": place, "images": [rgb(pixels) for pixels in images]})
     expected, own = Obfuscator(bundles[place])._run(
-        np.stack([prepare(p, bundles[place].preprocessing) for p in pictures])
+        np.stack([prepare(p, bundles[place].preprocessing) for p in images])
     )
     got = np.stack([array(tensor, np.float32).reshape(3, 32, 32) for tensor, _ in outputs])
     # In float32, relative to values beyond 1: the paper's obfuscator makes some of 20 and more.
     np.testing.assert_allclose(got, expected, rtol=TOLERANCE, atol=TOLERANCE)
     if own is not None:
         assert np.abs(np.array([row for _, row in outputs]) - softmax(own)).max() <= TOLERANCE
-        decided = [d.obfuscated is None for d in Obfuscator(bundles[place]).decide_batch(list(pictures))]
+        decided = [d.obfuscated is None for d in Obfuscator(bundles[place]).decide_batch(list(images))]
         code = code.replace("{ gate: false }", "{}").replace("text(obfuscated.tensor)", "obfuscated === null")
-        told = module(bench, code, {"place": place, "pictures": [rgb(pixels) for pixels in pictures]})
+        told = module(bench, code, {"place": place, "images": [rgb(pixels) for pixels in images]})
         assert [stays for stays, _ in told] == decided
 
 
@@ -71,19 +71,19 @@ SIZES = [(150, 220), (97, 61), (1000, 33), (7, 9), (32, 32), (33, 32), (1, 1), (
 
 
 @pytest.mark.parametrize("wanted", [(32, 32), (24, 40)])
-def test_pictures_are_fitted_to_the_same_pixels(bench: Any, wanted: tuple[int, int]) -> None:
+def test_images_are_fitted_to_the_same_pixels(bench: Any, wanted: tuple[int, int]) -> None:
     """To the last bit, but for tall ones: there, Pillow 13 goes along columns first, and rounds otherwise."""
-    pictures = [np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8) for size in SIZES]
-    code = "return given.pictures.map((one) => text(sfumato.fit(picture(one), ...given.wanted).data));"
-    fitted = module(bench, code, {"pictures": [rgb(pixels) for pixels in pictures], "wanted": wanted})
-    for pixels, got in zip(pictures, fitted, strict=True):
+    images = [np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8) for size in SIZES]
+    code = "return given.images.map((one) => text(sfumato.fit(image(one), ...given.wanted).data));"
+    fitted = module(bench, code, {"images": [rgb(pixels) for pixels in images], "wanted": wanted})
+    for pixels, got in zip(images, fitted, strict=True):
         difference = np.abs(array(got, np.uint8).reshape(*wanted, 3).astype(int) - fit(pixels, *wanted))
         tall = pixels.shape[0] * wanted[1] > pixels.shape[1] * wanted[0]
         assert difference.max() <= (1 if tall else 0), pixels.shape
 
 
 def files() -> dict[str, bytes]:
-    """Pictures as files of several kinds."""
+    """Images as files of several kinds."""
     image = Image.fromarray(photo(3))
     turned = image.getexif()
     turned[ExifTags.Base.Orientation] = 6
@@ -106,11 +106,11 @@ def files() -> dict[str, bytes]:
 
 def test_files_are_decoded_to_the_same_pixels(bench: Any) -> None:
     code = """
-      const { width, height, data } = await sfumato.loadPicture(new Blob([bytes(given)]));
+      const { width, height, data } = await sfumato.loadImage(new Blob([bytes(given)]));
       return [height, width, text(data)];"""
     for name, file in files().items():
         height, width, data = module(bench, code, base64.b64encode(file).decode())
-        np.testing.assert_array_equal(array(data, np.uint8).reshape(height, width, 3), load_picture(file), name)
+        np.testing.assert_array_equal(array(data, np.uint8).reshape(height, width, 3), load_image(file), name)
 
 
 def test_a_request_is_byte_for_byte_the_python_clients(bench: Any) -> None:
@@ -167,15 +167,15 @@ def test_only_what_an_obfuscator_made_can_be_sent(browser: Any, tap: Tap) -> Non
     code = """
       const bundle = await sfumato.loadBundle("/bundles/1/", { ort });
       const client = new sfumato.Client(location.origin, bundle);
-      const real = await bundle.obfuscate(picture(given));
+      const real = await bundle.obfuscate(image(given));
       const tensor = new Float32Array(3 * 32 * 32);
-      const lookalike = Object.create(sfumato.ObfuscatedPicture.prototype);
+      const lookalike = Object.create(sfumato.ObfuscatedImage.prototype);
       real.tensor.fill(0.5);  // a copy: what is sent cannot be changed from outside
       if (real.tensor.every((value) => value === 0.5)) return ["changed"];
-      const things = [tensor, { tensor, shape: real.shape }, lookalike, picture(given), null, undefined, new Blob()];
+      const things = [tensor, { tensor, shape: real.shape }, lookalike, image(given), null, undefined, new Blob()];
       const said = [];
       for (const thing of things) said.push(await kind(() => client.send(thing)));
-      said.push(await kind(() => new sfumato.ObfuscatedPicture(Symbol(), tensor, bundle.preprocessing)));
+      said.push(await kind(() => new sfumato.ObfuscatedImage(Symbol(), tensor, bundle.preprocessing)));
       said.push(await kind(() => new sfumato.Bundle(Symbol())));
       said.push(await kind(() => new sfumato.Client(location.origin, { decide: () => real })));
       return said;"""
@@ -184,7 +184,7 @@ def test_only_what_an_obfuscator_made_can_be_sent(browser: Any, tap: Tap) -> Non
     assert b"/infer" not in tap.recorded[before:]
 
 
-def test_an_obfuscator_that_does_not_hide_the_picture_is_refused(browser: Any, tmp_path: Path) -> None:
+def test_an_obfuscator_that_does_not_hide_the_image_is_refused(browser: Any, tmp_path: Path) -> None:
     kinds = ("identity", "normalised", "nan", "shape")
     made = [tiny.save_bundles(tmp_path / kind, kind)[0] for kind in kinds]
     made.append(tiny.save_bundles(tmp_path / "own", threshold=0.5, own="nan")[0])
@@ -197,7 +197,7 @@ def test_an_obfuscator_that_does_not_hide_the_picture_is_refused(browser: Any, t
           const said = [];
           for (const place of given.places) {
             const bundle = await sfumato.loadBundle(`/bundles/${place}/`, { ort });
-            said.push(await kind(() => new sfumato.Client(location.origin, bundle).classify(picture(given.pixels))));
+            said.push(await kind(() => new sfumato.Client(location.origin, bundle).classify(image(given.pixels))));
           }
           return said;"""
         said = module(page, code, {"places": list(range(5)), "pixels": rgb(photo())})
@@ -235,7 +235,7 @@ def fulfill(answer: dict[str, Any], route: Any) -> None:
 def test_what_an_endpoint_gets_wrong_is_said(bench: Any) -> None:
     code = """
       const bundle = await sfumato.loadBundle("/bundles/1/", { ort });
-      return kind(() => new sfumato.Client(location.origin, bundle).classify(picture(given)));"""
+      return kind(() => new sfumato.Client(location.origin, bundle).classify(image(given)));"""
     for answer, says in WRONG_ANSWERS:
         bench.route("**/infer", partial(fulfill, answer))
         said = module(bench, code, rgb(photo()))

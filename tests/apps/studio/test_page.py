@@ -1,4 +1,4 @@
-"""The page in a real browser: right answers, and a picture that stays where it is."""
+"""The page in a real browser: right answers, and an image that stays where it is."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def choose(page: Any, bundle: Bundle) -> None:
 
 
 def answered(page: Any, name: str) -> None:
-    """Waits until all that is shown belongs to the picture of that name."""
+    """Waits until all that is shown belongs to the image of that name."""
     page.locator("#original-note", has_text=name).wait_for()
     page.locator("#flow[aria-busy=false]").wait_for()
 
 
-def test_a_dropped_picture_gets_the_right_answer_and_stays_here(
+def test_a_dropped_image_gets_the_right_answer_and_stays_here(
     browser: Any, tap: Tap, bundles: list[Bundle], server: str
 ) -> None:
-    """The acceptance test: the answer is Python's, and no byte of the picture or its file is among those sent."""
+    """The acceptance test: the answer is Python's, and no byte of the image or its file is among those sent."""
     with Client(server, bundles[1]) as client:
         sample = next(s for s in shipped.samples() if client.classify(s.pixels).label == s.label)
         wide = photo()
@@ -98,7 +98,7 @@ def test_what_the_device_is_sure_of_is_not_sent_unless_the_visitor_wants_it(
 
 
 def test_the_first_load_is_small(browser: Any, server: str) -> None:
-    """All that is transferred until the first obfuscated picture is on its way."""
+    """All that is transferred until the first obfuscated image is on its way."""
     finished: dict[str, int] = {}
     page, asked = open_page(browser, "about:blank", ready=False)
     page.on("requestfinished", lambda request: finished.setdefault(request.url, request.sizes()["responseBodySize"]))
@@ -119,7 +119,7 @@ def test_without_the_network_all_but_the_answer_works(page: Any, bundles: list[B
     page.locator("#asked", has_text="no answer").wait_for()
     assert "The cloud did not answer" in page.locator("#verdict").inner_text()
     assert "the network or the server is gone" in page.locator("#cloud-answer").inner_text()
-    assert "restore, as an attacker" in page.locator("#steps").inner_text()
+    assert "reconstruct, as an attacker" in page.locator("#steps").inner_text()
     assert "offline" in page.locator("#status").inner_text()
     page.locator("#plain").check()
     page.locator("#plain-answer .bars").wait_for()
@@ -128,12 +128,12 @@ def test_without_the_network_all_but_the_answer_works(page: Any, bundles: list[B
     page.locator("#verdict", has_text="answered by the cloud").wait_for()
 
 
-def test_what_is_no_picture_is_refused_and_nothing_is_left_of_the_last_one(browser: Any, tap: Tap) -> None:
+def test_what_is_no_image_is_refused_and_nothing_is_left_of_the_last_one(browser: Any, tap: Tap) -> None:
     page, _ = open_page(browser, tap.url)
-    for content in (b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + bytes(50), png(photo())[:400]):
+    for content in (b"", b"not an image", b"\x89PNG\r\n\x1a\n" + bytes(50), png(photo())[:400]):
         before = len(tap.recorded)
         drop(page, content)
-        page.locator("#problem", has_text="not a picture that the browser can decode").wait_for()
+        page.locator("#problem", has_text="not an image that the browser can decode").wait_for()
         assert page.locator("#verdict").inner_text() == "Nothing was sent."
         assert page.locator("#cloud-answer").inner_text() == ""
         assert page.evaluate("[...document.querySelectorAll('.flow canvas')].map((c) => c.width)") == [1, 1, 1]
@@ -148,7 +148,7 @@ def test_the_camera(page: Any) -> None:
     page.get_by_role("button", name="Use the camera").click()
     page.locator("#video").wait_for()
     page.locator("#shoot:enabled").click()  # once the camera has shown something
-    answered(page, "the camera's picture")
+    answered(page, "the camera's image")
     assert page.evaluate("document.getElementById('video').srcObject") is None, "the camera is let go"
 
 
@@ -222,5 +222,5 @@ def test_bundles_that_differ_by_their_dial_get_a_slider(browser: Any, tmp_path: 
         page.keyboard.press("ArrowLeft")
         assert page.locator("#dial-value").inner_text() == "5"
         assert page.locator("#bundle option:checked").inner_text() == "sketch-5"
-        page.locator("#restored-note", has_text="There is no deobfuscator").wait_for()
+        page.locator("#reconstructed-note", has_text="There is no deobfuscator").wait_for()
         page.context.close()

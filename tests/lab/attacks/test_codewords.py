@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from scenes import pictures, target
+from scenes import images, target
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.codewords import Codewords
 from sfumato.lab.attacks.protocol import Effort
@@ -9,7 +9,7 @@ from sfumato.lab.attacks.threat_models import FreshPairs, Knowledge, Threat, Una
 
 
 class Bright(torch.nn.Module):
-    """One bit: whether a picture is bright."""
+    """One bit: whether an image is bright."""
 
     code_bits = 1
 
@@ -17,23 +17,23 @@ class Bright(torch.nn.Module):
         return (x.mean(dim=(1, 2, 3), keepdim=True) > 0.5).float().expand_as(x)
 
 
-def test_of_one_bit_the_mean_picture_of_each_value_is_restored():
-    known, asked = pictures(400).images, pictures(50, seed=1).images.float() / 255
+def test_of_one_bit_the_mean_image_of_each_value_is_reconstructed():
+    known, asked = images(400).images, images(50, seed=1).images.float() / 255
     goal = target(Bright())
-    prepared = Codewords().prepare(Knowledge(Threat.WHITE_BOX, 16, 16, FreshPairs(known, goal.travels)), Effort(0, 0))
-    restored = prepared.restore(goal.travels(asked))
-    assert prepared.facts["pictures_seen"] == 400
+    prepared = Codewords().prepare(Knowledge(Threat.WHITE_BOX, 16, 16, FreshPairs(known, goal.payload)), Effort(0, 0))
+    reconstructed = prepared.reconstruct(goal.payload(asked))
+    assert prepared.facts["images_seen"] == 400
     bright = known.float().div(255).mean(dim=(1, 2, 3)) > 0.5
     for value in (True, False):
-        mine = restored[(asked.mean(dim=(1, 2, 3)) > 0.5) == value]
+        mine = reconstructed[(asked.mean(dim=(1, 2, 3)) > 0.5) == value]
         wanted = known[bright == value].float().div(255).mean()
         assert len(mine) and float((mine - mine[0]).abs().max()) == 0
         assert float(mine.mean()) == pytest.approx(float(wanted), abs=0.012)
 
 
-def test_where_every_picture_travels_as_another_thing_it_is_not_run(monkeypatch):
+def test_where_every_image_payload_as_another_thing_it_is_not_run(monkeypatch):
     monkeypatch.setattr("sfumato.lab.models.codewords.MOST_WORDS", 20)
-    knowledge = Knowledge(Threat.WHITE_BOX, 16, 16, FreshPairs(pictures(60).images, lambda x: x))
+    knowledge = Knowledge(Threat.WHITE_BOX, 16, 16, FreshPairs(images(60).images, lambda x: x))
     with pytest.raises(UnavailableError, match="no code"):
         Codewords().prepare(knowledge, Effort(0, 0))
 

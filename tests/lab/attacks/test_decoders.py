@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from scenes import SIDE, pictures
+from scenes import SIDE, images
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.decoders import PAPER, RESIDUAL, RESIDUAL_GAN, RESIDUAL_SSIM, UNET
 from sfumato.lab.attacks.linear import Linear
@@ -15,54 +15,54 @@ from synthetic import image_set
 ALL = (PAPER, RESIDUAL, UNET, RESIDUAL_SSIM, RESIDUAL_GAN)
 
 
-def knowledge(travels, *, count=240, side=SIDE):
-    return Knowledge(Threat.WHITE_BOX, side, side, FreshPairs(pictures(count, side=side).images, travels))
+def knowledge(payload, *, count=240, side=SIDE):
+    return Knowledge(Threat.WHITE_BOX, side, side, FreshPairs(images(count, side=side).images, payload))
 
 
 def flat_colours():
     return Knowledge(Threat.WHITE_BOX, SIDE, SIDE, FreshPairs(image_set(240, size=(SIDE, SIDE)).images, lambda x: x))
 
 
-def error(attacker, known, travels, **effort):
-    asked = pictures(40, seed=1).images.float() / 255
-    restored = attacker.prepare(known, Effort(steps=0, **effort)).restore(travels(asked))
-    return float((restored - asked).square().mean())
+def error(attacker, known, payload, **effort):
+    asked = images(40, seed=1).images.float() / 255
+    reconstructed = attacker.prepare(known, Effort(steps=0, **effort)).reconstruct(payload(asked))
+    return float((reconstructed - asked).square().mean())
 
 
 @pytest.mark.parametrize("attacker", ALL, ids=lambda a: a.name)
-def test_every_decoder_learns_and_gives_pictures(attacker):
+def test_every_decoder_learns_and_gives_images(attacker):
     # From nothing, a few seconds are enough for the colour of a class only.
     known = knowledge(fold) if attacker.corrects else flat_colours()
-    prepared = attacker.prepare(known, Effort(pictures=640 if attacker.corrects else 3_200, steps=0))
-    restored = prepared.restore(torch.rand(3, 3, SIDE, SIDE))
-    assert restored.shape == (3, 3, SIDE, SIDE) and restored.dtype == torch.float32
-    assert float(restored.min()) >= 0 and float(restored.max()) <= 1
+    prepared = attacker.prepare(known, Effort(images=640 if attacker.corrects else 3_200, steps=0))
+    reconstructed = prepared.reconstruct(torch.rand(3, 3, SIDE, SIDE))
+    assert reconstructed.shape == (3, 3, SIDE, SIDE) and reconstructed.dtype == torch.float32
+    assert float(reconstructed.min()) >= 0 and float(reconstructed.max()) <= 1
     seen, errors = zip(*prepared.curve, strict=True)
-    assert seen[0] == 0 and seen[-1] == prepared.facts["pictures_seen"]
+    assert seen[0] == 0 and seen[-1] == prepared.facts["images_seen"]
     assert min(errors) < errors[0]
 
 
 @pytest.mark.parametrize("attacker", [RESIDUAL, UNET], ids=lambda a: a.name)
-def test_a_network_restores_what_least_squares_cannot(attacker):
+def test_a_network_reconstructs_what_least_squares_cannot(attacker):
     known = knowledge(fold)
-    assert error(attacker, known, fold, pictures=6_400) < 0.9 * error(Linear(), known, fold, pictures=0)
+    assert error(attacker, known, fold, images=6_400) < 0.9 * error(Linear(), known, fold, images=0)
 
 
 @pytest.mark.parametrize(
     ("channels", "height", "width"), [(1, 4, 4), (5, 32, 32), (3, 7, 9)], ids=["fewer", "more", "odd"]
 )
-def test_what_travels_may_have_any_shape(channels, height, width):
-    def travels(x):
+def test_what_payload_may_have_any_shape(channels, height, width):
+    def payload(x):
         return torch.nn.functional.adaptive_avg_pool2d(x, (height, width)).repeat(1, 2, 1, 1)[:, :channels]
 
     for attacker in (PAPER, UNET):
-        prepared = attacker.prepare(knowledge(travels, count=60), Effort(pictures=64, steps=0))
-        assert prepared.restore(torch.rand(2, channels, height, width)).shape == (2, 3, SIDE, SIDE)
+        prepared = attacker.prepare(knowledge(payload, count=60), Effort(images=64, steps=0))
+        assert prepared.reconstruct(torch.rand(2, channels, height, width)).shape == (2, 3, SIDE, SIDE)
 
 
-def test_pictures_of_odd_sizes_are_padded_for_the_networks():
-    prepared = UNET.prepare(knowledge(lambda x: x, count=60, side=13), Effort(pictures=64, steps=0))
-    assert prepared.restore(torch.rand(2, 3, 13, 13)).shape == (2, 3, 13, 13)
+def test_images_of_odd_sizes_are_padded_for_the_networks():
+    prepared = UNET.prepare(knowledge(lambda x: x, count=60, side=13), Effort(images=64, steps=0))
+    assert prepared.reconstruct(torch.rand(2, 3, 13, 13)).shape == (2, 3, 13, 13)
 
 
 def test_the_strong_decoders_are_at_least_four_times_the_papers():
@@ -73,7 +73,7 @@ def test_the_strong_decoders_are_at_least_four_times_the_papers():
 
 def test_two_trainings_with_one_seed_are_equal_and_with_two_are_not():
     known = knowledge(fold, count=60)
-    results = [error(RESIDUAL, known, fold, pictures=640, seed=seed) for seed in (0, 0, 1)]
+    results = [error(RESIDUAL, known, fold, images=640, seed=seed) for seed in (0, 0, 1)]
     assert results[0] == results[1] != results[2]
 
 

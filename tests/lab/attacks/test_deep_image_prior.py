@@ -24,25 +24,25 @@ class Blur(nn.Module):
         return F.avg_pool2d(x, 5, 1, 2)
 
 
-def knowledge(module: nn.Module, pictures: Tensor) -> Knowledge:
-    pairs = FixedPairs(pictures, module(pictures.float() / 255).detach())
-    return Knowledge(Threat.WHITE_BOX, pictures.shape[2], pictures.shape[3], pairs, module)
+def knowledge(module: nn.Module, images: Tensor) -> Knowledge:
+    pairs = FixedPairs(images, module(images.float() / 255).detach())
+    return Knowledge(Threat.WHITE_BOX, images.shape[2], images.shape[3], pairs, module)
 
 
-def test_beats_the_mean_picture_on_a_blur():
+def test_beats_the_mean_image_on_a_blur():
     known, truth = smooth(20, seed=0), smooth(4, seed=1).float() / 255
-    prepared = DeepImagePrior().prepare(knowledge(Blur(), known), Effort(pictures=0, steps=60))
-    restored = prepared.restore(Blur()(truth))
-    assert restored.min() >= 0 and restored.max() <= 1
+    prepared = DeepImagePrior().prepare(knowledge(Blur(), known), Effort(images=0, steps=60))
+    reconstructed = prepared.reconstruct(Blur()(truth))
+    assert reconstructed.min() >= 0 and reconstructed.max() <= 1
     mean = known.float().mean(dim=0) / 255
-    assert (restored - truth).square().mean() < 0.3 * (mean - truth).square().mean()
+    assert (reconstructed - truth).square().mean() < 0.3 * (mean - truth).square().mean()
 
 
-def test_works_on_pictures_of_any_size_and_repeats_itself():
+def test_works_on_images_of_any_size_and_repeats_itself():
     known, truth = smooth(8, seed=0, height=13, width=18), smooth(2, seed=1, height=13, width=18).float() / 255
-    prepared = DeepImagePrior().prepare(knowledge(nn.Identity(), known), Effort(pictures=0, steps=3, seed=5))
-    assert prepared.restore(truth).shape == truth.shape
-    assert torch.equal(prepared.restore(truth), prepared.restore(truth))
+    prepared = DeepImagePrior().prepare(knowledge(nn.Identity(), known), Effort(images=0, steps=3, seed=5))
+    assert prepared.reconstruct(truth).shape == truth.shape
+    assert torch.equal(prepared.reconstruct(truth), prepared.reconstruct(truth))
 
 
 def test_each_network_draws_from_its_own_noise_alone():
@@ -60,4 +60,4 @@ def test_each_network_draws_from_its_own_noise_alone():
 def test_says_what_is_missing():
     known = knowledge(nn.Identity(), smooth(8, seed=0))
     with pytest.raises(AuditError, match="deep image prior needs the obfuscator with gradients"):
-        DeepImagePrior().prepare(Knowledge(Threat.WHITE_BOX, 16, 16, known.pairs), Effort(pictures=0, steps=1))
+        DeepImagePrior().prepare(Knowledge(Threat.WHITE_BOX, 16, 16, known.pairs), Effort(images=0, steps=1))

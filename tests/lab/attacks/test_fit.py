@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from scenes import pictures
+from scenes import images
 from sfumato.errors import AuditError, Interrupted
 from sfumato.lab.attacks.fit import BATCH, FLAT, LEAST_STEPS, LOOKS, fit_decoder, flattened
 from sfumato.lab.attacks.losses import SquaredError
 from sfumato.lab.attacks.protocol import Effort
 from sfumato.lab.attacks.threat_models import FixedPairs, FreshPairs
 
-KNOWN = pictures(120, side=8).images
+KNOWN = images(120, side=8).images
 
 
 def net():
@@ -26,7 +26,7 @@ def pairs():
 
 
 def test_interrupted_and_resumed_training_ends_at_the_same_weights(tmp_path):
-    effort = Effort(pictures=40 * BATCH, steps=0)
+    effort = Effort(images=40 * BATCH, steps=0)
     whole = fit_decoder(net(), pairs(), SquaredError(), effort)
 
     def interrupt(done, total):
@@ -43,9 +43,9 @@ def test_interrupted_and_resumed_training_ends_at_the_same_weights(tmp_path):
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):
-    effort = Effort(pictures=BATCH, steps=0, checkpoint=tmp_path / "state.pt")
+    effort = Effort(images=BATCH, steps=0, checkpoint=tmp_path / "state.pt")
     with pytest.raises(Interrupted):
-        stop = replace(effort, pictures=9 * BATCH, progress=lambda done, total: os.kill(os.getpid(), signal.SIGINT))
+        stop = replace(effort, images=9 * BATCH, progress=lambda done, total: os.kill(os.getpid(), signal.SIGINT))
         fit_decoder(net(), pairs(), SquaredError(), stop, identity="one")
     with pytest.raises(AuditError, match="another audit"):
         fit_decoder(net(), pairs(), SquaredError(), effort, identity="other")
@@ -65,16 +65,16 @@ def test_the_weights_kept_are_those_of_the_best_look():
 
 def test_training_stops_when_nothing_is_gained():
     still = nn.Conv2d(3, 3, 1).requires_grad_(False)
-    effort = Effort(pictures=1_000 * BATCH, steps=0)
+    effort = Effort(images=1_000 * BATCH, steps=0)
     moving = nn.Sequential(still, nn.Identity())
     moving.register_parameter("unused", nn.Parameter(torch.zeros(1)))
 
     class Loss(nn.Module):
-        def forward(self, restored, pictures):
-            return (restored - pictures).square().mean() + 0 * moving.unused.sum()
+        def forward(self, reconstructed, images):
+            return (reconstructed - images).square().mean() + 0 * moving.unused.sum()
 
     fitted = fit_decoder(moving, pairs(), Loss(), effort)
-    assert fitted.pictures_seen < 0.7 * effort.pictures and fitted.flattened
+    assert fitted.images_seen < 0.7 * effort.images and fitted.flattened
 
 
 def test_a_curve_is_flat_by_what_its_last_third_gains():
@@ -100,8 +100,8 @@ def test_a_handful_of_pairs_is_too_few():
         fit_decoder(net(), few, SquaredError(), Effort(64, 0))
 
 
-def test_large_pictures_in_parts_make_the_same_steps(monkeypatch):
-    effort = Effort(pictures=12 * BATCH, steps=0)
+def test_large_images_in_parts_make_the_same_steps(monkeypatch):
+    effort = Effort(images=12 * BATCH, steps=0)
     seen: list[int] = []
 
     def told(module, inputs):

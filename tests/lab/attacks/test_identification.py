@@ -1,4 +1,4 @@
-"""Who is who among messages and pictures."""
+"""Who is who among messages and images."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sfumato.lab.attacks.identification import Identification, another_view, ide
 from sfumato.lab.attacks.protocol import Effort
 from sfumato.lab.attacks.threat_models import FixedPairs, FreshPairs, Knowledge, Threat
 
-TINY = Effort(pictures=256, steps=1)
+TINY = Effort(images=256, steps=1)
 
 
-def pictures(count: int, seed: int) -> tuple[Tensor, Tensor]:
+def images(count: int, seed: int) -> tuple[Tensor, Tensor]:
     """(N, 3, 8, 8) uint8 and labels of two classes."""
     noise = torch.randint(256, (count, 3, 8, 8), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     return noise, torch.arange(count) % 2
@@ -25,19 +25,19 @@ def scaled(x: Tensor) -> Tensor:
 
 
 def attack(observed: Tensor, originals: Tensor, labels: Tensor, **options) -> dict[tuple[str, str], Identification]:
-    known, _ = pictures(200, seed=7)
-    travels = options.pop("travels", None)
-    pairs = FreshPairs(known, travels) if travels else None
-    knowledge = Knowledge(Threat.WHITE_BOX if travels else Threat.NO_PAIRS, 8, 8, pairs)
-    options = {"restore": None, "observe": None, "effort": TINY, "seed": 0, "candidates": (10,), **options}
+    known, _ = images(200, seed=7)
+    payload = options.pop("payload", None)
+    pairs = FreshPairs(known, payload) if payload else None
+    knowledge = Knowledge(Threat.WHITE_BOX if payload else Threat.NO_PAIRS, 8, 8, pairs)
+    options = {"reconstruct": None, "observe": None, "effort": TINY, "seed": 0, "candidates": (10,), **options}
     found = identify(knowledge, observed, originals, labels, **options)
     assert len({(f.measure, f.attacker, f.candidates) for f in found}) == len(found)
     return {(f.measure, f.attacker): f for f in found}
 
 
-def test_a_restored_picture_is_known_again():
-    originals, labels = pictures(60, seed=0)
-    exact = attack(originals.float() / 255, originals, labels, restore=lambda x: x)
+def test_a_reconstructed_image_is_known_again():
+    originals, labels = images(60, seed=0)
+    exact = attack(originals.float() / 255, originals, labels, reconstruct=lambda x: x)
     (found,) = exact.values()
     assert (found.measure, found.top1, found.chance, found.queries) == ("retrieval", 1.0, 0.1, 60)
     assert 0.9 < found.low < 1
@@ -45,25 +45,27 @@ def test_a_restored_picture_is_known_again():
 
 
 def test_reobfuscation_finds_the_original_of_any_deterministic_map():
-    originals, labels = pictures(60, seed=0)
+    originals, labels = images(60, seed=0)
     crumbs = torch.randn(192, 2, generator=torch.Generator().manual_seed(0))
 
     def hashing(x: Tensor) -> Tensor:
         return (x.flatten(1) @ crumbs).sin()[:, :, None, None]
 
-    found = attack(hashing(originals.float() / 255), originals, labels, travels=hashing)
+    found = attack(hashing(originals.float() / 255), originals, labels, payload=hashing)
     assert found["retrieval", "obfuscating the candidates"].top1 == 1
     assert found["retrieval", "contrastive embedding"].top1 < 0.5
 
 
 def test_random_messages_stay_at_chance():
-    originals, labels = pictures(400, seed=0)
+    originals, labels = images(400, seed=0)
     source = torch.Generator().manual_seed(3)
 
     def random(x: Tensor) -> Tensor:
         return torch.randn((len(x), 3, 8, 8), generator=source)
 
-    found = attack(random(originals), originals, labels, travels=random, restore=random, observe=random, queries=300)
+    found = attack(
+        random(originals), originals, labels, payload=random, reconstruct=random, observe=random, queries=300
+    )
     assert len(found) == 7
     for one in found.values():
         assert one.top1 < 0.18, one
@@ -71,30 +73,30 @@ def test_random_messages_stay_at_chance():
 
 
 def test_constant_messages_tie_at_chance():
-    originals, labels = pictures(60, seed=0)
+    originals, labels = images(60, seed=0)
 
     def constant(x: Tensor) -> Tensor:
         return torch.full((len(x), 3, 8, 8), 0.5)
 
     found = attack(
-        constant(originals), originals, labels, travels=constant, restore=constant, observe=constant, queries=40
+        constant(originals), originals, labels, payload=constant, reconstruct=constant, observe=constant, queries=40
     )
     for key in (
         ("retrieval", "obfuscating the candidates"),
         ("retrieval", "contrastive embedding"),
-        ("linkage", "distance, same picture again"),
+        ("linkage", "distance, same image again"),
         ("linkage", "contrastive embedding, another view"),
     ):
         assert found[key].top1 <= 0.3
     assert found["retrieval", "obfuscating the candidates"].top1 == pytest.approx(0.1)
 
 
-def test_messages_of_one_picture_are_linked():
-    originals, labels = pictures(60, seed=0)
+def test_messages_of_one_image_are_linked():
+    originals, labels = images(60, seed=0)
     found = attack(
         scaled(originals.float() / 255), originals, labels, observe=lambda x: scaled(x.float() / 255), candidates=(10,)
     )
-    assert found["linkage", "distance, same picture again"].top1 == 1
+    assert found["linkage", "distance, same image again"].top1 == 1
     assert found["linkage", "distance, another view"].top1 < 1  # white noise, shifted: distances say little
 
 
@@ -116,8 +118,8 @@ def test_a_learned_embedding_links_what_distances_do_not():
         drowned(originals.float() / 255),
         originals,
         labels,
-        restore=None,
-        effort=Effort(pictures=5_000, steps=1),
+        reconstruct=None,
+        effort=Effort(images=5_000, steps=1),
         observe=lambda x: drowned(x.float() / 255),
         seed=0,
         candidates=(10,),
@@ -128,27 +130,34 @@ def test_a_learned_embedding_links_what_distances_do_not():
 
 
 def test_pairs_alone_allow_no_reobfuscation():
-    known, _ = pictures(100, seed=7)
-    originals, labels = pictures(30, seed=0)
+    known, _ = images(100, seed=7)
+    originals, labels = images(30, seed=0)
     knowledge = Knowledge(Threat.PAIRS, 8, 8, FixedPairs(known, known.float() / 255))
     found = identify(
-        knowledge, originals.float() / 255, originals, labels, restore=None, effort=TINY, observe=None, seed=0
+        knowledge, originals.float() / 255, originals, labels, reconstruct=None, effort=TINY, observe=None, seed=0
     )
     assert {(f.attacker, f.candidates) for f in found} == {("contrastive embedding", 10), ("contrastive embedding", 15)}
 
 
 def test_small_classes_give_fewer_candidates_and_say_so():
-    originals, _ = pictures(13, seed=0)
+    originals, _ = images(13, seed=0)
     labels = torch.tensor([0] * 6 + [1] * 6 + [2])
     knowledge = Knowledge(Threat.NO_PAIRS, 8, 8)
     found = identify(
-        knowledge, originals.float() / 255, originals, labels, restore=lambda x: x, effort=TINY, observe=None, seed=0
+        knowledge,
+        originals.float() / 255,
+        originals,
+        labels,
+        reconstruct=lambda x: x,
+        effort=TINY,
+        observe=None,
+        seed=0,
     )
     assert [(f.candidates, f.chance, f.queries) for f in found] == [(6, 1 / 6, 12)]
 
 
 def test_refuses_what_cannot_be_measured():
-    originals, _ = pictures(4, seed=0)
+    originals, _ = images(4, seed=0)
     knowledge = Knowledge(Threat.NO_PAIRS, 8, 8)
     with pytest.raises(AuditError, match="share a class"):
         attack(originals.float(), originals, torch.arange(4))
@@ -158,14 +167,14 @@ def test_refuses_what_cannot_be_measured():
             originals.float(),
             originals,
             torch.zeros(3, dtype=torch.int64),
-            restore=None,
+            reconstruct=None,
             effort=TINY,
             observe=None,
             seed=0,
         )
 
 
-def test_another_view_moves_and_lights_but_keeps_the_picture():
+def test_another_view_moves_and_lights_but_keeps_the_image():
     ramp = torch.arange(16, dtype=torch.uint8).mul(10)[None, None, None].repeat(200, 3, 16, 1)
     views = another_view(ramp, torch.Generator().manual_seed(0))
     assert views.shape == ramp.shape and views.dtype == torch.uint8

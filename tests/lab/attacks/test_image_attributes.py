@@ -11,7 +11,7 @@ from sfumato.lab.attacks.image_attributes import Attribute, chance, hue, infer
 from sfumato.lab.attacks.protocol import Effort
 from sfumato.lab.attacks.threat_models import FixedPairs, FreshPairs, Knowledge, Threat
 
-EFFORT = Effort(pictures=128 * 30, steps=1)
+EFFORT = Effort(images=128 * 30, steps=1)
 
 
 def shaded(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -22,22 +22,22 @@ def shaded(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return (colour * shade).byte(), torch.randint(3, (count,), generator=source)
 
 
-def attack(travels, *, fixed: bool = False) -> dict[str, Attribute]:
+def attack(payload, *, fixed: bool = False) -> dict[str, Attribute]:
     (known, classes), (originals, labels) = shaded(500, seed=0), shaded(300, seed=1)
-    pairs = FixedPairs(known, travels(known.float() / 255)) if fixed else FreshPairs(known, travels)
+    pairs = FixedPairs(known, payload(known.float() / 255)) if fixed else FreshPairs(known, payload)
     knowledge = Knowledge(Threat.PAIRS if fixed else Threat.WHITE_BOX, 16, 16, pairs)
-    found = infer(knowledge, lambda x: travels(x.float() / 255), originals, labels, classes, effort=EFFORT, seed=0)
+    found = infer(knowledge, lambda x: payload(x.float() / 255), originals, labels, classes, effort=EFFORT, seed=0)
     return {one.attribute: one for one in found}
 
 
-def test_everything_is_told_from_the_picture_itself():
+def test_everything_is_told_from_the_image_itself():
     found = attack(lambda x: x)
     assert list(found) == ["hue", "brightness", "mirrored", "rotation"]
     assert (found["mirrored"].chance, found["rotation"].chance) == (1 / 2, 1 / 4)
     for one in found.values():
         assert one.low > one.chance + 0.15, one
         assert one.low < one.accuracy < one.high or one.accuracy == 1
-        assert one.test_pictures == 300
+        assert one.test_images == 300
 
 
 def test_nothing_is_told_from_a_constant():
@@ -67,11 +67,11 @@ def test_hue_of_plain_colours():
     assert hue(colours[:, :, None, None].expand(-1, -1, 4, 4)).tolist() == [0, 1, 2, 3, 4, 5, 6]
 
 
-def test_oblong_pictures_are_not_rotated():
+def test_oblong_images_are_not_rotated():
     known, classes = shaded(60, seed=0)
     known = known[:, :, :12]
     knowledge = Knowledge(Threat.WHITE_BOX, 12, 16, FreshPairs(known, lambda x: x))
-    found = infer(knowledge, lambda x: x / 255, known, classes, classes, effort=Effort(pictures=128, steps=1), seed=0)
+    found = infer(knowledge, lambda x: x / 255, known, classes, classes, effort=Effort(images=128, steps=1), seed=0)
     assert [one.attribute for one in found] == ["hue", "brightness", "mirrored"]
 
 
@@ -80,5 +80,5 @@ def test_says_what_is_missing():
     with pytest.raises(AuditError, match="no such pairs"):
         infer(Knowledge(Threat.NO_PAIRS, 16, 16), lambda x: x, known, classes, classes, effort=EFFORT, seed=0)
     knowledge = Knowledge(Threat.WHITE_BOX, 16, 16, FreshPairs(known, lambda x: x))
-    with pytest.raises(AuditError, match="19 classes for 20 pictures"):
+    with pytest.raises(AuditError, match="19 classes for 20 images"):
         infer(knowledge, lambda x: x, known, classes, classes[1:], effort=EFFORT, seed=0)

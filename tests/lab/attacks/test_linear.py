@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from scenes import pictures
+from scenes import images
 from sfumato.errors import AuditError
 from sfumato.lab.attacks import linear
 from sfumato.lab.attacks.linear import Linear, solve
@@ -19,7 +19,7 @@ def ridge(x, y, penalty):
 
 @pytest.mark.parametrize("count", [60, 600], ids=["fewer pairs than numbers", "more pairs than numbers"])
 def test_the_map_is_the_ridge_solution_of_one_of_the_penalties(count):
-    known = pictures(count, side=8).images
+    known = images(count, side=8).images
     observed = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0)) + known.float() / 255
     estimate, used = solve(FixedPairs(known, observed), seed=0)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))[count - used :]
@@ -29,28 +29,28 @@ def test_the_map_is_the_ridge_solution_of_one_of_the_penalties(count):
     assert min(errors) < 1e-3
 
 
-def test_a_linear_map_is_undone_on_pictures_it_was_not_fitted_on():
+def test_a_linear_map_is_undone_on_images_it_was_not_fitted_on():
     mix = torch.randn(192, 192, generator=torch.Generator().manual_seed(1)) / 14
 
-    def travels(x):
+    def payload(x):
         return (x.flatten(1) @ mix).reshape(x.shape)
 
-    known, asked = pictures(800, side=8).images, pictures(50, seed=1, side=8).images.float() / 255
-    knowledge = Knowledge(Threat.WHITE_BOX, 8, 8, FreshPairs(known, travels))
-    restored = Linear().prepare(knowledge, Effort(0, 0)).restore(travels(asked))
-    assert float((restored - asked).square().mean()) < 1e-4
+    known, asked = images(800, side=8).images, images(50, seed=1, side=8).images.float() / 255
+    knowledge = Knowledge(Threat.WHITE_BOX, 8, 8, FreshPairs(known, payload))
+    reconstructed = Linear().prepare(knowledge, Effort(0, 0)).reconstruct(payload(asked))
+    assert float((reconstructed - asked).square().mean()) < 1e-4
 
 
 def test_large_messages_are_mapped_through_the_pairs(monkeypatch):
     monkeypatch.setattr(linear, "MAX_INPUTS", 100)
-    known = pictures(50, side=8).images
+    known = images(50, side=8).images
     estimate, _ = solve(FixedPairs(known, known.float()), seed=0)
     assert [tuple(factor.shape) for factor in estimate.factors] == [(192, 45), (45, 192)]
     assert estimate(known.float()).shape == (50, 3, 8, 8)
 
 
-def test_messages_that_tell_nothing_give_the_mean_picture():
-    known = pictures(50, side=8).images
+def test_messages_that_tell_nothing_give_the_mean_image():
+    known = images(50, side=8).images
     estimate, _ = solve(FixedPairs(known, torch.ones(50, 3, 8, 8)), seed=0)
     assert torch.allclose(estimate(torch.ones(1, 3, 8, 8))[0], estimate.base, atol=1e-5)
 

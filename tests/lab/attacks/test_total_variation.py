@@ -32,8 +32,8 @@ class Mixing(nn.Module):
         return torch.tanh(0.5 * mixed.flip(3))
 
 
-def knowledge(module: nn.Module, pictures: Tensor) -> Knowledge:
-    pairs = FixedPairs(pictures, module(pictures.float() / 255).detach())
+def knowledge(module: nn.Module, images: Tensor) -> Knowledge:
+    pairs = FixedPairs(images, module(images.float() / 255).detach())
     return Knowledge(Threat.WHITE_BOX, 16, 16, pairs, module)
 
 
@@ -42,19 +42,19 @@ def psnr_db(a: Tensor, b: Tensor) -> float:
 
 
 @pytest.mark.parametrize("module", [nn.Identity(), Blur(), Mixing()], ids=["identity", "blur", "mixing"])
-def test_restores_what_can_be_inverted(module):
+def test_reconstructs_what_can_be_inverted(module):
     truth = smooth(8, seed=1).float() / 255
-    prepared = TotalVariation().prepare(knowledge(module, smooth(100, seed=0)), Effort(pictures=0, steps=200))
-    restored = prepared.restore(module(truth))
-    assert restored.min() >= 0 and restored.max() <= 1
-    assert psnr_db(restored, truth) > 30
+    prepared = TotalVariation().prepare(knowledge(module, smooth(100, seed=0)), Effort(images=0, steps=200))
+    reconstructed = prepared.reconstruct(module(truth))
+    assert reconstructed.min() >= 0 and reconstructed.max() <= 1
+    assert psnr_db(reconstructed, truth) > 30
 
 
 def test_goes_beyond_its_start():
     module, truth = Mixing(), smooth(8, seed=1).float() / 255
     known = knowledge(module, smooth(100, seed=0))
-    few = TotalVariation().prepare(known, Effort(pictures=0, steps=1)).restore(module(truth))
-    many = TotalVariation().prepare(known, Effort(pictures=0, steps=200)).restore(module(truth))
+    few = TotalVariation().prepare(known, Effort(images=0, steps=1)).reconstruct(module(truth))
+    many = TotalVariation().prepare(known, Effort(images=0, steps=200)).reconstruct(module(truth))
     assert psnr_db(many, truth) > psnr_db(few, truth) + 3
 
 
@@ -69,31 +69,31 @@ def test_the_variation_weight_smooths():
 
 
 def test_total_variation_of_a_step():
-    picture = torch.zeros(1, 3, 4, 4)
-    picture[:, :, :, 2:] = 1
-    assert float(total_variation(picture)) == pytest.approx(1 / 3)
+    image = torch.zeros(1, 3, 4, 4)
+    image[:, :, :, 2:] = 1
+    assert float(total_variation(image)) == pytest.approx(1 / 3)
 
 
-def test_settings_and_obfuscator_are_fixed_before_the_test_pictures_come():
+def test_settings_and_obfuscator_are_fixed_before_the_test_images_come():
     module = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)).eval()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    prepared = TotalVariation().prepare(knowledge(module, smooth(40, seed=0)), Effort(pictures=0, steps=4))
+    prepared = TotalVariation().prepare(knowledge(module, smooth(40, seed=0)), Effort(images=0, steps=4))
     facts = dict(prepared.facts)
     observed = module(smooth(8, seed=1).float() / 255).detach()
-    together = prepared.restore(observed)
-    apart = torch.cat([prepared.restore(one) for one in observed.split(1)])
-    assert psnr_db(together, apart) > 50  # each test picture is restored without looking at the others
+    together = prepared.reconstruct(observed)
+    apart = torch.cat([prepared.reconstruct(one) for one in observed.split(1)])
+    assert psnr_db(together, apart) > 50  # each test image is reconstructed without looking at the others
     assert prepared.facts == facts
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
 
 
-def test_cloud_features_behind_what_travels_are_left_alone():
-    pictures = smooth(60, seed=0)
-    x = pictures.float() / 255
-    wide = Knowledge(Threat.CLOUD, 16, 16, FixedPairs(pictures, torch.cat([x, 0 * x], dim=1)), nn.Identity())
-    prepared = TotalVariation().prepare(wide, Effort(pictures=0, steps=50))
+def test_cloud_features_behind_what_payload_are_left_alone():
+    images = smooth(60, seed=0)
+    x = images.float() / 255
+    wide = Knowledge(Threat.CLOUD, 16, 16, FixedPairs(images, torch.cat([x, 0 * x], dim=1)), nn.Identity())
+    prepared = TotalVariation().prepare(wide, Effort(images=0, steps=50))
     truth = smooth(4, seed=1).float() / 255
-    assert psnr_db(prepared.restore(torch.cat([truth, 0 * truth], dim=1)), truth) > 30
+    assert psnr_db(prepared.reconstruct(torch.cat([truth, 0 * truth], dim=1)), truth) > 30
 
 
 class Silent(nn.Module):
@@ -105,8 +105,8 @@ def test_says_what_is_missing():
     known = knowledge(nn.Identity(), smooth(20, seed=0))
     without = Knowledge(Threat.WHITE_BOX, 16, 16, known.pairs)
     with pytest.raises(AuditError, match="gradients"):
-        TotalVariation().prepare(without, Effort(pictures=0, steps=1))
-    with pytest.raises(AuditError, match="at least 3 pictures"):
+        TotalVariation().prepare(without, Effort(images=0, steps=1))
+    with pytest.raises(AuditError, match="at least 3 images"):
         TotalVariation().prepare(Knowledge(Threat.WHITE_BOX, 16, 16, None, nn.Identity()), Effort(0, 1))
     with pytest.raises(AuditError, match="no gradient"):
-        TotalVariation().prepare(knowledge(Silent(), smooth(20, seed=0)), Effort(pictures=0, steps=1))
+        TotalVariation().prepare(knowledge(Silent(), smooth(20, seed=0)), Effort(images=0, steps=1))

@@ -1,4 +1,4 @@
-"""Pictures from messages alone."""
+"""Images from messages alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sfumato.lab.attacks.protocol import Effort
 from sfumato.lab.attacks.threat_models import Knowledge, Threat
 from sfumato.lab.attacks.unpaired import Unpaired, transport
 
-EFFORT = Effort(pictures=64 * 20, steps=0)
+EFFORT = Effort(images=64 * 20, steps=0)
 
 
 def blobs(count: int, seed: int) -> Tensor:
@@ -21,18 +21,18 @@ def blobs(count: int, seed: int) -> Tensor:
     return (F.interpolate(coarse, size=12, mode="bilinear").clamp(0, 1) * 255).byte()
 
 
-def inverted(pictures: Tensor) -> Tensor:
-    return 0.3 - torch.tensor([0.5, 0.8, 0.6])[:, None, None] * pictures.float() / 255
+def inverted(images: Tensor) -> Tensor:
+    return 0.3 - torch.tensor([0.5, 0.8, 0.6])[:, None, None] * images.float() / 255
 
 
 def errors(messages: Tensor, test_messages: Tensor) -> tuple[float, float]:
-    """Mean squared error of the attack, and of the mean public picture."""
+    """Mean squared error of the attack, and of the mean public image."""
     public, truth = blobs(1000, seed=1), blobs(100, seed=2).float() / 255
     knowledge = Knowledge(Threat.NO_PAIRS, 12, 12, intercepted=messages, public=public)
-    restored = Unpaired().prepare(knowledge, EFFORT).restore(test_messages)
-    assert restored.shape == truth.shape and restored.min() >= 0 and restored.max() <= 1
+    reconstructed = Unpaired().prepare(knowledge, EFFORT).reconstruct(test_messages)
+    assert reconstructed.shape == truth.shape and reconstructed.min() >= 0 and reconstructed.max() <= 1
     mean = public.float().mean(dim=0) / 255
-    return float((restored - truth).square().mean()), float((mean - truth).square().mean())
+    return float((reconstructed - truth).square().mean()), float((mean - truth).square().mean())
 
 
 def test_undoes_inverted_colours():
@@ -40,7 +40,7 @@ def test_undoes_inverted_colours():
     assert attack < 0.3 * mean
 
 
-def test_noise_gives_no_more_than_the_mean_picture():
+def test_noise_gives_no_more_than_the_mean_image():
     source = torch.Generator().manual_seed(0)
     attack, mean = errors(torch.randn((1000, 4, 6, 6), generator=source), torch.randn((100, 4, 6, 6), generator=source))
     assert attack > mean
@@ -50,19 +50,19 @@ def test_noise_gives_no_more_than_the_mean_picture():
 def test_transport_matches_mean_and_covariance_and_finds_the_sign(sign):
     private, public = blobs(1000, seed=0), blobs(1000, seed=1)
     messages = 5 + 3 * sign * private.float()
-    restored = transport(messages, public)(messages)
-    picture = public.float() / 255
-    assert torch.allclose(restored.mean(dim=0), picture.mean(dim=0), atol=1e-3)
-    assert torch.allclose(restored.std(dim=0), picture.std(dim=0), rtol=0.1)
-    correlation = torch.corrcoef(torch.stack([restored.flatten(), private.flatten() / 255]))[0, 1]
+    reconstructed = transport(messages, public)(messages)
+    image = public.float() / 255
+    assert torch.allclose(reconstructed.mean(dim=0), image.mean(dim=0), atol=1e-3)
+    assert torch.allclose(reconstructed.std(dim=0), image.std(dim=0), rtol=0.1)
+    correlation = torch.corrcoef(torch.stack([reconstructed.flatten(), private.flatten() / 255]))[0, 1]
     assert correlation > 0.9
 
 
 def test_repeats_itself():
     messages, public = inverted(blobs(50, seed=0)), blobs(50, seed=1)
     knowledge = Knowledge(Threat.NO_PAIRS, 12, 12, intercepted=messages, public=public)
-    first, second = (Unpaired().prepare(knowledge, Effort(pictures=128, steps=0, seed=3)) for _ in range(2))
-    assert torch.equal(first.restore(messages), second.restore(messages))
+    first, second = (Unpaired().prepare(knowledge, Effort(images=128, steps=0, seed=3)) for _ in range(2))
+    assert torch.equal(first.reconstruct(messages), second.reconstruct(messages))
 
 
 def test_says_what_is_missing():

@@ -10,7 +10,7 @@ from sfumato.lab.audit.budget import BUDGETS, shared
 def test_a_share_of_a_budget_trains_every_attacker_so_much_shorter_and_says_so() -> None:
     whole = BUDGETS["standard"]
     half = shared(whole, 0.5)
-    assert half.pictures == pytest.approx(whole.pictures / 2, rel=0.01)
+    assert half.images == pytest.approx(whole.images / 2, rel=0.01)
     assert half.name == "standard x 0.5" and "0.5 times as long" in half.says
     assert [trial.attacker for trial in half.trials] == [trial.attacker for trial in whole.trials]
     assert [trial.pairs for trial in half.trials] == [trial.pairs for trial in whole.trials]  # what they know stays
@@ -20,4 +20,4 @@ def test_a_share_of_a_budget_trains_every_attacker_so_much_shorter_and_says_so()
 def test_no_share_is_so_small_that_an_attacker_does_nothing() -> None:
     least = shared(BUDGETS["quick"], 1e-9)
     for trial, before in zip(least.trials, BUDGETS["quick"].trials, strict=True):
-        assert (trial.pictures, trial.steps) == (min(before.pictures, 1), min(before.steps, 1))
+        assert (trial.images, trial.steps) == (min(before.images, 1), min(before.steps, 1))

@@ -21,7 +21,7 @@ from sfumato.lab.audit.certificate import (
     rate_bits,
     van_trees_mse,
 )
-from sfumato.lab.models import Normalize, Obfuscator, travels_of
+from sfumato.lab.models import Normalize, Obfuscator, payload_of
 
 SIDES = (4, 3)
 NUMBERS = 3 * SIDES[0] * SIDES[1]
@@ -46,8 +46,8 @@ class LinearNoise:
         return self.matrix.T.double() @ torch.diag(self.std.double() ** -2) @ self.matrix.double()
 
 
-def pictures(count: int, seed: int = 0) -> Tensor:
-    """Pictures whose pixels hang together, nearly Gaussian."""
+def images(count: int, seed: int = 0) -> Tensor:
+    """Images whose pixels hang together, nearly Gaussian."""
     source = torch.Generator().manual_seed(seed)
     mixing = torch.randn(NUMBERS, NUMBERS, generator=torch.Generator().manual_seed(7)) / math.sqrt(NUMBERS)
     values = 0.5 + 0.12 * torch.randn(count, NUMBERS, generator=source) @ mixing
@@ -56,18 +56,18 @@ def pictures(count: int, seed: int = 0) -> Tensor:
 
 def test_fisher_information_of_a_linear_map():
     noisy = LinearNoise()
-    found = fisher_information(noisy, pictures(1)[0])
+    found = fisher_information(noisy, images(1)[0])
     torch.testing.assert_close(found, noisy.information(), rtol=1e-4, atol=1e-4)
-    twice = fisher_information(LinearNoise(kind="laplace"), pictures(1)[0])
+    twice = fisher_information(LinearNoise(kind="laplace"), images(1)[0])
     torch.testing.assert_close(twice, 2 * found, rtol=1e-4, atol=1e-4)
 
 
-def test_fisher_information_follows_the_picture_where_the_map_is_curved():
+def test_fisher_information_follows_the_image_where_the_map_is_curved():
     class Curved(LinearNoise):
         def mean(self, images: Tensor) -> Tensor:
             return super().mean(images).tanh()
 
-    noisy, (a, b) = Curved(), pictures(2)
+    noisy, (a, b) = Curved(), images(2)
     slope = 1 - noisy.mean(a[None].float() / 255).flatten().double() ** 2
     rows = (slope / noisy.std.double())[:, None] * noisy.matrix.double()
     torch.testing.assert_close(fisher_information(noisy, a), rows.T @ rows, rtol=1e-4, atol=1e-4)
@@ -90,12 +90,12 @@ def test_fisher_information_and_entropy_of_the_noise_by_numerical_integration(ki
 
 def test_the_estimated_trace_is_near_the_exact_one():
     noisy = LinearNoise()
-    estimate = fisher_trace(noisy, pictures(1)[0], torch.Generator().manual_seed(0))
+    estimate = fisher_trace(noisy, images(1)[0], torch.Generator().manual_seed(0))
     assert estimate == pytest.approx(float(noisy.information().trace()), rel=0.3)
 
 
 def test_van_trees_is_the_posterior_variance_and_the_best_linear_attacker_meets_it():
-    noisy, train = LinearNoise(), pictures(20_000)
+    noisy, train = LinearNoise(), images(20_000)
     x = train.flatten(1).double() / 255
     covariance = torch.cov(x.T)
     bound = van_trees_mse(noisy.information(), covariance)
@@ -113,15 +113,15 @@ def test_van_trees_is_the_posterior_variance_and_the_best_linear_attacker_meets_
     assert bound * 0.99 < error < bound * 1.03
 
 
-def test_van_trees_with_pictures_that_fill_no_space():
+def test_van_trees_with_images_that_fill_no_space():
     covariance = torch.diag(torch.tensor([1.0, 0.0], dtype=torch.float64))
     assert van_trees_mse(torch.eye(2), covariance) == pytest.approx(0.25)  # 1 / (1 + 1), over two numbers
     assert van_trees_mse(torch.zeros(2, 2), covariance) == pytest.approx(0.5)  # the prior's own variance
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "laplace"])
-def test_the_rate_of_a_linear_map_of_gaussian_pictures(kind):
-    """With few pictures the bound may be loose, but it must not fall below the true rate."""
+def test_the_rate_of_a_linear_map_of_gaussian_images(kind):
+    """With few images the bound may be loose, but it must not fall below the true rate."""
     noisy = LinearNoise(kind=kind)
     source = torch.Generator().manual_seed(5)
     mixing = torch.randn(NUMBERS, NUMBERS, generator=source) * 0.05
@@ -134,7 +134,7 @@ def test_the_rate_of_a_linear_map_of_gaussian_pictures(kind):
         assert exact * 0.98 < rate < exact * slack, count
 
 
-def test_what_does_not_depend_on_the_picture_carries_nothing():
+def test_what_does_not_depend_on_the_image_carries_nothing():
     assert rate_bits(torch.ones(10, 5), torch.full((5,), 0.1), "laplace") == 0
 
 
@@ -154,7 +154,7 @@ def test_fano_at_its_ends():
 
 
 def test_a_certificate_holds_together_and_is_the_same_again():
-    noisy, train = LinearNoise(), pictures(4000)
+    noisy, train = LinearNoise(), images(4000)
     told: list[tuple[int, int]] = []
     found = certify(noisy, train, seed=1, progress=lambda done, total: told.append((done, total)))
     dfil = float(noisy.information().trace()) / NUMBERS
@@ -162,7 +162,7 @@ def test_a_certificate_holds_together_and_is_the_same_again():
     assert found.mse_bound_unbiased == pytest.approx(1 / dfil, rel=1e-4)
     covariance = torch.cov(train.flatten(1).T.double() / 255)
     assert found.mse_bound_any == pytest.approx(van_trees_mse(noisy.information(), covariance), rel=1e-4)
-    assert (found.pictures, found.jacobians) == (4000, certificate.JACOBIANS)
+    assert (found.images, found.jacobians) == (4000, certificate.JACOBIANS)
     assert told[-1] == (found.jacobians, found.jacobians)
     assert found == certify(noisy, train, seed=1)
     said = json.loads(json.dumps(found.as_json()))
@@ -173,7 +173,7 @@ def test_a_certificate_holds_together_and_is_the_same_again():
 def test_more_noise_promises_more():
     little, much = LinearNoise(), LinearNoise()
     much.std = much.std * 30
-    train = pictures(2000)
+    train = images(2000)
     weak, strong = certify(little, train), certify(much, train)
     assert strong.mse_bound_unbiased > weak.mse_bound_unbiased
     assert strong.mse_bound_any > weak.mse_bound_any
@@ -181,9 +181,9 @@ def test_more_noise_promises_more():
     assert strong.top1_bounds[1000] < 1 == weak.top1_bounds[10]
 
 
-def test_large_pictures_get_an_estimate_and_say_so(monkeypatch):
+def test_large_images_get_an_estimate_and_say_so(monkeypatch):
     monkeypatch.setattr(certificate, "MAX_JOINT", 10)
-    found = certify(LinearNoise(), pictures(500))
+    found = certify(LinearNoise(), images(500))
     assert found.mse_bound_any is None
     assert any("Hutchinson" in line for line in found.assumptions)
     assert found.dfil == pytest.approx(float(LinearNoise().information().trace()) / NUMBERS, rel=0.15)
@@ -218,11 +218,11 @@ class Altered(LinearNoise):
 )
 def test_where_there_is_no_certificate(noisy, message):
     with pytest.raises(AuditError, match=message):
-        certify(noisy, pictures(10))
+        certify(noisy, images(10))
 
 
-@pytest.mark.parametrize("bad", [pictures(3), pictures(10).float(), pictures(10)[0]])
-def test_pictures_that_cannot_be_used(bad):
+@pytest.mark.parametrize("bad", [images(3), images(10).float(), images(10)[0]])
+def test_images_that_cannot_be_used(bad):
     with pytest.raises(AuditError, match="at least 4"):
         certify(LinearNoise(), bad)
 
@@ -244,7 +244,7 @@ def test_a_codes_certificate_claims_no_more_than_that():
     assert found.dfil is None and found.mse_bound_any is None and found.mse_bound_unbiased is None
 
 
-def test_with_a_gate_that_nothing_travels_is_one_value_more():
+def test_with_a_gate_that_nothing_payload_is_one_value_more():
     found = certify_code(3, gated=True)
     assert found.top1_bounds[1000] == 9 / 1000 and found.rate_bits == pytest.approx(math.log2(9))
     assert any("not sent" in words for words in found.assumptions)
@@ -257,15 +257,15 @@ def test_an_obfuscators_noisy_code_is_certified():
     images = (torch.rand(40, 3, 8, 8) * 255).byte()
     for _ in range(20):
         net(images.float() / 255)
-    travels = travels_of(net.eval(), Normalize((0.5,) * 3, (0.2,) * 3), 8, 8)
-    assert isinstance(travels, NoisyWithin) and not isinstance(travels, Noisy)
-    found = certify(travels.noisy_code, images)
-    codes, std = net.encode(images.float() / 255).detach().flatten(1), travels.noisy_code.noise_std().flatten()
+    payload = payload_of(net.eval(), Normalize((0.5,) * 3, (0.2,) * 3), 8, 8)
+    assert isinstance(payload, NoisyWithin) and not isinstance(payload, Noisy)
+    found = certify(payload.noisy_code, images)
+    codes, std = net.encode(images.float() / 255).detach().flatten(1), payload.noisy_code.noise_std().flatten()
     # Of all with these variances, independent Gaussians tell most: Cover and Thomas 2006, section 9.4.
     by_numbers = 0.5 * (1 + codes.double().var(dim=0) / std.double() ** 2).log2().sum()
     assert 0 < found.rate_bits < 1.5 * float(by_numbers)
     assert found.dfil > 0 and 0 < found.mse_bound_any < 1 / 12
     with torch.no_grad():
         net.noise.log_std += 2.0
-    louder = certify(travels.noisy_code, images)
+    louder = certify(payload.noisy_code, images)
     assert louder.rate_bits < 0.5 * found.rate_bits and louder.mse_bound_any > found.mse_bound_any

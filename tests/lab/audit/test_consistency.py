@@ -11,7 +11,7 @@ STILL = [[n, 0.04] for n in SEEN]
 
 
 def row(threat="white-box", mse=0.04, **facts):
-    known = {"attacker": "residual decoder", "pairs": None, "views": 1, "status": "done", "pictures_seen": 8_000}
+    known = {"attacker": "residual decoder", "pairs": None, "views": 1, "status": "done", "images_seen": 8_000}
     return known | {"threat": threat, "mse_compared": mse, "curve": SETTLED} | facts
 
 
@@ -58,7 +58,7 @@ def test_the_best_learner_counts_and_not_the_others():
     assert by_name([row(curve=[])])[LEARNED].passed is None
 
 
-def test_a_picture_that_is_restored_leaves_nothing_to_learn():
+def test_an_image_that_is_reconstructed_leaves_nothing_to_learn():
     assert by_name([row(mse=1e-5, curve=FALLING)])[LEARNED].passed
 
 

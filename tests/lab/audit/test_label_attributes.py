@@ -1,4 +1,4 @@
-"""What an attacker tells of label columns, between the label alone and the plain picture."""
+"""What an attacker tells of label columns, between the label alone and the plain image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scenes import SIDE, TINY, pictures, target
+from scenes import SIDE, TINY, images, target
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.protocol import Effort
 from sfumato.lab.audit.label_attributes import THREATS, ask
@@ -17,7 +17,7 @@ from sfumato.lab.audit.setting import Scene
 from sfumato.lab.audit.verdict import hides
 from sfumato.lab.data import ImageSet, faces
 
-EFFORT = Effort(pictures=128 * 60, steps=1)
+EFFORT = Effort(images=128 * 60, steps=1)
 
 
 class Constant(nn.Module):
@@ -31,8 +31,8 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def marked(count: int, seed: int) -> tuple[ImageSet, Tensor, Tensor]:
-    """Pictures of which half have a white corner; whether they do, and something that cannot be seen."""
-    drawn = pictures(count, seed=seed)
+    """Images of which half have a white corner; whether they do, and something that cannot be seen."""
+    drawn = images(count, seed=seed)
     source = torch.Generator().manual_seed(seed)
     corner = torch.randint(2, (count,), generator=source)
     drawn.images[corner == 1, :, :8, :8] = 255
@@ -42,15 +42,15 @@ def marked(count: int, seed: int) -> tuple[ImageSet, Tensor, Tensor]:
 def rows(module: nn.Module, train: int = 400, test: int = 200):
     (known, a, b), (asked, c, d) = marked(train, 0), marked(test, 1)
     columns = {"corner": (a, c), "unseen": (b, d), "class": (known.labels, asked.labels)}
-    found = ask(Scene(target(module), known, asked), columns, effort=EFFORT, test_pictures=150)
+    found = ask(Scene(target(module), known, asked), columns, effort=EFFORT, test_images=150)
     assert [(row.attribute, row.threat) for row in found] == [(name, t) for name in columns for t in THREATS]
     return {(row.attribute, str(row.threat)): row for row in found}
 
 
-def test_what_travels_unchanged_tells_what_the_picture_tells():
+def test_what_payload_unchanged_tells_what_the_image_tells():
     found = rows(nn.Identity())
     row = found["corner", "white-box"]
-    assert row.accuracy > 0.95 and row.plain > 0.95 and row.test_pictures == 150
+    assert row.accuracy > 0.95 and row.plain > 0.95 and row.test_images == 150
     assert row.low < row.accuracy <= row.high
     assert abs(row.majority - 0.5) < 0.1 and abs(row.chance - 0.5) < 0.12
     assert found["corner", "pairs"].accuracy > 0.9
@@ -79,14 +79,14 @@ def test_faces_as_they_are_give_away_skin_and_as_a_constant_nothing():
             values.append(known[name])
     asked = {name: (a, b) for name, (a, b) in columns.items()}
     for module, told in ((nn.Identity(), True), (Constant(), False)):
-        for row in ask(Scene(target(module), *sets), asked, effort=EFFORT, test_pictures=200):
+        for row in ask(Scene(target(module), *sets), asked, effort=EFFORT, test_images=200):
             if row.attribute == "skin" or not told:
                 assert (row.low > row.chance + 0.05) is told, row
 
 
 def test_an_audit_with_columns_says_what_is_hidden_and_what_not(tmp_path):
     (known, a, b), (asked, c, d) = marked(240, 0), marked(160, 1)
-    budget = dataclasses.replace(TINY, trials=TINY.trials[:1], column_pictures=128 * 60, column_test_pictures=160)
+    budget = dataclasses.replace(TINY, trials=TINY.trials[:1], column_images=128 * 60, column_test_images=160)
     beside = Beside(attributes={"corner": (a, c), "unseen": (b, d)})
     found = audit(Scene(target(nn.Identity()), known, asked), budget, tmp_path / "audit", beside=beside)
     corner, unseen = hides(found)
@@ -101,7 +101,7 @@ def test_an_audit_with_columns_says_what_is_hidden_and_what_not(tmp_path):
     assert "0 are told: none" in hidden["verdict"]["sentences"][0]
 
 
-def test_every_picture_needs_a_value():
+def test_every_image_needs_a_value():
     (known, a, _), (asked, c, _) = marked(40, 0), marked(20, 1)
-    with pytest.raises(AuditError, match="39 values of 'corner' for 40 pictures"):
-        ask(Scene(target(nn.Identity()), known, asked), {"corner": (a[1:], c)}, effort=EFFORT, test_pictures=20)
+    with pytest.raises(AuditError, match="39 values of 'corner' for 40 images"):
+        ask(Scene(target(nn.Identity()), known, asked), {"corner": (a[1:], c)}, effort=EFFORT, test_images=20)

@@ -1,4 +1,4 @@
-"""References against closed forms on made-up pictures, and against the design's table on the real ones."""
+"""References against closed forms on made-up images, and against the design's table on the real ones."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NAMES = (
     "30 principal components",
     "100 principal components",
 )
-# The design's table: MSE, PSNR in dB, SSIM on CIFAR-10's test pictures.
+# The design's table: MSE, PSNR in dB, SSIM on CIFAR-10's test images.
 TABLE = """
 0.1153  9.38 0.054
 0.0637 11.96 0.130
@@ -55,7 +55,7 @@ TABLE = """
 
 
 def flat(shades: list[tuple[int, int]], size: tuple[int, int] = (16, 16)) -> ImageSet:
-    """Pictures of one shade each: (class, shade)."""
+    """Images of one shade each: (class, shade)."""
     images = torch.tensor([shade for _, shade in shades], dtype=torch.uint8)[:, None, None, None]
     labels = torch.tensor([label for label, _ in shades])
     return ImageSet(images.expand(-1, 3, *size).contiguous(), labels, ("dark", "light"), "flat", "hash")
@@ -89,15 +89,15 @@ def test_rows_that_do_not_fit_are_left_out():
     assert [name for name in names if "bit" in name] == ["label and 1 more bit", "label and 2 more bits"]
 
 
-def test_blocks_of_an_oblong_picture():
+def test_blocks_of_an_oblong_image():
     test = image_set(3, size=(16, 32), seed=2)
-    pictures = test.images.float() / 255
-    guess = module._blocks(pictures, 4)
-    assert torch.allclose(guess[1, 2, 4:8, 8:16], pictures[1, 2, 4:8, 8:16].mean().expand(4, 8))
+    images = test.images.float() / 255
+    guess = module._blocks(images, 4)
+    assert torch.allclose(guess[1, 2, 4:8, 8:16], images[1, 2, 4:8, 8:16].mean().expand(4, 8))
 
 
-def test_more_components_restore_more_and_as_many_as_there_are_restore_all():
-    """Pictures mixed from three, and their mean: three components hold them."""
+def test_more_components_reconstruct_more_and_as_many_as_there_are_reconstruct_all():
+    """Images mixed from three, and their mean: three components hold them."""
     source = torch.Generator().manual_seed(0)
     parts = torch.randint(0, 80, (3, 3, 16, 16), generator=source).float()
     images = torch.einsum("nk,kcij->ncij", torch.rand(80, 3, generator=source), parts).round().byte()
@@ -133,7 +133,7 @@ def test_the_same_seed_gives_the_same_table_and_another_a_different_one():
 
 def test_a_class_that_nothing_is_known_of_and_sets_that_do_not_belong_together():
     train, test = image_set(48), image_set(8)
-    with pytest.raises(AuditError, match=f"'{CLASSES[3]}' has no training pictures"):
+    with pytest.raises(AuditError, match=f"'{CLASSES[3]}' has no training images"):
         class_means(train.subset(3))
     for other in (image_set(8, size=(16, 16)), replace(test, names=("a", "b", "c", "d")), test.subset(0)):
         with pytest.raises(AuditError, match="cannot be compared"):
@@ -148,14 +148,14 @@ def test_what_is_written_says_where_it_comes_from(tmp_path: Path):
     said = json.loads(file.read_text(encoding="utf-8"))
     assert [row["name"] for row in said["references"]] == [row.name for row in references(train, test, seed=5)]
     assert said["references"][3]["figures"]["mse"] == class_mean_reference(train, test).mse
-    assert said["measured"]["train"] == {"data": "synthetic", "data_sha256": train.sha256, "pictures": 48}
+    assert said["measured"]["train"] == {"data": "synthetic", "data_sha256": train.sha256, "images": 48}
     assert (said["measured"]["test"]["data_sha256"], said["measured"]["seed"]) == (test.sha256, 5)
     assert told[0] == (0, len(said["references"])) and told[-1][0] == told[-1][1]
 
 
 @pytest.mark.long
 @REAL
-def test_the_designs_table_on_the_real_pictures():
+def test_the_designs_table_on_the_real_images():
     """To the last digit shown, but for the rows that hang on chance: a draw, or a local optimum of the codes.
 
     The table's projections on principal components are not cut to [0, 1]; ours are, which brings them nearer.
@@ -167,7 +167,7 @@ def test_the_designs_table_on_the_real_pictures():
     for row, (mse, psnr, ssim) in zip(rows, expected, strict=True):
         drawn, coded = row.name.startswith("a random"), bool(row.bits)
         figures = row.figures
-        assert figures.pictures == 10_000
+        assert figures.images == 10_000
         if row.name.endswith("principal components"):
             assert _error_of_projection(train, test, int(row.name.split()[0])) == pytest.approx(mse, abs=5.1e-5), (
                 row.name

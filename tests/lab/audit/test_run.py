@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from scenes import SIDE, TINY, Noise, Swap, pictures, scene
+from scenes import SIDE, TINY, Noise, Swap, images, scene
 from sfumato.artifacts.bundle import Gate
 from sfumato.errors import AuditError, Interrupted
 from sfumato.lab.attacks.target import OwnAnswers
@@ -100,9 +100,9 @@ def test_findings_of_two_audits_are_not_mixed(tmp_path):
     audit(scene(torch.nn.Identity()), small, tmp_path / "audit", overwrite=True)
 
 
-def test_pictures_of_another_size_are_refused_before_anything_runs(tmp_path):
+def test_images_of_another_size_are_refused_before_anything_runs(tmp_path):
     wrong = scene(Swap())
-    wrong.train = pictures(40, side=2 * SIDE)
+    wrong.train = images(40, side=2 * SIDE)
     with pytest.raises(AuditError, match=r"\(32, 32\).*\(16, 16\)"):
         audit(wrong, TINY, tmp_path / "audit")
     assert not (tmp_path / "audit").exists()
@@ -117,7 +117,7 @@ def test_budgets_try_every_threat_model_and_their_keys_differ(name):
 
 
 class Lied(torch.nn.Module):
-    """Says that a bit travels, and sends the picture."""
+    """Says that a bit travels, and sends the image."""
 
     code_bits = 1
 
@@ -132,7 +132,7 @@ class Bit(torch.nn.Module):
         return (x.mean(dim=(1, 2, 3), keepdim=True) > 0.5).float().expand_as(x)
 
 
-def test_a_code_is_certified_if_no_more_travels_than_it_says(tmp_path):
+def test_a_code_is_certified_if_no_more_payload_than_it_says(tmp_path):
     budget = dataclasses.replace(TINY, trials=(Trial("least squares", BOX), Trial("codeword means", BOX)))
     found = audit(scene(Bit()), budget, tmp_path / "bit")
     assert found["certificate"]["rate_bits"] == 1 and found["certificate"]["top1_bounds"]["100"] == 0.02

@@ -3,7 +3,7 @@ import os
 import pytest
 import torch
 
-from scenes import pictures
+from scenes import images
 from sfumato.lab.attacks.fit import Fitted
 from sfumato.lab.attacks.registry import ATTACKERS, CONTROLLED, STRONG
 from sfumato.lab.audit.budget import BUDGETS
@@ -44,13 +44,13 @@ def test_decoders_that_learn_nothing_fail_every_control_but_the_trivial(monkeypa
     monkeypatch.setattr(
         "sfumato.lab.attacks.decoders.fit_decoder", lambda *_, **__: Fitted(Grey(), ((0, 1.0),), True, 0)
     )
-    found = decoder_controls(pictures(200), pictures(60, seed=1), pictures=64, device=CPU)
+    found = decoder_controls(images(200), images(60, seed=1), images=64, device=CPU)
     asked = [control for control in found if "oracle" not in control.name]
     assert len(asked) == 8 and not any(control.passed for control in asked)
 
 
 def test_an_attacker_who_knows_more_than_the_label_from_the_oracle_fails(monkeypatch):
-    test = pictures(60, seed=1)
+    test = images(60, seed=1)
 
     class Cheat(torch.nn.Module):
         def forward(self, observed):
@@ -59,7 +59,7 @@ def test_an_attacker_who_knows_more_than_the_label_from_the_oracle_fails(monkeyp
     monkeypatch.setattr(
         "sfumato.lab.attacks.decoders.fit_decoder", lambda *_, **__: Fitted(Cheat(), ((0, 1.0),), True, 0)
     )
-    found = decoder_controls(pictures(200), test, pictures=64, device=CPU)
+    found = decoder_controls(images(200), test, images=64, device=CPU)
     assert not any(control.passed for control in found if "oracle" in control.name)
 
 
@@ -71,10 +71,10 @@ def test_answers_are_kept_until_what_they_depend_on_changes(monkeypatch):
         return Fitted(net.eval(), ((0, 1.0),), True, 0)
 
     monkeypatch.setattr("sfumato.lab.attacks.decoders.fit_decoder", fit)
-    train, test = pictures(100), pictures(20, seed=1)
-    first = decoder_controls(train, test, pictures=64, device=CPU)
-    assert decoder_controls(train, test, pictures=64, device=CPU) == first and len(calls) == 11
-    decoder_controls(train, test, pictures=128, device=CPU)
+    train, test = images(100), images(20, seed=1)
+    first = decoder_controls(train, test, images=64, device=CPU)
+    assert decoder_controls(train, test, images=64, device=CPU) == first and len(calls) == 11
+    decoder_controls(train, test, images=128, device=CPU)
     assert len(calls) == 22
 
 
@@ -84,7 +84,7 @@ def test_the_control_matrix_passes_at_the_quick_budget():
     found = decoder_controls(
         load_images("cifar10", "train"),
         load_images("cifar10", "test"),
-        pictures=BUDGETS["quick"].control_pictures,
+        images=BUDGETS["quick"].control_images,
         device=CPU,
     )
     assert all(control.passed for control in found), [control for control in found if not control.passed]

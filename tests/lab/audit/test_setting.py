@@ -19,15 +19,15 @@ def every(pairs):
 
 
 @pytest.mark.parametrize("threat", Threat)
-def test_no_attacker_is_handed_a_test_picture(threat):
+def test_no_attacker_is_handed_a_test_image(threat):
     played = scene(Swap())
     played.shadow, played.classifier = played.target, build_classifier("resnet20", 4)
     known = played.knowledge(threat)
-    private = {picture.numpy().tobytes() for picture in played.test.images}
+    private = {image.numpy().tobytes() for image in played.test.images}
     held = [known.public] if known.pairs is None else [(every(known.pairs)[0] * 255).round().to(torch.uint8)]
-    for pictures in held:
-        both = torch.cat([pictures, pictures.flip(3)])
-        assert not private & {picture.numpy().tobytes() for picture in both}
+    for images in held:
+        both = torch.cat([images, images.flip(3)])
+        assert not private & {image.numpy().tobytes() for image in both}
 
 
 def test_only_the_white_box_has_the_obfuscator():
@@ -41,7 +41,7 @@ def test_so_many_pairs_are_known_as_were_asked_for():
     played = scene(Swap())
     assert len(played.knowledge(Threat.PAIRS, pairs=100).pairs) == 100
     assert len(played.knowledge(Threat.PAIRS).pairs) == len(played.train)
-    with pytest.raises(UnavailableError, match="only 240 training pictures"):
+    with pytest.raises(UnavailableError, match="only 240 training images"):
         played.knowledge(Threat.PAIRS, pairs=10_000)
 
 
@@ -60,11 +60,11 @@ def test_views_are_averaged():
         assert spread == pytest.approx(0.2 / views**0.5, rel=0.05)
 
 
-def test_intercepted_and_public_pictures_are_different_ones():
+def test_intercepted_and_public_images_are_different_ones():
     known = scene(Swap()).knowledge(Threat.NO_PAIRS)
-    restored = ((1 - known.intercepted.flip(3)) * 255).round().to(torch.uint8)
-    public = {picture.numpy().tobytes() for picture in known.public}
-    assert not public & {picture.numpy().tobytes() for picture in restored}
+    reconstructed = ((1 - known.intercepted.flip(3)) * 255).round().to(torch.uint8)
+    public = {image.numpy().tobytes() for image in known.public}
+    assert not public & {image.numpy().tobytes() for image in reconstructed}
 
 
 def test_missing_things_are_named():
@@ -73,7 +73,7 @@ def test_missing_things_are_named():
             scene(Swap()).knowledge(threat)
 
 
-def test_the_cloud_sees_what_travels_then_features_then_logits():
+def test_the_cloud_sees_what_payload_then_features_then_logits():
     classifier = build_classifier("resnet20", 4).eval()
     travelled = torch.rand(2, 3, SIDE, SIDE)
     view = CloudView(classifier, travelled)(travelled)
@@ -84,8 +84,8 @@ def test_the_cloud_sees_what_travels_then_features_then_logits():
     assert torch.allclose(view[:, 67:, 0, 0], classifier(travelled), atol=1e-5)
 
 
-def test_a_classifier_that_does_not_take_what_travels_is_named():
-    with pytest.raises(AuditError, match="does not take what travels"):
+def test_a_classifier_that_does_not_take_what_payload_is_named():
+    with pytest.raises(AuditError, match="does not take the payload"):
         CloudView(build_classifier("resnet20", 4), torch.rand(2, 5, SIDE, SIDE))
 
 

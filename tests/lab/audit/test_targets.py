@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import tiny
-from audit_bundles import SIZE, pictures, written
+from audit_bundles import SIZE, images, written
 from sfumato.artifacts.bundle import OBFUSCATOR_ONNX
 from sfumato.errors import AuditError, BundleError
 from sfumato.lab.audit.targets import load_target, native_size
@@ -50,25 +50,25 @@ def test_any_onnx_file(tmp_path):
     path = tiny.save_obfuscator(tmp_path / "mix.onnx")
     assert native_size(str(path)) == (tiny.SIZE, tiny.SIZE)
     target = load_target(str(path), size=(tiny.SIZE, tiny.SIZE))
-    x = pictures(size=(tiny.SIZE, tiny.SIZE))
-    assert np.allclose(target.travels(x).numpy(), tiny.obfuscate(x.numpy()), atol=1e-5)
+    x = images(size=(tiny.SIZE, tiny.SIZE))
+    assert np.allclose(target.payload(x).numpy(), tiny.obfuscate(x.numpy()), atol=1e-5)
     assert target.module is None and not target.stochastic
 
 
 @pytest.mark.parametrize("name", ["half", "Half", "in_torch"])
 def test_a_python_callable_with_gradients(module, name):
     target = load_target(f"{module}:{name}", size=SIZE)
-    x = pictures().requires_grad_()
+    x = images().requires_grad_()
     assert target.module is not None
     (slope,) = torch.autograd.grad(target.module(x).sum(), x)
     assert torch.equal(slope, torch.full_like(x, -1.0 if name == "in_torch" else 0.5))
-    assert not target.travels(x).requires_grad
+    assert not target.payload(x).requires_grad
 
 
 def test_a_python_callable_without_gradients(module):
     target = load_target(f"{module}:in_numpy", size=SIZE)
     assert target.module is None
-    assert torch.equal(target.travels(pictures()), pictures()[:, :1])
+    assert torch.equal(target.payload(images()), images()[:, :1])
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ def test_a_python_callable_without_gradients(module):
     [
         ("two", "is a int; a callable"),
         ("three", "cannot be imported"),
-        ("wrong", r"gives \(3, 16, 16\) for 4 pictures"),
+        ("wrong", r"gives \(3, 16, 16\) for 4 images"),
         ("endless", "not finite"),
-        ("broken", "fails on pictures .* 'colour'"),
+        ("broken", "fails on images .* 'colour'"),
     ],
 )
 def test_what_is_no_obfuscator_is_refused(module, name, message):
@@ -104,13 +104,13 @@ def test_a_baseline_is_loaded_with_gradients_and_noise(tmp_path, name):
     assert target.name == name and target.module is not None
     assert target.stochastic == METHODS[name].stochastic
     if not target.stochastic:
-        assert torch.allclose(target.travels(pictures()), target.module(pictures()), atol=1e-4)
+        assert torch.allclose(target.payload(images()), target.module(images()), atol=1e-4)
 
 
 def test_the_recipe_with_another_seed_is_another_key(tmp_path):
     target = load_target(str(written(tmp_path, "scramble-pixels").path), size=SIZE)
     other = target.refit(1)
-    assert not torch.allclose(other.travels(pictures()), target.travels(pictures()), atol=0.1)
+    assert not torch.allclose(other.payload(images()), target.payload(images()), atol=0.1)
 
 
 def test_weights_that_are_not_those_of_the_onnx_file_are_refused(tmp_path):

@@ -109,10 +109,10 @@ def test_the_first_sentence_has_the_figures_and_the_class_mean():
         assert figure in sentence
 
 
-def test_of_few_pictures_the_class_mean_is_told_on_the_same_ones():
+def test_of_few_images_the_class_mean_is_told_on_the_same_ones():
     audit = fake_audit(mse=0.06)
-    audit["best"] |= {"test_pictures": 200, "excess_leakage": 0.2}
-    assert "has 0.0750 on the same 200 pictures: an excess leakage of at least 0.20" in decide(audit).sentences[0]
+    audit["best"] |= {"test_images": 200, "excess_leakage": 0.2}
+    assert "has 0.0750 on the same 200 images: an excess leakage of at least 0.20" in decide(audit).sentences[0]
 
 
 @pytest.mark.parametrize("threat", [str(threat) for threat in Threat])
@@ -141,7 +141,7 @@ def test_the_second_sentence_compares_with_the_alternatives(accuracy, local, wor
     assert words in decide(audit).sentences[1]
 
 
-def test_a_gate_before_the_plain_picture_is_an_alternative_too():
+def test_a_gate_before_the_plain_image_is_an_alternative_too():
     audit = fake_audit(mse=0.02)
     audit["utility"] |= {"accuracy_obfuscated": 0.91, "accuracy_local": 0.89}
     row = {"offload_rate": 0.15, "excess_leakage": 0.16, "accuracy": 0.912}
@@ -166,13 +166,13 @@ def test_between_its_points_the_curve_of_a_gate_is_followed():
 def test_what_a_gate_changes_is_said():
     gate = {
         "offload_rate": 0.152, "accuracy_gated": 0.913, "accuracy_device": 0.905, "excess_leakage_sent": 0.123,
-        "excess_leakage_mean": 0.021, "threshold": 0.8, "sent_pictures": 1520, "attacker": "least squares",
+        "excess_leakage_mean": 0.021, "threshold": 0.8, "sent_images": 1520, "attacker": "least squares",
     }  # fmt: skip
     sentence = decide(fake_audit(gate=gate)).sentences[1]
     for figure in ("15.2 %", "91.3 %", "90.5 %", "at least 0.12", "0.02 over all, where"):
         assert figure in sentence
     unmeasured = gate | {"accuracy_gated": None, "excess_leakage_sent": None}
-    assert decide(fake_audit(gate=unmeasured)).sentences[1].endswith("15.2 % of the pictures leave the device.")
+    assert decide(fake_audit(gate=unmeasured)).sentences[1].endswith("15.2 % of the images leave the device.")
 
 
 def test_without_a_classifier_there_is_no_comparison():
@@ -207,4 +207,4 @@ def test_noise_that_hides_one_view_but_not_sixteen_leaks():
     audit = fake_audit()
     audit["trials"].append(trial("least squares", "white-box", 0.03, views=16, excess_leakage=0.4))
     verdict = decide(audit)
-    assert verdict.finding == "leaks" and "of 0.40 if a picture is sent 16 times" in verdict.sentences[0]
+    assert verdict.finding == "leaks" and "of 0.40 if an image is sent 16 times" in verdict.sentences[0]

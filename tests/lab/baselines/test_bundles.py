@@ -15,7 +15,7 @@ from sfumato.artifacts.bundle import Bundle, Preprocessing
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.errors import BundleError, TrainingError
 from sfumato.lab.baselines import METHODS, build, load_module, make, refit, write_baseline
-from sfumato.lab.baselines.bundles import Travels, _check_noise, as_travels
+from sfumato.lab.baselines.bundles import Payload, _check_noise, as_payload
 from sfumato.lab.baselines.method import NoisyMethod
 from sfumato.lab.classifiers import FrozenClassifier
 from synthetic import image_set
@@ -27,7 +27,7 @@ ENCODERS = {"nopeek", "max-entropy", "joint"}
 STRENGTHS = {"scramble-blocks": 8, "pca": 10}
 
 
-def pictures() -> torch.Tensor:
+def images() -> torch.Tensor:
     return image_set(4, size=(SIZE, SIZE)).images.float() / 255
 
 
@@ -53,7 +53,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
             method,
             name_of_method=name,
             classifier=CLASSIFIER,
-            images_for_check=pictures(),
+            images_for_check=images(),
             recipe={"note": "made up"},
         )
         bundles[name] = Bundle.load(folder, kind="obfuscator")
@@ -62,7 +62,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
 
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - ENCODERS))
 def test_a_baseline_comes_back_from_its_bundle(name, written):
-    bundle, x = written[name], pictures()
+    bundle, x = written[name], images()
     assert bundle.recipe["kind"] == "baseline"
     assert bundle.recipe["method"] == name
     assert bundle.recipe["note"] == "made up"
@@ -89,22 +89,22 @@ def test_a_baseline_comes_back_from_its_bundle(name, written):
     assert module.noise_kind == METHODS[name].noise_kind
 
 
-def test_what_travels_is_normalised(written):
-    expected = PREPROCESSING.normalize(pictures().numpy())
-    np.testing.assert_allclose(load_module(written["identity"])(pictures()).numpy(), expected, atol=1e-6)
+def test_what_payload_is_normalised(written):
+    expected = PREPROCESSING.normalize(images().numpy())
+    np.testing.assert_allclose(load_module(written["identity"])(images()).numpy(), expected, atol=1e-6)
     std = load_module(written["noise"]).noise_std()[:, 0, 0]
     torch.testing.assert_close(std, 0.05 / torch.tensor(PREPROCESSING.std))
 
 
 def test_writing_leaves_the_method_as_it_was(tmp_path: Path):
     method = build("shredder", SIZE, SIZE)
-    as_travels(method, PREPROCESSING)
+    as_payload(method, PREPROCESSING)
     assert method.training
     assert method.location.requires_grad
 
 
 def test_refit_makes_another_key_and_nothing_of_what_is_learned(written):
-    x = pictures()
+    x = images()
     for name in ("scramble-pixels", "scramble-blocks"):
         same, other = refit(written[name], 3), refit(written[name], 4)
         assert same is not None
@@ -135,17 +135,17 @@ def test_a_file_with_other_noise_is_found_out(written):
     weaker = build("noise", SIZE, SIZE, strength=0.04)
     assert isinstance(weaker, NoisyMethod)
     with pytest.raises(TrainingError, match="spread"):
-        _check_noise(written["noise"].file("obfuscator.onnx"), as_travels(weaker, PREPROCESSING), pictures())
+        _check_noise(written["noise"].file("obfuscator.onnx"), as_payload(weaker, PREPROCESSING), images())
     still = written["identity"].file("obfuscator.onnx")
     with pytest.raises(TrainingError, match="noise differs"):
-        _check_noise(still, load_module(written["noise"]), pictures())
+        _check_noise(still, load_module(written["noise"]), images())
 
 
 def test_a_deterministic_module_claims_no_noise():
-    assert type(as_travels(build("identity", SIZE, SIZE), PREPROCESSING)) is Travels
+    assert type(as_payload(build("identity", SIZE, SIZE), PREPROCESSING)) is Payload
 
 
-def test_pictures_that_do_not_fit_the_classifier_are_refused(tmp_path: Path):
+def test_images_that_do_not_fit_the_classifier_are_refused(tmp_path: Path):
     classifier = Bundle.load(shipped.classifier_bundle(), kind="classifier")
     images = image_set(4)
     foreign = replace(images, labels=torch.tensor([0, 1, 2, 10]))

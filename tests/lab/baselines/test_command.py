@@ -32,9 +32,9 @@ def baseline(*arguments: object, code: int = 0, **environment: str) -> subproces
 
 @pytest.fixture
 def data(tmp_path: Path) -> list[object]:
-    """Pictures that are called as the shipped classifier calls its first classes."""
+    """Images that are called as the shipped classifier calls its first classes."""
     names = Bundle.load(shipped.classifier_bundle()).labels[: len(CLASSES)]
-    return ["--data", save_folder(tmp_path / "pictures", names=names), "-o", tmp_path / "out"]
+    return ["--data", save_folder(tmp_path / "images", names=names), "-o", tmp_path / "out"]
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_baseline_becomes_a_bundle_with_figures(tmp_path, data, caches):
     assert said == {"bundle": str(bundle.path), "recipe": bundle.recipe, "figures": bundle.figures}
     assert bundle.recipe["strength"] == 0.01
     assert bundle.recipe["seed"] == bundle.provenance["seed"] == 4
-    assert bundle.figures["test_pictures"] == bundle.provenance["test_pictures"] == 8
+    assert bundle.figures["test_images"] == bundle.provenance["test_images"] == 8
     assert bundle.classifier_fingerprint == Bundle.load(shipped.classifier_bundle()).classifier_fingerprint
     assert load_module(bundle).noise_kind == "gaussian"
     before = (tmp_path / "out" / "bundle" / "bundle.json").read_bytes()
@@ -67,7 +67,7 @@ def test_a_baseline_becomes_a_bundle_with_figures(tmp_path, data, caches):
 
 @pytest.mark.slow
 def test_joint_writes_its_own_classifier(tmp_path, data, caches):
-    said = baseline("joint", "--epochs", "2", "--pictures", "12", *data, **caches).stdout
+    said = baseline("joint", "--epochs", "2", "--images", "12", *data, **caches).stdout
     assert "accuracy_obfuscated" in said
     bundle = Bundle.load(tmp_path / "out" / "bundle", kind="obfuscator")
     frozen = load_classifier(tmp_path / "out" / "classifier")
@@ -75,7 +75,7 @@ def test_joint_writes_its_own_classifier(tmp_path, data, caches):
     assert frozen.fingerprint != Bundle.load(shipped.classifier_bundle()).classifier_fingerprint
     assert bundle.recipe["epochs"] == 2
     assert "short run" in bundle.recipe["note"]
-    assert bundle.provenance["train_pictures"] == 12
+    assert bundle.provenance["train_images"] == 12
     load_module(bundle)
 
 

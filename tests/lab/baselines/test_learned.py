@@ -113,7 +113,7 @@ def test_cloak_blanks_what_the_classifier_does_not_look_at():
 
 
 def test_pca_is_the_projection_that_an_svd_gives(classifier):
-    for count in (100, 800):  # fewer pictures than numbers, and more
+    for count in (100, 800):  # fewer images than numbers, and more
         source = torch.Generator().manual_seed(2)
         images = torch.randint(0, 256, (count, 3, 8, 8), generator=source, dtype=torch.uint8)
         method = build("pca", 8, 8, strength=5)
@@ -126,8 +126,8 @@ def test_pca_is_the_projection_that_an_svd_gives(classifier):
         np.testing.assert_allclose(method(images.float() / 255).numpy(), expected, atol=1e-3)
 
 
-def test_pca_needs_more_pictures_than_components(classifier):
-    with pytest.raises(TrainingError, match="100 components need more pictures"):
+def test_pca_needs_more_images_than_components(classifier):
+    with pytest.raises(TrainingError, match="100 components need more images"):
         build("pca", SIZE, SIZE, strength=100).fit(training(classifier))
 
 
@@ -172,7 +172,7 @@ def test_brightness_is_the_mean_of_a_block():
 
 def test_training_that_cannot_be_done_is_refused(classifier):
     for changes in ({"epochs": 0}, {"epochs": float("nan")}, {"batch_size": 1}):
-        with pytest.raises(TrainingError, match="at least 2 pictures a step and epochs above 0"):
+        with pytest.raises(TrainingError, match="at least 2 images a step and epochs above 0"):
             build("shredder", SIZE, SIZE).fit(training(classifier, **changes))
 
 
@@ -201,11 +201,11 @@ def test_a_stand_in_sends_one_public_photograph_for_each_answer(classifier):
     method.fit(given)
     images = image_set(32, size=(SIZE, SIZE), seed=3)
     with torch.no_grad():
-        pictures = images.images.float() / 255
-        sent, own = method(pictures), method.net(method.scale(pictures)).argmax(dim=1)
+        batch = images.images.float() / 255
+        sent, own = method(batch), method.net(method.scale(batch)).argmax(dim=1)
     assert len(sent.unique(dim=0)) == 4
-    for picture, answer in zip(sent, own, strict=True):
-        assert torch.equal(picture, method.photographs[answer])
+    for image, answer in zip(sent, own, strict=True):
+        assert torch.equal(image, method.photographs[answer])
     known = {row.numpy().tobytes() for row in given.images}
     for label, photograph in enumerate(method.photographs):
         assert (photograph * 255).round().to(torch.uint8).numpy().tobytes() in known

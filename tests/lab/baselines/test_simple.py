@@ -13,7 +13,7 @@ from sfumato.lab.baselines import METHODS, build
 from sfumato.lab.baselines.method import NoisyMethod
 
 
-def pictures(count: int = 3, height: int = 16, width: int = 24) -> torch.Tensor:
+def images(count: int = 3, height: int = 16, width: int = 24) -> torch.Tensor:
     return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(5))
 
 
@@ -21,21 +21,21 @@ def pictures(count: int = 3, height: int = 16, width: int = 24) -> torch.Tensor:
 def test_every_method_keeps_shape_and_type(name):
     small = {"scramble-blocks": 8, "pca": 10}
     method = build(name, 16, 24, strength=small.get(name)).eval()
-    out = method(pictures())
+    out = method(images())
     assert out.shape == (3, 3, 16, 24)
     assert out.dtype == torch.float32
     assert torch.isfinite(out).all()
-    assert torch.equal(method(pictures()), method(pictures())) is not method.stochastic
+    assert torch.equal(method(images()), method(images())) is not method.stochastic
     assert method.stochastic is isinstance(method, NoisyMethod)
     assert (method.default is None) is (method.strength_says == "")
 
 
 def test_identity_changes_nothing():
-    assert torch.equal(build("identity", 16, 24)(pictures()), pictures())
+    assert torch.equal(build("identity", 16, 24)(images()), images())
 
 
 def test_blur_is_the_convolution_written_out():
-    sigma, x = 0.7, pictures(1, 8, 8)
+    sigma, x = 0.7, images(1, 8, 8)
     radius = math.ceil(3 * sigma)
     weights = np.exp(-(np.arange(-radius, radius + 1) ** 2) / (2 * sigma**2))
     weights /= weights.sum()
@@ -48,19 +48,19 @@ def test_blur_is_the_convolution_written_out():
     np.testing.assert_allclose(build("blur", 8, 8, strength=sigma)(x)[0].numpy(), expected, atol=1e-6)
 
 
-def test_blur_takes_pictures_smaller_than_its_kernel():
-    assert build("blur", 4, 4, strength=5)(pictures(1, 4, 4)).std() < 0.05
+def test_blur_takes_images_smaller_than_its_kernel():
+    assert build("blur", 4, 4, strength=5)(images(1, 4, 4)).std() < 0.05
 
 
 def test_pixelate_paints_squares_with_their_mean():
-    x = pictures()
+    x = images()
     out = build("pixelate", 16, 24, strength=4)(x)
     squares = out.reshape(3, 3, 4, 4, 6, 4)
     assert torch.equal(squares, squares[:, :, :, :1, :, :1].expand_as(squares))
     torch.testing.assert_close(squares[..., 0, :, 0], x.reshape(3, 3, 4, 4, 6, 4).mean(dim=(3, 5)))
 
 
-def test_downsample_keeps_flat_pictures_and_forgets_fine_ones():
+def test_downsample_keeps_flat_images_and_forgets_fine_ones():
     method = build("downsample", 16, 24, strength=2)
     flat = torch.full((1, 3, 16, 24), 0.3)
     torch.testing.assert_close(method(flat), flat)
@@ -75,7 +75,7 @@ def test_scrambling_is_a_permutation_that_its_key_undoes(name, strength):
     moved = method(places)[0, 0].flatten().long()
     assert torch.equal(moved.sort().values, torch.arange(16 * 24))
     assert not torch.equal(moved, torch.arange(16 * 24))
-    x = pictures()
+    x = images()
     undone = torch.empty_like(x).flatten(2)
     undone[:, :, moved] = method(x).flatten(2)
     assert torch.equal(undone.view_as(x), x)
@@ -84,7 +84,7 @@ def test_scrambling_is_a_permutation_that_its_key_undoes(name, strength):
 
 
 def test_scrambled_pixels_stay_in_their_tile_and_blocks_stay_whole():
-    x = pictures()
+    x = images()
     tiles = build("scramble-pixels", 16, 24, strength=4)(x).reshape(3, 3, 4, 4, 6, 4)
     torch.testing.assert_close(tiles.mean(dim=(3, 5)), x.reshape(3, 3, 4, 4, 6, 4).mean(dim=(3, 5)))
     blocks = build("scramble-blocks", 16, 24, strength=8)(x)
@@ -104,7 +104,7 @@ def test_the_noise_is_around_the_mean_and_as_large_as_stated(name):
         if name == "cloak":
             method.rho.uniform_(-2, 2)
             method.kept[0] = 0
-        x = pictures(1, 8, 8)
+        x = images(1, 8, 8)
         noise = method(x.expand(4000, 3, 8, 8)) - method.mean(x)
     std = method.noise_std()
     assert std.shape == (3, 8, 8)

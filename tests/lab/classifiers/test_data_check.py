@@ -1,4 +1,4 @@
-"""From a classifier and pictures to a recipe."""
+"""From a classifier and images to a recipe."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def test_what_fits_gives_a_recipe_that_can_be_read_and_says_what_is_next(trained
     recipe = load_recipe(found.recipe)
     assert recipe.kind == "sketch" and recipe.classifier == str(classifier.path)
     assert recipe.data.source == str(photos) and recipe.data.size == (32, 32)
-    assert recipe.training.batch_size <= 4 and recipe.held_out_pictures == 3
-    assert found.accuracy_plain > 0.5 and verdicts(found)["accuracy"] == "good", "it was trained on such pictures"
+    assert recipe.training.batch_size <= 4 and recipe.held_out_images == 3
+    assert found.accuracy_plain > 0.5 and verdicts(found)["accuracy"] == "good", "it was trained on such images"
     commands = [command.split()[:2] for command in found.next_commands]
     assert [name for _, name in commands] == ["train", "evaluate", "audit", "serve", "doctor", "classify"]
 
@@ -70,7 +70,7 @@ def test_an_onnx_file_alone_is_told_that_nothing_can_be_trained_for_it(photos, t
     assert found.recipe is None and "not trained through" in found.findings[0].said
 
 
-def test_the_server_is_asked_what_it_serves_and_gets_no_picture(trained, photos, tmp_path):
+def test_the_server_is_asked_what_it_serves_and_gets_no_image(trained, photos, tmp_path):
     classifier, _ = trained
     well = metadata(inputs=[{"name": "x", "datatype": "FP32", "shape": [-1, 3, 32, 32]}])
     for answer, fits in ((well, True), (metadata(), False)):

@@ -38,12 +38,12 @@ def test_a_transformers_folder_answers_as_transformers_itself(tmp_path, kind, si
 
     folder = brought.save_transformers(tmp_path / kind, kind, size=size)
     bundle = adopt(str(folder), tmp_path / "bundle")
-    picture = tmp_path / "picture.png"
+    image = tmp_path / "image.png"
     pixels = np.random.default_rng(1).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(picture)
+    Image.fromarray(pixels).save(image)
     # The ResNet's processor shows the inner 87.5 %, which a note says and this comparison leaves out.
     theirs = AutoImageProcessor.from_pretrained(folder, backend="pil")(
-        Image.open(picture), return_tensors="pt", do_resize=kind != "resnet", do_center_crop=False
+        Image.open(image), return_tensors="pt", do_resize=kind != "resnet", do_center_crop=False
     )
     with torch.no_grad():
         wanted = AutoModelForImageClassification.from_pretrained(folder).eval()(**theirs).logits.numpy()
@@ -205,7 +205,7 @@ def test_a_module_that_is_no_classifier_is_refused(tmp_path, monkeypatch, given,
 
 def test_onnx_files_that_cannot_be_used_are_refused(tmp_path):
     fixed = tiny.save_classifier(tmp_path / "fixed.onnx", batch=1)
-    with pytest.raises(ClassifierError, match="takes 1 pictures at a time"):
+    with pytest.raises(ClassifierError, match="takes 1 images at a time"):
         adopt(str(fixed), tmp_path / "bundle", IMAGENET)
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     with pytest.raises(ClassifierError, match="cannot be run"):

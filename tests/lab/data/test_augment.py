@@ -1,4 +1,4 @@
-"""Against a slow reference that moves one picture at a time with numpy."""
+"""Against a slow reference that moves one image at a time with numpy."""
 
 import numpy as np
 import pytest
@@ -20,9 +20,9 @@ def images() -> torch.Tensor:
     return torch.randint(0, 256, (COUNT, 3, HEIGHT, WIDTH), dtype=torch.uint8, generator=generator(9))
 
 
-def variants(picture: np.ndarray, padding: int) -> dict[tuple[int, int, bool], bytes]:
-    """Everything that may become of a picture, by shift and flip."""
-    padded = np.pad(picture, ((0, 0), (padding, padding), (padding, padding)), mode="reflect")
+def variants(image: np.ndarray, padding: int) -> dict[tuple[int, int, bool], bytes]:
+    """Everything that may become of an image, by shift and flip."""
+    padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)), mode="reflect")
     found = {}
     for down in range(2 * padding + 1):
         for right in range(2 * padding + 1):
@@ -33,7 +33,7 @@ def variants(picture: np.ndarray, padding: int) -> dict[tuple[int, int, bool], b
 
 
 def moves(images: torch.Tensor, out: torch.Tensor, padding: int) -> list[tuple[int, int, bool]]:
-    """What was done to each picture; fails if one is not a shifted and flipped one of itself."""
+    """What was done to each image; fails if one is not a shifted and flipped one of itself."""
     done = []
     for before, after in zip(images.numpy(), out.numpy(), strict=True):
         by_pixels = {pixels: move for move, pixels in variants(before, padding).items()}
@@ -43,7 +43,7 @@ def moves(images: torch.Tensor, out: torch.Tensor, padding: int) -> list[tuple[i
 
 @pytest.mark.parametrize("flip", [True, False])
 @pytest.mark.parametrize("padding", [0, 1, 3])
-def test_each_picture_is_shifted_and_flipped_as_one(images, flip, padding):
+def test_each_image_is_shifted_and_flipped_as_one(images, flip, padding):
     out = augment(images, Augmentation(flip=flip, crop_padding=padding), generator())
     assert out.shape == images.shape and out.dtype == images.dtype
     done = moves(images, out, padding)
@@ -54,14 +54,14 @@ def test_each_picture_is_shifted_and_flipped_as_one(images, flip, padding):
         assert any(down != right for down, right, _ in done), "rows and columns should move on their own"
 
 
-def test_half_of_the_pictures_are_flipped():
+def test_half_of_the_images_are_flipped():
     images = torch.arange(4).repeat(4000, 3, 1, 1)
     out = augment(images, Augmentation(flip=True), generator())
     flipped = int((out[:, 0, 0, 0] == 3).sum())
     assert 1800 < flipped < 2200  # six standard deviations
 
 
-def test_the_same_state_gives_the_same_pictures_and_another_one_others(images):
+def test_the_same_state_gives_the_same_images_and_another_one_others(images):
     plan = Augmentation(flip=True, crop_padding=2)
     assert torch.equal(augment(images, plan, generator(1)), augment(images, plan, generator(1)))
     assert not torch.equal(augment(images, plan, generator(1)), augment(images, plan, generator(2)))
@@ -71,7 +71,7 @@ def test_nothing_asked_nothing_done(images):
     assert torch.equal(augment(images, Augmentation(flip=False), generator()), images)
 
 
-def test_the_pictures_given_stay_as_they_are(images):
+def test_the_images_given_stay_as_they_are(images):
     before = images.clone()
     augment(images, Augmentation(flip=True, crop_padding=3), generator())
     assert torch.equal(images, before)
@@ -86,20 +86,20 @@ def test_a_crop_is_what_pillow_cuts_out_and_resizes():
     height, width = 40, 56
     source = np.random.default_rng(3)
     coarse = source.integers(0, 256, (9, 11, 3), dtype=np.uint8)
-    picture = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+    image = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
     boxes = torch.tensor([[3.0, 7.0, 21.0, 30.0], [0.0, 0.0, 40.0, 56.0], [11.5, 20.25, 28.0, 33.0]])
-    batch = torch.from_numpy(picture.copy()).permute(2, 0, 1).expand(3, -1, -1, -1)
+    batch = torch.from_numpy(image.copy()).permute(2, 0, 1).expand(3, -1, -1, -1)
     found = resized_crops(batch, boxes)
     assert found.dtype == torch.uint8
     for crop, (top, left, rows, columns) in zip(found, boxes.tolist(), strict=True):
         box = (left, top, left + columns, top + rows)
-        wanted = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR, box=box)
+        wanted = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR, box=box)
         difference = np.abs(crop.permute(1, 2, 0).numpy().astype(int) - np.asarray(wanted).astype(int))
         assert difference[2:-2, 2:-2].max() <= 1, "at its edge, Pillow does not look beyond the box"
     assert torch.equal(found[1], batch[1])
 
 
-def test_boxes_lie_within_the_picture_and_have_the_shares_and_aspects_asked_for():
+def test_boxes_lie_within_the_image_and_have_the_shares_and_aspects_asked_for():
     top, left, height, width = random_boxes(20_000, 96, 128, 0.2, generator()).double().unbind(1)
     assert min(float(top.min()), float(left.min())) >= 0
     assert float((top + height).max()) <= 96 + 1e-4 and float((left + width).max()) <= 128 + 1e-4
@@ -111,12 +111,12 @@ def test_boxes_lie_within_the_picture_and_have_the_shares_and_aspects_asked_for(
     assert abs(float(aspects[small].log().mean())) < 0.01
 
 
-def test_of_a_picture_too_long_for_any_box_a_part_is_shown():
+def test_of_an_image_too_long_for_any_box_a_part_is_shown():
     boxes = random_boxes(50, 8, 200, 0.9, generator())
     assert bool((boxes[:, 2] <= 8).all()) and bool((boxes[:, 2:] > 1).all())
 
 
-def test_zoom_is_repeatable_and_leaves_a_picture_of_one_colour_alone(images):
+def test_zoom_is_repeatable_and_leaves_an_image_of_one_colour_alone(images):
     plan = Augmentation(flip=True, zoom=0.3)
     assert torch.equal(augment(images, plan, generator(1)), augment(images, plan, generator(1)))
     assert not torch.equal(augment(images, plan, generator(1)), augment(images, plan, generator(2)))

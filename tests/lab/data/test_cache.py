@@ -32,7 +32,7 @@ def test_what_is_stored_is_found():
     assert found.sha256 == hashlib.sha256(IMAGES.tobytes() + LABELS.astype("<i8").tobytes()).hexdigest()
 
 
-def test_pictures_in_another_memory_order_are_the_same_pictures():
+def test_images_in_another_memory_order_are_the_same_images():
     turned = np.ascontiguousarray(IMAGES.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
     assert store(images=turned).sha256 == store().sha256
 
@@ -43,7 +43,7 @@ def test_nothing_is_found_under_another_key():
     assert cache.find(KEY[:32] + "f" * 32) is None, "a key that begins alike is another key"
 
 
-def test_writing_to_the_pictures_does_not_reach_the_disk():
+def test_writing_to_the_images_does_not_reach_the_disk():
     entry = store()
     entry.images[:] = 0
     assert np.array_equal(cache.find(KEY).images, IMAGES)

@@ -1,4 +1,4 @@
-"""Where CIFAR-10 comes from, with a few made-up pictures in its place; the real ones need `SFUMATO_CIFAR10`."""
+"""Where CIFAR-10 comes from, with a few made-up images in its place; the real ones need `SFUMATO_CIFAR10`."""
 
 import io
 import json
@@ -36,7 +36,7 @@ def unreachable(*_):
 
 @pytest.fixture(autouse=True)
 def made_up(monkeypatch, tmp_path):
-    """The hashes are those of the made-up pictures; the cache is empty, and no place has them."""
+    """The hashes are those of the made-up images; the cache is empty, and no place has them."""
     monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv(cifar10.FOLDER_VARIABLE, raising=False)
     monkeypatch.setattr(cifar10, "SHA256", {split: decoded(split).sha256 for split in IMAGES})
@@ -82,7 +82,7 @@ def test_the_folder_named_goes_before_everything(monkeypatch, tmp_path):
     assert asked == [str(tmp_path)] and found.names == cifar10.NAMES
 
 
-def test_a_folder_with_other_pictures_is_refused(monkeypatch, tmp_path):
+def test_a_folder_with_other_images_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv(cifar10.FOLDER_VARIABLE, str(tmp_path))
     with pytest.raises(DataError, match="not the lossless original"):
         cifar10.load("test", lambda _, split: decoded(split, damaged=True))
@@ -94,7 +94,7 @@ def test_another_size_is_fitted(monkeypatch):
 
 
 def archive(path, *, members: dict[str, bytes] | None = None):
-    """The npm package in small: two sheets to train with, one to test; a picture is a row of 1024 pixels."""
+    """The npm package in small: two sheets to train with, one to test; an image is a row of 1024 pixels."""
 
     def sheet(images: np.ndarray) -> bytes:
         stream = io.BytesIO()
@@ -127,7 +127,7 @@ def test_the_npm_package_is_read(tmp_path, split):
     "members",
     [
         {"package/readme.md": b"nothing"},
-        {"package/test_batch.png": b"no picture", "package/test_lables.json": b"[1]"},
+        {"package/test_batch.png": b"no image", "package/test_lables.json": b"[1]"},
         {"package/test_lables.json": b"[1]"},
         {"../escaped.png": b"x"},
         {"/escaped.png": b"x"},
@@ -185,7 +185,7 @@ def test_a_machine_without_npm_is_told_so(npm, monkeypatch, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(FOLDER is None, reason="needs SFUMATO_CIFAR10, a folder with CIFAR-10's parquet files")
 @pytest.mark.parametrize(("split", "count"), [("test", 10_000), ("train", 50_000)])
-def test_the_real_pictures_are_whole(monkeypatch, own_caches, split, count):
+def test_the_real_images_are_whole(monkeypatch, own_caches, split, count):
     monkeypatch.undo()
     found = load_images("cifar10", split)
     assert found.images.shape == (count, 3, 32, 32)

@@ -28,12 +28,12 @@ def chi_square(a: np.ndarray, b: np.ndarray) -> tuple[float, int]:
     return float(((table - expected) ** 2 / expected).sum()), (table.shape[0] - 1) * (table.shape[1] - 1)
 
 
-def test_the_same_picture_comes_whenever_and_at_whatever_place_it_is_drawn():
+def test_the_same_image_comes_whenever_and_at_whatever_place_it_is_drawn():
     some = faces.draw("faces", "train", range(3, 8), (32, 32))
     assert some.shape == (5, 3, 32, 32) and some.dtype == np.uint8
     assert np.array_equal(some[2], faces.draw("faces", "train", range(5, 6), (32, 32))[0])
     assert not np.array_equal(some, faces.draw("faces", "test", range(3, 8), (32, 32)))
-    assert len({picture.tobytes() for picture in some}) == 5
+    assert len({image.tobytes() for image in some}) == 5
 
 
 def test_a_face_is_the_same_at_every_size_and_cut_from_the_middle_where_oblong():
@@ -71,7 +71,7 @@ def test_in_the_correlated_set_glasses_go_with_the_expression_and_nothing_else_d
         assert statistic < freedom + 4 * np.sqrt(2 * freedom), name
 
 
-def test_both_splits_show_the_same_people_who_keep_their_looks_in_different_pictures():
+def test_both_splits_show_the_same_people_who_keep_their_looks_in_different_images():
     looks = {}
     for split in faces.COUNTS:
         known = faces.factors("faces", split)
@@ -79,16 +79,16 @@ def test_both_splits_show_the_same_people_who_keep_their_looks_in_different_pict
         for who, *look in zip(*(known[name] for name in ("identity", "skin", "hair", "style", "beard")), strict=True):
             assert looks.setdefault(who, look) == look
     drawn = [faces.draw("faces", split, range(40), (16, 16)) for split in faces.COUNTS]
-    assert not {picture.tobytes() for picture in drawn[0]} & {picture.tobytes() for picture in drawn[1]}
+    assert not {image.tobytes() for image in drawn[0]} & {image.tobytes() for image in drawn[1]}
 
 
 def test_what_is_said_of_a_face_can_be_seen_in_it():
     """Least squares on colours and edges, which knows nothing of faces, finds it above the most frequent value."""
-    pictures = faces.draw("faces", "train", range(1200), (24, 24)).astype(float) / 255
+    images = faces.draw("faces", "train", range(1200), (24, 24)).astype(float) / 255
     known = faces.factors("faces", "train")
-    grey = pictures.mean(1)
+    grey = images.mean(1)
     edges = np.abs(np.diff(grey, axis=1))[:, :, :-1] + np.abs(np.diff(grey, axis=2))[:, :-1]
-    inputs = np.concatenate([np.ones((1200, 1)), pictures.reshape(1200, -1), edges.reshape(1200, -1)], axis=1)
+    inputs = np.concatenate([np.ones((1200, 1)), images.reshape(1200, -1), edges.reshape(1200, -1)], axis=1)
     first, last = inputs[:900], inputs[900:]
     inverse = np.linalg.inv(first @ first.T + 30 * np.eye(900))
     for name, margin in {"glasses": 0.08, "hat": 0.05, "beard": 0.05, "skin": 0.15, "style": 0.05}.items():
@@ -100,10 +100,10 @@ def test_what_is_said_of_a_face_can_be_seen_in_it():
 
 
 def test_glasses_are_where_the_eyes_are():
-    """Averaged over many, pictures with glasses differ from those without around the eyes, not at the chin."""
-    pictures = faces.draw("faces", "train", range(1200), (32, 32)).astype(float).mean(1)
+    """Averaged over many, images with glasses differ from those without around the eyes, not at the chin."""
+    images = faces.draw("faces", "train", range(1200), (32, 32)).astype(float).mean(1)
     worn = faces.factors("faces", "train")["glasses"][:1200].astype(bool)
-    edges = np.abs(np.diff(pictures, axis=2))
+    edges = np.abs(np.diff(images, axis=2))
     gained = (edges[worn].mean(0) - edges[~worn].mean(0))[:, 7:24].mean(1)
     assert 10 <= gained.argmax() <= 16
     assert gained[10:17].mean() > 4 * abs(gained[22:].mean())

@@ -36,7 +36,7 @@ def save(folder, *, packed: bool, train: int = 6, test: int = 4, dot: str = "-")
 
 
 @pytest.mark.parametrize(("packed", "dot"), [(True, "-"), (False, "-"), (False, ".")])
-def test_grey_pictures_become_rgb_pixel_by_pixel(tmp_path, packed, dot):
+def test_grey_images_become_rgb_pixel_by_pixel(tmp_path, packed, dot):
     folder = save(tmp_path, packed=packed, dot=dot)
     for split, seed, count in (("train", 5, 6), ("test", 4, 4)):
         found = load_images(str(folder), split)
@@ -46,7 +46,7 @@ def test_grey_pictures_become_rgb_pixel_by_pixel(tmp_path, packed, dot):
         assert found.names == tuple("0123456789")
 
 
-def test_pictures_are_fitted_as_all_others(tmp_path):
+def test_images_are_fitted_as_all_others(tmp_path):
     found = load_images(str(save(tmp_path, packed=True)), "test", size=(10, 10))
     (grey, *_) = digits(1, 4)
     by_hand = Image.fromarray(grey).convert("RGB").resize((10, 10), Image.Resampling.BILINEAR, box=(0, 4, 20, 24))
@@ -60,7 +60,7 @@ def test_more_classes_than_ten_are_numbered(tmp_path):
     assert len(load_images(str(folder), "train").names) == 47
 
 
-def test_without_test_files_every_fifth_picture_is_held_out(tmp_path):
+def test_without_test_files_every_fifth_image_is_held_out(tmp_path):
     folder = save(tmp_path, packed=False)
     for file in folder.glob("t10k*"):
         file.unlink()
@@ -74,7 +74,7 @@ def test_without_test_files_every_fifth_picture_is_held_out(tmp_path):
         ("train-images-idx3-ubyte", lambda data: data[:-1], r"6 x 28 x 20 = 3360 bytes, but 3359 follow"),
         ("train-images-idx3-ubyte", lambda data: data[:9], "ends within its head"),
         ("train-images-idx3-ubyte", lambda data: b"", "begins with nothing"),
-        ("train-labels-idx1-ubyte", lambda data: idx(np.zeros(5, np.uint8)), "6 pictures and 5 labels"),
+        ("train-labels-idx1-ubyte", lambda data: idx(np.zeros(5, np.uint8)), "6 images and 5 labels"),
     ],
 )
 def test_what_is_malformed_is_refused(tmp_path, name, damage, complaint):

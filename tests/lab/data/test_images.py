@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sfumato.device import load_picture
+from sfumato.device import load_image
 from sfumato.device.image import fit
 from sfumato.errors import DataError
 from sfumato.lab.data import ImageSet, load_images, load_train_test
@@ -17,12 +17,12 @@ pytestmark = pytest.mark.usefixtures("own_caches")
 
 
 def save_parquet(folder, *, column: str = "img", label: str = "fine_label", named: bool = True, count: int = 6):
-    """`train-0.parquet` and `test-0.parquet` as the hub has them: pictures as bytes, labels as numbers."""
+    """`train-0.parquet` and `test-0.parquet` as the hub has them: images as bytes, labels as numbers."""
     from datasets import ClassLabel, Dataset, Features, Value
-    from datasets import Image as Picture
+    from datasets import Image as Image
 
     folder.mkdir(parents=True, exist_ok=True)
-    features = Features({column: Picture(), label: ClassLabel(names=list(CLASSES)) if named else Value("int64")})
+    features = Features({column: Image(), label: ClassLabel(names=list(CLASSES)) if named else Value("int64")})
     for split in ("train", "test"):
         rows = {
             column: [{"bytes": png(p), "path": None} for p in pixels(count, size=(8, 8), seed=len(split))],
@@ -69,7 +69,7 @@ def test_columns_may_be_named(tmp_path):
         load_images(str(folder), "train")
 
 
-@pytest.mark.parametrize("columns", [{"image_column": "picture"}, {"label_column": "coarse_label"}])
+@pytest.mark.parametrize("columns", [{"image_column": "image"}, {"label_column": "coarse_label"}])
 def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path, columns):
     folder = save_parquet(tmp_path / "wrong")
     with pytest.raises(DataError, match=f"no column {next(iter(columns.values()))!r}; it has img, fine_label"):
@@ -78,13 +78,13 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path, colum
 
 def test_a_column_of_the_wrong_kind_is_an_error(tmp_path):
     folder = save_parquet(tmp_path / "swapped")
-    with pytest.raises(DataError, match="'fine_label' holds no pictures"):
+    with pytest.raises(DataError, match="'fine_label' holds no images"):
         load_images(str(folder), "train", image_column="fine_label")
     with pytest.raises(DataError, match="'img' holds Image, not one class"):
         load_images(str(folder), "train", label_column="img")
 
 
-def test_pictures_of_different_sizes_need_a_size(tmp_path):
+def test_images_of_different_sizes_need_a_size(tmp_path):
     folder = save_folder(tmp_path, train=8, test=4)
     (folder / "train" / "apple" / "00.png").write_bytes(png(pixels(1, size=(20, 44))[0]))
     with pytest.raises(DataError, match="differ in size"):
@@ -92,20 +92,18 @@ def test_pictures_of_different_sizes_need_a_size(tmp_path):
     found = load_images(str(folder), "train", size=(16, 24))
     assert found.images.shape == (8, 3, 16, 24)
     # The device would see exactly the same.
-    as_on_device = {
-        fit(load_picture(f), 16, 24).transpose(2, 0, 1).tobytes() for f in (folder / "train").rglob("*.png")
-    }
+    as_on_device = {fit(load_image(f), 16, 24).transpose(2, 0, 1).tobytes() for f in (folder / "train").rglob("*.png")}
     assert {image.numpy().tobytes() for image in found.images} == as_on_device
 
 
-def test_a_broken_file_costs_one_picture_and_is_counted(tmp_path):
+def test_a_broken_file_costs_one_image_and_is_counted(tmp_path):
     folder = save_folder(tmp_path, train=8, test=4)
     whole = load_images(str(folder), "train")
-    (folder / "train" / "banana" / "01.png").write_bytes(b"no picture")
+    (folder / "train" / "banana" / "01.png").write_bytes(b"no image")
     found = load_images(str(folder), "train")
     assert (len(found), found.unreadable) == (7, 1)
     kept = [i for i, label in enumerate(whole.labels.tolist()) if CLASSES[label] != "banana"]
-    assert torch.equal(found.images[found.labels != 1], whole.images[kept]), "labels must stay with their pictures"
+    assert torch.equal(found.images[found.labels != 1], whole.images[kept]), "labels must stay with their images"
     assert (found.labels == 1).sum() == (whole.labels == 1).sum() - 1
 
 
@@ -113,8 +111,8 @@ def test_nothing_but_broken_files_is_an_error(tmp_path):
     for split in ("train", "test"):
         for name in ("cat", "dog"):
             (tmp_path / split / name).mkdir(parents=True)
-            (tmp_path / split / name / "0.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match="2 of 2 pictures cannot be read"):
+            (tmp_path / split / name / "0.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="2 of 2 images cannot be read"):
         load_images(str(tmp_path), "train")
 
 
@@ -122,7 +120,7 @@ def test_the_second_time_nothing_is_decoded(tmp_path, monkeypatch):
     folder = save_folder(tmp_path, train=4, test=4)
     first = load_images(str(folder), "train")
     monkeypatch.setattr(loader, "read_rows", None)
-    monkeypatch.setattr(loader, "load_picture", None)
+    monkeypatch.setattr(loader, "load_image", None)
     second = load_images(str(folder), "train")
     assert torch.equal(first.images, second.images) and torch.equal(first.labels, second.labels)
     assert (first.names, first.sha256) == (second.names, second.sha256)
@@ -132,12 +130,12 @@ def test_a_changed_file_is_decoded_again(tmp_path):
     folder = save_folder(tmp_path, train=4, test=4)
     first = load_images(str(folder), "train")
     file = folder / "train" / "apple" / "00.png"
-    picture = pixels(1, seed=55)[0]
-    file.write_bytes(png(picture))
+    image = pixels(1, seed=55)[0]
+    file.write_bytes(png(image))
     os.utime(file, ns=(1, 1))
     second = load_images(str(folder), "train")
     assert second.sha256 != first.sha256
-    assert torch.equal(second.images[0], torch.from_numpy(picture).permute(2, 0, 1))
+    assert torch.equal(second.images[0], torch.from_numpy(image).permute(2, 0, 1))
 
 
 def test_another_size_is_another_entry(tmp_path):
@@ -159,7 +157,7 @@ def test_a_split_that_is_not_there_is_an_error(tmp_path):
     assert len(load_images(str(folder), "test")) == 4
 
 
-def test_a_lonely_training_split_is_shared_out_and_no_picture_is_in_both(tmp_path):
+def test_a_lonely_training_split_is_shared_out_and_no_image_is_in_both(tmp_path):
     folder = save_folder(tmp_path, train=16, test=0)
     parts = {split: load_images(str(folder), split) for split in ("train", "test")}
     seen = {split: {image.numpy().tobytes() for image in part.images} for split, part in parts.items()}
@@ -185,25 +183,25 @@ def test_an_empty_folder_is_an_error(tmp_path):
         load_images(str(tmp_path), "train")
 
 
-def test_the_first_pictures_of_a_set_are_a_set():
+def test_the_first_images_of_a_set_are_a_set():
     whole = image_set(6)
     part = whole.subset(4)
     assert len(part) == 4 and torch.equal(part.images, whole.images[:4]) and part.names == whole.names
     assert whole.subset(None) is whole and whole.subset(6) is whole and whole.subset(7) is whole
 
 
-def test_pictures_without_classes_are_of_one_class_where_that_will_do(tmp_path):
-    for index, picture in enumerate(pixels(6, size=(8, 8))):
-        (tmp_path / f"{index}.png").write_bytes(png(picture))
+def test_images_without_classes_are_of_one_class_where_that_will_do(tmp_path):
+    for index, image in enumerate(pixels(6, size=(8, 8))):
+        (tmp_path / f"{index}.png").write_bytes(png(image))
     with pytest.raises(DataError, match="no obvious label column"):
         load_images(str(tmp_path), "train")
     images = load_images(str(tmp_path), "train", unlabelled=True)
-    assert images.names == ("picture",) and images.labels.tolist() == [0] * 4 and not images.labelled
+    assert images.names == ("image",) and images.labels.tolist() == [0] * 4 and not images.labelled
 
 
-def test_a_single_split_gives_every_fifth_picture_for_testing(tmp_path):
-    for index, picture in enumerate(pixels(11, size=(8, 8))):
-        (tmp_path / f"{index:02d}.png").write_bytes(png(picture))
+def test_a_single_split_gives_every_fifth_image_for_testing(tmp_path):
+    for index, image in enumerate(pixels(11, size=(8, 8))):
+        (tmp_path / f"{index:02d}.png").write_bytes(png(image))
     train, test, _ = load_train_test(str(tmp_path))
     whole = torch.from_numpy(pixels(11, size=(8, 8)).transpose(0, 3, 1, 2).copy())
     assert (len(train), len(test)) == (8, 3)
@@ -215,8 +213,8 @@ def test_both_splits_are_taken_as_they_are_where_there_are_two(tmp_path):
     folder = save_folder(tmp_path, train=8, test=4)
     train, test, _ = load_train_test(str(folder))
     assert (len(train), len(test)) == (8, 4)
-    whole = {picture.numpy().tobytes() for picture in load_images(str(folder), "train").images}
-    assert {picture.numpy().tobytes() for picture in train.images} == whole
+    whole = {image.numpy().tobytes() for image in load_images(str(folder), "train").images}
+    assert {image.numpy().tobytes() for image in train.images} == whole
 
 
 def test_a_folder_per_class_comes_mixed_and_the_same_each_time(tmp_path):
@@ -234,9 +232,9 @@ def test_cifar10_has_no_other_columns():
 
 
 def save_csv(folder, lines: list[str], count: int = 10) -> str:
-    for index, picture in enumerate(pixels(count, size=(8, 8))):
+    for index, image in enumerate(pixels(count, size=(8, 8))):
         (folder / "jpg").mkdir(exist_ok=True)
-        (folder / "jpg" / f"{index}.png").write_bytes(png(picture))
+        (folder / "jpg" / f"{index}.png").write_bytes(png(image))
     file = folder / "list.csv"
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return str(file)
@@ -254,7 +252,7 @@ def test_a_csv_of_paths_classes_and_splits(tmp_path):
 def test_a_csv_without_splits_is_shared_out_and_columns_may_be_named(tmp_path):
     rows = [f"{i},jpg/{i}.png,{CLASSES[i % 4]}" for i in range(10)]
     source = save_csv(tmp_path, ["number,where,kind", *rows])
-    with pytest.raises(DataError, match=r"has the columns number, where, kind; one with the pictures' paths"):
+    with pytest.raises(DataError, match=r"has the columns number, where, kind; one with the images' paths"):
         load_images(source, "train")
     found = load_images(source, "test", image_column="where", label_column="kind")
     assert [found.names[label] for label in found.labels] == [CLASSES[0], CLASSES[1]]
@@ -272,7 +270,7 @@ def test_a_csv_that_changes_is_read_again(tmp_path):
     ("lines", "said"),
     [
         (["path,label", "a.png"], "row 2 has not as many fields"),
-        (["path,label"], "lists no pictures"),
+        (["path,label"], "lists no images"),
         (["jpg/0.png,cat", "jpg/1.png,dog"], "its first line must name the columns"),
     ],
 )
@@ -285,13 +283,13 @@ def test_broken_files_are_named_but_too_many_are_an_error(tmp_path):
     folder = save_folder(tmp_path, train=20, test=4)
     files = sorted((folder / "train").rglob("*.png"))
     for file in files[:4]:
-        file.write_bytes(b"no picture")
+        file.write_bytes(b"no image")
     found = load_images(str(folder), "train")
     (remark,) = found.remarks()
-    assert "4 of 20 pictures cannot be read" in remark and files[0].name in remark and remark.endswith("...)")
+    assert "4 of 20 images cannot be read" in remark and files[0].name in remark and remark.endswith("...)")
     assert load_images(str(folder), "train").broken == found.broken, "the cache knows them too"
     files[5].write_bytes(b"")
-    with pytest.raises(DataError, match="5 of 20 pictures cannot be read, more than 20%"):
+    with pytest.raises(DataError, match="5 of 20 images cannot be read, more than 20%"):
         load_images(str(folder), "train")
 
 
@@ -299,8 +297,8 @@ def test_classes_of_very_different_sizes_are_said():
     labels = torch.tensor([0] * 30 + [1] * 2 + [3] * 12)
     images = ImageSet(torch.zeros(44, 3, 8, 8, dtype=torch.uint8), labels, CLASSES, "here", "hash")
     empty, uneven = images.remarks()
-    assert "1 of 4 classes have no pictures (cherry)" in empty
-    assert "from 2 (banana) to 30 (apple) pictures" in uneven
+    assert "1 of 4 classes have no images (cherry)" in empty
+    assert "from 2 (banana) to 30 (apple) images" in uneven
     assert image_set(8).remarks() == []
 
 
@@ -327,11 +325,11 @@ def test_numbers_for_classes_go_by_order_and_other_names_are_refused():
 
 
 def save_people(folder, *, broken: tuple[int, ...] = ()):
-    """A table of pictures with a useful column and a private one, neither of them called a label; CelebA is like it."""
+    """A table of images with a useful column and a private one, neither of them called a label; CelebA is like it."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = ["path,smiling,glasses"]
-    for index, picture in enumerate(pixels(30, size=(8, 8))):
-        (folder / f"{index:02d}.png").write_bytes(b"broken" if index in broken else png(picture))
+    for index, image in enumerate(pixels(30, size=(8, 8))):
+        (folder / f"{index:02d}.png").write_bytes(b"broken" if index in broken else png(image))
         lines.append(f"{index:02d}.png,{index % 2},{('no', 'yes')[index % 3 == 0]}")
     (folder / "people.csv").write_text("\n".join(lines) + "\n")
     return str(folder / "people.csv")
@@ -340,7 +338,7 @@ def save_people(folder, *, broken: tuple[int, ...] = ()):
 @pytest.mark.parametrize("broken", [(), (4, 10)], ids=["whole", "some broken"])
 def test_a_table_with_a_useful_column_and_private_ones(tmp_path, monkeypatch, broken):
     source = save_people(tmp_path / "people", broken=broken)
-    if not broken:  # then the pictures are decoded once, not once more for every column
+    if not broken:  # then the images are decoded once, not once more for every column
         monkeypatch.setattr(loader, "_decode", counting(loader._decode, calls := []))
     train, test, extra = load_train_test(source, label_column="smiling", attributes=("glasses", "smiling"))
     assert broken or len(calls) == 2

@@ -15,21 +15,21 @@ from synthetic import CLASSES, pixels, png, save_folder
 
 pytestmark = pytest.mark.usefixtures("own_caches")
 SIZE = (8, 8)
-PICTURES = 1000
+IMAGES = 1000
 
 
 def save_shards(
     folder, *, train: int = 40, test: int = 12, shards: int = 4, split: str = "test", labels=None, broken=()
 ):
-    """Parquet files with different pictures each, in row groups of five."""
+    """Parquet files with different images each, in row groups of five."""
     from datasets import ClassLabel, Dataset, Features
-    from datasets import Image as Picture
+    from datasets import Image as ImageFeature
 
     folder.mkdir(parents=True, exist_ok=True)
-    features = Features({"image": Picture(), "label": ClassLabel(names=list(CLASSES))})
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=list(CLASSES))})
     for name, count in (("train", train), (split, test)):
         shown = pixels(count, size=SIZE, seed=len(name))
-        rows = [{"bytes": b"no picture" if i in broken else png(p), "path": None} for i, p in enumerate(shown)]
+        rows = [{"bytes": b"no image" if i in broken else png(p), "path": None} for i, p in enumerate(shown)]
         classes = labels(count) if labels and name == "test" else [i % 4 for i in range(count)]
         for shard, places in enumerate(np.array_split(np.arange(count), shards)):
             part = {"image": [rows[i] for i in places], "label": [classes[i] for i in places]}
@@ -39,7 +39,7 @@ def save_shards(
 
 
 def opened(folder, **changes):
-    return load_stream(str(folder), SIZE, **{"train_pictures": 40, "test_pictures": 12, **changes})
+    return load_stream(str(folder), SIZE, **{"train_images": 40, "test_images": 12, **changes})
 
 
 def seen(batches):
@@ -52,7 +52,7 @@ def small_buffer(monkeypatch):
     monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # 5 s after each epoch otherwise
 
 
-def test_an_epoch_has_every_picture_once_with_its_class(tmp_path):
+def test_an_epoch_has_every_image_once_with_its_class(tmp_path):
     folder = save_shards(tmp_path / "s")
     train, test = opened(folder)
     whole = load_images(str(folder), "train")
@@ -96,8 +96,8 @@ def test_classes_go_by_name_as_in_memory(tmp_path):
         train.of_classes(("pear", *CLASSES[1:], "plum"))
 
 
-def test_folders_of_pictures_are_streamed_too(tmp_path, monkeypatch):
-    train, test = load_stream(str(save_folder(tmp_path)), (16, 16), train_pictures=16, test_pictures=8)
+def test_folders_of_images_are_streamed_too(tmp_path, monkeypatch):
+    train, test = load_stream(str(save_folder(tmp_path)), (16, 16), train_images=16, test_images=8)
     assert train.names == CLASSES and len(test) == 8
     classes = [label for _, labels in train.batches(0, 4) for label in labels.tolist()]
     assert sorted(classes) == [i // 4 for i in range(16)]
@@ -108,29 +108,29 @@ def test_folders_of_pictures_are_streamed_too(tmp_path, monkeypatch):
 
 def test_a_test_split_without_classes_is_passed_over_for_validation(tmp_path):
     folder = save_shards(tmp_path / "s", labels=lambda count: [-1] * count)
-    with pytest.raises(DataError, match="test pictures have no classes"):
+    with pytest.raises(DataError, match="test images have no classes"):
         opened(folder)
     save_shards(folder, split="validation")
     assert len(opened(folder)[1]) == 12
 
 
-def test_a_broken_picture_is_replaced_and_counted(tmp_path):
+def test_a_broken_image_is_replaced_and_counted(tmp_path):
     folder = save_shards(tmp_path / "s", broken={3, 17})
     train, test = opened(folder)
     sizes = [(len(x), len(labels)) for x, labels in train.batches(3, 8)]
     assert sizes == [(8, 8)] * 5
     assert (train.unreadable, train.sample.unreadable, test.unreadable) == (2, 2, 1)
-    assert "2 of 40 pictures cannot be read" in " ".join(train.remarks())
+    assert "2 of 40 images cannot be read" in " ".join(train.remarks())
 
 
-def test_data_of_broken_pictures_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"40 of 40 training pictures cannot be read \(.*not a picture"):
+def test_data_of_broken_images_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"40 of 40 training images cannot be read \(.*not an image"):
         opened(save_shards(tmp_path / "s", broken=range(40)))
 
 
-def test_more_pictures_than_there_are_is_an_error(tmp_path):
-    train, _ = opened(save_shards(tmp_path / "s"), train_pictures=50)
-    with pytest.raises(DataError, match=r"fewer training pictures \(40\) than an epoch \(50\)"):
+def test_more_images_than_there_are_is_an_error(tmp_path):
+    train, _ = opened(save_shards(tmp_path / "s"), train_images=50)
+    with pytest.raises(DataError, match=r"fewer training images \(40\) than an epoch \(50\)"):
         list(train.batches(0, 10))
 
 
@@ -138,8 +138,8 @@ def test_what_cannot_be_streamed_is_said(tmp_path):
     from datasets import Dataset
 
     folder = save_shards(tmp_path / "s")
-    with pytest.raises(DataError, match="does not say how many training pictures"):
-        opened(folder, train_pictures=None)
+    with pytest.raises(DataError, match="does not say how many training images"):
+        opened(folder, train_images=None)
     with pytest.raises(DataError, match="no column 'kind'; it has image, label"):
         opened(folder, label_column="kind")
     Dataset.from_dict({"image": [{"bytes": png(pixels(1)[0]), "path": None}], "label": ["pear"]}).to_parquet(
@@ -154,9 +154,9 @@ def test_what_cannot_be_streamed_is_said(tmp_path):
 
 def test_numbers_for_classes_are_refused(tmp_path):
     from datasets import Dataset, Features, Value
-    from datasets import Image as Picture
+    from datasets import Image as ImageFeature
 
-    features = Features({"image": Picture(), "label": Value("int64")})
+    features = Features({"image": ImageFeature(), "label": Value("int64")})
     rows = {"image": [{"bytes": png(pixels(1)[0]), "path": None}], "label": [0]}
     for split in ("train", "test"):
         Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / f"{split}-0.parquet"))
@@ -166,12 +166,12 @@ def test_numbers_for_classes_are_refused(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads its memory from /proc")
 def test_a_stream_is_never_all_in_memory(tmp_path, monkeypatch):
-    """The pictures are 150 MB when decoded; what an epoch adds to this process is far less."""
+    """The images are 150 MB when decoded; what an epoch adds to this process is far less."""
     from datasets import ClassLabel, Dataset, Features
-    from datasets import Image as Picture
+    from datasets import Image as ImageFeature
 
-    features = Features({"image": Picture(), "label": ClassLabel(names=["a", "b"])})
-    for split, count in (("train", PICTURES), ("test", 2)):
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])})
+    for split, count in (("train", IMAGES), ("test", 2)):
         files = []
         for index in range(count):
             file = io.BytesIO()
@@ -180,7 +180,7 @@ def test_a_stream_is_never_all_in_memory(tmp_path, monkeypatch):
         rows = {"image": files, "label": [i % 2 for i in range(count)]}
         Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / f"{split}-0.parquet"), batch_size=20)
     monkeypatch.setattr(stream, "SAMPLE", 8)
-    train, _ = load_stream(str(tmp_path), (224, 224), train_pictures=PICTURES, test_pictures=2)
+    train, _ = load_stream(str(tmp_path), (224, 224), train_images=IMAGES, test_images=2)
     sizes = []
     for x, _ in train.batches(0, 10):
         assert x.shape == (10, 3, 224, 224)

@@ -23,9 +23,9 @@ from tiny import LABELS, PREPROCESSING, logits, negative, obfuscate, own_logits,
 
 @pytest.fixture(scope="module")
 def images() -> ImageSet:
-    """Noise among the pictures, so that the classifier is not always right or always wrong."""
-    pictures = image_set(22, seed=3)
-    return replace(pictures, labels=(pictures.labels + (torch.arange(22) % 3 == 0)) % 4)
+    """Noise among the images, so that the classifier is not always right or always wrong."""
+    clean = image_set(22, seed=3)
+    return replace(clean, labels=(clean.labels + (torch.arange(22) % 3 == 0)) % 4)
 
 
 @pytest.fixture(autouse=True, params=[5, 250], ids=["in batches", "at once"])
@@ -43,77 +43,79 @@ def in_torch(trained, images) -> dict[str, torch.Tensor]:
         net = network().eval()
         net.load_state_dict(load_file(trained[1].file(file)))
         nets.append(net)
-    pictures = images.images.float() / 255
+    batch = images.images.float() / 255
     with torch.no_grad():
-        obfuscated = nets[0](pictures)
+        obfuscated = nets[0](batch)
         return {
-            "pictures": pictures,
-            "plain": frozen.net((pictures - mean) / std).argmax(dim=1),
+            "images": batch,
+            "plain": frozen.net((batch - mean) / std).argmax(dim=1),
             "hidden": frozen.net((obfuscated - mean) / std).argmax(dim=1),
-            "restored": nets[1](obfuscated),
+            "reconstructed": nets[1](obfuscated),
         }
 
 
 def test_plain_accuracy_is_that_of_torch(trained, images, in_torch):
     expected = float((in_torch["plain"] == images.labels).double().mean())
-    assert evaluate_classifier(trained[0], images) == {"accuracy_plain": expected, "test_pictures": 22}
+    assert evaluate_classifier(trained[0], images) == {"accuracy_plain": expected, "test_images": 22}
 
 
 def test_obfuscated_accuracy_is_that_of_torch(trained, images, in_torch):
     figures = evaluate_obfuscator(trained[1], trained[0], images)
     assert figures["accuracy_plain"] == float((in_torch["plain"] == images.labels).double().mean())
     assert figures["accuracy_obfuscated"] == float((in_torch["hidden"] == images.labels).double().mean())
-    assert figures["test_pictures"] == 22
+    assert figures["test_images"] == 22
 
 
 def test_the_joint_deobfuscators_figures_are_those_of_torch(trained, images, in_torch):
     figures = evaluate_obfuscator(trained[1], trained[0], images)
-    pair = in_torch["restored"].clamp(0, 1), in_torch["pictures"]
+    pair = in_torch["reconstructed"].clamp(0, 1), in_torch["images"]
     mse = float(((pair[0].double() - pair[1].double()) ** 2).mean())
     assert figures["joint_deobfuscator_mse"] == pytest.approx(mse, rel=1e-4)
-    restored, original = (part.double().numpy() for part in pair)
-    psnr = peak_signal_noise_ratio(original, restored, data_range=1)
+    reconstructed, original = (part.double().numpy() for part in pair)
+    psnr = peak_signal_noise_ratio(original, reconstructed, data_range=1)
     how = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1, "channel_axis": 0}
-    ssim = sum(structural_similarity(*one, **how) for one in zip(original, restored, strict=True)) / len(original)
+    ssim = sum(structural_similarity(*one, **how) for one in zip(original, reconstructed, strict=True)) / len(original)
     assert figures["joint_deobfuscator_psnr_db"] == pytest.approx(psnr, abs=1e-3)
     assert figures["joint_deobfuscator_ssim"] == pytest.approx(ssim, abs=1e-4)
     # By definition, so that no two figures contradict each other.
     assert figures["joint_deobfuscator_psnr_db"] == pytest.approx(-10 * torch.tensor(mse).log10().item(), abs=1e-3)
 
 
-def test_the_figures_in_a_bundle_are_those_of_its_test_pictures(trained, picture_folder):
+def test_the_figures_in_a_bundle_are_those_of_its_test_images(trained, image_folder):
     classifier, obfuscator = trained
-    test_set = load_images(str(picture_folder), "test")
+    test_set = load_images(str(image_folder), "test")
     assert classifier.figures == pytest.approx(evaluate_classifier(classifier, test_set))
     assert obfuscator.figures == pytest.approx(evaluate_obfuscator(obfuscator, classifier, test_set))
 
 
-def test_what_is_restored_is_clipped_to_what_a_picture_can_hold(tmp_path):
+def test_what_is_reconstructed_is_clipped_to_what_an_image_can_hold(tmp_path):
     obfuscator, classifier = save_bundles(tmp_path)
-    save_obfuscator(obfuscator.path / "deobfuscator.onnx")  # restores nothing, far outside [0, 1]
+    save_obfuscator(obfuscator.path / "deobfuscator.onnx")  # reconstructs nothing, far outside [0, 1]
     obfuscator.save()
-    pictures = replace(image_set(3, size=(8, 8)), names=LABELS)
-    plain = pictures.images.numpy().astype("float32") / 255
-    restored = obfuscate(obfuscate(plain))
-    assert restored.min() < -0.1 or restored.max() > 1.1
-    figures = evaluate_obfuscator(obfuscator, classifier, pictures)
-    assert figures["joint_deobfuscator_mse"] == pytest.approx(((restored.clip(0, 1) - plain) ** 2).mean(), rel=1e-4)
+    images = replace(image_set(3, size=(8, 8)), names=LABELS)
+    plain = images.images.numpy().astype("float32") / 255
+    reconstructed = obfuscate(obfuscate(plain))
+    assert reconstructed.min() < -0.1 or reconstructed.max() > 1.1
+    figures = evaluate_obfuscator(obfuscator, classifier, images)
+    assert figures["joint_deobfuscator_mse"] == pytest.approx(
+        ((reconstructed.clip(0, 1) - plain) ** 2).mean(), rel=1e-4
+    )
 
 
 def test_an_obfuscator_without_deobfuscator_has_no_figures_of_it(trained, images):
     files = {name: digest for name, digest in trained[1].files.items() if "deobfuscator" not in name}
     figures = evaluate_obfuscator(replace(trained[1], files=files), trained[0], images)
-    assert figures.keys() == {"accuracy_plain", "accuracy_obfuscated", "test_pictures"}
+    assert figures.keys() == {"accuracy_plain", "accuracy_obfuscated", "test_images"}
 
 
 def test_rounding_is_what_an_endpoint_that_takes_files_sees(tmp_path):
     obfuscator, classifier = save_bundles(tmp_path, "unit")
-    pictures = replace(image_set(22, size=(8, 8)), names=LABELS)
-    pixels = pictures.images.permute(0, 2, 3, 1).numpy()
+    images = replace(image_set(22, size=(8, 8)), names=LABELS)
+    pixels = images.images.permute(0, 2, 3, 1).numpy()
     rounded = (negative(pixels).astype(int) * 2 + 2) // 5  # 0.4 times as much, to the nearest level
     answered = logits(PREPROCESSING.normalize((rounded.transpose(0, 3, 1, 2) / 255).astype("float32"))).argmax(axis=1)
-    figures = evaluate_obfuscator(obfuscator, classifier, pictures, rounding=True)
-    assert figures["accuracy_obfuscated"] == (answered == pictures.labels.numpy()).mean()
+    figures = evaluate_obfuscator(obfuscator, classifier, images, rounding=True)
+    assert figures["accuracy_obfuscated"] == (answered == images.labels.numpy()).mean()
 
 
 def test_what_cannot_be_rounded_is_refused(trained, images):
@@ -136,7 +138,7 @@ def test_an_obfuscator_for_another_classifier_is_refused(trained, images):
         evaluate_obfuscator(trained[1], other, images)
 
 
-def test_pictures_of_another_size_are_refused(trained):
+def test_images_of_another_size_are_refused(trained):
     small = image_set(4, size=(16, 16))
     with pytest.raises(BundleError, match=r"\(16, 16\), \(32, 32\) is needed"):
         evaluate_classifier(trained[0], small)
@@ -147,15 +149,15 @@ def test_pictures_of_another_size_are_refused(trained):
 def test_a_classifier_that_is_always_right_has_accuracy_one(tiny_bundles):
     _, classifier = tiny_bundles
     plain = replace(classifier, preprocessing=Preprocessing(8, 8))
-    pictures = replace(image_set(9, size=(8, 8)), names=LABELS)
-    answers = logits(pictures.images.numpy().astype("float32") / 255)
-    right = replace(pictures, labels=torch.from_numpy(answers.argmax(axis=1)))
+    images = replace(image_set(9, size=(8, 8)), names=LABELS)
+    answers = logits(images.images.numpy().astype("float32") / 255)
+    right = replace(images, labels=torch.from_numpy(answers.argmax(axis=1)))
     wrong = replace(right, labels=(right.labels + 1) % 4)
     assert evaluate_classifier(plain, right)["accuracy_plain"] == 1.0
     assert evaluate_classifier(plain, wrong)["accuracy_plain"] == 0.0
 
 
-def test_the_order_of_the_pictures_does_not_matter(trained, images):
+def test_the_order_of_the_images_does_not_matter(trained, images):
     turned = replace(images, images=images.images.flip(0).contiguous(), labels=images.labels.flip(0).contiguous())
     assert evaluate_obfuscator(trained[1], trained[0], turned) == pytest.approx(
         evaluate_obfuscator(trained[1], trained[0], images), rel=1e-5
@@ -167,7 +169,7 @@ def test_a_bundle_loaded_again_gives_the_same(trained, images):
 
 
 def gated_images() -> ImageSet:
-    """Pictures that a tiny gated obfuscator is sure of, unsure of, and in between, with labels at random."""
+    """Images that a tiny gated obfuscator is sure of, unsure of, and in between, with labels at random."""
     rng = np.random.default_rng(5)
     pixels = rng.integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)
     pixels[::4, 0] = 255
@@ -183,21 +185,21 @@ def gated_images() -> ImageSet:
 @pytest.mark.parametrize("threshold", [0.0, 0.7, 0.99, 1.0])
 def test_the_figures_of_a_gate(tmp_path, threshold):
     obfuscator, classifier = save_bundles(tmp_path, threshold=threshold)
-    pictures = gated_images()
+    images = gated_images()
     device, sent, gated, cloud = [], [], [], []
-    for pixels, label in zip(pictures.images.numpy(), pictures.labels.tolist(), strict=True):
+    for pixels, label in zip(images.images.numpy(), images.labels.tolist(), strict=True):
         unit = pixels[None].astype(np.float32) / 255
         exponentials = [math.exp(value) for value in own_logits(unit)[0]]
         device.append(max(range(4), key=lambda index, row=exponentials: row[index]) == label)
         cloud.append(int(logits(obfuscate(unit)).argmax()) == label)
         sent.append(max(exponentials) / sum(exponentials) < threshold)
         gated.append(cloud[-1] if sent[-1] else device[-1])
-    figures = evaluate_obfuscator(obfuscator, classifier, pictures)
+    figures = evaluate_obfuscator(obfuscator, classifier, images)
     assert figures["accuracy_obfuscated"] == sum(cloud) / 40
     assert figures["accuracy_device"] == sum(device) / 40
     assert figures["offload_rate"] == sum(sent) / 40
     assert figures["accuracy_gated"] == sum(gated) / 40
-    assert len({sum(device), sum(cloud)}) == 2, "these pictures could not tell the two apart"
+    assert len({sum(device), sum(cloud)}) == 2, "these images could not tell the two apart"
     assert (0 < sum(sent) < 40) == (0 < threshold < 1)
 
 

@@ -10,11 +10,11 @@ import torch
 from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
 
 from sfumato.errors import AuditError
-from sfumato.lab.evaluation.measures import excess_leakage, measure, per_picture, proportion_interval, retrieval_top1
+from sfumato.lab.evaluation.measures import excess_leakage, measure, per_image, proportion_interval, retrieval_top1
 
 
 def pair(count: int = 4, height: int = 32, width: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
-    """Restored and original pictures that resemble each other more or less."""
+    """Reconstructed and original images that resemble each other more or less."""
     source = torch.Generator().manual_seed(height * width)
     originals = torch.randint(0, 256, (count, 3, height, width), generator=source, dtype=torch.uint8)
     blend = torch.linspace(0.1, 0.9, count)[:, None, None, None]
@@ -24,20 +24,20 @@ def pair(count: int = 4, height: int = 32, width: int = 32) -> tuple[torch.Tenso
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (11, 11), (11, 40), (53, 24)])
 def test_they_agree_with_scikit_image(height: int, width: int):
     """scikit-image averages over whole windows only, and over the colours; so do we."""
-    restored, originals = pair(height=height, width=width)
-    mse, ssim = per_picture(restored, originals, batch=3)
-    for guess, original, error, similarity in zip(restored, originals, mse, ssim, strict=True):
+    reconstructed, originals = pair(height=height, width=width)
+    mse, ssim = per_image(reconstructed, originals, batch=3)
+    for guess, original, error, similarity in zip(reconstructed, originals, mse, ssim, strict=True):
         a, b = guess.double().numpy(), original.double().numpy() / 255
         assert float(error) == pytest.approx(mean_squared_error(b, a), rel=1e-5)
         oracle = structural_similarity(
             a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1, channel_axis=0
         )
         assert float(similarity) == pytest.approx(oracle, abs=1e-5)
-    figures = measure(restored, originals)
-    whole = peak_signal_noise_ratio(originals.double().numpy() / 255, restored.double().numpy(), data_range=1)
+    figures = measure(reconstructed, originals)
+    whole = peak_signal_noise_ratio(originals.double().numpy() / 255, reconstructed.double().numpy(), data_range=1)
     assert figures.psnr_db == pytest.approx(whole, abs=1e-4)
     assert (figures.mse, figures.ssim) == pytest.approx((float(mse.mean()), float(ssim.mean())))
-    assert figures.pictures == 4
+    assert figures.images == 4
 
 
 def test_the_original_itself_is_perfect():

@@ -20,18 +20,18 @@ from sfumato.lab.data import load_images
 from sfumato.lab.evaluation.transfer import transfer
 
 
-def test_what_travels_is_normalised_for_each_classifier(trained: Any, picture_folder: Path) -> None:
+def test_what_payload_is_normalised_for_each_classifier(trained: Any, image_folder: Path) -> None:
     classifier, obfuscator = trained
     size = classifier.preprocessing
-    # The same classifier behind a server that normalises otherwise: it then sees another picture than its own input.
+    # The same classifier behind a server that normalises otherwise: it then sees another image than its own input.
     shifted = replace(classifier, preprocessing=replace(size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
-    test = load_images(str(picture_folder), "test")
+    test = load_images(str(image_folder), "test")
     found = transfer([obfuscator], [classifier, shifted], test)
     from sfumato.artifacts.onnx_file import OnnxFunction
 
-    pictures = test.images.numpy().astype(np.float32) / 255
+    images = test.images.numpy().astype(np.float32) / 255
     answer, hide = OnnxFunction(classifier.file("model.onnx")), OnnxFunction(obfuscator.file("obfuscator.onnx"))
-    own = hide(pictures)
+    own = hide(images)
     raw = own * np.array(size.std, np.float32)[:, None, None] + np.array(size.mean, np.float32)[:, None, None]
     labels = test.of_classes(classifier.labels).labels.numpy()
     wanted = [float((answer(x).argmax(axis=1) == labels).mean()) for x in (own, raw)]
@@ -41,21 +41,21 @@ def test_what_travels_is_normalised_for_each_classifier(trained: Any, picture_fo
     assert found["obfuscators"][0]["excess_leakage"] is None
 
 
-def test_audits_are_found_by_the_file_they_attacked(trained: Any, picture_folder: Path) -> None:
+def test_audits_are_found_by_the_file_they_attacked(trained: Any, image_folder: Path) -> None:
     classifier, obfuscator = trained
     audit = {
         "target": {"name": "whatever", "fingerprint": obfuscator.files["obfuscator.onnx"]},
         "best": {"excess_leakage": 0.25, "attacker": "least squares"},
         "budget": {"name": "quick"},
     }
-    test = load_images(str(picture_folder), "test")
+    test = load_images(str(image_folder), "test")
     (row,) = transfer([obfuscator], [classifier], test, audits={Path("x"): audit})["obfuscators"]
     assert (row["excess_leakage"], row["best_attacker"], row["budget"]) == (0.25, "least squares", "quick")
 
 
-def test_other_classes_or_sizes_are_refused(trained: Any, picture_folder: Path, tiny_bundles: Any) -> None:
+def test_other_classes_or_sizes_are_refused(trained: Any, image_folder: Path, tiny_bundles: Any) -> None:
     classifier, obfuscator = trained
-    test = load_images(str(picture_folder), "test")
+    test = load_images(str(image_folder), "test")
     with pytest.raises(BundleError, match="8x8"):
         transfer([obfuscator], [classifier, tiny_bundles[1]], test)
     with pytest.raises(BundleError, match="classes"):
@@ -64,19 +64,19 @@ def test_other_classes_or_sizes_are_refused(trained: Any, picture_folder: Path, 
 
 def test_denormalize_undoes_normalize() -> None:
     size = Preprocessing(4, 4, mean=(0.1, 0.5, 0.9), std=(0.2, 0.3, 0.4))
-    pictures = np.random.default_rng(0).random((2, 3, 4, 4), np.float32)
-    assert np.allclose(size.denormalize(size.normalize(pictures)), pictures, atol=1e-6)
+    images = np.random.default_rng(0).random((2, 3, 4, 4), np.float32)
+    assert np.allclose(size.denormalize(size.normalize(images)), images, atol=1e-6)
     assert tiny.SIZE  # the tiny bundles are of another size than those that are trained
 
 
-def test_the_command_prints_and_writes_the_table(trained: Any, picture_folder: Path, tmp_path: Path) -> None:
+def test_the_command_prints_and_writes_the_table(trained: Any, image_folder: Path, tmp_path: Path) -> None:
     classifier, obfuscator = (str(bundle.path) for bundle in trained)
-    given = ["transfer", obfuscator, "--to", classifier, "--data", str(picture_folder), "-o", str(tmp_path / "t.json")]
+    given = ["transfer", obfuscator, "--to", classifier, "--data", str(image_folder), "-o", str(tmp_path / "t.json")]
     done = CliRunner().invoke(app, given)
     assert done.exit_code == 0, done.output
     assert "small-o" in done.stdout and "not audited" in done.stdout
     written = json.loads((tmp_path / "t.json").read_text())
-    assert written["schema"] == "sfumato.transfer/1" and written["test_pictures"] == 8
+    assert written["schema"] == "sfumato.transfer/1" and written["test_images"] == 8
     assert isinstance(Bundle.load(trained[0].path), Bundle)
 
 
@@ -96,8 +96,8 @@ def row_of(entry: dict[str, Any]) -> str:
 
 def test_the_pages_table_is_the_results_file() -> None:
     found = json.loads((RESULTS / "transfer.json").read_text(encoding="utf-8"))
-    assert found["test_pictures"] == 10_000
+    assert found["test_images"] == 10_000
     for entry in found["obfuscators"]:
         assert row_of(entry) in PAGE, row_of(entry)
     plain = " | ".join(f"{100 * entry['accuracy_plain']:.1f}" for entry in found["classifiers"])
-    assert f"| plain pictures | {plain} |" in PAGE, plain
+    assert f"| plain images | {plain} |" in PAGE, plain

@@ -20,7 +20,7 @@ from sfumato.artifacts.bundle import OBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS, Bundle
 from sfumato.cli import commands  # noqa: F401  (the commands register themselves)
 from sfumato.cli.app import app
 from sfumato.errors import BundleError
-from sfumato.lab.export.executorch import ExecutorchFunction, compare, export_executorch, sample_pictures
+from sfumato.lab.export.executorch import ExecutorchFunction, compare, export_executorch, sample_images
 from sfumato.lab.export.onnx import TOLERANCE
 from sfumato.lab.models import Obfuscator
 
@@ -30,17 +30,17 @@ NEEDS_EXECUTORCH = pytest.mark.skipif(
 SHIPPED = {"sketch": shipped.obfuscator_bundle(), "obfuscator": shipped.papers_obfuscator_bundle()}
 
 
-def by_hand(bundle: Bundle, pictures: np.ndarray) -> list[np.ndarray]:
+def by_hand(bundle: Bundle, images: np.ndarray) -> list[np.ndarray]:
     session = onnxruntime.InferenceSession(str(bundle.file(OBFUSCATOR_ONNX)), providers=["CPUExecutionProvider"])
-    return session.run(None, {"picture": pictures})
+    return session.run(None, {"image": images})
 
 
-def outputs(pictures: int = 4) -> list[np.ndarray]:
+def outputs(images: int = 4) -> list[np.ndarray]:
     """As a sketch makes them."""
     random = np.random.default_rng(3)
-    drawn = random.normal(size=(pictures, 3, 2, 2)).astype(np.float32)
-    own = np.eye(5, dtype=np.float32)[np.arange(pictures) % 5] * 3
-    return [drawn, own, np.arange(pictures, dtype=np.uint8)[:, None]]
+    drawn = random.normal(size=(images, 3, 2, 2)).astype(np.float32)
+    own = np.eye(5, dtype=np.float32)[np.arange(images) % 5] * 3
+    return [drawn, own, np.arange(images, dtype=np.uint8)[:, None]]
 
 
 def copied(name: str, folder: Path) -> Bundle:
@@ -50,7 +50,7 @@ def copied(name: str, folder: Path) -> Bundle:
 def test_equal_outputs_are_the_same():
     compared = compare(outputs(), outputs())
     assert compared.same
-    assert (compared.pictures, compared.largest_difference) == (4, 0)
+    assert (compared.images, compared.largest_difference) == (4, 0)
     assert (compared.codes_changed, compared.device_answers_changed, compared.cloud_answers_changed) == (0, 0, None)
 
 
@@ -69,7 +69,7 @@ def test_numbers_that_are_none_are_not_the_same():
     assert not compare(found, outputs()).same
 
 
-def test_a_picture_with_another_code_counts_as_such_and_its_drawing_is_not_compared():
+def test_an_image_with_another_code_counts_as_such_and_its_drawing_is_not_compared():
     found, wanted = outputs(200), outputs(200)
     found[2][7] += 1
     found[0][7] += 5
@@ -117,11 +117,11 @@ def test_the_program_gives_the_onnx_files_outputs_in_its_order(name: str, tmp_pa
     said = CliRunner().invoke(app, ["export", str(bundle.path), "--to", "executorch", "-o", str(file), "--json"])
     assert said.exit_code == 0, said.output
     result = json.loads(said.stdout)
-    assert result["bytes"] == file.stat().st_size and result["pictures"] == len(shipped.samples())
+    assert result["bytes"] == file.stat().st_size and result["images"] == len(shipped.samples())
     assert result["cloud_answers_changed"] == 0
 
-    pictures = np.random.default_rng(0).random((3, 3, 32, 32), np.float32)
-    found, wanted = ExecutorchFunction(file).all(pictures), by_hand(bundle, pictures)
+    images = np.random.default_rng(0).random((3, 3, 32, 32), np.float32)
+    found, wanted = ExecutorchFunction(file).all(images), by_hand(bundle, images)
     assert [part.dtype for part in found] == [part.dtype for part in wanted]
     for got, expected in zip(found, wanted, strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-4, rtol=0)
@@ -141,7 +141,7 @@ def test_a_network_that_differs_from_the_onnx_file_is_not_written(tmp_path: Path
     file = tmp_path / "net.pte"
     file.write_text("before")
     with pytest.raises(BundleError, match=r"differs from its ONNX file .* nothing was written"):
-        export_executorch(bundle, file, sample_pictures(bundle.preprocessing))
+        export_executorch(bundle, file, sample_images(bundle.preprocessing))
     assert file.read_text() == "before" and not list(tmp_path.glob("*.partial"))
 
 
@@ -158,14 +158,14 @@ def test_what_train_did_not_make_is_refused(kind: Any, tmp_path: Path):
     bundle = copied("obfuscator", tmp_path)
     bundle.recipe["kind"] = kind
     with pytest.raises(BundleError, match="no network that can be exported"):
-        export_executorch(bundle, tmp_path / "net.pte", sample_pictures(bundle.preprocessing))
+        export_executorch(bundle, tmp_path / "net.pte", sample_images(bundle.preprocessing))
 
 
 def test_noise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sfumato.lab.export.executorch.rebuilt", lambda bundle: Obfuscator(noisy=True))
     bundle = Bundle.load(SHIPPED["obfuscator"])
     with pytest.raises(BundleError, match="noise"):
-        export_executorch(bundle, tmp_path / "net.pte", sample_pictures(bundle.preprocessing))
+        export_executorch(bundle, tmp_path / "net.pte", sample_images(bundle.preprocessing))
     assert not list(tmp_path.iterdir())
 
 
@@ -179,7 +179,7 @@ def test_what_is_no_program_is_refused(tmp_path: Path):
 
 def test_the_samples_are_of_the_bundles_size():
     size = Bundle.load(SHIPPED["sketch"]).preprocessing
-    pictures = sample_pictures(size)
-    assert pictures.shape == (40, 3, 32, 32) and pictures.dtype == np.float32
-    np.testing.assert_allclose(pictures[0], shipped.samples()[0].pixels.transpose(2, 0, 1) / 255, atol=1e-6)
-    assert torch.from_numpy(pictures).max() <= 1
+    images = sample_images(size)
+    assert images.shape == (40, 3, 32, 32) and images.dtype == np.float32
+    np.testing.assert_allclose(images[0], shipped.samples()[0].pixels.transpose(2, 0, 1) / 255, atol=1e-6)
+    assert torch.from_numpy(images).max() <= 1

@@ -38,8 +38,8 @@ from synthetic import image_set
 RECIPES = Path(__file__).parents[3] / "recipes"
 
 
-def small_pictures(count: int, seed: int = 0) -> ImageSet:
-    """Noise in which every fourth picture is red, green, blue or black: what the tiny bundles tell apart."""
+def small_images(count: int, seed: int = 0) -> ImageSet:
+    """Noise in which every fourth image is red, green, blue or black: what the tiny bundles tell apart."""
     images = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (count, 3, tiny.SIZE, tiny.SIZE), np.uint8))
     labels = torch.arange(count) % 4
     for place, label in enumerate(labels.tolist()):
@@ -50,7 +50,7 @@ def small_pictures(count: int, seed: int = 0) -> ImageSet:
 
 @pytest.fixture(scope="module")
 def samples() -> ImageSet:
-    """The shipped pictures, with the shipped classifier's classes."""
+    """The shipped images, with the shipped classifier's classes."""
     shown, names = shipped.samples(), Bundle.load(shipped.classifier_bundle()).labels
     images = torch.from_numpy(np.stack([sample.pixels.transpose(2, 0, 1) for sample in shown]))
     return ImageSet(images, torch.tensor([names.index(sample.label) for sample in shown]), names, "sheet", "sheet")
@@ -101,13 +101,13 @@ def test_convolutions_are_in_integers_that_compute_nearly_the_same(original, int
     assert weights and set(weights) <= scaled
     kinds = [value.data_type for value in graph.initializer if value.name.endswith("_quantized")]
     assert onnx.TensorProto.INT8 in kinds
-    pictures = samples.images.numpy().astype(np.float32) / 255
-    new, old = (OnnxFunction(bundle.file(OBFUSCATOR_ONNX)).all(pictures)[1] for bundle in (integers, original))
+    images = samples.images.numpy().astype(np.float32) / 255
+    new, old = (OnnxFunction(bundle.file(OBFUSCATOR_ONNX)).all(images)[1] for bundle in (integers, original))
     assert (new.argmax(axis=1) == old.argmax(axis=1)).mean() > 0.8 and np.abs(new - old).max() > 1e-3
 
 
 def test_the_figures_are_those_of_the_new_file(integers, original, classifier, samples):
-    """Against ONNX Runtime itself, one picture at a time."""
+    """Against ONNX Runtime itself, one image at a time."""
     run = {
         name: onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
         for name, file in (
@@ -118,9 +118,9 @@ def test_the_figures_are_those_of_the_new_file(integers, original, classifier, s
     }
     answers: dict[str, list[int]] = {"new": [], "old": []}
     codes: dict[str, list[bytes]] = {"new": [], "old": []}
-    for picture in samples.images.numpy().astype(np.float32)[:, None] / 255:
+    for image in samples.images.numpy().astype(np.float32)[:, None] / 255:
         for name in answers:
-            drawn, _, code = run[name].run(None, {"picture": picture})
+            drawn, _, code = run[name].run(None, {"image": image})
             answers[name].append(int(run["cloud"].run(None, {"input": drawn})[0].argmax()))
             codes[name].append(code.tobytes())
     right = {name: np.mean(np.array(found) == samples.labels.numpy()) for name, found in answers.items()}
@@ -134,10 +134,10 @@ def test_the_figures_are_those_of_the_new_file(integers, original, classifier, s
 
 
 def test_the_split_form_is_drawn_by_the_originals_decoder(integers, original, samples):
-    pictures = samples.images.numpy().astype(np.float32) / 255
-    code = Obfuscator(integers, split=True)(pictures)
+    images = samples.images.numpy().astype(np.float32) / 255
+    code = Obfuscator(integers, split=True)(images)
     drawn = OnnxFunction(original.file(DECODER_ONNX))(code)
-    apart = np.abs(Obfuscator(integers)(pictures) - drawn).mean() / drawn.std()
+    apart = np.abs(Obfuscator(integers)(images) - drawn).mean() / drawn.std()
     assert 0 < apart < 0.05
 
 
@@ -145,23 +145,23 @@ def test_an_audit_attacks_the_file_with_gradients_and_keeps_the_bound(integers, 
     size = (32, 32)
     target = load_target(str(integers.path), size=size)
     of_float = load_target(str(original.path), size=size)
-    pictures = samples.images.float() / 255
-    file = OnnxFunction(integers.file(OBFUSCATOR_ONNX))(pictures.numpy())
+    images = samples.images.float() / 255
+    file = OnnxFunction(integers.file(OBFUSCATOR_ONNX))(images.numpy())
     assert target.name == "cifar10-resnet20-sketch-int8" and target.fingerprint == integers.files[OBFUSCATOR_ONNX]
-    assert np.array_equal(target.travels(pictures).numpy(), file)
+    assert np.array_equal(target.payload(images).numpy(), file)
     assert target.module.code_bits == of_float.module.code_bits == 8
-    given = pictures.clone().requires_grad_()
+    given = images.clone().requires_grad_()
     out = target.module(given)
     assert np.allclose(out.detach().numpy(), file, atol=1e-5), "the file's values, not those of the weights"
-    assert np.abs(out.detach().numpy() - of_float.module(pictures).numpy()).max() > 1e-2
+    assert np.abs(out.detach().numpy() - of_float.module(images).numpy()).max() > 1e-2
     assert float(torch.autograd.grad(out.square().sum(), given)[0].abs().sum()) > 0
     assert target.gate is not None
 
 
 def test_an_audit_refuses_weights_that_it_was_not_made_of(trained, tmp_path):
     classifier, obfuscator = trained
-    pictures = replace(image_set(12), names=classifier.labels)
-    made = quantize(obfuscator, tmp_path / "int8", classifier, pictures, pictures)
+    images = replace(image_set(12), names=classifier.labels)
+    made = quantize(obfuscator, tmp_path / "int8", classifier, images, images)
     assert load_target(str(made.path), size=(32, 32)).module is not None
     weights = load_file(made.file(FLOAT_WEIGHTS))
     save_file({name: 3 * value + 1 for name, value in weights.items()}, made.file(FLOAT_WEIGHTS))
@@ -176,8 +176,8 @@ def test_an_audit_refuses_drawings_that_are_not_those_of_the_code(integers, tmp_
     model = onnx.load(str(folder / OBFUSCATOR_ONNX))
     drawn = next(node for node in model.graph.node if model.graph.output[0].name in node.output)
     drawn.output[0] = "drawn"
-    picture = model.graph.input[0].name
-    model.graph.node.append(onnx.helper.make_node("Add", ["drawn", picture], [model.graph.output[0].name]))
+    image = model.graph.input[0].name
+    model.graph.node.append(onnx.helper.make_node("Add", ["drawn", image], [model.graph.output[0].name]))
     onnx.save(model, str(folder / OBFUSCATOR_ONNX))
     replace(integers, path=folder, files={}).save()
     with pytest.raises(AuditError, match="far from what it was made of"):
@@ -196,7 +196,7 @@ def test_it_cannot_be_trained_from_nor_quantised_again(integers, classifier, sam
 
 def test_a_bundle_without_weights_or_recipe(tmp_path):
     obfuscator, classifier = tiny.save_bundles(tmp_path, threshold=0.9)
-    made = quantize(obfuscator, tmp_path / "int8", classifier, small_pictures(20), small_pictures(30, seed=1))
+    made = quantize(obfuscator, tmp_path / "int8", classifier, small_images(20), small_images(30, seed=1))
     assert set(made.files) == {OBFUSCATOR_ONNX} and made.gate == obfuscator.gate
     assert made.figures["accuracy_device"] == made.figures["quantized"]["accuracy_device_before"], (
         "it is no convolution"
@@ -210,15 +210,15 @@ def test_a_bundle_without_weights_or_recipe(tmp_path):
     ("kind", "wrong", "said"),
     [
         ("identity", None, "has no convolution"),
-        ("mix", "size", "pictures of"),
-        ("mix", "none", "got 0 pictures"),
+        ("mix", "size", "images of"),
+        ("mix", "none", "got 0 images"),
         ("mix", "classifier", "was trained for classifier"),
         ("mix", "damaged", "cannot be quantised|cannot be read"),
     ],
 )
 def test_what_cannot_be_quantised_leaves_nothing(tmp_path, kind, wrong, said, samples, classifier):
     obfuscator, served = tiny.save_bundles(tmp_path / "pair", kind)
-    calibration, test = small_pictures(4), small_pictures(4)
+    calibration, test = small_images(4), small_images(4)
     if wrong == "size":
         calibration = samples
     elif wrong == "none":
@@ -234,46 +234,44 @@ def test_what_cannot_be_quantised_leaves_nothing(tmp_path, kind, wrong, said, sa
 
 def test_an_interruption_leaves_what_was_there(tmp_path, monkeypatch):
     obfuscator, classifier = tiny.save_bundles(tmp_path / "pair")
-    pictures = small_pictures(8)
-    made = quantize(obfuscator, tmp_path / "int8", classifier, pictures, pictures)
+    images = small_images(8)
+    made = quantize(obfuscator, tmp_path / "int8", classifier, images, images)
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(int8, "_compared", interrupted)
-        quantize(obfuscator, made.path, classifier, pictures, pictures, overwrite=True)
+        quantize(obfuscator, made.path, classifier, images, images, overwrite=True)
     assert Bundle.load(made.path) == made
     assert sorted(child.name for child in tmp_path.iterdir()) == ["int8", "pair"]
 
 
 def test_only_what_was_quantised_before_is_replaced(tmp_path):
     obfuscator, classifier = tiny.save_bundles(tmp_path / "pair")
-    pictures, folder = small_pictures(8), tmp_path / "int8"
+    images, folder = small_images(8), tmp_path / "int8"
     folder.mkdir()
-    quantize(obfuscator, folder, classifier, pictures, pictures)  # an empty one is as good as none
+    quantize(obfuscator, folder, classifier, images, images)  # an empty one is as good as none
     with pytest.raises(BundleError, match="exists already"):
-        quantize(obfuscator, folder, classifier, pictures, pictures)
-    again = quantize(obfuscator, folder, classifier, pictures.subset(4), pictures, overwrite=True)
+        quantize(obfuscator, folder, classifier, images, images)
+    again = quantize(obfuscator, folder, classifier, images.subset(4), images, overwrite=True)
     assert again.recipe["quantized"]["calibrated_on"] == 4
     for precious in (obfuscator.path, tmp_path):
         with pytest.raises(BundleError, match="holds something else"):
-            quantize(obfuscator, precious, classifier, pictures, pictures, overwrite=True)
+            quantize(obfuscator, precious, classifier, images, images, overwrite=True)
     assert Bundle.load(obfuscator.path) == obfuscator
 
 
 def test_calibration_is_seen_and_nothing_else(tmp_path):
-    """The scale of the input is the largest value among the calibration pictures, over 255 steps."""
+    """The scale of the input is the largest value among the calibration images, over 255 steps."""
     obfuscator, _ = tiny.save_bundles(tmp_path)
-    dark = small_pictures(6)
+    dark = small_images(6)
     dark = replace(dark, images=dark.images // 4)
     for signed in (True, False):
         quantize_file(obfuscator.file(OBFUSCATOR_ONNX), tmp_path / "out.onnx", dark, signed_weights=signed)
         graph = onnx.load(str(tmp_path / "out.onnx")).graph
         values = {value.name: onnx.numpy_helper.to_array(value) for value in graph.initializer}
-        scale = next(
-            values[n.input[1]] for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] == "picture"
-        )
+        scale = next(values[n.input[1]] for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] == "image")
         assert float(scale) == pytest.approx(float(dark.images.max()) / 255 / 255, rel=1e-3)
         weights = [v for v in values.values() if v.ndim == 4]
         assert [v.dtype for v in weights] == [np.dtype(np.int8 if signed else np.uint8)]
@@ -283,13 +281,13 @@ def test_calibration_is_seen_and_nothing_else(tmp_path):
 def test_a_file_is_no_other_than_itself(tmp_path):
     obfuscator, classifier = tiny.save_bundles(tmp_path, threshold=0.9)
     file, served = OnnxFunction(obfuscator.file(OBFUSCATOR_ONNX)), OnnxFunction(classifier.file(CLASSIFIER_ONNX))
-    pictures = small_pictures(600)
-    found = differences(file, file, served, pictures)
+    images = small_images(600)
+    found = differences(file, file, served, images)
     assert found["answers_changed"] == found["device_answers_changed"] == found["drawing_mean_difference"] == 0
-    given = pictures.images.numpy().astype(np.float32) / 255
-    right = tiny.own_logits(given).argmax(axis=1) == pictures.labels.numpy()
+    given = images.images.numpy().astype(np.float32) / 255
+    right = tiny.own_logits(given).argmax(axis=1) == images.labels.numpy()
     assert found["accuracy_device"] == pytest.approx(right.mean())
-    right = tiny.logits(tiny.obfuscate(given)).argmax(axis=1) == pictures.labels.numpy()
+    right = tiny.logits(tiny.obfuscate(given)).argmax(axis=1) == images.labels.numpy()
     assert found["accuracy_obfuscated"] == pytest.approx(right.mean())
 
 
@@ -306,4 +304,4 @@ def test_what_went_wrong_is_said(integers):
     said = told(integers, {**well, "accuracy_obfuscated": 0.87}, time_of_float32=0.6, **before)
     assert said == "the cloud's accuracy fell by 3.0 points"
     said = told(integers, {**well, "offload_rate": 0.3}, time_of_float32=0.6, **before)
-    assert "now sends 30.0 % of the pictures instead of 15.0 %" in said
+    assert "now sends 30.0 % of the images instead of 15.0 %" in said

@@ -25,10 +25,10 @@ def test_a_folded_classifier_is_the_same_function_with_the_same_gradient(name):
     torch.manual_seed(0)
     net = lived(build_classifier(name)).double()
     folded = fold_norms(net)
-    pictures = torch.rand(2, 3, 16, 16, dtype=torch.float64, requires_grad=True)
-    answers = [each(pictures) for each in (net, folded)]
+    images = torch.rand(2, 3, 16, 16, dtype=torch.float64, requires_grad=True)
+    answers = [each(images) for each in (net, folded)]
     assert torch.allclose(*answers, rtol=1e-9, atol=1e-9)
-    gradients = [torch.autograd.grad(answer.square().sum(), pictures)[0] for answer in answers]
+    gradients = [torch.autograd.grad(answer.square().sum(), images)[0] for answer in answers]
     assert torch.allclose(*gradients, rtol=1e-7, atol=1e-9 * float(gradients[0].abs().max()))
 
 
@@ -45,8 +45,8 @@ def test_what_is_no_neighbour_is_left_alone():
     net = lived(nn.Sequential(nn.Conv2d(3, 4, 1), nn.GELU(), nn.BatchNorm2d(4)))
     folded = fold_norms(net)
     assert isinstance(folded[2], nn.BatchNorm2d)
-    pictures = torch.rand(2, 3, 4, 4)
-    assert torch.equal(net(pictures), folded(pictures))
+    images = torch.rand(2, 3, 4, 4)
+    assert torch.equal(net(images), folded(images))
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

@@ -13,18 +13,18 @@ def test_a_classifier_gives_one_logit_per_class(name):
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
-def test_a_picture_is_classified_alone(name):
+def test_an_image_is_classified_alone(name):
     with torch.device("meta"):
         train_only = [m for m in build_classifier(name).modules() if isinstance(m, torch.nn.Dropout)]
     assert not train_only, "dropout would make the frozen classifier's training mode random"
 
 
-def test_what_a_picture_gets_does_not_depend_on_its_neighbours():
+def test_what_an_image_gets_does_not_depend_on_its_neighbours():
     torch.manual_seed(0)
     net = build_classifier("resnet20").double().eval()
-    pictures = torch.rand(3, 3, 16, 16, dtype=torch.float64)
-    together = net(pictures)
-    assert torch.allclose(together[1:2], net(pictures[1:2]), atol=1e-12)
+    images = torch.rand(3, 3, 16, 16, dtype=torch.float64)
+    together = net(images)
+    assert torch.allclose(together[1:2], net(images[1:2]), atol=1e-12)
     assert not torch.allclose(together[0], together[1], atol=1e-6)
 
 

@@ -5,30 +5,30 @@ from sfumato.errors import AuditError
 from sfumato.lab.models.codewords import codeword_means
 
 
-def pairs(values, pictures):
-    """What travels is a constant picture of the value; one batch for every two pictures."""
+def pairs(values, images):
+    """The payload is a constant image of the value; one batch for every two images."""
     for at in range(0, len(values), 2):
         sent = torch.tensor(values[at : at + 2]).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
-        yield pictures[at : at + 2], sent
+        yield images[at : at + 2], sent
 
 
-def test_common_words_give_the_mean_of_their_pictures():
+def test_common_words_give_the_mean_of_their_images():
     torch.manual_seed(0)
     values = [0.0, 1.0] * 2_000
-    pictures = (torch.tensor(values).view(-1, 1, 1, 1) * 0.5 + 0.1 * torch.rand(4_000, 3, 2, 2)).clamp(0, 1)
-    estimate, counts = codeword_means(pairs(values, pictures))
+    images = (torch.tensor(values).view(-1, 1, 1, 1) * 0.5 + 0.1 * torch.rand(4_000, 3, 2, 2)).clamp(0, 1)
+    estimate, counts = codeword_means(pairs(values, images))
     assert counts.tolist() == [2_000, 2_000]
     asked = torch.tensor([1.1, -0.2]).view(2, 1, 1, 1).expand(-1, 3, 2, 2)
-    restored = estimate(asked)
-    assert torch.allclose(restored[0], pictures[1::2].mean(dim=0), atol=1e-3)
-    assert torch.allclose(restored[1], pictures[::2].mean(dim=0), atol=1e-3)
+    reconstructed = estimate(asked)
+    assert torch.allclose(reconstructed[0], images[1::2].mean(dim=0), atol=1e-3)
+    assert torch.allclose(reconstructed[1], images[::2].mean(dim=0), atol=1e-3)
 
 
 def test_words_that_mean_nothing_are_drawn_to_the_mean_of_all():
-    pictures = torch.rand(400, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(400, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     values = [float(i // 2) for i in range(400)]
-    estimate, _ = codeword_means(pairs(values, pictures))
-    grand, raw = pictures.mean(dim=0), pictures.view(200, 2, 3, 4, 4).mean(dim=1)
+    estimate, _ = codeword_means(pairs(values, images))
+    grand, raw = images.mean(dim=0), images.view(200, 2, 3, 4, 4).mean(dim=1)
     assert float((estimate.means - grand).square().mean()) < 0.2 * float((raw - grand).square().mean())
 
 
@@ -36,10 +36,10 @@ def test_it_is_the_best_estimate_from_a_code():
     """Two words; the error that is left is the spread within them, which nobody can predict."""
     source = torch.Generator().manual_seed(0)
     values = torch.randint(0, 2, (2_000,), generator=source).float()
-    pictures = 0.25 + 0.5 * values.view(-1, 1, 1, 1) + 0.1 * (torch.rand(2_000, 3, 4, 4, generator=source) - 0.5)
-    estimate, _ = codeword_means(pairs(values.tolist(), pictures))
+    images = 0.25 + 0.5 * values.view(-1, 1, 1, 1) + 0.1 * (torch.rand(2_000, 3, 4, 4, generator=source) - 0.5)
+    estimate, _ = codeword_means(pairs(values.tolist(), images))
     sent = values.view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
-    error = float((estimate(sent) - pictures).square().mean())
+    error = float((estimate(sent) - images).square().mean())
     assert error == pytest.approx(0.1**2 / 12, rel=0.02)
 
 

@@ -42,7 +42,7 @@ def test_a_classifier_costs_what_the_paper_counts(name):
     assert found.macs == pytest.approx(macs, rel=0.01)
 
 
-def test_the_cost_grows_with_the_picture_but_the_parameters_do_not():
+def test_the_cost_grows_with_the_image_but_the_parameters_do_not():
     small, large = (cost(Obfuscator(), height=side, width=32) for side in (32, 64))
     assert large.macs == 2 * small.macs
     assert large.params == small.params

@@ -5,35 +5,35 @@ from scipy.fft import dctn, idctn
 
 from sfumato.lab.models.fixed_ops import LEVEL, Removal, cosines, round_to_8_bits
 
-PICTURES = torch.rand(3, 3, 16, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.rand(3, 3, 16, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("count", [1, 4, 16])
 def test_low_frequencies_are_removed_as_scipy_would(count):
-    spectrum = dctn(PICTURES.numpy(), axes=(2, 3), norm="ortho")
+    spectrum = dctn(IMAGES.numpy(), axes=(2, 3), norm="ortho")
     spectrum[:, :, :count, :count] = 0
     expected = idctn(spectrum, axes=(2, 3), norm="ortho")
-    got = Removal(frequencies=count)(PICTURES)
+    got = Removal(frequencies=count)(IMAGES)
     assert np.allclose(got.numpy(), expected, atol=1e-6)
 
 
 def test_what_was_removed_is_gone_and_stays_gone():
     removal = Removal(colour=True, frequencies=3)
-    once = removal(PICTURES)
+    once = removal(IMAGES)
     assert torch.allclose(removal(once), once, atol=1e-6)
     rows, columns = torch.arange(16.0).double(), torch.arange(24.0).double()
     slow = torch.cos(torch.pi / 16 * (rows + 0.5) * 2)[:, None] * torch.cos(torch.pi / 24 * (columns + 0.5))
-    assert torch.allclose(removal(PICTURES + slow), once, atol=1e-5), "two of the lowest frequencies change nothing"
+    assert torch.allclose(removal(IMAGES + slow), once, atol=1e-5), "two of the lowest frequencies change nothing"
 
 
 def test_the_first_frequency_is_the_mean():
-    assert torch.allclose(Removal(frequencies=1)(PICTURES).mean(dim=(2, 3)), torch.zeros(3, 3).double(), atol=1e-7)
+    assert torch.allclose(Removal(frequencies=1)(IMAGES).mean(dim=(2, 3)), torch.zeros(3, 3).double(), atol=1e-7)
 
 
 def test_colour_is_removed_by_the_eyes_weights():
-    grey = Removal(colour=True)(PICTURES)
+    grey = Removal(colour=True)(IMAGES)
     assert torch.allclose(
-        grey, (0.299 * PICTURES[:, :1] + 0.587 * PICTURES[:, 1:2] + 0.114 * PICTURES[:, 2:]).expand_as(grey)
+        grey, (0.299 * IMAGES[:, :1] + 0.587 * IMAGES[:, 1:2] + 0.114 * IMAGES[:, 2:]).expand_as(grey)
     )
     assert torch.allclose(Removal(colour=True)(grey), grey)
 

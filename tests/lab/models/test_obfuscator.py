@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from counting import count_macs
-from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator, obfuscator_of, travels_of
+from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator, obfuscator_of, payload_of
 from sfumato.lab.models.fixed_ops import LEVEL, Removal
-from sfumato.lab.models.obfuscator import Bottleneck, Noise, NoisyCode, NoisyTravels
+from sfumato.lab.models.obfuscator import Bottleneck, Noise, NoisyCode, NoisyPayload
 
 
 @pytest.fixture(scope="module")
@@ -25,21 +25,21 @@ def both() -> tuple[Obfuscator, Obfuscator]:
     return commuted, paper
 
 
-def run(net: nn.Module, pictures: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def run(net: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The output, and the gradients of an arbitrary weighted sum of it."""
-    pictures = pictures.clone().requires_grad_()
-    out = net(pictures)
+    images = images.clone().requires_grad_()
+    out = net(images)
     weights = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(5))
     (out * weights).sum().backward()
-    return out.detach(), {"pictures": pictures.grad, **{name: p.grad for name, p in net.named_parameters()}}
+    return out.detach(), {"images": images.grad, **{name: p.grad for name, p in net.named_parameters()}}
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_both_orders_are_the_same_function(both, training):
     commuted, paper = (copy.deepcopy(net).train(training) for net in both)
-    pictures = torch.rand(3, 3, 16, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    out, gradients = run(commuted, pictures)
-    out_paper, gradients_paper = run(paper, pictures)
+    images = torch.rand(3, 3, 16, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    out, gradients = run(commuted, images)
+    out_paper, gradients_paper = run(paper, images)
     assert torch.allclose(out, out_paper, rtol=1e-9, atol=1e-9)
     assert gradients.keys() == gradients_paper.keys()
     for name, gradient in gradients.items():
@@ -52,9 +52,9 @@ def test_both_orders_keep_the_same_statistics_up_to_the_size_of_the_sample(both)
     """Batch norm keeps the unbiased variance; its n / (n - 1) counts four times the pixels in the paper's order."""
     commuted, paper = (copy.deepcopy(net).train() for net in both)
     before = {name: value.clone() for name, value in commuted.named_buffers()}
-    pictures = torch.rand(3, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    commuted(pictures)
-    paper(pictures)
+    images = torch.rand(3, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    commuted(images)
+    paper(images)
     other = dict(paper.named_buffers())
     # Pixels that the norm after an upsampling bottleneck's projection sees, before and after upsampling.
     seen = {f"up.{i}.project.norm.running_var": (n, 4 * n) for i, n in enumerate((3 * 2 * 2, 3 * 4 * 4, 3 * 8 * 8))}
@@ -118,7 +118,7 @@ def test_noise_has_the_size_that_is_stated_and_is_drawn_in_evaluation_too():
     assert torch.allclose(drawn.mean(dim=(0, 2, 3)), torch.zeros(3), atol=0.05)
 
 
-def test_what_comes_out_depends_on_the_picture_through_the_noisy_code_alone():
+def test_what_comes_out_depends_on_the_image_through_the_noisy_code_alone():
     net = Obfuscator(noisy=True).eval()
     code = net.encode(SOME)
     assert code.shape == (4, 128, 2, 3)
@@ -174,33 +174,33 @@ def test_a_recipe_describes_the_network():
     assert net.noise is not None
 
 
-def test_what_travels_is_normalised_after_rounding():
+def test_what_payload_is_normalised_after_rounding():
     net, normalize = Obfuscator(eight_bit=True).eval(), Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.5))
-    travels = travels_of(net, normalize, 16, 24)
-    assert torch.equal(travels(SOME), normalize(net(SOME)))
-    assert travels.step == pytest.approx(1 / 255 / 0.2)
-    assert not isinstance(travels, NoisyTravels) and not hasattr(travels, "noisy_code")
-    assert isinstance(travels_of(Obfuscator(noisy=True), normalize, 16, 24), NoisyTravels)
+    payload = payload_of(net, normalize, 16, 24)
+    assert torch.equal(payload(SOME), normalize(net(SOME)))
+    assert payload.step == pytest.approx(1 / 255 / 0.2)
+    assert not isinstance(payload, NoisyPayload) and not hasattr(payload, "noisy_code")
+    assert isinstance(payload_of(Obfuscator(noisy=True), normalize, 16, 24), NoisyPayload)
 
 
 @pytest.mark.parametrize("eight_bit", [False, True])
 @pytest.mark.parametrize("order", ["paper", "commuted"])
-def test_what_travels_is_the_obfuscated_picture_normalised_for_less(both, order, eight_bit):
+def test_what_payload_is_the_obfuscated_image_normalised_for_less(both, order, eight_bit):
     net = Obfuscator(order=order, eight_bit=eight_bit).double().eval()
     net.load_state_dict(both[0].state_dict())
     normalize = Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.3)).double()
-    pictures = torch.rand(3, 3, 16, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
-    travels = travels_of(net, normalize, 16, 24)
-    assert torch.allclose(travels(pictures), normalize(net(pictures)), rtol=1e-9, atol=1e-9)
-    assert count_macs(travels.float()) == 18_929_664 < count_macs(net.float()) - 2_000_000
+    images = torch.rand(3, 3, 16, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    payload = payload_of(net, normalize, 16, 24)
+    assert torch.allclose(payload(images), normalize(net(images)), rtol=1e-9, atol=1e-9)
+    assert count_macs(payload.float()) == 18_929_664 < count_macs(net.float()) - 2_000_000
 
 
-def test_noise_travels(both):
+def test_noise_payload(both):
     net = Obfuscator(noisy=True).eval()
     net.load_state_dict(both[0].state_dict(), strict=False)  # all but the noise's size
-    travels = travels_of(net, Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.3)), 16, 24)
+    payload = payload_of(net, Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.3)), 16, 24)
     torch.manual_seed(0)
-    out = travels(SOME)
+    out = payload(SOME)
     torch.manual_seed(0)
-    assert torch.allclose(out, travels.normalize(net(SOME)), rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(out, travels(SOME), atol=1e-3)
+    assert torch.allclose(out, payload.normalize(net(SOME)), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(out, payload(SOME), atol=1e-3)

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from sfumato.lab.models import Normalize, Obfuscator, SketchDecoder, Sketcher, SketchGraph, SketchTravels, cost
+from sfumato.lab.models import Normalize, Obfuscator, SketchDecoder, Sketcher, SketchGraph, SketchPayload, cost
 from sfumato.lab.models.sketch import answer_bits, sign
 
-PICTURES = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def sketcher(bits: int = 5, height: int = 32, width: int = 32) -> Sketcher:
@@ -29,7 +29,7 @@ def test_it_fits_the_papers_budget(bits):
 
 
 @pytest.mark.parametrize("size", [(32, 32), (8, 16), (64, 48)])
-def test_drawings_have_the_size_of_the_pictures_and_lie_in_the_visible_range(size):
+def test_drawings_have_the_size_of_the_images_and_lie_in_the_visible_range(size):
     with torch.no_grad():
         drawings, logits = sketcher(5, *size)(torch.rand(3, 3, *size))
     assert drawings.shape == (3, 3, *size) and logits.shape == (3, 4)
@@ -46,13 +46,13 @@ def test_an_answer_takes_as_many_bits_as_there_are_classes_to_number():
 def test_a_code_says_the_devices_answer_and_then_the_learned_bits(bits):
     net = sketcher(bits)
     with torch.no_grad():
-        code, logits = net.look(PICTURES)
+        code, logits = net.look(IMAGES)
     assert code.shape == (6, 4 + bits - 2)
     assert code[:, :4].sum(dim=1).tolist() == [1] * 6 and torch.equal(code.argmax(dim=1), logits.argmax(dim=1))
     assert set(code[:, 4:].unique().tolist()) <= {-1.0, 1.0}
 
 
-def test_pictures_with_one_code_give_one_drawing_and_no_picture_gives_anything_else():
+def test_images_with_one_code_give_one_drawing_and_no_image_gives_anything_else():
     net = sketcher(3)
     with torch.no_grad():
         drawings, _ = net(torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(2)))
@@ -63,9 +63,9 @@ def test_pictures_with_one_code_give_one_drawing_and_no_picture_gives_anything_e
     assert float((all_eight[0] - all_eight[4]).abs().max()) > 1e-3, "different bits are different drawings"
 
 
-def test_what_travels_depends_on_the_code_alone_also_for_gradients():
+def test_what_payload_depends_on_the_code_alone_also_for_gradients():
     net = sketcher()
-    x = PICTURES.clone().requires_grad_()
+    x = IMAGES.clone().requires_grad_()
     code, _ = net.look(x)
     drawing = net.drawing(code.detach())
     assert torch.equal(drawing, net(x)[0])
@@ -73,20 +73,20 @@ def test_what_travels_depends_on_the_code_alone_also_for_gradients():
 
 
 def test_an_attacker_has_a_gradient_through_the_learned_bits():
-    net, x = sketcher(), PICTURES.clone().requires_grad_()
-    SketchTravels(net, Normalize((0.5,) * 3, (0.25,) * 3))(x).square().sum().backward()
+    net, x = sketcher(), IMAGES.clone().requires_grad_()
+    SketchPayload(net, Normalize((0.5,) * 3, (0.25,) * 3))(x).square().sum().backward()
     assert float(x.grad.abs().max()) > 0
 
 
 def test_the_graph_is_normalised_and_its_answers_are_calibrated():
     net, normalize = sketcher(), Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
     with torch.no_grad():
-        drawings, logits = net(PICTURES)
-        travels, own, _ = SketchGraph(net, normalize, temperature=2.0)(PICTURES)
-        alone = SketchTravels(net, normalize)
-        assert torch.equal(travels, alone(PICTURES)) and alone.code_bits == 5
+        drawings, logits = net(IMAGES)
+        payload, own, _ = SketchGraph(net, normalize, temperature=2.0)(IMAGES)
+        alone = SketchPayload(net, normalize)
+        assert torch.equal(payload, alone(IMAGES)) and alone.code_bits == 5
     mean, std = torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1), torch.tensor([0.2, 0.25, 0.3]).view(3, 1, 1)
-    assert torch.allclose(travels, (drawings - mean) / std, atol=1e-6)
+    assert torch.allclose(payload, (drawings - mean) / std, atol=1e-6)
     assert torch.allclose(own, logits / 2)
 
 
@@ -107,6 +107,6 @@ def test_codes_are_packed_from_the_left_answer_first():
 def test_the_decoder_in_the_cloud_draws_what_the_device_would_have(bits):
     net, normalize = sketcher(bits), Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
     with torch.no_grad():
-        drawn, _, packed = SketchGraph(net, normalize, temperature=1.0)(PICTURES)
+        drawn, _, packed = SketchGraph(net, normalize, temperature=1.0)(IMAGES)
         assert packed.shape == (6, 2 if bits == 10 else 1)
         assert torch.equal(SketchDecoder(net, normalize)(packed), drawn)

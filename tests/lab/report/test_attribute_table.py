@@ -16,14 +16,14 @@ ROOT = Path(__file__).parents[3]
 
 def asked(name: str, accuracy: float, **changes) -> dict:
     one = {"attribute": "glasses", "threat": "white-box", "accuracy": accuracy, "low": accuracy - 0.02}
-    one |= {"high": accuracy + 0.02, "chance": 0.6, "majority": 0.55, "plain": 0.9, "test_pictures": 4_000}
+    one |= {"high": accuracy + 0.02, "chance": 0.6, "majority": 0.55, "plain": 0.9, "test_images": 4_000}
     other = {**one, "threat": "pairs", "accuracy": 0.61, "low": 0.59}
     return fake_audit() | {"attributes": [one, other]} | {"target": {**fake_audit()["target"], "name": name}} | changes
 
 
 def test_what_is_told_stands_in_bold_beside_both_ends():
     rows = side_by_side({Path("a.json"): asked("clear", 0.85), Path("b.json"): asked("dim", 0.62)})
-    assert rows[0] == ["", "most frequent value", "label alone", "plain picture", "clear", "dim"]
+    assert rows[0] == ["", "most frequent value", "label alone", "plain image", "clear", "dim"]
     assert rows[1] == ["glasses", "55.0 %", "60.0 %", "90.0 %", "**85.0 %**", "62.0 %"]
     assert {len(row) for row in rows} == {6}
     lines = markdown(rows).splitlines()
@@ -36,7 +36,7 @@ def test_audits_without_columns_are_passed_over_and_none_at_all_is_said():
         side_by_side({Path("b.json"): fake_audit()})
 
 
-def test_audits_of_other_pictures_cannot_stand_side_by_side():
+def test_audits_of_other_images_cannot_stand_side_by_side():
     other = asked("dim", 0.62)
     other["data"] = {**other["data"], "sha256": {"train": "another", "test": "another"}}
     with pytest.raises(AuditError, match=r"b\.json cannot stand beside a\.json"):

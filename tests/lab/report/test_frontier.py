@@ -32,7 +32,7 @@ def test_an_audit_becomes_a_point_and_its_classifiers_the_ends(tmp_path):
     assert points[3:] == list(PAPER)
 
 
-def test_a_gate_gives_a_second_point_and_the_plain_picture_behind_one_a_curve(tmp_path):
+def test_a_gate_gives_a_second_point_and_the_plain_image_behind_one_a_curve(tmp_path):
     gate = {"accuracy_gated": 0.912, "excess_leakage_mean": 0.03, "attacker": "least squares"}
     rows = [{"offload_rate": 0.1, "excess_leakage": 0.11, "accuracy": 0.9}]
     utility = fake_audit()["utility"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fakes import fake_audit, fake_pictures, point, trial
+from fakes import fake_audit, fake_images, point, trial
 from sfumato.errors import AuditError
 from sfumato.lab.report.html import render, write_report
 
@@ -63,7 +63,7 @@ def audit():
 
 @pytest.fixture(scope="module")
 def page(audit):
-    return Page(render(audit, fake_pictures()))
+    return Page(render(audit, fake_images()))
 
 
 def test_every_attacker_is_there_and_the_failed_ones_say_why(page, audit):
@@ -77,7 +77,7 @@ def test_every_attacker_is_there_and_the_failed_ones_say_why(page, audit):
 def test_the_verdict_comes_first_then_the_rest_in_order(page, audit):
     headings = [
         "Audit of cifar10-fake", "One. Two. Three.", "Key figures", "Is it worth it?", "What an eavesdropper sees",
-        "Best and worst cases", "Attackers and trials", "Learning curves", "Beyond the picture",
+        "Best and worst cases", "Attackers and trials", "Learning curves", "Beyond the image",
         "Would this audit have noticed?", "What the error means", "Certificate", "How it was made",
         "What an obfuscator is not",
     ]  # fmt: skip
@@ -100,7 +100,7 @@ def test_names_are_escaped(audit):
     made = {**audit, "target": {**audit["target"], "name": nasty}, "frontier": [point(nasty, 0.5, 0.5, "this")]}
     made["trials"] = [*audit["trials"], trial(nasty, "white-box", 0.03)]
     made["data"] = {**audit["data"], "source": nasty}
-    page = Page(render(made, replace(fake_pictures(), by_attacker={nasty: fake_pictures().originals})))
+    page = Page(render(made, replace(fake_images(), by_attacker={nasty: fake_images().originals})))
     assert not page.all("script")
     assert page.text.count("alert(1)") >= 5
 
@@ -136,7 +136,7 @@ def test_a_certificate_or_why_there_is_none():
     assert "There is none, because the obfuscator is deterministic." in Page(render(plain(), None)).text
     certificate = {
         "dfil": 1.5, "mse_bound_unbiased": 0.03, "mse_bound_any": None, "rate_bits": 8.4,
-        "top1_bounds": {"100": 0.25}, "pictures": 64, "assumptions": ["Noise is drawn anew."],
+        "top1_bounds": {"100": 0.25}, "images": 64, "assumptions": ["Noise is drawn anew."],
     }  # fmt: skip
     text = Page(render(plain(certificate=certificate), None)).text
     for words in ("8.4", "0.0300", "25.0 %", "Noise is drawn anew."):
@@ -162,17 +162,17 @@ def test_controls_show_pass_fail_and_not_run():
     assert re.findall(r"undone (passed|failed|not run) MSE 0.0012 MSE below", after) == ["passed", "failed", "not run"]
 
 
-def test_pictures_are_the_pictures_given(page):
-    pictures = fake_pictures()
-    source = next(tag["src"] for tag in page.all("img") if "original pictures" in (tag["alt"] or ""))
+def test_images_are_the_images_given(page):
+    images = fake_images()
+    source = next(tag["src"] for tag in page.all("img") if "original images" in (tag["alt"] or ""))
     strip = np.asarray(Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))))
     second = strip[:, 34:66, :3]
-    assert np.array_equal(second.transpose(2, 0, 1), pictures.originals[1].numpy())
+    assert np.array_equal(second.transpose(2, 0, 1), images.originals[1].numpy())
 
 
-def test_what_travels_may_be_small_and_grey():
-    grey = replace(fake_pictures(), travels_preview=torch.zeros(3, 1, 8, 8, dtype=torch.uint8))
-    assert "What travels" in Page(render(plain(), grey)).text
+def test_what_payload_may_be_small_and_grey():
+    grey = replace(fake_images(), payload_preview=torch.zeros(3, 1, 8, 8, dtype=torch.uint8))
+    assert "The payload" in Page(render(plain(), grey)).text
 
 
 def test_it_is_accessible(page):

@@ -28,7 +28,7 @@ def test_the_mixture_is_the_one_at_the_leakage_that_was_found():
     assert (only.worth, only.better, only.seeds, only.gain.std) == ("no", 0, 1, None)
 
 
-def test_a_gate_before_the_plain_picture_counts_where_it_is_better():
+def test_a_gate_before_the_plain_image_counts_where_it_is_better():
     curve = [{"offload_rate": 0.1, "excess_leakage": 0.1, "accuracy": 0.93}]
     (only,) = rows_of(audited((0.92, 0.1), gated_plain=curve))
     assert only.mixture.mean == pytest.approx(0.93) and only.worth == "no"
@@ -64,9 +64,9 @@ def test_worth_it_is_said_with_what_it_rests_on():
     answer, (why, rests) = verdict(rows)
     assert answer == "yes"
     assert "worth it at 1 of 2 points, as far as these attackers got" in why
-    assert "b: 91.4 % of the pictures are answered right at an excess leakage of at least 0.10" in why
+    assert "b: 91.4 % of the images are answered right at an excess leakage of at least 0.10" in why
     assert "2.1 percentage points more" in why  # 91.38 - 89.238
-    assert 'budget "standard"' in rests and "one training" in rests and "same test pictures" in rests
+    assert 'budget "standard"' in rests and "one training" in rests and "same test images" in rests
 
 
 def test_not_worth_it_names_the_closest():

@@ -28,7 +28,7 @@ def test_the_devices_cost_is_that_of_the_network(recipe, net):
 
 def test_a_step_is_measured_on_the_recipes_own_networks(monkeypatch):
     passed = []
-    monkeypatch.setattr(speed, "_picture_seconds", lambda task, *_: passed.append(task) or 0.25)
+    monkeypatch.setattr(speed, "_image_seconds", lambda task, *_: passed.append(task) or 0.25)
     machine, frozen = Speed(torch.device("cpu")), build_classifier("resnet20")
     for recipe in (CLASSIFIER, OBFUSCATOR, SKETCH, OBFUSCATOR):
         assert machine.training_s(recipe, 100, 2, classifier=frozen) == 50
@@ -49,7 +49,7 @@ def test_a_measured_step_takes_time_and_trains_nothing_that_is_frozen(monkeypatc
 def test_seconds_follow_what_was_measured(monkeypatch):
     monkeypatch.setattr(speed, "decoder_seconds", lambda *_: 0.5)
     machine = Speed(torch.device("cpu"))
-    # 640 and 64 pictures of its decoders, 128 for identification and 128 for attributes.
+    # 640 and 64 images of its decoders, 128 for identification and 128 for attributes.
     assert machine.audit_s(TINY) == 0.5 * (640 + 64 + 128 + 128)
 
 

@@ -20,15 +20,15 @@ pytestmark = [
 ]
 
 
-def job(name, folder, pictures, epochs=2):
+def job(name, folder, images, epochs=2):
     """A training alone: what is attacked afterwards is no matter of the engine's."""
-    recipe = {"kind": "classifier", "name": name, "architecture": "resnet20", "data": {"source": str(pictures)}}
+    recipe = {"kind": "classifier", "name": name, "architecture": "resnet20", "data": {"source": str(images)}}
     recipe["training"] = {"epochs": epochs, "batch_size": 8, "schedule": "constant"}
     return Job(name, parse_recipe(recipe).model_dump(mode="json"), str(folder / name), None)
 
 
 def test_a_killed_worker_goes_on_where_it_was_and_what_fails_is_told(tmp_path, own_caches):
-    pictures = save_folder(tmp_path / "pictures", train=40, test=20)
+    images = save_folder(tmp_path / "images", train=40, test=20)
     seen = tmp_path / "seen"
     seen.mkdir()
 
@@ -58,7 +58,7 @@ def test_a_killed_worker_goes_on_where_it_was_and_what_fails_is_told(tmp_path, o
         make(job)
 
     lines: list[str] = []
-    jobs = [job(name, tmp_path / "points", pictures) for name in ("killed", "bad")]
+    jobs = [job(name, tmp_path / "points", images) for name in ("killed", "bad")]
     failed = on_ray(tmp_path / "ray", parallel=2, cpus=0.5)(jobs, make, lines.append)
     assert failed == {"bad": "the loss is nan"}
     assert state_of(Run(tmp_path / "points" / "killed")).name == "done"

@@ -51,10 +51,10 @@ BRIEF = Budget(
     says="for tests",
     trials=(Trial("least squares", BOX),),
     views=(),
-    control_pictures=64,
-    identification_pictures=64,
-    attribute_pictures=64,
-    test_pictures=20,
+    control_images=64,
+    identification_images=64,
+    attribute_images=64,
+    test_images=20,
     seeds=1,
 )
 SIZE = Preprocessing(tiny.SIZE, tiny.SIZE, (0.5,) * 3, (0.25,) * 3)
@@ -134,7 +134,7 @@ def made(monkeypatch):
     monkeypatch.setattr(trainings, "train", stands_in.train)
     monkeypatch.setattr(jobs, "finish_audit", stands_in.audit)
     monkeypatch.setattr(jobs, "bundle_target", lambda bundle: None)
-    monkeypatch.setattr(speed, "_picture_seconds", lambda *_: 1e-3)
+    monkeypatch.setattr(speed, "_image_seconds", lambda *_: 1e-3)
     monkeypatch.setattr(speed, "decoder_seconds", lambda *_: 1e-3)
     return stands_in
 
@@ -146,7 +146,7 @@ class Place:
     sketch: Path
     local_recipe: Path
     local: Path
-    pictures: Path
+    images: Path
 
     def plan(self, out: Path, **changes):
         defaults = {"dials": ["code_bits=2,4"], "seeds": 2, "local": self.local}
@@ -156,15 +156,15 @@ class Place:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, own_caches):
     root = tmp_path_factory.mktemp("sweep")
-    pictures = save_folder(root / "pictures", train=16, test=8, size=(tiny.SIZE, tiny.SIZE))
+    images = save_folder(root / "images", train=16, test=8, size=(tiny.SIZE, tiny.SIZE))
     recipe = {"kind": "classifier", "name": "home", "architecture": "resnet20"}
     for name in ("classifier", "local"):
         bundle_of(root / name, "classifier", recipe)
-    common = f'[data]\nsource = "{pictures}"\n[training]\nepochs = 2\nbatch_size = 8\n'
+    common = f'[data]\nsource = "{images}"\n[training]\nepochs = 2\nbatch_size = 8\n'
     sketch, local = root / "sketch.toml", root / "local.toml"
     sketch.write_text(f'kind = "sketch"\nname = "tiny"\nclassifier = "{root / "classifier"}"\n{common}')
     local.write_text(f'kind = "classifier"\nname = "home"\narchitecture = "resnet20"\nteacher = "nowhere"\n{common}')
-    return Place(sketch, local, root / "local", pictures)
+    return Place(sketch, local, root / "local", images)
 
 
 NAMES = [f"code_bits-{bits}-seed{seed}" for bits in (2, 4) for seed in (0, 1)]
@@ -279,7 +279,7 @@ def test_the_classifier_on_the_device_is_trained_first_if_there_is_a_recipe(plac
     assert made.trained == ["local", "code_bits-4-seed0"]
     bundle = Bundle.load(tmp_path / "out" / "local" / "bundle", kind="classifier")
     assert bundle.recipe["teacher"] == sweep.settings[0].recipes[0].classifier
-    assert bundle.recipe["data"]["source"] == str(place.pictures)
+    assert bundle.recipe["data"]["source"] == str(place.images)
     assert found["local"] == str(bundle.path)
     assert found["device"]["local_macs"] > 0 and "multiply-accumulates" in found["verdict"]["sentences"][-1]
 
@@ -287,7 +287,7 @@ def test_the_classifier_on_the_device_is_trained_first_if_there_is_a_recipe(plac
 def test_other_audits_stand_beside_if_they_are_for_the_same_classifier(place, made, tmp_path):
     beside = tmp_path / "beside"
     beside.mkdir()
-    data = fake_audit()["data"] | {"source": str(place.pictures)}
+    data = fake_audit()["data"] | {"source": str(place.images)}
     utility, target = fake_audit()["utility"], fake_audit()["target"] | {"kind": "baseline"}
     same = fake_audit(data=data, target=target | {"name": "blur"})
     other = fake_audit(data=data, utility=utility | {"accuracy_plain": 0.95}, target=target)
@@ -314,7 +314,7 @@ def test_what_cannot_be_swept_is_told_before_anything_is_trained(place, made, tm
         (BundleError, "nowhere", {"local": tmp_path / "nowhere"}),
         (ClassifierError, "gone", {"overrides": ['classifier="gone"']}),
         (DataError, "no data at", {"overrides": ['data.source="./gone"']}),
-        (RecipeError, "pictures of", {"overrides": ["data.size=[16, 16]"]}),
+        (RecipeError, "images of", {"overrides": ["data.size=[16, 16]"]}),
         (RecipeError, "columns", {"overrides": ['data.label_column="label"']}),
         (AuditError, "not a folder", {"beside": tmp_path / "nowhere"}),
         (AuditError, "several data sets", {"beside": tmp_path / "audits"}),
@@ -334,7 +334,7 @@ def test_a_folder_of_another_sweep_is_refused(place, made, tmp_path):
     with pytest.raises(TrainingError, match="trained by another recipe"):
         run_sweep(place.plan(tmp_path / "out", overrides=["training.epochs=1"]))
     with pytest.raises(AuditError, match="another budget"):
-        run_sweep(dataclasses.replace(sweep, budget=dataclasses.replace(BRIEF, test_pictures=10)))
+        run_sweep(dataclasses.replace(sweep, budget=dataclasses.replace(BRIEF, test_images=10)))
     job = sweep.jobs["code_bits-2-seed0"]
     (job.audit / "audit.json").write_text("{")
     with pytest.raises(AuditError, match="move it away"):
@@ -354,8 +354,8 @@ def test_a_point_made_for_real_is_an_ordinary_run_with_an_ordinary_audit(tmp_pat
     classifier, _ = trained
     recipe = tmp_path / "sketch.toml"
     recipe.write_text(
-        f'kind = "sketch"\nname = "tiny"\nclassifier = "{classifier.path}"\ncode_bits = 2\nheld_out_pictures = 8\n'
-        f'[data]\nsource = "{save_folder(tmp_path / "pictures", train=24, test=12)}"\n'
+        f'kind = "sketch"\nname = "tiny"\nclassifier = "{classifier.path}"\ncode_bits = 2\nheld_out_images = 8\n'
+        f'[data]\nsource = "{save_folder(tmp_path / "images", train=24, test=12)}"\n'
         '[training]\nepochs = 1\nbatch_size = 8\nschedule = "constant"\n'
     )
     found = run_sweep(plan_sweep(recipe, tmp_path / "out", BRIEF, local=classifier.path))

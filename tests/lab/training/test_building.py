@@ -1,4 +1,4 @@
-"""From recipes to tasks, and every option from pictures to a bundle that is measured and attacked."""
+"""From recipes to tasks, and every option from images to a bundle that is measured and attacked."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features
-from datasets import Image as Picture
+from datasets import Image as Image
 from safetensors.torch import load_file
 from torch import nn
 
@@ -20,7 +20,7 @@ from sfumato.errors import DataError, RecipeError, TrainingError
 from sfumato.lab.attacks.target import NoisyWithin
 from sfumato.lab.audit.targets import load_target
 from sfumato.lab.classifiers import load_classifier
-from sfumato.lab.models import Normalize, Obfuscator, travels_of
+from sfumato.lab.models import Normalize, Obfuscator, payload_of
 from sfumato.lab.training import train
 from sfumato.lab.training.adversaries import Attackers
 from sfumato.lab.training.building import answered, class_means, obfuscation_task, restarted
@@ -49,11 +49,11 @@ def test_what_a_recipe_leaves_out_is_the_papers(frozen):
 
 
 def test_the_frozen_classifiers_norms_are_folded_and_its_answers_stay(frozen):
-    pictures = IMAGES.images.float() / 255
+    images = IMAGES.images.float() / 255
     task = obfuscation_task(recipe(), frozen, IMAGES)
     assert not any(isinstance(part, nn.BatchNorm2d) for part in task.classifier.modules())
     assert any(isinstance(part, nn.BatchNorm2d) for part in frozen.net.modules())
-    assert torch.allclose(task.classifier(pictures), frozen.net(pictures), rtol=0, atol=1e-4)
+    assert torch.allclose(task.classifier(images), frozen.net(images), rtol=0, atol=1e-4)
 
 
 def test_a_recipes_parts_reach_the_task(frozen):
@@ -70,7 +70,7 @@ def test_a_recipes_parts_reach_the_task(frozen):
     assert task.mixture.means.shape == (4, 128, 4, 4)
 
 
-def test_class_means_are_the_mean_pictures():
+def test_class_means_are_the_mean_images():
     means = class_means(IMAGES)
     for c in range(4):
         assert torch.allclose(means[c], (IMAGES.images[IMAGES.labels == c].double() / 255).mean(dim=0).float())
@@ -78,8 +78,8 @@ def test_class_means_are_the_mean_pictures():
     assert torch.allclose(without[3], (IMAGES.images.double() / 255).mean(dim=0).float()), "nobody is of class 3"
 
 
-def test_pictures_are_labelled_by_the_classifiers_answers(trained, frozen):
-    unknown = replace(IMAGES, labels=torch.full((16,), -1), names=("picture",))
+def test_images_are_labelled_by_the_classifiers_answers(trained, frozen):
+    unknown = replace(IMAGES, labels=torch.full((16,), -1), names=("image",))
     labelled = answered(unknown, frozen)
     session = OnnxFunction(trained[0].file("model.onnx"))
     expected = session(frozen.preprocessing.normalize(IMAGES.images.numpy().astype(np.float32) / 255)).argmax(axis=1)
@@ -116,7 +116,7 @@ def test_a_classifier_that_hides_its_features_cannot_be_matched(frozen, kind):
 
 
 def test_frequencies_that_leave_nothing_are_refused(frozen):
-    with pytest.raises(RecipeError, match="remove_frequencies = 32 leaves nothing of pictures of 32x32"):
+    with pytest.raises(RecipeError, match="remove_frequencies = 32 leaves nothing of images of 32x32"):
         obfuscation_task(recipe(input={"remove_frequencies": 32}), frozen, IMAGES)
 
 
@@ -161,32 +161,32 @@ EVERYTHING = {
 
 
 @pytest.mark.parametrize("options", EVERYTHING.values(), ids=EVERYTHING)
-def test_every_option_from_pictures_to_an_audit(trained, picture_folder, tmp_path, options):
-    bundle = train(recipe(trained[0].path, picture_folder, **options), tmp_path / "run", accelerator="cpu")
+def test_every_option_from_images_to_an_audit(trained, image_folder, tmp_path, options):
+    bundle = train(recipe(trained[0].path, image_folder, **options), tmp_path / "run", accelerator="cpu")
     loaded = Bundle.load(bundle.path, kind="obfuscator")
     attacked, rounded = options.get("privacy") != {"attackers": []}, "output" in options
     noisy = "bottleneck" in options
     assert ("deobfuscator.onnx" in loaded.files) == ("joint_deobfuscator_mse" in loaded.figures) == attacked
-    assert parse_recipe(loaded.recipe) == recipe(trained[0].path, picture_folder, **options)
+    assert parse_recipe(loaded.recipe) == recipe(trained[0].path, image_folder, **options)
 
     target = load_target(str(bundle.path), size=(32, 32))
-    pictures = image_set(6, seed=8).images.float() / 255
-    sent = target.travels(pictures)
-    assert target.stochastic == noisy == (not torch.equal(sent, target.travels(pictures)))
+    images = image_set(6, seed=8).images.float() / 255
+    sent = target.payload(images)
+    assert target.stochastic == noisy == (not torch.equal(sent, target.payload(images)))
     if rounded:
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (loaded.preprocessing.mean, loaded.preprocessing.std))
         levels = (sent * std + mean) * 255
         assert torch.allclose(levels, levels.round(), atol=1e-2)
         assert float(levels.min()) >= -0.01 and float(levels.max()) <= 255.01
         if not noisy:
-            drawn = device.Obfuscator(loaded, eight_bit="exact")(pictures.numpy())
+            drawn = device.Obfuscator(loaded, eight_bit="exact")(images.numpy())
             assert np.array_equal(drawn, levels.round().numpy().astype(np.uint8).transpose(0, 2, 3, 1))
     if "input" in options:
-        grey = pictures.clone()
+        grey = images.clone()
         grey += torch.tensor([0.114, 0.0, -0.299]).view(3, 1, 1)  # of the same brightness
-        assert torch.allclose(target.travels(grey), sent, atol=1e-3)
+        assert torch.allclose(target.payload(grey), sent, atol=1e-3)
     if not noisy:
-        assert torch.allclose(target.module(pictures), sent, atol=1e-3 if not rounded else 0.05)
+        assert torch.allclose(target.module(images), sent, atol=1e-3 if not rounded else 0.05)
         return
     operators = {node.op_type for node in onnx.load(str(loaded.file("obfuscator.onnx"))).graph.node}
     assert "RandomNormalLike" in operators
@@ -195,25 +195,25 @@ def test_every_option_from_pictures_to_an_audit(trained, picture_folder, tmp_pat
     assert torch.allclose(target.module.noisy_code.noise_std(), std.expand(128, 4, 4))
 
 
-def test_pictures_without_labels_are_trained_on(trained, tmp_path, own_caches):
+def test_images_without_labels_are_trained_on(trained, tmp_path, own_caches):
     folder = tmp_path / "unlabelled"
-    features = Features({"image": Picture(), "label": ClassLabel(names=CLASSES)})
+    features = Features({"image": Image(), "label": ClassLabel(names=CLASSES)})
     for split, count in (("train", 16), ("test", 8)):
         labels = [None if split == "train" else index % 4 for index in range(count)]
-        files = [{"bytes": png(picture), "path": None} for picture in pixels(count, seed=3)]
+        files = [{"bytes": png(image), "path": None} for image in pixels(count, seed=3)]
         rows = Dataset.from_dict({"image": files, "label": labels}, features=features)
         rows.to_parquet(folder / f"{split}.parquet")
     plan = recipe(trained[0].path, folder, utility={"teacher_weight": 1.0}, privacy={"target": "class-mean"})
-    assert train(plan, tmp_path / "run", accelerator="cpu").provenance["train_pictures"] == 16
-    with pytest.raises(DataError, match="some pictures have no class"):
+    assert train(plan, tmp_path / "run", accelerator="cpu").provenance["train_images"] == 16
+    with pytest.raises(DataError, match="some images have no class"):
         train(recipe(trained[0].path, folder), tmp_path / "labelled", accelerator="cpu")
 
 
 def test_a_file_whose_noise_is_not_the_stated_one_is_refused(tmp_path, monkeypatch):
-    net, pictures = Obfuscator(noisy=True), image_set(8, size=(8, 8)).images.float() / 255
+    net, images = Obfuscator(noisy=True), image_set(8, size=(8, 8)).images.float() / 255
     for _ in range(30):
-        net(pictures)  # fresh running statistics would flatten what comes out
-    travels = travels_of(net.eval(), Normalize((0.5,) * 3, (0.2,) * 3), 8, 8)
+        net(images)  # fresh running statistics would flatten what comes out
+    payload = payload_of(net.eval(), Normalize((0.5,) * 3, (0.2,) * 3), 8, 8)
 
     def changed(path):
         with torch.no_grad():
@@ -222,4 +222,4 @@ def test_a_file_whose_noise_is_not_the_stated_one_is_refused(tmp_path, monkeypat
 
     monkeypatch.setattr("sfumato.lab.training.export.OnnxFunction", changed)
     with pytest.raises(TrainingError, match="noise differs from torch's"):
-        export_obfuscator(travels, tmp_path / "off.onnx", pictures)
+        export_obfuscator(payload, tmp_path / "off.onnx", images)

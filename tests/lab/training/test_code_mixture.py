@@ -16,7 +16,7 @@ def test_it_follows_the_codes_of_each_class():
         own = code[labels == c]
         assert torch.allclose(mixture.means[c], own.mean(dim=0), atol=1e-3)
         assert torch.allclose(mixture.variances[c], own.var(dim=0, correction=0), rtol=1e-3)
-    assert torch.equal(mixture.means[2], torch.zeros(2, 1, 1)), "no picture of this class was seen"
+    assert torch.equal(mixture.means[2], torch.zeros(2, 1, 1)), "no image of this class was seen"
     assert torch.equal(mixture.variances[2], torch.ones(2, 1, 1))
 
 
@@ -28,7 +28,7 @@ def test_one_step_takes_a_tenth():
     assert torch.allclose(mixture.variances, torch.tensor([[1.0], [0.9 + 1.0]]))
 
 
-def test_a_single_picture_of_a_class_still_has_a_variance():
+def test_a_single_image_of_a_class_still_has_a_variance():
     mixture = CodeMixture(2, (1,))
     for value in (1.0, -1.0) * 200:
         mixture.follow(torch.tensor([[value]]), torch.tensor([0]))

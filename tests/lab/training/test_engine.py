@@ -279,12 +279,12 @@ def test_an_interrupt_does_not_save_weights_that_are_lost(checkpoint):
     assert (load_checkpoint(checkpoint, PARTS)["epoch"], load_checkpoint(checkpoint, PARTS)["step"]) == (1, 0)
 
 
-def test_more_pictures_per_step_than_there_are_is_refused(checkpoint):
+def test_more_images_per_step_than_there_are_is_refused(checkpoint):
     with pytest.raises(TrainingError, match="batch_size 16 does not fit 14"):
         train(classifier_task(), checkpoint, batch_size=16)
 
 
-def test_every_epoch_sees_each_picture_at_most_once_and_in_a_new_order(checkpoint, monkeypatch):
+def test_every_epoch_sees_each_image_at_most_once_and_in_a_new_order(checkpoint, monkeypatch):
     batches = []
 
     def noting(images, *_):
@@ -304,7 +304,7 @@ def test_every_epoch_sees_each_picture_at_most_once_and_in_a_new_order(checkpoin
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
-def test_a_look_averages_over_pictures_not_over_batches(batch_size):
+def test_a_look_averages_over_images_not_over_batches(batch_size):
     task = classifier_task().eval()
     with torch.no_grad():
         logits = task.net(task.normalize(TEST.images.float() / 255))

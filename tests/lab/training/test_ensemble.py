@@ -1,4 +1,4 @@
-"""Several classifiers at once, and pictures that are varied for them."""
+"""Several classifiers at once, and images that are varied for them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from sfumato.lab.training.tasks import ObfuscationTask, SketchTask
 PLAIN = Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
-def pictures(size: int = 32) -> torch.Tensor:
+def images(size: int = 32) -> torch.Tensor:
     return torch.rand(4, 3, size, size, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.5
 
 
-def test_varied_pictures_lie_small_on_black() -> None:
+def test_varied_images_lie_small_on_black() -> None:
     torch.manual_seed(0)
     seen = set()
     for _ in range(20):
-        out = vary(pictures(), share=1.0)
+        out = vary(images(), share=1.0)
         assert out.shape == (4, 3, 32, 32)
-        lit = (out[0, 0] > 0.2).nonzero()  # all of the picture is brighter
+        lit = (out[0, 0] > 0.2).nonzero()  # all of the image is brighter
         height, width = (lit.max(dim=0).values - lit.min(dim=0).values + 1).tolist()
         assert height == width and 25 <= height <= 32
         assert len(lit) == height * width
@@ -33,7 +33,7 @@ def test_varied_pictures_lie_small_on_black() -> None:
 
 
 def test_without_a_share_nothing_varies_and_gradients_pass_with_one() -> None:
-    x = pictures().requires_grad_()
+    x = images().requires_grad_()
     assert vary(x, share=0.0) is x
     vary(x, share=1.0).sum().backward()  # type: ignore[no-untyped-call]
     assert x.grad is not None and float(x.grad.abs().min()) > 0
@@ -43,7 +43,7 @@ def test_others_stay_frozen_and_see_variations_in_training_alone() -> None:
     others = Others([(PLAIN, build_classifier("resnet20", 4))], diversity=1.0)
     others.train()
     assert not others.nets.training and not any(p.requires_grad for p in others.parameters())
-    x = pictures()
+    x = images()
     assert not torch.equal(others.varied(x), x)
     others.eval()
     assert torch.equal(others.varied(x), x)
@@ -65,14 +65,14 @@ def test_each_classifier_counts_as_much_as_the_first(kind: str) -> None:
     others = Others([(PLAIN, net) for net in nets[1:]])
     if kind == "obfuscator":
         task: nn.Module = ObfuscationTask(Obfuscator(), None, nets[0], PLAIN, privacy_weight=0.0, others=others)
-        found = task.eval()(pictures(), labels)["loss"]
-        travels = task.obfuscator(pictures())
+        found = task.eval()(images(), labels)["loss"]
+        payload = task.obfuscator(images())
     else:
         sketcher = Sketcher(32, 32, classes=4, bits=4)
         task = SketchTask(sketcher, nets[0], PLAIN, teacher_weight=0.0, temperature=4.0, others=others)
-        found = task.eval()(pictures(), labels)["obfuscated"]
-        travels = sketcher(pictures())[0]
-    wanted = torch.stack([classification_loss(net(travels), labels) for net in nets]).mean()
+        found = task.eval()(images(), labels)["obfuscated"]
+        payload = sketcher(images())[0]
+    wanted = torch.stack([classification_loss(net(payload), labels) for net in nets]).mean()
     assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
 
 
@@ -86,7 +86,7 @@ def test_a_drawing_alone_leaves_how_the_device_looks() -> None:
     drawn = [p.clone() for p in sketcher.draw.parameters()]
     for _ in range(2):
         optimizer.zero_grad()
-        task(pictures(), torch.tensor([0, 1, 2, 3]))["loss"].backward()
+        task(images(), torch.tensor([0, 1, 2, 3]))["loss"].backward()
         optimizer.step()
     after = sketcher.looking.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())  # running statistics, too

@@ -21,7 +21,7 @@ from sfumato.lab.training.export import write_classifier_bundle
 from sfumato.lab.training.tasks import ClassifierTask
 from synthetic import pixels
 
-PICTURES = torch.from_numpy(pixels(9, seed=4).transpose(0, 3, 1, 2).copy()).float() / 255
+IMAGES = torch.from_numpy(pixels(9, seed=4).transpose(0, 3, 1, 2).copy()).float() / 255
 FILES = ("model.onnx", "obfuscator.onnx", "deobfuscator.onnx")
 
 
@@ -57,28 +57,28 @@ def normalise(trained: tuple[Bundle, Bundle], images: torch.Tensor) -> torch.Ten
 
 
 @pytest.mark.parametrize("count", [1, 2, 9])
-def test_the_obfuscators_file_takes_pictures_and_gives_the_classifiers_input(trained, nets, count):
+def test_the_obfuscators_file_takes_images_and_gives_the_classifiers_input(trained, nets, count):
     with torch.no_grad():
-        expected = normalise(trained, nets[0](PICTURES[:count])).numpy()
-    got = run(file(trained, "obfuscator.onnx"), PICTURES[:count].numpy())
+        expected = normalise(trained, nets[0](IMAGES[:count])).numpy()
+    got = run(file(trained, "obfuscator.onnx"), IMAGES[:count].numpy())
     assert_same(got, expected)
 
 
 @pytest.mark.parametrize("count", [1, 9])
 def test_the_deobfuscators_file_takes_what_the_obfuscators_gives(trained, nets, count):
     with torch.no_grad():
-        expected = nets[1](nets[0](PICTURES[:count])).numpy()
-    travels = run(file(trained, "obfuscator.onnx"), PICTURES[:count].numpy())
-    got = run(file(trained, "deobfuscator.onnx"), travels)
+        expected = nets[1](nets[0](IMAGES[:count])).numpy()
+    payload = run(file(trained, "obfuscator.onnx"), IMAGES[:count].numpy())
+    got = run(file(trained, "deobfuscator.onnx"), payload)
     assert_same(got, expected)
 
 
 @pytest.mark.parametrize("count", [1, 9])
-def test_the_classifiers_file_takes_plain_and_obfuscated_pictures_alike(trained, count):
+def test_the_classifiers_file_takes_plain_and_obfuscated_images_alike(trained, count):
     net = load_classifier(trained[0].path).net
     for inputs in (
-        normalise(trained, PICTURES[:count]),
-        torch.from_numpy(run(file(trained, "obfuscator.onnx"), PICTURES[:count].numpy())),
+        normalise(trained, IMAGES[:count]),
+        torch.from_numpy(run(file(trained, "obfuscator.onnx"), IMAGES[:count].numpy())),
     ):
         with torch.no_grad():
             expected = net(inputs).numpy()
@@ -87,7 +87,7 @@ def test_the_classifiers_file_takes_plain_and_obfuscated_pictures_alike(trained,
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_is_whole_valid_and_leaves_the_number_of_pictures_open(trained, name):
+def test_a_file_is_whole_valid_and_leaves_the_number_of_images_open(trained, name):
     path = file(trained, name)
     model = onnx.load(str(path), load_external_data=False)
     onnx.checker.check_model(model, full_check=True)
@@ -126,8 +126,8 @@ def small_net() -> nn.Module:
 
 def test_a_file_that_computes_something_else_is_refused(tmp_path, monkeypatch):
     net = small_net()
-    pictures = PICTURES[:3, :, :8, :8]
-    net(pictures)
+    images = IMAGES[:3, :, :8, :8]
+    net(images)
 
     def change(path: Path) -> None:
         model = onnx.load(str(path))
@@ -137,7 +137,7 @@ def test_a_file_that_computes_something_else_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(onnx, "_strip", change)
     with pytest.raises(TrainingError, match="differs from torch"):
-        export_onnx(net, tmp_path / "x.onnx", pictures, input_name="x", output_name="y")
+        export_onnx(net, tmp_path / "x.onnx", images, input_name="x", output_name="y")
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_of_ours(tmp_path):
@@ -167,10 +167,10 @@ def test_what_is_rounded_may_fall_to_either_side_of_an_edge_but_rarely_and_by_on
 def test_weights_in_half_precision_are_half_the_size_and_the_file_computes_with_them(tmp_path, trained):
     task = ClassifierTask(build_classifier("vgg7", 4), Normalize((0.5,) * 3, (0.25,) * 3)).eval()
     options = {"name": "x", "labels": ("a", "b", "c", "d"), "preprocessing": trained[0].preprocessing}
-    whole = write_classifier_bundle(tmp_path / "whole", task, PICTURES, recipe={"architecture": "vgg7"}, **options)
+    whole = write_classifier_bundle(tmp_path / "whole", task, IMAGES, recipe={"architecture": "vgg7"}, **options)
     before = {name: value.clone() for name, value in task.net.state_dict().items()}
     recipe = {"kind": "classifier", "architecture": "vgg7"}
-    halved = write_classifier_bundle(tmp_path / "half", task, PICTURES, recipe=recipe, half=True, **options)
+    halved = write_classifier_bundle(tmp_path / "half", task, IMAGES, recipe=recipe, half=True, **options)
     large, small = (bundle.file("weights.safetensors").stat().st_size for bundle in (whole, halved))
     assert small < 0.51 * large
     net = load_classifier(halved.path).net
@@ -179,8 +179,8 @@ def test_weights_in_half_precision_are_half_the_size_and_the_file_computes_with_
         torch.testing.assert_close(value, before[name], rtol=1e-3, atol=1e-7)
     assert any(not torch.equal(value, before[name]) for name, value in net.state_dict().items())
     with torch.no_grad():
-        expected = net(task.normalize(PICTURES)).numpy()
-    assert_same(run(halved.file("model.onnx"), task.normalize(PICTURES).numpy()), expected)
+        expected = net(task.normalize(IMAGES)).numpy()
+    assert_same(run(halved.file("model.onnx"), task.normalize(IMAGES).numpy()), expected)
 
 
 def test_weights_beyond_half_precision_are_refused():

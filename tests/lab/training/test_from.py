@@ -19,21 +19,21 @@ from synthetic import save_folder
 
 def recipe(kind: str, folder: Path, **changes: Any) -> Any:
     training = {"epochs": 2, "batch_size": 4, "schedule": "constant", **changes.pop("training", {})}
-    sketch = {"held_out_pictures": 4, "code_bits": 3} if kind == "sketch" else {}
+    sketch = {"held_out_images": 4, "code_bits": 3} if kind == "sketch" else {}
     given = {"kind": kind, "name": kind, "data": {"source": str(folder)}, "training": training, **sketch, **changes}
     return parse_recipe(given)
 
 
 @pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory, own_caches: Path, picture_folder: Path) -> Bundle:
+def other(tmp_path_factory: pytest.TempPathFactory, own_caches: Path, image_folder: Path) -> Bundle:
     """The next version of the classifier."""
-    plan = recipe("classifier", picture_folder, architecture="vgg7", training={"seed": 5})
+    plan = recipe("classifier", image_folder, architecture="vgg7", training={"seed": 5})
     return train(plan, tmp_path_factory.mktemp("next"), accelerator="cpu")
 
 
 @pytest.fixture(scope="module")
-def sketch(tmp_path_factory: pytest.TempPathFactory, trained: Any, picture_folder: Path) -> Bundle:
-    plan = recipe("sketch", picture_folder, classifier=str(trained[0].path))
+def sketch(tmp_path_factory: pytest.TempPathFactory, trained: Any, image_folder: Path) -> Bundle:
+    plan = recipe("sketch", image_folder, classifier=str(trained[0].path))
     return train(plan, tmp_path_factory.mktemp("sketch"), accelerator="cpu")
 
 
@@ -42,9 +42,9 @@ def weights(bundle: Bundle) -> dict[str, torch.Tensor]:
 
 
 def test_a_sketch_keeps_how_it_looks_and_learns_what_it_draws(
-    sketch: Bundle, other: Bundle, picture_folder: Path, tmp_path: Path
+    sketch: Bundle, other: Bundle, image_folder: Path, tmp_path: Path
 ) -> None:
-    plan = recipe("sketch", picture_folder, classifier=str(other.path))
+    plan = recipe("sketch", image_folder, classifier=str(other.path))
     adapted = train(plan, tmp_path / "run", accelerator="cpu", start=sketch)
     assert adapted.classifier_fingerprint == other.classifier_fingerprint
     assert adapted.figures["accuracy_device"] == sketch.figures["accuracy_device"]
@@ -60,18 +60,18 @@ def test_a_sketch_keeps_how_it_looks_and_learns_what_it_draws(
     assert adapted.code_fingerprint == sketch.code_fingerprint is not None
 
 
-def test_all_of_it_can_be_learned_on(sketch: Bundle, other: Bundle, picture_folder: Path, tmp_path: Path) -> None:
-    plan = recipe("sketch", picture_folder, classifier=str(other.path), learn="all")
+def test_all_of_it_can_be_learned_on(sketch: Bundle, other: Bundle, image_folder: Path, tmp_path: Path) -> None:
+    plan = recipe("sketch", image_folder, classifier=str(other.path), learn="all")
     adapted = train(plan, tmp_path / "run", accelerator="cpu", start=sketch)
     assert not torch.equal(weights(sketch)["trunk.head.weight"], weights(adapted)["trunk.head.weight"])
     assert adapted.code_fingerprint != sketch.code_fingerprint
 
 
 def test_an_obfuscator_begins_where_the_other_ended(
-    trained: Any, other: Bundle, picture_folder: Path, tmp_path: Path
+    trained: Any, other: Bundle, image_folder: Path, tmp_path: Path
 ) -> None:
     still = recipe(
-        "obfuscator", picture_folder, classifier=str(other.path), training={"epochs": 1, "learning_rate": 1e-12}
+        "obfuscator", image_folder, classifier=str(other.path), training={"epochs": 1, "learning_rate": 1e-12}
     )
     adapted = train(still, tmp_path / "run", accelerator="cpu", start=trained[1])
     before, after = weights(trained[1]), weights(adapted)
@@ -80,45 +80,43 @@ def test_an_obfuscator_begins_where_the_other_ended(
             assert torch.allclose(value, after[name], atol=1e-6), name
 
 
-def test_what_does_not_fit_is_refused(
-    sketch: Bundle, trained: Any, other: Bundle, picture_folder: Path, tmp_path: Path
-):
+def test_what_does_not_fit_is_refused(sketch: Bundle, trained: Any, other: Bundle, image_folder: Path, tmp_path: Path):
     for_other = {"classifier": str(other.path)}
     with pytest.raises(RecipeError, match="'sketch'"):
-        train(recipe("obfuscator", picture_folder, **for_other), tmp_path / "a", accelerator="cpu", start=sketch)
+        train(recipe("obfuscator", image_folder, **for_other), tmp_path / "a", accelerator="cpu", start=sketch)
     with pytest.raises(RecipeError, match="code_bits"):
-        plan = recipe("sketch", picture_folder, **for_other).model_copy(update={"code_bits": 5})
+        plan = recipe("sketch", image_folder, **for_other).model_copy(update={"code_bits": 5})
         train(plan, tmp_path / "b", accelerator="cpu", start=sketch)
     with pytest.raises(RecipeError, match="classes"):
         strange = replace(sketch, labels=("w", "x", "y", "z"))
-        train(recipe("sketch", picture_folder, **for_other), tmp_path / "c", accelerator="cpu", start=strange)
+        train(recipe("sketch", image_folder, **for_other), tmp_path / "c", accelerator="cpu", start=strange)
     with pytest.raises(RecipeError, match="--from"):
-        train(recipe("sketch", picture_folder, learn="drawing", **for_other), tmp_path / "d", accelerator="cpu")
+        train(recipe("sketch", image_folder, learn="drawing", **for_other), tmp_path / "d", accelerator="cpu")
     with pytest.raises(RecipeError, match="from nothing"):
-        plan = recipe("classifier", picture_folder, architecture="vgg7")
+        plan = recipe("classifier", image_folder, architecture="vgg7")
         train(plan, tmp_path / "e", accelerator="cpu", start=sketch)
 
 
 def test_a_run_goes_on_only_from_the_same_start(
-    sketch: Bundle, other: Bundle, picture_folder: Path, tmp_path: Path
+    sketch: Bundle, other: Bundle, image_folder: Path, tmp_path: Path
 ) -> None:
-    plan = recipe("sketch", picture_folder, classifier=str(other.path))
+    plan = recipe("sketch", image_folder, classifier=str(other.path))
     train(plan, tmp_path / "run", accelerator="cpu", start=sketch)
     again = train(plan, tmp_path / "run", accelerator="cpu", start=sketch, resume=True)
-    assert again.figures["test_pictures"] == 8
+    assert again.figures["test_images"] == 8
     changed = replace(sketch, files={**sketch.files, OBFUSCATOR_WEIGHTS: "0" * 64})
     with pytest.raises(TrainingError, match="another recipe"):
         train(plan, tmp_path / "run", accelerator="cpu", start=changed, resume=True)
 
 
 def test_further_classifiers_must_know_the_same_classes(
-    trained: Any, other: Bundle, picture_folder: Path, tmp_path: Path
+    trained: Any, other: Bundle, image_folder: Path, tmp_path: Path
 ) -> None:
     folder = save_folder(tmp_path / "three", names=("apple", "banana", "cherry", "elder"))
     stranger = train(recipe("classifier", folder, architecture="vgg7"), tmp_path / "stranger", accelerator="cpu")
-    plan = recipe("sketch", picture_folder, classifier=str(other.path), transfer={"also": [str(trained[0].path)]})
+    plan = recipe("sketch", image_folder, classifier=str(other.path), transfer={"also": [str(trained[0].path)]})
     both = train(plan, tmp_path / "run", accelerator="cpu")
     assert [net["name"] for net in both.provenance["trained_for"]] == ["classifier", "small"]
-    plan = recipe("sketch", picture_folder, classifier=str(other.path), transfer={"also": [str(stranger.path)]})
+    plan = recipe("sketch", image_folder, classifier=str(other.path), transfer={"also": [str(stranger.path)]})
     with pytest.raises(RecipeError, match=r"transfer\.also"):
         train(plan, tmp_path / "other", accelerator="cpu")

@@ -44,7 +44,7 @@ def test_answers_that_are_nearly_certain_are_told_apart_as_the_device_does():
     assert sends(logits, choose_threshold(logits, 0.15)).mean() == pytest.approx(0.15)
 
 
-def test_pictures_as_sure_as_the_threshold_stay():
+def test_images_as_sure_as_the_threshold_stay():
     logits = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     assert sends(logits, choose_threshold(logits, 0.5)).tolist() == [True, False, False, False]
 

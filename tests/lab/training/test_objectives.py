@@ -58,15 +58,15 @@ def test_at_a_high_temperature_distillation_matches_logits():
 
 
 def test_the_reconstruction_loss_is_the_mean_squared_error_per_number():
-    restored, images = random(3, 3, 4, 4), random(3, 3, 4, 4, seed=1)
-    expected = np.mean((restored.double().numpy() - images.double().numpy()) ** 2)
-    assert float(reconstruction_loss(restored, images)) == pytest.approx(expected, rel=1e-6)
+    reconstructed, images = random(3, 3, 4, 4), random(3, 3, 4, 4, seed=1)
+    expected = np.mean((reconstructed.double().numpy() - images.double().numpy()) ** 2)
+    assert float(reconstruction_loss(reconstructed, images)) == pytest.approx(expected, rel=1e-6)
     assert float(reconstruction_loss(images, images)) == 0
 
 
 def test_half_precision_is_reduced_in_single_precision():
-    restored, images = torch.full((1, 3, 64, 64), 300.0, dtype=torch.float16), torch.zeros(1, 3, 64, 64)
-    assert float(reconstruction_loss(restored, images)) == 90_000  # beyond float16's 65,504
+    reconstructed, images = torch.full((1, 3, 64, 64), 300.0, dtype=torch.float16), torch.zeros(1, 3, 64, 64)
+    assert float(reconstruction_loss(reconstructed, images)) == 90_000  # beyond float16's 65,504
     assert classification_loss(random(2, 4).bfloat16(), torch.tensor([0, 1])).dtype == torch.float32
     assert distillation_loss(random(2, 4).bfloat16(), random(2, 4).bfloat16(), temperature=4.0).dtype == torch.float32
 
@@ -90,7 +90,7 @@ def test_features_that_agree_cost_nothing_and_features_of_zero_cost_one():
     assert float(feature_loss(7 * torch.zeros(2, 2), 100 * teacher)) == pytest.approx(1), "whatever their scale"
 
 
-def test_for_the_best_attacker_the_class_mean_loss_is_what_he_restores_beyond_the_label():
+def test_for_the_best_attacker_the_class_mean_loss_is_what_he_reconstructs_beyond_the_label():
     images, classes = torch.rand(24, 3, 4, 4, generator=torch.Generator().manual_seed(0)).double(), torch.arange(24) % 2
     code = torch.arange(24) % 6  # tells the class, and a little more
     by_class = torch.stack([images[classes == c].mean(dim=0) for c in range(2)])[classes]
@@ -109,7 +109,7 @@ def test_the_class_mean_loss_does_not_reward_a_negative():
     assert float(class_mean_loss(negative, means)) == pytest.approx(float(class_mean_loss(images, means)), rel=1e-5)
 
 
-def test_the_rate_is_the_divergence_from_a_standard_normal_in_nats_a_picture():
+def test_the_rate_is_the_divergence_from_a_standard_normal_in_nats_an_image():
     code, std = random(5, 3, 2, 2), torch.tensor([0.3, 1.0, 2.0]).view(3, 1, 1)
     expected = kl_divergence(Normal(code, std.expand_as(code)), Normal(0.0, 1.0)).sum(dim=(1, 2, 3)).mean()
     assert float(gaussian_rate(code, std)) == pytest.approx(float(expected), rel=1e-5)
@@ -125,7 +125,7 @@ def test_for_a_gaussian_code_the_rate_is_the_channels_capacity():
     assert float(gaussian_rate(code[:, None], torch.tensor(noise))) == pytest.approx(capacity, rel=1e-3)
 
 
-def test_the_mixtures_rate_is_the_divergence_from_each_pictures_component():
+def test_the_mixtures_rate_is_the_divergence_from_each_images_component():
     code, std = random(5, 3, 2, 2), torch.tensor([0.3, 1.0, 2.0]).view(3, 1, 1)
     means, variances = random(4, 3, 2, 2, seed=1), random(4, 3, 2, 2, seed=2).square()
     chosen = torch.tensor([0, 3, 3, 1, 2])

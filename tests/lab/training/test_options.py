@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sfumato.lab.models import RESTORERS, Deobfuscator, Normalize, Obfuscator, build_classifier
+from sfumato.lab.models import DECODERS, Deobfuscator, Normalize, Obfuscator, build_classifier
 from sfumato.lab.training.adversaries import Attackers
 from sfumato.lab.training.code_mixture import CodeMixture
 from sfumato.lab.training.tasks import ObfuscationTask, Utility
 
-PICTURES = torch.rand(4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.rand(4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 3])
 MEANS = torch.rand(4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 # A power of two: the losses are float32, where other factors would round.
@@ -35,7 +35,7 @@ def task(
 
 
 def several() -> nn.Module:
-    return Attackers(Deobfuscator(), RESTORERS["residual"](), RESTORERS["unet"]())
+    return Attackers(Deobfuscator(), DECODERS["residual"](), DECODERS["unet"]())
 
 
 def gradients(net: nn.Module) -> dict[str, torch.Tensor | None]:
@@ -50,22 +50,22 @@ def assert_gradients(net: nn.Module, loss: torch.Tensor, other: nn.Module) -> No
         assert torch.allclose(got.grad, wanted, rtol=0, atol=1e-5 * scale), name
 
 
-def logits(of: ObfuscationTask, pictures: torch.Tensor) -> torch.Tensor:
-    return of.classifier(of.normalize(pictures))
+def logits(of: ObfuscationTask, images: torch.Tensor) -> torch.Tensor:
+    return of.classifier(of.normalize(images))
 
 
 def test_with_a_class_mean_each_network_minimises_its_own():
     ours, apart = task(class_means=MEANS), task()
-    losses = ours(PICTURES, LABELS)
+    losses = ours(IMAGES, LABELS)
     losses["loss"].backward()
-    obfuscated = apart.obfuscator(PICTURES)
+    obfuscated = apart.obfuscator(IMAGES)
     beyond = (apart.deobfuscator(obfuscated) - MEANS[LABELS]).square().mean()
     assert float(losses["beyond_label"]) == pytest.approx(float(beyond.detach()), rel=1e-5)
     assert_gradients(
         ours.obfuscator, F.cross_entropy(logits(apart, obfuscated), LABELS) + WEIGHT * beyond, apart.obfuscator
     )
-    restored = apart.deobfuscator(apart.obfuscator(PICTURES).detach())
-    assert_gradients(ours.deobfuscator, (restored - PICTURES).square().mean(), apart.deobfuscator)
+    reconstructed = apart.deobfuscator(apart.obfuscator(IMAGES).detach())
+    assert_gradients(ours.deobfuscator, (reconstructed - IMAGES).square().mean(), apart.deobfuscator)
     assert all(p.requires_grad for p in ours.deobfuscator.parameters())
 
 
@@ -74,38 +74,38 @@ def test_the_obfuscator_faces_the_best_attacker_alone_and_all_of_them_learn(boun
     ours, apart = task(several, class_means=MEANS if bounded else None), task(several)
     for each in (ours, apart):
         each.deobfuscator.note(torch.tensor([0.3, 0.1, 0.2]))
-    losses = ours(PICTURES, LABELS)
+    losses = ours(IMAGES, LABELS)
     losses["loss"].backward()
     nets = apart.deobfuscator.nets
-    obfuscated = apart.obfuscator(PICTURES)
-    restored = nets[1](obfuscated)
-    against = (restored - MEANS[LABELS]).square().mean() if bounded else -(restored - PICTURES).square().mean()
+    obfuscated = apart.obfuscator(IMAGES)
+    reconstructed = nets[1](obfuscated)
+    against = (reconstructed - MEANS[LABELS]).square().mean() if bounded else -(reconstructed - IMAGES).square().mean()
     assert_gradients(
         ours.obfuscator, F.cross_entropy(logits(apart, obfuscated), LABELS) + WEIGHT * against, apart.obfuscator
     )
     for own, net in zip(ours.deobfuscator.nets, nets, strict=True):
-        assert_gradients(own, (net(obfuscated.detach()) - PICTURES).square().mean(), net)
-    errors = [float((net(obfuscated.detach()) - PICTURES).square().mean().detach()) for net in nets]
+        assert_gradients(own, (net(obfuscated.detach()) - IMAGES).square().mean(), net)
+    errors = [float((net(obfuscated.detach()) - IMAGES).square().mean().detach()) for net in nets]
     assert float(losses["reconstruction"]) == pytest.approx(errors[1], rel=1e-5)
     assert [float(losses[f"attacker_{i}"]) for i in range(3)] == pytest.approx(errors, rel=1e-5)
     expected = [0.95 * old + 0.05 * new for old, new in zip((0.3, 0.1, 0.2), errors, strict=True)]
     assert ours.deobfuscator.errors.tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def test_looking_at_pictures_changes_no_running_figure():
+def test_looking_at_images_changes_no_running_figure():
     ours = task(several, noisy=True, entropy_weight=1.0, mixture=CodeMixture(4, (128, 2, 2))).eval()
     before = copy.deepcopy(ours.state_dict())
     with torch.no_grad():
-        ours(PICTURES, LABELS)
+        ours(IMAGES, LABELS)
     assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())
 
 
 def test_the_utilitys_parts_get_their_shares():
     shares = Utility(teacher_weight=0.25, feature_weight=0.5, temperature=2.0)
     ours = task(lambda: None, privacy_weight=0.0, utility=shares)
-    losses = ours(PICTURES, LABELS)
-    obfuscated = ours.obfuscator(PICTURES)
-    own, plain = (ours.normalize(pictures) for pictures in (obfuscated, PICTURES))
+    losses = ours(IMAGES, LABELS)
+    obfuscated = ours.obfuscator(IMAGES)
+    own, plain = (ours.normalize(images) for images in (obfuscated, IMAGES))
     teacher = (ours.classifier(plain) / 2).softmax(dim=1)
     divergence = (teacher * (teacher.log() - (ours.classifier(own) / 2).log_softmax(dim=1))).sum(dim=1).mean()
     features = ours.classifier.features(plain)
@@ -120,7 +120,7 @@ def test_the_utilitys_parts_get_their_shares():
 @pytest.mark.parametrize("utility", [Utility(teacher_weight=1.0), Utility(0.3, 0.7), Utility(feature_weight=1.0)])
 def test_labels_without_a_share_are_not_looked_at(utility):
     ours = task(utility=utility)
-    losses = ours(PICTURES, torch.full((4,), -1))
+    losses = ours(IMAGES, torch.full((4,), -1))
     losses["loss"].backward()
     assert "classification" not in losses
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in ours.obfuscator.parameters())
@@ -132,8 +132,8 @@ def test_what_the_code_tells_is_charged_by_its_weight():
     ours = task(lambda: None, noisy=True, privacy_weight=0.0, rate_weight=0.5, entropy_weight=2.0, mixture=mixture)
     means = mixture.means.clone()
     torch.manual_seed(3)
-    losses = ours(PICTURES, LABELS)
-    code, variance = ours.obfuscator.encode(PICTURES), ours.obfuscator.noise.std.square()
+    losses = ours(IMAGES, LABELS)
+    code, variance = ours.obfuscator.encode(IMAGES), ours.obfuscator.noise.std.square()
     rate = 0.5 * (code.square() + variance - 1 - variance.log()).sum(dim=(1, 2, 3)).mean()
     prior = 1 + variance
     each = 0.5 * ((prior / variance).log() + (variance + (code - means[LABELS]).square()) / prior - 1)
@@ -152,7 +152,7 @@ def test_the_rate_falls_when_it_alone_counts():
     optimizer = torch.optim.Adam(ours.obfuscator.parameters(), lr=0.05)
     rates = []
     for _ in range(30):
-        losses = ours(PICTURES.float(), LABELS)
+        losses = ours(IMAGES.float(), LABELS)
         rates.append(float(losses["rate"]))
         optimizer.zero_grad()
         losses["loss"].backward()
@@ -161,4 +161,4 @@ def test_the_rate_falls_when_it_alone_counts():
 
 
 def test_without_attackers_the_panel_has_two_rows():
-    assert task(lambda: None, privacy_weight=0.0).float().panel(PICTURES.float()).shape == (2, 4, 3, 16, 16)
+    assert task(lambda: None, privacy_weight=0.0).float().panel(IMAGES.float()).shape == (2, 4, 3, 16, 16)

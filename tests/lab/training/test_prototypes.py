@@ -22,7 +22,7 @@ from synthetic import save_folder
 
 
 class Brightness(nn.Module):
-    """Surer of the second class the brighter a picture is, and of the first the darker."""
+    """Surer of the second class the brighter an image is, and of the first the darker."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
@@ -37,23 +37,23 @@ def greys(*values: int) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
 
 
-def test_each_answer_gets_the_picture_that_its_classifiers_are_surest_of() -> None:
-    photographs, pictures = Photographs(2, 4, 4), greys(100, 20, 200, 250, 60)
-    scores = log_probabilities_of(pictures, [Brightness(3.0), Brightness(5.0)])
-    light = pictures.float().mean(dim=(1, 2, 3)) / 255 - 0.5
+def test_each_answer_gets_the_image_that_its_classifiers_are_surest_of() -> None:
+    photographs, images = Photographs(2, 4, 4), greys(100, 20, 200, 250, 60)
+    scores = log_probabilities_of(images, [Brightness(3.0), Brightness(5.0)])
+    light = images.float().mean(dim=(1, 2, 3)) / 255 - 0.5
     wanted = torch.stack([torch.sigmoid(-2 * s * light).log() for s in (3.0, 5.0)]).mean(dim=0)
     assert torch.allclose(scores[:, 0], wanted, atol=1e-6)
-    put_in(photographs, pictures, scores, ("dark", "light"))
-    assert photographs.pictures[:, 0, 0, 0].tolist() == [20, 250]
+    put_in(photographs, images, scores, ("dark", "light"))
+    assert photographs.images[:, 0, 0, 0].tolist() == [20, 250]
     code = torch.tensor([[0.0, 1.0, -1.0], [1.0, 0.0, 1.0]])
     assert torch.equal(photographs(code), greys(250, 20).float() / 255)  # the learned bit changes nothing
 
 
-def test_a_class_that_no_picture_is_taken_for_is_named(caplog: pytest.LogCaptureFixture) -> None:
-    photographs, pictures = Photographs(2, 4, 4), greys(250, 200)
-    put_in(photographs, pictures, log_probabilities_of(pictures, [Brightness(1.0)]), ("dark", "light"))
+def test_a_class_that_no_image_is_taken_for_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    photographs, images = Photographs(2, 4, 4), greys(250, 200)
+    put_in(photographs, images, log_probabilities_of(images, [Brightness(1.0)]), ("dark", "light"))
     assert "'dark'" in caplog.text
-    assert photographs.pictures[:, 0, 0, 0].tolist() == [200, 250]  # the darker one stands for it
+    assert photographs.images[:, 0, 0, 0].tolist() == [200, 250]  # the darker one stands for it
 
 
 def test_too_many_photographs_for_a_device_are_refused() -> None:
@@ -65,13 +65,13 @@ def test_too_many_photographs_for_a_device_are_refused() -> None:
 def test_they_take_the_place_of_what_a_bundle_draws_without_training(
     trained: tuple[Bundle, Bundle], tmp_path: Path
 ) -> None:
-    source = save_folder(tmp_path / "pictures", train=96, test=8)
+    source = save_folder(tmp_path / "images", train=96, test=8)
     given = {
         "kind": "sketch",
         "name": "x",
         "classifier": str(trained[0].path),
         "code_bits": 3,
-        "held_out_pictures": 16,
+        "held_out_images": 16,
         "data": {"source": str(source)},
         "training": {"epochs": 2, "batch_size": 4, "schedule": "constant"},
     }
@@ -81,8 +81,8 @@ def test_they_take_the_place_of_what_a_bundle_draws_without_training(
     assert bundle.provenance["epochs"] == 0
     assert bundle.code_fingerprint == learned.code_fingerprint
     images = load_images(str(source), "train")
-    pictures = images.images[:32].numpy().astype(np.float32) / 255
-    outputs = OnnxFunction(bundle.file(OBFUSCATOR_ONNX)).all(pictures)
+    batch = images.images[:32].numpy().astype(np.float32) / 255
+    outputs = OnnxFunction(bundle.file(OBFUSCATOR_ONNX)).all(batch)
     sent = np.round(bundle.preprocessing.denormalize(outputs[0]) * 255).astype(np.uint8)
     answers, known = outputs[1].argmax(axis=1), {row.numpy().tobytes() for row in images.images}
     assert all(row.tobytes() in known for row in sent)  # photographs of the training set, to the last bit

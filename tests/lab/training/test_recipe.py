@@ -163,9 +163,9 @@ def test_a_recipe_does_not_change_once_it_is_read(recipe):
     [
         (["data.zoom=0.3", "data.crop_padding=2"], "'data': zoom and crop_padding are two ways to crop"),
         (["data.zoom=0"], "'data.zoom'"),
-        (["data.stream=true", "data.source=x", "data.test_pictures=9"], "'data': stream needs size"),
-        (["data.stream=true", "data.source=x", "data.size=[8, 8]"], "'data': stream needs test_pictures"),
-        (["data.stream=true", "data.size=[8, 8]", "data.test_pictures=9"], "cifar10 fits the memory"),
+        (["data.stream=true", "data.source=x", "data.test_images=9"], "'data': stream needs size"),
+        (["data.stream=true", "data.source=x", "data.size=[8, 8]"], "'data': stream needs test_images"),
+        (["data.stream=true", "data.size=[8, 8]", "data.test_images=9"], "cifar10 fits the memory"),
     ],
 )
 def test_what_does_not_go_together_in_the_data_is_refused(recipe, changes, complaint):

@@ -1,4 +1,4 @@
-"""From a recipe to a bundle, with few pictures and few epochs."""
+"""From a recipe to a bundle, with few images and few epochs."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ def recipe(kind: str = "classifier", *, data: dict[str, Any] | None = None, **ch
 
 @pytest.fixture
 def in_memory(monkeypatch):
-    """Training on pictures that need no disk, and without writing a bundle: `train` returns the task."""
+    """Training on images that need no disk, and without writing a bundle: `train` returns the task."""
     sets = {"train": image_set(14, size=(8, 8)), "test": image_set(4, size=(8, 8), seed=1)}
     monkeypatch.setattr(context, "load_images", lambda _source, split, **_: sets[split])
     monkeypatch.setattr(run, "_finish", lambda _recipe, made, *_, **__: made.task)
@@ -51,7 +51,7 @@ def same(a: Any, b: Any) -> bool:
     return all(torch.equal(value, weights(b)[name]) for name, value in weights(a).items())
 
 
-def test_from_pictures_to_a_device_that_obfuscates(trained, picture_folder):
+def test_from_images_to_a_device_that_obfuscates(trained, image_folder):
     classifier, obfuscator = (Bundle.load(bundle.path) for bundle in trained)
     assert (classifier.kind, obfuscator.kind) == ("classifier", "obfuscator")
     assert classifier.labels == obfuscator.labels == CLASSES
@@ -59,27 +59,27 @@ def test_from_pictures_to_a_device_that_obfuscates(trained, picture_folder):
     assert obfuscator.name == classifier.name == "small"
     assert obfuscator.preprocessing == classifier.preprocessing
     device = Obfuscator(obfuscator.path)
-    (picture,) = pixels(1, seed=9)
-    hidden = device.obfuscate(picture).tensor
+    (image,) = pixels(1, seed=9)
+    hidden = device.obfuscate(image).tensor
     assert hidden.shape == (3, 32, 32) and np.isfinite(hidden).all()
-    assert len({device.obfuscate(file).tensor.tobytes() for file in (picture_folder / "test").rglob("*.png")}) == 8
+    assert len({device.obfuscate(file).tensor.tobytes() for file in (image_folder / "test").rglob("*.png")}) == 8
 
 
-def test_a_bundle_tells_where_it_comes_from(trained, picture_folder):
+def test_a_bundle_tells_where_it_comes_from(trained, image_folder):
     for bundle, kind in zip(trained, ("classifier", "obfuscator"), strict=True):
         facts = bundle.provenance
         assert (facts["epochs"], facts["seed"], facts["processes"], facts["accelerator"]) == (8, 0, 1, "cpu")
-        assert (facts["train_pictures"], facts["test_pictures"], facts["data"]) == (16, 8, str(picture_folder))
+        assert (facts["train_images"], facts["test_images"], facts["data"]) == (16, 8, str(image_folder))
         assert facts["libraries"]["torch"] == torch.__version__
         assert facts["sfumato"] == sfumato.__version__
         assert bundle.recipe["kind"] == kind
         assert parse_recipe(bundle.recipe).training.epochs == 8
-        assert bundle.figures["test_pictures"] == 8
+        assert bundle.figures["test_images"] == 8
         assert json.loads((bundle.path / "bundle.json").read_text())["figures"] == bundle.figures
 
 
-def test_pictures_are_normalised_with_their_own_mean_and_deviation(trained, picture_folder):
-    values = load_images(str(picture_folder), "train").images.numpy() / 255
+def test_images_are_normalised_with_their_own_mean_and_deviation(trained, image_folder):
+    values = load_images(str(image_folder), "train").images.numpy() / 255
     assert trained[0].preprocessing.mean == pytest.approx(values.mean(axis=(0, 2, 3)), abs=1e-5)
     assert trained[0].preprocessing.std == pytest.approx(values.std(axis=(0, 2, 3)), abs=1e-4)
 
@@ -91,7 +91,7 @@ def test_a_run_can_be_watched_in_tensorboard(trained):
     logs.Reload()
     names = logs.Tags()
     assert {"train/loss", "train/reconstruction", "test/accuracy", "learning_rate"} <= set(names["scalars"])
-    assert names["images"] == ["original, obfuscated, restored"]
+    assert names["images"] == ["original, obfuscated, reconstructed"]
 
 
 def test_the_same_seed_gives_the_same_network(in_memory, tmp_path):
@@ -152,9 +152,9 @@ def test_a_run_that_began_before_a_recipe_could_say_more_goes_on(trained):
     assert run._identifying(other)["output"] == {"format": "8-bit"}
 
 
-def test_snapshots_hold_the_networks_as_they_were(in_memory, tmp_path, monkeypatch, trained, picture_folder):
+def test_snapshots_hold_the_networks_as_they_were(in_memory, tmp_path, monkeypatch, trained, image_folder):
     monkeypatch.setattr(context, "load_images", load_images)
-    given = recipe("obfuscator", classifier=str(trained[0].path), data={"source": str(picture_folder)}, epochs=3)
+    given = recipe("obfuscator", classifier=str(trained[0].path), data={"source": str(image_folder)}, epochs=3)
     task = train(given.model_copy(update={"snapshots_every": 1}), tmp_path, accelerator="cpu")
     kept = [load_file(Run(tmp_path).snapshot(epoch) / OBFUSCATOR_WEIGHTS) for epoch in (1, 2, 3)]
     last = task.obfuscator.state_dict()
@@ -183,7 +183,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten_by_accident(in_memory, tmp
     assert not same(train(recipe(seed=2), tmp_path, accelerator="cpu", overwrite=True), first)
 
 
-def test_other_pictures_are_another_run(in_memory, tmp_path):
+def test_other_images_are_another_run(in_memory, tmp_path):
     train(recipe(), tmp_path, accelerator="cpu")
     in_memory["train"] = image_set(14, size=(8, 8), seed=5)
     with pytest.raises(TrainingError, match="another recipe"):
@@ -219,20 +219,20 @@ def test_splits_that_do_not_belong_together_are_refused(in_memory, tmp_path):
         train(recipe(), tmp_path, accelerator="cpu")
 
 
-def test_fewer_pictures_can_be_asked_for(in_memory, tmp_path):
+def test_fewer_images_can_be_asked_for(in_memory, tmp_path):
     with pytest.raises(TrainingError, match="batch_size 4 does not fit 3"):
-        train(recipe(data={"train_pictures": 3}), tmp_path, accelerator="cpu")
+        train(recipe(data={"train_images": 3}), tmp_path, accelerator="cpu")
 
 
-def test_pictures_of_another_size_than_the_classifiers_are_refused(in_memory, tmp_path, trained):
+def test_images_of_another_size_than_the_classifiers_are_refused(in_memory, tmp_path, trained):
     with pytest.raises(RecipeError, match=r"\(8, 8\).*takes \(32, 32\)"):
         train(recipe("obfuscator", classifier=str(trained[0].path)), tmp_path, accelerator="cpu")
 
 
-def test_pictures_of_other_classes_are_refused(in_memory, tmp_path, trained):
+def test_images_of_other_classes_are_refused(in_memory, tmp_path, trained):
     for split in in_memory:
-        pictures = image_set(8)
-        in_memory[split] = type(pictures)(pictures.images, pictures.labels % 3, ("x", "y", "date"), "three", "hash")
+        images = image_set(8)
+        in_memory[split] = type(images)(images.images, images.labels % 3, ("x", "y", "date"), "three", "hash")
     with pytest.raises(DataError, match="2 of its 3 classes are not"):
         train(recipe("obfuscator", classifier=str(trained[0].path)), tmp_path, accelerator="cpu")
 
@@ -242,14 +242,14 @@ def taught_by(path: Path, **changes: Any):
     return parse_recipe({**plain, "teacher": str(path), "teacher_weight": 0.25, "temperature": 2.0})
 
 
-def test_a_student_is_taught_by_the_bundles_classifier_as_it_wants_its_pictures(in_memory, tmp_path, trained):
+def test_a_student_is_taught_by_the_bundles_classifier_as_it_wants_its_images(in_memory, tmp_path, trained):
     in_memory.update(train=image_set(8), test=image_set(4, seed=1))
     task = train(taught_by(trained[0].path), tmp_path / "taught", accelerator="cpu")
     assert (task.teacher_weight, task.temperature) == (0.25, 2.0)
-    pictures = in_memory["test"].images.float() / 255
+    images = in_memory["test"].images.float() / 255
     session = onnxruntime.InferenceSession(str(trained[0].file("model.onnx")))
-    (expected,) = session.run(None, {"input": trained[0].preprocessing.normalize(pictures.numpy())})
-    assert np.allclose(task.teacher(pictures).numpy(), expected, atol=1e-4)
+    (expected,) = session.run(None, {"input": trained[0].preprocessing.normalize(images.numpy())})
+    assert np.allclose(task.teacher(images).numpy(), expected, atol=1e-4)
     alone = train(recipe(), tmp_path / "alone", accelerator="cpu")
     assert not same(task.net, alone.net)
 
@@ -265,7 +265,7 @@ def test_another_teacher_is_another_run(in_memory, tmp_path, trained):
         train(taught_by(teacher), tmp_path / "run", accelerator="cpu", resume=True)
 
 
-def test_a_teacher_for_other_pictures_is_refused(in_memory, tmp_path, trained):
+def test_a_teacher_for_other_images_is_refused(in_memory, tmp_path, trained):
     with pytest.raises(RecipeError, match=r"\(8, 8\).*takes \(32, 32\)"):
         train(taught_by(trained[0].path), tmp_path / "a", accelerator="cpu")
     with pytest.raises(BundleError, match="'classifier' is needed"):
@@ -289,7 +289,7 @@ def test_sizes_that_the_obfuscator_cannot_take_are_refused(in_memory, tmp_path, 
         train(recipe("obfuscator", classifier=str(folder)), tmp_path / "run", accelerator="cpu")
 
 
-# Runs `sfumato`, and notes which pictures each process trains on.
+# Runs `sfumato`, and notes which images each process trains on.
 SPY = """
 import hashlib, os
 from pathlib import Path
@@ -310,8 +310,8 @@ main()
 
 @pytest.mark.slow
 def test_two_processes_share_every_batch(tmp_path):
-    # 9 pictures to test: one process looks at two batches of them, the other at one.
-    folder = save_folder(tmp_path / "pictures", train=16, test=9)
+    # 9 images to test: one process looks at two batches of them, the other at one.
+    folder = save_folder(tmp_path / "images", train=16, test=9)
     (tmp_path / "spied").mkdir()
     (tmp_path / "spied" / "__main__.py").write_text(SPY)
     (tmp_path / "notes").mkdir()
@@ -354,19 +354,19 @@ def test_two_processes_share_every_batch(tmp_path):
     bundle = Bundle.load(tmp_path / "runs" / "shared" / "bundle")
     assert json.loads(line) == {"bundle": str(Run(Path("runs/shared")).bundle), "figures": bundle.figures}
     assert bundle.provenance["processes"] == 2
-    assert bundle.figures["test_pictures"] == 9
+    assert bundle.figures["test_images"] == 9
 
     files = (folder / "train").rglob("*.png")
     from PIL import Image
 
-    all_pictures = {hashlib.sha256(np.asarray(Image.open(f)).transpose(2, 0, 1).tobytes()).hexdigest() for f in files}
+    all_images = {hashlib.sha256(np.asarray(Image.open(f)).transpose(2, 0, 1).tobytes()).hexdigest() for f in files}
     notes = [(tmp_path / "notes" / rank).read_text().splitlines() for rank in "01"]
     steps_per_epoch = 16 // 4
     assert [len(steps) for steps in notes] == [2 * steps_per_epoch] * 2
     assert all(len(step.split()) == 2 for steps in notes for step in steps)
     for epoch in range(2):
         seen = [p for steps in notes for step in steps[epoch * 4 : epoch * 4 + 4] for p in step.split()]
-        assert sorted(seen) == sorted(all_pictures), "each picture once an epoch, in one process or the other"
+        assert sorted(seen) == sorted(all_images), "each image once an epoch, in one process or the other"
 
     # An obfuscator's bundle is measured by the first process alone, after the others have ended.
     command[-1] = "obfuscator.toml"
@@ -376,7 +376,7 @@ def test_two_processes_share_every_batch(tmp_path):
 
 
 def test_overwriting_leaves_nothing_of_the_run_before(tmp_path, monkeypatch):
-    folder = save_folder(tmp_path / "pictures", train=4, test=4)
+    folder = save_folder(tmp_path / "images", train=4, test=4)
     recipe = parse_recipe(
         {"kind": "classifier", "name": "x", "architecture": "resnet20", "data": {"source": str(folder)},
          "training": {"epochs": 1, "batch_size": 8}}
@@ -384,7 +384,7 @@ def test_overwriting_leaves_nothing_of_the_run_before(tmp_path, monkeypatch):
     run = Run(tmp_path / "run")
     run.folder.mkdir()
     run.checkpoint.write_bytes(b"of before")
-    with pytest.raises(TrainingError, match="does not fit"):  # 4 pictures are less than a batch
+    with pytest.raises(TrainingError, match="does not fit"):  # 4 images are less than a batch
         train(recipe, run.folder, overwrite=True)
     assert not run.checkpoint.exists()
     with pytest.raises(TrainingError, match="choose one"):
@@ -392,7 +392,7 @@ def test_overwriting_leaves_nothing_of_the_run_before(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def sketched(trained, own_caches, picture_folder, tmp_path_factory) -> Bundle:
+def sketched(trained, own_caches, image_folder, tmp_path_factory) -> Bundle:
     """The bundle of an obfuscator that draws a code of three bits."""
     given = {
         "kind": "sketch",
@@ -400,8 +400,8 @@ def sketched(trained, own_caches, picture_folder, tmp_path_factory) -> Bundle:
         "classifier": str(trained[0].path),
         "code_bits": 3,
         "offload_rate": 0.5,
-        "held_out_pictures": 4,
-        "data": {"source": str(picture_folder)},
+        "held_out_images": 4,
+        "data": {"source": str(image_folder)},
         "training": {"epochs": 4, "batch_size": 4, "schedule": "constant", "validate_every": 4},
     }
     return train(parse_recipe(given), tmp_path_factory.mktemp("sketch"), accelerator="cpu")
@@ -410,17 +410,17 @@ def sketched(trained, own_caches, picture_folder, tmp_path_factory) -> Bundle:
 def test_a_sketch_sends_codes_alone_and_knows_when_to_send(sketched, trained):
     bundle = Bundle.load(sketched.path)
     assert bundle.gate is not None
-    assert (bundle.gate.offload_rate, bundle.gate.pictures) == (0.5, 4)
+    assert (bundle.gate.offload_rate, bundle.gate.images) == (0.5, 4)
     assert 0.25 <= bundle.gate.threshold <= 1, "of four classes the likeliest has a quarter at least"
     assert (bundle.name, bundle.classifier_fingerprint) == (trained[0].name, trained[0].classifier_fingerprint)
-    assert bundle.provenance["train_pictures"] == 12, "what the gate was chosen on was not trained on"
-    pictures = pixels(40, seed=5).transpose(0, 3, 1, 2).astype(np.float32) / 255
-    travels, own, code = OnnxFunction(bundle.file(OBFUSCATOR_ONNX)).all(pictures)
-    assert travels.shape == (40, 3, 32, 32) and own.shape == (40, 4) and code.shape == (40, 1)
-    assert len({row.round(3).tobytes() for row in travels}) <= 2**3
-    np.testing.assert_allclose(OnnxFunction(bundle.file(DECODER_ONNX))(code), travels, atol=1e-5)
-    restored = OnnxFunction(bundle.file("deobfuscator.onnx"))(travels)
-    assert restored.shape == pictures.shape and restored.min() >= 0 and restored.max() <= 1
+    assert bundle.provenance["train_images"] == 12, "what the gate was chosen on was not trained on"
+    images = pixels(40, seed=5).transpose(0, 3, 1, 2).astype(np.float32) / 255
+    payload, own, code = OnnxFunction(bundle.file(OBFUSCATOR_ONNX)).all(images)
+    assert payload.shape == (40, 3, 32, 32) and own.shape == (40, 4) and code.shape == (40, 1)
+    assert len({row.round(3).tobytes() for row in payload}) <= 2**3
+    np.testing.assert_allclose(OnnxFunction(bundle.file(DECODER_ONNX))(code), payload, atol=1e-5)
+    reconstructed = OnnxFunction(bundle.file("deobfuscator.onnx"))(payload)
+    assert reconstructed.shape == images.shape and reconstructed.min() >= 0 and reconstructed.max() <= 1
 
 
 def test_a_sketch_can_be_audited_with_gradients_and_its_gate(sketched):
@@ -430,22 +430,22 @@ def test_a_sketch_can_be_audited_with_gradients_and_its_gate(sketched):
     assert target.gate.logits(torch.rand(5, 3, 32, 32)).shape == (5, 4)
 
 
-def test_a_code_that_cannot_say_the_answer_is_refused(trained, picture_folder, tmp_path):
+def test_a_code_that_cannot_say_the_answer_is_refused(trained, image_folder, tmp_path):
     given = {
         "kind": "sketch",
         "name": "x",
         "classifier": str(trained[0].path),
         "code_bits": 1,
-        "held_out_pictures": 4,
-        "data": {"source": str(picture_folder)},
+        "held_out_images": 4,
+        "data": {"source": str(image_folder)},
     }
     with pytest.raises(RecipeError, match="code_bits: to say one of 4 classes takes 2 bits, got 1"):
         train(parse_recipe(given), tmp_path, accelerator="cpu")
 
 
-def test_more_pictures_cannot_be_held_out_than_there_are(in_memory, tmp_path, trained):
+def test_more_images_cannot_be_held_out_than_there_are(in_memory, tmp_path, trained):
     given = parse_recipe(
-        {"kind": "sketch", "name": "x", "classifier": str(trained[0].path), "held_out_pictures": 14, "data": {}}
+        {"kind": "sketch", "name": "x", "classifier": str(trained[0].path), "held_out_images": 14, "data": {}}
     )
-    with pytest.raises(DataError, match="14 pictures cannot be held out of 14"):
+    with pytest.raises(DataError, match="14 images cannot be held out of 14"):
         train(given, tmp_path, accelerator="cpu")

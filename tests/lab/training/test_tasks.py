@@ -10,7 +10,7 @@ from sfumato.lab.training.objectives import classification_loss, distillation_lo
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-PICTURES = torch.rand(4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.rand(4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 3])
 
 
@@ -29,9 +29,9 @@ def two_passes(task: ObfuscationTask) -> None:
     mean, std = mean.float().double(), std.float().double()
 
     def losses() -> tuple[torch.Tensor, torch.Tensor]:
-        obfuscated = task.obfuscator(PICTURES)
+        obfuscated = task.obfuscator(IMAGES)
         logits = task.classifier((obfuscated - mean) / std)
-        return classification_loss(logits, LABELS), reconstruction_loss(task.deobfuscator(obfuscated), PICTURES)
+        return classification_loss(logits, LABELS), reconstruction_loss(task.deobfuscator(obfuscated), IMAGES)
 
     l_c, l_r = losses()
     for_obfuscator = torch.autograd.grad(l_c - task.privacy_weight * l_r, list(task.obfuscator.parameters()))
@@ -51,7 +51,7 @@ def test_one_pass_gives_the_update_of_the_papers_two(privacy_weight):
     adams = [torch.optim.Adam(net.parameters(), lr=1e-3) for net in (paper.obfuscator, paper.deobfuscator)]
     before = copy.deepcopy(ours.state_dict())
 
-    ours(PICTURES, LABELS)["loss"].backward()
+    ours(IMAGES, LABELS)["loss"].backward()
     two_passes(paper)
     expected = dict(paper.named_parameters())
     for name, parameter in ours.named_parameters():
@@ -73,7 +73,7 @@ def test_the_privacy_weight_changes_the_obfuscators_gradient_alone():
     gradients = []
     for weight in (0.0, 4.0):
         task = obfuscation_task(weight)
-        task(PICTURES, LABELS)["loss"].backward()
+        task(IMAGES, LABELS)["loss"].backward()
         gradients.append({name: p.grad for name, p in task.named_parameters() if p.requires_grad})
     without, with_ = gradients
     for name, gradient in without.items():
@@ -83,9 +83,9 @@ def test_the_privacy_weight_changes_the_obfuscators_gradient_alone():
 
 def test_without_a_weight_the_obfuscator_only_learns_to_be_classified():
     task = obfuscation_task(0.0)
-    task(PICTURES, LABELS)["loss"].backward()
+    task(IMAGES, LABELS)["loss"].backward()
     alone = obfuscation_task(0.0)
-    logits = alone.classifier(alone.normalize(alone.obfuscator(PICTURES)))
+    logits = alone.classifier(alone.normalize(alone.obfuscator(IMAGES)))
     F.cross_entropy(logits, LABELS).backward()
     for (name, got), wanted in zip(task.obfuscator.named_parameters(), alone.obfuscator.parameters(), strict=True):
         assert torch.allclose(got.grad, wanted.grad, rtol=0, atol=1e-5 * float(wanted.grad.abs().max())), name
@@ -97,7 +97,7 @@ def test_the_frozen_classifier_never_changes():
     optimizer = torch.optim.SGD(task.parameters(), lr=0.1, weight_decay=0.1)
     for _ in range(3):
         optimizer.zero_grad()
-        task.train()(PICTURES, LABELS)["loss"].backward()
+        task.train()(IMAGES, LABELS)["loss"].backward()
         optimizer.step()
     after = task.classifier.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
@@ -114,22 +114,22 @@ def test_only_the_trained_networks_enter_training_mode():
 def test_the_figures_for_people_carry_no_gradient_and_are_right():
     task = obfuscation_task(0.5)
     with torch.no_grad():
-        obfuscated = task.obfuscator(PICTURES)
+        obfuscated = task.obfuscator(IMAGES)
         logits = task.classifier(task.normalize(obfuscated))
-        restored = task.deobfuscator(obfuscated)
-    losses = task(PICTURES, LABELS)
+        reconstructed = task.deobfuscator(obfuscated)
+    losses = task(IMAGES, LABELS)
     assert [name for name, value in losses.items() if value.requires_grad] == ["loss"]
     assert float(losses["accuracy"]) == float((logits.argmax(1) == LABELS).double().mean())
-    assert float(losses["reconstruction"]) == pytest.approx(float(((restored - PICTURES) ** 2).mean()), rel=1e-5)
+    assert float(losses["reconstruction"]) == pytest.approx(float(((reconstructed - IMAGES) ** 2).mean()), rel=1e-5)
     assert float(losses["classification"]) == pytest.approx(float(F.cross_entropy(logits, LABELS)), rel=1e-5)
 
 
 def test_the_classifiers_task_normalises_and_classifies():
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4)).double()
     task = ClassifierTask(net, Normalize(MEAN, STD), label_smoothing=0.1).double()
-    inputs = torch.stack([(PICTURES[:, c] - MEAN[c]) / STD[c] for c in range(3)], dim=1)
+    inputs = torch.stack([(IMAGES[:, c] - MEAN[c]) / STD[c] for c in range(3)], dim=1)
     expected = F.cross_entropy(net(inputs), LABELS, label_smoothing=0.1)
-    assert float(task(PICTURES, LABELS)["loss"].detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert float(task(IMAGES, LABELS)["loss"].detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
 def distilling_task(**options: float) -> ClassifierTask:
@@ -142,10 +142,10 @@ def distilling_task(**options: float) -> ClassifierTask:
 @pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
 def test_the_teachers_answers_get_their_share_of_the_loss(weight):
     task = distilling_task(teacher_weight=weight, temperature=2.0, label_smoothing=0.1)
-    logits = task.net(task.normalize(PICTURES))
+    logits = task.net(task.normalize(IMAGES))
     hard = classification_loss(logits, LABELS, label_smoothing=0.1)
-    soft = distillation_loss(logits, task.teacher(PICTURES), temperature=2.0)
-    losses = task(PICTURES, LABELS)
+    soft = distillation_loss(logits, task.teacher(IMAGES), temperature=2.0)
+    losses = task(IMAGES, LABELS)
     assert float(losses["loss"].detach()) == pytest.approx(float(((1 - weight) * hard + weight * soft).detach()))
     assert float(losses["distillation"]) == pytest.approx(float(soft.detach()))
     assert [name for name, value in losses.items() if value.requires_grad] == ["loss"]
@@ -154,8 +154,8 @@ def test_the_teachers_answers_get_their_share_of_the_loss(weight):
 def test_without_a_teacher_the_labels_are_all_there_is():
     task = distilling_task()
     alone = ClassifierTask(task.net, task.normalize)
-    logits = task.net(task.normalize(PICTURES))
-    losses = alone(PICTURES, LABELS)
+    logits = task.net(task.normalize(IMAGES))
+    losses = alone(IMAGES, LABELS)
     assert losses.keys() == {"loss", "accuracy"}
     assert float(losses["loss"].detach()) == pytest.approx(float(F.cross_entropy(logits, LABELS).detach()), rel=1e-6)
 
@@ -166,7 +166,7 @@ def test_the_teacher_never_changes():
     optimizer = torch.optim.SGD(task.parameters(), lr=0.1, weight_decay=0.1)
     for _ in range(2):
         optimizer.zero_grad()
-        task.train()(PICTURES, LABELS)["loss"].backward()
+        task.train()(IMAGES, LABELS)["loss"].backward()
         optimizer.step()
     assert task.net.training and not any(module.training for module in task.teacher.modules())
     after = task.state_dict()
@@ -179,7 +179,7 @@ def test_a_student_learns_its_teachers_answers():
     optimizer = torch.optim.Adam(task.net.parameters(), lr=1e-2)
     losses = []
     for _ in range(8):
-        losses.append(task(PICTURES, LABELS)["loss"])
+        losses.append(task(IMAGES, LABELS)["loss"])
         optimizer.zero_grad()
         losses[-1].backward()
         optimizer.step()
@@ -187,11 +187,11 @@ def test_a_student_learns_its_teachers_answers():
 
 
 def test_the_panel_shows_three_rows_that_can_be_looked_at():
-    task = obfuscation_task().float()  # in training mode, as fresh running statistics would flatten the pictures
-    pictures = PICTURES.float()
-    panel = task.panel(pictures)
+    task = obfuscation_task().float()  # in training mode, as fresh running statistics would flatten the images
+    images = IMAGES.float()
+    panel = task.panel(images)
     assert panel.shape == (3, 4, 3, 16, 16)
-    assert torch.equal(panel[0], pictures)
+    assert torch.equal(panel[0], images)
     assert float(panel.min()) >= 0 and float(panel.max()) <= 1
     assert torch.allclose(panel[1].amax(dim=(1, 2, 3)), torch.ones(4))
 
@@ -204,7 +204,7 @@ def sketch_task() -> SketchTask:
 
 
 def test_a_sketch_is_asked_for_both_answers_by_label_and_teacher():
-    task, images = sketch_task().eval(), PICTURES.float()
+    task, images = sketch_task().eval(), IMAGES.float()
     losses = task(images, LABELS)
     with torch.no_grad():
         drawings, own = task.sketcher(images)
@@ -222,7 +222,7 @@ def test_a_sketch_is_asked_for_both_answers_by_label_and_teacher():
 def test_only_the_sketcher_learns_and_all_of_it():
     task = sketch_task()
     before = copy.deepcopy(task.classifier.state_dict())
-    task(PICTURES.float(), LABELS)["loss"].backward()
+    task(IMAGES.float(), LABELS)["loss"].backward()
     assert all(p.grad is not None and float(p.grad.abs().max()) > 0 for p in task.sketcher.parameters())
     assert all(p.grad is None for p in task.classifier.parameters())
     assert all(torch.equal(value, before[name]) for name, value in task.classifier.state_dict().items())
@@ -234,25 +234,25 @@ def test_a_share_of_each_batch_is_drawn_in_training_and_all_of_it_otherwise(monk
     monkeypatch.setattr(task.sketcher, "drawing", lambda code: drawn.append(len(code)) or drawing(code))
     for share in (1.0, 0.75, 0.1):
         task.drawn_share = share
-        assert {name: value.shape for name, value in task(PICTURES.float(), LABELS).items()}["loss"] == ()
-    task.eval()(PICTURES.float(), LABELS)
+        assert {name: value.shape for name, value in task(IMAGES.float(), LABELS).items()}["loss"] == ()
+    task.eval()(IMAGES.float(), LABELS)
     assert drawn == [4, 3, 2, 4]
 
 
 def test_the_trunk_is_trained_for_the_devices_answer_alone():
     task = sketch_task()
-    task(PICTURES.float(), LABELS)["loss"].backward()
+    task(IMAGES.float(), LABELS)["loss"].backward()
     first = next(task.sketcher.trunk.parameters())
     got = first.grad.clone()
     task.zero_grad()
-    own = task.sketcher.look(PICTURES.float())[1]
-    teacher = task.classifier(task.normalize(PICTURES.float())).detach()
+    own = task.sketcher.look(IMAGES.float())[1]
+    teacher = task.classifier(task.normalize(IMAGES.float())).detach()
     alone = 0.75 * classification_loss(own, LABELS) + 0.25 * distillation_loss(own, teacher, temperature=2.0)
     alone.backward()
     torch.testing.assert_close(got, first.grad)
 
 
-def test_a_sketchs_panel_shows_pictures_and_drawings():
+def test_a_sketchs_panel_shows_images_and_drawings():
     task = sketch_task().eval()
-    rows = task.panel(PICTURES.float())
-    assert torch.equal(rows[0], PICTURES.float()) and torch.equal(rows[1], task.sketcher(PICTURES.float())[0])
+    rows = task.panel(IMAGES.float())
+    assert torch.equal(rows[0], IMAGES.float()) and torch.equal(rows[1], task.sketcher(IMAGES.float())[0])

@@ -1,4 +1,4 @@
-"""What comes with sfumato: a classifier, two obfuscators for it, and a few real pictures to try them on."""
+"""What comes with sfumato: a classifier, two obfuscators for it, and a few real images to try them on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHEET_LABELS = _HERE / "cifar10-test-sheet.json"
 
 @dataclass(frozen=True)
 class Sample:
-    """A shipped picture.
+    """A shipped image.
 
     Attributes:
         name: such as "test-0007": its place in the CIFAR-10 test split.
@@ -49,7 +49,7 @@ def papers_obfuscator_bundle() -> Path:
 
 
 def samples() -> list[Sample]:
-    """The shipped pictures: the first ones of the CIFAR-10 test split, not chosen."""
+    """The shipped images: the first ones of the CIFAR-10 test split, not chosen."""
     with Image.open(SHEET) as sheet:
         pixels = np.asarray(sheet.convert("RGB"))
     labels = json.loads(SHEET_LABELS.read_text(encoding="utf-8"))["labels"]

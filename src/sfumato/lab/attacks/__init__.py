@@ -1,1 +1,1 @@
-"""Attackers who restore pictures: one small file each, behind one protocol."""
+"""Attackers who reconstruct images: one small file each, behind one protocol."""

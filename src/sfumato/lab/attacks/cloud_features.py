@@ -1,4 +1,4 @@
-"""What the operator of the cloud sees: what travels, and what the classifier makes of it."""
+"""What the operator of the cloud sees: the payload, and what the classifier makes of it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from sfumato.errors import AuditError
 
 
 class CloudView(nn.Module):
-    """Puts the classifier's last spatial features and its logits beside what travels, as further channels.
+    """Puts the classifier's last spatial features and its logits beside the payload, as further channels.
 
     Source: features of split classifiers as the attacker's input, He et al. 2019, section 3.
 
     Args:
-        classifier: what travels (N, C, H, W) float32 -> logits (N, classes).
+        classifier: the payload (N, C, H, W) float32 -> logits (N, classes).
         travelled: (N, C, H, W) float32, an example.
 
     Raises:
-        AuditError: the classifier does not take what travels.
+        AuditError: the classifier does not take the payload.
     """
 
     def __init__(self, classifier: nn.Module, travelled: Tensor) -> None:
@@ -37,7 +37,7 @@ class CloudView(nn.Module):
             with torch.no_grad():
                 classifier(travelled)
         except (RuntimeError, ValueError) as error:
-            raise AuditError(f"the classifier does not take what travels, {tuple(travelled.shape)}: {error}") from error
+            raise AuditError(f"the classifier does not take the payload, {tuple(travelled.shape)}: {error}") from error
         finally:
             for hook in hooks:
                 hook.remove()
@@ -49,7 +49,7 @@ class CloudView(nn.Module):
 
     @torch.no_grad()
     def forward(self, travelled: Tensor) -> Tensor:
-        """(N, C, H, W) float32 -> (N, C + features + classes, H, W) float32; what travels comes first."""
+        """(N, C, H, W) float32 -> (N, C + features + classes, H, W) float32; the payload comes first."""
         size = travelled.shape[-2:]
         logits = self.classifier(travelled)
         parts = [travelled, *([F.interpolate(self._features, size=size)] if self._features.numel() else [])]

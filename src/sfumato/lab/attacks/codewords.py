@@ -1,4 +1,4 @@
-"""The mean picture of every word: what there is to gain where few different things travel.
+"""The mean image of every word: what there is to gain where few different things travel.
 
 See `sfumato.lab.models.codewords`; against a code of few bits this is nearly the best attacker there can be, and
 against anything else it says so and is not run.
@@ -23,7 +23,7 @@ _BATCH = 250
 
 @dataclass(frozen=True)
 class Codewords:
-    """Looks up what travelled among what travelled for pictures that are known."""
+    """Looks up what travelled among what travelled for images that are known."""
 
     name: ClassVar[str] = "codeword means"
     threats: ClassVar[frozenset[Threat]] = frozenset(Threat) - {Threat.NO_PAIRS, Threat.CLOUD}
@@ -32,14 +32,14 @@ class Codewords:
     def prepare(self, knowledge: Knowledge, effort: Effort) -> Prepared:
         """See `Attacker`; every known pair is looked at once."""
         if knowledge.pairs is None:
-            raise AuditError("codeword means need pairs of pictures and what travels for them; none were given")
+            raise AuditError("codeword means need pairs of images and the payload for them; none were given")
         try:
             estimate, counts = codeword_means(_once(knowledge.pairs, effort))
         except AuditError as error:
             raise UnavailableError(str(error)) from error
         return Prepared(
-            restore=torch.no_grad()(estimate),
-            facts={"params": estimate.means.numel(), "pictures_seen": int(counts.sum())},
+            reconstruct=torch.no_grad()(estimate),
+            facts={"params": estimate.means.numel(), "images_seen": int(counts.sum())},
         )
 
 

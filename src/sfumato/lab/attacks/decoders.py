@@ -1,4 +1,4 @@
-"""Learned decoders: networks trained on pairs to turn what travels back into the picture."""
+"""Learned decoders: networks trained on pairs to turn the payload back into the image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sfumato.errors import AuditError
 from sfumato.lab.attacks.fit import fit_decoder, in_parts
 from sfumato.lab.attacks.linear import LinearEstimate, solve
 from sfumato.lab.attacks.losses import Adversarial, SquaredError, Structure
-from sfumato.lab.attacks.protocol import Effort, Prepared, Restore
+from sfumato.lab.attacks.protocol import Effort, Prepared, Reconstruct
 from sfumato.lab.attacks.threat_models import Knowledge, Pairs, Threat
 from sfumato.lab.models import Deobfuscator, autocast
 from sfumato.lab.models.decoders import ResidualNet, UNet
@@ -26,15 +26,15 @@ _STATISTICS_PAIRS = 500
 class Decoder(nn.Module):
     """A network between the fixed parts that every decoder needs.
 
-    What travels is standardised by channel, brought to the picture's size, padded to what the network
-    takes; a linear estimate of the picture, if there is one, is shown to the network and corrected by it.
+    The payload is standardised by channel, brought to the image's size, padded to what the network
+    takes; a linear estimate of the image, if there is one, is shown to the network and corrected by it.
 
     Args:
         net: (N, inputs, h, w) -> (N, 3, h, w); its `size_multiple` tells which h and w it takes.
         mean: (C,) float32, of the travelling channels.
         std: (C,) float32, likewise; 0 for a channel that never changes.
-        size: (H, W) of the picture.
-        estimate: the linear one; without it the network draws the picture alone.
+        size: (H, W) of the image.
+        estimate: the linear one; without it the network draws the image alone.
     """
 
     mean: Tensor
@@ -78,7 +78,7 @@ class PaperNet(nn.Module):
         super().__init__()
         self.mix = nn.Identity() if channels == 3 else nn.Conv2d(channels, 3, 1)
         self.body = Deobfuscator().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.body.begin_within_pictures()
+        self.body.begin_within_images()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W), sides multiples of 8 -> (N, 3, H, W)."""
@@ -88,16 +88,16 @@ class PaperNet(nn.Module):
         return out
 
 
-def restorer(net: nn.Module, size: tuple[int, int], device: torch.device) -> Restore:
-    """What a trained decoder on a device is to the audit: bounded pictures on the CPU."""
+def network(net: nn.Module, size: tuple[int, int], device: torch.device) -> Reconstruct:
+    """What a trained decoder on a device is to the audit: bounded images on the CPU."""
 
     @torch.no_grad()
-    def restore(observed: Tensor) -> Tensor:
+    def reconstruct(observed: Tensor) -> Tensor:
         with autocast(device):
             parts = [net(part.to(device)).float().clamp(0, 1).cpu() for part in in_parts(observed, size, times=4)]
         return torch.cat(parts)
 
-    return restore
+    return reconstruct
 
 
 @dataclass(frozen=True)
@@ -124,19 +124,19 @@ class LearnedDecoder:
         """See `Attacker`."""
         pairs = knowledge.pairs
         if pairs is None:
-            raise AuditError(f"{self.name} needs pairs of pictures and what travels for them; none were given")
+            raise AuditError(f"{self.name} needs pairs of images and the payload for them; none were given")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(effort.seed)
             decoder = self._decoder(pairs, (knowledge.height, knowledge.width), effort.seed)
             loss = self.loss()
         params = sum(p.numel() for p in decoder.net.parameters())
-        identity = f"{self.name}, {knowledge.threat}, {len(pairs)}, {effort.pictures}, {effort.seed}"
+        identity = f"{self.name}, {knowledge.threat}, {len(pairs)}, {effort.images}, {effort.seed}"
         fitted = fit_decoder(decoder, pairs, loss, effort, learning_rate=self.learning_rate, identity=identity)
         return Prepared(
-            restorer(fitted.net, decoder.size, effort.device),
+            network(fitted.net, decoder.size, effort.device),
             fitted.curve,
             fitted.flattened,
-            {"params": params, "pictures_seen": fitted.pictures_seen},
+            {"params": params, "images_seen": fitted.images_seen},
         )
 
     def _decoder(self, pairs: Pairs, size: tuple[int, int], seed: int) -> Decoder:

@@ -1,9 +1,9 @@
-"""Inversion by optimisation, the picture being what an untrained network draws from noise.
+"""Inversion by optimisation, the image being what an untrained network draws from noise.
 
-A convolutional network fits natural pictures sooner than anything else that explains what travelled, and
-so stands in for knowledge of what pictures look like. Each picture has a network of its own.
+A convolutional network fits natural images sooner than anything else that explains what travelled, and
+so stands in for knowledge of what images look like. Each image has a network of its own.
 
-Source: Ulyanov et al. 2018, section 2; a smaller hourglass than theirs, for small pictures.
+Source: Ulyanov et al. 2018, section 2; a smaller hourglass than theirs, for small images.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _NOISE, _WIDTH, _FINE = 8, 32, 16
 
 
 class Hourglasses(nn.Module):
-    """As many small hourglass networks as pictures, run together as groups of channels.
+    """As many small hourglass networks as images, run together as groups of channels.
 
-    Each convolution but the last is followed by a norm over the picture, a channel alone, and a leaky ReLU.
+    Each convolution but the last is followed by a norm over the image, a channel alone, and a leaky ReLU.
 
     Args:
         start: (count, 3, H, W) float32 in [0, 1], what the networks draw before they are trained.
@@ -67,7 +67,7 @@ class Hourglasses(nn.Module):
 
 @dataclass(frozen=True)
 class DeepImagePrior:
-    """Adam on the weights of an untrained network a picture; the number of steps is what keeps it from fitting noise.
+    """Adam on the weights of an untrained network an image; the number of steps is what keeps it from fitting noise.
 
     `argmin_w |f(net_w(noise)) - observed|^2 / variance(observed)`
     """
@@ -75,15 +75,15 @@ class DeepImagePrior:
     name: ClassVar[str] = "deep image prior"
     threats: ClassVar[frozenset[Threat]] = frozenset({Threat.WHITE_BOX, Threat.CLOUD})
     learns: ClassVar[bool] = False
-    test_pictures: ClassVar[int] = 64
+    test_images: ClassVar[int] = 64
 
     def prepare(self, knowledge: Knowledge, effort: Effort) -> Prepared:
         """See `Attacker`."""
         forward, pairs = differentiable(knowledge, self.name)
-        start, start_name, pictures, observed = beginning(pairs, effort.seed)
+        start, start_name, images, observed = beginning(pairs, effort.seed)
         variance = float(observed.var())
 
-        def restore(observed: Tensor) -> Tensor:
+        def reconstruct(observed: Tensor) -> Tensor:
             parts, done = [], 0
             for part in torch.split(observed, _BATCH):
                 parts.append(_draw(forward, part, start(part), variance, effort))
@@ -91,8 +91,8 @@ class DeepImagePrior:
                 effort.progress(done, len(observed))
             return torch.cat(parts)
 
-        params = sum(p.numel() for p in Hourglasses(pictures[:1]).parameters())
-        return Prepared(restore, facts={"params": params, "start": start_name, "steps": effort.steps})
+        params = sum(p.numel() for p in Hourglasses(images[:1]).parameters())
+        return Prepared(reconstruct, facts={"params": params, "start": start_name, "steps": effort.steps})
 
 
 def _draw(

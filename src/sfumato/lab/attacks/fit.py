@@ -27,7 +27,7 @@ from sfumato.lab.models.checkpoint import load_checkpoint, save_checkpoint
 
 BATCH = 64
 _PIXELS_AT_ONCE = BATCH * 32 * 32
-"""Larger pictures go through a net in parts, whose gradients are added up: memory is bounded, the step the same.
+"""Larger images go through a net in parts, whose gradients are added up: memory is bounded, the step the same.
 
 But for nets with batch norms, which see the statistics of a part; theirs are no smaller than `_LEAST_NORMED`.
 """
@@ -46,7 +46,7 @@ _WARMUP_STEPS = 50
 _PARTS = frozenset({"identity", "net", "average", "best", "loss", "optimizer", "step", "curve"})
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Restored (N, 3, H, W), not bounded, and original pictures (N, 3, H, W) in [0, 1] -> scalar."""
+"""Reconstructed (N, 3, H, W), not bounded, and original images (N, 3, H, W) in [0, 1] -> scalar."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,15 @@ class Fitted:
 
     Attributes:
         net: with averaged weights, as they were at the best look; in evaluation mode.
-        curve: (pictures seen, mean squared error on held-out pairs), in time order.
+        curve: (images seen, mean squared error on held-out pairs), in time order.
         flattened: whether the end of the curve is flat.
-        pictures_seen: in training, with repetition.
+        images_seen: in training, with repetition.
     """
 
     net: nn.Module
     curve: tuple[tuple[int, float], ...]
     flattened: bool
-    pictures_seen: int
+    images_seen: int
 
 
 def fit_decoder(
@@ -72,7 +72,7 @@ def fit_decoder(
     """Trains a decoder on an attacker's own pairs.
 
     Args:
-        net: what travels (N, C, H', W') float32 -> pictures (N, 3, H, W), not bounded.
+        net: the payload (N, C, H', W') float32 -> images (N, 3, H, W), not bounded.
         pairs: at least 5; up to a fifth of them, at most 500, is held out for the curve.
         loss: see `Loss`; its own parameters, if any, are trained along.
         effort: budget, seed, checkpoint, progress.
@@ -94,12 +94,12 @@ def fit_decoder(
     average = copy.deepcopy(net).eval().requires_grad_(False)
     parameters = [p for part in (net, loss) for p in part.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
-    steps = max(1, effort.pictures // BATCH)
+    steps = max(1, effort.images // BATCH)
     look_every = max(1, steps // LOOKS)
     least = _LEAST_NORMED if any(isinstance(part, nn.BatchNorm2d) for part in net.modules()) else 1
     state = _State(identity, net, average, loss, optimizer)
     if effort.checkpoint is not None and effort.checkpoint.exists():
-        state.restore(load_checkpoint(effort.checkpoint, _PARTS))
+        state.reconstruct(load_checkpoint(effort.checkpoint, _PARTS))
     if not state.curve:
         state.look(_error(average, held_pairs))
     last_saved = time.monotonic()
@@ -107,15 +107,15 @@ def fit_decoder(
         while state.step < steps and not _stagnant(state.curve):
             source = torch.Generator().manual_seed(effort.seed * 1_000_003 + state.step)
             batch = mine[torch.randint(len(mine), (min(BATCH, len(mine)),), generator=source)]
-            pictures, observed = pairs.batch(batch, source)
+            images, observed = pairs.batch(batch, source)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * min(1.0, (state.step + 1) / _WARMUP_STEPS)
             optimizer.zero_grad()
-            value, size = torch.zeros((), device=effort.device), (pictures.shape[2], pictures.shape[3])
-            for x, y in zip(in_parts(observed, size, least), in_parts(pictures, size, least), strict=True):
+            value, size = torch.zeros((), device=effort.device), (images.shape[2], images.shape[3])
+            for x, y in zip(in_parts(observed, size, least), in_parts(images, size, least), strict=True):
                 with autocast(effort.device):
-                    restored = net(x.to(effort.device))
-                part = loss(restored.float(), y.to(effort.device)) * (len(x) / len(batch))
+                    reconstructed = net(x.to(effort.device))
+                part = loss(reconstructed.float(), y.to(effort.device)) * (len(x) / len(batch))
                 part.backward()
                 value += part.detach()
             nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -138,12 +138,12 @@ def fit_decoder(
 
 
 def in_parts(tensor: Tensor, size: tuple[int, int], least: int = 1, *, times: int = 1) -> tuple[Tensor, ...]:
-    """Splits what belongs to pictures, so that each part goes through a net at once.
+    """Splits what belongs to images, so that each part goes through a net at once.
 
     Args:
         tensor: (N, ...).
-        size: (H, W) of the pictures.
-        least: so many pictures at least.
+        size: (H, W) of the images.
+        least: so many images at least.
         times: so many times as large as with gradients.
     """
     return torch.split(tensor, max(least, times * _PIXELS_AT_ONCE // (size[0] * size[1])))
@@ -153,7 +153,7 @@ def flattened(curve: list[tuple[int, float]] | tuple[tuple[int, float], ...]) ->
     """Whether the last third of the training changed less than `FLAT` of the error, for better or worse.
 
     Args:
-        curve: (pictures seen, error) in time order, from 0 pictures on.
+        curve: (images seen, error) in time order, from 0 images on.
     """
     return _tells(curve) and abs(_gain(curve, 1 / 3)) < FLAT
 
@@ -175,15 +175,15 @@ def _gain(curve: list[tuple[int, float]] | tuple[tuple[int, float], ...], share:
 
 @torch.no_grad()
 def _error(net: nn.Module, pairs: tuple[Tensor, Tensor]) -> float:
-    pictures, observed = pairs
+    images, observed = pairs
     device = next(net.parameters()).device
     total = 0.0
-    size = pictures.shape[2], pictures.shape[3]
-    for x, y in zip(in_parts(observed, size, times=4), in_parts(pictures, size, times=4), strict=True):
+    size = images.shape[2], images.shape[3]
+    for x, y in zip(in_parts(observed, size, times=4), in_parts(images, size, times=4), strict=True):
         with autocast(device):
-            restored = net(x.to(device))
-        total += float((restored.float().clamp(0, 1) - y.to(device)).square().mean()) * len(x)
-    return total / len(pictures)
+            reconstructed = net(x.to(device))
+        total += float((reconstructed.float().clamp(0, 1) - y.to(device)).square().mean()) * len(x)
+    return total / len(images)
 
 
 class _State:
@@ -223,7 +223,7 @@ class _State:
         nets = {"net": self._learned(self.net), "average": self._learned(self.average), "best": self.best}
         return {"identity": self.identity, "step": self.step, "curve": self.curve, **nets, **states}
 
-    def restore(self, saved: dict[str, Any]) -> None:
+    def reconstruct(self, saved: dict[str, Any]) -> None:
         if saved["identity"] != self.identity:
             raise AuditError("the attacker's checkpoint belongs to another audit; start anew without --resume")
         self.net.load_state_dict(saved["net"], strict=False)

@@ -1,11 +1,11 @@
-"""Identification: which of N pictures of one class travelled, and which two messages came from one picture.
+"""Identification: which of N images of one class travelled, and which two messages came from one image.
 
-Restored pictures may look like nothing and still tell who is who. Every map that gives the same picture the
+Reconstructed images may look like nothing and still tell who is who. Every map that gives the same image the
 same message again can be undone this way by whoever holds the candidates: that is what `retrieval` asks.
-`linkage` asks less of the attacker: not what the picture is, only that two messages show the same one.
+`linkage` asks less of the attacker: not what the image is, only that two messages show the same one.
 
 Source: learned scores: contrastive predictive coding, van den Oord et al. 2018, equation 4; with two encoders as
-in Radford et al. 2021 (CLIP), figure 3; of two views of a picture as in Chen et al. 2020 (SimCLR), section 2.
+in Radford et al. 2021 (CLIP), figure 3; of two views of an image as in Chen et al. 2020 (SimCLR), section 2.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.errors import AuditError
-from sfumato.lab.attacks.protocol import Effort, Restore
+from sfumato.lab.attacks.protocol import Effort, Reconstruct
 from sfumato.lab.attacks.target import Noisy
 from sfumato.lab.attacks.threat_models import FreshPairs, Knowledge, Pairs, Threat
 from sfumato.lab.evaluation.measures import proportion_interval, retrieval_top1
@@ -29,14 +29,14 @@ BATCH = 128
 _STATISTICS_PAIRS = 500
 _FEATURES = 128
 _SHIFT = 8
-"""Another view is shifted by up to this part of the picture's side, one eighth."""
+"""Another view is shifted by up to this part of the image's side, one eighth."""
 _BRIGHTNESS = 0.2
 """Another view is brighter or darker by up to this share."""
 
 Observe = Callable[[Tensor], Tensor]
-"""(N, 3, H, W) uint8 -> what travels for them, (N, C, H', W') float32."""
+"""(N, 3, H, W) uint8 -> the payload for them, (N, C, H', W') float32."""
 Features = tuple[Tensor, Tensor]
-"""What is compared: of the queries (Q, D) and of all test pictures (M, D); Euclidean distance."""
+"""What is compared: of the queries (Q, D) and of all test images (M, D); Euclidean distance."""
 Sources = dict[str, Features]
 
 
@@ -45,7 +45,7 @@ class Identification:
     """How often the right one of N was picked.
 
     Attributes:
-        measure: "retrieval" (message -> picture) or "linkage" (message -> message).
+        measure: "retrieval" (message -> image) or "linkage" (message -> message).
         attacker: what he compares.
         threat: what he knows.
         candidates: N, all of one class.
@@ -73,7 +73,7 @@ def identify(
     originals_test: Tensor,
     labels: Tensor,
     *,
-    restore: Restore | None,
+    reconstruct: Reconstruct | None,
     effort: Effort,
     observe: Observe | None,
     seed: int,
@@ -84,35 +84,35 @@ def identify(
 
     Args:
         knowledge: what the attacker knows; learned scores are trained on its pairs.
-        observed_test: (M, C, H', W') float32, what travelled for the test pictures.
-        originals_test: (M, 3, H, W) uint8, the test pictures: the candidates, and the truth of the score.
+        observed_test: (M, C, H', W') float32, what travelled for the test images.
+        originals_test: (M, 3, H, W) uint8, the test images: the candidates, and the truth of the score.
         labels: (M,) int64, their classes: candidates share the query's.
-        restore: the best decoder under this threat, if there is one.
+        reconstruct: the best decoder under this threat, if there is one.
         effort: budget of each learned score.
-        observe: makes messages of other views of the test pictures, for linkage; None leaves linkage out.
+        observe: makes messages of other views of the test images, for linkage; None leaves linkage out.
         seed: of queries, candidates and views.
         candidates: how many there are to choose from; where classes are too small, the largest number that
-            half of the test pictures have companions for.
+            half of the test images have companions for.
         queries: at most.
 
     Returns:
         One entry an attack and number of candidates.
 
     Raises:
-        AuditError: lengths do not fit, or no two test pictures share a class.
+        AuditError: lengths do not fit, or no two test images share a class.
     """
     if not len(observed_test) == len(originals_test) == len(labels):
         raise AuditError(
-            f"{len(observed_test)} messages, {len(originals_test)} pictures and {len(labels)} labels: need one each"
+            f"{len(observed_test)} messages, {len(originals_test)} images and {len(labels)} labels: need one each"
         )
     rounds = [_Round.draw(labels, count, queries, seed) for count in _counts(labels, candidates)]
     asked = torch.unique(torch.cat([r.queries for r in rounds]))
     attacks: list[tuple[Literal["retrieval", "linkage"], str, Features]] = []
-    for name, features in _retrieval(knowledge, observed_test, originals_test, asked, restore, effort).items():
+    for name, features in _retrieval(knowledge, observed_test, originals_test, asked, reconstruct, effort).items():
         attacks.append(("retrieval", name, features))
     if observe is not None:
         for name, features in _linkage(
-            knowledge, observed_test, originals_test, asked, restore, effort, observe, seed
+            knowledge, observed_test, originals_test, asked, reconstruct, effort, observe, seed
         ).items():
             attacks.append(("linkage", name, features))
     return [r.score(measure, name, knowledge.threat, f, asked) for measure, name, f in attacks for r in rounds]
@@ -123,24 +123,27 @@ def _retrieval(
     observed: Tensor,
     originals: Tensor,
     asked: Tensor,
-    restore: Restore | None,
+    reconstruct: Reconstruct | None,
     effort: Effort,
 ) -> Sources:
     found: Sources = {}
-    if restore is not None:
-        found["distance of restored pictures"] = batched(restore, observed[asked]), originals.float().flatten(1) / 255
+    if reconstruct is not None:
+        found["distance of reconstructed images"] = (
+            batched(reconstruct, observed[asked]),
+            originals.float().flatten(1) / 255,
+        )
     if knowledge.pairs is not None:
-        messages, pictures = _train_matcher(knowledge.pairs, effort)
+        messages, images = _train_matcher(knowledge.pairs, effort)
         found["contrastive embedding"] = (
             batched(messages, observed[asked]),
-            batched(lambda part: pictures(part.float() / 255), originals),
+            batched(lambda part: images(part.float() / 255), originals),
         )
     fresh = knowledge.pairs
     if knowledge.threat in (Threat.WHITE_BOX, Threat.CLOUD) and isinstance(fresh, FreshPairs):
         # Noise in the candidates helps nobody: the mean is compared where it is known.
-        again_travels = knowledge.module.mean if isinstance(knowledge.module, Noisy) else fresh.travels
+        again_payload = knowledge.module.mean if isinstance(knowledge.module, Noisy) else fresh.payload
         with torch.no_grad():
-            again = batched(lambda part: again_travels(part.float() / 255), originals)
+            again = batched(lambda part: again_payload(part.float() / 255), originals)
         found["obfuscating the candidates"] = _standardised(observed[asked].flatten(1), again)
     return found
 
@@ -150,7 +153,7 @@ def _linkage(
     observed: Tensor,
     originals: Tensor,
     asked: Tensor,
-    restore: Restore | None,
+    reconstruct: Reconstruct | None,
     effort: Effort,
     observe: Observe,
     seed: int,
@@ -159,30 +162,33 @@ def _linkage(
     gallery = batched(observe, views, flat=False)
     sent = observed[asked]
     found: Sources = {
-        "distance, same picture again": _standardised(sent.flatten(1), batched(observe, originals)),
+        "distance, same image again": _standardised(sent.flatten(1), batched(observe, originals)),
         "distance, another view": _standardised(sent.flatten(1), gallery.flatten(1)),
     }
-    if restore is not None:
-        found["distance of restored pictures, another view"] = batched(restore, sent), batched(restore, gallery)
+    if reconstruct is not None:
+        found["distance of reconstructed images, another view"] = (
+            batched(reconstruct, sent),
+            batched(reconstruct, gallery),
+        )
     if isinstance(knowledge.pairs, FreshPairs):
         encoder = _train_linker(knowledge.pairs, effort)
         found["contrastive embedding, another view"] = batched(encoder, sent), batched(encoder, gallery)
     return found
 
 
-def another_view(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Another photograph of the same thing: mirrored or not, shifted, brighter or darker, each picture alone.
+def another_view(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Another photograph of the same thing: mirrored or not, shifted, brighter or darker, each image alone.
 
     Args:
-        pictures: (N, 3, H, W) uint8.
+        images: (N, 3, H, W) uint8.
         generator: of the choices.
 
     Returns:
         (N, 3, H, W) uint8.
     """
-    count, _, height, width = pictures.shape
+    count, _, height, width = images.shape
     up, left = height // _SHIFT, width // _SHIFT
-    padded = F.pad(pictures.float(), (left, left, up, up), mode="replicate")
+    padded = F.pad(images.float(), (left, left, up, up), mode="replicate")
     mirrored = torch.rand(count, generator=generator) < 0.5
     padded = torch.where(mirrored[:, None, None, None], padded.flip(3), padded)
     rows = torch.randint(2 * up + 1, (count, 1), generator=generator) + torch.arange(height)
@@ -194,7 +200,7 @@ def another_view(pictures: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """A small convolutional network with strides, for whatever travels or for pictures.
+    """A small convolutional network with strides, for whatever travels or for images.
 
     Args:
         channels: of the input.
@@ -236,18 +242,18 @@ class Encoder(nn.Module):
 
 
 def train(module: nn.Module, losses: Iterator[Tensor], effort: Effort, *, learning_rate: float = 1e-3) -> None:
-    """Adam at a rate that falls linearly, for a budget of pictures; leaves the module in evaluation mode.
+    """Adam at a rate that falls linearly, for a budget of images; leaves the module in evaluation mode.
 
     Args:
         module: what is trained.
-        losses: gives a scalar for a new batch of `BATCH` pictures whenever asked.
+        losses: gives a scalar for a new batch of `BATCH` images whenever asked.
         effort: budget and progress.
         learning_rate: at the start.
 
     Raises:
         AuditError: the loss is not finite.
     """
-    steps = max(1, effort.pictures // BATCH)
+    steps = max(1, effort.images // BATCH)
     optimizer = torch.optim.Adam(module.parameters(), lr=learning_rate)
     for step, loss in zip(range(steps), losses, strict=False):
         optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
@@ -255,7 +261,7 @@ def train(module: nn.Module, losses: Iterator[Tensor], effort: Effort, *, learni
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if not torch.isfinite(loss):
-            raise AuditError(f"the attacker's loss is {float(loss)} at step {step}: what travels is not finite")
+            raise AuditError(f"the attacker's loss is {float(loss)} at step {step}: the payload is not finite")
         effort.progress(step + 1, steps)
     module.eval()
 
@@ -276,12 +282,12 @@ class _Matcher(nn.Module):
 
 
 def _train_matcher(pairs: Pairs, effort: Effort) -> tuple[Observe, Observe]:
-    """Encoders of messages and of pictures in which those that belong together are near."""
+    """Encoders of messages and of images in which those that belong together are near."""
     source = torch.Generator().manual_seed(effort.seed)
-    pictures, observed = pairs.batch(torch.arange(min(len(pairs), _STATISTICS_PAIRS)), source)
+    images, observed = pairs.batch(torch.arange(min(len(pairs), _STATISTICS_PAIRS)), source)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(effort.seed)
-        matcher = _Matcher(Encoder.fitting(observed, _FEATURES), Encoder.fitting(pictures, _FEATURES))
+        matcher = _Matcher(Encoder.fitting(observed, _FEATURES), Encoder.fitting(images, _FEATURES))
     matcher.to(effort.device)
 
     def losses() -> Iterator[Tensor]:
@@ -294,7 +300,7 @@ def _train_matcher(pairs: Pairs, effort: Effort) -> tuple[Observe, Observe]:
 
 
 def _train_linker(pairs: FreshPairs, effort: Effort) -> Observe:
-    """One encoder of messages in which two views of one picture are near."""
+    """One encoder of messages in which two views of one image are near."""
     source = torch.Generator().manual_seed(effort.seed)
     _, observed = pairs.batch(torch.arange(min(len(pairs), _STATISTICS_PAIRS)), source)
     with torch.random.fork_rng(devices=[]):
@@ -303,20 +309,20 @@ def _train_linker(pairs: FreshPairs, effort: Effort) -> Observe:
     matcher = _Matcher(encoder, encoder).to(effort.device)
 
     @torch.no_grad()
-    def message(pictures: Tensor) -> Tensor:
-        return pairs.travels(pictures.float() / 255).to(effort.device)
+    def message(images: Tensor) -> Tensor:
+        return pairs.payload(images.float() / 255).to(effort.device)
 
     def losses() -> Iterator[Tensor]:
         while True:
-            pictures = pairs.pictures[_some(pairs, source)]
-            yield matcher.loss(message(pictures), message(another_view(pictures, source)))
+            images = pairs.images[_some(pairs, source)]
+            yield matcher.loss(message(images), message(another_view(images, source)))
 
     train(matcher, losses(), effort)
     return _embedding(encoder, effort.device)
 
 
 def _some(pairs: Pairs, source: torch.Generator) -> Tensor:
-    """Indices of a batch without repetition: a picture that comes twice would be told apart from itself."""
+    """Indices of a batch without repetition: an image that comes twice would be told apart from itself."""
     return torch.randperm(len(pairs), generator=source)[:BATCH]
 
 
@@ -339,17 +345,17 @@ def _standardised(queries: Tensor, pool: Tensor) -> Features:
 
 
 def _counts(labels: Tensor, wanted: tuple[int, ...]) -> list[int]:
-    """As many candidates as wanted, or as half of the test pictures have classes large enough for."""
+    """As many candidates as wanted, or as half of the test images have classes large enough for."""
     sizes = torch.bincount(labels)[labels]
     largest = int(sizes.median()) if len(sizes) else 0
     if largest < 2:
-        raise AuditError("identification needs test pictures that share a class; most of these stand alone in theirs")
+        raise AuditError("identification needs test images that share a class; most of these stand alone in theirs")
     return sorted({min(count, largest) for count in wanted})
 
 
 @dataclass(frozen=True)
 class _Round:
-    """Queries (Q,), their candidates (Q, N), and the true one's place (Q,); indices of test pictures."""
+    """Queries (Q,), their candidates (Q, N), and the true one's place (Q,); indices of test images."""
 
     queries: Tensor
     candidates: Tensor
@@ -378,7 +384,7 @@ class _Round:
         features: Features,
         asked: Tensor,
     ) -> Identification:
-        """The features of queries stand in the order of `asked`, sorted indices of test pictures."""
+        """The features of queries stand in the order of `asked`, sorted indices of test images."""
         of_queries, of_pool = features
         rows = torch.searchsorted(asked, self.queries)
         scores = torch.stack(

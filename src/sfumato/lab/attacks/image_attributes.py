@@ -1,6 +1,6 @@
-"""Attributes that the class does not tell and every picture has: colour, brightness, how it is turned.
+"""Attributes that the class does not tell and every image has: colour, brightness, how it is turned.
 
-One small network with a head an attribute is trained on what travels. It is compared with the best guess from
+One small network with a head an attribute is trained on the payload. It is compared with the best guess from
 the class label alone, which anybody who gets the answer can make. For label columns see
 `sfumato.lab.audit.label_attributes`.
 """
@@ -26,7 +26,7 @@ HUES = 6
 GREY = 0.02
 """A mean colour whose largest and smallest channel differ by less has no hue: a bin of its own, the seventh."""
 LEVELS = 4
-"""Bins of brightness, at the quartiles of the attacker's pictures."""
+"""Bins of brightness, at the quartiles of the attacker's images."""
 _STATISTICS_PAIRS = 500
 
 Targets = dict[str, Tensor]
@@ -35,25 +35,25 @@ Targets = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Attribute:
-    """How well an attribute is told from what travels.
+    """How well an attribute is told from the payload.
 
     Attributes:
         attribute: its name.
-        accuracy: of the attacker, on test pictures.
-        chance: accuracy of the most frequent value in each class of the training pictures; a half for mirrored, a
+        accuracy: of the attacker, on test images.
+        chance: accuracy of the most frequent value in each class of the training images; a half for mirrored, a
             quarter for rotation.
-        test_pictures: how many were tried.
+        test_images: how many were tried.
         low: of the 95 % interval of `accuracy`.
         high: likewise.
         threat: what the attacker knows.
         majority: of a label column, accuracy of its most frequent value, which knows nothing at all.
-        plain: of a label column, accuracy of the same attacker from plain pictures.
+        plain: of a label column, accuracy of the same attacker from plain images.
     """
 
     attribute: str
     accuracy: float
     chance: float
-    test_pictures: int
+    test_images: int
     low: float
     high: float
     threat: Threat = Threat.WHITE_BOX
@@ -71,19 +71,19 @@ def infer(
     effort: Effort,
     seed: int,
 ) -> list[Attribute]:
-    """Trains the attacker on his own pairs and tries him on the test pictures.
+    """Trains the attacker on his own pairs and tries him on the test images.
 
-    "hue" and "brightness" are always tried; "mirrored" and "rotation" (of square pictures) only where the attacker
-    can obfuscate pictures that he has turned.
+    "hue" and "brightness" are always tried; "mirrored" and "rotation" (of square images) only where the attacker
+    can obfuscate images that he has turned.
 
     Args:
         knowledge: its pairs are `FixedPairs`, or `FreshPairs` of one who can obfuscate.
-        observe_test: (N, 3, H, W) uint8 -> (N, C, H', W') float32, what travels for test pictures, turned or not.
+        observe_test: (N, 3, H, W) uint8 -> (N, C, H', W') float32, the payload for test images, turned or not.
         originals_test: (M, 3, H, W) uint8.
         labels_test: (M,) int64.
-        train_labels: (N,) int64, classes of the pairs' pictures.
+        train_labels: (N,) int64, classes of the pairs' images.
         effort: budget.
-        seed: of how test pictures are turned.
+        seed: of how test images are turned.
 
     Returns:
         One entry an attribute.
@@ -93,12 +93,12 @@ def infer(
     """
     pairs = knowledge.pairs
     if not isinstance(pairs, FixedPairs | FreshPairs):
-        raise AuditError("attributes are learned from pictures and what travels for them; no such pairs were given")
+        raise AuditError("attributes are learned from images and the payload for them; no such pairs were given")
     for count, labels in ((len(pairs), train_labels), (len(originals_test), labels_test)):
         if len(labels) != count:
-            raise AuditError(f"{len(labels)} classes for {count} pictures: need one each")
-    levels = _luma(pairs.pictures).quantile(torch.arange(1, LEVELS) / LEVELS)
-    known, truth = _visible(pairs.pictures, levels), _visible(originals_test, levels)
+            raise AuditError(f"{len(labels)} classes for {count} images: need one each")
+    levels = _luma(pairs.images).quantile(torch.arange(1, LEVELS) / LEVELS)
+    known, truth = _visible(pairs.images, levels), _visible(originals_test, levels)
     values = {name: int(torch.cat([known[name], truth[name]]).max()) + 1 for name in known}
     turns = _turns(originals_test) if isinstance(pairs, FreshPairs) else {}
 
@@ -116,45 +116,45 @@ def infer(
     return found
 
 
-def hue(pictures: Tensor) -> Tensor:
+def hue(images: Tensor) -> Tensor:
     """Which of `HUES` hues the mean colour is nearest to; `HUES` itself if it is grey (see `GREY`).
 
     Args:
-        pictures: (N, 3, H, W) uint8.
+        images: (N, 3, H, W) uint8.
 
     Returns:
         (N,) int64 in [0, HUES].
 
     Source: the angle in the plane across the grey axis, Preucil 1953.
     """
-    colour = pictures.float().mean(dim=(2, 3)) / 255
+    colour = images.float().mean(dim=(2, 3)) / 255
     red, green, blue = colour.unbind(1)
     angle = torch.atan2(math.sqrt(3) * (green - blue), 2 * red - green - blue)
     nearest = (angle / (2 * math.pi) * HUES).round().long() % HUES
     return torch.where(colour.amax(dim=1) - colour.amin(dim=1) < GREY, HUES, nearest)
 
 
-def _luma(pictures: Tensor) -> Tensor:
+def _luma(images: Tensor) -> Tensor:
     """Mean brightness, (N, 3, H, W) uint8 -> (N,) in [0, 255]; weights of ITU-R BT.601."""
-    return pictures.float().mean(dim=(2, 3)) @ torch.tensor([0.299, 0.587, 0.114])
+    return images.float().mean(dim=(2, 3)) @ torch.tensor([0.299, 0.587, 0.114])
 
 
-def _visible(pictures: Tensor, levels: Tensor) -> Targets:
-    return {"hue": hue(pictures), "brightness": torch.bucketize(_luma(pictures), levels)}
+def _visible(images: Tensor, levels: Tensor) -> Targets:
+    return {"hue": hue(images), "brightness": torch.bucketize(_luma(images), levels)}
 
 
-def _turns(pictures: Tensor) -> dict[str, int]:
-    square = pictures.shape[-1] == pictures.shape[-2]
+def _turns(images: Tensor) -> dict[str, int]:
+    square = images.shape[-1] == images.shape[-2]
     return {"mirrored": 2, "rotation": 4} if square else {"mirrored": 2}
 
 
-def _turned(pictures: Tensor, name: str, source: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Each picture turned at random, and how: "mirrored" 0 or 1, "rotation" 0 to 3 quarters."""
-    how = torch.randint(2 if name == "mirrored" else 4, (len(pictures),), generator=source)
-    turned = pictures.clone()
+def _turned(images: Tensor, name: str, source: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Each image turned at random, and how: "mirrored" 0 or 1, "rotation" 0 to 3 quarters."""
+    how = torch.randint(2 if name == "mirrored" else 4, (len(images),), generator=source)
+    turned = images.clone()
     for value in range(1, 4):
         chosen = how == value
-        turned[chosen] = pictures[chosen].flip(3) if name == "mirrored" else pictures[chosen].rot90(value, (2, 3))
+        turned[chosen] = images[chosen].flip(3) if name == "mirrored" else images[chosen].rot90(value, (2, 3))
     return turned, how
 
 
@@ -198,25 +198,25 @@ def _batch(
     values: dict[str, int],
     source: torch.Generator,
 ) -> tuple[Tensor, Targets]:
-    """What travels and its targets; each way of turning gets an equal part of the batch, the others' targets are -1."""
+    """The payload and its targets; each way of turning gets an equal part of the batch, the others' targets are -1."""
     targets = {name: known[name][chosen] for name in known}
     if isinstance(pairs, FixedPairs):
         return pairs.observed[chosen], targets
-    pictures = pairs.pictures[chosen].clone()
+    images = pairs.images[chosen].clone()
     turns = [name for name in values if name not in known]
     for name, part in zip(turns, torch.arange(len(chosen)).chunk(len(turns)), strict=True):
         targets[name] = torch.full((len(chosen),), -1)
-        pictures[part], targets[name][part] = _turned(pictures[part], name, source)
-    return pairs.travels(pictures.float() / 255), targets
+        images[part], targets[name][part] = _turned(images[part], name, source)
+    return pairs.payload(images.float() / 255), targets
 
 
 def chance(known: Tensor, train_labels: Tensor, truth: Tensor, labels_test: Tensor) -> float:
-    """Accuracy of the most frequent value in the picture's class, or of all where the class was never seen.
+    """Accuracy of the most frequent value in the image's class, or of all where the class was never seen.
 
     Args:
-        known: (N,) int64, the attribute of training pictures.
+        known: (N,) int64, the attribute of training images.
         train_labels: (N,) int64, their classes.
-        truth: (M,) int64, the attribute of test pictures.
+        truth: (M,) int64, the attribute of test images.
         labels_test: (M,) int64, their classes.
     """
     counts = torch.zeros(int(max(train_labels.max(), labels_test.max())) + 1, int(known.max()) + 1)

@@ -1,6 +1,6 @@
-"""Least squares: the best linear map from what travels to the picture.
+"""Least squares: the best linear map from the payload to the image.
 
-It needs no luck and no patience, restores whatever a linear obfuscation left (blur, projection,
+It needs no luck and no patience, reconstructs whatever a linear obfuscation left (blur, projection,
 permutation), and gives the learned decoders the ground to start from.
 
 Source: ridge regression, Hoerl and Kennard 1970; its penalty is chosen on pairs held out.
@@ -20,7 +20,7 @@ from sfumato.lab.attacks.protocol import Effort, Prepared
 from sfumato.lab.attacks.threat_models import Knowledge, Pairs, Threat
 
 MAX_INPUTS = 6144
-"""Numbers of what travels that are used: twice a 3x32x32 picture. Larger inputs are seen through fewer pairs."""
+"""Numbers of the payload that are used: twice a 3x32x32 image. Larger inputs are seen through fewer pairs."""
 MAX_PAIRS = 12_000
 _MAX_PAIRS_DUAL = 1_500
 _PENALTIES = (1e-6, 1e-4, 1e-2, 1e-1, 1.0, 10.0)
@@ -28,12 +28,12 @@ _PENALTY_OUTPUTS = 64
 
 
 class LinearEstimate(nn.Module):
-    """`picture = (what travels - mean) @ inward @ outward + mean picture`, a map kept in one or two factors.
+    """`image = (the payload - mean) @ inward @ outward + mean image`, a map kept in one or two factors.
 
     Args:
         offset: (inputs,) float32.
         factors: matrices to multiply with, one after the other; (inputs, r), ..., (r, 3 * H * W).
-        base: (3, H, W) float32, the mean picture.
+        base: (3, H, W) float32, the mean image.
     """
 
     offset: Tensor
@@ -64,11 +64,11 @@ class Linear:
     def prepare(self, knowledge: Knowledge, effort: Effort) -> Prepared:
         """See `Attacker`."""
         if knowledge.pairs is None:
-            raise AuditError("least squares needs pairs of pictures and what travels for them; none were given")
+            raise AuditError("least squares needs pairs of images and the payload for them; none were given")
         estimate, used = solve(knowledge.pairs, seed=effort.seed)
         return Prepared(
-            restore=lambda observed: estimate(observed).clamp(0, 1),
-            facts={"params": sum(f.numel() for f in estimate.factors), "pictures_seen": used},
+            reconstruct=lambda observed: estimate(observed).clamp(0, 1),
+            facts={"params": sum(f.numel() for f in estimate.factors), "images_seen": used},
         )
 
 
@@ -92,12 +92,12 @@ def solve(pairs: Pairs, *, seed: int) -> tuple[LinearEstimate, int]:
     if len(pairs) < 2:
         raise AuditError(f"least squares needs at least 2 pairs, got {len(pairs)}")
     source = torch.Generator().manual_seed(seed)
-    pictures, observed = _gather(pairs, source)
+    images, observed = _gather(pairs, source)
     inputs = observed.flatten(1)
     held = max(1, len(inputs) // 10)
-    base, offset = pictures[held:].mean(dim=0), inputs[held:].mean(dim=0)
-    x, y = inputs[held:] - offset, (pictures[held:] - base).flatten(1)
-    x_held, y_held = inputs[:held] - offset, (pictures[:held] - base).flatten(1)
+    base, offset = images[held:].mean(dim=0), inputs[held:].mean(dim=0)
+    x, y = inputs[held:] - offset, (images[held:] - base).flatten(1)
+    x_held, y_held = inputs[:held] - offset, (images[:held] - base).flatten(1)
     dual = len(x) < x.shape[1]
     gram = (x @ x.T if dual else x.T @ x).double()
     right = y if dual else x.T @ y
@@ -110,7 +110,7 @@ def solve(pairs: Pairs, *, seed: int) -> tuple[LinearEstimate, int]:
         if solution is not None:
             errors[penalty] = float((project @ solution - y_held[:, some]).square().mean())
     if not errors:
-        raise AuditError("least squares failed for every penalty: what travels is constant or not finite")
+        raise AuditError("least squares failed for every penalty: the payload is constant or not finite")
     solution = _ridge(gram, right, min(errors, key=lambda penalty: errors[penalty]))
     assert solution is not None
     wide = dual and x.shape[1] > MAX_INPUTS
@@ -131,15 +131,15 @@ def _gather(pairs: Pairs, source: torch.Generator) -> tuple[Tensor, Tensor]:
     _, observed = pairs.batch(order[:2], source)
     too_large = _leading(observed).flatten(1).shape[1] > MAX_INPUTS
     order = order[: _MAX_PAIRS_DUAL if too_large else MAX_PAIRS]
-    pictures, leading = [], []
+    images, leading = [], []
     for part in torch.split(order, 250):
         known, observed = pairs.batch(part, source)
-        pictures.append(known)
+        images.append(known)
         leading.append(_leading(observed).clone())
-    return torch.cat(pictures), torch.cat(leading)
+    return torch.cat(images), torch.cat(leading)
 
 
 def _leading(observed: Tensor) -> Tensor:
-    """The first channels, as many as stay within `MAX_INPUTS` but at least 3: what travels stands first."""
+    """The first channels, as many as stay within `MAX_INPUTS` but at least 3: the payload stands first."""
     _, channels, height, width = observed.shape
     return observed[:, : max(3, min(channels, MAX_INPUTS // (height * width)))]

@@ -1,4 +1,4 @@
-"""What learned decoders minimise. Each takes restored and original pictures and gives a scalar."""
+"""What learned decoders minimise. Each takes reconstructed and original images and gives a scalar."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ ADVERSARIAL_WEIGHT = 0.01
 class SquaredError(nn.Module):
     """Mean squared error: the loss that the measure itself is made of."""
 
-    def forward(self, restored: Tensor, pictures: Tensor) -> Tensor:
-        """Restored and original (N, 3, H, W) float32 -> scalar."""
-        return F.mse_loss(restored, pictures)
+    def forward(self, reconstructed: Tensor, images: Tensor) -> Tensor:
+        """Reconstructed and original (N, 3, H, W) float32 -> scalar."""
+        return F.mse_loss(reconstructed, images)
 
 
 class Structure(nn.Module):
@@ -28,11 +28,11 @@ class Structure(nn.Module):
     Source: Zhao et al. 2017, section III.D, with SSIM at one scale; weights as they give them.
     """
 
-    def forward(self, restored: Tensor, pictures: Tensor) -> Tensor:
-        """Restored and original (N, 3, H, W) float32, sides at least 11 -> scalar."""
-        ssim = structural_similarity_index_measure(restored, pictures, data_range=1.0)
+    def forward(self, reconstructed: Tensor, images: Tensor) -> Tensor:
+        """Reconstructed and original (N, 3, H, W) float32, sides at least 11 -> scalar."""
+        ssim = structural_similarity_index_measure(reconstructed, images, data_range=1.0)
         assert isinstance(ssim, Tensor)
-        return 0.84 * (1 - ssim) + 0.16 * F.l1_loss(restored, pictures)
+        return 0.84 * (1 - ssim) + 0.16 * F.l1_loss(reconstructed, images)
 
 
 class Adversarial(nn.Module):
@@ -46,9 +46,9 @@ class Adversarial(nn.Module):
         super().__init__()
         self.discriminator = patch_discriminator()
 
-    def forward(self, restored: Tensor, pictures: Tensor) -> Tensor:
-        """Restored and original (N, 3, H, W) float32 -> scalar."""
+    def forward(self, reconstructed: Tensor, images: Tensor) -> Tensor:
+        """Reconstructed and original (N, 3, H, W) float32 -> scalar."""
         # The discriminator learns at full strength; only what the decoder feels of it is weighed.
-        felt = reverse_gradient(restored, ADVERSARIAL_WEIGHT)
-        real, drawn = self.discriminator(torch.cat([pictures, felt])).chunk(2)
-        return F.mse_loss(restored, pictures) + F.softplus(-real).mean() + F.softplus(drawn).mean()
+        felt = reverse_gradient(reconstructed, ADVERSARIAL_WEIGHT)
+        real, drawn = self.discriminator(torch.cat([images, felt])).chunk(2)
+        return F.mse_loss(reconstructed, images) + F.softplus(-real).mean() + F.softplus(drawn).mean()

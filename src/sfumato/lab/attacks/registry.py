@@ -1,4 +1,4 @@
-"""All attackers that restore pictures, by name."""
+"""All attackers that reconstruct images, by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is audited: anything that turns a picture into what travels."""
+"""What is audited: anything that turns an image into the payload."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from torch import Tensor, nn
 from sfumato.artifacts.bundle import Gate
 from sfumato.device.gate import has_to_be_sent, softmax
 
-Travels = Callable[[Tensor], Tensor]
-"""Pictures (N, 3, H, W) float32 in [0, 1] -> what travels, (N, C, H', W') float32."""
+Payload = Callable[[Tensor], Tensor]
+"""Images (N, 3, H, W) float32 in [0, 1] -> the payload, (N, C, H', W') float32."""
 
 
 @runtime_checkable
 class Noisy(Protocol):
     """A stochastic obfuscator that says what its noise is: what a certificate needs.
 
-    What travels is `mean(images) + noise`, every number's noise drawn alone.
+    The payload is `mean(images) + noise`, every number's noise drawn alone.
     """
 
     noise_kind: str
     """"gaussian" or "laplace"."""
 
     def mean(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) float in [0, 1] -> what travels without the noise; differentiable."""
+        """(N, 3, H, W) float in [0, 1] -> the payload without the noise; differentiable."""
 
     def noise_std(self) -> Tensor:
-        """Standard deviation of each number's noise, of the shape of one travelling picture (C, H', W')."""
+        """Standard deviation of each number's noise, of the shape of one travelling image (C, H', W')."""
 
 
 @runtime_checkable
 class NoisyWithin(Protocol):
-    """A stochastic obfuscator whose output depends on the picture through a noisy code alone.
+    """A stochastic obfuscator whose output depends on the image through a noisy code alone.
 
-    What bounds the information in the code bounds it in what travels, whatever is done to the code afterwards.
+    What bounds the information in the code bounds it in the payload, whatever is done to the code afterwards.
 
     Source: the data processing inequality, Cover and Thomas 2006, theorem 2.8.1; for Fisher information Zamir 1998.
     """
@@ -48,10 +48,10 @@ class NoisyWithin(Protocol):
 
 @runtime_checkable
 class Coded(Protocol):
-    """An obfuscator whose output depends on the picture through a code of a few bits alone."""
+    """An obfuscator whose output depends on the image through a code of a few bits alone."""
 
     code_bits: int
-    """How many bits: what travels takes at most `2 ** code_bits` different values."""
+    """How many bits: the payload takes at most `2 ** code_bits` different values."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,15 @@ class OwnAnswers:
     """What the device answers by itself, and when that is final.
 
     Attributes:
-        logits: pictures (N, 3, H, W) float32 in [0, 1] -> calibrated logits (N, classes) float32; no gradients.
+        logits: images (N, 3, H, W) float32 in [0, 1] -> calibrated logits (N, classes) float32; no gradients.
         gate: with the threshold.
     """
 
-    logits: Travels
+    logits: Payload
     gate: Gate
 
     def sends(self, logits: Tensor) -> Tensor:
-        """Logits (N, classes) -> which pictures are sent, (N,) bool."""
+        """Logits (N, classes) -> which images are sent, (N,) bool."""
         return torch.from_numpy(has_to_be_sent(softmax(logits.numpy()), self.gate))
 
 
@@ -77,13 +77,13 @@ class Target:
 
     Attributes:
         name: for people.
-        height: rows of the pictures it takes.
-        width: columns of the pictures it takes.
-        travels: the function, as it is shipped; without gradients.
+        height: rows of the images it takes.
+        width: columns of the images it takes.
+        payload: the function, as it is shipped; without gradients.
         module: the same function in torch, differentiable, in evaluation mode; None if only the function is known.
-        stochastic: whether two calls on one picture differ.
+        stochastic: whether two calls on one image differ.
         fingerprint: of what it computes, hex; empty if nobody can tell.
-        kind: "obfuscator", "baseline", or "identity" for the plain picture; where it stands in a plot.
+        kind: "obfuscator", "baseline", or "identity" for the plain image; where it stands in a plot.
         refit: number from 1 on -> another target by the same recipe with another seed; None where that takes
             training.
         gate: what is answered on the device; None if everything is sent.
@@ -92,7 +92,7 @@ class Target:
     name: str
     height: int
     width: int
-    travels: Travels
+    payload: Payload
     module: nn.Module | None = None
     stochastic: bool = False
     fingerprint: str = ""
@@ -101,14 +101,14 @@ class Target:
     gate: OwnAnswers | None = None
 
     @torch.no_grad()
-    def observe(self, pictures: Tensor, *, batch: int = 250) -> Tensor:
-        """What travels for many pictures.
+    def observe(self, images: Tensor, *, batch: int = 250) -> Tensor:
+        """The payload for many images.
 
         Args:
-            pictures: (N, 3, H, W) uint8.
-            batch: pictures at a time.
+            images: (N, 3, H, W) uint8.
+            batch: images at a time.
 
         Returns:
             (N, C, H', W') float32.
         """
-        return torch.cat([self.travels(part.float() / 255) for part in pictures.split(batch)])  # type: ignore[no-untyped-call]
+        return torch.cat([self.payload(part.float() / 255) for part in images.split(batch)])  # type: ignore[no-untyped-call]

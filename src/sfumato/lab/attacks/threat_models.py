@@ -21,53 +21,53 @@ class UnavailableError(AuditError):
 
 
 class Threat(StrEnum):
-    """What the attacker knows before he meets the pictures that he attacks."""
+    """What the attacker knows before he meets the images that he attacks."""
 
     PAIRS = "pairs"
-    """Some pictures beside what travelled for them."""
+    """Some images beside what travelled for them."""
     WHITE_BOX = "white-box"
-    """The obfuscator itself: any number of pairs from public pictures, and gradients."""
+    """The obfuscator itself: any number of pairs from public images, and gradients."""
     SHADOW = "shadow"
     """Only the recipe: he makes an obfuscator of his own with another seed."""
     OTHER_DATA = "other-data"
-    """Pairs, but of pictures of another kind."""
+    """Pairs, but of images of another kind."""
     CLOUD = "cloud"
     """As the white box, and the classifier's inner features and logits: the operator of the cloud."""
     NO_PAIRS = "no-pairs"
-    """What travelled for some pictures, and other pictures of the same kind, but no pair."""
+    """What travelled for some images, and other images of the same kind, but no pair."""
 
 
 class Pairs(Protocol):
-    """Pictures beside what travels for them."""
+    """Images beside the payload for them."""
 
     def __len__(self) -> int:
-        """How many pictures there are."""
+        """How many images there are."""
 
     def __hash__(self) -> int:
         """By identity: what was learned from pairs is remembered for these pairs."""
 
     def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Pictures (B, 3, H, W) float32 in [0, 1] and what travels for them (B, C, H', W') float32."""
+        """Images (B, 3, H, W) float32 in [0, 1] and the payload for them (B, C, H', W') float32."""
 
 
 @dataclass(frozen=True, eq=False)
 class FixedPairs:
-    """Pairs that the attacker got hold of; one observation a picture, for ever.
+    """Pairs that the attacker got hold of; one observation an image, for ever.
 
     Attributes:
-        pictures: (N, 3, H, W) uint8.
+        images: (N, 3, H, W) uint8.
         observed: (N, C, H', W') float32.
     """
 
-    pictures: Tensor
+    images: Tensor
     observed: Tensor
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """See `Pairs`."""
-        return self.pictures[indices].float() / 255, self.observed[indices]
+        return self.images[indices].float() / 255, self.observed[indices]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,20 +75,20 @@ class LazyPairs:
     """As `FixedPairs`, of a function without noise, whose values are computed when they are asked for.
 
     Attributes:
-        pictures: (N, 3, H, W) uint8.
+        images: (N, 3, H, W) uint8.
     """
 
-    pictures: Tensor
-    _travels: Callable[[Tensor], Tensor]
+    images: Tensor
+    _payload: Callable[[Tensor], Tensor]
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     @torch.no_grad()
     def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """See `Pairs`."""
-        pictures = self.pictures[indices].float() / 255
-        return pictures, self._travels(pictures)
+        images = self.images[indices].float() / 255
+        return images, self._payload(images)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,23 +96,23 @@ class FreshPairs:
     """Pairs that somebody makes who holds the function: mirrored at random, with fresh noise where there is noise.
 
     Attributes:
-        pictures: (N, 3, H, W) uint8.
-        travels: (B, 3, H, W) float32 in [0, 1] -> (B, C, H', W') float32.
+        images: (N, 3, H, W) uint8.
+        payload: (B, 3, H, W) float32 in [0, 1] -> (B, C, H', W') float32.
     """
 
-    pictures: Tensor
-    travels: Callable[[Tensor], Tensor]
+    images: Tensor
+    payload: Callable[[Tensor], Tensor]
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     @torch.no_grad()
     def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """See `Pairs`."""
-        pictures = self.pictures[indices].float() / 255
-        mirrored = torch.rand(len(pictures), generator=generator) < 0.5
-        pictures = torch.where(mirrored[:, None, None, None], pictures.flip(3), pictures)
-        return pictures, self.travels(pictures)
+        images = self.images[indices].float() / 255
+        mirrored = torch.rand(len(images), generator=generator) < 0.5
+        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+        return images, self.payload(images)
 
 
 @dataclass(frozen=True)
@@ -121,12 +121,12 @@ class Knowledge:
 
     Attributes:
         threat: the threat model.
-        height: rows of the pictures to restore.
-        width: columns of the pictures to restore.
+        height: rows of the images to reconstruct.
+        width: columns of the images to reconstruct.
         pairs: to learn from; None under `NO_PAIRS`.
         module: the obfuscator with gradients, under `WHITE_BOX` and `CLOUD`, if it has any.
-        intercepted: (M, C, H', W') float32, what travelled for pictures that he does not know; under `NO_PAIRS`.
-        public: (N, 3, H, W) uint8, pictures of the same kind as the intercepted ones, not the same; under `NO_PAIRS`.
+        intercepted: (M, C, H', W') float32, what travelled for images that he does not know; under `NO_PAIRS`.
+        public: (N, 3, H, W) uint8, images of the same kind as the intercepted ones, not the same; under `NO_PAIRS`.
     """
 
     threat: Threat

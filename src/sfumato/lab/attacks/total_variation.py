@@ -1,4 +1,4 @@
-"""Inversion by optimisation: the smoothest picture for which the obfuscator gives what travelled.
+"""Inversion by optimisation: the smoothest image for which the obfuscator gives what travelled.
 
 Source: Mahendran and Vedaldi 2015, section 3; against split inference He et al. 2019, section 4 ("white-box").
 """
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.linear import solve
-from sfumato.lab.attacks.protocol import Effort, Prepared, Restore
+from sfumato.lab.attacks.protocol import Effort, Prepared, Reconstruct
 from sfumato.lab.attacks.target import Noisy
 from sfumato.lab.attacks.threat_models import Knowledge, Pairs, Threat
 
 WEIGHTS = (0.0, 1e-2, 1e-1)
-"""Of the total variation, against a misfit that is 1 for a picture that explains nothing."""
+"""Of the total variation, against a misfit that is 1 for an image that explains nothing."""
 ANCHORS = (0.0, 1.0, 10.0, 100.0)
 """Of the mean squared distance to the start: what the message leaves open stays as it was."""
 _LEARNING_RATE = 0.02
@@ -30,7 +30,7 @@ _HELD_OUT = 32
 
 @dataclass(frozen=True)
 class TotalVariation:
-    """Adam on the picture itself, from where least squares ends; the weights are chosen on pairs of the attacker's own.
+    """Adam on the image itself, from where least squares ends; the weights are chosen on pairs of the attacker's own.
 
     `argmin_x |f(x) - observed|^2 / variance(observed) + weight * TV(x) + anchor * |x - start|^2`, x in [0, 1].
     """
@@ -38,15 +38,15 @@ class TotalVariation:
     name: ClassVar[str] = "total variation"
     threats: ClassVar[frozenset[Threat]] = frozenset({Threat.WHITE_BOX, Threat.CLOUD})
     learns: ClassVar[bool] = False
-    test_pictures: ClassVar[int] = 200
+    test_images: ClassVar[int] = 200
 
     def prepare(self, knowledge: Knowledge, effort: Effort) -> Prepared:
         """See `Attacker`."""
         forward, pairs = differentiable(knowledge, self.name)
-        start, start_name, pictures, observed = beginning(pairs, effort.seed)
+        start, start_name, images, observed = beginning(pairs, effort.seed)
         variance = float(observed.var())
 
-        def restore(observed: Tensor, weight: float, anchor: float, steps: int) -> Tensor:
+        def reconstruct(observed: Tensor, weight: float, anchor: float, steps: int) -> Tensor:
             parts = [
                 descend(forward, part, start(part), variance=variance, weight=weight, anchor=anchor, steps=steps)
                 for part in torch.split(observed, _BATCH)
@@ -54,13 +54,13 @@ class TotalVariation:
             return torch.cat(parts)
 
         def error(weight: float, anchor: float) -> float:
-            guess = restore(observed, weight, anchor, max(1, effort.steps // 4))
-            return float((guess - pictures).square().mean())
+            guess = reconstruct(observed, weight, anchor, max(1, effort.steps // 4))
+            return float((guess - images).square().mean())
 
         weight = min(WEIGHTS, key=lambda weight: error(weight, 0.0))
         anchor = min(ANCHORS, key=lambda anchor: error(weight, anchor))
         return Prepared(
-            restore=lambda observed: restore(observed, weight, anchor, effort.steps),
+            reconstruct=lambda observed: reconstruct(observed, weight, anchor, effort.steps),
             facts={"weight": weight, "anchor": anchor, "start": start_name, "steps": effort.steps},
         )
 
@@ -75,39 +75,39 @@ def differentiable(knowledge: Knowledge, name: str) -> tuple[Callable[[Tensor], 
         name: of the attacker, for the message.
 
     Returns:
-        Pictures (N, 3, H, W) float32 in [0, 1] -> (N, C, H', W') float32, and the pairs.
+        Images (N, 3, H, W) float32 in [0, 1] -> (N, C, H', W') float32, and the pairs.
 
     Raises:
         AuditError: there are no gradients or fewer than 3 pairs.
     """
     if knowledge.module is None:
-        raise AuditError(f"{name} needs the obfuscator with gradients; only what travels is known")
+        raise AuditError(f"{name} needs the obfuscator with gradients; only the payload is known")
     if knowledge.pairs is None or len(knowledge.pairs) < 3:
-        raise AuditError(f"{name} needs at least 3 pictures of its own to choose its settings on")
+        raise AuditError(f"{name} needs at least 3 images of its own to choose its settings on")
     module: nn.Module = knowledge.module
     return (module.mean if isinstance(module, Noisy) else module), knowledge.pairs
 
 
 @torch.no_grad()
-def beginning(pairs: Pairs, seed: int) -> tuple[Restore, str, Tensor, Tensor]:
-    """Where to start from: least squares or the mean picture, whichever is nearer to a few pictures held out.
+def beginning(pairs: Pairs, seed: int) -> tuple[Reconstruct, str, Tensor, Tensor]:
+    """Where to start from: least squares or the mean image, whichever is nearer to a few images held out.
 
     Args:
         pairs: at least 3.
-        seed: of the choice of pictures.
+        seed: of the choice of images.
 
     Returns:
         The start, its name, and the pairs held out: (N, 3, H, W) float32 in [0, 1] and what travelled for them.
     """
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))
     held = min(_HELD_OUT, max(1, len(pairs) // 5))
-    pictures, observed = pairs.batch(order[:held], torch.Generator().manual_seed(seed + 1))
+    images, observed = pairs.batch(order[:held], torch.Generator().manual_seed(seed + 1))
     estimate, _ = solve(_Part(pairs, order[held:]), seed=seed)
     mean = estimate.base
-    error = (estimate(observed).clamp(0, 1) - pictures).square().mean()
-    if error < (mean - pictures).square().mean():
-        return lambda observed: estimate(observed).clamp(0, 1), "least squares", pictures, observed
-    return lambda observed: mean.repeat(len(observed), 1, 1, 1), "mean picture", pictures, observed
+    error = (estimate(observed).clamp(0, 1) - images).square().mean()
+    if error < (mean - images).square().mean():
+        return lambda observed: estimate(observed).clamp(0, 1), "least squares", images, observed
+    return lambda observed: mean.repeat(len(observed), 1, 1, 1), "mean image", images, observed
 
 
 def descend(
@@ -120,13 +120,13 @@ def descend(
     anchor: float,
     steps: int,
 ) -> Tensor:
-    """Adam on pictures, its rate falling along a cosine, the pictures clamped after each step.
+    """Adam on images, its rate falling along a cosine, the images clamped after each step.
 
     Args:
         forward: see `differentiable`.
         observed: (N, C, H', W') float32; channels after those of `forward` are not used.
         start: (N, 3, H, W) float32 in [0, 1].
-        variance: of what travels.
+        variance: of the payload.
         weight: of the total variation.
         anchor: of the mean squared distance to the start.
         steps: of Adam.
@@ -137,27 +137,27 @@ def descend(
     Raises:
         AuditError: no gradient comes through `forward`.
     """
-    pictures = start.detach().clone().requires_grad_()
-    optimizer = torch.optim.Adam([pictures], lr=_LEARNING_RATE)
+    images = start.detach().clone().requires_grad_()
+    optimizer = torch.optim.Adam([images], lr=_LEARNING_RATE)
     with torch.enable_grad():
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = _LEARNING_RATE * (1 + math.cos(math.pi * step / steps)) / 2
-            kept = anchor * (pictures - start).square().flatten(1).mean(dim=1)
-            loss = (misfit(forward(pictures), observed, variance) + weight * total_variation(pictures) + kept).sum()
-            (pictures.grad,) = torch.autograd.grad(loss, pictures)
+            kept = anchor * (images - start).square().flatten(1).mean(dim=1)
+            loss = (misfit(forward(images), observed, variance) + weight * total_variation(images) + kept).sum()
+            (images.grad,) = torch.autograd.grad(loss, images)
             optimizer.step()
             with torch.no_grad():
-                pictures.clamp_(0, 1)
-    return pictures.detach()
+                images.clamp_(0, 1)
+    return images.detach()
 
 
 def misfit(given: Tensor, observed: Tensor, variance: float) -> Tensor:
-    """Mean squared difference over the variance, a picture each.
+    """Mean squared difference over the variance, an image each.
 
     Args:
         given: (N, C, H', W') float32, with gradients.
         observed: (N, C or more, H', W') float32; further channels are not compared.
-        variance: of what travels.
+        variance: of the payload.
 
     Returns:
         (N,) float32.
@@ -170,13 +170,13 @@ def misfit(given: Tensor, observed: Tensor, variance: float) -> Tensor:
     return (given - observed[:, : given.shape[1]]).square().flatten(1).mean(dim=1) / max(variance, 1e-12)
 
 
-def total_variation(pictures: Tensor) -> Tensor:
+def total_variation(images: Tensor) -> Tensor:
     """Mean absolute difference of neighbours, both directions summed: (N, 3, H, W) -> (N,).
 
     Source: Rudin, Osher and Fatemi 1992, anisotropic.
     """
-    rows = (pictures[:, :, 1:] - pictures[:, :, :-1]).abs().flatten(1).mean(dim=1)
-    columns = (pictures[:, :, :, 1:] - pictures[:, :, :, :-1]).abs().flatten(1).mean(dim=1)
+    rows = (images[:, :, 1:] - images[:, :, :-1]).abs().flatten(1).mean(dim=1)
+    columns = (images[:, :, :, 1:] - images[:, :, :, :-1]).abs().flatten(1).mean(dim=1)
     return rows + columns
 
 

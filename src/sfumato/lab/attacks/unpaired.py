@@ -1,8 +1,8 @@
-"""An attack without a single pair: messages are turned into pictures that pass for public ones.
+"""An attack without a single pair: messages are turned into images that pass for public ones.
 
-It begins with the linear map that gives the messages the mean and covariance of public pictures, and goes on with a
-decoder that a discriminator judges; a second network must find the message again from the restored picture, which
-keeps the decoder from drawing pictures that have nothing to do with it.
+It begins with the linear map that gives the messages the mean and covariance of public images, and goes on with a
+decoder that a discriminator judges; a second network must find the message again from the reconstructed image, which
+keeps the decoder from drawing images that have nothing to do with it.
 
 Source: the linear map: optimal transport between Gaussians, Peyré and Cuturi 2019, remark 2.31; the training: Zhu et
 al. 2017 (CycleGAN), section 3, with the hinge loss of Lim and Ye 2017; the discriminator of Isola et al. 2017
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.errors import AuditError
-from sfumato.lab.attacks.decoders import Decoder, restorer
+from sfumato.lab.attacks.decoders import Decoder, network
 from sfumato.lab.attacks.linear import MAX_INPUTS, LinearEstimate
 from sfumato.lab.attacks.protocol import Effort, Prepared
 from sfumato.lab.attacks.threat_models import Knowledge, Threat
@@ -27,7 +27,7 @@ from sfumato.lab.models import autocast, reverse_gradient
 from sfumato.lab.models.decoders import ResidualNet, patch_discriminator
 
 BATCH, _LEAST_BATCH = 64, 16
-"""Pictures beyond 64 x 64 pixels come in smaller batches, which bounds memory."""
+"""Images beyond 64 x 64 pixels come in smaller batches, which bounds memory."""
 _COMPONENTS = 200
 _STATISTICS = 5_000
 _DIRECTIONS = 32
@@ -48,7 +48,7 @@ class Unpaired:
         """See `Attacker`."""
         messages, public = knowledge.intercepted, knowledge.public
         if messages is None or public is None or min(len(messages), len(public)) < 5:
-            raise AuditError(f"{self.name} needs at least 5 intercepted messages and 5 public pictures")
+            raise AuditError(f"{self.name} needs at least 5 intercepted messages and 5 public images")
         start = transport(messages[:_STATISTICS], public[:_STATISTICS])
         std, mean = torch.std_mean(messages[:_STATISTICS], dim=(0, 2, 3))
         with torch.random.fork_rng(devices=[]):
@@ -58,8 +58,8 @@ class Unpaired:
             game = _Game(decoder, messages.shape[1])
             _train(game, messages, public, effort)
         params = sum(p.numel() for p in net.parameters())
-        seen = effort.pictures // (batch := _batch(decoder.size)) * batch
-        return Prepared(restorer(decoder, decoder.size, effort.device), facts={"params": params, "pictures_seen": seen})
+        seen = effort.images // (batch := _batch(decoder.size)) * batch
+        return Prepared(network(decoder, decoder.size, effort.device), facts={"params": params, "images_seen": seen})
 
 
 class _Game(nn.Module):
@@ -78,15 +78,17 @@ class _Game(nn.Module):
         self.judge = patch_discriminator()
 
     def loss(self, observed: Tensor, public: Tensor) -> Tensor:
-        """Messages (B, C, H', W') and public pictures (B, 3, H, W) in [0, 1] -> scalar, lower for both players."""
-        restored = self.decoder(observed)
+        """Messages (B, C, H', W') and public images (B, 3, H, W) in [0, 1] -> scalar, lower for both players."""
+        reconstructed = self.decoder(observed)
         message = (observed - self.decoder.mean) / self.decoder.std
-        again = F.interpolate(self.back(restored).float(), size=message.shape[-2:], mode="bilinear", antialias=True)
-        cycle = F.mse_loss(again, message)
-        moments = F.mse_loss(restored.mean(dim=0), public.mean(dim=0)) + F.mse_loss(
-            restored.std(dim=0), public.std(dim=0)
+        again = F.interpolate(
+            self.back(reconstructed).float(), size=message.shape[-2:], mode="bilinear", antialias=True
         )
-        judged = self.judge(reverse_gradient(restored, 1.0))
+        cycle = F.mse_loss(again, message)
+        moments = F.mse_loss(reconstructed.mean(dim=0), public.mean(dim=0)) + F.mse_loss(
+            reconstructed.std(dim=0), public.std(dim=0)
+        )
+        judged = self.judge(reverse_gradient(reconstructed, 1.0))
         adversarial = F.relu(1 + judged).mean() + F.relu(1 - self.judge(public)).mean()
         return _ADVERSARIAL * adversarial + _CYCLE * cycle + _MOMENTS * moments
 
@@ -96,19 +98,19 @@ def _train(game: _Game, messages: Tensor, public: Tensor, effort: Effort) -> Non
     source = torch.Generator().manual_seed(effort.seed)
     optimizer = torch.optim.Adam(game.parameters(), lr=_LEARNING_RATE, betas=(0.5, 0.999))
     batch = _batch(game.decoder.size)
-    steps = effort.pictures // batch
+    steps = effort.images // batch
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = _LEARNING_RATE * (1 - step / steps)
         observed = messages[torch.randint(len(messages), (batch,), generator=source)]
-        pictures = public[torch.randint(len(public), (batch,), generator=source)].float() / 255
+        images = public[torch.randint(len(public), (batch,), generator=source)].float() / 255
         with autocast(effort.device):
-            loss = game.loss(observed.to(effort.device), pictures.to(effort.device))
+            loss = game.loss(observed.to(effort.device), images.to(effort.device))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(game.parameters(), 1.0)
         optimizer.step()
         if not torch.isfinite(loss):
-            raise AuditError(f"the attacker's loss is {float(loss)} at step {step}: what travels is not finite")
+            raise AuditError(f"the attacker's loss is {float(loss)} at step {step}: the payload is not finite")
         effort.progress(step + 1, steps)
     game.eval()
 
@@ -119,38 +121,38 @@ def _batch(size: tuple[int, int]) -> int:
 
 @torch.no_grad()
 def transport(messages: Tensor, public: Tensor) -> LinearEstimate:
-    """The linear map that gives messages the mean and the leading covariance of public pictures.
+    """The linear map that gives messages the mean and the leading covariance of public images.
 
     Mean and covariance leave open which way each direction points: three maps are made (optimal transport, its mirror
     image about the mean, and principal components joined by rank with signs by their skewness), and the one kept is
-    that whose pictures are nearest to public ones by sliced Wasserstein distance. The first two need a message of as
-    many numbers as a picture has.
+    that whose images are nearest to public ones by sliced Wasserstein distance. The first two need a message of as
+    many numbers as an image has.
 
     Args:
         messages: (M, C, H', W') float32.
         public: (N, 3, H, W) uint8.
 
     Returns:
-        The map from messages to pictures.
+        The map from messages to images.
 
     Source: Bonneel et al. 2015, section 3, for the distance.
     """
-    pictures = public.float().flatten(1) / 255
+    images = public.float().flatten(1) / 255
     inputs = messages.flatten(1)[:, :MAX_INPUTS]
-    offset, base = inputs.mean(dim=0), pictures.mean(dim=0)
-    rank = min(_COMPONENTS, len(inputs) - 1, len(pictures) - 1, inputs.shape[1], pictures.shape[1])
+    offset, base = inputs.mean(dim=0), images.mean(dim=0)
+    rank = min(_COMPONENTS, len(inputs) - 1, len(images) - 1, inputs.shape[1], images.shape[1])
     x, x_std = _components(inputs - offset, rank)
-    y, y_std = _components(pictures - base, rank)
+    y, y_std = _components(images - base, rank)
     whitened, coloured = x / x_std, (y * y_std).T
     maps = []
-    if inputs.shape[1] == pictures.shape[1]:
+    if inputs.shape[1] == images.shape[1]:
         # Of all rotations between the whitened and the coloured the one that moves the numbers least.
         left, _, right = torch.linalg.svd((x * x_std).T @ (y * y_std))
         straight = whitened @ left @ right @ coloured
         maps += [straight, -straight]
-    signs = _skewness((inputs - offset) @ whitened) * _skewness((pictures - base) @ y)
+    signs = _skewness((inputs - offset) @ whitened) * _skewness((images - base) @ y)
     maps.append((whitened * torch.where(signs < 0, -1.0, 1.0)) @ coloured)
-    best = min(maps, key=lambda factor: _distance((inputs - offset) @ factor, pictures - base, y))
+    best = min(maps, key=lambda factor: _distance((inputs - offset) @ factor, images - base, y))
     return LinearEstimate(offset, [best.contiguous()], base.reshape(public.shape[1:]))
 
 
@@ -168,10 +170,10 @@ def _skewness(x: Tensor) -> Tensor:
     return (x / x.std(dim=0).clamp_min(1e-9)).pow(3).mean(dim=0)
 
 
-def _distance(restored: Tensor, pictures: Tensor, directions: Tensor) -> float:
-    """Mean Wasserstein distance along leading directions of public pictures, each in its standard deviations."""
-    count = min(len(restored), len(pictures), 2_000)
+def _distance(reconstructed: Tensor, images: Tensor, directions: Tensor) -> float:
+    """Mean Wasserstein distance along leading directions of public images, each in its standard deviations."""
+    count = min(len(reconstructed), len(images), 2_000)
     axes = directions[:, :_DIRECTIONS]
-    along = [(x[:count] @ axes).sort(dim=0).values for x in (restored, pictures)]
+    along = [(x[:count] @ axes).sort(dim=0).values for x in (reconstructed, images)]
     scale = along[1].std(dim=0).clamp_min(1e-9)
     return float(((along[0] - along[1]) / scale).abs().mean())

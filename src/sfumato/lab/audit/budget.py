@@ -1,4 +1,4 @@
-"""Budgets: which attackers run, and how long each may train. Training is counted in pictures seen."""
+"""Budgets: which attackers run, and how long each may train. Training is counted in images seen."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from sfumato.lab.attacks.threat_models import Threat
 
-_COLUMN_TEST_PICTURES = 4_000
+_COLUMN_TEST_IMAGES = 4_000
 
 
 @dataclass(frozen=True)
@@ -16,16 +16,16 @@ class Trial:
     Attributes:
         attacker: a name from `sfumato.lab.attacks.registry.ATTACKERS`.
         threat: the threat model.
-        pictures: training pictures that a learned attacker sees at most, with repetition.
-        pairs: known pairs under `Threat.PAIRS`; None for as many as there are training pictures.
-        steps: for attackers that optimise the picture.
-        views: how many obfuscations of the same picture the attacker has and averages.
+        images: training images that a learned attacker sees at most, with repetition.
+        pairs: known pairs under `Threat.PAIRS`; None for as many as there are training images.
+        steps: for attackers that optimise the image.
+        views: how many obfuscations of the same image the attacker has and averages.
         seed: of everything random.
     """
 
     attacker: str
     threat: Threat
-    pictures: int = 0
+    images: int = 0
     pairs: int | None = None
     steps: int = 0
     views: int = 1
@@ -49,33 +49,33 @@ class Budget:
         says: what it is good for.
         trials: in order; the strongest attackers first.
         views: trials for stochastic obfuscators, that average several views.
-        control_pictures: training pictures for each control; 0 for no control.
-        identification_pictures: for the contrastive attackers.
-        attribute_pictures: for the attribute attacker.
-        column_pictures: for each attacker who asks for label columns.
-        column_test_pictures: that he is measured on, at most.
-        test_pictures: that every attacker is measured on; the best one is measured on all there are.
+        control_images: training images for each control; 0 for no control.
+        identification_images: for the contrastive attackers.
+        attribute_images: for the attribute attacker.
+        column_images: for each attacker who asks for label columns.
+        column_test_images: that he is measured on, at most.
+        test_images: that every attacker is measured on; the best one is measured on all there are.
         seeds: how many the strongest attacker is repeated with.
-        references: whether restorations that need no attack are computed, too.
+        references: whether reconstructions that need no attack are computed, too.
     """
 
     name: str
     says: str
     trials: tuple[Trial, ...]
     views: tuple[Trial, ...]
-    control_pictures: int
-    identification_pictures: int
-    attribute_pictures: int
-    test_pictures: int
+    control_images: int
+    identification_images: int
+    attribute_images: int
+    test_images: int
     seeds: int
-    column_pictures: int = 0
-    column_test_pictures: int = 0
+    column_images: int = 0
+    column_test_images: int = 0
     references: bool = True
 
     @property
-    def pictures(self) -> int:
-        """Training pictures over all decoders of an obfuscator that is deterministic, without the controls."""
-        return sum(trial.pictures for trial in self.trials)
+    def images(self) -> int:
+        """Training images over all decoders of an obfuscator that is deterministic, without the controls."""
+        return sum(trial.images for trial in self.trials)
 
 
 def shared(budget: Budget, share: float) -> Budget:
@@ -83,8 +83,8 @@ def shared(budget: Budget, share: float) -> Budget:
 
     Args:
         budget: to begin with.
-        share: of the training pictures and steps, above 0; 1 changes nothing. Below it the references, which take
-            long for large pictures, are left out.
+        share: of the training images and steps, above 0; 1 changes nothing. Below it the references, which take
+            long for large images, are left out.
     """
     if share == 1:
         return budget
@@ -93,7 +93,7 @@ def shared(budget: Budget, share: float) -> Budget:
         return max(1, round(count * share)) if count else 0
 
     def shorter(trials: tuple[Trial, ...]) -> tuple[Trial, ...]:
-        return tuple(replace(trial, pictures=part(trial.pictures), steps=part(trial.steps)) for trial in trials)
+        return tuple(replace(trial, images=part(trial.images), steps=part(trial.steps)) for trial in trials)
 
     return replace(
         budget,
@@ -101,16 +101,16 @@ def shared(budget: Budget, share: float) -> Budget:
         says=f"{budget.says}; here every attacker trained {share:g} times as long",
         trials=shorter(budget.trials),
         views=shorter(budget.views),
-        control_pictures=part(budget.control_pictures),
-        identification_pictures=part(budget.identification_pictures),
-        attribute_pictures=part(budget.attribute_pictures),
-        column_pictures=part(budget.column_pictures),
+        control_images=part(budget.control_images),
+        identification_images=part(budget.identification_images),
+        attribute_images=part(budget.attribute_images),
+        column_images=part(budget.column_images),
         references=budget.references and share >= 1,
     )
 
 
 def _trials(unit: int, *, all_losses: bool, steps: int) -> tuple[Trial, ...]:
-    """Every budget's list: `unit` training pictures for a decoder that plays a minor part."""
+    """Every budget's list: `unit` training images for a decoder that plays a minor part."""
     box = Threat.WHITE_BOX
     trials = [
         Trial("least squares", box),
@@ -126,9 +126,9 @@ def _trials(unit: int, *, all_losses: bool, steps: int) -> tuple[Trial, ...]:
             Trial("residual decoder, GAN", box, unit),
             Trial("deep image prior", box, steps=2 * steps),
         ]
-    for pairs, pictures in ((100, unit // 2), (1_000, unit // 2), (10_000, unit), (None, unit)):
+    for pairs, images in ((100, unit // 2), (1_000, unit // 2), (10_000, unit), (None, unit)):
         trials.append(Trial("least squares", Threat.PAIRS, pairs=pairs))
-        trials.append(Trial("residual decoder", Threat.PAIRS, pictures, pairs))
+        trials.append(Trial("residual decoder", Threat.PAIRS, images, pairs))
     trials += [Trial("residual decoder", threat, unit) for threat in (Threat.SHADOW, Threat.OTHER_DATA, Threat.CLOUD)]
     return (*trials, Trial("discriminator without pairs", Threat.NO_PAIRS, unit))
 
@@ -139,19 +139,19 @@ def _views(unit: int) -> tuple[Trial, ...]:
 
 
 def _budget(
-    name: str, says: str, unit: int, *, steps: int, all_losses: bool, test_pictures: int, seeds: int = 1
+    name: str, says: str, unit: int, *, steps: int, all_losses: bool, test_images: int, seeds: int = 1
 ) -> Budget:
     return Budget(
         name=name,
         says=says,
         trials=_trials(unit, all_losses=all_losses, steps=steps),
         views=_views(unit // 2),
-        control_pictures=min(unit, 2_000),
-        identification_pictures=2 * unit,
-        attribute_pictures=2 * unit,
-        column_pictures=20 * unit,
-        column_test_pictures=_COLUMN_TEST_PICTURES,
-        test_pictures=test_pictures,
+        control_images=min(unit, 2_000),
+        identification_images=2 * unit,
+        attribute_images=2 * unit,
+        column_images=20 * unit,
+        column_test_images=_COLUMN_TEST_IMAGES,
+        test_images=test_images,
         seeds=seeds,
     )
 
@@ -163,15 +163,15 @@ BUDGETS = {
     for budget in (
         Budget(
             name="attributes",
-            says="asks in earnest what can be told of a picture, and restores it only in passing, without a decoder",
+            says="asks in earnest what can be told of an image, and reconstructs it only in passing, without a decoder",
             trials=(Trial("least squares", Threat.WHITE_BOX), Trial("codeword means", Threat.WHITE_BOX)),
             views=(),
-            control_pictures=0,
-            identification_pictures=2 * _PASSING,
-            attribute_pictures=2 * _PASSING,
-            column_pictures=30 * _PASSING,
-            column_test_pictures=_COLUMN_TEST_PICTURES,
-            test_pictures=500,
+            control_images=0,
+            identification_images=2 * _PASSING,
+            attribute_images=2 * _PASSING,
+            column_images=30 * _PASSING,
+            column_test_images=_COLUMN_TEST_IMAGES,
+            test_images=500,
             seeds=1,
             references=False,
         ),
@@ -181,7 +181,7 @@ BUDGETS = {
             1_500,
             steps=60,
             all_losses=False,
-            test_pictures=500,
+            test_images=500,
         ),
         _budget(
             "standard",
@@ -189,7 +189,7 @@ BUDGETS = {
             4_000,
             steps=100,
             all_losses=True,
-            test_pictures=2_000,
+            test_images=2_000,
         ),
         _budget(
             "full",
@@ -197,7 +197,7 @@ BUDGETS = {
             250_000,
             steps=1_000,
             all_losses=True,
-            test_pictures=10_000,
+            test_images=10_000,
             seeds=3,
         ),
     )

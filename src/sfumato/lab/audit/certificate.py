@@ -1,17 +1,17 @@
 """What noise, or a code of a few bits, promises against every attacker, also those that nobody has built yet.
 
-Only where noise is added after the last step that looks at the picture, or where only a code of a few bits goes past
+Only where noise is added after the last step that looks at the image, or where only a code of a few bits goes past
 that step, can anything be promised; for any other obfuscator there is no certificate. With a code, the number of
 its values bounds how often the original is picked out (`certify_code`). With noise there are three bounds, each
 with what it rests on:
 
-- **Fisher information** bounds the error of unbiased attackers, without an assumption on the pictures. Learned
-  attackers are biased: they use what pictures look like, and may fall below it.
-- **Fisher information and a prior** (van Trees) bounds the error of every attacker, if pictures are Gaussian. They are
-  not: real pictures have more structure than a Gaussian of the same covariance, so that a strong attacker may
+- **Fisher information** bounds the error of unbiased attackers, without an assumption on the images. Learned
+  attackers are biased: they use what images look like, and may fall below it.
+- **Fisher information and a prior** (van Trees) bounds the error of every attacker, if images are Gaussian. They are
+  not: real images have more structure than a Gaussian of the same covariance, so that a strong attacker may
   fall below this bound too. For a linear obfuscator with Gaussian noise it is the error of the best linear attacker.
-- **The rate**, how many bits about the picture can pass, bounds how often anybody can pick the original out of
-  N candidates (Fano). It needs only the covariance of what travels; it is the one bound that no prior can break.
+- **The rate**, how many bits about the image can pass, bounds how often anybody can pick the original out of
+  N candidates (Fano). It needs only the covariance of the payload; it is the one bound that no prior can break.
 
 Sources: Maeng et al. 2023, "Bounding the invertibility of privacy-preserving instance encoding using Fisher
 information"; Gill and Levit 1995, the matrix form of van Trees' inequality; Cover and Thomas 2006, theorems 8.6.5
@@ -33,12 +33,12 @@ from sfumato.lab.attacks.target import Noisy
 
 CANDIDATES = (10, 100, 1000, 10_000)
 MAX_JOINT = 4096
-"""Up to so many numbers a picture, matrices over all pairs of them are formed; a 3x32x32 picture has 3072."""
+"""Up to so many numbers an image, matrices over all pairs of them are formed; a 3x32x32 image has 3072."""
 JACOBIANS = 4
-"""Pictures whose Fisher information is computed: few, because each costs as many backward passes as numbers travel;
+"""Images whose Fisher information is computed: few, because each costs as many backward passes as numbers travel;
 15 s on one core for 3072 numbers through 21 million multiply-accumulates."""
 PROBES = 64
-"""Random directions for each picture where the trace of its Fisher information is estimated instead."""
+"""Random directions for each image where the trace of its Fisher information is estimated instead."""
 _INFORMATION = {"gaussian": 1.0, "laplace": 2.0}
 """Fisher information of a location, times the variance of its noise."""
 _EXTRA_BITS = {"gaussian": 0.0, "laplace": 0.5 * math.log2(math.pi / math.e)}
@@ -47,19 +47,19 @@ _BATCH = 64
 _MAX_NUMBERS = 1 << 26
 
 _ASSUMPTIONS = (
-    "the noise of each number is drawn alone, as the obfuscator says, and anew for each picture",
-    "a picture travels once: what travels for it a second time adds information that is not counted",
-    "averages over the pictures examined stand for averages over all pictures of their kind; few make the error bounds "
+    "the noise of each number is drawn alone, as the obfuscator says, and anew for each image",
+    "an image travels once: the payload for it a second time adds information that is not counted",
+    "averages over the images examined stand for averages over all images of their kind; few make the error bounds "
     "come out a little high",
 )
-_CODED = "what travels depends on the picture through the code alone, as it states; candidates are equally likely"
+_CODED = "the payload depends on the image through the code alone, as it states; candidates are equally likely"
 _GATED = (
-    "that a picture is not sent counts as one more thing to be seen, and the candidates are all pictures, sent or not: "
+    "that an image is not sent counts as one more thing to be seen, and the candidates are all images, sent or not: "
     "who knows that it was sent drops those candidates that would have stayed"
 )
-_ONE_PICTURE = "several pictures of one scene tell more than one of them; each counts its bits anew"
+_ONE_IMAGE = "several images of one scene tell more than one of them; each counts its bits anew"
 _UNBIASED = "mse_bound_unbiased holds for attackers without bias alone; learned attackers are biased"
-_GAUSSIAN = "mse_bound_any holds if pictures are Gaussian with the covariance of those given; real ones may fall below"
+_GAUSSIAN = "mse_bound_any holds if images are Gaussian with the covariance of those given; real ones may fall below"
 _ESTIMATED = "the trace of the Fisher information is estimated from random directions (Hutchinson), not exact"
 
 
@@ -68,13 +68,13 @@ class Certificate:
     """What the noise promises.
 
     Attributes:
-        dfil: Fisher information leakage, the mean over pictures and pixels, in 1 / (pixel value in [0, 1])^2. None
+        dfil: Fisher information leakage, the mean over images and pixels, in 1 / (pixel value in [0, 1])^2. None
             without noise, as the two bounds that rest on it.
         mse_bound_unbiased: least mean squared error of unbiased attackers, for pixels in [0, 1].
-        mse_bound_any: least mean squared error of any attacker if pictures are Gaussian; None if not computed.
-        rate_bits: at most so many bits about a picture pass.
+        mse_bound_any: least mean squared error of any attacker if images are Gaussian; None if not computed.
+        rate_bits: at most so many bits about an image pass.
         top1_bounds: candidates -> the most often that anybody picks the original among them; 1.0 is no bound.
-        pictures: over how many pictures the covariances were taken.
+        images: over how many images the covariances were taken.
         jacobians: for how many of them the Fisher information was computed.
         assumptions: what the bounds rest on, in words.
     """
@@ -84,7 +84,7 @@ class Certificate:
     mse_bound_any: float | None
     rate_bits: float
     top1_bounds: dict[int, float]
-    pictures: int
+    images: int
     jacobians: int
     assumptions: tuple[str, ...]
 
@@ -95,45 +95,43 @@ class Certificate:
 
 def certify(
     noisy: object,
-    pictures: Tensor,
+    images: Tensor,
     *,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Certificate:
-    """Bounds what any attacker can learn from what travels.
+    """Bounds what any attacker can learn from the payload.
 
     Args:
         noisy: an obfuscator that satisfies `Noisy`.
-        pictures: (N, 3, H, W) uint8, N at least 4; training pictures, more than numbers in a picture for a good bound.
-        seed: of the choice of pictures and directions.
-        progress: is told (done, total) pictures.
+        images: (N, 3, H, W) uint8, N at least 4; training images, more than numbers in an image for a good bound.
+        seed: of the choice of images and directions.
+        progress: is told (done, total) images.
 
     Raises:
         AuditError: the obfuscator adds no noise, or noise of an unknown kind; its mean has no gradient; what it says
-            does not fit together; or there are too few pictures.
+            does not fit together; or there are too few images.
     """
     if not isinstance(noisy, Noisy):
         raise AuditError("a certificate bounds what noise hides; this obfuscator states no noise: there is none")
-    if pictures.ndim != 4 or pictures.shape[1] != 3 or pictures.dtype != torch.uint8 or len(pictures) < 4:
-        raise AuditError(f"need at least 4 pictures (N, 3, H, W) uint8, got {tuple(pictures.shape)} {pictures.dtype}")
-    scale = _precision(noisy, pictures)
+    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8 or len(images) < 4:
+        raise AuditError(f"need at least 4 images (N, 3, H, W) uint8, got {tuple(images.shape)} {images.dtype}")
+    scale = _precision(noisy, images)
     source = torch.Generator().manual_seed(seed)
-    count = min(len(pictures), _MAX_NUMBERS // max(len(scale), pictures[0].numel()))
-    chosen = pictures[torch.randperm(len(pictures), generator=source)[: max(4, count)]]
+    count = min(len(images), _MAX_NUMBERS // max(len(scale), images[0].numel()))
+    chosen = images[torch.randperm(len(images), generator=source)[: max(4, count)]]
     exact = chosen[0].numel() <= MAX_JOINT
     information: Tensor | float = 0.0
     leakages = []
-    for done, picture in enumerate(chosen[:JACOBIANS]):
+    for done, image in enumerate(chosen[:JACOBIANS]):
         progress(done, min(JACOBIANS, len(chosen)))
-        of_one = fisher_information(noisy, picture) if exact else fisher_trace(noisy, picture, source)
-        leakages.append(float(torch.as_tensor(of_one).trace() if exact else of_one) / picture.numel())
+        of_one = fisher_information(noisy, image) if exact else fisher_trace(noisy, image, source)
+        leakages.append(float(torch.as_tensor(of_one).trace() if exact else of_one) / image.numel())
         information = information + of_one
     progress(len(leakages), len(leakages))
     means = _means(noisy, chosen)
     if not sum(leakages) and bool((means != means[0]).any()):
-        raise AuditError(
-            "what travels follows the picture, but its gradient is zero (rounded?): there is no certificate"
-        )
+        raise AuditError("the payload follows the image, but its gradient is zero (rounded?): there is no certificate")
     bound = None
     if exact:
         covariance = torch.cov(chosen.flatten(1).T.double() / 255)
@@ -145,22 +143,22 @@ def certify(
         mse_bound_any=bound,
         rate_bits=rate,
         top1_bounds={n: fano_top1(rate, n) for n in CANDIDATES},
-        pictures=len(chosen),
+        images=len(chosen),
         jacobians=len(leakages),
         assumptions=(*_ASSUMPTIONS, _UNBIASED, _GAUSSIAN if exact else _ESTIMATED),
     )
 
 
 def certify_code(bits: int, *, gated: bool = False) -> Certificate:
-    """Bounds what any attacker can learn where what travels is made from a code of so many bits alone.
+    """Bounds what any attacker can learn where the payload is made from a code of so many bits alone.
 
     Among N candidates, all equally likely, nobody picks the original more often than in `2^bits / N` of cases, however
     well he knows the obfuscator: each of the `2^bits` things that may travel points to one candidate at best. With a
-    gate, that nothing travels is one thing more that he may see: `(2^bits + 1) / N` over all pictures, sent or not.
+    gate, that nothing travels is one thing more that he may see: `(2^bits + 1) / N` over all images, sent or not.
 
     Args:
         bits: of the code, at least 1.
-        gated: whether some pictures are not sent at all.
+        gated: whether some images are not sent at all.
 
     Source: the hit rate of the best guess is the sum over what may travel of the most probable candidate's joint
     probability, each at most 1 / N; Cover and Thomas 2006, section 2.10, has the bound in bits.
@@ -172,18 +170,18 @@ def certify_code(bits: int, *, gated: bool = False) -> Certificate:
         mse_bound_any=None,
         rate_bits=math.log2(values),
         top1_bounds={n: min(1.0, values / n) for n in CANDIDATES},
-        pictures=0,
+        images=0,
         jacobians=0,
-        assumptions=(_CODED, *([_GATED] if gated else []), _ONE_PICTURE),
+        assumptions=(_CODED, *([_GATED] if gated else []), _ONE_IMAGE),
     )
 
 
-def fisher_information(noisy: Noisy, picture: Tensor) -> Tensor:
-    """What one observation tells about each direction in which a picture can change.
+def fisher_information(noisy: Noisy, image: Tensor) -> Tensor:
+    """What one observation tells about each direction in which an image can change.
 
     Args:
         noisy: an obfuscator with noise.
-        picture: (3, H, W) uint8.
+        image: (3, H, W) uint8.
 
     Returns:
         (3 * H * W, 3 * H * W) float64, `J^T diag(c / std^2) J` for the mean's Jacobian J; c is 1 for Gaussian
@@ -192,22 +190,22 @@ def fisher_information(noisy: Noisy, picture: Tensor) -> Tensor:
     Raises:
         AuditError: the mean has no gradient.
     """
-    scale = _precision(noisy, picture[None])
-    total = torch.zeros(picture.numel(), picture.numel(), dtype=torch.float64)
+    scale = _precision(noisy, image[None])
+    total = torch.zeros(image.numel(), image.numel(), dtype=torch.float64)
     for rows in torch.arange(len(scale)).split(_BATCH):  # type: ignore[no-untyped-call]
         directions = torch.zeros(len(rows), len(scale))
         directions[torch.arange(len(rows)), rows] = scale[rows]
-        pulled = _pull(noisy, picture, directions)
+        pulled = _pull(noisy, image, directions)
         total += pulled.T @ pulled
     return total
 
 
-def fisher_trace(noisy: Noisy, picture: Tensor, source: torch.Generator) -> float:
+def fisher_trace(noisy: Noisy, image: Tensor, source: torch.Generator) -> float:
     """The trace of `fisher_information`, estimated where the matrix is too large.
 
     Args:
         noisy: an obfuscator with noise.
-        picture: (3, H, W) uint8.
+        image: (3, H, W) uint8.
         source: of `PROBES` random directions.
 
     Raises:
@@ -215,22 +213,22 @@ def fisher_trace(noisy: Noisy, picture: Tensor, source: torch.Generator) -> floa
 
     Source: Hutchinson 1990.
     """
-    scale = _precision(noisy, picture[None])
+    scale = _precision(noisy, image[None])
     total = 0.0
     for _ in range(PROBES):
         signs = torch.randint(0, 2, (1, len(scale)), generator=source) * 2.0 - 1
-        total += float(_pull(noisy, picture, signs * scale).double().square().sum())
+        total += float(_pull(noisy, image, signs * scale).double().square().sum())
     return total / PROBES
 
 
 def van_trees_mse(information: Tensor, covariance: Tensor) -> float:
-    """The least mean squared error of any attacker, biased or not, on Gaussian pictures: `tr((F + C^-1)^-1) / d`.
+    """The least mean squared error of any attacker, biased or not, on Gaussian images: `tr((F + C^-1)^-1) / d`.
 
     For a linear mean and Gaussian noise it is attained, by the posterior mean.
 
     Args:
-        information: F, (d, d), the Fisher information averaged over pictures.
-        covariance: C, (d, d), of the pictures; may be singular.
+        information: F, (d, d), the Fisher information averaged over images.
+        covariance: C, (d, d), of the images; may be singular.
 
     Source: Gill and Levit 1995, the multivariate inequality.
     """
@@ -241,19 +239,19 @@ def van_trees_mse(information: Tensor, covariance: Tensor) -> float:
 
 
 def rate_bits(means: Tensor, noise_std: Tensor, noise_kind: str) -> float:
-    """How many bits about a picture can pass: a bound on the mutual information of picture and what travels.
+    """How many bits about an image can pass: a bound on the mutual information of image and the payload.
 
     Of all that has a given covariance a Gaussian has the most entropy, and its entropy is at most that of
-    its coordinates, in any basis. The basis is the principal axes of one half of the pictures and the variances
-    are those of the other half: taken from the same pictures, the rate would come out too low.
+    its coordinates, in any basis. The basis is the principal axes of one half of the images and the variances
+    are those of the other half: taken from the same images, the rate would come out too low.
 
     Args:
-        means: (N, D) float, what travels without the noise; N at least 4.
+        means: (N, D) float, the payload without the noise; N at least 4.
         noise_std: (D,) of each number's noise, positive.
         noise_kind: "gaussian" or "laplace".
 
     Returns:
-        Bits a picture, at least 0.
+        Bits an image, at least 0.
 
     Source: Cover and Thomas 2006, theorems 8.6.5 and 17.9.2.
     """
@@ -301,32 +299,32 @@ def _capacity_bits(snr: Tensor) -> float:
     return float(0.5 * snr.log1p().sum() / math.log(2))
 
 
-def _precision(noisy: Noisy, pictures: Tensor) -> Tensor:
+def _precision(noisy: Noisy, images: Tensor) -> Tensor:
     """Square root of each travelling number's Fisher information about its own mean, (D,) float32."""
     if noisy.noise_kind not in _INFORMATION:
         raise AuditError(f"noise of kind {noisy.noise_kind!r}: a certificate knows {' and '.join(_INFORMATION)}")
     std = noisy.noise_std().detach().float()
     with torch.no_grad():
-        mean = noisy.mean(pictures[:1].float() / 255)
+        mean = noisy.mean(images[:1].float() / 255)
     if mean.shape[1:] != std.shape:
-        raise AuditError(f"noise of shape {tuple(std.shape)} for what travels of shape {tuple(mean.shape[1:])}")
+        raise AuditError(f"noise of shape {tuple(std.shape)} for the payload of shape {tuple(mean.shape[1:])}")
     if not bool((std.isfinite() & (std > 0)).all()):
         raise AuditError("some numbers travel without noise: there is no certificate")
     return math.sqrt(_INFORMATION[noisy.noise_kind]) / std.flatten()
 
 
-def _pull(noisy: Noisy, picture: Tensor, directions: Tensor) -> Tensor:
-    """Directions (B, D) float32 in what travels, pulled back through the Jacobian: (B, d) float64."""
-    pictures = (picture.float() / 255).repeat(len(directions), 1, 1, 1).requires_grad_()
+def _pull(noisy: Noisy, image: Tensor, directions: Tensor) -> Tensor:
+    """Directions (B, D) float32 in the payload, pulled back through the Jacobian: (B, d) float64."""
+    images = (image.float() / 255).repeat(len(directions), 1, 1, 1).requires_grad_()
     with torch.enable_grad():
-        mean = noisy.mean(pictures)
+        mean = noisy.mean(images)
     if not mean.requires_grad:
-        raise AuditError("the mean of what travels has no gradient: there is no certificate")
-    (pulled,) = torch.autograd.grad(mean, pictures, directions.reshape(mean.shape))
+        raise AuditError("the mean of the payload has no gradient: there is no certificate")
+    (pulled,) = torch.autograd.grad(mean, images, directions.reshape(mean.shape))
     return pulled.flatten(1).double()
 
 
 @torch.no_grad()
-def _means(noisy: Noisy, pictures: Tensor) -> Tensor:
-    parts = [noisy.mean(part.float() / 255).flatten(1) for part in pictures.split(250)]  # type: ignore[no-untyped-call]
+def _means(noisy: Noisy, images: Tensor) -> Tensor:
+    parts = [noisy.mean(part.float() / 255).flatten(1) for part in images.split(250)]  # type: ignore[no-untyped-call]
     return torch.cat(parts)

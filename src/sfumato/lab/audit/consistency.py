@@ -10,7 +10,7 @@ from sfumato.lab.attacks.decoders import PAPER
 from sfumato.lab.attacks.fit import FLAT, flattened
 from sfumato.lab.attacks.threat_models import Threat
 from sfumato.lab.audit.sanity_checks import ORACLE_HIGH, Control
-from sfumato.lab.evaluation.measures import RESTORED_BELOW
+from sfumato.lab.evaluation.measures import RECONSTRUCTED_BELOW
 
 TOLERANCE = 1.02
 """How much worse an attacker may be for knowing more: chance of one training."""
@@ -54,22 +54,22 @@ def _white_box(done: list[dict[str, Any]]) -> Control:
 
 def _learned(done: list[dict[str, Any]], class_mean_mse: float) -> Control:
     name = "the best learned attacker has learned all that it can"
-    needed = f"restored, or: it learned, and the last third of the training changed under {100 * FLAT:g} %"
+    needed = f"reconstructed, or: it learned, and the last third of the training changed under {100 * FLAT:g} %"
     learned = [t for t in done if t["curve"]]
     if not learned:
         return Control(name, None, "no learned attacker was tried", needed)
     best = min(learned, key=lambda t: float(t["mse_compared"]))
     detail = f"{best['attacker']}, {best['threat']}"
-    if best["mse_compared"] < RESTORED_BELOW:
-        return Control(name, True, "the picture is restored, nothing is left to gain", needed, detail)
-    after = f"after {best['pictures_seen']:,} pictures"
+    if best["mse_compared"] < RECONSTRUCTED_BELOW:
+        return Control(name, True, "the image is reconstructed, nothing is left to gain", needed, detail)
+    after = f"after {best['images_seen']:,} images"
     if not flattened([(int(seen), float(error)) for seen, error in best["curve"]]):
         return Control(name, False, f"still changing {after}", needed, detail)
     errors = [error for _, error in best["curve"]]
     if min(errors) < (1 - FLAT) * errors[0]:
         return Control(name, True, f"flat {after}", needed, detail)
     # A network that never left its start shows nothing, unless one that began with nothing came to the same end,
-    # and that is better than the mean picture, which takes no learning.
+    # and that is better than the mean image, which takes no learning.
     fresh = min((t["mse_compared"] for t in done if t["attacker"] == PAPER.name), default=float("inf"))
     confirmed = fresh <= min(TOLERANCE * best["mse_compared"], ORACLE_HIGH * class_mean_mse)
     words = "ends there too" if confirmed else "is not as far"

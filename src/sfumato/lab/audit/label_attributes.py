@@ -1,8 +1,8 @@
 """Label columns beside the class, such as glasses, age or who somebody is: what an obfuscator hides of them.
 
-Each is asked of what travels under several threat models, by an attacker who has the column for his own pictures. His
+Each is asked of the payload under several threat models, by an attacker who has the column for his own images. His
 success stands between two ends: what the class alone tells, which nobody can hide who sends for an answer, and what the
-same attacker, trained as long, tells from the plain picture. If he cannot tell it even there, the audit shows nothing.
+same attacker, trained as long, tells from the plain image. If he cannot tell it even there, the audit shows nothing.
 """
 
 from __future__ import annotations
@@ -26,39 +26,39 @@ from sfumato.lab.evaluation.measures import proportion_interval
 
 THREATS = (Threat.WHITE_BOX, Threat.PAIRS)
 KNOWN_PAIRS = 1_000
-"""Under `Threat.PAIRS`; or half of the training pictures, where there are fewer than twice as many."""
+"""Under `Threat.PAIRS`; or half of the training images, where there are fewer than twice as many."""
 _MOST_PASSES = 30
 """Over the same pairs; more would learn them by heart."""
 _LEARNING_RATE = 2e-3
 _STATISTICS_PAIRS = 500
 
 Columns = dict[str, tuple[Tensor, Tensor]]
-"""Name -> values of training pictures (N,) and of test pictures (M,), int64 from 0 on."""
+"""Name -> values of training images (N,) and of test images (M,), int64 from 0 on."""
 
 
-def ask(scene: Scene, columns: Columns, *, effort: Effort, test_pictures: int) -> list[Attribute]:
-    """Trains an attacker under each of `THREATS` and one on plain pictures, and tries them on the test pictures.
+def ask(scene: Scene, columns: Columns, *, effort: Effort, test_images: int) -> list[Attribute]:
+    """Trains an attacker under each of `THREATS` and one on plain images, and tries them on the test images.
 
     Args:
-        scene: the obfuscator and the pictures.
+        scene: the obfuscator and the images.
         columns: what is asked for.
         effort: budget of each attacker.
-        test_pictures: at most.
+        test_images: at most.
 
     Returns:
         One entry a column and threat model, column by column.
 
     Raises:
-        AuditError: not one value for each picture.
+        AuditError: not one value for each image.
     """
-    count = min(test_pictures, len(scene.test))
+    count = min(test_images, len(scene.test))
     known, truth = ({name: both[i] for name, both in columns.items()} for i in (0, 1))
-    for values, pictures in ((known, len(scene.train)), (truth, len(scene.test))):
+    for values, images in ((known, len(scene.train)), (truth, len(scene.test))):
         for name, given in values.items():
-            if len(given) != pictures:
-                raise AuditError(f"{len(given)} values of {name!r} for {pictures} pictures: need one each")
+            if len(given) != images:
+                raise AuditError(f"{len(given)} values of {name!r} for {images} images: need one each")
     truth = {name: values[:count] for name, values in truth.items()}
-    plain = _from_plain_pictures(scene, known, truth, effort)
+    plain = _from_plain_images(scene, known, truth, effort)
     right: dict[Threat, dict[str, int]] = {}
     for threat in THREATS:
         pairs, places = _pairs(scene, threat)
@@ -72,12 +72,12 @@ def ask(scene: Scene, columns: Columns, *, effort: Effort, test_pictures: int) -
 
 
 def attack(pairs: Pairs, known: Targets, observed: Tensor, truth: Targets, effort: Effort) -> dict[str, int]:
-    """One small network with a head a column, from what travels.
+    """One small network with a head a column, from the payload.
 
     Args:
         pairs: to learn from.
         known: column -> (len(pairs),) int64.
-        observed: (M, C, H', W') float32, what travels for the test pictures.
+        observed: (M, C, H', W') float32, the payload for the test images.
         truth: column -> (M,) int64.
         effort: budget.
 
@@ -102,24 +102,24 @@ def attack(pairs: Pairs, known: Targets, observed: Tensor, truth: Targets, effor
                 [F.cross_entropy(given[name], known[name][chosen].to(effort.device)) for name in values]
             ).sum()
 
-    effort = replace(effort, pictures=min(effort.pictures, _MOST_PASSES * len(pairs)))
+    effort = replace(effort, images=min(effort.images, _MOST_PASSES * len(pairs)))
     train(net, losses(), effort, learning_rate=_LEARNING_RATE)
     given = heads(batched(lambda x: net(x.to(effort.device)).cpu(), observed, flat=False))
     return {name: int((part.argmax(dim=1) == truth[name]).sum()) for name, part in given.items()}
 
 
-def _from_plain_pictures(scene: Scene, known: Targets, truth: Targets, effort: Effort) -> dict[str, int]:
-    """As `attack`, where the picture itself travels: the same whatever is audited, so found once."""
+def _from_plain_images(scene: Scene, known: Targets, truth: Targets, effort: Effort) -> dict[str, int]:
+    """As `attack`, where the image itself travels: the same whatever is audited, so found once."""
     train_set, test = scene.train, scene.test
     count = len(next(iter(truth.values())))
     digest = hashlib.sha256()
     for values in (known, truth):
         for name, column in values.items():
             digest.update(name.encode() + column.numpy().tobytes())
-    of = (train_set.sha256, test.sha256, len(train_set), count, effort.pictures, effort.seed, digest.hexdigest())
+    of = (train_set.sha256, test.sha256, len(train_set), count, effort.images, effort.seed, digest.hexdigest())
 
     def find() -> dict[str, int]:
-        pairs = FreshPairs(train_set.images, lambda pictures: pictures)
+        pairs = FreshPairs(train_set.images, lambda images: images)
         return attack(pairs, known, test.images[:count].float() / 255, truth, effort)
 
     found: dict[str, int] = remembered("columns", str(of), find)
@@ -127,7 +127,7 @@ def _from_plain_pictures(scene: Scene, known: Targets, truth: Targets, effort: E
 
 
 def _pairs(scene: Scene, threat: Threat) -> tuple[Pairs, Tensor]:
-    """What the attacker learns from, and which training pictures these are."""
+    """What the attacker learns from, and which training images these are."""
     held = min(KNOWN_PAIRS, max(len(scene.train) // 2, 1)) if threat is Threat.PAIRS else None
     pairs = scene.knowledge(threat, pairs=held).pairs
     assert pairs is not None
@@ -141,7 +141,7 @@ def _entry(name: str, threat: Threat, right: int, plain: int, scene: Scene, know
         attribute=name,
         accuracy=right / count,
         chance=chance(known, scene.train.labels, truth, scene.test.labels[:count]),
-        test_pictures=count,
+        test_images=count,
         low=low,
         high=high,
         threat=threat,

@@ -35,10 +35,10 @@ def record(bundle: Bundle, found: dict[str, Any]) -> bool:
 
 
 def _effort(found: dict[str, Any]) -> int:
-    """Training pictures over all decoders that an audit's budget allowed."""
+    """Training images over all decoders that an audit's budget allowed."""
     budget = found["budget"]
     named = BUDGETS.get(budget["name"])
-    return int(budget.get("pictures", named.pictures if named else 0))
+    return int(budget.get("images", named.images if named else 0))
 
 
 def _leakage(found: dict[str, Any]) -> float:

@@ -1,7 +1,7 @@
-"""What one would restore who knows only so much of a picture: the scale on which attackers are read.
+"""What one would reconstruct who knows only so much of an image: the scale on which attackers are read.
 
 Nothing here attacks anything. Each row is the best guess from some knowledge, such as the label alone, measured in
-the same way as an attacker's restoration.
+the same way as an attacker's reconstruction.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sfumato.lab.data import ImageSet
 from sfumato.lab.evaluation.measures import Figures, measure
 
 BITS = (1, 2, 4, 8)
-"""Beyond the label, in a code for the pictures of each class."""
+"""Beyond the label, in a code for the images of each class."""
 BLOCKS = (4, 8, 16)
 """On a side, in a grid of blocks of which only the mean colour is known."""
 COMPONENTS = (10, 30, 100)
@@ -37,7 +37,7 @@ class Reference:
     """A row of the table.
 
     Attributes:
-        name: what is known of the picture.
+        name: what is known of the image.
         bits: how many bits beside the label that is; None where it is not counted in bits, or the label is not known.
         figures: of the best guess.
     """
@@ -48,10 +48,10 @@ class Reference:
 
 
 def class_means(train: ImageSet) -> Tensor:
-    """The mean picture of each class, (classes, 3, H, W) float32 in [0, 1].
+    """The mean image of each class, (classes, 3, H, W) float32 in [0, 1].
 
     Raises:
-        AuditError: a class without pictures.
+        AuditError: a class without images.
     """
     return torch.stack([_of_class(train, c).float().mean(dim=0) / 255 for c in range(len(train.names))])
 
@@ -60,7 +60,7 @@ def class_mean_reference(train: ImageSet, test: ImageSet) -> Figures:
     """What the label alone is worth: the row that excess leakage is counted from.
 
     Raises:
-        AuditError: a class without training pictures, or sets that differ in size or classes.
+        AuditError: a class without training images, or sets that differ in size or classes.
     """
     _check(train, test)
     return measure(class_means(train)[test.labels].clamp_(0, 1), test.images)
@@ -71,21 +71,21 @@ def references(
 ) -> tuple[Reference, ...]:
     """The whole table, measured on `test`, from what can be learned from `train`.
 
-    The row of random images is one draw: its error has a standard error of 0.0006 on CIFAR-10's 10,000 test pictures.
+    The row of random images is one draw: its error has a standard error of 0.0006 on CIFAR-10's 10,000 test images.
     The rows with more bits hang on a local optimum: from seed to seed they differ by a unit of the third figure.
     The other rows are exact, or nearly so.
 
-    Rows that do not fit the pictures are left out: blocks that do not divide the sides, more components or codes than
-    there are pictures.
+    Rows that do not fit the images are left out: blocks that do not divide the sides, more components or codes than
+    there are images.
 
     Args:
-        train: pictures to learn from.
-        test: pictures to restore, of the same size and classes.
-        seed: of the random pictures and of where the codes' centres begin.
+        train: images to learn from.
+        test: images to reconstruct, of the same size and classes.
+        seed: of the random images and of where the codes' centres begin.
         progress: is told (done, total) rows.
 
     Raises:
-        AuditError: a class without training pictures, or sets that differ in size or classes.
+        AuditError: a class without training images, or sets that differ in size or classes.
     """
     _check(train, test)
     guesses = _guesses(train, test, seed)
@@ -125,8 +125,8 @@ def write_references(
         "references": [asdict(row) for row in references(train, test, seed=seed, progress=progress)],
         "measured": provenance(
             seed=seed,
-            train={"data": train.source, "data_sha256": train.sha256, "pictures": len(train)},
-            test={"data": test.source, "data_sha256": test.sha256, "pictures": len(test)},
+            train={"data": train.source, "data_sha256": train.sha256, "images": len(train)},
+            test={"data": test.source, "data_sha256": test.sha256, "images": len(test)},
         ),
     }
     if path is not None:
@@ -141,29 +141,29 @@ def _guesses(train: ImageSet, test: ImageSet, seed: int) -> list[_Guess]:
     """Each row's name, its bits, and what draws its guesses (N, 3, H, W) float32, still to be cut to [0, 1]."""
     height, width = test.images.shape[2:]
     per_class = train.labels.bincount(minlength=len(train.names))
-    means, pictures = class_means(train), test.images.float() / 255
+    means, images = class_means(train), test.images.float() / 255
     overall = torch.einsum("c,cijk->ijk", per_class / len(train), means)
     components = cache(lambda: _components(train, max(COMPONENTS), seed))
     return [
         ("a random training image of the right class", None, lambda: _random(train, test, seed)),
-        ("mid-grey", None, lambda: torch.full_like(pictures, 0.5)),
-        ("the mean training image", None, lambda: overall.expand_as(pictures)),
+        ("mid-grey", None, lambda: torch.full_like(images, 0.5)),
+        ("the mean training image", None, lambda: overall.expand_as(images)),
         ("the mean image of the right class", 0, lambda: means[test.labels]),
         *(
             (f"label and {bits} more bit{'s' * (bits > 1)}", bits, partial(_coded, train, test, 2**bits, seed))
             for bits in BITS
             if 2**bits <= int(per_class.min())
         ),
-        ("the image's mean colour", None, lambda: pictures.mean(dim=(2, 3), keepdim=True).expand_as(pictures)),
+        ("the image's mean colour", None, lambda: images.mean(dim=(2, 3), keepdim=True).expand_as(images)),
         *(
-            (f"{blocks}x{blocks} block means", None, partial(_blocks, pictures, blocks))
+            (f"{blocks}x{blocks} block means", None, partial(_blocks, images, blocks))
             for blocks in BLOCKS
             if height % blocks == width % blocks == 0 and max(height, width) > blocks
         ),
         *(
-            (f"{count} principal components", None, partial(_projected, pictures, overall, components, count))
+            (f"{count} principal components", None, partial(_projected, images, overall, components, count))
             for count in COMPONENTS
-            if count < min(len(train), pictures[0].numel())
+            if count < min(len(train), images[0].numel())
         ),
     ]
 
@@ -178,7 +178,7 @@ def _random(train: ImageSet, test: ImageSet, seed: int) -> Tensor:
 
 
 def _coded(train: ImageSet, test: ImageSet, centres: int, seed: int) -> Tensor:
-    """The centre of its class that each test picture is nearest to."""
+    """The centre of its class that each test image is nearest to."""
     source = torch.Generator().manual_seed(seed)
     guess = torch.empty(test.images.shape)
     for label in range(len(test.names)):
@@ -226,13 +226,13 @@ def _nearest(points: Tensor, centres: Tensor) -> Tensor:
     return (centres.square().sum(dim=1) - 2 * points @ centres.T).argmin(dim=1)
 
 
-def _blocks(pictures: Tensor, blocks: int) -> Tensor:
-    size = (pictures.shape[2], pictures.shape[3])
-    return F.interpolate(F.adaptive_avg_pool2d(pictures, blocks), size=size)
+def _blocks(images: Tensor, blocks: int) -> Tensor:
+    size = (images.shape[2], images.shape[3])
+    return F.interpolate(F.adaptive_avg_pool2d(images, blocks), size=size)
 
 
 def _components(train: ImageSet, count: int, seed: int) -> Tensor:
-    """The first principal axes of the training pictures, (d, at most count)."""
+    """The first principal axes of the training images, (d, at most count)."""
     points = train.images.flatten(1).float() / 255
     with torch.random.fork_rng(devices=[]):  # the randomised method takes no generator
         torch.manual_seed(seed)
@@ -240,22 +240,22 @@ def _components(train: ImageSet, count: int, seed: int) -> Tensor:
     return axes
 
 
-def _projected(pictures: Tensor, mean: Tensor, components: Callable[[], Tensor], count: int) -> Tensor:
+def _projected(images: Tensor, mean: Tensor, components: Callable[[], Tensor], count: int) -> Tensor:
     axes = components()[:, :count]
-    flat = (pictures - mean).flatten(1)
-    return (flat @ axes @ axes.T).reshape(pictures.shape) + mean
+    flat = (images - mean).flatten(1)
+    return (flat @ axes @ axes.T).reshape(images.shape) + mean
 
 
 def _of_class(images: ImageSet, label: int) -> Tensor:
     own = images.images[images.labels == label]
     if not len(own):
-        raise AuditError(f"class {images.names[label]!r} has no training pictures: nothing is known of it")
+        raise AuditError(f"class {images.names[label]!r} has no training images: nothing is known of it")
     return own
 
 
 def _check(train: ImageSet, test: ImageSet) -> None:
     if train.names != test.names or train.images.shape[1:] != test.images.shape[1:] or not len(test):
         raise AuditError(
-            f"{len(test)} test pictures {tuple(test.images.shape[1:])} of {len(test.names)} classes cannot be compared "
-            f"with training pictures {tuple(train.images.shape[1:])} of {len(train.names)} classes"
+            f"{len(test)} test images {tuple(test.images.shape[1:])} of {len(test.names)} classes cannot be compared "
+            f"with training images {tuple(train.images.shape[1:])} of {len(train.names)} classes"
         )

@@ -40,7 +40,7 @@ def remembered(name: str, of: str, find: Callable[[], Any]) -> Any:
 
 
 class Notebook:
-    """A folder with one JSON file for every finding, and pictures beside it.
+    """A folder with one JSON file for every finding, and images beside it.
 
     Args:
         folder: is created.

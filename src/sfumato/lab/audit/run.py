@@ -41,9 +41,9 @@ from sfumato.lab.report.panels import save_panel, showcase
 from sfumato.lab.report.points import gated_plain_points, gated_point
 
 _BATCH = 250
-_CERTIFICATE_PICTURES = 10_000
-_REFERENCE_PIXELS, _LEAST_REFERENCE_PICTURES = 12_000_000, 500
-"""What references are measured on at most: all of CIFAR-10's test pictures, fewer of larger ones; each row says so."""
+_CERTIFICATE_IMAGES = 10_000
+_REFERENCE_PIXELS, _LEAST_REFERENCE_IMAGES = 12_000_000, 500
+"""What references are measured on at most: all of CIFAR-10's test images, fewer of larger ones; each row says so."""
 
 Progress = Callable[[int, int, str, int, int], None]
 """Is told (steps of the audit done, in all, what runs now, its own steps done, in all)."""
@@ -54,10 +54,10 @@ class Beside:
     """What the bundle is compared with.
 
     Attributes:
-        classifier: what the obfuscated pictures are for; None leaves accuracies out.
+        classifier: what the obfuscated images are for; None leaves accuracies out.
         local: a classifier that fits the device's own budget.
         points: of other audits, for the frontier plot; see `sfumato.lab.report.points.collect`.
-        attributes: label columns besides the class: name -> values of training and test pictures, (N,) and (M,) int64.
+        attributes: label columns besides the class: name -> values of training and test images, (N,) and (M,) int64.
     """
 
     classifier: Bundle | None = None
@@ -80,7 +80,7 @@ def audit(
     """Attacks an obfuscator with all that the budget allows; writes `audit.json`, `audit.html` and `panel.png`.
 
     Args:
-        scene: the obfuscator, the pictures, and who knows what.
+        scene: the obfuscator, the images, and who knows what.
         budget: how hard the attackers try.
         folder: is created; `work/` in it keeps the findings one by one.
         beside: what to compare with.
@@ -93,16 +93,16 @@ def audit(
         The content of `audit.json`.
 
     Raises:
-        AuditError: pictures that the obfuscator does not take, a folder with an audit, or a disk that refuses.
+        AuditError: images that the obfuscator does not take, a folder with an audit, or a disk that refuses.
         Interrupted: Ctrl-C or SIGTERM; the findings so far are kept.
     """
     size = scene.target.height, scene.target.width
     for images in (scene.train, scene.test):
         if tuple(images.images.shape[2:]) != size:
-            raise AuditError(f"pictures are {tuple(images.images.shape[2:])}, the obfuscator takes {size}; give a size")
+            raise AuditError(f"images are {tuple(images.images.shape[2:])}, the obfuscator takes {size}; give a size")
     if min(size) < SSIM_WINDOW:
         raise AuditError(
-            f"pictures of {size[0]}x{size[1]} are too small to measure: {SSIM_WINDOW} pixels on a side at least"
+            f"images of {size[0]}x{size[1]} are too small to measure: {SSIM_WINDOW} pixels on a side at least"
         )
     beside = beside or Beside()
     notebook = Notebook(folder / "work", _identity(scene, budget, beside), resume=resume, overwrite=overwrite)
@@ -133,11 +133,11 @@ def _identity(scene: Scene, budget: Budget, beside: Beside) -> dict[str, Any]:
     }
 
 
-def _answers(target: Target, pictures: Tensor) -> str:
+def _answers(target: Target, images: Tensor) -> str:
     """A callable is known by what it gives, to three digits; a stochastic one by its name alone."""
     if target.stochastic:
         return ""
-    sent = (target.travels(pictures[:4].float() / 255) * 1e3).round().numpy().astype(np.int64)
+    sent = (target.payload(images[:4].float() / 255) * 1e3).round().numpy().astype(np.int64)
     return hashlib.sha256(sent.tobytes()).hexdigest()
 
 
@@ -181,12 +181,12 @@ class _Run:
             "budget": {
                 "name": self.budget.name,
                 "says": self.budget.says,
-                "pictures": self.budget.pictures,
+                "images": self.budget.images,
             },
             "data": {
                 "source": scene.train.source,
-                "train_pictures": len(scene.train),
-                "test_pictures": len(test),
+                "train_images": len(scene.train),
+                "test_images": len(test),
                 "sha256": {"train": scene.train.sha256, "test": test.sha256},
             },
             "utility": utility,
@@ -229,14 +229,14 @@ class _Run:
         classifier, local = self.beside.classifier, self.beside.local
         test = self.scene.test
         if classifier is None or not self._knows_classes(classifier):
-            return None  # it knows nothing of these pictures' classes
+            return None  # it knows nothing of these images' classes
         answers = OnnxFunction(classifier.file(CLASSIFIER_ONNX))
         hits = 0
         for start in range(0, len(test), _BATCH):
             self._tell("accuracy")(start, len(test))
-            travels = self.scene.target.travels(test.images[start : start + _BATCH].float() / 255)
+            payload = self.scene.target.payload(test.images[start : start + _BATCH].float() / 255)
             labels = test.labels[start : start + _BATCH].numpy()
-            hits += int((answers(travels.numpy()).argmax(axis=1) == labels).sum())
+            hits += int((answers(payload.numpy()).argmax(axis=1) == labels).sum())
         plain = classify(classifier, test)
         own = classify(local, test) if local else None
         errors = self.attempts.class_mean_errors
@@ -245,7 +245,7 @@ class _Run:
             "accuracy_obfuscated": hits / len(test),
             "accuracy_local": None if own is None else float((own.argmax(dim=1) == test.labels).double().mean()),
             "gated_plain": [] if own is None else gated_plain(own, plain, test.labels, errors),
-            "test_pictures": len(test),
+            "test_images": len(test),
         }
 
     def _references(self) -> list[dict[str, Any]]:
@@ -253,7 +253,7 @@ class _Run:
             return []
         train, test = self.scene.train, self.scene.test
         test = test.subset(
-            max(_LEAST_REFERENCE_PICTURES, _REFERENCE_PIXELS // (test.images.shape[2] * test.images.shape[3]))
+            max(_LEAST_REFERENCE_IMAGES, _REFERENCE_PIXELS // (test.images.shape[2] * test.images.shape[3]))
         )
 
         def find() -> list[dict[str, Any]]:
@@ -265,12 +265,12 @@ class _Run:
         return known
 
     def _controls(self) -> list[dict[str, Any]]:
-        if not self.budget.control_pictures:
+        if not self.budget.control_images:
             return []
         controls = decoder_controls(
             self.scene.train,
             self.scene.test,
-            pictures=self.budget.control_pictures,
+            images=self.budget.control_images,
             device=self.device,
             progress=lambda what, done, total: self._tell(f"control: {what}")(done, total),
         )
@@ -289,15 +289,15 @@ class _Run:
         return found
 
     def _identification(self, trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        scene, count = self.scene, min(self.budget.test_pictures, len(self.scene.test))
+        scene, count = self.scene, min(self.budget.test_images, len(self.scene.test))
         prepared = self.attempts.strongest_decoder(trials)
-        effort = Effort(self.budget.identification_pictures, 0, 0, self.device, progress=self._tell("identification"))
+        effort = Effort(self.budget.identification_images, 0, 0, self.device, progress=self._tell("identification"))
         found = identify(
             scene.knowledge(Threat.WHITE_BOX),
             scene.observed(Threat.WHITE_BOX, count),
             scene.test.images[:count],
             scene.test.labels[:count],
-            restore=prepared.restore if prepared else None,
+            reconstruct=prepared.reconstruct if prepared else None,
             effort=effort,
             observe=scene.target.observe,
             seed=scene.seed,
@@ -305,8 +305,8 @@ class _Run:
         return [{**asdict(row), "threat": str(row.threat)} for row in found]
 
     def _attributes(self) -> list[dict[str, Any]]:
-        scene, count = self.scene, min(self.budget.test_pictures, len(self.scene.test))
-        effort = Effort(self.budget.attribute_pictures, 0, 0, self.device, progress=self._tell("attributes"))
+        scene, count = self.scene, min(self.budget.test_images, len(self.scene.test))
+        effort = Effort(self.budget.attribute_images, 0, 0, self.device, progress=self._tell("attributes"))
         found = infer(
             scene.knowledge(Threat.WHITE_BOX),
             scene.target.observe,
@@ -317,9 +317,9 @@ class _Run:
             seed=scene.seed,
         )
         if self.beside.attributes:
-            effort = replace(effort, pictures=self.budget.column_pictures)
-            count = self.budget.column_test_pictures
-            found += ask(scene, self.beside.attributes, effort=effort, test_pictures=count)
+            effort = replace(effort, images=self.budget.column_images)
+            count = self.budget.column_test_images
+            found += ask(scene, self.beside.attributes, effort=effort, test_images=count)
         return [{**asdict(row), "threat": str(row.threat)} for row in found]
 
     def _certificate(self) -> tuple[dict[str, Any] | None, str]:
@@ -330,18 +330,18 @@ class _Run:
             if (values := distinct(seen)) > 2**bits:
                 return None, f"a code of {bits} bits is stated, but {values:,} different things travelled"
             found = certify_code(bits, gated=target.gate is not None)
-            return found.as_json(), "It holds whoever attacks, for one picture; each further one tells as much again."
+            return found.as_json(), "It holds whoever attacks, for one image; each further one tells as much again."
         if not target.stochastic:
-            return None, "without noise nothing bounds what an attacker may restore"
+            return None, "without noise nothing bounds what an attacker may reconstruct"
         noise = target.module.noisy_code if isinstance(target.module, NoisyWithin) else target.module
         if not isinstance(noise, Noisy):
             return None, "the obfuscator is stochastic, but does not say what its noise is"
-        pictures = self.scene.train.images[:_CERTIFICATE_PICTURES]
+        images = self.scene.train.images[:_CERTIFICATE_IMAGES]
         try:
-            noisy = certify(noise, pictures, progress=self._tell("certificate"))
+            noisy = certify(noise, images, progress=self._tell("certificate"))
         except AuditError as error:
             return None, str(error)
-        return noisy.as_json(), "It holds for one obfuscation of a picture; each further one weakens it."
+        return noisy.as_json(), "It holds for one obfuscation of an image; each further one weakens it."
 
     def _gate(self, best: dict[str, Any] | None) -> dict[str, Any] | None:
         if best is None:
@@ -351,9 +351,9 @@ class _Run:
         return gate_figures(
             self.scene,
             best=best,
-            restored=self.notebook.tensors(f"{best['key']}-all")["restored"],
+            reconstructed=self.notebook.tensors(f"{best['key']}-all")["reconstructed"],
             class_mean_errors=self.attempts.class_mean_errors,
-            answers=(lambda travels: torch.from_numpy(answers(travels.numpy()))) if answers else None,
+            answers=(lambda payload: torch.from_numpy(answers(payload.numpy()))) if answers else None,
             progress=self._tell("gate"),
         )
 
@@ -373,7 +373,7 @@ class _Run:
             "source": "this audit",
             "best_attacker": best["attacker"],
         }
-        ends = (("plain picture", "identity", "plain", 1.0), ("classifier on the device", "local", "local", 0.0))
+        ends = (("plain image", "identity", "plain", 1.0), ("classifier on the device", "local", "local", 0.0))
         points = [own, *gated_point(own, found["gate"]), *gated_plain_points(utility)] + [
             {**own, "name": name, "role": role, "accuracy": utility[f"accuracy_{key}"], "excess_leakage": leakage}
             | {"budget": None, "best_attacker": None}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sfumato.lab.attacks.cloud_features import CloudView
 from sfumato.lab.attacks.dead_leaves import dead_leaves
-from sfumato.lab.attacks.target import Target, Travels
+from sfumato.lab.attacks.target import Payload, Target
 from sfumato.lab.attacks.threat_models import (
     FixedPairs,
     FreshPairs,
@@ -24,22 +24,22 @@ from sfumato.lab.attacks.threat_models import (
 from sfumato.lab.data import ImageSet
 
 _INTERCEPTED = 5_000
-_OTHER_PICTURES = 10_000
+_OTHER_IMAGES = 10_000
 _MOST_NOISY_PAIRS = 20_000
-"""Of a stochastic obfuscator: each pair is kept, as the attacker saw each picture's noise but once."""
+"""Of a stochastic obfuscator: each pair is kept, as the attacker saw each image's noise but once."""
 
 
 @dataclass
 class Scene:
-    """An obfuscator, the pictures, and who knows what of them.
+    """An obfuscator, the images, and who knows what of them.
 
     Attributes:
         target: the obfuscator.
-        train: public pictures.
-        test: private pictures; attackers see only what travels for them.
-        classifier: (N, C, H, W) float32, what travels -> logits; for the cloud's operator. None if not known.
+        train: public images.
+        test: private images; attackers see only the payload for them.
+        classifier: (N, C, H, W) float32, the payload -> logits; for the cloud's operator. None if not known.
         shadow: another obfuscator by the same recipe. None if there is none.
-        other: (N, 3, H, W) uint8, pictures of another kind; dead leaves if None.
+        other: (N, 3, H, W) uint8, images of another kind; dead leaves if None.
         seed: of which pairs are known.
     """
 
@@ -59,7 +59,7 @@ class Scene:
         Args:
             threat: the threat model.
             pairs: how many pairs are known under `Threat.PAIRS`; None for as many as there are.
-            views: of each picture, averaged.
+            views: of each image, averaged.
 
         Raises:
             UnavailableError: something for this threat model is missing.
@@ -70,11 +70,11 @@ class Scene:
         return self._last[1]
 
     def observed(self, threat: Threat, count: int, *, views: int = 1) -> Tensor:
-        """What the attacker sees of the first `count` test pictures, (count, C, H', W') float32."""
+        """What the attacker sees of the first `count` test images, (count, C, H', W') float32."""
         if threat is Threat.CLOUD:
-            return _observe(self._view.travels, self.test.images[:count])
+            return _observe(self._view.payload, self.test.images[:count])
         if views not in self._seen or len(self._seen[views]) < count:
-            self._seen[views] = _observe(_averaged(self.target.travels, views), self.test.images[:count])
+            self._seen[views] = _observe(_averaged(self.target.payload, views), self.test.images[:count])
         return self._seen[views][:count]
 
     def batches(self, threat: Threat, count: int, *, views: int = 1, size: int = 250) -> Iterator[Tensor]:
@@ -82,74 +82,74 @@ class Scene:
         for start in range(0, count, size):
             stop = min(count, start + size)
             if threat is Threat.CLOUD:
-                yield _observe(self._view.travels, self.test.images[start:stop])
+                yield _observe(self._view.payload, self.test.images[start:stop])
             else:
                 yield self.observed(threat, count, views=views)[start:stop]
 
     def _knowledge(self, threat: Threat, pairs: int | None, views: int) -> Knowledge:
         height, width = self.target.height, self.target.width
-        travels = _averaged(self.target.travels, views)
+        payload = _averaged(self.target.payload, views)
         match threat:
             case Threat.PAIRS:
                 return Knowledge(threat, height, width, self._known(pairs))
             case Threat.WHITE_BOX:
-                return Knowledge(threat, height, width, FreshPairs(self.train.images, travels), self.target.module)
+                return Knowledge(threat, height, width, FreshPairs(self.train.images, payload), self.target.module)
             case Threat.SHADOW:
                 if self.shadow is None:
                     raise UnavailableError("no shadow: train the recipe again with another seed and give it as shadow")
-                return Knowledge(threat, height, width, FreshPairs(self.train.images, self.shadow.travels))
+                return Knowledge(threat, height, width, FreshPairs(self.train.images, self.shadow.payload))
             case Threat.OTHER_DATA:
-                return Knowledge(threat, height, width, LazyPairs(self._others, travels))
+                return Knowledge(threat, height, width, LazyPairs(self._others, payload))
             case Threat.CLOUD:
-                pairs_seen = FreshPairs(self.train.images, self._view.travels)
+                pairs_seen = FreshPairs(self.train.images, self._view.payload)
                 return Knowledge(threat, height, width, pairs_seen, self.target.module)
             case Threat.NO_PAIRS:
                 half = min(_INTERCEPTED, len(self.train) // 2)
                 overheard, public = (self.train.images[self.order[a:b]] for a, b in ((0, half), (half, 2 * half)))
                 return Knowledge(
-                    threat, height, width, intercepted=_observe(self.target.travels, overheard), public=public
+                    threat, height, width, intercepted=_observe(self.target.payload, overheard), public=public
                 )
 
     @cached_property
     def order(self) -> Tensor:
-        """Which training pictures become known pairs, the first ones first, (N,) int64."""
+        """Which training images become known pairs, the first ones first, (N,) int64."""
         return torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.seed))
 
     def _known(self, pairs: int | None) -> Pairs:
         if pairs is not None and pairs > len(self.train):
-            raise UnavailableError(f"only {len(self.train):,} training pictures to make pairs of")
+            raise UnavailableError(f"only {len(self.train):,} training images to make pairs of")
         if not self.target.stochastic:
-            return LazyPairs(self.train.images[self.order[:pairs]], self.target.travels)
-        pictures = self.train.images[self.order[: min(pairs or len(self.order), _MOST_NOISY_PAIRS)]]
-        return FixedPairs(pictures, _observe(self.target.travels, pictures))
+            return LazyPairs(self.train.images[self.order[:pairs]], self.target.payload)
+        images = self.train.images[self.order[: min(pairs or len(self.order), _MOST_NOISY_PAIRS)]]
+        return FixedPairs(images, _observe(self.target.payload, images))
 
     @cached_property
     def _others(self) -> Tensor:
         if self.other is not None:
             return self.other
-        return dead_leaves(_OTHER_PICTURES, self.target.height, self.target.width, seed=self.seed)
+        return dead_leaves(_OTHER_IMAGES, self.target.height, self.target.width, seed=self.seed)
 
     @cached_property
     def _view(self) -> Target:
         if self.classifier is None:
             raise UnavailableError("no classifier with weights was given, whose features the cloud's operator sees")
-        example = self.target.travels(self.train.images[:2].float() / 255)
+        example = self.target.payload(self.train.images[:2].float() / 255)
         view = CloudView(self.classifier, example)
-        return Target("cloud", self.target.height, self.target.width, lambda x: view(self.target.travels(x)))
+        return Target("cloud", self.target.height, self.target.width, lambda x: view(self.target.payload(x)))
 
 
-def _averaged(travels: Travels, views: int) -> Travels:
+def _averaged(payload: Payload, views: int) -> Payload:
     if views == 1:
-        return travels
+        return payload
 
-    def average(pictures: Tensor) -> Tensor:
-        total = travels(pictures)
+    def average(images: Tensor) -> Tensor:
+        total = payload(images)
         for _ in range(views - 1):
-            total = total + travels(pictures)
+            total = total + payload(images)
         return total / views
 
     return average
 
 
-def _observe(travels: Travels, pictures: Tensor) -> Tensor:
-    return Target("", pictures.shape[2], pictures.shape[3], travels).observe(pictures)
+def _observe(payload: Payload, images: Tensor) -> Tensor:
+    return Target("", images.shape[2], images.shape[3], payload).observe(images)

@@ -15,7 +15,7 @@ from sfumato.lab.models.decoders import ResidualNet
 _STEPS = 3
 _SIDE = 32
 _BESIDE = 1.6
-"""The rest of an audit (restoring, measuring, pairs, controls) over the training of its decoders, as measured."""
+"""The rest of an audit (reconstructing, measuring, pairs, controls) over the training of its decoders, as measured."""
 
 
 def estimate_minutes(
@@ -26,32 +26,32 @@ def estimate_minutes(
     Args:
         budget: the audit's.
         device: that attackers are trained on.
-        size: rows and columns of the pictures; the time grows with their number of pixels.
+        size: rows and columns of the images; the time grows with their number of pixels.
     """
-    pictures = budget.pictures + budget.identification_pictures + budget.attribute_pictures
-    return spoken(decoder_seconds(device) * pictures * size[0] * size[1] / _SIDE**2)
+    images = budget.images + budget.identification_images + budget.attribute_images
+    return spoken(decoder_seconds(device) * images * size[0] * size[1] / _SIDE**2)
 
 
 def decoder_seconds(device: torch.device | None = None) -> float:
-    """Seconds that the strongest decoder takes for one training picture, with its share of the rest of an audit.
+    """Seconds that the strongest decoder takes for one training image, with its share of the rest of an audit.
 
     Args:
-        device: that attackers are trained on; pictures of 32x32.
+        device: that attackers are trained on; images of 32x32.
     """
     device = device or torch.device("cpu")
-    net, pictures = ResidualNet(6).to(device), torch.rand(BATCH, 6, _SIDE, _SIDE, device=device)
+    net, images = ResidualNet(6).to(device), torch.rand(BATCH, 6, _SIDE, _SIDE, device=device)
     optimizer = torch.optim.Adam(net.parameters())
     for step in range(_STEPS + 1):
         if step == 1:
             started = time.monotonic()
         with autocast(device):
-            loss = net(pictures).square().mean()
+            loss = net(images).square().mean()
         loss.backward()
         optimizer.step()
         if device.type == "cuda":
             torch.cuda.synchronize()
-    per_picture_s = (time.monotonic() - started) / (_STEPS * BATCH)
-    return per_picture_s * _BESIDE
+    per_image_s = (time.monotonic() - started) / (_STEPS * BATCH)
+    return per_image_s * _BESIDE
 
 
 def spoken(seconds: float) -> str:

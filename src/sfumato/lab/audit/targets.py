@@ -20,11 +20,11 @@ from sfumato.artifacts.bundle import (
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.artifacts.plugins import import_object
 from sfumato.errors import AuditError
-from sfumato.lab.attacks.target import Coded, OwnAnswers, Target, Travels
+from sfumato.lab.attacks.target import Coded, OwnAnswers, Payload, Target
 from sfumato.lab.baselines.bundles import KIND, load_module, refit
 from sfumato.lab.evaluation.accuracy import device_logits
 from sfumato.lab.export.onnx import TOLERANCE, difference
-from sfumato.lab.models import Normalize, Sketcher, SketchTravels, travels_of
+from sfumato.lab.models import Normalize, Sketcher, SketchPayload, payload_of
 from sfumato.lab.models.rebuild import rebuilt
 
 _PROBES = 4
@@ -37,9 +37,9 @@ def load_target(given: str, *, size: tuple[int, int]) -> Target:
 
     Args:
         given: a bundle's folder, an ONNX file, or `module:name` of a Python callable; the latter two take
-            pictures (N, 3, H, W) float32 in [0, 1] and give what travels, (N, C, H', W') float32. A callable
+            images (N, 3, H, W) float32 in [0, 1] and give the payload, (N, C, H', W') float32. A callable
             that is an `nn.Module`, or passes gradients, is attacked with gradients too.
-        size: (H, W) of the pictures that it takes.
+        size: (H, W) of the images that it takes.
 
     Raises:
         AuditError: nothing of the three, or it does not do what an obfuscator does.
@@ -54,7 +54,7 @@ def load_target(given: str, *, size: tuple[int, int]) -> Target:
 
 
 def native_size(given: str) -> tuple[int, int] | None:
-    """The picture size (H, W) that a bundle or an ONNX file states; None if it states none.
+    """The image size (H, W) that a bundle or an ONNX file states; None if it states none.
 
     Raises:
         AuditError: nothing that can be audited.
@@ -94,10 +94,10 @@ def bundle_target(bundle: Bundle) -> Target:
     """
     size = bundle.preprocessing.height, bundle.preprocessing.width
     name = str(bundle.recipe.get("name") or bundle.recipe.get("method") or bundle.path.name)
-    travels, module = _from_onnx(bundle.file(OBFUSCATOR_ONNX)), _module(bundle)
+    payload, module = _from_onnx(bundle.file(OBFUSCATOR_ONNX)), _module(bundle)
     if module is not None and FLOAT_WEIGHTS in bundle.files:
-        module = _ThroughFile(travels, module)
-    target = _probed(name, size, travels, module)
+        module = _ThroughFile(payload, module)
+    target = _probed(name, size, payload, module)
     if isinstance(module, _ThroughFile) and not target.stochastic:
         _check_near(bundle, module)
     target = replace(target, fingerprint=bundle.files[OBFUSCATOR_ONNX], gate=_gate(bundle))
@@ -122,8 +122,8 @@ def _module(bundle: Bundle) -> nn.Module | None:
         return None
     normalize = Normalize(size.mean, size.std)
     if isinstance(net, Sketcher):
-        return SketchTravels(net, normalize)
-    return travels_of(net, normalize, size.height, size.width)
+        return SketchPayload(net, normalize)
+    return payload_of(net, normalize, size.height, size.width)
 
 
 class _ThroughFile(nn.Module):
@@ -132,23 +132,23 @@ class _ThroughFile(nn.Module):
     Source: backward pass differentiable approximation, Athalye, Carlini and Wagner 2018, section 4.1.
 
     Args:
-        travels: what the file computes.
+        payload: what the file computes.
         module: the network.
 
     Attributes:
         code_bits: only there if the network draws a code: integers change which one, and nothing passes beside it.
     """
 
-    def __init__(self, travels: Travels, module: nn.Module) -> None:
+    def __init__(self, payload: Payload, module: nn.Module) -> None:
         super().__init__()
-        self.travels, self.module = travels, module
+        self.payload, self.module = payload, module
         if isinstance(module, Coded):
             self.code_bits = module.code_bits
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) float32 in [0, 1] -> the classifier's input, the same shape."""
         near: Tensor = self.module(images)
-        exact = self.travels(images.detach().cpu()).to(near)
+        exact = self.payload(images.detach().cpu()).to(near)
         return near + (exact - near).detach()
 
 
@@ -156,23 +156,23 @@ class _ThroughFile(nn.Module):
 def _check_near(bundle: Bundle, module: _ThroughFile) -> None:
     """Whether a file in 8-bit integers differs from what it was made of by no more than rounding explains."""
     size = bundle.preprocessing
-    pictures = torch.rand(_PROBES, 3, size.height, size.width, generator=torch.Generator().manual_seed(0))
-    exact, *more = OnnxFunction(bundle.file(OBFUSCATOR_ONNX)).all(pictures.numpy())
+    images = torch.rand(_PROBES, 3, size.height, size.width, generator=torch.Generator().manual_seed(0))
+    exact, *more = OnnxFunction(bundle.file(OBFUSCATOR_ONNX)).all(images.numpy())
     if isinstance(module, Coded):  # another code is another drawing, but every drawing is that of its code
         wanted = torch.from_numpy(OnnxFunction(bundle.file(DECODER_ONNX))(more[-1]))
     else:
-        wanted = module.module(pictures)
+        wanted = module.module(images)
     apart = float((torch.from_numpy(exact) - wanted).abs().mean() / wanted.std().clamp_min(1e-6))
     if not apart <= _NEAR:
         raise AuditError(
             f"{bundle.path}: its file in 8-bit integers is far from what it was made of, {apart:.0%} of the spread: "
-            "quantise it again, on more pictures; or audit the ONNX file by itself, without gradients"
+            "quantise it again, on more images; or audit the ONNX file by itself, without gradients"
         )
 
 
-def _from_onnx(path: Path) -> Travels:
+def _from_onnx(path: Path) -> Payload:
     run = OnnxFunction(path, threads=torch.get_num_threads())
-    return lambda pictures: torch.from_numpy(run(pictures.numpy()))
+    return lambda images: torch.from_numpy(run(images.numpy()))
 
 
 def _gate(bundle: Bundle) -> OwnAnswers | None:
@@ -180,22 +180,22 @@ def _gate(bundle: Bundle) -> OwnAnswers | None:
         return None
     run = OnnxFunction(bundle.file(OBFUSCATOR_ONNX), threads=torch.get_num_threads())
 
-    def own(pictures: Tensor) -> Tensor:
-        return torch.from_numpy(device_logits(run.all(pictures.numpy()), bundle))
+    def own(images: Tensor) -> Tensor:
+        return torch.from_numpy(device_logits(run.all(images.numpy()), bundle))
 
     own(torch.rand(_PROBES, 3, bundle.preprocessing.height, bundle.preprocessing.width))  # fails now, not in an hour
     return OwnAnswers(own, bundle.gate)
 
 
-def _without_gradients(module: nn.Module) -> Travels:
+def _without_gradients(module: nn.Module) -> Payload:
     module = module.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def travels(pictures: Tensor) -> Tensor:
-        out: Tensor = module(pictures)
+    def payload(images: Tensor) -> Tensor:
+        out: Tensor = module(images)
         return out.float()
 
-    return travels
+    return payload
 
 
 def _callable_target(given: str, size: tuple[int, int]) -> Target:
@@ -203,10 +203,10 @@ def _callable_target(given: str, size: tuple[int, int]) -> Target:
     if isinstance(found, type):
         found = found()
     if not callable(found):
-        raise AuditError(f"{given!r} is a {type(found).__name__}; a callable from pictures to what travels is expected")
+        raise AuditError(f"{given!r} is a {type(found).__name__}; a callable from images to the payload is expected")
     module = found if isinstance(found, nn.Module) else _Wrapped(found)
     target = _probed(given, size, _without_gradients(module), module)
-    return target if _passes_gradients(module, size) else _probed(given, size, target.travels, None)
+    return target if _passes_gradients(module, size) else _probed(given, size, target.payload, None)
 
 
 class _Wrapped(nn.Module):
@@ -216,32 +216,32 @@ class _Wrapped(nn.Module):
         super().__init__()
         self.function = function
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> whatever the function gives, as a tensor."""
-        return torch.as_tensor(self.function(pictures))
+        return torch.as_tensor(self.function(images))
 
 
 def _passes_gradients(module: nn.Module, size: tuple[int, int]) -> bool:
-    pictures = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0)).requires_grad_()
     try:
-        out = module(pictures)
-        return bool(torch.autograd.grad(out.sum(), pictures)[0].abs().sum() > 0)
+        out = module(images)
+        return bool(torch.autograd.grad(out.sum(), images)[0].abs().sum() > 0)
     except (RuntimeError, TypeError, ValueError):
         return False
 
 
-def _probed(name: str, size: tuple[int, int], travels: Travels, module: nn.Module | None) -> Target:
+def _probed(name: str, size: tuple[int, int], payload: Payload, module: nn.Module | None) -> Target:
     """A target of which is known that it works, and whether it is stochastic."""
-    pictures = torch.rand(_PROBES, 3, *size, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(_PROBES, 3, *size, generator=torch.Generator().manual_seed(0))
     try:
-        first, second = travels(pictures), travels(pictures)
+        first, second = payload(images), payload(images)
     except Exception as error:  # anybody's code: whatever it raises, the person needs to know what it was given
         raise AuditError(
-            f"{name} fails on pictures {tuple(pictures.shape)} float32 in [0, 1]: {' '.join(str(error).split())[:300]}"
+            f"{name} fails on images {tuple(images.shape)} float32 in [0, 1]: {' '.join(str(error).split())[:300]}"
         ) from error
-    if not isinstance(first, Tensor) or first.ndim != 4 or len(first) != len(pictures):
+    if not isinstance(first, Tensor) or first.ndim != 4 or len(first) != len(images):
         got = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
-        raise AuditError(f"{name} gives {got} for {_PROBES} pictures; ({_PROBES}, C, H', W') is expected")
+        raise AuditError(f"{name} gives {got} for {_PROBES} images; ({_PROBES}, C, H', W') is expected")
     if not torch.isfinite(first).all():
         raise AuditError(f"{name} gives numbers that are not finite")
     scale = float(first.abs().max().clamp_min(1.0))
@@ -249,8 +249,8 @@ def _probed(name: str, size: tuple[int, int], travels: Travels, module: nn.Modul
     if module is not None:
         module = module.eval().requires_grad_(False)
         with torch.no_grad():
-            own = module(pictures)
+            own = module(images)
         apart = difference(own.numpy(), first.numpy(), step=float(getattr(module, "step", 0.0))) / scale
         if not stochastic and apart > 10 * TOLERANCE:
             raise AuditError(f"{name}: its weights and its ONNX file differ by {apart:.1e}; export it again")
-    return Target(name, *size, travels, module, stochastic)
+    return Target(name, *size, payload, module, stochastic)

@@ -17,7 +17,7 @@ from sfumato.lab.audit.budget import Budget, Trial
 from sfumato.lab.audit.references import class_means
 from sfumato.lab.audit.result_store import Notebook
 from sfumato.lab.audit.setting import Scene
-from sfumato.lab.evaluation.measures import Figures, excess_leakage, measure, per_picture
+from sfumato.lab.evaluation.measures import Figures, excess_leakage, measure, per_image
 from sfumato.lab.report.panels import PANEL, as_bytes
 
 _BATCH = 250
@@ -32,7 +32,7 @@ class Attempts:
     Args:
         scene: hands out knowledge.
         budget: of the audit.
-        notebook: gets what was restored.
+        notebook: gets what was reconstructed.
         device: where attackers are trained.
         tell: see `Tell`.
     """
@@ -40,11 +40,11 @@ class Attempts:
     def __init__(self, scene: Scene, budget: Budget, notebook: Notebook, device: torch.device, tell: Tell) -> None:
         self.scene, self.budget, self.notebook, self.device, self._tell = scene, budget, notebook, device, tell
         self.trials = [*budget.trials, *(budget.views if scene.target.stochastic else ())]
-        self.class_mean_errors, _ = per_picture(class_means(scene.train)[scene.test.labels], scene.test.images)
+        self.class_mean_errors, _ = per_image(class_means(scene.train)[scene.test.labels], scene.test.images)
         self._prepared: dict[str, Prepared] = {}
 
     def class_mean_mse(self, count: int) -> float:
-        """The class mean's error on the first `count` test pictures."""
+        """The class mean's error on the first `count` test images."""
         return float(self.class_mean_errors[:count].mean())
 
     def attempt(self, trial: Trial) -> dict[str, Any]:
@@ -66,8 +66,8 @@ class Attempts:
             "status": "done",
             "reason": None,
         }
-        empty = dict.fromkeys(("mse", "psnr_db", "ssim", "excess_leakage", "mse_compared", "test_pictures", "params"))
-        facts |= empty | {"pictures_seen": None, "seconds": 0.0, "curve": [], "flattened": None}
+        empty = dict.fromkeys(("mse", "psnr_db", "ssim", "excess_leakage", "mse_compared", "test_images", "params"))
+        facts |= empty | {"images_seen": None, "seconds": 0.0, "curve": [], "flattened": None}
         started = time.monotonic()
         try:
             facts |= self._attack(trial)
@@ -87,9 +87,9 @@ class Attempts:
         if trial.threat not in attacker.threats:
             raise UnavailableError(f"{attacker.name} is not made for this threat model")
         if trial.steps and scene.target.module is None:
-            raise UnavailableError("no gradients: only what travels is known of this obfuscator")
+            raise UnavailableError("no gradients: only the payload is known of this obfuscator")
         effort = Effort(
-            trial.pictures,
+            trial.images,
             trial.steps,
             trial.seed,
             self.device,
@@ -102,26 +102,26 @@ class Attempts:
         attacker, scene = ATTACKERS[trial.attacker], self.scene
         prepared = self._prepare(trial)
         known = scene.knowledge(trial.threat, pairs=trial.pairs, views=trial.views).pairs
-        count = min(self.budget.test_pictures, len(scene.test), _most_test_pictures(attacker, len(scene.test)))
-        restored = self._restored(trial, prepared, count)
-        figures = measure(restored, scene.test.images[:count])
+        count = min(self.budget.test_images, len(scene.test), _most_test_images(attacker, len(scene.test)))
+        reconstructed = self._reconstructed(trial, prepared, count)
+        figures = measure(reconstructed, scene.test.images[:count])
         compared = figures.mse / self.class_mean_mse(count) * self.class_mean_mse(len(scene.test))
-        whole = count < len(scene.test) and _most_test_pictures(attacker, len(scene.test)) == len(scene.test)
+        whole = count < len(scene.test) and _most_test_images(attacker, len(scene.test)) == len(scene.test)
         if trial.threat is Threat.WHITE_BOX and trial.views == 1 and trial.seed == 0 and attacker.learns:
             self._prepared[trial.key] = prepared
         if compared < self._lowest() and trial.views == 1:
             if whole:
-                restored = self._restored(trial, prepared, len(scene.test))
-                figures = measure(restored, scene.test.images)
-            self.notebook.keep(f"{trial.key}-all", {"restored": as_bytes(restored)})
-        self.notebook.keep(trial.key, {"restored": as_bytes(restored[:PANEL])})
+                reconstructed = self._reconstructed(trial, prepared, len(scene.test))
+                figures = measure(reconstructed, scene.test.images)
+            self.notebook.keep(f"{trial.key}-all", {"reconstructed": as_bytes(reconstructed)})
+        self.notebook.keep(trial.key, {"reconstructed": as_bytes(reconstructed[:PANEL])})
         return {
             **_named(figures),
             "pairs": len(known) if trial.threat is Threat.PAIRS and known is not None else None,
-            "excess_leakage": excess_leakage(figures.mse, self.class_mean_mse(figures.pictures)),
+            "excess_leakage": excess_leakage(figures.mse, self.class_mean_mse(figures.images)),
             "mse_compared": compared,
             "params": prepared.facts.get("params"),
-            "pictures_seen": prepared.facts.get("pictures_seen"),
+            "images_seen": prepared.facts.get("images_seen"),
             "curve": [list(point) for point in prepared.curve],
             "flattened": prepared.flattened,
         }
@@ -131,12 +131,12 @@ class Attempts:
         best = best_of([found for trial in self.trials if (found := self.notebook.known(trial.key)) is not None])
         return float(best["mse_compared"]) if best else float("inf")
 
-    def _restored(self, trial: Trial, prepared: Prepared, count: int) -> Tensor:
+    def _reconstructed(self, trial: Trial, prepared: Prepared, count: int) -> Tensor:
         parts, done = [], 0
         for observed in self.scene.batches(trial.threat, count, views=trial.views, size=_BATCH):
-            parts.append(prepared.restore(observed))
+            parts.append(prepared.reconstruct(observed))
             done += len(observed)
-            self._tell(f"{trial.attacker}, {trial.threat}: restoring", done, count)
+            self._tell(f"{trial.attacker}, {trial.threat}: reconstructing", done, count)
         return torch.cat(parts)
 
     def strongest_decoder(self, trials: list[dict[str, Any]]) -> Prepared | None:
@@ -158,7 +158,7 @@ class Attempts:
 
 
 def best_of(trials: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The trial with the lowest error, of those who saw each picture once; None if none was done.
+    """The trial with the lowest error, of those who saw each image once; None if none was done.
 
     Args:
         trials: rows of `audit.json`.
@@ -171,9 +171,9 @@ def best_of(trials: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _named(figures: Figures) -> dict[str, Any]:
-    return {"mse": figures.mse, "psnr_db": figures.psnr_db, "ssim": figures.ssim, "test_pictures": figures.pictures}
+    return {"mse": figures.mse, "psnr_db": figures.psnr_db, "ssim": figures.ssim, "test_images": figures.images}
 
 
-def _most_test_pictures(attacker: Attacker, available: int) -> int:
-    """Attackers that optimise every picture alone say how many they can afford."""
-    return int(getattr(attacker, "test_pictures", available))
+def _most_test_images(attacker: Attacker, available: int) -> int:
+    """Attackers that optimise every image alone say how many they can afford."""
+    return int(getattr(attacker, "test_images", available))

@@ -17,35 +17,35 @@ from typing import Any, Literal
 import numpy as np
 
 from sfumato.lab.attacks.threat_models import Threat
-from sfumato.lab.evaluation.measures import RESTORED_BELOW
+from sfumato.lab.evaluation.measures import RECONSTRUCTED_BELOW
 
 SCHEMA = "sfumato.audit/1"
 
 LEAKS_ABOVE = 0.05
-"""Excess leakage above which restored pictures show more than the label tells.
+"""Excess leakage above which reconstructed images show more than the label tells.
 
-A convention of this project: one twentieth of the way from the class mean to the picture. On CIFAR-10 a single bit
-beyond the label is worth 0.18; the class mean's own sampling error, from 5,000 pictures a class, 0.0002.
+A convention of this project: one twentieth of the way from the class mean to the image. On CIFAR-10 a single bit
+beyond the label is worth 0.18; the class mean's own sampling error, from 5,000 images a class, 0.0002.
 """
 IDENTIFIES_ABOVE = 2.0
-"""An attacker identifies pictures if the lower end of the interval is more than this many times chance."""
+"""An attacker identifies images if the lower end of the interval is more than this many times chance."""
 TELLS_ABOVE = 0.05
 """An attacker tells an attribute if the lower end of the interval is more than this above chance."""
 WORTH_ABOVE = 0.001
-"""What an obfuscator must gain over mixing both ends to be worth it: ten pictures in 10,000 are chance."""
+"""What an obfuscator must gain over mixing both ends to be worth it: ten images in 10,000 are chance."""
 BROKEN_ABOVE = 1.2
 """A best attacker whose error is more than this many times the class mean's is broken, not beaten.
 
-The mean training picture, which takes no attack at all, stands at 1.08 on CIFAR-10.
+The mean training image, which takes no attack at all, stands at 1.08 on CIFAR-10.
 """
 
 WHO: dict[str, str] = {
-    Threat.PAIRS: "holds {pairs}pictures beside what travelled for them",
-    Threat.WHITE_BOX: "has the obfuscator itself and makes pairs with it from {pairs}public pictures",
-    Threat.SHADOW: "knows only the recipe and made an obfuscator of his own from {pairs}pictures",
-    Threat.OTHER_DATA: "holds {pairs}pictures of another kind beside what travelled for them",
+    Threat.PAIRS: "holds {pairs}images beside what travelled for them",
+    Threat.WHITE_BOX: "has the obfuscator itself and makes pairs with it from {pairs}public images",
+    Threat.SHADOW: "knows only the recipe and made an obfuscator of his own from {pairs}images",
+    Threat.OTHER_DATA: "holds {pairs}images of another kind beside what travelled for them",
     Threat.CLOUD: "runs the cloud, has the obfuscator and reads the classifier's inner features",
-    Threat.NO_PAIRS: "overheard what travelled and has other pictures of the same kind, but no pair",
+    Threat.NO_PAIRS: "overheard what travelled and has other images of the same kind, but no pair",
 }
 """What an eavesdropper has under each threat model, in plain words."""
 
@@ -57,9 +57,9 @@ class Verdict:
     """What is read first.
 
     Attributes:
-        finding: "leaks": more than the label was restored, found or told. "withstood": these attackers at this budget
-            restored no more than the label tells; others may. "inconclusive": nothing was found, by an audit
-            that does not show that it would have found something.
+        finding: "leaks": more than the label was reconstructed, found or told. "withstood": these attackers at this
+            budget reconstructed no more than the label tells; others may. "inconclusive": nothing was found, by an
+            audit that does not show that it would have found something.
         sentences: what an eavesdropper gets; what that is worth beside the alternatives, with its gate too if there is
             one; what the audit can say.
     """
@@ -103,7 +103,7 @@ def find_doubts(audit: dict[str, Any]) -> list[str]:
         doubts.append("even the best attacker does far worse than the class mean, as a broken one does")
     keys = ("attacker", "threat", "pairs")
     mine = [t for t in done(audit) if all(t.get(key) == best.get(key) for key in keys)]
-    if best["mse"] >= RESTORED_BELOW and any(trial.get("flattened") is False for trial in mine):
+    if best["mse"] >= RECONSTRUCTED_BELOW and any(trial.get("flattened") is False for trial in mine):
         doubts.append(f"the best attacker, {best['attacker']}, was still learning")
     finished = {(trial["attacker"], trial["threat"]) for trial in done(audit)}
     lost = {
@@ -145,8 +145,8 @@ def hides(audit: dict[str, Any]) -> list[dict[str, Any]]:
 
     Returns:
         The attacker's best row of each column, in their order, with further keys: "by_threat", threat model ->
-        accuracy; "finding", "told", "not told", or "not shown" where he cannot even tell it from the plain picture; and
-        "kept", the share of what the plain picture tells beyond the label that is still told, None where that is
+        accuracy; "finding", "told", "not told", or "not shown" where he cannot even tell it from the plain image; and
+        "kept", the share of what the plain image tells beyond the label that is still told, None where that is
         nothing.
     """
     rows = [row for row in audit.get("attributes") or [] if row.get("plain") is not None]
@@ -165,25 +165,25 @@ def hides(audit: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def mixed_accuracy(excess_leakage: float, *, local: float, plain: float) -> float:
-    """The accuracy of sending some pictures as they are and answering the others on the device.
+    """The accuracy of sending some images as they are and answering the others on the device.
 
     Args:
-        excess_leakage: over all pictures, which is the share that is sent as it is; in [0, 1].
+        excess_leakage: over all images, which is the share that is sent as it is; in [0, 1].
         local: accuracy of the classifier on the device, in [0, 1].
-        plain: accuracy of the classifier in the cloud on plain pictures, in [0, 1].
+        plain: accuracy of the classifier in the cloud on plain images, in [0, 1].
     """
     return local + min(excess_leakage, 1.0) * (plain - local)
 
 
 def best_mixture(excess_leakage: float, utility: dict[str, Any]) -> tuple[float, str]:
-    """What anybody gets without an obfuscator at a leakage, from a classifier on the device and plain pictures.
+    """What anybody gets without an obfuscator at a leakage, from a classifier on the device and plain images.
 
     Args:
-        excess_leakage: over all pictures, in [0, 1].
+        excess_leakage: over all images, in [0, 1].
         utility: of an `audit.json`, with `accuracy_local`.
 
     Returns:
-        The accuracy of the better of both mixtures, and what it does, in words: pictures are sent at random, or those
+        The accuracy of the better of both mixtures, and what it does, in words: images are sent at random, or those
         that the device is least sure of.
     """
     local, plain = utility["accuracy_local"], utility["accuracy_plain"]
@@ -192,9 +192,9 @@ def best_mixture(excess_leakage: float, utility: dict[str, Any]) -> tuple[float,
     ends = [(0.0, local), *((row["excess_leakage"], row["accuracy"]) for row in rows), (1.0, plain)]
     gated = float(np.interp(excess_leakage, [end[0] for end in ends], [end[1] for end in ends]))
     if gated > mixed:
-        return gated, "sending as they are some pictures that the device is least sure of"
+        return gated, "sending as they are some images that the device is least sure of"
     share = percent(min(excess_leakage, 1.0))
-    return mixed, f"sending {share} of the pictures as they are and answering the others on the device"
+    return mixed, f"sending {share} of the images as they are and answering the others on the device"
 
 
 def percent(share: float | None) -> str:
@@ -237,27 +237,27 @@ def _what_he_gets(audit: dict[str, Any], finding: Finding, doubts: list[str]) ->
             f"MSE {decimals(best['mse'], 4)}, PSNR {decimals(best['psnr_db'], 2)} dB and SSIM "
             f"{decimals(best['ssim'], 3)} (attacker: {best['attacker']}), where the class mean, which the label alone "
             f"gives, has {_class_mean(audit, best)}: an excess leakage of at least "
-            f"{decimals(best['excess_leakage'], 2)} (0: only the label leaks, 1: the picture)"
+            f"{decimals(best['excess_leakage'], 2)} (0: only the label leaks, 1: the image)"
         )
         if views is not None:
-            figures += f", and of {decimals(views['excess_leakage'], 2)} if a picture is sent {views['views']} times"
-        restored = f"an eavesdropper who {who} restores pictures with {figures}"
+            figures += f", and of {decimals(views['excess_leakage'], 2)} if an image is sent {views['views']} times"
+        reconstructed = f"an eavesdropper who {who} reconstructs images with {figures}"
     else:
-        restored = "no attacker that restores pictures finished"
+        reconstructed = "no attacker that reconstructs images finished"
     opening = {
         "leaks": "",
         "inconclusive": "No attacker got clearly more than the label tells, which does not show that none can: ",
-        "withstood": "These attackers at this budget restored hardly more than the label tells; others may: ",
+        "withstood": "These attackers at this budget reconstructed hardly more than the label tells; others may: ",
     }[finding]
-    sentence = "; ".join([opening + restored, *_highlights(audit)])
+    sentence = "; ".join([opening + reconstructed, *_highlights(audit)])
     return sentence[0].upper() + sentence[1:] + "."
 
 
 def _class_mean(audit: dict[str, Any], best: dict[str, Any]) -> str:
-    """The class mean's figures, on the pictures that the best attacker was measured on."""
-    mse, count = audit["class_mean_mse"], best.get("test_pictures")
-    if count and count < audit["data"]["test_pictures"] and best["excess_leakage"] > 0:
-        return f"{decimals(best['mse'] / (1 - best['excess_leakage']), 4)} on the same {count:,} pictures"
+    """The class mean's figures, on the images that the best attacker was measured on."""
+    mse, count = audit["class_mean_mse"], best.get("test_images")
+    if count and count < audit["data"]["test_images"] and best["excess_leakage"] > 0:
+        return f"{decimals(best['mse'] / (1 - best['excess_leakage']), 4)} on the same {count:,} images"
     for row in audit.get("references") or []:
         if math.isclose(row["mse"], mse, rel_tol=1e-6):
             return f"{decimals(mse, 4)}, {decimals(row['psnr_db'], 2)} dB and {decimals(row['ssim'], 3)}"
@@ -269,19 +269,19 @@ def _highlights(audit: dict[str, Any]) -> list[str]:
     if rows := audit.get("identification"):
         row = max(rows, key=lambda row: (identifies(row), row["low"] / row["chance"]))
         linked = row["measure"] == "linkage"
-        what = f"what travelled for a picture ({row['attacker']})" if linked else "the right picture"
+        what = f"what travelled for an image ({row['attacker']})" if linked else "the right image"
         rate = f"{percent(row['top1'])} of cases (chance {percent(row['chance'])})"
         found.append(f"{what} is found among {row['candidates']:,} of its class in {rate}")
     if columns := hides(audit):
         told = [
             f'"{row["attribute"]}" in {percent(row["accuracy"])} of cases (from the label alone '
-            f"{percent(row['chance'])}, from the plain picture {percent(row['plain'])})"
+            f"{percent(row['chance'])}, from the plain image {percent(row['plain'])})"
             for row in columns
             if row["finding"] == "told"
         ]
         found.append(f"of {len(columns)} label columns {len(told)} are told: {', '.join(told) or 'none'}")
         if missed := [f'"{row["attribute"]}"' for row in columns if row["finding"] == "not shown"]:
-            found.append(f"of {', '.join(missed)} nothing is shown, as not even the plain picture gave it away")
+            found.append(f"of {', '.join(missed)} nothing is shown, as not even the plain image gave it away")
     elif rows := audit.get("attributes"):
         row = max(rows, key=lambda row: (tells(row), row["low"] - row["chance"]))
         rate = f"{percent(row['accuracy'])} of cases (chance {percent(row['chance'])})"
@@ -292,10 +292,10 @@ def _highlights(audit: dict[str, Any]) -> list[str]:
 def _what_it_is_worth(audit: dict[str, Any]) -> str:
     utility = audit.get("utility")
     if not utility:
-        return "No classifier for these pictures' classes was given, so this audit cannot say what the leakage buys."
+        return "No classifier for these images' classes was given, so this audit cannot say what the leakage buys."
     accuracy, plain, local = (utility.get(f"accuracy_{name}") for name in ("obfuscated", "plain", "local"))
     beside = (
-        f"In return the cloud answers {percent(accuracy)} of the pictures right, beside {percent(plain)} if they were "
+        f"In return the cloud answers {percent(accuracy)} of the images right, beside {percent(plain)} if they were "
         "sent as they are"
     )
     if local is None:
@@ -319,7 +319,7 @@ def _what_the_gate_changes(audit: dict[str, Any]) -> list[str]:
     gate = audit.get("gate")
     if not gate:
         return []
-    sentence = f"With its gate, {percent(gate['offload_rate'])} of the pictures leave the device"
+    sentence = f"With its gate, {percent(gate['offload_rate'])} of the images leave the device"
     if gate["accuracy_gated"] is not None:
         sentence += f" and {percent(gate['accuracy_gated'])} of all are answered right"
         sentence += f" ({percent(gate['accuracy_device'])} if the device answers all by itself)"
@@ -349,7 +349,7 @@ def _limits(audit: dict[str, Any], doubts: list[str]) -> str:
     certificate = audit.get("certificate")
     if certificate:
         bits = decimals(certificate["rate_bits"], 1)
-        parts.append(f"a certificate says that at most {bits} bits about a picture pass, if its assumptions hold")
+        parts.append(f"a certificate says that at most {bits} bits about an image pass, if its assumptions hold")
     else:
         parts.append("there is no certificate, so attackers with more time, pairs or ideas may get more")
     if doubts:

@@ -16,7 +16,7 @@ from sfumato.lab.data import ImageSet
 from sfumato.lab.evaluation.accuracy import evaluate_classifier, evaluate_obfuscator
 from sfumato.lab.models import Normalize
 
-CHECK_PICTURES = 64
+CHECK_IMAGES = 64
 FEW_EPOCHS = 10
 """A run of fewer epochs says in its recipe that it is a short one."""
 
@@ -41,31 +41,31 @@ def make(
         name: its name in `METHODS`.
         folder: gets `bundle/`, and `classifier/` if the method retrains the classifier.
         classifier: that it is for.
-        train: pictures to learn from.
-        test: pictures to measure accuracy on.
+        train: images to learn from.
+        test: images to measure accuracy on.
         epochs: for those that iterate.
         progress: see `Progress`.
 
     Raises:
-        TrainingError: too few test pictures, or classes that the classifier does not know.
+        TrainingError: too few test images, or classes that the classifier does not know.
         SfumatoError: training, export or measuring failed, each with its own class.
         Interrupted: Ctrl-C or SIGTERM.
     """
     classes = int(max(train.labels.max(), test.labels.max())) + 1
     if classes > len(classifier.labels):
-        raise TrainingError(f"the pictures have {classes} classes, the classifier knows {len(classifier.labels)}")
+        raise TrainingError(f"the images have {classes} classes, the classifier knows {len(classifier.labels)}")
     if len(test) < 2:
-        raise TrainingError(f"at least 2 test pictures are needed to check the export, got {len(test)}")
+        raise TrainingError(f"at least 2 test images are needed to check the export, got {len(test)}")
     frozen = load_classifier(classifier.path)
     recipe: dict[str, Any] = {"data": train.source}
     facts: dict[str, Any] = {
         "seed": method.seed,
-        "test_pictures": len(test),
+        "test_images": len(test),
         "data": train.source,
         "data_sha256": {"train": train.sha256, "test": test.sha256},
     }
     if method.learns:
-        recipe["train_pictures"] = facts["train_pictures"] = len(train)
+        recipe["train_images"] = facts["train_images"] = len(train)
     if method.iterates:
         recipe["epochs"] = epochs
         if epochs < FEW_EPOCHS:
@@ -74,7 +74,7 @@ def make(
     started = time.monotonic()
     net = method.fit(Training(train.images, train.labels, frozen.net, normalize, epochs=epochs, progress=progress))
     facts["training_seconds"] = round(time.monotonic() - started, 1)
-    check = test.images[:CHECK_PICTURES].float() / 255
+    check = test.images[:CHECK_IMAGES].float() / 255
     if net is not frozen.net:
         whole = {"method": name, "strength": method.strength, "seed": method.seed, **recipe}
         classifier = write_retrained(folder / "classifier", net, given=classifier, images_for_check=check, recipe=whole)

@@ -33,8 +33,8 @@ KIND = "baseline"
 _DRAWS = 64
 
 
-class Travels(nn.Module):
-    """A method and the classifier's normalisation: from a picture to what travels.
+class Payload(nn.Module):
+    """A method and the classifier's normalisation: from an image to the payload.
 
     Args:
         method: the baseline.
@@ -52,8 +52,8 @@ class Travels(nn.Module):
         return out
 
 
-class NoisyTravels(Travels):
-    """As `Travels`, for a stochastic method; `noise_kind`, `mean` and `noise_std` are of what travels."""
+class NoisyPayload(Payload):
+    """As `Payload`, for a stochastic method; `noise_kind`, `mean` and `noise_std` are of the payload."""
 
     def __init__(self, method: NoisyMethod, preprocessing: Preprocessing) -> None:
         super().__init__(method, preprocessing)
@@ -61,7 +61,7 @@ class NoisyTravels(Travels):
         self._noisy = (method,)  # a tuple, so that the method is not registered twice
 
     def mean(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) float in [0, 1] -> what travels without the noise; differentiable."""
+        """(N, 3, H, W) float in [0, 1] -> the payload without the noise; differentiable."""
         out: Tensor = self.normalize(self._noisy[0].mean(images))
         return out
 
@@ -71,11 +71,11 @@ class NoisyTravels(Travels):
         return std
 
 
-def as_travels(method: Method, preprocessing: Preprocessing) -> Travels:
+def as_payload(method: Method, preprocessing: Preprocessing) -> Payload:
     """The method with the classifier's normalisation behind it, in evaluation mode and without trained weights."""
     own = copy.deepcopy(method).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    travels = NoisyTravels(own, preprocessing) if isinstance(own, NoisyMethod) else Travels(own, preprocessing)
-    return travels.eval().requires_grad_(False)
+    payload = NoisyPayload(own, preprocessing) if isinstance(own, NoisyMethod) else Payload(own, preprocessing)
+    return payload.eval().requires_grad_(False)
 
 
 def write_baseline(
@@ -102,18 +102,18 @@ def write_baseline(
     """
     renew(folder)
     save_weights(method, folder / OBFUSCATOR_WEIGHTS)
-    travels = as_travels(method, classifier.preprocessing)
+    payload = as_payload(method, classifier.preprocessing)
     onnx = folder / OBFUSCATOR_ONNX
     export_onnx(
-        travels,
+        payload,
         onnx,
         images_for_check,
-        input_name="picture",
+        input_name="image",
         output_name="obfuscated",
         compare=not method.stochastic,
     )
-    if isinstance(travels, NoisyTravels):
-        _check_noise(onnx, travels, images_for_check[:8])
+    if isinstance(payload, NoisyPayload):
+        _check_noise(onnx, payload, images_for_check[:8])
     bundle = Bundle(
         path=folder,
         kind="obfuscator",
@@ -166,7 +166,7 @@ def write_retrained(
     return bundle
 
 
-def load_module(bundle: Bundle, weights: str = OBFUSCATOR_WEIGHTS) -> Travels:
+def load_module(bundle: Bundle, weights: str = OBFUSCATOR_WEIGHTS) -> Payload:
     """A baseline from its bundle, in torch: differentiable, in evaluation mode.
 
     Args:
@@ -174,7 +174,7 @@ def load_module(bundle: Bundle, weights: str = OBFUSCATOR_WEIGHTS) -> Travels:
         weights: the bundle's file with them.
 
     Returns:
-        Pictures (N, 3, H, W) float32 in [0, 1] -> what travels. A stochastic one draws fresh noise at each call
+        Images (N, 3, H, W) float32 in [0, 1] -> the payload. A stochastic one draws fresh noise at each call
         and has `noise_kind`, `mean` and `noise_std`.
 
     Raises:
@@ -185,20 +185,20 @@ def load_module(bundle: Bundle, weights: str = OBFUSCATOR_WEIGHTS) -> Travels:
         method.load_state_dict(load_file(bundle.file(weights)))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise BundleError(f"{bundle.path}: weights do not fit {type(method).__name__}: {error}") from error
-    return as_travels(method, bundle.preprocessing)
+    return as_payload(method, bundle.preprocessing)
 
 
-def refit(bundle: Bundle, seed: int) -> Travels | None:
+def refit(bundle: Bundle, seed: int) -> Payload | None:
     """The same recipe with another seed, as somebody makes it who knows the recipe but not the key.
 
     Returns:
-        As `load_module`; None for a method that learns, which needs its training pictures.
+        As `load_module`; None for a method that learns, which needs its training images.
 
     Raises:
         BundleError: not a baseline's bundle.
     """
     method = _built(bundle, seed=seed)
-    return None if method.learns else as_travels(method, bundle.preprocessing)
+    return None if method.learns else as_payload(method, bundle.preprocessing)
 
 
 def _built(bundle: Bundle, seed: int | None) -> Method:
@@ -212,13 +212,13 @@ def _built(bundle: Bundle, seed: int | None) -> Method:
         raise BundleError(f"{bundle.path}: the recipe does not make a baseline: {error}") from error
 
 
-def _check_noise(path: Path, travels: NoisyTravels, pictures: Tensor) -> None:
+def _check_noise(path: Path, payload: NoisyPayload, images: Tensor) -> None:
     """Whether the file's noise is fresh, around the mean and of the size that torch says."""
     function = OnnxFunction(path)
-    given = pictures.numpy()
+    given = images.numpy()
     draws = np.stack([function(given) for _ in range(_DRAWS)])
-    std = travels.noise_std().numpy()
-    noise = (draws - travels.mean(pictures).numpy()) / np.maximum(std, 1e-6)
+    std = payload.noise_std().numpy()
+    noise = (draws - payload.mean(images).numpy()) / np.maximum(std, 1e-6)
     noisy = noise[:, :, std > 1e-6]
     still = np.abs(noise[:, :, std <= 1e-6]).max(initial=0.0) * 1e-6
     count = noisy.shape[0] * noisy.shape[1]

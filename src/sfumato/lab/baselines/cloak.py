@@ -10,14 +10,14 @@ from sfumato.lab.baselines.fit import learn
 from sfumato.lab.baselines.method import NoisyMethod, Training
 
 MAX_SIGMA = 0.5
-"""The largest standard deviation of the noise: twice that of a picture's numbers."""
+"""The largest standard deviation of the noise: twice that of an image's numbers."""
 FIRST_RHO = -2.0
 NOISE_WEIGHT = 0.3
 LEARNING_RATE = 0.05
 
 
 class Cloak(NoisyMethod):
-    """Learns how much noise each number of a picture bears, then replaces those that bear most by learned constants.
+    """Learns how much noise each number of an image bears, then replaces those that bear most by learned constants.
 
     First `sigma = MAX_SIGMA (1 + tanh rho) / 2` is learned with cross-entropy plus a weight times the mean of
     `-log sigma`; then the share of numbers with the largest sigma is suppressed, and the constants that stand for
@@ -53,7 +53,7 @@ class Cloak(NoisyMethod):
         return self.kept * images + (1 - self.kept) * self.constants
 
     def noise_std(self) -> Tensor:
-        """See `NoisyMethod`; 0 where a constant stands, which tells nothing of the picture."""
+        """See `NoisyMethod`; 0 where a constant stands, which tells nothing of the image."""
         return (self.kept * self._sigma()).detach()
 
     def fit(self, training: Training) -> nn.Module:

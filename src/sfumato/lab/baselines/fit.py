@@ -25,27 +25,27 @@ def learn(
     learning_rate: float,
     share: float = 1.0,
 ) -> None:
-    """Adam with one cycle of the learning rate, on mirrored pictures.
+    """Adam with one cycle of the learning rate, on mirrored images.
 
     Source: Kingma and Ba 2015; Smith and Topin 2018.
 
     Args:
         training: what is learned from, and for how long.
         parameters: what is learned.
-        loss: pictures (B, 3, H, W) float32 in [0, 1] and labels (B,) int64 -> scalar.
+        loss: images (B, 3, H, W) float32 in [0, 1] and labels (B,) int64 -> scalar.
         seed: of the order, the mirroring and whatever the loss draws.
         learning_rate: the highest one.
         share: of the epochs.
 
     Raises:
-        TrainingError: fewer than 2 pictures, no epochs, or a loss that is not finite.
+        TrainingError: fewer than 2 images, no epochs, or a loss that is not finite.
         Interrupted: Ctrl-C or SIGTERM.
     """
     count = len(training.labels)
     batch_size = min(training.batch_size, count)
     if batch_size < 2 or not 0 < training.epochs < math.inf:
         raise TrainingError(
-            f"training needs at least 2 pictures a step and epochs above 0, got {batch_size} and {training.epochs}"
+            f"training needs at least 2 images a step and epochs above 0, got {batch_size} and {training.epochs}"
         )
     total = max(1, round(training.epochs * share * count / batch_size))
     learned = list(parameters)
@@ -60,8 +60,8 @@ def learn(
             if len(order) < batch_size:
                 order = torch.randperm(count, generator=source)
             batch, order = order[:batch_size], order[batch_size:]
-            pictures = augment(training.images[batch], Augmentation(flip=True), source).float().div_(255)
-            value = loss(pictures.contiguous(memory_format=torch.channels_last), training.labels[batch])
+            images = augment(training.images[batch], Augmentation(flip=True), source).float().div_(255)
+            value = loss(images.contiguous(memory_format=torch.channels_last), training.labels[batch])
             if not torch.isfinite(value):
                 raise TrainingError(f"the loss is {value.item()} at step {step} of {total}; lower the strength")
             optimizer.zero_grad()

@@ -19,10 +19,10 @@ LEARNING_RATE = 2e-3
 class MaxEntropy(Encoded):
     """An encoder with cross-entropy less a weight times the entropy of an adversary's answer.
 
-    The paper's adversary predicts an attribute that somebody labelled. Pictures here have no such label, so
-    the attribute is the picture's own: the brightness of every block of 4x4 pixels, in 8 levels that are equally
-    frequent in the training pictures. The class hardly tells it, and an adversary at maximal entropy would know
-    nothing of the picture at this resolution. The classifier stays frozen; it takes the paper's predictor's place.
+    The paper's adversary predicts an attribute that somebody labelled. Images here have no such label, so
+    the attribute is the image's own: the brightness of every block of 4x4 pixels, in 8 levels that are equally
+    frequent in the training images. The class hardly tells it, and an adversary at maximal entropy would know
+    nothing of the image at this resolution. The classifier stays frozen; it takes the paper's predictor's place.
 
     Source: Roy and Boddeti 2019 (encoder: maximum entropy; adversary: maximum likelihood).
     """

@@ -1,7 +1,7 @@
 """The one interface of all baseline obfuscators, and what those that learn are given.
 
-A method is built with a picture size, a strength and a seed; `forward` turns pictures into obfuscated
-pictures of the same size. What travels is that, normalised for the classifier (`sfumato.lab.baselines.bundles`).
+A method is built with an image size, a strength and a seed; `forward` turns images into obfuscated
+images of the same size. The payload is that, normalised for the classifier (`sfumato.lab.baselines.bundles`).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Training:
         images: (N, 3, H, W) uint8.
         labels: (N,) int64.
         classifier: normalised images (N, 3, H, W) float32 -> logits (N, classes); evaluation mode, no gradients.
-        normalize: from pictures in [0, 1] to the classifier's input.
-        epochs: passes over the pictures; a share of one is allowed.
-        batch_size: pictures per step.
+        normalize: from images in [0, 1] to the classifier's input.
+        epochs: passes over the images; a share of one is allowed.
+        batch_size: images per step.
         progress: see `Progress`.
     """
 
@@ -50,7 +50,7 @@ class Training:
         """Cross-entropy of the classifier's answer, in nats.
 
         Args:
-            obfuscated: (B, 3, H, W) float32 in the scale of pictures, not bounded.
+            obfuscated: (B, 3, H, W) float32 in the scale of images, not bounded.
             labels: (B,) int64.
         """
         # Its weights do not change, so half precision costs nothing but a little noise in the gradient.
@@ -63,17 +63,17 @@ class Method(nn.Module):
     """A baseline obfuscator.
 
     Args:
-        height: rows of the pictures.
-        width: columns of the pictures.
+        height: rows of the images.
+        width: columns of the images.
         strength: see the class's `strength_says`; None takes its `default`.
-        seed: of everything random that stays: keys, first weights, the order of the training pictures.
+        seed: of everything random that stays: keys, first weights, the order of the training images.
 
     Attributes:
         says: what it does, in a line.
         source: whom to cite.
         strength_says: what the strength is; empty if there is none.
         default: the strength if none is given; None if there is none.
-        stochastic: whether two calls on one picture differ.
+        stochastic: whether two calls on one image differ.
         learns: whether `fit` does anything.
         iterates: whether it takes epochs for that.
 
@@ -97,7 +97,7 @@ class Method(nn.Module):
         self.strength = self.default if strength is None else strength
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) float32 in [0, 1] -> (N, 3, H, W) float32 in the scale of pictures, not bounded."""
+        """(N, 3, H, W) float32 in [0, 1] -> (N, 3, H, W) float32 in the scale of images, not bounded."""
         raise NotImplementedError
 
     def fit(self, training: Training) -> nn.Module:
@@ -107,7 +107,7 @@ class Method(nn.Module):
             The classifier to use it with: the one given, unless the method trains that too.
 
         Raises:
-            TrainingError: too few pictures, or a loss that is not finite.
+            TrainingError: too few images, or a loss that is not finite.
             Interrupted: Ctrl-C or SIGTERM.
         """
         return training.classifier
@@ -134,7 +134,7 @@ class Method(nn.Module):
         return int(value)
 
     def tiles(self) -> int:
-        """The strength as the side of square tiles that cover the picture.
+        """The strength as the side of square tiles that cover the image.
 
         Raises:
             TrainingError: they do not.
@@ -142,7 +142,7 @@ class Method(nn.Module):
         side = self.whole()
         if self.height % side or self.width % side:
             raise TrainingError(
-                f"{self.strength_says} must divide both sides of {self.height}x{self.width} pictures, got {side}"
+                f"{self.strength_says} must divide both sides of {self.height}x{self.width} images, got {side}"
             )
         return side
 

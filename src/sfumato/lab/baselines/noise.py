@@ -9,7 +9,7 @@ from sfumato.lab.baselines.method import NoisyMethod
 
 
 class Noise(NoisyMethod):
-    """Gaussian noise, fresh for every picture and number, not cut to [0, 1].
+    """Gaussian noise, fresh for every image and number, not cut to [0, 1].
 
     It is for measuring: ONNX Runtime's random numbers are not made to withstand somebody who predicts them.
 

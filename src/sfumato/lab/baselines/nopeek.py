@@ -12,12 +12,12 @@ LEARNING_RATE = 2e-3
 
 
 class NoPeek(Encoded):
-    """An encoder with cross-entropy plus a weight times the distance correlation of pictures and what comes out.
+    """An encoder with cross-entropy plus a weight times the distance correlation of images and what comes out.
 
     Source: Vepakomma et al. 2020.
     """
 
-    says = "an encoder whose output has little distance correlation with the picture"
+    says = "an encoder whose output has little distance correlation with the image"
     source = "Vepakomma et al. 2020"
     strength_says = "the weight of the distance correlation beside the cross-entropy"
     default = 0.5

@@ -9,16 +9,16 @@ from sfumato.errors import TrainingError
 from sfumato.lab.baselines.method import Method, Training
 
 MAX_SIDE = 4096
-"""Eigenvectors are computed of a matrix of at most this side: of the numbers of a picture, or of as many pictures."""
+"""Eigenvectors are computed of a matrix of at most this side: of the numbers of an image, or of as many images."""
 
 
 class PrincipalComponents(Method):
-    """Keeps the directions in which the training pictures vary most, and drops the rest of the picture.
+    """Keeps the directions in which the training images vary most, and drops the rest of the image.
 
     Source: Pearson 1901; as obfuscation: Singh et al. 2024 (SIMBA).
     """
 
-    says = "projects on principal components of the training pictures"
+    says = "projects on principal components of the training images"
     source = "Pearson 1901; Singh et al. 2024"
     strength_says = "the number of components kept"
     default = 400.0
@@ -30,7 +30,7 @@ class PrincipalComponents(Method):
         super().__init__(height, width, strength=strength, seed=seed)
         count, numbers = self.whole(), 3 * height * width
         if count > numbers:
-            raise TrainingError(f"a {height}x{width} picture has {numbers} components, {count} were asked for")
+            raise TrainingError(f"a {height}x{width} image has {numbers} components, {count} were asked for")
         self.register_buffer("base", torch.zeros(numbers))
         self.register_buffer("components", torch.zeros(count, numbers))
 
@@ -41,13 +41,13 @@ class PrincipalComponents(Method):
 
     @torch.no_grad()
     def fit(self, training: Training) -> nn.Module:
-        """See `Method`; exact for all pictures, or for a random part of them where a picture has very many numbers."""
+        """See `Method`; exact for all images, or for a random part of them where an image has very many numbers."""
         count, numbers = self.components.shape
         images = training.images
         if numbers > MAX_SIDE:
             images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed))[:MAX_SIDE]]
         if len(images) <= count:
-            raise TrainingError(f"{count} components need more pictures than that, got {len(images)}")
+            raise TrainingError(f"{count} components need more images than that, got {len(images)}")
         parts = torch.split(images, 1000)
         total = torch.stack([part.flatten(1).sum(0, dtype=torch.float64) for part in parts]).sum(0)
         self.base.copy_(total / (255 * len(images)))

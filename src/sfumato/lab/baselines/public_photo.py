@@ -16,9 +16,9 @@ _BATCH = 250
 
 
 class StandIn(Method):
-    """Answers on the device and sends, for every picture of a class, the same public photograph of that class.
+    """Answers on the device and sends, for every image of a class, the same public photograph of that class.
 
-    Nothing of a picture travels but the device's answer, and whatever classifier it is sent to understands it, since it
+    Nothing of an image travels but the device's answer, and whatever classifier it is sent to understands it, since it
     is a photograph. The cloud adds nothing, either: what an obfuscator should beat before it is worth sending anything.
 
     Source: ours; the device's classifier is that of the project's local baseline.
@@ -59,13 +59,13 @@ class StandIn(Method):
         """Learns to answer, then takes of each class the photograph that the classifier in the cloud is surest of."""
         if int(training.labels.max()) >= len(self.photographs):
             raise TrainingError(
-                f"the pictures have {int(training.labels.max()) + 1} classes, {self.strength_says} is "
+                f"the images have {int(training.labels.max()) + 1} classes, {self.strength_says} is "
                 f"{len(self.photographs)}: give it as the strength"
             )
         self.net.train()
 
-        def loss(pictures: Tensor, labels: Tensor) -> Tensor:
-            return nn.functional.cross_entropy(self.net(self.scale(pictures)), labels)
+        def loss(images: Tensor, labels: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(self.net(self.scale(images)), labels)
 
         learn(training, self.net.parameters(), loss, seed=self.seed, learning_rate=_LEARNING_RATE)
         self.net.eval()
@@ -77,9 +77,9 @@ class StandIn(Method):
         best = torch.full((len(self.photographs),), -1.0)
         for start in range(0, len(training.labels), _BATCH):
             part, labels = (x[start : start + _BATCH] for x in (training.images, training.labels))
-            pictures = part.float() / 255
-            answers = training.classifier(training.normalize(pictures)).softmax(dim=1)
+            images = part.float() / 255
+            answers = training.classifier(training.normalize(images)).softmax(dim=1)
             sure = answers[torch.arange(len(labels)), labels]
             for place, (label, value) in enumerate(zip(labels.tolist(), sure.tolist(), strict=True)):
                 if value > best[label]:
-                    best[label], self.photographs[label] = value, pictures[place]
+                    best[label], self.photographs[label] = value, images[place]

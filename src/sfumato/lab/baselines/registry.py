@@ -36,8 +36,8 @@ def build(name: str, height: int, width: int, *, strength: float | None = None, 
 
     Args:
         name: a key of `METHODS`.
-        height: rows of the pictures.
-        width: columns of the pictures.
+        height: rows of the images.
+        width: columns of the images.
         strength: None for the method's default.
         seed: of everything random that stays.
 

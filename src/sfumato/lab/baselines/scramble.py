@@ -1,6 +1,6 @@
 """Scrambling with a key: a fixed permutation of pixels or of blocks, drawn from the seed.
 
-The key hides nothing from whoever has pairs, or only the statistics of pictures: a permutation is linear.
+The key hides nothing from whoever has pairs, or only the statistics of images: a permutation is linear.
 
 Source: Tanaka 2018; Kiya et al. 2022 (overview of learnable image transformations with a key), without their
 inversions of intensities.
@@ -40,7 +40,7 @@ class ScramblePixels(Method):
 
 
 class ScrambleBlocks(Method):
-    """The picture's blocks change places.
+    """The image's blocks change places.
 
     Source: Chuman et al. 2019 (block scrambling), the permutation alone; Kiya et al. 2022.
     """

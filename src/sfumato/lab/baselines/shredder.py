@@ -15,10 +15,10 @@ LEARNING_RATE = 0.03
 
 
 class Shredder(NoisyMethod):
-    """Laplace noise whose location and scale are learned for every number of the picture.
+    """Laplace noise whose location and scale are learned for every number of the image.
 
     The paper trains many noise tensors and fits a Laplace distribution to them; here the distribution itself is
-    learned, through its reparametrisation, and the picture is the cut layer: the classifier is frozen and whole.
+    learned, through its reparametrisation, and the image is the cut layer: the classifier is frozen and whole.
 
     Source: Mireshghallah et al. 2020 (cross-entropy less a weight times the noise's magnitude).
     """

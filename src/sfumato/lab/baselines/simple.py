@@ -14,7 +14,7 @@ from sfumato.lab.baselines.method import Method
 class Identity(Method):
     """Changes nothing: what any other method must be better than."""
 
-    says = "sends the picture itself"
+    says = "sends the image itself"
     source = "-"
 
     def forward(self, images: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class Pixelate(Method):
 
 
 class Blur(Method):
-    """Convolution with a Gaussian cut at three standard deviations; the picture's edge is repeated outwards.
+    """Convolution with a Gaussian cut at three standard deviations; the image's edge is repeated outwards.
 
     Source: Hill et al. 2016 (blurring).
     """

@@ -1,4 +1,4 @@
-"""From a classifier and pictures, and perhaps a server, to a recipe: whether they fit together, and what comes next."""
+"""From a classifier and images, and perhaps a server, to a recipe: whether they fit together, and what comes next."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from sfumato.apps.doctor import Finding, examine_endpoint, is_well
 from sfumato.artifacts.bundle import Bundle
-from sfumato.device.endpoint_binding import Travels
+from sfumato.device.endpoint_binding import Payload
 from sfumato.errors import DataError, EndpointError
 from sfumato.lab.classifiers import Stated, adopt, classifier_bundle, trains_through
 from sfumato.lab.data import ImageSet, load_train_test
@@ -21,8 +21,8 @@ Kind = Literal["sketch", "obfuscator"]
 
 RECIPE = "recipe.toml"
 CLASSIFIER = "classifier"
-PICTURES = 500
-"""How many test pictures the plain accuracy is measured on."""
+IMAGES = 500
+"""How many test images the plain accuracy is measured on."""
 _BETTER_THAN_CHANCE = 1.5
 _LEAST_BITS = 8
 _MOST_HELD_OUT = 2000
@@ -39,7 +39,7 @@ class Pairing:
         findings: what was looked at.
         recipe: the file, if everything fits.
         next_commands: what to run then.
-        accuracy_plain: of the classifier on some plain test pictures, in [0, 1]; None if it was not measured.
+        accuracy_plain: of the classifier on some plain test images, in [0, 1]; None if it was not measured.
     """
 
     findings: tuple[Finding, ...]
@@ -73,22 +73,22 @@ def pair(
 
     Raises:
         ClassifierError: the classifier cannot be found or used.
-        DataError: the pictures cannot be found or used.
+        DataError: the images cannot be found or used.
     """
     served = _bundle(classifier, folder, stated)
     look = served.preprocessing
     findings = [_about(served, kind)]
     findings += [Finding("classifier", "note", note) for note in served.recipe.get("notes", ())]
     train, test, _ = load_train_test(data, size=(look.height, look.width))
-    findings += [Finding("pictures", "note", remark) for part in (train, test) for remark in part.remarks()]
+    findings += [Finding("images", "note", remark) for part in (train, test) for remark in part.remarks()]
     accuracy = None
     try:
         train, test = (part.of_classes(served.labels) for part in (train, test))
-        findings.append(Finding("pictures", "good", f"{len(train):,} to train with, {len(test):,} to test"))
-        accuracy = float(evaluate_classifier(served, test.subset(PICTURES))["accuracy_plain"])
-        findings.append(_accuracy(accuracy, test.subset(PICTURES)))
+        findings.append(Finding("images", "good", f"{len(train):,} to train with, {len(test):,} to test"))
+        accuracy = float(evaluate_classifier(served, test.subset(IMAGES))["accuracy_plain"])
+        findings.append(_accuracy(accuracy, test.subset(IMAGES)))
     except DataError as error:
-        advice = "name or sort the pictures as the classifier names its classes" if train.labelled else _UNLABELLED
+        advice = "name or sort the images as the classifier names its classes" if train.labelled else _UNLABELLED
         findings.append(Finding("classes", "bad", str(error), advice))
     if server is not None:
         findings += _server(server, model or served.name, served, server_options or {})
@@ -112,7 +112,7 @@ def _bundle(given: str, folder: Path, stated: Stated) -> Bundle:
 
 def _about(served: Bundle, kind: Kind) -> Finding:
     look = served.preprocessing
-    said = f"{served.name}: {len(served.labels)} classes, pictures of {look.height}x{look.width}"
+    said = f"{served.name}: {len(served.labels)} classes, images of {look.height}x{look.width}"
     if not trains_through(served):
         advice = (
             "give the network that the file was exported from: a transformers folder, .pt2 or package.module:callable"
@@ -128,7 +128,7 @@ def _about(served: Bundle, kind: Kind) -> Finding:
 
 def _accuracy(accuracy: float, test: ImageSet) -> Finding:
     commonest = int(test.labels.bincount().max()) / len(test)
-    said = f"{accuracy:.1%} on {len(test)} plain test pictures; always the commonest class: {commonest:.1%}"
+    said = f"{accuracy:.1%} on {len(test)} plain test images; always the commonest class: {commonest:.1%}"
     if accuracy >= min(_BETTER_THAN_CHANCE * commonest, (1 + commonest) / 2):
         return Finding("accuracy", "good", said)
     advice = (
@@ -143,7 +143,7 @@ def _server(url: str, model: str, served: Bundle, options: dict[str, Any]) -> li
         for finding in examine_endpoint(
             url,
             model,
-            travels=Travels((3, served.preprocessing.height, served.preprocessing.width), len(served.labels)),
+            payload=Payload((3, served.preprocessing.height, served.preprocessing.width), len(served.labels)),
             labels=served.labels,
             fingerprint=None if served.recipe.get("kind") == "adopted" else served.classifier_fingerprint,
             **options,
@@ -158,7 +158,7 @@ def _recipe(folder: Path, kind: Kind, served: Bundle, data: str, train: ImageSet
     look, text = served.preprocessing, json.dumps  # a JSON string is a TOML string, too
     lines = [
         f"# sfumato train {folder / RECIPE} -o {folder / 'run'}",
-        f"# Written by sfumato init for {len(train):,} training pictures; every value may be changed.",
+        f"# Written by sfumato init for {len(train):,} training images; every value may be changed.",
         f"kind = {text(kind)}",
         f"name = {text(served.name + '-' + kind)}",
         f"classifier = {text(served.path.as_posix())}",
@@ -166,7 +166,7 @@ def _recipe(folder: Path, kind: Kind, served: Bundle, data: str, train: ImageSet
     if kind == "sketch":
         bits = max(_LEAST_BITS, (len(served.labels) - 1).bit_length())
         held_out = max(2, min(_MOST_HELD_OUT, len(train) // 10))
-        lines += [f"code_bits = {bits}", "offload_rate = 0.15", f"held_out_pictures = {held_out}"]
+        lines += [f"code_bits = {bits}", "offload_rate = 0.15", f"held_out_images = {held_out}"]
     batch = max(2, min(_MOST_IN_A_BATCH, len(train) // _LEAST_STEPS))
     lines += [
         "",
@@ -196,4 +196,4 @@ def _next(folder: Path, served: Bundle, data: str, server: str | None, model: st
     named = "" if model is None else f" --model {model}"
     url = server or "http://127.0.0.1:8080"
     yield f"sfumato doctor {run / 'bundle'} --server {url}{named} --classifier {served.path}"
-    yield f"sfumato classify PICTURES --bundle {run / 'bundle'} --server {url}{named}"
+    yield f"sfumato classify IMAGES --bundle {run / 'bundle'} --server {url}{named}"

@@ -208,15 +208,15 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def batch_is_free(program: Program) -> bool:
-    """Whether a program takes any number of pictures at once."""
+    """Whether a program takes any number of images at once."""
     return not isinstance(_input(program).shape[0], int)
 
 
-def picture_size(program: Program) -> tuple[int, ...]:
+def image_size(program: Program) -> tuple[int, ...]:
     """The sides (C, H, W) of the input that a program was exported with.
 
     Raises:
-        ClassifierError: it has not one input with a batch of pictures, or a side is open.
+        ClassifierError: it has not one input with a batch of images, or a side is open.
     """
     shape = _input(program).shape[1:]
     if len(shape) != 3 or not all(isinstance(side, int) for side in shape):
@@ -227,7 +227,7 @@ def picture_size(program: Program) -> tuple[int, ...]:
 def _input(program: Program) -> Tensor:
     found = [node.meta.get("val") for node in program.net.graph.nodes if node.op == "placeholder"]
     if len(found) != 1 or not isinstance(found[0], Tensor):
-        raise ClassifierError(f"the program has {len(found)} inputs; one batch of pictures is expected")
+        raise ClassifierError(f"the program has {len(found)} inputs; one batch of images is expected")
     return found[0]
 
 

@@ -23,7 +23,7 @@ class FrozenClassifier:
         net: normalised images (N, 3, H, W) float32 -> logits (N, classes); evaluation mode, no gradients.
         name: what a server calls it.
         labels: one name per class, in the order of the logits.
-        preprocessing: how a picture becomes its input.
+        preprocessing: how an image becomes its input.
         fingerprint: of its served ONNX file.
     """
 

@@ -42,7 +42,7 @@ def from_transformers(where: str) -> tuple[nn.Module, dict[str, Any]]:
 
     Raises:
         ClassifierError: transformers is not installed, there is no such model, it is no classifier of one label
-            for RGB pictures, its weights are pickled or incomplete, or its processor does what cannot be done here.
+            for RGB images, its weights are pickled or incomplete, or its processor does what cannot be done here.
     """
     try:
         from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
@@ -100,7 +100,7 @@ def _reached(hub_id: str) -> bool:
 def _check_config(config: Any, where: str) -> None:
     channels = getattr(config, "num_channels", 3)
     if channels != 3:
-        raise ClassifierError(f"{where} takes pictures with {channels} channels; RGB pictures have 3")
+        raise ClassifierError(f"{where} takes images with {channels} channels; RGB images have 3")
     if config.problem_type not in (None, "single_label_classification"):
         raise ClassifierError(f"{where} answers a problem of type {config.problem_type!r}; one label each is expected")
 
@@ -109,7 +109,7 @@ def _scaling(processor: dict[str, Any], where: str) -> tuple[tuple[float, ...], 
     """Mean and deviation on the [0, 1] scale, whatever scale the processor computes on."""
     if processor.get("do_flip_channel_order"):
         raise ClassifierError(f"{where} takes its channels in the order BGR; here they are RGB")
-    # Its input is (255 x factor - offset - mean) / std for a picture x in [0, 1].
+    # Its input is (255 x factor - offset - mean) / std for an image x in [0, 1].
     factor = 255 * float(processor.get("rescale_factor") or 1 / 255) if processor.get("do_rescale", True) else 255.0
     offset = 1.0 if processor.get("rescale_offset") and processor.get("do_rescale", True) else 0.0
     normalizes = processor.get("do_normalize", True) and processor.get("image_mean") is not None
@@ -125,7 +125,7 @@ def _three(value: Any) -> tuple[float, ...]:
 
 
 def _framing(processor: dict[str, Any], config: Any) -> tuple[tuple[int, int] | None, tuple[str, ...]]:
-    """The size, and in which way its own processor frames a picture differently from the client."""
+    """The size, and in which way its own processor frames an image differently from the client."""
     resized, cropped = _sides(processor.get("size")), _sides(processor.get("crop_size"))
     short = (processor.get("size") or {}).get("shortest_edge")
     if not processor.get("do_resize", True) or resized is None:
@@ -140,12 +140,12 @@ def _framing(processor: dict[str, Any], config: Any) -> tuple[tuple[int, int] | 
     stretches = cropped is None and (not short or ("crop_pct" in processor and short >= _CONVNEXT_FULL_SIZE))
     if stretches:
         notes.append(
-            "Its own processor stretches a picture that is not square; the client fits the shorter side and crops the "
-            "centre. Square pictures are framed alike."
+            "Its own processor stretches an image that is not square; the client fits the shorter side and crops the "
+            "centre. Square images are framed alike."
         )
     if share < 1:
         notes.append(
-            f"Its own processor shows it the inner {share:.1%} of a picture's shorter side; the client shows all of it."
+            f"Its own processor shows it the inner {share:.1%} of an image's shorter side; the client shows all of it."
         )
     if processor.get("do_resize", True) and int(processor.get("resample") or _BILINEAR) != _BILINEAR:
         notes.append("Its own processor does not resample bilinearly as the client does; pixels differ a little.")

@@ -66,7 +66,7 @@ def adopt(given: str, folder: Path, stated: Stated = _NOTHING) -> Bundle:
         stated: what it does not say of itself.
 
     Raises:
-        ClassifierError: it cannot be found or used, or it does not say how a picture becomes its input.
+        ClassifierError: it cannot be found or used, or it does not say how an image becomes its input.
     """
     if folder.resolve() in Path(given).expanduser().resolve().parents:
         raise ClassifierError(f"{given} lies in {folder}, which would be replaced; choose another folder")
@@ -75,7 +75,7 @@ def adopt(given: str, folder: Path, stated: Stated = _NOTHING) -> Bundle:
     found = read_given(given)
     preprocessing = found.preprocessing(stated)
     if min(preprocessing.height, preprocessing.width) < _LEAST_SIDE:
-        raise ClassifierError(f"{given}: pictures have sides of at least {_LEAST_SIDE} pixels, got {preprocessing}")
+        raise ClassifierError(f"{given}: images have sides of at least {_LEAST_SIDE} pixels, got {preprocessing}")
     inputs = _probes(preprocessing)
     renewed = False
     try:
@@ -115,8 +115,8 @@ def _is_adopted(folder: Path) -> bool:
 
 def _probes(preprocessing: Preprocessing) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    pictures = torch.rand(_PROBES, 3, preprocessing.height, preprocessing.width, generator=generator)
-    return torch.from_numpy(preprocessing.normalize(pictures.numpy()))
+    images = torch.rand(_PROBES, 3, preprocessing.height, preprocessing.width, generator=generator)
+    return torch.from_numpy(preprocessing.normalize(images.numpy()))
 
 
 @torch.no_grad()
@@ -125,7 +125,7 @@ def _answers(net: nn.Module, inputs: Tensor, given: str) -> Tensor:
         answers: Any = net(inputs)
     except Exception as error:  # somebody's own network fails in its own way
         size = tuple(inputs.shape[2:])
-        raise ClassifierError(f"{given} fails on pictures of {size}: {type(error).__name__}: {error}") from error
+        raise ClassifierError(f"{given} fails on images of {size}: {type(error).__name__}: {error}") from error
     if not isinstance(answers, Tensor):
         raise ClassifierError(f"{given} gives a {type(answers).__name__}; one tensor of logits is expected")
     return answers
@@ -136,14 +136,14 @@ def _onnx_answers(path: Path, inputs: Tensor) -> Tensor:
         answers = OnnxFunction(path)(inputs.numpy())
     except Exception as error:  # ONNX Runtime's errors have no common base
         size = tuple(inputs.shape[2:])
-        raise ClassifierError(f"{path} fails on pictures of {size}: {' '.join(str(error).split())[:200]}") from error
+        raise ClassifierError(f"{path} fails on images of {size}: {' '.join(str(error).split())[:200]}") from error
     return torch.from_numpy(np.asarray(answers))
 
 
 def _check_answers(answers: Tensor, given: str, *, is_net: bool) -> None:
     if answers.ndim != 2 or len(answers) != _PROBES or answers.shape[1] < 2 or not answers.is_floating_point():
         raise ClassifierError(
-            f"{given} gives {tuple(answers.shape)} of {answers.dtype} for {_PROBES} pictures; logits "
+            f"{given} gives {tuple(answers.shape)} of {answers.dtype} for {_PROBES} images; logits "
             f"({_PROBES}, classes) in floating point are expected, for two classes or more"
         )
     if not bool(torch.isfinite(answers).all()):
@@ -163,7 +163,7 @@ def _write(net: nn.Module, folder: Path, inputs: Tensor, given: str) -> None:
     answer = program(probe).square().sum()
     gradient = torch.autograd.grad(answer, probe, allow_unused=True)[0] if answer.requires_grad else None
     if gradient is None or not bool(gradient.abs().sum() > 0):
-        raise ClassifierError(f"{given} passes no gradients back to the picture, so nothing can be trained for it")
+        raise ClassifierError(f"{given} passes no gradients back to the image, so nothing can be trained for it")
     try:
         export_onnx(net, folder / CLASSIFIER_ONNX, inputs, input_name="input", output_name="logits")
     except TrainingError:

@@ -17,7 +17,7 @@ from sfumato.artifacts.bundle import MANIFEST, Preprocessing
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.artifacts.plugins import import_object
 from sfumato.errors import BundleError, ClassifierError
-from sfumato.lab.classifiers.exported_programs import batch_is_free, load_program, picture_size
+from sfumato.lab.classifiers.exported_programs import batch_is_free, image_size, load_program
 
 _PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".h5", ".keras", ".joblib")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -72,7 +72,7 @@ class Given:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def preprocessing(self, stated: Stated) -> Preprocessing:
-        """How a picture becomes its input.
+        """How an image becomes its input.
 
         Raises:
             ClassifierError: neither it nor anybody says so.
@@ -85,7 +85,7 @@ class Given:
         ]  # fmt: skip
         if size is None or mean is None or std is None:
             raise ClassifierError(
-                f"{self.origin} does not say how a picture becomes its input: give {', '.join(missing)} "
+                f"{self.origin} does not say how an image becomes its input: give {', '.join(missing)} "
                 "(--size 224x224 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225, or --mean 0,0,0 --std 1,1,1 if it "
                 "takes values in [0, 1])"
             )
@@ -142,12 +142,12 @@ def _from_hub(where: str) -> Given:
 
 def _from_program(path: Path) -> Given:
     program = load_program(path)
-    channels, height, width = picture_size(program)
+    channels, height, width = image_size(program)
     if channels != 3:
-        raise ClassifierError(f"{path} takes {channels} channels; RGB pictures have 3")
+        raise ClassifierError(f"{path} takes {channels} channels; RGB images have 3")
     if not batch_is_free(program):
         raise ClassifierError(
-            f"{path} was exported for one number of pictures at a time; training takes batches. Export it again with "
+            f"{path} was exported for one number of images at a time; training takes batches. Export it again with "
             "dynamic_shapes=({0: torch.export.Dim('batch')},)"
         )
     return Given("a torch.export program", _plain_name(path.stem), net=program, size=(height, width))
@@ -162,10 +162,10 @@ def _from_onnx(path: Path) -> Given:
         ) from error
     if len(shape) != 4 or shape[1] != 3:
         hint = "; its channels come last, export it with channels first" if shape[-1:] == (3,) else ""
-        raise ClassifierError(f"{path} takes {shape}; RGB pictures (N, 3, height, width) are expected{hint}")
+        raise ClassifierError(f"{path} takes {shape}; RGB images (N, 3, height, width) are expected{hint}")
     if isinstance(shape[0], int):
         raise ClassifierError(
-            f"{path} takes {shape[0]} pictures at a time, no more and no less; export it with a free batch axis "
+            f"{path} takes {shape[0]} images at a time, no more and no less; export it with a free batch axis "
             "(dynamic_axes or dynamic_shapes)"
         )
     height, width = shape[2:]

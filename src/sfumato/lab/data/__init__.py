@@ -1,4 +1,4 @@
-"""Where pictures come from: any `datasets` source, decoded once into uint8 tensors in memory, or streamed."""
+"""Where images come from: any `datasets` source, decoded once into uint8 tensors in memory, or streamed."""
 
 from sfumato.lab.data.augment import Augmentation, augment
 from sfumato.lab.data.images import ImageSet, load_images, load_train_test

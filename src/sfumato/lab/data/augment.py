@@ -1,4 +1,4 @@
-"""Augmentation of whole batches: flips, shifted and resized crops, on uint8, without a loop over pictures."""
+"""Augmentation of whole batches: flips, shifted and resized crops, on uint8, without a loop over images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 _ASPECTS = 3 / 4, 4 / 3
 _TRIES = 10
-"""Crops drawn for each picture; the first that lies within it is taken."""
+"""Crops drawn for each image; the first that lies within it is taken."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Augmentation:
     """What is done to a training batch.
 
     Attributes:
-        flip: mirror each picture left to right with probability 1/2.
-        crop_padding: shift each picture by up to this many pixels in each direction, edges reflected.
-        zoom: the least share of a picture's area that a crop shows, resized to the whole; None for no such crops.
+        flip: mirror each image left to right with probability 1/2.
+        crop_padding: shift each image by up to this many pixels in each direction, edges reflected.
+        zoom: the least share of an image's area that a crop shows, resized to the whole; None for no such crops.
     """
 
     flip: bool = True
@@ -30,7 +30,7 @@ class Augmentation:
 
 
 def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Flips and crops each picture of a batch at random.
+    """Flips and crops each image of a batch at random.
 
     Args:
         images: (N, 3, H, W), any dtype.
@@ -47,9 +47,9 @@ def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generat
         rows = shifts[0] + torch.arange(height, device=images.device)
         columns = shifts[1] + torch.arange(width, device=images.device)
         padded = F.pad(images.float(), (pad, pad, pad, pad), mode="reflect").to(images.dtype)
-        picture = torch.arange(count, device=images.device)[:, None, None]
+        image = torch.arange(count, device=images.device)[:, None, None]
         # Indices around a slice put the channel last; permute it back.
-        images = padded[picture, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        images = padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     if augmentation.zoom is not None and augmentation.zoom < 1:
         images = resized_crops(images, random_boxes(count, height, width, augmentation.zoom, generator))
     if augmentation.flip:
@@ -59,19 +59,19 @@ def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generat
 
 
 def random_boxes(count: int, height: int, width: int, least: float, generator: torch.Generator) -> Tensor:
-    """Boxes within a picture: the share of its area is even in [least, 1], the logarithm of the aspect as well.
+    """Boxes within an image: the share of its area is even in [least, 1], the logarithm of the aspect as well.
 
     Boxes that do not fit are drawn again, so that those left are somewhat smaller on average.
 
     Args:
         count: N, of boxes.
-        height: of the picture, in pixels.
+        height: of the image, in pixels.
         width: likewise.
         least: the least share of the area.
         generator: the source of randomness, on the CPU.
 
     Returns:
-        (N, 4) float32: top, left, height and width in pixels; aspects (width / height) within 3/4 and 4/3. Of a picture
+        (N, 4) float32: top, left, height and width in pixels; aspects (width / height) within 3/4 and 4/3. Of an image
         so long that none of the boxes drawn fits, the last one, cut to fit it.
 
     Source: Szegedy et al. 2015, section 6, which draws 8 to 100 % of the area and aspects between 3/4 and 4/3.
@@ -91,11 +91,11 @@ def random_boxes(count: int, height: int, width: int, least: float, generator: t
 
 
 def resized_crops(images: Tensor, boxes: Tensor) -> Tensor:
-    """Cuts a box out of each picture and resizes it bilinearly to the picture's size.
+    """Cuts a box out of each image and resizes it bilinearly to the image's size.
 
     Args:
         images: (N, 3, H, W), any dtype.
-        boxes: (N, 4): top, left, height and width in pixels, within the picture.
+        boxes: (N, 4): top, left, height and width in pixels, within the image.
 
     Returns:
         (N, 3, H, W) of the same dtype.

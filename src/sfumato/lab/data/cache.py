@@ -1,4 +1,4 @@
-"""Decoded data sets on disk, so that pictures are decoded once and then memory-mapped."""
+"""Decoded data sets on disk, so that images are decoded once and then memory-mapped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sfumato.errors import DataError
 
 
 class Decoded(NamedTuple):
-    """Decoded pictures as arrays.
+    """Decoded images as arrays.
 
     Attributes:
         images: (N, 3, H, W) uint8.
@@ -106,7 +106,7 @@ def store(
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise DataError(
-            f"the decoded pictures cannot be cached in {root()}: {error.strerror or error}; "
+            f"the decoded images cannot be cached in {root()}: {error.strerror or error}; "
             "make room or set SFUMATO_CACHE"
         ) from error
     found = find(key)

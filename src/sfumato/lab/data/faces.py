@@ -1,11 +1,11 @@
-"""Drawn faces by name: pictures of people that do not exist, in which everything is known.
+"""Drawn faces by name: images of people that do not exist, in which everything is known.
 
 The class is the expression. Beside it there is what somebody may want to keep to himself: glasses, a hat, a beard, the
 skin's tone, the hair's colour and style, and who it is: one of `PEOPLE` people, each with a face of his own. A person
-has his skin, hair and beard in every picture; glasses and hats come and go. All of it is drawn independently of the
+has his skin, hair and beard in every image; glasses and hats come and go. All of it is drawn independently of the
 expression. In "faces-correlated" glasses are not (see `CORRELATED`), so that there the class itself gives them away.
 
-Both splits show the same people in different pictures: an attacker who knows somebody may ask where else he was seen.
+Both splits show the same people in different images: an attacker who knows somebody may ask where else he was seen.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ LABEL = "expression"
 _SEED = 2018
 _OVERSAMPLED = 3  # drawn so many times larger, and reduced
 _SMALLEST = 16
-_DRAWN_AS = "1"  # changes when the same names come to mean other pictures
+_DRAWN_AS = "1"  # changes when the same names come to mean other images
 _SKIN = np.array([(244, 214, 196), (226, 183, 152), (196, 150, 108), (141, 94, 62), (84, 54, 38)], float)
 _HAIR = np.array([(28, 24, 24), (92, 58, 34), (158, 72, 32), (214, 178, 104), (158, 158, 160)], float)
 _PARTS = ("width", "height", "jaw", "eyes apart", "eye", "eye height", "nose", "mouth", "mouth height", "brow", "ear")
@@ -90,7 +90,7 @@ def load(source: str, split: str, size: tuple[int, int] | None = None, column: s
 
 
 def factors(source: str, split: str) -> Factors:
-    """The truth about every picture of a split, without drawing any."""
+    """The truth about every image of a split, without drawing any."""
     random = np.random.default_rng([_SEED, SOURCES.index(source), list(COUNTS).index(split)])
     count, people = COUNTS[split], _people()
     expression, identity = random.integers(4, size=count), random.integers(PEOPLE, size=count)
@@ -106,30 +106,30 @@ def factors(source: str, split: str) -> Factors:
 def draw(
     source: str, split: str, which: range, size: tuple[int, int] = SIZE, *, progress: str = ""
 ) -> npt.NDArray[np.uint8]:
-    """Draws some pictures of a split, (len(which), 3, height, width) uint8; the same ones whenever and wherever.
+    """Draws some images of a split, (len(which), 3, height, width) uint8; the same ones whenever and wherever.
 
     Args:
         source: one of `SOURCES`.
         split: "train" or "test".
-        which: numbers of the pictures.
+        which: numbers of the images.
         size: (height, width) in pixels.
         progress: what a bar on standard error says; none without.
     """
     known, (height, width) = factors(source, split), size
     top, left = max(width - height, 0) // 2, max(height - width, 0) // 2
-    pictures = np.empty((len(which), 3, height, width), np.uint8)
+    images = np.empty((len(which), 3, height, width), np.uint8)
     numbers = track(which, description=progress, console=Console(stderr=True), transient=True, disable=not progress)
     for place, number in enumerate(numbers):
         values = {name: int(column[number]) for name, column in known.items()}
         random = np.random.default_rng([_SEED, SOURCES.index(source), list(COUNTS).index(split), number])
-        picture = _photograph(values, max(size), random)
-        pictures[place] = picture[top : top + height, left : left + width].transpose(2, 0, 1)
-    return pictures
+        image = _photograph(values, max(size), random)
+        images[place] = image[top : top + height, left : left + width].transpose(2, 0, 1)
+    return images
 
 
 @remember
 def _people() -> dict[str, npt.NDArray[Any]]:
-    """What is the same in every picture of a person: values of some columns, (P,), and `_PARTS`, (P, parts)."""
+    """What is the same in every image of a person: values of some columns, (P,), and `_PARTS`, (P, parts)."""
     random = np.random.default_rng(_SEED)
     return {
         "skin": random.integers(len(NAMES["skin"]), size=PEOPLE),
@@ -143,15 +143,15 @@ def _people() -> dict[str, npt.NDArray[Any]]:
 
 
 def _photograph(values: dict[str, int], side: int, random: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """One picture, (side, side, 3): the drawing, reduced, in its light and with the camera's noise."""
+    """One image, (side, side, 3): the drawing, reduced, in its light and with the camera's noise."""
     large = side * _OVERSAMPLED
-    picture = Image.new("RGB", (large, large), _rgb(random.uniform(30, 225, 3)))
-    canvas = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (large, large), _rgb(random.uniform(30, 225, 3)))
+    canvas = ImageDraw.Draw(image)
     _background(canvas, large, random)
     scale = random.uniform(0.33, 0.41) * large
     middle = large * complex(0.5 + random.uniform(-0.08, 0.08), 0.52 + random.uniform(-0.06, 0.06))
     _Face(canvas, middle, scale * np.exp(1j * random.normal(0, 0.12)), values, random).draw()
-    seen = np.asarray(picture.reduce(_OVERSAMPLED), float)
+    seen = np.asarray(image.reduce(_OVERSAMPLED), float)
     across, down = np.meshgrid(np.linspace(-1, 1, side), np.linspace(-1, 1, side))
     light = random.uniform(0.65, 1.15) + random.uniform(-0.25, 0.25) * across + random.uniform(-0.15, 0.15) * down
     seen = seen * light[:, :, None] + random.normal(0, random.uniform(1, 7), seen.shape)
@@ -178,7 +178,7 @@ class _Face:
         place: of the head's middle on the canvas, in pixels.
         turn: how far one unit is on the canvas, and by how much the head is tilted.
         values: of all columns.
-        random: of what differs from picture to picture.
+        random: of what differs from image to image.
     """
 
     def __init__(

@@ -39,9 +39,9 @@ def is_idx_folder(folder: Path) -> bool:
 
 
 def read_splits(folder: Path) -> dict[str, Any]:
-    """The splits of a folder of IDX files as tables of pictures and classes, "train" and, if it is there, "test".
+    """The splits of a folder of IDX files as tables of images and classes, "train" and, if it is there, "test".
 
-    The classes have their names where the pictures are those of Fashion-MNIST to the last byte; else they are numbers.
+    The classes have their names where the images are those of Fashion-MNIST to the last byte; else they are numbers.
 
     Args:
         folder: with `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, likewise `t10k-...`, each packed (`.gz`)
@@ -59,9 +59,9 @@ def read_splits(folder: Path) -> dict[str, Any]:
         if len(files) != 2:
             raise DataError(f"{folder}: of {split}-images and {split}-labels only one is there; both are needed")
         splits[split] = read_idx(files["images"], 3), read_idx(files["labels"], 1)
-        pictures, labels = (len(array) for array in splits[split])
-        if pictures != labels or not pictures:
-            raise DataError(f"{folder}: {split} has {pictures} pictures and {labels} labels; equally many are expected")
+        count, labels = (len(array) for array in splits[split])
+        if count != labels or not count:
+            raise DataError(f"{folder}: {split} has {count} images and {labels} labels; equally many are expected")
     fashion = all(hashlib.sha256(images.tobytes()).hexdigest() in _FASHION_SHA256 for images, _ in splits.values())
     classes = max(_FEWEST_CLASSES, *(int(labels.max()) + 1 for _, labels in splits.values()))
     names = _FASHION if fashion else tuple(map(str, range(classes)))
@@ -73,7 +73,7 @@ def read_idx(file: Path, dimensions: int) -> npt.NDArray[np.uint8]:
 
     Args:
         file: packed with gzip if it ends with `.gz`.
-        dimensions: how many it must have; pictures (N, H, W) have 3, labels (N,) have 1.
+        dimensions: how many it must have; images (N, H, W) have 3, labels (N,) have 1.
 
     Raises:
         DataError: it cannot be read, is no such file, or has not as many bytes as it says.
@@ -101,7 +101,7 @@ def read_idx(file: Path, dimensions: int) -> npt.NDArray[np.uint8]:
 
 
 def _table(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8], names: tuple[str, ...]) -> Any:
-    """A table as the hub's data sets are; each picture becomes a PGM file in memory, which is its bytes and a head."""
+    """A table as the hub's data sets are; each image becomes a PGM file in memory, which is its bytes and a head."""
     from datasets import ClassLabel, Dataset, Features, Image
 
     head = b"P5 %d %d 255\n" % (images.shape[2], images.shape[1])

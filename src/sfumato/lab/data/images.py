@@ -1,6 +1,6 @@
-"""One loader for every data set: pictures as one uint8 tensor, labels as another.
+"""One loader for every data set: images as one uint8 tensor, labels as another.
 
-`datasets` (Hugging Face) reads hub ids, parquet and class folders; we decode every picture once, exactly
+`datasets` (Hugging Face) reads hub ids, parquet and class folders; we decode every image once, exactly
 as the device does, and keep the result memory-mapped in a cache. Training then only indexes.
 """
 
@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from sfumato.device.image import fit, load_picture
-from sfumato.errors import DataError, PictureError
+from sfumato.device.image import fit, load_image
+from sfumato.errors import DataError, ImageError
 from sfumato.lab.data import cache, cifar10, faces
 from sfumato.lab.data.classes import class_places
 from sfumato.lab.data.tables import (
@@ -35,26 +35,26 @@ from sfumato.lab.data.tables import (
 )
 
 MAX_UNREADABLE = 0.2
-"""The share of a split's pictures that may be broken; with more, it is the data that is wrong."""
+"""The share of a split's images that may be broken; with more, it is the data that is wrong."""
 _NAMED = 3
-_CACHED_AS = "2"  # changes when the same source and split come to mean other pictures
+_CACHED_AS = "2"  # changes when the same source and split come to mean other images
 _IMBALANCE = 10
-"""How many times more pictures one class may have than another before that is said."""
+"""How many times more images one class may have than another before that is said."""
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Decoded pictures of one split.
+    """Decoded images of one split.
 
-    Pictures without classes are all of one class, 0, and `names` is `UNLABELLED`.
+    Images without classes are all of one class, 0, and `names` is `UNLABELLED`.
 
     Attributes:
         images: (N, 3, H, W) uint8.
         labels: (N,) int64, each in [0, len(names)).
         names: one name per class.
-        source: where the pictures came from, for provenance.
+        source: where the images came from, for provenance.
         sha256: hash of pixels and labels, hex.
-        unreadable: how many pictures of the source could not be decoded and were left out.
+        unreadable: how many images of the source could not be decoded and were left out.
         broken: what was wrong with the first few of these.
     """
 
@@ -71,11 +71,11 @@ class ImageSet:
 
     @property
     def labelled(self) -> bool:
-        """Whether the pictures have classes."""
+        """Whether the images have classes."""
         return self.names != UNLABELLED
 
     def of_classes(self, labels: tuple[str, ...]) -> ImageSet:
-        """The same pictures with a classifier's classes, in the classifier's order.
+        """The same images with a classifier's classes, in the classifier's order.
 
         Names are compared without case, "_" and "-"; one of several names that are separated by commas will do, as
         "tabby" for "tabby, tabby cat". Where the classifier or the data has only numbers for its classes, equally many
@@ -95,7 +95,7 @@ class ImageSet:
 
     @property
     def sample(self) -> ImageSet:
-        """Pictures to look at before training: all of them, where a stream has some."""
+        """Images to look at before training: all of them, where a stream has some."""
         return self
 
     def batches(
@@ -105,13 +105,13 @@ class ImageSet:
 
         Args:
             seed: of the order.
-            batch_size: pictures in a batch, over all processes.
+            batch_size: images in a batch, over all processes.
             first: the batch to begin with.
             rank: of this process, which gets its share of each batch.
             world_size: how many processes there are.
 
         Yields:
-            Pictures (n, 3, H, W) uint8 and labels (n,) int64, n = batch_size / world_size, where the set's tensors are.
+            Images (n, 3, H, W) uint8 and labels (n,) int64, n = batch_size / world_size, where the set's tensors are.
         """
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         for step in range(first, len(self) // batch_size):
@@ -119,42 +119,42 @@ class ImageSet:
             yield self.images[batch], self.labels[batch]
 
     def remarks(self) -> list[str]:
-        """What people should know of the pictures: broken ones, and classes with few or none."""
+        """What people should know of the images: broken ones, and classes with few or none."""
         said = []
         if self.unreadable:
             shown = "; ".join(self.broken) + ("; ..." if self.unreadable > len(self.broken) else "")
             said.append(
-                f"{self.source}: {self.unreadable} of {len(self) + self.unreadable} pictures cannot be read and were "
+                f"{self.source}: {self.unreadable} of {len(self) + self.unreadable} images cannot be read and were "
                 f"left out ({shown})"
             )
         counts = self.labels.bincount(minlength=len(self.names))
         empty = [name for name, count in zip(self.names, counts.tolist(), strict=True) if not count]
         if empty:
             shown = ", ".join(empty[:_NAMED]) + (", ..." if len(empty) > _NAMED else "")
-            said.append(f"{self.source}: {len(empty)} of {len(self.names)} classes have no pictures ({shown})")
+            said.append(f"{self.source}: {len(empty)} of {len(self.names)} classes have no images ({shown})")
         some = counts[counts > 0]
         if len(some) and int(some.max()) > _IMBALANCE * int(some.min()):
             most, least = self.names[int(counts.argmax())], self.names[counts.tolist().index(int(some.min()))]
             said.append(
                 f"{self.source}: its classes are of different sizes, from {int(some.min())} ({least}) to "
-                f"{int(some.max())} ({most}) pictures; an accuracy over all of them is mostly that of the large ones"
+                f"{int(some.max())} ({most}) images; an accuracy over all of them is mostly that of the large ones"
             )
         return said
 
     def subset(self, count: int | None) -> ImageSet:
-        """The first `count` pictures, or all of them if `count` is None or larger than the set."""
+        """The first `count` images, or all of them if `count` is None or larger than the set."""
         if count is None or count >= len(self):
             return self
         return self._only(slice(count))
 
     def split(self, count: int) -> tuple[ImageSet, ImageSet]:
-        """The set without `count` pictures drawn from all over it, always the same ones, and these pictures.
+        """The set without `count` images drawn from all over it, always the same ones, and these images.
 
         Raises:
-            DataError: the set has no more pictures than that.
+            DataError: the set has no more images than that.
         """
         if not 0 < count < len(self):
-            raise DataError(f"{count} pictures cannot be held out of {len(self)}")
+            raise DataError(f"{count} images cannot be held out of {len(self)}")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))
         return self._only(order[count:].sort().values), self._only(order[:count].sort().values)
 
@@ -178,27 +178,27 @@ def load_images(
             folder per class), a CSV file of paths and classes, or a hub id, as `owner/name:configuration` where the
             data set has several configurations.
         split: "train" or "test"; a data set's "validation" serves as "test" where it has none, and every fifth
-            training picture where it has no such split either; that picture then is no training picture.
-        size: (height, width) in pixels that every picture is fitted to as on the device; None if all
-            pictures have one size already.
-        image_column: the column with the pictures; found by its type if not given.
+            training image where it has no such split either; that image then is no training image.
+        size: (height, width) in pixels that every image is fitted to as on the device; None if all
+            images have one size already.
+        image_column: the column with the images; found by its type if not given.
         label_column: the column with the classes; found by its type or name if not given.
-        unlabelled: pictures without classes will do; see `ImageSet`.
+        unlabelled: images without classes will do; see `ImageSet`.
 
     Raises:
         DataError: the source cannot be found or read, a column is missing, or more than `MAX_UNREADABLE` of the
-            pictures are broken.
+            images are broken.
     """
     if split not in SPLIT_NAMES:
         raise DataError(f"split {split!r} is unknown; expected one of {', '.join(SPLIT_NAMES)}")
     if source == "cifar10" and (image_column or label_column):
-        raise DataError("cifar10 has one column of pictures and one of classes: name neither")
+        raise DataError("cifar10 has one column of images and one of classes: name neither")
     if source == "cifar10":
         decoded = cifar10.load(split, _decode_location)
         return _as_image_set(decoded) if size in (None, (32, 32)) else _refit(decoded, size)
     if source in faces.SOURCES:
         if image_column not in (None, "image"):
-            raise DataError(f"{source} has no column {image_column!r} of pictures; it is called 'image'")
+            raise DataError(f"{source} has no column {image_column!r} of images; it is called 'image'")
         return _as_image_set(faces.load(source, split, size, label_column))
     return _as_image_set(_decode_location(source, split, size, image_column, label_column, unlabelled))
 
@@ -210,7 +210,7 @@ def load_train_test(
     label_column: str | None = None,
     attributes: tuple[str, ...] = (),
 ) -> tuple[ImageSet, ImageSet, dict[str, tuple[Tensor, Tensor]]]:
-    """Loads both splits, with classes or without, so that the first so many pictures of each are a fair sample.
+    """Loads both splits, with classes or without, so that the first so many images of each are a fair sample.
 
     A split that comes sorted by class, as a folder with one folder per class does, is shuffled, the same each time.
 
@@ -221,7 +221,7 @@ def load_train_test(
         attributes: further label columns.
 
     Returns:
-        Training pictures (N), test pictures (M), and attribute -> values of both, (N,) and (M,) int64.
+        Training images (N), test images (M), and attribute -> values of both, (N,) and (M,) int64.
 
     Raises:
         DataError: see `load_images`; or an attribute has other values in one split than in the other.
@@ -236,9 +236,7 @@ def load_train_test(
             for split, images in zip(("train", "test"), splits, strict=True)
         )
         if names != others:
-            raise DataError(
-                f"{source}: column {name!r} has other values in the training pictures than in the test ones"
-            )
+            raise DataError(f"{source}: column {name!r} has other values in the training images than in the test ones")
         extra[name] = known[orders[0]], asked[orders[1]]
     return train, test, extra
 
@@ -253,7 +251,7 @@ def _both(source: str, size: tuple[int, int] | None, label_column: str | None) -
 def _column(
     source: str, split: str, size: tuple[int, int] | None, name: str, unreadable: int
 ) -> tuple[tuple[str, ...], Tensor]:
-    """A label column's names and values, (N,) int64; without the pictures, where none of them was left out."""
+    """A label column's names and values, (N,) int64; without the images, where none of them was left out."""
     if unreadable or source in ("cifar10", *faces.SOURCES):
         images = load_images(source, split, size=size, label_column=name)
         return images.names, images.labels
@@ -273,9 +271,9 @@ def _mixed_order(labels: Tensor) -> Tensor:
 def _part(images: ImageSet, chosen: Tensor) -> ImageSet:
     if torch.equal(chosen, torch.arange(len(images))):
         return images
-    pictures, labels = images.images[chosen], images.labels[chosen]
-    sha256 = cache.content_sha256(pictures.numpy(), labels.numpy())
-    return replace(images, images=pictures, labels=labels, sha256=sha256)
+    kept, labels = images.images[chosen], images.labels[chosen]
+    sha256 = cache.content_sha256(kept.numpy(), labels.numpy())
+    return replace(images, images=kept, labels=labels, sha256=sha256)
 
 
 def _decode_location(
@@ -314,15 +312,15 @@ def _decode_location(
 def _decode(
     rows: Any, column: str, size: tuple[int, int] | None, source: str
 ) -> tuple[npt.NDArray[np.uint8], list[int], list[str]]:
-    """Pictures (N, H, W, 3) as (N, 3, H, W) uint8, the places of their rows, and what was wrong with the others."""
+    """Images (N, H, W, 3) as (N, 3, H, W) uint8, the places of their rows, and what was wrong with the others."""
     from datasets import Image
 
-    # Undecoded bytes: one broken file then costs one picture, not the run.
+    # Undecoded bytes: one broken file then costs one image, not the run.
     try:
         rows = rows.select_columns([column]).cast_column(column, Image(decode=False))
     except (NotImplementedError, TypeError, ValueError) as error:
-        raise DataError(f"{source}: column {column!r} holds no pictures: {first_line(error)}") from error
-    pictures: list[npt.NDArray[np.uint8]] = []
+        raise DataError(f"{source}: column {column!r} holds no images: {first_line(error)}") from error
+    images: list[npt.NDArray[np.uint8]] = []
     kept: list[int] = []
     broken: list[str] = []
     console = Console(stderr=True)
@@ -331,27 +329,27 @@ def _decode(
     ):
         entry = row[column]
         try:
-            picture = load_picture(entry["bytes"] if entry["bytes"] is not None else entry["path"])
+            image = load_image(entry["bytes"] if entry["bytes"] is not None else entry["path"])
             if size is not None:
-                picture = fit(picture, *size)
-        except PictureError as error:
+                image = fit(image, *size)
+        except ImageError as error:
             broken.append(str(error).replace("the bytes given", str(entry["path"] or f"row {index}")))
             continue
-        if pictures and picture.shape != pictures[0].shape:
+        if images and image.shape != images[0].shape:
             raise DataError(
-                f"{source}: pictures differ in size ({picture.shape[:2]} after {pictures[0].shape[:2]}); "
+                f"{source}: images differ in size ({image.shape[:2]} after {images[0].shape[:2]}); "
                 "give the size that they shall be fitted to"
             )
-        pictures.append(picture)
+        images.append(image)
         kept.append(index)
     if len(broken) > MAX_UNREADABLE * len(rows):
         raise DataError(
-            f"{source}: {len(broken)} of {len(rows)} pictures cannot be read, more than {MAX_UNREADABLE:.0%}: the data "
+            f"{source}: {len(broken)} of {len(rows)} images cannot be read, more than {MAX_UNREADABLE:.0%}: the data "
             f"is damaged, or meant for something else ({'; '.join(broken[:_NAMED])})"
         )
-    if not pictures:
-        raise DataError(f"{source} has no pictures")
-    return np.stack(pictures).transpose(0, 3, 1, 2), kept, broken
+    if not images:
+        raise DataError(f"{source} has no images")
+    return np.stack(images).transpose(0, 3, 1, 2), kept, broken
 
 
 def _identity(source: str, split: str, *rest: Any) -> str:
@@ -361,7 +359,7 @@ def _identity(source: str, split: str, *rest: Any) -> str:
     if isinstance(place, Path):
         parts[0] = str(place.resolve()) + (f":{config}" if config else "")
         folder = place
-        if place.is_file():  # a CSV file; its pictures lie beside it, or anywhere, and are named in it
+        if place.is_file():  # a CSV file; its images lie beside it, or anywhere, and are named in it
             parts.append(hashlib.sha256(place.read_bytes()).hexdigest())
             folder = place.parent
         for file in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -384,7 +382,7 @@ def _as_image_set(decoded: cache.Decoded) -> ImageSet:
 
 def _refit(decoded: cache.Decoded, size: tuple[int, int] | None) -> ImageSet:
     assert size is not None
-    images = np.stack([fit(picture.transpose(1, 2, 0), *size) for picture in decoded.images]).transpose(0, 3, 1, 2)
+    images = np.stack([fit(image.transpose(1, 2, 0), *size) for image in decoded.images]).transpose(0, 3, 1, 2)
     return _as_image_set(decoded._replace(images=images))
 
 

@@ -1,4 +1,4 @@
-"""Training pictures that do not fit the memory: read shard by shard, decoded in worker processes as they are needed.
+"""Training images that do not fit the memory: read shard by shard, decoded in worker processes as they are needed.
 
 `datasets` reads the rows and shuffles them, this process hands them out batch by batch, and torch's `DataLoader` has
 its workers decode them. The order depends on the seed alone, never on how many workers or processes there are: a run
@@ -23,8 +23,8 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sfumato.device.image import fit, load_picture
-from sfumato.errors import DataError, PictureError
+from sfumato.device.image import fit, load_image
+from sfumato.errors import DataError, ImageError
 from sfumato.lab.data import cache
 from sfumato.lab.data.classes import class_places
 from sfumato.lab.data.images import MAX_UNREADABLE, ImageSet
@@ -33,12 +33,12 @@ from sfumato.lab.data.tables import SPLIT_NAMES, find_image_column, find_label_c
 BUFFER = 4096
 """Rows, not decoded, that are shuffled among each other; whole shards are shuffled besides."""
 SAMPLE = 1024
-"""Training pictures that are kept in memory, for what has to look at some before training."""
+"""Training images that are kept in memory, for what has to look at some before training."""
 _CHUNK = 64
 _ALL = 1 << 24
 _WORKERS = 16
 _FEW = 200
-"""So many pictures must have been seen before the share of broken ones says something."""
+"""So many images must have been seen before the share of broken ones says something."""
 
 _Row = tuple[bytes | str, int]
 _Decoded = tuple[Tensor, Tensor, list[str]]
@@ -46,21 +46,21 @@ _Decoded = tuple[Tensor, Tensor, list[str]]
 
 @dataclass(frozen=True)
 class Stream:
-    """Training pictures that are never all in memory, nor in the cache.
+    """Training images that are never all in memory, nor in the cache.
 
     Attributes:
-        rows: of the training split, as `datasets` streams them, pictures not decoded.
+        rows: of the training split, as `datasets` streams them, images not decoded.
         reader: what is taken from a row.
-        pictures: of one epoch; each epoch is a new shuffle, and so has other ones where there are more.
+        images: of one epoch; each epoch is a new shuffle, and so has other ones where there are more.
         names: one name per class.
-        sample: some of the pictures, from a shuffle of their own.
-        sha256: hash of the sample, the classes and how many pictures an epoch has: not all can be hashed.
+        sample: some of the images, from a shuffle of their own.
+        sha256: hash of the sample, the classes and how many images an epoch has: not all can be hashed.
         places: the class of each label in the rows, (labels,) int64.
     """
 
     rows: Any
     reader: Reader
-    pictures: int
+    images: int
     names: tuple[str, ...]
     sample: ImageSet
     sha256: str
@@ -68,20 +68,20 @@ class Stream:
     _count: Counter[str] = field(default_factory=Counter, repr=False)
 
     def __len__(self) -> int:
-        return self.pictures
+        return self.images
 
     @property
     def source(self) -> str:
-        """Where the pictures come from, for provenance."""
+        """Where the images come from, for provenance."""
         return self.reader.source
 
     @property
     def unreadable(self) -> int:
-        """How many pictures could not be decoded so far; others of their batch took their places."""
+        """How many images could not be decoded so far; others of their batch took their places."""
         return self._count["broken"]
 
     def of_classes(self, labels: tuple[str, ...]) -> Stream:
-        """The same pictures with a classifier's classes; see `ImageSet.of_classes`.
+        """The same images with a classifier's classes; see `ImageSet.of_classes`.
 
         Raises:
             DataError: a class of the data is none of the classifier's, or it is not clear which.
@@ -92,7 +92,7 @@ class Stream:
         return replace(self, places=places[self.places], names=labels, sample=self.sample.of_classes(labels))
 
     def remarks(self) -> list[str]:
-        """What people should know of the pictures before training: broken ones in the sample."""
+        """What people should know of the images before training: broken ones in the sample."""
         return [remark for remark in self.sample.remarks() if "cannot be read" in remark]
 
     def batches(
@@ -101,24 +101,24 @@ class Stream:
         """One epoch's batches; see `ImageSet.batches`. Every process reads all rows, and decodes its own share.
 
         Raises:
-            DataError: the rows cannot be read, are fewer than an epoch has, or too many of the pictures are broken.
+            DataError: the rows cannot be read, are fewer than an epoch has, or too many of the images are broken.
         """
         chunks = self._chunks(seed, batch_size, first, slice(rank, None, world_size))
         share = batch_size // world_size
-        for pictures, labels, broken in _decoded(chunks, self.reader.size, workers=_workers(world_size)):
+        for images, labels, broken in _decoded(chunks, self.reader.size, workers=_workers(world_size)):
             self._note(share, broken)
-            # A broken picture's place is taken by another one of the batch, so that its size stays the same.
+            # A broken image's place is taken by another one of the batch, so that its size stays the same.
             places = torch.arange(share) % len(labels)
-            yield pictures[places], self.places[labels[places]]
+            yield images[places], self.places[labels[places]]
 
     def _chunks(self, seed: int, batch_size: int, first: int, mine: slice) -> Iterator[list[_Row]]:
         rows = islice(self.reader.shuffled(self.rows, seed), first * batch_size, None)
-        for step in range(first, self.pictures // batch_size):
+        for step in range(first, self.images // batch_size):
             chunk = self.reader.pairs(rows, batch_size)
             if len(chunk) < batch_size:
                 raise DataError(
-                    f"{self.source} has fewer training pictures ({step * batch_size + len(chunk)}) than an epoch "
-                    f"({self.pictures}); set data.train_pictures to no more than there are"
+                    f"{self.source} has fewer training images ({step * batch_size + len(chunk)}) than an epoch "
+                    f"({self.images}); set data.train_images to no more than there are"
                 )
             yield chunk[mine]
 
@@ -127,7 +127,7 @@ class Stream:
         bad, of = self._count["broken"], self._count["seen"]
         if len(broken) == seen or (of > _FEW and bad > MAX_UNREADABLE * of):
             raise DataError(
-                f"{self.source}: {bad} of {of} pictures cannot be read: the data is damaged, or meant for something "
+                f"{self.source}: {bad} of {of} images cannot be read: the data is damaged, or meant for something "
                 f"else ({broken[0] if broken else '...'})"
             )
 
@@ -137,11 +137,11 @@ class Reader:
     """What is taken from a row.
 
     Attributes:
-        columns: of the picture and of its class.
-        size: (height, width) that pictures are fitted to, as on the device.
+        columns: of the image and of its class.
+        size: (height, width) that images are fitted to, as on the device.
         names: one name per class, as the data has them.
         source: where the rows come from, for provenance and errors.
-        paths: whether a row has a picture's path, not its bytes, as those of class folders do.
+        paths: whether a row has an image's path, not its bytes, as those of class folders do.
     """
 
     columns: tuple[str, str]
@@ -162,7 +162,7 @@ class Reader:
         return replace(self, paths=entry is not None and entry["bytes"] is None)
 
     def undecoded(self, rows: Any) -> Any:
-        """The rows with these columns alone, and pictures as bytes.
+        """The rows with these columns alone, and images as bytes.
 
         Raises:
             DataError: they have no such columns.
@@ -186,7 +186,7 @@ class Reader:
         for row in self.checked(islice(rows, count)):
             if row[label] is None or not 0 <= row[label] < len(self.names):
                 raise DataError(
-                    f"{self.source}: a picture has the class {row[label]}, outside of its {len(self.names)} classes"
+                    f"{self.source}: an image has the class {row[label]}, outside of its {len(self.names)} classes"
                 )
             entry = row[image] or {"bytes": b"", "path": None}
             found.append((entry["bytes"] if entry["bytes"] is not None else str(entry["path"]), int(row[label])))
@@ -210,7 +210,7 @@ class Reader:
         return label is not None and label >= 0
 
     def take(self, rows: Any, count: int, what: str) -> ImageSet:
-        """The first so many pictures of a shuffle that is always the same; broken ones are left out.
+        """The first so many images of a shuffle that is always the same; broken ones are left out.
 
         Args:
             rows: undecoded.
@@ -226,7 +226,7 @@ class Reader:
         labels = torch.empty(count, dtype=torch.int64)
         broken: list[str] = []
         done = 0
-        for pictures, classes, wrong in track(
+        for decoded, classes, wrong in track(
             _decoded(chunks, self.size, workers=_workers(1)),
             f"reading {what}",
             total=-(-count // _CHUNK),
@@ -234,7 +234,7 @@ class Reader:
             transient=True,
         ):
             end = done + len(classes)
-            images[done:end], labels[done:end] = pictures, classes
+            images[done:end], labels[done:end] = decoded, classes
             done, broken = end, broken + wrong
         if not done or len(broken) > MAX_UNREADABLE * (done + len(broken)):
             reason = f" ({broken[0]})" if broken else ""
@@ -248,24 +248,24 @@ def load_stream(
     source: str,
     size: tuple[int, int],
     *,
-    train_pictures: int | None,
-    test_pictures: int,
+    train_images: int | None,
+    test_images: int,
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> tuple[Stream, ImageSet]:
-    """Opens a data set's training split as a stream, and decodes pictures of its test split.
+    """Opens a data set's training split as a stream, and decodes images of its test split.
 
     Args:
         source: a folder (parquet files, or one folder per class) or a hub id; see `load_images`.
-        size: (height, width) that pictures are fitted to.
-        train_pictures: of an epoch; None for all, where the data set says how many there are.
-        test_pictures: at most so many are decoded, drawn from the test split, or from "validation" where there is no
+        size: (height, width) that images are fitted to.
+        train_images: of an epoch; None for all, where the data set says how many there are.
+        test_images: at most so many are decoded, drawn from the test split, or from "validation" where there is no
             test split, or one without classes.
-        image_column: the column with the pictures; found by its type if not given.
+        image_column: the column with the images; found by its type if not given.
         label_column: the column with the classes; found by its type or name if not given.
 
     Raises:
-        DataError: the source cannot be read, lacks a split, a column or names of classes, or too many of its pictures
+        DataError: the source cannot be read, lacks a split, a column or names of classes, or too many of its images
             are broken.
     """
     splits = read_streams(source)
@@ -273,22 +273,22 @@ def load_stream(
     tests = [splits[name] for name in SPLIT_NAMES["test"] if name in splits]
     if train is None or not tests:
         raise DataError(
-            f"{source} has the splits {', '.join(splits)}; a stream needs training pictures, and test or validation "
-            "pictures of their own, as it cannot hold any out"
+            f"{source} has the splits {', '.join(splits)}; a stream needs training images, and test or validation "
+            "images of their own, as it cannot hold any out"
         )
     reader = _reader(train, source, size, image_column, label_column)
     train, tests = reader.undecoded(train), [reader.undecoded(rows) for rows in tests]
     reader = reader.with_first(train)
     test = next((rows for rows in tests if reader.has_classes(rows)), None)
     if test is None:
-        raise DataError(f"{source}: the test pictures have no classes in column {reader.columns[1]!r}")
-    pictures = train_pictures or _length(train)
-    if pictures is None:
-        raise DataError(f"{source} does not say how many training pictures it has; set data.train_pictures")
-    sample = reader.take(train, min(SAMPLE, pictures), "training pictures")
-    held = reader.take(test, test_pictures, "test pictures")
-    sha256 = hashlib.sha256(repr((sample.sha256, reader.names, pictures)).encode()).hexdigest()
-    return Stream(train, reader, pictures, reader.names, sample, sha256, torch.arange(len(reader.names))), held
+        raise DataError(f"{source}: the test images have no classes in column {reader.columns[1]!r}")
+    images = train_images or _length(train)
+    if images is None:
+        raise DataError(f"{source} does not say how many training images it has; set data.train_images")
+    sample = reader.take(train, min(SAMPLE, images), "training images")
+    held = reader.take(test, test_images, "test images")
+    sha256 = hashlib.sha256(repr((sample.sha256, reader.names, images)).encode()).hexdigest()
+    return Stream(train, reader, images, reader.names, sample, sha256, torch.arange(len(reader.names))), held
 
 
 def _reader(
@@ -319,21 +319,21 @@ def _length(rows: Any) -> int | None:
 
 
 class _Decoder(Dataset[_Decoded]):
-    """Runs in a worker process: undecoded rows to fitted pictures."""
+    """Runs in a worker process: undecoded rows to fitted images."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         self._size = size
 
     def __getitem__(self, chunk: list[_Row]) -> _Decoded:
-        """Pictures (n, 3, H, W) uint8 that can be read, their labels (n,) int64, what was wrong with the others."""
-        pictures, labels, broken = [], [], []
+        """Images (n, 3, H, W) uint8 that can be read, their labels (n,) int64, what was wrong with the others."""
+        fitted, labels, broken = [], [], []
         for source, label in chunk:
             try:
-                pictures.append(fit(load_picture(source), *self._size))
+                fitted.append(fit(load_image(source), *self._size))
                 labels.append(label)
-            except PictureError as error:
+            except ImageError as error:
                 broken.append(str(error))
-        stacked = np.stack(pictures) if pictures else np.empty((0, *self._size, 3), np.uint8)
+        stacked = np.stack(fitted) if fitted else np.empty((0, *self._size, 3), np.uint8)
         images = torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 3, 1, 2)))
         return images, torch.tensor(labels, dtype=torch.int64), broken
 

@@ -1,4 +1,4 @@
-"""Data sets as tables of pictures and classes: hub ids, parquet, class folders, IDX and CSV files."""
+"""Data sets as tables of images and classes: hub ids, parquet, class folders, IDX and CSV files."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ SPLIT_NAMES = {
     "test": ("test", "testing", "validation", "valid", "val"),
 }
 HOLD_OUT_EVERY = 5
-"""Of a data set that has training pictures alone, every so manieth is held out for testing."""
-UNLABELLED = ("picture",)
-"""The one class of pictures without classes."""
+"""Of a data set that has training images alone, every so manieth is held out for testing."""
+UNLABELLED = ("image",)
+"""The one class of images without classes."""
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
-_PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "picture", "img")
+_PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "image", "img")
 _SPLIT_COLUMN = "split"
 _CONFIGURED = re.compile(r"(?P<place>.*[^:\\/]):(?P<config>[A-Za-z0-9][\w.+-]*)")
 
 
 def read_rows(source: str, split: str, image_column: str | None = None) -> Any:
-    """The rows of one split, with pictures not decoded yet.
+    """The rows of one split, with images not decoded yet.
 
     Where there is only a training split, every fifth of its rows is the test split and is no training row.
 
@@ -70,7 +70,7 @@ def read_streams(source: str) -> Any:
 def _held_out(rows: Any, split: str) -> Any:
     places = range(len(rows))
     if len(rows) < 2:
-        raise DataError("one picture cannot be shared out for training and testing; at least 2 are needed")
+        raise DataError("one image cannot be shared out for training and testing; at least 2 are needed")
     return rows.select([place for place in places if (place % HOLD_OUT_EVERY == 0) == (split == "test")])
 
 
@@ -133,14 +133,14 @@ def _read_csv(file: Path, path_column: str | None) -> dict[str, Any]:
     column = path_column or next((name for name in _PATH_COLUMNS if name in columns), None)
     if column is None or column not in columns:
         raise DataError(
-            f"{file} has the columns {', '.join(columns) or 'none'}; one with the pictures' paths is needed, called "
+            f"{file} has the columns {', '.join(columns) or 'none'}; one with the images' paths is needed, called "
             f"{path_column or ', '.join(_PATH_COLUMNS)}, and its first line must name the columns"
         )
     short = next((place for place, line in enumerate(lines) if None in line or None in line.values()), None)
     if short is not None:
         raise DataError(f"{file}: row {short + 2} has not as many fields as the first line")
     if not lines:
-        raise DataError(f"{file} lists no pictures")
+        raise DataError(f"{file} lists no images")
     others = [name for name in columns if name not in (column, _SPLIT_COLUMN)]
     features = Features({column: Image(decode=False), **{name: Value("string") for name in others}})
     splits: dict[str, Any] = {}
@@ -155,7 +155,7 @@ def _read_csv(file: Path, path_column: str | None) -> dict[str, Any]:
 
 
 def find_image_column(rows: Any, source: str) -> str:
-    """The column with the pictures.
+    """The column with the images.
 
     Raises:
         DataError: there is not exactly one.
@@ -165,7 +165,7 @@ def find_image_column(rows: Any, source: str) -> str:
     found = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
     if len(found) != 1:
         raise DataError(
-            f"{source} has {len(found)} picture columns ({', '.join(found) or 'none'}); name one with image_column"
+            f"{source} has {len(found)} image columns ({', '.join(found) or 'none'}); name one with image_column"
         )
     return str(found[0])
 
@@ -186,7 +186,7 @@ def find_label_column(rows: Any, source: str, *, unlabelled: bool) -> str | None
     if len(found) != 1:
         raise DataError(
             f"{source} has no obvious label column among {', '.join(rows.column_names)}; name label_column, or sort "
-            "the pictures into one folder per class"
+            "the images into one folder per class"
         )
     return str(found[0])
 
@@ -200,20 +200,20 @@ def read_labels(
         rows: of one split.
         column: with the classes; None if there is none.
         source: for messages.
-        unlabelled: whether pictures without classes will do.
+        unlabelled: whether images without classes will do.
 
     Raises:
-        DataError: the column holds something else than one class per picture.
+        DataError: the column holds something else than one class per image.
     """
     from datasets import ClassLabel, Value
 
     if column is None or (unlabelled and None in rows[column]):
         return UNLABELLED, np.zeros(len(rows), np.int64)
     if None in rows[column]:
-        raise DataError(f"{source}: some pictures have no class in column {column!r}; give each one, or leave them out")
+        raise DataError(f"{source}: some images have no class in column {column!r}; give each one, or leave them out")
     feature = rows.features[column]
     if not isinstance(feature, ClassLabel | Value):
-        raise DataError(f"{source}: column {column!r} holds {type(feature).__name__}, not one class per picture")
+        raise DataError(f"{source}: column {column!r} holds {type(feature).__name__}, not one class per image")
     values = rows[column]
     if isinstance(feature, ClassLabel):
         labels = np.asarray(values, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Accuracy through the shipped path: the bundles' ONNX files under ONNX Runtime, over all pictures given."""
+"""Accuracy through the shipped path: the bundles' ONNX files under ONNX Runtime, over all images given."""
 
 from __future__ import annotations
 
@@ -25,42 +25,42 @@ from sfumato.device.eight_bit import from_pixels, to_pixels
 from sfumato.device.gate import has_to_be_sent, softmax
 from sfumato.errors import BundleError
 from sfumato.lab.data import ImageSet
-from sfumato.lab.evaluation.measures import per_picture, psnr_db
+from sfumato.lab.evaluation.measures import per_image, psnr_db
 
 BATCH = 250
 
 
 def evaluate_classifier(classifier: Bundle, images: ImageSet) -> dict[str, float | int]:
-    """Top-1 accuracy of a classifier's ONNX file on plain pictures.
+    """Top-1 accuracy of a classifier's ONNX file on plain images.
 
     Args:
         classifier: a classifier's bundle.
-        images: the pictures, of the size that it takes.
+        images: the images, of the size that it takes.
 
     Returns:
-        "accuracy_plain" in [0, 1] and "test_pictures".
+        "accuracy_plain" in [0, 1] and "test_images".
 
     Raises:
-        BundleError: pictures of another size.
+        BundleError: images of another size.
         DataError: a class of theirs is none of the classifier's.
     """
     images = images.of_classes(classifier.labels)
     right = classify(classifier, images).argmax(dim=1) == images.labels
-    return {"accuracy_plain": float(right.double().mean()), "test_pictures": len(images)}
+    return {"accuracy_plain": float(right.double().mean()), "test_images": len(images)}
 
 
 def classify(classifier: Bundle, images: ImageSet) -> Tensor:
-    """What a classifier's ONNX file answers on plain pictures.
+    """What a classifier's ONNX file answers on plain images.
 
     Args:
         classifier: a classifier's bundle.
-        images: N pictures, of the size that it takes.
+        images: N images, of the size that it takes.
 
     Returns:
         Logits (N, classes) float32.
 
     Raises:
-        BundleError: pictures of another size.
+        BundleError: images of another size.
     """
     answers = OnnxFunction(classifier.file(CLASSIFIER_ONNX))
     plain = _batches(images, classifier.preprocessing, "plain")
@@ -70,7 +70,7 @@ def classify(classifier: Bundle, images: ImageSet) -> Tensor:
 def evaluate_obfuscator(
     obfuscator: Bundle, classifier: Bundle, images: ImageSet, *, rounding: bool = False
 ) -> dict[str, float | int]:
-    """Accuracy of the classifier with and without the obfuscator, and what the joint deobfuscator restores.
+    """Accuracy of the classifier with and without the obfuscator, and what the joint deobfuscator reconstructs.
 
     The joint deobfuscator is the attacker that the obfuscator was trained to beat; its figures say nothing
     about other attackers.
@@ -78,22 +78,22 @@ def evaluate_obfuscator(
     Args:
         obfuscator: an obfuscator's bundle.
         classifier: the bundle of the classifier that it was trained for.
-        images: the pictures, of the size that both take.
-        rounding: round what travels to 8-bit pictures, as for an endpoint that takes picture files.
+        images: the images, of the size that both take.
+        rounding: round the payload to 8-bit images, as for an endpoint that takes image files.
 
     Returns:
         "accuracy_plain", "accuracy_obfuscated" in [0, 1]; "joint_deobfuscator_mse", "..._psnr_db", "..._ssim"
-        as the measures define them (pictures in [0, 1]) if the bundle has a deobfuscator ("codeword_means_mse", ... for
-        that of a sketch, which was not trained jointly); "test_pictures". If it has a
-        gate, also "accuracy_device" (the device's own answer, over all pictures), "offload_rate" (the share of these
-        pictures that had to be sent) and "accuracy_gated" (the device's answer where the picture stayed, the
+        as the measures define them (images in [0, 1]) if the bundle has a deobfuscator ("codeword_means_mse", ... for
+        that of a sketch, which was not trained jointly); "test_images". If it has a
+        gate, also "accuracy_device" (the device's own answer, over all images), "offload_rate" (the share of these
+        images that had to be sent) and "accuracy_gated" (the device's answer where the image stayed, the
         classifier's on the obfuscated one where it was sent), all in [0, 1]. Only "accuracy_gated" knows of the gate:
-        "accuracy_obfuscated" and what the deobfuscator restores are over all pictures, as if all had been sent.
+        "accuracy_obfuscated" and what the deobfuscator reconstructs are over all images, as if all had been sent.
 
     Raises:
-        BundleError: pictures of another size, an obfuscator for another classifier, a gate without a usable answer
+        BundleError: images of another size, an obfuscator for another classifier, a gate without a usable answer
             of the device's, or drawings outside [0, 1] that cannot be rounded.
-        DataError: a class of the pictures is none of the classifier's.
+        DataError: a class of the images is none of the classifier's.
     """
     if obfuscator.classifier_fingerprint != classifier.classifier_fingerprint:
         raise BundleError(
@@ -103,15 +103,15 @@ def evaluate_obfuscator(
     images = images.of_classes(classifier.labels)
     answers = OnnxFunction(classifier.file(CLASSIFIER_ONNX))
     obfuscate = OnnxFunction(obfuscator.file(OBFUSCATOR_ONNX))
-    restore = OnnxFunction(obfuscator.file(DEOBFUSCATOR_ONNX)) if DEOBFUSCATOR_ONNX in obfuscator.files else None
+    reconstruct = OnnxFunction(obfuscator.file(DEOBFUSCATOR_ONNX)) if DEOBFUSCATOR_ONNX in obfuscator.files else None
     plain = hidden = at_home = sent = gated = 0
     errors: list[Tensor] = []
     similarities: list[Tensor] = []
-    for pictures, labels in _batches(images, obfuscator.preprocessing, "obfuscated"):
-        plain += int((answers(classifier.preprocessing.normalize(pictures)).argmax(axis=1) == labels).sum())
-        outputs = obfuscate.all(pictures)
-        travels = _rounded(outputs[0], obfuscator.preprocessing) if rounding else outputs[0]
-        right = answers(travels).argmax(axis=1) == labels
+    for batch, labels in _batches(images, obfuscator.preprocessing, "obfuscated"):
+        plain += int((answers(classifier.preprocessing.normalize(batch)).argmax(axis=1) == labels).sum())
+        outputs = obfuscate.all(batch)
+        payload = _rounded(outputs[0], obfuscator.preprocessing) if rounding else outputs[0]
+        right = answers(payload).argmax(axis=1) == labels
         hidden += int(right.sum())
         if obfuscator.gate is not None:
             probabilities = softmax(device_logits(outputs, obfuscator))
@@ -120,40 +120,40 @@ def evaluate_obfuscator(
             at_home += int(right_at_home.sum())
             sent += int(sends.sum())
             gated += int(np.where(sends, right, right_at_home).sum())
-        if restore is not None:
-            originals = torch.from_numpy((pictures * 255).round().astype(np.uint8))
-            mse, ssim = per_picture(torch.from_numpy(restore(travels).clip(0, 1)), originals)
+        if reconstruct is not None:
+            originals = torch.from_numpy((batch * 255).round().astype(np.uint8))
+            mse, ssim = per_image(torch.from_numpy(reconstruct(payload).clip(0, 1)), originals)
             errors.append(mse)
             similarities.append(ssim)
     figures: dict[str, float | int] = {
         "accuracy_plain": plain / len(images),
         "accuracy_obfuscated": hidden / len(images),
-        "test_pictures": len(images),
+        "test_images": len(images),
     }
     if obfuscator.gate is not None:
         figures["accuracy_device"] = at_home / len(images)
         figures["offload_rate"] = sent / len(images)
         figures["accuracy_gated"] = gated / len(images)
-    if restore is not None:
+    if reconstruct is not None:
         who = "codeword_means" if obfuscator.recipe.get("kind") == "sketch" else "joint_deobfuscator"
         error = float(torch.cat(errors).double().mean())
         figures[f"{who}_mse"] = error
         figures[f"{who}_psnr_db"] = psnr_db(error)
         similarity = float(torch.cat(similarities).double().mean())
-        if not math.isnan(similarity):  # it has no meaning for pictures smaller than its window
+        if not math.isnan(similarity):  # it has no meaning for images smaller than its window
             figures[f"{who}_ssim"] = similarity
     return figures
 
 
-def _rounded(travels: Array, preprocessing: Preprocessing) -> Array:
-    return from_pixels(to_pixels(travels, preprocessing, "rounded"), preprocessing)
+def _rounded(payload: Array, preprocessing: Preprocessing) -> Array:
+    return from_pixels(to_pixels(payload, preprocessing, "rounded"), preprocessing)
 
 
 def device_logits(outputs: list[Array], obfuscator: Bundle) -> Array:
     """The device's own answer among the outputs of a gated obfuscator's graph.
 
     Args:
-        outputs: what travels (N, 3, H, W) float32, and what else the graph gives.
+        outputs: the payload (N, 3, H, W) float32, and what else the graph gives.
         obfuscator: the bundle, with a gate.
 
     Returns:
@@ -162,8 +162,8 @@ def device_logits(outputs: list[Array], obfuscator: Bundle) -> Array:
     Raises:
         BundleError: there is no such answer.
     """
-    travels, *own = outputs
-    shape = (len(travels), len(obfuscator.labels))
+    payload, *own = outputs
+    shape = (len(payload), len(obfuscator.labels))
     expected = 1 + (DECODER_ONNX in obfuscator.files)
     if len(own) != expected or own[0].shape != shape or not np.isfinite(own[0]).all():
         raise BundleError(
@@ -178,9 +178,9 @@ def _batches(
 ) -> Iterator[tuple[Array, npt.NDArray[np.int64]]]:
     size = tuple(images.images.shape[2:])
     if size != (preprocessing.height, preprocessing.width):
-        raise BundleError(f"pictures are {size}, {(preprocessing.height, preprocessing.width)} is needed")
+        raise BundleError(f"images are {size}, {(preprocessing.height, preprocessing.width)} is needed")
     console = Console(stderr=True)
     starts = range(0, len(images), BATCH)
     for start in track(starts, f"accuracy, {what}", console=console, transient=True, disable=not console.is_terminal):
-        pictures = images.images[start : start + BATCH].numpy().astype(np.float32) / np.float32(255)
-        yield pictures, images.labels[start : start + BATCH].numpy()
+        batch = images.images[start : start + BATCH].numpy().astype(np.float32) / np.float32(255)
+        yield batch, images.labels[start : start + BATCH].numpy()

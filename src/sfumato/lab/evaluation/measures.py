@@ -1,4 +1,4 @@
-"""How near restored pictures come to the originals, and how sure a rate is.
+"""How near reconstructed images come to the originals, and how sure a rate is.
 
 Every figure of the audit is computed here, so that two figures of the same name can be compared.
 """
@@ -15,84 +15,84 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from sfumato.errors import AuditError
 
-RESTORED_BELOW = 1e-4
-"""A mean squared error (40 dB) below which a picture counts as restored: an attacker has nothing left to gain."""
+RECONSTRUCTED_BELOW = 1e-4
+"""A mean squared error (40 dB) below which an image counts as reconstructed: an attacker has nothing left to gain."""
 SSIM_WINDOW = 11
-"""Pixels on a side of the window that structural similarity is measured in: the least side of a picture."""
+"""Pixels on a side of the window that structural similarity is measured in: the least side of an image."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What a restoration is worth, over all its pictures.
+    """What a reconstruction is worth, over all its images.
 
     Attributes:
         mse: mean squared error of pixels in [0, 1].
         psnr_db: of that error, in decibels; infinite where the error is 0.
         ssim: structural similarity, 1 for the original itself.
-        pictures: how many were measured.
+        images: how many were measured.
     """
 
     mse: float
     psnr_db: float
     ssim: float
-    pictures: int
+    images: int
 
 
-def measure(restored: Tensor, originals: Tensor, *, batch: int = 50) -> Figures:
-    """Measures restored pictures against the originals.
+def measure(reconstructed: Tensor, originals: Tensor, *, batch: int = 50) -> Figures:
+    """Measures reconstructed images against the originals.
 
     Args:
-        restored: (N, 3, H, W) float in [0, 1].
+        reconstructed: (N, 3, H, W) float in [0, 1].
         originals: (N, 3, H, W) uint8, sides at least 11.
-        batch: pictures at a time.
+        batch: images at a time.
 
     Raises:
-        AuditError: no pictures, pictures of different shapes or of less than 11 pixels on a side, or numbers
+        AuditError: no images, images of different shapes or of less than 11 pixels on a side, or numbers
             that are not finite or not in [0, 1].
     """
     if min(originals.shape[2:]) < SSIM_WINDOW:
         raise AuditError(
-            f"pictures of {originals.shape[2]} x {originals.shape[3]} are too small to measure: "
+            f"images of {originals.shape[2]} x {originals.shape[3]} are too small to measure: "
             f"structural similarity needs at least {SSIM_WINDOW} pixels on a side"
         )
-    mse, ssim = per_picture(restored, originals, batch=batch)
+    mse, ssim = per_image(reconstructed, originals, batch=batch)
     error = float(mse.double().mean())
     return Figures(error, psnr_db(error), float(ssim.double().mean()), len(mse))
 
 
-def per_picture(restored: Tensor, originals: Tensor, *, batch: int = 50) -> tuple[Tensor, Tensor]:
-    """Each picture's error and structural similarity, to find the best and the worst.
+def per_image(reconstructed: Tensor, originals: Tensor, *, batch: int = 50) -> tuple[Tensor, Tensor]:
+    """Each image's error and structural similarity, to find the best and the worst.
 
-    Structural similarity is averaged over the windows that lie whole in the picture and over the colours.
+    Structural similarity is averaged over the windows that lie whole in the image and over the colours.
     torchmetrics does so up to 1.8; from 1.9 on it also counts windows that hang over the edge, filled by
-    reflection, which makes small pictures more alike. Its map of all windows is therefore cut here, so that
+    reflection, which makes small images more alike. Its map of all windows is therefore cut here, so that
     the figure does not hang on its release.
 
     Args:
-        restored: (N, 3, H, W) float in [0, 1].
+        reconstructed: (N, 3, H, W) float in [0, 1].
         originals: (N, 3, H, W) uint8.
-        batch: pictures at a time.
+        batch: images at a time.
 
     Returns:
         Mean squared errors (N,) and similarities (N,), float32; the latter are NaN where no window fits into
-        the picture, under 11 pixels on a side.
+        the image, under 11 pixels on a side.
 
     Raises:
         AuditError: as for `measure`, save for the size.
 
     Source: Wang et al. 2004, section III.B: Gaussian window of 11 pixels, sigma 1.5, K1 = 0.01, K2 = 0.03.
     """
-    _check(restored, originals)
+    _check(reconstructed, originals)
     edge = SSIM_WINDOW // 2
     errors, similarities = [], []
     for start in range(0, len(originals), batch):
-        pictures = originals[start : start + batch].float() / 255
-        guess = restored[start : start + batch].float()
-        errors.append((guess - pictures).square().mean(dim=(1, 2, 3)))
-        if min(pictures.shape[2:]) < SSIM_WINDOW:
-            similarities.append(torch.full((len(pictures),), torch.nan))
+        images = originals[start : start + batch].float() / 255
+        guess = reconstructed[start : start + batch].float()
+        errors.append((guess - images).square().mean(dim=(1, 2, 3)))
+        if min(images.shape[2:]) < SSIM_WINDOW:
+            similarities.append(torch.full((len(images),), torch.nan))
             continue
-        _, windows = structural_similarity_index_measure(guess, pictures, data_range=1.0, return_full_image=True)
+        _, windows = structural_similarity_index_measure(guess, images, data_range=1.0, return_full_image=True)
         similarities.append(windows[..., edge:-edge, edge:-edge].mean(dim=(1, 2, 3)))
     return torch.cat(errors), torch.cat(similarities)
 
@@ -103,11 +103,11 @@ def psnr_db(mse: float) -> float:
 
 
 def excess_leakage(mse_best: float, mse_class_mean: float) -> float:
-    """The share of the picture that leaks beyond its label: 0, only the label does; 1, all of it.
+    """The share of the image that leaks beyond its label: 0, only the label does; 1, all of it.
 
     Args:
         mse_best: mean squared error of the best attacker.
-        mse_class_mean: mean squared error of the mean training picture of the right class, on the same pictures.
+        mse_class_mean: mean squared error of the mean training image of the right class, on the same images.
 
     Raises:
         AuditError: an error that is negative or not finite, or a class mean without any.
@@ -170,13 +170,14 @@ def proportion_interval(hits: float, n: int, *, confidence: float = 0.95) -> tup
     return max(0.0, (centre - half) / (1 + width)), min(1.0, (centre + half) / (1 + width))
 
 
-def _check(restored: Tensor, originals: Tensor) -> None:
+def _check(reconstructed: Tensor, originals: Tensor) -> None:
     if originals.ndim != 4 or originals.shape[1] != 3 or originals.dtype != torch.uint8 or not len(originals):
         raise AuditError(f"originals must be (N, 3, H, W) uint8, got {tuple(originals.shape)} {originals.dtype}")
-    if restored.shape != originals.shape or not restored.is_floating_point():
+    if reconstructed.shape != originals.shape or not reconstructed.is_floating_point():
         raise AuditError(
-            f"restored pictures are {tuple(restored.shape)} {restored.dtype}, need {tuple(originals.shape)} of floats"
+            f"reconstructed images are {tuple(reconstructed.shape)} {reconstructed.dtype}, "
+            f"floats of {tuple(originals.shape)} are expected"
         )
-    low, high = (float(bound) for bound in restored.aminmax())
+    low, high = (float(bound) for bound in reconstructed.aminmax())
     if not (low >= 0 and high <= 1):  # also true of NaN
-        raise AuditError(f"restored pixels must be finite and in [0, 1], got {low:.4g} to {high:.4g}")
+        raise AuditError(f"reconstructed pixels must be finite and in [0, 1], got {low:.4g} to {high:.4g}")

@@ -28,24 +28,24 @@ def transfer(
     *,
     audits: Mapping[Path, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Every obfuscator with every classifier, through the shipped files, over all pictures given.
+    """Every obfuscator with every classifier, through the shipped files, over all images given.
 
-    What travels is normalised as the obfuscator's own classifier wants it. Another one gets what it would if its
-    server undid that, and normalised as it was trained: the picture is the same.
+    The payload is normalised as the obfuscator's own classifier wants it. Another one gets what it would if its
+    server undid that, and normalised as it was trained: the image is the same.
 
     Args:
-        obfuscators: of one size of pictures, for the same classes.
+        obfuscators: of one size of images, for the same classes.
         classifiers: likewise; seen in training or not.
-        images: the pictures.
+        images: the images.
         audits: contents of `audit.json` files; those of these obfuscators are found by their fingerprints.
 
     Returns:
-        The content of a results file: "classifiers" with their accuracy on plain pictures; "obfuscators" with accuracy
+        The content of a results file: "classifiers" with their accuracy on plain images; "obfuscators" with accuracy
         by classifier, which of these they were trained for, and the excess leakage of their audit, None without one.
 
     Raises:
         BundleError: classes or sizes differ.
-        DataError: a class of the pictures is none of the classifiers'.
+        DataError: a class of the images is none of the classifiers'.
     """
     first = classifiers[0]
     for bundle in (*obfuscators, *classifiers):
@@ -67,7 +67,7 @@ def transfer(
             }
             for obfuscator in obfuscators
         ],
-        "test_pictures": len(images),
+        "test_images": len(images),
         "provenance": provenance(data=images.source, data_sha256=images.sha256),
     }
 
@@ -86,8 +86,7 @@ def _check_like(bundle: Bundle, first: Bundle) -> None:
     size, wanted = bundle.preprocessing, first.preprocessing
     if (size.height, size.width) != (wanted.height, wanted.width):
         raise BundleError(
-            f"{bundle.path} takes pictures of {size.height}x{size.width}, "
-            f"{first.path} of {wanted.height}x{wanted.width}"
+            f"{bundle.path} takes images of {size.height}x{size.width}, {first.path} of {wanted.height}x{wanted.width}"
         )
     if bundle.labels != first.labels:
         raise BundleError(f"{bundle.path} has other classes than {first.path}, or in another order")
@@ -115,9 +114,9 @@ def _answers(obfuscator: Bundle, classifiers: Sequence[Bundle], images: ImageSet
     console, name = Console(stderr=True), _name(obfuscator)
     starts = range(0, len(images), BATCH)
     for start in track(starts, f"{name}", console=console, transient=True, disable=not console.is_terminal):
-        pictures = images.images[start : start + BATCH].numpy().astype(np.float32) / np.float32(255)
+        batch = images.images[start : start + BATCH].numpy().astype(np.float32) / np.float32(255)
         labels = images.labels[start : start + BATCH].numpy()
-        outputs = obfuscate.all(pictures)
+        outputs = obfuscate.all(batch)
         drawn = obfuscator.preprocessing.denormalize(outputs[0])
         for place, classifier in enumerate(classifiers):
             logits = answer[place](classifier.preprocessing.normalize(drawn))

@@ -1,6 +1,6 @@
 """An obfuscator's network for phones: an ExecuTorch program, compared with the bundle's ONNX file.
 
-Only the network goes into the file. Whatever else `sfumato.device` does with a picture, whoever runs it does himself.
+Only the network goes into the file. Whatever else `sfumato.device` does with an image, whoever runs it does himself.
 
 Source: ExecuTorch's documentation of its XNNPACK backend for how a network is lowered to it.
 """
@@ -23,20 +23,20 @@ from torch import Tensor, nn
 from sfumato.artifacts import shipped
 from sfumato.artifacts.bundle import OBFUSCATOR_ONNX, Bundle, Preprocessing
 from sfumato.artifacts.onnx_file import OnnxFunction
-from sfumato.device.image import load_picture, prepare
+from sfumato.device.image import load_image, prepare
 from sfumato.errors import BundleError
 from sfumato.lab.export.onnx import TOLERANCE, difference
-from sfumato.lab.models import Normalize, Sketcher, SketchGraph, travels_of
+from sfumato.lab.models import Normalize, Sketcher, SketchGraph, payload_of
 from sfumato.lab.models.rebuild import rebuilt
 
 Array = npt.NDArray[Any]
 _BATCH = 250
 _MOST_CODES = 0.01
-"""The share of pictures whose code may change: a bit is a sign, and what lies on the edge may fall to either side."""
+"""The share of images whose code may change: a bit is a sign, and what lies on the edge may fall to either side."""
 
 
 class ExecutorchFunction:
-    """An ExecuTorch program that takes one picture, run on the CPU.
+    """An ExecuTorch program that takes one image, run on the CPU.
 
     Args:
         program: the file, or what is in it.
@@ -55,30 +55,30 @@ class ExecutorchFunction:
         except RuntimeError as error:
             raise BundleError(f"ExecuTorch cannot load the program: {_short(error)}") from error
 
-    def one(self, picture: Tensor) -> list[Tensor]:
-        """A picture (1, 3, H, W) float32 in [0, 1] -> every output, (1, ...) each."""
-        outputs: list[Tensor] = self._forward.execute([picture])
+    def one(self, image: Tensor) -> list[Tensor]:
+        """An image (1, 3, H, W) float32 in [0, 1] -> every output, (1, ...) each."""
+        outputs: list[Tensor] = self._forward.execute([image])
         return outputs
 
     def all(self, batch: Array) -> list[Array]:
-        """Pictures (N, 3, H, W) float32 in [0, 1] -> every output, (N, ...) each; one picture after the other."""
-        rows = [self.one(picture[None]) for picture in torch.from_numpy(batch)]
+        """Images (N, 3, H, W) float32 in [0, 1] -> every output, (N, ...) each; one image after the other."""
+        rows = [self.one(image[None]) for image in torch.from_numpy(batch)]
         return [torch.cat(list(column)).numpy() for column in zip(*rows, strict=True)]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs of one obfuscator on the same pictures.
+    """Two runs of one obfuscator on the same images.
 
     Attributes:
-        pictures: how many.
-        largest_difference: of any number, relative to the largest of its output (or 1), over pictures with one code.
-        codes_changed: pictures whose code is another one; None if it makes no code.
-        device_answers_changed: pictures that the device answers otherwise; None if it does not answer.
-        cloud_answers_changed: pictures that the cloud answers otherwise; None if no classifier was at hand.
+        images: how many.
+        largest_difference: of any number, relative to the largest of its output (or 1), over images with one code.
+        codes_changed: images whose code is another one; None if it makes no code.
+        device_answers_changed: images that the device answers otherwise; None if it does not answer.
+        cloud_answers_changed: images that the cloud answers otherwise; None if no classifier was at hand.
     """
 
-    pictures: int
+    images: int
     largest_difference: float
     codes_changed: int | None = None
     device_answers_changed: int | None = None
@@ -87,7 +87,7 @@ class Comparison:
     @property
     def same(self) -> bool:
         """Whether both compute the same function, up to rounding."""
-        return self.largest_difference <= TOLERANCE and (self.codes_changed or 0) <= _MOST_CODES * self.pictures
+        return self.largest_difference <= TOLERANCE and (self.codes_changed or 0) <= _MOST_CODES * self.images
 
 
 def compare(
@@ -96,11 +96,11 @@ def compare(
     """Compares an obfuscator's outputs, as its ONNX file orders them, with those of another run.
 
     Args:
-        found: what travels, (N, 3, H, W) float32, alone or followed by the device's logits (N, classes) float32 and
+        found: the payload, (N, 3, H, W) float32, alone or followed by the device's logits (N, classes) float32 and
             codes (N, B) uint8.
         wanted: the same.
         step: where the first output is rounded, see `export.difference`.
-        classify: from what travels to the cloud's logits.
+        classify: from the payload to the cloud's logits.
 
     Raises:
         BundleError: outputs differ in number, shape or type.
@@ -128,9 +128,9 @@ def compare(
 
 
 def export_executorch(
-    bundle: Bundle, path: Path, pictures: Array, *, classify: Callable[[Array], Array] | None = None
+    bundle: Bundle, path: Path, images: Array, *, classify: Callable[[Array], Array] | None = None
 ) -> Comparison:
-    """Writes an obfuscator's network as an ExecuTorch program for one picture, float32, lowered to XNNPACK.
+    """Writes an obfuscator's network as an ExecuTorch program for one image, float32, lowered to XNNPACK.
 
     Its outputs are those of the bundle's ONNX file, in the same order, and it is run beside that before anything is
     written.
@@ -138,36 +138,36 @@ def export_executorch(
     Args:
         bundle: an obfuscator's, with its weights.
         path: the file; is replaced.
-        pictures: (N, 3, H, W) float32 in [0, 1], real ones, to compare on.
-        classify: from what travels to the cloud's logits, to count answers that change.
+        images: (N, 3, H, W) float32 in [0, 1], real ones, to compare on.
+        classify: from the payload to the cloud's logits, to count answers that change.
 
     Raises:
         BundleError: the network cannot be rebuilt or lowered, or computes something else than the ONNX file; then
             nothing is written.
     """
     run = OnnxFunction(bundle.file(OBFUSCATOR_ONNX), threads=1)
-    parts = [run.all(part) for part in _batches(pictures)]
+    parts = [run.all(part) for part in _batches(images)]
     wanted = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    graph = _graph(bundle, torch.from_numpy(pictures[:_BATCH]), wanted)
-    program = _lowered(graph, torch.from_numpy(pictures[:1]), bundle.path)
+    graph = _graph(bundle, torch.from_numpy(images[:_BATCH]), wanted)
+    program = _lowered(graph, torch.from_numpy(images[:1]), bundle.path)
     step = float(getattr(graph, "step", 0.0))
-    compared = compare(ExecutorchFunction(program).all(pictures), wanted, step=step, classify=classify)
+    compared = compare(ExecutorchFunction(program).all(images), wanted, step=step, classify=classify)
     if not compared.same:
         raise BundleError(
             f"the ExecuTorch program of {bundle.path} differs from its ONNX file by {compared.largest_difference:.1e} "
             f"(at most {TOLERANCE:.0e} is allowed), and has other codes for {compared.codes_changed or 0} of "
-            f"{compared.pictures} pictures (at most {_MOST_CODES:.0%}); nothing was written"
+            f"{compared.images} images (at most {_MOST_CODES:.0%}); nothing was written"
         )
     _write(path, program)
     return compared
 
 
-def sample_pictures(preprocessing: Preprocessing) -> Array:
-    """The shipped pictures at a bundle's size, (N, 3, H, W) float32 in [0, 1]."""
-    return np.stack([prepare(load_picture(sample.pixels), preprocessing) for sample in shipped.samples()])
+def sample_images(preprocessing: Preprocessing) -> Array:
+    """The shipped images at a bundle's size, (N, 3, H, W) float32 in [0, 1]."""
+    return np.stack([prepare(load_image(sample.pixels), preprocessing) for sample in shipped.samples()])
 
 
-def _graph(bundle: Bundle, pictures: Tensor, wanted: list[Array]) -> nn.Module:
+def _graph(bundle: Bundle, images: Tensor, wanted: list[Array]) -> nn.Module:
     """The network whose outputs are those of the ONNX file."""
     net, size = rebuilt(bundle), bundle.preprocessing
     if net is None:
@@ -177,29 +177,29 @@ def _graph(bundle: Bundle, pictures: Tensor, wanted: list[Array]) -> nn.Module:
         )
     normalize = Normalize(size.mean, size.std)
     if isinstance(net, Sketcher):
-        return SketchGraph(net, normalize, temperature=_temperature(net, pictures, wanted)).eval()
+        return SketchGraph(net, normalize, temperature=_temperature(net, images, wanted)).eval()
     if net.noise is not None:
         raise BundleError(
             f"{bundle.path} draws noise, which ExecuTorch's program could not be compared on; run its ONNX file instead"
         )
-    return travels_of(net, normalize, size.height, size.width).eval()
+    return payload_of(net, normalize, size.height, size.width).eval()
 
 
 @torch.no_grad()
-def _temperature(sketcher: Sketcher, pictures: Tensor, wanted: list[Array]) -> float:
+def _temperature(sketcher: Sketcher, images: Tensor, wanted: list[Array]) -> float:
     """What the device's logits are divided by, which stands in the ONNX file alone: by least squares."""
-    own = sketcher.look(pictures)[1].double()
-    calibrated = torch.from_numpy(wanted[1][: len(pictures)]).double()
+    own = sketcher.look(images)[1].double()
+    calibrated = torch.from_numpy(wanted[1][: len(images)]).double()
     return float(own.square().sum() / (own * calibrated).sum())
 
 
-def _lowered(graph: nn.Module, picture: Tensor, source: Path) -> bytes:
+def _lowered(graph: nn.Module, image: Tensor, source: Path) -> bytes:
     try:
         with torch.no_grad(), _quiet():
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
             from executorch.exir import to_edge_transform_and_lower
 
-            exported = torch.export.export(graph, (picture,))
+            exported = torch.export.export(graph, (image,))
             lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
             return bytes(lowered.to_executorch().buffer)
     except Exception as error:  # its passes raise whatever they like

@@ -69,20 +69,20 @@ def quantize(
         bundle: the obfuscator's, in float32.
         folder: of the new bundle; is created, or replaced if `overwrite` and it holds an obfuscator in 8-bit integers.
         classifier: the bundle of the classifier that it is for.
-        calibration: training pictures, whose activations say how numbers are rounded.
-        test: pictures to measure on, none of them among the others.
+        calibration: training images, whose activations say how numbers are rounded.
+        test: images to measure on, none of them among the others.
         overwrite: replace what was made before.
 
     Returns:
         The new bundle. Its `figures` are those of `evaluate_obfuscator`, and "quantized": what `differences` finds
         changed; "accuracy_obfuscated_before" and, with a gate, "accuracy_device_before", "accuracy_gated_before" and
-        "offload_rate_before", of the original on the same pictures; "time_of_float32", see `time_ratio`; "megabytes"
+        "offload_rate_before", of the original on the same images; "time_of_float32", see `time_ratio`; "megabytes"
         and "megabytes_before" of the file that the device runs.
 
     Raises:
-        BundleError: it is in 8-bit integers already, has nothing to quantise, or is for another classifier; pictures of
+        BundleError: it is in 8-bit integers already, has nothing to quantise, or is for another classifier; images of
             another size; the folder holds something; or the disk refuses.
-        DataError: a class of the pictures is none of the classifier's.
+        DataError: a class of the images is none of the classifier's.
     """
     if is_quantized(bundle):
         raise BundleError(f"{bundle.path} is in 8-bit integers already; give the bundle that it was made of")
@@ -90,7 +90,7 @@ def quantize(
     size = (bundle.preprocessing.height, bundle.preprocessing.width)
     if tuple(calibration.images.shape[2:]) != size or not len(calibration):
         raise BundleError(
-            f"got {len(calibration)} pictures of {tuple(calibration.images.shape[2:])} to calibrate with; some of "
+            f"got {len(calibration)} images of {tuple(calibration.images.shape[2:])} to calibrate with; some of "
             f"{size} are needed"
         )
     check_quantizable(bundle.file(OBFUSCATOR_ONNX))
@@ -132,7 +132,7 @@ def remarks(bundle: Bundle) -> list[str]:
     before = quantized.get("offload_rate_before")
     if before is not None and abs(figures["offload_rate"] - before) > WORTH_SAYING:
         said.append(
-            f"the gate keeps its threshold, and now sends {100 * figures['offload_rate']:.1f} % of the pictures "
+            f"the gate keeps its threshold, and now sends {100 * figures['offload_rate']:.1f} % of the images "
             f"instead of {100 * before:.1f} %"
         )
     if any(node.op_type.startswith("Random") for node in onnx.load(str(bundle.file(OBFUSCATOR_ONNX))).graph.node):
@@ -165,7 +165,7 @@ def quantize_file(plain: Path, out: Path, calibration: ImageSet, *, signed_weigh
     Args:
         plain: one input (N, 3, H, W) float32 in [0, 1].
         out: the file.
-        calibration: training pictures, of the size that it takes.
+        calibration: training images, of the size that it takes.
         signed_weights: in 7 bits, so that sums do not saturate on processors without VNNI; otherwise unsigned in 8.
 
     Raises:
@@ -179,7 +179,7 @@ def quantize_file(plain: Path, out: Path, calibration: ImageSet, *, signed_weigh
             quantize_static(
                 str(prepared),
                 str(out),
-                _Pictures(calibration, onnx.load(str(prepared)).graph.input[0].name),
+                _Images(calibration, onnx.load(str(prepared)).graph.input[0].name),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=["Conv"],
                 per_channel=True,
@@ -191,15 +191,15 @@ def quantize_file(plain: Path, out: Path, calibration: ImageSet, *, signed_weigh
         raise BundleError(f"{plain} cannot be quantised: {' '.join(str(error).split())[:200]}") from error
 
 
-class _Pictures(CalibrationDataReader):  # type: ignore[misc]
-    """The pictures one by one, as ONNX Runtime asks for them, with a bar."""
+class _Images(CalibrationDataReader):  # type: ignore[misc]
+    """The images one by one, as ONNX Runtime asks for them, with a bar."""
 
     def __init__(self, images: ImageSet, name: str) -> None:
         self._rest = iter(_shown(range(len(images)), "calibrating"))
         self._images, self._name = images.images, name
 
     def get_next(self) -> dict[str, Array] | None:
-        """The next picture (1, 3, H, W) float32 in [0, 1] by the input's name, or None."""
+        """The next image (1, 3, H, W) float32 in [0, 1] by the input's name, or None."""
         place = next(self._rest, None)
         return None if place is None else {self._name: _unit(self._images[place : place + 1].numpy())}
 
@@ -210,15 +210,15 @@ def differences(
     """What an obfuscator's file makes other than another one, and how often it is right.
 
     Args:
-        after: the file; its outputs are what travels, logits of its own if it has any, and a uint8 code if it has one.
+        after: the file; its outputs are the payload, logits of its own if it has any, and a uint8 code if it has one.
         before: the one to compare with, of the same outputs.
-        classifier: what answers on what travels.
+        classifier: what answers on the payload.
         images: with the classifier's classes.
 
     Returns:
-        "accuracy_obfuscated", "answers_changed" (the share of pictures that the classifier answers otherwise) and
+        "accuracy_obfuscated", "answers_changed" (the share of images that the classifier answers otherwise) and
         "drawing_mean_difference" (per number, in the classifier's scale). With logits of its own also "accuracy_device"
-        and "device_answers_changed", with a code "codes_changed" (the share of pictures that get another).
+        and "device_answers_changed", with a code "codes_changed" (the share of images that get another).
     """
     sums: dict[str, float] = {}
 
@@ -226,9 +226,9 @@ def differences(
         sums[name] = sums.get(name, 0.0) + float(values.sum())
 
     for start in _shown(range(0, len(images), _BATCH), "comparing"):
-        pictures = _unit(images.images[start : start + _BATCH].numpy())
+        batch = _unit(images.images[start : start + _BATCH].numpy())
         labels = images.labels[start : start + _BATCH].numpy()
-        new, old = after.all(pictures), before.all(pictures)
+        new, old = after.all(batch), before.all(batch)
         answers, answers_before = (classifier(outputs[0]).argmax(axis=1) for outputs in (new, old))
         count("accuracy_obfuscated", answers == labels)
         count("answers_changed", answers != answers_before)
@@ -242,13 +242,13 @@ def differences(
     return {name: total / len(images) for name, total in sums.items()}
 
 
-def time_ratio(after: Path, before: Path, picture: Array) -> float:
-    """Processor time of one ONNX file beside another's, the medians over rounds in turn: one picture, one thread.
+def time_ratio(after: Path, before: Path, image: Array) -> float:
+    """Processor time of one ONNX file beside another's, the medians over rounds in turn: one image, one thread.
 
     Args:
         after: the file.
         before: the one to compare with.
-        picture: (1, 3, H, W) float32 in [0, 1].
+        image: (1, 3, H, W) float32 in [0, 1].
     """
     functions = [OnnxFunction(file, threads=1) for file in (after, before)]
     times: list[list[float]] = [[], []]
@@ -256,10 +256,10 @@ def time_ratio(after: Path, before: Path, picture: Array) -> float:
     while rounds < _LEAST_ROUNDS + _WARM_UP or (rounds < _MOST_ROUNDS and time.monotonic() < until):
         for function, own in zip(functions, times, strict=True):
             for _ in range(_SETTLE):  # what ran before does not leave its data in the caches
-                function(picture)
+                function(image)
             start = time.thread_time()
             for _ in range(_REPEATS):
-                function(picture)
+                function(image)
             own.append(time.thread_time() - start)
         rounds += 1
     new, old = (statistics.median(own[_WARM_UP:]) for own in times)
@@ -301,7 +301,7 @@ def _described(bundle: Bundle, folder: Path, calibration: ImageSet, test: ImageS
         recipe={**bundle.recipe, "name": f"{name}-int8", "quantized": how},
         figures={},
         provenance=provenance(
-            data=test.source, data_sha256=test.sha256, test_pictures=len(test), training=bundle.provenance, **known
+            data=test.source, data_sha256=test.sha256, test_images=len(test), training=bundle.provenance, **known
         ),
         files={},
     )
@@ -362,5 +362,5 @@ def _shown(places: range, doing: str) -> Any:
 
 def _unit(pixels: Any) -> Array:
     """(N, 3, H, W) uint8 -> float32 in [0, 1]."""
-    pictures: Array = pixels.astype(np.float32) / np.float32(255)
-    return pictures
+    images: Array = pixels.astype(np.float32) / np.float32(255)
+    return images

@@ -1,4 +1,4 @@
-"""From networks to files: safetensors, and ONNX checked against torch on real pictures."""
+"""From networks to files: safetensors, and ONNX checked against torch on real images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ON_THE_EDGE = 0.01
 def export_onnx(
     net: nn.Module,
     path: Path,
-    pictures: Tensor,
+    images: Tensor,
     *,
     input_name: str,
     output_name: str | tuple[str, ...],
@@ -39,7 +39,7 @@ def export_onnx(
     Args:
         net: one tensor to one tensor, or to as many as there are output names; is moved to the CPU, in evaluation mode.
         path: the file.
-        pictures: (N, 3, H, W) float32, N at least 2, real inputs to export with and to check on.
+        images: (N, 3, H, W) float32, N at least 2, real inputs to export with and to check on.
         input_name: of the graph's input.
         output_name: of the graph's output, or outputs.
         compare: whether to check it; a net that draws noise is checked by whoever knows its noise.
@@ -49,11 +49,11 @@ def export_onnx(
         TrainingError: ONNX Runtime computes something else than torch.
     """
     net = net.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-    pictures = pictures.cpu().contiguous()
+    images = images.cpu().contiguous()
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             net,
-            (pictures[:2],),
+            (images[:2],),
             dynamo=True,
             external_data=False,
             input_names=[input_name],
@@ -63,13 +63,13 @@ def export_onnx(
         )
         assert program is not None
         program.save(str(path), external_data=False)
-        answers = net(pictures)
+        answers = net(images)
     _strip(path)
     if not compare:
         return
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    for count in (len(pictures), 1):
-        found = session.run(None, {input_name: pictures[:count].numpy()})
+    for count in (len(images), 1):
+        found = session.run(None, {input_name: images[:count].numpy()})
         for got, answer in zip(found, [answers] if isinstance(answers, Tensor) else answers, strict=True):
             expected = answer.numpy()
             error = difference(got, expected[:count], step=step) / max(1.0, float(np.abs(expected).max()))

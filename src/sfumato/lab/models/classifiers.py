@@ -1,4 +1,4 @@
-"""Classifiers in their CIFAR variants: 3x3 first convolution, no early pooling; and what larger pictures take.
+"""Classifiers in their CIFAR variants: 3x3 first convolution, no early pooling; and what larger images take.
 
 The paper's overhead columns fit the CIFAR variants. All take normalised images (N, 3, H, W) float32 of any size that
 survives their strides, and return logits (N, classes) float32.
@@ -80,7 +80,7 @@ class ResNet(nn.Module):
     Args:
         block: the residual block.
         depths: number of blocks per stage; a first stage of none is the stem alone.
-        widths: inner channels per stage; every stage but the first halves the picture.
+        widths: inner channels per stage; every stage but the first halves the image.
         classes: number of logits.
         kernel: of the first convolution.
         reduction: by how much the stem makes each side smaller, before any stage: 1, 2 (the first convolution
@@ -130,10 +130,10 @@ class ResNet(nn.Module):
 class VGG(nn.Module):
     """Plain 3x3 convolutions with batch norm, a pooling behind each group, and one linear layer.
 
-    Source: Simonyan and Zisserman 2015, table 1, with the classifier reduced for small pictures.
+    Source: Simonyan and Zisserman 2015, table 1, with the classifier reduced for small images.
 
     Args:
-        plan: per group, how many convolutions of how many channels; each group halves the picture.
+        plan: per group, how many convolutions of how many channels; each group halves the image.
         classes: number of logits.
     """
 
@@ -211,7 +211,7 @@ def _inception_conv(in_channels: int, out_channels: int, kernel: int) -> nn.Sequ
 
 
 class GoogLeNet(nn.Module):
-    """GoogLeNet with batch norm, for small pictures.
+    """GoogLeNet with batch norm, for small images.
 
     Source: Szegedy et al. 2015, table 1, from "inception (3a)" on, behind one 3x3 convolution.
 

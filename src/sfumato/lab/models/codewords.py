@@ -1,7 +1,7 @@
-"""What can be restored from a code of few words: for each word, the mean of the pictures that get it.
+"""What can be reconstructed from a code of few words: for each word, the mean of the images that get it.
 
-No estimate from the word alone has a smaller squared error than the mean of all pictures with that word, so where
-pictures are many and words few, this comes as near to the best possible attacker as the pictures allow.
+No estimate from the word alone has a smaller squared error than the mean of all images with that word, so where
+images are many and words few, this comes as near to the best possible attacker as the images allow.
 
 Source: the conditional mean as the least-squares estimate, Papoulis 1991, section 7-4; the shrinkage of rare words
 towards the mean of all is that of empirical Bayes, Efron and Morris 1975.
@@ -18,14 +18,14 @@ from sfumato.errors import AuditError
 
 MOST_WORDS = 4096
 _DIGITS = 1e3
-"""What travels for one word may differ in the last bits; this many steps per unit tell words apart."""
+"""The payload for one word may differ in the last bits; this many steps per unit tell words apart."""
 
 
 class CodewordMeans(nn.Module):
-    """Finds the nearest known word and gives the mean picture of that word.
+    """Finds the nearest known word and gives the mean image of that word.
 
     Args:
-        words: (K, D) float32, what travels for each word, flattened.
+        words: (K, D) float32, the payload for each word, flattened.
         means: (K, 3, H, W) float32 in [0, 1].
     """
 
@@ -51,19 +51,19 @@ class CodewordMeans(nn.Module):
         return small
 
     def largest(self, counts: Tensor, most: int) -> CodewordMeans:
-        """Only the `most` commonest words, given how many pictures each has: (K,) int64."""
+        """Only the `most` commonest words, given how many images each has: (K,) int64."""
         kept = counts.argsort(descending=True)[:most]
         return CodewordMeans(self.words[kept], self.means[kept])
 
 
 def codeword_means(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[CodewordMeans, Tensor]:
-    """Learns the mean picture of every word.
+    """Learns the mean image of every word.
 
     Args:
-        pairs: batches of pictures (B, 3, H, W) float32 in [0, 1] and what travels for them (B, C, H', W') float32.
+        pairs: batches of images (B, 3, H, W) float32 in [0, 1] and the payload for them (B, C, H', W') float32.
 
     Returns:
-        The estimate, and how many pictures each word had, (K,) int64.
+        The estimate, and how many images each word had, (K,) int64.
 
     Raises:
         AuditError: no pairs, or more than `MOST_WORDS` different words.
@@ -73,18 +73,18 @@ def codeword_means(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[CodewordMean
     sums: list[Tensor] = []
     counts: list[int] = []
     squares = 0.0
-    for pictures, observed in pairs:
+    for images, observed in pairs:
         keys = _keys(observed)
-        squares += float(pictures.double().square().sum())
-        for picture, travelled, key in zip(pictures, observed, keys, strict=True):
+        squares += float(images.double().square().sum())
+        for image, travelled, key in zip(images, observed, keys, strict=True):
             place = places.setdefault(key, len(words))
             if place == len(words):
                 if place == MOST_WORDS:
-                    raise AuditError(f"what travels takes more than {MOST_WORDS} different values: it is no code")
+                    raise AuditError(f"the payload takes more than {MOST_WORDS} different values: it is no code")
                 words.append(travelled.flatten().clone())
-                sums.append(torch.zeros_like(picture, dtype=torch.float64))
+                sums.append(torch.zeros_like(image, dtype=torch.float64))
                 counts.append(0)
-            sums[place] += picture
+            sums[place] += image
             counts[place] += 1
     if not words:
         raise AuditError("no pairs to learn the words from")
@@ -107,7 +107,7 @@ def _shrunk(totals: Tensor, counts: Tensor, squares: float) -> Tensor:
     """Means of the words, rare ones drawn towards the mean of all as far as chance explains their distance.
 
     Args:
-        totals: (K, 3, H, W) float64, the sum of each word's pictures.
+        totals: (K, 3, H, W) float64, the sum of each word's images.
         counts: (K,) int64.
         squares: the sum of all squared numbers.
     """

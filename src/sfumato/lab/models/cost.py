@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of one forward pass for one picture.
+    """The cost of one forward pass for one image.
 
     Attributes:
         params: trainable numbers.
@@ -23,7 +23,7 @@ class Cost:
 
 
 def cost(net: nn.Module, *, height: int = 32, width: int = 32) -> Cost:
-    """Counts parameters and multiply-accumulates for one RGB picture.
+    """Counts parameters and multiply-accumulates for one RGB image.
 
     Args:
         net: takes (1, 3, height, width) float32.

@@ -1,4 +1,4 @@
-"""Networks that restore pictures: all take (N, C, H, W) and give a picture (N, 3, H, W), or a correction to one."""
+"""Networks that reconstruct images: all take (N, C, H, W) and give an image (N, 3, H, W), or a correction to one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sfumato.lab.models.obfuscator import Deobfuscator
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions around a shortcut, without normalisation; starts as the identity.
 
-    Source: Lim et al. 2017 (EDSR), figure 2c: batch norm removed, as it blurs restored pictures.
+    Source: Lim et al. 2017 (EDSR), figure 2c: batch norm removed, as it blurs reconstructed images.
 
     Args:
         channels: in and out.
@@ -64,7 +64,7 @@ class ResidualNet(nn.Module):
     Source: Lim et al. 2017 (EDSR) for the blocks; pixel unshuffling in front as in Shi et al. 2016, reversed.
 
     Args:
-        channels: of what travels, with whatever is known beside it.
+        channels: of the payload, with whatever is known beside it.
         width: channels inside.
         depth: number of blocks.
     """
@@ -93,7 +93,7 @@ class UNet(nn.Module):
     Source: Ronneberger et al. 2015; attention as in Ho et al. 2020.
 
     Args:
-        channels: of what travels, with whatever is known beside it.
+        channels: of the payload, with whatever is known beside it.
         widths: channels at the three resolutions.
     """
 
@@ -128,9 +128,9 @@ class UNet(nn.Module):
 
 
 def patch_discriminator() -> nn.Sequential:
-    """Pictures (N, 3, H, W) -> how real every 4x4 patch looks, (N, 1, H / 4, W / 4), unbounded.
+    """Images (N, 3, H, W) -> how real every 4x4 patch looks, (N, 1, H / 4, W / 4), unbounded.
 
-    Source: Isola et al. 2017, section 3.2.2, with two strides for small pictures.
+    Source: Isola et al. 2017, section 3.2.2, with two strides for small images.
     """
     return nn.Sequential(
         nn.Conv2d(3, 32, 4, stride=2, padding=1),
@@ -150,7 +150,7 @@ def _silent(conv: nn.Conv2d) -> nn.Conv2d:
 
 
 def _from_grey(net: nn.Module, last: nn.Conv2d) -> nn.Module:
-    """A net of corrections as one of pictures: with its last layer silent, it begins at mid-grey."""
+    """A net of corrections as one of images: with its last layer silent, it begins at mid-grey."""
     assert last.bias is not None
     nn.init.constant_(last.bias, 0.5)
     return net
@@ -166,6 +166,6 @@ def _unet() -> nn.Module:
     return _from_grey(net, net.head[0])  # type: ignore[arg-type]
 
 
-RESTORERS: dict[str, Callable[[], nn.Module]] = {"paper": Deobfuscator, "residual": _residual, "unet": _unet}
-"""Networks from obfuscated pictures (N, 3, H, W) to restored ones, with fresh weights; sides multiples of 8. The
+DECODERS: dict[str, Callable[[], nn.Module]] = {"paper": Deobfuscator, "residual": _residual, "unet": _unet}
+"""Networks from obfuscated images (N, 3, H, W) to reconstructed ones, with fresh weights; sides multiples of 8. The
 paper's has as many parameters as the obfuscator, the others four and six times as many."""

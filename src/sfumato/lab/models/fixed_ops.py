@@ -1,4 +1,4 @@
-"""Steps without weights around the obfuscator: what is taken from the picture first, and rounding at the end."""
+"""Steps without weights around the obfuscator: what is taken from the image first, and rounding at the end."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 LUMINANCE = 0.299, 0.587, 0.114
 """Shares of red, green and blue in brightness. Source: ITU-R BT.601."""
 LEVEL = 1 / 255
-"""The distance of two neighbouring values of an 8-bit picture in [0, 1]."""
+"""The distance of two neighbouring values of an 8-bit image in [0, 1]."""
 
 
 class Removal(nn.Module):
-    """Removes colour, low frequencies, or both, before the obfuscator looks at the picture.
+    """Removes colour, low frequencies, or both, before the obfuscator looks at the image.
 
     What is removed here no attacker gets back, whatever he knows, save what other frequencies tell of it. Both are
     projections: a second removal changes nothing.
@@ -23,12 +23,12 @@ class Removal(nn.Module):
     Source: low frequencies are what people see most of, and classifiers can do with the others: Wang et al. 2020,
     "High-frequency component helps explain the generalization of CNNs"; removing them from a block's cosine transform
     for privacy: Wang et al. 2022, "Privacy-preserving face recognition in the frequency domain". Here one transform
-    covers the whole picture.
+    covers the whole image.
 
     Args:
         colour: keep brightness alone, in all three channels.
         frequencies: remove so many of the lowest frequencies of each side, together: the `k x k` corner of the cosine
-            transform; 1 is the mean of each channel, 0 removes none. At most the picture's shorter side.
+            transform; 1 is the mean of each channel, 0 removes none. At most the image's shorter side.
     """
 
     def __init__(self, *, colour: bool = False, frequencies: int = 0) -> None:
@@ -81,7 +81,7 @@ class _Round(torch.autograd.Function):
 
 
 def round_to_8_bits(x: Tensor) -> Tensor:
-    """The nearest picture that an 8-bit file can hold, with a gradient.
+    """The nearest image that an 8-bit file can hold, with a gradient.
 
     Source: Bengio et al. 2013 (straight-through estimator), in the clipped form of Courbariaux et al. 2016.
 

@@ -1,4 +1,4 @@
-"""From pictures to a classifier's input."""
+"""From images to a classifier's input."""
 
 from __future__ import annotations
 

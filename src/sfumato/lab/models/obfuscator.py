@@ -1,7 +1,7 @@
 """The paper's obfuscator and deobfuscator, and what can be added to the obfuscator.
 
 Source: Leroux et al. 2018, appendix A and table 4, in the reading that reproduces its counts: 324,518
-parameters, and 26,449,920 multiply-accumulates for a 3x32x32 picture in its order. The additions are not the paper's.
+parameters, and 26,449,920 multiply-accumulates for a 3x32x32 image in its order. The additions are not the paper's.
 """
 
 from __future__ import annotations
@@ -102,10 +102,10 @@ class Bottleneck(nn.Module):
 
 
 class Noise(nn.Module):
-    """Gaussian noise of learned size, one for each channel, drawn anew for each picture and number.
+    """Gaussian noise of learned size, one for each channel, drawn anew for each image and number.
 
     It is drawn in evaluation mode too: without it there would be no bound on what leaks. The size does not depend on
-    the picture, so that it can be stated, and certified.
+    the image, so that it can be stated, and certified.
 
     Source: Kingma and Welling 2014, section 2.4 (reparametrisation).
 
@@ -132,22 +132,22 @@ class Noise(nn.Module):
 
 
 class Obfuscator(nn.Module):
-    """The network on the device: picture in, obfuscated picture out, of the same size.
+    """The network on the device: image in, obfuscated image out, of the same size.
 
-    Source: paper, table 4; spatial sizes 32, 16, 8, 4, 8, 16, 32 for a 32-pixel picture.
+    Source: paper, table 4; spatial sizes 32, 16, 8, 4, 8, 16, 32 for a 32-pixel image.
 
     Args:
         order: where the upsampling stands inside the upsampling bottlenecks, see `Bottleneck`. Both orders
             have the same parameters under the same names and compute the same function.
-        removal: what is taken from the picture first; None for nothing.
-        noisy: add noise to the code, the narrowest numbers (128 x H/8 x W/8). What comes later sees the picture through
+        removal: what is taken from the image first; None for nothing.
+        noisy: add noise to the code, the narrowest numbers (128 x H/8 x W/8). What comes later sees the image through
             them alone, so that what bounds their information bounds that of everything that travels (data processing
             inequality: Cover and Thomas 2006, theorem 2.8.1); and the layers behind can still clean the drawing up,
             which noise on the output would leave to the classifier. It takes 128 parameters more.
         eight_bit: round what comes out to multiples of 1/255 in [0, 1].
 
     Attributes:
-        size_multiple: picture sides must be multiples of this (8).
+        size_multiple: image sides must be multiples of this (8).
     """
 
     size_multiple = 8
@@ -175,9 +175,9 @@ class Obfuscator(nn.Module):
         )
         self.eight_bit = eight_bit
         if eight_bit:
-            self.begin_within_pictures()
+            self.begin_within_images()
 
-    def begin_within_pictures(self) -> None:
+    def begin_within_images(self) -> None:
         """Sets the last layer so that a fresh network draws within [0, 1], not around 0."""
         last = self.up[-1]
         assert isinstance(last, Bottleneck)
@@ -247,7 +247,7 @@ class Obfuscator(nn.Module):
             images: (N, 3, H, W) float32 in [0, 1]; H and W multiples of 8.
 
         Returns:
-            (N, 3, H, W) float32 in the scale of pictures; bounded only where it is rounded.
+            (N, 3, H, W) float32 in the scale of images; bounded only where it is rounded.
 
         Raises:
             ValueError: the shape does not fit.
@@ -256,7 +256,7 @@ class Obfuscator(nn.Module):
 
 
 class Deobfuscator(Obfuscator):
-    """The attacker of the paper's training: the same architecture, obfuscated picture in, picture out.
+    """The attacker of the paper's training: the same architecture, obfuscated image in, image out.
 
     Source: paper, table 4 ("Obfuscator and deobfuscator network architecture").
     """
@@ -284,12 +284,12 @@ def obfuscator_of(recipe: Mapping[str, Any]) -> Obfuscator:
     )
 
 
-class ObfuscatorTravels(nn.Module):
-    """What travels: obfuscated pictures as the classifier's input, computed as the device does it.
+class ObfuscatorPayload(nn.Module):
+    """The payload: obfuscated images as the classifier's input, computed as the device does it.
 
     Args:
         obfuscator: trained.
-        normalize: from pictures in [0, 1] to the classifier's input.
+        normalize: from images in [0, 1] to the classifier's input.
 
     Attributes:
         step: the largest distance of two neighbouring values where they are rounded; 0 where they are not.
@@ -313,8 +313,8 @@ class NoisyCode:
 
     Args:
         obfuscator: with noise.
-        height: rows of its pictures.
-        width: columns of its pictures.
+        height: rows of its images.
+        width: columns of its images.
     """
 
     noise_kind = "gaussian"
@@ -334,17 +334,17 @@ class NoisyCode:
         return self._noise.std.detach().expand(self._shape)
 
 
-class NoisyTravels(ObfuscatorTravels):
-    """As `ObfuscatorTravels`, of an obfuscator with noise; it says what the noise is.
+class NoisyPayload(ObfuscatorPayload):
+    """As `ObfuscatorPayload`, of an obfuscator with noise; it says what the noise is.
 
     Args:
         obfuscator: with noise, trained.
-        normalize: from pictures in [0, 1] to the classifier's input.
-        height: rows of the pictures.
-        width: columns of the pictures.
+        normalize: from images in [0, 1] to the classifier's input.
+        height: rows of the images.
+        width: columns of the images.
 
     Attributes:
-        noisy_code: what travels depends on the picture through it alone.
+        noisy_code: the payload depends on the image through it alone.
     """
 
     def __init__(self, obfuscator: Obfuscator, normalize: Normalize, height: int, width: int) -> None:
@@ -352,8 +352,8 @@ class NoisyTravels(ObfuscatorTravels):
         self.noisy_code = NoisyCode(obfuscator, height, width)
 
 
-def travels_of(obfuscator: Obfuscator, normalize: Normalize, height: int, width: int) -> ObfuscatorTravels:
-    """What travels, in torch, for pictures (H, W); it says what its noise is, if it has some."""
+def payload_of(obfuscator: Obfuscator, normalize: Normalize, height: int, width: int) -> ObfuscatorPayload:
+    """The payload, in torch, for images (H, W); it says what its noise is, if it has some."""
     if obfuscator.noise is None:
-        return ObfuscatorTravels(obfuscator, normalize)
-    return NoisyTravels(obfuscator, normalize, height, width)
+        return ObfuscatorPayload(obfuscator, normalize)
+    return NoisyPayload(obfuscator, normalize, height, width)

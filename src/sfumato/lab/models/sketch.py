@@ -1,8 +1,8 @@
 """An obfuscator that decides on the device and draws only its decision.
 
-What an obfuscated picture may tell is limited before anything is drawn: a trunk looks at the picture and answers, its
-answer and a few bits more make a code, and the drawing is made from the code alone. Two pictures with the same code
-give the same drawing, so no attacker, whatever he knows, learns more about a picture than those bits.
+What an obfuscated image may tell is limited before anything is drawn: a trunk looks at the image and answers, its
+answer and a few bits more make a code, and the drawing is made from the code alone. Two images with the same code
+give the same drawing, so no attacker, whatever he knows, learns more about an image than those bits.
 
 Source: the discrete bottleneck is that of van den Oord et al. 2017 (VQ-VAE) in its binary form, Theis et al. 2017,
 section 2.1; the trunk's blocks are those of He et al. 2016. That the answer itself is a part of the code is ours, as
@@ -31,7 +31,7 @@ _MEANING = 24
 _DRAWN = 4, 32
 """Side and channels of the first drawn map."""
 _STEM_REDUCTIONS = (64, 1), (160, 2)
-"""Up to which side of the picture the trunk's stem makes it smaller by how much; by 4 beyond."""
+"""Up to which side of the image the trunk's stem makes it smaller by how much; by 4 beyond."""
 
 
 def answer_bits(classes: int) -> int:
@@ -40,9 +40,9 @@ def answer_bits(classes: int) -> int:
 
 
 def stem_reduction(height: int, width: int) -> int:
-    """By how much the trunk's stem makes a picture's sides smaller: 1, 2 or 4.
+    """By how much the trunk's stem makes an image's sides smaller: 1, 2 or 4.
 
-    The paper's obfuscator works at full resolution whatever the size. The trunk does so for small pictures alone, so
+    The paper's obfuscator works at full resolution whatever the size. The trunk does so for small images alone, so
     that for large ones its cost stays about the same: 14 % of a ResNet18's at 128 pixels, 4 % at 224.
     """
     return next((reduction for side, reduction in _STEM_REDUCTIONS if max(height, width) <= side), 4)
@@ -75,34 +75,34 @@ def sign(x: Tensor) -> Tensor:
 
 
 class Photographs(nn.Module):
-    """One picture for each answer in place of a drawing: the same for every code that begins with that answer.
+    """One image for each answer in place of a drawing: the same for every code that begins with that answer.
 
     Args:
         classes: answers.
-        height: rows of the pictures.
-        width: columns of the pictures.
+        height: rows of the images.
+        width: columns of the images.
     """
 
-    pictures: Tensor
+    images: Tensor
 
     def __init__(self, classes: int, height: int, width: int) -> None:
         super().__init__()
-        self.register_buffer("pictures", torch.zeros(classes, 3, height, width, dtype=torch.uint8))
+        self.register_buffer("images", torch.zeros(classes, 3, height, width, dtype=torch.uint8))
 
     def forward(self, code: Tensor) -> Tensor:
         """Codes, as `Sketcher.look` gives them -> (N, 3, H, W) float32 in [0, 1]."""
-        return self.pictures[code[:, : len(self.pictures)].argmax(dim=1)].float() / 255
+        return self.images[code[:, : len(self.images)].argmax(dim=1)].float() / 255
 
 
 class Sketcher(nn.Module):
-    """Picture in, drawing out, and what the device itself believes.
+    """Image in, drawing out, and what the device itself believes.
 
     The code says the device's answer first, so that the classifier in the cloud can answer no worse than the device;
     the bits that are left are learned.
 
     Args:
-        height: rows of the pictures.
-        width: columns of the pictures.
+        height: rows of the images.
+        width: columns of the images.
         classes: that the device's own head tells apart, at least 2.
         bits: of the code.
         photographs: draw a photograph for each answer; whoever builds it puts them in, and nothing is learned.
@@ -159,7 +159,7 @@ class Sketcher(nn.Module):
 
     @property
     def looking(self) -> nn.ModuleList:
-        """What makes the code of a picture: all that has to stay as it is for codes to keep their meaning."""
+        """What makes the code of an image: all that has to stay as it is for codes to keep their meaning."""
         return nn.ModuleList(part for part in (self.trunk, self.to_bits) if part is not None)
 
     def look(self, images: Tensor, *, bits_alone: bool = False, bfloat16: bool = False) -> tuple[Tensor, Tensor]:
@@ -232,8 +232,8 @@ def sketcher_of(recipe: Mapping[str, Any], height: int, width: int, *, classes: 
 
     Args:
         recipe: of kind "sketch", as it lies in a bundle.
-        height: rows of the pictures.
-        width: columns of the pictures.
+        height: rows of the images.
+        width: columns of the images.
         classes: of the classifier.
 
     Raises:
@@ -244,13 +244,13 @@ def sketcher_of(recipe: Mapping[str, Any], height: int, width: int, *, classes: 
 
 
 class SketchGraph(nn.Module):
-    """A sketcher as the device runs it: what travels, the device's own answer, calibrated, and the code.
+    """A sketcher as the device runs it: the payload, the device's own answer, calibrated, and the code.
 
-    What travels is the drawing, or in the split form the code, from which `SketchDecoder` draws the same.
+    The payload is the drawing, or in the split form the code, from which `SketchDecoder` draws the same.
 
     Args:
         sketcher: trained.
-        normalize: from pictures in [0, 1] to the classifier's input.
+        normalize: from images in [0, 1] to the classifier's input.
         temperature: that the device's logits are divided by, above 0.
     """
 
@@ -279,7 +279,7 @@ class SketchDecoder(nn.Module):
 
     Args:
         sketcher: trained.
-        normalize: from pictures in [0, 1] to the classifier's input.
+        normalize: from images in [0, 1] to the classifier's input.
     """
 
     def __init__(self, sketcher: Sketcher, normalize: Normalize) -> None:
@@ -293,15 +293,15 @@ class SketchDecoder(nn.Module):
         return out
 
 
-class SketchTravels(nn.Module):
-    """What travels of a sketcher's pictures: the first output of its graph.
+class SketchPayload(nn.Module):
+    """The payload of a sketcher's images: the first output of its graph.
 
     Args:
         sketcher: trained.
-        normalize: from pictures in [0, 1] to the classifier's input.
+        normalize: from images in [0, 1] to the classifier's input.
 
     Attributes:
-        code_bits: what travels takes at most 2 to this power different values.
+        code_bits: the payload takes at most 2 to this power different values.
     """
 
     def __init__(self, sketcher: Sketcher, normalize: Normalize) -> None:

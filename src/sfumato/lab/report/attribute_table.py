@@ -10,14 +10,14 @@ from sfumato.errors import AuditError
 from sfumato.lab.audit.verdict import DASH, decimals, hides, percent
 
 BEGIN, END = "<!-- sfumato hides -->", "<!-- end -->"
-ENDS = (("most frequent value", "majority"), ("label alone", "chance"), ("plain picture", "plain"))
+ENDS = (("most frequent value", "majority"), ("label alone", "chance"), ("plain image", "plain"))
 
 
 def side_by_side(audits: Mapping[Path, dict[str, Any]]) -> list[list[str]]:
     """A table: a row for each label column, then what is given for it; what is told stands in bold.
 
     Args:
-        audits: contents of `audit.json` files, of the same pictures and label columns; see
+        audits: contents of `audit.json` files, of the same images and label columns; see
             `sfumato.lab.report.points.read_audits`.
 
     Returns:
@@ -34,7 +34,7 @@ def side_by_side(audits: Mapping[Path, dict[str, Any]]) -> list[list[str]]:
     for file in columns:
         same = [(audits[f]["data"]["sha256"], list(columns[f]), audits[f]["budget"]["name"]) for f in (first, file)]
         if same[0] != same[1]:
-            raise AuditError(f"{file} cannot stand beside {first}: other pictures, other columns or another budget")
+            raise AuditError(f"{file} cannot stand beside {first}: other images, other columns or another budget")
     shown = [audits[file] for file in columns]
     rows = [["", *(title for title, _ in ENDS), *(str(audit["target"]["name"]) for audit in shown)]]
     for name, told in columns[first].items():
@@ -83,9 +83,9 @@ def _found(audit: dict[str, Any]) -> str:
 
 
 _OTHERS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "the picture is found among others of its class": _found,
+    "the image is found among others of its class": _found,
     "excess leakage, at least": lambda audit: decimals((audit["best"] or {}).get("excess_leakage"), 2),
     "accuracy of the cloud": lambda audit: percent((audit["utility"] or {}).get("accuracy_obfuscated")),
-    "the same from plain pictures": lambda audit: percent((audit["utility"] or {}).get("accuracy_plain")),
+    "the same from plain images": lambda audit: percent((audit["utility"] or {}).get("accuracy_plain")),
     "finding of the audit": lambda audit: str(audit["verdict"]["finding"]),
 }

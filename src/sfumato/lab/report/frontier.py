@@ -1,7 +1,7 @@
 """Accuracy against excess leakage: where an obfuscator stands among the alternatives.
 
-Two ends are known: a classifier on the device, which reveals its label alone, and the plain picture in the cloud.
-Sending a share of the pictures as they are and answering the others at home reaches every point of the line between
+Two ends are known: a classifier on the device, which reveals its label alone, and the plain image in the cloud.
+Sending a share of the images as they are and answering the others at home reaches every point of the line between
 them; an obfuscator has to lie above it.
 """
 
@@ -123,7 +123,7 @@ def _figure(points: Sequence[Point], *, dark: bool) -> Figure:
     room = max(0.02, 0.12 * (high - low))
     axes.set_xlim(-0.04, 1.04)
     axes.set_ylim(low - room, high + room)
-    axes.set_xlabel("excess leakage: 0 = only the label leaks, 1 = the picture leaks")
+    axes.set_xlabel("excess leakage: 0 = only the label leaks, 1 = the image leaks")
     axes.set_ylabel("accuracy")
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     _draw_line(axes, placed, colours)
@@ -168,7 +168,7 @@ def _draw_line(axes: Axes, points: Sequence[Point], colours: dict[str, str]) -> 
 
 
 def _draw_gated(axes: Axes, points: Sequence[Point], colours: dict[str, str]) -> None:
-    """The curve of a gate before the plain picture, from the classifier on the device on."""
+    """The curve of a gate before the plain image, from the classifier on the device on."""
     curve = sorted((p for p in points if p["role"] == "gated"), key=lambda p: float(p["excess_leakage"]))
     if not curve:
         return
@@ -177,7 +177,7 @@ def _draw_gated(axes: Axes, points: Sequence[Point], colours: dict[str, str]) ->
     x, y = ([float(p[key]) for p in along] for key in ("excess_leakage", "accuracy"))
     axes.plot(x, y, "--", color=colours["ink"], linewidth=1.4, marker=".", zorder=3, gid="gated-curve")
     axes.annotate(
-        "a gate before the plain picture", (x[-1], y[-1]), (0, 6), textcoords="offset points", fontsize=8.5,
+        "a gate before the plain image", (x[-1], y[-1]), (0, 6), textcoords="offset points", fontsize=8.5,
         color=colours["ink"], ha="center",
     )  # fmt: skip
 

@@ -36,13 +36,13 @@ from sfumato.lab.audit.verdict import (
 from sfumato.lab.report.frontier import draw_frontier, style, svg
 
 Case = tuple[Tensor, Tensor, float]
-"""Original (3, H, W) uint8, restored (3, H, W) uint8, and the measure's value for this picture."""
+"""Original (3, H, W) uint8, reconstructed (3, H, W) uint8, and the measure's value for this image."""
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
 _CELL = 96
-"""How wide a picture of the panel is on the screen, in CSS pixels, at least."""
+"""How wide an image of the panel is on the screen, in CSS pixels, at least."""
 _GAP = 2
-_PER_PICTURE = {"mse": "MSE", "ssim": "SSIM"}
+_PER_IMAGE = {"mse": "MSE", "ssim": "SSIM"}
 _MEASURES: dict[str, tuple[str, int, bool]] = {
     "mse": ("MSE", 4, False),
     "psnr_db": ("PSNR, dB", 2, True),
@@ -55,31 +55,31 @@ _LINES = ("#2f74d0", "#d1572e", "#2c9a6b", "#a157c4", "#b88700", "#5f7f93", "#d1
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Images:
     """What the report shows.
 
     Attributes:
         originals: (K, 3, H, W) uint8.
-        travels_preview: (K, 1 or 3, H', W') uint8, what travelled for them, or a view of it.
-        by_attacker: an attacker's name, as in the trials -> its best restoration of them, (K, 3, H, W) uint8.
-        best_cases: measure ("mse", "ssim") -> the test pictures that were restored best.
-        worst_cases: measure -> the test pictures that were restored worst.
+        payload_preview: (K, 1 or 3, H', W') uint8, what travelled for them, or a view of it.
+        by_attacker: an attacker's name, as in the trials -> its best reconstruction of them, (K, 3, H, W) uint8.
+        best_cases: measure ("mse", "ssim") -> the test images that were reconstructed best.
+        worst_cases: measure -> the test images that were reconstructed worst.
     """
 
     originals: Tensor
-    travels_preview: Tensor
+    payload_preview: Tensor
     by_attacker: dict[str, Tensor]
     best_cases: dict[str, list[Case]] = field(default_factory=dict)
     worst_cases: dict[str, list[Case]] = field(default_factory=dict)
 
 
-def write_report(audit: dict[str, Any], pictures: Pictures | None, out: Path) -> Path:
+def write_report(audit: dict[str, Any], images: Images | None, out: Path) -> Path:
     """Writes the page.
 
     Args:
         audit: the content of `audit.json`, schema `SCHEMA`. Lists may be empty, and `utility`, `best` and
             `certificate` may be null.
-        pictures: None leaves the picture parts out.
+        images: None leaves the image parts out.
         out: the file, or a folder in which it is called `audit.html`.
 
     Returns:
@@ -89,7 +89,7 @@ def write_report(audit: dict[str, Any], pictures: Pictures | None, out: Path) ->
         AuditError: the audit is of another schema, or the file cannot be written.
     """
     path = out / "audit.html" if out.is_dir() else out
-    page = render(audit, pictures)
+    page = render(audit, images)
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as error:
@@ -97,7 +97,7 @@ def write_report(audit: dict[str, Any], pictures: Pictures | None, out: Path) ->
     return path
 
 
-def render(audit: dict[str, Any], pictures: Pictures | None) -> str:
+def render(audit: dict[str, Any], images: Images | None) -> str:
     """The page as a string; see `write_report`.
 
     Raises:
@@ -126,8 +126,8 @@ def render(audit: dict[str, Any], pictures: Pictures | None) -> str:
         if audit.get("frontier")
         else None,
         curves=_themed([svg(_curves(audit, dark=dark)) for dark in (False, True)]) if _learned(audit) else None,
-        panel=_panel(audit, pictures) if pictures else [],
-        cases=_cases(pictures) if pictures else [],
+        panel=_panel(audit, images) if images else [],
+        cases=_cases(images) if images else [],
         threats=_by_threat(audit),
         is_best=lambda trial, name: (id(trial), name) in winners,
         counts=count_by_status(audit),
@@ -151,17 +151,19 @@ def _data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _panel(audit: dict[str, Any], pictures: Pictures) -> list[dict[str, Any]]:
-    """Rows of the picture panel: title, note, strip, alternative text."""
-    count, height, width = len(pictures.originals), *pictures.originals.shape[2:]
+def _panel(audit: dict[str, Any], images: Images) -> list[dict[str, Any]]:
+    """Rows of the image panel: title, note, strip, alternative text."""
+    count, height, width = len(images.originals), *images.originals.shape[2:]
     rows: list[tuple[str, str, Tensor, str]] = [
-        ("Original", "", pictures.originals, f"{count} original pictures"),
-        ("What travels", "", pictures.travels_preview, "what travels for each of them"),
+        ("Original", "", images.originals, f"{count} original images"),
+        ("The payload", "", images.payload_preview, "the payload for each of them"),
     ]
-    for name, restored in pictures.by_attacker.items():
+    for name, reconstructed in images.by_attacker.items():
         mine = [trial for trial in done(audit) if trial["attacker"] == name]
         best = min(mine, key=lambda trial: float(trial["mse"]), default=None)
-        rows.append((f"Restored: {name}", _caption(best), restored, f"the same pictures as {name} restores them"))
+        rows.append(
+            (f"Reconstructed: {name}", _caption(best), reconstructed, f"the same images as {name} reconstructs them")
+        )
     return [
         {
             "title": title, "note": note, "alt": alt,
@@ -179,38 +181,38 @@ def _caption(trial: dict[str, Any] | None) -> str:
     return f"{trial['threat']}; MSE {mse}, PSNR {psnr_db} dB, SSIM {ssim}, excess leakage {leakage}"
 
 
-def _like(pictures: Tensor, height: int, width: int) -> Tensor:
-    """Pictures (K, 1 or 3, H', W') uint8 -> (K, 3, height, width) uint8, by repetition of pixels."""
-    pictures = pictures.expand(-1, 3, -1, -1)
-    if pictures.shape[2:] == (height, width):
-        return pictures
-    return torch.nn.functional.interpolate(pictures, (height, width), mode="nearest")
+def _like(images: Tensor, height: int, width: int) -> Tensor:
+    """Images (K, 1 or 3, H', W') uint8 -> (K, 3, height, width) uint8, by repetition of pixels."""
+    images = images.expand(-1, 3, -1, -1)
+    if images.shape[2:] == (height, width):
+        return images
+    return torch.nn.functional.interpolate(images, (height, width), mode="nearest")
 
 
-def _strip(pictures: Tensor) -> str:
-    """Pictures (K, 3, H, W) uint8 side by side, as the URI of a PNG with clear gaps."""
-    count, _, height, width = pictures.shape
+def _strip(images: Tensor) -> str:
+    """Images (K, 3, H, W) uint8 side by side, as the URI of a PNG with clear gaps."""
+    count, _, height, width = images.shape
     sheet = np.zeros((height, count * (width + _GAP) - _GAP, 4), np.uint8)
-    for number, picture in enumerate(pictures.cpu().numpy()):
+    for number, image in enumerate(images.cpu().numpy()):
         left = number * (width + _GAP)
-        sheet[:, left : left + width, :3] = picture.transpose(1, 2, 0)
+        sheet[:, left : left + width, :3] = image.transpose(1, 2, 0)
         sheet[:, left : left + width, 3] = 255
     stream = io.BytesIO()
     Image.fromarray(sheet).save(stream, "PNG", optimize=True)
     return _data_uri(stream.getvalue(), "image/png")
 
 
-def _cases(pictures: Pictures) -> list[dict[str, Any]]:
+def _cases(images: Images) -> list[dict[str, Any]]:
     groups = []
     for title, by_measure in (
-        ("Restored best", pictures.best_cases),
-        ("Restored worst", pictures.worst_cases),
+        ("Reconstructed best", images.best_cases),
+        ("Reconstructed worst", images.worst_cases),
     ):
         for measure, cases in by_measure.items():
-            name, digits = _PER_PICTURE.get(measure, measure), _MEASURES.get(measure, ("", 3, True))[1]
+            name, digits = _PER_IMAGE.get(measure, measure), _MEASURES.get(measure, ("", 3, True))[1]
             pairs = [
-                {"uri": Markup(_strip(torch.stack([original, restored]))), "value": f"{name} {value:.{digits}f}"}
-                for original, restored, value in cases
+                {"uri": Markup(_strip(torch.stack([original, reconstructed]))), "value": f"{name} {value:.{digits}f}"}
+                for original, reconstructed, value in cases
             ]
             groups.append({"title": f"{title}, by {name}", "pairs": pairs})
     return groups
@@ -246,7 +248,7 @@ def _winners(audit: dict[str, Any]) -> set[tuple[int, str]]:
 
 
 def _ladder(audit: dict[str, Any]) -> list[dict[str, Any]]:
-    """The references and this audit's best attacker, from the worst to the best restoration."""
+    """The references and this audit's best attacker, from the worst to the best reconstruction."""
     rows = [dict(row, mine=False) for row in audit.get("references") or []]
     best = audit.get("best")
     if best and best.get("mse") is not None:
@@ -259,7 +261,7 @@ def _learned(audit: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _curves(audit: dict[str, Any], *, dark: bool) -> Figure:
-    """Held-out error against pictures seen, one small plot for each threat model."""
+    """Held-out error against images seen, one small plot for each threat model."""
     trials = _learned(audit)
     threats = [group["name"] for group in _by_threat(audit) if any(t["threat"] == group["name"] for t in trials)]
     colours = dict(zip(sorted({t["attacker"] for t in trials}), _LINES * len(trials), strict=False))
@@ -278,7 +280,7 @@ def _curves(audit: dict[str, Any], *, dark: bool) -> Figure:
                 seen, error = zip(*trial["curve"], strict=True)
                 line = "--" if trial.get("flattened") is False else "-"
                 axes.plot([s / 1000 for s in seen], error, line, color=colours[trial["attacker"]], linewidth=1.5)
-        axes.set_xlabel("thousand pictures seen", fontsize=9)
+        axes.set_xlabel("thousand images seen", fontsize=9)
     for row in grid:
         row[0].set_ylabel("MSE, held out", fontsize=9)
     for name, colour in colours.items():

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sfumato.artifacts.versions import upgraded
 from sfumato.errors import AuditError
 from sfumato.lab.audit.verdict import SCHEMA, best_mixture
 
@@ -69,8 +70,8 @@ def points_of(audits: Mapping[Path, dict[str, Any]]) -> list[Point]:
     """Turns audits into points.
 
     Each audit with a classifier and a best attacker gives one point, with a gate two. The ends of the line, the
-    classifier on the device and the plain picture in the cloud, are the best that any of the audits knows, as is the
-    curve of a gate before the plain picture. The paper's accuracies are added where the data are `PAPER_DATA`.
+    classifier on the device and the plain image in the cloud, are the best that any of the audits knows, as is the
+    curve of a gate before the plain image. The paper's accuracies are added where the data are `PAPER_DATA`.
 
     Args:
         audits: contents of `audit.json` files.
@@ -110,7 +111,7 @@ def points_of(audits: Mapping[Path, dict[str, Any]]) -> list[Point]:
     }
     points = [{**point, **_without_it(point, alternatives)} for point in points] + curve
     roles = {point["role"] for point in points}
-    for role, name, leakage in (("local", "classifier on the device", 0.0), ("identity", "plain picture", 1.0)):
+    for role, name, leakage in (("local", "classifier on the device", 0.0), ("identity", "plain image", 1.0)):
         if ends[role] and role not in roles:
             points.append(
                 {
@@ -123,7 +124,7 @@ def points_of(audits: Mapping[Path, dict[str, Any]]) -> list[Point]:
 
 def _read(file: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = upgraded(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise AuditError(f"{file} cannot be read as JSON ({error}); remove it or write it again") from error
     return content if isinstance(content, dict) and content.get("schema") == SCHEMA else None
@@ -169,14 +170,14 @@ def gated_point(own: Point, gate: dict[str, Any] | None) -> list[Point]:
 
 
 def gated_plain_points(utility: dict[str, Any]) -> list[Point]:
-    """Where anybody stands who answers on the device what it is sure of and sends the other pictures as they are.
+    """Where anybody stands who answers on the device what it is sure of and sends the other images as they are.
 
     Args:
         utility: of an `audit.json`.
     """
     return [
         {
-            "name": f"plain picture, {100 * row['offload_rate']:.0f} % sent", "accuracy": float(row["accuracy"]),
+            "name": f"plain image, {100 * row['offload_rate']:.0f} % sent", "accuracy": float(row["accuracy"]),
             "excess_leakage": float(row["excess_leakage"]), "role": "gated", "budget": None,
             "source": "the audits' utility", "best_attacker": None,
         }

@@ -1,6 +1,6 @@
 """Whether offloading is worth it: points of the frontier beside what anybody gets without an obfuscator, in words.
 
-The measure is `sfumato.lab.audit.verdict.best_mixture`: a classifier on the device and plain pictures, mixed so that
+The measure is `sfumato.lab.audit.verdict.best_mixture`: a classifier on the device and plain images, mixed so that
 they leak as much as the obfuscator was found to leak.
 """
 
@@ -38,7 +38,7 @@ class Row:
         name: as people read it.
         seeds: how many points it consists of.
         accuracy: in [0, 1].
-        excess_leakage: over all pictures; a lower bound.
+        excess_leakage: over all images; a lower bound.
         mixture: accuracy of the best mixture at that leakage; None, as is all that follows, where no classifier on the
             device was measured.
         gain: accuracy above the mixture's, seed by seed.
@@ -99,7 +99,7 @@ def rows_of(points: Sequence[Point]) -> list[Row]:
 def sentence(of: Row) -> str:
     """What a row is worth, in words."""
     reached = (
-        f"{of.name}: {spoken(of.accuracy)} of the pictures are answered right at an excess leakage of at least "
+        f"{of.name}: {spoken(of.accuracy)} of the images are answered right at an excess leakage of at least "
         f"{decimals(of.excess_leakage.mean, 2)}"
     )
     if of.mixture is None or of.gain is None:
@@ -162,7 +162,7 @@ def _rests_on(rows: Sequence[Row]) -> str:
     else:
         parts.append(f"each point is the mean over {' or '.join(map(str, seeds))} seeds")
     if len(rows) > 1:
-        parts.append("the best of several points was chosen on the same test pictures")
+        parts.append("the best of several points was chosen on the same test images")
     return "; ".join(parts) + "."
 
 

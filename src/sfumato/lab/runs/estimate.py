@@ -19,7 +19,7 @@ from sfumato.errors import TrainingError
 from sfumato.lab.models.precision import Precision
 from sfumato.artifacts.provenance import provenance
 from sfumato.lab.models.precision import device_name
-from sfumato.lab.training.engine import Pictures, Schedule, fit, look
+from sfumato.lab.training.engine import Images, Schedule, fit, look
 from sfumato.lab.training.optimizer import optimizer_of
 from sfumato.lab.training.setup import Prepared, Run, prepare, starting_from
 from sfumato.lab.training.recipe import AnyRecipe
@@ -35,18 +35,18 @@ def estimate(recipe: AnyRecipe, *, accelerator: str = "auto", steps: int = STEPS
     """Trains a few steps of a recipe, keeps nothing of them, and says how long all of it would take.
 
     Args:
-        recipe: validated. Of pictures that stand in for the real ones, `data.train_pictures` says how many an epoch of
+        recipe: validated. Of images that stand in for the real ones, `data.train_images` says how many an epoch of
             the real ones has.
         accelerator: as Lightning Fabric names it.
         steps: to train and time, besides a few that are not timed.
 
     Returns:
-        "step_s", the median; "step_s_range", from the fastest to the slowest; "pictures_per_s"; "data_share", of the
-        time that was waited for pictures; "peak_memory_mb", of this process and of the largest of its workers, and on a
+        "step_s", the median; "step_s_range", from the fastest to the slowest; "images_per_s"; "data_share", of the
+        time that was waited for images; "peak_memory_mb", of this process and of the largest of its workers, and on a
         GPU its own; "extrapolated" steps and hours; the recipe, and provenance.
 
     Raises:
-        SfumatoError: as `sfumato.lab.training.train`; or there are too few pictures.
+        SfumatoError: as `sfumato.lab.training.train`; or there are too few images.
     """
     recipe = starting_from(None, recipe)
     plan = recipe.training
@@ -88,18 +88,18 @@ def _found(
     durations, waits = timed.durations()
     step_s = statistics.median(durations)
     looks = -(-plan.epochs // plan.validate_every)
-    tested = recipe.data.test_pictures or len(made.test)
+    tested = recipe.data.test_images or len(made.test)
     training_s, testing_s = step_s * all_steps * plan.epochs, test_s * tested * looks
     return {
         "what": (
             f"An extrapolation from {len(durations)} training steps on this machine, not a training; reading the "
-            "first pictures, export and the last evaluation are left out."
+            "first images, export and the last evaluation are left out."
         ),
         "name": recipe.name,
         "step_s": round(step_s, 4),
         "step_s_range": [round(min(durations), 4), round(max(durations), 4)],
         "steps_timed": len(durations),
-        "pictures_per_s": round(plan.batch_size / step_s, 2),
+        "images_per_s": round(plan.batch_size / step_s, 2),
         "data_share": round(sum(waits) / sum(durations), 4),
         "peak_memory_mb": _peak_memory_mb(device),
         "extrapolated": {
@@ -116,7 +116,7 @@ def _found(
             precision=str(precision),
             device=device_name(device),
             threads=torch.get_num_threads(),
-            train_pictures=len(durations) * plan.batch_size,
+            train_images=len(durations) * plan.batch_size,
             data=made.train.source,
             streamed=isinstance(made.train, Stream),
         ),
@@ -126,15 +126,15 @@ def _found(
 class _Timed:
     """The first batches of an epoch, and when each was asked for and came."""
 
-    def __init__(self, pictures: ImageSet | Stream, steps: int, batch_size: int, device: torch.device) -> None:
+    def __init__(self, images: ImageSet | Stream, steps: int, batch_size: int, device: torch.device) -> None:
         if steps < _WARM_UP + _FEWEST:
             raise TrainingError(
                 f"{steps} steps are too few to time: an epoch must have {_WARM_UP + _FEWEST} or more; lower "
-                "training.batch_size or use more pictures"
+                "training.batch_size or use more images"
             )
         count = steps * batch_size
-        self._few: Pictures = (
-            replace(pictures, pictures=count) if isinstance(pictures, Stream) else pictures.subset(count)
+        self._few: Images = (
+            replace(images, images=count) if isinstance(images, Stream) else images.subset(count)
         )
         self._device = device
         self._asked: list[float] = []
@@ -146,7 +146,7 @@ class _Timed:
     def batches(
         self, seed: int, batch_size: int, *, first: int = 0, rank: int = 0, world_size: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The pictures' batches, timed."""
+        """The images' batches, timed."""
         batches = self._few.batches(seed, batch_size, first=first, rank=rank, world_size=world_size)
         for _ in range(len(self) // batch_size):
             self._asked.append(self._now())
@@ -155,7 +155,7 @@ class _Timed:
             yield batch
 
     def durations(self) -> tuple[list[float], list[float]]:
-        """Seconds of each step, and those of them that were waited for its pictures, without the first few steps."""
+        """Seconds of each step, and those of them that were waited for its images, without the first few steps."""
         ends = self._asked[1:]  # the last step's end is not seen
         steps = [end - start for start, end in zip(self._asked, ends, strict=False)]
         waits = [came - asked for asked, came in zip(self._asked, self._came, strict=True)]

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sfumato.artifacts.versions import upgraded
 from sfumato.errors import ResultsError, TrainingError
 
 
@@ -31,7 +32,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         ResultsError: the file cannot be read, or holds no JSON object.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = upgraded(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (OSError, RecursionError, ValueError) as error:

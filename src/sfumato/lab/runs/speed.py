@@ -18,7 +18,7 @@ from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTa
 
 _STEPS = 2
 _BATCH = 64
-"""Pictures of a measured step on a CPU."""
+"""Images of a measured step on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Entry:
 
 
 def device_macs(recipe: AnyRecipe, *, height: int = 32, width: int = 32, classes: int = 10) -> int:
-    """Multiply-accumulates of the network that a recipe trains, for one picture.
+    """Multiply-accumulates of the network that a recipe trains, for one image.
 
     Args:
         recipe: of a classifier or an obfuscator.
-        height: rows of the pictures.
-        width: columns of the pictures.
+        height: rows of the images.
+        width: columns of the images.
         classes: of the classifier.
     """
     net: nn.Module
@@ -74,7 +74,7 @@ class Speed:
     def training_s(
         self,
         recipe: AnyRecipe,
-        pictures: int,
+        images: int,
         epochs: int,
         *,
         classifier: nn.Module | None = None,
@@ -86,12 +86,12 @@ class Speed:
 
         Args:
             recipe: of a classifier or an obfuscator.
-            pictures: of one epoch.
+            images: of one epoch.
             epochs: that are left.
             classifier: the frozen classifier of an obfuscator, or the teacher of a classifier: normalised images to
                 logits.
-            height: rows of the pictures.
-            width: columns of the pictures.
+            height: rows of the images.
+            width: columns of the images.
             classes: of the classifier.
 
         Raises:
@@ -104,16 +104,16 @@ class Speed:
         key = kind, macs, height, width, recipe.training.precision
         if key not in self._known:
             task = _task(recipe, classifier, height, width, classes, self._device)
-            self._known[key] = _picture_seconds(task, (height, width), self._device)
-        return self._known[key] * pictures * epochs
+            self._known[key] = _image_seconds(task, (height, width), self._device)
+        return self._known[key] * images * epochs
 
     def audit_s(self, budget: Budget) -> float:
         """Seconds for an audit."""
-        return self.decoder_s * (budget.pictures + budget.identification_pictures + budget.attribute_pictures)
+        return self.decoder_s * (budget.images + budget.identification_images + budget.attribute_images)
 
     @cached_property
     def decoder_s(self) -> float:
-        """Seconds that an audit takes for each training picture of its decoders."""
+        """Seconds that an audit takes for each training image of its decoders."""
         return decoder_seconds(self._device)
 
 
@@ -142,8 +142,8 @@ def _task(
     return ObfuscationTask(Obfuscator(), Deobfuscator(), frozen, scale, privacy_weight=1.0, bfloat16=bfloat16)
 
 
-def _picture_seconds(task: nn.Module, size: tuple[int, int], device: torch.device) -> float:
-    """Seconds that a training step takes for each picture of its batch."""
+def _image_seconds(task: nn.Module, size: tuple[int, int], device: torch.device) -> float:
+    """Seconds that a training step takes for each image of its batch."""
     batch = 256 if device.type == "cuda" else _BATCH
     task.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     images, labels = torch.rand(batch, 3, *size, device=device), torch.zeros(batch, dtype=torch.int64, device=device)

@@ -90,7 +90,7 @@ def settings(recipe: Path, dials: Sequence[Dial], *, seeds: int, overrides: Sequ
         raise RecipeError("two values of a dial give the same folder's name; write them with letters, digits, . or _")
     recipes = [recipe for setting in found for recipe in setting.recipes]
     if len({_shared(recipe) for recipe in recipes}) > 1:
-        raise RecipeError("a dial changes the classifier or the pictures; points of one frontier must share them")
+        raise RecipeError("a dial changes the classifier or the images; points of one frontier must share them")
     return found
 
 
@@ -112,4 +112,4 @@ def _setting(recipe: Path, values: dict[str, str], seeds: int, overrides: Sequen
 def _shared(recipe: AnyRecipe) -> object:
     assert not isinstance(recipe, ClassifierRecipe)
     data = recipe.data
-    return recipe.classifier, data.source, data.size, data.image_column, data.label_column, data.test_pictures
+    return recipe.classifier, data.source, data.size, data.image_column, data.label_column, data.test_images

@@ -39,12 +39,12 @@ class Attack:
     Attributes:
         budget: how hard the attackers try.
         local: folder of the bundle of the classifier on the device; None if there is none.
-        pictures: use only so many training and test pictures each; None for all.
+        images: use only so many training and test images each; None for all.
     """
 
     budget: Budget
     local: str | None = None
-    pictures: int | None = None
+    images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Job:
     def audit(self) -> Path:
         """The folder of the audit."""
         assert self.attack is not None
-        count = "" if self.attack.pictures is None else f"-{self.attack.pictures}"
+        count = "" if self.attack.images is None else f"-{self.attack.images}"
         return Path(self.folder) / f"audit-{self.attack.budget.name}{count}"
 
 
@@ -96,7 +96,7 @@ def make(job: Job, bars: Bars = no_bars) -> None:
         return
     assert not isinstance(recipe, ClassifierRecipe)
     bundle = Bundle.load(job.run.bundle, kind="obfuscator")
-    train, test = pictures(recipe.data, job.attack.pictures)
+    train, test = images(recipe.data, job.attack.images)
     local, path = job.attack.local, classifier_bundle(recipe.classifier, job.run.classifier)
     classifier = load_classifier(path)
     train, test = train.of_classes(classifier.labels), test.of_classes(classifier.labels)
@@ -169,8 +169,8 @@ def is_done(job: Job) -> bool:
     return training_state(job).name == "done" and (job.attack is None or known_audit(job) is not None)
 
 
-def pictures(recipe: DataRecipe, count: int | None) -> tuple[ImageSet, ImageSet]:
-    """Training and test pictures of an audit.
+def images(recipe: DataRecipe, count: int | None) -> tuple[ImageSet, ImageSet]:
+    """Training and test images of an audit.
 
     Args:
         recipe: the data's.
@@ -181,9 +181,9 @@ def pictures(recipe: DataRecipe, count: int | None) -> tuple[ImageSet, ImageSet]
         DataError: see `sfumato.lab.data.load_train_test`.
     """
     if recipe.image_column or recipe.label_column:
-        raise RecipeError("an audit finds the columns of pictures and classes by itself; sweep a recipe without them")
+        raise RecipeError("an audit finds the columns of images and classes by itself; sweep a recipe without them")
     if recipe.stream:
-        raise RecipeError("an audit needs its pictures in memory; sweep a recipe without data.stream")
+        raise RecipeError("an audit needs its images in memory; sweep a recipe without data.stream")
     train, test, _ = load_train_test(recipe.source, size=recipe.size)
     return train.subset(count), test.subset(count)
 

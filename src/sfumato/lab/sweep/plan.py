@@ -16,7 +16,7 @@ from sfumato.lab.classifiers import FrozenClassifier, classifier_bundle, load_cl
 from sfumato.lab.report.points import points_of, read_audits
 from sfumato.lab.runs.speed import Entry, Speed, device_macs
 from sfumato.lab.sweep.dials import Setting, parse_dial, settings
-from sfumato.lab.sweep.jobs import Attack, Job, fastest_device, known_audit, pictures, training_state
+from sfumato.lab.sweep.jobs import Attack, Job, fastest_device, images, known_audit, training_state
 from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, DataRecipe, load_recipe, parse_recipe
 
 LOCAL = "local"
@@ -33,7 +33,7 @@ class Sweep:
         folder: of everything: `points/` with a run and its audit each, `local/`, `audits/`, and what comes out.
         budget: of the audits.
         classifier: that all points are for.
-        pictures: training and test pictures of the audits, each at most; None for all.
+        images: training and test images of the audits, each at most; None for all.
         local: folder of the bundle of the classifier on the device; None if none was given.
         local_recipe: by which that classifier is trained.
         beside: contents of other audits, by file.
@@ -44,7 +44,7 @@ class Sweep:
     folder: Path
     budget: Budget
     classifier: FrozenClassifier
-    pictures: int | None = None
+    images: int | None = None
     local: Path | None = None
     local_recipe: ClassifierRecipe | None = None
     beside: dict[Path, dict[str, Any]] | None = None
@@ -64,7 +64,7 @@ class Sweep:
     @cached_property
     def jobs(self) -> dict[str, Job]:
         """One job for each point, by its name."""
-        attack = Attack(self.budget, None if self.local_bundle is None else str(self.local_bundle), self.pictures)
+        attack = Attack(self.budget, None if self.local_bundle is None else str(self.local_bundle), self.images)
         return {
             name: Job(name, recipe.model_dump(mode="json"), str(self.folder / "points" / name), attack)
             for setting in self.settings
@@ -80,7 +80,7 @@ def plan_sweep(
     dials: Sequence[str] = (),
     seeds: int = 1,
     overrides: Sequence[str] = (),
-    pictures_each: int | None = None,
+    images_each: int | None = None,
     local: Path | None = None,
     local_recipe: Path | None = None,
     beside: Path | None = None,
@@ -94,9 +94,9 @@ def plan_sweep(
         dials: such as "code_bits=4,8,16".
         seeds: how often each point is repeated.
         overrides: of the recipe at every point, such as "training.epochs=4".
-        pictures_each: use only so many training and test pictures each in audits.
+        images_each: use only so many training and test images each in audits.
         local: folder of the bundle of a classifier that fits the device.
-        local_recipe: a TOML file to train that classifier by instead, on the same pictures, with the sweep's
+        local_recipe: a TOML file to train that classifier by instead, on the same images, with the sweep's
             classifier as its teacher if it has one.
         beside: folder of other audits.
 
@@ -109,8 +109,8 @@ def plan_sweep(
     first = found[0].recipes[0]
     assert not isinstance(first, ClassifierRecipe)
     classifier = load_classifier(classifier_bundle(first.classifier, folder / "classifier"))
-    train, test = pictures(first.data, pictures_each)
-    if len(train.names) == len(classifier.labels):  # an audit needs pictures of every class
+    train, test = images(first.data, images_each)
+    if len(train.names) == len(classifier.labels):  # an audit needs images of every class
         train, test = train.of_classes(classifier.labels), test.of_classes(classifier.labels)
     _check_fit("the data", classifier, (train.images.shape[2], train.images.shape[3]), train.names)
     if local is not None:
@@ -130,7 +130,7 @@ def plan_sweep(
         folder=folder,
         budget=budget,
         classifier=classifier,
-        pictures=pictures_each,
+        images=images_each,
         local=local,
         local_recipe=None if local_recipe is None else _local(local_recipe, first.data, first.classifier),
         beside=others,
@@ -151,7 +151,7 @@ def listing(sweep: Sweep) -> list[Entry]:
         if state.name != "done":
             seconds = speed.training_s(
                 recipe,
-                _train_pictures(recipe),
+                _train_images(recipe),
                 epochs - state.epochs,
                 classifier=sweep.classifier.net,
                 **_size(sweep),
@@ -165,7 +165,7 @@ def listing(sweep: Sweep) -> list[Entry]:
 
 
 def device_cost(sweep: Sweep) -> dict[str, int | None]:
-    """Multiply-accumulates a picture on the device: of the largest obfuscator, and of the classifier beside it.
+    """Multiply-accumulates an image on the device: of the largest obfuscator, and of the classifier beside it.
 
     None where no classifier was given, or one that no recipe of ours describes.
     """
@@ -188,9 +188,9 @@ def _size(sweep: Sweep) -> dict[str, int]:
     return {"height": size.height, "width": size.width, "classes": len(sweep.classifier.labels)}
 
 
-def _train_pictures(recipe: AnyRecipe) -> int:
-    train, _ = pictures(recipe.data, None)
-    return min(len(train), recipe.data.train_pictures or len(train))
+def _train_images(recipe: AnyRecipe) -> int:
+    train, _ = images(recipe.data, None)
+    return min(len(train), recipe.data.train_images or len(train))
 
 
 def _local(path: Path, data: DataRecipe, classifier: str) -> ClassifierRecipe:
@@ -210,7 +210,7 @@ def _local(path: Path, data: DataRecipe, classifier: str) -> ClassifierRecipe:
 def _check_fit(what: str, classifier: FrozenClassifier, size: tuple[int, int], names: tuple[str, ...]) -> None:
     wanted = classifier.preprocessing.height, classifier.preprocessing.width
     if size != wanted:
-        raise RecipeError(f"{what} has pictures of {size}, the classifier {classifier.name} takes {wanted}")
+        raise RecipeError(f"{what} has images of {size}, the classifier {classifier.name} takes {wanted}")
     if tuple(names) != tuple(classifier.labels):
         raise RecipeError(
             f"{what} has the classes {', '.join(names[:4])}, ...; the classifier {classifier.name} has "

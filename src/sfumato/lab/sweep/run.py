@@ -121,13 +121,13 @@ def _found(sweep: Sweep, failed: dict[str, str], say: Say) -> Found:
     return Found(rows, beside, content, sweep.folder / "frontier.json")
 
 
-_SENDS_ALL = "every picture sent"
+_SENDS_ALL = "every image sent"
 
 
 def _rows(
     setting: Setting, made: dict[str, dict[str, Any]], others: dict[Path, dict[str, Any]]
 ) -> list[tuple[str, Row]]:
-    """A setting's rows: sending every picture, and with its gate if it has one."""
+    """A setting's rows: sending every image, and with its gate if it has one."""
     points = [
         [p for p in points_of({**others, Path(name): made[name]}) if p["role"] not in ENDS and p["source"] == name]
         for name in setting.names
@@ -158,14 +158,14 @@ def _drawn(of: Row, mode: str) -> Point:
 
 
 def _comparable(sweep: Sweep, own: dict[Path, dict[str, Any]], say: Say) -> dict[Path, dict[str, Any]]:
-    """Other audits for the same classifier on the same pictures: those with the same accuracy on plain ones."""
+    """Other audits for the same classifier on the same images: those with the same accuracy on plain ones."""
     plain = {audit["utility"]["accuracy_plain"] for audit in own.values()}
     others = sweep.beside or {}
     same = {file: audit for file, audit in others.items() if (audit["utility"] or {}).get("accuracy_plain") in plain}
     if left_out := [file.name for file in others if file not in same]:
         say(
-            f"left out, being for another classifier or other pictures than the sweep's: {', '.join(left_out)} (plain "
-            "pictures get another accuracy there)"
+            f"left out, being for another classifier or other images than the sweep's: {', '.join(left_out)} (plain "
+            "images get another accuracy there)"
         )
     return same
 
@@ -175,7 +175,7 @@ def _device_says(macs: dict[str, int | None]) -> list[str]:
     if obfuscator is None or local is None:
         return []
     says = (
-        f"On the device the obfuscator takes {obfuscator / 1e6:.1f} million multiply-accumulates a picture, the "
+        f"On the device the obfuscator takes {obfuscator / 1e6:.1f} million multiply-accumulates an image, the "
         f"classifier beside it {local / 1e6:.1f} million"
     )
     if local > _ALIKE * obfuscator:

@@ -22,7 +22,7 @@ class Attackers(nn.Module):
     running error is ours.
 
     Args:
-        nets: obfuscated images (N, 3, H, W) to restored images.
+        nets: obfuscated images (N, 3, H, W) to reconstructed images.
 
     Attributes:
         errors: (number of nets,) float32, running reconstruction errors; infinite for one that has not begun.
@@ -47,9 +47,9 @@ class Attackers(nn.Module):
         self.errors.copy_(torch.where(self.errors.isinf(), errors, self.errors.lerp(errors, _MEMORY)))
 
     def forward(self, obfuscated: Tensor) -> Tensor:
-        """(N, 3, H, W) float -> what the best attacker restores, the same shape, not bounded."""
-        restored: Tensor = self.nets[self.best](obfuscated)
-        return restored
+        """(N, 3, H, W) float -> what the best attacker reconstructs, the same shape, not bounded."""
+        reconstructed: Tensor = self.nets[self.best](obfuscated)
+        return reconstructed
 
 
 def attacker_to_restart(epoch: int, *, every: int | None, attackers: int) -> int | None:

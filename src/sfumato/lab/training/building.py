@@ -14,7 +14,7 @@ from sfumato.artifacts.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, B
 from sfumato.errors import BundleError, RecipeError
 from sfumato.lab.classifiers import FrozenClassifier
 from sfumato.lab.data import ImageSet
-from sfumato.lab.models import RESTORERS, Normalize, Obfuscator, Sketcher, fold_norms, obfuscator_of, sketcher_of
+from sfumato.lab.models import DECODERS, Normalize, Obfuscator, Sketcher, fold_norms, obfuscator_of, sketcher_of
 from sfumato.lab.models.classifiers import features_and_logits
 from sfumato.lab.training.adversaries import Attackers, attacker_to_restart, restart
 from sfumato.lab.training.code_mixture import CodeMixture
@@ -40,11 +40,11 @@ def obfuscation_task(
         recipe: validated.
         frozen: the classifier.
         others: the further ones that its `transfer` names.
-        images: the training pictures; see `answered` for those without labels.
+        images: the training images; see `answered` for those without labels.
         bfloat16: see `Precision.dense_bfloat16`.
 
     Raises:
-        RecipeError: the recipe does not fit the pictures or the classifier.
+        RecipeError: the recipe does not fit the images or the classifier.
     """
     check_fit(frozen, images)
     height, width = images.images.shape[2:]
@@ -54,14 +54,14 @@ def obfuscation_task(
         )
     if recipe.input.remove_frequencies >= min(height, width):
         raise RecipeError(
-            f"input.remove_frequencies = {recipe.input.remove_frequencies} leaves nothing of pictures of "
+            f"input.remove_frequencies = {recipe.input.remove_frequencies} leaves nothing of images of "
             f"{height}x{width}: it must be smaller than their sides"
         )
     utility = recipe.utility
     if utility.feature_weight:
         _check_features(frozen)
     obfuscator = obfuscator_of(recipe.model_dump(mode="json"))
-    nets = [RESTORERS[kind]() for kind in recipe.privacy.attackers]
+    nets = [DECODERS[kind]() for kind in recipe.privacy.attackers]
     shape = obfuscator.code_channels, height // obfuscator.size_multiple, width // obfuscator.size_multiple
     return ObfuscationTask(
         obfuscator,
@@ -92,12 +92,12 @@ def sketch_task(
     Args:
         recipe: validated.
         frozen: the classifier.
-        images: the training pictures.
+        images: the training images.
         others: the further ones that its `transfer` names.
         bfloat16: see `Precision.dense_bfloat16`.
 
     Raises:
-        RecipeError: the recipe does not fit the pictures or the classifier.
+        RecipeError: the recipe does not fit the images or the classifier.
     """
     check_fit(frozen, images)
     height, width = images.images.shape[2:]
@@ -121,7 +121,7 @@ def sketch_task(
 def further(
     recipe: TransferRecipe, frozen: FrozenClassifier, others: Sequence[FrozenClassifier], *, bfloat16: bool
 ) -> Others:
-    """The further classifiers of an obfuscator, which have to answer for the same pictures with the same classes.
+    """The further classifiers of an obfuscator, which have to answer for the same images with the same classes.
 
     Raises:
         RecipeError: one of them does not.
@@ -135,7 +135,7 @@ def further(
         size, wanted = other.preprocessing, frozen.preprocessing
         if (size.height, size.width) != (wanted.height, wanted.width):
             raise RecipeError(
-                f"transfer.also: {other.name} takes pictures of {size.height}x{size.width}, {frozen.name} of "
+                f"transfer.also: {other.name} takes images of {size.height}x{size.width}, {frozen.name} of "
                 f"{wanted.height}x{wanted.width}"
             )
     nets = [(normalize(other.preprocessing), fold_norms(other.net)) for other in others]
@@ -180,7 +180,7 @@ def begin_from(
             task.attackers[0].load_state_dict(load_file(start.file(DEOBFUSCATOR_WEIGHTS)))
     except RuntimeError as error:
         raise RecipeError(
-            f"the {name} of {start.path} does not fit the recipe (another number of classes, size of pictures, "
+            f"the {name} of {start.path} does not fit the recipe (another number of classes, size of images, "
             f"code_bits or attackers?): {str(error).strip().splitlines()[-1].strip()}"
         ) from error
     except SafetensorError as error:
@@ -212,7 +212,7 @@ def restarted(recipe: ObfuscatorRecipe, task: ObfuscationTask, epoch: int) -> li
     turn = attacker_to_restart(epoch, every=recipe.privacy.restart_epochs, attackers=len(attackers))
     if turn is None:
         return []
-    restart(attackers[turn], RESTORERS[recipe.privacy.attackers[turn]], seed=recipe.training.seed + epoch)
+    restart(attackers[turn], DECODERS[recipe.privacy.attackers[turn]], seed=recipe.training.seed + epoch)
     if isinstance(task.deobfuscator, Attackers):
         task.deobfuscator.errors[turn] = torch.inf
     return list(attackers[turn].parameters())
@@ -220,11 +220,11 @@ def restarted(recipe: ObfuscatorRecipe, task: ObfuscationTask, epoch: int) -> li
 
 @torch.no_grad()
 def answered(images: ImageSet, frozen: FrozenClassifier) -> ImageSet:
-    """The pictures with the classifier's own answers as labels, for training that looks at no others.
+    """The images with the classifier's own answers as labels, for training that looks at no others.
 
     Args:
         images: their labels are not looked at.
-        frozen: the classifier, for pictures of this size.
+        frozen: the classifier, for images of this size.
     """
     net, scale = frozen.net.eval(), normalize(frozen.preprocessing)
     answers = [net(scale(part.float() / 255)).argmax(dim=1) for part in torch.split(images.images, _BATCH)]
@@ -232,7 +232,7 @@ def answered(images: ImageSet, frozen: FrozenClassifier) -> ImageSet:
 
 
 def class_means(images: ImageSet) -> Tensor:
-    """The mean picture of each class, (classes, 3, H, W) float32 in [0, 1]; of a class without any, that of all."""
+    """The mean image of each class, (classes, 3, H, W) float32 in [0, 1]; of a class without any, that of all."""
     counts = images.labels.bincount(minlength=len(images.names)).view(-1, 1, 1, 1)
     sums = torch.zeros(len(images.names), *images.images.shape[1:])
     for part, labels in zip(torch.split(images.images, _BATCH), torch.split(images.labels, _BATCH), strict=True):
@@ -241,7 +241,7 @@ def class_means(images: ImageSet) -> Tensor:
 
 
 def check_fit(frozen: FrozenClassifier, images: ImageSet) -> None:
-    """Whether a classifier takes these pictures and knows their classes.
+    """Whether a classifier takes these images and knows their classes.
 
     Raises:
         RecipeError: it does not.
@@ -249,7 +249,7 @@ def check_fit(frozen: FrozenClassifier, images: ImageSet) -> None:
     size = tuple(images.images.shape[2:])
     wanted = (frozen.preprocessing.height, frozen.preprocessing.width)
     if size != wanted:
-        raise RecipeError(f"pictures are {size}, the classifier {frozen.name} takes {wanted}; set data.size")
+        raise RecipeError(f"images are {size}, the classifier {frozen.name} takes {wanted}; set data.size")
     if len(images.names) != len(frozen.labels):
         raise RecipeError(
             f"the data has {len(images.names)} classes, the classifier {frozen.name} {len(frozen.labels)}"

@@ -1,4 +1,4 @@
-"""What a training stands on: processes and precision, pictures, and how these are varied."""
+"""What a training stands on: processes and precision, images, and how these are varied."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def launch(plan: TrainingRecipe, folder: Path, accelerator: str, devices: int) -
 
 
 def load_both(recipe: DataRecipe, fabric: Fabric, *, label_free: bool) -> tuple[ImageSet, ImageSet]:
-    """Training and test pictures, in memory.
+    """Training and test images, in memory.
 
     Args:
         recipe: validated.
         fabric: launched.
-        label_free: the labels of the training pictures are not looked at, and need not exist; they are all 0.
+        label_free: the labels of the training images are not looked at, and need not exist; they are all 0.
 
     Raises:
         DataError: they cannot be loaded.
@@ -59,11 +59,11 @@ def load_both(recipe: DataRecipe, fabric: Fabric, *, label_free: bool) -> tuple[
         RecipeError: they are too small for what the recipe does to them, or are to be streamed.
     """
     if recipe.stream:
-        raise RecipeError("data.stream: here all pictures are needed at once; leave it out")
+        raise RecipeError("data.stream: here all images are needed at once; leave it out")
     load = partial(load_images, size=recipe.size, image_column=recipe.image_column, label_column=recipe.label_column)
-    with fabric.rank_zero_first(local=True):  # the others then find the decoded pictures in the cache
-        train_set = load(recipe.source, "train", unlabelled=label_free).subset(recipe.train_pictures)
-        test_set = load(recipe.source, "test").subset(recipe.test_pictures)
+    with fabric.rank_zero_first(local=True):  # the others then find the decoded images in the cache
+        train_set = load(recipe.source, "train", unlabelled=label_free).subset(recipe.train_images)
+        test_set = load(recipe.source, "test").subset(recipe.test_images)
     if fabric.is_global_zero:
         for remark in (*train_set.remarks(), *test_set.remarks()):
             log.warning(remark)
@@ -71,18 +71,18 @@ def load_both(recipe: DataRecipe, fabric: Fabric, *, label_free: bool) -> tuple[
         # No label is looked at; the classifier's own answers take their place.
         train_set = replace(train_set, names=test_set.names, labels=torch.zeros_like(train_set.labels))
     if train_set.names != test_set.names or train_set.images.shape[1:] != test_set.images.shape[1:]:
-        raise TrainingError(f"{recipe.source}: training and test pictures differ in classes or size")
+        raise TrainingError(f"{recipe.source}: training and test images differ in classes or size")
     if recipe.crop_padding >= min(train_set.images.shape[2:]):
-        raise RecipeError(f"data.crop_padding {recipe.crop_padding} must be smaller than the pictures' sides")
+        raise RecipeError(f"data.crop_padding {recipe.crop_padding} must be smaller than the images' sides")
     return train_set, test_set
 
 
 def preprocessing_of(source: str, images: ImageSet) -> Preprocessing:
-    """How such pictures become the input of a classifier that has no preprocessing yet: with their mean and spread."""
+    """How such images become the input of a classifier that has no preprocessing yet: with their mean and spread."""
     height, width = images.images.shape[2:]
     if source == "cifar10":
         return Preprocessing(height, width, cifar10.MEAN, cifar10.STD)
-    # Over at most 10,000 pictures, which is exact enough, and few at a time, which keeps memory small.
+    # Over at most 10,000 images, which is exact enough, and few at a time, which keeps memory small.
     sums = torch.zeros(2, 3, dtype=torch.float64)
     for part in torch.split(images.images[:10_000], _FEW):
         values = part.double().div_(255).transpose(0, 1).flatten(1)
@@ -94,7 +94,7 @@ def preprocessing_of(source: str, images: ImageSet) -> Preprocessing:
 
 
 def augmentation_of(data: DataRecipe) -> Augmentation:
-    """What a recipe does to training pictures."""
+    """What a recipe does to training images."""
     return Augmentation(flip=data.flip, crop_padding=data.crop_padding, zoom=data.zoom)
 
 

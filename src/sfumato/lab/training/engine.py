@@ -1,4 +1,4 @@
-"""The one training loop: order, steps, looks at the test pictures, checkpoints, interrupts."""
+"""The one training loop: order, steps, looks at the test images, checkpoints, interrupts."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ LOG_EVERY_S = 2.0
 _PARTS = frozenset({"identity", "task", "optimizer", "scheduler", "epoch", "step", "seconds"})
 
 
-class Pictures(Protocol):
-    """Training pictures, in memory (`ImageSet`) or streamed (`Stream`)."""
+class Images(Protocol):
+    """Training images, in memory (`ImageSet`) or streamed (`Stream`)."""
 
     def __len__(self) -> int:
         """How many an epoch has."""
@@ -44,10 +44,10 @@ class Schedule:
     """When the run ends and what a step is.
 
     Attributes:
-        epochs: passes over the training pictures.
-        batch_size: pictures per step over all processes.
+        epochs: passes over the training images.
+        batch_size: images per step over all processes.
         seed: of order and augmentation.
-        validate_every: epochs between looks at the test pictures.
+        validate_every: epochs between looks at the test images.
         channels_last: keep activations in NHWC order.
         compile: fuse operations with `torch.compile`.
     """
@@ -75,7 +75,7 @@ class Fitted:
     """What came of a training.
 
     Attributes:
-        figures: of the last look at the test pictures.
+        figures: of the last look at the test images.
         history: "epoch", how many were done, and the figures of each look, the last one included.
         seconds: of all training steps, over all parts of an interrupted run.
     """
@@ -91,7 +91,7 @@ def fit(
     optimizer: torch.optim.Optimizer,
     scheduler: LRScheduler,
     *,
-    train: Pictures,
+    train: Images,
     test: ImageSet,
     augmentation: Augmentation,
     schedule: Schedule,
@@ -104,7 +104,7 @@ def fit(
 ) -> Fitted:
     """Trains a task to the end of its schedule.
 
-    The order of the pictures, their augmentation and what a task draws at random (torch's own generator is seeded at
+    The order of the images, their augmentation and what a task draws at random (torch's own generator is seeded at
     each step) depend on seed, epoch, step and process alone, so that a resumed run continues to the same weights as
     one that was never interrupted.
 
@@ -113,14 +113,14 @@ def fit(
         task: forward(images (N, 3, H, W) float in [0, 1], labels (N,) int64) -> scalars with "loss".
         optimizer: over the task's trained parameters.
         scheduler: stepped after every optimiser step.
-        train: the training pictures.
-        test: the pictures looked at between epochs.
+        train: the training images.
+        test: the images looked at between epochs.
         augmentation: of training batches.
         schedule: see `Schedule`.
         checkpoint: the file that the state is kept in.
         identity: the recipe as text; a checkpoint of another recipe is refused.
         resume: go on from `checkpoint`.
-        panel: images (N, 3, H, W) -> rows of pictures (R, N, 3, H, W) for the log.
+        panel: images (N, 3, H, W) -> rows of images (R, N, 3, H, W) for the log.
         before_epoch: is told how many epochs are done, in every process; may set parameters anew, and gives those that
             it did: what the optimiser knows of them is forgotten.
         after_epoch: is told how many epochs are done, in the first process alone.
@@ -129,13 +129,13 @@ def fit(
         See `Fitted`.
 
     Raises:
-        TrainingError: too few pictures, a loss that is not finite, or a checkpoint that cannot be written or read.
+        TrainingError: too few images, a loss that is not finite, or a checkpoint that cannot be written or read.
         Interrupted: Ctrl-C or SIGTERM; the state was saved.
     """
     steps = len(train) // schedule.batch_size
     if steps < 1 or schedule.batch_size % fabric.world_size:
         raise TrainingError(
-            f"batch_size {schedule.batch_size} does not fit {len(train)} training pictures "
+            f"batch_size {schedule.batch_size} does not fit {len(train)} training images "
             f"on {fabric.world_size} processes: it must not exceed the first and be a multiple of the second"
         )
     if schedule.channels_last:
@@ -197,10 +197,8 @@ def fit(
             state.epoch, state.step = state.epoch + 1, 0
             if state.epoch % schedule.validate_every == 0 or state.epoch == schedule.epochs:
                 figures = look(fabric, module, test, schedule.batch_size, channels_last=schedule.channels_last)
-                pictures = (
-                    panel(_as_input(test.images[:8].to(fabric.device), schedule.channels_last)) if panel else None
-                )
-                progress.look(figures, state.epoch, pictures)
+                images = panel(_as_input(test.images[:8].to(fabric.device), schedule.channels_last)) if panel else None
+                progress.look(figures, state.epoch, images)
                 state.history.append({"epoch": state.epoch, **figures})
             if fabric.is_global_zero:
                 after_epoch(state.epoch)
@@ -224,13 +222,13 @@ def _check_finite(loss: Tensor, state: _State, checkpoint: Path) -> None:
 def look(
     fabric: Fabric, module: nn.Module, images: ImageSet, batch_size: int, *, channels_last: bool
 ) -> dict[str, float]:
-    """The task's figures in evaluation mode, averaged over all pictures and processes.
+    """The task's figures in evaluation mode, averaged over all images and processes.
 
     Args:
         fabric: as in `fit`.
         module: the task as `fabric.setup` returned it.
-        images: the pictures to look at; not augmented.
-        batch_size: pictures at a time.
+        images: the images to look at; not augmented.
+        batch_size: images at a time.
         channels_last: keep activations in NHWC order.
     """
     module.eval()
@@ -243,14 +241,14 @@ def look(
     return {name: float(mean.compute()) for name, mean in means.items()}
 
 
-def _batches(train: Pictures, schedule: Schedule, state: _State, fabric: Fabric) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(train: Images, schedule: Schedule, state: _State, fabric: Fabric) -> Iterator[tuple[Tensor, Tensor]]:
     """The epoch's batches from where the run stands."""
     place = {"first": state.step, "rank": fabric.global_rank, "world_size": fabric.world_size}
     return train.batches(_seed(schedule.seed, "order", state.epoch), schedule.batch_size, **place)
 
 
-def _as_input(pictures: Tensor, channels_last: bool) -> Tensor:
-    x = pictures.float().div_(255)
+def _as_input(images: Tensor, channels_last: bool) -> Tensor:
+    x = images.float().div_(255)
     return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 

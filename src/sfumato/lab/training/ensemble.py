@@ -12,36 +12,36 @@ from sfumato.lab.models import Normalize
 from sfumato.lab.models.precision import compute
 
 _SMALLEST = 0.8
-"""The least side of a shrunk picture, as a share of its own; ours. Xie et al. go from 330 pixels to 299, 0.9."""
+"""The least side of a shrunk image, as a share of its own; ours. Xie et al. go from 330 pixels to 299, 0.9."""
 
 
-def vary(pictures: Tensor, *, share: float) -> Tensor:
-    """Input diversity: shrinks pictures at random and puts them at a random place on black, or leaves them.
+def vary(images: Tensor, *, share: float) -> Tensor:
+    """Input diversity: shrinks images at random and puts them at a random place on black, or leaves them.
 
-    All pictures of a batch are treated alike. What a classifier understands only while each pixel lies exactly where it
+    All images of a batch are treated alike. What a classifier understands only while each pixel lies exactly where it
     lies does not help then.
 
     Source: Xie et al. 2019, "Improving transferability of adversarial examples with input diversity", section 3.2.
 
     Args:
-        pictures: (N, 3, H, W) float.
+        images: (N, 3, H, W) float.
         share: how often, in [0, 1].
 
     Returns:
         The same shape; gradients pass.
     """
     if float(torch.rand(())) >= share:
-        return pictures
-    size = pictures.shape[2:]
+        return images
+    size = images.shape[2:]
     scale = _SMALLEST + (1 - _SMALLEST) * float(torch.rand(()))
     height, width = (max(1, round(side * scale)) for side in size)
     top, left = (int(torch.randint(whole - part + 1, ())) for whole, part in zip(size, (height, width), strict=True))
-    small = F.interpolate(pictures, size=(height, width), mode="bilinear", align_corners=False)
+    small = F.interpolate(images, size=(height, width), mode="bilinear", align_corners=False)
     return F.pad(small, (left, size[1] - width - left, top, size[0] - height - top))
 
 
 class Others(nn.Module):
-    """Further frozen classifiers that what travels has to convince, and variation of what each of them sees.
+    """Further frozen classifiers that the payload has to convince, and variation of what each of them sees.
 
     They stay in evaluation mode and get no gradient.
 
@@ -74,18 +74,18 @@ class Others(nn.Module):
         return len(self.nets)
 
     def train(self, mode: bool = True) -> Others:
-        """Sets whether pictures are varied; the classifiers stay in evaluation mode."""
+        """Sets whether images are varied; the classifiers stay in evaluation mode."""
         super().train(mode)
         self.nets.eval()
         return self
 
-    def varied(self, pictures: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W) float as one classifier is to see them; as they are in evaluation mode."""
+    def varied(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) float as one classifier is to see them; as they are in evaluation mode."""
         if not self.training:
-            return pictures
-        seen = vary(pictures, share=self.diversity) if self.diversity else pictures
+            return images
+        seen = vary(images, share=self.diversity) if self.diversity else images
         return seen + self.noise * torch.randn_like(seen) if self.noise else seen
 
-    def forward(self, pictures: Tensor) -> list[Tensor]:
-        """Pictures (N, 3, H, W) float in [0, 1] -> the logits (N, classes) of each classifier."""
-        return [compute(net, self.varied(pictures), bfloat16=self.in_bfloat16) for net in self.nets]
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Images (N, 3, H, W) float in [0, 1] -> the logits (N, classes) of each classifier."""
+        return [compute(net, self.varied(images), bfloat16=self.in_bfloat16) for net in self.nets]

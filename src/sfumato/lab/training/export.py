@@ -31,29 +31,29 @@ from sfumato.lab.data import ImageSet
 from sfumato.lab.export.onnx import export_onnx, renew, round_weights, save_weights
 from sfumato.lab.models import (
     Normalize,
-    ObfuscatorTravels,
+    ObfuscatorPayload,
     SketchDecoder,
     Sketcher,
     SketchGraph,
-    SketchTravels,
-    travels_of,
+    SketchPayload,
+    payload_of,
 )
 from sfumato.lab.models.codewords import codeword_means
 from sfumato.lab.training.gate import choose_threshold, fit_temperature
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 
 _BATCH = 250
-_DRAWS, _NOISY_PICTURES = 64, 8
+_DRAWS, _NOISY_IMAGES = 64, 8
 _MOST_DRIFT, _MOST_SPREAD = 8, 0.1
 """Standard errors, and share of the variance, by which noise may seem to differ by chance."""
-_RESTORED_WORDS = 256
+_RECONSTRUCTED_WORDS = 256
 """How many of the commonest words a bundle's deobfuscator knows, so that its file stays small."""
 
 
 def write_classifier_bundle(
     folder: Path,
     task: ClassifierTask,
-    pictures: Tensor,
+    images: Tensor,
     *,
     name: str,
     labels: tuple[str, ...],
@@ -66,10 +66,10 @@ def write_classifier_bundle(
     Args:
         folder: is created, or replaced.
         task: the trained task.
-        pictures: (N, 3, H, W) float32 in [0, 1], real ones.
+        images: (N, 3, H, W) float32 in [0, 1], real ones.
         name: of the model.
         labels: one name per class.
-        preprocessing: how a picture becomes the net's input.
+        preprocessing: how an image becomes the net's input.
         recipe: the resolved recipe.
         half: round the weights, and write them in half precision.
     """
@@ -78,7 +78,7 @@ def write_classifier_bundle(
         round_weights(task.net)
     save_weights(task.net, folder / CLASSIFIER_WEIGHTS, half=half)
     with torch.no_grad():
-        inputs = task.normalize.cpu()(pictures.cpu())
+        inputs = task.normalize.cpu()(images.cpu())
     export_onnx(task.net, folder / CLASSIFIER_ONNX, inputs, input_name="input", output_name="logits")
     bundle = Bundle(
         path=folder,
@@ -96,7 +96,7 @@ def write_classifier_bundle(
 def write_obfuscator_bundle(
     folder: Path,
     task: ObfuscationTask,
-    pictures: Tensor,
+    images: Tensor,
     *,
     classifier: FrozenClassifier,
     recipe: dict[str, Any],
@@ -105,14 +105,14 @@ def write_obfuscator_bundle(
     """Writes an obfuscator's bundle; figures and provenance are added by whoever measures.
 
     The obfuscator's graph ends with the classifier's normalisation, so that what leaves the device is the
-    classifier's input; the deobfuscator's graph begins with undoing it, so that it starts from what travels. Of several
+    classifier's input; the deobfuscator's graph begins with undoing it, so that it starts from the payload. Of several
     deobfuscators the bundle has the best one; without any it has none. The noise's size lies among the weights, and
-    the recipe says what else is done to the picture.
+    the recipe says what else is done to the image.
 
     Args:
         folder: is created, or replaced.
         task: the trained task.
-        pictures: (N, 3, H, W) float32 in [0, 1], real ones.
+        images: (N, 3, H, W) float32 in [0, 1], real ones.
         classifier: that it was trained for.
         recipe: the resolved recipe.
         half: round the weights, and write them in half precision.
@@ -122,8 +122,8 @@ def write_obfuscator_bundle(
         round_weights(task.obfuscator)
     save_weights(task.obfuscator, folder / OBFUSCATOR_WEIGHTS, half=half)
     normalize, size = task.normalize.cpu(), classifier.preprocessing
-    travels = travels_of(task.obfuscator, normalize, size.height, size.width).cpu().eval()
-    export_obfuscator(travels, folder / OBFUSCATOR_ONNX, pictures)
+    payload = payload_of(task.obfuscator, normalize, size.height, size.width).cpu().eval()
+    export_obfuscator(payload, folder / OBFUSCATOR_ONNX, images)
     if task.deobfuscator is not None:
         deobfuscator = task.attackers[task.faced]
         if half:
@@ -132,40 +132,42 @@ def write_obfuscator_bundle(
         inverse = Normalize(
             tuple((-normalize.mean / normalize.std).flatten().tolist()), tuple((1 / normalize.std).flatten().tolist())
         )
-        restores = nn.Sequential(inverse, deobfuscator)
+        reconstructs = nn.Sequential(inverse, deobfuscator)
         with torch.no_grad():
-            obfuscated = travels(pictures.cpu())
-        export_onnx(restores, folder / DEOBFUSCATOR_ONNX, obfuscated, input_name="obfuscated", output_name="restored")
+            obfuscated = payload(images.cpu())
+        export_onnx(
+            reconstructs, folder / DEOBFUSCATOR_ONNX, obfuscated, input_name="obfuscated", output_name="reconstructed"
+        )
     return _saved(folder, classifier, recipe)
 
 
-def export_obfuscator(travels: ObfuscatorTravels, path: Path, pictures: Tensor) -> None:
+def export_obfuscator(payload: ObfuscatorPayload, path: Path, images: Tensor) -> None:
     """Writes an obfuscator's ONNX file, its fixed steps and its noise inside, and checks it.
 
     Args:
-        travels: trained.
+        payload: trained.
         path: the file.
-        pictures: (N, 3, H, W) float32 in [0, 1], real ones, N at least 2.
+        images: (N, 3, H, W) float32 in [0, 1], real ones, N at least 2.
 
     Raises:
         TrainingError: ONNX Runtime computes something else than torch, or its noise is not the one stated.
     """
-    write = partial(export_onnx, travels, path, pictures, input_name="picture", output_name="obfuscated")
-    noise, travels.obfuscator.noise = travels.obfuscator.noise, None
-    write(step=travels.step)  # all but the noise can be compared number by number
+    write = partial(export_onnx, payload, path, images, input_name="image", output_name="obfuscated")
+    noise, payload.obfuscator.noise = payload.obfuscator.noise, None
+    write(step=payload.step)  # all but the noise can be compared number by number
     if noise is None:
         return
-    travels.obfuscator.noise = noise
+    payload.obfuscator.noise = noise
     write(compare=False)
-    _check_noise(path, travels, pictures[:_NOISY_PICTURES])
+    _check_noise(path, payload, images[:_NOISY_IMAGES])
 
 
 @torch.no_grad()
-def _check_noise(path: Path, travels: ObfuscatorTravels, pictures: Tensor) -> None:
+def _check_noise(path: Path, payload: ObfuscatorPayload, images: Tensor) -> None:
     """Whether what comes out of the file varies around the same means, and as much, as in torch."""
-    function, given = OnnxFunction(path), pictures.cpu()
+    function, given = OnnxFunction(path), images.cpu()
     found = torch.stack([torch.from_numpy(function(given.numpy())) for _ in range(_DRAWS)]).double()
-    wanted = torch.stack([travels(given) for _ in range(_DRAWS)]).double()
+    wanted = torch.stack([payload(given) for _ in range(_DRAWS)]).double()
     spread, wanted_spread = found.var(dim=0), wanted.var(dim=0)
     errors = ((spread + wanted_spread) / _DRAWS).sqrt().clamp_min(1e-4)
     drift = float(((found.mean(dim=0) - wanted.mean(dim=0)).abs() / errors).max())
@@ -180,7 +182,7 @@ def _check_noise(path: Path, travels: ObfuscatorTravels, pictures: Tensor) -> No
 def write_sketch_bundle(
     folder: Path,
     task: SketchTask,
-    pictures: Tensor,
+    images: Tensor,
     *,
     classifier: FrozenClassifier,
     recipe: dict[str, Any],
@@ -191,18 +193,18 @@ def write_sketch_bundle(
 ) -> Bundle:
     """Writes the bundle of an obfuscator that draws a code, with its gate and the decoder of its split form.
 
-    The deobfuscator beside it restores the mean training picture of each code, as anybody can who has the obfuscator;
+    The deobfuscator beside it reconstructs the mean training image of each code, as anybody can who has the obfuscator;
     where there are too many codes for a table, it is left out.
 
     Args:
         folder: is created, or replaced.
         task: the trained task.
-        pictures: (N, 3, H, W) float32 in [0, 1], real ones.
+        images: (N, 3, H, W) float32 in [0, 1], real ones.
         classifier: that it was trained for.
         recipe: the resolved recipe.
-        known: pictures that the deobfuscator learns from.
-        held_out: pictures that were not trained on, to calibrate the device's answers and to choose the threshold.
-        offload_rate: the share of pictures to be sent, in [0, 1].
+        known: images that the deobfuscator learns from.
+        held_out: images that were not trained on, to calibrate the device's answers and to choose the threshold.
+        offload_rate: the share of images to be sent, in [0, 1].
         half: round the weights, and write them in half precision.
     """
     renew(folder)
@@ -215,20 +217,20 @@ def write_sketch_bundle(
     threshold = choose_threshold(own / temperature, offload_rate)
     graph = SketchGraph(sketcher, normalize, temperature=temperature)
     outputs = ("obfuscated", "device_logits", "code")
-    export_onnx(graph, folder / OBFUSCATOR_ONNX, pictures, input_name="picture", output_name=outputs)
+    export_onnx(graph, folder / OBFUSCATOR_ONNX, images, input_name="image", output_name=outputs)
     with torch.no_grad():
-        code = graph(pictures.cpu())[2]
+        code = graph(images.cpu())[2]
     decoder = SketchDecoder(sketcher, normalize)
     export_onnx(decoder, folder / DECODER_ONNX, code, input_name="code", output_name="obfuscated")
-    travels = SketchTravels(sketcher, normalize).eval()
+    payload = SketchPayload(sketcher, normalize).eval()
     with torch.no_grad():
         parts = (part.float() / 255 for part in torch.split(known.images, _BATCH))
-        obfuscated = travels(pictures.cpu())
+        obfuscated = payload(images.cpu())
         with suppress(AuditError):
-            restores, counts = codeword_means((part, travels(part)) for part in parts)
-            small, file = restores.largest(counts, _RESTORED_WORDS).half_size(), folder / DEOBFUSCATOR_ONNX
-            export_onnx(small, file, obfuscated, input_name="obfuscated", output_name="restored")
-    gate = Gate(threshold=threshold, offload_rate=offload_rate, pictures=len(held_out))
+            reconstructs, counts = codeword_means((part, payload(part)) for part in parts)
+            small, file = reconstructs.largest(counts, _RECONSTRUCTED_WORDS).half_size(), folder / DEOBFUSCATOR_ONNX
+            export_onnx(small, file, obfuscated, input_name="obfuscated", output_name="reconstructed")
+    gate = Gate(threshold=threshold, offload_rate=offload_rate, images=len(held_out))
     return _saved(folder, classifier, recipe, gate, code_fingerprint(sketcher))
 
 

@@ -16,7 +16,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The number to divide logits by so that their probabilities are right on average: temperature scaling.
 
     Args:
-        logits: (N, classes) float32, of pictures that were not trained on.
+        logits: (N, classes) float32, of images that were not trained on.
         labels: (N,) int64.
 
     Returns:
@@ -34,15 +34,15 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def choose_threshold(logits: Tensor, offload_rate: float) -> float:
-    """The probability below which a picture is sent, so that a given share of these pictures is.
+    """The probability below which an image is sent, so that a given share of these images is.
 
     Args:
         logits: (N, classes) float32, calibrated.
-        offload_rate: the share of pictures to be sent, in [0, 1].
+        offload_rate: the share of images to be sent, in [0, 1].
 
     Returns:
-        In [0, 1]; 0 sends nothing. Where several pictures are as sure as the threshold, they stay, and fewer are sent;
-        so do pictures of probability 1, whatever the rate.
+        In [0, 1]; 0 sends nothing. Where several images are as sure as the threshold, they stay, and fewer are sent;
+        so do images of probability 1, whatever the rate.
     """
     sure = np.sort(softmax(logits.numpy()).max(axis=1))  # as the device computes it
     sent = round(offload_rate * len(sure))

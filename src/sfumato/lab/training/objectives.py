@@ -38,21 +38,21 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, *, temperature: fl
         temperature: T, above 0; both sets of logits are divided by it.
 
     Returns:
-        scalar float32, the mean over the pictures, in nats, at least 0.
+        scalar float32, the mean over the images, in nats, at least 0.
     """
     student, teacher = (F.log_softmax(x.float() / temperature, dim=1) for x in (logits, teacher_logits))
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
 def feature_loss(features: Tensor, teacher_features: Tensor) -> Tensor:
-    """How far the classifier's features of obfuscated pictures are from those of the plain ones.
+    """How far the classifier's features of obfuscated images are from those of the plain ones.
 
     Source: Romero et al. 2015, equation 3, with the teacher's own layer as the student's and no regressor between; that
     it is divided by the teacher's mean square, which makes its weight independent of the features' scale, is ours.
 
     Args:
-        features: (N, D) float, of what travels.
-        teacher_features: (N, D) float, of the plain pictures.
+        features: (N, D) float, of the payload.
+        teacher_features: (N, D) float, of the plain images.
 
     Returns:
         scalar float32; 0 where they agree, 1 where the student's are 0.
@@ -61,49 +61,49 @@ def feature_loss(features: Tensor, teacher_features: Tensor) -> Tensor:
     return F.mse_loss(features, teacher_features) / teacher_features.square().mean().clamp_min(1e-12)
 
 
-def reconstruction_loss(restored: Tensor, images: Tensor) -> Tensor:
+def reconstruction_loss(reconstructed: Tensor, images: Tensor) -> Tensor:
     """`L_r`: squared Euclidean distance between original and reconstruction, per number.
 
     Source: paper, section 2; its scale is not given. The mean over all numbers makes lambda independent of
-    the picture's size.
+    the image's size.
 
     Args:
-        restored: (N, 3, H, W) float, not bounded.
+        reconstructed: (N, 3, H, W) float, not bounded.
         images: (N, 3, H, W) float in [0, 1].
 
     Returns:
         scalar float32, at least 0.
     """
-    return F.mse_loss(restored.float(), images.float())
+    return F.mse_loss(reconstructed.float(), images.float())
 
 
-def class_mean_loss(restored: Tensor, class_means: Tensor) -> Tensor:
-    """What an attacker restores beyond the label: his restoration's squared distance from the class's mean picture.
+def class_mean_loss(reconstructed: Tensor, class_means: Tensor) -> Tensor:
+    """Return what an attacker reconstructs beyond the label: the squared distance from the class's mean image.
 
-    A bounded term for the obfuscator to minimise, in place of maximising `L_r`. Of attackers who see what travels, the
-    best restores the conditional mean; if what travels tells the class, his error is the class mean's less exactly
+    A bounded term for the obfuscator to minimise, in place of maximising `L_r`. Of attackers who see the payload, the
+    best reconstructs the conditional mean; if the payload tells the class, his error is the class mean's less exactly
     this distance (the two are orthogonal), so that it is the excess leakage in other words. It cannot be minimised
     below 0, and is 0 only for an attacker who has nothing but the label to go by. Rewarding his error until it
-    reaches the class mean's looks alike, but is content with any restoration that is as far away, such as the
-    picture's negative: that fools this attacker, and teaches the obfuscator to, while the next one turns it around.
+    reaches the class mean's looks alike, but is content with any reconstruction that is as far away, such as the
+    image's negative: that fools this attacker, and teaches the obfuscator to, while the next one turns it around.
 
     Source: the orthogonality of the conditional mean's error, Papoulis 1991, section 7-4; the term is ours.
 
     Args:
-        restored: (N, 3, H, W) float, not bounded.
-        class_means: (N, 3, H, W) float in [0, 1], the mean training picture of each picture's class.
+        reconstructed: (N, 3, H, W) float, not bounded.
+        class_means: (N, 3, H, W) float in [0, 1], the mean training image of each image's class.
 
     Returns:
         scalar float32, at least 0, per number.
     """
-    return F.mse_loss(restored.float(), class_means.float())
+    return F.mse_loss(reconstructed.float(), class_means.float())
 
 
 def gaussian_rate(code: Tensor, noise_std: Tensor) -> Tensor:
-    """How many nats about a picture a noisy code tells at most: `KL(N(code, noise_std^2) || N(0, 1))`.
+    """How many nats about an image a noisy code tells at most: `KL(N(code, noise_std^2) || N(0, 1))`.
 
-    Its mean over pictures bounds the mutual information of picture and code, hence, by the data processing
-    inequality, of the picture and everything that is computed from the code.
+    Its mean over images bounds the mutual information of image and code, hence, by the data processing
+    inequality, of the image and everything that is computed from the code.
 
     Source: Alemi et al. 2017, equation 14 (variational information bottleneck); in closed form Kingma and Welling
     2014, appendix B.
@@ -113,7 +113,7 @@ def gaussian_rate(code: Tensor, noise_std: Tensor) -> Tensor:
         noise_std: standard deviations, positive; broadcast to the code's shape.
 
     Returns:
-        scalar float32, the sum over the numbers of a picture and the mean over pictures, in nats, at least 0.
+        scalar float32, the sum over the numbers of an image and the mean over images, in nats, at least 0.
     """
     standard = torch.tensor([0.0, 1.0], device=code.device)
     return _gaussian_divergence(code, noise_std.float().square(), standard[0], standard[1])
@@ -123,7 +123,7 @@ def mixture_rate(code: Tensor, noise_std: Tensor, components: Tensor, means: Ten
     """As `gaussian_rate`, against a mixture of Gaussians that follows the codes: conditional entropy maximisation.
 
     No attacker's mean squared error is below `exp(2 H(X|Z) / d) / (2 pi e)` for the conditional entropy `H(X|Z)` of the
-    picture's d numbers. It is `H(X) - I(X;Z)`; for a code Z with noise of its own, `I(X;Z) = H(Z) - H(noise)`. So
+    image's d numbers. It is `H(X) - I(X;Z)`; for a code Z with noise of its own, `I(X;Z) = H(Z) - H(noise)`. So
     maximising `H(X|Z)` is minimising the entropy of the code, which a Gaussian mixture bounds from above. Different
     from the standard normal of `gaussian_rate`, a mixture by class lets the code tell the class for `log K` nats
     altogether, and charges for what differs within a class.
@@ -138,12 +138,12 @@ def mixture_rate(code: Tensor, noise_std: Tensor, components: Tensor, means: Ten
     Args:
         code: (N, ...) float, without its noise.
         noise_std: standard deviations, positive; broadcast to the code's shape.
-        components: (N,) int64, which component each picture is charged by; any choice gives a bound.
+        components: (N,) int64, which component each image is charged by; any choice gives a bound.
         means: (K, ...) float, of the codes of each component.
         variances: (K, ...) float, likewise, without the noise, at least 0.
 
     Returns:
-        scalar float32, the mean over pictures, in nats, at least `log K`.
+        scalar float32, the mean over images, in nats, at least `log K`.
     """
     noise = noise_std.float().square()
     prior = variances[components].float() + noise

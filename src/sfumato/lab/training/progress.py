@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Progress:
-    """A bar over all steps with losses, pictures/s and time left; the same figures go to the logger.
+    """A bar over all steps with losses, images/s and time left; the same figures go to the logger.
 
     Only the first process shows anything.
 
@@ -22,7 +22,7 @@ class Progress:
         fabric: its first logger, if it has one, gets the figures.
         epochs: of the whole run.
         steps: per epoch.
-        batch_size: pictures per step.
+        batch_size: images per step.
     """
 
     def __init__(self, fabric: Fabric, epochs: int, steps: int, batch_size: int) -> None:
@@ -56,24 +56,24 @@ class Progress:
     def log(self, losses: dict[str, float], learning_rate: float, global_step: int) -> None:
         """Shows and logs the figures of one training batch."""
         speed = self._bar.tasks[0].speed or 0.0
-        self._bar.update(self._task, figures=f"{_spoken(losses)}  {speed * self._batch_size:.0f} pictures/s")
+        self._bar.update(self._task, figures=f"{_spoken(losses)}  {speed * self._batch_size:.0f} images/s")
         self._fabric.log_dict(
             {**{f"train/{name}": value for name, value in losses.items()}, "learning_rate": learning_rate},
             step=global_step,
         )
 
-    def look(self, figures: dict[str, float], epoch: int, pictures: Tensor | None) -> None:
-        """Prints and logs the figures of a look at the test pictures after `epoch` epochs."""
+    def look(self, figures: dict[str, float], epoch: int, images: Tensor | None) -> None:
+        """Prints and logs the figures of a look at the test images after `epoch` epochs."""
         if not self._fabric.is_global_zero:
             return
         self._console.print(f"epoch {epoch}/{self._epochs}  test: {_spoken(figures)}", soft_wrap=True)
         self._fabric.log_dict({f"test/{name}": value for name, value in figures.items()}, step=epoch * self._steps)
-        if pictures is not None and self._fabric.loggers:
-            rows, count, channels, height, width = pictures.shape
-            sheet = pictures.permute(2, 0, 3, 1, 4).reshape(channels, rows * height, count * width)
+        if images is not None and self._fabric.loggers:
+            rows, count, channels, height, width = images.shape
+            sheet = images.permute(2, 0, 3, 1, 4).reshape(channels, rows * height, count * width)
             logger: Any = self._fabric.logger
             logger.experiment.add_image(
-                "original, obfuscated, restored", sheet.float().cpu(), global_step=epoch * self._steps
+                "original, obfuscated, reconstructed", sheet.float().cpu(), global_step=epoch * self._steps
             )
 
 

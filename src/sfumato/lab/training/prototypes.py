@@ -23,18 +23,18 @@ _NAMED = 3
 
 
 @torch.no_grad()
-def log_probabilities_of(pictures: Tensor, classifiers: Sequence[nn.Module]) -> Tensor:
-    """What classifiers think of pictures, on average.
+def log_probabilities_of(images: Tensor, classifiers: Sequence[nn.Module]) -> Tensor:
+    """What classifiers think of images, on average.
 
     Args:
-        pictures: (N, 3, H, W) uint8.
-        classifiers: pictures in [0, 1] to logits; in evaluation mode.
+        images: (N, 3, H, W) uint8.
+        classifiers: images in [0, 1] to logits; in evaluation mode.
 
     Returns:
         The mean of their logarithms of probabilities, (N, classes) float32.
     """
     console = Console(stderr=True)
-    parts = torch.split(pictures, _BATCH)
+    parts = torch.split(images, _BATCH)
     shown = track(parts, "choosing photographs", console=console, transient=True, disable=not console.is_terminal)
     return torch.cat(
         [
@@ -44,19 +44,19 @@ def log_probabilities_of(pictures: Tensor, classifiers: Sequence[nn.Module]) -> 
     )
 
 
-def put_in(photographs: Photographs, pictures: Tensor, scores: Tensor, labels: Sequence[str]) -> None:
-    """Gives each answer the picture that scores highest for it.
+def put_in(photographs: Photographs, images: Tensor, scores: Tensor, labels: Sequence[str]) -> None:
+    """Gives each answer the image that scores highest for it.
 
     Args:
         photographs: is changed in place.
-        pictures: (N, 3, H, W) uint8, public ones: what is chosen is sent in place of every picture with that answer.
+        images: (N, 3, H, W) uint8, public ones: what is chosen is sent in place of every image with that answer.
         scores: (N, classes) float, such as logarithms of probabilities.
         labels: the classes' names.
 
     Raises:
-        RecipeError: there are too many classes for pictures this large.
+        RecipeError: there are too many classes for images this large.
     """
-    size = photographs.pictures.numel()
+    size = photographs.images.numel()
     if size > _MOST_BYTES:
         raise RecipeError(
             f'drawing = "photographs": {len(labels)} photographs take {size / 2**20:.0f} MiB, at most '
@@ -65,13 +65,13 @@ def put_in(photographs: Photographs, pictures: Tensor, scores: Tensor, labels: S
     never = sorted(set(range(len(labels))) - set(scores.argmax(dim=1).tolist()))
     if never:
         log.warning(
-            "no picture is taken for %s: the likeliest one stands for it, which other classifiers may not understand",
+            "no image is taken for %s: the likeliest one stands for it, which other classifiers may not understand",
             ", ".join(repr(labels[k]) for k in never[:_NAMED]) + (", ..." if len(never) > _NAMED else ""),
         )
-    photographs.pictures.copy_(pictures[scores.argmax(dim=0)])
+    photographs.images.copy_(images[scores.argmax(dim=0)])
 
 
-def choose(photographs: Photographs, pictures: Tensor, classifiers: Sequence[nn.Module], labels: Sequence[str]) -> None:
-    """Gives each answer the picture, of the first so many, that all classifiers are surest of; see `put_in`."""
-    pictures = pictures[:_LOOKED_AT]
-    put_in(photographs, pictures, log_probabilities_of(pictures, classifiers), labels)
+def choose(photographs: Photographs, images: Tensor, classifiers: Sequence[nn.Module], labels: Sequence[str]) -> None:
+    """Gives each answer the image, of the first so many, that all classifiers are surest of; see `put_in`."""
+    images = images[:_LOOKED_AT]
+    put_in(photographs, images, log_probabilities_of(images, classifiers), labels)

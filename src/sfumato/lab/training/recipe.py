@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from sfumato.artifacts.versions import upgraded
 from sfumato.errors import RecipeError
 from sfumato.lab.models.precision import Wanted
 
@@ -30,21 +31,21 @@ class _Strict(BaseModel):
 
 
 class DataRecipe(_Strict):
-    """Which pictures.
+    """Which images.
 
     Attributes:
         source: `cifar10`, `faces`, a local folder, a CSV file of paths and classes, or a hub id (`owner/name`, or
             `owner/name:configuration`).
-        size: (height, width) in pixels that pictures are fitted to; needed where they differ in size.
-        image_column: the column with the pictures, if it cannot be found by its type.
+        size: (height, width) in pixels that images are fitted to; needed where they differ in size.
+        image_column: the column with the images, if it cannot be found by its type.
         label_column: the column with the classes, if it cannot be found by its type or name.
-        stream: decode the training pictures as they are needed, where they do not fit the memory; see
+        stream: decode the training images as they are needed, where they do not fit the memory; see
             `sfumato.lab.data.Stream`.
-        train_pictures: use only the first so many training pictures; of a stream, so many in each epoch.
-        test_pictures: use only the first so many test pictures; has to be said of a stream, as they are kept in memory.
-        flip: mirror training pictures at random.
-        crop_padding: shift training pictures by up to so many pixels.
-        zoom: show crops of training pictures, of at least this share of their area, resized to the whole; 1 or nothing
+        train_images: use only the first so many training images; of a stream, so many in each epoch.
+        test_images: use only the first so many test images; has to be said of a stream, as they are kept in memory.
+        flip: mirror training images at random.
+        crop_padding: shift training images by up to so many pixels.
+        zoom: show crops of training images, of at least this share of their area, resized to the whole; 1 or nothing
             for none.
     """
 
@@ -53,8 +54,8 @@ class DataRecipe(_Strict):
     image_column: str | None = None
     label_column: str | None = None
     stream: bool = False
-    train_pictures: int | None = Field(default=None, ge=1)
-    test_pictures: int | None = Field(default=None, ge=1)
+    train_images: int | None = Field(default=None, ge=1)
+    test_images: int | None = Field(default=None, ge=1)
     flip: bool = True
     crop_padding: int = Field(default=0, ge=0, le=16)
     zoom: float | None = Field(default=None, gt=0, le=1)
@@ -64,9 +65,9 @@ class DataRecipe(_Strict):
         if self.zoom is not None and self.zoom < 1 and self.crop_padding:
             raise ValueError("zoom and crop_padding are two ways to crop; set one of them alone")
         if self.stream and self.size is None:
-            raise ValueError("stream needs size: the size that pictures are fitted to as they come")
-        if self.stream and self.test_pictures is None:
-            raise ValueError("stream needs test_pictures: so many test pictures are kept in memory")
+            raise ValueError("stream needs size: the size that images are fitted to as they come")
+        if self.stream and self.test_images is None:
+            raise ValueError("stream needs test_images: so many test images are kept in memory")
         if self.stream and self.source in ("cifar10", "faces", "faces-correlated"):
             raise ValueError(f"{self.source} fits the memory, and is read from there; leave stream out")
         return self
@@ -76,8 +77,8 @@ class TrainingRecipe(_Strict):
     """How the weights are found.
 
     Attributes:
-        epochs: passes over the training pictures.
-        batch_size: pictures per step, over all processes together.
+        epochs: passes over the training images.
+        batch_size: images per step, over all processes together.
         seed: of weights, order and augmentation.
         optimizer: "adam", or "sgd" with Nesterov momentum 0.9.
         learning_rate: the highest one.
@@ -91,7 +92,7 @@ class TrainingRecipe(_Strict):
         compile: fuse operations with `torch.compile` first: minutes, which did not pay on the CPUs that were tried.
         half_weights: round the trained weights to half precision before they are measured and written, in files of
             half the size.
-        validate_every: epochs between looks at the test pictures (the last epoch always looks).
+        validate_every: epochs between looks at the test images (the last epoch always looks).
     """
 
     epochs: int = Field(default=100, ge=1)
@@ -111,7 +112,7 @@ class TrainingRecipe(_Strict):
 
 
 class ClassifierRecipe(_Strict):
-    """A classifier of the zoo, trained on plain pictures.
+    """A classifier of the zoo, trained on plain images.
 
     Attributes:
         note: what people should know of the result; goes into the bundle.
@@ -136,11 +137,11 @@ class ClassifierRecipe(_Strict):
 
 
 class InputRecipe(_Strict):
-    """What is taken from the picture before the obfuscator looks at it.
+    """What is taken from the image before the obfuscator looks at it.
 
     Attributes:
         remove_colour: leave brightness alone.
-        remove_frequencies: remove the `k x k` lowest frequencies of the picture's cosine transform; 0 for none.
+        remove_frequencies: remove the `k x k` lowest frequencies of the image's cosine transform; 0 for none.
     """
 
     remove_colour: bool = False
@@ -148,13 +149,13 @@ class InputRecipe(_Strict):
 
 
 class UtilityRecipe(_Strict):
-    """What the frozen classifier is to make of obfuscated pictures; the labels get what the other shares leave.
+    """What the frozen classifier is to make of obfuscated images; the labels get what the other shares leave.
 
-    Without a share of the labels, those of the training pictures are not looked at, and need not exist: where
+    Without a share of the labels, those of the training images are not looked at, and need not exist: where
     something goes by classes, it goes by the classifier's own answers.
 
     Attributes:
-        teacher_weight: share of the classifier's answers on the plain pictures.
+        teacher_weight: share of the classifier's answers on the plain images.
         feature_weight: share of its features.
         temperature: that answers are softened with; only with `teacher_weight`.
     """
@@ -176,8 +177,8 @@ class PrivacyRecipe(_Strict):
     """Whom the obfuscator is trained against; `privacy_weight` says how much.
 
     Attributes:
-        target: "error" maximises the attacker's error, as in the paper; "class-mean" draws his restoration to the mean
-            picture of the class, and cannot go beyond that.
+        target: "error" maximises the attacker's error, as in the paper; "class-mean" draws its reconstruction to the
+            mean image of the class, and cannot go beyond that.
         attackers: "paper", "residual" or "unet", any number of each; the obfuscator faces the best one at the time.
         restart_epochs: epochs between two restarts; one attacker in turn begins anew. None for never.
     """
@@ -197,7 +198,7 @@ class BottleneckRecipe(_Strict):
     """Noise in the obfuscator's code, and what the code may tell; there is noise as soon as one weight is above 0.
 
     Attributes:
-        rate_weight: of the nats that a picture's code tells at most, against a standard normal.
+        rate_weight: of the nats that an image's code tells at most, against a standard normal.
         entropy_weight: likewise, against a mixture with a component for each class (conditional entropy).
     """
 
@@ -216,7 +217,7 @@ class OutputRecipe(_Strict):
 
 
 class TransferRecipe(_Strict):
-    """What lets other classifiers than the one that it is for understand what travels, too.
+    """What lets other classifiers than the one that it is for understand the payload, too.
 
     Attributes:
         also: further classifiers to train against, named as `classifier` is; each counts as much as that one.
@@ -234,15 +235,15 @@ class BlackBoxRecipe(_Strict):
 
     Attributes:
         model: its name at the endpoint.
-        queries: how many pictures the endpoint may be asked about in all; public ones, and drawings.
+        queries: how many images the endpoint may be asked about in all; public ones, and drawings.
         tuning: the share of the queries that is kept for changing the drawings to what the endpoint itself answers;
             photographs need none.
         answers: "scores" of all classes, or the "label" alone.
-        rate: pictures a second that it is asked about at most.
-        mean: per RGB channel, of its input on the [0, 1] scale; by default that of the pictures.
+        rate: images a second that it is asked about at most.
+        mean: per RGB channel, of its input on the [0, 1] scale; by default that of the images.
         std: likewise.
         surrogates: classifiers of the zoo that learn to answer as it does; the first one counts as the classifier.
-        pictures_seen: how many pictures each of them learns from, with repetition.
+        images_seen: how many images each of them learns from, with repetition.
     """
 
     model: str = ""
@@ -253,7 +254,7 @@ class BlackBoxRecipe(_Strict):
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     surrogates: tuple[Architecture, ...] = Field(default=("resnet-local", "vgg7"), min_length=1)
-    pictures_seen: int = Field(default=200_000, ge=1)
+    images_seen: int = Field(default=200_000, ge=1)
 
 
 class ObfuscatorRecipe(_Strict):
@@ -304,20 +305,20 @@ class SketchRecipe(_Strict):
         classifier: folder of the frozen classifier's bundle, from where the command is run, or whatever
             `sfumato.lab.classifiers.classifier_bundle` makes one of; or the address of an endpoint, for which see
             `black_box`.
-        code_bits: how many bits about a picture may travel at most; what an attacker gets at most, too. The first of
+        code_bits: how many bits about an image may travel at most; what an attacker gets at most, too. The first of
             them say the device's answer, 4 for 10 classes.
-        teacher_weight: share of the frozen classifier's answers on plain pictures in the loss, beside the labels'.
+        teacher_weight: share of the frozen classifier's answers on plain images in the loss, beside the labels'.
         temperature: that answers are softened with.
         drawn_share: share of each training batch that is drawn, which saves time; all of it is looked at.
-        offload_rate: the share of pictures that is to be sent; the others are answered on the device.
-        held_out_pictures: so many training pictures, drawn from all over the set, are not trained on, but tell how sure
+        offload_rate: the share of images that is to be sent; the others are answered on the device.
+        held_out_images: so many training images, drawn from all over the set, are not trained on, but tell how sure
             the device's answers are and where the gate's threshold lies.
         learn: "all"; or "drawing", when training starts from another bundle: its device's answers and the meaning
             of its codes stay, and only what is drawn is learned, for another classifier. By default "drawing" from a
             bundle and "all" from nothing.
-        drawing: "learned"; or "photographs", for each answer the training picture that all known classifiers are surest
-            of, which another one is likely to understand, too. That picture is sent again and again, as it is: the
-            training pictures have to be public ones.
+        drawing: "learned"; or "photographs", for each answer the training image that all known classifiers are surest
+            of, which another one is likely to understand, too. That image is sent again and again, as it is: the
+            training images have to be public ones.
     """
 
     kind: Literal["sketch"]
@@ -329,7 +330,7 @@ class SketchRecipe(_Strict):
     temperature: float = Field(default=4.0, gt=0)
     drawn_share: float = Field(default=0.125, gt=0, le=1)
     offload_rate: float = Field(default=0.15, ge=0, le=1)
-    held_out_pictures: int = Field(default=2000, ge=2)
+    held_out_images: int = Field(default=2000, ge=2)
     learn: Literal["all", "drawing"] | None = None
     drawing: Literal["learned", "photographs"] = "learned"
     transfer: TransferRecipe = TransferRecipe()
@@ -370,7 +371,7 @@ def parse_recipe(raw: dict[str, Any], *, where: str = "recipe") -> AnyRecipe:
         RecipeError: as `load_recipe`.
     """
     try:
-        return _ADAPTER.validate_python(raw)
+        return _ADAPTER.validate_python(upgraded(raw))
     except ValidationError as error:
         raise RecipeError(f"{where}: " + "; ".join(_explain(detail) for detail in error.errors())) from error
 

@@ -34,7 +34,7 @@ from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTa
 
 log = logging.getLogger(__name__)
 
-CHECK_PICTURES = 64
+CHECK_IMAGES = 64
 _ADDITIONS = ("input", "utility", "privacy", "bottleneck", "output", "transfer", "black_box", "drawing")
 """Tables of a recipe that say nothing by default: a run that began without them may go on."""
 _DATA_ADDITIONS = ("stream", "zoom")
@@ -181,13 +181,13 @@ def _keep_snapshot(recipe: AnyRecipe, task: nn.Module, run: Run, epoch: int) -> 
 
 def _finish(recipe: AnyRecipe, made: Prepared, run: Run, fabric: Fabric, fitted: Fitted, *, precision: str) -> Bundle:
     task, frozen, train_set, test_set = made.task, made.frozen, made.train, made.test
-    pictures: Tensor = test_set.images[:CHECK_PICTURES].float() / 255
+    images: Tensor = test_set.images[:CHECK_IMAGES].float() / 255
     plain_recipe, half = recipe.model_dump(mode="json"), recipe.training.half_weights
     if isinstance(task, ClassifierTask):
         bundle = write_classifier_bundle(
             run.bundle,
             task,
-            pictures,
+            images,
             name=recipe.name,
             labels=train_set.names,
             preprocessing=made.preprocessing,
@@ -202,7 +202,7 @@ def _finish(recipe: AnyRecipe, made: Prepared, run: Run, fabric: Fabric, fitted:
             bundle = write_sketch_bundle(
                 run.bundle,
                 task,
-                pictures,
+                images,
                 classifier=frozen,
                 recipe=plain_recipe,
                 known=train_set.sample,
@@ -212,7 +212,7 @@ def _finish(recipe: AnyRecipe, made: Prepared, run: Run, fabric: Fabric, fitted:
             )
         else:
             bundle = write_obfuscator_bundle(
-                run.bundle, task, pictures, classifier=frozen, recipe=plain_recipe, half=half
+                run.bundle, task, images, classifier=frozen, recipe=plain_recipe, half=half
             )
         bundle.figures.update(
             evaluate_obfuscator(bundle, Bundle.load(classifier_bundle(recipe.classifier, run.classifier)), test_set)
@@ -225,9 +225,9 @@ def _finish(recipe: AnyRecipe, made: Prepared, run: Run, fabric: Fabric, fitted:
             precision=precision,
             device=device_name(fabric.device),
             processes=fabric.world_size,
-            train_pictures=len(train_set),
-            test_pictures=len(test_set),
-            unreadable_pictures=train_set.unreadable + test_set.unreadable,
+            train_images=len(train_set),
+            test_images=len(test_set),
+            unreadable_images=train_set.unreadable + test_set.unreadable,
             data=train_set.source,
             data_sha256={"train": train_set.sha256, "test": test_set.sha256},
             streamed=isinstance(train_set, Stream),

@@ -1,4 +1,4 @@
-"""What a run needs before its first step: the pictures, the classifiers, and what is trained."""
+"""What a run needs before its first step: the images, the classifiers, and what is trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sfumato.lab.data import ImageSet, Stream
 from sfumato.lab.models import build_classifier, fold_norms
 from sfumato.lab.training.building import answered, begin_from, check_fit, normalize, obfuscation_task, sketch_task
 from sfumato.lab.training.context import preprocessing_of
-from sfumato.lab.training.images import label_free, load_pictures
+from sfumato.lab.training.images import label_free, load_images
 from sfumato.lab.training.prototypes import choose
 from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, SketchRecipe
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
@@ -66,10 +66,10 @@ class Prepared:
     Attributes:
         task: before its first step.
         frozen: the classifier or teacher; None if there is none.
-        preprocessing: how a picture becomes the classifier's input.
-        train: the pictures to train on.
+        preprocessing: how an image becomes the classifier's input.
+        train: the images to train on.
         held_out: those that a sketch's gate is chosen with; None for other kinds.
-        test: the pictures to test on.
+        test: the images to test on.
         origins: what the result is made from and for, for its provenance.
     """
 
@@ -108,7 +108,7 @@ def starting_from(start: Bundle | None, recipe: AnyRecipe) -> AnyRecipe:
 def prepare(
     recipe: AnyRecipe, run: Run, fabric: Fabric, start: Bundle | None = None, *, bfloat16: bool = False
 ) -> Prepared:
-    """Loads the pictures and the classifiers, and builds what is trained.
+    """Loads the images and the classifiers, and builds what is trained.
 
     Args:
         recipe: validated.
@@ -120,7 +120,7 @@ def prepare(
     Raises:
         SfumatoError: data, classifier or recipe cannot be used, each with its own class.
     """
-    train_set, held_out, test_set = load_pictures(recipe, fabric)
+    train_set, held_out, test_set = load_images(recipe, fabric)
     fabric.seed_everything(recipe.training.seed, verbose=False)
     given = recipe.teacher if isinstance(recipe, ClassifierRecipe) else recipe.classifier
     frozen = None if given is None else _frozen(given, run.classifier, fabric)

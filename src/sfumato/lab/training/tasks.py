@@ -28,9 +28,9 @@ Losses = dict[str, Tensor]
 
 
 class ClassifierTask(nn.Module):
-    """Trains a classifier on plain pictures, from their labels or also from a teacher's answers.
+    """Trains a classifier on plain images, from their labels or also from a teacher's answers.
 
-    The teacher sees the same augmented pictures, stays in evaluation mode and gets no gradient.
+    The teacher sees the same augmented images, stays in evaluation mode and gets no gradient.
 
     Source: with a teacher, Hinton et al. 2015, section 2: the weighted average of both objectives.
 
@@ -89,10 +89,10 @@ class ClassifierTask(nn.Module):
 
 @dataclass(frozen=True)
 class Utility:
-    """What the frozen classifier is to make of obfuscated pictures.
+    """What the frozen classifier is to make of obfuscated images.
 
     Attributes:
-        teacher_weight: share of its own answers on the plain pictures, in [0, 1].
+        teacher_weight: share of its own answers on the plain images, in [0, 1].
         feature_weight: share of its features, in [0, 1]; the labels get what both leave.
         temperature: that answers are softened with, above 0.
     """
@@ -118,7 +118,7 @@ class ObfuscationTask(nn.Module):
 
     Args:
         obfuscator: images to obfuscated images.
-        deobfuscator: obfuscated images to restored images; one, several (`Attackers`), or None for none.
+        deobfuscator: obfuscated images to reconstructed images; one, several (`Attackers`), or None for none.
         classifier: normalised images to logits; frozen here.
         normalize: from [0, 1] to the classifier's input.
         privacy_weight: lambda, of the term against the deobfuscator.
@@ -216,9 +216,9 @@ class ObfuscationTask(nn.Module):
         figures = {name: part.detach() for name, _, part in parts}
         return loss, figures | _others_accuracy(answers, labels) | {"accuracy": _accuracy(logits, labels)}
 
-    def _answers(self, pictures: Tensor) -> tuple[Tensor | None, Tensor]:
+    def _answers(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
         """The classifier's features, where they are asked for, and its logits."""
-        inputs = self.normalize(pictures)
+        inputs = self.normalize(images)
         if not self.utility.feature_weight:
             return None, compute(self.classifier, inputs, bfloat16=self.in_bfloat16)
         with autocast(inputs.device, enabled=self.in_bfloat16):
@@ -251,7 +251,7 @@ class ObfuscationTask(nn.Module):
         return loss, figures
 
     def _coded(self, code: Tensor, labels: Tensor) -> tuple[Tensor | None, Losses]:
-        """What the code may tell, in nats a picture."""
+        """What the code may tell, in nats an image."""
         loss, figures = None, {}
         if self.obfuscator.noise is None:
             return None, {}
@@ -269,7 +269,7 @@ class ObfuscationTask(nn.Module):
 
     @torch.no_grad()
     def panel(self, images: Tensor) -> Tensor:
-        """Original, obfuscated and, with a deobfuscator, restored pictures in rows.
+        """Original, obfuscated and, with a deobfuscator, reconstructed images in rows.
 
         Args:
             images: (N, 3, H, W) float in [0, 1].
@@ -292,14 +292,14 @@ class SketchTask(nn.Module):
     Both answers are asked for: the classifier's, which sees the drawing alone, and the device's own, which is drawn
     and decides what is sent at all. What may leak is limited by the code's bits, so nothing is trained to beat an
     attacker. The trunk is trained for the device's answer alone: what the cloud makes of few bits cannot be better, and
-    its gradient through a frozen classifier is noise to the trunk. To learn to draw takes far fewer pictures than to
+    its gradient through a frozen classifier is noise to the trunk. To learn to draw takes far fewer images than to
     learn to look, and costs more for each, so in training only a share of each batch is drawn.
 
     Another classifier may take the frozen one's place later: what is drawn is then learned anew, and how the device
-    looks at pictures, its answers and what a code means stay as they are.
+    looks at images, its answers and what a code means stay as they are.
 
     Source: the objective of both answers is that of Hinton et al. 2015, section 2, with the frozen classifier's
-    answer on the plain picture as the teacher.
+    answer on the plain image as the teacher.
 
     Args:
         sketcher: images to drawings and logits.
@@ -307,7 +307,7 @@ class SketchTask(nn.Module):
         normalize: from [0, 1] to the classifier's input.
         teacher_weight: in [0, 1]; the labels' loss gets the rest.
         temperature: that answers are softened with, above 0.
-        drawn_share: of each batch in training, in (0, 1]; at least two pictures are drawn. Without training all are.
+        drawn_share: of each batch in training, in (0, 1]; at least two images are drawn. Without training all are.
         others: further classifiers that the drawing has to convince as much as the first.
         drawing_alone: keep how the device looks, and learn only what is drawn.
         bfloat16: compute the trunk and the first classifier so; see `sfumato.lab.models.precision`.
@@ -368,11 +368,11 @@ class SketchTask(nn.Module):
             "accuracy_device": _accuracy(own, labels),
         }
 
-    def _answer(self, pictures: Tensor) -> Tensor:
-        return compute(self.classifier, self.normalize(pictures), bfloat16=self.in_bfloat16)
+    def _answer(self, images: Tensor) -> Tensor:
+        return compute(self.classifier, self.normalize(images), bfloat16=self.in_bfloat16)
 
     def _loss(self, answer: Tensor, labels: Tensor, teacher: Tensor) -> Tensor:
-        """Of an answer about the first so many pictures of the batch."""
+        """Of an answer about the first so many images of the batch."""
         return torch.lerp(
             classification_loss(answer, labels[: len(answer)]),
             distillation_loss(answer, teacher[: len(answer)], temperature=self.temperature),
@@ -381,7 +381,7 @@ class SketchTask(nn.Module):
 
     @torch.no_grad()
     def panel(self, images: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W) float in [0, 1] and their drawings in two rows, (2, N, 3, H, W)."""
+        """Images (N, 3, H, W) float in [0, 1] and their drawings in two rows, (2, N, 3, H, W)."""
         return torch.stack([images, self.sketcher(images)[0]])
 
 

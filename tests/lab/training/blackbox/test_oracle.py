@@ -20,7 +20,7 @@ from sfumato.lab.training.blackbox.oracle import Oracle, is_endpoint, log_probab
 
 
 class Counting:
-    """Answers as the tiny classifier, and counts the pictures that it was asked about."""
+    """Answers as the tiny classifier, and counts the images that it was asked about."""
 
     def __init__(self, compute: Any = tiny.logits) -> None:
         self.rows: list[bytes] = []
@@ -34,7 +34,7 @@ class Counting:
         answer_with(compute)(exchange)
 
 
-def pictures(count: int, seed: int = 0) -> torch.Tensor:
+def images(count: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(count, 3, tiny.SIZE, tiny.SIZE, generator=torch.Generator().manual_seed(seed))
 
 
@@ -57,7 +57,7 @@ def oracle(server: RecordingServer, tmp_path: Path, **changes: Any) -> Oracle:
 
 def test_answers_are_those_of_the_classifier(tmp_path: Path) -> None:
     with asking(tmp_path, Counting()) as (it, _):
-        x = pictures(20)
+        x = images(20)
         inputs = tiny.PREPROCESSING.normalize(x.numpy())
         assert np.allclose(it(x), log_softmax(tiny.logits(inputs).astype(np.float64), axis=1), atol=1e-4)
 
@@ -66,15 +66,15 @@ def test_nothing_is_asked_twice_even_in_another_run(tmp_path: Path) -> None:
     counting = Counting()
     with recording(infer=counting) as server:
         with oracle(server, tmp_path) as it:
-            first = it(torch.cat([pictures(20), pictures(20)]))  # the second half is the first again
+            first = it(torch.cat([images(20), images(20)]))  # the second half is the first again
             assert torch.equal(first[:20], first[20:])
         with oracle(server, tmp_path) as it:
-            assert torch.equal(it(pictures(20)), first[:20])
+            assert torch.equal(it(images(20)), first[:20])
             assert it.spent == 20
     assert len(counting.rows) == len(set(counting.rows)) == 20
 
 
-def test_a_rounding_error_is_not_another_picture(tmp_path: Path) -> None:
+def test_a_rounding_error_is_not_another_image(tmp_path: Path) -> None:
     counting = Counting()
     with asking(tmp_path, counting) as (it, _):
         x = torch.full((1, 3, tiny.SIZE, tiny.SIZE), 0.4)
@@ -88,25 +88,25 @@ def test_the_budget_is_kept_over_runs_and_what_was_answered_stays(tmp_path: Path
     counting = Counting()
     with recording(infer=counting) as server:
         with oracle(server, tmp_path, queries=40) as it, pytest.raises(QueriesSpent, match="40"):
-            it(pictures(50))
+            it(images(50))
         assert len(counting.rows) == 32  # two whole batches; a third does not fit
         with oracle(server, tmp_path, queries=40) as it:
             assert it.left == 8
-            assert it(pictures(50)[:32]).shape == (32, 4)  # known, and so free
+            assert it(images(50)[:32]).shape == (32, 4)  # known, and so free
             with pytest.raises(QueriesSpent):
-                it(pictures(9, seed=1))
+                it(images(9, seed=1))
     assert len(counting.rows) == 32
 
 
 def test_it_waits_so_that_no_more_are_asked_a_second_than_allowed(tmp_path: Path) -> None:
     waits: list[float] = []
     with asking(tmp_path, Counting(), rate=8.0, pause=waits.append) as (it, _):
-        it(pictures(48))
-    assert waits == pytest.approx([2.0, 4.0], abs=0.5)  # 16 pictures at 8 a second, and these waits take no time
+        it(images(48))
+    assert waits == pytest.approx([2.0, 4.0], abs=0.5)  # 16 images at 8 a second, and these waits take no time
 
 
 def test_of_labels_nothing_but_the_highest_class_is_kept(tmp_path: Path) -> None:
-    x = pictures(20)
+    x = images(20)
     with asking(tmp_path, Counting(), answers="label") as (it, _):
         answers = it(x)
     wanted = tiny.logits(tiny.PREPROCESSING.normalize(x.numpy())).argmax(axis=1)
@@ -127,7 +127,7 @@ def test_answers_of_another_version_are_not_mixed_up(tmp_path: Path) -> None:
         return lambda exchange: exchange.reply(200, metadata(parameters={"fingerprint": name}))
 
     with recording(tiny=version("sha256:a")) as server, oracle(server, tmp_path) as it:
-        it(pictures(2))
+        it(images(2))
         assert it.fingerprint == "sha256:a"
     with recording(tiny=version("sha256:b")) as server, pytest.raises(TrainingError, match="another"):
         oracle(server, tmp_path)
@@ -154,7 +154,7 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_sent(
 def test_answers_that_are_none_are_not_kept(tmp_path: Path, broken: Any) -> None:
     with asking(tmp_path, Counting(broken)) as (it, _):
         with pytest.raises(EndpointAnswerInvalid):
-            it(pictures(2))
+            it(images(2))
         assert it.spent == 0
 
 
@@ -172,7 +172,7 @@ def test_what_was_answered_is_on_disk_before_the_next_question(tmp_path: Path) -
         answer_with(tiny.logits)(exchange) if len(asked) < 3 else exchange.connection.close()
 
     with recording(infer=failing) as server, pytest.raises(EndpointUnreachable), oracle(server, tmp_path) as it:
-        it(pictures(64))
+        it(images(64))
     ((count,),) = sqlite3.connect(tmp_path / "answers.sqlite").execute("SELECT count(*) FROM answers")
     assert count == 32
 
@@ -184,6 +184,6 @@ def test_what_an_endpoint_is() -> None:
 
 def test_the_token_goes_to_the_endpoint_and_into_no_file(tmp_path: Path) -> None:
     with asking(tmp_path, Counting(), token="s3cret-token") as (it, server):
-        it(pictures(2))
+        it(images(2))
         assert bytes(server.recorded).count(b"Authorization: Bearer s3cret-token") >= 2
     assert b"s3cret" not in (tmp_path / "answers.sqlite").read_bytes()

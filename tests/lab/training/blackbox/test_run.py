@@ -22,8 +22,8 @@ from sfumato.lab.training.recipe import parse_recipe
 
 
 def recipe(kind: str, url: str, folder: Path, **box: Any) -> Any:
-    sketch = {"held_out_pictures": 16, "code_bits": 3} if kind == "sketch" else {}
-    black_box = {"model": "small", "queries": 160, "pictures_seen": 600, "surrogates": ["resnet-local"], "rate": 1e6}
+    sketch = {"held_out_images": 16, "code_bits": 3} if kind == "sketch" else {}
+    black_box = {"model": "small", "queries": 160, "images_seen": 600, "surrogates": ["resnet-local"], "rate": 1e6}
     return parse_recipe(
         {
             "kind": kind,
@@ -106,4 +106,4 @@ def test_the_command_says_what_will_be_sent_where(folder: Path, tmp_path: Path) 
          "--set", "black_box.model=m", "--set", "black_box.queries=500"],
     )  # fmt: skip
     assert done.exit_code != 0
-    assert "up to 500 pictures" in done.stderr and "http://127.0.0.1:9" in done.stderr and "public" in done.stderr
+    assert "up to 500 images" in done.stderr and "http://127.0.0.1:9" in done.stderr and "public" in done.stderr

@@ -65,12 +65,12 @@ class Endpoint:
     def __init__(self, queries: int, answers: str = "scores") -> None:
         self.queries, self.answers, self.spent, self.asked_after = queries, answers, 0, 0
 
-    def __call__(self, pictures: Tensor, *, shown: Any = None) -> Tensor:
-        assert not pictures.requires_grad and float(pictures.min()) >= 0 and float(pictures.max()) <= 1
-        if self.spent + len(pictures) > self.queries:
+    def __call__(self, images: Tensor, *, shown: Any = None) -> Tensor:
+        assert not images.requires_grad and float(images.min()) >= 0 and float(images.max()) <= 1
+        if self.spent + len(images) > self.queries:
             raise QueriesSpent("spent")
-        self.spent += len(pictures)
-        logits = 60 * (pictures.mean(dim=(2, 3)) - 0.5)
+        self.spent += len(images)
+        logits = 60 * (images.mean(dim=(2, 3)) - 0.5)
         if self.answers == "scores":
             return logits.log_softmax(dim=1)
         return F.one_hot(logits.argmax(dim=1), 3).float().clamp_min(1e-6).log()

@@ -1,22 +1,22 @@
-// An obfuscator's bundle, loaded and run in the browser: picture in, obfuscated picture out, or an error; never the picture.
+// An obfuscator's bundle, loaded and run in the browser: image in, obfuscated image out, or an error; never the image.
 // The browser's side of `sfumato.device.obfuscator`.
 
 import { BundleError } from "./errors.js";
-import { fit, loadPicture, toTensor } from "./picture.js";
+import { fit, loadImage, toTensor } from "./image.js";
 
 export const SCHEMA = "sfumato.bundle/1";
-/** An output this close to the picture everywhere is the picture. */
+/** An output this close to the image everywhere is the image. */
 export const SAME_WITHIN = 1e-3;
 const RANGE_SLACK = 0.02; // a preview is scaled only if its values leave [0, 1] by more than rounding does
-const MAKER = Symbol("only a bundle makes obfuscated pictures");
+const MAKER = Symbol("only a bundle makes obfuscated images");
 
 /** What may leave the device. Only `Bundle` makes one; its values cannot be changed afterwards. */
-export class ObfuscatedPicture {
+export class ObfuscatedImage {
   #values;
   #preprocessing;
 
   constructor(maker, values, preprocessing) {
-    if (maker !== MAKER) throw new BundleError("only a bundle's obfuscator makes obfuscated pictures");
+    if (maker !== MAKER) throw new BundleError("only a bundle's obfuscator makes obfuscated images");
     this.#values = values.slice();
     this.#preprocessing = preprocessing;
   }
@@ -36,7 +36,7 @@ export class ObfuscatedPicture {
     return [1, 3, this.#preprocessing.height, this.#preprocessing.width];
   }
 
-  /** As people see it; if values leave [0, 1], the whole picture is scaled from its smallest to its largest value. */
+  /** As people see it; if values leave [0, 1], the whole image is scaled from its smallest to its largest value. */
   preview() {
     const { mean, std, height, width } = this.#preprocessing;
     const area = height * width;
@@ -70,7 +70,7 @@ export class Bundle {
   #manifest;
   #ort;
   #session;
-  #turn = Promise.resolve(); // a session runs one picture at a time
+  #turn = Promise.resolve(); // a session runs one image at a time
 
   constructor(maker, base, manifest, ort, session) {
     if (maker !== MAKER) throw new BundleError("bundles are made by loadBundle");
@@ -115,26 +115,26 @@ export class Bundle {
     return verified(this.#base, this.#manifest, name);
   }
 
-  /** Brings a picture to the size that the obfuscator takes: RGB bytes. */
+  /** Brings an image to the size that the obfuscator takes: RGB bytes. */
   async prepare(source) {
-    return fit(await loadPicture(source), this.preprocessing.height, this.preprocessing.width);
+    return fit(await loadImage(source), this.preprocessing.height, this.preprocessing.width);
   }
 
-  /** Obfuscates one picture, even if a gate would keep it at home. */
+  /** Obfuscates one image, even if a gate would keep it at home. */
   async obfuscate(source) {
     return (await this.#run(source)).obfuscated;
   }
 
   /**
-   * Decides whether a picture has to be sent.
+   * Decides whether an image has to be sent.
    *
-   * @param source whatever `loadPicture` takes.
+   * @param source whatever `loadImage` takes.
    * @param {{gate?: boolean}} options gate: whether the device's answer may be final.
-   * @returns {Promise<{probabilities: number[] | null, obfuscated: ObfuscatedPicture | null, milliseconds: number}>}
+   * @returns {Promise<{probabilities: number[] | null, obfuscated: ObfuscatedImage | null, milliseconds: number}>}
    *   probabilities: the device's own, null without a gate; obfuscated: what has to be sent, null if the answer is
    *   final, so that it cannot be sent by mistake; milliseconds: of the obfuscator's run alone.
-   * @throws {PictureError} the picture cannot be used.
-   * @throws {BundleError} the obfuscator failed, did not hide the picture, or gave no usable answer of its own.
+   * @throws {ImageError} the image cannot be used.
+   * @throws {BundleError} the obfuscator failed, did not hide the image, or gave no usable answer of its own.
    */
   async decide(source, { gate = true } = {}) {
     const { obfuscated, own, milliseconds } = await this.#run(source);
@@ -144,21 +144,21 @@ export class Bundle {
   }
 
   async #run(source) {
-    const picture = toTensor(await this.prepare(source));
+    const image = toTensor(await this.prepare(source));
     const { height, width } = this.preprocessing;
-    const mine = this.#turn.then(() => this.#infer(picture, [1, 3, height, width]));
+    const mine = this.#turn.then(() => this.#infer(image, [1, 3, height, width]));
     this.#turn = mine.catch(() => {});
     const { outputs, milliseconds } = await mine;
     const travels = outputs[0];
-    this.#checkHidden(picture, travels, height * width);
+    this.#checkHidden(image, payload, height * width);
     const own = this.gate === null ? null : this.#checkedOwn(outputs[1]);
-    return { obfuscated: new ObfuscatedPicture(MAKER, travels, this.preprocessing), own, milliseconds };
+    return { obfuscated: new ObfuscatedImage(MAKER, payload, this.preprocessing), own, milliseconds };
   }
 
-  async #infer(picture, shape) {
+  async #infer(image, shape) {
     const start = performance.now();
     try {
-      const feed = { [this.#session.inputNames[0]]: new this.#ort.Tensor("float32", picture.slice(), shape) };
+      const feed = { [this.#session.inputNames[0]]: new this.#ort.Tensor("float32", image.slice(), shape) };
       const results = await this.#session.run(feed);
       const outputs = this.#session.outputNames.map((name) => results[name].data);
       return { outputs, milliseconds: performance.now() - start };
@@ -167,17 +167,17 @@ export class Bundle {
     }
   }
 
-  /** Fails closed: what does not look like an obfuscated picture does not leave this class. */
-  #checkHidden(picture, travels, area) {
-    if (!(travels instanceof Float32Array) || travels.length !== picture.length) {
+  /** Fails closed: what does not look like an obfuscated image does not leave this class. */
+  #checkHidden(image, payload, area) {
+    if (!(travels instanceof Float32Array) || payload.length !== image.length) {
       throw new BundleError("the obfuscator made something of another shape or type; nothing was sent");
     }
-    if (!travels.every(Number.isFinite)) throw new BundleError("the obfuscator made NaN or infinite values; nothing was sent");
+    if (!payload.every(Number.isFinite)) throw new BundleError("the obfuscator made NaN or infinite values; nothing was sent");
     const { mean, std } = this.preprocessing;
-    const normalised = picture.map((v, i) => (v - mean[Math.floor(i / area)]) / std[Math.floor(i / area)]);
-    for (const plain of [picture, normalised]) {
+    const normalised = image.map((v, i) => (v - mean[Math.floor(i / area)]) / std[Math.floor(i / area)]);
+    for (const plain of [image, normalised]) {
       if (plain.every((value, i) => Math.abs(value - travels[i]) <= SAME_WITHIN)) {
-        throw new BundleError("the obfuscator returned the picture itself; nothing was sent");
+        throw new BundleError("the obfuscator returned the image itself; nothing was sent");
       }
     }
   }

@@ -9,12 +9,12 @@ export class SfumatoError extends Error {
   static errorName = "SfumatoError";
 }
 
-/** The thing given is not a picture that can be used. */
-export class PictureError extends SfumatoError {
-  static errorName = "PictureError";
+/** The thing given is not an image that can be used. */
+export class ImageError extends SfumatoError {
+  static errorName = "ImageError";
 }
 
-/** A bundle is missing, damaged, foreign, or its obfuscator did not hide the picture. */
+/** A bundle is missing, damaged, foreign, or its obfuscator did not hide the image. */
 export class BundleError extends SfumatoError {
   static errorName = "BundleError";
 }

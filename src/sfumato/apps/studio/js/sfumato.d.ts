@@ -1,7 +1,7 @@
-/** sfumato for the browser: use a classifier in the cloud without showing it the picture. */
+/** sfumato for the browser: use a classifier in the cloud without showing it the image. */
 
 /** A file's content, what a canvas can draw, or RGB pixels, row by row. */
-export type PictureSource =
+export type ImageSource =
   | Blob
   | ImageData
   | ImageBitmap
@@ -9,10 +9,10 @@ export type PictureSource =
   | HTMLVideoElement
   | HTMLCanvasElement
   | OffscreenCanvas
-  | Picture;
+  | Image;
 
 /** RGB pixels: data is (height, width, 3), row by row. */
-export interface Picture {
+export interface Image {
   readonly width: number;
   readonly height: number;
   readonly data: Uint8Array;
@@ -29,7 +29,7 @@ export interface Preprocessing {
 export interface Gate {
   readonly threshold: number;
   readonly offload_rate: number;
-  readonly pictures: number;
+  readonly images: number;
 }
 
 /** `bundle.json`. */
@@ -47,12 +47,12 @@ export interface Manifest {
   readonly gate: Gate | null;
 }
 
-/** What the device makes of one picture. */
+/** What the device makes of one image. */
 export interface Decision {
   /** The device's own, of every class; null if the bundle has no gate. */
   readonly probabilities: number[] | null;
   /** What has to be sent; null if the device's answer is final. */
-  readonly obfuscated: ObfuscatedPicture | null;
+  readonly obfuscated: ObfuscatedImage | null;
   /** Of the obfuscator's run. */
   readonly milliseconds: number;
 }
@@ -64,7 +64,7 @@ export interface Answer {
   readonly probability: number;
   /** Of every class, in the order of the labels; they sum to 1. */
   readonly probabilities: number[];
-  /** "device" if the picture stayed at home and nothing was sent. */
+  /** "device" if the image stayed at home and nothing was sent. */
   readonly answeredBy: "device" | "cloud";
   /** Length of the request's body; 0 if nothing was sent. */
   readonly payloadBytes: number;
@@ -90,16 +90,16 @@ export interface ClientOptions {
   /** A bearer token; over plain http it goes to this machine only. */
   token?: string;
   timeoutMs?: number;
-  /** false sends every picture, obfuscated, even if the bundle's gate would keep it at home. */
+  /** false sends every image, obfuscated, even if the bundle's gate would keep it at home. */
   gate?: boolean;
   /** Told of each inference request just before it is sent. */
   onRequest?: (request: OutgoingRequest) => void;
 }
 
 /** What may leave the device. Only a bundle makes one. */
-export class ObfuscatedPicture {
+export class ObfuscatedImage {
   private constructor();
-  static is(value: unknown): value is ObfuscatedPicture;
+  static is(value: unknown): value is ObfuscatedImage;
   /** A copy of the (3, H, W) values, normalised. */
   get tensor(): Float32Array;
   get shape(): [1, 3, number, number];
@@ -118,20 +118,20 @@ export class Bundle {
   get manifest(): Manifest;
   /** A file of the bundle, checked against the manifest. */
   file(name: string): Promise<Uint8Array>;
-  /** Decodes a picture and fits it to the obfuscator's size. */
-  prepare(source: PictureSource): Promise<Picture>;
-  /** Obfuscates one picture, even if a gate would keep it at home. */
-  obfuscate(source: PictureSource): Promise<ObfuscatedPicture>;
-  decide(source: PictureSource, options?: { gate?: boolean }): Promise<Decision>;
+  /** Decodes an image and fits it to the obfuscator's size. */
+  prepare(source: ImageSource): Promise<Image>;
+  /** Obfuscates one image, even if a gate would keep it at home. */
+  obfuscate(source: ImageSource): Promise<ObfuscatedImage>;
+  decide(source: ImageSource, options?: { gate?: boolean }): Promise<Decision>;
 }
 
-/** Classifies pictures at an endpoint that never sees them. It fails closed. */
+/** Classifies images at an endpoint that never sees them. It fails closed. */
 export class Client {
   constructor(server: string | URL, bundle: Bundle, options?: ClientOptions);
   get bundle(): Bundle;
-  classify(source: PictureSource): Promise<Answer>;
-  /** The only way out; anything but an obfuscated picture is refused. */
-  send(obfuscated: ObfuscatedPicture, obfuscateMs?: number): Promise<Answer>;
+  classify(source: ImageSource): Promise<Answer>;
+  /** The only way out; anything but an obfuscated image is refused. */
+  send(obfuscated: ObfuscatedImage, obfuscateMs?: number): Promise<Answer>;
 }
 
 /**
@@ -141,11 +141,11 @@ export class Client {
  */
 export function loadBundle(url: string | URL, options: { ort: object }): Promise<Bundle>;
 
-/** Decodes a picture to RGB: upright, without metadata, transparent ones laid on white. */
-export function loadPicture(source: PictureSource): Promise<Picture>;
+/** Decodes an image to RGB: upright, without metadata, transparent ones laid on white. */
+export function loadImage(source: ImageSource): Promise<Image>;
 /** Fits the shorter side with antialiased bilinear resampling and crops the centre. */
-export function fit(picture: Picture, height: number, width: number): Picture;
-export function toImageData(picture: Picture): ImageData;
+export function fit(image: Image, height: number, width: number): Image;
+export function toImageData(image: Image): ImageData;
 /** (3, H, W) values, cut to [0, 1], as something that a canvas shows. */
 export function tensorToImageData(values: ArrayLike<number>, height: number, width: number): ImageData;
 /** Probabilities of one row of finite logits. */
@@ -155,9 +155,9 @@ export function sha256(bytes: Uint8Array): Promise<string>;
 
 /** Base of all errors that sfumato throws on purpose. */
 export class SfumatoError extends Error {}
-/** The thing given is not a picture that can be used. */
-export class PictureError extends SfumatoError {}
-/** A bundle is missing, damaged, foreign, or its obfuscator did not hide the picture. */
+/** The thing given is not an image that can be used. */
+export class ImageError extends SfumatoError {}
+/** A bundle is missing, damaged, foreign, or its obfuscator did not hide the image. */
 export class BundleError extends SfumatoError {}
 /** The endpoint did not give a usable answer. */
 export class EndpointError extends SfumatoError {}

@@ -1,4 +1,4 @@
-// sfumato for the browser: use a classifier in the cloud without showing it the picture.
+// sfumato for the browser: use a classifier in the cloud without showing it the image.
 //
 //   import * as ort from "onnxruntime-web/wasm";
 //   import { Client, loadBundle } from "sfumato";
@@ -7,20 +7,20 @@
 //   const answer = await client.classify(file);
 //   console.log(answer.label, answer.probability, answer.answeredBy);
 //
-// It fails closed: there is one function that sends (`Client.send`), and it takes obfuscated pictures only. Whatever goes
+// It fails closed: there is one function that sends (`Client.send`), and it takes obfuscated images only. Whatever goes
 // wrong, an error is thrown and nothing is sent. An obfuscator is not encryption: what it sends leaks, to be measured.
 
-import { Bundle, ObfuscatedPicture, sha256, softmax } from "./bundle.js";
+import { Bundle, ObfuscatedImage, sha256, softmax } from "./bundle.js";
 import { BundleError, EndpointError } from "./errors.js";
 import { HEADER_LENGTH, decodeResponse, encodeRequest, parseObject } from "./wire.js";
 
-export { Bundle, ObfuscatedPicture, loadBundle, sha256, softmax, tensorToImageData } from "./bundle.js";
-export { BundleError, EndpointError, PictureError, SfumatoError } from "./errors.js";
-export { fit, loadPicture, toImageData } from "./picture.js";
+export { Bundle, ObfuscatedImage, loadBundle, sha256, softmax, tensorToImageData } from "./bundle.js";
+export { BundleError, EndpointError, ImageError, SfumatoError } from "./errors.js";
+export { fit, loadImage, toImageData } from "./image.js";
 
 const MAX_ANSWER_BYTES = 16 * 2 ** 20;
 
-/** Classifies pictures at an endpoint that never sees them. */
+/** Classifies images at an endpoint that never sees them. */
 export class Client {
   #server;
   #bundle;
@@ -32,7 +32,7 @@ export class Client {
    * @param {Bundle} bundle
    * @param {{model?: string, token?: string, timeoutMs?: number, gate?: boolean, onRequest?: Function}} options
    *   model: its name at the endpoint, by default the bundle's classifier; gate: let the bundle's gate, if it has one,
-   *   keep pictures at home; onRequest: told the address, headers and bytes of a request just before it is sent.
+   *   keep images at home; onRequest: told the address, headers and bytes of a request just before it is sent.
    * @throws {EndpointError} an address that cannot be used, or a token that would travel in the open.
    */
   constructor(server, bundle, { model, token, timeoutMs = 10_000, gate = true, onRequest = () => {} } = {}) {
@@ -47,11 +47,11 @@ export class Client {
   }
 
   /**
-   * Classifies one picture. If the bundle's gate keeps it at home, the answer is the device's own, and no request is made.
+   * Classifies one image. If the bundle's gate keeps it at home, the answer is the device's own, and no request is made.
    *
-   * @param source whatever `loadPicture` takes.
+   * @param source whatever `loadImage` takes.
    * @returns {Promise<object>} the answer; see `Answer` in sfumato.d.ts.
-   * @throws {PictureError | BundleError | EndpointError}
+   * @throws {ImageError | BundleError | EndpointError}
    */
   async classify(source) {
     const decision = await this.#bundle.decide(source, { gate: this.#options.gate });
@@ -73,13 +73,13 @@ export class Client {
   /**
    * The only way out of the device.
    *
-   * @param {ObfuscatedPicture} obfuscated
+   * @param {ObfuscatedImage} obfuscated
    * @param {number} obfuscateMs passed on to the answer.
    * @throws {BundleError} something else was given.
    * @throws {EndpointError} no usable answer came.
    */
   async send(obfuscated, obfuscateMs = 0) {
-    if (!ObfuscatedPicture.is(obfuscated)) throw new BundleError("only obfuscated pictures may be sent; nothing was sent");
+    if (!ObfuscatedImage.is(obfuscated)) throw new BundleError("only obfuscated images may be sent; nothing was sent");
     this.#plan ??= await this.#fetchPlan();
     const { input, output, fingerprint } = this.#plan;
     const request = encodeRequest(input, obfuscated.shape, obfuscated.tensor, output);
@@ -104,7 +104,7 @@ export class Client {
     };
   }
 
-  /** The model's metadata, and from it how to ask. Nothing of any picture is sent. */
+  /** The model's metadata, and from it how to ask. Nothing of any image is sent. */
   async #fetchPlan() {
     const { body } = await this.#ask(this.#url(""), {});
     const metadata = parseObject(body, "the model's metadata");
@@ -116,7 +116,7 @@ export class Client {
     const outputs = metadata.outputs ?? [];
     const output = outputs.find(({ shape }) => accepts(shape, [this.#bundle.labels.length]));
     if (outputs.length && output === undefined) {
-      throw new EndpointError(`the model has no output with ${this.#bundle.labels.length} classes per picture`);
+      throw new EndpointError(`the model has no output with ${this.#bundle.labels.length} classes per image`);
     }
     const served = metadata.parameters?.fingerprint;
     const match = served === this.#bundle.classifierFingerprint ? "match" : "differs";

@@ -4,7 +4,7 @@ import { percent, svg } from "./dom.js";
 
 const [LEFT, RIGHT, TOP, BOTTOM] = [46, 18, 16, 46];
 const NAMED = { this: 1, local: -1, identity: -1 }; // whose names are always shown, and whether below or above
-const SHOWN_AS = { identity: "plain picture" };
+const SHOWN_AS = { identity: "plain image" };
 const ZOOM = { right: 0.22, low: 0.86, high: 0.925 };
 
 /**
@@ -56,7 +56,7 @@ export function frontier(points, { width, zoom, onPick }) {
   return { element: root, select: (name) => select(ordered.findIndex((point) => point.name === name)) };
 }
 
-/** A point's excess leakage in words: what an attacker reached is a lower bound, the plain picture's is not. */
+/** A point's excess leakage in words: what an attacker reached is a lower bound, the plain image's is not. */
 export function leakage({ role, excess_leakage: value }) {
   return ["local", "identity", "gated"].includes(role) ? value.toFixed(2) : `at least ${value.toFixed(2)}`;
 }
@@ -80,7 +80,7 @@ function axes({ right, low, high, width, height, x, y }) {
   for (let tick = 0; tick <= right + 1e-9; tick += across) {
     parts.push(svg("text", { x: x(tick), y: height - BOTTOM + 20, "text-anchor": "middle" }, tick.toFixed(across < 0.1 ? 2 : 1)));
   }
-  const long = "excess leakage, at least: 0 = only the label, 1 = the picture";
+  const long = "excess leakage, at least: 0 = only the label, 1 = the image";
   const caption = width > 480 ? long : "excess leakage, at least";
   parts.push(svg("text", { x: (LEFT + width - RIGHT) / 2, y: height - 6, "text-anchor": "middle" }, caption));
   return parts;

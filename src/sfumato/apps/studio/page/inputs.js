@@ -1,18 +1,18 @@
-// Where pictures come from: files that are chosen, dropped or pasted, the camera, and the samples.
+// Where images come from: files that are chosen, dropped or pasted, the camera, and the samples.
 
 import { $, el, paint } from "./dom.js";
-import { PictureError, loadPicture, toImageData } from "/js/sfumato.js";
+import { ImageError, loadImage, toImageData } from "/js/sfumato.js";
 
 const SIDE = 32; // of one sample on the sheet
 
 /**
- * Listens for pictures.
+ * Listens for images.
  *
- * @param {(source: Blob | ImageBitmap, name: string) => void} onPicture
+ * @param {(source: Blob | ImageBitmap, name: string) => void} onImage
  * @param {(error: Error) => void} onProblem
  */
-export function listen(onPicture, onProblem) {
-  const file = (found) => found && onPicture(found, found.name || "the picture");
+export function listen(onImage, onProblem) {
+  const file = (found) => found && onImage(found, found.name || "the image");
   $("file").addEventListener("change", ({ target }) => {
     file(target.files[0]);
     target.value = ""; // so that the same file can be chosen again
@@ -30,19 +30,19 @@ export function listen(onPicture, onProblem) {
     $("drop").classList.remove("over");
     const found = event.dataTransfer.files[0];
     if (found) file(found);
-    else onProblem(new PictureError("what was dropped holds no file; drop a picture file"));
+    else onProblem(new ImageError("what was dropped holds no file; drop an image file"));
   });
-  listenToCamera(onPicture, onProblem);
+  listenToCamera(onImage, onProblem);
 }
 
 /**
  * Reads the sheet of samples.
  *
  * @param {string[]} labels their true classes.
- * @returns {Promise<{name: string, label: string, picture: object}[]>} with RGB pixels, exactly those of the sheet.
+ * @returns {Promise<{name: string, label: string, image: object}[]>} with RGB pixels, exactly those of the sheet.
  */
 export async function loadSamples(labels) {
-  const sheet = await loadPicture(await (await fetch("/samples.png")).blob());
+  const sheet = await loadImage(await (await fetch("/samples.png")).blob());
   const columns = sheet.width / SIDE;
   return labels.map((label, place) => {
     const data = new Uint8Array(3 * SIDE * SIDE);
@@ -51,7 +51,7 @@ export async function loadSamples(labels) {
       data.set(sheet.data.subarray(start, start + 3 * SIDE), 3 * SIDE * y);
     }
     const name = `test-${String(place).padStart(4, "0")}`;
-    return { name, label, picture: { width: SIDE, height: SIDE, data } };
+    return { name, label, image: { width: SIDE, height: SIDE, data } };
   });
 }
 
@@ -59,7 +59,7 @@ export async function loadSamples(labels) {
 export function showSamples(samples, onSample) {
   const buttons = samples.map((sample) => {
     const canvas = el("canvas");
-    paint(canvas, toImageData(sample.picture));
+    paint(canvas, toImageData(sample.image));
     const label = `Sample ${sample.name}, ${sample.label}`;
     return el("button", { type: "button", "aria-label": label, title: sample.label, "aria-pressed": "false", click: () => onSample(sample) }, canvas);
   });
@@ -71,7 +71,7 @@ export function markSample(place) {
   [...$("samples").children].forEach((button, i) => button.setAttribute("aria-pressed", String(i === place)));
 }
 
-function listenToCamera(onPicture, onProblem) {
+function listenToCamera(onImage, onProblem) {
   const [dialog, video] = [$("camera-dialog"), $("video")];
   const stop = () => {
     video.srcObject?.getTracks().forEach((track) => track.stop());
@@ -79,7 +79,7 @@ function listenToCamera(onPicture, onProblem) {
   };
   $("camera").addEventListener("click", async () => {
     if (!navigator.mediaDevices?.getUserMedia) {
-      onProblem(new PictureError("this browser gives no camera to this address; use https or localhost, or choose a file"));
+      onProblem(new ImageError("this browser gives no camera to this address; use https or localhost, or choose a file"));
       return;
     }
     try {
@@ -89,11 +89,11 @@ function listenToCamera(onPicture, onProblem) {
       await video.play();
       $("shoot").disabled = false; // the camera shows something
     } catch (error) {
-      onProblem(new PictureError(cameraProblem(error)));
+      onProblem(new ImageError(cameraProblem(error)));
     }
   });
   $("shoot").addEventListener("click", async () => {
-    onPicture(await createImageBitmap(video), "the camera's picture");
+    onImage(await createImageBitmap(video), "the camera's image");
     dialog.close();
   });
   $("camera-close").addEventListener("click", () => dialog.close());

@@ -20,18 +20,18 @@ export async function loadAttacker(bundle) {
   const { height, width } = bundle.preprocessing;
   return async (obfuscated) => {
     const start = performance.now();
-    const restored = await run(obfuscated.tensor, obfuscated.shape);
-    return { image: tensorToImageData(restored, height, width), milliseconds: performance.now() - start };
+    const reconstructed = await run(obfuscated.tensor, obfuscated.shape);
+    return { image: tensorToImageData(reconstructed, height, width), milliseconds: performance.now() - start };
   };
 }
 
-/** What the deobfuscator in a bundle is; others may restore more. */
+/** What the deobfuscator in a bundle is; others may reconstruct more. */
 export const attackerName = ({ recipe }) => (recipe.kind === "sketch" ? "codeword means" : "joint deobfuscator");
 
 /**
- * The classifier that the server has, to be run here on the picture itself.
+ * The classifier that the server has, to be run here on the image itself.
  *
- * @returns {Promise<(picture: object) => Promise<{probabilities: number[], milliseconds: number}>>} takes RGB pixels of
+ * @returns {Promise<(image: object) => Promise<{probabilities: number[], milliseconds: number}>>} takes RGB pixels of
  *   the classifier's size.
  */
 export async function loadClassifier(url) {

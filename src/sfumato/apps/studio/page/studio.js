@@ -1,10 +1,10 @@
-// The page: takes a picture, obfuscates it here, sends what the obfuscator made, and shows what everybody sees of it.
+// The page: takes an image, obfuscates it here, sends what the obfuscator made, and shows what everybody sees of it.
 
 import { $, count, el, ms, paint, percent } from "./dom.js";
 import { frontier, leakage } from "./frontier.js";
 import { listen, loadSamples, markSample, showSamples } from "./inputs.js";
-import { answer, audit, bars, facts, inspect, picture, steps } from "./views.js";
-import { Client, EndpointError, loadBundle, loadPicture, sha256, toImageData } from "/js/sfumato.js";
+import { answer, audit, bars, facts, inspect, image, steps } from "./views.js";
+import { Client, EndpointError, loadBundle, loadImage, sha256, toImageData } from "/js/sfumato.js";
 
 const state = {
   models: null, // models.js, which brings ONNX Runtime Web
@@ -14,9 +14,9 @@ const state = {
   attackers: [], // promises
   classifier: null, // a promise
   chosen: 0,
-  shown: null, // the picture: {picture, name, truth, place}
+  shown: null, // the image: {image, name, truth, place}
   requested: false, // whether anything was sent for it
-  turn: 0, // of the picture that is being worked on; whatever belongs to an earlier one is dropped
+  turn: 0, // of the image that is being worked on; whatever belongs to an earlier one is dropped
 };
 
 start().catch(problem);
@@ -29,7 +29,7 @@ async function start() {
   [state.models, ...state.manifests] = await Promise.all([import("./models.js"), ...site.bundles.map((url) => json(`${url}bundle.json`))]);
   offerBundles();
   const samples = await loadSamples(site.samples.labels);
-  showSamples(samples, (sample) => show(sample.picture, { name: sample.name, truth: sample.label, place: samples.indexOf(sample) }));
+  showSamples(samples, (sample) => show(sample.image, { name: sample.name, truth: sample.label, place: samples.indexOf(sample) }));
   listen((source, name) => show(source, { name }), problem);
   $("always").addEventListener("change", again);
   $("plain").addEventListener("change", again);
@@ -42,19 +42,19 @@ async function start() {
 /** The first sample that has to be sent, so that the page begins with something to see. */
 async function showFirst(samples) {
   const bundle = await bundleAt(state.chosen);
-  await bundle.obfuscate(samples[0].picture); // the first run also builds things up; its time is nobody's
+  await bundle.obfuscate(samples[0].image); // the first run also builds things up; its time is nobody's
   let place = 0;
   for (const [i, sample] of samples.entries()) {
-    const { obfuscated } = await bundle.decide(sample.picture);
+    const { obfuscated } = await bundle.decide(sample.image);
     if (obfuscated === null) continue;
     place = i;
     break;
   }
   const sample = samples[place];
-  await show(sample.picture, { name: sample.name, truth: sample.label, place });
+  await show(sample.image, { name: sample.name, truth: sample.label, place });
 }
 
-/** What the first picture did not need, so that the page works without the network from now on. */
+/** What the first image did not need, so that the page works without the network from now on. */
 async function loadTheRest() {
   $("status").textContent = "ready";
   $("status").classList.add("ready");
@@ -77,7 +77,7 @@ const bundleAt = (place) => kept(state.bundles, place, () => loadBundle(state.pl
 const attackerAt = (place) => kept(state.attackers, place, async () => state.models.loadAttacker(await bundleAt(place)));
 const classifier = () => kept(state, "classifier", () => state.models.loadClassifier(state.classifierUrl));
 
-/** Shows a picture of the visitor's, or a sample. */
+/** Shows an image of the visitor's, or a sample. */
 async function show(source, { name, truth = null, place = null }) {
   const turn = ++state.turn;
   state.requested = false;
@@ -86,8 +86,8 @@ async function show(source, { name, truth = null, place = null }) {
   $("flow").setAttribute("aria-busy", "true");
   try {
     const start = performance.now();
-    const loaded = await loadPicture(source);
-    if (turn === state.turn) state.shown = { picture: loaded, name, truth, place, decodeMs: performance.now() - start };
+    const loaded = await loadImage(source);
+    if (turn === state.turn) state.shown = { image: loaded, name, truth, place, decodeMs: performance.now() - start };
   } catch (error) {
     if (turn === state.turn) failed(error);
     return;
@@ -95,7 +95,7 @@ async function show(source, { name, truth = null, place = null }) {
   if (turn === state.turn) await again();
 }
 
-/** Works on the picture that is shown, from its pixels on. */
+/** Works on the image that is shown, from its pixels on. */
 async function again() {
   const { shown } = state;
   if (shown === null) return;
@@ -113,23 +113,23 @@ async function work(shown, outdated) {
   state.requested = false;
   const bundle = await bundleAt(state.chosen);
   const start = performance.now();
-  const prepared = await bundle.prepare(shown.picture);
+  const prepared = await bundle.prepare(shown.image);
   const prepareMs = shown.decodeMs + performance.now() - start;
   const decision = await bundle.decide(prepared, { gate: !$("always").checked });
   const stays = decision.obfuscated === null;
   const obfuscated = decision.obfuscated ?? (await bundle.obfuscate(prepared)); // to be looked at; it is not sent
   if (outdated()) return;
 
-  picture("original", toImageData(prepared));
-  const size = `${shown.picture.width} x ${shown.picture.height}`;
+  image("original", toImageData(prepared));
+  const size = `${shown.image.width} x ${shown.image.height}`;
   $("original-note").textContent = `${shown.name}, ${size}${shown.truth ? `, true class: ${shown.truth}` : ""}`;
   answer("device-answer", "The device's own answer", decision.probabilities, bundle.labels, "stays");
   if (bundle.gate) {
     const rule = `Sent only if it is less than ${percent(bundle.gate.threshold)} sure.`;
     $("device-answer").append(el("p", { class: "small faint" }, rule));
   }
-  picture("travels", obfuscated.preview(), { dim: stays });
-  showTravels(stays, null);
+  image("payload", obfuscated.preview(), { dim: stays });
+  showPayload(stays, null);
   $("verdict").textContent = stays ? "" : "Sending what the obfuscator made.";
 
   const cloud = stays ? null : await ask(bundle, obfuscated, outdated);
@@ -144,14 +144,14 @@ async function work(shown, outdated) {
 
   // After the answer, as these may have to be loaded first; without them, the rest still holds.
   const optional = (load, run) => load().then((loaded) => loaded && run(loaded)).catch((error) => (outdated() || problem(error), null));
-  const restored = await optional(() => attackerAt(state.chosen), (attacker) => attacker(obfuscated));
+  const reconstructed = await optional(() => attackerAt(state.chosen), (attacker) => attacker(obfuscated));
   const plain = $("plain").checked ? await optional(classifier, (classify) => classify(prepared)) : null;
   if (outdated()) return;
-  showRestored(bundle, restored, stays);
+  showReconstructed(bundle, reconstructed, stays);
   answer("plain-answer", "The classifier on the original, run here", plain?.probabilities ?? null, bundle.labels, "accent");
   steps([
     ...times,
-    ["restore, as an attacker", restored?.milliseconds ?? null],
+    ["reconstruct, as an attacker", reconstructed?.milliseconds ?? null],
     ...(plain ? [["classify the original here", plain.milliseconds]] : []),
   ]);
   $("flow").setAttribute("aria-busy", "false");
@@ -173,20 +173,20 @@ async function ask(bundle, obfuscated, outdated) {
   const hash = request && (await sha256(request.body));
   if (!outdated()) {
     inspect(request, hash);
-    showTravels(false, request && { bytes: request.body.length, hash });
+    showPayload(false, request && { bytes: request.body.length, hash });
   }
   return reply;
 }
 
-function showTravels(stays, sent) {
-  const chip = stays ? ["not sent", "stays"] : sent ? ["sent", "travels"] : ["on its way", ""];
+function showPayload(stays, sent) {
+  const chip = stays ? ["not sent", "stays"] : sent ? ["sent", "payload"] : ["on its way", ""];
   $("sent").textContent = chip[0];
   $("sent").className = `chip ${chip[1]}`;
   if (stays) inspect(null, "");
-  $("travels-note").textContent = stays
+  $("payload-note").textContent = stays
     ? "The device is sure enough, so this stays here too. It is what would travel."
     : "All that leaves this browser, as people see it.";
-  $("travels-facts").replaceChildren(
+  $("payload-facts").replaceChildren(
     ...facts([
       ["bytes", stays ? "0" : sent ? count(sent.bytes) : "none yet"],
       ...(sent ? [["SHA-256", el("span", { class: "mono", title: sent.hash }, `${sent.hash.slice(0, 8)} ... ${sent.hash.slice(-8)}`)]] : []),
@@ -194,18 +194,18 @@ function showTravels(stays, sent) {
   );
 }
 
-function showRestored(bundle, restored, stays) {
+function showReconstructed(bundle, reconstructed, stays) {
   const found = bundle.manifest.figures.audit?.best;
-  picture("restored", restored?.image ?? null, { dim: stays });
+  image("reconstructed", reconstructed?.image ?? null, { dim: stays });
   const name = state.models.attackerName(bundle.manifest);
-  [$("gained").textContent, $("gained").className] = stays ? ["gets nothing", "chip stays"] : ["restored", "chip leaks"];
-  $("restored-note").textContent = restored
+  [$("gained").textContent, $("gained").className] = stays ? ["gets nothing", "chip stays"] : ["reconstructed", "chip leaks"];
+  $("reconstructed-note").textContent = reconstructed
     ? `By the ${name}, run here${stays ? " on what would travel; he gets nothing" : ""}.`
     : "There is no deobfuscator to run here.";
   const rows = found
     ? [["best in the audit", `${found.attacker}, ${found.threat}`], ["error (MSE)", found.mse.toFixed(4)], ["excess leakage", `at least ${found.excess_leakage.toFixed(2)}`]]
     : [["audit", "none in this bundle"]];
-  $("restored-facts").replaceChildren(el("h3", {}, "Over all test pictures"), el("dl", {}, ...facts(rows)));
+  $("reconstructed-facts").replaceChildren(el("h3", {}, "Over all test images"), el("dl", {}, ...facts(rows)));
 }
 
 function showAnswer(bundle, decision, cloud, truth) {
@@ -224,7 +224,7 @@ function showAnswer(bundle, decision, cloud, truth) {
     return;
   }
   if (cloud instanceof EndpointError) {
-    verdict([el("span", { class: "leaks" }, "The cloud did not answer"), ". The picture is still here, and everything but the cloud's answer works."]);
+    verdict([el("span", { class: "leaks" }, "The cloud did not answer"), ". The image is still here, and everything but the cloud's answer works."]);
     $("asked").textContent = "no answer";
     $("asked").className = "chip leaks";
     $("cloud-answer").replaceChildren(
@@ -234,11 +234,11 @@ function showAnswer(bundle, decision, cloud, truth) {
     return;
   }
   const bytes = `${count(cloud.payloadBytes)} obfuscated bytes`;
-  verdict([el("span", { class: "travels" }, cloud.label), `${judged(cloud.label)}: answered by the cloud, ${percent(cloud.probability, 0)} sure, from ${bytes}. The picture stayed here.`]);
+  verdict([el("span", { class: "payload" }, cloud.label), `${judged(cloud.label)}: answered by the cloud, ${percent(cloud.probability, 0)} sure, from ${bytes}. The image stayed here.`]);
   $("asked").textContent = ms(cloud.roundTripMs);
-  $("asked").className = "chip travels";
+  $("asked").className = "chip payload";
   const warning = cloud.fingerprint === "match" ? [] : [el("p", { class: "small note" }, cloud.fingerprint === "differs" ? "The server has another classifier than the one this obfuscator was made for; its answers may be wrong." : "The server does not say which classifier it has.")];
-  $("cloud-answer").replaceChildren(el("p", { class: "label" }, cloud.label), bars(cloud.probabilities, bundle.labels, "travels", 5), ...warning);
+  $("cloud-answer").replaceChildren(el("p", { class: "label" }, cloud.label), bars(cloud.probabilities, bundle.labels, "payload", 5), ...warning);
 }
 
 function best(probabilities, labels) {
@@ -313,7 +313,7 @@ async function showFrontier() {
   await showPoint(picked);
 }
 
-/** What a point stands for, with the picture that is shown above, if it can be worked out here. */
+/** What a point stands for, with the image that is shown above, if it can be worked out here. */
 async function showPoint(point) {
   const place = state.manifests.findIndex((manifest) => [nameOf(manifest), `${nameOf(manifest)}, gated`].includes(point.name));
   const rows = [
@@ -323,25 +323,25 @@ async function showPoint(point) {
     ...(point.budget ? [["audited at", point.budget]] : []),
   ];
   const use = place >= 0 && place !== state.chosen ? [el("button", { type: "button", click: () => choose(place) }, "Use it above")] : [];
-  $("point").replaceChildren(el("h2", {}, point.name), el("dl", {}, ...facts(rows)), ...(await pictures(point, place)), ...use);
+  $("point").replaceChildren(el("h2", {}, point.name), el("dl", {}, ...facts(rows)), ...(await images(point, place)), ...use);
 }
 
-async function pictures(point, place) {
+async function images(point, place) {
   if (state.shown === null) return [];
   const bundle = await bundleAt(Math.max(0, place));
-  const prepared = await bundle.prepare(state.shown.picture);
+  const prepared = await bundle.prepare(state.shown.image);
   const original = toImageData(prepared);
-  if (point.role === "identity") return [strip([original, "original"], [original, "travels: itself"], [original, "an attacker sees"])];
-  if (point.role === "local") return [strip([original, "original"], [null, "nothing travels"], [null, "only the label"])];
+  if (point.role === "identity") return [strip([original, "original"], [original, "payload: itself"], [original, "an attacker sees"])];
+  if (point.role === "local") return [strip([original, "original"], [null, "nothing payload"], [null, "only the label"])];
   if (point.role === "gated") return [strip([original, "original"], [original, "travels itself, if the device is unsure"], [original, "an attacker sees"])];
   if (place < 0) {
     const how = point.role === "baseline" ? `Make it with: sfumato baseline ${point.name}. Then start` : "Start";
-    return [el("p", { class: "small faint" }, `No bundle of it is at hand, so its pictures cannot be shown. ${how} the studio with --obfuscator and the bundle's folder.`)];
+    return [el("p", { class: "small faint" }, `No bundle of it is at hand, so its images cannot be shown. ${how} the studio with --obfuscator and the bundle's folder.`)];
   }
   const obfuscated = await bundle.obfuscate(prepared);
   const attacker = await attackerAt(place);
-  const restored = attacker && (await attacker(obfuscated)).image;
-  return [strip([original, "original"], [obfuscated.preview(), "travels"], [restored, restored ? state.models.attackerName(bundle.manifest) : "no deobfuscator"])];
+  const reconstructed = attacker && (await attacker(obfuscated)).image;
+  return [strip([original, "original"], [obfuscated.preview(), "payload"], [reconstructed, reconstructed ? state.models.attackerName(bundle.manifest) : "no deobfuscator"])];
 }
 
 function strip(...parts) {
@@ -357,16 +357,16 @@ function verdict(parts) {
   $("verdict").replaceChildren(...parts);
 }
 
-/** Fails closed: nothing of this picture is sent, and nothing of an earlier one is left to be taken for its own. */
+/** Fails closed: nothing of this image is sent, and nothing of an earlier one is left to be taken for its own. */
 function failed(error) {
-  for (const place of ["original", "travels", "restored"]) picture(place, null);
-  for (const place of ["device-answer", "plain-answer", "travels-facts", "restored-facts", "cloud-answer", "steps"]) $(place).replaceChildren();
-  for (const place of ["original-note", "travels-note", "restored-note"]) $(place).textContent = "\u00a0";
+  for (const place of ["original", "payload", "reconstructed"]) image(place, null);
+  for (const place of ["device-answer", "plain-answer", "payload-facts", "reconstructed-facts", "cloud-answer", "steps"]) $(place).replaceChildren();
+  for (const place of ["original-note", "payload-note", "reconstructed-note"]) $(place).textContent = "\u00a0";
   for (const place of ["sent", "asked"]) [$(place).textContent, $(place).className] = ["nothing", "chip"];
   if (!state.requested) inspect(null, "");
   state.shown = null;
   $("flow").setAttribute("aria-busy", "false");
-  verdict([state.requested ? "Something went wrong. The picture is still here." : "Nothing was sent."]);
+  verdict([state.requested ? "Something went wrong. The image is still here." : "Nothing was sent."]);
   problem(error);
 }
 

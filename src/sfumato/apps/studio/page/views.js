@@ -1,4 +1,4 @@
-// What the page shows of one picture.
+// What the page shows of one image.
 
 import { $, count, el, ms, paint, percent } from "./dom.js";
 
@@ -34,17 +34,17 @@ export function steps(times) {
   );
 }
 
-/** A picture of the flow; dim where it is shown but did not travel. */
-export function picture(place, image, { dim = false } = {}) {
+/** An image of the flow; dim where it is shown but did not travel. */
+export function image(place, image, { dim = false } = {}) {
   paint($(place), image);
   $(place).classList.toggle("dim", dim);
 }
 
 /** The inspector: the request as it was sent, or that none was. */
 export function inspect(request, hash) {
-  $("inspector-sum").textContent = request === null ? "nothing was sent for this picture" : `${count(request.body.length)} bytes`;
+  $("inspector-sum").textContent = request === null ? "nothing was sent for this image" : `${count(request.body.length)} bytes`;
   if (request === null) {
-    $("inspector-body").replaceChildren(el("p", { class: "faint" }, "No request was made for this picture, not even for metadata."));
+    $("inspector-body").replaceChildren(el("p", { class: "faint" }, "No request was made for this image, not even for metadata."));
     return;
   }
   const { url, headers, body, headerLength } = request;
@@ -72,11 +72,11 @@ export function audit(manifest) {
   }
   const { verdict, best, utility, gate, certificate, budget } = found;
   const stats = [
-    [percent(utility?.accuracy_obfuscated ?? NaN), "right in the cloud, on what travels"],
-    [`at least ${best?.excess_leakage?.toFixed(2) ?? "?"}`, "excess leakage: 0 only the label, 1 the picture"],
+    [percent(utility?.accuracy_obfuscated ?? NaN), "right in the cloud, on the payload"],
+    [`at least ${best?.excess_leakage?.toFixed(2) ?? "?"}`, "excess leakage: 0 only the label, 1 the image"],
     [best?.attacker ?? "none", `best attacker, ${best?.threat ?? ""}`],
-    gate && [percent(gate.offload_rate), `of the pictures leave the device, ${percent(gate.accuracy_gated)} of all right`],
-    certificate?.rate_bits && [`${certificate.rate_bits.toFixed(1)} bits`, "about a picture at most, whoever attacks"],
+    gate && [percent(gate.offload_rate), `of the images leave the device, ${percent(gate.accuracy_gated)} of all right`],
+    certificate?.rate_bits && [`${certificate.rate_bits.toFixed(1)} bits`, "about an image at most, whoever attacks"],
   ].filter(Boolean);
   $("audit").replaceChildren(
     el("div", { class: "stats" }, ...stats.map(([value, says]) => el("div", {}, el("b", {}, value), el("span", {}, says)))),

@@ -20,20 +20,20 @@ def measure_at(endpoint: Oracle, sketch: Bundle, images: ImageSet) -> dict[str, 
     Args:
         endpoint: asked about each drawing that it was not asked about before.
         sketch: its bundle.
-        images: labelled pictures; none of them is sent.
+        images: labelled images; none of them is sent.
 
     Returns:
         "accuracy_obfuscated" (as if all were sent), "accuracy_device", "accuracy_gated", "offload_rate", all in [0, 1],
-        and "test_pictures"; without the first and the third if the budget does not allow the questions.
+        and "test_images"; without the first and the third if the budget does not allow the questions.
     """
     obfuscate = OnnxFunction(sketch.file(OBFUSCATOR_ONNX))
     answers: dict[bytes, int] = {}
     asked = True
     right, at_home, sent = [], [], []
     for start in range(0, len(images), BATCH):
-        pictures = images.images[start : start + BATCH].numpy().astype(np.float32) / np.float32(255)
+        batch = images.images[start : start + BATCH].numpy().astype(np.float32) / np.float32(255)
         labels = images.labels[start : start + BATCH].numpy()
-        outputs = obfuscate.all(pictures)
+        outputs = obfuscate.all(batch)
         own, codes = softmax(device_logits(outputs, sketch)), [row.tobytes() for row in outputs[-1]]
         new = {code: place for place, code in enumerate(codes) if code not in answers}
         if new and asked:
@@ -52,4 +52,4 @@ def measure_at(endpoint: Oracle, sketch: Bundle, images: ImageSet) -> dict[str, 
     if asked:
         cloud = np.concatenate(right)
         figures |= {"accuracy_obfuscated": cloud.mean(), "accuracy_gated": np.where(sends, cloud, home).mean()}
-    return {name: float(value) for name, value in figures.items()} | {"test_pictures": len(images)}
+    return {name: float(value) for name, value in figures.items()} | {"test_images": len(images)}

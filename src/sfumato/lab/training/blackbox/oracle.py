@@ -1,6 +1,6 @@
-"""An endpoint that answers, and nothing more: each picture is asked about once, within a budget, and remembered.
+"""An endpoint that answers, and nothing more: each image is asked about once, within a budget, and remembered.
 
-What is asked about are public pictures, as they are: a device's own pictures never come here.
+What is asked about are public images, as they are: a device's own images never come here.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ def is_endpoint(classifier: str) -> bool:
 
 
 class Oracle:
-    """Asks an Open Inference Protocol endpoint what it makes of pictures.
+    """Asks an Open Inference Protocol endpoint what it makes of images.
 
-    It is polite: one request at a time, not more pictures a second than it is told to, and waiting where the server
+    It is polite: one request at a time, not more images a second than it is told to, and waiting where the server
     asks for that. Every answer is kept in a file before the next question, so that nothing is asked twice, and an
     interrupted run has lost nothing.
 
     Args:
         url: the endpoint's address.
         model: its name there.
-        preprocessing: how a picture becomes its input.
+        preprocessing: how an image becomes its input.
         classes: how many it tells apart.
         memory: the file that answers are kept in; an SQLite database.
-        queries: how many pictures may be asked about, over all runs with this file.
+        queries: how many images may be asked about, over all runs with this file.
         answers: "scores" if it answers with logits or probabilities of all classes; "label" to look at nothing but
             which class is the highest, whatever it answers.
-        rate: pictures a second at most.
+        rate: images a second at most.
         token: the bearer token, if the endpoint wants one.
         ca_file: PEM file with the authorities to trust instead of the system's.
         pause: what waits; for tests.
@@ -114,20 +114,20 @@ class Oracle:
 
     @property
     def spent(self) -> int:
-        """How many pictures were asked about so far, over all runs with this file."""
+        """How many images were asked about so far, over all runs with this file."""
         return self._spent
 
     @property
     def left(self) -> int:
-        """How many pictures may still be asked about."""
+        """How many images may still be asked about."""
         return max(0, self.queries - self.spent)
 
-    def __call__(self, pictures: Tensor, *, shown: Callable[[int], None] = lambda done: None) -> Tensor:
-        """What the endpoint makes of pictures; asks only about those that it was not asked about before.
+    def __call__(self, images: Tensor, *, shown: Callable[[int], None] = lambda done: None) -> Tensor:
+        """What the endpoint makes of images; asks only about those that it was not asked about before.
 
         Args:
-            pictures: (N, 3, H, W) float32 in [0, 1].
-            shown: is told how many pictures more are done, now and then.
+            images: (N, 3, H, W) float32 in [0, 1].
+            shown: is told how many images more are done, now and then.
 
         Returns:
             Logarithms of probabilities, (N, classes) float32; of a label, that of its class is nearly 0.
@@ -136,10 +136,10 @@ class Oracle:
             QueriesSpent: the budget does not allow it; what was answered is kept.
             EndpointError: one of its kinds; see `sfumato.errors`.
         """
-        return torch.cat([self._batch(part, shown) for part in torch.split(pictures, _BATCH)])
+        return torch.cat([self._batch(part, shown) for part in torch.split(images, _BATCH)])
 
-    def _batch(self, pictures: Tensor, shown: Callable[[int], None]) -> Tensor:
-        inputs = self.preprocessing.normalize(pictures.detach().cpu().numpy().astype(np.float32))
+    def _batch(self, images: Tensor, shown: Callable[[int], None]) -> Tensor:
+        inputs = self.preprocessing.normalize(images.detach().cpu().numpy().astype(np.float32))
         keys = [_key(row) for row in inputs]
         known = {key: self._recall(key) for key in keys}
         new = {key: row for key, row in zip(keys, inputs, strict=True) if known[key] is None}  # equal ones once
@@ -157,7 +157,7 @@ class Oracle:
         return torch.from_numpy(np.stack([np.asarray(known[key], np.float32) for key in keys]))
 
     def _recall(self, key: bytes) -> npt.NDArray[np.float32] | None:
-        row = self._memory.execute("SELECT answer FROM answers WHERE picture = ?", (key,)).fetchone()
+        row = self._memory.execute("SELECT answer FROM answers WHERE image = ?", (key,)).fetchone()
         return None if row is None else np.frombuffer(row[0], "<f4").astype(np.float32)
 
     def _ask(self, inputs: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
@@ -170,7 +170,7 @@ class Oracle:
         if scores is None or scores.shape != (len(inputs), self.classes) or not np.isfinite(scores).all():
             raise EndpointAnswerInvalid(
                 f"{self._endpoint.server} answered {None if scores is None else scores.shape} for {len(inputs)} "
-                f"pictures; finite scores {(len(inputs), self.classes)} are expected"
+                f"images; finite scores {(len(inputs), self.classes)} are expected"
             )
         return list(log_probabilities(torch.from_numpy(scores.astype(np.float32)), self.answers).numpy())
 
@@ -193,7 +193,7 @@ def log_probabilities(scores: Tensor, answers: Answers) -> Tensor:
 
 
 def _key(row: npt.NDArray[np.float32]) -> bytes:
-    """Pictures that differ by rounding errors alone are the same question."""
+    """Images that differ by rounding errors alone are the same question."""
     return hashlib.sha256((np.round(row, _DECIMALS) + 0.0).astype("<f4").tobytes()).digest()  # no negative zero
 
 
@@ -207,7 +207,7 @@ def _open(memory: Path, whose: str) -> sqlite3.Connection:
         memory.parent.mkdir(parents=True, exist_ok=True)
         database = sqlite3.connect(memory)
         with database:
-            database.execute("CREATE TABLE IF NOT EXISTS answers (picture BLOB PRIMARY KEY, answer BLOB NOT NULL)")
+            database.execute("CREATE TABLE IF NOT EXISTS answers (image BLOB PRIMARY KEY, answer BLOB NOT NULL)")
             database.execute("CREATE TABLE IF NOT EXISTS whose (name TEXT PRIMARY KEY)")
             known = database.execute("SELECT name FROM whose").fetchone()
             if known is None:
@@ -226,7 +226,7 @@ def _names(metadata: ModelMetadata, preprocessing: Preprocessing, classes: int) 
     """The model's input and its output with one number for each class.
 
     Raises:
-        EndpointAnswerInvalid: it takes other pictures, or answers otherwise.
+        EndpointAnswerInvalid: it takes other images, or answers otherwise.
     """
     size = (3, preprocessing.height, preprocessing.width)
     fits = [spec for spec in metadata.inputs if spec.datatype == "FP32" and accepts(spec, size)]

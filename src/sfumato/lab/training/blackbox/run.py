@@ -28,7 +28,7 @@ from sfumato.lab.training.context import launch, load_both, preprocessing_of
 from sfumato.lab.training.export import write_sketch_bundle
 from sfumato.lab.training.prototypes import log_probabilities_of, put_in
 from sfumato.lab.training.recipe import AnyRecipe, BlackBoxRecipe, ClassifierRecipe, SketchRecipe, TrainingRecipe
-from sfumato.lab.training.run import CHECK_PICTURES, train
+from sfumato.lab.training.run import CHECK_IMAGES, train
 from sfumato.lab.training.setup import Run
 
 _LEAST_ANSWERS = 16
@@ -36,7 +36,7 @@ _TEMPERATURE = 4.0
 """That scores are softened with; labels are not."""
 _SURROGATE_RATE = 0.1
 _NOT_ANSWERED = 1e3
-"""What a score loses where the endpoint answered another class: such a picture is taken only if there is no other."""
+"""What a score loses where the endpoint answered another class: such an image is taken only if there is no other."""
 
 
 def protect_black_box(
@@ -52,7 +52,7 @@ def protect_black_box(
 ) -> Bundle:
     """Trains an obfuscator for a classifier of which only answers can be had.
 
-    The training pictures are sent to the endpoint as they are, so they have to be public ones; their labels are not
+    The training images are sent to the endpoint as they are, so they have to be public ones; their labels are not
     looked at. Everything that was answered is kept in `answers.sqlite`.
 
     Args:
@@ -67,7 +67,7 @@ def protect_black_box(
 
     Returns:
         The obfuscator's bundle, in `folder/bundle`. Its figures are about the endpoint: "accuracy_obfuscated" is the
-        share of test pictures whose drawing it answers right (sketches alone, as these have few drawings),
+        share of test images whose drawing it answers right (sketches alone, as these have few drawings),
         "queries_learning", "queries_tuning", "surrogate_agreement".
 
     Raises:
@@ -150,15 +150,15 @@ def protect_black_box(
         return written
 
 
-def _to_learn_from(box: BlackBoxRecipe, pictures: int) -> int:
-    count = min(pictures, round(box.queries * (1 - box.tuning)))
+def _to_learn_from(box: BlackBoxRecipe, images: int) -> int:
+    count = min(images, round(box.queries * (1 - box.tuning)))
     if count < _LEAST_ANSWERS:
         raise RecipeError(f"{count} answers are too few to learn from; {_LEAST_ANSWERS} at least")
     return count
 
 
 def _draw(images: ImageSet, count: int, seed: int) -> ImageSet:
-    """So many pictures from all over the set; more of the same are drawn if the count grows."""
+    """So many images from all over the set; more of the same are drawn if the count grows."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]
     return replace(images, images=images.images[order], labels=images.labels[order])
 
@@ -171,7 +171,7 @@ def _ask(endpoint: Oracle, images: ImageSet) -> Tensor:
 
 def _surrogate_plan(box: BlackBoxRecipe, count: int, seed: int) -> TrainingRecipe:
     return TrainingRecipe(
-        epochs=max(1, round(box.pictures_seen / count)),
+        epochs=max(1, round(box.images_seen / count)),
         batch_size=min(128, max(2, count // 4)),
         seed=seed,
         optimizer="sgd",
@@ -192,7 +192,7 @@ def _tuned(
     folder: Path,
 ) -> tuple[Bundle, dict[str, float | int]]:
     """The sketch with its drawings changed to what the endpoint itself answers, and what came of that."""
-    train_set, held_out = images.split(known.held_out_pictures)
+    train_set, held_out = images.split(known.held_out_images)
     task = sketch_task(known, frozen, train_set)
     begin_from(bundle, known, task, frozen)
     surrogate = nn.Sequential(normalize(frozen.preprocessing), frozen.net.eval())
@@ -227,7 +227,7 @@ def _tuned(
     written = write_sketch_bundle(
         folder / "bundle",
         task,
-        images.images[:CHECK_PICTURES].float() / 255,
+        images.images[:CHECK_IMAGES].float() / 255,
         classifier=frozen,
         recipe=bundle.recipe,
         known=train_set,
@@ -239,7 +239,7 @@ def _tuned(
 
 @torch.no_grad()
 def distinct_codes(sketcher: Sketcher, images: ImageSet) -> tuple[Tensor, Tensor]:
-    """The codes that pictures get, each once, (K, classes + learned bits) float32, and the share of each, (K,)."""
+    """The codes that images get, each once, (K, classes + learned bits) float32, and the share of each, (K,)."""
     sketcher.eval()
     with _bar("looking for codes", len(images)) as shown:
         parts = []

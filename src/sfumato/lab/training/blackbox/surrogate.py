@@ -23,7 +23,7 @@ from sfumato.lab.training.optimizer import optimizer_of
 from sfumato.lab.training.recipe import DataRecipe, TrainingRecipe
 from sfumato.lab.training.tasks import ClassifierTask, Losses
 
-_CHECK_PICTURES = 64
+_CHECK_IMAGES = 64
 _HELD_OUT = 0.1
 """The share of the answers that is not learned from, but compared with."""
 
@@ -83,8 +83,8 @@ def learn_surrogate(
         architecture: of the zoo.
         images: that the endpoint was asked about; their labels are not looked at.
         answers: (N, classes) float32, logarithms of probabilities.
-        preprocessing: how a picture becomes the endpoint's input.
-        data: how training pictures are varied.
+        preprocessing: how an image becomes the endpoint's input.
+        data: how training images are varied.
         plan: how the weights are found.
         temperature: that answers are softened with.
         bfloat16: see `Precision.dense_bfloat16`.
@@ -123,7 +123,7 @@ def learn_surrogate(
     bundle = write_classifier_bundle(
         bundle_path,
         ClassifierTask(task.net.cpu().eval(), normalize),
-        compared.images[:_CHECK_PICTURES].float() / 255,
+        compared.images[:_CHECK_IMAGES].float() / 255,
         name=f"surrogate-{architecture}",
         labels=images.names,
         preprocessing=preprocessing,

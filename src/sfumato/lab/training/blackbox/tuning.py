@@ -1,7 +1,7 @@
 """Score-only gradients: which way to change a drawing, learned from nothing but what it is answered.
 
-What is asked about are drawings, one for each code. The answer to the drawing of a code is the answer for every picture
-with that code, so that the pictures' own variance, which stochastic gradients usually have, is not there at all; what
+What is asked about are drawings, one for each code. The answer to the drawing of a code is the answer for every image
+with that code, so that the images' own variance, which stochastic gradients usually have, is not there at all; what
 is left is the variance of the directions that are tried.
 """
 
@@ -95,7 +95,7 @@ class Tuned:
     """What became of the drawings at the endpoint.
 
     Attributes:
-        right_before: the share of the pictures whose code's drawing was answered as the device answers.
+        right_before: the share of the images whose code's drawing was answered as the device answers.
         right_after: likewise, at the end.
         queries: that it took.
         steps: of the optimiser.
@@ -123,9 +123,9 @@ def tune(
     Args:
         sketcher: trained on surrogates; its drawing part is changed in place, how it looks is not.
         oracle: the endpoint.
-        surrogate: pictures in [0, 1] to logits, for the directions.
+        surrogate: images in [0, 1] to logits, for the directions.
         codes: (K, classes + learned bits) float32, as `Sketcher.look` gives them, each once.
-        weights: (K,) float, the share of the pictures with that code; sum 1.
+        weights: (K,) float, the share of the images with that code; sum 1.
         queries: how many drawings may be asked about.
         seed: of the directions.
         shown: is told how many queries more are done.

@@ -1,4 +1,4 @@
-"""The pictures of tables 2 and 5: original, obfuscated, and what two kinds of attacker restored."""
+"""The images of tables 2 and 5: original, obfuscated, and what two kinds of attacker reconstructed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reproduction.audits import make_audit, restored_by_best, scene_of, summary
+from reproduction.audits import make_audit, reconstructed_by_best, scene_of, summary
 from reproduction.lab import Lab
 from reproduction.plan import Item
 from sfumato.apps.panel import Caption, draw_panel
@@ -22,24 +22,24 @@ _SIDE = 64
 
 
 def table_2(lab: Lab, folder: Path) -> dict[str, Any]:
-    """The first test pictures, not chosen, under the first obfuscator.
+    """The first test images, not chosen, under the first obfuscator.
 
     Args:
         lab: the lab.
         folder: that the PNG file is written into.
     """
-    return {"pictures": [_panel(lab, lab.plan.obfuscators[0], 0, folder / f"{lab.plan.size}-table2.png")]}
+    return {"images": [_panel(lab, lab.plan.obfuscators[0], 0, folder / f"{lab.plan.size}-table2.png")]}
 
 
 def table_5(lab: Lab, folder: Path) -> dict[str, Any]:
-    """The test pictures that follow, under each obfuscator.
+    """The test images that follow, under each obfuscator.
 
     Args:
         lab: the lab.
         folder: that the PNG files are written into.
     """
     return {
-        "pictures": [
+        "images": [
             _panel(lab, item, COLUMNS, folder / f"{lab.plan.size}-table5-{item.name}.png")
             for item in lab.plan.obfuscators
         ]
@@ -51,16 +51,16 @@ def _panel(lab: Lab, item: Item, first: int, path: Path) -> dict[str, Any]:
     shown = slice(first, first + COLUMNS)
     images = lab.test.images[shown]
     figures, best = lab.figures(item), summary(make_audit(lab, item))
-    later = restored_by_best(lab, item, shown.stop)[shown]
-    travels = scene_of(lab, item).target.travels(images.float() / 255)
+    later = reconstructed_by_best(lab, item, shown.stop)[shown]
+    payload = scene_of(lab, item).target.payload(images.float() / 255)
     rows: list[tuple[str, Tensor]] = [
         ("original", images),
-        ("obfuscated: what travels, each stretched to the visible range", preview(travels)),
-        ("restored by the jointly trained deobfuscator", _joint(lab, item, travels)),
-        (f"restored by an attacker who came afterwards: {best['attacker'] if best else ''}", later),
+        ("obfuscated: the payload, each stretched to the visible range", preview(payload)),
+        ("reconstructed by the jointly trained deobfuscator", _joint(lab, item, payload)),
+        (f"reconstructed by an attacker who came afterwards: {best['attacker'] if best else ''}", later),
     ]
     panel = draw_panel(
-        [(title, [picture.permute(1, 2, 0).numpy() for picture in part]) for title, part in rows],
+        [(title, [image.permute(1, 2, 0).numpy() for image in part]) for title, part in rows],
         [Caption(lab.test.names[label]) for label in lab.test.labels[shown].tolist()],
         side=_SIDE,
     )
@@ -75,11 +75,11 @@ def _panel(lab: Lab, item: Item, first: int, path: Path) -> dict[str, Any]:
         "obfuscator": item.name,
         "first": first,
         "count": len(images),
-        "joint": {**joint, "test_pictures": figures["test_pictures"]},
+        "joint": {**joint, "test_images": figures["test_images"]},
         "later": best,
     }
 
 
-def _joint(lab: Lab, item: Item, travels: Tensor) -> Tensor:
-    restore = OnnxFunction(lab.bundle(item).file(DEOBFUSCATOR_ONNX))
-    return as_bytes(torch.from_numpy(restore(travels.numpy())))
+def _joint(lab: Lab, item: Item, payload: Tensor) -> Tensor:
+    reconstruct = OnnxFunction(lab.bundle(item).file(DEOBFUSCATOR_ONNX))
+    return as_bytes(torch.from_numpy(reconstruct(payload.numpy())))

@@ -1,22 +1,22 @@
-// Pictures as people have them, turned into what an obfuscator takes: the browser's side of `sfumato.device.picture`.
+// Images as people have them, turned into what an obfuscator takes: the browser's side of `sfumato.device.image`.
 //
 // Decoding is the browser's, so a JPEG file may differ by a unit here and there from what Pillow makes of it. From the
 // decoded pixels on, everything is computed as on the device, to the same integers.
 
-import { PictureError } from "./errors.js";
+import { ImageError } from "./errors.js";
 
 export const MAX_PIXELS = 50_000_000;
 const BITS = 22; // of the resampling weights' fraction: a sum of 8-bit pixels times weights stays below 2^31
 
 /**
- * Decodes a picture to RGB: upright, without metadata, transparent ones laid on white.
+ * Decodes an image to RGB: upright, without metadata, transparent ones laid on white.
  *
  * @param {Blob | ImageData | ImageBitmap | HTMLVideoElement | HTMLCanvasElement | OffscreenCanvas |
  *   {width: number, height: number, data: Uint8Array}} source a file's content, what a canvas can draw, or RGB pixels.
  * @returns {Promise<{width: number, height: number, data: Uint8Array}>} data: (H, W, 3), row by row.
- * @throws {PictureError} not a picture that this browser can decode, or too large.
+ * @throws {ImageError} not an image that this browser can decode, or too large.
  */
-export async function loadPicture(source) {
+export async function loadImage(source) {
   if (source instanceof ImageData) return fromRgba(source);
   if (source instanceof Blob) {
     const bitmap = await decode(source);
@@ -30,36 +30,36 @@ export async function loadPicture(source) {
   const width = source?.videoWidth ?? source?.width;
   const height = source?.videoHeight ?? source?.height;
   if (typeof width !== "number" || typeof height !== "number") {
-    throw new PictureError("a picture must be a Blob, ImageData, something a canvas can draw, or RGB pixels");
+    throw new ImageError("an image must be a Blob, ImageData, something a canvas can draw, or RGB pixels");
   }
   return draw(source, width, height);
 }
 
 /**
- * Fits the shorter side with antialiased bilinear resampling and crops the centre; a picture of that size stays as it is.
+ * Fits the shorter side with antialiased bilinear resampling and crops the centre; an image of that size stays as it is.
  *
  * Source: the triangle filter as Pillow's `Image.resize(..., BILINEAR, box=...)` applies it to 8-bit pixels: first
- * along rows, then along columns, with weights in fixed point and a rounded 8-bit picture in between.
+ * along rows, then along columns, with weights in fixed point and a rounded 8-bit image in between.
  *
- * @param {{width: number, height: number, data: Uint8Array}} picture RGB.
+ * @param {{width: number, height: number, data: Uint8Array}} image RGB.
  * @param {number} height rows wanted.
  * @param {number} width columns wanted.
  */
-export function fit(picture, height, width) {
-  if (picture.height === height && picture.width === width) return picture;
-  const scale = Math.min(picture.height / height, picture.width / width);
-  const top = (picture.height - height * scale) / 2;
-  const left = (picture.width - width * scale) / 2;
-  const across = weights(picture.width, left, left + width * scale, width);
-  const down = weights(picture.height, top, top + height * scale, height);
-  const narrow = resampleRows(picture, across, width);
+export function fit(image, height, width) {
+  if (image.height === height && image.width === width) return image;
+  const scale = Math.min(image.height / height, image.width / width);
+  const top = (image.height - height * scale) / 2;
+  const left = (image.width - width * scale) / 2;
+  const across = weights(image.width, left, left + width * scale, width);
+  const down = weights(image.height, top, top + height * scale, height);
+  const narrow = resampleRows(image, across, width);
   return resampleColumns(narrow, down, height);
 }
 
 /**
  * RGB bytes to the obfuscator's input.
  *
- * @param {{width: number, height: number, data: Uint8Array}} picture RGB.
+ * @param {{width: number, height: number, data: Uint8Array}} image RGB.
  * @returns {Float32Array} (3, H, W) in [0, 1], exactly `pixel / 255`.
  */
 export function toTensor({ width, height, data }) {
@@ -89,7 +89,7 @@ async function decode(blob) {
       premultiplyAlpha: "none",
     });
   } catch {
-    throw new PictureError("this is not a picture that the browser can decode; try a PNG or JPEG file");
+    throw new ImageError("this is not an image that the browser can decode; try a PNG or JPEG file");
   }
 }
 
@@ -103,7 +103,7 @@ function draw(source, width, height) {
     context.drawImage(source, 0, 0);
     return fromRgba(context.getImageData(0, 0, width, height));
   } catch {
-    throw new PictureError(`the browser cannot read the pixels (${width} x ${height}); try a smaller picture`);
+    throw new ImageError(`the browser cannot read the pixels (${width} x ${height}); try a smaller image`);
   }
 }
 
@@ -120,15 +120,15 @@ function fromRgba({ width, height, data }) {
 function checkedRgb({ width, height, data }) {
   checkSize(width, height);
   if (data.length !== 3 * width * height) {
-    throw new PictureError(`${width} x ${height} RGB pixels are ${3 * width * height} bytes; got ${data.length}`);
+    throw new ImageError(`${width} x ${height} RGB pixels are ${3 * width * height} bytes; got ${data.length}`);
   }
   return { width, height, data };
 }
 
 function checkSize(width, height) {
-  if (!(width >= 1 && height >= 1)) throw new PictureError(`the picture has no pixels (${width} x ${height})`);
+  if (!(width >= 1 && height >= 1)) throw new ImageError(`the image has no pixels (${width} x ${height})`);
   if (width * height > MAX_PIXELS) {
-    throw new PictureError(`${width} x ${height} is more than ${MAX_PIXELS} pixels; make the picture smaller first`);
+    throw new ImageError(`${width} x ${height} is more than ${MAX_PIXELS} pixels; make the image smaller first`);
   }
 }
 
