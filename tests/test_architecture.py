@@ -90,7 +90,7 @@ def cycle(graph: dict[str, set[str]]) -> list[str]:
 def test_the_imports_are_read_at_all():
     assert "sfumato.lab.models.checkpoint" in GRAPH["sfumato.lab.training.engine"]
     assert "sfumato.device.grpc_endpoint" in GRAPH["sfumato.device.connect"], "an import in a function counts"
-    assert {"device", "wire", "cloud", "apps", "artifacts", "errors"} == OUTSIDE
+    assert {"device", "wire", "cloud", "apps", "artifacts", "errors", "progress"} == OUTSIDE
     assert set().union(*LAYERS) == {name.removeprefix("lab.") for name in LAB - {"lab"}}
 
 
@@ -108,7 +108,7 @@ def test_no_torch_outside_the_lab():
 @pytest.mark.parametrize("side", ["device", "wire", "cloud"])
 def test_device_and_cloud_do_not_know_each_other(side):
     allowed = {"device": {"wire", "artifacts"}, "wire": set(), "cloud": {"wire", "artifacts"}}[side]
-    assert arrows(OUTSIDE)[side] <= allowed | {"errors"}
+    assert arrows(OUTSIDE)[side] <= allowed | {"errors", "progress"}
 
 
 def test_the_wire_opens_no_sockets():
@@ -242,7 +242,7 @@ def test_every_error_is_one_of_ours_and_told_on_its_page():
 
 
 def test_few_modules_lie_loose():
-    assert {file.name for file in SOURCE.glob("*.py")} <= {"__init__.py", "__main__.py", "errors.py"}
+    assert {file.name for file in SOURCE.glob("*.py")} <= {"__init__.py", "__main__.py", "errors.py", "progress.py"}
 
 
 def test_the_tests_mirror_the_source():
