@@ -193,11 +193,11 @@ def test_importing_does_not_load_torch(module):
             [
                 "CLASSIFIERS",
                 "Cost",
+                "DECODERS",
                 "Deobfuscator",
                 "Normalize",
                 "Obfuscator",
                 "ObfuscatorPayload",
-                "DECODERS",
                 "SketchDecoder",
                 "SketchGraph",
                 "SketchPayload",
@@ -208,9 +208,9 @@ def test_importing_does_not_load_torch(module):
                 "cost",
                 "fold_norms",
                 "obfuscator_of",
+                "payload_of",
                 "reverse_gradient",
                 "sketcher_of",
-                "payload_of",
             ],
         ),
         (
