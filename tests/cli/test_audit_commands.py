@@ -29,9 +29,7 @@ def photos(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def quickly(tmp_path, monkeypatch):
-    monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+def quickly(tmp_path, monkeypatch, own_caches):  # the controls, once made, are those of the next audit too
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")  # else the command starts the process again
     monkeypatch.setitem(budget.BUDGETS, "quick", TINY)
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""`protect`, `classify` and `serve` as a person runs them: real processes, real files, real sockets."""
+"""`protect`, `classify` and `serve` as a person runs them: real files, real sockets, and real processes in part."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import tiny
+from commands import sfumato
 from serving import serving
 from sfumato.artifacts.bundle import Bundle
 
@@ -25,12 +26,13 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "sfumato", *map(str, arguments)]
 
 
-def sfumato(*arguments: object, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+def started(*arguments: object, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    """As `sfumato`, in a process of its own."""
     done = subprocess.run(
         command(*arguments),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,  # however busy the machine
         env={**os.environ, "COLUMNS": "200", **environment},
     )
     assert done.returncode == code, done.stderr + done.stdout
@@ -67,7 +69,7 @@ def server(tiny_bundles: tuple[Bundle, Bundle]) -> Iterator[dict[str, Any]]:
 def test_protect_writes_previews_and_tensors(images: Path, tmp_path: Path, obfuscator_bundle: Bundle) -> None:
     out = tmp_path / "out" / "deep"
     arguments = ["protect", images, "-o", out, "--bundle", obfuscator_bundle.path, "--tensors"]
-    told = json.loads(sfumato(*arguments, "--json").stdout)
+    told = json.loads(started(*arguments, "--json").stdout)
     assert told["failed"] == []
     assert sorted(file.name for file in out.iterdir()) == sorted(
         f"p{i}.obfuscated.{ending}" for i in range(3) for ending in ("npy", "png")
@@ -76,9 +78,9 @@ def test_protect_writes_previews_and_tensors(images: Path, tmp_path: Path, obfus
         tensor = np.load(entry["tensor"])
         assert (tensor.shape, tensor.dtype) == ((3, 8, 8), np.float32)
         assert Image.open(entry["preview"]).size == (8, 8)
-    again = sfumato(*arguments, code=1)
+    again = started(*arguments, code=1)
     assert again.stderr.count("--force") == 3
-    assert "3 of 3" in sfumato(*arguments, "--force").stdout
+    assert "3 of 3" in started(*arguments, "--force").stdout
 
 
 def test_protect_resumes_and_shares(images: Path, tmp_path: Path, obfuscator_bundle: Bundle) -> None:
@@ -136,7 +138,7 @@ def test_serve_says_where_it_is(server: dict[str, Any], classifier_bundle: Bundl
 
 def test_classify(server: dict[str, Any], images: Path, bad: Path, tmp_path: Path, obfuscator_bundle: Bundle) -> None:
     arguments = ["classify", images, bad, "--server", server["url"], "--bundle", obfuscator_bundle.path, "--top", 2]
-    told = json.loads(sfumato(*arguments, "--json", code=1, SFUMATO_TOKEN=TOKEN).stdout)
+    told = json.loads(started(*arguments, "--json", code=1, SFUMATO_TOKEN=TOKEN).stdout)
     assert told["fingerprint"] == "match"
     assert [Path(answer["file"]).name for answer in told["answers"]] == ["p0.png", "p1.png", "p2.png"]
     assert [failure["file"] for failure in told["failed"]] == [str(bad)]
@@ -146,7 +148,7 @@ def test_classify(server: dict[str, Any], images: Path, bad: Path, tmp_path: Pat
         assert answer["payload_bytes"] > 768
     token_file = tmp_path / "token"
     token_file.write_text(TOKEN + "\n")
-    table = sfumato(*arguments, "--token-file", token_file, code=1)
+    table = started(*arguments, "--token-file", token_file, code=1)
     assert told["answers"][0]["label"] in table.stdout
     assert "skipped" in table.stderr
 
@@ -206,7 +208,7 @@ def test_serve_says_in_one_line_what_is_wrong(
         ([classifier_bundle.path, "--tls-cert", tmp_path / "none.pem"], "TLS"),
         ([classifier_bundle.path, "--token-file", tmp_path / "none"], "token"),
     ):
-        done = sfumato("serve", *arguments, code=1)
+        done = started("serve", *arguments, code=1)
         assert done.stderr.startswith("error: ")
         assert done.stderr.count("\n") == 1
         assert expected in done.stderr

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import commands
 import tiny
 from sfumato.artifacts import shipped
 from sfumato.artifacts.bundle import Bundle
@@ -21,18 +23,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def sfumato(*arguments: object, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "sfumato", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        env={**os.environ, "COLUMNS": "200", **environment},
-        cwd=ROOT,
-    )
-    assert done.returncode == code, done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
-    return done
+sfumato = partial(commands.sfumato, cwd=ROOT)
 
 
 def test_cost_prints_the_papers_overhead_columns():
@@ -81,15 +72,14 @@ def test_demo_with_a_folder_that_cannot_be_written(tmp_path: Path):
     assert "cannot be written" in sfumato("demo", "-o", tmp_path / "file" / "out", code=1).stderr
 
 
-def test_evaluate_of_the_wrong_pair_is_refused(tmp_path: Path):
+def test_evaluate_of_the_wrong_pair_is_refused(tmp_path: Path, own_caches: Path):
     folder = tmp_path / "data"
     for split in ("train", "test"):
         for label in tiny.LABELS:
             (folder / split / label).mkdir(parents=True)
             Image.fromarray(tiny.image(3, 32, 32)).save(folder / split / label / "a.png")
     obfuscator, _ = tiny.save_bundles(tmp_path / "pair")
-    environment = {"SFUMATO_CACHE": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "hf")}
-    done = sfumato("evaluate", obfuscator.path, "--data", folder, code=1, **environment)
+    done = sfumato("evaluate", obfuscator.path, "--data", folder, code=1)
     assert "was trained for classifier" in done.stderr
 
 
@@ -110,7 +100,9 @@ def test_a_run_is_not_overwritten_unasked(tmp_path: Path):
 
 
 def test_help_names_every_command():
-    said = sfumato("--help").stdout
+    """In a process of its own, as a person starts it."""
+    command, width = [sys.executable, "-m", "sfumato", "--help"], {"COLUMNS": "200"}
+    said = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **width}).stdout
     for name in ("demo", "protect", "classify", "serve", "train", "evaluate", "cost"):
         assert f" {name} " in said
 

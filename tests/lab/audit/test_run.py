@@ -17,12 +17,7 @@ from sfumato.lab.audit.run import audit
 BOX = Threat.WHITE_BOX
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory):
-    """One for all tests here: the controls are the same for all."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SFUMATO_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("own_caches")  # the controls are the same for all tests here
 
 
 def by_key(found):

@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from commands import sfumato
 from sfumato.artifacts import shipped
 from sfumato.artifacts.bundle import Bundle
 from sfumato.lab.baselines import METHODS, load_module
 from sfumato.lab.classifiers import load_classifier
 from synthetic import CLASSES, save_folder
 
-
-def baseline(*arguments: object, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "sfumato", "baseline", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        env={**os.environ, "COLUMNS": "200", **environment},
-    )
-    assert done.returncode == code, done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
-    return done
+pytestmark = pytest.mark.usefixtures("own_caches")
+baseline = partial(sfumato, "baseline")
 
 
 @pytest.fixture
@@ -35,11 +24,6 @@ def data(tmp_path: Path) -> list[object]:
     """Images that are called as the shipped classifier calls its first classes."""
     names = Bundle.load(shipped.classifier_bundle()).labels[: len(CLASSES)]
     return ["--data", save_folder(tmp_path / "images", names=names), "-o", tmp_path / "out"]
-
-
-@pytest.fixture
-def caches(tmp_path: Path) -> dict[str, str]:
-    return {"SFUMATO_CACHE": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "hf")}
 
 
 def test_the_list_tells_of_every_method():
@@ -51,8 +35,8 @@ def test_the_list_tells_of_every_method():
     assert "pixels" in blur["strength"]
 
 
-def test_a_baseline_becomes_a_bundle_with_figures(tmp_path, data, caches):
-    said = json.loads(baseline("noise", "--strength", "0.01", "--seed", "4", *data, "--json", **caches).stdout)
+def test_a_baseline_becomes_a_bundle_with_figures(tmp_path, data):
+    said = json.loads(baseline("noise", "--strength", "0.01", "--seed", "4", *data, "--json").stdout)
     bundle = Bundle.load(tmp_path / "out" / "bundle", kind="obfuscator")
     assert said == {"bundle": str(bundle.path), "recipe": bundle.recipe, "figures": bundle.figures}
     assert bundle.recipe["strength"] == 0.01
@@ -61,13 +45,13 @@ def test_a_baseline_becomes_a_bundle_with_figures(tmp_path, data, caches):
     assert bundle.classifier_fingerprint == Bundle.load(shipped.classifier_bundle()).classifier_fingerprint
     assert load_module(bundle).noise_kind == "gaussian"
     before = (tmp_path / "out" / "bundle" / "bundle.json").read_bytes()
-    assert "--overwrite" in baseline("blur", *data, code=1, **caches).stderr
+    assert "--overwrite" in baseline("blur", *data, code=1).stderr
     assert (tmp_path / "out" / "bundle" / "bundle.json").read_bytes() == before
 
 
 @pytest.mark.slow
-def test_joint_writes_its_own_classifier(tmp_path, data, caches):
-    said = baseline("joint", "--epochs", "2", "--images", "12", *data, **caches).stdout
+def test_joint_writes_its_own_classifier(tmp_path, data):
+    said = baseline("joint", "--epochs", "2", "--images", "12", *data).stdout
     assert "accuracy_obfuscated" in said
     bundle = Bundle.load(tmp_path / "out" / "bundle", kind="obfuscator")
     frozen = load_classifier(tmp_path / "out" / "classifier")
@@ -79,8 +63,8 @@ def test_joint_writes_its_own_classifier(tmp_path, data, caches):
     load_module(bundle)
 
 
-def test_a_mistake_is_told_in_a_line(data, caches, tmp_path):
-    done = baseline("sharpen", *data, code=1, **caches)
+def test_a_mistake_is_told_in_a_line(data, tmp_path):
+    done = baseline("sharpen", *data, code=1)
     assert "there are identity, downsample" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()

@@ -184,14 +184,20 @@ def test_a_machine_without_npm_is_told_so(npm, monkeypatch, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(FOLDER is None, reason="needs SFUMATO_CIFAR10, a folder with CIFAR-10's parquet files")
-@pytest.mark.parametrize(("split", "count"), [("test", 10_000), ("train", 50_000)])
-def test_the_real_images_are_whole(monkeypatch, own_caches, split, count):
+@pytest.mark.parametrize(
+    ("split", "count", "mean_off", "std_off"),
+    [
+        ("test", 10_000, 5e-3, 2e-3),
+        pytest.param("train", 50_000, 2e-4, 2e-3, marks=pytest.mark.long),
+    ],
+)
+def test_the_real_images_are_whole(monkeypatch, own_caches, split, count, mean_off, std_off):
     monkeypatch.undo()
     found = load_images("cifar10", split)
     assert found.images.shape == (count, 3, 32, 32)
     assert found.labels.bincount().tolist() == [count // 10] * 10
     assert found.names == cifar10.NAMES and found.unreadable == 0
-    if split == "train":  # the constants that classifiers are normalised with
-        values = found.images.transpose(0, 1).reshape(3, -1).double() / 255
-        assert values.mean(dim=1).tolist() == pytest.approx(cifar10.MEAN, abs=2e-4)
-        assert values.std(dim=1).tolist() == pytest.approx(cifar10.STD, abs=2e-3)
+    # The constants that classifiers are normalised with are the training images'; the others' are nearly the same.
+    values = found.images.transpose(0, 1).reshape(3, -1).double() / 255
+    assert values.mean(dim=1).tolist() == pytest.approx(cifar10.MEAN, abs=mean_off)
+    assert values.std(dim=1).tolist() == pytest.approx(cifar10.STD, abs=std_off)

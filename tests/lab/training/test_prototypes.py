@@ -65,13 +65,13 @@ def test_too_many_photographs_for_a_device_are_refused() -> None:
 def test_they_take_the_place_of_what_a_bundle_draws_without_training(
     trained: tuple[Bundle, Bundle], tmp_path: Path
 ) -> None:
-    source = save_folder(tmp_path / "images", train=96, test=8)
+    source = save_folder(tmp_path / "images", train=48, test=8)
     given = {
         "kind": "sketch",
         "name": "x",
         "classifier": str(trained[0].path),
         "code_bits": 3,
-        "held_out_images": 16,
+        "held_out_images": 8,
         "data": {"source": str(source)},
         "training": {"epochs": 2, "batch_size": 4, "schedule": "constant"},
     }

@@ -293,7 +293,13 @@ def test_sizes_that_the_obfuscator_cannot_take_are_refused(in_memory, tmp_path, 
 SPY = """
 import hashlib, os
 from pathlib import Path
+
+import torch
+
+from exports import traced_once
 from sfumato.lab.training import engine
+
+torch.onnx.export = traced_once(Path(os.environ["TRACED"]), torch.onnx.export)
 
 def noting(images, *rest, plain=engine.augment):
     with Path(os.environ["SPY_NOTES"], os.environ.get("LOCAL_RANK", "0")).open("a") as notes:
@@ -309,7 +315,7 @@ main()
 
 
 @pytest.mark.slow
-def test_two_processes_share_every_batch(tmp_path):
+def test_two_processes_share_every_batch(trained, shared, tmp_path):
     # 9 images to test: one process looks at two batches of them, the other at one.
     folder = save_folder(tmp_path / "images", train=16, test=9)
     (tmp_path / "spied").mkdir()
@@ -317,9 +323,9 @@ def test_two_processes_share_every_batch(tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "recipe.toml").write_text(
         f"""
-        kind = "classifier"
+        kind = "obfuscator"
         name = "shared"
-        architecture = "resnet20"
+        classifier = "{trained[0].path}"
         [data]
         source = "{folder}"
         [training]
@@ -327,34 +333,27 @@ def test_two_processes_share_every_batch(tmp_path):
         batch_size = 4
         """
     )
-    (tmp_path / "obfuscator.toml").write_text(
-        f"""
-        kind = "obfuscator"
-        name = "shared-obfuscator"
-        classifier = "runs/shared/bundle"
-        [data]
-        source = "{folder}"
-        [training]
-        epochs = 1
-        batch_size = 4
-        """
-    )
     command = [sys.executable, "-m", "spied", "train", "recipe.toml"]
-    two = ["--devices", "2", "--accelerator", "cpu", "--json"]
+    command += ["--devices", "2", "--accelerator", "cpu", "--json"]
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith(("SFUMATO", "LOCAL_RANK"))},
         "SFUMATO_CACHE": str(tmp_path / "cache"),
         "HF_DATASETS_CACHE": str(tmp_path / "hub"),
         "SPY_NOTES": str(tmp_path / "notes"),
-        "PYTHONPATH": str(tmp_path),
+        "TRACED": str(shared / "traced"),
+        "PYTHONPATH": os.pathsep.join(
+            map(str, [tmp_path, Path(__file__).parents[1], Path(sfumato.__file__).parents[1]])
+        ),
     }
-    done = subprocess.run([*command, *two], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     bundle = Bundle.load(tmp_path / "runs" / "shared" / "bundle")
     assert json.loads(line) == {"bundle": str(Run(Path("runs/shared")).bundle), "figures": bundle.figures}
     assert bundle.provenance["processes"] == 2
+    # The first process alone measures the bundle, after the others have ended.
     assert bundle.figures["test_images"] == 9
+    assert bundle.figures.keys() >= {"accuracy_obfuscated", "joint_deobfuscator_ssim"}
 
     files = (folder / "train").rglob("*.png")
     from PIL import Image
@@ -367,12 +366,6 @@ def test_two_processes_share_every_batch(tmp_path):
     for epoch in range(2):
         seen = [p for steps in notes for step in steps[epoch * 4 : epoch * 4 + 4] for p in step.split()]
         assert sorted(seen) == sorted(all_images), "each image once an epoch, in one process or the other"
-
-    # An obfuscator's bundle is measured by the first process alone, after the others have ended.
-    command[-1] = "obfuscator.toml"
-    done = subprocess.run([*command, *two], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["figures"].keys() >= {"accuracy_obfuscated", "joint_deobfuscator_ssim"}
 
 
 def test_overwriting_leaves_nothing_of_the_run_before(tmp_path, monkeypatch):

@@ -23,14 +23,14 @@ from sfumato.lab.training.recipe import parse_recipe
 
 def recipe(kind: str, url: str, folder: Path, **box: Any) -> Any:
     sketch = {"held_out_images": 16, "code_bits": 3} if kind == "sketch" else {}
-    black_box = {"model": "small", "queries": 160, "images_seen": 600, "surrogates": ["resnet-local"], "rate": 1e6}
+    black_box = {"model": "small", "queries": 160, "images_seen": 200, "surrogates": ["resnet-local"], "rate": 1e6}
     return parse_recipe(
         {
             "kind": kind,
             "name": "unseen",
             "classifier": url,
             "data": {"source": str(folder)},
-            "training": {"epochs": 4, "batch_size": 4, "schedule": "constant"},
+            "training": {"epochs": 2, "batch_size": 8, "schedule": "constant"},
             "black_box": {**black_box, **box},
             **sketch,
         }
