@@ -52,7 +52,7 @@ def main(out: Path = Path("results/quantized.json"), test_images: int = 10_000, 
                 "median_ms": statistics.median(times[name]),
                 "time_of_float32": statistics.median(times[name]) / statistics.median(times["float32"]),
                 "time_of_float32_by_minima": min(times[name]) / min(times["float32"]),
-                **differences(function, functions["float32"], classifier, test),
+                **differences(function, functions["float32"], classifier, test).to_json(),
             }
             for name, function in functions.items()
         }

@@ -54,7 +54,7 @@ def test_training_lowers_the_loss(name, classifier):
     method, losses = build(name, SIZE, SIZE), []
     before = {key: value.clone() for key, value in classifier.state_dict().items()}
     epochs = 10 if name in ("shredder", "cloak") else 5
-    net = method.fit(training(classifier, epochs=epochs, progress=lambda done, total, loss: losses.append(loss)))
+    net = method.fit(training(classifier, epochs=epochs, progress=lambda *step: losses.append(float(step[3][5:]))))
     assert all(torch.equal(value, before[key]) for key, value in classifier.state_dict().items())
     assert (net is classifier) is (name != "joint")
     assert not net.training
@@ -188,15 +188,15 @@ def test_an_interrupt_ends_training_with_our_own_error(classifier):
     import os
     import signal
 
-    def interrupt(done: int, total: int, loss: float) -> None:
+    def interrupt(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(Interrupted, match="nothing was written"):
         build("shredder", SIZE, SIZE).fit(training(classifier, progress=interrupt))
 
 
-def test_a_stand_in_sends_one_public_photograph_for_each_answer(classifier):
-    method = build("stand-in", SIZE, SIZE, strength=4)
+def test_a_public_photograph_is_sent_for_each_on_device_prediction(classifier):
+    method = build("public-photo", SIZE, SIZE, strength=4)
     given = training(classifier, epochs=10)
     method.fit(given)
     images = image_set(32, size=(SIZE, SIZE), seed=3)
@@ -215,4 +215,4 @@ def test_a_stand_in_sends_one_public_photograph_for_each_answer(classifier):
         )
     assert (own == images.labels).float().mean() > 0.8
     with pytest.raises(TrainingError, match="classes"):
-        build("stand-in", SIZE, SIZE, strength=3).fit(given)
+        build("stand-in", SIZE, SIZE, strength=3).fit(given)  # its name in earlier versions

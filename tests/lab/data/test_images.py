@@ -269,7 +269,7 @@ def test_a_csv_that_changes_is_read_again(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        (["path,label", "a.png"], "row 2 has not as many fields"),
+        (["path,label", "a.png"], "row 2 does not have as many fields"),
         (["path,label"], "lists no images"),
         (["jpg/0.png,cat", "jpg/1.png,dog"], "its first line must name the columns"),
     ],

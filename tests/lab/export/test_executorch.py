@@ -51,7 +51,8 @@ def test_equal_outputs_are_the_same():
     compared = compare(outputs(), outputs())
     assert compared.same
     assert (compared.images, compared.largest_difference) == (4, 0)
-    assert (compared.codes_changed, compared.device_answers_changed, compared.cloud_answers_changed) == (0, 0, None)
+    assert compared.codes_changed == compared.device_predictions_changed == 0
+    assert compared.cloud_predictions_changed is None
 
 
 def test_a_difference_is_relative_to_the_largest_number_of_its_output():
@@ -92,8 +93,8 @@ def test_answers_that_change_are_counted():
     found[1][1] = np.roll(found[1][1], 1)
     found[0][3] *= -1
     compared = compare(found, wanted, classify=lambda drawn: drawn.reshape(len(drawn), -1))
-    assert compared.device_answers_changed == 1
-    assert compared.cloud_answers_changed == 1
+    assert compared.device_predictions_changed == 1
+    assert compared.cloud_predictions_changed == 1
 
 
 def test_outputs_of_another_number_or_type_are_refused():
@@ -118,7 +119,7 @@ def test_the_program_gives_the_onnx_files_outputs_in_its_order(name: str, tmp_pa
     assert said.exit_code == 0, said.output
     result = json.loads(said.stdout)
     assert result["bytes"] == file.stat().st_size and result["images"] == len(shipped.samples())
-    assert result["cloud_answers_changed"] == 0
+    assert result["cloud_predictions_changed"] == 0
 
     images = np.random.default_rng(0).random((3, 3, 32, 32), np.float32)
     found, wanted = ExecutorchFunction(file).all(images), by_hand(bundle, images)

@@ -29,8 +29,9 @@ from sfumato.device import Obfuscator
 from sfumato.errors import AuditError, BundleError, RecipeError
 from sfumato.lab.audit.targets import load_target
 from sfumato.lab.data import ImageSet
+from sfumato.lab.evaluation.accuracy import Evaluation
 from sfumato.lab.export import int8
-from sfumato.lab.export.int8 import differences, quantize, quantize_file, remarks
+from sfumato.lab.export.int8 import Int8Comparison, differences, quantize, quantize_file, remarks
 from sfumato.lab.training import load_recipe
 from sfumato.lab.training.setup import starting_from
 from synthetic import image_set
@@ -124,13 +125,13 @@ def test_the_figures_are_those_of_the_new_file(integers, original, classifier, s
             answers[name].append(int(run["cloud"].run(None, {"input": drawn})[0].argmax()))
             codes[name].append(code.tobytes())
     right = {name: np.mean(np.array(found) == samples.labels.numpy()) for name, found in answers.items()}
-    figures, compared = integers.figures, integers.figures["quantized"]
-    assert figures["accuracy_obfuscated"] == pytest.approx(right["new"])
-    assert compared["accuracy_obfuscated_before"] == pytest.approx(right["old"])
-    assert compared["answers_changed"] == pytest.approx(np.mean(np.array(answers["new"]) != np.array(answers["old"])))
-    assert compared["codes_changed"] == pytest.approx(np.mean(np.array(codes["new"]) != np.array(codes["old"])))
-    assert compared["offload_rate_before"] > 0 and compared["time_of_float32"] > 0
-    assert compared["megabytes"] < compared["megabytes_before"] / 2
+    figures, compared = Evaluation.from_json(integers.figures), Int8Comparison.of(integers)
+    assert figures.accuracy_obfuscated == pytest.approx(right["new"])
+    assert compared.accuracy_obfuscated_before == pytest.approx(right["old"])
+    assert compared.predictions_changed == pytest.approx(np.mean(np.array(answers["new"]) != np.array(answers["old"])))
+    assert compared.codes_changed == pytest.approx(np.mean(np.array(codes["new"]) != np.array(codes["old"])))
+    assert compared.offload_rate_before > 0 and compared.time_of_float32 > 0
+    assert compared.megabytes < compared.megabytes_before / 2
 
 
 def test_the_split_form_is_drawn_by_the_originals_decoder(integers, original, samples):
@@ -283,12 +284,12 @@ def test_a_file_is_no_other_than_itself(tmp_path):
     file, served = OnnxFunction(obfuscator.file(OBFUSCATOR_ONNX)), OnnxFunction(classifier.file(CLASSIFIER_ONNX))
     images = small_images(600)
     found = differences(file, file, served, images)
-    assert found["answers_changed"] == found["device_answers_changed"] == found["drawing_mean_difference"] == 0
+    assert found.predictions_changed == found.device_predictions_changed == found.payload_mean_difference == 0
     given = images.images.numpy().astype(np.float32) / 255
     right = tiny.own_logits(given).argmax(axis=1) == images.labels.numpy()
-    assert found["accuracy_device"] == pytest.approx(right.mean())
+    assert found.accuracy_device == pytest.approx(right.mean())
     right = tiny.logits(tiny.obfuscate(given)).argmax(axis=1) == images.labels.numpy()
-    assert found["accuracy_obfuscated"] == pytest.approx(right.mean())
+    assert found.accuracy_obfuscated == pytest.approx(right.mean())
 
 
 def told(bundle: Bundle, figures: dict[str, float], **compared: float) -> str:

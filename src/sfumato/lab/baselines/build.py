@@ -1,4 +1,4 @@
-"""From a method's name to a measured bundle."""
+"""Fit a baseline by its method's name, and write a measured bundle."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from sfumato.artifacts.bundle import Bundle
 from sfumato.artifacts.provenance import provenance
 from sfumato.errors import TrainingError
 from sfumato.lab.baselines.bundles import write_baseline, write_retrained
-from sfumato.lab.baselines.method import Method, Progress, Training, silent
+from sfumato.lab.baselines.method import Method, Training
 from sfumato.lab.classifiers import load_classifier
 from sfumato.lab.data import ImageSet
 from sfumato.lab.evaluation.accuracy import evaluate_classifier, evaluate_obfuscator
 from sfumato.lab.models import Normalize
+from sfumato.progress import Progress, silent
 
 CHECK_IMAGES = 64
 FEW_EPOCHS = 10
-"""A run of fewer epochs says in its recipe that it is a short one."""
+"""A run of fewer epochs is recorded as a short one in its recipe."""
 
 
 def make(
@@ -32,7 +33,7 @@ def make(
     epochs: float = 1.0,
     progress: Progress = silent,
 ) -> Bundle:
-    """Fits a method, writes its bundle and measures it.
+    """Fit a method, write its bundle and measure it.
 
     Nothing is written before the method is fitted.
 
@@ -69,7 +70,7 @@ def make(
     if method.iterates:
         recipe["epochs"] = epochs
         if epochs < FEW_EPOCHS:
-            recipe["note"] = f"A short run of {epochs:g} epochs, as a CPU affords: more training improves it."
+            recipe["note"] = f"A short run of {epochs:g} epochs, for a CPU: more training improves it."
     normalize = Normalize(classifier.preprocessing.mean, classifier.preprocessing.std)
     started = time.monotonic()
     net = method.fit(Training(train.images, train.labels, frozen.net, normalize, epochs=epochs, progress=progress))
@@ -77,15 +78,17 @@ def make(
     check = test.images[:CHECK_IMAGES].float() / 255
     if net is not frozen.net:
         whole = {"method": name, "strength": method.strength, "seed": method.seed, **recipe}
-        classifier = write_retrained(folder / "classifier", net, given=classifier, images_for_check=check, recipe=whole)
-        classifier.figures.update(evaluate_classifier(classifier, test))
+        classifier = write_retrained(
+            folder / "classifier", net, origin=classifier, images_for_check=check, recipe=whole
+        )
+        classifier.figures.update(evaluate_classifier(classifier, test, progress=progress).to_json())
         classifier.provenance.update(provenance(**facts))
         classifier.save()
         frozen = load_classifier(classifier.path)
     bundle = write_baseline(
         folder / "bundle", method, name_of_method=name, classifier=frozen, images_for_check=check, recipe=recipe
     )
-    bundle.figures.update(evaluate_obfuscator(bundle, classifier, test))
+    bundle.figures.update(evaluate_obfuscator(bundle, classifier, test, progress=progress).to_json())
     bundle.provenance.update(provenance(**facts))
     bundle.save()
     return bundle

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from sfumato.artifacts.signals import interruptible
 from sfumato.errors import Interrupted, TrainingError
-from sfumato.lab.baselines.method import Method, Training
+from sfumato.lab.baselines.method import STAGE, Method, Training
 from sfumato.lab.data import Augmentation, augment
 from sfumato.lab.models import Obfuscator
 
@@ -25,15 +25,15 @@ def learn(
     learning_rate: float,
     share: float = 1.0,
 ) -> None:
-    """Adam with one cycle of the learning rate, on mirrored images.
+    """Train with Adam and one cycle of the learning rate, on mirrored images.
 
     Source: Kingma and Ba 2015; Smith and Topin 2018.
 
     Args:
-        training: what is learned from, and for how long.
-        parameters: what is learned.
+        training: images, epochs and progress.
+        parameters: are learned.
         loss: images (B, 3, H, W) float32 in [0, 1] and labels (B,) int64 -> scalar.
-        seed: of the order, the mirroring and whatever the loss draws.
+        seed: of the order, the mirroring and the loss's random numbers.
         learning_rate: the highest one.
         share: of the epochs.
 
@@ -69,7 +69,7 @@ def learn(
             nn.utils.clip_grad_norm_(learned, 5.0)
             optimizer.step()
             scheduler.step()
-            training.progress(step, total, float(value.detach()))
+            training.progress(STAGE, step, total, f"loss {value.item():.4f}")
             if interrupted:
                 raise Interrupted("interrupted; nothing was written")
 
@@ -84,14 +84,16 @@ class Encoded(Method):
     learns = True
     iterates = True
 
-    def __init__(self, height: int, width: int, *, strength: float | None = None, seed: int = 0) -> None:
-        super().__init__(height, width, strength=strength, seed=seed)
+    def set_up(self) -> None:
+        """See `Method`."""
         multiple = Obfuscator.size_multiple
-        if height % multiple or width % multiple:
-            raise TrainingError(f"the encoder takes sides that are multiples of {multiple}, got {height}x{width}")
+        if self.height % multiple or self.width % multiple:
+            raise TrainingError(
+                f"the encoder takes sides that are multiples of {multiple}, got {self.height}x{self.width}"
+            )
         self.weight = self.positive()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(self.seed)
             self.encoder = Obfuscator().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> Tensor:

@@ -12,14 +12,14 @@ LEARNING_RATE = 2e-3
 
 
 class NoPeek(Encoded):
-    """An encoder with cross-entropy plus a weight times the distance correlation of images and what comes out.
+    """An encoder with cross-entropy plus a weight times the distance correlation of images and payloads.
 
     Source: Vepakomma et al. 2020.
     """
 
-    says = "an encoder whose output has little distance correlation with the image"
+    summary = "an encoder whose output has little distance correlation with the image"
     source = "Vepakomma et al. 2020"
-    strength_says = "the weight of the distance correlation beside the cross-entropy"
+    strength_help = "the weight of the distance correlation relative to the cross-entropy"
     default = 0.5
 
     def fit(self, training: Training) -> nn.Module:
@@ -38,7 +38,7 @@ class NoPeek(Encoded):
 
 
 def distance_correlation(x: Tensor, y: Tensor) -> Tensor:
-    """The sample distance correlation of two sets of vectors, paired; differentiable.
+    """Return the sample distance correlation of two sets of vectors, paired; differentiable.
 
     Source: Szekely, Rizzo and Bakirov 2007 (empirical distance correlation).
 
@@ -56,7 +56,7 @@ def distance_correlation(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _centred_distances(x: Tensor) -> Tensor:
-    """(N, ...) -> (N, N), whose rows and columns sum to 0."""
+    """Return distances (N, N), whose rows and columns sum to 0, of (N, ...)."""
     flat = x.flatten(1).float()
     # Not by a matrix product: it cancels where two points are close.
     distances = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist")

@@ -1,6 +1,6 @@
-"""Scrambling with a key: a fixed permutation of pixels or of blocks, drawn from the seed.
+"""Scrambling with a key: a fixed permutation of pixels or of blocks, derived from the seed.
 
-The key hides nothing from whoever has pairs, or only the statistics of images: a permutation is linear.
+A permutation is linear: an attacker with pairs of images and payloads, or only with statistics of images, inverts it.
 
 Source: Tanaka 2018; Kiya et al. 2022 (overview of learnable image transformations with a key), without their
 inversions of intensities.
@@ -15,21 +15,21 @@ from sfumato.lab.baselines.method import Method
 
 
 class ScramblePixels(Method):
-    """The pixels of every tile change places, in every tile in the same way.
+    """Permutes the pixels of every tile, in every tile in the same way.
 
     Source: AprilPyone and Kiya 2021, "pixel shuffling" with one key for all blocks; colours stay together here.
     """
 
-    says = "permutes the pixels inside each tile by a key"
+    summary = "permutes the pixels inside each tile by a key"
     source = "AprilPyone and Kiya 2021; Tanaka 2018"
-    strength_says = "the side of a tile in pixels"
+    strength_help = "the side of a tile in pixels"
     default = 2.0
     key: Tensor
 
-    def __init__(self, height: int, width: int, *, strength: float | None = None, seed: int = 0) -> None:
-        super().__init__(height, width, strength=strength, seed=seed)
+    def set_up(self) -> None:
+        """See `Method`."""
         self.side = self.tiles()
-        self.register_buffer("key", _key(self.side**2, seed))
+        self.register_buffer("key", _key(self.side**2, self.seed))
 
     def forward(self, images: Tensor) -> Tensor:
         """See `Method`."""
@@ -40,21 +40,21 @@ class ScramblePixels(Method):
 
 
 class ScrambleBlocks(Method):
-    """The image's blocks change places.
+    """Permutes the image's blocks.
 
     Source: Chuman et al. 2019 (block scrambling), the permutation alone; Kiya et al. 2022.
     """
 
-    says = "permutes square blocks by a key"
+    summary = "permutes square blocks by a key"
     source = "Chuman et al. 2019; Kiya et al. 2022"
-    strength_says = "the side of a block in pixels"
+    strength_help = "the side of a block in pixels"
     default = 16.0
     key: Tensor
 
-    def __init__(self, height: int, width: int, *, strength: float | None = None, seed: int = 0) -> None:
-        super().__init__(height, width, strength=strength, seed=seed)
+    def set_up(self) -> None:
+        """See `Method`."""
         self.side = self.tiles()
-        self.register_buffer("key", _key((height // self.side) * (width // self.side), seed))
+        self.register_buffer("key", _key((self.height // self.side) * (self.width // self.side), self.seed))
 
     def forward(self, images: Tensor) -> Tensor:
         """See `Method`."""
@@ -65,7 +65,7 @@ class ScrambleBlocks(Method):
 
 
 def _key(count: int, seed: int) -> Tensor:
-    """A permutation (count,) int64 that moves something, if there is anything to move."""
+    """Return a permutation (count,) int64 that is not the identity, if count is above 1."""
     source = torch.Generator().manual_seed(seed)
     key = torch.randperm(count, generator=source)
     while count > 1 and torch.equal(key, torch.arange(count)):
