@@ -43,7 +43,8 @@ def transfer(
         out.parent.mkdir(parents=True, exist_ok=True)  # before the long part, so that nothing is measured in vain
     obfuscators = [Bundle.load(path, kind="obfuscator") for path in bundles]
     classifiers = [Bundle.load(path, kind="classifier") for path in to]
-    leakages = [Leakage.from_audit(audit) for folder in audits or [] for audit in read_audits(folder).values()]
+    read = [Leakage.from_audit(audit) for folder in audits or [] for audit in read_audits(folder).values()]
+    leakages = [leakage for leakage in read if leakage is not None]
     size = obfuscators[0].preprocessing
     with bars() as shown:
         test = load_images(data, "test", size=(size.height, size.width), progress=shown.progress).subset(images)
@@ -59,7 +60,7 @@ def transfer(
     plain = [classifier.accuracy_plain for classifier in found.classifiers]
     typer.echo("plain images".ljust(width) + _row(plain, [True] * len(plain), names) + "   1")
     for row in found.obfuscators:
-        leak = "not audited" if row.excess_leakage is None else f"{row.excess_leakage:.2f} at least"
+        leak = "not audited" if row.leakage is None else f"{row.leakage.excess_leakage:.2f} at least"
         typer.echo(row.name.ljust(width) + _row(row.accuracy, row.trained_for, names) + f"   {leak}")
     typer.echo("* not seen in training")
     if out is not None:

@@ -1,4 +1,4 @@
-"""Everything people bring, against the library that it comes from."""
+"""Imported classifiers of every kind, against the library that they come from."""
 
 import shutil
 from dataclasses import replace
@@ -33,7 +33,7 @@ def agree(got: np.ndarray, wanted: np.ndarray) -> bool:
 
 
 @pytest.mark.parametrize(("kind", "size"), [("vit", 64), ("resnet", 32), ("convnext", 224)])
-def test_a_transformers_folder_answers_as_transformers_itself(tmp_path, kind, size):
+def test_a_transformers_folder_predicts_as_transformers_itself(tmp_path, kind, size):
     """The oracle is transformers' own processor and model on a PNG file."""
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -75,12 +75,12 @@ def test_a_thousand_classes_and_another_scale(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["pt2", "module"])
-def test_a_program_and_a_module_answer_as_the_network_itself(tmp_path, suffix):
+def test_a_program_and_a_module_predict_as_the_network_itself(tmp_path, suffix):
     net = brought.small()
     size = (24, 40)
-    given = str(brought.save_program(tmp_path / "net.pt2", net, size=size)) if suffix == "pt2" else "brought:small"
+    source = str(brought.save_program(tmp_path / "net.pt2", net, size=size)) if suffix == "pt2" else "brought:small"
     bundle = import_classifier(
-        given, tmp_path / "bundle", UserMetadata(size=size, mean=IMAGENET.mean, std=IMAGENET.std)
+        source, tmp_path / "bundle", UserMetadata(size=size, mean=IMAGENET.mean, std=IMAGENET.std)
     )
     inputs = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(0))
     wanted = net(inputs).detach().numpy()
@@ -203,7 +203,7 @@ class Several(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("source", "said"),
     [
         ("Softmax", "gives probabilities"),
         ("Deaf", "passes no gradients"),
@@ -213,11 +213,11 @@ class Several(torch.nn.Module):
         ("nothing", "cannot be imported"),
     ],
 )
-def test_a_module_that_is_no_classifier_is_refused(tmp_path, monkeypatch, given, said):
+def test_a_module_that_is_no_classifier_is_refused(tmp_path, monkeypatch, source, said):
     monkeypatch.setitem(__import__("sys").modules, "their_module", __import__("sys").modules[__name__])
     whole = UserMetadata(size=(16, 16), mean=(0, 0, 0), std=(1, 1, 1))
     with pytest.raises(ClassifierError, match=said):
-        import_classifier(f"their_module:{given}", tmp_path / "bundle", whole)
+        import_classifier(f"their_module:{source}", tmp_path / "bundle", whole)
     assert not (tmp_path / "bundle").exists()
 
 
@@ -250,7 +250,7 @@ def test_labels_must_be_as_many_as_classes_and_other_folders_are_left_alone(tmp_
     assert not (tmp_path / "bundle" / CLASSIFIER_PROGRAM).exists()
 
 
-@pytest.mark.parametrize("given", ["nothing-here", "./a/b/c", "~/no/such"])
-def test_what_is_nothing_is_said_with_what_would_be_something(tmp_path, given):
+@pytest.mark.parametrize("source", ["nothing-here", "./a/b/c", "~/no/such"])
+def test_a_source_of_no_known_kind_is_refused_with_a_list_of_kinds(tmp_path, source):
     with pytest.raises(ClassifierError, match="expected a bundle's or a transformers folder"):
-        import_classifier(given, tmp_path / "bundle")
+        import_classifier(source, tmp_path / "bundle")

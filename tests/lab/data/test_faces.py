@@ -1,4 +1,4 @@
-"""Drawn faces: the same ones always, with the truth about them, which can be seen."""
+"""Synthetic faces: always the same ones, with attributes that are visible in them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def chi_square(a: np.ndarray, b: np.ndarray) -> tuple[float, int]:
     return float(((table - expected) ** 2 / expected).sum()), (table.shape[0] - 1) * (table.shape[1] - 1)
 
 
-def test_the_same_image_comes_whenever_and_at_whatever_place_it_is_drawn():
+def test_the_same_image_comes_whenever_and_at_whatever_place_it_is_synthesised():
     some = faces.synthesise("faces", "train", range(3, 8), (32, 32))
     assert some.shape == (5, 3, 32, 32) and some.dtype == np.uint8
     assert np.array_equal(some[2], faces.synthesise("faces", "train", range(5, 6), (32, 32))[0])
@@ -71,15 +71,17 @@ def test_in_the_correlated_set_glasses_go_with_the_expression_and_nothing_else_d
         assert statistic < freedom + 4 * np.sqrt(2 * freedom), name
 
 
-def test_both_splits_show_the_same_people_who_keep_their_looks_in_different_images():
-    looks = {}
+def test_both_splits_show_the_same_people_who_look_the_same_in_different_images():
+    appearances = {}
     for split in faces.COUNTS:
         known = faces.factors("faces", split)
         assert set(known["identity"]) == set(range(faces.PEOPLE))
-        for who, *look in zip(*(known[name] for name in ("identity", "skin", "hair", "style", "beard")), strict=True):
-            assert looks.setdefault(who, look) == look
-    drawn = [faces.synthesise("faces", split, range(40), (16, 16)) for split in faces.COUNTS]
-    assert not {image.tobytes() for image in drawn[0]} & {image.tobytes() for image in drawn[1]}
+        for who, *appearance in zip(
+            *(known[name] for name in ("identity", "skin", "hair", "style", "beard")), strict=True
+        ):
+            assert appearances.setdefault(who, appearance) == appearance
+    images = [faces.synthesise("faces", split, range(40), (16, 16)) for split in faces.COUNTS]
+    assert not {image.tobytes() for image in images[0]} & {image.tobytes() for image in images[1]}
 
 
 def test_what_is_said_of_a_face_can_be_seen_in_it():
@@ -109,7 +111,7 @@ def test_glasses_are_where_the_eyes_are():
     assert gained[10:17].mean() > 4 * abs(gained[22:].mean())
 
 
-def test_it_loads_by_name_like_any_data_set_and_is_drawn_once(few, monkeypatch):
+def test_it_loads_by_name_like_any_data_set_and_is_synthesised_once(few, monkeypatch):
     train, test, extra = load_train_test("faces", size=(16, 16), attributes=("glasses", "identity"))
     assert (len(train), len(test), train.names, train.source) == (60, 20, faces.NAMES["expression"], "faces")
     assert train.images.shape == (60, 3, 16, 16)

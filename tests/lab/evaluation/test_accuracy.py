@@ -23,7 +23,7 @@ from tiny import LABELS, PREPROCESSING, logits, negative, obfuscate, own_logits,
 
 @pytest.fixture(scope="module")
 def images() -> ImageSet:
-    """Noise among the images, so that the classifier is not always right or always wrong."""
+    """Noise among the images, so that the classifier is not always correct or always incorrect."""
     clean = image_set(22, seed=3)
     return replace(clean, labels=(clean.labels + (torch.arange(22) % 3 == 0)) % 4)
 
@@ -49,7 +49,7 @@ def in_torch(trained, images) -> dict[str, torch.Tensor]:
         return {
             "images": batch,
             "plain": frozen.net((batch - mean) / std).argmax(dim=1),
-            "hidden": frozen.net((obfuscated - mean) / std).argmax(dim=1),
+            "obfuscated": frozen.net((obfuscated - mean) / std).argmax(dim=1),
             "reconstructed": nets[1](obfuscated),
         }
 
@@ -62,7 +62,7 @@ def test_plain_accuracy_is_that_of_torch(trained, images, in_torch):
 def test_obfuscated_accuracy_is_that_of_torch(trained, images, in_torch):
     figures = evaluate_obfuscator(trained[1], trained[0], images)
     assert figures.accuracy_plain == float((in_torch["plain"] == images.labels).double().mean())
-    assert figures.accuracy_obfuscated == float((in_torch["hidden"] == images.labels).double().mean())
+    assert figures.accuracy_obfuscated == float((in_torch["obfuscated"] == images.labels).double().mean())
     assert figures.test_images == 22
 
 
@@ -111,9 +111,9 @@ def test_rounding_is_what_an_endpoint_that_takes_files_sees(tmp_path):
     images = replace(image_set(22, size=(8, 8)), names=LABELS)
     pixels = images.images.permute(0, 2, 3, 1).numpy()
     rounded = (negative(pixels).astype(int) * 2 + 2) // 5  # 0.4 times as much, to the nearest level
-    answered = logits(PREPROCESSING.normalize((rounded.transpose(0, 3, 1, 2) / 255).astype("float32"))).argmax(axis=1)
+    predicted = logits(PREPROCESSING.normalize((rounded.transpose(0, 3, 1, 2) / 255).astype("float32"))).argmax(axis=1)
     figures = evaluate_obfuscator(obfuscator, classifier, images, rounding=True)
-    assert figures.accuracy_obfuscated == (answered == images.labels.numpy()).mean()
+    assert figures.accuracy_obfuscated == (predicted == images.labels.numpy()).mean()
 
 
 def test_what_cannot_be_rounded_is_refused(trained, images):
@@ -125,7 +125,7 @@ def test_rounding_happens_at_all(monkeypatch, tmp_path):
     """Labels hardly change by rounding, so the test above would pass without it."""
     obfuscator, classifier = save_bundles(tmp_path, "unit")
     seen = []
-    monkeypatch.setattr(accuracy, "to_pixels", lambda *given: seen.append(given) or to_pixels(*given))
+    monkeypatch.setattr(accuracy, "to_pixels", lambda *arguments: seen.append(arguments) or to_pixels(*arguments))
     evaluate_obfuscator(obfuscator, classifier, replace(image_set(3, size=(8, 8)), names=LABELS), rounding=True)
     assert seen
 
@@ -144,15 +144,15 @@ def test_images_of_another_size_are_refused(trained):
         evaluate_obfuscator(trained[1], trained[0], small)
 
 
-def test_a_classifier_that_is_always_right_has_accuracy_one(tiny_bundles):
+def test_a_classifier_that_is_always_correct_has_accuracy_one(tiny_bundles):
     _, classifier = tiny_bundles
     plain = replace(classifier, preprocessing=Preprocessing(8, 8))
     images = replace(image_set(9, size=(8, 8)), names=LABELS)
-    answers = logits(images.images.numpy().astype("float32") / 255)
-    right = replace(images, labels=torch.from_numpy(answers.argmax(axis=1)))
-    wrong = replace(right, labels=(right.labels + 1) % 4)
-    assert evaluate_classifier(plain, right).accuracy_plain == 1.0
-    assert evaluate_classifier(plain, wrong).accuracy_plain == 0.0
+    predictions = logits(images.images.numpy().astype("float32") / 255)
+    correct = replace(images, labels=torch.from_numpy(predictions.argmax(axis=1)))
+    incorrect = replace(correct, labels=(correct.labels + 1) % 4)
+    assert evaluate_classifier(plain, correct).accuracy_plain == 1.0
+    assert evaluate_classifier(plain, incorrect).accuracy_plain == 0.0
 
 
 def test_the_order_of_the_images_does_not_matter(trained, images):
@@ -202,7 +202,7 @@ def test_the_figures_of_a_gate(tmp_path, threshold):
 
 
 @pytest.mark.parametrize("own", [None, "nan", "rows", "fixed columns", "three outputs"])
-def test_a_gate_without_a_usable_answer_has_no_figures(tmp_path, own):
+def test_a_gate_without_usable_logits_has_no_figures(tmp_path, own):
     obfuscator, classifier = save_bundles(tmp_path, threshold=0.5, own=own)
     with pytest.raises(BundleError, match="second output of finite logits"):
         evaluate_obfuscator(obfuscator, classifier, gated_images())

@@ -30,15 +30,15 @@ def test_the_payload_is_normalised_for_each_classifier(trained: Any, image_folde
     from sfumato.artifacts.onnx_file import OnnxFunction
 
     images = test.images.numpy().astype(np.float32) / 255
-    answer, hide = OnnxFunction(classifier.file("model.onnx")), OnnxFunction(obfuscator.file("obfuscator.onnx"))
-    own = hide(images)
+    predict, obfuscate = OnnxFunction(classifier.file("model.onnx")), OnnxFunction(obfuscator.file("obfuscator.onnx"))
+    own = obfuscate(images)
     raw = own * np.array(size.std, np.float32)[:, None, None] + np.array(size.mean, np.float32)[:, None, None]
     labels = test.of_classes(classifier.labels).labels.numpy()
-    wanted = [float((answer(x).argmax(axis=1) == labels).mean()) for x in (own, raw)]
+    wanted = [float((predict(x).argmax(axis=1) == labels).mean()) for x in (own, raw)]
     assert found.obfuscators[0].accuracy == pytest.approx(wanted)
     assert found.obfuscators[0].trained_for == (True, True)
     assert found.classifiers[0].accuracy_plain == classifier.figures["accuracy_plain"]
-    assert found.obfuscators[0].excess_leakage is None
+    assert found.obfuscators[0].leakage is None
     assert Transfer.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
@@ -50,8 +50,10 @@ def test_audits_are_found_by_the_file_they_attacked(trained: Any, image_folder: 
         "budget": {"name": "quick"},
     }
     test = load_images(str(image_folder), "test")
-    (row,) = transfer([obfuscator], [classifier], test, leakages=[Leakage.from_audit(audit)]).obfuscators
-    assert (row.excess_leakage, row.best_attacker, row.budget) == (0.25, "least squares", "quick")
+    found = Leakage.from_audit(audit)
+    assert (found.excess_leakage, found.best_attacker, found.budget) == (0.25, "least squares", "quick")
+    (row,) = transfer([obfuscator], [classifier], test, leakages=[found]).obfuscators
+    assert row.leakage == found
 
 
 def test_other_classes_or_sizes_are_refused(trained: Any, image_folder: Path, tiny_bundles: Any) -> None:
@@ -72,8 +74,8 @@ def test_denormalize_undoes_normalize() -> None:
 
 def test_the_command_prints_and_writes_the_table(trained: Any, image_folder: Path, tmp_path: Path) -> None:
     classifier, obfuscator = (str(bundle.path) for bundle in trained)
-    given = ["transfer", obfuscator, "--to", classifier, "--data", str(image_folder), "-o", str(tmp_path / "t.json")]
-    done = CliRunner().invoke(app, given)
+    words = ["transfer", obfuscator, "--to", classifier, "--data", str(image_folder), "-o", str(tmp_path / "t.json")]
+    done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     assert "small-o" in done.stdout and "not audited" in done.stdout
     written = json.loads((tmp_path / "t.json").read_text())
@@ -91,7 +93,7 @@ def row_of(row: TransferObfuscator) -> str:
         f"{100 * value:.1f}" if known else f"**{100 * value:.1f}**"
         for value, known in zip(row.accuracy, row.trained_for, strict=True)
     ]
-    leak = "not audited" if row.excess_leakage is None else f"{row.excess_leakage:.2f} ({row.budget})"
+    leak = "not audited" if row.leakage is None else f"{row.leakage.excess_leakage:.2f} ({row.leakage.budget})"
     return f"| {row.name} | " + " | ".join([*cells, leak]) + " |"
 
 

@@ -38,9 +38,9 @@ def by_hand(bundle: Bundle, images: np.ndarray) -> list[np.ndarray]:
 def outputs(images: int = 4) -> list[np.ndarray]:
     """As a sketch makes them."""
     random = np.random.default_rng(3)
-    drawn = random.normal(size=(images, 3, 2, 2)).astype(np.float32)
+    decoded = random.normal(size=(images, 3, 2, 2)).astype(np.float32)
     own = np.eye(5, dtype=np.float32)[np.arange(images) % 5] * 3
-    return [drawn, own, np.arange(images, dtype=np.uint8)[:, None]]
+    return [decoded, own, np.arange(images, dtype=np.uint8)[:, None]]
 
 
 def copied(name: str, folder: Path) -> Bundle:
@@ -70,7 +70,7 @@ def test_numbers_that_are_none_are_not_the_same():
     assert not compare(found, outputs()).same
 
 
-def test_an_image_with_another_code_counts_as_such_and_its_drawing_is_not_compared():
+def test_an_image_with_another_code_counts_as_such_and_its_payload_is_not_compared():
     found, wanted = outputs(200), outputs(200)
     found[2][7] += 1
     found[0][7] += 5
@@ -88,11 +88,11 @@ def test_logits_count_whatever_the_code_is():
     assert not compared.same
 
 
-def test_answers_that_change_are_counted():
+def test_predictions_that_change_are_counted():
     found, wanted = outputs(), outputs()
     found[1][1] = np.roll(found[1][1], 1)
     found[0][3] *= -1
-    compared = compare(found, wanted, classify=lambda drawn: drawn.reshape(len(drawn), -1))
+    compared = compare(found, wanted, classify=lambda decoded: decoded.reshape(len(decoded), -1))
     assert compared.device_predictions_changed == 1
     assert compared.cloud_predictions_changed == 1
 

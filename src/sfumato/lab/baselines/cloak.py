@@ -35,8 +35,7 @@ class Cloak(NoisyMethod):
     noise_kind = "gaussian"
     kept: Tensor
 
-    def set_up(self) -> None:
-        """See `Method`."""
+    def _set_up(self) -> None:
         if self.strength is None or not 0 <= self.strength < 1:
             raise TrainingError(f"{self.strength_help}: got {self.strength}")
         self.share = self.strength

@@ -15,11 +15,17 @@ from sfumato.lab.baselines.method import STAGE, Method, Training
 from sfumato.lab.data import Augmentation, augment
 from sfumato.lab.models import Obfuscator
 
+ENCODER_RATE = 2e-3
+"""The highest learning rate of an encoder."""
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Images (B, 3, H, W) float32 in [0, 1] and labels (B,) int64 -> scalar."""
+
 
 def learn(
     training: Training,
     parameters: Iterable[nn.Parameter],
-    loss: Callable[[Tensor, Tensor], Tensor],
+    loss: Loss,
     *,
     seed: int,
     learning_rate: float,
@@ -32,7 +38,7 @@ def learn(
     Args:
         training: images, epochs and progress.
         parameters: are learned.
-        loss: images (B, 3, H, W) float32 in [0, 1] and labels (B,) int64 -> scalar.
+        loss: see `Loss`.
         seed: of the order, the mirroring and the loss's random numbers.
         learning_rate: the highest one.
         share: of the epochs.
@@ -77,6 +83,8 @@ def learn(
 class Encoded(Method):
     """A method whose obfuscator is a network: the project's own architecture, so that its cost is the same.
 
+    A subclass has the training loss in `objective`.
+
     Raises:
         TrainingError: sides that are no multiples of 8.
     """
@@ -84,8 +92,7 @@ class Encoded(Method):
     learns = True
     iterates = True
 
-    def set_up(self) -> None:
-        """See `Method`."""
+    def _set_up(self) -> None:
         multiple = Obfuscator.size_multiple
         if self.height % multiple or self.width % multiple:
             raise TrainingError(
@@ -100,3 +107,16 @@ class Encoded(Method):
         """See `Method`."""
         out: Tensor = self.encoder(images)
         return out
+
+    def objective(self, training: Training) -> tuple[Loss, list[nn.Module]]:
+        """Return the loss and the further networks that are trained with the encoder."""
+        raise NotImplementedError
+
+    def fit(self, training: Training) -> nn.Module:
+        """See `Method`."""
+        loss, others = self.objective(training)
+        self.train()
+        parameters = [parameter for net in (self, *others) for parameter in net.parameters()]
+        learn(training, parameters, loss, seed=self.seed, learning_rate=ENCODER_RATE)
+        self.eval()
+        return training.classifier

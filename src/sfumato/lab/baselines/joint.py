@@ -9,12 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.errors import TrainingError
-from sfumato.lab.baselines.fit import Encoded, learn
+from sfumato.lab.baselines.fit import ENCODER_RATE, Encoded, learn
 from sfumato.lab.baselines.method import Training
 from sfumato.lab.classifiers.exported_programs import Program
 from sfumato.lab.models import Deobfuscator
-
-LEARNING_RATE = 2e-3
 
 
 class Joint(Encoded):
@@ -52,6 +50,6 @@ class Joint(Encoded):
 
         self.train()
         learned = [*self.parameters(), *classifier.parameters(), *deobfuscator.parameters()]
-        learn(training, learned, loss, seed=self.seed, learning_rate=LEARNING_RATE)
+        learn(training, learned, loss, seed=self.seed, learning_rate=ENCODER_RATE)
         self.eval()
         return classifier.eval().requires_grad_(False)

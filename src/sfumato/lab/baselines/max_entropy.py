@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.lab.baselines.fit import Encoded, learn
+from sfumato.lab.baselines.fit import Encoded, Loss
 from sfumato.lab.baselines.method import Training
 
 LEVELS = 8
 BLOCK = 4
-LEARNING_RATE = 2e-3
 
 
 class MaxEntropy(Encoded):
@@ -32,8 +31,8 @@ class MaxEntropy(Encoded):
     strength_help = "the weight of the adversary's entropy relative to the cross-entropy"
     default = 0.3
 
-    def fit(self, training: Training) -> nn.Module:
-        """See `Method`."""
+    def objective(self, training: Training) -> tuple[Loss, list[nn.Module]]:
+        """See `Encoded`."""
         brightness = block_brightness(training.images[:: max(1, len(training.images) // 2000)].float() / 255)
         levels = torch.arange(1, LEVELS) / LEVELS
         edges = torch.quantile(brightness.flatten()[:1_000_000], levels)
@@ -52,11 +51,7 @@ class MaxEntropy(Encoded):
             uncertainty = math.log(LEVELS) - entropy
             return training.classification_loss(obfuscated, labels) + self.weight * uncertainty + likelihood
 
-        self.train()
-        learned = [*self.parameters(), *adversary.parameters()]
-        learn(training, learned, loss, seed=self.seed, learning_rate=LEARNING_RATE)
-        self.eval()
-        return training.classifier
+        return loss, [adversary]
 
 
 def block_brightness(images: Tensor) -> Tensor:

@@ -90,14 +90,10 @@ class Method(nn.Module):
             raise TrainingError(f"{type(self).__name__} has no strength, got {strength}; leave it out")
         self.height, self.width, self.seed = height, width, seed
         self.strength = self.default if strength is None else strength
-        self.set_up()
+        self._set_up()
 
-    def set_up(self) -> None:
-        """Check the strength, and create parameters and buffers; called once, by the constructor.
-
-        Raises:
-            TrainingError: a strength or a size that it does not take.
-        """
+    def _set_up(self) -> None:
+        """Check the strength, and create parameters and buffers; called once, by the constructor."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Obfuscate: (N, 3, H, W) float32 in [0, 1] -> (N, 3, H, W) float32 in the scale of images, not bounded."""

@@ -22,8 +22,7 @@ class Noise(NoisyMethod):
     default = 0.05
     noise_kind = "gaussian"
 
-    def set_up(self) -> None:
-        """See `Method`."""
+    def _set_up(self) -> None:
         self.std = self.positive()
 
     def forward(self, images: Tensor) -> Tensor:

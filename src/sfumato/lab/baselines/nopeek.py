@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sfumato.lab.baselines.fit import Encoded, learn
+from sfumato.lab.baselines.fit import Encoded, Loss
 from sfumato.lab.baselines.method import Training
-
-LEARNING_RATE = 2e-3
 
 
 class NoPeek(Encoded):
@@ -22,19 +20,15 @@ class NoPeek(Encoded):
     strength_help = "the weight of the distance correlation relative to the cross-entropy"
     default = 0.5
 
-    def fit(self, training: Training) -> nn.Module:
-        """See `Method`."""
+    def objective(self, training: Training) -> tuple[Loss, list[nn.Module]]:
+        """See `Encoded`."""
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
             obfuscated = self(images)
-            return training.classification_loss(obfuscated, labels) + self.weight * distance_correlation(
-                images, obfuscated
-            )
+            penalty = distance_correlation(images, obfuscated)
+            return training.classification_loss(obfuscated, labels) + self.weight * penalty
 
-        self.train()
-        learn(training, self.parameters(), loss, seed=self.seed, learning_rate=LEARNING_RATE)
-        self.eval()
-        return training.classifier
+        return loss, []
 
 
 def distance_correlation(x: Tensor, y: Tensor) -> Tensor:

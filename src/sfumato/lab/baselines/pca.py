@@ -26,8 +26,7 @@ class PrincipalComponents(Method):
     base: Tensor
     components: Tensor
 
-    def set_up(self) -> None:
-        """See `Method`."""
+    def _set_up(self) -> None:
         count, numbers = self.whole(), 3 * self.height * self.width
         if count > numbers:
             raise TrainingError(f"a {self.height}x{self.width} image has {numbers} components, {count} were asked for")

@@ -32,8 +32,7 @@ class PublicPhoto(Method):
     iterates = True
     photographs: Tensor
 
-    def set_up(self) -> None:
-        """See `Method`."""
+    def _set_up(self) -> None:
         classes = self.whole()
         if classes < 2:
             raise TrainingError(f"{self.strength_help} must be at least 2, got {classes}")

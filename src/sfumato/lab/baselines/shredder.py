@@ -31,8 +31,7 @@ class Shredder(NoisyMethod):
     iterates = True
     noise_kind = "laplace"
 
-    def set_up(self) -> None:
-        """See `Method`."""
+    def _set_up(self) -> None:
         self.weight = self.positive()
         self.location = nn.Parameter(torch.zeros(3, self.height, self.width))
         self.log_scale = nn.Parameter(torch.full((3, self.height, self.width), math.log(FIRST_SCALE)))

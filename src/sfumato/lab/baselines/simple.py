@@ -33,17 +33,16 @@ class Downsample(Method):
     strength_help = "the factor per side"
     default = 2.0
 
-    def set_up(self) -> None:
-        """See `Method`."""
-        self.factor = self.tiles()
+    def _set_up(self) -> None:
+        self.side = self.tiles()
 
     def forward(self, images: Tensor) -> Tensor:
         """See `Method`."""
-        small = F.avg_pool2d(images, self.factor)
+        small = F.avg_pool2d(images, self.side)
         return F.interpolate(small, (self.height, self.width), mode="bilinear", align_corners=False)
 
 
-class Pixelate(Method):
+class Pixelate(Downsample):
     """Replaces every square by its mean colour.
 
     Source: Hill et al. 2016 (mosaicing).
@@ -52,11 +51,6 @@ class Pixelate(Method):
     summary = "paints squares with their mean colour"
     source = "Hill et al. 2016"
     strength_help = "the side of a square in pixels"
-    default = 2.0
-
-    def set_up(self) -> None:
-        """See `Method`."""
-        self.side = self.tiles()
 
     def forward(self, images: Tensor) -> Tensor:
         """See `Method`."""
@@ -75,8 +69,7 @@ class Blur(Method):
     default = 0.8
     kernel: Tensor
 
-    def set_up(self) -> None:
-        """See `Method`."""
+    def _set_up(self) -> None:
         sigma = self.positive()
         self.radius = math.ceil(3 * sigma)
         offsets = torch.arange(-self.radius, self.radius + 1, dtype=torch.float64)

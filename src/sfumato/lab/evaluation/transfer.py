@@ -46,6 +46,36 @@ class TransferClassifier:
 
 
 @dataclass(frozen=True)
+class Leakage:
+    """What an audit found about an obfuscator.
+
+    Attributes:
+        target: the audited file's hash; of audits from before that was recorded, the obfuscator's name.
+        excess_leakage: the best attacker's; at least this much leaks.
+        best_attacker: its name.
+        budget: the attack budget's name.
+        bits_at_most: upper bound of the information in the payload, in bits, if the audit certifies one.
+    """
+
+    target: str
+    excess_leakage: float
+    best_attacker: str | None = None
+    budget: str | None = None
+    bits_at_most: float | None = None
+
+    @classmethod
+    def from_audit(cls, audit: Mapping[str, Any]) -> Leakage | None:
+        """Read the content of an `audit.json`; None if it has no attacker."""
+        best, budget = audit.get("best"), audit["budget"]
+        if not best or best["excess_leakage"] is None:
+            return None
+        target = str(audit["target"].get("fingerprint") or audit["target"]["name"])
+        name = budget["name"] if isinstance(budget, dict) else budget
+        bits = (audit.get("certificate") or {}).get("bits")
+        return cls(target, best["excess_leakage"], best["attacker"], name, bits)
+
+
+@dataclass(frozen=True)
 class TransferObfuscator:
     """An obfuscator whose payload the classifiers get.
 
@@ -57,10 +87,7 @@ class TransferObfuscator:
         accuracy: top-1 accuracy of each classifier on the payload, in [0, 1].
         kind: of its recipe.
         accuracy_device: with a gate, accuracy of the on-device predictions, in [0, 1].
-        excess_leakage: the best attacker's, from its audit; at least this much leaks. None without an audit.
-        best_attacker: which one that is.
-        budget: the attack budget of the audit.
-        bits_at_most: upper bound of the information in the payload, in bits, if the audit certifies one.
+        leakage: from its audit, if there is one.
     """
 
     name: str
@@ -70,10 +97,7 @@ class TransferObfuscator:
     accuracy: tuple[float, ...]
     kind: str | None = None
     accuracy_device: float | None = None
-    excess_leakage: float | None = None
-    best_attacker: str | None = None
-    budget: str | None = None
-    bits_at_most: float | None = None
+    leakage: Leakage | None = None
 
 
 @dataclass(frozen=True)
@@ -102,39 +126,13 @@ class Transfer(Result):
             ResultsError: it is no such file.
         """
         if isinstance(raw, dict) and raw.get("schema") == _SCHEMA_1:
-            rows = [{"trained_for": row.get("seen"), **row} for row in raw.get("obfuscators", ())]
-            raw = {**raw, "schema": SCHEMA, "obfuscators": rows}
+            raw = {**raw, "schema": SCHEMA, "obfuscators": [_row_of_version_1(row) for row in raw["obfuscators"]]}
         return super().from_json(raw)
 
 
-@dataclass(frozen=True)
-class Leakage:
-    """What an audit found about an obfuscator.
-
-    Attributes:
-        target: the audited file's hash; of audits from before that was recorded, the obfuscator's name.
-        excess_leakage: see `TransferObfuscator`, as the following.
-        best_attacker: see there.
-        budget: see there.
-        bits_at_most: see there.
-    """
-
-    target: str
-    excess_leakage: float | None = None
-    best_attacker: str | None = None
-    budget: str | None = None
-    bits_at_most: float | None = None
-
-    @classmethod
-    def from_audit(cls, audit: Mapping[str, Any]) -> Leakage:
-        """Read the content of an `audit.json`."""
-        target = str(audit["target"].get("fingerprint") or audit["target"]["name"])
-        best, budget = audit.get("best"), audit["budget"]
-        if not best:
-            return cls(target)
-        budget = budget["name"] if isinstance(budget, dict) else budget
-        bits = (audit.get("certificate") or {}).get("bits")
-        return cls(target, best["excess_leakage"], best["attacker"], budget, bits)
+def _row_of_version_1(row: dict[str, Any]) -> dict[str, Any]:
+    leakage = None if row["excess_leakage"] is None else {"target": row["files"][OBFUSCATOR_ONNX], **row}
+    return {"trained_for": row["seen"], "leakage": leakage, **row}
 
 
 def transfer(
@@ -221,7 +219,6 @@ def _measured(
             on_device += int((device_logits(outputs, obfuscator).argmax(axis=1) == labels).sum())
     known = {str(entry["fingerprint"]) for entry in obfuscator.provenance.get("trained_for", ())}
     known.add(obfuscator.classifier_fingerprint)
-    found = audited.get(obfuscator.files[OBFUSCATOR_ONNX]) or audited.get(name) or Leakage(name)
     return TransferObfuscator(
         name=name,
         files=obfuscator.files,
@@ -230,8 +227,5 @@ def _measured(
         accuracy=tuple(int(count) / len(images) for count in correct),
         kind=recipe.get("kind"),
         accuracy_device=None if obfuscator.gate is None else on_device / len(images),
-        excess_leakage=found.excess_leakage,
-        best_attacker=found.best_attacker,
-        budget=found.budget,
-        bits_at_most=found.bits_at_most,
+        leakage=audited.get(obfuscator.files[OBFUSCATOR_ONNX]) or audited.get(name),
     )
