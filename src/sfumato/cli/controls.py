@@ -50,8 +50,8 @@ def controls(
 
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)  # before the long part, so that nothing is measured in vain
-    with bars() as shown:
-        train, test, _ = load_train_test(data, size=image_size(size), progress=shown.progress)
+    with bars() as loading:
+        train, test, _ = load_train_test(data, size=image_size(size), progress=loading.progress)
     images = BUDGETS[budget.value].control_images
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with Bars(quiet=as_json) as progress:

@@ -80,7 +80,7 @@ def init(
             metadata=user_metadata(None, size, mean, std, labels),
             server=server,
             model=model,
-            server_options={"token": read_token(token_file)},
+            token=read_token(token_file),
             progress=shown.progress,
         )
     if as_json:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,14 +23,42 @@ from sfumato.artifacts.bundle import (
     fingerprint,
 )
 from sfumato.artifacts.onnx_file import OnnxFunction
-from sfumato.errors import BundleError, TrainingError
+from sfumato.errors import BundleError, ResultsError, TrainingError
 from sfumato.lab.baselines.method import Method, NoisyMethod
 from sfumato.lab.baselines.registry import build
 from sfumato.lab.classifiers import FrozenClassifier
+from sfumato.lab.evaluation.results import Result
 from sfumato.lab.export.onnx import export_onnx, renew, save_weights
 from sfumato.lab.models import Normalize
 
 KIND = "baseline"
+
+
+@dataclass(frozen=True)
+class BaselineRecipe(Result):
+    """How a baseline was made; with its kind, the recipe of its bundle.
+
+    Attributes:
+        method: its name in `METHODS`.
+        seed: see `Method`.
+        strength: see `Method`; None if it has none.
+        data: source of the images.
+        train_images: how many it learned from; None if it does not learn.
+        epochs: for those that iterate.
+        note: for users.
+        kind: of the recipe.
+    """
+
+    method: str
+    seed: int
+    strength: float | None = None
+    data: str | None = None
+    train_images: int | None = None
+    epochs: float | None = None
+    note: str | None = None
+    kind: Literal["baseline"] = "baseline"
+
+
 _RUNS = 64
 
 
@@ -82,20 +111,18 @@ def write_baseline(
     folder: Path,
     method: Method,
     *,
-    name_of_method: str,
+    recipe: BaselineRecipe,
     classifier: FrozenClassifier,
     images_for_check: Tensor,
-    recipe: dict[str, Any],
 ) -> Bundle:
     """Write a baseline's bundle, without figures and provenance.
 
     Args:
         folder: is created, or replaced.
         method: fitted.
-        name_of_method: its name in `METHODS`.
+        recipe: of the method.
         classifier: that it is for.
         images_for_check: (N, 3, H, W) float32 in [0, 1], real ones, N at least 2.
-        recipe: further facts about how it was made.
 
     Raises:
         TrainingError: ONNX Runtime's outputs differ from torch's, or the disk refuses.
@@ -115,14 +142,14 @@ def write_baseline(
         labels=classifier.labels,
         preprocessing=classifier.preprocessing,
         classifier_fingerprint=classifier.fingerprint,
-        recipe={"kind": KIND, "method": name_of_method, "strength": method.strength, "seed": method.seed, **recipe},
+        recipe=recipe.to_json(),
     )
     bundle.save()
     return bundle
 
 
 def write_retrained(
-    folder: Path, net: nn.Module, *, origin: Bundle, images_for_check: Tensor, recipe: dict[str, Any]
+    folder: Path, net: nn.Module, *, origin: Bundle, images_for_check: Tensor, recipe: BaselineRecipe
 ) -> Bundle:
     """Write the bundle of a classifier that a method retrained.
 
@@ -147,7 +174,7 @@ def write_retrained(
         labels=origin.labels,
         preprocessing=origin.preprocessing,
         classifier_fingerprint=fingerprint(folder / CLASSIFIER_ONNX),
-        recipe={**origin.recipe, "retrained": {"from": origin.classifier_fingerprint, **recipe}},
+        recipe={**origin.recipe, "retrained": {"from": origin.classifier_fingerprint, **recipe.to_json()}},
     )
     bundle.save()
     return bundle
@@ -193,9 +220,10 @@ def _built(bundle: Bundle, seed: int | None) -> Method:
     if recipe.get("kind") != KIND:
         raise BundleError(f"{bundle.path} is no baseline: its recipe has kind {recipe.get('kind')!r}")
     try:
-        seed = int(recipe["seed"]) if seed is None else seed
-        return build(recipe["method"], size.height, size.width, strength=recipe["strength"], seed=seed)
-    except (KeyError, TypeError, ValueError, TrainingError) as error:
+        made = BaselineRecipe.from_json(recipe)
+        seed = made.seed if seed is None else seed
+        return build(made.method, size.height, size.width, strength=made.strength, seed=seed)
+    except (ResultsError, TrainingError) as error:
         raise BundleError(f"{bundle.path}: the recipe does not make a baseline: {error}") from error
 
 

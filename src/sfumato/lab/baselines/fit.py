@@ -98,7 +98,7 @@ class Encoded(Method):
             raise TrainingError(
                 f"the encoder takes sides that are multiples of {multiple}, got {self.height}x{self.width}"
             )
-        self.weight = self.positive()
+        self.weight = self._positive()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.encoder = Obfuscator().to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -111,34 +111,22 @@ class Method(nn.Module):
         """
         return training.classifier
 
-    def positive(self) -> float:
-        """Return the strength, which must be above 0.
-
-        Raises:
-            TrainingError: it is not.
-        """
+    def _positive(self) -> float:
+        """Return the strength, which must be above 0."""
         if self.strength is None or not 0 < self.strength < float("inf"):
             raise TrainingError(f"{self.strength_help} must be above 0, got {self.strength}")
         return self.strength
 
-    def whole(self) -> int:
-        """Return the strength, which must be a whole number above 0.
-
-        Raises:
-            TrainingError: it is not.
-        """
-        value = self.positive()
+    def _whole(self) -> int:
+        """Return the strength, which must be a whole number above 0."""
+        value = self._positive()
         if value != int(value):
             raise TrainingError(f"{self.strength_help} must be a whole number, got {value:g}")
         return int(value)
 
-    def tiles(self) -> int:
-        """Return the strength as the side of square tiles that cover the image.
-
-        Raises:
-            TrainingError: they do not.
-        """
-        side = self.whole()
+    def _tiles(self) -> int:
+        """Return the strength as the side of square tiles that cover the image."""
+        side = self._whole()
         if self.height % side or self.width % side:
             raise TrainingError(
                 f"{self.strength_help} must divide both sides of {self.height}x{self.width} images, got {side}"

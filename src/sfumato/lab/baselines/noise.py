@@ -23,7 +23,7 @@ class Noise(NoisyMethod):
     noise_kind = "gaussian"
 
     def _set_up(self) -> None:
-        self.std = self.positive()
+        self.std = self._positive()
 
     def forward(self, images: Tensor) -> Tensor:
         """See `Method`."""

@@ -27,7 +27,7 @@ class PrincipalComponents(Method):
     components: Tensor
 
     def _set_up(self) -> None:
-        count, numbers = self.whole(), 3 * self.height * self.width
+        count, numbers = self._whole(), 3 * self.height * self.width
         if count > numbers:
             raise TrainingError(f"a {self.height}x{self.width} image has {numbers} components, {count} were asked for")
         self.register_buffer("base", torch.zeros(numbers))

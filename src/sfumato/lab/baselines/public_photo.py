@@ -33,7 +33,7 @@ class PublicPhoto(Method):
     photographs: Tensor
 
     def _set_up(self) -> None:
-        classes = self.whole()
+        classes = self._whole()
         if classes < 2:
             raise TrainingError(f"{self.strength_help} must be at least 2, got {classes}")
         with torch.random.fork_rng(devices=[]):

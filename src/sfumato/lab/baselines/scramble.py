@@ -20,7 +20,7 @@ class _Scramble(Method):
     key: Tensor
 
     def _set_up(self) -> None:
-        self.side = self.tiles()
+        self.side = self._tiles()
         self.register_buffer("key", _key(self._permuted(), self.seed))
 
     def _permuted(self) -> int:

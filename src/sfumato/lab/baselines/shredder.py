@@ -32,7 +32,7 @@ class Shredder(NoisyMethod):
     noise_kind = "laplace"
 
     def _set_up(self) -> None:
-        self.weight = self.positive()
+        self.weight = self._positive()
         self.location = nn.Parameter(torch.zeros(3, self.height, self.width))
         self.log_scale = nn.Parameter(torch.full((3, self.height, self.width), math.log(FIRST_SCALE)))
 

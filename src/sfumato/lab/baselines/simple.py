@@ -34,7 +34,7 @@ class Downsample(Method):
     default = 2.0
 
     def _set_up(self) -> None:
-        self.side = self.tiles()
+        self.side = self._tiles()
 
     def forward(self, images: Tensor) -> Tensor:
         """See `Method`."""
@@ -70,7 +70,7 @@ class Blur(Method):
     kernel: Tensor
 
     def _set_up(self) -> None:
-        sigma = self.positive()
+        sigma = self._positive()
         self.radius = math.ceil(3 * sigma)
         offsets = torch.arange(-self.radius, self.radius + 1, dtype=torch.float64)
         weights = torch.exp(-0.5 * (offsets / sigma) ** 2)

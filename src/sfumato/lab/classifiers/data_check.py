@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from sfumato.apps.doctor import Finding, examine_endpoint, is_well
 from sfumato.artifacts.bundle import Bundle
@@ -60,7 +60,7 @@ def check_data(
     metadata: UserMetadata,
     server: str | None = None,
     model: str | None = None,
-    server_options: dict[str, Any] | None = None,
+    token: str | None = None,
     progress: Progress = silent,
 ) -> DataCheck:
     """Check that a classifier, images and a server fit together, and write a recipe if they do.
@@ -73,7 +73,7 @@ def check_data(
         metadata: what the classifier does not say about itself.
         server: the endpoint that serves the classifier, if there is one already.
         model: its name there; by default the classifier's.
-        server_options: as for `open_endpoint`.
+        token: bearer token of the endpoint.
         progress: see `Progress`.
 
     Raises:
@@ -97,7 +97,7 @@ def check_data(
         advice = "name or sort the images as the classifier names its classes" if train.labelled else _UNLABELLED
         findings.append(Finding("classes", "bad", str(error), advice))
     if server is not None:
-        findings += _server(server, model or served.name, served, server_options or {})
+        findings += _server(server, model or served.name, served, token)
     if not is_well(findings):
         return DataCheck(tuple(findings), None, (), accuracy)
     recipe = folder / RECIPE
@@ -138,7 +138,7 @@ def _accuracy(accuracy: float, test: ImageSet) -> Finding:
     return Finding("accuracy", "note", said, advice)
 
 
-def _server(url: str, model: str, served: Bundle, options: dict[str, Any]) -> list[Finding]:
+def _server(url: str, model: str, served: Bundle, token: str | None) -> list[Finding]:
     found: list[Finding] = []
     try:
         found += examine_endpoint(
@@ -147,7 +147,7 @@ def _server(url: str, model: str, served: Bundle, options: dict[str, Any]) -> li
             payload=Payload((3, served.preprocessing.height, served.preprocessing.width), len(served.labels)),
             labels=served.labels,
             fingerprint=None if is_imported(served) else served.classifier_fingerprint,
-            **options,
+            token=token,
         )
     except EndpointError as error:
         found.append(Finding("the endpoint", "bad", str(error), "start it first, or leave --server out"))

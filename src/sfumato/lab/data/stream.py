@@ -59,7 +59,7 @@ class Stream:
     """
 
     rows: Any
-    reader: Reader
+    reader: _Reader
     images: int
     names: tuple[str, ...]
     sample: ImageSet
@@ -133,7 +133,7 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class Reader:
+class _Reader:
     """Takes images and labels from rows.
 
     Attributes:
@@ -156,20 +156,12 @@ class Reader:
         return iter(rows.shuffle(seed=seed, buffer_size=_ALL if self.paths else BUFFER))
 
     def first(self, rows: Any, column: str) -> Any:
-        """Return a column of the first row; None if there are no rows.
-
-        Raises:
-            DataError: it cannot be read.
-        """
+        """Return a column of the first row; None if there are no rows."""
         row = next(self.checked(iter(rows)), None)
         return None if row is None else row[column]
 
     def undecoded(self, rows: Any) -> Any:
-        """Return the rows with these columns alone, and images as bytes.
-
-        Raises:
-            DataError: they have no such columns.
-        """
+        """Return the rows with these columns alone, and images as bytes."""
         from datasets import Image
 
         try:
@@ -180,11 +172,7 @@ class Reader:
             ) from error
 
     def pairs(self, rows: Iterator[Any], count: int) -> list[_Row]:
-        """Return bytes, or a path, and class of the next `count` rows.
-
-        Raises:
-            DataError: they cannot be read, or one has no class.
-        """
+        """Return bytes, or a path, and class of the next `count` rows."""
         image, label = self.columns
         found: list[_Row] = []
         for row in self.checked(islice(rows, count)):
@@ -197,28 +185,14 @@ class Reader:
         return found
 
     def checked(self, rows: Iterator[Any]) -> Iterator[Any]:
-        """Yield the rows unchanged.
-
-        Raises:
-            DataError: they cannot be read.
-        """
+        """Yield the rows unchanged."""
         try:
             yield from rows
         except (OSError, RuntimeError, ValueError) as error:
             raise DataError(f"{self.source} cannot be read: {first_line(error)}") from error
 
     def take(self, rows: Any, count: int, what: str, progress: Progress) -> ImageSet:
-        """Return the first `count` images of a shuffle that is always the same; broken ones are left out.
-
-        Args:
-            rows: undecoded.
-            count: at most so many.
-            what: their name in messages.
-            progress: see `Progress`; steps are chunks of images.
-
-        Raises:
-            DataError: there are none, or too many are broken.
-        """
+        """Return the first `count` images of a shuffle that is always the same; broken ones are left out."""
         shuffled = islice(self.shuffled(rows, 0), count)
         chunks = _decoded(iter(lambda: self.pairs(shuffled, _CHUNK), []), self.size, workers=_workers(1))
         images = torch.empty(count, 3, *self.size, dtype=torch.uint8)
@@ -297,7 +271,7 @@ def load_stream(
 
 def _reader(
     rows: Any, source: str, size: tuple[int, int], image_column: str | None, label_column: str | None
-) -> Reader:
+) -> _Reader:
     from datasets import ClassLabel
 
     if rows.features is None:
@@ -314,7 +288,7 @@ def _reader(
             f"{source}: column {label!r} has no names of classes ({type(feature).__name__}, not ClassLabel), and a "
             "stream cannot be searched for them: save the data with ClassLabel, or sort it into one folder per class"
         )
-    return Reader((image, label), size, tuple(feature.names), source)
+    return _Reader((image, label), size, tuple(feature.names), source)
 
 
 def _length(rows: Any) -> int | None:

@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,56 +52,44 @@ _COPIED = {DECODER_ONNX: DECODER_ONNX, DEOBFUSCATOR_ONNX: DEOBFUSCATOR_ONNX, OBF
 """The files that are copied from a bundle, and their names afterwards."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Differences(Result):
     """How an obfuscator's file differs from another one on the same images.
 
     Attributes:
-        accuracy_obfuscated: of the classifier on the payload, in [0, 1].
-        predictions_changed: the share of images whose prediction by the classifier changed.
+        predictions_changed: the share of images whose prediction in the cloud changed.
         payload_mean_difference: mean absolute difference of the payload's numbers, in the classifier's scale.
-        accuracy_device: with on-device logits, their accuracy, in [0, 1].
         device_predictions_changed: with on-device logits, the share of images whose prediction changed.
         codes_changed: with codes, the share of images whose code changed.
     """
 
-    accuracy_obfuscated: float
     predictions_changed: float
     payload_mean_difference: float
-    accuracy_device: float | None = None
     device_predictions_changed: float | None = None
     codes_changed: float | None = None
 
 
-@dataclass(frozen=True)
-class Int8Comparison(Result):
+@dataclass(frozen=True, kw_only=True)
+class Int8Comparison(Differences):
     """An obfuscator in 8-bit integers compared with its original, on the same images.
 
     Attributes:
-        predictions_changed: see `Differences`, as the next three.
-        payload_mean_difference: see there.
         accuracy_obfuscated_before: of the original; see `Evaluation`, as the next three.
+        accuracy_device_before: likewise.
+        accuracy_gated_before: likewise.
+        offload_rate_before: likewise.
         time_of_float32: processor time in units of the original's, see `time_ratio`.
         megabytes: size of the file that the device runs, in MB.
         megabytes_before: of the original's.
-        device_predictions_changed: see `Differences`.
-        codes_changed: see there.
-        accuracy_device_before: of the original, with a gate.
-        accuracy_gated_before: likewise.
-        offload_rate_before: likewise.
     """
 
-    predictions_changed: float
-    payload_mean_difference: float
     accuracy_obfuscated_before: float
-    time_of_float32: float
-    megabytes: float
-    megabytes_before: float
-    device_predictions_changed: float | None = None
-    codes_changed: float | None = None
     accuracy_device_before: float | None = None
     accuracy_gated_before: float | None = None
     offload_rate_before: float | None = None
+    time_of_float32: float
+    megabytes: float
+    megabytes_before: float
 
     @classmethod
     def of(cls, bundle: Bundle) -> Int8Comparison:
@@ -280,21 +268,19 @@ def differences(
         after: the file; its outputs are the payload, on-device logits if it has any, and a uint8 code if it has one.
         before: the one to compare with, of the same outputs.
         classifier: from the payload to logits.
-        images: with the classifier's classes.
+        images: of the size that both take.
         progress: see `Progress`.
     """
     found: dict[str, list[npt.NDArray[np.generic]]] = defaultdict(list)  # one number for each image
-    for batch, labels in images.scaled_batches("comparing", progress):
+    for batch, _ in images.scaled_batches("comparing", progress):
         new, old = after.all(batch), before.all(batch)
         predictions, predictions_before = (classifier(outputs[0]).argmax(axis=1) for outputs in (new, old))
-        found["accuracy_obfuscated"].append(predictions == labels)
         found["predictions_changed"].append(predictions != predictions_before)
         found["payload_mean_difference"].append(np.abs(new[0] - old[0]).mean(axis=(1, 2, 3)))
         for own, own_before in zip(new[1:], old[1:], strict=True):
             if own.dtype == np.uint8:
                 found["codes_changed"].append((own != own_before).any(axis=1))
             else:
-                found["accuracy_device"].append(own.argmax(axis=1) == labels)
                 found["device_predictions_changed"].append(own.argmax(axis=1) != own_before.argmax(axis=1))
     return Differences(**{name: float(np.concatenate(parts).mean(dtype=float)) for name, parts in found.items()})
 
@@ -334,17 +320,14 @@ def _compared(
     changed = differences(OnnxFunction(after_file), OnnxFunction(before_file), classify, test, progress=progress)
     image, _ = next(test.subset(1).scaled_batches())
     return Int8Comparison(
-        predictions_changed=changed.predictions_changed,
-        payload_mean_difference=changed.payload_mean_difference,
+        **asdict(changed),
         accuracy_obfuscated_before=before.accuracy_obfuscated,
-        time_of_float32=time_ratio(after_file, before_file, image),
-        megabytes=after_file.stat().st_size / 1e6,
-        megabytes_before=before_file.stat().st_size / 1e6,
-        device_predictions_changed=changed.device_predictions_changed,
-        codes_changed=changed.codes_changed,
         accuracy_device_before=before.accuracy_device,
         accuracy_gated_before=before.accuracy_gated,
         offload_rate_before=before.offload_rate,
+        time_of_float32=time_ratio(after_file, before_file, image),
+        megabytes=after_file.stat().st_size / 1e6,
+        megabytes_before=before_file.stat().st_size / 1e6,
     )
 
 
@@ -384,20 +367,13 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
 def _replacing(folder: Path) -> Iterator[Path]:
     """Yield a new folder that replaces `folder` if the block succeeds, and is removed otherwise."""
     folder = folder.resolve()
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}."))
+        partial.mkdir(parents=True)
+        yield partial
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
     except OSError as error:
         raise BundleError(f"{folder} cannot be written: {error.strerror or error}") from error
-    try:
-        yield partial
-        mask = os.umask(0)  # the only way to read it
-        os.umask(mask)
-        partial.chmod(0o777 & ~mask)
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            partial.rename(folder)
-        except OSError as error:
-            raise BundleError(f"{folder} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
