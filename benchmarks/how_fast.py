@@ -259,7 +259,7 @@ def _mobile() -> list[str]:
             f"{one['time_of_onnxruntime']:.2f}",
             *(f"{one['megabytes'][runtime]:.2f}" for runtime in ("onnxruntime", "executorch")),
             f"{(compared := one['compared'])['largest_difference']:.0e}",
-            f"{compared['cloud_answers_changed']} of {compared['images']:,}",
+            f"{compared['cloud_predictions_changed']} of {compared['images']:,}",
             "" if compared["codes_changed"] is None else f"{compared['codes_changed']}",
         ]
         for name, one in found["obfuscators"].items()
@@ -284,7 +284,7 @@ def _quantized(one: dict[str, Any]) -> list[str]:
     return [
         f"{one['time_of_float32']:.2f}",
         f"{100 * one['accuracy_obfuscated']:.1f} %",
-        f"{100 * one['answers_changed']:.1f} %",
+        f"{100 * one['predictions_changed']:.1f} %",
         f"{one['megabytes']:.2f}",
     ]
 

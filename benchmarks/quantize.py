@@ -13,6 +13,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ def main(out: Path = Path("results/quantized.json"), test_images: int = 10_000, 
                 "median_ms": statistics.median(times[name]),
                 "time_of_float32": statistics.median(times[name]) / statistics.median(times["float32"]),
                 "time_of_float32_by_minima": min(times[name]) / min(times["float32"]),
-                **differences(function, functions["float32"], classifier, test),
+                **_accuracies(function, classifier, test),
+                **differences(function, functions["float32"], classifier, test).to_json(),
             }
             for name, function in functions.items()
         }
@@ -68,6 +70,16 @@ def main(out: Path = Path("results/quantized.json"), test_images: int = 10_000, 
             "measured": provenance(),
         },
     )
+
+
+def _accuracies(obfuscator: OnnxFunction, classifier: OnnxFunction, test: ImageSet) -> dict[str, float]:
+    correct = defaultdict(list)
+    for batch, labels in test.scaled_batches():
+        payload, *own = obfuscator.all(batch)
+        correct["accuracy_obfuscated"].append(classifier(payload).argmax(axis=1) == labels)
+        if own:
+            correct["accuracy_device"].append(own[0].argmax(axis=1) == labels)
+    return {name: float(np.concatenate(parts).mean()) for name, parts in correct.items()}
 
 
 def _quantized(plain: Path, name: str, calibration: ImageSet, kind: str) -> Path:

@@ -139,8 +139,8 @@ class Lab:
         if measured.get("test") == self.test.sha256 and bundle.figures.get("test_images") == len(self.test):
             return bundle.figures
         if item.classifier is None:
-            return dict(evaluate_classifier(bundle, self.test))
-        return dict(evaluate_obfuscator(bundle, self.bundle(self.plan.item(item.classifier)), self.test))
+            return evaluate_classifier(bundle, self.test).to_json()
+        return evaluate_obfuscator(bundle, self.bundle(self.plan.item(item.classifier)), self.test).to_json()
 
 
 def origin(bundle: Bundle) -> dict[str, Any]:

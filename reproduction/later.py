@@ -26,11 +26,10 @@ from sfumato.lab.audit.references import class_mean_reference
 from sfumato.lab.audit.result_store import Notebook
 from sfumato.lab.audit.setting import Scene
 from sfumato.lab.classifiers import FrozenClassifier
-from sfumato.lab.data import ImageSet
+from sfumato.lab.data import INFERENCE_BATCH, ImageSet
 from sfumato.lab.evaluation.measures import per_image
 from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator
 
-_BATCH = 250
 ATTACKERS: tuple[Attacker, ...] = (Linear(), RESIDUAL)
 
 
@@ -87,7 +86,9 @@ def _key(folder: Path, frozen: FrozenClassifier, *others: str) -> str:
 def _attack(scene: Scene, attacker: Attacker, effort: Effort) -> dict[str, Any]:
     box = Threat.WHITE_BOX
     prepared = attacker.prepare(scene.knowledge(box), effort)
-    reconstructed = torch.cat([prepared.reconstruct(part) for part in scene.batches(box, len(scene.test), size=_BATCH)])
+    reconstructed = torch.cat(
+        [prepared.reconstruct(part) for part in scene.batches(box, len(scene.test), size=INFERENCE_BATCH)]
+    )
     errors, _ = per_image(reconstructed, scene.test.images)
     return {
         "attacker": attacker.name,
@@ -123,12 +124,12 @@ class _Pair:
         """Accuracy on obfuscated images, the joint deobfuscator's error, and the class mean's beside it."""
         hits = plain = 0
         errors = []
-        for start in range(0, len(test), _BATCH):
+        for start in range(0, len(test), INFERENCE_BATCH):
             tell(start, len(test))
-            originals = test.images[start : start + _BATCH]
+            originals = test.images[start : start + INFERENCE_BATCH]
             obfuscated = self.obfuscator(originals.to(self.device).float() / 255)
             answers = self.classifier(self.normalize(obfuscated)).argmax(dim=1).cpu()
-            labels = test.labels[start : start + _BATCH]
+            labels = test.labels[start : start + INFERENCE_BATCH]
             hits += int((answers == labels).sum())
             untouched = self.classifier(self.normalize(originals.to(self.device).float() / 255))
             plain += int((untouched.argmax(dim=1).cpu() == labels).sum())

@@ -18,11 +18,9 @@ from reproduction.plan import Item
 from sfumato.artifacts.bundle import CLASSIFIER_ONNX, OBFUSCATOR_ONNX, Bundle
 from sfumato.artifacts.onnx_file import Array, OnnxFunction
 from sfumato.lab.classifiers import load_classifier
-from sfumato.lab.data import ImageSet
+from sfumato.lab.data import INFERENCE_BATCH, ImageSet
 from sfumato.lab.models import Obfuscator, build_classifier, cost
 from sfumato.lab.models.obfuscator import Bottleneck
-
-_BATCH = 250
 
 
 def table_1(lab: Lab) -> dict[str, Any]:
@@ -113,10 +111,10 @@ def transfer(
             np.asarray(values, np.float32)[:, None, None]
             for values in (obfuscator.preprocessing.mean, obfuscator.preprocessing.std)
         )
-        starts = range(0, len(images), _BATCH)
+        starts = range(0, len(images), INFERENCE_BATCH)
         for start in track(starts, "transfer", console=console, transient=True, disable=not console.is_terminal):
-            batch = images.images[start : start + _BATCH].numpy().astype(np.float32) / np.float32(255)
-            labels = images.labels[start : start + _BATCH].numpy()
+            batch = images.images[start : start + INFERENCE_BATCH].numpy().astype(np.float32) / np.float32(255)
+            labels = images.labels[start : start + INFERENCE_BATCH].numpy()
             hidden = hide(batch) * std + mean
             for column, (classifier, answer) in enumerate(zip(classifiers, answers, strict=True)):
                 logits = answer(classifier.preprocessing.normalize(hidden))

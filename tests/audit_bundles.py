@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sfumato.artifacts.bundle import Bundle, Preprocessing
 from sfumato.lab.baselines import build, write_baseline
+from sfumato.lab.baselines.bundles import BaselineRecipe
 from sfumato.lab.classifiers import FrozenClassifier
 
 SIZE = (16, 16)
@@ -27,7 +28,5 @@ def frozen() -> FrozenClassifier:
 
 def written(folder: Path, name: str) -> Bundle:
     method = build(name, *SIZE, seed=3)
-    recipe = {"data": "made up"}
-    return write_baseline(
-        folder, method, name_of_method=name, classifier=frozen(), images_for_check=images(4), recipe=recipe
-    )
+    recipe = BaselineRecipe(name, method.seed, method.strength, data="made up")
+    return write_baseline(folder, method, recipe=recipe, classifier=frozen(), images_for_check=images(4))

@@ -18,6 +18,7 @@ import sfumato
 SOURCE = Path(sfumato.__file__).parent
 TESTS = Path(__file__).parent
 LAYERS = [
+    {"libraries"},
     {"data", "models"},
     {"evaluation", "attacks", "export"},
     {"classifiers"},
@@ -215,7 +216,16 @@ def test_importing_does_not_load_torch(module):
         ),
         (
             "sfumato.lab.data",
-            ["Augmentation", "ImageSet", "Stream", "augment", "load_images", "load_stream", "load_train_test"],
+            [
+                "INFERENCE_BATCH",
+                "Augmentation",
+                "ImageSet",
+                "Stream",
+                "augment",
+                "load_images",
+                "load_stream",
+                "load_train_test",
+            ],
         ),
         ("sfumato.lab.training", ["ClassifierRecipe", "ObfuscatorRecipe", "Run", "load_recipe", "train"]),
     ],

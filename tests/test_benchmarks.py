@@ -174,7 +174,7 @@ def test_the_table_of_a_phones_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
         "megabytes": {"onnxruntime": 1.3, "executorch": 1.31},
         "compared": {
             "largest_difference": 1.5e-6,
-            "cloud_answers_changed": 2,
+            "cloud_predictions_changed": 2,
             "codes_changed": None,
             "images": 10_000,
         },

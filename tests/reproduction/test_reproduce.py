@@ -109,8 +109,8 @@ def test_table_1_says_what_bundles_and_audits_say(tiny):
         obfuscator = Bundle.load(lab.folder / f"{name}-obfuscator" / "bundle")
         classifier = Bundle.load(lab.folder / name / "bundle")
         measured = evaluate_obfuscator(obfuscator, classifier, lab.test)
-        assert row["accuracy_obfuscated"] == measured["accuracy_obfuscated"]
-        assert row["accuracy_plain"] == measured["accuracy_plain"]
+        assert row["accuracy_obfuscated"] == measured.accuracy_obfuscated
+        assert row["accuracy_plain"] == measured.accuracy_plain
         audit = json.loads((lab.folder / "audits" / f"{name}-obfuscator" / "audit.json").read_text())
         assert row["audit"]["excess_leakage"] == audit["best"]["excess_leakage"]
         assert row["overhead_params"] == pytest.approx(324_518 / row["params"])

@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 _RENAMED = {
+    "answers_changed": "predictions_changed",
+    "cloud_answers_changed": "cloud_predictions_changed",
     "column_pictures": "column_images",
     "decoder_pictures": "decoder_images",
+    "device_answers_changed": "device_predictions_changed",
+    "drawing_mean_difference": "payload_mean_difference",
     "held_out_pictures": "held_out_images",
     "new_pictures": "new_images",
     "pictures": "images",

@@ -13,7 +13,7 @@ from sfumato.cli.output import JsonOption, needs_train_extra, print_json
 from sfumato.errors import SfumatoError
 
 if TYPE_CHECKING:
-    from sfumato.lab.classifiers import Stated
+    from sfumato.lab.classifiers import UserMetadata
 
 SizeOption = Annotated[
     str | None, typer.Option(metavar="HxW", help="Its input's size. Default: what it says.", show_default=False)
@@ -53,8 +53,8 @@ def adopt(
     `sfumato adopt net.onnx -o net --mean 0,0,0 --std 1,1,1 --labels labels.txt`
     """
     with needs_train_extra():
-        from sfumato.lab.classifiers import adopt as run_adopt
-    bundle = run_adopt(classifier, out, stated(name, size, mean, std, labels))
+        from sfumato.lab.classifiers import import_classifier
+    bundle = import_classifier(classifier, out, user_metadata(name, size, mean, std, labels))
     look = bundle.preprocessing
     if as_json:
         print_json(
@@ -75,15 +75,17 @@ def adopt(
         typer.echo(f"  note: {note}")
 
 
-def stated(name: str | None, size: str | None, mean: str | None, std: str | None, labels: Path | None) -> Stated:
-    """What the flags say of a classifier.
+def user_metadata(
+    name: str | None, size: str | None, mean: str | None, std: str | None, labels: Path | None
+) -> UserMetadata:
+    """Return what the flags say about a classifier.
 
     Raises:
         SfumatoError: a flag cannot be understood, or the file of labels cannot be read.
     """
-    from sfumato.lab.classifiers import Stated
+    from sfumato.lab.classifiers import UserMetadata
 
-    return Stated(image_size(size), _three(mean, "--mean"), _three(std, "--std"), _lines(labels), name)
+    return UserMetadata(image_size(size), _three(mean, "--mean"), _three(std, "--std"), _lines(labels), name)
 
 
 def _three(text: str | None, flag: str) -> tuple[float, float, float] | None:

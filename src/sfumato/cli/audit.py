@@ -97,14 +97,17 @@ def audit(
     from dataclasses import replace
 
     from sfumato.artifacts.bundle import Bundle
+    from sfumato.cli.progress import bars
 
     if not 0 < share < float("inf"):
         raise AuditError(f"--share must be above 0, got {share}")
     given = obfuscator or str(obfuscator_bundle(None))
     target_size = image_size(size) or native_size(given)
-    train, test, extra = load_train_test(
-        data, size=target_size, label_column=label_column, attributes=tuple(attribute or ())
-    )
+    attributes = tuple(attribute or ())
+    with bars() as shown:
+        train, test, extra = load_train_test(
+            data, size=target_size, label_column=label_column, attributes=attributes, progress=shown.progress
+        )
     train, test = train.subset(images), test.subset(images)
     height, width = train.images.shape[2:]
     target = load_target(given, size=(height, width))

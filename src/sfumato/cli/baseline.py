@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -55,6 +53,7 @@ def baseline(
         from sfumato.lab.data import load_images
     from sfumato.artifacts.bundle import Bundle
     from sfumato.artifacts.shipped import classifier_bundle
+    from sfumato.cli.progress import bars
 
     folder = out or Path("runs") / "baselines" / name
     if (folder / "bundle").exists() and not overwrite:
@@ -62,12 +61,13 @@ def baseline(
     served = Bundle.load(classifier or classifier_bundle(), kind="classifier")
     size = (served.preprocessing.height, served.preprocessing.width)
     method = build(name, *size, strength=strength, seed=seed)
-    train, test = (
-        load_images(data, split, size=size, label_column=label_column).subset(images) for split in ("train", "test")
-    )
-    folder.mkdir(parents=True, exist_ok=True)  # before the long part, so that nothing is learned in vain
-    with _bar(name) as progress:
-        bundle = make(method, name, folder, served, train, test, epochs=epochs, progress=progress)
+    with bars() as shown:
+        train, test = (
+            load_images(data, split, size=size, label_column=label_column, progress=shown.progress).subset(images)
+            for split in ("train", "test")
+        )
+        folder.mkdir(parents=True, exist_ok=True)  # before the long part, so that nothing is learned in vain
+        bundle = make(method, name, folder, served, train, test, epochs=epochs, progress=shown.progress)
     if as_json:
         print_json({"bundle": str(bundle.path), "recipe": bundle.recipe, "figures": bundle.figures})
         return
@@ -82,8 +82,8 @@ def _show(as_json: bool) -> None:
     rows = [
         {
             "name": name,
-            "says": method.says,
-            "strength": method.strength_says or None,
+            "summary": method.summary,
+            "strength": method.strength_help or None,
             "default": method.default,
             "learns": method.learns,
             "stochastic": method.stochastic,
@@ -100,19 +100,5 @@ def _show(as_json: bool) -> None:
     table = Table("name", "what it does", "strength", "default", "source", box=None)
     for row in rows:
         default = "-" if row["default"] is None else f"{row['default']:g}"
-        table.add_row(str(row["name"]), str(row["says"]), str(row["strength"] or "-"), default, str(row["source"]))
+        table.add_row(str(row["name"]), str(row["summary"]), str(row["strength"] or "-"), default, str(row["source"]))
     Console().print(table)
-
-
-@contextmanager
-def _bar(name: str) -> Iterator[Callable[[int, int, float], None]]:
-    """A bar with the loss on standard error."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn(name), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
-    figures = TextColumn("loss {task.fields[loss]:.4f}")
-    with Progress(*columns, figures, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(name, loss=float("nan"))
-        yield lambda done, total, loss: progress.update(task, completed=done, total=total, loss=loss)

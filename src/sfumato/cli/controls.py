@@ -46,10 +46,12 @@ def controls(
 
     from sfumato.artifacts.bundle import write_json
     from sfumato.artifacts.provenance import provenance
+    from sfumato.cli.progress import bars
 
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)  # before the long part, so that nothing is measured in vain
-    train, test, _ = load_train_test(data, size=image_size(size))
+    with bars() as loading:
+        train, test, _ = load_train_test(data, size=image_size(size), progress=loading.progress)
     images = BUDGETS[budget.value].control_images
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with Bars(quiet=as_json) as progress:

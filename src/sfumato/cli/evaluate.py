@@ -45,14 +45,17 @@ def evaluate(
     from sfumato.artifacts.bundle import Bundle, write_json
     from sfumato.artifacts.provenance import provenance
     from sfumato.artifacts.shipped import classifier_bundle
+    from sfumato.cli.progress import bars
 
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)  # before the long part, so that nothing is measured in vain
     obfuscator = Bundle.load(obfuscator_bundle(bundle), kind="obfuscator")
     served = Bundle.load(classifier or classifier_bundle(), kind="classifier")
     size = (obfuscator.preprocessing.height, obfuscator.preprocessing.width)
-    test = load_images(data, "test", size=size, label_column=label_column).subset(images)
-    figures = evaluate_obfuscator(obfuscator, served, test, rounding=rounding)
+    with bars() as shown:
+        test = load_images(data, "test", size=size, label_column=label_column, progress=shown.progress).subset(images)
+        found = evaluate_obfuscator(obfuscator, served, test, rounding=rounding, progress=shown.progress)
+    figures = found.to_json()
     result = {
         "figures": figures,
         "rounded_to_8_bits": rounding,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -65,19 +64,22 @@ def export(
     from rich.console import Console
 
     from sfumato.artifacts.bundle import Bundle
+    from sfumato.cli.progress import bars
 
     source = Bundle.load(bundle, kind="obfuscator")
     size = source.preprocessing
     if data is None:
         given = sample_images(size)
     else:
-        test = load_images(data, "test", size=(size.height, size.width)).subset(images)
+        with bars() as shown:
+            loaded = load_images(data, "test", size=(size.height, size.width), progress=shown.progress)
+        test = loaded.subset(images)
         given = (test.images.float() / 255).numpy()
     classify = _classifier(source, classifier)
     with Console(stderr=True).status("lowering the network, and running it beside the ONNX file"):
         compared = export_executorch(source, out, given, classify=classify)
     if as_json:
-        print_json({"file": str(out), "bytes": out.stat().st_size, "format": to.value, **asdict(compared)})
+        print_json({"file": str(out), "bytes": out.stat().st_size, "format": to.value, **compared.to_json()})
         return
     typer.echo(f"written: {out} ({out.stat().st_size / 1e6:.2f} MB)")
     typer.echo(f"  input: one image (1, 3, {size.height}, {size.width}) float32 in [0, 1]")
@@ -114,8 +116,8 @@ def _outputs(source: Bundle, compared: Comparison) -> str:
 def _said(compared: Comparison) -> str:
     counts: list[tuple[str, Any]] = [
         ("codes", compared.codes_changed),
-        ("answers of the device", compared.device_answers_changed),
-        ("answers of the cloud", compared.cloud_answers_changed),
+        ("on-device predictions", compared.device_predictions_changed),
+        ("predictions of the cloud", compared.cloud_predictions_changed),
     ]
     changed = ", ".join(f"{count} {what}" for what, count in counts if count is not None)
     return f"beside the ONNX file on {compared.images} images: largest difference {compared.largest_difference:.0e}" + (

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from sfumato.cli.adopt import LabelsOption, MeanOption, SizeOption, StdOption, stated
+from sfumato.cli.adopt import LabelsOption, MeanOption, SizeOption, StdOption, user_metadata
 from sfumato.cli.app import app
 from sfumato.cli.doctor import print_findings
 from sfumato.cli.inputs import read_token
@@ -68,17 +68,21 @@ def init(
         classifier, data, server = _asked(classifier, data, server)
     with needs_train_extra():
         from sfumato.apps.doctor import is_well
-        from sfumato.lab.classifiers.data_check import pair
-    found = pair(
-        classifier,
-        data,
-        out,
-        kind=kind.value,
-        stated=stated(None, size, mean, std, labels),
-        server=server,
-        model=model,
-        server_options={"token": read_token(token_file)},
-    )
+        from sfumato.lab.classifiers.data_check import check_data
+    from sfumato.cli.progress import bars
+
+    with bars() as shown:
+        found = check_data(
+            classifier,
+            data,
+            out,
+            kind=kind.value,
+            metadata=user_metadata(None, size, mean, std, labels),
+            server=server,
+            model=model,
+            token=read_token(token_file),
+            progress=shown.progress,
+        )
     if as_json:
         print_json(
             {

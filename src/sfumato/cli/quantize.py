@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -54,6 +54,7 @@ def quantize(
         from sfumato.lab.export.int8 import remarks
     from sfumato.artifacts.bundle import Bundle
     from sfumato.artifacts.shipped import classifier_bundle
+    from sfumato.cli.progress import bars
 
     given = obfuscator_bundle(bundle)
     if given.is_file():
@@ -64,8 +65,10 @@ def quantize(
     obfuscator = Bundle.load(given, kind="obfuscator")
     served = Bundle.load(classifier or classifier_bundle(), kind="classifier")
     size = (obfuscator.preprocessing.height, obfuscator.preprocessing.width)
-    train, test, _ = load_train_test(data, size=size, label_column=label_column)
-    made = run_quantize(obfuscator, out, served, train.subset(calibrate_on), test.subset(images), overwrite=overwrite)
+    with bars() as shown:
+        train, test, _ = load_train_test(data, size=size, label_column=label_column, progress=shown.progress)
+        calibration, test = train.subset(calibrate_on), test.subset(images)
+        made = run_quantize(obfuscator, out, served, calibration, test, overwrite=overwrite, progress=shown.progress)
     notes = remarks(made)
     following = _audit_command(out, classifier, data, label_column)
     if as_json:
@@ -88,27 +91,29 @@ def quantize(
 
 
 def _told(made: Bundle) -> list[str]:
-    figures, how = made.figures, made.recipe["quantized"]
-    compared: dict[str, Any] = figures["quantized"]
+    from sfumato.lab.evaluation.accuracy import Evaluation
+    from sfumato.lab.export.int8 import Int8Comparison
+
+    figures, compared, how = Evaluation.from_json(made.figures), Int8Comparison.of(made), made.recipe["quantized"]
     lines = [
         f"bundle: {made.path}",
         f"  made of {how['from']['name']} ({how['from']['fingerprint'][:19]}…), calibrated on {how['calibrated_on']:,} "
         f"training images of {how['data']}",
-        f"  time of one image: {compared['time_of_float32']:.2f} of that in float32, on this machine",
-        f"  size of its ONNX file: {compared['megabytes']:.2f} MB, before {compared['megabytes_before']:.2f} MB",
+        f"  time of one image: {compared.time_of_float32:.2f} of that in float32, on this machine",
+        f"  size of its ONNX file: {compared.megabytes:.2f} MB, before {compared.megabytes_before:.2f} MB",
     ]
-    for name, what in (
-        ("accuracy_obfuscated", "accuracy of the cloud"),
-        ("accuracy_device", "accuracy of the device alone"),
-        ("accuracy_gated", "accuracy with the gate"),
-        ("offload_rate", "sent with the gate"),
+    for what, after, before in (
+        ("accuracy of the cloud", figures.accuracy_obfuscated, compared.accuracy_obfuscated_before),
+        ("accuracy of the device alone", figures.accuracy_device, compared.accuracy_device_before),
+        ("accuracy with the gate", figures.accuracy_gated, compared.accuracy_gated_before),
+        ("sent with the gate", figures.offload_rate, compared.offload_rate_before),
     ):
-        if name in figures:
-            lines.append(f"  {what}: {percent(figures[name])}, before {percent(compared[f'{name}_before'])}")
-    changed = [f"answers of the cloud {percent(compared['answers_changed'])}"]
-    if "codes_changed" in compared:
-        changed.append(f"codes {percent(compared['codes_changed'])}")
-    lines.append(f"  changed, of {figures['test_images']:,} test images: {', '.join(changed)}")
+        if after is not None and before is not None:
+            lines.append(f"  {what}: {percent(after)}, before {percent(before)}")
+    changed = [f"predictions of the cloud {percent(compared.predictions_changed)}"]
+    if compared.codes_changed is not None:
+        changed.append(f"codes {percent(compared.codes_changed)}")
+    lines.append(f"  changed, of {figures.test_images:,} test images: {', '.join(changed)}")
     return [*lines, f"  leakage: {NOT_AUDITED}"]
 
 

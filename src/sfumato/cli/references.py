@@ -37,10 +37,13 @@ def references(
     from rich.progress import Progress
     from rich.table import Table
 
+    from sfumato.cli.progress import bars
+
     sides = image_size(size)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)  # before the long part, so that nothing is measured in vain
-    train, test = load_images(data, "train", size=sides), load_images(data, "test", size=sides)
+    with bars() as loading:
+        train, test = (load_images(data, split, size=sides, progress=loading.progress) for split in ("train", "test"))
     with Progress(console=Console(stderr=True), transient=True, disable=as_json) as bar:
         task = bar.add_task("references", total=None)
         result = write_references(

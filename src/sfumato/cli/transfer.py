@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -32,37 +33,41 @@ def transfer(
     """
     with needs_train_extra():
         from sfumato.lab.data import load_images
+        from sfumato.lab.evaluation.transfer import Leakage
         from sfumato.lab.evaluation.transfer import transfer as measure
         from sfumato.lab.report.points import read_audits
     from sfumato.artifacts.bundle import Bundle, write_json
+    from sfumato.cli.progress import bars
 
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)  # before the long part, so that nothing is measured in vain
     obfuscators = [Bundle.load(path, kind="obfuscator") for path in bundles]
     classifiers = [Bundle.load(path, kind="classifier") for path in to]
-    known = {file: audit for folder in audits or [] for file, audit in read_audits(folder).items()}
+    read = [Leakage.from_audit(audit) for folder in audits or [] for audit in read_audits(folder).values()]
+    leakages = [leakage for leakage in read if leakage is not None]
     size = obfuscators[0].preprocessing
-    test = load_images(data, "test", size=(size.height, size.width)).subset(images)
-    found = measure(obfuscators, classifiers, test, audits=known)
+    with bars() as shown:
+        test = load_images(data, "test", size=(size.height, size.width), progress=shown.progress).subset(images)
+        found = measure(obfuscators, classifiers, test, leakages=leakages, progress=shown.progress)
     if out is not None:
-        write_json(out, found)
+        write_json(out, found.to_json())
     if as_json:
-        print_json(found)
+        print_json(found.to_json())
         return
-    names = [entry["name"] for entry in found["classifiers"]]
-    width = max(len(entry["name"]) for entry in [*found["obfuscators"], {"name": "plain images"}]) + 2
+    names = [classifier.name for classifier in found.classifiers]
+    width = max(len(name) for name in ("plain images", *(row.name for row in found.obfuscators))) + 2
     typer.echo(" " * width + "  ".join(f"{name:>12}" for name in names) + "   excess leakage")
-    plain = [entry["accuracy_plain"] for entry in found["classifiers"]]
+    plain = [classifier.accuracy_plain for classifier in found.classifiers]
     typer.echo("plain images".ljust(width) + _row(plain, [True] * len(plain), names) + "   1")
-    for entry in found["obfuscators"]:
-        leak = "not audited" if entry["excess_leakage"] is None else f"{entry['excess_leakage']:.2f} at least"
-        typer.echo(entry["name"].ljust(width) + _row(entry["accuracy"], entry["seen"], names) + f"   {leak}")
+    for row in found.obfuscators:
+        leak = "not audited" if row.leakage is None else f"{row.leakage.excess_leakage:.2f} at least"
+        typer.echo(row.name.ljust(width) + _row(row.accuracy, row.trained_for, names) + f"   {leak}")
     typer.echo("* not seen in training")
     if out is not None:
         typer.echo(f"written: {out}")
 
 
-def _row(values: list[float], seen: list[bool], names: list[str]) -> str:
-    marked = [percent(value) + (" " if known else "*") for value, known in zip(values, seen, strict=True)]
+def _row(values: Sequence[float], trained_for: Sequence[bool], names: list[str]) -> str:
+    marked = [percent(value) + (" " if known else "*") for value, known in zip(values, trained_for, strict=True)]
     widths = [max(12, len(name)) for name in names]
     return "  ".join(f"{value:>{width}}" for value, width in zip(marked, widths, strict=True))

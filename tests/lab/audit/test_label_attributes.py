@@ -76,7 +76,7 @@ def test_faces_as_they_are_give_away_skin_and_as_a_constant_nothing():
     sets, columns = [], {"skin": [], "hat": []}
     for split, count in (("train", 600), ("test", 200)):
         known = {name: torch.from_numpy(values[:count]) for name, values in faces.factors("faces", split).items()}
-        drawn = torch.from_numpy(faces.draw("faces", split, range(count), (SIDE, SIDE)))
+        drawn = torch.from_numpy(faces.synthesise("faces", split, range(count), (SIDE, SIDE)))
         sets.append(ImageSet(drawn, known["expression"], faces.NAMES["expression"], "faces", split))
         for name, values in columns.items():
             values.append(known[name])

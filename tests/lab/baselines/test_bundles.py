@@ -15,7 +15,7 @@ from sfumato.artifacts.bundle import Bundle, Preprocessing
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.errors import BundleError, TrainingError
 from sfumato.lab.baselines import METHODS, build, load_module, make, refit, write_baseline
-from sfumato.lab.baselines.bundles import Payload, _check_noise, as_payload
+from sfumato.lab.baselines.bundles import BaselineRecipe, Payload, _check_noise, as_payload
 from sfumato.lab.baselines.method import NoisyMethod
 from sfumato.lab.classifiers import FrozenClassifier
 from synthetic import image_set
@@ -51,10 +51,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
         write_baseline(
             folder,
             method,
-            name_of_method=name,
+            recipe=BaselineRecipe(name, method.seed, method.strength, note="made up"),
             classifier=CLASSIFIER,
             images_for_check=images(),
-            recipe={"note": "made up"},
         )
         bundles[name] = Bundle.load(folder, kind="obfuscator")
     return bundles
@@ -71,17 +70,17 @@ def test_a_baseline_comes_back_from_its_bundle(name, written):
     assert not module.training
     assert not any(p.requires_grad for p in module.parameters())
     x.requires_grad_()
-    travelling = module(x)
-    travelling.sum().backward()
+    payload = module(x)
+    payload.sum().backward()
     assert x.grad is not None
     assert x.grad.any()
     got = function(x.detach().numpy())
     if not METHODS[name].stochastic:
-        np.testing.assert_allclose(got, travelling.detach().numpy(), atol=2e-4)
+        np.testing.assert_allclose(got, payload.detach().numpy(), atol=2e-4)
         assert not hasattr(module, "noise_std")
         return
     assert not np.array_equal(got, function(x.detach().numpy()))
-    assert not torch.equal(travelling, module(x))
+    assert not torch.equal(payload, module(x))
     noise = np.stack([function(x.detach().numpy()) for _ in range(300)]) - module.mean(x).detach().numpy()
     std = module.noise_std()
     assert std.shape == (3, SIZE, SIZE)
@@ -89,7 +88,7 @@ def test_a_baseline_comes_back_from_its_bundle(name, written):
     assert module.noise_kind == METHODS[name].noise_kind
 
 
-def test_what_payload_is_normalised(written):
+def test_the_payload_is_normalised(written):
     expected = PREPROCESSING.normalize(images().numpy())
     np.testing.assert_allclose(load_module(written["identity"])(images()).numpy(), expected, atol=1e-6)
     std = load_module(written["noise"]).noise_std()[:, 0, 0]

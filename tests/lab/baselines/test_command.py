@@ -29,7 +29,7 @@ def data(tmp_path: Path) -> list[object]:
 def test_the_list_tells_of_every_method():
     said = json.loads(baseline("--list", "--json").stdout)["baselines"]
     assert [row["name"] for row in said] == list(METHODS)
-    assert all(row["says"] and row["source"] for row in said)
+    assert all(row["summary"] and row["source"] for row in said)
     blur = next(row for row in said if row["name"] == "blur")
     assert blur["default"] == METHODS["blur"].default
     assert "pixels" in blur["strength"]

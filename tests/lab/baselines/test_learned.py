@@ -19,7 +19,7 @@ SIZE = 16
 
 
 class Colours(nn.Module):
-    """Answers by the mean colour: enough for the synthetic classes."""
+    """Predicts by the mean colour: enough for the synthetic classes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def test_training_lowers_the_loss(name, classifier):
     method, losses = build(name, SIZE, SIZE), []
     before = {key: value.clone() for key, value in classifier.state_dict().items()}
     epochs = 10 if name in ("shredder", "cloak") else 5
-    net = method.fit(training(classifier, epochs=epochs, progress=lambda done, total, loss: losses.append(loss)))
+    net = method.fit(training(classifier, epochs=epochs, progress=lambda *step: losses.append(float(step[3][5:]))))
     assert all(torch.equal(value, before[key]) for key, value in classifier.state_dict().items())
     assert (net is classifier) is (name != "joint")
     assert not net.training
@@ -70,8 +70,8 @@ def test_the_classifier_still_answers(name, classifier):
     method.fit(training(classifier, epochs=10))
     with torch.no_grad():
         images = image_set(32, size=(SIZE, SIZE), seed=3)
-        answers = classifier(method(images.images.float() / 255)).argmax(dim=1)
-    assert (answers == images.labels).float().mean() > 0.5
+        predictions = classifier(method(images.images.float() / 255)).argmax(dim=1)
+    assert (predictions == images.labels).float().mean() > 0.5
 
 
 @pytest.mark.parametrize("name", ["shredder", "nopeek"])
@@ -160,9 +160,9 @@ def test_distance_correlation_at_its_ends():
 def test_entropy_is_highest_where_nothing_is_known():
     flat = torch.zeros(2, LEVELS, 3, 3)
     assert float(mean_entropy(flat)) == pytest.approx(np.log(LEVELS))
-    sure = flat.clone()
-    sure[:, 1] = 50
-    assert float(mean_entropy(sure)) == pytest.approx(0, abs=1e-6)
+    confidence = flat.clone()
+    confidence[:, 1] = 50
+    assert float(mean_entropy(confidence)) == pytest.approx(0, abs=1e-6)
 
 
 def test_brightness_is_the_mean_of_a_block():
@@ -188,31 +188,31 @@ def test_an_interrupt_ends_training_with_our_own_error(classifier):
     import os
     import signal
 
-    def interrupt(done: int, total: int, loss: float) -> None:
+    def interrupt(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(Interrupted, match="nothing was written"):
         build("shredder", SIZE, SIZE).fit(training(classifier, progress=interrupt))
 
 
-def test_a_stand_in_sends_one_public_photograph_for_each_answer(classifier):
-    method = build("stand-in", SIZE, SIZE, strength=4)
-    given = training(classifier, epochs=10)
-    method.fit(given)
+def test_a_public_photograph_is_sent_for_each_on_device_prediction(classifier):
+    method = build("public-photo", SIZE, SIZE, strength=4)
+    fitted_on = training(classifier, epochs=10)
+    method.fit(fitted_on)
     images = image_set(32, size=(SIZE, SIZE), seed=3)
     with torch.no_grad():
         batch = images.images.float() / 255
         sent, own = method(batch), method.net(method.scale(batch)).argmax(dim=1)
     assert len(sent.unique(dim=0)) == 4
-    for image, answer in zip(sent, own, strict=True):
-        assert torch.equal(image, method.photographs[answer])
-    known = {row.numpy().tobytes() for row in given.images}
+    for image, prediction in zip(sent, own, strict=True):
+        assert torch.equal(image, method.photographs[prediction])
+    known = {row.numpy().tobytes() for row in fitted_on.images}
     for label, photograph in enumerate(method.photographs):
         assert (photograph * 255).round().to(torch.uint8).numpy().tobytes() in known
-        sure = classifier(given.images[given.labels == label].float() / 255).softmax(dim=1)[:, label]
+        confidence = classifier(fitted_on.images[fitted_on.labels == label].float() / 255).softmax(dim=1)[:, label]
         assert float(classifier(photograph[None]).softmax(dim=1)[0, label]) == pytest.approx(
-            float(sure.max()), abs=1e-5
+            float(confidence.max()), abs=1e-5
         )
     assert (own == images.labels).float().mean() > 0.8
     with pytest.raises(TrainingError, match="classes"):
-        build("stand-in", SIZE, SIZE, strength=3).fit(given)
+        build("stand-in", SIZE, SIZE, strength=3).fit(fitted_on)  # its name in earlier versions

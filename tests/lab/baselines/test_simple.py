@@ -88,8 +88,8 @@ def test_scrambled_pixels_stay_in_their_tile_and_blocks_stay_whole():
     tiles = build("scramble-pixels", 16, 24, strength=4)(x).reshape(3, 3, 4, 4, 6, 4)
     torch.testing.assert_close(tiles.mean(dim=(3, 5)), x.reshape(3, 3, 4, 4, 6, 4).mean(dim=(3, 5)))
     blocks = build("scramble-blocks", 16, 24, strength=8)(x)
-    given = {x[0, :, r : r + 8, c : c + 8].numpy().tobytes() for r in (0, 8) for c in (0, 8, 16)}
-    assert {blocks[0, :, r : r + 8, c : c + 8].numpy().tobytes() for r in (0, 8) for c in (0, 8, 16)} == given
+    original = {x[0, :, r : r + 8, c : c + 8].numpy().tobytes() for r in (0, 8) for c in (0, 8, 16)}
+    assert {blocks[0, :, r : r + 8, c : c + 8].numpy().tobytes() for r in (0, 8) for c in (0, 8, 16)} == original
 
 
 @pytest.mark.parametrize("name", ["noise", "shredder", "cloak"])
@@ -113,7 +113,7 @@ def test_the_noise_is_around_the_mean_and_as_large_as_stated(name):
     if name == "cloak":
         assert not std[0].any()
         assert std[1:].all()
-    # The fourth moment tells a Laplace distribution (6) from a Gaussian one (3).
+    # The fourth moment distinguishes a Laplace distribution (6) from a Gaussian one (3).
     kurtosis = float(((noise[:, 1:] / std[1:]) ** 4).mean())
     assert kurtosis == pytest.approx({"gaussian": 3, "laplace": 6}[method.noise_kind], rel=0.15)
 

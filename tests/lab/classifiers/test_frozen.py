@@ -27,7 +27,7 @@ def edit_recipe(folder: Path, **changes: Any) -> None:
 
 
 def rehash(folder: Path) -> None:
-    """Makes the manifest fit the files again, as whoever made such a bundle would have."""
+    """Makes the manifest fit the files again, as if such a bundle had been made."""
     manifest = json.loads((folder / "bundle.json").read_text())
     manifest["files"] = {name: file_sha256(folder / name) for name in manifest["files"] if (folder / name).is_file()}
     (folder / "bundle.json").write_text(json.dumps(manifest))

@@ -1,6 +1,7 @@
-"""Everything people bring, against the library that it comes from."""
+"""Imported classifiers of every kind, against the library that they come from."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -14,10 +15,10 @@ from sfumato.artifacts.bundle import CLASSIFIER_PROGRAM, Bundle, fingerprint
 from sfumato.artifacts.shipped import classifier_bundle as shipped_classifier
 from sfumato.device.image import prepare
 from sfumato.errors import BundleError, ClassifierError
-from sfumato.lab.classifiers import Stated, adopt, classifier_bundle, load_classifier, trains_through
+from sfumato.lab.classifiers import UserMetadata, classifier_bundle, import_classifier, load_classifier, trains_through
 from sfumato.lab.export.onnx import export_onnx
 
-IMAGENET = Stated(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+IMAGENET = UserMetadata(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 TOLERANCE = 2e-5
 """Relative to the largest logit: float32 in another order of operations."""
 
@@ -32,12 +33,12 @@ def agree(got: np.ndarray, wanted: np.ndarray) -> bool:
 
 
 @pytest.mark.parametrize(("kind", "size"), [("vit", 64), ("resnet", 32), ("convnext", 224)])
-def test_a_transformers_folder_answers_as_transformers_itself(tmp_path, kind, size):
+def test_a_transformers_folder_predicts_as_transformers_itself(tmp_path, kind, size):
     """The oracle is transformers' own processor and model on a PNG file."""
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     folder = brought.save_transformers(tmp_path / kind, kind, size=size)
-    bundle = adopt(str(folder), tmp_path / "bundle")
+    bundle = import_classifier(str(folder), tmp_path / "bundle")
     image = tmp_path / "image.png"
     pixels = np.random.default_rng(1).integers(0, 256, (size, size, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(image)
@@ -66,7 +67,7 @@ def test_a_thousand_classes_and_another_scale(tmp_path):
     file = folder / "preprocessor_config.json"
     said = json.loads(file.read_text())
     file.write_text(json.dumps({**said, "do_rescale": False, "image_mean": [127.5] * 3, "image_std": [51] * 3}))
-    bundle = adopt(str(folder), tmp_path / "bundle", Stated(name="mine"))
+    bundle = import_classifier(str(folder), tmp_path / "bundle", UserMetadata(name="mine"))
     assert bundle.labels == labels and bundle.name == "mine"
     assert bundle.preprocessing.mean == pytest.approx((0.5,) * 3) and bundle.preprocessing.std == pytest.approx(
         (0.2,) * 3
@@ -74,11 +75,13 @@ def test_a_thousand_classes_and_another_scale(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["pt2", "module"])
-def test_a_program_and_a_module_answer_as_the_network_itself(tmp_path, suffix):
+def test_a_program_and_a_module_predict_as_the_network_itself(tmp_path, suffix):
     net = brought.small()
     size = (24, 40)
-    given = str(brought.save_program(tmp_path / "net.pt2", net, size=size)) if suffix == "pt2" else "brought:small"
-    bundle = adopt(given, tmp_path / "bundle", Stated(size=size, mean=IMAGENET.mean, std=IMAGENET.std))
+    source = str(brought.save_program(tmp_path / "net.pt2", net, size=size)) if suffix == "pt2" else "brought:small"
+    bundle = import_classifier(
+        source, tmp_path / "bundle", UserMetadata(size=size, mean=IMAGENET.mean, std=IMAGENET.std)
+    )
     inputs = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(0))
     wanted = net(inputs).detach().numpy()
     assert agree(served(bundle, inputs.numpy()), wanted)
@@ -90,7 +93,7 @@ def test_a_program_and_a_module_answer_as_the_network_itself(tmp_path, suffix):
 def test_an_onnx_file_is_served_byte_for_byte_but_trains_nothing(tmp_path):
     file = tmp_path / "net.onnx"
     export_onnx(brought.small(), file, torch.rand(2, 3, 32, 32), input_name="x", output_name="y")
-    bundle = adopt(str(file), tmp_path / "bundle", IMAGENET)
+    bundle = import_classifier(str(file), tmp_path / "bundle", IMAGENET)
     assert bundle.classifier_fingerprint == fingerprint(file)
     assert (tmp_path / "bundle" / "model.onnx").read_bytes() == file.read_bytes()
     assert not trains_through(bundle)
@@ -98,9 +101,11 @@ def test_an_onnx_file_is_served_byte_for_byte_but_trains_nothing(tmp_path):
         load_classifier(bundle.path)
 
 
-def test_gradients_of_an_adopted_classifier_are_those_of_the_network(tmp_path):
+def test_gradients_of_an_imported_classifier_are_those_of_the_network(tmp_path):
     net = brought.small()
-    bundle = adopt("brought:small", tmp_path / "bundle", Stated(size=(32, 32), mean=IMAGENET.mean, std=IMAGENET.std))
+    bundle = import_classifier(
+        "brought:small", tmp_path / "bundle", UserMetadata(size=(32, 32), mean=IMAGENET.mean, std=IMAGENET.std)
+    )
     frozen = load_classifier(bundle.path).net.to(memory_format=torch.channels_last).train()
     gradients = []
     for each in (net, frozen):
@@ -116,7 +121,7 @@ def test_a_recipe_may_name_anything_that_says_all_of_itself(tmp_path):
     config = folder / "config.json"
     config.write_text(config.read_text().replace("apple", "apricot"))
     classifier_bundle(str(folder), tmp_path / "classifier")
-    assert Bundle.load(made).labels[0] == "apricot", "what was changed is adopted again"
+    assert Bundle.load(made).labels[0] == "apricot", "what was changed is imported again"
     before = fingerprint(made / "model.onnx")
     shutil.rmtree(folder)
     assert classifier_bundle(str(folder), tmp_path / "classifier") == made, "what was made is used again"
@@ -128,17 +133,30 @@ def test_a_recipe_may_name_anything_that_says_all_of_itself(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_a_bundle_of_an_earlier_version_is_used_again(tmp_path):
+    source = str(brought.save_transformers(tmp_path / "vit", "vit", size=32))
+    made = Bundle.load(classifier_bundle(source, tmp_path / "classifier"))
+    former = {"source": "given", "source_sha256": "given_sha256"}
+    recipe = {former.get(key, key): value for key, value in made.recipe.items()} | {"kind": "adopted"}
+    replace(made, recipe=recipe, files={}).save()
+    classifier_bundle(source, made.path)
+    assert Bundle.load(made.path).recipe == recipe
+    (tmp_path / "vit" / "config.json").write_text((tmp_path / "vit" / "config.json").read_text() + " ")
+    classifier_bundle(source, made.path)
+    assert Bundle.load(made.path).recipe["kind"] == "imported", "it may be replaced"
+
+
 @pytest.mark.parametrize("name", ["net.pt", "net.bin", "net.pth", "net.pkl"])
 def test_pickles_are_refused_before_they_are_opened(tmp_path, name):
     with pytest.raises(ClassifierError, match=r"can run code when it is loaded.*package\.module:callable"):
-        adopt(str(tmp_path / name), tmp_path / "bundle")
+        import_classifier(str(tmp_path / name), tmp_path / "bundle")
 
 
 def test_a_folder_with_pickled_weights_alone_is_refused(tmp_path):
     folder = brought.save_transformers(tmp_path / "vit", "vit", size=32)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ClassifierError, match=r"no \.safetensors file.*save_pretrained"):
-        adopt(str(folder), tmp_path / "bundle")
+        import_classifier(str(folder), tmp_path / "bundle")
 
 
 def test_a_model_without_its_head_is_refused(tmp_path):
@@ -149,7 +167,7 @@ def test_a_model_without_its_head_is_refused(tmp_path):
     weights = {name: value for name, value in load_file(file).items() if not name.startswith("classifier")}
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(ClassifierError, match=r"lacks the weights classifier\.bias"):
-        adopt(str(folder), tmp_path / "bundle")
+        import_classifier(str(folder), tmp_path / "bundle")
 
 
 def test_what_cannot_be_expressed_is_refused(tmp_path):
@@ -162,11 +180,11 @@ def test_what_cannot_be_expressed_is_refused(tmp_path):
         json.dumps({**said, "image_processor_type": "MobileViTImageProcessor", "do_flip_channel_order": True})
     )
     with pytest.raises(ClassifierError, match="BGR"):
-        adopt(str(folder), tmp_path / "bundle")
+        import_classifier(str(folder), tmp_path / "bundle")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_channels": 1}))
     with pytest.raises(ClassifierError, match="1 channels"):
-        adopt(str(folder), tmp_path / "bundle")
+        import_classifier(str(folder), tmp_path / "bundle")
 
 
 class Softmax(torch.nn.Sequential):
@@ -185,7 +203,7 @@ class Several(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("source", "said"),
     [
         ("Softmax", "gives probabilities"),
         ("Deaf", "passes no gradients"),
@@ -195,42 +213,44 @@ class Several(torch.nn.Module):
         ("nothing", "cannot be imported"),
     ],
 )
-def test_a_module_that_is_no_classifier_is_refused(tmp_path, monkeypatch, given, said):
+def test_a_module_that_is_no_classifier_is_refused(tmp_path, monkeypatch, source, said):
     monkeypatch.setitem(__import__("sys").modules, "their_module", __import__("sys").modules[__name__])
-    whole = Stated(size=(16, 16), mean=(0, 0, 0), std=(1, 1, 1))
+    whole = UserMetadata(size=(16, 16), mean=(0, 0, 0), std=(1, 1, 1))
     with pytest.raises(ClassifierError, match=said):
-        adopt(f"their_module:{given}", tmp_path / "bundle", whole)
+        import_classifier(f"their_module:{source}", tmp_path / "bundle", whole)
     assert not (tmp_path / "bundle").exists()
 
 
 def test_onnx_files_that_cannot_be_used_are_refused(tmp_path):
     fixed = tiny.save_classifier(tmp_path / "fixed.onnx", batch=1)
     with pytest.raises(ClassifierError, match="takes 1 images at a time"):
-        adopt(str(fixed), tmp_path / "bundle", IMAGENET)
+        import_classifier(str(fixed), tmp_path / "bundle", IMAGENET)
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     with pytest.raises(ClassifierError, match="cannot be run"):
-        adopt(str(tmp_path / "broken.onnx"), tmp_path / "bundle", IMAGENET)
+        import_classifier(str(tmp_path / "broken.onnx"), tmp_path / "bundle", IMAGENET)
     node = tiny.helper.make_node("Identity", ["x"], ["y"])
     last = tiny.save_model(
         tmp_path / "last.onnx", [node], {}, [tiny.floats("x", "n", 8, 8, 3)], [tiny.floats("y", "n", 8, 8, 3)]
     )
     with pytest.raises(ClassifierError, match="channels come last"):
-        adopt(str(last), tmp_path / "bundle", IMAGENET)
+        import_classifier(str(last), tmp_path / "bundle", IMAGENET)
 
 
 def test_labels_must_be_as_many_as_classes_and_other_folders_are_left_alone(tmp_path):
     file = tiny.save_classifier(tmp_path / "net.onnx")
     with pytest.raises(ClassifierError, match="has 4 classes, but 2 labels"):
-        adopt(str(file), tmp_path / "bundle", Stated(mean=(0, 0, 0), std=(1, 1, 1), labels=("cat", "dog")))
+        import_classifier(
+            str(file), tmp_path / "bundle", UserMetadata(mean=(0, 0, 0), std=(1, 1, 1), labels=("cat", "dog"))
+        )
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(ClassifierError, match="holds something else"):
-        adopt(str(file), tmp_path / "mine", IMAGENET)
+        import_classifier(str(file), tmp_path / "mine", IMAGENET)
     assert (tmp_path / "mine" / "thesis.txt").exists()
     assert not (tmp_path / "bundle" / CLASSIFIER_PROGRAM).exists()
 
 
-@pytest.mark.parametrize("given", ["nothing-here", "./a/b/c", "~/no/such"])
-def test_what_is_nothing_is_said_with_what_would_be_something(tmp_path, given):
+@pytest.mark.parametrize("source", ["nothing-here", "./a/b/c", "~/no/such"])
+def test_a_source_of_no_known_kind_is_refused_with_a_list_of_kinds(tmp_path, source):
     with pytest.raises(ClassifierError, match="expected a bundle's or a transformers folder"):
-        adopt(given, tmp_path / "bundle")
+        import_classifier(source, tmp_path / "bundle")

@@ -25,10 +25,10 @@ def variants(image: np.ndarray, padding: int) -> dict[tuple[int, int, bool], byt
     padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)), mode="reflect")
     found = {}
     for down in range(2 * padding + 1):
-        for right in range(2 * padding + 1):
-            window = padded[:, down : down + HEIGHT, right : right + WIDTH]
-            found[down, right, False] = window.tobytes()
-            found[down, right, True] = window[:, :, ::-1].tobytes()
+        for across in range(2 * padding + 1):
+            window = padded[:, down : down + HEIGHT, across : across + WIDTH]
+            found[down, across, False] = window.tobytes()
+            found[down, across, True] = window[:, :, ::-1].tobytes()
     return found
 
 
@@ -49,9 +49,9 @@ def test_each_image_is_shifted_and_flipped_as_one(images, flip, padding):
     done = moves(images, out, padding)
     assert {flipped for *_, flipped in done} == ({True, False} if flip else {False})
     assert {down for down, *_ in done} == set(range(2 * padding + 1)), "some shifts never happen"
-    assert {right for _, right, _ in done} == set(range(2 * padding + 1)), "some shifts never happen"
+    assert {across for _, across, _ in done} == set(range(2 * padding + 1)), "some shifts never happen"
     if padding:
-        assert any(down != right for down, right, _ in done), "rows and columns should move on their own"
+        assert any(down != across for down, across, _ in done), "rows and columns should move on their own"
 
 
 def test_half_of_the_images_are_flipped():
@@ -95,7 +95,7 @@ def test_a_crop_is_what_pillow_cuts_out_and_resizes():
         box = (left, top, left + columns, top + rows)
         wanted = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR, box=box)
         difference = np.abs(crop.permute(1, 2, 0).numpy().astype(int) - np.asarray(wanted).astype(int))
-        assert difference[2:-2, 2:-2].max() <= 1, "at its edge, Pillow does not look beyond the box"
+        assert difference[2:-2, 2:-2].max() <= 1, "at its edge, Pillow does not read beyond the box"
     assert torch.equal(found[1], batch[1])
 
 
@@ -106,7 +106,7 @@ def test_boxes_lie_within_the_image_and_have_the_shares_and_aspects_asked_for():
     shares, aspects = height * width / (96 * 128), width / height
     assert 0.2 - 1e-6 <= float(shares.min()) < 0.21 and 0.95 < float(shares.max()) <= 1 + 1e-6
     assert 3 / 4 - 1e-6 <= float(aspects.min()) < 0.76 and 1.32 < float(aspects.max()) <= 4 / 3 + 1e-6
-    small = shares < 0.5  # such boxes fit whatever their aspect: there nothing is drawn again
+    small = shares < 0.5  # such boxes fit whatever their aspect: there nothing is sampled again
     assert abs(float(shares[small].mean()) - 0.35) < 0.005
     assert abs(float(aspects[small].log().mean())) < 0.01
 

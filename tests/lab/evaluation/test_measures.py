@@ -91,7 +91,7 @@ def test_retrieval_finds_what_stands_out_and_shares_ties():
     assert retrieval_top1(scores, truth) == 1
     assert retrieval_top1(-scores, truth) == 0
     assert retrieval_top1(torch.full((3, 4), 0.3), truth) == 0.25
-    scores[0, 3] = 1.0  # one rival beside the first original: half a hit
+    scores[0, 3] = 1.0  # one rival as similar as the first original: half a hit
     assert retrieval_top1(scores, truth) == pytest.approx(2.5 / 3)
 
 

@@ -1,4 +1,4 @@
-"""Other classifiers' answers to what an obfuscator sends, against torch and numpy by hand."""
+"""Other classifiers' predictions for an obfuscator's payload, against torch and numpy by hand."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sfumato.cli import commands  # noqa: F401  (the commands register themselve
 from sfumato.cli.app import app
 from sfumato.errors import BundleError
 from sfumato.lab.data import load_images
-from sfumato.lab.evaluation.transfer import transfer
+from sfumato.lab.evaluation.transfer import Leakage, Transfer, TransferObfuscator, transfer
 
 
-def test_what_payload_is_normalised_for_each_classifier(trained: Any, image_folder: Path) -> None:
+def test_the_payload_is_normalised_for_each_classifier(trained: Any, image_folder: Path) -> None:
     classifier, obfuscator = trained
     size = classifier.preprocessing
     # The same classifier behind a server that normalises otherwise: it then sees another image than its own input.
@@ -30,15 +30,16 @@ def test_what_payload_is_normalised_for_each_classifier(trained: Any, image_fold
     from sfumato.artifacts.onnx_file import OnnxFunction
 
     images = test.images.numpy().astype(np.float32) / 255
-    answer, hide = OnnxFunction(classifier.file("model.onnx")), OnnxFunction(obfuscator.file("obfuscator.onnx"))
-    own = hide(images)
+    predict, obfuscate = OnnxFunction(classifier.file("model.onnx")), OnnxFunction(obfuscator.file("obfuscator.onnx"))
+    own = obfuscate(images)
     raw = own * np.array(size.std, np.float32)[:, None, None] + np.array(size.mean, np.float32)[:, None, None]
     labels = test.of_classes(classifier.labels).labels.numpy()
-    wanted = [float((answer(x).argmax(axis=1) == labels).mean()) for x in (own, raw)]
-    assert found["obfuscators"][0]["accuracy"] == pytest.approx(wanted)
-    assert found["obfuscators"][0]["seen"] == [True, True]
-    assert found["classifiers"][0]["accuracy_plain"] == classifier.figures["accuracy_plain"]
-    assert found["obfuscators"][0]["excess_leakage"] is None
+    wanted = [float((predict(x).argmax(axis=1) == labels).mean()) for x in (own, raw)]
+    assert found.obfuscators[0].accuracy == pytest.approx(wanted)
+    assert found.obfuscators[0].trained_for == (True, True)
+    assert found.classifiers[0].accuracy_plain == classifier.figures["accuracy_plain"]
+    assert found.obfuscators[0].leakage is None
+    assert Transfer.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
 def test_audits_are_found_by_the_file_they_attacked(trained: Any, image_folder: Path) -> None:
@@ -49,8 +50,10 @@ def test_audits_are_found_by_the_file_they_attacked(trained: Any, image_folder: 
         "budget": {"name": "quick"},
     }
     test = load_images(str(image_folder), "test")
-    (row,) = transfer([obfuscator], [classifier], test, audits={Path("x"): audit})["obfuscators"]
-    assert (row["excess_leakage"], row["best_attacker"], row["budget"]) == (0.25, "least squares", "quick")
+    found = Leakage.from_audit(audit)
+    assert (found.excess_leakage, found.best_attacker, found.budget) == (0.25, "least squares", "quick")
+    (row,) = transfer([obfuscator], [classifier], test, leakages=[found]).obfuscators
+    assert row.leakage == found
 
 
 def test_other_classes_or_sizes_are_refused(trained: Any, image_folder: Path, tiny_bundles: Any) -> None:
@@ -71,12 +74,12 @@ def test_denormalize_undoes_normalize() -> None:
 
 def test_the_command_prints_and_writes_the_table(trained: Any, image_folder: Path, tmp_path: Path) -> None:
     classifier, obfuscator = (str(bundle.path) for bundle in trained)
-    given = ["transfer", obfuscator, "--to", classifier, "--data", str(image_folder), "-o", str(tmp_path / "t.json")]
-    done = CliRunner().invoke(app, given)
+    words = ["transfer", obfuscator, "--to", classifier, "--data", str(image_folder), "-o", str(tmp_path / "t.json")]
+    done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     assert "small-o" in done.stdout and "not audited" in done.stdout
     written = json.loads((tmp_path / "t.json").read_text())
-    assert written["schema"] == "sfumato.transfer/1" and written["test_images"] == 8
+    assert written["schema"] == "sfumato.transfer/2" and written["test_images"] == 8
     assert isinstance(Bundle.load(trained[0].path), Bundle)
 
 
@@ -84,20 +87,22 @@ RESULTS = Path(__file__).parents[3] / "results"
 PAGE = (Path(__file__).parents[3] / "docs" / "transfer.md").read_text(encoding="utf-8")
 
 
-def row_of(entry: dict[str, Any]) -> str:
+def row_of(row: TransferObfuscator) -> str:
     """A row of the page's table: in bold what was not seen in training."""
     cells = [
-        f"{100 * value:.1f}" if seen else f"**{100 * value:.1f}**"
-        for value, seen in zip(entry["accuracy"], entry["seen"], strict=True)
+        f"{100 * value:.1f}" if known else f"**{100 * value:.1f}**"
+        for value, known in zip(row.accuracy, row.trained_for, strict=True)
     ]
-    leak = "not audited" if entry["excess_leakage"] is None else f"{entry['excess_leakage']:.2f} ({entry['budget']})"
-    return f"| {entry['name']} | " + " | ".join([*cells, leak]) + " |"
+    leak = "not audited" if row.leakage is None else f"{row.leakage.excess_leakage:.2f} ({row.leakage.budget})"
+    return f"| {row.name} | " + " | ".join([*cells, leak]) + " |"
 
 
-def test_the_pages_table_is_the_results_file() -> None:
-    found = json.loads((RESULTS / "transfer.json").read_text(encoding="utf-8"))
-    assert found["test_images"] == 10_000
-    for entry in found["obfuscators"]:
-        assert row_of(entry) in PAGE, row_of(entry)
-    plain = " | ".join(f"{100 * entry['accuracy_plain']:.1f}" for entry in found["classifiers"])
+def test_the_pages_table_is_the_results_file_which_an_earlier_version_wrote() -> None:
+    raw = json.loads((RESULTS / "transfer.json").read_text(encoding="utf-8"))
+    assert raw["schema"] == "sfumato.transfer/1"
+    found = Transfer.from_json(raw)
+    assert found.test_images == 10_000
+    for row in found.obfuscators:
+        assert row_of(row) in PAGE, row_of(row)
+    plain = " | ".join(f"{100 * entry.accuracy_plain:.1f}" for entry in found.classifiers)
     assert f"| plain images | {plain} |" in PAGE, plain

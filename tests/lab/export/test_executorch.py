@@ -38,9 +38,9 @@ def by_hand(bundle: Bundle, images: np.ndarray) -> list[np.ndarray]:
 def outputs(images: int = 4) -> list[np.ndarray]:
     """As a sketch makes them."""
     random = np.random.default_rng(3)
-    drawn = random.normal(size=(images, 3, 2, 2)).astype(np.float32)
+    decoded = random.normal(size=(images, 3, 2, 2)).astype(np.float32)
     own = np.eye(5, dtype=np.float32)[np.arange(images) % 5] * 3
-    return [drawn, own, np.arange(images, dtype=np.uint8)[:, None]]
+    return [decoded, own, np.arange(images, dtype=np.uint8)[:, None]]
 
 
 def copied(name: str, folder: Path) -> Bundle:
@@ -51,7 +51,8 @@ def test_equal_outputs_are_the_same():
     compared = compare(outputs(), outputs())
     assert compared.same
     assert (compared.images, compared.largest_difference) == (4, 0)
-    assert (compared.codes_changed, compared.device_answers_changed, compared.cloud_answers_changed) == (0, 0, None)
+    assert compared.codes_changed == compared.device_predictions_changed == 0
+    assert compared.cloud_predictions_changed is None
 
 
 def test_a_difference_is_relative_to_the_largest_number_of_its_output():
@@ -69,7 +70,7 @@ def test_numbers_that_are_none_are_not_the_same():
     assert not compare(found, outputs()).same
 
 
-def test_an_image_with_another_code_counts_as_such_and_its_drawing_is_not_compared():
+def test_an_image_with_another_code_counts_as_such_and_its_payload_is_not_compared():
     found, wanted = outputs(200), outputs(200)
     found[2][7] += 1
     found[0][7] += 5
@@ -87,13 +88,13 @@ def test_logits_count_whatever_the_code_is():
     assert not compared.same
 
 
-def test_answers_that_change_are_counted():
+def test_predictions_that_change_are_counted():
     found, wanted = outputs(), outputs()
     found[1][1] = np.roll(found[1][1], 1)
     found[0][3] *= -1
-    compared = compare(found, wanted, classify=lambda drawn: drawn.reshape(len(drawn), -1))
-    assert compared.device_answers_changed == 1
-    assert compared.cloud_answers_changed == 1
+    compared = compare(found, wanted, classify=lambda decoded: decoded.reshape(len(decoded), -1))
+    assert compared.device_predictions_changed == 1
+    assert compared.cloud_predictions_changed == 1
 
 
 def test_outputs_of_another_number_or_type_are_refused():
@@ -118,7 +119,7 @@ def test_the_program_gives_the_onnx_files_outputs_in_its_order(name: str, tmp_pa
     assert said.exit_code == 0, said.output
     result = json.loads(said.stdout)
     assert result["bytes"] == file.stat().st_size and result["images"] == len(shipped.samples())
-    assert result["cloud_answers_changed"] == 0
+    assert result["cloud_predictions_changed"] == 0
 
     images = np.random.default_rng(0).random((3, 3, 32, 32), np.float32)
     found, wanted = ExecutorchFunction(file).all(images), by_hand(bundle, images)

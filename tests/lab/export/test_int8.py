@@ -29,8 +29,9 @@ from sfumato.device import Obfuscator
 from sfumato.errors import AuditError, BundleError, RecipeError
 from sfumato.lab.audit.targets import load_target
 from sfumato.lab.data import ImageSet
+from sfumato.lab.evaluation.accuracy import Evaluation
 from sfumato.lab.export import int8
-from sfumato.lab.export.int8 import differences, quantize, quantize_file, remarks
+from sfumato.lab.export.int8 import Int8Comparison, differences, quantize, quantize_file, remarks
 from sfumato.lab.training import load_recipe
 from sfumato.lab.training.setup import starting_from
 from synthetic import image_set
@@ -72,7 +73,7 @@ def integers(tmp_path_factory, original, classifier, samples) -> Bundle:
     return quantize(original, tmp_path_factory.mktemp("made") / "int8", classifier, image_set(40), samples)
 
 
-def test_the_files_and_what_is_taken_over(original, integers):
+def test_the_files_and_what_is_copied(original, integers):
     assert set(integers.files) == {*original.files, FLOAT_WEIGHTS} - {OBFUSCATOR_WEIGHTS}
     assert integers.files[FLOAT_WEIGHTS] == original.files[OBFUSCATOR_WEIGHTS]
     assert integers.files[DECODER_ONNX] == original.files[DECODER_ONNX]
@@ -116,28 +117,29 @@ def test_the_figures_are_those_of_the_new_file(integers, original, classifier, s
             ("cloud", classifier.file(CLASSIFIER_ONNX)),
         )
     }
-    answers: dict[str, list[int]] = {"new": [], "old": []}
+    predictions: dict[str, list[int]] = {"new": [], "old": []}
     codes: dict[str, list[bytes]] = {"new": [], "old": []}
     for image in samples.images.numpy().astype(np.float32)[:, None] / 255:
-        for name in answers:
-            drawn, _, code = run[name].run(None, {"image": image})
-            answers[name].append(int(run["cloud"].run(None, {"input": drawn})[0].argmax()))
+        for name in predictions:
+            decoded, _, code = run[name].run(None, {"image": image})
+            predictions[name].append(int(run["cloud"].run(None, {"input": decoded})[0].argmax()))
             codes[name].append(code.tobytes())
-    right = {name: np.mean(np.array(found) == samples.labels.numpy()) for name, found in answers.items()}
-    figures, compared = integers.figures, integers.figures["quantized"]
-    assert figures["accuracy_obfuscated"] == pytest.approx(right["new"])
-    assert compared["accuracy_obfuscated_before"] == pytest.approx(right["old"])
-    assert compared["answers_changed"] == pytest.approx(np.mean(np.array(answers["new"]) != np.array(answers["old"])))
-    assert compared["codes_changed"] == pytest.approx(np.mean(np.array(codes["new"]) != np.array(codes["old"])))
-    assert compared["offload_rate_before"] > 0 and compared["time_of_float32"] > 0
-    assert compared["megabytes"] < compared["megabytes_before"] / 2
+    correct = {name: np.mean(np.array(found) == samples.labels.numpy()) for name, found in predictions.items()}
+    figures, compared = Evaluation.from_json(integers.figures), Int8Comparison.of(integers)
+    assert figures.accuracy_obfuscated == pytest.approx(correct["new"])
+    assert compared.accuracy_obfuscated_before == pytest.approx(correct["old"])
+    changed = np.array(predictions["new"]) != np.array(predictions["old"])
+    assert compared.predictions_changed == pytest.approx(np.mean(changed))
+    assert compared.codes_changed == pytest.approx(np.mean(np.array(codes["new"]) != np.array(codes["old"])))
+    assert compared.offload_rate_before > 0 and compared.time_of_float32 > 0
+    assert compared.megabytes < compared.megabytes_before / 2
 
 
-def test_the_split_form_is_drawn_by_the_originals_decoder(integers, original, samples):
+def test_the_split_form_is_decoded_by_the_originals_decoder(integers, original, samples):
     images = samples.images.numpy().astype(np.float32) / 255
     code = Obfuscator(integers, split=True)(images)
-    drawn = OnnxFunction(original.file(DECODER_ONNX))(code)
-    apart = np.abs(Obfuscator(integers)(images) - drawn).mean() / drawn.std()
+    decoded = OnnxFunction(original.file(DECODER_ONNX))(code)
+    apart = np.abs(Obfuscator(integers)(images) - decoded).mean() / decoded.std()
     assert 0 < apart < 0.05
 
 
@@ -150,11 +152,11 @@ def test_an_audit_attacks_the_file_with_gradients_and_keeps_the_bound(integers, 
     assert target.name == "cifar10-resnet20-sketch-int8" and target.fingerprint == integers.files[OBFUSCATOR_ONNX]
     assert np.array_equal(target.payload(images).numpy(), file)
     assert target.module.code_bits == of_float.module.code_bits == 8
-    given = images.clone().requires_grad_()
-    out = target.module(given)
+    pixels = images.clone().requires_grad_()
+    out = target.module(pixels)
     assert np.allclose(out.detach().numpy(), file, atol=1e-5), "the file's values, not those of the weights"
     assert np.abs(out.detach().numpy() - of_float.module(images).numpy()).max() > 1e-2
-    assert float(torch.autograd.grad(out.square().sum(), given)[0].abs().sum()) > 0
+    assert float(torch.autograd.grad(out.square().sum(), pixels)[0].abs().sum()) > 0
     assert target.gate is not None
 
 
@@ -170,14 +172,14 @@ def test_an_audit_refuses_weights_that_it_was_not_made_of(trained, tmp_path):
         load_target(str(made.path), size=(32, 32))
 
 
-def test_an_audit_refuses_drawings_that_are_not_those_of_the_code(integers, tmp_path):
+def test_an_audit_refuses_payloads_that_are_not_those_of_the_code(integers, tmp_path):
     folder = tmp_path / "other"
     shutil.copytree(integers.path, folder)
     model = onnx.load(str(folder / OBFUSCATOR_ONNX))
-    drawn = next(node for node in model.graph.node if model.graph.output[0].name in node.output)
-    drawn.output[0] = "drawn"
+    decoded = next(node for node in model.graph.node if model.graph.output[0].name in node.output)
+    decoded.output[0] = "decoded"
     image = model.graph.input[0].name
-    model.graph.node.append(onnx.helper.make_node("Add", ["drawn", image], [model.graph.output[0].name]))
+    model.graph.node.append(onnx.helper.make_node("Add", ["decoded", image], [model.graph.output[0].name]))
     onnx.save(model, str(folder / OBFUSCATOR_ONNX))
     replace(integers, path=folder, files={}).save()
     with pytest.raises(AuditError, match="far from what it was made of"):
@@ -207,7 +209,7 @@ def test_a_bundle_without_weights_or_recipe(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "wrong", "said"),
+    ("kind", "fault", "said"),
     [
         ("identity", None, "has no convolution"),
         ("mix", "size", "images of"),
@@ -216,16 +218,16 @@ def test_a_bundle_without_weights_or_recipe(tmp_path):
         ("mix", "damaged", "cannot be quantised|cannot be read"),
     ],
 )
-def test_what_cannot_be_quantised_leaves_nothing(tmp_path, kind, wrong, said, samples, classifier):
+def test_what_cannot_be_quantised_leaves_nothing(tmp_path, kind, fault, said, samples, classifier):
     obfuscator, served = tiny.save_bundles(tmp_path / "pair", kind)
     calibration, test = small_images(4), small_images(4)
-    if wrong == "size":
+    if fault == "size":
         calibration = samples
-    elif wrong == "none":
+    elif fault == "none":
         calibration = calibration.subset(0)
-    elif wrong == "classifier":
+    elif fault == "classifier":
         served = classifier
-    elif wrong == "damaged":
+    elif fault == "damaged":
         obfuscator.file(OBFUSCATOR_ONNX).write_bytes(b"nothing of the kind")
     with pytest.raises(BundleError, match=said):
         quantize(obfuscator, tmp_path / "int8", served, calibration, test)
@@ -283,25 +285,20 @@ def test_a_file_is_no_other_than_itself(tmp_path):
     file, served = OnnxFunction(obfuscator.file(OBFUSCATOR_ONNX)), OnnxFunction(classifier.file(CLASSIFIER_ONNX))
     images = small_images(600)
     found = differences(file, file, served, images)
-    assert found["answers_changed"] == found["device_answers_changed"] == found["drawing_mean_difference"] == 0
-    given = images.images.numpy().astype(np.float32) / 255
-    right = tiny.own_logits(given).argmax(axis=1) == images.labels.numpy()
-    assert found["accuracy_device"] == pytest.approx(right.mean())
-    right = tiny.logits(tiny.obfuscate(given)).argmax(axis=1) == images.labels.numpy()
-    assert found["accuracy_obfuscated"] == pytest.approx(right.mean())
+    assert found.predictions_changed == found.device_predictions_changed == found.payload_mean_difference == 0
 
 
-def told(bundle: Bundle, figures: dict[str, float], **compared: float) -> str:
+def said_of(bundle: Bundle, figures: dict[str, float], **compared: float) -> str:
     changed = {**bundle.figures, **figures, "quantized": {**bundle.figures["quantized"], **compared}}
     return "; ".join(remarks(replace(bundle, figures=changed)))
 
 
-def test_what_went_wrong_is_said(integers):
+def test_regressions_are_reported(integers):
     well = {"accuracy_obfuscated": 0.9, "accuracy_gated": 0.9, "offload_rate": 0.15}
     before = {"accuracy_obfuscated_before": 0.9, "accuracy_gated_before": 0.9, "offload_rate_before": 0.15}
-    assert told(integers, well, time_of_float32=0.6, **before) == ""
-    assert "1.20 times as long" in told(integers, well, **{**before, "time_of_float32": 1.2})
-    said = told(integers, {**well, "accuracy_obfuscated": 0.87}, time_of_float32=0.6, **before)
+    assert said_of(integers, well, time_of_float32=0.6, **before) == ""
+    assert "1.20 times as long" in said_of(integers, well, **{**before, "time_of_float32": 1.2})
+    said = said_of(integers, {**well, "accuracy_obfuscated": 0.87}, time_of_float32=0.6, **before)
     assert said == "the cloud's accuracy fell by 3.0 points"
-    said = told(integers, {**well, "offload_rate": 0.3}, time_of_float32=0.6, **before)
+    said = said_of(integers, {**well, "offload_rate": 0.3}, time_of_float32=0.6, **before)
     assert "now sends 30.0 % of the images instead of 15.0 %" in said

@@ -16,9 +16,8 @@ from torch import Tensor
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.protocol import Effort, Prepared
 from sfumato.lab.attacks.threat_models import Knowledge, Pairs, Threat, UnavailableError
+from sfumato.lab.data import INFERENCE_BATCH
 from sfumato.lab.models.codewords import codeword_means
-
-_BATCH = 250
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,6 @@ class Codewords:
 
 def _once(pairs: Pairs, effort: Effort) -> Iterator[tuple[Tensor, Tensor]]:
     source = torch.Generator().manual_seed(effort.seed)
-    for part in torch.arange(len(pairs)).split(_BATCH):  # type: ignore[no-untyped-call]
+    for part in torch.arange(len(pairs)).split(INFERENCE_BATCH):  # type: ignore[no-untyped-call]
         effort.progress(int(part[0]), len(pairs))
         yield pairs.batch(part, source)

@@ -14,11 +14,11 @@ from sfumato.lab.attacks.linear import Linear
 from sfumato.lab.attacks.protocol import Attacker, Effort
 from sfumato.lab.attacks.threat_models import Knowledge, LazyPairs, Threat, UnavailableError
 from sfumato.lab.audit.setting import Scene
+from sfumato.lab.data import INFERENCE_BATCH
 from sfumato.lab.evaluation.measures import excess_leakage, per_image
 
 RATES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
 """Shares of plain images that the simplest gate of all is measured at."""
-_BATCH = 250
 _LEAST_SENT = 50
 """Fewer sent images than this say nothing of the leakage."""
 _AGAIN: tuple[Attacker, ...] = (Linear(), Codewords())
@@ -145,7 +145,9 @@ def _attacks_on_sent(scene: Scene, sent: Tensor) -> dict[str, float]:
             prepared = attacker.prepare(knowledge, Effort(0, 0, scene.seed))
         except (UnavailableError, AuditError):
             continue  # not an attacker for this obfuscator; the audit's own best counts anyway
-        reconstructed = torch.cat([prepared.reconstruct(part) for part in torch.split(target.observe(asked), _BATCH)])
+        reconstructed = torch.cat(
+            [prepared.reconstruct(part) for part in torch.split(target.observe(asked), INFERENCE_BATCH)]
+        )
         mse, _ = per_image(reconstructed, asked)
         errors[f"{attacker.name}, from sent images"] = float(mse.double().mean())
     return errors
@@ -153,4 +155,4 @@ def _attacks_on_sent(scene: Scene, sent: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def _in_parts(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    return torch.cat([function(part.float() / 255) for part in torch.split(images, _BATCH)])
+    return torch.cat([function(part.float() / 255) for part in torch.split(images, INFERENCE_BATCH)])

@@ -17,10 +17,9 @@ from sfumato.lab.audit.budget import Budget, Trial
 from sfumato.lab.audit.references import class_means
 from sfumato.lab.audit.result_store import Notebook
 from sfumato.lab.audit.setting import Scene
+from sfumato.lab.data import INFERENCE_BATCH
 from sfumato.lab.evaluation.measures import Figures, excess_leakage, measure, per_image
 from sfumato.lab.report.panels import PANEL, as_bytes
-
-_BATCH = 250
 
 Tell = Callable[[str, int, int], None]
 """Is told (what runs, its steps done, in all)."""
@@ -133,7 +132,7 @@ class Attempts:
 
     def _reconstructed(self, trial: Trial, prepared: Prepared, count: int) -> Tensor:
         parts, done = [], 0
-        for observed in self.scene.batches(trial.threat, count, views=trial.views, size=_BATCH):
+        for observed in self.scene.batches(trial.threat, count, views=trial.views, size=INFERENCE_BATCH):
             parts.append(prepared.reconstruct(observed))
             done += len(observed)
             self._tell(f"{trial.attacker}, {trial.threat}: reconstructing", done, count)

@@ -1,7 +1,7 @@
-"""Baselines: what an obfuscator has to be better than, behind one interface.
+"""Baselines to compare an obfuscator with, behind one interface.
 
 To add one: write a file in this folder with a class derived from `Method`, and enter it in `registry.METHODS`.
-Training, bundle, command line and audit then know it.
+Training, bundles, the command line and audits then support it.
 """
 
 from sfumato.lab.baselines.build import make

@@ -1,24 +1,24 @@
-"""From a method's name to a measured bundle."""
+"""Fit a baseline by its method's name, and write a measured bundle."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 from sfumato.artifacts.bundle import Bundle
 from sfumato.artifacts.provenance import provenance
 from sfumato.errors import TrainingError
-from sfumato.lab.baselines.bundles import write_baseline, write_retrained
-from sfumato.lab.baselines.method import Method, Progress, Training, silent
+from sfumato.lab.baselines.bundles import BaselineRecipe, write_baseline, write_retrained
+from sfumato.lab.baselines.method import Method, Training
 from sfumato.lab.classifiers import load_classifier
 from sfumato.lab.data import ImageSet
 from sfumato.lab.evaluation.accuracy import evaluate_classifier, evaluate_obfuscator
 from sfumato.lab.models import Normalize
+from sfumato.progress import Progress, silent
 
 CHECK_IMAGES = 64
 FEW_EPOCHS = 10
-"""A run of fewer epochs says in its recipe that it is a short one."""
+"""A run of fewer epochs is recorded as a short one in its recipe."""
 
 
 def make(
@@ -32,7 +32,7 @@ def make(
     epochs: float = 1.0,
     progress: Progress = silent,
 ) -> Bundle:
-    """Fits a method, writes its bundle and measures it.
+    """Fit a method, write its bundle and measure it.
 
     Nothing is written before the method is fitted.
 
@@ -57,35 +57,37 @@ def make(
     if len(test) < 2:
         raise TrainingError(f"at least 2 test images are needed to check the export, got {len(test)}")
     frozen = load_classifier(classifier.path)
-    recipe: dict[str, Any] = {"data": train.source}
-    facts: dict[str, Any] = {
-        "seed": method.seed,
-        "test_images": len(test),
-        "data": train.source,
-        "data_sha256": {"train": train.sha256, "test": test.sha256},
-    }
-    if method.learns:
-        recipe["train_images"] = facts["train_images"] = len(train)
-    if method.iterates:
-        recipe["epochs"] = epochs
-        if epochs < FEW_EPOCHS:
-            recipe["note"] = f"A short run of {epochs:g} epochs, as a CPU affords: more training improves it."
+    short = f"A short run of {epochs:g} epochs, for a CPU: more training improves it."
+    recipe = BaselineRecipe(
+        name,
+        method.seed,
+        method.strength,
+        data=train.source,
+        train_images=len(train) if method.learns else None,
+        epochs=epochs if method.iterates else None,
+        note=short if method.iterates and epochs < FEW_EPOCHS else None,
+    )
     normalize = Normalize(classifier.preprocessing.mean, classifier.preprocessing.std)
     started = time.monotonic()
     net = method.fit(Training(train.images, train.labels, frozen.net, normalize, epochs=epochs, progress=progress))
-    facts["training_seconds"] = round(time.monotonic() - started, 1)
+    facts = provenance(
+        seed=method.seed,
+        test_images=len(test),
+        data=train.source,
+        data_sha256={"train": train.sha256, "test": test.sha256},
+        training_seconds=round(time.monotonic() - started, 1),
+        **({"train_images": len(train)} if method.learns else {}),
+    )
     check = test.images[:CHECK_IMAGES].float() / 255
     if net is not frozen.net:
-        whole = {"method": name, "strength": method.strength, "seed": method.seed, **recipe}
-        classifier = write_retrained(folder / "classifier", net, given=classifier, images_for_check=check, recipe=whole)
-        classifier.figures.update(evaluate_classifier(classifier, test))
-        classifier.provenance.update(provenance(**facts))
+        retrained = folder / "classifier"
+        classifier = write_retrained(retrained, net, origin=classifier, images_for_check=check, recipe=recipe)
+        classifier.figures.update(evaluate_classifier(classifier, test, progress=progress).to_json())
+        classifier.provenance.update(facts)
         classifier.save()
         frozen = load_classifier(classifier.path)
-    bundle = write_baseline(
-        folder / "bundle", method, name_of_method=name, classifier=frozen, images_for_check=check, recipe=recipe
-    )
-    bundle.figures.update(evaluate_obfuscator(bundle, classifier, test))
-    bundle.provenance.update(provenance(**facts))
+    bundle = write_baseline(folder / "bundle", method, recipe=recipe, classifier=frozen, images_for_check=check)
+    bundle.figures.update(evaluate_obfuscator(bundle, classifier, test, progress=progress).to_json())
+    bundle.provenance.update(facts)
     bundle.save()
     return bundle

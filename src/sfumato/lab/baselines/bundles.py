@@ -1,10 +1,11 @@
-"""Baselines as bundles: written like any obfuscator's, and read back with gradients."""
+"""Write baselines as bundles like any obfuscator's, and load them with gradients."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,19 +23,47 @@ from sfumato.artifacts.bundle import (
     fingerprint,
 )
 from sfumato.artifacts.onnx_file import OnnxFunction
-from sfumato.errors import BundleError, TrainingError
+from sfumato.errors import BundleError, ResultsError, TrainingError
 from sfumato.lab.baselines.method import Method, NoisyMethod
 from sfumato.lab.baselines.registry import build
 from sfumato.lab.classifiers import FrozenClassifier
+from sfumato.lab.evaluation.results import Result
 from sfumato.lab.export.onnx import export_onnx, renew, save_weights
 from sfumato.lab.models import Normalize
 
 KIND = "baseline"
-_DRAWS = 64
+
+
+@dataclass(frozen=True)
+class BaselineRecipe(Result):
+    """How a baseline was made; with its kind, the recipe of its bundle.
+
+    Attributes:
+        method: its name in `METHODS`.
+        seed: see `Method`.
+        strength: see `Method`; None if it has none.
+        data: source of the images.
+        train_images: how many it learned from; None if it does not learn.
+        epochs: for those that iterate.
+        note: for users.
+        kind: of the recipe.
+    """
+
+    method: str
+    seed: int
+    strength: float | None = None
+    data: str | None = None
+    train_images: int | None = None
+    epochs: float | None = None
+    note: str | None = None
+    kind: Literal["baseline"] = "baseline"
+
+
+_RUNS = 64
 
 
 class Payload(nn.Module):
-    """A method and the classifier's normalisation: from an image to the payload.
+    """A method followed by the classifier's normalisation: from an image to the payload.
 
     Args:
         method: the baseline.
@@ -47,7 +76,7 @@ class Payload(nn.Module):
         self.normalize = Normalize(preprocessing.mean, preprocessing.std)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) float32 in [0, 1] -> the classifier's input, the same shape."""
+        """Return the classifier's input for (N, 3, H, W) float32 in [0, 1], the same shape."""
         out: Tensor = self.normalize(self.method(images))
         return out
 
@@ -61,18 +90,18 @@ class NoisyPayload(Payload):
         self._noisy = (method,)  # a tuple, so that the method is not registered twice
 
     def mean(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) float in [0, 1] -> the payload without the noise; differentiable."""
+        """Return the payload without the noise, for (N, 3, H, W) float in [0, 1]; differentiable."""
         out: Tensor = self.normalize(self._noisy[0].mean(images))
         return out
 
     def noise_std(self) -> Tensor:
-        """Standard deviation of each number's noise, (3, H, W), in the scale of the classifier's input."""
+        """Return the standard deviation of each number's noise, (3, H, W), in the scale of the classifier's input."""
         std: Tensor = self._noisy[0].noise_std() / self.normalize.std[0]
         return std
 
 
 def as_payload(method: Method, preprocessing: Preprocessing) -> Payload:
-    """The method with the classifier's normalisation behind it, in evaluation mode and without trained weights."""
+    """Return a copy of the method followed by the normalisation, frozen and in evaluation mode."""
     own = copy.deepcopy(method).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     payload = NoisyPayload(own, preprocessing) if isinstance(own, NoisyMethod) else Payload(own, preprocessing)
     return payload.eval().requires_grad_(False)
@@ -82,36 +111,28 @@ def write_baseline(
     folder: Path,
     method: Method,
     *,
-    name_of_method: str,
+    recipe: BaselineRecipe,
     classifier: FrozenClassifier,
     images_for_check: Tensor,
-    recipe: dict[str, Any],
 ) -> Bundle:
-    """Writes a baseline's bundle; figures and provenance are added by whoever measures.
+    """Write a baseline's bundle, without figures and provenance.
 
     Args:
         folder: is created, or replaced.
         method: fitted.
-        name_of_method: its name in `METHODS`.
+        recipe: of the method.
         classifier: that it is for.
         images_for_check: (N, 3, H, W) float32 in [0, 1], real ones, N at least 2.
-        recipe: what else is to be kept of how it was made.
 
     Raises:
-        TrainingError: ONNX Runtime computes something else than torch, or the disk refuses.
+        TrainingError: ONNX Runtime's outputs differ from torch's, or the disk refuses.
     """
     renew(folder)
     save_weights(method, folder / OBFUSCATOR_WEIGHTS)
     payload = as_payload(method, classifier.preprocessing)
     onnx = folder / OBFUSCATOR_ONNX
-    export_onnx(
-        payload,
-        onnx,
-        images_for_check,
-        input_name="image",
-        output_name="obfuscated",
-        compare=not method.stochastic,
-    )
+    compare = not method.stochastic
+    export_onnx(payload, onnx, images_for_check, input_name="image", output_name="obfuscated", compare=compare)
     if isinstance(payload, NoisyPayload):
         _check_noise(onnx, payload, images_for_check[:8])
     bundle = Bundle(
@@ -121,60 +142,53 @@ def write_baseline(
         labels=classifier.labels,
         preprocessing=classifier.preprocessing,
         classifier_fingerprint=classifier.fingerprint,
-        recipe={
-            "kind": KIND,
-            "method": name_of_method,
-            "strength": method.strength,
-            "seed": method.seed,
-            **recipe,
-        },
+        recipe=recipe.to_json(),
     )
     bundle.save()
     return bundle
 
 
 def write_retrained(
-    folder: Path, net: nn.Module, *, given: Bundle, images_for_check: Tensor, recipe: dict[str, Any]
+    folder: Path, net: nn.Module, *, origin: Bundle, images_for_check: Tensor, recipe: BaselineRecipe
 ) -> Bundle:
-    """Writes the bundle of a classifier that a method retrained.
+    """Write the bundle of a classifier that a method retrained.
 
     Args:
         folder: is created, or replaced.
-        net: normalised images (N, 3, H, W) float32 -> logits (N, classes); of the given one's architecture.
-        given: the bundle that it started from.
+        net: normalised images (N, 3, H, W) float32 -> logits (N, classes); of `origin`'s architecture.
+        origin: the bundle that it started from.
         images_for_check: (N, 3, H, W) float32 in [0, 1], real ones, N at least 2.
         recipe: of the baseline that it was trained with.
 
     Raises:
-        TrainingError: ONNX Runtime computes something else than torch, or the disk refuses.
+        TrainingError: ONNX Runtime's outputs differ from torch's, or the disk refuses.
     """
     renew(folder)
     save_weights(net, folder / CLASSIFIER_WEIGHTS)
-    normalize = Normalize(given.preprocessing.mean, given.preprocessing.std)
-    inputs = normalize(images_for_check)
+    inputs = Normalize(origin.preprocessing.mean, origin.preprocessing.std)(images_for_check)
     export_onnx(net, folder / CLASSIFIER_ONNX, inputs, input_name="input", output_name="logits")
     bundle = Bundle(
         path=folder,
         kind="classifier",
-        name=f"{given.name}-retrained",
-        labels=given.labels,
-        preprocessing=given.preprocessing,
+        name=f"{origin.name}-retrained",
+        labels=origin.labels,
+        preprocessing=origin.preprocessing,
         classifier_fingerprint=fingerprint(folder / CLASSIFIER_ONNX),
-        recipe={**given.recipe, "retrained": {"from": given.classifier_fingerprint, **recipe}},
+        recipe={**origin.recipe, "retrained": {"from": origin.classifier_fingerprint, **recipe.to_json()}},
     )
     bundle.save()
     return bundle
 
 
 def load_module(bundle: Bundle, weights: str = OBFUSCATOR_WEIGHTS) -> Payload:
-    """A baseline from its bundle, in torch: differentiable, in evaluation mode.
+    """Load a baseline from its bundle in torch: differentiable, in evaluation mode.
 
     Args:
         bundle: of kind "obfuscator", written by `write_baseline`.
-        weights: the bundle's file with them.
+        weights: the name of their file in the bundle.
 
     Returns:
-        Images (N, 3, H, W) float32 in [0, 1] -> the payload. A stochastic one draws fresh noise at each call
+        Images (N, 3, H, W) float32 in [0, 1] -> the payload. A stochastic one adds fresh noise at each call
         and has `noise_kind`, `mean` and `noise_std`.
 
     Raises:
@@ -189,7 +203,7 @@ def load_module(bundle: Bundle, weights: str = OBFUSCATOR_WEIGHTS) -> Payload:
 
 
 def refit(bundle: Bundle, seed: int) -> Payload | None:
-    """The same recipe with another seed, as somebody makes it who knows the recipe but not the key.
+    """Rebuild a baseline with another seed, as an attacker does that knows the recipe but not the key.
 
     Returns:
         As `load_module`; None for a method that learns, which needs its training images.
@@ -204,27 +218,27 @@ def refit(bundle: Bundle, seed: int) -> Payload | None:
 def _built(bundle: Bundle, seed: int | None) -> Method:
     recipe, size = bundle.recipe, bundle.preprocessing
     if recipe.get("kind") != KIND:
-        raise BundleError(f"{bundle.path} is no baseline: its recipe is of kind {recipe.get('kind')!r}")
+        raise BundleError(f"{bundle.path} is no baseline: its recipe has kind {recipe.get('kind')!r}")
     try:
-        given = int(recipe["seed"]) if seed is None else seed
-        return build(recipe["method"], size.height, size.width, strength=recipe["strength"], seed=given)
-    except (KeyError, TypeError, ValueError, TrainingError) as error:
+        made = BaselineRecipe.from_json(recipe)
+        seed = made.seed if seed is None else seed
+        return build(made.method, size.height, size.width, strength=made.strength, seed=seed)
+    except (ResultsError, TrainingError) as error:
         raise BundleError(f"{bundle.path}: the recipe does not make a baseline: {error}") from error
 
 
 def _check_noise(path: Path, payload: NoisyPayload, images: Tensor) -> None:
-    """Whether the file's noise is fresh, around the mean and of the size that torch says."""
+    """Check that the file's noise is fresh, centred on the mean, and of the same size as torch's."""
     function = OnnxFunction(path)
-    given = images.numpy()
-    draws = np.stack([function(given) for _ in range(_DRAWS)])
+    runs = np.stack([function(images.numpy()) for _ in range(_RUNS)])
     std = payload.noise_std().numpy()
-    noise = (draws - payload.mean(images).numpy()) / np.maximum(std, 1e-6)
+    noise = (runs - payload.mean(images).numpy()) / np.maximum(std, 1e-6)
     noisy = noise[:, :, std > 1e-6]
     still = np.abs(noise[:, :, std <= 1e-6]).max(initial=0.0) * 1e-6
     count = noisy.shape[0] * noisy.shape[1]
     drift = float(np.abs(noisy.mean(axis=(0, 1))).max(initial=0.0)) * count**0.5
     spread = float(noisy.std()) if noisy.size else 1.0
-    if (draws[0] == draws[1]).all() or drift > 8 or abs(spread - 1) > 0.05 or still > 1e-4:
+    if (runs[0] == runs[1]).all() or drift > 8 or abs(spread - 1) > 0.05 or still > 1e-4:
         raise TrainingError(
             f"{path.name}: ONNX Runtime's noise differs from torch's: mean off by {drift:.1f} standard errors, "
             f"spread {spread:.3f} instead of 1"

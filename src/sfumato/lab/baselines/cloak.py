@@ -17,32 +17,31 @@ LEARNING_RATE = 0.05
 
 
 class Cloak(NoisyMethod):
-    """Learns how much noise each number of an image bears, then replaces those that bear most by learned constants.
+    """Learns how much noise each number of an image tolerates, then replaces the most tolerant by learned constants.
 
     First `sigma = MAX_SIGMA (1 + tanh rho) / 2` is learned with cross-entropy plus a weight times the mean of
-    `-log sigma`; then the share of numbers with the largest sigma is suppressed, and the constants that stand for
-    them are learned with cross-entropy alone. The numbers that are kept keep their noise.
+    `-log sigma`; then the share of numbers with the largest sigma is suppressed, and the constants that replace them
+    are learned with cross-entropy alone. The other numbers keep their noise.
 
     Source: Mireshghallah et al. 2021 (perturbation, then suppression); each stage takes half of the training.
     """
 
-    says = "learns which numbers the classifier needs, blanks the others, adds noise"
+    summary = "learns which numbers the classifier needs, blanks the others, adds noise"
     source = "Mireshghallah et al. 2021"
-    strength_says = "the share of the numbers that is suppressed (at least 0, below 1)"
+    strength_help = "the share of the numbers that is suppressed (at least 0, below 1)"
     default = 0.3
     learns = True
     iterates = True
     noise_kind = "gaussian"
     kept: Tensor
 
-    def __init__(self, height: int, width: int, *, strength: float | None = None, seed: int = 0) -> None:
-        super().__init__(height, width, strength=strength, seed=seed)
+    def _set_up(self) -> None:
         if self.strength is None or not 0 <= self.strength < 1:
-            raise TrainingError(f"{self.strength_says}: got {self.strength}")
+            raise TrainingError(f"{self.strength_help}: got {self.strength}")
         self.share = self.strength
-        self.rho = nn.Parameter(torch.full((3, height, width), FIRST_RHO))
-        self.constants = nn.Parameter(torch.full((3, height, width), 0.5))
-        self.register_buffer("kept", torch.ones(3, height, width))
+        self.rho = nn.Parameter(torch.full((3, self.height, self.width), FIRST_RHO))
+        self.constants = nn.Parameter(torch.full((3, self.height, self.width), 0.5))
+        self.register_buffer("kept", torch.ones(3, self.height, self.width))
 
     def forward(self, images: Tensor) -> Tensor:
         """See `Method`."""
@@ -53,7 +52,7 @@ class Cloak(NoisyMethod):
         return self.kept * images + (1 - self.kept) * self.constants
 
     def noise_std(self) -> Tensor:
-        """See `NoisyMethod`; 0 where a constant stands, which tells nothing of the image."""
+        """See `NoisyMethod`; 0 for a constant, which does not depend on the image."""
         return (self.kept * self._sigma()).detach()
 
     def fit(self, training: Training) -> nn.Module:

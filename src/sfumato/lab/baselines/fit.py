@@ -11,29 +11,35 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from sfumato.artifacts.signals import interruptible
 from sfumato.errors import Interrupted, TrainingError
-from sfumato.lab.baselines.method import Method, Training
+from sfumato.lab.baselines.method import STAGE, Method, Training
 from sfumato.lab.data import Augmentation, augment
 from sfumato.lab.models import Obfuscator
+
+ENCODER_RATE = 2e-3
+"""The highest learning rate of an encoder."""
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Images (B, 3, H, W) float32 in [0, 1] and labels (B,) int64 -> scalar."""
 
 
 def learn(
     training: Training,
     parameters: Iterable[nn.Parameter],
-    loss: Callable[[Tensor, Tensor], Tensor],
+    loss: Loss,
     *,
     seed: int,
     learning_rate: float,
     share: float = 1.0,
 ) -> None:
-    """Adam with one cycle of the learning rate, on mirrored images.
+    """Train with Adam and one cycle of the learning rate, on mirrored images.
 
     Source: Kingma and Ba 2015; Smith and Topin 2018.
 
     Args:
-        training: what is learned from, and for how long.
-        parameters: what is learned.
-        loss: images (B, 3, H, W) float32 in [0, 1] and labels (B,) int64 -> scalar.
-        seed: of the order, the mirroring and whatever the loss draws.
+        training: images, epochs and progress.
+        parameters: are learned.
+        loss: see `Loss`.
+        seed: of the order, the mirroring and the loss's random numbers.
         learning_rate: the highest one.
         share: of the epochs.
 
@@ -69,13 +75,15 @@ def learn(
             nn.utils.clip_grad_norm_(learned, 5.0)
             optimizer.step()
             scheduler.step()
-            training.progress(step, total, float(value.detach()))
+            training.progress(STAGE, step, total, f"loss {value.item():.4f}")
             if interrupted:
                 raise Interrupted("interrupted; nothing was written")
 
 
 class Encoded(Method):
     """A method whose obfuscator is a network: the project's own architecture, so that its cost is the same.
+
+    A subclass has the training loss in `objective`.
 
     Raises:
         TrainingError: sides that are no multiples of 8.
@@ -84,17 +92,31 @@ class Encoded(Method):
     learns = True
     iterates = True
 
-    def __init__(self, height: int, width: int, *, strength: float | None = None, seed: int = 0) -> None:
-        super().__init__(height, width, strength=strength, seed=seed)
+    def _set_up(self) -> None:
         multiple = Obfuscator.size_multiple
-        if height % multiple or width % multiple:
-            raise TrainingError(f"the encoder takes sides that are multiples of {multiple}, got {height}x{width}")
-        self.weight = self.positive()
+        if self.height % multiple or self.width % multiple:
+            raise TrainingError(
+                f"the encoder takes sides that are multiples of {multiple}, got {self.height}x{self.width}"
+            )
+        self.weight = self._positive()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(self.seed)
             self.encoder = Obfuscator().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> Tensor:
         """See `Method`."""
         out: Tensor = self.encoder(images)
         return out
+
+    def objective(self, training: Training) -> tuple[Loss, list[nn.Module]]:
+        """Return the loss and the further networks that are trained with the encoder."""
+        raise NotImplementedError
+
+    def fit(self, training: Training) -> nn.Module:
+        """See `Method`."""
+        loss, others = self.objective(training)
+        self.train()
+        parameters = [parameter for net in (self, *others) for parameter in net.parameters()]
+        learn(training, parameters, loss, seed=self.seed, learning_rate=ENCODER_RATE)
+        self.eval()
+        return training.classifier

@@ -1,4 +1,4 @@
-"""An adversary that is to be left guessing."""
+"""Maximal entropy of an adversary's prediction."""
 
 from __future__ import annotations
 
@@ -8,32 +8,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.lab.baselines.fit import Encoded, learn
+from sfumato.lab.baselines.fit import Encoded, Loss
 from sfumato.lab.baselines.method import Training
 
 LEVELS = 8
 BLOCK = 4
-LEARNING_RATE = 2e-3
 
 
 class MaxEntropy(Encoded):
-    """An encoder with cross-entropy less a weight times the entropy of an adversary's answer.
+    """An encoder with cross-entropy less a weight times the entropy of an adversary's prediction.
 
-    The paper's adversary predicts an attribute that somebody labelled. Images here have no such label, so
-    the attribute is the image's own: the brightness of every block of 4x4 pixels, in 8 levels that are equally
-    frequent in the training images. The class hardly tells it, and an adversary at maximal entropy would know
-    nothing of the image at this resolution. The classifier stays frozen; it takes the paper's predictor's place.
+    The paper's adversary predicts a labelled attribute. Images here have no such label, so the attribute is the
+    brightness of every block of 4x4 pixels, in 8 levels that are equally frequent in the training images. The class
+    hardly determines it, and an adversary at maximal entropy knows nothing of the image at this resolution. The
+    classifier stays frozen; it replaces the paper's predictor.
 
     Source: Roy and Boddeti 2019 (encoder: maximum entropy; adversary: maximum likelihood).
     """
 
-    says = "an encoder that leaves an adversary guessing every 4x4 block's brightness"
+    summary = "an encoder that keeps an adversary from predicting every 4x4 block's brightness"
     source = "Roy and Boddeti 2019"
-    strength_says = "the weight of the adversary's entropy beside the cross-entropy"
+    strength_help = "the weight of the adversary's entropy relative to the cross-entropy"
     default = 0.3
 
-    def fit(self, training: Training) -> nn.Module:
-        """See `Method`."""
+    def objective(self, training: Training) -> tuple[Loss, list[nn.Module]]:
+        """See `Encoded`."""
         brightness = block_brightness(training.images[:: max(1, len(training.images) // 2000)].float() / 255)
         levels = torch.arange(1, LEVELS) / LEVELS
         edges = torch.quantile(brightness.flatten()[:1_000_000], levels)
@@ -52,26 +51,22 @@ class MaxEntropy(Encoded):
             uncertainty = math.log(LEVELS) - entropy
             return training.classification_loss(obfuscated, labels) + self.weight * uncertainty + likelihood
 
-        self.train()
-        learned = [*self.parameters(), *adversary.parameters()]
-        learn(training, learned, loss, seed=self.seed, learning_rate=LEARNING_RATE)
-        self.eval()
-        return training.classifier
+        return loss, [adversary]
 
 
 def block_brightness(images: Tensor) -> Tensor:
-    """Mean over colours and blocks: (N, 3, H, W) float -> (N, H / 4, W / 4)."""
+    """Return means over colours and blocks: (N, 3, H, W) float -> (N, H / 4, W / 4)."""
     return F.avg_pool2d(images.mean(dim=1, keepdim=True), BLOCK)[:, 0]
 
 
 def mean_entropy(logits: Tensor) -> Tensor:
-    """(N, levels, H, W) -> the entropy of the answers in nats, averaged over N, H and W."""
+    """Return the entropy of the predictions in nats, averaged over N, H and W; logits are (N, levels, H, W)."""
     logs = logits.float().log_softmax(dim=1)
     return -(logs.exp() * logs).sum(dim=1).mean()
 
 
 def _adversary() -> nn.Sequential:
-    """What comes out (N, 3, H, W) -> logits (N, levels, H / 4, W / 4)."""
+    """Obfuscated images (N, 3, H, W) -> logits (N, levels, H / 4, W / 4)."""
     return nn.Sequential(
         nn.Conv2d(3, 32, BLOCK, stride=BLOCK),
         nn.LeakyReLU(),

@@ -1,12 +1,11 @@
-"""The one interface of all baseline obfuscators, and what those that learn are given.
+"""The interface of all baseline obfuscators, and the training data of those that learn.
 
-A method is built with an image size, a strength and a seed; `forward` turns images into obfuscated
-images of the same size. The payload is that, normalised for the classifier (`sfumato.lab.baselines.bundles`).
+A method is built with an image size, a strength and a seed; `forward` turns images into obfuscated images of the same
+size. The payload is that, normalised for the classifier (`sfumato.lab.baselines.bundles`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,18 +14,14 @@ from torch.nn import functional as F
 
 from sfumato.errors import TrainingError
 from sfumato.lab.models import Normalize, autocast
+from sfumato.progress import Progress, silent
 
-Progress = Callable[[int, int, float], None]
-"""Is told (steps done, steps in all, the batch's loss)."""
-
-
-def silent(done: int, total: int, loss: float) -> None:
-    """Shows no progress."""
+STAGE = "fitting the baseline"
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a method learns from.
+    """The data, the classifier and the budget that a method learns with.
 
     Attributes:
         images: (N, 3, H, W) uint8.
@@ -47,7 +42,7 @@ class Training:
     progress: Progress = silent
 
     def classification_loss(self, obfuscated: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy of the classifier's answer, in nats.
+        """Return the cross-entropy of the classifier's prediction, in nats.
 
         Args:
             obfuscated: (B, 3, H, W) float32 in the scale of images, not bounded.
@@ -65,13 +60,13 @@ class Method(nn.Module):
     Args:
         height: rows of the images.
         width: columns of the images.
-        strength: see the class's `strength_says`; None takes its `default`.
+        strength: see the class's `strength_help`; None takes its `default`.
         seed: of everything random that stays: keys, first weights, the order of the training images.
 
     Attributes:
-        says: what it does, in a line.
-        source: whom to cite.
-        strength_says: what the strength is; empty if there is none.
+        summary: one line for users.
+        source: the work to cite.
+        strength_help: meaning of the strength; empty if there is none.
         default: the strength if none is given; None if there is none.
         stochastic: whether two calls on one image differ.
         learns: whether `fit` does anything.
@@ -81,9 +76,9 @@ class Method(nn.Module):
         TrainingError: a strength or a size that it does not take.
     """
 
-    says: ClassVar[str]
+    summary: ClassVar[str]
     source: ClassVar[str]
-    strength_says: ClassVar[str] = ""
+    strength_help: ClassVar[str] = ""
     default: ClassVar[float | None] = None
     stochastic: ClassVar[bool] = False
     learns: ClassVar[bool] = False
@@ -95,16 +90,20 @@ class Method(nn.Module):
             raise TrainingError(f"{type(self).__name__} has no strength, got {strength}; leave it out")
         self.height, self.width, self.seed = height, width, seed
         self.strength = self.default if strength is None else strength
+        self._set_up()
+
+    def _set_up(self) -> None:
+        """Check the strength, and create parameters and buffers; called once, by the constructor."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) float32 in [0, 1] -> (N, 3, H, W) float32 in the scale of images, not bounded."""
+        """Obfuscate: (N, 3, H, W) float32 in [0, 1] -> (N, 3, H, W) float32 in the scale of images, not bounded."""
         raise NotImplementedError
 
     def fit(self, training: Training) -> nn.Module:
-        """Learns what is to be learned.
+        """Learn from images; do nothing by default.
 
         Returns:
-            The classifier to use it with: the one given, unless the method trains that too.
+            The classifier to use it with: `training.classifier`, unless the method trains that too.
 
         Raises:
             TrainingError: too few images, or a loss that is not finite.
@@ -112,43 +111,31 @@ class Method(nn.Module):
         """
         return training.classifier
 
-    def positive(self) -> float:
-        """The strength, which must be above 0.
-
-        Raises:
-            TrainingError: it is not.
-        """
+    def _positive(self) -> float:
+        """Return the strength, which must be above 0."""
         if self.strength is None or not 0 < self.strength < float("inf"):
-            raise TrainingError(f"{self.strength_says} must be above 0, got {self.strength}")
+            raise TrainingError(f"{self.strength_help} must be above 0, got {self.strength}")
         return self.strength
 
-    def whole(self) -> int:
-        """The strength, which must be a whole number above 0.
-
-        Raises:
-            TrainingError: it is not.
-        """
-        value = self.positive()
+    def _whole(self) -> int:
+        """Return the strength, which must be a whole number above 0."""
+        value = self._positive()
         if value != int(value):
-            raise TrainingError(f"{self.strength_says} must be a whole number, got {value:g}")
+            raise TrainingError(f"{self.strength_help} must be a whole number, got {value:g}")
         return int(value)
 
-    def tiles(self) -> int:
-        """The strength as the side of square tiles that cover the image.
-
-        Raises:
-            TrainingError: they do not.
-        """
-        side = self.whole()
+    def _tiles(self) -> int:
+        """Return the strength as the side of square tiles that cover the image."""
+        side = self._whole()
         if self.height % side or self.width % side:
             raise TrainingError(
-                f"{self.strength_says} must divide both sides of {self.height}x{self.width} images, got {side}"
+                f"{self.strength_help} must divide both sides of {self.height}x{self.width} images, got {side}"
             )
         return side
 
 
 class NoisyMethod(Method):
-    """A method whose output is `mean(images)` plus noise, every number's noise drawn alone.
+    """A method whose output is `mean(images)` plus noise, each number's noise independent.
 
     Attributes:
         noise_kind: "gaussian" or "laplace".
@@ -158,9 +145,9 @@ class NoisyMethod(Method):
     noise_kind: ClassVar[str]
 
     def mean(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) float in [0, 1] -> what comes out without the noise; differentiable."""
+        """Return the output without the noise, for (N, 3, H, W) float in [0, 1]; differentiable."""
         raise NotImplementedError
 
     def noise_std(self) -> Tensor:
-        """Standard deviation of each number's noise, (3, H, W) float32, in units of the [0, 1] scale."""
+        """Return the standard deviation of each number's noise, (3, H, W) float32, in units of the [0, 1] scale."""
         raise NotImplementedError

@@ -11,20 +11,19 @@ from sfumato.lab.baselines.method import NoisyMethod
 class Noise(NoisyMethod):
     """Gaussian noise, fresh for every image and number, not cut to [0, 1].
 
-    It is for measuring: ONNX Runtime's random numbers are not made to withstand somebody who predicts them.
+    For measurements only: ONNX Runtime's random numbers are not cryptographically secure.
 
     Source: the Gaussian mechanism, Dwork and Roth 2014, appendix A.
     """
 
-    says = "adds Gaussian noise"
+    summary = "adds Gaussian noise"
     source = "Dwork and Roth 2014"
-    strength_says = "the noise's standard deviation, in units of the [0, 1] scale"
+    strength_help = "the noise's standard deviation, in units of the [0, 1] scale"
     default = 0.05
     noise_kind = "gaussian"
 
-    def __init__(self, height: int, width: int, *, strength: float | None = None, seed: int = 0) -> None:
-        super().__init__(height, width, strength=strength, seed=seed)
-        self.std = self.positive()
+    def _set_up(self) -> None:
+        self.std = self._positive()
 
     def forward(self, images: Tensor) -> Tensor:
         """See `Method`."""

@@ -5,40 +5,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sfumato.lab.baselines.fit import Encoded, learn
+from sfumato.lab.baselines.fit import Encoded, Loss
 from sfumato.lab.baselines.method import Training
-
-LEARNING_RATE = 2e-3
 
 
 class NoPeek(Encoded):
-    """An encoder with cross-entropy plus a weight times the distance correlation of images and what comes out.
+    """An encoder with cross-entropy plus a weight times the distance correlation of images and payloads.
 
     Source: Vepakomma et al. 2020.
     """
 
-    says = "an encoder whose output has little distance correlation with the image"
+    summary = "an encoder whose output has little distance correlation with the image"
     source = "Vepakomma et al. 2020"
-    strength_says = "the weight of the distance correlation beside the cross-entropy"
+    strength_help = "the weight of the distance correlation relative to the cross-entropy"
     default = 0.5
 
-    def fit(self, training: Training) -> nn.Module:
-        """See `Method`."""
+    def objective(self, training: Training) -> tuple[Loss, list[nn.Module]]:
+        """See `Encoded`."""
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
             obfuscated = self(images)
-            return training.classification_loss(obfuscated, labels) + self.weight * distance_correlation(
-                images, obfuscated
-            )
+            penalty = distance_correlation(images, obfuscated)
+            return training.classification_loss(obfuscated, labels) + self.weight * penalty
 
-        self.train()
-        learn(training, self.parameters(), loss, seed=self.seed, learning_rate=LEARNING_RATE)
-        self.eval()
-        return training.classifier
+        return loss, []
 
 
 def distance_correlation(x: Tensor, y: Tensor) -> Tensor:
-    """The sample distance correlation of two sets of vectors, paired; differentiable.
+    """Return the sample distance correlation of two sets of vectors, paired; differentiable.
 
     Source: Szekely, Rizzo and Bakirov 2007 (empirical distance correlation).
 
@@ -56,7 +50,7 @@ def distance_correlation(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _centred_distances(x: Tensor) -> Tensor:
-    """(N, ...) -> (N, N), whose rows and columns sum to 0."""
+    """Return distances (N, N), whose rows and columns sum to 0, of (N, ...)."""
     flat = x.flatten(1).float()
     # Not by a matrix product: it cancels where two points are close.
     distances = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist")

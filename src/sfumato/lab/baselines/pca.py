@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import TrainingError
-from sfumato.lab.baselines.method import Method, Training
+from sfumato.lab.baselines.method import STAGE, Method, Training
 
 MAX_SIDE = 4096
 """Eigenvectors are computed of a matrix of at most this side: of the numbers of an image, or of as many images."""
@@ -18,19 +18,18 @@ class PrincipalComponents(Method):
     Source: Pearson 1901; as obfuscation: Singh et al. 2024 (SIMBA).
     """
 
-    says = "projects on principal components of the training images"
+    summary = "projects on principal components of the training images"
     source = "Pearson 1901; Singh et al. 2024"
-    strength_says = "the number of components kept"
+    strength_help = "the number of components kept"
     default = 400.0
     learns = True
     base: Tensor
     components: Tensor
 
-    def __init__(self, height: int, width: int, *, strength: float | None = None, seed: int = 0) -> None:
-        super().__init__(height, width, strength=strength, seed=seed)
-        count, numbers = self.whole(), 3 * height * width
+    def _set_up(self) -> None:
+        count, numbers = self._whole(), 3 * self.height * self.width
         if count > numbers:
-            raise TrainingError(f"a {height}x{width} image has {numbers} components, {count} were asked for")
+            raise TrainingError(f"a {self.height}x{self.width} image has {numbers} components, {count} were asked for")
         self.register_buffer("base", torch.zeros(numbers))
         self.register_buffer("components", torch.zeros(count, numbers))
 
@@ -41,7 +40,7 @@ class PrincipalComponents(Method):
 
     @torch.no_grad()
     def fit(self, training: Training) -> nn.Module:
-        """See `Method`; exact for all images, or for a random part of them where an image has very many numbers."""
+        """See `Method`; exact for all images, or for a random sample of them where an image has very many numbers."""
         count, numbers = self.components.shape
         images = training.images
         if numbers > MAX_SIDE:
@@ -60,7 +59,7 @@ class PrincipalComponents(Method):
             for done, part in enumerate(parts, start=1):
                 x = self._centred(part)
                 gram += x.T @ x
-                training.progress(done, len(parts), 0.0)
+                training.progress(STAGE, done, len(parts))
         vectors = torch.linalg.eigh(gram.double()).eigenvectors[:, -count:].flip(1).float()
         directions = (x.T @ vectors).T if small else vectors.T
         self.components.copy_(directions / directions.norm(dim=1, keepdim=True).clamp_min(1e-12))

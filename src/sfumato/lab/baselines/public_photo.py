@@ -1,4 +1,4 @@
-"""A public photograph of what the device answers: the obfuscation that needs no obfuscation."""
+"""A public photograph of the class that the device predicts: an obfuscation that is independent of the image."""
 
 from __future__ import annotations
 
@@ -8,46 +8,45 @@ from torch import Tensor, nn
 from sfumato.errors import TrainingError
 from sfumato.lab.baselines.fit import learn
 from sfumato.lab.baselines.method import Method, Training
+from sfumato.lab.data import INFERENCE_BATCH
 from sfumato.lab.models import build_classifier
 from sfumato.lab.models.normalize import Normalize
 
 _LEARNING_RATE = 5e-3
-_BATCH = 250
 
 
-class StandIn(Method):
-    """Answers on the device and sends, for every image of a class, the same public photograph of that class.
+class PublicPhoto(Method):
+    """Predicts on the device and sends, for every image of a class, the same public photograph of that class.
 
-    Nothing of an image travels but the device's answer, and whatever classifier it is sent to understands it, since it
-    is a photograph. The cloud adds nothing, either: what an obfuscator should beat before it is worth sending anything.
+    The payload depends on the on-device prediction alone, and any classifier classifies it correctly, since it is a
+    photograph. The cloud adds nothing, either: an obfuscator should beat this baseline before offloading pays off.
 
-    Source: ours; the device's classifier is that of the project's local baseline.
+    Source: ours; the classifier on the device is the project's on-device baseline.
     """
 
-    says = "answers on the device and sends a public photograph of that class"
+    summary = "predicts on the device and sends a public photograph of that class"
     source = "ours"
-    strength_says = "the number of classes"
+    strength_help = "the number of classes"
     default = 10.0
     learns = True
     iterates = True
     photographs: Tensor
 
-    def __init__(self, height: int, width: int, *, strength: float | None = None, seed: int = 0) -> None:
-        super().__init__(height, width, strength=strength, seed=seed)
-        classes = self.whole()
+    def _set_up(self) -> None:
+        classes = self._whole()
         if classes < 2:
-            raise TrainingError(f"{self.strength_says} must be at least 2, got {classes}")
+            raise TrainingError(f"{self.strength_help} must be at least 2, got {classes}")
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(self.seed)
             self.net = build_classifier("resnet-local", classes).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.scale = Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-        source = torch.Generator().manual_seed(seed)
+        source = torch.Generator().manual_seed(self.seed)
         self.register_buffer(
-            "photographs", torch.rand(classes, 3, height, width, generator=source)
+            "photographs", torch.rand(classes, 3, self.height, self.width, generator=source)
         )  # until it is fitted
 
     def forward(self, images: Tensor) -> Tensor:
-        """See `Method`; the gradient is that of the photographs' mean, weighted by the answer's probabilities."""
+        """See `Method`; the gradient is that of the photographs' mean, weighted by the predicted probabilities."""
         logits = self.net(self.scale(images))
         sent = self.photographs[logits.argmax(dim=1)]
         if torch.compiler.is_exporting():
@@ -56,10 +55,10 @@ class StandIn(Method):
         return sent + (mixed - mixed.detach())
 
     def fit(self, training: Training) -> nn.Module:
-        """Learns to answer, then takes of each class the photograph that the classifier in the cloud is surest of."""
+        """Train the classifier, then choose each class's photograph with the highest confidence in the cloud."""
         if int(training.labels.max()) >= len(self.photographs):
             raise TrainingError(
-                f"the images have {int(training.labels.max()) + 1} classes, {self.strength_says} is "
+                f"the images have {int(training.labels.max()) + 1} classes, {self.strength_help} is "
                 f"{len(self.photographs)}: give it as the strength"
             )
         self.net.train()
@@ -75,11 +74,11 @@ class StandIn(Method):
     @torch.no_grad()
     def _choose(self, training: Training) -> None:
         best = torch.full((len(self.photographs),), -1.0)
-        for start in range(0, len(training.labels), _BATCH):
-            part, labels = (x[start : start + _BATCH] for x in (training.images, training.labels))
+        parts = (torch.split(x, INFERENCE_BATCH) for x in (training.images, training.labels))
+        for part, labels in zip(*parts, strict=True):
             images = part.float() / 255
-            answers = training.classifier(training.normalize(images)).softmax(dim=1)
-            sure = answers[torch.arange(len(labels)), labels]
-            for place, (label, value) in enumerate(zip(labels.tolist(), sure.tolist(), strict=True)):
+            predictions = training.classifier(training.normalize(images)).softmax(dim=1)
+            confidence = predictions[torch.arange(len(labels)), labels]
+            for place, (label, value) in enumerate(zip(labels.tolist(), confidence.tolist(), strict=True)):
                 if value > best[label]:
                     best[label], self.photographs[label] = value, images[place]

@@ -8,7 +8,7 @@ from sfumato.lab.baselines.method import Method
 from sfumato.lab.baselines.noise import Noise
 from sfumato.lab.baselines.nopeek import NoPeek
 from sfumato.lab.baselines.pca import PrincipalComponents
-from sfumato.lab.baselines.public_photo import StandIn
+from sfumato.lab.baselines.public_photo import PublicPhoto
 from sfumato.lab.baselines.scramble import ScrambleBlocks, ScramblePixels
 from sfumato.lab.baselines.shredder import Shredder
 from sfumato.lab.baselines.simple import Blur, Downsample, Identity, Pixelate
@@ -27,15 +27,17 @@ METHODS: dict[str, type[Method]] = {
     "nopeek": NoPeek,
     "max-entropy": MaxEntropy,
     "joint": Joint,
-    "stand-in": StandIn,
+    "public-photo": PublicPhoto,
 }
+_FORMER_NAMES = {"stand-in": "public-photo"}
+"""In bundles and recipes of earlier versions."""
 
 
 def build(name: str, height: int, width: int, *, strength: float | None = None, seed: int = 0) -> Method:
-    """Builds a baseline by its name.
+    """Build a baseline by its name.
 
     Args:
-        name: a key of `METHODS`.
+        name: a key of `METHODS`, or its name in an earlier version.
         height: rows of the images.
         width: columns of the images.
         strength: None for the method's default.
@@ -44,6 +46,7 @@ def build(name: str, height: int, width: int, *, strength: float | None = None, 
     Raises:
         TrainingError: an unknown name, or a strength or size that the method does not take.
     """
+    name = _FORMER_NAMES.get(name, name)
     if name not in METHODS:
         raise TrainingError(f"no baseline is called {name!r}; there are {', '.join(METHODS)}")
     return METHODS[name](height, width, strength=strength, seed=seed)

@@ -1,6 +1,6 @@
-"""Scrambling with a key: a fixed permutation of pixels or of blocks, drawn from the seed.
+"""Scrambling with a key: a fixed permutation of pixels or of blocks, derived from the seed.
 
-The key hides nothing from whoever has pairs, or only the statistics of images: a permutation is linear.
+A permutation is linear: an attacker with pairs of images and payloads, or only with statistics of images, inverts it.
 
 Source: Tanaka 2018; Kiya et al. 2022 (overview of learnable image transformations with a key), without their
 inversions of intensities.
@@ -14,58 +14,70 @@ from torch import Tensor
 from sfumato.lab.baselines.method import Method
 
 
-class ScramblePixels(Method):
-    """The pixels of every tile change places, in every tile in the same way.
+class _Scramble(Method):
+    """A fixed permutation of square tiles, or of the pixels in each of them."""
+
+    key: Tensor
+
+    def _set_up(self) -> None:
+        self.side = self._tiles()
+        self.register_buffer("key", _key(self._permuted(), self.seed))
+
+    def _permuted(self) -> int:
+        """Return how many things are permuted."""
+        raise NotImplementedError
+
+    def _split(self, images: Tensor) -> Tensor:
+        """Return tiles (N, 3, rows, columns, side, side)."""
+        rows, columns = self.height // self.side, self.width // self.side
+        return images.reshape(-1, 3, rows, self.side, columns, self.side).permute(0, 1, 2, 4, 3, 5)
+
+    def _joined(self, tiles: Tensor) -> Tensor:
+        return tiles.permute(0, 1, 2, 4, 3, 5).reshape(-1, 3, self.height, self.width)
+
+
+class ScramblePixels(_Scramble):
+    """Permutes the pixels of every tile, in every tile in the same way.
 
     Source: AprilPyone and Kiya 2021, "pixel shuffling" with one key for all blocks; colours stay together here.
     """
 
-    says = "permutes the pixels inside each tile by a key"
+    summary = "permutes the pixels inside each tile by a key"
     source = "AprilPyone and Kiya 2021; Tanaka 2018"
-    strength_says = "the side of a tile in pixels"
+    strength_help = "the side of a tile in pixels"
     default = 2.0
-    key: Tensor
 
-    def __init__(self, height: int, width: int, *, strength: float | None = None, seed: int = 0) -> None:
-        super().__init__(height, width, strength=strength, seed=seed)
-        self.side = self.tiles()
-        self.register_buffer("key", _key(self.side**2, seed))
+    def _permuted(self) -> int:
+        return self.side**2
 
     def forward(self, images: Tensor) -> Tensor:
         """See `Method`."""
-        rows, columns, side = self.height // self.side, self.width // self.side, self.side
-        tiles = images.reshape(-1, 3, rows, side, columns, side).permute(0, 1, 2, 4, 3, 5).flatten(4)
-        tiles = tiles[..., self.key].reshape(-1, 3, rows, columns, side, side)
-        return tiles.permute(0, 1, 2, 4, 3, 5).reshape(-1, 3, self.height, self.width)
+        tiles = self._split(images)
+        return self._joined(tiles.flatten(4)[..., self.key].reshape(tiles.shape))
 
 
-class ScrambleBlocks(Method):
-    """The image's blocks change places.
+class ScrambleBlocks(_Scramble):
+    """Permutes the image's blocks.
 
     Source: Chuman et al. 2019 (block scrambling), the permutation alone; Kiya et al. 2022.
     """
 
-    says = "permutes square blocks by a key"
+    summary = "permutes square blocks by a key"
     source = "Chuman et al. 2019; Kiya et al. 2022"
-    strength_says = "the side of a block in pixels"
+    strength_help = "the side of a block in pixels"
     default = 16.0
-    key: Tensor
 
-    def __init__(self, height: int, width: int, *, strength: float | None = None, seed: int = 0) -> None:
-        super().__init__(height, width, strength=strength, seed=seed)
-        self.side = self.tiles()
-        self.register_buffer("key", _key((height // self.side) * (width // self.side), seed))
+    def _permuted(self) -> int:
+        return (self.height // self.side) * (self.width // self.side)
 
     def forward(self, images: Tensor) -> Tensor:
         """See `Method`."""
-        rows, columns, side = self.height // self.side, self.width // self.side, self.side
-        blocks = images.reshape(-1, 3, rows, side, columns, side).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-        blocks = blocks[:, self.key].reshape(-1, rows, columns, 3, side, side)
-        return blocks.permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, self.height, self.width)
+        tiles = self._split(images)
+        return self._joined(tiles.flatten(2, 3)[:, :, self.key].reshape(tiles.shape))
 
 
 def _key(count: int, seed: int) -> Tensor:
-    """A permutation (count,) int64 that moves something, if there is anything to move."""
+    """Return a permutation (count,) int64 that is not the identity, if count is above 1."""
     source = torch.Generator().manual_seed(seed)
     key = torch.randperm(count, generator=source)
     while count > 1 and torch.equal(key, torch.arange(count)):

@@ -23,19 +23,18 @@ class Shredder(NoisyMethod):
     Source: Mireshghallah et al. 2020 (cross-entropy less a weight times the noise's magnitude).
     """
 
-    says = "adds Laplace noise of learned location and scale"
+    summary = "adds Laplace noise of learned location and scale"
     source = "Mireshghallah et al. 2020"
-    strength_says = "the weight of the noise's log variance beside the cross-entropy"
+    strength_help = "the weight of the noise's log variance relative to the cross-entropy"
     default = 0.4
     learns = True
     iterates = True
     noise_kind = "laplace"
 
-    def __init__(self, height: int, width: int, *, strength: float | None = None, seed: int = 0) -> None:
-        super().__init__(height, width, strength=strength, seed=seed)
-        self.weight = self.positive()
-        self.location = nn.Parameter(torch.zeros(3, height, width))
-        self.log_scale = nn.Parameter(torch.full((3, height, width), math.log(FIRST_SCALE)))
+    def _set_up(self) -> None:
+        self.weight = self._positive()
+        self.location = nn.Parameter(torch.zeros(3, self.height, self.width))
+        self.log_scale = nn.Parameter(torch.full((3, self.height, self.width), math.log(FIRST_SCALE)))
 
     def forward(self, images: Tensor) -> Tensor:
         """See `Method`."""

@@ -12,9 +12,9 @@ from sfumato.lab.baselines.method import Method
 
 
 class Identity(Method):
-    """Changes nothing: what any other method must be better than."""
+    """Changes nothing: the no-obfuscation baseline."""
 
-    says = "sends the image itself"
+    summary = "sends the image itself"
     source = "-"
 
     def forward(self, images: Tensor) -> Tensor:
@@ -23,40 +23,34 @@ class Identity(Method):
 
 
 class Downsample(Method):
-    """Means over squares, brought back to the classifier's size by bilinear interpolation.
+    """Means over squares, interpolated bilinearly to the classifier's size.
 
     Source: Ryoo et al. 2017 (privacy by extremely low resolution).
     """
 
-    says = "lowers the resolution, then interpolates"
+    summary = "lowers the resolution, then interpolates"
     source = "Ryoo et al. 2017"
-    strength_says = "the factor per side"
+    strength_help = "the factor per side"
     default = 2.0
 
-    def __init__(self, height: int, width: int, *, strength: float | None = None, seed: int = 0) -> None:
-        super().__init__(height, width, strength=strength, seed=seed)
-        self.factor = self.tiles()
+    def _set_up(self) -> None:
+        self.side = self._tiles()
 
     def forward(self, images: Tensor) -> Tensor:
         """See `Method`."""
-        small = F.avg_pool2d(images, self.factor)
+        small = F.avg_pool2d(images, self.side)
         return F.interpolate(small, (self.height, self.width), mode="bilinear", align_corners=False)
 
 
-class Pixelate(Method):
-    """Every square takes its mean colour.
+class Pixelate(Downsample):
+    """Replaces every square by its mean colour.
 
     Source: Hill et al. 2016 (mosaicing).
     """
 
-    says = "paints squares with their mean colour"
+    summary = "paints squares with their mean colour"
     source = "Hill et al. 2016"
-    strength_says = "the side of a square in pixels"
-    default = 2.0
-
-    def __init__(self, height: int, width: int, *, strength: float | None = None, seed: int = 0) -> None:
-        super().__init__(height, width, strength=strength, seed=seed)
-        self.side = self.tiles()
+    strength_help = "the side of a square in pixels"
 
     def forward(self, images: Tensor) -> Tensor:
         """See `Method`."""
@@ -69,15 +63,14 @@ class Blur(Method):
     Source: Hill et al. 2016 (blurring).
     """
 
-    says = "Gaussian blur"
+    summary = "Gaussian blur"
     source = "Hill et al. 2016"
-    strength_says = "the standard deviation of the blur in pixels"
+    strength_help = "the standard deviation of the blur in pixels"
     default = 0.8
     kernel: Tensor
 
-    def __init__(self, height: int, width: int, *, strength: float | None = None, seed: int = 0) -> None:
-        super().__init__(height, width, strength=strength, seed=seed)
-        sigma = self.positive()
+    def _set_up(self) -> None:
+        sigma = self._positive()
         self.radius = math.ceil(3 * sigma)
         offsets = torch.arange(-self.radius, self.radius + 1, dtype=torch.float64)
         weights = torch.exp(-0.5 * (offsets / sigma) ** 2)

@@ -1,7 +1,14 @@
-"""Where frozen classifiers come from: bundles, and whatever else people have, made into bundles."""
+"""Load frozen classifiers from bundles, and import classifiers from elsewhere as bundles."""
 
 from sfumato.lab.classifiers.frozen import FrozenClassifier, load_classifier, trains_through
-from sfumato.lab.classifiers.importer import adopt, classifier_bundle
-from sfumato.lab.classifiers.sources import Stated
+from sfumato.lab.classifiers.imported import UserMetadata
+from sfumato.lab.classifiers.importer import classifier_bundle, import_classifier
 
-__all__ = ["FrozenClassifier", "Stated", "adopt", "classifier_bundle", "load_classifier", "trains_through"]
+__all__ = [
+    "FrozenClassifier",
+    "UserMetadata",
+    "classifier_bundle",
+    "import_classifier",
+    "load_classifier",
+    "trains_through",
+]

@@ -1,4 +1,4 @@
-"""From a classifier and images, and perhaps a server, to a recipe: whether they fit together, and what comes next."""
+"""Check that a classifier, images and perhaps a server fit together, and write a recipe for them."""
 
 from __future__ import annotations
 
@@ -6,39 +6,42 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from sfumato.apps.doctor import Finding, examine_endpoint, is_well
 from sfumato.artifacts.bundle import Bundle
 from sfumato.device.endpoint_binding import Payload
 from sfumato.errors import DataError, EndpointError
-from sfumato.lab.classifiers import Stated, adopt, classifier_bundle, trains_through
+from sfumato.lab.classifiers import UserMetadata, classifier_bundle, import_classifier, trains_through
+from sfumato.lab.classifiers.frozen import is_imported
 from sfumato.lab.data import ImageSet, load_train_test
 from sfumato.lab.evaluation.accuracy import evaluate_classifier
 from sfumato.lab.models import Obfuscator
+from sfumato.progress import Progress, silent
 
 Kind = Literal["sketch", "obfuscator"]
 
 RECIPE = "recipe.toml"
 CLASSIFIER = "classifier"
 IMAGES = 500
-"""How many test images the plain accuracy is measured on."""
+"""Test images that the plain accuracy is measured on."""
 _BETTER_THAN_CHANCE = 1.5
 _LEAST_BITS = 8
 _MOST_HELD_OUT = 2000
 _MOST_IN_A_BATCH = 128
 _LEAST_STEPS = 8
 """Steps in an epoch, at least; small sets get small batches."""
+_UNLABELLED = "sort them into one folder per class, or list them in a CSV file with a column `label`"
 
 
 @dataclass(frozen=True)
-class Pairing:
-    """What came of it.
+class DataCheck:
+    """The result of `check_data`.
 
     Attributes:
-        findings: what was looked at.
+        findings: one for each check.
         recipe: the file, if everything fits.
-        next_commands: what to run then.
+        next_commands: to run after that.
         accuracy_plain: of the classifier on some plain test images, in [0, 1]; None if it was not measured.
     """
 
@@ -48,78 +51,78 @@ class Pairing:
     accuracy_plain: float | None
 
 
-def pair(
+def check_data(
     classifier: str,
     data: str,
     folder: Path,
     *,
     kind: Kind = "sketch",
-    stated: Stated,
+    metadata: UserMetadata,
     server: str | None = None,
     model: str | None = None,
-    server_options: dict[str, Any] | None = None,
-) -> Pairing:
-    """Checks that they fit together, and writes a recipe if they do.
+    token: str | None = None,
+    progress: Progress = silent,
+) -> DataCheck:
+    """Check that a classifier, images and a server fit together, and write a recipe if they do.
 
     Args:
-        classifier: a bundle, or whatever `read_given` takes; of the latter a bundle is made in the folder.
+        classifier: a bundle, or what `read_classifier` takes, which is imported into the folder.
         data: as `load_images` takes it.
-        folder: of everything that comes of it; created.
+        folder: of the recipe and all further files; created.
         kind: of obfuscator.
-        stated: what the classifier does not say of itself.
+        metadata: what the classifier does not say about itself.
         server: the endpoint that serves the classifier, if there is one already.
         model: its name there; by default the classifier's.
-        server_options: as for `open_endpoint`.
+        token: bearer token of the endpoint.
+        progress: see `Progress`.
 
     Raises:
         ClassifierError: the classifier cannot be found or used.
         DataError: the images cannot be found or used.
     """
-    served = _bundle(classifier, folder, stated)
-    look = served.preprocessing
+    served = _bundle(classifier, folder, metadata)
+    size = (served.preprocessing.height, served.preprocessing.width)
     findings = [_about(served, kind)]
     findings += [Finding("classifier", "note", note) for note in served.recipe.get("notes", ())]
-    train, test, _ = load_train_test(data, size=(look.height, look.width))
+    train, test, _ = load_train_test(data, size=size, progress=progress)
     findings += [Finding("images", "note", remark) for part in (train, test) for remark in part.remarks()]
     accuracy = None
     try:
         train, test = (part.of_classes(served.labels) for part in (train, test))
         findings.append(Finding("images", "good", f"{len(train):,} to train with, {len(test):,} to test"))
-        accuracy = float(evaluate_classifier(served, test.subset(IMAGES))["accuracy_plain"])
-        findings.append(_accuracy(accuracy, test.subset(IMAGES)))
+        sample = test.subset(IMAGES)
+        accuracy = evaluate_classifier(served, sample, progress=progress).accuracy_plain
+        findings.append(_accuracy(accuracy, sample))
     except DataError as error:
         advice = "name or sort the images as the classifier names its classes" if train.labelled else _UNLABELLED
         findings.append(Finding("classes", "bad", str(error), advice))
     if server is not None:
-        findings += _server(server, model or served.name, served, server_options or {})
+        findings += _server(server, model or served.name, served, token)
     if not is_well(findings):
-        return Pairing(tuple(findings), None, (), accuracy)
+        return DataCheck(tuple(findings), None, (), accuracy)
     recipe = folder / RECIPE
     folder.mkdir(parents=True, exist_ok=True)
     recipe.write_text(_recipe(folder, kind, served, data, train), encoding="utf-8")
-    return Pairing(tuple(findings), recipe, tuple(_next(folder, served, data, server, model)), accuracy)
+    return DataCheck(tuple(findings), recipe, tuple(_next(folder, served, data, server, model)), accuracy)
 
 
-_UNLABELLED = "sort them into one folder per class, or list them in a CSV file with a column `label`"
-
-
-def _bundle(given: str, folder: Path, stated: Stated) -> Bundle:
+def _bundle(source: str, folder: Path, metadata: UserMetadata) -> Bundle:
     place = folder / CLASSIFIER
-    if stated != Stated():
-        return adopt(given, place, stated)
-    return Bundle.load(classifier_bundle(given, place), kind="classifier")
+    if metadata != UserMetadata():
+        return import_classifier(source, place, metadata)
+    return Bundle.load(classifier_bundle(source, place), kind="classifier")
 
 
 def _about(served: Bundle, kind: Kind) -> Finding:
-    look = served.preprocessing
-    said = f"{served.name}: {len(served.labels)} classes, images of {look.height}x{look.width}"
+    size = served.preprocessing
+    said = f"{served.name}: {len(served.labels)} classes, images of {size.height}x{size.width}"
     if not trains_through(served):
         advice = (
             "give the network that the file was exported from: a transformers folder, .pt2 or package.module:callable"
         )
         return Finding("classifier", "bad", f"{said}; it can be served, but not trained through", advice)
     multiple = Obfuscator.size_multiple
-    if kind == "obfuscator" and (look.height % multiple or look.width % multiple):
+    if kind == "obfuscator" and (size.height % multiple or size.width % multiple):
         return Finding(
             "classifier", "bad", f"{said}; this obfuscator takes multiples of {multiple}", "choose --kind sketch"
         )
@@ -128,37 +131,34 @@ def _about(served: Bundle, kind: Kind) -> Finding:
 
 def _accuracy(accuracy: float, test: ImageSet) -> Finding:
     commonest = int(test.labels.bincount().max()) / len(test)
-    said = f"{accuracy:.1%} on {len(test)} plain test images; always the commonest class: {commonest:.1%}"
+    said = f"{accuracy:.1%} on {len(test)} plain test images; {commonest:.1%} for the most frequent class alone"
     if accuracy >= min(_BETTER_THAN_CHANCE * commonest, (1 + commonest) / 2):
         return Finding("accuracy", "good", said)
-    advice = (
-        "if it should be better: are mean and std the classifier's own, and its labels in the order of its outputs?"
-    )
+    advice = "if it should be higher: check mean, std, and that the labels are in the order of the classifier's outputs"
     return Finding("accuracy", "note", said, advice)
 
 
-def _server(url: str, model: str, served: Bundle, options: dict[str, Any]) -> list[Finding]:
-    found = []
+def _server(url: str, model: str, served: Bundle, token: str | None) -> list[Finding]:
+    found: list[Finding] = []
     try:
-        for finding in examine_endpoint(
+        found += examine_endpoint(
             url,
             model,
             payload=Payload((3, served.preprocessing.height, served.preprocessing.width), len(served.labels)),
             labels=served.labels,
-            fingerprint=None if served.recipe.get("kind") == "adopted" else served.classifier_fingerprint,
-            **options,
-        ):
-            found.append(finding)
+            fingerprint=None if is_imported(served) else served.classifier_fingerprint,
+            token=token,
+        )
     except EndpointError as error:
         found.append(Finding("the endpoint", "bad", str(error), "start it first, or leave --server out"))
     return found
 
 
 def _recipe(folder: Path, kind: Kind, served: Bundle, data: str, train: ImageSet) -> str:
-    look, text = served.preprocessing, json.dumps  # a JSON string is a TOML string, too
+    size, text = served.preprocessing, json.dumps  # a JSON string is a TOML string, too
     lines = [
         f"# sfumato train {folder / RECIPE} -o {folder / 'run'}",
-        f"# Written by sfumato init for {len(train):,} training images; every value may be changed.",
+        f"# Written by sfumato init for {len(train):,} training images; every value can be changed.",
         f"kind = {text(kind)}",
         f"name = {text(served.name + '-' + kind)}",
         f"classifier = {text(served.path.as_posix())}",
@@ -172,7 +172,7 @@ def _recipe(folder: Path, kind: Kind, served: Bundle, data: str, train: ImageSet
         "",
         "[data]",
         f"source = {text(data)}",
-        f"size = [{look.height}, {look.width}]",
+        f"size = [{size.height}, {size.width}]",
         "flip = true",
         "crop_padding = 2",
         "",

@@ -1,9 +1,9 @@
-"""Anybody's network as one file that torch can train through: an exported program, loaded without trusting it.
+"""Any network as one file that torch can train through: an exported program, loaded without trusting it.
 
 `torch.export.load` unpickles parts of a file, evaluates the text of its size expressions and guards, and calls
-whatever function of torch a node names, so a file from elsewhere would be as dangerous as a Python file. Here a
-file is never given to it as it came: only the graph and the raw numbers are copied into a new archive, and only if
-every node is an operator of torch's core library and every text is a plain name.
+any function of torch that a node names, so a file from elsewhere would be as dangerous as a Python file. Here it never
+gets the original file: only the graph and the raw numbers are copied into a new archive, and only if every node is an
+operator of torch's core library and every text is a plain name.
 
 Source: the archive as torch 2.13 writes it, `torch/_export/serde/schema.py` and `torch/export/pt2_archive`.
 """
@@ -14,7 +14,6 @@ import io
 import json
 import operator
 import re
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import BundleError, ClassifierError
+from sfumato.lab.libraries import first_line, quiet
 
 _MODEL = "models/model.json"
 _CONFIGS = {
@@ -42,11 +42,12 @@ _SYMBOL = r"(?:[su]\d+|Symbol\('[su]\d+'(?:, (?:positive|integer)=True)*\))"
 _EXPRESSION = re.compile(rf"(?:{_SYMBOL}|\d+|Integer|Add|Mul|Mod|FloorDiv|Max|Min|[-+*/(), ])*")
 _NAME = re.compile(r"[\w.+:\-]*")
 _WORDS = re.compile(r"[\w ,.>\-]*")
+_ADVICE = "name the network itself, as package.module:callable"
 _SPEC_TYPES = {None, "builtins.tuple", "builtins.list", "builtins.dict"}
 
 
 class Program(nn.Module):
-    """An exported program as a frozen module: in evaluation mode for good, on any device.
+    """An exported program as a frozen module: always in evaluation mode, on any device.
 
     Args:
         graph: of an exported program; normalised images (N, 3, H, W) float32 -> logits (N, classes).
@@ -57,7 +58,7 @@ class Program(nn.Module):
         self.net = graph
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W) float -> logits (N, classes)."""
+        """Return logits (N, classes) for normalised images (N, 3, H, W) float."""
         out: Any = self.net(images)
         while isinstance(out, tuple | list | dict):
             out = next(iter(out.values() if isinstance(out, dict) else out))
@@ -65,12 +66,12 @@ class Program(nn.Module):
         return logits
 
     def train(self, mode: bool = True) -> Self:
-        """Does nothing to the graph: its mode was fixed when it was exported."""
+        """Leave the graph unchanged: its mode was fixed when it was exported."""
         self.training = mode
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Converts the graph's constants, too, and moves the tensors that it makes on the way."""
+        """Convert the graph's constants as well, and the device of the tensors that it creates."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for module in self.net.modules():
             for name, value in list(vars(module).items()):
@@ -85,7 +86,7 @@ class Program(nn.Module):
 
 
 def save_program(net: nn.Module, path: Path, images: Tensor) -> None:
-    """Exports a network with a free batch size and writes it as one file.
+    """Export a network with a free batch size to one file.
 
     Args:
         net: normalised images (N, 3, H, W) float32 -> logits (N, classes); in evaluation mode, on the CPU.
@@ -93,21 +94,20 @@ def save_program(net: nn.Module, path: Path, images: Tensor) -> None:
         images: (N, 3, H, W) float32, N at least 2, to export with.
 
     Raises:
-        ClassifierError: torch cannot export it, or it needs what such a file may not hold.
+        ClassifierError: torch cannot export it, or it needs what such a file must not hold.
     """
     stream = io.BytesIO()
     shapes = ({0: torch.export.Dim("batch")},)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), quiet():
             torch.export.save(torch.export.export(net, (images[:2],), dynamic_shapes=shapes), stream)
     except Exception as error:  # the exporter's errors have no common base
-        raise ClassifierError(f"the network cannot be exported by torch.export: {_first_line(error)}") from error
+        raise ClassifierError(f"the network cannot be exported by torch.export: {first_line(error)}") from error
     path.write_bytes(_cleaned(stream, "the network"))
 
 
 def load_program(path: Path) -> Program:
-    """Loads a program that `save_program` or `torch.export.save` wrote, whoever made the file.
+    """Load a program that `save_program` or `torch.export.save` wrote; the file need not be trusted.
 
     Raises:
         ClassifierError: it is no such file, or holds anything but operators of torch's core library and numbers.
@@ -119,16 +119,15 @@ def load_program(path: Path) -> Program:
             f"{path} is no program that torch.export.save of torch 2.8 or newer wrote ({type(error).__name__})"
         ) from error
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             graph = torch.export.load(io.BytesIO(clean)).module()
     except Exception as error:  # the loader's errors have no common base
-        raise ClassifierError(f"{path} cannot be loaded by torch {torch.__version__}: {_first_line(error)}") from error
+        raise ClassifierError(f"{path} cannot be loaded by torch {torch.__version__}: {first_line(error)}") from error
     return Program(graph).requires_grad_(False)
 
 
 def from_bundle(path: Path) -> Program:
-    """`load_program` of a file in a bundle.
+    """Load a program from a bundle, as `load_program`.
 
     Raises:
         BundleError: it cannot be used.
@@ -140,24 +139,24 @@ def from_bundle(path: Path) -> Program:
 
 
 def _cleaned(source: Path | io.BytesIO, name: str) -> bytes:
-    """A new archive with what is needed of the given one, every part checked."""
+    """Return a new archive with the parts of the source that are needed, all of them checked."""
     made = io.BytesIO()
-    with zipfile.ZipFile(source) as given, zipfile.ZipFile(made, "w") as clean:
-        root = next((entry.split("/")[0] for entry in given.namelist() if entry.endswith(f"/{_MODEL}")), None)
+    with zipfile.ZipFile(source) as original, zipfile.ZipFile(made, "w") as clean:
+        root = next((entry.split("/")[0] for entry in original.namelist() if entry.endswith(f"/{_MODEL}")), None)
         if root is None:
             raise ValueError("no model in it")
-        entries = {entry.removeprefix(f"{root}/"): entry for entry in given.namelist()}
-        model = json.loads(given.read(entries[_MODEL]))
+        entries = {entry.removeprefix(f"{root}/"): entry for entry in original.namelist()}
+        model = json.loads(original.read(entries[_MODEL]))
         _strip(model, name)
         clean.writestr(f"{root}/{_MODEL}", json.dumps(model))
         clean.writestr(f"{root}/{_SAMPLES}", b"")
         for entry in _COPIED:
             if entry in entries:
-                clean.writestr(f"{root}/{entry}", given.read(entries[entry]))
+                clean.writestr(f"{root}/{entry}", original.read(entries[entry]))
         for folder, config in _CONFIGS.items():
-            payloads = json.loads(given.read(entries[config]))["config"].values()
+            payloads = json.loads(original.read(entries[config]))["config"].values()
             for file in sorted({_raw_file(payload, name) for payload in payloads}):
-                clean.writestr(f"{root}/{folder}{file}", given.read(entries[f"{folder}{file}"]))
+                clean.writestr(f"{root}/{folder}{file}", original.read(entries[f"{folder}{file}"]))
     return made.getvalue()
 
 
@@ -168,11 +167,8 @@ def _raw_file(payload: dict[str, Any], name: str) -> str:
     return str(file)
 
 
-_ADVICE = "name the network itself, as package.module:callable"
-
-
 def _strip(model: dict[str, Any], name: str) -> None:
-    """Removes what may be code or tells of the exporting machine, and checks the rest."""
+    """Remove what may be code or describe the exporting machine, and check the rest."""
     model["guards_code"] = []
     graph = model["graph_module"]
     graph["metadata"], graph["treespec_namedtuple_fields"] = {}, {}
@@ -186,16 +182,16 @@ def _strip(model: dict[str, Any], name: str) -> None:
                     f"{name} uses {text!r:.80}, which is no operator of torch's core library; {_ADVICE}"
                 )
         elif key in ("in_spec", "out_spec"):
-            for kind, given in _texts(json.loads(text)):
-                allowed = given in _SPEC_TYPES if kind == "type" else _WORDS.fullmatch(given.strip('[]"'))
+            for kind, value in _texts(json.loads(text)):
+                allowed = value in _SPEC_TYPES if kind == "type" else _WORDS.fullmatch(value.strip('[]"'))
                 if not allowed:
-                    raise ClassifierError(f"{name} takes or gives a {given!r:.60}; plain tensors are expected")
+                    raise ClassifierError(f"{name} takes or gives a {value!r:.60}; plain tensors are expected")
         elif not {"expr_str": _EXPRESSION, "as_string": _WORDS}.get(key, _NAME).fullmatch(text):
             raise ClassifierError(f"{name} holds the text {text!r:.60} where a plain name is expected; {_ADVICE}")
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in a JSON value, with the key that it stands under; keys are texts, too."""
+    """Yield every text in a JSON value, with its key; keys are texts, too."""
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, list):
@@ -208,15 +204,15 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def batch_is_free(program: Program) -> bool:
-    """Whether a program takes any number of images at once."""
+    """Return whether a program takes any number of images at once."""
     return not isinstance(_input(program).shape[0], int)
 
 
 def image_size(program: Program) -> tuple[int, ...]:
-    """The sides (C, H, W) of the input that a program was exported with.
+    """Return the sides (C, H, W) of the input that a program was exported with.
 
     Raises:
-        ClassifierError: it has not one input with a batch of images, or a side is open.
+        ClassifierError: its input is not one batch of images, or a side is free.
     """
     shape = _input(program).shape[1:]
     if len(shape) != 3 or not all(isinstance(side, int) for side in shape):
@@ -229,7 +225,3 @@ def _input(program: Program) -> Tensor:
     if len(found) != 1 or not isinstance(found[0], Tensor):
         raise ClassifierError(f"the program has {len(found)} inputs; one batch of images is expected")
     return found[0]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

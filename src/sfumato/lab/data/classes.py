@@ -1,4 +1,4 @@
-"""Classes go by name: where those of a data set are among a classifier's."""
+"""Match the classes of a data set with those of a classifier, by name."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _FEW_UNCLEAR = 0.01
 
 
 def class_places(names: tuple[str, ...], labels: tuple[str, ...], source: str) -> list[int]:
-    """The place of each of the data's classes among a classifier's; see `ImageSet.of_classes`.
+    """Return the place of each of the data's classes among a classifier's; see `ImageSet.of_classes`.
 
     Raises:
-        DataError: a class of the data is none of the classifier's, or it is not clear which.
+        DataError: a class of the data is none of the classifier's, or it is ambiguous which.
     """
     known = _places(labels)
     unknown = [name for name in names if len(known.get(_plain(name), ())) != 1]
@@ -41,7 +41,7 @@ def _plain(name: str) -> str:
 
 
 def _places(labels: tuple[str, ...]) -> dict[str, list[int]]:
-    """The places of the classes that a name could mean: those of this very name, or with it among several."""
+    """Return the places of the classes that a name could mean: of exactly this name, or with it among several."""
     whole: dict[str, list[int]] = {}
     parts: dict[str, list[int]] = {}
     for place, label in enumerate(labels):

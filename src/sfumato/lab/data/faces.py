@@ -1,26 +1,29 @@
-"""Drawn faces by name: images of people that do not exist, in which everything is known.
+"""Synthetic faces by name: images of people that do not exist, in which every attribute is known.
 
-The class is the expression. Beside it there is what somebody may want to keep to himself: glasses, a hat, a beard, the
-skin's tone, the hair's colour and style, and who it is: one of `PEOPLE` people, each with a face of his own. A person
-has his skin, hair and beard in every image; glasses and hats come and go. All of it is drawn independently of the
-expression. In "faces-correlated" glasses are not (see `CORRELATED`), so that there the class itself gives them away.
+The class is the expression. The other attributes are what a user may want to keep private: glasses, a hat, a beard,
+the skin's tone, the hair's colour and style, and the identity: one of `PEOPLE` people, each with a face of their own.
+A person has the same skin, hair and beard in every image; glasses and hats come and go. All of it is sampled
+independently of the expression. In "faces-correlated" glasses are not (see `CORRELATED`), so that there the class
+itself reveals them.
 
-Both splits show the same people in different images: an attacker who knows somebody may ask where else he was seen.
+Both splits show the same people in different images: an attacker may search for a known person's other images.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache as remember
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image, ImageDraw
-from rich.console import Console
-from rich.progress import track
 
 from sfumato.errors import DataError
 from sfumato.lab.data import cache
+from sfumato.lab.data.image_set import ImageSet, content_sha256
+from sfumato.progress import Progress, silent, tracked
 
 SOURCES = ("faces", "faces-correlated")
 COUNTS = {"train": 20_000, "test": 4_000}
@@ -45,9 +48,9 @@ NAMES: dict[str, tuple[str, ...]] = {
 LABEL = "expression"
 
 _SEED = 2018
-_OVERSAMPLED = 3  # drawn so many times larger, and reduced
+_OVERSAMPLED = 3  # rendered so many times larger, and reduced
 _SMALLEST = 16
-_DRAWN_AS = "1"  # changes when the same names come to mean other images
+_VERSION = "1"  # changes when the same names come to mean other images
 _SKIN = np.array([(244, 214, 196), (226, 183, 152), (196, 150, 108), (141, 94, 62), (84, 54, 38)], float)
 _HAIR = np.array([(28, 24, 24), (92, 58, 34), (158, 72, 32), (214, 178, 104), (158, 158, 160)], float)
 _PARTS = ("width", "height", "jaw", "eyes apart", "eye", "eye height", "nose", "mouth", "mouth height", "brow", "ear")
@@ -60,14 +63,21 @@ _Points = npt.NDArray[np.complex128]
 _Colour = npt.NDArray[np.float64]
 
 
-def load(source: str, split: str, size: tuple[int, int] | None = None, column: str | None = None) -> cache.Decoded:
-    """One split; drawn once, then kept in the cache.
+def load(
+    source: str,
+    split: str,
+    size: tuple[int, int] | None = None,
+    column: str | None = None,
+    progress: Progress = silent,
+) -> ImageSet:
+    """Return one split; synthesised once, then kept in the cache.
 
     Args:
         source: one of `SOURCES`.
         split: "train" or "test".
-        size: (height, width) in pixels; `SIZE` if None. The same faces at every size; of an oblong one, the middle.
+        size: (height, width) in pixels; `SIZE` if None. The same faces at every size, cropped to the middle if oblong.
         column: whose values are the classes, a key of `NAMES`; `LABEL` if None.
+        progress: see `Progress`.
 
     Raises:
         DataError: there is no such column, the size is too small to see anything, or the disk refuses.
@@ -77,20 +87,21 @@ def load(source: str, split: str, size: tuple[int, int] | None = None, column: s
         raise DataError(f"{source} has no column {column!r}; it has {', '.join(NAMES)}")
     if min(height, width) < _SMALLEST:
         raise DataError(f"faces of {height}x{width} pixels show nothing: {_SMALLEST} on a side at least")
-    known = factors(source, split)
-    key = f"{split}-{source}-{height}x{width}-{_DRAWN_AS}"  # the first 32 characters are the folder's name
+    known = {name: torch.from_numpy(values) for name, values in factors(source, split).items()}
+    key = f"{split}-{source}-{height}x{width}-{_VERSION}"  # the first 32 characters are the folder's name
     found = cache.find(key)
     if found is None:
-        images = draw(source, split, range(COUNTS[split]), (height, width), progress=f"drawing {source} ({split})")
-        found = cache.store(key, images, known[LABEL], names=NAMES[LABEL], source=source, unreadable=0)
+        images = torch.from_numpy(synthesise(source, split, range(COUNTS[split]), (height, width), progress))
+        sha256 = content_sha256(images, known[LABEL])
+        found = cache.store(key, ImageSet(images, known[LABEL], NAMES[LABEL], source, sha256))
     if column == LABEL:
         return found
-    sha256 = cache.content_sha256(found.images, known[column])
-    return found._replace(labels=known[column], names=NAMES[column], sha256=sha256)
+    labels = known[column]
+    return replace(found, labels=labels, names=NAMES[column], sha256=content_sha256(found.images, labels))
 
 
 def factors(source: str, split: str) -> Factors:
-    """The truth about every image of a split, without drawing any."""
+    """Return the attributes of every image of a split, without synthesising any."""
     random = np.random.default_rng([_SEED, SOURCES.index(source), list(COUNTS).index(split)])
     count, people = COUNTS[split], _people()
     expression, identity = random.integers(4, size=count), random.integers(PEOPLE, size=count)
@@ -103,33 +114,35 @@ def factors(source: str, split: str) -> Factors:
     return {**found, "identity": identity}
 
 
-def draw(
-    source: str, split: str, which: range, size: tuple[int, int] = SIZE, *, progress: str = ""
+def synthesise(
+    source: str, split: str, which: range, size: tuple[int, int] = SIZE, progress: Progress = silent
 ) -> npt.NDArray[np.uint8]:
-    """Draws some images of a split, (len(which), 3, height, width) uint8; the same ones whenever and wherever.
+    """Synthesise some images of a split; the same ones at any time and on any machine.
 
     Args:
         source: one of `SOURCES`.
         split: "train" or "test".
         which: numbers of the images.
         size: (height, width) in pixels.
-        progress: what a bar on standard error says; none without.
+        progress: see `Progress`; steps are images.
+
+    Returns:
+        (len(which), 3, height, width) uint8.
     """
     known, (height, width) = factors(source, split), size
     top, left = max(width - height, 0) // 2, max(height - width, 0) // 2
     images = np.empty((len(which), 3, height, width), np.uint8)
-    numbers = track(which, description=progress, console=Console(stderr=True), transient=True, disable=not progress)
-    for place, number in enumerate(numbers):
+    for place, number in enumerate(tracked(which, f"synthesising {source} ({split})", progress)):
         values = {name: int(column[number]) for name, column in known.items()}
         random = np.random.default_rng([_SEED, SOURCES.index(source), list(COUNTS).index(split), number])
-        image = _photograph(values, max(size), random)
+        image = _render(values, max(size), random)
         images[place] = image[top : top + height, left : left + width].transpose(2, 0, 1)
     return images
 
 
 @remember
 def _people() -> dict[str, npt.NDArray[Any]]:
-    """What is the same in every image of a person: values of some columns, (P,), and `_PARTS`, (P, parts)."""
+    """Return what is the same in every image of a person: values of some columns, (P,), and `_PARTS`, (P, parts)."""
     random = np.random.default_rng(_SEED)
     return {
         "skin": random.integers(len(NAMES["skin"]), size=PEOPLE),
@@ -142,15 +155,15 @@ def _people() -> dict[str, npt.NDArray[Any]]:
     }
 
 
-def _photograph(values: dict[str, int], side: int, random: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """One image, (side, side, 3): the drawing, reduced, in its light and with the camera's noise."""
+def _render(values: dict[str, int], side: int, random: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """Render one image, (side, side, 3): oversampled shapes, reduced, with lighting and the camera's noise."""
     large = side * _OVERSAMPLED
     image = Image.new("RGB", (large, large), _rgb(random.uniform(30, 225, 3)))
     canvas = ImageDraw.Draw(image)
     _background(canvas, large, random)
     scale = random.uniform(0.33, 0.41) * large
     middle = large * complex(0.5 + random.uniform(-0.08, 0.08), 0.52 + random.uniform(-0.06, 0.06))
-    _Face(canvas, middle, scale * np.exp(1j * random.normal(0, 0.12)), values, random).draw()
+    _Face(canvas, middle, scale * np.exp(1j * random.normal(0, 0.12)), values, random).render()
     seen = np.asarray(image.reduce(_OVERSAMPLED), float)
     across, down = np.meshgrid(np.linspace(-1, 1, side), np.linspace(-1, 1, side))
     light = random.uniform(0.65, 1.15) + random.uniform(-0.25, 0.25) * across + random.uniform(-0.15, 0.15) * down
@@ -171,14 +184,14 @@ def _rgb(colour: npt.ArrayLike) -> tuple[int, ...]:
 
 
 class _Face:
-    """A face in the making. Points are complex numbers: the head's middle is 0, its chin about 1j.
+    """A face while it is painted. Points are complex numbers: the head's middle is 0, its chin about 1j.
 
     Args:
-        canvas: drawn on.
+        canvas: painted on.
         place: of the head's middle on the canvas, in pixels.
         turn: how far one unit is on the canvas, and by how much the head is tilted.
         values: of all columns.
-        random: of what differs from image to image.
+        random: source of what differs from image to image.
     """
 
     def __init__(
@@ -202,8 +215,8 @@ class _Face:
         self.eye_x, self.eye_y = 0.3 * self.part["eyes apart"], -0.22 * self.part["eye height"]
         self.mouth_y = 0.48 * self.part["mouth height"]
 
-    def draw(self) -> None:
-        """Everything, from the back to the front."""
+    def render(self) -> None:
+        """Paint everything, from the back to the front."""
         self._behind()
         self._fill(self._outline(), self.skin)
         if self.values["beard"]:
@@ -228,13 +241,13 @@ class _Face:
         self.canvas.line(line, fill=_rgb(colour), width=max(1, round(thick * abs(self.turn))), joint="curve")
 
     def _outline(self, larger: float = 1.0) -> _Points:
-        """The head's; narrower or wider than an ellipse towards the chin."""
+        """Return the head's outline: narrower or wider than an ellipse towards the chin."""
         x, y = _CIRCLE.real * self.rx * larger, _CIRCLE.imag * self.ry * larger
         points: _Points = np.where(y > 0, x * (1 + (self.part["jaw"] - 1) * y), x) + 1j * y
         return points
 
     def _behind(self) -> None:
-        """Long or curly hair, shoulders, neck and ears."""
+        """Paint long or curly hair, shoulders, neck and ears."""
         if self.values["style"] == 2:
             self._oval(0.15j, self.rx * 1.28, self.ry * 1.25, self.hair)
         self._oval(1.75j, 1.15, 0.75, self.random.uniform(20, 235, 3))

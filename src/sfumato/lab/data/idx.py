@@ -1,4 +1,4 @@
-"""IDX files, the format of MNIST and its relatives: a magic number, the dimensions, then the plain bytes.
+"""Read IDX files, the format of MNIST and its relatives: a magic number, the dimensions, then the plain bytes.
 
 Source: LeCun et al., "The MNIST database of handwritten digits", section "File formats".
 """
@@ -34,18 +34,18 @@ _FASHION_SHA256 = {
 
 
 def is_idx_folder(folder: Path) -> bool:
-    """Whether a folder holds IDX files under their usual names, such as `train-images-idx3-ubyte.gz`."""
+    """Return whether a folder holds IDX files under their usual names, such as `train-images-idx3-ubyte.gz`."""
     return folder.is_dir() and any(_FILE.fullmatch(file.name) for file in folder.iterdir())
 
 
 def read_splits(folder: Path) -> dict[str, Any]:
-    """The splits of a folder of IDX files as tables of images and classes, "train" and, if it is there, "test".
+    """Return the splits of a folder of IDX files as tables of images and classes: "train" and, if present, "test".
 
     The classes have their names where the images are those of Fashion-MNIST to the last byte; else they are numbers.
 
     Args:
-        folder: with `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, likewise `t10k-...`, each packed (`.gz`)
-            or not.
+        folder: with `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, likewise `t10k-...`, each compressed
+            (`.gz`) or not.
 
     Raises:
         DataError: a file is missing, truncated or no IDX file, or the files do not belong together.
@@ -57,7 +57,7 @@ def read_splits(folder: Path) -> dict[str, Any]:
     splits = {}
     for split, files in sorted(found.items()):
         if len(files) != 2:
-            raise DataError(f"{folder}: of {split}-images and {split}-labels only one is there; both are needed")
+            raise DataError(f"{folder}: only one of {split}-images and {split}-labels is present; both are needed")
         splits[split] = read_idx(files["images"], 3), read_idx(files["labels"], 1)
         count, labels = (len(array) for array in splits[split])
         if count != labels or not count:
@@ -69,10 +69,10 @@ def read_splits(folder: Path) -> dict[str, Any]:
 
 
 def read_idx(file: Path, dimensions: int) -> npt.NDArray[np.uint8]:
-    """The numbers of an IDX file, of one byte each.
+    """Return the numbers of an IDX file, of one byte each.
 
     Args:
-        file: packed with gzip if it ends with `.gz`.
+        file: compressed with gzip if it ends with `.gz`.
         dimensions: how many it must have; images (N, H, W) have 3, labels (N,) have 1.
 
     Raises:
@@ -90,7 +90,7 @@ def read_idx(file: Path, dimensions: int) -> npt.NDArray[np.uint8]:
             f"{dimensions} dimensions"
         )
     if len(data) < head:
-        raise DataError(f"{file} ends within its head; it is truncated")
+        raise DataError(f"{file} ends within its header; it is truncated")
     shape = struct.unpack(f">{dimensions}I", data[4:head])
     expected = int(np.prod(shape, dtype=object))
     if len(data) - head != expected:
@@ -101,7 +101,7 @@ def read_idx(file: Path, dimensions: int) -> npt.NDArray[np.uint8]:
 
 
 def _table(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8], names: tuple[str, ...]) -> Any:
-    """A table as the hub's data sets are; each image becomes a PGM file in memory, which is its bytes and a head."""
+    """Return a table like those of the hub; each image becomes a PGM file in memory, its bytes after a header."""
     from datasets import ClassLabel, Dataset, Features, Image
 
     head = b"P5 %d %d 255\n" % (images.shape[2], images.shape[1])

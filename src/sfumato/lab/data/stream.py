@@ -2,7 +2,7 @@
 
 `datasets` reads the rows and shuffles them, this process hands them out batch by batch, and torch's `DataLoader` has
 its workers decode them. The order depends on the seed alone, never on how many workers or processes there are: a run
-goes on in the middle of an epoch by passing over the rows before, without decoding them.
+resumes in the middle of an epoch by skipping the rows before, without decoding them.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sfumato.device.image import fit, load_image
 from sfumato.errors import DataError, ImageError
-from sfumato.lab.data import cache
 from sfumato.lab.data.classes import class_places
-from sfumato.lab.data.images import MAX_UNREADABLE, ImageSet
-from sfumato.lab.data.tables import SPLIT_NAMES, find_image_column, find_label_column, first_line, read_streams
+from sfumato.lab.data.image_set import SHOWN, ImageSet, content_sha256
+from sfumato.lab.data.images import MAX_UNREADABLE
+from sfumato.lab.data.tables import SPLIT_NAMES, find_image_column, find_label_column, read_streams
+from sfumato.lab.libraries import first_line
+from sfumato.progress import Progress, silent, tracked
 
 BUFFER = 4096
-"""Rows, not decoded, that are shuffled among each other; whole shards are shuffled besides."""
+"""Rows, not decoded, that are shuffled among each other; whole shards are shuffled as well."""
 SAMPLE = 1024
-"""Training images that are kept in memory, for what has to look at some before training."""
+"""Training images that are kept in memory, to be inspected before training."""
 _CHUNK = 64
 _ALL = 1 << 24
 _WORKERS = 16
 _FEW = 200
-"""So many images must have been seen before the share of broken ones says something."""
+"""Images that must have been decoded before the share of broken ones is judged."""
 
 _Row = tuple[bytes | str, int]
 _Decoded = tuple[Tensor, Tensor, list[str]]
@@ -50,16 +50,16 @@ class Stream:
 
     Attributes:
         rows: of the training split, as `datasets` streams them, images not decoded.
-        reader: what is taken from a row.
-        images: of one epoch; each epoch is a new shuffle, and so has other ones where there are more.
+        reader: takes images and labels from rows.
+        images: how many images an epoch has; each epoch is a new shuffle, and has other ones where there are more.
         names: one name per class.
         sample: some of the images, from a shuffle of their own.
-        sha256: hash of the sample, the classes and how many images an epoch has: not all can be hashed.
+        sha256: hash of the sample, the classes and the size of an epoch: not all images can be hashed.
         places: the class of each label in the rows, (labels,) int64.
     """
 
     rows: Any
-    reader: Reader
+    reader: _Reader
     images: int
     names: tuple[str, ...]
     sample: ImageSet
@@ -77,14 +77,14 @@ class Stream:
 
     @property
     def unreadable(self) -> int:
-        """How many images could not be decoded so far; others of their batch took their places."""
+        """How many images could not be decoded so far; each was replaced by another one of its batch."""
         return self._count["broken"]
 
     def of_classes(self, labels: tuple[str, ...]) -> Stream:
-        """The same images with a classifier's classes; see `ImageSet.of_classes`.
+        """Return the same images with a classifier's classes; see `ImageSet.of_classes`.
 
         Raises:
-            DataError: a class of the data is none of the classifier's, or it is not clear which.
+            DataError: a class of the data is none of the classifier's, or it is ambiguous which.
         """
         if self.names == labels:
             return self
@@ -92,13 +92,13 @@ class Stream:
         return replace(self, places=places[self.places], names=labels, sample=self.sample.of_classes(labels))
 
     def remarks(self) -> list[str]:
-        """What people should know of the images before training: broken ones in the sample."""
+        """Return what a user should know of the images before training: broken ones in the sample."""
         return [remark for remark in self.sample.remarks() if "cannot be read" in remark]
 
     def batches(
         self, seed: int, batch_size: int, *, first: int = 0, rank: int = 0, world_size: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch's batches; see `ImageSet.batches`. Every process reads all rows, and decodes its own share.
+        """Yield one epoch's batches; see `ImageSet.batches`. Every process reads all rows, and decodes its own share.
 
         Raises:
             DataError: the rows cannot be read, are fewer than an epoch has, or too many of the images are broken.
@@ -107,11 +107,11 @@ class Stream:
         share = batch_size // world_size
         for images, labels, broken in _decoded(chunks, self.reader.size, workers=_workers(world_size)):
             self._note(share, broken)
-            # A broken image's place is taken by another one of the batch, so that its size stays the same.
+            # A broken image is replaced by another one of the batch, so that its size stays the same.
             places = torch.arange(share) % len(labels)
             yield images[places], self.places[labels[places]]
 
-    def _chunks(self, seed: int, batch_size: int, first: int, mine: slice) -> Iterator[list[_Row]]:
+    def _chunks(self, seed: int, batch_size: int, first: int, own: slice) -> Iterator[list[_Row]]:
         rows = islice(self.reader.shuffled(self.rows, seed), first * batch_size, None)
         for step in range(first, self.images // batch_size):
             chunk = self.reader.pairs(rows, batch_size)
@@ -120,7 +120,7 @@ class Stream:
                     f"{self.source} has fewer training images ({step * batch_size + len(chunk)}) than an epoch "
                     f"({self.images}); set data.train_images to no more than there are"
                 )
-            yield chunk[mine]
+            yield chunk[own]
 
     def _note(self, seen: int, broken: list[str]) -> None:
         self._count.update(seen=seen, broken=len(broken))
@@ -133,15 +133,15 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class Reader:
-    """What is taken from a row.
+class _Reader:
+    """Takes images and labels from rows.
 
     Attributes:
         columns: of the image and of its class.
         size: (height, width) that images are fitted to, as on the device.
-        names: one name per class, as the data has them.
+        names: one name per class, as in the data.
         source: where the rows come from, for provenance and errors.
-        paths: whether a row has an image's path, not its bytes, as those of class folders do.
+        paths: a row has an image's path, not its bytes, as those of class folders do.
     """
 
     columns: tuple[str, str]
@@ -151,36 +151,28 @@ class Reader:
     paths: bool = False
 
     def shuffled(self, rows: Any, seed: int) -> Iterator[Any]:
-        """The rows in an order that depends on the seed alone."""
+        """Return the rows in an order that depends on the seed alone."""
         # Class folders come class by class, as a single shard; but paths are short, and can all be shuffled.
         return iter(rows.shuffle(seed=seed, buffer_size=_ALL if self.paths else BUFFER))
 
-    def with_first(self, rows: Any) -> Reader:
-        """The same, knowing what the first of the rows looks like."""
-        first = next(self.checked(iter(rows)), None)
-        entry = None if first is None else first[self.columns[0]]
-        return replace(self, paths=entry is not None and entry["bytes"] is None)
+    def first(self, rows: Any, column: str) -> Any:
+        """Return a column of the first row; None if there are no rows."""
+        row = next(self.checked(iter(rows)), None)
+        return None if row is None else row[column]
 
     def undecoded(self, rows: Any) -> Any:
-        """The rows with these columns alone, and images as bytes.
-
-        Raises:
-            DataError: they have no such columns.
-        """
+        """Return the rows with these columns alone, and images as bytes."""
         from datasets import Image
 
         try:
             return rows.select_columns(list(self.columns)).cast_column(self.columns[0], Image(decode=False))
         except (KeyError, NotImplementedError, TypeError, ValueError) as error:
-            said = first_line(error)
-            raise DataError(f"{self.source}: columns {', '.join(self.columns)} cannot be read: {said}") from error
+            raise DataError(
+                f"{self.source}: columns {', '.join(self.columns)} cannot be read: {first_line(error)}"
+            ) from error
 
     def pairs(self, rows: Iterator[Any], count: int) -> list[_Row]:
-        """Bytes, or a path, and class of the next so many rows.
-
-        Raises:
-            DataError: they cannot be read, or one has no class.
-        """
+        """Return bytes, or a path, and class of the next `count` rows."""
         image, label = self.columns
         found: list[_Row] = []
         for row in self.checked(islice(rows, count)):
@@ -193,55 +185,32 @@ class Reader:
         return found
 
     def checked(self, rows: Iterator[Any]) -> Iterator[Any]:
-        """The rows as they are.
-
-        Raises:
-            DataError: they cannot be read.
-        """
+        """Yield the rows unchanged."""
         try:
             yield from rows
         except (OSError, RuntimeError, ValueError) as error:
             raise DataError(f"{self.source} cannot be read: {first_line(error)}") from error
 
-    def has_classes(self, rows: Any) -> bool:
-        """Whether the first row has a class: test splits of competitions have -1 for all."""
-        first = next(self.checked(iter(rows)), None)
-        label = None if first is None else first[self.columns[1]]
-        return label is not None and label >= 0
-
-    def take(self, rows: Any, count: int, what: str) -> ImageSet:
-        """The first so many images of a shuffle that is always the same; broken ones are left out.
-
-        Args:
-            rows: undecoded.
-            count: at most so many.
-            what: they are, for people.
-
-        Raises:
-            DataError: there are none, or too many are broken.
-        """
+    def take(self, rows: Any, count: int, what: str, progress: Progress) -> ImageSet:
+        """Return the first `count` images of a shuffle that is always the same; broken ones are left out."""
         shuffled = islice(self.shuffled(rows, 0), count)
-        chunks = iter(lambda: self.pairs(shuffled, _CHUNK), [])
+        chunks = _decoded(iter(lambda: self.pairs(shuffled, _CHUNK), []), self.size, workers=_workers(1))
         images = torch.empty(count, 3, *self.size, dtype=torch.uint8)
         labels = torch.empty(count, dtype=torch.int64)
         broken: list[str] = []
         done = 0
-        for decoded, classes, wrong in track(
-            _decoded(chunks, self.size, workers=_workers(1)),
-            f"reading {what}",
-            total=-(-count // _CHUNK),
-            console=Console(stderr=True),
-            transient=True,
-        ):
+        stage = f"reading {what}"
+        for decoded, classes, failures in tracked(chunks, stage, progress, total=-(-count // _CHUNK)):
             end = done + len(classes)
             images[done:end], labels[done:end] = decoded, classes
-            done, broken = end, broken + wrong
+            done, broken = end, broken + failures
+        progress(stage, 1, 1)  # there may be fewer images than `count`
         if not done or len(broken) > MAX_UNREADABLE * (done + len(broken)):
             reason = f" ({broken[0]})" if broken else ""
             raise DataError(f"{self.source}: {len(broken)} of {done + len(broken)} {what} cannot be read{reason}")
         images, labels = images[:done], labels[:done]
-        sha256 = cache.content_sha256(images.numpy(), labels.numpy())
-        return ImageSet(images, labels, self.names, self.source, sha256, len(broken), tuple(broken[:3]))
+        sha256 = content_sha256(images, labels)
+        return ImageSet(images, labels, self.names, self.source, sha256, len(broken), tuple(broken[:SHOWN]))
 
 
 def load_stream(
@@ -252,17 +221,19 @@ def load_stream(
     test_images: int,
     image_column: str | None = None,
     label_column: str | None = None,
+    progress: Progress = silent,
 ) -> tuple[Stream, ImageSet]:
-    """Opens a data set's training split as a stream, and decodes images of its test split.
+    """Open a data set's training split as a stream, and decode images of its test split.
 
     Args:
         source: a folder (parquet files, or one folder per class) or a hub id; see `load_images`.
         size: (height, width) that images are fitted to.
         train_images: of an epoch; None for all, where the data set says how many there are.
-        test_images: at most so many are decoded, drawn from the test split, or from "validation" where there is no
+        test_images: at most so many are decoded, sampled from the test split, or from "validation" where there is no
             test split, or one without classes.
-        image_column: the column with the images; found by its type if not given.
-        label_column: the column with the classes; found by its type or name if not given.
+        image_column: the column with the images; found by its type if None.
+        label_column: the column with the classes; found by its type or name if None.
+        progress: see `Progress`.
 
     Raises:
         DataError: the source cannot be read, lacks a split, a column or names of classes, or too many of its images
@@ -277,23 +248,30 @@ def load_stream(
             "images of their own, as it cannot hold any out"
         )
     reader = _reader(train, source, size, image_column, label_column)
+    image, label = reader.columns
     train, tests = reader.undecoded(train), [reader.undecoded(rows) for rows in tests]
-    reader = reader.with_first(train)
-    test = next((rows for rows in tests if reader.has_classes(rows)), None)
+    entry = reader.first(train, image)
+    reader = replace(reader, paths=entry is not None and entry["bytes"] is None)
+
+    def has_classes(rows: Any) -> bool:
+        first = reader.first(rows, label)
+        return first is not None and first >= 0  # test splits of competitions have -1 for all
+
+    test = next(filter(has_classes, tests), None)
     if test is None:
-        raise DataError(f"{source}: the test images have no classes in column {reader.columns[1]!r}")
+        raise DataError(f"{source}: the test images have no classes in column {label!r}")
     images = train_images or _length(train)
     if images is None:
         raise DataError(f"{source} does not say how many training images it has; set data.train_images")
-    sample = reader.take(train, min(SAMPLE, images), "training images")
-    held = reader.take(test, test_images, "test images")
+    sample = reader.take(train, min(SAMPLE, images), "training images", progress)
+    held_out = reader.take(test, test_images, "test images", progress)
     sha256 = hashlib.sha256(repr((sample.sha256, reader.names, images)).encode()).hexdigest()
-    return Stream(train, reader, images, reader.names, sample, sha256, torch.arange(len(reader.names))), held
+    return Stream(train, reader, images, reader.names, sample, sha256, torch.arange(len(reader.names))), held_out
 
 
 def _reader(
     rows: Any, source: str, size: tuple[int, int], image_column: str | None, label_column: str | None
-) -> Reader:
+) -> _Reader:
     from datasets import ClassLabel
 
     if rows.features is None:
@@ -310,7 +288,7 @@ def _reader(
             f"{source}: column {label!r} has no names of classes ({type(feature).__name__}, not ClassLabel), and a "
             "stream cannot be searched for them: save the data with ClassLabel, or sort it into one folder per class"
         )
-    return Reader((image, label), size, tuple(feature.names), source)
+    return _Reader((image, label), size, tuple(feature.names), source)
 
 
 def _length(rows: Any) -> int | None:
@@ -319,13 +297,13 @@ def _length(rows: Any) -> int | None:
 
 
 class _Decoder(Dataset[_Decoded]):
-    """Runs in a worker process: undecoded rows to fitted images."""
+    """Decodes rows to fitted images, in a worker process."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         self._size = size
 
     def __getitem__(self, chunk: list[_Row]) -> _Decoded:
-        """Images (n, 3, H, W) uint8 that can be read, their labels (n,) int64, what was wrong with the others."""
+        """Return images (n, 3, H, W) uint8, their labels (n,) int64, and the errors of those that cannot be read."""
         fitted, labels, broken = [], [], []
         for source, label in chunk:
             try:
@@ -339,26 +317,26 @@ class _Decoder(Dataset[_Decoded]):
 
 
 def _decoded(chunks: Iterator[list[_Row]], size: tuple[int, int], *, workers: int) -> Iterator[_Decoded]:
-    # What a loader calls a sampler says which items it wants. Here it hands over the items themselves, so that one
-    # process reads and several decode.
+    # A loader's sampler usually yields indices. Here it yields the rows themselves, so that one process reads and
+    # several decode.
     loader: Any = DataLoader(
         _Decoder(size),
         sampler=chunks,
         batch_size=None,
         num_workers=workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=_deaf if workers else None,
-        generator=torch.Generator(),  # else it would draw from the one that training draws from
+        collate_fn=_unchanged,
+        worker_init_fn=_ignore_interrupts if workers else None,
+        generator=torch.Generator(),  # else it would use the one that training uses
     )
     yield from loader
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _deaf(_worker: int) -> None:
-    """Ctrl-C goes to every process of a terminal: the first one saves, and ends the workers."""
+def _ignore_interrupts(_worker: int) -> None:
+    """Ignore Ctrl-C, which goes to every process of a terminal: the main one saves, and ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

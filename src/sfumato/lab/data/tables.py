@@ -1,4 +1,4 @@
-"""Data sets as tables of images and classes: hub ids, parquet, class folders, IDX and CSV files."""
+"""Read data sets as tables of images and classes: hub ids, parquet, class folders, IDX and CSV files."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ import numpy.typing as npt
 
 from sfumato.errors import DataError
 from sfumato.lab.data.idx import is_idx_folder, read_splits
+from sfumato.lab.data.image_set import UNLABELLED
+from sfumato.lab.libraries import first_line
 
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "test": ("test", "testing", "validation", "valid", "val"),
 }
 HOLD_OUT_EVERY = 5
-"""Of a data set that has training images alone, every so manieth is held out for testing."""
-UNLABELLED = ("image",)
-"""The one class of images without classes."""
+"""Of a data set that has training images only, one image in so many is held out for testing."""
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
-_PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "image", "img")
+_PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "img")
 _SPLIT_COLUMN = "split"
 _CONFIGURED = re.compile(r"(?P<place>.*[^:\\/]):(?P<config>[A-Za-z0-9][\w.+-]*)")
 
 
 def read_rows(source: str, split: str, image_column: str | None = None) -> Any:
-    """The rows of one split, with images not decoded yet.
+    """Return the rows of one split, with images not decoded yet.
 
-    Where there is only a training split, every fifth of its rows is the test split and is no training row.
+    Where there is only a training split, every fifth of its rows belongs to the test split instead.
 
     Args:
         source: a folder, a `.csv` file, or a hub id, with `:` and the name of a configuration where it has several.
         split: "train" or "test".
-        image_column: of a CSV file, the column with the paths; found by its name if not given.
+        image_column: of a CSV file, the column with the paths; found by its name if None.
 
     Raises:
         DataError: it cannot be found or read, or has no such split.
@@ -55,10 +55,10 @@ def read_rows(source: str, split: str, image_column: str | None = None) -> Any:
 
 
 def read_streams(source: str) -> Any:
-    """All splits by name as `IterableDataset`s, of which nothing but a head has been read yet.
+    """Return all splits by name as `IterableDataset`s, of which nothing but a head has been read yet.
 
     Raises:
-        DataError: it cannot be found or read, or is of a kind that is read at once.
+        DataError: it cannot be found or read, or is of a kind that cannot be streamed.
     """
     if source.endswith(".csv") or is_idx_folder(Path(source).expanduser()):
         raise DataError(
@@ -68,24 +68,22 @@ def read_streams(source: str) -> Any:
 
 
 def _held_out(rows: Any, split: str) -> Any:
-    places = range(len(rows))
     if len(rows) < 2:
-        raise DataError("one image cannot be shared out for training and testing; at least 2 are needed")
-    return rows.select([place for place in places if (place % HOLD_OUT_EVERY == 0) == (split == "test")])
+        raise DataError("one image cannot be split into training and test images; at least 2 are needed")
+    return rows.select([place for place in range(len(rows)) if (place % HOLD_OUT_EVERY == 0) == (split == "test")])
 
 
 def located(source: str) -> tuple[Path | str, str | None]:
-    """Where a data set is, a local path or a hub id, and the configuration that its source names after a colon."""
+    """Return where a data set is, a local path or a hub id, and the configuration that its source names."""
+    config = None
     if not Path(source).expanduser().exists() and (parts := _CONFIGURED.fullmatch(source)):
         source, config = parts["place"], parts["config"]
-    else:
-        config = None
     path = Path(source).expanduser()
     return (path if path.exists() else source), config
 
 
 def load_with_datasets(source: str, *, streaming: bool = False) -> Any:
-    """All splits by name, as the `datasets` library reads them; with `streaming`, nothing is read yet.
+    """Return all splits by name, as the `datasets` library reads them; with `streaming`, nothing is read yet.
 
     Raises:
         DataError: there is no such data set or configuration, or it cannot be read.
@@ -104,23 +102,23 @@ def load_with_datasets(source: str, *, streaming: bool = False) -> Any:
     except (OSError, RuntimeError, ValueError) as error:
         known = _configurations(str(error))
         if known:
-            wrong = f"has no configuration {config!r}" if config else "has several configurations"
-            example = f"{place}:{known[0]}"
+            fault = f"has no configuration {config!r}" if config else "has several configurations"
             raise DataError(
-                f"data set {str(place)!r} {wrong}; give one of {', '.join(known)} after a colon, such as {example}"
+                f"data set {str(place)!r} {fault}; give one of {', '.join(known)} after a colon, such as "
+                f"{place}:{known[0]}"
             ) from error
         raise DataError(f"data set {source!r} cannot be loaded: {first_line(error)}") from error
 
 
 def _configurations(message: str) -> list[str]:
-    """The names that `datasets` lists where it misses one or does not know it."""
+    """Return the configurations that an error of `datasets` lists."""
     if "config" not in message.lower() or "[" not in message:
         return []
     return re.findall(r"'([^']+)'", message[message.index("[") : message.find("]") + 1 or None])
 
 
 def _read_csv(file: Path, path_column: str | None) -> dict[str, Any]:
-    """Splits by name, from a file whose first line names its columns; paths are relative to its folder."""
+    """Return splits by name, from a file whose first line names its columns; paths are relative to its folder."""
     from datasets import Dataset, Features, Image, Value
 
     try:
@@ -138,7 +136,7 @@ def _read_csv(file: Path, path_column: str | None) -> dict[str, Any]:
         )
     short = next((place for place, line in enumerate(lines) if None in line or None in line.values()), None)
     if short is not None:
-        raise DataError(f"{file}: row {short + 2} has not as many fields as the first line")
+        raise DataError(f"{file}: row {short + 2} does not have as many fields as the first line")
     if not lines:
         raise DataError(f"{file} lists no images")
     others = [name for name in columns if name not in (column, _SPLIT_COLUMN)]
@@ -155,7 +153,7 @@ def _read_csv(file: Path, path_column: str | None) -> dict[str, Any]:
 
 
 def find_image_column(rows: Any, source: str) -> str:
-    """The column with the images.
+    """Return the column with the images.
 
     Raises:
         DataError: there is not exactly one.
@@ -171,10 +169,10 @@ def find_image_column(rows: Any, source: str) -> str:
 
 
 def find_label_column(rows: Any, source: str, *, unlabelled: bool) -> str | None:
-    """The column with the classes; None if there is none and none is needed.
+    """Return the column with the classes; None if there is none and none is needed.
 
     Raises:
-        DataError: there is not exactly one that could be meant.
+        DataError: there is not exactly one candidate.
     """
     from datasets import ClassLabel
 
@@ -194,16 +192,16 @@ def find_label_column(rows: Any, source: str, *, unlabelled: bool) -> str | None
 def read_labels(
     rows: Any, column: str | None, source: str, *, unlabelled: bool
 ) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
-    """The names of the classes, and the class of each row, (N,) int64.
+    """Return the names of the classes, and the class of each row, (N,) int64.
 
     Args:
         rows: of one split.
         column: with the classes; None if there is none.
         source: for messages.
-        unlabelled: whether images without classes will do.
+        unlabelled: accept images without classes.
 
     Raises:
-        DataError: the column holds something else than one class per image.
+        DataError: the column does not hold one class per image.
     """
     from datasets import ClassLabel, Value
 
@@ -223,8 +221,3 @@ def read_labels(
     names = sorted({str(v) for v in values}, key=lambda v: (not v.isdigit(), int(v) if v.isdigit() else 0, v))
     index = {name: i for i, name in enumerate(names)}
     return tuple(names), np.asarray([index[str(v)] for v in values], dtype=np.int64)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its class if it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

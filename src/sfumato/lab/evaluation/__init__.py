@@ -1,1 +1,1 @@
-"""How accurate a classifier is behind an obfuscator, and how well an image is reconstructed."""
+"""Measure accuracy behind an obfuscator, and the quality of reconstructions."""

@@ -1,15 +1,16 @@
-"""Accuracy through the shipped path: the bundles' ONNX files under ONNX Runtime, over all images given."""
+"""Measure accuracy through the shipped path: the bundles' ONNX files under ONNX Runtime, over all images."""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from sfumato.artifacts.bundle import (
@@ -26,35 +27,81 @@ from sfumato.device.gate import has_to_be_sent, softmax
 from sfumato.errors import BundleError
 from sfumato.lab.data import ImageSet
 from sfumato.lab.evaluation.measures import per_image, psnr_db
+from sfumato.lab.evaluation.results import Result
+from sfumato.progress import Progress, silent
 
-BATCH = 250
+
+@dataclass(frozen=True)
+class PlainAccuracy(Result):
+    """How well a classifier does on plain images.
+
+    Attributes:
+        accuracy_plain: top-1 accuracy, in [0, 1].
+        test_images: how many were measured.
+    """
+
+    accuracy_plain: float
+    test_images: int
 
 
-def evaluate_classifier(classifier: Bundle, images: ImageSet) -> dict[str, float | int]:
-    """Top-1 accuracy of a classifier's ONNX file on plain images.
+@dataclass(frozen=True)
+class Evaluation(Result):
+    """How well a classifier does behind an obfuscator, and what the bundle's own deobfuscator reconstructs.
 
-    Args:
-        classifier: a classifier's bundle.
-        images: the images, of the size that it takes.
+    Only `accuracy_gated` takes the gate into account: `accuracy_obfuscated` and the reconstruction's errors are over
+    all images, as if all had been sent. The joint deobfuscator is the attacker that the obfuscator was trained against;
+    its figures say nothing about other attackers. A sketch has the means of its codewords instead, which were not
+    trained jointly.
 
-    Returns:
-        "accuracy_plain" in [0, 1] and "test_images".
+    Attributes:
+        accuracy_plain: top-1 accuracy on plain images, in [0, 1].
+        accuracy_obfuscated: top-1 accuracy on the payload, in [0, 1].
+        test_images: how many were measured.
+        accuracy_device: with a gate, accuracy of the on-device predictions over all images, in [0, 1].
+        offload_rate: with a gate, the share of images that are sent, in [0, 1].
+        accuracy_gated: with a gate, accuracy of the on-device prediction where the image is not sent, and of the
+            classifier's on the payload where it is, in [0, 1].
+        joint_deobfuscator_mse: mean squared error of the joint deobfuscator, for images in [0, 1].
+        joint_deobfuscator_psnr_db: of that error, in decibels.
+        joint_deobfuscator_ssim: structural similarity; None for images smaller than its window.
+        codeword_means_mse: as `joint_deobfuscator_mse`, for a sketch.
+        codeword_means_psnr_db: likewise.
+        codeword_means_ssim: likewise.
+    """
+
+    accuracy_plain: float
+    accuracy_obfuscated: float
+    test_images: int
+    accuracy_device: float | None = None
+    offload_rate: float | None = None
+    accuracy_gated: float | None = None
+    joint_deobfuscator_mse: float | None = None
+    joint_deobfuscator_psnr_db: float | None = None
+    joint_deobfuscator_ssim: float | None = None
+    codeword_means_mse: float | None = None
+    codeword_means_psnr_db: float | None = None
+    codeword_means_ssim: float | None = None
+
+
+def evaluate_classifier(classifier: Bundle, images: ImageSet, *, progress: Progress = silent) -> PlainAccuracy:
+    """Measure the accuracy of a classifier's ONNX file on plain images of the size that it takes.
 
     Raises:
         BundleError: images of another size.
-        DataError: a class of theirs is none of the classifier's.
+        DataError: a class of the images is none of the classifier's.
     """
     images = images.of_classes(classifier.labels)
-    right = classify(classifier, images).argmax(dim=1) == images.labels
-    return {"accuracy_plain": float(right.double().mean()), "test_images": len(images)}
+    correct = classify(classifier, images, progress=progress).argmax(dim=1) == images.labels
+    return PlainAccuracy(float(correct.double().mean()), len(images))
 
 
-def classify(classifier: Bundle, images: ImageSet) -> Tensor:
-    """What a classifier's ONNX file answers on plain images.
+def classify(classifier: Bundle, images: ImageSet, *, progress: Progress = silent) -> Tensor:
+    """Run a classifier's ONNX file on plain images.
 
     Args:
         classifier: a classifier's bundle.
         images: N images, of the size that it takes.
+        progress: see `Progress`.
 
     Returns:
         Logits (N, classes) float32.
@@ -62,87 +109,77 @@ def classify(classifier: Bundle, images: ImageSet) -> Tensor:
     Raises:
         BundleError: images of another size.
     """
-    answers = OnnxFunction(classifier.file(CLASSIFIER_ONNX))
-    plain = _batches(images, classifier.preprocessing, "plain")
-    return torch.cat([torch.from_numpy(answers(classifier.preprocessing.normalize(batch))) for batch, _ in plain])
+    predict, size = OnnxFunction(classifier.file(CLASSIFIER_ONNX)), classifier.preprocessing
+    batches = _batches(images, size, "accuracy, plain", progress)
+    return torch.cat([torch.from_numpy(predict(size.normalize(batch))) for batch, _ in batches])
 
 
 def evaluate_obfuscator(
-    obfuscator: Bundle, classifier: Bundle, images: ImageSet, *, rounding: bool = False
-) -> dict[str, float | int]:
-    """Accuracy of the classifier with and without the obfuscator, and what the joint deobfuscator reconstructs.
-
-    The joint deobfuscator is the attacker that the obfuscator was trained to beat; its figures say nothing
-    about other attackers.
+    obfuscator: Bundle,
+    classifier: Bundle,
+    images: ImageSet,
+    *,
+    rounding: bool = False,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Measure the classifier with and without the obfuscator, and what the bundle's deobfuscator reconstructs.
 
     Args:
         obfuscator: an obfuscator's bundle.
         classifier: the bundle of the classifier that it was trained for.
         images: the images, of the size that both take.
         rounding: round the payload to 8-bit images, as for an endpoint that takes image files.
-
-    Returns:
-        "accuracy_plain", "accuracy_obfuscated" in [0, 1]; "joint_deobfuscator_mse", "..._psnr_db", "..._ssim"
-        as the measures define them (images in [0, 1]) if the bundle has a deobfuscator ("codeword_means_mse", ... for
-        that of a sketch, which was not trained jointly); "test_images". If it has a
-        gate, also "accuracy_device" (the device's own answer, over all images), "offload_rate" (the share of these
-        images that had to be sent) and "accuracy_gated" (the device's answer where the image stayed, the
-        classifier's on the obfuscated one where it was sent), all in [0, 1]. Only "accuracy_gated" knows of the gate:
-        "accuracy_obfuscated" and what the deobfuscator reconstructs are over all images, as if all had been sent.
+        progress: see `Progress`.
 
     Raises:
-        BundleError: images of another size, an obfuscator for another classifier, a gate without a usable answer
-            of the device's, or drawings outside [0, 1] that cannot be rounded.
+        BundleError: images of another size, an obfuscator for another classifier, a gate without usable on-device
+            logits, or a payload outside [0, 1] that cannot be rounded.
         DataError: a class of the images is none of the classifier's.
+    """
+    _check_made_for(obfuscator, classifier)
+    images = images.of_classes(classifier.labels)
+    predict = OnnxFunction(classifier.file(CLASSIFIER_ONNX))
+    obfuscate = OnnxFunction(obfuscator.file(OBFUSCATOR_ONNX))
+    reconstruct = OnnxFunction(obfuscator.file(DEOBFUSCATOR_ONNX)) if DEOBFUSCATOR_ONNX in obfuscator.files else None
+    shares: dict[str, list[npt.NDArray[np.bool_]]] = defaultdict(list)
+    errors: list[tuple[Tensor, Tensor]] = []
+    for batch, labels in _batches(images, obfuscator.preprocessing, "accuracy, obfuscated", progress):
+        outputs = obfuscate.all(batch)
+        payload = _rounded(outputs[0], obfuscator.preprocessing) if rounding else outputs[0]
+        correct = predict(payload).argmax(axis=1) == labels
+        shares["accuracy_obfuscated"].append(correct)
+        shares["accuracy_plain"].append(predict(classifier.preprocessing.normalize(batch)).argmax(axis=1) == labels)
+        if obfuscator.gate is not None:
+            probabilities = softmax(device_logits(outputs, obfuscator))
+            correct_on_device = probabilities.argmax(axis=1) == labels
+            sent = has_to_be_sent(probabilities, obfuscator.gate)
+            shares["accuracy_device"].append(correct_on_device)
+            shares["offload_rate"].append(sent)
+            shares["accuracy_gated"].append(np.where(sent, correct, correct_on_device))
+        if reconstruct is not None:
+            originals = torch.from_numpy((batch * 255).round().astype(np.uint8))
+            errors.append(per_image(torch.from_numpy(reconstruct(payload).clip(0, 1)), originals))
+    figures: dict[str, Any] = {name: float(np.concatenate(parts).mean()) for name, parts in shares.items()}
+    if errors:
+        kind = "codeword_means" if obfuscator.recipe.get("kind") == "sketch" else "joint_deobfuscator"
+        mse, ssim = (float(torch.cat(parts).double().mean()) for parts in zip(*errors, strict=True))
+        figures |= {f"{kind}_mse": mse, f"{kind}_psnr_db": psnr_db(mse)}
+        if not math.isnan(ssim):  # it has no meaning for images smaller than its window
+            figures[f"{kind}_ssim"] = ssim
+    return Evaluation(test_images=len(images), **figures)
+
+
+def _check_made_for(obfuscator: Bundle, classifier: Bundle) -> None:
+    """Check that an obfuscator was trained for this classifier.
+
+    Raises:
+        BundleError: it was trained for another one.
     """
     if obfuscator.classifier_fingerprint != classifier.classifier_fingerprint:
         raise BundleError(
             f"{obfuscator.path} was trained for classifier {obfuscator.classifier_fingerprint[:19]}…, "
             f"{classifier.path} is {classifier.classifier_fingerprint[:19]}…"
         )
-    images = images.of_classes(classifier.labels)
-    answers = OnnxFunction(classifier.file(CLASSIFIER_ONNX))
-    obfuscate = OnnxFunction(obfuscator.file(OBFUSCATOR_ONNX))
-    reconstruct = OnnxFunction(obfuscator.file(DEOBFUSCATOR_ONNX)) if DEOBFUSCATOR_ONNX in obfuscator.files else None
-    plain = hidden = at_home = sent = gated = 0
-    errors: list[Tensor] = []
-    similarities: list[Tensor] = []
-    for batch, labels in _batches(images, obfuscator.preprocessing, "obfuscated"):
-        plain += int((answers(classifier.preprocessing.normalize(batch)).argmax(axis=1) == labels).sum())
-        outputs = obfuscate.all(batch)
-        payload = _rounded(outputs[0], obfuscator.preprocessing) if rounding else outputs[0]
-        right = answers(payload).argmax(axis=1) == labels
-        hidden += int(right.sum())
-        if obfuscator.gate is not None:
-            probabilities = softmax(device_logits(outputs, obfuscator))
-            right_at_home = probabilities.argmax(axis=1) == labels
-            sends = has_to_be_sent(probabilities, obfuscator.gate)
-            at_home += int(right_at_home.sum())
-            sent += int(sends.sum())
-            gated += int(np.where(sends, right, right_at_home).sum())
-        if reconstruct is not None:
-            originals = torch.from_numpy((batch * 255).round().astype(np.uint8))
-            mse, ssim = per_image(torch.from_numpy(reconstruct(payload).clip(0, 1)), originals)
-            errors.append(mse)
-            similarities.append(ssim)
-    figures: dict[str, float | int] = {
-        "accuracy_plain": plain / len(images),
-        "accuracy_obfuscated": hidden / len(images),
-        "test_images": len(images),
-    }
-    if obfuscator.gate is not None:
-        figures["accuracy_device"] = at_home / len(images)
-        figures["offload_rate"] = sent / len(images)
-        figures["accuracy_gated"] = gated / len(images)
-    if reconstruct is not None:
-        who = "codeword_means" if obfuscator.recipe.get("kind") == "sketch" else "joint_deobfuscator"
-        error = float(torch.cat(errors).double().mean())
-        figures[f"{who}_mse"] = error
-        figures[f"{who}_psnr_db"] = psnr_db(error)
-        similarity = float(torch.cat(similarities).double().mean())
-        if not math.isnan(similarity):  # it has no meaning for images smaller than its window
-            figures[f"{who}_ssim"] = similarity
-    return figures
 
 
 def _rounded(payload: Array, preprocessing: Preprocessing) -> Array:
@@ -150,17 +187,17 @@ def _rounded(payload: Array, preprocessing: Preprocessing) -> Array:
 
 
 def device_logits(outputs: list[Array], obfuscator: Bundle) -> Array:
-    """The device's own answer among the outputs of a gated obfuscator's graph.
+    """Return the on-device logits among the outputs of a gated obfuscator's graph.
 
     Args:
-        outputs: the payload (N, 3, H, W) float32, and what else the graph gives.
+        outputs: the payload (N, 3, H, W) float32, and the graph's further outputs.
         obfuscator: the bundle, with a gate.
 
     Returns:
         Logits (N, classes) float32, finite.
 
     Raises:
-        BundleError: there is no such answer.
+        BundleError: there are no such logits.
     """
     payload, *own = outputs
     shape = (len(payload), len(obfuscator.labels))
@@ -174,13 +211,9 @@ def device_logits(outputs: list[Array], obfuscator: Bundle) -> Array:
 
 
 def _batches(
-    images: ImageSet, preprocessing: Preprocessing, what: str
+    images: ImageSet, preprocessing: Preprocessing, stage: str, progress: Progress
 ) -> Iterator[tuple[Array, npt.NDArray[np.int64]]]:
     size = tuple(images.images.shape[2:])
     if size != (preprocessing.height, preprocessing.width):
         raise BundleError(f"images are {size}, {(preprocessing.height, preprocessing.width)} is needed")
-    console = Console(stderr=True)
-    starts = range(0, len(images), BATCH)
-    for start in track(starts, f"accuracy, {what}", console=console, transient=True, disable=not console.is_terminal):
-        batch = images.images[start : start + BATCH].numpy().astype(np.float32) / np.float32(255)
-        yield batch, images.labels[start : start + BATCH].numpy()
+    return images.scaled_batches(stage, progress)

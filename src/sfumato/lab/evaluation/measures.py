@@ -1,4 +1,4 @@
-"""How near reconstructed images come to the originals, and how sure a rate is.
+"""Measure how close reconstructed images come to the originals, and how certain a rate is.
 
 Every figure of the audit is computed here, so that two figures of the same name can be compared.
 """
@@ -16,14 +16,14 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from sfumato.errors import AuditError
 
 RECONSTRUCTED_BELOW = 1e-4
-"""A mean squared error (40 dB) below which an image counts as reconstructed: an attacker has nothing left to gain."""
+"""Mean squared error (40 dB) below which an image counts as reconstructed."""
 SSIM_WINDOW = 11
-"""Pixels on a side of the window that structural similarity is measured in: the least side of an image."""
+"""Side in pixels of the window of structural similarity, and so the least side of an image."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What a reconstruction is worth, over all its images.
+    """The quality of a reconstruction, over all its images.
 
     Attributes:
         mse: mean squared error of pixels in [0, 1].
@@ -39,7 +39,7 @@ class Figures:
 
 
 def measure(reconstructed: Tensor, originals: Tensor, *, batch: int = 50) -> Figures:
-    """Measures reconstructed images against the originals.
+    """Measure reconstructed images against the originals.
 
     Args:
         reconstructed: (N, 3, H, W) float in [0, 1].
@@ -61,12 +61,12 @@ def measure(reconstructed: Tensor, originals: Tensor, *, batch: int = 50) -> Fig
 
 
 def per_image(reconstructed: Tensor, originals: Tensor, *, batch: int = 50) -> tuple[Tensor, Tensor]:
-    """Each image's error and structural similarity, to find the best and the worst.
+    """Return each image's error and structural similarity.
 
-    Structural similarity is averaged over the windows that lie whole in the image and over the colours.
-    torchmetrics does so up to 1.8; from 1.9 on it also counts windows that hang over the edge, filled by
-    reflection, which makes small images more alike. Its map of all windows is therefore cut here, so that
-    the figure does not hang on its release.
+    Structural similarity is averaged over the windows that lie entirely within the image, and over the colours.
+    torchmetrics does so up to 1.8; from 1.9 on it also counts windows that extend over the edge, filled by
+    reflection, which makes small images more alike. Its map of all windows is therefore cropped here, so that
+    the figure does not depend on its release.
 
     Args:
         reconstructed: (N, 3, H, W) float in [0, 1].
@@ -74,11 +74,11 @@ def per_image(reconstructed: Tensor, originals: Tensor, *, batch: int = 50) -> t
         batch: images at a time.
 
     Returns:
-        Mean squared errors (N,) and similarities (N,), float32; the latter are NaN where no window fits into
-        the image, under 11 pixels on a side.
+        Mean squared errors (N,) and similarities (N,), float32; the latter are NaN for images under 11 pixels on a
+        side.
 
     Raises:
-        AuditError: as for `measure`, save for the size.
+        AuditError: as for `measure`, except for the size.
 
     Source: Wang et al. 2004, section III.B: Gaussian window of 11 pixels, sigma 1.5, K1 = 0.01, K2 = 0.03.
     """
@@ -98,36 +98,36 @@ def per_image(reconstructed: Tensor, originals: Tensor, *, batch: int = 50) -> t
 
 
 def psnr_db(mse: float) -> float:
-    """Peak signal-to-noise ratio of a mean squared error of pixels in [0, 1], in decibels; infinite for 0."""
+    """Return the peak signal-to-noise ratio in decibels of a mean squared error of pixels in [0, 1]; infinite for 0."""
     return 10 * math.log10(1 / mse) if mse > 0 else math.inf
 
 
 def excess_leakage(mse_best: float, mse_class_mean: float) -> float:
-    """The share of the image that leaks beyond its label: 0, only the label does; 1, all of it.
+    """Return the share of the image that leaks beyond its label: 0 for none, 1 for all.
 
     Args:
         mse_best: mean squared error of the best attacker.
-        mse_class_mean: mean squared error of the mean training image of the right class, on the same images.
+        mse_class_mean: mean squared error of the mean training image of the true class, on the same images.
 
     Raises:
         AuditError: an error that is negative or not finite, or a class mean without any.
     """
     if not (math.isfinite(mse_best) and mse_best >= 0 and math.isfinite(mse_class_mean) and mse_class_mean > 0):
         raise AuditError(
-            f"an attack's error of {mse_best} beside the class mean's {mse_class_mean}: "
+            f"an attack's error of {mse_best} against the class mean's {mse_class_mean}: "
             "the first must be 0 or more, the second more than 0"
         )
     return max(0.0, 1 - mse_best / mse_class_mean)
 
 
 def retrieval_top1(scores: Tensor, truth: Tensor) -> float:
-    """How often the original is the nearest of N candidates; chance is 1 / N.
+    """Return how often an image is re-identified among N candidates (top-1); chance is 1 / N.
 
-    Candidates that share the highest score share the hit, so that an attacker who says the same of all
+    Candidates that share the highest score share the hit, so that an attacker with the same score for all of them
     stays at chance.
 
     Args:
-        scores: (Q, N) float, for each query how near each candidate is; higher is nearer.
+        scores: (Q, N) float, the similarity of each candidate to each query; higher is more similar.
         truth: (Q,) int64, the place of each query's original among the candidates.
 
     Raises:
@@ -149,7 +149,7 @@ def retrieval_top1(scores: Tensor, truth: Tensor) -> float:
 
 
 def proportion_interval(hits: float, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
-    """Between which bounds a rate lies, given `hits` in `n` trials.
+    """Return the bounds of a rate's confidence interval, given `hits` in `n` trials.
 
     Args:
         hits: how often; not a whole number where ties shared a hit.

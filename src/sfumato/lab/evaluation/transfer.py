@@ -1,24 +1,138 @@
-"""What other classifiers make of what an obfuscator sends: the paper's table 3, with the leakage beside it."""
+"""Measure other classifiers on an obfuscator's payload: the paper's table 3, together with the leakage."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from sfumato.artifacts.bundle import CLASSIFIER_ONNX, OBFUSCATOR_ONNX, Bundle
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.artifacts.provenance import provenance
 from sfumato.errors import BundleError
 from sfumato.lab.data import ImageSet
-from sfumato.lab.evaluation.accuracy import BATCH, device_logits, evaluate_classifier
+from sfumato.lab.evaluation.accuracy import device_logits, evaluate_classifier
+from sfumato.lab.evaluation.results import Result
 from sfumato.lab.models import CLASSIFIERS, build_classifier, cost
+from sfumato.progress import Progress, silent
 
-SCHEMA = "sfumato.transfer/1"
+SCHEMA = "sfumato.transfer/2"
+_SCHEMA_1 = "sfumato.transfer/1"
+
+
+@dataclass(frozen=True)
+class TransferClassifier:
+    """A classifier that is measured on the payloads.
+
+    Attributes:
+        name: its name at a server.
+        fingerprint: of its ONNX file.
+        training: provenance of its bundle.
+        accuracy_plain: top-1 accuracy on plain images, in [0, 1].
+        architecture: its name in `sfumato.lab.models.CLASSIFIERS`, if it is one of these.
+        params: trainable numbers; None for another architecture.
+        macs: multiply-accumulates for one image; None for another architecture.
+    """
+
+    name: str
+    fingerprint: str
+    training: dict[str, Any]
+    accuracy_plain: float
+    architecture: str | None = None
+    params: int | None = None
+    macs: int | None = None
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """What an audit found about an obfuscator.
+
+    Attributes:
+        target: the audited file's hash; of audits from before that was recorded, the obfuscator's name.
+        excess_leakage: the best attacker's; at least this much leaks.
+        best_attacker: its name.
+        budget: the attack budget's name.
+        bits_at_most: upper bound of the information in the payload, in bits, if the audit certifies one.
+    """
+
+    target: str
+    excess_leakage: float
+    best_attacker: str | None = None
+    budget: str | None = None
+    bits_at_most: float | None = None
+
+    @classmethod
+    def from_audit(cls, audit: Mapping[str, Any]) -> Leakage | None:
+        """Read the content of an `audit.json`; None if it has no attacker."""
+        best, budget = audit.get("best"), audit["budget"]
+        if not best or best["excess_leakage"] is None:
+            return None
+        target = str(audit["target"].get("fingerprint") or audit["target"]["name"])
+        name = budget["name"] if isinstance(budget, dict) else budget
+        bits = (audit.get("certificate") or {}).get("bits")
+        return cls(target, best["excess_leakage"], best["attacker"], name, bits)
+
+
+@dataclass(frozen=True)
+class TransferObfuscator:
+    """An obfuscator whose payload the classifiers get.
+
+    Attributes:
+        name: of its recipe; of a baseline, its method's.
+        files: SHA-256 in hex of each file, by name.
+        training: provenance of its bundle.
+        trained_for: for each classifier, whether the obfuscator was trained for it.
+        accuracy: top-1 accuracy of each classifier on the payload, in [0, 1].
+        kind: of its recipe.
+        accuracy_device: with a gate, accuracy of the on-device predictions, in [0, 1].
+        leakage: from its audit, if there is one.
+    """
+
+    name: str
+    files: dict[str, str]
+    training: dict[str, Any]
+    trained_for: tuple[bool, ...]
+    accuracy: tuple[float, ...]
+    kind: str | None = None
+    accuracy_device: float | None = None
+    leakage: Leakage | None = None
+
+
+@dataclass(frozen=True)
+class Transfer(Result):
+    """The content of a results file.
+
+    Attributes:
+        classifiers: the columns.
+        obfuscators: the rows.
+        test_images: how many images were measured.
+        provenance: what was run, on which images.
+        schema: of the file.
+    """
+
+    classifiers: tuple[TransferClassifier, ...]
+    obfuscators: tuple[TransferObfuscator, ...]
+    test_images: int
+    provenance: dict[str, Any] = field(default_factory=dict)
+    schema: Literal["sfumato.transfer/2"] = "sfumato.transfer/2"
+
+    @classmethod
+    def from_json(cls, raw: object) -> Self:
+        """Read a results file of this version, or of `sfumato.transfer/1`.
+
+        Raises:
+            ResultsError: it is no such file.
+        """
+        if isinstance(raw, dict) and raw.get("schema") == _SCHEMA_1:
+            raw = {**raw, "schema": SCHEMA, "obfuscators": [_row_of_version_1(row) for row in raw["obfuscators"]]}
+        return super().from_json(raw)
+
+
+def _row_of_version_1(row: dict[str, Any]) -> dict[str, Any]:
+    leakage = None if row["excess_leakage"] is None else {"target": row["files"][OBFUSCATOR_ONNX], **row}
+    return {"trained_for": row["seen"], "leakage": leakage, **row}
 
 
 def transfer(
@@ -26,22 +140,20 @@ def transfer(
     classifiers: Sequence[Bundle],
     images: ImageSet,
     *,
-    audits: Mapping[Path, dict[str, Any]] | None = None,
-) -> dict[str, Any]:
-    """Every obfuscator with every classifier, through the shipped files, over all images given.
+    leakages: Sequence[Leakage] = (),
+    progress: Progress = silent,
+) -> Transfer:
+    """Measure every obfuscator with every classifier, through the shipped files, over all images.
 
-    The payload is normalised as the obfuscator's own classifier wants it. Another one gets what it would if its
-    server undid that, and normalised as it was trained: the image is the same.
+    The payload is normalised as the obfuscator's own classifier expects it. For another one it is denormalised, and
+    normalised as that one was trained, which a server can do: the image is the same.
 
     Args:
-        obfuscators: of one size of images, for the same classes.
-        classifiers: likewise; seen in training or not.
+        obfuscators: for one size of images and the same classes.
+        classifiers: likewise; known in training or not.
         images: the images.
-        audits: contents of `audit.json` files; those of these obfuscators are found by their fingerprints.
-
-    Returns:
-        The content of a results file: "classifiers" with their accuracy on plain images; "obfuscators" with accuracy
-        by classifier, which of these they were trained for, and the excess leakage of their audit, None without one.
+        leakages: those of these obfuscators are found by their `target`.
+        progress: see `Progress`.
 
     Raises:
         BundleError: classes or sizes differ.
@@ -51,97 +163,69 @@ def transfer(
     for bundle in (*obfuscators, *classifiers):
         _check_like(bundle, first)
     images = images.of_classes(first.labels)
-    audited = {_whose(audit): audit for audit in (audits or {}).values()}
-    return {
-        "schema": SCHEMA,
-        "classifiers": [_described(classifier, images) for classifier in classifiers],
-        "obfuscators": [
-            {
-                "name": _name(obfuscator),
-                "kind": obfuscator.recipe.get("kind"),
-                "files": obfuscator.files,
-                "training": obfuscator.provenance,
-                "seen": [_seen(obfuscator, classifier) for classifier in classifiers],
-                **_answers(obfuscator, classifiers, images),
-                **_leakage(audited.get(obfuscator.files[OBFUSCATOR_ONNX]) or audited.get(_name(obfuscator))),
-            }
-            for obfuscator in obfuscators
-        ],
-        "test_images": len(images),
-        "provenance": provenance(data=images.source, data_sha256=images.sha256),
-    }
-
-
-def _name(obfuscator: Bundle) -> str:
-    """The recipe's; of a baseline, its method's."""
-    return str(obfuscator.recipe.get("name") or obfuscator.recipe.get("method") or obfuscator.path.name)
-
-
-def _seen(obfuscator: Bundle, classifier: Bundle) -> bool:
-    known = {str(entry["fingerprint"]) for entry in obfuscator.provenance.get("trained_for", ())}
-    return classifier.classifier_fingerprint in known | {obfuscator.classifier_fingerprint}
+    audited = {leakage.target: leakage for leakage in leakages}
+    columns = tuple(_described(classifier, images, progress) for classifier in classifiers)
+    rows = tuple(_measured(obfuscator, classifiers, images, audited, progress) for obfuscator in obfuscators)
+    return Transfer(columns, rows, len(images), provenance(data=images.source, data_sha256=images.sha256))
 
 
 def _check_like(bundle: Bundle, first: Bundle) -> None:
-    size, wanted = bundle.preprocessing, first.preprocessing
-    if (size.height, size.width) != (wanted.height, wanted.width):
+    size, expected = bundle.preprocessing, first.preprocessing
+    if (size.height, size.width) != (expected.height, expected.width):
         raise BundleError(
-            f"{bundle.path} takes images of {size.height}x{size.width}, {first.path} of {wanted.height}x{wanted.width}"
+            f"{bundle.path} takes images of {size.height}x{size.width}, {first.path} of "
+            f"{expected.height}x{expected.width}"
         )
     if bundle.labels != first.labels:
         raise BundleError(f"{bundle.path} has other classes than {first.path}, or in another order")
 
 
-def _described(classifier: Bundle, images: ImageSet) -> dict[str, Any]:
-    described = {
-        "name": classifier.name,
-        "fingerprint": classifier.classifier_fingerprint,
-        "architecture": classifier.recipe.get("architecture"),
-        "training": classifier.provenance,
-        "accuracy_plain": evaluate_classifier(classifier, images)["accuracy_plain"],
-    }
-    if described["architecture"] in CLASSIFIERS:
-        net, size = build_classifier(str(described["architecture"]), len(classifier.labels)), classifier.preprocessing
-        count = cost(net.eval(), height=size.height, width=size.width)
-        described |= {"params": count.params, "macs": count.macs}
-    return described
+def _described(classifier: Bundle, images: ImageSet, progress: Progress) -> TransferClassifier:
+    architecture, size = classifier.recipe.get("architecture"), classifier.preprocessing
+    count = None
+    if architecture in CLASSIFIERS:
+        net = build_classifier(str(architecture), len(classifier.labels)).eval()
+        count = cost(net, height=size.height, width=size.width)
+    return TransferClassifier(
+        name=classifier.name,
+        fingerprint=classifier.classifier_fingerprint,
+        training=classifier.provenance,
+        accuracy_plain=evaluate_classifier(classifier, images, progress=progress).accuracy_plain,
+        architecture=architecture,
+        params=None if count is None else count.params,
+        macs=None if count is None else count.macs,
+    )
 
 
-def _answers(obfuscator: Bundle, classifiers: Sequence[Bundle], images: ImageSet) -> dict[str, Any]:
+def _measured(
+    obfuscator: Bundle,
+    classifiers: Sequence[Bundle],
+    images: ImageSet,
+    audited: Mapping[str, Leakage],
+    progress: Progress,
+) -> TransferObfuscator:
+    recipe = obfuscator.recipe
+    name = str(recipe.get("name") or recipe.get("method") or obfuscator.path.name)
     obfuscate = OnnxFunction(obfuscator.file(OBFUSCATOR_ONNX))
-    answer = [OnnxFunction(classifier.file(CLASSIFIER_ONNX)) for classifier in classifiers]
-    right, at_home = np.zeros(len(classifiers), np.int64), 0
-    console, name = Console(stderr=True), _name(obfuscator)
-    starts = range(0, len(images), BATCH)
-    for start in track(starts, f"{name}", console=console, transient=True, disable=not console.is_terminal):
-        batch = images.images[start : start + BATCH].numpy().astype(np.float32) / np.float32(255)
-        labels = images.labels[start : start + BATCH].numpy()
+    predict = [OnnxFunction(classifier.file(CLASSIFIER_ONNX)) for classifier in classifiers]
+    correct, on_device = np.zeros(len(classifiers), np.int64), 0
+    for batch, labels in images.scaled_batches(name, progress):
         outputs = obfuscate.all(batch)
-        drawn = obfuscator.preprocessing.denormalize(outputs[0])
+        image = obfuscator.preprocessing.denormalize(outputs[0])
         for place, classifier in enumerate(classifiers):
-            logits = answer[place](classifier.preprocessing.normalize(drawn))
-            right[place] += int((logits.argmax(axis=1) == labels).sum())
+            logits = predict[place](classifier.preprocessing.normalize(image))
+            correct[place] += int((logits.argmax(axis=1) == labels).sum())
         if obfuscator.gate is not None:
-            at_home += int((device_logits(outputs, obfuscator).argmax(axis=1) == labels).sum())
-    found: dict[str, Any] = {"accuracy": [int(count) / len(images) for count in right]}
-    if obfuscator.gate is not None:
-        found["accuracy_device"] = at_home / len(images)
-    return found
-
-
-def _whose(audit: dict[str, Any]) -> str:
-    """The audited file's hash; of audits from before that was noted, the name."""
-    return str(audit["target"].get("fingerprint") or audit["target"]["name"])
-
-
-def _leakage(audit: dict[str, Any] | None) -> dict[str, Any]:
-    if audit is None or not audit.get("best"):
-        return {"excess_leakage": None}
-    best = audit["best"]
-    certificate = audit.get("certificate") or {}
-    return {
-        "excess_leakage": best["excess_leakage"],
-        "best_attacker": best["attacker"],
-        "budget": audit["budget"]["name"] if isinstance(audit["budget"], dict) else audit["budget"],
-        "bits_at_most": certificate.get("bits"),
-    }
+            on_device += int((device_logits(outputs, obfuscator).argmax(axis=1) == labels).sum())
+    known = {str(entry["fingerprint"]) for entry in obfuscator.provenance.get("trained_for", ())}
+    known.add(obfuscator.classifier_fingerprint)
+    return TransferObfuscator(
+        name=name,
+        files=obfuscator.files,
+        training=obfuscator.provenance,
+        trained_for=tuple(classifier.classifier_fingerprint in known for classifier in classifiers),
+        accuracy=tuple(int(count) / len(images) for count in correct),
+        kind=recipe.get("kind"),
+        accuracy_device=None if obfuscator.gate is None else on_device / len(images),
+        leakage=audited.get(obfuscator.files[OBFUSCATOR_ONNX]) or audited.get(name),
+    )

@@ -1,12 +1,8 @@
-"""From networks to files: safetensors, and ONNX checked against torch on real images."""
+"""Write networks to files: safetensors, and ONNX checked against torch on real images."""
 
 from __future__ import annotations
 
-import logging
 import shutil
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +14,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from sfumato.errors import TrainingError
+from sfumato.lab.libraries import quiet
 
 TOLERANCE = 1e-4
-"""How far ONNX Runtime may be from torch, relative to the largest output, per number."""
-_ON_THE_EDGE = 0.01
+"""The largest allowed difference of ONNX Runtime from torch, relative to the largest output."""
+_ROUNDED_OTHERWISE = 0.01
 
 
 def export_onnx(
@@ -34,7 +31,7 @@ def export_onnx(
     compare: bool = True,
     step: float = 0.0,
 ) -> None:
-    """Writes one ONNX file with its weights inside and a free batch size, and checks it.
+    """Write one ONNX file with its weights inside and a free batch size, and check it.
 
     Args:
         net: one tensor to one tensor, or to as many as there are output names; is moved to the CPU, in evaluation mode.
@@ -42,15 +39,15 @@ def export_onnx(
         images: (N, 3, H, W) float32, N at least 2, real inputs to export with and to check on.
         input_name: of the graph's input.
         output_name: of the graph's output, or outputs.
-        compare: whether to check it; a net that draws noise is checked by whoever knows its noise.
+        compare: check it; leave out for a net that adds noise, and check the noise's distribution instead.
         step: where the output is rounded, see `difference`.
 
     Raises:
-        TrainingError: ONNX Runtime computes something else than torch.
+        TrainingError: ONNX Runtime's outputs differ from torch's.
     """
     net = net.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     images = images.cpu().contiguous()
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet():
         program = torch.onnx.export(
             net,
             (images[:2],),
@@ -63,15 +60,15 @@ def export_onnx(
         )
         assert program is not None
         program.save(str(path), external_data=False)
-        answers = net(images)
+        outputs = net(images)
     _strip(path)
     if not compare:
         return
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for count in (len(images), 1):
         found = session.run(None, {input_name: images[:count].numpy()})
-        for got, answer in zip(found, [answers] if isinstance(answers, Tensor) else answers, strict=True):
-            expected = answer.numpy()
+        for got, output in zip(found, [outputs] if isinstance(outputs, Tensor) else outputs, strict=True):
+            expected = output.numpy()
             error = difference(got, expected[:count], step=step) / max(1.0, float(np.abs(expected).max()))
             if not error <= TOLERANCE:
                 raise TrainingError(
@@ -80,36 +77,22 @@ def export_onnx(
 
 
 def difference(got: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], *, step: float = 0.0) -> float:
-    """The largest difference between two runs of one function.
+    """Return the largest difference between two runs of one function.
 
     Args:
         got: any shape.
         expected: the same shape.
-        step: the largest distance of neighbouring values where both are rounded; 0 where they are not. What lies on the
-            edge between two values may fall to either side: one number in a hundred may differ by a step, uncounted.
+        step: the largest distance of neighbouring values where both are rounded; 0 where they are not. One number in a
+            hundred may be rounded to the other neighbour, which does not count.
     """
     apart = np.abs(got - expected)
-    if float((apart > TOLERANCE).mean()) <= _ON_THE_EDGE:
+    if float((apart > TOLERANCE).mean()) <= _ROUNDED_OTHERWISE:
         apart = np.where(apart <= 1.01 * step, 0, apart)
     return float(apart.max())
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the exporter's talk of its own internals from people."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
 def _strip(path: Path) -> None:
-    """Removes what the exporter notes of the exporting machine: source lines and paths."""
+    """Remove what the exporter records of the exporting machine: source lines and paths."""
     model = onnx.load(str(path))
     for node in model.graph.node:
         del node.metadata_props[:]
@@ -121,7 +104,7 @@ def _strip(path: Path) -> None:
 
 
 def round_weights(net: nn.Module) -> None:
-    """Rounds a network's parameters and buffers to what half precision can hold; they stay float32.
+    """Round a network's parameters and buffers to what half precision can hold; they stay float32.
 
     Raises:
         TrainingError: one of them is too large for that.
@@ -135,7 +118,7 @@ def round_weights(net: nn.Module) -> None:
 
 
 def save_weights(net: nn.Module, path: Path, *, half: bool = False) -> None:
-    """Writes a network's parameters and buffers as safetensors.
+    """Write a network's parameters and buffers as safetensors.
 
     Args:
         net: any network.
@@ -155,7 +138,7 @@ def save_weights(net: nn.Module, path: Path, *, half: bool = False) -> None:
 
 
 def renew(folder: Path) -> None:
-    """Empties a folder, or creates it.
+    """Empty a folder, or create it.
 
     Raises:
         TrainingError: the disk refuses.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sfumato.artifacts.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, Bundle, Preprocessing
 from sfumato.errors import BundleError, RecipeError
 from sfumato.lab.classifiers import FrozenClassifier
-from sfumato.lab.data import ImageSet
+from sfumato.lab.data import INFERENCE_BATCH, ImageSet
 from sfumato.lab.models import DECODERS, Normalize, Obfuscator, Sketcher, fold_norms, obfuscator_of, sketcher_of
 from sfumato.lab.models.classifiers import features_and_logits
 from sfumato.lab.training.adversaries import Attackers, attacker_to_restart, restart
@@ -22,7 +22,6 @@ from sfumato.lab.training.ensemble import Others
 from sfumato.lab.training.recipe import ObfuscatorRecipe, SketchRecipe, TransferRecipe
 from sfumato.lab.training.tasks import ObfuscationTask, SketchTask, Utility
 
-_BATCH = 250
 _PROBES = 2
 
 
@@ -227,7 +226,7 @@ def answered(images: ImageSet, frozen: FrozenClassifier) -> ImageSet:
         frozen: the classifier, for images of this size.
     """
     net, scale = frozen.net.eval(), normalize(frozen.preprocessing)
-    answers = [net(scale(part.float() / 255)).argmax(dim=1) for part in torch.split(images.images, _BATCH)]
+    answers = [net(scale(part.float() / 255)).argmax(dim=1) for part in torch.split(images.images, INFERENCE_BATCH)]
     return replace(images, labels=torch.cat(answers), names=frozen.labels)
 
 
@@ -235,7 +234,9 @@ def class_means(images: ImageSet) -> Tensor:
     """The mean image of each class, (classes, 3, H, W) float32 in [0, 1]; of a class without any, that of all."""
     counts = images.labels.bincount(minlength=len(images.names)).view(-1, 1, 1, 1)
     sums = torch.zeros(len(images.names), *images.images.shape[1:])
-    for part, labels in zip(torch.split(images.images, _BATCH), torch.split(images.labels, _BATCH), strict=True):
+    for part, labels in zip(
+        torch.split(images.images, INFERENCE_BATCH), torch.split(images.labels, INFERENCE_BATCH), strict=True
+    ):
         sums.index_add_(0, labels, part.float() / 255)
     return torch.where(counts > 0, sums / counts.clamp_min(1), sums.sum(dim=0) / len(images))
 

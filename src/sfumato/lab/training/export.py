@@ -27,7 +27,7 @@ from sfumato.artifacts.bundle import (
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.errors import AuditError, TrainingError
 from sfumato.lab.classifiers import FrozenClassifier
-from sfumato.lab.data import ImageSet
+from sfumato.lab.data import INFERENCE_BATCH, ImageSet
 from sfumato.lab.export.onnx import export_onnx, renew, round_weights, save_weights
 from sfumato.lab.models import (
     Normalize,
@@ -42,7 +42,6 @@ from sfumato.lab.models.codewords import codeword_means
 from sfumato.lab.training.gate import choose_threshold, fit_temperature
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 
-_BATCH = 250
 _DRAWS, _NOISY_IMAGES = 64, 8
 _MOST_DRIFT, _MOST_SPREAD = 8, 0.1
 """Standard errors, and share of the variance, by which noise may seem to differ by chance."""
@@ -224,7 +223,7 @@ def write_sketch_bundle(
     export_onnx(decoder, folder / DECODER_ONNX, code, input_name="code", output_name="obfuscated")
     payload = SketchPayload(sketcher, normalize).eval()
     with torch.no_grad():
-        parts = (part.float() / 255 for part in torch.split(known.images, _BATCH))
+        parts = (part.float() / 255 for part in torch.split(known.images, INFERENCE_BATCH))
         obfuscated = payload(images.cpu())
         with suppress(AuditError):
             reconstructs, counts = codeword_means((part, payload(part)) for part in parts)
@@ -244,7 +243,7 @@ def code_fingerprint(sketcher: Sketcher) -> str:
 
 @torch.no_grad()
 def _own_logits(sketcher: Sketcher, images: Tensor) -> Tensor:
-    return torch.cat([sketcher(part.float() / 255)[1] for part in torch.split(images, _BATCH)])
+    return torch.cat([sketcher(part.float() / 255)[1] for part in torch.split(images, INFERENCE_BATCH)])
 
 
 def _saved(

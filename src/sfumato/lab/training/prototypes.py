@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.errors import RecipeError
+from sfumato.lab.data import INFERENCE_BATCH
 from sfumato.lab.models.sketch import Photographs
 
 log = logging.getLogger(__name__)
 
-_BATCH = 250
 _LOOKED_AT = 20_000
 _MOST_BYTES = 64 * 2**20
 _NAMED = 3
@@ -34,7 +34,7 @@ def log_probabilities_of(images: Tensor, classifiers: Sequence[nn.Module]) -> Te
         The mean of their logarithms of probabilities, (N, classes) float32.
     """
     console = Console(stderr=True)
-    parts = torch.split(images, _BATCH)
+    parts = torch.split(images, INFERENCE_BATCH)
     shown = track(parts, "choosing photographs", console=console, transient=True, disable=not console.is_terminal)
     return torch.cat(
         [

@@ -194,7 +194,7 @@ def _finish(recipe: AnyRecipe, made: Prepared, run: Run, fabric: Fabric, fitted:
             recipe=plain_recipe,
             half=half,
         )
-        bundle.figures.update(evaluate_classifier(bundle, test_set))
+        bundle.figures.update(evaluate_classifier(bundle, test_set).to_json())
     else:
         assert frozen is not None and not isinstance(recipe, ClassifierRecipe)
         if isinstance(task, SketchTask):
@@ -214,9 +214,8 @@ def _finish(recipe: AnyRecipe, made: Prepared, run: Run, fabric: Fabric, fitted:
             bundle = write_obfuscator_bundle(
                 run.bundle, task, images, classifier=frozen, recipe=plain_recipe, half=half
             )
-        bundle.figures.update(
-            evaluate_obfuscator(bundle, Bundle.load(classifier_bundle(recipe.classifier, run.classifier)), test_set)
-        )
+        served = Bundle.load(classifier_bundle(recipe.classifier, run.classifier))
+        bundle.figures.update(evaluate_obfuscator(bundle, served, test_set).to_json())
     bundle.provenance.update(
         provenance(
             seed=recipe.training.seed,

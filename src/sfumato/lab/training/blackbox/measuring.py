@@ -10,7 +10,7 @@ from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.device.gate import has_to_be_sent, softmax
 from sfumato.errors import QueriesSpent
 from sfumato.lab.data import ImageSet
-from sfumato.lab.evaluation.accuracy import BATCH, device_logits
+from sfumato.lab.evaluation.accuracy import device_logits
 from sfumato.lab.training.blackbox.oracle import Oracle
 
 
@@ -30,9 +30,7 @@ def measure_at(endpoint: Oracle, sketch: Bundle, images: ImageSet) -> dict[str, 
     answers: dict[bytes, int] = {}
     asked = True
     right, at_home, sent = [], [], []
-    for start in range(0, len(images), BATCH):
-        batch = images.images[start : start + BATCH].numpy().astype(np.float32) / np.float32(255)
-        labels = images.labels[start : start + BATCH].numpy()
+    for batch, labels in images.scaled_batches():
         outputs = obfuscate.all(batch)
         own, codes = softmax(device_logits(outputs, sketch)), [row.tobytes() for row in outputs[-1]]
         new = {code: place for place, code in enumerate(codes) if code not in answers}

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from sfumato.artifacts.bundle import Bundle
 from sfumato.errors import RecipeError, TrainingError
 from sfumato.lab.classifiers import FrozenClassifier, load_classifier
-from sfumato.lab.data import ImageSet
-from sfumato.lab.evaluation.accuracy import BATCH
+from sfumato.lab.data import INFERENCE_BATCH, ImageSet
 from sfumato.lab.models import Sketcher
 from sfumato.lab.training.blackbox.measuring import measure_at
 from sfumato.lab.training.blackbox.oracle import Oracle
@@ -165,7 +164,7 @@ def _draw(images: ImageSet, count: int, seed: int) -> ImageSet:
 
 def _ask(endpoint: Oracle, images: ImageSet) -> Tensor:
     with _bar("asking the endpoint", len(images)) as shown:
-        parts = torch.split(images.images, BATCH)
+        parts = torch.split(images.images, INFERENCE_BATCH)
         return torch.cat([endpoint(part.float() / 255, shown=shown) for part in parts])
 
 
@@ -243,7 +242,7 @@ def distinct_codes(sketcher: Sketcher, images: ImageSet) -> tuple[Tensor, Tensor
     sketcher.eval()
     with _bar("looking for codes", len(images)) as shown:
         parts = []
-        for part in torch.split(images.images, BATCH):
+        for part in torch.split(images.images, INFERENCE_BATCH):
             parts.append(sketcher.look(part.float() / 255)[0])
             shown(len(part))
     codes, counts = torch.unique(torch.cat(parts), dim=0, return_counts=True)

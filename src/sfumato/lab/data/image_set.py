@@ -1,0 +1,166 @@
+"""The decoded images of one split, as tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sfumato.errors import DataError
+from sfumato.lab.data.classes import class_places
+from sfumato.progress import Progress, silent, tracked
+
+UNLABELLED = ("image",)
+"""The one class of images without classes."""
+INFERENCE_BATCH = 250
+"""Images at a time through a network that is not being trained."""
+SHOWN = 3
+"""How many file names, classes or errors a message lists."""
+_IMBALANCE = 10
+"""Report classes of which one has this many times more images than another."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Decoded images of one split.
+
+    Images without classes are all of one class, 0, and `names` is `UNLABELLED`.
+
+    Attributes:
+        images: (N, 3, H, W) uint8.
+        labels: (N,) int64, each in [0, len(names)).
+        names: one name per class.
+        source: where the images came from, for provenance.
+        sha256: hash of pixels and labels, hex.
+        unreadable: how many images of the source could not be decoded and were left out.
+        broken: the errors of the first few of these.
+    """
+
+    images: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+    source: str
+    sha256: str
+    unreadable: int = 0
+    broken: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the images have classes."""
+        return self.names != UNLABELLED
+
+    @property
+    def sample(self) -> ImageSet:
+        """Images to inspect before training: all of them, where a stream has only some."""
+        return self
+
+    def of_classes(self, labels: tuple[str, ...]) -> ImageSet:
+        """Return the same images with a classifier's classes, in the classifier's order.
+
+        Names are compared without case, "_" and "-"; one of several names that are separated by commas is enough, such
+        as "tabby" for "tabby, tabby cat". Where the classifier or the data has only numbers for its classes, equally
+        many classes are taken to be in the same order; so are they where at most one in a hundred names is ambiguous,
+        and all others are in the same place.
+
+        Args:
+            labels: the classifier's, in the order of its outputs.
+
+        Raises:
+            DataError: a class of the data is none of the classifier's, or it is ambiguous which.
+        """
+        if self.names == labels:
+            return self
+        places = torch.tensor(class_places(self.names, labels, self.source))
+        return replace(self, labels=places[self.labels], names=labels)
+
+    def batches(
+        self, seed: int, batch_size: int, *, first: int = 0, rank: int = 0, world_size: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield one epoch's batches, in an order that depends on the seed alone; an incomplete last one is left out.
+
+        Args:
+            seed: of the order.
+            batch_size: images in a batch, over all processes.
+            first: the batch to begin with.
+            rank: of this process, which gets its share of each batch.
+            world_size: how many processes there are.
+
+        Yields:
+            Images (n, 3, H, W) uint8 and labels (n,) int64, n = batch_size / world_size, where the set's tensors are.
+        """
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        for step in range(first, len(self) // batch_size):
+            batch = order[step * batch_size : (step + 1) * batch_size][rank::world_size].to(self.images.device)
+            yield self.images[batch], self.labels[batch]
+
+    def scaled_batches(
+        self, stage: str = "", progress: Progress = silent
+    ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
+        """Yield all images in order, `INFERENCE_BATCH` at a time, as ONNX Runtime takes them.
+
+        Args:
+            stage: see `Progress`; steps are batches.
+            progress: see `Progress`.
+
+        Yields:
+            Images (n, 3, H, W) float32 in [0, 1] and labels (n,) int64.
+        """
+        for start in tracked(range(0, len(self), INFERENCE_BATCH), stage, progress):
+            part = slice(start, start + INFERENCE_BATCH)
+            yield self.images[part].numpy().astype(np.float32) / np.float32(255), self.labels[part].numpy()
+
+    def remarks(self) -> list[str]:
+        """Return what a user should know of the images: broken ones, and classes with few or none."""
+        said = []
+        if self.unreadable:
+            shown = "; ".join(self.broken) + ("; ..." if self.unreadable > len(self.broken) else "")
+            said.append(
+                f"{self.source}: {self.unreadable} of {len(self) + self.unreadable} images cannot be read and were "
+                f"left out ({shown})"
+            )
+        counts = self.labels.bincount(minlength=len(self.names)).tolist()
+        empty = [name for name, count in zip(self.names, counts, strict=True) if not count]
+        if empty:
+            shown = ", ".join(empty[:SHOWN]) + (", ..." if len(empty) > SHOWN else "")
+            said.append(f"{self.source}: {len(empty)} of {len(self.names)} classes have no images ({shown})")
+        least, most = min(filter(None, counts), default=0), max(counts)
+        if most > _IMBALANCE * least:
+            said.append(
+                f"{self.source}: its classes are of different sizes, from {least} ({self.names[counts.index(least)]}) "
+                f"to {most} ({self.names[counts.index(most)]}) images; an accuracy over all of them is mostly that of "
+                "the large ones"
+            )
+        return said
+
+    def subset(self, count: int | None) -> ImageSet:
+        """Return the first `count` images, or all of them if `count` is None or larger than the set."""
+        return self if count is None or count >= len(self) else self._only(slice(count))
+
+    def split(self, count: int) -> tuple[ImageSet, ImageSet]:
+        """Return the set without `count` images sampled from all over it, always the same ones, and these images.
+
+        Raises:
+            DataError: the set has no more images than that.
+        """
+        if not 0 < count < len(self):
+            raise DataError(f"{count} images cannot be held out of {len(self)}")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))
+        return self._only(order[count:].sort().values), self._only(order[:count].sort().values)
+
+    def _only(self, these: slice | Tensor) -> ImageSet:
+        return replace(self, images=self.images[these], labels=self.labels[these])
+
+
+def content_sha256(images: Tensor | npt.NDArray[np.uint8], labels: Tensor | npt.NDArray[np.int64]) -> str:
+    """Return the hash of pixels (N, 3, H, W) uint8 and labels (N,) int64, hex."""
+    digest = hashlib.sha256(np.ascontiguousarray(images).data)
+    digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
+    return digest.hexdigest()

@@ -1,0 +1,48 @@
+"""Typed results as JSON: their schemas, what is left out, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from scripts.write_schemas import FOLDER, schemas
+from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.shipped import obfuscator_bundle
+from sfumato.errors import ResultsError
+from sfumato.lab.evaluation.accuracy import Evaluation
+from sfumato.lab.export.int8 import Int8Comparison
+
+
+def test_the_schemas_are_up_to_date():
+    written = {file: file.read_text(encoding="utf-8") for file in FOLDER.glob("*.schema.json")}
+    assert {file.name: written.get(file) == text for file, text in schemas().items()} == {
+        Path(file).name: True for file in schemas()
+    }, "run python scripts/write_schemas.py"
+
+
+def test_fields_without_a_value_are_left_out_and_the_rest_comes_back():
+    figures = Evaluation(0.9, 0.8, 100, joint_deobfuscator_mse=0.0, joint_deobfuscator_psnr_db=math.inf)
+    assert "offload_rate" not in figures.to_json() and figures.to_json()["joint_deobfuscator_psnr_db"] == math.inf
+    assert Evaluation.from_json(json.loads(json.dumps(figures.to_json()))) == figures
+
+
+def test_the_figures_of_a_shipped_bundle_can_be_read():
+    figures = Evaluation.from_json(Bundle.load(obfuscator_bundle()).figures)
+    assert figures.accuracy_gated is not None and 0.5 < figures.accuracy_gated < 1
+
+
+def test_names_of_earlier_versions_are_read():
+    former = {"answers_changed": 0.1, "drawing_mean_difference": 0.2, "device_answers_changed": 0.3}
+    same = {"accuracy_obfuscated_before": 0.9, "time_of_float32": 0.5, "megabytes": 1.0, "megabytes_before": 4.0}
+    found = Int8Comparison.from_json({**former, **same})
+    changed = found.predictions_changed, found.payload_mean_difference, found.device_predictions_changed
+    assert changed == (0.1, 0.2, 0.3)
+
+
+@pytest.mark.parametrize("raw", [None, [], {"accuracy_plain": "high", "accuracy_obfuscated": 1, "test_images": 2}])
+def test_other_content_is_refused(raw):
+    with pytest.raises(ResultsError, match="no figures of Evaluation"):
+        Evaluation.from_json(raw)
