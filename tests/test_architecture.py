@@ -176,7 +176,6 @@ def test_importing_does_not_load_torch(module):
         (
             "sfumato.device",
             [
-                "Answer",
                 "Client",
                 "Decision",
                 "EndpointStatus",
@@ -184,6 +183,7 @@ def test_importing_does_not_load_torch(module):
                 "FingerprintWarning",
                 "ObfuscatedImage",
                 "Obfuscator",
+                "Prediction",
                 "load_image",
                 "prepare",
             ],

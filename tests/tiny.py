@@ -179,10 +179,8 @@ def save_bundles(
         "preprocessing": PREPROCESSING,
         "classifier_fingerprint": fingerprint(onnx_file),
     }
-    classifier = Bundle(path=folder / "classifier", kind="classifier", **common)
-    obfuscator = Bundle(path=folder / "obfuscator", kind="obfuscator", gate=gate, **common)
-    classifier.save()
-    obfuscator.save()
+    classifier = Bundle(path=folder / "classifier", kind="classifier", **common).save()
+    obfuscator = Bundle(path=folder / "obfuscator", kind="obfuscator", gate=gate, **common).save()
     return obfuscator, classifier
 
 
@@ -247,8 +245,7 @@ def save_split_bundles(folder: Path, code: str = "number", *, threshold: float |
         [info("code", TensorProto.UINT8, ("batch", 1))],
         [floats("out", "batch", *size)],
     )
-    obfuscator.save()
-    return obfuscator, classifier
+    return obfuscator.save(), classifier
 
 
 def image(seed: int = 0, height: int = SIZE, width: int = SIZE) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""A deployed pair, well and ill; the payload is looked at."""
+"""A deployed pair that works, and pairs that do not; what is sent is inspected."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 import tiny
 from file_endpoint import FileEndpoint
-from recording import answer_with, leaked, metadata, recording
-from sfumato.apps.doctor import Finding, drawn_images, examine, is_well
+from recording import leaked, metadata, recording, respond_with
+from sfumato.apps.doctor import Finding, examine, is_well, synthetic_images
 from sfumato.cloud import ServedModel, running
 
 QUICK = {"retries": 0, "timeout_s": 2.0}
@@ -27,37 +27,38 @@ def test_a_pair_that_works_is_well(tiny_bundles):
     with running([ServedModel(classifier.path)]) as url:
         found = examine(obfuscator, url, classifier=classifier)
     assert is_well(found)
-    good = ("the bundle", "the endpoint", "shapes and datatypes", "labels", "fingerprint", "answers")
+    good = ("the bundle", "the endpoint", "shapes and datatypes", "labels", "fingerprint", "predictions")
     assert verdicts(found) == {
-        **dict.fromkeys((*good, "the answers' values", "latency"), "good"),
+        **dict.fromkeys((*good, "probabilities", "latency"), "good"),
         "gate": "note",
     }
 
 
-def test_nothing_but_obfuscated_drawn_images_payload(obfuscator_bundle):
+def test_nothing_but_obfuscated_synthetic_images_payload(obfuscator_bundle):
     with recording() as server:
         found = examine(obfuscator_bundle, server.url, **QUICK)
         sent = bytes(server.recorded)
-    assert is_well(found) and verdicts(found)["the answers' values"] == "note"
+    assert is_well(found) and verdicts(found)["probabilities"] == "note"
     assert verdicts(found)["fingerprint"] == verdicts(found)["labels"] == "note", "this endpoint says neither"
-    for image in drawn_images(8, tiny.SIZE, tiny.SIZE):
+    for image in synthetic_images(8, tiny.SIZE, tiny.SIZE):
         assert not leaked(sent, image)
         hidden = tiny.obfuscate(image.transpose(2, 0, 1)[None].astype(np.float32) / 255)
         assert hidden.tobytes()[:64] in sent, "all are sent, whatever a gate would say"
 
 
-def test_a_gate_is_told_but_not_used(gated_bundle):
+def test_a_gate_is_reported_but_not_used(gated_bundle):
     with recording() as server:
         found = examine(gated_bundle, server.url, **QUICK)
         assert server.paths.count("/v2/models/tiny/infer") == 8
-    assert "at least 90.0% sure of stays; chosen to send 50.0%" in found[-1].said
+        assert server.paths.count("/v2/models/tiny") == server.paths.count("/v2/health/ready") == 1
+    assert "at least 90.0% are not sent; chosen for an offload rate of 50.0%" in found[-1].said
 
 
 def test_other_numbers_than_the_classifiers_are_bad(tiny_bundles):
     obfuscator, classifier = tiny_bundles
-    with recording(infer=answer_with(lambda x: tiny.logits(x) * np.float32(0.9))) as server:
+    with recording(infer=respond_with(lambda x: tiny.logits(x) * np.float32(0.9))) as server:
         found = examine(obfuscator, server.url, classifier=classifier, **QUICK)
-    assert verdicts(found)["the answers' values"] == "bad" and not is_well(found)
+    assert verdicts(found)["probabilities"] == "bad" and not is_well(found)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ def test_an_endpoint_that_takes_files(tmp_path, kind, rounding):
     with recording(classify=files_at()) as server:
         how = {"style": "form", "rounding": rounding}
         found = examine(obfuscator, f"{server.url}/classify", classifier=classifier, files=how, **QUICK)
-    assert is_well(found) and verdicts(found)["the answers' values"] == "good"
+    assert is_well(found) and verdicts(found)["probabilities"] == "good"
     assert verdicts(found)["the endpoint"] == "note" and "says" not in verdicts(found)
     assert server.paths == 8 * ["/classify"]
 
@@ -138,7 +139,7 @@ def test_files_with_other_answers_than_the_classifiers_are_bad(tmp_path, at, sai
     with recording(classify=at) as server:
         found = examine(obfuscator, f"{server.url}/classify", classifier=classifier, files={}, **QUICK)
     (bad,) = (finding for finding in found if finding.verdict == "bad")
-    assert bad.check == "the answers' values" and said in bad.said
+    assert bad.check == "probabilities" and said in bad.said
 
 
 def test_labels_alone_are_compared_too(tmp_path):

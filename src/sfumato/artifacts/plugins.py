@@ -1,4 +1,4 @@
-"""Python objects that people name as `package.module:name`."""
+"""Python objects named as `package.module:name`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sfumato.errors import SfumatoError
 
 
 def import_object(given: str, error: type[SfumatoError]) -> Any:
-    """The object called `module:name`, from the present folder or wherever Python finds it.
+    """Import the object called `module:name`, from the current folder or wherever Python finds it.
 
     Args:
         given: `module:name`; both may have dots. The module's code runs, as with any import.
@@ -23,12 +23,12 @@ def import_object(given: str, error: type[SfumatoError]) -> Any:
     where, _, name = given.partition(":")
     folder = str(Path.cwd())
     if folder not in sys.path:
-        sys.path.insert(0, folder)  # as `python -m` does: people name a file beside them
+        sys.path.insert(0, folder)  # as `python -m` does, for modules in the current folder
     try:
         found: Any = import_module(where)
         for part in name.split("."):
             found = getattr(found, part)
     except Exception as reason:  # whatever the module's own code raises
-        told = f"{type(reason).__name__}: {reason}"
-        raise error(f"{given!r} cannot be imported from {folder}: {told}") from reason
+        reason_text = f"{type(reason).__name__}: {reason}"
+        raise error(f"{given!r} cannot be imported from {folder}: {reason_text}") from reason
     return found

@@ -72,8 +72,8 @@ def quantize(
         print_json(
             {
                 "bundle": str(made.path),
-                "quantized": made.recipe["quantized"],
-                "figures": made.figures,
+                "quantized": made.recipe.quantized,
+                "figures": made.figures.to_json(),
                 "notes": notes,
                 "audited": False,
                 "next": following,
@@ -88,7 +88,7 @@ def quantize(
 
 
 def _told(made: Bundle) -> list[str]:
-    figures, how = made.figures, made.recipe["quantized"]
+    figures, how = made.figures.to_json(), made.recipe.quantized or {}
     compared: dict[str, Any] = figures["quantized"]
     lines = [
         f"bundle: {made.path}",

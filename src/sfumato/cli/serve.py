@@ -140,7 +140,7 @@ def serve(
             raise ServingError("--engine ray has no TLS; put a proxy with TLS before it, or serve without it")
         sizes = {"max_body_bytes": int(max_body_mb * MIB), "max_held_bytes": int(max_held_mb * MIB)}
         _serve_on_ray(
-            lambda: cloud.create_app(open_models(), token=token, access_log=access_log, **sizes),
+            lambda: cloud.Application(open_models(), token=token, access_log=access_log, **sizes),
             replicas=many,
             host=host,
             port=port,

@@ -1,7 +1,7 @@
-"""One connection: limits that uvicorn does not have, and answers in one piece.
+"""One connection: limits that uvicorn does not have, and responses in one piece.
 
 Without limits on how many connections there are, how long a head is, and how long a request takes to arrive, a client
-that sends a byte a minute, or a header without an end, holds a connection and memory for ever.
+that sends a byte a minute, or a header without an end, holds a connection and memory forever.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class GuardedProtocol(HttpToolsProtocol):
     """One connection.
 
     Args:
-        max_connections: further ones are told to come back later, and closed.
+        max_connections: further ones get a 503, and are closed.
         arguments: uvicorn's.
     """
 
@@ -34,14 +34,14 @@ class GuardedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Takes the connection, or turns it away."""
+        """Accept the connection, or turn it away."""
         super().connection_made(transport)
         self.transport = cast(asyncio.Transport, _Joining(transport, self.loop))
         if len(self.connections) > self._max_connections:
             self._turn_away(b"503 Service Unavailable", b"retry-after: 1\r\n")
 
     def data_received(self, data: bytes) -> None:
-        """Parses, unless the head has become too long."""
+        """Parse, unless the head has become too long."""
         if self._in_head:
             self._head_bytes += len(data)
         super().data_received(data)
@@ -49,14 +49,14 @@ class GuardedProtocol(HttpToolsProtocol):
             self._turn_away(b"431 Request Header Fields Too Large")
 
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """Note when a request begins."""
         super().on_message_begin()
         self._begun_s = self.loop.time()
         self._in_head = True
         self._head_bytes = 0
 
     def on_headers_complete(self) -> None:
-        """Its head is there."""
+        """Check the number of headers."""
         self._in_head = False
         if len(self.headers) > MAX_HEADERS:
             self._turn_away(b"431 Request Header Fields Too Large")
@@ -64,22 +64,22 @@ class GuardedProtocol(HttpToolsProtocol):
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """A piece of its body is there."""
+        """Pass on a piece of the body."""
         if self.cycle is not None:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """All of it is there."""
+        """Note that a request is complete."""
         self._begun_s = None
         if self.cycle is not None:
             super().on_message_complete()
 
     def is_late(self, now_s: float, timeout_s: float) -> bool:
-        """Whether a request began longer than `timeout_s` ago, and is not there yet."""
+        """Return whether a request began longer than `timeout_s` ago and is not complete."""
         return self._begun_s is not None and now_s - self._begun_s > timeout_s
 
     def cut(self) -> None:
-        """Ends the connection, whatever it is doing."""
+        """End the connection, whatever it is doing."""
         self.transport.abort()
 
     def _turn_away(self, status: bytes, headers: bytes = b"") -> None:
@@ -92,7 +92,7 @@ class GuardedProtocol(HttpToolsProtocol):
 class _Joining:
     """A transport that sends in one piece what is written in one moment.
 
-    uvicorn writes an answer's head and body one after the other, and each would be a system call and a packet.
+    uvicorn writes a response's head and body one after the other, and each would be a system call and a packet.
     """
 
     __slots__ = ("_loop", "_pieces", "_transport")
@@ -124,6 +124,6 @@ class _Joining:
 
 
 def cut_late(connections: Iterable[Any], now_s: float, timeout_s: float) -> None:
-    """Ends the connections whose request has taken too long to arrive."""
+    """End the connections whose request has taken too long to arrive."""
     for connection in [c for c in connections if isinstance(c, GuardedProtocol) and c.is_late(now_s, timeout_s)]:
         connection.cut()

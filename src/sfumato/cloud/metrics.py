@@ -1,4 +1,4 @@
-"""What `GET /metrics` tells, in Prometheus' text format: counts and times, nothing of images or clients."""
+"""The content of `GET /metrics`, in Prometheus' text format: counts and times, nothing of images or clients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Meter:
 
     Args:
         metrics: where they are counted.
-        model: its name; "" for requests that ask no model.
+        model: its name; "" for requests to no model.
         version: its version, or "".
     """
 
@@ -33,7 +33,7 @@ class Meter:
         self._seconds = metrics.seconds.labels(model, version) if model else None
 
     def count(self, status: int, rows: int, seconds: float) -> None:
-        """Counts one request: its HTTP status, its rows if it was answered, and how long that took."""
+        """Count one request: its HTTP status, its rows if it succeeded, and how long it took."""
         counter = self._by_status.get(status)
         if counter is None:
             counter = self._by_status[status] = self._requests.labels(*self._labels, str(status))
@@ -47,8 +47,8 @@ class Metrics:
     """Everything that is counted.
 
     Args:
-        models: says which models are served at the moment.
-        held_bytes: says how many bytes of requests are in memory.
+        models: returns the models that are served at the moment.
+        held_bytes: returns how many bytes of requests are in memory.
     """
 
     def __init__(self, models: Callable[[], Iterable[ServedModel]], held_bytes: Callable[[], int]) -> None:
@@ -66,7 +66,7 @@ class Metrics:
         self._meters: dict[tuple[str, str], Meter] = {}
 
     def of(self, model: ServedModel | None) -> Meter:
-        """The meter of a model; of None, that of all requests that ask no model."""
+        """Return the meter of a model; of None, that of requests to no model."""
         key = (model.name, model.version) if model is not None else ("", "")
         meter = self._meters.get(key)
         if meter is None:
@@ -74,12 +74,12 @@ class Metrics:
         return meter
 
     def text(self) -> bytes:
-        """All of it, in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
 class _Now(Collector):
-    """What is not counted but looked at when somebody asks."""
+    """What is not counted but read at the time of a scrape."""
 
     def __init__(self, models: Callable[[], Iterable[ServedModel]], held_bytes: Callable[[], int]) -> None:
         self._models = models
@@ -99,7 +99,7 @@ class _Now(Collector):
 
 
 def _histogram(model: ServedModel) -> tuple[list[tuple[str, float]], float]:
-    """The batcher's runs as cumulative buckets, and their sum."""
+    """Return the batcher's runs as cumulative buckets, and their sum."""
     runs = model.batcher.runs
     buckets = [(str(float(2**power)), float(sum(runs[k] for k in range(power + 1)))) for power in range(_BATCH_BUCKETS)]
     return [*buckets, ("+Inf", float(runs.total()))], float(model.batcher.rows)

@@ -51,11 +51,11 @@ class Encoded:
 
 
 def encode_request(request: InferRequest, *, binary: bool = True) -> Encoded:
-    """Turns a request into bytes.
+    """Encode a request.
 
     Args:
         request: the request.
-        binary: whether the inputs travel as bytes; JSON takes about five times as many.
+        binary: whether the inputs are sent as bytes; JSON takes about five times as many.
 
     Raises:
         WireError: a value that JSON cannot express.
@@ -71,7 +71,7 @@ def encode_request(request: InferRequest, *, binary: bool = True) -> Encoded:
 
 
 def decode_request(body: bytes, header_length: int | str | None = None) -> InferRequest:
-    """Reads a request from a sender who is not trusted.
+    """Decode a request from an untrusted sender.
 
     Args:
         body: all bytes of the HTTP body.
@@ -107,14 +107,14 @@ class _RequestHead:
 
     @property
     def comes_again(self) -> bool:
-        """Whether it may be the same next time: it has no mark of its own, and no numbers."""
+        """Whether the next request may have the same: it has no id, and no numbers."""
         return not self.id and all(tensor.binary for tensor in self.inputs)
 
 
 _heads: dict[bytes, _RequestHead] = {}
-"""What was read last: a client's requests differ in their bytes alone, and reading JSON takes longer than those.
+"""The heads decoded last: a client's requests differ in their bytes alone, and parsing JSON takes longer than those.
 
-Never one with numbers in it, which would keep an image in memory. Parameters that a client made up are kept with it.
+Never one with numbers in it, which would keep an image in memory.
 """
 
 
@@ -131,11 +131,11 @@ def _request_head(header: dict[str, Any]) -> _RequestHead:
 
 
 def encode_response(response: InferResponse, request: InferRequest | None = None) -> Encoded:
-    """Turns a response into bytes.
+    """Encode a response.
 
     Args:
         response: the response.
-        request: the request that it answers, which says which outputs go back as bytes; None sends JSON.
+        request: the request that it responds to, which says which outputs are sent as bytes; None sends JSON.
 
     Raises:
         WireError: a value that JSON cannot express.
@@ -154,7 +154,7 @@ def encode_response(response: InferResponse, request: InferRequest | None = None
 
 
 def decode_response(body: bytes, header_length: int | str | None = None) -> InferResponse:
-    """Reads a response from a server that is not trusted.
+    """Decode a response from an untrusted server.
 
     Args:
         body: all bytes of the HTTP body.
@@ -180,7 +180,7 @@ def decode_response(body: bytes, header_length: int | str | None = None) -> Infe
 
 
 def encode_metadata(metadata: ModelMetadata) -> bytes:
-    """Turns a model's metadata into JSON."""
+    """Encode a model's metadata."""
     value: dict[str, Any] = {
         "name": metadata.name,
         "versions": list(metadata.versions),
@@ -194,7 +194,7 @@ def encode_metadata(metadata: ModelMetadata) -> bytes:
 
 
 def decode_metadata(body: bytes) -> ModelMetadata:
-    """Reads a model's metadata. Parameters that are not scalars, which some servers send, are left out.
+    """Decode a model's metadata. Parameters that are not scalars, which some servers send, are dropped.
 
     Raises:
         WireError: anything else is not as the protocol says.
@@ -213,7 +213,7 @@ def decode_metadata(body: bytes) -> ModelMetadata:
 
 
 def decode_extensions(body: bytes) -> frozenset[str]:
-    """Reads which extensions of the protocol a server lists in its metadata.
+    """Decode which extensions of the protocol a server lists in its metadata.
 
     Raises:
         WireError: it is no JSON object, or its extensions are no list of names.
@@ -239,7 +239,7 @@ def _dump(value: Any) -> bytes:
 
 
 def _split(body: bytes, header_length: int | str | None) -> tuple[bytes, tensors.Reader]:
-    """The JSON, and what follows it."""
+    """Split a body into the JSON and what follows it."""
     if header_length is None:
         return body, tensors.Reader(None)
     text = str(header_length)

@@ -37,7 +37,7 @@ def test_what_payload_is_normalised_for_each_classifier(trained: Any, image_fold
     wanted = [float((answer(x).argmax(axis=1) == labels).mean()) for x in (own, raw)]
     assert found["obfuscators"][0]["accuracy"] == pytest.approx(wanted)
     assert found["obfuscators"][0]["seen"] == [True, True]
-    assert found["classifiers"][0]["accuracy_plain"] == classifier.figures["accuracy_plain"]
+    assert found["classifiers"][0]["accuracy_plain"] == classifier.figures.accuracy_plain
     assert found["obfuscators"][0]["excess_leakage"] is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +79,11 @@ def make(
     if net is not frozen.net:
         whole = {"method": name, "strength": method.strength, "seed": method.seed, **recipe}
         classifier = write_retrained(folder / "classifier", net, given=classifier, images_for_check=check, recipe=whole)
-        classifier.figures.update(evaluate_classifier(classifier, test))
-        classifier.provenance.update(provenance(**facts))
-        classifier.save()
+        figures = classifier.figures.updated(**evaluate_classifier(classifier, test))
+        classifier = replace(classifier, figures=figures, provenance=provenance(**facts)).save()
         frozen = load_classifier(classifier.path)
     bundle = write_baseline(
         folder / "bundle", method, name_of_method=name, classifier=frozen, images_for_check=check, recipe=recipe
     )
-    bundle.figures.update(evaluate_obfuscator(bundle, classifier, test))
-    bundle.provenance.update(provenance(**facts))
-    bundle.save()
-    return bundle
+    figures = bundle.figures.updated(**evaluate_obfuscator(bundle, classifier, test))
+    return replace(bundle, figures=figures, provenance=provenance(**facts)).save()

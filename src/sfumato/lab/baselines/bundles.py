@@ -22,6 +22,7 @@ from sfumato.artifacts.bundle import (
     fingerprint,
 )
 from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.records import RecipeRecord
 from sfumato.errors import BundleError, TrainingError
 from sfumato.lab.baselines.method import Method, NoisyMethod
 from sfumato.lab.baselines.registry import build
@@ -114,23 +115,17 @@ def write_baseline(
     )
     if isinstance(payload, NoisyPayload):
         _check_noise(onnx, payload, images_for_check[:8])
-    bundle = Bundle(
+    return Bundle(
         path=folder,
         kind="obfuscator",
         name=classifier.name,
         labels=classifier.labels,
         preprocessing=classifier.preprocessing,
         classifier_fingerprint=classifier.fingerprint,
-        recipe={
-            "kind": KIND,
-            "method": name_of_method,
-            "strength": method.strength,
-            "seed": method.seed,
-            **recipe,
-        },
-    )
-    bundle.save()
-    return bundle
+        recipe=RecipeRecord.from_json(
+            {"kind": KIND, "method": name_of_method, "strength": method.strength, "seed": method.seed, **recipe}
+        ),
+    ).save()
 
 
 def write_retrained(
@@ -153,17 +148,15 @@ def write_retrained(
     normalize = Normalize(given.preprocessing.mean, given.preprocessing.std)
     inputs = normalize(images_for_check)
     export_onnx(net, folder / CLASSIFIER_ONNX, inputs, input_name="input", output_name="logits")
-    bundle = Bundle(
+    return Bundle(
         path=folder,
         kind="classifier",
         name=f"{given.name}-retrained",
         labels=given.labels,
         preprocessing=given.preprocessing,
         classifier_fingerprint=fingerprint(folder / CLASSIFIER_ONNX),
-        recipe={**given.recipe, "retrained": {"from": given.classifier_fingerprint, **recipe}},
-    )
-    bundle.save()
-    return bundle
+        recipe=given.recipe.updated(retrained={"from": given.classifier_fingerprint, **recipe}),
+    ).save()
 
 
 def load_module(bundle: Bundle, weights: str = OBFUSCATOR_WEIGHTS) -> Payload:
@@ -202,7 +195,7 @@ def refit(bundle: Bundle, seed: int) -> Payload | None:
 
 
 def _built(bundle: Bundle, seed: int | None) -> Method:
-    recipe, size = bundle.recipe, bundle.preprocessing
+    recipe, size = bundle.recipe.to_json(), bundle.preprocessing
     if recipe.get("kind") != KIND:
         raise BundleError(f"{bundle.path} is no baseline: its recipe is of kind {recipe.get('kind')!r}")
     try:

@@ -78,7 +78,7 @@ def pair(
     served = _bundle(classifier, folder, stated)
     look = served.preprocessing
     findings = [_about(served, kind)]
-    findings += [Finding("classifier", "note", note) for note in served.recipe.get("notes", ())]
+    findings += [Finding("classifier", "note", note) for note in served.recipe.notes or ()]
     train, test, _ = load_train_test(data, size=(look.height, look.width))
     findings += [Finding("images", "note", remark) for part in (train, test) for remark in part.remarks()]
     accuracy = None
@@ -145,7 +145,7 @@ def _server(url: str, model: str, served: Bundle, options: dict[str, Any]) -> li
             model,
             payload=Payload((3, served.preprocessing.height, served.preprocessing.width), len(served.labels)),
             labels=served.labels,
-            fingerprint=None if served.recipe.get("kind") == "adopted" else served.classifier_fingerprint,
+            fingerprint=None if served.recipe.kind == "adopted" else served.classifier_fingerprint,
             **options,
         ):
             found.append(finding)

@@ -47,7 +47,7 @@ def load_classifier(path: Path) -> FrozenClassifier:
             weights that do not fit the architecture.
     """
     bundle = Bundle.load(path, kind="classifier")
-    if not trains_through(bundle) and bundle.recipe.get("kind") == "adopted":
+    if not trains_through(bundle) and bundle.recipe.kind == "adopted":
         raise BundleError(
             f"{path} holds an ONNX file alone: it can be served, measured and audited, but no gradient passes through "
             "it, so nothing can be trained for it; adopt the network that the file was exported from "
@@ -64,7 +64,7 @@ def load_classifier(path: Path) -> FrozenClassifier:
 
 
 def _of_ours(bundle: Bundle) -> nn.Module:
-    architecture = bundle.recipe.get("architecture")
+    architecture = bundle.recipe.architecture
     try:
         net = build_classifier(str(architecture), len(bundle.labels))
         net.load_state_dict(load_file(bundle.file(CLASSIFIER_WEIGHTS)))

@@ -23,6 +23,7 @@ from sfumato.artifacts.bundle import (
 )
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.artifacts.provenance import provenance
+from sfumato.artifacts.records import RecipeRecord
 from sfumato.errors import ClassifierError, TrainingError
 from sfumato.lab.classifiers.exported_programs import from_bundle, save_program
 from sfumato.lab.classifiers.sources import Given, Stated, read_given
@@ -51,7 +52,7 @@ def classifier_bundle(given: str, folder: Path) -> Path:
     if given == shipped.CLASSIFIER:
         return shipped.classifier_bundle()
     if (folder / MANIFEST).is_file():
-        recipe = Bundle.load(folder, kind="classifier").recipe
+        recipe = Bundle.load(folder, kind="classifier").recipe.to_json()
         if recipe.get("given") == given and _content(given) in (None, recipe.get("given_sha256")):
             return folder
     return adopt(given, folder).path
@@ -92,8 +93,7 @@ def adopt(given: str, folder: Path, stated: Stated = _NOTHING) -> Bundle:
             renew(folder)
             renewed = True
             shutil.copyfile(found.onnx, folder / CLASSIFIER_ONNX)
-        bundle = _bundle(found, folder, preprocessing, answers, given, stated)
-        bundle.save()
+        bundle = _bundle(found, folder, preprocessing, answers, given, stated).save()
     except BaseException:
         if renewed:
             shutil.rmtree(folder, ignore_errors=True)
@@ -110,7 +110,7 @@ def _content(given: str) -> str | None:
 
 
 def _is_adopted(folder: Path) -> bool:
-    return (folder / MANIFEST).is_file() and Bundle.load(folder).recipe.get("kind") == KIND
+    return (folder / MANIFEST).is_file() and Bundle.load(folder).recipe.kind == KIND
 
 
 def _probes(preprocessing: Preprocessing) -> Tensor:
@@ -191,13 +191,15 @@ def _bundle(
         labels=labels,
         preprocessing=preprocessing,
         classifier_fingerprint=fingerprint(folder / CLASSIFIER_ONNX),
-        recipe={
-            "kind": KIND,
-            "given": given,
-            "given_sha256": _content(given),
-            "origin": found.origin,
-            "notes": notes,
-            **found.facts,
-        },
+        recipe=RecipeRecord.from_json(
+            {
+                "kind": KIND,
+                "given": given,
+                "given_sha256": _content(given),
+                "origin": found.origin,
+                "notes": notes,
+                **found.facts,
+            }
+        ),
         provenance=provenance(),
     )

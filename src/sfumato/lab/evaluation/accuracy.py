@@ -135,7 +135,7 @@ def evaluate_obfuscator(
         figures["offload_rate"] = sent / len(images)
         figures["accuracy_gated"] = gated / len(images)
     if reconstruct is not None:
-        who = "codeword_means" if obfuscator.recipe.get("kind") == "sketch" else "joint_deobfuscator"
+        who = "codeword_means" if obfuscator.recipe.kind == "sketch" else "joint_deobfuscator"
         error = float(torch.cat(errors).double().mean())
         figures[f"{who}_mse"] = error
         figures[f"{who}_psnr_db"] = psnr_db(error)

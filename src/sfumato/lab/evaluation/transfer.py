@@ -58,9 +58,9 @@ def transfer(
         "obfuscators": [
             {
                 "name": _name(obfuscator),
-                "kind": obfuscator.recipe.get("kind"),
+                "kind": obfuscator.recipe.kind,
                 "files": obfuscator.files,
-                "training": obfuscator.provenance,
+                "training": obfuscator.provenance.to_json(),
                 "seen": [_seen(obfuscator, classifier) for classifier in classifiers],
                 **_answers(obfuscator, classifiers, images),
                 **_leakage(audited.get(obfuscator.files[OBFUSCATOR_ONNX]) or audited.get(_name(obfuscator))),
@@ -68,17 +68,17 @@ def transfer(
             for obfuscator in obfuscators
         ],
         "test_images": len(images),
-        "provenance": provenance(data=images.source, data_sha256=images.sha256),
+        "provenance": provenance(data=images.source, data_sha256=images.sha256).to_json(),
     }
 
 
 def _name(obfuscator: Bundle) -> str:
     """The recipe's; of a baseline, its method's."""
-    return str(obfuscator.recipe.get("name") or obfuscator.recipe.get("method") or obfuscator.path.name)
+    return str(obfuscator.recipe.name or obfuscator.recipe.method or obfuscator.path.name)
 
 
 def _seen(obfuscator: Bundle, classifier: Bundle) -> bool:
-    known = {str(entry["fingerprint"]) for entry in obfuscator.provenance.get("trained_for", ())}
+    known = {str(entry["fingerprint"]) for entry in obfuscator.provenance.trained_for or ()}
     return classifier.classifier_fingerprint in known | {obfuscator.classifier_fingerprint}
 
 
@@ -96,8 +96,8 @@ def _described(classifier: Bundle, images: ImageSet) -> dict[str, Any]:
     described = {
         "name": classifier.name,
         "fingerprint": classifier.classifier_fingerprint,
-        "architecture": classifier.recipe.get("architecture"),
-        "training": classifier.provenance,
+        "architecture": classifier.recipe.architecture,
+        "training": classifier.provenance.to_json(),
         "accuracy_plain": evaluate_classifier(classifier, images)["accuracy_plain"],
     }
     if described["architecture"] in CLASSIFIERS:

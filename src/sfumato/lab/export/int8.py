@@ -35,10 +35,10 @@ from sfumato.artifacts.bundle import (
     OBFUSCATOR_ONNX,
     OBFUSCATOR_WEIGHTS,
     Bundle,
-    is_quantized,
 )
 from sfumato.artifacts.onnx_file import Array, OnnxFunction
 from sfumato.artifacts.provenance import provenance
+from sfumato.artifacts.records import Figures
 from sfumato.errors import BundleError
 from sfumato.lab.data import ImageSet
 from sfumato.lab.evaluation.accuracy import evaluate_obfuscator
@@ -84,7 +84,7 @@ def quantize(
             another size; the folder holds something; or the disk refuses.
         DataError: a class of the images is none of the classifier's.
     """
-    if is_quantized(bundle):
+    if bundle.recipe.quantized is not None:
         raise BundleError(f"{bundle.path} is in 8-bit integers already; give the bundle that it was made of")
     _check_folder(folder, overwrite)
     size = (bundle.preprocessing.height, bundle.preprocessing.width)
@@ -100,11 +100,10 @@ def quantize(
         for name, new_name in _KEPT.items():
             if name in bundle.files:
                 shutil.copyfile(bundle.file(name), partial / new_name)
-        made = _described(bundle, partial, calibration, test)
-        made.save()
-        made.figures.update(evaluate_obfuscator(made, classifier, test))
-        made.figures["quantized"] = _compared(bundle, before, made, classifier, test)
-        made.save()
+        made = _described(bundle, partial, calibration, test).save()
+        figures = made.figures.updated(**evaluate_obfuscator(made, classifier, test))
+        made = replace(made, figures=figures)
+        replace(made, figures=figures.updated(quantized=_compared(bundle, before, made, classifier, test))).save()
     return Bundle.load(folder, kind="obfuscator")
 
 
@@ -118,7 +117,7 @@ def remarks(bundle: Bundle) -> list[str]:
     Args:
         bundle: as `quantize` gives it.
     """
-    figures, quantized = bundle.figures, bundle.figures["quantized"]
+    figures, quantized = bundle.figures.to_json(), bundle.figures.quantized or {}
     said = []
     if quantized["time_of_float32"] >= 1:
         said.append(
@@ -285,7 +284,7 @@ def _compared(
 
 def _described(bundle: Bundle, folder: Path, calibration: ImageSet, test: ImageSet) -> Bundle:
     """The new bundle without its figures: what it is made of, and how."""
-    name = str(bundle.recipe.get("name") or bundle.recipe.get("method") or bundle.path.resolve().name)
+    name = str(bundle.recipe.name or bundle.recipe.method or bundle.path.resolve().name)
     origin = {"name": name, "fingerprint": f"sha256:{bundle.files[OBFUSCATOR_ONNX]}"}
     how = {
         "kind": "U8S8",
@@ -294,14 +293,18 @@ def _described(bundle: Bundle, folder: Path, calibration: ImageSet, test: ImageS
         "data": calibration.source,
         "data_sha256": calibration.sha256,
     }
-    known = {key: bundle.provenance[key] for key in ("trained_for",) if key in bundle.provenance}
+    known = {} if bundle.provenance.trained_for is None else {"trained_for": bundle.provenance.trained_for}
     return replace(
         bundle,
         path=folder,
-        recipe={**bundle.recipe, "name": f"{name}-int8", "quantized": how},
-        figures={},
+        recipe=bundle.recipe.updated(name=f"{name}-int8", quantized=how),
+        figures=Figures(),
         provenance=provenance(
-            data=test.source, data_sha256=test.sha256, test_images=len(test), training=bundle.provenance, **known
+            data=test.source,
+            data_sha256=test.sha256,
+            test_images=len(test),
+            training=bundle.provenance.to_json(),
+            **known,
         ),
         files={},
     )
@@ -312,7 +315,7 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise BundleError(f"{folder} exists already; choose another folder, or --overwrite what was quantised before")
-    if not (folder / MANIFEST).is_file() or not is_quantized(Bundle.load(folder)):
+    if not (folder / MANIFEST).is_file() or Bundle.load(folder).recipe.quantized is None:
         raise BundleError(f"{folder} holds something else than an obfuscator in 8-bit integers; choose another folder")
 
 

@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,7 @@ def _finish(recipe: AnyRecipe, made: Prepared, run: Run, fabric: Fabric, fitted:
             recipe=plain_recipe,
             half=half,
         )
-        bundle.figures.update(evaluate_classifier(bundle, test_set))
+        figures = evaluate_classifier(bundle, test_set)
     else:
         assert frozen is not None and not isinstance(recipe, ClassifierRecipe)
         if isinstance(task, SketchTask):
@@ -214,11 +215,12 @@ def _finish(recipe: AnyRecipe, made: Prepared, run: Run, fabric: Fabric, fitted:
             bundle = write_obfuscator_bundle(
                 run.bundle, task, images, classifier=frozen, recipe=plain_recipe, half=half
             )
-        bundle.figures.update(
-            evaluate_obfuscator(bundle, Bundle.load(classifier_bundle(recipe.classifier, run.classifier)), test_set)
-        )
-    bundle.provenance.update(
-        provenance(
+        classifier = Bundle.load(classifier_bundle(recipe.classifier, run.classifier))
+        figures = evaluate_obfuscator(bundle, classifier, test_set)
+    return replace(
+        bundle,
+        figures=bundle.figures.updated(**figures),
+        provenance=provenance(
             seed=recipe.training.seed,
             epochs=recipe.training.epochs if fitted.seconds else 0,
             accelerator=fabric.device.type,
@@ -234,7 +236,5 @@ def _finish(recipe: AnyRecipe, made: Prepared, run: Run, fabric: Fabric, fitted:
             training_seconds=round(fitted.seconds, 1),
             history=[{name: round(value, 5) for name, value in look.items()} for look in fitted.history],
             **made.origins,
-        )
-    )
-    bundle.save()
-    return bundle
+        ),
+    ).save()

@@ -4,11 +4,11 @@
 //   import { Client, loadBundle } from "sfumato";
 //
 //   const client = new Client("https://classify.example.org", await loadBundle("/bundle/", { ort }));
-//   const answer = await client.classify(file);
-//   console.log(answer.label, answer.probability, answer.answeredBy);
+//   const prediction = await client.classify(file);
+//   console.log(prediction.label, prediction.probability, prediction.predictedBy);
 //
-// It fails closed: there is one function that sends (`Client.send`), and it takes obfuscated images only. Whatever goes
-// wrong, an error is thrown and nothing is sent. An obfuscator is not encryption: what it sends leaks, to be measured.
+// It fails closed: there is one function that sends (`Client.send`), and it takes obfuscated images only. When anything
+// goes wrong, an error is thrown and nothing is sent. An obfuscator is not encryption: what it sends leaks information.
 
 import { Bundle, ObfuscatedImage, sha256, softmax } from "./bundle.js";
 import { BundleError, EndpointError } from "./errors.js";
@@ -18,7 +18,7 @@ export { Bundle, ObfuscatedImage, loadBundle, sha256, softmax, tensorToImageData
 export { BundleError, EndpointError, ImageError, SfumatoError } from "./errors.js";
 export { fit, loadImage, toImageData } from "./image.js";
 
-const MAX_ANSWER_BYTES = 16 * 2 ** 20;
+const MAX_RESPONSE_BYTES = 16 * 2 ** 20;
 
 /** Classifies images at an endpoint that never sees them. */
 export class Client {
@@ -32,8 +32,8 @@ export class Client {
    * @param {Bundle} bundle
    * @param {{model?: string, token?: string, timeoutMs?: number, gate?: boolean, onRequest?: Function}} options
    *   model: its name at the endpoint, by default the bundle's classifier; gate: let the bundle's gate, if it has one,
-   *   keep images at home; onRequest: told the address, headers and bytes of a request just before it is sent.
-   * @throws {EndpointError} an address that cannot be used, or a token that would travel in the open.
+   *   handle images on-device; onRequest: called with the address, headers and bytes of a request before it is sent.
+   * @throws {EndpointError} an address that cannot be used, or a token that would be sent in the clear.
    */
   constructor(server, bundle, { model, token, timeoutMs = 10_000, gate = true, onRequest = () => {} } = {}) {
     if (!(bundle instanceof Bundle)) throw new BundleError("a client needs a bundle from loadBundle");
@@ -47,10 +47,10 @@ export class Client {
   }
 
   /**
-   * Classifies one image. If the bundle's gate keeps it at home, the answer is the device's own, and no request is made.
+   * Classify one image. If the bundle's gate handles it on-device, no request is made.
    *
    * @param source whatever `loadImage` takes.
-   * @returns {Promise<object>} the answer; see `Answer` in sfumato.d.ts.
+   * @returns {Promise<object>} see `Prediction` in sfumato.d.ts.
    * @throws {ImageError | BundleError | EndpointError}
    */
   async classify(source) {
@@ -62,7 +62,7 @@ export class Client {
       index,
       probability: decision.probabilities[index],
       probabilities: decision.probabilities,
-      answeredBy: "device",
+      predictedBy: "device",
       payloadBytes: 0,
       obfuscateMs: decision.milliseconds,
       roundTripMs: 0,
@@ -71,12 +71,12 @@ export class Client {
   }
 
   /**
-   * The only way out of the device.
+   * Send an obfuscated image: the only way out of the device.
    *
    * @param {ObfuscatedImage} obfuscated
-   * @param {number} obfuscateMs passed on to the answer.
+   * @param {number} obfuscateMs passed on to the prediction.
    * @throws {BundleError} something else was given.
-   * @throws {EndpointError} no usable answer came.
+   * @throws {EndpointError} no usable response came.
    */
   async send(obfuscated, obfuscateMs = 0) {
     if (!ObfuscatedImage.is(obfuscated)) throw new BundleError("only obfuscated images may be sent; nothing was sent");
@@ -96,7 +96,7 @@ export class Client {
       index,
       probability: probabilities[index],
       probabilities,
-      answeredBy: "cloud",
+      predictedBy: "cloud",
       payloadBytes: request.body.length,
       obfuscateMs,
       roundTripMs,
@@ -104,7 +104,7 @@ export class Client {
     };
   }
 
-  /** The model's metadata, and from it how to ask. Nothing of any image is sent. */
+  /** Fetch the model's metadata, and decide how to ask. Nothing of any image is sent. */
   async #fetchPlan() {
     const { body } = await this.#ask(this.#url(""), {});
     const metadata = parseObject(body, "the model's metadata");
@@ -149,7 +149,7 @@ export class Client {
     } catch (error) {
       if (error instanceof EndpointError) throw error;
       if (error?.name === "TimeoutError") throw new EndpointError(`${url.host} did not answer within ${timeoutMs / 1000} s`);
-      throw new EndpointError(`no answer from ${url.host}: the network or the server is gone`);
+      throw new EndpointError(`no response from ${url.host}: the network or the server is gone`);
     }
   }
 }
@@ -161,7 +161,7 @@ function checkedServer(server, token) {
   }
   const local = ["localhost", "127.0.0.1", "[::1]"].includes(url.hostname);
   if (token !== undefined && url.protocol === "http:" && !local) {
-    throw new EndpointError(`the token would travel readably to ${url.host}; use https`);
+    throw new EndpointError(`the token would be sent in the clear to ${url.host}; use https`);
   }
   if (!url.pathname.endsWith("/")) url.pathname += "/";
   return url;
@@ -173,11 +173,11 @@ function accepts(shape, row) {
 
 function pick(outputs, name, classes) {
   const found = name === null ? outputs[0] : outputs.find((output) => output.name === name);
-  if (found === undefined) throw new EndpointError(`the answer lacks the output "${name}" that was asked for`);
+  if (found === undefined) throw new EndpointError(`the response lacks the output "${name}" that was asked for`);
   if (found.shape.length !== 2 || found.shape[0] !== 1 || found.shape[1] !== classes) {
-    throw new EndpointError(`the answer has the shape [${found.shape}]; [1, ${classes}] was expected`);
+    throw new EndpointError(`the response has the shape [${found.shape}]; [1, ${classes}] was expected`);
   }
-  if (!found.values.every(Number.isFinite)) throw new EndpointError("the answer holds NaN or infinite values");
+  if (!found.values.every(Number.isFinite)) throw new EndpointError("the response holds NaN or infinite values");
   return found.values;
 }
 
@@ -188,9 +188,9 @@ async function limited(reply) {
     const { done, value } = await reader.read();
     if (done) break;
     length += value.length;
-    if (length > MAX_ANSWER_BYTES) {
+    if (length > MAX_RESPONSE_BYTES) {
       await reader.cancel();
-      throw new EndpointError(`the answer is longer than ${MAX_ANSWER_BYTES} bytes`);
+      throw new EndpointError(`the response is longer than ${MAX_RESPONSE_BYTES} bytes`);
     }
     chunks.push(value);
   }
