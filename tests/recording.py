@@ -1,4 +1,4 @@
-"""A server that writes down every byte it is sent, and behaves as badly as it is told to."""
+"""A server that records every byte it is sent, and misbehaves as it is told to."""
 
 from __future__ import annotations
 

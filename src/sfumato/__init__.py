@@ -6,9 +6,9 @@ predicts. This is not encryption: how much of the image an attacker can reconstr
 Importing this package imports neither torch nor ONNX Runtime; the names below load on first use.
 """
 
-from collections.abc import Callable, Mapping
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sfumato.artifacts.plugins import lazy
 
 if TYPE_CHECKING:
     from sfumato.artifacts.bundle import Bundle, Preprocessing
@@ -18,22 +18,6 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = ["Bundle", "Client", "Obfuscator", "Preprocessing", "SfumatoError", "__version__"]
-
-
-def lazy(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return `__getattr__` and `__dir__` of a package whose names load on first use.
-
-    Args:
-        package: its name.
-        homes: the module of each name.
-    """
-
-    def getattribute(name: str) -> Any:
-        if name not in homes:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(homes[name]), name)
-
-    return getattribute, lambda: sorted(import_module(package).__all__)
 
 
 __getattr__, __dir__ = lazy(

@@ -15,7 +15,7 @@ from sfumato.errors import BundleError, EndpointResponseInvalid, ImageError, Ser
 from tiny import (
     PREPROCESSING,
     code_of,
-    draw,
+    decode,
     image,
     logits,
     save_bundles,
@@ -36,7 +36,7 @@ def test_the_code_alone_is_computed_and_it_is_the_code_of_what_would_be_drawn(bu
     unit = np.stack([prepare(pixels, PREPROCESSING) for pixels in IMAGES])
     codes = Obfuscator(bundles[0], split=True)(unit)
     assert codes.dtype == np.uint8 and codes.tolist() == code_of(unit).tolist()
-    np.testing.assert_allclose(Obfuscator(bundles[0])(unit), draw(codes), atol=1e-6)
+    np.testing.assert_allclose(Obfuscator(bundles[0])(unit), decode(codes), atol=1e-6)
 
 
 def test_a_code_has_no_preview(bundles: tuple[Bundle, Bundle]) -> None:
@@ -59,7 +59,7 @@ def test_the_cloud_draws_the_code_and_the_same_classifier_answers(binary: bool, 
     for ours, theirs in zip(codes, drawings, strict=True):
         np.testing.assert_allclose(ours.probabilities, theirs.probabilities, atol=1e-6)
     unit = np.stack([prepare(pixels, PREPROCESSING) for pixels in IMAGES])
-    wanted = logits(draw(code_of(unit))).argmax(axis=1)
+    wanted = logits(decode(code_of(unit))).argmax(axis=1)
     assert [np.argmax(prediction.probabilities) for prediction in codes] == wanted.tolist()
     if binary:
         assert drawings[0].payload_bytes > 3 * 8 * 8 * 4 and codes[0].payload_bytes < 64, "per image, of five"

@@ -77,14 +77,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """What the demonstration showed.
-
-    Attributes:
-        server: its address.
-        gated: whether the bundle has a gate, so that images may be handled on-device.
-        rows: one per image.
-        panel: the panel image's path.
-    """
+    """The demonstration's result: the server's address, whether the bundle has a gate, one row per image, the panel."""
 
     server: str
     gated: bool

@@ -9,9 +9,10 @@ import contextlib
 import json
 import statistics
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Literal, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +22,13 @@ from sfumato.artifacts.bundle import CLASSIFIER_ONNX, Bundle
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.device.client import Client, FingerprintWarning
 from sfumato.device.connect import open_endpoint
-from sfumato.device.eight_bit import EightBit, from_pixels
-from sfumato.device.endpoint_binding import Payload, make_plan, payload_from
+from sfumato.device.eight_bit import from_pixels
+from sfumato.device.endpoint_binding import Payload, Plan, make_plan
 from sfumato.device.gate import softmax
 from sfumato.device.image_file_client import FileClient
 from sfumato.device.obfuscator import Obfuscator
 from sfumato.device.predictions import Prediction
+from sfumato.device.transport import ConnectionOptions
 from sfumato.errors import EndpointResponseInvalid, SfumatoError
 from sfumato.wire import ModelMetadata
 
@@ -69,81 +71,41 @@ def synthetic_images(count: int, height: int, width: int) -> list[npt.NDArray[np
     return images
 
 
-def examine(
-    bundle: Bundle,
-    server_url: str,
-    *,
-    classifier: Bundle | None = None,
-    model: str | None = None,
-    files: Mapping[str, Any] | None = None,
-    datatype: str | None = None,
-    input_name: str | None = None,
-    **options: Any,
-) -> list[Finding]:
+def examine(client: Client | FileClient, *, classifier: Bundle | None = None) -> list[Finding]:
     """Check a deployed pair from end to end; stop where nothing further can be known.
 
     Args:
-        bundle: the obfuscator's.
-        server_url: the endpoint.
+        client: of the bundle and the endpoint, with `gate=False`, so that every image is sent.
         classifier: the bundle of its classifier, if available, to compare predictions with.
-        model: the model's name at the endpoint; by default the bundle's.
-        files: options of `FileClient` for an endpoint that takes image files, such as style and answer; None
-            for the Open Inference Protocol.
-        datatype: as for `Client`.
-        input_name: as for `Client`.
-        options: as for `open_endpoint`: encoding, token, timeout_s, ca_file, ...
     """
     found: list[Finding] = []
-    asked: dict[str, Any] = {"datatype": datatype, "input_name": input_name}
     try:
-        for finding in _examined(bundle, server_url, classifier, model or bundle.name, files, asked, options):
+        for finding in _examined(client, classifier):
             found.append(finding)
     except SfumatoError as error:
         found.append(Finding("the endpoint", "bad", str(error), "check the server's own log, --server and --model"))
     return found
 
 
-def _examined(
-    bundle: Bundle,
-    server_url: str,
-    classifier: Bundle | None,
-    model: str,
-    files: Mapping[str, Any] | None,
-    asked: dict[str, Any],
-    options: dict[str, Any],
-) -> Iterator[Finding]:
-    size = bundle.preprocessing
+def _examined(client: Client | FileClient, classifier: Bundle | None) -> Iterator[Finding]:
+    bundle, size = client.bundle, client.bundle.preprocessing
     images = synthetic_images(IMAGES, size.height, size.width)
-    eight_bit: EightBit | None = None if files is None else "rounded" if files.get("rounding") else "exact"
     try:
-        hidden = Obfuscator(bundle, eight_bit=eight_bit).obfuscate_batch(images)
+        hidden = client.obfuscator.obfuscate_batch(images)
     except SfumatoError as error:
         yield Finding("the bundle", "bad", str(error), "copy the bundle again, or train it again")
         return
     yield Finding("the bundle", "good", f"its files are whole, and it obfuscates {len(hidden)} synthetic images")
     if classifier is not None and classifier.classifier_fingerprint != bundle.classifier_fingerprint:
-        yield Finding(
-            "the classifier's bundle",
-            "bad",
-            "the obfuscator was trained for another classifier",
-            "give the right --classifier",
-        )
+        said, advice = "the obfuscator was trained for another classifier", "give the correct --classifier"
+        yield Finding("the classifier's bundle", "bad", said, advice)
         return
-    client: Client | FileClient
-    if files is None:
-        client = Client(server_url, bundle, model=model, gate=False, **asked, **options)
-    else:
-        client = FileClient(server_url, bundle, gate=False, **files, **options)
     with client, warnings.catch_warnings():
         warnings.simplefilter("ignore", FingerprintWarning)  # it is a finding already
         if isinstance(client, Client):
             client.check_ready()
             yield from compare_metadata(
-                client.metadata(),
-                payload=payload_from(bundle, (3, size.height, size.width), split=False),
-                labels=bundle.labels,
-                fingerprint=bundle.classifier_fingerprint,
-                **asked,
+                client.metadata(), client.plan, labels=bundle.labels, fingerprint=bundle.classifier_fingerprint
             )
         else:
             yield Finding("the endpoint", "note", "takes image files, and so does not say what it serves")
@@ -153,10 +115,11 @@ def _examined(
         advice = "give --classifier BUNDLE to compare them with the classifier's own"
         yield Finding("probabilities", "note", "not compared with anything", advice)
     else:
-        sent = np.stack([image.tensor for image in hidden])
+        inputs = np.stack([image.tensor for image in hidden])
+        if isinstance(client, FileClient):
+            inputs = from_pixels(inputs, size)
         half = isinstance(client, Client) and client.datatype == "FP16"
-        allowed = SAME_WITHIN_FP16 if half else SAME_WITHIN
-        yield _compared(predictions, sent if files is None else from_pixels(sent, size), classifier, allowed)
+        yield _compared(predictions, inputs, classifier, SAME_WITHIN_FP16 if half else SAME_WITHIN)
     yield _timed(predictions)
     yield _gate(bundle, images)
 
@@ -168,20 +131,9 @@ def examine_endpoint(
     payload: Payload,
     labels: Sequence[str],
     fingerprint: str | None,
-    **options: Any,
+    **options: Unpack[ConnectionOptions],
 ) -> Iterator[Finding]:
-    """Compare what an endpoint says of its model with what is needed. Send nothing of any image.
-
-    Args:
-        server_url: the endpoint.
-        model: its name there.
-        payload: as for `compare_metadata`.
-        labels: as for `compare_metadata`.
-        fingerprint: as for `compare_metadata`.
-        options: as for `open_endpoint`.
-
-    Yields:
-        Findings; a "bad" one if predictions would fail or be incorrect.
+    """Fetch a model's metadata and compare it, see `compare_metadata`. Send nothing of any image.
 
     Raises:
         EndpointError: it cannot be reached, has no such model, or says nothing that can be understood.
@@ -189,53 +141,42 @@ def examine_endpoint(
     with contextlib.closing(open_endpoint(server_url, **options)) as endpoint:
         endpoint.check_ready()
         metadata = endpoint.metadata(model)
-    yield from compare_metadata(metadata, payload=payload, labels=labels, fingerprint=fingerprint)
+    yield from compare_metadata(metadata, partial(make_plan, metadata, payload), labels=labels, fingerprint=fingerprint)
 
 
 def compare_metadata(
-    metadata: ModelMetadata,
-    *,
-    payload: Payload,
-    labels: Sequence[str],
-    fingerprint: str | None,
-    datatype: str | None = None,
-    input_name: str | None = None,
+    metadata: ModelMetadata, plan: Callable[[], Plan], *, labels: Sequence[str], fingerprint: str | None
 ) -> Iterator[Finding]:
     """Compare a model's metadata with what is needed.
 
     Args:
         metadata: of a ready endpoint.
-        payload: what the model has to take.
+        plan: decides how to ask the model, and raises `EndpointResponseInvalid` if it cannot take the payload.
         labels: of the classifier, in the order of its outputs.
         fingerprint: of the classifier; None if it does not matter.
-        datatype: as for `Client`.
-        input_name: as for `Client`.
     """
     yield Finding("the endpoint", "good", f"ready, {metadata.platform or 'platform not stated'}")
-    yield _shapes(metadata, payload, datatype, input_name)
+    yield _shapes(metadata, plan)
     yield _labels(metadata, labels)
     if fingerprint is not None:
         yield _fingerprint(metadata, fingerprint)
 
 
-def _shapes(metadata: ModelMetadata, payload: Payload, datatype: str | None, input_name: str | None) -> Finding:
+def _shapes(metadata: ModelMetadata, make: Callable[[], Plan]) -> Finding:
     inputs, outputs = (
         [f"{spec.datatype} {list(spec.shape)}" for spec in specs] for specs in (metadata.inputs, metadata.outputs)
     )
     said = f"takes {', '.join(inputs) or 'an unstated input'}, returns {', '.join(outputs) or 'an unstated output'}"
     try:
-        plan = make_plan(metadata, payload, datatype=datatype, input_name=input_name)
+        plan = make()
     except EndpointResponseInvalid as error:
-        advice = (
-            "serve the classifier that the obfuscator was trained for, with one FP32 input (N, 3, H, W) and its logits"
-        )
+        advice = "serve the classifier that the obfuscator was trained for: one FP32 input (N, 3, H, W), and its logits"
         return Finding("shapes and datatypes", "bad", f"{said}: {error}", advice)
     said = f"{said}; {plan.datatype} is sent"
     if metadata.inputs:
         return Finding("shapes and datatypes", "good", said)
-    return Finding(
-        "shapes and datatypes", "note", f"{said} as {plan.input_name!r}", "if that is incorrect: --input-name"
-    )
+    advice = "if that is incorrect: --input-name"
+    return Finding("shapes and datatypes", "note", f"{said} as {plan.input_name!r}", advice)
 
 
 def _labels(metadata: ModelMetadata, labels: Sequence[str]) -> Finding:

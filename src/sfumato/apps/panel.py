@@ -17,13 +17,7 @@ _NOTE, _BLANK = (95, 99, 104), (241, 243, 244)
 
 @dataclass(frozen=True)
 class Caption:
-    """The text under a column.
-
-    Attributes:
-        text: a word or two.
-        good: printed in red if not.
-        note: a word or two in grey below it, if any.
-    """
+    """The text under a column, red if not `good`, and a note in grey below it."""
 
     text: str
     good: bool = True

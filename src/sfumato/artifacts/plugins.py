@@ -1,8 +1,9 @@
-"""Python objects named as `package.module:name`."""
+"""Python objects by name: those that users name as `package.module:name`, and public names that load on first use."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -32,3 +33,19 @@ def import_object(given: str, error: type[SfumatoError]) -> Any:
         reason_text = f"{type(reason).__name__}: {reason}"
         raise error(f"{given!r} cannot be imported from {folder}: {reason_text}") from reason
     return found
+
+
+def lazy(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return `__getattr__` and `__dir__` of a package whose names load on first use.
+
+    Args:
+        package: its name.
+        homes: the module of each name.
+    """
+
+    def getattribute(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(homes[name]), name)
+
+    return getattribute, lambda: sorted(import_module(package).__all__)

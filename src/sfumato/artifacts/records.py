@@ -1,7 +1,7 @@
 """The open-ended parts of `bundle.json`, typed: the recipe, the measured figures, and where they come from.
 
-Each record types what this version of sfumato reads. Keys without a field here are kept in `others`, so that loading
-and saving a bundle loses nothing.
+Each record types what this version of sfumato reads; `docs/schemas/bundle.json` says what every field means. Keys
+without a field here are kept in `others`, so that loading and saving a bundle loses nothing.
 """
 
 from __future__ import annotations
@@ -63,21 +63,7 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeRecord(Record):
-    """The resolved recipe that made a bundle, as far as device and cloud read it; the lab parses `to_json()`.
-
-    Attributes:
-        kind: "classifier", "obfuscator", "sketch", "baseline" or "adopted".
-        name: the run's name.
-        note: a remark on the run for people.
-        method: the method of a baseline.
-        seed: the seed of a baseline.
-        architecture: of a classifier.
-        origin: where an imported classifier comes from.
-        notes: remarks on an imported classifier.
-        output: options of the obfuscator's output; `format` is "8-bit" or "float".
-        code_bits: bits of a sketch's code.
-        quantized: how the obfuscator was converted to 8-bit integers; None if it computes in floating point.
-    """
+    """The resolved recipe that made a bundle, as far as device and cloud read it; the lab parses `to_json()`."""
 
     kind: str | None = None
     name: str | None = None
@@ -99,29 +85,7 @@ class RecipeRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Figures(Record):
-    """What was measured of a bundle. Accuracies and rates are in [0, 1], over `test_images` images.
-
-    Attributes:
-        accuracy_plain: of the classifier on the original images.
-        accuracy_obfuscated: of the classifier on the obfuscated images, with everything sent.
-        test_images: how many images were measured.
-        accuracy_device: of the on-device predictions, over all images.
-        offload_rate: the share of images that the gate sends.
-        accuracy_gated: of on-device and cloud predictions together, as the gate divides them.
-        joint_deobfuscator_mse: mean squared reconstruction error of the bundle's deobfuscator, images in [0, 1].
-        joint_deobfuscator_psnr_db: the same error in dB.
-        joint_deobfuscator_ssim: structural similarity of its reconstructions.
-        codeword_means_mse: as `joint_deobfuscator_mse`, for a sketch's codeword means.
-        codeword_means_psnr_db: likewise.
-        codeword_means_ssim: likewise.
-        agreement: share of images for which a surrogate predicts as its endpoint does.
-        compared: how many images that was measured on.
-        surrogate_agreement: the best agreement among the surrogates of a black-box training.
-        queries: how often the endpoint was queried.
-        queries_learning: how many of these queries the surrogates learned from.
-        quantized: comparison with the float32 bundle, written by `sfumato quantize`.
-        audit: summary of the audit, written by `sfumato audit`.
-    """
+    """What was measured of a bundle. Accuracies and rates are in [0, 1], over `test_images` images."""
 
     accuracy_plain: float | None = None
     accuracy_obfuscated: float | None = None
@@ -146,28 +110,7 @@ class Figures(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance(Record):
-    """Where a number comes from; `others` holds what only the program that measured it knows.
-
-    Attributes:
-        sfumato: the version that ran.
-        commit: the commit of its checkout, with "-dirty" if files differ; None if it was installed.
-        written: date and time, ISO 8601, UTC.
-        python: the interpreter's version.
-        libraries: version by name of the libraries that matter.
-        machine: "cpu", "cores", "system" and "architecture".
-        seed: of the run.
-        epochs: how many were trained.
-        accelerator: what was trained on: "cpu", "cuda", "mps".
-        device: its name.
-        precision: what was trained in.
-        train_images: how many images were trained on.
-        test_images: how many images were measured on.
-        data: the name of the data set.
-        data_sha256: hash of each split, by name, or of the only one.
-        training_seconds: time of the training alone.
-        history: losses and accuracies of each validated epoch.
-        trained_for: the classifiers that an obfuscator was trained for, each with "name" and "fingerprint".
-    """
+    """Where a number comes from; `others` holds what only the program that measured it knows."""
 
     sfumato: str | None = None
     commit: str | None = None

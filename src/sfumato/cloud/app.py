@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sfumato import __version__
 from sfumato.cloud import logs
+from sfumato.cloud.connection_limits import Limits
 from sfumato.cloud.dataplane import ServedModel
 from sfumato.cloud.metrics import CONTENT_TYPE, Metrics
 from sfumato.cloud.model_repository import Catalogue
@@ -27,8 +28,6 @@ from sfumato.wire import HEADER_LENGTH, decode_request, encode_metadata, encode_
 
 log = logging.getLogger(__name__)
 
-MAX_BODY_BYTES = 16 * 2**20
-MAX_HELD_BYTES = 256 * 2**20
 RETRY_AFTER_S = 1
 METRICS = "/metrics"
 _OPEN_PATHS = frozenset({paths.LIVE, paths.READY})
@@ -42,10 +41,8 @@ class Application:
 
     Args:
         models: what is served.
-        token: if given, everything but the health endpoints wants `Authorization: Bearer <token>`.
-        max_body_bytes: the longest request body that is read.
-        max_held_bytes: how many bytes of bodies may be in memory at once, being received or waiting for a model; what
-            would make them more is refused.
+        token: if given, everything but the health endpoints needs `Authorization: Bearer <token>`.
+        limits: its limits.
         pages: if given, it serves every path outside `/v2` but `/metrics`, to everybody: the token is for the models.
         access_log: whether a line is logged for each request.
         siblings: other processes with the same models, whose metrics are reported together with its own.
@@ -62,8 +59,7 @@ class Application:
         models: Catalogue | Iterable[ServedModel],
         *,
         token: str | None = None,
-        max_body_bytes: int = MAX_BODY_BYTES,
-        max_held_bytes: int = MAX_HELD_BYTES,
+        limits: Limits | None = None,
         pages: ASGIApp | None = None,
         access_log: bool = False,
         siblings: Siblings | None = None,
@@ -71,8 +67,7 @@ class Application:
         self.models = models if isinstance(models, Catalogue) else Catalogue.of(models)
         self._pages = pages
         self._expected = None if token is None else b"Bearer " + _checked_token(token)
-        self._max_body_bytes = max_body_bytes
-        self._max_held_bytes = max_held_bytes
+        self._limits = limits or Limits()
         self._access_log = access_log
         self._held_bytes = 0
         self._metrics = Metrics(lambda: self.models, lambda: self._held_bytes)
@@ -162,14 +157,14 @@ class Application:
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def _hold(self, size: int, exchange: _Exchange) -> None:
-        if self._held_bytes + size > self._max_held_bytes:
+        if self._held_bytes + size > self._limits.max_held_bytes:
             raise Overloaded(f"{self._held_bytes} bytes of requests are in memory already; try again later")
         self._held_bytes += size
         exchange.held_bytes += size
 
     def _check_length(self, length: int) -> None:
-        if length > self._max_body_bytes:
-            raise HTTPException(413, f"the body is longer than {self._max_body_bytes} bytes; send fewer rows")
+        if length > self._limits.max_body_bytes:
+            raise HTTPException(413, f"the body is longer than {self._limits.max_body_bytes} bytes; send fewer rows")
 
     def _authorise(self, scope: Scope) -> None:
         path = scope["path"]

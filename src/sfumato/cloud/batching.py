@@ -101,10 +101,7 @@ class Batcher:
             raise Overloaded(f"{self._waiting_rows} rows are waiting already; try again later")
 
     async def submit(self, inputs: Arrays) -> Arrays:
-        """Run the model on one request.
-
-        Args:
-            inputs: at least one array; the first axis of each is the batch.
+        """Run the model on one request: at least one array, whose first axis is the batch.
 
         Raises:
             Overloaded: the queue is full, or the batcher is closing.

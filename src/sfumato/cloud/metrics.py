@@ -17,13 +17,7 @@ _LABELS = ["model", "version"]
 
 
 class Meter:
-    """Counts the requests to one version of a model.
-
-    Args:
-        metrics: where they are counted.
-        model: its name; "" for requests to no model.
-        version: its version, or "".
-    """
+    """Counts the requests to one version of a model; its name is "" for requests to no model."""
 
     def __init__(self, metrics: Metrics, model: str, version: str) -> None:
         self._requests = metrics.requests
@@ -44,12 +38,7 @@ class Meter:
 
 
 class Metrics:
-    """Everything that is counted.
-
-    Args:
-        models: returns the models that are served at the moment.
-        held_bytes: returns how many bytes of requests are in memory.
-    """
+    """All counts, and what is read at a scrape: the served models, and the bytes of requests in memory."""
 
     def __init__(self, models: Callable[[], Iterable[ServedModel]], held_bytes: Callable[[], int]) -> None:
         self._registry = CollectorRegistry()
@@ -57,9 +46,9 @@ class Metrics:
             "sfumato_requests", "Requests by model, version and HTTP status; no model: all that is no inference.",
             [*_LABELS, "status"], registry=self._registry,
         )  # fmt: skip
-        self.images = Counter("sfumato_images", "Rows that were answered.", _LABELS, registry=self._registry)
+        self.images = Counter("sfumato_images", "Rows of successful requests.", _LABELS, registry=self._registry)
         self.seconds = Histogram(
-            "sfumato_request_seconds", "From the request's head to the answer, of those that were answered.", _LABELS,
+            "sfumato_request_seconds", "From the request's head to the response, of successful requests.", _LABELS,
             buckets=LATENCY_BUCKETS_S, registry=self._registry,
         )  # fmt: skip
         self._registry.register(_Now(models, held_bytes))

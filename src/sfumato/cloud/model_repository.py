@@ -24,14 +24,7 @@ Load = Callable[["Source"], ServedModel]
 
 @dataclass(frozen=True)
 class Source:
-    """Where one version of a model comes from.
-
-    Attributes:
-        path: a classifier bundle's folder, or an ONNX file.
-        name: what clients call the model.
-        version: which version it is.
-        decoder: an obfuscator bundle whose decoder runs before it.
-    """
+    """Where one version of a model comes from: a bundle's folder or an ONNX file, and perhaps a decoder's bundle."""
 
     path: Path
     name: str

@@ -56,9 +56,7 @@ def _prepare_environment(folder: str, *, cluster: bool) -> None:
     a token that only this process and its children know, and HAProxy's files are private. What is left on every
     interface: a port of each replica, which needs that token, and two with HAProxy's statistics.
 
-    Args:
-        folder: for HAProxy's files.
-        cluster: whether Ray runs already; the settings then concern this process alone.
+    With a cluster, which runs already, the settings concern this process alone.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if cluster:
@@ -85,12 +83,7 @@ def _prepare_environment(folder: str, *, cluster: bool) -> None:
 def serve_on_ray(
     build: Callable[[], ASGIApp], *, on_ready: Callable[[str], None] | None = None, **options: Any
 ) -> None:
-    """Run an application's replicas until SIGTERM or SIGINT.
-
-    Args:
-        build: see `running_on_ray`, and there for the options.
-        on_ready: called with the URL once it is ready.
-        options: as for `running_on_ray`.
+    """Run an application's replicas until SIGTERM or SIGINT; see `running_on_ray` for the arguments.
 
     Raises:
         ServingError: as for `running_on_ray`.
@@ -147,7 +140,7 @@ def running_on_ray(
             except Exception as error:  # Ray's errors have no common base
                 reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
                 unreached = address is not None and "connect" in reason
-                hint = "; if the cluster wants a token, set RAY_AUTH_MODE=token" if unreached else ""
+                hint = "; if the cluster needs a token, set RAY_AUTH_MODE=token" if unreached else ""
                 raise ServingError(f"Ray cannot serve at {address or 'this machine'}: {reason}{hint}") from error
             yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
         finally:
@@ -248,4 +241,4 @@ def _wait_until_ready(host: str, port: int) -> None:
         finally:
             connection.close()
         time.sleep(0.1)
-    raise ServingError(f"Ray's proxy at {host}:{port} did not answer within {_READY_TIMEOUT_S} s")
+    raise ServingError(f"Ray's proxy at {host}:{port} did not respond within {_READY_TIMEOUT_S} s")

@@ -16,12 +16,7 @@ _TIMEOUT_S = 2.0
 
 
 class Siblings:
-    """One replica among its siblings.
-
-    Args:
-        folder: which only this user can read; each replica has a socket there, called by its number.
-        number: of this replica.
-    """
+    """One replica among its siblings; each has a socket called by its number in a folder of this user's."""
 
     def __init__(self, folder: Path, number: int) -> None:
         self._folder = folder
@@ -46,11 +41,7 @@ class Siblings:
             server.close()
 
     async def merged(self, own: bytes) -> bytes:
-        """Return the metrics of all replicas that respond, each with its number as the label `replica`.
-
-        Args:
-            own: this replica's, in Prometheus' text format.
-        """
+        """Return the metrics of all replicas that respond, each with its number as the label `replica`."""
         others = [path for path in sorted(self._folder.iterdir()) if path.name != str(self._number)]
         texts = await asyncio.gather(*(_ask(path) for path in others))
         texts_of = {str(self._number): own, **{path.name: text for path, text in zip(others, texts, strict=True)}}

@@ -27,9 +27,10 @@ from types import FrameType
 from typing import Unpack
 
 from sfumato.cloud import logs
+from sfumato.cloud.connection_limits import Limits
 from sfumato.cloud.model_repository import Catalogue
 from sfumato.cloud.replica_metrics import Siblings
-from sfumato.cloud.server import Limits, ServerOptions, build_server, listen, run, tls_context, warn_if_open
+from sfumato.cloud.server import ServerOptions, build_server, listen, run, tls_context, warn_if_open
 from sfumato.errors import ServingError, SfumatoError
 
 log = logging.getLogger(__name__)
@@ -44,12 +45,7 @@ _STARTS = 3
 
 @dataclass(frozen=True)
 class Replicas:
-    """How many replicas there are.
-
-    Attributes:
-        least: the smallest number.
-        most: the largest number; load decides between them.
-    """
+    """How many replicas there are: between `least` and `most`, as load demands."""
 
     least: int = 1
     most: int = 1
@@ -170,10 +166,10 @@ class _Replicas:
 
     def _start(self, number: int) -> None:
         context = multiprocessing.get_context("spawn")
-        self._ready[number], told = context.Pipe(duplex=False)
+        self._ready[number], pipe = context.Pipe(duplex=False)
         self._up.discard(number)
         process = context.Process(
-            target=self._target, args=(number, self._listeners[number], told), name=f"sfumato-{number}", daemon=True
+            target=self._target, args=(number, self._listeners[number], pipe), name=f"sfumato-{number}", daemon=True
         )
         # Ctrl-C and SIGHUP reach the whole group; a process that is just starting must not die of them.
         before = {one: signal.signal(one, signal.SIG_IGN) for one in (signal.SIGINT, signal.SIGHUP)}
@@ -182,7 +178,7 @@ class _Replicas:
         finally:
             for one, handler in before.items():
                 signal.signal(one, handler)
-            told.close()
+            pipe.close()
         self._processes[number], self._started_s[number] = process, time.monotonic()
 
     def _wait_until_ready(self) -> str:
@@ -234,10 +230,10 @@ class _Replicas:
         self._send(signal.SIGTERM)
         for listener in self._listeners:  # they have their own while they take further connections
             listener.close()
-        told, deadline = len(self._ends), time.monotonic() + self._leave_s
+        passed_on, deadline = len(self._ends), time.monotonic() + self._leave_s
         while any(process.is_alive() for process in self._processes.values()) and time.monotonic() < deadline:
-            if len(self._ends) > told:
-                told = len(self._ends)
+            if len(self._ends) > passed_on:
+                passed_on = len(self._ends)
                 self._send(signal.SIGTERM)
             time.sleep(_TICK_S)
         for process in self._processes.values():
@@ -255,7 +251,7 @@ def _replica(
     open_models: Callable[[], Catalogue],
     number: int,
     listener: socket.socket,
-    told: Connection,
+    pipe: Connection,
     *,
     host: str,
     folder: Path,
@@ -271,7 +267,7 @@ def _replica(
             listener,
             host,
             siblings=Siblings(folder, number),
-            on_ready=told.send,
+            on_ready=pipe.send,
             **options,
         )
     except (SfumatoError, OSError) as error:

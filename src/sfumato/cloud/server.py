@@ -14,7 +14,6 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 from typing import TypedDict, Unpack
@@ -22,8 +21,8 @@ from typing import TypedDict, Unpack
 import uvicorn
 from starlette.types import ASGIApp
 
-from sfumato.cloud.app import MAX_BODY_BYTES, MAX_HELD_BYTES, Application
-from sfumato.cloud.connection_limits import MAX_CONNECTIONS, RECEIVE_TIMEOUT_S, GuardedProtocol, cut_late
+from sfumato.cloud.app import Application
+from sfumato.cloud.connection_limits import GuardedProtocol, Limits, cut_late
 from sfumato.cloud.dataplane import ServedModel
 from sfumato.cloud.model_repository import Catalogue
 from sfumato.cloud.replica_metrics import Siblings
@@ -34,28 +33,6 @@ log = logging.getLogger(__name__)
 BACKLOG = 2048
 _SPARE_FILES = 64  # descriptors that are left for anything but connections
 _START_TIMEOUT_S = 30
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The limits of a server.
-
-    Attributes:
-        max_body_bytes: the longest request body that is read.
-        max_held_bytes: how many bytes of bodies may be in memory at once.
-        max_connections: how many connections there may be at once; the limit of open files may allow fewer.
-        receive_timeout_s: how long a request may take to arrive.
-        linger_s: how long after SIGTERM the server reports "not ready" and still serves, before it takes no
-            further connections. SIGINT, and a second SIGTERM, end that.
-        grace_s: how long requests in progress may take then.
-    """
-
-    max_body_bytes: int = MAX_BODY_BYTES
-    max_held_bytes: int = MAX_HELD_BYTES
-    max_connections: int = MAX_CONNECTIONS
-    receive_timeout_s: float = RECEIVE_TIMEOUT_S
-    linger_s: float = 1.0
-    grace_s: float = 10.0
 
 
 class ServerOptions(TypedDict, total=False):
@@ -244,8 +221,7 @@ def build_server(
     app = Application(
         models,
         token=options.get("token"),
-        max_body_bytes=limits.max_body_bytes,
-        max_held_bytes=limits.max_held_bytes,
+        limits=limits,
         pages=options.get("pages"),
         access_log=options.get("access_log", False),
         siblings=siblings,

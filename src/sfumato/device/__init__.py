@@ -5,7 +5,7 @@ The names below load on first use, so that importing this package is quick even 
 
 from typing import TYPE_CHECKING
 
-from sfumato import lazy
+from sfumato.artifacts.plugins import lazy
 
 if TYPE_CHECKING:
     from sfumato.device.client import Client, EndpointStatus, FingerprintWarning

@@ -17,24 +17,15 @@ from sfumato.device.concurrent import IN_FLIGHT, in_order
 from sfumato.device.image import ImageSource
 from sfumato.device.image_folders import in_groups
 from sfumato.device.obfuscator import Decision, ObfuscatedImage, Obfuscator
-from sfumato.device.predictions import Prediction, local_prediction
+from sfumato.device.predictions import Prediction
 from sfumato.errors import EndpointError
 
 
 class BaseClient(ABC):
-    """Classifies images at an endpoint that never sees them.
-
-    Args:
-        obfuscator: of the bundle.
-        gate: let the bundle's gate, if it has one, handle images on-device. If not, everything is sent, obfuscated.
-
-    Attributes:
-        bundle: the obfuscator's.
-        gate_enabled: whether images may be handled on-device: the bundle has a gate, and it is used.
-    """
+    """Classifies images at an endpoint that never sees them; see `Client` for the attributes."""
 
     def __init__(self, obfuscator: Obfuscator, *, gate: bool) -> None:
-        self._obfuscator = obfuscator
+        self.obfuscator = obfuscator
         self.bundle = obfuscator.bundle
         self.gate_enabled = gate and self.bundle.gate is not None
 
@@ -104,12 +95,12 @@ class BaseClient(ABC):
         if not self.gate_enabled:
             return None
         start = time.perf_counter()
-        (decision,) = self._obfuscator.decide_batch([source])
+        (decision,) = self.obfuscator.decide_batch([source])
         return self._local(decision, (time.perf_counter() - start) * 1000)
 
     def _classify_group(self, sources: Sequence[ImageSource]) -> list[Prediction]:
         start = time.perf_counter()
-        decisions = self._obfuscator.decide_batch(sources, gate=self.gate_enabled)
+        decisions = self.obfuscator.decide_batch(sources, gate=self.gate_enabled)
         obfuscate_ms = (time.perf_counter() - start) * 1000 / len(sources)
         to_send = [decision.obfuscated for decision in decisions if decision.obfuscated is not None]
         sent = iter(self._send(to_send, obfuscate_ms=obfuscate_ms) if to_send else ())
@@ -118,7 +109,8 @@ class BaseClient(ABC):
     def _local(self, decision: Decision, obfuscate_ms: float) -> Prediction | None:
         if decision.obfuscated is not None or decision.probabilities is None:
             return None
-        return local_prediction(decision.probabilities, self.bundle.labels, obfuscate_ms=obfuscate_ms)
+        labels = self.bundle.labels
+        return Prediction.of(decision.probabilities, labels, predicted_by="device", obfuscate_ms=obfuscate_ms)
 
     @final
     def _send(self, images: Sequence[ObfuscatedImage], *, obfuscate_ms: float) -> list[Prediction]:

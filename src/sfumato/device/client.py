@@ -66,6 +66,7 @@ class Client(BaseClient):
         connection: token, timeout_s, retries, ca_file, allow_insecure_token: see `ConnectionOptions`.
 
     Attributes:
+        obfuscator: runs on the device.
         bundle: the obfuscator's.
         model: the model's name at the endpoint.
         gate_enabled: whether images may be handled on-device: the bundle has a gate, and it is used.
@@ -98,16 +99,12 @@ class Client(BaseClient):
         self.fingerprint: FingerprintMatch | None = None
         self.datatype = datatype
         self._requested = {"input_name": input_name, "datatype": datatype}
-        self._payload = payload_from(self.bundle, self._obfuscator.payload_shape, split=split)
+        self._payload = payload_from(self.bundle, self.obfuscator.payload_shape, split=split)
         self._payload.check(datatype)
         self._metadata: ModelMetadata | None = None
         self._plan: Plan | None = None
         self._warned = False
-        self._endpoint = open_endpoint(
-            server_url,
-            encoding=encoding,
-            **connection,
-        )
+        self._endpoint = open_endpoint(server_url, encoding=encoding, **connection)
 
     def close(self) -> None:
         """Close the connections."""
@@ -125,7 +122,7 @@ class Client(BaseClient):
             self.check_ready()
         except (EndpointFailed, EndpointRefused) as error:  # the protocol says "not ready" with a 4xx
             return EndpointStatus(False, self.model, platform="", fingerprint="unknown", reason=str(error))
-        metadata = self._make_plan().metadata
+        metadata = self.plan().metadata
         return EndpointStatus(True, self.model, platform=metadata.platform, fingerprint=self._match(metadata))
 
     def check_ready(self) -> None:
@@ -148,7 +145,7 @@ class Client(BaseClient):
         return self._metadata
 
     def _transmit(self, images: Sequence[ObfuscatedImage], obfuscate_ms: float) -> list[Prediction]:
-        plan = self._plan or self._make_plan()  # several threads may ask at once; each then fails by itself
+        plan = self.plan()
         self._warn_of_another_classifier()
         tensors = np.stack([image.tensor for image in images])
         tensor = Tensor(plan.input_name, as_datatype(tensors, plan.datatype, self.bundle.preprocessing))
@@ -163,13 +160,19 @@ class Client(BaseClient):
             round_trip_ms=result.round_trip_ms,
         )
 
-    def _make_plan(self) -> Plan:
-        plan = make_plan(self.metadata(), self._payload, **self._requested)
-        self.datatype, self._plan = plan.datatype, plan
-        return plan
+    def plan(self) -> Plan:
+        """Return how to ask the model, decided once. Several threads may do so at once.
+
+        Raises:
+            EndpointError: one of its kinds; `EndpointResponseInvalid` if the model cannot take the payload.
+        """
+        if self._plan is None:
+            plan = make_plan(self.metadata(), self._payload, **self._requested)
+            self.datatype, self._plan = plan.datatype, plan
+        return self._plan
 
     def _match(self, metadata: ModelMetadata) -> FingerprintMatch:
-        if self._obfuscator.split and self._decodes_these_codes(metadata):
+        if self.obfuscator.split and self._decodes_these_codes(metadata):
             return "match"  # whatever the classifier: the decoder before it was made for both
         served = metadata.parameters.get("fingerprint")
         if not isinstance(served, str):

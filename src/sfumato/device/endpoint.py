@@ -10,13 +10,7 @@ from sfumato.wire import InferResponse, ModelMetadata, Tensor
 
 @dataclass(frozen=True)
 class InferResult:
-    """A response, and what it cost.
-
-    Attributes:
-        response: as decoded.
-        payload_bytes: length of the request's body.
-        round_trip_ms: from the request's first byte to the response's last, retries included.
-    """
+    """A response, the length of the request's body, and the time from its first byte to the response's last."""
 
     response: InferResponse
     payload_bytes: int

@@ -81,11 +81,7 @@ _TYPED_CONTENTS = {
 
 
 class GrpcEndpoint:
-    """An endpoint over gRPC. Tensors are sent as bytes.
-
-    Args:
-        server_url: `grpc://host:port`, or `grpcs://host:port` for TLS.
-        options: see `ConnectionOptions`.
+    """An endpoint over gRPC, at `grpc://host:port`, or `grpcs://host:port` for TLS. Tensors are sent as bytes.
 
     Raises:
         EndpointError: the address, the token or the file cannot be used, or the token would be sent in the clear.
@@ -167,17 +163,17 @@ class GrpcEndpoint:
 
     def _error(self, error: Any) -> EndpointError:
         code = error.code()
-        what = f"{self.server} answered with {code.name}"
+        what = f"{self.server} responded with {code.name}"
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
             return EndpointRefused(
-                f"{what}: " + ("the token was not accepted" if self._call_metadata else "it wants a token; give one")
+                f"{what}: " + ("the token was not accepted" if self._call_metadata else "it needs a token; give one")
             )
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return EndpointUnreachable(f"{self.server} did not answer within {self._options.timeout_s:g} s")
+            return EndpointUnreachable(f"{self.server} did not respond within {self._options.timeout_s:g} s")
         reason = self._reason(error)
         if _is_too_long(error):
             return EndpointResponseInvalid(
-                f"{self.server} answered with more than {self._options.max_response_bytes} bytes"
+                f"{self.server} responded with more than {self._options.max_response_bytes} bytes"
             )
         if "deserializing response" in reason:
             return EndpointResponseInvalid(f"the response of {self.server} is no message of the protocol")

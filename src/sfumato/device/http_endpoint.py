@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from typing import Unpack
+from urllib.parse import quote
 
 from sfumato.device.endpoint import InferResult
 from sfumato.device.transport import ConnectionOptions, Transport
@@ -25,12 +26,7 @@ BINARY_EXTENSION = "binary_tensor_data"
 
 
 class HttpEndpoint:
-    """An endpoint over HTTP.
-
-    Args:
-        server_url: as for `Transport`.
-        encoding: as for `open_endpoint`.
-        options: see `ConnectionOptions`.
+    """An endpoint over HTTP; see `open_endpoint`.
 
     Raises:
         EndpointError: as for `Transport`.
@@ -47,7 +43,7 @@ class HttpEndpoint:
 
     def metadata(self, model: str) -> ModelMetadata:
         """See `Endpoint`."""
-        reply = self._transport.get(paths.of_model(model))
+        reply = self._transport.get(_path(model))
         try:
             return decode_metadata(reply.body)
         except WireError as error:
@@ -65,7 +61,7 @@ class HttpEndpoint:
         )
         encoded = encode_request(request, binary=binary)
         start = time.perf_counter()
-        reply = self._transport.request("POST", paths.infer(model), encoded.body, encoded.headers())
+        reply = self._transport.request("POST", f"{_path(model)}/infer", encoded.body, encoded.headers())
         round_trip_ms = (time.perf_counter() - start) * 1000
         try:
             response = decode_response(reply.body, reply.headers.get(HEADER_LENGTH.lower()))
@@ -87,3 +83,7 @@ class HttpEndpoint:
             return "binary" if BINARY_EXTENSION in decode_extensions(reply.body) else "json"
         except WireError as error:
             raise EndpointResponseInvalid(f"what {self.server} says of itself is malformed: {error}") from None
+
+
+def _path(model: str) -> str:
+    return paths.MODEL.format(model=quote(model, safe=""))

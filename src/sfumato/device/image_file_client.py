@@ -77,10 +77,7 @@ class FileClient(BaseClient):
         super().__init__(Obfuscator(bundle, threads=threads, eight_bit="rounded" if rounding else "exact"), gate=gate)
         # The transport takes servers and drops a slash at the end, which for an address of one path can matter.
         self._path = "/" if url.endswith("/") else ""
-        self._transport = Transport(
-            url,
-            **connection,
-        )
+        self._transport = Transport(url, **connection)
 
     def close(self) -> None:
         """Close the connections."""
@@ -102,13 +99,12 @@ class FileClient(BaseClient):
         except EndpointResponseInvalid as error:
             reason = self._transport.without_token(str(error))
             raise EndpointResponseInvalid(f"{self._transport.server}: {reason}") from None
-        return Prediction(
-            label=labels[index],
+        return Prediction.of(
+            probabilities,
+            labels,
             index=index,
-            probability=probabilities[index],
-            probabilities=probabilities,
+            predicted_by="cloud",
             payload_bytes=len(body),
             obfuscate_ms=obfuscate_ms,
             round_trip_ms=round_trip_ms,
-            predicted_by="cloud",
         )

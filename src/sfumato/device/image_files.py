@@ -27,12 +27,7 @@ BASE64, TYPE = "{base64}", "{type}"
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file, losslessly encoded.
-
-    Attributes:
-        data: its bytes.
-        kind: its format.
-    """
+    """An image file, losslessly encoded."""
 
     data: bytes
     kind: Literal["png", "webp"]

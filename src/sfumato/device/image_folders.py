@@ -39,12 +39,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The part of the images that one machine of several takes.
-
-    Attributes:
-        number: which, from 1.
-        of: of how many.
-    """
+    """The part of the images that one machine of several takes: its number, from 1, of how many."""
 
     number: int = 1
     of: int = 1

@@ -132,10 +132,7 @@ class Obfuscator:
         return self.obfuscate_batch([source])[0]
 
     def obfuscate_batch(self, sources: Iterable[ImageSource]) -> list[ObfuscatedImage]:
-        """Obfuscate images together, including those that a gate would handle on-device.
-
-        Args:
-            sources: whatever `load_image` takes; an empty batch gives an empty list.
+        """Obfuscate images together, including those that a gate would handle on-device; an empty batch gives [].
 
         Raises:
             ImageError: one of them cannot be used.

@@ -39,32 +39,37 @@ class Prediction:
     round_trip_ms: float
     predicted_by: Literal["device", "cloud"]
 
+    @classmethod
+    def of(
+        cls,
+        probabilities: Sequence[float],
+        labels: Sequence[str],
+        *,
+        predicted_by: Literal["device", "cloud"],
+        obfuscate_ms: float,
+        index: int | None = None,
+        payload_bytes: int = 0,
+        round_trip_ms: float = 0.0,
+    ) -> Prediction:
+        """Make a prediction of probabilities; `index` is the likeliest class unless given."""
+        if index is None:
+            index = max(range(len(probabilities)), key=lambda place: probabilities[place])
+        return cls(
+            label=labels[index],
+            index=index,
+            probability=probabilities[index],
+            probabilities=tuple(probabilities),
+            payload_bytes=payload_bytes,
+            obfuscate_ms=obfuscate_ms,
+            round_trip_ms=round_trip_ms,
+            predicted_by=predicted_by,
+        )
+
     def top(self, count: int) -> list[tuple[int, float]]:
         """Return the likeliest classes: index and probability, best first; fewer where the others' are not known."""
         known = [i for i, value in enumerate(self.probabilities) if i != self.index and not math.isnan(value)]
         order = [self.index, *sorted(known, key=lambda index: -self.probabilities[index])]
         return [(index, self.probabilities[index]) for index in order[:count]]
-
-
-def local_prediction(probabilities: Sequence[float], labels: Sequence[str], *, obfuscate_ms: float) -> Prediction:
-    """Return the on-device prediction of an image that is not sent.
-
-    Args:
-        probabilities: of every class, in [0, 1].
-        labels: one name per class.
-        obfuscate_ms: per image.
-    """
-    index = max(range(len(probabilities)), key=lambda place: probabilities[place])
-    return Prediction(
-        label=labels[index],
-        index=index,
-        probability=probabilities[index],
-        probabilities=tuple(probabilities),
-        payload_bytes=0,
-        obfuscate_ms=obfuscate_ms,
-        round_trip_ms=0.0,
-        predicted_by="device",
-    )
 
 
 def read_predictions(
@@ -103,15 +108,14 @@ def read_predictions(
     if not np.isfinite(logits.array).all():
         raise EndpointResponseInvalid("the response holds NaN or infinite values")
     return [
-        Prediction(
-            label=labels[index],
+        Prediction.of(
+            row,
+            labels,
             index=index,
-            probability=row[index],
-            probabilities=tuple(row),
+            predicted_by="cloud",
             payload_bytes=round(payload_bytes / count),
             obfuscate_ms=obfuscate_ms,
             round_trip_ms=round_trip_ms,
-            predicted_by="cloud",
         )
         for index, row in zip(logits.array.argmax(axis=1).tolist(), softmax(logits.array).tolist(), strict=True)
     ]

@@ -27,7 +27,6 @@ import numpy as np
 
 from sfumato.device.image_folders import Found, in_groups
 from sfumato.device.obfuscator import ObfuscatedImage, Obfuscator
-from sfumato.device.predictions import local_prediction
 from sfumato.errors import BundleError, ImageError, SfumatoError
 
 GROUP = 32
@@ -73,7 +72,7 @@ class Protecting:
         tensors: whether to write the tensors, too.
         gate: whether images may be handled on-device.
         existing: what to do if an image's files exist already.
-        since_ns: a modification time as of now in `out`; files that are no older were written by this very run.
+        since_ns: a modification time as of now in `out`; files that are no older were written by this run.
     """
 
     bundle: str
@@ -211,8 +210,8 @@ def _protect_one(found: Found, how: Protecting, obfuscator: Obfuscator) -> Outco
         return Outcome(found.path, "exists", preview, tensor)
     (decision,) = obfuscator.decide_batch([found.path], gate=how.gate)
     if decision.obfuscated is None:
-        local = local_prediction(decision.probabilities or (), obfuscator.bundle.labels, obfuscate_ms=0)
-        return Outcome(found.path, "on-device", label=local.label, probability=local.probability)
+        probability, label = max(zip(decision.probabilities or (), obfuscator.bundle.labels, strict=True))
+        return Outcome(found.path, "on-device", label=label, probability=probability)
     _write(decision.obfuscated, targets)
     return Outcome(found.path, "written", preview, tensor)
 
@@ -225,7 +224,7 @@ def _all_there(targets: list[Path], found: Found, how: Protecting) -> bool:
     """
     there = {target: target.stat() for target in targets if target.exists()}
     for target, status in there.items():
-        if status.st_mtime_ns >= how.since_ns:  # not even --force overwrites what this very run has written
+        if status.st_mtime_ns >= how.since_ns:  # not even --force overwrites what this run has written
             raise ImageError(f"{found.path}: {target} was just written for another image; rename one of them")
         if how.existing == "refuse":
             raise ImageError(f"{found.path}: {target} exists; use --force to overwrite it, or --resume to keep it")

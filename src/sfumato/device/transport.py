@@ -37,13 +37,7 @@ _MAX_REASON_CHARS = 200
 
 @dataclass(frozen=True)
 class Reply:
-    """A complete HTTP response.
-
-    Attributes:
-        status: the status code.
-        headers: the headers; names in lower case.
-        body: all bytes of the body.
-    """
+    """A complete HTTP response; names of headers are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -91,14 +85,6 @@ def checked_options(
     **others: Any,
 ) -> Options:
     """Check `ConnectionOptions` against the address that they are for.
-
-    Args:
-        url: the address.
-        secure: whether the connection will be encrypted.
-        token: see `ConnectionOptions`, as for the others.
-        ca_file: likewise.
-        allow_insecure_token: likewise.
-        others: the other fields of `Options`.
 
     Raises:
         EndpointError: the token or the file cannot be used, or the token would be sent in the clear.
@@ -203,7 +189,7 @@ class Transport:
             ) from None
         except urllib3.exceptions.ReadTimeoutError:
             # Not tried again: the server has the request and is busy with it.
-            raise EndpointUnreachable(f"{self.server} did not answer within {self._options.timeout_s:g} s") from None
+            raise EndpointUnreachable(f"{self.server} did not respond within {self._options.timeout_s:g} s") from None
         except urllib3.exceptions.HTTPError as error:
             raise _Lost(EndpointUnreachable(f"no connection to {self.server} ({type(error).__name__})")) from None
         try:
@@ -222,15 +208,15 @@ class Transport:
                 content += chunk
                 if len(content) > self._options.max_response_bytes:
                     raise EndpointResponseInvalid(
-                        f"{self.server} answered with more than {self._options.max_response_bytes} bytes"
+                        f"{self.server} responded with more than {self._options.max_response_bytes} bytes"
                     )
                 if time.monotonic() > deadline:
                     raise EndpointUnreachable(
-                        f"{self.server} did not answer completely within {self._options.timeout_s:g} s"
+                        f"{self.server} did not respond completely within {self._options.timeout_s:g} s"
                     )
         except urllib3.exceptions.ReadTimeoutError:
             raise EndpointUnreachable(
-                f"{self.server} did not answer completely within {self._options.timeout_s:g} s"
+                f"{self.server} did not respond completely within {self._options.timeout_s:g} s"
             ) from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
             kind = type(error).__name__
@@ -238,9 +224,9 @@ class Transport:
         return bytes(content)
 
     def _error(self, reply: Reply) -> EndpointError:
-        what = f"{self.server} answered with status {reply.status}"
+        what = f"{self.server} responded with status {reply.status}"
         if reply.status in (401, 403):
-            hint = "the token was not accepted" if self._headers else "it wants a token; give one"
+            hint = "the token was not accepted" if self._headers else "it needs a token; give one"
             return EndpointRefused(f"{what}: {hint}")
         if 300 <= reply.status < 400:
             return EndpointRefused(f"{what}, a redirect, which is not followed; give the final address")

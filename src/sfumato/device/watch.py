@@ -30,7 +30,7 @@ def new_images(folder: Path, suffixes: Collection[str], *, every_s: float | None
         every_s: at most one image in so many seconds, the newest; those between are skipped.
 
     Returns:
-        Their paths, as they become complete; what lies there is noted before this returns.
+        Their paths, as they become complete; what is there already is noted before this returns.
 
     Raises:
         ImageError: the folder cannot be read, or not any more.

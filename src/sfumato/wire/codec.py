@@ -33,12 +33,7 @@ _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)  # `json.dum
 
 @dataclass(frozen=True)
 class Encoded:
-    """A body ready to be sent.
-
-    Attributes:
-        body: the bytes.
-        header_length: how many of them are JSON if a binary part follows, else None.
-    """
+    """A body ready to be sent, and how many of its bytes are JSON if a binary part follows, else None."""
 
     body: bytes
     header_length: int | None
@@ -51,11 +46,7 @@ class Encoded:
 
 
 def encode_request(request: InferRequest, *, binary: bool = True) -> Encoded:
-    """Encode a request.
-
-    Args:
-        request: the request.
-        binary: whether the inputs are sent as bytes; JSON takes about five times as many.
+    """Encode a request; with `binary`, inputs are sent as bytes, of which JSON takes about five times as many.
 
     Raises:
         WireError: a value that JSON cannot express.
@@ -131,11 +122,7 @@ def _request_head(header: dict[str, Any]) -> _RequestHead:
 
 
 def encode_response(response: InferResponse, request: InferRequest | None = None) -> Encoded:
-    """Encode a response.
-
-    Args:
-        response: the response.
-        request: the request that it responds to, which says which outputs are sent as bytes; None sends JSON.
+    """Encode a response; the request says which outputs are sent as bytes, and without it all are JSON.
 
     Raises:
         WireError: a value that JSON cannot express.
@@ -154,11 +141,7 @@ def encode_response(response: InferResponse, request: InferRequest | None = None
 
 
 def decode_response(body: bytes, header_length: int | str | None = None) -> InferResponse:
-    """Decode a response from an untrusted server.
-
-    Args:
-        body: all bytes of the HTTP body.
-        header_length: the value of `Inference-Header-Content-Length`, as received; None if it was absent.
+    """Decode a response from an untrusted server; see `decode_request` for the arguments.
 
     Raises:
         WireError: anything about it is not as the protocol says.

@@ -29,11 +29,7 @@ def parse_object(text: bytes | memoryview, what: str) -> dict[str, Any]:
 
 
 def parse(text: bytes | memoryview, what: str) -> Any:
-    """Parse JSON.
-
-    Args:
-        text: UTF-8.
-        what: how messages call it, such as "the request".
+    """Parse JSON in UTF-8; messages call it `what`, such as "the request".
 
     Raises:
         WireError: not UTF-8, not JSON, NaN or Infinity, or nested too deeply.
@@ -134,12 +130,7 @@ def boolean(raw: Any, what: str) -> bool | None:
 
 
 def shape(raw: Any, what: str, *, wildcard: bool = False) -> tuple[int, ...]:
-    """Check a tensor's dimensions.
-
-    Args:
-        raw: a list of integers.
-        what: how messages call it.
-        wildcard: whether -1 may stand for "any size", as in metadata.
+    """Check a tensor's dimensions; with `wildcard`, -1 stands for "any size", as in metadata.
 
     Raises:
         WireError: no list, not integers, negative, more than `MAX_DIMENSIONS`, or more than `MAX_ELEMENTS` elements.

@@ -6,7 +6,6 @@ Source: https://github.com/kserve/open-inference-protocol, "rest/inference_rest.
 from __future__ import annotations
 
 import re
-from urllib.parse import quote
 
 SERVER = "/v2"
 LIVE = "/v2/health/live"
@@ -14,16 +13,6 @@ READY = "/v2/health/ready"
 MODEL = "/v2/models/{model}"
 VERSION = MODEL + "/versions/{version}"
 _INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
-
-
-def of_model(name: str) -> str:
-    """Return the path of a model's metadata."""
-    return MODEL.format(model=quote(name, safe=""))
-
-
-def infer(name: str) -> str:
-    """Return the path that takes a model's inference requests."""
-    return f"{of_model(name)}/infer"
 
 
 def parse_infer(path: str) -> tuple[str, str | None] | None:

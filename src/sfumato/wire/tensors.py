@@ -19,14 +19,7 @@ _PYTHON_TYPES: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f":
 
 
 class Reader:
-    """Reads the binary part of a message in order, never beyond its end.
-
-    Args:
-        data: the bytes after the JSON header; None if the message has no binary part.
-
-    Attributes:
-        has_binary: whether it has one.
-    """
+    """Reads the binary part of a message, if there is one, in order and never beyond its end."""
 
     def __init__(self, data: memoryview | None) -> None:
         self._data = memoryview(b"") if data is None else data
@@ -111,11 +104,7 @@ class Announced:
 
 
 def announced(raw: Any, kind: str) -> Announced:
-    """Parse a tensor's JSON entry.
-
-    Args:
-        raw: the entry as parsed.
-        kind: "input" or "output", for messages.
+    """Check a tensor's parsed JSON entry; `kind` is "input" or "output", for messages.
 
     Raises:
         WireError: anything about it is not as the protocol says.

@@ -113,12 +113,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class RequestedOutput:
-    """An output that the client asks for.
-
-    Attributes:
-        name: the output's name.
-        binary: whether it should come back as bytes; None leaves it to the request's `binary_data_output`.
-    """
+    """An output that the client asks for; `binary` None leaves its form to the request's `binary_data_output`."""
 
     name: str
     binary: bool | None = None
@@ -150,14 +145,7 @@ class InferRequest:
 
 @dataclass(frozen=True)
 class InferResponse:
-    """A model's response.
-
-    Attributes:
-        model_name: the model that ran.
-        outputs: the tensors.
-        model_version: its version, or "".
-        id: the request's mark, or "".
-    """
+    """A model's response; version and id may be ""."""
 
     model_name: str
     outputs: tuple[Tensor, ...]

@@ -218,6 +218,14 @@ def test_a_damaged_or_foreign_bundle_is_refused(page: Any) -> None:
     assert "was changed or damaged" in module(page, code, "/bundles/1/")
 
 
+def test_a_bundle_of_the_first_version_is_read(page: Any, bundles: list[Bundle]) -> None:
+    old = bundles[0].to_json() | {"schema": "sfumato.bundle/1"}
+    old["gate"]["pictures"] = old["gate"].pop("images")
+    page.route("**/bundles/0/bundle.json", lambda route: route.fulfill(json=old))
+    gate = module(page, 'return (await sfumato.loadBundle("/bundles/0/", { ort })).gate;')
+    assert gate == bundles[0].to_json()["gate"]
+
+
 INVALID_RESPONSES: list[tuple[dict[str, Any], str]] = [
     ({"status": 500, "body": '{"error": "broken"}'}, "status 500: broken"),
     ({"status": 401, "body": "<html>"}, "status 401"),

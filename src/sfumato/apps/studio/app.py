@@ -36,11 +36,7 @@ CACHING = {"Cache-Control": "no-cache", "Vary": "Accept-Encoding"}  # cached, an
 
 
 class Pages:
-    """The ASGI application that serves a table of assets, and nothing else.
-
-    Args:
-        assets: by path, see `collect`.
-    """
+    """The ASGI application that serves a table of assets (see `collect`), and nothing else."""
 
     def __init__(self, assets: Mapping[str, Asset]) -> None:
         self._assets = assets

@@ -56,18 +56,7 @@ export class Client {
   async classify(source) {
     const decision = await this.#bundle.decide(source, { gate: this.#options.gate });
     if (decision.obfuscated !== null) return this.send(decision.obfuscated, decision.milliseconds);
-    const index = decision.probabilities.indexOf(Math.max(...decision.probabilities));
-    return {
-      label: this.#bundle.labels[index],
-      index,
-      probability: decision.probabilities[index],
-      probabilities: decision.probabilities,
-      predictedBy: "device",
-      payloadBytes: 0,
-      obfuscateMs: decision.milliseconds,
-      roundTripMs: 0,
-      fingerprint: null,
-    };
+    return this.#prediction(decision.probabilities, "device", decision.milliseconds);
   }
 
   /**
@@ -89,19 +78,14 @@ export class Client {
     const reply = await this.#ask(url, { method: "POST", body: request.body, headers: request.headers });
     const roundTripMs = performance.now() - start;
     const logits = pick(decodeResponse(reply.body, reply.headers.get(HEADER_LENGTH)), output, this.#bundle.labels.length);
-    const probabilities = softmax(logits);
+    const sent = { payloadBytes: request.body.length, roundTripMs, fingerprint };
+    return this.#prediction(softmax(logits), "cloud", obfuscateMs, sent);
+  }
+
+  #prediction(probabilities, predictedBy, obfuscateMs, sent = { payloadBytes: 0, roundTripMs: 0, fingerprint: null }) {
     const index = probabilities.indexOf(Math.max(...probabilities));
-    return {
-      label: this.#bundle.labels[index],
-      index,
-      probability: probabilities[index],
-      probabilities,
-      predictedBy: "cloud",
-      payloadBytes: request.body.length,
-      obfuscateMs,
-      roundTripMs,
-      fingerprint,
-    };
+    const [label, probability] = [this.#bundle.labels[index], probabilities[index]];
+    return { label, index, probability, probabilities, predictedBy, obfuscateMs, ...sent };
   }
 
   /** Fetch the model's metadata, and decide how to ask. Nothing of any image is sent. */
@@ -145,10 +129,10 @@ export class Client {
         signal: AbortSignal.timeout(timeoutMs),
       });
       if (reply.ok) return { headers: reply.headers, body: await limited(reply) };
-      throw new EndpointError(`${url.host} answered with status ${reply.status}${await reason(reply)}`);
+      throw new EndpointError(`${url.host} responded with status ${reply.status}${await reason(reply)}`);
     } catch (error) {
       if (error instanceof EndpointError) throw error;
-      if (error?.name === "TimeoutError") throw new EndpointError(`${url.host} did not answer within ${timeoutMs / 1000} s`);
+      if (error?.name === "TimeoutError") throw new EndpointError(`${url.host} did not respond within ${timeoutMs / 1000} s`);
       throw new EndpointError(`no response from ${url.host}: the network or the server is gone`);
     }
   }
