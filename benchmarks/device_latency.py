@@ -90,7 +90,7 @@ def main(out: Path = Path("results/device-latency.json"), rounds: int = ROUNDS) 
             "spread_ms": {name: [min(values), max(values)] for name, values in times.items()},
             "rounds": rounds,
             "repeats_per_round": REPEATS,
-            "measured": provenance(),
+            "measured": provenance().to_json(),
         },
     )
     for name, share in of_resnet18.items():

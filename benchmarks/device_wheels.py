@@ -35,7 +35,7 @@ def main(out: Path = Path("results/device-wheels.json")) -> None:
             "what": "wheels of the device's dependencies for other platforms; unpacked, they were not run there",
             "python": f"{sys.version_info.major}.{sys.version_info.minor}",
             "platforms": found,
-            "measured": provenance(),
+            "measured": provenance().to_json(),
         },
     )
 

@@ -339,7 +339,7 @@ def main(out: Path | None = Path("results/growth.json"), *, quick: bool = False)
     _say("training")
     result["training"] = training(*trained)
     _say("audits")
-    result |= {"audits": audits(((32, 500),) if quick else AUDITED), "measured": provenance()}
+    result |= {"audits": audits(((32, 500),) if quick else AUDITED), "measured": provenance().to_json()}
     if out is None:
         print(json.dumps({key: value for key, value in result.items() if key != "measured"}))
         print(written(result))

@@ -57,7 +57,7 @@ def main(out: Path = Path("results/mobile-runtimes.json"), test_images: int = 10
             "obfuscators": rows,
             "rounds": rounds,
             "repeats_per_round": REPEATS,
-            "measured": {**provenance(), "executorch": version("executorch")},
+            "measured": {**provenance().to_json(), "executorch": version("executorch")},
         },
     )
     print(out)

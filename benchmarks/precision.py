@@ -35,11 +35,11 @@ def main(out: Path = Path("results/precision.json")) -> None:
                 rows.append(
                     {
                         "precision": precision,
-                        "computed_in": bundle.provenance["precision"],
+                        "computed_in": bundle.provenance.precision,
                         "seed": seed,
-                        "accuracy": bundle.figures["accuracy_plain"],
-                        "seconds": bundle.provenance["training_seconds"],
-                        "test_images": bundle.figures["test_images"],
+                        "accuracy": bundle.figures.accuracy_plain,
+                        "seconds": bundle.provenance.training_seconds,
+                        "test_images": bundle.figures.test_images,
                     }
                 )
             print(rows[-1])
@@ -54,7 +54,7 @@ def main(out: Path = Path("results/precision.json")) -> None:
             "accuracy": means,
             "difference": means["auto"]["mean"] - means["32-true"]["mean"],
             "rows": rows,
-            "measured": provenance(epochs=EPOCHS, train_images=IMAGES),
+            "measured": provenance(epochs=EPOCHS, train_images=IMAGES).to_json(),
         },
     )
 

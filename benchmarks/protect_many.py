@@ -148,7 +148,7 @@ def main() -> None:
             "what": "sfumato protect --always-send on folders of 32 x 32 PNG files, the shipped obfuscator, a process "
             "for each core; the largest folder's run killed by SIGKILL half-way and resumed",
             "runs": runs,
-            "measured": provenance(different_images=DIFFERENT, images_in_a_folder=IN_A_FOLDER),
+            "measured": provenance(different_images=DIFFERENT, images_in_a_folder=IN_A_FOLDER).to_json(),
         },
     )
     last = runs[str(largest)]

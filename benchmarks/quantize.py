@@ -67,7 +67,7 @@ def main(out: Path = Path("results/quantized.json"), test_images: int = 10_000, 
             "calibrated_on": CALIBRATED_ON,
             "test_images": len(test),
             "obfuscators": results,
-            "measured": provenance(),
+            "measured": provenance().to_json(),
         },
     )
 

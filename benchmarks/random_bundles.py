@@ -70,7 +70,7 @@ def blocks(images: torch.Tensor) -> torch.Tensor:
 
 
 def _frozen(served: Bundle) -> FrozenClassifier:
-    net = build_classifier(str(served.recipe["architecture"]), len(served.labels)).eval().requires_grad_(False)
+    net = build_classifier(str(served.recipe.architecture), len(served.labels)).eval().requires_grad_(False)
     return FrozenClassifier(net, served.name, served.labels, served.preprocessing, served.classifier_fingerprint)
 
 

@@ -59,7 +59,7 @@ def main(out: Path = Path("results/studio.json")) -> None:
     ):
         page = browser.new_page()
         first_load = _first_load(page, url)
-        measured = {b.recipe["name"]: _obfuscator(page, place, b) for place, b in enumerate(bundles)}
+        measured = {b.recipe.name: _obfuscator(page, place, b) for place, b in enumerate(bundles)}
         version = browser.version
     write_json(
         out,
@@ -72,7 +72,7 @@ def main(out: Path = Path("results/studio.json")) -> None:
             "load_average": os.getloadavg()[0],
             "browser": f"Chromium {version}",
             "runtime": json.loads((assets.RUNTIME / "version.json").read_text(encoding="utf-8")),
-            "measured": provenance(),
+            "measured": provenance().to_json(),
         },
     )
     for name, figures in measured.items():

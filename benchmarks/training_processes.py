@@ -52,7 +52,7 @@ def main(
         "all_images_per_s": found,
         "images": images,
         "epochs": EPOCHS,
-        "measured": provenance(),
+        "measured": provenance().to_json(),
     }
     if out is not None:
         write_json(out, result)
@@ -104,7 +104,7 @@ def _training_s(folder: Path, recipe: Path, processes: int, threads: int) -> flo
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
-    return float(Bundle.load(run / "bundle").provenance["training_seconds"])
+    return Bundle.load(run / "bundle").provenance.training_seconds or 0.0
 
 
 if __name__ == "__main__":

@@ -191,7 +191,7 @@ def main(out: Path | None = Path("results/training-step.json"), *, batch: int = 
         "all_ms": times,
         "threads": torch.get_num_threads(),
         "bfloat16_in_the_processor": cpu_has_bfloat16(),
-        "measured": provenance(),
+        "measured": provenance().to_json(),
     }
     if out is not None:
         write_json(out, result)

@@ -46,7 +46,7 @@ def known_audit(lab: Lab, item: Item) -> dict[str, Any] | None:
         check_complete(found, place)
         bundle = lab.bundle(item)
         stated = about["obfuscator"][1] if about is not None else found.get("target", {}).get("fingerprint")
-        own = (bundle.figures.get("audit") or {}).get("best")
+        own = (bundle.figures.audit or {}).get("best")
         if stated != bundle.files[OBFUSCATOR_ONNX] if stated else found["best"] != own:
             raise AuditError(f"{place} is the audit of another obfuscator; move it away, then it is made again")
         return found

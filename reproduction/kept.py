@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -102,9 +103,11 @@ def restore(lab: Lab, item: Item, results: Path, say: Callable[[str], None]) -> 
             return False
         else:
             bundle = _obfuscator(lab, item, folder, about, images)
-        bundle.figures.update(about["figures"])
-        bundle.provenance.update({**about["provenance"], RESTORED: about["classifier_fingerprint"]})
-        bundle.save()
+        bundle = replace(
+            bundle,
+            figures=bundle.figures.updated(**about["figures"]),
+            provenance=bundle.provenance.updated(**{**about["provenance"], RESTORED: about["classifier_fingerprint"]}),
+        ).save()
         same = bundle.files == about["files"]
     except (KeyError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error!s:.120}"
@@ -119,7 +122,7 @@ def _has_classifier(lab: Lab, item: Item, fingerprint: str) -> bool:
     if lab.state(item).name != "done":
         return False
     bundle = lab.bundle(item)
-    return fingerprint in (bundle.classifier_fingerprint, bundle.provenance.get(RESTORED))
+    return fingerprint in (bundle.classifier_fingerprint, bundle.provenance.others.get(RESTORED))
 
 
 def _classifier(lab: Lab, item: Item, folder: Path, about: dict[str, Any], images: Tensor) -> Bundle:

@@ -135,9 +135,9 @@ class Lab:
         What training measured in the same way on the same images is not measured again.
         """
         bundle = self.bundle(item)
-        measured = bundle.provenance.get("data_sha256") or {}
-        if measured.get("test") == self.test.sha256 and bundle.figures.get("test_images") == len(self.test):
-            return bundle.figures
+        measured = bundle.provenance.to_json().get("data_sha256") or {}
+        if measured.get("test") == self.test.sha256 and bundle.figures.test_images == len(self.test):
+            return bundle.figures.to_json()
         if item.classifier is None:
             return evaluate_classifier(bundle, self.test).to_json()
         return evaluate_obfuscator(bundle, self.bundle(self.plan.item(item.classifier)), self.test).to_json()
@@ -145,7 +145,7 @@ class Lab:
 
 def origin(bundle: Bundle) -> dict[str, Any]:
     """How a bundle was trained: epochs, seed, images, lambda, batch size, precision, on what, and how it went."""
-    recipe, facts = bundle.recipe, bundle.provenance
+    recipe, facts = bundle.recipe.to_json(), bundle.provenance.to_json()
     training = recipe.get("training") or {}
     return {
         "epochs": training.get("epochs"),

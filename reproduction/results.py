@@ -35,7 +35,9 @@ def write_results(folder: Path, size: str, name: str, found: dict[str, Any], **f
         BundleError: the disk refuses.
     """
     path = results_path(folder, size, name)
-    write_json(path, {"schema": SCHEMA, "size": size, "table": name, **found, "provenance": provenance(**facts)})
+    write_json(
+        path, {"schema": SCHEMA, "size": size, "table": name, **found, "provenance": provenance(**facts).to_json()}
+    )
     return path
 
 

@@ -62,7 +62,7 @@ def _alone(lab: Lab, local: Item) -> dict[str, Any]:
 
 def _cost(classifier: Bundle) -> dict[str, int]:
     found = cost(
-        build_classifier(str(classifier.recipe.get("architecture")), len(classifier.labels)),
+        build_classifier(str(classifier.recipe.architecture), len(classifier.labels)),
         height=classifier.preprocessing.height,
         width=classifier.preprocessing.width,
     )

@@ -21,13 +21,13 @@ Reply = Callable[[list[dict[str, Any]]], Any]
 
 
 class FileEndpoint:
-    """A behaviour of `recording`: decodes the file, classifies it, and answers.
+    """A behaviour of `recording`: decodes the file, classifies it, and responds.
 
     Args:
         classify: (N, 3, H, W) float32, normalised -> logits (N, classes).
         labels: one name per class.
         preprocessing: what the classifier takes.
-        reply: objects with label and score, best first -> the answer's JSON.
+        reply: objects with label and score, best first -> the response's JSON.
         file_of: the JSON body -> the file in base64.
 
     Attributes:

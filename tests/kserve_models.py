@@ -1,4 +1,4 @@
-"""Holds manifests against the classes that KServe's SDK has for them, made from its CRDs; run by the SDK's own Python.
+"""Check manifests against the classes that KServe's SDK has for them, made from its CRDs; run by the SDK's own Python.
 
 `.interop/kserve/bin/python tests/kserve_models.py FILE...` prints what does not fit, a line each.
 """

@@ -1,4 +1,4 @@
-"""A server that writes down every byte it is sent, and behaves as badly as it is told to."""
+"""A server that records every byte it is sent, and misbehaves as it is told to."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Exchange(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         with contextlib.suppress(OSError):
             while self._read():
-                self.server.behaviours.get(self.path.rsplit("/", 1)[-1], answer_well)(self)
+                self.server.behaviours.get(self.path.rsplit("/", 1)[-1], respond_well)(self)
 
     def _read(self) -> bool:
         first = self._record(self.rfile.readline())
@@ -98,16 +98,16 @@ def metadata(**changes: Any) -> bytes:
     return json.dumps(value).encode()
 
 
-def answer_well(exchange: Exchange) -> None:
+def respond_well(exchange: Exchange) -> None:
     if exchange.path.endswith("/infer"):
-        answer_with(lambda inputs: logits(inputs))(exchange)
+        respond_with(lambda inputs: logits(inputs))(exchange)
     elif "/models/" in exchange.path:
         exchange.reply(200, metadata())
     else:
         exchange.reply(200, b'{"name": "fake", "version": "1", "extensions": ["binary_tensor_data"]}')
 
 
-def answer_with(compute: Callable[[NDArray[np.float32]], NDArray[Any]]) -> Behaviour:
+def respond_with(compute: Callable[[NDArray[np.float32]], NDArray[Any]]) -> Behaviour:
     def behave(exchange: Exchange) -> None:
         request = wire.decode_request(exchange.body, exchange.headers.get(wire.HEADER_LENGTH.lower()))
         output = wire.Tensor("logits", compute(request.inputs[0].array))

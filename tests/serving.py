@@ -1,4 +1,4 @@
-"""`sfumato serve` as a process of its own, for tests."""
+"""`sfumato serve` in a process of its own, for tests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NEEDS_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra
 def serving(
     *arguments: object, stop_s: float = 30, said_of_itself: list[str] | None = None, **environment: str
 ) -> Iterator[tuple[dict[str, Any], subprocess.Popen[str]]]:
-    """What the command says once it serves, and its process; it is told to stop, and has to end well.
+    """Yield what the command prints once it serves, and its process, which is then stopped and has to end well.
 
     Args:
         arguments: of `sfumato serve`.

@@ -177,7 +177,6 @@ def test_importing_does_not_load_torch(module):
         (
             "sfumato.device",
             [
-                "Answer",
                 "Client",
                 "Decision",
                 "EndpointStatus",
@@ -185,6 +184,7 @@ def test_importing_does_not_load_torch(module):
                 "FingerprintWarning",
                 "ObfuscatedImage",
                 "Obfuscator",
+                "Prediction",
                 "load_image",
                 "prepare",
             ],

@@ -121,7 +121,7 @@ def test_classifiers_that_an_obfuscator_was_not_made_for(desk):
 def test_a_classifier_of_which_you_only_get_answers(desk):
     with contextlib.ExitStack() as background:
         run_all(commands_of("black-box.md"), background)
-    assert 0 < Bundle.load(desk / "mine" / "unseen" / "bundle").figures["queries"] <= 200
+    assert 0 < Bundle.load(desk / "mine" / "unseen" / "bundle").figures.queries <= 200
 
 
 def test_bring_your_server(desk):

@@ -38,7 +38,7 @@ def obfuscate(images: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def negative(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """What the tiny 8-bit obfuscator draws: (..., 3) to the same."""
+    """The output of the tiny 8-bit obfuscator: (..., 3) to the same."""
     return 255 - pixels[..., [1, 2, 0]]
 
 
@@ -48,7 +48,7 @@ def logits(inputs: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def own_logits(images: NDArray[np.float32]) -> NDArray[np.float64]:
-    """What a tiny gated obfuscator answers by itself: (N, 3, H, W) in [0, 1] to (N, 4).
+    """The on-device logits of a tiny gated obfuscator: (N, 3, H, W) in [0, 1] to (N, 4).
 
     40 times the mean of red, green and blue, and 0: black has four classes with the probability 1/4, an image of
     pure red is a cat with the probability 1 (exactly, in float64).
@@ -91,7 +91,7 @@ def save_obfuscator(path: Path, kind: str = "mix", own: str | None = None) -> Pa
 
     Args:
         path: where to.
-        kind: "mix" works; "8-bit" draws `negative`, "unit" 0.4 times as much, "almost" the image and a third of a
+        kind: "mix" works; "8-bit" outputs `negative`, "unit" 0.4 times as much, "almost" the image and a third of a
             level; "identity", "normalised", "nan" and "shape" misbehave in the way they are called.
         own: a second output: "means" is `own_logits`; "nan", "rows" (twice as many as images), "columns" (5, though
             the graph leaves their number open), "fixed columns" (5, and the graph says so), "images" and "three
@@ -179,10 +179,8 @@ def save_bundles(
         "preprocessing": PREPROCESSING,
         "classifier_fingerprint": fingerprint(onnx_file),
     }
-    classifier = Bundle(path=folder / "classifier", kind="classifier", **common)
-    obfuscator = Bundle(path=folder / "obfuscator", kind="obfuscator", gate=gate, **common)
-    classifier.save()
-    obfuscator.save()
+    classifier = Bundle(path=folder / "classifier", kind="classifier", **common).save()
+    obfuscator = Bundle(path=folder / "obfuscator", kind="obfuscator", gate=gate, **common).save()
     return obfuscator, classifier
 
 
@@ -191,18 +189,18 @@ def code_of(images: NDArray[np.float32]) -> NDArray[np.uint8]:
     return images.mean(axis=(2, 3)).argmax(axis=1)[:, None].astype(np.uint8)
 
 
-def draw(code: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What a tiny decoder draws: a grey of a sixteenth for each number, (N, 1) to (N, 3, H, W)."""
+def decode(code: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The image that a tiny decoder decodes: a grey of a sixteenth for each number, (N, 1) to (N, 3, H, W)."""
     return np.broadcast_to(code[:, :, None, None] / np.float32(16), (len(code), 3, SIZE, SIZE)).astype(np.float32)
 
 
 def save_split_bundles(folder: Path, code: str = "number", *, threshold: float | None = None) -> tuple[Bundle, Bundle]:
-    """As `save_bundles`, of an obfuscator that draws a code and has a decoder.
+    """As `save_bundles`, for an obfuscator with a code and a decoder.
 
     Args:
         folder: where to.
         code: "number" works; "wide" (100 bytes), "floats" and "rows" (twice as many) misbehave as they are called.
-        threshold: gives it a gate, with `own_logits` as the device's answers.
+        threshold: gives it a gate, with `own_logits` as the on-device logits.
     """
     obfuscator, classifier = save_bundles(folder, threshold=threshold)
     node, info = helper.make_node, helper.make_tensor_value_info
@@ -247,8 +245,7 @@ def save_split_bundles(folder: Path, code: str = "number", *, threshold: float |
         [info("code", TensorProto.UINT8, ("batch", 1))],
         [floats("out", "batch", *size)],
     )
-    obfuscator.save()
-    return obfuscator, classifier
+    return obfuscator.save(), classifier
 
 
 def image(seed: int = 0, height: int = SIZE, width: int = SIZE) -> NDArray[np.uint8]:

@@ -28,7 +28,7 @@ from sfumato.artifacts.onnx_file import OnnxFunction  # noqa: E402
 from sfumato.device import Client  # noqa: E402
 from sfumato.device.connect import open_endpoint  # noqa: E402
 from sfumato.device.image import load_image, prepare  # noqa: E402
-from sfumato.device.predictions import read_answers  # noqa: E402
+from sfumato.device.predictions import read_predictions  # noqa: E402
 from sfumato.wire import Tensor  # noqa: E402
 
 
@@ -43,7 +43,7 @@ class Plain:
         pixels = prepare(load_image(image), self._bundle.preprocessing)
         tensor = self._bundle.preprocessing.normalize(pixels)[None]
         asked = self._endpoint.infer(self._bundle.name, Tensor("input", tensor), "logits")
-        return read_answers(
+        return read_predictions(
             asked.response,
             output_name="logits",
             count=1,

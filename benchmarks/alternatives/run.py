@@ -152,7 +152,7 @@ def main(*names: str, out: Path = Path("results/alternatives.json"), quick: bool
         "round_trip_of_plain": {name: seconds[name] / seconds["plain"] for name in ("paper", "sketch")},
         "fastest_full_mpc_of_paper": min(full.values()) / seconds["paper"] if full else None,
         "rows": rows,
-        "measured": provenance(rounds=3 if quick else ROUNDS, slow_rounds=1 if quick else SLOW_ROUNDS),
+        "measured": provenance(rounds=3 if quick else ROUNDS, slow_rounds=1 if quick else SLOW_ROUNDS).to_json(),
     }
     write_json(out, result)
     if not quick:

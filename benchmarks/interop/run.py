@@ -80,7 +80,7 @@ def _tried(key: str) -> dict[str, Any]:
         if key == "sfumato":
             entry["foreign_client"] = foreign.asked(served.http)
             entry["conformance"] = conformance.checked(served.http, ENVIRONMENTS.absolute(), Path(folder))
-    return {**entry, "measured": provenance()}
+    return {**entry, "measured": provenance().to_json()}
 
 
 def _cells(served: Served, folder: Path) -> Iterator[dict[str, Any]]:

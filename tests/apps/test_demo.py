@@ -1,4 +1,4 @@
-"""The demonstration with a gate: some images stay, the others travel, and everybody is told which."""
+"""The demonstration with a gate: some images are handled on-device, the others are sent, and it says which."""
 
 from __future__ import annotations
 
@@ -44,52 +44,52 @@ def shown(bundles: tuple[Bundle, Bundle], own_image: Path, tmp_path_factory: pyt
     return run_demo([own_image], out, classifier=bundles[1].path, obfuscator=bundles[0].path)
 
 
-def test_every_image_is_answered_where_the_gate_says(shown: Demonstration) -> None:
+def test_every_image_is_classified_where_the_gate_says(shown: Demonstration) -> None:
     samples = shipped.samples()
     unit = np.stack([prepare(pixels, PREPROCESSING) for pixels in (sure_image(), *(s.pixels for s in samples))])
     exponentials = np.exp(own_logits(unit))
     probabilities = (exponentials / exponentials.sum(axis=1, keepdims=True)).max(axis=1)
     by_cloud = [LABELS[index] for index in logits(obfuscate(unit)).argmax(axis=1)]
     by_device = [LABELS[index] for index in exponentials.argmax(axis=1)]
-    assert [row.answered_by for row in shown.rows] == ["cloud" if p < 0.95 else "device" for p in probabilities]
+    assert [row.predicted_by for row in shown.rows] == ["cloud" if p < 0.95 else "device" for p in probabilities]
     for row, cloud, device in zip(shown.rows, by_cloud, by_device, strict=True):
-        if row.answered_by == "device":
-            assert (row.answer, row.obfuscated, row.payload_bytes, row.round_trip_ms) == (device, None, 0, 0)
+        if row.predicted_by == "device":
+            assert (row.prediction, row.obfuscated, row.payload_bytes, row.round_trip_ms) == (device, None, 0, 0)
         else:
-            assert (row.answer, row.obfuscated) == (cloud, cloud)
+            assert (row.prediction, row.obfuscated) == (cloud, cloud)
             assert row.payload_bytes > 768
-    assert {row.answered_by for row in shown.rows} == {"device", "cloud"}
+    assert {row.predicted_by for row in shown.rows} == {"device", "cloud"}
 
 
 def test_the_tallies_count_what_the_rows_say(shown: Demonstration) -> None:
     truths = {sample.name: sample.label for sample in shipped.samples()}
     device, cloud, both = shown.tally("device"), shown.tally("cloud"), shown.tally()
     for where, tally in (("device", device), ("cloud", cloud)):
-        rows = [row for row in shown.rows if row.answered_by == where]
+        rows = [row for row in shown.rows if row.predicted_by == where]
         assert tally.images == len(rows)
         assert tally.known == sum(row.image in truths for row in rows)
-        assert tally.right == sum(truths.get(row.image) == row.answer for row in rows)
-        assert tally.right_on_originals == sum(truths.get(row.image) == row.original for row in rows)
+        assert tally.correct == sum(truths.get(row.image) == row.prediction for row in rows)
+        assert tally.correct_on_originals == sum(truths.get(row.image) == row.original for row in rows)
     assert both.images == device.images + cloud.images == len(truths) + 1
-    assert (both.known, both.right) == (len(truths), device.right + cloud.right)
+    assert (both.known, both.correct) == (len(truths), device.correct + cloud.correct)
     assert shown.as_json()["on_device"]["images"] == device.images
     json.dumps(shown.as_json())
 
 
-def test_the_panel_has_a_blank_place_for_each_image_that_stays(shown: Demonstration) -> None:
-    stays = sum(row.answered_by == "device" for row in shown.rows[:12])
-    assert 0 < stays < 12
+def test_the_panel_has_a_blank_place_for_each_image_that_is_not_sent(shown: Demonstration) -> None:
+    local = sum(row.predicted_by == "device" for row in shown.rows[:12])
+    assert 0 < local < 12
     # No deobfuscator, so one row in which they lack; the writing takes a part of each.
-    assert 0.7 * stays * 96**2 < blank_pixels(shown.panel) < stays * 96**2
+    assert 0.7 * local * 96**2 < blank_pixels(shown.panel) < local * 96**2
 
 
-def test_with_a_deobfuscator_there_is_nothing_to_reconstruct_of_what_stays(tmp_path: Path) -> None:
+def test_with_a_deobfuscator_there_is_nothing_to_reconstruct_of_what_is_not_sent(tmp_path: Path) -> None:
     obfuscator, classifier = save_bundles(tmp_path, threshold=0.95)
     save_obfuscator(obfuscator.path / "deobfuscator.onnx")
-    obfuscator.save()
+    obfuscator = obfuscator.save()
     shown = run_demo([], tmp_path / "out", classifier=classifier.path, obfuscator=obfuscator.path)
-    stays = sum(row.answered_by == "device" for row in shown.rows[:12])
-    assert 0.7 * 2 * stays * 96**2 < blank_pixels(shown.panel) < 2 * stays * 96**2
+    local = sum(row.predicted_by == "device" for row in shown.rows[:12])
+    assert 0.7 * 2 * local * 96**2 < blank_pixels(shown.panel) < 2 * local * 96**2
 
 
 @pytest.fixture
@@ -108,17 +108,17 @@ def test_the_command_tells_where_each_was_answered(shown: Demonstration, own_ima
     total = len(shown.rows)
     said = " ".join(done.stdout.split())
     assert "answer │ by │ sure" in said.replace("┃", "│")
-    assert f"{device.images} of {total} answered on the device, nothing sent: {device.right} of" in said
-    assert f"{cloud.images} of {total} sent, obfuscated: {cloud.right} of {cloud.known} right" in said
-    assert f"{both.right} of {both.known} right over all, {both.right_on_originals} of {both.known} on the" in said
+    assert f"{device.images} of {total} answered on the device, nothing sent: {device.correct} of" in said
+    assert f"{cloud.images} of {total} sent, obfuscated: {cloud.correct} of {cloud.known} right" in said
+    assert f"{both.correct} of {both.known} right over all, {both.correct_on_originals} of {both.known} on the" in said
     assert "This is not encryption" in said
     told = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
-    assert [row["answered_by"] for row in told["rows"]] == [row.answered_by for row in shown.rows]
+    assert [row["predicted_by"] for row in told["rows"]] == [row.predicted_by for row in shown.rows]
     assert told["gated"] is True
     assert (told["on_device"]["images"], told["sent"]["images"]) == (device.images, cloud.images)
 
 
-def test_without_a_gate_everything_payload_and_no_blank_is_drawn(
+def test_without_a_gate_everything_is_sent_and_no_blank_is_drawn(
     tiny_bundles: tuple[Bundle, Bundle], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(shipped, "obfuscator_bundle", lambda: tiny_bundles[0].path)

@@ -1,4 +1,4 @@
-"""A deployed pair, well and ill; the payload is looked at."""
+"""A deployed pair that works, and pairs that do not; what is sent is inspected."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ import pytest
 
 import tiny
 from file_endpoint import FileEndpoint
-from recording import answer_with, leaked, metadata, recording
-from sfumato.apps.doctor import Finding, drawn_images, examine, is_well
+from recording import leaked, metadata, recording, respond_with
+from sfumato.apps.doctor import Finding, examine, is_well, synthetic_images
 from sfumato.cloud import ServedModel, running
+from sfumato.device import Client, FileClient
 
 QUICK = {"retries": 0, "timeout_s": 2.0}
+
+
+def examined(bundle, url, *, classifier=None, files=None, **options):
+    kind, options = (Client, options) if files is None else (FileClient, {**options, **files})
+    return examine(kind(url, bundle, gate=False, **options), classifier=classifier)
 
 
 def verdicts(found: list[Finding]) -> dict[str, str]:
@@ -25,39 +31,40 @@ def verdicts(found: list[Finding]) -> dict[str, str]:
 def test_a_pair_that_works_is_well(tiny_bundles):
     obfuscator, classifier = tiny_bundles
     with running([ServedModel(classifier.path)]) as url:
-        found = examine(obfuscator, url, classifier=classifier)
+        found = examined(obfuscator, url, classifier=classifier)
     assert is_well(found)
-    good = ("the bundle", "the endpoint", "shapes and datatypes", "labels", "fingerprint", "answers")
+    good = ("the bundle", "the endpoint", "shapes and datatypes", "labels", "fingerprint", "predictions")
     assert verdicts(found) == {
-        **dict.fromkeys((*good, "the answers' values", "latency"), "good"),
+        **dict.fromkeys((*good, "probabilities", "latency"), "good"),
         "gate": "note",
     }
 
 
-def test_nothing_but_obfuscated_drawn_images_payload(obfuscator_bundle):
+def test_nothing_but_obfuscated_synthetic_images_payload(obfuscator_bundle):
     with recording() as server:
-        found = examine(obfuscator_bundle, server.url, **QUICK)
+        found = examined(obfuscator_bundle, server.url, **QUICK)
         sent = bytes(server.recorded)
-    assert is_well(found) and verdicts(found)["the answers' values"] == "note"
+    assert is_well(found) and verdicts(found)["probabilities"] == "note"
     assert verdicts(found)["fingerprint"] == verdicts(found)["labels"] == "note", "this endpoint says neither"
-    for image in drawn_images(8, tiny.SIZE, tiny.SIZE):
+    for image in synthetic_images(8, tiny.SIZE, tiny.SIZE):
         assert not leaked(sent, image)
         hidden = tiny.obfuscate(image.transpose(2, 0, 1)[None].astype(np.float32) / 255)
         assert hidden.tobytes()[:64] in sent, "all are sent, whatever a gate would say"
 
 
-def test_a_gate_is_told_but_not_used(gated_bundle):
+def test_a_gate_is_reported_but_not_used(gated_bundle):
     with recording() as server:
-        found = examine(gated_bundle, server.url, **QUICK)
+        found = examined(gated_bundle, server.url, **QUICK)
         assert server.paths.count("/v2/models/tiny/infer") == 8
-    assert "at least 90.0% sure of stays; chosen to send 50.0%" in found[-1].said
+        assert server.paths.count("/v2/models/tiny") == server.paths.count("/v2/health/ready") == 1
+    assert "at least 90.0% are not sent; chosen for an offload rate of 50.0%" in found[-1].said
 
 
 def test_other_numbers_than_the_classifiers_are_bad(tiny_bundles):
     obfuscator, classifier = tiny_bundles
-    with recording(infer=answer_with(lambda x: tiny.logits(x) * np.float32(0.9))) as server:
-        found = examine(obfuscator, server.url, classifier=classifier, **QUICK)
-    assert verdicts(found)["the answers' values"] == "bad" and not is_well(found)
+    with recording(infer=respond_with(lambda x: tiny.logits(x) * np.float32(0.9))) as server:
+        found = examined(obfuscator, server.url, classifier=classifier, **QUICK)
+    assert verdicts(found)["probabilities"] == "bad" and not is_well(found)
 
 
 @pytest.mark.parametrize(
@@ -72,31 +79,31 @@ def test_other_numbers_than_the_classifiers_are_bad(tiny_bundles):
 )
 def test_metadata_of_another_model_is_bad_and_says_what_to_do(obfuscator_bundle, changes, check):
     with recording(tiny=lambda exchange: exchange.reply(200, metadata(**changes))) as server:
-        found = examine(obfuscator_bundle, server.url, **QUICK)
+        found = examined(obfuscator_bundle, server.url, **QUICK)
     (bad,) = (finding for finding in found if finding.check == check)
     assert bad.verdict == "bad" and bad.advice
 
 
 @pytest.mark.parametrize(
-    ("path", "status", "said"), [("ready", 503, "503"), ("tiny", 404, "404"), ("ready", 401, "wants a token")]
+    ("path", "status", "said"), [("ready", 503, "503"), ("tiny", 404, "404"), ("ready", 401, "needs a token")]
 )
 def test_an_endpoint_that_refuses_is_bad(obfuscator_bundle, path, status, said):
     with recording(**{path: lambda exchange: exchange.reply(status)}) as server:
-        found = examine(obfuscator_bundle, server.url, **QUICK)
+        found = examined(obfuscator_bundle, server.url, **QUICK)
     assert not is_well(found) and said in found[-1].said and verdicts(found)["the bundle"] == "good"
 
 
 def test_no_endpoint_at_all_is_bad(obfuscator_bundle):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    found = examine(obfuscator_bundle, f"http://127.0.0.1:{port}", **QUICK)
+    found = examined(obfuscator_bundle, f"http://127.0.0.1:{port}", **QUICK)
     assert "no connection" in found[-1].said and not is_well(found)
 
 
 def test_an_obfuscator_that_hides_nothing_is_found_before_anything_is_sent(tmp_path):
     bundle, _ = tiny.save_bundles(tmp_path, "identity")
     with recording() as server:
-        found = examine(bundle, server.url, **QUICK)
+        found = examined(bundle, server.url, **QUICK)
         assert not server.recorded
     assert verdicts(found) == {"the bundle": "bad"}
 
@@ -104,7 +111,7 @@ def test_an_obfuscator_that_hides_nothing_is_found_before_anything_is_sent(tmp_p
 def test_a_classifier_of_another_pair_is_found_before_anything_is_sent(tiny_bundles):
     obfuscator, classifier = tiny_bundles
     with recording() as server:
-        found = examine(
+        found = examined(
             obfuscator, server.url, classifier=replace(classifier, classifier_fingerprint="sha256:other"), **QUICK
         )
         assert not server.recorded
@@ -120,8 +127,8 @@ def test_an_endpoint_that_takes_files(tmp_path, kind, rounding):
     obfuscator, classifier = tiny.save_bundles(tmp_path, kind)
     with recording(classify=files_at()) as server:
         how = {"style": "form", "rounding": rounding}
-        found = examine(obfuscator, f"{server.url}/classify", classifier=classifier, files=how, **QUICK)
-    assert is_well(found) and verdicts(found)["the answers' values"] == "good"
+        found = examined(obfuscator, f"{server.url}/classify", classifier=classifier, files=how, **QUICK)
+    assert is_well(found) and verdicts(found)["probabilities"] == "good"
     assert verdicts(found)["the endpoint"] == "note" and "says" not in verdicts(found)
     assert server.paths == 8 * ["/classify"]
 
@@ -136,20 +143,20 @@ def test_an_endpoint_that_takes_files(tmp_path, kind, rounding):
 def test_files_with_other_answers_than_the_classifiers_are_bad(tmp_path, at, said):
     obfuscator, classifier = tiny.save_bundles(tmp_path, "8-bit")
     with recording(classify=at) as server:
-        found = examine(obfuscator, f"{server.url}/classify", classifier=classifier, files={}, **QUICK)
+        found = examined(obfuscator, f"{server.url}/classify", classifier=classifier, files={}, **QUICK)
     (bad,) = (finding for finding in found if finding.verdict == "bad")
-    assert bad.check == "the answers' values" and said in bad.said
+    assert bad.check == "probabilities" and said in bad.said
 
 
 def test_labels_alone_are_compared_too(tmp_path):
     obfuscator, classifier = tiny.save_bundles(tmp_path, "8-bit")
     with recording(classify=files_at(reply=lambda found: found[0]["label"])) as server:
-        found = examine(obfuscator, f"{server.url}/classify", classifier=classifier, files={}, **QUICK)
+        found = examined(obfuscator, f"{server.url}/classify", classifier=classifier, files={}, **QUICK)
     assert is_well(found) and "8 of 8 labels" in str(found)
 
 
 def test_a_drawing_that_no_file_can_hold_is_found_before_anything_is_sent(tmp_path):
     obfuscator, _ = tiny.save_bundles(tmp_path, "unit")
     with recording() as server:
-        found = examine(obfuscator, f"{server.url}/classify", files={}, **QUICK)
+        found = examined(obfuscator, f"{server.url}/classify", files={}, **QUICK)
     assert verdicts(found) == {"the bundle": "bad"} and "--round" in found[0].said and not server.recorded

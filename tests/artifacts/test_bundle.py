@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sfumato.artifacts.bundle import Bundle, Gate, Preprocessing, fingerprint, write_json
+from sfumato.artifacts.records import Figures, Provenance, RecipeRecord
 from sfumato.errors import BundleError
 
 
@@ -34,11 +35,10 @@ def test_what_was_saved_is_loaded(tmp_path, kind):
         labels=("cat", "Hündchen"),
         preprocessing=Preprocessing(8, 16, (0.1, 0.2, 0.3), (0.4, 0.5, 1 / 3)),
         classifier_fingerprint="sha256:0",
-        recipe={"training": {"epochs": 3}},
-        figures={"accuracy_plain": 0.1234567890123},
-        provenance={"commit": None},
-    )
-    saved.save()
+        recipe=RecipeRecord(kind="sketch", others={"training": {"epochs": 3}}),
+        figures=Figures(accuracy_plain=0.1234567890123),
+        provenance=Provenance(others={"commit": None}),
+    ).save()
     assert Bundle.load(tmp_path) == saved == Bundle.load(str(tmp_path), kind=kind)
     assert Bundle.load(tmp_path).files == {
         name: hashlib.sha256(name.encode()).hexdigest()
@@ -49,11 +49,12 @@ def test_what_was_saved_is_loaded(tmp_path, kind):
 def test_saving_again_keeps_up_with_the_files(folder):
     bundle = Bundle.load(folder)
     (folder / "deobfuscator.onnx").write_bytes(b"new")
-    bundle.figures["accuracy_plain"] = 0.5
-    bundle.save()
+    saved = replace(bundle, figures=bundle.figures.updated(accuracy_plain=0.5)).save()
+    assert "deobfuscator.onnx" not in bundle.files and bundle.figures == Figures(), "the old one is as it was"
     again = Bundle.load(folder)
+    assert again == saved
     assert again.file("deobfuscator.onnx").read_bytes() == b"new"
-    assert again.figures == {"accuracy_plain": 0.5}
+    assert again.figures == Figures(accuracy_plain=0.5)
 
 
 def test_a_bundle_may_be_moved(folder, tmp_path):
@@ -86,7 +87,7 @@ def test_another_kind_than_the_one_needed_is_refused(obfuscator_bundle, classifi
         Bundle.load(classifier_bundle.path, kind="obfuscator")
 
 
-@pytest.mark.parametrize("schema", [None, "sfumato.bundle/2", "other", 1])
+@pytest.mark.parametrize("schema", [None, "sfumato.bundle/3", "other", 1])
 def test_a_manifest_of_another_schema_is_refused(folder, schema):
     edit(folder, schema=schema)
     with pytest.raises(BundleError, match="this version of sfumato reads"):
@@ -168,12 +169,12 @@ def test_a_manifest_that_lacks_something_is_refused(folder, key):
 def test_what_every_bundle_can_do_without_may_be_absent(folder):
     manifest = json.loads((folder / "bundle.json").read_text())
     (folder / "bundle.json").write_text(json.dumps({k: v for k, v in manifest.items() if k not in OPTIONAL}))
-    assert Bundle.load(folder).figures == {}
+    assert Bundle.load(folder).figures == Figures()
 
 
 def test_a_gate_is_saved_and_loaded(folder):
     bundle = replace(Bundle.load(folder), gate=Gate(threshold=0.75, offload_rate=0.15, images=2000))
-    bundle.save()
+    bundle = bundle.save()
     assert Bundle.load(folder).gate == bundle.gate
     edit(folder, gate=None)
     assert Bundle.load(folder).gate is None
@@ -222,7 +223,7 @@ def test_a_bundle_is_not_saved_without_the_file_it_is_for(folder):
     bundle = Bundle.load(folder)
     (folder / "obfuscator.onnx").unlink()
     with pytest.raises(BundleError, match=r"without obfuscator\.onnx"):
-        bundle.save()
+        bundle = bundle.save()
     with pytest.raises(BundleError):
         replace(bundle, path=folder / "absent").save()
 
@@ -238,9 +239,8 @@ def test_a_full_disk_leaves_the_old_manifest(folder, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", half)
-    bundle.figures["new"] = 1
     with pytest.raises(BundleError, match="No space left on device"):
-        bundle.save()
+        bundle = bundle.save()
     assert (folder / "bundle.json").read_bytes() == before
     assert sorted(folder.iterdir()) == files
 

@@ -65,11 +65,11 @@ def test_a_bundle_gets_its_figures(tmp_path, photos):
     done = run("audit", bundle.path, "--data", photos)
     assert done.exit_code == 0, done.output
     assert "LEAKS" in done.stdout and "report:" in done.stdout and "attacks by" in done.stdout
-    figures = Bundle.load(bundle.path).figures["audit"]
+    figures = Bundle.load(bundle.path).figures.audit
     assert figures["verdict"]["finding"] == "leaks" and figures["best"]["excess_leakage"] > 0.5
     shorter = run("audit", bundle.path, "--data", photos, "--share", "0.5")
     assert shorter.exit_code == 0 and "keeps the figures of an earlier audit" in shorter.stdout
-    assert Bundle.load(bundle.path).figures["audit"] == figures
+    assert Bundle.load(bundle.path).figures.audit == figures
 
 
 @pytest.mark.parametrize(

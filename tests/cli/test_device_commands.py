@@ -242,7 +242,7 @@ def mixed(tmp_path: Path) -> Path:
 def test_classify_tells_who_answered(server: dict[str, Any], mixed: Path, gated_bundle: Bundle) -> None:
     arguments = ["classify", mixed, "--server", server["url"], "--bundle", gated_bundle.path]
     told = json.loads(sfumato(*arguments, "--json", SFUMATO_TOKEN=TOKEN).stdout)
-    assert [answer["answered_by"] for answer in told["answers"]] == ["device", "cloud", "device", "cloud"]
+    assert [answer["predicted_by"] for answer in told["answers"]] == ["device", "cloud", "device", "cloud"]
     assert [answer["payload_bytes"] > 0 for answer in told["answers"]] == [False, True, False, True]
     assert told["answers"][0]["label"] == "cat"
     assert told["fingerprint"] == "match"

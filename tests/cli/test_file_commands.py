@@ -62,7 +62,7 @@ def test_classify_sends_files(style: str, more: list[str], pair: Any, at: FileEn
     told = json.loads(done.stdout)
     assert (told["model"], told["fingerprint"], told["failed"]) == (None, "unknown", [])
     (answer,) = told["answers"]
-    assert answer["answered_by"] == "cloud" and answer["top"][0]["label"] == answer["label"]
+    assert answer["predicted_by"] == "cloud" and answer["top"][0]["label"] == answer["label"]
     np.testing.assert_array_equal(at.images(), [tiny.negative(tiny.image(5))])
     assert "1 sent, obfuscated" in sfumato(*arguments, *more).stdout
 

@@ -51,11 +51,11 @@ def test_demo_answers_on_images_that_were_not_sent(tmp_path: Path):
     assert [row["truth"] for row in rows] == [None, *(sample.label for sample in shipped.samples())]
     assert said["server"].startswith("http://127.0.0.1:")
     # Two in three is far below the shipped figures and far above guessing one in ten.
-    for answers in ("original", "answer"):
+    for answers in ("original", "prediction"):
         assert sum(row[answers] == row["truth"] for row in rows) >= len(rows) * 0.66
-    sent = [row for row in rows if row["answered_by"] == "cloud"]
+    sent = [row for row in rows if row["predicted_by"] == "cloud"]
     assert 0 < len(sent) < len(rows) / 2, "the shipped obfuscator answers most images on the device"
-    assert all(12_000 < row["payload_bytes"] < 13_000 and row["obfuscated"] == row["answer"] for row in sent)
+    assert all(12_000 < row["payload_bytes"] < 13_000 and row["obfuscated"] == row["prediction"] for row in sent)
     assert all(row["payload_bytes"] == 0 and row["obfuscated"] is None for row in rows if row not in sent)
     with Image.open(said["panel"]) as panel:
         assert np.asarray(panel).std() > 20
@@ -120,7 +120,7 @@ def test_a_shipped_obfuscator_is_for_the_shipped_classifier_and_its_figures_are_
     assert obfuscator.classifier_fingerprint == classifier.classifier_fingerprint
     results = json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
     assert results["figures"]["test_images"] == 10_000
-    figures = dict(obfuscator.figures)
+    figures = obfuscator.figures.to_json()
     audited = figures.pop("audit")
     assert results["figures"] == pytest.approx(figures, rel=1e-4)
     audit = json.loads((ROOT / "results" / "audits" / f"{name}.json").read_text(encoding="utf-8"))

@@ -72,7 +72,7 @@ def test_a_watched_folder_until_ctrl_c(tmp_path: Path, gated_bundle: Bundle) -> 
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=20)
     assert [Path(line["file"]).name for line in (first, second)] == ["a.png", "b.png"]
-    assert [line["answered_by"] for line in (first, second)] == ["device", "cloud"]
+    assert [line["predicted_by"] for line in (first, second)] == ["device", "cloud"]
     assert first["label"] == "cat" and second["label"] in LABELS
     assert (process.returncode, out) == (0, "")
     assert err.splitlines() == ["1 answered on the device; 1 sent, obfuscated; 0 not answered"]

@@ -1,4 +1,4 @@
-"""The batcher: everybody gets his own answer, and nobody pays for another's mistake."""
+"""The batcher: every request gets its own result, and no request fails because of another."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sfumato.cloud.batching import Arrays, Batcher
-from sfumato.cloud.errors import ModelFailed, Overloaded
+from sfumato.errors import ModelFailed, Overloaded
 
 
 class Doubler:

@@ -166,10 +166,10 @@ def test_huge_heads_are_refused(classifier_bundle: Bundle, head: bytes) -> None:
     ):
         try:
             connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n\r\n")
-            answer = connection.recv(1000)
+            response = connection.recv(1000)
         except ConnectionError:
-            answer = b""  # it was cut off while it spoke
-        assert b" 200 " not in answer
+            response = b""  # it was cut off while it spoke
+        assert b" 200 " not in response
         assert ask(url, "GET", "/v2/health/live")[0] == 200
 
 
@@ -217,7 +217,7 @@ class Load:
     """Clients that ask without a pause, and leave when they are told to, as a load balancer's would."""
 
     def __init__(self, url: str, path: str, clients: int = 6) -> None:
-        self.answers: list[dict[str, Any]] = []
+        self.responses: list[dict[str, Any]] = []
         self.failures: list[str] = []
         self._url = url
         self._path = path
@@ -246,7 +246,7 @@ class Load:
                 return
             if response.status != 200:
                 self.failures.append(f"status {response.status}")
-            self.answers.append(json.loads(body))
+            self.responses.append(json.loads(body))
             if response.headers.get("Connection") == "close":
                 return
 
@@ -257,21 +257,21 @@ def test_reloading_under_load_drops_no_request(tmp_path: Path) -> None:
     tiny.save_classifier(folder / "tiny" / "1" / "model.onnx")
     with process("--models", folder) as (url, server):
         with Load(url, INFER) as load:
-            wait_for(lambda: len(load.answers) > 50)
+            wait_for(lambda: len(load.responses) > 50)
             (folder / "tiny" / "2").mkdir()
             tiny.save_classifier(folder / "tiny" / "2" / "model.onnx")
             time.sleep(0.3)
-            assert load.answers[-1]["model_version"] == "1", "only noticed when told so"
+            assert load.responses[-1]["model_version"] == "1", "only noticed when told so"
             server.send_signal(signal.SIGHUP)
-            wait_for(lambda: load.answers[-1]["model_version"] == "2")
+            wait_for(lambda: load.responses[-1]["model_version"] == "2")
             (folder / "tiny" / "3").mkdir()
             (folder / "tiny" / "3" / "model.onnx").write_bytes(b"junk")
             shutil.rmtree(folder / "tiny" / "1")
             server.send_signal(signal.SIGHUP)
             time.sleep(0.5)
-            more = len(load.answers)
-            wait_for(lambda: len(load.answers) > more + 50)
-            assert load.answers[-1]["model_version"] == "2"
+            more = len(load.responses)
+            wait_for(lambda: len(load.responses) > more + 50)
+            assert load.responses[-1]["model_version"] == "2"
             assert infer(url, "/v2/models/tiny/versions/1/infer")[0] == 200, "nothing of it was changed"
         assert load.failures == []
         server.send_signal(signal.SIGTERM)
@@ -284,11 +284,11 @@ def test_reloading_under_load_drops_no_request(tmp_path: Path) -> None:
 def test_goodbye_under_load_drops_no_request(classifier_bundle: Bundle) -> None:
     with process(classifier_bundle.path, "--linger", 1) as (url, server):
         with Load(url, INFER) as load:
-            wait_for(lambda: len(load.answers) > 50)
+            wait_for(lambda: len(load.responses) > 50)
             server.send_signal(signal.SIGTERM)
             wait_for(lambda: ask(url, "GET", "/v2/health/ready")[0] == 503)
             assert ask(url, "GET", "/v2/health/live")[0] == 200
-            assert infer(url)[0] == 200, "it still answers"
+            assert infer(url)[0] == 200, "it still responses"
             server.wait(20)
         assert load.failures == []
     assert server.returncode == 0

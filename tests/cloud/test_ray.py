@@ -1,4 +1,4 @@
-"""Replicas on Ray Serve. What they answer is tested with the embedded server's tests, in `test_server.py`."""
+"""Replicas on Ray Serve. Their responses are tested with the embedded server's tests, in `test_server.py`."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ def test_a_killed_replica_is_not_noticed_and_replaced(classifier_bundle: Bundle,
         assert len(replicas) == 2
         with Client(url, obfuscator_bundle, token=TOKEN) as client, ThreadPoolExecutor(4) as pool:
             expected = [client.classify(image).label for image in images]
-            answers = [pool.submit(client.classify, images[index % 4]) for index in range(200)]
+            responses = [pool.submit(client.classify, images[index % 4]) for index in range(200)]
             os.kill(replicas[0], signal.SIGKILL)
-            answers += [pool.submit(client.classify, images[index % 4]) for index in range(200)]
-            assert [answer.result().label for answer in answers] == 100 * expected
+            responses += [pool.submit(client.classify, images[index % 4]) for index in range(200)]
+            assert [response.result().label for response in responses] == 100 * expected
         deadline = time.monotonic() + 60
         while len(now := named(children_of(process.pid), "ray::ServeReplica")) < 2 or replicas[0] in now:
             assert time.monotonic() < deadline, "no new replica came"

@@ -1,4 +1,4 @@
-"""The embedded server in several processes. What they answer is tested in `test_server.py`."""
+"""The embedded server in several processes. Their responses are tested in `test_server.py`."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def replicas_of(process: subprocess.Popen[str]) -> list[int]:
 
 def metrics(url: str) -> dict[str, float]:
     request = urllib.request.Request(f"{url}/metrics", headers={"Authorization": f"Bearer {TOKEN}"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        lines = [line for line in answer.read().decode().splitlines() if not line.startswith("#")]
+    with urllib.request.urlopen(request, timeout=10) as response:
+        lines = [line for line in response.read().decode().splitlines() if not line.startswith("#")]
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
 
 
@@ -84,10 +84,10 @@ def test_a_killed_replica_is_not_noticed_and_replaced(tiny_bundles: tuple[Bundle
         before = replicas_of(process)
         with Client(said["url"], obfuscator, token=TOKEN) as client, ThreadPoolExecutor(12) as pool:
             expected = [client.classify(image).label for image in images]
-            answers = [pool.submit(client.classify, images[index % 4]) for index in range(100)]
+            responses = [pool.submit(client.classify, images[index % 4]) for index in range(100)]
             os.kill(before[0], signal.SIGKILL)
-            answers += [pool.submit(client.classify, images[index % 4]) for index in range(100)]
-            assert [answer.result().label for answer in answers] == 50 * expected
+            responses += [pool.submit(client.classify, images[index % 4]) for index in range(100)]
+            assert [response.result().label for response in responses] == 50 * expected
         wait_for("no new replica came", lambda: len(set(replicas_of(process)) - {before[0]}) == 2)
 
 
@@ -101,8 +101,8 @@ def test_a_hangup_reloads_all_of_them(tmp_path: Path, tiny_bundles: tuple[Bundle
         def versions() -> set[str]:
             found = set()
             for _ in range(12):
-                with urllib.request.urlopen(f"{said['url']}/v2/models/tiny", timeout=10) as answer:
-                    found.add(json.load(answer)["versions"][0])
+                with urllib.request.urlopen(f"{said['url']}/v2/models/tiny", timeout=10) as response:
+                    found.add(json.load(response)["versions"][0])
             return found
 
         wait_for("not all of them have the new version", lambda: versions() == {"2"})
@@ -120,7 +120,7 @@ def test_they_do_not_outlive_their_parent(tmp_path: Path, tiny_bundles: tuple[Bu
     wait_for("they are still there", lambda: not any(Path(f"/proc/{pid}").exists() for pid in left))
 
 
-def test_nobody_new_is_let_in_while_the_last_requests_are_answered(tiny_bundles: tuple[Bundle, Bundle]) -> None:
+def test_no_new_connection_is_taken_while_the_last_requests_finish(tiny_bundles: tuple[Bundle, Bundle]) -> None:
     with serving(tiny_bundles[1].path, "--replicas", 2, "--linger", 0, "--grace", 20) as (said, process):
         address = ("127.0.0.1", int(said["url"].rpartition(":")[2]))
         with socket.create_connection(address) as under_way:
@@ -169,8 +169,8 @@ def test_a_sibling_that_has_gone_is_left_out(tmp_path: Path) -> None:
     one, another = Siblings(tmp_path, 0), Siblings(tmp_path, 2)
 
     async def told_by_one() -> bytes:
-        async with one.telling(lambda: text), another.telling(lambda: text):
-            return await one.together(text)
+        async with one.sharing(lambda: text), another.sharing(lambda: text):
+            return await one.merged(text)
 
     told = asyncio.run(told_by_one())
     head = text.decode().splitlines()[:2]

@@ -301,12 +301,12 @@ def test_models_that_cannot_be_served(tmp_path: Path, tiny_bundles: tuple[Bundle
         with pytest.raises(ServingError, match="called"):
             cloud.ServedModel(good, name=name)
     with pytest.raises(ServingError, match="two models"):
-        cloud.create_app([cloud.ServedModel(good), cloud.ServedModel(good)])
+        cloud.Application([cloud.ServedModel(good), cloud.ServedModel(good)])
     with pytest.raises(ServingError, match="no model"):
-        cloud.create_app([])
+        cloud.Application([])
     for token in ("", "a b", "é"):
         with pytest.raises(ServingError, match="token"):
-            cloud.create_app([cloud.ServedModel(good)], token=token)
+            cloud.Application([cloud.ServedModel(good)], token=token)
 
 
 def test_a_bare_onnx_file_with_a_fixed_batch(tmp_path: Path) -> None:

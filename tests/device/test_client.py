@@ -19,21 +19,21 @@ from PIL import Image
 from recording import (
     Behaviour,
     Exchange,
-    answer_with,
     client,
     expected_probabilities,
     leaked,
     metadata,
     recording,
+    respond_with,
 )
 from sfumato.artifacts.bundle import Bundle
 from sfumato.device import Client, FingerprintWarning, Obfuscator, prepare
 from sfumato.errors import (
     BundleError,
-    EndpointAnswerInvalid,
     EndpointError,
     EndpointFailed,
     EndpointRefused,
+    EndpointResponseInvalid,
     EndpointUnreachable,
     ImageError,
 )
@@ -67,26 +67,26 @@ def body_of(data: bytes) -> Behaviour:
 @pytest.mark.parametrize("binary", [True, False])
 def test_it_reads_the_label(binary: bool, obfuscator_bundle: Bundle) -> None:
     with recording() as server, client(server, obfuscator_bundle, encoding="binary" if binary else "json") as it:
-        answer = it.classify(IMAGE)
+        prediction = it.classify(IMAGE)
     expected = expected_probabilities(IMAGE)
-    np.testing.assert_allclose(answer.probabilities, expected, atol=1e-4)
-    assert answer.index == expected.argmax()
-    assert answer.label == LABELS[answer.index]
-    assert answer.probability == max(answer.probabilities)
-    assert answer.top(2)[0] == (answer.index, answer.probability)
-    assert answer.payload_bytes > 4 * 3 * SIZE * SIZE
-    assert answer.obfuscate_ms > 0 < answer.round_trip_ms
-    assert answer.answered_by == "cloud"
+    np.testing.assert_allclose(prediction.probabilities, expected, atol=1e-4)
+    assert prediction.index == expected.argmax()
+    assert prediction.label == LABELS[prediction.index]
+    assert prediction.probability == max(prediction.probabilities)
+    assert prediction.top(2)[0] == (prediction.index, prediction.probability)
+    assert prediction.payload_bytes > 4 * 3 * SIZE * SIZE
+    assert prediction.obfuscate_ms > 0 < prediction.round_trip_ms
+    assert prediction.predicted_by == "cloud"
     assert leaked(server.recorded, IMAGE) == set()
 
 
 def test_batches_keep_their_order(obfuscator_bundle: Bundle) -> None:
     images = [image(seed) for seed in range(7)]
     with recording() as server, client(server, obfuscator_bundle) as it:
-        answers = it.classify_batch(iter(images), batch_size=3)
+        predictions = it.classify_batch(iter(images), batch_size=3)
         assert it.classify_batch([]) == []
-    for answer, pixels in zip(answers, images, strict=True):
-        np.testing.assert_allclose(answer.probabilities, expected_probabilities(pixels), atol=1e-4)
+    for prediction, pixels in zip(predictions, images, strict=True):
+        np.testing.assert_allclose(prediction.probabilities, expected_probabilities(pixels), atol=1e-4)
     assert sum(path.endswith("infer") for path in server.paths) == 3
 
 
@@ -156,7 +156,7 @@ def test_metadata_without_inputs_gets_the_usual_ones(given: str | None, name: st
     assert f'"name":"{name}","datatype":"FP32","shape":[1,3,8,8]'.encode() in server.recorded
 
 
-# --- how images travel --------------------------------------------------------------------------
+# --- how images are sent ------------------------------------------------------------------------
 
 
 LISTED = b'{"name": "x", "version": "1", "extensions": ["binary_tensor_data"]}'
@@ -177,8 +177,8 @@ def test_bytes_are_sent_where_the_server_lists_them_and_numbers_elsewhere(
     stated: Behaviour, given: str | None, as_bytes: bool, obfuscator_bundle: Bundle
 ) -> None:
     with recording(v2=stated) as server, client(server, obfuscator_bundle, encoding=given) as it:
-        answer = it.classify(IMAGE)
-    np.testing.assert_allclose(answer.probabilities, expected_probabilities(IMAGE), atol=1e-4)
+        prediction = it.classify(IMAGE)
+    np.testing.assert_allclose(prediction.probabilities, expected_probabilities(IMAGE), atol=1e-4)
     assert (b"binary_data_size" in server.recorded) == as_bytes
     assert ("/v2" in server.paths) == (given is None)
     assert leaked(server.recorded, IMAGE) == set()
@@ -195,7 +195,7 @@ def takes(datatype: str) -> Behaviour:
 
 
 def answer_in_float32(exchange: Exchange) -> None:
-    answer_with(lambda inputs: logits(inputs.astype(np.float32)))(exchange)
+    respond_with(lambda inputs: logits(inputs.astype(np.float32)))(exchange)
 
 
 @pytest.mark.parametrize("datatype", ["FP32", "FP16", "FP64"])
@@ -208,12 +208,12 @@ def test_it_sends_what_the_model_takes_or_what_it_is_told_to(
         recording(tiny=stated, infer=answer_in_float32) as server,
         client(server, obfuscator_bundle, datatype=datatype if asked else None) as it,
     ):
-        answer = it.classify(IMAGE)
+        prediction = it.classify(IMAGE)
         assert it.datatype == datatype
-    np.testing.assert_allclose(answer.probabilities, expected_probabilities(IMAGE), atol=1e-2)
+    np.testing.assert_allclose(prediction.probabilities, expected_probabilities(IMAGE), atol=1e-2)
     sent = obfuscate(prepare(IMAGE, PREPROCESSING)[None]).astype({"FP32": "f4", "FP16": "f2", "FP64": "f8"}[datatype])
     assert f'"datatype":"{datatype}"'.encode() in server.recorded
-    assert sent.nbytes < answer.payload_bytes < sent.nbytes + 300
+    assert sent.nbytes < prediction.payload_bytes < sent.nbytes + 300
     assert leaked(server.recorded, IMAGE) == set()
 
 
@@ -222,7 +222,7 @@ def test_a_model_that_takes_something_else_is_sent_nothing(datatype: str, obfusc
     with (
         recording(tiny=takes(datatype)) as server,
         client(server, obfuscator_bundle) as it,
-        pytest.raises(EndpointAnswerInvalid, match=f"takes {datatype}; this client sends FP32, FP16, FP64"),
+        pytest.raises(EndpointResponseInvalid, match=f"takes {datatype}; this client sends FP32, FP16, FP64"),
     ):
         it.classify(IMAGE)
     assert b"POST" not in server.recorded
@@ -283,31 +283,31 @@ MISBEHAVIOURS: dict[str, tuple[Behaviour, type[EndpointError]]] = {
     "500": (status_of(500), EndpointFailed),
     "503": (status_of(503, Retry_After="99999999999999"), EndpointFailed),
     "redirect": (status_of(307, Location="/v2/elsewhere"), EndpointRefused),
-    "204": (status_of(204), EndpointAnswerInvalid),
-    "html": (body_of(b"<html><body>Welcome</body></html>"), EndpointAnswerInvalid),
-    "nothing": (body_of(b""), EndpointAnswerInvalid),
-    "json": (body_of(b'{"hello": 1}'), EndpointAnswerInvalid),
-    "cut": (cut, EndpointAnswerInvalid),
-    "huge": (huge, EndpointAnswerInvalid),
-    "wrong classes": (answer_with(lambda x: logits(x)[:, :3]), EndpointAnswerInvalid),
-    "wrong batch": (answer_with(lambda x: np.repeat(logits(x), 2, axis=0)), EndpointAnswerInvalid),
-    "no batch": (answer_with(lambda x: logits(x)[0]), EndpointAnswerInvalid),
-    "nan": (answer_with(lambda x: logits(x) * np.float32(np.nan)), EndpointAnswerInvalid),
-    "infinite": (answer_with(lambda x: np.full((1, 4), np.inf, np.float32)), EndpointAnswerInvalid),
-    "integers": (answer_with(lambda x: np.zeros((1, 4), np.int64)), EndpointAnswerInvalid),
+    "204": (status_of(204), EndpointResponseInvalid),
+    "html": (body_of(b"<html><body>Welcome</body></html>"), EndpointResponseInvalid),
+    "nothing": (body_of(b""), EndpointResponseInvalid),
+    "json": (body_of(b'{"hello": 1}'), EndpointResponseInvalid),
+    "cut": (cut, EndpointResponseInvalid),
+    "huge": (huge, EndpointResponseInvalid),
+    "wrong classes": (respond_with(lambda x: logits(x)[:, :3]), EndpointResponseInvalid),
+    "wrong batch": (respond_with(lambda x: np.repeat(logits(x), 2, axis=0)), EndpointResponseInvalid),
+    "no batch": (respond_with(lambda x: logits(x)[0]), EndpointResponseInvalid),
+    "nan": (respond_with(lambda x: logits(x) * np.float32(np.nan)), EndpointResponseInvalid),
+    "infinite": (respond_with(lambda x: np.full((1, 4), np.inf, np.float32)), EndpointResponseInvalid),
+    "integers": (respond_with(lambda x: np.zeros((1, 4), np.int64)), EndpointResponseInvalid),
     "another output": (
         body_of(b'{"model_name":"m","outputs":[{"name":"x","datatype":"FP32","shape":[1],"data":[1]}]}'),
-        EndpointAnswerInvalid,
+        EndpointResponseInvalid,
     ),
 }
 
 
-# What can go wrong with an answer's numbers cannot go wrong with metadata.
+# What can go wrong with a response's numbers cannot go wrong with metadata.
 CASES = [("infer", name) for name in MISBEHAVIOURS] + [
     (where, name)
     for where in ("tiny", "v2")
     for name, (behaviour, error) in MISBEHAVIOURS.items()
-    if "answer_with" not in behaviour.__qualname__
+    if "respond_with" not in behaviour.__qualname__
     # Of itself a server need not say anything; it then gets JSON.
     and not (where == "v2" and (error is EndpointRefused or name in ("json", "another output")))
 ]
@@ -339,7 +339,7 @@ def test_it_fails_closed_with_a_gate(where: str, name: str, gated_bundle: Bundle
     assert leaked(server.recorded, sure_image()) | leaked(server.recorded, unsure_image()) == set()
 
 
-def test_nobody_there(obfuscator_bundle: Bundle) -> None:
+def test_no_endpoint(obfuscator_bundle: Bundle) -> None:
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{reserved.getsockname()[1]}"
@@ -402,9 +402,9 @@ def test_only_obfuscated_images_can_be_sent(obfuscator_bundle: Bundle) -> None:
 def test_a_model_that_does_not_fit_is_not_sent_anything(changes: dict[str, Any], obfuscator_bundle: Bundle) -> None:
     told = metadata(**changes)
     with recording(tiny=lambda e: e.reply(200, told)) as server, client(server, obfuscator_bundle) as it:
-        with pytest.raises(EndpointAnswerInvalid):
+        with pytest.raises(EndpointResponseInvalid):
             it.check()
-        with pytest.raises(EndpointAnswerInvalid):
+        with pytest.raises(EndpointResponseInvalid):
             it.classify(IMAGE)
     assert not any("infer" in path for path in server.paths)
 
@@ -414,7 +414,7 @@ def test_a_model_that_does_not_fit_is_not_sent_anything(changes: dict[str, Any],
 
 def failing(times: int, behaviour: Behaviour) -> Behaviour:
     left: Iterator[int] = iter(range(times))
-    good = answer_with(logits)
+    good = respond_with(logits)
     return lambda exchange: (good if next(left, None) is None else behaviour)(exchange)
 
 
@@ -458,11 +458,11 @@ def test_bad_addresses_are_refused(url: str, obfuscator_bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("url", ["http://localhost:1", "http://127.0.0.2", "http://[::1]:9", "https://example.org"])
-def test_tokens_may_go_where_nobody_listens(url: str, obfuscator_bundle: Bundle) -> None:
+def test_tokens_may_go_to_this_machine_or_over_tls(url: str, obfuscator_bundle: Bundle) -> None:
     Client(url, obfuscator_bundle, token=TOKEN).close()
 
 
-def test_tokens_do_not_travel_in_the_open_unasked(obfuscator_bundle: Bundle) -> None:
+def test_tokens_are_not_sent_in_the_clear_unasked(obfuscator_bundle: Bundle) -> None:
     with pytest.raises(EndpointError) as caught:
         Client("http://example.org", obfuscator_bundle, token=TOKEN)
     assert TOKEN not in str(caught.value)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recording import Exchange, answer_well, client, expected_probabilities, leaked, metadata, recording
+from recording import Exchange, client, expected_probabilities, leaked, metadata, recording, respond_well
 from sfumato.artifacts.bundle import Bundle
 from sfumato.device import FingerprintWarning
 from sfumato.device.concurrent import in_order
@@ -54,12 +54,12 @@ def test_no_more_are_taken_than_may_be_underway() -> None:
             taken.append(number)
             yield number
 
-    answers = in_order(lambda n: n, camera(), in_flight=3)
-    assert [next(answers), next(answers)] == [0, 1]
+    predictions = in_order(lambda n: n, camera(), in_flight=3)
+    assert [next(predictions), next(predictions)] == [0, 1]
     wait_until(lambda: len(taken) == 5)
     time.sleep(0.05)
     assert len(taken) == 5  # two looked at, three waiting
-    answers.close()
+    predictions.close()
     time.sleep(0.05)
     assert len(taken) == 5
 
@@ -72,10 +72,10 @@ def test_a_camera_that_has_nothing_new_holds_up_no_answer() -> None:
         assert more.wait(5)
         yield 2
 
-    answers = in_order(lambda n: n, camera(), in_flight=4)
-    assert next(answers) == 1
+    predictions = in_order(lambda n: n, camera(), in_flight=4)
+    assert next(predictions) == 1
     more.set()
-    assert list(answers) == [2]
+    assert list(predictions) == [2]
 
 
 def test_an_error_comes_at_its_place_and_ends_it() -> None:
@@ -87,13 +87,13 @@ def test_an_error_comes_at_its_place_and_ends_it() -> None:
             raise ImageError("no image")
         return number
 
-    answers = in_order(ask, itertools.count(), in_flight=2)
-    assert [next(answers), next(answers)] == [0, 1]
+    predictions = in_order(ask, itertools.count(), in_flight=2)
+    assert [next(predictions), next(predictions)] == [0, 1]
     with pytest.raises(ImageError):
-        next(answers)
+        next(predictions)
     count = len(begun)
     time.sleep(0.05)
-    assert len(begun) == count <= 4 and list(answers) == []
+    assert len(begun) == count <= 4 and list(predictions) == []
 
 
 def test_an_error_of_the_camera_comes_after_the_answers_before_it() -> None:
@@ -101,10 +101,10 @@ def test_an_error_of_the_camera_comes_after_the_answers_before_it() -> None:
         yield 1
         raise OSError("unplugged")
 
-    answers = in_order(lambda n: n, camera(), in_flight=4)
-    assert next(answers) == 1
+    predictions = in_order(lambda n: n, camera(), in_flight=4)
+    assert next(predictions) == 1
     with pytest.raises(OSError, match="unplugged"):
-        next(answers)
+        next(predictions)
 
 
 def test_at_least_one(obfuscator_bundle: Bundle) -> None:
@@ -118,18 +118,18 @@ def test_at_least_one(obfuscator_bundle: Bundle) -> None:
 
 def test_a_client_answers_many(obfuscator_bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     with recording() as server, client(server, obfuscator_bundle) as it:
-        answers = list(it.classify_many(iter(IMAGES), in_flight=4))
+        predictions = list(it.classify_many(iter(IMAGES), in_flight=4))
         assert list(it.classify_many([])) == []
-    for answer, pixels in zip(answers, IMAGES, strict=True):
-        np.testing.assert_allclose(answer.probabilities, expected_probabilities(pixels), atol=1e-4)
+    for prediction, pixels in zip(predictions, IMAGES, strict=True):
+        np.testing.assert_allclose(prediction.probabilities, expected_probabilities(pixels), atol=1e-4)
     assert leaks_any(server.recorded) == set()
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_what_the_device_is_sure_of_stays_there(gated_bundle: Bundle) -> None:
+def test_images_handled_on_device_are_not_sent(gated_bundle: Bundle) -> None:
     with recording() as server, client(server, gated_bundle) as it:
-        answers = it.classify_many([sure_image(1), unsure_image(), sure_image(2)])
-        assert [answer.answered_by for answer in answers] == ["device", "cloud", "device"]
+        predictions = it.classify_many([sure_image(1), unsure_image(), sure_image(2)])
+        assert [prediction.predicted_by for prediction in predictions] == ["device", "cloud", "device"]
     assert sum(path.endswith("infer") for path in server.paths) == 1
 
 
@@ -150,7 +150,7 @@ def dies_after(requests: int) -> Any:
 
     def behave(exchange: Exchange) -> None:
         if next(left) > 0:
-            answer_well(exchange)
+            respond_well(exchange)
         else:
             exchange.reply(500)
 
@@ -161,11 +161,11 @@ def test_a_server_that_dies_half_way(obfuscator_bundle: Bundle) -> None:
     answered = []
     with recording(infer=dies_after(5)) as server, client(server, obfuscator_bundle) as it:
         with pytest.raises(EndpointFailed):
-            for answer in it.classify_many(itertools.cycle(IMAGES), in_flight=3):
-                answered.append(answer)
+            for prediction in it.classify_many(itertools.cycle(IMAGES), in_flight=3):
+                answered.append(prediction)
         count = len(server.paths)
         time.sleep(0.05)
-        assert len(server.paths) == count  # nobody goes on asking behind our back
+        assert len(server.paths) == count  # no request is made in the background
     assert len(answered) <= 5 and count <= 2 * 3 + 5 + 3
     assert leaks_any(server.recorded) == set()
 
@@ -184,9 +184,9 @@ def test_one_that_never_answers_costs_one_timeout_and_not_one_for_each(obfuscato
 
 def test_ending_early_waits_for_what_is_underway_and_sends_no_more(obfuscator_bundle: Bundle) -> None:
     with recording() as server, client(server, obfuscator_bundle) as it:
-        answers = it.classify_many(itertools.cycle(IMAGES), in_flight=3)
-        next(answers)
-        answers.close()  # type: ignore[attr-defined]
+        predictions = it.classify_many(itertools.cycle(IMAGES), in_flight=3)
+        next(predictions)
+        predictions.close()  # type: ignore[attr-defined]
         count = len(server.paths)
         time.sleep(0.05)
         assert len(server.paths) == count
@@ -199,7 +199,7 @@ def test_a_cancelled_task_sends_nothing_but_what_it_would_have(obfuscator_bundle
     def held(exchange: Exchange) -> None:
         arrived.set()
         go.wait(5)
-        answer_well(exchange)
+        respond_well(exchange)
 
     async def main(it: Any) -> None:
         task = asyncio.create_task(asyncio.to_thread(it.classify, IMAGES[0]))
@@ -208,8 +208,8 @@ def test_a_cancelled_task_sends_nothing_but_what_it_would_have(obfuscator_bundle
         with pytest.raises(asyncio.CancelledError):
             await task
         go.set()
-        answers = await asyncio.gather(*(asyncio.to_thread(it.classify, pixels) for pixels in IMAGES))
-        assert [a.index for a in answers] == [expected_probabilities(pixels).argmax() for pixels in IMAGES]
+        predictions = await asyncio.gather(*(asyncio.to_thread(it.classify, pixels) for pixels in IMAGES))
+        assert [a.index for a in predictions] == [expected_probabilities(pixels).argmax() for pixels in IMAGES]
 
     with recording(infer=held) as server, client(server, obfuscator_bundle) as it:
         asyncio.run(main(it))

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recording import Behaviour, answer_with, client, leaked, metadata, recording, softmax
+from recording import Behaviour, client, leaked, metadata, recording, respond_with, softmax
 from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.records import RecipeRecord
 from sfumato.device.endpoint_binding import Payload, as_datatype, make_plan, payload_from
-from sfumato.errors import BundleError, EndpointAnswerInvalid, EndpointError
+from sfumato.errors import BundleError, EndpointError, EndpointResponseInvalid
 from sfumato.wire import ModelMetadata, TensorSpec
 from tiny import LABELS, PREPROCESSING, SIZE, image, logits, negative, save_bundles
 
@@ -48,16 +49,16 @@ def test_the_models_datatype_unless_another_is_asked_for(
 def test_codes_are_bytes_whatever_is_asked_for() -> None:
     assert make_plan(model("UINT8", (1,)), CODE).datatype == "UINT8"
     assert make_plan(model("FP32", inputs=()), CODE).datatype == "UINT8"
-    with pytest.raises(EndpointAnswerInvalid, match="takes FP32; this client sends UINT8"):
+    with pytest.raises(EndpointResponseInvalid, match="takes FP32; this client sends UINT8"):
         make_plan(model("FP32", (1,)), CODE)
-    with pytest.raises(EndpointError, match="a code travels as bytes"):
+    with pytest.raises(EndpointError, match="a code is sent as bytes"):
         make_plan(model("FP32", (1,)), CODE, datatype="FP32")
 
 
 def test_the_bundle_says_whether_its_output_is_8_bit(obfuscator_bundle: Bundle) -> None:
-    eight_bit = replace(obfuscator_bundle, recipe={"output": {"format": "8-bit"}})
+    eight_bit = replace(obfuscator_bundle, recipe=RecipeRecord(output={"format": "8-bit"}))
     assert payload_from(eight_bit, ROW, split=False) == LEVELS
-    for bundle in (obfuscator_bundle, replace(obfuscator_bundle, recipe={"output": {"format": "float"}})):
+    for bundle in (obfuscator_bundle, replace(obfuscator_bundle, recipe=RecipeRecord(output={"format": "float"}))):
         assert payload_from(bundle, ROW, split=False) == FLOATS
 
 
@@ -83,17 +84,17 @@ def test_values_too_large_for_half_precision_do_not_leave() -> None:
 
 
 def takes_levels() -> tuple[Behaviour, Behaviour]:
-    """A model that takes 8-bit images and normalises by itself: its metadata and its answers."""
+    """A model that takes 8-bit images and normalises by itself: its metadata and its predictions."""
     told = metadata(inputs=[{"name": "input", "datatype": "UINT8", "shape": [-1, *ROW]}])
-    answers = answer_with(lambda levels: logits(PREPROCESSING.normalize((levels / 255).astype(np.float32))))
-    return lambda exchange: exchange.reply(200, told), answers
+    predictions = respond_with(lambda levels: logits(PREPROCESSING.normalize((levels / 255).astype(np.float32))))
+    return lambda exchange: exchange.reply(200, told), predictions
 
 
 def test_a_bundle_that_claims_8_bits_and_draws_others_sends_nothing(obfuscator_bundle: Bundle) -> None:
-    liar = replace(obfuscator_bundle, recipe={"output": {"format": "8-bit"}})
-    told, answers = takes_levels()
+    liar = replace(obfuscator_bundle, recipe=RecipeRecord(output={"format": "8-bit"}))
+    told, predictions = takes_levels()
     with (
-        recording(tiny=told, infer=answers) as server,
+        recording(tiny=told, infer=predictions) as server,
         client(server, liar) as it,
         pytest.raises(BundleError, match="no 8-bit image"),
     ):
@@ -101,14 +102,14 @@ def test_a_bundle_that_claims_8_bits_and_draws_others_sends_nothing(obfuscator_b
     assert b"POST" not in server.recorded
 
 
-def test_levels_travel_to_a_model_that_takes_them(tmp_path: Path) -> None:
-    bundle = replace(save_bundles(tmp_path, "8-bit")[0], recipe={"output": {"format": "8-bit"}})
-    told, answers = takes_levels()
+def test_levels_are_sent_to_a_model_that_takes_them(tmp_path: Path) -> None:
+    bundle = replace(save_bundles(tmp_path, "8-bit")[0], recipe=RecipeRecord(output={"format": "8-bit"}))
+    told, predictions = takes_levels()
     pixels = image(3)
-    with recording(tiny=told, infer=answers) as server, client(server, bundle) as it:
-        answer = it.classify(pixels)
-        assert it.datatype == "UINT8" and answer.payload_bytes < pixels.size + 250
+    with recording(tiny=told, infer=predictions) as server, client(server, bundle) as it:
+        prediction = it.classify(pixels)
+        assert it.datatype == "UINT8" and prediction.payload_bytes < pixels.size + 250
     drawn = negative(pixels).transpose(2, 0, 1)
     assert drawn.tobytes() in server.recorded and leaked(server.recorded, pixels) == set()
     wanted = softmax(logits(PREPROCESSING.normalize((drawn[None] / 255).astype(np.float32))))[0]
-    np.testing.assert_allclose(answer.probabilities, wanted, atol=1e-4)
+    np.testing.assert_allclose(prediction.probabilities, wanted, atol=1e-4)

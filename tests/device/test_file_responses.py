@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from sfumato.device.file_responses import AnswerPlace, read_file_answer
-from sfumato.errors import EndpointAnswerInvalid
+from sfumato.device.file_responses import ResponseFormat, read_file_response
+from sfumato.errors import EndpointResponseInvalid
 from tiny import LABELS
 
 NAN = math.nan
@@ -40,18 +40,18 @@ AZURE = {"id": "1", "predictions": [{"tagName": "dog", "probability": 0.1}, {"ta
     ],
 )
 def test_what_is_understood(value: Any, place: dict[str, str], best: str, scores: tuple[float, ...]) -> None:
-    index, found = read_file_answer(json.dumps(value).encode(), AnswerPlace(**place), LABELS)
+    index, found = read_file_response(json.dumps(value).encode(), ResponseFormat(**place), LABELS)
     assert LABELS[index] == best
     assert found == pytest.approx(scores, nan_ok=True)
 
 
 def test_labels_go_by_their_names_even_if_written_otherwise() -> None:
     labels = ("fire-truck", "Fire engine", "x_y", "X Y")
-    assert read_file_answer(b'"Fire Truck"', AnswerPlace(), labels)[0] == 0
-    assert read_file_answer(b'"fire_engine"', AnswerPlace(), labels)[0] == 1
-    assert read_file_answer(b'"X Y"', AnswerPlace(), labels)[0] == 3
-    with pytest.raises(EndpointAnswerInvalid, match="none of the bundle's labels"):
-        read_file_answer(b'"x-y"', AnswerPlace(), labels)  # could be either
+    assert read_file_response(b'"Fire Truck"', ResponseFormat(), labels)[0] == 0
+    assert read_file_response(b'"fire_engine"', ResponseFormat(), labels)[0] == 1
+    assert read_file_response(b'"X Y"', ResponseFormat(), labels)[0] == 3
+    with pytest.raises(EndpointResponseInvalid, match="none of the bundle's labels"):
+        read_file_response(b'"x-y"', ResponseFormat(), labels)  # could be either
 
 
 @pytest.mark.parametrize(
@@ -74,15 +74,15 @@ def test_labels_go_by_their_names_even_if_written_otherwise() -> None:
         ('{"a": {"b": []}}', "a.b.0", "'a.b' is a list of 0"),
         ('{"a": [1]}', "a.x", "list of 1; there is no 'x'"),
         ('{"a": [1]}', "a.-1", "there is no '-1'"),
-        ('{"a": "cat"}', "a.b", "'a' is a text"),
-        ('{"name": "cat", "score": 1}', "", "no text under 'label'; it has 'name', 'score'"),
-        ('{"label": 3, "score": 1}', "", "no text under 'label'"),
-        ('[{"label": "cat", "score": "high"}]', "", "a text for a score"),
+        ('{"a": "cat"}', "a.b", "'a' is a string"),
+        ('{"name": "cat", "score": 1}', "", "no string under 'label'; it has 'name', 'score'"),
+        ('{"label": 3, "score": 1}', "", "no string under 'label'"),
+        ('[{"label": "cat", "score": "high"}]', "", "a string for a score"),
         ('[{"label": "cat"}, {"label": "Cat"}]', "", "'cat' twice"),
         ('"zebra\\u001b[31m"', "", "'zebra .31m', which is none of the bundle's labels .'cat', 'dog'"),
     ],
 )
-def test_what_is_not_an_answer_is_an_error_that_says_why(body: str, path: str, said: str) -> None:
-    with pytest.raises(EndpointAnswerInvalid, match=said) as caught:
-        read_file_answer(body.encode("latin-1"), AnswerPlace(path), LABELS)
+def test_what_is_no_prediction_is_an_error_that_says_why(body: str, path: str, said: str) -> None:
+    with pytest.raises(EndpointResponseInvalid, match=said) as caught:
+        read_file_response(body.encode("latin-1"), ResponseFormat(path), LABELS)
     assert "\x1b" not in str(caught.value) and len(str(caught.value)) < 400

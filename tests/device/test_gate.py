@@ -1,4 +1,4 @@
-"""The client with a gate: what the device is sure of makes no request, the rest travels obfuscated."""
+"""The client with a gate: images handled on-device make no request, the others are sent obfuscated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from recording import Behaviour, answer_with, client, expected_probabilities, leaked, recording, softmax
+from recording import Behaviour, client, expected_probabilities, leaked, recording, respond_with, softmax
 from sfumato.artifacts.bundle import Bundle
 from sfumato.device import Client, prepare
 from sfumato.errors import BundleError, EndpointUnreachable, ImageError
@@ -36,7 +36,7 @@ def keeping(received: list[NDArray[np.float32]]) -> Behaviour:
         received.append(inputs.copy())
         return logits(inputs)
 
-    return answer_with(compute)
+    return respond_with(compute)
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -46,18 +46,18 @@ def test_a_gate_sends_only_what_it_must(binary: bool, gated_bundle: Bundle) -> N
         recording(infer=keeping(received)) as server,
         client(server, gated_bundle, encoding="binary" if binary else "json") as it,
     ):
-        answers = it.classify_batch(iter(MIXED))
+        predictions = it.classify_batch(iter(MIXED))
         assert it.fingerprint == "unknown"
     unit = np.stack([prepare(pixels, PREPROCESSING) for pixels in MIXED])
     own = softmax(own_logits(unit))
-    for index, (answer, pixels) in enumerate(zip(answers, MIXED, strict=True)):
+    for index, (prediction, pixels) in enumerate(zip(predictions, MIXED, strict=True)):
         expected = expected_probabilities(pixels) if index in SENT else own[index]
-        np.testing.assert_allclose(answer.probabilities, expected, atol=1e-4)
-        assert answer.label == LABELS[expected.argmax()]
-        assert answer.probability == max(answer.probabilities)
-        assert answer.answered_by == ("cloud" if index in SENT else "device")
-        assert (answer.payload_bytes > 0, answer.round_trip_ms > 0) == 2 * (index in SENT,)
-        assert answer.obfuscate_ms > 0
+        np.testing.assert_allclose(prediction.probabilities, expected, atol=1e-4)
+        assert prediction.label == LABELS[expected.argmax()]
+        assert prediction.probability == max(prediction.probabilities)
+        assert prediction.predicted_by == ("cloud" if index in SENT else "device")
+        assert (prediction.payload_bytes > 0, prediction.round_trip_ms > 0) == 2 * (index in SENT,)
+        assert prediction.obfuscate_ms > 0
         assert leaked(server.recorded, pixels) == set()
     (tensors,) = received  # one request
     np.testing.assert_allclose(tensors, obfuscate(unit[list(SENT)]), atol=1e-5)
@@ -66,12 +66,12 @@ def test_a_gate_sends_only_what_it_must(binary: bool, gated_bundle: Bundle) -> N
         assert len(server.recorded) < 3 * unit[0].nbytes
 
 
-def test_nobody_is_asked_anything_if_all_stay_at_home(gated_bundle: Bundle) -> None:
+def test_no_request_is_made_if_all_are_handled_on_device(gated_bundle: Bundle) -> None:
     with recording() as server, client(server, gated_bundle, token=TOKEN) as it:
-        answers = it.classify_batch([sure_image(seed) for seed in range(5)], batch_size=2)
+        predictions = it.classify_batch([sure_image(seed) for seed in range(5)], batch_size=2)
         one = it.classify(sure_image())
         assert it.fingerprint is None
-    assert [answer.label for answer in (*answers, one)] == 6 * ["cat"]
+    assert [prediction.label for prediction in (*predictions, one)] == 6 * ["cat"]
     assert server.recorded == b""
     assert server.paths == []
 
@@ -79,8 +79,8 @@ def test_nobody_is_asked_anything_if_all_stay_at_home(gated_bundle: Bundle) -> N
 def test_of_each_group_only_the_rest_is_sent(gated_bundle: Bundle) -> None:
     received: list[NDArray[np.float32]] = []
     with recording(infer=keeping(received)) as server, client(server, gated_bundle) as it:
-        answers = it.classify_batch(MIXED, batch_size=2)
-    assert [answer.answered_by == "cloud" for answer in answers] == [index in SENT for index in range(5)]
+        predictions = it.classify_batch(MIXED, batch_size=2)
+    assert [prediction.predicted_by == "cloud" for prediction in predictions] == [index in SENT for index in range(5)]
     assert [len(tensors) for tensors in received] == [1, 1]
     assert sum(path.endswith("infer") for path in server.paths) == 2
 
@@ -90,36 +90,36 @@ def test_a_device_that_is_offline_answers_what_it_can(gated_bundle: Bundle) -> N
         reserved.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{reserved.getsockname()[1]}"
         with Client(url, gated_bundle, retries=0) as it:
-            assert it.classify(sure_image()).answered_by == "device"
+            assert it.classify(sure_image()).predicted_by == "device"
             with pytest.raises(EndpointUnreachable):
                 it.classify(unsure_image())
             with pytest.raises(EndpointUnreachable):
                 it.classify_batch(MIXED)
-            assert it.classify(sure_image(1)).answered_by == "device"
+            assert it.classify(sure_image(1)).predicted_by == "device"
 
 
 def test_without_its_gate_everything_is_sent(gated_bundle: Bundle) -> None:
     received: list[NDArray[np.float32]] = []
     with recording(infer=keeping(received)) as server, client(server, gated_bundle, gate=False) as it:
-        answers = it.classify_batch(MIXED)
-        assert it.classify_at_home(sure_image()) is None
-        assert not it.keeps
-    for answer, pixels in zip(answers, MIXED, strict=True):
-        np.testing.assert_allclose(answer.probabilities, expected_probabilities(pixels), atol=1e-4)
-        assert (answer.answered_by, answer.payload_bytes > 768) == ("cloud", True)
+        predictions = it.classify_batch(MIXED)
+        assert it.classify_locally(sure_image()) is None
+        assert not it.gate_enabled
+    for prediction, pixels in zip(predictions, MIXED, strict=True):
+        np.testing.assert_allclose(prediction.probabilities, expected_probabilities(pixels), atol=1e-4)
+        assert (prediction.predicted_by, prediction.payload_bytes > 768) == ("cloud", True)
         assert leaked(server.recorded, pixels) == set()
     assert [len(tensors) for tensors in received] == [5]
 
 
 def test_classify_at_home_sends_nothing(gated_bundle: Bundle, obfuscator_bundle: Bundle) -> None:
     with recording() as server, client(server, gated_bundle) as it, client(server, obfuscator_bundle) as ungated:
-        at_home = it.classify_at_home(sure_image())
+        at_home = it.classify_locally(sure_image())
         assert at_home is not None
-        assert (at_home.label, at_home.answered_by) == ("cat", "device")
-        assert it.classify_at_home(unsure_image()) is None
-        assert ungated.classify_at_home(sure_image()) is None
+        assert (at_home.label, at_home.predicted_by) == ("cat", "device")
+        assert it.classify_locally(unsure_image()) is None
+        assert ungated.classify_locally(sure_image()) is None
         with pytest.raises(ImageError):
-            it.classify_at_home(b"no image")
+            it.classify_locally(b"no image")
     assert server.recorded == b""
 
 

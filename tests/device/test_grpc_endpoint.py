@@ -1,4 +1,4 @@
-"""gRPC as a device needs it: the same answers, the same errors, and as silent about the image as HTTP."""
+"""gRPC as a device needs it: the same predictions, the same errors, and as silent about the image as HTTP."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from recording import expected_probabilities, leaked, recording
 from sfumato.artifacts.bundle import Bundle
 from sfumato.device import Client
 from sfumato.errors import (
-    EndpointAnswerInvalid,
     EndpointError,
     EndpointFailed,
     EndpointRefused,
+    EndpointResponseInvalid,
     EndpointUnreachable,
 )
 from tiny import LABELS, SIZE, image, logits, obfuscate
@@ -63,12 +63,12 @@ class FakeServer:
 
     def _servicer(self) -> Any:
         def answering(name: str) -> Behaviour:
-            def answer(request: Any, context: Any) -> Any:
+            def prediction(request: Any, context: Any) -> Any:
                 self.calls.append(name)
                 self.metadata = dict(context.invocation_metadata())
                 return self.behaviours.get(name, GOOD[name])(request, context)
 
-            return answer
+            return prediction
 
         return type("Servicer", (), {name: staticmethod(answering(name)) for name in _METHODS})()
 
@@ -95,36 +95,36 @@ def _pump(source: socket.socket, target: socket.socket, record: bytearray) -> No
 
 
 def metadata(datatype: str = "FP32", shape: tuple[int, ...] = (-1, 3, SIZE, SIZE)) -> Behaviour:
-    def answer(request: Any, context: Any) -> Any:
+    def prediction(request: Any, context: Any) -> Any:
         told = service_pb2.ModelMetadataResponse(name=request.name, versions=["1"], platform="test")
         told.inputs.add(name="input", datatype=datatype, shape=shape)
         told.outputs.add(name="logits", datatype="FP32", shape=[-1, len(LABELS)])
         return told
 
-    return answer
+    return prediction
 
 
-def answer_with(compute: Callable[[Any], Any], *, typed: bool = False) -> Behaviour:
-    def answer(request: Any, context: Any) -> Any:
+def respond_with(compute: Callable[[Any], Any], *, typed: bool = False) -> Behaviour:
+    def prediction(request: Any, context: Any) -> Any:
         kinds = {"FP32": "<f4", "FP16": "<f2"}
         x = np.frombuffer(request.raw_input_contents[0], kinds[request.inputs[0].datatype])
         values = compute(x.reshape(list(request.inputs[0].shape)).astype(np.float32))
         kind = "FP32" if values.dtype.kind == "f" else "INT64"
-        answer = service_pb2.ModelInferResponse(model_name=request.model_name)
-        output = answer.outputs.add(name="logits", datatype=kind, shape=values.shape)
+        prediction = service_pb2.ModelInferResponse(model_name=request.model_name)
+        output = prediction.outputs.add(name="logits", datatype=kind, shape=values.shape)
         if typed:
             output.contents.fp32_contents.extend(values.ravel().tolist())
         else:
-            answer.raw_output_contents.append(values.tobytes())
-        return answer
+            prediction.raw_output_contents.append(values.tobytes())
+        return prediction
 
-    return answer
+    return prediction
 
 
 GOOD: dict[str, Behaviour] = {
     "ServerReady": lambda request, context: service_pb2.ServerReadyResponse(ready=True),
     "ModelMetadata": metadata(),
-    "ModelInfer": answer_with(logits),
+    "ModelInfer": respond_with(logits),
 }
 
 
@@ -147,14 +147,14 @@ def client(server: FakeServer, bundle: Bundle, **options: Any) -> Client:
 @pytest.mark.parametrize("typed", [False, True])
 def test_it_reads_the_label(typed: bool, obfuscator_bundle: Bundle) -> None:
     with (
-        serving(ModelInfer=answer_with(logits, typed=typed)) as server,
+        serving(ModelInfer=respond_with(logits, typed=typed)) as server,
         client(server, obfuscator_bundle) as it,
     ):
         assert it.check().platform == "test"
-        answer = it.classify(IMAGE)
-    np.testing.assert_allclose(answer.probabilities, expected_probabilities(IMAGE), atol=1e-4)
-    assert answer.label == LABELS[expected_probabilities(IMAGE).argmax()]
-    assert 4 * 3 * SIZE * SIZE < answer.payload_bytes < 4 * 3 * SIZE * SIZE + 100
+        prediction = it.classify(IMAGE)
+    np.testing.assert_allclose(prediction.probabilities, expected_probabilities(IMAGE), atol=1e-4)
+    assert prediction.label == LABELS[expected_probabilities(IMAGE).argmax()]
+    assert 4 * 3 * SIZE * SIZE < prediction.payload_bytes < 4 * 3 * SIZE * SIZE + 100
     assert leaked(bytes(server.recorded), IMAGE) == set()
     sent = obfuscate((IMAGE.transpose(2, 0, 1)[None] / 255).astype(np.float32))
     assert sent.tobytes()[:64] in server.recorded, "the relay sees what is sent"
@@ -163,11 +163,11 @@ def test_it_reads_the_label(typed: bool, obfuscator_bundle: Bundle) -> None:
 def test_batches_keep_their_order_and_half_precision_takes_half_the_bytes(obfuscator_bundle: Bundle) -> None:
     images = [image(seed) for seed in range(5)]
     with serving(ModelMetadata=metadata("FP16")) as server, client(server, obfuscator_bundle) as it:
-        answers = it.classify_batch(images, batch_size=3)
+        predictions = it.classify_batch(images, batch_size=3)
         assert it.datatype == "FP16"
-    for answer, pixels in zip(answers, images, strict=True):
-        np.testing.assert_allclose(answer.probabilities, expected_probabilities(pixels), atol=1e-2)
-        assert answer.payload_bytes < 2 * 3 * SIZE * SIZE + 100
+    for prediction, pixels in zip(predictions, images, strict=True):
+        np.testing.assert_allclose(prediction.probabilities, expected_probabilities(pixels), atol=1e-2)
+        assert prediction.payload_bytes < 2 * 3 * SIZE * SIZE + 100
     assert server.calls == ["ModelMetadata", "ModelInfer", "ModelInfer"]
 
 
@@ -203,16 +203,16 @@ def slow(request: Any, context: Any) -> Any:
 
 
 def garbage(request: Any, context: Any) -> Any:
-    answer = service_pb2.ModelInferResponse(model_name="m")
-    answer.outputs.add(name="logits", datatype="FP32", shape=[1, len(LABELS)])
-    answer.raw_output_contents.append(b"abc")
-    return answer
+    prediction = service_pb2.ModelInferResponse(model_name="m")
+    prediction.outputs.add(name="logits", datatype="FP32", shape=[1, len(LABELS)])
+    prediction.raw_output_contents.append(b"abc")
+    return prediction
 
 
 def wildcard(request: Any, context: Any) -> Any:
-    answer = GOOD["ModelInfer"](request, context)
-    answer.outputs[0].shape[:] = [-1, len(LABELS)]
-    return answer
+    prediction = GOOD["ModelInfer"](request, context)
+    prediction.outputs[0].shape[:] = [-1, len(LABELS)]
+    return prediction
 
 
 def huge(request: Any, context: Any) -> Any:
@@ -230,14 +230,14 @@ MISBEHAVIOURS: dict[str, tuple[Behaviour, type[EndpointError]]] = {
     "UNIMPLEMENTED": (status("UNIMPLEMENTED"), EndpointRefused),
     "INTERNAL": (status("INTERNAL"), EndpointFailed),
     "UNKNOWN": (status("UNKNOWN"), EndpointFailed),
-    "huge": (huge, EndpointAnswerInvalid),
-    "nothing": (lambda request, context: service_pb2.ModelInferResponse(model_name="m"), EndpointAnswerInvalid),
-    "no name": (lambda request, context: service_pb2.ModelInferResponse(), EndpointAnswerInvalid),
-    "garbage": (garbage, EndpointAnswerInvalid),
-    "wildcard": (wildcard, EndpointAnswerInvalid),
-    "wrong classes": (answer_with(lambda x: logits(x)[:, :3]), EndpointAnswerInvalid),
-    "nan": (answer_with(lambda x: logits(x) * np.float32(np.nan)), EndpointAnswerInvalid),
-    "integers": (answer_with(lambda x: np.zeros((1, 4), np.int64)), EndpointAnswerInvalid),
+    "huge": (huge, EndpointResponseInvalid),
+    "nothing": (lambda request, context: service_pb2.ModelInferResponse(model_name="m"), EndpointResponseInvalid),
+    "no name": (lambda request, context: service_pb2.ModelInferResponse(), EndpointResponseInvalid),
+    "garbage": (garbage, EndpointResponseInvalid),
+    "wildcard": (wildcard, EndpointResponseInvalid),
+    "wrong classes": (respond_with(lambda x: logits(x)[:, :3]), EndpointResponseInvalid),
+    "nan": (respond_with(lambda x: logits(x) * np.float32(np.nan)), EndpointResponseInvalid),
+    "integers": (respond_with(lambda x: np.zeros((1, 4), np.int64)), EndpointResponseInvalid),
 }
 CASES = [("ModelInfer", name) for name in MISBEHAVIOURS] + [
     ("ModelMetadata", name) for name in MISBEHAVIOURS if name.isupper() or name == "slow"
@@ -261,7 +261,7 @@ def test_a_model_that_does_not_fit_is_not_sent_anything(obfuscator_bundle: Bundl
         with (
             serving(ModelMetadata=told) as server,
             client(server, obfuscator_bundle) as it,
-            pytest.raises(EndpointAnswerInvalid),
+            pytest.raises(EndpointResponseInvalid),
         ):
             it.classify(IMAGE)
         assert server.calls == ["ModelMetadata"]
@@ -273,7 +273,7 @@ def test_check_tells_of_a_server_that_is_not_ready(obfuscator_bundle: Bundle) ->
         assert it.check().ready is False
 
 
-def test_nobody_there_and_a_server_of_another_kind(obfuscator_bundle: Bundle) -> None:
+def test_no_endpoint_and_a_server_of_another_kind(obfuscator_bundle: Bundle) -> None:
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         url = f"grpc://127.0.0.1:{reserved.getsockname()[1]}"
@@ -316,7 +316,7 @@ def test_bad_addresses_are_refused(url: str, obfuscator_bundle: Bundle) -> None:
     assert "u:p" not in str(caught.value)
 
 
-def test_tokens_do_not_travel_in_the_open_unasked(obfuscator_bundle: Bundle) -> None:
+def test_tokens_are_not_sent_in_the_clear_unasked(obfuscator_bundle: Bundle) -> None:
     with pytest.raises(EndpointError, match="use grpcs") as caught:
         Client("grpc://example.org:1", obfuscator_bundle, token=TOKEN)
     assert TOKEN not in str(caught.value)

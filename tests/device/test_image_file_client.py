@@ -25,10 +25,10 @@ from sfumato.device import FileClient, Obfuscator
 from sfumato.device.eight_bit import from_pixels
 from sfumato.errors import (
     BundleError,
-    EndpointAnswerInvalid,
     EndpointError,
     EndpointFailed,
     EndpointRefused,
+    EndpointResponseInvalid,
     EndpointUnreachable,
     ImageError,
 )
@@ -68,12 +68,12 @@ def expected(pixels: np.ndarray) -> np.ndarray:
 def test_the_obfuscated_image_arrives_exactly_and_the_label_comes_back(style: Any, kind: Any, bundle: Bundle) -> None:
     at = endpoint()
     with recording(classify=at) as server, client(server, bundle, style=style, file_format=kind) as it:
-        answer = it.classify(IMAGE)
+        prediction = it.classify(IMAGE)
     np.testing.assert_array_equal(at.images(), [tiny.negative(IMAGE)])
-    np.testing.assert_allclose(answer.probabilities, expected(IMAGE), atol=1e-4)
-    assert answer.label == tiny.LABELS[expected(IMAGE).argmax()] and answer.answered_by == "cloud"
-    assert answer.top(2)[0] == (answer.index, answer.probability)
-    assert answer.payload_bytes >= len(at.files[0][0]) and answer.round_trip_ms > 0 < answer.obfuscate_ms
+    np.testing.assert_allclose(prediction.probabilities, expected(IMAGE), atol=1e-4)
+    assert prediction.label == tiny.LABELS[expected(IMAGE).argmax()] and prediction.predicted_by == "cloud"
+    assert prediction.top(2)[0] == (prediction.index, prediction.probability)
+    assert prediction.payload_bytes >= len(at.files[0][0]) and prediction.round_trip_ms > 0 < prediction.obfuscate_ms
     assert server.paths == ["/v1/classify"], "nothing else is asked"
     assert leaked(server.recorded, IMAGE) == set()
 
@@ -88,13 +88,13 @@ def test_nested_json_and_a_nested_answer(bundle: Bundle) -> None:
         return {"responses": [{"found": [{"name": one["label"], "p": one["score"]} for one in found[:2]]}]}
 
     at = endpoint(file_of=file_of, reply=reply)
-    place = {"answer": "responses.0.found", "label_key": "name", "score_key": "p"}
+    place = {"prediction_path": "responses.0.found", "label_key": "name", "score_key": "p"}
     with recording(classify=at) as server, client(server, bundle, style="json", **NESTED, **place) as it:
-        answer = it.classify(IMAGE)
+        prediction = it.classify(IMAGE)
     np.testing.assert_array_equal(at.images(), [tiny.negative(IMAGE)])
-    assert answer.label == tiny.LABELS[expected(IMAGE).argmax()]
-    assert [index for index, _ in answer.top(4)] == list(np.argsort(-expected(IMAGE))[:2]), "two are named"
-    assert np.isnan(answer.probabilities).sum() == 2
+    assert prediction.label == tiny.LABELS[expected(IMAGE).argmax()]
+    assert [index for index, _ in prediction.top(4)] == list(np.argsort(-expected(IMAGE))[:2]), "two are named"
+    assert np.isnan(prediction.probabilities).sum() == 2
 
 
 def test_nothing_of_the_images_own_file_payload(bundle: Bundle, tmp_path: Path) -> None:
@@ -120,13 +120,13 @@ def test_nothing_of_the_images_own_file_payload(bundle: Bundle, tmp_path: Path) 
 def test_a_gate_keeps_what_the_device_is_sure_of(gated: Bundle) -> None:
     at, images = endpoint(), [tiny.sure_image(1), tiny.unsure_image(2), tiny.sure_image(3)]
     with recording(classify=at) as server, client(server, gated) as it:
-        answers = it.classify_batch(iter(images))
-        assert it.classify_at_home(images[1]) is None
-        assert it.classify_at_home(images[0]) is not None
-    assert [answer.answered_by for answer in answers] == ["device", "cloud", "device"]
+        predictions = it.classify_batch(iter(images))
+        assert it.classify_locally(images[1]) is None
+        assert it.classify_locally(images[0]) is not None
+    assert [prediction.predicted_by for prediction in predictions] == ["device", "cloud", "device"]
     np.testing.assert_array_equal(at.images(), [tiny.negative(images[1])])
     with recording(classify=at) as server, client(server, gated, gate=False) as it:
-        assert it.classify(images[0]).answered_by == "cloud" and it.classify_at_home(images[0]) is None
+        assert it.classify(images[0]).predicted_by == "cloud" and it.classify_locally(images[0]) is None
 
 
 def test_a_slash_at_the_end_of_the_address_stays(bundle: Bundle) -> None:
@@ -159,9 +159,9 @@ def test_shipped_images_get_the_label_of_the_tensor_path(style: Any) -> None:
     wanted = softmax(OnnxFunction(classifier.file(CLASSIFIER_ONNX))(tensors))
     at = FileEndpoint.of(classifier)
     with recording(classify=at) as server, client(server, sketch.bundle, style=style, rounding=True, gate=False) as it:
-        answers = it.classify_batch(samples)
-    assert [answer.index for answer in answers] == wanted.argmax(axis=1).tolist()
-    np.testing.assert_allclose([answer.probabilities for answer in answers], wanted, atol=0.02)
+        predictions = it.classify_batch(samples)
+    assert [prediction.index for prediction in predictions] == wanted.argmax(axis=1).tolist()
+    np.testing.assert_allclose([prediction.probabilities for prediction in predictions], wanted, atol=0.02)
     mean, std = (np.array(value)[:, None, None] for value in (look.mean, look.std))
     off = np.stack(at.images()).transpose(0, 3, 1, 2) - (tensors * std + mean) * 255
     assert 0.3 < np.abs(off).max() < 0.501, "the drawing, to the nearest level"
@@ -190,10 +190,10 @@ MISBEHAVIOURS: dict[str, tuple[Behaviour, type[EndpointError]]] = {
     "401": (status(401), EndpointRefused),
     "redirect": (status(307, Location="/elsewhere"), EndpointRefused),
     "500": (status(500), EndpointFailed),
-    "html": (body(b"<html>"), EndpointAnswerInvalid),
-    "another label": (body(b'"zebra"'), EndpointAnswerInvalid),
-    "no scores": (body(b"[]"), EndpointAnswerInvalid),
-    "huge": (body(b'"' + bytes(17 * 2**20) + b'"'), EndpointAnswerInvalid),
+    "html": (body(b"<html>"), EndpointResponseInvalid),
+    "another label": (body(b'"zebra"'), EndpointResponseInvalid),
+    "no scores": (body(b"[]"), EndpointResponseInvalid),
+    "huge": (body(b'"' + bytes(17 * 2**20) + b'"'), EndpointResponseInvalid),
 }
 
 
@@ -262,7 +262,7 @@ def test_the_token_is_sent_and_never_shown(bundle: Bundle, caplog: pytest.LogCap
         code, value = next(echoes)
         exchange.reply(code, json.dumps(value).encode())
 
-    with recording(classify=echo) as server, client(server, bundle, token=TOKEN, answer="") as it:
+    with recording(classify=echo) as server, client(server, bundle, token=TOKEN, prediction_path="") as it:
         for _ in range(3):
             with pytest.raises(EndpointError) as caught:
                 it.classify(IMAGE)

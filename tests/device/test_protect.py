@@ -76,7 +76,7 @@ def test_what_is_there_is_kept_replaced_or_refused(tmp_path: Path, obfuscator_bu
     files[1].with_suffix(".npy").unlink()
     files[2].write_bytes(b"mine")
     states = [outcome.state for outcome in protect(source, out, obfuscator_bundle, existing="keep")]
-    assert sorted(states) == ["there", "there", "written", "written"]
+    assert sorted(states) == ["exists", "exists", "written", "written"]
     changed = {name for name, data in content(out).items() if data != before[name]}
     assert changed == {str(files[2].relative_to(out))}, "what is complete is not looked at"
     assert {outcome.state for outcome in protect(source, out, obfuscator_bundle)} == {"failed"}

@@ -1,4 +1,4 @@
-"""The split form: a code of a few bytes travels, and the decoder in the cloud draws it for the same classifier."""
+"""The split form: a code of a few bytes is sent, and the decoder in the cloud decodes it for the same classifier."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from recording import leaked, recording
 from sfumato.artifacts.bundle import Bundle
 from sfumato.cloud import ServedModel, running
 from sfumato.device import Client, Obfuscator, prepare
-from sfumato.errors import BundleError, EndpointAnswerInvalid, ImageError, ServingError
+from sfumato.errors import BundleError, EndpointResponseInvalid, ImageError, ServingError
 from tiny import (
     PREPROCESSING,
     code_of,
-    draw,
+    decode,
     image,
     logits,
     save_bundles,
@@ -36,7 +36,7 @@ def test_the_code_alone_is_computed_and_it_is_the_code_of_what_would_be_drawn(bu
     unit = np.stack([prepare(pixels, PREPROCESSING) for pixels in IMAGES])
     codes = Obfuscator(bundles[0], split=True)(unit)
     assert codes.dtype == np.uint8 and codes.tolist() == code_of(unit).tolist()
-    np.testing.assert_allclose(Obfuscator(bundles[0])(unit), draw(codes), atol=1e-6)
+    np.testing.assert_allclose(Obfuscator(bundles[0])(unit), decode(codes), atol=1e-6)
 
 
 def test_a_code_has_no_preview(bundles: tuple[Bundle, Bundle]) -> None:
@@ -59,25 +59,25 @@ def test_the_cloud_draws_the_code_and_the_same_classifier_answers(binary: bool, 
     for ours, theirs in zip(codes, drawings, strict=True):
         np.testing.assert_allclose(ours.probabilities, theirs.probabilities, atol=1e-6)
     unit = np.stack([prepare(pixels, PREPROCESSING) for pixels in IMAGES])
-    wanted = logits(draw(code_of(unit))).argmax(axis=1)
-    assert [np.argmax(answer.probabilities) for answer in codes] == wanted.tolist()
+    wanted = logits(decode(code_of(unit))).argmax(axis=1)
+    assert [np.argmax(prediction.probabilities) for prediction in codes] == wanted.tolist()
     if binary:
         assert drawings[0].payload_bytes > 3 * 8 * 8 * 4 and codes[0].payload_bytes < 64, "per image, of five"
 
 
-def test_with_a_gate_only_codes_of_what_the_device_is_unsure_of_travel(tmp_path: Path) -> None:
+def test_with_a_gate_only_the_codes_of_some_images_are_sent(tmp_path: Path) -> None:
     obfuscator, classifier = save_split_bundles(tmp_path, threshold=0.9)
     with (
         running([ServedModel(classifier.path, name="tiny-split", decoder=obfuscator.path)]) as url,
         Client(url, obfuscator, split=True) as client,
     ):
-        answers = client.classify_batch([unsure_image(0), sure_image(1)])
-    assert [answer.answered_by for answer in answers] == ["cloud", "device"]
+        predictions = client.classify_batch([unsure_image(0), sure_image(1)])
+    assert [prediction.predicted_by for prediction in predictions] == ["cloud", "device"]
 
 
 def test_a_model_that_takes_images_gets_no_code_and_nothing_else(bundles: tuple[Bundle, Bundle]) -> None:
     with recording() as server, Client(server.url, bundles[0], split=True, model="tiny") as client:
-        with pytest.raises(EndpointAnswerInvalid, match="takes FP32; this client sends UINT8"):
+        with pytest.raises(EndpointResponseInvalid, match="takes FP32; this client sends UINT8"):
             client.classify(IMAGES[0])
         assert b"POST" not in server.recorded
         assert leaked(server.recorded, IMAGES[0]) == set()
@@ -102,7 +102,7 @@ def test_an_obfuscator_without_a_decoder_has_no_split_form(
 def test_a_decoder_serves_its_own_classifier_only(bundles: tuple[Bundle, Bundle], tmp_path: Path) -> None:
     _, other = save_bundles(tmp_path)
     (other.path / "model.onnx").write_bytes((other.path / "model.onnx").read_bytes() + b"\x7a\x00")
-    other.save()
+    other = other.save()
     with pytest.raises(ServingError, match="made for another classifier"):
         ServedModel(other.path, decoder=bundles[0].path)
 
@@ -112,10 +112,10 @@ def test_codes_are_not_sent_to_the_decoder_of_another_obfuscator(
 ) -> None:
     other, _ = save_split_bundles(tmp_path)
     (other.path / "decoder.onnx").write_bytes((other.path / "decoder.onnx").read_bytes() + b"\x7a\x00")
-    other.save()
+    other = other.save()
     with (
         running([ServedModel(bundles[1].path, name="tiny-split", decoder=bundles[0].path)]) as url,
         Client(url, other, split=True) as client,
-        pytest.raises(EndpointAnswerInvalid, match="the decoder of another obfuscator"),
+        pytest.raises(EndpointResponseInvalid, match="the decoder of another obfuscator"),
     ):
         client.classify(IMAGES[0])

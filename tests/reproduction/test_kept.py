@@ -58,7 +58,7 @@ def test_an_empty_lab_gets_the_same_bundles(made, tmp_path):
         assert other.state(item).name == "done"
         mine, theirs = other.bundle(item), lab.bundle(item)
         assert mine.files == theirs.files  # byte for byte, ONNX included
-        assert mine.figures == theirs.figures and mine.provenance["commit"] == theirs.provenance["commit"]
+        assert mine.figures == theirs.figures and mine.provenance.commit == theirs.provenance.commit
     assert said[0].startswith("one: made of the weights in") and "differ" not in " ".join(said)
     names = sorted(path.name for path in kept_folder(tmp_path / "results", plan.obfuscators[0]).iterdir())
     assert names == ["bundle.json", "deobfuscator.safetensors", "obfuscator.safetensors"]
@@ -105,4 +105,4 @@ def test_a_disk_that_refuses_is_an_error_of_ours(made, tmp_path):
 
 
 def test_a_bundle_of_half_weights_says_so(made):
-    assert Bundle.load(made[1].path(made[0].classifiers[0])).recipe["training"]["half_weights"] is True
+    assert Bundle.load(made[1].path(made[0].classifiers[0])).recipe.others["training"]["half_weights"] is True

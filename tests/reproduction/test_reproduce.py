@@ -116,7 +116,7 @@ def test_table_1_says_what_bundles_and_audits_say(tiny):
         assert row["overhead_params"] == pytest.approx(324_518 / row["params"])
         assert row["trained"]["obfuscator"]["epochs"] == {"one": 2, "two": 8}[name]
         assert row["test_images"] == len(lab.test) == 20
-    assert found["local"]["accuracy"] == Bundle.load(lab.folder / "local" / "bundle").figures["accuracy_plain"]
+    assert found["local"]["accuracy"] == Bundle.load(lab.folder / "local" / "bundle").figures.accuracy_plain
 
 
 def test_the_diagonal_of_table_3_is_table_1(tiny):
@@ -133,8 +133,8 @@ def test_the_optimum_follows_snapshots_and_lambda(tiny):
     assert [[row["epoch"] for row in run["epochs"]] for run in runs] == [[1, 2], [8]]
     last = runs[0]["epochs"][-1]
     bundle = Bundle.load(lab.folder / "one-obfuscator" / "bundle")
-    assert last["accuracy_obfuscated"] == pytest.approx(bundle.figures["accuracy_obfuscated"], abs=0.051)
-    assert last["joint_mse"] == pytest.approx(bundle.figures["joint_deobfuscator_mse"], rel=1e-3)
+    assert last["accuracy_obfuscated"] == pytest.approx(bundle.figures.accuracy_obfuscated, abs=0.051)
+    assert last["joint_mse"] == pytest.approx(bundle.figures.joint_deobfuscator_mse, rel=1e-3)
     assert last["later_mse"] == min(attacker["mse"] for attacker in last["attackers"])
     swept = read_results(results, "cpu", "lambda")["rows"]
     assert [row["trained"]["lambda"] for row in swept] == [1.0]

@@ -107,7 +107,7 @@ def test_a_tensor_never_prints_its_values() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.complex64, "S3", "U3", object, "M8[s]"])
-def test_types_that_cannot_travel_are_refused(dtype: Any) -> None:
+def test_types_that_cannot_be_sent_are_refused(dtype: Any) -> None:
     with pytest.raises(WireError):
         wire.Tensor("x", np.zeros(2, dtype))
 

@@ -1,1 +1,1 @@
-"""Programs made of the device's and the cloud's side: the studio, the demo, the doctor."""
+"""Programs that combine device and cloud: the studio, the demo, the doctor."""

@@ -1,4 +1,4 @@
-"""The demonstration: a server as a process of its own, real images, and what each side sees."""
+"""The demonstration: a server in a process of its own, real images, and what each side sees."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from sfumato.apps.panel import Caption, draw_panel
 from sfumato.artifacts import shipped
 from sfumato.artifacts.bundle import CLASSIFIER_ONNX, DEOBFUSCATOR_ONNX, Bundle
 from sfumato.artifacts.onnx_file import OnnxFunction
-from sfumato.device import Answer, Client, ObfuscatedImage, Obfuscator, load_image, prepare
+from sfumato.device import Client, ObfuscatedImage, Obfuscator, Prediction, load_image, prepare
 from sfumato.errors import BundleError, ServingError
 
 START_TIMEOUT_S = 60.0
 PANEL_COLUMNS = 12
-_JOINT = "reconstructed by the deobfuscator it was trained against (a later attacker may reconstruct more)"
+_JOINT = "reconstructed by the joint deobfuscator (an adaptive attacker may reconstruct more)"
 
 
 @dataclass(frozen=True)
@@ -35,23 +35,23 @@ class Row:
 
     Attributes:
         image: its name.
-        truth: the true label, or None if nobody knows.
-        original: the classifier's answer on the original, computed here and never sent.
-        obfuscated: the server's answer on the obfuscated image; None if the image stayed on the device.
-        answer: the answer that counts: the device's own if the image stayed, else the server's.
-        answered_by: "device" if the image stayed, else "cloud".
-        probability: that `answer` is given, in [0, 1].
-        payload_bytes: what was sent for it; 0 if it stayed.
-        obfuscate_ms: time of obfuscation, the device's own answer included.
-        round_trip_ms: time until the server's answer was there; 0 if it was not asked.
+        truth: the true label, or None if it is not known.
+        original: the classifier's prediction on the original, computed here and never sent.
+        obfuscated: the server's prediction on the obfuscated image; None if the image was handled on-device.
+        prediction: the final one: the device's if the image was handled on-device, else the server's.
+        predicted_by: "device" or "cloud".
+        probability: of `prediction`, in [0, 1].
+        payload_bytes: what was sent for it; 0 if it was handled on-device.
+        obfuscate_ms: time of obfuscation, including the on-device prediction.
+        round_trip_ms: time from request to response; 0 if it was handled on-device.
     """
 
     image: str
     truth: str | None
     original: str
     obfuscated: str | None
-    answer: str
-    answered_by: Literal["device", "cloud"]
+    prediction: str
+    predicted_by: Literal["device", "cloud"]
     probability: float
     payload_bytes: int
     obfuscate_ms: float
@@ -60,50 +60,43 @@ class Row:
 
 @dataclass(frozen=True)
 class Tally:
-    """How a group of images was answered.
+    """How a group of images was classified.
 
     Attributes:
         images: how many there are.
         known: of how many the true label is known.
-        right: how many of these were answered right.
-        right_on_originals: how many of these the classifier answers right on the originals.
+        correct: how many of these were correctly classified.
+        correct_on_originals: how many of these the classifier classifies correctly on the originals.
     """
 
     images: int
     known: int
-    right: int
-    right_on_originals: int
+    correct: int
+    correct_on_originals: int
 
 
 @dataclass(frozen=True)
 class Demonstration:
-    """What the demonstration showed.
-
-    Attributes:
-        server: the address that was asked.
-        gated: whether the bundle has a gate, so that images may stay on the device.
-        rows: one per image.
-        panel: the panel image's path.
-    """
+    """The demonstration's result: the server's address, whether the bundle has a gate, one row per image, the panel."""
 
     server: str
     gated: bool
     rows: tuple[Row, ...]
     panel: Path
 
-    def tally(self, answered_by: Literal["device", "cloud"] | None = None) -> Tally:
-        """Counts the images answered there, or all."""
-        rows = [row for row in self.rows if answered_by in (None, row.answered_by)]
+    def tally(self, predicted_by: Literal["device", "cloud"] | None = None) -> Tally:
+        """Count the images classified there, or all."""
+        rows = [row for row in self.rows if predicted_by in (None, row.predicted_by)]
         known = [row for row in rows if row.truth is not None]
         return Tally(
             images=len(rows),
             known=len(known),
-            right=sum(row.answer == row.truth for row in known),
-            right_on_originals=sum(row.original == row.truth for row in known),
+            correct=sum(row.prediction == row.truth for row in known),
+            correct_on_originals=sum(row.original == row.truth for row in known),
         )
 
     def as_json(self) -> dict[str, Any]:
-        """As plain values, with the tallies "on_device", "sent" and "over_all"."""
+        """Return plain values, with the tallies "on_device", "sent" and "over_all"."""
         tallies = {"on_device": self.tally("device"), "sent": self.tally("cloud"), "over_all": self.tally()}
         return {**asdict(self), "panel": str(self.panel), **{name: asdict(tally) for name, tally in tallies.items()}}
 
@@ -116,14 +109,14 @@ def run_demo(
     obfuscator: Path | None = None,
     on_row: Callable[[int, int], None] = lambda done, total: None,
 ) -> Demonstration:
-    """Starts the server, sends it the obfuscated images that have to be sent, and draws what each side saw.
+    """Start the server, classify images with it, and write a panel of what each side saw.
 
     Args:
-        images: image files of the user's, besides the shipped ones.
+        images: image files, in addition to the shipped ones.
         out: folder for the panel; created if needed.
         classifier: bundle to serve; the shipped one by default.
-        obfuscator: bundle made for it; the shipped one by default.
-        on_row: told after each image how many are done, of how many.
+        obfuscator: bundle trained for it; the shipped one by default.
+        on_row: called after each image with how many are done, of how many.
 
     Raises:
         SfumatoError: a bundle, an image, the server or the folder cannot be used.
@@ -135,28 +128,28 @@ def run_demo(
     ]
     inputs += [(sample.name, sample.label, sample.pixels) for sample in shipped.samples()]
     prepared = [prepare(pixels, bundle.preprocessing) for _, _, pixels in inputs]
-    beside = _answers_on_originals(served, prepared)
-    answers: list[Answer] = []
+    originals = _predictions_on_originals(served, prepared)
+    predictions: list[Prediction] = []
     with serving(served.path) as url, Client(url, bundle) as client:
-        # The first request pays for loading everything; do not show its time. What stays makes no request.
-        client.classify(next((p for _, _, p in inputs if client.classify_at_home(p) is None), inputs[0][2]))
+        # The first request pays for loading everything; do not show its time.
+        client.classify(next((p for _, _, p in inputs if client.classify_locally(p) is None), inputs[0][2]))
         for _, _, pixels in inputs:
-            answers.append(client.classify(pixels))
-            on_row(len(answers), len(inputs))
+            predictions.append(client.classify(pixels))
+            on_row(len(predictions), len(inputs))
     rows = tuple(
         Row(
             image=name,
             truth=truth,
             original=original,
-            obfuscated=answer.label if answer.answered_by == "cloud" else None,
-            answer=answer.label,
-            answered_by=answer.answered_by,
-            probability=round(answer.probability, 4),
-            payload_bytes=answer.payload_bytes,
-            obfuscate_ms=round(answer.obfuscate_ms, 3),
-            round_trip_ms=round(answer.round_trip_ms, 3),
+            obfuscated=final.label if final.predicted_by == "cloud" else None,
+            prediction=final.label,
+            predicted_by=final.predicted_by,
+            probability=round(final.probability, 4),
+            payload_bytes=final.payload_bytes,
+            obfuscate_ms=round(final.obfuscate_ms, 3),
+            round_trip_ms=round(final.round_trip_ms, 3),
         )
-        for (name, truth, _), original, answer in zip(inputs, beside, answers, strict=True)
+        for (name, truth, _), original, final in zip(inputs, originals, predictions, strict=True)
     )
     panel = _save_panel(out, bundle, prepared, rows)
     return Demonstration(server=url, gated=bundle.gate is not None, rows=rows, panel=panel)
@@ -164,17 +157,17 @@ def run_demo(
 
 @contextmanager
 def serving(classifier: Path) -> Iterator[str]:
-    """Runs `sfumato serve` as a process of its own, on a free port of this machine, and gives its address.
+    """Run `sfumato serve` in a process of its own, on a free port of this machine, and yield its address.
 
     Raises:
-        ServingError: it did not start; the message has its own last words.
+        ServingError: it did not start; the message has the last line of its log.
     """
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "sfumato", "serve", str(classifier), "--port", "0", "--json"],
             stdout=subprocess.PIPE,
             stderr=errors,
-            # The user's token is for servers of his, and would close this one to the demonstration.
+            # The user's token is for other servers, and would close this one to the demonstration.
             env={name: value for name, value in os.environ.items() if name != "SFUMATO_TOKEN"},
         )
         try:
@@ -185,7 +178,7 @@ def serving(classifier: Path) -> Iterator[str]:
             if not line:
                 errors.seek(0)
                 words = errors.read().decode(errors="replace").strip().splitlines()
-                raise ServingError(f"the server did not start: {words[-1] if words else 'no answer in time'}")
+                raise ServingError(f"the server did not start: {words[-1] if words else 'no response in time'}")
             yield json.loads(line)["url"]
         finally:
             process.terminate()
@@ -198,7 +191,7 @@ def serving(classifier: Path) -> Iterator[str]:
                 process.stdout.close()
 
 
-def _answers_on_originals(classifier: Bundle, prepared: Sequence[npt.NDArray[np.float32]]) -> list[str]:
+def _predictions_on_originals(classifier: Bundle, prepared: Sequence[npt.NDArray[np.float32]]) -> list[str]:
     logits = OnnxFunction(classifier.file(CLASSIFIER_ONNX))(classifier.preprocessing.normalize(np.stack(prepared)))
     return [classifier.labels[index] for index in logits.argmax(axis=1)]
 
@@ -207,23 +200,24 @@ def _save_panel(out: Path, bundle: Bundle, prepared: Sequence[npt.NDArray[np.flo
     shown = slice(0, PANEL_COLUMNS)
     batch = np.stack(prepared[shown])
     payload = Obfuscator(bundle)(batch)
-    stays = [row.answered_by == "device" for row in rows[shown]]
+    on_device = [row.predicted_by == "device" for row in rows[shown]]
     previews = [np.asarray(ObfuscatedImage(tensor, bundle.preprocessing).preview()) for tensor in payload]
     sheet: list[tuple[str, Sequence[npt.NDArray[np.uint8] | str]]] = [
-        ("original: stays on the device", [_as_pixels(image) for image in batch]),
+        ("original: never sent", [_as_pixels(image) for image in batch]),
         (
-            "obfuscated: the payload (each stretched to the visible range)",
-            _unless(stays, "nothing\nis sent", previews),
+            "obfuscated: the payload (each scaled to the visible range)",
+            _unless(on_device, "nothing\nis sent", previews),
         ),
     ]
     if DEOBFUSCATOR_ONNX in bundle.files:
         reconstructed = [_as_pixels(image) for image in OnnxFunction(bundle.file(DEOBFUSCATOR_ONNX))(payload)]
-        coded = bundle.recipe.get("kind") == "sketch"
+        coded = bundle.recipe.kind == "sketch"
         title = "reconstructed: the mean of the training images with the same code" if coded else _JOINT
-        sheet.append((title, _unless(stays, "nothing\nto reconstruct", reconstructed)))
-    notes = {"device": "on the device", "cloud": "in the cloud"} if bundle.gate is not None else {}
+        sheet.append((title, _unless(on_device, "nothing\nto reconstruct", reconstructed)))
+    notes = {"device": "on-device", "cloud": "in the cloud"} if bundle.gate is not None else {}
     captions = [
-        Caption(row.answer, row.truth in (None, row.answer), notes.get(row.answered_by, "")) for row in rows[shown]
+        Caption(row.prediction, row.truth in (None, row.prediction), notes.get(row.predicted_by, ""))
+        for row in rows[shown]
     ]
     panel = draw_panel(sheet, captions)
     try:
@@ -235,9 +229,9 @@ def _save_panel(out: Path, bundle: Bundle, prepared: Sequence[npt.NDArray[np.flo
 
 
 def _unless(
-    stays: Sequence[bool], text: str, images: Sequence[npt.NDArray[np.uint8]]
+    on_device: Sequence[bool], text: str, images: Sequence[npt.NDArray[np.uint8]]
 ) -> list[npt.NDArray[np.uint8] | str]:
-    return [text if at_home else image for at_home, image in zip(stays, images, strict=True)]
+    return [text if local else image for local, image in zip(on_device, images, strict=True)]
 
 
 def _as_pixels(image: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:

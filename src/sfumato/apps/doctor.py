@@ -1,6 +1,6 @@
-"""Whether a deployed pair works: an obfuscator's bundle here, a classifier at an endpoint. No private image is sent.
+"""Check a deployed pair: an obfuscator's bundle here, a classifier at an endpoint. No private image is sent.
 
-The payload are obfuscated images that are drawn here, from random numbers.
+Only obfuscated synthetic images are sent, generated here from random numbers.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ import contextlib
 import json
 import statistics
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Literal, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -21,20 +22,21 @@ from sfumato.artifacts.bundle import CLASSIFIER_ONNX, Bundle
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.device.client import Client, FingerprintWarning
 from sfumato.device.connect import open_endpoint
-from sfumato.device.eight_bit import EightBit, from_pixels
-from sfumato.device.endpoint_binding import Payload, make_plan, payload_from
+from sfumato.device.eight_bit import from_pixels
+from sfumato.device.endpoint_binding import Payload, Plan, make_plan
 from sfumato.device.gate import softmax
 from sfumato.device.image_file_client import FileClient
 from sfumato.device.obfuscator import Obfuscator
-from sfumato.device.predictions import Answer
-from sfumato.errors import EndpointAnswerInvalid, SfumatoError
+from sfumato.device.predictions import Prediction
+from sfumato.device.transport import ConnectionOptions
+from sfumato.errors import EndpointResponseInvalid, SfumatoError
 from sfumato.wire import ModelMetadata
 
 IMAGES = 8
 SAME_WITHIN = 1e-3
-"""How far a probability from the endpoint may lie from the local one; float32 on other hardware stays far below."""
+"""Largest allowed difference of a probability; float32 on other hardware differs far less."""
 SAME_WITHIN_FP16 = 2e-2
-"""The same where images travel in 11 significant bits, and are perhaps computed with in them."""
+"""The same where the payload has 11 significant bits, and the endpoint perhaps computes with as many."""
 _COARSE = 4
 
 Verdict = Literal["good", "note", "bad"]
@@ -42,11 +44,12 @@ Verdict = Literal["good", "note", "bad"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        check: what.
-        verdict: "good"; "note" for what cannot be known, or may be meant; "bad" if answers will fail or be wrong.
+        check: what was checked.
+        verdict: "good"; "note" for what cannot be known, or may be intended; "bad" if predictions will fail or be
+            incorrect.
         said: what was found.
         advice: what to do, if anything.
     """
@@ -57,8 +60,8 @@ class Finding:
     advice: str = ""
 
 
-def drawn_images(count: int, height: int, width: int) -> list[npt.NDArray[np.uint8]]:
-    """Images of nobody: smooth random colours with some grain, always the same ones, (H, W, 3) uint8 each."""
+def synthetic_images(count: int, height: int, width: int) -> list[npt.NDArray[np.uint8]]:
+    """Synthesise images: smooth random colours with some grain, always the same ones, (H, W, 3) uint8 each."""
     random = np.random.default_rng(0)
     images = []
     for _ in range(count):
@@ -68,96 +71,56 @@ def drawn_images(count: int, height: int, width: int) -> list[npt.NDArray[np.uin
     return images
 
 
-def examine(
-    bundle: Bundle,
-    server_url: str,
-    *,
-    classifier: Bundle | None = None,
-    model: str | None = None,
-    files: Mapping[str, Any] | None = None,
-    datatype: str | None = None,
-    input_name: str | None = None,
-    **options: Any,
-) -> list[Finding]:
-    """Examines a deployed pair from end to end; stops where nothing further can be known.
+def examine(client: Client | FileClient, *, classifier: Bundle | None = None) -> list[Finding]:
+    """Check a deployed pair from end to end; stop where nothing further can be known.
 
     Args:
-        bundle: the obfuscator's.
-        server_url: the endpoint.
-        classifier: the bundle of its classifier, if it is at hand, to compare answers with.
-        model: the model's name at the endpoint; by default the bundle's.
-        files: what `FileClient` has to know of an endpoint that takes image files, such as style and answer; None
-            for the Open Inference Protocol.
-        datatype: as for `Client`.
-        input_name: as for `Client`.
-        options: as for `open_endpoint`: encoding, token, timeout_s, ca_file, ...
+        client: of the bundle and the endpoint, with `gate=False`, so that every image is sent.
+        classifier: the bundle of its classifier, if available, to compare predictions with.
     """
     found: list[Finding] = []
-    asked: dict[str, Any] = {"datatype": datatype, "input_name": input_name}
     try:
-        for finding in _examined(bundle, server_url, classifier, model or bundle.name, files, asked, options):
+        for finding in _examined(client, classifier):
             found.append(finding)
     except SfumatoError as error:
-        found.append(
-            Finding("the endpoint", "bad", str(error), "look at the server's own log, or at --server and --model")
-        )
+        found.append(Finding("the endpoint", "bad", str(error), "check the server's own log, --server and --model"))
     return found
 
 
-def _examined(
-    bundle: Bundle,
-    server_url: str,
-    classifier: Bundle | None,
-    model: str,
-    files: Mapping[str, Any] | None,
-    asked: dict[str, Any],
-    options: dict[str, Any],
-) -> Iterator[Finding]:
-    look = bundle.preprocessing
-    images = drawn_images(IMAGES, look.height, look.width)
-    eight_bit: EightBit | None = None if files is None else "rounded" if files.get("rounding") else "exact"
+def _examined(client: Client | FileClient, classifier: Bundle | None) -> Iterator[Finding]:
+    bundle, size = client.bundle, client.bundle.preprocessing
+    images = synthetic_images(IMAGES, size.height, size.width)
     try:
-        hidden = Obfuscator(bundle, eight_bit=eight_bit).obfuscate_batch(images)
+        hidden = client.obfuscator.obfuscate_batch(images)
     except SfumatoError as error:
         yield Finding("the bundle", "bad", str(error), "copy the bundle again, or train it again")
         return
-    yield Finding("the bundle", "good", f"its files are whole, and it obfuscates {len(hidden)} drawn images")
+    yield Finding("the bundle", "good", f"its files are whole, and it obfuscates {len(hidden)} synthetic images")
     if classifier is not None and classifier.classifier_fingerprint != bundle.classifier_fingerprint:
-        yield Finding(
-            "the classifier's bundle",
-            "bad",
-            "the obfuscator was made for another classifier",
-            "give the right --classifier",
-        )
+        said, advice = "the obfuscator was trained for another classifier", "give the correct --classifier"
+        yield Finding("the classifier's bundle", "bad", said, advice)
         return
-    client: Client | FileClient
-    if files is None:
-        yield from examine_endpoint(
-            server_url,
-            model,
-            payload=payload_from(bundle, (3, look.height, look.width), split=False),
-            labels=bundle.labels,
-            fingerprint=bundle.classifier_fingerprint,
-            **asked,
-            **options,
-        )
-        client = Client(server_url, bundle, model=model, gate=False, **asked, **options)
-    else:
-        yield Finding("the endpoint", "note", "takes image files, and so does not say what it serves")
-        client = FileClient(server_url, bundle, gate=False, **files, **options)
     with client, warnings.catch_warnings():
         warnings.simplefilter("ignore", FingerprintWarning)  # it is a finding already
-        answers = [client.classify(image) for image in images]
-    yield Finding("answers", "good", f"{len(answers)} drawn images were sent, obfuscated, and answered")
+        if isinstance(client, Client):
+            client.check_ready()
+            yield from compare_metadata(
+                client.metadata(), client.plan, labels=bundle.labels, fingerprint=bundle.classifier_fingerprint
+            )
+        else:
+            yield Finding("the endpoint", "note", "takes image files, and so does not say what it serves")
+        predictions = [client.classify(image) for image in images]
+    yield Finding("predictions", "good", f"{len(predictions)} synthetic images were sent, obfuscated, and classified")
     if classifier is None:
         advice = "give --classifier BUNDLE to compare them with the classifier's own"
-        yield Finding("the answers' values", "note", "not compared with anything", advice)
+        yield Finding("probabilities", "note", "not compared with anything", advice)
     else:
-        sent = np.stack([image.tensor for image in hidden])
+        inputs = np.stack([image.tensor for image in hidden])
+        if isinstance(client, FileClient):
+            inputs = from_pixels(inputs, size)
         half = isinstance(client, Client) and client.datatype == "FP16"
-        allowed = SAME_WITHIN_FP16 if half else SAME_WITHIN
-        yield _compared(answers, sent if files is None else from_pixels(sent, look), classifier, allowed)
-    yield _timed(answers)
+        yield _compared(predictions, inputs, classifier, SAME_WITHIN_FP16 if half else SAME_WITHIN)
+    yield _timed(predictions)
     yield _gate(bundle, images)
 
 
@@ -168,24 +131,9 @@ def examine_endpoint(
     payload: Payload,
     labels: Sequence[str],
     fingerprint: str | None,
-    datatype: str | None = None,
-    input_name: str | None = None,
-    **options: Any,
+    **options: Unpack[ConnectionOptions],
 ) -> Iterator[Finding]:
-    """Compares what an endpoint says of its model with what is needed. Sends nothing of any image.
-
-    Args:
-        server_url: the endpoint.
-        model: its name there.
-        payload: what it has to take.
-        labels: of the classifier, in the order of its outputs.
-        fingerprint: of the classifier; None if it does not matter.
-        datatype: as for `Client`.
-        input_name: as for `Client`.
-        options: as for `open_endpoint`.
-
-    Yields:
-        Findings; a "bad" one if answers would fail or be wrong.
+    """Fetch a model's metadata and compare it, see `compare_metadata`. Send nothing of any image.
 
     Raises:
         EndpointError: it cannot be reached, has no such model, or says nothing that can be understood.
@@ -193,37 +141,54 @@ def examine_endpoint(
     with contextlib.closing(open_endpoint(server_url, **options)) as endpoint:
         endpoint.check_ready()
         metadata = endpoint.metadata(model)
-    yield Finding("the endpoint", "good", f"ready, {metadata.platform or 'platform not said'}")
-    yield _shapes(metadata, payload, datatype, input_name)
+    yield from compare_metadata(metadata, partial(make_plan, metadata, payload), labels=labels, fingerprint=fingerprint)
+
+
+def compare_metadata(
+    metadata: ModelMetadata, plan: Callable[[], Plan], *, labels: Sequence[str], fingerprint: str | None
+) -> Iterator[Finding]:
+    """Compare a model's metadata with what is needed.
+
+    Args:
+        metadata: of a ready endpoint.
+        plan: decides how to ask the model, and raises `EndpointResponseInvalid` if it cannot take the payload.
+        labels: of the classifier, in the order of its outputs.
+        fingerprint: of the classifier; None if it does not matter.
+    """
+    yield Finding("the endpoint", "good", f"ready, {metadata.platform or 'platform not stated'}")
+    yield _shapes(metadata, plan)
     yield _labels(metadata, labels)
     if fingerprint is not None:
         yield _fingerprint(metadata, fingerprint)
 
 
-def _shapes(metadata: ModelMetadata, payload: Payload, datatype: str | None, input_name: str | None) -> Finding:
+def _shapes(metadata: ModelMetadata, make: Callable[[], Plan]) -> Finding:
     inputs, outputs = (
         [f"{spec.datatype} {list(spec.shape)}" for spec in specs] for specs in (metadata.inputs, metadata.outputs)
     )
-    said = f"takes {', '.join(inputs) or 'what it does not say'}, gives {', '.join(outputs) or 'what it does not say'}"
+    said = f"takes {', '.join(inputs) or 'an unstated input'}, returns {', '.join(outputs) or 'an unstated output'}"
     try:
-        plan = make_plan(metadata, payload, datatype=datatype, input_name=input_name)
-    except EndpointAnswerInvalid as error:
-        advice = "serve the very classifier that the obfuscator is for, with one FP32 input (N, 3, H, W) and its logits"
+        plan = make()
+    except EndpointResponseInvalid as error:
+        advice = "serve the classifier that the obfuscator was trained for: one FP32 input (N, 3, H, W), and its logits"
         return Finding("shapes and datatypes", "bad", f"{said}: {error}", advice)
     said = f"{said}; {plan.datatype} is sent"
     if metadata.inputs:
         return Finding("shapes and datatypes", "good", said)
-    return Finding("shapes and datatypes", "note", f"{said} as {plan.input_name!r}", "if that is wrong: --input-name")
+    advice = "if that is incorrect: --input-name"
+    return Finding("shapes and datatypes", "note", f"{said} as {plan.input_name!r}", advice)
 
 
 def _labels(metadata: ModelMetadata, labels: Sequence[str]) -> Finding:
     try:
         served = json.loads(str(metadata.parameters["labels"]))
     except (KeyError, ValueError):
-        return Finding("labels", "note", "the endpoint does not say any; the bundle's are used, in their order")
+        return Finding("labels", "note", "the endpoint does not state any; the bundle's are used, in their order")
     if served == list(labels):
         return Finding("labels", "good", f"{len(labels)}, the same at both ends")
-    return Finding("labels", "bad", "the endpoint's are others, or in another order", "serve the right classifier")
+    return Finding(
+        "labels", "bad", "the endpoint's differ, or are in another order", "serve the classifier of this bundle"
+    )
 
 
 def _fingerprint(metadata: ModelMetadata, fingerprint: str) -> Finding:
@@ -231,38 +196,38 @@ def _fingerprint(metadata: ModelMetadata, fingerprint: str) -> Finding:
     if served == fingerprint:
         return Finding("fingerprint", "good", f"{fingerprint[:19]}…, the same at both ends")
     if served is None:
-        return Finding("fingerprint", "note", "the endpoint does not say which classifier it serves")
-    advice = "serve the classifier that the obfuscator was made for, or train an obfuscator for this one"
+        return Finding("fingerprint", "note", "the endpoint does not state which classifier it serves")
+    advice = "serve the classifier that the obfuscator was trained for, or train an obfuscator for this one"
     return Finding(
         "fingerprint", "bad", f"the endpoint serves {str(served)[:19]}…, {fingerprint[:19]}… is needed", advice
     )
 
 
 def _compared(
-    answers: Sequence[Answer], inputs: npt.NDArray[np.float32], classifier: Bundle, allowed: float
+    predictions: Sequence[Prediction], inputs: npt.NDArray[np.float32], classifier: Bundle, allowed: float
 ) -> Finding:
     wanted = softmax(OnnxFunction(classifier.file(CLASSIFIER_ONNX))(inputs))
-    stated = np.array([answer.probabilities for answer in answers])
-    known = ~np.isnan(stated)  # an endpoint that takes files need not say all
-    alike = sum(answer.index == row.argmax() for answer, row in zip(answers, wanted, strict=True))
-    said = f"{alike} of {len(answers)} labels are those of the classifier's bundle"
+    stated = np.array([prediction.probabilities for prediction in predictions])
+    known = ~np.isnan(stated)  # an endpoint that takes files need not state all
+    equal = sum(prediction.index == row.argmax() for prediction, row in zip(predictions, wanted, strict=True))
+    said = f"{equal} of {len(predictions)} labels are those of the classifier's bundle"
     farthest = float(np.abs(stated - wanted)[known].max(initial=0.0))
     if known.any():
         said = f"probabilities differ from the classifier's bundle by {farthest:.1e} at most"
-    if farthest <= allowed and (known.any() or alike == len(answers)):
-        return Finding("the answers' values", "good", said)
-    advice = "the endpoint computes something else: another model or preprocessing, a softmax too many, or too few bits"
-    return Finding("the answers' values", "bad", f"{said}; {allowed:.0e} is allowed", advice)
+    if farthest <= allowed and (known.any() or equal == len(predictions)):
+        return Finding("probabilities", "good", said)
+    advice = "the endpoint computes something else: another model or preprocessing, an extra softmax, or fewer bits"
+    return Finding("probabilities", "bad", f"{said}; {allowed:.0e} is allowed", advice)
 
 
-def _timed(answers: Sequence[Answer]) -> Finding:
-    times = [answer.round_trip_ms for answer in answers]
-    here = statistics.median(answer.obfuscate_ms for answer in answers)
+def _timed(predictions: Sequence[Prediction]) -> Finding:
+    times = [prediction.round_trip_ms for prediction in predictions]
+    here = statistics.median(prediction.obfuscate_ms for prediction in predictions)
     return Finding(
         "latency",
         "good",
-        f"there and back {statistics.median(times):.1f} ms (median of {len(times)}, longest {max(times):.1f} ms), "
-        f"{here:.1f} ms here; {answers[0].payload_bytes:,} bytes an image",
+        f"round trip {statistics.median(times):.1f} ms (median of {len(times)}, longest {max(times):.1f} ms), "
+        f"obfuscation {here:.1f} ms; {predictions[0].payload_bytes:,} bytes per image",
     )
 
 
@@ -273,11 +238,11 @@ def _gate(bundle: Bundle, images: Sequence[npt.NDArray[np.uint8]]) -> Finding:
     return Finding(
         "gate",
         "good",
-        f"what the device is at least {bundle.gate.threshold:.1%} sure of stays; chosen to send "
-        f"{bundle.gate.offload_rate:.1%}; of {len(images)} drawn images of nothing, {sent} would be sent",
+        f"images with an on-device probability of at least {bundle.gate.threshold:.1%} are not sent; chosen for an "
+        f"offload rate of {bundle.gate.offload_rate:.1%}; of the {len(images)} synthetic images, {sent} would be sent",
     )
 
 
 def is_well(findings: Sequence[Finding]) -> bool:
-    """Whether nothing is bad."""
+    """Return whether no finding is "bad"."""
     return all(finding.verdict != "bad" for finding in findings)

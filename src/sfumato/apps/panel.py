@@ -17,13 +17,7 @@ _NOTE, _BLANK = (95, 99, 104), (241, 243, 244)
 
 @dataclass(frozen=True)
 class Caption:
-    """What stands under a column.
-
-    Attributes:
-        text: a word or two.
-        good: printed in red if not.
-        note: a word or two in grey below it, if any.
-    """
+    """The text under a column, red if not `good`, and a note in grey below it."""
 
     text: str
     good: bool = True
@@ -33,13 +27,13 @@ class Caption:
 def draw_panel(
     rows: Sequence[tuple[str, Sequence[npt.NDArray[np.uint8] | str]]], captions: Sequence[Caption], *, side: int = 96
 ) -> Image.Image:
-    """Draws a panel.
+    """Draw a panel.
 
     Args:
-        rows: title and images (H, W, 3) uint8; all rows equally long. Text in an image's place says why there is
+        rows: title and images (H, W, 3) uint8; all rows equally long. Text in place of an image says why there is
             none.
         captions: one per column.
-        side: how large each image is drawn, in pixels; enlarged ones show their pixels.
+        side: of each image, in pixels; enlarged ones show their pixels.
 
     Returns:
         An RGB image.

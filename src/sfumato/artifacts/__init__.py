@@ -1,1 +1,1 @@
-"""What lies on disk: bundles and what they state, each written in one place and read in one place."""
+"""What lies on disk, each type written in one place and read in one place: bundles and their records."""

@@ -2,20 +2,20 @@
 
 A bundle is a folder with a `bundle.json` and the files that it lists with their SHA-256. Training
 writes it, evaluation extends it, the device loads it, the server serves the classifier kind of it.
-This module needs neither torch nor ONNX Runtime.
+This module needs neither torch nor ONNX Runtime. The schema is in `docs/schemas/bundle.json`.
 
 Two kinds exist:
 
 * ``classifier``: `model.onnx` (what a server serves) and, to train through it, `weights.safetensors` (of an
-  architecture of ours) or `program.pt2` (of anybody's: see `sfumato.lab.classifiers.exported_programs`);
+  architecture of sfumato's) or `program.pt2` (of any other: see `sfumato.lab.classifiers.exported_programs`);
 * ``obfuscator``: `obfuscator.onnx` (image in [0, 1] to classifier input), `obfuscator.safetensors`, and, where one
-  was made beside it, a deobfuscator in `deobfuscator.onnx` / `deobfuscator.safetensors`. With a `gate`, the graph of
-  `obfuscator.onnx` has a second output, `device_logits`: the device's own answer, calibrated logits (N, classes)
+  was trained with it, a deobfuscator in `deobfuscator.onnx` / `deobfuscator.safetensors`. With a `gate`, the graph of
+  `obfuscator.onnx` has a second output, `device_logits`: the on-device prediction, calibrated logits (N, classes)
   float32. With a `decoder.onnx` it has one more, the last, `code`: (N, B) uint8, from which the decoder, which is no
-  secret and runs in the cloud before the classifier, makes the classifier's input. Its `code_fingerprint` says what
-  codes mean: bundles with the same one, for other classifiers maybe, draw each other's codes. One in 8-bit integers
-  (`sfumato quantize`) has `float32.safetensors` instead of `obfuscator.safetensors`: the weights that it was made of,
-  which compute something else than its ONNX file, and serve nothing but attackers who need gradients.
+  secret and runs in the cloud before the classifier, computes the classifier's input. Its `code_fingerprint` says what
+  codes mean: bundles with the same one, possibly for other classifiers, decode each other's codes. One in 8-bit
+  integers (`sfumato quantize`) has `float32.safetensors` instead of `obfuscator.safetensors`: the weights that it was
+  converted from, which compute something else than its ONNX file, and serve only attackers that need gradients.
 """
 
 from __future__ import annotations
@@ -25,17 +25,19 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from sfumato.artifacts.records import Figures, Provenance, RecipeRecord
 from sfumato.artifacts.versions import upgraded
 from sfumato.errors import BundleError
 
-SCHEMA = "sfumato.bundle/1"
+SCHEMA = "sfumato.bundle/2"
+_READABLE = (SCHEMA, "sfumato.bundle/1")
 MANIFEST = "bundle.json"
 CLASSIFIER_ONNX = "model.onnx"
 CLASSIFIER_WEIGHTS = "weights.safetensors"
@@ -48,10 +50,8 @@ DEOBFUSCATOR_ONNX = "deobfuscator.onnx"
 DEOBFUSCATOR_WEIGHTS = "deobfuscator.safetensors"
 
 Kind = Literal["classifier", "obfuscator"]
-_REQUIRED: dict[str, tuple[str, ...]] = {
-    "classifier": (CLASSIFIER_ONNX,),
-    "obfuscator": (OBFUSCATOR_ONNX,),
-}
+Floats = TypeVar("Floats", np.float32, np.float64)
+_REQUIRED: dict[str, str] = {"classifier": CLASSIFIER_ONNX, "obfuscator": OBFUSCATOR_ONNX}
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,9 @@ class Preprocessing:
         width: columns of the classifier's input, in pixels.
         mean: one number per RGB channel, in units of the [0, 1] scale.
         std: one positive number per RGB channel, likewise.
+
+    Raises:
+        BundleError: a size or a deviation is not positive, or a number is not finite.
     """
 
     height: int
@@ -83,21 +86,23 @@ class Preprocessing:
                 f"preprocessing needs three means and three positive deviations, got {self.mean}, {self.std}"
             )
 
-    def normalize(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """`(images - mean) / std` per channel: (..., 3, H, W) float32 in [0, 1] -> the same shape."""
-        mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (self.mean, self.std))
-        normalized: npt.NDArray[np.float32] = (images - mean) / std
-        return normalized
+    def normalize(self, images: npt.NDArray[Floats]) -> npt.NDArray[Floats]:
+        """Return `(images - mean) / std` per channel: (..., 3, H, W) floats in [0, 1] -> the same shape and dtype."""
+        mean, std = self._channels(images)
+        return (images - mean) / std
 
-    def denormalize(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """The inverse of `normalize`: a classifier's input (..., 3, H, W) float32 -> the image, the same shape."""
-        mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (self.mean, self.std))
-        image: npt.NDArray[np.float32] = inputs * std + mean
-        return image
+    def denormalize(self, inputs: npt.NDArray[Floats]) -> npt.NDArray[Floats]:
+        """Invert `normalize`: a classifier's input (..., 3, H, W) floats -> the image, the same shape and dtype."""
+        mean, std = self._channels(inputs)
+        return inputs * std + mean
+
+    def _channels(self, like: npt.NDArray[Floats]) -> tuple[npt.NDArray[Floats], npt.NDArray[Floats]]:
+        mean, std = (np.asarray(values, like.dtype)[:, None, None] for values in (self.mean, self.std))
+        return mean, std
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Preprocessing:
-        """Builds it from `bundle.json`'s entry.
+        """Build it from `bundle.json`'s entry.
 
         Raises:
             BundleError: a field is missing or of the wrong type.
@@ -115,12 +120,15 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Gate:
-    """When the device's own answer is final, so that nothing is sent.
+    """Selective offloading: when the on-device prediction is final, so that nothing is sent.
 
     Attributes:
         threshold: an image is sent if the probability of the device's likeliest class is below this, in [0, 1].
-        offload_rate: the share of images that was to be sent when the threshold was chosen, in [0, 1].
+        offload_rate: the share of images to send that the threshold was chosen for, in [0, 1].
         images: how many images it was chosen on; neither trained on nor tested on.
+
+    Raises:
+        BundleError: a number is outside [0, 1].
     """
 
     threshold: float
@@ -135,7 +143,7 @@ class Gate:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Gate:
-        """Builds it from `bundle.json`'s entry.
+        """Build it from `bundle.json`'s entry.
 
         Raises:
             BundleError: a field is missing or of the wrong type.
@@ -148,7 +156,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk, its manifest read and its files' hashes verified.
+    """A bundle on disk: the content of its manifest, and where it lies.
 
     Attributes:
         path: the folder.
@@ -158,10 +166,11 @@ class Bundle:
         preprocessing: how an image becomes the classifier's input.
         classifier_fingerprint: `sha256:<hex>` of the classifier's ONNX file, see `fingerprint`.
         recipe: the resolved recipe that made it.
-        figures: measured numbers, by the names used in the documents.
+        figures: what was measured of it.
         provenance: what was run: commit, seed, library versions, device, how many images.
-        files: SHA-256 in hex of each file, by name.
-        gate: when an obfuscator's device answers by itself; None if it always sends.
+        files: SHA-256 in hex of each file, by name; empty until it is saved.
+        gate: when an on-device prediction is final; None if every image is sent.
+        code_fingerprint: what the codes of the split form mean; None if it has none, or does not say.
     """
 
     path: Path
@@ -170,15 +179,15 @@ class Bundle:
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     classifier_fingerprint: str
-    recipe: dict[str, Any] = field(default_factory=dict)
-    figures: dict[str, Any] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
+    recipe: RecipeRecord = field(default_factory=RecipeRecord)
+    figures: Figures = field(default_factory=Figures)
+    provenance: Provenance = field(default_factory=Provenance)
+    files: Mapping[str, str] = field(default_factory=dict)
     gate: Gate | None = None
     code_fingerprint: str | None = None
 
     def file(self, name: str) -> Path:
-        """The path of a file that the manifest lists.
+        """Return the path of a file that the manifest lists.
 
         Raises:
             BundleError: the manifest does not list it.
@@ -187,24 +196,42 @@ class Bundle:
             raise BundleError(f"bundle {self.path} has no {name}; it lists {', '.join(sorted(self.files))}")
         return self.path / name
 
-    def save(self) -> None:
-        """Hashes the files that lie in the folder and writes `bundle.json` atomically.
+    def save(self) -> Self:
+        """Hash the files that lie in the folder and write `bundle.json` atomically.
+
+        Returns:
+            The bundle as saved, with the hashes of its files.
 
         Raises:
             BundleError: a file that this kind needs is missing, or the disk refuses the write.
         """
-        names = sorted(p.name for p in self.path.glob("*") if p.is_file() and _belongs(p.name))
-        missing = [name for name in _REQUIRED[self.kind] if name not in names]
-        if missing:
-            raise BundleError(f"cannot save a {self.kind} bundle without {', '.join(missing)} in {self.path}")
-        self.files.clear()
-        self.files.update({name: file_sha256(self.path / name) for name in names})
-        manifest = {"schema": SCHEMA, **{k: v for k, v in asdict(self).items() if k != "path"}}
-        write_json(self.path / MANIFEST, manifest)
+        names = sorted(p.name for p in self.path.glob("*") if p.suffix in (".onnx", ".safetensors", ".pt2"))
+        if _REQUIRED[self.kind] not in names:
+            raise BundleError(f"cannot save a {self.kind} bundle without {_REQUIRED[self.kind]} in {self.path}")
+        saved = replace(self, files={name: file_sha256(self.path / name) for name in names})
+        write_json(self.path / MANIFEST, saved.to_json())
+        return saved
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of `bundle.json`."""
+        return {
+            "schema": SCHEMA,
+            "kind": self.kind,
+            "name": self.name,
+            "labels": list(self.labels),
+            "preprocessing": asdict(self.preprocessing),
+            "classifier_fingerprint": self.classifier_fingerprint,
+            "recipe": self.recipe.to_json(),
+            "figures": self.figures.to_json(),
+            "provenance": self.provenance.to_json(),
+            "files": dict(self.files),
+            "gate": None if self.gate is None else asdict(self.gate),
+            "code_fingerprint": self.code_fingerprint,
+        }
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, kind: Kind | None = None) -> Bundle:
-        """Reads a bundle and verifies every file against the manifest.
+    def load(cls, path: str | os.PathLike[str], *, kind: Kind | None = None) -> Self:
+        """Read a bundle and verify every file against the manifest.
 
         Args:
             path: the bundle's folder.
@@ -215,39 +242,41 @@ class Bundle:
         """
         folder = Path(path)
         raw = _read_manifest(folder)
-        found_kind = raw["kind"]
-        if kind is not None and found_kind != kind:
-            raise BundleError(f"{folder} is a bundle of kind {found_kind!r}; one of kind {kind!r} is needed here")
-        for name, expected in raw["files"].items():
-            if Path(name).name != name:
-                raise BundleError(f"{folder / MANIFEST} lists {name!r}, which is outside the bundle's folder")
-            if not (folder / name).is_file():
-                raise BundleError(f"bundle {folder} is incomplete: {name} is missing; copy the whole folder again")
-            got = file_sha256(folder / name)
-            if got != expected:
-                raise BundleError(
-                    f"{folder / name} has SHA-256 {got[:12]}…, the manifest says {expected[:12]}…: "
-                    "the file was changed or damaged; copy the whole folder again"
-                )
-        absent = [name for name in _REQUIRED[found_kind] if name not in raw["files"]]
-        if absent:
-            raise BundleError(
-                f"{folder / MANIFEST} does not list {', '.join(absent)}, which a {found_kind} bundle needs"
-            )
-        return cls(
+        bundle = cls(
             path=folder,
-            kind=found_kind,
+            kind=raw["kind"],
             name=raw["name"],
             labels=tuple(raw["labels"]),
             preprocessing=Preprocessing.from_json(raw["preprocessing"]),
             classifier_fingerprint=raw["classifier_fingerprint"],
-            recipe=raw["recipe"],
-            figures=raw["figures"],
-            provenance=raw["provenance"],
-            files=dict(raw["files"]),
+            recipe=RecipeRecord.from_json(raw["recipe"]),
+            figures=Figures.from_json(raw["figures"]),
+            provenance=Provenance.from_json(raw["provenance"]),
+            files=raw["files"],
             gate=None if raw["gate"] is None else Gate.from_json(raw["gate"]),
             code_fingerprint=raw["code_fingerprint"],
         )
+        if kind is not None and bundle.kind != kind:
+            raise BundleError(f"{folder} is a bundle of kind {bundle.kind!r}; one of kind {kind!r} is needed here")
+        bundle._verify_files()
+        return bundle
+
+    def _verify_files(self) -> None:
+        for name, expected in self.files.items():
+            if Path(name).name != name:
+                raise BundleError(f"{self.path / MANIFEST} lists {name!r}, which is outside the bundle's folder")
+            if not (self.path / name).is_file():
+                raise BundleError(f"bundle {self.path} is incomplete: {name} is missing; copy the whole folder again")
+            got = file_sha256(self.path / name)
+            if got != expected:
+                raise BundleError(
+                    f"{self.path / name} has SHA-256 {got[:12]}…, the manifest says {expected[:12]}…: "
+                    "the file was changed or damaged; copy the whole folder again"
+                )
+        if _REQUIRED[self.kind] not in self.files:
+            raise BundleError(
+                f"{self.path / MANIFEST} does not list {_REQUIRED[self.kind]}, which a {self.kind} bundle needs"
+            )
 
 
 _TYPES: dict[str, type] = {
@@ -261,6 +290,7 @@ _TYPES: dict[str, type] = {
     "figures": dict,
     "provenance": dict,
 }
+_OPTIONAL: dict[str, Any] = {"recipe": {}, "figures": {}, "provenance": {}, "gate": None, "code_fingerprint": None}
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -276,16 +306,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, RecursionError, ValueError) as error:
         raise BundleError(f"{manifest} cannot be read as JSON: {error}") from error
     schema = raw.get("schema") if isinstance(raw, dict) else None
-    if schema != SCHEMA:
+    if schema not in _READABLE:
         raise BundleError(f"{manifest} has schema {schema!r}; this version of sfumato reads {SCHEMA!r}")
-    raw = {
-        "recipe": {},
-        "figures": {},
-        "provenance": {},
-        "gate": None,
-        "code_fingerprint": None,
-        **raw,
-    }  # a bundle works without these
+    raw = {**_OPTIONAL, **raw}
     for key, expected_type in _TYPES.items():
         if not isinstance(raw.get(key), expected_type):
             raise BundleError(f"{manifest}: {key!r} must be a {expected_type.__name__}, got {raw.get(key)!r:.60}")
@@ -300,37 +323,28 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", raw)
 
 
-def _belongs(name: str) -> bool:
-    return name.endswith((".onnx", ".safetensors", ".pt2"))
-
-
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """Return the SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def fingerprint(onnx_path: Path) -> str:
-    """The identity of a served classifier: `sha256:<hex>` of the ONNX file that is served.
+    """Return the identity of a served classifier: `sha256:<hex>` of the ONNX file that is served.
 
-    It holds for any ONNX file, whoever exported it, and a server can state it without knowing anything
+    It holds for any ONNX file, whatever exported it, and a server can state it without knowing anything
     of obfuscation.
     """
     return f"sha256:{file_sha256(onnx_path)}"
 
 
-def is_quantized(bundle: Bundle) -> bool:
-    """Whether a bundle's obfuscator computes in 8-bit integers, so that its weights cannot be trained any further."""
-    return "quantized" in bundle.recipe
-
-
 def split_name(name: str) -> str:
-    """What a server calls the model that takes codes and draws them before the classifier of that name."""
+    """Return what a server calls the model that takes codes and decodes them before the classifier of that name."""
     return f"{name}-split"
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that the file is either the old one or the complete new one.
+    """Write JSON so that the file is either the old one or the complete new one.
 
     Raises:
         BundleError: the disk refuses (full, read-only); the old file is untouched.

@@ -1,19 +1,46 @@
-"""An ONNX file as a function, for the lab and the demonstration."""
+"""ONNX files on the CPU: sessions, and an ONNX file as a function."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sfumato.errors import BundleError
+from sfumato.errors import BundleError, SfumatoError
 
 Array = npt.NDArray[np.float32]
 
 
+def open_session(path: Path, *, threads: int, spinning: bool = False, error: type[SfumatoError] = BundleError) -> Any:
+    """Open an ONNX Runtime session on the CPU.
+
+    Args:
+        path: the file.
+        threads: for one run; 0 takes all cores.
+        spinning: let idle threads wait in a loop, which is quicker, and takes the cores from everything else.
+        error: what to raise.
+
+    Raises:
+        SfumatoError: of the class given; ONNX Runtime cannot load the file.
+    """
+    import onnxruntime  # a quarter of a second, which importing this module need not cost
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors arrive as exceptions; warnings about node placement help nobody
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as reason:  # ONNX Runtime's errors have no common base
+        raise error(f"{path} cannot be run: {' '.join(str(reason).split())[:200]}") from reason
+
+
 class OnnxFunction:
-    """An ONNX file with one float32 input and float32 outputs, run on the CPU.
+    """An ONNX file with one float32 input and float32 outputs.
 
     Args:
         path: the file.
@@ -27,16 +54,7 @@ class OnnxFunction:
     """
 
     def __init__(self, path: Path, *, threads: int = 0) -> None:
-        import onnxruntime  # a quarter of a second, paid by those who need it
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        # Threads that spin while they wait take the cores from whatever else the process computes.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's errors have no common base
-            raise BundleError(f"{path} cannot be run: {' '.join(str(error).split())[:200]}") from error
+        self._session = open_session(path, threads=threads)
         self._input = self._session.get_inputs()[0].name
         self.input_shape: tuple[int | str | None, ...] = tuple(self._session.get_inputs()[0].shape)
 

@@ -1,8 +1,9 @@
-"""Python objects that people name as `package.module:name`."""
+"""Python objects by name: those that users name as `package.module:name`, and public names that load on first use."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from sfumato.errors import SfumatoError
 
 
 def import_object(given: str, error: type[SfumatoError]) -> Any:
-    """The object called `module:name`, from the present folder or wherever Python finds it.
+    """Import the object called `module:name`, from the current folder or wherever Python finds it.
 
     Args:
         given: `module:name`; both may have dots. The module's code runs, as with any import.
@@ -23,12 +24,28 @@ def import_object(given: str, error: type[SfumatoError]) -> Any:
     where, _, name = given.partition(":")
     folder = str(Path.cwd())
     if folder not in sys.path:
-        sys.path.insert(0, folder)  # as `python -m` does: people name a file beside them
+        sys.path.insert(0, folder)  # as `python -m` does, for modules in the current folder
     try:
         found: Any = import_module(where)
         for part in name.split("."):
             found = getattr(found, part)
     except Exception as reason:  # whatever the module's own code raises
-        told = f"{type(reason).__name__}: {reason}"
-        raise error(f"{given!r} cannot be imported from {folder}: {told}") from reason
+        reason_text = f"{type(reason).__name__}: {reason}"
+        raise error(f"{given!r} cannot be imported from {folder}: {reason_text}") from reason
     return found
+
+
+def lazy(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return `__getattr__` and `__dir__` of a package whose names load on first use.
+
+    Args:
+        package: its name.
+        homes: the module of each name.
+    """
+
+    def getattribute(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(homes[name]), name)
+
+    return getattribute, lambda: sorted(import_module(package).__all__)

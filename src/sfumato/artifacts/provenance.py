@@ -1,4 +1,4 @@
-"""Where a number comes from: commit, versions, machine. Goes beside every figure that is written down."""
+"""Where a number comes from: commit, versions, machine. Written with every figure."""
 
 from __future__ import annotations
 
@@ -11,34 +11,37 @@ from pathlib import Path
 from typing import Any
 
 import sfumato
+from sfumato.artifacts.records import Provenance
 
 _LIBRARIES = ("torch", "lightning", "onnx", "onnxruntime", "numpy", "pillow")
 
 
-def provenance(**facts: Any) -> dict[str, Any]:
-    """What was run, on what.
+def provenance(**facts: Any) -> Provenance:
+    """Return what runs now, on what.
 
     Args:
         **facts: what only the caller knows: seed, epochs, how many images, ...
     """
-    return {
-        "sfumato": sfumato.__version__,
-        "commit": COMMIT,
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "libraries": {name: version for name in _LIBRARIES if (version := _version(name))},
-        "machine": {
-            "cpu": cpu_name(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "system": platform.system(),
-            "architecture": platform.machine(),
-        },
-        **facts,
-    }
+    return Provenance.from_json(
+        {
+            "sfumato": sfumato.__version__,
+            "commit": COMMIT,
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "python": platform.python_version(),
+            "libraries": {name: version for name in _LIBRARIES if (version := _version(name))},
+            "machine": {
+                "cpu": cpu_name(),
+                "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+                "system": platform.system(),
+                "architecture": platform.machine(),
+            },
+            **facts,
+        }
+    )
 
 
 def cpu_name() -> str:
-    """The processor's name as the system gives it."""
+    """Return the processor's name as the system gives it."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -56,7 +59,7 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit that the package's own checkout stands at, with a mark if files differ; None if it is installed."""
+    """Return the commit of the package's own checkout, marked if files differ; None if it is installed."""
     folder = Path(__file__).resolve().parent
     if not (folder.parents[2] / ".git").exists():
         return None
@@ -70,5 +73,5 @@ def _commit() -> str | None:
     return described.stdout.strip() or None
 
 
-# Taken when the program starts: a long run must state the code that ran, not what was checked out since.
+# Read when the program starts: a long run must state the code that ran, not what was checked out since.
 COMMIT = _commit()

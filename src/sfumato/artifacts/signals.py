@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop at the next safe point."""
+"""Ctrl-C and SIGTERM as a request to stop at the next safe point."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """Collects the first Ctrl-C or SIGTERM instead of dying of it; a second one works as usual."""
+    """Yield a list that gets the first Ctrl-C or SIGTERM, which then ends nothing; a second one works as usual."""
     received: list[int] = []
     before: dict[signal.Signals, Any] = {}
 
@@ -23,7 +23,7 @@ def interruptible() -> Iterator[list[int]]:
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             before[number] = signal.signal(number, note)
-    except ValueError:  # not the main thread: whoever runs us there handles signals himself
+    except ValueError:  # not the main thread, whose owner handles signals
         pass
     try:
         yield received

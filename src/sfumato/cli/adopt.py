@@ -64,14 +64,14 @@ def adopt(
                 "classes": len(bundle.labels),
                 "size": [look.height, look.width],
                 "fingerprint": bundle.classifier_fingerprint,
-                "notes": bundle.recipe["notes"],
+                "notes": list(bundle.recipe.notes or ()),
             }
         )
         return
     typer.echo(f"bundle: {bundle.path}")
-    typer.echo(f"  {bundle.recipe['origin']}, {len(bundle.labels)} classes, images of {look.height}x{look.width}")
+    typer.echo(f"  {bundle.recipe.origin}, {len(bundle.labels)} classes, images of {look.height}x{look.width}")
     typer.echo(f"  input: (image in [0, 1] - {_numbers(look.mean)}) / {_numbers(look.std)}")
-    for note in bundle.recipe["notes"]:
+    for note in list(bundle.recipe.notes or ()):
         typer.echo(f"  note: {note}")
 
 

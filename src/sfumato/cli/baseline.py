@@ -69,10 +69,10 @@ def baseline(
         folder.mkdir(parents=True, exist_ok=True)  # before the long part, so that nothing is learned in vain
         bundle = make(method, name, folder, served, train, test, epochs=epochs, progress=shown.progress)
     if as_json:
-        print_json({"bundle": str(bundle.path), "recipe": bundle.recipe, "figures": bundle.figures})
+        print_json({"bundle": str(bundle.path), "recipe": bundle.recipe.to_json(), "figures": bundle.figures.to_json()})
         return
     typer.echo(f"bundle: {bundle.path}")
-    for figure, value in bundle.figures.items():
+    for figure, value in bundle.figures.to_json().items():
         typer.echo(f"  {figure}: {percent(value) if figure.startswith('accuracy') else value}")
 
 

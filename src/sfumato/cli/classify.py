@@ -37,7 +37,7 @@ from sfumato.cli.streaming import EveryOption, WatchOption, answer_as_json, prin
 from sfumato.errors import BundleError, EndpointError, EndpointFailed, ImageError, SfumatoError
 
 if TYPE_CHECKING:
-    from sfumato.device import Answer, Client, FileClient
+    from sfumato.device import Client, FileClient, Prediction
 
 
 @app.command()
@@ -161,22 +161,24 @@ def _client(
 
 def _ask(
     client: Client | FileClient, sources: list[Path], server: str, *, quiet: bool
-) -> tuple[list[tuple[Path, Answer]], list[dict[str, str]], SfumatoError | None]:
+) -> tuple[list[tuple[Path, Prediction]], list[dict[str, str]], SfumatoError | None]:
     """Answers, images that failed, and what broke, if something did."""
     from sfumato.device import FileClient, FingerprintWarning
 
     says_what_it_serves = None if isinstance(client, FileClient) else client
-    answers: list[tuple[Path, Answer]] = []
+    answers: list[tuple[Path, Prediction]] = []
     failed: list[dict[str, str]] = []
     broken: SfumatoError | None = None
     with client, warnings.catch_warnings():
         warnings.simplefilter("ignore", FingerprintWarning)  # it is said below, in one line
-        if says_what_it_serves and not client.keeps:  # everything will be sent, so it is known early if that is of use
+        if (
+            says_what_it_serves and not client.gate_enabled
+        ):  # everything will be sent, so it is known early if that is of use
             _check_ready(says_what_it_serves, server)
             _warn_of_another_classifier(says_what_it_serves, server)
         for source in progress(sources, "classifying", quiet=quiet):
             try:
-                answer = client.classify(source) if broken is None else client.classify_at_home(source)
+                answer = client.classify(source) if broken is None else client.classify_locally(source)
                 if answer is not None:
                     answers.append((source, answer))
             except ImageError as error:
@@ -186,7 +188,7 @@ def _ask(
             except BundleError as error:
                 broken = error
                 break
-    if says_what_it_serves and client.keeps:
+    if says_what_it_serves and client.gate_enabled:
         _warn_of_another_classifier(says_what_it_serves, server)
     return answers, failed, broken
 
@@ -207,7 +209,7 @@ def _warn_of_another_classifier(client: Client, server: str) -> None:
 
 
 def _print_table(
-    answers: list[tuple[Path, Answer]], failed: list[dict[str, str]], labels: tuple[str, ...], top: int
+    answers: list[tuple[Path, Prediction]], failed: list[dict[str, str]], labels: tuple[str, ...], top: int
 ) -> None:
     from rich.console import Console
     from rich.markup import escape
@@ -223,7 +225,7 @@ def _print_table(
             escape(str(source)),
             escape("\n".join(labels[index] for index, _ in best)),
             "\n".join("not said" if math.isnan(value) else f"{value:.1%}" for _, value in best),
-            answer.answered_by,
+            answer.predicted_by,
             f"{answer.payload_bytes:,}",
             f"{answer.obfuscate_ms:.1f}",
             f"{answer.round_trip_ms:.1f}",
@@ -233,8 +235,8 @@ def _print_table(
     print_skipped(failed)
 
 
-def _print_where(answers: list[Answer], images: int) -> None:
-    at_home = sum(answer.answered_by == "device" for answer in answers)
+def _print_where(answers: list[Prediction], images: int) -> None:
+    at_home = sum(answer.predicted_by == "device" for answer in answers)
     said = f"{at_home} of {images} answered on the device; {len(answers) - at_home} sent, obfuscated"
     unanswered = images - len(answers)
     typer.echo(said + (f"; {unanswered} not answered" if unanswered else ""))

@@ -70,7 +70,7 @@ def controls(
             accelerator=device.type,
             train={"data": train.source, "data_sha256": train.sha256, "images": len(train)},
             test={"data": test.source, "data_sha256": test.sha256, "images": len(test)},
-        ),
+        ).to_json(),
     }
     if out is not None:
         write_json(out, result)

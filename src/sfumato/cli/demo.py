@@ -58,14 +58,14 @@ def _print(shown: Demonstration) -> None:
     console = Console()
     console.print(_table(shown))
     over_all = shown.tally()
-    originals = f"{over_all.right_on_originals} of {over_all.known} on the originals (computed here, never sent)."
+    originals = f"{over_all.correct_on_originals} of {over_all.known} on the originals (computed here, never sent)."
     if shown.gated:
         for line in _by_place(shown):
             console.print(line)
-        console.print(f"{over_all.right} of {over_all.known} right over all, {originals}")
+        console.print(f"{over_all.correct} of {over_all.known} right over all, {originals}")
         saw = "saw of these images only what was sent, obfuscated"
     else:
-        console.print(f"{over_all.right} of {over_all.known} right on the obfuscated images, {originals}")
+        console.print(f"{over_all.correct} of {over_all.known} right on the obfuscated images, {originals}")
         saw = "saw obfuscated images only"
     console.print(f"The server ({shown.server}) {saw}. The panel: {shown.panel}", soft_wrap=True)
     console.print("This is not encryption: how much a determined attacker reconstructs is a matter of measurement.")
@@ -83,13 +83,13 @@ def _table(shown: Demonstration) -> Table:
     for column in table.columns[-3:]:
         column.justify = "right"
     for row in shown.rows:
-        colour = "white" if row.truth is None else "green" if row.answer == row.truth else "red"
+        colour = "white" if row.truth is None else "green" if row.prediction == row.truth else "red"
         table.add_row(
             escape(row.image),
             row.truth or "?",
             row.original,
-            f"[{colour}]{row.answer}[/{colour}]",
-            *([row.answered_by] if shown.gated else []),
+            f"[{colour}]{row.prediction}[/{colour}]",
+            *([row.predicted_by] if shown.gated else []),
             f"{row.probability:.0%}",
             f"{row.payload_bytes:,}",
             f"{row.obfuscate_ms + row.round_trip_ms:.1f}",
@@ -101,6 +101,6 @@ def _by_place(shown: Demonstration) -> list[str]:
     device, cloud = shown.tally("device"), shown.tally("cloud")
     total = len(shown.rows)
     return [
-        f"{device.images} of {total} answered on the device, nothing sent: {device.right} of {device.known} right.",
-        f"{cloud.images} of {total} sent, obfuscated: {cloud.right} of {cloud.known} right.",
+        f"{device.images} of {total} answered on the device, nothing sent: {device.correct} of {device.known} right.",
+        f"{cloud.images} of {total} sent, obfuscated: {cloud.correct} of {cloud.known} right.",
     ]

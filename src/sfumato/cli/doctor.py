@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -80,6 +80,7 @@ def doctor(
     """
     from sfumato.apps.doctor import examine, is_well
     from sfumato.artifacts.bundle import Bundle
+    from sfumato.device import Client, FileClient
 
     of_files = file_options(
         files,
@@ -90,21 +91,21 @@ def doctor(
         answer_keys=answer_keys,
         rounding=rounding,
     )
-    if of_files is not None:
-        refuse_beside_files(model=model, datatype=datatype, encoding=encoding, input_name=input_name)
-    found = examine(
-        Bundle.load(obfuscator_bundle(bundle), kind="obfuscator"),
-        server,
-        classifier=Bundle.load(classifier, kind="classifier") if classifier else None,
-        model=model,
-        files=of_files,
-        datatype=datatype,
-        input_name=input_name,
-        **({} if encoding is None else {"encoding": encoding}),
-        token=read_token(token_file),
-        ca_file=ca_file,
-        timeout_s=timeout_s,
-    )
+    found_bundle = Bundle.load(obfuscator_bundle(bundle), kind="obfuscator")
+    asked: dict[str, Any] = {"model": model, "datatype": datatype, "encoding": encoding, "input_name": input_name}
+    common: dict[str, Any] = {
+        "token": read_token(token_file),
+        "ca_file": ca_file,
+        "timeout_s": timeout_s,
+        "gate": False,
+    }
+    client: Client | FileClient
+    if of_files is None:
+        client = Client(server, found_bundle, **asked, **common)
+    else:
+        refuse_beside_files(**asked)
+        client = FileClient(server, found_bundle, **of_files, **common)
+    found = examine(client, classifier=Bundle.load(classifier, kind="classifier") if classifier else None)
     if as_json:
         print_json({"server": server, "well": is_well(found), "findings": [asdict(finding) for finding in found]})
     else:

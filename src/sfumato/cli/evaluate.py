@@ -59,13 +59,17 @@ def evaluate(
     result = {
         "figures": figures,
         "rounded_to_8_bits": rounding,
-        "obfuscator": {"recipe": obfuscator.recipe, "files": obfuscator.files, "training": obfuscator.provenance},
-        "classifier": {
-            "recipe": served.recipe,
-            "fingerprint": served.classifier_fingerprint,
-            "training": served.provenance,
+        "obfuscator": {
+            "recipe": obfuscator.recipe.to_json(),
+            "files": dict(obfuscator.files),
+            "training": obfuscator.provenance.to_json(),
         },
-        "measured": provenance(data=test.source, data_sha256=test.sha256),
+        "classifier": {
+            "recipe": served.recipe.to_json(),
+            "fingerprint": served.classifier_fingerprint,
+            "training": served.provenance.to_json(),
+        },
+        "measured": provenance(data=test.source, data_sha256=test.sha256).to_json(),
     }
     if out is not None:
         write_json(out, result)

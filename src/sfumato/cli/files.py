@@ -93,7 +93,7 @@ def file_options(
     Raises:
         SfumatoError: options for files without --files, or malformed ones.
     """
-    given = {"field": field, "template": template, "file_format": file_format, "answer": answer}
+    given = {"field": field, "template": template, "file_format": file_format, "prediction_path": answer}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if style is None:
         if options or answer_keys is not None or rounding:

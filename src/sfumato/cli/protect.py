@@ -102,7 +102,7 @@ class _Report:
         self._out = out
         self._open = ExitStack()
         self._lists: dict[str, IO[str]] = {}
-        self.counts = dict.fromkeys(("written", "there", "stays", "failed"), 0)
+        self.counts = dict.fromkeys(("written", "exists", "on-device", "failed"), 0)
 
     def __enter__(self) -> _Report:
         for state in self.counts:
@@ -125,14 +125,14 @@ class _Report:
         counts = self.counts
         return (
             f"{counts['written']} of {sum(counts.values())} images written to {self._out}"
-            + (f"; {counts['there']} were there" if counts["there"] else "")
-            + (f"; {counts['stays']} stay on the device" if counts["stays"] else "")
+            + (f"; {counts['exists']} were there" if counts["exists"] else "")
+            + (f"; {counts['on-device']} stay on the device" if counts["on-device"] else "")
         )
 
     def print(self, *, as_json: bool) -> None:
         """Everything as one JSON object, or what is worth reading."""
         if as_json:
-            names = {"images": "written", "there": "there", "kept": "stays", "failed": "failed"}
+            names = {"images": "written", "there": "exists", "kept": "on-device", "failed": "failed"}
             for index, (name, state) in enumerate(names.items()):
                 typer.echo(f"{', ' if index else '{'}{json.dumps(name)}: [", nl=False)
                 for number, line in enumerate(self._lines(state)):
@@ -140,9 +140,9 @@ class _Report:
                 typer.echo("]", nl=False)
             typer.echo("}")
             return
-        for number, line in enumerate(self._lines("stays")):
+        for number, line in enumerate(self._lines("on-device")):
             if number == _NAMED:
-                typer.echo(f"and {self.counts['stays'] - _NAMED} more stay; --json names them all")
+                typer.echo(f"and {self.counts['on-device'] - _NAMED} more stay; --json names them all")
                 break
             entry: dict[str, Any] = json.loads(line)
             typer.echo(f"stays on the device: {entry['file']} ({entry['label']}, {100 * entry['probability']:.0f} %)")

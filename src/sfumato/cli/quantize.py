@@ -75,8 +75,8 @@ def quantize(
         print_json(
             {
                 "bundle": str(made.path),
-                "quantized": made.recipe["quantized"],
-                "figures": made.figures,
+                "quantized": made.recipe.quantized,
+                "figures": made.figures.to_json(),
                 "notes": notes,
                 "audited": False,
                 "next": following,

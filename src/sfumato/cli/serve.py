@@ -138,9 +138,9 @@ def serve(
     if engine is EngineName.RAY:
         if tls_cert is not None or tls_key is not None:
             raise ServingError("--engine ray has no TLS; put a proxy with TLS before it, or serve without it")
-        sizes = {"max_body_bytes": int(max_body_mb * MIB), "max_held_bytes": int(max_held_mb * MIB)}
+        limits = cloud.Limits(max_body_bytes=int(max_body_mb * MIB), max_held_bytes=int(max_held_mb * MIB))
         _serve_on_ray(
-            lambda: cloud.create_app(open_models(), token=token, access_log=access_log, **sizes),
+            lambda: cloud.Application(open_models(), token=token, access_log=access_log, limits=limits),
             replicas=many,
             host=host,
             port=port,

@@ -17,7 +17,7 @@ from sfumato.device.image_folders import IMAGE_SUFFIXES
 from sfumato.errors import EndpointError, ImageError, Interrupted, SfumatoError
 
 if TYPE_CHECKING:
-    from sfumato.device import Answer, Client, FileClient
+    from sfumato.device import Client, FileClient, Prediction
     from sfumato.device.image import ImageSource
 
 _EVERY_S_OF_A_VIDEO = 1.0
@@ -53,7 +53,7 @@ class _Shown:
 @dataclass(frozen=True)
 class _Outcome:
     shown: _Shown
-    answer: Answer | None
+    answer: Prediction | None
     error: str = ""
 
 
@@ -110,7 +110,7 @@ def print_stream(
     with client:
         try:
             for outcome in in_order(ask, _shown(images, watch, every_s)):
-                counts[outcome.answer.answered_by if outcome.answer else "failed"] += 1
+                counts[outcome.answer.predicted_by if outcome.answer else "failed"] += 1
                 _print_line(outcome, client.bundle.labels, top, as_json=as_json)
         except KeyboardInterrupt:
             stopped = True
@@ -157,17 +157,17 @@ def _print_line(outcome: _Outcome, labels: tuple[str, ...], top: int, *, as_json
         best = ", ".join(
             labels[index] + ("" if math.isnan(value) else f" {value:.1%}") for index, value in answer.top(top)
         )
-        typer.echo(f"{shown.name}: {best} ({answer.answered_by}, {answer.payload_bytes:,} bytes sent)")
+        typer.echo(f"{shown.name}: {best} ({answer.predicted_by}, {answer.payload_bytes:,} bytes sent)")
 
 
-def answer_as_json(source: Path, answer: Answer, labels: tuple[str, ...], top: int) -> dict[str, Any]:
+def answer_as_json(source: Path, answer: Prediction, labels: tuple[str, ...], top: int) -> dict[str, Any]:
     """One image's answer, as scripts read it."""
     return {
         "file": str(source),
         "label": answer.label,
         "probability": _or_null(answer.probability),
         "top": [{"label": labels[index], "probability": _or_null(value)} for index, value in answer.top(top)],
-        "answered_by": answer.answered_by,
+        "predicted_by": answer.predicted_by,
         "payload_bytes": answer.payload_bytes,
         "obfuscate_ms": round(answer.obfuscate_ms, 3),
         "round_trip_ms": round(answer.round_trip_ms, 3),

@@ -105,10 +105,10 @@ def train(
     else:
         bundle = run_training(plan, folder, start=start, say=lambda line: typer.echo(line, err=True), **how)
     if as_json:
-        print_json({"bundle": str(bundle.path), "figures": bundle.figures})
+        print_json({"bundle": str(bundle.path), "figures": bundle.figures.to_json()})
         return
     typer.echo(f"bundle: {Run(folder).bundle}")
-    for name, value in bundle.figures.items():
+    for name, value in bundle.figures.to_json().items():
         typer.echo(f"  {name}: {percent(value) if name.startswith('accuracy') else value}")
 
 

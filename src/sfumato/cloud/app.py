@@ -1,4 +1,4 @@
-"""The server's HTTP surface: routes, limits, the token, and which error becomes which status. No logic."""
+"""The server over HTTP: routes, limits, the token, and which error becomes which status. No logic."""
 
 from __future__ import annotations
 
@@ -18,23 +18,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sfumato import __version__
 from sfumato.cloud import logs
+from sfumato.cloud.connection_limits import Limits
 from sfumato.cloud.dataplane import ServedModel
-from sfumato.cloud.errors import ModelNotFound, Overloaded
 from sfumato.cloud.metrics import CONTENT_TYPE, Metrics
 from sfumato.cloud.model_repository import Catalogue
 from sfumato.cloud.replica_metrics import Siblings
-from sfumato.errors import ServingError, WireError
-from sfumato.wire import HEADER_LENGTH, decode_request, encode_metadata, encode_response
+from sfumato.errors import ModelNotFound, Overloaded, ServingError, WireError
+from sfumato.wire import HEADER_LENGTH, decode_request, encode_metadata, encode_response, fields, paths
 
 log = logging.getLogger(__name__)
 
-MAX_BODY_BYTES = 16 * 2**20
-MAX_HELD_BYTES = 256 * 2**20
 RETRY_AFTER_S = 1
-_OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
+METRICS = "/metrics"
+_OPEN_PATHS = frozenset({paths.LIVE, paths.READY})
 _LENGTH_KEY = HEADER_LENGTH.lower().encode()
 _CLOSE = (b"connection", b"close")
-_GONE = 499  # what the log calls a client that hung up; it is never sent
+_GONE = 499  # the log's status for a client that hung up; it is never sent
 
 
 class Application:
@@ -42,13 +41,11 @@ class Application:
 
     Args:
         models: what is served.
-        token: if given, everything but the health endpoints wants `Authorization: Bearer <token>`.
-        max_body_bytes: the longest request body that is read.
-        max_held_bytes: how many bytes of bodies may be in memory at once, being received or waiting for a model; what
-            would make them more is refused.
-        pages: if given, it answers every path outside `/v2` but `/metrics`, to everybody: the token is for the models.
+        token: if given, everything but the health endpoints needs `Authorization: Bearer <token>`.
+        limits: its limits.
+        pages: if given, it serves every path outside `/v2` but `/metrics`, to everybody: the token is for the models.
         access_log: whether a line is logged for each request.
-        siblings: other processes with the same models, whose counts are told together with its own.
+        siblings: other processes with the same models, whose metrics are reported together with its own.
 
     Attributes:
         models: what is served.
@@ -62,8 +59,7 @@ class Application:
         models: Catalogue | Iterable[ServedModel],
         *,
         token: str | None = None,
-        max_body_bytes: int = MAX_BODY_BYTES,
-        max_held_bytes: int = MAX_HELD_BYTES,
+        limits: Limits | None = None,
         pages: ASGIApp | None = None,
         access_log: bool = False,
         siblings: Siblings | None = None,
@@ -71,44 +67,42 @@ class Application:
         self.models = models if isinstance(models, Catalogue) else Catalogue.of(models)
         self._pages = pages
         self._expected = None if token is None else b"Bearer " + _checked_token(token)
-        self._max_body_bytes = max_body_bytes
-        self._max_held_bytes = max_held_bytes
+        self._limits = limits or Limits()
         self._access_log = access_log
         self._held_bytes = 0
         self._metrics = Metrics(lambda: self.models, lambda: self._held_bytes)
         self._siblings = siblings
         self._draining = False
-        model = "/v2/models/{model}"
-        paths = (model, model + "/versions/{version}")
+        models_at = (paths.MODEL, paths.VERSION)
         self._router = Router(
             [
-                *(Route(path, self._server) for path in ("/v2", "/v2/")),  # the protocol's texts have it both ways
-                Route("/v2/health/live", self._live),
-                Route("/v2/health/ready", self._server_ready),
-                Route("/metrics", self._tell_metrics),
-                *(Route(path, self._metadata) for path in paths),
-                *(Route(f"{path}/ready", self._model_ready) for path in paths),
-                # Those that there are do not come here; for the others it says why.
-                *(Route(f"{path}/infer", self._nothing_to_ask, methods=["POST"]) for path in paths),
+                *(Route(path, self._server) for path in (paths.SERVER, f"{paths.SERVER}/")),  # both are in use
+                Route(paths.LIVE, self._live),
+                Route(paths.READY, self._server_ready),
+                Route(METRICS, self._report_metrics),
+                *(Route(path, self._metadata) for path in models_at),
+                *(Route(f"{path}/ready", self._model_ready) for path in models_at),
+                *(Route(f"{path}/infer", self._infer_elsewhere, methods=["POST"]) for path in models_at),
             ],
             redirect_slashes=False,
             lifespan=self._lifespan,
         )
 
     def drain(self) -> None:
-        """From now on the server says that it is not ready, and every connection closes after its next answer."""
+        """Report "not ready" from now on, and close every connection after its next response."""
         self._draining = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one request, or the server's start and end."""
+        """Serve one request, or the server's start and end."""
         if scope["type"] != "http":
             await self._router(scope, receive, send)
             return
         exchange = _Exchange(send, close=self._draining)
         try:
             self._authorise(scope)
-            if scope["path"] in self.models.by_path and scope["method"] == "POST":
-                await self._infer(scope, receive, exchange)
+            named = paths.parse_infer(scope["path"])
+            if named is not None and scope["method"] == "POST":
+                await self._infer(named, scope, receive, exchange)
             else:
                 await self._other(scope, receive, exchange)
         except _ClientGone:
@@ -119,32 +113,28 @@ class Application:
             self._held_bytes -= exchange.held_bytes
             self._note(exchange)
 
-    async def _infer(self, scope: Scope, receive: Receive, exchange: _Exchange) -> None:
-        path = scope["path"]
-        exchange.model = self.models.by_path[path]
+    async def _infer(self, named: tuple[str, str | None], scope: Scope, receive: Receive, exchange: _Exchange) -> None:
+        exchange.model = self.models.find(*named)
         exchange.model.batcher.refuse_if_full()  # before its body takes memory
         headers = dict(scope["headers"])
         body = await self._body(headers, receive, exchange)
         length = headers.get(_LENGTH_KEY)
         request = decode_request(body, None if length is None else length.decode("latin-1"))
-        model = self.models.by_path.get(path)  # it may have been exchanged while the body came
-        if model is None:
-            raise ModelNotFound("this model, or this version of it, is no longer served")
-        exchange.model = model
+        exchange.model = model = self.models.find(*named)  # it may have been replaced while the body came
         exchange.rows = model.rows(request)
         encoded = encode_response(await model.infer(request), request)
-        answer = [(key.lower().encode(), value.encode()) for key, value in encoded.headers().items()]
-        answer.append((b"content-length", str(len(encoded.body)).encode()))
-        await exchange.send({"type": "http.response.start", "status": 200, "headers": answer})
+        head = [(key.lower().encode(), value.encode()) for key, value in encoded.headers().items()]
+        head.append((b"content-length", str(len(encoded.body)).encode()))
+        await exchange.send({"type": "http.response.start", "status": 200, "headers": head})
         await exchange.send({"type": "http.response.body", "body": encoded.body})
 
     async def _other(self, scope: Scope, receive: Receive, exchange: _Exchange) -> None:
-        scope["app"] = self  # lets the router raise its 404 and 405, so that they get our form
+        scope["app"] = self  # lets the router raise its 404 and 405, so that they become JSON, too
         app = self._router if self._pages is None or self._is_ours(scope["path"]) else self._pages
         await app(scope, receive, exchange.send)
 
     async def _body(self, headers: Mapping[bytes, bytes], receive: Receive, exchange: _Exchange) -> bytes:
-        """The request's body, refused as soon as it is known to be too long.
+        """Read the request's body; refuse it as soon as it is known to be too long.
 
         Raises:
             HTTPException: 413, too long; 415, compressed.
@@ -167,14 +157,14 @@ class Application:
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def _hold(self, size: int, exchange: _Exchange) -> None:
-        if self._held_bytes + size > self._max_held_bytes:
+        if self._held_bytes + size > self._limits.max_held_bytes:
             raise Overloaded(f"{self._held_bytes} bytes of requests are in memory already; try again later")
         self._held_bytes += size
         exchange.held_bytes += size
 
     def _check_length(self, length: int) -> None:
-        if length > self._max_body_bytes:
-            raise HTTPException(413, f"the body is longer than {self._max_body_bytes} bytes; send fewer rows")
+        if length > self._limits.max_body_bytes:
+            raise HTTPException(413, f"the body is longer than {self._limits.max_body_bytes} bytes; send fewer rows")
 
     def _authorise(self, scope: Scope) -> None:
         path = scope["path"]
@@ -185,7 +175,7 @@ class Application:
             raise HTTPException(401, "a valid bearer token is needed", headers={"WWW-Authenticate": "Bearer"})
 
     def _is_ours(self, path: str) -> bool:
-        return self._pages is None or path.startswith("/v2") or path == "/metrics"
+        return self._pages is None or path.startswith(paths.SERVER) or path == METRICS
 
     def _note(self, exchange: _Exchange) -> None:
         seconds = time.perf_counter() - exchange.started
@@ -205,7 +195,7 @@ class Application:
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             if self._siblings is not None:
-                await stack.enter_async_context(self._siblings.telling(self._metrics.text))
+                await stack.enter_async_context(self._siblings.sharing(self._metrics.text))
             yield
         self._draining = True
         await self.models.close()
@@ -219,9 +209,9 @@ class Application:
     async def _server_ready(self, _: Request) -> Response:
         return _json({"ready": not self._draining}, status=503 if self._draining else 200)
 
-    async def _tell_metrics(self, _: Request) -> Response:
+    async def _report_metrics(self, _: Request) -> Response:
         own = self._metrics.text()
-        text = own if self._siblings is None else await self._siblings.together(own)
+        text = own if self._siblings is None else await self._siblings.merged(own)
         return Response(text, headers={"Content-Type": CONTENT_TYPE})
 
     async def _metadata(self, request: Request) -> Response:
@@ -231,13 +221,13 @@ class Application:
     async def _model_ready(self, request: Request) -> Response:
         return _json({"name": self.models.find(*_named(request)).name, "ready": True})
 
-    async def _nothing_to_ask(self, request: Request) -> Response:
-        self.models.find(*_named(request))
+    async def _infer_elsewhere(self, _: Request) -> Response:
+        """Never called, as `_infer` takes every POST; its route turns other methods into 405."""
         raise HTTPException(404, "no such path")
 
 
 class _Exchange:
-    """One request and its answer: what the meters and the log want to know, and the answer's way out."""
+    """One request and its response: what metrics and log record, and how the response is sent."""
 
     __slots__ = ("_close", "_send", "held_bytes", "model", "rows", "sent_bytes", "started", "status")
 
@@ -252,7 +242,7 @@ class _Exchange:
         self.sent_bytes = 0
 
     async def send(self, message: Message) -> None:
-        """Sends a part of the answer."""
+        """Send a part of the response."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             if self._close:
@@ -263,12 +253,7 @@ class _Exchange:
 
 
 class _ClientGone(Exception):
-    """The client hung up before its request was complete; nobody is left to answer."""
-
-
-def create_app(models: Catalogue | Iterable[ServedModel], **options: Any) -> Application:
-    """Builds the ASGI application, for any ASGI server; `serve` runs it. Takes what `Application` takes."""
-    return Application(models, **options)
+    """The client hung up before its request was complete."""
 
 
 def _error_response(error: Exception) -> Response:
@@ -283,7 +268,7 @@ def _error_response(error: Exception) -> Response:
             return _json({"error": str(error)}, status=503, headers={"Retry-After": str(RETRY_AFTER_S)})
         case ServingError():
             return _json({"error": str(error)}, status=500)
-    # Neither the message nor the traceback: both might hold what was sent.
+    # Neither the message nor the traceback is logged: both might hold what was sent.
     log.error("unexpected %s while serving a request", type(error).__name__)
     return _json({"error": "internal error"}, status=500)
 
@@ -297,6 +282,6 @@ def _named(request: Request) -> tuple[str, str | None]:
 
 
 def _checked_token(token: str) -> bytes:
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
+    if not fields.is_token(token):
         raise ServingError("the token must be printable ASCII without spaces")
     return token.encode("ascii")

@@ -1,4 +1,4 @@
-"""Micro-batching: requests that wait at the same time go through the model together."""
+"""Micro-batching: requests that wait at the same time run through the model together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.cloud.errors import ModelFailed, Overloaded
+from sfumato.errors import ModelFailed, Overloaded
 
 log = logging.getLogger(__name__)
 
@@ -22,15 +22,15 @@ Run = Callable[[Arrays], Arrays]
 
 
 class _Job:
-    __slots__ = ("answer", "inputs", "rows")
+    __slots__ = ("inputs", "result", "rows")
 
-    def __init__(self, inputs: Arrays, answer: asyncio.Future[Arrays]) -> None:
+    def __init__(self, inputs: Arrays, result: asyncio.Future[Arrays]) -> None:
         self.inputs = inputs
-        self.answer = answer
+        self.result = result
         self.rows = _rows(inputs)
 
     def fits(self, other: _Job) -> bool:
-        """Whether both can be joined along the first axis."""
+        """Return whether both can be joined along the first axis."""
         return all(a.shape[1:] == b.shape[1:] for a, b in zip(self.inputs, other.inputs, strict=True))
 
 
@@ -38,19 +38,19 @@ class Batcher:
     """Runs a model, one run at a time, on as many waiting requests at once as fit together.
 
     While the model is busy, requests gather; when it is free, it takes what is there. So a lone request
-    never waits for company, and the batch grows by itself as the load does.
+    never waits for others, and the batch grows with the load.
 
     Args:
         run: the model: arrays whose first axis is the batch, to arrays whose first axis is the batch.
             Rows must not influence each other.
         max_batch: rows in one run. A request with more is run in slices. 1 joins nothing; None neither joins nor
             slices, for a model whose first axis is not a batch.
-        max_wait_ms: how long a request that is alone waits for others; 0 is best unless the model is much
+        max_wait_ms: how long a lone request waits for others; 0 is best unless the model is much
             faster on full batches.
         max_queue: requests that may wait; further ones are refused at once.
         max_queue_rows: rows that may wait; a request that would make them more is refused, unless none waits.
-        inline: whether runs of up to `max_batch` rows happen in the event loop. Going to a thread and back costs more
-            than a run of a tiny model; anything that takes longer has to run in the thread, or all else stands still.
+        inline: whether runs of up to `max_batch` rows happen in the event loop. A thread's overhead is larger than a
+            run of a tiny model; anything that takes longer has to run in the thread, or it blocks everything else.
 
     Attributes:
         runs: how many runs had up to 1, 2, 4, 8, ... rows: `runs[k]` counts those of more than 2 ** (k - 1).
@@ -88,7 +88,7 @@ class Batcher:
         return len(self._waiting), self._waiting_rows
 
     def refuse_if_full(self, rows: int = 1) -> None:
-        """Says no before anything costly is done for a request.
+        """Refuse a request before anything costly is done for it.
 
         Raises:
             Overloaded: the queue is full, or the batcher is closing.
@@ -101,10 +101,7 @@ class Batcher:
             raise Overloaded(f"{self._waiting_rows} rows are waiting already; try again later")
 
     async def submit(self, inputs: Arrays) -> Arrays:
-        """Waits for the model's answer to one request.
-
-        Args:
-            inputs: at least one array; the first axis of each is the batch.
+        """Run the model on one request: at least one array, whose first axis is the batch.
 
         Raises:
             Overloaded: the queue is full, or the batcher is closing.
@@ -117,15 +114,15 @@ class Batcher:
         self._waiting_rows += job.rows
         if not self._busy:
             self._busy = True
-            # Not at once: whatever arrived in the same moment gets its chance to join.
+            # Not at once: whatever arrived in the same moment may join.
             if self._max_wait_s:
                 loop.call_later(self._max_wait_s, self._start, loop)
             else:
                 loop.call_soon(self._start, loop)
-        return await job.answer
+        return await job.result
 
     async def close(self) -> None:
-        """Refuses new requests, answers those that wait, then stops."""
+        """Refuse new requests, finish those that wait, then stop."""
         self._closing = True
         if self._busy:
             self._idle = asyncio.get_running_loop().create_future()
@@ -139,19 +136,19 @@ class Batcher:
             if self._idle is not None and not self._idle.done():
                 self._idle.set_result(None)
         elif self._inline and self._max_batch is not None and sum(job.rows for job in jobs) <= self._max_batch:
-            _deliver(jobs, self._answer(jobs))
+            _deliver(jobs, self._run_jobs(jobs))
             loop.call_soon(self._start, loop)
         else:
-            running = self._thread.submit(self._answer, jobs)
+            running = self._thread.submit(self._run_jobs, jobs)
             running.add_done_callback(lambda done: loop.call_soon_threadsafe(self._finish, loop, jobs, done.result()))
 
     def _finish(self, loop: asyncio.AbstractEventLoop, jobs: list[_Job], results: list[Arrays | Exception]) -> None:
-        # The model goes on before its answers are written, so that it never waits for that.
+        # The next run starts before these results are written, so that the model never waits for that.
         self._start(loop)
         _deliver(jobs, results)
 
     def _take(self) -> list[_Job]:
-        """The next jobs that can run together, in the order of their arrival."""
+        """Take the next jobs that can run together, in the order of their arrival."""
         jobs: list[_Job] = []
         rows = 0
         while self._waiting:
@@ -160,7 +157,7 @@ class Batcher:
                 break
             self._waiting.popleft()
             self._waiting_rows -= job.rows
-            if not job.answer.done():  # the client may have gone
+            if not job.result.done():  # the client may have hung up
                 jobs.append(job)
                 rows += job.rows
         return jobs
@@ -168,17 +165,17 @@ class Batcher:
     def _may_join(self, first: _Job, job: _Job, rows: int) -> bool:
         return self._max_batch is not None and rows + job.rows <= self._max_batch and first.fits(job)
 
-    def _answer(self, jobs: Sequence[_Job]) -> list[Arrays | Exception]:
-        """Each job gets its own result or its own error. Runs in the thread, unless the model is tiny."""
+    def _run_jobs(self, jobs: Sequence[_Job]) -> list[Arrays | Exception]:
+        """Return each job's own result or error. Runs in the thread, unless the model is tiny."""
         if len(jobs) > 1:
             try:
                 return _split(self._counted(_join(jobs)), [job.rows for job in jobs])
             except Exception as error:
-                # One of them may be to blame; alone, the others still get their answers.
+                # One of them may be to blame; alone, the others still get their results.
                 log.warning("a batch of %d requests failed (%s); running them one by one", len(jobs), _kind(error))
-        return [self._answer_alone(job) for job in jobs]
+        return [self._run_alone(job) for job in jobs]
 
-    def _answer_alone(self, job: _Job) -> Arrays | Exception:
+    def _run_alone(self, job: _Job) -> Arrays | Exception:
         try:
             if self._max_batch is None or job.rows <= self._max_batch:
                 return self._counted(job.inputs)
@@ -213,12 +210,12 @@ def _split(outputs: Arrays, rows: Sequence[int]) -> list[Arrays | Exception]:
 
 def _deliver(jobs: Sequence[_Job], results: Sequence[Arrays | Exception]) -> None:
     for job, result in zip(jobs, results, strict=True):
-        if job.answer.done():
+        if job.result.done():
             continue
         if isinstance(result, Exception):
-            job.answer.set_exception(result)
+            job.result.set_exception(result)
         else:
-            job.answer.set_result(result)
+            job.result.set_result(result)
 
 
 def _kind(error: Exception) -> str:

@@ -1,32 +1,48 @@
-"""One connection: limits that uvicorn does not have, and answers in one piece.
+"""The server's limits, which uvicorn does not have, on a connection; and responses in one piece.
 
 Without limits on how many connections there are, how long a head is, and how long a request takes to arrive, a client
-that sends a byte a minute, or a header without an end, holds a connection and memory for ever.
+that sends a byte a minute, or a header without an end, holds a connection and memory forever.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-MAX_CONNECTIONS = 1000
 MAX_HEAD_BYTES = 64 * 2**10
 MAX_HEADERS = 100
-RECEIVE_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits of a server.
+
+    Attributes:
+        max_body_bytes: the longest request body that is read.
+        max_held_bytes: how many bytes of bodies may be in memory at once, being received or waiting for a model.
+        max_connections: how many connections there may be at once; the limit of open files may allow fewer.
+        receive_timeout_s: how long a request may take to arrive.
+        linger_s: how long after SIGTERM the server reports "not ready" and still serves, before it takes no
+            further connections. SIGINT, and a second SIGTERM, end that.
+        grace_s: how long requests in progress may take then.
+    """
+
+    max_body_bytes: int = 16 * 2**20
+    max_held_bytes: int = 256 * 2**20
+    max_connections: int = 1000
+    receive_timeout_s: float = 60.0
+    linger_s: float = 1.0
+    grace_s: float = 10.0
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """One connection.
+    """One connection; beyond `max_connections`, it gets a 503 and is closed."""
 
-    Args:
-        max_connections: further ones are told to come back later, and closed.
-        arguments: uvicorn's.
-    """
-
-    def __init__(self, *arguments: Any, max_connections: int = MAX_CONNECTIONS, **more: Any) -> None:
+    def __init__(self, *arguments: Any, max_connections: int, **more: Any) -> None:
         super().__init__(*arguments, **more)
         self._max_connections = max_connections
         self._begun_s: float | None = self.loop.time()
@@ -34,14 +50,14 @@ class GuardedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Takes the connection, or turns it away."""
+        """Accept the connection, or turn it away."""
         super().connection_made(transport)
         self.transport = cast(asyncio.Transport, _Joining(transport, self.loop))
         if len(self.connections) > self._max_connections:
             self._turn_away(b"503 Service Unavailable", b"retry-after: 1\r\n")
 
     def data_received(self, data: bytes) -> None:
-        """Parses, unless the head has become too long."""
+        """Parse, unless the head has become too long."""
         if self._in_head:
             self._head_bytes += len(data)
         super().data_received(data)
@@ -49,14 +65,14 @@ class GuardedProtocol(HttpToolsProtocol):
             self._turn_away(b"431 Request Header Fields Too Large")
 
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """Note when a request begins."""
         super().on_message_begin()
         self._begun_s = self.loop.time()
         self._in_head = True
         self._head_bytes = 0
 
     def on_headers_complete(self) -> None:
-        """Its head is there."""
+        """Check the number of headers."""
         self._in_head = False
         if len(self.headers) > MAX_HEADERS:
             self._turn_away(b"431 Request Header Fields Too Large")
@@ -64,22 +80,22 @@ class GuardedProtocol(HttpToolsProtocol):
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """A piece of its body is there."""
+        """Pass on a piece of the body."""
         if self.cycle is not None:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """All of it is there."""
+        """Note that a request is complete."""
         self._begun_s = None
         if self.cycle is not None:
             super().on_message_complete()
 
     def is_late(self, now_s: float, timeout_s: float) -> bool:
-        """Whether a request began longer than `timeout_s` ago, and is not there yet."""
+        """Return whether a request began longer than `timeout_s` ago and is not complete."""
         return self._begun_s is not None and now_s - self._begun_s > timeout_s
 
     def cut(self) -> None:
-        """Ends the connection, whatever it is doing."""
+        """End the connection, whatever it is doing."""
         self.transport.abort()
 
     def _turn_away(self, status: bytes, headers: bytes = b"") -> None:
@@ -92,7 +108,7 @@ class GuardedProtocol(HttpToolsProtocol):
 class _Joining:
     """A transport that sends in one piece what is written in one moment.
 
-    uvicorn writes an answer's head and body one after the other, and each would be a system call and a packet.
+    uvicorn writes a response's head and body one after the other, and each would be a system call and a packet.
     """
 
     __slots__ = ("_loop", "_pieces", "_transport")
@@ -124,6 +140,6 @@ class _Joining:
 
 
 def cut_late(connections: Iterable[Any], now_s: float, timeout_s: float) -> None:
-    """Ends the connections whose request has taken too long to arrive."""
+    """End the connections whose request has taken too long to arrive."""
     for connection in [c for c in connections if isinstance(c, GuardedProtocol) and c.is_late(now_s, timeout_s)]:
         connection.cut()

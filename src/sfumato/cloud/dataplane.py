@@ -1,4 +1,4 @@
-"""What the server does, apart from HTTP: a model, what it says of itself, and its answers."""
+"""A served model, apart from HTTP: its metadata, and how it handles inference requests."""
 
 from __future__ import annotations
 
@@ -13,42 +13,31 @@ from typing import Any
 import numpy as np
 
 from sfumato.artifacts.bundle import CLASSIFIER_ONNX, DECODER_ONNX, Bundle, fingerprint
+from sfumato.artifacts.onnx_file import open_session
 from sfumato.cloud.batching import Arrays, Batcher
 from sfumato.errors import ServingError, WireError
 from sfumato.wire import DTYPES, InferRequest, InferResponse, ModelMetadata, Tensor, TensorSpec
 
 VERSION = "1"
 PLATFORM = "onnxruntime_onnx"
-# A model that answers a full batch within this runs in the event loop, which it holds up for no longer than that.
+# A model whose run on a full batch is shorter than this runs in the event loop, which it holds up no longer than that.
 INLINE_S = 0.002
 _TRIALS = 3
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
-_DATATYPES = {
-    "tensor(bool)": "BOOL",
-    "tensor(int8)": "INT8",
-    "tensor(int16)": "INT16",
-    "tensor(int32)": "INT32",
-    "tensor(int64)": "INT64",
-    "tensor(uint8)": "UINT8",
-    "tensor(uint16)": "UINT16",
-    "tensor(uint32)": "UINT32",
-    "tensor(uint64)": "UINT64",
-    "tensor(float16)": "FP16",
-    "tensor(float)": "FP32",
-    "tensor(double)": "FP64",
-}
+_ONNX_NAMES = {"float32": "float", "float64": "double"}
+_DATATYPES = {f"tensor({_ONNX_NAMES.get(dtype.name, dtype.name)})": name for name, dtype in DTYPES.items()}
 
 
 class ServedModel:
-    """An ONNX model that answers inference requests.
+    """An ONNX model that handles inference requests.
 
     Args:
         path: a classifier bundle's folder, or any ONNX file.
         name: what clients call it; by default the bundle's name or the file's, without its ending.
         threads: how many threads ONNX Runtime may use for one run.
         max_batch: rows in one run of the model; requests that wait are joined up to this.
-        max_wait_ms: how long a request that is alone waits for company.
+        max_wait_ms: how long a lone request waits for others.
         max_queue: requests that may wait before further ones are refused.
         max_rows: rows that one request may have.
         decoder: an obfuscator bundle's folder; its decoder then turns what is sent, a code, into the model's input.
@@ -76,15 +65,15 @@ class ServedModel:
         bundle = Bundle.load(path, kind="classifier") if Path(path).is_dir() else None
         file = bundle.file(CLASSIFIER_ONNX) if bundle else Path(path)
         self._session = _open(file, threads)
-        drawer = None if decoder is None else Bundle.load(decoder, kind="obfuscator")
-        self._decoder = None if drawer is None else _open_decoder(drawer, file, self._session, threads)
+        split = None if decoder is None else Bundle.load(decoder, kind="obfuscator")
+        self._decoder = None if split is None else _open_decoder(split, file, self._session, threads)
         parameters = {"fingerprint": fingerprint(file)}
-        if drawer is not None:
-            parameters["decoder"] = f"sha256:{drawer.files[DECODER_ONNX]}"
-            if drawer.code_fingerprint is not None:
-                parameters["code"] = drawer.code_fingerprint
+        if split is not None:
+            parameters["decoder"] = f"sha256:{split.files[DECODER_ONNX]}"
+            if split.code_fingerprint is not None:
+                parameters["code"] = split.code_fingerprint
         if bundle and bundle.labels:
-            # The protocol's parameters are scalars, so the list travels as JSON in a string.
+            # The protocol's parameters are scalars, so the list is sent as JSON in a string.
             parameters["labels"] = json.dumps(bundle.labels, ensure_ascii=False)
         self.metadata = ModelMetadata(
             name=_checked_name(name or (bundle.name if bundle else file.stem)),
@@ -110,12 +99,12 @@ class ServedModel:
 
     @property
     def name(self) -> str:
-        """What clients call the model."""
+        """The name that clients use."""
         return self.metadata.name
 
     @property
     def version(self) -> str:
-        """Which version of the model this is."""
+        """The version of the model."""
         return self.metadata.versions[0]
 
     @property
@@ -124,12 +113,12 @@ class ServedModel:
         return str(self.metadata.parameters["fingerprint"])
 
     def rows(self, request: InferRequest) -> int:
-        """How many rows a request has, for the books; whether it may have them is for `infer` to say."""
+        """Return how many rows a request has, for the metrics; `infer` checks whether it may have them."""
         shape = request.inputs[0].shape
         return shape[0] if self.batches and shape else 1
 
     async def infer(self, request: InferRequest) -> InferResponse:
-        """Answers one request.
+        """Handle one request.
 
         Raises:
             WireError: an input is missing, unknown, or of the wrong type or shape, or an output is unknown.
@@ -140,8 +129,8 @@ class ServedModel:
         unknown = [name for name in names if name not in self._output_names]
         if unknown:
             raise WireError(f"model {self.name!r} has no output {unknown[0]!r}; it has {', '.join(self._output_names)}")
-        answers = await self.batcher.submit(self._checked_inputs(request))
-        outputs = dict(zip(self._output_names, answers, strict=True))
+        results = await self.batcher.submit(self._checked_inputs(request))
+        outputs = dict(zip(self._output_names, results, strict=True))
         return InferResponse(
             model_name=self.name,
             model_version=self.version,
@@ -150,7 +139,7 @@ class ServedModel:
         )
 
     async def close(self) -> None:
-        """Answers what is waiting and stops; further requests are refused."""
+        """Finish the requests that wait, and stop; refuse further ones."""
         await self.batcher.close()
 
     def _checked_inputs(self, request: InferRequest) -> Arrays:
@@ -163,7 +152,7 @@ class ServedModel:
             tensor = given[name]
             if tensor.datatype != spec.datatype:
                 raise WireError(f"input {name!r} takes {spec.datatype}; got {tensor.datatype}")
-            if not _matches(tensor.shape, spec.shape):
+            if not spec.takes(tensor.shape):
                 raise WireError(f"input {name!r} takes the shape {list(spec.shape)}; got {list(tensor.shape)}")
             # A view into the message may start at any byte; ONNX Runtime wants aligned memory.
             arrays.append(np.require(tensor.array, requirements=["C", "A"]))
@@ -178,15 +167,15 @@ class ServedModel:
             raise WireError(f"a request may have 1 to {self._max_rows} rows; got {rows[0]}")
 
     def _try_out(self, max_batch: int) -> float:
-        """Runs the model on zeros: how many seconds a full batch takes, infinitely many if nobody can know."""
+        """Run the model on zeros; return how many seconds a full batch takes, infinity if its shape is not known."""
         if any(size < 0 for spec in self.metadata.inputs for size in self._sizes(spec, rows=1)):
-            return math.inf  # which sizes it can take is stated nowhere
+            return math.inf  # the file does not state which sizes it takes
         try:
             taken_s = min(self._timed(rows=1) for _ in range(_TRIALS))
             if self.batches and taken_s <= INLINE_S:
                 taken_s = min(self._timed(rows=max_batch) for _ in range(_TRIALS))
         except Exception as error:
-            reason = " ".join(str(error).split())  # zeros were sent: there is nothing to keep to oneself
+            reason = " ".join(str(error).split())  # it ran on zeros: the message holds nothing private
             raise ServingError(f"model {self.name!r} breaks on a trial run: {reason[:200]}") from error
         return taken_s
 
@@ -208,25 +197,15 @@ class ServedModel:
 
 
 def _open(file: Path, threads: int) -> Any:
-    import onnxruntime as ort
-
     if not file.is_file():
         raise ServingError(f"no model at {file}: a classifier bundle's folder or an ONNX file is expected")
     if threads < 1:
         raise ServingError(f"threads must be at least 1, got {threads}")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors reach us as exceptions; warnings about node placement help nobody
-    try:
-        return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's errors have no common base
-        reason = " ".join(str(error).split())
-        raise ServingError(f"{file} cannot be served: ONNX Runtime says {reason[:200]}") from error
+    return open_session(file, threads=threads, spinning=True, error=ServingError)
 
 
 def _open_decoder(bundle: Bundle, classifier: Path, session: Any, threads: int) -> Any:
-    """The decoder of an obfuscator's bundle, which has to fit the classifier."""
+    """Open the decoder of an obfuscator's bundle, which has to fit the classifier."""
     if DECODER_ONNX not in bundle.files:
         raise ServingError(f"{bundle.path} has no {DECODER_ONNX}: this obfuscator has no split form; serve without it")
     if bundle.classifier_fingerprint != fingerprint(classifier):
@@ -234,7 +213,7 @@ def _open_decoder(bundle: Bundle, classifier: Path, session: Any, threads: int) 
     file = bundle.file(DECODER_ONNX)
     decoder = _open(file, threads)
     made, taken = (_spec(nodes[0], file) for nodes in (decoder.get_outputs(), session.get_inputs()))
-    if len(session.get_inputs()) != 1 or made.datatype != taken.datatype or not _matches(made.shape, taken.shape):
+    if len(session.get_inputs()) != 1 or made.datatype != taken.datatype or not taken.takes(made.shape):
         raise ServingError(
             f"{file} makes {made.datatype} {list(made.shape)}, {classifier} takes {taken.datatype} {list(taken.shape)}"
         )
@@ -249,13 +228,8 @@ def _spec(node: Any, file: Path) -> TensorSpec:
     return TensorSpec(node.name, datatype, shape)
 
 
-def _matches(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    same_rank = len(shape) == len(expected)
-    return same_rank and all(want in (-1, got) for got, want in zip(shape, expected, strict=True))
-
-
 def checked_version(version: str) -> str:
-    """The version, if it is a number as Triton has them: positive, without a leading zero.
+    """Return the version if it is a number as Triton has them: positive, without a leading zero.
 
     Raises:
         ServingError: it is not.

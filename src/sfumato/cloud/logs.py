@@ -12,7 +12,7 @@ _OURS = ("sfumato", "uvicorn.error")
 
 
 def configure(*, as_json: bool) -> None:
-    """Sends what the server has to say to standard error, one line each."""
+    """Log to standard error, one line per message."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Json() if as_json else _Text())
     for name in _OURS:
@@ -23,7 +23,7 @@ def configure(*, as_json: bool) -> None:
 
 
 def request_line(**facts: Any) -> None:
-    """Writes the line of one request."""
+    """Write the line of one request."""
     access.info("request", extra={"facts": facts})
 
 

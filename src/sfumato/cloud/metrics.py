@@ -1,4 +1,4 @@
-"""What `GET /metrics` tells, in Prometheus' text format: counts and times, nothing of images or clients."""
+"""The content of `GET /metrics`, in Prometheus' text format: counts and times, nothing of images or clients."""
 
 from __future__ import annotations
 
@@ -17,13 +17,7 @@ _LABELS = ["model", "version"]
 
 
 class Meter:
-    """Counts the requests to one version of a model.
-
-    Args:
-        metrics: where they are counted.
-        model: its name; "" for requests that ask no model.
-        version: its version, or "".
-    """
+    """Counts the requests to one version of a model; its name is "" for requests to no model."""
 
     def __init__(self, metrics: Metrics, model: str, version: str) -> None:
         self._requests = metrics.requests
@@ -33,7 +27,7 @@ class Meter:
         self._seconds = metrics.seconds.labels(model, version) if model else None
 
     def count(self, status: int, rows: int, seconds: float) -> None:
-        """Counts one request: its HTTP status, its rows if it was answered, and how long that took."""
+        """Count one request: its HTTP status, its rows if it succeeded, and how long it took."""
         counter = self._by_status.get(status)
         if counter is None:
             counter = self._by_status[status] = self._requests.labels(*self._labels, str(status))
@@ -44,12 +38,7 @@ class Meter:
 
 
 class Metrics:
-    """Everything that is counted.
-
-    Args:
-        models: says which models are served at the moment.
-        held_bytes: says how many bytes of requests are in memory.
-    """
+    """All counts, and what is read at a scrape: the served models, and the bytes of requests in memory."""
 
     def __init__(self, models: Callable[[], Iterable[ServedModel]], held_bytes: Callable[[], int]) -> None:
         self._registry = CollectorRegistry()
@@ -57,16 +46,16 @@ class Metrics:
             "sfumato_requests", "Requests by model, version and HTTP status; no model: all that is no inference.",
             [*_LABELS, "status"], registry=self._registry,
         )  # fmt: skip
-        self.images = Counter("sfumato_images", "Rows that were answered.", _LABELS, registry=self._registry)
+        self.images = Counter("sfumato_images", "Rows of successful requests.", _LABELS, registry=self._registry)
         self.seconds = Histogram(
-            "sfumato_request_seconds", "From the request's head to the answer, of those that were answered.", _LABELS,
+            "sfumato_request_seconds", "From the request's head to the response, of successful requests.", _LABELS,
             buckets=LATENCY_BUCKETS_S, registry=self._registry,
         )  # fmt: skip
         self._registry.register(_Now(models, held_bytes))
         self._meters: dict[tuple[str, str], Meter] = {}
 
     def of(self, model: ServedModel | None) -> Meter:
-        """The meter of a model; of None, that of all requests that ask no model."""
+        """Return the meter of a model; of None, that of requests to no model."""
         key = (model.name, model.version) if model is not None else ("", "")
         meter = self._meters.get(key)
         if meter is None:
@@ -74,12 +63,12 @@ class Metrics:
         return meter
 
     def text(self) -> bytes:
-        """All of it, in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
 class _Now(Collector):
-    """What is not counted but looked at when somebody asks."""
+    """What is not counted but read at the time of a scrape."""
 
     def __init__(self, models: Callable[[], Iterable[ServedModel]], held_bytes: Callable[[], int]) -> None:
         self._models = models
@@ -99,7 +88,7 @@ class _Now(Collector):
 
 
 def _histogram(model: ServedModel) -> tuple[list[tuple[str, float]], float]:
-    """The batcher's runs as cumulative buckets, and their sum."""
+    """Return the batcher's runs as cumulative buckets, and their sum."""
     runs = model.batcher.runs
     buckets = [(str(float(2**power)), float(sum(runs[k] for k in range(power + 1)))) for power in range(_BATCH_BUCKETS)]
     return [*buckets, ("+Inf", float(runs.total()))], float(model.batcher.rows)

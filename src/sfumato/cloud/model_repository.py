@@ -1,4 +1,4 @@
-"""What a server serves: models by name and version, and how they are exchanged while it runs."""
+"""What a server serves: models by name and version, and how they are replaced while it runs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from typing import Any
 
 from sfumato.artifacts.bundle import MANIFEST, Bundle, split_name
 from sfumato.cloud.dataplane import VERSION, ServedModel, checked_version
-from sfumato.cloud.errors import ModelNotFound
-from sfumato.errors import ServingError, SfumatoError
+from sfumato.errors import ModelNotFound, ServingError, SfumatoError
 from sfumato.wire import ModelMetadata
 
 log = logging.getLogger(__name__)
@@ -25,14 +24,7 @@ Load = Callable[["Source"], ServedModel]
 
 @dataclass(frozen=True)
 class Source:
-    """Where one version of a model comes from.
-
-    Attributes:
-        path: a classifier bundle's folder, or an ONNX file.
-        name: what clients call the model.
-        version: which version it is.
-        decoder: an obfuscator bundle whose decoder stands before it.
-    """
+    """Where one version of a model comes from: a bundle's folder or an ONNX file, and perhaps a decoder's bundle."""
 
     path: Path
     name: str
@@ -40,7 +32,7 @@ class Source:
     decoder: Path | None = None
 
     def open(self, **options: Any) -> ServedModel:
-        """The model; takes what else `ServedModel` takes.
+        """Open the model; takes what else `ServedModel` takes.
 
         Raises:
             ServingError: as `ServedModel`.
@@ -49,7 +41,7 @@ class Source:
         return ServedModel(self.path, name=self.name, version=self.version, decoder=self.decoder, **options)
 
     def state(self) -> tuple[tuple[str, int, int, int], ...]:
-        """What changes when the files do."""
+        """Return what changes when the files do."""
         found = []
         for path in filter(None, (self.path, self.decoder)):
             for file in sorted(path.iterdir()) if path.is_dir() else [path]:
@@ -60,7 +52,7 @@ class Source:
 
 
 def source_at(path: Path, name: str | None = None, decoder: Path | None = None) -> Source:
-    """The one version of a model at that place, by default under its own name.
+    """Describe the only version of a model at a path, by default under its own name.
 
     Raises:
         BundleError: a folder is no classifier's bundle.
@@ -70,9 +62,10 @@ def source_at(path: Path, name: str | None = None, decoder: Path | None = None) 
 
 
 def sources_in(folder: str | os.PathLike[str]) -> list[Source]:
-    """The models in a folder as Triton has them: `NAME/VERSION/model.onnx`, or a classifier's bundle as `NAME/VERSION`.
+    """Find the models in a folder laid out as Triton's.
 
-    Files beside the folders, and folders whose name starts with a dot, are left alone.
+    It has `NAME/VERSION/model.onnx`, or classifiers' bundles as `NAME/VERSION`. Other files, and folders whose name
+    starts with a dot, are ignored.
 
     Raises:
         ServingError: there is no such folder or nothing in it, a model has no version, or a version is no number or has
@@ -114,11 +107,8 @@ class Catalogue:
     """Models by name and version.
 
     Args:
-        find: says what is to be served; asked again on every `reload`.
-        load: opens one of it.
-
-    Attributes:
-        by_path: the models by the paths that ask them.
+        find: lists what is to be served; called again on every `reload`.
+        load: opens one of them.
 
     Raises:
         ServingError: there is no model, two have one name and version, or as `find` and `load`.
@@ -129,29 +119,28 @@ class Catalogue:
         self._find = find
         self._load = load
         self._by_name: dict[str, dict[str, ServedModel]] = {}
-        self.by_path: dict[str, ServedModel] = {}
         self._states: dict[Source, object] = {}
         self._loaded: dict[Source, ServedModel] = {}
         for source in _distinct(find()):
             self._states[source] = source.state()
             self._loaded[source] = load(source)
-        self._take(list(self._loaded.values()))
+        self._replace_by(list(self._loaded.values()))
 
     @classmethod
     def of(cls, models: Iterable[ServedModel]) -> Catalogue:
-        """A catalogue of models that are there already; `reload` leaves it as it is.
+        """Make a catalogue of open models; `reload` leaves it as it is.
 
         Raises:
             ServingError: there is no model, or two have one name and version.
         """
-        given = {Source(Path(str(index)), model.name, model.version): model for index, model in enumerate(models)}
-        return cls(lambda: list(given), given.__getitem__)
+        opened = {Source(Path(str(index)), model.name, model.version): model for index, model in enumerate(models)}
+        return cls(lambda: list(opened), opened.__getitem__)
 
     def __iter__(self) -> Iterator[ServedModel]:
         return (model for versions in self._by_name.values() for model in versions.values())
 
     def find(self, name: str, version: str | None = None) -> ServedModel:
-        """The model of that name, in that version or else the highest.
+        """Return the model of that name, in that version or else the highest.
 
         Raises:
             ModelNotFound: there is none, or not in that version.
@@ -166,7 +155,7 @@ class Catalogue:
         return versions[version]
 
     def metadata(self, name: str, version: str | None = None) -> ModelMetadata:
-        """What the model says of itself, with all its versions, the default first.
+        """Return a model's metadata, with all its versions, the default first.
 
         Raises:
             ModelNotFound: as `find`.
@@ -175,14 +164,14 @@ class Catalogue:
         return dataclasses.replace(model.metadata, versions=tuple(self._by_name[name]))
 
     async def reload(self) -> None:
-        """Serves what is to be served now, without dropping a request. What is wrong is logged, and changes nothing.
+        """Serve what is to be served now, without dropping a request. What is wrong is logged, and changes nothing.
 
-        New and changed models are opened and tried in a thread, while the old ones go on. One that cannot be served is
-        refused, and of that name everything stays that was there. Old ones answer what they have taken, then go.
+        New and changed models are opened and tried in a thread, while the old ones keep serving. If a model cannot be
+        served, all versions of its name stay as they were. Old models finish the requests that they have, then close.
         """
         try:
-            states, loaded = await asyncio.to_thread(self._loaded_anew)
-            gone = self._take(list(loaded.values()))
+            states, loaded = await asyncio.to_thread(self._load_again)
+            gone = self._replace_by(list(loaded.values()))
         except (SfumatoError, OSError) as error:
             log.error("nothing is reloaded: %s", error)
             return
@@ -191,10 +180,10 @@ class Catalogue:
         await asyncio.gather(*(model.close() for model in gone))
 
     async def close(self) -> None:
-        """Answers what waits, and stops."""
+        """Finish the requests that wait, and stop."""
         await asyncio.gather(*(model.close() for model in self))
 
-    def _loaded_anew(self) -> tuple[dict[Source, object], dict[Source, ServedModel]]:
+    def _load_again(self) -> tuple[dict[Source, object], dict[Source, ServedModel]]:
         states: dict[Source, object] = {}
         loaded: dict[Source, ServedModel] = {}
         refused: set[str] = set()
@@ -214,10 +203,13 @@ class Catalogue:
                 loaded[source], states[source] = model, self._states[source]
         return states, loaded
 
-    def _take(self, models: list[ServedModel]) -> list[ServedModel]:
-        """Puts these in place of what there is, and returns those that are no longer needed."""
+    def _replace_by(self, models: list[ServedModel]) -> list[ServedModel]:
+        """Serve these models instead, and return those that are no longer needed."""
         before = list(self)
-        self._by_name, self.by_path = _by_name(models)
+        by_name: dict[str, dict[str, ServedModel]] = {}
+        for model in sorted(models, key=lambda model: int(model.version), reverse=True):
+            by_name.setdefault(model.name, {})[model.version] = model
+        self._by_name = by_name
         return [model for model in before if model not in models]
 
 
@@ -229,7 +221,7 @@ def catalogue_of(
     decoder: Path | None = None,
     **options: Any,
 ) -> Catalogue:
-    """A catalogue of models in files, which can be reloaded.
+    """Make a catalogue of models in files, which can be reloaded.
 
     Args:
         paths: classifier bundles' folders, or ONNX files.
@@ -267,15 +259,3 @@ def _distinct(sources: list[Source]) -> list[Source]:
             raise ServingError(f"{which}; give one of them another name")
         seen.add((source.name, source.version))
     return sources
-
-
-def _by_name(models: list[ServedModel]) -> tuple[dict[str, dict[str, ServedModel]], dict[str, ServedModel]]:
-    named: dict[str, dict[str, ServedModel]] = {}
-    for model in sorted(models, key=lambda model: int(model.version), reverse=True):
-        named.setdefault(model.name, {})[model.version] = model
-    paths = {}
-    for name, versions in named.items():
-        paths[f"/v2/models/{name}/infer"] = next(iter(versions.values()))
-        for version, model in versions.items():
-            paths[f"/v2/models/{name}/versions/{version}/infer"] = model
-    return named, paths

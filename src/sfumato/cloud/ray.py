@@ -1,7 +1,7 @@
 """The embedded server's application on Ray Serve: several replicas, on this machine or on a cluster.
 
-Each replica runs the whole application with models of its own, so that protocol, limits, token and batching are what
-they are without Ray. Ray starts replicas, puts a proxy before them (HAProxy, if there is one), and replaces what dies.
+Each replica runs the whole application with models of its own, so that protocol, limits, token and batching are the
+same as without Ray. Ray starts replicas, puts a proxy before them (HAProxy, if there is one), and replaces dead ones.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from sfumato.artifacts.signals import interruptible
 from sfumato.cloud.replicas import Replicas
 from sfumato.cloud.server import listen
 from sfumato.errors import ServingError
+from sfumato.wire import paths
 
 log = logging.getLogger(__name__)
 
 NAME = "sfumato"
 OPEN_PORTS = (
-    "Ray and HAProxy open further ports. On every interface: one of each replica, which wants a token that is made "
-    "anew each time, and two with HAProxy's counts of requests, for everybody. Keep others off them by a firewall."
+    "Ray and HAProxy open further ports. On every interface: one of each replica, which needs a token that is made "
+    "anew each time, and two with HAProxy's request counts, open to everybody. Block them with a firewall."
 )
 _LOOPBACK = "127.0.0.1"
 _GRACE_S = 10
@@ -41,23 +42,21 @@ _READY_TIMEOUT_S = 60
 _ATTEMPTS = 3
 """How often Ray may try to start on this machine."""
 _MOST_AT_ONCE = 1024
-"""Requests in one replica. The application refuses earlier, as the embedded server does."""
+"""Concurrent requests in one replica. The application refuses earlier, as the embedded server does."""
 _AIM_AT_ONCE = 8
-"""Requests in one replica that are no reason for another."""
+"""Concurrent requests in one replica that do not start another."""
 _HAPROXY_FILES = {"CONFIG_FILE_LOC": "haproxy.cfg", "SOCKET_PATH": "admin", "SERVER_STATE_FILE": "state"}
 _HAPROXY_FILES |= {"METRICS_SOCKET_PATH": "metrics"}
 
 
 def _prepare_environment(folder: str, *, cluster: bool) -> None:
-    """Sets what Ray reads when it is imported and passes on to its processes.
+    """Set what Ray reads when it is imported and passes on to its processes.
 
-    Nothing is told to anybody. Without a cluster, Ray's own services keep to the loopback where it lets them, all want
-    a token that only this process and its children know, and HAProxy's files are nobody else's. What is left on every
-    interface: a port of each replica, which wants that token, and two on which HAProxy tells its figures.
+    Usage statistics are off. Without a cluster, Ray's own services keep to the loopback where it lets them, all need
+    a token that only this process and its children know, and HAProxy's files are private. What is left on every
+    interface: a port of each replica, which needs that token, and two with HAProxy's statistics.
 
-    Args:
-        folder: for HAProxy's files.
-        cluster: whether Ray runs already; what is set here then concerns this process alone.
+    With a cluster, which runs already, the settings concern this process alone.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if cluster:
@@ -73,9 +72,9 @@ def _prepare_environment(folder: str, *, cluster: bool) -> None:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port(_LOOPBACK, 0)),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port(_LOOPBACK, 0)),
-        # Of a machine that is busy, Ray would kill the proxies while they start.
+        # On a busy machine Ray would kill the proxies while they start.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
-        # Asking a classifier twice does no harm, so what a dying replica left unanswered goes to another one.
+        # Repeating a request does no harm, so what a dying replica left undone goes to another one.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",
     }
@@ -84,12 +83,7 @@ def _prepare_environment(folder: str, *, cluster: bool) -> None:
 def serve_on_ray(
     build: Callable[[], ASGIApp], *, on_ready: Callable[[str], None] | None = None, **options: Any
 ) -> None:
-    """Runs an application's replicas until SIGTERM or SIGINT.
-
-    Args:
-        build: see `running_on_ray`, and there for the options.
-        on_ready: called with the URL once it answers.
-        options: as for `running_on_ray`.
+    """Run an application's replicas until SIGTERM or SIGINT; see `running_on_ray` for the arguments.
 
     Raises:
         ServingError: as for `running_on_ray`.
@@ -111,18 +105,18 @@ def running_on_ray(
     cpus: float = 1,
     address: str | None = None,
 ) -> Iterator[str]:
-    """Runs an application's replicas until the block ends; requests under way are answered first.
+    """Run an application's replicas until the block ends; finish requests in progress first.
 
     Args:
-        build: makes the application, in each replica; it is pickled, and what it refers to.
+        build: makes the application, in each replica; it is pickled with what it refers to.
         replicas: how many.
         host: the address to listen on. Anything but a loopback address is open to the network.
         port: the port; 0 takes a free one.
-        cpus: processor cores that Ray reckons with for each replica.
+        cpus: processor cores that Ray reserves for each replica.
         address: of a running cluster; None starts Ray on this machine alone, and ends it with the block.
 
     Yields:
-        The URL, once it answers.
+        The URL, once it is ready.
 
     Raises:
         ServingError: the port is taken, Ray is missing or cannot start, no cluster is reached, or no replica starts.
@@ -146,7 +140,7 @@ def running_on_ray(
             except Exception as error:  # Ray's errors have no common base
                 reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
                 unreached = address is not None and "connect" in reason
-                hint = "; if the cluster wants a token, set RAY_AUTH_MODE=token" if unreached else ""
+                hint = "; if the cluster needs a token, set RAY_AUTH_MODE=token" if unreached else ""
                 raise ServingError(f"Ray cannot serve at {address or 'this machine'}: {reason}{hint}") from error
             yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
         finally:
@@ -157,11 +151,11 @@ def running_on_ray(
 
 
 def _start(address: str | None, *, most_cpus: float) -> None:
-    """Starts Ray here, or connects to a cluster."""
+    """Start Ray here, or connect to a cluster."""
     import ray
 
     for name in ("ray", "ray.serve"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong is told by our errors
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # errors are raised instead
     where: dict[str, Any] = {"address": address}
     if address is None:
         where = {"address": "local", "include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, most_cpus)}
@@ -180,7 +174,7 @@ def _start(address: str | None, *, most_cpus: float) -> None:
 
 @contextlib.contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Ray takes SIGTERM for itself when it starts, and would end the process without its replicas' last answers."""
+    """Keep Ray from taking SIGTERM, with which it would end the process before its replicas have finished."""
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}
     try:
@@ -224,22 +218,22 @@ def _logging() -> dict[str, Any]:
 
 
 def _free_port(host: str, port: int) -> int:
-    """The port, or a free one for 0, if it can be listened on."""
+    """Return the port, or a free one for 0, if it can be listened on."""
     with listen(host, port) as listener:
         bound, number = listener.getsockname()[:2]
     if not ipaddress.ip_address(bound).is_loopback:
-        log.warning("listening on %s: everybody who reaches it may ask", host)
+        log.warning("listening on %s: everybody who reaches it can use the model", host)
     return int(number)
 
 
 def _wait_until_ready(host: str, port: int) -> None:
-    """The proxy knows of the replicas a moment after they run."""
+    """Wait for the proxy, which knows of the replicas a moment after they run."""
     asked = {"0.0.0.0": _LOOPBACK, "::": "::1"}.get(host, host)
     deadline = time.monotonic() + _READY_TIMEOUT_S
     while time.monotonic() < deadline:
         connection = http.client.HTTPConnection(asked, port, timeout=5)
         try:
-            connection.request("GET", "/v2/health/ready")
+            connection.request("GET", paths.READY)
             if connection.getresponse().status == 200:
                 return
         except (OSError, http.client.HTTPException):
@@ -247,4 +241,4 @@ def _wait_until_ready(host: str, port: int) -> None:
         finally:
             connection.close()
         time.sleep(0.1)
-    raise ServingError(f"Ray's proxy at {host}:{port} did not answer within {_READY_TIMEOUT_S} s")
+    raise ServingError(f"Ray's proxy at {host}:{port} did not respond within {_READY_TIMEOUT_S} s")

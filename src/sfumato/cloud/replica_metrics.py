@@ -1,4 +1,4 @@
-"""Replicas on one machine tell each other what they have counted, so that asking any of them for metrics asks all."""
+"""Replicas on one machine exchange their metrics, so that scraping one of them returns those of all."""
 
 from __future__ import annotations
 
@@ -16,63 +16,54 @@ _TIMEOUT_S = 2.0
 
 
 class Siblings:
-    """One replica among its siblings.
-
-    Args:
-        folder: which only this user can read; each replica has a socket there, called by its number.
-        number: of this replica.
-    """
+    """One replica among its siblings; each has a socket called by its number in a folder of this user's."""
 
     def __init__(self, folder: Path, number: int) -> None:
         self._folder = folder
         self._number = number
 
     @contextlib.asynccontextmanager
-    async def telling(self, text: Callable[[], bytes]) -> AsyncIterator[None]:
-        """Tells siblings that ask what `text` gives, until the block ends."""
+    async def sharing(self, text: Callable[[], bytes]) -> AsyncIterator[None]:
+        """Return `text()` to siblings that ask, until the block ends."""
 
-        async def tell(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            with contextlib.suppress(OSError):  # who asked has gone
+        async def reply(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError):  # the sibling has hung up
                 writer.write(text())
                 await writer.drain()
             writer.close()
 
         own = self._folder / str(self._number)
         own.unlink(missing_ok=True)  # of a process that died
-        server = await asyncio.start_unix_server(tell, own)
+        server = await asyncio.start_unix_server(reply, own)
         try:
             yield
         finally:
             server.close()
 
-    async def together(self, own: bytes) -> bytes:
-        """The metrics of all replicas that answer, each with its number as the label `replica`.
-
-        Args:
-            own: this replica's, in Prometheus' text format.
-        """
+    async def merged(self, own: bytes) -> bytes:
+        """Return the metrics of all replicas that respond, each with its number as the label `replica`."""
         others = [path for path in sorted(self._folder.iterdir()) if path.name != str(self._number)]
         texts = await asyncio.gather(*(_ask(path) for path in others))
-        told = {str(self._number): own, **{path.name: text for path, text in zip(others, texts, strict=True)}}
+        texts_of = {str(self._number): own, **{path.name: text for path, text in zip(others, texts, strict=True)}}
         registry = CollectorRegistry()
-        registry.register(_Together({number: told[number].decode() for number in sorted(told)}))
+        registry.register(_Merged({number: texts_of[number].decode() for number in sorted(texts_of)}))
         return generate_latest(registry)
 
 
-class _Together(Collector):
-    """Families of the same name as one, because Prometheus wants their samples side by side."""
+class _Merged(Collector):
+    """Families of the same name as one, because Prometheus wants their samples together."""
 
-    def __init__(self, told: dict[str, str]) -> None:
-        self._told = told
+    def __init__(self, texts: dict[str, str]) -> None:
+        self._texts = texts
 
     def collect(self) -> Iterable[Metric]:
         families: dict[str, Metric] = {}
-        for number, text in self._told.items():
+        for number, text in self._texts.items():
             try:
-                told = list(text_string_to_metric_families(text))
-            except ValueError:  # it died while it told
+                own = list(text_string_to_metric_families(text))
+            except ValueError:  # it died while it was writing
                 continue
-            for family in told:
+            for family in own:
                 known = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
                 known.samples += [
                     sample._replace(labels={"replica": number, **sample.labels}) for sample in family.samples
@@ -81,7 +72,7 @@ class _Together(Collector):
 
 
 async def _ask(path: Path) -> bytes:
-    """What a sibling tells; nothing if it is gone or does not answer."""
+    """Return a sibling's metrics; nothing if it is gone or does not respond."""
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             reader, writer = await asyncio.open_unix_connection(path)

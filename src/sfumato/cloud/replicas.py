@@ -1,6 +1,7 @@
 """The embedded server in several processes behind one port, for machines with several cores.
 
-Each process is the whole server with models of its own. The kernel deals connections out; what dies is replaced.
+Each process is the whole server with models of its own. The kernel distributes connections; dead processes are
+replaced.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Unpack
 
 from sfumato.cloud import logs
+from sfumato.cloud.connection_limits import Limits
 from sfumato.cloud.model_repository import Catalogue
 from sfumato.cloud.replica_metrics import Siblings
-from sfumato.cloud.server import Limits, listen, prepare, run, tls_context, warn_if_open
+from sfumato.cloud.server import ServerOptions, build_server, listen, run, tls_context, warn_if_open
 from sfumato.errors import ServingError, SfumatoError
 
 log = logging.getLogger(__name__)
@@ -36,26 +38,21 @@ log = logging.getLogger(__name__)
 _START_TIMEOUT_S = 120
 _TICK_S = 0.2
 _AGAIN_S = 1.0
-"""Seconds between two starts of the same replica, should it die at once each time."""
+"""Seconds between two starts of a replica that dies at once."""
 _STARTS = 3
-"""How often in a row a replica may die before it answers."""
+"""How often in a row a replica may die before it is ready."""
 
 
 @dataclass(frozen=True)
 class Replicas:
-    """How many replicas there are.
-
-    Attributes:
-        least: at least so many.
-        most: at most so many; as load demands.
-    """
+    """How many replicas there are: between `least` and `most`, as load demands."""
 
     least: int = 1
     most: int = 1
 
     @classmethod
     def parse(cls, text: str) -> Replicas:
-        """Reads "2" or "1-4".
+        """Parse "2" or "1-4".
 
         Raises:
             ServingError: it is neither.
@@ -74,37 +71,34 @@ def serve_replicas(
     *,
     host: str = "127.0.0.1",
     port: int = 8080,
-    limits: Limits | None = None,
     log_as_json: bool = False,
     on_ready: Callable[[str], None] | None = None,
-    **options: Any,
+    **options: Unpack[ServerOptions],
 ) -> None:
-    """Serves models in several processes until SIGTERM or SIGINT; requests under way are answered first.
+    """Serve models in several processes until SIGTERM or SIGINT; finish requests in progress first.
 
-    SIGHUP reloads the models of all of them. Limits are of each process. To be called in the main thread.
+    SIGHUP reloads the models of all. Limits apply to each process. Call it in the main thread.
 
     Args:
         open_models: opens them, in each process; it is pickled, so it has to be a module's function or a `partial`.
         count: how many processes.
         host: the address to listen on.
         port: the port; 0 takes a free one.
-        limits: what each process puts up with.
-        log_as_json: how their logs look.
-        on_ready: called with the URL once all of them answer.
-        options: `token`, `tls_cert`, `tls_key`, `access_log`, as for `serve`.
+        log_as_json: whether logs are JSON.
+        on_ready: called with the URL once all are ready.
+        options: of each process; `pages` cannot be used.
 
     Raises:
         ServingError: as for `serve`; or a process does not start, or this system cannot share a port.
     """
     if not hasattr(socket, "SO_REUSEPORT") or sys.platform == "win32":
         raise ServingError("this system cannot share a port between processes; serve with one, or --engine ray")
-    limits = limits or Limits()
-    tls_context(options.get("tls_cert"), options.get("tls_key"))  # what is wrong with it is told once, and here
+    limits = options.get("limits") or Limits()
+    tls_context(options.get("tls_cert"), options.get("tls_key"))  # so that its errors are raised once, and here
     listeners = _listeners(host, port, count, options.get("token"))
     with tempfile.TemporaryDirectory(prefix="sfumato-replicas-") as folder:
         target = partial(
-            _replica, open_models, host=host, limits=limits, folder=Path(folder), log_as_json=log_as_json,
-            options=options,
+            _replica, open_models, host=host, folder=Path(folder), log_as_json=log_as_json, options=options
         )  # fmt: skip
         replicas = _Replicas(target, listeners, leave_s=limits.linger_s + limits.grace_s + 5)
         try:
@@ -115,8 +109,8 @@ def serve_replicas(
 
 
 def _listeners(host: str, port: int, count: int, token: str | None) -> list[socket.socket]:
-    """A socket for each process: with one for all, whoever wakes first would take every connection there is."""
-    with listen(host, port) as alone:  # an error if anybody listens there, even if he would share
+    """Open a socket for each process: with one for all, the first to wake up would take every connection."""
+    with listen(host, port) as alone:  # fails if anything listens there, even if it would share
         warn_if_open(alone, host, token)
         port = alone.getsockname()[1]
     with contextlib.ExitStack() as opened:
@@ -126,9 +120,9 @@ def _listeners(host: str, port: int, count: int, token: str | None) -> list[sock
 
 
 class _Replicas:
-    """The processes, from the one that looks after them.
+    """Starts, replaces and ends the processes.
 
-    Its sockets stay open here, so what is dealt out to a process that has died waits for the next one.
+    Their sockets stay open here, so connections for a process that has died wait for the next one.
     """
 
     def __init__(
@@ -145,7 +139,7 @@ class _Replicas:
         self._ends: list[int] = []
 
     def run(self, on_ready: Callable[[str], None] | None) -> None:
-        """Starts them, replaces those that die, and ends them when a signal says so."""
+        """Start them, replace those that die, and end them on a signal."""
         before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: self._send(signal.SIGHUP))
         try:
@@ -172,23 +166,23 @@ class _Replicas:
 
     def _start(self, number: int) -> None:
         context = multiprocessing.get_context("spawn")
-        self._ready[number], told = context.Pipe(duplex=False)
+        self._ready[number], pipe = context.Pipe(duplex=False)
         self._up.discard(number)
         process = context.Process(
-            target=self._target, args=(number, self._listeners[number], told), name=f"sfumato-{number}", daemon=True
+            target=self._target, args=(number, self._listeners[number], pipe), name=f"sfumato-{number}", daemon=True
         )
-        # Ctrl-C and SIGHUP reach the whole group; a process that is only just starting must not die of them.
-        heeded = {one: signal.signal(one, signal.SIG_IGN) for one in (signal.SIGINT, signal.SIGHUP)}
+        # Ctrl-C and SIGHUP reach the whole group; a process that is just starting must not die of them.
+        before = {one: signal.signal(one, signal.SIG_IGN) for one in (signal.SIGINT, signal.SIGHUP)}
         try:
             process.start()
         finally:
-            for one, handler in heeded.items():
+            for one, handler in before.items():
                 signal.signal(one, handler)
-            told.close()
+            pipe.close()
         self._processes[number], self._started_s[number] = process, time.monotonic()
 
     def _wait_until_ready(self) -> str:
-        """The URL, once all answer; nothing if a signal came before."""
+        """Return the URL once all are ready; "" if a signal came before."""
         url, deadline = "", time.monotonic() + _START_TIMEOUT_S
         for number, ready in self._ready.items():
             while not ready.poll(_TICK_S):
@@ -215,7 +209,7 @@ class _Replicas:
             self._start(number)
 
     def _was_ready(self, number: int) -> bool:
-        """Whether a replica that has died had answered before."""
+        """Return whether a replica that has died had been ready before."""
         if number in self._up:
             return True
         try:
@@ -224,22 +218,22 @@ class _Replicas:
             return False
 
     def _give_up(self, number: int) -> None:
-        """Closes its socket, so that the kernel deals connections to the others alone."""
-        log.error("replica %d did not start %d times; the others go on without it", number, _STARTS)
+        """Close its socket, so that the kernel gives connections to the others only."""
+        log.error("replica %d did not start %d times; the others continue without it", number, _STARTS)
         self._listeners[number].close()
         del self._processes[number]
         if not self._processes:
             raise ServingError("no replica starts any more; the log says why")
 
     def _end(self) -> None:
-        """Lets all answer what is under way. A further signal is passed on: then they leave at once."""
+        """Let all finish their requests. A further signal is passed on: then they leave at once."""
         self._send(signal.SIGTERM)
-        for listener in self._listeners:  # they have their own, as long as they take further connections
+        for listener in self._listeners:  # they have their own while they take further connections
             listener.close()
-        told, deadline = len(self._ends), time.monotonic() + self._leave_s
+        passed_on, deadline = len(self._ends), time.monotonic() + self._leave_s
         while any(process.is_alive() for process in self._processes.values()) and time.monotonic() < deadline:
-            if len(self._ends) > told:
-                told = len(self._ends)
+            if len(self._ends) > passed_on:
+                passed_on = len(self._ends)
                 self._send(signal.SIGTERM)
             time.sleep(_TICK_S)
         for process in self._processes.values():
@@ -257,25 +251,23 @@ def _replica(
     open_models: Callable[[], Catalogue],
     number: int,
     listener: socket.socket,
-    told: Connection,
+    pipe: Connection,
     *,
     host: str,
-    limits: Limits,
     folder: Path,
     log_as_json: bool,
-    options: dict[str, Any],
+    options: ServerOptions,
 ) -> None:
-    """One process: the server, until its parent ends it, or has gone."""
+    """Run one process: the server, until its parent ends it or dies."""
     logs.configure(as_json=log_as_json)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
-        server = prepare(
+        server = build_server(
             open_models(),
             listener,
             host,
-            limits=limits,
             siblings=Siblings(folder, number),
-            on_ready=told.send,
+            on_ready=pipe.send,
             **options,
         )
     except (SfumatoError, OSError) as error:

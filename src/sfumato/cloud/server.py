@@ -1,4 +1,4 @@
-"""Runs the application on a socket until it is told to stop."""
+"""Run the application on a socket until a signal stops it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import TypedDict, Unpack
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from sfumato.cloud.app import MAX_BODY_BYTES, MAX_HELD_BYTES, Application, create_app
-from sfumato.cloud.connection_limits import MAX_CONNECTIONS, RECEIVE_TIMEOUT_S, GuardedProtocol, cut_late
+from sfumato.cloud.app import Application
+from sfumato.cloud.connection_limits import GuardedProtocol, Limits, cut_late
 from sfumato.cloud.dataplane import ServedModel
 from sfumato.cloud.model_repository import Catalogue
 from sfumato.cloud.replica_metrics import Siblings
@@ -36,26 +35,24 @@ _SPARE_FILES = 64  # descriptors that are left for anything but connections
 _START_TIMEOUT_S = 30
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a server puts up with.
+class ServerOptions(TypedDict, total=False):
+    """How a server runs.
 
     Attributes:
-        max_body_bytes: the longest request body that is read.
-        max_held_bytes: how many bytes of bodies may be in memory at once.
-        max_connections: how many connections there may be at once; the limit of open files may allow fewer.
-        receive_timeout_s: how long a request may take to arrive.
-        linger_s: how long after SIGTERM the server says that it is not ready, and still answers, before it takes no
-            further connections. SIGINT, and a second SIGTERM, end that.
-        grace_s: how long requests under way may take then.
+        token: if given, everything but the health endpoints needs it as a bearer token.
+        tls_cert: PEM file with the certificate chain; makes it HTTPS.
+        tls_key: PEM file with the private key, unless it lies in `tls_cert`.
+        limits: its limits.
+        pages: an ASGI application that serves every path outside `/v2` but `/metrics`.
+        access_log: whether a line is logged for each request.
     """
 
-    max_body_bytes: int = MAX_BODY_BYTES
-    max_held_bytes: int = MAX_HELD_BYTES
-    max_connections: int = MAX_CONNECTIONS
-    receive_timeout_s: float = RECEIVE_TIMEOUT_S
-    linger_s: float = 1.0
-    grace_s: float = 10.0
+    token: str | None
+    tls_cert: str | os.PathLike[str] | None
+    tls_key: str | os.PathLike[str] | None
+    limits: Limits | None
+    pages: ASGIApp | None
+    access_log: bool
 
 
 def serve(
@@ -63,48 +60,41 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8080,
-    token: str | None = None,
-    tls_cert: str | os.PathLike[str] | None = None,
-    tls_key: str | os.PathLike[str] | None = None,
-    limits: Limits | None = None,
-    pages: ASGIApp | None = None,
-    access_log: bool = False,
     on_ready: Callable[[str], None] | None = None,
+    **options: Unpack[ServerOptions],
 ) -> None:
-    """Serves models until SIGTERM or SIGINT; requests under way are answered first. SIGHUP reloads a `Catalogue`.
+    """Serve models until SIGTERM or SIGINT; finish requests in progress first. SIGHUP reloads a `Catalogue`.
 
     Args:
         models: what is served.
         host: the address to listen on. Anything but a loopback address is open to the network.
         port: the port; 0 takes a free one.
-        token: if given, everything but the health endpoints wants it as a bearer token.
-        tls_cert: PEM file with the certificate chain; makes it HTTPS.
-        tls_key: PEM file with the private key, unless it lies in `tls_cert`.
-        limits: what it puts up with.
-        pages: an ASGI application that answers every path outside `/v2` but `/metrics`.
-        access_log: whether a line is logged for each request.
-        on_ready: called with the server's URL once it answers.
+        on_ready: called with the server's URL once it is ready.
+        options: see `ServerOptions`.
 
     Raises:
         ServingError: the port is taken or not allowed, a TLS file is missing or unusable, or there is no model.
     """
     with listen(host, port) as listener:
-        warn_if_open(listener, host, token)
-        server = prepare(
-            models, listener, host, token=token, tls_cert=tls_cert, tls_key=tls_key, limits=limits or Limits(),
-            pages=pages, access_log=access_log, on_ready=on_ready,
-        )  # fmt: skip
-        run(server, [listener])
+        warn_if_open(listener, host, options.get("token"))
+        run(build_server(models, listener, host, on_ready=on_ready, **options), [listener])
 
 
 @contextlib.contextmanager
-def running(models: Catalogue | Iterable[ServedModel], *, port: int = 0, **options: Any) -> Iterator[str]:
-    """Serves models in a background thread, for notebooks and tests.
+def running(
+    models: Catalogue | Iterable[ServedModel],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    **options: Unpack[ServerOptions],
+) -> Iterator[str]:
+    """Serve models in a background thread, for notebooks and tests.
 
     Args:
         models: what is served.
+        host: the address to listen on.
         port: the port; by default a free one.
-        options: as for `serve`.
+        options: see `ServerOptions`.
 
     Yields:
         The server's URL.
@@ -119,11 +109,10 @@ def running(models: Catalogue | Iterable[ServedModel], *, port: int = 0, **optio
         urls.append(url)
         ready.set()
 
-    host = options.pop("host", "127.0.0.1")
     listener = listen(host, port)
     warn_if_open(listener, host, options.get("token"))
     try:
-        server = prepare(models, listener, host, on_ready=note, **options)
+        server = build_server(models, listener, host, on_ready=note, **options)
     except BaseException:
         listener.close()
         raise
@@ -140,14 +129,14 @@ def running(models: Catalogue | Iterable[ServedModel], *, port: int = 0, **optio
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which tells when it is ready, leaves slowly, reloads, and cuts off who is too slow."""
+    """uvicorn's server, which reports when it is ready, drains, reloads, and cuts off requests that are too slow."""
 
     def __init__(self, config: uvicorn.Config, app: Application, limits: Limits, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
         self._application = app
         self._limits = limits
         self._on_ready = on_ready
-        self._leaves_at_s: float | None = None
+        self._leave_at_s: float | None = None
         self._reload_wanted = False
         self._reloading: asyncio.Task[None] | None = None
 
@@ -157,20 +146,20 @@ class _Server(uvicorn.Server):
             self._on_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGTERM: says that it is not ready, and leaves in a while. Anything more: leaves now."""
-        if sig == signal.SIGTERM and self._leaves_at_s is None and self._limits.linger_s > 0:
-            self._leaves_at_s = time.monotonic() + self._limits.linger_s
+        """On SIGTERM, report "not ready" and leave after `linger_s`; on anything more, leave now."""
+        if sig == signal.SIGTERM and self._leave_at_s is None and self._limits.linger_s > 0:
+            self._leave_at_s = time.monotonic() + self._limits.linger_s
             self._application.drain()
         else:
             self._application.drain()
             super().handle_exit(sig, frame)
 
     def want_reload(self, _: int, __: FrameType | None) -> None:
-        """SIGHUP."""
+        """Handle SIGHUP."""
         self._reload_wanted = True
 
     async def on_tick(self, counter: int) -> bool:
-        if self._leaves_at_s is not None and time.monotonic() >= self._leaves_at_s:
+        if self._leave_at_s is not None and time.monotonic() >= self._leave_at_s:
             self.should_exit = True
         now_s = asyncio.get_running_loop().time()
         cut_late(self.server_state.connections, now_s, self._limits.receive_timeout_s)
@@ -186,12 +175,12 @@ class _Server(uvicorn.Server):
 
 
 def listen(host: str, port: int, *, share: bool = False) -> socket.socket:
-    """A socket that listens.
+    """Open a listening socket.
 
     Args:
         host: the address.
         port: the port; 0 takes a free one.
-        share: lets further sockets listen there, too, made in the same way; the kernel then deals connections out.
+        share: let further sockets listen there, opened in the same way; the kernel then distributes connections.
 
     Raises:
         ServingError: the port is taken or not allowed.
@@ -202,44 +191,42 @@ def listen(host: str, port: int, *, share: bool = False) -> socket.socket:
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ServingError(f"cannot listen on {host}:{port}: {reason}; choose another --host or --port") from error
-    # Connections inherit it. Without it an answer, sent as head and body, waits 40 ms for the client's delayed
+    # Connections inherit it. Without it a response, sent as head and body, waits 40 ms for the client's delayed
     # acknowledgement; asyncio sets it only on sockets that were made with the protocol's number.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
 
 def warn_if_open(listener: socket.socket, host: str, token: str | None) -> None:
-    """Says so if more than this machine reaches the server and nobody needs a token."""
+    """Log a warning if other machines reach the server without a token."""
     if token is None and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
-        log.warning("listening on %s without a token: everybody who reaches it may use the model", host)
+        log.warning("listening on %s without a token: everybody who reaches it can use the model", host)
 
 
-def prepare(
+def build_server(
     models: Catalogue | Iterable[ServedModel],
     listener: socket.socket,
     host: str,
     *,
-    token: str | None = None,
-    tls_cert: str | os.PathLike[str] | None = None,
-    tls_key: str | os.PathLike[str] | None = None,
-    limits: Limits | None = None,
-    pages: ASGIApp | None = None,
-    access_log: bool = False,
     siblings: Siblings | None = None,
     on_ready: Callable[[str], None] | None = None,
+    **options: Unpack[ServerOptions],
 ) -> _Server:
-    """Everything that can go wrong for a user goes wrong here, before anything runs; arguments as for `serve`."""
-    limits = limits or Limits()
-    app = create_app(
+    """Build the server, so that user errors show before anything runs.
+
+    Raises:
+        ServingError: as for `serve`.
+    """
+    limits = options.get("limits") or Limits()
+    app = Application(
         models,
-        token=token,
-        max_body_bytes=limits.max_body_bytes,
-        max_held_bytes=limits.max_held_bytes,
-        pages=pages,
-        access_log=access_log,
+        token=options.get("token"),
+        limits=limits,
+        pages=options.get("pages"),
+        access_log=options.get("access_log", False),
         siblings=siblings,
     )
-    tls = tls_context(tls_cert, tls_key)
+    tls = tls_context(options.get("tls_cert"), options.get("tls_key"))
     config = uvicorn.Config(
         app,
         http=partial(GuardedProtocol, max_connections=_affordable(limits.max_connections)),  # type: ignore[arg-type]
@@ -258,13 +245,13 @@ def prepare(
 
 
 def run(server: _Server, listeners: list[socket.socket]) -> None:
-    """Runs a server until a signal ends it."""
-    with _heeding_signals(server):
+    """Run a server until a signal ends it."""
+    with _signals_handled(server):
         server.run(sockets=listeners)
 
 
 def _affordable(connections: int) -> int:
-    """No more connections than there may be open files, so that one more can still be told so."""
+    """Limit connections by the limit of open files, so that one more can still get a 503."""
     try:
         import resource
     except ImportError:  # not on Windows
@@ -280,7 +267,7 @@ def _url(listener: socket.socket, host: str, *, secure: bool) -> str:
 
 
 def tls_context(cert: str | os.PathLike[str] | None, key: str | os.PathLike[str] | None) -> ssl.SSLContext | None:
-    """What TLS needs, of PEM files; None without them.
+    """Make a TLS context of PEM files; None without them.
 
     Raises:
         ServingError: a file is missing or unusable.
@@ -302,10 +289,10 @@ def tls_context(cert: str | os.PathLike[str] | None, key: str | os.PathLike[str]
 
 
 @contextlib.contextmanager
-def _heeding_signals(server: _Server) -> Iterator[None]:
-    """Lets signals end the server, or reload its models, rather than end the process.
+def _signals_handled(server: _Server) -> Iterator[None]:
+    """Let signals end the server, or reload its models, rather than end the process.
 
-    uvicorn handles SIGINT and SIGTERM while it runs and repeats them when it has stopped; ours then have
+    uvicorn handles SIGINT and SIGTERM while it runs and repeats them when it has stopped; these handlers then have
     nothing left to do.
     """
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""Many images, several underway at once: answers in order, memory bounded, and nothing new after the first error."""
+"""Many images, several in progress at once: results in order, memory bounded, nothing new after the first error."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ IN_FLIGHT = 8
 
 
 def in_order(ask: Callable[[T], R], items: Iterable[T], *, in_flight: int = IN_FLIGHT) -> Iterator[R]:
-    """What a slow function gives for each item, in the order of the items, several asked for at once.
+    """Yield the results of a slow function in the order of its items, computing several at the same time.
 
-    Items are taken in a thread of its own, so that a camera that has nothing new holds up no answer, and only while
-    fewer than `in_flight` are unanswered or not yet looked at, so that a slow reader fills no memory. Ending early
-    (an error, `close`, Ctrl-C) takes no further item and drops those not begun; those underway are waited for.
+    A thread of its own takes the items, so that a camera that has nothing new holds up no result, and only while
+    fewer than `in_flight` are in progress or not yet taken from the iterator, so that a slow reader fills no memory.
+    Ending early (an error, `close`, Ctrl-C) takes no further item and drops those not begun; those in progress are
+    waited for.
 
     Args:
         ask: is called in several threads.
-        items: may end never.
-        in_flight: how many may be underway.
+        items: may never end.
+        in_flight: how many may be in progress.
 
     Raises:
         EndpointError: `in_flight` is not positive.

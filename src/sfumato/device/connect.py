@@ -1,24 +1,25 @@
-"""Endpoints by their address: over HTTP, or over gRPC, whose packages are loaded only then."""
+"""Endpoints by their address: over HTTP, or over gRPC, whose packages are loaded only when needed."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 from sfumato.device.endpoint import Endpoint
 from sfumato.device.http_endpoint import HttpEndpoint
+from sfumato.device.transport import ConnectionOptions
 from sfumato.errors import EndpointError
 
 ENCODINGS = ("binary", "json")
 
 
-def open_endpoint(server_url: str, *, encoding: str | None = None, **options: Any) -> Endpoint:
-    """An endpoint by its address. Connects to nothing yet.
+def open_endpoint(server_url: str, *, encoding: str | None = None, **options: Unpack[ConnectionOptions]) -> Endpoint:
+    """Return the endpoint at an address; connect to nothing yet.
 
     Args:
         server_url: `http://`, `https://`, `grpc://` or `grpcs://`, then host and port.
-        encoding: how tensors travel over HTTP: "binary", or "json", which takes about five times as many bytes; by
+        encoding: how tensors are sent over HTTP: "binary", or "json", which takes about five times as many bytes; by
             default what the server says that it takes.
-        options: as for `Transport`.
+        options: see `ConnectionOptions`.
 
     Raises:
         EndpointError: the address or an option cannot be used, or what gRPC needs is not installed.

@@ -9,14 +9,8 @@ from sfumato.wire import InferResponse, ModelMetadata, Tensor
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question that was answered.
-
-    Attributes:
-        response: the answer.
-        payload_bytes: the request's body.
-        round_trip_ms: from the request's first byte to the answer's last, retries included.
-    """
+class InferResult:
+    """A response, the length of the request's body, and the time from its first byte to the response's last."""
 
     response: InferResponse
     payload_bytes: int
@@ -24,18 +18,18 @@ class Asked:
 
 
 class Endpoint(Protocol):
-    """What a client needs of an endpoint. All but `close` raise the kinds of `EndpointError`."""
+    """What a client needs of an endpoint. All but `close` raise kinds of `EndpointError`."""
 
     server: str
 
     def check_ready(self) -> None:
-        """Raises if the server does not take requests."""
+        """Raise if the server does not take requests."""
 
     def metadata(self, model: str) -> ModelMetadata:
-        """What the server says of a model."""
+        """Return what the server says of a model."""
 
-    def infer(self, model: str, given: Tensor, output_name: str | None) -> Asked:
-        """Sends one tensor; asks for one output, or, with None, for all."""
+    def infer(self, model: str, tensor: Tensor, output_name: str | None) -> InferResult:
+        """Send one tensor and ask for one output, or, with None, for all."""
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""

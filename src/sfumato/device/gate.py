@@ -1,4 +1,4 @@
-"""The gate's rule, in one place: logits to probabilities, and whether an image has to be sent."""
+"""Selective offloading: logits to probabilities, and which images have to be sent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sfumato.artifacts.bundle import Gate
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """Probabilities of each row: (N, classes) floating point, finite -> (N, classes) float64 in [0, 1], sums 1."""
+    """Return each row's probabilities: (N, classes) finite floats -> (N, classes) float64 in [0, 1], sums 1."""
     scores = logits.astype(np.float64)
     exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
     probabilities: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
@@ -19,14 +19,14 @@ def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def has_to_be_sent(probabilities: NDArray[np.float64], gate: Gate) -> NDArray[np.bool_]:
-    """Which images the device cannot answer by itself.
+    """Return which images have to be sent.
 
     Args:
         probabilities: the device's own: (N, classes) float64 in [0, 1].
         gate: with the threshold.
 
     Returns:
-        (N,) bool: the largest probability is below the threshold. At the threshold, an image stays.
+        (N,) bool: the largest probability is below the threshold.
     """
     below: NDArray[np.bool_] = probabilities.max(axis=1) < gate.threshold
     return below

@@ -1,4 +1,4 @@
-"""The protocol over gRPC, for the extra `[grpc]`: as bounded and as closed as `Transport`, with the same errors.
+"""The protocol over gRPC, for the extra `[grpc]`: with the bounds and the errors of `Transport`.
 
 gRPC's own habits that a device cannot use are switched off: proxies from the environment, retries, and settings that a
 name server may hand out.
@@ -10,13 +10,14 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
-from sfumato.device.endpoint import Asked
+from sfumato.device.endpoint import InferResult
 from sfumato.device.transport import (
     BACKOFF_S,
+    ConnectionOptions,
     Options,
     checked_options,
     checked_url,
@@ -24,10 +25,10 @@ from sfumato.device.transport import (
     printable,
 )
 from sfumato.errors import (
-    EndpointAnswerInvalid,
     EndpointError,
     EndpointFailed,
     EndpointRefused,
+    EndpointResponseInvalid,
     EndpointUnreachable,
     WireError,
 )
@@ -80,23 +81,19 @@ _TYPED_CONTENTS = {
 
 
 class GrpcEndpoint:
-    """An endpoint over gRPC. Tensors travel as bytes.
-
-    Args:
-        server_url: `grpc://host:port`, or `grpcs://host:port` for TLS.
-        options: as for `Transport`.
+    """An endpoint over gRPC, at `grpc://host:port`, or `grpcs://host:port` for TLS. Tensors are sent as bytes.
 
     Raises:
-        EndpointError: the address, the token or the file cannot be used, or the token would travel in the open.
+        EndpointError: the address, the token or the file cannot be used, or the token would be sent in the clear.
     """
 
-    def __init__(self, server_url: str, **options: Any) -> None:
+    def __init__(self, server_url: str, **options: Unpack[ConnectionOptions]) -> None:
         url = checked_url(server_url, ("grpc", "grpcs"))
         if url.port is None or (url.path or "/") != "/":
             raise EndpointError("a gRPC address must look like grpcs://host:port, with a port and without a path")
         self._options: Options = checked_options(url, secure=url.scheme == "grpcs", **options)
         self.server = f"{url.scheme}://{url.netloc}"
-        settings = [*_CHANNEL, ("grpc.max_receive_message_length", self._options.max_answer_bytes)]
+        settings = [*_CHANNEL, ("grpc.max_receive_message_length", self._options.max_response_bytes)]
         target = f"dns:///{url.host}:{url.port}"
         if url.scheme == "grpcs":
             self._channel = grpc.secure_channel(target, _credentials(self._options.ca_file), options=settings)
@@ -113,43 +110,43 @@ class GrpcEndpoint:
 
     def metadata(self, model: str) -> ModelMetadata:
         """See `Endpoint`."""
-        told = self._ask(self._stub.ModelMetadata, service_pb2.ModelMetadataRequest(name=model))
+        reply = self._ask(self._stub.ModelMetadata, service_pb2.ModelMetadataRequest(name=model))
         try:
             return ModelMetadata(
-                name=fields.name(told.name, "the model's name"),
-                versions=tuple(fields.name(version, "a version") for version in told.versions),
-                platform=fields.name(told.platform, "the platform", empty=True),
-                inputs=tuple(_spec(spec, "input") for spec in told.inputs),
-                outputs=tuple(_spec(spec, "output") for spec in told.outputs),
+                name=fields.name(reply.name, "the model's name"),
+                versions=tuple(fields.name(version, "a version") for version in reply.versions),
+                platform=fields.name(reply.platform, "the platform", empty=True),
+                inputs=tuple(_spec(spec, "input") for spec in reply.inputs),
+                outputs=tuple(_spec(spec, "output") for spec in reply.outputs),
             )
         except WireError as error:
-            raise EndpointAnswerInvalid(f"the metadata of {self.server} is malformed: {error}") from None
+            raise EndpointResponseInvalid(f"the metadata of {self.server} is malformed: {error}") from None
 
-    def infer(self, model: str, given: Tensor, output_name: str | None) -> Asked:
+    def infer(self, model: str, tensor: Tensor, output_name: str | None) -> InferResult:
         """See `Endpoint`."""
         request = service_pb2.ModelInferRequest(model_name=model)
-        request.inputs.add(name=given.name, datatype=given.datatype, shape=given.shape)
-        request.raw_input_contents.append(np.asarray(given.array, DTYPES[given.datatype], order="C").tobytes())
+        request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        request.raw_input_contents.append(np.asarray(tensor.array, DTYPES[tensor.datatype], order="C").tobytes())
         if output_name is not None:
             request.outputs.add(name=output_name)
         start = time.perf_counter()
-        answer = self._ask(self._stub.ModelInfer, request)
+        reply = self._ask(self._stub.ModelInfer, request)
         round_trip_ms = (time.perf_counter() - start) * 1000
         try:
             response = InferResponse(
-                model_name=fields.name(answer.model_name, "the response's 'model_name'"),
-                outputs=tuple(_outputs(answer)),
+                model_name=fields.name(reply.model_name, "the response's 'model_name'"),
+                outputs=tuple(_outputs(reply)),
             )
         except WireError as error:
-            raise EndpointAnswerInvalid(f"the answer of {self.server} is malformed: {error}") from None
-        return Asked(response, request.ByteSize(), round_trip_ms)
+            raise EndpointResponseInvalid(f"the response of {self.server} is malformed: {error}") from None
+        return InferResult(response, request.ByteSize(), round_trip_ms)
 
     def close(self) -> None:
         """See `Endpoint`."""
         self._channel.close()
 
     def _ask(self, method: Callable[..., Any], request: Any) -> Any:
-        """One call, again if that can help.
+        """Make one call, again if that can help.
 
         Raises:
             EndpointError: one of its kinds.
@@ -166,20 +163,20 @@ class GrpcEndpoint:
 
     def _error(self, error: Any) -> EndpointError:
         code = error.code()
-        what = f"{self.server} answered with {code.name}"
+        what = f"{self.server} responded with {code.name}"
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
             return EndpointRefused(
-                f"{what}: " + ("the token was not accepted" if self._call_metadata else "it wants a token; give one")
+                f"{what}: " + ("the token was not accepted" if self._call_metadata else "it needs a token; give one")
             )
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return EndpointUnreachable(f"{self.server} did not answer within {self._options.timeout_s:g} s")
+            return EndpointUnreachable(f"{self.server} did not respond within {self._options.timeout_s:g} s")
         reason = self._reason(error)
         if _is_too_long(error):
-            return EndpointAnswerInvalid(
-                f"{self.server} answered with more than {self._options.max_answer_bytes} bytes"
+            return EndpointResponseInvalid(
+                f"{self.server} responded with more than {self._options.max_response_bytes} bytes"
             )
         if "deserializing response" in reason:
-            return EndpointAnswerInvalid(f"the answer of {self.server} is no message of the protocol")
+            return EndpointResponseInvalid(f"the response of {self.server} is no message of the protocol")
         if code is grpc.StatusCode.UNAVAILABLE:
             return EndpointUnreachable(f"no connection to {self.server}, or it is not available{reason}")
         if code in _REFUSED:
@@ -187,19 +184,19 @@ class GrpcEndpoint:
         return EndpointFailed(what + reason)
 
     def _reason(self, error: Any) -> str:
-        """The server's own reason, without the token, which a proxy may have quoted back."""
+        """Return the server's own reason, without the token, which a proxy may have quoted back."""
         details, token = error.details() or "", self._options.token
         text = printable(details.replace(token, "…") if token else details)
         return f": {text}" if text else ""
 
 
 def _is_too_long(error: Any) -> bool:
-    """Whether this side stopped reading an answer; the other side's refusal of a long request reads "SERVER: ..."."""
+    """Return whether this side stopped reading; the server's refusal of a long request begins with "SERVER:"."""
     return "CLIENT: Received message larger than max" in str(error.details())
 
 
 def _credentials(ca_file: str | None) -> Any:
-    """Authorities to trust: the file's, the system's, or, where OpenSSL knows of no system's file, gRPC's own."""
+    """Return the authorities to trust: the file's, the system's, or, where OpenSSL knows of none, gRPC's own."""
     file = ca_file or ssl.get_default_verify_paths().cafile
     return grpc.ssl_channel_credentials(None if file is None else Path(file).read_bytes())
 
@@ -210,16 +207,16 @@ def _spec(spec: Any, kind: str, *, wildcard: bool = True) -> TensorSpec:
     return TensorSpec(name, datatype, fields.shape(list(spec.shape), f"{kind} {name!r}", wildcard=wildcard))
 
 
-def _outputs(answer: Any) -> Iterator[Tensor]:
-    """The tensors of an answer, from its bytes or its typed numbers.
+def _outputs(reply: Any) -> Iterator[Tensor]:
+    """Yield the tensors of a response, from its bytes or its typed numbers.
 
     Raises:
         WireError: anything about them is not as the protocol says.
     """
-    raw = list(answer.raw_output_contents)
-    if not answer.outputs or (raw and len(raw) != len(answer.outputs)):
-        raise WireError(f"{len(answer.outputs)} outputs with {len(raw)} raw contents")
-    for index, output in enumerate(answer.outputs):
+    raw = list(reply.raw_output_contents)
+    if not reply.outputs or (raw and len(raw) != len(reply.outputs)):
+        raise WireError(f"{len(reply.outputs)} outputs with {len(raw)} raw contents")
+    for index, output in enumerate(reply.outputs):
         spec = _spec(output, "output", wildcard=False)
         dtype = DTYPES.get(spec.datatype)
         if dtype is None:

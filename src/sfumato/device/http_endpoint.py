@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Unpack
 from urllib.parse import quote
 
-from sfumato.device.endpoint import Asked
-from sfumato.device.transport import Transport
-from sfumato.errors import EndpointAnswerInvalid, EndpointRefused, WireError
+from sfumato.device.endpoint import InferResult
+from sfumato.device.transport import ConnectionOptions, Transport
+from sfumato.errors import EndpointRefused, EndpointResponseInvalid, WireError
 from sfumato.wire import (
     HEADER_LENGTH,
     InferRequest,
@@ -19,31 +19,27 @@ from sfumato.wire import (
     decode_metadata,
     decode_response,
     encode_request,
+    paths,
 )
 
 BINARY_EXTENSION = "binary_tensor_data"
 
 
 class HttpEndpoint:
-    """An endpoint over HTTP.
-
-    Args:
-        server_url: as for `Transport`.
-        encoding: as for `open_endpoint`.
-        options: as for `Transport`.
+    """An endpoint over HTTP; see `open_endpoint`.
 
     Raises:
         EndpointError: as for `Transport`.
     """
 
-    def __init__(self, server_url: str, *, encoding: str | None = None, **options: Any) -> None:
+    def __init__(self, server_url: str, *, encoding: str | None = None, **options: Unpack[ConnectionOptions]) -> None:
         self._transport = Transport(server_url, **options)
         self._encoding = encoding
         self.server = self._transport.server
 
     def check_ready(self) -> None:
         """See `Endpoint`."""
-        self._transport.get("/v2/health/ready")
+        self._transport.get(paths.READY)
 
     def metadata(self, model: str) -> ModelMetadata:
         """See `Endpoint`."""
@@ -51,15 +47,15 @@ class HttpEndpoint:
         try:
             return decode_metadata(reply.body)
         except WireError as error:
-            raise EndpointAnswerInvalid(f"the metadata of {self.server} is malformed: {error}") from None
+            raise EndpointResponseInvalid(f"the metadata of {self.server} is malformed: {error}") from None
 
-    def infer(self, model: str, given: Tensor, output_name: str | None) -> Asked:
+    def infer(self, model: str, tensor: Tensor, output_name: str | None) -> InferResult:
         """See `Endpoint`."""
         if self._encoding is None:
             self._encoding = self._stated_encoding()
         binary = self._encoding == "binary"
         request = InferRequest(
-            inputs=(given,),
+            inputs=(tensor,),
             outputs=() if output_name is None else (RequestedOutput(output_name, binary=binary or None),),
             parameters={"binary_data_output": True} if binary and output_name is None else {},
         )
@@ -70,24 +66,24 @@ class HttpEndpoint:
         try:
             response = decode_response(reply.body, reply.headers.get(HEADER_LENGTH.lower()))
         except WireError as error:
-            raise EndpointAnswerInvalid(f"the answer of {self.server} is malformed: {error}") from None
-        return Asked(response, len(encoded.body), round_trip_ms)
+            raise EndpointResponseInvalid(f"the response of {self.server} is malformed: {error}") from None
+        return InferResult(response, len(encoded.body), round_trip_ms)
 
     def close(self) -> None:
         """See `Endpoint`."""
         self._transport.close()
 
     def _stated_encoding(self) -> str:
-        """Bytes are an extension of the protocol, sent where the server lists it; elsewhere numbers as text."""
+        """Return "binary", an extension of the protocol, where the server lists it; elsewhere "json"."""
         try:
-            reply = self._transport.get("/v2")
+            reply = self._transport.get(paths.SERVER)
         except EndpointRefused:
-            return "json"  # it does not tell
+            return "json"  # it does not say
         try:
             return "binary" if BINARY_EXTENSION in decode_extensions(reply.body) else "json"
         except WireError as error:
-            raise EndpointAnswerInvalid(f"what {self.server} says of itself is malformed: {error}") from None
+            raise EndpointResponseInvalid(f"what {self.server} says of itself is malformed: {error}") from None
 
 
 def _path(model: str) -> str:
-    return f"/v2/models/{quote(model, safe='')}"
+    return paths.MODEL.format(model=quote(model, safe=""))

@@ -1,6 +1,6 @@
-"""Images as people have them, turned into what an obfuscator takes.
+"""Preprocessing: decode an image and fit it to the obfuscator's input.
 
-Only pixels come out: orientation is applied, then EXIF, colour profiles, comments and thumbnails are gone.
+Only pixels come out: orientation is applied; EXIF, colour profiles, comments and thumbnails are dropped.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM",
 
 
 def load_image(source: ImageSource) -> NDArray[np.uint8]:
-    """Decodes an image to RGB.
+    """Decode an image to RGB.
 
-    Grey, palette, CMYK and 16-bit grey images are converted; transparent ones are laid on white; of an animation
+    Grey, palette, CMYK and 16-bit grey images are converted; transparent ones are composited on white; of an animation
     the first frame is taken. EXIF orientation is applied, and no metadata is kept.
 
     Args:
@@ -53,7 +53,7 @@ def load_image(source: ImageSource) -> NDArray[np.uint8]:
 
 
 def prepare(image: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """Brings an image to the size that the obfuscator takes, and to [0, 1].
+    """Fit an image to the obfuscator's size and scale it to [0, 1].
 
     The shorter side is fitted with antialiased bilinear resampling, then the centre is cropped. An image that has
     the size already is not resampled: its values are exactly `pixel / 255`.
@@ -70,9 +70,9 @@ def prepare(image: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[n
 
 
 def fit(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Fits the shorter side with antialiased bilinear resampling and crops the centre.
+    """Fit the shorter side with antialiased bilinear resampling and crop the centre.
 
-    The lab prepares its training images with this too, so that device and lab see the same.
+    The lab prepares its training images with this function too, so that both see the same.
 
     Args:
         image: (H, W, 3) uint8.
@@ -85,7 +85,7 @@ def fit(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     if image.shape[:2] == (height, width):
         return image
     # Cropping the source first gives the same pixels as cropping the result, but an image of 20,000 x 1
-    # would become gigabytes on the way otherwise.
+    # would become gigabytes in between otherwise.
     rows, columns = image.shape[:2]
     scale = min(rows / height, columns / width)
     top, left = (rows - height * scale) / 2, (columns - width * scale) / 2
@@ -167,7 +167,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _flatten(image: Image.Image, name: str) -> Image.Image:
-    """Any mode to RGB."""
+    """Convert any mode to RGB."""
     if image.mode == "F":
         raise ImageError(f"{name}: holds floating-point values, whose white is unknown; save it with 8 or 16 bits")
     if image.mode.startswith("I"):

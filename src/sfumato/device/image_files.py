@@ -1,6 +1,6 @@
 """Obfuscated images as files, and the requests that endpoints take them in.
 
-A file is made from the pixels alone: what an image's own file was called or held beside its pixels is not here.
+A file is made from the pixels alone: the name and metadata of the image's own file are not available here.
 """
 
 from __future__ import annotations
@@ -22,17 +22,12 @@ from sfumato.errors import EndpointError
 FileFormat = Literal["smallest", "png", "webp"]
 Style = Literal["form", "body", "json"]
 BASE64, TYPE = "{base64}", "{type}"
-"""What a template's strings are searched for: the file in base64, and its media type."""
+"""Placeholders in a template's strings: the file in base64, and its media type."""
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file, losslessly encoded.
-
-    Attributes:
-        data: its bytes.
-        kind: its format.
-    """
+    """An image file, losslessly encoded."""
 
     data: bytes
     kind: Literal["png", "webp"]
@@ -44,7 +39,7 @@ class ImageFile:
 
 
 def encode_image(pixels: NDArray[np.uint8], file_format: FileFormat) -> ImageFile:
-    """Encodes pixels, and nothing else, without loss.
+    """Encode pixels, and nothing else, without loss.
 
     Args:
         pixels: (H, W, 3) uint8, RGB.
@@ -77,7 +72,7 @@ class Request:
         style: "form" for a multipart form, "body" for the file as it is, "json" for base64 within JSON.
         field: the form's field, or the JSON object's key.
         template: what the JSON is instead of an object with one key: any value that JSON knows, in whose strings
-            "{base64}" stands for the file and "{type}" for its media type.
+            "{base64}" is replaced by the file and "{type}" by its media type.
 
     Raises:
         EndpointError: they do not fit together.
@@ -101,10 +96,10 @@ class Request:
         except (TypeError, ValueError, RecursionError) as error:
             raise EndpointError(f"the template cannot be written as JSON ({type(error).__name__})") from None
         if _filled(self.template, {BASE64: ""}) == self.template:
-            raise EndpointError(f"the template has no string with {BASE64} in it, where the file would stand")
+            raise EndpointError(f"the template has no string with {BASE64} in it, which the file would replace")
 
     def body(self, file: ImageFile) -> tuple[bytes, dict[str, str]]:
-        """The request's body with a file in it, and the headers that describe it."""
+        """Return the request's body with a file in it, and the headers that describe it."""
         if self.style == "body":
             return file.data, {"Content-Type": file.media_type}
         if self.style == "json":

@@ -1,4 +1,4 @@
-"""Images in folders of any size: found one after the other, so that a million take no more memory than ten."""
+"""Images in folders of any size, found one after the other, so that a million take no more memory than ten."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IMAGE_SUFFIXES = frozenset({
 })
 # fmt: on
 _SORTED_TOGETHER = 4096
-"""Names of one folder that are held, and brought into order, at once."""
+"""Names of one folder that are held and sorted at once."""
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ class Found:
 
     Attributes:
         path: where it lies.
-        place: where it lies below the folder that was given, `/` between the parts; its name if it was given itself.
+        place: its path below the folder that was given, `/` between the parts; its name if it was given itself.
     """
 
     path: str
@@ -39,12 +39,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The part of the images that one machine of several takes.
-
-    Attributes:
-        number: which, from 1.
-        of: of how many.
-    """
+    """The part of the images that one machine of several takes: its number, from 1, of how many."""
 
     number: int = 1
     of: int = 1
@@ -54,18 +49,18 @@ class Share:
             raise ImageError(f"a share is one of several, such as 2/4; got {self.number}/{self.of}")
 
     def takes(self, place: str) -> bool:
-        """Whether an image belongs to this share; the same on every machine, in whatever order it lists the folder."""
+        """Return whether an image belongs to this share, which does not depend on the order of the files."""
         return zlib.crc32(os.fsencode(place)) % self.of == self.number - 1
 
 
 def find_images(paths: Iterable[Path], *, leave_out: Path | None = None, share: Share | None = None) -> Iterator[Found]:
-    """The files given, and the image files in the folders given and below.
+    """Yield the files given, and the image files in the folders given and below.
 
     Folders that are links are not followed. Names are in order, except across thousands of files in one folder.
 
     Args:
         paths: files, which are taken whatever they are called, and folders.
-        leave_out: a folder that is not gone into, because it is written to.
+        leave_out: a folder to skip, because it is written to.
         share: take only these.
 
     Raises:
@@ -80,7 +75,7 @@ def find_images(paths: Iterable[Path], *, leave_out: Path | None = None, share: 
 
 
 def in_groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """The items, `size` at a time; fewer in the last group."""
+    """Yield the items, `size` at a time; fewer in the last group."""
     iterator = iter(items)
     while group := list(islice(iterator, size)):
         yield group

@@ -1,6 +1,7 @@
 """The obfuscator as it runs on the device: image in, obfuscated image out, or an error; never the image.
 
-With a gate in the bundle, the same run gives the device's own answer, and an image whose answer is final stays.
+With a gate in the bundle, the same run gives the on-device prediction, and an image whose prediction is final is not
+sent.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfumato.artifacts.bundle import DECODER_ONNX, OBFUSCATOR_ONNX, Bundle, Preprocessing
+from sfumato.artifacts.onnx_file import open_session
 from sfumato.device.eight_bit import EightBit, to_pixels
 from sfumato.device.gate import has_to_be_sent, softmax
 from sfumato.device.image import ImageSource, load_image, prepare
@@ -44,10 +46,10 @@ class ObfuscatedImage:
     preprocessing: Preprocessing
 
     def preview(self) -> Image.Image:
-        """The obfuscated image as people see it, in RGB.
+        """Return the obfuscated image as people see it, in RGB.
 
-        Mean and deviation are undone. Values that lie in [0, 1] are shown as they are; if they do not, the whole
-        image is scaled so that its smallest is black and its largest is white.
+        Mean and deviation are undone. If values leave [0, 1], the whole image is scaled so that its smallest is black
+        and its largest is white.
 
         Raises:
             ImageError: it is a code, which is no image.
@@ -55,12 +57,10 @@ class ObfuscatedImage:
         from PIL import Image
 
         if self.tensor.ndim != 3:
-            raise ImageError("a code has no preview; obfuscate without the split form to see what it stands for")
+            raise ImageError("a code has no preview; obfuscate without the split form to see its decoded image")
         if self.tensor.dtype == np.uint8:
             return Image.fromarray(self.tensor)
-        mean = np.asarray(self.preprocessing.mean, np.float32)[:, None, None]
-        std = np.asarray(self.preprocessing.std, np.float32)[:, None, None]
-        pixels = self.tensor * std + mean
+        pixels = self.preprocessing.denormalize(self.tensor)
         low, high = float(pixels.min()), float(pixels.max())
         if low < -_RANGE_SLACK or high > 1 + _RANGE_SLACK:
             pixels = (pixels - low) / max(high - low, 1e-12)
@@ -69,12 +69,15 @@ class ObfuscatedImage:
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """What the device makes of one image: its own answer, and what has to be sent, if anything.
+    """The on-device prediction for one image, and what has to be sent, if anything.
 
     Attributes:
-        probabilities: the device's own, of every class in the order of the labels, each in [0, 1]; they sum to 1.
-            None if the bundle has no gate, and then `obfuscated` is there.
-        obfuscated: what has to be sent; None if the device's answer is final, so that it cannot be sent by mistake.
+        probabilities: of every class in the order of the labels, each in [0, 1]; they sum to 1. None if the bundle
+            has no gate; then `obfuscated` is not None.
+        obfuscated: what has to be sent; None if the prediction is final, so that it cannot be sent by mistake.
+
+    Raises:
+        ValueError: both are None.
     """
 
     probabilities: tuple[float, ...] | None
@@ -82,7 +85,7 @@ class Decision:
 
     def __post_init__(self) -> None:
         if self.probabilities is None and self.obfuscated is None:
-            raise ValueError("an image that stays at home needs the device's own answer")
+            raise ValueError("an image that is handled on-device needs its prediction")
 
 
 class Obfuscator:
@@ -91,13 +94,13 @@ class Obfuscator:
     Args:
         bundle: an obfuscator bundle, or its folder.
         threads: threads for one image; one is best for an obfuscator of this size.
-        split: give the code instead of what is drawn from it; the bundle's decoder then runs in the cloud.
-        eight_bit: give the 8-bit image that is drawn instead of the classifier's input: "exact" refuses drawings
-            that are none, "rounded" rounds those in [0, 1].
+        split: return the code instead of the image decoded from it; the bundle's decoder then runs in the cloud.
+        eight_bit: return the 8-bit image instead of the classifier's input: "exact" refuses outputs that are none,
+            "rounded" rounds those in [0, 1].
 
     Raises:
         BundleError: the bundle is missing, damaged or of another kind, or its ONNX file is not an obfuscator, or lacks
-            the answer that its gate needs, or the code that the split form needs.
+            the logits that its gate needs, or the code that the split form needs.
         ValueError: the split form of an 8-bit image was asked for.
     """
 
@@ -114,7 +117,7 @@ class Obfuscator:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle, kind="obfuscator")
         self.split = split
         self._eight_bit = eight_bit
-        self._session = _open(self.bundle, threads)
+        self._session = _checked_session(self.bundle, threads)
         self._input_name = self._session.get_inputs()[0].name
         outputs = self._session.get_outputs()
         payload = _code_output(self.bundle, outputs) if split else outputs[0]
@@ -125,14 +128,11 @@ class Obfuscator:
         self.payload_shape = (int(payload.shape[1]),) if split else self._shape
 
     def obfuscate(self, source: ImageSource) -> ObfuscatedImage:
-        """Obfuscates one image. See `obfuscate_batch`."""
+        """Obfuscate one image. See `obfuscate_batch`."""
         return self.obfuscate_batch([source])[0]
 
     def obfuscate_batch(self, sources: Iterable[ImageSource]) -> list[ObfuscatedImage]:
-        """Obfuscates images together, those too that a gate would keep at home.
-
-        Args:
-            sources: whatever `load_image` takes; an empty batch gives an empty list.
+        """Obfuscate images together, including those that a gate would handle on-device; an empty batch gives [].
 
         Raises:
             ImageError: one of them cannot be used.
@@ -144,11 +144,11 @@ class Obfuscator:
         return [ObfuscatedImage(tensor, self.bundle.preprocessing) for tensor in self(images)]
 
     def decide_batch(self, sources: Iterable[ImageSource], *, gate: bool = True) -> list[Decision]:
-        """Decides for each image whether it has to be sent, in one run for all.
+        """Decide for each image whether it has to be sent, in one run for all.
 
         Args:
             sources: whatever `load_image` takes; an empty batch gives an empty list.
-            gate: whether the device's answer may be final; if not, or if the bundle has no gate, everything has to
+            gate: whether on-device predictions may be final; if not, or if the bundle has no gate, everything has to
                 be sent.
 
         Returns:
@@ -156,8 +156,8 @@ class Obfuscator:
 
         Raises:
             ImageError: one of them cannot be used.
-            BundleError: the obfuscator failed, did not hide an image (one that would stay included), or gave no
-                usable answer of its own; nothing is returned then.
+            BundleError: the obfuscator failed, did not hide an image (including those not to be sent), or gave no
+                usable on-device prediction; nothing is returned then.
         """
         images = self._prepared(sources)
         if not len(images):
@@ -174,7 +174,7 @@ class Obfuscator:
         ]
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[Any]:
-        """Obfuscates prepared images, those too that a gate would keep at home.
+        """Obfuscate prepared images, including those that a gate would handle on-device.
 
         Args:
             images: (N, 3, H, W) float32 in [0, 1], of the bundle's size.
@@ -195,7 +195,7 @@ class Obfuscator:
         return np.stack(images) if images else np.empty((0, *self._shape), np.float32)
 
     def _run(self, images: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
-        """The payload, and with a gate the device's own logits (N, classes); both checked."""
+        """Return the payload, and with a gate the on-device logits (N, classes); both checked."""
         self._check_input(images)
         given = {self._input_name: np.ascontiguousarray(images)}
         try:
@@ -212,7 +212,7 @@ class Obfuscator:
         obfuscated.flags.writeable = False
         if not own:
             return obfuscated, None
-        self._check_own_answer(own[0], len(images))
+        self._check_own_logits(own[0], len(images))
         return obfuscated, own[0]
 
     def _check_input(self, images: NDArray[np.float32]) -> None:
@@ -238,7 +238,7 @@ class Obfuscator:
                 raise BundleError(f"the obfuscator of {source} returned the image itself; nothing was sent")
 
     def _check_pixels(self, images: NDArray[np.float32], pixels: NDArray[np.uint8]) -> None:
-        """Fails closed: rounding could take away the little by which a drawing differed from the image."""
+        """Fails closed: rounding could remove the small difference from the image."""
         plain = np.rint(images.transpose(0, 2, 3, 1) * 255)
         if (pixels == plain).all(axis=(1, 2, 3)).any():
             raise BundleError(
@@ -246,7 +246,7 @@ class Obfuscator:
             )
 
     def _check_code(self, code: NDArray[Any], count: int) -> None:
-        """Fails closed: nothing larger than the code that the bundle states leaves in its place."""
+        """Fails closed: nothing but a code of the stated size leaves."""
         wanted = (count, *self.payload_shape)
         if code.shape != wanted or code.dtype != np.uint8:
             raise BundleError(
@@ -254,34 +254,21 @@ class Obfuscator:
                 "uint8; nothing was sent"
             )
 
-    def _check_own_answer(self, own: NDArray[np.float32], count: int) -> None:
-        """A gate that cannot be trusted decides nothing."""
+    def _check_own_logits(self, own: NDArray[np.float32], count: int) -> None:
+        """Fails closed: a gate without usable logits decides nothing."""
         wanted = (count, len(self.bundle.labels))
         if own.shape != wanted or own.dtype != np.float32:
             raise BundleError(
-                f"the device's own answer from {self.bundle.path} is {own.shape} of {own.dtype}, expected {wanted} of "
+                f"the on-device logits of {self.bundle.path} are {own.shape} of {own.dtype}, expected {wanted} of "
                 "float32; nothing was sent"
             )
         if not np.isfinite(own).all():
-            raise BundleError(
-                f"the device's own answer from {self.bundle.path} holds NaN or infinite values; nothing was sent"
-            )
+            raise BundleError(f"the on-device logits of {self.bundle.path} are not all finite; nothing was sent")
 
 
-def _open(bundle: Bundle, threads: int) -> Any:
-    import onnxruntime as ort  # a quarter of a second, which `import sfumato.device` need not pay
-
+def _checked_session(bundle: Bundle, threads: int) -> Any:
     file = bundle.file(OBFUSCATOR_ONNX)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # A device has better uses for its battery than threads that wait in a loop.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's errors have no common base
-        raise BundleError(f"{file} cannot be run: {' '.join(str(error).split())[:200]}") from error
+    session = open_session(file, threads=threads)
     inputs, outputs = session.get_inputs(), session.get_outputs()
     size = (3, bundle.preprocessing.height, bundle.preprocessing.width)
     found = [(node.name, node.type, node.shape) for node in (*inputs, *outputs)]
@@ -308,15 +295,15 @@ def _run_options() -> Any:
     import onnxruntime as ort
 
     options = ort.RunOptions()
-    options.only_execute_path_to_fetches = True  # what is not sent need not be drawn
+    options.only_execute_path_to_fetches = True  # what is not sent need not be computed
     return options
 
 
 def _code_output(bundle: Bundle, outputs: list[Any]) -> Any:
-    """The output with the code, of a size that the file states."""
+    """Return the output with the code, of a size that the file states."""
     if DECODER_ONNX not in bundle.files:
         raise BundleError(
-            f"the bundle {bundle.path} has no {DECODER_ONNX}, so there is no split form of it; send what it draws"
+            f"the bundle {bundle.path} has no {DECODER_ONNX}, so there is no split form of it; send decoded images"
         )
     node = outputs[-1]
     size = node.shape[-1]
@@ -329,7 +316,7 @@ def _code_output(bundle: Bundle, outputs: list[Any]) -> Any:
 
 
 def _is_batch_of(node: Any, size: tuple[int, ...]) -> bool:
-    """Whether a node is float32 of (any number, *size); sizes that the file leaves open may be anything."""
+    """Return whether a node is float32 of (any number, *size); sizes that the file leaves open may be anything."""
     shape = node.shape
     if node.type != "tensor(float)" or len(shape) != len(size) + 1 or isinstance(shape[0], int):
         return False

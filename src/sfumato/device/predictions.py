@@ -1,4 +1,4 @@
-"""Answers: the device's own, and what the endpoint says, checked before anybody believes it."""
+"""Predictions: the device's own, and those that an endpoint returns, checked before they are used."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Literal
 import numpy as np
 
 from sfumato.device.gate import softmax
-from sfumato.errors import EndpointAnswerInvalid
+from sfumato.errors import EndpointResponseInvalid
 from sfumato.wire import InferResponse, Tensor
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The answer for one image.
+class Prediction:
+    """The prediction for one image.
 
     Attributes:
         label: the name of the likeliest class.
@@ -26,9 +26,8 @@ class Answer:
             files they are what it says, and NaN for classes that it does not name.
         payload_bytes: the request's body, divided evenly among the images in it; 0 if nothing was sent.
         obfuscate_ms: decoding, resizing and obfuscating, per image.
-        round_trip_ms: from the request's first byte to the answer's last, retries included; 0 if nothing was sent.
-        answered_by: "cloud" if the obfuscated image was sent and the endpoint answered, "device" if the image
-            stayed at home and the answer is the device's own.
+        round_trip_ms: from the request's first byte to the response's last, retries included; 0 if nothing was sent.
+        predicted_by: "cloud" if the obfuscated image was sent, "device" if it was handled on-device.
     """
 
     label: str
@@ -38,37 +37,42 @@ class Answer:
     payload_bytes: int
     obfuscate_ms: float
     round_trip_ms: float
-    answered_by: Literal["device", "cloud"]
+    predicted_by: Literal["device", "cloud"]
+
+    @classmethod
+    def of(
+        cls,
+        probabilities: Sequence[float],
+        labels: Sequence[str],
+        *,
+        predicted_by: Literal["device", "cloud"],
+        obfuscate_ms: float,
+        index: int | None = None,
+        payload_bytes: int = 0,
+        round_trip_ms: float = 0.0,
+    ) -> Prediction:
+        """Make a prediction of probabilities; `index` is the likeliest class unless given."""
+        if index is None:
+            index = max(range(len(probabilities)), key=lambda place: probabilities[place])
+        return cls(
+            label=labels[index],
+            index=index,
+            probability=probabilities[index],
+            probabilities=tuple(probabilities),
+            payload_bytes=payload_bytes,
+            obfuscate_ms=obfuscate_ms,
+            round_trip_ms=round_trip_ms,
+            predicted_by=predicted_by,
+        )
 
     def top(self, count: int) -> list[tuple[int, float]]:
-        """The likeliest classes: index and probability, best first; fewer where the others' are not known."""
+        """Return the likeliest classes: index and probability, best first; fewer where the others' are not known."""
         known = [i for i, value in enumerate(self.probabilities) if i != self.index and not math.isnan(value)]
         order = [self.index, *sorted(known, key=lambda index: -self.probabilities[index])]
         return [(index, self.probabilities[index]) for index in order[:count]]
 
 
-def own_answer(probabilities: Sequence[float], labels: Sequence[str], *, obfuscate_ms: float) -> Answer:
-    """The device's own answer for an image that stays at home.
-
-    Args:
-        probabilities: of every class, in [0, 1].
-        labels: one name per class.
-        obfuscate_ms: per image.
-    """
-    index = max(range(len(probabilities)), key=lambda place: probabilities[place])
-    return Answer(
-        label=labels[index],
-        index=index,
-        probability=probabilities[index],
-        probabilities=tuple(probabilities),
-        payload_bytes=0,
-        obfuscate_ms=obfuscate_ms,
-        round_trip_ms=0.0,
-        answered_by="device",
-    )
-
-
-def read_answers(
+def read_predictions(
     response: InferResponse,
     *,
     output_name: str | None,
@@ -77,8 +81,8 @@ def read_answers(
     payload_bytes: int,
     obfuscate_ms: float,
     round_trip_ms: float,
-) -> list[Answer]:
-    """Checks a response and turns its logits into answers.
+) -> list[Prediction]:
+    """Check a response and turn its logits into predictions.
 
     Args:
         response: as decoded.
@@ -90,29 +94,28 @@ def read_answers(
         round_trip_ms: of the request.
 
     Raises:
-        EndpointAnswerInvalid: the output is missing, not floating-point, not finite, or has not one row per image
+        EndpointResponseInvalid: the output is missing, not floating-point, not finite, or has not one row per image
             and one column per label.
     """
     logits = _pick(response, output_name)
     if logits.array.dtype.kind != "f":
-        raise EndpointAnswerInvalid(f"the answer holds {logits.datatype}; logits in floating point were expected")
+        raise EndpointResponseInvalid(f"the response holds {logits.datatype}; logits in floating point were expected")
     if logits.shape != (count, len(labels)):
-        raise EndpointAnswerInvalid(
-            f"the answer has the shape {list(logits.shape)}; "
+        raise EndpointResponseInvalid(
+            f"the response has the shape {list(logits.shape)}; "
             f"[{count}, {len(labels)}] was expected: one row per image, one column per label"
         )
     if not np.isfinite(logits.array).all():
-        raise EndpointAnswerInvalid("the answer holds NaN or infinite values")
+        raise EndpointResponseInvalid("the response holds NaN or infinite values")
     return [
-        Answer(
-            label=labels[index],
+        Prediction.of(
+            row,
+            labels,
             index=index,
-            probability=row[index],
-            probabilities=tuple(row),
+            predicted_by="cloud",
             payload_bytes=round(payload_bytes / count),
             obfuscate_ms=obfuscate_ms,
             round_trip_ms=round_trip_ms,
-            answered_by="cloud",
         )
         for index, row in zip(logits.array.argmax(axis=1).tolist(), softmax(logits.array).tolist(), strict=True)
     ]
@@ -122,4 +125,4 @@ def _pick(response: InferResponse, output_name: str | None) -> Tensor:
     for output in response.outputs:
         if output_name in (None, output.name):
             return output
-    raise EndpointAnswerInvalid(f"the answer lacks the output {output_name!r} that was asked for")
+    raise EndpointResponseInvalid(f"the response lacks the output {output_name!r} that was asked for")

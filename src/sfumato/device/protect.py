@@ -1,7 +1,7 @@
-"""Obfuscates many images into a folder, in several processes, so that an interruption loses next to nothing.
+"""Obfuscate many images into a folder, in several processes, so that an interruption loses next to nothing.
 
-Each image is obfuscated by itself, as it would be for sending, and its files appear only once they are complete. What
-is held at any time is a few groups of names and one image for each process.
+Each image is obfuscated by itself, as it would be for sending, and its files appear only once they are complete.
+Memory holds a few groups of names and one image for each process.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from sfumato.device.image_folders import Found, in_groups
-from sfumato.device.obfuscator import Decision, ObfuscatedImage, Obfuscator
+from sfumato.device.obfuscator import ObfuscatedImage, Obfuscator
 from sfumato.errors import BundleError, ImageError, SfumatoError
 
 GROUP = 32
-"""Images that a process is given at once."""
+"""Images that a process gets at once."""
 _CLOCK_STEP_S = 0.02
 _GROUPS_AHEAD = 2
-"""For each process: the one at work, and one that waits, so that no process does."""
+"""For each process: one in progress, and one that waits, so that no process is idle."""
 
 Existing = Literal["refuse", "replace", "keep"]
 
@@ -44,17 +44,17 @@ class Outcome:
 
     Attributes:
         file: the image's path.
-        state: "written"; "there": its files existed and were kept; "stays": the device's answer is final, and nothing
-            was written; "failed": nothing was written.
+        state: "written"; "exists": its files existed and were kept; "on-device": the on-device prediction is final,
+            and nothing was written; "failed": nothing was written.
         preview: the PNG file, if there is one.
         tensor: the `.npy` file, if there is one.
-        label: the device's own answer, of an image that stays.
+        label: the on-device prediction, if it is final.
         probability: its probability, in [0, 1].
         error: what was wrong, of one that failed.
     """
 
     file: str
-    state: Literal["written", "there", "stays", "failed"]
+    state: Literal["written", "exists", "on-device", "failed"]
     preview: str | None = None
     tensor: str | None = None
     label: str | None = None
@@ -70,9 +70,9 @@ class Protecting:
         bundle: the obfuscator bundle's folder.
         out: the folder that is written to, with the tree below the folders given.
         tensors: whether to write the tensors, too.
-        gate: whether images may stay on the device.
+        gate: whether images may be handled on-device.
         existing: what to do if an image's files exist already.
-        since_ns: a modification time as of now in `out`; files that are no older were written by this very run.
+        since_ns: a modification time as of now in `out`; files that are no older were written by this run.
     """
 
     bundle: str
@@ -84,7 +84,7 @@ class Protecting:
 
     @classmethod
     def into(cls, out: Path, bundle: Path, *, tensors: bool, gate: bool, existing: Existing) -> Protecting:
-        """Makes the folder, and notes the time by its disk's clock.
+        """Make the folder, and note the time by its disk's clock.
 
         Raises:
             SfumatoError: the folder cannot be made or written to.
@@ -99,7 +99,7 @@ class Protecting:
         return cls(str(bundle), str(out), tensors, gate, existing, since_ns)
 
     def targets(self, found: Found) -> list[Path]:
-        """The files that an image becomes, the preview first."""
+        """Return the files that an image becomes, the preview first."""
         preview = Path(self.out, found.place).with_suffix(".obfuscated.png")
         return [preview, preview.with_suffix(".npy")] if self.tensors else [preview]
 
@@ -107,9 +107,9 @@ class Protecting:
 def protect_images(
     images: Iterable[Found], how: Protecting, *, workers: int = 1
 ) -> Generator[list[Outcome], None, None]:
-    """Obfuscates images and writes them, a group at a time and in order.
+    """Obfuscate images and write them, a group at a time and in order.
 
-    Closing the iterator stops early: what the processes are at is finished first.
+    Closing the iterator stops early: what the processes have begun is finished first.
 
     Args:
         images: any number; they are taken as they are needed.
@@ -133,7 +133,7 @@ def protect_images(
 
 
 def _in_processes(groups: Iterator[list[Found]], how: Protecting, workers: int) -> Iterator[list[Outcome]]:
-    Obfuscator(how.bundle)  # a bundle that cannot be used is told here, not by a process that dies of it
+    Obfuscator(how.bundle)  # a bundle that cannot be used fails here, not in a process that dies of it
     pending: deque[Future[list[Outcome]]] = deque()
     pool = ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(how,)
@@ -154,7 +154,7 @@ def _in_processes(groups: Iterator[list[Found]], how: Protecting, workers: int) 
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Processes that are started meanwhile never see Ctrl-C: stopping is up to this one, which gets it a bit later."""
+    """Start processes that never see Ctrl-C: stopping is up to this one, which gets it a bit later."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -177,7 +177,7 @@ def _begin(how: Protecting) -> None:
 
 
 def _end_with_parent() -> None:
-    """A process whose parent was killed would wait for its next group forever."""
+    """End a process whose parent was killed, which would wait for its next group forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
@@ -207,29 +207,24 @@ def _protect_one(found: Found, how: Protecting, obfuscator: Obfuscator) -> Outco
     targets = how.targets(found)
     preview, tensor = str(targets[0]), str(targets[1]) if how.tensors else None
     if _all_there(targets, found, how):
-        return Outcome(found.path, "there", preview, tensor)
+        return Outcome(found.path, "exists", preview, tensor)
     (decision,) = obfuscator.decide_batch([found.path], gate=how.gate)
     if decision.obfuscated is None:
-        label, probability = _own_answer(decision, obfuscator.bundle.labels)
-        return Outcome(found.path, "stays", label=label, probability=probability)
+        probability, label = max(zip(decision.probabilities or (), obfuscator.bundle.labels, strict=True))
+        return Outcome(found.path, "on-device", label=label, probability=probability)
     _write(decision.obfuscated, targets)
     return Outcome(found.path, "written", preview, tensor)
 
 
-def _own_answer(decision: Decision, labels: tuple[str, ...]) -> tuple[str, float]:
-    probability, label = max(zip(decision.probabilities or (), labels, strict=True), key=lambda pair: pair[0])
-    return label, probability
-
-
 def _all_there(targets: list[Path], found: Found, how: Protecting) -> bool:
-    """Whether an image's files exist and are to be kept.
+    """Return whether an image's files exist and are to be kept.
 
     Raises:
         ImageError: they exist, and may be neither kept nor replaced.
     """
     there = {target: target.stat() for target in targets if target.exists()}
     for target, status in there.items():
-        if status.st_mtime_ns >= how.since_ns:  # not even --force overwrites what this very run has written
+        if status.st_mtime_ns >= how.since_ns:  # not even --force overwrites what this run has written
             raise ImageError(f"{found.path}: {target} was just written for another image; rename one of them")
         if how.existing == "refuse":
             raise ImageError(f"{found.path}: {target} exists; use --force to overwrite it, or --resume to keep it")
@@ -248,7 +243,7 @@ def _write(obfuscated: ObfuscatedImage, targets: list[Path]) -> None:
 
 
 def _write_whole(target: Path, write: Callable[[BinaryIO], None]) -> None:
-    """The file appears when it is complete, whatever happens before."""
+    """Write a file so that it appears only when it is complete."""
     partial = target.with_name(f"{target.name}.partial")
     try:
         with partial.open("wb") as stream:

@@ -1,4 +1,4 @@
-"""HTTP as a device needs it: bounded, retried, never redirected, and every failure one of `EndpointError`'s kinds."""
+"""HTTP as a device needs it: bounded, retried, never redirected; every failure is a kind of `EndpointError`."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import urllib3
 from urllib3.util import Timeout, Url, parse_url
 
 from sfumato.errors import (
-    EndpointAnswerInvalid,
     EndpointError,
     EndpointFailed,
     EndpointRefused,
+    EndpointResponseInvalid,
     EndpointUnreachable,
+    WireError,
 )
+from sfumato.wire import fields
 
-MAX_ANSWER_BYTES = 16 * 2**20
+MAX_RESPONSE_BYTES = 16 * 2**20
 BACKOFF_S = 0.1
 _RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
-"""500, too: a proxy says so when its server dies over a request. To ask again is harmless, the answer is the same."""
+"""500, too: a proxy says so when its server dies over a request. Repeating an inference request is harmless."""
 _CHUNK_BYTES = 2**16
 _KEPT_CONNECTIONS = 32  # made only when several threads ask at once
 _MAX_REASON_CHARS = 200
@@ -35,36 +37,42 @@ _MAX_REASON_CHARS = 200
 
 @dataclass(frozen=True)
 class Reply:
-    """A complete HTTP answer.
-
-    Attributes:
-        status: the status code.
-        headers: the headers; names in lower case.
-        body: all bytes of the body.
-    """
+    """A complete HTTP response; names of headers are in lower case."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to talk to a server, whichever way.
+class ConnectionOptions(TypedDict, total=False):
+    """How to connect to a server, over HTTP or gRPC.
 
     Attributes:
         token: the bearer token, if the server wants one. Never shown.
-        timeout_s: for connecting, and again for the answer of each attempt.
-        retries: further attempts after a broken connection, or status 429, 500, 502, 503 or 504.
+        timeout_s: for connecting, and again for the response to each attempt; by default 10.
+        retries: further attempts after a broken connection, or status 429, 500, 502, 503 or 504; by default 2.
         ca_file: PEM file with the authorities to trust instead of the system's.
-        max_answer_bytes: the longest answer that is read.
+        allow_insecure_token: send the token without TLS to another machine, where others can read it.
+        max_response_bytes: the longest response that is read; by default 16 MiB.
     """
+
+    token: str | None
+    timeout_s: float
+    retries: int
+    ca_file: str | os.PathLike[str] | None
+    allow_insecure_token: bool
+    max_response_bytes: int
+
+
+@dataclass(frozen=True)
+class Options:
+    """Checked `ConnectionOptions`."""
 
     token: str | None = field(default=None, repr=False)
     timeout_s: float = 10.0
     retries: int = 2
     ca_file: str | None = None
-    max_answer_bytes: int = MAX_ANSWER_BYTES
+    max_response_bytes: int = MAX_RESPONSE_BYTES
 
 
 def checked_options(
@@ -76,25 +84,18 @@ def checked_options(
     allow_insecure_token: bool = False,
     **others: Any,
 ) -> Options:
-    """Options that can be used with an address.
-
-    Args:
-        url: the address.
-        secure: whether the connection will be encrypted.
-        token: the bearer token, if the server wants one.
-        ca_file: PEM file with the authorities to trust instead of the system's.
-        allow_insecure_token: send the token over plain HTTP or gRPC to another machine, where others can read it.
-        others: the other fields of `Options`.
+    """Check `ConnectionOptions` against the address that they are for.
 
     Raises:
-        EndpointError: the token or the file cannot be used, or the token would travel in the open.
+        EndpointError: the token or the file cannot be used, or the token would be sent in the clear.
     """
     if token is not None:
-        _check_token(token)
+        if not fields.is_token(token):
+            raise EndpointError("the token must be printable ASCII without spaces")
         if not (secure or allow_insecure_token or _is_loopback(url.host or "")):
             raise EndpointError(
-                f"the token would travel readably to {url.scheme}://{url.netloc}; use {url.scheme}s, or allow it with "
-                "allow_insecure_token"
+                f"the token would be sent in the clear to {url.scheme}://{url.netloc}; use {url.scheme}s, or allow it "
+                "with allow_insecure_token"
             )
     if ca_file is not None and not Path(ca_file).is_file():
         raise EndpointError(f"no file with certificate authorities at {os.fspath(ca_file)}")
@@ -102,20 +103,20 @@ def checked_options(
 
 
 class Transport:
-    """Talks to one server.
+    """Talks to one server over HTTP.
 
-    urllib3's own retries are switched off: before each of them it reads the refused answer to its end, however
+    urllib3's own retries are switched off: before each of them it reads the refused response to its end, however
     long a hostile server makes it.
 
     Args:
         server_url: `http://` or `https://`, host, and a path prefix if the server has one.
-        options: the fields of `Options`, and `allow_insecure_token`; see `checked_options`.
+        options: see `ConnectionOptions`.
 
     Raises:
-        EndpointError: the URL, the token or the file cannot be used, or the token would travel in the open.
+        EndpointError: the URL, the token or the file cannot be used, or the token would be sent in the clear.
     """
 
-    def __init__(self, server_url: str, **options: Any) -> None:
+    def __init__(self, server_url: str, **options: Unpack[ConnectionOptions]) -> None:
         url = checked_url(server_url, ("http", "https"))
         self._options = checked_options(url, secure=url.scheme == "https", **options)
         self.server = f"{url.scheme}://{url.netloc}"
@@ -131,21 +132,21 @@ class Transport:
         )
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         self._pool.clear()
 
     def get(self, path: str) -> Reply:
-        """Fetches a path. Raises as `request` does."""
+        """Fetch a path. Raise as `request` does."""
         return self.request("GET", path, None, {})
 
     def request(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Reply:
-        """Sends one request, again if that can help, and returns the answer if its status is 200.
+        """Send one request, again if that can help, and return the response if its status is 200.
 
         Raises:
-            EndpointUnreachable: no connection, or no answer in time.
+            EndpointUnreachable: no connection, or no response in time.
             EndpointRefused: status 4xx, or a redirect, which is never followed: it could take the data elsewhere.
             EndpointFailed: status 5xx.
-            EndpointAnswerInvalid: the answer breaks off, is too long, or has another status.
+            EndpointResponseInvalid: the response breaks off, is too long, or has another status.
         """
         for attempt in range(self._options.retries + 1):
             last = attempt == self._options.retries
@@ -165,7 +166,7 @@ class Transport:
 
     def _wait(self, attempt: int, retry_after: str | None) -> None:
         if retry_after is not None and re.fullmatch(r"[0-9]{1,9}", retry_after.strip()):
-            # As long as the server asks, but not longer than one would wait for an answer.
+            # As long as the server asks, but no longer than the client would wait for a response.
             time.sleep(min(float(retry_after), self._options.timeout_s))
         else:
             pause(attempt, self._options.timeout_s)
@@ -188,7 +189,7 @@ class Transport:
             ) from None
         except urllib3.exceptions.ReadTimeoutError:
             # Not tried again: the server has the request and is busy with it.
-            raise EndpointUnreachable(f"{self.server} did not answer within {self._options.timeout_s:g} s") from None
+            raise EndpointUnreachable(f"{self.server} did not respond within {self._options.timeout_s:g} s") from None
         except urllib3.exceptions.HTTPError as error:
             raise _Lost(EndpointUnreachable(f"no connection to {self.server} ({type(error).__name__})")) from None
         try:
@@ -205,27 +206,27 @@ class Transport:
         try:
             while chunk := response.read1(_CHUNK_BYTES):
                 content += chunk
-                if len(content) > self._options.max_answer_bytes:
-                    raise EndpointAnswerInvalid(
-                        f"{self.server} answered with more than {self._options.max_answer_bytes} bytes"
+                if len(content) > self._options.max_response_bytes:
+                    raise EndpointResponseInvalid(
+                        f"{self.server} responded with more than {self._options.max_response_bytes} bytes"
                     )
                 if time.monotonic() > deadline:
                     raise EndpointUnreachable(
-                        f"{self.server} did not answer completely within {self._options.timeout_s:g} s"
+                        f"{self.server} did not respond completely within {self._options.timeout_s:g} s"
                     )
         except urllib3.exceptions.ReadTimeoutError:
             raise EndpointUnreachable(
-                f"{self.server} did not answer completely within {self._options.timeout_s:g} s"
+                f"{self.server} did not respond completely within {self._options.timeout_s:g} s"
             ) from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
             kind = type(error).__name__
-            raise _Lost(EndpointAnswerInvalid(f"the answer of {self.server} breaks off ({kind})")) from None
+            raise _Lost(EndpointResponseInvalid(f"the response of {self.server} breaks off ({kind})")) from None
         return bytes(content)
 
     def _error(self, reply: Reply) -> EndpointError:
-        what = f"{self.server} answered with status {reply.status}"
+        what = f"{self.server} responded with status {reply.status}"
         if reply.status in (401, 403):
-            hint = "the token was not accepted" if self._headers else "it wants a token; give one"
+            hint = "the token was not accepted" if self._headers else "it needs a token; give one"
             return EndpointRefused(f"{what}: {hint}")
         if 300 <= reply.status < 400:
             return EndpointRefused(f"{what}, a redirect, which is not followed; give the final address")
@@ -233,50 +234,42 @@ class Transport:
             return EndpointRefused(what + self._reason(reply))
         if reply.status >= 500:
             return EndpointFailed(what + self._reason(reply))
-        return EndpointAnswerInvalid(f"{what}; 200 was expected")
+        return EndpointResponseInvalid(f"{what}; 200 was expected")
 
     def _reason(self, reply: Reply) -> str:
-        """The server's own reason, without the token, which a proxy may have quoted back."""
-        return self.without_token(_reason(reply))
+        """Return the server's own `{"error": ...}`, if it is one, fit to be shown."""
+        with contextlib.suppress(WireError):
+            text = fields.parse_object(reply.body, "the error").get("error")
+            if isinstance(text, str):
+                return f": {self.without_token(printable(text))}"
+        return ""
 
     def without_token(self, text: str) -> str:
-        """What a server said, fit to be shown."""
+        """Remove the token, which a proxy may have quoted back."""
         token = self._options.token
         return text.replace(token, "…") if token else text
 
 
 class _Lost(Exception):
-    """No connection, or it broke before the answer's end, as when a server dies; trying again may help."""
+    """No connection, or it broke before the response's end, as when a server dies; trying again may help."""
 
     def __init__(self, error: EndpointError) -> None:
         super().__init__(str(error))
         self.error = error
 
 
-def _reason(reply: Reply) -> str:
-    """The server's own `{"error": ...}`, if it is one, cut and made harmless for a terminal."""
-    from sfumato.errors import WireError
-    from sfumato.wire import fields
-
-    with contextlib.suppress(WireError):
-        text = fields.parse_object(reply.body, "the error").get("error")
-        if isinstance(text, str):
-            return f": {printable(text)}"
-    return ""
-
-
-def printable(text: str) -> str:
-    """A stranger's words, cut and made harmless for a terminal."""
-    return "".join(c if c.isprintable() else " " for c in text[:_MAX_REASON_CHARS])
+def printable(text: str, most: int = _MAX_REASON_CHARS) -> str:
+    """Cut text from elsewhere and make it harmless for a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text[:most])
 
 
 def pause(attempt: int, most_s: float) -> None:
-    """Waits before the next attempt: longer each time, and not all devices equally long."""
+    """Wait before the next attempt: longer each time, and not all devices equally long."""
     time.sleep(min(BACKOFF_S * 2**attempt * random.uniform(1, 1.5), most_s))
 
 
 def checked_url(server_url: str, schemes: tuple[str, ...]) -> Url:
-    """An address with one of these schemes, a host, and nothing that has no place in it.
+    """Parse an address with one of these schemes and a host, and nothing else than a path.
 
     Raises:
         EndpointError: it is something else.
@@ -290,11 +283,6 @@ def checked_url(server_url: str, schemes: tuple[str, ...]) -> Url:
     if url.auth is not None or url.query is not None or url.fragment is not None:
         raise EndpointError("the server's URL must hold no user name, password, query or fragment; use a token")
     return url
-
-
-def _check_token(token: str) -> None:
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise EndpointError("the token must be printable ASCII without spaces")
 
 
 def _is_loopback(host: str) -> bool:

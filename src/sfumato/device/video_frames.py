@@ -21,7 +21,7 @@ _OPTIONS = {
 
 
 def video_images(path: Path, *, every_s: float) -> Iterator[tuple[float, NDArray[np.uint8]]]:
-    """Images of a video, the first one and then one every so many seconds.
+    """Yield images of a video, the first one and then one every so many seconds.
 
     Args:
         path: the file.

@@ -19,18 +19,18 @@ _State = tuple[int, int]
 
 
 def new_images(folder: Path, suffixes: Collection[str], *, every_s: float | None = None) -> Iterator[Path]:
-    """Image files that appear in a folder or change there from now on, oldest first; never ends by itself.
+    """Yield image files that appear in a folder or change there from now on, oldest first; never end.
 
     Those that lie there already are left alone, as are hidden files and folders within. A file that is still being
-    written, or empty, is waited for. It works by looking, on any file system.
+    written, or empty, is waited for. It polls, so it works on any file system.
 
     Args:
         folder: to watch.
         suffixes: of image files, in lower case, with the dot.
-        every_s: at most one image in so many seconds, the newest; those between are left out.
+        every_s: at most one image in so many seconds, the newest; those between are skipped.
 
     Returns:
-        Their paths, as they become complete; what lies there is noted before this returns.
+        Their paths, as they become complete; what is there already is noted before this returns.
 
     Raises:
         ImageError: the folder cannot be read, or not any more.
@@ -61,12 +61,12 @@ def _new_images(
             due = start + (every_s or 0)
             for name in ready if every_s is None else ready[-1:]:
                 yield folder / name
-        # Looking at a folder of very many files takes its time, and must not take all of it.
+        # Listing a folder of very many files takes long, and must not take all of the time.
         time.sleep(max(POLL_S, (time.monotonic() - start) / _SHARE_OF_TIME if not ready else 0))
 
 
 def _states(folder: Path, suffixes: Collection[str]) -> dict[str, _State]:
-    """When each image file was last written, in nanoseconds, and how many bytes it has."""
+    """Return when each image file was last written, in nanoseconds, and how many bytes it has."""
     found: dict[str, _State] = {}
     try:
         with os.scandir(folder) as entries:
@@ -75,7 +75,7 @@ def _states(folder: Path, suffixes: Collection[str]) -> dict[str, _State]:
                     continue
                 try:
                     status = entry.stat()
-                except OSError:  # it has just gone
+                except OSError:  # it was just deleted
                     continue
                 if stat.S_ISREG(status.st_mode):
                     found[entry.name] = status.st_mtime_ns, status.st_size

@@ -1,7 +1,7 @@
 """The Open Inference Protocol, version 2: its messages, and how they become bytes.
 
-No sockets and nothing but numpy: both ends of the wire, and tests, use the same codec. Everything that
-arrives is distrusted; whatever is wrong with it is a `WireError`.
+No sockets and nothing but numpy: device, cloud and tests use the same codec. No input is trusted; every fault in it
+is a `WireError`.
 """
 
 from sfumato.wire.codec import (

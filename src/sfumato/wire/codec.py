@@ -33,12 +33,7 @@ _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)  # `json.dum
 
 @dataclass(frozen=True)
 class Encoded:
-    """A body ready to be sent.
-
-    Attributes:
-        body: the bytes.
-        header_length: how many of them are JSON if a binary part follows, else None.
-    """
+    """A body ready to be sent, and how many of its bytes are JSON if a binary part follows, else None."""
 
     body: bytes
     header_length: int | None
@@ -51,11 +46,7 @@ class Encoded:
 
 
 def encode_request(request: InferRequest, *, binary: bool = True) -> Encoded:
-    """Turns a request into bytes.
-
-    Args:
-        request: the request.
-        binary: whether the inputs travel as bytes; JSON takes about five times as many.
+    """Encode a request; with `binary`, inputs are sent as bytes, of which JSON takes about five times as many.
 
     Raises:
         WireError: a value that JSON cannot express.
@@ -71,7 +62,7 @@ def encode_request(request: InferRequest, *, binary: bool = True) -> Encoded:
 
 
 def decode_request(body: bytes, header_length: int | str | None = None) -> InferRequest:
-    """Reads a request from a sender who is not trusted.
+    """Decode a request from an untrusted sender.
 
     Args:
         body: all bytes of the HTTP body.
@@ -107,14 +98,14 @@ class _RequestHead:
 
     @property
     def comes_again(self) -> bool:
-        """Whether it may be the same next time: it has no mark of its own, and no numbers."""
+        """Whether the next request may have the same: it has no id, and no numbers."""
         return not self.id and all(tensor.binary for tensor in self.inputs)
 
 
 _heads: dict[bytes, _RequestHead] = {}
-"""What was read last: a client's requests differ in their bytes alone, and reading JSON takes longer than those.
+"""The heads decoded last: a client's requests differ in their bytes alone, and parsing JSON takes longer than those.
 
-Never one with numbers in it, which would keep an image in memory. Parameters that a client made up are kept with it.
+Never one with numbers in it, which would keep an image in memory.
 """
 
 
@@ -131,11 +122,7 @@ def _request_head(header: dict[str, Any]) -> _RequestHead:
 
 
 def encode_response(response: InferResponse, request: InferRequest | None = None) -> Encoded:
-    """Turns a response into bytes.
-
-    Args:
-        response: the response.
-        request: the request that it answers, which says which outputs go back as bytes; None sends JSON.
+    """Encode a response; the request says which outputs are sent as bytes, and without it all are JSON.
 
     Raises:
         WireError: a value that JSON cannot express.
@@ -154,11 +141,7 @@ def encode_response(response: InferResponse, request: InferRequest | None = None
 
 
 def decode_response(body: bytes, header_length: int | str | None = None) -> InferResponse:
-    """Reads a response from a server that is not trusted.
-
-    Args:
-        body: all bytes of the HTTP body.
-        header_length: the value of `Inference-Header-Content-Length`, as received; None if it was absent.
+    """Decode a response from an untrusted server; see `decode_request` for the arguments.
 
     Raises:
         WireError: anything about it is not as the protocol says.
@@ -180,7 +163,7 @@ def decode_response(body: bytes, header_length: int | str | None = None) -> Infe
 
 
 def encode_metadata(metadata: ModelMetadata) -> bytes:
-    """Turns a model's metadata into JSON."""
+    """Encode a model's metadata."""
     value: dict[str, Any] = {
         "name": metadata.name,
         "versions": list(metadata.versions),
@@ -194,7 +177,7 @@ def encode_metadata(metadata: ModelMetadata) -> bytes:
 
 
 def decode_metadata(body: bytes) -> ModelMetadata:
-    """Reads a model's metadata. Parameters that are not scalars, which some servers send, are left out.
+    """Decode a model's metadata. Parameters that are not scalars, which some servers send, are dropped.
 
     Raises:
         WireError: anything else is not as the protocol says.
@@ -213,7 +196,7 @@ def decode_metadata(body: bytes) -> ModelMetadata:
 
 
 def decode_extensions(body: bytes) -> frozenset[str]:
-    """Reads which extensions of the protocol a server lists in its metadata.
+    """Decode which extensions of the protocol a server lists in its metadata.
 
     Raises:
         WireError: it is no JSON object, or its extensions are no list of names.
@@ -239,7 +222,7 @@ def _dump(value: Any) -> bytes:
 
 
 def _split(body: bytes, header_length: int | str | None) -> tuple[bytes, tensors.Reader]:
-    """The JSON, and what follows it."""
+    """Split a body into the JSON and what follows it."""
     if header_length is None:
         return body, tensors.Reader(None)
     text = str(header_length)

@@ -1,4 +1,4 @@
-"""Reading JSON from a sender who is not trusted: each function returns a checked value or raises `WireError`."""
+"""Reading JSON from an untrusted sender: each function returns a checked value or raises `WireError`."""
 
 from __future__ import annotations
 
@@ -17,23 +17,19 @@ MAX_ELEMENTS = 2**31 - 1
 
 
 def parse_object(text: bytes | memoryview, what: str) -> dict[str, Any]:
-    """Parses a JSON object, otherwise as `parse`.
+    """Parse a JSON object, otherwise as `parse`.
 
     Raises:
         WireError: as `parse`, or it is no object.
     """
     value = parse(text, what)
     if not isinstance(value, dict):
-        raise WireError(f"{what} must be a JSON object, got {_kind(value)}")
+        raise WireError(f"{what} must be a JSON object, got {kind_of(value)}")
     return value
 
 
 def parse(text: bytes | memoryview, what: str) -> Any:
-    """Parses JSON.
-
-    Args:
-        text: UTF-8.
-        what: how messages call it, such as "the request".
+    """Parse JSON in UTF-8; messages call it `what`, such as "the request".
 
     Raises:
         WireError: not UTF-8, not JSON, NaN or Infinity, or nested too deeply.
@@ -55,13 +51,13 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def name(raw: Any, what: str, *, empty: bool = False) -> str:
-    """A name: printable, at most `MAX_NAME_CHARS` long, and not empty unless allowed.
+    """Check a name: printable, at most `MAX_NAME_CHARS` long, and not empty unless allowed.
 
     Raises:
         WireError: anything else.
     """
     if not isinstance(raw, str):
-        raise WireError(f"{what} must be a string, got {_kind(raw)}")
+        raise WireError(f"{what} must be a string, got {kind_of(raw)}")
     if len(raw) > MAX_NAME_CHARS:
         raise WireError(f"{what} has {len(raw)} characters; at most {MAX_NAME_CHARS} are allowed")
     if not raw.isprintable() or not (raw or empty):
@@ -70,7 +66,7 @@ def name(raw: Any, what: str, *, empty: bool = False) -> str:
 
 
 def array_of(raw: dict[str, Any], key: str, what: str) -> list[Any]:
-    """The list at `key`, or an empty one if there is none.
+    """Return the list at `key`, or an empty one if there is none.
 
     Raises:
         WireError: it is no list, or has more than `MAX_TENSORS` entries.
@@ -79,25 +75,25 @@ def array_of(raw: dict[str, Any], key: str, what: str) -> list[Any]:
     if value is None:
         return []
     if not isinstance(value, list):
-        raise WireError(f"{key!r} of {what} must be a list, got {_kind(value)}")
+        raise WireError(f"{key!r} of {what} must be a list, got {kind_of(value)}")
     if len(value) > MAX_TENSORS:
         raise WireError(f"{key!r} of {what} has {len(value)} entries; at most {MAX_TENSORS} are allowed")
     return value
 
 
 def object_of(raw: Any, what: str) -> dict[str, Any]:
-    """A JSON object.
+    """Check that a value is a JSON object.
 
     Raises:
         WireError: it is something else.
     """
     if not isinstance(raw, dict):
-        raise WireError(f"{what} must be a JSON object, got {_kind(raw)}")
+        raise WireError(f"{what} must be a JSON object, got {kind_of(raw)}")
     return raw
 
 
 def parameters(raw: Any, what: str) -> dict[str, Parameter]:
-    """Scalars by name; null counts as none.
+    """Check scalars by name; null counts as none.
 
     Raises:
         WireError: no object, a bad name, or a value that is not a string, a finite number or a boolean.
@@ -105,36 +101,36 @@ def parameters(raw: Any, what: str) -> dict[str, Parameter]:
     checked = {}
     for key, value in object_of({} if raw is None else raw, f"'parameters' of {what}").items():
         if not is_scalar(value):
-            raise WireError(f"a parameter of {what} is {_kind(value)}; expected a string, a number or a boolean")
+            raise WireError(f"a parameter of {what} is {kind_of(value)}; expected a string, a number or a boolean")
         checked[name(key, f"a parameter of {what}")] = value
     return checked
 
 
 def is_scalar(value: Any) -> bool:
-    """Whether the protocol allows it as a parameter's value."""
+    """Return whether the protocol allows it as a parameter's value."""
     if isinstance(value, str):
         return len(value) <= MAX_TEXT_CHARS
     return isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value))
 
 
+def is_token(text: str) -> bool:
+    """Return whether a text can be a bearer token: printable ASCII without spaces, and not empty."""
+    return bool(text) and text.isascii() and text.isprintable() and " " not in text
+
+
 def boolean(raw: Any, what: str) -> bool | None:
-    """A boolean, or None if nothing is said.
+    """Check a boolean; None if there is none.
 
     Raises:
         WireError: it is something else.
     """
     if raw is not None and not isinstance(raw, bool):
-        raise WireError(f"{what} must be true or false, got {_kind(raw)}")
+        raise WireError(f"{what} must be true or false, got {kind_of(raw)}")
     return raw
 
 
 def shape(raw: Any, what: str, *, wildcard: bool = False) -> tuple[int, ...]:
-    """A tensor's dimensions.
-
-    Args:
-        raw: a list of integers.
-        what: how messages call it.
-        wildcard: whether -1 may stand for "any size", as in metadata.
+    """Check a tensor's dimensions; with `wildcard`, -1 stands for "any size", as in metadata.
 
     Raises:
         WireError: no list, not integers, negative, more than `MAX_DIMENSIONS`, or more than `MAX_ELEMENTS` elements.
@@ -150,6 +146,7 @@ def shape(raw: Any, what: str, *, wildcard: bool = False) -> tuple[int, ...]:
     return tuple(raw)
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """Return what a JSON value is, for messages: "an object", "a number", ..."""
     kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return kinds.get(type(value), "a number")

@@ -19,14 +19,7 @@ _PYTHON_TYPES: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f":
 
 
 class Reader:
-    """Hands out the binary part of a message, in order, never beyond its end.
-
-    Args:
-        data: the bytes after the JSON header; None if the message has no binary part.
-
-    Attributes:
-        has_binary: whether it has one.
-    """
+    """Reads the binary part of a message, if there is one, in order and never beyond its end."""
 
     def __init__(self, data: memoryview | None) -> None:
         self._data = memoryview(b"") if data is None else data
@@ -34,7 +27,7 @@ class Reader:
         self._offset = 0
 
     def take(self, size: Any, what: str) -> memoryview:
-        """The next `size` bytes.
+        """Return the next `size` bytes.
 
         Raises:
             WireError: no binary part, a size that is not a count, or fewer bytes left.
@@ -50,7 +43,7 @@ class Reader:
         return self._data[self._offset - size : self._offset]
 
     def finish(self) -> None:
-        """Checks that nothing is left over.
+        """Check that nothing is left over.
 
         Raises:
             WireError: bytes that no tensor announced.
@@ -60,10 +53,10 @@ class Reader:
 
 
 def encode(tensor: Tensor, *, binary: bool) -> tuple[dict[str, Any], NDArray[Any] | None]:
-    """A tensor's JSON entry and, if it travels as bytes, its array in wire order.
+    """Return a tensor's JSON entry and, if it is sent as bytes, its array in wire order.
 
     Raises:
-        WireError: NaN or infinite values in JSON, which has no words for them.
+        WireError: NaN or infinite values, which JSON cannot express.
     """
     entry: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
     if binary:
@@ -99,7 +92,7 @@ class Announced:
     content: Any
 
     def read(self, reader: Reader) -> Tensor:
-        """Builds it, of the next bytes if it announces them.
+        """Build the tensor, from the next bytes if it announces them.
 
         Raises:
             WireError: its numbers are not what it announces.
@@ -111,11 +104,7 @@ class Announced:
 
 
 def announced(raw: Any, kind: str) -> Announced:
-    """Reads a tensor's JSON entry.
-
-    Args:
-        raw: the entry as parsed.
-        kind: "input" or "output", for messages.
+    """Check a tensor's parsed JSON entry; `kind` is "input" or "output", for messages.
 
     Raises:
         WireError: anything about it is not as the protocol says.
@@ -171,7 +160,7 @@ def _from_json(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], what: st
 
 
 def _flatten(data: Any, shape: tuple[int, ...], what: str) -> list[Any]:
-    """The values in row-major order, from a flat list or one that is nested exactly as `shape` says."""
+    """Return the values in row-major order, from a flat list or one that is nested exactly as `shape` says."""
     if not isinstance(data, list):
         raise WireError(f"the data of {what} must be a list")
     flat: list[Any] = data

@@ -1,7 +1,7 @@
 """The messages of the Open Inference Protocol v2, as plain values.
 
 Source: https://github.com/kserve/open-inference-protocol, "rest/inference_rest.yaml", and Triton's
-"extension_binary_data" for the `binary_data` wishes.
+"extension_binary_data" for `binary_data`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _DATATYPES = {(dtype.kind, dtype.itemsize): name for name, dtype in DTYPES.items
 
 
 def datatype_of(dtype: np.dtype[Any]) -> str:
-    """The protocol's name of a numpy dtype, such as "FP32" for float32.
+    """Return the protocol's name of a numpy dtype, such as "FP32" for float32.
 
     Raises:
         WireError: the protocol, or this codec, has no name for it (strings, complex numbers, objects).
@@ -60,6 +60,16 @@ class TensorSpec:
     name: str
     datatype: str
     shape: tuple[int, ...]
+
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Return whether a tensor of this shape fits."""
+        return len(shape) == len(self.shape) and all(
+            size in (-1, given) for size, given in zip(self.shape, shape, strict=True)
+        )
+
+    def takes_rows(self, row: tuple[int, ...]) -> bool:
+        """Return whether a batch of rows of this shape fits, whatever the first axis says."""
+        return self.takes((*self.shape[:1], *row))
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,12 +113,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class RequestedOutput:
-    """An output that the client asks for.
-
-    Attributes:
-        name: the output's name.
-        binary: whether it should come back as bytes; None leaves it to the request's `binary_data_output`.
-    """
+    """An output that the client asks for; `binary` None leaves its form to the request's `binary_data_output`."""
 
     name: str
     binary: bool | None = None
@@ -116,12 +121,12 @@ class RequestedOutput:
 
 @dataclass(frozen=True)
 class InferRequest:
-    """A question to a model.
+    """A request to a model.
 
     Attributes:
         inputs: the tensors; names are unique.
         outputs: the outputs asked for; none means all.
-        id: the client's mark, which the answer repeats.
+        id: the client's mark, which the response repeats.
         parameters: scalars by name.
     """
 
@@ -131,7 +136,7 @@ class InferRequest:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
 
     def wants_binary(self, output_name: str) -> bool:
-        """Whether this output should come back as bytes; if nothing is said, as JSON."""
+        """Return whether this output should come back as bytes; by default as JSON."""
         for output in self.outputs:
             if output.name == output_name and output.binary is not None:
                 return output.binary
@@ -140,14 +145,7 @@ class InferRequest:
 
 @dataclass(frozen=True)
 class InferResponse:
-    """A model's answer.
-
-    Attributes:
-        model_name: the model that answered.
-        outputs: the tensors.
-        model_version: its version, or "".
-        id: the request's mark, or "".
-    """
+    """A model's response; version and id may be ""."""
 
     model_name: str
     outputs: tuple[Tensor, ...]

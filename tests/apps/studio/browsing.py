@@ -13,7 +13,7 @@ from PIL import Image
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
-    # Whatever asks for another host gets no answer, and is written down by the page's own list of requests.
+    # Whatever asks for another host gets no response, and is noted by the page's own list of requests.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",

@@ -52,7 +52,7 @@ class Tap:
         with contextlib.suppress(OSError):
             while data := source.recv(2**16):
                 if record is not None:
-                    record += data  # before anybody can have an answer to it
+                    record += data  # before anything can respond to it
                 sink.sendall(data)
         for end in (source, sink):
             with contextlib.suppress(OSError):

@@ -102,7 +102,7 @@ def test_nothing_else_is_there(url: str, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/js/sfumato.js", "/nothing", "/bundles/0/obfuscator.onnx"])
-def test_the_browser_is_told_to_talk_to_nobody_else(url: str, path: str) -> None:
+def test_the_browser_is_told_to_contact_no_other_origin(url: str, path: str) -> None:
     _, _, headers = ask(url, path)
     policy = dict(part.split(" ", 1) for part in headers["Content-Security-Policy"].split("; "))
     assert policy["default-src"] == "'none'"

@@ -153,7 +153,7 @@ MALFORMED = [
 ]
 
 
-def test_a_malformed_answer_is_an_error_of_ours(bench: Any) -> None:
+def test_a_malformed_response_is_an_error_of_ours(bench: Any) -> None:
     code = """
       const { decodeResponse } = await import("/js/wire.js");
       return Promise.all(given.map(([body, length]) => kind(() => decodeResponse(bytes(body), length))));"""
@@ -218,38 +218,46 @@ def test_a_damaged_or_foreign_bundle_is_refused(page: Any) -> None:
     assert "was changed or damaged" in module(page, code, "/bundles/1/")
 
 
-WRONG_ANSWERS: list[tuple[dict[str, Any], str]] = [
+def test_a_bundle_of_the_first_version_is_read(page: Any, bundles: list[Bundle]) -> None:
+    old = bundles[0].to_json() | {"schema": "sfumato.bundle/1"}
+    old["gate"]["pictures"] = old["gate"].pop("images")
+    page.route("**/bundles/0/bundle.json", lambda route: route.fulfill(json=old))
+    gate = module(page, 'return (await sfumato.loadBundle("/bundles/0/", { ort })).gate;')
+    assert gate == bundles[0].to_json()["gate"]
+
+
+INVALID_RESPONSES: list[tuple[dict[str, Any], str]] = [
     ({"status": 500, "body": '{"error": "broken"}'}, "status 500: broken"),
     ({"status": 401, "body": "<html>"}, "status 401"),
-    ({"status": 302, "headers": {"Location": "http://127.0.0.1:9/"}}, "no answer from"),
+    ({"status": 302, "headers": {"Location": "http://127.0.0.1:9/"}}, "no prediction from"),
     ({"status": 200, "body": "<html>"}, "not valid JSON"),
     ({"status": 200, "body": '{"outputs":[{"name":"logits","datatype":"FP32","shape":[1,2],"data":[1,2]}]}'}, "shape"),
     ({"status": 200, "body": '{"outputs":[{"name":"other","datatype":"FP32","shape":[1,1],"data":[1]}]}'}, "lacks"),
 ]
 
 
-def fulfill(answer: dict[str, Any], route: Any) -> None:
-    route.fulfill(**answer)
+def fulfill(response: dict[str, Any], route: Any) -> None:
+    route.fulfill(**response)
 
 
 def test_what_an_endpoint_gets_wrong_is_said(bench: Any) -> None:
     code = """
       const bundle = await sfumato.loadBundle("/bundles/1/", { ort });
       return kind(() => new sfumato.Client(location.origin, bundle).classify(image(given)));"""
-    for answer, says in WRONG_ANSWERS:
-        bench.route("**/infer", partial(fulfill, answer))
+    for response, says in INVALID_RESPONSES:
+        bench.route("**/infer", partial(fulfill, response))
         said = module(bench, code, rgb(photo()))
         bench.unroute("**/infer")
         assert said.startswith("EndpointError: "), said
         assert says in said
 
 
-def test_a_token_does_not_travel_readably(bench: Any) -> None:
+def test_a_token_is_not_sent_in_the_clear(bench: Any) -> None:
     code = """
       const bundle = await sfumato.loadBundle("/bundles/1/", { ort });
       const say = (...given) => kind(() => new sfumato.Client(given[0], bundle, { token: given[1] }));
       return [await say("http://192.0.2.1", "t"), await say("https://192.0.2.1", "t"), await say("ftp://192.0.2.1")];"""
     readable, secret, foreign = module(bench, code)
-    assert readable == "EndpointError: the token would travel readably to 192.0.2.1; use https"
+    assert readable == "EndpointError: the token would be sent in the clear to 192.0.2.1; use https"
     assert secret == "nothing"
     assert foreign.startswith("EndpointError: the server's address must look like")

@@ -1,8 +1,9 @@
-"""The page in a real browser: right answers, and an image that stays where it is."""
+"""The page in a real browser: correct predictions, and an image that is not sent."""
 
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sfumato import cloud
 from sfumato.apps.studio import Pages, collect
 from sfumato.artifacts import shipped
 from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.records import RecipeRecord
 from sfumato.device import Client, Obfuscator
 from sfumato.device.image import fit
 
@@ -26,37 +28,39 @@ MOST_BYTES = 5_000_000
 
 
 def choose(page: Any, bundle: Bundle) -> None:
-    page.locator("#bundle").select_option(label=bundle.recipe["name"])
+    page.locator("#bundle").select_option(label=bundle.recipe.name)
 
 
-def answered(page: Any, name: str) -> None:
+def wait_until_shown(page: Any, name: str) -> None:
     """Waits until all that is shown belongs to the image of that name."""
     page.locator("#original-note", has_text=name).wait_for()
     page.locator("#flow[aria-busy=false]").wait_for()
 
 
-def test_a_dropped_image_gets_the_right_answer_and_stays_here(
+def test_a_dropped_image_gets_the_correct_prediction_and_is_not_sent(
     browser: Any, tap: Tap, bundles: list[Bundle], server: str
 ) -> None:
-    """The acceptance test: the answer is Python's, and no byte of the image or its file is among those sent."""
+    """The acceptance test: the prediction is Python's, and no byte of the image or its file is among those sent."""
     with Client(server, bundles[1]) as client:
         sample = next(s for s in shipped.samples() if client.classify(s.pixels).label == s.label)
         wide = photo()
         expected = {"sample.png": client.classify(sample.pixels), "wide.png": client.classify(wide)}
     page, asked = open_page(browser, tap.url)
     choose(page, bundles[1])
-    answered(page, "test-")
+    wait_until_shown(page, "test-")
     for name, pixels in (("sample.png", sample.pixels), ("wide.png", wide)):
         posts = tap.requests(b"POST")
         drop(page, png(pixels), name)
-        answered(page, name)
-        answer = expected[name]
-        assert page.locator("#cloud-answer .label").inner_text() == answer.label
-        assert page.locator("#cloud-answer b").first.inner_text() == f"{answer.probability:.0%}".replace("%", " %")
-        assert page.locator("#verdict").inner_text().startswith(f"{answer.label}: answered by the cloud")
+        wait_until_shown(page, name)
+        prediction = expected[name]
+        assert page.locator("#cloud-prediction .label").inner_text() == prediction.label
+        assert page.locator("#cloud-prediction b").first.inner_text() == f"{prediction.probability:.0%}".replace(
+            "%", " %"
+        )
+        assert page.locator("#verdict").inner_text().startswith(f"{prediction.label}: predicted by the cloud")
         assert tap.requests(b"POST") == posts + 1
-        shown = page.locator("#travels-facts dd").first.inner_text()
-        assert shown == f"{answer.payload_bytes:,}"
+        shown = page.locator("#payload-facts dd").first.inner_text()
+        assert shown == f"{prediction.payload_bytes:,}"
         recorded, preprocessing = bytes(tap.recorded), bundles[1].preprocessing
         assert leaked(recorded, fit(pixels, 32, 32), preprocessing) == set()
         file = png(pixels)
@@ -65,7 +69,7 @@ def test_a_dropped_image_gets_the_right_answer_and_stays_here(
     dump = page.locator("#inspector-body pre").nth(1).text_content()
     body = bytes.fromhex("".join(line[8:55] for line in dump.splitlines()))
     assert body in recorded, "the inspector shows the very bytes"
-    assert len(body) == answer.payload_bytes
+    assert len(body) == prediction.payload_bytes
     assert {url.split("/")[2] for url in asked} == {tap.url.split("/")[2]}
     send = "(text) => fetch('/', { method: 'POST', body: Uint8Array.from(atob(text), (c) => c.charCodeAt(0)) })"
     page.evaluate(f"{send[:-1]}).then(() => 1)", base64.b64encode(fit(wide, 32, 32).tobytes()).decode())
@@ -82,7 +86,7 @@ def test_what_the_device_is_sure_of_is_not_sent_unless_the_visitor_wants_it(
     assert probabilities is not None
     label = bundles[0].labels[int(np.argmax(probabilities))]
     page, _ = open_page(browser, tap.url)
-    answered(page, "test-")
+    wait_until_shown(page, "test-")
     before = len(tap.recorded)
     page.locator("#samples button").nth(place).click()
     page.locator("#sent", has_text="not sent").wait_for()
@@ -91,7 +95,7 @@ def test_what_the_device_is_sure_of_is_not_sent_unless_the_visitor_wants_it(
     assert "nothing was sent" in page.locator("#inspector-sum").inner_text()
     assert len(tap.recorded) == before, "not even a request for metadata"
     page.get_by_role("button", name="Send it anyway").click()
-    page.locator("#verdict", has_text="answered by the cloud").wait_for()
+    page.locator("#verdict", has_text="predicted by the cloud").wait_for()
     assert tap.requests(b"POST", b"v2/models/cifar10-resnet20/infer") >= 1
     assert leaked(bytes(tap.recorded), shipped.samples()[place].pixels, bundles[0].preprocessing) == set()
     page.context.close()
@@ -106,26 +110,26 @@ def test_the_first_load_is_small(browser: Any, server: str) -> None:
     page.locator("#status", has_text="also offline").wait_for()
     first = asked[: next(i for i, url in enumerate(asked) if url.endswith("/infer"))]
     assert any(url.endswith(".wasm") for url in first)
-    assert not any("deobfuscator" in url for url in first), "what an attacker has comes after the answer"
+    assert not any("deobfuscator" in url for url in first), "an attacker comes after the prediction"
     assert 2_000_000 < sum(finished.get(url, 0) for url in first) < MOST_BYTES
     page.context.close()
 
 
-def test_without_the_network_all_but_the_answer_works(page: Any, bundles: list[Bundle]) -> None:
+def test_without_the_network_all_but_the_clouds_prediction_works(page: Any, bundles: list[Bundle]) -> None:
     page.context.set_offline(True)
     choose(page, bundles[1])
     page.locator("#samples button").nth(5).click()
     page.locator("#original-note", has_text="test-0005").wait_for()
-    page.locator("#asked", has_text="no answer").wait_for()
-    assert "The cloud did not answer" in page.locator("#verdict").inner_text()
-    assert "the network or the server is gone" in page.locator("#cloud-answer").inner_text()
+    page.locator("#asked", has_text="no response").wait_for()
+    assert "The cloud did not respond" in page.locator("#verdict").inner_text()
+    assert "the network or the server is gone" in page.locator("#cloud-prediction").inner_text()
     assert "reconstruct, as an attacker" in page.locator("#steps").inner_text()
     assert "offline" in page.locator("#status").inner_text()
     page.locator("#plain").check()
-    page.locator("#plain-answer .bars").wait_for()
+    page.locator("#plain-prediction .bars").wait_for()
     page.context.set_offline(False)
     page.get_by_role("button", name="Try again").click()
-    page.locator("#verdict", has_text="answered by the cloud").wait_for()
+    page.locator("#verdict", has_text="predicted by the cloud").wait_for()
 
 
 def test_what_is_no_image_is_refused_and_nothing_is_left_of_the_last_one(browser: Any, tap: Tap) -> None:
@@ -135,11 +139,11 @@ def test_what_is_no_image_is_refused_and_nothing_is_left_of_the_last_one(browser
         drop(page, content)
         page.locator("#problem", has_text="not an image that the browser can decode").wait_for()
         assert page.locator("#verdict").inner_text() == "Nothing was sent."
-        assert page.locator("#cloud-answer").inner_text() == ""
+        assert page.locator("#cloud-prediction").inner_text() == ""
         assert page.evaluate("[...document.querySelectorAll('.flow canvas')].map((c) => c.width)") == [1, 1, 1]
         assert len(tap.recorded) == before
         page.locator("#samples button").first.click()
-        answered(page, "test-0000")
+        wait_until_shown(page, "test-0000")
         assert page.locator("#problem").is_hidden()
     page.context.close()
 
@@ -148,7 +152,7 @@ def test_the_camera(page: Any) -> None:
     page.get_by_role("button", name="Use the camera").click()
     page.locator("#video").wait_for()
     page.locator("#shoot:enabled").click()  # once the camera has shown something
-    answered(page, "the camera's image")
+    wait_until_shown(page, "the camera's image")
     assert page.evaluate("document.getElementById('video').srcObject") is None, "the camera is let go"
 
 
@@ -183,7 +187,7 @@ def test_the_browser_itself_refuses_other_hosts(bench: Any) -> None:
 def test_the_plot_is_worked_with_the_keyboard(page: Any, bundles: list[Bundle]) -> None:
     page.locator("#point h2").wait_for()
     chosen = page.locator("#plot [role=option][aria-selected=true]")
-    assert bundles[0].recipe["name"] in chosen.get_attribute("aria-label")
+    assert bundles[0].recipe.name in chosen.get_attribute("aria-label")
     seen = [page.locator("#point h2").inner_text()]
     chosen.focus()
     for key in ("Home", "End", "ArrowLeft"):
@@ -212,9 +216,8 @@ def test_bundles_that_differ_by_their_dial_get_a_slider(browser: Any, tmp_path: 
     made = []
     for bits in (8, 2, 5):
         bundle, classifier = tiny.save_bundles(tmp_path / str(bits))
-        bundle.recipe.update({"kind": "sketch", "name": f"sketch-{bits}", "code_bits": bits})
-        bundle.save()
-        made.append(bundle)
+        recipe = RecipeRecord(kind="sketch", name=f"sketch-{bits}", code_bits=bits)
+        made.append(replace(bundle, recipe=recipe).save())
     with cloud.running([cloud.ServedModel(classifier.path)], pages=Pages(collect(made, classifier))) as url:
         page, _ = open_page(browser, url)
         assert page.locator("#dial-value").inner_text() == "8"

@@ -116,6 +116,6 @@ def test_the_recipe_with_another_seed_is_another_key(tmp_path):
 def test_weights_that_are_not_those_of_the_onnx_file_are_refused(tmp_path):
     blur, pixels = written(tmp_path / "a", "blur"), written(tmp_path / "b", "pixelate")
     (blur.path / OBFUSCATOR_ONNX).write_bytes((pixels.path / OBFUSCATOR_ONNX).read_bytes())
-    blur.save()
+    blur = blur.save()
     with pytest.raises(AuditError, match="its weights and its ONNX file differ"):
         load_target(str(blur.path), size=SIZE)

@@ -13,6 +13,7 @@ from torch import nn
 from sfumato.artifacts import shipped
 from sfumato.artifacts.bundle import Bundle, Preprocessing
 from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.records import RecipeRecord
 from sfumato.errors import BundleError, TrainingError
 from sfumato.lab.baselines import METHODS, build, load_module, make, refit, write_baseline
 from sfumato.lab.baselines.bundles import BaselineRecipe, Payload, _check_noise, as_payload
@@ -62,9 +63,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - ENCODERS))
 def test_a_baseline_comes_back_from_its_bundle(name, written):
     bundle, x = written[name], images()
-    assert bundle.recipe["kind"] == "baseline"
-    assert bundle.recipe["method"] == name
-    assert bundle.recipe["note"] == "made up"
+    assert bundle.recipe.kind == "baseline"
+    assert bundle.recipe.method == name
+    assert bundle.recipe.note == "made up"
     assert bundle.preprocessing == PREPROCESSING
     module, function = load_module(bundle), OnnxFunction(bundle.file("obfuscator.onnx"))
     assert not module.training
@@ -119,15 +120,15 @@ def test_refit_makes_another_key_and_nothing_of_what_is_learned(written):
 def test_a_bundle_that_is_no_baseline_or_does_not_fit(written):
     good = written["pca"]
     for recipe, says in (
-        ({**good.recipe, "kind": "obfuscator"}, "is no baseline"),
-        ({**good.recipe, "method": "sharpen"}, "no baseline is called 'sharpen'"),
-        ({**good.recipe, "strength": -1}, "above 0"),
-        ({**good.recipe, "strength": "strong"}, "does not make a baseline"),
+        ({**good.recipe.to_json(), "kind": "obfuscator"}, "is no baseline"),
+        ({**good.recipe.to_json(), "method": "sharpen"}, "no baseline is called 'sharpen'"),
+        ({**good.recipe.to_json(), "strength": -1}, "above 0"),
+        ({**good.recipe.to_json(), "strength": "strong"}, "does not make a baseline"),
         ({"kind": "baseline"}, "does not make a baseline"),
-        ({**good.recipe, "strength": 11}, "weights do not fit"),
+        ({**good.recipe.to_json(), "strength": 11}, "weights do not fit"),
     ):
         with pytest.raises(BundleError, match=says):
-            load_module(replace(good, recipe=recipe))
+            load_module(replace(good, recipe=RecipeRecord.from_json(recipe)))
 
 
 def test_a_file_with_other_noise_is_found_out(written):

@@ -38,10 +38,10 @@ def test_the_list_tells_of_every_method():
 def test_a_baseline_becomes_a_bundle_with_figures(tmp_path, data):
     said = json.loads(baseline("noise", "--strength", "0.01", "--seed", "4", *data, "--json").stdout)
     bundle = Bundle.load(tmp_path / "out" / "bundle", kind="obfuscator")
-    assert said == {"bundle": str(bundle.path), "recipe": bundle.recipe, "figures": bundle.figures}
-    assert bundle.recipe["strength"] == 0.01
-    assert bundle.recipe["seed"] == bundle.provenance["seed"] == 4
-    assert bundle.figures["test_images"] == bundle.provenance["test_images"] == 8
+    assert said == {"bundle": str(bundle.path), "recipe": bundle.recipe.to_json(), "figures": bundle.figures.to_json()}
+    assert bundle.recipe.others["strength"] == 0.01
+    assert bundle.recipe.seed == bundle.provenance.seed == 4
+    assert bundle.figures.test_images == bundle.provenance.test_images == 8
     assert bundle.classifier_fingerprint == Bundle.load(shipped.classifier_bundle()).classifier_fingerprint
     assert load_module(bundle).noise_kind == "gaussian"
     before = (tmp_path / "out" / "bundle" / "bundle.json").read_bytes()
@@ -57,9 +57,9 @@ def test_joint_writes_its_own_classifier(tmp_path, data):
     frozen = load_classifier(tmp_path / "out" / "classifier")
     assert bundle.classifier_fingerprint == frozen.fingerprint
     assert frozen.fingerprint != Bundle.load(shipped.classifier_bundle()).classifier_fingerprint
-    assert bundle.recipe["epochs"] == 2
-    assert "short run" in bundle.recipe["note"]
-    assert bundle.provenance["train_images"] == 12
+    assert bundle.recipe.others["epochs"] == 2
+    assert "short run" in bundle.recipe.note
+    assert bundle.provenance.train_images == 12
     load_module(bundle)
 
 

@@ -54,7 +54,7 @@ def test_a_transformers_folder_predicts_as_transformers_itself(tmp_path, kind, s
     frozen = load_classifier(bundle.path)
     assert agree(frozen.net(torch.from_numpy(ours)).numpy(), wanted)
     assert frozen.labels == brought.LABELS and frozen.name == kind
-    notes = " ".join(bundle.recipe["notes"])
+    notes = " ".join(bundle.recipe.notes)
     assert ("stretches" in notes, "inner 87.5%" in notes) == (kind == "vit", kind == "resnet")
 
 
@@ -86,7 +86,7 @@ def test_a_program_and_a_module_predict_as_the_network_itself(tmp_path, suffix):
     wanted = net(inputs).detach().numpy()
     assert agree(served(bundle, inputs.numpy()), wanted)
     assert agree(load_classifier(bundle.path).net(inputs).numpy(), wanted)
-    assert bundle.labels == ("0", "1", "2", "3") and "called by their number" in bundle.recipe["notes"][-1]
+    assert bundle.labels == ("0", "1", "2", "3") and "called by their number" in bundle.recipe.notes[-1]
     assert (bundle.preprocessing.height, bundle.preprocessing.width) == size
 
 

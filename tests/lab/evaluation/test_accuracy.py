@@ -1,5 +1,6 @@
 """The figures of a bundle's ONNX files against the same figures from torch."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from json_schema import faults, schema
 from sfumato.artifacts.bundle import Bundle, Preprocessing
 from sfumato.device.eight_bit import to_pixels
 from sfumato.errors import BundleError
@@ -91,7 +93,7 @@ def test_the_figures_in_a_bundle_are_those_of_its_test_images(trained, image_fol
 def test_what_is_reconstructed_is_clipped_to_what_an_image_can_hold(tmp_path):
     obfuscator, classifier = save_bundles(tmp_path)
     save_obfuscator(obfuscator.path / "deobfuscator.onnx")  # reconstructs nothing, far outside [0, 1]
-    obfuscator.save()
+    obfuscator = obfuscator.save()
     images = replace(image_set(3, size=(8, 8)), names=LABELS)
     plain = images.images.numpy().astype("float32") / 255
     reconstructed = obfuscate(obfuscate(plain))
@@ -206,3 +208,8 @@ def test_a_gate_without_usable_logits_has_no_figures(tmp_path, own):
     obfuscator, classifier = save_bundles(tmp_path, threshold=0.5, own=own)
     with pytest.raises(BundleError, match="second output of finite logits"):
         evaluate_obfuscator(obfuscator, classifier, gated_images())
+
+
+def test_trained_bundles_follow_the_schema(trained):
+    for bundle in trained:
+        assert faults(json.loads((bundle.path / "bundle.json").read_text(encoding="utf-8")), schema("bundle")) == []

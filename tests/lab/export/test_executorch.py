@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,7 @@ def test_a_network_that_differs_from_the_onnx_file_is_not_written(tmp_path: Path
         {**weights, last: weights[last] + 10 * TOLERANCE * (1 + weights[last].abs().max())},
         bundle.file(OBFUSCATOR_WEIGHTS),
     )
-    bundle.save()
+    bundle = bundle.save()
     file = tmp_path / "net.pte"
     file.write_text("before")
     with pytest.raises(BundleError, match=r"differs from its ONNX file .* nothing was written"):
@@ -157,7 +158,7 @@ def test_a_file_that_exists_stays_without_force(tmp_path: Path):
 @pytest.mark.parametrize("kind", ["baseline", None])
 def test_what_train_did_not_make_is_refused(kind: Any, tmp_path: Path):
     bundle = copied("obfuscator", tmp_path)
-    bundle.recipe["kind"] = kind
+    bundle = replace(bundle, recipe=bundle.recipe.updated(kind=kind))
     with pytest.raises(BundleError, match="no network that can be exported"):
         export_executorch(bundle, tmp_path / "net.pte", sample_images(bundle.preprocessing))
 

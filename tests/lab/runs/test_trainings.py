@@ -1,7 +1,9 @@
+from dataclasses import replace
 import shutil
 
 import pytest
 
+from sfumato.artifacts.records import Provenance
 from sfumato.artifacts.bundle import Bundle
 from sfumato.lab.models.checkpoint import save_checkpoint
 from sfumato.errors import BundleError, ResultsError, TrainingError
@@ -26,8 +28,7 @@ def test_a_bundle_without_its_figures_is_not_done(tmp_path, trained):
     run = Run(tmp_path / "run")
     shutil.copytree(trained[0].path, run.bundle)
     bundle = Bundle.load(run.bundle)
-    bundle.provenance.clear()
-    bundle.save()
+    replace(bundle, provenance=Provenance()).save()
     assert state_of(run).name == "missing"
 
 
@@ -47,7 +48,7 @@ def test_what_is_damaged_is_told(tmp_path, trained):
 
 
 def trained_on(trained):
-    return {"data": trained[0].recipe["data"], "training": {"epochs": 1, "batch_size": 4}}
+    return {"data": trained[0].recipe.others["data"], "training": {"epochs": 1, "batch_size": 4}}
 
 
 def test_a_folder_that_cannot_be_written_is_told_at_once(tmp_path):

@@ -22,6 +22,8 @@ from sfumato.artifacts.bundle import (
     fingerprint,
     write_json,
 )
+from sfumato.artifacts.provenance import provenance
+from sfumato.artifacts.records import RecipeRecord
 from sfumato.errors import (
     AuditError,
     BundleError,
@@ -68,13 +70,10 @@ def bundle_of(folder: Path, kind: str, recipe: dict, classifier: str | None = No
         save_weights(build_classifier("resnet20", len(CLASSES)), folder / CLASSIFIER_WEIGHTS)
     else:
         file = tiny.save_obfuscator(folder / OBFUSCATOR_ONNX)
-    made = Bundle(
-        path=folder, kind=kind, name="tiny", labels=CLASSES, preprocessing=SIZE, recipe=recipe,
-        classifier_fingerprint=classifier or fingerprint(file),
-    )  # fmt: skip
-    made.provenance["seed"] = 0
-    made.save()
-    return made
+    return Bundle(
+        path=folder, kind=kind, name="tiny", labels=CLASSES, preprocessing=SIZE, recipe=RecipeRecord.from_json(recipe),
+        classifier_fingerprint=classifier or fingerprint(file), provenance=provenance(seed=0),
+    ).save()  # fmt: skip
 
 
 class Made:
@@ -117,12 +116,12 @@ class Made:
         if self.stop_audit_at == folder.parent.name:
             self.stop_audit_at = None
             raise Interrupted("interrupted")
-        many = bundle.recipe["code_bits"] > 2
+        many = bundle.recipe.code_bits > 2
         found = fake_audit(mse=LABEL_ONLY * (0.9 if many else 1), gate=None)
-        found["target"] |= {"name": bundle.recipe["name"], "fingerprint": bundle.files[OBFUSCATOR_ONNX]}
-        found["data"]["source"] = bundle.recipe["data"]["source"]
+        found["target"] |= {"name": bundle.recipe.name, "fingerprint": bundle.files[OBFUSCATOR_ONNX]}
+        found["data"]["source"] = bundle.recipe.others["data"]["source"]
         found["budget"]["name"] = budget.name
-        accuracy = (0.91 if many else 0.86) + 0.001 * bundle.recipe["training"]["seed"]
+        accuracy = (0.91 if many else 0.86) + 0.001 * bundle.recipe.others["training"]["seed"]
         found["utility"] |= {"accuracy_obfuscated": accuracy, "accuracy_local": LOCAL_ACCURACY if local else None}
         write_json(folder / "audit.json", found)
         return found
@@ -199,7 +198,7 @@ def test_the_file_says_the_means_over_the_seeds_and_whether_they_are_worth_it(pl
     assert many["gain"]["mean"] == pytest.approx(0.9105 - mixture)
     assert (few["worth"], many["worth"], content["verdict"]["worth"]) == ("no", "yes", "yes")
     assert "worth it at 1 of 2 points" in content["verdict"]["sentences"][0]
-    assert [Bundle.load(Path(run) / "bundle").recipe["code_bits"] for run in many["runs"]] == [4, 4]
+    assert [Bundle.load(Path(run) / "bundle").recipe.code_bits for run in many["runs"]] == [4, 4]
     assert {"local", "identity"} <= {point["role"] for point in content["beside"]}
     with Image.open(content["plot"]) as plot:
         assert plot.width == 1600
@@ -278,8 +277,8 @@ def test_the_classifier_on_the_device_is_trained_first_if_there_is_a_recipe(plac
     found = run_sweep(sweep).content
     assert made.trained == ["local", "code_bits-4-seed0"]
     bundle = Bundle.load(tmp_path / "out" / "local" / "bundle", kind="classifier")
-    assert bundle.recipe["teacher"] == sweep.settings[0].recipes[0].classifier
-    assert bundle.recipe["data"]["source"] == str(place.images)
+    assert bundle.recipe.others["teacher"] == sweep.settings[0].recipes[0].classifier
+    assert bundle.recipe.others["data"]["source"] == str(place.images)
     assert found["local"] == str(bundle.path)
     assert found["device"]["local_macs"] > 0 and "multiply-accumulates" in found["verdict"]["sentences"][-1]
 
@@ -362,7 +361,7 @@ def test_a_point_made_for_real_is_an_ordinary_run_with_an_ordinary_audit(tmp_pat
     bundle = Bundle.load(tmp_path / "out" / "points" / "seed0" / "bundle", kind="obfuscator")
     folder = tmp_path / "out" / "points" / "seed0" / "audit-quick"
     audit = json.loads((folder / "audit.json").read_text())
-    assert bundle.figures["audit"]["best"] == audit["best"]
+    assert bundle.figures.audit["best"] == audit["best"]
     assert found.rows[0].accuracy.mean == audit["utility"]["accuracy_obfuscated"]
     assert (folder / "audit.html").is_file() and found.rows[0].attackers == ("least squares",)
     assert is_done(plan_sweep(recipe, tmp_path / "out", BRIEF, local=classifier.path).jobs["seed0"])

@@ -166,8 +166,8 @@ def test_every_option_from_images_to_an_audit(trained, image_folder, tmp_path, o
     loaded = Bundle.load(bundle.path, kind="obfuscator")
     attacked, rounded = options.get("privacy") != {"attackers": []}, "output" in options
     noisy = "bottleneck" in options
-    assert ("deobfuscator.onnx" in loaded.files) == ("joint_deobfuscator_mse" in loaded.figures) == attacked
-    assert parse_recipe(loaded.recipe) == recipe(trained[0].path, image_folder, **options)
+    assert ("deobfuscator.onnx" in loaded.files) == (loaded.figures.joint_deobfuscator_mse is not None) == attacked
+    assert parse_recipe(loaded.recipe.to_json()) == recipe(trained[0].path, image_folder, **options)
 
     target = load_target(str(bundle.path), size=(32, 32))
     images = image_set(6, seed=8).images.float() / 255
@@ -204,7 +204,7 @@ def test_images_without_labels_are_trained_on(trained, tmp_path, own_caches):
         rows = Dataset.from_dict({"image": files, "label": labels}, features=features)
         rows.to_parquet(folder / f"{split}.parquet")
     plan = recipe(trained[0].path, folder, utility={"teacher_weight": 1.0}, privacy={"target": "class-mean"})
-    assert train(plan, tmp_path / "run", accelerator="cpu").provenance["train_images"] == 16
+    assert train(plan, tmp_path / "run", accelerator="cpu").provenance.train_images == 16
     with pytest.raises(DataError, match="some images have no class"):
         train(recipe(trained[0].path, folder), tmp_path / "labelled", accelerator="cpu")
 

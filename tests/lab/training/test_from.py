@@ -47,16 +47,16 @@ def test_a_sketch_keeps_how_it_looks_and_learns_what_it_draws(
     plan = recipe("sketch", image_folder, classifier=str(other.path))
     adapted = train(plan, tmp_path / "run", accelerator="cpu", start=sketch)
     assert adapted.classifier_fingerprint == other.classifier_fingerprint
-    assert adapted.figures["accuracy_device"] == sketch.figures["accuracy_device"]
+    assert adapted.figures.accuracy_device == sketch.figures.accuracy_device
     before, after = weights(sketch), weights(adapted)
     for name, value in before.items():
         looks = name.startswith(("trunk.", "to_bits."))
         if looks or name.endswith("num_batches_tracked"):
             assert torch.equal(value, after[name]) == looks, name
     assert not torch.equal(before["draw.1.weight"], after["draw.1.weight"])
-    assert adapted.recipe["learn"] == "drawing"
-    assert [net["name"] for net in adapted.provenance["trained_for"]] == ["classifier"]
-    assert adapted.provenance["started_from"]["sha256"] == sketch.files[OBFUSCATOR_WEIGHTS]
+    assert adapted.recipe.others["learn"] == "drawing"
+    assert [net["name"] for net in adapted.provenance.trained_for] == ["classifier"]
+    assert adapted.provenance.others["started_from"]["sha256"] == sketch.files[OBFUSCATOR_WEIGHTS]
     assert adapted.code_fingerprint == sketch.code_fingerprint is not None
 
 
@@ -103,7 +103,7 @@ def test_a_run_goes_on_only_from_the_same_start(
     plan = recipe("sketch", image_folder, classifier=str(other.path))
     train(plan, tmp_path / "run", accelerator="cpu", start=sketch)
     again = train(plan, tmp_path / "run", accelerator="cpu", start=sketch, resume=True)
-    assert again.figures["test_images"] == 8
+    assert again.figures.test_images == 8
     changed = replace(sketch, files={**sketch.files, OBFUSCATOR_WEIGHTS: "0" * 64})
     with pytest.raises(TrainingError, match="another recipe"):
         train(plan, tmp_path / "run", accelerator="cpu", start=changed, resume=True)
@@ -116,7 +116,7 @@ def test_further_classifiers_must_know_the_same_classes(
     stranger = train(recipe("classifier", folder, architecture="vgg7"), tmp_path / "stranger", accelerator="cpu")
     plan = recipe("sketch", image_folder, classifier=str(other.path), transfer={"also": [str(trained[0].path)]})
     both = train(plan, tmp_path / "run", accelerator="cpu")
-    assert [net["name"] for net in both.provenance["trained_for"]] == ["classifier", "small"]
+    assert [net["name"] for net in both.provenance.trained_for] == ["classifier", "small"]
     plan = recipe("sketch", image_folder, classifier=str(other.path), transfer={"also": [str(stranger.path)]})
     with pytest.raises(RecipeError, match=r"transfer\.also"):
         train(plan, tmp_path / "other", accelerator="cpu")

@@ -78,7 +78,7 @@ def test_they_take_the_place_of_what_a_bundle_draws_without_training(
     learned = train(parse_recipe(given), tmp_path / "learned", accelerator="cpu")
     shown = parse_recipe({**given, "drawing": "photographs"})
     bundle = train(shown, tmp_path / "shown", accelerator="cpu", start=learned)
-    assert bundle.provenance["epochs"] == 0
+    assert bundle.provenance.epochs == 0
     assert bundle.code_fingerprint == learned.code_fingerprint
     images = load_images(str(source), "train")
     batch = images.images[:32].numpy().astype(np.float32) / 255
@@ -88,7 +88,7 @@ def test_they_take_the_place_of_what_a_bundle_draws_without_training(
     assert all(row.tobytes() in known for row in sent)  # photographs of the training set, to the last bit
     assert all(len({row.tobytes() for row in sent[answers == k]}) == 1 for k in np.unique(answers))
     back = train(parse_recipe(given), tmp_path / "back", accelerator="cpu", start=bundle)  # and the other way
-    assert back.provenance["epochs"] == 2 and back.code_fingerprint == learned.code_fingerprint
+    assert back.provenance.epochs == 2 and back.code_fingerprint == learned.code_fingerprint
 
 
 def test_what_draws_photographs_learns_to_look() -> None:

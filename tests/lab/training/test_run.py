@@ -67,15 +67,15 @@ def test_from_images_to_a_device_that_obfuscates(trained, image_folder):
 
 def test_a_bundle_tells_where_it_comes_from(trained, image_folder):
     for bundle, kind in zip(trained, ("classifier", "obfuscator"), strict=True):
-        facts = bundle.provenance
+        facts = bundle.provenance.to_json()
         assert (facts["epochs"], facts["seed"], facts["processes"], facts["accelerator"]) == (8, 0, 1, "cpu")
         assert (facts["train_images"], facts["test_images"], facts["data"]) == (16, 8, str(image_folder))
         assert facts["libraries"]["torch"] == torch.__version__
         assert facts["sfumato"] == sfumato.__version__
-        assert bundle.recipe["kind"] == kind
-        assert parse_recipe(bundle.recipe).training.epochs == 8
-        assert bundle.figures["test_images"] == 8
-        assert json.loads((bundle.path / "bundle.json").read_text())["figures"] == bundle.figures
+        assert bundle.recipe.kind == kind
+        assert parse_recipe(bundle.recipe.to_json()).training.epochs == 8
+        assert bundle.figures.test_images == 8
+        assert json.loads((bundle.path / "bundle.json").read_text())["figures"] == bundle.figures.to_json()
 
 
 def test_images_are_normalised_with_their_own_mean_and_deviation(trained, image_folder):
@@ -406,7 +406,7 @@ def test_a_sketch_sends_codes_alone_and_knows_when_to_send(sketched, trained):
     assert (bundle.gate.offload_rate, bundle.gate.images) == (0.5, 4)
     assert 0.25 <= bundle.gate.threshold <= 1, "of four classes the likeliest has a quarter at least"
     assert (bundle.name, bundle.classifier_fingerprint) == (trained[0].name, trained[0].classifier_fingerprint)
-    assert bundle.provenance["train_images"] == 12, "what the gate was chosen on was not trained on"
+    assert bundle.provenance.train_images == 12, "what the gate was chosen on was not trained on"
     images = pixels(40, seed=5).transpose(0, 3, 1, 2).astype(np.float32) / 255
     payload, own, code = OnnxFunction(bundle.file(OBFUSCATOR_ONNX)).all(images)
     assert payload.shape == (40, 3, 32, 32) and own.shape == (40, 4) and code.shape == (40, 1)

@@ -59,8 +59,8 @@ def test_an_interrupted_run_resumes_to_the_same_network(folder, tmp_path, monkey
 
 def test_a_streamed_classifier_and_a_streamed_sketch_become_bundles(folder, tmp_path):
     classifier = train(recipe(folder), tmp_path / "c", accelerator="cpu")
-    assert classifier.provenance["streamed"] is True and classifier.provenance["train_images"] == 40
-    assert classifier.figures["test_images"] == 8
+    assert classifier.provenance.others["streamed"] is True and classifier.provenance.train_images == 40
+    assert classifier.figures.test_images == 8
     seen = load_images(str(folder), "train").images.numpy() / 255
     assert classifier.preprocessing.mean == pytest.approx(seen.mean(axis=(0, 2, 3)), abs=0.15)
     sketch = train(
@@ -69,7 +69,7 @@ def test_a_streamed_classifier_and_a_streamed_sketch_become_bundles(folder, tmp_
         accelerator="cpu",
     )
     assert sketch.gate is not None and sketch.gate.images == 6
-    assert sketch.figures["test_images"] == 8
+    assert sketch.figures.test_images == 8
 
 
 def test_what_needs_all_images_at_once_is_refused(folder, tmp_path):

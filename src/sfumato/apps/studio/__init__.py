@@ -1,7 +1,7 @@
 """The studio: a page on which the obfuscator runs in the browser, so that the image never leaves it.
 
-Python only hands out files here; what happens to an image is written in `js/` (the module `sfumato.js`, for any
-page) and `page/` (this page). Only what the obfuscator made is sent, over the Open Inference Protocol, to the server
+Python only serves files here; images are handled in `js/` (the module `sfumato.js`, for any page) and `page/`
+(this page). Only obfuscated images are sent, over the Open Inference Protocol, to the server
 of `sfumato.cloud`.
 """
 

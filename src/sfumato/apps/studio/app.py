@@ -1,4 +1,4 @@
-"""Hands out the page's files over HTTP, with the headers that keep the browser from talking to anybody else."""
+"""Serve the page's files over HTTP, with headers that keep the browser from contacting any other origin."""
 
 from __future__ import annotations
 
@@ -32,24 +32,20 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-CACHING = {"Cache-Control": "no-cache", "Vary": "Accept-Encoding"}  # kept, and asked after each time
+CACHING = {"Cache-Control": "no-cache", "Vary": "Accept-Encoding"}  # cached, and revalidated each time
 
 
 class Pages:
-    """The ASGI application that serves a table of assets, and nothing else.
-
-    Args:
-        assets: by path, see `collect`.
-    """
+    """The ASGI application that serves a table of assets (see `collect`), and nothing else."""
 
     def __init__(self, assets: Mapping[str, Asset]) -> None:
         self._assets = assets
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one HTTP request."""
-        await self._answer(Request(scope))(scope, receive, send)
+        """Serve one HTTP request."""
+        await self._respond(Request(scope))(scope, receive, send)
 
-    def _answer(self, request: Request) -> Response:
+    def _respond(self, request: Request) -> Response:
         if request.method not in ("GET", "HEAD"):
             return PlainTextResponse("only GET and HEAD\n", 405, {**HEADERS, "Allow": "GET, HEAD"})
         asset = self._assets.get(request.url.path)

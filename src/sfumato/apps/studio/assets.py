@@ -1,6 +1,6 @@
-"""What the page's server hands out: a table from paths to bytes, complete before the first request.
+"""What the page's server serves: a table from paths to bytes, complete before the first request.
 
-There is no way from a request's path to the file system: what is not in the table does not exist.
+A request's path never reaches the file system: what is not in the table does not exist.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Asset:
     etag: str
 
     def body(self, accepted: str) -> tuple[str, bytes]:
-        """The encoding to use and the bytes, for the value of an `Accept-Encoding` header."""
+        """Return the encoding to use and the bytes, for the value of an `Accept-Encoding` header."""
         wanted = [coding.replace(" ", "") for coding in accepted.split(",")]
         named = {coding.split(";")[0] for coding in wanted if ";q=0" not in coding}
         encoding = next((known for known in ("br", "gzip") if known in named and known in self.bodies), "identity")
@@ -61,11 +61,11 @@ class Asset:
 
 
 def collect(obfuscators: Sequence[Bundle], classifier: Bundle) -> dict[str, Asset]:
-    """Everything that the page needs, by path.
+    """Collect everything that the page needs, by path.
 
     Args:
         obfuscators: the bundles that the visitor may choose from, in this order.
-        classifier: the bundle that is served, for the answer on the original, which the browser computes by itself.
+        classifier: the bundle that is served, for the prediction on the original, which the browser computes by itself.
 
     Raises:
         ServingError: this installation lacks ONNX Runtime Web, or there is no obfuscator.
@@ -95,7 +95,7 @@ def collect(obfuscators: Sequence[Bundle], classifier: Bundle) -> dict[str, Asse
 
 
 def _runtime() -> dict[str, Asset]:
-    """ONNX Runtime Web, as the build stored it."""
+    """Collect ONNX Runtime Web, as the build stored it."""
     files = sorted(RUNTIME.glob("*.gz"))
     if not files or not (RUNTIME / "version.json").is_file():
         raise ServingError(
@@ -111,9 +111,9 @@ def _runtime() -> dict[str, Asset]:
 
 
 def _bundle(prefix: str, bundle: Bundle, names: Sequence[str]) -> dict[str, Asset]:
-    """A bundle's manifest and those of its files that a browser can use."""
-    files = [MANIFEST, *(name for name in names if name in bundle.files)]
-    return {f"{prefix}/{name}": _asset(bundle.path / name) for name in files}
+    """Collect a bundle's manifest, in this version's schema, and those of its files that a browser can use."""
+    files = {f"{prefix}/{name}": _asset(bundle.path / name) for name in names if name in bundle.files}
+    return {f"{prefix}/{MANIFEST}": _json(bundle.to_json()), **files}
 
 
 def _asset(file: Path) -> Asset:

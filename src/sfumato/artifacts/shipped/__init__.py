@@ -1,4 +1,4 @@
-"""What comes with sfumato: a classifier, two obfuscators for it, and a few real images to try them on."""
+"""What ships with sfumato: a classifier, two obfuscators for it, and a few real images to try them on."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ class Sample:
 
 
 def classifier_bundle() -> Path:
-    """The shipped classifier's bundle."""
+    """Return the folder of the shipped classifier's bundle."""
     return _existing(_HERE / CLASSIFIER)
 
 
 def obfuscator_bundle() -> Path:
-    """The bundle of the default obfuscator for the shipped classifier: a code of a few bits, with a gate."""
+    """Return the folder of the default obfuscator for the shipped classifier: a code of a few bits, with a gate."""
     return _existing(_HERE / "cifar10-resnet20-sketch")
 
 
 def papers_obfuscator_bundle() -> Path:
-    """The bundle of the paper's obfuscator for the same classifier, to compare with."""
+    """Return the folder of the paper's obfuscator for the same classifier, for comparison."""
     return _existing(_HERE / "cifar10-resnet20-obfuscator")
 
 
 def samples() -> list[Sample]:
-    """The shipped images: the first ones of the CIFAR-10 test split, not chosen."""
+    """Return the shipped images: the first ones of the CIFAR-10 test split, not selected."""
     with Image.open(SHEET) as sheet:
         pixels = np.asarray(sheet.convert("RGB"))
     labels = json.loads(SHEET_LABELS.read_text(encoding="utf-8"))["labels"]

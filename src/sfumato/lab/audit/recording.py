@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from sfumato.artifacts.bundle import Bundle
@@ -26,20 +28,19 @@ def record(bundle: Bundle, found: dict[str, Any]) -> bool:
     Raises:
         BundleError: the disk refuses.
     """
-    kept = bundle.figures.get("audit")
+    kept = bundle.figures.audit
     if kept is not None and _effort(kept) > _effort(found) and _leakage(kept) >= _leakage(found):
         return False
-    bundle.figures["audit"] = {key: found[key] for key in _KEPT}
-    bundle.save()
+    replace(bundle, figures=bundle.figures.updated(audit={key: found[key] for key in _KEPT})).save()
     return True
 
 
-def _effort(found: dict[str, Any]) -> int:
+def _effort(found: Mapping[str, Any]) -> int:
     """Training images over all decoders that an audit's budget allowed."""
     budget = found["budget"]
     named = BUDGETS.get(budget["name"])
     return int(budget.get("images", named.images if named else 0))
 
 
-def _leakage(found: dict[str, Any]) -> float:
+def _leakage(found: Mapping[str, Any]) -> float:
     return float((found["best"] or {}).get("excess_leakage") or 0)

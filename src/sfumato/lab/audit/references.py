@@ -127,7 +127,7 @@ def write_references(
             seed=seed,
             train={"data": train.source, "data_sha256": train.sha256, "images": len(train)},
             test={"data": test.source, "data_sha256": test.sha256, "images": len(test)},
-        ),
+        ).to_json(),
     }
     if path is not None:
         write_json(path, result)

@@ -209,7 +209,7 @@ class _Run:
             accelerator=self.device.type,
             threads=torch.get_num_threads(),
             seconds=round(sum(trial["seconds"] for trial in trials), 1),
-        )
+        ).to_json()
         return found
 
     def _step(self, what: str, find: Callable[[], Any]) -> Any:

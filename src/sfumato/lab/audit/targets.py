@@ -93,7 +93,7 @@ def bundle_target(bundle: Bundle) -> Target:
         BundleError: the files do not fit the recipe.
     """
     size = bundle.preprocessing.height, bundle.preprocessing.width
-    name = str(bundle.recipe.get("name") or bundle.recipe.get("method") or bundle.path.name)
+    name = str(bundle.recipe.name or bundle.recipe.method or bundle.path.name)
     payload, module = _from_onnx(bundle.file(OBFUSCATOR_ONNX)), _module(bundle)
     if module is not None and FLOAT_WEIGHTS in bundle.files:
         module = _ThroughFile(payload, module)
@@ -101,21 +101,21 @@ def bundle_target(bundle: Bundle) -> Target:
     if isinstance(module, _ThroughFile) and not target.stochastic:
         _check_near(bundle, module)
     target = replace(target, fingerprint=bundle.files[OBFUSCATOR_ONNX], gate=_gate(bundle))
-    if bundle.recipe.get("kind") != KIND:
+    if bundle.recipe.kind != KIND:
         return target
 
     def again(seed: int) -> Target | None:
-        other = int(bundle.recipe.get("seed", 0)) + seed
+        other = (bundle.recipe.seed or 0) + seed
         module = refit(bundle, other)
         return None if module is None else _probed(f"{name}, seed {other}", size, _without_gradients(module), module)
 
-    kind = "identity" if bundle.recipe.get("method") == "identity" else "baseline"
+    kind = "identity" if bundle.recipe.method == "identity" else "baseline"
     return replace(target, kind=kind, refit=again)
 
 
 def _module(bundle: Bundle) -> nn.Module | None:
     weights = FLOAT_WEIGHTS if FLOAT_WEIGHTS in bundle.files else OBFUSCATOR_WEIGHTS
-    if bundle.recipe.get("kind") == KIND:
+    if bundle.recipe.kind == KIND:
         return load_module(bundle, weights)
     net, size = rebuilt(bundle, weights), bundle.preprocessing
     if net is None:

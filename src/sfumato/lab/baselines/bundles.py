@@ -135,7 +135,7 @@ def write_baseline(
     export_onnx(payload, onnx, images_for_check, input_name="image", output_name="obfuscated", compare=compare)
     if isinstance(payload, NoisyPayload):
         _check_noise(onnx, payload, images_for_check[:8])
-    bundle = Bundle(
+    return Bundle(
         path=folder,
         kind="obfuscator",
         name=classifier.name,
@@ -167,7 +167,7 @@ def write_retrained(
     save_weights(net, folder / CLASSIFIER_WEIGHTS)
     inputs = Normalize(origin.preprocessing.mean, origin.preprocessing.std)(images_for_check)
     export_onnx(net, folder / CLASSIFIER_ONNX, inputs, input_name="input", output_name="logits")
-    bundle = Bundle(
+    return Bundle(
         path=folder,
         kind="classifier",
         name=f"{origin.name}-retrained",
@@ -216,7 +216,7 @@ def refit(bundle: Bundle, seed: int) -> Payload | None:
 
 
 def _built(bundle: Bundle, seed: int | None) -> Method:
-    recipe, size = bundle.recipe, bundle.preprocessing
+    recipe, size = bundle.recipe.to_json(), bundle.preprocessing
     if recipe.get("kind") != KIND:
         raise BundleError(f"{bundle.path} is no baseline: its recipe has kind {recipe.get('kind')!r}")
     try:

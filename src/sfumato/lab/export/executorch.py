@@ -172,7 +172,7 @@ def _graph(bundle: Bundle, images: Tensor, wanted: list[Array]) -> nn.Module:
     if net is None:
         raise BundleError(
             f"{bundle.path} has no network that can be exported: a bundle with weights that `sfumato train` wrote is "
-            f"needed, in float32; this one is of kind {bundle.recipe.get('kind')!r}"
+            f"needed, in float32; this one is of kind {bundle.recipe.kind!r}"
         )
     normalize = Normalize(size.mean, size.std)
     if isinstance(net, Sketcher):

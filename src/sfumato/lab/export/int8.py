@@ -32,10 +32,10 @@ from sfumato.artifacts.bundle import (
     OBFUSCATOR_ONNX,
     OBFUSCATOR_WEIGHTS,
     Bundle,
-    is_quantized,
 )
 from sfumato.artifacts.onnx_file import Array, OnnxFunction
 from sfumato.artifacts.provenance import provenance
+from sfumato.artifacts.records import Figures
 from sfumato.errors import BundleError
 from sfumato.lab.data import ImageSet
 from sfumato.lab.evaluation.accuracy import Evaluation, evaluate_obfuscator
@@ -133,7 +133,7 @@ def quantize(
             another size; the folder holds something; or the disk refuses.
         DataError: a class of the images is none of the classifier's.
     """
-    if is_quantized(bundle):
+    if bundle.recipe.quantized is not None:
         raise BundleError(f"{bundle.path} is in 8-bit integers already; give the bundle that it was made of")
     _check_folder(folder, overwrite)
     size = (bundle.preprocessing.height, bundle.preprocessing.width)
@@ -341,14 +341,18 @@ def _described(bundle: Bundle, folder: Path, calibration: ImageSet, test: ImageS
         "data": calibration.source,
         "data_sha256": calibration.sha256,
     }
-    known = {key: bundle.provenance[key] for key in ("trained_for",) if key in bundle.provenance}
+    known = {} if bundle.provenance.trained_for is None else {"trained_for": bundle.provenance.trained_for}
     return replace(
         bundle,
         path=folder,
-        recipe={**bundle.recipe, "name": f"{name}-int8", "quantized": how},
-        figures={},
+        recipe=bundle.recipe.updated(name=f"{name}-int8", quantized=how),
+        figures=Figures(),
         provenance=provenance(
-            data=test.source, data_sha256=test.sha256, test_images=len(test), training=bundle.provenance, **known
+            data=test.source,
+            data_sha256=test.sha256,
+            test_images=len(test),
+            training=bundle.provenance.to_json(),
+            **known,
         ),
         files={},
     )
@@ -359,7 +363,7 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise BundleError(f"{folder} exists already; choose another folder, or --overwrite what was quantised before")
-    if not (folder / MANIFEST).is_file() or not is_quantized(Bundle.load(folder)):
+    if not (folder / MANIFEST).is_file() or Bundle.load(folder).recipe.quantized is None:
         raise BundleError(f"{folder} holds something else than an obfuscator in 8-bit integers; choose another folder")
 
 

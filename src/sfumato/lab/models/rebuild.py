@@ -23,16 +23,16 @@ def rebuilt(bundle: Bundle, weights: str = OBFUSCATOR_WEIGHTS) -> Obfuscator | S
     Raises:
         BundleError: recipe and weights do not fit.
     """
-    kind = bundle.recipe.get("kind")
+    kind = bundle.recipe.kind
     if kind not in ("obfuscator", "sketch") or weights not in bundle.files:
         return None
     size = bundle.preprocessing
     net: Obfuscator | Sketcher
     try:
         if kind == "sketch":
-            net = sketcher_of(bundle.recipe, size.height, size.width, classes=len(bundle.labels))
+            net = sketcher_of(bundle.recipe.to_json(), size.height, size.width, classes=len(bundle.labels))
         else:
-            net = obfuscator_of(bundle.recipe)
+            net = obfuscator_of(bundle.recipe.to_json())
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{bundle.path}: the recipe does not describe an obfuscator: {error}") from error
     try:

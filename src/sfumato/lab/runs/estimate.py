@@ -119,7 +119,7 @@ def _found(
             train_images=len(durations) * plan.batch_size,
             data=made.train.source,
             streamed=isinstance(made.train, Stream),
-        ),
+        ).to_json(),
     }
 
 

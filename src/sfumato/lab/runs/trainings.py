@@ -42,7 +42,7 @@ def state_of(run: Run) -> State:
         TrainingError: its checkpoint is damaged.
     """
     # Without provenance it was interrupted between its networks and their figures.
-    if (run.bundle / MANIFEST).is_file() and Bundle.load(run.bundle).provenance:
+    if (run.bundle / MANIFEST).is_file() and Bundle.load(run.bundle).provenance.written:
         return State("done")
     if not run.checkpoint.exists():
         return State("missing")

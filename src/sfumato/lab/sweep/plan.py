@@ -173,7 +173,7 @@ def device_cost(sweep: Sweep) -> dict[str, int | None]:
     local = sweep.local_recipe
     if sweep.local is not None:
         try:
-            stated = parse_recipe(Bundle.load(sweep.local).recipe)
+            stated = parse_recipe(Bundle.load(sweep.local).recipe.to_json())
         except RecipeError:
             stated = None
         local = stated if isinstance(stated, ClassifierRecipe) else None

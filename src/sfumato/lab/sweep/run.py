@@ -116,7 +116,7 @@ def _found(sweep: Sweep, failed: dict[str, str], say: Say) -> Found:
         "failed": failed,
         "verdict": {"worth": worth, "sentences": [*sentences, *_device_says(macs), *_lost(failed)]},
         "plot": str(plot),
-        "provenance": provenance(device=device_name(fastest_device())),
+        "provenance": provenance(device=device_name(fastest_device())).to_json(),
     }
     return Found(rows, beside, content, sweep.folder / "frontier.json")
 

@@ -159,7 +159,7 @@ def begin_from(
         RecipeError: the bundle is of another kind, for other classes, or of another shape.
         BundleError: its weights are damaged.
     """
-    kind = start.recipe.get("kind")
+    kind = start.recipe.kind
     if kind != recipe.kind:
         raise RecipeError(
             f"{start.path} holds a {kind!r}; the recipe is for a {recipe.kind!r}: start from one of these"

@@ -25,6 +25,7 @@ from sfumato.artifacts.bundle import (
     fingerprint,
 )
 from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.records import RecipeRecord
 from sfumato.errors import AuditError, TrainingError
 from sfumato.lab.classifiers import FrozenClassifier
 from sfumato.lab.data import INFERENCE_BATCH, ImageSet
@@ -79,17 +80,15 @@ def write_classifier_bundle(
     with torch.no_grad():
         inputs = task.normalize.cpu()(images.cpu())
     export_onnx(task.net, folder / CLASSIFIER_ONNX, inputs, input_name="input", output_name="logits")
-    bundle = Bundle(
+    return Bundle(
         path=folder,
         kind="classifier",
         name=name,
         labels=labels,
         preprocessing=preprocessing,
         classifier_fingerprint=fingerprint(folder / CLASSIFIER_ONNX),
-        recipe=recipe,
-    )
-    bundle.save()
-    return bundle
+        recipe=RecipeRecord.from_json(recipe),
+    ).save()
 
 
 def write_obfuscator_bundle(
@@ -253,16 +252,14 @@ def _saved(
     gate: Gate | None = None,
     code: str | None = None,
 ) -> Bundle:
-    bundle = Bundle(
+    return Bundle(
         path=folder,
         kind="obfuscator",
         name=classifier.name,
         labels=classifier.labels,
         preprocessing=classifier.preprocessing,
         classifier_fingerprint=classifier.fingerprint,
-        recipe=recipe,
+        recipe=RecipeRecord.from_json(recipe),
         gate=gate,
         code_fingerprint=code,
-    )
-    bundle.save()
-    return bundle
+    ).save()

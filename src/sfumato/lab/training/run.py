@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -233,7 +234,5 @@ def _finish(recipe: AnyRecipe, made: Prepared, run: Run, fabric: Fabric, fitted:
             training_seconds=round(fitted.seconds, 1),
             history=[{name: round(value, 5) for name, value in look.items()} for look in fitted.history],
             **made.origins,
-        )
-    )
-    bundle.save()
-    return bundle
+        ),
+    ).save()

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.fabric import Fabric
 from torch import nn
 
-from sfumato.artifacts.bundle import OBFUSCATOR_WEIGHTS, Bundle, Preprocessing, is_quantized
+from sfumato.artifacts.bundle import OBFUSCATOR_WEIGHTS, Bundle, Preprocessing
 from sfumato.errors import RecipeError
 from sfumato.lab.classifiers import FrozenClassifier, classifier_bundle, load_classifier
 from sfumato.lab.data import ImageSet, Stream
@@ -92,7 +92,7 @@ def starting_from(start: Bundle | None, recipe: AnyRecipe) -> AnyRecipe:
         if start is not None:
             raise RecipeError("a classifier's training starts from nothing; --from takes the bundle of an obfuscator")
         return recipe
-    if start is not None and is_quantized(start):
+    if start is not None and start.recipe.quantized is not None:
         raise RecipeError(
             f"{start.path} is in 8-bit integers, which cannot be trained: start from the bundle that it was made of, "
             "and quantise what comes out"
@@ -148,7 +148,10 @@ def prepare(
         origins["trained_for"] = [{"name": net.name, "fingerprint": net.fingerprint} for net in (frozen, *others)]
         if start is not None:
             begin_from(start, recipe, task, frozen)
-            origins["started_from"] = {"sha256": start.files[OBFUSCATOR_WEIGHTS], "training": start.provenance}
+            origins["started_from"] = {
+                "sha256": start.files[OBFUSCATOR_WEIGHTS],
+                "training": start.provenance.to_json(),
+            }
         preprocessing = frozen.preprocessing
     return Prepared(task, frozen, preprocessing, train_set, held_out, test_set, origins)
 

@@ -14,8 +14,8 @@ import torch
 from scipy.special import log_softmax
 
 import tiny
-from recording import Exchange, RecordingServer, answer_with, metadata, recording
-from sfumato.errors import EndpointAnswerInvalid, EndpointUnreachable, QueriesSpent, TrainingError
+from recording import Exchange, RecordingServer, metadata, recording, respond_with
+from sfumato.errors import EndpointResponseInvalid, EndpointUnreachable, QueryBudgetExhausted, TrainingError
 from sfumato.lab.training.blackbox.oracle import Oracle, is_endpoint, log_probabilities
 
 
@@ -31,7 +31,7 @@ class Counting:
             self.rows += [row.tobytes() for row in inputs]
             return self._compute(inputs)
 
-        answer_with(compute)(exchange)
+        respond_with(compute)(exchange)
 
 
 def images(count: int, seed: int = 0) -> torch.Tensor:
@@ -87,13 +87,13 @@ def test_a_rounding_error_is_not_another_image(tmp_path: Path) -> None:
 def test_the_budget_is_kept_over_runs_and_what_was_answered_stays(tmp_path: Path) -> None:
     counting = Counting()
     with recording(infer=counting) as server:
-        with oracle(server, tmp_path, queries=40) as it, pytest.raises(QueriesSpent, match="40"):
+        with oracle(server, tmp_path, queries=40) as it, pytest.raises(QueryBudgetExhausted, match="40"):
             it(images(50))
         assert len(counting.rows) == 32  # two whole batches; a third does not fit
         with oracle(server, tmp_path, queries=40) as it:
             assert it.left == 8
             assert it(images(50)[:32]).shape == (32, 4)  # known, and so free
-            with pytest.raises(QueriesSpent):
+            with pytest.raises(QueryBudgetExhausted):
                 it(images(9, seed=1))
     assert len(counting.rows) == 32
 
@@ -145,7 +145,7 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_sent(
     tmp_path: Path, changes: dict[str, Any], match: str
 ) -> None:
     with recording(tiny=lambda exchange: exchange.reply(200, metadata(**changes))) as server:
-        with pytest.raises(EndpointAnswerInvalid, match=match):
+        with pytest.raises(EndpointResponseInvalid, match=match):
             oracle(server, tmp_path)
         assert not any(path.endswith("/infer") for path in server.paths)
 
@@ -153,7 +153,7 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_sent(
 @pytest.mark.parametrize("broken", [lambda x: tiny.logits(x) * np.float32("nan"), lambda x: tiny.logits(x)[:, :3]])
 def test_answers_that_are_none_are_not_kept(tmp_path: Path, broken: Any) -> None:
     with asking(tmp_path, Counting(broken)) as (it, _):
-        with pytest.raises(EndpointAnswerInvalid):
+        with pytest.raises(EndpointResponseInvalid):
             it(images(2))
         assert it.spent == 0
 
@@ -169,7 +169,7 @@ def test_what_was_answered_is_on_disk_before_the_next_question(tmp_path: Path) -
 
     def failing(exchange: Exchange) -> None:
         asked.append(1)
-        answer_with(tiny.logits)(exchange) if len(asked) < 3 else exchange.connection.close()
+        respond_with(tiny.logits)(exchange) if len(asked) < 3 else exchange.connection.close()
 
     with recording(infer=failing) as server, pytest.raises(EndpointUnreachable), oracle(server, tmp_path) as it:
         it(images(64))

@@ -52,7 +52,7 @@ def url(trained: tuple[Bundle, Bundle]) -> Any:
 
 def test_a_sketch_for_an_endpoint_whose_weights_nobody_has(url: str, folder: Path, tmp_path: Path) -> None:
     bundle = protect_black_box(recipe("sketch", url, folder), tmp_path / "run", accelerator="cpu")
-    figures = bundle.figures
+    figures = bundle.figures.to_json()
     assert figures["queries"] <= 160 and figures["queries_learning"] == 96
     assert 0 <= figures["understood_before_tuning"] <= figures["understood_after_tuning"] <= 1
     test = load_images(str(folder), "test")
@@ -62,7 +62,7 @@ def test_a_sketch_for_an_endpoint_whose_weights_nobody_has(url: str, folder: Pat
     assert figures["accuracy_obfuscated"] == pytest.approx(right)
     assert client.fingerprint == "match"
     again = protect_black_box(recipe("sketch", url, folder), tmp_path / "run", accelerator="cpu", resume=True)
-    assert again.figures["queries"] == figures["queries"]  # all of it was known
+    assert again.figures.queries == figures["queries"]  # all of it was known
 
 
 @pytest.mark.parametrize("answers", ["scores", "label"])
@@ -71,7 +71,7 @@ def test_photographs_are_those_that_the_endpoint_itself_answered(
 ) -> None:
     plan = recipe("sketch", url, folder, answers=answers, queries=100).model_copy(update={"drawing": "photographs"})
     bundle = protect_black_box(plan, tmp_path / "run", accelerator="cpu")
-    assert bundle.figures["queries"] == bundle.figures["queries_learning"] == 96  # nothing was asked a second time
+    assert bundle.figures.queries == bundle.figures.queries_learning == 96  # nothing was asked a second time
     endpoint = OnnxFunction(trained[0].file("model.onnx"))
     asked, test = (load_images(str(folder), split) for split in ("train", "test"))
     scale = bundle.preprocessing.normalize
@@ -83,7 +83,7 @@ def test_photographs_are_those_that_the_endpoint_itself_answered(
 
 def test_an_obfuscator_without_codes_is_trained_on_surrogates_alone(url: str, folder: Path, tmp_path: Path) -> None:
     bundle = protect_black_box(recipe("obfuscator", url, folder, answers="label"), tmp_path / "run", accelerator="cpu")
-    assert bundle.name == "small" and "queries_tuning" not in bundle.figures
+    assert bundle.name == "small" and "queries_tuning" not in bundle.figures.others
     with Client(url, bundle.path) as client:
         assert client.check().fingerprint == "match"
 

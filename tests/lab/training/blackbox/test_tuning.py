@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.errors import QueriesSpent
+from sfumato.errors import QueryBudgetExhausted
 from sfumato.lab.models import Sketcher
 from sfumato.lab.training.blackbox.tuning import guided_directions, score_gradient, tune
 
@@ -68,7 +68,7 @@ class Endpoint:
     def __call__(self, images: Tensor, *, shown: Any = None) -> Tensor:
         assert not images.requires_grad and float(images.min()) >= 0 and float(images.max()) <= 1
         if self.spent + len(images) > self.queries:
-            raise QueriesSpent("spent")
+            raise QueryBudgetExhausted("spent")
         self.spent += len(images)
         logits = 60 * (images.mean(dim=(2, 3)) - 0.5)
         if self.answers == "scores":

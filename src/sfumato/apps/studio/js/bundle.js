@@ -4,7 +4,8 @@
 import { BundleError } from "./errors.js";
 import { fit, loadImage, toTensor } from "./image.js";
 
-export const SCHEMA = "sfumato.bundle/1";
+export const SCHEMA = "sfumato.bundle/2";
+const READABLE = [SCHEMA, "sfumato.bundle/1"];
 /** An output this close to the image everywhere is the image. */
 export const SAME_WITHIN = 1e-3;
 const RANGE_SLACK = 0.02; // a preview is scaled only if its values leave [0, 1] by more than rounding does
@@ -21,7 +22,7 @@ export class ObfuscatedImage {
     this.#preprocessing = preprocessing;
   }
 
-  /** Whether a value is one: nothing that merely looks like one passes. */
+  /** Whether a value is one; nothing that merely has the same fields passes. */
   static is(value) {
     return value !== null && typeof value === "object" && #values in value;
   }
@@ -36,7 +37,7 @@ export class ObfuscatedImage {
     return [1, 3, this.#preprocessing.height, this.#preprocessing.width];
   }
 
-  /** As people see it; if values leave [0, 1], the whole image is scaled from its smallest to its largest value. */
+  /** The image as people see it; if values leave [0, 1], it is scaled from its smallest to its largest value. */
   preview() {
     const { mean, std, height, width } = this.#preprocessing;
     const area = height * width;
@@ -49,7 +50,7 @@ export class ObfuscatedImage {
 }
 
 /**
- * Loads an obfuscator's bundle and checks every file of it that is used against the manifest's SHA-256.
+ * Load an obfuscator's bundle and check every file of it that is used against the manifest's SHA-256.
  *
  * @param {string | URL} url the bundle's folder, ending in "/".
  * @param {{ort: object}} options ort: the module of `onnxruntime-web` (its wasm build is enough).
@@ -95,12 +96,12 @@ export class Bundle {
     return this.#manifest.preprocessing;
   }
 
-  /** When the device's own answer is final, so that nothing is sent; null if everything is sent. */
+  /** When an on-device prediction is final, so that nothing is sent; null if everything is sent. */
   get gate() {
     return this.#manifest.gate;
   }
 
-  /** `sha256:<hex>` of the classifier that it was made for. */
+  /** `sha256:<hex>` of the classifier that it was trained for. */
   get classifierFingerprint() {
     return this.#manifest.classifier_fingerprint;
   }
@@ -110,37 +111,37 @@ export class Bundle {
     return this.#manifest;
   }
 
-  /** A file of the bundle, checked against the manifest. */
+  /** Load a file of the bundle and check it against the manifest. */
   file(name) {
     return verified(this.#base, this.#manifest, name);
   }
 
-  /** Brings an image to the size that the obfuscator takes: RGB bytes. */
+  /** Fit an image to the obfuscator's size: RGB bytes. */
   async prepare(source) {
     return fit(await loadImage(source), this.preprocessing.height, this.preprocessing.width);
   }
 
-  /** Obfuscates one image, even if a gate would keep it at home. */
+  /** Obfuscate one image, even if the gate would handle it on-device. */
   async obfuscate(source) {
     return (await this.#run(source)).obfuscated;
   }
 
   /**
-   * Decides whether an image has to be sent.
+   * Decide whether an image has to be sent.
    *
    * @param source whatever `loadImage` takes.
-   * @param {{gate?: boolean}} options gate: whether the device's answer may be final.
+   * @param {{gate?: boolean}} options gate: whether the on-device prediction may be final.
    * @returns {Promise<{probabilities: number[] | null, obfuscated: ObfuscatedImage | null, milliseconds: number}>}
-   *   probabilities: the device's own, null without a gate; obfuscated: what has to be sent, null if the answer is
-   *   final, so that it cannot be sent by mistake; milliseconds: of the obfuscator's run alone.
+   *   probabilities: of the on-device prediction, null without a gate; obfuscated: what has to be sent, null if the
+   *   prediction is final, so that it cannot be sent by mistake; milliseconds: of the obfuscator's run alone.
    * @throws {ImageError} the image cannot be used.
-   * @throws {BundleError} the obfuscator failed, did not hide the image, or gave no usable answer of its own.
+   * @throws {BundleError} the obfuscator failed, did not hide the image, or gave no usable on-device prediction.
    */
   async decide(source, { gate = true } = {}) {
     const { obfuscated, own, milliseconds } = await this.#run(source);
     const probabilities = own === null ? null : softmax(own);
-    const stays = gate && probabilities !== null && !(Math.max(...probabilities) < this.gate.threshold);
-    return { probabilities, obfuscated: stays ? null : obfuscated, milliseconds };
+    const onDevice = gate && probabilities !== null && !(Math.max(...probabilities) < this.gate.threshold);
+    return { probabilities, obfuscated: onDevice ? null : obfuscated, milliseconds };
   }
 
   async #run(source) {
@@ -149,9 +150,9 @@ export class Bundle {
     const mine = this.#turn.then(() => this.#infer(image, [1, 3, height, width]));
     this.#turn = mine.catch(() => {});
     const { outputs, milliseconds } = await mine;
-    const travels = outputs[0];
+    const payload = outputs[0];
     this.#checkHidden(image, payload, height * width);
-    const own = this.gate === null ? null : this.#checkedOwn(outputs[1]);
+    const own = this.gate === null ? null : this.#checkedLogits(outputs[1]);
     return { obfuscated: new ObfuscatedImage(MAKER, payload, this.preprocessing), own, milliseconds };
   }
 
@@ -169,29 +170,29 @@ export class Bundle {
 
   /** Fails closed: what does not look like an obfuscated image does not leave this class. */
   #checkHidden(image, payload, area) {
-    if (!(travels instanceof Float32Array) || payload.length !== image.length) {
+    if (!(payload instanceof Float32Array) || payload.length !== image.length) {
       throw new BundleError("the obfuscator made something of another shape or type; nothing was sent");
     }
     if (!payload.every(Number.isFinite)) throw new BundleError("the obfuscator made NaN or infinite values; nothing was sent");
     const { mean, std } = this.preprocessing;
     const normalised = image.map((v, i) => (v - mean[Math.floor(i / area)]) / std[Math.floor(i / area)]);
     for (const plain of [image, normalised]) {
-      if (plain.every((value, i) => Math.abs(value - travels[i]) <= SAME_WITHIN)) {
+      if (plain.every((value, i) => Math.abs(value - payload[i]) <= SAME_WITHIN)) {
         throw new BundleError("the obfuscator returned the image itself; nothing was sent");
       }
     }
   }
 
-  /** A gate that cannot be trusted decides nothing. */
-  #checkedOwn(own) {
+  /** Fails closed: a gate without usable logits decides nothing. */
+  #checkedLogits(own) {
     if (!(own instanceof Float32Array) || own.length !== this.labels.length || !own.every(Number.isFinite)) {
-      throw new BundleError("the device's own answer is not one finite number per label; nothing was sent");
+      throw new BundleError("the on-device logits are not one finite number per label; nothing was sent");
     }
     return own;
   }
 }
 
-/** Probabilities of one row of finite logits. */
+/** Return the probabilities of one row of finite logits. */
 export function softmax(logits) {
   const highest = Math.max(...logits);
   const exponentials = Array.from(logits, (value) => Math.exp(value - highest));
@@ -199,16 +200,16 @@ export function softmax(logits) {
   return exponentials.map((value) => value / sum);
 }
 
-/** SHA-256 in hex. */
+/** Return the SHA-256 in hex. */
 export async function sha256(bytes) {
   if (globalThis.crypto?.subtle === undefined) {
-    throw new BundleError("the browser hashes nothing on this address; use https, or localhost");
+    throw new BundleError("the browser has no SHA-256 on this address; use https, or localhost");
   }
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
   return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** (3, H, W) values, cut to [0, 1], as something that a canvas shows. */
+/** Convert (3, H, W) values, clipped to [0, 1], to what a canvas shows. */
 export function tensorToImageData(values, height, width) {
   const area = height * width;
   const shown = new ImageData(width, height);
@@ -224,7 +225,7 @@ async function get(url) {
     const reply = await fetch(url, { redirect: "error", credentials: "same-origin" });
     if (reply.ok) return new Uint8Array(await reply.arrayBuffer());
   } catch {
-    // told below
+    // reported below
   }
   throw new BundleError(`${url.pathname} cannot be loaded; is the bundle's folder complete, and the network there?`);
 }
@@ -254,7 +255,7 @@ function parse(bytes) {
 }
 
 function checkedManifest(raw) {
-  if (raw?.schema !== SCHEMA) throw new BundleError(`bundle.json has schema ${raw?.schema}; this version reads ${SCHEMA}`);
+  if (!READABLE.includes(raw?.schema)) throw new BundleError(`bundle.json has schema ${raw?.schema}; this version reads ${SCHEMA}`);
   if (raw.kind !== "obfuscator") throw new BundleError(`this bundle is of kind ${raw.kind}; an obfuscator's is needed`);
   const { height, width, mean, std } = raw.preprocessing ?? {};
   const triple = (values) => Array.isArray(values) && values.length === 3 && values.every(Number.isFinite);
@@ -264,11 +265,16 @@ function checkedManifest(raw) {
   if (!Array.isArray(raw.labels) || typeof raw.files !== "object" || typeof raw.name !== "string") {
     throw new BundleError("bundle.json lacks its name, labels or files");
   }
-  const gate = raw.gate ?? null;
-  if (gate !== null && !(gate.threshold >= 0 && gate.threshold <= 1)) {
+  const gate = checkedGate(raw.gate ?? null);
+  return deepFreeze({ recipe: {}, figures: {}, provenance: {}, ...raw, gate });
+}
+
+function checkedGate(gate) {
+  if (gate === null) return null;
+  if (!(gate.threshold >= 0 && gate.threshold <= 1)) {
     throw new BundleError("the gate's threshold in bundle.json must lie in [0, 1]");
   }
-  return deepFreeze({ recipe: {}, figures: {}, provenance: {}, ...raw, gate });
+  return { threshold: gate.threshold, offload_rate: gate.offload_rate, images: gate.images ?? gate.pictures }; // pictures: schema 1
 }
 
 function deepFreeze(value) {

@@ -9,7 +9,7 @@ export class SfumatoError extends Error {
   static errorName = "SfumatoError";
 }
 
-/** The thing given is not an image that can be used. */
+/** An input is not an image that can be used. */
 export class ImageError extends SfumatoError {
   static errorName = "ImageError";
 }
@@ -19,7 +19,7 @@ export class BundleError extends SfumatoError {
   static errorName = "BundleError";
 }
 
-/** The endpoint did not give a usable answer. */
+/** The endpoint did not give a usable response. */
 export class EndpointError extends SfumatoError {
   static errorName = "EndpointError";
 }

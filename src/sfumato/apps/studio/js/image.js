@@ -1,7 +1,7 @@
-// Images as people have them, turned into what an obfuscator takes: the browser's side of `sfumato.device.image`.
+// Preprocessing: decode an image and fit it to the obfuscator's input; the browser's side of `sfumato.device.image`.
 //
-// Decoding is the browser's, so a JPEG file may differ by a unit here and there from what Pillow makes of it. From the
-// decoded pixels on, everything is computed as on the device, to the same integers.
+// The browser decodes, so a JPEG file may differ by single levels from what Pillow decodes. From the decoded pixels on,
+// everything is computed as in Python, to the same integers.
 
 import { ImageError } from "./errors.js";
 
@@ -9,7 +9,7 @@ export const MAX_PIXELS = 50_000_000;
 const BITS = 22; // of the resampling weights' fraction: a sum of 8-bit pixels times weights stays below 2^31
 
 /**
- * Decodes an image to RGB: upright, without metadata, transparent ones laid on white.
+ * Decode an image to RGB: upright, without metadata, transparent ones composited on white.
  *
  * @param {Blob | ImageData | ImageBitmap | HTMLVideoElement | HTMLCanvasElement | OffscreenCanvas |
  *   {width: number, height: number, data: Uint8Array}} source a file's content, what a canvas can draw, or RGB pixels.
@@ -36,7 +36,7 @@ export async function loadImage(source) {
 }
 
 /**
- * Fits the shorter side with antialiased bilinear resampling and crops the centre; an image of that size stays as it is.
+ * Fit the shorter side with antialiased bilinear resampling and crop the centre; an image of that size is returned.
  *
  * Source: the triangle filter as Pillow's `Image.resize(..., BILINEAR, box=...)` applies it to 8-bit pixels: first
  * along rows, then along columns, with weights in fixed point and a rounded 8-bit image in between.
@@ -57,7 +57,7 @@ export function fit(image, height, width) {
 }
 
 /**
- * RGB bytes to the obfuscator's input.
+ * Convert RGB bytes to the obfuscator's input.
  *
  * @param {{width: number, height: number, data: Uint8Array}} image RGB.
  * @returns {Float32Array} (3, H, W) in [0, 1], exactly `pixel / 255`.
@@ -71,7 +71,7 @@ export function toTensor({ width, height, data }) {
   return tensor;
 }
 
-/** RGB bytes as something that a canvas shows. */
+/** Convert RGB bytes to what a canvas shows. */
 export function toImageData({ width, height, data }) {
   const shown = new ImageData(width, height);
   for (let i = 0; i < width * height; i++) {

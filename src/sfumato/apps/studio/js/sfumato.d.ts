@@ -25,7 +25,7 @@ export interface Preprocessing {
   readonly std: readonly [number, number, number];
 }
 
-/** When the device's own answer is final: if its likeliest class has at least this probability. */
+/** When an on-device prediction is final: if its likeliest class has at least this probability. */
 export interface Gate {
   readonly threshold: number;
   readonly offload_rate: number;
@@ -45,33 +45,34 @@ export interface Manifest {
   readonly provenance: Readonly<Record<string, unknown>>;
   readonly files: Readonly<Record<string, string>>;
   readonly gate: Gate | null;
+  readonly code_fingerprint?: string | null;
 }
 
-/** What the device makes of one image. */
+/** The on-device prediction for one image, and what has to be sent. */
 export interface Decision {
-  /** The device's own, of every class; null if the bundle has no gate. */
+  /** Of every class; null if the bundle has no gate. */
   readonly probabilities: number[] | null;
-  /** What has to be sent; null if the device's answer is final. */
+  /** What has to be sent; null if the on-device prediction is final. */
   readonly obfuscated: ObfuscatedImage | null;
   /** Of the obfuscator's run. */
   readonly milliseconds: number;
 }
 
-export interface Answer {
+export interface Prediction {
   readonly label: string;
   readonly index: number;
   /** In [0, 1]. */
   readonly probability: number;
   /** Of every class, in the order of the labels; they sum to 1. */
   readonly probabilities: number[];
-  /** "device" if the image stayed at home and nothing was sent. */
-  readonly answeredBy: "device" | "cloud";
+  /** "device" if the image was handled on-device and nothing was sent. */
+  readonly predictedBy: "device" | "cloud";
   /** Length of the request's body; 0 if nothing was sent. */
   readonly payloadBytes: number;
   readonly obfuscateMs: number;
-  /** From the request's first byte to the answer's last; 0 if nothing was sent. */
+  /** From the request's first byte to the response's last; 0 if nothing was sent. */
   readonly roundTripMs: number;
-  /** Whether the endpoint serves the classifier that the obfuscator was made for; null if it was not asked. */
+  /** Whether the endpoint serves the classifier that the obfuscator was trained for; null if it was not asked. */
   readonly fingerprint: "match" | "differs" | "unknown" | null;
 }
 
@@ -90,9 +91,9 @@ export interface ClientOptions {
   /** A bearer token; over plain http it goes to this machine only. */
   token?: string;
   timeoutMs?: number;
-  /** false sends every image, obfuscated, even if the bundle's gate would keep it at home. */
+  /** false sends every image, obfuscated, even if the bundle's gate would handle it on-device. */
   gate?: boolean;
-  /** Told of each inference request just before it is sent. */
+  /** Called with each inference request just before it is sent. */
   onRequest?: (request: OutgoingRequest) => void;
 }
 
@@ -120,7 +121,7 @@ export class Bundle {
   file(name: string): Promise<Uint8Array>;
   /** Decodes an image and fits it to the obfuscator's size. */
   prepare(source: ImageSource): Promise<Image>;
-  /** Obfuscates one image, even if a gate would keep it at home. */
+  /** Obfuscates one image, even if the gate would handle it on-device. */
   obfuscate(source: ImageSource): Promise<ObfuscatedImage>;
   decide(source: ImageSource, options?: { gate?: boolean }): Promise<Decision>;
 }
@@ -129,9 +130,9 @@ export class Bundle {
 export class Client {
   constructor(server: string | URL, bundle: Bundle, options?: ClientOptions);
   get bundle(): Bundle;
-  classify(source: ImageSource): Promise<Answer>;
+  classify(source: ImageSource): Promise<Prediction>;
   /** The only way out; anything but an obfuscated image is refused. */
-  send(obfuscated: ObfuscatedImage, obfuscateMs?: number): Promise<Answer>;
+  send(obfuscated: ObfuscatedImage, obfuscateMs?: number): Promise<Prediction>;
 }
 
 /**
@@ -141,12 +142,12 @@ export class Client {
  */
 export function loadBundle(url: string | URL, options: { ort: object }): Promise<Bundle>;
 
-/** Decodes an image to RGB: upright, without metadata, transparent ones laid on white. */
+/** Decodes an image to RGB: upright, without metadata, transparent ones composited on white. */
 export function loadImage(source: ImageSource): Promise<Image>;
 /** Fits the shorter side with antialiased bilinear resampling and crops the centre. */
 export function fit(image: Image, height: number, width: number): Image;
 export function toImageData(image: Image): ImageData;
-/** (3, H, W) values, cut to [0, 1], as something that a canvas shows. */
+/** Converts (3, H, W) values, clipped to [0, 1], to what a canvas shows. */
 export function tensorToImageData(values: ArrayLike<number>, height: number, width: number): ImageData;
 /** Probabilities of one row of finite logits. */
 export function softmax(logits: ArrayLike<number>): number[];
@@ -155,9 +156,9 @@ export function sha256(bytes: Uint8Array): Promise<string>;
 
 /** Base of all errors that sfumato throws on purpose. */
 export class SfumatoError extends Error {}
-/** The thing given is not an image that can be used. */
+/** An input is not an image that can be used. */
 export class ImageError extends SfumatoError {}
 /** A bundle is missing, damaged, foreign, or its obfuscator did not hide the image. */
 export class BundleError extends SfumatoError {}
-/** The endpoint did not give a usable answer. */
+/** The endpoint did not give a usable response. */
 export class EndpointError extends SfumatoError {}

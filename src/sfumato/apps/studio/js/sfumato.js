@@ -4,11 +4,11 @@
 //   import { Client, loadBundle } from "sfumato";
 //
 //   const client = new Client("https://classify.example.org", await loadBundle("/bundle/", { ort }));
-//   const answer = await client.classify(file);
-//   console.log(answer.label, answer.probability, answer.answeredBy);
+//   const prediction = await client.classify(file);
+//   console.log(prediction.label, prediction.probability, prediction.predictedBy);
 //
-// It fails closed: there is one function that sends (`Client.send`), and it takes obfuscated images only. Whatever goes
-// wrong, an error is thrown and nothing is sent. An obfuscator is not encryption: what it sends leaks, to be measured.
+// It fails closed: there is one function that sends (`Client.send`), and it takes obfuscated images only. When anything
+// goes wrong, an error is thrown and nothing is sent. An obfuscator is not encryption: what it sends leaks information.
 
 import { Bundle, ObfuscatedImage, sha256, softmax } from "./bundle.js";
 import { BundleError, EndpointError } from "./errors.js";
@@ -18,7 +18,7 @@ export { Bundle, ObfuscatedImage, loadBundle, sha256, softmax, tensorToImageData
 export { BundleError, EndpointError, ImageError, SfumatoError } from "./errors.js";
 export { fit, loadImage, toImageData } from "./image.js";
 
-const MAX_ANSWER_BYTES = 16 * 2 ** 20;
+const MAX_RESPONSE_BYTES = 16 * 2 ** 20;
 
 /** Classifies images at an endpoint that never sees them. */
 export class Client {
@@ -32,8 +32,8 @@ export class Client {
    * @param {Bundle} bundle
    * @param {{model?: string, token?: string, timeoutMs?: number, gate?: boolean, onRequest?: Function}} options
    *   model: its name at the endpoint, by default the bundle's classifier; gate: let the bundle's gate, if it has one,
-   *   keep images at home; onRequest: told the address, headers and bytes of a request just before it is sent.
-   * @throws {EndpointError} an address that cannot be used, or a token that would travel in the open.
+   *   handle images on-device; onRequest: called with the address, headers and bytes of a request before it is sent.
+   * @throws {EndpointError} an address that cannot be used, or a token that would be sent in the clear.
    */
   constructor(server, bundle, { model, token, timeoutMs = 10_000, gate = true, onRequest = () => {} } = {}) {
     if (!(bundle instanceof Bundle)) throw new BundleError("a client needs a bundle from loadBundle");
@@ -47,36 +47,25 @@ export class Client {
   }
 
   /**
-   * Classifies one image. If the bundle's gate keeps it at home, the answer is the device's own, and no request is made.
+   * Classify one image. If the bundle's gate handles it on-device, no request is made.
    *
    * @param source whatever `loadImage` takes.
-   * @returns {Promise<object>} the answer; see `Answer` in sfumato.d.ts.
+   * @returns {Promise<object>} see `Prediction` in sfumato.d.ts.
    * @throws {ImageError | BundleError | EndpointError}
    */
   async classify(source) {
     const decision = await this.#bundle.decide(source, { gate: this.#options.gate });
     if (decision.obfuscated !== null) return this.send(decision.obfuscated, decision.milliseconds);
-    const index = decision.probabilities.indexOf(Math.max(...decision.probabilities));
-    return {
-      label: this.#bundle.labels[index],
-      index,
-      probability: decision.probabilities[index],
-      probabilities: decision.probabilities,
-      answeredBy: "device",
-      payloadBytes: 0,
-      obfuscateMs: decision.milliseconds,
-      roundTripMs: 0,
-      fingerprint: null,
-    };
+    return this.#prediction(decision.probabilities, "device", decision.milliseconds);
   }
 
   /**
-   * The only way out of the device.
+   * Send an obfuscated image: the only way out of the device.
    *
    * @param {ObfuscatedImage} obfuscated
-   * @param {number} obfuscateMs passed on to the answer.
+   * @param {number} obfuscateMs passed on to the prediction.
    * @throws {BundleError} something else was given.
-   * @throws {EndpointError} no usable answer came.
+   * @throws {EndpointError} no usable response came.
    */
   async send(obfuscated, obfuscateMs = 0) {
     if (!ObfuscatedImage.is(obfuscated)) throw new BundleError("only obfuscated images may be sent; nothing was sent");
@@ -89,22 +78,17 @@ export class Client {
     const reply = await this.#ask(url, { method: "POST", body: request.body, headers: request.headers });
     const roundTripMs = performance.now() - start;
     const logits = pick(decodeResponse(reply.body, reply.headers.get(HEADER_LENGTH)), output, this.#bundle.labels.length);
-    const probabilities = softmax(logits);
-    const index = probabilities.indexOf(Math.max(...probabilities));
-    return {
-      label: this.#bundle.labels[index],
-      index,
-      probability: probabilities[index],
-      probabilities,
-      answeredBy: "cloud",
-      payloadBytes: request.body.length,
-      obfuscateMs,
-      roundTripMs,
-      fingerprint,
-    };
+    const sent = { payloadBytes: request.body.length, roundTripMs, fingerprint };
+    return this.#prediction(softmax(logits), "cloud", obfuscateMs, sent);
   }
 
-  /** The model's metadata, and from it how to ask. Nothing of any image is sent. */
+  #prediction(probabilities, predictedBy, obfuscateMs, sent = { payloadBytes: 0, roundTripMs: 0, fingerprint: null }) {
+    const index = probabilities.indexOf(Math.max(...probabilities));
+    const [label, probability] = [this.#bundle.labels[index], probabilities[index]];
+    return { label, index, probability, probabilities, predictedBy, obfuscateMs, ...sent };
+  }
+
+  /** Fetch the model's metadata, and decide how to ask. Nothing of any image is sent. */
   async #fetchPlan() {
     const { body } = await this.#ask(this.#url(""), {});
     const metadata = parseObject(body, "the model's metadata");
@@ -145,11 +129,11 @@ export class Client {
         signal: AbortSignal.timeout(timeoutMs),
       });
       if (reply.ok) return { headers: reply.headers, body: await limited(reply) };
-      throw new EndpointError(`${url.host} answered with status ${reply.status}${await reason(reply)}`);
+      throw new EndpointError(`${url.host} responded with status ${reply.status}${await reason(reply)}`);
     } catch (error) {
       if (error instanceof EndpointError) throw error;
-      if (error?.name === "TimeoutError") throw new EndpointError(`${url.host} did not answer within ${timeoutMs / 1000} s`);
-      throw new EndpointError(`no answer from ${url.host}: the network or the server is gone`);
+      if (error?.name === "TimeoutError") throw new EndpointError(`${url.host} did not respond within ${timeoutMs / 1000} s`);
+      throw new EndpointError(`no response from ${url.host}: the network or the server is gone`);
     }
   }
 }
@@ -161,7 +145,7 @@ function checkedServer(server, token) {
   }
   const local = ["localhost", "127.0.0.1", "[::1]"].includes(url.hostname);
   if (token !== undefined && url.protocol === "http:" && !local) {
-    throw new EndpointError(`the token would travel readably to ${url.host}; use https`);
+    throw new EndpointError(`the token would be sent in the clear to ${url.host}; use https`);
   }
   if (!url.pathname.endsWith("/")) url.pathname += "/";
   return url;
@@ -173,11 +157,11 @@ function accepts(shape, row) {
 
 function pick(outputs, name, classes) {
   const found = name === null ? outputs[0] : outputs.find((output) => output.name === name);
-  if (found === undefined) throw new EndpointError(`the answer lacks the output "${name}" that was asked for`);
+  if (found === undefined) throw new EndpointError(`the response lacks the output "${name}" that was asked for`);
   if (found.shape.length !== 2 || found.shape[0] !== 1 || found.shape[1] !== classes) {
-    throw new EndpointError(`the answer has the shape [${found.shape}]; [1, ${classes}] was expected`);
+    throw new EndpointError(`the response has the shape [${found.shape}]; [1, ${classes}] was expected`);
   }
-  if (!found.values.every(Number.isFinite)) throw new EndpointError("the answer holds NaN or infinite values");
+  if (!found.values.every(Number.isFinite)) throw new EndpointError("the response holds NaN or infinite values");
   return found.values;
 }
 
@@ -188,9 +172,9 @@ async function limited(reply) {
     const { done, value } = await reader.read();
     if (done) break;
     length += value.length;
-    if (length > MAX_ANSWER_BYTES) {
+    if (length > MAX_RESPONSE_BYTES) {
       await reader.cancel();
-      throw new EndpointError(`the answer is longer than ${MAX_ANSWER_BYTES} bytes`);
+      throw new EndpointError(`the response is longer than ${MAX_RESPONSE_BYTES} bytes`);
     }
     chunks.push(value);
   }

@@ -1,7 +1,7 @@
 // The Open Inference Protocol, version 2, with its binary tensor extension: what this client needs of it.
 //
 // A body is JSON, followed by the bytes of the tensors that announce a `binary_data_size`; the HTTP header
-// `Inference-Header-Content-Length` says where the JSON ends. Everything that arrives is distrusted.
+// `Inference-Header-Content-Length` says where the JSON ends. No input is trusted.
 
 import { EndpointError } from "./errors.js";
 
@@ -9,7 +9,7 @@ export const HEADER_LENGTH = "Inference-Header-Content-Length";
 const ARRAYS = { FP32: Float32Array, FP64: Float64Array };
 
 /**
- * Turns one float tensor into a request.
+ * Encode one float tensor as a request.
  *
  * @param {string} input the input's name.
  * @param {number[]} shape
@@ -33,7 +33,7 @@ export function encodeRequest(input, shape, values, output) {
 }
 
 /**
- * Reads the floating-point outputs of a response.
+ * Decode the floating-point outputs of a response.
  *
  * @param {Uint8Array} body
  * @param {string | null} headerLength the value of `Inference-Header-Content-Length`; null if it was absent.
@@ -43,10 +43,10 @@ export function encodeRequest(input, shape, values, output) {
 export function decodeResponse(body, headerLength) {
   const length = headerLength === null ? body.length : Number(headerLength);
   if (!Number.isInteger(length) || length < 0 || length > body.length) {
-    throw new EndpointError(`the answer is malformed: ${HEADER_LENGTH} does not fit its ${body.length} bytes`);
+    throw new EndpointError(`the response is malformed: ${HEADER_LENGTH} does not fit its ${body.length} bytes`);
   }
-  const head = parseObject(body.subarray(0, length), "the answer");
-  if (!Array.isArray(head.outputs) || !head.outputs.length) throw new EndpointError("the answer has no outputs");
+  const head = parseObject(body.subarray(0, length), "the response");
+  if (!Array.isArray(head.outputs) || !head.outputs.length) throw new EndpointError("the response has no outputs");
   let offset = length;
   const outputs = head.outputs.map((output) => {
     const size = output?.parameters?.binary_data_size;
@@ -54,12 +54,12 @@ export function decodeResponse(body, headerLength) {
     offset += size ?? 0;
     return tensor;
   });
-  if (offset !== body.length) throw new EndpointError("the answer is malformed: its bytes do not add up");
+  if (offset !== body.length) throw new EndpointError("the response is malformed: its bytes do not add up");
   return outputs;
 }
 
 /**
- * Parses a JSON object.
+ * Parse a JSON object.
  *
  * @throws {EndpointError} not UTF-8, not JSON, or no object.
  */
@@ -80,9 +80,9 @@ function decodeTensor(output, bytes) {
   const { name, datatype, shape } = output ?? {};
   const Values = ARRAYS[datatype];
   if (typeof name !== "string" || !Array.isArray(shape) || !shape.every((n) => Number.isInteger(n) && n >= 0)) {
-    throw new EndpointError("an output of the answer lacks its name or its shape");
+    throw new EndpointError("an output of the response lacks its name or its shape");
   }
-  if (Values === undefined) throw new EndpointError(`the answer holds ${datatype}; FP32 or FP64 was expected`);
+  if (Values === undefined) throw new EndpointError(`the response holds ${datatype}; FP32 or FP64 was expected`);
   const count = shape.reduce((a, b) => a * b, 1);
   if (bytes === null) {
     const values = Array.isArray(output.data) ? output.data.flat(Infinity) : [];
@@ -99,7 +99,7 @@ function decodeTensor(output, bytes) {
   return { name, shape, values: Values.from({ length: count }, (_, i) => read(i)) };
 }
 
-/** The same JSON with everything outside ASCII escaped, so that its length in bytes is its length in characters. */
+/** Escape everything outside ASCII in JSON, so that its length in bytes is its length in characters. */
 function ascii(text) {
   return text.replace(/[\u007f-\uffff]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
 }

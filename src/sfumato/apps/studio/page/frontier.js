@@ -4,11 +4,11 @@ import { percent, svg } from "./dom.js";
 
 const [LEFT, RIGHT, TOP, BOTTOM] = [46, 18, 16, 46];
 const NAMED = { this: 1, local: -1, identity: -1 }; // whose names are always shown, and whether below or above
-const SHOWN_AS = { identity: "plain image" };
+const SHOWN_AS = { identity: "no obfuscator" };
 const ZOOM = { right: 0.22, low: 0.86, high: 0.925 };
 
 /**
- * Draws the plot.
+ * Draw the plot.
  *
  * @param {object[]} points as `sfumato frontier --json` gives them.
  * @param {{width: number, zoom: boolean, onPick: (point: object) => void}} options width: in CSS pixels.
@@ -56,7 +56,7 @@ export function frontier(points, { width, zoom, onPick }) {
   return { element: root, select: (name) => select(ordered.findIndex((point) => point.name === name)) };
 }
 
-/** A point's excess leakage in words: what an attacker reached is a lower bound, the plain image's is not. */
+/** Return a point's excess leakage as text: an attacker's is a lower bound, that of the image in the clear is exact. */
 export function leakage({ role, excess_leakage: value }) {
   return ["local", "identity", "gated"].includes(role) ? value.toFixed(2) : `at least ${value.toFixed(2)}`;
 }

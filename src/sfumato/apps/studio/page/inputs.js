@@ -6,7 +6,7 @@ import { ImageError, loadImage, toImageData } from "/js/sfumato.js";
 const SIDE = 32; // of one sample on the sheet
 
 /**
- * Listens for images.
+ * Listen for images.
  *
  * @param {(source: Blob | ImageBitmap, name: string) => void} onImage
  * @param {(error: Error) => void} onProblem
@@ -30,13 +30,13 @@ export function listen(onImage, onProblem) {
     $("drop").classList.remove("over");
     const found = event.dataTransfer.files[0];
     if (found) file(found);
-    else onProblem(new ImageError("what was dropped holds no file; drop an image file"));
+    else onProblem(new ImageError("no file was dropped; drop an image file"));
   });
   listenToCamera(onImage, onProblem);
 }
 
 /**
- * Reads the sheet of samples.
+ * Read the sheet of samples.
  *
  * @param {string[]} labels their true classes.
  * @returns {Promise<{name: string, label: string, image: object}[]>} with RGB pixels, exactly those of the sheet.
@@ -55,7 +55,7 @@ export async function loadSamples(labels) {
   });
 }
 
-/** Shows the samples as buttons. */
+/** Show the samples as buttons. */
 export function showSamples(samples, onSample) {
   const buttons = samples.map((sample) => {
     const canvas = el("canvas");
@@ -66,7 +66,7 @@ export function showSamples(samples, onSample) {
   $("samples").replaceChildren(...buttons);
 }
 
-/** Marks the sample that is shown; null if none is. */
+/** Mark the sample that is shown; null if none is. */
 export function markSample(place) {
   [...$("samples").children].forEach((button, i) => button.setAttribute("aria-pressed", String(i === place)));
 }
@@ -79,7 +79,7 @@ function listenToCamera(onImage, onProblem) {
   };
   $("camera").addEventListener("click", async () => {
     if (!navigator.mediaDevices?.getUserMedia) {
-      onProblem(new ImageError("this browser gives no camera to this address; use https or localhost, or choose a file"));
+      onProblem(new ImageError("this browser allows no camera on this address; use https or localhost, or choose a file"));
       return;
     }
     try {

@@ -1,4 +1,4 @@
-// The ONNX files beside the obfuscator that the page runs here: what an attacker would use, and the classifier itself.
+// The other ONNX files that the page runs: the deobfuscator as an attacker, and the classifier itself.
 
 import * as ort from "/onnxruntime-web/ort.wasm.bundle.min.mjs";
 import { BundleError, sha256, softmax, tensorToImageData } from "/js/sfumato.js";
@@ -10,7 +10,7 @@ ort.env.logLevel = "error";
 export { ort };
 
 /**
- * The deobfuscator that lies in a bundle; null if there is none.
+ * Load the deobfuscator of a bundle; null if there is none.
  *
  * @returns {Promise<null | ((obfuscated) => Promise<{image: ImageData, milliseconds: number}>)>}
  */
@@ -25,11 +25,11 @@ export async function loadAttacker(bundle) {
   };
 }
 
-/** What the deobfuscator in a bundle is; others may reconstruct more. */
+/** Return the name of a bundle's deobfuscator; other attackers may reconstruct more. */
 export const attackerName = ({ recipe }) => (recipe.kind === "sketch" ? "codeword means" : "joint deobfuscator");
 
 /**
- * The classifier that the server has, to be run here on the image itself.
+ * Load the served classifier, to run it here on the image itself.
  *
  * @returns {Promise<(image: object) => Promise<{probabilities: number[], milliseconds: number}>>} takes RGB pixels of
  *   the classifier's size.

@@ -1,9 +1,9 @@
-// The page: takes an image, obfuscates it here, sends what the obfuscator made, and shows what everybody sees of it.
+// The page: takes an image, obfuscates it here, sends the payload, and shows what each side sees of it.
 
 import { $, count, el, ms, paint, percent } from "./dom.js";
 import { frontier, leakage } from "./frontier.js";
 import { listen, loadSamples, markSample, showSamples } from "./inputs.js";
-import { answer, audit, bars, facts, inspect, image, steps } from "./views.js";
+import { audit, bars, facts, image, inspect, prediction, steps } from "./views.js";
 import { Client, EndpointError, loadBundle, loadImage, sha256, toImageData } from "/js/sfumato.js";
 
 const state = {
@@ -16,7 +16,7 @@ const state = {
   chosen: 0,
   shown: null, // the image: {image, name, truth, place}
   requested: false, // whether anything was sent for it
-  turn: 0, // of the image that is being worked on; whatever belongs to an earlier one is dropped
+  turn: 0, // of the image in progress; results of earlier ones are dropped
 };
 
 start().catch(problem);
@@ -39,10 +39,10 @@ async function start() {
   await loadTheRest();
 }
 
-/** The first sample that has to be sent, so that the page begins with something to see. */
+/** Show the first sample that has to be sent, so that the page begins with something to see. */
 async function showFirst(samples) {
   const bundle = await bundleAt(state.chosen);
-  await bundle.obfuscate(samples[0].image); // the first run also builds things up; its time is nobody's
+  await bundle.obfuscate(samples[0].image); // the first run also initialises; its time is not shown
   let place = 0;
   for (const [i, sample] of samples.entries()) {
     const { obfuscated } = await bundle.decide(sample.image);
@@ -54,14 +54,14 @@ async function showFirst(samples) {
   await show(sample.image, { name: sample.name, truth: sample.label, place });
 }
 
-/** What the first image did not need, so that the page works without the network from now on. */
+/** Load what the first image did not need, so that the page works without the network from now on. */
 async function loadTheRest() {
   $("status").textContent = "ready";
   $("status").classList.add("ready");
   for (const place of state.places.keys()) await attackerAt(place);
   await classifier();
   const tell = () => {
-    $("status").textContent = navigator.onLine ? "ready, also offline" : "offline: all but the cloud's answer works";
+    $("status").textContent = navigator.onLine ? "ready, also offline" : "offline: all but the cloud's prediction works";
   };
   addEventListener("online", tell);
   addEventListener("offline", tell);
@@ -77,7 +77,7 @@ const bundleAt = (place) => kept(state.bundles, place, () => loadBundle(state.pl
 const attackerAt = (place) => kept(state.attackers, place, async () => state.models.loadAttacker(await bundleAt(place)));
 const classifier = () => kept(state, "classifier", () => state.models.loadClassifier(state.classifierUrl));
 
-/** Shows an image of the visitor's, or a sample. */
+/** Show an image of the visitor's, or a sample. */
 async function show(source, { name, truth = null, place = null }) {
   const turn = ++state.turn;
   state.requested = false;
@@ -95,7 +95,7 @@ async function show(source, { name, truth = null, place = null }) {
   if (turn === state.turn) await again();
 }
 
-/** Works on the image that is shown, from its pixels on. */
+/** Process the image that is shown, from its pixels on. */
 async function again() {
   const { shown } = state;
   if (shown === null) return;
@@ -116,39 +116,39 @@ async function work(shown, outdated) {
   const prepared = await bundle.prepare(shown.image);
   const prepareMs = shown.decodeMs + performance.now() - start;
   const decision = await bundle.decide(prepared, { gate: !$("always").checked });
-  const stays = decision.obfuscated === null;
-  const obfuscated = decision.obfuscated ?? (await bundle.obfuscate(prepared)); // to be looked at; it is not sent
+  const local = decision.obfuscated === null;
+  const obfuscated = decision.obfuscated ?? (await bundle.obfuscate(prepared)); // shown only; it is not sent
   if (outdated()) return;
 
   image("original", toImageData(prepared));
   const size = `${shown.image.width} x ${shown.image.height}`;
   $("original-note").textContent = `${shown.name}, ${size}${shown.truth ? `, true class: ${shown.truth}` : ""}`;
-  answer("device-answer", "The device's own answer", decision.probabilities, bundle.labels, "stays");
+  prediction("device-prediction", "On-device prediction", decision.probabilities, bundle.labels, "local");
   if (bundle.gate) {
-    const rule = `Sent only if it is less than ${percent(bundle.gate.threshold)} sure.`;
-    $("device-answer").append(el("p", { class: "small faint" }, rule));
+    const rule = `Sent only if its probability is below ${percent(bundle.gate.threshold)}.`;
+    $("device-prediction").append(el("p", { class: "small faint" }, rule));
   }
-  image("payload", obfuscated.preview(), { dim: stays });
-  showPayload(stays, null);
-  $("verdict").textContent = stays ? "" : "Sending what the obfuscator made.";
+  image("payload", obfuscated.preview(), { dim: local });
+  showPayload(local, null);
+  $("verdict").textContent = local ? "" : "Sending the payload.";
 
-  const cloud = stays ? null : await ask(bundle, obfuscated, outdated);
+  const cloud = local ? null : await ask(bundle, obfuscated, outdated);
   if (outdated()) return;
-  showAnswer(bundle, decision, cloud, shown.truth);
+  showPrediction(bundle, decision, cloud, shown.truth);
   const times = [
     ["decode and fit", prepareMs],
-    [bundle.gate ? "obfuscate, with the device's answer" : "obfuscate", decision.milliseconds],
-    ["send, and wait for the answer", cloud?.roundTripMs ?? null],
+    [bundle.gate ? "obfuscate, and predict on-device" : "obfuscate", decision.milliseconds],
+    ["round trip to the cloud", cloud?.roundTripMs ?? null],
   ];
   steps(times);
 
-  // After the answer, as these may have to be loaded first; without them, the rest still holds.
+  // After the prediction, as these may have to be loaded first; without them, the rest still works.
   const optional = (load, run) => load().then((loaded) => loaded && run(loaded)).catch((error) => (outdated() || problem(error), null));
   const reconstructed = await optional(() => attackerAt(state.chosen), (attacker) => attacker(obfuscated));
   const plain = $("plain").checked ? await optional(classifier, (classify) => classify(prepared)) : null;
   if (outdated()) return;
-  showReconstructed(bundle, reconstructed, stays);
-  answer("plain-answer", "The classifier on the original, run here", plain?.probabilities ?? null, bundle.labels, "accent");
+  showReconstructed(bundle, reconstructed, local);
+  prediction("plain-prediction", "The classifier on the original, run here", plain?.probabilities ?? null, bundle.labels, "accent");
   steps([
     ...times,
     ["reconstruct, as an attacker", reconstructed?.milliseconds ?? null],
@@ -157,7 +157,7 @@ async function work(shown, outdated) {
   $("flow").setAttribute("aria-busy", "false");
 }
 
-/** Asks the cloud, and shows the request that was made. */
+/** Send an image to the cloud, and show the request. */
 async function ask(bundle, obfuscated, outdated) {
   let request = null;
   const client = new Client(location.origin, bundle, {
@@ -178,29 +178,29 @@ async function ask(bundle, obfuscated, outdated) {
   return reply;
 }
 
-function showPayload(stays, sent) {
-  const chip = stays ? ["not sent", "stays"] : sent ? ["sent", "payload"] : ["on its way", ""];
+function showPayload(local, sent) {
+  const chip = local ? ["not sent", "local"] : sent ? ["sent", "payload"] : ["sending", ""];
   $("sent").textContent = chip[0];
   $("sent").className = `chip ${chip[1]}`;
-  if (stays) inspect(null, "");
-  $("payload-note").textContent = stays
-    ? "The device is sure enough, so this stays here too. It is what would travel."
-    : "All that leaves this browser, as people see it.";
+  if (local) inspect(null, "");
+  $("payload-note").textContent = local
+    ? "Handled on-device, so this is not sent. It is what would be sent otherwise."
+    : "All that leaves this browser, shown as an image.";
   $("payload-facts").replaceChildren(
     ...facts([
-      ["bytes", stays ? "0" : sent ? count(sent.bytes) : "none yet"],
+      ["bytes", local ? "0" : sent ? count(sent.bytes) : "none yet"],
       ...(sent ? [["SHA-256", el("span", { class: "mono", title: sent.hash }, `${sent.hash.slice(0, 8)} ... ${sent.hash.slice(-8)}`)]] : []),
     ]),
   );
 }
 
-function showReconstructed(bundle, reconstructed, stays) {
+function showReconstructed(bundle, reconstructed, local) {
   const found = bundle.manifest.figures.audit?.best;
-  image("reconstructed", reconstructed?.image ?? null, { dim: stays });
+  image("reconstructed", reconstructed?.image ?? null, { dim: local });
   const name = state.models.attackerName(bundle.manifest);
-  [$("gained").textContent, $("gained").className] = stays ? ["gets nothing", "chip stays"] : ["reconstructed", "chip leaks"];
+  [$("gained").textContent, $("gained").className] = local ? ["nothing to attack", "chip local"] : ["reconstructed", "chip leaks"];
   $("reconstructed-note").textContent = reconstructed
-    ? `By the ${name}, run here${stays ? " on what would travel; he gets nothing" : ""}.`
+    ? `By the ${name}, run here${local ? " on the image that was not sent" : ""}.`
     : "There is no deobfuscator to run here.";
   const rows = found
     ? [["best in the audit", `${found.attacker}, ${found.threat}`], ["error (MSE)", found.mse.toFixed(4)], ["excess leakage", `at least ${found.excess_leakage.toFixed(2)}`]]
@@ -208,37 +208,37 @@ function showReconstructed(bundle, reconstructed, stays) {
   $("reconstructed-facts").replaceChildren(el("h3", {}, "Over all test images"), el("dl", {}, ...facts(rows)));
 }
 
-function showAnswer(bundle, decision, cloud, truth) {
-  const judged = (label) => (truth === null ? "" : label === truth ? " (right)" : ` (wrong: the true class is ${truth})`);
+function showPrediction(bundle, decision, cloud, truth) {
+  const judged = (label) => (truth === null ? "" : label === truth ? " (correct)" : ` (incorrect: the true class is ${truth})`);
   if (cloud === null) {
     const [label, sure] = best(decision.probabilities, bundle.labels);
-    verdict([el("span", { class: "stays" }, label), `${judged(label)}: answered on this device, ${percent(sure, 0)} sure. Nothing was sent.`]);
+    verdict([el("span", { class: "local" }, label), `${judged(label)}: predicted on-device, probability ${percent(sure, 0)}. Nothing was sent.`]);
     $("asked").textContent = "not asked";
-    $("asked").className = "chip stays";
+    $("asked").className = "chip local";
     const send = el("button", { type: "button", click: () => $("always").click() }, "Send it anyway");
-    $("cloud-answer").replaceChildren(
+    $("cloud-prediction").replaceChildren(
       el("p", { class: "label" }, "Not needed"),
-      el("p", { class: "faint small" }, `The device answers by itself where it is at least ${percent(bundle.gate.threshold)} sure.`),
+      el("p", { class: "faint small" }, `Images with an on-device probability of at least ${percent(bundle.gate.threshold)} are not sent.`),
       send,
     );
     return;
   }
   if (cloud instanceof EndpointError) {
-    verdict([el("span", { class: "leaks" }, "The cloud did not answer"), ". The image is still here, and everything but the cloud's answer works."]);
-    $("asked").textContent = "no answer";
+    verdict([el("span", { class: "leaks" }, "The cloud did not respond"), ". The image is still here, and everything but the cloud's prediction works."]);
+    $("asked").textContent = "no response";
     $("asked").className = "chip leaks";
-    $("cloud-answer").replaceChildren(
+    $("cloud-prediction").replaceChildren(
       el("p", { class: "small" }, cloud.message),
       el("button", { type: "button", click: again }, "Try again"),
     );
     return;
   }
   const bytes = `${count(cloud.payloadBytes)} obfuscated bytes`;
-  verdict([el("span", { class: "payload" }, cloud.label), `${judged(cloud.label)}: answered by the cloud, ${percent(cloud.probability, 0)} sure, from ${bytes}. The image stayed here.`]);
+  verdict([el("span", { class: "payload" }, cloud.label), `${judged(cloud.label)}: predicted by the cloud, probability ${percent(cloud.probability, 0)}, from ${bytes}. The image was not sent.`]);
   $("asked").textContent = ms(cloud.roundTripMs);
   $("asked").className = "chip payload";
-  const warning = cloud.fingerprint === "match" ? [] : [el("p", { class: "small note" }, cloud.fingerprint === "differs" ? "The server has another classifier than the one this obfuscator was made for; its answers may be wrong." : "The server does not say which classifier it has.")];
-  $("cloud-answer").replaceChildren(el("p", { class: "label" }, cloud.label), bars(cloud.probabilities, bundle.labels, "payload", 5), ...warning);
+  const warning = cloud.fingerprint === "match" ? [] : [el("p", { class: "small note" }, cloud.fingerprint === "differs" ? "The server has another classifier than the one this obfuscator was trained for; its predictions may be incorrect." : "The server does not state which classifier it has.")];
+  $("cloud-prediction").replaceChildren(el("p", { class: "label" }, cloud.label), bars(cloud.probabilities, bundle.labels, "payload", 5), ...warning);
 }
 
 function best(probabilities, labels) {
@@ -250,7 +250,7 @@ const nameOf = (manifest) => manifest.recipe?.name ?? manifest.name;
 const DIALS = { sketch: ["code_bits", "bits of the code"], obfuscator: ["privacy_weight", "privacy weight (lambda)"] };
 const dialOf = ({ recipe }) => recipe?.[DIALS[recipe?.kind]?.[0]];
 
-/** The choice of a bundle, and a slider over those that differ by their dial. */
+/** Offer the bundles, and a slider over those that differ in one setting. */
 function offerBundles() {
   $("bundle").replaceChildren(...state.manifests.map((manifest, place) => el("option", { value: place }, nameOf(manifest))));
   $("bundle").addEventListener("change", ({ target }) => choose(Number(target.value)));
@@ -258,7 +258,7 @@ function offerBundles() {
   choose(0);
 }
 
-/** Places of the bundles of the chosen one's kind, by their dial. */
+/** Return the places of the bundles of the chosen one's kind, ordered by that setting. */
 function siblings() {
   const { kind } = state.manifests[state.chosen].recipe ?? {};
   return [...state.places.keys()]
@@ -285,7 +285,7 @@ function choose(place) {
   again();
 }
 
-/** The plot: what is known of all audits, and what the bundles at hand say of themselves. */
+/** Show the plot: all known audits, and those of the loaded bundles. */
 async function showFrontier() {
   const { points } = await json("/frontier.json");
   const own = state.manifests.filter(({ figures }) => figures?.audit?.best && figures.audit.utility).map((manifest) => ({
@@ -313,7 +313,7 @@ async function showFrontier() {
   await showPoint(picked);
 }
 
-/** What a point stands for, with the image that is shown above, if it can be worked out here. */
+/** Show a point, with the current image if it can be computed here. */
 async function showPoint(point) {
   const place = state.manifests.findIndex((manifest) => [nameOf(manifest), `${nameOf(manifest)}, gated`].includes(point.name));
   const rows = [
@@ -331,12 +331,12 @@ async function images(point, place) {
   const bundle = await bundleAt(Math.max(0, place));
   const prepared = await bundle.prepare(state.shown.image);
   const original = toImageData(prepared);
-  if (point.role === "identity") return [strip([original, "original"], [original, "payload: itself"], [original, "an attacker sees"])];
-  if (point.role === "local") return [strip([original, "original"], [null, "nothing payload"], [null, "only the label"])];
-  if (point.role === "gated") return [strip([original, "original"], [original, "travels itself, if the device is unsure"], [original, "an attacker sees"])];
+  if (point.role === "identity") return [strip([original, "original"], [original, "payload: the image itself"], [original, "an attacker sees"])];
+  if (point.role === "local") return [strip([original, "original"], [null, "no payload"], [null, "only the label"])];
+  if (point.role === "gated") return [strip([original, "original"], [original, "payload: the image itself, if the gate sends it"], [original, "an attacker sees"])];
   if (place < 0) {
     const how = point.role === "baseline" ? `Make it with: sfumato baseline ${point.name}. Then start` : "Start";
-    return [el("p", { class: "small faint" }, `No bundle of it is at hand, so its images cannot be shown. ${how} the studio with --obfuscator and the bundle's folder.`)];
+    return [el("p", { class: "small faint" }, `Its bundle is not loaded, so its images cannot be shown. ${how} the studio with --obfuscator and the bundle's folder.`)];
   }
   const obfuscated = await bundle.obfuscate(prepared);
   const attacker = await attackerAt(place);
@@ -357,10 +357,10 @@ function verdict(parts) {
   $("verdict").replaceChildren(...parts);
 }
 
-/** Fails closed: nothing of this image is sent, and nothing of an earlier one is left to be taken for its own. */
+/** Fails closed: nothing of this image is sent, and nothing of an earlier one stays on the page. */
 function failed(error) {
   for (const place of ["original", "payload", "reconstructed"]) image(place, null);
-  for (const place of ["device-answer", "plain-answer", "payload-facts", "reconstructed-facts", "cloud-answer", "steps"]) $(place).replaceChildren();
+  for (const place of ["device-prediction", "plain-prediction", "payload-facts", "reconstructed-facts", "cloud-prediction", "steps"]) $(place).replaceChildren();
   for (const place of ["original-note", "payload-note", "reconstructed-note"]) $(place).textContent = "\u00a0";
   for (const place of ["sent", "asked"]) [$(place).textContent, $(place).className] = ["nothing", "chip"];
   if (!state.requested) inspect(null, "");

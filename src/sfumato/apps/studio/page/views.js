@@ -2,7 +2,7 @@
 
 import { $, count, el, ms, paint, percent } from "./dom.js";
 
-/** The likeliest classes as bars. */
+/** Return the likeliest classes as bars. */
 export function bars(probabilities, labels, tone, shown = 3) {
   const order = labels.map((_, i) => i).sort((a, b) => probabilities[b] - probabilities[a]);
   const rows = order.slice(0, shown).map((i) => {
@@ -15,32 +15,32 @@ export function bars(probabilities, labels, tone, shown = 3) {
   return list;
 }
 
-/** A heading with bars, or nothing. */
-export function answer(place, title, probabilities, labels, tone) {
+/** Show a heading with bars, or nothing. */
+export function prediction(place, title, probabilities, labels, tone) {
   $(place).replaceChildren(
     ...(probabilities === null ? [] : [el("h3", {}, title), bars(probabilities, labels, tone)]),
   );
 }
 
-/** A description list. */
+/** Return the entries of a description list. */
 export function facts(rows) {
   return rows.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]);
 }
 
-/** Milliseconds of each step. */
+/** Show the milliseconds of each step. */
 export function steps(times) {
   $("steps").replaceChildren(
     ...times.map(([name, value]) => el("li", {}, name, el("b", {}, value === null ? "none" : ms(value)))),
   );
 }
 
-/** An image of the flow; dim where it is shown but did not travel. */
+/** Show an image; dim if it was not sent. */
 export function image(place, image, { dim = false } = {}) {
   paint($(place), image);
   $(place).classList.toggle("dim", dim);
 }
 
-/** The inspector: the request as it was sent, or that none was. */
+/** Show the request as it was sent, or that none was. */
 export function inspect(request, hash) {
   $("inspector-sum").textContent = request === null ? "nothing was sent for this image" : `${count(request.body.length)} bytes`;
   if (request === null) {
@@ -63,20 +63,20 @@ export function inspect(request, hash) {
   );
 }
 
-/** The verdict of the audit that lies in the bundle. */
+/** Show the verdict of the audit in the bundle. */
 export function audit(manifest) {
   const found = manifest.figures.audit;
   if (!found) {
-    $("audit").replaceChildren(el("p", { class: "faint" }, "This bundle holds no audit. Run: sfumato audit BUNDLE --classifier CLASSIFIER --budget standard"));
+    $("audit").replaceChildren(el("p", { class: "faint" }, "This bundle has no audit. Run: sfumato audit BUNDLE --classifier CLASSIFIER --budget standard"));
     return;
   }
   const { verdict, best, utility, gate, certificate, budget } = found;
   const stats = [
-    [percent(utility?.accuracy_obfuscated ?? NaN), "right in the cloud, on the payload"],
-    [`at least ${best?.excess_leakage?.toFixed(2) ?? "?"}`, "excess leakage: 0 only the label, 1 the image"],
+    [percent(utility?.accuracy_obfuscated ?? NaN), "correctly classified in the cloud, from the payload"],
+    [`at least ${best?.excess_leakage?.toFixed(2) ?? "?"}`, "excess leakage: 0 is the label only, 1 the image"],
     [best?.attacker ?? "none", `best attacker, ${best?.threat ?? ""}`],
-    gate && [percent(gate.offload_rate), `of the images leave the device, ${percent(gate.accuracy_gated)} of all right`],
-    certificate?.rate_bits && [`${certificate.rate_bits.toFixed(1)} bits`, "about an image at most, whoever attacks"],
+    gate && [percent(gate.offload_rate), `of the images are sent; ${percent(gate.accuracy_gated)} of all are correctly classified`],
+    certificate?.rate_bits && [`${certificate.rate_bits.toFixed(1)} bits`, "about an image at most, for any attacker"],
   ].filter(Boolean);
   $("audit").replaceChildren(
     el("div", { class: "stats" }, ...stats.map(([value, says]) => el("div", {}, el("b", {}, value), el("span", {}, says)))),

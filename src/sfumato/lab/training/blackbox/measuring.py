@@ -8,7 +8,7 @@ import torch
 from sfumato.artifacts.bundle import OBFUSCATOR_ONNX, Bundle
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.device.gate import has_to_be_sent, softmax
-from sfumato.errors import QueriesSpent
+from sfumato.errors import QueryBudgetExhausted
 from sfumato.lab.data import ImageSet
 from sfumato.lab.evaluation.accuracy import device_logits
 from sfumato.lab.training.blackbox.oracle import Oracle
@@ -39,7 +39,7 @@ def measure_at(endpoint: Oracle, sketch: Bundle, images: ImageSet) -> dict[str, 
             try:
                 found = endpoint(torch.from_numpy(drawings))
                 answers |= dict(zip(new, found.argmax(dim=1).tolist(), strict=True))
-            except QueriesSpent:
+            except QueryBudgetExhausted:
                 asked = False
         if asked:
             right.append(np.array([answers[code] for code in codes]) == labels)

@@ -22,8 +22,7 @@ from torch.nn import functional as F
 
 from sfumato.artifacts.bundle import Preprocessing
 from sfumato.device.connect import open_endpoint
-from sfumato.device.endpoint_binding import accepts
-from sfumato.errors import EndpointAnswerInvalid, QueriesSpent, TrainingError
+from sfumato.errors import EndpointResponseInvalid, QueryBudgetExhausted, TrainingError
 from sfumato.wire import ModelMetadata
 from sfumato.wire import Tensor as WireTensor
 
@@ -133,7 +132,7 @@ class Oracle:
             Logarithms of probabilities, (N, classes) float32; of a label, that of its class is nearly 0.
 
         Raises:
-            QueriesSpent: the budget does not allow it; what was answered is kept.
+            QueryBudgetExhausted: the budget does not allow it; what was answered is kept.
             EndpointError: one of its kinds; see `sfumato.errors`.
         """
         return torch.cat([self._batch(part, shown) for part in torch.split(images, _BATCH)])
@@ -145,7 +144,7 @@ class Oracle:
         new = {key: row for key, row in zip(keys, inputs, strict=True) if known[key] is None}  # equal ones once
         if new:
             if len(new) > self.left:
-                raise QueriesSpent(
+                raise QueryBudgetExhausted(
                     f"{self.spent} of {self.queries} queries are spent, {len(new)} more are asked for; allow more"
                 )
             known |= dict(zip(new, self._ask(np.stack(list(new.values()))), strict=True))
@@ -168,7 +167,7 @@ class Oracle:
         response = self._endpoint.infer(self._model, WireTensor(self._input, inputs), self._output).response
         scores = next((tensor.array for tensor in response.outputs if tensor.name == self._output), None)
         if scores is None or scores.shape != (len(inputs), self.classes) or not np.isfinite(scores).all():
-            raise EndpointAnswerInvalid(
+            raise EndpointResponseInvalid(
                 f"{self._endpoint.server} answered {None if scores is None else scores.shape} for {len(inputs)} "
                 f"images; finite scores {(len(inputs), self.classes)} are expected"
             )
@@ -226,19 +225,19 @@ def _names(metadata: ModelMetadata, preprocessing: Preprocessing, classes: int) 
     """The model's input and its output with one number for each class.
 
     Raises:
-        EndpointAnswerInvalid: it takes other images, or answers otherwise.
+        EndpointResponseInvalid: it takes other images, or answers otherwise.
     """
     size = (3, preprocessing.height, preprocessing.width)
-    fits = [spec for spec in metadata.inputs if spec.datatype == "FP32" and accepts(spec, size)]
+    fits = [spec for spec in metadata.inputs if spec.datatype == "FP32" and spec.takes_rows(size)]
     if len(metadata.inputs) != 1 or not fits:
         shapes = ", ".join(f"{spec.datatype} {list(spec.shape)}" for spec in metadata.inputs) or "none"
-        raise EndpointAnswerInvalid(
+        raise EndpointResponseInvalid(
             f"model {metadata.name!r} takes {shapes}; FP32 {[-1, *size]} is needed: set data.size"
         )
-    output = next((spec.name for spec in metadata.outputs if accepts(spec, (classes,))), None)
+    output = next((spec.name for spec in metadata.outputs if spec.takes_rows((classes,))), None)
     if output is None:
         shapes = ", ".join(str(list(spec.shape)) for spec in metadata.outputs) or "nothing"
-        raise EndpointAnswerInvalid(
+        raise EndpointResponseInvalid(
             f"model {metadata.name!r} answers {shapes}; one number for each of {classes} classes is needed"
         )
     return fits[0].name, output

@@ -14,6 +14,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.records import Figures
 from sfumato.errors import RecipeError, TrainingError
 from sfumato.lab.classifiers import FrozenClassifier, load_classifier
 from sfumato.lab.data import INFERENCE_BATCH, ImageSet
@@ -138,15 +139,13 @@ def protect_black_box(
         else:
             written = _copied(bundle, served, folder / "bundle")
         figures |= {
-            "surrogate_agreement": max(surrogate.figures["agreement"] for surrogate in surrogates),
+            "surrogate_agreement": max(surrogate.figures.agreement or 0.0 for surrogate in surrogates),
             "queries_learning": len(asked),
             "queries": endpoint.spent,
         }
-        written.figures.update(figures)
-        written.provenance.update(bundle.provenance)
-        written.provenance["black_box"] = {**box.model_dump(mode="json"), "figures": figures}
-        written.save()
-        return written
+        black_box = {**box.model_dump(mode="json"), "figures": figures}
+        origin = written.provenance.updated(**bundle.provenance.to_json(), black_box=black_box)
+        return replace(written, figures=written.figures.updated(**figures), provenance=origin).save()
 
 
 def _to_learn_from(box: BlackBoxRecipe, images: int) -> int:
@@ -228,7 +227,7 @@ def _tuned(
         task,
         images.images[:CHECK_IMAGES].float() / 255,
         classifier=frozen,
-        recipe=bundle.recipe,
+        recipe=bundle.recipe.to_json(),
         known=train_set,
         held_out=answered(held_out, frozen),
         offload_rate=known.offload_rate,
@@ -253,9 +252,8 @@ def _copied(bundle: Bundle, frozen: FrozenClassifier, folder: Path) -> Bundle:
     """The bundle with the endpoint's name instead of the surrogate's."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(bundle.path, folder)
-    copied = replace(bundle, path=folder, name=frozen.name, classifier_fingerprint=frozen.fingerprint, figures={})
-    copied.save()
-    return copied
+    copied = replace(bundle, path=folder, name=frozen.name, classifier_fingerprint=frozen.fingerprint)
+    return replace(copied, figures=Figures()).save()
 
 
 @contextmanager

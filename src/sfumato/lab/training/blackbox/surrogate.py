@@ -129,10 +129,7 @@ def learn_surrogate(
         preprocessing=preprocessing,
         recipe={"kind": "classifier", "architecture": architecture, "note": "Learned from an endpoint's answers."},
     )
-    bundle.figures.update(agreement=fitted.figures["agreement"], compared=len(compared))
+    figures = bundle.figures.updated(agreement=fitted.figures["agreement"], compared=len(compared))
     seconds = round(fitted.seconds, 1)
-    bundle.provenance.update(
-        provenance(seed=plan.seed, epochs=plan.epochs, answers=len(learned), training_seconds=seconds)
-    )
-    bundle.save()
-    return bundle
+    origin = provenance(seed=plan.seed, epochs=plan.epochs, answers=len(learned), training_seconds=seconds)
+    return replace(bundle, figures=figures, provenance=origin).save()

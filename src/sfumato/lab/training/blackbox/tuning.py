@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.errors import QueriesSpent
+from sfumato.errors import QueryBudgetExhausted
 from sfumato.lab.models import Sketcher
 from sfumato.lab.training.blackbox.oracle import Oracle
 
@@ -170,7 +170,7 @@ def tune(
             losses, right = look()
             if float(weights[right].sum()) > best:
                 best, kept = float(weights[right].sum()), deepcopy(sketcher.state_dict())
-    except QueriesSpent:
+    except QueryBudgetExhausted:
         pass  # what was reached is kept
     sketcher.load_state_dict(kept)
     return Tuned(before, best, oracle.spent - begun, steps)

@@ -1,0 +1,132 @@
+"""The open-ended parts of `bundle.json`, typed: the recipe, the measured figures, and where they come from.
+
+Each record types what this version of sfumato reads; `docs/schemas/bundle.json` says what every field means. Keys
+without a field here are kept in `others`, so that loading and saving a bundle loses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+from sfumato.errors import BundleError
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str | None": (str,),
+    "int | None": (int,),
+    "float | None": (int, float),
+    "Mapping[str, Any] | None": (Mapping,),
+    "Sequence[Any] | None": (list, tuple),
+    "Mapping[str, Any] | str | None": (Mapping, str),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A JSON object of which some keys are typed.
+
+    Attributes:
+        others: the values of keys that have no field, and explicit nulls.
+    """
+
+    others: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Self:
+        """Build a record from a JSON object.
+
+        Raises:
+            BundleError: the value of a field has another type.
+        """
+        types = {entry.name: _TYPES[str(entry.type)] for entry in fields(cls) if entry.name != "others"}
+        known = {key: raw[key] for key in types if raw.get(key) is not None}
+        for key, value in known.items():
+            if not isinstance(value, types[key]):
+                where, kind = cls.__name__.lower().removesuffix("record"), types[key][-1].__name__
+                raise BundleError(f"{key!r} in the {where} must be of type {kind}, got {value!r:.60}")
+        return cls(**known, others={key: value for key, value in raw.items() if key not in known})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object that `from_json` reads back as an equal record."""
+        known = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "others"}
+        return {**{key: value for key, value in known.items() if value is not None}, **self.others}
+
+    def updated(self, **values: Any) -> Self:
+        """Return a record with some values replaced or added, by their keys in JSON.
+
+        Raises:
+            BundleError: the value of a field has another type.
+        """
+        return self.from_json({**self.to_json(), **values})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeRecord(Record):
+    """The resolved recipe that made a bundle, as far as device and cloud read it; the lab parses `to_json()`."""
+
+    kind: str | None = None
+    name: str | None = None
+    note: str | None = None
+    method: str | None = None
+    seed: int | None = None
+    architecture: str | None = None
+    origin: str | None = None
+    notes: Sequence[Any] | None = None
+    output: Mapping[str, Any] | None = None
+    code_bits: int | None = None
+    quantized: Mapping[str, Any] | None = None
+
+    @property
+    def eight_bit_output(self) -> bool:
+        """Whether the obfuscator's output has whole levels of 0 to 255 before normalisation."""
+        return self.output is not None and self.output.get("format") == "8-bit"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures(Record):
+    """What was measured of a bundle. Accuracies and rates are in [0, 1], over `test_images` images."""
+
+    accuracy_plain: float | None = None
+    accuracy_obfuscated: float | None = None
+    test_images: int | None = None
+    accuracy_device: float | None = None
+    offload_rate: float | None = None
+    accuracy_gated: float | None = None
+    joint_deobfuscator_mse: float | None = None
+    joint_deobfuscator_psnr_db: float | None = None
+    joint_deobfuscator_ssim: float | None = None
+    codeword_means_mse: float | None = None
+    codeword_means_psnr_db: float | None = None
+    codeword_means_ssim: float | None = None
+    agreement: float | None = None
+    compared: int | None = None
+    surrogate_agreement: float | None = None
+    queries: int | None = None
+    queries_learning: int | None = None
+    quantized: Mapping[str, Any] | None = None
+    audit: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance(Record):
+    """Where a number comes from; `others` holds what only the program that measured it knows."""
+
+    sfumato: str | None = None
+    commit: str | None = None
+    written: str | None = None
+    python: str | None = None
+    libraries: Mapping[str, Any] | None = None
+    machine: Mapping[str, Any] | None = None
+    seed: int | None = None
+    epochs: float | None = None
+    accelerator: str | None = None
+    device: str | None = None
+    precision: str | None = None
+    train_images: int | None = None
+    test_images: int | None = None
+    data: str | None = None
+    training_seconds: float | None = None
+    history: Sequence[Any] | None = None
+    trained_for: Sequence[Any] | None = None
+    data_sha256: Mapping[str, Any] | str | None = None
