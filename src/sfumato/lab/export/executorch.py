@@ -26,7 +26,7 @@ from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.device.image import load_image, prepare
 from sfumato.errors import BundleError
 from sfumato.lab.export.onnx import TOLERANCE, difference
-from sfumato.lab.models import Normalize, Sketcher, SketchGraph, payload_of
+from sfumato.lab.models import Normalize, Payload, Sketcher, SketchGraph
 from sfumato.lab.models.rebuild import rebuilt
 
 Array = npt.NDArray[Any]
@@ -182,13 +182,13 @@ def _graph(bundle: Bundle, images: Tensor, wanted: list[Array]) -> nn.Module:
         raise BundleError(
             f"{bundle.path} draws noise, which ExecuTorch's program could not be compared on; run its ONNX file instead"
         )
-    return payload_of(net, normalize, size.height, size.width).eval()
+    return Payload(net, normalize, size.height, size.width).eval()
 
 
 @torch.no_grad()
 def _temperature(sketcher: Sketcher, images: Tensor, wanted: list[Array]) -> float:
     """What the device's logits are divided by, which stands in the ONNX file alone: by least squares."""
-    own = sketcher.look(images)[1].double()
+    own = sketcher.encode(images)[1].double()
     calibrated = torch.from_numpy(wanted[1][: len(images)]).double()
     return float(own.square().sum() / (own * calibrated).sum())
 
