@@ -32,7 +32,7 @@ from sfumato.artifacts.provenance import provenance
 from sfumato.device import Client
 from sfumato.device.transport import Reply
 from sfumato.lab.export.onnx import export_onnx
-from sfumato.lab.models import Normalize, Obfuscator, ObfuscatorPayload, build_classifier, cost
+from sfumato.lab.models import Normalize, Obfuscator, Payload, build_classifier, cost
 
 WARM_UP, ROUNDS, REPEATS = 20, 100, 5
 SAYS = {
@@ -55,10 +55,10 @@ def main(out: Path = Path("results/device-latency.json"), rounds: int = ROUNDS) 
     _use_relu(relu)
     nets = {
         "resnet18": build_classifier("resnet18"),
-        "obfuscator": ObfuscatorPayload(obfuscator, normalize),
+        "obfuscator": Payload(obfuscator, normalize, 32, 32),
         "obfuscator_in_training_order": nn.Sequential(obfuscator, normalize),
         "obfuscator_in_paper_order": nn.Sequential(Obfuscator(order="paper"), normalize),
-        "relu": ObfuscatorPayload(relu, normalize),
+        "relu": Payload(relu, normalize, 32, 32),
     }
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     image = pixels.transpose(2, 0, 1)[None].astype(np.float32) / np.float32(255)

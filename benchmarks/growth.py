@@ -41,10 +41,10 @@ from sfumato.lab.models import (  # noqa: E402
     Deobfuscator,
     Normalize,
     Obfuscator,
+    Payload,
     Sketcher,
-    SketchPayload,
-    answer_bits,
     build_classifier,
+    class_bits,
     cost,
     fold_norms,
 )
@@ -74,7 +74,7 @@ def device_against_pixels(folder: Path, sides: tuple[int, ...], rounds: int) -> 
     for side in sides:
         nets: dict[str, torch.nn.Module] = {
             "paper": torch.nn.Sequential(Obfuscator(), normalize),
-            "sketch": SketchPayload(Sketcher(side, side), normalize),
+            "sketch": Payload(Sketcher(side, side), normalize, side, side),
             "resnet18-imagenet": build_classifier("resnet18-imagenet"),
         }
         if side <= SMALL:
@@ -112,7 +112,7 @@ def device_against_classes(folder: Path, classes: tuple[int, ...], rounds: int) 
             "median_ms": statistics.median(times[str(count)]),
             "device_bytes": (bundle.path / OBFUSCATOR_ONNX).stat().st_size,
             "decoder_bytes": (bundle.path / DECODER_ONNX).stat().st_size,
-            "code_bits": max(8, answer_bits(count)),
+            "code_bits": max(8, class_bits(count)),
         }
         for count, bundle in bundles.items()
     ]

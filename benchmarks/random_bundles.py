@@ -9,7 +9,7 @@ import torch
 from sfumato.artifacts.bundle import Bundle, Preprocessing
 from sfumato.lab.classifiers import FrozenClassifier
 from sfumato.lab.data import ImageSet
-from sfumato.lab.models import Normalize, Obfuscator, Sketcher, answer_bits, build_classifier
+from sfumato.lab.models import Normalize, Obfuscator, Sketcher, build_classifier, class_bits
 from sfumato.lab.training.export import write_classifier_bundle, write_obfuscator_bundle, write_sketch_bundle
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 
@@ -43,7 +43,7 @@ def obfuscator(folder: Path, served: Bundle) -> Bundle:
 def sketch(folder: Path, served: Bundle) -> Bundle:
     """A sketch of the kind that is shipped, with its gate and its decoder, for a classifier's bundle."""
     frozen, side, classes = _frozen(served), served.preprocessing.height, len(served.labels)
-    sketcher = Sketcher(side, side, classes=classes, bits=max(8, answer_bits(classes)))
+    sketcher = Sketcher(side, side, classes=classes, bits=max(8, class_bits(classes)))
     task = SketchTask(sketcher, frozen.net, Normalize(MEAN, STD), teacher_weight=0.9, temperature=4.0).eval()
     few = ImageSet((_images(side) * 255).to(torch.uint8), torch.arange(_IMAGES) % classes, served.labels, "random", "")
     return write_sketch_bundle(

@@ -28,6 +28,7 @@ from sfumato.lab.models import Deobfuscator, build_classifier, obfuscator_of
 from sfumato.lab.runs.folders import read_json
 from sfumato.lab.training.building import normalize
 from sfumato.lab.training.export import write_classifier_bundle, write_obfuscator_bundle
+from sfumato.lab.training.recipe import ObfuscatorRecipe
 from sfumato.lab.training.run import CHECK_IMAGES
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask
 
@@ -146,7 +147,7 @@ def _classifier(lab: Lab, item: Item, folder: Path, about: dict[str, Any], image
 def _obfuscator(lab: Lab, item: Item, folder: Path, about: dict[str, Any], images: Tensor) -> Bundle:
     frozen, recipe, run = lab.frozen(item), about["recipe"], lab.run(item)
     task = ObfuscationTask(
-        _loaded(obfuscator_of(recipe), folder / OBFUSCATOR_WEIGHTS),
+        _loaded(obfuscator_of(ObfuscatorRecipe.model_validate(recipe)), folder / OBFUSCATOR_WEIGHTS),
         _loaded(Deobfuscator(), folder / DEOBFUSCATOR_WEIGHTS),
         frozen.net,
         normalize(frozen.preprocessing),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 _RENAMED = {
-    "answers_changed": "predictions_changed",
-    "cloud_answers_changed": "cloud_predictions_changed",
+    "accuracy_others": "accuracy_ensemble",
+    "also": "ensemble",
     "column_pictures": "column_images",
     "decoder_pictures": "decoder_images",
-    "device_answers_changed": "device_predictions_changed",
-    "drawing_mean_difference": "payload_mean_difference",
+    "drawing": "decoder",
+    "drawn_share": "decoded_share",
     "held_out_pictures": "held_out_images",
     "new_pictures": "new_images",
     "pictures": "images",
@@ -19,6 +19,8 @@ _RENAMED = {
     "sent_pictures": "sent_images",
     "test_pictures": "test_images",
     "train_pictures": "train_images",
+    "understood_after_tuning": "agreement_after_tuning",
+    "understood_before_tuning": "agreement_before_tuning",
     "unreadable_pictures": "unreadable_images",
 }
 
@@ -30,7 +32,10 @@ def upgraded(value: Any) -> Any:
         value: plain JSON: objects, lists, strings, numbers, booleans, None.
     """
     if isinstance(value, dict):
-        return {_RENAMED.get(key, key): upgraded(item) for key, item in value.items()}
+        renamed = {_RENAMED.get(key, key): upgraded(item) for key, item in value.items()}
+        if renamed.get("learn") == "drawing":  # of a sketch's recipe
+            renamed["learn"] = "decoder"
+        return renamed
     if isinstance(value, list):
         return [upgraded(item) for item in value]
     return value

@@ -41,7 +41,7 @@ def cost(
         raise SfumatoError(f"unknown classifier {unknown[0]!r}; known: {', '.join(models.CLASSIFIERS)}")
     ours = models.cost(models.Obfuscator(), height=height, width=width)
     papers = models.cost(models.Obfuscator(order="paper"), height=height, width=width)
-    bits = max(8, models.answer_bits(classes))
+    bits = max(8, models.class_bits(classes))
     sketch = models.cost(models.Sketcher(height, width, classes=classes, bits=bits), height=height, width=width)
     rows: list[dict[str, Any]] = []
     for name in classifiers or models.CLASSIFIERS:

@@ -13,6 +13,7 @@ import typer
 from sfumato.cli.app import app
 from sfumato.cli.inputs import CaFileOption, TokenFileOption, read_token
 from sfumato.cli.output import JsonOption, needs_train_extra, percent, print_json
+from sfumato.cli.progress import bars
 from sfumato.errors import RecipeError, TrainingError
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ def train(
         typer.Option(
             "--from",
             metavar="BUNDLE",
-            help="Begin with this obfuscator, made for another classifier maybe. Of a sketch only what is drawn is "
-            "then learned anew: its device's answers, and what a code means, stay.",
+            help="Start from this obfuscator, maybe made for another classifier. Of a sketch only the decoder is then "
+            "learned anew: the device's predictions, and the meaning of a code, stay.",
         ),
     ] = None,
     black_box: Annotated[
@@ -42,31 +43,31 @@ def train(
         typer.Option(
             "--black-box",
             metavar="URL",
-            help="The classifier is this endpoint, of which only answers can be had: the same as --set classifier=URL. "
-            "The recipe's training images, public ones, are sent there as they are; its [black_box] says how many.",
+            help="The classifier is this endpoint, with query-only access: the same as --set classifier=URL. The "
+            "recipe's training images, which must be public, are sent there unchanged; its [black_box] says how many.",
         ),
     ] = None,
     token_file: TokenFileOption = None,
     ca_file: CaFileOption = None,
     accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")] = "auto",
     devices: Annotated[int, typer.Option(min=1, help="Processes to train on.")] = 1,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that holds a run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Restart in a folder that holds a run.")] = False,
     estimate: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Train only a few steps, and write to this JSON file how long all of it would take on this machine.",
+            help="Train only a few steps, and write to this JSON file how long the whole run would take here.",
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a classifier or an obfuscator from a recipe and write its bundle.
 
-    Ctrl-C saves; `--resume` then goes on to the same result. Progress is also in TensorBoard:
+    Ctrl-C saves; `--resume` then continues to the same result. Progress is also in TensorBoard:
     `tensorboard --logdir runs`.
 
-    When the cloud's classifier changes: `--from OLD_BUNDLE --set classifier=NEW` adapts what is in the field to it.
+    When the cloud's classifier changes: `--from OLD_BUNDLE --set classifier=NEW` adapts deployed devices to it.
 
     Examples: `sfumato train recipes/cifar10-resnet20.toml --set training.epochs=4`,
     `sfumato train recipes/cifar10-resnet20.toml --estimate estimate.json`
@@ -74,6 +75,7 @@ def train(
     keep_freed_memory()
     with needs_train_extra():
         from sfumato.artifacts.bundle import Bundle
+        from sfumato.lab.runs.estimate import estimate as estimated
         from sfumato.lab.training import Run, load_recipe
         from sfumato.lab.training import train as run_training
         from sfumato.lab.training.blackbox import is_endpoint, protect_black_box
@@ -88,22 +90,28 @@ def train(
             )
         if not isinstance(plan, ClassifierRecipe) and is_endpoint(plan.classifier):
             raise RecipeError(f"--estimate times steps through the classifier itself; {plan.classifier} is an endpoint")
-        _estimate(plan, estimate, accelerator, as_json=as_json)
+        with bars() as shown:
+            found = estimated(plan, accelerator=accelerator, progress=shown.progress)
+        _print_estimate(plan, found, estimate, as_json=as_json)
         return
     folder = out or Path("runs") / plan.name
     start = None if from_ is None else Bundle.load(from_, kind="obfuscator")
     how: dict[str, Any] = {"accelerator": accelerator, "devices": devices, "resume": resume, "overwrite": overwrite}
     if not isinstance(plan, ClassifierRecipe) and is_endpoint(plan.classifier):
         if start is not None:
-            raise RecipeError("--from begins with an obfuscator; for an endpoint's answers everything is learned anew")
+            raise RecipeError("--from starts from an obfuscator; for an endpoint everything is learned anew")
         typer.echo(
-            f"up to {plan.black_box.queries:,} images, of {plan.data.source} and drawn ones, are sent to "
+            f"up to {plan.black_box.queries:,} images, of {plan.data.source} and decoded ones, are sent to "
             f"{plan.classifier} as they are: they must be public",
             err=True,
         )
-        bundle = protect_black_box(plan, folder, token=read_token(token_file), ca_file=ca_file, **how)
+        token = read_token(token_file)
+        with bars() as shown:
+            how |= {"progress": shown.progress, "say": shown.say}
+            bundle = protect_black_box(plan, folder, token=token, ca_file=ca_file, **how)
     else:
-        bundle = run_training(plan, folder, start=start, say=lambda line: typer.echo(line, err=True), **how)
+        with bars() as shown:
+            bundle = run_training(plan, folder, start=start, progress=shown.progress, say=shown.say, **how)
     if as_json:
         print_json({"bundle": str(bundle.path), "figures": bundle.figures.to_json()})
         return
@@ -112,12 +120,10 @@ def train(
         typer.echo(f"  {name}: {percent(value) if name.startswith('accuracy') else value}")
 
 
-def _estimate(plan: AnyRecipe, file: Path, accelerator: str, *, as_json: bool) -> None:
+def _print_estimate(plan: AnyRecipe, found: dict[str, Any], file: Path, *, as_json: bool) -> None:
     from sfumato.artifacts.bundle import write_json
     from sfumato.lab.audit.speed import spoken
-    from sfumato.lab.runs.estimate import estimate
 
-    found = estimate(plan, accelerator=accelerator)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, found)
     if as_json:
@@ -137,10 +143,10 @@ def _estimate(plan: AnyRecipe, file: Path, accelerator: str, *, as_json: bool) -
 
 
 def keep_freed_memory() -> None:
-    """Starts the process again with an allocator that keeps freed memory.
+    """Restart the process with an allocator that keeps freed memory.
 
-    glibc gives every large tensor back to the system and faults its pages in again at the next step, which
-    doubles the time of a training step on a CPU. It reads these variables only at the start of a process.
+    glibc returns every large tensor to the system and faults its pages in again at the next step, which doubles the
+    time of a training step on a CPU. It reads these variables only at the start of a process.
     """
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _MALLOC):
         return

@@ -21,7 +21,7 @@ from sfumato.lab.audit.certificate import (
     rate_bits,
     van_trees_mse,
 )
-from sfumato.lab.models import Normalize, Obfuscator, payload_of
+from sfumato.lab.models import Normalize, Obfuscator, Payload
 
 SIDES = (4, 3)
 NUMBERS = 3 * SIDES[0] * SIDES[1]
@@ -257,7 +257,7 @@ def test_an_obfuscators_noisy_code_is_certified():
     images = (torch.rand(40, 3, 8, 8) * 255).byte()
     for _ in range(20):
         net(images.float() / 255)
-    payload = payload_of(net.eval(), Normalize((0.5,) * 3, (0.2,) * 3), 8, 8)
+    payload = Payload(net.eval(), Normalize((0.5,) * 3, (0.2,) * 3), 8, 8)
     assert isinstance(payload, NoisyWithin) and not isinstance(payload, Noisy)
     found = certify(payload.noisy_code, images)
     codes, std = net.encode(images.float() / 255).detach().flatten(1), payload.noisy_code.noise_std().flatten()

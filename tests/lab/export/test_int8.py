@@ -188,7 +188,7 @@ def test_an_audit_refuses_payloads_that_are_not_those_of_the_code(integers, tmp_
 
 def test_it_cannot_be_trained_from_nor_quantised_again(integers, classifier, samples, tmp_path):
     recipe = load_recipe(RECIPES / "cifar10-resnet20-sketch.toml")
-    with pytest.raises(RecipeError, match="start from the bundle that it was made of"):
+    with pytest.raises(RecipeError, match="start from the bundle that was quantised"):
         starting_from(integers, recipe)
     with pytest.raises(BundleError, match="already"):
         quantize(integers, tmp_path / "again", classifier, samples, samples)

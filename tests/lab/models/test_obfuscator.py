@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from counting import count_macs
-from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator, obfuscator_of, payload_of
+from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator, Payload, obfuscator_of
 from sfumato.lab.models.fixed_ops import LEVEL, Removal
-from sfumato.lab.models.obfuscator import Bottleneck, Noise, NoisyCode, NoisyPayload
+from sfumato.lab.models.obfuscator import Bottleneck, Noise, NoisyCode
+from sfumato.lab.models.rebuild import ObfuscatorNetRecipe
 
 
 @pytest.fixture(scope="module")
@@ -157,18 +158,20 @@ def test_what_is_removed_does_not_change_what_comes_out():
 
 
 def test_a_recipe_that_says_nothing_describes_the_papers_network():
-    net = obfuscator_of({"kind": "obfuscator", "privacy_weight": 1.0})
+    net = obfuscator_of(ObfuscatorNetRecipe())
     assert net.state_dict().keys() == Obfuscator().state_dict().keys()
     assert (net.removal, net.noise, net.eight_bit) == (None, None, False)
 
 
 def test_a_recipe_describes_the_network():
     net = obfuscator_of(
-        {
-            "input": {"remove_colour": True, "remove_frequencies": 2},
-            "bottleneck": {"rate_weight": 0.0, "entropy_weight": 0.1},
-            "output": {"format": "8-bit"},
-        }
+        ObfuscatorNetRecipe.model_validate(
+            {
+                "input": {"remove_colour": True, "remove_frequencies": 2},
+                "bottleneck": {"rate_weight": 0.0, "entropy_weight": 0.1},
+                "output": {"format": "8-bit"},
+            }
+        )
     )
     assert (net.removal.colour, net.removal.frequencies, net.eight_bit) == (True, 2, True)
     assert net.noise is not None
@@ -176,11 +179,11 @@ def test_a_recipe_describes_the_network():
 
 def test_what_payload_is_normalised_after_rounding():
     net, normalize = Obfuscator(eight_bit=True).eval(), Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.5))
-    payload = payload_of(net, normalize, 16, 24)
+    payload = Payload(net, normalize, 16, 24)
     assert torch.equal(payload(SOME), normalize(net(SOME)))
     assert payload.step == pytest.approx(1 / 255 / 0.2)
-    assert not isinstance(payload, NoisyPayload) and not hasattr(payload, "noisy_code")
-    assert isinstance(payload_of(Obfuscator(noisy=True), normalize, 16, 24), NoisyPayload)
+    assert not hasattr(payload, "noisy_code") and not hasattr(payload, "code_bits")
+    assert isinstance(Payload(Obfuscator(noisy=True), normalize, 16, 24).noisy_code, NoisyCode)
 
 
 @pytest.mark.parametrize("eight_bit", [False, True])
@@ -190,7 +193,7 @@ def test_what_payload_is_the_obfuscated_image_normalised_for_less(both, order, e
     net.load_state_dict(both[0].state_dict())
     normalize = Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.3)).double()
     images = torch.rand(3, 3, 16, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
-    payload = payload_of(net, normalize, 16, 24)
+    payload = Payload(net, normalize, 16, 24)
     assert torch.allclose(payload(images), normalize(net(images)), rtol=1e-9, atol=1e-9)
     assert count_macs(payload.float()) == 18_929_664 < count_macs(net.float()) - 2_000_000
 
@@ -198,7 +201,7 @@ def test_what_payload_is_the_obfuscated_image_normalised_for_less(both, order, e
 def test_noise_payload(both):
     net = Obfuscator(noisy=True).eval()
     net.load_state_dict(both[0].state_dict(), strict=False)  # all but the noise's size
-    payload = payload_of(net, Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.3)), 16, 24)
+    payload = Payload(net, Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.3)), 16, 24)
     torch.manual_seed(0)
     out = payload(SOME)
     torch.manual_seed(0)

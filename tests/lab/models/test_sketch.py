@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from sfumato.lab.models import Normalize, Obfuscator, SketchDecoder, Sketcher, SketchGraph, SketchPayload, cost
-from sfumato.lab.models.sketch import answer_bits, sign
+from sfumato.lab.models import Normalize, Obfuscator, Payload, SketchDecoder, Sketcher, SketchGraph, cost
+from sfumato.lab.models.sketch import class_bits, sign
 
 IMAGES = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -37,8 +37,8 @@ def test_drawings_have_the_size_of_the_images_and_lie_in_the_visible_range(size)
 
 
 def test_an_answer_takes_as_many_bits_as_there_are_classes_to_number():
-    assert [answer_bits(classes) for classes in (2, 3, 4, 5, 10, 1000)] == [1, 2, 2, 3, 4, 10]
-    with pytest.raises(ValueError, match="to say one of 10 classes takes 4 bits, got 3"):
+    assert [class_bits(classes) for classes in (2, 3, 4, 5, 10, 1000)] == [1, 2, 2, 3, 4, 10]
+    with pytest.raises(ValueError, match="10 classes take 4 bits, got 3"):
         Sketcher(classes=10, bits=3)
 
 
@@ -46,7 +46,7 @@ def test_an_answer_takes_as_many_bits_as_there_are_classes_to_number():
 def test_a_code_says_the_devices_answer_and_then_the_learned_bits(bits):
     net = sketcher(bits)
     with torch.no_grad():
-        code, logits = net.look(IMAGES)
+        code, logits = net.encode(IMAGES)
     assert code.shape == (6, 4 + bits - 2)
     assert code[:, :4].sum(dim=1).tolist() == [1] * 6 and torch.equal(code.argmax(dim=1), logits.argmax(dim=1))
     assert set(code[:, 4:].unique().tolist()) <= {-1.0, 1.0}
@@ -56,7 +56,7 @@ def test_images_with_one_code_give_one_drawing_and_no_image_gives_anything_else(
     net = sketcher(3)
     with torch.no_grad():
         drawings, _ = net(torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(2)))
-        all_eight = net.drawing(torch.cat([torch.eye(4).repeat(2, 1), torch.tensor([[-1.0]] * 4 + [[1.0]] * 4)], dim=1))
+        all_eight = net.decode(torch.cat([torch.eye(4).repeat(2, 1), torch.tensor([[-1.0]] * 4 + [[1.0]] * 4)], dim=1))
     distance = (drawings[:, None] - all_eight).abs().amax(dim=(2, 3, 4))
     assert float(distance.min(dim=1).values.max()) < 1e-5
     assert float((all_eight[0] - all_eight[3]).abs().max()) > 1e-3, "different answers are different drawings"
@@ -66,15 +66,15 @@ def test_images_with_one_code_give_one_drawing_and_no_image_gives_anything_else(
 def test_what_payload_depends_on_the_code_alone_also_for_gradients():
     net = sketcher()
     x = IMAGES.clone().requires_grad_()
-    code, _ = net.look(x)
-    drawing = net.drawing(code.detach())
+    code, _ = net.encode(x)
+    drawing = net.decode(code.detach())
     assert torch.equal(drawing, net(x)[0])
     assert not torch.autograd.grad(drawing.sum(), x, allow_unused=True)[0], "nothing goes past the code"
 
 
 def test_an_attacker_has_a_gradient_through_the_learned_bits():
     net, x = sketcher(), IMAGES.clone().requires_grad_()
-    SketchPayload(net, Normalize((0.5,) * 3, (0.25,) * 3))(x).square().sum().backward()
+    Payload(net, Normalize((0.5,) * 3, (0.25,) * 3), 32, 32)(x).square().sum().backward()
     assert float(x.grad.abs().max()) > 0
 
 
@@ -83,7 +83,7 @@ def test_the_graph_is_normalised_and_its_answers_are_calibrated():
     with torch.no_grad():
         drawings, logits = net(IMAGES)
         payload, own, _ = SketchGraph(net, normalize, temperature=2.0)(IMAGES)
-        alone = SketchPayload(net, normalize)
+        alone = Payload(net, normalize, 32, 32)
         assert torch.equal(payload, alone(IMAGES)) and alone.code_bits == 5
     mean, std = torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1), torch.tensor([0.2, 0.25, 0.3]).view(3, 1, 1)
     assert torch.allclose(payload, (drawings - mean) / std, atol=1e-6)

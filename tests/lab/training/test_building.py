@@ -20,10 +20,10 @@ from sfumato.errors import DataError, RecipeError, TrainingError
 from sfumato.lab.attacks.target import NoisyWithin
 from sfumato.lab.audit.targets import load_target
 from sfumato.lab.classifiers import load_classifier
-from sfumato.lab.models import Normalize, Obfuscator, payload_of
+from sfumato.lab.models import Normalize, Obfuscator, Payload
 from sfumato.lab.training import train
 from sfumato.lab.training.adversaries import Attackers
-from sfumato.lab.training.building import answered, class_means, obfuscation_task, restarted
+from sfumato.lab.training.building import class_means, labelled_by, obfuscation_task, restarted
 from sfumato.lab.training.export import export_obfuscator
 from sfumato.lab.training.recipe import ObfuscatorRecipe, parse_recipe
 from synthetic import CLASSES, image_set, pixels, png
@@ -80,7 +80,7 @@ def test_class_means_are_the_mean_images():
 
 def test_images_are_labelled_by_the_classifiers_answers(trained, frozen):
     unknown = replace(IMAGES, labels=torch.full((16,), -1), names=("image",))
-    labelled = answered(unknown, frozen)
+    labelled = labelled_by(frozen, unknown)
     session = OnnxFunction(trained[0].file("model.onnx"))
     expected = session(frozen.preprocessing.normalize(IMAGES.images.numpy().astype(np.float32) / 255)).argmax(axis=1)
     assert labelled.labels.tolist() == expected.tolist() and labelled.names == CLASSES
@@ -110,7 +110,7 @@ class Misleading(Hidden):
 @pytest.mark.parametrize("kind", [Hidden, Misleading])
 def test_a_classifier_that_hides_its_features_cannot_be_matched(frozen, kind):
     other = replace(frozen, net=kind(frozen.net).eval())
-    with pytest.raises(RecipeError, match=r"small does not show its features.*teacher_weight"):
+    with pytest.raises(RecipeError, match=r"small does not expose its features.*teacher_weight"):
         obfuscation_task(recipe(utility={"feature_weight": 0.5}), other, IMAGES)
     obfuscation_task(recipe(utility={"teacher_weight": 0.5}), other, IMAGES)
 
@@ -213,7 +213,7 @@ def test_a_file_whose_noise_is_not_the_stated_one_is_refused(tmp_path, monkeypat
     net, images = Obfuscator(noisy=True), image_set(8, size=(8, 8)).images.float() / 255
     for _ in range(30):
         net(images)  # fresh running statistics would flatten what comes out
-    payload = payload_of(net.eval(), Normalize((0.5,) * 3, (0.2,) * 3), 8, 8)
+    payload = Payload(net.eval(), Normalize((0.5,) * 3, (0.2,) * 3), 8, 8)
 
     def changed(path):
         with torch.no_grad():

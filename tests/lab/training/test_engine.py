@@ -17,7 +17,7 @@ from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator
 from sfumato.lab.models.checkpoint import load_checkpoint
 from sfumato.lab.training import engine
 from sfumato.lab.training.engine import _PARTS as PARTS
-from sfumato.lab.training.engine import Fitted, Schedule, fit, look
+from sfumato.lab.training.engine import Fitted, Schedule, fit, validate
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask
 from synthetic import image_set
 
@@ -117,9 +117,9 @@ def undisturbed(tmp_path_factory) -> dict[str, torch.Tensor]:
 
 def test_training_lowers_the_loss(checkpoint):
     task = classifier_task()
-    before = look(Fabric(accelerator="cpu"), task, TRAIN, 4, channels_last=False)
+    before = validate(Fabric(accelerator="cpu"), task, TRAIN, 4, channels_last=False)
     train(task, checkpoint, epochs=25)
-    after = look(Fabric(accelerator="cpu"), task, TRAIN, 4, channels_last=False)
+    after = validate(Fabric(accelerator="cpu"), task, TRAIN, 4, channels_last=False)
     assert after["loss"] < before["loss"] - 0.2
     assert after["accuracy"] > before["accuracy"]
 
@@ -133,7 +133,7 @@ def test_the_same_seed_gives_the_same_weights(checkpoint, undisturbed):
 
 def test_the_looks_are_kept_over_an_interrupt(checkpoint, undisturbed):
     whole = train(classifier_task(), checkpoint)
-    assert [look["epoch"] for look in whole.history] == [1, 2]
+    assert [figures["epoch"] for figures in whole.history] == [1, 2]
     assert whole.history[-1] == {"epoch": 2, **whole.figures}
     with pytest.raises(Interrupted):
         train(do_at_step(classifier_task(), STEPS + 1, send(signal.SIGINT)), checkpoint)
@@ -147,7 +147,7 @@ def test_a_checkpoint_without_looks_is_still_gone_on_with(checkpoint):
     state = load_checkpoint(checkpoint, PARTS)
     del state["history"]
     torch.save(state, checkpoint)
-    assert [look["epoch"] for look in train(classifier_task(), checkpoint, resume=True).history] == [2]
+    assert [figures["epoch"] for figures in train(classifier_task(), checkpoint, resume=True).history] == [2]
 
 
 def test_another_seed_gives_another_order(checkpoint, undisturbed):
@@ -308,7 +308,7 @@ def test_a_look_averages_over_images_not_over_batches(batch_size):
     task = classifier_task().eval()
     with torch.no_grad():
         logits = task.net(task.normalize(TEST.images.float() / 255))
-    figures = look(Fabric(accelerator="cpu"), task, TEST, batch_size, channels_last=False)
+    figures = validate(Fabric(accelerator="cpu"), task, TEST, batch_size, channels_last=False)
     assert figures["loss"] == pytest.approx(float(nn.functional.cross_entropy(logits, TEST.labels)), rel=1e-5)
     assert figures["accuracy"] == pytest.approx(float((logits.argmax(1) == TEST.labels).float().mean()), rel=1e-6)
 
@@ -316,7 +316,7 @@ def test_a_look_averages_over_images_not_over_batches(batch_size):
 def test_a_look_changes_nothing():
     task = classifier_task()
     before = weights(task)
-    look(Fabric(accelerator="cpu"), task, TEST, 3, channels_last=True)
+    validate(Fabric(accelerator="cpu"), task, TEST, 3, channels_last=True)
     assert same(weights(task), before)
 
 

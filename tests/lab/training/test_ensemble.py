@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sfumato.lab.models import Normalize, Obfuscator, Sketcher, build_classifier
-from sfumato.lab.training.ensemble import Others, vary
+from sfumato.lab.training.ensemble import Ensemble, vary
 from sfumato.lab.training.objectives import classification_loss
 from sfumato.lab.training.tasks import ObfuscationTask, SketchTask
 
@@ -40,21 +40,21 @@ def test_without_a_share_nothing_varies_and_gradients_pass_with_one() -> None:
 
 
 def test_others_stay_frozen_and_see_variations_in_training_alone() -> None:
-    others = Others([(PLAIN, build_classifier("resnet20", 4))], diversity=1.0)
-    others.train()
-    assert not others.nets.training and not any(p.requires_grad for p in others.parameters())
+    ensemble = Ensemble([(PLAIN, build_classifier("resnet20", 4))], diversity=1.0)
+    ensemble.train()
+    assert not ensemble.nets.training and not any(p.requires_grad for p in ensemble.parameters())
     x = images()
-    assert not torch.equal(others.varied(x), x)
-    others.eval()
-    assert torch.equal(others.varied(x), x)
-    assert torch.equal(others(x)[0], others.nets[0](x))
+    assert not torch.equal(ensemble.varied(x), x)
+    ensemble.eval()
+    assert torch.equal(ensemble.varied(x), x)
+    assert torch.equal(ensemble(x)[0], ensemble.nets[0](x))
 
 
 def test_noise_is_of_the_size_that_is_asked_for_and_in_training_alone() -> None:
-    others = Others(noise=0.25).train()
+    ensemble = Ensemble(noise=0.25).train()
     x = torch.full((8, 3, 32, 32), 0.5)
-    assert float((others.varied(x) - x).std()) == pytest.approx(0.25, rel=0.03)
-    assert torch.equal(others.eval().varied(x), x)
+    assert float((ensemble.varied(x) - x).std()) == pytest.approx(0.25, rel=0.03)
+    assert torch.equal(ensemble.eval().varied(x), x)
 
 
 @pytest.mark.parametrize("kind", ["obfuscator", "sketch"])
@@ -62,14 +62,14 @@ def test_each_classifier_counts_as_much_as_the_first(kind: str) -> None:
     torch.manual_seed(0)
     nets = [build_classifier("resnet20", 4).eval() for _ in range(3)]
     labels = torch.tensor([0, 1, 2, 3])
-    others = Others([(PLAIN, net) for net in nets[1:]])
+    ensemble = Ensemble([(PLAIN, net) for net in nets[1:]])
     if kind == "obfuscator":
-        task: nn.Module = ObfuscationTask(Obfuscator(), None, nets[0], PLAIN, privacy_weight=0.0, others=others)
+        task: nn.Module = ObfuscationTask(Obfuscator(), None, nets[0], PLAIN, privacy_weight=0.0, ensemble=ensemble)
         found = task.eval()(images(), labels)["loss"]
         payload = task.obfuscator(images())
     else:
         sketcher = Sketcher(32, 32, classes=4, bits=4)
-        task = SketchTask(sketcher, nets[0], PLAIN, teacher_weight=0.0, temperature=4.0, others=others)
+        task = SketchTask(sketcher, nets[0], PLAIN, teacher_weight=0.0, temperature=4.0, ensemble=ensemble)
         found = task.eval()(images(), labels)["obfuscated"]
         payload = sketcher(images())[0]
     wanted = torch.stack([classification_loss(net(payload), labels) for net in nets]).mean()
@@ -79,15 +79,15 @@ def test_each_classifier_counts_as_much_as_the_first(kind: str) -> None:
 def test_a_drawing_alone_leaves_how_the_device_looks() -> None:
     torch.manual_seed(0)
     sketcher, net = Sketcher(32, 32, classes=4, bits=4), build_classifier("resnet20", 4)
-    task = SketchTask(sketcher, net, PLAIN, teacher_weight=0.5, temperature=4.0, drawn_share=0.5, drawing_alone=True)
+    task = SketchTask(sketcher, net, PLAIN, teacher_weight=0.5, temperature=4.0, decoded_share=0.5, decoder_alone=True)
     task.train()
-    before = {name: value.clone() for name, value in sketcher.looking.state_dict().items()}
+    before = {name: value.clone() for name, value in sketcher.encoder.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], lr=0.1)
     drawn = [p.clone() for p in sketcher.draw.parameters()]
     for _ in range(2):
         optimizer.zero_grad()
         task(images(), torch.tensor([0, 1, 2, 3]))["loss"].backward()
         optimizer.step()
-    after = sketcher.looking.state_dict()
+    after = sketcher.encoder.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())  # running statistics, too
     assert not any(torch.equal(a, b) for a, b in zip(drawn, sketcher.draw.parameters(), strict=True))

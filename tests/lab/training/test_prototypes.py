@@ -76,7 +76,7 @@ def test_they_take_the_place_of_what_a_bundle_draws_without_training(
         "training": {"epochs": 2, "batch_size": 4, "schedule": "constant"},
     }
     learned = train(parse_recipe(given), tmp_path / "learned", accelerator="cpu")
-    shown = parse_recipe({**given, "drawing": "photographs"})
+    shown = parse_recipe({**given, "decoder": "photographs"})
     bundle = train(shown, tmp_path / "shown", accelerator="cpu", start=learned)
     assert bundle.provenance.epochs == 0
     assert bundle.code_fingerprint == learned.code_fingerprint

@@ -1,11 +1,14 @@
+import json
 from pathlib import Path
 
 import pytest
 
 from sfumato.errors import RecipeError
 from sfumato.lab.training import ClassifierRecipe, ObfuscatorRecipe, load_recipe
+from sfumato.lab.training.recipe import parse_recipe, schema
 
-RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.toml"))
+ROOT = Path(__file__).parents[3]
+RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 GOOD = """
 kind = "classifier"
 name = "tiny"
@@ -85,8 +88,8 @@ def test_the_kind_decides_what_a_recipe_is(recipe):
         (OTHER + '[privacy]\nattackers = ["papers"]', "'privacy.attackers.0'"),
         (OTHER + '[privacy]\ntarget = "mean"', "'privacy.target'"),
         (OTHER + "[privacy]\nattackers = []", "privacy_weight needs attackers: name some.*or set it to 0"),
-        (OTHER + "[privacy]\nattackers = []\nrestart_epochs = 2", "'privacy'.*nobody to restart"),
-        (OTHER + "[privacy]\nrestart_epochs = 100", "restart_epochs = 100 never comes in 100 epochs"),
+        (OTHER + "[privacy]\nattackers = []\nrestart_epochs = 2", "'privacy'.*none to restart"),
+        (OTHER + "[privacy]\nrestart_epochs = 100", "restart_epochs = 100 is never reached in 100 epochs"),
         ("privacy_weight = 0.0\n" + OTHER + '[privacy]\ntarget = "class-mean"', '"class-mean" has no effect'),
         (OTHER + "[bottleneck]\nrate_weight = -1.0", "'bottleneck.rate_weight'"),
         (OTHER + "[output]\nformat = 8", "'output.format'"),
@@ -176,3 +179,21 @@ def test_what_does_not_go_together_in_the_data_is_refused(recipe, changes, compl
 
 def test_no_zoom_goes_with_shifts(recipe):
     assert load_recipe(recipe(GOOD), ["data.zoom=1.0", "data.crop_padding=2"]).data.crop_padding == 2
+
+
+def test_earlier_names_of_keys_are_accepted():
+    common = {"kind": "sketch", "name": "s", "classifier": "x"}
+    old = {**common, "drawing": "photographs", "drawn_share": 0.5, "learn": "drawing", "transfer": {"also": ["y"]}}
+    new = {
+        **common,
+        "decoder": "photographs",
+        "decoded_share": 0.5,
+        "learn": "decoder",
+        "transfer": {"ensemble": ["y"]},
+    }
+    assert parse_recipe(old) == parse_recipe(new)
+
+
+def test_the_json_schema_is_up_to_date():
+    """`json.dumps(schema(), indent=2)` makes it anew."""
+    assert json.loads((ROOT / "docs" / "schemas" / "recipe.json").read_text(encoding="utf-8")) == schema()

@@ -39,7 +39,7 @@ def in_memory(monkeypatch):
     """Training on images that need no disk, and without writing a bundle: `train` returns the task."""
     sets = {"train": image_set(14, size=(8, 8)), "test": image_set(4, size=(8, 8), seed=1)}
     monkeypatch.setattr(context, "load_images", lambda _source, split, **_: sets[split])
-    monkeypatch.setattr(run, "_finish", lambda _recipe, made, *_, **__: made.task)
+    monkeypatch.setattr(run, "_finish", lambda trained: trained.made.task)
     return sets
 
 
@@ -176,7 +176,7 @@ def test_a_run_is_compiled_if_the_recipe_says_so_and_may_go_on_without(in_memory
 
 def test_a_folder_that_holds_a_run_is_not_overwritten_by_accident(in_memory, tmp_path):
     first = train(recipe(seed=1), tmp_path, accelerator="cpu")
-    with pytest.raises(TrainingError, match="--resume goes on with it, --overwrite"):
+    with pytest.raises(TrainingError, match="--resume continues it, --overwrite"):
         train(recipe(seed=2), tmp_path, accelerator="cpu")
     with pytest.raises(TrainingError, match="another recipe"):
         train(recipe(seed=2), tmp_path, accelerator="cpu", resume=True)

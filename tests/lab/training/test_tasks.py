@@ -230,10 +230,10 @@ def test_only_the_sketcher_learns_and_all_of_it():
 
 def test_a_share_of_each_batch_is_drawn_in_training_and_all_of_it_otherwise(monkeypatch):
     task, drawn = sketch_task(), []
-    drawing = task.sketcher.drawing
-    monkeypatch.setattr(task.sketcher, "drawing", lambda code: drawn.append(len(code)) or drawing(code))
+    drawing = task.sketcher.decode
+    monkeypatch.setattr(task.sketcher, "decode", lambda code: drawn.append(len(code)) or drawing(code))
     for share in (1.0, 0.75, 0.1):
-        task.drawn_share = share
+        task.decoded_share = share
         assert {name: value.shape for name, value in task(IMAGES.float(), LABELS).items()}["loss"] == ()
     task.eval()(IMAGES.float(), LABELS)
     assert drawn == [4, 3, 2, 4]
@@ -245,7 +245,7 @@ def test_the_trunk_is_trained_for_the_devices_answer_alone():
     first = next(task.sketcher.trunk.parameters())
     got = first.grad.clone()
     task.zero_grad()
-    own = task.sketcher.look(IMAGES.float())[1]
+    own = task.sketcher.encode(IMAGES.float())[1]
     teacher = task.classifier(task.normalize(IMAGES.float())).detach()
     alone = 0.75 * classification_loss(own, LABELS) + 0.25 * distillation_loss(own, teacher, temperature=2.0)
     alone.backward()

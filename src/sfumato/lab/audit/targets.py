@@ -20,11 +20,11 @@ from sfumato.artifacts.bundle import (
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.artifacts.plugins import import_object
 from sfumato.errors import AuditError
+from sfumato.lab import models
 from sfumato.lab.attacks.target import Coded, OwnAnswers, Payload, Target
 from sfumato.lab.baselines.bundles import KIND, load_module, refit
 from sfumato.lab.evaluation.accuracy import device_logits
 from sfumato.lab.export.onnx import TOLERANCE, difference
-from sfumato.lab.models import Normalize, Sketcher, SketchPayload, payload_of
 from sfumato.lab.models.rebuild import rebuilt
 
 _PROBES = 4
@@ -120,10 +120,7 @@ def _module(bundle: Bundle) -> nn.Module | None:
     net, size = rebuilt(bundle, weights), bundle.preprocessing
     if net is None:
         return None
-    normalize = Normalize(size.mean, size.std)
-    if isinstance(net, Sketcher):
-        return SketchPayload(net, normalize)
-    return payload_of(net, normalize, size.height, size.width)
+    return models.Payload(net, models.Normalize(size.mean, size.std), size.height, size.width)
 
 
 class _ThroughFile(nn.Module):

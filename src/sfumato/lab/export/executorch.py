@@ -26,8 +26,7 @@ from sfumato.errors import BundleError
 from sfumato.lab.data import INFERENCE_BATCH
 from sfumato.lab.evaluation.results import Result
 from sfumato.lab.export.onnx import TOLERANCE, difference
-from sfumato.lab.libraries import first_line, quiet
-from sfumato.lab.models import Normalize, Sketcher, SketchGraph, payload_of
+from sfumato.lab.models import Normalize, Payload, Sketcher, SketchGraph
 from sfumato.lab.models.rebuild import rebuilt
 
 Array = npt.NDArray[Any]
@@ -181,13 +180,13 @@ def _graph(bundle: Bundle, images: Tensor, wanted: list[Array]) -> nn.Module:
         raise BundleError(
             f"{bundle.path} adds noise, so that no ExecuTorch program can be compared with it; run its ONNX file"
         )
-    return payload_of(net, normalize, size.height, size.width).eval()
+    return Payload(net, normalize, size.height, size.width).eval()
 
 
 @torch.no_grad()
 def _temperature(sketcher: Sketcher, images: Tensor, wanted: list[Array]) -> float:
-    """Return the temperature of the on-device logits, which only the ONNX file has, by least squares."""
-    own = sketcher.look(images)[1].double()
+    """What the device's logits are divided by, which stands in the ONNX file alone: by least squares."""
+    own = sketcher.encode(images)[1].double()
     calibrated = torch.from_numpy(wanted[1][: len(images)]).double()
     return float(own.square().sum() / (own * calibrated).sum())
 

@@ -5,10 +5,12 @@ from sfumato.lab.models.classifiers import CLASSIFIERS, build_classifier
 from sfumato.lab.models.cost import Cost, cost
 from sfumato.lab.models.decoders import DECODERS
 from sfumato.lab.models.normalize import Normalize
-from sfumato.lab.models.obfuscator import Deobfuscator, Obfuscator, ObfuscatorPayload, obfuscator_of, payload_of
+from sfumato.lab.models.obfuscator import Deobfuscator, Obfuscator
+from sfumato.lab.models.payload import Payload
 from sfumato.lab.models.precision import autocast
+from sfumato.lab.models.rebuild import obfuscator_of, sketcher_of
 from sfumato.lab.models.reversal import reverse_gradient
-from sfumato.lab.models.sketch import SketchDecoder, Sketcher, SketchGraph, SketchPayload, answer_bits, sketcher_of
+from sfumato.lab.models.sketch import SketchDecoder, Sketcher, SketchGraph, class_bits
 
 __all__ = [
     "CLASSIFIERS",
@@ -17,18 +19,16 @@ __all__ = [
     "Deobfuscator",
     "Normalize",
     "Obfuscator",
-    "ObfuscatorPayload",
+    "Payload",
     "SketchDecoder",
     "SketchGraph",
-    "SketchPayload",
     "Sketcher",
-    "answer_bits",
     "autocast",
     "build_classifier",
+    "class_bits",
     "cost",
     "fold_norms",
     "obfuscator_of",
-    "payload_of",
     "reverse_gradient",
     "sketcher_of",
 ]

@@ -14,11 +14,11 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 def fold_norms(net: Net) -> Net:
-    """A frozen network without the batch norms that directly follow a convolution.
+    """Fold batch norms that directly follow a convolution into it, in a copy of a frozen network.
 
-    In evaluation mode such a norm is an affine map of each channel, so that the convolution can do it: the function is
-    the same up to rounding, and neither pass goes over the norm's numbers any more. Only neighbours in an
-    `nn.Sequential` are folded, where it is certain that nothing stands between them; all else stays as it is.
+    In evaluation mode such a norm is an affine map of each channel, so the function is the same up to rounding, and
+    forward and backward pass skip the norm. Only neighbours in an `nn.Sequential` are folded, where it is certain that
+    nothing is between them.
 
     Source: Jacob et al. 2018, section 3.2 (batch normalization folding); PyTorch's own function does it.
 
@@ -34,7 +34,7 @@ def fold_norms(net: Net) -> Net:
             continue
         for place in range(len(row) - 1):
             conv, norm = row[place], row[place + 1]
-            # exactly these: whatever is derived from them may compute something else
+            # exactly these: a subclass may compute something else
             if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.track_running_stats:
                 row[place], row[place + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
     return folded.requires_grad_(False)

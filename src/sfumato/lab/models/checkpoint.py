@@ -1,4 +1,4 @@
-"""Checkpoints: either the old one or the complete new one, and read without unpickling."""
+"""Checkpoints: replaced atomically, and read without unpickling."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sfumato.errors import TrainingError
 
 
 def identify(*parts: Any) -> str:
-    """What a run is made of, as text that changes with any part: plain values, and tensors by their hash."""
+    """Return the identity of a run as text: plain values, and tensors by their hash."""
     said = [_hash(part) if isinstance(part, torch.Tensor) else part for part in parts]
     return json.dumps(said, sort_keys=True, default=str)
 
@@ -26,7 +26,7 @@ def _hash(tensor: torch.Tensor) -> str:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Writes a checkpoint beside the old one and then takes its place.
+    """Replace a checkpoint.
 
     Args:
         path: the file.
@@ -42,13 +42,13 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         partial.replace(path)
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
-        kept = f"; the one of before is kept in {path}" if path.exists() else ""
+        kept = f"; the previous one is kept in {path}" if path.exists() else ""
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         raise TrainingError(f"the checkpoint cannot be written: {reason}{kept}; make room, then --resume") from error
 
 
 def load_checkpoint(path: Path, parts: frozenset[str]) -> dict[str, Any]:
-    """Reads a checkpoint.
+    """Read a checkpoint.
 
     Args:
         path: the file.
@@ -71,7 +71,7 @@ def load_checkpoint(path: Path, parts: frozenset[str]) -> dict[str, Any]:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Keeps a second process from working in a folder; the lock goes with the process, however that ends.
+    """Keep other processes out of a folder; the lock ends with the process.
 
     Args:
         folder: exists.

@@ -1,7 +1,7 @@
-"""Classifiers in their CIFAR variants: 3x3 first convolution, no early pooling; and what larger images take.
+"""Classifiers in their CIFAR variants: 3x3 first convolution, no early pooling; and stems for larger images.
 
 The paper's overhead columns fit the CIFAR variants. All take normalised images (N, 3, H, W) float32 of any size that
-survives their strides, and return logits (N, classes) float32.
+their strides allow, and return logits (N, classes) float32.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class ResNet(nn.Module):
         self.head = nn.Linear(channels, classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W) -> what the head decides on, (N, channels of the last stage)."""
+        """Normalised images (N, 3, H, W) -> the head's input, (N, channels of the last stage)."""
         pooled: Tensor = self.stages(self.stem(images)).mean(dim=(2, 3))
         return pooled
 
@@ -156,7 +156,7 @@ class VGG(nn.Module):
 
 
 def _vgg7(classes: int) -> VGG:
-    """As small as ResNet20 (288,554 parameters) and of another family, for what takes several classifiers on a CPU.
+    """Return a VGG as small as ResNet20 (288,554 parameters), for experiments with several classifiers on a CPU.
 
     Source: Simonyan and Zisserman 2015, in shape; widths and depth are ours.
     """
@@ -251,12 +251,12 @@ class GoogLeNet(nn.Module):
 
 
 def _local_resnet(classes: int) -> ResNet:
-    """What a device could run instead of the obfuscator, at 316,778 parameters and 21,283,776 multiply-accumulates.
+    """Return the on-device baseline, with 316,778 parameters and 21,283,776 multiply-accumulates.
 
-    The obfuscator's own budget is 324,518 and 21,288,960. ResNet20 keeps to the first but takes twice the second, a
-    third of it at full resolution; here only the stem works at full resolution, and a fourth stage of 4x4 numbers,
-    where parameters are many and operations few, uses up the first. Plain convolutions, as depthwise ones
-    take several times as long to train on a CPU at the same count; whoever has that time may fit a stronger net.
+    The obfuscator's own budget is 324,518 and 21,288,960. ResNet20 keeps the first but takes twice the second, a third
+    of it at full resolution; here only the stem works at full resolution, and a fourth stage at 4x4, with many
+    parameters and few operations, uses up the first. Depthwise convolutions would take several times as long to train
+    on a CPU at the same count; with that time a stronger net may fit.
 
     Source: He et al. 2016, section 4.2 (blocks and shortcuts); widths and depths are ours.
     """
@@ -293,7 +293,7 @@ class ConvMixer(nn.Module):
         self.head = nn.Linear(width, classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W), sides multiples of the patch's -> what the head decides on, (N, width)."""
+        """Normalised images (N, 3, H, W), sides multiples of the patch's -> the head's input, (N, width)."""
         x = self.patches(images)
         for places, channels in zip(self.places, self.channels, strict=True):
             x = channels(x + places(x))
@@ -322,14 +322,14 @@ CLASSIFIERS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def build_classifier(name: str, classes: int = 10) -> nn.Module:
-    """Builds a classifier of the zoo with fresh weights.
+    """Build a classifier of the zoo with fresh weights.
 
     Args:
         name: one of `CLASSIFIERS`.
         classes: number of logits, at least 2.
 
     Raises:
-        KeyError: unknown name; the message lists the known ones.
+        KeyError: unknown name.
     """
     if name not in CLASSIFIERS:
         raise KeyError(f"unknown classifier {name!r}; known: {', '.join(CLASSIFIERS)}")
@@ -337,7 +337,7 @@ def build_classifier(name: str, classes: int = 10) -> nn.Module:
 
 
 def features_and_logits(net: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """What a classifier's last layer decides on, and what it decides.
+    """Return the input of a classifier's last layer, and its logits.
 
     Args:
         net: with `features` and `head`, as all classifiers of the zoo.

@@ -1,7 +1,7 @@
-"""What can be reconstructed from a code of few words: for each word, the mean of the images that get it.
+"""Reconstruction from a code of few words: for each word, the mean of the images with it.
 
-No estimate from the word alone has a smaller squared error than the mean of all images with that word, so where
-images are many and words few, this comes as near to the best possible attacker as the images allow.
+No estimate from the word alone has a smaller squared error than the mean of all images with that word, so with many
+images and few words this is close to the best possible attacker.
 
 Source: the conditional mean as the least-squares estimate, Papoulis 1991, section 7-4; the shrinkage of rare words
 towards the mean of all is that of empirical Bayes, Efron and Morris 1975.
@@ -18,11 +18,11 @@ from sfumato.errors import AuditError
 
 MOST_WORDS = 4096
 _DIGITS = 1e3
-"""The payload for one word may differ in the last bits; this many steps per unit tell words apart."""
+"""The payload for one word may differ in the last bits; words are told apart at this many steps per unit."""
 
 
 class CodewordMeans(nn.Module):
-    """Finds the nearest known word and gives the mean image of that word.
+    """Find the nearest known word and return its mean image.
 
     Args:
         words: (K, D) float32, the payload for each word, flattened.
@@ -40,24 +40,24 @@ class CodewordMeans(nn.Module):
         self.register_buffer("norms", words.square().sum(dim=1))
 
     def forward(self, observed: Tensor) -> Tensor:
-        """What travelled (N, C, H', W') float32 -> (N, 3, H, W) float32 in [0, 1]."""
+        """Payloads (N, C, H', W') float32 -> (N, 3, H, W) float32 in [0, 1]."""
         nearness = 2 * observed.flatten(1) @ self.words.float().T - self.norms
         return self.means.float()[nearness.argmax(dim=1)]
 
     def half_size(self) -> CodewordMeans:
-        """The same with its tables in half precision, for a small file; they are cast when they are used."""
+        """Return the same with its tables in half precision, for a small file; they are cast when they are used."""
         small = CodewordMeans(self.words, self.means)
         small.words, small.means = self.words.half(), self.means.half()
         return small
 
     def largest(self, counts: Tensor, most: int) -> CodewordMeans:
-        """Only the `most` commonest words, given how many images each has: (K,) int64."""
+        """Return only the `most` commonest words, given how many images each has: (K,) int64."""
         kept = counts.argsort(descending=True)[:most]
         return CodewordMeans(self.words[kept], self.means[kept])
 
 
 def codeword_means(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[CodewordMeans, Tensor]:
-    """Learns the mean image of every word.
+    """Learn the mean image of every word.
 
     Args:
         pairs: batches of images (B, 3, H, W) float32 in [0, 1] and the payload for them (B, C, H', W') float32.
@@ -76,12 +76,12 @@ def codeword_means(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[CodewordMean
     for images, observed in pairs:
         keys = _keys(observed)
         squares += float(images.double().square().sum())
-        for image, travelled, key in zip(images, observed, keys, strict=True):
+        for image, payload, key in zip(images, observed, keys, strict=True):
             place = places.setdefault(key, len(words))
             if place == len(words):
                 if place == MOST_WORDS:
                     raise AuditError(f"the payload takes more than {MOST_WORDS} different values: it is no code")
-                words.append(travelled.flatten().clone())
+                words.append(payload.flatten().clone())
                 sums.append(torch.zeros_like(image, dtype=torch.float64))
                 counts.append(0)
             sums[place] += image
@@ -94,7 +94,7 @@ def codeword_means(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[CodewordMean
 
 
 def distinct(observed: Tensor) -> int:
-    """How many different things travelled, up to the last bits: (N, C, H', W') float32 -> at most N."""
+    """Return how many payloads (N, C, H', W') float32 differ, up to the last bits."""
     return len(set(_keys(observed)))
 
 
@@ -104,7 +104,7 @@ def _keys(observed: Tensor) -> list[bytes]:
 
 
 def _shrunk(totals: Tensor, counts: Tensor, squares: float) -> Tensor:
-    """Means of the words, rare ones drawn towards the mean of all as far as chance explains their distance.
+    """Return the means of the words, rare ones shrunk towards the mean of all as far as chance explains their distance.
 
     Args:
         totals: (K, 3, H, W) float64, the sum of each word's images.

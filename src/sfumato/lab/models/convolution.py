@@ -15,7 +15,7 @@ SMALL_MAP = 64
 
 
 def is_small(images: Tensor, weight: Tensor, stride: int) -> bool:
-    """Whether `conv3x3` takes this convolution and is likely to be faster than `F.conv2d`.
+    """Return whether `conv3x3` supports this convolution and is likely to be faster than `F.conv2d`.
 
     Args:
         images: (N, C, H, W).

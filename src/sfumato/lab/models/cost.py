@@ -1,4 +1,4 @@
-"""What a network costs: parameters and multiply-accumulates."""
+"""The cost of a network: parameters and multiply-accumulates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Cost:
 
     Attributes:
         params: trainable numbers.
-        macs: multiply-accumulates of convolutions and linear layers; what the paper calls FLOPS.
+        macs: multiply-accumulates of convolutions and linear layers; the paper's FLOPS.
     """
 
     params: int
@@ -23,7 +23,7 @@ class Cost:
 
 
 def cost(net: nn.Module, *, height: int = 32, width: int = 32) -> Cost:
-    """Counts parameters and multiply-accumulates for one RGB image.
+    """Count parameters and multiply-accumulates for one RGB image.
 
     Args:
         net: takes (1, 3, height, width) float32.

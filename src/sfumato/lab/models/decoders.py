@@ -1,4 +1,4 @@
-"""Networks that reconstruct images: all take (N, C, H, W) and give an image (N, 3, H, W), or a correction to one."""
+"""Networks that reconstruct images: from (N, C, H, W) to an image (N, 3, H, W), or a correction to one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = _silent(nn.Conv2d(channels, channels, 3, padding=1))
+        self.second = _zeroed(nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) -> the same shape."""
@@ -32,7 +32,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every place looks at every other one; starts as the identity.
+    """Self-attention over all places; starts as the identity.
 
     Source: Vaswani et al. 2017; in this place of a U-Net: Ho et al. 2020.
 
@@ -46,7 +46,7 @@ class Attention(nn.Module):
         self.heads = heads
         self.norm = nn.GroupNorm(1, channels)
         self.into = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = _silent(nn.Conv2d(channels, channels, 1))
+        self.out = _zeroed(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) -> the same shape."""
@@ -64,7 +64,7 @@ class ResidualNet(nn.Module):
     Source: Lim et al. 2017 (EDSR) for the blocks; pixel unshuffling in front as in Shi et al. 2016, reversed.
 
     Args:
-        channels: of the payload, with whatever is known beside it.
+        channels: of the input.
         width: channels inside.
         depth: number of blocks.
     """
@@ -77,7 +77,7 @@ class ResidualNet(nn.Module):
             nn.PixelUnshuffle(4),
             nn.Conv2d(16 * channels, width, 3, padding=1),
             *(ResidualBlock(width) for _ in range(depth)),
-            _silent(nn.Conv2d(width, 48, 3, padding=1)),
+            _zeroed(nn.Conv2d(width, 48, 3, padding=1)),
             nn.PixelShuffle(4),
         )
 
@@ -93,7 +93,7 @@ class UNet(nn.Module):
     Source: Ronneberger et al. 2015; attention as in Ho et al. 2020.
 
     Args:
-        channels: of the payload, with whatever is known beside it.
+        channels: of the input.
         widths: channels at the three resolutions.
     """
 
@@ -110,7 +110,7 @@ class UNet(nn.Module):
         self.bottom = nn.Sequential(ResidualBlock(coarse), Attention(coarse), ResidualBlock(coarse))
         self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in pairwise(widths))
         self.decode = nn.ModuleList([ResidualBlock(fine), ResidualBlock(middle)])
-        self.head = nn.Sequential(_silent(nn.Conv2d(fine, 12, 3, padding=1)), nn.PixelShuffle(2))
+        self.head = nn.Sequential(_zeroed(nn.Conv2d(fine, 12, 3, padding=1)), nn.PixelShuffle(2))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W), sides multiples of 8 -> (N, 3, H, W)."""
@@ -128,7 +128,7 @@ class UNet(nn.Module):
 
 
 def patch_discriminator() -> nn.Sequential:
-    """Images (N, 3, H, W) -> how real every 4x4 patch looks, (N, 1, H / 4, W / 4), unbounded.
+    """Return a network from images (N, 3, H, W) to the realism of every 4x4 patch, (N, 1, H / 4, W / 4), unbounded.
 
     Source: Isola et al. 2017, section 3.2.2, with two strides for small images.
     """
@@ -141,8 +141,8 @@ def patch_discriminator() -> nn.Sequential:
     )
 
 
-def _silent(conv: nn.Conv2d) -> nn.Conv2d:
-    """Sets a convolution to zero, so that what it is added to is unchanged at first."""
+def _zeroed(conv: nn.Conv2d) -> nn.Conv2d:
+    """Set a convolution to zero, so that the residual branch has no effect at first."""
     nn.init.zeros_(conv.weight)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
@@ -150,7 +150,7 @@ def _silent(conv: nn.Conv2d) -> nn.Conv2d:
 
 
 def _from_grey(net: nn.Module, last: nn.Conv2d) -> nn.Module:
-    """A net of corrections as one of images: with its last layer silent, it begins at mid-grey."""
+    """Make a net of corrections one of images: with its last layer at zero, it begins at mid-grey."""
     assert last.bias is not None
     nn.init.constant_(last.bias, 0.5)
     return net

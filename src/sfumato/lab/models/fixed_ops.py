@@ -1,4 +1,4 @@
-"""Steps without weights around the obfuscator: what is taken from the image first, and rounding at the end."""
+"""Operations without weights around the obfuscator: removal from the image first, and rounding at the end."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ LEVEL = 1 / 255
 
 
 class Removal(nn.Module):
-    """Removes colour, low frequencies, or both, before the obfuscator looks at the image.
+    """Remove colour, low frequencies, or both, before the obfuscator sees the image.
 
-    What is removed here no attacker gets back, whatever he knows, save what other frequencies tell of it. Both are
-    projections: a second removal changes nothing.
+    No attacker recovers what is removed here, except as far as it is correlated with the rest. Both are projections: a
+    second removal changes nothing.
 
-    Source: low frequencies are what people see most of, and classifiers can do with the others: Wang et al. 2020,
+    Source: people see mostly low frequencies, and classifiers can use the others: Wang et al. 2020,
     "High-frequency component helps explain the generalization of CNNs"; removing them from a block's cosine transform
     for privacy: Wang et al. 2022, "Privacy-preserving face recognition in the frequency domain". Here one transform
     covers the whole image.
 
     Args:
-        colour: keep brightness alone, in all three channels.
+        colour: keep only brightness, in all three channels.
         frequencies: remove so many of the lowest frequencies of each side, together: the `k x k` corner of the cosine
             transform; 1 is the mean of each channel, 0 removes none. At most the image's shorter side.
     """
@@ -48,7 +48,7 @@ class Removal(nn.Module):
 
 
 def cosines(side: int, count: int) -> Tensor:
-    """The lowest frequencies of the orthonormal cosine transform (DCT-II).
+    """Return the lowest frequencies of the orthonormal cosine transform (DCT-II).
 
     Source: Ahmed, Natarajan and Rao 1974.
 
@@ -65,37 +65,30 @@ def cosines(side: int, count: int) -> Tensor:
     return waves.float()
 
 
-class _Round(torch.autograd.Function):
-    """The nearest 8-bit value forward; backward the gradient passes where the input lies in [0, 1]."""
-
+class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, quantised: Tensor, low: float) -> Tensor:
         ctx.save_for_backward(x)
-        return _rounded(x)
+        ctx.low = low
+        return quantised.view_as(quantised)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        passed: Tensor = grads[0] * ((x >= 0) & (x <= 1))
-        return passed
+        return grads[0] * ((x >= ctx.low) & (x <= 1)), None, None
 
 
-def round_to_8_bits(x: Tensor) -> Tensor:
-    """The nearest image that an 8-bit file can hold, with a gradient.
+def straight_through(x: Tensor, quantised: Tensor, low: float) -> Tensor:
+    """Return the quantised values, with a gradient to `x` where it lies in [low, 1].
 
     Source: Bengio et al. 2013 (straight-through estimator), in the clipped form of Courbariaux et al. 2016.
-
-    Args:
-        x: float, any shape.
-
-    Returns:
-        The same shape and dtype; multiples of 1/255 in [0, 1].
     """
     if torch.compiler.is_exporting():
-        return _rounded(x)
-    out: Tensor = _Round.apply(x)  # type: ignore[no-untyped-call]
+        return quantised
+    out: Tensor = _StraightThrough.apply(x, quantised, low)  # type: ignore[no-untyped-call]
     return out
 
 
-def _rounded(x: Tensor) -> Tensor:
-    return (x.clamp(0, 1) * 255).round() / 255
+def round_to_8_bits(x: Tensor) -> Tensor:
+    """Round floats of any shape to multiples of 1/255 in [0, 1], the values of an 8-bit image, with a gradient."""
+    return straight_through(x, (x.clamp(0, 1) * 255).round() / 255, 0.0)

@@ -6,15 +6,13 @@ parameters, and 26,449,920 multiply-accumulates for a 3x32x32 image in its order
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from sfumato.lab.models.batch_norm import expand_normalized
-from sfumato.lab.models.fixed_ops import LEVEL, Removal, round_to_8_bits
-from sfumato.lab.models.normalize import Normalize
+from sfumato.lab.models.fixed_ops import Removal, round_to_8_bits
 
 Order = Literal["commuted", "paper"]
 
@@ -49,7 +47,7 @@ class ConvNormAct(nn.Module):
         return out
 
     def _widens(self, x: Tensor) -> bool:
-        """Whether the norm is better computed from the input: on a CPU, and as precisely as a batch norm would be."""
+        """Return whether to compute the norm from the input: on a CPU, and as precisely as a batch norm would be."""
         widening = self.conv.kernel_size == (1, 1) and self.conv.out_channels > self.conv.in_channels
         whole = torch.finfo(x.dtype).bits >= 32 and not torch.is_autocast_enabled("cpu")
         return self.training and widening and whole and x.device.type == "cpu"
@@ -102,10 +100,10 @@ class Bottleneck(nn.Module):
 
 
 class Noise(nn.Module):
-    """Gaussian noise of learned size, one for each channel, drawn anew for each image and number.
+    """Gaussian noise of learned size, one per channel, sampled for each image and number.
 
-    It is drawn in evaluation mode too: without it there would be no bound on what leaks. The size does not depend on
-    the image, so that it can be stated, and certified.
+    It is sampled in evaluation mode too: without it nothing would bound the leakage. The size does not depend on the
+    image, so that it can be certified.
 
     Source: Kingma and Welling 2014, section 2.4 (reparametrisation).
 
@@ -114,8 +112,7 @@ class Noise(nn.Module):
     """
 
     first_std = 0.5
-    """About half of what a fresh batch norm with a leaky ReLU gives, so that training begins with a code that tells
-    something."""
+    """About half of what a fresh batch norm with a leaky ReLU gives, so that the first code is informative."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -132,19 +129,19 @@ class Noise(nn.Module):
 
 
 class Obfuscator(nn.Module):
-    """The network on the device: image in, obfuscated image out, of the same size.
+    """The network on the device: images to obfuscated images of the same size.
 
     Source: paper, table 4; spatial sizes 32, 16, 8, 4, 8, 16, 32 for a 32-pixel image.
 
     Args:
         order: where the upsampling stands inside the upsampling bottlenecks, see `Bottleneck`. Both orders
             have the same parameters under the same names and compute the same function.
-        removal: what is taken from the image first; None for nothing.
-        noisy: add noise to the code, the narrowest numbers (128 x H/8 x W/8). What comes later sees the image through
-            them alone, so that what bounds their information bounds that of everything that travels (data processing
-            inequality: Cover and Thomas 2006, theorem 2.8.1); and the layers behind can still clean the drawing up,
-            which noise on the output would leave to the classifier. It takes 128 parameters more.
-        eight_bit: round what comes out to multiples of 1/255 in [0, 1].
+        removal: what is removed from the image first; None for nothing.
+        noisy: add noise to the code, the narrowest layer (128 x H/8 x W/8). All later layers depend on the image
+            through it alone, so that a bound on its information is one on the payload's (data processing inequality:
+            Cover and Thomas 2006, theorem 2.8.1); and they can denoise the decoded image, which noise on the output
+            would leave to the classifier. It takes 128 more parameters.
+        eight_bit: round the obfuscated image to multiples of 1/255 in [0, 1].
 
     Attributes:
         size_multiple: image sides must be multiples of this (8).
@@ -178,14 +175,14 @@ class Obfuscator(nn.Module):
             self.begin_within_images()
 
     def begin_within_images(self) -> None:
-        """Sets the last layer so that a fresh network draws within [0, 1], not around 0."""
+        """Set the last layer so that a fresh network decodes to [0, 1], not around 0."""
         last = self.up[-1]
         assert isinstance(last, Bottleneck)
         nn.init.constant_(last.project.norm.weight, 0.25)
         nn.init.constant_(last.project.norm.bias, 0.5)
 
     def encode(self, images: Tensor) -> Tensor:
-        """The code without its noise.
+        """Return the code without its noise.
 
         Args:
             images: (N, 3, H, W) float32 in [0, 1]; H and W multiples of 8.
@@ -205,25 +202,25 @@ class Obfuscator(nn.Module):
         code: Tensor = self.down(self.stem(images))
         return code
 
-    def draw(self, code: Tensor) -> Tensor:
-        """A code (N, 128, H/8, W/8) float32 -> noise, where there is some, and what comes out (N, 3, H, W) float32."""
+    def decode(self, code: Tensor) -> Tensor:
+        """Codes (N, 128, H/8, W/8) float32, here with noise added if there is some -> images (N, 3, H, W) float32."""
         if self.noise is not None:
             code = self.noise(code)
         out: Tensor = self.up(code)
         return round_to_8_bits(out) if self.eight_bit else out
 
-    def draw_small(self, code: Tensor) -> Tensor:
-        """As `draw`, without the last upsampling, and for less.
+    def decode_small(self, code: Tensor) -> Tensor:
+        """As `decode`, without the last upsampling, and cheaper.
 
         Upsampling repeats pixels, and a 1x1 convolution, a batch norm and a leaky ReLU act on each pixel alone. So each
         upsampling can wait until after the next bottleneck's expansion, which then costs a quarter; the last one can
-        wait until after whatever else is done to each pixel.
+        wait until after any other operation on single pixels.
 
         Args:
             code: (N, 128, H/8, W/8) float32.
 
         Returns:
-            (N, 3, H/2, W/2) float32; `last_upsampling` of it is what `draw` gives.
+            (N, 3, H/2, W/2) float32; `last_upsampling` of it is the result of `decode`.
         """
         x = code if self.noise is None else self.noise(code)
         upsample: nn.Module = nn.Identity()
@@ -235,13 +232,13 @@ class Obfuscator(nn.Module):
 
     @property
     def last_upsampling(self) -> nn.Module:
-        """See `draw_small`."""
+        """See `decode_small`."""
         last = self.up[-1]
         assert isinstance(last, Bottleneck)
         return last.upsample
 
     def forward(self, images: Tensor) -> Tensor:
-        """Obfuscates.
+        """Obfuscate.
 
         Args:
             images: (N, 3, H, W) float32 in [0, 1]; H and W multiples of 8.
@@ -252,7 +249,7 @@ class Obfuscator(nn.Module):
         Raises:
             ValueError: the shape does not fit.
         """
-        return self.draw(self.encode(images))
+        return self.decode(self.encode(images))
 
 
 class Deobfuscator(Obfuscator):
@@ -262,54 +259,8 @@ class Deobfuscator(Obfuscator):
     """
 
 
-def obfuscator_of(recipe: Mapping[str, Any]) -> Obfuscator:
-    """The network that a recipe describes, with fresh weights.
-
-    Training and audit build it here, so that what is attacked is what was trained.
-
-    Args:
-        recipe: of kind "obfuscator", as it lies in a bundle; what it does not say is the paper's.
-
-    Raises:
-        KeyError, TypeError, ValueError: it describes no obfuscator.
-    """
-    first, bottleneck, output = (recipe.get(key) or {} for key in ("input", "bottleneck", "output"))
-    removal = Removal(
-        colour=bool(first.get("remove_colour", False)), frequencies=int(first.get("remove_frequencies", 0))
-    )
-    return Obfuscator(
-        removal=removal if removal.colour or removal.frequencies else None,
-        noisy=float(bottleneck.get("rate_weight", 0)) > 0 or float(bottleneck.get("entropy_weight", 0)) > 0,
-        eight_bit=output.get("format", "float") == "8-bit",
-    )
-
-
-class ObfuscatorPayload(nn.Module):
-    """The payload: obfuscated images as the classifier's input, computed as the device does it.
-
-    Args:
-        obfuscator: trained.
-        normalize: from images in [0, 1] to the classifier's input.
-
-    Attributes:
-        step: the largest distance of two neighbouring values where they are rounded; 0 where they are not.
-    """
-
-    def __init__(self, obfuscator: Obfuscator, normalize: Normalize) -> None:
-        super().__init__()
-        self.obfuscator = obfuscator
-        self.normalize = normalize
-        self.step = LEVEL / float(normalize.std.min()) if obfuscator.eight_bit else 0.0
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) float32 in [0, 1] -> the classifier's input, the same shape."""
-        small = self.obfuscator.draw_small(self.obfuscator.encode(images))
-        out: Tensor = self.obfuscator.last_upsampling(self.normalize(small))
-        return out
-
-
 class NoisyCode:
-    """The code of an obfuscator with noise in it: what a certificate is about.
+    """The noisy code of an obfuscator: what a certificate bounds.
 
     Args:
         obfuscator: with noise.
@@ -332,28 +283,3 @@ class NoisyCode:
     def noise_std(self) -> Tensor:
         """Standard deviation of each number's noise, (128, H/8, W/8) float32."""
         return self._noise.std.detach().expand(self._shape)
-
-
-class NoisyPayload(ObfuscatorPayload):
-    """As `ObfuscatorPayload`, of an obfuscator with noise; it says what the noise is.
-
-    Args:
-        obfuscator: with noise, trained.
-        normalize: from images in [0, 1] to the classifier's input.
-        height: rows of the images.
-        width: columns of the images.
-
-    Attributes:
-        noisy_code: the payload depends on the image through it alone.
-    """
-
-    def __init__(self, obfuscator: Obfuscator, normalize: Normalize, height: int, width: int) -> None:
-        super().__init__(obfuscator, normalize)
-        self.noisy_code = NoisyCode(obfuscator, height, width)
-
-
-def payload_of(obfuscator: Obfuscator, normalize: Normalize, height: int, width: int) -> ObfuscatorPayload:
-    """The payload, in torch, for images (H, W); it says what its noise is, if it has some."""
-    if obfuscator.noise is None:
-        return ObfuscatorPayload(obfuscator, normalize)
-    return NoisyPayload(obfuscator, normalize, height, width)

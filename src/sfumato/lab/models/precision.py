@@ -1,4 +1,4 @@
-"""Half precision where it is faster: what this machine computes in, chosen once for training, audits and baselines."""
+"""Half precision where it is faster: the precision on this machine, for training, audits and baselines."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ FEW_CHANNELS = 16
 reference kernel in bfloat16 on some processors, and gains nothing on any."""
 
 Wanted = Literal["auto", "32-true", "bf16-mixed"]
-"""What a recipe may ask for; the last two are named as in Lightning Fabric."""
+"""Values of a recipe; the last two are named as in Lightning Fabric."""
 
 
 @dataclass(frozen=True)
 class Precision:
-    """What a training computes in.
+    """The precision of a training.
 
     Attributes:
         fabric: the precision of everything, as Lightning Fabric names it.
         dense_bfloat16: networks of dense convolutions (classifiers, trained or frozen, and teachers) compute in
             bfloat16 inside, and everything else in float32.
-        reason: why, in words.
+        reason: why, for people.
     """
 
     fabric: Literal["32-true", "bf16-mixed"]
@@ -41,7 +41,7 @@ class Precision:
     reason: str
 
     def __str__(self) -> str:
-        """In words, for people and for the provenance."""
+        """Return it in words, for people and for the provenance."""
         if self.fabric == "bf16-mixed":
             return f"bfloat16 throughout ({self.reason})"
         if self.dense_bfloat16:
@@ -50,14 +50,14 @@ class Precision:
 
 
 def choose_precision(wanted: Wanted, device: torch.device) -> Precision:
-    """Decides what to compute in.
+    """Choose the precision.
 
     Args:
         wanted: by the recipe.
         device: where training happens.
 
     Raises:
-        TrainingError: bfloat16 throughout is wanted of a CPU that does not compute in it.
+        TrainingError: bfloat16 throughout on a CPU without it.
     """
     if wanted == "32-true":
         return Precision("32-true", dense_bfloat16=False, reason="as the recipe says")
@@ -81,24 +81,24 @@ def choose_precision(wanted: Wanted, device: torch.device) -> Precision:
 
 
 def cpu_features() -> tuple[str, ...]:
-    """What this processor has for bfloat16: "AVX-512 BF16", "AMX", both, or nothing."""
+    """Return the bfloat16 features of this processor: "AVX-512 BF16", "AMX", both, or none."""
     found = ("AVX-512 BF16", "_is_avx512_bf16_supported"), ("AMX", "_is_amx_tile_supported")
     return tuple(name for name, ask in found if bool(getattr(torch.cpu, ask, bool)()))
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether this machine's processor computes in bfloat16 itself."""
+    """Return whether this machine's processor computes in bfloat16."""
     return bool(cpu_features())
 
 
 @contextmanager
 def autocast(device: torch.device = CPU, *, enabled: bool = True) -> Iterator[None]:
-    """Networks compute in bfloat16 inside, where the machine is faster at it; weights stay float32.
+    """Compute networks in bfloat16 inside the block, where the machine is faster at it; weights stay float32.
 
     Convolutions of many channels gain. Depthwise ones and those of few channels lose, and stay in float32 on a CPU, as
     do batch norms' statistics anywhere. With AMX, 3x3 convolutions of small maps become products of matrices
-    (`sfumato.lab.models.convolution`). A CPU without bfloat16 stays with float32. What comes out of a network may be
-    bfloat16: make it `float()` before it goes into a loss.
+    (`sfumato.lab.models.convolution`). A CPU without bfloat16 uses float32. A network's output may be bfloat16:
+    call `float()` on it before a loss.
 
     Args:
         device: where the networks are.
@@ -117,7 +117,7 @@ def autocast(device: torch.device = CPU, *, enabled: bool = True) -> Iterator[No
 
 
 def compute(net: Callable[[Tensor], Tensor], inputs: Tensor, *, bfloat16: bool) -> Tensor:
-    """A network's output (float32) for its input, computed in bfloat16 inside where that is wanted and faster.
+    """Return a network's output (float32), computed in bfloat16 inside if `bfloat16` and where that is faster.
 
     Args:
         net: of dense convolutions.
@@ -131,15 +131,15 @@ def compute(net: Callable[[Tensor], Tensor], inputs: Tensor, *, bfloat16: bool) 
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name of what computes: the GPU's, or the processor's."""
+    """Return the name of the GPU, or of the processor."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 class _Convolutions(TorchFunctionMode):
-    """Sends each 2D convolution where it is fastest, whatever network it stands in.
+    """Dispatch each 2D convolution of any network to its fastest implementation.
 
     Args:
-        products: 3x3 ones of small maps are products of matrices.
+        products: compute 3x3 ones of small maps as products of matrices.
     """
 
     def __init__(self, *, products: bool) -> None:
@@ -175,12 +175,12 @@ class _Convolutions(TorchFunctionMode):
             with torch.autocast("cpu", enabled=False):
                 single = None if bias is None else bias.float()
                 found = F.conv2d(input.float(), weight.float(), single, stride, padding, dilation, groups)
-                return found.bfloat16()  # else a residual network would go on in float32 to its next projection
+                return found.bfloat16()  # else a residual network would continue in float32 to its next projection
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
 def _pair(value: Any) -> tuple[Any, Any]:
-    """A stride, padding or dilation in both directions."""
+    """Return a stride, padding or dilation in both directions."""
     if isinstance(value, list | tuple):
         return (value[0], value[-1])
     return value, value

@@ -1,17 +1,127 @@
-"""From a bundle's weights back to the network that was trained."""
+"""From a recipe, or a bundle's weights, to the obfuscator's network: training and audit both build it here."""
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from sfumato.artifacts.bundle import OBFUSCATOR_WEIGHTS, Bundle
 from sfumato.errors import BundleError
-from sfumato.lab.models import Obfuscator, Sketcher, obfuscator_of, sketcher_of
+from sfumato.lab.models.fixed_ops import Removal
+from sfumato.lab.models.obfuscator import Obfuscator
+from sfumato.lab.models.sketch import Sketcher
+
+
+class Strict(BaseModel):
+    """A part of a recipe: unknown keys are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class InputRecipe(Strict):
+    """What is removed from the image before the obfuscator sees it.
+
+    Attributes:
+        remove_colour: keep only brightness.
+        remove_frequencies: remove the `k x k` lowest frequencies of the image's cosine transform; 0 for none.
+    """
+
+    remove_colour: bool = False
+    remove_frequencies: int = Field(default=0, ge=0)
+
+
+class BottleneckRecipe(Strict):
+    """Noise in the obfuscator's code, and a limit on its information; there is noise if one weight is above 0.
+
+    Attributes:
+        rate_weight: of the code's information about the image in nats, bounded against a standard normal.
+        entropy_weight: likewise, against a mixture with one component per class (conditional entropy).
+    """
+
+    rate_weight: float = Field(default=0.0, ge=0)
+    entropy_weight: float = Field(default=0.0, ge=0)
+
+
+class OutputRecipe(Strict):
+    """The format of the obfuscated image.
+
+    Attributes:
+        format: "float", as in the paper, or "8-bit": multiples of 1/255 in [0, 1], as an image file holds.
+    """
+
+    format: Literal["float", "8-bit"] = "float"
+
+
+class ObfuscatorNetRecipe(Strict):
+    """The part of an obfuscator's recipe that decides on its network; what is left out is the paper's."""
+
+    input: InputRecipe = InputRecipe()
+    bottleneck: BottleneckRecipe = BottleneckRecipe()
+    output: OutputRecipe = OutputRecipe()
+
+
+class SketchNetRecipe(Strict):
+    """The part of a sketch's recipe that decides on its network.
+
+    Attributes:
+        code_bits: bits of the code: the most that the payload, and so an attacker, gets of an image. The first of them
+            are the device's prediction, 4 for 10 classes.
+        decoder: "learned", or "photographs": for each class the training image that all known classifiers are surest
+            of, which another one is likely to classify correctly, too. That image is sent for every image of the class,
+            as it is: the training images have to be public.
+    """
+
+    code_bits: int = Field(default=8, ge=1, le=64)
+    decoder: Literal["learned", "photographs"] = "learned"
+
+
+_NETS: dict[object, type[ObfuscatorNetRecipe | SketchNetRecipe]] = {
+    "obfuscator": ObfuscatorNetRecipe,
+    "sketch": SketchNetRecipe,
+}
+
+
+def obfuscator_of(recipe: ObfuscatorNetRecipe) -> Obfuscator:
+    """Return the network that a recipe describes, with fresh weights."""
+    removal = Removal(colour=recipe.input.remove_colour, frequencies=recipe.input.remove_frequencies)
+    return Obfuscator(
+        removal=removal if removal.colour or removal.frequencies else None,
+        noisy=recipe.bottleneck.rate_weight > 0 or recipe.bottleneck.entropy_weight > 0,
+        eight_bit=recipe.output.format == "8-bit",
+    )
+
+
+def sketcher_of(recipe: SketchNetRecipe, height: int, width: int, *, classes: int) -> Sketcher:
+    """Return the network that a recipe describes for images (H, W), with fresh weights.
+
+    Raises:
+        ValueError: the code is too short for so many classes.
+    """
+    photographs = recipe.decoder == "photographs"
+    return Sketcher(height, width, classes=classes, bits=recipe.code_bits, photographs=photographs)
+
+
+def recipe_of(bundle: Bundle) -> ObfuscatorNetRecipe | SketchNetRecipe | None:
+    """Return the network that a bundle's recipe describes; None if `sfumato train` made no obfuscator of it.
+
+    Raises:
+        BundleError: the recipe describes no network.
+    """
+    given: dict[str, Any] = bundle.recipe
+    model = _NETS.get(given.get("kind"))
+    if model is None:
+        return None
+    try:
+        return model.model_validate({key: given[key] for key in model.model_fields if given.get(key) is not None})
+    except ValidationError as error:
+        raise BundleError(f"{bundle.path}: the recipe does not describe an obfuscator: {error}") from error
 
 
 def rebuilt(bundle: Bundle, weights: str = OBFUSCATOR_WEIGHTS) -> Obfuscator | Sketcher | None:
-    """The network of an obfuscator's bundle.
+    """Return the network of an obfuscator's bundle.
 
     Args:
         bundle: of kind "obfuscator".
@@ -23,20 +133,16 @@ def rebuilt(bundle: Bundle, weights: str = OBFUSCATOR_WEIGHTS) -> Obfuscator | S
     Raises:
         BundleError: recipe and weights do not fit.
     """
-    kind = bundle.recipe.kind
-    if kind not in ("obfuscator", "sketch") or weights not in bundle.files:
+    recipe, size = recipe_of(bundle), bundle.preprocessing
+    if recipe is None or weights not in bundle.files:
         return None
-    size = bundle.preprocessing
     net: Obfuscator | Sketcher
     try:
-        if kind == "sketch":
-            net = sketcher_of(bundle.recipe.to_json(), size.height, size.width, classes=len(bundle.labels))
+        if isinstance(recipe, SketchNetRecipe):
+            net = sketcher_of(recipe, size.height, size.width, classes=len(bundle.labels))
         else:
-            net = obfuscator_of(bundle.recipe.to_json())
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"{bundle.path}: the recipe does not describe an obfuscator: {error}") from error
-    try:
+            net = obfuscator_of(recipe)
         net.load_state_dict(load_file(bundle.file(weights)))
-    except (RuntimeError, SafetensorError) as error:
+    except (RuntimeError, SafetensorError, ValueError) as error:
         raise BundleError(f"{bundle.path}: weights do not fit the obfuscator: {error}") from error
     return net.eval()

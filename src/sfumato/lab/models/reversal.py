@@ -1,4 +1,4 @@
-"""The junction between two networks that want opposite things."""
+"""Gradient reversal between two networks with opposite objectives."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class _ReverseGradient(torch.autograd.Function):
 
 
 def reverse_gradient(x: Tensor, weight: float) -> Tensor:
-    """The identity forward, `-weight` times the gradient backward.
+    """Return x forward, `-weight` times the gradient backward.
 
-    Set between obfuscator and deobfuscator, it lets one backward pass of `L_c + L_r` give the deobfuscator
+    Between obfuscator and deobfuscator, it lets one backward pass of `L_c + L_r` give the deobfuscator
     the gradient of `L_r` and the obfuscator the gradient of `L_c - weight * L_r`.
 
     Source: Ganin and Lempitsky 2015, section 3.1.

@@ -19,11 +19,12 @@ from sfumato.errors import TrainingError
 from sfumato.lab.models.precision import Precision
 from sfumato.artifacts.provenance import provenance
 from sfumato.lab.models.precision import device_name
-from sfumato.lab.training.engine import Images, Schedule, fit, look
+from sfumato.lab.training.engine import Images, Schedule, fit, validate
 from sfumato.lab.training.optimizer import optimizer_of
 from sfumato.lab.training.setup import Prepared, Run, prepare, starting_from
 from sfumato.lab.training.recipe import AnyRecipe
 from sfumato.lab.training.context import augmentation_of, launch
+from sfumato.progress import Progress, silent
 
 STEPS = 24
 _WARM_UP = 4
@@ -31,7 +32,9 @@ _FEWEST = 4
 _TEST_BATCHES = 2
 
 
-def estimate(recipe: AnyRecipe, *, accelerator: str = "auto", steps: int = STEPS) -> dict[str, Any]:
+def estimate(
+    recipe: AnyRecipe, *, accelerator: str = "auto", steps: int = STEPS, progress: Progress = silent
+) -> dict[str, Any]:
     """Trains a few steps of a recipe, keeps nothing of them, and says how long all of it would take.
 
     Args:
@@ -39,6 +42,7 @@ def estimate(recipe: AnyRecipe, *, accelerator: str = "auto", steps: int = STEPS
             the real ones has.
         accelerator: as Lightning Fabric names it.
         steps: to train and time, besides a few that are not timed.
+        progress: is told of each step.
 
     Returns:
         "step_s", the median; "step_s_range", from the fastest to the slowest; "images_per_s"; "data_share", of the
@@ -68,9 +72,10 @@ def estimate(recipe: AnyRecipe, *, accelerator: str = "auto", steps: int = STEPS
             schedule=Schedule(1, plan.batch_size, plan.seed, 1, plan.channels_last, plan.compile),
             checkpoint=Run(Path(work)).checkpoint,
             identity="estimate",
+            progress=progress,
         )
         started = time.monotonic()
-        look(fabric, made.task, few, plan.batch_size, channels_last=plan.channels_last)
+        validate(fabric, made.task, few, plan.batch_size, channels_last=plan.channels_last)
         test_s = (time.monotonic() - started) / len(few)
         return _found(recipe, made, timed, all_steps, test_s, fabric.device, precision)
 

@@ -54,7 +54,7 @@ def device_macs(recipe: AnyRecipe, *, height: int = 32, width: int = 32, classes
     if isinstance(recipe, ClassifierRecipe):
         net = build_classifier(recipe.architecture, classes)
     elif isinstance(recipe, SketchRecipe):
-        net = sketcher_of(recipe.model_dump(mode="json"), height, width, classes=classes)
+        net = sketcher_of(recipe, height, width, classes=classes)
     else:
         net = Obfuscator()
     return cost(net, height=height, width=width).macs
@@ -131,12 +131,12 @@ def _task(
     frozen = fold_norms(classifier)
     if isinstance(recipe, SketchRecipe):
         return SketchTask(
-            sketcher_of(recipe.model_dump(mode="json"), height, width, classes=classes),
+            sketcher_of(recipe, height, width, classes=classes),
             frozen,
             scale,
             teacher_weight=recipe.teacher_weight,
             temperature=recipe.temperature,
-            drawn_share=recipe.drawn_share,
+            decoded_share=recipe.decoded_share,
             bfloat16=bfloat16,
         )
     return ObfuscationTask(Obfuscator(), Deobfuscator(), frozen, scale, privacy_weight=1.0, bfloat16=bfloat16)

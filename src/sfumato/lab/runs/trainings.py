@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +10,7 @@ from sfumato.lab.models.checkpoint import load_checkpoint
 from sfumato.errors import TrainingError
 from sfumato.lab.training import Run, train
 from sfumato.lab.training.recipe import AnyRecipe
+from sfumato.progress import Progress, Say, mute, silent
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,13 @@ def state_of(run: Run) -> State:
     return State("half done", int(load_checkpoint(run.checkpoint, frozenset({"epoch"}))["epoch"]))
 
 
-def finish_training(recipe: AnyRecipe, run: Run, *, say: Callable[[str], None] = lambda line: None) -> None:
+def finish_training(recipe: AnyRecipe, run: Run, *, progress: Progress = silent, say: Say = mute) -> None:
     """Trains, or goes on with a training that was interrupted.
 
     Args:
         recipe: validated.
         run: its files.
+        progress: is told of each step.
         say: is told a line for people.
 
     Raises:
@@ -62,6 +63,6 @@ def finish_training(recipe: AnyRecipe, run: Run, *, say: Callable[[str], None] =
         Interrupted: Ctrl-C or SIGTERM; the state was saved.
     """
     try:
-        train(recipe, run.folder, resume=run.checkpoint.exists(), say=say)
+        train(recipe, run.folder, resume=run.checkpoint.exists(), progress=progress, say=say)
     except TrainingError as error:
         raise TrainingError(f"{run.folder}: {error}; moved away, it is trained from the start") from error

@@ -1,4 +1,4 @@
-"""Several attackers at once, and attackers that begin anew."""
+"""Several attackers at once, and restarts of attackers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _MEMORY = 0.05
 
 
 class Attackers(nn.Module):
-    """Attackers trained side by side; the best of them, by the error of the last steps, stands for all.
+    """Attackers trained in parallel; the best of them, by its running error, stands for all.
 
-    The obfuscator faces the best one alone. What leaks is measured by the best attacker, so that is the term to push; a
-    sum over attackers could be raised without end by driving a weak one, such as one that has just begun anew, further
-    off, while the strong one sees what it saw before.
+    The obfuscator faces only the best one. Leakage is measured by the best attacker, so that is the term to optimise; a
+    sum over attackers could be raised without end by driving a weak one, such as one that was just restarted, further
+    off, while the strong one is not affected.
 
     Source: the strongest of several adversaries as the inner problem, Madry et al. 2018, equation 2.1; the choice by
     running error is ours.
@@ -25,7 +25,7 @@ class Attackers(nn.Module):
         nets: obfuscated images (N, 3, H, W) to reconstructed images.
 
     Attributes:
-        errors: (number of nets,) float32, running reconstruction errors; infinite for one that has not begun.
+        errors: (number of nets,) float32, running reconstruction errors; infinite before a net's first step.
     """
 
     errors: Tensor
@@ -37,23 +37,23 @@ class Attackers(nn.Module):
 
     @property
     def best(self) -> int:
-        """Which one has the smallest error; the first if none has begun."""
+        """Index of the smallest error; the first if none has begun."""
         return int(self.errors.argmin())
 
     @torch.no_grad()
     def note(self, errors: Tensor) -> None:
-        """Takes the errors of a step, (number of nets,) float, into the running ones."""
+        """Update the running errors with those of a step, (number of nets,) float."""
         errors = errors.to(self.errors)
         self.errors.copy_(torch.where(self.errors.isinf(), errors, self.errors.lerp(errors, _MEMORY)))
 
     def forward(self, obfuscated: Tensor) -> Tensor:
-        """(N, 3, H, W) float -> what the best attacker reconstructs, the same shape, not bounded."""
+        """(N, 3, H, W) float -> the best attacker's reconstruction, the same shape, not bounded."""
         reconstructed: Tensor = self.nets[self.best](obfuscated)
         return reconstructed
 
 
 def attacker_to_restart(epoch: int, *, every: int | None, attackers: int) -> int | None:
-    """Which attacker begins anew before an epoch; they take turns.
+    """Return which attacker restarts before an epoch, if any; they take turns.
 
     Args:
         epoch: how many epochs are done.
@@ -66,13 +66,7 @@ def attacker_to_restart(epoch: int, *, every: int | None, attackers: int) -> int
 
 
 def restart(net: nn.Module, build: Callable[[], nn.Module], *, seed: int) -> None:
-    """Gives a network the weights of a fresh one, the same ones in every process.
-
-    Args:
-        net: is changed in place.
-        build: makes one like it.
-        seed: of the fresh weights.
-    """
+    """Give a network the weights of a fresh one from `build`, the same ones in every process."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net.load_state_dict(build().state_dict())

@@ -1,4 +1,4 @@
-"""From a recipe to what is trained: recipes end here, networks and tasks take plain arguments."""
+"""From a recipe to a task: networks and tasks take plain arguments."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from sfumato.lab.classifiers import FrozenClassifier
 from sfumato.lab.data import INFERENCE_BATCH, ImageSet
 from sfumato.lab.models import DECODERS, Normalize, Obfuscator, Sketcher, fold_norms, obfuscator_of, sketcher_of
 from sfumato.lab.models.classifiers import features_and_logits
+from sfumato.lab.models.rebuild import ObfuscatorNetRecipe, SketchNetRecipe, recipe_of
 from sfumato.lab.training.adversaries import Attackers, attacker_to_restart, restart
 from sfumato.lab.training.code_mixture import CodeMixture
-from sfumato.lab.training.ensemble import Others
+from sfumato.lab.training.ensemble import Ensemble
 from sfumato.lab.training.recipe import ObfuscatorRecipe, SketchRecipe, TransferRecipe
 from sfumato.lab.training.tasks import ObfuscationTask, SketchTask, Utility
 
@@ -29,17 +30,17 @@ def obfuscation_task(
     recipe: ObfuscatorRecipe,
     frozen: FrozenClassifier,
     images: ImageSet,
-    others: Sequence[FrozenClassifier] = (),
+    further: Sequence[FrozenClassifier] = (),
     *,
     bfloat16: bool = False,
 ) -> ObfuscationTask:
-    """What an obfuscator's recipe describes, with fresh weights.
+    """Return the task that an obfuscator's recipe describes, with fresh weights.
 
     Args:
         recipe: validated.
         frozen: the classifier.
-        others: the further ones that its `transfer` names.
-        images: the training images; see `answered` for those without labels.
+        images: the training images; see `labelled_by` for those without labels.
+        further: the classifiers of `transfer.ensemble`.
         bfloat16: see `Precision.dense_bfloat16`.
 
     Raises:
@@ -59,7 +60,7 @@ def obfuscation_task(
     utility = recipe.utility
     if utility.feature_weight:
         _check_features(frozen)
-    obfuscator = obfuscator_of(recipe.model_dump(mode="json"))
+    obfuscator = obfuscator_of(recipe)
     nets = [DECODERS[kind]() for kind in recipe.privacy.attackers]
     shape = obfuscator.code_channels, height // obfuscator.size_multiple, width // obfuscator.size_multiple
     return ObfuscationTask(
@@ -73,7 +74,7 @@ def obfuscation_task(
         rate_weight=recipe.bottleneck.rate_weight,
         entropy_weight=recipe.bottleneck.entropy_weight,
         mixture=CodeMixture(len(images.names), shape) if recipe.bottleneck.entropy_weight else None,
-        others=further(recipe.transfer, frozen, others, bfloat16=bfloat16),
+        ensemble=_ensemble(recipe.transfer, frozen, further, bfloat16=bfloat16),
         bfloat16=bfloat16,
     )
 
@@ -82,18 +83,11 @@ def sketch_task(
     recipe: SketchRecipe,
     frozen: FrozenClassifier,
     images: ImageSet,
-    others: Sequence[FrozenClassifier] = (),
+    further: Sequence[FrozenClassifier] = (),
     *,
     bfloat16: bool = False,
 ) -> SketchTask:
-    """What a sketch's recipe describes, with fresh weights.
-
-    Args:
-        recipe: validated.
-        frozen: the classifier.
-        images: the training images.
-        others: the further ones that its `transfer` names.
-        bfloat16: see `Precision.dense_bfloat16`.
+    """Return the task that a sketch's recipe describes, with fresh weights; for arguments see `obfuscation_task`.
 
     Raises:
         RecipeError: the recipe does not fit the images or the classifier.
@@ -101,7 +95,7 @@ def sketch_task(
     check_fit(frozen, images)
     height, width = images.images.shape[2:]
     try:
-        sketcher = sketcher_of(recipe.model_dump(mode="json"), height, width, classes=len(images.names))
+        sketcher = sketcher_of(recipe, height, width, classes=len(images.names))
     except ValueError as error:
         raise RecipeError(f"code_bits: {error}") from error
     return SketchTask(
@@ -110,35 +104,31 @@ def sketch_task(
         normalize(frozen.preprocessing),
         teacher_weight=recipe.teacher_weight,
         temperature=recipe.temperature,
-        drawn_share=recipe.drawn_share,
-        others=further(recipe.transfer, frozen, others, bfloat16=bfloat16),
+        decoded_share=recipe.decoded_share,
+        ensemble=_ensemble(recipe.transfer, frozen, further, bfloat16=bfloat16),
         bfloat16=bfloat16,
-        drawing_alone=recipe.learn == "drawing",
+        decoder_alone=recipe.learn == "decoder",
     )
 
 
-def further(
-    recipe: TransferRecipe, frozen: FrozenClassifier, others: Sequence[FrozenClassifier], *, bfloat16: bool
-) -> Others:
-    """The further classifiers of an obfuscator, which have to answer for the same images with the same classes.
-
-    Raises:
-        RecipeError: one of them does not.
-    """
-    for other in others:
+def _ensemble(
+    recipe: TransferRecipe, frozen: FrozenClassifier, further: Sequence[FrozenClassifier], *, bfloat16: bool
+) -> Ensemble:
+    """Return the further classifiers of an obfuscator, after a check of their classes and image sizes."""
+    for other in further:
         if other.labels != frozen.labels:
             raise RecipeError(
-                f"transfer.also: {other.name} has other classes than {frozen.name}, or in another order "
+                f"transfer.ensemble: {other.name} has other classes than {frozen.name}, or in another order "
                 f"({', '.join(other.labels[:3])}, ... and {', '.join(frozen.labels[:3])}, ...)"
             )
         size, wanted = other.preprocessing, frozen.preprocessing
         if (size.height, size.width) != (wanted.height, wanted.width):
             raise RecipeError(
-                f"transfer.also: {other.name} takes images of {size.height}x{size.width}, {frozen.name} of "
+                f"transfer.ensemble: {other.name} takes images of {size.height}x{size.width}, {frozen.name} of "
                 f"{wanted.height}x{wanted.width}"
             )
-    nets = [(normalize(other.preprocessing), fold_norms(other.net)) for other in others]
-    return Others(nets, diversity=recipe.diversity, noise=recipe.noise, bfloat16=bfloat16)
+    nets = [(normalize(other.preprocessing), fold_norms(other.net)) for other in further]
+    return Ensemble(nets, diversity=recipe.diversity, noise=recipe.noise, bfloat16=bfloat16)
 
 
 def begin_from(
@@ -147,22 +137,23 @@ def begin_from(
     task: ObfuscationTask | SketchTask,
     frozen: FrozenClassifier,
 ) -> None:
-    """Gives a task the weights of an obfuscator that was trained before, for another classifier maybe.
+    """Give a task the weights of an obfuscator that was trained before, maybe for another classifier.
 
     Args:
         start: its bundle.
         recipe: of the task.
-        task: of the same kind; its weights are replaced, those of a deobfuscator too if the bundle has them.
+        task: of the same kind; its weights are replaced, also those of a deobfuscator if the bundle has them.
         frozen: the classifier of the task.
 
     Raises:
         RecipeError: the bundle is of another kind, for other classes, or of another shape.
         BundleError: its weights are damaged.
     """
-    kind = start.recipe.kind
-    if kind != recipe.kind:
+    made = SketchNetRecipe if isinstance(recipe, SketchRecipe) else ObfuscatorNetRecipe
+    if not isinstance(recipe_of(start), made):
         raise RecipeError(
-            f"{start.path} holds a {kind!r}; the recipe is for a {recipe.kind!r}: start from one of these"
+            f"{start.path} holds a {start.recipe.get('kind')!r}; the recipe is for a {recipe.kind!r}: start from one "
+            "of these"
         )
     if start.labels != frozen.labels:
         raise RecipeError(
@@ -173,7 +164,7 @@ def begin_from(
     try:
         weights = load_file(start.file(OBFUSCATOR_WEIGHTS))
         if isinstance(task, SketchTask):
-            weights = _drawing_alike(weights, task.sketcher)
+            weights = _with_fitting_decoder(weights, task.sketcher)
         net.load_state_dict(weights)
         if isinstance(task, ObfuscationTask) and DEOBFUSCATOR_WEIGHTS in start.files and len(task.attackers) == 1:
             task.attackers[0].load_state_dict(load_file(start.file(DEOBFUSCATOR_WEIGHTS)))
@@ -186,27 +177,18 @@ def begin_from(
         raise BundleError(f"{start.path}: its weights cannot be read: {error}") from error
 
 
-def _drawing_alike(weights: dict[str, Tensor], sketcher: Sketcher) -> dict[str, Tensor]:
-    """A sketch's weights with what draws as it is in the new one, where that draws photographs or the old one did."""
+def _with_fitting_decoder(weights: dict[str, Tensor], sketcher: Sketcher) -> dict[str, Tensor]:
+    """Return a sketch's weights, with the decoder of the new one where either decodes to photographs."""
     fresh = sketcher.state_dict()
     if sketcher.photographs is None and not any(name.startswith("photographs.") for name in weights):
         return weights
-    looks = ("trunk.", "to_bits.")
-    kept = {name: value for name, value in weights.items() if name.startswith(looks)}
-    return kept | {name: value for name, value in fresh.items() if not name.startswith(looks)}
+    encoder = ("trunk.", "to_bits.")
+    kept = {name: value for name, value in weights.items() if name.startswith(encoder)}
+    return kept | {name: value for name, value in fresh.items() if not name.startswith(encoder)}
 
 
 def restarted(recipe: ObfuscatorRecipe, task: ObfuscationTask, epoch: int) -> list[nn.Parameter]:
-    """Restarts the attacker whose turn it is before an epoch.
-
-    Args:
-        recipe: of the task.
-        task: its attackers are changed.
-        epoch: how many epochs are done.
-
-    Returns:
-        The parameters that begin anew; none if it is nobody's turn.
-    """
+    """Restart the attacker whose turn it is after so many epochs, and return its parameters, if there is one."""
     attackers = task.attackers
     turn = attacker_to_restart(epoch, every=recipe.privacy.restart_epochs, attackers=len(attackers))
     if turn is None:
@@ -218,20 +200,15 @@ def restarted(recipe: ObfuscatorRecipe, task: ObfuscationTask, epoch: int) -> li
 
 
 @torch.no_grad()
-def answered(images: ImageSet, frozen: FrozenClassifier) -> ImageSet:
-    """The images with the classifier's own answers as labels, for training that looks at no others.
-
-    Args:
-        images: their labels are not looked at.
-        frozen: the classifier, for images of this size.
-    """
-    net, scale = frozen.net.eval(), normalize(frozen.preprocessing)
-    answers = [net(scale(part.float() / 255)).argmax(dim=1) for part in torch.split(images.images, INFERENCE_BATCH)]
-    return replace(images, labels=torch.cat(answers), names=frozen.labels)
+def labelled_by(frozen: FrozenClassifier, images: ImageSet) -> ImageSet:
+    """Return the images with the classifier's predictions as labels; their own labels are ignored."""
+    net = frozen_module(frozen)
+    predicted = [net(part.float() / 255).argmax(dim=1) for part in torch.split(images.images, _BATCH)]
+    return replace(images, labels=torch.cat(predicted), names=frozen.labels)
 
 
 def class_means(images: ImageSet) -> Tensor:
-    """The mean image of each class, (classes, 3, H, W) float32 in [0, 1]; of a class without any, that of all."""
+    """Return the mean image of each class, (classes, 3, H, W) float32 in [0, 1]; of an empty class, that of all."""
     counts = images.labels.bincount(minlength=len(images.names)).view(-1, 1, 1, 1)
     sums = torch.zeros(len(images.names), *images.images.shape[1:])
     for part, labels in zip(
@@ -242,7 +219,7 @@ def class_means(images: ImageSet) -> Tensor:
 
 
 def check_fit(frozen: FrozenClassifier, images: ImageSet) -> None:
-    """Whether a classifier takes these images and knows their classes.
+    """Check that a classifier takes these images and knows their classes.
 
     Raises:
         RecipeError: it does not.
@@ -258,18 +235,23 @@ def check_fit(frozen: FrozenClassifier, images: ImageSet) -> None:
 
 
 def normalize(preprocessing: Preprocessing) -> Normalize:
-    """A classifier's preprocessing as a module: (N, 3, H, W) float32 in [0, 1] -> its input."""
+    """Return a classifier's preprocessing as a module: (N, 3, H, W) float32 in [0, 1] -> its input."""
     return Normalize(preprocessing.mean, preprocessing.std)
+
+
+def frozen_module(frozen: FrozenClassifier) -> nn.Module:
+    """Return a classifier with its preprocessing: (N, 3, H, W) float32 in [0, 1] -> logits; in evaluation mode."""
+    return nn.Sequential(normalize(frozen.preprocessing), frozen.net).eval()
 
 
 @torch.no_grad()
 def _check_features(frozen: FrozenClassifier) -> None:
-    complaint = f"utility.feature_weight: the classifier {frozen.name} does not show its features"
+    complaint = f"utility.feature_weight: the classifier {frozen.name} does not expose its features"
     remedy = "(`features` and `head`, whose composition is the classifier); set it to 0, or use utility.teacher_weight"
     probes = torch.randn(_PROBES, 3, frozen.preprocessing.height, frozen.preprocessing.width)
     try:
         _, logits = features_and_logits(frozen.net, probes)
-    except Exception as error:  # anybody's network: whatever it raises, it is not built this way
+    except Exception as error:  # any network: whatever it raises, it is not built this way
         raise RecipeError(f"{complaint} {remedy}") from error
     if not torch.allclose(logits, frozen.net(probes), atol=1e-4):
         raise RecipeError(f"{complaint} {remedy}")

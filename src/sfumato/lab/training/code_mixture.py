@@ -1,4 +1,4 @@
-"""Where the codes of each class lie: running means and variances."""
+"""Running means and variances of the codes of each class."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MEMORY = 0.1
 
 
 class CodeMixture(nn.Module):
-    """A Gaussian with diagonal covariance for each class, that follows the codes while they change.
+    """A Gaussian with diagonal covariance per class that follows the codes during training.
 
     Args:
         classes: number of components.
@@ -31,14 +31,14 @@ class CodeMixture(nn.Module):
 
     @torch.no_grad()
     def follow(self, code: Tensor, labels: Tensor) -> None:
-        """Takes the codes (N, *shape) float of images with labels (N,) int64 into the statistics of their classes."""
+        """Update the statistics with the codes (N, *shape) float of images with labels (N,) int64."""
         member = torch.nn.functional.one_hot(labels, len(self.means)).T.to(self.means)
         counts = member.sum(dim=1)
         seen = counts > 0
         share = (member / counts.clamp_min(1)[:, None])[seen]
         flat = code.detach().flatten(1).to(self.means)
         means = share @ flat
-        # Around the running mean, so that a class of which a batch holds one image still has a variance.
+        # Around the running mean, so that a class with one image in a batch still has a variance.
         old = self.means[seen].flatten(1)
         squares = share @ flat.square() - 2 * old * means + old.square()
         self.variances[seen] = self.variances[seen].lerp(squares.clamp_min(0).view_as(self.variances[seen]), _MEMORY)

@@ -1,8 +1,9 @@
-"""What a training stands on: processes and precision, images, and how these are varied."""
+"""The surroundings of a training: processes and precision, images, and their augmentation."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,10 +26,10 @@ _FEW = 100
 
 
 def launch(plan: TrainingRecipe, folder: Path, accelerator: str, devices: int) -> tuple[Fabric, Precision]:
-    """What decides on device and processes, and what is computed in which precision.
+    """Return the fabric, which decides on device and processes, launched, and the precision.
 
     Raises:
-        TrainingError: there is no such device, or it does not compute as the recipe wants.
+        TrainingError: there is no such device, or it does not support the precision.
     """
     try:
         precision = choose_precision(plan.precision, Fabric(accelerator=accelerator, devices=1).device)
@@ -46,12 +47,12 @@ def launch(plan: TrainingRecipe, folder: Path, accelerator: str, devices: int) -
 
 
 def load_both(recipe: DataRecipe, fabric: Fabric, *, label_free: bool) -> tuple[ImageSet, ImageSet]:
-    """Training and test images, in memory.
+    """Load training and test images into memory.
 
     Args:
         recipe: validated.
         fabric: launched.
-        label_free: the labels of the training images are not looked at, and need not exist; they are all 0.
+        label_free: ignore the labels of the training images, which need not exist; they are all 0.
 
     Raises:
         DataError: they cannot be loaded.
@@ -68,21 +69,29 @@ def load_both(recipe: DataRecipe, fabric: Fabric, *, label_free: bool) -> tuple[
         for remark in (*train_set.remarks(), *test_set.remarks()):
             log.warning(remark)
     if label_free:
-        # No label is looked at; the classifier's own answers take their place.
         train_set = replace(train_set, names=test_set.names, labels=torch.zeros_like(train_set.labels))
     if train_set.names != test_set.names or train_set.images.shape[1:] != test_set.images.shape[1:]:
         raise TrainingError(f"{recipe.source}: training and test images differ in classes or size")
-    if recipe.crop_padding >= min(train_set.images.shape[2:]):
-        raise RecipeError(f"data.crop_padding {recipe.crop_padding} must be smaller than the images' sides")
+    check_padding(recipe, train_set.images.shape[2:])
     return train_set, test_set
 
 
+def check_padding(recipe: DataRecipe, size: Sequence[int]) -> None:
+    """Check that images (H, W) can be shifted as far as the recipe says.
+
+    Raises:
+        RecipeError: they cannot.
+    """
+    if recipe.crop_padding >= min(size):
+        raise RecipeError(f"data.crop_padding {recipe.crop_padding} must be smaller than the images' sides")
+
+
 def preprocessing_of(source: str, images: ImageSet) -> Preprocessing:
-    """How such images become the input of a classifier that has no preprocessing yet: with their mean and spread."""
+    """Return the preprocessing for a new classifier of these images: their mean and standard deviation."""
     height, width = images.images.shape[2:]
     if source == "cifar10":
         return Preprocessing(height, width, cifar10.MEAN, cifar10.STD)
-    # Over at most 10,000 images, which is exact enough, and few at a time, which keeps memory small.
+    # Over at most 10,000 images, which is exact enough, and few at a time to save memory.
     sums = torch.zeros(2, 3, dtype=torch.float64)
     for part in torch.split(images.images[:10_000], _FEW):
         values = part.double().div_(255).transpose(0, 1).flatten(1)
@@ -94,10 +103,10 @@ def preprocessing_of(source: str, images: ImageSet) -> Preprocessing:
 
 
 def augmentation_of(data: DataRecipe) -> Augmentation:
-    """What a recipe does to training images."""
+    """Return the augmentation that a recipe describes."""
     return Augmentation(flip=data.flip, crop_padding=data.crop_padding, zoom=data.zoom)
 
 
 def schedule_of(plan: TrainingRecipe) -> Schedule:
-    """When a recipe's run ends, and what a step is."""
+    """Return the schedule that a recipe describes."""
     return Schedule(plan.epochs, plan.batch_size, plan.seed, plan.validate_every, plan.channels_last, plan.compile)

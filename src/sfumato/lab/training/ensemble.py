@@ -1,4 +1,4 @@
-"""More frozen classifiers than one: what several of different make understand, one more is likelier to."""
+"""Several frozen classifiers: a payload for several of different architectures transfers better to one more."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ _SMALLEST = 0.8
 
 
 def vary(images: Tensor, *, share: float) -> Tensor:
-    """Input diversity: shrinks images at random and puts them at a random place on black, or leaves them.
+    """Shrink a batch at random and pad it with black at a random place, or leave it: input diversity.
 
-    All images of a batch are treated alike. What a classifier understands only while each pixel lies exactly where it
-    lies does not help then.
+    A payload then cannot depend on the exact position of each pixel.
 
     Source: Xie et al. 2019, "Improving transferability of adversarial examples with input diversity", section 3.2.
 
@@ -40,8 +39,8 @@ def vary(images: Tensor, *, share: float) -> Tensor:
     return F.pad(small, (left, size[1] - width - left, top, size[0] - height - top))
 
 
-class Others(nn.Module):
-    """Further frozen classifiers that the payload has to convince, and variation of what each of them sees.
+class Ensemble(nn.Module):
+    """Further frozen classifiers that the payload is trained for, and variation of the input of each.
 
     They stay in evaluation mode and get no gradient.
 
@@ -50,9 +49,10 @@ class Others(nn.Module):
 
     Args:
         nets: with each its normalisation from [0, 1]; normalised images to logits of the same classes.
-        diversity: how often what a classifier sees is varied in training, in [0, 1]; see `vary`.
-        noise: standard deviation of the Gaussian noise in what it sees in training, on the [0, 1] scale: what is still
-            understood does not hang on fine patterns, which other classifiers do not see (Wu and Zhu 2020, section 3).
+        diversity: how often a classifier's input is varied in training, in [0, 1]; see `vary`.
+        noise: standard deviation of the Gaussian noise in its input in training, on the [0, 1] scale: a payload that
+            survives it does not depend on fine patterns, which are specific to one classifier (Wu and Zhu 2020,
+            section 3).
         bfloat16: compute them so; see `sfumato.lab.models.precision`.
     """
 
@@ -73,14 +73,14 @@ class Others(nn.Module):
     def __len__(self) -> int:
         return len(self.nets)
 
-    def train(self, mode: bool = True) -> Others:
-        """Sets whether images are varied; the classifiers stay in evaluation mode."""
+    def train(self, mode: bool = True) -> Ensemble:
+        """Set whether inputs are varied; the classifiers stay in evaluation mode."""
         super().train(mode)
         self.nets.eval()
         return self
 
     def varied(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) float as one classifier is to see them; as they are in evaluation mode."""
+        """Return images (N, 3, H, W) float as one classifier's input; unchanged in evaluation mode."""
         if not self.training:
             return images
         seen = vary(images, share=self.diversity) if self.diversity else images

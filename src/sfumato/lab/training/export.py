@@ -32,12 +32,11 @@ from sfumato.lab.data import INFERENCE_BATCH, ImageSet
 from sfumato.lab.export.onnx import export_onnx, renew, round_weights, save_weights
 from sfumato.lab.models import (
     Normalize,
-    ObfuscatorPayload,
+    Obfuscator,
+    Payload,
     SketchDecoder,
     Sketcher,
     SketchGraph,
-    SketchPayload,
-    payload_of,
 )
 from sfumato.lab.models.codewords import codeword_means
 from sfumato.lab.training.gate import choose_threshold, fit_temperature
@@ -45,9 +44,9 @@ from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTa
 
 _DRAWS, _NOISY_IMAGES = 64, 8
 _MOST_DRIFT, _MOST_SPREAD = 8, 0.1
-"""Standard errors, and share of the variance, by which noise may seem to differ by chance."""
-_RECONSTRUCTED_WORDS = 256
-"""How many of the commonest words a bundle's deobfuscator knows, so that its file stays small."""
+"""Standard errors, and share of the variance, by which noise may differ by chance."""
+_RECONSTRUCTED_CODES = 256
+"""How many of the commonest codes a bundle's deobfuscator knows, so that its file stays small."""
 
 
 def write_classifier_bundle(
@@ -61,7 +60,7 @@ def write_classifier_bundle(
     recipe: dict[str, Any],
     half: bool = False,
 ) -> Bundle:
-    """Writes a classifier's bundle; figures and provenance are added by whoever measures.
+    """Write a classifier's bundle, without figures and provenance.
 
     Args:
         folder: is created, or replaced.
@@ -100,27 +99,20 @@ def write_obfuscator_bundle(
     recipe: dict[str, Any],
     half: bool = False,
 ) -> Bundle:
-    """Writes an obfuscator's bundle; figures and provenance are added by whoever measures.
+    """Write an obfuscator's bundle, without figures and provenance.
 
-    The obfuscator's graph ends with the classifier's normalisation, so that what leaves the device is the
-    classifier's input; the deobfuscator's graph begins with undoing it, so that it starts from the payload. Of several
-    deobfuscators the bundle has the best one; without any it has none. The noise's size lies among the weights, and
-    the recipe says what else is done to the image.
+    The obfuscator's graph ends with the classifier's normalisation, so that the payload is the classifier's input; the
+    deobfuscator's graph begins with its inverse. Of several deobfuscators the bundle has the best one. The noise's size
+    lies among the weights.
 
-    Args:
-        folder: is created, or replaced.
-        task: the trained task.
-        images: (N, 3, H, W) float32 in [0, 1], real ones.
-        classifier: that it was trained for.
-        recipe: the resolved recipe.
-        half: round the weights, and write them in half precision.
+    `classifier` is the one that it was trained for; for the other arguments see `write_classifier_bundle`.
     """
     renew(folder)
     if half:
         round_weights(task.obfuscator)
     save_weights(task.obfuscator, folder / OBFUSCATOR_WEIGHTS, half=half)
     normalize, size = task.normalize.cpu(), classifier.preprocessing
-    payload = payload_of(task.obfuscator, normalize, size.height, size.width).cpu().eval()
+    payload = Payload(task.obfuscator, normalize, size.height, size.width).cpu().eval()
     export_obfuscator(payload, folder / OBFUSCATOR_ONNX, images)
     if task.deobfuscator is not None:
         deobfuscator = task.attackers[task.faced]
@@ -139,8 +131,8 @@ def write_obfuscator_bundle(
     return _saved(folder, classifier, recipe)
 
 
-def export_obfuscator(payload: ObfuscatorPayload, path: Path, images: Tensor) -> None:
-    """Writes an obfuscator's ONNX file, its fixed steps and its noise inside, and checks it.
+def export_obfuscator(payload: Payload, path: Path, images: Tensor) -> None:
+    """Write an obfuscator's ONNX file, with its fixed steps and its noise, and check it.
 
     Args:
         payload: trained.
@@ -148,24 +140,26 @@ def export_obfuscator(payload: ObfuscatorPayload, path: Path, images: Tensor) ->
         images: (N, 3, H, W) float32 in [0, 1], real ones, N at least 2.
 
     Raises:
-        TrainingError: ONNX Runtime computes something else than torch, or its noise is not the one stated.
+        TrainingError: ONNX Runtime computes something else than torch, or other noise.
     """
     write = partial(export_onnx, payload, path, images, input_name="image", output_name="obfuscated")
-    noise, payload.obfuscator.noise = payload.obfuscator.noise, None
+    obfuscator = payload.obfuscator
+    assert isinstance(obfuscator, Obfuscator)
+    noise, obfuscator.noise = obfuscator.noise, None
     write(step=payload.step)  # all but the noise can be compared number by number
     if noise is None:
         return
-    payload.obfuscator.noise = noise
+    obfuscator.noise = noise
     write(compare=False)
     _check_noise(path, payload, images[:_NOISY_IMAGES])
 
 
 @torch.no_grad()
-def _check_noise(path: Path, payload: ObfuscatorPayload, images: Tensor) -> None:
-    """Whether what comes out of the file varies around the same means, and as much, as in torch."""
-    function, given = OnnxFunction(path), images.cpu()
-    found = torch.stack([torch.from_numpy(function(given.numpy())) for _ in range(_DRAWS)]).double()
-    wanted = torch.stack([payload(given) for _ in range(_DRAWS)]).double()
+def _check_noise(path: Path, payload: Payload, images: Tensor) -> None:
+    """Check that the file's payloads have the same means and variances as torch's."""
+    function, images = OnnxFunction(path), images.cpu()
+    found = torch.stack([torch.from_numpy(function(images.numpy())) for _ in range(_DRAWS)]).double()
+    wanted = torch.stack([payload(images) for _ in range(_DRAWS)]).double()
     spread, wanted_spread = found.var(dim=0), wanted.var(dim=0)
     errors = ((spread + wanted_spread) / _DRAWS).sqrt().clamp_min(1e-4)
     drift = float(((found.mean(dim=0) - wanted.mean(dim=0)).abs() / errors).max())
@@ -189,21 +183,14 @@ def write_sketch_bundle(
     offload_rate: float,
     half: bool = False,
 ) -> Bundle:
-    """Writes the bundle of an obfuscator that draws a code, with its gate and the decoder of its split form.
+    """Write a sketch's bundle, with its gate and the decoder of its split form.
 
-    The deobfuscator beside it reconstructs the mean training image of each code, as anybody can who has the obfuscator;
-    where there are too many codes for a table, it is left out.
+    Its deobfuscator reconstructs the mean training image of each code, as everybody with the obfuscator can; where
+    there are too many codes for a table, it is left out.
 
-    Args:
-        folder: is created, or replaced.
-        task: the trained task.
-        images: (N, 3, H, W) float32 in [0, 1], real ones.
-        classifier: that it was trained for.
-        recipe: the resolved recipe.
-        known: images that the deobfuscator learns from.
-        held_out: images that were not trained on, to calibrate the device's answers and to choose the threshold.
-        offload_rate: the share of images to be sent, in [0, 1].
-        half: round the weights, and write them in half precision.
+    The deobfuscator learns from the images `known`. `held_out` ones, which were not trained on, calibrate the device's
+    confidence and the threshold, so that the share `offload_rate` in [0, 1] is sent. For the other arguments see
+    `write_obfuscator_bundle`.
     """
     renew(folder)
     sketcher, normalize = task.sketcher.cpu().eval(), task.normalize.cpu()
@@ -220,22 +207,22 @@ def write_sketch_bundle(
         code = graph(images.cpu())[2]
     decoder = SketchDecoder(sketcher, normalize)
     export_onnx(decoder, folder / DECODER_ONNX, code, input_name="code", output_name="obfuscated")
-    payload = SketchPayload(sketcher, normalize).eval()
+    payload = Payload(sketcher, normalize, *sketcher.size).eval()
     with torch.no_grad():
         parts = (part.float() / 255 for part in torch.split(known.images, INFERENCE_BATCH))
         obfuscated = payload(images.cpu())
         with suppress(AuditError):
             reconstructs, counts = codeword_means((part, payload(part)) for part in parts)
-            small, file = reconstructs.largest(counts, _RECONSTRUCTED_WORDS).half_size(), folder / DEOBFUSCATOR_ONNX
+            small, file = reconstructs.largest(counts, _RECONSTRUCTED_CODES).half_size(), folder / DEOBFUSCATOR_ONNX
             export_onnx(small, file, obfuscated, input_name="obfuscated", output_name="reconstructed")
     gate = Gate(threshold=threshold, offload_rate=offload_rate, images=len(held_out))
     return _saved(folder, classifier, recipe, gate, code_fingerprint(sketcher))
 
 
 def code_fingerprint(sketcher: Sketcher) -> str:
-    """What its codes mean: `sha256:<hex>` of all weights that have a part in making one."""
+    """Return `sha256:<hex>` of the encoder's weights: equal fingerprints, equal meaning of codes."""
     digest = hashlib.sha256()
-    for name, value in sorted(sketcher.looking.state_dict().items()):
+    for name, value in sorted(sketcher.encoder.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return f"sha256:{digest.hexdigest()}"
 

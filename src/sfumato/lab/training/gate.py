@@ -1,4 +1,4 @@
-"""The gate: how sure the device's answers are, and how sure is sure enough."""
+"""The gate: calibrate the device's confidence, and choose the threshold of selective offloading."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _RANGE = 0.05, 20.0
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The number to divide logits by so that their probabilities are right on average: temperature scaling.
+    """Return the number to divide logits by so that their probabilities are calibrated: temperature scaling.
 
     Args:
         logits: (N, classes) float32, of images that were not trained on.
@@ -22,7 +22,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     Returns:
         Within 0.05 and 20.
 
-    Source: Guo et al. 2017, section 4.2. The loss is convex in the reciprocal, so that halving the interval finds it.
+    Source: Guo et al. 2017, section 4.2. The loss is convex in the reciprocal, so bisection finds it.
     """
     low, high = (1 / bound for bound in reversed(_RANGE))
     for _ in range(40):
@@ -34,15 +34,15 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def choose_threshold(logits: Tensor, offload_rate: float) -> float:
-    """The probability below which an image is sent, so that a given share of these images is.
+    """Return the probability below which an image is sent, so that a given share of these images is.
 
     Args:
         logits: (N, classes) float32, calibrated.
         offload_rate: the share of images to be sent, in [0, 1].
 
     Returns:
-        In [0, 1]; 0 sends nothing. Where several images are as sure as the threshold, they stay, and fewer are sent;
-        so do images of probability 1, whatever the rate.
+        In [0, 1]; 0 sends nothing. Images exactly at the threshold, and those of probability 1 at any rate, are handled
+        on-device, so that fewer may be sent.
     """
     sure = np.sort(softmax(logits.numpy()).max(axis=1))  # as the device computes it
     sent = round(offload_rate * len(sure))

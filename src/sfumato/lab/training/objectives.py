@@ -1,4 +1,4 @@
-"""What is optimised: one function per equation, those of utility first, then those of privacy."""
+"""Objectives: one function per equation, those of utility first, then those of privacy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 def classification_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """`L_c`: cross-entropy of the frozen classifier's answer.
+    """Return `L_c`: the cross-entropy of the classifier's predictions.
 
     Source: paper, section 2.
 
@@ -26,7 +26,7 @@ def classification_loss(logits: Tensor, labels: Tensor, *, label_smoothing: floa
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
-    """`T^2 KL(teacher || student)`: how far a student's softened answers are from its teacher's.
+    """Return `T^2 KL(teacher || student)`: the divergence of a student's softened predictions from its teacher's.
 
     The factor keeps the gradient's size independent of the temperature.
 
@@ -45,7 +45,7 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, *, temperature: fl
 
 
 def feature_loss(features: Tensor, teacher_features: Tensor) -> Tensor:
-    """How far the classifier's features of obfuscated images are from those of the plain ones.
+    """Return the distance of the classifier's features of obfuscated images from those of the plain ones.
 
     Source: Romero et al. 2015, equation 3, with the teacher's own layer as the student's and no regressor between; that
     it is divided by the teacher's mean square, which makes its weight independent of the features' scale, is ours.
@@ -62,7 +62,7 @@ def feature_loss(features: Tensor, teacher_features: Tensor) -> Tensor:
 
 
 def reconstruction_loss(reconstructed: Tensor, images: Tensor) -> Tensor:
-    """`L_r`: squared Euclidean distance between original and reconstruction, per number.
+    """Return `L_r`: the squared Euclidean distance between original and reconstruction, per number.
 
     Source: paper, section 2; its scale is not given. The mean over all numbers makes lambda independent of
     the image's size.
@@ -80,12 +80,12 @@ def reconstruction_loss(reconstructed: Tensor, images: Tensor) -> Tensor:
 def class_mean_loss(reconstructed: Tensor, class_means: Tensor) -> Tensor:
     """Return what an attacker reconstructs beyond the label: the squared distance from the class's mean image.
 
-    A bounded term for the obfuscator to minimise, in place of maximising `L_r`. Of attackers who see the payload, the
-    best reconstructs the conditional mean; if the payload tells the class, his error is the class mean's less exactly
-    this distance (the two are orthogonal), so that it is the excess leakage in other words. It cannot be minimised
-    below 0, and is 0 only for an attacker who has nothing but the label to go by. Rewarding his error until it
-    reaches the class mean's looks alike, but is content with any reconstruction that is as far away, such as the
-    image's negative: that fools this attacker, and teaches the obfuscator to, while the next one turns it around.
+    A bounded term for the obfuscator to minimise, in place of maximising `L_r`. The best attacker reconstructs the
+    conditional mean given the payload; if the payload determines the class, its error is the class mean's error less
+    exactly this distance (the two are orthogonal): the term is the excess leakage. It is never below 0, and is 0 only
+    for an attacker that knows nothing but the label. Rewarding the attacker's error until it reaches the class mean's
+    is not the same: it accepts any reconstruction that is equally far away, such as the image's negative, which fools
+    this attacker but not the next one, which inverts it.
 
     Source: the orthogonality of the conditional mean's error, Papoulis 1991, section 7-4; the term is ours.
 
@@ -100,10 +100,10 @@ def class_mean_loss(reconstructed: Tensor, class_means: Tensor) -> Tensor:
 
 
 def gaussian_rate(code: Tensor, noise_std: Tensor) -> Tensor:
-    """How many nats about an image a noisy code tells at most: `KL(N(code, noise_std^2) || N(0, 1))`.
+    """Return a bound on a noisy code's information about an image, in nats: `KL(N(code, noise_std^2) || N(0, 1))`.
 
     Its mean over images bounds the mutual information of image and code, hence, by the data processing
-    inequality, of the image and everything that is computed from the code.
+    inequality, of the image and everything computed from the code.
 
     Source: Alemi et al. 2017, equation 14 (variational information bottleneck); in closed form Kingma and Welling
     2014, appendix B.
@@ -124,9 +124,9 @@ def mixture_rate(code: Tensor, noise_std: Tensor, components: Tensor, means: Ten
 
     No attacker's mean squared error is below `exp(2 H(X|Z) / d) / (2 pi e)` for the conditional entropy `H(X|Z)` of the
     image's d numbers. It is `H(X) - I(X;Z)`; for a code Z with noise of its own, `I(X;Z) = H(Z) - H(noise)`. So
-    maximising `H(X|Z)` is minimising the entropy of the code, which a Gaussian mixture bounds from above. Different
-    from the standard normal of `gaussian_rate`, a mixture by class lets the code tell the class for `log K` nats
-    altogether, and charges for what differs within a class.
+    maximising `H(X|Z)` is minimising the entropy of the code, which a Gaussian mixture bounds from above. Unlike
+    the standard normal of `gaussian_rate`, a mixture by class charges `log K` nats in all for the class, and beyond
+    that only for differences within a class.
 
     Source: Xia et al. 2025, "Theoretical insights in model inversion robustness and conditional entropy maximization",
     for bounding the error by the conditional entropy, and this by a mixture; the bound itself is Cover and Thomas
@@ -138,7 +138,7 @@ def mixture_rate(code: Tensor, noise_std: Tensor, components: Tensor, means: Ten
     Args:
         code: (N, ...) float, without its noise.
         noise_std: standard deviations, positive; broadcast to the code's shape.
-        components: (N,) int64, which component each image is charged by; any choice gives a bound.
+        components: (N,) int64, the component of each image; any choice gives a bound.
         means: (K, ...) float, of the codes of each component.
         variances: (K, ...) float, likewise, without the noise, at least 0.
 

@@ -1,4 +1,4 @@
-"""How weights move: the optimiser and the schedule that a recipe names."""
+"""The optimiser and the learning rate schedule that a recipe names."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sfumato.lab.training.recipe import TrainingRecipe
 
 
 def optimizer_of(plan: TrainingRecipe, task: nn.Module, *, steps: int) -> tuple[torch.optim.Optimizer, LRScheduler]:
-    """The optimiser of all that is trained in a task, and the schedule of its learning rate.
+    """Return the optimiser of a task's trainable parameters, and the schedule of its learning rate.
 
     Args:
         plan: validated.
         task: what takes no gradient is left out.
-        steps: an epoch has.
+        steps: per epoch.
     """
     parameters = [p for p in task.parameters() if p.requires_grad]
     options: dict[str, Any] = {"lr": plan.learning_rate, "weight_decay": plan.weight_decay}

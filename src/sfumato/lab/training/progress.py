@@ -1,72 +1,64 @@
-"""What people see of a run: a progress bar on standard error and TensorBoard logs."""
+"""Report a training: to the callbacks of `sfumato.progress` and to TensorBoard."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+import time
+from typing import Any
 
 from lightning.fabric import Fabric
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 from torch import Tensor
 
+from sfumato.progress import Progress, Say, mute, silent
 
-class Progress:
-    """A bar over all steps with losses, images/s and time left; the same figures go to the logger.
 
-    Only the first process shows anything.
+class Report:
+    """Epoch, losses and images/s of a run; the same figures go to the logger. Only the first process reports.
 
     Args:
         fabric: its first logger, if it has one, gets the figures.
         epochs: of the whole run.
         steps: per epoch.
         batch_size: images per step.
+        progress: is called after each step, with one stage for the whole run.
+        say: is given a line after each validation.
     """
 
-    def __init__(self, fabric: Fabric, epochs: int, steps: int, batch_size: int) -> None:
+    def __init__(self, fabric: Fabric, epochs: int, steps: int, batch_size: int, progress: Progress, say: Say) -> None:
         self._fabric = fabric
         self._epochs, self._steps, self._batch_size = epochs, steps, batch_size
-        self._console = Console(stderr=True)
-        self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
-            console=self._console,
-            disable=not fabric.is_global_zero or not self._console.is_terminal,
-        )
-        self._task = self._bar.add_task("training", total=epochs * steps, figures="")
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
+        self._progress, self._say = (progress, say) if fabric.is_global_zero else (silent, mute)
+        self._losses = ""
+        self._speed_since: tuple[float, int] | None = None
 
     def step(self, epoch: int, step: int) -> None:
-        """Moves the bar; `epoch` counts from 0, `step` from 1 within it."""
-        self._bar.update(self._task, completed=epoch * self._steps + step, description=f"epoch {epoch + 1}")
+        """Report a step; `epoch` counts from 0, `step` from 1 within it."""
+        note = f"epoch {min(epoch + 1, self._epochs)}/{self._epochs}{self._losses}"
+        self._progress("training", epoch * self._steps + step, self._epochs * self._steps, note)
 
     def log(self, losses: dict[str, float], learning_rate: float, global_step: int) -> None:
-        """Shows and logs the figures of one training batch."""
-        speed = self._bar.tasks[0].speed or 0.0
-        self._bar.update(self._task, figures=f"{_spoken(losses)}  {speed * self._batch_size:.0f} images/s")
+        """Log the figures of one training batch; the next steps report them."""
+        now, speed = time.monotonic(), ""
+        if self._speed_since is not None:
+            since, before = self._speed_since
+            speed = f"  {(global_step - before) * self._batch_size / max(1e-9, now - since):.0f} images/s"
+        self._speed_since = now, global_step
+        self._losses = f"  {_spoken(losses)}{speed}"
         self._fabric.log_dict(
             {**{f"train/{name}": value for name, value in losses.items()}, "learning_rate": learning_rate},
             step=global_step,
         )
 
-    def look(self, figures: dict[str, float], epoch: int, images: Tensor | None) -> None:
-        """Prints and logs the figures of a look at the test images after `epoch` epochs."""
+    def validated(self, figures: dict[str, float], epoch: int, images: Tensor | None) -> None:
+        """Say and log the figures on the test images after `epoch` epochs.
+
+        Args:
+            figures: by name.
+            epoch: how many epochs are done.
+            images: rows of images (R, N, 3, H, W) for the log.
+        """
         if not self._fabric.is_global_zero:
             return
-        self._console.print(f"epoch {epoch}/{self._epochs}  test: {_spoken(figures)}", soft_wrap=True)
+        self._say(f"epoch {epoch}/{self._epochs}  test: {_spoken(figures)}")
         self._fabric.log_dict({f"test/{name}": value for name, value in figures.items()}, step=epoch * self._steps)
         if images is not None and self._fabric.loggers:
             rows, count, channels, height, width = images.shape
@@ -75,11 +67,6 @@ class Progress:
             logger.experiment.add_image(
                 "original, obfuscated, reconstructed", sheet.float().cpu(), global_step=epoch * self._steps
             )
-
-
-def tensorboard_folder(run: Path) -> Path:
-    """Where a run's TensorBoard logs lie."""
-    return run / "tensorboard"
 
 
 def _spoken(figures: dict[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""A public photograph for each answer, in place of a learned drawing: what every classifier understands."""
+"""A public image per class in place of a learned decoder: one that all classifiers are sure of."""
 
 from __future__ import annotations
 
@@ -6,51 +6,46 @@ import logging
 from collections.abc import Sequence
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.errors import RecipeError
 from sfumato.lab.data import INFERENCE_BATCH
 from sfumato.lab.models.sketch import Photographs
+from sfumato.progress import Progress, silent, tracked
 
 log = logging.getLogger(__name__)
 
-_LOOKED_AT = 20_000
+_BATCH = 250
+_CANDIDATES = 20_000
 _MOST_BYTES = 64 * 2**20
 _NAMED = 3
 
 
 @torch.no_grad()
-def log_probabilities_of(images: Tensor, classifiers: Sequence[nn.Module]) -> Tensor:
-    """What classifiers think of images, on average.
+def log_probabilities_of(images: Tensor, classifiers: Sequence[nn.Module], progress: Progress = silent) -> Tensor:
+    """Return the mean log-probabilities of several classifiers, (N, classes) float32.
 
     Args:
         images: (N, 3, H, W) uint8.
         classifiers: images in [0, 1] to logits; in evaluation mode.
-
-    Returns:
-        The mean of their logarithms of probabilities, (N, classes) float32.
+        progress: is told of each batch.
     """
-    console = Console(stderr=True)
-    parts = torch.split(images, INFERENCE_BATCH)
-    shown = track(parts, "choosing photographs", console=console, transient=True, disable=not console.is_terminal)
     return torch.cat(
         [
             torch.stack([F.log_softmax(net(part.float() / 255).float(), dim=1) for net in classifiers]).mean(dim=0)
-            for part in shown
+            for part in tracked(torch.split(images, _BATCH), "choosing photographs", progress)
         ]
     )
 
 
 def put_in(photographs: Photographs, images: Tensor, scores: Tensor, labels: Sequence[str]) -> None:
-    """Gives each answer the image that scores highest for it.
+    """Give each class the image that scores highest for it.
 
     Args:
         photographs: is changed in place.
-        images: (N, 3, H, W) uint8, public ones: what is chosen is sent in place of every image with that answer.
-        scores: (N, classes) float, such as logarithms of probabilities.
+        images: (N, 3, H, W) uint8, public ones: a chosen one is sent for every image of its class.
+        scores: (N, classes) float, such as log-probabilities.
         labels: the classes' names.
 
     Raises:
@@ -59,19 +54,25 @@ def put_in(photographs: Photographs, images: Tensor, scores: Tensor, labels: Seq
     size = photographs.images.numel()
     if size > _MOST_BYTES:
         raise RecipeError(
-            f'drawing = "photographs": {len(labels)} photographs take {size / 2**20:.0f} MiB, at most '
+            f'decoder = "photographs": {len(labels)} photographs take {size / 2**20:.0f} MiB, at most '
             f'{_MOST_BYTES // 2**20} are allowed; leave it at "learned"'
         )
     never = sorted(set(range(len(labels))) - set(scores.argmax(dim=1).tolist()))
     if never:
         log.warning(
-            "no image is taken for %s: the likeliest one stands for it, which other classifiers may not understand",
+            "no image is classified as %s: the likeliest one is used, which other classifiers may not recognise",
             ", ".join(repr(labels[k]) for k in never[:_NAMED]) + (", ..." if len(never) > _NAMED else ""),
         )
     photographs.images.copy_(images[scores.argmax(dim=0)])
 
 
-def choose(photographs: Photographs, images: Tensor, classifiers: Sequence[nn.Module], labels: Sequence[str]) -> None:
-    """Gives each answer the image, of the first so many, that all classifiers are surest of; see `put_in`."""
-    images = images[:_LOOKED_AT]
-    put_in(photographs, images, log_probabilities_of(images, classifiers), labels)
+def choose(
+    photographs: Photographs,
+    images: Tensor,
+    classifiers: Sequence[nn.Module],
+    labels: Sequence[str],
+    progress: Progress = silent,
+) -> None:
+    """Give each class the image, of the first 20,000, that all classifiers are surest of; see `put_in`."""
+    images = images[:_CANDIDATES]
+    put_in(photographs, images, log_probabilities_of(images, classifiers, progress), labels)

@@ -1,19 +1,18 @@
-"""From a recipe to a bundle: builds everything, trains, exports, measures."""
+"""From a recipe to a bundle: build everything, train, export, measure."""
 
 from __future__ import annotations
 
 import json
-import logging
 import shutil
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 
 from sfumato.artifacts.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, Bundle
 from sfumato.artifacts.provenance import provenance
@@ -32,14 +31,34 @@ from sfumato.lab.training.optimizer import optimizer_of
 from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, DataRecipe, ObfuscatorRecipe, SketchRecipe
 from sfumato.lab.training.setup import Prepared, Run, prepare, starting_from
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
-
-log = logging.getLogger(__name__)
+from sfumato.progress import Progress, Say, mute, silent
 
 CHECK_IMAGES = 64
-_ADDITIONS = ("input", "utility", "privacy", "bottleneck", "output", "transfer", "black_box", "drawing")
-"""Tables of a recipe that say nothing by default: a run that began without them may go on."""
+_ADDITIONS = ("input", "utility", "privacy", "bottleneck", "output", "transfer", "black_box", "decoder")
+"""Tables of a recipe that change nothing by default: a run that began before they existed may resume."""
 _DATA_ADDITIONS = ("stream", "zoom")
 """Likewise, of its data."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training that has reached its end, before its bundle is written.
+
+    Attributes:
+        recipe: with everything decided.
+        run: its files.
+        made: what was trained, with what.
+        fitted: the figures of the way there.
+        fabric: that it ran on.
+        precision: that it computed in.
+    """
+
+    recipe: AnyRecipe
+    run: Run
+    made: Prepared
+    fitted: Fitted
+    fabric: Fabric
+    precision: Precision
 
 
 def train(
@@ -51,83 +70,103 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     start: Bundle | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    progress: Progress = silent,
+    say: Say = mute,
 ) -> Bundle:
-    """Trains what the recipe says and writes the bundle.
+    """Train what the recipe says and write the bundle.
 
     Args:
         recipe: validated.
         folder: of the run; gets `checkpoint.pt`, `tensorboard/`, `bundle/`, and `snapshots/` if the recipe wants them.
         accelerator: as Lightning Fabric names it: "auto", "cpu", "cuda", ...
         devices: processes to train on; each takes its share of every batch.
-        resume: go on from the folder's checkpoint.
-        overwrite: start anew although the folder has a checkpoint.
-        start: the bundle of an obfuscator to begin with, made for another classifier maybe, instead of fresh weights.
-        say: is told a line for people.
+        resume: continue from the folder's checkpoint.
+        overwrite: restart although the folder has a checkpoint.
+        start: the bundle of an obfuscator to start from, maybe made for another classifier, instead of fresh weights.
+        progress: is told of each step; from the first process alone, as `say`.
+        say: is given the precision, and a line after each validation.
 
     Raises:
         SfumatoError: data, classifier, recipe, disk or training failed, each with its own class.
         Interrupted: Ctrl-C or SIGTERM; the state was saved.
     """
+    with training(
+        recipe,
+        folder,
+        accelerator=accelerator,
+        devices=devices,
+        resume=resume,
+        overwrite=overwrite,
+        start=start,
+        progress=progress,
+        say=say,
+    ) as trained:
+        return _finish(trained)
+
+
+@contextmanager
+def training(
+    recipe: AnyRecipe,
+    folder: Path,
+    *,
+    accelerator: str,
+    devices: int,
+    resume: bool,
+    overwrite: bool,
+    start: Bundle | None,
+    progress: Progress,
+    say: Say,
+) -> Iterator[Trained]:
+    """Train what the recipe says, and lock the folder until the block ends; see `train`."""
     run = Run(folder)
     if resume and overwrite:
-        raise TrainingError("--resume goes on with a run, --overwrite starts anew; choose one")
+        raise TrainingError("--resume continues a run, --overwrite restarts it; choose one")
     recipe = starting_from(start, recipe)
     if run.checkpoint.exists() and not resume and not overwrite:
-        raise TrainingError(f"{folder} holds a run already: --resume goes on with it, --overwrite starts anew")
+        raise TrainingError(f"{folder} holds a run already: --resume continues it, --overwrite restarts it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"{folder} cannot be created: {error.strerror or error}") from error
     fabric, precision = launch(recipe.training, folder, accelerator, devices)
-    # The first process holds it for all of them.
-    with exclusive(folder) if fabric.is_global_zero else nullcontext():
-        return _train(recipe, run, fabric, precision, resume=resume, overwrite=overwrite, start=start, say=say)
+    first = fabric.is_global_zero
+    # The first process holds the lock for all of them.
+    with exclusive(folder) if first else nullcontext():
+        if overwrite and first:
+            run.checkpoint.unlink(missing_ok=True)
+            for left in ("tensorboard", "snapshots", run.classifier.name, run.ensemble.name):
+                shutil.rmtree(folder / left, ignore_errors=True)
+        if first:
+            say(f"computes in {precision}")
+        made = prepare(recipe, run, fabric, start, bfloat16=precision.dense_bfloat16, progress=progress)
+        identity = {
+            "recipe": _identifying(recipe),
+            "data": made.train.sha256,
+            "classifier": made.frozen.fingerprint if made.frozen else None,
+        }
+        if start is not None:
+            identity["start"] = start.files[OBFUSCATOR_WEIGHTS]
+        try:
+            fitted = _fit(fabric, recipe, made, run, resume, json.dumps(identity, sort_keys=True), progress, say)
+        except Interrupted:
+            if first:
+                raise
+            raise SystemExit(0) from None
+        if not first:
+            raise SystemExit(0)  # the first process writes the bundle, the others have done their share
+        yield Trained(recipe, run, made, fitted, fabric, precision)
 
 
-def _train(
-    recipe: AnyRecipe,
-    run: Run,
+def _fit(
     fabric: Fabric,
-    precision: Precision,
-    *,
+    recipe: AnyRecipe,
+    made: Prepared,
+    run: Run,
     resume: bool,
-    overwrite: bool,
-    start: Bundle | None,
-    say: Callable[[str], None],
-) -> Bundle:
-    if overwrite and fabric.is_global_zero:
-        run.checkpoint.unlink(missing_ok=True)
-        for left in ("tensorboard", "snapshots", run.classifier.name, run.others.name):
-            shutil.rmtree(run.folder / left, ignore_errors=True)
-    if fabric.is_global_zero:
-        say(f"computes in {precision}")
-    made = prepare(recipe, run, fabric, start, bfloat16=precision.dense_bfloat16)
-    identity = {
-        "recipe": _identifying(recipe),
-        "data": made.train.sha256,
-        "classifier": made.frozen.fingerprint if made.frozen else None,
-    }
-    if start is not None:
-        identity["start"] = start.files[OBFUSCATOR_WEIGHTS]
-    try:
-        fitted = _fit(fabric, recipe, made, run, resume, json.dumps(identity, sort_keys=True))
-    except Interrupted:
-        if fabric.is_global_zero:
-            raise
-        raise SystemExit(0) from None
-    if not fabric.is_global_zero:
-        raise SystemExit(0)  # the first process writes the bundle, the others have done their share
-    try:
-        return _finish(recipe, made, run, fabric, fitted, precision=str(precision))
-    except OSError as error:
-        raise TrainingError(
-            f"the bundle cannot be written to {run.bundle}: {error.strerror or error}; the training itself is kept: "
-            "make room, then --resume"
-        ) from error
-
-
-def _fit(fabric: Fabric, recipe: AnyRecipe, made: Prepared, run: Run, resume: bool, identity: str) -> Fitted:
+    identity: str,
+    progress: Progress,
+    say: Say,
+) -> Fitted:
     plan, task = recipe.training, made.task
     if not any(p.requires_grad for p in task.parameters()):
         return Fitted({}, [], 0.0)  # photographs for a device that stays as it is
@@ -147,18 +186,20 @@ def _fit(fabric: Fabric, recipe: AnyRecipe, made: Prepared, run: Run, resume: bo
         panel=task.panel if isinstance(task, ObfuscationTask | SketchTask) else None,
         before_epoch=partial(_restart, recipe, task),
         after_epoch=partial(_keep_snapshot, recipe, task, run),
+        progress=progress,
+        say=say,
     )
 
 
 def _identifying(recipe: AnyRecipe) -> dict[str, Any]:
-    """What must be the same for a run to go on; how fast it runs may change between two parts of it."""
+    """Return what must be the same for a run to resume; its speed may change in between."""
     said = recipe.model_dump(mode="json", exclude={"training": {"compile", "precision", "half_weights"}})
     for key in _DATA_ADDITIONS:
         if getattr(recipe.data, key) == DataRecipe.model_fields[key].default:
             del said["data"][key]
     fields = type(recipe).model_fields
-    silent = [key for key in _ADDITIONS if key in fields and getattr(recipe, key) == fields[key].default]
-    return {key: value for key, value in said.items() if key not in silent}
+    unset = [key for key in _ADDITIONS if key in fields and getattr(recipe, key) == fields[key].default]
+    return {key: value for key, value in said.items() if key not in unset}
 
 
 def _restart(recipe: AnyRecipe, task: nn.Module, epoch: int) -> list[nn.Parameter]:
@@ -168,7 +209,7 @@ def _restart(recipe: AnyRecipe, task: nn.Module, epoch: int) -> list[nn.Paramete
 
 
 def _keep_snapshot(recipe: AnyRecipe, task: nn.Module, run: Run, epoch: int) -> None:
-    """Keeps both networks as they are after this epoch, if the recipe wants that."""
+    """Keep both networks as they are after this epoch, if the recipe wants that."""
     if not isinstance(recipe, ObfuscatorRecipe) or not isinstance(task, ObfuscationTask):
         return
     if recipe.snapshots_every is None or epoch % recipe.snapshots_every:
@@ -180,59 +221,83 @@ def _keep_snapshot(recipe: AnyRecipe, task: nn.Module, run: Run, epoch: int) -> 
         save_weights(task.attackers[task.faced], folder / DEOBFUSCATOR_WEIGHTS)
 
 
-def _finish(recipe: AnyRecipe, made: Prepared, run: Run, fabric: Fabric, fitted: Fitted, *, precision: str) -> Bundle:
-    task, frozen, train_set, test_set = made.task, made.frozen, made.train, made.test
-    images: Tensor = test_set.images[:CHECK_IMAGES].float() / 255
-    plain_recipe, half = recipe.model_dump(mode="json"), recipe.training.half_weights
-    if isinstance(task, ClassifierTask):
+def _finish(trained: Trained) -> Bundle:
+    recipe, run, test_set = trained.recipe, trained.run, trained.made.test
+    try:
+        bundle = write_bundle(trained, run.bundle)
+        if isinstance(recipe, ClassifierRecipe):
+            bundle.figures.update(evaluate_classifier(bundle, test_set))
+        else:
+            classifier = Bundle.load(classifier_bundle(recipe.classifier, run.classifier))
+            bundle.figures.update(evaluate_obfuscator(bundle, classifier, test_set))
+        bundle.save()
+    except OSError as error:
+        raise TrainingError(
+            f"the bundle cannot be written to {run.bundle}: {error.strerror or error}; the training itself is kept: "
+            "make room, then --resume"
+        ) from error
+    return bundle
+
+
+def write_bundle(trained: Trained, path: Path) -> Bundle:
+    """Write the bundle of a training.
+
+    Its provenance is set, but not saved: saved provenance says that the figures are complete.
+
+    Args:
+        trained: see `training`.
+        path: of the bundle; it is created, or replaced.
+    """
+    recipe, made = trained.recipe, trained.made
+    images = made.test.images[:CHECK_IMAGES].float() / 255
+    resolved, half = recipe.model_dump(mode="json"), recipe.training.half_weights
+    if isinstance(made.task, ClassifierTask):
         bundle = write_classifier_bundle(
-            run.bundle,
-            task,
+            path,
+            made.task,
             images,
             name=recipe.name,
-            labels=train_set.names,
+            labels=made.train.names,
             preprocessing=made.preprocessing,
-            recipe=plain_recipe,
+            recipe=resolved,
             half=half,
         )
-        bundle.figures.update(evaluate_classifier(bundle, test_set).to_json())
+    elif isinstance(made.task, SketchTask):
+        assert made.frozen is not None and made.held_out is not None and isinstance(recipe, SketchRecipe)
+        bundle = write_sketch_bundle(
+            path,
+            made.task,
+            images,
+            classifier=made.frozen,
+            recipe=resolved,
+            known=made.train.sample,
+            held_out=made.held_out,
+            offload_rate=recipe.offload_rate,
+            half=half,
+        )
     else:
-        assert frozen is not None and not isinstance(recipe, ClassifierRecipe)
-        if isinstance(task, SketchTask):
-            assert made.held_out is not None and isinstance(recipe, SketchRecipe)
-            bundle = write_sketch_bundle(
-                run.bundle,
-                task,
-                images,
-                classifier=frozen,
-                recipe=plain_recipe,
-                known=train_set.sample,
-                held_out=made.held_out,
-                offload_rate=recipe.offload_rate,
-                half=half,
-            )
-        else:
-            bundle = write_obfuscator_bundle(
-                run.bundle, task, images, classifier=frozen, recipe=plain_recipe, half=half
-            )
-        served = Bundle.load(classifier_bundle(recipe.classifier, run.classifier))
-        bundle.figures.update(evaluate_obfuscator(bundle, served, test_set).to_json())
-    bundle.provenance.update(
-        provenance(
-            seed=recipe.training.seed,
-            epochs=recipe.training.epochs if fitted.seconds else 0,
-            accelerator=fabric.device.type,
-            precision=precision,
-            device=device_name(fabric.device),
-            processes=fabric.world_size,
-            train_images=len(train_set),
-            test_images=len(test_set),
-            unreadable_images=train_set.unreadable + test_set.unreadable,
-            data=train_set.source,
-            data_sha256={"train": train_set.sha256, "test": test_set.sha256},
-            streamed=isinstance(train_set, Stream),
-            training_seconds=round(fitted.seconds, 1),
-            history=[{name: round(value, 5) for name, value in look.items()} for look in fitted.history],
-            **made.origins,
-        ),
-    ).save()
+        assert made.frozen is not None
+        bundle = write_obfuscator_bundle(path, made.task, images, classifier=made.frozen, recipe=resolved, half=half)
+    bundle.provenance.update(_provenance(trained))
+    return bundle
+
+
+def _provenance(trained: Trained) -> dict[str, Any]:
+    recipe, made, fitted, device = trained.recipe, trained.made, trained.fitted, trained.fabric.device
+    return provenance(
+        seed=recipe.training.seed,
+        epochs=recipe.training.epochs if fitted.seconds else 0,
+        accelerator=device.type,
+        precision=str(trained.precision),
+        device=device_name(device),
+        processes=trained.fabric.world_size,
+        train_images=len(made.train),
+        test_images=len(made.test),
+        unreadable_images=made.train.unreadable + made.test.unreadable,
+        data=made.train.source,
+        data_sha256={"train": made.train.sha256, "test": made.test.sha256},
+        streamed=isinstance(made.train, Stream),
+        training_seconds=round(fitted.seconds, 1),
+        history=[{name: round(value, 5) for name, value in figures.items()} for figures in fitted.history],
+        **made.origins,
+    )

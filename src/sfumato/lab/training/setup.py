@@ -1,4 +1,4 @@
-"""What a run needs before its first step: the images, the classifiers, and what is trained."""
+"""The parts of a run before its first step: the images, the classifiers and the task."""
 
 from __future__ import annotations
 
@@ -14,19 +14,28 @@ from sfumato.errors import RecipeError
 from sfumato.lab.classifiers import FrozenClassifier, classifier_bundle, load_classifier
 from sfumato.lab.data import ImageSet, Stream
 from sfumato.lab.models import build_classifier, fold_norms
-from sfumato.lab.training.building import answered, begin_from, check_fit, normalize, obfuscation_task, sketch_task
+from sfumato.lab.training.building import (
+    begin_from,
+    check_fit,
+    frozen_module,
+    labelled_by,
+    normalize,
+    obfuscation_task,
+    sketch_task,
+)
 from sfumato.lab.training.context import preprocessing_of
 from sfumato.lab.training.images import label_free, load_images
 from sfumato.lab.training.prototypes import choose
 from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, SketchRecipe
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
+from sfumato.progress import Progress, silent
 
 Task = ClassifierTask | ObfuscationTask | SketchTask
 
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run's files lie.
+    """The files of a run.
 
     Attributes:
         folder: of everything.
@@ -41,11 +50,11 @@ class Run:
 
     @property
     def classifier(self) -> Path:
-        """The bundle of the classifier, where the recipe names one that is no bundle."""
+        """The bundle of a classifier that is imported."""
         return self.folder / "classifier"
 
     @property
-    def others(self) -> Path:
+    def ensemble(self) -> Path:
         """Likewise, of the further classifiers, in folders by their place."""
         return self.folder / "others"
 
@@ -55,22 +64,22 @@ class Run:
         return self.folder / "bundle"
 
     def snapshot(self, epoch: int) -> Path:
-        """The folder of the networks as they were after so many epochs."""
+        """The folder of the networks after so many epochs."""
         return self.folder / "snapshots" / f"epoch-{epoch:03d}"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run trains, with what.
+    """A run before its first step.
 
     Attributes:
         task: before its first step.
         frozen: the classifier or teacher; None if there is none.
         preprocessing: how an image becomes the classifier's input.
         train: the images to train on.
-        held_out: those that a sketch's gate is chosen with; None for other kinds.
+        held_out: the images that a sketch's gate is calibrated on; None for other kinds.
         test: the images to test on.
-        origins: what the result is made from and for, for its provenance.
+        origins: the classifiers and the start, for the provenance.
     """
 
     task: Task
@@ -83,10 +92,10 @@ class Prepared:
 
 
 def starting_from(start: Bundle | None, recipe: AnyRecipe) -> AnyRecipe:
-    """The recipe with what it leaves open decided by whether there is something to begin with.
+    """Return the recipe with `learn` decided by whether there is a bundle to start from.
 
     Raises:
-        RecipeError: what the recipe says needs something to begin with, or cannot do with it.
+        RecipeError: the recipe needs such a bundle, or cannot use this one.
     """
     if isinstance(recipe, ClassifierRecipe):
         if start is not None:
@@ -94,28 +103,35 @@ def starting_from(start: Bundle | None, recipe: AnyRecipe) -> AnyRecipe:
         return recipe
     if start is not None and start.recipe.quantized is not None:
         raise RecipeError(
-            f"{start.path} is in 8-bit integers, which cannot be trained: start from the bundle that it was made of, "
-            "and quantise what comes out"
+            f"{start.path} is in 8-bit integers, which cannot be trained: start from the bundle that was quantised, "
+            "and quantise the result"
         )
     if isinstance(recipe, SketchRecipe):
-        if recipe.learn == "drawing" and start is None:
-            raise RecipeError('learn = "drawing" needs a bundle to start from: give --from')
+        if recipe.learn == "decoder" and start is None:
+            raise RecipeError('learn = "decoder" needs a bundle to start from: give --from')
         if start is not None and recipe.learn is None:
-            return recipe.model_copy(update={"learn": "drawing"})
+            return recipe.model_copy(update={"learn": "decoder"})
     return recipe
 
 
 def prepare(
-    recipe: AnyRecipe, run: Run, fabric: Fabric, start: Bundle | None = None, *, bfloat16: bool = False
+    recipe: AnyRecipe,
+    run: Run,
+    fabric: Fabric,
+    start: Bundle | None = None,
+    *,
+    bfloat16: bool = False,
+    progress: Progress = silent,
 ) -> Prepared:
-    """Loads the images and the classifiers, and builds what is trained.
+    """Load the images and the classifiers, and build the task.
 
     Args:
         recipe: validated.
-        run: its folder gets the bundles of classifiers that are none yet.
+        run: its folder gets the bundles of imported classifiers.
         fabric: launched.
-        start: the bundle of an obfuscator to begin with, instead of fresh weights.
+        start: the bundle of an obfuscator to start from, instead of fresh weights.
         bfloat16: see `Precision.dense_bfloat16`.
+        progress: is told of a search for photographs.
 
     Raises:
         SfumatoError: data, classifier or recipe cannot be used, each with its own class.
@@ -134,18 +150,20 @@ def prepare(
     else:
         assert frozen is not None
         if label_free(recipe):
-            if isinstance(train_set, ImageSet):  # a stream has labels; nobody looks at them
-                train_set = answered(train_set, frozen)
-            held_out = held_out and answered(held_out, frozen)
-        others = [_frozen(also, run.others / str(place), fabric) for place, also in enumerate(recipe.transfer.also)]
+            if isinstance(train_set, ImageSet):  # a stream has labels, which are ignored
+                train_set = labelled_by(frozen, train_set)
+            held_out = held_out and labelled_by(frozen, held_out)
+        further = [
+            _frozen(named, run.ensemble / str(place), fabric) for place, named in enumerate(recipe.transfer.ensemble)
+        ]
         if isinstance(recipe, SketchRecipe):
-            task = sketch_task(recipe, frozen, train_set.sample, others, bfloat16=bfloat16)
+            task = sketch_task(recipe, frozen, train_set.sample, further, bfloat16=bfloat16)
             if task.sketcher.photographs is not None:
-                nets = [nn.Sequential(normalize(net.preprocessing), net.net.eval()) for net in (frozen, *others)]
-                choose(task.sketcher.photographs, train_set.sample.images, nets, frozen.labels)
+                nets = [frozen_module(net) for net in (frozen, *further)]
+                choose(task.sketcher.photographs, train_set.sample.images, nets, frozen.labels, progress)
         else:
-            task = obfuscation_task(recipe, frozen, train_set.sample, others, bfloat16=bfloat16)
-        origins["trained_for"] = [{"name": net.name, "fingerprint": net.fingerprint} for net in (frozen, *others)]
+            task = obfuscation_task(recipe, frozen, train_set.sample, further, bfloat16=bfloat16)
+        origins["trained_for"] = [{"name": net.name, "fingerprint": net.fingerprint} for net in (frozen, *further)]
         if start is not None:
             begin_from(start, recipe, task, frozen)
             origins["started_from"] = {

@@ -12,7 +12,7 @@ from sfumato.lab.models.classifiers import features_and_logits
 from sfumato.lab.models.precision import autocast, compute
 from sfumato.lab.training.adversaries import Attackers
 from sfumato.lab.training.code_mixture import CodeMixture
-from sfumato.lab.training.ensemble import Others
+from sfumato.lab.training.ensemble import Ensemble
 from sfumato.lab.training.objectives import (
     class_mean_loss,
     classification_loss,
@@ -24,11 +24,11 @@ from sfumato.lab.training.objectives import (
 )
 
 Losses = dict[str, Tensor]
-"""Scalars by name; "loss" is the one to minimise, the others are for people."""
+"""Scalars by name; "loss" is the one to minimise, the others are reported."""
 
 
 class ClassifierTask(nn.Module):
-    """Trains a classifier on plain images, from their labels or also from a teacher's answers.
+    """Train a classifier on plain images, from their labels or also from a teacher's predictions.
 
     The teacher sees the same augmented images, stays in evaluation mode and gets no gradient.
 
@@ -40,7 +40,7 @@ class ClassifierTask(nn.Module):
         label_smoothing: in [0, 1).
         teacher: images in [0, 1] to logits; frozen here.
         teacher_weight: in [0, 1]; the labels' loss gets the rest.
-        temperature: that both answers are softened with, above 0.
+        temperature: that both predictions are softened with, above 0.
         bfloat16: compute both networks so; see `sfumato.lab.models.precision`.
     """
 
@@ -65,7 +65,7 @@ class ClassifierTask(nn.Module):
         self.temperature = temperature
 
     def train(self, mode: bool = True) -> ClassifierTask:
-        """Sets the mode of the trained network; a teacher stays in evaluation mode."""
+        """Set the mode of the trained network; a teacher stays in evaluation mode."""
         super().train(mode)
         if self.teacher is not None:
             self.teacher.eval()
@@ -87,14 +87,41 @@ class ClassifierTask(nn.Module):
         }
 
 
+class _Protecting(nn.Module):
+    """A task that trains an obfuscator for a frozen classifier, and for an ensemble of further ones.
+
+    The classifiers stay in evaluation mode and get no gradient.
+    """
+
+    def __init__(
+        self, classifier: nn.Module, normalize: Normalize, ensemble: Ensemble | None, *, bfloat16: bool
+    ) -> None:
+        super().__init__()
+        self.in_bfloat16 = bfloat16
+        self.classifier = classifier.requires_grad_(False).eval()
+        self.normalize = normalize
+        self.ensemble = ensemble or Ensemble()
+
+    def train(self, mode: bool = True) -> _Protecting:
+        """Set the mode of the trained networks; the frozen classifiers stay in evaluation mode."""
+        super().train(mode)
+        self.classifier.eval()
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
+        for name in [name for name in state_dict if name.startswith(f"{prefix}others.")]:  # of older checkpoints
+            state_dict[f"{prefix}ensemble.{name.removeprefix(f'{prefix}others.')}"] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
 class Utility:
-    """What the frozen classifier is to make of obfuscated images.
+    """The target of the frozen classifier's predictions on obfuscated images.
 
     Attributes:
-        teacher_weight: share of its own answers on the plain images, in [0, 1].
-        feature_weight: share of its features, in [0, 1]; the labels get what both leave.
-        temperature: that answers are softened with, above 0.
+        teacher_weight: share of its own predictions on the plain images, in [0, 1].
+        feature_weight: share of its features, in [0, 1]; the labels get the rest.
+        temperature: that predictions are softened with, above 0.
     """
 
     teacher_weight: float = 0.0
@@ -103,22 +130,22 @@ class Utility:
 
     @property
     def label_weight(self) -> float:
-        """Share of the labels; exactly 0 where the others have all."""
+        """Share of the labels; exactly 0 where the others take all."""
         rest = 1 - self.teacher_weight - self.feature_weight
         return rest if rest > 1e-9 else 0.0
 
 
-class ObfuscationTask(nn.Module):
-    """Trains an obfuscator for a frozen classifier, together with its attackers if it has some.
+class ObfuscationTask(_Protecting):
+    """Train an obfuscator for a frozen classifier, together with its attackers if it has some.
 
-    As in the paper, if nothing else is said: the obfuscator minimises `L_c - lambda L_r`, the deobfuscator `L_r`, from
-    one forward and one backward pass. The classifier stays in evaluation mode and gets no gradient.
+    By default as in the paper: the obfuscator minimises `L_c - lambda L_r`, the deobfuscator `L_r`, from one forward
+    and one backward pass.
 
-    Source: paper, section 2; what else can be asked for stands in `sfumato.lab.training.objectives`.
+    Source: paper, section 2; for the other terms see `sfumato.lab.training.objectives`.
 
     Args:
         obfuscator: images to obfuscated images.
-        deobfuscator: obfuscated images to reconstructed images; one, several (`Attackers`), or None for none.
+        deobfuscator: obfuscated images to reconstructed images; one, several (`Attackers`), or None.
         classifier: normalised images to logits; frozen here.
         normalize: from [0, 1] to the classifier's input.
         privacy_weight: lambda, of the term against the deobfuscator.
@@ -128,7 +155,7 @@ class ObfuscationTask(nn.Module):
         rate_weight: of `gaussian_rate`; the obfuscator has to be noisy.
         entropy_weight: of `mixture_rate`; the obfuscator has to be noisy.
         mixture: for it.
-        others: further classifiers that count as much as the first; features are compared with the first's alone.
+        ensemble: further classifiers that count as much as the first; features are compared with the first's alone.
         bfloat16: compute the first classifier so; see `sfumato.lab.models.precision`.
     """
 
@@ -147,77 +174,67 @@ class ObfuscationTask(nn.Module):
         rate_weight: float = 0.0,
         entropy_weight: float = 0.0,
         mixture: CodeMixture | None = None,
-        others: Others | None = None,
+        ensemble: Ensemble | None = None,
         bfloat16: bool = False,
     ) -> None:
-        super().__init__()
-        self.in_bfloat16 = bfloat16
+        super().__init__(classifier, normalize, ensemble, bfloat16=bfloat16)
         self.obfuscator = obfuscator
         self.deobfuscator = deobfuscator
-        self.classifier = classifier.requires_grad_(False).eval()
-        self.normalize = normalize
         self.privacy_weight = privacy_weight
         self.utility = utility or Utility()
         self.register_buffer("class_means", class_means, persistent=False)
         self.rate_weight, self.entropy_weight, self.mixture = rate_weight, entropy_weight, mixture
-        self.others = others or Others()
 
     @property
     def attackers(self) -> list[nn.Module]:
-        """The deobfuscators, in the order in which they were given."""
+        """The deobfuscators, in the order of the arguments."""
         if self.deobfuscator is None:
             return []
         return list(self.deobfuscator.nets) if isinstance(self.deobfuscator, Attackers) else [self.deobfuscator]
 
     @property
     def faced(self) -> int:
-        """Which of the attackers the obfuscator is trained against now."""
+        """Index of the attacker that the obfuscator is trained against now."""
         return self.deobfuscator.best if isinstance(self.deobfuscator, Attackers) else 0
-
-    def train(self, mode: bool = True) -> ObfuscationTask:
-        """Sets the mode of the trained networks; the frozen classifier stays in evaluation mode."""
-        super().train(mode)
-        self.classifier.eval()
-        return self
 
     def forward(self, images: Tensor, labels: Tensor) -> Losses:
         """Images (N, 3, H, W) float in [0, 1], labels (N,) int64 -> losses.
 
-        Labels that have no share in the utility are only compared with; where class means or a mixture go by them, they
-        may be the classifier's own answers.
+        Labels with no share in the utility only measure the accuracy; for class means and a mixture they may then be
+        the classifier's own predictions.
         """
         code = self.obfuscator.encode(images)
-        obfuscated = self.obfuscator.draw(code)
-        loss, figures = self._useful(obfuscated, images, labels)
-        for term, more in (self._attacked(obfuscated, images, labels), self._coded(code, labels)):
+        obfuscated = self.obfuscator.decode(code)
+        loss, figures = self._utility(obfuscated, images, labels)
+        for term, more in (self._privacy(obfuscated, images, labels), self._information(code, labels)):
             loss = loss if term is None else loss + term
             figures |= more
         accuracy = figures.pop("accuracy")
         return {"loss": loss, **figures, "accuracy": accuracy}
 
-    def _useful(self, obfuscated: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Losses]:
-        """The utility's loss, its parts and the accuracy."""
+    def _utility(self, obfuscated: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Losses]:
+        """Return the utility's loss, its parts and the accuracy."""
         utility = self.utility
-        features, logits = self._answers(self.others.varied(obfuscated))
-        answers = [logits, *self.others(obfuscated)]
+        features, logits = self._predictions(self.ensemble.varied(obfuscated))
+        predictions = [logits, *self.ensemble(obfuscated)]
         parts: list[tuple[str, float, Tensor]] = []
         if utility.label_weight:
-            each = [classification_loss(answer, labels) for answer in answers]
+            each = [classification_loss(prediction, labels) for prediction in predictions]
             parts.append(("classification", utility.label_weight, torch.stack(each).mean()))
         if utility.teacher_weight or utility.feature_weight:
             with torch.no_grad():
-                teacher_features, teacher = self._answers(images)
+                teacher_features, teacher = self._predictions(images)
         if utility.teacher_weight:
-            each = [distillation_loss(answer, teacher, temperature=utility.temperature) for answer in answers]
+            each = [distillation_loss(one, teacher, temperature=utility.temperature) for one in predictions]
             parts.append(("distillation", utility.teacher_weight, torch.stack(each).mean()))
         if features is not None and teacher_features is not None:
             parts.append(("features", utility.feature_weight, feature_loss(features, teacher_features)))
         loss = torch.stack([weight * part for _, weight, part in parts]).sum()
         figures = {name: part.detach() for name, _, part in parts}
-        return loss, figures | _others_accuracy(answers, labels) | {"accuracy": _accuracy(logits, labels)}
+        return loss, figures | _ensemble_accuracy(predictions, labels) | {"accuracy": _accuracy(logits, labels)}
 
-    def _answers(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
-        """The classifier's features, where they are asked for, and its logits."""
+    def _predictions(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Return the classifier's features, if they are needed, and its logits."""
         inputs = self.normalize(images)
         if not self.utility.feature_weight:
             return None, compute(self.classifier, inputs, bfloat16=self.in_bfloat16)
@@ -225,8 +242,8 @@ class ObfuscationTask(nn.Module):
             features, logits = features_and_logits(self.classifier, inputs)
         return features.float(), logits.float()
 
-    def _attacked(self, obfuscated: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor | None, Losses]:
-        """The attackers' losses, and the obfuscator's against the one that it faces."""
+    def _privacy(self, obfuscated: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor | None, Losses]:
+        """Return the attackers' losses, and the obfuscator's against the one that it faces."""
         nets, faced = self.attackers, self.faced
         if not nets:
             return None, {}
@@ -250,8 +267,8 @@ class ObfuscationTask(nn.Module):
                 self.deobfuscator.note(torch.stack(errors).detach())
         return loss, figures
 
-    def _coded(self, code: Tensor, labels: Tensor) -> tuple[Tensor | None, Losses]:
-        """What the code may tell, in nats an image."""
+    def _information(self, code: Tensor, labels: Tensor) -> tuple[Tensor | None, Losses]:
+        """Return the loss of the code's information, in nats per image."""
         loss, figures = None, {}
         if self.obfuscator.noise is None:
             return None, {}
@@ -269,13 +286,13 @@ class ObfuscationTask(nn.Module):
 
     @torch.no_grad()
     def panel(self, images: Tensor) -> Tensor:
-        """Original, obfuscated and, with a deobfuscator, reconstructed images in rows.
+        """Return original, obfuscated and, with a deobfuscator, reconstructed images in rows.
 
         Args:
             images: (N, 3, H, W) float in [0, 1].
 
         Returns:
-            (3 or 2, N, 3, H, W) float in [0, 1]; the obfuscated ones stretched to that range, each on its own.
+            (3 or 2, N, 3, H, W) float in [0, 1]; the obfuscated ones each stretched to that range.
         """
         obfuscated = self.obfuscator(images)
         low = obfuscated.amin(dim=(1, 2, 3), keepdim=True)
@@ -286,30 +303,30 @@ class ObfuscationTask(nn.Module):
         return torch.stack(rows)
 
 
-class SketchTask(nn.Module):
-    """Trains an obfuscator that draws its decision, against a frozen classifier and without an adversary.
+class SketchTask(_Protecting):
+    """Train an obfuscator that classifies on the device and sends a decoded image, without an adversary.
 
-    Both answers are asked for: the classifier's, which sees the drawing alone, and the device's own, which is drawn
-    and decides what is sent at all. What may leak is limited by the code's bits, so nothing is trained to beat an
-    attacker. The trunk is trained for the device's answer alone: what the cloud makes of few bits cannot be better, and
-    its gradient through a frozen classifier is noise to the trunk. To learn to draw takes far fewer images than to
-    learn to look, and costs more for each, so in training only a share of each batch is drawn.
+    Both predictions are trained: the classifier's on the decoded image, and the device's own, which is a part of the
+    code and decides what is sent at all. The code's bits limit the leakage, so no attacker is needed. The trunk is
+    trained for the device's prediction alone: the cloud cannot do better with few bits, and its gradient through a
+    frozen classifier is noise to the trunk. The decoder needs far fewer images than the encoder, and costs more for
+    each, so only a share of each training batch is decoded.
 
-    Another classifier may take the frozen one's place later: what is drawn is then learned anew, and how the device
-    looks at images, its answers and what a code means stay as they are.
+    Another classifier may later replace the frozen one: then the decoder is learned anew, and the encoder, so the
+    device's predictions and the meaning of a code, stays.
 
-    Source: the objective of both answers is that of Hinton et al. 2015, section 2, with the frozen classifier's
-    answer on the plain image as the teacher.
+    Source: the objective of both predictions is that of Hinton et al. 2015, section 2, with the frozen classifier's
+    prediction on the plain image as the teacher.
 
     Args:
-        sketcher: images to drawings and logits.
+        sketcher: images to decoded images and logits.
         classifier: normalised images to logits; frozen here.
         normalize: from [0, 1] to the classifier's input.
         teacher_weight: in [0, 1]; the labels' loss gets the rest.
-        temperature: that answers are softened with, above 0.
-        drawn_share: of each batch in training, in (0, 1]; at least two images are drawn. Without training all are.
-        others: further classifiers that the drawing has to convince as much as the first.
-        drawing_alone: keep how the device looks, and learn only what is drawn.
+        temperature: that predictions are softened with, above 0.
+        decoded_share: of each batch in training, in (0, 1]; at least two images are decoded. In evaluation all are.
+        ensemble: further classifiers that count as much as the first.
+        decoder_alone: keep the encoder, and learn only the decoder.
         bfloat16: compute the trunk and the first classifier so; see `sfumato.lab.models.precision`.
     """
 
@@ -321,74 +338,69 @@ class SketchTask(nn.Module):
         *,
         teacher_weight: float,
         temperature: float,
-        drawn_share: float = 1.0,
-        others: Others | None = None,
-        drawing_alone: bool = False,
+        decoded_share: float = 1.0,
+        ensemble: Ensemble | None = None,
+        decoder_alone: bool = False,
         bfloat16: bool = False,
     ) -> None:
-        super().__init__()
-        self.in_bfloat16 = bfloat16
+        super().__init__(classifier, normalize, ensemble, bfloat16=bfloat16)
         self.sketcher = sketcher
-        self.classifier = classifier.requires_grad_(False).eval()
-        self.normalize = normalize
         self.teacher_weight = teacher_weight
         self.temperature = temperature
-        self.drawn_share = drawn_share
-        self.others = others or Others()
-        self.drawing_alone = drawing_alone
-        if drawing_alone:
-            sketcher.looking.requires_grad_(False)
+        self.decoded_share = decoded_share
+        self.decoder_alone = decoder_alone
+        if decoder_alone:
+            sketcher.encoder.requires_grad_(False)
 
     def train(self, mode: bool = True) -> SketchTask:
-        """Sets the mode of what is trained; all that is frozen stays in evaluation mode."""
+        """Set the mode of what is trained; all that is frozen stays in evaluation mode."""
         super().train(mode)
-        self.classifier.eval()
-        if self.drawing_alone:
-            self.sketcher.looking.eval()
+        if self.decoder_alone:
+            self.sketcher.encoder.eval()
         return self
 
     def forward(self, images: Tensor, labels: Tensor) -> Losses:
         """Images (N, 3, H, W) float in [0, 1], labels (N,) int64 -> losses."""
-        drawn = max(2, round(self.drawn_share * len(images))) if self.training else len(images)
-        if self.drawing_alone:  # what is not drawn teaches nothing
-            images, labels = images[:drawn], labels[:drawn]
-        code, own = self.sketcher.look(images, bits_alone=True, bfloat16=self.in_bfloat16)
-        drawing = self.sketcher.drawing(code[:drawn])
-        answers = [self._answer(self.others.varied(drawing)), *self.others(drawing)]
+        decoded = max(2, round(self.decoded_share * len(images))) if self.training else len(images)
+        if self.decoder_alone:  # the others would have no gradient
+            images, labels = images[:decoded], labels[:decoded]
+        code, own = self.sketcher.encode(images, bits_alone=True, bfloat16=self.in_bfloat16)
+        obfuscated = self.sketcher.decode(code[:decoded])
+        predictions = [self._prediction(self.ensemble.varied(obfuscated)), *self.ensemble(obfuscated)]
         with torch.no_grad():
-            teacher = self._answer(images)
-        obfuscated = torch.stack([self._loss(answer, labels, teacher) for answer in answers]).mean()
+            teacher = self._prediction(images)
+        cloud = torch.stack([self._loss(prediction, labels, teacher) for prediction in predictions]).mean()
         device = self._loss(own, labels, teacher)
         return {
-            "loss": obfuscated if self.drawing_alone else obfuscated + device,
-            "obfuscated": obfuscated.detach(),
+            "loss": cloud if self.decoder_alone else cloud + device,
+            "obfuscated": cloud.detach(),
             "device": device.detach(),
-            **_others_accuracy(answers, labels[:drawn]),
-            "accuracy": _accuracy(answers[0], labels[:drawn]),
+            **_ensemble_accuracy(predictions, labels[:decoded]),
+            "accuracy": _accuracy(predictions[0], labels[:decoded]),
             "accuracy_device": _accuracy(own, labels),
         }
 
-    def _answer(self, images: Tensor) -> Tensor:
+    def _prediction(self, images: Tensor) -> Tensor:
         return compute(self.classifier, self.normalize(images), bfloat16=self.in_bfloat16)
 
-    def _loss(self, answer: Tensor, labels: Tensor, teacher: Tensor) -> Tensor:
-        """Of an answer about the first so many images of the batch."""
+    def _loss(self, logits: Tensor, labels: Tensor, teacher: Tensor) -> Tensor:
+        """Return the loss of logits for the first so many images of the batch."""
         return torch.lerp(
-            classification_loss(answer, labels[: len(answer)]),
-            distillation_loss(answer, teacher[: len(answer)], temperature=self.temperature),
+            classification_loss(logits, labels[: len(logits)]),
+            distillation_loss(logits, teacher[: len(logits)], temperature=self.temperature),
             self.teacher_weight,
         )
 
     @torch.no_grad()
     def panel(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) float in [0, 1] and their drawings in two rows, (2, N, 3, H, W)."""
+        """Images (N, 3, H, W) float in [0, 1] and the decoded ones in two rows, (2, N, 3, H, W)."""
         return torch.stack([images, self.sketcher(images)[0]])
 
 
-def _others_accuracy(answers: list[Tensor], labels: Tensor) -> Losses:
-    """The mean accuracy of all classifiers but the first, if there are any."""
-    others = [_accuracy(answer, labels) for answer in answers[1:]]
-    return {"accuracy_others": torch.stack(others).mean()} if others else {}
+def _ensemble_accuracy(predictions: list[Tensor], labels: Tensor) -> Losses:
+    """Return the mean accuracy of all classifiers but the first, if there are any."""
+    further = [_accuracy(logits, labels) for logits in predictions[1:]]
+    return {"accuracy_ensemble": torch.stack(further).mean()} if further else {}
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:

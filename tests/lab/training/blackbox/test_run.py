@@ -54,7 +54,7 @@ def test_a_sketch_for_an_endpoint_whose_weights_nobody_has(url: str, folder: Pat
     bundle = protect_black_box(recipe("sketch", url, folder), tmp_path / "run", accelerator="cpu")
     figures = bundle.figures.to_json()
     assert figures["queries"] <= 160 and figures["queries_learning"] == 96
-    assert 0 <= figures["understood_before_tuning"] <= figures["understood_after_tuning"] <= 1
+    assert 0 <= figures["agreement_before_tuning"] <= figures["agreement_after_tuning"] <= 1
     test = load_images(str(folder), "test")
     with Client(url, bundle.path, gate=False) as client:  # the endpoint states a fingerprint, and no warning comes
         answers = client.classify_batch([row.permute(1, 2, 0).numpy() for row in test.images])
@@ -69,7 +69,7 @@ def test_a_sketch_for_an_endpoint_whose_weights_nobody_has(url: str, folder: Pat
 def test_photographs_are_those_that_the_endpoint_itself_answered(
     url: str, trained: tuple[Bundle, Bundle], folder: Path, tmp_path: Path, answers: str
 ) -> None:
-    plan = recipe("sketch", url, folder, answers=answers, queries=100).model_copy(update={"drawing": "photographs"})
+    plan = recipe("sketch", url, folder, answers=answers, queries=100).model_copy(update={"decoder": "photographs"})
     bundle = protect_black_box(plan, tmp_path / "run", accelerator="cpu")
     assert bundle.figures.queries == bundle.figures.queries_learning == 96  # nothing was asked a second time
     endpoint = OnnxFunction(trained[0].file("model.onnx"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,7 +66,7 @@ class Endpoint:
     def __init__(self, queries: int, answers: str = "scores") -> None:
         self.queries, self.answers, self.spent, self.asked_after = queries, answers, 0, 0
 
-    def __call__(self, images: Tensor, *, shown: Any = None) -> Tensor:
+    def __call__(self, images: Tensor) -> Tensor:
         assert not images.requires_grad and float(images.min()) >= 0 and float(images.max()) <= 1
         if self.spent + len(images) > self.queries:
             raise QueryBudgetExhausted("spent")
@@ -84,23 +85,23 @@ def sketch() -> tuple[Sketcher, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("answers", ["scores", "label"])
-def test_drawings_are_changed_until_the_endpoint_understands_them(answers: str) -> None:
+def test_drawings_are_changed_until_the_endpoint_understands_them(answers: str, tmp_path: Path) -> None:
     sketcher, codes, weights = sketch()
-    before = {name: value.clone() for name, value in sketcher.looking.state_dict().items()}
+    before = {name: value.clone() for name, value in sketcher.encoder.state_dict().items()}
     endpoint = Endpoint(30_000, answers)
     blind = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 3))  # a surrogate that knows nothing
-    result = tune(sketcher, endpoint, blind, codes, weights, queries=20_000, seed=0)  # type: ignore[arg-type]
-    assert result.right_before < 0.9 and result.right_after == pytest.approx(1.0)
+    result = tune(sketcher, endpoint, blind, codes, weights, queries=20_000, seed=0, checkpoint=tmp_path / "c.pt")  # type: ignore[arg-type]
+    assert result.agreement_before < 0.9 and result.agreement_after == pytest.approx(1.0)
     assert result.queries == endpoint.spent <= 20_000
-    answered = endpoint(sketcher.eval().drawing(codes).detach()).argmax(dim=1)
+    answered = endpoint(sketcher.eval().decode(codes).detach()).argmax(dim=1)
     assert answered.tolist() == [0, 1, 2, 0, 1, 2]  # what it kept is what it says
-    after = sketcher.looking.state_dict()
+    after = sketcher.encoder.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
-def test_a_spent_budget_keeps_the_best_drawings() -> None:
+def test_a_spent_budget_keeps_the_best_drawings(tmp_path: Path) -> None:
     sketcher, codes, weights = sketch()
     blind = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 3))
-    result = tune(sketcher, Endpoint(200), blind, codes, weights, queries=10_000, seed=0)  # type: ignore[arg-type]
-    assert result.right_after >= result.right_before
+    result = tune(sketcher, Endpoint(200), blind, codes, weights, queries=10_000, seed=0, checkpoint=tmp_path / "c.pt")  # type: ignore[arg-type]
+    assert result.agreement_after >= result.agreement_before
     assert 0 < result.queries <= 200

@@ -1,6 +1,6 @@
-"""An endpoint that answers, and nothing more: each image is asked about once, within a budget, and remembered.
+"""Query-only access to an endpoint: each image is sent once, within a budget, and its prediction is kept.
 
-What is asked about are public images, as they are: a device's own images never come here.
+Only public images are sent, as they are; a device's own images never are.
 """
 
 from __future__ import annotations
@@ -30,43 +30,41 @@ Answers = Literal["scores", "label"]
 _BATCH = 16
 _TIMEOUT_S, _RETRIES = 60.0, 5
 _LEAST = 1e-6
-"""The least probability that an answer is taken to have, so that logarithms stay finite."""
+"""Lower bound of probabilities, so that logarithms stay finite."""
 _SUMS_TO_ONE = 1e-3
 _DECIMALS = 4
 
 
 def is_endpoint(classifier: str) -> bool:
-    """Whether a recipe's classifier is an address to ask, and not something that can be opened."""
+    """Return whether a recipe's classifier is the address of an endpoint."""
     return urlsplit(classifier).scheme in ("http", "https")
 
 
 class Oracle:
-    """Asks an Open Inference Protocol endpoint what it makes of images.
+    """Query an Open Inference Protocol endpoint for its predictions.
 
-    It is polite: one request at a time, not more images a second than it is told to, and waiting where the server
-    asks for that. Every answer is kept in a file before the next question, so that nothing is asked twice, and an
-    interrupted run has lost nothing.
+    It sends one request at a time, keeps to a rate, and waits where the server asks for that. Every prediction is kept
+    in a file before the next request, so that nothing is sent twice, and an interrupted run has lost nothing.
 
     Args:
         url: the endpoint's address.
         model: its name there.
         preprocessing: how an image becomes its input.
-        classes: how many it tells apart.
-        memory: the file that answers are kept in; an SQLite database.
-        queries: how many images may be asked about, over all runs with this file.
-        answers: "scores" if it answers with logits or probabilities of all classes; "label" to look at nothing but
-            which class is the highest, whatever it answers.
-        rate: images a second at most.
-        token: the bearer token, if the endpoint wants one.
+        classes: how many it has.
+        memory: the file that predictions are kept in; an SQLite database.
+        queries: images that may be sent, over all runs with this file.
+        answers: "scores" if it returns logits or probabilities of all classes; "label" to use only the highest class.
+        rate: images per second at most.
+        token: the bearer token, if the endpoint needs one.
         ca_file: PEM file with the authorities to trust instead of the system's.
-        pause: what waits; for tests.
+        pause: waits for seconds.
 
     Attributes:
-        fingerprint: of the classifier, as the endpoint states it; None if it does not.
+        fingerprint: of the classifier, if the endpoint publishes it.
 
     Raises:
         EndpointError: one of its kinds; see `sfumato.errors`.
-        TrainingError: the file cannot be used, or holds the answers of another classifier.
+        TrainingError: the file cannot be used, or holds the predictions of another classifier.
     """
 
     def __init__(
@@ -107,52 +105,50 @@ class Oracle:
         self.close()
 
     def close(self) -> None:
-        """Closes connection and file."""
+        """Close connection and file."""
         self._memory.close()
         self._endpoint.close()
 
     @property
     def spent(self) -> int:
-        """How many images were asked about so far, over all runs with this file."""
+        """How many images were sent so far, over all runs with this file."""
         return self._spent
 
     @property
     def left(self) -> int:
-        """How many images may still be asked about."""
+        """How many images may still be sent."""
         return max(0, self.queries - self.spent)
 
-    def __call__(self, images: Tensor, *, shown: Callable[[int], None] = lambda done: None) -> Tensor:
-        """What the endpoint makes of images; asks only about those that it was not asked about before.
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the endpoint's predictions; sends only images that were not sent before.
 
         Args:
             images: (N, 3, H, W) float32 in [0, 1].
-            shown: is told how many images more are done, now and then.
 
         Returns:
-            Logarithms of probabilities, (N, classes) float32; of a label, that of its class is nearly 0.
+            Log-probabilities (N, classes) float32; of a label, that of its class is nearly 0.
 
         Raises:
-            QueryBudgetExhausted: the budget does not allow it; what was answered is kept.
+            QueriesSpent: the budget does not allow it; earlier predictions are kept.
             EndpointError: one of its kinds; see `sfumato.errors`.
         """
-        return torch.cat([self._batch(part, shown) for part in torch.split(images, _BATCH)])
+        return torch.cat([self._batch(part) for part in torch.split(images, _BATCH)])
 
-    def _batch(self, images: Tensor, shown: Callable[[int], None]) -> Tensor:
+    def _batch(self, images: Tensor) -> Tensor:
         inputs = self.preprocessing.normalize(images.detach().cpu().numpy().astype(np.float32))
         keys = [_key(row) for row in inputs]
         known = {key: self._recall(key) for key in keys}
         new = {key: row for key, row in zip(keys, inputs, strict=True) if known[key] is None}  # equal ones once
         if new:
             if len(new) > self.left:
-                raise QueryBudgetExhausted(
-                    f"{self.spent} of {self.queries} queries are spent, {len(new)} more are asked for; allow more"
+                raise QueriesSpent(
+                    f"{self.spent} of {self.queries} queries are spent, {len(new)} more are needed; allow more"
                 )
             known |= dict(zip(new, self._ask(np.stack(list(new.values()))), strict=True))
-            with self._memory:  # one transaction: answered is remembered
+            with self._memory:  # one transaction for the whole answer
                 rows = [(key, np.asarray(known[key], "<f4").tobytes()) for key in new]
                 self._memory.executemany("INSERT INTO answers VALUES (?, ?)", rows)
             self._spent += len(rows)
-        shown(len(keys))
         return torch.from_numpy(np.stack([np.asarray(known[key], np.float32) for key in keys]))
 
     def _recall(self, key: bytes) -> npt.NDArray[np.float32] | None:
@@ -175,11 +171,11 @@ class Oracle:
 
 
 def log_probabilities(scores: Tensor, answers: Answers) -> Tensor:
-    """Logits or probabilities, whichever they are -> logarithms of probabilities, (N, classes) float32.
+    """Return log-probabilities, (N, classes) float32, of logits or probabilities.
 
     Args:
-        scores: (N, classes) float32; rows that are not negative and sum to 1 are probabilities.
-        answers: "label" keeps nothing but which class is the highest.
+        scores: (N, classes) float32; if all rows are non-negative and sum to 1, they are probabilities.
+        answers: "label" keeps only which class is the highest.
     """
     classes = scores.shape[1]
     if answers == "label":
@@ -192,12 +188,12 @@ def log_probabilities(scores: Tensor, answers: Answers) -> Tensor:
 
 
 def _key(row: npt.NDArray[np.float32]) -> bytes:
-    """Images that differ by rounding errors alone are the same question."""
+    """Return the same key for images that differ by rounding errors alone."""
     return hashlib.sha256((np.round(row, _DECIMALS) + 0.0).astype("<f4").tobytes()).digest()  # no negative zero
 
 
 def _open(memory: Path, whose: str) -> sqlite3.Connection:
-    """The file of answers, which belong to one classifier.
+    """Open the file of one classifier's predictions.
 
     Raises:
         TrainingError: it cannot be used, or they belong to another one.
@@ -212,20 +208,20 @@ def _open(memory: Path, whose: str) -> sqlite3.Connection:
             if known is None:
                 database.execute("INSERT INTO whose VALUES (?)", (whose,))
     except (OSError, sqlite3.Error) as error:
-        raise TrainingError(f"the answers cannot be kept in {memory}: {error}") from error
+        raise TrainingError(f"predictions cannot be kept in {memory}: {error}") from error
     if known is not None and known[0] != whose:
         database.close()
         raise TrainingError(
-            f"{memory} holds the answers of another classifier, or of another version of it; --overwrite asks anew"
+            f"{memory} holds the predictions of another classifier, or of another version of it; --overwrite restarts"
         )
     return database
 
 
 def _names(metadata: ModelMetadata, preprocessing: Preprocessing, classes: int) -> tuple[str, str]:
-    """The model's input and its output with one number for each class.
+    """Return the names of the model's input, and of its output with one number per class.
 
     Raises:
-        EndpointResponseInvalid: it takes other images, or answers otherwise.
+        EndpointAnswerInvalid: it has no such input or output.
     """
     size = (3, preprocessing.height, preprocessing.width)
     fits = [spec for spec in metadata.inputs if spec.datatype == "FP32" and spec.takes_rows(size)]
@@ -237,7 +233,7 @@ def _names(metadata: ModelMetadata, preprocessing: Preprocessing, classes: int) 
     output = next((spec.name for spec in metadata.outputs if spec.takes_rows((classes,))), None)
     if output is None:
         shapes = ", ".join(str(list(spec.shape)) for spec in metadata.outputs) or "nothing"
-        raise EndpointResponseInvalid(
-            f"model {metadata.name!r} answers {shapes}; one number for each of {classes} classes is needed"
+        raise EndpointAnswerInvalid(
+            f"model {metadata.name!r} returns {shapes}; one number for each of {classes} classes is needed"
         )
     return fits[0].name, output

@@ -1,42 +1,55 @@
-"""From an endpoint's address to an obfuscator: ask, learn surrogates, train against them, tune by answers."""
+"""From an endpoint's address to an obfuscator: query it, learn surrogates, train for them, tune by its predictions."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfumato.artifacts.bundle import Bundle
 from sfumato.artifacts.records import Figures
 from sfumato.errors import RecipeError, TrainingError
-from sfumato.lab.classifiers import FrozenClassifier, load_classifier
-from sfumato.lab.data import INFERENCE_BATCH, ImageSet
+from sfumato.lab.data import ImageSet
+from sfumato.lab.evaluation.accuracy import BATCH
 from sfumato.lab.models import Sketcher
 from sfumato.lab.training.blackbox.measuring import measure_at
 from sfumato.lab.training.blackbox.oracle import Oracle
 from sfumato.lab.training.blackbox.surrogate import learn_surrogate
 from sfumato.lab.training.blackbox.tuning import tune
-from sfumato.lab.training.building import answered, begin_from, normalize, sketch_task
+from sfumato.lab.training.building import frozen_module
 from sfumato.lab.training.context import launch, load_both, preprocessing_of
-from sfumato.lab.training.export import write_sketch_bundle
 from sfumato.lab.training.prototypes import log_probabilities_of, put_in
-from sfumato.lab.training.recipe import AnyRecipe, BlackBoxRecipe, ClassifierRecipe, SketchRecipe, TrainingRecipe
-from sfumato.lab.training.run import CHECK_IMAGES, train
+from sfumato.lab.training.recipe import (
+    AnyRecipe,
+    BlackBoxRecipe,
+    ClassifierRecipe,
+    ObfuscatorRecipe,
+    SketchRecipe,
+    TrainingRecipe,
+)
+from sfumato.lab.training.run import Trained, training, write_bundle
 from sfumato.lab.training.setup import Run
+from sfumato.lab.training.tasks import SketchTask
+from sfumato.progress import Progress, Say, mute, silent, tracked
 
-_LEAST_ANSWERS = 16
+_LEAST_QUERIES = 16
 _TEMPERATURE = 4.0
 """That scores are softened with; labels are not."""
 _SURROGATE_RATE = 0.1
-_NOT_ANSWERED = 1e3
-"""What a score loses where the endpoint answered another class: such an image is taken only if there is no other."""
+_OTHER_CLASS = 1e3
+"""Subtracted from a score where the endpoint predicted another class: such an image is a last resort."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Training images that were sent to the endpoint, and its predictions: (N, classes) float32, log-probabilities."""
+
+    images: ImageSet
+    predictions: Tensor
 
 
 def protect_black_box(
@@ -49,26 +62,30 @@ def protect_black_box(
     overwrite: bool = False,
     token: str | None = None,
     ca_file: Path | None = None,
+    progress: Progress = silent,
+    say: Say = mute,
 ) -> Bundle:
-    """Trains an obfuscator for a classifier of which only answers can be had.
+    """Train an obfuscator for a classifier with query-only access.
 
-    The training images are sent to the endpoint as they are, so they have to be public ones; their labels are not
-    looked at. Everything that was answered is kept in `answers.sqlite`.
+    The training images are sent to the endpoint as they are, so they have to be public; their labels are ignored. All
+    predictions are kept in `answers.sqlite`.
 
     Args:
         recipe: an obfuscator's, whose `classifier` is an address; see `BlackBoxRecipe`.
         folder: of the run; has a folder for each surrogate, and one for the obfuscator.
         accelerator: see `train`.
         devices: see `train`; surrogates learn on one.
-        resume: go on with an interrupted run.
-        overwrite: start anew, and ask anew.
-        token: the endpoint's bearer token, if it wants one.
+        resume: continue an interrupted run.
+        overwrite: restart, and send all queries again.
+        token: the endpoint's bearer token, if it needs one.
         ca_file: PEM file with the authorities to trust instead of the system's.
+        progress: is told of queries and steps.
+        say: is given a line after each validation.
 
     Returns:
         The obfuscator's bundle, in `folder/bundle`. Its figures are about the endpoint: "accuracy_obfuscated" is the
-        share of test images whose drawing it answers right (sketches alone, as these have few drawings),
-        "queries_learning", "queries_tuning", "surrogate_agreement".
+        share of test images whose decoded image it classifies correctly (of sketches alone, which have few decoded
+        images), "queries_learning", "queries_tuning", "surrogate_agreement".
 
     Raises:
         SfumatoError: each step's own.
@@ -78,15 +95,15 @@ def protect_black_box(
     if not recipe.black_box.model:
         raise RecipeError("black_box.model is missing: the classifier's name at the endpoint")
     if folder.exists() and any(folder.iterdir()) and not (resume or overwrite):
-        raise TrainingError(f"{folder} holds a run already: --resume goes on with it, --overwrite starts anew")
+        raise TrainingError(f"{folder} holds a run already: --resume continues it, --overwrite restarts it")
     if overwrite:
         shutil.rmtree(folder, ignore_errors=True)
     fabric, precision = launch(TrainingRecipe(seed=recipe.training.seed), folder, accelerator, 1)
     images, test = load_both(recipe.data, fabric, label_free=True)
     images = replace(images, names=test.names)
     box, preprocessing = recipe.black_box, preprocessing_of(recipe.data.source, images)
-    if isinstance(recipe, SketchRecipe) and recipe.drawing == "photographs":
-        box = box.model_copy(update={"tuning": 0.0})  # the endpoint's answers choose them, and were paid for already
+    if isinstance(recipe, SketchRecipe) and recipe.decoder == "photographs":
+        box = box.model_copy(update={"tuning": 0.0})  # the predictions that were paid for already choose them
     preprocessing = replace(preprocessing, mean=box.mean or preprocessing.mean, std=box.std or preprocessing.std)
     with Oracle(
         recipe.classifier,
@@ -100,71 +117,83 @@ def protect_black_box(
         token=token,
         ca_file=ca_file,
     ) as endpoint:
-        asked = _draw(images, _to_learn_from(box, len(images)), recipe.training.seed)
-        answers = _ask(endpoint, asked)
+        asked = _ask(endpoint, _sample(images, _to_learn_from(box, len(images)), recipe.training.seed), progress)
         surrogates = [
             learn_surrogate(
                 fabric,
                 folder / "surrogates" / architecture,
                 architecture=architecture,
-                images=asked,
-                answers=answers,
+                images=asked.images,
+                predictions=asked.predictions,
                 preprocessing=preprocessing,
                 data=recipe.data,
-                plan=_surrogate_plan(box, len(asked), recipe.training.seed),
+                plan=_surrogate_plan(box, len(asked.images), recipe.training.seed),
                 temperature=_TEMPERATURE if box.answers == "scores" else 1.0,
                 bfloat16=precision.dense_bfloat16,
+                progress=progress,
+                say=say,
             )
             for architecture in box.surrogates
         ]
-        known = recipe.model_copy(
-            update={
-                "classifier": str(surrogates[0].path),
-                "transfer": recipe.transfer.model_copy(update={"also": tuple(str(s.path) for s in surrogates[1:])}),
-                **({"teacher_weight": 1.0} if isinstance(recipe, SketchRecipe) else {}),
-            }
-        )
+        known = _for_surrogates(recipe, surrogates)
         part = Run(folder / "obfuscator")
-        if part.bundle.is_dir():
-            bundle = Bundle.load(part.bundle, kind="obfuscator")
-        else:
-            more = {"accelerator": accelerator, "devices": devices, "resume": part.checkpoint.is_file()}
-            bundle = train(known, part.folder, **more)  # type: ignore[arg-type]
-        frozen = load_classifier(surrogates[0].path)
-        served = replace(frozen, name=box.model, fingerprint=endpoint.fingerprint or frozen.fingerprint)
-        figures: dict[str, float | int] = {}
+        with training(
+            known,
+            part.folder,
+            accelerator=accelerator,
+            devices=devices,
+            resume=part.checkpoint.is_file(),
+            overwrite=False,
+            start=None,
+            progress=progress,
+            say=say,
+        ) as trained:
+            figures = _tune(trained, endpoint, asked, Run(folder).checkpoint, progress)
+            assert trained.made.frozen is not None
+            fingerprint = endpoint.fingerprint or trained.made.frozen.fingerprint
+            served = replace(trained.made.frozen, name=box.model, fingerprint=fingerprint)
+            bundle = write_bundle(replace(trained, made=replace(trained.made, frozen=served)), folder / "bundle")
         if isinstance(known, SketchRecipe):
-            written, figures = _tuned(known, bundle, served, endpoint, images, (asked, answers), folder)
-            figures |= measure_at(endpoint, written, test)
-        else:
-            written = _copied(bundle, served, folder / "bundle")
+            figures |= measure_at(endpoint, bundle, test)
         figures |= {
-            "surrogate_agreement": max(surrogate.figures.agreement or 0.0 for surrogate in surrogates),
-            "queries_learning": len(asked),
+            "surrogate_agreement": max(surrogate.figures["agreement"] for surrogate in surrogates),
+            "queries_learning": len(asked.images),
             "queries": endpoint.spent,
         }
-        black_box = {**box.model_dump(mode="json"), "figures": figures}
-        origin = written.provenance.updated(**bundle.provenance.to_json(), black_box=black_box)
-        return replace(written, figures=written.figures.updated(**figures), provenance=origin).save()
+    bundle.figures.update(figures)
+    bundle.provenance["black_box"] = {**box.model_dump(mode="json"), "figures": figures}
+    bundle.save()
+    return bundle
+
+
+def _for_surrogates(recipe: ObfuscatorRecipe | SketchRecipe, surrogates: list[Bundle]) -> AnyRecipe:
+    """Return the recipe with surrogates in place of the endpoint; a sketch learns from their predictions alone."""
+    ensemble = tuple(str(surrogate.path) for surrogate in surrogates[1:])
+    changes: dict[str, Any] = {
+        "classifier": str(surrogates[0].path),
+        "transfer": recipe.transfer.model_copy(update={"ensemble": ensemble}),
+    }
+    if isinstance(recipe, SketchRecipe):
+        changes["teacher_weight"] = 1.0
+    return recipe.model_copy(update=changes)
 
 
 def _to_learn_from(box: BlackBoxRecipe, images: int) -> int:
     count = min(images, round(box.queries * (1 - box.tuning)))
-    if count < _LEAST_ANSWERS:
-        raise RecipeError(f"{count} answers are too few to learn from; {_LEAST_ANSWERS} at least")
+    if count < _LEAST_QUERIES:
+        raise RecipeError(f"{count} predictions are too few to learn from; {_LEAST_QUERIES} at least")
     return count
 
 
-def _draw(images: ImageSet, count: int, seed: int) -> ImageSet:
-    """So many images from all over the set; more of the same are drawn if the count grows."""
+def _sample(images: ImageSet, count: int, seed: int) -> ImageSet:
+    """Return so many images from all over the set; a larger sample of the same seed contains a smaller one."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]
     return replace(images, images=images.images[order], labels=images.labels[order])
 
 
-def _ask(endpoint: Oracle, images: ImageSet) -> Tensor:
-    with _bar("asking the endpoint", len(images)) as shown:
-        parts = torch.split(images.images, INFERENCE_BATCH)
-        return torch.cat([endpoint(part.float() / 255, shown=shown) for part in parts])
+def _ask(endpoint: Oracle, images: ImageSet, progress: Progress) -> _Asked:
+    parts = tracked(torch.split(images.images, BATCH), "querying the endpoint", progress)
+    return _Asked(images, torch.cat([endpoint(part.float() / 255) for part in parts]))
 
 
 def _surrogate_plan(box: BlackBoxRecipe, count: int, seed: int) -> TrainingRecipe:
@@ -180,85 +209,54 @@ def _surrogate_plan(box: BlackBoxRecipe, count: int, seed: int) -> TrainingRecip
     )
 
 
-def _tuned(
-    known: SketchRecipe,
-    bundle: Bundle,
-    frozen: FrozenClassifier,
-    endpoint: Oracle,
-    images: ImageSet,
-    answered_ones: tuple[ImageSet, Tensor],
-    folder: Path,
-) -> tuple[Bundle, dict[str, float | int]]:
-    """The sketch with its drawings changed to what the endpoint itself answers, and what came of that."""
-    train_set, held_out = images.split(known.held_out_images)
-    task = sketch_task(known, frozen, train_set)
-    begin_from(bundle, known, task, frozen)
-    surrogate = nn.Sequential(normalize(frozen.preprocessing), frozen.net.eval())
-    figures: dict[str, float | int] = {"queries_tuning": 0}
-    if task.sketcher.photographs is not None:
-        asked, answers = answered_ones
-        scores = answers + log_probabilities_of(asked.images, [surrogate])  # labels alone are all equally sure
-        is_answer = torch.nn.functional.one_hot(answers.argmax(dim=1), answers.shape[1]).bool()
-        scores = torch.where(is_answer, scores, scores - _NOT_ANSWERED)
-        put_in(task.sketcher.photographs, asked.images, scores, frozen.labels)
-    else:
-        codes, weights = distinct_codes(task.sketcher, train_set)
-        kept = min(endpoint.left, round(known.black_box.queries * known.black_box.tuning))
-        budget = kept - len(codes)  # these measure what came of it
-        if budget >= len(codes):
-            with _bar("tuning by answers", budget) as shown:
-                result = tune(
-                    task.sketcher,
-                    endpoint,
-                    surrogate,
-                    codes,
-                    weights,
-                    queries=budget,
-                    seed=known.training.seed,
-                    shown=shown,
-                )
-            figures = {
-                "queries_tuning": result.queries,
-                "understood_before_tuning": result.right_before,
-                "understood_after_tuning": result.right_after,
-            }
-    written = write_sketch_bundle(
-        folder / "bundle",
-        task,
-        images.images[:CHECK_IMAGES].float() / 255,
-        classifier=frozen,
-        recipe=bundle.recipe.to_json(),
-        known=train_set,
-        held_out=answered(held_out, frozen),
-        offload_rate=known.offload_rate,
+def _tune(
+    trained: Trained, endpoint: Oracle, asked: _Asked, checkpoint: Path, progress: Progress
+) -> dict[str, float | int]:
+    """Fit a sketch's decoded images to the endpoint's own predictions, and return the figures of that."""
+    task, made, recipe = trained.made.task, trained.made, trained.recipe
+    if not isinstance(task, SketchTask) or not isinstance(recipe, SketchRecipe):
+        return {}
+    assert made.frozen is not None
+    surrogate, sketcher = frozen_module(made.frozen), task.sketcher.cpu().eval()
+    if sketcher.photographs is not None:
+        images = asked.images.images
+        scores = asked.predictions + log_probabilities_of(images, [surrogate], progress)  # labels are all equally sure
+        predicted = torch.nn.functional.one_hot(asked.predictions.argmax(dim=1), asked.predictions.shape[1]).bool()
+        scores = torch.where(predicted, scores, scores - _OTHER_CLASS)
+        put_in(sketcher.photographs, images, scores, made.frozen.labels)
+        return {"queries_tuning": 0}
+    sketcher.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    codes, weights = distinct_codes(sketcher, made.train.sample, progress)
+    box = recipe.black_box
+    reserved = min(box.queries - len(asked.images), round(box.queries * box.tuning))
+    budget = reserved - len(codes)  # these measure the result
+    if budget < len(codes):
+        return {"queries_tuning": 0}
+    result = tune(
+        sketcher,
+        endpoint,
+        surrogate,
+        codes,
+        weights,
+        queries=budget,
+        seed=recipe.training.seed,
+        checkpoint=checkpoint,
+        resume=checkpoint.is_file(),
+        progress=progress,
     )
-    return written, figures
+    return {
+        "queries_tuning": result.queries,
+        "agreement_before_tuning": result.agreement_before,
+        "agreement_after_tuning": result.agreement_after,
+    }
 
 
 @torch.no_grad()
-def distinct_codes(sketcher: Sketcher, images: ImageSet) -> tuple[Tensor, Tensor]:
-    """The codes that images get, each once, (K, classes + learned bits) float32, and the share of each, (K,)."""
+def distinct_codes(sketcher: Sketcher, images: ImageSet, progress: Progress = silent) -> tuple[Tensor, Tensor]:
+    """Return the images' codes, each once, (K, classes + learned bits) float32, and the share of each, (K,)."""
     sketcher.eval()
-    with _bar("looking for codes", len(images)) as shown:
-        parts = []
-        for part in torch.split(images.images, INFERENCE_BATCH):
-            parts.append(sketcher.look(part.float() / 255)[0])
-            shown(len(part))
-    codes, counts = torch.unique(torch.cat(parts), dim=0, return_counts=True)
+    parts = tracked(torch.split(images.images, BATCH), "encoding", progress)
+    codes, counts = torch.unique(
+        torch.cat([sketcher.encode(part.float() / 255)[0] for part in parts]), dim=0, return_counts=True
+    )
     return codes, counts / counts.sum()
-
-
-def _copied(bundle: Bundle, frozen: FrozenClassifier, folder: Path) -> Bundle:
-    """The bundle with the endpoint's name instead of the surrogate's."""
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(bundle.path, folder)
-    copied = replace(bundle, path=folder, name=frozen.name, classifier_fingerprint=frozen.fingerprint)
-    return replace(copied, figures=Figures()).save()
-
-
-@contextmanager
-def _bar(doing: str, total: int) -> Iterator[Callable[[int], None]]:
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(doing, total=total)
-        yield lambda done: progress.advance(task, done)

@@ -1,4 +1,4 @@
-"""A surrogate: a classifier of our own that answers as the endpoint did, through which gradients pass."""
+"""A surrogate: a classifier that learns to predict as the endpoint does, through which gradients pass."""
 
 from __future__ import annotations
 
@@ -22,44 +22,45 @@ from sfumato.lab.training.objectives import distillation_loss
 from sfumato.lab.training.optimizer import optimizer_of
 from sfumato.lab.training.recipe import DataRecipe, TrainingRecipe
 from sfumato.lab.training.tasks import ClassifierTask, Losses
+from sfumato.progress import Progress, Say, mute, silent
 
 _CHECK_IMAGES = 64
 _HELD_OUT = 0.1
-"""The share of the answers that is not learned from, but compared with."""
+"""The share of the endpoint's predictions that measures the agreement instead."""
 
 
 class ImitationTask(nn.Module):
-    """Trains a classifier to answer as another one did, of which nothing but these answers is known.
+    """Train a classifier to predict as another one, from its predictions alone.
 
-    Source: Papernot et al. 2017, section 4 (substitutes learned from answers); the loss is that of Hinton et al. 2015,
+    Source: Papernot et al. 2017, section 4 (substitutes learned from labels); the loss is that of Hinton et al. 2015,
     section 2.
 
     Args:
         net: normalised images to logits.
         normalize: from [0, 1] to its input.
-        answers: (N, classes) float32, logarithms of probabilities; "labels" number these.
-        temperature: that answers are softened with, above 0; 1 where they are labels alone.
+        predictions: (N, classes) float32, log-probabilities; the labels of the images are rows of these.
+        temperature: that they are softened with, above 0; 1 where they are labels alone.
         bfloat16: compute the network so; see `sfumato.lab.models.precision`.
     """
 
-    answers: Tensor
+    predictions: Tensor
 
     def __init__(
-        self, net: nn.Module, normalize: Normalize, answers: Tensor, *, temperature: float, bfloat16: bool = False
+        self, net: nn.Module, normalize: Normalize, predictions: Tensor, *, temperature: float, bfloat16: bool = False
     ) -> None:
         super().__init__()
         self.in_bfloat16 = bfloat16
         self.net = net
         self.normalize = normalize
         self.temperature = temperature
-        self.register_buffer("answers", answers, persistent=False)
+        self.register_buffer("predictions", predictions, persistent=False)
 
     def forward(self, images: Tensor, labels: Tensor) -> Losses:
-        """Images (N, 3, H, W) float in [0, 1], which answers they got (N,) int64 -> losses."""
+        """Images (N, 3, H, W) float in [0, 1], their rows of `predictions` (N,) int64 -> losses."""
         logits = compute(self.net, self.normalize(images), bfloat16=self.in_bfloat16)
-        answers = self.answers[labels]
-        agrees = (logits.detach().argmax(dim=1) == answers.argmax(dim=1)).float().mean()
-        return {"loss": distillation_loss(logits, answers, temperature=self.temperature), "agreement": agrees}
+        predictions = self.predictions[labels]
+        agrees = (logits.detach().argmax(dim=1) == predictions.argmax(dim=1)).float().mean()
+        return {"loss": distillation_loss(logits, predictions, temperature=self.temperature), "agreement": agrees}
 
 
 def learn_surrogate(
@@ -68,33 +69,36 @@ def learn_surrogate(
     *,
     architecture: str,
     images: ImageSet,
-    answers: Tensor,
+    predictions: Tensor,
     preprocessing: Preprocessing,
     data: DataRecipe,
     plan: TrainingRecipe,
     temperature: float,
     bfloat16: bool,
+    progress: Progress = silent,
+    say: Say = mute,
 ) -> Bundle:
-    """Trains a surrogate and writes its bundle; one that is there already is used.
+    """Train a surrogate and write its bundle; one that is there already is used.
 
     Args:
         fabric: launched.
-        folder: of the run; an interrupted one is gone on with.
+        folder: of the run; an interrupted one is resumed.
         architecture: of the zoo.
-        images: that the endpoint was asked about; their labels are not looked at.
-        answers: (N, classes) float32, logarithms of probabilities.
+        images: that the endpoint was asked about; their labels are ignored.
+        predictions: (N, classes) float32, log-probabilities.
         preprocessing: how an image becomes the endpoint's input.
-        data: how training images are varied.
+        data: its augmentation is used.
         plan: how the weights are found.
-        temperature: that answers are softened with.
+        temperature: that the predictions are softened with.
         bfloat16: see `Precision.dense_bfloat16`.
+        progress: is told of each step.
+        say: is given a line after each validation.
 
     Returns:
-        Its bundle, with "agreement": on answers that it did not learn from, how often its highest class is theirs.
+        Its bundle, with "agreement": the share of held-out predictions whose highest class is the surrogate's.
 
     Raises:
-        TrainingError: as `fit` does.
-        Interrupted: as `fit` does.
+        TrainingError, Interrupted: as `fit`.
     """
     bundle_path, checkpoint = folder / "bundle", folder / "checkpoint.pt"
     if bundle_path.is_dir():
@@ -104,8 +108,8 @@ def learn_surrogate(
     numbered = replace(images, labels=torch.arange(len(images)))
     learned, compared = numbered.split(max(1, round(_HELD_OUT * len(images))))
     normalize = Normalize(preprocessing.mean, preprocessing.std)
-    net = build_classifier(architecture, answers.shape[1])
-    task = ImitationTask(net, normalize, answers, temperature=temperature, bfloat16=bfloat16)
+    net = build_classifier(architecture, predictions.shape[1])
+    task = ImitationTask(net, normalize, predictions, temperature=temperature, bfloat16=bfloat16)
     optimizer, scheduler = optimizer_of(plan, task, steps=len(learned) // plan.batch_size)
     fitted = fit(
         fabric,
@@ -117,8 +121,10 @@ def learn_surrogate(
         augmentation=augmentation_of(data),
         schedule=schedule_of(plan),
         checkpoint=checkpoint,
-        identity=identify(architecture, plan.model_dump(mode="json"), images.sha256, answers),
+        identity=identify(architecture, plan.model_dump(mode="json"), images.sha256, predictions),
         resume=checkpoint.is_file(),
+        progress=progress,
+        say=say,
     )
     bundle = write_classifier_bundle(
         bundle_path,
@@ -127,7 +133,7 @@ def learn_surrogate(
         name=f"surrogate-{architecture}",
         labels=images.names,
         preprocessing=preprocessing,
-        recipe={"kind": "classifier", "architecture": architecture, "note": "Learned from an endpoint's answers."},
+        recipe={"kind": "classifier", "architecture": architecture, "note": "Learned from an endpoint's predictions."},
     )
     figures = bundle.figures.updated(agreement=fitted.figures["agreement"], compared=len(compared))
     seconds = round(fitted.seconds, 1)

@@ -1,40 +1,48 @@
-"""Score-only gradients: which way to change a drawing, learned from nothing but what it is answered.
+"""Score-only gradients: tune a sketch's decoder by the endpoint's predictions on decoded images alone.
 
-What is asked about are drawings, one for each code. The answer to the drawing of a code is the answer for every image
-with that code, so that the images' own variance, which stochastic gradients usually have, is not there at all; what
-is left is the variance of the directions that are tried.
+There is one decoded image per code, and the prediction on it is the prediction for every image with that code. So the
+images' own variance, which stochastic gradients usually have, is absent; only that of the tried directions remains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
+from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import ConstantLR
 
-from sfumato.errors import QueryBudgetExhausted
+from sfumato.errors import QueriesSpent
+from sfumato.lab.data import Augmentation, ImageSet
 from sfumato.lab.models import Sketcher
+from sfumato.lab.models.checkpoint import identify
 from sfumato.lab.training.blackbox.oracle import Oracle
+from sfumato.lab.training.engine import Schedule, fit
+from sfumato.lab.training.tasks import Losses
+from sfumato.progress import Progress, silent
 
 _STEP = 0.05
-"""How far the drawings are moved to see what changes: the root mean square over their numbers."""
+"""Finite difference step: the root mean square over a decoded image's numbers."""
 _PRIOR = 0.5
-"""The share of a direction that is the surrogate's gradient, in the square."""
+"""The share of the surrogate's gradient in a direction, in the square."""
 _COARSE = 8
-"""Side of the random part of a direction, which is smooth: what classifiers answer to is mostly coarse."""
+"""Side of the random part of a direction, which is smooth: classifiers respond mostly to coarse structure."""
 _LEARNING_RATE = 1e-3
 _COPIES, _NOISE = 4, 0.1
-"""Of an endpoint that gives labels alone: noisy copies of a drawing that are asked about, and the noise in them."""
+"""Of an endpoint that returns labels alone: noisy copies of a decoded image that are sent, and the noise in them."""
 _MOST_CODES = 64
-"""Drawings that a step is taken for: those that are answered worst."""
+"""Codes that a step is taken for: those with the largest loss."""
 
 
 def score_gradient(loss: Callable[[Tensor], Tensor], x: Tensor, directions: Tensor, *, step: float) -> Tensor:
-    """The gradient's part in given directions, from values alone.
+    """Return the gradient's part in given directions, from values alone.
 
     `mean over u of (L(x + s u) - L(x - s u)) / (2 s) u`, which for directions of unit covariance is the gradient of a
     smoothed L on average.
@@ -58,19 +66,19 @@ def score_gradient(loss: Callable[[Tensor], Tensor], x: Tensor, directions: Tens
 
 
 def guided_directions(prior: Tensor, *, share: float, coarse: int, generator: torch.Generator) -> Tensor:
-    """A random direction for each drawing that leans towards where a surrogate would go.
+    """Return a random direction for each decoded image that leans towards a surrogate's gradient.
 
     Source: Cheng et al. 2019, "Improving black-box adversarial attacks with a transfer-based prior", equation 8, with
     a fixed share in place of their estimate of the best one.
 
     Args:
-        prior: (N, C, H, W) float, the surrogate's gradients; where one is 0, the direction is random alone.
+        prior: (N, C, H, W) float, the surrogate's gradients; where one is 0, the direction is purely random.
         share: of the prior in the direction, in the square, in [0, 1].
-        coarse: side of the random part before it is made as large as the drawing.
+        coarse: side of the random part before it is enlarged to the image's size.
         generator: on the CPU.
 
     Returns:
-        (N, C, H, W) float of root mean square 1 for each drawing.
+        (N, C, H, W) float of root mean square 1 for each image.
     """
     unit, known = _smooth(prior.shape, coarse, generator), _unit(prior)
     across = _unit(unit - (unit * known).mean(dim=(1, 2, 3), keepdim=True) * known)
@@ -80,7 +88,7 @@ def guided_directions(prior: Tensor, *, share: float, coarse: int, generator: to
 
 
 def _smooth(shape: torch.Size, side: int, generator: torch.Generator) -> Tensor:
-    """Coarse noise of root mean square 1 for each drawing."""
+    """Return coarse noise of root mean square 1 for each image."""
     noise = torch.randn(*shape[:2], side, side, generator=generator)
     return _unit(F.interpolate(noise, size=shape[2:], mode="bilinear", align_corners=False))
 
@@ -92,19 +100,111 @@ def _unit(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What became of the drawings at the endpoint.
+    """The result of tuning.
 
     Attributes:
-        right_before: the share of the images whose code's drawing was answered as the device answers.
-        right_after: likewise, at the end.
-        queries: that it took.
-        steps: of the optimiser.
+        agreement_before: the share of the images whose decoded image the endpoint classifies as the device does.
+        agreement_after: likewise, at the end.
+        queries: that it took, over all parts of an interrupted run.
     """
 
-    right_before: float
-    right_after: float
+    agreement_before: float
+    agreement_after: float
     queries: int
-    steps: int
+
+
+class TuningTask(nn.Module):
+    """Change the decoded images until the endpoint's predictions are the device's; keep the best decoder.
+
+    In training mode a forward pass asks the endpoint about variations of the codes with the largest loss, and its
+    "loss" has their score-only gradient. In evaluation mode it asks about all codes.
+
+    Args:
+        sketcher: trained on surrogates; its decoder is changed in place, its encoder is not.
+        oracle: the endpoint.
+        surrogate: images in [0, 1] to logits, for the directions.
+        weights: (K,) float, the share of the images with each code; sum 1.
+        seed: of the directions.
+
+    Attributes:
+        best: the decoder with the highest agreement so far.
+        agreement: of the best one; -1 before the first validation.
+    """
+
+    agreement: Tensor
+    losses: Tensor
+    random: Tensor
+    begun: Tensor
+    weights: Tensor
+
+    def __init__(self, sketcher: Sketcher, oracle: Oracle, surrogate: nn.Module, weights: Tensor, seed: int) -> None:
+        super().__init__()
+        self.decoder = nn.ModuleList([sketcher.from_code, sketcher.draw])
+        self.best = deepcopy(self.decoder).requires_grad_(False)
+        self._frozen = sketcher, surrogate.requires_grad_(False)  # in a tuple: checkpoints have no need of them
+        self._oracle = oracle
+        self.copies = 1 if oracle.answers == "scores" else _COPIES
+        self.register_buffer("weights", weights, persistent=False)
+        self.register_buffer("agreement", torch.tensor(-1.0, dtype=torch.float64))
+        self.register_buffer("losses", torch.zeros(len(weights)))
+        self.register_buffer("random", torch.Generator().manual_seed(seed).get_state())
+        self.register_buffer("begun", torch.tensor(oracle.spent))
+
+    def train(self, mode: bool = True) -> TuningTask:
+        """Set whether a forward pass is a step or a validation; all networks stay in evaluation mode."""
+        self.training = mode
+        for net in self._frozen:
+            net.eval()
+        return self
+
+    def forward(self, codes: Tensor, wanted: Tensor) -> Losses:
+        """Codes (K, D, 1, 1) float, each once, and the device's predictions (K,) int64 -> losses."""
+        codes = codes.flatten(1)
+        return self._step(codes, wanted) if self.training else self.validate(codes, wanted)
+
+    @torch.no_grad()
+    def validate(self, codes: Tensor, wanted: Tensor) -> Losses:
+        """Ask about all codes, (K, D) float: the next step needs their losses, and the best decoder is kept."""
+        log_probabilities = self._oracle(self._frozen[0].decode(codes))
+        self.losses.copy_(F.nll_loss(log_probabilities, wanted, reduction="none"))
+        agreement = self.weights[log_probabilities.argmax(dim=1) == wanted].sum()
+        if float(agreement) > float(self.agreement):
+            self.agreement.copy_(agreement)
+            self.best.load_state_dict(self.decoder.state_dict())
+        return {"loss": (self.losses * self.weights).sum(), "agreement": agreement}
+
+    def _step(self, codes: Tensor, wanted: Tensor) -> Losses:
+        worst = (self.losses * self.weights).argsort(descending=True)[:_MOST_CODES]
+        wanted, generator = wanted[worst], torch.Generator()
+        generator.set_state(self.random)
+        sketcher, surrogate = self._frozen
+        decoded = sketcher.decode(codes[worst])
+        leaf = decoded.detach().requires_grad_()
+        (prior,) = torch.autograd.grad(F.cross_entropy(surrogate(leaf), wanted, reduction="sum"), leaf)
+        u = guided_directions(prior, share=_PRIOR, coarse=_COARSE, generator=generator)
+        loss = partial(self._loss, wanted=wanted, generator=generator)
+        gradient = score_gradient(loss, leaf.detach(), u[None], step=_STEP)
+        self.random.copy_(generator.get_state())
+        return {"loss": (decoded * gradient * self.weights[worst].view(-1, 1, 1, 1)).sum()}
+
+    def _loss(self, images: Tensor, *, wanted: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the loss per image; a label has no slope, but its rate under noise has (Ilyas et al. 2018, 2.4)."""
+        if self.copies > 1:
+            images, wanted = images.repeat(self.copies, 1, 1, 1), wanted.repeat(self.copies)
+            images = images + _NOISE * _smooth(images.shape, _COARSE, generator)
+        each = F.nll_loss(self._oracle(images.clamp(0, 1)), wanted, reduction="none")
+        return each.view(self.copies, -1).mean(dim=0)
+
+
+class _Codes(ImageSet):
+    """All codes as the one batch of each step; to the engine they are images of one pixel."""
+
+    def batches(
+        self, seed: int, batch_size: int, *, first: int = 0, rank: int = 0, world_size: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield them in order, as often as the set has copies of them."""
+        del seed, rank, world_size
+        yield from list(zip(self.images.split(batch_size), self.labels.split(batch_size), strict=True))[first:]
 
 
 def tune(
@@ -116,61 +216,53 @@ def tune(
     *,
     queries: int,
     seed: int,
-    shown: Callable[[int], None] = lambda done: None,
+    checkpoint: Path,
+    resume: bool = False,
+    progress: Progress = silent,
 ) -> Tuned:
-    """Changes what is drawn until the endpoint answers as the device does; keeps the best drawings.
+    """Change the decoded images until the endpoint's predictions are the device's; keep the best decoder.
 
     Args:
-        sketcher: trained on surrogates; its drawing part is changed in place, how it looks is not.
+        sketcher: trained on surrogates; its decoder is changed in place, its encoder is not.
         oracle: the endpoint.
         surrogate: images in [0, 1] to logits, for the directions.
-        codes: (K, classes + learned bits) float32, as `Sketcher.look` gives them, each once.
+        codes: (K, classes + learned bits) float32, as `Sketcher.encode` returns them, each once.
         weights: (K,) float, the share of the images with that code; sum 1.
-        queries: how many drawings may be asked about.
+        queries: decoded images that may be sent at most.
         seed: of the directions.
-        shown: is told how many queries more are done.
+        checkpoint: the file that the state is kept in.
+        resume: continue from it.
+        progress: is told of each step.
+
+    Raises:
+        QueriesSpent: the oracle's own budget does not allow one query per code.
+        TrainingError, Interrupted: as `fit`.
     """
-    sketcher.eval()
-    targets = codes[:, : sketcher.classes].argmax(dim=1)
-    drawing_parts = [*sketcher.from_code.parameters(), *sketcher.draw.parameters()]
-    optimizer = torch.optim.Adam(drawing_parts, lr=_LEARNING_RATE)
-    generator = torch.Generator().manual_seed(seed)
-    begun, steps = oracle.spent, 0
-
-    copies = 1 if oracle.answers == "scores" else _COPIES
-
-    def loss(drawings: Tensor, wanted: Tensor) -> Tensor:
-        """A label alone has no slope; how often it is right under noise has (Ilyas et al. 2018, section 2.4)."""
-        if copies > 1:
-            drawings, wanted = drawings.repeat(copies, 1, 1, 1), wanted.repeat(copies)
-            drawings = drawings + _NOISE * _smooth(drawings.shape, _COARSE, generator)
-        each = F.nll_loss(oracle(drawings.clamp(0, 1), shown=shown), wanted, reduction="none")
-        return each.view(copies, -1).mean(dim=0)
-
-    def look() -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            answers = oracle(sketcher.drawing(codes), shown=shown)
-        return F.nll_loss(answers, targets, reduction="none"), answers.argmax(dim=1) == targets
-
-    losses, right = look()
-    before = best = float(weights[right].sum())
-    kept = deepcopy(sketcher.state_dict())
-    try:
-        while oracle.spent - begun + len(codes) + 2 * copies * _MOST_CODES <= queries and best < 1 - 1e-9:
-            worst = (losses * weights).argsort(descending=True)[:_MOST_CODES]
-            drawings = sketcher.drawing(codes[worst])
-            leaf = drawings.detach().requires_grad_()
-            (prior,) = torch.autograd.grad(F.cross_entropy(surrogate(leaf), targets[worst], reduction="sum"), leaf)
-            u = guided_directions(prior, share=_PRIOR, coarse=_COARSE, generator=generator)
-            gradient = score_gradient(partial(loss, wanted=targets[worst]), leaf.detach(), u[None], step=_STEP)
-            optimizer.zero_grad()
-            (drawings * gradient * weights[worst].view(-1, 1, 1, 1)).sum().backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            steps += 1
-            losses, right = look()
-            if float(weights[right].sum()) > best:
-                best, kept = float(weights[right].sum()), deepcopy(sketcher.state_dict())
-    except QueryBudgetExhausted:
-        pass  # what was reached is kept
-    sketcher.load_state_dict(kept)
-    return Tuned(before, best, oracle.spent - begun, steps)
+    identity = identify(codes, weights, queries, seed, *(value for _, value in sorted(sketcher.state_dict().items())))
+    task = TuningTask(sketcher, oracle, surrogate, weights, seed).eval()
+    wanted = codes[:, : sketcher.classes].argmax(dim=1)
+    before = float(task.validate(codes, wanted)["agreement"])
+    # Every step asks about its directions and about all codes; without room for one at its largest, none is made.
+    step = len(codes) + 2 * task.copies * min(len(codes), _MOST_CODES)
+    room = queries - 2 * len(codes) - 2 * task.copies * _MOST_CODES
+    if room >= 0:
+        every, steps = ImageSet(codes[:, :, None, None], wanted, (), "codes", ""), 1 + room // step
+        optimizer = torch.optim.Adam(task.decoder.parameters(), lr=_LEARNING_RATE)
+        with suppress(QueriesSpent):  # the best decoder so far is kept
+            fit(
+                Fabric(accelerator="cpu", devices=1),
+                task,
+                optimizer,
+                ConstantLR(optimizer, factor=1.0),
+                train=_Codes(every.images.repeat(steps, 1, 1, 1), wanted.repeat(steps), (), "codes", ""),
+                test=every,
+                augmentation=Augmentation(flip=False),
+                schedule=Schedule(1, len(codes), seed, channels_last=False),
+                checkpoint=checkpoint,
+                identity=identity,
+                resume=resume,
+                until=lambda: float(task.validate(codes, wanted)["agreement"]) >= 1 - 1e-9,
+                progress=progress,
+            )
+    task.decoder.load_state_dict(task.best.state_dict())
+    return Tuned(before, float(task.agreement), oracle.spent - int(task.begun))
