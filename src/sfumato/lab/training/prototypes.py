@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.errors import RecipeError
-from sfumato.lab.data import INFERENCE_BATCH
 from sfumato.lab.models.sketch import Photographs
 from sfumato.progress import Progress, silent, tracked
 

@@ -8,7 +8,6 @@ import torch
 from sfumato.artifacts.bundle import OBFUSCATOR_ONNX, Bundle
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.device.gate import has_to_be_sent, softmax
-from sfumato.errors import QueryBudgetExhausted
 from sfumato.lab.data import ImageSet
 from sfumato.lab.evaluation.accuracy import device_logits
 from sfumato.lab.training.blackbox.oracle import Oracle

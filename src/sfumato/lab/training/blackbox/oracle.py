@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from sfumato.artifacts.bundle import Preprocessing
 from sfumato.device.connect import open_endpoint
-from sfumato.errors import EndpointResponseInvalid, QueryBudgetExhausted, TrainingError
+from sfumato.errors import EndpointResponseInvalid, TrainingError
 from sfumato.wire import ModelMetadata
 from sfumato.wire import Tensor as WireTensor
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from sfumato.artifacts.bundle import Bundle
-from sfumato.artifacts.records import Figures
 from sfumato.errors import RecipeError, TrainingError
 from sfumato.lab.data import ImageSet
 from sfumato.lab.evaluation.accuracy import BATCH
