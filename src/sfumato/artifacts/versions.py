@@ -6,6 +6,7 @@ from typing import Any
 
 _RENAMED = {
     "column_pictures": "column_images",
+    "controls": "sanity_checks",
     "decoder_pictures": "decoder_images",
     "held_out_pictures": "held_out_images",
     "new_pictures": "new_images",
