@@ -293,8 +293,9 @@ def audit_one(side: int, images: int) -> dict[str, Any]:
 
     from sfumato.lab.audit.budget import BUDGETS, shared
     from sfumato.lab.audit.run import audit
-    from sfumato.lab.audit.setting import Scene
+    from sfumato.lab.audit.setting import AttackSetting
     from sfumato.lab.audit.targets import load_target
+    from sfumato.lab.report.folder import render_audit
 
     labels = tuple("0123456789")
     train, test = (random_bundles.random_set(count, side, labels) for count in (images, images // 5))
@@ -302,7 +303,8 @@ def audit_one(side: int, images: int) -> dict[str, Any]:
     budget = replace(shared(BUDGETS["quick"], AUDIT_SHARE), references=True, test_images=AUDIT_MEASURED)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        audit(Scene(target, train, test), budget, Path(folder))
+        setting = AttackSetting(target, train, test)
+        render_audit(setting, audit(setting, budget, Path(folder)), Path(folder))
     return {
         "side": side,
         "images": images,

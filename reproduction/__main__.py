@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -9,12 +11,19 @@ import typer
 
 from reproduction.plan import SIZES, Target
 from sfumato.cli.app import run
-from sfumato.cli.audit import Bars
 from sfumato.cli.output import JsonOption, needs_train_extra, print_json
+from sfumato.cli.progress import bars
 from sfumato.cli.train import keep_freed_memory
 from sfumato.errors import RecipeError
+from sfumato.progress import Progress
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+
+
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[Progress]:
+    with bars(quiet=quiet) as shown:
+        yield shown.progress
 
 
 @app.command()
@@ -51,7 +60,7 @@ def reproduce(
             from reproduction.listing import listing
             from reproduction.reproduce import make_lab
             from reproduction.reproduce import reproduce as make
-        place = make_lab(SIZES[size], lab, lambda: Bars(quiet=as_json))
+        place = make_lab(SIZES[size], lab, lambda: _progress(quiet=as_json))
         if plan:
             entries = listing(place, target)
             if as_json:

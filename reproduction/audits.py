@@ -13,12 +13,13 @@ from reproduction.plan import Item
 from sfumato.artifacts.bundle import OBFUSCATOR_ONNX
 from sfumato.errors import AuditError, ResultsError
 from sfumato.lab.audit.budget import BUDGETS
-from sfumato.lab.audit.result_store import Notebook
-from sfumato.lab.audit.run import Beside
-from sfumato.lab.audit.setting import Scene
+from sfumato.lab.audit.result_store import ResultStore, stored_tensors
+from sfumato.lab.audit.run import Comparison
+from sfumato.lab.audit.schema import AnyTrial, AuditResult, LostTrial, recorded
+from sfumato.lab.audit.setting import AttackSetting
 from sfumato.lab.audit.targets import bundle_target
-from sfumato.lab.audit.trials import Attempts
-from sfumato.lab.runs.audits import check_complete, findings, finish_audit
+from sfumato.lab.audit.trials import Trials
+from sfumato.lab.runs.audits import findings, finish_audit
 from sfumato.lab.runs.folders import read_json
 
 
@@ -27,7 +28,7 @@ def audit_folder(lab: Lab, item: Item) -> Path:
     return lab.folder / "audits" / item.name
 
 
-def known_audit(lab: Lab, item: Item) -> dict[str, Any] | None:
+def known_audit(lab: Lab, item: Item) -> AuditResult | None:
     """An obfuscator's audit if it was made: in the lab, or where the plan says.
 
     Raises:
@@ -36,24 +37,23 @@ def known_audit(lab: Lab, item: Item) -> dict[str, Any] | None:
     folder = audit_folder(lab, item)
     places = [folder / "audit.json", *([Path(item.audit)] if item.audit else [])]
     for place in places:
-        try:
-            found = read_json(place)
-            about = read_json(findings(folder)) if place.parent == folder else None
-        except ResultsError as error:
-            raise AuditError(f"{error}; move it away, then the audit is made again") from error
-        if found is None:
+        if not place.is_file():
             continue
-        check_complete(found, place)
+        try:
+            found = AuditResult.read(place)
+            about = read_json(findings(folder)) if place.parent == folder else None
+        except (AuditError, ResultsError) as error:
+            raise AuditError(f"{error}; move it away, then the audit is made again") from error
         bundle = lab.bundle(item)
-        stated = about["obfuscator"][1] if about is not None else found.get("target", {}).get("fingerprint")
-        own = (bundle.figures.audit or {}).get("best")
-        if stated != bundle.files[OBFUSCATOR_ONNX] if stated else found["best"] != own:
+        stated = about["obfuscator"][1] if about is not None else found.target.fingerprint
+        own = recorded(bundle)
+        if stated != bundle.files[OBFUSCATOR_ONNX] if stated else found.best != (own.best if own else None):
             raise AuditError(f"{place} is the audit of another obfuscator; move it away, then it is made again")
         return found
     return None
 
 
-def make_audit(lab: Lab, item: Item) -> dict[str, Any]:
+def make_audit(lab: Lab, item: Item) -> AuditResult:
     """An obfuscator's audit, made or gone on with if it is not there.
 
     Raises:
@@ -66,40 +66,45 @@ def make_audit(lab: Lab, item: Item) -> dict[str, Any]:
     folder = audit_folder(lab, item)
     assert item.classifier is not None
     local = lab.plan.local
-    beside = Beside(
+    comparison = Comparison(
         classifier=lab.bundle(lab.plan.item(item.classifier)),
         local=lab.bundle(local) if local is not None and lab.state(local).name == "done" else None,
     )
     budget = BUDGETS[lab.plan.budget]
-    return finish_audit(scene_of(lab, item), budget, folder, beside=beside, device=lab.device, bars=lab.bars)
+    with lab.bars() as progress:
+        return finish_audit(
+            setting_of(lab, item), budget, folder, comparison=comparison, device=lab.device, progress=progress
+        )
 
 
-def scene_of(lab: Lab, item: Item) -> Scene:
+def setting_of(lab: Lab, item: Item) -> AttackSetting:
     """An obfuscator, the images and its classifier, as the audit takes them."""
-    return Scene(bundle_target(lab.bundle(item)), lab.images, lab.test, classifier=lab.frozen(item).net)
+    return AttackSetting(bundle_target(lab.bundle(item)), lab.images, lab.test, classifier=lab.frozen(item).net)
 
 
-def summary(found: dict[str, Any]) -> dict[str, Any] | None:
+def summary(found: AuditResult) -> dict[str, Any] | None:
     """What the tables show of an audit; None if no attacker came to an end."""
-    best = found["best"]
+    best = found.best
     if best is None:
         return None
-    keys = ("attacker", "threat", "seed", "mse", "psnr_db", "ssim", "excess_leakage", "test_images", "images_seen")
+    keys = {"attacker", "threat", "seed", "mse", "psnr_db", "ssim", "excess_leakage", "test_images", "images_seen"}
     return {
-        **{key: best[key] for key in keys},
-        "class_mean_mse": found["class_mean_mse"],
+        **best.model_dump(mode="json", include=keys),
+        "class_mean_mse": found.class_mean_mse,
         "reidentified": _reidentified(found),
-        "budget": found["budget"]["name"],
-        "finding": found["verdict"]["finding"],
-        "commit": found["provenance"].get("commit"),
+        "budget": found.budget.name,
+        "finding": found.verdict.finding,
+        "commit": found.provenance.commit,
     }
 
 
-def _reidentified(found: dict[str, Any]) -> dict[str, Any] | None:
+def _reidentified(found: AuditResult) -> dict[str, Any] | None:
     """The best attacker's share of images picked among the most candidates; None if that was not tried."""
-    rows = [row for row in found["identification"] if row["measure"] == "retrieval" and row.get("top1") is not None]
-    best = max(rows, key=lambda row: (row["candidates"], row["top1"]), default=None)
-    return None if best is None else {key: best[key] for key in ("top1", "candidates", "chance", "queries", "attacker")}
+    rows = [row for row in found.identification if row.measure == "retrieval"]
+    best = max(rows, key=lambda row: (row.candidates, row.top1), default=None)
+    if best is None:
+        return None
+    return {key: getattr(best, key) for key in ("top1", "candidates", "chance", "queries", "attacker")}
 
 
 def reconstructed_by_best(lab: Lab, item: Item, count: int) -> Tensor:
@@ -119,39 +124,33 @@ def reconstructed_by_best(lab: Lab, item: Item, count: int) -> Tensor:
         AuditError: no attacker came to an end.
     """
     found = make_audit(lab, item)
-    best = found["best"]
+    best = found.best
     if best is None:
         raise AuditError(f"{audit_folder(lab, item)}: no attacker came to an end, so there is nothing to show")
-    kept = (
-        _kept(audit_folder(lab, item) / "work", best["key"])
-        if (audit_folder(lab, item) / "audit.json").is_file()
-        else None
-    )
+    work = audit_folder(lab, item) / "work"
+    kept = _kept(work, best.key) if work.with_name("audit.json").is_file() else None
     return (_once_more(lab, item, found) if kept is None else kept)[:count]
 
 
 def _kept(folder: Path, key: str) -> Tensor | None:
-    from safetensors.torch import load_file
-
-    path = folder / f"{key}-all.safetensors"
-    return load_file(path)["reconstructed"] if path.is_file() else None
+    return stored_tensors(folder, f"{key}-all").get("reconstructed")
 
 
-def _once_more(lab: Lab, item: Item, found: dict[str, Any]) -> Tensor:
-    best, budget = found["best"], BUDGETS[found["budget"]["name"]]
-    trials = [replace(trial, seed=best["seed"]) for trial in budget.trials]
-    trial = next((trial for trial in trials if trial.key == best["key"]), None)
+def _once_more(lab: Lab, item: Item, found: AuditResult) -> Tensor:
+    best, budget = found.best, BUDGETS[found.budget.name]
+    assert best is not None
+    trials = [replace(trial, seed=best.seed) for trial in budget.trials]
+    trial = next((trial for trial in trials if trial.key == best.key), None)
     if trial is None:
-        raise AuditError(f"the budget {budget.name!r} has no trial {best['key']!r}; audit {item.name} again")
+        raise AuditError(f"the budget {budget.name!r} has no trial {best.key!r}; audit {item.name} again")
     folder = audit_folder(lab, item) / "again"
     identity = {"obfuscator": lab.bundle(item).files[OBFUSCATOR_ONNX], "trial": repr(trial), "test": lab.test.sha256}
-    notebook = Notebook(folder, identity, resume=(folder / "audit.json").is_file(), overwrite=False)
+    store = ResultStore(folder, identity, resume=(folder / "audit.json").is_file(), overwrite=False)
     with lab.bars() as progress:
-        attempts = Attempts(
-            scene_of(lab, item), budget, notebook, lab.device, lambda *now: progress(0, 1, now[0], now[1], now[2])
-        )
-        done = notebook.once(trial.key, lambda: attempts.attempt(trial))
+        trials_of = Trials(setting_of(lab, item), budget, store, lab.device, progress)
+        done = store.once(trial.key, AnyTrial, lambda: trials_of.run(trial))
     reconstructed = _kept(folder, trial.key)
     if reconstructed is None:
-        raise AuditError(f"the best attacker on {item.name} could not be trained again: {done['reason']}")
+        why = done.reason if isinstance(done, LostTrial) else "nothing was kept"
+        raise AuditError(f"the best attacker on {item.name} could not be trained again: {why}")
     return reconstructed

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reproduction.audits import make_audit, reconstructed_by_best, scene_of, summary
+from reproduction.audits import make_audit, reconstructed_by_best, setting_of, summary
 from reproduction.lab import Lab
 from reproduction.plan import Item
 from sfumato.apps.panel import Caption, draw_panel
 from sfumato.artifacts.bundle import DEOBFUSCATOR_ONNX
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.errors import ResultsError
-from sfumato.lab.report.panels import as_bytes, preview
+from sfumato.lab.audit.trials import as_bytes
+from sfumato.lab.report.panels import preview
 
 COLUMNS = 10
 _SIDE = 64
@@ -52,7 +53,7 @@ def _panel(lab: Lab, item: Item, first: int, path: Path) -> dict[str, Any]:
     images = lab.test.images[shown]
     figures, best = lab.figures(item), summary(make_audit(lab, item))
     later = reconstructed_by_best(lab, item, shown.stop)[shown]
-    payload = scene_of(lab, item).target.payload(images.float() / 255)
+    payload = setting_of(lab, item).target.payload(images.float() / 255)
     rows: list[tuple[str, Tensor]] = [
         ("original", images),
         ("obfuscated: the payload, each stretched to the visible range", preview(payload)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +19,9 @@ from sfumato.errors import BundleError, RecipeError
 from sfumato.lab.classifiers import FrozenClassifier, load_classifier
 from sfumato.lab.data import ImageSet, load_train_test
 from sfumato.lab.evaluation.accuracy import evaluate_classifier, evaluate_obfuscator
-from sfumato.lab.runs.audits import Bars
 from sfumato.lab.runs.trainings import State, finish_training, state_of
 from sfumato.lab.training import ClassifierRecipe, ObfuscatorRecipe, Run, load_recipe
+from sfumato.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,13 @@ class Lab:
     Attributes:
         plan: what belongs into it.
         folder: of this size's runs.
-        bars: see `Bars`.
+        bars: make something that shows progress while it is entered.
         device: where attackers are trained and networks evaluated.
     """
 
     plan: Plan
     folder: Path
-    bars: Bars
+    bars: Callable[[], AbstractContextManager[Progress]]
     device: torch.device
 
     def path(self, item: Item) -> Path:

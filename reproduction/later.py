@@ -19,12 +19,12 @@ from sfumato.artifacts.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, f
 from sfumato.errors import BundleError
 from sfumato.lab.attacks.decoders import RESIDUAL
 from sfumato.lab.attacks.linear import Linear
-from sfumato.lab.attacks.protocol import Attacker, Effort
+from sfumato.lab.attacks.protocol import AttackBudget, Attacker
 from sfumato.lab.attacks.target import Target
 from sfumato.lab.attacks.threat_models import Threat
 from sfumato.lab.audit.references import class_mean_reference
-from sfumato.lab.audit.result_store import Notebook
-from sfumato.lab.audit.setting import Scene
+from sfumato.lab.audit.result_store import ResultStore
+from sfumato.lab.audit.setting import AttackSetting
 from sfumato.lab.classifiers import FrozenClassifier
 from sfumato.lab.data import INFERENCE_BATCH, ImageSet
 from sfumato.lab.evaluation.measures import per_image
@@ -55,21 +55,19 @@ def measure_pair(lab: Lab, item: Item, folder: Path, what: str) -> dict[str, Any
     frozen, effort = lab.frozen(item), lab.plan.later
     test = lab.test.subset(effort.test_images)
     notes = lab.folder / "later"
-    notebook = Notebook(notes, {"what": "later attackers"}, resume=(notes / "audit.json").is_file(), overwrite=False)
+    store = ResultStore(notes, {"what": "later attackers"}, resume=(notes / "audit.json").is_file(), overwrite=False)
     key = _key(folder, frozen, repr(effort), lab.images.sha256, test.sha256)
     with lab.bars() as progress:
-
-        def tell(doing: str) -> Callable[[int, int], None]:
-            return lambda done, total: progress(0, 1, f"{what}: {doing}", done, total)
-
         pair = _Pair(folder, frozen, lab.device)
-        found: dict[str, Any] = notebook.once(key, lambda: pair.figures(lab.images, test, tell("accuracy")))
-        scene = Scene(pair.target(what), lab.images, test)
+        found: dict[str, Any] = store.once(
+            key, dict[str, Any], lambda: pair.figures(lab.images, test, partial(progress, f"{what}: accuracy"))
+        )
+        setting = AttackSetting(pair.target(what), lab.images, test)
         attackers = []
         for number, attacker in enumerate(ATTACKERS):
-            checkpoint = notebook.checkpoint(f"{key}-{number}")
-            trying = Effort(effort.images, 0, 0, lab.device, checkpoint, tell(attacker.name))
-            attackers.append(notebook.once(f"{key}-{number}", partial(_attack, scene, attacker, trying)))
+            checkpoint = store.checkpoint(f"{key}-{number}")
+            trying = AttackBudget(effort.images, 0, 0, lab.device, checkpoint, progress, f"{what}: {attacker.name}")
+            attackers.append(store.once(f"{key}-{number}", dict[str, Any], partial(_attack, setting, attacker, trying)))
             checkpoint.unlink(missing_ok=True)
     best = min(attackers, key=lambda row: float(row["mse"]))
     return {**found, "attackers": attackers, "later_mse": best["mse"], "later_attacker": best["attacker"]}
@@ -83,17 +81,17 @@ def _key(folder: Path, frozen: FrozenClassifier, *others: str) -> str:
     return hashlib.sha256(repr((*parts, frozen.fingerprint, *others)).encode()).hexdigest()[:24]
 
 
-def _attack(scene: Scene, attacker: Attacker, effort: Effort) -> dict[str, Any]:
+def _attack(setting: AttackSetting, attacker: Attacker, budget: AttackBudget) -> dict[str, Any]:
     box = Threat.WHITE_BOX
-    prepared = attacker.prepare(scene.knowledge(box), effort)
+    prepared = attacker.prepare(setting.knowledge(box), budget)
     reconstructed = torch.cat(
-        [prepared.reconstruct(part) for part in scene.batches(box, len(scene.test), size=INFERENCE_BATCH)]
+        [prepared.reconstruct(part) for part in setting.batches(box, len(setting.test), size=_BATCH)]
     )
-    errors, _ = per_image(reconstructed, scene.test.images)
+    errors, _ = per_image(reconstructed, setting.test.images)
     return {
         "attacker": attacker.name,
         "mse": float(errors.double().mean()),
-        "images_seen": prepared.facts.get("images_seen"),
+        "images_seen": prepared.images_seen,
     }
 
 

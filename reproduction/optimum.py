@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from reproduction.audits import make_audit, scene_of, summary
+from reproduction.audits import make_audit, setting_of, summary
 from reproduction.lab import Lab, origin
 from reproduction.later import measure_pair
 from reproduction.plan import Item
@@ -45,12 +45,12 @@ def _asked(lab: Lab) -> torch.Tensor:
 
 
 def _remains(lab: Lab, item: Item) -> Remains:
-    scene, asked = scene_of(lab, item), _asked(lab)
-    pairs = scene.knowledge(Threat.WHITE_BOX).pairs
+    setting, asked = setting_of(lab, item), _asked(lab)
+    pairs = setting.knowledge(Threat.WHITE_BOX).pairs
     assert pairs is not None
     with lab.bars() as progress:
-        progress(0, 1, f"{item.name}: what still shows", 0, 1)
-        guess = least_squares_guess(pairs, scene.observed(Threat.WHITE_BOX, len(asked)))
+        progress(f"{item.name}: what still shows", 0, 1)
+        guess = least_squares_guess(pairs, setting.observed(Threat.WHITE_BOX, len(asked)))
     return remains(guess, asked.float() / 255)
 
 

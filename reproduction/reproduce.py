@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,21 +25,21 @@ from sfumato.lab.audit.budget import BUDGETS
 from sfumato.lab.audit.speed import spoken
 from sfumato.lab.models.checkpoint import exclusive
 from sfumato.lab.models.precision import device_name
-from sfumato.lab.runs.audits import Bars
 from sfumato.lab.runs.folders import check_writable
 from sfumato.lab.runs.speed import Speed
+from sfumato.progress import Progress
 
 Say = Callable[[str], None]
 """Is told a line for people."""
 
 
-def make_lab(plan: Plan, folder: Path, bars: Bars) -> Lab:
+def make_lab(plan: Plan, folder: Path, bars: Callable[[], AbstractContextManager[Progress]]) -> Lab:
     """The lab of a plan's size on this machine's fastest device.
 
     Args:
         plan: of a size.
         folder: of all sizes' runs.
-        bars: see `Bars`.
+        bars: make something that shows progress while it is entered.
     """
     return Lab(plan, folder / plan.size, bars, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 

@@ -9,7 +9,7 @@ from sfumato.lab.attacks.dead_leaves import dead_leaves
 from sfumato.lab.attacks.target import Target
 from sfumato.lab.attacks.threat_models import Threat
 from sfumato.lab.audit.budget import Budget, Trial
-from sfumato.lab.audit.setting import Scene
+from sfumato.lab.audit.setting import AttackSetting
 from sfumato.lab.data import ImageSet
 
 SIDE = 16
@@ -51,14 +51,14 @@ def target(module: nn.Module, *, stochastic: bool = False, gradients: bool = Tru
     return Target(type(module).__name__, SIDE, SIDE, payload, module if gradients else None, stochastic)
 
 
-def scene(module: nn.Module, *, train: int = 240, test: int = 60, **facts: bool) -> Scene:
-    return Scene(target(module, **facts), images(train), images(test, seed=1))
+def setting(module: nn.Module, *, train: int = 240, test: int = 60, **facts: bool) -> AttackSetting:
+    return AttackSetting(target(module, **facts), images(train), images(test, seed=1))
 
 
 BOX = Threat.WHITE_BOX
 TINY = Budget(
     name="quick",
-    says="for tests",
+    description="for tests",
     trials=(
         Trial("least squares", BOX),
         Trial("residual decoder", BOX, 640),
@@ -72,7 +72,7 @@ TINY = Budget(
         Trial("discriminator without pairs", Threat.NO_PAIRS, 64),
     ),
     views=(Trial("least squares", BOX, views=4),),
-    control_images=64,
+    sanity_check_images=64,
     identification_images=128,
     attribute_images=128,
     column_images=128,

@@ -156,7 +156,7 @@ def main(*names: str, out: Path = Path("results/alternatives.json"), quick: bool
     }
     write_json(out, result)
     if not quick:
-        write_between(PAGE, *MARKS, table(result))
+        write_between(PAGE, table(result), *MARKS)
     print(f"{out}: round trip {result['round_trip_of_plain']['paper']:.3f} times the plain one's")
 
 

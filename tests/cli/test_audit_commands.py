@@ -89,6 +89,6 @@ def test_bad_input_is_named_before_anything_runs(photos, arguments, message):
 
 def test_controls_that_fail_end_with_an_error(tmp_path, photos):
     done = run("controls", "--data", photos, "-o", tmp_path / "controls.json")
-    asked = json.loads((tmp_path / "controls.json").read_text())["controls"]
+    asked = json.loads((tmp_path / "controls.json").read_text())["sanity_checks"]
     assert done.exit_code == (0 if all(control["passed"] for control in asked) else 1)
     assert len(asked) == 11 and "FAILED" in done.stdout

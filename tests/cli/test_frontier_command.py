@@ -28,9 +28,8 @@ def quickly(monkeypatch):
 def folder(tmp_path):
     (tmp_path / "audits").mkdir()
     for name, accuracy in (("good", 0.912), ("bad", 0.85)):
-        utility = fake_audit()["utility"] | {"accuracy_obfuscated": accuracy}
-        made = fake_audit(utility=utility, target=fake_audit()["target"] | {"name": name})
-        (tmp_path / "audits" / f"{name}.json").write_text(json.dumps(made))
+        made = fake_audit(utility={"accuracy_obfuscated": accuracy}, target={"name": name})
+        made.write(tmp_path / "audits" / f"{name}.json")
     return tmp_path / "audits"
 
 
@@ -51,11 +50,11 @@ def run(*arguments):
 def test_a_folder_of_audits_is_compared_in_words_too(folder, tmp_path):
     done = run(folder, "--this", "good", "-o", tmp_path / "plots" / "frontier.png")
     assert done.exit_code == 0, done.output
-    assert "Offloading is worth it at 1 of 2 points" in done.stdout and "91.2 %" in done.stdout
+    assert "Offloading pays off at 1 of 2 points" in done.stdout and "91.2 %" in done.stdout
     with Image.open(tmp_path / "plots" / "frontier.png") as plot:
         assert plot.width == 1600
     said = json.loads(run(folder, "--json").stdout)
-    assert said["verdict"]["worth"] == "yes" and {"good", "bad"} <= {point["name"] for point in said["points"]}
+    assert said["verdict"]["pays_off"] == "yes" and {"good", "bad"} <= {point["name"] for point in said["points"]}
     assert "no audit of 'ugly'" in str(run(folder, "--this", "ugly").exception)
 
 

@@ -54,7 +54,7 @@ def words(trained: tuple[Bundle, Bundle], photos: Path) -> list[object]:
 
 def test_the_bundle_is_made_measured_and_then_audited(words, trained, tmp_path, monkeypatch):
     trials = (Trial("least squares", Threat.WHITE_BOX), Trial("total variation", Threat.WHITE_BOX, steps=4))
-    brief = replace(TINY, trials=trials, views=(), control_images=0, identification_images=32)
+    brief = replace(TINY, trials=trials, views=(), sanity_check_images=0, identification_images=32)
     monkeypatch.setitem(budget.BUDGETS, "standard", brief)
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")  # else the audit starts the process again
     out = tmp_path / "runs" / "int8"

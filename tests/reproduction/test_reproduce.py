@@ -26,15 +26,16 @@ from sfumato.lab.audit.budget import BUDGETS, Budget, Trial
 from sfumato.lab.evaluation.accuracy import evaluate_obfuscator
 from sfumato.lab.models.checkpoint import exclusive
 from sfumato.lab.runs import trainings
+from sfumato.progress import silent
 from synthetic import save_folder
 
 CPU = torch.device("cpu")
 BRIEF = Budget(
     name="standard",
-    says="for tests",
+    description="for tests",
     trials=(Trial("least squares", BOX),),
     views=(),
-    control_images=64,
+    sanity_check_images=64,
     identification_images=64,
     attribute_images=64,
     test_images=20,
@@ -44,7 +45,7 @@ BRIEF = Budget(
 
 @contextlib.contextmanager
 def no_bars():
-    yield lambda *now: None
+    yield silent
 
 
 def plan(folder: Path, images: Path) -> Plan:

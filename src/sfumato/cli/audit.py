@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sfumato.cli.app import app
 from sfumato.cli.inputs import image_size, obfuscator_bundle
 from sfumato.cli.output import JsonOption, needs_train_extra, print_json
+from sfumato.cli.progress import bars
 from sfumato.cli.train import keep_freed_memory
 from sfumato.errors import AuditError
 
 if TYPE_CHECKING:
+    from sfumato.artifacts.bundle import Bundle
     from sfumato.lab.audit.budget import Budget
-    from sfumato.lab.audit.run import Progress
     from sfumato.lab.data import ImageSet
 
 
@@ -86,14 +87,14 @@ def audit(
         import torch
 
         from sfumato.lab.audit.budget import BUDGETS, shared
-        from sfumato.lab.audit.recording import record
-        from sfumato.lab.audit.run import Beside
+        from sfumato.lab.audit.points import collect
+        from sfumato.lab.audit.run import Comparison, record
         from sfumato.lab.audit.run import audit as run_audit
-        from sfumato.lab.audit.setting import Scene
+        from sfumato.lab.audit.setting import AttackSetting
         from sfumato.lab.audit.targets import load_target, native_size
         from sfumato.lab.classifiers import load_classifier, trains_through
         from sfumato.lab.data import load_images, load_train_test
-        from sfumato.lab.report.points import collect
+        from sfumato.lab.report.folder import render_audit
     from dataclasses import replace
 
     from sfumato.artifacts.bundle import Bundle
@@ -102,21 +103,20 @@ def audit(
     if not 0 < share < float("inf"):
         raise AuditError(f"--share must be above 0, got {share}")
     given = obfuscator or str(obfuscator_bundle(None))
-    target_size = image_size(size) or native_size(given)
-    attributes = tuple(attribute or ())
-    with bars() as shown:
-        train, test, extra = load_train_test(
-            data, size=target_size, label_column=label_column, attributes=attributes, progress=shown.progress
-        )
+    source = Bundle.load(given, kind="obfuscator") if Path(given).is_dir() else given
+    target_size = image_size(size) or native_size(source)
+    train, test, extra = load_train_test(
+        data, size=target_size, label_column=label_column, attributes=tuple(attribute or ())
+    )
     train, test = train.subset(images), test.subset(images)
     height, width = train.images.shape[2:]
-    target = load_target(given, size=(height, width))
-    served = _classifier(given, classifier)
+    target = load_target(source, size=(height, width))
+    served = _classifier(source, classifier)
     if served and len(train.names) == len(served.labels):
         train, test = train.of_classes(served.labels), test.of_classes(served.labels)
     plan = BUDGETS[budget.value]
     plan = shared(replace(plan, seeds=seeds) if seeds else plan, share)
-    scene = Scene(
+    setting = AttackSetting(
         target,
         train,
         test,
@@ -128,12 +128,12 @@ def audit(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not as_json:
         _announce(plan, target.name, (train, test), device.type)
-    with Bars(quiet=as_json) as progress:
-        found = run_audit(
-            scene,
+    with bars(quiet=as_json) as shown:
+        result = run_audit(
+            setting,
             plan,
             folder,
-            beside=Beside(
+            comparison=Comparison(
                 classifier=served,
                 local=Bundle.load(local, kind="classifier") if local else None,
                 points=tuple(collect(beside)) if beside else (),
@@ -142,34 +142,40 @@ def audit(
             resume=resume,
             overwrite=overwrite,
             device=device,
-            progress=progress,
+            progress=shown.progress,
         )
-    bundle = Bundle.load(obfuscator) if obfuscator and Path(obfuscator).is_dir() else None
-    recorded = bundle is not None and record(bundle, found)
+    render_audit(setting, result, folder)
+    own = Bundle.load(obfuscator) if obfuscator and isinstance(source, Bundle) else None  # may have changed meanwhile
+    recorded = own is not None and record(own, result)
     if as_json:
-        told = {"verdict": found["verdict"], "best": found["best"], "audit": str(folder / "audit.json")}
-        print_json({**told, "recorded": recorded})
+        print_json(
+            {
+                "verdict": result.verdict.as_json,
+                "best": None if result.best is None else result.best.as_json,
+                "audit": str(folder / "audit.json"),
+                "recorded": recorded,
+            }
+        )
         return
-    typer.echo(f"\n{found['verdict']['finding'].upper()}")
-    for sentence in found["verdict"]["sentences"]:
+    typer.echo(f"\n{result.verdict.finding.upper()}")
+    for sentence in result.verdict.sentences:
         typer.echo(sentence)
     typer.echo(f"\nreport: {folder / 'audit.html'}")
-    if bundle is not None and not recorded:
-        typer.echo("The bundle keeps the figures of an earlier audit, which tried harder and found as much.")
+    if own is not None and not recorded:
+        typer.echo("The bundle keeps the figures of an earlier audit, which had a larger budget and found as much.")
 
 
-def _classifier(given: str, classifier: Path | None) -> Any:
-    """The classifier's bundle: the one given, or the shipped one if the obfuscator is for it."""
+def _classifier(source: Bundle | str, classifier: Path | None) -> Bundle | None:
+    """The classifier's bundle: the one named, or the shipped one if the obfuscator is for it."""
     from sfumato.artifacts.bundle import Bundle
     from sfumato.artifacts.shipped import classifier_bundle
 
     if classifier is not None:
         return Bundle.load(classifier, kind="classifier")
-    if not Path(given).is_dir():
+    if isinstance(source, str):
         return None
     shipped = Bundle.load(classifier_bundle())
-    wanted = Bundle.load(given, kind="obfuscator").classifier_fingerprint
-    return shipped if wanted == shipped.classifier_fingerprint else None
+    return shipped if source.classifier_fingerprint == shipped.classifier_fingerprint else None
 
 
 def _announce(plan: Budget, name: str, sets: tuple[ImageSet, ImageSet], device: str) -> None:
@@ -186,36 +192,4 @@ def _announce(plan: Budget, name: str, sets: tuple[ImageSet, ImageSet], device: 
         f"auditing {name}: {len(plan.trials)} attacks by {attackers} attackers under {threats} threat models, then "
         f"identification and attributes, from {len(train):,} training and {len(test):,} test images, on {device}"
     )
-    typer.echo(f"budget {plan.name}: {plan.says}; about {minutes} on this machine")
-
-
-class Bars:
-    """Two bars on standard error: the audit's steps, and the present one's own."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        console = Console(stderr=True)
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            disable=quiet or not console.is_terminal,
-        )
-
-    def __enter__(self) -> Progress:
-        self._bars.start()
-        whole, part = self._bars.add_task("audit", total=1), self._bars.add_task("", total=1)
-
-        def show(done: int, total: int, what: str, part_done: int, part_total: int) -> None:
-            self._bars.update(whole, completed=done, total=total)
-            self._bars.update(part, description=what, completed=part_done, total=max(part_total, 1))
-
-        return show
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+    typer.echo(f"budget {plan.name}: {plan.description}; about {minutes} on this machine")

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from sfumato.cli.app import app
-from sfumato.cli.audit import Bars, BudgetName
+from sfumato.cli.audit import BudgetName
 from sfumato.cli.inputs import image_size
 from sfumato.cli.output import JsonOption, needs_train_extra, print_json
+from sfumato.cli.progress import bars
 from sfumato.cli.train import keep_freed_memory
 
 
@@ -37,10 +38,8 @@ def controls(
         import torch
 
         from sfumato.lab.audit.budget import BUDGETS
-        from sfumato.lab.audit.sanity_checks import decoder_controls
+        from sfumato.lab.audit.sanity_checks import decoder_checks
         from sfumato.lab.data import load_train_test
-    from dataclasses import asdict
-
     from rich.console import Console
     from rich.table import Table
 
@@ -50,20 +49,13 @@ def controls(
 
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)  # before the long part, so that nothing is measured in vain
-    with bars() as loading:
-        train, test, _ = load_train_test(data, size=image_size(size), progress=loading.progress)
-    images = BUDGETS[budget.value].control_images
+    train, test, _ = load_train_test(data, size=image_size(size))
+    images = BUDGETS[budget.value].sanity_check_images
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with Bars(quiet=as_json) as progress:
-        found = decoder_controls(
-            train,
-            test,
-            images=images,
-            device=device,
-            progress=lambda what, done, total: progress(0, 1, what, done, total),
-        )
+    with bars(quiet=as_json) as shown:
+        found = decoder_checks(train, test, images=images, device=device, progress=shown.progress)
     result = {
-        "controls": [asdict(control) for control in found],
+        "sanity_checks": [check.as_json for check in found],
         "measured": provenance(
             budget=budget.value,
             images_seen=images,
@@ -77,12 +69,12 @@ def controls(
     if as_json:
         print_json(result)
     else:
-        shown = Table(title=f"{images:,} training images a decoder, {data}", title_justify="left")
+        rows = Table(title=f"{images:,} training images a decoder, {data}", title_justify="left")
         for header in ("control", "", "measured", "needed"):
-            shown.add_column(header)
+            rows.add_column(header)
         for control in found:
             mark = "passed" if control.passed else "FAILED"
-            shown.add_row(control.name, mark, control.measured, control.needed)
-        Console().print(shown)
+            rows.add_row(control.name, mark, control.measured, control.needed)
+        Console().print(rows)
     if not all(control.passed for control in found):
         raise typer.Exit(1)

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sfumato.cli.app import app
-from sfumato.cli.audit import Bars, BudgetName
+from sfumato.cli.audit import BudgetName
 from sfumato.cli.output import JsonOption, needs_train_extra, percent, print_json
+from sfumato.cli.progress import bars
 from sfumato.cli.train import keep_freed_memory
 from sfumato.errors import AuditError, SfumatoError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from sfumato.lab.audit.schema import Point
     from sfumato.lab.report.tradeoff import Row
     from sfumato.lab.sweep.jobs import Engine, Job
     from sfumato.lab.sweep.plan import Sweep
@@ -73,7 +75,7 @@ def frontier(
     address: Annotated[str | None, typer.Option(help="Ray: a cluster; folders must be shared by its machines.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw accuracy against excess leakage, and say whether offloading is worth it.
+    """Draw accuracy against excess leakage, and say whether offloading pays off.
 
     Of a folder of audits, or of a recipe: then every setting of the dials is trained and audited, beside a classifier
     on the device and the plain image. Ctrl-C loses little: the same command goes on.
@@ -137,11 +139,12 @@ def _of_sweep(sweep: Sweep, engine: EngineName, options: dict[str, Any], *, as_j
     from sfumato.lab.sweep.run import run_sweep
 
     runs: Engine = in_turn
-    make_with: Callable[[Job], None] = partial(make, bars=lambda: Bars(quiet=as_json))
-    if engine is EngineName.RAY:
-        options = {name: value for name, value in options.items() if value is not None}
-        runs, make_with = on_ray(sweep.folder / "ray", **options), make
-    found = run_sweep(sweep, engine=runs, make=make_with, say=lambda line: typer.echo(line, err=True))
+    with bars(quiet=as_json) as shown:
+        make_with: Callable[[Job], None] = partial(make, progress=shown.progress)
+        if engine is EngineName.RAY:
+            options = {name: value for name, value in options.items() if value is not None}
+            runs, make_with = on_ray(sweep.folder / "ray", **options), make
+        found = run_sweep(sweep, engine=runs, make=make_with, say=lambda line: typer.echo(line, err=True))
     if as_json:
         print_json(found.content)
     else:
@@ -154,41 +157,42 @@ def _of_sweep(sweep: Sweep, engine: EngineName, options: dict[str, Any], *, as_j
 
 def _of_folder(folder: Path, this: str | None, out: Path | None, *, as_json: bool) -> None:
     with needs_train_extra():
+        from sfumato.lab.audit.points import collect
         from sfumato.lab.report.frontier import save_frontier_png
-        from sfumato.lab.report.points import collect
         from sfumato.lab.report.tradeoff import rows_of, verdict
 
     points = collect(folder)
     if this is not None:
-        if this not in [point["name"] for point in points]:
-            raise AuditError(f"no audit of {this!r} in {folder}; there are {', '.join(p['name'] for p in points)}")
-        points = [{**point, "role": "this"} if point["name"] == this else point for point in points]
+        if this not in [point.name for point in points]:
+            raise AuditError(f"no audit of {this!r} in {folder}; there are {', '.join(p.name for p in points)}")
+        points = [point.model_copy(update={"role": "this"}) if point.name == this else point for point in points]
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         save_frontier_png(points, out)
     rows = rows_of(points)
-    worth, sentences = verdict(rows) if rows else ("unknown", ["No audit here has accuracy and leakage both."])
+    pays_off, sentences = verdict(rows) if rows else ("unknown", ["No audit here has accuracy and leakage both."])
     if as_json:
-        answer = {"worth": worth, "sentences": sentences}
-        print_json({"points": points, "plot": str(out) if out else None, "verdict": answer})
+        answer = {"pays_off": pays_off, "sentences": sentences}
+        of_points = [point.as_json for point in points]
+        print_json({"points": of_points, "plot": str(out) if out else None, "verdict": answer})
         return
     _show(rows, points, sentences)
     if out is not None:
         typer.echo(f"\nwritten: {out}")
 
 
-def _show(rows: Sequence[Row], beside: Sequence[dict[str, Any]], sentences: Sequence[str]) -> None:
+def _show(rows: Sequence[Row], beside: Sequence[Point], sentences: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table()
-    for header in ("", "accuracy", "leakage", "without it", "worth it", "best attacker", "budget"):
+    for header in ("", "accuracy", "leakage", "without it", "pays off", "best attacker", "budget"):
         table.add_column(header)
     lines: list[tuple[float, tuple[str, ...]]] = [(row.accuracy.mean, _line(row)) for row in rows]
     for end in beside:
-        if end["role"] in ("local", "identity", "gated"):
-            place = percent(end["accuracy"]), f"{end['excess_leakage']:.2f}"
-            lines.append((end["accuracy"], (end["name"], *place, "", "", end["best_attacker"] or "", "")))
+        if end.role in ("local", "identity", "gated"):
+            place = percent(end.accuracy), f"{end.excess_leakage:.2f}"
+            lines.append((end.accuracy, (end.name, *place, "", "", end.best_attacker or "", "")))
     for _, line in sorted(lines, key=lambda line: -line[0]):
         table.add_row(*line)
     Console().print(table)
@@ -203,7 +207,7 @@ def _line(row: Row) -> tuple[str, ...]:
         percent(row.accuracy.mean) + spread,
         f"{row.excess_leakage.mean:.2f}",
         "not known" if row.mixture is None else percent(row.mixture.mean),
-        row.worth,
+        row.pays_off,
         ", ".join(dict.fromkeys(row.attackers)),
         row.budget,
     )

@@ -28,13 +28,13 @@ def hides(
     and `<!-- end -->`
     """
     with needs_train_extra():
-        from sfumato.lab.report.attribute_table import markdown, side_by_side, write_into
-        from sfumato.lab.report.points import read_audits
+        from sfumato.lab.audit.points import read_audits
+        from sfumato.lab.report.attribute_table import markdown, side_by_side, write_between
 
     rows = side_by_side(read_audits(folder))
     if as_json:
         print_json({"headers": rows[0], "rows": rows[1:]})
         return
     if into is not None:
-        write_into(into, markdown(rows))
+        write_between(into, markdown(rows))
     typer.echo(markdown(rows))

@@ -10,6 +10,7 @@ import typer
 from sfumato.cli.app import app
 from sfumato.cli.inputs import image_size
 from sfumato.cli.output import JsonOption, needs_train_extra, print_json
+from sfumato.cli.progress import bars
 
 
 @app.command()
@@ -34,7 +35,6 @@ def references(
         from sfumato.lab.audit.references import write_references
         from sfumato.lab.data import load_images
     from rich.console import Console
-    from rich.progress import Progress
     from rich.table import Table
 
     from sfumato.cli.progress import bars
@@ -42,13 +42,9 @@ def references(
     sides = image_size(size)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)  # before the long part, so that nothing is measured in vain
-    with bars() as loading:
-        train, test = (load_images(data, split, size=sides, progress=loading.progress) for split in ("train", "test"))
-    with Progress(console=Console(stderr=True), transient=True, disable=as_json) as bar:
-        task = bar.add_task("references", total=None)
-        result = write_references(
-            out, train, test, seed=seed, progress=lambda done, total: bar.update(task, completed=done, total=total)
-        )
+    train, test = load_images(data, "train", size=sides), load_images(data, "test", size=sides)
+    with bars(quiet=as_json) as progressing:
+        result = write_references(out, train, test, seed=seed, progress=progressing.progress)
     if as_json:
         print_json(result)
         return
@@ -56,8 +52,7 @@ def references(
     for header in ("what is known", "MSE", "PSNR, dB", "SSIM"):
         shown.add_column(header, justify="left" if header == "what is known" else "right", no_wrap=True)
     for row in result["references"]:
-        figures = row["figures"]
-        shown.add_row(row["name"], f"{figures['mse']:.4f}", f"{figures['psnr_db']:.2f}", f"{figures['ssim']:.3f}")
+        shown.add_row(row["name"], f"{row['mse']:.4f}", f"{row['psnr_db']:.2f}", f"{row['ssim']:.3f}")
     Console().print(shown)
     if out is not None:
         typer.echo(f"written: {out}")

@@ -32,10 +32,10 @@ def transfer(
     Example: `sfumato transfer runs/mine/bundle --to runs/vgg7/bundle --to runs/convmixer/bundle -o results/mine.json`
     """
     with needs_train_extra():
+        from sfumato.lab.audit.points import read_audits
         from sfumato.lab.data import load_images
         from sfumato.lab.evaluation.transfer import Leakage
         from sfumato.lab.evaluation.transfer import transfer as measure
-        from sfumato.lab.report.points import read_audits
     from sfumato.artifacts.bundle import Bundle, write_json
     from sfumato.cli.progress import bars
 
@@ -43,8 +43,7 @@ def transfer(
         out.parent.mkdir(parents=True, exist_ok=True)  # before the long part, so that nothing is measured in vain
     obfuscators = [Bundle.load(path, kind="obfuscator") for path in bundles]
     classifiers = [Bundle.load(path, kind="classifier") for path in to]
-    read = [Leakage.from_audit(audit) for folder in audits or [] for audit in read_audits(folder).values()]
-    leakages = [leakage for leakage in read if leakage is not None]
+    known = {file: audit.as_json for folder in audits or [] for file, audit in read_audits(folder).items()}
     size = obfuscators[0].preprocessing
     with bars() as shown:
         test = load_images(data, "test", size=(size.height, size.width), progress=shown.progress).subset(images)

@@ -182,11 +182,11 @@ def test_the_types_are_those_of_the_module() -> None:
 
 
 def test_the_plot_shows_the_audits_that_were_run() -> None:
-    from sfumato.lab.report.points import collect as audited
+    from sfumato.lab.audit.points import collect as audited
 
     shown = json.loads(assets.FRONTIER.read_text(encoding="utf-8"))["points"]
     current = audited(ROOT / "results" / "audits")
-    wanted = [{**point, "role": None} for point in current]
+    wanted = [{**point.as_json, "role": None} for point in current]
     assert [{**point, "role": None} for point in shown] == wanted, "run: make frontier"
 
 

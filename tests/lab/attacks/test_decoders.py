@@ -5,7 +5,7 @@ from scenes import SIDE, images
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.decoders import PAPER, RESIDUAL, RESIDUAL_GAN, RESIDUAL_SSIM, UNET
 from sfumato.lab.attacks.linear import Linear
-from sfumato.lab.attacks.protocol import Effort
+from sfumato.lab.attacks.protocol import AttackBudget
 from sfumato.lab.attacks.threat_models import FreshPairs, Knowledge, Threat
 from sfumato.lab.audit.sanity_checks import fold
 from sfumato.lab.models import Deobfuscator
@@ -23,9 +23,9 @@ def flat_colours():
     return Knowledge(Threat.WHITE_BOX, SIDE, SIDE, FreshPairs(image_set(240, size=(SIDE, SIDE)).images, lambda x: x))
 
 
-def error(attacker, known, payload, **effort):
+def error(attacker, known, payload, **budget):
     asked = images(40, seed=1).images.float() / 255
-    reconstructed = attacker.prepare(known, Effort(steps=0, **effort)).reconstruct(payload(asked))
+    reconstructed = attacker.prepare(known, AttackBudget(steps=0, **budget)).reconstruct(payload(asked))
     return float((reconstructed - asked).square().mean())
 
 
@@ -33,12 +33,12 @@ def error(attacker, known, payload, **effort):
 def test_every_decoder_learns_and_gives_images(attacker):
     # From nothing, a few seconds are enough for the colour of a class only.
     known = knowledge(fold) if attacker.corrects else flat_colours()
-    prepared = attacker.prepare(known, Effort(images=640 if attacker.corrects else 3_200, steps=0))
+    prepared = attacker.prepare(known, AttackBudget(images=640 if attacker.corrects else 3_200, steps=0))
     reconstructed = prepared.reconstruct(torch.rand(3, 3, SIDE, SIDE))
     assert reconstructed.shape == (3, 3, SIDE, SIDE) and reconstructed.dtype == torch.float32
     assert float(reconstructed.min()) >= 0 and float(reconstructed.max()) <= 1
     seen, errors = zip(*prepared.curve, strict=True)
-    assert seen[0] == 0 and seen[-1] == prepared.facts["images_seen"]
+    assert seen[0] == 0 and seen[-1] == prepared.images_seen
     assert min(errors) < errors[0]
 
 
@@ -56,12 +56,12 @@ def test_what_payload_may_have_any_shape(channels, height, width):
         return torch.nn.functional.adaptive_avg_pool2d(x, (height, width)).repeat(1, 2, 1, 1)[:, :channels]
 
     for attacker in (PAPER, UNET):
-        prepared = attacker.prepare(knowledge(payload, count=60), Effort(images=64, steps=0))
+        prepared = attacker.prepare(knowledge(payload, count=60), AttackBudget(images=64, steps=0))
         assert prepared.reconstruct(torch.rand(2, channels, height, width)).shape == (2, 3, SIDE, SIDE)
 
 
 def test_images_of_odd_sizes_are_padded_for_the_networks():
-    prepared = UNET.prepare(knowledge(lambda x: x, count=60, side=13), Effort(images=64, steps=0))
+    prepared = UNET.prepare(knowledge(lambda x: x, count=60, side=13), AttackBudget(images=64, steps=0))
     assert prepared.reconstruct(torch.rand(2, 3, 13, 13)).shape == (2, 3, 13, 13)
 
 
@@ -79,4 +79,4 @@ def test_two_trainings_with_one_seed_are_equal_and_with_two_are_not():
 
 def test_without_pairs_there_is_nothing_to_learn_from():
     with pytest.raises(AuditError, match="needs pairs"):
-        RESIDUAL.prepare(Knowledge(Threat.NO_PAIRS, SIDE, SIDE), Effort(64, 0))
+        RESIDUAL.prepare(Knowledge(Threat.NO_PAIRS, SIDE, SIDE), AttackBudget(64, 0))

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.deep_image_prior import DeepImagePrior, Hourglasses
-from sfumato.lab.attacks.protocol import Effort
+from sfumato.lab.attacks.protocol import AttackBudget
 from sfumato.lab.attacks.threat_models import FixedPairs, Knowledge, Threat
 
 
@@ -31,7 +31,7 @@ def knowledge(module: nn.Module, images: Tensor) -> Knowledge:
 
 def test_beats_the_mean_image_on_a_blur():
     known, truth = smooth(20, seed=0), smooth(4, seed=1).float() / 255
-    prepared = DeepImagePrior().prepare(knowledge(Blur(), known), Effort(images=0, steps=60))
+    prepared = DeepImagePrior().prepare(knowledge(Blur(), known), AttackBudget(images=0, steps=60))
     reconstructed = prepared.reconstruct(Blur()(truth))
     assert reconstructed.min() >= 0 and reconstructed.max() <= 1
     mean = known.float().mean(dim=0) / 255
@@ -40,7 +40,7 @@ def test_beats_the_mean_image_on_a_blur():
 
 def test_works_on_images_of_any_size_and_repeats_itself():
     known, truth = smooth(8, seed=0, height=13, width=18), smooth(2, seed=1, height=13, width=18).float() / 255
-    prepared = DeepImagePrior().prepare(knowledge(nn.Identity(), known), Effort(images=0, steps=3, seed=5))
+    prepared = DeepImagePrior().prepare(knowledge(nn.Identity(), known), AttackBudget(images=0, steps=3, seed=5))
     assert prepared.reconstruct(truth).shape == truth.shape
     assert torch.equal(prepared.reconstruct(truth), prepared.reconstruct(truth))
 
@@ -60,4 +60,4 @@ def test_each_network_draws_from_its_own_noise_alone():
 def test_says_what_is_missing():
     known = knowledge(nn.Identity(), smooth(8, seed=0))
     with pytest.raises(AuditError, match="deep image prior needs the obfuscator with gradients"):
-        DeepImagePrior().prepare(Knowledge(Threat.WHITE_BOX, 16, 16, known.pairs), Effort(images=0, steps=1))
+        DeepImagePrior().prepare(Knowledge(Threat.WHITE_BOX, 16, 16, known.pairs), AttackBudget(images=0, steps=1))

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.identification import Identification, another_view, identify
-from sfumato.lab.attacks.protocol import Effort
+from sfumato.lab.attacks.protocol import AttackBudget
 from sfumato.lab.attacks.threat_models import FixedPairs, FreshPairs, Knowledge, Threat
 
-TINY = Effort(images=256, steps=1)
+TINY = AttackBudget(images=256, steps=1)
 
 
 def images(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -29,7 +29,7 @@ def attack(observed: Tensor, originals: Tensor, labels: Tensor, **options) -> di
     payload = options.pop("payload", None)
     pairs = FreshPairs(known, payload) if payload else None
     knowledge = Knowledge(Threat.WHITE_BOX if payload else Threat.NO_PAIRS, 8, 8, pairs)
-    options = {"reconstruct": None, "observe": None, "effort": TINY, "seed": 0, "candidates": (10,), **options}
+    options = {"reconstruct": None, "observe": None, "budget": TINY, "seed": 0, "candidates": (10,), **options}
     found = identify(knowledge, observed, originals, labels, **options)
     assert len({(f.measure, f.attacker, f.candidates) for f in found}) == len(found)
     return {(f.measure, f.attacker): f for f in found}
@@ -119,7 +119,7 @@ def test_a_learned_embedding_links_what_distances_do_not():
         originals,
         labels,
         reconstruct=None,
-        effort=Effort(images=5_000, steps=1),
+        budget=AttackBudget(images=5_000, steps=1),
         observe=lambda x: drowned(x.float() / 255),
         seed=0,
         candidates=(10,),
@@ -134,7 +134,7 @@ def test_pairs_alone_allow_no_reobfuscation():
     originals, labels = images(30, seed=0)
     knowledge = Knowledge(Threat.PAIRS, 8, 8, FixedPairs(known, known.float() / 255))
     found = identify(
-        knowledge, originals.float() / 255, originals, labels, reconstruct=None, effort=TINY, observe=None, seed=0
+        knowledge, originals.float() / 255, originals, labels, reconstruct=None, budget=TINY, observe=None, seed=0
     )
     assert {(f.attacker, f.candidates) for f in found} == {("contrastive embedding", 10), ("contrastive embedding", 15)}
 
@@ -149,7 +149,7 @@ def test_small_classes_give_fewer_candidates_and_say_so():
         originals,
         labels,
         reconstruct=lambda x: x,
-        effort=TINY,
+        budget=TINY,
         observe=None,
         seed=0,
     )
@@ -168,7 +168,7 @@ def test_refuses_what_cannot_be_measured():
             originals,
             torch.zeros(3, dtype=torch.int64),
             reconstruct=None,
-            effort=TINY,
+            budget=TINY,
             observe=None,
             seed=0,
         )

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.image_attributes import Attribute, chance, hue, infer
-from sfumato.lab.attacks.protocol import Effort
+from sfumato.lab.attacks.protocol import AttackBudget
 from sfumato.lab.attacks.threat_models import FixedPairs, FreshPairs, Knowledge, Threat
 
-EFFORT = Effort(images=128 * 30, steps=1)
+BUDGET = AttackBudget(images=128 * 30, steps=1)
 
 
 def shaded(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -26,7 +26,7 @@ def attack(payload, *, fixed: bool = False) -> dict[str, Attribute]:
     (known, classes), (originals, labels) = shaded(500, seed=0), shaded(300, seed=1)
     pairs = FixedPairs(known, payload(known.float() / 255)) if fixed else FreshPairs(known, payload)
     knowledge = Knowledge(Threat.PAIRS if fixed else Threat.WHITE_BOX, 16, 16, pairs)
-    found = infer(knowledge, lambda x: payload(x.float() / 255), originals, labels, classes, effort=EFFORT, seed=0)
+    found = infer(knowledge, lambda x: payload(x.float() / 255), originals, labels, classes, budget=BUDGET, seed=0)
     return {one.attribute: one for one in found}
 
 
@@ -71,14 +71,16 @@ def test_oblong_images_are_not_rotated():
     known, classes = shaded(60, seed=0)
     known = known[:, :, :12]
     knowledge = Knowledge(Threat.WHITE_BOX, 12, 16, FreshPairs(known, lambda x: x))
-    found = infer(knowledge, lambda x: x / 255, known, classes, classes, effort=Effort(images=128, steps=1), seed=0)
+    found = infer(
+        knowledge, lambda x: x / 255, known, classes, classes, budget=AttackBudget(images=128, steps=1), seed=0
+    )
     assert [one.attribute for one in found] == ["hue", "brightness", "mirrored"]
 
 
 def test_says_what_is_missing():
     known, classes = shaded(20, seed=0)
     with pytest.raises(AuditError, match="no such pairs"):
-        infer(Knowledge(Threat.NO_PAIRS, 16, 16), lambda x: x, known, classes, classes, effort=EFFORT, seed=0)
+        infer(Knowledge(Threat.NO_PAIRS, 16, 16), lambda x: x, known, classes, classes, budget=BUDGET, seed=0)
     knowledge = Knowledge(Threat.WHITE_BOX, 16, 16, FreshPairs(known, lambda x: x))
     with pytest.raises(AuditError, match="19 classes for 20 images"):
-        infer(knowledge, lambda x: x, known, classes, classes[1:], effort=EFFORT, seed=0)
+        infer(knowledge, lambda x: x, known, classes, classes[1:], budget=BUDGET, seed=0)

@@ -5,7 +5,7 @@ from scenes import images
 from sfumato.errors import AuditError
 from sfumato.lab.attacks import linear
 from sfumato.lab.attacks.linear import Linear, solve
-from sfumato.lab.attacks.protocol import Effort
+from sfumato.lab.attacks.protocol import AttackBudget
 from sfumato.lab.attacks.threat_models import FixedPairs, FreshPairs, Knowledge, Threat
 
 
@@ -37,7 +37,7 @@ def test_a_linear_map_is_undone_on_images_it_was_not_fitted_on():
 
     known, asked = images(800, side=8).images, images(50, seed=1, side=8).images.float() / 255
     knowledge = Knowledge(Threat.WHITE_BOX, 8, 8, FreshPairs(known, payload))
-    reconstructed = Linear().prepare(knowledge, Effort(0, 0)).reconstruct(payload(asked))
+    reconstructed = Linear().prepare(knowledge, AttackBudget(0, 0)).reconstruct(payload(asked))
     assert float((reconstructed - asked).square().mean()) < 1e-4
 
 
@@ -60,4 +60,4 @@ def test_messages_that_tell_nothing_give_the_mean_image():
 )
 def test_too_little_knowledge_is_an_error(pairs):
     with pytest.raises(AuditError, match="needs"):
-        Linear().prepare(Knowledge(Threat.PAIRS, 8, 8, pairs), Effort(0, 0))
+        Linear().prepare(Knowledge(Threat.PAIRS, 8, 8, pairs), AttackBudget(0, 0))

@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfumato.errors import AuditError
-from sfumato.lab.attacks.protocol import Effort
+from sfumato.lab.attacks.protocol import AttackBudget
 from sfumato.lab.attacks.threat_models import Knowledge, Threat
 from sfumato.lab.attacks.unpaired import Unpaired, transport
 
-EFFORT = Effort(images=64 * 20, steps=0)
+BUDGET = AttackBudget(images=64 * 20, steps=0)
 
 
 def blobs(count: int, seed: int) -> Tensor:
@@ -29,7 +29,7 @@ def errors(messages: Tensor, test_messages: Tensor) -> tuple[float, float]:
     """Mean squared error of the attack, and of the mean public image."""
     public, truth = blobs(1000, seed=1), blobs(100, seed=2).float() / 255
     knowledge = Knowledge(Threat.NO_PAIRS, 12, 12, intercepted=messages, public=public)
-    reconstructed = Unpaired().prepare(knowledge, EFFORT).reconstruct(test_messages)
+    reconstructed = Unpaired().prepare(knowledge, BUDGET).reconstruct(test_messages)
     assert reconstructed.shape == truth.shape and reconstructed.min() >= 0 and reconstructed.max() <= 1
     mean = public.float().mean(dim=0) / 255
     return float((reconstructed - truth).square().mean()), float((mean - truth).square().mean())
@@ -61,10 +61,10 @@ def test_transport_matches_mean_and_covariance_and_finds_the_sign(sign):
 def test_repeats_itself():
     messages, public = inverted(blobs(50, seed=0)), blobs(50, seed=1)
     knowledge = Knowledge(Threat.NO_PAIRS, 12, 12, intercepted=messages, public=public)
-    first, second = (Unpaired().prepare(knowledge, Effort(images=128, steps=0, seed=3)) for _ in range(2))
+    first, second = (Unpaired().prepare(knowledge, AttackBudget(images=128, steps=0, seed=3)) for _ in range(2))
     assert torch.equal(first.reconstruct(messages), second.reconstruct(messages))
 
 
 def test_says_what_is_missing():
-    with pytest.raises(AuditError, match="intercepted messages"):
-        Unpaired().prepare(Knowledge(Threat.NO_PAIRS, 12, 12, public=blobs(9, seed=0)), EFFORT)
+    with pytest.raises(AuditError, match="intercepted payloads"):
+        Unpaired().prepare(Knowledge(Threat.NO_PAIRS, 12, 12, public=blobs(9, seed=0)), BUDGET)

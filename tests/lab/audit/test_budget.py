@@ -11,7 +11,7 @@ def test_a_share_of_a_budget_trains_every_attacker_so_much_shorter_and_says_so()
     whole = BUDGETS["standard"]
     half = shared(whole, 0.5)
     assert half.images == pytest.approx(whole.images / 2, rel=0.01)
-    assert half.name == "standard x 0.5" and "0.5 times as long" in half.says
+    assert half.name == "standard x 0.5" and "0.5 times as long" in half.description
     assert [trial.attacker for trial in half.trials] == [trial.attacker for trial in whole.trials]
     assert [trial.pairs for trial in half.trials] == [trial.pairs for trial in whole.trials]  # what they know stays
     assert shared(whole, 1) is whole

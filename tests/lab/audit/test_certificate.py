@@ -30,10 +30,10 @@ NUMBERS = 3 * SIDES[0] * SIDES[1]
 class LinearNoise:
     """`A x` and noise: everything about it is known in closed form."""
 
-    def __init__(self, travelling: int = 20, kind: str = "gaussian") -> None:
+    def __init__(self, numbers: int = 20, kind: str = "gaussian") -> None:
         source = torch.Generator().manual_seed(1)
-        self.matrix = torch.randn(travelling, NUMBERS, generator=source) / 6
-        self.std = torch.linspace(0.05, 0.3, travelling)
+        self.matrix = torch.randn(numbers, NUMBERS, generator=source) / 6
+        self.std = torch.linspace(0.05, 0.3, numbers)
         self.noise_kind = kind
 
     def mean(self, images: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ def test_fano_at_its_ends():
 def test_a_certificate_holds_together_and_is_the_same_again():
     noisy, train = LinearNoise(), images(4000)
     told: list[tuple[int, int]] = []
-    found = certify(noisy, train, seed=1, progress=lambda done, total: told.append((done, total)))
+    found = certify(noisy, train, seed=1, progress=lambda _, done, total: told.append((done, total)))
     dfil = float(noisy.information().trace()) / NUMBERS
     assert found.dfil == pytest.approx(dfil, rel=1e-4)
     assert found.mse_bound_unbiased == pytest.approx(1 / dfil, rel=1e-4)
@@ -165,7 +165,7 @@ def test_a_certificate_holds_together_and_is_the_same_again():
     assert (found.images, found.jacobians) == (4000, certificate.JACOBIANS)
     assert told[-1] == (found.jacobians, found.jacobians)
     assert found == certify(noisy, train, seed=1)
-    said = json.loads(json.dumps(found.as_json()))
+    said = json.loads(json.dumps(found.as_json))
     assert said["top1_bounds"]["1000"] == found.top1_bounds[1000] == fano_top1(found.rate_bits, 1000)
     assert any("Gaussian" in line for line in said["assumptions"])
 

@@ -1,4 +1,4 @@
-"""What an attacker tells of label columns, between the label alone and the plain image."""
+"""What an attacker infers of label columns, between the label alone and the plain image."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from scenes import SIDE, TINY, images, target
 from sfumato.errors import AuditError
-from sfumato.lab.attacks.protocol import Effort
-from sfumato.lab.audit.label_attributes import THREATS, ask
-from sfumato.lab.audit.run import Beside, audit
-from sfumato.lab.audit.setting import Scene
-from sfumato.lab.audit.verdict import hides
+from sfumato.lab.attacks.protocol import AttackBudget
+from sfumato.lab.audit.label_attributes import THREATS, infer_columns
+from sfumato.lab.audit.run import Comparison, audit
+from sfumato.lab.audit.setting import AttackSetting
+from sfumato.lab.audit.verdict import label_columns
 from sfumato.lab.data import ImageSet, faces
+from sfumato.lab.report.html import render
 
-EFFORT = Effort(images=128 * 60, steps=1)
+BUDGET = AttackBudget(images=128 * 60, steps=1)
 
 
 class Constant(nn.Module):
@@ -45,13 +46,13 @@ def rows(kind: type[nn.Module]):
     module = kind()
     (known, a, b), (asked, c, d) = marked(400, 0), marked(200, 1)
     columns = {"corner": (a, c), "unseen": (b, d), "class": (known.labels, asked.labels)}
-    found = ask(Scene(target(module), known, asked), columns, effort=EFFORT, test_images=150)
+    found = infer_columns(AttackSetting(target(module), known, asked), columns, budget=BUDGET, test_images=150)
     assert [(row.attribute, row.threat) for row in found] == [(name, t) for name in columns for t in THREATS]
     return {(row.attribute, str(row.threat)): row for row in found}
 
 
-def test_what_payload_unchanged_tells_what_the_image_tells():
-    found = rows(nn.Identity)
+def test_a_payload_that_is_the_image_gives_what_the_image_gives():
+    found = rows(nn.Identity())
     row = found["corner", "white-box"]
     assert row.accuracy > 0.95 and row.plain > 0.95 and row.test_images == 150
     assert row.low < row.accuracy <= row.high
@@ -60,15 +61,15 @@ def test_what_payload_unchanged_tells_what_the_image_tells():
     assert found["unseen", "white-box"].low < 0.55
 
 
-def test_nothing_is_told_from_a_constant_and_what_could_have_been_is_known():
-    found = rows(Constant)
+def test_nothing_is_inferred_from_a_constant_and_what_could_have_been_is_known():
+    found = rows(Constant())
     for threat in THREATS:
         row = found["corner", threat]
         assert row.low < row.chance + 0.05 and row.plain > 0.95
 
 
-def test_a_column_that_goes_with_the_class_is_told_by_the_label_alone():
-    row = rows(Constant)["class", "white-box"]
+def test_a_column_that_goes_with_the_class_is_given_by_the_label_alone():
+    row = rows(Constant())["class", "white-box"]
     assert row.chance == 1 and row.majority < 0.3
 
 
@@ -81,30 +82,33 @@ def test_faces_as_they_are_give_away_skin_and_as_a_constant_nothing():
         for name, values in columns.items():
             values.append(known[name])
     asked = {name: (a, b) for name, (a, b) in columns.items()}
-    for module, told in ((nn.Identity(), True), (Constant(), False)):
-        columns = {"skin": asked["skin"]} if told else asked
-        for row in ask(Scene(target(module), *sets), columns, effort=EFFORT, test_images=200):
-            assert (row.low > row.chance + 0.05) is told, row
+    for module, inferred in ((nn.Identity(), True), (Constant(), False)):
+        for row in infer_columns(AttackSetting(target(module), *sets), asked, budget=BUDGET, test_images=200):
+            if row.attribute == "skin" or not inferred:
+                assert (row.low > row.chance + 0.05) is inferred, row
 
 
 def test_an_audit_with_columns_says_what_is_hidden_and_what_not(tmp_path):
     (known, a, b), (asked, c, d) = marked(240, 0), marked(160, 1)
     budget = dataclasses.replace(TINY, trials=TINY.trials[:1], column_images=128 * 60, column_test_images=160)
-    beside = Beside(attributes={"corner": (a, c), "unseen": (b, d)})
-    found = audit(Scene(target(nn.Identity()), known, asked), budget, tmp_path / "audit", beside=beside)
-    corner, unseen = hides(found)
-    assert (corner["attribute"], corner["finding"], unseen["finding"]) == ("corner", "told", "not shown")
-    assert corner["kept"] == pytest.approx(1, abs=0.1) and unseen["kept"] is None
-    assert set(corner["by_threat"]) == {"white-box", "pairs"}
-    assert 'of 2 label columns 1 are told: "corner" in ' in found["verdict"]["sentences"][0]
-    page = (tmp_path / "audit" / "audit.html").read_text()
-    assert "What it hides and what not" in page and "not shown" in page
-    hidden = audit(Scene(target(Constant()), known, asked), budget, tmp_path / "hidden", beside=beside)
-    assert [row["finding"] for row in hides(hidden)] == ["not told", "not shown"]
-    assert "0 are told: none" in hidden["verdict"]["sentences"][0]
+    with_columns = Comparison(attributes={"corner": (a, c), "unseen": (b, d)})
+    plain, constant = (AttackSetting(target(module), known, asked) for module in (nn.Identity(), Constant()))
+    found = audit(plain, budget, tmp_path / "audit", comparison=with_columns)
+    corner, unseen = label_columns(found)
+    assert (corner.name, corner.finding, unseen.finding) == ("corner", "inferred", "not shown")
+    assert corner.remaining == pytest.approx(1, abs=0.1) and unseen.remaining is None
+    assert set(corner.by_threat) == {"white-box", "pairs"}
+    assert 'of 2 label columns 1 are inferred: "corner" in ' in found.verdict.sentences[0]
+    page = render(found, None)
+    assert "Attribute inference" in page and "not shown" in page
+    hidden = audit(constant, budget, tmp_path / "hidden", comparison=with_columns)
+    assert [column.finding for column in label_columns(hidden)] == ["not inferred", "not shown"]
+    assert "0 are inferred: none" in hidden.verdict.sentences[0]
 
 
 def test_every_image_needs_a_value():
     (known, a, _), (asked, c, _) = marked(40, 0), marked(20, 1)
     with pytest.raises(AuditError, match="39 values of 'corner' for 40 images"):
-        ask(Scene(target(nn.Identity()), known, asked), {"corner": (a[1:], c)}, effort=EFFORT, test_images=20)
+        infer_columns(
+            AttackSetting(target(nn.Identity()), known, asked), {"corner": (a[1:], c)}, budget=BUDGET, test_images=20
+        )

@@ -6,97 +6,111 @@ import signal
 import pytest
 import torch
 
-from scenes import SIDE, TINY, Noise, Swap, images, scene
+from scenes import SIDE, TINY, Noise, Swap, images, setting
 from sfumato.artifacts.bundle import Gate
 from sfumato.errors import AuditError, Interrupted
-from sfumato.lab.attacks.target import OwnAnswers
+from sfumato.lab.attacks.target import LocalClassifier
 from sfumato.lab.attacks.threat_models import Threat
 from sfumato.lab.audit.budget import BUDGETS, Trial
 from sfumato.lab.audit.run import audit
+from sfumato.lab.audit.schema import AuditResult, LostTrial
+from sfumato.lab.report.folder import render_audit
+from sfumato.lab.report.html import render
 
 BOX = Threat.WHITE_BOX
 
 
-pytestmark = pytest.mark.usefixtures("own_caches")  # the controls are the same for all tests here
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    """One for all tests here: the sanity checks are the same for all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SFUMATO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def by_key(found):
-    return {trial["key"]: trial for trial in found["trials"]}
+    return {trial.key: trial for trial in found.trials}
 
 
 def test_a_map_that_loses_nothing_is_found_to_leak_and_everything_is_written(tmp_path):
-    found = audit(scene(Swap()), TINY, tmp_path / "audit")
-    assert found["verdict"]["finding"] == "leaks"
-    assert found["best"]["excess_leakage"] > 0.9
-    assert found == json.loads((tmp_path / "audit" / "audit.json").read_text())
-    assert "<html" in (tmp_path / "audit" / "audit.html").read_text()
+    played, folder = setting(Swap()), tmp_path / "audit"
+    found = audit(played, TINY, folder)
+    assert found.verdict.finding == "leaks"
+    assert found.best.excess_leakage > 0.9
+    assert found == AuditResult.read(folder / "audit.json")
+    render_audit(played, found, folder)
+    assert "<html" in (folder / "audit.html").read_text() and (folder / "panel.png").is_file()
     trials = by_key(found)
     assert len(trials) == len(TINY.trials)
-    assert trials["least_squares-shadow-seed0"]["status"] == "not run"
-    assert "shadow" in trials["least_squares-shadow-seed0"]["reason"]
-    assert trials["least_squares-pairs-n1000-seed0"]["reason"].startswith("only 240")
-    assert trials["least_squares-cloud-seed0"]["status"] == "not run"
-    assert found["certificate"] is None and "without noise" in found["certificate_note"]
-    again = {row["attacker"]: row for row in found["identification"] if row["candidates"] == 10}
-    assert again["obfuscating the candidates"]["top1"] == 1
+    assert trials["least_squares-shadow-seed0"].status == "not run"
+    assert "shadow" in trials["least_squares-shadow-seed0"].reason
+    assert trials["least_squares-pairs-n1000-seed0"].reason.startswith("only 240")
+    assert trials["least_squares-cloud-seed0"].status == "not run"
+    assert found.certificate is None and "without noise" in found.certificate_note
+    again = {row.attacker: row for row in found.identification if row.candidates == 10}
+    assert again["obfuscating the candidates"].top1 == 1
 
 
 def test_without_gradients_the_optimising_attackers_are_counted_as_not_run(tmp_path):
-    found = audit(scene(Swap(), gradients=False), TINY, tmp_path / "audit")
+    found = audit(setting(Swap(), gradients=False), TINY, tmp_path / "audit")
     trial = by_key(found)["total_variation-white-box-seed0"]
-    assert (trial["status"], trial["mse"]) == ("not run", None)
-    assert "gradients" in trial["reason"]
+    assert isinstance(trial, LostTrial) and trial.status == "not run"
+    assert "gradients" in trial.reason
 
 
 def test_noise_is_averaged_away_and_certified(tmp_path):
-    found = audit(scene(Noise(), stochastic=True), TINY, tmp_path / "audit")
+    found = audit(setting(Noise(), stochastic=True), TINY, tmp_path / "audit")
     trials = by_key(found)
-    assert trials["least_squares-white-box-k4-seed0"]["mse"] < trials["least_squares-white-box-seed0"]["mse"]
-    assert found["best"]["views"] == 1
-    assert found["certificate"]["mse_bound_any"] < found["best"]["mse"]
+    assert trials["least_squares-white-box-k4-seed0"].mse < trials["least_squares-white-box-seed0"].mse
+    assert found.best.views == 1
+    assert found.certificate.mse_bound_any < found.best.mse
 
 
 def test_an_attacker_that_breaks_is_counted_and_does_not_end_the_audit(tmp_path, monkeypatch):
-    def broken(self, knowledge, effort):
+    def broken(self, knowledge, budget):
         raise RuntimeError("out of luck")
 
     monkeypatch.setattr("sfumato.lab.attacks.decoders.LearnedDecoder.prepare", broken)
     budget = dataclasses.replace(TINY, trials=(Trial("residual decoder", BOX, 64), Trial("least squares", BOX)))
-    monkeypatch.setattr("sfumato.lab.audit.run.decoder_controls", lambda *a, **k: [])
-    trial = by_key(audit(scene(Swap()), budget, tmp_path / "audit"))["residual_decoder-white-box-seed0"]
-    assert (trial["status"], trial["reason"]) == ("failed", "RuntimeError: out of luck")
+    monkeypatch.setattr("sfumato.lab.audit.run.decoder_checks", lambda *a, **k: [])
+    trial = by_key(audit(setting(Swap()), budget, tmp_path / "audit"))["residual_decoder-white-box-seed0"]
+    assert (trial.status, trial.reason) == ("failed", "RuntimeError: out of luck")
 
 
 def test_an_interrupted_audit_goes_on_to_the_same_result(tmp_path):
-    whole = audit(scene(Swap()), TINY, tmp_path / "whole")
+    whole = audit(setting(Swap()), TINY, tmp_path / "whole")
 
-    def interrupt(done, total, what, part, parts):
-        if what.startswith("residual decoder") and part == 5:
+    def interrupt(stage, done, total, note=""):
+        if stage.startswith("residual decoder") and done == 5:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(Interrupted, match="--resume"):
-        audit(scene(Swap()), TINY, tmp_path / "parts", progress=interrupt)
+        audit(setting(Swap()), TINY, tmp_path / "parts", progress=interrupt)
     assert not (tmp_path / "parts" / "audit.json").exists()
-    parts = audit(scene(Swap()), TINY, tmp_path / "parts", resume=True)
-    for one, other in zip(whole["trials"], parts["trials"], strict=True):
-        assert {**one, "seconds": 0} == {**other, "seconds": 0}
-    assert whole["identification"] == parts["identification"]
+    parts = audit(setting(Swap()), TINY, tmp_path / "parts", resume=True)
+    for one, other in zip(whole.trials, parts.trials, strict=True):
+        assert one.model_copy(update={"seconds": 0}) == other.model_copy(update={"seconds": 0})
+    assert whole.identification == parts.identification
 
 
 def test_findings_of_two_audits_are_not_mixed(tmp_path):
     small = dataclasses.replace(TINY, trials=TINY.trials[:1])
-    audit(scene(Swap()), small, tmp_path / "audit")
+    audit(setting(Swap()), small, tmp_path / "audit")
     with pytest.raises(AuditError, match="--resume goes on"):
-        audit(scene(Swap()), small, tmp_path / "audit")
+        audit(setting(Swap()), small, tmp_path / "audit")
     with pytest.raises(AuditError, match="obfuscator differ"):
-        audit(scene(torch.nn.Identity()), small, tmp_path / "audit", resume=True)
+        audit(setting(torch.nn.Identity()), small, tmp_path / "audit", resume=True)
     with pytest.raises(AuditError, match="choose one"):
-        audit(scene(Swap()), small, tmp_path / "audit", resume=True, overwrite=True)
-    audit(scene(torch.nn.Identity()), small, tmp_path / "audit", overwrite=True)
+        audit(setting(Swap()), small, tmp_path / "audit", resume=True, overwrite=True)
+    audit(setting(torch.nn.Identity()), small, tmp_path / "audit", overwrite=True)
+    about = tmp_path / "audit" / "work" / "audit.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"schema": "sfumato.audit/1"}))
+    with pytest.raises(AuditError, match=r"another one \(schema differ"):
+        audit(setting(torch.nn.Identity()), small, tmp_path / "audit", resume=True)
 
 
 def test_images_of_another_size_are_refused_before_anything_runs(tmp_path):
-    wrong = scene(Swap())
+    wrong = setting(Swap())
     wrong.train = images(40, side=2 * SIDE)
     with pytest.raises(AuditError, match=r"\(32, 32\).*\(16, 16\)"):
         audit(wrong, TINY, tmp_path / "audit")
@@ -112,7 +126,7 @@ def test_budgets_try_every_threat_model_and_their_keys_differ(name):
 
 
 class Lied(torch.nn.Module):
-    """Says that a bit travels, and sends the image."""
+    """States a code of one bit, and sends the image."""
 
     code_bits = 1
 
@@ -127,24 +141,24 @@ class Bit(torch.nn.Module):
         return (x.mean(dim=(1, 2, 3), keepdim=True) > 0.5).float().expand_as(x)
 
 
-def test_a_code_is_certified_if_no_more_payload_than_it_says(tmp_path):
+def test_a_code_is_certified_if_no_more_is_sent_than_it_states(tmp_path):
     budget = dataclasses.replace(TINY, trials=(Trial("least squares", BOX), Trial("codeword means", BOX)))
-    found = audit(scene(Bit()), budget, tmp_path / "bit")
-    assert found["certificate"]["rate_bits"] == 1 and found["certificate"]["top1_bounds"]["100"] == 0.02
-    assert by_key(found)["codeword_means-white-box-seed0"]["status"] == "done"
-    assert "at most 1.0 bits" in found["verdict"]["sentences"][2]
-    lied = audit(scene(Lied()), budget, tmp_path / "lied")
-    assert lied["certificate"] is None and "60 different things travelled" in lied["certificate_note"]
+    found = audit(setting(Bit()), budget, tmp_path / "bit")
+    assert found.certificate.rate_bits == 1 and found.certificate.top1_bounds[100] == 0.02
+    assert by_key(found)["codeword_means-white-box-seed0"].status == "done"
+    assert "at most 1.0 bits" in found.verdict.sentences[2]
+    lied = audit(setting(Lied()), budget, tmp_path / "lied")
+    assert lied.certificate is None and "60 different payloads were sent" in lied.certificate_note
 
 
 def test_a_gates_figures_stand_in_the_audit_and_its_page(tmp_path):
-    plain = scene(Swap(), test=120)
-    own = OwnAnswers(lambda x: torch.cat([40 * (x.mean(dim=(1, 2, 3)) - 0.4)[:, None], torch.zeros(len(x), 3)], dim=1),
+    plain = setting(Swap(), test=120)
+    own = LocalClassifier(lambda x: torch.cat([40 * (x.mean(dim=(1, 2, 3)) - 0.4)[:, None], 0 * x[:, :3, 0, 0]], dim=1),
                      Gate(0.98, 0.5, 10))  # fmt: skip
     plain.target = dataclasses.replace(plain.target, gate=own)
     budget = dataclasses.replace(TINY, trials=(Trial("least squares", BOX),))
     found = audit(plain, budget, tmp_path / "audit")
-    assert 0 < found["gate"]["offload_rate"] < 1 and found["gate"]["accuracy_gated"] is None
-    assert 0 < found["gate"]["excess_leakage_mean"] < found["gate"]["excess_leakage_sent"]
-    assert "With its gate" in found["verdict"]["sentences"][1]
-    assert "With its gate" in (tmp_path / "audit" / "audit.html").read_text()
+    assert 0 < found.gate.offload_rate < 1 and found.gate.accuracy_gated is None
+    assert 0 < found.gate.excess_leakage_mean < found.gate.excess_leakage_sent
+    assert "With its gate" in found.verdict.sentences[1]
+    assert "With its gate" in render(found, None)

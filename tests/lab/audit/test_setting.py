@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from scenes import SIDE, Noise, Swap, scene
+from scenes import SIDE, Noise, Swap, setting
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.cloud_features import CloudView
 from sfumato.lab.attacks.dead_leaves import dead_leaves
@@ -20,7 +20,7 @@ def every(pairs):
 
 @pytest.mark.parametrize("threat", Threat)
 def test_no_attacker_is_handed_a_test_image(threat):
-    played = scene(Swap())
+    played = setting(Swap())
     played.shadow, played.classifier = played.target, build_classifier("resnet20", 4)
     known = played.knowledge(threat)
     private = {image.numpy().tobytes() for image in played.test.images}
@@ -31,14 +31,14 @@ def test_no_attacker_is_handed_a_test_image(threat):
 
 
 def test_only_the_white_box_has_the_obfuscator():
-    played = scene(Swap())
+    played = setting(Swap())
     assert played.knowledge(Threat.WHITE_BOX).module is played.target.module
     for threat in (Threat.PAIRS, Threat.OTHER_DATA, Threat.NO_PAIRS):
         assert played.knowledge(threat).module is None
 
 
 def test_so_many_pairs_are_known_as_were_asked_for():
-    played = scene(Swap())
+    played = setting(Swap())
     assert len(played.knowledge(Threat.PAIRS, pairs=100).pairs) == 100
     assert len(played.knowledge(Threat.PAIRS).pairs) == len(played.train)
     with pytest.raises(UnavailableError, match="only 240 training images"):
@@ -46,14 +46,14 @@ def test_so_many_pairs_are_known_as_were_asked_for():
 
 
 def test_a_known_pairs_noise_is_seen_once_and_the_white_boxs_is_fresh():
-    played = scene(Noise(), stochastic=True)
+    played = setting(Noise(), stochastic=True)
     fixed, fresh = (played.knowledge(threat).pairs for threat in (Threat.PAIRS, Threat.WHITE_BOX))
     assert torch.equal(every(fixed)[1], every(fixed)[1])
     assert not torch.equal(every(fresh)[1], every(fresh)[1])
 
 
 def test_views_are_averaged():
-    played = scene(Noise(), stochastic=True)
+    played = setting(Noise(), stochastic=True)
     originals = played.test.images.float() / 255
     for views in (1, 16):
         spread = float((played.observed(Threat.WHITE_BOX, 60, views=views) - originals).std())
@@ -61,7 +61,7 @@ def test_views_are_averaged():
 
 
 def test_intercepted_and_public_images_are_different_ones():
-    known = scene(Swap()).knowledge(Threat.NO_PAIRS)
+    known = setting(Swap()).knowledge(Threat.NO_PAIRS)
     reconstructed = ((1 - known.intercepted.flip(3)) * 255).round().to(torch.uint8)
     public = {image.numpy().tobytes() for image in known.public}
     assert not public & {image.numpy().tobytes() for image in reconstructed}
@@ -70,21 +70,21 @@ def test_intercepted_and_public_images_are_different_ones():
 def test_missing_things_are_named():
     for threat, missing in ((Threat.SHADOW, "shadow"), (Threat.CLOUD, "classifier")):
         with pytest.raises(UnavailableError, match=missing):
-            scene(Swap()).knowledge(threat)
+            setting(Swap()).knowledge(threat)
 
 
-def test_the_cloud_sees_what_payload_then_features_then_logits():
+def test_the_cloud_sees_the_payload_then_features_then_logits():
     classifier = build_classifier("resnet20", 4).eval()
-    travelled = torch.rand(2, 3, SIDE, SIDE)
-    view = CloudView(classifier, travelled)(travelled)
+    payload = torch.rand(2, 3, SIDE, SIDE)
+    view = CloudView(classifier, payload)(payload)
     assert view.shape == (2, 3 + 64 + 4, SIDE, SIDE)
-    assert torch.equal(view[:, :3], travelled)
-    features = classifier.stages(classifier.stem(travelled))
+    assert torch.equal(view[:, :3], payload)
+    features = classifier.stages(classifier.stem(payload))
     assert torch.allclose(view[:, 3:67], nn.functional.interpolate(features, size=(SIDE, SIDE)), atol=1e-5)
-    assert torch.allclose(view[:, 67:, 0, 0], classifier(travelled), atol=1e-5)
+    assert torch.allclose(view[:, 67:, 0, 0], classifier(payload), atol=1e-5)
 
 
-def test_a_classifier_that_does_not_take_what_payload_is_named():
+def test_a_classifier_that_does_not_take_the_payload_is_named():
     with pytest.raises(AuditError, match="does not take the payload"):
         CloudView(build_classifier("resnet20", 4), torch.rand(2, 5, SIDE, SIDE))
 

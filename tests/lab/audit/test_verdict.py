@@ -2,41 +2,31 @@ import re
 
 import pytest
 
-from fakes import fake_audit, trial
+from fakes import CHECK, UTILITY, changed, fake_audit, gate, trial
 from sfumato.lab.attacks.threat_models import Threat
+from sfumato.lab.audit.certificate import certify_code
+from sfumato.lab.audit.schema import Alternatives, AuditResult, GatedPlain
 from sfumato.lab.audit.verdict import LEAKS_ABOVE, WHO, best_mixture, decide, find_doubts, mixed_accuracy, percent
 
+CERTIFICATE = certify_code(3).as_json
 CLAIMS = re.compile(r"\b(private|privacy|secure|security|safe|safely|encrypt\w*|anonym\w*)\b", re.IGNORECASE)
 
 
-def control(passed: bool | None) -> dict:
-    return {
-        "name": "blur is undone",
-        "passed": passed,
-        "measured": "MSE 0.02",
-        "needed": "MSE below 0.005",
-        "detail": "",
-    }
+def check(passed: bool | None) -> dict:
+    return CHECK | {"passed": passed}
 
 
-def spoilt() -> dict[str, dict]:
+def spoilt() -> dict[str, AuditResult]:
     """One audit for each reason why nothing found does not mean that there is nothing."""
     good = fake_audit()
-    worse = fake_audit(mse=0.08)
-    worse["best"]["excess_leakage"] = 0.0
-    learning = fake_audit()
-    learning["trials"][0]["flattened"] = False
-    same_attacker, lone = (fake_audit(), fake_audit())
-    same_attacker["trials"].append(trial("U-Net", "shadow", None))
-    lone["trials"].append(trial("deep image prior", "white-box", None))
     return {
-        "failed control": fake_audit(controls=[*good["controls"], control(False)]),
-        "control not run": fake_audit(controls=[*good["controls"], control(None)]),
-        "no controls": fake_audit(controls=[]),
-        "best attacker still learning": learning,
-        "best attacker failed elsewhere": same_attacker,
-        "attacker without any result": lone,
-        "broken attackers": worse,
+        "failed check": fake_audit(sanity_checks=[CHECK, check(False)]),
+        "check not run": fake_audit(sanity_checks=[CHECK, check(None)]),
+        "no checks": fake_audit(sanity_checks=[]),
+        "best attacker still learning": changed(good, more_trials=[trial("U-Net", "white-box", 0.06, flattened=False)]),
+        "best attacker failed elsewhere": changed(good, more_trials=[trial("U-Net", "shadow", None)]),
+        "attacker without any result": changed(good, more_trials=[trial("deep image prior", "white-box", None)]),
+        "broken attackers": fake_audit(mse=0.08, best={"excess_leakage": 0.0}),
         "no attacker": fake_audit(best=None, trials=[trial("U-Net", "pairs", None)]),
     }
 
@@ -58,8 +48,7 @@ def test_nothing_found_by_a_doubtful_audit_is_inconclusive(reason):
 
 
 def test_a_failed_trial_of_an_attacker_that_did_worse_in_the_same_place_is_no_doubt_but_counted():
-    audit = fake_audit()
-    audit["trials"].append(trial("least squares", "pairs", None, seed=1))
+    audit = changed(fake_audit(), more_trials=[trial("least squares", "pairs", None, seed=1)])
     verdict = decide(audit)
     assert verdict.finding == "withstood"
     assert "4 of 5 trials" in verdict.sentences[2]
@@ -67,16 +56,13 @@ def test_a_failed_trial_of_an_attacker_that_did_worse_in_the_same_place_is_no_do
 
 
 def test_what_was_not_run_is_counted():
-    audit = fake_audit()
-    audit["trials"].append(trial("total variation", "white-box", None, status="not run", reason="no gradients"))
-    assert "1 not run" in decide(audit).sentences[2]
+    lost = trial("total variation", "white-box", None, status="not run", reason="no gradients")
+    assert "1 not run" in decide(changed(fake_audit(), more_trials=[lost])).sentences[2]
 
 
 @pytest.mark.parametrize(("excess", "finding"), [(LEAKS_ABOVE, "withstood"), (LEAKS_ABOVE + 0.001, "leaks")])
 def test_excess_leakage_decides(excess, finding):
-    audit = fake_audit()
-    audit["best"]["excess_leakage"] = excess
-    assert decide(audit).finding == finding
+    assert decide(fake_audit(best={"excess_leakage": excess})).finding == finding
 
 
 @pytest.mark.parametrize(
@@ -89,14 +75,13 @@ def test_excess_leakage_decides(excess, finding):
     ],
 )
 def test_identification_and_attributes_count_when_their_interval_is_clear_of_chance(part, changes, finding):
-    audit = fake_audit()
-    audit[part][0] |= changes
-    assert decide(audit).finding == finding
+    (row,) = fake_audit().as_json[part]
+    assert decide(fake_audit(**{part: [row | changes]})).finding == finding
 
 
 @pytest.mark.parametrize("passed", [False, None])
-def test_a_leak_stands_as_a_lower_bound_when_a_control_failed(passed):
-    verdict = decide(fake_audit(mse=0.02, controls=[control(passed)]))
+def test_a_leak_stands_as_a_lower_bound_when_a_sanity_check_failed(passed):
+    verdict = decide(fake_audit(mse=0.02, sanity_checks=[check(passed)]))
     assert verdict.finding == "leaks"
     assert "at least 0.65" in verdict.sentences[0]
     assert "inconclusive about how much more" in verdict.sentences[2]
@@ -110,68 +95,61 @@ def test_the_first_sentence_has_the_figures_and_the_class_mean():
 
 
 def test_of_few_images_the_class_mean_is_told_on_the_same_ones():
-    audit = fake_audit(mse=0.06)
-    audit["best"] |= {"test_images": 200, "excess_leakage": 0.2}
+    audit = fake_audit(mse=0.06, best={"test_images": 200, "excess_leakage": 0.2})
     assert "has 0.0750 on the same 200 images: an excess leakage of at least 0.20" in decide(audit).sentences[0]
 
 
 @pytest.mark.parametrize("threat", [str(threat) for threat in Threat])
 @pytest.mark.parametrize("pairs", [None, 123])
 def test_every_threat_model_has_words(threat, pairs):
-    audit = fake_audit(mse=0.02)
-    audit["best"] |= {"threat": threat, "pairs": pairs}
-    sentence = decide(audit).sentences[0]
-    assert ("123 " in sentence) == (pairs is not None and "{pairs}" in WHO[threat])
+    sentence = decide(fake_audit(mse=0.02, best={"threat": threat, "pairs": pairs})).sentences[0]
+    assert ("123 " in sentence) == (pairs is not None and "{pairs}" in WHO[Threat(threat)])
     assert "  " not in sentence
 
 
 @pytest.mark.parametrize(
     ("accuracy", "local", "words"),
     [
-        (0.88, 0.89, "nothing speaks for sending"),
-        (0.89, 0.89, "nothing speaks for sending"),
+        (0.88, 0.89, "offloading does not pay off"),
+        (0.89, 0.89, "offloading does not pay off"),
         (0.8905, 0.89, "better off without"),
         (0.91, 0.89, "more than the"),
         (0.91, None, "not known"),
     ],
 )
 def test_the_second_sentence_compares_with_the_alternatives(accuracy, local, words):
-    audit = fake_audit(mse=0.02)  # excess leakage 0.65: the mixture reaches about 0.9055
-    audit["utility"] |= {"accuracy_obfuscated": accuracy, "accuracy_local": local}
+    # Excess leakage 0.65: the mixture reaches about 0.9055.
+    audit = fake_audit(mse=0.02, utility={"accuracy_obfuscated": accuracy, "accuracy_local": local})
     assert words in decide(audit).sentences[1]
 
 
 def test_a_gate_before_the_plain_image_is_an_alternative_too():
-    audit = fake_audit(mse=0.02)
-    audit["utility"] |= {"accuracy_obfuscated": 0.91, "accuracy_local": 0.89}
     row = {"offload_rate": 0.15, "excess_leakage": 0.16, "accuracy": 0.912}
-    audit["utility"]["gated_plain"] = [row]
+    audit = fake_audit(mse=0.02, utility={"accuracy_obfuscated": 0.91, "gated_plain": [row]})
     assert "least sure of leaks as much and gives 91.3 %, so a user is better off" in decide(audit).sentences[1]
-    audit["utility"]["gated_plain"] = [row | {"excess_leakage": 0.9}]
+    audit = changed(audit, utility={"gated_plain": [row | {"excess_leakage": 0.9}]})
     assert "more than the" in decide(audit).sentences[1], "up to there the curve lies lower"
 
 
 def test_between_its_points_the_curve_of_a_gate_is_followed():
-    utility = {"accuracy_local": 0.89, "accuracy_plain": 0.91, "gated_plain": [
-        {"offload_rate": 0.1, "excess_leakage": 0.1, "accuracy": 0.9},
-        {"offload_rate": 0.3, "excess_leakage": 0.3, "accuracy": 0.92},
-    ]}  # fmt: skip
+    rows = (
+        GatedPlain(offload_rate=0.1, excess_leakage=0.1, accuracy=0.9),
+        GatedPlain(offload_rate=0.3, excess_leakage=0.3, accuracy=0.92),
+    )
+    utility = Alternatives(accuracy_local=0.89, accuracy_plain=0.91, gated_plain=rows)
     assert best_mixture(0.05, utility)[0] == pytest.approx(0.895)
     assert best_mixture(0.2, utility)[0] == pytest.approx(0.91)
     assert best_mixture(0.65, utility)[0] == pytest.approx(0.915)
     assert best_mixture(1.0, utility)[0] == pytest.approx(0.91)
-    assert best_mixture(0.5, utility | {"gated_plain": []})[0] == pytest.approx(0.9)
+    assert best_mixture(0.5, utility.model_copy(update={"gated_plain": ()}))[0] == pytest.approx(0.9)
+    assert best_mixture(0.5, UTILITY.model_copy(update={"accuracy_local": None})) is None
 
 
 def test_what_a_gate_changes_is_said():
-    gate = {
-        "offload_rate": 0.152, "accuracy_gated": 0.913, "accuracy_device": 0.905, "excess_leakage_sent": 0.123,
-        "excess_leakage_mean": 0.021, "threshold": 0.8, "sent_images": 1520, "attacker": "least squares",
-    }  # fmt: skip
-    sentence = decide(fake_audit(gate=gate)).sentences[1]
+    sentence = decide(fake_audit(gate=gate())).sentences[1]
     for figure in ("15.2 %", "91.3 %", "90.5 %", "at least 0.12", "0.02 over all, where"):
         assert figure in sentence
-    unmeasured = gate | {"accuracy_gated": None, "excess_leakage_sent": None}
+    unmeasured = gate(accuracy_gated=None, excess_leakage_sent=None)
     assert decide(fake_audit(gate=unmeasured)).sentences[1].endswith("15.2 % of the images leave the device.")
 
 
@@ -181,7 +159,7 @@ def test_without_a_classifier_there_is_no_comparison():
 
 def test_the_third_sentence_names_a_certificate_if_there_is_one():
     assert "no certificate" in decide(fake_audit()).sentences[2]
-    assert "at most 3.2 bits" in decide(fake_audit(certificate={"rate_bits": 3.21})).sentences[2]
+    assert "at most 3.2 bits" in decide(fake_audit(certificate=CERTIFICATE | {"rate_bits": 3.21})).sentences[2]
 
 
 @pytest.mark.parametrize("audit", [fake_audit(), fake_audit(mse=0.02), fake_audit(utility=None), *spoilt().values()])
@@ -204,7 +182,6 @@ def test_percent(share, text):
 
 
 def test_noise_that_hides_one_view_but_not_sixteen_leaks():
-    audit = fake_audit()
-    audit["trials"].append(trial("least squares", "white-box", 0.03, views=16, excess_leakage=0.4))
-    verdict = decide(audit)
+    averaged = trial("least squares", "white-box", 0.03, views=16, excess_leakage=0.4)
+    verdict = decide(changed(fake_audit(), more_trials=[averaged]))
     assert verdict.finding == "leaks" and "of 0.40 if an image is sent 16 times" in verdict.sentences[0]

@@ -8,17 +8,18 @@ import pytest
 
 from fakes import fake_audit
 from sfumato.errors import AuditError
-from sfumato.lab.report.attribute_table import BEGIN, END, markdown, side_by_side, write_into
-from sfumato.lab.report.points import read_audits
+from sfumato.lab.audit.points import read_audits
+from sfumato.lab.audit.schema import AuditResult
+from sfumato.lab.report.attribute_table import BEGIN, END, markdown, side_by_side, write_between
 
 ROOT = Path(__file__).parents[3]
 
 
-def asked(name: str, accuracy: float, **changes) -> dict:
+def asked(name: str, accuracy: float, **changes) -> AuditResult:
     one = {"attribute": "glasses", "threat": "white-box", "accuracy": accuracy, "low": accuracy - 0.02}
     one |= {"high": accuracy + 0.02, "chance": 0.6, "majority": 0.55, "plain": 0.9, "test_images": 4_000}
     other = {**one, "threat": "pairs", "accuracy": 0.61, "low": 0.59}
-    return fake_audit() | {"attributes": [one, other]} | {"target": {**fake_audit()["target"], "name": name}} | changes
+    return fake_audit(attributes=[one, other], target={"name": name}, **changes)
 
 
 def test_what_is_told_stands_in_bold_beside_both_ends():
@@ -37,9 +38,8 @@ def test_audits_without_columns_are_passed_over_and_none_at_all_is_said():
 
 
 def test_audits_of_other_images_cannot_stand_side_by_side():
-    other = asked("dim", 0.62)
-    other["data"] = {**other["data"], "sha256": {"train": "another", "test": "another"}}
-    with pytest.raises(AuditError, match=r"b\.json cannot stand beside a\.json"):
+    other = asked("dim", 0.62, data={"sha256": {"train": "another", "test": "another"}})
+    with pytest.raises(AuditError, match=r"b\.json cannot be compared with a\.json"):
         side_by_side({Path("a.json"): asked("clear", 0.85), Path("b.json"): other})
 
 
@@ -49,16 +49,16 @@ def test_the_page_on_people_has_the_figures_of_the_results():
     page = (ROOT / "docs" / "people.md").read_text(encoding="utf-8")
     assert markdown(side_by_side(audits)) in page
     for audit in audits.values():
-        assert audit["data"]["source"] == "faces" and audit["provenance"]["commit"]
+        assert audit.data.source == "faces" and audit.provenance.commit
 
 
 def test_a_table_is_put_into_its_place_on_a_page(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    write_into(page, "| new |")
-    write_into(page, "| newer |")
+    write_between(page, "| new |")
+    write_between(page, "| newer |")
     assert page.read_text() == f"before\n{BEGIN}\n| newer |\n{END}\nafter\n"
     page.write_text("nothing")
     with pytest.raises(AuditError, match="has no lines"):
-        write_into(page, "| new |")
+        write_between(page, "| new |")
     assert page.read_text() == "nothing"

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import tiny
-from fakes import fake_audit
+from fakes import fake_audit, gate
 from scenes import BOX
 from sfumato.artifacts.bundle import (
     CLASSIFIER_ONNX,
@@ -50,10 +50,10 @@ from synthetic import CLASSES, save_folder
 
 BRIEF = Budget(
     name="quick",
-    says="for tests",
+    description="for tests",
     trials=(Trial("least squares", BOX),),
     views=(),
-    control_images=64,
+    sanity_check_images=64,
     identification_images=64,
     attribute_images=64,
     test_images=20,
@@ -106,24 +106,26 @@ class Made:
         known = Bundle.load(recipe.classifier).classifier_fingerprint
         return bundle_of(run.bundle, "obfuscator", recipe.model_dump(mode="json"), known)
 
-    def audit(self, scene, budget, folder, *, beside, device, bars):
+    def audit(self, setting, budget, folder, *, comparison, device, progress):
         """2 bits: right in 86 % at leakage 0; 4 bits: in 91 % at leakage 0.1; each seed a tenth of a point better."""
         bundle = Bundle.load(folder.parent / "bundle")
         self.audited.append(folder.parent.name)
-        local = beside.local
-        identity = {"classifier": beside.classifier.classifier_fingerprint, "budget": repr(budget)}
+        local = comparison.local
+        identity = {"classifier": comparison.classifier.classifier_fingerprint, "budget": repr(budget)}
         write_json(findings(folder), identity | {"local": local.classifier_fingerprint if local else None})
         if self.stop_audit_at == folder.parent.name:
             self.stop_audit_at = None
             raise Interrupted("interrupted")
-        many = bundle.recipe.code_bits > 2
-        found = fake_audit(mse=LABEL_ONLY * (0.9 if many else 1), gate=None)
-        found["target"] |= {"name": bundle.recipe.name, "fingerprint": bundle.files[OBFUSCATOR_ONNX]}
-        found["data"]["source"] = bundle.recipe.others["data"]["source"]
-        found["budget"]["name"] = budget.name
-        accuracy = (0.91 if many else 0.86) + 0.001 * bundle.recipe.others["training"]["seed"]
-        found["utility"] |= {"accuracy_obfuscated": accuracy, "accuracy_local": LOCAL_ACCURACY if local else None}
-        write_json(folder / "audit.json", found)
+        many = bundle.recipe["code_bits"] > 2
+        accuracy = (0.91 if many else 0.86) + 0.001 * bundle.recipe["training"]["seed"]
+        found = fake_audit(
+            mse=LABEL_ONLY * (0.9 if many else 1),
+            target={"name": bundle.recipe["name"], "fingerprint": bundle.files[OBFUSCATOR_ONNX]},
+            data={"source": bundle.recipe["data"]["source"]},
+            budget={"name": budget.name},
+            utility={"accuracy_obfuscated": accuracy, "accuracy_local": LOCAL_ACCURACY if local else None},
+        )
+        found.write(folder / "audit.json")
         return found
 
 
@@ -196,9 +198,9 @@ def test_the_file_says_the_means_over_the_seeds_and_whether_they_are_worth_it(pl
     mixture = LOCAL_ACCURACY + 0.1 * (PLAIN_ACCURACY - LOCAL_ACCURACY)
     assert many["mixture"]["mean"] == pytest.approx(mixture)
     assert many["gain"]["mean"] == pytest.approx(0.9105 - mixture)
-    assert (few["worth"], many["worth"], content["verdict"]["worth"]) == ("no", "yes", "yes")
-    assert "worth it at 1 of 2 points" in content["verdict"]["sentences"][0]
-    assert [Bundle.load(Path(run) / "bundle").recipe.code_bits for run in many["runs"]] == [4, 4]
+    assert (few["pays_off"], many["pays_off"], content["verdict"]["pays_off"]) == ("no", "yes", "yes")
+    assert "pays off at 1 of 2 points" in content["verdict"]["sentences"][0]
+    assert [Bundle.load(Path(run) / "bundle").recipe["code_bits"] for run in many["runs"]] == [4, 4]
     assert {"local", "identity"} <= {point["role"] for point in content["beside"]}
     with Image.open(content["plot"]) as plot:
         assert plot.width == 1600
@@ -206,10 +208,9 @@ def test_the_file_says_the_means_over_the_seeds_and_whether_they_are_worth_it(pl
 
 def test_a_gate_has_its_own_row(place, tmp_path):
     (setting,) = place.plan(tmp_path, dials=["code_bits=2"]).settings
-    gate = {"accuracy_gated": 0.91, "excess_leakage_mean": 0.03, "attacker": "least squares"}
-    utility = fake_audit()["utility"]
+    gated = gate(accuracy_gated=0.91, excess_leakage_mean=0.03)
     audits = {
-        name: fake_audit(gate=gate, utility=utility | {"accuracy_obfuscated": accuracy})
+        name: fake_audit(gate=gated, utility={"accuracy_obfuscated": accuracy})
         for name, accuracy in zip(setting.names, (0.9, 0.92), strict=True)
     }
     (_, sending), (_, gated) = _rows(setting, audits, {})
@@ -264,7 +265,7 @@ def test_a_point_that_fails_does_not_take_the_others_with_it(place, made, tmp_pa
 
 def test_without_a_classifier_on_the_device_it_is_said_what_is_lost(place, made, tmp_path):
     found = run_sweep(place.plan(tmp_path / "out", local=None)).content
-    assert found["verdict"]["worth"] == "unknown" and "no classifier on the device" in found["verdict"]["sentences"][0]
+    assert found["verdict"]["pays_off"] == "unknown" and "no on-device baseline" in found["verdict"]["sentences"][0]
     assert found["local"] is None and "local" not in {point["role"] for point in found["beside"]}
     with pytest.raises(AuditError, match="another classifier on the device; sweep into another folder"):
         run_sweep(place.plan(tmp_path / "out"))
@@ -286,15 +287,12 @@ def test_the_classifier_on_the_device_is_trained_first_if_there_is_a_recipe(plac
 def test_other_audits_stand_beside_if_they_are_for_the_same_classifier(place, made, tmp_path):
     beside = tmp_path / "beside"
     beside.mkdir()
-    data = fake_audit()["data"] | {"source": str(place.images)}
-    utility, target = fake_audit()["utility"], fake_audit()["target"] | {"kind": "baseline"}
-    same = fake_audit(data=data, target=target | {"name": "blur"})
-    other = fake_audit(data=data, utility=utility | {"accuracy_plain": 0.95}, target=target)
-    (beside / "blur.json").write_text(json.dumps(same))
-    (beside / "other.json").write_text(json.dumps(other))
+    data = {"source": str(place.images)}
+    fake_audit(data=data, target={"kind": "baseline", "name": "blur"}).write(beside / "blur.json")
+    fake_audit(data=data, target={"kind": "baseline"}, utility={"accuracy_plain": 0.95}).write(beside / "other.json")
     lines = []
     found = run_sweep(place.plan(tmp_path / "out", beside=beside), say=lines.append)
-    assert [point["name"] for point in found.beside if point["role"] == "baseline"] == ["blur"]
+    assert [point.name for point in found.beside if point.role == "baseline"] == ["blur"]
     assert [line for line in lines if "left out" in line and "other.json" in line]
     assert len(found.rows) == 2
 
@@ -303,7 +301,7 @@ def test_what_cannot_be_swept_is_told_before_anything_is_trained(place, made, tm
     out = tmp_path / "out"
     foreign = tiny.save_bundles(tmp_path / "bundles")[1].path
     (tmp_path / "audits").mkdir()
-    (tmp_path / "audits" / "a.json").write_text(json.dumps(fake_audit()))
+    fake_audit().write(tmp_path / "audits" / "a.json")
     bad: list[tuple[type[SfumatoError], str, dict]] = [
         (RecipeError, "unknown key 'code_bit'", {"dials": ["code_bit=2,4"]}),
         (RecipeError, "'code_bits'", {"dials": ["code_bits=2,400"]}),
@@ -349,7 +347,7 @@ def test_a_folder_of_another_sweep_is_refused(place, made, tmp_path):
 
 
 def test_a_point_made_for_real_is_an_ordinary_run_with_an_ordinary_audit(tmp_path, trained, monkeypatch):
-    monkeypatch.setattr(audit_run, "decoder_controls", lambda *_, **__: [])  # asked elsewhere, and slow
+    monkeypatch.setattr(audit_run, "decoder_checks", lambda *_, **__: [])  # asked elsewhere, and slow
     classifier, _ = trained
     recipe = tmp_path / "sketch.toml"
     recipe.write_text(

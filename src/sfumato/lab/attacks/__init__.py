@@ -1,1 +1,1 @@
-"""Attackers who reconstruct images: one small file each, behind one protocol."""
+"""Attackers that reconstruct images: one small file each, behind one protocol."""

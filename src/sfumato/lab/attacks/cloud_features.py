@@ -1,4 +1,4 @@
-"""What the operator of the cloud sees: the payload, and what the classifier makes of it."""
+"""What the operator of the cloud sees: the payload, and the classifier's features and logits."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from sfumato.errors import AuditError
 
 
 class CloudView(nn.Module):
-    """Puts the classifier's last spatial features and its logits beside the payload, as further channels.
+    """Appends the classifier's last spatial features and its logits to the payload, as further channels.
 
     Source: features of split classifiers as the attacker's input, He et al. 2019, section 3.
 
     Args:
         classifier: the payload (N, C, H, W) float32 -> logits (N, classes).
-        travelled: (N, C, H, W) float32, an example.
+        payload: (N, C, H, W) float32, an example.
 
     Raises:
         AuditError: the classifier does not take the payload.
     """
 
-    def __init__(self, classifier: nn.Module, travelled: Tensor) -> None:
+    def __init__(self, classifier: nn.Module, payload: Tensor) -> None:
         super().__init__()
         self.classifier = classifier.eval().requires_grad_(False)
         self._features = torch.empty(0)
@@ -35,9 +35,9 @@ class CloudView(nn.Module):
         hooks = [module.register_forward_hook(note) for module in classifier.modules()]
         try:
             with torch.no_grad():
-                classifier(travelled)
+                classifier(payload)
         except (RuntimeError, ValueError) as error:
-            raise AuditError(f"the classifier does not take the payload, {tuple(travelled.shape)}: {error}") from error
+            raise AuditError(f"the classifier does not take the payload, {tuple(payload.shape)}: {error}") from error
         finally:
             for hook in hooks:
                 hook.remove()
@@ -48,9 +48,9 @@ class CloudView(nn.Module):
         self._features = features
 
     @torch.no_grad()
-    def forward(self, travelled: Tensor) -> Tensor:
+    def forward(self, payload: Tensor) -> Tensor:
         """(N, C, H, W) float32 -> (N, C + features + classes, H, W) float32; the payload comes first."""
-        size = travelled.shape[-2:]
-        logits = self.classifier(travelled)
-        parts = [travelled, *([F.interpolate(self._features, size=size)] if self._features.numel() else [])]
+        size = payload.shape[-2:]
+        logits = self.classifier(payload)
+        parts = [payload, *([F.interpolate(self._features, size=size)] if self._features.numel() else [])]
         return torch.cat([*parts, logits[:, :, None, None].expand(-1, -1, *size)], dim=1)

@@ -15,10 +15,10 @@ _SMALLEST = 0.04
 
 
 def dead_leaves(count: int, height: int, width: int, *, seed: int) -> Tensor:
-    """Draws images.
+    """Make images.
 
     Args:
-        count: how many.
+        count: number of images.
         height: rows.
         width: columns.
         seed: of all of them.

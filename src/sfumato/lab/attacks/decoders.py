@@ -15,7 +15,7 @@ from sfumato.errors import AuditError
 from sfumato.lab.attacks.fit import fit_decoder, in_parts
 from sfumato.lab.attacks.linear import LinearEstimate, solve
 from sfumato.lab.attacks.losses import Adversarial, SquaredError, Structure
-from sfumato.lab.attacks.protocol import Effort, Prepared, Reconstruct
+from sfumato.lab.attacks.protocol import AttackBudget, Prepared, Reconstruct
 from sfumato.lab.attacks.threat_models import Knowledge, Pairs, Threat
 from sfumato.lab.models import Deobfuscator, autocast
 from sfumato.lab.models.decoders import ResidualNet, UNet
@@ -30,11 +30,11 @@ class Decoder(nn.Module):
     takes; a linear estimate of the image, if there is one, is shown to the network and corrected by it.
 
     Args:
-        net: (N, inputs, h, w) -> (N, 3, h, w); its `size_multiple` tells which h and w it takes.
-        mean: (C,) float32, of the travelling channels.
+        net: (N, inputs, h, w) -> (N, 3, h, w); h and w are multiples of its `size_multiple`.
+        mean: (C,) float32, of the payload's channels.
         std: (C,) float32, likewise; 0 for a channel that never changes.
         size: (H, W) of the image.
-        estimate: the linear one; without it the network draws the image alone.
+        estimate: the linear one; without it the network makes the image alone.
     """
 
     mean: Tensor
@@ -66,10 +66,10 @@ class Decoder(nn.Module):
 
 
 class PaperNet(nn.Module):
-    """The paper's deobfuscator; other than three travelling channels are mixed to three first.
+    """The paper's deobfuscator; other than three channels are mixed to three first.
 
     Args:
-        channels: that travel.
+        channels: of the payload.
     """
 
     size_multiple = Deobfuscator.size_multiple
@@ -89,7 +89,7 @@ class PaperNet(nn.Module):
 
 
 def network(net: nn.Module, size: tuple[int, int], device: torch.device) -> Reconstruct:
-    """What a trained decoder on a device is to the audit: bounded images on the CPU."""
+    """Return a trained decoder as a function that gives bounded images on the CPU."""
 
     @torch.no_grad()
     def reconstruct(observed: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ class LearnedDecoder:
     """A decoder as an attacker.
 
     Attributes:
-        name: for people, and to tell trials apart.
+        name: for people, and to distinguish trials.
         build: number of input channels -> network, see `Decoder`.
         loss: makes the loss, see `sfumato.lab.attacks.fit.Loss`.
         corrects: start from the linear estimate and correct it.
@@ -120,23 +120,24 @@ class LearnedDecoder:
     threats: ClassVar[frozenset[Threat]] = frozenset(Threat) - {Threat.NO_PAIRS}
     learns: ClassVar[bool] = True
 
-    def prepare(self, knowledge: Knowledge, effort: Effort) -> Prepared:
+    def prepare(self, knowledge: Knowledge, budget: AttackBudget) -> Prepared:
         """See `Attacker`."""
         pairs = knowledge.pairs
         if pairs is None:
             raise AuditError(f"{self.name} needs pairs of images and the payload for them; none were given")
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(effort.seed)
-            decoder = self._decoder(pairs, (knowledge.height, knowledge.width), effort.seed)
+            torch.manual_seed(budget.seed)
+            decoder = self._decoder(pairs, (knowledge.height, knowledge.width), budget.seed)
             loss = self.loss()
         params = sum(p.numel() for p in decoder.net.parameters())
-        identity = f"{self.name}, {knowledge.threat}, {len(pairs)}, {effort.images}, {effort.seed}"
-        fitted = fit_decoder(decoder, pairs, loss, effort, learning_rate=self.learning_rate, identity=identity)
+        identity = f"{self.name}, {knowledge.threat}, {len(pairs)}, {budget.images}, {budget.seed}"
+        fitted = fit_decoder(decoder, pairs, loss, budget, learning_rate=self.learning_rate, identity=identity)
         return Prepared(
-            network(fitted.net, decoder.size, effort.device),
+            network(fitted.net, decoder.size, budget.device),
             fitted.curve,
             fitted.flattened,
-            {"params": params, "images_seen": fitted.images_seen},
+            params,
+            fitted.images_seen,
         )
 
     def _decoder(self, pairs: Pairs, size: tuple[int, int], seed: int) -> Decoder:

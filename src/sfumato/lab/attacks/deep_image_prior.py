@@ -1,7 +1,7 @@
-"""Inversion by optimisation, the image being what an untrained network draws from noise.
+"""Inversion by optimisation; the image is the output of an untrained network for noise.
 
-A convolutional network fits natural images sooner than anything else that explains what travelled, and
-so stands in for knowledge of what images look like. Each image has a network of its own.
+A convolutional network fits natural images sooner than anything else that explains the payload, and so takes the place
+of knowledge of what images look like. Each image has a network of its own.
 
 Source: Ulyanov et al. 2018, section 2; a smaller hourglass than theirs, for small images.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.lab.attacks.protocol import Effort, Prepared
+from sfumato.lab.attacks.protocol import AttackBudget, Prepared
 from sfumato.lab.attacks.threat_models import Knowledge, Threat
 from sfumato.lab.attacks.total_variation import beginning, differentiable, misfit
 
@@ -32,7 +32,7 @@ class Hourglasses(nn.Module):
     Each convolution but the last is followed by a norm over the image, a channel alone, and a leaky ReLU.
 
     Args:
-        start: (count, 3, H, W) float32 in [0, 1], what the networks draw before they are trained.
+        start: (count, 3, H, W) float32 in [0, 1], the networks' outputs before they are trained.
     """
 
     noise: Tensor
@@ -67,7 +67,7 @@ class Hourglasses(nn.Module):
 
 @dataclass(frozen=True)
 class DeepImagePrior:
-    """Adam on the weights of an untrained network an image; the number of steps is what keeps it from fitting noise.
+    """Adam on the weights of an untrained network for each image; the number of steps keeps it from fitting noise.
 
     `argmin_w |f(net_w(noise)) - observed|^2 / variance(observed)`
     """
@@ -77,34 +77,34 @@ class DeepImagePrior:
     learns: ClassVar[bool] = False
     test_images: ClassVar[int] = 64
 
-    def prepare(self, knowledge: Knowledge, effort: Effort) -> Prepared:
+    def prepare(self, knowledge: Knowledge, budget: AttackBudget) -> Prepared:
         """See `Attacker`."""
         forward, pairs = differentiable(knowledge, self.name)
-        start, start_name, images, observed = beginning(pairs, effort.seed)
+        start, images, observed = beginning(pairs, budget.seed)
         variance = float(observed.var())
 
         def reconstruct(observed: Tensor) -> Tensor:
             parts, done = [], 0
             for part in torch.split(observed, _BATCH):
-                parts.append(_draw(forward, part, start(part), variance, effort))
+                parts.append(_fit(forward, part, start(part), variance, budget))
                 done += len(part)
-                effort.progress(done, len(observed))
+                budget.report(done, len(observed))
             return torch.cat(parts)
 
         params = sum(p.numel() for p in Hourglasses(images[:1]).parameters())
-        return Prepared(reconstruct, facts={"params": params, "start": start_name, "steps": effort.steps})
+        return Prepared(reconstruct, params=params)
 
 
-def _draw(
-    forward: Callable[[Tensor], Tensor], observed: Tensor, start: Tensor, variance: float, effort: Effort
+def _fit(
+    forward: Callable[[Tensor], Tensor], observed: Tensor, start: Tensor, variance: float, budget: AttackBudget
 ) -> Tensor:
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(effort.seed)
+        torch.manual_seed(budget.seed)
         nets = Hourglasses(start)
         parameters = list(nets.parameters())
         optimizer = torch.optim.Adam(parameters, lr=_LEARNING_RATE)
-        for step in range(effort.steps):
-            optimizer.param_groups[0]["lr"] = _LEARNING_RATE * (1 + math.cos(math.pi * step / effort.steps)) / 2
+        for step in range(budget.steps):
+            optimizer.param_groups[0]["lr"] = _LEARNING_RATE * (1 + math.cos(math.pi * step / budget.steps)) / 2
             loss = misfit(forward(nets()), observed, variance).sum()
             for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
                 parameter.grad = gradient

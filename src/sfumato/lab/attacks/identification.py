@@ -1,8 +1,8 @@
-"""Identification: which of N images of one class travelled, and which two messages came from one image.
+"""Re-identification: which of N images of one class was sent, and which two payloads show the same image.
 
-Reconstructed images may look like nothing and still tell who is who. Every map that gives the same image the
-same message again can be undone this way by whoever holds the candidates: that is what `retrieval` asks.
-`linkage` asks less of the attacker: not what the image is, only that two messages show the same one.
+Reconstructed images may look like nothing and still identify a person. Every map that gives the same image the same
+payload again can be undone this way by whoever holds the candidates: "retrieval" measures that. "linkage" asks less of
+the attacker: not what the image is, only that two payloads show the same one.
 
 Source: learned scores: contrastive predictive coding, van den Oord et al. 2018, equation 4; with two encoders as
 in Radford et al. 2021 (CLIP), figure 3; of two views of an image as in Chen et al. 2020 (SimCLR), section 2.
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.errors import AuditError
-from sfumato.lab.attacks.protocol import Effort, Reconstruct
+from sfumato.lab.attacks.protocol import AttackBudget, Reconstruct
 from sfumato.lab.attacks.target import Noisy
 from sfumato.lab.attacks.threat_models import FreshPairs, Knowledge, Pairs, Threat
 from sfumato.lab.evaluation.measures import proportion_interval, retrieval_top1
@@ -42,16 +42,16 @@ Sources = dict[str, Features]
 
 @dataclass(frozen=True)
 class Identification:
-    """How often the right one of N was picked.
+    """Top-1 re-identification among N candidates.
 
     Attributes:
-        measure: "retrieval" (message -> image) or "linkage" (message -> message).
-        attacker: what he compares.
-        threat: what he knows.
+        measure: "retrieval" (payload -> image) or "linkage" (payload -> payload).
+        attacker: what it compares.
+        threat: what it knows.
         candidates: N, all of one class.
-        top1: how often the right one was nearest; ties count their share.
+        top1: how often the true one was nearest; ties count their share.
         chance: 1 / N.
-        queries: how many messages were tried.
+        queries: how many payloads were tried.
         low: of the 95 % interval of `top1`.
         high: likewise.
     """
@@ -74,77 +74,77 @@ def identify(
     labels: Tensor,
     *,
     reconstruct: Reconstruct | None,
-    effort: Effort,
+    budget: AttackBudget,
     observe: Observe | None,
     seed: int,
     candidates: tuple[int, ...] = (10, 100),
     queries: int = 500,
 ) -> list[Identification]:
-    """Mounts every identification attack that the threat model allows.
+    """Run every re-identification attack that the threat model allows.
 
     Args:
         knowledge: what the attacker knows; learned scores are trained on its pairs.
-        observed_test: (M, C, H', W') float32, what travelled for the test images.
+        observed_test: (M, C, H', W') float32, the payload for the test images.
         originals_test: (M, 3, H, W) uint8, the test images: the candidates, and the truth of the score.
         labels: (M,) int64, their classes: candidates share the query's.
         reconstruct: the best decoder under this threat, if there is one.
-        effort: budget of each learned score.
-        observe: makes messages of other views of the test images, for linkage; None leaves linkage out.
+        budget: of each learned score.
+        observe: makes payloads of other views of the test images, for linkage; None leaves linkage out.
         seed: of queries, candidates and views.
         candidates: how many there are to choose from; where classes are too small, the largest number that
             half of the test images have companions for.
         queries: at most.
 
     Returns:
-        One entry an attack and number of candidates.
+        One entry for each attack and number of candidates.
 
     Raises:
         AuditError: lengths do not fit, or no two test images share a class.
     """
     if not len(observed_test) == len(originals_test) == len(labels):
         raise AuditError(
-            f"{len(observed_test)} messages, {len(originals_test)} images and {len(labels)} labels: need one each"
+            f"{len(observed_test)} payloads, {len(originals_test)} images and {len(labels)} labels: need one each"
         )
-    rounds = [_Round.draw(labels, count, queries, seed) for count in _counts(labels, candidates)]
-    asked = torch.unique(torch.cat([r.queries for r in rounds]))
+    rounds = [_Round.sample(labels, count, queries, seed) for count in _counts(labels, candidates)]
+    queried = torch.unique(torch.cat([r.queries for r in rounds]))
     attacks: list[tuple[Literal["retrieval", "linkage"], str, Features]] = []
-    for name, features in _retrieval(knowledge, observed_test, originals_test, asked, reconstruct, effort).items():
+    for name, features in _retrieval(knowledge, observed_test, originals_test, queried, reconstruct, budget).items():
         attacks.append(("retrieval", name, features))
     if observe is not None:
         for name, features in _linkage(
-            knowledge, observed_test, originals_test, asked, reconstruct, effort, observe, seed
+            knowledge, observed_test, originals_test, queried, reconstruct, budget, observe, seed
         ).items():
             attacks.append(("linkage", name, features))
-    return [r.score(measure, name, knowledge.threat, f, asked) for measure, name, f in attacks for r in rounds]
+    return [r.score(measure, name, knowledge.threat, f, queried) for measure, name, f in attacks for r in rounds]
 
 
 def _retrieval(
     knowledge: Knowledge,
     observed: Tensor,
     originals: Tensor,
-    asked: Tensor,
+    queried: Tensor,
     reconstruct: Reconstruct | None,
-    effort: Effort,
+    budget: AttackBudget,
 ) -> Sources:
     found: Sources = {}
     if reconstruct is not None:
         found["distance of reconstructed images"] = (
-            batched(reconstruct, observed[asked]),
+            batched(reconstruct, observed[queried]),
             originals.float().flatten(1) / 255,
         )
     if knowledge.pairs is not None:
-        messages, images = _train_matcher(knowledge.pairs, effort)
+        of_payloads, of_images = _train_matcher(knowledge.pairs, budget)
         found["contrastive embedding"] = (
-            batched(messages, observed[asked]),
-            batched(lambda part: images(part.float() / 255), originals),
+            batched(of_payloads, observed[queried]),
+            batched(lambda part: of_images(part.float() / 255), originals),
         )
     fresh = knowledge.pairs
     if knowledge.threat in (Threat.WHITE_BOX, Threat.CLOUD) and isinstance(fresh, FreshPairs):
-        # Noise in the candidates helps nobody: the mean is compared where it is known.
+        # Noise in the candidates does not help: the mean is compared where it is known.
         again_payload = knowledge.module.mean if isinstance(knowledge.module, Noisy) else fresh.payload
         with torch.no_grad():
             again = batched(lambda part: again_payload(part.float() / 255), originals)
-        found["obfuscating the candidates"] = _standardised(observed[asked].flatten(1), again)
+        found["obfuscating the candidates"] = _standardised(observed[queried].flatten(1), again)
     return found
 
 
@@ -152,15 +152,15 @@ def _linkage(
     knowledge: Knowledge,
     observed: Tensor,
     originals: Tensor,
-    asked: Tensor,
+    queried: Tensor,
     reconstruct: Reconstruct | None,
-    effort: Effort,
+    budget: AttackBudget,
     observe: Observe,
     seed: int,
 ) -> Sources:
     views = another_view(originals, torch.Generator().manual_seed(seed))
     gallery = batched(observe, views, flat=False)
-    sent = observed[asked]
+    sent = observed[queried]
     found: Sources = {
         "distance, same image again": _standardised(sent.flatten(1), batched(observe, originals)),
         "distance, another view": _standardised(sent.flatten(1), gallery.flatten(1)),
@@ -171,13 +171,13 @@ def _linkage(
             batched(reconstruct, gallery),
         )
     if isinstance(knowledge.pairs, FreshPairs):
-        encoder = _train_linker(knowledge.pairs, effort)
+        encoder = _train_linker(knowledge.pairs, budget)
         found["contrastive embedding, another view"] = batched(encoder, sent), batched(encoder, gallery)
     return found
 
 
 def another_view(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Another photograph of the same thing: mirrored or not, shifted, brighter or darker, each image alone.
+    """Imitate another photograph of the same thing: mirrored or not, shifted, brighter or darker, each image alone.
 
     Args:
         images: (N, 3, H, W) uint8.
@@ -200,7 +200,7 @@ def another_view(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """A small convolutional network with strides, for whatever travels or for images.
+    """A small convolutional network with strides, for payloads or for images.
 
     Args:
         channels: of the input.
@@ -241,19 +241,19 @@ class Encoder(nn.Module):
         return cls(inputs.shape[1], outputs, mean, std)
 
 
-def train(module: nn.Module, losses: Iterator[Tensor], effort: Effort, *, learning_rate: float = 1e-3) -> None:
-    """Adam at a rate that falls linearly, for a budget of images; leaves the module in evaluation mode.
+def train(module: nn.Module, losses: Iterator[Tensor], budget: AttackBudget, *, learning_rate: float = 1e-3) -> None:
+    """Train with Adam at a rate that falls linearly, for a budget of images; leave the module in evaluation mode.
 
     Args:
         module: what is trained.
-        losses: gives a scalar for a new batch of `BATCH` images whenever asked.
-        effort: budget and progress.
+        losses: yields the loss of a new batch of `BATCH` images each time.
+        budget: of the attacker.
         learning_rate: at the start.
 
     Raises:
         AuditError: the loss is not finite.
     """
-    steps = max(1, effort.images // BATCH)
+    steps = max(1, budget.images // BATCH)
     optimizer = torch.optim.Adam(module.parameters(), lr=learning_rate)
     for step, loss in zip(range(steps), losses, strict=False):
         optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
@@ -262,12 +262,12 @@ def train(module: nn.Module, losses: Iterator[Tensor], effort: Effort, *, learni
         optimizer.step()
         if not torch.isfinite(loss):
             raise AuditError(f"the attacker's loss is {float(loss)} at step {step}: the payload is not finite")
-        effort.progress(step + 1, steps)
+        budget.report(step + 1, steps)
     module.eval()
 
 
 class _Matcher(nn.Module):
-    """Two encoders (one twice, for two views of one kind) and the scale of their likeness."""
+    """Two encoders (one twice, for two views of one kind) and the scale of their similarity."""
 
     def __init__(self, first: Encoder, second: Encoder) -> None:
         super().__init__()
@@ -276,53 +276,53 @@ class _Matcher(nn.Module):
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Row i of x belongs to row i of y and to no other."""
-        likeness = self.log_scale.exp() * F.normalize(self.first(x)) @ F.normalize(self.second(y)).T
-        truth = torch.arange(len(x), device=likeness.device)
-        return (F.cross_entropy(likeness, truth) + F.cross_entropy(likeness.T, truth)) / 2
+        similarity = self.log_scale.exp() * F.normalize(self.first(x)) @ F.normalize(self.second(y)).T
+        truth = torch.arange(len(x), device=similarity.device)
+        return (F.cross_entropy(similarity, truth) + F.cross_entropy(similarity.T, truth)) / 2
 
 
-def _train_matcher(pairs: Pairs, effort: Effort) -> tuple[Observe, Observe]:
-    """Encoders of messages and of images in which those that belong together are near."""
-    source = torch.Generator().manual_seed(effort.seed)
+def _train_matcher(pairs: Pairs, budget: AttackBudget) -> tuple[Observe, Observe]:
+    """Encoders of payloads and of images in which those that belong together are near."""
+    source = torch.Generator().manual_seed(budget.seed)
     images, observed = pairs.batch(torch.arange(min(len(pairs), _STATISTICS_PAIRS)), source)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(effort.seed)
+        torch.manual_seed(budget.seed)
         matcher = _Matcher(Encoder.fitting(observed, _FEATURES), Encoder.fitting(images, _FEATURES))
-    matcher.to(effort.device)
+    matcher.to(budget.device)
 
     def losses() -> Iterator[Tensor]:
         while True:
             y, x = pairs.batch(_some(pairs, source), source)
-            yield matcher.loss(x.to(effort.device), y.to(effort.device))
+            yield matcher.loss(x.to(budget.device), y.to(budget.device))
 
-    train(matcher, losses(), effort)
-    return _embedding(matcher.first, effort.device), _embedding(matcher.second, effort.device)
+    train(matcher, losses(), budget)
+    return _embedding(matcher.first, budget.device), _embedding(matcher.second, budget.device)
 
 
-def _train_linker(pairs: FreshPairs, effort: Effort) -> Observe:
-    """One encoder of messages in which two views of one image are near."""
-    source = torch.Generator().manual_seed(effort.seed)
+def _train_linker(pairs: FreshPairs, budget: AttackBudget) -> Observe:
+    """One encoder of payloads in which two views of one image are near."""
+    source = torch.Generator().manual_seed(budget.seed)
     _, observed = pairs.batch(torch.arange(min(len(pairs), _STATISTICS_PAIRS)), source)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(effort.seed)
+        torch.manual_seed(budget.seed)
         encoder = Encoder.fitting(observed, _FEATURES)
-    matcher = _Matcher(encoder, encoder).to(effort.device)
+    matcher = _Matcher(encoder, encoder).to(budget.device)
 
     @torch.no_grad()
-    def message(images: Tensor) -> Tensor:
-        return pairs.payload(images.float() / 255).to(effort.device)
+    def payload(images: Tensor) -> Tensor:
+        return pairs.payload(images.float() / 255).to(budget.device)
 
     def losses() -> Iterator[Tensor]:
         while True:
             images = pairs.images[_some(pairs, source)]
-            yield matcher.loss(message(images), message(another_view(images, source)))
+            yield matcher.loss(payload(images), payload(another_view(images, source)))
 
-    train(matcher, losses(), effort)
-    return _embedding(encoder, effort.device)
+    train(matcher, losses(), budget)
+    return _embedding(encoder, budget.device)
 
 
 def _some(pairs: Pairs, source: torch.Generator) -> Tensor:
-    """Indices of a batch without repetition: an image that comes twice would be told apart from itself."""
+    """Indices of a batch without repetition: an image that comes twice would be a negative of itself."""
     return torch.randperm(len(pairs), generator=source)[:BATCH]
 
 
@@ -349,7 +349,7 @@ def _counts(labels: Tensor, wanted: tuple[int, ...]) -> list[int]:
     sizes = torch.bincount(labels)[labels]
     largest = int(sizes.median()) if len(sizes) else 0
     if largest < 2:
-        raise AuditError("identification needs test images that share a class; most of these stand alone in theirs")
+        raise AuditError("identification needs test images that share a class; most of these are alone in theirs")
     return sorted({min(count, largest) for count in wanted})
 
 
@@ -362,19 +362,19 @@ class _Round:
     truth: Tensor
 
     @classmethod
-    def draw(cls, labels: Tensor, count: int, queries: int, seed: int) -> _Round:
+    def sample(cls, labels: Tensor, count: int, queries: int, seed: int) -> _Round:
         source = torch.Generator().manual_seed(seed)
         sizes = torch.bincount(labels)[labels]
-        asked = torch.randperm(len(labels), generator=source)
-        asked = asked[sizes[asked] >= count][:queries]
-        truth = torch.randint(count, (len(asked),), generator=source)
+        queried = torch.randperm(len(labels), generator=source)
+        queried = queried[sizes[queried] >= count][:queries]
+        truth = torch.randint(count, (len(queried),), generator=source)
         rows = []
-        for query, place in zip(asked.tolist(), truth.tolist(), strict=True):
+        for query, place in zip(queried.tolist(), truth.tolist(), strict=True):
             others = (labels == labels[query]).nonzero()[:, 0]
             others = others[others != query]
             row = others[torch.randperm(len(others), generator=source)[: count - 1]]
             rows.append(torch.cat([row[:place], torch.tensor([query]), row[place:]]))
-        return cls(asked, torch.stack(rows), truth)
+        return cls(queried, torch.stack(rows), truth)
 
     def score(
         self,
@@ -382,11 +382,11 @@ class _Round:
         attacker: str,
         threat: Threat,
         features: Features,
-        asked: Tensor,
+        queried: Tensor,
     ) -> Identification:
-        """The features of queries stand in the order of `asked`, sorted indices of test images."""
+        """Score the attack; the features of queries are in the order of `queried`, sorted indices of test images."""
         of_queries, of_pool = features
-        rows = torch.searchsorted(asked, self.queries)
+        rows = torch.searchsorted(queried, self.queries)
         scores = torch.stack(
             [
                 -(of_pool[candidates] - of_queries[row]).square().sum(dim=1)

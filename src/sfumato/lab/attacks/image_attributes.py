@@ -1,14 +1,14 @@
-"""Attributes that the class does not tell and every image has: colour, brightness, how it is turned.
+"""Attribute inference: what every image has beyond its class, such as colour, brightness and orientation.
 
-One small network with a head an attribute is trained on the payload. It is compared with the best guess from
-the class label alone, which anybody who gets the answer can make. For label columns see
+One small network with a head for each attribute is trained on the payload. It is compared with the best guess from the
+class label alone, which anybody who sees the prediction can make. For label columns see
 `sfumato.lab.audit.label_attributes`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.identification import BATCH, Encoder, batched, train
-from sfumato.lab.attacks.protocol import Effort
-from sfumato.lab.attacks.threat_models import FixedPairs, FreshPairs, Knowledge, Threat
+from sfumato.lab.attacks.protocol import AttackBudget
+from sfumato.lab.attacks.threat_models import FixedPairs, FreshPairs, Knowledge, Pairs, Threat
 from sfumato.lab.evaluation.measures import proportion_interval
 
 HUES = 6
@@ -31,11 +31,13 @@ _STATISTICS_PAIRS = 500
 
 Targets = dict[str, Tensor]
 """Name of an attribute -> (N,) int64."""
+Batch = Callable[[Tensor, torch.Generator], tuple[Tensor, Targets]]
+"""Indices of pairs -> the payload (B, C, H', W') float32 and its attributes; -1 is not learned from."""
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """How well an attribute is told from the payload.
+    """How well an attribute is inferred from the payload.
 
     Attributes:
         attribute: its name.
@@ -46,7 +48,7 @@ class Attribute:
         low: of the 95 % interval of `accuracy`.
         high: likewise.
         threat: what the attacker knows.
-        majority: of a label column, accuracy of its most frequent value, which knows nothing at all.
+        majority: of a label column, accuracy of its most frequent value, which needs no knowledge at all.
         plain: of a label column, accuracy of the same attacker from plain images.
     """
 
@@ -68,32 +70,32 @@ def infer(
     labels_test: Tensor,
     train_labels: Tensor,
     *,
-    effort: Effort,
+    budget: AttackBudget,
     seed: int,
 ) -> list[Attribute]:
-    """Trains the attacker on his own pairs and tries him on the test images.
+    """Train the attacker on its own pairs and try it on the test images.
 
     "hue" and "brightness" are always tried; "mirrored" and "rotation" (of square images) only where the attacker
-    can obfuscate images that he has turned.
+    can obfuscate images that it has turned.
 
     Args:
-        knowledge: its pairs are `FixedPairs`, or `FreshPairs` of one who can obfuscate.
+        knowledge: its pairs are `FixedPairs`, or `FreshPairs` of an attacker that can obfuscate.
         observe_test: (N, 3, H, W) uint8 -> (N, C, H', W') float32, the payload for test images, turned or not.
         originals_test: (M, 3, H, W) uint8.
         labels_test: (M,) int64.
         train_labels: (N,) int64, classes of the pairs' images.
-        effort: budget.
+        budget: of the attacker.
         seed: of how test images are turned.
 
     Returns:
-        One entry an attribute.
+        One entry for each attribute.
 
     Raises:
         AuditError: no pairs, or lengths that do not fit.
     """
     pairs = knowledge.pairs
     if not isinstance(pairs, FixedPairs | FreshPairs):
-        raise AuditError("attributes are learned from images and the payload for them; no such pairs were given")
+        raise AuditError("attributes are learned from images and the payload for them; there are no such pairs")
     for count, labels in ((len(pairs), train_labels), (len(originals_test), labels_test)):
         if len(labels) != count:
             raise AuditError(f"{len(labels)} classes for {count} images: need one each")
@@ -102,7 +104,12 @@ def infer(
     values = {name: int(torch.cat([known[name], truth[name]]).max()) + 1 for name in known}
     turns = _turns(originals_test) if isinstance(pairs, FreshPairs) else {}
 
-    guess = _train(pairs, known, values | turns, effort)
+    values |= turns
+
+    def batch(chosen: Tensor, source: torch.Generator) -> tuple[Tensor, Targets]:
+        return _batch(pairs, chosen, known, values, source)
+
+    guess = train_heads(pairs, batch, values, budget)
     guesses, source = guess(batched(observe_test, originals_test, flat=False)), torch.Generator().manual_seed(seed)
     found = []
     for name in known:
@@ -117,7 +124,7 @@ def infer(
 
 
 def hue(images: Tensor) -> Tensor:
-    """Which of `HUES` hues the mean colour is nearest to; `HUES` itself if it is grey (see `GREY`).
+    """Return which of `HUES` hues the mean colour is nearest to; `HUES` itself if it is grey (see `GREY`).
 
     Args:
         images: (N, 3, H, W) uint8.
@@ -158,29 +165,41 @@ def _turned(images: Tensor, name: str, source: torch.Generator) -> tuple[Tensor,
     return turned, how
 
 
-def _train(
-    pairs: FixedPairs | FreshPairs, known: Targets, values: dict[str, int], effort: Effort
+def train_heads(
+    pairs: Pairs, batch: Batch, values: Mapping[str, int], budget: AttackBudget, *, learning_rate: float = 1e-3
 ) -> Callable[[Tensor], Targets]:
-    source = torch.Generator().manual_seed(effort.seed)
+    """Train one small network on the payload, with a head for each attribute.
+
+    Args:
+        pairs: to learn from.
+        batch: see `Batch`.
+        values: attribute -> number of its values.
+        budget: of the attacker.
+        learning_rate: see `sfumato.lab.attacks.identification.train`.
+
+    Returns:
+        The payload (N, C, H', W') float32 -> each attribute's guesses (N,) int64.
+    """
+    source = torch.Generator().manual_seed(budget.seed)
     _, some = pairs.batch(torch.arange(min(len(pairs), _STATISTICS_PAIRS)), source)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(effort.seed)
-        net = Encoder.fitting(some, sum(values.values())).to(effort.device)
+        torch.manual_seed(budget.seed)
+        net = Encoder.fitting(some, sum(values.values())).to(budget.device)
 
     def heads(observed: Tensor) -> dict[str, Tensor]:
-        parts = net(observed.to(effort.device)).split(list(values.values()), dim=1)
+        parts = net(observed.to(budget.device)).split(list(values.values()), dim=1)
         return dict(zip(values, parts, strict=True))
 
     def losses() -> Iterator[Tensor]:
         while True:
             chosen = torch.randint(len(pairs), (BATCH,), generator=source)
-            observed, targets = _batch(pairs, chosen, known, values, source)
-            given = heads(observed)
+            observed, targets = batch(chosen, source)
+            logits = heads(observed)
             yield torch.stack(
-                [F.cross_entropy(given[name], targets[name].to(effort.device), ignore_index=-1) for name in values]
+                [F.cross_entropy(logits[name], targets[name].to(budget.device), ignore_index=-1) for name in values]
             ).sum()
 
-    train(net, losses(), effort)
+    train(net, losses(), budget, learning_rate=learning_rate)
 
     @torch.no_grad()
     def guess(observed: Tensor) -> Targets:
@@ -192,11 +211,7 @@ def _train(
 
 @torch.no_grad()
 def _batch(
-    pairs: FixedPairs | FreshPairs,
-    chosen: Tensor,
-    known: Targets,
-    values: dict[str, int],
-    source: torch.Generator,
+    pairs: FixedPairs | FreshPairs, chosen: Tensor, known: Targets, values: Mapping[str, int], source: torch.Generator
 ) -> tuple[Tensor, Targets]:
     """The payload and its targets; each way of turning gets an equal part of the batch, the others' targets are -1."""
     targets = {name: known[name][chosen] for name in known}
@@ -225,6 +240,6 @@ def chance(known: Tensor, train_labels: Tensor, truth: Tensor, labels_test: Tens
     return float((counts.argmax(dim=1)[labels_test] == truth).double().mean())
 
 
-def _attribute(name: str, right: Tensor, by_class: float, threat: Threat) -> Attribute:
-    hits, count = int(right.sum()), len(right)
+def _attribute(name: str, correct: Tensor, by_class: float, threat: Threat) -> Attribute:
+    hits, count = int(correct.sum()), len(correct)
     return Attribute(name, hits / count, by_class, count, *proportion_interval(hits, count), threat)

@@ -1,7 +1,7 @@
 """Least squares: the best linear map from the payload to the image.
 
-It needs no luck and no patience, reconstructs whatever a linear obfuscation left (blur, projection,
-permutation), and gives the learned decoders the ground to start from.
+It is exact and fast, reconstructs whatever a linear obfuscation left (blur, projection, permutation), and is where the
+learned decoders start.
 
 Source: ridge regression, Hoerl and Kennard 1970; its penalty is chosen on pairs held out.
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import AuditError
-from sfumato.lab.attacks.protocol import Effort, Prepared
+from sfumato.lab.attacks.protocol import AttackBudget, Prepared
 from sfumato.lab.attacks.threat_models import Knowledge, Pairs, Threat
 
 MAX_INPUTS = 6144
@@ -61,23 +61,24 @@ class Linear:
     threats: ClassVar[frozenset[Threat]] = frozenset(Threat) - {Threat.NO_PAIRS}
     learns: ClassVar[bool] = True
 
-    def prepare(self, knowledge: Knowledge, effort: Effort) -> Prepared:
+    def prepare(self, knowledge: Knowledge, budget: AttackBudget) -> Prepared:
         """See `Attacker`."""
         if knowledge.pairs is None:
             raise AuditError("least squares needs pairs of images and the payload for them; none were given")
-        estimate, used = solve(knowledge.pairs, seed=effort.seed)
+        estimate, used = solve(knowledge.pairs, seed=budget.seed)
         return Prepared(
             reconstruct=lambda observed: estimate(observed).clamp(0, 1),
-            facts={"params": sum(f.numel() for f in estimate.factors), "images_seen": used},
+            params=sum(f.numel() for f in estimate.factors),
+            images_seen=used,
         )
 
 
 @lru_cache(maxsize=1)
 @torch.no_grad()
 def solve(pairs: Pairs, *, seed: int) -> tuple[LinearEstimate, int]:
-    """Fits the linear map; the penalty is the one that does best on a tenth of the pairs held out.
+    """Fit the linear map; the penalty is the one that does best on a tenth of the pairs held out.
 
-    The last answer is remembered: attackers with the same knowledge start from the same map.
+    The last result is cached: attackers with the same knowledge start from the same map.
 
     Args:
         pairs: at least 2.
@@ -100,30 +101,30 @@ def solve(pairs: Pairs, *, seed: int) -> tuple[LinearEstimate, int]:
     x_held, y_held = inputs[:held] - offset, (images[:held] - base).flatten(1)
     dual = len(x) < x.shape[1]
     gram = (x @ x.T if dual else x.T @ x).double()
-    right = y if dual else x.T @ y
+    targets = y if dual else x.T @ y
     project = x_held @ x.T if dual else x_held
-    # A few outputs tell which penalty is best; all are solved for once.
+    # A few outputs suffice to choose the penalty; all are solved for once.
     some = torch.linspace(0, y.shape[1] - 1, _PENALTY_OUTPUTS).long()
     errors = {}
     for penalty in _PENALTIES:
-        solution = _ridge(gram, right[:, some], penalty)
+        solution = _ridge(gram, targets[:, some], penalty)
         if solution is not None:
             errors[penalty] = float((project @ solution - y_held[:, some]).square().mean())
     if not errors:
         raise AuditError("least squares failed for every penalty: the payload is constant or not finite")
-    solution = _ridge(gram, right, min(errors, key=lambda penalty: errors[penalty]))
+    solution = _ridge(gram, targets, min(errors, key=lambda penalty: errors[penalty]))
     assert solution is not None
     wide = dual and x.shape[1] > MAX_INPUTS
     factors = [x.T, solution] if wide else [x.T @ solution] if dual else [solution]
     return LinearEstimate(offset, [factor.contiguous() for factor in factors], base), len(x)
 
 
-def _ridge(gram: Tensor, right: Tensor, penalty: float) -> Tensor | None:
-    """Solves `(gram + penalty * scale) x = right`; None if the matrix is not positive definite."""
+def _ridge(gram: Tensor, targets: Tensor, penalty: float) -> Tensor | None:
+    """Solve `(gram + penalty * scale) x = targets`; None if the matrix is not positive definite."""
     scale = gram.diagonal().mean().clamp_min(1e-12)
     shifted = gram + penalty * scale * torch.eye(len(gram), dtype=gram.dtype)
     factor, failed = torch.linalg.cholesky_ex(shifted)
-    return None if int(failed) else torch.cholesky_solve(right.double(), factor).float()
+    return None if int(failed) else torch.cholesky_solve(targets.double(), factor).float()
 
 
 def _gather(pairs: Pairs, source: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -140,6 +141,6 @@ def _gather(pairs: Pairs, source: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def _leading(observed: Tensor) -> Tensor:
-    """The first channels, as many as stay within `MAX_INPUTS` but at least 3: the payload stands first."""
+    """The first channels, as many as stay within `MAX_INPUTS` but at least 3: the payload comes first."""
     _, channels, height, width = observed.shape
     return observed[:, : max(3, min(channels, MAX_INPUTS // (height * width)))]

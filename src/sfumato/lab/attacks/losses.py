@@ -1,4 +1,4 @@
-"""What learned decoders minimise. Each takes reconstructed and original images and gives a scalar."""
+"""Losses of learned decoders. Each takes reconstructed and original images and returns a scalar."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sfumato.lab.models import reverse_gradient
 from sfumato.lab.models.decoders import patch_discriminator
 
 ADVERSARIAL_WEIGHT = 0.01
-"""Of the discriminator's opinion beside the squared error; about where both pull equally hard at 32 pixels."""
+"""Of the discriminator's loss, relative to the squared error; about where both pull equally hard at 32 pixels."""
 
 
 class SquaredError(nn.Module):
@@ -36,7 +36,7 @@ class Structure(nn.Module):
 
 
 class Adversarial(nn.Module):
-    """Squared error and a discriminator that is trained along: for the look, where the error alone would blur.
+    """Squared error and a discriminator that is trained along: sharp images, where the error alone would blur.
 
     Source: Goodfellow et al. 2014, equation 1, the discriminator joined by gradient reversal (Ganin and
     Lempitsky 2015); on patches as Isola et al. 2017, section 3.2.2.
@@ -50,5 +50,5 @@ class Adversarial(nn.Module):
         """Reconstructed and original (N, 3, H, W) float32 -> scalar."""
         # The discriminator learns at full strength; only what the decoder feels of it is weighed.
         felt = reverse_gradient(reconstructed, ADVERSARIAL_WEIGHT)
-        real, drawn = self.discriminator(torch.cat([images, felt])).chunk(2)
-        return F.mse_loss(reconstructed, images) + F.softplus(-real).mean() + F.softplus(drawn).mean()
+        real, fake = self.discriminator(torch.cat([images, felt])).chunk(2)
+        return F.mse_loss(reconstructed, images) + F.softplus(-real).mean() + F.softplus(fake).mean()

@@ -1,38 +1,40 @@
 """The one interface of all attackers that reconstruct images.
 
-To add one: write a file in this folder with a class that has `name`, `threats` and `prepare`, and enter
-it in `sfumato.lab.attacks.ATTACKERS`. It gets a `Knowledge` and an `Effort`, and gives back a
-`Prepared`: a function from what travelled to images. It never sees a test image.
+To add one: write a file in this folder with a class that has `name`, `threats`, `learns` and `prepare`, and enter it in
+`sfumato.lab.attacks.registry`. It gets a `Knowledge` and an `AttackBudget`, and returns a `Prepared`: a function from
+payloads to images. It never sees a test image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sfumato.lab.attacks.threat_models import Knowledge, Threat
+from sfumato.progress import Progress, silent
 
 CPU = torch.device("cpu")
 Reconstruct = Callable[[Tensor], Tensor]
-"""What travelled, (N, C, H', W') float32 -> reconstructed images (N, 3, H, W) float32 in [0, 1]."""
+"""The payload, (N, C, H', W') float32 -> reconstructed images (N, 3, H, W) float32 in [0, 1]."""
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How hard an attacker may try.
+class AttackBudget:
+    """What an attacker may spend.
 
     Attributes:
         images: training images that a learned attacker sees at most, counted with repetition.
         steps: gradient steps per batch of images for attackers that optimise the image itself.
         seed: of everything random.
         device: where learned attackers are trained.
-        checkpoint: a file in which a learned attacker keeps its state and from which it goes on; None for none.
-        progress: is told (done, total) now and then, in units of the attacker's own.
+        checkpoint: a file in which a learned attacker keeps its state and from which it resumes; None for none.
+        progress: see `sfumato.progress.Progress`.
+        stage: what the attack is called there.
     """
 
     images: int
@@ -40,7 +42,12 @@ class Effort:
     seed: int = 0
     device: torch.device = CPU
     checkpoint: Path | None = None
-    progress: Callable[[int, int], None] = lambda done, total: None
+    progress: Progress = silent
+    stage: str = "attack"
+
+    def report(self, done: int, total: int) -> None:
+        """Report progress, in units of the attacker's own."""
+        self.progress(self.stage, done, total)
 
 
 @dataclass(frozen=True)
@@ -48,24 +55,26 @@ class Prepared:
     """An attacker that has learned what it could.
 
     Attributes:
-        reconstruct: what travelled -> images.
-        curve: (training images seen, mean squared error on held-out pairs of the attacker's own) in time order.
+        reconstruct: the payload -> images.
+        curve: (training images seen, mean squared error on the attacker's own held-out pairs) in time order.
         flattened: whether the curve's end is flat; None for attackers without a curve.
-        facts: parameters, steps, ... for the report.
+        params: how many parameters it has; None if it has none.
+        images_seen: in training, with repetition; None if it does not learn.
     """
 
     reconstruct: Reconstruct
     curve: tuple[tuple[int, float], ...] = ()
     flattened: bool | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
+    params: int | None = None
+    images_seen: int | None = None
 
 
 class Attacker(Protocol):
-    """Reconstructs images from what travelled."""
+    """Reconstructs images from the payload."""
 
     @property
     def name(self) -> str:
-        """For people, and to tell trials apart."""
+        """For people, and to distinguish trials."""
 
     @property
     def threats(self) -> frozenset[Threat]:
@@ -75,10 +84,10 @@ class Attacker(Protocol):
     def learns(self) -> bool:
         """Whether it learns once and then reconstructs any number of images quickly."""
 
-    def prepare(self, knowledge: Knowledge, effort: Effort) -> Prepared:
-        """Learns what can be learned before the attack.
+    def prepare(self, knowledge: Knowledge, budget: AttackBudget) -> Prepared:
+        """Learn what can be learned before the attack.
 
         Raises:
             AuditError: the knowledge does not suffice, such as gradients where there are none.
-            Interrupted: Ctrl-C or SIGTERM; the state was saved in the effort's checkpoint.
+            Interrupted: Ctrl-C or SIGTERM; the state was saved in the budget's checkpoint.
         """

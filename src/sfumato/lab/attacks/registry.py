@@ -25,6 +25,6 @@ _ALL: tuple[Attacker, ...] = (
 
 ATTACKERS: dict[str, Attacker] = {attacker.name: attacker for attacker in _ALL}
 STRONG = (RESIDUAL.name, UNET.name)
-"""The decoders that the controls hold to the strict figures."""
-CONTROLLED = (*STRONG, PAPER.name)
-"""All that the controls are about."""
+"""The decoders that sanity checks hold to the strict figures."""
+CHECKED = (*STRONG, PAPER.name)
+"""All decoders that have sanity checks of their own."""

@@ -1,4 +1,4 @@
-"""What is audited: anything that turns an image into the payload."""
+"""What is audited: anything that turns an image into a payload."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from sfumato.artifacts.bundle import Gate
 from sfumato.device.gate import has_to_be_sent, softmax
 
-Payload = Callable[[Tensor], Tensor]
+Obfuscate = Callable[[Tensor], Tensor]
 """Images (N, 3, H, W) float32 in [0, 1] -> the payload, (N, C, H', W') float32."""
 
 
 @runtime_checkable
 class Noisy(Protocol):
-    """A stochastic obfuscator that says what its noise is: what a certificate needs.
+    """A stochastic obfuscator that states its noise, which a certificate needs.
 
-    The payload is `mean(images) + noise`, every number's noise drawn alone.
+    The payload is `mean(images) + noise`, every number's noise independent.
     """
 
     noise_kind: str
@@ -30,7 +30,7 @@ class Noisy(Protocol):
         """(N, 3, H, W) float in [0, 1] -> the payload without the noise; differentiable."""
 
     def noise_std(self) -> Tensor:
-        """Standard deviation of each number's noise, of the shape of one travelling image (C, H', W')."""
+        """Standard deviation of each number's noise, of the shape of one payload (C, H', W')."""
 
 
 @runtime_checkable
@@ -43,7 +43,7 @@ class NoisyWithin(Protocol):
     """
 
     noisy_code: Noisy
-    """The code as if it travelled."""
+    """The code as if it were the payload."""
 
 
 @runtime_checkable
@@ -55,15 +55,15 @@ class Coded(Protocol):
 
 
 @dataclass(frozen=True)
-class OwnAnswers:
-    """What the device answers by itself, and when that is final.
+class LocalClassifier:
+    """The on-device predictions, and when they are final.
 
     Attributes:
         logits: images (N, 3, H, W) float32 in [0, 1] -> calibrated logits (N, classes) float32; no gradients.
         gate: with the threshold.
     """
 
-    logits: Payload
+    logits: Callable[[Tensor], Tensor]
     gate: Gate
 
     def sends(self, logits: Tensor) -> Tensor:
@@ -82,23 +82,23 @@ class Target:
         payload: the function, as it is shipped; without gradients.
         module: the same function in torch, differentiable, in evaluation mode; None if only the function is known.
         stochastic: whether two calls on one image differ.
-        fingerprint: of what it computes, hex; empty if nobody can tell.
-        kind: "obfuscator", "baseline", or "identity" for the plain image; where it stands in a plot.
+        fingerprint: of what it computes, hex; empty if unknown.
+        kind: "obfuscator", "baseline", or "identity" for the plain image; its role in a plot.
         refit: number from 1 on -> another target by the same recipe with another seed; None where that takes
             training.
-        gate: what is answered on the device; None if everything is sent.
+        gate: which images are handled on-device; None if every image is sent.
     """
 
     name: str
     height: int
     width: int
-    payload: Payload
+    payload: Obfuscate
     module: nn.Module | None = None
     stochastic: bool = False
     fingerprint: str = ""
     kind: str = "obfuscator"
     refit: Callable[[int], Target | None] = lambda seed: None
-    gate: OwnAnswers | None = None
+    gate: LocalClassifier | None = None
 
     @torch.no_grad()
     def observe(self, images: Tensor, *, batch: int = 250) -> Tensor:

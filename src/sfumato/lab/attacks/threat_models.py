@@ -1,6 +1,6 @@
 """Threat models: what an attacker knows.
 
-He is handed a `Knowledge` and nothing else; the truth stays with the measures.
+It is handed a `Knowledge` and nothing else; the originals of the test images stay with the measures.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ class UnavailableError(AuditError):
 
 
 class Threat(StrEnum):
-    """What the attacker knows before he meets the images that he attacks."""
+    """What the attacker knows before it sees the payloads that it attacks."""
 
     PAIRS = "pairs"
-    """Some images beside what travelled for them."""
+    """Some images and the payload for them."""
     WHITE_BOX = "white-box"
     """The obfuscator itself: any number of pairs from public images, and gradients."""
     SHADOW = "shadow"
-    """Only the recipe: he makes an obfuscator of his own with another seed."""
+    """Only the recipe: it trains an obfuscator of its own with another seed."""
     OTHER_DATA = "other-data"
     """Pairs, but of images of another kind."""
     CLOUD = "cloud"
     """As the white box, and the classifier's inner features and logits: the operator of the cloud."""
     NO_PAIRS = "no-pairs"
-    """What travelled for some images, and other images of the same kind, but no pair."""
+    """The payloads of some images, and other images of the same kind, but no pair."""
 
 
 class Pairs(Protocol):
-    """Images beside the payload for them."""
+    """Images and the payload for them."""
 
     def __len__(self) -> int:
         """How many images there are."""
 
     def __hash__(self) -> int:
-        """By identity: what was learned from pairs is remembered for these pairs."""
+        """By identity: what was learned from pairs is cached for these pairs."""
 
     def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) float32 in [0, 1] and the payload for them (B, C, H', W') float32."""
@@ -52,7 +52,7 @@ class Pairs(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class FixedPairs:
-    """Pairs that the attacker got hold of; one observation an image, for ever.
+    """Pairs that the attacker got hold of: one observation of each image.
 
     Attributes:
         images: (N, 3, H, W) uint8.
@@ -72,7 +72,7 @@ class FixedPairs:
 
 @dataclass(frozen=True, eq=False)
 class LazyPairs:
-    """As `FixedPairs`, of a function without noise, whose values are computed when they are asked for.
+    """As `FixedPairs`, of a function without noise, whose values are computed when they are needed.
 
     Attributes:
         images: (N, 3, H, W) uint8.
@@ -93,7 +93,7 @@ class LazyPairs:
 
 @dataclass(frozen=True, eq=False)
 class FreshPairs:
-    """Pairs that somebody makes who holds the function: mirrored at random, with fresh noise where there is noise.
+    """Pairs that an attacker makes that holds the function: mirrored at random, with fresh noise where there is noise.
 
     Attributes:
         images: (N, 3, H, W) uint8.
@@ -125,7 +125,7 @@ class Knowledge:
         width: columns of the images to reconstruct.
         pairs: to learn from; None under `NO_PAIRS`.
         module: the obfuscator with gradients, under `WHITE_BOX` and `CLOUD`, if it has any.
-        intercepted: (M, C, H', W') float32, what travelled for images that he does not know; under `NO_PAIRS`.
+        intercepted: (M, C, H', W') float32, payloads of images that it does not know; under `NO_PAIRS`.
         public: (N, 3, H, W) uint8, images of the same kind as the intercepted ones, not the same; under `NO_PAIRS`.
     """
 

@@ -1,4 +1,4 @@
-"""Inversion by optimisation: the smoothest image for which the obfuscator gives what travelled.
+"""Inversion by optimisation: the smoothest image whose payload is the observed one.
 
 Source: Mahendran and Vedaldi 2015, section 3; against split inference He et al. 2019, section 4 ("white-box").
 """
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.linear import solve
-from sfumato.lab.attacks.protocol import Effort, Prepared, Reconstruct
+from sfumato.lab.attacks.protocol import AttackBudget, Prepared, Reconstruct
 from sfumato.lab.attacks.target import Noisy
 from sfumato.lab.attacks.threat_models import Knowledge, Pairs, Threat
 
 WEIGHTS = (0.0, 1e-2, 1e-1)
 """Of the total variation, against a misfit that is 1 for an image that explains nothing."""
 ANCHORS = (0.0, 1.0, 10.0, 100.0)
-"""Of the mean squared distance to the start: what the message leaves open stays as it was."""
+"""Of the mean squared distance to the start: what the payload leaves open stays as it was."""
 _LEARNING_RATE = 0.02
 _BATCH = 100
 _HELD_OUT = 32
@@ -40,10 +40,10 @@ class TotalVariation:
     learns: ClassVar[bool] = False
     test_images: ClassVar[int] = 200
 
-    def prepare(self, knowledge: Knowledge, effort: Effort) -> Prepared:
+    def prepare(self, knowledge: Knowledge, budget: AttackBudget) -> Prepared:
         """See `Attacker`."""
         forward, pairs = differentiable(knowledge, self.name)
-        start, start_name, images, observed = beginning(pairs, effort.seed)
+        start, images, observed = beginning(pairs, budget.seed)
         variance = float(observed.var())
 
         def reconstruct(observed: Tensor, weight: float, anchor: float, steps: int) -> Tensor:
@@ -54,21 +54,18 @@ class TotalVariation:
             return torch.cat(parts)
 
         def error(weight: float, anchor: float) -> float:
-            guess = reconstruct(observed, weight, anchor, max(1, effort.steps // 4))
+            guess = reconstruct(observed, weight, anchor, max(1, budget.steps // 4))
             return float((guess - images).square().mean())
 
         weight = min(WEIGHTS, key=lambda weight: error(weight, 0.0))
         anchor = min(ANCHORS, key=lambda anchor: error(weight, anchor))
-        return Prepared(
-            reconstruct=lambda observed: reconstruct(observed, weight, anchor, effort.steps),
-            facts={"weight": weight, "anchor": anchor, "start": start_name, "steps": effort.steps},
-        )
+        return Prepared(lambda observed: reconstruct(observed, weight, anchor, budget.steps))
 
 
 def differentiable(knowledge: Knowledge, name: str) -> tuple[Callable[[Tensor], Tensor], Pairs]:
-    """The obfuscator with gradients, and the attacker's pairs.
+    """Return the obfuscator with gradients, and the attacker's pairs.
 
-    A stochastic obfuscator that says what its noise is gives its mean, which is what the noise averages to.
+    Of a stochastic obfuscator that states its noise it is the mean.
 
     Args:
         knowledge: what the attacker knows.
@@ -89,15 +86,15 @@ def differentiable(knowledge: Knowledge, name: str) -> tuple[Callable[[Tensor], 
 
 
 @torch.no_grad()
-def beginning(pairs: Pairs, seed: int) -> tuple[Reconstruct, str, Tensor, Tensor]:
-    """Where to start from: least squares or the mean image, whichever is nearer to a few images held out.
+def beginning(pairs: Pairs, seed: int) -> tuple[Reconstruct, Tensor, Tensor]:
+    """Return where to start: least squares or the mean image, whichever is nearer to a few images held out.
 
     Args:
         pairs: at least 3.
         seed: of the choice of images.
 
     Returns:
-        The start, its name, and the pairs held out: (N, 3, H, W) float32 in [0, 1] and what travelled for them.
+        The start, and the pairs held out: (N, 3, H, W) float32 in [0, 1] and the payload for them.
     """
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))
     held = min(_HELD_OUT, max(1, len(pairs) // 5))
@@ -106,8 +103,8 @@ def beginning(pairs: Pairs, seed: int) -> tuple[Reconstruct, str, Tensor, Tensor
     mean = estimate.base
     error = (estimate(observed).clamp(0, 1) - images).square().mean()
     if error < (mean - images).square().mean():
-        return lambda observed: estimate(observed).clamp(0, 1), "least squares", images, observed
-    return lambda observed: mean.repeat(len(observed), 1, 1, 1), "mean image", images, observed
+        return lambda observed: estimate(observed).clamp(0, 1), images, observed
+    return lambda observed: mean.repeat(len(observed), 1, 1, 1), images, observed
 
 
 def descend(
@@ -151,11 +148,11 @@ def descend(
     return images.detach()
 
 
-def misfit(given: Tensor, observed: Tensor, variance: float) -> Tensor:
-    """Mean squared difference over the variance, an image each.
+def misfit(payload: Tensor, observed: Tensor, variance: float) -> Tensor:
+    """Return the mean squared difference over the variance, for each image.
 
     Args:
-        given: (N, C, H', W') float32, with gradients.
+        payload: (N, C, H', W') float32, with gradients.
         observed: (N, C or more, H', W') float32; further channels are not compared.
         variance: of the payload.
 
@@ -163,11 +160,11 @@ def misfit(given: Tensor, observed: Tensor, variance: float) -> Tensor:
         (N,) float32.
 
     Raises:
-        AuditError: `given` carries no gradient.
+        AuditError: `payload` carries no gradient.
     """
-    if not given.requires_grad:
+    if not payload.requires_grad:
         raise AuditError("no gradient comes through the obfuscator; give a module that does not switch gradients off")
-    return (given - observed[:, : given.shape[1]]).square().flatten(1).mean(dim=1) / max(variance, 1e-12)
+    return (payload - observed[:, : payload.shape[1]]).square().flatten(1).mean(dim=1) / max(variance, 1e-12)
 
 
 def total_variation(images: Tensor) -> Tensor:

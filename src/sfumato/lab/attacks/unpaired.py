@@ -1,8 +1,8 @@
-"""An attack without a single pair: messages are turned into images that pass for public ones.
+"""An attack without a single pair: payloads are turned into images that pass for public ones.
 
-It begins with the linear map that gives the messages the mean and covariance of public images, and goes on with a
-decoder that a discriminator judges; a second network must find the message again from the reconstructed image, which
-keeps the decoder from drawing images that have nothing to do with it.
+It begins with the linear map that gives the payloads the mean and covariance of public images, and continues with a
+decoder that is trained against a discriminator; a second network must recover the payload from the reconstructed image,
+which keeps the decoder from making images that have nothing to do with it.
 
 Source: the linear map: optimal transport between Gaussians, Peyré and Cuturi 2019, remark 2.31; the training: Zhu et
 al. 2017 (CycleGAN), section 3, with the hinge loss of Lim and Ye 2017; the discriminator of Isola et al. 2017
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.decoders import Decoder, network
 from sfumato.lab.attacks.linear import MAX_INPUTS, LinearEstimate
-from sfumato.lab.attacks.protocol import Effort, Prepared
+from sfumato.lab.attacks.protocol import AttackBudget, Prepared
 from sfumato.lab.attacks.threat_models import Knowledge, Threat
 from sfumato.lab.models import autocast, reverse_gradient
 from sfumato.lab.models.decoders import ResidualNet, patch_discriminator
@@ -38,32 +38,32 @@ _LEARNING_RATE = 2e-4
 
 @dataclass(frozen=True)
 class Unpaired:
-    """A decoder trained against a discriminator, with a way back to the message."""
+    """A decoder trained against a discriminator, with a way back to the payload."""
 
     name: ClassVar[str] = "discriminator without pairs"
     threats: ClassVar[frozenset[Threat]] = frozenset({Threat.NO_PAIRS})
     learns: ClassVar[bool] = True
 
-    def prepare(self, knowledge: Knowledge, effort: Effort) -> Prepared:
+    def prepare(self, knowledge: Knowledge, budget: AttackBudget) -> Prepared:
         """See `Attacker`."""
-        messages, public = knowledge.intercepted, knowledge.public
-        if messages is None or public is None or min(len(messages), len(public)) < 5:
-            raise AuditError(f"{self.name} needs at least 5 intercepted messages and 5 public images")
-        start = transport(messages[:_STATISTICS], public[:_STATISTICS])
-        std, mean = torch.std_mean(messages[:_STATISTICS], dim=(0, 2, 3))
+        payloads, public = knowledge.intercepted, knowledge.public
+        if payloads is None or public is None or min(len(payloads), len(public)) < 5:
+            raise AuditError(f"{self.name} needs at least 5 intercepted payloads and 5 public images")
+        start = transport(payloads[:_STATISTICS], public[:_STATISTICS])
+        std, mean = torch.std_mean(payloads[:_STATISTICS], dim=(0, 2, 3))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(effort.seed)
-            net = ResidualNet(messages.shape[1] + 3, width=64, depth=3)
+            torch.manual_seed(budget.seed)
+            net = ResidualNet(payloads.shape[1] + 3, width=64, depth=3)
             decoder = Decoder(net, mean, std, (knowledge.height, knowledge.width), start)
-            game = _Game(decoder, messages.shape[1])
-            _train(game, messages, public, effort)
+            game = _Game(decoder, payloads.shape[1])
+            _train(game, payloads, public, budget)
         params = sum(p.numel() for p in net.parameters())
-        seen = effort.images // (batch := _batch(decoder.size)) * batch
-        return Prepared(network(decoder, decoder.size, effort.device), facts={"params": params, "images_seen": seen})
+        seen = budget.images // (batch := _batch(decoder.size)) * batch
+        return Prepared(network(decoder, decoder.size, budget.device), params=params, images_seen=seen)
 
 
 class _Game(nn.Module):
-    """Decoder, discriminator and the way back to the standardised message."""
+    """Decoder, discriminator and the way back to the standardised payload."""
 
     def __init__(self, decoder: Decoder, channels: int) -> None:
         super().__init__()
@@ -78,13 +78,13 @@ class _Game(nn.Module):
         self.judge = patch_discriminator()
 
     def loss(self, observed: Tensor, public: Tensor) -> Tensor:
-        """Messages (B, C, H', W') and public images (B, 3, H, W) in [0, 1] -> scalar, lower for both players."""
+        """Payloads (B, C, H', W') and public images (B, 3, H, W) in [0, 1] -> scalar, lower for both players."""
         reconstructed = self.decoder(observed)
-        message = (observed - self.decoder.mean) / self.decoder.std
+        payload = (observed - self.decoder.mean) / self.decoder.std
         again = F.interpolate(
-            self.back(reconstructed).float(), size=message.shape[-2:], mode="bilinear", antialias=True
+            self.back(reconstructed).float(), size=payload.shape[-2:], mode="bilinear", antialias=True
         )
-        cycle = F.mse_loss(again, message)
+        cycle = F.mse_loss(again, payload)
         moments = F.mse_loss(reconstructed.mean(dim=0), public.mean(dim=0)) + F.mse_loss(
             reconstructed.std(dim=0), public.std(dim=0)
         )
@@ -93,25 +93,25 @@ class _Game(nn.Module):
         return _ADVERSARIAL * adversarial + _CYCLE * cycle + _MOMENTS * moments
 
 
-def _train(game: _Game, messages: Tensor, public: Tensor, effort: Effort) -> None:
-    game.to(effort.device).train()
-    source = torch.Generator().manual_seed(effort.seed)
+def _train(game: _Game, payloads: Tensor, public: Tensor, budget: AttackBudget) -> None:
+    game.to(budget.device).train()
+    source = torch.Generator().manual_seed(budget.seed)
     optimizer = torch.optim.Adam(game.parameters(), lr=_LEARNING_RATE, betas=(0.5, 0.999))
     batch = _batch(game.decoder.size)
-    steps = effort.images // batch
+    steps = budget.images // batch
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = _LEARNING_RATE * (1 - step / steps)
-        observed = messages[torch.randint(len(messages), (batch,), generator=source)]
+        observed = payloads[torch.randint(len(payloads), (batch,), generator=source)]
         images = public[torch.randint(len(public), (batch,), generator=source)].float() / 255
-        with autocast(effort.device):
-            loss = game.loss(observed.to(effort.device), images.to(effort.device))
+        with autocast(budget.device):
+            loss = game.loss(observed.to(budget.device), images.to(budget.device))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(game.parameters(), 1.0)
         optimizer.step()
         if not torch.isfinite(loss):
             raise AuditError(f"the attacker's loss is {float(loss)} at step {step}: the payload is not finite")
-        effort.progress(step + 1, steps)
+        budget.report(step + 1, steps)
     game.eval()
 
 
@@ -120,25 +120,25 @@ def _batch(size: tuple[int, int]) -> int:
 
 
 @torch.no_grad()
-def transport(messages: Tensor, public: Tensor) -> LinearEstimate:
-    """The linear map that gives messages the mean and the leading covariance of public images.
+def transport(payloads: Tensor, public: Tensor) -> LinearEstimate:
+    """Return the linear map that gives payloads the mean and the leading covariance of public images.
 
     Mean and covariance leave open which way each direction points: three maps are made (optimal transport, its mirror
     image about the mean, and principal components joined by rank with signs by their skewness), and the one kept is
-    that whose images are nearest to public ones by sliced Wasserstein distance. The first two need a message of as
+    that whose images are nearest to public ones by sliced Wasserstein distance. The first two need a payload of as
     many numbers as an image has.
 
     Args:
-        messages: (M, C, H', W') float32.
+        payloads: (M, C, H', W') float32.
         public: (N, 3, H, W) uint8.
 
     Returns:
-        The map from messages to images.
+        The map from payloads to images.
 
     Source: Bonneel et al. 2015, section 3, for the distance.
     """
     images = public.float().flatten(1) / 255
-    inputs = messages.flatten(1)[:, :MAX_INPUTS]
+    inputs = payloads.flatten(1)[:, :MAX_INPUTS]
     offset, base = inputs.mean(dim=0), images.mean(dim=0)
     rank = min(_COMPONENTS, len(inputs) - 1, len(images) - 1, inputs.shape[1], images.shape[1])
     x, x_std = _components(inputs - offset, rank)
@@ -147,8 +147,8 @@ def transport(messages: Tensor, public: Tensor) -> LinearEstimate:
     maps = []
     if inputs.shape[1] == images.shape[1]:
         # Of all rotations between the whitened and the coloured the one that moves the numbers least.
-        left, _, right = torch.linalg.svd((x * x_std).T @ (y * y_std))
-        straight = whitened @ left @ right @ coloured
+        u, _, v = torch.linalg.svd((x * x_std).T @ (y * y_std))
+        straight = whitened @ u @ v @ coloured
         maps += [straight, -straight]
     signs = _skewness((inputs - offset) @ whitened) * _skewness((images - base) @ y)
     maps.append((whitened * torch.where(signs < 0, -1.0, 1.0)) @ coloured)

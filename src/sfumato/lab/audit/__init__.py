@@ -1,1 +1,1 @@
-"""The audit: attackers who come after the obfuscator, measures, and a verdict."""
+"""The audit: adaptive attackers, trained after the obfuscator is fixed; measures; and a verdict."""

@@ -32,6 +32,11 @@ class Trial:
     seed: int = 0
 
     @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.attacker}, {self.threat}"
+
+    @property
     def key(self) -> str:
         """A name for its files."""
         parts = [self.attacker, self.threat, *([f"n{self.pairs}"] if self.pairs else [])]
@@ -42,28 +47,28 @@ class Trial:
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is spent on one audit.
+    """What is spent on one audit.
 
     Attributes:
         name: for the command line.
-        says: what it is good for.
+        description: what it is good for.
         trials: in order; the strongest attackers first.
         views: trials for stochastic obfuscators, that average several views.
-        control_images: training images for each control; 0 for no control.
+        sanity_check_images: training images for each sanity check; 0 for none.
         identification_images: for the contrastive attackers.
         attribute_images: for the attribute attacker.
-        column_images: for each attacker who asks for label columns.
-        column_test_images: that he is measured on, at most.
+        column_images: for each attacker that infers label columns.
+        column_test_images: that it is measured on, at most.
         test_images: that every attacker is measured on; the best one is measured on all there are.
         seeds: how many the strongest attacker is repeated with.
         references: whether reconstructions that need no attack are computed, too.
     """
 
     name: str
-    says: str
+    description: str
     trials: tuple[Trial, ...]
     views: tuple[Trial, ...]
-    control_images: int
+    sanity_check_images: int
     identification_images: int
     attribute_images: int
     test_images: int
@@ -74,12 +79,12 @@ class Budget:
 
     @property
     def images(self) -> int:
-        """Training images over all decoders of an obfuscator that is deterministic, without the controls."""
+        """Training images over all decoders of an obfuscator that is deterministic, without the sanity checks."""
         return sum(trial.images for trial in self.trials)
 
 
 def shared(budget: Budget, share: float) -> Budget:
-    """The budget with every attacker's training made shorter, or longer.
+    """Return the budget with every attacker's training made shorter, or longer.
 
     Args:
         budget: to begin with.
@@ -98,10 +103,10 @@ def shared(budget: Budget, share: float) -> Budget:
     return replace(
         budget,
         name=f"{budget.name} x {share:g}",
-        says=f"{budget.says}; here every attacker trained {share:g} times as long",
+        description=f"{budget.description}; here every attacker trained {share:g} times as long",
         trials=shorter(budget.trials),
         views=shorter(budget.views),
-        control_images=part(budget.control_images),
+        sanity_check_images=part(budget.sanity_check_images),
         identification_images=part(budget.identification_images),
         attribute_images=part(budget.attribute_images),
         column_images=part(budget.column_images),
@@ -139,14 +144,14 @@ def _views(unit: int) -> tuple[Trial, ...]:
 
 
 def _budget(
-    name: str, says: str, unit: int, *, steps: int, all_losses: bool, test_images: int, seeds: int = 1
+    name: str, description: str, unit: int, *, steps: int, all_losses: bool, test_images: int, seeds: int = 1
 ) -> Budget:
     return Budget(
         name=name,
-        says=says,
+        description=description,
         trials=_trials(unit, all_losses=all_losses, steps=steps),
         views=_views(unit // 2),
-        control_images=min(unit, 2_000),
+        sanity_check_images=min(unit, 2_000),
         identification_images=2 * unit,
         attribute_images=2 * unit,
         column_images=20 * unit,
@@ -163,10 +168,10 @@ BUDGETS = {
     for budget in (
         Budget(
             name="attributes",
-            says="asks in earnest what can be told of an image, and reconstructs it only in passing, without a decoder",
+            description="attribute inference in earnest; images are reconstructed only in passing, without a decoder",
             trials=(Trial("least squares", Threat.WHITE_BOX), Trial("codeword means", Threat.WHITE_BOX)),
             views=(),
-            control_images=0,
+            sanity_check_images=0,
             identification_images=2 * _PASSING,
             attribute_images=2 * _PASSING,
             column_images=30 * _PASSING,
@@ -177,7 +182,7 @@ BUDGETS = {
         ),
         _budget(
             "quick",
-            "a first look in minutes; decoders stop long before they are done, so a low leakage means little",
+            "a first estimate in minutes; decoders stop long before they are done, so a low leakage means little",
             1_500,
             steps=60,
             all_losses=False,

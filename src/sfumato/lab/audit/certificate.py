@@ -1,16 +1,15 @@
-"""What noise, or a code of a few bits, promises against every attacker, also those that nobody has built yet.
+"""Bounds that noise, or a code of a few bits, puts on every attacker, also those that were not built yet.
 
-Only where noise is added after the last step that looks at the image, or where only a code of a few bits goes past
-that step, can anything be promised; for any other obfuscator there is no certificate. With a code, the number of
-its values bounds how often the original is picked out (`certify_code`). With noise there are three bounds, each
-with what it rests on:
+Only where noise is added after the last step that depends on the image, or where the payload depends on the image
+through a code of a few bits alone, is there a certificate. With a code, the number of its values bounds how often the
+original is re-identified (`certify_code`). With noise there are three bounds, each with its own assumptions:
 
 - **Fisher information** bounds the error of unbiased attackers, without an assumption on the images. Learned
   attackers are biased: they use what images look like, and may fall below it.
 - **Fisher information and a prior** (van Trees) bounds the error of every attacker, if images are Gaussian. They are
   not: real images have more structure than a Gaussian of the same covariance, so that a strong attacker may
   fall below this bound too. For a linear obfuscator with Gaussian noise it is the error of the best linear attacker.
-- **The rate**, how many bits about the image can pass, bounds how often anybody can pick the original out of
+- **The rate**, how many bits about the image can pass, bounds the top-1 re-identification rate among
   N candidates (Fano). It needs only the covariance of the payload; it is the one bound that no prior can break.
 
 Sources: Maeng et al. 2023, "Bounding the invertibility of privacy-preserving instance encoding using Fisher
@@ -21,21 +20,20 @@ information"; Gill and Levit 1995, the matrix form of van Trees' inequality; Cov
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.target import Noisy
+from sfumato.lab.audit.schema import Certificate
+from sfumato.progress import Progress, silent
 
 CANDIDATES = (10, 100, 1000, 10_000)
 MAX_JOINT = 4096
 """Up to so many numbers an image, matrices over all pairs of them are formed; a 3x32x32 image has 3072."""
 JACOBIANS = 4
-"""Images whose Fisher information is computed: few, because each costs as many backward passes as numbers travel;
+"""Images whose Fisher information is computed: few, as each costs a backward pass for every number of the payload:
 15 s on one core for 3072 numbers through 21 million multiply-accumulates."""
 PROBES = 64
 """Random directions for each image where the trace of its Fisher information is estimated instead."""
@@ -47,50 +45,20 @@ _BATCH = 64
 _MAX_NUMBERS = 1 << 26
 
 _ASSUMPTIONS = (
-    "the noise of each number is drawn alone, as the obfuscator says, and anew for each image",
-    "an image travels once: the payload for it a second time adds information that is not counted",
-    "averages over the images examined stand for averages over all images of their kind; few make the error bounds "
-    "come out a little high",
+    "the noise of each number is independent, as the obfuscator states, and new for each image",
+    "an image is sent once: sending it a second time adds information that is not counted",
+    "averages over the images examined represent averages over all images of their kind; with few images the error "
+    "bounds are a little too high",
 )
 _CODED = "the payload depends on the image through the code alone, as it states; candidates are equally likely"
 _GATED = (
-    "that an image is not sent counts as one more thing to be seen, and the candidates are all images, sent or not: "
-    "who knows that it was sent drops those candidates that would have stayed"
+    "that an image is not sent counts as one more payload, and the candidates are all images, sent or not: an attacker "
+    "that knows that it was sent drops the candidates that would have been handled on-device"
 )
-_ONE_IMAGE = "several images of one scene tell more than one of them; each counts its bits anew"
+_ONE_IMAGE = "several images of the same subject reveal more than one of them; the bits of each are added up"
 _UNBIASED = "mse_bound_unbiased holds for attackers without bias alone; learned attackers are biased"
-_GAUSSIAN = "mse_bound_any holds if images are Gaussian with the covariance of those given; real ones may fall below"
+_GAUSSIAN = "mse_bound_any holds if images are Gaussian with the covariance of those examined; real ones may fall below"
 _ESTIMATED = "the trace of the Fisher information is estimated from random directions (Hutchinson), not exact"
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What the noise promises.
-
-    Attributes:
-        dfil: Fisher information leakage, the mean over images and pixels, in 1 / (pixel value in [0, 1])^2. None
-            without noise, as the two bounds that rest on it.
-        mse_bound_unbiased: least mean squared error of unbiased attackers, for pixels in [0, 1].
-        mse_bound_any: least mean squared error of any attacker if images are Gaussian; None if not computed.
-        rate_bits: at most so many bits about an image pass.
-        top1_bounds: candidates -> the most often that anybody picks the original among them; 1.0 is no bound.
-        images: over how many images the covariances were taken.
-        jacobians: for how many of them the Fisher information was computed.
-        assumptions: what the bounds rest on, in words.
-    """
-
-    dfil: float | None
-    mse_bound_unbiased: float | None
-    mse_bound_any: float | None
-    rate_bits: float
-    top1_bounds: dict[int, float]
-    images: int
-    jacobians: int
-    assumptions: tuple[str, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """For a report; candidates become text, as JSON's keys must be."""
-        return {**asdict(self), "top1_bounds": {str(n): bound for n, bound in self.top1_bounds.items()}}
 
 
 def certify(
@@ -98,22 +66,22 @@ def certify(
     images: Tensor,
     *,
     seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
 ) -> Certificate:
-    """Bounds what any attacker can learn from the payload.
+    """Bound what any attacker can learn from the payload.
 
     Args:
         noisy: an obfuscator that satisfies `Noisy`.
         images: (N, 3, H, W) uint8, N at least 4; training images, more than numbers in an image for a good bound.
         seed: of the choice of images and directions.
-        progress: is told (done, total) images.
+        progress: see `sfumato.progress.Progress`; the stage is "certificate".
 
     Raises:
         AuditError: the obfuscator adds no noise, or noise of an unknown kind; its mean has no gradient; what it says
             does not fit together; or there are too few images.
     """
     if not isinstance(noisy, Noisy):
-        raise AuditError("a certificate bounds what noise hides; this obfuscator states no noise: there is none")
+        raise AuditError("a certificate needs noise; this obfuscator states none: there is no certificate")
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8 or len(images) < 4:
         raise AuditError(f"need at least 4 images (N, 3, H, W) uint8, got {tuple(images.shape)} {images.dtype}")
     scale = _precision(noisy, images)
@@ -124,11 +92,11 @@ def certify(
     information: Tensor | float = 0.0
     leakages = []
     for done, image in enumerate(chosen[:JACOBIANS]):
-        progress(done, min(JACOBIANS, len(chosen)))
+        progress("certificate", done, min(JACOBIANS, len(chosen)))
         of_one = fisher_information(noisy, image) if exact else fisher_trace(noisy, image, source)
         leakages.append(float(torch.as_tensor(of_one).trace() if exact else of_one) / image.numel())
         information = information + of_one
-    progress(len(leakages), len(leakages))
+    progress("certificate", len(leakages), len(leakages))
     means = _means(noisy, chosen)
     if not sum(leakages) and bool((means != means[0]).any()):
         raise AuditError("the payload follows the image, but its gradient is zero (rounded?): there is no certificate")
@@ -150,17 +118,17 @@ def certify(
 
 
 def certify_code(bits: int, *, gated: bool = False) -> Certificate:
-    """Bounds what any attacker can learn where the payload is made from a code of so many bits alone.
+    """Bound what any attacker can learn where the payload is made from a code of so many bits alone.
 
-    Among N candidates, all equally likely, nobody picks the original more often than in `2^bits / N` of cases, however
-    well he knows the obfuscator: each of the `2^bits` things that may travel points to one candidate at best. With a
-    gate, that nothing travels is one thing more that he may see: `(2^bits + 1) / N` over all images, sent or not.
+    Among N candidates, all equally likely, no attacker re-identifies the original in more than `2^bits / N` of cases,
+    however well it knows the obfuscator: each of the `2^bits` payloads points to one candidate at best. With a gate,
+    that nothing is sent counts as one payload more: `(2^bits + 1) / N` over all images, sent or not.
 
     Args:
         bits: of the code, at least 1.
         gated: whether some images are not sent at all.
 
-    Source: the hit rate of the best guess is the sum over what may travel of the most probable candidate's joint
+    Source: the hit rate of the best guess is the sum over all payloads of the most probable candidate's joint
     probability, each at most 1 / N; Cover and Thomas 2006, section 2.10, has the bound in bits.
     """
     values = 2.0**bits + gated
@@ -177,7 +145,7 @@ def certify_code(bits: int, *, gated: bool = False) -> Certificate:
 
 
 def fisher_information(noisy: Noisy, image: Tensor) -> Tensor:
-    """What one observation tells about each direction in which an image can change.
+    """Return the Fisher information of one observation about each direction in which an image can change.
 
     Args:
         noisy: an obfuscator with noise.
@@ -201,7 +169,7 @@ def fisher_information(noisy: Noisy, image: Tensor) -> Tensor:
 
 
 def fisher_trace(noisy: Noisy, image: Tensor, source: torch.Generator) -> float:
-    """The trace of `fisher_information`, estimated where the matrix is too large.
+    """Return the trace of `fisher_information`, estimated where the matrix is too large.
 
     Args:
         noisy: an obfuscator with noise.
@@ -222,7 +190,7 @@ def fisher_trace(noisy: Noisy, image: Tensor, source: torch.Generator) -> float:
 
 
 def van_trees_mse(information: Tensor, covariance: Tensor) -> float:
-    """The least mean squared error of any attacker, biased or not, on Gaussian images: `tr((F + C^-1)^-1) / d`.
+    """Return the least mean squared error of any attacker, biased or not, on Gaussian images: `tr((F + C^-1)^-1) / d`.
 
     For a linear mean and Gaussian noise it is attained, by the posterior mean.
 
@@ -239,9 +207,9 @@ def van_trees_mse(information: Tensor, covariance: Tensor) -> float:
 
 
 def rate_bits(means: Tensor, noise_std: Tensor, noise_kind: str) -> float:
-    """How many bits about an image can pass: a bound on the mutual information of image and the payload.
+    """Return how many bits about an image can pass: a bound on the mutual information of image and the payload.
 
-    Of all that has a given covariance a Gaussian has the most entropy, and its entropy is at most that of
+    Of all distributions of one covariance a Gaussian has the most entropy, and its entropy is at most that of
     its coordinates, in any basis. The basis is the principal axes of one half of the images and the variances
     are those of the other half: taken from the same images, the rate would come out too low.
 
@@ -268,7 +236,7 @@ def rate_bits(means: Tensor, noise_std: Tensor, noise_kind: str) -> float:
 
 
 def fano_top1(rate: float, candidates: int) -> float:
-    """The most often that anybody can pick the original among equally likely candidates.
+    """Return the highest top-1 re-identification rate among equally likely candidates.
 
     Args:
         rate: bits that pass about which candidate it is.
@@ -300,7 +268,7 @@ def _capacity_bits(snr: Tensor) -> float:
 
 
 def _precision(noisy: Noisy, images: Tensor) -> Tensor:
-    """Square root of each travelling number's Fisher information about its own mean, (D,) float32."""
+    """Square root of each number's Fisher information about its own mean, (D,) float32."""
     if noisy.noise_kind not in _INFORMATION:
         raise AuditError(f"noise of kind {noisy.noise_kind!r}: a certificate knows {' and '.join(_INFORMATION)}")
     std = noisy.noise_std().detach().float()
@@ -309,7 +277,7 @@ def _precision(noisy: Noisy, images: Tensor) -> Tensor:
     if mean.shape[1:] != std.shape:
         raise AuditError(f"noise of shape {tuple(std.shape)} for the payload of shape {tuple(mean.shape[1:])}")
     if not bool((std.isfinite() & (std > 0)).all()):
-        raise AuditError("some numbers travel without noise: there is no certificate")
+        raise AuditError("some numbers of the payload have no noise: there is no certificate")
     return math.sqrt(_INFORMATION[noisy.noise_kind]) / std.flatten()
 
 

@@ -1,4 +1,4 @@
-"""What one would reconstruct who knows only so much of an image: the scale on which attackers are read.
+"""Reconstructions from a few known facts about an image: the scale on which attackers' errors are read.
 
 Nothing here attacks anything. Each row is the best guess from some knowledge, such as the label alone, measured in
 the same way as an attacker's reconstruction.
@@ -7,7 +7,7 @@ the same way as an attacker's reconstruction.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from torch.nn import functional as F
 from sfumato.artifacts.bundle import write_json
 from sfumato.artifacts.provenance import provenance
 from sfumato.errors import AuditError
+from sfumato.lab.audit.schema import Reference
 from sfumato.lab.data import ImageSet
 from sfumato.lab.evaluation.measures import Figures, measure
+from sfumato.progress import Progress, silent, tracked
 
 BITS = (1, 2, 4, 8)
 """Beyond the label, in a code for the images of each class."""
@@ -29,26 +31,10 @@ BLOCKS = (4, 8, 16)
 COMPONENTS = (10, 30, 100)
 MAX_ITERATIONS = 30
 """Of Lloyd's algorithm; on CIFAR-10 it has mostly stopped by itself by then."""
-_NOTHING: Callable[[int, int], None] = lambda done, total: None  # noqa: E731
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A row of the table.
-
-    Attributes:
-        name: what is known of the image.
-        bits: how many bits beside the label that is; None where it is not counted in bits, or the label is not known.
-        figures: of the best guess.
-    """
-
-    name: str
-    bits: float | None
-    figures: Figures
 
 
 def class_means(train: ImageSet) -> Tensor:
-    """The mean image of each class, (classes, 3, H, W) float32 in [0, 1].
+    """Return the mean image of each class, (classes, 3, H, W) float32 in [0, 1].
 
     Raises:
         AuditError: a class without images.
@@ -57,7 +43,7 @@ def class_means(train: ImageSet) -> Tensor:
 
 
 def class_mean_reference(train: ImageSet, test: ImageSet) -> Figures:
-    """What the label alone is worth: the row that excess leakage is counted from.
+    """Measure what the label alone gives: excess leakage is relative to it.
 
     Raises:
         AuditError: a class without training images, or sets that differ in size or classes.
@@ -66,13 +52,11 @@ def class_mean_reference(train: ImageSet, test: ImageSet) -> Figures:
     return measure(class_means(train)[test.labels].clamp_(0, 1), test.images)
 
 
-def references(
-    train: ImageSet, test: ImageSet, *, seed: int = 0, progress: Callable[[int, int], None] = _NOTHING
-) -> tuple[Reference, ...]:
-    """The whole table, measured on `test`, from what can be learned from `train`.
+def references(train: ImageSet, test: ImageSet, *, seed: int = 0, progress: Progress = silent) -> tuple[Reference, ...]:
+    """Return the whole table, measured on `test`, from what can be learned from `train`.
 
-    The row of random images is one draw: its error has a standard error of 0.0006 on CIFAR-10's 10,000 test images.
-    The rows with more bits hang on a local optimum: from seed to seed they differ by a unit of the third figure.
+    The row of random images is one sample: its error has a standard error of 0.0006 on CIFAR-10's 10,000 test images.
+    The rows with more bits depend on a local optimum: from seed to seed they differ by a unit of the third figure.
     The other rows are exact, or nearly so.
 
     Rows that do not fit the images are left out: blocks that do not divide the sides, more components or codes than
@@ -82,19 +66,17 @@ def references(
         train: images to learn from.
         test: images to reconstruct, of the same size and classes.
         seed: of the random images and of where the codes' centres begin.
-        progress: is told (done, total) rows.
+        progress: see `sfumato.progress.Progress`; the stage is "references".
 
     Raises:
         AuditError: a class without training images, or sets that differ in size or classes.
     """
     _check(train, test)
-    guesses = _guesses(train, test, seed)
-    found = []
-    for done, (name, bits, guess) in enumerate(guesses):
-        progress(done, len(guesses))
-        found.append(Reference(name, bits, measure(guess().clamp(0, 1), test.images)))
-    progress(len(guesses), len(guesses))
-    return tuple(found)
+    rows = tracked(_guesses(train, test, seed), "references", progress)
+    return tuple(
+        Reference(name=name, bits=bits, **asdict(measure(guess().clamp(0, 1), test.images)))
+        for name, bits, guess in rows
+    )
 
 
 def write_references(
@@ -103,9 +85,9 @@ def write_references(
     test: ImageSet,
     *,
     seed: int = 0,
-    progress: Callable[[int, int], None] = _NOTHING,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Computes the table and writes it beside what it was computed from.
+    """Compute the table and write it with its provenance.
 
     Args:
         path: the JSON file; None for none.
@@ -122,7 +104,7 @@ def write_references(
         BundleError: the file cannot be written.
     """
     result = {
-        "references": [asdict(row) for row in references(train, test, seed=seed, progress=progress)],
+        "references": [row.as_json for row in references(train, test, seed=seed, progress=progress)],
         "measured": provenance(
             seed=seed,
             train={"data": train.source, "data_sha256": train.sha256, "images": len(train)},
@@ -134,21 +116,21 @@ def write_references(
     return result
 
 
-_Guess = tuple[str, float | None, Callable[[], Tensor]]
+_Guess = tuple[str, int | None, Callable[[], Tensor]]
 
 
 def _guesses(train: ImageSet, test: ImageSet, seed: int) -> list[_Guess]:
-    """Each row's name, its bits, and what draws its guesses (N, 3, H, W) float32, still to be cut to [0, 1]."""
+    """Each row's name, its bits, and what makes its guesses (N, 3, H, W) float32, still to be cut to [0, 1]."""
     height, width = test.images.shape[2:]
     per_class = train.labels.bincount(minlength=len(train.names))
     means, images = class_means(train), test.images.float() / 255
     overall = torch.einsum("c,cijk->ijk", per_class / len(train), means)
     components = cache(lambda: _components(train, max(COMPONENTS), seed))
     return [
-        ("a random training image of the right class", None, lambda: _random(train, test, seed)),
+        ("a random training image of the same class", None, lambda: _random(train, test, seed)),
         ("mid-grey", None, lambda: torch.full_like(images, 0.5)),
         ("the mean training image", None, lambda: overall.expand_as(images)),
-        ("the mean image of the right class", 0, lambda: means[test.labels]),
+        ("the mean image of the same class", 0, lambda: means[test.labels]),
         *(
             (f"label and {bits} more bit{'s' * (bits > 1)}", bits, partial(_coded, train, test, 2**bits, seed))
             for bits in BITS
@@ -170,11 +152,11 @@ def _guesses(train: ImageSet, test: ImageSet, seed: int) -> list[_Guess]:
 
 def _random(train: ImageSet, test: ImageSet, seed: int) -> Tensor:
     source = torch.Generator().manual_seed(seed)
-    drawn = torch.empty_like(test.images)
+    sampled = torch.empty_like(test.images)
     for label in range(len(test.names)):
         own, mine = _of_class(train, label), test.labels == label
-        drawn[mine] = own[torch.randint(len(own), (int(mine.sum()),), generator=source)]
-    return drawn.float() / 255
+        sampled[mine] = own[torch.randint(len(own), (int(mine.sum()),), generator=source)]
+    return sampled.float() / 255
 
 
 def _coded(train: ImageSet, test: ImageSet, centres: int, seed: int) -> Tensor:
@@ -190,17 +172,17 @@ def _coded(train: ImageSet, test: ImageSet, centres: int, seed: int) -> Tensor:
 
 
 def k_means(points: Tensor, centres: int, source: torch.Generator) -> Tensor:
-    """Centres that have a small squared distance to the points: a local optimum, which hangs on the beginning.
+    """Return centres with a small squared distance to the points: a local optimum, which depends on the start.
 
     Args:
         points: (N, d) float32.
         centres: how many, at most N.
-        source: of the beginning.
+        source: of the start.
 
     Returns:
         (centres, d) float32.
 
-    Source: Lloyd 1982; begun as in Arthur and Vassilvitskii 2007, section 2.2.
+    Source: Lloyd 1982; started as in Arthur and Vassilvitskii 2007, section 2.2.
     """
     offset = points.mean(dim=0)
     points = points - offset  # for accuracy: distances are differences of squares

@@ -1,4 +1,4 @@
-"""Where an audit keeps what it has found so far, so that it can be interrupted anywhere and go on."""
+"""Stores what an audit has found so far, so that it can be interrupted anywhere and resumed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,35 +19,47 @@ from sfumato.artifacts.bundle import write_json
 from sfumato.errors import AuditError, BundleError
 from sfumato.lab.data.cache import root
 
+T = TypeVar("T")
 _IDENTITY = "audit"
 
 
-def remembered(name: str, of: str, find: Callable[[], Any]) -> Any:
-    """What does not depend on the obfuscator: found once on a machine, then read from the user's cache folder.
+def cached(name: str, of: str, kind: Any, find: Callable[[], T]) -> T:
+    """Return what does not depend on the obfuscator, from the user's cache folder if it was found before.
 
     Args:
-        name: what it is.
+        name: of the finding.
         of: everything that it depends on.
-        find: gives plain JSON values.
+        kind: its type, as pydantic takes it.
+        find: is called if the cache has nothing.
     """
     path = root() / "audit" / f"{name}-{hashlib.sha256(of.encode()).hexdigest()[:32]}.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = find()
-    with contextlib.suppress(BundleError):  # a full disk costs the next audit some minutes, not this one its answer
-        write_json(path, found)
+    with contextlib.suppress(OSError, ValueError):
+        return cast("T", _read(path, kind))
+    found = find()
+    with contextlib.suppress(BundleError):  # a full disk costs the next audit some minutes, not this one its result
+        _write(path, kind, found)
     return found
 
 
-class Notebook:
-    """A folder with one JSON file for every finding, and images beside it.
+def stored_tensors(folder: Path, key: str) -> dict[str, Tensor]:
+    """Return the tensors that an audit keeps under a key; none if there are none.
+
+    Args:
+        folder: of the store: `work` in the audit's folder.
+        key: of a trial, or of a trial with "-all" for all test images of the best one.
+    """
+    path = folder / f"{key}.safetensors"
+    return load_file(path) if path.is_file() else {}
+
+
+class ResultStore:
+    """A folder with one JSON file for each finding, and tensors.
 
     Args:
         folder: is created.
-        identity: of the audit; findings of another one are not mixed in.
-        resume: go on with the findings that are there.
-        overwrite: throw them away.
+        identity: of the audit; findings of another audit, or by another version of the schema, are not mixed in.
+        resume: use the findings that are there.
+        overwrite: remove them.
 
     Raises:
         AuditError: there are findings and neither was asked for, or they are another audit's, or the disk refuses.
@@ -54,7 +67,7 @@ class Notebook:
 
     def __init__(self, folder: Path, identity: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
         if resume and overwrite:
-            raise AuditError("--resume goes on with an audit, --overwrite starts anew; choose one")
+            raise AuditError("--resume goes on with an audit, --overwrite restarts it; choose one")
         self.folder = folder
         if overwrite and (folder / f"{_IDENTITY}.json").is_file():  # else it is somebody's folder, not an audit's
             shutil.rmtree(folder, ignore_errors=True)
@@ -63,39 +76,41 @@ class Notebook:
         except FileNotFoundError:
             known = None
         except (OSError, ValueError) as error:
-            raise AuditError(f"{folder} cannot be read: {error}; --overwrite starts anew") from error
+            raise AuditError(f"{folder} cannot be read: {error}; --overwrite restarts the audit") from error
         if known is not None and not resume:
             raise AuditError(
-                f"{folder.parent} holds an audit already: --resume goes on with it, --overwrite starts anew"
+                f"{folder.parent} holds an audit already: --resume goes on with it, --overwrite restarts it"
             )
         if known is not None and known != identity:
             changed = ", ".join(key for key in identity if known.get(key) != identity[key])
-            raise AuditError(f"the audit in {folder.parent} is another one ({changed} differ); --overwrite starts anew")
+            raise AuditError(f"the audit in {folder.parent} is another one ({changed} differ); --overwrite restarts it")
         write_json(folder / f"{_IDENTITY}.json", identity)
 
-    def once(self, key: str, find: Callable[[], Any]) -> Any:
-        """A finding, in plain JSON values: from its file, or found now and written."""
-        path = self.folder / f"{key}.json"
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            pass
-        write_json(path, find())
-        return json.loads(path.read_text(encoding="utf-8"))
+    def once(self, key: str, kind: Any, find: Callable[[], T]) -> T:
+        """Return a finding: from its file, or found now and written.
 
-    def known(self, key: str) -> Any:
-        """A finding that was written, or None."""
+        Args:
+            key: names its file.
+            kind: its type, as pydantic takes it.
+            find: is called if there is no file.
+        """
         path = self.folder / f"{key}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        with contextlib.suppress(OSError, ValueError):
+            return cast("T", _read(path, kind))
+        _write(path, kind, find())
+        return cast("T", _read(path, kind))
 
-    def forget_failed(self, key: str) -> None:
-        """A trial that failed is tried again when the audit is resumed: the disk may have been full."""
-        found = self.known(key)
-        if found is not None and found.get("status") == "failed":
-            (self.folder / f"{key}.json").unlink()
+    def known(self, key: str, kind: Any) -> Any:
+        """Return a finding that was written, of type `kind`, or None."""
+        path = self.folder / f"{key}.json"
+        return _read(path, kind) if path.is_file() else None
+
+    def forget(self, key: str) -> None:
+        """Remove a finding."""
+        (self.folder / f"{key}.json").unlink(missing_ok=True)
 
     def keep(self, key: str, tensors: dict[str, Tensor]) -> None:
-        """Writes tensors under a key.
+        """Write tensors under a key.
 
         Raises:
             AuditError: the disk refuses.
@@ -106,10 +121,17 @@ class Notebook:
             raise AuditError(f"{self.folder} cannot be written: {error}") from error
 
     def tensors(self, key: str) -> dict[str, Tensor]:
-        """The tensors under a key; none if there are none."""
-        path = self.folder / f"{key}.safetensors"
-        return load_file(path) if path.is_file() else {}
+        """See `stored_tensors`."""
+        return stored_tensors(self.folder, key)
 
     def checkpoint(self, key: str) -> Path:
-        """A file for an attacker's state while he learns."""
+        """The file for an attacker's state while it learns."""
         return self.folder / f"{key}.pt"
+
+
+def _read(path: Path, kind: Any) -> Any:
+    return TypeAdapter(kind).validate_python(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _write(path: Path, kind: Any, value: object) -> None:
+    write_json(path, TypeAdapter(kind).dump_python(value, mode="json"))

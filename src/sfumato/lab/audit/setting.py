@@ -1,4 +1,4 @@
-"""Hands every attacker what his threat model gives him, and no more."""
+"""Hands every attacker what its threat model allows, and no more."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sfumato.lab.attacks.cloud_features import CloudView
 from sfumato.lab.attacks.dead_leaves import dead_leaves
-from sfumato.lab.attacks.target import Payload, Target
+from sfumato.lab.attacks.target import Obfuscate, Target
 from sfumato.lab.attacks.threat_models import (
     FixedPairs,
     FreshPairs,
@@ -30,8 +30,8 @@ _MOST_NOISY_PAIRS = 20_000
 
 
 @dataclass
-class Scene:
-    """An obfuscator, the images, and who knows what of them.
+class AttackSetting:
+    """An obfuscator, the images, and what attackers know of them.
 
     Attributes:
         target: the obfuscator.
@@ -54,7 +54,7 @@ class Scene:
     _seen: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     def knowledge(self, threat: Threat, *, pairs: int | None = None, views: int = 1) -> Knowledge:
-        """What an attacker is handed.
+        """Return what an attacker is handed.
 
         Args:
             threat: the threat model.
@@ -70,7 +70,7 @@ class Scene:
         return self._last[1]
 
     def observed(self, threat: Threat, count: int, *, views: int = 1) -> Tensor:
-        """What the attacker sees of the first `count` test images, (count, C, H', W') float32."""
+        """Return what the attacker sees of the first `count` test images, (count, C, H', W') float32."""
         if threat is Threat.CLOUD:
             return _observe(self._view.payload, self.test.images[:count])
         if views not in self._seen or len(self._seen[views]) < count:
@@ -78,7 +78,7 @@ class Scene:
         return self._seen[views][:count]
 
     def batches(self, threat: Threat, count: int, *, views: int = 1, size: int = 250) -> Iterator[Tensor]:
-        """What `observed` gives, in parts; the cloud's view, which is large, is made part by part and not kept."""
+        """Yield what `observed` returns, in parts; the cloud's view, which is large, is not kept."""
         for start in range(0, count, size):
             stop = min(count, start + size)
             if threat is Threat.CLOUD:
@@ -96,7 +96,9 @@ class Scene:
                 return Knowledge(threat, height, width, FreshPairs(self.train.images, payload), self.target.module)
             case Threat.SHADOW:
                 if self.shadow is None:
-                    raise UnavailableError("no shadow: train the recipe again with another seed and give it as shadow")
+                    raise UnavailableError(
+                        "no shadow: train the recipe again with another seed and pass it as the shadow"
+                    )
                 return Knowledge(threat, height, width, FreshPairs(self.train.images, self.shadow.payload))
             case Threat.OTHER_DATA:
                 return Knowledge(threat, height, width, LazyPairs(self._others, payload))
@@ -132,13 +134,13 @@ class Scene:
     @cached_property
     def _view(self) -> Target:
         if self.classifier is None:
-            raise UnavailableError("no classifier with weights was given, whose features the cloud's operator sees")
+            raise UnavailableError("no classifier with weights, whose features the cloud's operator sees")
         example = self.target.payload(self.train.images[:2].float() / 255)
         view = CloudView(self.classifier, example)
         return Target("cloud", self.target.height, self.target.width, lambda x: view(self.target.payload(x)))
 
 
-def _averaged(payload: Payload, views: int) -> Payload:
+def _averaged(payload: Obfuscate, views: int) -> Obfuscate:
     if views == 1:
         return payload
 
@@ -151,5 +153,5 @@ def _averaged(payload: Payload, views: int) -> Payload:
     return average
 
 
-def _observe(payload: Payload, images: Tensor) -> Tensor:
+def _observe(payload: Obfuscate, images: Tensor) -> Tensor:
     return Target("", images.shape[2], images.shape[3], payload).observe(images)

@@ -1,4 +1,4 @@
-"""How long an audit will take on this machine: measured on a few steps, not looked up."""
+"""Estimates how long an audit will take on this machine, from a few measured steps."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from sfumato.lab.models.decoders import ResidualNet
 
 _STEPS = 3
 _SIDE = 32
-_BESIDE = 1.6
-"""The rest of an audit (reconstructing, measuring, pairs, controls) over the training of its decoders, as measured."""
+_REST = 1.6
+"""The rest of an audit (pairs, measures, sanity checks) over the training of its decoders, as measured."""
 
 
 def estimate_minutes(
     budget: Budget, device: torch.device | None = None, *, size: Sequence[int] = (_SIDE, _SIDE)
 ) -> str:
-    """Words such as "6 minutes", from the speed of the strongest decoder's first steps.
+    """Return words such as "6 minutes", from the speed of the strongest decoder's first steps.
 
     Args:
         budget: the audit's.
@@ -33,7 +33,7 @@ def estimate_minutes(
 
 
 def decoder_seconds(device: torch.device | None = None) -> float:
-    """Seconds that the strongest decoder takes for one training image, with its share of the rest of an audit.
+    """Return the seconds that the strongest decoder takes for a training image, with its share of the rest of an audit.
 
     Args:
         device: that attackers are trained on; images of 32x32.
@@ -51,11 +51,11 @@ def decoder_seconds(device: torch.device | None = None) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize()
     per_image_s = (time.monotonic() - started) / (_STEPS * BATCH)
-    return per_image_s * _BESIDE
+    return per_image_s * _REST
 
 
 def spoken(seconds: float) -> str:
-    """Words such as "40 seconds", "6 minutes" or "3 hours"."""
+    """Return words such as "40 seconds", "6 minutes" or "3 hours"."""
     if seconds < 90:
         return f"{max(10, round(seconds / 10) * 10)} seconds"
     return f"{round(seconds / 60)} minutes" if seconds < 2 * 3600 else f"{seconds / 3600:.0f} hours"

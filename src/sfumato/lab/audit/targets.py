@@ -1,4 +1,4 @@
-"""Turns what people have into a target: a bundle, any ONNX file, or a Python callable."""
+"""Makes a target of a bundle, any ONNX file, or a Python callable."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from sfumato.artifacts.bundle import (
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.artifacts.plugins import import_object
 from sfumato.errors import AuditError
-from sfumato.lab import models
-from sfumato.lab.attacks.target import Coded, OwnAnswers, Payload, Target
+from sfumato.lab.attacks.target import Coded, LocalClassifier, Obfuscate, Target
 from sfumato.lab.baselines.bundles import KIND, load_module, refit
 from sfumato.lab.evaluation.accuracy import device_logits
 from sfumato.lab.export.onnx import TOLERANCE, difference
@@ -32,12 +31,12 @@ _NEAR = 0.25
 """How far 8-bit integers may be from float32 on average, in standard deviations; far more than rounding makes."""
 
 
-def load_target(given: str, *, size: tuple[int, int]) -> Target:
-    """What is to be audited.
+def load_target(source: Bundle | str, *, size: tuple[int, int]) -> Target:
+    """Load what is to be audited.
 
     Args:
-        given: a bundle's folder, an ONNX file, or `module:name` of a Python callable; the latter two take
-            images (N, 3, H, W) float32 in [0, 1] and give the payload, (N, C, H', W') float32. A callable
+        source: a bundle or its folder, an ONNX file, or `module:name` of a Python callable; the latter two take
+            images (N, 3, H, W) float32 in [0, 1] and return the payload, (N, C, H', W') float32. A callable
             that is an `nn.Module`, or passes gradients, is attacked with gradients too.
         size: (H, W) of the images that it takes.
 
@@ -45,45 +44,48 @@ def load_target(given: str, *, size: tuple[int, int]) -> Target:
         AuditError: nothing of the three, or it does not do what an obfuscator does.
         BundleError: a bundle that is damaged or not an obfuscator's.
     """
-    path = _checked(given)
+    if isinstance(source, Bundle):
+        return bundle_target(source)
+    path = _checked(source)
     if path.is_dir():
         return bundle_target(Bundle.load(path, kind="obfuscator"))
     if path.suffix == ".onnx":
         return replace(_probed(path.stem, size, _from_onnx(path), None), fingerprint=file_sha256(path))
-    return _callable_target(given, size)
+    return _callable_target(source, size)
 
 
-def native_size(given: str) -> tuple[int, int] | None:
-    """The image size (H, W) that a bundle or an ONNX file states; None if it states none.
+def native_size(source: Bundle | str) -> tuple[int, int] | None:
+    """Return the image size (H, W) that a bundle or an ONNX file states; None if it states none.
 
     Raises:
         AuditError: nothing that can be audited.
         BundleError: a damaged file, or not an obfuscator's bundle.
     """
-    path = _checked(given)
+    if isinstance(source, Bundle):
+        return source.preprocessing.height, source.preprocessing.width
+    path = _checked(source)
     if path.is_dir():
-        preprocessing = Bundle.load(path, kind="obfuscator").preprocessing
-        return preprocessing.height, preprocessing.width
+        return native_size(Bundle.load(path, kind="obfuscator"))
     if path.suffix != ".onnx":
         return None
     *_, height, width = [None, None, *OnnxFunction(path).input_shape]
     return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
 
-def _checked(given: str) -> Path:
-    path = Path(given)
+def _checked(source: str) -> Path:
+    path = Path(source)
     if path.suffix == ".onnx" and not path.is_file():
         raise AuditError(f"no ONNX file at {path}")
-    if not path.is_dir() and path.suffix != ".onnx" and ":" not in given:
+    if not path.is_dir() and path.suffix != ".onnx" and ":" not in source:
         raise AuditError(
-            f"{given!r} is nothing that can be audited: expected a bundle's folder, an .onnx file, or module:name of "
+            f"{source!r} is nothing that can be audited: expected a bundle's folder, an .onnx file, or module:name of "
             "a Python callable"
         )
     return path
 
 
 def bundle_target(bundle: Bundle) -> Target:
-    """The obfuscator of a bundle: the shipped ONNX file, and its weights for gradients where they are known.
+    """Return the obfuscator of a bundle: the shipped ONNX file, and its weights for gradients where they are known.
 
     One in 8-bit integers has no gradient; it is attacked through that of the weights that it was made of.
 
@@ -133,10 +135,10 @@ class _ThroughFile(nn.Module):
         module: the network.
 
     Attributes:
-        code_bits: only there if the network draws a code: integers change which one, and nothing passes beside it.
+        code_bits: only there if the network makes a code: integers change which one, and nothing else passes.
     """
 
-    def __init__(self, payload: Payload, module: nn.Module) -> None:
+    def __init__(self, payload: Obfuscate, module: nn.Module) -> None:
         super().__init__()
         self.payload, self.module = payload, module
         if isinstance(module, Coded):
@@ -151,11 +153,11 @@ class _ThroughFile(nn.Module):
 
 @torch.no_grad()
 def _check_near(bundle: Bundle, module: _ThroughFile) -> None:
-    """Whether a file in 8-bit integers differs from what it was made of by no more than rounding explains."""
+    """Check that a file in 8-bit integers differs from its float network by no more than rounding explains."""
     size = bundle.preprocessing
     images = torch.rand(_PROBES, 3, size.height, size.width, generator=torch.Generator().manual_seed(0))
     exact, *more = OnnxFunction(bundle.file(OBFUSCATOR_ONNX)).all(images.numpy())
-    if isinstance(module, Coded):  # another code is another drawing, but every drawing is that of its code
+    if isinstance(module, Coded):  # another code is decoded to another image, but every image is that of its code
         wanted = torch.from_numpy(OnnxFunction(bundle.file(DECODER_ONNX))(more[-1]))
     else:
         wanted = module.module(images)
@@ -167,12 +169,12 @@ def _check_near(bundle: Bundle, module: _ThroughFile) -> None:
         )
 
 
-def _from_onnx(path: Path) -> Payload:
+def _from_onnx(path: Path) -> Obfuscate:
     run = OnnxFunction(path, threads=torch.get_num_threads())
     return lambda images: torch.from_numpy(run(images.numpy()))
 
 
-def _gate(bundle: Bundle) -> OwnAnswers | None:
+def _gate(bundle: Bundle) -> LocalClassifier | None:
     if bundle.gate is None:
         return None
     run = OnnxFunction(bundle.file(OBFUSCATOR_ONNX), threads=torch.get_num_threads())
@@ -181,10 +183,10 @@ def _gate(bundle: Bundle) -> OwnAnswers | None:
         return torch.from_numpy(device_logits(run.all(images.numpy()), bundle))
 
     own(torch.rand(_PROBES, 3, bundle.preprocessing.height, bundle.preprocessing.width))  # fails now, not in an hour
-    return OwnAnswers(own, bundle.gate)
+    return LocalClassifier(own, bundle.gate)
 
 
-def _without_gradients(module: nn.Module) -> Payload:
+def _without_gradients(module: nn.Module) -> Obfuscate:
     module = module.eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -195,15 +197,15 @@ def _without_gradients(module: nn.Module) -> Payload:
     return payload
 
 
-def _callable_target(given: str, size: tuple[int, int]) -> Target:
-    found = import_object(given, AuditError)
+def _callable_target(source: str, size: tuple[int, int]) -> Target:
+    found = import_object(source, AuditError)
     if isinstance(found, type):
         found = found()
     if not callable(found):
-        raise AuditError(f"{given!r} is a {type(found).__name__}; a callable from images to the payload is expected")
+        raise AuditError(f"{source!r} is a {type(found).__name__}; a callable from images to the payload is expected")
     module = found if isinstance(found, nn.Module) else _Wrapped(found)
-    target = _probed(given, size, _without_gradients(module), module)
-    return target if _passes_gradients(module, size) else _probed(given, size, target.payload, None)
+    target = _probed(source, size, _without_gradients(module), module)
+    return target if _passes_gradients(module, size) else _probed(source, size, target.payload, None)
 
 
 class _Wrapped(nn.Module):
@@ -227,8 +229,8 @@ def _passes_gradients(module: nn.Module, size: tuple[int, int]) -> bool:
         return False
 
 
-def _probed(name: str, size: tuple[int, int], payload: Payload, module: nn.Module | None) -> Target:
-    """A target of which is known that it works, and whether it is stochastic."""
+def _probed(name: str, size: tuple[int, int], payload: Obfuscate, module: nn.Module | None) -> Target:
+    """Return a target that was tried once; whether it is stochastic is found out."""
     images = torch.rand(_PROBES, 3, *size, generator=torch.Generator().manual_seed(0))
     try:
         first, second = payload(images), payload(images)

@@ -1,8 +1,8 @@
 """What an audit found, in one word and three sentences that a sceptic accepts.
 
-A leak that was found stands, whatever else went wrong: it is a lower bound. That nothing was found counts
-only if the audit could have found it: its controls passed, its strongest attackers did not fail, and they
-had learned all that they could.
+A leak that was found counts, whatever else failed: it is a lower bound. That nothing was found counts only if the audit
+could have found it: its sanity checks passed, its strongest attackers did not fail, and they had learned all that they
+could.
 
 Source: the questions that an attack must answer about itself, Carlini et al. 2019 (On Evaluating Adversarial
 Robustness) and Croce and Hein 2020 (AutoAttack).
@@ -11,344 +11,317 @@ Robustness) and Croce and Hein 2020 (AutoAttack).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from sfumato.lab.attacks.identification import Identification
+from sfumato.lab.attacks.image_attributes import Attribute
 from sfumato.lab.attacks.threat_models import Threat
+from sfumato.lab.audit.schema import Alternatives, AuditResult, DoneTrial, Finding, LostTrial, Verdict
 from sfumato.lab.evaluation.measures import RECONSTRUCTED_BELOW
 
-SCHEMA = "sfumato.audit/1"
-
 LEAKS_ABOVE = 0.05
-"""Excess leakage above which reconstructed images show more than the label tells.
+"""Excess leakage above which reconstructed images show more than the label gives.
 
 A convention of this project: one twentieth of the way from the class mean to the image. On CIFAR-10 a single bit
-beyond the label is worth 0.18; the class mean's own sampling error, from 5,000 images a class, 0.0002.
+beyond the label gives 0.18; the class mean's own sampling error, from 5,000 images a class, is 0.0002.
 """
 IDENTIFIES_ABOVE = 2.0
-"""An attacker identifies images if the lower end of the interval is more than this many times chance."""
-TELLS_ABOVE = 0.05
-"""An attacker tells an attribute if the lower end of the interval is more than this above chance."""
-WORTH_ABOVE = 0.001
-"""What an obfuscator must gain over mixing both ends to be worth it: ten images in 10,000 are chance."""
+"""An attacker re-identifies images if the lower end of the interval is more than this many times chance."""
+INFERS_ABOVE = 0.05
+"""An attacker infers an attribute if the lower end of the interval is more than this above chance."""
+PAYS_OFF_ABOVE = 0.001
+"""What an obfuscator must gain over the best mixture to pay off: ten images in 10,000 are chance."""
 BROKEN_ABOVE = 1.2
 """A best attacker whose error is more than this many times the class mean's is broken, not beaten.
 
-The mean training image, which takes no attack at all, stands at 1.08 on CIFAR-10.
+The mean training image, which takes no attack at all, has 1.08 on CIFAR-10.
 """
 
-WHO: dict[str, str] = {
-    Threat.PAIRS: "holds {pairs}images beside what travelled for them",
+WHO: Mapping[Threat, str] = {
+    Threat.PAIRS: "holds {pairs}images and the payload for them",
     Threat.WHITE_BOX: "has the obfuscator itself and makes pairs with it from {pairs}public images",
-    Threat.SHADOW: "knows only the recipe and made an obfuscator of his own from {pairs}images",
-    Threat.OTHER_DATA: "holds {pairs}images of another kind beside what travelled for them",
+    Threat.SHADOW: "knows only the recipe and trained an obfuscator of its own on {pairs}images",
+    Threat.OTHER_DATA: "holds {pairs}images of another kind and the payload for them",
     Threat.CLOUD: "runs the cloud, has the obfuscator and reads the classifier's inner features",
-    Threat.NO_PAIRS: "overheard what travelled and has other images of the same kind, but no pair",
+    Threat.NO_PAIRS: "intercepted payloads and has other images of the same kind, but no pair",
 }
 """What an eavesdropper has under each threat model, in plain words."""
 
-Finding = Literal["leaks", "inconclusive", "withstood"]
+DASH = "\N{EN DASH}"
+UNDECIDED = Verdict(finding="inconclusive", sentences=("", "", ""))
+"""Of an audit whose verdict is not made yet."""
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What is read first.
+class Column:
+    """What leaks of one label column.
 
     Attributes:
-        finding: "leaks": more than the label was reconstructed, found or told. "withstood": these attackers at this
-            budget reconstructed no more than the label tells; others may. "inconclusive": nothing was found, by an
-            audit that does not show that it would have found something.
-        sentences: what an eavesdropper gets; what that is worth beside the alternatives, with its gate too if there is
-            one; what the audit can say.
+        best: the attacker's best row.
+        by_threat: threat model -> accuracy.
+        finding: "inferred", "not inferred", or "not shown" where the attacker fails even on the plain image.
+        remaining: the share of what the plain image gives beyond the label that is still inferred; None where that is
+            nothing.
     """
 
-    finding: Finding
-    sentences: tuple[str, str, str]
+    best: Attribute
+    by_threat: dict[Threat, float]
+    finding: Literal["inferred", "not inferred", "not shown"]
+    remaining: float | None
+
+    @property
+    def name(self) -> str:
+        """Of the column."""
+        return self.best.attribute
 
 
-def decide(audit: dict[str, Any]) -> Verdict:
-    """Sums an audit up.
-
-    Args:
-        audit: the content of `audit.json`, schema `SCHEMA`; `verdict` is not read.
-    """
+def decide(audit: AuditResult) -> Verdict:
+    """Sum an audit up; its `verdict` and `frontier` are not read."""
     doubts = find_doubts(audit)
     finding: Finding = "leaks" if _leaks(audit) else "inconclusive" if doubts else "withstood"
-    worth = " ".join([_what_it_is_worth(audit), *_what_the_gate_changes(audit)])
-    return Verdict(finding, (_what_he_gets(audit, finding, doubts), worth, _limits(audit, doubts)))
+    trade_off = " ".join([_trade_off(audit), *_with_the_gate(audit)])
+    return Verdict(finding=finding, sentences=(_what_leaks(audit, finding), trade_off, _limits(audit, doubts)))
 
 
-def find_doubts(audit: dict[str, Any]) -> list[str]:
-    """Why a stronger attacker than the audit's own may exist: clauses, none if nothing speaks for it.
-
-    Args:
-        audit: see `decide`.
-    """
+def find_doubts(audit: AuditResult) -> list[str]:
+    """Return why a stronger attacker than the audit's own may exist: clauses, none if nothing says so."""
     doubts = []
-    controls = audit.get("controls") or []
-    if not controls:
-        doubts.append("no control was run")
-    for control in controls:
-        if control["passed"] is None:
-            doubts.append(f'the control "{control["name"]}" was not run')
-        elif not control["passed"]:
-            how = f"measured {control['measured']}, needed {control['needed']}"
-            doubts.append(f'the control "{control["name"]}" failed ({how})')
-    best = audit.get("best")
-    if not best or _number(best.get("excess_leakage")) is None:
+    if not audit.sanity_checks:
+        doubts.append("no sanity check was run")
+    for check in audit.sanity_checks:
+        if check.passed is None:
+            doubts.append(f'the sanity check "{check.name}" was not run')
+        elif not check.passed:
+            how = f"measured {check.measured}, needed {check.needed}"
+            doubts.append(f'the sanity check "{check.name}" failed ({how})')
+    best = audit.best
+    if best is None:
         return [*doubts, "no attacker finished"]
-    if best["mse"] > BROKEN_ABOVE * audit["class_mean_mse"]:
+    if best.mse > BROKEN_ABOVE * audit.class_mean_mse:
         doubts.append("even the best attacker does far worse than the class mean, as a broken one does")
-    keys = ("attacker", "threat", "pairs")
-    mine = [t for t in done(audit) if all(t.get(key) == best.get(key) for key in keys)]
-    if best["mse"] >= RECONSTRUCTED_BELOW and any(trial.get("flattened") is False for trial in mine):
-        doubts.append(f"the best attacker, {best['attacker']}, was still learning")
-    finished = {(trial["attacker"], trial["threat"]) for trial in done(audit)}
+    alike = [t for t in audit.done if (t.attacker, t.threat, t.pairs) == (best.attacker, best.threat, best.pairs)]
+    if best.mse >= RECONSTRUCTED_BELOW and any(trial.flattened is False for trial in alike):
+        doubts.append(f"the best attacker, {best.attacker}, was still learning")
+    finished = {(trial.attacker, trial.threat) for trial in audit.done}
     lost = {
-        f"{t['attacker']} ({t['threat']})"
-        for t in audit["trials"]
-        if t["status"] == "failed"
-        and (t["attacker"] == best["attacker"] or (t["attacker"], t["threat"]) not in finished)
+        f"{t.attacker} ({t.threat})"
+        for t in audit.trials
+        if isinstance(t, LostTrial)
+        and t.status == "failed"
+        and (t.attacker == best.attacker or (t.attacker, t.threat) not in finished)
     }
     if lost:
         doubts.append(f"attackers failed that may be the strongest: {', '.join(sorted(lost))}")
     return doubts
 
 
-def done(audit: dict[str, Any]) -> list[dict[str, Any]]:
-    """The trials that came to an end with figures."""
-    return [trial for trial in audit["trials"] if trial["status"] == "done"]
+def reidentifies(row: Identification) -> bool:
+    """Whether the interval lies clearly above chance."""
+    return row.low > IDENTIFIES_ABOVE * row.chance
 
 
-def count_by_status(audit: dict[str, Any]) -> dict[str, int]:
-    """How many trials were done, failed, and were not run."""
-    return {status: sum(t["status"] == status for t in audit["trials"]) for status in ("done", "failed", "not run")}
+def infers(low: float, chance: float) -> bool:
+    """Whether an attribute's interval lies clearly above chance; for many values, such as identity, `reidentifies`."""
+    return low > min(chance + INFERS_ABOVE, chance * IDENTIFIES_ABOVE)
 
 
-def identifies(row: dict[str, Any]) -> bool:
-    """Whether a row of `identification` lies clearly above chance."""
-    return bool(row["low"] > IDENTIFIES_ABOVE * row["chance"])
-
-
-def tells(row: dict[str, Any]) -> bool:
-    """Whether a row of `attributes` lies clearly above chance; of many values, such as who it is, see `identifies`."""
-    return bool(row["low"] > min(row["chance"] + TELLS_ABOVE, row["chance"] * IDENTIFIES_ABOVE))
-
-
-def hides(audit: dict[str, Any]) -> list[dict[str, Any]]:
-    """What an obfuscator hides of each label column and what not.
-
-    Args:
-        audit: see `decide`.
-
-    Returns:
-        The attacker's best row of each column, in their order, with further keys: "by_threat", threat model ->
-        accuracy; "finding", "told", "not told", or "not shown" where he cannot even tell it from the plain image; and
-        "kept", the share of what the plain image tells beyond the label that is still told, None where that is
-        nothing.
-    """
-    rows = [row for row in audit.get("attributes") or [] if row.get("plain") is not None]
+def label_columns(audit: AuditResult) -> list[Column]:
+    """Return what leaks of each label column, in their order."""
+    rows = [row for row in audit.attributes if row.plain is not None]
     found = []
-    for name in dict.fromkeys(row["attribute"] for row in rows):
-        mine = [row for row in rows if row["attribute"] == name]
-        best = max(mine, key=lambda row: float(row["low"]))
-        shown = tells({"low": best["plain"], "chance": best["chance"]})
-        kept = (best["accuracy"] - best["chance"]) / (best["plain"] - best["chance"]) if shown else None
-        finding = "told" if tells(best) else "not told" if shown else "not shown"
-        by_threat = {row["threat"]: row["accuracy"] for row in mine}
+    for name in dict.fromkeys(row.attribute for row in rows):
+        of_column = [row for row in rows if row.attribute == name]
+        best = max(of_column, key=lambda row: row.low)
+        assert best.plain is not None
+        shown = infers(best.plain, best.chance)
         found.append(
-            {**best, "by_threat": by_threat, "finding": finding, "kept": None if kept is None else max(kept, 0)}
+            Column(
+                best=best,
+                by_threat={row.threat: row.accuracy for row in of_column},
+                finding="inferred" if infers(best.low, best.chance) else "not inferred" if shown else "not shown",
+                remaining=max((best.accuracy - best.chance) / (best.plain - best.chance), 0.0) if shown else None,
+            )
         )
     return found
 
 
 def mixed_accuracy(excess_leakage: float, *, local: float, plain: float) -> float:
-    """The accuracy of sending some images as they are and answering the others on the device.
+    """Return the accuracy of sending some images in the clear and handling the others on-device.
 
     Args:
-        excess_leakage: over all images, which is the share that is sent as it is; in [0, 1].
-        local: accuracy of the classifier on the device, in [0, 1].
+        excess_leakage: over all images, which is the share that is sent in the clear; in [0, 1].
+        local: accuracy of the on-device baseline, in [0, 1].
         plain: accuracy of the classifier in the cloud on plain images, in [0, 1].
     """
     return local + min(excess_leakage, 1.0) * (plain - local)
 
 
-def best_mixture(excess_leakage: float, utility: dict[str, Any]) -> tuple[float, str]:
-    """What anybody gets without an obfuscator at a leakage, from a classifier on the device and plain images.
+def best_mixture(excess_leakage: float, alternatives: Alternatives) -> tuple[float, str] | None:
+    """Return what is reached without an obfuscator at a leakage, from an on-device baseline and plain images.
 
     Args:
         excess_leakage: over all images, in [0, 1].
-        utility: of an `audit.json`, with `accuracy_local`.
+        alternatives: what is mixed.
 
     Returns:
-        The accuracy of the better of both mixtures, and what it does, in words: images are sent at random, or those
-        that the device is least sure of.
+        The accuracy of the better of two mixtures, and what it does, in words: images are sent at random, or those
+        that the device is least sure of. None without an on-device baseline.
     """
-    local, plain = utility["accuracy_local"], utility["accuracy_plain"]
+    local, plain = alternatives.accuracy_local, alternatives.accuracy_plain
+    if local is None:
+        return None
     mixed = mixed_accuracy(excess_leakage, local=local, plain=plain)
-    rows = sorted(utility.get("gated_plain") or [], key=lambda row: float(row["excess_leakage"]))
-    ends = [(0.0, local), *((row["excess_leakage"], row["accuracy"]) for row in rows), (1.0, plain)]
+    rows = sorted(alternatives.gated_plain, key=lambda row: row.excess_leakage)
+    ends = [(0.0, local), *((row.excess_leakage, row.accuracy) for row in rows), (1.0, plain)]
     gated = float(np.interp(excess_leakage, [end[0] for end in ends], [end[1] for end in ends]))
     if gated > mixed:
-        return gated, "sending as they are some images that the device is least sure of"
+        return gated, "sending in the clear some images that the device is least sure of"
     share = percent(min(excess_leakage, 1.0))
-    return mixed, f"sending {share} of the images as they are and answering the others on the device"
+    return mixed, f"sending {share} of the images in the clear and handling the others on-device"
 
 
 def percent(share: float | None) -> str:
     """0.726 -> "72.6 %"; small shares keep two digits; a dash for None."""
-    value = _number(share)
-    if value is None:
+    if share is None or not math.isfinite(share):
         return DASH
-    return f"{100 * value:.1f} %" if value >= 0.001 or value == 0 else f"{100 * value:.2g} %"
+    return f"{100 * share:.1f} %" if share >= 0.001 or share == 0 else f"{100 * share:.2g} %"
 
 
 def decimals(value: float | None, digits: int) -> str:
     """A number with so many digits after the point; a dash for None."""
-    number = _number(value)
-    return DASH if number is None else f"{number:.{digits}f}"
+    return DASH if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
-DASH = "\N{EN DASH}"
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
-
-
-def _leaks(audit: dict[str, Any]) -> bool:
-    excess = [_number(trial.get("excess_leakage")) for trial in [audit.get("best") or {}, *done(audit)]]
+def _leaks(audit: AuditResult) -> bool:
+    trials = [*([audit.best] if audit.best else []), *audit.done]
     return (
-        any(value is not None and value > LEAKS_ABOVE for value in excess)
-        or any(identifies(row) for row in audit.get("identification") or [])
-        or any(tells(row) for row in audit.get("attributes") or [])
+        any(trial.excess_leakage > LEAKS_ABOVE for trial in trials)
+        or any(reidentifies(row) for row in audit.identification)
+        or any(infers(row.low, row.chance) for row in audit.attributes)
     )
 
 
-def _what_he_gets(audit: dict[str, Any], finding: Finding, doubts: list[str]) -> str:
-    best = audit.get("best")
-    if best and _number(best.get("excess_leakage")) is not None:
-        pairs = f"{best['pairs']:,} " if best.get("pairs") else ""
-        views = max((t for t in done(audit) if t.get("views", 1) > 1), key=lambda t: t["excess_leakage"], default=None)
-        who = WHO.get(best["threat"], f'attacks under "{best["threat"]}"').format(pairs=pairs)
-        figures = (
-            f"MSE {decimals(best['mse'], 4)}, PSNR {decimals(best['psnr_db'], 2)} dB and SSIM "
-            f"{decimals(best['ssim'], 3)} (attacker: {best['attacker']}), where the class mean, which the label alone "
-            f"gives, has {_class_mean(audit, best)}: an excess leakage of at least "
-            f"{decimals(best['excess_leakage'], 2)} (0: only the label leaks, 1: the image)"
+def _what_leaks(audit: AuditResult, finding: Finding) -> str:
+    reconstructed = "no attacker that reconstructs images finished"
+    if (best := audit.best) is not None:
+        who = WHO[best.threat].format(pairs=f"{best.pairs:,} " if best.pairs else "")
+        reconstructed = (
+            f"an eavesdropper who {who} reconstructs images with MSE {decimals(best.mse, 4)}, PSNR "
+            f"{decimals(best.psnr_db, 2)} dB and SSIM {decimals(best.ssim, 3)} (attacker: {best.attacker}), where the "
+            f"class mean, which the label alone gives, has {_class_mean(audit, best)}: an excess leakage of at least "
+            f"{decimals(best.excess_leakage, 2)} (0: only the label leaks, 1: the image)"
         )
+        views = max((t for t in audit.done if t.views > 1), key=lambda t: t.excess_leakage, default=None)
         if views is not None:
-            figures += f", and of {decimals(views['excess_leakage'], 2)} if an image is sent {views['views']} times"
-        reconstructed = f"an eavesdropper who {who} reconstructs images with {figures}"
-    else:
-        reconstructed = "no attacker that reconstructs images finished"
+            leakage = decimals(views.excess_leakage, 2)
+            reconstructed += f", and of {leakage} if an image is sent {views.views} times"
     opening = {
         "leaks": "",
-        "inconclusive": "No attacker got clearly more than the label tells, which does not show that none can: ",
-        "withstood": "These attackers at this budget reconstructed hardly more than the label tells; others may: ",
+        "inconclusive": "No attacker got clearly more than the label gives, which does not show that none can: ",
+        "withstood": "These attackers at this budget reconstructed hardly more than the label gives; others may: ",
     }[finding]
-    sentence = "; ".join([opening + reconstructed, *_highlights(audit)])
+    sentence = "; ".join([opening + reconstructed, *_reidentified(audit), *_inferred(audit)])
     return sentence[0].upper() + sentence[1:] + "."
 
 
-def _class_mean(audit: dict[str, Any], best: dict[str, Any]) -> str:
+def _class_mean(audit: AuditResult, best: DoneTrial) -> str:
     """The class mean's figures, on the images that the best attacker was measured on."""
-    mse, count = audit["class_mean_mse"], best.get("test_images")
-    if count and count < audit["data"]["test_images"] and best["excess_leakage"] > 0:
-        return f"{decimals(best['mse'] / (1 - best['excess_leakage']), 4)} on the same {count:,} images"
-    for row in audit.get("references") or []:
-        if math.isclose(row["mse"], mse, rel_tol=1e-6):
-            return f"{decimals(mse, 4)}, {decimals(row['psnr_db'], 2)} dB and {decimals(row['ssim'], 3)}"
+    mse, count = audit.class_mean_mse, best.test_images
+    if count < audit.data.test_images and best.excess_leakage > 0:
+        return f"{decimals(best.mse / (1 - best.excess_leakage), 4)} on the same {count:,} images"
+    for row in audit.references:
+        if math.isclose(row.mse, mse, rel_tol=1e-6):
+            return f"{decimals(mse, 4)}, {decimals(row.psnr_db, 2)} dB and {decimals(row.ssim, 3)}"
     return decimals(mse, 4)
 
 
-def _highlights(audit: dict[str, Any]) -> list[str]:
-    found = []
-    if rows := audit.get("identification"):
-        row = max(rows, key=lambda row: (identifies(row), row["low"] / row["chance"]))
-        linked = row["measure"] == "linkage"
-        what = f"what travelled for an image ({row['attacker']})" if linked else "the right image"
-        rate = f"{percent(row['top1'])} of cases (chance {percent(row['chance'])})"
-        found.append(f"{what} is found among {row['candidates']:,} of its class in {rate}")
-    if columns := hides(audit):
-        told = [
-            f'"{row["attribute"]}" in {percent(row["accuracy"])} of cases (from the label alone '
-            f"{percent(row['chance'])}, from the plain image {percent(row['plain'])})"
-            for row in columns
-            if row["finding"] == "told"
-        ]
-        found.append(f"of {len(columns)} label columns {len(told)} are told: {', '.join(told) or 'none'}")
-        if missed := [f'"{row["attribute"]}"' for row in columns if row["finding"] == "not shown"]:
-            found.append(f"of {', '.join(missed)} nothing is shown, as not even the plain image gave it away")
-    elif rows := audit.get("attributes"):
-        row = max(rows, key=lambda row: (tells(row), row["low"] - row["chance"]))
-        rate = f"{percent(row['accuracy'])} of cases (chance {percent(row['chance'])})"
-        found.append(f'"{row["attribute"]}", which the label does not tell, is told right in {rate}')
-    return found
-
-
-def _what_it_is_worth(audit: dict[str, Any]) -> str:
-    utility = audit.get("utility")
-    if not utility:
-        return "No classifier for these images' classes was given, so this audit cannot say what the leakage buys."
-    accuracy, plain, local = (utility.get(f"accuracy_{name}") for name in ("obfuscated", "plain", "local"))
-    beside = (
-        f"In return the cloud answers {percent(accuracy)} of the images right, beside {percent(plain)} if they were "
-        "sent as they are"
-    )
-    if local is None:
-        return (
-            f"{beside}; a classifier of the obfuscator's size on the device, which reveals its label alone, was not "
-            "measured, so it is not known whether sending anything is worth it."
-        )
-    beside += f" and {percent(local)} by a small classifier that stays on the device"
-    if accuracy <= local:
-        return f"{beside}: the device alone answers no worse and reveals only its label; nothing speaks for sending."
-    excess = _number((audit.get("best") or {}).get("excess_leakage"))
-    if excess is None:
-        return f"{beside}."
-    mixed, mixing = best_mixture(excess, utility)
-    if accuracy < mixed + WORTH_ABOVE:
-        return f"{beside}: {mixing} leaks as much and gives {percent(mixed)}, so a user is better off without it."
-    return f"{beside}: more than the {percent(mixed)} of {mixing}, which leaks as much as was found here."
-
-
-def _what_the_gate_changes(audit: dict[str, Any]) -> list[str]:
-    gate = audit.get("gate")
-    if not gate:
+def _reidentified(audit: AuditResult) -> list[str]:
+    if not audit.identification:
         return []
-    sentence = f"With its gate, {percent(gate['offload_rate'])} of the images leave the device"
-    if gate["accuracy_gated"] is not None:
-        sentence += f" and {percent(gate['accuracy_gated'])} of all are answered right"
-        sentence += f" ({percent(gate['accuracy_device'])} if the device answers all by itself)"
-    if gate["excess_leakage_sent"] is not None:
-        leakage = [decimals(gate[f"excess_leakage_{over}"], 2) for over in ("sent", "mean")]
-        sentence += f"; the excess leakage is at least {leakage[0]} over those sent and {leakage[1]} over all"
-        utility = audit.get("utility") or {}
-        if gate["accuracy_gated"] is not None and utility.get("accuracy_local") is not None:
-            mixed, mixing = best_mixture(gate["excess_leakage_mean"], utility)
-            sentence += f", where {mixing} gives {percent(mixed)}"
+    row = max(audit.identification, key=lambda row: (reidentifies(row), row.low / row.chance))
+    what = f"the payload of an image ({row.attacker})" if row.measure == "linkage" else "the image"
+    rate = f"{percent(row.top1)} of cases (chance {percent(row.chance)})"
+    return [f"{what} is re-identified among {row.candidates:,} of its class in {rate}"]
+
+
+def _inferred(audit: AuditResult) -> list[str]:
+    if columns := label_columns(audit):
+        inferred = [
+            f'"{column.name}" in {percent(column.best.accuracy)} of cases (from the label alone '
+            f"{percent(column.best.chance)}, from the plain image {percent(column.best.plain)})"
+            for column in columns
+            if column.finding == "inferred"
+        ]
+        listed = ", ".join(inferred) or "none"
+        found = [f"of {len(columns)} label columns {len(inferred)} are inferred: {listed}"]
+        if missed := [f'"{column.name}"' for column in columns if column.finding == "not shown"]:
+            found.append(f"of {', '.join(missed)} nothing is shown, as not even the plain image gave it away")
+        return found
+    if not audit.attributes:
+        return []
+    row = max(audit.attributes, key=lambda row: (infers(row.low, row.chance), row.low - row.chance))
+    rate = f"{percent(row.accuracy)} of cases (chance {percent(row.chance)})"
+    return [f'"{row.attribute}", which the label does not give, is inferred correctly in {rate}']
+
+
+def _trade_off(audit: AuditResult) -> str:
+    utility = audit.utility
+    if utility is None:
+        return "No classifier for these images' classes was given, so it is not known whether offloading pays off."
+    said = (
+        f"In return the cloud classifies {percent(utility.accuracy_obfuscated)} of the images correctly, compared with "
+        f"{percent(utility.accuracy_plain)} if they were sent in the clear"
+    )
+    if utility.accuracy_local is None:
+        return (
+            f"{said}; an on-device baseline of the obfuscator's size, which reveals its label alone, was not measured, "
+            "so it is not known whether offloading pays off."
+        )
+    said += f" and {percent(utility.accuracy_local)} by a small classifier that runs on-device"
+    if utility.accuracy_obfuscated <= utility.accuracy_local:
+        return f"{said}: the device alone does no worse and reveals only its label; offloading does not pay off."
+    mixture = None if audit.best is None else best_mixture(audit.best.excess_leakage, utility)
+    if mixture is None:
+        return f"{said}."
+    mixed, mixing = mixture
+    if utility.accuracy_obfuscated < mixed + PAYS_OFF_ABOVE:
+        return f"{said}: {mixing} leaks as much and gives {percent(mixed)}, so a user is better off without it."
+    return f"{said}: more than the {percent(mixed)} of {mixing}, which leaks as much as was found here."
+
+
+def _with_the_gate(audit: AuditResult) -> list[str]:
+    gate = audit.gate
+    if gate is None:
+        return []
+    sentence = f"With its gate, {percent(gate.offload_rate)} of the images leave the device"
+    if gate.accuracy_gated is not None:
+        sentence += f" and {percent(gate.accuracy_gated)} of all are classified correctly"
+        sentence += f" ({percent(gate.accuracy_device)} if the device handles all of them)"
+    if gate.excess_leakage_sent is not None and gate.excess_leakage_mean is not None:
+        sent, mean = decimals(gate.excess_leakage_sent, 2), decimals(gate.excess_leakage_mean, 2)
+        sentence += f"; the excess leakage is at least {sent} over those sent and {mean} over all"
+        mixture = None if audit.utility is None else best_mixture(gate.excess_leakage_mean, audit.utility)
+        if gate.accuracy_gated is not None and mixture is not None:
+            sentence += f", where {mixture[1]} gives {percent(mixture[0])}"
     return [sentence + "."]
 
 
-def _limits(audit: dict[str, Any], doubts: list[str]) -> str:
-    trials = audit["trials"]
-    count = count_by_status(audit)
-    seeds = len({trial["seed"] for trial in done(audit)})
+def _limits(audit: AuditResult, doubts: list[str]) -> str:
+    counts = audit.counts
+    seeds = len({trial.seed for trial in audit.done})
     how = "one seed" if seeds == 1 else f"one seed, the best with {seeds}"
-    controls = audit.get("controls") or []
-    passed = sum(control["passed"] is True for control in controls)
-    budget = audit["budget"]
+    passed = sum(check.passed is True for check in audit.sanity_checks)
     parts = [
-        f'At the budget "{budget["name"]}" ({budget["says"].rstrip(".")}) {count["done"]} of {len(trials)} trials were '
-        f"done with {how}, {count['failed']} failed, {count['not run']} not run",
-        f"{passed} of {len(controls)} controls passed",
+        f'At the budget "{audit.budget.name}" ({audit.budget.description.rstrip(".")}) {counts["done"]} of '
+        f"{len(audit.trials)} trials were done with {how}, {counts['failed']} failed, {counts['not run']} not run",
+        f"{passed} of {len(audit.sanity_checks)} sanity checks of the attackers passed",
     ]
-    certificate = audit.get("certificate")
-    if certificate:
-        bits = decimals(certificate["rate_bits"], 1)
+    if audit.certificate:
+        bits = decimals(audit.certificate.rate_bits, 1)
         parts.append(f"a certificate says that at most {bits} bits about an image pass, if its assumptions hold")
     else:
         parts.append("there is no certificate, so attackers with more time, pairs or ideas may get more")

@@ -107,7 +107,7 @@ def excess_leakage(mse_best: float, mse_class_mean: float) -> float:
 
     Args:
         mse_best: mean squared error of the best attacker.
-        mse_class_mean: mean squared error of the mean training image of the true class, on the same images.
+        mse_class_mean: mean squared error of the mean training image of the same class, on the same images.
 
     Raises:
         AuditError: an error that is negative or not finite, or a class mean without any.

@@ -1,8 +1,8 @@
-"""Accuracy against excess leakage: where an obfuscator stands among the alternatives.
+"""Plots the privacy-utility trade-off: accuracy against excess leakage, of obfuscators and their alternatives.
 
-Two ends are known: a classifier on the device, which reveals its label alone, and the plain image in the cloud.
-Sending a share of the images as they are and answering the others at home reaches every point of the line between
-them; an obfuscator has to lie above it.
+Two ends are known: an on-device baseline, which reveals its label alone, and the plain image in the cloud. Sending a
+share of the images in the clear and handling the others on-device reaches every point of the line between them; an
+obfuscator has to lie above it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
 from sfumato.errors import AuditError
-from sfumato.lab.report.points import ROLES, Point
+from sfumato.lab.audit.schema import Point
 
 Box = npt.NDArray[np.float64]
 """Left, bottom, right and top in pixels: (4,), or (n, 4) for several."""
@@ -48,32 +48,28 @@ _HEIGHTS: dict[int, Literal["bottom", "center", "top"]] = {1: "bottom", 0: "cent
 
 
 def draw_frontier(points: Sequence[Point], *, dark: bool = False) -> str:
-    """Draws the plot.
+    """Draw the plot.
 
     Args:
-        points: see `Point`; the line is drawn if there are a "local" and an "identity" one, the paper's band if
-            there are "paper" ones. Those with the same "series" are joined in their order, and a "spread" (of accuracy
-            and of excess leakage) is drawn as bars.
+        points: the line is drawn if there are a "local" and an "identity" one, the paper's band if there are "paper"
+            ones. Those of the same series are joined in their order, and their spread is drawn as bars.
         dark: for a dark background.
 
     Returns:
         An SVG document that loads nothing and is the same for the same points; its background is transparent.
-
-    Raises:
-        AuditError: a point has an unknown role.
     """
     return svg(_figure(points, dark=dark))
 
 
 def save_frontier_png(points: Sequence[Point], path: Path) -> None:
-    """Writes the plot, light, 1600 pixels wide: readable at half that width.
+    """Write the plot, light, 1600 pixels wide: readable at half that width.
 
     Args:
         points: see `draw_frontier`.
         path: of the PNG file.
 
     Raises:
-        AuditError: a point has an unknown role, or the file cannot be written.
+        AuditError: the file cannot be written.
     """
     figure = _figure(points, dark=False)
     try:
@@ -83,7 +79,7 @@ def save_frontier_png(points: Sequence[Point], path: Path) -> None:
 
 
 def svg(figure: Figure) -> str:
-    """A figure as an SVG document: letters as outlines, no date, the same for the same figure."""
+    """Return a figure as an SVG document: letters as outlines, no date, the same for the same figure."""
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "sfumato", "svg.fonttype": "path"}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": "sfumato"})
@@ -91,7 +87,7 @@ def svg(figure: Figure) -> str:
 
 
 def style(axes: Axes, *, dark: bool) -> dict[str, str]:
-    """Gives axes the colours of the report and takes the frame away.
+    """Give axes the colours of the report and remove the frame.
 
     Returns:
         The colours by name: ink, faint, grid, below, and one for each role.
@@ -109,16 +105,13 @@ def style(axes: Axes, *, dark: bool) -> dict[str, str]:
 
 
 def _figure(points: Sequence[Point], *, dark: bool) -> Figure:
-    for point in points:
-        if point["role"] not in ROLES:
-            raise AuditError(f"the point {point['name']!r} has the role {point['role']!r}; known: {', '.join(ROLES)}")
     figure = Figure(figsize=(8, 5.2), layout="constrained")
     axes = figure.add_subplot()
     colours = style(axes, dark=dark)
-    known = [p for p in points if p["excess_leakage"] is not None and p["accuracy"] is not None]
-    placed = [p for p in known if p["role"] != "gated"]
-    paper = [float(p["accuracy"]) for p in points if p["role"] == "paper"]
-    heights = [float(p["accuracy"]) for p in known] + paper
+    known = [p for p in points if p.excess_leakage is not None]
+    placed = [p for p in known if p.role != "gated"]
+    paper = [p.accuracy for p in points if p.role == "paper"]
+    heights = [p.accuracy for p in known] + paper
     low, high = (min(heights), max(heights)) if heights else (0.0, 1.0)
     room = max(0.02, 0.12 * (high - low))
     axes.set_xlim(-0.04, 1.04)
@@ -133,15 +126,15 @@ def _figure(points: Sequence[Point], *, dark: bool) -> Figure:
         _draw_paper(axes, paper, colours)
     labels = []
     largest = max((_rank(p) for p in placed), default=0)
-    for point in sorted(placed, key=lambda p: (p["role"] != "this", p["role"], p["name"])):
-        smaller = _rank(point) < largest and point["role"] not in ("local", "identity")
-        colour = colours[point["role"]]
+    for point in sorted(placed, key=lambda p: (p.role != "this", p.role, p.name)):
+        smaller = _rank(point) < largest and point.role not in ("local", "identity")
+        colour = colours[point.role]
         axes.scatter(
-            point["excess_leakage"], point["accuracy"], s=_SIZES[point["role"]], marker=_MARKERS[point["role"]],
+            *_place_of(point), s=_SIZES[point.role], marker=_MARKERS[point.role],
             facecolors="none" if smaller else colour, edgecolors=colour, linewidths=1.4, zorder=4, clip_on=False,
         )  # fmt: skip
-        labels.append((point, f"{point['name']} ({point['budget']})" if smaller else point["name"], colour))
-    if any(text != p["name"] for p, text, _ in labels):
+        labels.append((point, f"{point.name} ({point.budget})" if smaller else point.name, colour))
+    if any(text != p.name for p, text, _ in labels):
         note = "hollow: audited at a smaller budget, so its leakage is a weaker lower bound"
         axes.set_title(note, fontsize=9, color=colours["faint"], loc="right")
     _place(figure, axes, labels)
@@ -149,16 +142,24 @@ def _figure(points: Sequence[Point], *, dark: bool) -> Figure:
 
 
 def _rank(point: Point) -> int:
-    return BUDGETS.index(point["budget"]) + 1 if point["budget"] in BUDGETS else 0
+    return BUDGETS.index(point.budget) + 1 if point.budget in BUDGETS else 0
+
+
+def _place_of(point: Point) -> tuple[float, float]:
+    """Excess leakage and accuracy."""
+    assert point.excess_leakage is not None
+    return point.excess_leakage, point.accuracy
+
+
+def _best(points: Sequence[Point], role: str) -> Point | None:
+    return max((p for p in points if p.role == role), key=lambda p: p.accuracy, default=None)
 
 
 def _draw_line(axes: Axes, points: Sequence[Point], colours: dict[str, str]) -> None:
-    ends = [max((p for p in points if p["role"] == role), key=lambda p: float(p["accuracy"]), default=None)
-            for role in ("local", "identity")]  # fmt: skip
-    if ends[0] is None or ends[1] is None:
+    local, identity = _best(points, "local"), _best(points, "identity")
+    if local is None or identity is None:
         return
-    x = [float(end["excess_leakage"]) for end in ends if end]
-    y = [float(end["accuracy"]) for end in ends if end]
+    x, y = zip(_place_of(local), _place_of(identity), strict=True)
     axes.plot(x, y, color=colours["ink"], linewidth=1.4, zorder=3, gid="mixing-line")
     axes.fill_between(x, y, axes.get_ylim()[0], color=colours["below"], zorder=0.5, linewidth=0)
     axes.text(
@@ -168,13 +169,11 @@ def _draw_line(axes: Axes, points: Sequence[Point], colours: dict[str, str]) -> 
 
 
 def _draw_gated(axes: Axes, points: Sequence[Point], colours: dict[str, str]) -> None:
-    """The curve of a gate before the plain image, from the classifier on the device on."""
-    curve = sorted((p for p in points if p["role"] == "gated"), key=lambda p: float(p["excess_leakage"]))
+    """The curve of a gate before the plain image, from the on-device baseline on."""
+    curve = sorted((p for p in points if p.role == "gated"), key=_place_of)
     if not curve:
         return
-    start = max((p for p in points if p["role"] == "local"), key=lambda p: float(p["accuracy"]), default=curve[0])
-    along = [start, *curve]
-    x, y = ([float(p[key]) for p in along] for key in ("excess_leakage", "accuracy"))
+    x, y = zip(*map(_place_of, [_best(points, "local") or curve[0], *curve]), strict=True)
     axes.plot(x, y, "--", color=colours["ink"], linewidth=1.4, marker=".", zorder=3, gid="gated-curve")
     axes.annotate(
         "a gate before the plain image", (x[-1], y[-1]), (0, 6), textcoords="offset points", fontsize=8.5,
@@ -183,19 +182,19 @@ def _draw_gated(axes: Axes, points: Sequence[Point], colours: dict[str, str]) ->
 
 
 def _draw_series(axes: Axes, points: Sequence[Point], colours: dict[str, str]) -> None:
-    """Joins the points of a dial, and shows how far its seeds lie apart."""
+    """Join the points of a series, and show how far its seeds lie apart."""
     series: dict[str, list[Point]] = {}
     for point in points:
-        if point.get("series") is not None:
-            series.setdefault(point["series"], []).append(point)
+        if point.series is not None:
+            series.setdefault(point.series, []).append(point)
     for name, along in series.items():
-        x, y = ([float(p[key]) for p in along] for key in ("excess_leakage", "accuracy"))
-        colour = colours[along[0]["role"]]
+        x, y = zip(*map(_place_of, along), strict=True)
+        colour = colours[along[0].role]
         axes.plot(x, y, ":", color=colour, linewidth=1.2, zorder=3, gid=f"series-{name.replace(' ', '-')}")
         for point in along:
-            if point.get("spread") is not None:
+            if point.spread is not None:
                 axes.errorbar(
-                    point["excess_leakage"], point["accuracy"], point["spread"][0], point["spread"][1],
+                    *_place_of(point), *point.spread,
                     ecolor=colour, elinewidth=1, fmt="none", zorder=3,
                 )  # fmt: skip
 
@@ -210,7 +209,7 @@ def _draw_paper(axes: Axes, accuracies: list[float], colours: dict[str, str]) ->
 
 
 def _place(figure: Figure, axes: Axes, labels: Sequence[tuple[Point, str, str]]) -> None:
-    """Puts each label beside its point, at the nearest place that is free, else at the one with least overlap."""
+    """Put each label next to its point, at the nearest place that is free, else at the one with least overlap."""
     figure.draw_without_rendering()
     taken: list[Box] = [np.array(text.get_window_extent().extents) for text in axes.texts]
     for line in axes.lines:
@@ -218,11 +217,10 @@ def _place(figure: Figure, axes: Axes, labels: Sequence[tuple[Point, str, str]])
             taken += [_around(x0 + t / 100 * (x1 - x0), y0 + t / 100 * (y1 - y0), 2) for t in range(101)]
     scale = figure.dpi / 72
     for point, _, _ in labels:
-        x, y = axes.transData.transform((point["excess_leakage"], point["accuracy"]))
-        taken.append(_around(x, y, scale * (8 if point["role"] == "this" else 5)))
+        x, y = axes.transData.transform(_place_of(point))
+        taken.append(_around(x, y, scale * (8 if point.role == "this" else 5)))
     for point, name, colour in labels:
-        bold = point["role"] == "this"
-        at = (point["excess_leakage"], point["accuracy"])
+        bold, at = point.role == "this", _place_of(point)
         text = axes.annotate(
             name, at, (0, 0), textcoords="offset points", color=colour, fontsize=9.5, zorder=5, parse_math=False,
             weight="bold" if bold else "normal",

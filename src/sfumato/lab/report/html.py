@@ -1,4 +1,4 @@
-"""Writes an audit as one HTML page that loads nothing: for a screen, a phone and paper."""
+"""Renders an audit as one HTML page that loads nothing: for a screen, a phone and paper."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,10 @@ from torch import Tensor
 
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.threat_models import Threat
-from sfumato.lab.audit.verdict import (
-    DASH,
-    SCHEMA,
-    WHO,
-    count_by_status,
-    decimals,
-    done,
-    hides,
-    identifies,
-    percent,
-    tells,
-)
+from sfumato.lab.audit.schema import AuditResult, DoneTrial, LostTrial, Model
+from sfumato.lab.audit.verdict import DASH, WHO, decimals, infers, label_columns, percent, reidentifies
 from sfumato.lab.report.frontier import draw_frontier, style, svg
-
-Case = tuple[Tensor, Tensor, float]
-"""Original (3, H, W) uint8, reconstructed (3, H, W) uint8, and the measure's value for this image."""
+from sfumato.lab.report.panels import Images
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
 _CELL = 96
@@ -54,31 +42,11 @@ _LINES = ("#2f74d0", "#d1572e", "#2c9a6b", "#a157c4", "#b88700", "#5f7f93", "#d1
 """Colours of the learning curves, readable on white and on black."""
 
 
-@dataclass(frozen=True)
-class Images:
-    """What the report shows.
-
-    Attributes:
-        originals: (K, 3, H, W) uint8.
-        payload_preview: (K, 1 or 3, H', W') uint8, what travelled for them, or a view of it.
-        by_attacker: an attacker's name, as in the trials -> its best reconstruction of them, (K, 3, H, W) uint8.
-        best_cases: measure ("mse", "ssim") -> the test images that were reconstructed best.
-        worst_cases: measure -> the test images that were reconstructed worst.
-    """
-
-    originals: Tensor
-    payload_preview: Tensor
-    by_attacker: dict[str, Tensor]
-    best_cases: dict[str, list[Case]] = field(default_factory=dict)
-    worst_cases: dict[str, list[Case]] = field(default_factory=dict)
-
-
-def write_report(audit: dict[str, Any], images: Images | None, out: Path) -> Path:
-    """Writes the page.
+def write_report(audit: AuditResult, images: Images | None, out: Path) -> Path:
+    """Write the page.
 
     Args:
-        audit: the content of `audit.json`, schema `SCHEMA`. Lists may be empty, and `utility`, `best` and
-            `certificate` may be null.
+        audit: finished.
         images: None leaves the image parts out.
         out: the file, or a folder in which it is called `audit.html`.
 
@@ -86,7 +54,7 @@ def write_report(audit: dict[str, Any], images: Images | None, out: Path) -> Pat
         The file that was written.
 
     Raises:
-        AuditError: the audit is of another schema, or the file cannot be written.
+        AuditError: the file cannot be written.
     """
     path = out / "audit.html" if out.is_dir() else out
     page = render(audit, images)
@@ -97,48 +65,36 @@ def write_report(audit: dict[str, Any], images: Images | None, out: Path) -> Pat
     return path
 
 
-def render(audit: dict[str, Any], images: Images | None) -> str:
-    """The page as a string; see `write_report`.
-
-    Raises:
-        AuditError: the audit is of another schema.
-    """
-    if audit.get("schema") != SCHEMA:
-        raise AuditError(f"the report needs an audit of schema {SCHEMA!r}, got {audit.get('schema')!r}")
+def render(audit: AuditResult, images: Images | None) -> str:
+    """Return the page as a string; see `write_report`."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "percent": lambda share: percent(share).replace(" ", NO_BREAK),
         "decimals": decimals,
-        "count": _count,
+        "count": lambda value: f"{value:,}" if isinstance(value, int) else DASH,  # a lost trial has no figures
         "seconds": _duration,
-        "measure": lambda row, name: decimals(row.get(name), _MEASURES[name][1]),
+        "measure": lambda row, name: decimals(getattr(row, name), _MEASURES[name][1]),
         "words": _words,
     }
-    environment.tests |= {"identified": identifies, "told": tells}
-    template = environment.from_string(
-        files("sfumato.lab.report").joinpath("report.html.j2").read_text(encoding="utf-8")
-    )
+    environment.tests |= {"reidentified": reidentifies, "inferred": lambda row: infers(row.low, row.chance)}
+    source = files("sfumato.lab.report").joinpath("report.html.j2").read_text(encoding="utf-8")
     winners = _winners(audit)
-    return template.render(
+    retrievals = [row for row in audit.identification if row.measure == "retrieval"]
+    return environment.from_string(source).render(
         audit=audit,
         measures={name: title for name, (title, _, _) in _MEASURES.items()},
-        frontier=_themed([draw_frontier(audit["frontier"], dark=dark) for dark in (False, True)])
-        if audit.get("frontier")
+        frontier=_themed([draw_frontier(audit.frontier, dark=dark) for dark in (False, True)])
+        if audit.frontier
         else None,
         curves=_themed([svg(_curves(audit, dark=dark)) for dark in (False, True)]) if _learned(audit) else None,
         panel=_panel(audit, images) if images else [],
         cases=_cases(images) if images else [],
         threats=_by_threat(audit),
-        is_best=lambda trial, name: (id(trial), name) in winners,
-        counts=count_by_status(audit),
+        is_best=lambda trial, name: (trial.key, name) in winners,
         references=_ladder(audit),
-        columns=hides(audit),
-        visible=[row for row in audit.get("attributes") or [] if row.get("plain") is None],
-        retrieval=max(
-            (row for row in audit.get("identification") or [] if row["measure"] == "retrieval"),
-            key=lambda row: float(row["low"] / row["chance"]),
-            default=None,
-        ),
+        columns=label_columns(audit),
+        visible=[row for row in audit.attributes if row.plain is None],
+        retrieval=max(retrievals, key=lambda row: row.low / row.chance, default=None),
     )
 
 
@@ -151,16 +107,16 @@ def _data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _panel(audit: dict[str, Any], images: Images) -> list[dict[str, Any]]:
-    """Rows of the image panel: title, note, strip, alternative text."""
+def _panel(audit: AuditResult, images: Images) -> list[dict[str, Any]]:
+    """Rows of the image panel, for the template."""
     count, height, width = len(images.originals), *images.originals.shape[2:]
     rows: list[tuple[str, str, Tensor, str]] = [
         ("Original", "", images.originals, f"{count} original images"),
         ("The payload", "", images.payload_preview, "the payload for each of them"),
     ]
     for name, reconstructed in images.by_attacker.items():
-        mine = [trial for trial in done(audit) if trial["attacker"] == name]
-        best = min(mine, key=lambda trial: float(trial["mse"]), default=None)
+        own = [trial for trial in audit.done if trial.attacker == name]
+        best = min(own, key=lambda trial: trial.mse, default=None)
         rows.append(
             (f"Reconstructed: {name}", _caption(best), reconstructed, f"the same images as {name} reconstructs them")
         )
@@ -174,11 +130,13 @@ def _panel(audit: dict[str, Any], images: Images) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _caption(trial: dict[str, Any] | None) -> str:
+def _caption(trial: DoneTrial | None) -> str:
     if trial is None:
         return ""
-    mse, psnr_db, ssim, leakage = (decimals(trial.get(name), digits) for name, (_, digits, _) in _MEASURES.items())
-    return f"{trial['threat']}; MSE {mse}, PSNR {psnr_db} dB, SSIM {ssim}, excess leakage {leakage}"
+    return (
+        f"{trial.threat}; MSE {decimals(trial.mse, 4)}, PSNR {decimals(trial.psnr_db, 2)} dB, SSIM "
+        f"{decimals(trial.ssim, 3)}, excess leakage {decimals(trial.excess_leakage, 2)}"
+    )
 
 
 def _like(images: Tensor, height: int, width: int) -> Tensor:
@@ -218,53 +176,74 @@ def _cases(images: Images) -> list[dict[str, Any]]:
     return groups
 
 
-def _by_threat(audit: dict[str, Any]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Group:
+    """The trials of one threat model."""
+
+    name: Threat
+    who: str
+    trials: list[DoneTrial | LostTrial]
+
+
+def _by_threat(audit: AuditResult) -> list[_Group]:
     """Trials by threat model, in the order of `Threat`; the most successful first, those without figures last."""
-    used = {trial["threat"] for trial in audit["trials"]}
-    known = [str(threat) for threat in Threat]
-    names = [name for name in known if name in used] + sorted(used - set(known))
+
+    def order(trial: DoneTrial | LostTrial) -> tuple[bool, float, str]:
+        mse = trial.mse if isinstance(trial, DoneTrial) else 0.0
+        return trial.status != "done", mse, trial.attacker
+
+    used = {trial.threat for trial in audit.trials}
     return [
-        {
-            "name": name,
-            "who": " ".join(WHO[name].format(pairs="").split()) if name in WHO else "",
-            "trials": sorted(
-                (trial for trial in audit["trials"] if trial["threat"] == name),
-                key=lambda t: (t["status"] != "done", t["mse"] if t["status"] == "done" else 0.0, t["attacker"]),
-            ),
-        }
-        for name in names
+        _Group(
+            threat,
+            " ".join(WHO[threat].format(pairs="").split()),
+            sorted((trial for trial in audit.trials if trial.threat is threat), key=order),
+        )
+        for threat in Threat
+        if threat in used
     ]
 
 
-def _winners(audit: dict[str, Any]) -> set[tuple[int, str]]:
-    """Which trial is the best one for each measure."""
+def _winners(audit: AuditResult) -> set[tuple[str, str]]:
+    """Which trial is the best one for each measure, by its key."""
     found = set()
     for name, (_, _, more) in _MEASURES.items():
-        trials = [trial for trial in done(audit) if trial.get(name) is not None]
-        if trials:
-            best = (max if more else min)(trials, key=lambda trial: float(trial[name]))
-            found.add((id(best), name))
+        best = (max if more else min)(audit.done, key=lambda trial: getattr(trial, name), default=None)
+        if best is not None:
+            found.add((best.key, name))
     return found
 
 
-def _ladder(audit: dict[str, Any]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Step:
+    """A row of the ladder of references."""
+
+    name: str
+    mse: float
+    psnr_db: float
+    ssim: float
+    bits: int | None
+    own: bool
+
+
+def _ladder(audit: AuditResult) -> list[_Step]:
     """The references and this audit's best attacker, from the worst to the best reconstruction."""
-    rows = [dict(row, mine=False) for row in audit.get("references") or []]
-    best = audit.get("best")
-    if best and best.get("mse") is not None:
-        rows.append({**best, "name": f"this audit's best attacker, {best['attacker']}", "mine": True})
-    return sorted(rows, key=lambda row: -float(row["mse"]))
+    steps = [_Step(row.name, row.mse, row.psnr_db, row.ssim, row.bits, own=False) for row in audit.references]
+    if (best := audit.best) is not None:
+        name = f"this audit's best attacker, {best.attacker}"
+        steps.append(_Step(name, best.mse, best.psnr_db, best.ssim, None, own=True))
+    return sorted(steps, key=lambda step: -step.mse)
 
 
-def _learned(audit: dict[str, Any]) -> list[dict[str, Any]]:
-    return [trial for trial in done(audit) if len(trial.get("curve") or []) > 1]
+def _learned(audit: AuditResult) -> list[DoneTrial]:
+    return [trial for trial in audit.done if len(trial.curve) > 1]
 
 
-def _curves(audit: dict[str, Any], *, dark: bool) -> Figure:
+def _curves(audit: AuditResult, *, dark: bool) -> Figure:
     """Held-out error against images seen, one small plot for each threat model."""
     trials = _learned(audit)
-    threats = [group["name"] for group in _by_threat(audit) if any(t["threat"] == group["name"] for t in trials)]
-    colours = dict(zip(sorted({t["attacker"] for t in trials}), _LINES * len(trials), strict=False))
+    threats = [threat for threat in Threat if any(trial.threat is threat for trial in trials)]
+    colours = dict(zip(sorted({trial.attacker for trial in trials}), _LINES * len(trials), strict=False))
     columns = min(2, len(threats))
     rows = math.ceil(len(threats) / columns)
     figure = Figure(figsize=(4.2 * columns, 2.7 * rows + 0.5), layout="constrained")
@@ -274,12 +253,12 @@ def _curves(audit: dict[str, Any], *, dark: bool) -> Figure:
     for axes, threat in zip(grid.flat, threats, strict=False):
         ink = style(axes, dark=dark)
         axes.set_title(threat, fontsize=10, color=ink["ink"], loc="left")
-        axes.axhline(audit["class_mean_mse"], color=ink["faint"], linewidth=1, linestyle=":")
+        axes.axhline(audit.class_mean_mse, color=ink["faint"], linewidth=1, linestyle=":")
         for trial in trials:
-            if trial["threat"] == threat:
-                seen, error = zip(*trial["curve"], strict=True)
-                line = "--" if trial.get("flattened") is False else "-"
-                axes.plot([s / 1000 for s in seen], error, line, color=colours[trial["attacker"]], linewidth=1.5)
+            if trial.threat is threat:
+                seen, error = zip(*trial.curve, strict=True)
+                line = "--" if trial.flattened is False else "-"
+                axes.plot([s / 1000 for s in seen], error, line, color=colours[trial.attacker], linewidth=1.5)
         axes.set_xlabel("thousand images seen", fontsize=9)
     for row in grid:
         row[0].set_ylabel("MSE, held out", fontsize=9)
@@ -291,20 +270,14 @@ def _curves(audit: dict[str, Any], *, dark: bool) -> Figure:
     return figure
 
 
-def _count(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else DASH
-
-
-def _duration(value: object) -> str:
-    if not isinstance(value, (int, float)):
-        return DASH
+def _duration(value: float) -> str:
     return f"{value:.0f} s" if value < 120 else f"{value / 60:.0f} min"
 
 
-def _words(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """A nested mapping as flat (name, text) rows."""
+def _words(facts: Model | dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested facts as flat (name, text) rows."""
     rows: list[tuple[str, str]] = []
-    for name, value in facts.items():
+    for name, value in (facts.as_json if isinstance(facts, Model) else facts).items():
         title = f"{prefix}{name}".replace("_", " ")
         if isinstance(value, dict):
             rows += _words(value, f"{title}, ")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,23 +12,18 @@ import torch
 from sfumato.artifacts.bundle import MANIFEST, OBFUSCATOR_ONNX, Bundle
 from sfumato.errors import AuditError, RecipeError, ResultsError, TrainingError
 from sfumato.lab.audit.budget import Budget
-from sfumato.lab.audit.recording import record
-from sfumato.lab.audit.run import Beside, Progress
-from sfumato.lab.audit.setting import Scene
+from sfumato.lab.audit.run import Comparison, record
+from sfumato.lab.audit.schema import AuditResult
+from sfumato.lab.audit.setting import AttackSetting
 from sfumato.lab.audit.targets import bundle_target
 from sfumato.lab.classifiers import classifier_bundle, load_classifier
 from sfumato.lab.data import ImageSet, load_train_test
-from sfumato.lab.runs.audits import Bars, check_complete, findings, finish_audit
+from sfumato.lab.runs.audits import findings, finish_audit
 from sfumato.lab.runs.folders import read_json
 from sfumato.lab.runs.trainings import State, finish_training, state_of
 from sfumato.lab.training import ClassifierRecipe, Run
 from sfumato.lab.training.recipe import AnyRecipe, DataRecipe, parse_recipe
-
-
-@contextmanager
-def no_bars() -> Iterator[Progress]:
-    """Shows nothing."""
-    yield lambda done, total, what, part, parts: None
+from sfumato.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -76,12 +70,12 @@ class Job:
         return Path(self.folder) / f"audit-{self.attack.budget.name}{count}"
 
 
-def make(job: Job, bars: Bars = no_bars) -> None:
+def make(job: Job, progress: Progress = silent) -> None:
     """Trains and audits a point; whatever was made before is kept.
 
     Args:
         job: the point.
-        bars: see `sfumato.lab.runs.audits.Bars`.
+        progress: see `sfumato.progress.Progress`.
 
     Raises:
         SfumatoError: it cannot be trained or audited, or its folder holds something else.
@@ -101,15 +95,15 @@ def make(job: Job, bars: Bars = no_bars) -> None:
     classifier = load_classifier(path)
     train, test = train.of_classes(classifier.labels), test.of_classes(classifier.labels)
     found = finish_audit(
-        Scene(bundle_target(bundle), train, test, classifier=classifier.net),
+        AttackSetting(bundle_target(bundle), train, test, classifier=classifier.net),
         job.attack.budget,
         job.audit,
-        beside=Beside(
+        comparison=Comparison(
             classifier=Bundle.load(path, kind="classifier"),
             local=Bundle.load(local, kind="classifier") if local else None,
         ),
         device=fastest_device(),
-        bars=bars,
+        progress=progress,
     )
     record(bundle, found)
 
@@ -132,7 +126,7 @@ def training_state(job: Job) -> State:
     return state
 
 
-def known_audit(job: Job) -> dict[str, Any] | None:
+def known_audit(job: Job) -> AuditResult | None:
     """A point's audit, if it was made.
 
     Raises:
@@ -141,15 +135,15 @@ def known_audit(job: Job) -> dict[str, Any] | None:
     assert job.attack is not None
     place = job.audit / "audit.json"
     try:
-        found, about = read_json(place), read_json(findings(job.audit))
-    except ResultsError as error:
+        about = read_json(findings(job.audit))
+        if about is None or not place.is_file():
+            return None
+        found = AuditResult.read(place)
+    except (AuditError, ResultsError) as error:
         raise AuditError(f"{error}; move it away, then the audit is made again") from error
-    if found is None or about is None:
-        return None
-    check_complete(found, place)
     bundle = Bundle.load(job.run.bundle, kind="obfuscator")
     stated = {
-        "obfuscator": found["target"]["fingerprint"] == bundle.files[OBFUSCATOR_ONNX],
+        "obfuscator": found.target.fingerprint == bundle.files[OBFUSCATOR_ONNX],
         "classifier": about.get("classifier") == bundle.classifier_fingerprint,
         "classifier on the device": about.get("local") == _fingerprint(job.attack.local),
         "budget": about.get("budget") == repr(job.attack.budget),

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from sfumato.artifacts.bundle import Bundle
 from sfumato.errors import AuditError, RecipeError
 from sfumato.lab.audit.budget import Budget
+from sfumato.lab.audit.points import read_audits
+from sfumato.lab.audit.schema import AuditResult
 from sfumato.lab.classifiers import FrozenClassifier, classifier_bundle, load_classifier
-from sfumato.lab.report.points import points_of, read_audits
 from sfumato.lab.runs.speed import Entry, Speed, device_macs
 from sfumato.lab.sweep.dials import Setting, parse_dial, settings
 from sfumato.lab.sweep.jobs import Attack, Job, fastest_device, images, known_audit, training_state
@@ -47,7 +47,7 @@ class Sweep:
     images: int | None = None
     local: Path | None = None
     local_recipe: ClassifierRecipe | None = None
-    beside: dict[Path, dict[str, Any]] | None = None
+    beside: dict[Path, AuditResult] | None = None
 
     @property
     def local_job(self) -> Job | None:
@@ -118,10 +118,9 @@ def plan_sweep(
         _check_fit(str(local), classifier, (bundle.preprocessing.height, bundle.preprocessing.width), bundle.labels)
     others = None if beside is None else read_audits(beside)
     for file, audit in (others or {}).items():
-        points_of({file: audit})  # broken ones are told now, not in some hours
-        if audit["data"]["source"] != test.source:
+        if audit.data.source != test.source:
             raise AuditError(
-                f"{file} is an audit on {audit['data']['source']}, this sweep is on {test.source}; audits of several "
+                f"{file} is an audit on {audit.data.source}, this sweep is on {test.source}; audits of several "
                 "data sets cannot share one plot"
             )
     return Sweep(

@@ -1,4 +1,4 @@
-"""From a dial to the frontier: makes every point, draws them, and says whether offloading is worth it."""
+"""From a dial to the frontier: makes every point, draws them, and says whether offloading pays off."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 from sfumato.artifacts.bundle import write_json
 from sfumato.artifacts.provenance import provenance
 from sfumato.errors import AuditError, Interrupted, TrainingError
+from sfumato.lab.audit.points import ENDS, points_of
+from sfumato.lab.audit.schema import AuditResult, Point
 from sfumato.lab.models.precision import device_name
 from sfumato.lab.report.frontier import save_frontier_png
-from sfumato.lab.report.points import ENDS, Point, points_of
 from sfumato.lab.report.tradeoff import Row, row, sentence, verdict
 from sfumato.lab.runs.folders import check_writable
 from sfumato.lab.sweep.dials import Setting
@@ -79,7 +80,7 @@ def _found(sweep: Sweep, failed: dict[str, str], say: Say) -> Found:
     made = {name: audit for name, audit in audits.items() if audit is not None}
     files = {name: sweep.folder / "audits" / f"{name}.json" for name in made}
     for name, audit in made.items():
-        write_json(files[name], audit)
+        audit.write(files[name])
     own = {files[name]: audit for name, audit in made.items()}
     others = _comparable(sweep, own, say)
     swept = [(setting, mode, of) for setting in sweep.settings for mode, of in _rows(setting, made, others)]
@@ -87,17 +88,17 @@ def _found(sweep: Sweep, failed: dict[str, str], say: Say) -> Found:
         reasons = "; ".join(dict.fromkeys(failed.values())) or "no attacker came to an end"
         raise AuditError(f"no point of the sweep could be made: {reasons}")
     drawn = [_drawn(of, mode) for mode in dict.fromkeys(m for _, m, _ in swept) for _, m, of in swept if m == mode]
-    beside = [point for point in points_of(others) if point["role"] not in ENDS]
-    beside += [point for point in points_of({**others, **own}) if point["role"] in ENDS]
+    beside = [point for point in points_of(others) if point.role not in ENDS]
+    beside += [point for point in points_of({**others, **own}) if point.role in ENDS]
     plot = sweep.folder / "frontier.png"
     save_frontier_png([*drawn, *beside], plot)
     rows = [of for _, _, of in swept]
-    worth, sentences = verdict(rows)
+    pays_off, sentences = verdict(rows)
     macs = device_cost(sweep)
     content = {
         "schema": SCHEMA,
         "recipe": str(sweep.recipe),
-        "budget": {"name": sweep.budget.name, "says": sweep.budget.says},
+        "budget": {"name": sweep.budget.name, "description": sweep.budget.description},
         "classifier": {"name": sweep.classifier.name, "fingerprint": sweep.classifier.fingerprint},
         "local": None if sweep.local_bundle is None else str(sweep.local_bundle),
         "device": macs,
@@ -112,9 +113,9 @@ def _found(sweep: Sweep, failed: dict[str, str], say: Say) -> Found:
             }
             for setting, mode, of in swept
         ],
-        "beside": beside,
+        "beside": [point.as_json for point in beside],
         "failed": failed,
-        "verdict": {"worth": worth, "sentences": [*sentences, *_device_says(macs), *_lost(failed)]},
+        "verdict": {"pays_off": pays_off, "sentences": [*sentences, *_device_says(macs), *_lost(failed)]},
         "plot": str(plot),
         "provenance": provenance(device=device_name(fastest_device())).to_json(),
     }
@@ -124,12 +125,10 @@ def _found(sweep: Sweep, failed: dict[str, str], say: Say) -> Found:
 _SENDS_ALL = "every image sent"
 
 
-def _rows(
-    setting: Setting, made: dict[str, dict[str, Any]], others: dict[Path, dict[str, Any]]
-) -> list[tuple[str, Row]]:
+def _rows(setting: Setting, made: dict[str, AuditResult], others: dict[Path, AuditResult]) -> list[tuple[str, Row]]:
     """A setting's rows: sending every image, and with its gate if it has one."""
     points = [
-        [p for p in points_of({**others, Path(name): made[name]}) if p["role"] not in ENDS and p["source"] == name]
+        [p for p in points_of({**others, Path(name): made[name]}) if p.role not in ENDS and p.source == name]
         for name in setting.names
         if name in made
     ]
@@ -143,25 +142,26 @@ def _rows(
 
 def _drawn(of: Row, mode: str) -> Point:
     """A row as a point of the plot."""
-    spread = of.accuracy.std, of.excess_leakage.std
-    return {
-        "name": of.name,
-        "accuracy": of.accuracy.mean,
-        "excess_leakage": of.excess_leakage.mean,
-        "role": "swept",
-        "budget": of.budget,
-        "source": "this sweep",
-        "best_attacker": ", ".join(dict.fromkeys(of.attackers)),
-        "series": mode,
-        "spread": None if None in spread else spread,
-    }
+    accuracy, leakage = of.accuracy.std, of.excess_leakage.std
+    spread = None if accuracy is None or leakage is None else (accuracy, leakage)
+    return Point(
+        name=of.name,
+        accuracy=of.accuracy.mean,
+        excess_leakage=of.excess_leakage.mean,
+        role="swept",
+        budget=of.budget,
+        source="this sweep",
+        best_attacker=", ".join(dict.fromkeys(of.attackers)),
+        series=mode,
+        spread=spread,
+    )
 
 
-def _comparable(sweep: Sweep, own: dict[Path, dict[str, Any]], say: Say) -> dict[Path, dict[str, Any]]:
+def _comparable(sweep: Sweep, own: dict[Path, AuditResult], say: Say) -> dict[Path, AuditResult]:
     """Other audits for the same classifier on the same images: those with the same accuracy on plain ones."""
-    plain = {audit["utility"]["accuracy_plain"] for audit in own.values()}
+    plain = {audit.utility.accuracy_plain for audit in own.values() if audit.utility}
     others = sweep.beside or {}
-    same = {file: audit for file, audit in others.items() if (audit["utility"] or {}).get("accuracy_plain") in plain}
+    same = {file: audit for file, audit in others.items() if audit.utility and audit.utility.accuracy_plain in plain}
     if left_out := [file.name for file in others if file not in same]:
         say(
             f"left out, being for another classifier or other images than the sweep's: {', '.join(left_out)} (plain "
