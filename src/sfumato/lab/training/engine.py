@@ -19,7 +19,7 @@ from torchmetrics import MeanMetric
 from sfumato.artifacts.signals import interruptible
 from sfumato.errors import Interrupted, TrainingError
 from sfumato.lab.data import Augmentation, ImageSet, augment
-from sfumato.lab.models.checkpoint import load_checkpoint, save_checkpoint
+from sfumato.lab.models.checkpoint import load_checkpoint, same_identity, save_checkpoint
 from sfumato.lab.training.progress import Progress
 
 CHECKPOINT_EVERY_S = 60.0
@@ -292,7 +292,7 @@ def _restore(
     scheduler: LRScheduler,
     state: _State,
 ) -> None:
-    if saved["identity"] != identity:
+    if not same_identity(saved["identity"], identity):
         raise TrainingError(
             "the checkpoint belongs to another recipe; resume with the same one, or start anew without --resume"
         )
