@@ -42,9 +42,7 @@ def main(out: Path = Path("results/imagenet-estimate.json"), batch_size: int = 3
             "classifier": f'"{folder / "resnet-18"}"',
             "training.batch_size": batch_size,
         }
-        found = asdict(
-            estimate(load_recipe(RECIPE, [f"{key}={value}" for key, value in changes.items()]), steps=steps)
-        )
+        found = asdict(estimate(load_recipe(RECIPE, [f"{key}={value}" for key, value in changes.items()]), steps=steps))
     found["substitutes"] = {
         "images": f"generated JPEGs of {SIDE} x {SIDE} pixels in parquet files, in place of ILSVRC/imagenet-1k",
         "classifier": "random weights, the architecture of microsoft/resnet-18, 1000 classes",
