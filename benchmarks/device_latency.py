@@ -1,4 +1,4 @@
-"""Times the obfuscators beside ResNet18, each for one image on one thread, in turn, in one run.
+"""Time the obfuscators and ResNet18, each for one image on one thread, alternating in one run.
 
 `python benchmarks/device_latency.py` writes results/device-latency.json
 
@@ -41,9 +41,9 @@ SAYS = {
     "obfuscator_in_training_order": "the same, each upsampling directly after its bottleneck",
     "obfuscator_in_paper_order": "the same, each upsampling before the projection, as the paper counts",
     "relu": "the exported obfuscator with ReLU for leaky ReLU: another function, to show what that costs",
-    "sketch": "the shipped sketch, with the device's own answer and the code",
+    "sketch": "the shipped sketch, with the on-device prediction and the code",
     "classify": "Client.classify with the exported obfuscator: a 32x32 PNG decoded and checked, the request "
-    "encoded, the answer read; all but the network",
+    "encoded, the response read; everything but the network",
 }
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
@@ -112,7 +112,7 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def _client(folder: Path, onnx_file: Path) -> Client:
-    """A client whose network answers at once."""
+    """Return a client whose network responds at once."""
     bundle = folder / "bundle"
     bundle.mkdir()
     (bundle / OBFUSCATOR_ONNX).write_bytes(onnx_file.read_bytes())
@@ -137,11 +137,11 @@ def _client(folder: Path, onnx_file: Path) -> Client:
         outputs=(wire.RequestedOutput("logits", binary=True),),
     )
     logits = wire.Tensor("logits", np.zeros((1, 10), np.float32))
-    answer = wire.encode_response(wire.InferResponse("timed", (logits,)), asked)
-    headers = {name.lower(): value for name, value in answer.headers().items()}
+    response = wire.encode_response(wire.InferResponse("timed", (logits,)), asked)
+    headers = {name.lower(): value for name, value in response.headers().items()}
     transport = client._endpoint._transport  # type: ignore[attr-defined]
     transport.get = lambda path: Reply(200, {}, wire.encode_metadata(metadata))
-    transport.request = lambda *_: Reply(200, headers, answer.body)
+    transport.request = lambda *_: Reply(200, headers, response.body)
     return client
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from growth_page import FIGURE, PAGE, draw, written
+from growth_page import FIGURE, PAGE, plot, written
 from timing import time_in_turn
 
 HERE = Path(__file__).parent
@@ -64,7 +64,7 @@ SIDES_BATCH = 16
 TRAINING_SETS = (5_000, 10_000, 20_000)
 LOAD_S, ROUNDS = 3.0, 7
 SMALL = 64
-"""The largest side at which anybody would take a classifier for small images."""
+"""The largest side for a classifier of small images."""
 
 
 def device_against_pixels(folder: Path, sides: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
@@ -123,8 +123,8 @@ def wire_against_pixels(sides: tuple[int, ...]) -> list[dict[str, Any]]:
     found = []
     for side in sides:
         with torch.no_grad():
-            drawn = Sketcher(side, side).eval()(torch.rand(1, 3, side, side))[0][0]
-        pixels = (drawn * 255).round().to(torch.uint8)
+            decoded = Sketcher(side, side).eval()(torch.rand(1, 3, side, side))[0][0]
+        pixels = (decoded * 255).round().to(torch.uint8)
         forms = {
             "FP32": np.zeros((1, 3, side, side), np.float32),
             "UINT8": pixels.numpy()[None],
@@ -146,7 +146,7 @@ def _png_bytes(pixels: torch.Tensor) -> int:
 
 
 def server_against_clients(folder: Path, clients: tuple[int, ...], load_s: float) -> list[dict[str, Any]]:
-    """Requests a second of the embedded server, each client asking again as soon as it is answered."""
+    """Measure requests/s of the embedded server; each client sends its next request after the response."""
     found = []
     for model in MODELS:
         bundle = random_bundles.classifier(folder / model, model)
@@ -161,7 +161,7 @@ def server_against_clients(folder: Path, clients: tuple[int, ...], load_s: float
 
 
 def server_against_replicas(folder: Path, replicas: tuple[int, ...], load_s: float) -> list[dict[str, Any]]:
-    """The same for so many processes behind one port, with ResNet18, beside which the clients take little."""
+    """Measure the same for several processes behind one port, with ResNet18, which needs far more than the clients."""
     bundle = random_bundles.classifier(folder / "replicated", "resnet18")
     found = []
     for count in replicas:
@@ -240,7 +240,7 @@ def _alone(what: str, *numbers: int) -> dict[str, Any]:
 
 
 def train_one(side: int, batch: int, images: int) -> dict[str, Any]:
-    """A few steps in this process; of so many images, drawn and augmented as `sfumato train` does it, if any."""
+    """Time a few steps in this process, on so many images sampled and augmented as in `sfumato train`, if any."""
     from sfumato.lab.data import Augmentation, augment
 
     task = ObfuscationTask(
@@ -345,7 +345,7 @@ def main(out: Path | None = Path("results/growth.json"), *, quick: bool = False)
     if out is None:
         print(json.dumps({key: value for key, value in result.items() if key != "measured"}))
         print(written(result))
-        draw(result, Path(tempfile.gettempdir()) / "growth.svg")
+        plot(result, Path(tempfile.gettempdir()) / "growth.svg")
         return
     write_json(out, result)
     page(result)
@@ -353,7 +353,7 @@ def main(out: Path | None = Path("results/growth.json"), *, quick: bool = False)
 
 def page(result: dict[str, Any]) -> None:
     """Writes the page and its figure."""
-    draw(result, FIGURE)
+    plot(result, FIGURE)
     PAGE.write_text(written(result), encoding="utf-8")
     print(f"-> {PAGE}, {FIGURE}")
 

@@ -1,4 +1,4 @@
-"""results/growth.json as a page and a figure: docs/growth.md, docs/growth.svg."""
+"""Write results/growth.json as a page and a figure: docs/growth.md, docs/growth.svg."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+from page_parts import table as markdown
+
 PAGE, FIGURE = Path("docs/growth.md"), Path("docs/growth.svg")
 IMAGES_A_DAY = 1_000_000
 PEAK = 3
-"""How many times as many requests as on average the busiest hour has: an assumption, to be replaced by one's own."""
+"""Requests in the busiest hour, relative to the mean: an assumption, replace it with your own."""
 USED = 0.7
-"""The share of a core's time that is planned with: an assumption as well."""
+"""Share of a core's time to plan with: an assumption as well."""
 DEVICE = {
     "paper": "the paper's obfuscator",
     "sketch": "sketch",
@@ -22,15 +24,17 @@ DEVICE = {
 
 
 def exponent(xs: list[float], ys: list[float]) -> float:
-    """How cost grows between the last two points: with which power."""
+    """Return the power with which cost grows between the last two points."""
     return math.log(ys[-1] / ys[-2]) / math.log(xs[-1] / xs[-2])
 
 
 def written(result: dict[str, Any]) -> str:
-    """The page."""
+    """Return the text of the page."""
     machine = result["measured"]["machine"]
     lines = [
         "# How cost grows",
+        "",
+        "Estimate what your image size, number of classes and load will cost.",
         "",
         "Written by `make growth` from [results/growth.json](../results/growth.json): "
         f"{machine['cores']} cores of {machine['cpu']}, {result['measured']['written'][:10]}, one "
@@ -49,14 +53,10 @@ def written(result: dict[str, Any]) -> str:
         *_day(result),
         "## Not measured",
         "",
-        "Energy; replicas on more cores, and on several machines; a GPU. What a killed replica costs is on "
-        "[the page of speed](how-fast.md).",
+        "Energy; replicas on more cores or on several machines; a GPU. For the cost of a killed replica, see "
+        "[speed](how-fast.md).",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)] + [""]
 
 
 def _device(rows: list[dict[str, Any]]) -> list[str]:
@@ -70,18 +70,14 @@ def _device(rows: list[dict[str, Any]]) -> list[str]:
     return [
         "## On the device: pixels",
         "",
-        "Milliseconds an image, ONNX Runtime:",
+        "Milliseconds per image, ONNX Runtime:",
         "",
-        *_table(["side", *(DEVICE[name] for name in names)], table),
-        f"Between the two largest, time grows with the pixels to the power of {powers['paper']:.2f} "
-        f"for the paper's obfuscator, "
-        f"which works at full resolution whatever the size, and of {powers['sketch']:.2f} for the "
-        f"sketch. The sketch's curve",
-        "bends where its stem begins to shrink the image first, behind 64 pixels to a half and "
-        "behind 160 to a quarter of",
-        "each side; its drawing is made at 32 pixels and enlarged. Where maps no longer fit the "
-        "processor's caches, time grows",
-        "faster than operations do.",
+        *markdown(["side", *(DEVICE[name] for name in names)], table),
+        f"Between the two largest sizes, time grows with the pixels to the power of {powers['paper']:.2f} for the "
+        f"paper's obfuscator, which works at full resolution at every size, and of {powers['sketch']:.2f} for the "
+        "sketch. The sketch's curve bends where its stem starts to shrink the image: above 64 pixels to half, above "
+        "160 to a quarter of each side. Its decoded image has 32 pixels and is enlarged. Once feature maps exceed the "
+        "processor's caches, time grows faster than the operations.",
         "",
     ]
 
@@ -97,12 +93,13 @@ def _classes(rows: list[dict[str, Any]]) -> list[str]:
     return [
         "## On the device: classes",
         "",
-        "A sketch at 32 pixels. The paper's obfuscator does not know the classes, so nothing of it grows.",
+        "A sketch at 32 pixels. The paper's obfuscator does not depend on the classes.",
         "",
-        *_table(["classes", "ms an image", "device's file, MB", "decoder's file, MB", "bits of the code"], table),
-        "Only the last linear layer and the first one of the drawing have a number for each class, "
-        "so the file grows by a",
-        "fixed amount a class; the code by the logarithm.",
+        *markdown(
+            ["classes", "ms per image", "obfuscator's file, MB", "decoder's file, MB", "bits of the code"], table
+        ),
+        "Only the last linear layer and the decoder's first one have a number for each class, so the files grow by a "
+        "fixed amount per class. The code grows with the logarithm.",
         "",
     ]
 
@@ -110,14 +107,13 @@ def _classes(rows: list[dict[str, Any]]) -> list[str]:
 def _wire(rows: list[dict[str, Any]]) -> list[str]:
     forms = ("FP32", "UINT8", "PNG", "code")
     return [
-        "## On the wire: pixels and form",
+        "## On the wire: pixels and format",
         "",
-        "Bytes of a request's body; HTTP's head comes on top. PNG is the drawing of a sketch with "
-        "random weights, which is",
-        "smooth; a trained one's may be larger.",
+        "Bytes of a request's body, without HTTP headers. PNG is the decoded image of a sketch with random weights, "
+        "which is smooth; that of a trained one may be larger.",
         "",
-        *_table(["side", *forms], [[f"{r['side']}", *(f"{r['bytes'][form]:,}" for form in forms)] for r in rows]),
-        "Tensors grow with the pixels, FP32 four times as large as UINT8; a code does not grow at all.",
+        *markdown(["side", *forms], [[f"{r['side']}", *(f"{r['bytes'][form]:,}" for form in forms)] for r in rows]),
+        "Tensors grow with the pixels; FP32 is four times as large as UINT8. A code does not grow.",
         "",
     ]
 
@@ -134,28 +130,25 @@ def _server(rows: list[dict[str, Any]]) -> list[str]:
     return [
         "## In the cloud: clients and the model's cost",
         "",
-        "`sfumato serve` with one model thread; each client asks again as soon as it is answered. "
-        "Clients run on the same",
-        "cores.",
+        "`sfumato serve` with one model thread; each client sends its next request after the response. Clients run on "
+        "the same cores.",
         "",
-        *_table(
+        *markdown(
             [
                 "model",
                 "million MACs",
                 "clients",
                 "requests/s",
-                "server's CPU, ms a request",
+                "CPU time of the server, ms per request",
                 "median, ms",
                 "p99, ms",
                 "failed",
             ],
             table,
         ),
-        "Requests/s rise until the model's thread is always busy, which takes two or three clients; "
-        "from there on further",
-        "clients only wait, and the median grows with their number. Joining what waits into batches "
-        "lowers the CPU time a",
-        "request as far as the model is faster on batches.",
+        "Requests/s rise until the model's thread is always busy, which takes two or three clients. Further clients "
+        "only wait, and the median grows with their number. Batching the waiting requests lowers the CPU time per "
+        "request if the model is faster on batches.",
         "",
     ]
 
@@ -168,7 +161,7 @@ def _replicas(rows: list[dict[str, Any]], cores: int) -> list[str]:
         ]
         for row in rows
     ]  # fmt: skip
-    beside = [f"{row['replicas']} answer {row['requests_per_s'] / rows[0]['requests_per_s']:.2f}" for row in rows[1:]]
+    relative = [f"{row['replicas']}: {row['requests_per_s'] / rows[0]['requests_per_s']:.2f}" for row in rows[1:]]
     several = rows[1:]
     added = several[-1]["replicas"] - several[0]["replicas"]
     each = f"{(several[-1]['memory_mb'] - several[0]['memory_mb']) / added:,.0f} MiB" if added else "not known"
@@ -178,26 +171,25 @@ def _replicas(rows: list[dict[str, Any]], cores: int) -> list[str]:
         f"`sfumato serve --replicas N` with {rows[0]['model']}, {rows[0]['clients']} clients on the same {cores} "
         "cores:",
         "",
-        *_table(
-            ["replicas", "requests/s", "CPU, ms a request", "median, ms", "p99, ms", "memory, MiB", "failed"], table
+        *markdown(
+            ["replicas", "requests/s", "CPU, ms per request", "median, ms", "p99, ms", "memory, MiB", "failed"], table
         ),
-        f"Times as many requests/s as one replica: {', '.join(beside)}. One that is added needs a core of its own to "
-        f"help. Memory for each that is added: {each}; one alone has no parent that looks after it.",
+        f"Requests/s relative to one replica: {', '.join(relative)}. A further replica helps only if it has a core of "
+        f"its own. Memory per further replica: {each}; a single one has no supervising parent process.",
         "",
     ]
 
 
 def _training(found: dict[str, Any]) -> list[str]:
-    lines = ["## Training", "", "A step of obfuscator and deobfuscator against a frozen ResNet20, one thread:", ""]
+    lines = ["## Training", "", "A step of obfuscator and deobfuscator with a frozen ResNet20, one thread:", ""]
     rows = [
         [f"{row['side']}", f"{row['batch']}", f"{row['step_ms']:,.0f}", f"{1000 * row['batch'] / row['step_ms']:,.1f}",
          f"{row['peak_memory_mb']:,.0f}"]
         for row in (*found["against_batch"], *found["against_pixels"])
     ]  # fmt: skip
-    lines += _table(["side", "batch", "ms a step", "images/s", "peak memory, MiB"], rows)
+    lines += markdown(["side", "batch", "ms per step", "images/s", "peak memory, MiB"], rows)
     lines += [
-        "Time and memory grow with pixels times batch; what both begin with, torch itself and the "
-        "weights, matters only for",
+        "Time and memory grow with pixels times batch. The fixed cost, torch itself and the weights, matters only for "
         "small batches.",
         "",
     ]
@@ -211,10 +203,10 @@ def _training(found: dict[str, Any]) -> list[str]:
         for row in found["against_images"]
     ]
     lines += ["An epoch, extrapolated from a few steps on a set of that size:", ""]
-    lines += _table(["training images", "seconds an epoch", "images in memory, MiB", "peak memory, MiB"], rows)
+    lines += markdown(["training images", "seconds per epoch", "images in memory, MiB", "peak memory, MiB"], rows)
     lines += [
-        "It is straight as far as so short a timing shows: drawing a batch does not depend on how many images there "
-        "are.",
+        "As far as so short a timing shows, it grows linearly: sampling a batch does not depend on the number of "
+        "images.",
         "",
     ]
     return lines
@@ -234,21 +226,20 @@ def _audits(rows: list[dict[str, Any]]) -> list[str]:
     return [
         "## Audits",
         "",
-        "Every step of a quick audit, each cut to a fiftieth of its training, and attackers measured on 100 images "
-        "instead of 500, so that a whole one takes longer and may take somewhat more memory; the obfuscation "
-        "itself costs nothing:",
+        "Every step of a quick audit, with a fiftieth of its training and attackers measured on 100 images instead of "
+        "500. A whole audit takes longer and may take somewhat more memory. The obfuscation itself costs nothing here:",
         "",
-        *_table(["side", "images", "images in memory, MiB", "peak memory, MiB", "seconds"], table),
-        f"From {small[0]['images']:,} to {small[-1]['images']:,} images of {small[0]['side']} pixels memory "
-        f"grows by {times:.1f} times what the images take: they are 8-bit numbers, and some attackers hold them, or "
-        "the payload for them, as 32-bit floats. With the side it grows less than the pixels do, because decoders see "
-        "large images in parts.",
+        *markdown(["side", "images", "images in memory, MiB", "peak memory, MiB", "seconds"], table),
+        f"From {small[0]['images']:,} to {small[-1]['images']:,} images of {small[0]['side']} pixels, memory grows by "
+        f"{times:.1f} times the size of the images: images are 8-bit numbers, and some attackers hold them or their "
+        "payloads as 32-bit floats. With the side it grows less than the pixels, because decoders process large "
+        "images in parts.",
         "",
     ]
 
 
 def _day(result: dict[str, Any]) -> list[str]:
-    """What a million images a day cost, with the arithmetic."""
+    """Return the cost of a million images a day, with the arithmetic."""
     device = next(row for row in result["device_against_pixels"] if row["side"] == 32)
     wire = next(row for row in result["wire_against_pixels"] if row["side"] == 32)["bytes"]
     rows = [row for row in result["server_against_clients"] if row["model"] == "resnet18"]
@@ -259,16 +250,16 @@ def _day(result: dict[str, Any]) -> list[str]:
     device_ms = device["median_ms"]["paper"]
     gigabytes = {name: IMAGES_A_DAY * wire[name] / 1e9 for name in ("FP32", "UINT8", "code")}
     return [
-        f"## What {IMAGES_A_DAY:,} images a day cost",
+        f"## Cost of {IMAGES_A_DAY:,} images a day",
         "",
-        "At 32 pixels, everything sent (a gate sends a share; multiply by it), ResNet18 in the cloud:",
+        "At 32 pixels, all images sent (with a gate, multiply by its offload rate), ResNet18 in the cloud:",
         "",
         f"- devices, all together: {IMAGES_A_DAY:,} x {device_ms:.2f} ms = "
         f"{IMAGES_A_DAY * device_ms / 1000:,.0f} s of one "
         f"thread a day for the paper's obfuscator; "
         f"{IMAGES_A_DAY * device['median_ms']['sketch'] / 1000:,.0f} s for a sketch",
         f"- sent: {IMAGES_A_DAY:,} x {wire['FP32']:,} bytes = {gigabytes['FP32']:,.1f} GB a day as FP32, "
-        f"{gigabytes['UINT8']:,.1f} GB as UINT8, {gigabytes['code']:,.2f} GB as codes, heads apart",
+        f"{gigabytes['UINT8']:,.1f} GB as UINT8, {gigabytes['code']:,.2f} GB as codes, without headers",
         f"- servers, mean: {IMAGES_A_DAY:,} / 86,400 s = {mean:.1f} images/s x "
         f"{served['server_cpu_ms_a_request']:.2f} ms = "
         f"{busy:.2f} cores",
@@ -277,14 +268,14 @@ def _day(result: dict[str, Any]) -> list[str]:
         f"assumed: {PEAK} x {busy:.2f} / {USED} = {PEAK * busy / USED:.2f}, so {cores} "
         f"core{'s' * (cores > 1)} of this machine",
         "",
-        "In money, with your prices `c` for a core's hour and `g` for a GB that comes in:",
+        "In money, with your prices `c` per core-hour and `g` per GB received:",
         f"`{cores} x 24 x c + {gigabytes['FP32']:.1f} x g` a day. No price is assumed here.",
         "",
     ]
 
 
-def draw(result: dict[str, Any], file: Path) -> None:
-    """One small plot for each curve, in one figure."""
+def plot(result: dict[str, Any], file: Path) -> None:
+    """Plot all curves in one figure."""
     import matplotlib as mpl
 
     mpl.use("svg")

@@ -1,8 +1,8 @@
-"""What ImageNet's recipe would cost on this machine, from a few steps on images and a classifier that stand in.
+"""Estimate what ImageNet's recipe costs on this machine, from a few steps on substitute images and classifier.
 
 `python benchmarks/imagenet_estimate.py` writes results/imagenet-estimate.json
 
-The images are made up, JPEGs of 224 pixels in parquet files; ImageNet's own are larger and take longer to decode. The
+The images are generated JPEGs of 224 pixels in parquet files; ImageNet's own are larger and take longer to decode. The
 classifier has microsoft/resnet-18's architecture and random weights. Neither changes what a step computes.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,6 @@ def main(out: Path = Path("results/imagenet-estimate.json"), batch_size: int = 3
         folder = Path(work)
         save_images(folder / "images", batch_size * (steps + 8))
         save_classifier(folder / "resnet-18")
-        # The paths are temporary: what is written says what lay there.
         changes = {
             "data.source": f'"{folder / "images"}"',
             "data.test_images": 200,
@@ -42,21 +42,21 @@ def main(out: Path = Path("results/imagenet-estimate.json"), batch_size: int = 3
             "classifier": f'"{folder / "resnet-18"}"',
             "training.batch_size": batch_size,
         }
-        found = estimate(load_recipe(RECIPE, [f"{key}={value}" for key, value in changes.items()]), steps=steps)
-    found["stand_ins"] = {
+        found = asdict(estimate(load_recipe(RECIPE, [f"{key}={value}" for key, value in changes.items()]), steps=steps))
+    found["substitutes"] = {
         "images": f"generated JPEGs of {SIDE} x {SIDE} pixels in parquet files, in place of ILSVRC/imagenet-1k",
         "classifier": "random weights, the architecture of microsoft/resnet-18, 1000 classes",
         "test_images": "200 and 100 held out, in place of 5,000 each: in the hours, testing is that of 200",
         "batch_size": f"{batch_size} in place of the recipe's 256",
     }
-    found["recipe"]["data"]["source"] = found["measured"]["data"] = "stand-in images"
-    found["recipe"]["classifier"] = "stand-in classifier"
+    found["recipe"]["data"]["source"] = found["measured"]["data"] = "substitute images"
+    found["recipe"]["classifier"] = "substitute classifier"
     write_json(out, found)
     print(f"{found['step_s']} s a step, {found['extrapolated']['hours']} hours in all, extrapolated -> {out}")
 
 
 def save_images(folder: Path, train: int) -> None:
-    """Coloured noise at several scales, which a JPEG file needs about as many bytes for as for a photograph."""
+    """Save coloured noise at several scales; as JPEG files it takes about as many bytes as photographs."""
     folder.mkdir()
     source = np.random.default_rng(0)
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=list(CLASSES))})

@@ -1,6 +1,6 @@
-"""Times the shipped obfuscators under ExecuTorch beside ONNX Runtime: one image, one thread, in turn, in one run.
+"""Time the shipped obfuscators under ExecuTorch and ONNX Runtime: one image, one thread, alternating in one run.
 
-`make mobile` writes results/mobile-runtimes.json; it needs the extra `executorch`, and says so where that is missing.
+`make mobile` writes results/mobile-runtimes.json; it needs the extra `executorch`, and reports if that is missing.
 
 Both are called from Python, each in its own way: ONNX Runtime takes and gives numpy arrays, ExecuTorch torch tensors.
 What is counted is the thread's processor time. Outputs are compared on all test images; `SFUMATO_CIFAR10` names them.

@@ -1,4 +1,4 @@
-"""`sfumato protect` on many images: memory at three sizes, and a run that is killed half-way and goes on.
+"""`sfumato protect` on many images: memory at three sizes, and a run that is killed half-way and resumes.
 
 `python benchmarks/protect_many.py` writes results/protect-many.json
 
@@ -46,12 +46,12 @@ class Command:
 
     def end(self) -> dict[str, Any]:
         """Waits for it; what it said, and what it took."""
-        said, wrong = self.process.communicate()
+        out, errors = self.process.communicate()
         seconds = time.perf_counter() - self.start_s
         self._ended.set()
-        counts = re.search(r"(\d+) of (\d+) images written to .*?(?:; (\d+) were there)?$", said.strip())
+        counts = re.search(r"(\d+) of (\d+) images written to .*?(?:; (\d+) were there)?$", out.strip())
         if self.process.returncode == 0 and counts is None:
-            raise SystemExit(f"not understood: {said} {wrong}")
+            raise SystemExit(f"unexpected output: {out} {errors}")
         parent, *workers = [
             self.peaks_mb[pid] for pid in sorted(self.peaks_mb, key=lambda pid: pid != self.process.pid)
         ]

@@ -1,10 +1,10 @@
-"""What 8-bit integers would do to the shipped obfuscators: time, accuracy, and whose answer or code changes.
+"""Measure the shipped obfuscators in 8-bit integers: time, accuracy, and changed predictions and codes.
 
 `python benchmarks/quantize.py` writes results/quantized.json, and the quantised files to runs/quantized. Each is
 an obfuscator of its own, to be audited as one: `sfumato audit runs/quantized/cifar10-resnet20-sketch-U8S8.onnx
 --classifier src/sfumato/artifacts/shipped/cifar10-resnet20 --budget attributes --share 0.5`
 
-As `sfumato quantize` does it (U8S8), and with unsigned weights beside; calibrated on training images, which are not
+As `sfumato quantize` does it (U8S8), and with unsigned weights; calibrated on training images, which are not
 measured with. `SFUMATO_CIFAR10` names the images.
 """
 

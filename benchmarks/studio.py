@@ -81,7 +81,7 @@ def main(out: Path = Path("results/studio.json")) -> None:
 
 
 def _first_load(page: Any, url: str) -> dict[str, Any]:
-    """Bytes of all answers, as transferred, until the first obfuscated image is on its way."""
+    """Return the bytes of all responses, as transferred, until the first obfuscated image is sent."""
     asked: list[str] = []
     sizes: dict[str, int] = {}
     page.on("request", lambda request: asked.append(request.url))
@@ -94,7 +94,7 @@ def _first_load(page: Any, url: str) -> dict[str, Any]:
 
 
 def _transferred(request: Any) -> int:
-    """Bytes of an answer's body as they came over the wire, compressed."""
+    """Return the bytes of a response's body as transferred, compressed."""
     size: int = request.sizes()["responseBodySize"]
     return size
 

@@ -96,7 +96,7 @@ def _labels() -> tuple[str, ...]:
 
 
 def _training_s(folder: Path, recipe: Path, processes: int, threads: int) -> float:
-    """Seconds that the steps took, as the run itself says."""
+    """Return the seconds of the steps, from the run's own output."""
     run = folder / "run"
     command = [sys.executable, "-m", "sfumato", "train", str(recipe), "-o", str(run), "--overwrite"]
     command += ["--accelerator", "cpu", "--devices", str(processes), "--json"]

@@ -1,4 +1,4 @@
-"""Times the obfuscator's training step beside the plain two-pass loop in the paper's order, and says where it goes.
+"""Time the obfuscator's training step and the plain two-pass loop in the paper's order, and where the time goes.
 
 `python benchmarks/training_step.py` writes results/training-step.json; `--quick` tries it and writes nothing.
 
@@ -6,8 +6,8 @@ All loops train the same networks on the same images against the same frozen Res
 run, with the allocator setting that `sfumato train` arranges. Beside the step that `sfumato train` makes stand the same
 one with batch norms in passes of their own, the same one in bfloat16, and the same one with `training.compile`, whose
 compilation, with nothing kept from an earlier one, is timed apart. Each part of the step is timed alone. What the step
-has to compute and to move is counted, and set beside what this machine reaches at most on the same threads. Then come
-the paper's ResNet18 and VGG19 (`benchmarks/full_size.py`): classifier and obfuscator, float32 beside "auto".
+has to compute and to move is counted, and compared with what this machine reaches on the same threads. Then come
+the paper's ResNet18 and VGG19 (`benchmarks/full_size.py`): classifier and obfuscator, float32 and "auto".
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ def plain_two_pass(images: Tensor, labels: Tensor) -> Step:
     """The loop as one would write it from the paper: one pass and one optimiser for each network."""
     obfuscator, deobfuscator = Obfuscator(order="paper"), Deobfuscator(order="paper")
     classifier = build_classifier("resnet20").eval().requires_grad_(False)
-    look = normalize()
-    hide = torch.optim.Adam(obfuscator.parameters(), lr=1e-3)
+    normalized = normalize()
+    obfuscator_optimizer = torch.optim.Adam(obfuscator.parameters(), lr=1e-3)
     seek = torch.optim.Adam(deobfuscator.parameters(), lr=1e-3)
 
     def step() -> None:
         obfuscated = obfuscator(images)
-        hide.zero_grad()
-        utility = classification_loss(classifier(look(obfuscated)), labels)
+        obfuscator_optimizer.zero_grad()
+        utility = classification_loss(classifier(normalized(obfuscated)), labels)
         (utility - PRIVACY_WEIGHT * reconstruction_loss(deobfuscator(obfuscated), images)).backward()
-        hide.step()
+        obfuscator_optimizer.step()
         seek.zero_grad()
         reconstruction_loss(deobfuscator(obfuscated.detach()), images).backward()
         seek.step()
@@ -183,9 +183,11 @@ def main(out: Path | None = Path("results/training-step.json"), *, batch: int = 
         "operators": {name: operators(steps[name]) for name in ("ours", "plain_two_pass")},
         "machine": reached,
         "work": {
-            "ours_float32": _beside(counted(steps["ours_float32"]), reached, medians["ours_float32"], "float32"),
-            "ours_bfloat16": _beside(counted(steps["ours_bfloat16"]), reached, medians["ours_bfloat16"], "bfloat16"),
-            "plain_two_pass": _beside(counted(steps["plain_two_pass"]), reached, medians["plain_two_pass"], "float32"),
+            "ours_float32": _compared(counted(steps["ours_float32"]), reached, medians["ours_float32"], "float32"),
+            "ours_bfloat16": _compared(counted(steps["ours_bfloat16"]), reached, medians["ours_bfloat16"], "bfloat16"),
+            "plain_two_pass": _compared(
+                counted(steps["plain_two_pass"]), reached, medians["plain_two_pass"], "float32"
+            ),
         },
         "full_size": full_size(reached, **({} if rounds == ROUNDS else {"batch": batch, "rounds": rounds})),
         "all_ms": times,
@@ -200,7 +202,7 @@ def main(out: Path | None = Path("results/training-step.json"), *, batch: int = 
         print({name: value for name, value in result.items() if name not in ("all_ms", "measured")})
 
 
-def _beside(work: Counted, reached: dict[str, Any], time_ms: float, datatype: str) -> dict[str, float]:
+def _compared(work: Counted, reached: dict[str, Any], time_ms: float, datatype: str) -> dict[str, float]:
     """What a step computes and moves, and how long that takes at least on this machine."""
     compute_ms = work.operations / reached["gflop_per_s"][datatype] / 1e6
     memory_ms = work.moved_bytes / reached["gb_per_s"] / 1e6

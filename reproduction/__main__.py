@@ -15,7 +15,7 @@ from sfumato.cli.output import JsonOption, needs_train_extra, print_json
 from sfumato.cli.progress import bars
 from sfumato.cli.train import keep_freed_memory
 from sfumato.errors import RecipeError
-from sfumato.progress import Progress
+from sfumato.progress import silent
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
@@ -28,22 +28,23 @@ def _progress(*, quiet: bool) -> Iterator[Progress]:
 
 @app.command()
 def reproduce(
-    target: Annotated[Target, typer.Argument(help="What to make; `page` only writes the page again.")],
+    target: Annotated[Target, typer.Argument(help="The table to make; `page` only writes the page again.")],
     size: Annotated[
-        str, typer.Option(help="cpu: small nets, hours. paper: the paper's nets on shortened schedules, days on a CPU.")
+        str,
+        typer.Option(help="cpu: small networks, hours. paper: the paper's networks, shorter schedules, days on a CPU."),
     ] = "cpu",
-    lab: Annotated[Path, typer.Option(help="Folder where everything is trained.")] = Path("runs/reproduction"),
+    lab: Annotated[Path, typer.Option(help="Folder of the trainings and audits.")] = Path("runs/reproduction"),
     results: Annotated[Path, typer.Option(help="Folder of the results files.")] = Path("results/reproduction"),
     page: Annotated[Path, typer.Option(help="The page.")] = Path("docs/reproduction.md"),
     plan: Annotated[
-        bool, typer.Option("--plan", help="Only list what would be made, what is there, and how long it takes.")
+        bool, typer.Option("--plan", help="Only list what is needed, what is there, and the estimated time.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make the paper's tables again, beside its own figures, with attackers who come afterwards.
+    """Make the paper's tables again, and compare them with its own figures and with adaptive attackers.
 
     Trains what is missing, attacks it, measures, and writes the results and the page after each of the paper's rows.
-    Ctrl-C saves, and the same command goes on.
+    Ctrl-C saves; the same command resumes.
 
     Examples: `python -m reproduction all --size paper --plan`, `python -m reproduction table1`
     """
@@ -60,15 +61,15 @@ def reproduce(
             from reproduction.listing import listing
             from reproduction.reproduce import make_lab
             from reproduction.reproduce import reproduce as make
-        place = make_lab(SIZES[size], lab, lambda: _progress(quiet=as_json))
         if plan:
-            entries = listing(place, target)
+            entries = listing(make_lab(SIZES[size], lab, silent), target)
             if as_json:
                 print_json({"plan": [vars(entry) for entry in entries]})
             for entry in [] if as_json else entries:
                 typer.echo(entry.line)
             return
-        written = make(target, place, results, page, say=lambda line: typer.echo(line, err=True))
+        with bars(quiet=as_json) as shown:
+            written = make(target, make_lab(SIZES[size], lab, shown.progress), results, page, say=shown.say)
     if as_json:
         print_json({"written": [str(path) for path in written]})
         return

@@ -1,7 +1,7 @@
 """The paper's own figures, as printed.
 
 Source: Leroux, Verbelen, Simoens, Dhoedt, *Privacy Aware Offloading of Deep Neural Networks*, 2018; the tables'
-numbers stand beside each constant. Accuracies and overheads are shares, not percents.
+number is given with each constant. Accuracies and overheads are shares, not percents.
 """
 
 from __future__ import annotations

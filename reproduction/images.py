@@ -1,16 +1,16 @@
-"""The images of tables 2 and 5: original, obfuscated, and what two kinds of attacker reconstructed."""
+"""The images of tables 2 and 5: original, obfuscated, and reconstructed by two kinds of attacker."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from reproduction.audits import make_audit, reconstructed_by_best, setting_of, summary
+from reproduction.audits import make_audit, reconstructed_by_best, setting_of
 from reproduction.lab import Lab
 from reproduction.plan import Item
+from reproduction.schema import Panel, Table2, Table5
 from sfumato.apps.panel import Caption, draw_panel
 from sfumato.artifacts.bundle import DEOBFUSCATOR_ONNX
 from sfumato.artifacts.onnx_file import OnnxFunction
@@ -22,43 +22,31 @@ COLUMNS = 10
 _SIDE = 64
 
 
-def table_2(lab: Lab, folder: Path) -> dict[str, Any]:
-    """The first test images, not chosen, under the first obfuscator.
-
-    Args:
-        lab: the lab.
-        folder: that the PNG file is written into.
-    """
-    return {"images": [_panel(lab, lab.plan.obfuscators[0], 0, folder / f"{lab.plan.size}-table2.png")]}
+def table_2(lab: Lab, folder: Path) -> Table2:
+    """Show the first test images, not selected, under the first obfuscator; write the PNG file into a folder."""
+    return Table2(panels=(_panel(lab, lab.plan.obfuscators[0], 0, folder / f"{lab.plan.size}-table2.png"),))
 
 
-def table_5(lab: Lab, folder: Path) -> dict[str, Any]:
-    """The test images that follow, under each obfuscator.
-
-    Args:
-        lab: the lab.
-        folder: that the PNG files are written into.
-    """
-    return {
-        "images": [
-            _panel(lab, item, COLUMNS, folder / f"{lab.plan.size}-table5-{item.name}.png")
-            for item in lab.plan.obfuscators
-        ]
-    }
+def table_5(lab: Lab, folder: Path) -> Table5:
+    """Show the test images that follow, under each obfuscator; write the PNG files into a folder."""
+    files = {item: folder / f"{lab.plan.size}-table5-{item.name}.png" for item in lab.plan.obfuscators}
+    return Table5(panels=tuple(_panel(lab, item, COLUMNS, file) for item, file in files.items()))
 
 
-def _panel(lab: Lab, item: Item, first: int, path: Path) -> dict[str, Any]:
+def _panel(lab: Lab, item: Item, first: int, path: Path) -> Panel:
     first = min(first, max(0, len(lab.test) - COLUMNS))
     shown = slice(first, first + COLUMNS)
     images = lab.test.images[shown]
-    figures, best = lab.figures(item), summary(make_audit(lab, item))
-    later = reconstructed_by_best(lab, item, shown.stop)[shown]
+    best = make_audit(lab, item).summary
     payload = setting_of(lab, item).target.payload(images.float() / 255)
     rows: list[tuple[str, Tensor]] = [
         ("original", images),
-        ("obfuscated: the payload, each stretched to the visible range", preview(payload)),
+        ("obfuscated: the payload, each image stretched to the visible range", preview(payload)),
         ("reconstructed by the jointly trained deobfuscator", _joint(lab, item, payload)),
-        (f"reconstructed by an attacker who came afterwards: {best['attacker'] if best else ''}", later),
+        (
+            f"reconstructed by the best adaptive attacker: {best.attacker if best else ''}",
+            reconstructed_by_best(lab, item, shown.stop)[shown],
+        ),
     ]
     panel = draw_panel(
         [(title, [image.permute(1, 2, 0).numpy() for image in part]) for title, part in rows],
@@ -70,15 +58,14 @@ def _panel(lab: Lab, item: Item, first: int, path: Path) -> dict[str, Any]:
         panel.save(path, optimize=True)
     except OSError as error:
         raise ResultsError(f"the panel cannot be written to {path}: {error.strerror or error}") from error
-    joint = {key: figures.get(f"joint_deobfuscator_{key}") for key in ("mse", "psnr_db", "ssim")}
-    return {
-        "file": path.name,
-        "obfuscator": item.name,
-        "first": first,
-        "count": len(images),
-        "joint": {**joint, "test_images": figures["test_images"]},
-        "later": best,
-    }
+    return Panel(
+        file=path.name,
+        obfuscator=item.name,
+        first=first,
+        count=len(images),
+        joint=lab.figures(item).joint,
+        adaptive=best,
+    )
 
 
 def _joint(lab: Lab, item: Item, payload: Tensor) -> Tensor:

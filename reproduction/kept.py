@@ -1,10 +1,8 @@
-"""The networks that are kept with the results, in half precision, and the lab's bundles made of them again."""
+"""Networks kept with the results, in half precision, and bundles of the lab rebuilt from them."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from reproduction.audits import audit_folder
 from reproduction.lab import Lab
 from reproduction.plan import Item
 from sfumato.artifacts.bundle import (
@@ -31,15 +30,16 @@ from sfumato.lab.training.export import write_classifier_bundle, write_obfuscato
 from sfumato.lab.training.recipe import ObfuscatorRecipe
 from sfumato.lab.training.run import CHECK_IMAGES
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask
+from sfumato.progress import Say
 
-RESTORED = "restored_from"
-"""Where a restored bundle's provenance says which classifier the kept one had, or was for."""
+REBUILT_FROM = "restored_from"
+"""Key in the provenance of a rebuilt bundle: the fingerprint of the classifier that was kept, or that it was for."""
 _Net = TypeVar("_Net", bound=nn.Module)
 _WEIGHTS = (CLASSIFIER_WEIGHTS, OBFUSCATOR_WEIGHTS, DEOBFUSCATOR_WEIGHTS)
 
 
 def kept_folder(results: Path, item: Item) -> Path:
-    """Where an item's network is kept, if it is.
+    """Return the folder in which an item's network is kept, if it is.
 
     Args:
         results: folder of the results files.
@@ -49,23 +49,23 @@ def kept_folder(results: Path, item: Item) -> Path:
 
 
 def keep(lab: Lab, results: Path) -> None:
-    """Copies the finished networks of the paper's rows beside the results: manifests, weights, and audits.
+    """Copy the finished networks of the paper's rows next to the results: manifests, weights, and audits.
 
-    Of classifiers that the plan does not keep it is the manifest alone: hashes, recipe and accuracy.
+    Of classifiers that the plan does not keep, copy the manifest alone: hashes, recipe and accuracy.
 
     Args:
-        lab: with a plan of what is finished.
+        lab: its plan contains finished networks only.
         results: folder of the results files.
 
     Raises:
-        ResultsError: the disk refuses.
+        ResultsError: the files cannot be written.
         BundleError: a bundle is damaged.
     """
     if not any(item.kept for item in lab.plan.items):
         return
     for item in (*lab.plan.classifiers, *lab.plan.obfuscators):
         bundle, folder = lab.bundle(item), kept_folder(results, item)
-        audit = lab.folder / "audits" / item.name / "audit.json"
+        audit = audit_folder(lab, item) / "audit.json"
         names = [name for name in _WEIGHTS if name in bundle.files] if item.kept else []
         files = [bundle.path / MANIFEST, *map(bundle.file, names), *([audit] if audit.is_file() else [])]
         try:
@@ -76,20 +76,20 @@ def keep(lab: Lab, results: Path) -> None:
             raise ResultsError(f"{item.name} cannot be kept in {folder}: {error.strerror or error}") from error
 
 
-def restore(lab: Lab, item: Item, results: Path, say: Callable[[str], None]) -> bool:
-    """Makes an item's bundle in the lab of the weights that are kept, with the figures and the provenance of then.
+def rebuild(lab: Lab, item: Item, results: Path, say: Say) -> bool:
+    """Rebuild an item's bundle in the lab from its kept weights, with their figures and provenance.
 
     Args:
         lab: that lacks the item.
         item: of the plan.
         results: folder of the results files.
-        say: is told a line for people.
+        say: see `Say`.
 
     Returns:
-        Whether it could be done: not if its weights are not kept, or if they were trained for another classifier.
+        False if its weights are not kept, or were trained for another classifier.
 
     Raises:
-        ResultsError: what is kept is damaged.
+        ResultsError: the kept files are damaged.
     """
     folder = kept_folder(results, item)
     about = read_json(folder / MANIFEST)
@@ -104,26 +104,24 @@ def restore(lab: Lab, item: Item, results: Path, say: Callable[[str], None]) -> 
             return False
         else:
             bundle = _obfuscator(lab, item, folder, about, images)
-        bundle = replace(
-            bundle,
-            figures=bundle.figures.updated(**about["figures"]),
-            provenance=bundle.provenance.updated(**{**about["provenance"], RESTORED: about["classifier_fingerprint"]}),
-        ).save()
+        bundle.figures.update(about["figures"])
+        bundle.provenance.update({**about["provenance"], REBUILT_FROM: about["classifier_fingerprint"]})
+        bundle.save()
         same = bundle.files == about["files"]
     except (KeyError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error!s:.120}"
-        raise ResultsError(f"{folder} is damaged ({reason}); move it away, then {item.name} is trained") from error
+        raise ResultsError(f"{folder} is damaged ({reason}); move it away to train {item.name}") from error
     exported = "" if same else "; its ONNX files differ in bytes, as other versions of the libraries wrote them"
-    say(f"{item.name}: made of the weights in {folder}{exported}")
+    say(f"{item.name}: rebuilt from the weights in {folder}{exported}")
     return True
 
 
 def _has_classifier(lab: Lab, item: Item, fingerprint: str) -> bool:
-    """Whether the lab has a classifier, and it is the one of that fingerprint."""
+    """Return whether the lab has a classifier with that fingerprint."""
     if lab.state(item).name != "done":
         return False
     bundle = lab.bundle(item)
-    return fingerprint in (bundle.classifier_fingerprint, bundle.provenance.others.get(RESTORED))
+    return fingerprint in (bundle.classifier_fingerprint, bundle.provenance.get(REBUILT_FROM))
 
 
 def _classifier(lab: Lab, item: Item, folder: Path, about: dict[str, Any], images: Tensor) -> Bundle:

@@ -1,10 +1,9 @@
-"""The folder in which everything for the paper's tables is trained: what is there, and making what is not."""
+"""The folder in which everything for the paper's tables is trained: what is there, and training what is missing."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from reproduction.plan import Item, Plan
+from reproduction.schema import JointFigures, Origin
 from sfumato.artifacts.bundle import MANIFEST, Bundle
 from sfumato.artifacts.shipped import classifier_bundle, papers_obfuscator_bundle
 from sfumato.errors import BundleError, RecipeError
@@ -21,7 +21,22 @@ from sfumato.lab.data import ImageSet, load_train_test
 from sfumato.lab.evaluation.accuracy import evaluate_classifier, evaluate_obfuscator
 from sfumato.lab.runs.trainings import State, finish_training, state_of
 from sfumato.lab.training import ClassifierRecipe, ObfuscatorRecipe, Run, load_recipe
-from sfumato.progress import Progress
+from sfumato.progress import Progress, Say, mute, silent
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Figures of an obfuscator over all test images.
+
+    Attributes:
+        accuracy_plain: of its classifier on plain images, in [0, 1].
+        accuracy_obfuscated: likewise, on obfuscated images.
+        joint: errors of the jointly trained deobfuscator.
+    """
+
+    accuracy_plain: float
+    accuracy_obfuscated: float
+    joint: JointFigures
 
 
 @dataclass(frozen=True)
@@ -29,29 +44,29 @@ class Lab:
     """The runs of one plan.
 
     Attributes:
-        plan: what belongs into it.
+        plan: what belongs to it.
         folder: of this size's runs.
-        bars: make something that shows progress while it is entered.
         device: where attackers are trained and networks evaluated.
+        progress: see `Progress`.
     """
 
     plan: Plan
     folder: Path
-    bars: Callable[[], AbstractContextManager[Progress]]
     device: torch.device
+    progress: Progress = silent
 
     def path(self, item: Item) -> Path:
-        """Where an item's bundle lies, or will."""
+        """Return the folder of an item's bundle, which may not exist yet."""
         if item.shipped is not None:
             return classifier_bundle() if item.shipped == "classifier" else papers_obfuscator_bundle()
         return self.run(item).bundle
 
     def run(self, item: Item) -> Run:
-        """The files of an item's training."""
+        """Return the files of an item's training."""
         return Run(self.folder / item.name)
 
     def state(self, item: Item) -> State:
-        """How far an item is.
+        """Return how far an item's training is.
 
         Raises:
             BundleError: its bundle is damaged, or for another classifier.
@@ -63,7 +78,7 @@ class Lab:
         return state
 
     def bundle(self, item: Item) -> Bundle:
-        """An item's bundle.
+        """Load an item's bundle.
 
         Raises:
             BundleError: there is none, it is damaged, or it is for another classifier than the lab's.
@@ -77,20 +92,20 @@ class Lab:
             if found.classifier_fingerprint != wanted:
                 raise BundleError(
                     f"{found.path} was trained for another classifier than {classifier}; move {found.path.parent} "
-                    "away, then it is trained again"
+                    "away to train it again"
                 )
         return found
 
     def frozen(self, item: Item) -> FrozenClassifier:
-        """The classifier that an obfuscator is for, with its weights."""
+        """Load the classifier that an obfuscator is for, with its weights."""
         assert item.classifier is not None
         return load_classifier(self.path(self.plan.item(item.classifier)))
 
     def recipe(self, item: Item) -> ClassifierRecipe | ObfuscatorRecipe:
-        """An item's recipe with its place in the lab filled in.
+        """Read an item's recipe and fill in its place in the lab.
 
         Raises:
-            RecipeError: the file is missing or wrong.
+            RecipeError: the file is missing or incorrect.
         """
         overrides = [*item.overrides, f"name={json.dumps(item.name)}"]
         for key, other in (("classifier", item.classifier), ("teacher", item.teacher)):
@@ -101,12 +116,8 @@ class Lab:
             raise RecipeError(f"{item.recipe} is of kind {found.kind!r}, which is none of the paper's networks")
         return found
 
-    def make(self, item: Item, *, say: Callable[[str], None] = lambda line: None) -> None:
-        """Trains an item, or goes on with it; nothing if it is done.
-
-        Args:
-            item: of the plan.
-            say: is told a line for people.
+    def make(self, item: Item, *, say: Say = mute) -> None:
+        """Train an item, or resume its training; do nothing if it is done.
 
         Raises:
             SfumatoError: see `sfumato.lab.training.train`.
@@ -130,33 +141,41 @@ class Lab:
         """The test images."""
         return self._data[1]
 
-    def figures(self, item: Item) -> dict[str, Any]:
-        """Return accuracies through an item's ONNX files, and its joint deobfuscator's errors, over all test images.
+    def figures(self, item: Item) -> Figures:
+        """Return the figures of an obfuscator."""
+        stated = self._measured(item)
+        joint = {key: stated.get(f"joint_deobfuscator_{key}") for key in ("mse", "psnr_db", "ssim")}
+        joint_figures = JointFigures.model_validate({**joint, "test_images": stated["test_images"]})
+        return Figures(stated["accuracy_plain"], stated["accuracy_obfuscated"], joint_figures)
 
-        What training measured in the same way on the same images is not measured again.
-        """
+    def accuracy(self, item: Item) -> float:
+        """Return the accuracy of a classifier over all test images, in [0, 1]."""
+        return float(self._measured(item)["accuracy_plain"])
+
+    def _measured(self, item: Item) -> Mapping[str, Any]:
+        """Measure a network through its ONNX files, unless its training measured the same on the same images."""
         bundle = self.bundle(item)
         measured = bundle.provenance.to_json().get("data_sha256") or {}
         if measured.get("test") == self.test.sha256 and bundle.figures.test_images == len(self.test):
             return bundle.figures.to_json()
         if item.classifier is None:
-            return evaluate_classifier(bundle, self.test).to_json()
-        return evaluate_obfuscator(bundle, self.bundle(self.plan.item(item.classifier)), self.test).to_json()
+            return evaluate_classifier(bundle, self.test)
+        return evaluate_obfuscator(bundle, self.bundle(self.plan.item(item.classifier)), self.test)
 
 
-def origin(bundle: Bundle) -> dict[str, Any]:
-    """How a bundle was trained: epochs, seed, images, lambda, batch size, precision, on what, and how it went."""
-    recipe, facts = bundle.recipe.to_json(), bundle.provenance.to_json()
-    training = recipe.get("training") or {}
-    return {
-        "epochs": training.get("epochs"),
-        "seed": training.get("seed"),
-        "batch_size": training.get("batch_size"),
-        "precision": facts.get("precision"),
-        "history": facts.get("history"),
-        "lambda": recipe.get("privacy_weight"),
-        "train_images": facts.get("train_images"),
-        "seconds": facts.get("training_seconds"),
-        "device": facts.get("device") or (facts.get("machine") or {}).get("cpu"),
-        "commit": facts.get("commit"),
-    }
+def origin(bundle: Bundle) -> Origin:
+    """Return how a bundle was trained."""
+    training: dict[str, Any] = bundle.recipe.get("training") or {}
+    facts = bundle.provenance
+    return Origin(
+        epochs=training["epochs"],
+        seed=training.get("seed"),
+        batch_size=training.get("batch_size"),
+        precision=facts.get("precision"),
+        history=facts.get("history"),
+        privacy_weight=bundle.recipe.get("privacy_weight"),
+        train_images=facts.get("train_images"),
+        seconds=facts.get("training_seconds"),
+        device=facts.get("device") or (facts.get("machine") or {}).get("cpu"),
+        commit=facts.get("commit"),
+    )

@@ -1,4 +1,4 @@
-"""What a target needs, what is there already, and roughly how long the rest takes on this machine."""
+"""What a target needs, what is there already, and an estimate of the remaining time on this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CIFAR10_IMAGES = 50_000
 
 
 def listing(lab: Lab, target: Target) -> list[Entry]:
-    """What a target needs, in the order in which it is made; nothing is trained.
+    """List what a target needs, in the order in which it is made; train nothing.
 
     Raises:
         SfumatoError: a recipe, bundle or audit is damaged.
@@ -31,26 +31,21 @@ def listing(lab: Lab, target: Target) -> list[Entry]:
             if state.name == "done":
                 entries.append(Entry(item.name, "done", None))
             else:
-                said = state.of(lab.recipe(item).training.epochs)
-                entries.append(Entry(item.name, said, seconds_left(lab, item, speed)))
+                stated = state.of(lab.recipe(item).training.epochs)
+                entries.append(Entry(item.name, stated, seconds_left(lab, item, speed)))
         for item in part.audited:
             done = lab.state(item).name == "done" and known_audit(lab, item) is not None
             left = None if done else speed.audit_s(budget)
             entries.append(Entry(f"audit of {item.name}", "done" if done else "missing", left))
     if target in (Target.OPTIMUM, Target.ALL):
-        shots = sum(_snapshots(lab.recipe(item)) for item in lab.plan.obfuscators) + len(lab.plan.sweep)
-        seconds = speed.decoder_s * max(BATCH, lab.plan.later.images) * shots
-        entries.append(Entry(f"later attackers on {shots} pairs of networks", "those not known yet", seconds))
+        pairs = sum(_snapshots(lab.recipe(item)) for item in lab.plan.obfuscators) + len(lab.plan.sweep)
+        seconds = speed.decoder_s * max(BATCH, lab.plan.snapshots.images) * pairs
+        entries.append(Entry(f"adaptive attackers on {pairs} pairs of networks", "those not known yet", seconds))
     return entries
 
 
 def seconds_left(lab: Lab, item: Item, speed: Speed) -> float:
-    """How long the rest of an item's training takes, from steps measured on its own networks.
-
-    Args:
-        lab: the lab.
-        item: not done.
-        speed: of this machine.
+    """Estimate the remaining time of an item's training from steps measured on its own networks.
 
     Raises:
         SfumatoError: a recipe or bundle is damaged.
@@ -63,7 +58,7 @@ def seconds_left(lab: Lab, item: Item, speed: Speed) -> float:
 
 
 def _network(lab: Lab, item: Item) -> nn.Module:
-    """An item's classifier, with fresh weights while it is not trained."""
+    """Return an item's classifier, with fresh weights if it is not trained yet."""
     if lab.state(item).name == "done":
         return load_classifier(lab.path(item)).net
     recipe = lab.recipe(item)

@@ -1,22 +1,23 @@
-"""How figures and tables are written down. This module needs no torch."""
+"""Figures and tables in Markdown. This module needs no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+
+from reproduction.schema import AuditSummary, Origin, Results
 
 NONE = "-"
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table.
-
-    Args:
-        headers: of the columns.
-        rows: cells, as many as there are headers.
-    """
+    """Return a Markdown table; each row has as many cells as there are headers."""
     lines = [headers, ["---"] * len(headers), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)
+
+
+def paragraphs(*parts: str | None) -> str:
+    """Join what there is with empty lines."""
+    return "\n\n".join(part for part in parts if part)
 
 
 def percent(share: float | None) -> str:
@@ -51,36 +52,42 @@ def count(value: int | None) -> str:
 
 
 def command(target: str, size: str) -> str:
-    """What a row says that is not there: which command fills it."""
-    return f"missing: `python -m reproduction {target} --size {size}`"
+    """The command that makes a target."""
+    return f"`python -m reproduction {target} --size {size}`"
 
 
-def leakage(audit: dict[str, Any] | None) -> str:
-    """Excess leakage with who found it: "0.19 (residual decoder, cloud; budget quick, 10,000 images)"."""
-    return "no attacker came to an end" if audit is None else f"{ratio(audit['excess_leakage'])} ({found_by(audit)})"
+def missing(target: str, size: str) -> str:
+    """In place of results that are missing: the command that makes them."""
+    return f"missing: {command(target, size)}"
 
 
-def found_by(audit: dict[str, Any]) -> str:
-    """Who found it, and how hard the audit tried."""
-    images = count(audit["test_images"])
-    return f"{audit['attacker']}, {audit['threat']}; budget {audit['budget']}, {images} images"
+def leakage(audit: AuditSummary | None) -> str:
+    """Excess leakage and its conditions: "0.19 (residual decoder, cloud; budget quick, 10,000 images)"."""
+    return "no attacker finished" if audit is None else f"{ratio(audit.excess_leakage)} ({found_by(audit)})"
 
 
-def trained(facts: dict[str, Any]) -> str:
-    """Epochs, batch, seed, precision, hours and machine: "9 epochs, batch 128, seed 0, 2.5 hours, AMD EPYC"."""
-    images = facts["train_images"]
-    some = "" if images is None else f" of {count(images)} images"
-    parts = [f"{facts['epochs']} epochs{some}", f"batch {facts['batch_size']}", f"seed {facts['seed']}"]
-    if facts.get("precision"):
-        parts.append(facts["precision"])
-    if facts.get("seconds"):
-        hours = facts["seconds"] / 3600
+def found_by(audit: AuditSummary) -> str:
+    """The attacker, its threat model, the attack budget and the number of test images."""
+    return f"{audit.attacker}, {audit.threat}; budget {audit.budget}, {count(audit.test_images)} images"
+
+
+def trained(origin: Origin) -> str:
+    """How a network was trained: "9 epochs of 50,000 images, batch 128, seed 0, 2.5 hours, AMD EPYC"."""
+    images = "" if origin.train_images is None else f" of {count(origin.train_images)} images"
+    parts = [f"{origin.epochs} epochs{images}", f"batch {origin.batch_size}", f"seed {origin.seed}"]
+    if origin.precision:
+        parts.append(origin.precision)
+    if origin.seconds:
+        hours = origin.seconds / 3600
         parts.append(f"{hours:.1f} hours" if hours >= 1 else f"{max(1, round(60 * hours))} minutes")
-    return ", ".join([*parts, facts["device"] or "unknown machine"])
+    return ", ".join([*parts, origin.device or "unknown machine"])
 
 
-def measured(results: dict[str, Any]) -> str:
-    """Where a table's figures come from."""
-    facts = results["provenance"]
-    device = facts.get("device") or facts["machine"]["cpu"]
-    return f"Measured {facts['written'][:10]} at commit {facts['commit'] or 'unknown'} on {device}."
+def measured(results: Results) -> str:
+    """When, at which commit and on what a table was measured."""
+    facts = results.provenance
+    if facts is None:
+        return ""
+    return (
+        f"Measured {facts.written[:10]} at commit {facts.commit or 'unknown'} on {facts.device or facts.machine.cpu}."
+    )

@@ -1,4 +1,4 @@
-"""The page with the paper's tables beside ours, made whole from the results files. Needs no torch."""
+"""The page that compares the paper's tables with ours, rendered from the results files. Needs no torch."""
 
 from __future__ import annotations
 
@@ -7,41 +7,57 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from reproduction import optimum_section as optimum
+from reproduction import claim_sections as claim
 from reproduction import sections
 from reproduction.markdown import command
-from reproduction.plan import CPU, PAPER, RESULTS, SIZES
-from reproduction.results import read_results, results_path
+from reproduction.plan import CPU, PAPER, SIZES
+from reproduction.schema import (
+    TABLES,
+    Epochs,
+    Lambdas,
+    Optimum,
+    R,
+    Results,
+    Table1,
+    Table2,
+    Table3,
+    Table4,
+    Table5,
+    TrainingStep,
+    read_results,
+    results_path,
+)
 from sfumato.errors import ResultsError
-from sfumato.lab.runs.folders import read_json
-
-Results = dict[str, Any] | None
+from sfumato.lab.runs.folders import as_model, read_json
 
 _HEADER = """\
 <!-- Made by `python -m reproduction page` from the files in results/; changes by hand are lost. -->
 
-# The paper's tables, and ours
+# Reproduction of the paper
 
-Leroux, Verbelen, Simoens and Dhoedt, *Privacy Aware Offloading of Deep Neural Networks* (2018), table by table.
+Compare the tables of Leroux, Verbelen, Simoens and Dhoedt, *Privacy Aware Offloading of Deep Neural Networks* (2018)
+with ours, and find the command that makes each of them again.
 
 {verdict}
-An obfuscator is not encryption: every figure of leakage here is a lower bound, from attackers of limited training.
+Obfuscation is not encryption: every figure of leakage here is a lower bound, from attackers with a limited budget.
 
-Figures come in two sizes, which are not to be compared with each other:
+The figures come in two sizes. Do not compare a figure of one size with a figure of the other:
 
 {sizes}
 
-A row that is not there says which command makes it. An overhead "in its order" counts the operations as the paper
-does; "ours" computes the same function with fewer.
+Each missing figure names the command that makes it. MAC overhead in the "paper's order" counts the operations as the
+paper orders them; "ours" computes the same function with fewer.
 """
-_TRUTH = (
-    "**The paper measures one attacker, the deobfuscator that is trained jointly with the obfuscator; what counts is "
-    "whether attackers who come later reconstruct more.**"
+_ADAPTIVE = (
+    "**The paper evaluates one attacker: the deobfuscator that is trained jointly with the obfuscator. We also "
+    "evaluate adaptive attackers, which are trained after the obfuscator is fixed.**"
 )
+_Section = tuple[str, list[tuple[str, str]]]
+"""A title, and its parts, each with a title or none."""
 
 
 def write_page(results: Path, page: Path) -> None:
-    """Writes the page.
+    """Write the page.
 
     Args:
         results: folder of the results files; the benchmarks' files lie in its parent.
@@ -59,11 +75,11 @@ def write_page(results: Path, page: Path) -> None:
 
 
 def render(results: Path, images: str) -> str:
-    """The page's text.
+    """Return the page's text.
 
     Args:
         results: see `write_page`.
-        images: the folder of the images, as seen from the page.
+        images: the folder of the images, relative to the page.
 
     Raises:
         ResultsError: a results file is malformed.
@@ -77,101 +93,88 @@ def render(results: Path, images: str) -> str:
 
 
 class _Files:
-    """The results files; whatever is wrong with one is said with its name."""
+    """The results files; errors name the file."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def show(self, size: str, name: str, draw: Callable[[Results], str]) -> str:
-        """What `draw` makes of a table's results."""
-        found = read_results(self._folder, size, name)
-        return _drawn(results_path(self._folder, size, name), found, draw)
+    def show(self, size: str, kind: type[R], write: Callable[[R | None], str]) -> str:
+        """Return what `write` makes of a table's results."""
+        found = read_results(self._folder, size, kind)
+        try:
+            return write(found)
+        except (ArithmeticError, IndexError, KeyError, TypeError, ValueError) as error:
+            path = results_path(self._folder, size, kind)
+            what = f"{type(error).__name__} {error}"
+            raise ResultsError(f"{path} is malformed ({what}); move it away to make it again") from error
 
-    def benchmark(self, name: str, draw: Callable[[Results], str]) -> str:
-        """What `draw` makes of a benchmark's results."""
-        path = self._folder.parent / name
-        return _drawn(path, read_json(path), draw)
+    def has(self, size: str, kind: type[Results]) -> bool:
+        """Return whether a results file is there."""
+        return results_path(self._folder, size, kind).is_file()
 
-    def has(self, size: str, name: str) -> bool:
-        """Whether a results file is there."""
-        return results_path(self._folder, size, name).is_file()
-
-
-def _drawn(path: Path, found: Results, draw: Callable[[Results], str]) -> str:
-    try:
-        return draw(found)
-    except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        what = f"{type(error).__name__} {error}"
-        raise ResultsError(f"{path} is malformed ({what}): move it away, then make it again") from error
+    def step(self) -> TrainingStep | None:
+        """Return the benchmark of the training step; None if it was not measured."""
+        path = self._folder.parent / "training-step.json"
+        found = read_json(path)
+        return None if found is None or "images_per_s" not in found else as_model(path, found, TrainingStep)
 
 
 def _header(files: _Files) -> str:
-    verdicts = [files.show(size, "optimum", lambda found: optimum.verdict(found) if found else "") for size in SIZES]
+    verdicts = [files.show(size, Optimum, lambda found: claim.verdict(found) if found else "") for size in SIZES]
     said = " ".join(verdict for verdict in verdicts if verdict)
-    verdict = f"{_TRUTH} {said or 'The figures are ' + command('optimum', CPU.size) + '.'}"
     sizes = []
     for size, plan in SIZES.items():
-        made = [name for name in RESULTS if files.has(size, name)]
-        absent = [name for name in RESULTS if name not in made]
-        there = f"made: {', '.join(made) or 'nothing'}; missing: {', '.join(absent) or 'nothing'}"
-        sizes.append(f"- **`{size}`**: {plan.says}. {there}.")
+        made = [kind.table for kind in TABLES if files.has(size, kind)]
+        absent = [kind.table for kind in TABLES if kind.table not in made]
+        there = f"Available: {', '.join(made) or 'nothing'}. Missing: {', '.join(absent) or 'nothing'}."
+        sizes.append(f"- **`{size}`**: {plan.description}. {there}")
+    verdict = f"{_ADAPTIVE} {said or f'Make the figures with {command(Optimum.table, CPU.size)}.'}"
     return _HEADER.format(verdict=verdict, sizes="\n".join(sizes))
 
 
-def _claim(files: _Files, images: str) -> list[tuple[str, list[tuple[str, str]]]]:
+def _claim(files: _Files, images: str) -> list[_Section]:
     """The paper's claim at the largest size that was made."""
-    size = next((size for size in SIZES if files.has(size, "optimum") and files.has(size, "table2")), None)
+    size = next((size for size in SIZES if files.has(size, Optimum) and files.has(size, Table2)), None)
     if size is None:
         return []
-    panel = files.show(size, "table2", lambda found: sections.panel(found["images"][0], images) if found else "")
-    text = files.show(size, "optimum", lambda found: optimum.claim(found, panel) if found else "")
+    panel = files.show(size, Table2, lambda found: sections.panel(found.panels[0], images) if found else "")
+    text = files.show(size, Optimum, lambda found: claim.claim(found, panel) if found else "")
     return [("Can an obfuscated image be reconstructed?", [(SIZES[size].title, text)])] if text else []
 
 
-def _sections(files: _Files, images: str) -> list[tuple[str, list[tuple[str, str]]]]:
-    paper, cpu = PAPER.size, CPU.size
-    full, small = PAPER.title, CPU.title
-    which = next((size for size in SIZES if files.has(size, "table4")), cpu)
+def _sections(files: _Files, images: str) -> list[_Section]:
+    which = next((size for size in SIZES if files.has(size, Table4)), CPU.size)
 
-    def panels(target: str) -> list[tuple[str, str]]:
-        draw = partial(sections.images, target=target, folder=images)
-        return [
-            (says, files.show(size, target, partial(draw, size=size))) for says, size in ((full, paper), (small, cpu))
-        ]
+    def each(kind: type[Any], write: Callable[..., str]) -> list[tuple[str, str]]:
+        return [(plan.title, files.show(plan.size, kind, partial(write, size=plan.size))) for plan in (PAPER, CPU)]
 
-    def both(name: str, draw: Callable[..., str]) -> str:
-        parts = (
-            (says, files.show(size, name, partial(draw, size=size))) for says, size in ((full, paper), (small, cpu))
-        )
-        return "\n\n".join(f"**{says}.**\n\n{text}" for says, text in parts)
+    def joined(kind: type[Any], write: Callable[..., str]) -> str:
+        return "\n\n".join(f"**{title}.**\n\n{text}" for title, text in each(kind, write))
+
+    def panels(kind: type[Any]) -> list[tuple[str, str]]:
+        return each(kind, partial(sections.panels, target=kind.table, folder=images))
+
+    def table_1(results: Table1 | None, size: str) -> str:
+        return (sections.table_1_paper if size == PAPER.size else sections.table_1_cpu)(results)
+
+    def table_3(results: Table3 | None, size: str) -> str:
+        return (sections.table_3_paper if size == PAPER.size else sections.table_3_cpu)(results)
 
     return [
         *_claim(files, images),
+        ("Table 1: accuracy and overhead", each(Table1, table_1)),
+        ("Table 2: images", panels(Table2)),
+        ("Table 3: transfer to other classifiers", each(Table3, table_3)),
+        ("Table 4: architecture", [("", files.show(which, Table4, sections.table_4))]),
+        ("Table 5: more images", panels(Table5)),
         (
-            "Table 1: accuracy and overhead",
+            "The paper's claim under adaptive attackers",
             [
-                (full, files.show(paper, "table1", sections.table_1_paper)),
-                (small, files.show(cpu, "table1", sections.table_1_cpu)),
+                ("The joint deobfuscator and adaptive attackers", joined(Optimum, claim.under_attack)),
+                ("Accuracy and errors during training", joined(Epochs, partial(claim.epochs, folder=images))),
+                ("Effect of lambda", joined(Lambdas, claim.lambdas)),
+                ("What the payload still reveals", joined(Optimum, claim.explained)),
             ],
         ),
-        ("Table 2: images", panels("table2")),
-        (
-            "Table 3: obfuscators used with other classifiers",
-            [
-                (full, files.show(paper, "table3", sections.table_3_paper)),
-                (small, files.show(cpu, "table3", sections.table_3_cpu)),
-            ],
-        ),
-        ("Table 4: the architecture", [("", files.show(which, "table4", sections.table_4))]),
-        ("Table 5: more images", panels("table5")),
-        (
-            "What happens at the paper's optimum?",
-            [
-                ("Does the joint deobfuscator's failure hold?", both("optimum", optimum.holds)),
-                ("While the networks train", both("epochs", partial(optimum.epochs, folder=images))),
-                ("What lambda does", both("lambda", optimum.lambdas)),
-                ("What the obfuscated image still shows", both("optimum", optimum.shows)),
-            ],
-        ),
-        ("Speed of training", [("", files.benchmark("training-step.json", sections.step))]),
+        ("Training speed", [("", sections.step(files.step()))]),
     ]

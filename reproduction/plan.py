@@ -1,4 +1,4 @@
-"""What is trained for the paper's tables, as data: the paper's networks, and a small plan for a few hours.
+"""The networks to train for the paper's tables, as data: those of the paper, and a small plan for a few hours.
 
 This module needs no torch.
 """
@@ -12,7 +12,7 @@ from sfumato.errors import RecipeError
 
 
 class Target(StrEnum):
-    """What can be made."""
+    """The targets of the command."""
 
     TABLE_1 = "table1"
     TABLE_2 = "table2"
@@ -24,10 +24,6 @@ class Target(StrEnum):
     PAGE = "page"
 
 
-RESULTS = ("table1", "table2", "table3", "table4", "table5", "optimum", "epochs", "lambda")
-"""The names of the results files, behind the size."""
-
-
 @dataclass(frozen=True)
 class Item:
     """A network to train.
@@ -36,12 +32,12 @@ class Item:
         name: of its folder in the lab, and as the tables show it.
         recipe: the TOML file, from where the command is run.
         overrides: of the recipe, such as "training.epochs=5".
-        paper: the paper's name of this classifier, if it has it.
+        paper: the paper's name of this classifier, if it has one.
         classifier: the name of the item that an obfuscator is for; None for a classifier.
         teacher: the name of the classifier that this one learns from.
-        shipped: it comes with sfumato and need not be trained: "classifier" or "obfuscator".
-        audit: an audit that was made already, from where the command is run.
-        kept: its weights are kept with the results, in half precision; else its manifest alone.
+        shipped: "classifier" or "obfuscator" if it comes with sfumato and need not be trained.
+        audit: an existing audit, from where the command is run.
+        kept: keep its weights with the results, in half precision; else its manifest alone.
     """
 
     name: str
@@ -56,12 +52,12 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Later:
-    """How hard the attackers try who attack each snapshot.
+class SnapshotBudget:
+    """Attack budget for each snapshot of a training.
 
     Attributes:
         images: training images that the learned decoder sees, with repetition.
-        test_images: that everything about a snapshot is measured on.
+        test_images: images that all figures of a snapshot are measured on.
     """
 
     images: int
@@ -74,27 +70,27 @@ class Plan:
 
     Attributes:
         size: its name, as commands and files have it.
-        title: its name for people.
-        says: one sentence for the page.
+        title: its heading on the page.
+        description: one sentence for the page, without a full stop.
         classifiers: in the tables' order.
         obfuscators: one for each classifier, in the same order.
-        local: the classifier within the obfuscator's own budget; None while it is not there.
+        local: the classifier within the obfuscator's own budget; None while it is missing.
         sweep: obfuscators for the first classifier that differ in lambda or batch size alone.
-        later: effort of the attackers on snapshots.
-        order: names of the classifiers as they are made, each with its obfuscator and audit; the rest follows in the
+        snapshots: attack budget for each snapshot.
+        order: names of the classifiers to make first, each with its obfuscator and audit; the others follow in the
             tables' order.
-        budget: of the audits.
+        budget: attack budget of the audits.
         data: as `sfumato train` takes it.
     """
 
     size: str
     title: str
-    says: str
+    description: str
     classifiers: tuple[Item, ...]
     obfuscators: tuple[Item, ...]
     local: Item | None
     sweep: tuple[Item, ...]
-    later: Later
+    snapshots: SnapshotBudget
     order: tuple[str, ...] = ()
     budget: str = "standard"
     data: str = "cifar10"
@@ -107,16 +103,16 @@ class Plan:
 
     @property
     def rows(self) -> tuple[tuple[Item, Item], ...]:
-        """Each classifier with its obfuscator, in the order in which they are made."""
+        """Pairs of classifier and obfuscator, in the order in which they are made."""
         pairs = list(zip(self.classifiers, self.obfuscators, strict=True))
         first = {name: place for place, name in enumerate(self.order)}
         return tuple(sorted(pairs, key=lambda pair: first.get(pair[0].name, len(first))))
 
     def item(self, name: str) -> Item:
-        """The item of that name.
+        """Return the item of that name.
 
         Raises:
-            RecipeError: there is none.
+            RecipeError: the plan has none.
         """
         for item in self.items:
             if item.name == name:
@@ -125,7 +121,7 @@ class Plan:
 
 
 def _sweep(recipe: str, classifier: str, lambdas: tuple[str, ...], batch: int, *overrides: str) -> tuple[Item, ...]:
-    """One run for each lambda, and one at lambda 1 with another batch size."""
+    """Return one run for each lambda, and one at lambda 1 with another batch size."""
     runs = [
         Item(f"lambda-{value}", recipe, (*overrides, f"privacy_weight={value}"), classifier=classifier)
         for value in lambdas
@@ -141,8 +137,9 @@ _FIVE, _TWO = ((f"training.epochs={n}", "snapshots_every=1") for n in (5, 2))
 
 CPU = Plan(
     size="cpu",
-    title="CPU-sized: smaller nets and short runs, not the paper's",
-    says="smaller classifiers, fewer epochs, fewer images for the attackers: what two CPU cores do in some hours",
+    title="CPU size: smaller networks and short runs, not the paper's",
+    description="smaller networks than the paper's, fewer epochs and fewer images for the attackers: hours on two "
+    "CPU cores",
     classifiers=(
         Item("resnet20-1", _RESNET20, shipped="classifier"),
         Item("resnet20-2", _RESNET20, ("training.seed=1",)),
@@ -161,12 +158,12 @@ CPU = Plan(
     ),
     local=Item("local", _LOCAL, teacher="resnet20-1"),
     sweep=_sweep(_SHORT, "resnet20-1", ("0.0", "1.0", "10.0"), 256, "data.train_images=10000", "training.epochs=3"),
-    later=Later(images=3_000, test_images=2_000),
+    snapshots=SnapshotBudget(images=3_000, test_images=2_000),
     budget="quick",
 )
 
 _HALF = "training.half_weights=true"
-"""What is kept with the results (`reproduction.kept`) is exactly what was measured."""
+"""The weights that are kept with the results (`reproduction.kept`) are exactly those that were measured."""
 _THIRTY = ("training.epochs=30", "training.step_epochs=9")
 
 _NETS = (
@@ -179,9 +176,9 @@ _NETS = (
 
 PAPER = Plan(
     size="paper",
-    title="The paper's networks, schedules shortened for CPUs",
-    says="the paper's networks on schedules shortened for CPUs: one cycle of 30 epochs for classifiers, 30 of the "
-    "paper's 100 epochs for obfuscators, with the steps of the learning rate scaled",
+    title="Paper size: the paper's networks on shorter schedules",
+    description="the paper's networks on schedules shortened for CPUs: one cycle of 30 epochs for classifiers, 30 of "
+    "the paper's 100 epochs for obfuscators, with the steps of the learning rate scaled",
     classifiers=tuple(
         Item(
             name,
@@ -208,7 +205,7 @@ PAPER = Plan(
     sweep=_sweep(
         _LONG, "resnet18-1", ("0.0", "0.1", "1.0", "3.0", "10.0"), 512, "training.epochs=10", "training.step_epochs=3"
     ),
-    later=Later(images=64_000, test_images=10_000),
+    snapshots=SnapshotBudget(images=64_000, test_images=10_000),
     order=("resnet18-1", "vgg19", "resnet18-2", "resnet50", "googlenet"),
 )
 
@@ -218,11 +215,11 @@ SIZES = {plan.size: plan for plan in (PAPER, CPU)}
 
 @dataclass(frozen=True)
 class Part:
-    """What is made before the tables are written again.
+    """Networks to make before the tables are written again.
 
     Attributes:
-        items: networks to train, each after those that it needs.
-        audited: obfuscators to audit, when these are trained.
+        items: to train, each after those that it needs.
+        audited: obfuscators to audit afterwards.
     """
 
     items: tuple[Item, ...]
@@ -230,17 +227,12 @@ class Part:
 
 
 def parts(plan: Plan, target: Target) -> tuple[Part, ...]:
-    """What a target needs, each network once, in the order in which figures are there soonest.
-
-    Args:
-        plan: of a size.
-        target: what is to be made.
-    """
+    """Return what a target needs, each network once, in the order that gives the first figures soonest."""
     if target in (Target.TABLE_4, Target.PAGE):
         return ()
     rows = plan.rows[:1] if target is Target.TABLE_2 else plan.rows
     audits = target is not Target.TABLE_3
-    made = [Part((classifier, hider), (hider,) if audits else ()) for classifier, hider in rows]
+    made = [Part((classifier, obfuscator), (obfuscator,) if audits else ()) for classifier, obfuscator in rows]
     if target in (Target.TABLE_1, Target.ALL) and plan.local is not None:
         made.append(Part((plan.local,)))
     if target in (Target.OPTIMUM, Target.ALL):

@@ -1,4 +1,4 @@
-"""From nothing, or from whatever is there, to the paper's tables."""
+"""From nothing, or from what is there, to the paper's tables."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from reproduction.audits import known_audit, make_audit
 from reproduction.images import table_2, table_5
-from reproduction.kept import keep, restore
+from reproduction.kept import keep, rebuild
 from reproduction.lab import Lab
 from reproduction.listing import seconds_left
 from reproduction.optimum import at_the_optimum, over_epochs, over_lambda
 from reproduction.page import write_page
 from reproduction.plan import Part, Plan, Target, parts
-from reproduction.results import write_results
+from reproduction.schema import Results, write_results
 from reproduction.tables import table_1, table_3, table_4
 from sfumato.errors import Interrupted
 from sfumato.lab.audit.budget import BUDGETS
@@ -27,28 +26,19 @@ from sfumato.lab.models.checkpoint import exclusive
 from sfumato.lab.models.precision import device_name
 from sfumato.lab.runs.folders import check_writable
 from sfumato.lab.runs.speed import Speed
-from sfumato.progress import Progress
-
-Say = Callable[[str], None]
-"""Is told a line for people."""
+from sfumato.progress import Progress, Say, mute
 
 
-def make_lab(plan: Plan, folder: Path, bars: Callable[[], AbstractContextManager[Progress]]) -> Lab:
-    """The lab of a plan's size on this machine's fastest device.
-
-    Args:
-        plan: of a size.
-        folder: of all sizes' runs.
-        bars: make something that shows progress while it is entered.
-    """
-    return Lab(plan, folder / plan.size, bars, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+def make_lab(plan: Plan, folder: Path, progress: Progress) -> Lab:
+    """Return the lab of a plan's size on this machine's fastest device; `folder` is that of all sizes' runs."""
+    return Lab(plan, folder / plan.size, torch.device("cuda" if torch.cuda.is_available() else "cpu"), progress)
 
 
-def reproduce(target: Target, lab: Lab, results: Path, page: Path, *, say: Say = lambda line: None) -> list[Path]:
-    """Trains what is missing, measures, writes the results files and the page.
+def reproduce(target: Target, lab: Lab, results: Path, page: Path, *, say: Say = mute) -> list[Path]:
+    """Train what is missing, measure, and write the results files and the page.
 
-    The networks come one part after the other (`reproduction.plan.parts`); as soon as one is made, the tables are
-    written with what is there. Interrupted anywhere, a second call goes on and loses at most a minute of training.
+    The networks are made part by part (`reproduction.plan.parts`); after each part the tables are written with what is
+    there. Interrupted anywhere, a second call resumes and loses at most a minute of training.
 
     Args:
         target: what to make.
@@ -61,7 +51,7 @@ def reproduce(target: Target, lab: Lab, results: Path, page: Path, *, say: Say =
         The files that were written, the page last.
 
     Raises:
-        TrainingError: another process is at work in this lab, or something cannot be trained.
+        TrainingError: another process works in this lab, or something cannot be trained.
         SfumatoError: something is damaged, or cannot be attacked or written.
         Interrupted: Ctrl-C or SIGTERM; what was done is kept.
     """
@@ -73,14 +63,14 @@ def reproduce(target: Target, lab: Lab, results: Path, page: Path, *, say: Say =
         with exclusive(lab.folder):
             written = _make(target, lab, results, page, say)
     except (Interrupted, KeyboardInterrupt):
-        raise Interrupted(f"interrupted; what was done is kept in {lab.folder}: the same command goes on") from None
+        raise Interrupted(f"interrupted; the state is kept in {lab.folder}: the same command resumes") from None
     return [*written, page]
 
 
 def _make(target: Target, lab: Lab, results: Path, page: Path, say: Say) -> list[Path]:
     made, speed = parts(lab.plan, target), Speed(lab.device)
     for item in (item for part in made for item in part.items if lab.state(item).name == "missing"):
-        restore(lab, item, results, say)
+        rebuild(lab, item, results, say)
     written: list[Path] = []
     for number, part in enumerate(made, 1):
         new = _make_part(lab, part, f"[{number}/{len(made)}] ", speed, say)
@@ -91,7 +81,7 @@ def _make(target: Target, lab: Lab, results: Path, page: Path, say: Say) -> list
 
 
 def _make_part(lab: Lab, part: Part, count: str, speed: Speed, say: Say) -> bool:
-    """Trains and audits what is missing of a part, and says whether there was anything."""
+    """Train and audit what is missing of a part, and return whether anything was."""
     new = False
     for item in part.items:
         state = lab.state(item)
@@ -109,20 +99,20 @@ def _make_part(lab: Lab, part: Part, count: str, speed: Speed, say: Say) -> bool
 
 
 def _write(target: Target, lab: Lab, results: Path, page: Path, say: Say) -> list[Path]:
-    """Writes the tables with what is made so far, and the page."""
-    there = replace(lab, plan=_finished(target, lab))
+    """Write the tables with what is made so far, and the page."""
+    finished = replace(lab, plan=_finished(target, lab))
+    facts = {"device": device_name(lab.device), "threads": torch.get_num_threads()}
     written = []
-    for name, find in _tables(target, there, page.parent / page.stem).items():
+    for name, find in _tables(target, finished, page.parent / page.stem).items():
         say(f"measuring {name}")
-        facts: dict[str, Any] = {"device": device_name(lab.device), "threads": torch.get_num_threads()}
-        written.append(write_results(results, lab.plan.size, name, find(), **facts))
-    keep(there, results)
+        written.append(write_results(results, lab.plan.size, find(), **facts))
+    keep(finished, results)
     write_page(results, page)
     return written
 
 
 def _finished(target: Target, lab: Lab) -> Plan:
-    """The plan without what is not made yet."""
+    """Return the plan without what is not made yet."""
     done = {
         item.name
         for part in parts(lab.plan, target)
@@ -140,9 +130,10 @@ def _finished(target: Target, lab: Lab) -> Plan:
     )
 
 
-def _tables(target: Target, lab: Lab, images: Path) -> dict[str, Callable[[], dict[str, Any]]]:
-    """The results files that a target consists of and that there are networks for, and how each is found."""
-    tables: dict[str, Callable[[], dict[str, Any]]] = {"table4": table_4}
+def _tables(target: Target, lab: Lab, images: Path) -> dict[str, Callable[[], Results]]:
+    """Return the results files of a target that there are networks for, and how each is found."""
+    tables: dict[str, Callable[[], Results]] = {"table4": table_4}
+    optimum: dict[str, Callable[[], Results]] = {}
     if lab.plan.obfuscators:
         tables |= {
             "table1": lambda: table_1(lab),
@@ -150,8 +141,6 @@ def _tables(target: Target, lab: Lab, images: Path) -> dict[str, Callable[[], di
             "table3": lambda: table_3(lab),
             "table5": lambda: table_5(lab, images),
         }
-    optimum: dict[str, Callable[[], dict[str, Any]]] = {}
-    if lab.plan.obfuscators:
         optimum |= {"optimum": lambda: at_the_optimum(lab), "epochs": lambda: over_epochs(lab, images)}
     if lab.plan.sweep:
         optimum["lambda"] = lambda: over_lambda(lab)

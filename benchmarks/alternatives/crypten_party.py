@@ -58,7 +58,7 @@ def convolutions(net: str) -> list[tuple[torch.Tensor, torch.Tensor, int]]:
     return made
 
 
-def answer(x, layers, net: str):
+def forward(x, layers, net: str):
     """Logits (1, 10, 1, 1) of an image, both encrypted or both plain."""
     rest = iter(layers)
 
@@ -87,21 +87,21 @@ def serve(net: str, weights: str) -> None:
     rank = comm.get().get_rank()
     crypten.cfg.communicator.verbose = True
     plain = convolutions(net)
-    image = torch.rand(1, 3, 32, 32)  # the same at both parties, so that the answer can be checked
-    wanted = answer(image, plain, net)
+    image = torch.rand(1, 3, 32, 32)  # the same at both parties, to check the result
+    wanted = forward(image, plain, net)
     with crypten.no_grad():
         if weights == "private":
             layers = [(crypten.cryptensor(w, src=0), crypten.cryptensor(b, src=0), s) for w, b, s in plain]
         else:
             layers = plain
-        while _told(rank):
+        while _next_request(rank):
             comm.get().reset_communication_stats()
             start = time.perf_counter()
-            found = answer(crypten.cryptensor(image, src=1), layers, net).get_plain_text()
+            found = forward(crypten.cryptensor(image, src=1), layers, net).get_plain_text()
             seconds = time.perf_counter() - start
             each: list[dict[str, float]] = [{}, {}]
-            told = {"bytes": comm.get().comm_bytes, "rounds": comm.get().comm_rounds, "memory_mb": peak_mb()}
-            dist.all_gather_object(each, told)
+            reported = {"bytes": comm.get().comm_bytes, "rounds": comm.get().comm_rounds, "memory_mb": peak_mb()}
+            dist.all_gather_object(each, reported)
             if rank == 0:
                 off = float((found - wanted).abs().max() / wanted.abs().max())
                 said = {
@@ -111,12 +111,12 @@ def serve(net: str, weights: str) -> None:
                     "rounds": each[1]["rounds"],
                     "peak_memory_mb": [party["memory_mb"] for party in each],
                     "relative_error": off,
-                    "right": off < TOLERANCE,
+                    "correct": off < TOLERANCE,
                 }
                 print(json.dumps(said), flush=True)
 
 
-def _told(rank: int) -> bool:
+def _next_request(rank: int) -> bool:
     line = [bool(sys.stdin.readline()) if rank == 0 else None]
     dist.broadcast_object_list(line, src=0)
     return bool(line[0])

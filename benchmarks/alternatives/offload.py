@@ -1,4 +1,4 @@
-"""What is fast: classifying at home and offloading, in turn, in one process that has the device's side alone.
+"""Time on-device classification and offloading, alternating in one process that has the device's side alone.
 
 `python offload.py FOLDER WARM_UP ROUNDS` with the bundles that `run.py` made; it prints one line of JSON. The server is
 `sfumato serve`, as a process of its own, on this machine.
@@ -33,13 +33,13 @@ from sfumato.wire import Tensor  # noqa: E402
 
 
 class Plain:
-    """What `Client` does, without an obfuscator: the image itself travels, over the same machinery."""
+    """Offload as `Client` does, but without an obfuscator: the plain image is sent in the same way."""
 
     def __init__(self, url: str, served: Bundle) -> None:
         self._bundle, self._endpoint = served, open_endpoint(url)
 
     def classify(self, image: np.ndarray) -> Any:
-        """The endpoint's answer."""
+        """Return the endpoint's predictions."""
         pixels = prepare(load_image(image), self._bundle.preprocessing)
         tensor = self._bundle.preprocessing.normalize(pixels)[None]
         asked = self._endpoint.infer(self._bundle.name, Tensor("input", tensor), "logits")
@@ -104,7 +104,7 @@ def serving(bundle: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
-        line = process.stdout.readline()  # it comes when the server answers
+        line = process.stdout.readline()  # it comes when the server responds
         if not line:
             raise RuntimeError(f"{' '.join(command)} did not start")
         yield json.loads(line)["url"], process

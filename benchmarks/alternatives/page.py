@@ -22,7 +22,7 @@ OWN = {
     "resnet-local": Own(
         "on the device, at the obfuscator's cost",
         "resnet-local",
-        "nothing leaves the device; a weaker classifier answers",
+        "nothing leaves the device; a weaker classifier predicts",
     ),
     "plain": Own("plain offload", "resnet18", "nothing: the server sees the image"),
     "paper": Own(
@@ -39,7 +39,7 @@ OWN = {
 
 
 def table(result: dict[str, Any]) -> str:
-    """The table and what it says.
+    """Return the table and a summary.
 
     Args:
         result: what `run.py` found.

@@ -3,7 +3,7 @@
 `make alternatives`, or `python benchmarks/alternatives/run.py [NAME ...]`, writes results/alternatives.json, and the
 table of docs/alternatives.md from it. The names choose among the foreign systems (`SYSTEMS` below); each lies in an
 environment of its own under `.interop/` (`make .interop/crypten/.installed`), and one whose environment is missing is
-left out, with the reason. Weights are random: they do not change the time, and nobody's accuracy is compared.
+left out, with the reason. Weights are random: they do not change the time, and no accuracies are compared.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class System:
         title: for people.
         environment: its folder in `.interop`.
         packages: whose versions are noted.
-        command: the script beside this file, and its arguments.
+        command: the script next to this file, and its arguments.
         net: what it classifies with.
         promises: what it promises and to whom.
     """
@@ -87,7 +87,7 @@ FULL = ("crypten", "spu")
 
 
 class Party:
-    """A foreign system that runs: told to classify, it says what that took."""
+    """A running foreign system; it classifies on request and reports the cost."""
 
     def __init__(self, system: System) -> None:
         python = ENVIRONMENTS / system.environment / "bin" / "python"
@@ -107,7 +107,7 @@ class Party:
         """Classifies one image.
 
         Raises:
-            RuntimeError: it ended, or its answer is wrong.
+            RuntimeError: it ended, or its result is incorrect.
         """
         assert self._process.stdin and self._process.stdout
         try:
@@ -120,10 +120,10 @@ class Party:
         if not line:
             self._said.seek(0)
             raise RuntimeError("; ".join(self._said.read().strip().splitlines()[-1:]) or "it ended")
-        told = dict(json.loads(line))
-        if not told["right"]:
-            raise RuntimeError(f"its answer is off by {told['relative_error']:.2g} of the largest logit")
-        return told
+        reported = dict(json.loads(line))
+        if not reported["correct"]:
+            raise RuntimeError(f"its result is off by {reported['relative_error']:.2g} of the largest logit")
+        return reported
 
     def versions(self) -> dict[str, str]:
         """Of its packages."""
@@ -161,7 +161,7 @@ def main(*names: str, out: Path = Path("results/alternatives.json"), quick: bool
 
 
 def _fast(warm_up: int, rounds: int) -> list[dict[str, Any]]:
-    """Classifying at home, offloading the image, offloading what the obfuscators make."""
+    """Measure on-device classification, plain offload, and offload through the obfuscators."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
@@ -171,12 +171,12 @@ def _fast(warm_up: int, rounds: int) -> list[dict[str, Any]]:
         random_bundles.sketch(home / "sketch", served)
         command = [sys.executable, str(HERE / "offload.py"), str(home), str(warm_up), str(rounds)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    told = json.loads(done.stdout.splitlines()[-1])
+    reported = json.loads(done.stdout.splitlines()[-1])
     macs = {name: cost(build_classifier(name)).macs for name in ("resnet18", "resnet-local")}
     macs["paper"] = cost(Obfuscator()).macs
     rows = []
-    for name, times in told["times_ms"].items():
-        payload = told["bytes"].get(name)
+    for name, times in reported["times_ms"].items():
+        payload = reported["bytes"].get(name)
         row = {
             "name": name,
             "title": OWN[name].title,
@@ -185,7 +185,7 @@ def _fast(warm_up: int, rounds: int) -> list[dict[str, Any]]:
             **_summary([value / 1000 for value in times]),
             **(payload or {"sent_bytes": 0, "received_bytes": 0}),
             "peak_memory_mb": [
-                told["peak_memory_mb"][who] for who in (("client", "server") if payload else ("client",))
+                reported["peak_memory_mb"][who] for who in (("client", "server") if payload else ("client",))
             ],
         }
         rows.append(row | ({"device_macs": macs[name]} if name in macs else {}))
@@ -196,7 +196,7 @@ def _slow(names: tuple[str, ...], rounds: int) -> list[dict[str, Any]]:
     """The foreign systems, once a round each, after a first image that is not counted."""
     parties: dict[str, Party] = {}
     failed: dict[str, str] = {}
-    told: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    reported: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     try:
         for round_ in range(rounds + 1):
             for name in names:
@@ -210,7 +210,7 @@ def _slow(names: tuple[str, ...], rounds: int) -> list[dict[str, Any]]:
                 except (OSError, RuntimeError) as error:
                     failed[name] = str(error)
                 else:
-                    told[name] += [said] * bool(round_)
+                    reported[name] += [said] * bool(round_)
         rows = []
         for name in names:
             system = SYSTEMS[name]
@@ -218,8 +218,8 @@ def _slow(names: tuple[str, ...], rounds: int) -> list[dict[str, Any]]:
             if name in failed:
                 rows.append(row | {"skipped": failed[name]})
                 continue
-            last = {key: value for key, value in told[name][-1].items() if key not in ("seconds", "right")}
-            seconds = _summary([said["seconds"] for said in told[name]])
+            last = {key: value for key, value in reported[name][-1].items() if key not in ("seconds", "correct")}
+            seconds = _summary([said["seconds"] for said in reported[name]])
             rows.append(row | seconds | last | {"versions": parties[name].versions()})
         return rows
     finally:

@@ -41,7 +41,7 @@ def weights() -> list[np.ndarray]:
     return made
 
 
-def answer(image: jax.Array, layers: list[jax.Array]) -> jax.Array:
+def forward(image: jax.Array, layers: list[jax.Array]) -> jax.Array:
     """Logits (1, 10, 1, 1) of an image (1, 3, 32, 32)."""
     rest = iter(layers)
 
@@ -62,22 +62,22 @@ def answer(image: jax.Array, layers: list[jax.Array]) -> jax.Array:
 def main() -> None:
     config = spu.RuntimeConfig(protocol=spu.ProtocolKind.SEMI2K, field=spu.FieldType.FM64)
     parties = simulation.Simulator(2, config)
-    secret = simulation.sim_jax(parties, answer)
+    secret = simulation.sim_jax(parties, forward)
     layers = weights()
     image = np.random.default_rng(1).random((1, 3, 32, 32), dtype=np.float32)
-    wanted = np.asarray(answer(image, layers))
+    wanted = np.asarray(forward(image, layers))
     for _ in sys.stdin:
         start = time.perf_counter()
         found = np.asarray(secret(image, layers))
         seconds = time.perf_counter() - start
         off = float(np.abs(found - wanted).max() / np.abs(wanted).max())
-        told = {
+        reported = {
             "seconds": seconds,
             "peak_memory_mb": [peak_mb()],
             "relative_error": off,
-            "right": off < TOLERANCE,
+            "correct": off < TOLERANCE,
         }
-        print(json.dumps(told), flush=True)
+        print(json.dumps(reported), flush=True)
 
 
 if __name__ == "__main__":

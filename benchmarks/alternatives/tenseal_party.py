@@ -2,7 +2,7 @@
 
 For each line on its input it classifies one image and prints what that took as a line of JSON. A ResNet cannot be had
 so: nothing is refreshed (no bootstrapping), so only as many products follow each other as the parameters allow, and the
-activations are squares. Device and server are one process here; what would travel is counted.
+activations are squares. Device and server are one process here; the bytes to send are counted.
 
 Source: the network is that of TenSEAL's tutorial on convolutional networks in shape, for three channels.
 """
@@ -57,21 +57,21 @@ def main() -> None:
         hidden.square_()
         hidden = hidden.mm(first.tolist())
         hidden.square_()
-        answer = hidden.mm(second.tolist())
-        found = np.asarray(answer.decrypt())
+        encrypted = hidden.mm(second.tolist())
+        found = np.asarray(encrypted.decrypt())
         seconds = time.perf_counter() - start
         off = float(np.abs(found - wanted).max() / np.abs(wanted).max())
-        told = {
+        reported = {
             "seconds": seconds,
             "sent_bytes": sum(len(x.serialize()) for x in sent),
-            "received_bytes": len(answer.serialize()),
+            "received_bytes": len(encrypted.serialize()),
             "once_sent_bytes": keys_bytes,
             "peak_memory_mb": [peak_mb()],
             "macs": MACS,
             "relative_error": off,
-            "right": off < TOLERANCE,
+            "correct": off < TOLERANCE,
         }
-        print(json.dumps(told), flush=True)
+        print(json.dumps(reported), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import urllib.parse
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,11 @@ ROWS = 5
 
 
 def asked(url: str) -> dict[str, Any]:
-    """What it got: metadata, answers in every combination of bytes and JSON, errors."""
+    """The responses: metadata, predictions in every combination of bytes and JSON, errors."""
     x = np.random.default_rng(0).normal(size=(ROWS, 3, 32, 32)).astype(np.float32)
     wanted = OnnxFunction(shipped.classifier_bundle() / CLASSIFIER_ONNX)(x)
     with triton.InferenceServerClient(urllib.parse.urlsplit(url).netloc) as client:
-        told = client.get_model_metadata(NAME)
+        metadata = client.get_model_metadata(NAME)
         farthest = {}
         for binary_in in (True, False):
             for binary_out in (True, False):
@@ -41,8 +40,8 @@ def asked(url: str) -> dict[str, Any]:
         return {
             "client": f"tritonclient {metadata.version('tritonclient')}, HTTP",
             "extensions": client.get_server_metadata()["extensions"],
-            "inputs": told["inputs"],
-            "outputs": told["outputs"],
+            "inputs": metadata["inputs"],
+            "outputs": metadata["outputs"],
             "rows": ROWS,
             "farthest_logit": farthest,
             "error_statuses": errors,

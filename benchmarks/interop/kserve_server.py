@@ -1,6 +1,6 @@
 """The classifier behind KServe's SDK: `python kserve_server.py MODEL.onnx --model_name NAME --http_port 8080`.
 
-The SDK binds to every interface and cannot be told otherwise; the first lines below keep it on this machine.
+The SDK binds to every interface and has no option against it; the first lines below keep it on this machine.
 """
 
 import sys
@@ -29,7 +29,7 @@ class Classifier(kserve.Model):
         """Answers one request."""
         logits = self.session.run(None, {"input": payload.inputs[0].as_numpy()})[0]
         output = kserve.InferOutput("logits", list(logits.shape), "FP32")
-        # As the request came, so does the answer go: the SDK has the request's own wish only for named outputs.
+        # The response takes the request's form: the SDK honours the request's own choice only for named outputs.
         output.set_data_from_numpy(logits, binary_data=payload.use_binary_outputs)
         return kserve.InferResponse(
             payload.id or "", self.name, [output], use_binary_outputs=payload.use_binary_outputs

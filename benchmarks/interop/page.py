@@ -18,12 +18,12 @@ def written(result: dict[str, Any]) -> str:
     """
     columns = list(dict.fromkeys(cell["what"] for server in result["servers"] for cell in server["cells"]))
     lines = [
-        "# Servers that nobody here wrote",
+        "# Interoperability with other servers",
         "",
         "Written by `make interop` from [results/interop.json](../results/interop.json). Each server serves the",
         f"shipped classifier; {result['images']} images, obfuscated, are sent to it, whatever a gate would say.",
         '"yes" means that every probability is ONNX Runtime\'s own within '
-        f"{result['tolerance']:.0e} ({result['tolerance_fp16']:.0e} where images travel as FP16),",
+        f"{result['tolerance']:.0e} ({result['tolerance_fp16']:.0e} where images are sent as FP16),",
         "and that no piece of a plain image was among the bytes that were sent.",
         "[Bring your server](server.md) says how to serve it there.",
         "",
@@ -38,7 +38,7 @@ def written(result: dict[str, Any]) -> str:
             row = [_shown(cells.get(column), reasons, unlisted=unlisted) for column in columns]
             lines.append(f"| {server['title']} | {transport} | " + " | ".join(row) + " |")
     lines += ["", *(f"{number}. {reason}" for number, reason in enumerate(reasons, 1)), ""]
-    lines += ["## What travelled", "", "| server | transport | sent as | datatype | bytes an image | farthest |"]
+    lines += ["## The payload", "", "| server | transport | sent as | datatype | bytes an image | farthest |"]
     lines.append("|---|---|---|---|---|---|")
     for server in result["servers"]:
         for cell in server["cells"]:
@@ -86,7 +86,7 @@ def _ours(result: dict[str, Any]) -> list[str]:
         "",
         f"{checked['tool']}, with the protocol's OpenAPI description ({checked['description']};",
         f"{checked['operations']} operations, {checked['examples_per_operation']} examples each): {verdict}",
-        "Most of what it makes up for `infer` fits no model and is refused, so this is a test of refusals; answers are",
+        "Most requests that it generates for `infer` fit no model, so this tests refusals; responses are",
         "compared above.",
         "",
     ]

@@ -1,4 +1,4 @@
-"""A relay that writes down every byte on its way to a server and back, so that one can look what travelled."""
+"""A relay that records every byte sent to a server and back, to check the payload."""
 
 from __future__ import annotations
 

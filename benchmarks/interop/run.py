@@ -1,10 +1,10 @@
-"""Our client against servers that nobody here wrote, and a client that nobody here wrote against ours.
+"""Test our client against other servers, and another client against ours.
 
 `python benchmarks/interop/run.py triton kserve` tries these two again, and keeps what was found of the others.
 
 `make interop` sets the environments up and runs this; it writes results/interop.json and docs/interop.md. Each server
-serves the shipped classifier; all the shipped images are sent to it through both shipped obfuscators, and the answers
-are compared with ONNX Runtime's own in this process. What is sent passes a relay, and is searched for the images.
+serves the shipped classifier; all the shipped images are sent to it through both shipped obfuscators. Predictions are
+compared with ONNX Runtime's own in this process. What is sent passes a relay, and is searched for the images.
 """
 
 from __future__ import annotations
@@ -113,30 +113,30 @@ def _cell(transport: str, what: str, good: bool, why: str = "", **facts: Any) ->
 def _asked(
     transport: str, url: str, bundle: str, options: dict[str, Any], *, what: str | None = None
 ) -> dict[str, Any]:
-    """The client: do the answers agree, and does no image travel?"""
+    """Check that the client's predictions agree and that no plain image is sent."""
     what = what or f"client, {bundle}"
     samples = shipped.samples()
     inputs, wanted = _wanted(bundle)
     try:
         with relayed(url) as (near, recorded, _):
             with Client(near, BUNDLES[bundle](), gate=False, retries=0, timeout_s=30, **options) as client:
-                answers = client.classify_batch([sample.pixels for sample in samples], batch_size=BATCH)
+                predictions = client.classify_batch([sample.pixels for sample in samples], batch_size=BATCH)
             sent = bytes(recorded)
     except SfumatoError as error:
         return _cell(transport, what, False, str(error).replace(near, _unnumbered(near)))
-    farthest = float(np.abs(np.array([answer.probabilities for answer in answers]) - wanted).max())
+    farthest = float(np.abs(np.array([prediction.probabilities for prediction in predictions]) - wanted).max())
     allowed = TOLERANCE_FP16 if client.datatype == "FP16" else TOLERANCE
     leaks = _plain_images_in(sent, client.bundle.preprocessing)
-    why = f"an image travelled as {', '.join(leaks)}" if leaks else ""
+    why = f"an image was sent as {', '.join(leaks)}" if leaks else ""
     if farthest > allowed:
-        why = f"answers differ by {farthest:.1e}; {allowed:.0e} is allowed"
+        why = f"predictions differ by {farthest:.1e}; {allowed:.0e} is allowed"
     return _cell(
         transport, what, not why, why,
         datatype=client.datatype,
         encoding="gRPC" if transport == "gRPC" else "binary" if b"binary_data_size" in sent else "json",
         farthest=farthest,
         tolerance=allowed,
-        payload_bytes=answers[0].payload_bytes,
+        payload_bytes=predictions[0].payload_bytes,
         plain_images_on_the_wire=leaks,
         # The relay sees what is sent: otherwise it could not see an image either.
         obfuscated_seen=_seen(inputs[0], sent) if client.datatype == "FP32" else None,
@@ -148,46 +148,46 @@ def _seen(tensor: npt.NDArray[np.float32], sent: bytes) -> bool:
     return first.tobytes() in sent or json.dumps(first.tolist(), separators=(",", ":"))[1:-1].encode() in sent
 
 
-def _plain_images_in(sent: bytes, look: Preprocessing) -> list[str]:
+def _plain_images_in(sent: bytes, preprocessing: Preprocessing) -> list[str]:
     """The forms in which a piece of one of the images is among the bytes; pieces of pure white tell nothing."""
-    forms = _pieces(look)
+    forms = _pieces(preprocessing)
     size = len(next(iter(forms)))
     found = {forms.get(sent[start : start + size], "") for start in range(len(sent) - size + 1)}
     return sorted(found - {""})
 
 
 @cache
-def _pieces(look: Preprocessing) -> dict[bytes, str]:
+def _pieces(preprocessing: Preprocessing) -> dict[bytes, str]:
     return {
         piece: form
         for sample in shipped.samples()
-        for form, pieces in traces(sample.pixels, look).items()
+        for form, pieces in traces(sample.pixels, preprocessing).items()
         for piece in pieces
         if len(set(piece)) >= LEAST_DISTINCT_BYTES
     }
 
 
 def _classified(transport: str, url: str, images: Path, stated: list[str]) -> dict[str, Any]:
-    told = _sfumato(url, "classify", str(images), "--always-send", *stated)
-    if len(told.get("answers", ())) != len(shipped.samples()):
-        return _cell(transport, "sfumato classify", False, told["error"])
+    found = _sfumato(url, "classify", str(images), "--always-send", *stated)
+    if len(found.get("answers", ())) != len(shipped.samples()):
+        return _cell(transport, "sfumato classify", False, found["error"])
     _, wanted = _wanted("sketch")
     labels = Bundle.load(shipped.obfuscator_bundle()).labels
-    right = [labels[index] for index in wanted.argmax(axis=1)]
-    same = sum(answer["label"] == label for answer, label in zip(told["answers"], right, strict=True))
-    why = "" if same == len(right) else f"{same} of {len(right)} labels are ONNX Runtime's"
+    labels_wanted = [labels[index] for index in wanted.argmax(axis=1)]
+    same = sum(prediction["label"] == label for prediction, label in zip(found["answers"], labels_wanted, strict=True))
+    why = "" if same == len(labels_wanted) else f"{same} of {len(labels_wanted)} labels are ONNX Runtime's"
     return _cell(transport, "sfumato classify", not why, why, same_labels=same)
 
 
 def _doctored(transport: str, url: str, stated: list[str]) -> dict[str, Any]:
-    told = _sfumato(url, "doctor", "--classifier", str(shipped.classifier_bundle()), *stated)
-    if "findings" not in told:
-        return _cell(transport, "sfumato doctor", False, told["error"])
+    found = _sfumato(url, "doctor", "--classifier", str(shipped.classifier_bundle()), *stated)
+    if "findings" not in found:
+        return _cell(transport, "sfumato doctor", False, found["error"])
     bad = [
-        finding["said"].replace(url, _unnumbered(url)) for finding in told["findings"] if finding["verdict"] == "bad"
+        finding["said"].replace(url, _unnumbered(url)) for finding in found["findings"] if finding["verdict"] == "bad"
     ]
-    notes = [finding["check"] for finding in told["findings"] if finding["verdict"] == "note"]
-    return _cell(transport, "sfumato doctor", told["well"], "; ".join(bad), notes=notes)
+    notes = [finding["check"] for finding in found["findings"] if finding["verdict"] == "note"]
+    return _cell(transport, "sfumato doctor", found["well"], "; ".join(bad), notes=notes)
 
 
 def _unnumbered(url: str) -> str:
@@ -199,8 +199,8 @@ def _sfumato(url: str, *arguments: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "sfumato", *arguments, "--server", url, "--timeout", "30", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     lines = done.stdout.splitlines()
-    told = dict(json.loads(lines[-1])) if lines else {}
-    return {**told, "error": done.stderr.strip().removeprefix("error: ").replace(url, _unnumbered(url))}
+    found = dict(json.loads(lines[-1])) if lines else {}
+    return {**found, "error": done.stderr.strip().removeprefix("error: ").replace(url, _unnumbered(url))}
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The servers that nobody here wrote, each in its own environment, on this machine only; and ours, to compare with."""
+"""Other servers, each in its own environment, on this machine only; and ours for comparison."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class Server:
 
     def extensions(self, served: Served) -> list[str]:
         """The extensions of the protocol that it lists."""
-        with urllib.request.urlopen(f"{served.http}/v2", timeout=10) as answer:
-            return list(json.load(answer)["extensions"])
+        with urllib.request.urlopen(f"{served.http}/v2", timeout=10) as response:
+            return list(json.load(response)["extensions"])
 
     def versions(self) -> dict[str, str]:
         """The versions of its packages."""
@@ -79,7 +79,7 @@ def triton(folder: Path, model: Path | None = None, code: Path | None = None, in
 
     Args:
         folder: for its files.
-        model: what it serves; None for the shipped classifier, with others beside it that need other types.
+        model: what it serves; None for the shipped classifier, with others next to it that need other types.
         code: another `model.py`, to which Triton hands joined requests.
         instances: so many processes run it.
     """
@@ -96,9 +96,9 @@ def triton(folder: Path, model: Path | None = None, code: Path | None = None, in
     _triton_model(repository / NAME, model, ("count: 1", f"count: {instances}"))
     if model is None:
         _triton_model(repository / HALF, None, ("TYPE_FP32, dims: [ 3, 32, 32 ]", "TYPE_FP16, dims: [ 3, 32, 32 ]"))
-        drawn = repository / split_name(NAME)
-        _triton_model(drawn, None, ("TYPE_FP32, dims: [ 3, 32, 32 ]", "TYPE_UINT8, dims: [ 1 ]"))
-        shutil.copy(shipped.obfuscator_bundle() / DECODER_ONNX, drawn / "1")
+        split = repository / split_name(NAME)
+        _triton_model(split, None, ("TYPE_FP32, dims: [ 3, 32, 32 ]", "TYPE_UINT8, dims: [ 1 ]"))
+        shutil.copy(shipped.obfuscator_bundle() / DECODER_ONNX, split / "1")
     if code is not None:
         shutil.copy(code, repository / NAME / "1" / "model.py")
         with (repository / NAME / "config.pbtxt").open("a", encoding="utf-8") as config:
@@ -218,7 +218,7 @@ def running(
 
 def _is_ready(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
-            return bool(answer.status == 200)
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return bool(response.status == 200)
     except OSError:
         return False

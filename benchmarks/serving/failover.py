@@ -62,16 +62,16 @@ def replicas_below(pid: int, engine: str) -> set[int]:
 
 
 def ask(client: Client, until: float) -> list[tuple[float, float, str | None]]:
-    """When each request began, how long it took, and what was wrong with it."""
+    """Return when each request began, how long it took, and its error."""
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     asked = []
     while (start := time.perf_counter()) < until:
         try:
             client.classify(image)
-            wrong = None
+            failure = None
         except EndpointError as error:
-            wrong = type(error).__name__
-        asked.append((start, time.perf_counter() - start, wrong))
+            failure = type(error).__name__
+        asked.append((start, time.perf_counter() - start, failure))
     return asked
 
 
@@ -116,12 +116,12 @@ def killed(engine: str, seconds: float) -> dict[str, Any]:
         "before": [took * 1000 for start, took, _ in asked if start + took < killed_at[0]],
         "from_then_on": [took * 1000 for start, took, _ in asked if start + took >= killed_at[0]],
     }
-    wrong = [error for *_, error in asked if error is not None]
+    failures = [error for *_, error in asked if error is not None]
     return {
         "requests": len(asked),
         "requests_from_the_kill_on": len(ms["from_then_on"]),
-        "failed_after_retries": len(wrong),
-        "failed_as": sorted(set(wrong)),
+        "failed_after_retries": len(failures),
+        "failed_as": sorted(set(failures)),
         "median_ms": {name: statistics.median(values) for name, values in ms.items()},
         "slowest_ms": {name: max(values) for name, values in ms.items()},
         "new_process_after_s": back_at[0] - killed_at[0],

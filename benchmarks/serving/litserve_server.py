@@ -33,7 +33,7 @@ class Classifier(litserve.LitAPI):
         return list(output)
 
     def encode_response(self, output):
-        """One answer."""
+        """Return one prediction."""
         return {"logits": output.tolist()}
 
 

@@ -1,4 +1,4 @@
-"""Requests per second of `sfumato serve` beside four other servers, each in turn, round after round, in one run.
+"""Measure requests per second of `sfumato serve` and four other servers, alternating in one run.
 
 `make serving` sets the environments up and runs this: about four minutes. It writes results/serving.json
 
@@ -138,14 +138,14 @@ def main(out: Path = Path("results/serving.json"), *only: str) -> None:
                 for key, one in chosen.items()
             },
             "classifiers": found,
-            "resnet18_beside_onnxruntime": _beside_runtime(chosen["sfumato"], resnet18, folder / "resnet18"),
-            "measured": provenance().to_json(),
+            "resnet18_relative_to_onnxruntime": _relative_to_runtime(chosen["sfumato"], resnet18, folder / "resnet18"),
+            "measured": provenance(),
         }  # fmt: skip
     write_json(out, result)
     for name, each in found.items():
         for key, figures in each.items():
             print(f"{name:9} {key:9} {figures['requests_per_s']:8.0f}/s {figures['cpu_ms_per_request']:7.3f} ms CPU")
-    share = result["resnet18_beside_onnxruntime"]["share_of_onnxruntime"]
+    share = result["resnet18_relative_to_onnxruntime"]["share_of_onnxruntime"]
     print(f"ResNet18: {share:.1%} of ONNX Runtime alone -> {out}")
 
 
@@ -181,16 +181,16 @@ def _load(one: Contender, served: Served, seconds: int) -> dict[str, float]:
     with tempfile.NamedTemporaryFile() as body:
         body.write(one.body)
         body.flush()
-        told = {"BODY": body.name, "CONTENT_TYPE": one.content_type}
+        script = {"BODY": body.name, "CONTENT_TYPE": one.content_type}
         if one.header_length is not None:
-            told["HEADER_LENGTH"] = str(one.header_length)
+            script["HEADER_LENGTH"] = str(one.header_length)
         program, libraries = _wrk()
         command = [program, "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "30s"]
         command += ["-s", str(HERE / "load.lua")]
         before = _cpu_s(served.pid)
         done = subprocess.run(
             [*command, served.http + one.path], capture_output=True, text=True, check=True, timeout=seconds + 60,
-            env={**os.environ, "LD_LIBRARY_PATH": libraries, **told},
+            env={**os.environ, "LD_LIBRARY_PATH": libraries, **script},
         )  # fmt: skip
         cpu_s = _cpu_s(served.pid) - before
     found = json.loads(done.stdout.splitlines()[-1])
@@ -206,8 +206,8 @@ def _load(one: Contender, served: Served, seconds: int) -> dict[str, float]:
     }
 
 
-def _beside_runtime(one: Contender, model: Path, folder: Path) -> dict[str, Any]:
-    """Our server beside ONNX Runtime in a loop, in turn: same model, one thread, batches as the server's."""
+def _relative_to_runtime(one: Contender, model: Path, folder: Path) -> dict[str, Any]:
+    """Compare our server with ONNX Runtime in a loop: same model, one thread, batches as the server's."""
     function = OnnxFunction(model, threads=1)
     rounds: dict[str, list[float]] = {"served": [], "alone": [], "served_cpu_ms": [], "alone_cpu_ms": [], "batch": []}
     folder.mkdir()
@@ -249,8 +249,8 @@ def _beside_runtime(one: Contender, model: Path, folder: Path) -> dict[str, Any]
 
 def _runs(url: str) -> dict[str, float]:
     """How many runs our server has made, how many of one row, and the rows of all."""
-    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
+    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as response:
+        lines = response.read().decode().splitlines()
     starts = {"count": "count{", "sum": "sum{", "of_one": 'bucket{le="1.0",'}
     return {
         what: next(float(line.split()[-1]) for line in lines if line.startswith(f"sfumato_batch_rows_{start}"))
@@ -303,8 +303,8 @@ def _wrk() -> tuple[str, str]:
 
 def _version_of_wrk() -> str:
     program, libraries = _wrk()
-    told = subprocess.run([program, "-v"], capture_output=True, text=True, env={"LD_LIBRARY_PATH": libraries}).stdout
-    return " ".join(told.split()[:2])
+    version = subprocess.run([program, "-v"], capture_output=True, text=True, env={"LD_LIBRARY_PATH": libraries}).stdout
+    return " ".join(version.split()[:2])
 
 
 def _tiny(file: Path) -> Path:

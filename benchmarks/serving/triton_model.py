@@ -8,7 +8,7 @@ import triton_python_backend_utils as pb_utils
 
 
 class TritonPythonModel:
-    """The class that the backend looks for."""
+    """The class that the backend loads."""
 
     def initialize(self, args):
         """Opens the file."""

@@ -8,9 +8,9 @@ import json
 import pytest
 import torch
 
-from reproduction.kept import keep, kept_folder, restore
+from reproduction.kept import keep, kept_folder, rebuild
 from reproduction.lab import Lab
-from reproduction.plan import Item, Later, Plan
+from reproduction.plan import Item, Plan, SnapshotBudget
 from sfumato.artifacts.bundle import Bundle
 from sfumato.errors import ResultsError
 from sfumato.lab.classifiers import load_classifier
@@ -30,15 +30,15 @@ def made(tmp_path_factory, own_caches):
     plan = Plan(
         size="paper",
         title="Tiny",
-        says="tiny",
+        description="tiny",
         classifiers=(Item("one", str(classifier), kept=True),),
         obfuscators=(Item("one-obfuscator", str(obfuscator), classifier="one", kept=True),),
         local=None,
         sweep=(),
-        later=Later(images=64, test_images=12),
+        snapshots=SnapshotBudget(images=64, test_images=12),
         data=str(images),
     )
-    lab = Lab(plan, root / "lab", lambda: None, torch.device("cpu"))
+    lab = Lab(plan, root / "lab", torch.device("cpu"))
     train(load_recipe(classifier), lab.run(plan.classifiers[0]).folder)
     overrides = [f'classifier="{lab.path(plan.classifiers[0])}"']
     train(load_recipe(obfuscator, overrides), lab.run(plan.obfuscators[0]).folder)
@@ -46,7 +46,7 @@ def made(tmp_path_factory, own_caches):
 
 
 def elsewhere(made, folder):
-    return Lab(made[0], folder / "lab", lambda: None, torch.device("cpu"))
+    return Lab(made[0], folder / "lab", torch.device("cpu"))
 
 
 def test_an_empty_lab_gets_the_same_bundles(made, tmp_path):
@@ -54,27 +54,27 @@ def test_an_empty_lab_gets_the_same_bundles(made, tmp_path):
     keep(lab, tmp_path / "results")
     other, said = elsewhere(made, tmp_path), []
     for item in (*plan.classifiers, *plan.obfuscators):
-        assert restore(other, item, tmp_path / "results", said.append)
+        assert rebuild(other, item, tmp_path / "results", said.append)
         assert other.state(item).name == "done"
         mine, theirs = other.bundle(item), lab.bundle(item)
         assert mine.files == theirs.files  # byte for byte, ONNX included
-        assert mine.figures == theirs.figures and mine.provenance.commit == theirs.provenance.commit
-    assert said[0].startswith("one: made of the weights in") and "differ" not in " ".join(said)
+        assert mine.figures == theirs.figures and mine.provenance["commit"] == theirs.provenance["commit"]
+    assert said[0].startswith("one: rebuilt from the weights in") and "differ" not in " ".join(said)
     names = sorted(path.name for path in kept_folder(tmp_path / "results", plan.obfuscators[0]).iterdir())
     assert names == ["bundle.json", "deobfuscator.safetensors", "obfuscator.safetensors"]
     net = load_classifier(other.path(plan.classifiers[0])).net
     assert all(torch.equal(p, p.half().float()) for p in net.parameters())
 
 
-def test_an_obfuscator_is_not_restored_without_the_classifier_that_it_was_trained_for(made, tmp_path):
+def test_an_obfuscator_is_not_rebuilt_without_the_classifier_that_it_was_trained_for(made, tmp_path):
     plan, lab = made
     keep(lab, tmp_path / "results")
     other = elsewhere(made, tmp_path)
-    assert not restore(other, plan.obfuscators[0], tmp_path / "results", print)
-    assert restore(other, plan.classifiers[0], tmp_path / "results", print)
+    assert not rebuild(other, plan.obfuscators[0], tmp_path / "results", print)
+    assert rebuild(other, plan.classifiers[0], tmp_path / "results", print)
     about = kept_folder(tmp_path / "results", plan.obfuscators[0]) / "bundle.json"
     about.write_text(json.dumps(json.loads(about.read_text()) | {"classifier_fingerprint": "sha256:another"}))
-    assert not restore(other, plan.obfuscators[0], tmp_path / "results", print)
+    assert not rebuild(other, plan.obfuscators[0], tmp_path / "results", print)
 
 
 def test_of_a_classifier_that_is_too_large_the_manifest_alone_is_kept(made, tmp_path):
@@ -82,7 +82,7 @@ def test_of_a_classifier_that_is_too_large_the_manifest_alone_is_kept(made, tmp_
     light = dataclasses.replace(plan, classifiers=(dataclasses.replace(plan.classifiers[0], kept=False),))
     keep(dataclasses.replace(lab, plan=light), tmp_path)
     assert [path.name for path in kept_folder(tmp_path, plan.classifiers[0]).iterdir()] == ["bundle.json"]
-    assert not restore(elsewhere(made, tmp_path), plan.classifiers[0], tmp_path, print)
+    assert not rebuild(elsewhere(made, tmp_path), plan.classifiers[0], tmp_path, print)
 
 
 @pytest.mark.parametrize("damage", ["weights", "manifest"])
@@ -94,8 +94,8 @@ def test_what_is_damaged_is_named(made, tmp_path, damage):
         (folder / "weights.safetensors").write_bytes(b"broken")
     else:
         (folder / "bundle.json").write_text("{}")
-    with pytest.raises(ResultsError, match=r"networks/one is damaged \(\w+: .*move it away, then one is trained"):
-        restore(elsewhere(made, tmp_path), plan.classifiers[0], tmp_path, print)
+    with pytest.raises(ResultsError, match=r"networks/one is damaged \(\w+: .*move it away to train one"):
+        rebuild(elsewhere(made, tmp_path), plan.classifiers[0], tmp_path, print)
 
 
 def test_a_disk_that_refuses_is_an_error_of_ours(made, tmp_path):

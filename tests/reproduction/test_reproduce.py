@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -12,13 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from reproduction.audits import known_audit, reconstructed_by_best
 from reproduction.lab import Lab
 from reproduction.listing import listing
-from reproduction.optimum import draw_curve
-from reproduction.plan import Item, Later, Plan, Target
+from reproduction.optimum import plot_accuracy
+from reproduction.plan import Item, Plan, SnapshotBudget, Target
 from reproduction.reproduce import reproduce
-from reproduction.results import read_results
+from reproduction.schema import Epochs, Lambdas, Optimum, Table1, Table2, Table3, Table5, read_results
 from scenes import BOX
 from sfumato.artifacts.bundle import Bundle
 from sfumato.errors import AuditError, BundleError, Interrupted, ResultsError, TrainingError
@@ -43,11 +44,6 @@ BRIEF = Budget(
 )
 
 
-@contextlib.contextmanager
-def no_bars():
-    yield silent
-
-
 def plan(folder: Path, images: Path) -> Plan:
     """Two classifiers, an obfuscator for each, a local classifier and a sweep of one."""
     common = f'[data]\nsource = "{images}"\n[training]\nepochs = 2\nbatch_size = 8\nschedule = "constant"\n'
@@ -58,7 +54,7 @@ def plan(folder: Path, images: Path) -> Plan:
     return Plan(
         size="cpu",
         title="Tiny",
-        says="tiny",
+        description="tiny",
         classifiers=(
             Item("one", str(classifier)),
             Item("two", str(classifier)),
@@ -69,13 +65,13 @@ def plan(folder: Path, images: Path) -> Plan:
         ),
         local=Item("local", str(classifier), ('architecture="vgg7"',), teacher="one"),
         sweep=(Item("lambda-1.0", hides, classifier="two"),),
-        later=Later(images=64, test_images=20),
+        snapshots=SnapshotBudget(images=64, test_images=20),
         data=str(images),
     )
 
 
 def in_lab(folder: Path, plan: Plan) -> Lab:
-    return Lab(plan, folder, no_bars, CPU)
+    return Lab(plan, folder, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -105,51 +101,51 @@ def test_everything_is_made_once_and_then_nothing(tiny, monkeypatch):
 
 def test_table_1_says_what_bundles_and_audits_say(tiny):
     _, lab, results, _ = tiny
-    found = read_results(results, "cpu", "table1")
-    for row, name in zip(found["rows"], ("one", "two"), strict=True):
+    found = read_results(results, "cpu", Table1)
+    for row, name in zip(found.rows, ("one", "two"), strict=True):
         obfuscator = Bundle.load(lab.folder / f"{name}-obfuscator" / "bundle")
         classifier = Bundle.load(lab.folder / name / "bundle")
         measured = evaluate_obfuscator(obfuscator, classifier, lab.test)
-        assert row["accuracy_obfuscated"] == measured.accuracy_obfuscated
-        assert row["accuracy_plain"] == measured.accuracy_plain
+        assert row.accuracy_obfuscated == measured["accuracy_obfuscated"]
+        assert row.accuracy_plain == measured["accuracy_plain"]
         audit = json.loads((lab.folder / "audits" / f"{name}-obfuscator" / "audit.json").read_text())
-        assert row["audit"]["excess_leakage"] == audit["best"]["excess_leakage"]
-        assert row["overhead_params"] == pytest.approx(324_518 / row["params"])
-        assert row["trained"]["obfuscator"]["epochs"] == {"one": 2, "two": 8}[name]
-        assert row["test_images"] == len(lab.test) == 20
-    assert found["local"]["accuracy"] == Bundle.load(lab.folder / "local" / "bundle").figures.accuracy_plain
+        assert row.audit.excess_leakage == audit["best"]["excess_leakage"]
+        assert row.overhead_params == pytest.approx(324_518 / row.params)
+        assert row.trained.obfuscator.epochs == {"one": 2, "two": 8}[name]
+        assert row.test_images == len(lab.test) == 20
+    assert found.on_device.accuracy == Bundle.load(lab.folder / "local" / "bundle").figures["accuracy_plain"]
 
 
 def test_the_diagonal_of_table_3_is_table_1(tiny):
     _, _, results, _ = tiny
-    matrix = read_results(results, "cpu", "table3")["accuracy"]
-    rows = read_results(results, "cpu", "table1")["rows"]
-    assert [matrix[0][0], matrix[1][1]] == [row["accuracy_obfuscated"] for row in rows]
+    matrix = read_results(results, "cpu", Table3).accuracy
+    rows = read_results(results, "cpu", Table1).rows
+    assert [matrix[0][0], matrix[1][1]] == [row.accuracy_obfuscated for row in rows]
     assert len(matrix) == 2 and all(len(row) == 2 for row in matrix)
 
 
 def test_the_optimum_follows_snapshots_and_lambda(tiny):
     _, lab, results, _ = tiny
-    runs = read_results(results, "cpu", "epochs")["runs"]
-    assert [[row["epoch"] for row in run["epochs"]] for run in runs] == [[1, 2], [8]]
-    last = runs[0]["epochs"][-1]
+    runs = read_results(results, "cpu", Epochs).runs
+    assert [[row.epoch for row in run.epochs] for run in runs] == [[1, 2], [8]]
+    last = runs[0].epochs[-1]
     bundle = Bundle.load(lab.folder / "one-obfuscator" / "bundle")
-    assert last["accuracy_obfuscated"] == pytest.approx(bundle.figures.accuracy_obfuscated, abs=0.051)
-    assert last["joint_mse"] == pytest.approx(bundle.figures.joint_deobfuscator_mse, rel=1e-3)
-    assert last["later_mse"] == min(attacker["mse"] for attacker in last["attackers"])
-    swept = read_results(results, "cpu", "lambda")["rows"]
-    assert [row["trained"]["lambda"] for row in swept] == [1.0]
-    beside = read_results(results, "cpu", "optimum")["beside"]
-    assert beside["identity"]["mean_colour"] > 0.9 and beside["label"]["mean_colour"] > 0.9  # colour is the class here
+    assert last.accuracy_obfuscated == pytest.approx(bundle.figures["accuracy_obfuscated"], abs=0.051)
+    assert last.joint_mse == pytest.approx(bundle.figures["joint_deobfuscator_mse"], rel=1e-3)
+    assert last.adaptive_mse == min(attacker.mse for attacker in last.attackers)
+    swept = read_results(results, "cpu", Lambdas).rows
+    assert [row.trained.privacy_weight for row in swept] == [1.0]
+    ends = read_results(results, "cpu", Optimum).references
+    assert ends.plain_image.mean_colour > 0.9 and ends.class_mean.mean_colour > 0.9  # colour is the class here
 
 
 def test_the_images_are_drawn_and_shown(tiny):
     _, _, results, page = tiny
-    for name in ("table2", "table5"):
-        for row in read_results(results, "cpu", name)["images"]:
-            drawn = page.parent / "reproduction" / row["file"]
+    for kind in (Table2, Table5):
+        for row in read_results(results, "cpu", kind).panels:
+            drawn = page.parent / "reproduction" / row.file
             assert drawn.stat().st_size < 300_000
-            assert f"(reproduction/{row['file']})" in page.read_text()
+            assert f"(reproduction/{row.file})" in page.read_text()
 
 
 def test_interrupted_in_training_it_goes_on_to_the_same_result(tiny, tmp_path, monkeypatch):
@@ -168,7 +164,7 @@ def test_interrupted_in_training_it_goes_on_to_the_same_result(tiny, tmp_path, m
 
     with monkeypatch.context() as patch:
         patch.setitem(globals_, "augment", interrupting)
-        with pytest.raises(Interrupted, match="the same command goes on"):
+        with pytest.raises(Interrupted, match="the same command resumes"):
             reproduce(Target.TABLE_3, in_lab(tmp_path / "lab", small), tmp_path / "results", tmp_path / "page.md")
     assert "half done: epoch 1 of 2" in [e.state for e in listing(in_lab(tmp_path / "lab", small), Target.TABLE_3)]
     reproduce(Target.TABLE_3, in_lab(tmp_path / "lab", small), tmp_path / "results", tmp_path / "page.md")
@@ -196,6 +192,20 @@ def test_an_audit_of_another_obfuscator_and_broken_bundles_are_refused(tiny, tmp
         reproduce(Target.TABLE_3, in_lab(copy, made), tmp_path / "results", tmp_path / "page.md")
 
 
+def test_an_audit_of_an_earlier_version_is_read_with_its_images(tiny, tmp_path):
+    made, lab, _, _ = tiny
+    for name in ("one", "one-obfuscator", "audits"):
+        shutil.copytree(lab.folder / name, tmp_path / name)
+    folder = tmp_path / "audits" / "one-obfuscator"
+    content = (folder / "audit.json").read_text()
+    (folder / "audit.json").write_text(content.replace("_images", "_pictures").replace("images_seen", "pictures_seen"))
+    (kept,) = (folder / "work").glob("*-all.safetensors")
+    save_file({"restored": load_file(kept)["reconstructed"]}, kept)
+    old, item = in_lab(tmp_path, made), made.obfuscators[0]
+    assert known_audit(old, item) == known_audit(lab, item)
+    assert torch.equal(reconstructed_by_best(old, item, 5), reconstructed_by_best(lab, item, 5))
+
+
 def test_the_tables_are_written_as_soon_as_a_row_is_made(tiny, tmp_path, monkeypatch):
     made, lab, _, _ = tiny
     for name in ("one", "one-obfuscator", "audits"):
@@ -208,13 +218,12 @@ def test_the_tables_are_written_as_soon_as_a_row_is_made(tiny, tmp_path, monkeyp
 
     monkeypatch.setattr(trainings, "train", broken_off)  # when the second row's obfuscator is to be trained
     said = []
-    with pytest.raises(Interrupted, match="the same command goes on"):
+    with pytest.raises(Interrupted, match="the same command resumes"):
         reproduce(Target.ALL, in_lab(tmp_path / "lab", made), tmp_path / "r", tmp_path / "page.md", say=said.append)
-    rows = read_results(tmp_path / "r", "cpu", "table1")["rows"]
-    assert [row["classifier"] for row in rows] == ["one"]
-    assert read_results(tmp_path / "r", "cpu", "table1")["local"] is None
-    assert read_results(tmp_path / "r", "cpu", "table3")["names"] == ["one"]
-    assert read_results(tmp_path / "r", "cpu", "lambda") is None
+    first = read_results(tmp_path / "r", "cpu", Table1)
+    assert [row.classifier for row in first.rows] == ["one"] and first.on_device is None
+    assert read_results(tmp_path / "r", "cpu", Table3).names == ("one",)
+    assert read_results(tmp_path / "r", "cpu", Lambdas) is None
     assert "| one " in (tmp_path / "page.md").read_text()
     assert any(line.startswith("[2/4] two-obfuscator: missing") and "about" in line for line in said)
 
@@ -226,17 +235,19 @@ def test_a_second_queue_is_refused_while_the_first_is_at_work(tiny, tmp_path):
     reproduce(Target.TABLE_4, in_lab(lab.folder, made), tmp_path / "r", tmp_path / "page.md")
 
 
-def test_the_curve_shows_the_looks_that_trainings_kept(tiny, tmp_path):
+def test_the_curve_shows_the_validations_that_trainings_kept(tiny, tmp_path):
     _, _, results, page = tiny
-    found = read_results(results, "cpu", "epochs")
-    looks = found["runs"][0]["trained"]["history"]
-    assert [look["epoch"] for look in looks] == [1, 2] and all(0 <= look["accuracy"] <= 1 for look in looks)
-    drawn = page.parent / "reproduction" / found["curve"]
-    assert drawn.stat().st_size > 1_000 and f"(reproduction/{found['curve']})" in page.read_text()
-    assert draw_curve([{"obfuscator": "x", "trained": {"history": None}}], tmp_path / "no.png") is None
+    found = read_results(results, "cpu", Epochs)
+    history = found.runs[0].trained.history
+    assert [one.epoch for one in history] == [1, 2] and all(0 <= one.accuracy <= 1 for one in history)
+    drawn = page.parent / "reproduction" / found.curve
+    assert drawn.stat().st_size > 1_000 and f"(reproduction/{found.curve})" in page.read_text()
+    run = found.runs[0]
+    silent = run.model_copy(update={"trained": run.trained.model_copy(update={"history": None})})
+    assert plot_accuracy([silent], tmp_path / "no.png") is None
     with pytest.raises(ResultsError, match="cannot be written"):
         (tmp_path / "file").touch()
-        draw_curve(found["runs"], tmp_path / "file" / "x.png")
+        plot_accuracy(found.runs, tmp_path / "file" / "x.png")
 
 
 def test_a_lab_that_cannot_be_written_is_named_at_once(tmp_path, tiny):

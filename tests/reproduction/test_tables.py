@@ -12,16 +12,16 @@ from tiny import SIZE, logits, obfuscate, save_bundles
 
 def test_table_4_is_the_papers_and_adds_up():
     found = table_4()
-    assert [(row["module"], row["output"][0], row["stride"]) for row in found["rows"]] == [
+    assert [(row.module, row.output[0], row.stride) for row in found.rows] == [
         (module, channels, stride) for _, module, channels, stride in constants.TABLE_4
     ]
-    assert [row["input"][1] for row in found["rows"]] == [32, 32, 16, 8, 4, 8, 16]
-    assert (found["params"], found["macs"], found["macs_paper_order"]) == (324_518, 21_288_960, 26_449_920)
+    assert [row.input[1] for row in found.rows] == [32, 32, 16, 8, 4, 8, 16]
+    assert (found.params, found.macs, found.macs_paper_order) == (324_518, 21_288_960, 26_449_920)
     for key in ("params", "macs", "macs_paper_order"):
-        assert sum(row[key] for row in found["rows"]) == found[key]
+        assert sum(getattr(row, key) for row in found.rows) == getattr(found, key)
     # conv 3x3, 3 -> 32, without bias, and a batch norm; one multiplication for each weight and pixel
-    assert found["rows"][0]["params"] == 3 * 32 * 9 + 2 * 32
-    assert found["rows"][0]["macs"] == 3 * 32 * 9 * 32 * 32
+    assert found.rows[0].params == 3 * 32 * 9 + 2 * 32
+    assert found.rows[0].macs == 3 * 32 * 9 * 32 * 32
 
 
 def test_transfer_is_what_numpy_computes(tmp_path):
@@ -68,15 +68,15 @@ def test_every_recipe_of_the_plans_is_valid(tmp_path):
 
     seen = set()
     for plan in SIZES.values():
-        lab = Lab(plan, tmp_path, lambda: None, torch.device("cpu"))  # type: ignore[arg-type, return-value]
+        lab = Lab(plan, tmp_path, torch.device("cpu"))
         for item in plan.items:
             recipe = lab.recipe(item)
             assert recipe.name == item.name
             seen.add((plan.size, item.name))
-    first = Lab(PAPER, tmp_path, lambda: None, torch.device("cpu")).recipe(PAPER.obfuscators[-1])  # type: ignore
+    first = Lab(PAPER, tmp_path, torch.device("cpu")).recipe(PAPER.obfuscators[-1])
     assert (first.training.epochs, first.training.step_epochs, first.training.learning_rate) == (
         30, 9, constants.LEARNING_RATE,
     )  # fmt: skip
-    assert "30 of the paper's 100 epochs" in PAPER.says and constants.EPOCHS == 100
+    assert "30 of the paper's 100 epochs" in PAPER.description and constants.EPOCHS == 100
     assert first.classifier == str(tmp_path / "vgg19" / "bundle")
     assert len(seen) == 5 + 5 + 1 + 6 + 3 + 3 + 1 + 4

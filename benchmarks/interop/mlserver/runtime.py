@@ -12,7 +12,7 @@ class Classifier(MLModel):
 
     async def load(self):
         """Opens it."""
-        path = await get_model_uri(self.settings)  # beside the settings
+        path = await get_model_uri(self.settings)  # next to the settings
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1  # the other core is for HTTP
         self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])

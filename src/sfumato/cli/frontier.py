@@ -109,7 +109,7 @@ def frontier(
         images_each=images,
         local=local,
         local_recipe=local_recipe,
-        beside=beside,
+        compare_with=beside,
     )
     if plan:
         entries = listing(sweep)
@@ -144,13 +144,13 @@ def _of_sweep(sweep: Sweep, engine: EngineName, options: dict[str, Any], *, as_j
         if engine is EngineName.RAY:
             options = {name: value for name, value in options.items() if value is not None}
             runs, make_with = on_ray(sweep.folder / "ray", **options), make
-        found = run_sweep(sweep, engine=runs, make=make_with, say=lambda line: typer.echo(line, err=True))
+        found = run_sweep(sweep, engine=runs, make=make_with, say=shown.say)
     if as_json:
-        print_json(found.content)
+        typer.echo(found.file.read_text(encoding="utf-8"), nl=False)
     else:
-        _show([*found.rows, *rows_of(found.beside)], found.beside, found.content["verdict"]["sentences"])
-        typer.echo(f"\nwritten: {found.content['plot']}\nwritten: {found.file}")
-    if failed := found.content["failed"]:
+        _show([*found.rows, *rows_of(found.comparison)], found.comparison, found.frontier.verdict.sentences)
+        typer.echo(f"\nwritten: {found.frontier.plot}\nwritten: {found.file}")
+    if failed := found.frontier.failed:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         raise SfumatoError(f"{len(failed)} of {len(sweep.jobs)} points could not be made: {reasons}")
 

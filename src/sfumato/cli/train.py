@@ -120,26 +120,28 @@ def train(
         typer.echo(f"  {name}: {percent(value) if name.startswith('accuracy') else value}")
 
 
-def _print_estimate(plan: AnyRecipe, found: dict[str, Any], file: Path, *, as_json: bool) -> None:
+def _estimate(plan: AnyRecipe, file: Path, accelerator: str, *, as_json: bool) -> None:
+    from dataclasses import asdict
+
     from sfumato.artifacts.bundle import write_json
     from sfumato.lab.audit.speed import spoken
 
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, found)
+    write_json(file, asdict(found))
     if as_json:
-        print_json(found)
+        print_json(asdict(found))
         return
-    whole = found["extrapolated"]
+    whole = found.extrapolated
     typer.echo(
-        f"{plan.name}: {found['step_s']:.3g} s a step, {found['images_per_s']:.4g} images/s, "
-        f"{percent(found['data_share'])} of the time waiting for images"
+        f"{plan.name}: {found.step_s:.3g} s a step, {found.images_per_s:.4g} images/s, "
+        f"{percent(found.data_share)} of the time waiting for images"
     )
-    typer.echo(f"  peak memory: {', '.join(f'{name} {mb:.0f} MB' for name, mb in found['peak_memory_mb'].items())}")
+    typer.echo(f"  peak memory: {', '.join(f'{name} {mb:.0f} MB' for name, mb in found.peak_memory_mb.items())}")
     typer.echo(
-        f"  {whole['epochs']} epochs of {whole['steps_per_epoch']} steps: about {spoken(3600 * whole['hours'])} "
-        f"({whole['hours']} h)"
+        f"  {whole.epochs} epochs of {whole.steps_per_epoch} steps: about {spoken(3600 * whole.hours)} "
+        f"({whole.hours} h)"
     )
-    typer.echo(f"  {found['what']}\nwritten: {file}")
+    typer.echo(f"  {found.what}\nwritten: {file}")
 
 
 def keep_freed_memory() -> None:

@@ -1,4 +1,5 @@
 import errno
+import json
 import pickle
 import resource
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from sfumato.errors import TrainingError
-from sfumato.lab.models.checkpoint import exclusive, load_checkpoint, save_checkpoint
+from sfumato.lab.models.checkpoint import exclusive, load_checkpoint, same_identity, save_checkpoint
 
 PARTS = frozenset({"identity", "task", "optimizer", "scheduler", "epoch", "step", "seconds"})
 
@@ -164,3 +165,16 @@ def test_a_folder_is_worked_in_by_one_process_alone(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(TrainingError, match="cannot be written"), exclusive(tmp_path / "file"):
         pass
+
+
+def identity(old: bool, **recipe: object) -> str:
+    count = "train_pictures" if old else "train_images"
+    said = {"kind": "classifier", "name": "x", "note": "", "data": {"source": "cifar10", count: 50}, **recipe}
+    return json.dumps({"classifier": None, "data": "a hash", "recipe": said}, sort_keys=True)
+
+
+def test_a_run_that_an_earlier_version_began_is_the_same_run():
+    assert same_identity(identity(old=True), identity(old=False))
+    assert same_identity(identity(old=True, note="Thirty epochs."), identity(old=False, note="30 epochs."))
+    assert not same_identity(identity(old=True), identity(old=False, name="y"))
+    assert same_identity("text", "text") and not same_identity("text", identity(old=False))

@@ -39,7 +39,7 @@ def test_what_is_damaged_is_told(tmp_path, trained):
     with pytest.raises(TrainingError, match="cannot be read"):
         state_of(run)
     recipe = parse_recipe({"kind": "classifier", "name": "x", "architecture": "resnet20", **trained_on(trained)})
-    with pytest.raises(TrainingError, match=r"run: .*moved away, it is trained from the start"):
+    with pytest.raises(TrainingError, match=r"run: .*move it away to train from the start"):
         finish_training(recipe, run)
     shutil.copytree(trained[0].path, run.bundle)
     (run.bundle / "model.onnx").write_bytes(b"broken")

@@ -26,9 +26,9 @@ def test_what_is_no_dial_is_told(text):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("training.seed=1,2", "--seeds"), ("name=a,b", "named after its setting"), ("code_bits=4,8,4", "twice")],
+    [("training.seed=1,2", "--seeds"), ("name=a,b", "named after its setting"), ("code_bits=4,8,4", "repeated")],
 )
-def test_what_cannot_be_turned_is_told(text, says):
+def test_what_cannot_be_swept_is_refused(text, says):
     with pytest.raises(RecipeError, match=says):
         parse_dial(text)
 
@@ -59,7 +59,7 @@ def test_without_a_dial_there_is_one_place():
         (["code_bits=4,65"], "'code_bits': .*64"),
         (["code_bits=4,many"], "'code_bits': .*integer"),
         (["training.epochs=1,0"], r"'training\.epochs'"),
-        (["code_bits=4", "code_bits=8"], "there twice"),
+        (["code_bits=4", "code_bits=8"], "is repeated"),
         (["classifier=a,b"], "must share"),
         (["data.source=cifar10,photos"], "must share"),
         (["note=a/b,a:b"], "same folder"),

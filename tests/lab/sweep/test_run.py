@@ -31,6 +31,7 @@ from sfumato.errors import (
     DataError,
     Interrupted,
     RecipeError,
+    ResultsError,
     SfumatoError,
     TrainingError,
 )
@@ -45,6 +46,7 @@ from sfumato.lab.sweep import jobs
 from sfumato.lab.sweep.jobs import is_done
 from sfumato.lab.sweep.plan import listing, plan_sweep
 from sfumato.lab.sweep.run import _rows, run_sweep
+from sfumato.lab.sweep.schema import read_frontier
 from sfumato.lab.training import Run
 from synthetic import CLASSES, save_folder
 
@@ -106,8 +108,8 @@ class Made:
         known = Bundle.load(recipe.classifier).classifier_fingerprint
         return bundle_of(run.bundle, "obfuscator", recipe.model_dump(mode="json"), known)
 
-    def audit(self, setting, budget, folder, *, comparison, device, progress):
-        """2 bits: right in 86 % at leakage 0; 4 bits: in 91 % at leakage 0.1; each seed a tenth of a point better."""
+    def audit(self, scene, budget, folder, *, beside, device, progress):
+        """2 bits: accuracy 86 % at leakage 0; 4 bits: 91 % at leakage 0.1; each seed a tenth of a point better."""
         bundle = Bundle.load(folder.parent / "bundle")
         self.audited.append(folder.parent.name)
         local = comparison.local
@@ -178,31 +180,31 @@ def test_every_point_is_made_once_and_then_nothing(place, made, tmp_path):
     assert made.trained == made.audited == NAMES
     again = run_sweep(place.plan(tmp_path / "out"))
     assert made.trained == made.audited == NAMES
-    assert again.content | {"provenance": 0} == found.content | {"provenance": 0}
+    assert again.frontier.model_copy(update={"provenance": {}}) == found.frontier.model_copy(update={"provenance": {}})
     assert {(entry.state, entry.seconds) for entry in listing(sweep)} == {("done", None)}
     for name, job in sweep.jobs.items():
         audit = json.loads((tmp_path / "out" / "audits" / f"{name}.json").read_text())
-        assert audit == json.loads((job.audit / "audit.json").read_text())
+        assert audit == json.loads((job.audit_folder / "audit.json").read_text())
         assert audit["target"]["name"] == f"tiny-{name}"
 
 
-def test_the_file_says_the_means_over_the_seeds_and_whether_they_are_worth_it(place, made, tmp_path):
+def test_the_file_says_the_means_over_the_seeds_and_whether_they_pay_off(place, made, tmp_path):
     found = run_sweep(place.plan(tmp_path / "out"))
-    content = json.loads(found.file.read_text())
-    assert content == json.loads(json.dumps(found.content))
-    few, many = content["points"]
-    assert (few["setting"], many["setting"]) == ({"code_bits": "2"}, {"code_bits": "4"})
-    assert few["accuracy"]["mean"] == pytest.approx(0.8605)
-    assert few["accuracy"]["std"] == pytest.approx(0.001 / 2**0.5)
-    assert many["excess_leakage"]["mean"] == pytest.approx(0.1)
+    frontier = read_frontier(found.file)
+    assert frontier == found.frontier
+    few, many = frontier.points
+    assert (few.setting, many.setting) == ({"code_bits": "2"}, {"code_bits": "4"})
+    assert few.accuracy.mean == pytest.approx(0.8605)
+    assert few.accuracy.std == pytest.approx(0.001 / 2**0.5)
+    assert many.excess_leakage.mean == pytest.approx(0.1)
     mixture = LOCAL_ACCURACY + 0.1 * (PLAIN_ACCURACY - LOCAL_ACCURACY)
-    assert many["mixture"]["mean"] == pytest.approx(mixture)
-    assert many["gain"]["mean"] == pytest.approx(0.9105 - mixture)
-    assert (few["pays_off"], many["pays_off"], content["verdict"]["pays_off"]) == ("no", "yes", "yes")
-    assert "pays off at 1 of 2 points" in content["verdict"]["sentences"][0]
-    assert [Bundle.load(Path(run) / "bundle").recipe["code_bits"] for run in many["runs"]] == [4, 4]
-    assert {"local", "identity"} <= {point["role"] for point in content["beside"]}
-    with Image.open(content["plot"]) as plot:
+    assert many.mixture.mean == pytest.approx(mixture)
+    assert many.gain.mean == pytest.approx(0.9105 - mixture)
+    assert (few.pays_off, many.pays_off, frontier.verdict.pays_off) == ("no", "yes", "yes")
+    assert "at 1 of 2 points" in frontier.verdict.sentences[0]
+    assert [Bundle.load(Path(run) / "bundle").recipe["code_bits"] for run in many.runs] == [4, 4]
+    assert {"local", "identity"} <= {point.role for point in frontier.comparison}
+    with Image.open(frontier.plot) as plot:
         assert plot.width == 1600
 
 
@@ -213,7 +215,7 @@ def test_a_gate_has_its_own_row(place, tmp_path):
         name: fake_audit(gate=gated, utility={"accuracy_obfuscated": accuracy})
         for name, accuracy in zip(setting.names, (0.9, 0.92), strict=True)
     }
-    (_, sending), (_, gated) = _rows(setting, audits, {})
+    sending, gated = (one.row for one in _rows(setting, audits, {}))
     assert (sending.name, sending.seeds) == ("code_bits=2", 2)
     assert sending.accuracy.mean == pytest.approx(0.91) and sending.accuracy.std == pytest.approx(0.02 / 2**0.5)
     assert (gated.name, gated.accuracy.mean, gated.accuracy.std) == ("code_bits=2, gated", 0.91, 0)
@@ -233,12 +235,12 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_points(place, made, tmp_pat
     made.audited.clear()
     out = tmp_path / "out"
     made.stop_at = NAMES[1]
-    with pytest.raises(Interrupted, match="the same command goes on"):
+    with pytest.raises(Interrupted, match="the same command resumes"):
         run_sweep(place.plan(out))
     states = [entry.state for entry in listing(place.plan(out))]
     assert states == ["done", "done", "half done: epoch 1 of 2", "missing", *["missing"] * 4]
     made.stop_audit_at = NAMES[1]
-    with pytest.raises(Interrupted, match="the same command goes on"):
+    with pytest.raises(Interrupted, match="the same command resumes"):
         run_sweep(place.plan(out))
     assert [entry.state for entry in listing(place.plan(out))][:4] == ["done", "done", "done", "missing"]
     again = run_sweep(place.plan(out))
@@ -254,20 +256,20 @@ def test_a_point_that_fails_does_not_take_the_others_with_it(place, made, tmp_pa
         jobs.make(job)
 
     lines = []
-    found = run_sweep(place.plan(tmp_path / "out", seeds=1), make=failing, say=lines.append).content
-    assert found["failed"] == {"code_bits-2-seed0": "the loss is nan"}
-    assert {point["setting"]["code_bits"] for point in found["points"]} == {"4"}
-    assert "code_bits-2-seed0" in found["verdict"]["sentences"][-1]
+    found = run_sweep(place.plan(tmp_path / "out", seeds=1), make=failing, say=lines.append).frontier
+    assert found.failed == {"code_bits-2-seed0": "the loss is nan"}
+    assert {point.setting["code_bits"] for point in found.points} == {"4"}
+    assert "code_bits-2-seed0" in found.verdict.sentences[-1]
     assert "code_bits-2-seed0 failed: the loss is nan" in lines
     with pytest.raises(AuditError, match="no point of the sweep could be made: the loss is nan"):
         run_sweep(place.plan(tmp_path / "none", dials=["code_bits=2"]), make=failing)
 
 
 def test_without_a_classifier_on_the_device_it_is_said_what_is_lost(place, made, tmp_path):
-    found = run_sweep(place.plan(tmp_path / "out", local=None)).content
-    assert found["verdict"]["pays_off"] == "unknown" and "no on-device baseline" in found["verdict"]["sentences"][0]
-    assert found["local"] is None and "local" not in {point["role"] for point in found["beside"]}
-    with pytest.raises(AuditError, match="another classifier on the device; sweep into another folder"):
+    found = run_sweep(place.plan(tmp_path / "out", local=None)).frontier
+    assert found.verdict.pays_off == "unknown" and "is not known" in found.verdict.sentences[0]
+    assert found.on_device is None and "local" not in {point.role for point in found.comparison}
+    with pytest.raises(AuditError, match="another on-device baseline; sweep into another folder"):
         run_sweep(place.plan(tmp_path / "out"))
 
 
@@ -275,24 +277,27 @@ def test_the_classifier_on_the_device_is_trained_first_if_there_is_a_recipe(plac
     changes = {"dials": ["code_bits=4"], "seeds": 1, "local": None, "local_recipe": place.local_recipe}
     sweep = place.plan(tmp_path / "out", **changes)
     assert [entry.what for entry in listing(sweep)] == ["local", "code_bits-4-seed0", "audit of code_bits-4-seed0"]
-    found = run_sweep(sweep).content
+    found = run_sweep(sweep).frontier
     assert made.trained == ["local", "code_bits-4-seed0"]
     bundle = Bundle.load(tmp_path / "out" / "local" / "bundle", kind="classifier")
-    assert bundle.recipe.others["teacher"] == sweep.settings[0].recipes[0].classifier
-    assert bundle.recipe.others["data"]["source"] == str(place.images)
-    assert found["local"] == str(bundle.path)
-    assert found["device"]["local_macs"] > 0 and "multiply-accumulates" in found["verdict"]["sentences"][-1]
+    assert bundle.recipe["teacher"] == sweep.settings[0].recipes[0].classifier
+    assert bundle.recipe["data"]["source"] == str(place.images)
+    assert found.on_device == str(bundle.path)
+    assert found.device.on_device_macs > 0 and "multiply-accumulates" in found.verdict.sentences[-1]
 
 
-def test_other_audits_stand_beside_if_they_are_for_the_same_classifier(place, made, tmp_path):
-    beside = tmp_path / "beside"
-    beside.mkdir()
-    data = {"source": str(place.images)}
-    fake_audit(data=data, target={"kind": "baseline", "name": "blur"}).write(beside / "blur.json")
-    fake_audit(data=data, target={"kind": "baseline"}, utility={"accuracy_plain": 0.95}).write(beside / "other.json")
+def test_other_audits_are_compared_if_they_are_for_the_same_classifier(place, made, tmp_path):
+    others = tmp_path / "others"
+    others.mkdir()
+    data = fake_audit()["data"] | {"source": str(place.images)}
+    utility, target = fake_audit()["utility"], fake_audit()["target"] | {"kind": "baseline"}
+    same = fake_audit(data=data, target=target | {"name": "blur"})
+    other = fake_audit(data=data, utility=utility | {"accuracy_plain": 0.95}, target=target)
+    (others / "blur.json").write_text(json.dumps(same))
+    (others / "other.json").write_text(json.dumps(other))
     lines = []
-    found = run_sweep(place.plan(tmp_path / "out", beside=beside), say=lines.append)
-    assert [point.name for point in found.beside if point.role == "baseline"] == ["blur"]
+    found = run_sweep(place.plan(tmp_path / "out", compare_with=others), say=lines.append)
+    assert [point["name"] for point in found.comparison if point["role"] == "baseline"] == ["blur"]
     assert [line for line in lines if "left out" in line and "other.json" in line]
     assert len(found.rows) == 2
 
@@ -313,8 +318,8 @@ def test_what_cannot_be_swept_is_told_before_anything_is_trained(place, made, tm
         (DataError, "no data at", {"overrides": ['data.source="./gone"']}),
         (RecipeError, "images of", {"overrides": ["data.size=[16, 16]"]}),
         (RecipeError, "columns", {"overrides": ['data.label_column="label"']}),
-        (AuditError, "not a folder", {"beside": tmp_path / "nowhere"}),
-        (AuditError, "several data sets", {"beside": tmp_path / "audits"}),
+        (AuditError, "not a folder", {"compare_with": tmp_path / "nowhere"}),
+        (AuditError, "several data sets", {"compare_with": tmp_path / "audits"}),
     ]
     for error, says, changes in bad:
         with pytest.raises(error, match=says):
@@ -333,14 +338,14 @@ def test_a_folder_of_another_sweep_is_refused(place, made, tmp_path):
     with pytest.raises(AuditError, match="another budget"):
         run_sweep(dataclasses.replace(sweep, budget=dataclasses.replace(BRIEF, test_images=10)))
     job = sweep.jobs["code_bits-2-seed0"]
-    (job.audit / "audit.json").write_text("{")
+    (job.audit_folder / "audit.json").write_text("{")
     with pytest.raises(AuditError, match="move it away"):
         is_done(job)
-    shutil.rmtree(job.audit)
-    shutil.copytree(sweep.jobs["code_bits-4-seed0"].audit, job.audit)
-    audit = json.loads((job.audit / "audit.json").read_text())
+    shutil.rmtree(job.audit_folder)
+    shutil.copytree(sweep.jobs["code_bits-4-seed0"].audit_folder, job.audit_folder)
+    audit = json.loads((job.audit_folder / "audit.json").read_text())
     audit["target"]["fingerprint"] = "of another one"
-    (job.audit / "audit.json").write_text(json.dumps(audit))
+    (job.audit_folder / "audit.json").write_text(json.dumps(audit))
     with pytest.raises(AuditError, match="another obfuscator"):
         is_done(job)
     assert made.trained == NAMES
@@ -363,3 +368,20 @@ def test_a_point_made_for_real_is_an_ordinary_run_with_an_ordinary_audit(tmp_pat
     assert found.rows[0].accuracy.mean == audit["utility"]["accuracy_obfuscated"]
     assert (folder / "audit.html").is_file() and found.rows[0].attackers == ("least squares",)
     assert is_done(plan_sweep(recipe, tmp_path / "out", BRIEF, local=classifier.path).jobs["seed0"])
+
+
+def test_a_file_of_version_1_is_read(place, made, tmp_path):
+    found = run_sweep(place.plan(tmp_path / "out"))
+    content = json.loads(found.file.read_text())
+    content["schema"] = "sfumato.frontier/1"
+    for new, old in (("on_device", "local"), ("comparison", "beside")):
+        content[old] = content.pop(new)
+    content["device"]["local_macs"] = content["device"].pop("on_device_macs")
+    content["budget"]["says"] = content["budget"].pop("description")
+    for part in (*content["points"], content["verdict"]):
+        part["worth"] = part.pop("pays_off")
+    found.file.write_text(json.dumps(content))
+    assert read_frontier(found.file) == found.frontier
+    found.file.write_text("{}")
+    with pytest.raises(ResultsError, match="not a file of schema"):
+        read_frontier(found.file)

@@ -251,6 +251,13 @@ def test_a_checkpoint_of_another_recipe_is_refused(checkpoint):
     assert same(weights(task), before)
 
 
+def test_a_checkpoint_that_an_earlier_version_wrote_is_resumed(checkpoint):
+    train(classifier_task(), checkpoint, identity='{"recipe": {"train_pictures": 24}}')
+    train(classifier_task(), checkpoint, resume=True, identity='{"recipe": {"train_images": 24}}')
+    with pytest.raises(TrainingError, match="another recipe"):
+        train(classifier_task(), checkpoint, resume=True, identity='{"recipe": {"train_images": 25}}')
+
+
 def test_a_checkpoint_of_other_networks_is_refused(checkpoint):
     train(classifier_task(), checkpoint)
     with pytest.raises(TrainingError, match="does not fit"):

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -81,13 +82,13 @@ def test_what_needs_all_images_at_once_is_refused(folder, tmp_path):
 def test_an_estimate_is_of_the_whole_recipe_and_says_that_it_is_extrapolated(folder):
     plan = recipe(folder, batch_size=2, train_images=4000)
     found = estimate(plan, accelerator="cpu", steps=4)
-    assert "extrapolation" in found["what"] and found["steps_timed"] == 4
-    whole = found["extrapolated"]
-    assert (whole["epochs"], whole["steps_per_epoch"]) == (2, 2000)
-    assert whole["training_hours"] == pytest.approx(4000 * found["step_s"] / 3600, abs=0.01)
-    assert found["images_per_s"] == pytest.approx(2 / found["step_s"], rel=0.01)
-    assert 0 <= found["data_share"] <= 1 and found["peak_memory_mb"]["process"] > 50
-    assert json.loads(json.dumps(found))["measured"]["streamed"] is True
+    assert "extrapolation" in found.what and found.steps_timed == 4
+    whole = found.extrapolated
+    assert (whole.epochs, whole.steps_per_epoch) == (2, 2000)
+    assert whole.training_hours == pytest.approx(4000 * found.step_s / 3600, abs=0.01)
+    assert found.images_per_s == pytest.approx(2 / found.step_s, rel=0.01)
+    assert 0 <= found.data_share <= 1 and found.peak_memory_mb["process"] > 50
+    assert json.loads(json.dumps(asdict(found)))["measured"]["streamed"] is True
 
 
 def test_too_few_steps_to_time_are_refused(folder):

@@ -1,4 +1,4 @@
-"""The classifier for Triton's Python backend: `model.onnx` beside this file, after `decoder.onnx` if that is there."""
+"""The classifier for Triton's Python backend: `model.onnx` next to this file, after `decoder.onnx` if that is there."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def opened(name):
 
 
 class TritonPythonModel:
-    """The class that the backend looks for."""
+    """The class that the backend loads."""
 
     def initialize(self, args):
         """Opens the files."""
@@ -23,9 +23,9 @@ class TritonPythonModel:
 
     def execute(self, requests):
         """Answers each request."""
-        return [self.answer(request) for request in requests]
+        return [self.respond(request) for request in requests]
 
-    def answer(self, request):
+    def respond(self, request):
         """One tensor in, its logits out."""
         given = pb_utils.get_input_tensor_by_name(request, "input").as_numpy()
         if self.decoder is not None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from sfumato.artifacts.versions import upgraded
 from sfumato.errors import TrainingError
 
 
@@ -19,6 +20,27 @@ def identify(*parts: Any) -> str:
     """Return the identity of a run as text: plain values, and tensors by their hash."""
     said = [_hash(part) if isinstance(part, torch.Tensor) else part for part in parts]
     return json.dumps(said, sort_keys=True, default=str)
+
+
+def same_identity(stored: str, wanted: str) -> bool:
+    """Return whether two identities are of one run: key names of earlier versions and a recipe's note do not count.
+
+    Args:
+        stored: of a checkpoint, possibly written by an earlier version.
+        wanted: of the run that is to resume.
+    """
+    return bool(_comparable(stored) == _comparable(wanted))
+
+
+def _comparable(identity: str) -> Any:
+    try:
+        value = upgraded(json.loads(identity))
+    except ValueError:  # not every identity is JSON
+        return identity
+    recipe = value.get("recipe") if isinstance(value, dict) else None
+    if isinstance(recipe, dict):
+        recipe.pop("note", None)
+    return value
 
 
 def _hash(tensor: torch.Tensor) -> str:

@@ -1,1 +1,1 @@
-"""What the lab has made already, making what it has not, and how long that takes."""
+"""Trainings and audits that exist, resuming those that do not, and how long that takes."""

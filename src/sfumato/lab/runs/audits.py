@@ -1,4 +1,4 @@
-"""Finishes audits: made, or resumed where they were interrupted."""
+"""Reading a finished audit, and resuming one that was interrupted."""
 
 from __future__ import annotations
 
@@ -6,47 +6,67 @@ from pathlib import Path
 
 import torch
 
-from sfumato.errors import AuditError
+from sfumato.errors import AuditError, ResultsError
 from sfumato.lab.audit.budget import Budget
-from sfumato.lab.audit.run import Comparison, audit
-from sfumato.lab.audit.schema import AuditResult
-from sfumato.lab.audit.setting import AttackSetting
-from sfumato.lab.report.folder import render_audit
+from sfumato.lab.audit.run import Beside, audit
+from sfumato.lab.audit.setting import Scene
+from sfumato.lab.runs.folders import read_json
 from sfumato.progress import Progress, silent
+
+AuditContent = dict[str, Any]
+"""The content of an `audit.json`."""
+
+_KEYS = {"best", "budget", "utility", "class_mean_mse", "verdict", "provenance"}
 
 
 def findings(folder: Path) -> Path:
-    """The file that says what an audit is of; there once it was begun."""
+    """Return the file that says what an audit is of; it is there once the audit was begun."""
     return folder / "work" / "audit.json"
 
 
-def finish_audit(
-    setting: AttackSetting,
-    budget: Budget,
-    folder: Path,
-    *,
-    comparison: Comparison,
-    device: torch.device,
-    progress: Progress = silent,
-) -> AuditResult:
-    """Make an audit and its report, or resume one that was interrupted.
+def read_audit(place: Path) -> AuditContent | None:
+    """Read an `audit.json`; return None if there is no such file.
 
-    Args:
-        setting: as `sfumato.lab.audit.run.audit` takes it, like all that follows.
-        budget: of the attackers.
-        folder: of the audit.
-        comparison: what to compare with.
-        device: where attackers are trained.
-        progress: see `sfumato.progress.Progress`.
+    Raises:
+        AuditError: it is damaged or incomplete.
+    """
+    try:
+        found = read_json(place)
+    except ResultsError as error:
+        raise AuditError(f"{error}; move it away to make the audit again") from error
+    if found is not None and not found.keys() >= _KEYS:
+        raise AuditError(f"{place} is no complete audit; move it away to make it again")
+    return found
+
+
+def read_findings(folder: Path) -> dict[str, Any] | None:
+    """Read what an audit is of; return None if it was not begun.
+
+    Raises:
+        AuditError: the file is damaged.
+    """
+    try:
+        return read_json(findings(folder))
+    except ResultsError as error:
+        raise AuditError(f"{error}; move it away to make the audit again") from error
+
+
+def finish_audit(
+    scene: Scene, budget: Budget, folder: Path, *, beside: Beside, device: torch.device, progress: Progress = silent
+) -> AuditContent:
+    """Make an audit, or resume one that was interrupted; see `sfumato.lab.audit.run.audit` for the arguments.
 
     Raises:
         AuditError: see `sfumato.lab.audit.run.audit`.
         Interrupted: Ctrl-C or SIGTERM; the findings so far are kept.
     """
+
+    def report(done: int, total: int, what: str, part: int, parts: int) -> None:
+        progress("audit", done, total)
+        progress(what, part, parts)
+
     resume = findings(folder).is_file()
     try:
-        found = audit(setting, budget, folder, comparison=comparison, resume=resume, device=device, progress=progress)
-        render_audit(setting, found, folder)
+        return audit(scene, budget, folder, beside=beside, resume=resume, device=device, progress=report)
     except AuditError as error:
-        raise AuditError(f"{folder}: {error}; moved away, it is made again") from error
-    return found
+        raise AuditError(f"{folder}: {error}; move it away to make it again") from error

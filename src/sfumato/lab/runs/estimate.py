@@ -1,4 +1,4 @@
-"""How long a recipe would take on this machine: a few of its steps are trained and timed, the rest is extrapolated."""
+"""Estimate how long a recipe takes on this machine: train and time a few of its steps, extrapolate the rest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +32,64 @@ _FEWEST = 4
 _TEST_BATCHES = 2
 
 
-def estimate(
-    recipe: AnyRecipe, *, accelerator: str = "auto", steps: int = STEPS, progress: Progress = silent
-) -> dict[str, Any]:
-    """Trains a few steps of a recipe, keeps nothing of them, and says how long all of it would take.
+@dataclass(frozen=True)
+class Extrapolated:
+    """The whole training, extrapolated.
+
+    Attributes:
+        epochs: of the recipe.
+        steps_per_epoch: with all training images.
+        training_hours: of all training steps.
+        testing_hours: of all validations.
+        hours: of both.
+    """
+
+    epochs: int
+    steps_per_epoch: int
+    training_hours: float
+    testing_hours: float
+    hours: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How long a recipe takes.
+
+    Attributes:
+        what: the conditions, in words.
+        name: of the recipe.
+        step_s: median of a step.
+        step_s_range: of the fastest and the slowest step.
+        steps_timed: number of steps.
+        images_per_s: training images.
+        data_share: share of the time spent waiting for images.
+        peak_memory_mb: of this process, of the largest of its workers, and on a GPU its own.
+        extrapolated: to the whole training.
+        recipe: as plain values.
+        measured: provenance.
+    """
+
+    what: str
+    name: str
+    step_s: float
+    step_s_range: tuple[float, float]
+    steps_timed: int
+    images_per_s: float
+    data_share: float
+    peak_memory_mb: dict[str, float]
+    extrapolated: Extrapolated
+    recipe: dict[str, Any]
+    measured: dict[str, Any]
+
+
+def estimate(recipe: AnyRecipe, *, accelerator: str = "auto", steps: int = STEPS) -> Estimate:
+    """Train a few steps of a recipe, discard them, and estimate how long all of it would take.
 
     Args:
-        recipe: validated. Of images that stand in for the real ones, `data.train_images` says how many an epoch of
-            the real ones has.
+        recipe: validated. With substitutes for the real images, `data.train_images` is the number of real images per
+            epoch.
         accelerator: as Lightning Fabric names it.
-        steps: to train and time, besides a few that are not timed.
-        progress: is told of each step.
-
-    Returns:
-        "step_s", the median; "step_s_range", from the fastest to the slowest; "images_per_s"; "data_share", of the
-        time that was waited for images; "peak_memory_mb", of this process and of the largest of its workers, and on a
-        GPU its own; "extrapolated" steps and hours; the recipe, and provenance.
+        steps: to train and time, after a few that are not timed.
 
     Raises:
         SfumatoError: as `sfumato.lab.training.train`; or there are too few images.
@@ -88,34 +130,34 @@ def _found(
     test_s: float,
     device: torch.device,
     precision: Precision,
-) -> dict[str, Any]:
+) -> Estimate:
     plan = recipe.training
     durations, waits = timed.durations()
     step_s = statistics.median(durations)
-    looks = -(-plan.epochs // plan.validate_every)
+    validations = -(-plan.epochs // plan.validate_every)
     tested = recipe.data.test_images or len(made.test)
-    training_s, testing_s = step_s * all_steps * plan.epochs, test_s * tested * looks
-    return {
-        "what": (
+    training_s, testing_s = step_s * all_steps * plan.epochs, test_s * tested * validations
+    return Estimate(
+        what=(
             f"An extrapolation from {len(durations)} training steps on this machine, not a training; reading the "
             "first images, export and the last evaluation are left out."
         ),
-        "name": recipe.name,
-        "step_s": round(step_s, 4),
-        "step_s_range": [round(min(durations), 4), round(max(durations), 4)],
-        "steps_timed": len(durations),
-        "images_per_s": round(plan.batch_size / step_s, 2),
-        "data_share": round(sum(waits) / sum(durations), 4),
-        "peak_memory_mb": _peak_memory_mb(device),
-        "extrapolated": {
-            "epochs": plan.epochs,
-            "steps_per_epoch": all_steps,
-            "training_hours": round(training_s / 3600, 2),
-            "testing_hours": round(testing_s / 3600, 2),
-            "hours": round((training_s + testing_s) / 3600, 2),
-        },
-        "recipe": recipe.model_dump(mode="json"),
-        "measured": provenance(
+        name=recipe.name,
+        step_s=round(step_s, 4),
+        step_s_range=(round(min(durations), 4), round(max(durations), 4)),
+        steps_timed=len(durations),
+        images_per_s=round(plan.batch_size / step_s, 2),
+        data_share=round(sum(waits) / sum(durations), 4),
+        peak_memory_mb=_peak_memory_mb(device),
+        extrapolated=Extrapolated(
+            epochs=plan.epochs,
+            steps_per_epoch=all_steps,
+            training_hours=round(training_s / 3600, 2),
+            testing_hours=round(testing_s / 3600, 2),
+            hours=round((training_s + testing_s) / 3600, 2),
+        ),
+        recipe=recipe.model_dump(mode="json"),
+        measured=provenance(
             seed=plan.seed,
             accelerator=device.type,
             precision=str(precision),
@@ -124,12 +166,12 @@ def _found(
             train_images=len(durations) * plan.batch_size,
             data=made.train.source,
             streamed=isinstance(made.train, Stream),
-        ).to_json(),
-    }
+        ),
+    )
 
 
 class _Timed:
-    """The first batches of an epoch, and when each was asked for and came."""
+    """The first batches of an epoch, with the times at which each was requested and received."""
 
     def __init__(self, images: ImageSet | Stream, steps: int, batch_size: int, device: torch.device) -> None:
         if steps < _WARM_UP + _FEWEST:
@@ -142,8 +184,8 @@ class _Timed:
             replace(images, images=count) if isinstance(images, Stream) else images.subset(count)
         )
         self._device = device
-        self._asked: list[float] = []
-        self._came: list[float] = []
+        self._requested: list[float] = []
+        self._received: list[float] = []
 
     def __len__(self) -> int:
         return len(self._few)
@@ -151,19 +193,19 @@ class _Timed:
     def batches(
         self, seed: int, batch_size: int, *, first: int = 0, rank: int = 0, world_size: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The images' batches, timed."""
+        """Yield the images' batches, timed."""
         batches = self._few.batches(seed, batch_size, first=first, rank=rank, world_size=world_size)
         for _ in range(len(self) // batch_size):
-            self._asked.append(self._now())
+            self._requested.append(self._now())
             batch = next(batches)
-            self._came.append(self._now())
+            self._received.append(self._now())
             yield batch
 
     def durations(self) -> tuple[list[float], list[float]]:
-        """Seconds of each step, and those of them that were waited for its images, without the first few steps."""
-        ends = self._asked[1:]  # the last step's end is not seen
-        steps = [end - start for start, end in zip(self._asked, ends, strict=False)]
-        waits = [came - asked for asked, came in zip(self._asked, self._came, strict=True)]
+        """Return the seconds of each step, and those spent waiting for its images, without the first few steps."""
+        ends = self._requested[1:]  # the end of the last step is unknown
+        steps = [end - start for start, end in zip(self._requested, ends, strict=False)]
+        waits = [came - asked for asked, came in zip(self._requested, self._received, strict=True)]
         return steps[_WARM_UP:], waits[_WARM_UP : len(steps)]
 
     def _now(self) -> float:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from sfumato.artifacts.versions import upgraded
 from sfumato.errors import ResultsError, TrainingError
 
+M = TypeVar("M", bound=BaseModel)
+
 
 def check_writable(folder: Path) -> None:
-    """Asks before hours of training whether their result can be kept; makes the folder.
+    """Make the folder, and check before hours of training that results can be written to it.
 
     Raises:
-        TrainingError: it cannot.
+        TrainingError: they cannot.
     """
     probe = folder / ".writable"
     try:
@@ -26,7 +30,7 @@ def check_writable(folder: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Reads a JSON object; None if there is no such file.
+    """Read a JSON object, with today's names for its keys; return None if there is no such file.
 
     Raises:
         ResultsError: the file cannot be read, or holds no JSON object.
@@ -40,3 +44,17 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise ResultsError(f"{path} holds a {type(found).__name__}; a JSON object is expected")
     return found
+
+
+def as_model(path: Path, found: dict[str, Any], kind: type[M]) -> M:
+    """Return the content of a JSON file as a model.
+
+    Raises:
+        ResultsError: it does not fit.
+    """
+    try:
+        return kind.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ResultsError(f"{path} is malformed ({where}: {first['msg']}); move it away to make it again") from error

@@ -1,4 +1,4 @@
-"""How long trainings and audits take on this machine, roughly: measured on a few steps, when it is asked for."""
+"""Rough estimates of how long trainings and audits take on this machine, from a few steps measured on demand."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Entry:
     Attributes:
         what: the name of a training, or "audit of" it.
         state: "done", "half done: epoch 3 of 20" or "missing".
-        seconds: that the rest takes, roughly; None where nothing is left.
+        seconds: rough duration of the rest; None if nothing is left.
     """
 
     what: str
@@ -37,12 +37,12 @@ class Entry:
 
     @property
     def line(self) -> str:
-        """For people."""
+        """The entry in words."""
         return f"{self.what}: {self.state}" + ("" if self.seconds is None else f", about {spoken(self.seconds)}")
 
 
 def device_macs(recipe: AnyRecipe, *, height: int = 32, width: int = 32, classes: int = 10) -> int:
-    """Multiply-accumulates of the network that a recipe trains, for one image.
+    """Count the multiply-accumulates per image of the network that a recipe trains.
 
     Args:
         recipe: of a classifier or an obfuscator.
@@ -61,7 +61,7 @@ def device_macs(recipe: AnyRecipe, *, height: int = 32, width: int = 32, classes
 
 
 class Speed:
-    """How fast this machine is, measured when it is asked for.
+    """The speed of this machine, measured on demand.
 
     Args:
         device: that trains and attacks.
@@ -82,12 +82,12 @@ class Speed:
         width: int = 32,
         classes: int = 10,
     ) -> float:
-        """Seconds for a training, from a few steps of its networks on smaller batches.
+        """Estimate the seconds of a training, from a few steps of its networks on smaller batches.
 
         Args:
             recipe: of a classifier or an obfuscator.
-            images: of one epoch.
-            epochs: that are left.
+            images: per epoch.
+            epochs: still to train.
             classifier: the frozen classifier of an obfuscator, or the teacher of a classifier: normalised images to
                 logits.
             height: rows of the images.
@@ -108,19 +108,19 @@ class Speed:
         return self._known[key] * images * epochs
 
     def audit_s(self, budget: Budget) -> float:
-        """Seconds for an audit."""
+        """Estimate the seconds of an audit."""
         return self.decoder_s * (budget.images + budget.identification_images + budget.attribute_images)
 
     @cached_property
     def decoder_s(self) -> float:
-        """Seconds that an audit takes for each training image of its decoders."""
+        """Seconds of an audit per training image of its decoders."""
         return decoder_seconds(self._device)
 
 
 def _task(
     recipe: AnyRecipe, classifier: nn.Module | None, height: int, width: int, classes: int, device: torch.device
 ) -> nn.Module:
-    """What the recipe trains, as far as time goes: its networks with fresh weights and its plainest objective."""
+    """Return a task that takes as long as the recipe's: its networks with fresh weights, the plainest objective."""
     bfloat16 = choose_precision(recipe.training.precision, device).dense_bfloat16
     scale = Normalize((0.5,) * 3, (0.25,) * 3)
     if isinstance(recipe, ClassifierRecipe):
@@ -143,7 +143,7 @@ def _task(
 
 
 def _image_seconds(task: nn.Module, size: tuple[int, int], device: torch.device) -> float:
-    """Seconds that a training step takes for each image of its batch."""
+    """Return the seconds of a training step per image of its batch."""
     batch = 256 if device.type == "cuda" else _BATCH
     task.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     images, labels = torch.rand(batch, 3, *size, device=device), torch.zeros(batch, dtype=torch.int64, device=device)

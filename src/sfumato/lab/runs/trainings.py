@@ -1,4 +1,4 @@
-"""How far a training is, and going on with it."""
+"""How far a training is, and resuming it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sfumato.artifacts.bundle import MANIFEST, Bundle
-from sfumato.lab.models.checkpoint import load_checkpoint
 from sfumato.errors import TrainingError
+from sfumato.lab.models.checkpoint import load_checkpoint
 from sfumato.lab.training import Run, train
 from sfumato.lab.training.recipe import AnyRecipe
-from sfumato.progress import Progress, Say, mute, silent
+from sfumato.progress import Say, mute
 
 
 @dataclass(frozen=True)
@@ -19,23 +19,19 @@ class State:
 
     Attributes:
         name: "done", "half done" or "missing".
-        epochs: that were trained, where it is half done.
+        epochs: finished so far, if it is half done.
     """
 
     name: Literal["done", "half done", "missing"]
     epochs: int = 0
 
     def of(self, epochs: int) -> str:
-        """In words, such as "half done: epoch 3 of 20".
-
-        Args:
-            epochs: of the whole training.
-        """
+        """Return it in words, such as "half done: epoch 3 of 20"; `epochs` are those of the whole training."""
         return f"half done: epoch {self.epochs} of {epochs}" if self.name == "half done" else self.name
 
 
 def state_of(run: Run) -> State:
-    """How far a run is.
+    """Return how far a run is.
 
     Raises:
         BundleError: its bundle is damaged.
@@ -49,14 +45,8 @@ def state_of(run: Run) -> State:
     return State("half done", int(load_checkpoint(run.checkpoint, frozenset({"epoch"}))["epoch"]))
 
 
-def finish_training(recipe: AnyRecipe, run: Run, *, progress: Progress = silent, say: Say = mute) -> None:
-    """Trains, or goes on with a training that was interrupted.
-
-    Args:
-        recipe: validated.
-        run: its files.
-        progress: is told of each step.
-        say: is told a line for people.
+def finish_training(recipe: AnyRecipe, run: Run, *, say: Say = mute) -> None:
+    """Train, or resume a training that was interrupted.
 
     Raises:
         SfumatoError: see `sfumato.lab.training.train`.
@@ -65,4 +55,4 @@ def finish_training(recipe: AnyRecipe, run: Run, *, progress: Progress = silent,
     try:
         train(recipe, run.folder, resume=run.checkpoint.exists(), progress=progress, say=say)
     except TrainingError as error:
-        raise TrainingError(f"{run.folder}: {error}; moved away, it is trained from the start") from error
+        raise TrainingError(f"{run.folder}: {error}; move it away to train from the start") from error

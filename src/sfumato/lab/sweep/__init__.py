@@ -1,1 +1,1 @@
-"""Sweeps: one recipe at several settings, each trained and audited, beside what anybody gets without an obfuscator."""
+"""Sweeps: one recipe at several settings, trained, audited, and compared with the best mixture."""

@@ -1,4 +1,4 @@
-"""Dials: which values of a recipe are swept, and the grid that they span, checked before anything is trained."""
+"""Dials: the values of a recipe to sweep, and the grid that they span, checked before anything is trained."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Dial:
 
 @dataclass(frozen=True)
 class Setting:
-    """One place of the dials, with one recipe for each seed.
+    """One point of the grid, with one recipe for each seed.
 
     Attributes:
         label: such as "code_bits=4"; the recipe's name if there is no dial.
         values: of the dials, by key.
-        names: of the points, one for each seed; folders are called so.
-        recipes: of the points, validated.
+        names: one for each seed, also of its folder.
+        recipes: one for each seed, validated.
     """
 
     label: str
@@ -46,10 +46,10 @@ class Setting:
 
 
 def parse_dial(text: str) -> Dial:
-    """`code_bits=4,8,16` as a dial.
+    """Parse a dial such as `code_bits=4,8,16`.
 
     Raises:
-        RecipeError: something else, or a value twice.
+        RecipeError: the text is no dial, or repeats a value.
     """
     key, separator, rest = text.partition("=")
     key, values = key.strip(), tuple(value.strip() for value in rest.split(","))
@@ -58,29 +58,29 @@ def parse_dial(text: str) -> Dial:
     if key in _RESERVED:
         raise RecipeError(f"--dial {text!r}: {key!r} is no dial, {_RESERVED[key]}")
     if len(set(values)) < len(values):
-        raise RecipeError(f"--dial {text!r}: a value is there twice")
+        raise RecipeError(f"--dial {text!r}: a value is repeated")
     return Dial(key, values)
 
 
 def settings(recipe: Path, dials: Sequence[Dial], *, seeds: int, overrides: Sequence[str] = ()) -> list[Setting]:
-    """Every combination of the dials' values, each with its seeds.
+    """Return every combination of the dials' values, each with its seeds.
 
     Args:
         recipe: the TOML file of an obfuscator.
         dials: of different keys.
-        seeds: how often each point is repeated: with the recipe's own seed, and those that follow it.
+        seeds: repetitions of each point, with the recipe's own seed and those that follow it.
         overrides: of the recipe, at every point, such as "training.epochs=4".
 
     Returns:
-        Settings, the last dial turning fastest.
+        Settings; the last dial varies fastest.
 
     Raises:
-        RecipeError: the recipe cannot be read or is not an obfuscator's, a dial is unknown or has a value that it
-            cannot have, or points would not be comparable.
+        RecipeError: the recipe cannot be read or is not an obfuscator's, a dial is unknown or has an invalid
+            value, or points would not be comparable.
     """
     keys = [dial.key for dial in dials]
     if len(set(keys)) < len(keys):
-        raise RecipeError(f"a dial is there twice: {', '.join(keys)}; give all values of a key at once")
+        raise RecipeError(f"a dial is repeated: {', '.join(keys)}; give all values of a key at once")
     found = [
         _setting(recipe, dict(zip(keys, values, strict=True)), seeds, overrides)
         for values in product(*(dial.values for dial in dials))
@@ -95,8 +95,8 @@ def settings(recipe: Path, dials: Sequence[Dial], *, seeds: int, overrides: Sequ
 
 
 def _setting(recipe: Path, values: dict[str, str], seeds: int, overrides: Sequence[str]) -> Setting:
-    turned = [*overrides, *(f"{key}={value}" for key, value in values.items())]
-    plain = load_recipe(recipe, turned)
+    changed = [*overrides, *(f"{key}={value}" for key, value in values.items())]
+    plain = load_recipe(recipe, changed)
     if isinstance(plain, ClassifierRecipe):
         raise RecipeError(f"{recipe} is of kind 'classifier'; a sweep takes the recipe of an obfuscator")
     place = [f"{key}-{value}" for key, value in values.items()]
@@ -104,7 +104,7 @@ def _setting(recipe: Path, values: dict[str, str], seeds: int, overrides: Sequen
     for seed in range(plain.training.seed, plain.training.seed + seeds):
         name = re.sub(r"[^A-Za-z0-9._-]", "_", "-".join([*place, f"seed{seed}"]))
         names.append(name)
-        recipes.append(load_recipe(recipe, [*turned, f"{SEED}={seed}", f'name="{plain.name}-{name}"']))
+        recipes.append(load_recipe(recipe, [*changed, f"{SEED}={seed}", f'name="{plain.name}-{name}"']))
     label = ", ".join(f"{key}={value}" for key, value in values.items()) or plain.name
     return Setting(label, values, tuple(names), tuple(recipes))
 

@@ -1,4 +1,4 @@
-"""How the points of a sweep are made: one after the other in this process, or by Ray Tune (`sfumato.lab.sweep.ray`)."""
+"""Engines that make the points of a sweep: in this process, or on Ray Tune (`sfumato.lab.sweep.ray`)."""
 
 from __future__ import annotations
 
@@ -7,19 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sfumato.errors import Interrupted, SfumatoError
-from sfumato.lab.sweep.jobs import Engine, Job, Make, Say
+from sfumato.lab.sweep.jobs import Engine, Job, Make
+from sfumato.progress import Say
 
 
 def in_turn(jobs: Sequence[Job], make: Make, say: Say) -> dict[str, str]:
-    """Makes one point after the other.
-
-    Args:
-        jobs: the points.
-        make: see `Make`.
-        say: see `Say`.
-
-    Returns:
-        What went wrong, by the point's name.
+    """Make one point after the other; see `Engine`.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM.
@@ -45,19 +38,19 @@ def on_ray(
     cpus: float = 1,
     gpus: float | None = None,
 ) -> Engine:
-    """An engine that makes several points at once.
+    """Return an engine that makes several points at once.
 
     Args:
         storage: folder of Ray Tune's own logs; on a cluster, like the points' folders, on a disk that all share.
         address: of a running cluster; None starts Ray on this machine alone, and ends it with the sweep.
         parallel: points at once, at most; None for as many as fit.
         cpus: processor cores for each.
-        gpus: GPUs for each, also a share of one; None for one where there are any.
+        gpus: GPUs for each, may be a fraction; None for one if there are any.
 
     Raises:
         SfumatoError: Ray is not installed.
     """
-    # Ray reads these when it is imported: nothing is told to anybody, and without a cluster it keeps to the loopback.
+    # Ray reads these when it is imported: no usage statistics, and without a cluster the loopback alone.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if address is None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"

@@ -1,4 +1,4 @@
-"""One point of a sweep: an ordinary training and an ordinary audit, made in whatever process it is given to."""
+"""One point of a sweep: an ordinary training and an ordinary audit, made in any process."""
 
 from __future__ import annotations
 
@@ -10,30 +10,29 @@ from typing import Any
 import torch
 
 from sfumato.artifacts.bundle import MANIFEST, OBFUSCATOR_ONNX, Bundle
-from sfumato.errors import AuditError, RecipeError, ResultsError, TrainingError
+from sfumato.errors import AuditError, RecipeError, TrainingError
 from sfumato.lab.audit.budget import Budget
-from sfumato.lab.audit.run import Comparison, record
-from sfumato.lab.audit.schema import AuditResult
-from sfumato.lab.audit.setting import AttackSetting
+from sfumato.lab.audit.recording import record
+from sfumato.lab.audit.run import Beside
+from sfumato.lab.audit.setting import Scene
 from sfumato.lab.audit.targets import bundle_target
 from sfumato.lab.classifiers import classifier_bundle, load_classifier
 from sfumato.lab.data import ImageSet, load_train_test
-from sfumato.lab.runs.audits import findings, finish_audit
-from sfumato.lab.runs.folders import read_json
+from sfumato.lab.runs.audits import AuditContent, finish_audit, read_audit, read_findings
 from sfumato.lab.runs.trainings import State, finish_training, state_of
 from sfumato.lab.training import ClassifierRecipe, Run
 from sfumato.lab.training.recipe import AnyRecipe, DataRecipe, parse_recipe
-from sfumato.progress import Progress, silent
+from sfumato.progress import Progress, Say, silent
 
 
 @dataclass(frozen=True)
-class Attack:
+class AuditOptions:
     """How a point is audited.
 
     Attributes:
-        budget: how hard the attackers try.
-        local: folder of the bundle of the classifier on the device; None if there is none.
-        images: use only so many training and test images each; None for all.
+        budget: attack budget.
+        local: folder of the on-device baseline's bundle; None without one.
+        images: number of training and of test images; None for all.
     """
 
     budget: Budget
@@ -43,19 +42,19 @@ class Attack:
 
 @dataclass(frozen=True)
 class Job:
-    """What is made for one point; plain values, so that another process can take it.
+    """The making of one point; plain values, so that another process can take it.
 
     Attributes:
         name: of the point.
         recipe: validated, as plain values.
-        folder: of the run; the audit lies in it.
-        attack: how it is audited; None for a classifier.
+        folder: of the run, with the audit in it.
+        audit: how it is audited; None for a classifier.
     """
 
     name: str
     recipe: dict[str, Any]
     folder: str
-    attack: Attack | None
+    audit: AuditOptions | None
 
     @property
     def run(self) -> Run:
@@ -63,42 +62,38 @@ class Job:
         return Run(Path(self.folder))
 
     @property
-    def audit(self) -> Path:
+    def audit_folder(self) -> Path:
         """The folder of the audit."""
-        assert self.attack is not None
-        count = "" if self.attack.images is None else f"-{self.attack.images}"
-        return Path(self.folder) / f"audit-{self.attack.budget.name}{count}"
+        assert self.audit is not None
+        count = "" if self.audit.images is None else f"-{self.audit.images}"
+        return Path(self.folder) / f"audit-{self.audit.budget.name}{count}"
 
 
 def make(job: Job, progress: Progress = silent) -> None:
-    """Trains and audits a point; whatever was made before is kept.
-
-    Args:
-        job: the point.
-        progress: see `sfumato.progress.Progress`.
+    """Train and audit a point, or what is missing of it.
 
     Raises:
         SfumatoError: it cannot be trained or audited, or its folder holds something else.
-        Interrupted: Ctrl-C or SIGTERM; what was done is kept.
+        Interrupted: Ctrl-C or SIGTERM; the state is kept.
     """
     recipe = parse_recipe(job.recipe, where=job.name)
     if is_done(job):
         return
     if training_state(job).name != "done":
         finish_training(recipe, job.run)
-    if job.attack is None:
+    if job.audit is None:
         return
     assert not isinstance(recipe, ClassifierRecipe)
     bundle = Bundle.load(job.run.bundle, kind="obfuscator")
-    train, test = images(recipe.data, job.attack.images)
-    local, path = job.attack.local, classifier_bundle(recipe.classifier, job.run.classifier)
+    train, test = images(recipe.data, job.audit.images)
+    local, path = job.audit.local, classifier_bundle(recipe.classifier, job.run.classifier)
     classifier = load_classifier(path)
     train, test = train.of_classes(classifier.labels), test.of_classes(classifier.labels)
     found = finish_audit(
-        AttackSetting(bundle_target(bundle), train, test, classifier=classifier.net),
-        job.attack.budget,
-        job.audit,
-        comparison=Comparison(
+        Scene(bundle_target(bundle), train, test, classifier=classifier.net),
+        job.audit.budget,
+        job.audit_folder,
+        beside=Beside(
             classifier=Bundle.load(path, kind="classifier"),
             local=Bundle.load(local, kind="classifier") if local else None,
         ),
@@ -109,7 +104,7 @@ def make(job: Job, progress: Progress = silent) -> None:
 
 
 def training_state(job: Job) -> State:
-    """How far a point's training is.
+    """Return how far a point's training is.
 
     Raises:
         TrainingError: its folder holds the training of another recipe.
@@ -120,57 +115,47 @@ def training_state(job: Job) -> State:
         Bundle.load(job.run.bundle).recipe.to_json(), parse_recipe(job.recipe)
     ):
         raise TrainingError(
-            f"{job.folder} was trained by another recipe; sweep into another folder, or move it away, then it is "
-            "trained again"
+            f"{job.folder} was trained by another recipe; sweep into another folder, or move it away to train it again"
         )
     return state
 
 
-def known_audit(job: Job) -> AuditResult | None:
-    """A point's audit, if it was made.
+def known_audit(job: Job) -> AuditContent | None:
+    """Read a point's audit; return None if it was not made.
 
     Raises:
-        AuditError: it is damaged, or was made of another obfuscator, with another budget or beside other classifiers.
+        AuditError: it is damaged, or of another obfuscator, budget or classifier.
     """
-    assert job.attack is not None
-    place = job.audit / "audit.json"
-    try:
-        about = read_json(findings(job.audit))
-        if about is None or not place.is_file():
-            return None
-        found = AuditResult.read(place)
-    except (AuditError, ResultsError) as error:
-        raise AuditError(f"{error}; move it away, then the audit is made again") from error
+    assert job.audit is not None
+    found, about = read_audit(job.audit_folder / "audit.json"), read_findings(job.audit_folder)
+    if found is None or about is None:
+        return None
     bundle = Bundle.load(job.run.bundle, kind="obfuscator")
     stated = {
         "obfuscator": found.target.fingerprint == bundle.files[OBFUSCATOR_ONNX],
         "classifier": about.get("classifier") == bundle.classifier_fingerprint,
-        "classifier on the device": about.get("local") == _fingerprint(job.attack.local),
-        "budget": about.get("budget") == repr(job.attack.budget),
+        "on-device baseline": about.get("local") == _fingerprint(job.audit.local),
+        "budget": about.get("budget") == repr(job.audit.budget),
     }
     if other := [what for what, same in stated.items() if not same]:
         raise AuditError(
-            f"{job.audit} is the audit with another {', another '.join(other)}; sweep into another folder, or move it "
-            "away, then it is made again"
+            f"{job.audit_folder} is the audit with another {', another '.join(other)}; sweep into another folder, or "
+            "move it away to make it again"
         )
     return found
 
 
 def is_done(job: Job) -> bool:
-    """Whether nothing is left to do for a point.
+    """Return whether nothing is left to do for a point.
 
     Raises:
         SfumatoError: its folder holds something else, or something damaged.
     """
-    return training_state(job).name == "done" and (job.attack is None or known_audit(job) is not None)
+    return training_state(job).name == "done" and (job.audit is None or known_audit(job) is not None)
 
 
 def images(recipe: DataRecipe, count: int | None) -> tuple[ImageSet, ImageSet]:
-    """Training and test images of an audit.
-
-    Args:
-        recipe: the data's.
-        count: use only so many of each; None for all.
+    """Load the training and test images of an audit, `count` of each or all.
 
     Raises:
         RecipeError: the recipe names columns, which audits find by their types, or streams.
@@ -185,12 +170,12 @@ def images(recipe: DataRecipe, count: int | None) -> tuple[ImageSet, ImageSet]:
 
 
 def fastest_device() -> torch.device:
-    """Where attackers are trained."""
+    """Return the device that attackers are trained on."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _fingerprint(local: str | None) -> str | None:
-    """Of the classifier on the device; of one that is not trained yet, none that an audit could know."""
+    """Return the on-device baseline's fingerprint; if it is not trained yet, a text that no audit has."""
     if local is None:
         return None
     trained = (Path(local) / MANIFEST).is_file()
@@ -206,7 +191,5 @@ def _same_recipe(stated: dict[str, Any], wanted: AnyRecipe) -> bool:
 
 Make = Callable[[Job], None]
 """Trains and audits a point."""
-Say = Callable[[str], None]
-"""Is told a line for people."""
 Engine = Callable[[Sequence[Job], Make, Say], dict[str, str]]
-"""Makes points; gives back what went wrong, by the point's name. The others are made all the same."""
+"""Makes points; returns the error of each that failed, by the point's name."""

@@ -1,4 +1,4 @@
-"""What a sweep consists of, checked before anything is trained; what is there already, and how long the rest takes."""
+"""The plan of a sweep, checked before anything is trained; what is there already, and how long the rest takes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from sfumato.lab.audit.budget import Budget
 from sfumato.lab.audit.points import read_audits
 from sfumato.lab.audit.schema import AuditResult
 from sfumato.lab.classifiers import FrozenClassifier, classifier_bundle, load_classifier
+from sfumato.lab.report.points import points_of, read_audits
+from sfumato.lab.runs.audits import AuditContent
 from sfumato.lab.runs.speed import Entry, Speed, device_macs
 from sfumato.lab.sweep.dials import Setting, parse_dial, settings
-from sfumato.lab.sweep.jobs import Attack, Job, fastest_device, images, known_audit, training_state
+from sfumato.lab.sweep.jobs import AuditOptions, Job, fastest_device, images, known_audit, training_state
+from sfumato.lab.sweep.schema import DeviceCost
 from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, DataRecipe, load_recipe, parse_recipe
 
 LOCAL = "local"
-"""The name of the classifier on the device, where the sweep trains it."""
+"""The name of the on-device baseline, where the sweep trains it."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,13 @@ class Sweep:
     Attributes:
         recipe: the TOML file.
         settings: in order, each with its seeds.
-        folder: of everything: `points/` with a run and its audit each, `local/`, `audits/`, and what comes out.
+        folder: of everything: `points/` with a run and its audit each, `local/`, `audits/`, and the results.
         budget: of the audits.
         classifier: that all points are for.
-        images: training and test images of the audits, each at most; None for all.
-        local: folder of the bundle of the classifier on the device; None if none was given.
-        local_recipe: by which that classifier is trained.
-        beside: contents of other audits, by file.
+        images: number of training and of test images of the audits; None for all.
+        local: folder of the on-device baseline's bundle; None if none was given.
+        local_recipe: to train that baseline by.
+        others: contents of other audits, by file.
     """
 
     recipe: Path
@@ -47,26 +50,26 @@ class Sweep:
     images: int | None = None
     local: Path | None = None
     local_recipe: ClassifierRecipe | None = None
-    beside: dict[Path, AuditResult] | None = None
+    others: dict[Path, AuditContent] | None = None
 
     @property
     def local_job(self) -> Job | None:
-        """The classifier on the device, where the sweep trains it."""
+        """The on-device baseline, where the sweep trains it."""
         if self.local_recipe is None:
             return None
         return Job(LOCAL, self.local_recipe.model_dump(mode="json"), str(self.folder / LOCAL), None)
 
     @property
     def local_bundle(self) -> Path | None:
-        """Where the bundle of the classifier on the device lies, or will."""
+        """The folder of the on-device baseline's bundle, which may not exist yet."""
         return self.local if self.local_job is None else self.local_job.run.bundle
 
     @cached_property
     def jobs(self) -> dict[str, Job]:
         """One job for each point, by its name."""
-        attack = Attack(self.budget, None if self.local_bundle is None else str(self.local_bundle), self.images)
+        audit = AuditOptions(self.budget, None if self.local_bundle is None else str(self.local_bundle), self.images)
         return {
-            name: Job(name, recipe.model_dump(mode="json"), str(self.folder / "points" / name), attack)
+            name: Job(name, recipe.model_dump(mode="json"), str(self.folder / "points" / name), audit)
             for setting in self.settings
             for name, recipe in zip(setting.names, setting.recipes, strict=True)
         }
@@ -83,22 +86,22 @@ def plan_sweep(
     images_each: int | None = None,
     local: Path | None = None,
     local_recipe: Path | None = None,
-    beside: Path | None = None,
+    compare_with: Path | None = None,
 ) -> Sweep:
-    """Checks everything that can be checked before anything is trained.
+    """Plan a sweep, and check all that can be checked before anything is trained.
 
     Args:
         recipe: the TOML file of an obfuscator.
-        folder: of everything that will come out.
+        folder: of everything that the sweep writes.
         budget: of the audits.
         dials: such as "code_bits=4,8,16".
         seeds: how often each point is repeated.
         overrides: of the recipe at every point, such as "training.epochs=4".
-        images_each: use only so many training and test images each in audits.
-        local: folder of the bundle of a classifier that fits the device.
-        local_recipe: a TOML file to train that classifier by instead, on the same images, with the sweep's
+        images_each: number of training and of test images in audits.
+        local: folder of an on-device baseline's bundle.
+        local_recipe: a TOML file to train that baseline by instead, on the same images, with the sweep's
             classifier as its teacher if it has one.
-        beside: folder of other audits.
+        compare_with: folder of other audits.
 
     Raises:
         SfumatoError: a dial, recipe, bundle, data set or audit is wrong, or does not fit the others.
@@ -116,9 +119,10 @@ def plan_sweep(
     if local is not None:
         bundle = Bundle.load(local, kind="classifier")
         _check_fit(str(local), classifier, (bundle.preprocessing.height, bundle.preprocessing.width), bundle.labels)
-    others = None if beside is None else read_audits(beside)
+    others = None if compare_with is None else read_audits(compare_with)
     for file, audit in (others or {}).items():
-        if audit.data.source != test.source:
+        points_of({file: audit})  # report broken ones now, not in some hours
+        if audit["data"]["source"] != test.source:
             raise AuditError(
                 f"{file} is an audit on {audit.data.source}, this sweep is on {test.source}; audits of several "
                 "data sets cannot share one plot"
@@ -132,12 +136,12 @@ def plan_sweep(
         images=images_each,
         local=local,
         local_recipe=None if local_recipe is None else _local(local_recipe, first.data, first.classifier),
-        beside=others,
+        others=others,
     )
 
 
 def listing(sweep: Sweep) -> list[Entry]:
-    """What a sweep needs, in the order in which it is made; nothing is trained.
+    """List what a sweep needs, in the order in which it is made; train nothing.
 
     Raises:
         SfumatoError: something that is there is damaged, or belongs to something else.
@@ -156,18 +160,15 @@ def listing(sweep: Sweep) -> list[Entry]:
                 **_size(sweep),
             )
         entries.append(Entry(job.name, state.of(epochs), seconds))
-        if job.attack is not None:
+        if job.audit is not None:
             done = state.name == "done" and known_audit(job) is not None
             audited = None if done else speed.audit_s(sweep.budget)
             entries.append(Entry(f"audit of {job.name}", "done" if done else "missing", audited))
     return entries
 
 
-def device_cost(sweep: Sweep) -> dict[str, int | None]:
-    """Multiply-accumulates an image on the device: of the largest obfuscator, and of the classifier beside it.
-
-    None where no classifier was given, or one that no recipe of ours describes.
-    """
+def device_cost(sweep: Sweep) -> DeviceCost:
+    """Count multiply-accumulates per image on the device."""
     recipes = [recipe for setting in sweep.settings for recipe in setting.recipes]
     local = sweep.local_recipe
     if sweep.local is not None:
@@ -176,10 +177,10 @@ def device_cost(sweep: Sweep) -> dict[str, int | None]:
         except RecipeError:
             stated = None
         local = stated if isinstance(stated, ClassifierRecipe) else None
-    return {
-        "obfuscator_macs": max(device_macs(recipe, **_size(sweep)) for recipe in recipes),
-        "local_macs": None if local is None else device_macs(local, **_size(sweep)),
-    }
+    return DeviceCost(
+        obfuscator_macs=max(device_macs(recipe, **_size(sweep)) for recipe in recipes),
+        on_device_macs=None if local is None else device_macs(local, **_size(sweep)),
+    )
 
 
 def _size(sweep: Sweep) -> dict[str, int]:
@@ -213,5 +214,5 @@ def _check_fit(what: str, classifier: FrozenClassifier, size: tuple[int, int], n
     if tuple(names) != tuple(classifier.labels):
         raise RecipeError(
             f"{what} has the classes {', '.join(names[:4])}, ...; the classifier {classifier.name} has "
-            f"{', '.join(classifier.labels[:4])}, ...: accuracies could not be told"
+            f"{', '.join(classifier.labels[:4])}, ...: accuracies could not be measured"
         )

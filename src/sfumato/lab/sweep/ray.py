@@ -1,8 +1,8 @@
 """The points of a sweep as trials of Ray Tune: several at once, on this machine or on a cluster.
 
-A trial keeps its state where every training and audit keeps it, in the point's own folder. So a worker that dies goes
-on there, and so does an interrupted sweep: it starts anew with the points that are missing. `Tuner.restore` would do no
-more, and it unpickles the experiment's folder, which nobody should do with a folder that he was given.
+A trial keeps its state where every training and audit keeps it, in the point's own folder. A worker that dies resumes
+there, and an interrupted sweep starts with the points that are missing. `Tuner.restore` would do no more, and it
+unpickles the experiment's folder, which is unsafe for a folder from elsewhere.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import ray
 from ray import tune
 
 from sfumato.errors import Interrupted, SfumatoError
-from sfumato.lab.sweep.jobs import Job, Make, Say
+from sfumato.lab.sweep.jobs import Job, Make
+from sfumato.progress import Say
 
 _ATTEMPTS = 3
-"""How often a trial goes on after its worker died."""
+"""How often a trial resumes after its worker died."""
 _LOOPBACK = "127.0.0.1"
 _PASSED_ON = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
@@ -34,7 +35,7 @@ class RayEngine:
         storage: folder of Ray Tune's own logs; on a cluster, like the points' folders, on a disk that all share.
         parallel: points at once, at most; None for as many as fit.
         cpus: processor cores for each.
-        gpus: GPUs for each, also a share of one; None for one where there are any.
+        gpus: GPUs for each, may be a fraction; None for one if there are any.
         address: of a running cluster; None starts Ray on this machine alone, and ends it with the sweep.
     """
 
@@ -45,10 +46,10 @@ class RayEngine:
     address: str | None = None
 
     def __call__(self, jobs: Sequence[Job], make: Make, say: Say) -> dict[str, str]:
-        """Makes points.
+        """Make points; see `Engine`.
 
         Raises:
-            SfumatoError: Ray cannot start, or the cluster is not reached or has not what a trial needs.
+            SfumatoError: Ray cannot start, or the cluster is unreachable or too small for a trial.
             Interrupted: Ctrl-C; each point loses at most a minute of training, or the attacker at work.
         """
         try:
@@ -62,7 +63,7 @@ class RayEngine:
         where: dict[str, Any] = {"address": self.address}
         if self.address is None:
             where = {"address": "local", "include_dashboard": False}
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what went wrong is told by `_Says` and in the result
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors are reported by `_Reporter` and in the result
         try:
             ray.init(
                 **where, runtime_env={"env_vars": environment}, log_to_driver=False, logging_level=logging.CRITICAL
@@ -89,7 +90,7 @@ class RayEngine:
             run_config=tune.RunConfig(
                 storage_path=str(self.storage.absolute()),
                 failure_config=tune.FailureConfig(max_failures=_ATTEMPTS),
-                callbacks=[_Says(say, len(jobs))],
+                callbacks=[_Reporter(say, len(jobs))],
                 log_to_file=True,
                 verbose=0,
             ),
@@ -109,7 +110,7 @@ class RayEngine:
 
 
 def _trial(jobs: Sequence[Job], make: Make, here: Path) -> Callable[[dict[str, Any]], None]:
-    """What a worker does: makes the point that it is told the name of."""
+    """Return what a worker runs: it makes the point of a given name."""
     by_name = {job.name: job for job in jobs}
 
     def trial(config: dict[str, Any]) -> None:
@@ -129,28 +130,28 @@ def _trial(jobs: Sequence[Job], make: Make, here: Path) -> Callable[[dict[str, A
     return trial
 
 
-class _Says(tune.Callback):  # type: ignore[misc, unused-ignore]
-    """Tells people how far the sweep is."""
+class _Reporter(tune.Callback):  # type: ignore[misc, unused-ignore]
+    """Reports how far the sweep is."""
 
     def __init__(self, say: Say, count: int) -> None:
         self._say, self._count, self._ended = say, count, 0
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A worker began, or goes on after one that died."""
+        """Report that a worker began, or resumed after one that died."""
         again = f", attempt {trial.num_failures + 1}" if trial.num_failures else ""
         self._say(f"{trial.config['point']}: started{again}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial came to an end, if only to say what is wrong."""
+        """Report that a trial ended, possibly with an error."""
         self._ended += 1
         failure = (trial.last_result or {}).get("failure")
         end = f"failed: {failure}" if failure else "done"
         self._say(f"[{self._ended}/{self._count}] {trial.config['point']}: {end}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A worker died too often."""
+        """Report that a worker died too often."""
         self._ended += 1
-        self._say(f"[{self._ended}/{self._count}] {trial.config['point']}: given up, its worker died again and again")
+        self._say(f"[{self._ended}/{self._count}] {trial.config['point']}: given up, its worker died repeatedly")
 
 
 def _first_line(error: BaseException) -> str:

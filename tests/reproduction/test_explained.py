@@ -1,11 +1,11 @@
-"""What an obfuscated image still shows, on images that can be worked out by hand."""
+"""Explained variance, on images that can be worked out by hand."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from reproduction.remains import least_squares_guess, remains
+from reproduction.explained import explained_variance, least_squares_estimate
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.threat_models import LazyPairs
 
@@ -30,29 +30,29 @@ IMAGES = flat(0.2, 0.4, 0.6, 0.8) + halves(-0.2, 0.1, -0.1, 0.2) - 0.5
 def test_by_hand():
     # Mean greys 0.2 0.4 0.6 0.8 have squares about their mean 0.09 + 0.01 + 0.01 + 0.09 = 0.2; a guess that is off by
     # 0.1 everywhere has 4 * 0.01 = 0.04: 1 - 0.04 / 0.2 = 0.8. The layout is untouched by that.
-    found = remains(IMAGES + 0.1, IMAGES)
+    found = explained_variance(IMAGES + 0.1, IMAGES)
     assert (found.mean_colour, found.layout) == (pytest.approx(0.8), pytest.approx(1.0))
     # Halves of steps -2 1 -1 2 (mean 0) have squares 4 + 1 + 1 + 4 = 10; half of each step leaves 10 / 4.
     guess = flat(0.2, 0.4, 0.6, 0.8) + halves(-0.1, 0.05, -0.05, 0.1) - 0.5
-    found = remains(guess, IMAGES)
+    found = explained_variance(guess, IMAGES)
     assert (found.mean_colour, found.layout) == (pytest.approx(1.0), pytest.approx(0.75))
 
 
 def test_the_mean_over_the_images_explains_nothing_and_worse_is_below_zero():
     mean = IMAGES.mean(dim=0, keepdim=True).expand_as(IMAGES)
-    found = remains(mean, IMAGES)
+    found = explained_variance(mean, IMAGES)
     assert (found.mean_colour, found.layout) == (pytest.approx(0.0, abs=1e-5), pytest.approx(0.0, abs=1e-5))
-    assert remains(IMAGES.flip(0), IMAGES).mean_colour == pytest.approx(-3.0)
+    assert explained_variance(IMAGES.flip(0), IMAGES).mean_colour == pytest.approx(-3.0)
 
 
 def test_what_finer_detail_there_is_plays_no_part():
     fine = torch.zeros(4, 3, 8, 8)
     fine[:, :, :, ::2], fine[:, :, :, 1::2] = 0.05, -0.05
-    found = remains(IMAGES + fine, IMAGES)
+    found = explained_variance(IMAGES + fine, IMAGES)
     assert (found.mean_colour, found.layout) == (pytest.approx(1.0), pytest.approx(1.0))
 
 
-def test_least_squares_finds_colour_where_only_colour_payload():
+def test_least_squares_finds_colour_where_the_payload_has_only_colour():
     source = torch.Generator().manual_seed(0)
     coarse = torch.randint(0, 256, (300, 3, 4, 4), generator=source, dtype=torch.uint8)
     images = coarse.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
@@ -61,8 +61,8 @@ def test_least_squares_finds_colour_where_only_colour_payload():
         return x.mean(dim=(2, 3), keepdim=True).expand(-1, -1, 2, 2)
 
     asked = images[200:].float() / 255
-    guess = least_squares_guess(LazyPairs(images[:200], payload), payload(asked))
-    found = remains(guess, asked)
+    guess = least_squares_estimate(LazyPairs(images[:200], payload), payload(asked))
+    found = explained_variance(guess, asked)
     assert found.mean_colour > 0.95 and abs(found.layout) < 0.1
 
 
@@ -77,4 +77,4 @@ def test_least_squares_finds_colour_where_only_colour_payload():
 )
 def test_what_cannot_be_compared_is_refused(guess, images, message):
     with pytest.raises(AuditError, match=message):
-        remains(guess, images)
+        explained_variance(guess, images)
