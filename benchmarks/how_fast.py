@@ -241,8 +241,8 @@ def _device() -> list[str]:
             ["", "", "time, of float32", "accuracy of the cloud", "answers changed", "MB", "leaks at least"], rows
         )
         lines += [
-            "U8S8 is what `sfumato quantize` makes ([how](device.md#in-8-bit-integers)): another obfuscator, with an",
-            "audit of its own. What it saves is little beside decoding the image and asking the cloud.",
+            "U8S8 is what `sfumato export --to int8` makes ([how](device.md#in-8-bit-integers)): another",
+            "obfuscator, with an audit of its own. What it saves is little beside decoding the image and asking the cloud.",
             "",
         ]
     return lines

@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from reproduction.plan import SIZES, Target
+from sfumato.cli import options
 from sfumato.cli.app import run
-from sfumato.cli.audit import Bars
-from sfumato.cli.output import JsonOption, needs_train_extra, print_json
-from sfumato.cli.train import keep_freed_memory
+from sfumato.cli.memory import keep_freed_memory
+from sfumato.cli.output import needs_extra, print_json
+from sfumato.cli.progress import audit_bars
 from sfumato.errors import RecipeError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
@@ -29,7 +30,7 @@ def reproduce(
     plan: Annotated[
         bool, typer.Option("--plan", help="Only list what would be made, what is there, and how long it takes.")
     ] = False,
-    as_json: JsonOption = False,
+    as_json: options.Json = False,
 ) -> None:
     """Make the paper's tables again, beside its own figures, with attackers who come afterwards.
 
@@ -47,11 +48,11 @@ def reproduce(
         written = [page]
     else:
         keep_freed_memory()
-        with needs_train_extra():
+        with needs_extra("train"):
             from reproduction.listing import listing
             from reproduction.reproduce import make_lab
             from reproduction.reproduce import reproduce as make
-        place = make_lab(SIZES[size], lab, lambda: Bars(quiet=as_json))
+        place = make_lab(SIZES[size], lab, lambda: audit_bars(quiet=as_json))
         if plan:
             entries = listing(place, target)
             if as_json:

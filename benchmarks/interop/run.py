@@ -174,7 +174,7 @@ def _classified(transport: str, url: str, images: Path, stated: list[str]) -> di
     _, wanted = _wanted("sketch")
     labels = Bundle.load(shipped.obfuscator_bundle()).labels
     right = [labels[index] for index in wanted.argmax(axis=1)]
-    same = sum(answer["label"] == label for answer, label in zip(told["answers"], right, strict=True))
+    same = sum(answer["label"] == label for answer, label in zip(told["predictions"], right, strict=True))
     why = "" if same == len(right) else f"{same} of {len(right)} labels are ONNX Runtime's"
     return _cell(transport, "sfumato classify", not why, why, same_labels=same)
 
@@ -187,7 +187,7 @@ def _doctored(transport: str, url: str, stated: list[str]) -> dict[str, Any]:
         finding["said"].replace(url, _unnumbered(url)) for finding in told["findings"] if finding["verdict"] == "bad"
     ]
     notes = [finding["check"] for finding in told["findings"] if finding["verdict"] == "note"]
-    return _cell(transport, "sfumato doctor", told["well"], "; ".join(bad), notes=notes)
+    return _cell(transport, "sfumato doctor", told["ok"], "; ".join(bad), notes=notes)
 
 
 def _unnumbered(url: str) -> str:

@@ -6,101 +6,81 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
-from sfumato.cli.app import app
-from sfumato.cli.inputs import expand_images
-from sfumato.cli.output import JsonOption, print_json
+from sfumato.cli import options
+from sfumato.cli.app import command
+from sfumato.cli.options import expand_images, option
+from sfumato.cli.output import percent, print_json, print_table
+from sfumato.cli.progress import bars
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from sfumato.apps.demo import Demonstration
 
 
-@app.command()
+@command
 def demo(
-    images: Annotated[
-        list[Path] | None, typer.Argument(help="Images of your own, besides the shipped ones.", show_default=False)
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the panel image.")] = Path("demo-output"),
-    as_json: JsonOption = False,
+    images: Annotated[list[Path] | None, typer.Argument(help="Your own images, besides the shipped ones.")] = None,
+    out: Annotated[Path, option("DIR", "Folder for the panel image.", "--out", "-o")] = Path("demo-output"),
+    as_json: options.Json = False,
 ) -> None:
-    """See it work: a server as a process of its own answers on images that it never sees.
+    """Classify the shipped images through a local server that sees only obfuscated ones.
 
-    The shipped CIFAR-10 test images are obfuscated here and sent; the classifier's answers on the
-    originals are computed here for comparison. The panel shows the original, the payload, and, if the bundle has
-    the deobfuscator it was trained against, what that reconstructs. If the bundle has a gate, images that the device
-    is sure of are answered here and not sent.
+    Takes a few seconds. The server is a separate process. Predictions on the originals are computed here for
+    comparison. The panel image shows each original, its payload, and what the deobfuscator reconstructs, if the
+    bundle has one.
 
     Example: `sfumato demo my-cat.jpg`
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from sfumato.apps.demo import run_demo
 
-    with Progress(console=Console(stderr=True), transient=True, disable=as_json) as bar:
-        task = bar.add_task("classifying", total=None)
-        shown = run_demo(
-            expand_images(images or []),
-            out,
-            on_row=lambda done, total: bar.update(task, completed=done, total=total),
+    with bars(quiet=as_json) as shown:
+        demonstration = run_demo(
+            expand_images(images or []), out, on_row=lambda done, total: shown.progress("classifying", done, total)
         )
     if as_json:
-        print_json(shown.as_json())
+        print_json(demonstration.as_json())
     else:
-        _print(shown)
+        _print(demonstration)
 
 
 def _print(shown: Demonstration) -> None:
-    from rich.console import Console
-
-    console = Console()
-    console.print(_table(shown))
-    over_all = shown.tally()
-    originals = f"{over_all.right_on_originals} of {over_all.known} on the originals (computed here, never sent)."
+    _print_table(shown)
+    device, cloud, both = shown.tally("device"), shown.tally("cloud"), shown.tally()
+    total = len(shown.rows)
+    originals = f"{both.right_on_originals} of {both.known} on the originals (computed here, never sent)."
     if shown.gated:
-        for line in _by_place(shown):
-            console.print(line)
-        console.print(f"{over_all.right} of {over_all.known} right over all, {originals}")
-        saw = "saw of these images only what was sent, obfuscated"
+        typer.echo(
+            f"{device.images} of {total} handled on-device, nothing sent: {device.right} of {device.known} correct."
+        )
+        typer.echo(f"{cloud.images} of {total} sent, obfuscated: {cloud.right} of {cloud.known} correct.")
+        typer.echo(f"{both.right} of {both.known} correct in all, {originals}")
+        saw = "saw only what was sent, obfuscated"
     else:
-        console.print(f"{over_all.right} of {over_all.known} right on the obfuscated images, {originals}")
+        typer.echo(f"{both.right} of {both.known} correct on the obfuscated images, {originals}")
         saw = "saw obfuscated images only"
-    console.print(f"The server ({shown.server}) {saw}. The panel: {shown.panel}", soft_wrap=True)
-    console.print("This is not encryption: how much a determined attacker reconstructs is a matter of measurement.")
+    typer.echo(f"The server ({shown.server}) {saw}. The panel: {shown.panel}")
+    typer.echo("This is not encryption. To measure how much an attacker reconstructs: sfumato audit")
 
 
-def _table(shown: Demonstration) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
+def _print_table(shown: Demonstration) -> None:
     if shown.gated:  # one column more, in a terminal of the usual 80 characters
-        table = Table("image", "true label", "original", "answer", "by", "sure", "bytes", "ms")
-        table.show_edge = table.pad_edge = False
+        headers = ["image", "true label", "original", "prediction", "by", "score", "bytes", "ms"]
     else:
-        table = Table("image", "true label", "on the original", "on the obfuscated", "sure", "bytes sent", "ms")
-    for column in table.columns[-3:]:
-        column.justify = "right"
+        headers = ["image", "true label", "on the original", "on the obfuscated", "score", "bytes sent", "ms"]
+    rows: list[list[str | Text]] = []
     for row in shown.rows:
         colour = "white" if row.truth is None else "green" if row.answer == row.truth else "red"
-        table.add_row(
-            escape(row.image),
-            row.truth or "?",
-            row.original,
-            f"[{colour}]{row.answer}[/{colour}]",
-            *([row.answered_by] if shown.gated else []),
-            f"{row.probability:.0%}",
-            f"{row.payload_bytes:,}",
-            f"{row.obfuscate_ms + row.round_trip_ms:.1f}",
+        rows.append(
+            [
+                row.image,
+                row.truth or "?",
+                row.original,
+                Text(row.answer, style=colour),
+                *([row.answered_by] if shown.gated else []),
+                percent(row.probability, 0),
+                f"{row.payload_bytes:,}",
+                f"{row.obfuscate_ms + row.round_trip_ms:.1f}",
+            ]
         )
-    return table
-
-
-def _by_place(shown: Demonstration) -> list[str]:
-    device, cloud = shown.tally("device"), shown.tally("cloud")
-    total = len(shown.rows)
-    return [
-        f"{device.images} of {total} answered on the device, nothing sent: {device.right} of {device.known} right.",
-        f"{cloud.images} of {total} sent, obfuscated: {cloud.right} of {cloud.known} right.",
-    ]
+    print_table(headers, rows, numbers=range(len(headers) - 3, len(headers)))

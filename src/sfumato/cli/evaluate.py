@@ -3,58 +3,106 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfumato.cli.app import app
-from sfumato.cli.inputs import obfuscator_bundle
-from sfumato.cli.output import JsonOption, needs_train_extra, percent, print_json
+from sfumato.cli import options
+from sfumato.cli.app import command
+from sfumato.cli.evaluate_cost import print_cost
+from sfumato.cli.options import flag, image_size, load_split, open_classifier, open_obfuscator, option, refuse_others
+from sfumato.cli.output import needs_extra, percent, prepare, print_figures, print_json, print_table, write_result
+from sfumato.errors import SfumatoError
+
+if TYPE_CHECKING:
+    from sfumato.artifacts.bundle import Bundle
+    from sfumato.lab.data import ImageSet
+
+ObfuscatorsArgument = Annotated[
+    list[str] | None, typer.Argument(help="Obfuscator bundles. Default: the shipped one. With --cost: architectures.")
+]
+ClassifiersOption = Annotated[
+    list[Path] | None, option("BUNDLE", "Classifier bundle; repeatable. Default: the shipped one.")
+]
+RoundOption = Annotated[bool, flag("--round", "Round payloads to 8-bit images, as `classify --files --round` does.")]
+TransferOption = Annotated[bool, flag("--transfer", "Also allow a classifier that the obfuscator was not trained for.")]
+AuditsOption = Annotated[
+    list[Path] | None, option("DIR", "Folder of audits, to show the leakage beside the accuracy; repeatable.")
+]
+CostOption = Annotated[bool, flag("--cost", "Count parameters and multiply-accumulates of architectures instead.")]
 
 
-@app.command()
+@command
 def evaluate(
-    bundle: Annotated[
-        Path | None, typer.Argument(help="Obfuscator bundle. Default: the shipped one.", show_default=False)
-    ] = None,
-    classifier: Annotated[
-        Path | None, typer.Option(help="Bundle of its classifier. Default: the shipped one.", show_default=False)
-    ] = None,
-    data: Annotated[
-        str, typer.Option(help="cifar10, faces, a folder, or a hub id; its test images are used.")
-    ] = "cifar10",
-    label_column: Annotated[
-        str | None, typer.Option(help="The column with the classes. Default: found by its type or name.")
-    ] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="Use only the first so many images.")] = None,
-    rounding: Annotated[
-        bool, typer.Option("--round", help="Round the payload to 8-bit images, as `classify --files --round` does.")
-    ] = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write a results file here.", show_default=False)
-    ] = None,
-    as_json: JsonOption = False,
+    context: typer.Context,
+    bundles: ObfuscatorsArgument = None,
+    classifier: ClassifiersOption = None,
+    data: options.Data = "cifar10",
+    images: options.Images = None,
+    out: options.OutFile = None,
+    as_json: options.Json = False,
+    label_column: options.LabelColumn = None,
+    rounding: RoundOption = False,
+    transfer: TransferOption = False,
+    audits: AuditsOption = None,
+    cost: CostOption = False,
+    size: Annotated[str, option("HxW", "With --cost: the image size.")] = "32x32",
+    classes: Annotated[int, option("N", "With --cost: the number of classes.", min=2)] = 10,
 ) -> None:
-    """Measure accuracy on plain and on obfuscated images, through the very files that are shipped.
+    """Measure accuracy on plain and on obfuscated test images, through the files that are deployed.
 
-    Example: `sfumato evaluate runs/mine/bundle --classifier runs/resnet/bundle -o results/mine.json`
+    Takes seconds to minutes. Several bundles or several classifiers give a table, which also shows how an obfuscator
+    transfers to classifiers that it was not trained for. `--cost` counts what obfuscators add to a classifier, without
+    any bundle.
+
+    Examples: `sfumato evaluate runs/mine/bundle --classifier runs/resnet/bundle -o results/mine.json`,
+    `sfumato evaluate runs/mine/bundle --classifier runs/vgg7/bundle --classifier runs/convmixer/bundle`,
+    `sfumato evaluate --cost resnet18 vgg19`
     """
-    with needs_train_extra():
-        from sfumato.lab.data import load_images
-        from sfumato.lab.evaluation.accuracy import evaluate_obfuscator
-    from sfumato.artifacts.bundle import Bundle, write_json
-    from sfumato.artifacts.provenance import provenance
-    from sfumato.artifacts.shipped import classifier_bundle
+    if cost:
+        refuse_others(context, {"bundles", "cost", "size", "classes", "as_json"}, "not with --cost")
+        print_cost(bundles or [], image_size(size) or (32, 32), classes, as_json=as_json)
+        return
+    refuse_others(context, context.params.keys() - {"size", "classes"}, "only with --cost")
+    prepare(out)
+    obfuscators = [open_obfuscator(Path(path)) for path in bundles or []] or [open_obfuscator(None)]
+    classifiers = [open_classifier(path) for path in classifier or []] or [open_classifier(None)]
+    table = transfer or len(obfuscators) > 1 or len(classifiers) > 1
+    if table and rounding:
+        raise SfumatoError("--round is for one bundle and the classifier that it was trained for")
+    if audits and not table:
+        raise SfumatoError("--audits is for several bundles or classifiers, or --transfer")
+    with needs_extra("train"):
+        test = load_split(data, "test", obfuscators[0], label_column, images)
+    if table:
+        result = _transfer(obfuscators, classifiers, test, audits or [])
+    else:
+        result = _accuracy(obfuscators[0], classifiers[0], test, rounding=rounding)
+    write_result(out, result)
+    if as_json:
+        print_json(result)
+    elif table:
+        _print_table(result)
+    else:
+        print_figures(result["figures"])
 
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)  # before the long part, so that nothing is measured in vain
-    obfuscator = Bundle.load(obfuscator_bundle(bundle), kind="obfuscator")
-    served = Bundle.load(classifier or classifier_bundle(), kind="classifier")
-    size = (obfuscator.preprocessing.height, obfuscator.preprocessing.width)
-    test = load_images(data, "test", size=size, label_column=label_column).subset(images)
-    figures = evaluate_obfuscator(obfuscator, served, test, rounding=rounding)
-    result = {
-        "figures": figures,
+
+def _transfer(
+    obfuscators: list[Bundle], classifiers: list[Bundle], test: ImageSet, audits: list[Path]
+) -> dict[str, Any]:
+    from sfumato.lab.evaluation.transfer import transfer
+    from sfumato.lab.report.points import read_audits
+
+    known = {file: audit for folder in audits for file, audit in read_audits(folder).items()}
+    return transfer(obfuscators, classifiers, test, audits=known)
+
+
+def _accuracy(obfuscator: Bundle, served: Bundle, test: ImageSet, *, rounding: bool) -> dict[str, Any]:
+    from sfumato.artifacts.provenance import provenance
+    from sfumato.lab.evaluation.accuracy import evaluate_obfuscator
+
+    return {
+        "figures": evaluate_obfuscator(obfuscator, served, test, rounding=rounding),
         "rounded_to_8_bits": rounding,
         "obfuscator": {"recipe": obfuscator.recipe, "files": obfuscator.files, "training": obfuscator.provenance},
         "classifier": {
@@ -64,12 +112,17 @@ def evaluate(
         },
         "measured": provenance(data=test.source, data_sha256=test.sha256),
     }
-    if out is not None:
-        write_json(out, result)
-    if as_json:
-        print_json(result)
-        return
-    for name, value in figures.items():
-        typer.echo(f"{name}: {percent(value) if name.startswith(('accuracy', 'offload_rate')) else value}")
-    if out is not None:
-        typer.echo(f"written: {out}")
+
+
+def _print_table(found: dict[str, Any]) -> None:
+    plain = ["plain images", *(percent(entry["accuracy_plain"]) for entry in found["classifiers"]), "1"]
+    rows = [plain]
+    for entry in found["obfuscators"]:
+        leak = "not audited" if entry["excess_leakage"] is None else f"at least {entry['excess_leakage']:.2f}"
+        accuracy = [
+            percent(value) + ("" if seen else "*") for value, seen in zip(entry["accuracy"], entry["seen"], strict=True)
+        ]
+        rows.append([entry["name"], *accuracy, leak])
+    headers = ("accuracy", *(entry["name"] for entry in found["classifiers"]), "excess leakage")
+    print_table(headers, rows, numbers=range(1, len(headers)))
+    typer.echo("* not seen in training")

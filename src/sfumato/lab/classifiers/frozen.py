@@ -51,7 +51,7 @@ def load_classifier(path: Path) -> FrozenClassifier:
         raise BundleError(
             f"{path} holds an ONNX file alone: it can be served, measured and audited, but no gradient passes through "
             "it, so nothing can be trained for it; adopt the network that the file was exported from "
-            "(`sfumato adopt --help`)"
+            "(`sfumato import --help`)"
         )
     net = from_bundle(bundle.file(CLASSIFIER_PROGRAM)) if CLASSIFIER_PROGRAM in bundle.files else _of_ours(bundle)
     return FrozenClassifier(
