@@ -38,6 +38,7 @@ class _Command(TyperCommand):
                 param.rich_help_panel = param.rich_help_panel or "Advanced"
         for param in params:
             if param.param_type_name == "argument":
+                param.metavar = param.metavar or param.name.upper()
                 param.display_type_rich = lambda ctx: ""
         return params
 

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from enum import StrEnum
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from sfumato.cli import options
 from sfumato.cli.app import command
-from sfumato.cli.audit_checks import check_attacks as run_checks
-from sfumato.cli.audit_checks import print_attributes, print_references
 from sfumato.cli.memory import keep_freed_memory
-from sfumato.cli.options import (
-    flag,
-    image_size,
-    obfuscator_path,
-    open_classifier,
-    open_obfuscator,
-    option,
-    refuse_others,
-)
-from sfumato.cli.output import needs_extra, print_json
-from sfumato.cli.progress import audit_bars
+from sfumato.cli.options import flag, option
+from sfumato.cli.output import needs_extra, prepare, print_json, print_table, write_result
+from sfumato.cli.progress import audit_bars, bars
 from sfumato.errors import AuditError
 
 if TYPE_CHECKING:
@@ -36,13 +26,7 @@ if TYPE_CHECKING:
     from sfumato.lab.audit.setting import Scene
 
 
-class BudgetName(StrEnum):
-    """The attack budgets."""
-
-    ATTRIBUTES = "attributes"
-    QUICK = "quick"
-    STANDARD = "standard"
-    FULL = "full"
+BudgetName = Literal["attributes", "quick", "standard", "full"]
 
 
 TargetArgument = Annotated[
@@ -53,34 +37,10 @@ TargetArgument = Annotated[
         "--attributes-table: a folder of audits.",
     ),
 ]
-AuditedOption = Annotated[
-    Path | None, option("BUNDLE", "Bundle of its classifier. Default for a bundle: the shipped one, if it fits.")
-]
+AuditedOption = Annotated[Path | None, option("BUNDLE", "Its classifier. Default: the shipped one, if it fits.")]
 BudgetOption = Annotated[BudgetName, option("BUDGET", "Attack budget: attributes, quick, standard or full.")]
 EachOption = Annotated[int | None, option("N", "Use only N training and N test images.", min=10)]
-ScaleOption = Annotated[
-    float, option("X", "Multiply the training time of every attacker: less than 1 for large images.")
-]
-SeedsOption = Annotated[int | None, option("N", "Repeat the strongest attacker with N seeds.", min=1)]
-ShadowOption = Annotated[
-    str | None, option("BUNDLE", "Another obfuscator by the same recipe, for the attacker that knows only that.")
-]
-OtherDataOption = Annotated[
-    str | None, option("DATA", "Surrogate images of another kind. Default: synthetic ones (dead leaves).")
-]
-AttributeOption = Annotated[
-    list[str] | None, option("COLUMN", "Another label column, for attribute inference; repeatable.")
-]
-ChecksOption = Annotated[
-    bool, flag("--check-attacks", "Run only the sanity checks of the attacks, which every audit includes.")
-]
-ReferencesOption = Annotated[
-    bool, flag("--references", "Print what the label or the mean colour alone reconstructs: the scale.")
-]
-TableOption = Annotated[
-    bool, flag("--attributes-table", "Compare the attribute inference of a folder of audits, in Markdown.")
-]
-IntoOption = Annotated[Path | None, option("PAGE", "With --attributes-table: put the table into this Markdown page.")]
+ShadowOption = Annotated[str | None, option("BUNDLE", "Shadow obfuscator: by the same recipe, known to an attacker.")]
 
 
 @command
@@ -89,25 +49,25 @@ def audit(
     obfuscator: TargetArgument = None,
     classifier: AuditedOption = None,
     data: options.Data = "cifar10",
-    budget: BudgetOption = BudgetName.QUICK,
+    budget: BudgetOption = "quick",
     out: Annotated[Path | None, option("DIR", "Folder. [default: audits/NAME-BUDGET]", "--out", "-o")] = None,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
     images: EachOption = None,
     size: options.Size = None,
     label_column: options.LabelColumn = None,
-    attribute: AttributeOption = None,
-    budget_scale: ScaleOption = 1.0,
-    seeds: SeedsOption = None,
+    attribute: Annotated[list[str] | None, option("COLUMN", "Another label column to infer; repeatable.")] = None,
+    budget_scale: Annotated[float, option("X", "Multiply the training time of every attacker.")] = 1.0,
+    seeds: Annotated[int | None, option("N", "Repeat the strongest attacker with N seeds.", min=1)] = None,
     shadow: ShadowOption = None,
-    other_data: OtherDataOption = None,
+    other_data: Annotated[str | None, option("DATA", "Surrogate images. Default: synthetic ones, dead leaves.")] = None,
     local: options.Local = None,
     compare: options.Compare = None,
-    check_attacks: ChecksOption = False,
-    references: ReferencesOption = False,
+    check_attacks: Annotated[bool, flag("--check-attacks", "Run only the sanity checks of the attacks.")] = False,
+    references: Annotated[bool, flag("--references", "Print what the label alone reconstructs, as a scale.")] = False,
     seed: Annotated[int, option("N", "With --references: seed of the random images.")] = 0,
-    attributes_table: TableOption = False,
-    into: IntoOption = None,
+    attributes_table: Annotated[bool, flag("--attributes-table", "Compare attribute inference across audits.")] = False,
+    into: Annotated[Path | None, option("PAGE", "Markdown page to put the attributes table into.")] = None,
     as_json: options.Json = False,
 ) -> None:
     """Attack an obfuscator with adaptive attackers, trained after it is fixed, and report what leaks.
@@ -115,80 +75,48 @@ def audit(
     Takes minutes (`quick`) to hours (`full`) and says so first. Writes `audit.json` and a page, `audit.html`, and the
     figures into a bundle given by its path. Ctrl-C loses only the attacker in progress; `--resume` continues.
 
-    Examples: `sfumato audit runs/mine/bundle --classifier runs/resnet/bundle --budget standard`,
-    `sfumato audit filter.onnx --data photos/ --size 64x64`, `sfumato audit mymodule:blur --attribute glasses`
+    Examples:
+    - `sfumato audit runs/mine/bundle --classifier runs/resnet/bundle --budget standard`
+    - `sfumato audit filter.onnx --data photos/ --size 64x64`
+    - `sfumato audit mymodule:blur --attribute glasses`
     """
-    if attributes_table or references or check_attacks:
-        _without_audit(context, obfuscator, data, size, budget.value, seed, out, into, as_json=as_json)
-        return
-    refuse_others(context, context.params.keys() - {"into", "seed"}, "only with --attributes-table or --references")
+    mode = partial(options.run_mode, context, as_json=as_json)
+    if attributes_table:
+        return mode("attributes_table", _print_attributes, obfuscator=obfuscator, into=into)
+    if references:
+        return mode("references", _print_references, data=data, size=size, seed=seed, out=out)
     keep_freed_memory()
-    with needs_extra("train"):
-        from sfumato.lab.audit.budget import BUDGETS, shared
-        from sfumato.lab.audit.recording import record
-
-    if not 0 < budget_scale < float("inf"):
-        raise AuditError(f"--budget-scale must be above 0, got {budget_scale}")
-    plan = BUDGETS[budget.value]
-    plan = shared(replace(plan, seeds=seeds) if seeds else plan, budget_scale)
-    path = obfuscator or str(obfuscator_path(None))
+    if check_attacks:
+        return mode("check_attacks", _check_attacks, data=data, size=size, budget=budget, out=out)
+    options.refuse_others(context, context.params.keys() - {"into", "seed"}, "not of an audit")
+    plan = _plan(budget, seeds, budget_scale)
+    path = obfuscator or str(options.obfuscator_path(None))
     served = _classifier(path, classifier)
     scene, attributes = _setting(path, served, data, size, images, label_column, attribute, shadow, other_data)
     folder = out or Path("audits") / f"{scene.target.name.replace(':', '-').replace('/', '-')}-{plan.name}"
     beside = _comparison(served, local, compare, attributes)
     found = _run(scene, plan, folder, beside, resume=resume, overwrite=overwrite, quiet=as_json)
-    bundle = open_obfuscator(Path(obfuscator)) if obfuscator and Path(obfuscator).is_dir() else None
-    recorded = bundle is not None and record(bundle, found)
-    if as_json:
-        result = {"verdict": found["verdict"], "best": found["best"], "audit": str(folder / "audit.json")}
-        print_json({**result, "recorded": recorded})
-        return
-    typer.echo(f"\n{found['verdict']['finding'].upper()}")
-    for line in (*found["verdict"]["sentences"], f"\nreport: {folder / 'audit.html'}"):
-        typer.echo(line)
-    if bundle is not None and not recorded:
-        typer.echo("The bundle keeps the figures of an earlier audit, which had a larger budget and found as much.")
+    _report(found, folder, obfuscator, as_json=as_json)
+    return None
 
 
-def _without_audit(
-    context: typer.Context,
-    folder: str | None,
-    data: str,
-    size: str | None,
-    budget: str,
-    seed: int,
-    out: Path | None,
-    into: Path | None,
-    *,
-    as_json: bool,
-) -> None:
-    """Run one of the modes that audit nothing; refuse options that it does not take."""
-    modes = {
-        "attributes_table": {"obfuscator", "into"},
-        "references": {"data", "size", "seed", "out"},
-        "check_attacks": {"data", "size", "budget", "out"},
-    }
-    mode = next(name for name in modes if context.params[name])
-    refuse_others(context, {mode, "as_json", *modes[mode]}, f"not with --{mode.replace('_', '-')}")
-    if mode == "references":
-        print_references(data, size, seed, out, as_json=as_json)
-    elif mode == "check_attacks":
-        keep_freed_memory()
-        run_checks(data, size, budget, out, as_json=as_json)
-    elif folder is None:
-        raise AuditError("--attributes-table needs a folder of audits: sfumato audit --attributes-table DIR")
-    else:
-        print_attributes(Path(folder), into, as_json=as_json)
+def _plan(budget: str, seeds: int | None, scale: float) -> Budget:
+    with needs_extra("train"):
+        from sfumato.lab.audit.budget import BUDGETS, shared
+
+    if not 0 < scale < float("inf"):
+        raise AuditError(f"--budget-scale must be above 0, got {scale}")
+    return shared(replace(BUDGETS[budget], seeds=seeds) if seeds else BUDGETS[budget], scale)
 
 
 def _classifier(path: str, classifier: Path | None) -> Bundle | None:
     """Return the given classifier, or the shipped one if the obfuscator is for it."""
     if classifier is not None:
-        return open_classifier(classifier)
+        return options.open_classifier(classifier)
     if not Path(path).is_dir():
         return None
-    served = open_classifier(None)
-    wanted = open_obfuscator(Path(path)).classifier_fingerprint
+    served = options.open_classifier(None)
+    wanted = options.open_obfuscator(Path(path)).classifier_fingerprint
     return served if wanted == served.classifier_fingerprint else None
 
 
@@ -210,7 +138,10 @@ def _setting(
     from sfumato.lab.data import load_images, load_train_test
 
     train, test, columns = load_train_test(
-        data, size=image_size(size) or native_size(path), label_column=label_column, attributes=tuple(attributes or ())
+        data,
+        size=options.image_size(size) or native_size(path),
+        label_column=label_column,
+        attributes=tuple(attributes or ()),
     )
     train, test = train.subset(images), test.subset(images)
     height, width = train.images.shape[2:]
@@ -236,7 +167,7 @@ def _comparison(
 
     return Beside(
         classifier=served,
-        local=open_classifier(local) if local else None,
+        local=options.open_classifier(local) if local else None,
         points=tuple(collect(compare)) if compare else (),
         attributes=attributes,
     )
@@ -266,3 +197,106 @@ def _run(
         return audit(
             scene, plan, folder, beside=beside, resume=resume, overwrite=overwrite, device=device, progress=progress
         )
+
+
+def _report(found: dict[str, Any], folder: Path, obfuscator: str | None, *, as_json: bool) -> None:
+    """Record the audit in the bundle that was named, and print its verdict."""
+    from sfumato.lab.audit.recording import record
+
+    bundle = options.open_obfuscator(Path(obfuscator)) if obfuscator and Path(obfuscator).is_dir() else None
+    recorded = bundle is not None and record(bundle, found)
+    if as_json:
+        result = {"verdict": found["verdict"], "best": found["best"], "audit": str(folder / "audit.json")}
+        print_json({**result, "recorded": recorded})
+        return
+    typer.echo(f"\n{found['verdict']['finding'].upper()}")
+    for line in (*found["verdict"]["sentences"], f"\nreport: {folder / 'audit.html'}"):
+        typer.echo(line)
+    if bundle is not None and not recorded:
+        typer.echo("The bundle keeps the figures of an earlier audit, which had a larger budget and found as much.")
+
+
+def _check_attacks(*, data: str, size: str | None, budget: str, out: Path | None, as_json: bool) -> None:
+    """Print the sanity checks of the attacks: decoders against maps whose leakage is known.
+
+    Raises:
+        typer.Exit: a check fails.
+    """
+    with needs_extra("train"):
+        import torch
+
+        from sfumato.artifacts.provenance import provenance
+        from sfumato.lab.audit.budget import BUDGETS
+        from sfumato.lab.audit.sanity_checks import decoder_controls
+        from sfumato.lab.data import load_train_test
+
+    prepare(out)
+    train, test, _ = load_train_test(data, size=options.image_size(size))
+    images = BUDGETS[budget].control_images
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with bars(quiet=as_json) as shown:
+        found = decoder_controls(train, test, images=images, device=device, progress=shown.progress)
+    result = {
+        "controls": [asdict(check) for check in found],
+        "measured": provenance(
+            budget=budget,
+            images_seen=images,
+            accelerator=device.type,
+            train={"data": train.source, "data_sha256": train.sha256, "images": len(train)},
+            test={"data": test.source, "data_sha256": test.sha256, "images": len(test)},
+        ),
+    }
+    write_result(out, result)
+    if as_json:
+        print_json(result)
+    else:
+        rows = [(one.name, "passed" if one.passed else "FAILED", one.measured, one.needed) for one in found]
+        title = f"{images:,} training images for each decoder, {data}"
+        print_table(("sanity check", "", "measured", "needed"), rows, title=title)
+    if not all(check.passed for check in found):
+        raise typer.Exit(1)
+
+
+def _print_references(*, data: str, size: str | None, seed: int, out: Path | None, as_json: bool) -> None:
+    """Print what is reconstructed from the label or the mean colour alone: the scale for an audit."""
+    with needs_extra("train"):
+        from sfumato.lab.audit.references import write_references
+        from sfumato.lab.data import load_images
+
+    prepare(out)
+    sides = options.image_size(size)
+    train, test = load_images(data, "train", size=sides), load_images(data, "test", size=sides)
+    with bars(quiet=as_json) as shown:
+        result = write_references(
+            None, train, test, seed=seed, progress=lambda done, total: shown.progress("references", done, total)
+        )
+    write_result(out, result)
+    if as_json:
+        print_json(result)
+        return
+    rows = [
+        (row["name"], *(f"{row['figures'][key]:.{digits}f}" for key, digits in _REFERENCE_FIGURES.items()))
+        for row in result["references"]
+    ]
+    title = f"on {len(test):,} test images of {test.source}"
+    print_table(("what is known", "MSE", "PSNR, dB", "SSIM"), rows, numbers=(1, 2, 3), title=title)
+
+
+_REFERENCE_FIGURES = {"mse": 4, "psnr_db": 2, "ssim": 3}
+
+
+def _print_attributes(*, obfuscator: str | None, into: Path | None, as_json: bool) -> None:
+    """Print a Markdown table of the attributes that can be inferred from several obfuscators' payloads."""
+    if obfuscator is None:
+        raise AuditError("--attributes-table needs a folder of audits: sfumato audit --attributes-table DIR")
+    with needs_extra("train"):
+        from sfumato.lab.report.attribute_table import markdown, side_by_side, write_into
+        from sfumato.lab.report.points import read_audits
+
+    rows = side_by_side(read_audits(Path(obfuscator)))
+    if into is not None:
+        write_into(into, markdown(rows))
+    if as_json:
+        print_json({"headers": rows[0], "rows": rows[1:]})
+    else:
+        typer.echo(markdown(rows))

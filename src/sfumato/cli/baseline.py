@@ -10,7 +10,7 @@ import typer
 from sfumato.cli import options
 from sfumato.cli.app import command
 from sfumato.cli.memory import keep_freed_memory
-from sfumato.cli.options import flag, load_split, open_classifier, option
+from sfumato.cli.options import flag, option
 from sfumato.cli.output import needs_extra, print_figures, print_json, print_table
 from sfumato.cli.progress import bars
 from sfumato.errors import TrainingError
@@ -50,9 +50,9 @@ def baseline(
     folder = out or Path("runs") / "baselines" / name
     if (folder / "bundle").exists() and not overwrite:
         raise TrainingError(f"{folder / 'bundle'} exists already; --overwrite replaces it")
-    served = open_classifier(classifier)
+    served = options.open_classifier(classifier)
     method = build(name, served.preprocessing.height, served.preprocessing.width, strength=strength, seed=seed)
-    train, test = (load_split(data, split, served, label_column, images) for split in ("train", "test"))
+    train, test = (options.load_split(data, split, served, label_column, images) for split in ("train", "test"))
     folder.mkdir(parents=True, exist_ok=True)  # before the long part
     with bars() as shown:
 

@@ -8,20 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfumato.cli import options
+from sfumato.cli import file_options, options
 from sfumato.cli.app import command
 from sfumato.cli.classify_stream import EveryOption, Stream, WatchOption, label_lines, prediction_as_json, print_stream
-from sfumato.cli.file_options import (
-    FieldOption,
-    FileFormatOption,
-    FilesOption,
-    ResponseKeysOption,
-    ResponsePathOption,
-    RoundOption,
-    TemplateOption,
-    file_options,
-)
-from sfumato.cli.options import expand_images, flag, obfuscator_path, option, read_token
+from sfumato.cli.options import flag, option
 from sfumato.cli.output import print_json, print_skipped, print_table
 from sfumato.cli.progress import bars
 from sfumato.errors import BundleError, EndpointError, EndpointFailed, ImageError, SfumatoError
@@ -29,10 +19,6 @@ from sfumato.progress import Progress, tracked
 
 if TYPE_CHECKING:
     from sfumato.device import Answer, Client, FileClient
-
-SplitOption = Annotated[
-    bool, flag("--split", "Send codes of a few bytes to the model that decodes them at the server.")
-]
 
 
 @command
@@ -47,7 +33,7 @@ def classify(
     as_json: options.Json = False,
     every_s: EveryOption = None,
     always_send: options.AlwaysSend = False,
-    split: SplitOption = False,
+    split: Annotated[bool, flag("--split", "Send codes of a few bytes, which the server decodes.")] = False,
     model: options.Model = None,
     token_file: options.TokenFile = None,
     allow_insecure_token: Annotated[bool, flag("--allow-insecure-token", "Send the token without TLS.")] = False,
@@ -56,31 +42,32 @@ def classify(
     datatype: options.Datatype = None,
     encoding: options.Encoding = None,
     input_name: options.InputName = None,
-    files: FilesOption = None,
-    field: FieldOption = None,
-    template: TemplateOption = None,
-    file_format: FileFormatOption = None,
-    response_path: ResponsePathOption = None,
-    response_keys: ResponseKeysOption = None,
-    rounding: RoundOption = False,
+    files: file_options.Files = None,
+    field: file_options.Field = None,
+    template: file_options.Template = None,
+    file_format: file_options.FileFormat = None,
+    response_path: file_options.ResponsePath = None,
+    response_keys: file_options.ResponseKeys = None,
+    rounding: file_options.Round = False,
 ) -> None:
     """Classify images in the cloud; only obfuscated images are sent.
 
     If the bundle has a gate, images whose on-device prediction is certain are not sent at all. If the endpoint fails,
     the other images get their on-device predictions only, and the exit code is 1. `--watch` runs until Ctrl-C.
 
-    Examples: `sfumato classify holiday/ --server https://classify.example.org --top 3`,
-    `sfumato classify --watch camera/ --server https://classify.example.org --json`,
-    `sfumato classify cat.jpg --server https://example.org/classify --files form --response-path labels --round`
+    Examples:
+    - `sfumato classify holiday/ --server https://classify.example.org --top 3`
+    - `sfumato classify --watch camera/ --server https://classify.example.org --json`
+    - `sfumato classify cat.jpg --server https://example.org/classify --files form --response-path labels --round`
     """
     from sfumato.device import Client, FileClient
 
     stream = Stream.of(images or [], watch, every_s)
-    sources = [] if stream else expand_images(images or [])
-    of_files = file_options(context)
-    path = obfuscator_path(bundle)
+    sources = [] if stream else options.expand_images(images or [])
+    of_files = file_options.client_options(context)
+    path = options.obfuscator_path(bundle)
     connection: dict[str, Any] = {
-        "token": read_token(token_file),
+        "token": options.read_token(token_file),
         "timeout_s": timeout_s,
         "ca_file": ca_file,
         "allow_insecure_token": allow_insecure_token,

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfumato.cli.options import expand_images, option
+from sfumato.cli import options
+from sfumato.cli.options import option
 from sfumato.cli.output import percent, print_json
 from sfumato.device.image_folders import IMAGE_SUFFIXES
 from sfumato.errors import EndpointError, ImageError, Interrupted, SfumatoError
@@ -79,7 +80,7 @@ class Stream:
                 every_s = _EVERY_S_OF_A_VIDEO if self.every_s is None else self.every_s
                 yield from (_Frame(path, at_s, image) for at_s, image in video_images(path, every_s=every_s))
             else:
-                yield from (_Frame(file, None, file) for file in expand_images([path]))
+                yield from (_Frame(file, None, file) for file in options.expand_images([path]))
         yield from (_Frame(file, None, file) for file in appearing)
 
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from sfumato.cli import options
 from sfumato.cli.app import command
-from sfumato.cli.options import expand_images, option
+from sfumato.cli.options import option
 from sfumato.cli.output import percent, print_json, print_table
 from sfumato.cli.progress import bars
 
@@ -36,7 +36,7 @@ def demo(
 
     with bars(quiet=as_json) as shown:
         demonstration = run_demo(
-            expand_images(images or []), out, on_row=lambda done, total: shown.progress("classifying", done, total)
+            options.expand_images(images or []), out, on_row=lambda *counts: shown.progress("classifying", *counts)
         )
     if as_json:
         print_json(demonstration.as_json())
@@ -45,42 +45,21 @@ def demo(
 
 
 def _print(shown: Demonstration) -> None:
-    _print_table(shown)
-    device, cloud, both = shown.tally("device"), shown.tally("cloud"), shown.tally()
-    total = len(shown.rows)
-    originals = f"{both.right_on_originals} of {both.known} on the originals (computed here, never sent)."
-    if shown.gated:
-        typer.echo(
-            f"{device.images} of {total} handled on-device, nothing sent: {device.right} of {device.known} correct."
-        )
-        typer.echo(f"{cloud.images} of {total} sent, obfuscated: {cloud.right} of {cloud.known} correct.")
-        typer.echo(f"{both.right} of {both.known} correct in all, {originals}")
-        saw = "saw only what was sent, obfuscated"
-    else:
-        typer.echo(f"{both.right} of {both.known} correct on the obfuscated images, {originals}")
-        saw = "saw obfuscated images only"
-    typer.echo(f"The server ({shown.server}) {saw}. The panel: {shown.panel}")
-    typer.echo("This is not encryption. To measure how much an attacker reconstructs: sfumato audit")
-
-
-def _print_table(shown: Demonstration) -> None:
-    if shown.gated:  # one column more, in a terminal of the usual 80 characters
-        headers = ["image", "true label", "original", "prediction", "by", "score", "bytes", "ms"]
-    else:
-        headers = ["image", "true label", "on the original", "on the obfuscated", "score", "bytes sent", "ms"]
-    rows: list[list[str | Text]] = []
+    rows = []
     for row in shown.rows:
         colour = "white" if row.truth is None else "green" if row.answer == row.truth else "red"
-        rows.append(
-            [
-                row.image,
-                row.truth or "?",
-                row.original,
-                Text(row.answer, style=colour),
-                *([row.answered_by] if shown.gated else []),
-                percent(row.probability, 0),
-                f"{row.payload_bytes:,}",
-                f"{row.obfuscate_ms + row.round_trip_ms:.1f}",
-            ]
-        )
-    print_table(headers, rows, numbers=range(len(headers) - 3, len(headers)))
+        names = row.image, row.truth or "?", row.original, Text(row.answer, style=colour), row.answered_by
+        time_ms = f"{row.obfuscate_ms + row.round_trip_ms:.1f}"
+        rows.append((*names, percent(row.probability, 0), f"{row.payload_bytes:,}", time_ms))
+    headers = ("image", "true label", "original", "prediction", "by", "score", "bytes", "ms")
+    print_table(headers, rows, numbers=(5, 6, 7))
+    device, cloud, both = shown.tally("device"), shown.tally("cloud"), shown.tally()
+    images = len(shown.rows)
+    typer.echo(
+        f"{device.images} of {images} handled on-device, nothing sent: {device.right} of {device.known} correct.\n"
+        f"{cloud.images} of {images} sent, obfuscated: {cloud.right} of {cloud.known} correct.\n"
+        f"{both.right} of {both.known} correct in all, {both.right_on_originals} of {both.known} on the originals "
+        f"(computed here, never sent).\n"
+        f"The server ({shown.server}) saw only what was sent, obfuscated. The panel: {shown.panel}\n"
+        "This is not encryption. To measure how much an attacker reconstructs: sfumato audit"
+    )

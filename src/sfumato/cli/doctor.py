@@ -10,19 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from sfumato.cli import options
+from sfumato.cli import file_options, options
 from sfumato.cli.app import command
-from sfumato.cli.file_options import (
-    FieldOption,
-    FileFormatOption,
-    FilesOption,
-    ResponseKeysOption,
-    ResponsePathOption,
-    RoundOption,
-    TemplateOption,
-    file_options,
-)
-from sfumato.cli.options import open_classifier, open_obfuscator, option, read_token
+from sfumato.cli.options import option
 from sfumato.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -48,13 +38,13 @@ def doctor(
     input_name: options.InputName = None,
     ca_file: options.CaFile = None,
     timeout_s: options.Timeout = 10.0,
-    files: FilesOption = None,
-    field: FieldOption = None,
-    template: TemplateOption = None,
-    file_format: FileFormatOption = None,
-    response_path: ResponsePathOption = None,
-    response_keys: ResponseKeysOption = None,
-    rounding: RoundOption = False,
+    files: file_options.Files = None,
+    field: file_options.Field = None,
+    template: file_options.Template = None,
+    file_format: file_options.FileFormat = None,
+    response_path: file_options.ResponsePath = None,
+    response_keys: file_options.ResponseKeys = None,
+    rounding: file_options.Round = False,
 ) -> None:
     """Check a deployed obfuscator and its endpoint from end to end, without any of your images.
 
@@ -66,15 +56,15 @@ def doctor(
     from sfumato.apps.doctor import examine, is_well
 
     found = examine(
-        open_obfuscator(bundle),
+        options.open_obfuscator(bundle),
         server,
-        classifier=open_classifier(classifier) if classifier else None,
+        classifier=options.open_classifier(classifier) if classifier else None,
         model=model,
-        files=file_options(context),
+        files=file_options.client_options(context),
         datatype=datatype,
         input_name=input_name,
         **({} if encoding is None else {"encoding": encoding}),
-        token=read_token(token_file),
+        token=options.read_token(token_file),
         ca_file=ca_file,
         timeout_s=timeout_s,
     )

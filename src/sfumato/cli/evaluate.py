@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,8 +10,7 @@ import typer
 
 from sfumato.cli import options
 from sfumato.cli.app import command
-from sfumato.cli.evaluate_cost import print_cost
-from sfumato.cli.options import flag, image_size, load_split, open_classifier, open_obfuscator, option, refuse_others
+from sfumato.cli.options import flag, option
 from sfumato.cli.output import needs_extra, percent, prepare, print_figures, print_json, print_table, write_result
 from sfumato.errors import SfumatoError
 
@@ -19,33 +19,24 @@ if TYPE_CHECKING:
     from sfumato.lab.data import ImageSet
 
 ObfuscatorsArgument = Annotated[
-    list[str] | None, typer.Argument(help="Obfuscator bundles. Default: the shipped one. With --cost: architectures.")
+    list[str] | None, typer.Argument(help="Bundles. Default: the shipped one. Of --cost: architectures.")
 ]
-ClassifiersOption = Annotated[
-    list[Path] | None, option("BUNDLE", "Classifier bundle; repeatable. Default: the shipped one.")
-]
-RoundOption = Annotated[bool, flag("--round", "Round payloads to 8-bit images, as `classify --files --round` does.")]
-TransferOption = Annotated[bool, flag("--transfer", "Also allow a classifier that the obfuscator was not trained for.")]
-AuditsOption = Annotated[
-    list[Path] | None, option("DIR", "Folder of audits, to show the leakage beside the accuracy; repeatable.")
-]
-CostOption = Annotated[bool, flag("--cost", "Count parameters and multiply-accumulates of architectures instead.")]
 
 
 @command
 def evaluate(
     context: typer.Context,
     bundles: ObfuscatorsArgument = None,
-    classifier: ClassifiersOption = None,
+    classifier: Annotated[list[Path] | None, option("BUNDLE", "Repeatable. Default: the shipped one.")] = None,
     data: options.Data = "cifar10",
     images: options.Images = None,
     out: options.OutFile = None,
     as_json: options.Json = False,
     label_column: options.LabelColumn = None,
-    rounding: RoundOption = False,
-    transfer: TransferOption = False,
-    audits: AuditsOption = None,
-    cost: CostOption = False,
+    rounding: Annotated[bool, flag("--round", "Round payloads to 8 bits, as for image files.")] = False,
+    transfer: Annotated[bool, flag("--transfer", "Allow classifiers that it was not trained for.")] = False,
+    audits: Annotated[list[Path] | None, option("DIR", "Folder of audits, to add the leakage; repeatable.")] = None,
+    cost: Annotated[bool, flag("--cost", "Count operations of architectures instead.")] = False,
     size: Annotated[str, option("HxW", "With --cost: the image size.")] = "32x32",
     classes: Annotated[int, option("N", "With --cost: the number of classes.", min=2)] = 10,
 ) -> None:
@@ -55,25 +46,25 @@ def evaluate(
     transfers to classifiers that it was not trained for. `--cost` counts what obfuscators add to a classifier, without
     any bundle.
 
-    Examples: `sfumato evaluate runs/mine/bundle --classifier runs/resnet/bundle -o results/mine.json`,
-    `sfumato evaluate runs/mine/bundle --classifier runs/vgg7/bundle --classifier runs/convmixer/bundle`,
-    `sfumato evaluate --cost resnet18 vgg19`
+    Examples:
+    - `sfumato evaluate runs/mine/bundle --classifier runs/resnet/bundle -o results/mine.json`
+    - `sfumato evaluate runs/mine/bundle --classifier runs/vgg7/bundle --classifier runs/convmixer/bundle`
+    - `sfumato evaluate --cost resnet18 vgg19`
     """
     if cost:
-        refuse_others(context, {"bundles", "cost", "size", "classes", "as_json"}, "not with --cost")
-        print_cost(bundles or [], image_size(size) or (32, 32), classes, as_json=as_json)
+        options.run_mode(context, "cost", _print_cost, bundles=bundles, size=size, classes=classes, as_json=as_json)
         return
-    refuse_others(context, context.params.keys() - {"size", "classes"}, "only with --cost")
+    options.refuse_others(context, context.params.keys() - {"size", "classes"}, "only with --cost")
     prepare(out)
-    obfuscators = [open_obfuscator(Path(path)) for path in bundles or []] or [open_obfuscator(None)]
-    classifiers = [open_classifier(path) for path in classifier or []] or [open_classifier(None)]
+    obfuscators = [options.open_obfuscator(Path(path)) for path in bundles or []] or [options.open_obfuscator(None)]
+    classifiers = [options.open_classifier(path) for path in classifier or []] or [options.open_classifier(None)]
     table = transfer or len(obfuscators) > 1 or len(classifiers) > 1
     if table and rounding:
         raise SfumatoError("--round is for one bundle and the classifier that it was trained for")
     if audits and not table:
         raise SfumatoError("--audits is for several bundles or classifiers, or --transfer")
     with needs_extra("train"):
-        test = load_split(data, "test", obfuscators[0], label_column, images)
+        test = options.load_split(data, "test", obfuscators[0], label_column, images)
     if table:
         result = _transfer(obfuscators, classifiers, test, audits or [])
     else:
@@ -126,3 +117,59 @@ def _print_table(found: dict[str, Any]) -> None:
     headers = ("accuracy", *(entry["name"] for entry in found["classifiers"]), "excess leakage")
     print_table(headers, rows, numbers=range(1, len(headers)))
     typer.echo("* not seen in training")
+
+
+def _print_cost(*, bundles: list[str] | None, size: str, classes: int, as_json: bool) -> None:
+    """Print what obfuscators add to classifiers: parameters, multiply-accumulates, and their ratios.
+
+    The paper's overhead counts the upsampling before the projection; ours comes after it, which computes the same
+    with fewer operations.
+    """
+    with needs_extra("train"):
+        from sfumato.lab import models
+
+    height, width = options.image_size(size) or (32, 32)
+    if height % models.Obfuscator.size_multiple or width % models.Obfuscator.size_multiple:
+        raise SfumatoError(f"image sides must be multiples of {models.Obfuscator.size_multiple}, got {height}x{width}")
+    count = partial(models.cost, height=height, width=width)
+    ours, papers = count(models.Obfuscator()), count(models.Obfuscator(order="paper"))
+    bits = max(8, models.answer_bits(classes))
+    sketch = count(models.Sketcher(height, width, classes=classes, bits=bits))
+    rows: list[dict[str, Any]] = []
+    for name in bundles or models.CLASSIFIERS:
+        if name not in models.CLASSIFIERS:
+            raise SfumatoError(f"unknown classifier {name!r}; known: {', '.join(models.CLASSIFIERS)}")
+        try:
+            theirs = count(models.build_classifier(name, classes))
+        except RuntimeError as error:
+            raise SfumatoError(f"{name} does not take images of {height}x{width}: {error}") from error
+        rows.append(
+            {
+                "classifier": name,
+                "params": theirs.params,
+                "macs": theirs.macs,
+                "overhead_params": ours.params / theirs.params,
+                "overhead_macs": ours.macs / theirs.macs,
+                "overhead_macs_paper_order": papers.macs / theirs.macs,
+                "overhead_macs_sketch": sketch.macs / theirs.macs,
+            }
+        )
+    if as_json:
+        obfuscator = {"params": ours.params, "macs": ours.macs, "macs_paper_order": papers.macs}
+        counts = {"params": sketch.params, "macs": sketch.macs}
+        print_json({"height": height, "width": width, "obfuscator": obfuscator, "sketch": counts, "classifiers": rows})
+        return
+    typer.echo(
+        f"obfuscator for 3x{height}x{width}: {ours.params:,} parameters, {ours.macs:,} MACs ({papers.macs:,} in the "
+        f"paper's order); sketch: {sketch.params:,} parameters, {sketch.macs:,} MACs"
+    )
+    headers = ("classifier", "params", "MACs", "+params", "+MACs", "paper's", "sketch")
+    lines = [
+        (name, _millions(params), _millions(macs), *map(percent, added))
+        for name, params, macs, *added in map(dict.values, rows)
+    ]
+    print_table(headers, lines, numbers=range(1, 7), title="what the obfuscator adds")
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.{2 if count < 1e8 else 0}f} M"

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from sfumato.cli import options
 from sfumato.cli.app import command
-from sfumato.cli.export_int8 import export_int8
-from sfumato.cli.options import (
-    flag,
-    load_split,
-    obfuscator_path,
-    open_classifier,
-    open_obfuscator,
-    option,
-    refuse_others,
-)
-from sfumato.cli.output import needs_extra, print_json
+from sfumato.cli.options import flag, option
+from sfumato.cli.output import needs_extra, percent, print_json
 from sfumato.cli.progress import bars
 from sfumato.errors import BundleError, SfumatoError
 
@@ -31,19 +22,12 @@ if TYPE_CHECKING:
     from sfumato.lab.export.executorch import Comparison
 
 
-class FormatName(StrEnum):
-    """What an obfuscator can be exported to."""
-
-    EXECUTORCH = "executorch"
-    INT8 = "int8"
-
-
 @command
 def export(
     context: typer.Context,
     bundle: options.ObfuscatorArgument = None,
     *,
-    to: Annotated[FormatName, flag("--to", "The format.")] = FormatName.EXECUTORCH,
+    to: Annotated[Literal["executorch", "int8"], typer.Option("--to", help="The format.")] = "executorch",
     out: Annotated[
         Path, option("PATH", "executorch: the file, such as mine.pte. int8: the new bundle.", "--out", "-o")
     ],
@@ -75,28 +59,20 @@ def export(
     `--to int8` writes another obfuscator, for processors that are faster in 8-bit integers. It is not audited until
     `sfumato audit` has attacked it.
 
-    Examples: `sfumato export runs/mine/bundle --to executorch -o mine.pte`,
-    `sfumato export runs/mine/bundle --to int8 -o runs/mine-int8 --classifier runs/resnet/bundle`
+    Examples:
+    - `sfumato export runs/mine/bundle --to executorch -o mine.pte`
+    - `sfumato export runs/mine/bundle --to int8 -o runs/mine-int8 --classifier runs/resnet/bundle`
     """
-    path = obfuscator_path(bundle)
+    path = options.obfuscator_path(bundle)
     if path.is_file():
         raise BundleError(
             f"{path} is a file; name the folder of its bundle, which also has the classifier and the image size"
         )
-    if to is FormatName.INT8:
-        export_int8(
-            path,
-            out,
-            classifier=classifier,
-            data=data or "cifar10",
-            label_column=label_column,
-            calibrate_on=calibrate_on,
-            images=images,
-            overwrite=overwrite,
-            as_json=as_json,
-        )
+    if to == "int8":
+        how = {"overwrite": overwrite, "as_json": as_json}
+        _export_int8(path, out, classifier, data or "cifar10", label_column, calibrate_on, images, **how)
         return
-    refuse_others(context, context.params.keys() - {"calibrate_on"}, "only with --to int8")
+    options.refuse_others(context, context.params.keys() - {"calibrate_on"}, "only with --to int8")
     if out.exists() and not overwrite:
         raise SfumatoError(f"{out} exists; --overwrite replaces it")
     with needs_extra("executorch"):
@@ -104,16 +80,17 @@ def export(
 
         from sfumato.lab.export.executorch import export_executorch, sample_images
 
-    source = open_obfuscator(path)
+    source = options.open_obfuscator(path)
     if data is None:
         compared_on = sample_images(source.preprocessing)
     else:
-        compared_on = (load_split(data, "test", source, label_column, images or 200).images.float() / 255).numpy()
+        test = options.load_split(data, "test", source, label_column, images or 200)
+        compared_on = (test.images.float() / 255).numpy()
     with bars(quiet=as_json) as shown:
         shown.progress("lowering the network, and comparing it with the ONNX file", 0, 1)
         compared = export_executorch(source, out, compared_on, classify=_classifier(source, classifier))
     if as_json:
-        print_json({"file": str(out), "bytes": out.stat().st_size, "format": to.value, **asdict(compared)})
+        print_json({"file": str(out), "bytes": out.stat().st_size, "format": to, **asdict(compared)})
     else:
         _print_program(source, out, compared)
 
@@ -123,7 +100,7 @@ def _classifier(source: Bundle, path: Path | None) -> OnnxFunction | None:
     from sfumato.artifacts.bundle import CLASSIFIER_ONNX
     from sfumato.artifacts.onnx_file import OnnxFunction
 
-    found = open_classifier(path)
+    found = options.open_classifier(path)
     if found.classifier_fingerprint == source.classifier_fingerprint:
         return OnnxFunction(found.file(CLASSIFIER_ONNX))
     if path is not None:
@@ -153,3 +130,70 @@ def _print_program(source: Bundle, out: Path, compared: Comparison) -> None:
         f"{compared.largest_difference:.0e}" + (f"; changed: {changed}" if changed else "")
     )
     typer.echo("  the app has to do the checks, the gate and the encoding: docs/device.md")
+
+
+def _export_int8(
+    path: Path,
+    out: Path,
+    classifier: Path | None,
+    data: str,
+    label_column: str | None,
+    calibrate_on: int,
+    images: int | None,
+    *,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write an obfuscator in 8-bit integers as a bundle of its own, measure it, and name the audit that it needs."""
+    with needs_extra("train"):
+        from sfumato.lab.data import load_train_test
+        from sfumato.lab.export.int8 import quantize, remarks
+
+    obfuscator, served = options.open_obfuscator(path), options.open_classifier(classifier)
+    size = (obfuscator.preprocessing.height, obfuscator.preprocessing.width)
+    train, test, _ = load_train_test(data, size=size, label_column=label_column)
+    made = quantize(obfuscator, out, served, train.subset(calibrate_on), test.subset(images), overwrite=overwrite)
+    words = ["sfumato", "audit", str(out)]
+    words += ["--classifier", str(classifier)] if classifier else []
+    words += ["--data", data] if data != "cifar10" else []
+    words += ["--label-column", label_column] if label_column else []
+    following = shlex.join([*words, "--budget", "standard"])
+    if as_json:
+        print_json(
+            {
+                "bundle": str(made.path),
+                "quantized": made.recipe["quantized"],
+                "figures": made.figures,
+                "notes": remarks(made),
+                "audited": False,
+                "next": following,
+            }
+        )
+        return
+    for line in (*_described(made), *(f"  note: {note}" for note in remarks(made)), f"\nnext: {following}"):
+        typer.echo(line)
+
+
+def _described(made: Bundle) -> list[str]:
+    figures, how = made.figures, made.recipe["quantized"]
+    compared: dict[str, Any] = figures["quantized"]
+    lines = [
+        f"bundle: {made.path}",
+        f"  made of {how['from']['name']} ({how['from']['fingerprint'][:19]}…), calibrated on {how['calibrated_on']:,} "
+        f"training images of {how['data']}",
+        f"  time of one image: {compared['time_of_float32']:.2f} of that in float32, on this machine",
+        f"  size of its ONNX file: {compared['megabytes']:.2f} MB, before {compared['megabytes_before']:.2f} MB",
+    ]
+    for name, what in (
+        ("accuracy_obfuscated", "accuracy in the cloud"),
+        ("accuracy_device", "accuracy on-device"),
+        ("accuracy_gated", "accuracy with the gate"),
+        ("offload_rate", "offload rate"),
+    ):
+        if name in figures:
+            lines.append(f"  {what}: {percent(figures[name])}, before {percent(compared[f'{name}_before'])}")
+    changed = [f"predictions in the cloud {percent(compared['answers_changed'])}"]
+    if "codes_changed" in compared:
+        changed.append(f"codes {percent(compared['codes_changed'])}")
+    lines.append(f"  changed, of {figures['test_images']:,} test images: {', '.join(changed)}")
+    return [*lines, "  leakage: not audited; an audit of the original does not hold for it"]

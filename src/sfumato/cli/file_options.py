@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -13,35 +12,18 @@ from sfumato.errors import SfumatoError
 
 _PANEL = "Endpoints that take image files"
 
-
-class StyleName(StrEnum):
-    """How a file is sent."""
-
-    form = "form"
-    body = "body"
-    json = "json"
-
-
-class FileFormatName(StrEnum):
-    """What the file is."""
-
-    smallest = "smallest"
-    png = "png"
-    webp = "webp"
-
-
-FilesOption = Annotated[
-    StyleName | None,
+Files = Annotated[
+    Literal["form", "body", "json"] | None,
     typer.Option(
         "--files",
         help="Send image files to --server, the full address: in a multipart form, as the body, or in JSON.",
         rich_help_panel=_PANEL,
     ),
 ]
-FieldOption = Annotated[
+Field = Annotated[
     str | None, option("NAME", "The form's field, or the JSON key. Default: file.", rich_help_panel=_PANEL)
 ]
-TemplateOption = Annotated[
+Template = Annotated[
     str | None,
     option(
         "JSON",
@@ -49,15 +31,15 @@ TemplateOption = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
-FileFormatOption = Annotated[
-    FileFormatName | None,
+FileFormat = Annotated[
+    Literal["smallest", "png", "webp"] | None,
     option(
         "FORMAT",
         "png, webp (lossless), or smallest: the smaller one of each image. Default: smallest.",
         rich_help_panel=_PANEL,
     ),
 ]
-ResponsePathOption = Annotated[
+ResponsePath = Annotated[
     str | None,
     option(
         "PATH",
@@ -65,10 +47,10 @@ ResponsePathOption = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
-ResponseKeysOption = Annotated[
+ResponseKeys = Annotated[
     str | None, option("A,B", "The keys of label and score. Default: label,score.", rich_help_panel=_PANEL)
 ]
-RoundOption = Annotated[
+Round = Annotated[
     bool,
     typer.Option(
         "--round",
@@ -77,15 +59,14 @@ RoundOption = Annotated[
     ),
 ]
 
-
 _OF_THE_PROTOCOL = ("model", "datatype", "encoding", "input_name", "split")
 
 
-def file_options(context: typer.Context) -> dict[str, Any] | None:
+def client_options(context: typer.Context) -> dict[str, Any] | None:
     """Return the options of `FileClient` that a command line has; None without `--files`.
 
     Raises:
-        SfumatoError: options of this module without `--files`, others that have no place beside it, or malformed ones.
+        SfumatoError: options of this module without `--files`, others that do not go with it, or malformed ones.
     """
     given = {name: value for name, value in context.params.items() if value}
     names = {"field": "field", "template": "template", "file_format": "file_format", "response_path": "answer"}
@@ -107,4 +88,4 @@ def file_options(context: typer.Context) -> dict[str, Any] | None:
         if not (label_key and comma and score_key):
             raise SfumatoError(f"--response-keys takes two names, such as label,score; got {given['response_keys']!r}")
         options |= {"label_key": label_key, "score_key": score_key}
-    return {"style": str(given["files"]), "rounding": "rounding" in given, **options}
+    return {"style": given["files"], "rounding": "rounding" in given, **options}

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from sfumato.cli import options
 from sfumato.cli.app import command
-from sfumato.cli.audit import BudgetName, BudgetOption, EachOption
+from sfumato.cli.audit import BudgetOption, EachOption
 from sfumato.cli.memory import keep_freed_memory
-from sfumato.cli.options import flag, option, refuse_others
+from sfumato.cli.options import flag, option
 from sfumato.cli.output import needs_extra, percent, prepare, print_json, print_table
 from sfumato.cli.progress import audit_bars, bars
 from sfumato.errors import AuditError, SfumatoError
@@ -25,30 +24,13 @@ if TYPE_CHECKING:
     from sfumato.lab.sweep.plan import Sweep
 
 
-class EngineName(StrEnum):
-    """What trains and audits the points of a sweep."""
-
-    PROCESS = "process"
-    RAY = "ray"
+EngineName = Literal["process", "ray"]
 
 
 PlotOption = Annotated[
     Path | None,
     option("PATH", "Folder: the PNG file. Recipe: the sweep's folder. [default: runs/NAME-frontier]", "--out", "-o"),
 ]
-SweepOption = Annotated[
-    list[str] | None, option("KEY=V,V,...", "Recipe: train and audit at these values; several options span a grid.")
-]
-PlanOption = Annotated[bool, flag("--plan", "Recipe: only list the points, the finished ones, and the remaining time.")]
-SeedsOption = Annotated[int, option("N", "Recipe: train each point with N seeds.", min=1)]
-LocalRecipeOption = Annotated[
-    Path | None, option("RECIPE", "Train the on-device baseline by this recipe instead of --local.")
-]
-EngineOption = Annotated[
-    EngineName, typer.Option(help="One point after the other in this process, or several at once with Ray Tune.")
-]
-GpusOption = Annotated[float | None, option("X", "Ray: GPUs for each point. [default: 1 where there are any]", min=0)]
-AddressOption = Annotated[str | None, option("ADDRESS", "Ray: a cluster; its machines must share the folders.")]
 
 
 @command
@@ -57,20 +39,20 @@ def frontier(
     what: Annotated[Path, typer.Argument(help="Folder of audits' JSON files, or the recipe of an obfuscator (.toml).")],
     out: PlotOption = None,
     highlight: Annotated[str | None, option("NAME", "Folder: the audit to highlight in the plot.")] = None,
-    sweep: SweepOption = None,
-    plan: PlanOption = False,
-    seeds: SeedsOption = 1,
-    budget: BudgetOption = BudgetName.QUICK,
+    sweep: Annotated[list[str] | None, option("KEY=V,V,...", "Recipe: values to sweep; repeat it for a grid.")] = None,
+    plan: Annotated[bool, flag("--plan", "Recipe: list the points and the remaining time.")] = False,
+    seeds: Annotated[int, option("N", "Recipe: train each point with N seeds.", min=1)] = 1,
+    budget: BudgetOption = "quick",
     images: EachOption = None,
     set_: Annotated[list[str] | None, option("KEY=VALUE", "Change a value at all points; repeatable.", "--set")] = None,
     local: options.Local = None,
-    local_recipe: LocalRecipeOption = None,
+    local_recipe: Annotated[Path | None, option("RECIPE", "Train the on-device baseline by this recipe.")] = None,
     compare: options.Compare = None,
-    engine: EngineOption = EngineName.PROCESS,
+    engine: Annotated[EngineName, typer.Option(help="One point after the other, or several with Ray.")] = "process",
     parallel: Annotated[int | None, option("N", "Ray: points at once, at most.", min=1)] = None,
     cpus: Annotated[float | None, option("X", "Ray: cores for each point. [default: 1]", min=0.1)] = None,
-    gpus: GpusOption = None,
-    address: AddressOption = None,
+    gpus: Annotated[float | None, option("X", "Ray: GPUs for each point. [default: 1 if any]", min=0)] = None,
+    address: Annotated[str | None, option("ADDRESS", "Ray: a cluster that shares the folders.")] = None,
     as_json: options.Json = False,
 ) -> None:
     """Plot the privacy-utility trade-off, and report where offloading pays off.
@@ -78,18 +60,19 @@ def frontier(
     Takes seconds for a folder of audits. Of a recipe, it trains and audits every point of the sweep, which takes
     minutes to days: `--plan` lists the points and their time first. After Ctrl-C, the same command continues.
 
-    Examples: `sfumato frontier results/audits --highlight cifar10-resnet20-sketch -o docs/frontier.png`,
-    `sfumato frontier recipes/cifar10-resnet20-sketch.toml --sweep code_bits=4,8,16 --seeds 3 --plan`
+    Examples:
+    - `sfumato frontier results/audits --highlight cifar10-resnet20-sketch -o docs/frontier.png`
+    - `sfumato frontier recipes/cifar10-resnet20-sketch.toml --sweep code_bits=4,8,16 --seeds 3 --plan`
     """
     if what.suffix != ".toml":
         allowed = {"what", "highlight", "out", "as_json"}
-        refuse_others(context, allowed, f"only of a recipe (a .toml file), and {what} is none")
+        options.refuse_others(context, allowed, f"only of a recipe (a .toml file), and {what} is none")
         _of_folder(what, highlight, out, as_json=as_json)
         return
     ray = {"parallel": parallel, "cpus": cpus, "gpus": gpus, "address": address}
-    refuse_others(context, context.params.keys() - {"highlight"}, "only of a folder of audits")
-    if engine is not EngineName.RAY:
-        refuse_others(context, context.params.keys() - ray.keys(), "only with --engine ray")
+    options.refuse_others(context, context.params.keys() - {"highlight"}, "only of a folder of audits")
+    if engine != "ray":
+        options.refuse_others(context, context.params.keys() - ray.keys(), "only with --engine ray")
     keep_freed_memory()
     with needs_extra("train"):
         from sfumato.lab.audit.budget import BUDGETS
@@ -97,7 +80,7 @@ def frontier(
     planned = plan_sweep(
         what,
         out or Path("runs") / f"{what.stem}-frontier",
-        BUDGETS[budget.value],
+        BUDGETS[budget],
         dials=sweep or (),
         seeds=seeds,
         overrides=set_ or (),
@@ -134,7 +117,7 @@ def _of_sweep(sweep: Sweep, engine: EngineName, ray: dict[str, Any], *, as_json:
 
     runs: Engine = in_turn
     make_with: Callable[[Job], None] = partial(make, bars=partial(audit_bars, quiet=as_json))
-    if engine is EngineName.RAY:
+    if engine == "ray":
         ray = {name: value for name, value in ray.items() if value is not None}
         runs, make_with = on_ray(sweep.folder / "ray", **ray), make
     with bars() as shown:

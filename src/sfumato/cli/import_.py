@@ -9,7 +9,7 @@ import typer
 
 from sfumato.cli import options
 from sfumato.cli.app import command
-from sfumato.cli.options import image_size, option, read_text
+from sfumato.cli.options import option
 from sfumato.cli.output import needs_extra, print_json
 from sfumato.errors import SfumatoError
 
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 SizeOption = Annotated[str | None, option("HxW", "Its input size. Default: from its metadata.")]
 MeanOption = Annotated[str | None, option("R,G,B", "Subtracted from values in [0, 1]. Default: from its metadata.")]
 StdOption = Annotated[str | None, option("R,G,B", "Divided by after that. Default: from its metadata.")]
-LabelsOption = Annotated[
-    Path | None, option("FILE", "Text file, one class a line in output order. Default: from its metadata.")
-]
+LabelsOption = Annotated[Path | None, option("FILE", "Text file, one class a line. Default: from its metadata.")]
 
 
 @command
@@ -42,8 +40,9 @@ def import_(
     Takes seconds. The other commands take the bundle: `serve`, `evaluate`, `audit`, `init`, and `classifier = "BUNDLE"`
     in a recipe. No pickle is loaded, and no code that comes with a model is run.
 
-    Examples: `sfumato import google/vit-base-patch16-224 -o vit`,
-    `sfumato import net.onnx -o net --mean 0,0,0 --std 1,1,1 --labels labels.txt`
+    Examples:
+    - `sfumato import google/vit-base-patch16-224 -o vit`
+    - `sfumato import net.onnx -o net --mean 0,0,0 --std 1,1,1 --labels labels.txt`
     """
     with needs_extra("train"):
         from sfumato.lab.classifiers import adopt
@@ -76,7 +75,7 @@ def user_metadata(name: str | None, size: str | None, mean: str | None, std: str
     """
     from sfumato.lab.classifiers import Stated
 
-    return Stated(image_size(size), _three(mean, "--mean"), _three(std, "--std"), _lines(labels), name)
+    return Stated(options.image_size(size), _three(mean, "--mean"), _three(std, "--std"), _lines(labels), name)
 
 
 def _three(text: str | None, option: str) -> tuple[float, float, float] | None:
@@ -92,7 +91,7 @@ def _three(text: str | None, option: str) -> tuple[float, float, float] | None:
 def _lines(file: Path | None) -> tuple[str, ...] | None:
     if file is None:
         return None
-    lines = [line.strip() for line in read_text(file, "labels").rstrip().splitlines()]
+    lines = [line.strip() for line in options.read_text(file, "labels").rstrip().splitlines()]
     if not lines or not all(lines):
         raise SfumatoError(f"{file} must hold one label a line, without empty lines")
     return tuple(lines)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,16 +13,9 @@ from sfumato.cli import options
 from sfumato.cli.app import command
 from sfumato.cli.doctor import print_findings
 from sfumato.cli.import_ import LabelsOption, MeanOption, SizeOption, StdOption, user_metadata
-from sfumato.cli.options import option, read_token
+from sfumato.cli.options import option
 from sfumato.cli.output import needs_extra, print_json
 from sfumato.errors import SfumatoError
-
-
-class ObfuscatorKind(StrEnum):
-    """Which obfuscator the recipe is for; docs/choosing.md says which to use when."""
-
-    SKETCH = "sketch"
-    OBFUSCATOR = "obfuscator"
 
 
 @command
@@ -37,7 +29,7 @@ def init(
     ] = None,
     server: Annotated[str | None, option("URL", "The endpoint that serves the classifier, if there is one.")] = None,
     out: Annotated[Path, option("DIR", "Folder for the recipe.", "--out", "-o")] = Path("protected"),
-    kind: Annotated[ObfuscatorKind, typer.Option(help="Which obfuscator.")] = ObfuscatorKind.SKETCH,
+    kind: Annotated[Literal["sketch", "obfuscator"], typer.Option(help="Which obfuscator.")] = "sketch",
     model: options.Model = None,
     size: SizeOption = None,
     mean: MeanOption = None,
@@ -62,11 +54,11 @@ def init(
         classifier,
         data,
         out,
-        kind=kind.value,
+        kind=kind,
         stated=user_metadata(None, size, mean, std, labels),
         server=server,
         model=model,
-        server_options={"token": read_token(token_file)},
+        server_options={"token": options.read_token(token_file)},
     )
     if as_json:
         print_json(

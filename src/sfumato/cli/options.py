@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
-from enum import StrEnum
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -60,34 +59,18 @@ TlsCert = Annotated[Path | None, option("FILE", "Certificate chain, PEM.")]
 TlsKey = Annotated[Path | None, option("FILE", "Private key, PEM.")]
 
 
-class DatatypeName(StrEnum):
-    """The datatypes in which a payload can be sent."""
-
-    FP32 = "FP32"
-    FP16 = "FP16"
-    FP64 = "FP64"
-    UINT8 = "UINT8"
-
-
-class EncodingName(StrEnum):
-    """The encodings of tensors over HTTP."""
-
-    BINARY = "binary"
-    JSON = "json"
-
-
 Datatype = Annotated[
-    DatatypeName | None,
+    Literal["FP32", "FP16", "FP64", "UINT8"] | None,
     option("TYPE", "FP32, FP16, FP64, or UINT8 for an obfuscator with 8-bit output. Default: what the model takes."),
 ]
 Encoding = Annotated[
-    EncodingName | None, typer.Option(help="Encoding over HTTP. Default: binary where the server lists it.")
+    Literal["binary", "json"] | None, typer.Option(help="Encoding over HTTP. Default: binary if the server lists it.")
 ]
 InputName = Annotated[str | None, option("NAME", "The model's input, where the server lists none. Default: input.")]
 
 
 def refuse_others(context: typer.Context, allowed: set[str], why: str) -> None:
-    """Refuse options that have no meaning beside another one.
+    """Refuse options that have no meaning with another one.
 
     Args:
         context: the command's.
@@ -104,6 +87,22 @@ def refuse_others(context: typer.Context, allowed: set[str], why: str) -> None:
             names.append(param.opts[0])
     if names:
         raise SfumatoError(f"{', '.join(sorted(names))}: {why}")
+
+
+def run_mode(context: typer.Context, mode: str, function: Callable[..., None], **values: Any) -> None:
+    """Do what a command does with one of its flags, which takes only some of the command's options.
+
+    Args:
+        context: the command's.
+        mode: the flag's parameter.
+        function: is called with `values`.
+        values: the options that go with the flag.
+
+    Raises:
+        SfumatoError: others were given.
+    """
+    refuse_others(context, {mode, *values}, f"not with --{mode.replace('_', '-')}")
+    function(**values)
 
 
 def expand_images(paths: Iterable[Path]) -> list[Path]:

@@ -7,7 +7,8 @@ import os
 import re
 import tempfile
 import time
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,7 @@ import typer
 from sfumato.artifacts.signals import interruptible
 from sfumato.cli import options
 from sfumato.cli.app import command
-from sfumato.cli.options import flag, obfuscator_path, option
+from sfumato.cli.options import flag, option
 from sfumato.cli.output import percent, print_skipped
 from sfumato.cli.progress import bars
 from sfumato.device.image_folders import IMAGE_SUFFIXES, Share, find_images
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 _NAMED = 100
 """Images handled on-device that are named, at most; --json names all."""
-
-ShardOption = Annotated[str | None, option("I/N", "Do this part of the images: 2/4 on the second of four machines.")]
 
 
 @command
@@ -41,12 +40,12 @@ def protect(
     overwrite: Annotated[bool, flag("--overwrite", "Replace files that exist.")] = False,
     always_send: options.AlwaysSend = False,
     workers: Annotated[int | None, option("N", "Processes. Default: one for each core.", min=1)] = None,
-    shard: ShardOption = None,
+    shard: Annotated[str | None, option("I/N", "Part of the images, 2/4 on the second of 4 machines.")] = None,
     as_json: options.Json = False,
 ) -> None:
     """Obfuscate images, and write the payloads that would be sent.
 
-    Writes `NAME.obfuscated.png` to look at, and with `--tensors` `NAME.obfuscated.npy`, float32 of shape (3, H, W), as
+    Writes `NAME.obfuscated.png` for viewing, and with `--tensors` `NAME.obfuscated.npy`, float32 of shape (3, H, W), as
     it would be sent. An image that the gate handles on-device is named with its prediction; nothing is written for it.
     After Ctrl-C, the same command with `--resume` makes the missing files.
 
@@ -58,7 +57,7 @@ def protect(
         raise SfumatoError("--overwrite replaces existing files, --resume keeps them; choose one of them")
     how = Protecting.into(
         out,
-        obfuscator_path(bundle),
+        options.obfuscator_path(bundle),
         tensors=tensors,
         gate=not always_send,
         existing="replace" if overwrite else "keep" if resume else "refuse",
@@ -68,7 +67,8 @@ def protect(
     if not total:
         raise ImageError(_nothing(images, part))
     found = find_images(images, leave_out=out, share=part)
-    with _Report(out) as report:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+        report = _Report(out, file)
         with (
             interruptible() as received,
             bars(quiet=as_json) as shown,
@@ -90,25 +90,15 @@ def protect(
 class _Report:
     """Counts the outcomes, and keeps their details on disk: there may be millions of images."""
 
-    def __init__(self, out: Path) -> None:
-        self._out = out
-        self._open = ExitStack()
-        self._lists: dict[str, IO[str]] = {}
+    def __init__(self, out: Path, file: IO[str]) -> None:
+        self._out, self._file = out, file
         self.counts = dict.fromkeys(("written", "there", "stays", "failed"), 0)
-
-    def __enter__(self) -> _Report:
-        for state in self.counts:
-            self._lists[state] = self._open.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
 
     def add(self, outcome: Outcome, *, quiet: bool) -> None:
         """Record an image, and print at once why it failed, if it did."""
         entry = {name: value for name, value in vars(outcome).items() if name != "state" and value is not None}
         self.counts[outcome.state] += 1
-        self._lists[outcome.state].write(json.dumps(entry) + "\n")
+        self._file.write(f"{outcome.state} {json.dumps(entry)}\n")
         if outcome.state == "failed" and not quiet:
             print_skipped([entry])
 
@@ -140,9 +130,11 @@ class _Report:
             typer.echo(f"handled on-device: {entry['file']} ({entry['label']}, {percent(entry['probability'], 0)})")
         typer.echo(self.summary())
 
-    def _lines(self, state: str) -> Any:
-        self._lists[state].seek(0)
-        return map(str.strip, self._lists[state])
+    def _lines(self, state: str) -> Iterator[str]:
+        self._file.seek(0)
+        for line in self._file:
+            if line.startswith(f"{state} "):
+                yield line[len(state) + 1 :].strip()
 
 
 def _shard(text: str | None) -> Share | None:

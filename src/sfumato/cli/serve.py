@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from sfumato.cli import options
 from sfumato.cli.app import command
-from sfumato.cli.options import flag, option, read_token
+from sfumato.cli.options import flag, option
 from sfumato.cli.output import needs_extra, print_json
 from sfumato.errors import ServingError
 
@@ -25,36 +24,7 @@ if TYPE_CHECKING:
 MIB = 2**20
 
 
-class EngineName(StrEnum):
-    """What runs the server."""
-
-    EMBEDDED = "embedded"
-    RAY = "ray"
-
-
-class LogFormat(StrEnum):
-    """The format of a line of the log."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-ReplicasOption = Annotated[
-    str, option("N", "Processes behind the one port, each with its own models and limits; for --engine ray also 1-8.")
-]
-ModelsOption = Annotated[
-    Path | None, option("DIR", "A folder of NAME/VERSION/model.onnx, as Triton's, or of bundles NAME/VERSION.")
-]
-DecoderOption = Annotated[
-    Path | None, option("BUNDLE", "Also decode this obfuscator's codes, and serve them as the model NAME-split.")
-]
-EngineOption = Annotated[EngineName, typer.Option(help="Processes on this machine, or replicas on Ray Serve.")]
-AddressOption = Annotated[
-    str | None, option("ADDRESS", "For --engine ray: a running cluster. Default: Ray on this machine alone.")
-]
-LingerOption = Annotated[
-    float, option("SECONDS", "After SIGTERM: be not ready, and still respond, for so long.", min=0)
-]
+EngineOption = Annotated[Literal["embedded", "ray"], typer.Option(help="Processes here, or replicas on Ray Serve.")]
 
 
 @command
@@ -64,9 +34,9 @@ def serve(
     host: options.Host = "127.0.0.1",
     name: Annotated[str | None, option("NAME", "The model's name. Default: its own.")] = None,
     token_file: options.TokenFile = None,
-    replicas: ReplicasOption = "1",
-    models: ModelsOption = None,
-    decoder: DecoderOption = None,
+    replicas: Annotated[str, option("N", "Processes behind the port; of --engine ray also 1-8.")] = "1",
+    models: Annotated[Path | None, option("DIR", "Folder of NAME/VERSION/model.onnx, or of bundles.")] = None,
+    decoder: Annotated[Path | None, option("BUNDLE", "Obfuscator whose codes to decode, as NAME-split.")] = None,
     tls_cert: options.TlsCert = None,
     tls_key: options.TlsKey = None,
     threads: Annotated[int, option("N", "Threads for one run of a model.", min=1)] = 1,
@@ -76,12 +46,12 @@ def serve(
     max_held_mb: Annotated[float, option("MIB", "All requests in memory; further ones get 503.", min=0.001)] = 256.0,
     max_connections: Annotated[int, option("N", "Connections at once; further ones get 503.", min=1)] = 1000,
     receive_timeout: Annotated[float, option("SECONDS", "How long a request may take to arrive.", min=0.1)] = 60.0,
-    linger: LingerOption = 1.0,
+    linger: Annotated[float, option("SECONDS", "After SIGTERM: respond, not ready, for so long.", min=0)] = 1.0,
     grace: Annotated[float, option("SECONDS", "After that: time for open requests.", min=1)] = 10.0,
-    log_format: Annotated[LogFormat, typer.Option(help="Format of the log on standard error.")] = LogFormat.TEXT,
+    log_format: Annotated[Literal["text", "json"], typer.Option(help="Format of the log on standard error.")] = "text",
     access_log: Annotated[bool, flag("--access-log", "Log a line for each request.")] = False,
-    engine: EngineOption = EngineName.EMBEDDED,
-    address: AddressOption = None,
+    engine: EngineOption = "embedded",
+    address: Annotated[str | None, option("ADDRESS", "Ray: a running cluster. Default: this machine.")] = None,
     as_json: options.Json = False,
 ) -> None:
     """Serve classifiers over the Open Inference Protocol, for any client of it.
@@ -96,18 +66,18 @@ def serve(
         from sfumato import cloud
         from sfumato.cloud import logs
 
-    logs.configure(as_json=log_format is LogFormat.JSON)
+    logs.configure(as_json=log_format == "json")
     many = cloud.Replicas.parse(replicas)
-    if engine is EngineName.EMBEDDED and (address is not None or many.least != many.most):
+    if engine == "embedded" and (address is not None or many.least != many.most):
         raise ServingError("--address, and a range of --replicas, are for --engine ray")
-    paths, token = model or [], read_token(token_file)
+    paths, token = model or [], options.read_token(token_file)
     run = {"threads": threads, "max_batch": max_batch, "max_queue": max_queue}
     open_models = partial(cloud.catalogue_of, paths, models, name=name, decoder=decoder, **run)
     catalogue = open_models()  # for several replicas, too: a damaged file is named once, here
     served = [{"name": one.name, "version": one.version, "fingerprint": one.fingerprint} for one in catalogue]
     announce = partial(_announce, served, as_json=as_json, alone=len(paths) == 1 and models is None)
     sizes = {"max_body_bytes": int(max_body_mb * MIB), "max_held_bytes": int(max_held_mb * MIB)}
-    if engine is EngineName.RAY:
+    if engine == "ray":
         if tls_cert is not None or tls_key is not None:
             raise ServingError("--engine ray has no TLS; put a proxy with TLS in front of it, or serve without it")
         build = partial(_app, open_models, token=token, access_log=access_log, **sizes)
@@ -122,7 +92,7 @@ def serve(
         cloud.serve(catalogue, **how)
     else:
         del catalogue  # each replica opens its own
-        cloud.serve_replicas(open_models, many.most, log_as_json=log_format is LogFormat.JSON, **how)
+        cloud.serve_replicas(open_models, many.most, log_as_json=log_format == "json", **how)
 
 
 def _announce(served: list[dict[str, str]], url: str, *, as_json: bool, alone: bool) -> None:

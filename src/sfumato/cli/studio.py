@@ -9,7 +9,7 @@ import typer
 
 from sfumato.cli import options
 from sfumato.cli.app import command
-from sfumato.cli.options import open_classifier, open_obfuscator, option
+from sfumato.cli.options import option
 from sfumato.cli.output import needs_extra, print_json
 
 
@@ -38,9 +38,9 @@ def studio(
         from sfumato.apps.studio import Pages, collect
     from sfumato.artifacts import shipped
 
-    served = open_classifier(classifier)
+    served = options.open_classifier(classifier)
     paths = obfuscators or [shipped.obfuscator_bundle(), shipped.papers_obfuscator_bundle()]
-    pages = Pages(collect([open_obfuscator(path) for path in paths], served))
+    pages = Pages(collect([options.open_obfuscator(path) for path in paths], served))
 
     def announce(url: str) -> None:
         if as_json:

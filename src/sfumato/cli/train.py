@@ -10,7 +10,7 @@ import typer
 from sfumato.cli import options
 from sfumato.cli.app import command
 from sfumato.cli.memory import keep_freed_memory
-from sfumato.cli.options import open_obfuscator, option, read_token
+from sfumato.cli.options import option
 from sfumato.cli.output import needs_extra, percent, prepare, print_figures, print_json, write_result
 from sfumato.cli.progress import bars
 from sfumato.errors import RecipeError, TrainingError
@@ -36,9 +36,6 @@ BlackBoxOption = Annotated[
         "--black-box",
     ),
 ]
-EstimateOption = Annotated[
-    Path | None, option("FILE", "Train a few steps only, and write an estimate of the whole run's time here.")
-]
 
 
 @command
@@ -49,7 +46,7 @@ def train(
     from_: FromOption = None,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
-    estimate: EstimateOption = None,
+    estimate: Annotated[Path | None, option("FILE", "Train a few steps, and estimate the run's time.")] = None,
     accelerator: Annotated[str, option("NAME", "auto, cpu, cuda, mps, ...")] = "auto",
     devices: Annotated[int, option("N", "Processes to train on.", min=1)] = 1,
     black_box: BlackBoxOption = None,
@@ -63,8 +60,9 @@ def train(
     it with `tensorboard --logdir runs`. When the classifier in the cloud changes, adapt the obfuscator:
     `--from OLD_BUNDLE --set classifier=NEW`.
 
-    Examples: `sfumato train recipes/cifar10-resnet20.toml --set training.epochs=4`,
-    `sfumato train recipes/cifar10-resnet20.toml --estimate estimate.json`
+    Examples:
+    - `sfumato train recipes/cifar10-resnet20.toml --set training.epochs=4`
+    - `sfumato train recipes/cifar10-resnet20.toml --estimate estimate.json`
     """
     keep_freed_memory()
     with needs_extra("train"):
@@ -83,7 +81,7 @@ def train(
         _estimate(plan, estimate, accelerator, as_json=as_json)
         return
     folder = out or Path("runs") / plan.name
-    start = None if from_ is None else open_obfuscator(from_)
+    start = None if from_ is None else options.open_obfuscator(from_)
     how: dict[str, Any] = {"accelerator": accelerator, "devices": devices, "resume": resume, "overwrite": overwrite}
     with bars() as shown:
         if queried is None:
@@ -95,7 +93,7 @@ def train(
                 f"up to {queried.black_box.queries:,} images, of {plan.data.source} and synthetic ones, are sent to "
                 f"{queried.classifier} as they are: they must be public"
             )
-            bundle = protect_black_box(queried, folder, token=read_token(token_file), ca_file=ca_file, **how)
+            bundle = protect_black_box(queried, folder, token=options.read_token(token_file), ca_file=ca_file, **how)
     if as_json:
         print_json({"bundle": str(bundle.path), "figures": bundle.figures})
         return
