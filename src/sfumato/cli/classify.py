@@ -60,34 +60,32 @@ def classify(
     - `sfumato classify --watch camera/ --server https://classify.example.org --json`
     - `sfumato classify cat.jpg --server https://example.org/classify --files form --response-path labels --round`
     """
-    from sfumato.device import Client, FileClient
-
     stream = Stream.of(images or [], watch, every_s)
     sources = [] if stream else options.expand_images(images or [])
     of_files = file_options.client_options(context)
-    path = options.obfuscator_path(bundle)
-    connection: dict[str, Any] = {
+    protocol = {"model": model, "datatype": datatype, "encoding": encoding, "input_name": input_name, "split": split}
+    connection = {
         "token": options.read_token(token_file),
         "timeout_s": timeout_s,
         "ca_file": ca_file,
         "allow_insecure_token": allow_insecure_token,
         "gate": not always_send,
     }
-    client: Client | FileClient
-    if of_files is not None:
-        client = FileClient(server, path, **of_files, **connection)
-    else:
-        protocol: dict[str, Any] = {
-            "model": model,
-            "datatype": datatype,
-            "encoding": encoding,
-            "input_name": input_name,
-        }
-        client = Client(server, path, split=split, **protocol, **connection)
+    client = _client(server, options.obfuscator_path(bundle), of_files, protocol, connection)
     if stream:
         print_stream(client, stream, top=top, as_json=as_json)
     else:
         _classify_all(client, sources, server, top=top, as_json=as_json)
+
+
+def _client(
+    server: str, path: Path, of_files: dict[str, Any] | None, protocol: dict[str, Any], connection: dict[str, Any]
+) -> Client | FileClient:
+    from sfumato.device import Client, FileClient
+
+    if of_files is None:
+        return Client(server, path, **protocol, **connection)
+    return FileClient(server, path, **of_files, **connection)
 
 
 def _classify_all(client: Client | FileClient, sources: list[Path], server: str, *, top: int, as_json: bool) -> None:

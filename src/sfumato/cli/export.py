@@ -28,24 +28,11 @@ def export(
     bundle: options.ObfuscatorArgument = None,
     *,
     to: Annotated[Literal["executorch", "int8"], typer.Option("--to", help="The format.")] = "executorch",
-    out: Annotated[
-        Path, option("PATH", "executorch: the file, such as mine.pte. int8: the new bundle.", "--out", "-o")
-    ],
-    classifier: Annotated[
-        Path | None, option("BUNDLE", "Its classifier, to count changed predictions. Default: the shipped one.")
-    ] = None,
-    data: Annotated[
-        str | None,
-        option(
-            "DATA",
-            "Images to compare on: cifar10, faces, a folder, a hub id. Default of executorch: 40 shipped ones; of "
-            "int8, which also calibrates on the training images: cifar10.",
-        ),
-    ] = None,
+    out: Annotated[Path, option("PATH", "The file mine.pte, or of int8 the new bundle.", "--out", "-o")],
+    classifier: options.Classifier = None,
+    data: Annotated[str | None, option("DATA", "To compare on. Default: shipped images; of int8: cifar10.")] = None,
     overwrite: Annotated[bool, flag("--overwrite", "Replace what an earlier export wrote.")] = False,
-    images: Annotated[
-        int | None, option("N", "Compare on the first N test images. Default: 200; of int8 all.", min=1)
-    ] = None,
+    images: Annotated[int | None, option("N", "Compare on N test images. Default: 200; of int8: all.", min=1)] = None,
     label_column: options.LabelColumn = None,
     calibrate_on: Annotated[int, option("N", "int8: training images to calibrate on.", min=1)] = 500,
     as_json: options.Json = False,
@@ -65,9 +52,7 @@ def export(
     """
     path = options.obfuscator_path(bundle)
     if path.is_file():
-        raise BundleError(
-            f"{path} is a file; name the folder of its bundle, which also has the classifier and the image size"
-        )
+        raise BundleError(f"{path} is a file; name the folder of its bundle")
     if to == "int8":
         how = {"overwrite": overwrite, "as_json": as_json}
         _export_int8(path, out, classifier, data or "cifar10", label_column, calibrate_on, images, **how)

@@ -56,9 +56,9 @@ def serve(
 ) -> None:
     """Serve classifiers over the Open Inference Protocol, for any client of it.
 
-    Runs until it is interrupted, and completes open requests first. SIGHUP loads new versions of the files without
-    dropping a request; GET /metrics is for Prometheus. The server does not depend on obfuscation: it serves any ONNX
-    model. Replicas that die are replaced; `--engine ray` (`pip install 'sfumato[ray]'`) scales them with the load.
+    Runs until Ctrl-C, and completes open requests first. SIGHUP loads new versions of the files; GET /metrics is for
+    Prometheus. The server does not depend on obfuscation: it serves any ONNX model. Replicas that die are replaced;
+    `--engine ray` (`pip install 'sfumato[ray]'`) scales them with the load.
 
     Example: `sfumato serve bundles/resnet20 --port 8080`, then `curl http://127.0.0.1:8080/v2/health/ready`
     """
@@ -67,32 +67,38 @@ def serve(
         from sfumato.cloud import logs
 
     logs.configure(as_json=log_format == "json")
-    many = cloud.Replicas.parse(replicas)
-    if engine == "embedded" and (address is not None or many.least != many.most):
-        raise ServingError("--address, and a range of --replicas, are for --engine ray")
+    many = _replicas(replicas, engine, address, tls=tls_cert is not None or tls_key is not None)
     paths, token = model or [], options.read_token(token_file)
-    run = {"threads": threads, "max_batch": max_batch, "max_queue": max_queue}
-    open_models = partial(cloud.catalogue_of, paths, models, name=name, decoder=decoder, **run)
+    how = {"threads": threads, "max_batch": max_batch, "max_queue": max_queue}
+    open_models = partial(cloud.catalogue_of, paths, models, name=name, decoder=decoder, **how)
     catalogue = open_models()  # for several replicas, too: a damaged file is named once, here
     served = [{"name": one.name, "version": one.version, "fingerprint": one.fingerprint} for one in catalogue]
     announce = partial(_announce, served, as_json=as_json, alone=len(paths) == 1 and models is None)
-    sizes = {"max_body_bytes": int(max_body_mb * MIB), "max_held_bytes": int(max_held_mb * MIB)}
+    sizes: dict[str, Any] = {"max_body_bytes": int(max_body_mb * MIB), "max_held_bytes": int(max_held_mb * MIB)}
     if engine == "ray":
-        if tls_cert is not None or tls_key is not None:
-            raise ServingError("--engine ray has no TLS; put a proxy with TLS in front of it, or serve without it")
         build = partial(_app, open_models, token=token, access_log=access_log, **sizes)
         _serve_on_ray(build, many, host=host, port=port, cpus=threads, address=address, on_ready=announce)
         return
-    limits = cloud.Limits(
-        **sizes, max_connections=max_connections, receive_timeout_s=receive_timeout, linger_s=linger, grace_s=grace
-    )
-    how: dict[str, Any] = {"host": host, "port": port, "token": token, "tls_cert": tls_cert, "tls_key": tls_key}
-    how |= {"limits": limits, "access_log": access_log, "on_ready": announce}
+    times: dict[str, Any] = {"receive_timeout_s": receive_timeout, "linger_s": linger, "grace_s": grace}
+    limits = cloud.Limits(max_connections=max_connections, **sizes, **times)
+    at: dict[str, Any] = {"host": host, "port": port, "tls_cert": tls_cert, "tls_key": tls_key}
+    at |= {"token": token, "limits": limits, "access_log": access_log, "on_ready": announce}
     if many.most == 1:
-        cloud.serve(catalogue, **how)
+        cloud.serve(catalogue, **at)
     else:
         del catalogue  # each replica opens its own
-        cloud.serve_replicas(open_models, many.most, log_as_json=log_format == "json", **how)
+        cloud.serve_replicas(open_models, many.most, log_as_json=log_format == "json", **at)
+
+
+def _replicas(replicas: str, engine: str, address: str | None, *, tls: bool) -> Replicas:
+    from sfumato.cloud import Replicas
+
+    many = Replicas.parse(replicas)
+    if engine == "embedded" and (address is not None or many.least != many.most):
+        raise ServingError("--address, and a range of --replicas, are for --engine ray")
+    if engine == "ray" and tls:
+        raise ServingError("--engine ray has no TLS; put a proxy with TLS in front of it, or serve without it")
+    return many
 
 
 def _announce(served: list[dict[str, str]], url: str, *, as_json: bool, alone: bool) -> None:
