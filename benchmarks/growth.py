@@ -33,7 +33,7 @@ from offload import peak_mb, serving  # noqa: E402
 from sfumato.artifacts.bundle import DECODER_ONNX, OBFUSCATOR_ONNX, Bundle, write_json  # noqa: E402
 from sfumato.artifacts.onnx_file import OnnxFunction  # noqa: E402
 from sfumato.artifacts.provenance import provenance  # noqa: E402
-from sfumato.cli.train import keep_freed_memory  # noqa: E402
+from sfumato.cli.memory import keep_freed_memory  # noqa: E402
 from sfumato.device import Obfuscator as DeviceObfuscator  # noqa: E402
 from sfumato.device.connect import open_endpoint  # noqa: E402
 from sfumato.lab.export.onnx import export_onnx  # noqa: E402

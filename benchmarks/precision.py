@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sfumato.artifacts.bundle import write_json
 from sfumato.artifacts.provenance import provenance
-from sfumato.cli.train import keep_freed_memory
+from sfumato.cli.memory import keep_freed_memory
 from sfumato.lab.training import load_recipe, train
 
 RECIPE, SEEDS, EPOCHS, IMAGES = Path("recipes/cifar10-resnet20.toml"), (0, 1, 2), 4, 10_000

@@ -123,7 +123,7 @@ def killed_and_resumed(place: Path, count: int) -> dict[str, Any]:
     rates = {"before": done / killed["seconds"], "resumed": resumed["written"] / resumed["seconds"]}
     return {
         "written_before_the_kill": done,
-        "of_these_made_again": done - resumed["there"],
+        "of_these_made_again": done - resumed["existing"],
         "written_after": resumed["written"],
         "complete_in_the_end": written(out),
         "seconds": killed["seconds"] + resumed["seconds"],

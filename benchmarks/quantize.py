@@ -2,10 +2,10 @@
 
 `python benchmarks/quantize.py` writes results/quantized.json, and the quantised files to runs/quantized. Each is
 an obfuscator of its own, to be audited as one: `sfumato audit runs/quantized/cifar10-resnet20-sketch-U8S8.onnx
---classifier src/sfumato/artifacts/shipped/cifar10-resnet20 --budget attributes --share 0.5`
+--classifier src/sfumato/artifacts/shipped/cifar10-resnet20 --budget attributes --budget-scale 0.5`
 
-As `sfumato quantize` does it (U8S8), and with unsigned weights; calibrated on training images, which are not
-measured with. `SFUMATO_CIFAR10` names the images.
+As `sfumato export --to int8` does it (U8S8), and with unsigned weights beside; calibrated on training images, which are
+not measured with. `SFUMATO_CIFAR10` names the images.
 """
 
 from __future__ import annotations

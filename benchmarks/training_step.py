@@ -31,7 +31,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from sfumato.artifacts.bundle import write_json
 from sfumato.artifacts.provenance import provenance
-from sfumato.cli.train import keep_freed_memory
+from sfumato.cli.memory import keep_freed_memory
 from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator, build_classifier, fold_norms
 from sfumato.lab.models.obfuscator import ConvNormAct
 from sfumato.lab.models.precision import CPU, choose_precision, cpu_has_bfloat16

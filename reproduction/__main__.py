@@ -10,10 +10,11 @@ from typing import Annotated
 import typer
 
 from reproduction.plan import SIZES, Target
+from sfumato.cli import options
 from sfumato.cli.app import run
-from sfumato.cli.output import JsonOption, needs_train_extra, print_json
-from sfumato.cli.progress import bars
-from sfumato.cli.train import keep_freed_memory
+from sfumato.cli.memory import keep_freed_memory
+from sfumato.cli.output import needs_extra, print_json
+from sfumato.cli.progress import audit_bars
 from sfumato.errors import RecipeError
 from sfumato.progress import silent
 
@@ -39,7 +40,7 @@ def reproduce(
     plan: Annotated[
         bool, typer.Option("--plan", help="Only list what is needed, what is there, and the estimated time.")
     ] = False,
-    as_json: JsonOption = False,
+    as_json: options.Json = False,
 ) -> None:
     """Make the paper's tables again, and compare them with its own figures and with adaptive attackers.
 
@@ -57,10 +58,11 @@ def reproduce(
         written = [page]
     else:
         keep_freed_memory()
-        with needs_train_extra():
+        with needs_extra("train"):
             from reproduction.listing import listing
             from reproduction.reproduce import make_lab
             from reproduction.reproduce import reproduce as make
+        place = make_lab(SIZES[size], lab, lambda: audit_bars(quiet=as_json))
         if plan:
             entries = listing(make_lab(SIZES[size], lab, silent), target)
             if as_json:

@@ -92,7 +92,7 @@ def test_bring_your_classifier(desk):
 
 def test_bring_your_data(desk):
     stated = "--size 32x32 --mean 0.5,0.5,0.5 --std 0.25,0.25,0.25 --labels labels.txt"
-    prepare = f"sfumato adopt mynet:network -o bundle {stated}"
+    prepare = f"sfumato import mynet:network -o bundle {stated}"
     with contextlib.ExitStack() as background:
         run_all([prepare, *commands_of("data.md")], background)
     sys.modules.pop("mynet", None)

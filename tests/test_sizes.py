@@ -79,14 +79,14 @@ def test_every_command_works_at_the_size(size: int, kind: str, tmp_path: Path, m
         for more_words in ways:
             options = ["--bundle", mine, "--server", url, "--json", *more_words]
             answer = json.loads(run("classify", photo, *options, *sent).stdout)
-            assert answer["answers"][0]["label"] in bundle.labels
+            assert answer["predictions"][0]["label"] in bundle.labels
         run("doctor", mine, "--classifier", net, "--server", url)
     run("evaluate", mine, "--classifier", net, "--data", "photos", "-o", "mine.json")
-    run("transfer", mine, "--to", net, "--data", "photos")
-    run("cost", "--height", size, "--width", size)
+    run("evaluate", mine, "--transfer", "--classifier", net, "--data", "photos")
+    run("evaluate", "--cost", "--size", f"{size}x{size}")
 
     of = ["--classifier", net, "--data", "photos", "--images", 10]
-    run("audit", mine, *of, "--budget", "attributes", "--share", 0.01, "-o", "audit")
+    run("audit", mine, *of, "--budget", "attributes", "--budget-scale", 0.01, "-o", "audit")
     found = json.loads(Path("audit/audit.json").read_text())
     assert (found["target"]["height"], found["target"]["width"]) == (size, size)
     assert Path("audit/panel.png").is_file() and found["best"]["mse"] > 0

@@ -173,9 +173,9 @@ def _classified(transport: str, url: str, images: Path, stated: list[str]) -> di
         return _cell(transport, "sfumato classify", False, found["error"])
     _, wanted = _wanted("sketch")
     labels = Bundle.load(shipped.obfuscator_bundle()).labels
-    labels_wanted = [labels[index] for index in wanted.argmax(axis=1)]
-    same = sum(prediction["label"] == label for prediction, label in zip(found["answers"], labels_wanted, strict=True))
-    why = "" if same == len(labels_wanted) else f"{same} of {len(labels_wanted)} labels are ONNX Runtime's"
+    right = [labels[index] for index in wanted.argmax(axis=1)]
+    same = sum(answer["label"] == label for answer, label in zip(told["predictions"], right, strict=True))
+    why = "" if same == len(right) else f"{same} of {len(right)} labels are ONNX Runtime's"
     return _cell(transport, "sfumato classify", not why, why, same_labels=same)
 
 
@@ -186,8 +186,8 @@ def _doctored(transport: str, url: str, stated: list[str]) -> dict[str, Any]:
     bad = [
         finding["said"].replace(url, _unnumbered(url)) for finding in found["findings"] if finding["verdict"] == "bad"
     ]
-    notes = [finding["check"] for finding in found["findings"] if finding["verdict"] == "note"]
-    return _cell(transport, "sfumato doctor", found["well"], "; ".join(bad), notes=notes)
+    notes = [finding["check"] for finding in told["findings"] if finding["verdict"] == "note"]
+    return _cell(transport, "sfumato doctor", told["ok"], "; ".join(bad), notes=notes)
 
 
 def _unnumbered(url: str) -> str:

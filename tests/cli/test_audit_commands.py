@@ -1,4 +1,4 @@
-"""`audit` and `controls` in this process, with a budget of seconds."""
+"""`audit` in this process, with a budget of seconds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from scenes import SIDE, TINY, images
 from sfumato.artifacts.bundle import Bundle
-from sfumato.cli import audit, commands, controls  # noqa: F401  (the commands register themselves)
+from sfumato.cli import commands  # noqa: F401  (the commands register themselves)
 from sfumato.cli.app import app
 from sfumato.errors import SfumatoError
 from sfumato.lab.audit import budget
@@ -67,7 +67,7 @@ def test_a_bundle_gets_its_figures(tmp_path, photos):
     assert "LEAKS" in done.stdout and "report:" in done.stdout and "attacks by" in done.stdout
     figures = Bundle.load(bundle.path).figures.audit
     assert figures["verdict"]["finding"] == "leaks" and figures["best"]["excess_leakage"] > 0.5
-    shorter = run("audit", bundle.path, "--data", photos, "--share", "0.5")
+    shorter = run("audit", bundle.path, "--data", photos, "--budget-scale", "0.5")
     assert shorter.exit_code == 0 and "keeps the figures of an earlier audit" in shorter.stdout
     assert Bundle.load(bundle.path).figures.audit == figures
 
@@ -87,8 +87,8 @@ def test_bad_input_is_named_before_anything_runs(photos, arguments, message):
     assert done.exit_code != 0 and message in str(done.exception)
 
 
-def test_controls_that_fail_end_with_an_error(tmp_path, photos):
-    done = run("controls", "--data", photos, "-o", tmp_path / "controls.json")
-    asked = json.loads((tmp_path / "controls.json").read_text())["sanity_checks"]
+def test_sanity_checks_that_fail_end_with_an_error(tmp_path, photos):
+    done = run("audit", "--check-attacks", "--data", photos, "-o", tmp_path / "controls.json")
+    asked = json.loads((tmp_path / "controls.json").read_text())["controls"]
     assert done.exit_code == (0 if all(control["passed"] for control in asked) else 1)
     assert len(asked) == 11 and "FAILED" in done.stdout

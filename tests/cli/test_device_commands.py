@@ -78,9 +78,9 @@ def test_protect_writes_previews_and_tensors(images: Path, tmp_path: Path, obfus
         tensor = np.load(entry["tensor"])
         assert (tensor.shape, tensor.dtype) == ((3, 8, 8), np.float32)
         assert Image.open(entry["preview"]).size == (8, 8)
-    again = started(*arguments, code=1)
-    assert again.stderr.count("--force") == 3
-    assert "3 of 3" in started(*arguments, "--force").stdout
+    again = sfumato(*arguments, code=1)
+    assert again.stderr.count("--overwrite") == 3
+    assert "3 of 3" in sfumato(*arguments, "--overwrite").stdout
 
 
 def test_protect_resumes_and_shares(images: Path, tmp_path: Path, obfuscator_bundle: Bundle) -> None:
@@ -88,15 +88,15 @@ def test_protect_resumes_and_shares(images: Path, tmp_path: Path, obfuscator_bun
     (images / "p0.png").rename(images / "sub" / "p0.png")
     out = tmp_path / "out"
     arguments = ["protect", images, "-o", out, "--bundle", obfuscator_bundle.path]
-    parts = [json.loads(sfumato(*arguments, "--share", f"{part}/2", "--json").stdout) for part in (1, 2)]
+    parts = [json.loads(sfumato(*arguments, "--shard", f"{part}/2", "--json").stdout) for part in (1, 2)]
     assert sorted(len(part["images"]) for part in parts) == [1, 2]
     assert (out / "sub" / "p0.obfuscated.png").is_file()
     (out / "p1.obfuscated.png").unlink()
     done = sfumato(*arguments, "--resume")
-    assert done.stdout == f"1 of 3 images written to {out}; 2 were there\n"
+    assert done.stdout == f"1 of 3 images written to {out}; 2 existed\n"
     told = json.loads(sfumato(*arguments, "--resume", "--json").stdout)
-    assert (len(told["there"]), told["images"], told["failed"]) == (3, [], [])
-    for options, expected in ((["--force", "--resume"], "one of them"), (["--share", "half"], "2/4")):
+    assert (len(told["existing"]), told["images"], told["failed"]) == (3, [], [])
+    for options, expected in ((["--overwrite", "--resume"], "one of them"), (["--shard", "half"], "2/4")):
         assert expected in sfumato(*arguments, *options, code=1).stderr
 
 
@@ -110,7 +110,7 @@ def test_protect_goes_on_after_a_bad_file(images: Path, bad: Path, tmp_path: Pat
 
 def test_protect_does_not_write_two_images_to_one_file(images: Path, tmp_path: Path, obfuscator_bundle: Bundle) -> None:
     Image.fromarray(tiny.image(9)).save(images / "p0.bmp")
-    arguments = ["protect", images, "-o", tmp_path / "out", "--bundle", obfuscator_bundle.path, "--force"]
+    arguments = ["protect", images, "-o", tmp_path / "out", "--bundle", obfuscator_bundle.path, "--overwrite"]
     assert "rename" in sfumato(*arguments, code=1).stderr
 
 
@@ -140,16 +140,16 @@ def test_classify(server: dict[str, Any], images: Path, bad: Path, tmp_path: Pat
     arguments = ["classify", images, bad, "--server", server["url"], "--bundle", obfuscator_bundle.path, "--top", 2]
     told = json.loads(started(*arguments, "--json", code=1, SFUMATO_TOKEN=TOKEN).stdout)
     assert told["fingerprint"] == "match"
-    assert [Path(answer["file"]).name for answer in told["answers"]] == ["p0.png", "p1.png", "p2.png"]
+    assert [Path(answer["file"]).name for answer in told["predictions"]] == ["p0.png", "p1.png", "p2.png"]
     assert [failure["file"] for failure in told["failed"]] == [str(bad)]
-    for answer in told["answers"]:
+    for answer in told["predictions"]:
         assert answer["top"][0]["label"] == answer["label"]
         assert len(answer["top"]) == 2
         assert answer["payload_bytes"] > 768
     token_file = tmp_path / "token"
     token_file.write_text(TOKEN + "\n")
-    table = started(*arguments, "--token-file", token_file, code=1)
-    assert told["answers"][0]["label"] in table.stdout
+    table = sfumato(*arguments, "--token-file", token_file, code=1)
+    assert told["predictions"][0]["label"] in table.stdout
     assert "skipped" in table.stderr
 
 
@@ -191,7 +191,7 @@ def test_with_a_decoder_codes_are_answered_too(images: Path, tmp_path: Path) -> 
         arguments = ["classify", images, "--server", ready["url"], "--bundle", obfuscator.path, "--json"]
         whole, split = (json.loads(sfumato(*arguments, *more).stdout) for more in ([], ["--split"]))
     assert split["model"] == "tiny-split" and split["fingerprint"] == "match"
-    for drawn, code in zip(whole["answers"], split["answers"], strict=True):
+    for drawn, code in zip(whole["predictions"], split["predictions"], strict=True):
         assert code["label"] == drawn["label"]
         assert drawn["payload_bytes"] - code["payload_bytes"] > 3 * 8 * 8 * 4 - 8
 
@@ -242,24 +242,24 @@ def mixed(tmp_path: Path) -> Path:
 def test_classify_tells_who_answered(server: dict[str, Any], mixed: Path, gated_bundle: Bundle) -> None:
     arguments = ["classify", mixed, "--server", server["url"], "--bundle", gated_bundle.path]
     told = json.loads(sfumato(*arguments, "--json", SFUMATO_TOKEN=TOKEN).stdout)
-    assert [answer["predicted_by"] for answer in told["answers"]] == ["device", "cloud", "device", "cloud"]
-    assert [answer["payload_bytes"] > 0 for answer in told["answers"]] == [False, True, False, True]
-    assert told["answers"][0]["label"] == "cat"
+    assert [answer["predicted_by"] for answer in told["predictions"]] == ["device", "cloud", "device", "cloud"]
+    assert [answer["payload_bytes"] > 0 for answer in told["predictions"]] == [False, True, False, True]
+    assert told["predictions"][0]["label"] == "cat"
     assert told["fingerprint"] == "match"
     table = sfumato(*arguments, SFUMATO_TOKEN=TOKEN).stdout
     assert " by " in table and " device " in table
-    assert table.splitlines()[-1] == "2 of 4 answered on the device; 2 sent, obfuscated"
+    assert table.splitlines()[-1] == "2 of 4 handled on-device; 2 sent, obfuscated"
     always = sfumato(*arguments, "--always-send", SFUMATO_TOKEN=TOKEN).stdout
-    assert always.splitlines()[-1] == "0 of 4 answered on the device; 4 sent, obfuscated"
+    assert always.splitlines()[-1] == "0 of 4 handled on-device; 4 sent, obfuscated"
 
 
 def test_classify_offline_answers_what_the_device_can(mixed: Path, gated_bundle: Bundle) -> None:
     arguments = ["classify", mixed, "--server", NOWHERE, "--bundle", gated_bundle.path]
     told = sfumato(*arguments, "--json", code=1)
-    assert [Path(answer["file"]).name for answer in json.loads(told.stdout)["answers"]] == ["p0.png", "p2.png"]
+    assert [Path(answer["file"]).name for answer in json.loads(told.stdout)["predictions"]] == ["p0.png", "p2.png"]
     assert json.loads(told.stdout)["fingerprint"] is None
     done = sfumato(*arguments, code=1)
-    assert done.stdout.splitlines()[-1] == "2 of 4 answered on the device; 0 sent, obfuscated; 2 not answered"
+    assert done.stdout.splitlines()[-1] == "2 of 4 handled on-device; 0 sent, obfuscated; 2 without a prediction"
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     always = sfumato(*arguments, "--always-send", code=1)
@@ -269,7 +269,7 @@ def test_classify_offline_answers_what_the_device_can(mixed: Path, gated_bundle:
 def test_classify_offline_is_well_if_nothing_has_to_be_sent(mixed: Path, gated_bundle: Bundle) -> None:
     arguments = ["classify", mixed / "p0.png", mixed / "p2.png", "--server", NOWHERE, "--bundle", gated_bundle.path]
     done = sfumato(*arguments)
-    assert done.stdout.splitlines()[-1] == "2 of 2 answered on the device; 0 sent, obfuscated"
+    assert done.stdout.splitlines()[-1] == "2 of 2 handled on-device; 0 sent, obfuscated"
     assert done.stderr == ""
 
 
@@ -290,15 +290,15 @@ def test_protect_names_what_stays_and_writes_nothing_for_it(mixed: Path, tmp_pat
     assert sorted(file.name for file in out.iterdir()) == [
         f"p{seed}.obfuscated.{ending}" for seed in (1, 3) for ending in ("npy", "png")
     ]
-    assert f"stays on the device: {mixed / 'p0.png'} (cat, 100 %)" in done.stdout
-    assert done.stdout.splitlines()[-1] == f"2 of 4 images written to {out}; 2 stay on the device"
-    told = json.loads(sfumato(*arguments, "--force", "--json").stdout)
-    assert [Path(entry["file"]).name for entry in told["kept"]] == ["p0.png", "p2.png"]
-    assert {entry["label"] for entry in told["kept"]} == {"cat"}
-    assert all(0.9 <= entry["probability"] <= 1 for entry in told["kept"])
+    assert f"handled on-device: {mixed / 'p0.png'} (cat, 100 %)" in done.stdout
+    assert done.stdout.splitlines()[-1] == f"2 of 4 images written to {out}; 2 handled on-device"
+    told = json.loads(sfumato(*arguments, "--overwrite", "--json").stdout)
+    assert [Path(entry["file"]).name for entry in told["on_device"]] == ["p0.png", "p2.png"]
+    assert {entry["label"] for entry in told["on_device"]} == {"cat"}
+    assert all(0.9 <= entry["probability"] <= 1 for entry in told["on_device"])
     assert [Path(entry["file"]).name for entry in told["images"]] == ["p1.png", "p3.png"]
-    always = json.loads(sfumato(*arguments, "--force", "--always-send", "--json").stdout)
-    assert (len(always["images"]), always["kept"]) == (4, [])
+    always = json.loads(sfumato(*arguments, "--overwrite", "--always-send", "--json").stdout)
+    assert (len(always["images"]), always["on_device"]) == (4, [])
     assert (out / "p0.obfuscated.png").is_file()
 
 

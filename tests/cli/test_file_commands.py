@@ -56,12 +56,23 @@ def image(tmp_path: Path) -> Path:
     ],
 )
 def test_classify_sends_files(style: str, more: list[str], pair: Any, at: FileEndpoint, url: str, image: Path) -> None:
-    arguments = ["classify", image, "--server", url, "--bundle", pair[0].path, "--files", style, "--answer", "result"]
+    arguments = [
+        "classify",
+        image,
+        "--server",
+        url,
+        "--bundle",
+        pair[0].path,
+        "--files",
+        style,
+        "--response-path",
+        "result",
+    ]
     done = sfumato(*arguments, *more, "--json", "--top", 2)
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     assert (told["model"], told["fingerprint"], told["failed"]) == (None, "unknown", [])
-    (answer,) = told["answers"]
+    (answer,) = told["predictions"]
     assert answer["predicted_by"] == "cloud" and answer["top"][0]["label"] == answer["label"]
     np.testing.assert_array_equal(at.images(), [tiny.negative(tiny.image(5))])
     assert "1 sent, obfuscated" in sfumato(*arguments, *more).stdout
@@ -69,20 +80,20 @@ def test_classify_sends_files(style: str, more: list[str], pair: Any, at: FileEn
 
 def test_a_label_without_a_score(pair: Any, at: FileEndpoint, url: str, image: Path) -> None:
     arguments = ["classify", image, "--server", url, "--bundle", pair[0].path, "--files", "form"]
-    arguments += ["--answer", "result.0.label"]
-    assert "not said" in sfumato(*arguments).stdout
-    (answer,) = json.loads(sfumato(*arguments, "--json").stdout)["answers"]
+    arguments += ["--response-path", "result.0.label"]
+    assert "no score" in sfumato(*arguments).stdout
+    (answer,) = json.loads(sfumato(*arguments, "--json").stdout)["predictions"]
     assert answer["probability"] is None and answer["top"] == [{"label": answer["label"], "probability": None}]
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--answer", "result"], "without --files"),
+        (["--response-path", "result"], "without --files"),
         (["--round"], "without --files"),
-        (["--answer-keys", "a,b"], "without --files"),
+        (["--response-keys", "a,b"], "without --files"),
         (["--files", "json", "--template", "{base64}"], "not JSON"),
-        (["--files", "form", "--answer-keys", "label"], "two names"),
+        (["--files", "form", "--response-keys", "label"], "two names"),
         (["--files", "form", "--model", "resnet"], "Open Inference Protocol"),
         (["--files", "form", "--split"], "Open Inference Protocol"),
     ],
@@ -100,8 +111,8 @@ def test_options_that_do_not_go_together(
 
 def test_doctor_examines_it(pair: Any, at: FileEndpoint, url: str) -> None:
     arguments = ["doctor", pair[0].path, "--server", url, "--classifier", pair[1].path, "--files", "json"]
-    done = sfumato(*arguments, "--answer", "result", "--json")
+    done = sfumato(*arguments, "--response-path", "result", "--json")
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["well"] and len(at.files) == 8
+    assert json.loads(done.stdout)["ok"] and len(at.files) == 8
     done = sfumato(*arguments)  # looks in the wrong place
     assert done.exit_code == 1 and "no text under 'label'; it has 'result'" in " ".join(done.stdout.split())

@@ -48,21 +48,21 @@ def run(*arguments):
 
 
 def test_a_folder_of_audits_is_compared_in_words_too(folder, tmp_path):
-    done = run(folder, "--this", "good", "-o", tmp_path / "plots" / "frontier.png")
+    done = run(folder, "--highlight", "good", "-o", tmp_path / "plots" / "frontier.png")
     assert done.exit_code == 0, done.output
     assert "Offloading pays off at 1 of 2 points" in done.stdout and "91.2 %" in done.stdout
     with Image.open(tmp_path / "plots" / "frontier.png") as plot:
         assert plot.width == 1600
     said = json.loads(run(folder, "--json").stdout)
-    assert said["verdict"]["pays_off"] == "yes" and {"good", "bad"} <= {point["name"] for point in said["points"]}
-    assert "no audit of 'ugly'" in str(run(folder, "--this", "ugly").exception)
+    assert said["verdict"]["worth"] == "yes" and {"good", "bad"} <= {point["name"] for point in said["points"]}
+    assert "no audit of 'ugly'" in str(run(folder, "--highlight", "ugly").exception)
 
 
 def test_options_of_the_other_kind_are_refused(folder, recipe):
     for arguments, says in (
-        ((folder, "--dial", "code_bits=2,4", "--plan"), r"--dial, --plan: only of a recipe"),
+        ((folder, "--sweep", "code_bits=2,4", "--plan"), r"--plan, --sweep: only of a recipe"),
         ((folder, "--seeds", 3), r"--seeds: only of a recipe"),
-        ((recipe, "--this", "good"), r"--this: only of a folder"),
+        ((recipe, "--highlight", "good"), r"--highlight: only of a folder"),
         ((recipe, "--parallel", 2), r"--parallel: only with --engine ray"),
         ((recipe.with_suffix(".json"),), r"not a folder"),
         ((recipe.with_name("none.toml"),), r"cannot be read"),
@@ -72,7 +72,7 @@ def test_options_of_the_other_kind_are_refused(folder, recipe):
 
 
 def test_the_plan_lists_the_points_and_their_time(recipe, tmp_path):
-    done = run(recipe, "--dial", "code_bits=2,4", "--seeds", 2, "-o", tmp_path / "out", "--plan")
+    done = run(recipe, "--sweep", "code_bits=2,4", "--seeds", 2, "-o", tmp_path / "out", "--plan")
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert [line.split(":")[0] for line in lines[:2]] == ["code_bits-2-seed0", "audit of code_bits-2-seed0"]
@@ -87,7 +87,7 @@ def test_points_that_fail_end_with_their_reasons(recipe, tmp_path, monkeypatch):
         raise TrainingError("the loss is nan")
 
     monkeypatch.setattr(jobs, "make", failing)
-    done = run(recipe, "--dial", "code_bits=2,4", "-o", tmp_path / "out")
+    done = run(recipe, "--sweep", "code_bits=2,4", "-o", tmp_path / "out")
     assert "no point of the sweep could be made: the loss is nan" in str(done.exception)
     assert "[2/2] code_bits-4-seed0" in done.stderr
 

@@ -28,7 +28,7 @@ sfumato = partial(commands.sfumato, cwd=ROOT)
 
 def test_cost_prints_the_papers_overhead_columns():
     """Overheads of table 1, rounded as the paper rounds them."""
-    said = json.loads(sfumato("cost", "--json").stdout)
+    said = json.loads(sfumato("evaluate", "--cost", "--json").stdout)
     rows = {row["classifier"]: row for row in said["classifiers"]}
     published = {"vgg19": (6.7, 1.6), "resnet18": (4.8, 2.9), "resnet50": (2.1, 1.4), "googlenet": (1.7, 5.3)}
     for name, (macs, params) in published.items():
@@ -37,9 +37,9 @@ def test_cost_prints_the_papers_overhead_columns():
 
 
 def test_cost_refuses_what_it_does_not_know():
-    assert "known: resnet20" in sfumato("cost", "alexnet", code=1).stderr
-    assert "multiples of 8" in sfumato("cost", "--height", "33", code=1).stderr
-    assert "vgg19 does not take" in sfumato("cost", "vgg19", "--height", "16", "--width", "16", code=1).stderr
+    assert "known: resnet20" in sfumato("evaluate", "--cost", "alexnet", code=1).stderr
+    assert "multiples of 8" in sfumato("evaluate", "--cost", "--size", "33x32", code=1).stderr
+    assert "vgg19 does not take" in sfumato("evaluate", "--cost", "vgg19", "--size", "16x16", code=1).stderr
 
 
 def test_demo_answers_on_images_that_were_not_sent(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""`quantize` as a person runs it, in this process."""
+"""`export --to int8` as a person runs it, in this process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import tiny
 from scenes import TINY
 from sfumato.artifacts.bundle import OBFUSCATOR_ONNX, Bundle
-from sfumato.cli import commands, quantize  # noqa: F401  (the commands register themselves)
+from sfumato.cli import commands, export  # noqa: F401  (the commands register themselves)
 from sfumato.cli.app import app
 from sfumato.errors import SfumatoError
 from sfumato.lab.attacks.threat_models import Threat
@@ -49,7 +49,7 @@ def refused(*words: object) -> str:
 @pytest.fixture(scope="module")
 def words(trained: tuple[Bundle, Bundle], photos: Path) -> list[object]:
     classifier, obfuscator = trained
-    return ["quantize", obfuscator.path, "--classifier", classifier.path, "--data", photos]
+    return ["export", "--to", "int8", obfuscator.path, "--classifier", classifier.path, "--data", photos]
 
 
 def test_the_bundle_is_made_measured_and_then_audited(words, trained, tmp_path, monkeypatch):
@@ -62,7 +62,7 @@ def test_the_bundle_is_made_measured_and_then_audited(words, trained, tmp_path, 
     assert (
         f"bundle: {out}" in said and "made of small-o (sha256:" in said and "calibrated on 40 training images" in said
     )
-    assert "accuracy of the cloud: " in said and "of 12 test images" in said
+    assert "accuracy in the cloud: " in said and "of 12 test images" in said
     assert "leakage: not audited" in said
     made = Bundle.load(out, kind="obfuscator")
     assert made.figures.test_images == 12 and made.figures.audit is None
@@ -101,22 +101,28 @@ def test_it_is_calibrated_on_training_images_of_all_classes(words, photos, tmp_p
 
 
 def test_the_default_number_is_the_librarys():
-    parameters = inspect.signature(quantize.quantize).parameters
+    parameters = inspect.signature(export.export).parameters
     assert parameters["calibrate_on"].default == int8.CALIBRATED_ON
 
 
 def test_what_it_is_not_made_for(words, trained, tmp_path):
     file = trained[1].file(OBFUSCATOR_ONNX)
-    assert "is a file; the folder of a bundle is needed" in refused("quantize", file, "-o", tmp_path / "int8")
-    assert "'classifier'; one of kind 'obfuscator'" in refused("quantize", trained[0].path, "-o", tmp_path / "int8")
+    assert "is a file; name the folder of its bundle" in refused(
+        "export", "--to", "int8", file, "-o", tmp_path / "int8"
+    )
+    assert "'classifier'; one of kind 'obfuscator'" in refused(
+        "export", "--to", "int8", trained[0].path, "-o", tmp_path / "int8"
+    )
     assert "exists already" in refused(*words, "-o", trained[1].path)
     assert "holds something else" in refused(*words, "-o", trained[1].path, "--overwrite")
     other, _ = tiny.save_bundles(tmp_path / "pair")
-    assert "was trained for classifier" in refused("quantize", other.path, *words[2:], "-o", tmp_path / "int8")
+    assert "was trained for classifier" in refused(
+        "export", "--to", "int8", other.path, *words[4:], "-o", tmp_path / "int8"
+    )
     assert not (tmp_path / "int8").exists()
 
 
 def test_a_missing_library_is_said(monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "sfumato.lab.export.int8")
     monkeypatch.setitem(sys.modules, "onnx", None)
-    assert "pip install 'sfumato[train]'" in refused("quantize", "-o", tmp_path / "int8")
+    assert "pip install 'sfumato[train]'" in refused("export", "--to", "int8", "-o", tmp_path / "int8")

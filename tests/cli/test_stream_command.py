@@ -75,7 +75,7 @@ def test_a_watched_folder_until_ctrl_c(tmp_path: Path, gated_bundle: Bundle) -> 
     assert [line["predicted_by"] for line in (first, second)] == ["device", "cloud"]
     assert first["label"] == "cat" and second["label"] in LABELS
     assert (process.returncode, out) == (0, "")
-    assert err.splitlines() == ["1 answered on the device; 1 sent, obfuscated; 0 not answered"]
+    assert err.splitlines() == ["1 handled on-device; 1 sent, obfuscated; 0 without a prediction"]
     assert leaked(server.recorded, sure_image()) | leaked(server.recorded, unsure_image()) == set()
 
 
@@ -110,7 +110,7 @@ def test_a_video(tmp_path: Path, obfuscator_bundle: Bundle) -> None:
     assert [line["at_s"] for line in lines] == [0, 1, 2]
     assert all(line["file"] == str(video) and line["label"] in LABELS for line in lines)
     assert len(told.stdout.splitlines()) == 2 and "at 1.500 s: " in told.stdout
-    assert told.stderr == "0 answered on the device; 2 sent, obfuscated; 0 not answered\n"
+    assert told.stderr == "0 handled on-device; 2 sent, obfuscated; 0 without a prediction\n"
 
 
 def test_a_video_ends_where_the_server_fails(tmp_path: Path, obfuscator_bundle: Bundle) -> None:

@@ -12,10 +12,10 @@ Two kinds exist:
   was trained with it, a deobfuscator in `deobfuscator.onnx` / `deobfuscator.safetensors`. With a `gate`, the graph of
   `obfuscator.onnx` has a second output, `device_logits`: the on-device prediction, calibrated logits (N, classes)
   float32. With a `decoder.onnx` it has one more, the last, `code`: (N, B) uint8, from which the decoder, which is no
-  secret and runs in the cloud before the classifier, computes the classifier's input. Its `code_fingerprint` says what
-  codes mean: bundles with the same one, possibly for other classifiers, decode each other's codes. One in 8-bit
-  integers (`sfumato quantize`) has `float32.safetensors` instead of `obfuscator.safetensors`: the weights that it was
-  converted from, which compute something else than its ONNX file, and serve only attackers that need gradients.
+  secret and runs in the cloud before the classifier, makes the classifier's input. Its `code_fingerprint` says what
+  codes mean: bundles with the same one, for other classifiers maybe, draw each other's codes. One in 8-bit integers
+  (`sfumato export --to int8`) has `float32.safetensors` instead of `obfuscator.safetensors`: the weights that it was
+  made of, which compute something else than its ONNX file, and serve nothing but attackers who need gradients.
 """
 
 from __future__ import annotations
@@ -299,7 +299,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise BundleError(f"no bundle at {folder}: a folder with a {MANIFEST} is expected")
     if not manifest.is_file():
         raise BundleError(
-            f"{folder} is not a bundle: it has no {MANIFEST} (`sfumato adopt` makes one of a classifier from elsewhere)"
+            f"{folder} is not a bundle: it has no {MANIFEST} (`sfumato import` makes one of your own classifier)"
         )
     try:
         raw = upgraded(json.loads(manifest.read_text(encoding="utf-8")))

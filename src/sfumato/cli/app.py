@@ -1,27 +1,89 @@
-"""The `sfumato` command itself: its commands, and how errors and interrupts end it."""
+"""The `sfumato` command: its panels, how its help looks, and how errors and interrupts end it."""
 
 from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from sfumato import __version__
+from sfumato.cli.renamed import in_todays_words
 from sfumato.errors import Interrupted, SfumatoError
+
+PANELS = {
+    "Try": ("demo", "studio"),
+    "Make": ("init", "import", "train", "evaluate", "export"),
+    "Deploy": ("serve", "classify", "protect", "doctor"),
+    "Audit": ("audit", "baseline", "frontier"),
+}
+"""The commands, in the order in which the help lists them."""
+FIRST_OPTIONS = 5
+"""The options of a command that its help shows before the panel "Advanced"."""
+
+
+class _Command(TyperCommand):
+    """A command that shows its first options apart, and no type of a flag or an argument."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params: list[Any] = super().get_params(ctx)
+        options = [param for param in params if param.param_type_name == "option"]
+        for place, param in enumerate(options):
+            if param.is_flag and param.metavar is None:
+                param.metavar = ""
+            if place >= FIRST_OPTIONS and len(options) > FIRST_OPTIONS + 1:
+                param.rich_help_panel = param.rich_help_panel or "Advanced"
+        for param in params:
+            if param.param_type_name == "argument":
+                param.metavar = param.metavar or param.name.upper()
+                param.display_type_rich = lambda ctx: ""
+        return params
+
+
+class _Group(TyperGroup):
+    """The command line as a whole; it also understands the names of the version before."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params: list[Any] = super().get_params(ctx)
+        for param in params:
+            param.metavar = ""
+        return params
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [name for names in PANELS.values() for name in names if name in self.commands]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        words, hints = in_todays_words(args)
+        if args and sys.orig_argv[-len(args) :] == args:
+            sys.orig_argv[-len(args) :] = words  # `keep_freed_memory` starts this command line again
+        for hint in [] if ctx.resilient_parsing else hints:
+            typer.echo(hint, err=True)
+        return super().parse_args(ctx, words)
+
 
 app = typer.Typer(
     name="sfumato",
+    cls=_Group,
     help=(
         "Use a classifier in the cloud without showing it the image.\n\n"
-        "An obfuscator on the device changes the image before it travels; an unmodified classifier answers. "
-        "This is not encryption: expect the obfuscated image to leak."
+        "An obfuscator on the device changes the image before it is sent; an unmodified classifier predicts from the "
+        "payload. This is not encryption: expect the obfuscated image to leak.\n\n"
+        "Start with `sfumato demo`. With a classifier of your own: `sfumato init`."
     ),
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a function as the command of its name."""
+    name = function.__name__.rstrip("_")
+    (panel,) = (panel for panel, names in PANELS.items() if name in names)
+    return app.command(name, cls=_Command, rich_help_panel=panel)(function)
 
 
 def _print_version(wanted: bool) -> None:
@@ -40,9 +102,9 @@ def _root(
 def run(commands: typer.Typer) -> None:
     """Run a command line and exit.
 
-    Exit codes: 0 success, 1 an error of ours (one line on standard error), 2 wrong usage, 130 interrupted.
+    Exit codes: 0 success, 1 an error of ours (one line on standard error), 2 incorrect usage, 130 interrupted.
     """
-    warnings.filterwarnings("ignore", module="PIL")  # what is wrong with an image is said once, by our own error
+    warnings.filterwarnings("ignore", module="PIL")  # our own error says once what is wrong with an image
     try:
         commands()
     except SfumatoError as error:

@@ -2,194 +2,301 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sfumato.cli.app import app
-from sfumato.cli.inputs import image_size, obfuscator_bundle
-from sfumato.cli.output import JsonOption, needs_train_extra, print_json
-from sfumato.cli.progress import bars
-from sfumato.cli.train import keep_freed_memory
+from sfumato.cli import options
+from sfumato.cli.app import command
+from sfumato.cli.memory import keep_freed_memory
+from sfumato.cli.options import flag, option
+from sfumato.cli.output import needs_extra, prepare, print_json, print_table, write_result
+from sfumato.cli.progress import audit_bars, bars
 from sfumato.errors import AuditError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sfumato.artifacts.bundle import Bundle
     from sfumato.lab.audit.budget import Budget
-    from sfumato.lab.data import ImageSet
+    from sfumato.lab.audit.run import Beside
+    from sfumato.lab.audit.setting import Scene
 
 
-class BudgetName(StrEnum):
-    """How hard the attackers try."""
-
-    ATTRIBUTES = "attributes"
-    QUICK = "quick"
-    STANDARD = "standard"
-    FULL = "full"
+BudgetName = Literal["attributes", "quick", "standard", "full"]
 
 
-@app.command()
+TargetArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="OBFUSCATOR",
+        help="A bundle, any ONNX file, or module:name of a Python callable. Default: the shipped bundle. With "
+        "--attributes-table: a folder of audits.",
+    ),
+]
+AuditedOption = Annotated[Path | None, option("BUNDLE", "Its classifier. Default: the shipped one, if it fits.")]
+BudgetOption = Annotated[BudgetName, option("BUDGET", "Attack budget: attributes, quick, standard or full.")]
+EachOption = Annotated[int | None, option("N", "Use only N training and N test images.", min=10)]
+ShadowOption = Annotated[str | None, option("BUNDLE", "Shadow obfuscator: by the same recipe, known to an attacker.")]
+
+
+@command
 def audit(
-    obfuscator: Annotated[
-        str | None,
-        typer.Argument(
-            help="A bundle, any ONNX file, or module:name of a Python callable. Default: the shipped bundle.",
-            show_default=False,
-        ),
-    ] = None,
-    classifier: Annotated[
-        Path | None,
-        typer.Option(help="Bundle of the classifier it is for. Default for a bundle: the shipped one, if it fits."),
-    ] = None,
-    data: Annotated[str, typer.Option(help="cifar10, faces, a folder, or a hub id.")] = "cifar10",
-    size: Annotated[str | None, typer.Option(metavar="HxW", help="Image size, where a callable has none.")] = None,
-    images: Annotated[int | None, typer.Option(min=10, help="Use only so many training and test images each.")] = None,
-    budget: Annotated[BudgetName, typer.Option(help="How hard the attackers try.")] = BudgetName.QUICK,
-    share: Annotated[
-        float,
-        typer.Option(help="Train every attacker this many times as long: less than 1 for large images, or in haste."),
-    ] = 1.0,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Repeat the strongest attacker with so many seeds.")] = None,
-    shadow: Annotated[
-        str | None, typer.Option(help="Another obfuscator by the same recipe, for who knows only the recipe.")
-    ] = None,
-    other: Annotated[
-        str | None, typer.Option(help="Images of another kind: a data set. Default: drawn ones (dead leaves).")
-    ] = None,
-    local: Annotated[Path | None, typer.Option(help="Bundle of a classifier small enough for the device.")] = None,
-    label_column: Annotated[
-        str | None, typer.Option(help="The column with the classes. Default: found by its type or name.")
-    ] = None,
-    attribute: Annotated[
-        list[str] | None,
-        typer.Option(metavar="COLUMN", help="Another label column, to see whether it can be told; repeatable."),
-    ] = None,
-    beside: Annotated[Path | None, typer.Option(help="Folder of other audits' JSON files, for the plot.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder. [default: audits/NAME-BUDGET]")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted audit.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that holds an audit.")] = False,
-    as_json: JsonOption = False,
+    context: typer.Context,
+    obfuscator: TargetArgument = None,
+    classifier: AuditedOption = None,
+    data: options.Data = "cifar10",
+    budget: BudgetOption = "quick",
+    out: Annotated[Path | None, option("DIR", "Folder. [default: audits/NAME-BUDGET]", "--out", "-o")] = None,
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
+    images: EachOption = None,
+    size: options.Size = None,
+    label_column: options.LabelColumn = None,
+    attribute: Annotated[list[str] | None, option("COLUMN", "Another label column to infer; repeatable.")] = None,
+    budget_scale: Annotated[float, option("X", "Multiply the training time of every attacker.")] = 1.0,
+    seeds: Annotated[int | None, option("N", "Repeat the strongest attacker with N seeds.", min=1)] = None,
+    shadow: ShadowOption = None,
+    other_data: Annotated[str | None, option("DATA", "Surrogate images. Default: synthetic ones, dead leaves.")] = None,
+    local: options.Local = None,
+    compare: options.Compare = None,
+    check_attacks: Annotated[bool, flag("--check-attacks", "Run only the sanity checks of the attacks.")] = False,
+    references: Annotated[bool, flag("--references", "Print what the label alone reconstructs, as a scale.")] = False,
+    seed: Annotated[int, option("N", "With --references: seed of the random images.")] = 0,
+    attributes_table: Annotated[bool, flag("--attributes-table", "Compare attribute inference across audits.")] = False,
+    into: Annotated[Path | None, option("PAGE", "Markdown page to put the attributes table into.")] = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Attack an obfuscator with attackers who come after it, and say what they got.
+    """Attack an obfuscator with adaptive attackers, trained after it is fixed, and report what leaks.
 
-    Writes `audit.json` and one self-contained page, `audit.html`. A bundle given by its path gets the figures,
-    unless it has those of an audit with a larger budget that found as much.
-    Ctrl-C loses nothing but the attacker at work; `--resume` goes on.
+    Takes minutes (`quick`) to hours (`full`) and says so first. Writes `audit.json` and a page, `audit.html`, and the
+    figures into a bundle given by its path. Ctrl-C loses only the attacker in progress; `--resume` continues.
 
-    Examples: `sfumato audit`, `sfumato audit runs/mine/bundle --classifier runs/resnet/bundle --budget standard`,
-    `sfumato audit filter.onnx --data photos/ --size 64x64`, `sfumato audit mymodule:blur`,
-    `sfumato audit mymodule:blur --data people.csv --attribute glasses --attribute age --budget attributes`
+    Examples:
+    - `sfumato audit runs/mine/bundle --classifier runs/resnet/bundle --budget standard`
+    - `sfumato audit filter.onnx --data photos/ --size 64x64`
+    - `sfumato audit mymodule:blur --attribute glasses`
     """
+    mode = partial(options.run_mode, context, as_json=as_json)
+    if attributes_table:
+        return mode("attributes_table", _print_attributes, obfuscator=obfuscator, into=into)
+    if references:
+        return mode("references", _print_references, data=data, size=size, seed=seed, out=out)
     keep_freed_memory()
-    with needs_train_extra():
-        import torch
+    if check_attacks:
+        return mode("check_attacks", _check_attacks, data=data, size=size, budget=budget, out=out)
+    options.refuse_others(context, context.params.keys() - {"into", "seed"}, "not of an audit")
+    plan = _plan(budget, seeds, budget_scale)
+    path = obfuscator or str(options.obfuscator_path(None))
+    served = _classifier(path, classifier)
+    scene, attributes = _setting(path, served, data, size, images, label_column, attribute, shadow, other_data)
+    folder = out or Path("audits") / f"{scene.target.name.replace(':', '-').replace('/', '-')}-{plan.name}"
+    beside = _comparison(served, local, compare, attributes)
+    found = _run(scene, plan, folder, beside, resume=resume, overwrite=overwrite, quiet=as_json)
+    _report(found, folder, obfuscator, as_json=as_json)
+    return None
 
+
+def _plan(budget: str, seeds: int | None, scale: float) -> Budget:
+    with needs_extra("train"):
         from sfumato.lab.audit.budget import BUDGETS, shared
-        from sfumato.lab.audit.points import collect
-        from sfumato.lab.audit.run import Comparison, record
-        from sfumato.lab.audit.run import audit as run_audit
-        from sfumato.lab.audit.setting import AttackSetting
-        from sfumato.lab.audit.targets import load_target, native_size
-        from sfumato.lab.classifiers import load_classifier, trains_through
-        from sfumato.lab.data import load_images, load_train_test
-        from sfumato.lab.report.folder import render_audit
-    from dataclasses import replace
 
-    from sfumato.artifacts.bundle import Bundle
-    from sfumato.cli.progress import bars
+    if not 0 < scale < float("inf"):
+        raise AuditError(f"--budget-scale must be above 0, got {scale}")
+    return shared(replace(BUDGETS[budget], seeds=seeds) if seeds else BUDGETS[budget], scale)
 
-    if not 0 < share < float("inf"):
-        raise AuditError(f"--share must be above 0, got {share}")
-    given = obfuscator or str(obfuscator_bundle(None))
-    source = Bundle.load(given, kind="obfuscator") if Path(given).is_dir() else given
-    target_size = image_size(size) or native_size(source)
-    train, test, extra = load_train_test(
-        data, size=target_size, label_column=label_column, attributes=tuple(attribute or ())
+
+def _classifier(path: str, classifier: Path | None) -> Bundle | None:
+    """Return the given classifier, or the shipped one if the obfuscator is for it."""
+    if classifier is not None:
+        return options.open_classifier(classifier)
+    if not Path(path).is_dir():
+        return None
+    served = options.open_classifier(None)
+    wanted = options.open_obfuscator(Path(path)).classifier_fingerprint
+    return served if wanted == served.classifier_fingerprint else None
+
+
+def _setting(
+    path: str,
+    served: Bundle | None,
+    data: str,
+    size: str | None,
+    images: int | None,
+    label_column: str | None,
+    attributes: list[str] | None,
+    shadow: str | None,
+    other_data: str | None,
+) -> tuple[Scene, dict[str, tuple[Tensor, Tensor]]]:
+    """Return the attack setting, and the label columns of its training and test images."""
+    from sfumato.lab.audit.setting import Scene
+    from sfumato.lab.audit.targets import load_target, native_size
+    from sfumato.lab.classifiers import load_classifier, trains_through
+    from sfumato.lab.data import load_images, load_train_test
+
+    train, test, columns = load_train_test(
+        data,
+        size=options.image_size(size) or native_size(path),
+        label_column=label_column,
+        attributes=tuple(attributes or ()),
     )
     train, test = train.subset(images), test.subset(images)
     height, width = train.images.shape[2:]
-    target = load_target(source, size=(height, width))
-    served = _classifier(source, classifier)
+    target = load_target(path, size=(height, width))
     if served and len(train.names) == len(served.labels):
         train, test = train.of_classes(served.labels), test.of_classes(served.labels)
-    plan = BUDGETS[budget.value]
-    plan = shared(replace(plan, seeds=seeds) if seeds else plan, share)
-    setting = AttackSetting(
+    scene = Scene(
         target,
         train,
         test,
         classifier=load_classifier(served.path).net if served and trains_through(served) else None,
         shadow=load_target(shadow, size=(height, width)) if shadow else target.refit(1),
-        other=load_images(other, "train", size=(height, width)).images if other else None,
+        other=load_images(other_data, "train", size=(height, width)).images if other_data else None,
     )
-    folder = out or Path("audits") / f"{target.name.replace(':', '-').replace('/', '-')}-{plan.name}"
+    return scene, {name: (known[:images], asked[:images]) for name, (known, asked) in columns.items()}
+
+
+def _comparison(
+    served: Bundle | None, local: Path | None, compare: Path | None, attributes: dict[str, tuple[Tensor, Tensor]]
+) -> Beside:
+    from sfumato.lab.audit.run import Beside
+    from sfumato.lab.report.points import collect
+
+    return Beside(
+        classifier=served,
+        local=options.open_classifier(local) if local else None,
+        points=tuple(collect(compare)) if compare else (),
+        attributes=attributes,
+    )
+
+
+def _run(
+    scene: Scene, plan: Budget, folder: Path, beside: Beside, *, resume: bool, overwrite: bool, quiet: bool
+) -> dict[str, Any]:
+    """Say what will run and roughly how long, and run it."""
+    import torch
+
+    from sfumato.lab.audit.run import audit
+    from sfumato.lab.audit.speed import estimate_minutes
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not as_json:
-        _announce(plan, target.name, (train, test), device.type)
-    with bars(quiet=as_json) as shown:
-        result = run_audit(
-            setting,
-            plan,
-            folder,
-            comparison=Comparison(
-                classifier=served,
-                local=Bundle.load(local, kind="classifier") if local else None,
-                points=tuple(collect(beside)) if beside else (),
-                attributes={name: (known[:images], asked[:images]) for name, (known, asked) in extra.items()},
-            ),
-            resume=resume,
-            overwrite=overwrite,
-            device=device,
-            progress=shown.progress,
+    if not quiet:
+        minutes = estimate_minutes(plan, device, size=scene.train.images.shape[2:])
+        attackers = len({trial.attacker for trial in plan.trials})
+        threats = len({trial.threat for trial in plan.trials})
+        typer.echo(
+            f"auditing {scene.target.name}: {len(plan.trials)} attacks by {attackers} attackers under {threats} threat "
+            f"models, then re-identification and attribute inference, from {len(scene.train):,} training and "
+            f"{len(scene.test):,} test images, on {device.type}\n"
+            f"budget {plan.name}: {plan.says}; about {minutes} on this machine"
         )
-    render_audit(setting, result, folder)
-    own = Bundle.load(obfuscator) if obfuscator and isinstance(source, Bundle) else None  # may have changed meanwhile
-    recorded = own is not None and record(own, result)
+    with audit_bars(quiet=quiet) as progress:
+        return audit(
+            scene, plan, folder, beside=beside, resume=resume, overwrite=overwrite, device=device, progress=progress
+        )
+
+
+def _report(found: dict[str, Any], folder: Path, obfuscator: str | None, *, as_json: bool) -> None:
+    """Record the audit in the bundle that was named, and print its verdict."""
+    from sfumato.lab.audit.recording import record
+
+    bundle = options.open_obfuscator(Path(obfuscator)) if obfuscator and Path(obfuscator).is_dir() else None
+    recorded = bundle is not None and record(bundle, found)
     if as_json:
-        print_json(
-            {
-                "verdict": result.verdict.as_json,
-                "best": None if result.best is None else result.best.as_json,
-                "audit": str(folder / "audit.json"),
-                "recorded": recorded,
-            }
-        )
+        result = {"verdict": found["verdict"], "best": found["best"], "audit": str(folder / "audit.json")}
+        print_json({**result, "recorded": recorded})
         return
-    typer.echo(f"\n{result.verdict.finding.upper()}")
-    for sentence in result.verdict.sentences:
-        typer.echo(sentence)
-    typer.echo(f"\nreport: {folder / 'audit.html'}")
-    if own is not None and not recorded:
+    typer.echo(f"\n{found['verdict']['finding'].upper()}")
+    for line in (*found["verdict"]["sentences"], f"\nreport: {folder / 'audit.html'}"):
+        typer.echo(line)
+    if bundle is not None and not recorded:
         typer.echo("The bundle keeps the figures of an earlier audit, which had a larger budget and found as much.")
 
 
-def _classifier(source: Bundle | str, classifier: Path | None) -> Bundle | None:
-    """The classifier's bundle: the one named, or the shipped one if the obfuscator is for it."""
-    from sfumato.artifacts.bundle import Bundle
-    from sfumato.artifacts.shipped import classifier_bundle
+def _check_attacks(*, data: str, size: str | None, budget: str, out: Path | None, as_json: bool) -> None:
+    """Print the sanity checks of the attacks: decoders against maps whose leakage is known.
 
-    if classifier is not None:
-        return Bundle.load(classifier, kind="classifier")
-    if isinstance(source, str):
-        return None
-    shipped = Bundle.load(classifier_bundle())
-    return shipped if source.classifier_fingerprint == shipped.classifier_fingerprint else None
+    Raises:
+        typer.Exit: a check fails.
+    """
+    with needs_extra("train"):
+        import torch
+
+        from sfumato.artifacts.provenance import provenance
+        from sfumato.lab.audit.budget import BUDGETS
+        from sfumato.lab.audit.sanity_checks import decoder_controls
+        from sfumato.lab.data import load_train_test
+
+    prepare(out)
+    train, test, _ = load_train_test(data, size=options.image_size(size))
+    images = BUDGETS[budget].control_images
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with bars(quiet=as_json) as shown:
+        found = decoder_controls(train, test, images=images, device=device, progress=shown.progress)
+    result = {
+        "controls": [asdict(check) for check in found],
+        "measured": provenance(
+            budget=budget,
+            images_seen=images,
+            accelerator=device.type,
+            train={"data": train.source, "data_sha256": train.sha256, "images": len(train)},
+            test={"data": test.source, "data_sha256": test.sha256, "images": len(test)},
+        ),
+    }
+    write_result(out, result)
+    if as_json:
+        print_json(result)
+    else:
+        rows = [(one.name, "passed" if one.passed else "FAILED", one.measured, one.needed) for one in found]
+        title = f"{images:,} training images for each decoder, {data}"
+        print_table(("sanity check", "", "measured", "needed"), rows, title=title)
+    if not all(check.passed for check in found):
+        raise typer.Exit(1)
 
 
-def _announce(plan: Budget, name: str, sets: tuple[ImageSet, ImageSet], device: str) -> None:
-    """Says beforehand what will run and roughly how long."""
-    import torch
+def _print_references(*, data: str, size: str | None, seed: int, out: Path | None, as_json: bool) -> None:
+    """Print what is reconstructed from the label or the mean colour alone: the scale for an audit."""
+    with needs_extra("train"):
+        from sfumato.lab.audit.references import write_references
+        from sfumato.lab.data import load_images
 
-    from sfumato.lab.audit.speed import estimate_minutes
+    prepare(out)
+    sides = options.image_size(size)
+    train, test = load_images(data, "train", size=sides), load_images(data, "test", size=sides)
+    with bars(quiet=as_json) as shown:
+        result = write_references(
+            None, train, test, seed=seed, progress=lambda done, total: shown.progress("references", done, total)
+        )
+    write_result(out, result)
+    if as_json:
+        print_json(result)
+        return
+    rows = [
+        (row["name"], *(f"{row['figures'][key]:.{digits}f}" for key, digits in _REFERENCE_FIGURES.items()))
+        for row in result["references"]
+    ]
+    title = f"on {len(test):,} test images of {test.source}"
+    print_table(("what is known", "MSE", "PSNR, dB", "SSIM"), rows, numbers=(1, 2, 3), title=title)
 
-    train, test = sets
-    minutes = estimate_minutes(plan, torch.device(device), size=train.images.shape[2:])
-    attackers = len({trial.attacker for trial in plan.trials})
-    threats = len({trial.threat for trial in plan.trials})
-    typer.echo(
-        f"auditing {name}: {len(plan.trials)} attacks by {attackers} attackers under {threats} threat models, then "
-        f"identification and attributes, from {len(train):,} training and {len(test):,} test images, on {device}"
-    )
-    typer.echo(f"budget {plan.name}: {plan.description}; about {minutes} on this machine")
+
+_REFERENCE_FIGURES = {"mse": 4, "psnr_db": 2, "ssim": 3}
+
+
+def _print_attributes(*, obfuscator: str | None, into: Path | None, as_json: bool) -> None:
+    """Print a Markdown table of the attributes that can be inferred from several obfuscators' payloads."""
+    if obfuscator is None:
+        raise AuditError("--attributes-table needs a folder of audits: sfumato audit --attributes-table DIR")
+    with needs_extra("train"):
+        from sfumato.lab.report.attribute_table import markdown, side_by_side, write_into
+        from sfumato.lab.report.points import read_audits
+
+    rows = side_by_side(read_audits(Path(obfuscator)))
+    if into is not None:
+        write_into(into, markdown(rows))
+    if as_json:
+        print_json({"headers": rows[0], "rows": rows[1:]})
+    else:
+        typer.echo(markdown(rows))

@@ -1,4 +1,18 @@
-"""All commands; importing this module registers them, in the order in which the help lists them."""
+"""All commands; importing this module registers them."""
 
-from sfumato.cli import demo, init, protect, classify, serve, studio, doctor, adopt, train, evaluate, quantize  # noqa: F401, I001
-from sfumato.cli import export, transfer, audit, hides, frontier, baseline, references, controls, cost  # noqa: F401
+from sfumato.cli import (  # noqa: F401  # noqa: F401
+    audit,
+    baseline,
+    classify,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    frontier,
+    import_,
+    init,
+    protect,
+    serve,
+    studio,
+    train,
+)

@@ -1,4 +1,4 @@
-"""`sfumato doctor`: checks a deployed pair."""
+"""`sfumato doctor`."""
 
 from __future__ import annotations
 
@@ -8,106 +8,68 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
-from sfumato.cli.app import app
-from sfumato.cli.files import (
-    AnswerKeysOption,
-    AnswerOption,
-    FieldOption,
-    FileFormatOption,
-    FilesOption,
-    RoundOption,
-    TemplateOption,
-    file_options,
-    refuse_beside_files,
-)
-from sfumato.cli.inputs import (
-    CaFileOption,
-    DatatypeOption,
-    EncodingOption,
-    InputNameOption,
-    TokenFileOption,
-    obfuscator_bundle,
-    read_token,
-)
-from sfumato.cli.output import JsonOption, print_json
+from sfumato.cli import file_options, options
+from sfumato.cli.app import command
+from sfumato.cli.options import option
+from sfumato.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
     from sfumato.apps.doctor import Finding
 
-_MARKS = {"good": "[green]good[/green]", "note": "[yellow]note[/yellow]", "bad": "[red]bad[/red]"}
+_COLOURS = {"good": "green", "note": "yellow", "bad": "red"}
 
 
-@app.command()
+@command
 def doctor(
-    server: Annotated[
-        str, typer.Option(help="The endpoint: https://host:port, or grpcs://host:port.", show_default=False)
-    ],
-    bundle: Annotated[
-        Path | None, typer.Argument(help="Obfuscator bundle. Default: the shipped one.", show_default=False)
-    ] = None,
+    context: typer.Context,
+    bundle: options.ObfuscatorArgument = None,
+    *,
+    server: options.Server,
     classifier: Annotated[
-        Path | None, typer.Option(help="Bundle of its classifier, to compare answers with.", show_default=False)
+        Path | None, option("BUNDLE", "Bundle of its classifier, to compare predictions with.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="The model's name there. Default: as in the bundle.", show_default=False)
-    ] = None,
-    datatype: DatatypeOption = None,
-    encoding: EncodingOption = None,
-    input_name: InputNameOption = None,
-    token_file: TokenFileOption = None,
-    ca_file: CaFileOption = None,
-    timeout_s: Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds to wait for an answer.")] = 10.0,
-    files: FilesOption = None,
-    field: FieldOption = None,
-    template: TemplateOption = None,
-    file_format: FileFormatOption = None,
-    answer: AnswerOption = None,
-    answer_keys: AnswerKeysOption = None,
-    rounding: RoundOption = False,
-    as_json: JsonOption = False,
+    model: options.Model = None,
+    token_file: options.TokenFile = None,
+    as_json: options.Json = False,
+    datatype: options.Datatype = None,
+    encoding: options.Encoding = None,
+    input_name: options.InputName = None,
+    ca_file: options.CaFile = None,
+    timeout_s: options.Timeout = 10.0,
+    files: file_options.Files = None,
+    field: file_options.Field = None,
+    template: file_options.Template = None,
+    file_format: file_options.FileFormat = None,
+    response_path: file_options.ResponsePath = None,
+    response_keys: file_options.ResponseKeys = None,
+    rounding: file_options.Round = False,
 ) -> None:
-    """Check a deployed pair from end to end, without any image of yours.
+    """Check a deployed obfuscator and its endpoint from end to end, without any of your images.
 
-    What is sent are obfuscated images that are drawn from random numbers. Says of each thing whether it is well and
-    what to do if not; the exit code is 1 if something is bad.
+    Takes a few seconds and sends a few obfuscated images of random numbers. Each finding says what to do; the exit
+    code is 1 if one is bad.
 
-    Example: `sfumato doctor runs/mine/bundle --server https://classify.example.org --classifier runs/mine/classifier`
-
-    An endpoint that takes image files says nothing of itself; there the answers are looked at.
-
-    Example: `sfumato doctor runs/mine/bundle --server https://example.org/classify --files form`
+    Example: `sfumato doctor runs/mine/bundle --server https://classify.example.org`
     """
     from sfumato.apps.doctor import examine, is_well
-    from sfumato.artifacts.bundle import Bundle
-    from sfumato.device import Client, FileClient
 
-    of_files = file_options(
-        files,
-        field=field,
-        template=template,
-        file_format=file_format,
-        answer=answer,
-        answer_keys=answer_keys,
-        rounding=rounding,
+    found = examine(
+        options.open_obfuscator(bundle),
+        server,
+        classifier=options.open_classifier(classifier) if classifier else None,
+        model=model,
+        files=file_options.client_options(context),
+        datatype=datatype,
+        input_name=input_name,
+        **({} if encoding is None else {"encoding": encoding}),
+        token=options.read_token(token_file),
+        ca_file=ca_file,
+        timeout_s=timeout_s,
     )
-    found_bundle = Bundle.load(obfuscator_bundle(bundle), kind="obfuscator")
-    asked: dict[str, Any] = {"model": model, "datatype": datatype, "encoding": encoding, "input_name": input_name}
-    common: dict[str, Any] = {
-        "token": read_token(token_file),
-        "ca_file": ca_file,
-        "timeout_s": timeout_s,
-        "gate": False,
-    }
-    client: Client | FileClient
-    if of_files is None:
-        client = Client(server, found_bundle, **asked, **common)
-    else:
-        refuse_beside_files(**asked)
-        client = FileClient(server, found_bundle, **of_files, **common)
-    found = examine(client, classifier=Bundle.load(classifier, kind="classifier") if classifier else None)
     if as_json:
-        print_json({"server": server, "well": is_well(found), "findings": [asdict(finding) for finding in found]})
+        print_json({"server": server, "ok": is_well(found), "findings": [asdict(finding) for finding in found]})
     else:
         print_findings(found)
     if not is_well(found):
@@ -115,14 +77,6 @@ def doctor(
 
 
 def print_findings(findings: Sequence[Finding]) -> None:
-    """Prints findings as a table."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("what", "", "found", "what to do", box=None, padding=(0, 2, 0, 0))
-    for column in table.columns:
-        column.overflow = "fold"
-    for finding in findings:
-        table.add_row(finding.check, _MARKS[finding.verdict], escape(finding.said), escape(finding.advice))
-    Console().print(table)
+    """Print findings as a table."""
+    rows = [(one.check, Text(one.verdict, style=_COLOURS[one.verdict]), one.said, one.advice) for one in findings]
+    print_table(("check", "", "found", "what to do"), rows)

@@ -2,62 +2,98 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfumato.cli.app import app
-from sfumato.cli.inputs import obfuscator_bundle
-from sfumato.cli.output import JsonOption, needs_train_extra, percent, print_json
+from sfumato.cli import options
+from sfumato.cli.app import command
+from sfumato.cli.options import flag, option
+from sfumato.cli.output import needs_extra, percent, prepare, print_figures, print_json, print_table, write_result
+from sfumato.errors import SfumatoError
+
+if TYPE_CHECKING:
+    from sfumato.artifacts.bundle import Bundle
+    from sfumato.lab.data import ImageSet
+
+ObfuscatorsArgument = Annotated[
+    list[str] | None, typer.Argument(help="Bundles. Default: the shipped one. Of --cost: architectures.")
+]
 
 
-@app.command()
+@command
 def evaluate(
-    bundle: Annotated[
-        Path | None, typer.Argument(help="Obfuscator bundle. Default: the shipped one.", show_default=False)
-    ] = None,
-    classifier: Annotated[
-        Path | None, typer.Option(help="Bundle of its classifier. Default: the shipped one.", show_default=False)
-    ] = None,
-    data: Annotated[
-        str, typer.Option(help="cifar10, faces, a folder, or a hub id; its test images are used.")
-    ] = "cifar10",
-    label_column: Annotated[
-        str | None, typer.Option(help="The column with the classes. Default: found by its type or name.")
-    ] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="Use only the first so many images.")] = None,
-    rounding: Annotated[
-        bool, typer.Option("--round", help="Round the payload to 8-bit images, as `classify --files --round` does.")
-    ] = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write a results file here.", show_default=False)
-    ] = None,
-    as_json: JsonOption = False,
+    context: typer.Context,
+    bundles: ObfuscatorsArgument = None,
+    classifier: Annotated[list[Path] | None, option("BUNDLE", "Repeatable. Default: the shipped one.")] = None,
+    data: options.Data = "cifar10",
+    images: options.Images = None,
+    out: options.OutFile = None,
+    as_json: options.Json = False,
+    label_column: options.LabelColumn = None,
+    rounding: Annotated[bool, flag("--round", "Round payloads to 8 bits, as for image files.")] = False,
+    transfer: Annotated[bool, flag("--transfer", "Allow classifiers that it was not trained for.")] = False,
+    audits: Annotated[list[Path] | None, option("DIR", "Folder of audits, to add the leakage; repeatable.")] = None,
+    cost: Annotated[bool, flag("--cost", "Count operations of architectures instead.")] = False,
+    size: Annotated[str, option("HxW", "With --cost: the image size.")] = "32x32",
+    classes: Annotated[int, option("N", "With --cost: the number of classes.", min=2)] = 10,
 ) -> None:
-    """Measure accuracy on plain and on obfuscated images, through the very files that are shipped.
+    """Measure accuracy on plain and on obfuscated test images, through the files that are deployed.
 
-    Example: `sfumato evaluate runs/mine/bundle --classifier runs/resnet/bundle -o results/mine.json`
+    Takes seconds to minutes. Several bundles or several classifiers give a table, which also shows how an obfuscator
+    transfers to classifiers that it was not trained for. `--cost` counts what obfuscators add to a classifier, without
+    any bundle.
+
+    Examples:
+    - `sfumato evaluate runs/mine/bundle --classifier runs/resnet/bundle -o results/mine.json`
+    - `sfumato evaluate runs/mine/bundle --classifier runs/vgg7/bundle --classifier runs/convmixer/bundle`
+    - `sfumato evaluate --cost resnet18 vgg19`
     """
-    with needs_train_extra():
-        from sfumato.lab.data import load_images
-        from sfumato.lab.evaluation.accuracy import evaluate_obfuscator
-    from sfumato.artifacts.bundle import Bundle, write_json
-    from sfumato.artifacts.provenance import provenance
-    from sfumato.artifacts.shipped import classifier_bundle
-    from sfumato.cli.progress import bars
+    if cost:
+        options.run_mode(context, "cost", _print_cost, bundles=bundles, size=size, classes=classes, as_json=as_json)
+        return
+    options.refuse_others(context, context.params.keys() - {"size", "classes"}, "only with --cost")
+    prepare(out)
+    obfuscators = [options.open_obfuscator(Path(path)) for path in bundles or []] or [options.open_obfuscator(None)]
+    classifiers = [options.open_classifier(path) for path in classifier or []] or [options.open_classifier(None)]
+    table = transfer or len(obfuscators) > 1 or len(classifiers) > 1
+    if table and rounding:
+        raise SfumatoError("--round is for one bundle and the classifier that it was trained for")
+    if audits and not table:
+        raise SfumatoError("--audits is for several bundles or classifiers, or --transfer")
+    with needs_extra("train"):
+        test = options.load_split(data, "test", obfuscators[0], label_column, images)
+    if table:
+        result = _transfer(obfuscators, classifiers, test, audits or [])
+    else:
+        result = _accuracy(obfuscators[0], classifiers[0], test, rounding=rounding)
+    write_result(out, result)
+    if as_json:
+        print_json(result)
+    elif table:
+        _print_table(result)
+    else:
+        print_figures(result["figures"])
 
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)  # before the long part, so that nothing is measured in vain
-    obfuscator = Bundle.load(obfuscator_bundle(bundle), kind="obfuscator")
-    served = Bundle.load(classifier or classifier_bundle(), kind="classifier")
-    size = (obfuscator.preprocessing.height, obfuscator.preprocessing.width)
-    with bars() as shown:
-        test = load_images(data, "test", size=size, label_column=label_column, progress=shown.progress).subset(images)
-        found = evaluate_obfuscator(obfuscator, served, test, rounding=rounding, progress=shown.progress)
-    figures = found.to_json()
-    result = {
-        "figures": figures,
+
+def _transfer(
+    obfuscators: list[Bundle], classifiers: list[Bundle], test: ImageSet, audits: list[Path]
+) -> dict[str, Any]:
+    from sfumato.lab.evaluation.transfer import transfer
+    from sfumato.lab.report.points import read_audits
+
+    known = {file: audit for folder in audits for file, audit in read_audits(folder).items()}
+    return transfer(obfuscators, classifiers, test, audits=known)
+
+
+def _accuracy(obfuscator: Bundle, served: Bundle, test: ImageSet, *, rounding: bool) -> dict[str, Any]:
+    from sfumato.artifacts.provenance import provenance
+    from sfumato.lab.evaluation.accuracy import evaluate_obfuscator
+
+    return {
+        "figures": evaluate_obfuscator(obfuscator, served, test, rounding=rounding),
         "rounded_to_8_bits": rounding,
         "obfuscator": {
             "recipe": obfuscator.recipe.to_json(),
@@ -71,12 +107,73 @@ def evaluate(
         },
         "measured": provenance(data=test.source, data_sha256=test.sha256).to_json(),
     }
-    if out is not None:
-        write_json(out, result)
+
+
+def _print_table(found: dict[str, Any]) -> None:
+    plain = ["plain images", *(percent(entry["accuracy_plain"]) for entry in found["classifiers"]), "1"]
+    rows = [plain]
+    for entry in found["obfuscators"]:
+        leak = "not audited" if entry["excess_leakage"] is None else f"at least {entry['excess_leakage']:.2f}"
+        accuracy = [
+            percent(value) + ("" if seen else "*") for value, seen in zip(entry["accuracy"], entry["seen"], strict=True)
+        ]
+        rows.append([entry["name"], *accuracy, leak])
+    headers = ("accuracy", *(entry["name"] for entry in found["classifiers"]), "excess leakage")
+    print_table(headers, rows, numbers=range(1, len(headers)))
+    typer.echo("* not seen in training")
+
+
+def _print_cost(*, bundles: list[str] | None, size: str, classes: int, as_json: bool) -> None:
+    """Print what obfuscators add to classifiers: parameters, multiply-accumulates, and their ratios.
+
+    The paper's overhead counts the upsampling before the projection; ours comes after it, which computes the same
+    with fewer operations.
+    """
+    with needs_extra("train"):
+        from sfumato.lab import models
+
+    height, width = options.image_size(size) or (32, 32)
+    if height % models.Obfuscator.size_multiple or width % models.Obfuscator.size_multiple:
+        raise SfumatoError(f"image sides must be multiples of {models.Obfuscator.size_multiple}, got {height}x{width}")
+    count = partial(models.cost, height=height, width=width)
+    ours, papers = count(models.Obfuscator()), count(models.Obfuscator(order="paper"))
+    bits = max(8, models.answer_bits(classes))
+    sketch = count(models.Sketcher(height, width, classes=classes, bits=bits))
+    rows: list[dict[str, Any]] = []
+    for name in bundles or models.CLASSIFIERS:
+        if name not in models.CLASSIFIERS:
+            raise SfumatoError(f"unknown classifier {name!r}; known: {', '.join(models.CLASSIFIERS)}")
+        try:
+            theirs = count(models.build_classifier(name, classes))
+        except RuntimeError as error:
+            raise SfumatoError(f"{name} does not take images of {height}x{width}: {error}") from error
+        rows.append(
+            {
+                "classifier": name,
+                "params": theirs.params,
+                "macs": theirs.macs,
+                "overhead_params": ours.params / theirs.params,
+                "overhead_macs": ours.macs / theirs.macs,
+                "overhead_macs_paper_order": papers.macs / theirs.macs,
+                "overhead_macs_sketch": sketch.macs / theirs.macs,
+            }
+        )
     if as_json:
-        print_json(result)
+        obfuscator = {"params": ours.params, "macs": ours.macs, "macs_paper_order": papers.macs}
+        counts = {"params": sketch.params, "macs": sketch.macs}
+        print_json({"height": height, "width": width, "obfuscator": obfuscator, "sketch": counts, "classifiers": rows})
         return
-    for name, value in figures.items():
-        typer.echo(f"{name}: {percent(value) if name.startswith(('accuracy', 'offload_rate')) else value}")
-    if out is not None:
-        typer.echo(f"written: {out}")
+    typer.echo(
+        f"obfuscator for 3x{height}x{width}: {ours.params:,} parameters, {ours.macs:,} MACs ({papers.macs:,} in the "
+        f"paper's order); sketch: {sketch.params:,} parameters, {sketch.macs:,} MACs"
+    )
+    headers = ("classifier", "params", "MACs", "+params", "+MACs", "paper's", "sketch")
+    lines = [
+        (name, _millions(params), _millions(macs), *map(percent, added))
+        for name, params, macs, *added in map(dict.values, rows)
+    ]
+    print_table(headers, lines, numbers=range(1, 7), title="what the obfuscator adds")
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.{2 if count < 1e8 else 0}f} M"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+import shlex
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sfumato.cli.app import app
-from sfumato.cli.output import JsonOption, needs_executorch_extra, print_json
-from sfumato.errors import SfumatoError
+from sfumato.cli import options
+from sfumato.cli.app import command
+from sfumato.cli.options import flag, option
+from sfumato.cli.output import needs_extra, percent, print_json
+from sfumato.cli.progress import bars
+from sfumato.errors import BundleError, SfumatoError
 
 if TYPE_CHECKING:
     from sfumato.artifacts.bundle import Bundle
@@ -18,108 +22,163 @@ if TYPE_CHECKING:
     from sfumato.lab.export.executorch import Comparison
 
 
-class FormatName(StrEnum):
-    """What an obfuscator can be exported to."""
-
-    EXECUTORCH = "executorch"
-
-
-@app.command()
+@command
 def export(
-    bundle: Annotated[
-        Path, typer.Argument(help="Obfuscator bundle, with the weights that `train` wrote.", show_default=False)
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File to write, such as mine.pte.", show_default=False)],
-    to: Annotated[FormatName, typer.Option("--to", help="For which runtime.")] = FormatName.EXECUTORCH,
-    classifier: Annotated[
-        Path | None,
-        typer.Option(
-            help="Its classifier's bundle, to count answers that change. Default: the shipped one, if it fits."
-        ),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="Test images to compare on: cifar10, faces, a folder, a hub id. Default: 40 shipped ones."),
-    ] = None,
-    images: Annotated[int, typer.Option(min=1, help="With --data: the first so many.")] = 200,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
-    as_json: JsonOption = False,
+    context: typer.Context,
+    bundle: options.ObfuscatorArgument = None,
+    *,
+    to: Annotated[Literal["executorch", "int8"], typer.Option("--to", help="The format.")] = "executorch",
+    out: Annotated[Path, option("PATH", "The file mine.pte, or of int8 the new bundle.", "--out", "-o")],
+    classifier: options.Classifier = None,
+    data: Annotated[str | None, option("DATA", "To compare on. Default: shipped images; of int8: cifar10.")] = None,
+    overwrite: Annotated[bool, flag("--overwrite", "Replace what an earlier export wrote.")] = False,
+    images: Annotated[int | None, option("N", "Compare on N test images. Default: 200; of int8: all.", min=1)] = None,
+    label_column: options.LabelColumn = None,
+    calibrate_on: Annotated[int, option("N", "int8: training images to calibrate on.", min=1)] = 500,
+    as_json: options.Json = False,
 ) -> None:
-    """Write an obfuscator's network for apps on phones: an ExecuTorch program for one image, in float32.
+    """Write an obfuscator for a phone's runtime, or in 8-bit integers, and compare it with the original.
 
-    It is run beside the bundle's ONNX file first; if its outputs are others, nothing is written.
+    Takes about a minute. `--to executorch` writes a program for one image in float32; nothing is written if its
+    outputs differ from the ONNX file's. **It does not fail closed**: the app has to do the checks, the gate and the
+    encoding (docs/device.md). Needs `pip install 'sfumato[executorch]'`.
 
-    **The network alone does not fail closed.** Checks, gate and encoding are not in the file; docs/device.md says what
-    the app has to do before anything is sent. Needs `pip install 'sfumato[executorch]'`.
+    `--to int8` writes another obfuscator, for processors that are faster in 8-bit integers. It is not audited until
+    `sfumato audit` has attacked it.
 
-    Example: `sfumato export runs/mine/bundle --to executorch -o mine.pte`
+    Examples:
+    - `sfumato export runs/mine/bundle --to executorch -o mine.pte`
+    - `sfumato export runs/mine/bundle --to int8 -o runs/mine-int8 --classifier runs/resnet/bundle`
     """
-    if out.exists() and not force:
-        raise SfumatoError(f"{out} exists; --force overwrites it")
-    with needs_executorch_extra():
-        import executorch  # noqa: F401  (what is missing is said at once)
-
-        from sfumato.lab.data import load_images
-        from sfumato.lab.export.executorch import export_executorch, sample_images
-    from rich.console import Console
-
-    from sfumato.artifacts.bundle import Bundle
-    from sfumato.cli.progress import bars
-
-    source = Bundle.load(bundle, kind="obfuscator")
-    size = source.preprocessing
-    if data is None:
-        given = sample_images(size)
-    else:
-        with bars() as shown:
-            loaded = load_images(data, "test", size=(size.height, size.width), progress=shown.progress)
-        test = loaded.subset(images)
-        given = (test.images.float() / 255).numpy()
-    classify = _classifier(source, classifier)
-    with Console(stderr=True).status("lowering the network, and running it beside the ONNX file"):
-        compared = export_executorch(source, out, given, classify=classify)
-    if as_json:
-        print_json({"file": str(out), "bytes": out.stat().st_size, "format": to.value, **compared.to_json()})
+    path = options.obfuscator_path(bundle)
+    if path.is_file():
+        raise BundleError(f"{path} is a file; name the folder of its bundle")
+    if to == "int8":
+        how = {"overwrite": overwrite, "as_json": as_json}
+        _export_int8(path, out, classifier, data or "cifar10", label_column, calibrate_on, images, **how)
         return
-    typer.echo(f"written: {out} ({out.stat().st_size / 1e6:.2f} MB)")
-    typer.echo(f"  input: one image (1, 3, {size.height}, {size.width}) float32 in [0, 1]")
-    typer.echo(f"  output: {_outputs(source, compared)}")
-    typer.echo(f"  {_said(compared)}")
-    typer.echo("  the network alone: checks, gate and encoding are the app's; docs/device.md says which")
+    options.refuse_others(context, context.params.keys() - {"calibrate_on"}, "only with --to int8")
+    if out.exists() and not overwrite:
+        raise SfumatoError(f"{out} exists; --overwrite replaces it")
+    with needs_extra("executorch"):
+        import executorch  # noqa: F401  (a missing library is named at once)
+
+        from sfumato.lab.export.executorch import export_executorch, sample_images
+
+    source = options.open_obfuscator(path)
+    if data is None:
+        compared_on = sample_images(source.preprocessing)
+    else:
+        test = options.load_split(data, "test", source, label_column, images or 200)
+        compared_on = (test.images.float() / 255).numpy()
+    with bars(quiet=as_json) as shown:
+        shown.progress("lowering the network, and comparing it with the ONNX file", 0, 1)
+        compared = export_executorch(source, out, compared_on, classify=_classifier(source, classifier))
+    if as_json:
+        print_json({"file": str(out), "bytes": out.stat().st_size, "format": to, **asdict(compared)})
+    else:
+        _print_program(source, out, compared)
 
 
-def _classifier(source: Bundle, given: Path | None) -> OnnxFunction | None:
-    """What the cloud answers; None if no bundle of it is at hand."""
-    from sfumato.artifacts.bundle import CLASSIFIER_ONNX, Bundle
+def _classifier(source: Bundle, path: Path | None) -> OnnxFunction | None:
+    """Return the obfuscator's classifier; None if no bundle of it is at hand."""
+    from sfumato.artifacts.bundle import CLASSIFIER_ONNX
     from sfumato.artifacts.onnx_file import OnnxFunction
-    from sfumato.artifacts.shipped import classifier_bundle
 
-    found = Bundle.load(given or classifier_bundle(), kind="classifier")
+    found = options.open_classifier(path)
     if found.classifier_fingerprint == source.classifier_fingerprint:
         return OnnxFunction(found.file(CLASSIFIER_ONNX))
-    if given is not None:
+    if path is not None:
         raise SfumatoError(
-            f"{source.path} was made for classifier {source.classifier_fingerprint[:19]}…, {given} is "
+            f"{source.path} was made for classifier {source.classifier_fingerprint[:19]}…, {path} is "
             f"{found.classifier_fingerprint[:19]}…"
         )
     return None
 
 
-def _outputs(source: Bundle, compared: Comparison) -> str:
-    size = source.preprocessing
-    payload = f"the classifier's input (1, 3, {size.height}, {size.width}) float32"
-    if compared.codes_changed is None:
-        return payload
-    return f"{payload}; the device's logits (1, {len(source.labels)}) float32; the code, uint8"
-
-
-def _said(compared: Comparison) -> str:
-    counts: list[tuple[str, Any]] = [
-        ("codes", compared.codes_changed),
-        ("on-device predictions", compared.device_predictions_changed),
-        ("predictions of the cloud", compared.cloud_predictions_changed),
-    ]
-    changed = ", ".join(f"{count} {what}" for what, count in counts if count is not None)
-    return f"beside the ONNX file on {compared.images} images: largest difference {compared.largest_difference:.0e}" + (
-        f"; changed: {changed}" if changed else ""
+def _print_program(source: Bundle, out: Path, compared: Comparison) -> None:
+    size = f"{source.preprocessing.height}, {source.preprocessing.width}"
+    output = f"the classifier's input (1, 3, {size}) float32"
+    if compared.codes_changed is not None:
+        output += f"; the on-device logits (1, {len(source.labels)}) float32; the code, uint8"
+    counts = {
+        "codes": compared.codes_changed,
+        "on-device predictions": compared.device_answers_changed,
+        "predictions in the cloud": compared.cloud_answers_changed,
+    }
+    changed = ", ".join(f"{count} {what}" for what, count in counts.items() if count is not None)
+    typer.echo(f"written: {out} ({out.stat().st_size / 1e6:.2f} MB)")
+    typer.echo(f"  input: one image (1, 3, {size}) float32 in [0, 1]")
+    typer.echo(f"  output: {output}")
+    typer.echo(
+        f"  compared with the ONNX file on {compared.images} images: largest difference "
+        f"{compared.largest_difference:.0e}" + (f"; changed: {changed}" if changed else "")
     )
+    typer.echo("  the app has to do the checks, the gate and the encoding: docs/device.md")
+
+
+def _export_int8(
+    path: Path,
+    out: Path,
+    classifier: Path | None,
+    data: str,
+    label_column: str | None,
+    calibrate_on: int,
+    images: int | None,
+    *,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write an obfuscator in 8-bit integers as a bundle of its own, measure it, and name the audit that it needs."""
+    with needs_extra("train"):
+        from sfumato.lab.data import load_train_test
+        from sfumato.lab.export.int8 import quantize, remarks
+
+    obfuscator, served = options.open_obfuscator(path), options.open_classifier(classifier)
+    size = (obfuscator.preprocessing.height, obfuscator.preprocessing.width)
+    train, test, _ = load_train_test(data, size=size, label_column=label_column)
+    made = quantize(obfuscator, out, served, train.subset(calibrate_on), test.subset(images), overwrite=overwrite)
+    words = ["sfumato", "audit", str(out)]
+    words += ["--classifier", str(classifier)] if classifier else []
+    words += ["--data", data] if data != "cifar10" else []
+    words += ["--label-column", label_column] if label_column else []
+    following = shlex.join([*words, "--budget", "standard"])
+    if as_json:
+        print_json(
+            {
+                "bundle": str(made.path),
+                "quantized": made.recipe["quantized"],
+                "figures": made.figures,
+                "notes": remarks(made),
+                "audited": False,
+                "next": following,
+            }
+        )
+        return
+    for line in (*_described(made), *(f"  note: {note}" for note in remarks(made)), f"\nnext: {following}"):
+        typer.echo(line)
+
+
+def _described(made: Bundle) -> list[str]:
+    figures, how = made.figures, made.recipe["quantized"]
+    compared: dict[str, Any] = figures["quantized"]
+    lines = [
+        f"bundle: {made.path}",
+        f"  made of {how['from']['name']} ({how['from']['fingerprint'][:19]}…), calibrated on {how['calibrated_on']:,} "
+        f"training images of {how['data']}",
+        f"  time of one image: {compared['time_of_float32']:.2f} of that in float32, on this machine",
+        f"  size of its ONNX file: {compared['megabytes']:.2f} MB, before {compared['megabytes_before']:.2f} MB",
+    ]
+    for name, what in (
+        ("accuracy_obfuscated", "accuracy in the cloud"),
+        ("accuracy_device", "accuracy on-device"),
+        ("accuracy_gated", "accuracy with the gate"),
+        ("offload_rate", "offload rate"),
+    ):
+        if name in figures:
+            lines.append(f"  {what}: {percent(figures[name])}, before {percent(compared[f'{name}_before'])}")
+    changed = [f"predictions in the cloud {percent(compared['answers_changed'])}"]
+    if "codes_changed" in compared:
+        changed.append(f"codes {percent(compared['codes_changed'])}")
+    lines.append(f"  changed, of {figures['test_images']:,} test images: {', '.join(changed)}")
+    return [*lines, "  leakage: not audited; an audit of the original does not hold for it"]

@@ -2,200 +2,168 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sfumato.cli.app import app
-from sfumato.cli.audit import BudgetName
-from sfumato.cli.output import JsonOption, needs_train_extra, percent, print_json
-from sfumato.cli.progress import bars
-from sfumato.cli.train import keep_freed_memory
+from sfumato.cli import options
+from sfumato.cli.app import command
+from sfumato.cli.audit import BudgetOption, EachOption
+from sfumato.cli.memory import keep_freed_memory
+from sfumato.cli.options import flag, option
+from sfumato.cli.output import needs_extra, percent, prepare, print_json, print_table
+from sfumato.cli.progress import audit_bars, bars
 from sfumato.errors import AuditError, SfumatoError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from sfumato.lab.audit.schema import Point
     from sfumato.lab.report.tradeoff import Row
     from sfumato.lab.sweep.jobs import Engine, Job
     from sfumato.lab.sweep.plan import Sweep
 
 
-class EngineName(StrEnum):
-    """Who makes the points of a sweep."""
-
-    PROCESS = "process"
-    RAY = "ray"
+EngineName = Literal["process", "ray"]
 
 
-@app.command()
+PlotOption = Annotated[
+    Path | None,
+    option("PATH", "Folder: the PNG file. Recipe: the sweep's folder. [default: runs/NAME-frontier]", "--out", "-o"),
+]
+
+
+@command
 def frontier(
     context: typer.Context,
-    what: Annotated[Path, typer.Argument(help="Folder with audits' JSON files, or the recipe of an obfuscator.")],
-    this: Annotated[
-        str | None, typer.Option(help="Of a folder: name of the audit to point out.", show_default=False)
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help="Of a folder: the PNG file. Of a recipe: the sweep's folder. [default: runs/RECIPE-frontier]",
-        ),
-    ] = None,
-    dial: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE,...", help="Sweep these values of the recipe; several dials span a grid."),
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value at all points; repeatable.")
-    ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Train each point with so many seeds.")] = 1,
-    budget: Annotated[BudgetName, typer.Option(help="How hard the audits' attackers try.")] = BudgetName.QUICK,
-    images: Annotated[
-        int | None, typer.Option(min=10, help="Audit with only so many training and test images each.")
-    ] = None,
-    local: Annotated[Path | None, typer.Option(help="Bundle of a classifier small enough for the device.")] = None,
-    local_recipe: Annotated[Path | None, typer.Option(help="Train that classifier by this recipe instead.")] = None,
-    beside: Annotated[Path | None, typer.Option(help="Folder of other audits' JSON files, for the plot.")] = None,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Only list the points, what is there, and how long the rest takes.")
-    ] = False,
-    engine: Annotated[
-        EngineName, typer.Option(help="One point after the other in this process, or several at once with Ray Tune.")
-    ] = EngineName.PROCESS,
-    parallel: Annotated[int | None, typer.Option(min=1, help="Ray: points at once, at most.")] = None,
-    cpus: Annotated[float | None, typer.Option(min=0.1, help="Ray: cores for each point. [default: 1]")] = None,
-    gpus: Annotated[
-        float | None, typer.Option(min=0, help="Ray: GPUs for each point. [default: 1 where there are any]")
-    ] = None,
-    address: Annotated[str | None, typer.Option(help="Ray: a cluster; folders must be shared by its machines.")] = None,
-    as_json: JsonOption = False,
+    what: Annotated[Path, typer.Argument(help="Folder of audits' JSON files, or the recipe of an obfuscator (.toml).")],
+    out: PlotOption = None,
+    highlight: Annotated[str | None, option("NAME", "Folder: the audit to highlight in the plot.")] = None,
+    sweep: Annotated[list[str] | None, option("KEY=V,V,...", "Recipe: values to sweep; repeat it for a grid.")] = None,
+    plan: Annotated[bool, flag("--plan", "Recipe: list the points and the remaining time.")] = False,
+    seeds: Annotated[int, option("N", "Recipe: train each point with N seeds.", min=1)] = 1,
+    budget: BudgetOption = "quick",
+    images: EachOption = None,
+    set_: Annotated[list[str] | None, option("KEY=VALUE", "Change a value at all points; repeatable.", "--set")] = None,
+    local: options.Local = None,
+    local_recipe: Annotated[Path | None, option("RECIPE", "Train the on-device baseline by this recipe.")] = None,
+    compare: options.Compare = None,
+    engine: Annotated[EngineName, typer.Option(help="One point after the other, or several with Ray.")] = "process",
+    parallel: Annotated[int | None, option("N", "Ray: points at once, at most.", min=1)] = None,
+    cpus: Annotated[float | None, option("X", "Ray: cores for each point. [default: 1]", min=0.1)] = None,
+    gpus: Annotated[float | None, option("X", "Ray: GPUs for each point. [default: 1 if any]", min=0)] = None,
+    address: Annotated[str | None, option("ADDRESS", "Ray: a cluster that shares the folders.")] = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Draw accuracy against excess leakage, and say whether offloading pays off.
+    """Plot the privacy-utility trade-off, and report where offloading pays off.
 
-    Of a folder of audits, or of a recipe: then every setting of the dials is trained and audited, beside a classifier
-    on the device and the plain image. Ctrl-C loses little: the same command goes on.
+    Takes seconds for a folder of audits. Of a recipe, it trains and audits every point of the sweep, which takes
+    minutes to days: `--plan` lists the points and their time first. After Ctrl-C, the same command continues.
 
-    Examples: `sfumato frontier results/audits --this cifar10-resnet20-sketch -o docs/frontier.png`,
-    `sfumato frontier recipes/cifar10-resnet20-sketch.toml --dial code_bits=4,8,16 --seeds 3
-    --local-recipe recipes/cifar10-local.toml --beside results/audits --plan`
+    Examples:
+    - `sfumato frontier results/audits --highlight cifar10-resnet20-sketch -o docs/frontier.png`
+    - `sfumato frontier recipes/cifar10-resnet20-sketch.toml --sweep code_bits=4,8,16 --seeds 3 --plan`
     """
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
     if what.suffix != ".toml":
-        _refuse(given - {"what", "this", "out", "as_json"}, f"only of a recipe (a .toml file), and {what} is none")
-        _of_folder(what, this, out, as_json=as_json)
+        allowed = {"what", "highlight", "out", "as_json"}
+        options.refuse_others(context, allowed, f"only of a recipe (a .toml file), and {what} is none")
+        _of_folder(what, highlight, out, as_json=as_json)
         return
-    _refuse(given & {"this"}, "only of a folder of audits")
-    options = {"parallel": parallel, "cpus": cpus, "gpus": gpus, "address": address}
-    if engine is not EngineName.RAY:
-        _refuse(given & options.keys(), "only with --engine ray")
+    ray = {"parallel": parallel, "cpus": cpus, "gpus": gpus, "address": address}
+    options.refuse_others(context, context.params.keys() - {"highlight"}, "only of a folder of audits")
+    if engine != "ray":
+        options.refuse_others(context, context.params.keys() - ray.keys(), "only with --engine ray")
     keep_freed_memory()
-    with needs_train_extra():
+    with needs_extra("train"):
         from sfumato.lab.audit.budget import BUDGETS
-        from sfumato.lab.audit.speed import spoken
-        from sfumato.lab.sweep.plan import listing, plan_sweep
-    sweep = plan_sweep(
+        from sfumato.lab.sweep.plan import plan_sweep
+    planned = plan_sweep(
         what,
         out or Path("runs") / f"{what.stem}-frontier",
-        BUDGETS[budget.value],
-        dials=dial or (),
+        BUDGETS[budget],
+        dials=sweep or (),
         seeds=seeds,
         overrides=set_ or (),
         images_each=images,
         local=local,
         local_recipe=local_recipe,
-        compare_with=beside,
+        beside=compare,
     )
     if plan:
-        entries = listing(sweep)
-        if as_json:
-            print_json({"plan": [vars(entry) for entry in entries]})
-            return
-        for entry in entries:
-            typer.echo(entry.line)
-        left = sum(entry.seconds or 0 for entry in entries)
-        typer.echo(f"in all about {spoken(left)} on this machine, one after the other" if left else "nothing is left")
+        _print_plan(planned, as_json=as_json)
+    else:
+        _of_sweep(planned, engine, ray, as_json=as_json)
+
+
+def _print_plan(sweep: Sweep, *, as_json: bool) -> None:
+    from sfumato.lab.audit.speed import spoken
+    from sfumato.lab.sweep.plan import listing
+
+    entries = listing(sweep)
+    if as_json:
+        print_json({"plan": [vars(entry) for entry in entries]})
         return
-    _of_sweep(sweep, engine, options, as_json=as_json)
+    for entry in entries:
+        typer.echo(entry.line)
+    left = sum(entry.seconds or 0 for entry in entries)
+    typer.echo(f"in all about {spoken(left)} on this machine, one after the other" if left else "nothing is left")
 
 
-def _refuse(given: set[str], why: str) -> None:
-    if given:
-        names = ", ".join("--" + name.strip("_").replace("_", "-") for name in sorted(given))
-        raise SfumatoError(f"{names}: {why}")
-
-
-def _of_sweep(sweep: Sweep, engine: EngineName, options: dict[str, Any], *, as_json: bool) -> None:
-    from functools import partial
-
+def _of_sweep(sweep: Sweep, engine: EngineName, ray: dict[str, Any], *, as_json: bool) -> None:
     from sfumato.lab.report.tradeoff import rows_of
     from sfumato.lab.sweep.engines import in_turn, on_ray
     from sfumato.lab.sweep.jobs import make
     from sfumato.lab.sweep.run import run_sweep
 
     runs: Engine = in_turn
-    with bars(quiet=as_json) as shown:
-        make_with: Callable[[Job], None] = partial(make, progress=shown.progress)
-        if engine is EngineName.RAY:
-            options = {name: value for name, value in options.items() if value is not None}
-            runs, make_with = on_ray(sweep.folder / "ray", **options), make
+    make_with: Callable[[Job], None] = partial(make, bars=partial(audit_bars, quiet=as_json))
+    if engine == "ray":
+        ray = {name: value for name, value in ray.items() if value is not None}
+        runs, make_with = on_ray(sweep.folder / "ray", **ray), make
+    with bars() as shown:
         found = run_sweep(sweep, engine=runs, make=make_with, say=shown.say)
     if as_json:
         typer.echo(found.file.read_text(encoding="utf-8"), nl=False)
     else:
-        _show([*found.rows, *rows_of(found.comparison)], found.comparison, found.frontier.verdict.sentences)
-        typer.echo(f"\nwritten: {found.frontier.plot}\nwritten: {found.file}")
-    if failed := found.frontier.failed:
+        _print([*found.rows, *rows_of(found.beside)], found.beside, found.content["verdict"]["sentences"])
+        typer.echo(f"\nwritten: {found.content['plot']}\nwritten: {found.file}")
+    if failed := found.content["failed"]:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
-        raise SfumatoError(f"{len(failed)} of {len(sweep.jobs)} points could not be made: {reasons}")
+        raise SfumatoError(f"{len(failed)} of {len(sweep.jobs)} points failed: {reasons}")
 
 
-def _of_folder(folder: Path, this: str | None, out: Path | None, *, as_json: bool) -> None:
-    with needs_train_extra():
-        from sfumato.lab.audit.points import collect
+def _of_folder(folder: Path, highlight: str | None, out: Path | None, *, as_json: bool) -> None:
+    with needs_extra("train"):
         from sfumato.lab.report.frontier import save_frontier_png
         from sfumato.lab.report.tradeoff import rows_of, verdict
 
     points = collect(folder)
-    if this is not None:
-        if this not in [point.name for point in points]:
-            raise AuditError(f"no audit of {this!r} in {folder}; there are {', '.join(p.name for p in points)}")
-        points = [point.model_copy(update={"role": "this"}) if point.name == this else point for point in points]
+    if highlight is not None:
+        if highlight not in [point["name"] for point in points]:
+            raise AuditError(f"no audit of {highlight!r} in {folder}; there are {', '.join(p['name'] for p in points)}")
+        points = [{**point, "role": "this"} if point["name"] == highlight else point for point in points]
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        prepare(out)
         save_frontier_png(points, out)
     rows = rows_of(points)
-    pays_off, sentences = verdict(rows) if rows else ("unknown", ["No audit here has accuracy and leakage both."])
+    worth, sentences = verdict(rows) if rows else ("unknown", ["No audit here has both accuracy and leakage."])
     if as_json:
-        answer = {"pays_off": pays_off, "sentences": sentences}
-        of_points = [point.as_json for point in points]
-        print_json({"points": of_points, "plot": str(out) if out else None, "verdict": answer})
+        result = {"worth": worth, "sentences": sentences}
+        print_json({"points": points, "plot": str(out) if out else None, "verdict": result})
         return
-    _show(rows, points, sentences)
+    _print(rows, points, sentences)
     if out is not None:
         typer.echo(f"\nwritten: {out}")
 
 
-def _show(rows: Sequence[Row], beside: Sequence[Point], sentences: Sequence[str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table()
-    for header in ("", "accuracy", "leakage", "without it", "pays off", "best attacker", "budget"):
-        table.add_column(header)
+def _print(rows: Sequence[Row], points: Sequence[dict[str, Any]], sentences: Sequence[str]) -> None:
     lines: list[tuple[float, tuple[str, ...]]] = [(row.accuracy.mean, _line(row)) for row in rows]
-    for end in beside:
-        if end.role in ("local", "identity", "gated"):
-            place = percent(end.accuracy), f"{end.excess_leakage:.2f}"
-            lines.append((end.accuracy, (end.name, *place, "", "", end.best_attacker or "", "")))
-    for _, line in sorted(lines, key=lambda line: -line[0]):
-        table.add_row(*line)
-    Console().print(table)
+    for end in points:
+        if end["role"] in ("local", "identity", "gated"):
+            place = percent(end["accuracy"]), f"{end['excess_leakage']:.2f}"
+            lines.append((end["accuracy"], (end["name"], *place, "", "", end["best_attacker"] or "", "")))
+    headers = ("", "accuracy", "leakage", "no obfuscation", "pays off", "best attacker", "budget")
+    print_table(headers, [line for _, line in sorted(lines, key=lambda line: -line[0])])
     for sentence in sentences:
         typer.echo(sentence)
 
@@ -206,8 +174,8 @@ def _line(row: Row) -> tuple[str, ...]:
         row.name,
         percent(row.accuracy.mean) + spread,
         f"{row.excess_leakage.mean:.2f}",
-        "not known" if row.mixture is None else percent(row.mixture.mean),
-        row.pays_off,
+        "unknown" if row.mixture is None else percent(row.mixture.mean),
+        row.worth,
         ", ".join(dict.fromkeys(row.attackers)),
         row.budget,
     )

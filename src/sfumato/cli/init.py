@@ -1,92 +1,69 @@
-"""`sfumato init`: from a classifier and images to a recipe."""
+"""`sfumato init`."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from sfumato.cli.adopt import LabelsOption, MeanOption, SizeOption, StdOption, user_metadata
-from sfumato.cli.app import app
+from sfumato.cli import options
+from sfumato.cli.app import command
 from sfumato.cli.doctor import print_findings
-from sfumato.cli.inputs import read_token
-from sfumato.cli.output import JsonOption, needs_train_extra, print_json
+from sfumato.cli.import_ import LabelsOption, MeanOption, SizeOption, StdOption, user_metadata
+from sfumato.cli.options import option
+from sfumato.cli.output import needs_extra, print_json
 from sfumato.errors import SfumatoError
 
 
-class ObfuscatorKind(StrEnum):
-    """Which obfuscator the recipe is for; docs/choosing.md says which to use when."""
-
-    SKETCH = "sketch"
-    OBFUSCATOR = "obfuscator"
-
-
-@app.command()
+@command
 def init(
     classifier: Annotated[
         str | None,
-        typer.Option(
-            help="A bundle, a transformers folder or hub id, a .pt2 file, or package.module:callable.",
-            show_default=False,
-        ),
+        option("MODEL", "A bundle, a transformers folder or hub id, a .pt2 file, or package.module:callable."),
     ] = None,
     data: Annotated[
-        str | None,
-        typer.Option(help="A folder of class folders or parquet files, a .csv, or a hub id.", show_default=False),
+        str | None, option("DATA", "A folder of class folders or parquet files, a .csv, or a hub id.")
     ] = None,
-    server: Annotated[
-        str | None, typer.Option(help="The endpoint that serves the classifier, if there is one.", show_default=False)
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="The model's name there. Default: the classifier's.", show_default=False)
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the recipe and all that follows.")] = Path(
-        "protected"
-    ),
-    kind: Annotated[ObfuscatorKind, typer.Option(help="Which obfuscator.")] = ObfuscatorKind.SKETCH,
+    server: Annotated[str | None, option("URL", "The endpoint that serves the classifier, if there is one.")] = None,
+    out: Annotated[Path, option("DIR", "Folder for the recipe.", "--out", "-o")] = Path("protected"),
+    kind: Annotated[Literal["sketch", "obfuscator"], typer.Option(help="Which obfuscator.")] = "sketch",
+    model: options.Model = None,
     size: SizeOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
     labels: LabelsOption = None,
-    token_file: Annotated[
-        Path | None, typer.Option(help="File with the bearer token. Default: SFUMATO_TOKEN.", show_default=False)
-    ] = None,
-    as_json: JsonOption = False,
+    token_file: options.TokenFile = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Begin with a classifier, images and perhaps a server of your own: check that they fit, and write a recipe.
+    """Check that a classifier, images and a server fit together, and write a recipe.
 
-    On a terminal it asks for what is not given. Looks at shapes, classes and the classifier's accuracy on plain
-    images, and at what the server says of its model; no image is sent. The exit code is 1 if something is bad.
+    Takes a minute, and asks for what is missing on a terminal. Checks shapes, classes, the accuracy on plain images,
+    and the server's metadata; no image is sent. The exit code is 1 if a finding is bad.
 
     Example: `sfumato init --classifier google/vit-base-patch16-224 --data photos/ -o mine`
     """
     if classifier is None or data is None:
-        classifier, data, server = _asked(classifier, data, server)
-    with needs_train_extra():
+        classifier, data, server = _prompted(classifier, data, server)
+    with needs_extra("train"):
         from sfumato.apps.doctor import is_well
-        from sfumato.lab.classifiers.data_check import check_data
-    from sfumato.cli.progress import bars
-
-    with bars() as shown:
-        found = check_data(
-            classifier,
-            data,
-            out,
-            kind=kind.value,
-            metadata=user_metadata(None, size, mean, std, labels),
-            server=server,
-            model=model,
-            token=read_token(token_file),
-            progress=shown.progress,
-        )
+        from sfumato.lab.classifiers.data_check import pair
+    found = pair(
+        classifier,
+        data,
+        out,
+        kind=kind,
+        stated=user_metadata(None, size, mean, std, labels),
+        server=server,
+        model=model,
+        server_options={"token": options.read_token(token_file)},
+    )
     if as_json:
         print_json(
             {
-                "well": is_well(found.findings),
+                "ok": is_well(found.findings),
                 "recipe": None if found.recipe is None else str(found.recipe),
                 "accuracy_plain": found.accuracy_plain,
                 "findings": [asdict(finding) for finding in found.findings],
@@ -97,17 +74,17 @@ def init(
         print_findings(found.findings)
         if found.recipe is not None:
             typer.echo(f"\nrecipe: {found.recipe}\nnext:")
-            for command in found.next_commands:
-                typer.echo(f"  {command}")
+            for line in found.next_commands:
+                typer.echo(f"  {line}")
     if found.recipe is None:
         raise typer.Exit(1)
 
 
-def _asked(classifier: str | None, data: str | None, server: str | None) -> tuple[str, str, str | None]:
+def _prompted(classifier: str | None, data: str | None, server: str | None) -> tuple[str, str, str | None]:
     if not sys.stdin.isatty():
-        missing = [flag for flag, value in (("--classifier", classifier), ("--data", data)) if value is None]
-        raise SfumatoError(f"{' and '.join(missing)} must be given; without a terminal nobody can be asked")
+        missing = [option for option, value in (("--classifier", classifier), ("--data", data)) if value is None]
+        raise SfumatoError(f"there is no terminal to ask on: add {' and '.join(missing)}")
     classifier = classifier or typer.prompt("classifier (bundle, transformers folder or hub id, .pt2, module:callable)")
     data = data or typer.prompt("images (folder, .csv or hub id)")
-    server = server or typer.prompt("server that has the classifier (empty: none yet)", default="", show_default=False)
+    server = server or typer.prompt("server of the classifier (empty: none yet)", default="", show_default=False)
     return classifier, data, server or None

@@ -1,107 +1,92 @@
-"""How commands answer: tables for people, one JSON object for scripts."""
+"""What commands print: tables and lines for people, one JSON object for scripts."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Annotated, Any, TypeVar
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from sfumato.errors import ServingError, SfumatoError
 
-T = TypeVar("T")
-_WORTH_A_BAR = 10
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output instead.")]
-
-
-def print_json(value: dict[str, Any]) -> None:
-    """Prints one JSON object, on one line."""
+def print_json(value: Mapping[str, Any]) -> None:
+    """Print one JSON object, on one line."""
     typer.echo(json.dumps(value))
 
 
-def percent(value: float) -> str:
+def percent(value: float, digits: int = 2) -> str:
     """0.9134 -> "91.34 %"."""
-    return f"{100 * value:.2f} %"
+    return f"{100 * value:.{digits}f} %"
+
+
+def print_table(
+    headers: Sequence[str],
+    rows: Iterable[Sequence[str | Text]],
+    *,
+    numbers: Collection[int] = (),
+    title: str | None = None,
+) -> None:
+    """Print a table on standard output.
+
+    Args:
+        headers: one for each column.
+        rows: one cell for each column; a `str` is printed as it is, without markup.
+        numbers: the columns that are aligned to the right.
+        title: a line above.
+    """
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column, header in enumerate(headers):
+        table.add_column(header, justify="right" if column in numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    Console().print(table)
+
+
+def print_figures(figures: Mapping[str, Any], indent: str = "") -> None:
+    """Print a bundle's figures, one a line."""
+    for name, value in figures.items():
+        typer.echo(f"{indent}{name}: {percent(value) if name.startswith(('accuracy', 'offload_rate')) else value}")
 
 
 def print_skipped(failed: Iterable[Mapping[str, str]]) -> None:
-    """One line on standard error for each image that could not be used."""
+    """Print one line on standard error for each image that could not be used."""
     for failure in failed:
         typer.echo(f"skipped: {failure['error']}", err=True)
 
 
-def progress(items: Sequence[T], doing: str, *, quiet: bool) -> Iterable[T]:
-    """The items, with a bar on standard error while they are gone through, if there are enough to wait for."""
-    from rich.console import Console
-    from rich.progress import track
-
-    hidden = quiet or len(items) < _WORTH_A_BAR
-    return track(items, doing, console=Console(stderr=True), transient=True, disable=hidden)
+def prepare(out: Path | None) -> None:
+    """Make the folder of a file to write, before the long part: a folder that cannot be written is named at once."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
 
 
-@contextmanager
-def counted(total: int, doing: str, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error with rate and remaining time, if there is enough to wait for; yields what advances it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def write_result(out: Path | None, result: Mapping[str, Any]) -> None:
+    """Write a results file, if one was asked for, and name it on standard error."""
+    from sfumato.artifacts.bundle import write_json
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    hidden = quiet or total < _WORTH_A_BAR
-    # What is printed meanwhile stays where it belongs: failures go above the bar, results to standard output.
-    with Progress(
-        *columns, console=Console(stderr=True), transient=True, disable=hidden, redirect_stdout=False
-    ) as progress:
-        task = progress.add_task(doing, total=total, rate="")
-
-        def advance(by: int) -> None:
-            progress.advance(task, by)
-            speed = progress.tasks[0].speed
-            progress.update(task, rate="" if speed is None else f"{speed:,.0f}/s")
-
-        yield advance
-
-
-def needs_train_extra() -> AbstractContextManager[None]:
-    """Turns a missing library of the lab's into advice.
-
-    Raises:
-        SfumatoError: a library is not installed.
-    """
-    return _needs_extra("train", SfumatoError)
-
-
-def needs_serve_extra() -> AbstractContextManager[None]:
-    """Turns a missing library of the server's into advice.
-
-    Raises:
-        ServingError: a library is not installed.
-    """
-    return _needs_extra("serve", ServingError)
-
-
-def needs_executorch_extra() -> AbstractContextManager[None]:
-    """Turns a missing ExecuTorch, or library of the lab's, into advice.
-
-    Raises:
-        SfumatoError: a library is not installed.
-    """
-    return _needs_extra("executorch", SfumatoError)
+    if out is not None:
+        write_json(out, dict(result))
+        typer.echo(f"written: {out}", err=True)
 
 
 @contextmanager
-def _needs_extra(extra: str, kind: type[SfumatoError]) -> Iterator[None]:
+def needs_extra(extra: Literal["train", "serve", "executorch"]) -> Iterator[None]:
+    """Say what to install if an import of the block fails.
+
+    Raises:
+        SfumatoError: a library is not installed; ServingError if it is one of the server's.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("sfumato"):
             raise
+        kind = ServingError if extra == "serve" else SfumatoError
         raise kind(f"{error.name} is not installed; run: pip install 'sfumato[{extra}]'") from error

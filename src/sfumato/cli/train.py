@@ -2,155 +2,121 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfumato.cli.app import app
-from sfumato.cli.inputs import CaFileOption, TokenFileOption, read_token
-from sfumato.cli.output import JsonOption, needs_train_extra, percent, print_json
+from sfumato.cli import options
+from sfumato.cli.app import command
+from sfumato.cli.memory import keep_freed_memory
+from sfumato.cli.options import option
+from sfumato.cli.output import needs_extra, percent, prepare, print_figures, print_json, write_result
 from sfumato.cli.progress import bars
 from sfumato.errors import RecipeError, TrainingError
 
 if TYPE_CHECKING:
     from sfumato.lab.training.recipe import AnyRecipe
 
-_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(8 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
+FromOption = Annotated[
+    Path | None,
+    option(
+        "BUNDLE",
+        "Start from this obfuscator, also one for another classifier. Of a sketch only the decoded images are learned "
+        "again; the on-device predictions and the codes stay.",
+        "--from",
+    ),
+]
+BlackBoxOption = Annotated[
+    str | None,
+    option(
+        "URL",
+        "Query-only access: train against the predictions of this endpoint. The recipe's training images are sent "
+        "there as they are, so they must be public; its [black_box] says how many.",
+        "--black-box",
+    ),
+]
 
 
-@app.command()
+@command
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/cifar10-resnet20.toml.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run. [default: runs/NAME]")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; repeatable.")
-    ] = None,
-    from_: Annotated[
-        Path | None,
-        typer.Option(
-            "--from",
-            metavar="BUNDLE",
-            help="Start from this obfuscator, maybe made for another classifier. Of a sketch only the decoder is then "
-            "learned anew: the device's predictions, and the meaning of a code, stay.",
-        ),
-    ] = None,
-    black_box: Annotated[
-        str | None,
-        typer.Option(
-            "--black-box",
-            metavar="URL",
-            help="The classifier is this endpoint, with query-only access: the same as --set classifier=URL. The "
-            "recipe's training images, which must be public, are sent there unchanged; its [black_box] says how many.",
-        ),
-    ] = None,
-    token_file: TokenFileOption = None,
-    ca_file: CaFileOption = None,
-    accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")] = "auto",
-    devices: Annotated[int, typer.Option(min=1, help="Processes to train on.")] = 1,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Restart in a folder that holds a run.")] = False,
-    estimate: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Train only a few steps, and write to this JSON file how long the whole run would take here.",
-        ),
-    ] = None,
-    as_json: JsonOption = False,
+    out: Annotated[Path | None, option("DIR", "Folder of the run. [default: runs/NAME]", "--out", "-o")] = None,
+    set_: Annotated[list[str] | None, option("KEY=VALUE", "Change a value of the recipe; repeatable.", "--set")] = None,
+    from_: FromOption = None,
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
+    estimate: Annotated[Path | None, option("FILE", "Train a few steps, and estimate the run's time.")] = None,
+    accelerator: Annotated[str, option("NAME", "auto, cpu, cuda, mps, ...")] = "auto",
+    devices: Annotated[int, option("N", "Processes to train on.", min=1)] = 1,
+    black_box: BlackBoxOption = None,
+    token_file: options.TokenFile = None,
+    ca_file: options.CaFile = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Train a classifier or an obfuscator from a recipe and write its bundle.
+    """Train a classifier or an obfuscator from a recipe, and write its bundle.
 
-    Ctrl-C saves; `--resume` then continues to the same result. Progress is also in TensorBoard:
-    `tensorboard --logdir runs`.
+    Takes minutes to days: `--estimate` measures it. Ctrl-C saves, and `--resume` continues to the same result. Follow
+    it with `tensorboard --logdir runs`. When the classifier in the cloud changes, adapt the obfuscator:
+    `--from OLD_BUNDLE --set classifier=NEW`.
 
-    When the cloud's classifier changes: `--from OLD_BUNDLE --set classifier=NEW` adapts deployed devices to it.
-
-    Examples: `sfumato train recipes/cifar10-resnet20.toml --set training.epochs=4`,
-    `sfumato train recipes/cifar10-resnet20.toml --estimate estimate.json`
+    Examples:
+    - `sfumato train recipes/cifar10-resnet20.toml --set training.epochs=4`
+    - `sfumato train recipes/cifar10-resnet20.toml --estimate estimate.json`
     """
     keep_freed_memory()
-    with needs_train_extra():
-        from sfumato.artifacts.bundle import Bundle
-        from sfumato.lab.runs.estimate import estimate as estimated
+    with needs_extra("train"):
         from sfumato.lab.training import Run, load_recipe
         from sfumato.lab.training import train as run_training
         from sfumato.lab.training.blackbox import is_endpoint, protect_black_box
         from sfumato.lab.training.recipe import ClassifierRecipe
 
     plan = load_recipe(recipe, [*(set_ or []), *([f'classifier="{black_box}"'] if black_box else [])])
+    queried = None if isinstance(plan, ClassifierRecipe) or not is_endpoint(plan.classifier) else plan
     if estimate is not None:
-        if out or from_ or black_box or resume or overwrite or devices > 1:
-            raise TrainingError(
-                "--estimate keeps no run and uses one process: leave out -o, --from, --black-box, --resume, "
-                "--overwrite and --devices"
-            )
-        if not isinstance(plan, ClassifierRecipe) and is_endpoint(plan.classifier):
-            raise RecipeError(f"--estimate times steps through the classifier itself; {plan.classifier} is an endpoint")
-        with bars() as shown:
-            found = estimated(plan, accelerator=accelerator, progress=shown.progress)
-        _print_estimate(plan, found, estimate, as_json=as_json)
+        if out or from_ or resume or overwrite or devices > 1:
+            raise TrainingError("--estimate: leave out -o, --from, --resume, --overwrite and --devices")
+        if queried is not None:
+            raise RecipeError(f"--estimate needs the classifier itself; {queried.classifier} is an endpoint")
+        _estimate(plan, estimate, accelerator, as_json=as_json)
         return
     folder = out or Path("runs") / plan.name
-    start = None if from_ is None else Bundle.load(from_, kind="obfuscator")
+    start = None if from_ is None else options.open_obfuscator(from_)
     how: dict[str, Any] = {"accelerator": accelerator, "devices": devices, "resume": resume, "overwrite": overwrite}
-    if not isinstance(plan, ClassifierRecipe) and is_endpoint(plan.classifier):
-        if start is not None:
-            raise RecipeError("--from starts from an obfuscator; for an endpoint everything is learned anew")
-        typer.echo(
-            f"up to {plan.black_box.queries:,} images, of {plan.data.source} and decoded ones, are sent to "
-            f"{plan.classifier} as they are: they must be public",
-            err=True,
-        )
-        token = read_token(token_file)
-        with bars() as shown:
-            how |= {"progress": shown.progress, "say": shown.say}
-            bundle = protect_black_box(plan, folder, token=token, ca_file=ca_file, **how)
-    else:
-        with bars() as shown:
-            bundle = run_training(plan, folder, start=start, progress=shown.progress, say=shown.say, **how)
+    with bars() as shown:
+        if queried is None:
+            bundle = run_training(plan, folder, start=start, say=shown.say, **how)
+        else:
+            if start is not None:
+                raise RecipeError("--from starts from an obfuscator; with query-only access it is learned from scratch")
+            shown.say(
+                f"up to {queried.black_box.queries:,} images, of {plan.data.source} and synthetic ones, are sent to "
+                f"{queried.classifier} as they are: they must be public"
+            )
+            bundle = protect_black_box(queried, folder, token=options.read_token(token_file), ca_file=ca_file, **how)
     if as_json:
         print_json({"bundle": str(bundle.path), "figures": bundle.figures.to_json()})
         return
     typer.echo(f"bundle: {Run(folder).bundle}")
-    for name, value in bundle.figures.to_json().items():
-        typer.echo(f"  {name}: {percent(value) if name.startswith('accuracy') else value}")
+    print_figures(bundle.figures, indent="  ")
 
 
 def _estimate(plan: AnyRecipe, file: Path, accelerator: str, *, as_json: bool) -> None:
-    from dataclasses import asdict
-
-    from sfumato.artifacts.bundle import write_json
     from sfumato.lab.audit.speed import spoken
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, asdict(found))
+    prepare(file)
+    found = estimate(plan, accelerator=accelerator)
+    write_result(file, found)
     if as_json:
         print_json(asdict(found))
         return
-    whole = found.extrapolated
+    whole = found["extrapolated"]
+    memory = ", ".join(f"{name} {mb:.0f} MB" for name, mb in found["peak_memory_mb"].items())
     typer.echo(
-        f"{plan.name}: {found.step_s:.3g} s a step, {found.images_per_s:.4g} images/s, "
-        f"{percent(found.data_share)} of the time waiting for images"
+        f"{plan.name}: {found['step_s']:.3g} s a step, {found['images_per_s']:.4g} images/s, "
+        f"{percent(found['data_share'])} of the time waiting for images\n"
+        f"  peak memory: {memory}\n"
+        f"  {whole['epochs']} epochs of {whole['steps_per_epoch']} steps: about {spoken(3600 * whole['hours'])} "
+        f"({whole['hours']} h)\n"
+        f"  {found['what']}"
     )
-    typer.echo(f"  peak memory: {', '.join(f'{name} {mb:.0f} MB' for name, mb in found.peak_memory_mb.items())}")
-    typer.echo(
-        f"  {whole.epochs} epochs of {whole.steps_per_epoch} steps: about {spoken(3600 * whole.hours)} "
-        f"({whole.hours} h)"
-    )
-    typer.echo(f"  {found.what}\nwritten: {file}")
-
-
-def keep_freed_memory() -> None:
-    """Restart the process with an allocator that keeps freed memory.
-
-    glibc returns every large tensor to the system and faults its pages in again at the next step, which doubles the
-    time of a training step on a CPU. It reads these variables only at the start of a process.
-    """
-    if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _MALLOC):
-        return
-    os.environ.update(_MALLOC)
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -224,10 +224,10 @@ def _all_there(targets: list[Path], found: Found, how: Protecting) -> bool:
     """
     there = {target: target.stat() for target in targets if target.exists()}
     for target, status in there.items():
-        if status.st_mtime_ns >= how.since_ns:  # not even --force overwrites what this run has written
+        if status.st_mtime_ns >= how.since_ns:  # not even --overwrite replaces what this very run has written
             raise ImageError(f"{found.path}: {target} was just written for another image; rename one of them")
         if how.existing == "refuse":
-            raise ImageError(f"{found.path}: {target} exists; use --force to overwrite it, or --resume to keep it")
+            raise ImageError(f"{found.path}: {target} exists; use --overwrite to replace it, or --resume to keep it")
     return how.existing == "keep" and len(there) == len(targets) and all(status.st_size for status in there.values())
 
 

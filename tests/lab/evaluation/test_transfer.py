@@ -74,8 +74,18 @@ def test_denormalize_undoes_normalize() -> None:
 
 def test_the_command_prints_and_writes_the_table(trained: Any, image_folder: Path, tmp_path: Path) -> None:
     classifier, obfuscator = (str(bundle.path) for bundle in trained)
-    words = ["transfer", obfuscator, "--to", classifier, "--data", str(image_folder), "-o", str(tmp_path / "t.json")]
-    done = CliRunner().invoke(app, words)
+    given = [
+        "evaluate",
+        "--transfer",
+        obfuscator,
+        "--classifier",
+        classifier,
+        "--data",
+        str(image_folder),
+        "-o",
+        str(tmp_path / "t.json"),
+    ]
+    done = CliRunner().invoke(app, given)
     assert done.exit_code == 0, done.output
     assert "small-o" in done.stdout and "not audited" in done.stdout
     written = json.loads((tmp_path / "t.json").read_text())

@@ -148,11 +148,11 @@ def test_a_network_that_differs_from_the_onnx_file_is_not_written(tmp_path: Path
 
 
 @NEEDS_EXECUTORCH
-def test_a_file_that_exists_stays_without_force(tmp_path: Path):
+def test_a_file_that_exists_stays_without_overwrite(tmp_path: Path):
     file = tmp_path / "net.pte"
     file.write_text("before")
     done = CliRunner().invoke(app, ["export", str(SHIPPED["sketch"]), "-o", str(file)])
-    assert "--force" in str(done.exception) and file.read_text() == "before"
+    assert "--overwrite" in str(done.exception) and file.read_text() == "before"
 
 
 @pytest.mark.parametrize("kind", ["baseline", None])

@@ -58,7 +58,8 @@ def load_classifier(path: Path) -> FrozenClassifier:
     if not trains_through(bundle) and is_imported(bundle):
         raise BundleError(
             f"{path} holds an ONNX file alone: it can be served, measured and audited, but no gradient passes through "
-            "it, so nothing can be trained for it; import the network that the file was exported from instead"
+            "it, so nothing can be trained for it; adopt the network that the file was exported from "
+            "(`sfumato import --help`)"
         )
     net = from_bundle(bundle.file(CLASSIFIER_PROGRAM)) if CLASSIFIER_PROGRAM in bundle.files else _built_in(bundle)
     return FrozenClassifier(

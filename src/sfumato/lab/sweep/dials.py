@@ -54,11 +54,11 @@ def parse_dial(text: str) -> Dial:
     key, separator, rest = text.partition("=")
     key, values = key.strip(), tuple(value.strip() for value in rest.split(","))
     if not separator or not key or not all(values):
-        raise RecipeError(f"--dial {text!r}: expected KEY=VALUE,VALUE,..., such as code_bits=4,8,16")
+        raise RecipeError(f"--sweep {text!r}: expected KEY=VALUE,VALUE,..., such as code_bits=4,8,16")
     if key in _RESERVED:
-        raise RecipeError(f"--dial {text!r}: {key!r} is no dial, {_RESERVED[key]}")
+        raise RecipeError(f"--sweep {text!r}: {key!r} is no dial, {_RESERVED[key]}")
     if len(set(values)) < len(values):
-        raise RecipeError(f"--dial {text!r}: a value is repeated")
+        raise RecipeError(f"--sweep {text!r}: a value is there twice")
     return Dial(key, values)
 
 

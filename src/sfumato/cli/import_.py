@@ -1,0 +1,101 @@
+"""`sfumato import`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sfumato.cli import options
+from sfumato.cli.app import command
+from sfumato.cli.options import option
+from sfumato.cli.output import needs_extra, print_json
+from sfumato.errors import SfumatoError
+
+if TYPE_CHECKING:
+    from sfumato.lab.classifiers import Stated
+
+SizeOption = Annotated[str | None, option("HxW", "Its input size. Default: from its metadata.")]
+MeanOption = Annotated[str | None, option("R,G,B", "Subtracted from values in [0, 1]. Default: from its metadata.")]
+StdOption = Annotated[str | None, option("R,G,B", "Divided by after that. Default: from its metadata.")]
+LabelsOption = Annotated[Path | None, option("FILE", "Text file, one class a line. Default: from its metadata.")]
+
+
+@command
+def import_(
+    classifier: Annotated[
+        str, typer.Argument(help="A transformers folder or hub id, a .pt2 or .onnx file, or package.module:callable.")
+    ],
+    out: Annotated[Path, option("DIR", "Folder of the bundle.", "--out", "-o")],
+    labels: LabelsOption = None,
+    size: SizeOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    name: Annotated[str | None, option("NAME", "The model's name at a server.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Make a bundle of your own classifier, which is not changed.
+
+    Takes seconds. The other commands take the bundle: `serve`, `evaluate`, `audit`, `init`, and `classifier = "BUNDLE"`
+    in a recipe. No pickle is loaded, and no code that comes with a model is run.
+
+    Examples:
+    - `sfumato import google/vit-base-patch16-224 -o vit`
+    - `sfumato import net.onnx -o net --mean 0,0,0 --std 1,1,1 --labels labels.txt`
+    """
+    with needs_extra("train"):
+        from sfumato.lab.classifiers import adopt
+    bundle = adopt(classifier, out, user_metadata(name, size, mean, std, labels))
+    inputs, notes = bundle.preprocessing, bundle.recipe["notes"]
+    if as_json:
+        print_json(
+            {
+                "bundle": str(bundle.path),
+                "name": bundle.name,
+                "classes": len(bundle.labels),
+                "size": [inputs.height, inputs.width],
+                "fingerprint": bundle.classifier_fingerprint,
+                "notes": notes,
+            }
+        )
+        return
+    typer.echo(f"bundle: {bundle.path}")
+    typer.echo(f"  {bundle.recipe['origin']}, {len(bundle.labels)} classes, images of {inputs.height}x{inputs.width}")
+    typer.echo(f"  input: (image in [0, 1] - {_numbers(inputs.mean)}) / {_numbers(inputs.std)}")
+    for note in notes:
+        typer.echo(f"  note: {note}")
+
+
+def user_metadata(name: str | None, size: str | None, mean: str | None, std: str | None, labels: Path | None) -> Stated:
+    """Return what the options say of a classifier.
+
+    Raises:
+        SfumatoError: an option is malformed, or the file of labels cannot be read.
+    """
+    from sfumato.lab.classifiers import Stated
+
+    return Stated(options.image_size(size), _three(mean, "--mean"), _three(std, "--std"), _lines(labels), name)
+
+
+def _three(text: str | None, option: str) -> tuple[float, float, float] | None:
+    if text is None:
+        return None
+    try:
+        red, green, blue = (float(part) for part in text.split(","))
+    except ValueError:
+        raise SfumatoError(f"{option} takes three numbers, such as 0.485,0.456,0.406; got {text!r}") from None
+    return red, green, blue
+
+
+def _lines(file: Path | None) -> tuple[str, ...] | None:
+    if file is None:
+        return None
+    lines = [line.strip() for line in options.read_text(file, "labels").rstrip().splitlines()]
+    if not lines or not all(lines):
+        raise SfumatoError(f"{file} must hold one label a line, without empty lines")
+    return tuple(lines)
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"

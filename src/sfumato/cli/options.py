@@ -1,0 +1,196 @@
+"""Options that several commands have, and what they open."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from sfumato.device.image_folders import IMAGE_SUFFIXES
+from sfumato.errors import ImageError, SfumatoError
+
+if TYPE_CHECKING:
+    from sfumato.artifacts.bundle import Bundle
+    from sfumato.lab.data import ImageSet
+
+TOKEN_VARIABLE = "SFUMATO_TOKEN"
+
+
+def option(metavar: str, help_: str, *names: str, **more: Any) -> Any:
+    """Describe an option that takes a value."""
+    return typer.Option(*names, metavar=metavar, help=help_, **more)
+
+
+def flag(name: str, help_: str) -> Any:
+    """Describe an option without a value."""
+    return typer.Option(name, help=help_)
+
+
+Json = Annotated[bool, flag("--json", "Print one JSON object on standard output instead.")]
+OutFile = Annotated[Path | None, option("FILE", "Write a results file here.", "--out", "-o")]
+Overwrite = Annotated[bool, flag("--overwrite", "Replace what is in the folder.")]
+Resume = Annotated[bool, flag("--resume", "Continue after an interruption.")]
+
+ObfuscatorArgument = Annotated[
+    Path | None, typer.Argument(metavar="BUNDLE", help="Obfuscator bundle. Default: the shipped one.")
+]
+Obfuscator = Annotated[Path | None, option("BUNDLE", "Obfuscator bundle. Default: the shipped one.")]
+Classifier = Annotated[Path | None, option("BUNDLE", "Bundle of its classifier. Default: the shipped one.")]
+Local = Annotated[Path | None, option("BUNDLE", "On-device baseline: a classifier small enough for the device.")]
+Compare = Annotated[Path | None, option("DIR", "Folder of other audits' JSON files, shown for comparison.")]
+Data = Annotated[str, option("DATA", "cifar10, faces, a folder, or a hub id.")]
+LabelColumn = Annotated[str | None, option("NAME", "Column with the classes. Default: found by its type or name.")]
+Images = Annotated[int | None, option("N", "Use only the first N images.", min=1)]
+Size = Annotated[str | None, option("HxW", "Fit every image to this size.")]
+
+Server = Annotated[str, option("URL", "The endpoint: https://host:port, or grpcs://host:port.")]
+Model = Annotated[str | None, option("NAME", "The model's name at the server. Default: the bundle's.")]
+TokenFile = Annotated[Path | None, option("FILE", f"File with the bearer token. Default: ${TOKEN_VARIABLE}.")]
+CaFile = Annotated[Path | None, option("FILE", "Authorities to trust, PEM. Default: the system's.")]
+Timeout = Annotated[float, option("SECONDS", "How long to wait for a response.", "--timeout", min=0.001)]
+AlwaysSend = Annotated[bool, flag("--always-send", "Send every image, obfuscated: do not use the bundle's gate.")]
+Port = Annotated[int, option("N", "Port to listen on; 0 takes a free one.", min=0, max=65535)]
+Host = Annotated[str, option("ADDRESS", "Address to listen on; 0.0.0.0 opens it to the network.")]
+TlsCert = Annotated[Path | None, option("FILE", "Certificate chain, PEM.")]
+TlsKey = Annotated[Path | None, option("FILE", "Private key, PEM.")]
+
+
+Datatype = Annotated[
+    Literal["FP32", "FP16", "FP64", "UINT8"] | None,
+    option("TYPE", "FP32, FP16, FP64, or UINT8 for an obfuscator with 8-bit output. Default: what the model takes."),
+]
+Encoding = Annotated[
+    Literal["binary", "json"] | None, typer.Option(help="Encoding over HTTP. Default: binary if the server lists it.")
+]
+InputName = Annotated[str | None, option("NAME", "The model's input, where the server lists none. Default: input.")]
+
+
+def refuse_others(context: typer.Context, allowed: set[str], why: str) -> None:
+    """Refuse options that have no meaning with another one.
+
+    Args:
+        context: the command's.
+        allowed: parameters that may be given.
+        why: how the message ends.
+
+    Raises:
+        SfumatoError: others were given.
+    """
+    names = []
+    for param in context.command.params:
+        source = context.get_parameter_source(param.name or "")
+        if source is not None and source.name == "COMMANDLINE" and param.name not in allowed:
+            names.append(param.opts[0])
+    if names:
+        raise SfumatoError(f"{', '.join(sorted(names))}: {why}")
+
+
+def run_mode(context: typer.Context, mode: str, function: Callable[..., None], **values: Any) -> None:
+    """Do what a command does with one of its flags, which takes only some of the command's options.
+
+    Args:
+        context: the command's.
+        mode: the flag's parameter.
+        function: is called with `values`.
+        values: the options that go with the flag.
+
+    Raises:
+        SfumatoError: others were given.
+    """
+    refuse_others(context, {mode, *values}, f"not with --{mode.replace('_', '-')}")
+    function(**values)
+
+
+def expand_images(paths: Iterable[Path]) -> list[Path]:
+    """Replace each folder by the image files that lie in it, in the order of their names.
+
+    Raises:
+        ImageError: a folder has none, or cannot be read.
+    """
+    images: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            images.append(path)
+            continue
+        try:
+            found = sorted(child for child in path.iterdir() if child.suffix.lower() in IMAGE_SUFFIXES)
+        except OSError as error:
+            raise ImageError(f"cannot read the folder {path}: {error.strerror}") from error
+        if not found:
+            raise ImageError(f"the folder {path} holds no images ({' '.join(sorted(IMAGE_SUFFIXES))})")
+        images += found
+    return images
+
+
+def read_text(file: Path, what: str) -> str:
+    """Read a small text file.
+
+    Raises:
+        SfumatoError: it cannot be read, or is not text.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SfumatoError(f"cannot read {what} from {file}: {getattr(error, 'strerror', 'not text')}") from None
+
+
+def read_token(file: Path | None) -> str | None:
+    """Return the token in a file or in the environment; it is no option, because others can read a command line.
+
+    Raises:
+        SfumatoError: the file cannot be read or is empty.
+    """
+    if file is None:
+        return os.environ.get(TOKEN_VARIABLE) or None
+    token = read_text(file, "the token").strip()
+    if not token:
+        raise SfumatoError(f"the token file {file} is empty")
+    return token
+
+
+def image_size(text: str | None) -> tuple[int, int] | None:
+    """Return rows and columns: `64x48` -> (64, 48); None for None.
+
+    Raises:
+        SfumatoError: something else.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if found is None:
+        raise SfumatoError(f"a size is rows x columns, such as 32x32; got {text!r}")
+    return int(found[1]), int(found[2])
+
+
+def obfuscator_path(path: Path | None) -> Path:
+    """Return the folder of an obfuscator's bundle; None for the shipped one."""
+    from sfumato.artifacts import shipped
+
+    return path or shipped.obfuscator_bundle()
+
+
+def open_obfuscator(path: Path | None) -> Bundle:
+    """Open an obfuscator's bundle; None for the shipped one."""
+    from sfumato.artifacts.bundle import Bundle
+
+    return Bundle.load(obfuscator_path(path), kind="obfuscator")
+
+
+def open_classifier(path: Path | None) -> Bundle:
+    """Open a classifier's bundle; None for the shipped one."""
+    from sfumato.artifacts import shipped
+    from sfumato.artifacts.bundle import Bundle
+
+    return Bundle.load(path or shipped.classifier_bundle(), kind="classifier")
+
+
+def load_split(data: str, split: str, bundle: Bundle, label_column: str | None, images: int | None) -> ImageSet:
+    """Return the first `images` of a data set's split, in a bundle's size."""
+    from sfumato.lab.data import load_images
+
+    size = (bundle.preprocessing.height, bundle.preprocessing.width)
+    return load_images(data, split, size=size, label_column=label_column).subset(images)
