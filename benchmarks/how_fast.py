@@ -241,7 +241,7 @@ def _device() -> list[str]:
             ["", "", "time, of float32", "accuracy of the cloud", "answers changed", "MB", "leaks at least"], rows
         )
         lines += [
-            "U8S8 is what `sfumato quantize` makes ([how](device.md#in-8-bit-integers)): another obfuscator, with an",
+            "U8S8 is what `sfumato export --to int8` makes ([how](how-to/int8.md)): another obfuscator, with an",
             "audit of its own. What it saves is little beside decoding the image and asking the cloud.",
             "",
         ]

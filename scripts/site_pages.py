@@ -3,7 +3,7 @@
 - the command line, from the Typer application;
 - recipes, from the pydantic models, read without importing them, so that no torch is needed;
 - the Python API: a page for each package, which mkdocstrings fills from the docstrings;
-- CHANGELOG.md and CONTRIBUTING.md, as pages of the site;
+- CHANGELOG.md, CONTRIBUTING.md and SECURITY.md, as pages of the site;
 - files outside of docs/ that a page links to, such as results/*.json: copied into the site.
 """
 
@@ -34,7 +34,7 @@ MODULES = {
     "measures": "sfumato.lab.evaluation.measures",
 }
 """Page -> module of the Python reference."""
-PAGES = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
+PAGES = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md", "security.md": "SECURITY.md"}
 RECIPES = ("sfumato.lab.training.recipe", "_Strict")
 """The module of the recipes, and the base class of its models."""
 _LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
