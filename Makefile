@@ -96,13 +96,13 @@ reproduce: $(VENV)/.dev
 frontier: $(VENV)/.dev
 	$(BIN)/sfumato frontier results/audits --json > src/sfumato/apps/studio/frontier.json
 
-# What obfuscators hide of drawn people and what not: trained, audited, and put into docs/people.md. What is there is kept.
+# What obfuscators hide of drawn people and what not: trained, audited, and put into docs/how-to/private-attributes.md. What is there is kept.
 COLUMNS := glasses hat beard skin hair style identity
 OF_PEOPLE := faces-resnet20-sketch faces-resnet20-obfuscator pixelate blur
 FACES := --classifier runs/faces-resnet20/bundle --data faces
 
 people: $(OF_PEOPLE:%=results/people/%.json)
-	$(BIN)/sfumato hides results/people --into docs/people.md
+	$(BIN)/sfumato hides results/people --into docs/how-to/private-attributes.md
 
 results/people/%.json: runs/%/bundle/bundle.json
 	$(BIN)/sfumato audit runs/$*/bundle $(FACES) $(COLUMNS:%=--attribute %) --budget attributes -o audits/people/$* --overwrite

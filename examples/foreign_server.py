@@ -1,7 +1,7 @@
-"""Put an obfuscator in front of somebody else's server: a plain Open Inference Protocol endpoint that knows nothing of sfumato.
+"""Put an obfuscator in front of somebody else's server: an endpoint that knows nothing of sfumato.
 
-The endpoint below is forty lines of the standard library around ONNX Runtime and speaks JSON only. Triton, KServe and MLServer work
-the same way: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol describes the protocol.
+The server below is forty lines of the standard library around ONNX Runtime. It speaks the Open Inference Protocol v2,
+in JSON only, as Triton, KServe and MLServer do.
 
     python examples/foreign_server.py
 
@@ -28,13 +28,14 @@ class Endpoint(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         """Describe the server or the model."""
         tensor = {"name": model_input.name, "datatype": "FP32", "shape": [-1, *model_input.shape[1:]]}
-        metadata = {"name": NAME, "platform": "onnx", "inputs": [tensor], "outputs": []}
-        self.respond(metadata if self.path == f"/v2/models/{NAME}" else {"name": "theirs", "version": "1", "extensions": []})
+        model = {"name": NAME, "platform": "onnx", "inputs": [tensor], "outputs": []}
+        server = {"name": "theirs", "version": "1", "extensions": []}
+        self.respond(model if self.path == f"/v2/models/{NAME}" else server)
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         """Run the model on what was sent."""
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         (tensor,) = request["inputs"]

@@ -73,15 +73,15 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def _outside(markdown: str, uri: str) -> dict[str, str]:
     """The links of a page that leave docs/: as they stand there -> path in the repository."""
-    folder = "docs" if uri not in PAGES else ""
     found = {}
-    for _, link, _ in _LINK.findall(markdown):
-        if ":" in link:
-            continue
-        path = normpath(str(Path(folder) / Path(uri).parent / link)) if folder else normpath(link)
-        if folder and not path.startswith("docs/"):
-            found[link] = path
-        elif not folder and (ROOT / path).exists():
+    for link in {link for _, link, _ in _LINK.findall(markdown) if ":" not in link}:
+        if uri in PAGES:  # stands in the root, and its links into docs/ lead to pages already
+            path = normpath(link)
+            outside = (ROOT / path).exists()
+        else:
+            path = normpath(f"docs/{Path(uri).parent}/{link}")
+            outside = not path.startswith("docs/")
+        if outside:
             found[link] = path
     return found
 
@@ -162,9 +162,9 @@ def recipes_page() -> str:
     lines = [
         "# Recipes",
         "",
-        "Look up every key that a recipe may have. A recipe is a TOML file; `kind` chooses the table of its top level, and",
-        "`--set key=value` overrides any key. Unknown keys are refused. [Train](../how-to/train.md) shows how they are used;",
-        "[recipes](../../recipes) holds those that come with sfumato.",
+        "Look up every key that a recipe may have. A recipe is a TOML file; `kind` chooses the table of its top level,",
+        "and `--set key=value` overrides any key. Unknown keys are refused. [Train](../how-to/train.md) shows how they",
+        "are used; [recipes](../../recipes) holds those that come with sfumato.",
     ]
     sections = {
         str(value.annotation): key
