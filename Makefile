@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo studio test test-ray test-mobile lint bench failover mobile interop serving alternatives growth frontier people reproduce clean
+.PHONY: demo studio docs test test-ray test-mobile lint bench failover mobile interop serving alternatives growth frontier people reproduce clean
 
 demo: $(VENV)/.serve
 	$(BIN)/sfumato demo $(IMAGES)
@@ -15,6 +15,11 @@ demo: $(VENV)/.serve
 studio: $(VENV)/.serve
 	$(BIN)/sfumato studio
 
+# The documentation as a site in build/site; a broken link or anchor fails.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
+test: docs
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
