@@ -44,8 +44,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages and the files that pages link to."""
     generated = {"reference/commands.md": commands_page(), "reference/recipes.md": recipes_page()}
     for name, module in MODULES.items():
-        members = "\n    options:\n      members: true" if "." in module else ""
-        generated[f"reference/python/{name}.md"] = f"# {module}\n\n::: {module}{members}\n"
+        generated[f"reference/python/{name}.md"] = f"# {module}\n\n::: {module}\n"
     for page, source in PAGES.items():
         generated[page] = (ROOT / source).read_text(encoding="utf-8").replace("](docs/", "](")
     for path, content in generated.items():
@@ -150,7 +149,11 @@ def _argument(param: Any) -> str:
 
 def _meaning(param: Any) -> str:
     said = " ".join((param.help or "").split()).replace("|", "\\|")
-    return said + (" Required." if param.required and param.param_type_name == "option" else "")
+    default = getattr(param.default, "value", param.default)
+    if param.required and param.param_type_name == "option":
+        return f"{said} Required."
+    plain = isinstance(default, str | int | float) and default is not False and "default" not in said.lower()
+    return f"{said} Default: `{default}`." if plain and param.show_default else said
 
 
 def recipes_page() -> str:
