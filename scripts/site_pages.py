@@ -35,8 +35,8 @@ MODULES = {
 }
 """Page -> module of the Python reference."""
 PAGES = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md", "security.md": "SECURITY.md"}
-RECIPES = ("sfumato.lab.training.recipe", "_Strict")
-"""The module of the recipes, and the base class of its models."""
+RECIPES = "sfumato.lab.training.recipe"
+"""The module of the recipes: the models with a `kind`, and those that they hold."""
 _LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
 
 
@@ -158,10 +158,13 @@ def _meaning(param: Any) -> str:
 
 def recipes_page() -> str:
     """Return the reference of the recipes' keys."""
-    name, base = RECIPES
-    module = griffe.load(name, search_paths=[str(ROOT / "src")], docstring_parser="google")
-    models = [each for each in module.classes.values() if base in [str(given) for given in each.bases]]
-    models.sort(key=lambda each: "kind" not in each.attributes)
+    module = griffe.load(RECIPES, search_paths=[str(ROOT / "src")], docstring_parser="google")
+    sections = {f"kind = {_values(keys['kind'])}": model for model, keys in _models(module) if "kind" in keys}
+    for model in list(sections.values()):
+        for key, value in _keys(model).items():
+            table = _target(value)
+            if isinstance(table, griffe.Class):
+                sections.setdefault(f"[{key}]", table)
     lines = [
         "# Recipes",
         "",
@@ -169,52 +172,61 @@ def recipes_page() -> str:
         "and `--set key=value` overrides any key. Unknown keys are refused. [Train](../how-to/train.md) shows how they",
         "are used; [recipes](../../recipes) holds those that come with sfumato.",
     ]
-    sections = {
-        str(value.annotation): key
-        for model in models
-        for key, value in model.attributes.items()
-        if str(value.annotation) in module.classes
-    }
-    for model in models:
-        kind = model.attributes.get("kind")
-        title = f"kind = {_literal(kind)}" if kind else f"[{sections.get(model.name, model.name)}]"
-        lines += ["", f"## `{title}`", "", *_model(model, module)]
+    for title, model in sections.items():
+        lines += ["", f"## `{title}`", "", *_model(model)]
     return "\n".join(lines) + "\n"
 
 
-def _model(model: griffe.Class, module: griffe.Module) -> list[str]:
-    texts, meanings = [], {}
-    for section in model.docstring.parsed if model.docstring else []:
-        if section.kind is griffe.DocstringSectionKind.text:
-            texts.append(str(section.value))
-        elif section.kind is griffe.DocstringSectionKind.attributes:
-            meanings = {each.name: " ".join(each.description.split()) for each in section.value}
-    rows = [
-        f"| `{key}` | {_type(str(value.annotation), module)} | {_default(value)} | "
-        f"{_described(key, str(value.annotation), meanings, module)} |"
-        for key, value in model.attributes.items()
-        if value.annotation is not None
-    ]
-    return [*texts, "", "| key | value | default | meaning |", "|---|---|---|---|", *rows]
+def _models(module: Any) -> list[tuple[griffe.Class, dict[str, griffe.Attribute]]]:
+    return [(each, _keys(each)) for each in module.members.values() if not each.is_alias and each.is_class]
 
 
-def _described(key: str, annotation: str, meanings: dict[str, str], module: griffe.Module) -> str:
-    if annotation in module.classes:
-        return f"[see there](#{key.replace('_', '_')})"
-    known = {"kind": "what the recipe makes", "name": "of the bundle: letters, digits, `.`, `_` and `-`"}
-    return meanings.get(key, known.get(key, "")).replace("|", "\\|")
+def _keys(model: griffe.Class) -> dict[str, griffe.Attribute]:
+    """The keys of a model: `kind` and `name`, its own, then those of its bases."""
+    found: dict[str, griffe.Attribute] = {}
+    for each in [model, *model.mro()]:
+        for key, value in each.attributes.items():
+            if value.annotation is not None:
+                found.setdefault(key, value)
+    return dict(sorted(found.items(), key=lambda item: item[0] not in ("kind", "name")))
 
 
-def _literal(value: griffe.Attribute | None) -> str:
-    found = re.search(r"['\"](\w+)['\"]", str(value.annotation)) if value else None
-    return f'"{found.group(1)}"' if found else ""
+def _target(value: griffe.Attribute) -> griffe.Object | None:
+    """What an annotation names, if it lies in the package: a model, or an alias of a type."""
+    path = getattr(value.annotation, "canonical_path", "")
+    try:
+        found = value.modules_collection[path] if path.startswith("sfumato.") else None
+    except KeyError:
+        return None
+    return found.final_target if isinstance(found, griffe.Alias) else found
 
 
-def _type(annotation: str, module: griffe.Module) -> str:
-    if annotation in module.classes:
-        return "table"
-    if annotation in module.attributes and module.attributes[annotation].value is not None:
-        annotation = str(module.attributes[annotation].value)
+def _model(model: griffe.Class) -> list[str]:
+    texts, meanings = [], {"kind": "what the recipe makes", "name": "of the bundle: letters, digits, `.`, `_` and `-`"}
+    for each in [*reversed(model.mro()), model]:
+        for section in each.docstring.parsed if each.docstring else []:
+            if section.kind is griffe.DocstringSectionKind.text and each is model:
+                texts.append(str(section.value))
+            elif section.kind is griffe.DocstringSectionKind.attributes:
+                meanings |= {one.name: " ".join(one.description.split()) for one in section.value}
+    lines = [*texts, "", "| key | value | default | meaning |", "|---|---|---|---|"]
+    for key, value in _keys(model).items():
+        if isinstance(_target(value), griffe.Class):
+            lines.append(f"| `{key}` | table | | [see there](#{key}) |")
+        else:
+            meaning = meanings.get(key, "").replace("|", "\\|")
+            lines.append(f"| `{key}` | {_type(value)} | {_default(value)} | {meaning} |")
+    return lines
+
+
+def _values(value: griffe.Attribute) -> str:
+    """The values that an annotation names: `Literal["a", "b"]` -> `"a", "b"`."""
+    return ", ".join(f'"{each}"' for each in re.findall(r"['\"]([^'\"]+)['\"]", str(value.annotation)))
+
+
+def _type(value: griffe.Attribute) -> str:
+    alias = _target(value)
+    annotation = str(alias.value if isinstance(alias, griffe.Attribute) else value.annotation)
     annotation = re.sub(r"Annotated\[(\w+), .*?\)\]", r"\1", annotation)
     annotation = re.sub(r"Literal\[(.*?)\]", lambda match: match.group(1).replace("'", '"'), annotation)
     return "`" + " ".join(annotation.replace(" | None", "").split()).rstrip(",") + "`"
