@@ -81,6 +81,19 @@ def test_links_of_pages_outside_of_the_site_lead_somewhere():
             assert (page.parent / link).exists(), f"{page}: {link}"
 
 
+def test_pages_that_the_source_names_are_there():
+    """In messages, help, recipes and targets of make."""
+    files = [ROOT / "Makefile", *(ROOT / "recipes").glob("*.toml")]
+    files += [file for folder in ("src", "benchmarks", "reproduction") for file in (ROOT / folder).rglob("*.py")]
+    named = {
+        (str(file.relative_to(ROOT)), page)
+        for file in files
+        for page in re.findall(r"\bdocs/[\w/.-]+\.(?:md|png|svg)\b", file.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 5
+    assert {pair for pair in named if not (ROOT / pair[1]).exists()} == set()
+
+
 @pytest.fixture(scope="session")
 def models_of_users(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Classifiers as users have them, each made when it is first asked for."""
