@@ -1,6 +1,7 @@
 """Pages of the documentation that are generated when the site is built; a hook of MkDocs, see mkdocs.yml.
 
 - the command line, from the Typer application;
+- schemas of the JSON files that sfumato writes, from docs/schemas;
 - recipes, from the pydantic models, read without importing them, so that no torch is needed;
 - the Python API: a page for each package, which mkdocstrings fills from the docstrings;
 - CHANGELOG.md, CONTRIBUTING.md and SECURITY.md, as pages of the site;
@@ -10,6 +11,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 from posixpath import normpath, relpath
@@ -42,7 +44,11 @@ _LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages and the files that pages link to."""
-    generated = {"reference/commands.md": commands_page(), "reference/recipes.md": recipes_page()}
+    generated = {
+        "reference/commands.md": commands_page(),
+        "reference/recipes.md": recipes_page(),
+        "reference/schemas.md": schemas_page(),
+    }
     for name, module in MODULES.items():
         generated[f"reference/python/{name}.md"] = f"# {module}\n\n::: {module}\n"
     for page, source in PAGES.items():
@@ -154,6 +160,17 @@ def _meaning(param: Any) -> str:
         return f"{said} Required."
     plain = isinstance(default, str | int | float) and default is not False and "default" not in said.lower()
     return f"{said} Default: `{default}`." if plain and param.show_default else said
+
+
+def schemas_page() -> str:
+    """Return the list of JSON schemas."""
+    lines = ["# Schemas", "", "Check or parse the JSON files that sfumato writes: each kind has a JSON Schema.", ""]
+    lines += ["| schema | describes |", "|---|---|"]
+    for file in sorted((ROOT / "docs" / "schemas").glob("*.json")):
+        schema = json.loads(file.read_text(encoding="utf-8"))
+        said = (schema.get("description") or schema.get("title") or "").partition("\n\n")[0]
+        lines.append(f"| [{file.name}](../schemas/{file.name}) | {' '.join(said.split())} |")
+    return "\n".join(lines) + "\n"
 
 
 def recipes_page() -> str:
