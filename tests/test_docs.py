@@ -42,6 +42,8 @@ URL = "http://127.0.0.1:8080"
 EPOCH = ["--set", "training.epochs=1", "--set", "training.validate_every=1", "--accelerator", "cpu"]
 SURROGATES = ["--set", "black_box.images_seen=100", "--set", "black_box.surrogates=['resnet-local']"]
 LEAST = ["--budget", "attributes", "--budget-scale", "0.05"]
+SHARED = ("sfumato init --classifier vit/ --data photos/ -o mine", "sfumato train mine/recipe.toml -o mine/run")
+"""Lines with which several pages begin: run once, and what they made is laid before the other pages."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,12 @@ def models_of_users(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
     return given
 
 
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the lines made with which several pages begin."""
+    return tmp_path_factory.mktemp("made")
+
+
 @pytest.fixture
 def desk(tmp_path, monkeypatch, own_caches) -> Iterator[Path]:
     """What a new user has lying about: images in four classes, shipped bundles, a network in Python."""
@@ -146,8 +154,8 @@ def desk(tmp_path, monkeypatch, own_caches) -> Iterator[Path]:
 class Reader:
     """Does what a page says, block by block."""
 
-    def __init__(self, background: contextlib.ExitStack, url: str = URL) -> None:
-        self._background, self._url = background, url
+    def __init__(self, background: contextlib.ExitStack, made: Path, url: str = URL) -> None:
+        self._background, self._made, self._url = background, made, url
         self._names: dict[str, object] = {}
 
     def run(self, block: Block) -> None:
@@ -167,8 +175,14 @@ class Reader:
             assert words[-1] == "&", line
             self._url = self._background.enter_context(running(served(words)))
             return
+        made = self._made / str(SHARED.index(line)) if line in SHARED else None
+        if made and made.exists():
+            shutil.copytree(made, "mine", dirs_exist_ok=True)
+            return
         done = CliRunner().invoke(app, [*words[1:], *made_short(words)])
         assert done.exit_code == 0, f"{line}\n{done.output}\n{done.exception!r}"
+        if made:
+            shutil.copytree("mine", made)
 
 
 def made_short(words: list[str]) -> list[str]:
@@ -203,7 +217,7 @@ def left_by(name: str, desk: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, blocks in RUN.items() if blocks])
-def test_the_blocks_of_a_page_run(name, desk, models_of_users):
+def test_the_blocks_of_a_page_run(name, desk, made, models_of_users):
     text = "\n".join(block.text for block in RUN[name])
     for model in ("vit", "net.pt2", "net.onnx"):
         if model in text:
@@ -214,7 +228,7 @@ def test_the_blocks_of_a_page_run(name, desk, models_of_users):
             classifier = Bundle.load(shipped.classifier_bundle())
             endpoint = FileEndpoint.of(classifier, file_of=lambda body: body["inputs"])
             url = background.enter_context(recording(classify=endpoint)).url
-        reader = Reader(background, url)
+        reader = Reader(background, made, url)
         for block in RUN[name]:
             reader.run(block)
         if url != URL:
