@@ -91,8 +91,8 @@ def _device() -> list[str]:
         head = ["time relative to float32", "accuracy", "predictions changed", "MB", "excess leakage, at least"]
         lines += table(["", "", *head], rows)
         lines += [
-            "U8S8 is what `sfumato export --to int8` makes ([how](device.md#in-8-bit-integers)): another",
-            "obfuscator, with an audit of its own. What it saves is little beside decoding the image and asking the cloud.",
+            "U8S8 is what `sfumato export --to int8` makes ([how](how-to/int8.md)): another obfuscator, with an",
+            "audit of its own. What it saves is little beside decoding the image and asking the cloud.",
             "",
         ]
     return lines

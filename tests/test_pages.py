@@ -19,6 +19,19 @@ def read(name: str) -> Any:
     return json.loads((ROOT / "results" / name).read_text(encoding="utf-8"))
 
 
+def test_the_readme_has_the_figures_of_the_shipped_obfuscators() -> None:
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    sketch, papers = (f"cifar10-resnet20-{kind}" for kind in ("sketch", "obfuscator"))
+    plain, ours, theirs = (
+        f"{100 * read(f'{name}.json')['figures'][f'accuracy_{what}']:.2f} %"
+        for name, what in ((sketch, "plain"), (sketch, "obfuscated"), (papers, "obfuscated"))
+    )
+    leaks = [f"{read(f'audits/{name}.json')['best']['excess_leakage']:.2f}" for name in (sketch, papers)]
+    assert f"({plain} on plain images)" in page
+    assert f"| accuracy on the payloads | **{ours}** | {theirs} |" in page
+    assert f"the image) | {leaks[0]} | {leaks[1]} |" in page
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_a_row_for_each_data_set(name: str) -> None:
     files, net = SETS[name]
@@ -28,7 +41,7 @@ def test_a_row_for_each_data_set(name: str) -> None:
     cells = [f"{100 * share:.1f}" for share in shares] + [f"{100 * figures['offload_rate']:.1f}"]
     cells += [f"{audit['best']['excess_leakage']:.2f}", audit["best"]["attacker"], audit["budget"]["name"]]
     row = f"| {name} | {net} | " + " | ".join(cells) + " |"
-    assert row in (ROOT / "docs" / "photos.md").read_text(encoding="utf-8"), row
+    assert row in (ROOT / "docs" / "how-to" / "large-images.md").read_text(encoding="utf-8"), row
 
 
 @pytest.mark.parametrize("side", [128, 224])
@@ -37,7 +50,7 @@ def test_costs_of_large_images(side: int) -> None:
     cloud = next(row for row in found["classifiers"] if row["classifier"] == "resnet18-imagenet")
     millions = [f"{counts['macs'] / 1e6:,.0f}" for counts in (cloud, found["obfuscator"], found["sketch"])]
     row = f"| {side} | " + " | ".join(millions) + f" | {100 * cloud['overhead_macs_sketch']:.1f} % |"
-    assert row in (ROOT / "docs" / "photos.md").read_text(encoding="utf-8"), row
+    assert row in (ROOT / "docs" / "how-to" / "large-images.md").read_text(encoding="utf-8"), row
 
 
 def black_box_row(file: Path) -> str:
@@ -58,7 +71,7 @@ def black_box_row(file: Path) -> str:
 
 
 def test_answers_for_queries() -> None:
-    page = (ROOT / "docs" / "black-box.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "black-box.md").read_text(encoding="utf-8")
     files = sorted((ROOT / "results" / "black-box").glob("*.json"))
     assert files
     for file in files:
@@ -66,7 +79,8 @@ def test_answers_for_queries() -> None:
 
 
 def test_what_imagenet_would_cost() -> None:
-    found, page = read("imagenet-estimate.json"), (ROOT / "docs" / "photos.md").read_text(encoding="utf-8")
+    found = read("imagenet-estimate.json")
+    page = (ROOT / "docs" / "how-to" / "large-images.md").read_text(encoding="utf-8")
     whole = found["extrapolated"]
     for said in (
         f"a matter of {whole['hours']:.0f} hours",

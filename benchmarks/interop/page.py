@@ -25,7 +25,7 @@ def written(result: dict[str, Any]) -> str:
         '"yes" means that every probability is ONNX Runtime\'s own within '
         f"{result['tolerance']:.0e} ({result['tolerance_fp16']:.0e} where images are sent as FP16),",
         "and that no piece of a plain image was among the bytes that were sent.",
-        "[Bring your server](server.md) says how to serve it there.",
+        "[Use another server](how-to/other-servers.md) says how to serve it there.",
         "",
         "| server | transport | " + " | ".join(WHAT.get(column, column) for column in columns) + " |",
         "|" + "---|" * (len(columns) + 2),

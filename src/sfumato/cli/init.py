@@ -18,7 +18,14 @@ from sfumato.cli.output import needs_extra, print_json
 from sfumato.errors import SfumatoError
 
 
-@command
+class ObfuscatorKind(StrEnum):
+    """Which obfuscator the recipe is for; docs/concepts/methods.md says which to use when."""
+
+    SKETCH = "sketch"
+    OBFUSCATOR = "obfuscator"
+
+
+@app.command()
 def init(
     classifier: Annotated[
         str | None,

@@ -94,7 +94,7 @@ def test_the_command_prints_and_writes_the_table(trained: Any, image_folder: Pat
 
 
 RESULTS = Path(__file__).parents[3] / "results"
-PAGE = (Path(__file__).parents[3] / "docs" / "transfer.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "how-to" / "other-classifiers.md").read_text(encoding="utf-8")
 
 
 def row_of(row: TransferObfuscator) -> str:

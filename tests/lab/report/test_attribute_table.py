@@ -46,7 +46,7 @@ def test_audits_of_other_images_cannot_stand_side_by_side():
 @pytest.mark.skipif(not (ROOT / "results" / "people").is_dir(), reason="`make people` was not run")
 def test_the_page_on_people_has_the_figures_of_the_results():
     audits = read_audits(ROOT / "results" / "people")
-    page = (ROOT / "docs" / "people.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "private-attributes.md").read_text(encoding="utf-8")
     assert markdown(side_by_side(audits)) in page
     for audit in audits.values():
         assert audit.data.source == "faces" and audit.provenance.commit
