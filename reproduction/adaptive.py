@@ -27,11 +27,10 @@ from sfumato.lab.audit.references import class_mean_reference
 from sfumato.lab.audit.result_store import Notebook
 from sfumato.lab.audit.setting import Scene
 from sfumato.lab.classifiers import FrozenClassifier
-from sfumato.lab.data import ImageSet
+from sfumato.lab.data import INFERENCE_BATCH, ImageSet
 from sfumato.lab.evaluation.measures import per_image
 from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator
 
-_BATCH = 250
 _FOLDER, _IDENTITY = "later", {"what": "later attackers"}
 """Names from version 1, so that findings of a lab made then are found."""
 ATTACKERS: tuple[Attacker, ...] = (Linear(), RESIDUAL)
@@ -93,7 +92,9 @@ def _key(folder: Path, frozen: FrozenClassifier, budget: SnapshotBudget, train: 
 def _attack(scene: Scene, attacker: Attacker, effort: Effort) -> dict[str, object]:
     box = Threat.WHITE_BOX
     prepared = attacker.prepare(scene.knowledge(box), effort)
-    reconstructed = torch.cat([prepared.reconstruct(part) for part in scene.batches(box, len(scene.test), size=_BATCH)])
+    reconstructed = torch.cat(
+        [prepared.reconstruct(part) for part in scene.batches(box, len(scene.test), size=INFERENCE_BATCH)]
+    )
     errors, _ = per_image(reconstructed, scene.test.images)
     return AttackerError(
         attacker=attacker.name,
@@ -129,9 +130,12 @@ class _Pair:
         """Measure accuracies, the joint deobfuscator's error, and the class mean's."""
         correct = correct_plain = 0
         errors = []
-        for start in range(0, len(test), _BATCH):
+        for start in range(0, len(test), INFERENCE_BATCH):
             tell(start, len(test))
-            originals, labels = test.images[start : start + _BATCH], test.labels[start : start + _BATCH]
+            originals, labels = (
+                test.images[start : start + INFERENCE_BATCH],
+                test.labels[start : start + INFERENCE_BATCH],
+            )
             plain = originals.to(self.device).float() / 255
             obfuscated = self.obfuscator(plain)
             correct += self._correct(obfuscated, labels)

@@ -14,10 +14,8 @@ from reproduction.schema import AuditSummary, Reidentification
 from sfumato.artifacts.bundle import OBFUSCATOR_ONNX
 from sfumato.errors import AuditError
 from sfumato.lab.audit.budget import BUDGETS
-from sfumato.lab.audit.result_store import ResultStore, stored_tensors
 from sfumato.lab.audit.run import Comparison
-from sfumato.lab.audit.schema import AnyTrial, AuditResult, LostTrial, recorded
-from sfumato.lab.audit.setting import AttackSetting
+from sfumato.lab.audit.schema import LostTrial
 from sfumato.lab.audit.targets import bundle_target
 from sfumato.lab.audit.trials import Attempts
 from sfumato.lab.runs.audits import AuditContent, finish_audit, read_audit, read_findings

@@ -122,9 +122,9 @@ def transfer(
     found = []
     for obfuscator in obfuscators:
         obfuscate, correct = OnnxFunction(obfuscator.file(OBFUSCATOR_ONNX)), [0] * len(classifiers)
-        for start in tracked(range(0, len(images), _BATCH), f"transfer of {obfuscator.name}", progress):
-            batch = images.images[start : start + _BATCH].numpy().astype(np.float32) / np.float32(255)
-            labels = images.labels[start : start + _BATCH].numpy()
+        for start in tracked(range(0, len(images), INFERENCE_BATCH), f"transfer of {obfuscator.name}", progress):
+            batch = images.images[start : start + INFERENCE_BATCH].numpy().astype(np.float32) / np.float32(255)
+            labels = images.labels[start : start + INFERENCE_BATCH].numpy()
             obfuscated = obfuscator.preprocessing.denormalize(obfuscate(batch))
             for column, (classifier, logits) in enumerate(zip(classifiers, logits_of, strict=True)):
                 predictions = logits(classifier.preprocessing.normalize(obfuscated)).argmax(axis=1)

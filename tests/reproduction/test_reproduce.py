@@ -27,7 +27,6 @@ from sfumato.lab.audit.budget import BUDGETS, Budget, Trial
 from sfumato.lab.evaluation.accuracy import evaluate_obfuscator
 from sfumato.lab.models.checkpoint import exclusive
 from sfumato.lab.runs import trainings
-from sfumato.progress import silent
 from synthetic import save_folder
 
 CPU = torch.device("cpu")

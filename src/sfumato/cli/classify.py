@@ -18,7 +18,7 @@ from sfumato.errors import BundleError, EndpointError, EndpointFailed, ImageErro
 from sfumato.progress import Progress, tracked
 
 if TYPE_CHECKING:
-    from sfumato.device import Client, FileClient, Prediction
+    from sfumato.device import Client, FileClient
 
 
 @command

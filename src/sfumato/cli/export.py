@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,7 +12,6 @@ from sfumato.cli import options
 from sfumato.cli.app import command
 from sfumato.cli.options import flag, option
 from sfumato.cli.output import needs_extra, percent, print_json
-from sfumato.cli.progress import bars
 from sfumato.errors import BundleError, SfumatoError
 
 if TYPE_CHECKING:

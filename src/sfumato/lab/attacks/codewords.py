@@ -45,6 +45,6 @@ class Codewords:
 
 def _once(pairs: Pairs, budget: AttackBudget) -> Iterator[tuple[Tensor, Tensor]]:
     source = torch.Generator().manual_seed(budget.seed)
-    for part in torch.arange(len(pairs)).split(_BATCH):  # type: ignore[no-untyped-call]
+    for part in torch.arange(len(pairs)).split(INFERENCE_BATCH):  # type: ignore[no-untyped-call]
         budget.report(int(part[0]), len(pairs))
         yield pairs.batch(part, source)

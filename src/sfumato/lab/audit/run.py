@@ -54,13 +54,13 @@ from sfumato.lab.audit.selective import gate_figures, gated_plain
 from sfumato.lab.audit.setting import AttackSetting
 from sfumato.lab.audit.trials import Trials
 from sfumato.lab.audit.verdict import UNDECIDED, decide
+from sfumato.lab.data import INFERENCE_BATCH
 from sfumato.lab.evaluation.accuracy import classify
 from sfumato.lab.evaluation.measures import SSIM_WINDOW
 from sfumato.lab.models.codewords import distinct
 from sfumato.progress import Progress, silent
 
 T = TypeVar("T")
-_BATCH = 250
 _CERTIFICATE_IMAGES = 10_000
 _REFERENCE_PIXELS, _LEAST_REFERENCE_IMAGES = 12_000_000, 500
 """What references are measured on at most: all of CIFAR-10's test images, fewer of larger ones; each row says so."""
@@ -285,10 +285,10 @@ class _Run:
             return None
         run = OnnxFunction(classifier.file(CLASSIFIER_ONNX))
         hits = 0
-        for start in range(0, len(test), _BATCH):
+        for start in range(0, len(test), INFERENCE_BATCH):
             self.progress("accuracy", start, len(test))
-            payload = self.setting.target.payload(test.images[start : start + _BATCH].float() / 255)
-            labels = test.labels[start : start + _BATCH].numpy()
+            payload = self.setting.target.payload(test.images[start : start + INFERENCE_BATCH].float() / 255)
+            labels = test.labels[start : start + INFERENCE_BATCH].numpy()
             hits += int((run(payload.numpy()).argmax(axis=1) == labels).sum())
         plain = classify(classifier, test)
         own = classify(local, test) if local else None

@@ -14,12 +14,12 @@ from sfumato.lab.attacks.protocol import AttackBudget, Attacker
 from sfumato.lab.attacks.threat_models import Knowledge, LazyPairs, Threat, UnavailableError
 from sfumato.lab.audit.schema import DoneTrial, GatedPlain, GateFigures
 from sfumato.lab.audit.setting import AttackSetting
+from sfumato.lab.data import INFERENCE_BATCH
 from sfumato.lab.evaluation.measures import excess_leakage, per_image
 from sfumato.progress import Progress, silent
 
 RATES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
 """Offload rates of plain images that the gate without an obfuscator is measured at."""
-_BATCH = 250
 _LEAST_SENT = 50
 """Fewer sent images than this say nothing of the leakage."""
 _AGAIN: tuple[Attacker, ...] = (Linear(), Codewords())

@@ -24,6 +24,7 @@ from sfumato.lab.attacks.target import Coded, LocalClassifier, Obfuscate, Target
 from sfumato.lab.baselines.bundles import KIND, load_module, refit
 from sfumato.lab.evaluation.accuracy import device_logits
 from sfumato.lab.export.onnx import TOLERANCE, difference
+from sfumato.lab.models import Normalize, Payload
 from sfumato.lab.models.rebuild import rebuilt
 
 _PROBES = 4
@@ -122,7 +123,7 @@ def _module(bundle: Bundle) -> nn.Module | None:
     net, size = rebuilt(bundle, weights), bundle.preprocessing
     if net is None:
         return None
-    return models.Payload(net, models.Normalize(size.mean, size.std), size.height, size.width)
+    return Payload(net, Normalize(size.mean, size.std), size.height, size.width)
 
 
 class _ThroughFile(nn.Module):

@@ -18,12 +18,12 @@ from sfumato.lab.audit.references import class_means
 from sfumato.lab.audit.result_store import ResultStore
 from sfumato.lab.audit.schema import AnyTrial, DoneTrial, LostTrial, best_of
 from sfumato.lab.audit.setting import AttackSetting
+from sfumato.lab.data import INFERENCE_BATCH
 from sfumato.lab.evaluation.measures import excess_leakage, measure, per_image
 from sfumato.progress import Progress, silent
 
 PANEL = 12
 """So many test images are shown as every attacker reconstructed them."""
-_BATCH = 250
 
 
 class Trials:
@@ -129,7 +129,7 @@ class Trials:
 
     def _reconstructed(self, trial: Trial, prepared: Prepared, count: int) -> Tensor:
         parts, done = [], 0
-        for observed in self.setting.batches(trial.threat, count, views=trial.views, size=_BATCH):
+        for observed in self.setting.batches(trial.threat, count, views=trial.views, size=INFERENCE_BATCH):
             parts.append(prepared.reconstruct(observed))
             done += len(observed)
             self.progress(f"{trial.title}: reconstructing", done, count)

@@ -23,6 +23,7 @@ from sfumato.artifacts.bundle import (
     fingerprint,
 )
 from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.records import RecipeRecord
 from sfumato.errors import BundleError, ResultsError, TrainingError
 from sfumato.lab.baselines.method import Method, NoisyMethod
 from sfumato.lab.baselines.registry import build
@@ -142,10 +143,8 @@ def write_baseline(
         labels=classifier.labels,
         preprocessing=classifier.preprocessing,
         classifier_fingerprint=classifier.fingerprint,
-        recipe=recipe.to_json(),
-    )
-    bundle.save()
-    return bundle
+        recipe=RecipeRecord.from_json(recipe.to_json()),
+    ).save()
 
 
 def write_retrained(
@@ -174,10 +173,8 @@ def write_retrained(
         labels=origin.labels,
         preprocessing=origin.preprocessing,
         classifier_fingerprint=fingerprint(folder / CLASSIFIER_ONNX),
-        recipe={**origin.recipe, "retrained": {"from": origin.classifier_fingerprint, **recipe.to_json()}},
-    )
-    bundle.save()
-    return bundle
+        recipe=origin.recipe.updated(retrained={"from": origin.classifier_fingerprint, **recipe.to_json()}),
+    ).save()
 
 
 def load_module(bundle: Bundle, weights: str = OBFUSCATOR_WEIGHTS) -> Payload:

@@ -26,6 +26,7 @@ from sfumato.errors import BundleError
 from sfumato.lab.data import INFERENCE_BATCH
 from sfumato.lab.evaluation.results import Result
 from sfumato.lab.export.onnx import TOLERANCE, difference
+from sfumato.lab.libraries import first_line, quiet
 from sfumato.lab.models import Normalize, Payload, Sketcher, SketchGraph
 from sfumato.lab.models.rebuild import rebuilt
 

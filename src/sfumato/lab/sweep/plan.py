@@ -12,10 +12,7 @@ from sfumato.artifacts.bundle import Bundle
 from sfumato.errors import AuditError, RecipeError
 from sfumato.lab.audit.budget import Budget
 from sfumato.lab.audit.points import read_audits
-from sfumato.lab.audit.schema import AuditResult
 from sfumato.lab.classifiers import FrozenClassifier, classifier_bundle, load_classifier
-from sfumato.lab.report.points import points_of, read_audits
-from sfumato.lab.runs.audits import AuditContent
 from sfumato.lab.runs.speed import Entry, Speed, device_macs
 from sfumato.lab.sweep.dials import Setting, parse_dial, settings
 from sfumato.lab.sweep.jobs import AuditOptions, Job, fastest_device, images, known_audit, training_state
@@ -50,7 +47,7 @@ class Sweep:
     images: int | None = None
     local: Path | None = None
     local_recipe: ClassifierRecipe | None = None
-    others: dict[Path, AuditContent] | None = None
+    others: dict[Path, AuditResult] | None = None
 
     @property
     def local_job(self) -> Job | None:
@@ -122,7 +119,7 @@ def plan_sweep(
     others = None if compare_with is None else read_audits(compare_with)
     for file, audit in (others or {}).items():
         points_of({file: audit})  # report broken ones now, not in some hours
-        if audit["data"]["source"] != test.source:
+        if audit.data.source != test.source:
             raise AuditError(
                 f"{file} is an audit on {audit.data.source}, this sweep is on {test.source}; audits of several "
                 "data sets cannot share one plot"

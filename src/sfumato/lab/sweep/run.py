@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sfumato.artifacts.bundle import write_json
 from sfumato.artifacts.provenance import provenance
 from sfumato.errors import AuditError, Interrupted, TrainingError
 from sfumato.lab.audit.points import ENDS, points_of
-from sfumato.lab.audit.schema import AuditResult, Point
+from sfumato.lab.audit.schema import Point
 from sfumato.lab.models.precision import device_name
 from sfumato.lab.report.frontier import save_frontier_png
 from sfumato.lab.report.tradeoff import Row, row, sentence, verdict

@@ -203,7 +203,7 @@ def restarted(recipe: ObfuscatorRecipe, task: ObfuscationTask, epoch: int) -> li
 def labelled_by(frozen: FrozenClassifier, images: ImageSet) -> ImageSet:
     """Return the images with the classifier's predictions as labels; their own labels are ignored."""
     net = frozen_module(frozen)
-    predicted = [net(part.float() / 255).argmax(dim=1) for part in torch.split(images.images, _BATCH)]
+    predicted = [net(part.float() / 255).argmax(dim=1) for part in torch.split(images.images, INFERENCE_BATCH)]
     return replace(images, labels=torch.cat(predicted), names=frozen.labels)
 
 

@@ -20,7 +20,8 @@ from sfumato.artifacts.signals import interruptible
 from sfumato.errors import Interrupted, TrainingError
 from sfumato.lab.data import Augmentation, ImageSet, augment
 from sfumato.lab.models.checkpoint import load_checkpoint, same_identity, save_checkpoint
-from sfumato.lab.training.progress import Progress
+from sfumato.lab.training.progress import Report
+from sfumato.progress import Progress, Say, mute, silent
 
 CHECKPOINT_EVERY_S = 60.0
 LOG_EVERY_S = 2.0
@@ -212,7 +213,7 @@ class _Saved:
 
     def load(self) -> _State:
         saved = load_checkpoint(self.path, _PARTS)
-        if saved["identity"] != self.identity:
+        if not same_identity(saved["identity"], self.identity):
             raise TrainingError(
                 "the checkpoint belongs to another recipe; resume with the same one, or restart without --resume"
             )
@@ -333,48 +334,3 @@ def _generator(*parts: object) -> torch.Generator:
 def _seed(*parts: object) -> int:
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
-
-
-def _any_process(fabric: Fabric, flag: bool) -> bool:
-    """Whether the flag is set in any process: all must save, or stop, at the same step."""
-    if fabric.world_size == 1:
-        return flag
-    total = fabric.all_reduce(torch.tensor(float(flag), device=fabric.device), reduce_op="sum")
-    return float(total) > 0  # type: ignore[arg-type]
-
-
-def _snapshot(
-    identity: str, task: nn.Module, optimizer: torch.optim.Optimizer, scheduler: LRScheduler, state: _State
-) -> dict[str, Any]:
-    return {
-        "identity": identity,
-        "task": task.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scheduler": scheduler.state_dict(),
-        "epoch": state.epoch,
-        "step": state.step,
-        "seconds": state.seconds,
-        "history": state.history,
-    }
-
-
-def _restore(
-    saved: dict[str, Any],
-    identity: str,
-    task: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: LRScheduler,
-    state: _State,
-) -> None:
-    if not same_identity(saved["identity"], identity):
-        raise TrainingError(
-            "the checkpoint belongs to another recipe; resume with the same one, or start anew without --resume"
-        )
-    try:
-        task.load_state_dict(saved["task"])
-        optimizer.load_state_dict(saved["optimizer"])
-        scheduler.load_state_dict(saved["scheduler"])
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise TrainingError("the checkpoint does not fit these networks; start anew without --resume") from error
-    state.epoch, state.step, state.seconds = saved["epoch"], saved["step"], saved["seconds"]
-    state.history = saved.get("history", [])  # checkpoints from before it was kept have none

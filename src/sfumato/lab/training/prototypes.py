@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.errors import RecipeError
+from sfumato.lab.data import INFERENCE_BATCH
 from sfumato.lab.models.sketch import Photographs
 from sfumato.progress import Progress, silent, tracked
 
 log = logging.getLogger(__name__)
 
-_BATCH = 250
 _CANDIDATES = 20_000
 _MOST_BYTES = 64 * 2**20
 _NAMED = 3
@@ -33,7 +33,7 @@ def log_probabilities_of(images: Tensor, classifiers: Sequence[nn.Module], progr
     return torch.cat(
         [
             torch.stack([F.log_softmax(net(part.float() / 255).float(), dim=1) for net in classifiers]).mean(dim=0)
-            for part in tracked(torch.split(images, _BATCH), "choosing photographs", progress)
+            for part in tracked(torch.split(images, INFERENCE_BATCH), "choosing photographs", progress)
         ]
     )
 

@@ -8,7 +8,8 @@ import torch
 from sfumato.artifacts.bundle import OBFUSCATOR_ONNX, Bundle
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.device.gate import has_to_be_sent, softmax
-from sfumato.lab.data import ImageSet
+from sfumato.errors import QueryBudgetExhausted
+from sfumato.lab.data import INFERENCE_BATCH, ImageSet
 from sfumato.lab.evaluation.accuracy import device_logits
 from sfumato.lab.training.blackbox.oracle import Oracle
 
@@ -29,9 +30,9 @@ def measure_at(endpoint: Oracle, sketch: Bundle, images: ImageSet) -> dict[str, 
     predictions: dict[bytes, int] = {}
     within_budget = True
     in_cloud, on_device, sent = [], [], []
-    for start in range(0, len(images), BATCH):
-        batch = images.images[start : start + BATCH].numpy().astype(np.float32) / np.float32(255)
-        labels = images.labels[start : start + BATCH].numpy()
+    for start in range(0, len(images), INFERENCE_BATCH):
+        batch = images.images[start : start + INFERENCE_BATCH].numpy().astype(np.float32) / np.float32(255)
+        labels = images.labels[start : start + INFERENCE_BATCH].numpy()
         outputs = obfuscate.all(batch)
         own, codes = softmax(device_logits(outputs, sketch)), [row.tobytes() for row in outputs[-1]]
         new = {code: place for place, code in enumerate(codes) if code not in predictions}
@@ -40,7 +41,7 @@ def measure_at(endpoint: Oracle, sketch: Bundle, images: ImageSet) -> dict[str, 
             try:
                 found = endpoint(torch.from_numpy(decoded))
                 predictions |= dict(zip(new, found.argmax(dim=1).tolist(), strict=True))
-            except QueriesSpent:
+            except QueryBudgetExhausted:
                 within_budget = False
         if within_budget:
             in_cloud.append(np.array([predictions[code] for code in codes]) == labels)

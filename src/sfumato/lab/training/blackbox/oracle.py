@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from sfumato.artifacts.bundle import Preprocessing
 from sfumato.device.connect import open_endpoint
-from sfumato.errors import EndpointResponseInvalid, TrainingError
+from sfumato.errors import EndpointResponseInvalid, QueryBudgetExhausted, TrainingError
 from sfumato.wire import ModelMetadata
 from sfumato.wire import Tensor as WireTensor
 
@@ -129,7 +129,7 @@ class Oracle:
             Log-probabilities (N, classes) float32; of a label, that of its class is nearly 0.
 
         Raises:
-            QueriesSpent: the budget does not allow it; earlier predictions are kept.
+            QueryBudgetExhausted: the budget does not allow it; earlier predictions are kept.
             EndpointError: one of its kinds; see `sfumato.errors`.
         """
         return torch.cat([self._batch(part) for part in torch.split(images, _BATCH)])
@@ -141,7 +141,7 @@ class Oracle:
         new = {key: row for key, row in zip(keys, inputs, strict=True) if known[key] is None}  # equal ones once
         if new:
             if len(new) > self.left:
-                raise QueriesSpent(
+                raise QueryBudgetExhausted(
                     f"{self.spent} of {self.queries} queries are spent, {len(new)} more are needed; allow more"
                 )
             known |= dict(zip(new, self._ask(np.stack(list(new.values()))), strict=True))
@@ -221,7 +221,7 @@ def _names(metadata: ModelMetadata, preprocessing: Preprocessing, classes: int) 
     """Return the names of the model's input, and of its output with one number per class.
 
     Raises:
-        EndpointAnswerInvalid: it has no such input or output.
+        EndpointResponseInvalid: it has no such input or output.
     """
     size = (3, preprocessing.height, preprocessing.width)
     fits = [spec for spec in metadata.inputs if spec.datatype == "FP32" and spec.takes_rows(size)]
@@ -233,7 +233,7 @@ def _names(metadata: ModelMetadata, preprocessing: Preprocessing, classes: int) 
     output = next((spec.name for spec in metadata.outputs if spec.takes_rows((classes,))), None)
     if output is None:
         shapes = ", ".join(str(list(spec.shape)) for spec in metadata.outputs) or "nothing"
-        raise EndpointAnswerInvalid(
+        raise EndpointResponseInvalid(
             f"model {metadata.name!r} returns {shapes}; one number for each of {classes} classes is needed"
         )
     return fits[0].name, output

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import ConstantLR
 
-from sfumato.errors import QueriesSpent
+from sfumato.errors import QueryBudgetExhausted
 from sfumato.lab.data import Augmentation, ImageSet
 from sfumato.lab.models import Sketcher
 from sfumato.lab.models.checkpoint import identify
@@ -235,7 +235,7 @@ def tune(
         progress: is told of each step.
 
     Raises:
-        QueriesSpent: the oracle's own budget does not allow one query per code.
+        QueryBudgetExhausted: the oracle's own budget does not allow one query per code.
         TrainingError, Interrupted: as `fit`.
     """
     identity = identify(codes, weights, queries, seed, *(value for _, value in sorted(sketcher.state_dict().items())))
@@ -248,7 +248,7 @@ def tune(
     if room >= 0:
         every, steps = ImageSet(codes[:, :, None, None], wanted, (), "codes", ""), 1 + room // step
         optimizer = torch.optim.Adam(task.decoder.parameters(), lr=_LEARNING_RATE)
-        with suppress(QueriesSpent):  # the best decoder so far is kept
+        with suppress(QueryBudgetExhausted):  # the best decoder so far is kept
             fit(
                 Fabric(accelerator="cpu", devices=1),
                 task,
