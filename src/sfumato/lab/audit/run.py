@@ -143,8 +143,7 @@ def record(bundle: Bundle, result: AuditResult) -> bool:
     kept = recorded(bundle)
     if kept is not None and _spent(kept) > _spent(result) and _leakage(kept) >= _leakage(result):
         return False
-    bundle.figures["audit"] = result.summary.as_json
-    bundle.save()
+    replace(bundle, figures=bundle.figures.updated(audit=result.summary.as_json)).save()
     return True
 
 

@@ -457,7 +457,7 @@ def recorded(bundle: Bundle) -> AuditSummary | None:
     Raises:
         AuditError: it is broken.
     """
-    kept = bundle.figures.get("audit")
+    kept = bundle.figures.audit
     return None if kept is None else AuditSummary.of(kept, bundle.path)
 
 

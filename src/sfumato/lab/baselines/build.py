@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sfumato.artifacts.bundle import Bundle
 from sfumato.artifacts.provenance import provenance
+from sfumato.artifacts.records import Figures
 from sfumato.errors import TrainingError
 from sfumato.lab.baselines.bundles import BaselineRecipe, write_baseline, write_retrained
 from sfumato.lab.baselines.method import Method, Training
@@ -82,12 +83,9 @@ def make(
     if net is not frozen.net:
         retrained = folder / "classifier"
         classifier = write_retrained(retrained, net, origin=classifier, images_for_check=check, recipe=recipe)
-        classifier.figures.update(evaluate_classifier(classifier, test, progress=progress).to_json())
-        classifier.provenance.update(facts)
-        classifier.save()
+        measured = evaluate_classifier(classifier, test, progress=progress)
+        classifier = replace(classifier, figures=Figures.from_json(measured.to_json()), provenance=facts).save()
         frozen = load_classifier(classifier.path)
     bundle = write_baseline(folder / "bundle", method, recipe=recipe, classifier=frozen, images_for_check=check)
-    bundle.figures.update(evaluate_obfuscator(bundle, classifier, test, progress=progress).to_json())
-    bundle.provenance.update(facts)
-    bundle.save()
-    return bundle
+    figures = evaluate_obfuscator(bundle, classifier, test, progress=progress)
+    return replace(bundle, figures=Figures.from_json(figures.to_json()), provenance=facts).save()

@@ -83,7 +83,7 @@ def check_data(
     served = _bundle(classifier, folder, metadata)
     size = (served.preprocessing.height, served.preprocessing.width)
     findings = [_about(served, kind)]
-    findings += [Finding("classifier", "note", note) for note in served.recipe.get("notes", ())]
+    findings += [Finding("classifier", "note", note) for note in served.recipe.notes or ()]
     train, test, _ = load_train_test(data, size=size, progress=progress)
     findings += [Finding("images", "note", remark) for part in (train, test) for remark in part.remarks()]
     accuracy = None

@@ -39,7 +39,7 @@ class FrozenClassifier:
 
 def is_imported(bundle: Bundle) -> bool:
     """Return whether a classifier's bundle was made of a classifier from elsewhere; earlier versions say "adopted"."""
-    return bundle.recipe.get("kind") in (IMPORTED, "adopted")
+    return bundle.recipe.kind in (IMPORTED, "adopted")
 
 
 def trains_through(bundle: Bundle) -> bool:
@@ -58,7 +58,7 @@ def load_classifier(path: Path) -> FrozenClassifier:
     if not trains_through(bundle) and is_imported(bundle):
         raise BundleError(
             f"{path} holds an ONNX file alone: it can be served, measured and audited, but no gradient passes through "
-            "it, so nothing can be trained for it; adopt the network that the file was exported from "
+            "it, so nothing can be trained for it; import the network that the file was exported from "
             "(`sfumato import --help`)"
         )
     net = from_bundle(bundle.file(CLASSIFIER_PROGRAM)) if CLASSIFIER_PROGRAM in bundle.files else _built_in(bundle)
@@ -72,7 +72,7 @@ def load_classifier(path: Path) -> FrozenClassifier:
 
 
 def _built_in(bundle: Bundle) -> nn.Module:
-    architecture = bundle.recipe.get("architecture")
+    architecture = bundle.recipe.architecture
     try:
         net = build_classifier(str(architecture), len(bundle.labels))
         net.load_state_dict(load_file(bundle.file(CLASSIFIER_WEIGHTS)))

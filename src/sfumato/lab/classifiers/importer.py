@@ -54,7 +54,7 @@ def classifier_bundle(source: str, folder: Path) -> Path:
     if source == shipped.CLASSIFIER:
         return shipped.classifier_bundle()
     if (folder / MANIFEST).is_file():
-        recipe = Bundle.load(folder, kind="classifier").recipe
+        recipe = Bundle.load(folder, kind="classifier").recipe.others
         # Earlier versions wrote "given" and "given_sha256".
         known, sha256 = (recipe.get(f"source{end}", recipe.get(f"given{end}")) for end in ("", "_sha256"))
         if known == source and _content(source) in (None, sha256):
@@ -195,13 +195,13 @@ def _bundle(
         labels=labels,
         preprocessing=preprocessing,
         classifier_fingerprint=fingerprint(folder / CLASSIFIER_ONNX),
-        recipe={
+        recipe=RecipeRecord.from_json({
             "kind": IMPORTED,
             "source": source,
             "source_sha256": _content(source),
             "origin": found.origin,
             "notes": notes,
             **found.facts,
-        },
+        }),
         provenance=provenance(),
     )

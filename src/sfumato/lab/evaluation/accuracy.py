@@ -161,7 +161,7 @@ def evaluate_obfuscator(
             errors.append(per_image(torch.from_numpy(reconstruct(payload).clip(0, 1)), originals))
     figures: dict[str, Any] = {name: float(np.concatenate(parts).mean()) for name, parts in shares.items()}
     if errors:
-        kind = "codeword_means" if obfuscator.recipe.get("kind") == "sketch" else "joint_deobfuscator"
+        kind = "codeword_means" if obfuscator.recipe.kind == "sketch" else "joint_deobfuscator"
         mse, ssim = (float(torch.cat(parts).double().mean()) for parts in zip(*errors, strict=True))
         figures |= {f"{kind}_mse": mse, f"{kind}_psnr_db": psnr_db(mse)}
         if not math.isnan(ssim):  # it has no meaning for images smaller than its window

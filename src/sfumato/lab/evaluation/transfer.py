@@ -166,7 +166,7 @@ def transfer(
     audited = {leakage.target: leakage for leakage in leakages}
     columns = tuple(_described(classifier, images, progress) for classifier in classifiers)
     rows = tuple(_measured(obfuscator, classifiers, images, audited, progress) for obfuscator in obfuscators)
-    return Transfer(columns, rows, len(images), provenance(data=images.source, data_sha256=images.sha256))
+    return Transfer(columns, rows, len(images), provenance(data=images.source, data_sha256=images.sha256).to_json())
 
 
 def _check_like(bundle: Bundle, first: Bundle) -> None:
@@ -181,7 +181,7 @@ def _check_like(bundle: Bundle, first: Bundle) -> None:
 
 
 def _described(classifier: Bundle, images: ImageSet, progress: Progress) -> TransferClassifier:
-    architecture, size = classifier.recipe.get("architecture"), classifier.preprocessing
+    architecture, size = classifier.recipe.architecture, classifier.preprocessing
     count = None
     if architecture in CLASSIFIERS:
         net = build_classifier(str(architecture), len(classifier.labels)).eval()
@@ -189,7 +189,7 @@ def _described(classifier: Bundle, images: ImageSet, progress: Progress) -> Tran
     return TransferClassifier(
         name=classifier.name,
         fingerprint=classifier.classifier_fingerprint,
-        training=classifier.provenance,
+        training=classifier.provenance.to_json(),
         accuracy_plain=evaluate_classifier(classifier, images, progress=progress).accuracy_plain,
         architecture=architecture,
         params=None if count is None else count.params,
@@ -205,7 +205,7 @@ def _measured(
     progress: Progress,
 ) -> TransferObfuscator:
     recipe = obfuscator.recipe
-    name = str(recipe.get("name") or recipe.get("method") or obfuscator.path.name)
+    name = str(recipe.name or recipe.method or obfuscator.path.name)
     obfuscate = OnnxFunction(obfuscator.file(OBFUSCATOR_ONNX))
     predict = [OnnxFunction(classifier.file(CLASSIFIER_ONNX)) for classifier in classifiers]
     correct, on_device = np.zeros(len(classifiers), np.int64), 0
@@ -217,15 +217,15 @@ def _measured(
             correct[place] += int((logits.argmax(axis=1) == labels).sum())
         if obfuscator.gate is not None:
             on_device += int((device_logits(outputs, obfuscator).argmax(axis=1) == labels).sum())
-    known = {str(entry["fingerprint"]) for entry in obfuscator.provenance.get("trained_for", ())}
+    known = {str(entry["fingerprint"]) for entry in obfuscator.provenance.trained_for or ()}
     known.add(obfuscator.classifier_fingerprint)
     return TransferObfuscator(
         name=name,
-        files=obfuscator.files,
-        training=obfuscator.provenance,
+        files=dict(obfuscator.files),
+        training=obfuscator.provenance.to_json(),
         trained_for=tuple(classifier.classifier_fingerprint in known for classifier in classifiers),
         accuracy=tuple(int(count) / len(images) for count in correct),
-        kind=recipe.get("kind"),
+        kind=recipe.kind,
         accuracy_device=None if obfuscator.gate is None else on_device / len(images),
         leakage=audited.get(obfuscator.files[OBFUSCATOR_ONNX]) or audited.get(name),
     )

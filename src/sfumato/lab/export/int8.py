@@ -98,7 +98,7 @@ class Int8Comparison(Differences):
         Raises:
             ResultsError: there is none.
         """
-        return cls.from_json(bundle.figures.get("quantized"))
+        return cls.from_json(bundle.figures.quantized)
 
 
 def quantize(
@@ -149,11 +149,11 @@ def quantize(
         for name, new_name in _COPIED.items():
             if name in bundle.files:
                 shutil.copyfile(bundle.file(name), partial / new_name)
-        made = _described(bundle, partial, calibration, test)
-        made.save()
-        made.figures.update(evaluate_obfuscator(made, classifier, test, progress=progress).to_json())
-        made.figures["quantized"] = _compared(bundle, before, made, classifier, test, progress).to_json()
-        made.save()
+        made = _described(bundle, partial, calibration, test).save()
+        after = evaluate_obfuscator(made, classifier, test, progress=progress)
+        compared = _compared(bundle, before, made, classifier, test, progress)
+        figures = made.figures.updated(**after.to_json(), quantized=compared.to_json())
+        replace(made, figures=figures).save()
     return Bundle.load(folder, kind="obfuscator")
 
 
@@ -333,7 +333,7 @@ def _compared(
 
 def _described(bundle: Bundle, folder: Path, calibration: ImageSet, test: ImageSet) -> Bundle:
     """Return the new bundle without its figures: how it was made, and of which one."""
-    name = str(bundle.recipe.get("name") or bundle.recipe.get("method") or bundle.path.resolve().name)
+    name = str(bundle.recipe.name or bundle.recipe.method or bundle.path.resolve().name)
     how = {
         "kind": "U8S8",
         "from": {"name": name, "fingerprint": f"sha256:{bundle.files[OBFUSCATOR_ONNX]}"},

@@ -110,7 +110,7 @@ def recipe_of(bundle: Bundle) -> ObfuscatorNetRecipe | SketchNetRecipe | None:
     Raises:
         BundleError: the recipe describes no network.
     """
-    given: dict[str, Any] = bundle.recipe
+    given = bundle.recipe.to_json()
     model = _NETS.get(given.get("kind"))
     if model is None:
         return None

@@ -1,22 +1,20 @@
-"""Reading a finished audit, and resuming one that was interrupted."""
+"""Read a finished audit, and resume one that was interrupted."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sfumato.errors import AuditError, ResultsError
 from sfumato.lab.audit.budget import Budget
-from sfumato.lab.audit.run import Beside, audit
-from sfumato.lab.audit.setting import Scene
+from sfumato.lab.audit.run import Comparison, audit
+from sfumato.lab.audit.schema import AuditResult
+from sfumato.lab.audit.setting import AttackSetting
+from sfumato.lab.report.folder import render_audit
 from sfumato.lab.runs.folders import read_json
 from sfumato.progress import Progress, silent
-
-AuditContent = dict[str, Any]
-"""The content of an `audit.json`."""
-
-_KEYS = {"best", "budget", "utility", "class_mean_mse", "verdict", "provenance"}
 
 
 def findings(folder: Path) -> Path:
@@ -24,19 +22,18 @@ def findings(folder: Path) -> Path:
     return folder / "work" / "audit.json"
 
 
-def read_audit(place: Path) -> AuditContent | None:
+def read_audit(place: Path) -> AuditResult | None:
     """Read an `audit.json`; return None if there is no such file.
 
     Raises:
         AuditError: it is damaged or incomplete.
     """
+    if not place.exists():
+        return None
     try:
-        found = read_json(place)
-    except ResultsError as error:
+        return AuditResult.read(place)
+    except AuditError as error:
         raise AuditError(f"{error}; move it away to make the audit again") from error
-    if found is not None and not found.keys() >= _KEYS:
-        raise AuditError(f"{place} is no complete audit; move it away to make it again")
-    return found
 
 
 def read_findings(folder: Path) -> dict[str, Any] | None:
@@ -52,21 +49,32 @@ def read_findings(folder: Path) -> dict[str, Any] | None:
 
 
 def finish_audit(
-    scene: Scene, budget: Budget, folder: Path, *, beside: Beside, device: torch.device, progress: Progress = silent
-) -> AuditContent:
-    """Make an audit, or resume one that was interrupted; see `sfumato.lab.audit.run.audit` for the arguments.
+    setting: AttackSetting,
+    budget: Budget,
+    folder: Path,
+    *,
+    comparison: Comparison,
+    device: torch.device,
+    progress: Progress = silent,
+) -> AuditResult:
+    """Make an audit and its report, or resume one that was interrupted.
+
+    Args:
+        setting: as `sfumato.lab.audit.run.audit` takes it, like all that follows.
+        budget: of the attackers.
+        folder: of the audit.
+        comparison: what to compare with.
+        device: where attackers are trained.
+        progress: see `sfumato.progress.Progress`.
 
     Raises:
         AuditError: see `sfumato.lab.audit.run.audit`.
         Interrupted: Ctrl-C or SIGTERM; the findings so far are kept.
     """
-
-    def report(done: int, total: int, what: str, part: int, parts: int) -> None:
-        progress("audit", done, total)
-        progress(what, part, parts)
-
     resume = findings(folder).is_file()
     try:
-        return audit(scene, budget, folder, beside=beside, resume=resume, device=device, progress=report)
+        found = audit(setting, budget, folder, comparison=comparison, resume=resume, device=device, progress=progress)
+        render_audit(setting, found, folder)
     except AuditError as error:
         raise AuditError(f"{folder}: {error}; move it away to make it again") from error
+    return found

@@ -82,7 +82,9 @@ class Estimate:
     measured: dict[str, Any]
 
 
-def estimate(recipe: AnyRecipe, *, accelerator: str = "auto", steps: int = STEPS) -> Estimate:
+def estimate(
+    recipe: AnyRecipe, *, accelerator: str = "auto", steps: int = STEPS, progress: Progress = silent
+) -> Estimate:
     """Train a few steps of a recipe, discard them, and estimate how long all of it would take.
 
     Args:
@@ -90,6 +92,7 @@ def estimate(recipe: AnyRecipe, *, accelerator: str = "auto", steps: int = STEPS
             epoch.
         accelerator: as Lightning Fabric names it.
         steps: to train and time, after a few that are not timed.
+        progress: see `Progress`.
 
     Raises:
         SfumatoError: as `sfumato.lab.training.train`; or there are too few images.
@@ -166,7 +169,7 @@ def _found(
             train_images=len(durations) * plan.batch_size,
             data=made.train.source,
             streamed=isinstance(made.train, Stream),
-        ),
+        ).to_json(),
     )
 
 

@@ -10,7 +10,7 @@ from sfumato.errors import TrainingError
 from sfumato.lab.models.checkpoint import load_checkpoint
 from sfumato.lab.training import Run, train
 from sfumato.lab.training.recipe import AnyRecipe
-from sfumato.progress import Say, mute
+from sfumato.progress import Progress, Say, mute, silent
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def state_of(run: Run) -> State:
     return State("half done", int(load_checkpoint(run.checkpoint, frozenset({"epoch"}))["epoch"]))
 
 
-def finish_training(recipe: AnyRecipe, run: Run, *, say: Say = mute) -> None:
+def finish_training(recipe: AnyRecipe, run: Run, *, progress: Progress = silent, say: Say = mute) -> None:
     """Train, or resume a training that was interrupted.
 
     Raises:

@@ -12,13 +12,13 @@ import torch
 from sfumato.artifacts.bundle import MANIFEST, OBFUSCATOR_ONNX, Bundle
 from sfumato.errors import AuditError, RecipeError, TrainingError
 from sfumato.lab.audit.budget import Budget
-from sfumato.lab.audit.recording import record
-from sfumato.lab.audit.run import Beside
-from sfumato.lab.audit.setting import Scene
+from sfumato.lab.audit.run import Comparison, record
+from sfumato.lab.audit.schema import AuditResult
+from sfumato.lab.audit.setting import AttackSetting
 from sfumato.lab.audit.targets import bundle_target
 from sfumato.lab.classifiers import classifier_bundle, load_classifier
 from sfumato.lab.data import ImageSet, load_train_test
-from sfumato.lab.runs.audits import AuditContent, finish_audit, read_audit, read_findings
+from sfumato.lab.runs.audits import finish_audit, read_audit, read_findings
 from sfumato.lab.runs.trainings import State, finish_training, state_of
 from sfumato.lab.training import ClassifierRecipe, Run
 from sfumato.lab.training.recipe import AnyRecipe, DataRecipe, parse_recipe
@@ -90,10 +90,10 @@ def make(job: Job, progress: Progress = silent) -> None:
     classifier = load_classifier(path)
     train, test = train.of_classes(classifier.labels), test.of_classes(classifier.labels)
     found = finish_audit(
-        Scene(bundle_target(bundle), train, test, classifier=classifier.net),
+        AttackSetting(bundle_target(bundle), train, test, classifier=classifier.net),
         job.audit.budget,
         job.audit_folder,
-        beside=Beside(
+        comparison=Comparison(
             classifier=Bundle.load(path, kind="classifier"),
             local=Bundle.load(local, kind="classifier") if local else None,
         ),
@@ -120,7 +120,7 @@ def training_state(job: Job) -> State:
     return state
 
 
-def known_audit(job: Job) -> AuditContent | None:
+def known_audit(job: Job) -> AuditResult | None:
     """Read a point's audit; return None if it was not made.
 
     Raises:

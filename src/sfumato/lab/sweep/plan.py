@@ -12,6 +12,7 @@ from sfumato.artifacts.bundle import Bundle
 from sfumato.errors import AuditError, RecipeError
 from sfumato.lab.audit.budget import Budget
 from sfumato.lab.audit.points import read_audits
+from sfumato.lab.audit.schema import AuditResult
 from sfumato.lab.classifiers import FrozenClassifier, classifier_bundle, load_classifier
 from sfumato.lab.runs.speed import Entry, Speed, device_macs
 from sfumato.lab.sweep.dials import Setting, parse_dial, settings
@@ -118,7 +119,6 @@ def plan_sweep(
         _check_fit(str(local), classifier, (bundle.preprocessing.height, bundle.preprocessing.width), bundle.labels)
     others = None if compare_with is None else read_audits(compare_with)
     for file, audit in (others or {}).items():
-        points_of({file: audit})  # report broken ones now, not in some hours
         if audit.data.source != test.source:
             raise AuditError(
                 f"{file} is an audit on {audit.data.source}, this sweep is on {test.source}; audits of several "

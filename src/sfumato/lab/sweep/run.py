@@ -8,11 +8,10 @@ from pathlib import Path
 from sfumato.artifacts.provenance import provenance
 from sfumato.errors import AuditError, Interrupted, TrainingError
 from sfumato.lab.audit.points import ENDS, points_of
-from sfumato.lab.audit.schema import Point
+from sfumato.lab.audit.schema import AuditResult, Point
 from sfumato.lab.models.precision import device_name
 from sfumato.lab.report.frontier import save_frontier_png
 from sfumato.lab.report.tradeoff import Row, row, sentence, verdict
-from sfumato.lab.runs.audits import AuditContent
 from sfumato.lab.runs.folders import check_writable
 from sfumato.lab.sweep.dials import Setting
 from sfumato.lab.sweep.engines import in_turn
@@ -103,8 +102,8 @@ def _found(sweep: Sweep, failed: dict[str, str], say: Say) -> Found:
     if not swept:
         reasons = "; ".join(dict.fromkeys(failed.values())) or "no attacker finished"
         raise AuditError(f"no point of the sweep could be made: {reasons}")
-    comparison = [point for point in points_of(others) if point["role"] not in ENDS]
-    comparison += [point for point in points_of({**others, **own}) if point["role"] in ENDS]
+    comparison = [point for point in points_of(others) if point.role not in ENDS]
+    comparison += [point for point in points_of({**others, **own}) if point.role in ENDS]
     plot = sweep.folder / "frontier.png"
     by_mode = sorted(swept, key=lambda one: one.mode != _ALL_SENT)  # one series after the other
     save_frontier_png([*map(_plotted, by_mode), *comparison], plot)
@@ -113,7 +112,7 @@ def _found(sweep: Sweep, failed: dict[str, str], say: Say) -> Found:
     device = device_cost(sweep)
     frontier = Frontier(
         recipe=str(sweep.recipe),
-        budget=NamedBudget(name=sweep.budget.name, description=sweep.budget.says),
+        budget=NamedBudget(name=sweep.budget.name, description=sweep.budget.description),
         classifier=NamedClassifier(name=sweep.classifier.name, fingerprint=sweep.classifier.fingerprint),
         on_device=None if sweep.local_bundle is None else str(sweep.local_bundle),
         device=device,
@@ -122,12 +121,12 @@ def _found(sweep: Sweep, failed: dict[str, str], say: Say) -> Found:
         failed=failed,
         verdict=Verdict(pays_off=pays_off, sentences=(*sentences, *_on_cost(device), *_on_failed(failed))),
         plot=str(plot),
-        provenance=provenance(device=device_name(fastest_device())),
+        provenance=provenance(device=device_name(fastest_device())).to_json(),
     )
     return Found(rows, comparison, frontier, sweep.folder / "frontier.json")
 
 
-def _rows(setting: Setting, made: dict[str, AuditContent], others: dict[Path, AuditContent]) -> list[_Swept]:
+def _rows(setting: Setting, made: dict[str, AuditResult], others: dict[Path, AuditResult]) -> list[_Swept]:
     """Return a setting's rows: sending every image, and with its gate if it has one."""
     points = [
         [p for p in points_of({**others, Path(name): made[name]}) if p.role not in ENDS and p.source == name]
@@ -159,25 +158,24 @@ def _point(sweep: Sweep, one: _Swept, files: dict[str, Path]) -> FrontierPoint:
 def _plotted(one: _Swept) -> Point:
     """Return a row as a point of the plot."""
     of = one.row
-    spread = of.accuracy.std, of.excess_leakage.std
-    return {
-        "name": of.name,
-        "accuracy": of.accuracy.mean,
-        "excess_leakage": of.excess_leakage.mean,
-        "role": "swept",
-        "budget": of.budget,
-        "source": "this sweep",
-        "best_attacker": ", ".join(dict.fromkeys(of.attackers)),
-        "series": one.mode,
-        "spread": None if None in spread else spread,
-    }
+    return Point(
+        name=of.name,
+        accuracy=of.accuracy.mean,
+        excess_leakage=of.excess_leakage.mean,
+        role="swept",
+        budget=of.budget,
+        source="this sweep",
+        best_attacker=", ".join(dict.fromkeys(of.attackers)),
+        series=one.mode,
+        spread=None if of.accuracy.std is None or of.excess_leakage.std is None else (of.accuracy.std, of.excess_leakage.std),
+    )
 
 
-def _comparable(sweep: Sweep, own: dict[Path, AuditContent], say: Say) -> dict[Path, AuditContent]:
+def _comparable(sweep: Sweep, own: dict[Path, AuditResult], say: Say) -> dict[Path, AuditResult]:
     """Return other audits for the same classifier on the same images: those with the same accuracy on plain images."""
-    plain = {audit["utility"]["accuracy_plain"] for audit in own.values()}
+    plain = {audit.utility.accuracy_plain for audit in own.values() if audit.utility}
     others = sweep.others or {}
-    same = {file: audit for file, audit in others.items() if (audit["utility"] or {}).get("accuracy_plain") in plain}
+    same = {file: audit for file, audit in others.items() if audit.utility and audit.utility.accuracy_plain in plain}
     if left_out := [file.name for file in others if file not in same]:
         say(
             "left out, as their accuracy on plain images differs from the sweep's (another classifier or other "

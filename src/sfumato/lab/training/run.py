@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import nn
 
 from sfumato.artifacts.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, Bundle
 from sfumato.artifacts.provenance import provenance
+from sfumato.artifacts.records import Provenance
 from sfumato.errors import Interrupted, TrainingError
 from sfumato.lab.classifiers import classifier_bundle
 from sfumato.lab.data import Stream
@@ -226,11 +227,11 @@ def _finish(trained: Trained) -> Bundle:
     try:
         bundle = write_bundle(trained, run.bundle)
         if isinstance(recipe, ClassifierRecipe):
-            bundle.figures.update(evaluate_classifier(bundle, test_set))
+            figures = evaluate_classifier(bundle, test_set)
         else:
             classifier = Bundle.load(classifier_bundle(recipe.classifier, run.classifier))
-            bundle.figures.update(evaluate_obfuscator(bundle, classifier, test_set))
-        bundle.save()
+            figures = evaluate_obfuscator(bundle, classifier, test_set)
+        bundle = replace(bundle, figures=bundle.figures.updated(**figures.to_json())).save()
     except OSError as error:
         raise TrainingError(
             f"the bundle cannot be written to {run.bundle}: {error.strerror or error}; the training itself is kept: "
@@ -278,11 +279,10 @@ def write_bundle(trained: Trained, path: Path) -> Bundle:
     else:
         assert made.frozen is not None
         bundle = write_obfuscator_bundle(path, made.task, images, classifier=made.frozen, recipe=resolved, half=half)
-    bundle.provenance.update(_provenance(trained))
-    return bundle
+    return replace(bundle, provenance=_provenance(trained))
 
 
-def _provenance(trained: Trained) -> dict[str, Any]:
+def _provenance(trained: Trained) -> Provenance:
     recipe, made, fitted, device = trained.recipe, trained.made, trained.fitted, trained.fabric.device
     return provenance(
         seed=recipe.training.seed,

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from sfumato.artifacts.bundle import Bundle
 from sfumato.errors import RecipeError, TrainingError
-from sfumato.lab.data import ImageSet
-from sfumato.lab.evaluation.accuracy import BATCH
+from sfumato.lab.data import INFERENCE_BATCH, ImageSet
 from sfumato.lab.models import Sketcher
 from sfumato.lab.training.blackbox.measuring import measure_at
 from sfumato.lab.training.blackbox.oracle import Oracle
@@ -155,14 +154,12 @@ def protect_black_box(
         if isinstance(known, SketchRecipe):
             figures |= measure_at(endpoint, bundle, test)
         figures |= {
-            "surrogate_agreement": max(surrogate.figures["agreement"] for surrogate in surrogates),
+            "surrogate_agreement": max(surrogate.figures.agreement or 0.0 for surrogate in surrogates),
             "queries_learning": len(asked.images),
             "queries": endpoint.spent,
         }
-    bundle.figures.update(figures)
-    bundle.provenance["black_box"] = {**box.model_dump(mode="json"), "figures": figures}
-    bundle.save()
-    return bundle
+    about = bundle.provenance.updated(black_box={**box.model_dump(mode="json"), "figures": figures})
+    return replace(bundle, figures=bundle.figures.updated(**figures), provenance=about).save()
 
 
 def _for_surrogates(recipe: ObfuscatorRecipe | SketchRecipe, surrogates: list[Bundle]) -> AnyRecipe:
@@ -191,7 +188,7 @@ def _sample(images: ImageSet, count: int, seed: int) -> ImageSet:
 
 
 def _ask(endpoint: Oracle, images: ImageSet, progress: Progress) -> _Asked:
-    parts = tracked(torch.split(images.images, BATCH), "querying the endpoint", progress)
+    parts = tracked(torch.split(images.images, INFERENCE_BATCH), "querying the endpoint", progress)
     return _Asked(images, torch.cat([endpoint(part.float() / 255) for part in parts]))
 
 
@@ -254,7 +251,7 @@ def _tune(
 def distinct_codes(sketcher: Sketcher, images: ImageSet, progress: Progress = silent) -> tuple[Tensor, Tensor]:
     """Return the images' codes, each once, (K, classes + learned bits) float32, and the share of each, (K,)."""
     sketcher.eval()
-    parts = tracked(torch.split(images.images, BATCH), "encoding", progress)
+    parts = tracked(torch.split(images.images, INFERENCE_BATCH), "encoding", progress)
     codes, counts = torch.unique(
         torch.cat([sketcher.encode(part.float() / 255)[0] for part in parts]), dim=0, return_counts=True
     )
