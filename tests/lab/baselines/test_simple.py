@@ -27,7 +27,7 @@ def test_every_method_keeps_shape_and_type(name):
     assert torch.isfinite(out).all()
     assert torch.equal(method(images()), method(images())) is not method.stochastic
     assert method.stochastic is isinstance(method, NoisyMethod)
-    assert (method.default is None) is (method.strength_says == "")
+    assert (method.default is None) is (method.strength_help == "")
 
 
 def test_identity_changes_nothing():

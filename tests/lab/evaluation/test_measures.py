@@ -50,7 +50,7 @@ def test_the_original_itself_is_perfect():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r, o: (r[:3], o), "need"),
+        (lambda r, o: (r[:3], o), "are expected"),
         (lambda r, o: (r * 255, o), "in \\[0, 1\\]"),
         (lambda r, o: (r - 1, o), "in \\[0, 1\\]"),
         (lambda r, o: (torch.where(r == r.max(), torch.nan, r), o), "finite"),

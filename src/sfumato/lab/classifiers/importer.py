@@ -82,7 +82,7 @@ def import_classifier(source: str, folder: Path, metadata: UserMetadata = _NOTHI
     if min(preprocessing.height, preprocessing.width) < _LEAST_SIDE:
         raise ClassifierError(f"{source}: images have sides of at least {_LEAST_SIDE} pixels, got {preprocessing}")
     inputs = _probes(preprocessing)
-    logits = _net_logits(found.net, inputs, source) if found.net is not None else _onnx_logits(found.onnx, inputs)
+    logits = _logits(found, inputs, source)
     _check_logits(logits, source, is_net=found.net is not None)
     renew(folder)
     try:
@@ -118,25 +118,19 @@ def _probes(preprocessing: Preprocessing) -> Tensor:
 
 
 @torch.no_grad()
-def _net_logits(net: nn.Module, inputs: Tensor, source: str) -> Tensor:
+def _logits(found: ImportedClassifier, inputs: Tensor, source: str) -> Tensor:
     try:
-        logits: Any = net(inputs)
-    except Exception as error:  # a user's own network raises anything
-        size = tuple(inputs.shape[2:])
-        raise ClassifierError(f"{source} fails on images of {size}: {type(error).__name__}: {error}") from error
+        if found.net is not None:
+            logits: Any = found.net(inputs)
+        else:
+            assert found.onnx is not None
+            logits = torch.from_numpy(np.asarray(OnnxFunction(found.onnx)(inputs.numpy())))
+    except Exception as error:  # a user's own network raises anything, and ONNX Runtime's errors have no common base
+        size, kind = tuple(inputs.shape[2:]), type(error).__name__
+        raise ClassifierError(f"{source} fails on images of {size}: {kind}: {first_line(error)}") from error
     if not isinstance(logits, Tensor):
         raise ClassifierError(f"{source} gives a {type(logits).__name__}; one tensor of logits is expected")
     return logits
-
-
-def _onnx_logits(path: Path | None, inputs: Tensor) -> Tensor:
-    assert path is not None
-    try:
-        logits = OnnxFunction(path)(inputs.numpy())
-    except Exception as error:  # ONNX Runtime's errors have no common base
-        size = tuple(inputs.shape[2:])
-        raise ClassifierError(f"{path} fails on images of {size}: {first_line(error)}") from error
-    return torch.from_numpy(np.asarray(logits))
 
 
 def _check_logits(logits: Tensor, source: str, *, is_net: bool) -> None:

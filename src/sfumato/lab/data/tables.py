@@ -45,12 +45,10 @@ def read_rows(source: str, split: str, image_column: str | None = None) -> Any:
         splits = _read_csv(folder, image_column)
     else:
         splits = read_splits(folder) if is_idx_folder(folder) else load_with_datasets(source)
-    for name in SPLIT_NAMES[split]:
+    train_only = set(splits) <= set(SPLIT_NAMES["train"])
+    for name in SPLIT_NAMES["train" if train_only else split]:
         if name in splits:
-            rows = splits[name]
-            return _held_out(rows, split) if set(splits) <= set(SPLIT_NAMES["train"]) else rows
-    if split == "test" and set(splits) <= set(SPLIT_NAMES["train"]) and splits:
-        return _held_out(next(iter(splits.values())), split)
+            return _held_out(splits[name], split) if train_only else splits[name]
     raise DataError(f"{source} has no {split} split; it has {', '.join(splits)}")
 
 
