@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from sfumato.apps.doctor import Finding, examine_endpoint, is_well
 from sfumato.artifacts.bundle import Bundle
-from sfumato.device.endpoint_binding import Payload
+from sfumato.device.endpoint_binding import PayloadSpec
 from sfumato.errors import DataError, EndpointError
 from sfumato.lab.classifiers import Stated, adopt, classifier_bundle, trains_through
 from sfumato.lab.data import ImageSet, load_train_test
@@ -143,7 +143,7 @@ def _server(url: str, model: str, served: Bundle, options: dict[str, Any]) -> li
         for finding in examine_endpoint(
             url,
             model,
-            payload=Payload((3, served.preprocessing.height, served.preprocessing.width), len(served.labels)),
+            payload=PayloadSpec((3, served.preprocessing.height, served.preprocessing.width), len(served.labels)),
             labels=served.labels,
             fingerprint=None if served.recipe.kind == "adopted" else served.classifier_fingerprint,
             **options,
