@@ -163,7 +163,7 @@ def test_classify_says_in_one_line_what_is_wrong(
         (["--server", server["url"], "--model", "other"], TOKEN, "404"),
         (["--server", "http://127.0.0.1:9"], "", "no connection"),
         (["--server", "nonsense"], "", "must look like https://host:port"),
-        (["--server", "http://example.org"], TOKEN, "readably"),
+        (["--server", "http://example.org"], TOKEN, "in the clear"),
         (["--server", server["url"], "--token-file", tmp_path / "none"], "", "token"),
         (["--server", server["url"], "--datatype", "UINT8"], TOKEN, "not 8-bit"),
         (["--server", server["url"], "--datatype", "FP16"], TOKEN, "takes FP32; got FP16"),

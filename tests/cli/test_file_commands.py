@@ -115,4 +115,4 @@ def test_doctor_examines_it(pair: Any, at: FileEndpoint, url: str) -> None:
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["ok"] and len(at.files) == 8
     done = sfumato(*arguments)  # looks in the wrong place
-    assert done.exit_code == 1 and "no text under 'label'; it has 'result'" in " ".join(done.stdout.split())
+    assert done.exit_code == 1 and "no string under 'label'; it has 'result'" in " ".join(done.stdout.split())

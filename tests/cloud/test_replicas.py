@@ -147,7 +147,7 @@ def test_a_replica_that_never_starts_again_is_given_up(tmp_path: Path, tiny_bund
         before = replicas_of(process)
         (folder / "bundle.json").write_text("{")
         os.kill(before[0], signal.SIGKILL)
-        wait_for("it is tried for ever", lambda: any("go on without it" in line for line in errors))
+        wait_for("it is tried forever", lambda: any("continue without it" in line for line in errors))
         for _ in range(12):
             with Client(said["url"], obfuscator, retries=0) as client:
                 client.classify(tiny.image(0))

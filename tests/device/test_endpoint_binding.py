@@ -12,15 +12,15 @@ import pytest
 from recording import Behaviour, client, leaked, metadata, recording, respond_with, softmax
 from sfumato.artifacts.bundle import Bundle
 from sfumato.artifacts.records import RecipeRecord
-from sfumato.device.endpoint_binding import Payload, as_datatype, make_plan, payload_from
+from sfumato.device.endpoint_binding import PayloadSpec, as_datatype, make_plan, payload_from
 from sfumato.errors import BundleError, EndpointError, EndpointResponseInvalid
 from sfumato.wire import ModelMetadata, TensorSpec
 from tiny import LABELS, PREPROCESSING, SIZE, image, logits, negative, save_bundles
 
 ROW = (3, SIZE, SIZE)
-FLOATS = Payload(ROW, len(LABELS))
+FLOATS = PayloadSpec(ROW, len(LABELS))
 LEVELS = replace(FLOATS, eight_bit=True)
-CODE = Payload((1,), len(LABELS), split=True)
+CODE = PayloadSpec((1,), len(LABELS), split=True)
 
 
 def model(datatype: str, row: tuple[int, ...] = ROW, **changes: Any) -> ModelMetadata:
@@ -40,7 +40,7 @@ def model(datatype: str, row: tuple[int, ...] = ROW, **changes: Any) -> ModelMet
     ],
 )
 def test_the_models_datatype_unless_another_is_asked_for(
-    payload: Payload, stated: str, asked: str | None, chosen: str
+    payload: PayloadSpec, stated: str, asked: str | None, chosen: str
 ) -> None:
     plan = make_plan(model(stated), payload, datatype=asked)
     assert (plan.input_name, plan.datatype, plan.output_name) == ("x", chosen, None)

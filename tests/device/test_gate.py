@@ -111,7 +111,7 @@ def test_without_its_gate_everything_is_sent(gated_bundle: Bundle) -> None:
     assert [len(tensors) for tensors in received] == [5]
 
 
-def test_classify_at_home_sends_nothing(gated_bundle: Bundle, obfuscator_bundle: Bundle) -> None:
+def test_classify_locally_sends_nothing(gated_bundle: Bundle, obfuscator_bundle: Bundle) -> None:
     with recording() as server, client(server, gated_bundle) as it, client(server, obfuscator_bundle) as ungated:
         at_home = it.classify_locally(sure_image())
         assert at_home is not None

@@ -21,7 +21,7 @@ from recording import Behaviour, Exchange, RecordingServer, leaked, recording, s
 from sfumato.artifacts import shipped
 from sfumato.artifacts.bundle import CLASSIFIER_ONNX, Bundle
 from sfumato.artifacts.onnx_file import OnnxFunction
-from sfumato.device import FileClient, Obfuscator
+from sfumato.device import Client, FileClient, Obfuscator
 from sfumato.device.eight_bit import from_pixels
 from sfumato.errors import (
     BundleError,
@@ -231,7 +231,7 @@ def test_the_detector_would_see_the_image_itself(style: Any, bundle: Bundle, mon
         ("almost", True),
     ],
 )
-def test_nothing_is_sent_if_the_drawing_is_not_fit_for_a_file(kind: str, rounding: bool, tmp_path: Path) -> None:
+def test_nothing_is_sent_if_the_output_is_not_fit_for_a_file(kind: str, rounding: bool, tmp_path: Path) -> None:
     bad, _ = tiny.save_bundles(tmp_path, kind)
     with recording() as server, client(server, bad, rounding=rounding) as it, pytest.raises(BundleError):
         it.classify(IMAGE)
@@ -242,6 +242,11 @@ def test_nothing_is_sent_of_a_bad_image(bundle: Bundle) -> None:
     with recording() as server, client(server, bundle) as it, pytest.raises(ImageError):
         it.classify(b"no image")
     assert server.recorded == b""
+
+
+def test_both_clients_share_what_decides_and_what_sends() -> None:
+    for name in ("classify", "classify_batch", "classify_many", "classify_locally", "_classify_group", "_send"):
+        assert getattr(Client, name) is getattr(FileClient, name)
 
 
 def test_only_obfuscated_images_can_be_sent(bundle: Bundle) -> None:

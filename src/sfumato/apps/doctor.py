@@ -23,7 +23,7 @@ from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.device.client import Client, FingerprintWarning
 from sfumato.device.connect import open_endpoint
 from sfumato.device.eight_bit import from_pixels
-from sfumato.device.endpoint_binding import Payload, Plan, make_plan
+from sfumato.device.endpoint_binding import PayloadSpec, Plan, make_plan
 from sfumato.device.gate import softmax
 from sfumato.device.image_file_client import FileClient
 from sfumato.device.obfuscator import Obfuscator
@@ -128,7 +128,7 @@ def examine_endpoint(
     server_url: str,
     model: str,
     *,
-    payload: Payload,
+    payload: PayloadSpec,
     labels: Sequence[str],
     fingerprint: str | None,
     **options: Unpack[ConnectionOptions],

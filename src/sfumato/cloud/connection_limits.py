@@ -1,4 +1,4 @@
-"""The server's limits, which uvicorn does not have, on a connection; and responses in one piece.
+"""The server's limits, those that uvicorn does not have on each connection, and responses in one piece.
 
 Without limits on how many connections there are, how long a head is, and how long a request takes to arrive, a client
 that sends a byte a minute, or a header without an end, holds a connection and memory forever.

@@ -122,7 +122,8 @@ class Client(BaseClient):
             self.check_ready()
         except (EndpointFailed, EndpointRefused) as error:  # the protocol says "not ready" with a 4xx
             return EndpointStatus(False, self.model, platform="", fingerprint="unknown", reason=str(error))
-        metadata = self.plan().metadata
+        self.plan()  # raises if the model cannot take the payload
+        metadata = self.metadata()
         return EndpointStatus(True, self.model, platform=metadata.platform, fingerprint=self._match(metadata))
 
     def check_ready(self) -> None:

@@ -24,7 +24,7 @@ CODE_DATATYPE = "UINT8"
 
 
 @dataclass(frozen=True)
-class Payload:
+class PayloadSpec:
     """What a bundle's obfuscator sends.
 
     Attributes:
@@ -82,22 +82,20 @@ class Plan:
         input_name: the input that takes the payload.
         datatype: the protocol's name of the payload's type.
         output_name: the output to ask for; None takes whatever comes.
-        metadata: what the endpoint says of the model.
     """
 
     input_name: str
     datatype: str
     output_name: str | None
-    metadata: ModelMetadata
 
 
-def payload_from(bundle: Bundle, shape: tuple[int, ...], *, split: bool) -> Payload:
+def payload_from(bundle: Bundle, shape: tuple[int, ...], *, split: bool) -> PayloadSpec:
     """Describe the payload of an obfuscator's bundle, with `shape` for one image."""
-    return Payload(shape, len(bundle.labels), split=split, eight_bit=bundle.recipe.eight_bit_output and not split)
+    return PayloadSpec(shape, len(bundle.labels), split=split, eight_bit=bundle.recipe.eight_bit_output and not split)
 
 
 def make_plan(
-    metadata: ModelMetadata, payload: Payload, *, datatype: str | None = None, input_name: str | None = None
+    metadata: ModelMetadata, payload: PayloadSpec, *, datatype: str | None = None, input_name: str | None = None
 ) -> Plan:
     """Decide how to ask a model.
 
@@ -115,7 +113,7 @@ def make_plan(
     output_name = _pick_output(metadata, payload.classes)
     if not metadata.inputs:
         usual = CODE_DATATYPE if payload.split else IMAGE_DATATYPES[0]
-        return Plan(input_name or INPUT_NAME, datatype or usual, output_name, metadata)
+        return Plan(input_name or INPUT_NAME, datatype or usual, output_name)
     if len(metadata.inputs) != 1:
         raise EndpointResponseInvalid(
             f"model {metadata.name!r} states {len(metadata.inputs)} inputs; exactly one is needed"
@@ -126,7 +124,7 @@ def make_plan(
         raise EndpointResponseInvalid(
             f"model {metadata.name!r} takes the shape {list(spec.shape)}; the obfuscator makes {[-1, *payload.shape]}"
         )
-    return Plan(spec.name, datatype, output_name, metadata)
+    return Plan(spec.name, datatype, output_name)
 
 
 def as_datatype(tensors: NDArray[Any], datatype: str, preprocessing: Preprocessing) -> NDArray[Any]:

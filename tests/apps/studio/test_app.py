@@ -64,9 +64,11 @@ def test_the_page_and_everything_it_loads_are_there(url: str) -> None:
         assert ask(url, path)[0] == 200, path
 
 
-def test_a_bundle_is_handed_out_as_it_is_but_not_its_weights(url: str, obfuscator_bundle: Bundle) -> None:
-    for name in ("bundle.json", "obfuscator.onnx"):
-        assert ask(url, f"/bundles/1/{name}")[1] == (obfuscator_bundle.path / name).read_bytes()
+def test_a_bundle_is_served_as_it_is_but_not_its_weights(url: str, obfuscator_bundle: Bundle) -> None:
+    manifest = (obfuscator_bundle.path / "bundle.json").read_bytes()
+    assert json.loads(ask(url, "/bundles/1/bundle.json")[1]) == json.loads(manifest)
+    onnx_file = (obfuscator_bundle.path / "obfuscator.onnx").read_bytes()
+    assert ask(url, "/bundles/1/obfuscator.onnx")[1] == onnx_file
     assert ask(url, "/bundles/0/obfuscator.safetensors")[0] == 404
     site = json.loads(ask(url, "/studio.json")[1])
     assert site["bundles"] == ["/bundles/0/", "/bundles/1/"]

@@ -10,7 +10,7 @@ from typing import Literal
 
 from sfumato.apps.doctor import Finding, examine_endpoint, is_well
 from sfumato.artifacts.bundle import Bundle
-from sfumato.device.endpoint_binding import Payload
+from sfumato.device.endpoint_binding import PayloadSpec
 from sfumato.errors import DataError, EndpointError
 from sfumato.lab.classifiers import UserMetadata, classifier_bundle, import_classifier, trains_through
 from sfumato.lab.classifiers.frozen import is_imported
@@ -144,7 +144,7 @@ def _server(url: str, model: str, served: Bundle, token: str | None) -> list[Fin
         found += examine_endpoint(
             url,
             model,
-            payload=Payload((3, served.preprocessing.height, served.preprocessing.width), len(served.labels)),
+            payload=PayloadSpec((3, served.preprocessing.height, served.preprocessing.width), len(served.labels)),
             labels=served.labels,
             fingerprint=None if is_imported(served) else served.classifier_fingerprint,
             token=token,
