@@ -176,7 +176,7 @@ def _plotted(one: _Swept) -> Point:
 def _comparable(sweep: Sweep, own: dict[Path, AuditContent], say: Say) -> dict[Path, AuditContent]:
     """Return other audits for the same classifier on the same images: those with the same accuracy on plain images."""
     plain = {audit["utility"]["accuracy_plain"] for audit in own.values()}
-    others = sweep.others or {}
+    others = sweep.others
     same = {file: audit for file, audit in others.items() if (audit["utility"] or {}).get("accuracy_plain") in plain}
     if left_out := [file.name for file in others if file not in same]:
         say(
