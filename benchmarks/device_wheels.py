@@ -41,7 +41,7 @@ def main(out: Path = Path("results/device-wheels.json")) -> None:
 
 
 def _wheels(tag: str, wanted: list[str]) -> dict[str, Any]:
-    """What pip would install, all of it as wheels; what is missing if it would not."""
+    """Return the wheels that pip would install, or what is missing."""
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--dest", folder]
         done = subprocess.run(

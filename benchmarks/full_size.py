@@ -23,7 +23,7 @@ Step = Callable[[], None]
 
 
 def full_size(reached: dict[str, Any], *, batch: int = BATCH, rounds: int = ROUNDS) -> dict[str, Any]:
-    """Times the steps in turn, in one run.
+    """Time the steps, alternating in one run.
 
     Args:
         reached: see `machine_limits.limits`.

@@ -1,4 +1,4 @@
-"""How cost grows: with pixels, classes, clients, batch and training images, each by a short measured curve.
+"""Measure how cost grows with pixels, classes, clients, batch and training images, each as a short curve.
 
 `make growth`, or `python benchmarks/growth.py`, writes results/growth.json, and from it docs/growth.md and
 docs/growth.svg (`--page` writes these again from the file that is there; `--quick` tries it and writes nothing).
@@ -68,7 +68,7 @@ SMALL = 64
 
 
 def device_against_pixels(folder: Path, sides: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
-    """Milliseconds of one image on the device, and of the classifiers that it is spared."""
+    """Time one image on the device, and the classifiers that run in the cloud instead, in milliseconds."""
     normalize = Normalize(random_bundles.MEAN, random_bundles.STD)
     found = []
     for side in sides:
@@ -119,7 +119,7 @@ def device_against_classes(folder: Path, classes: tuple[int, ...], rounds: int) 
 
 
 def wire_against_pixels(sides: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Bytes of a request's body in each form; the code is that of 10 classes."""
+    """Return the bytes of a request's body in each format; the code is that of 10 classes."""
     found = []
     for side in sides:
         with torch.no_grad():
@@ -233,7 +233,7 @@ def _trained(side: int, batch: int, images: int = 0) -> dict[str, Any]:
 
 
 def _alone(what: str, *numbers: int) -> dict[str, Any]:
-    """What this file finds out in a process of its own."""
+    """Return what this file measures in a separate process."""
     command = [sys.executable, __file__, what, *map(str, numbers)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -352,7 +352,7 @@ def main(out: Path | None = Path("results/growth.json"), *, quick: bool = False)
 
 
 def page(result: dict[str, Any]) -> None:
-    """Writes the page and its figure."""
+    """Write the page and its figure."""
     plot(result, FIGURE)
     PAGE.write_text(written(result), encoding="utf-8")
     print(f"-> {PAGE}, {FIGURE}")

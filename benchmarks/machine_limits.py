@@ -1,4 +1,4 @@
-"""What this machine reaches at most, and what a piece of work asks of it."""
+"""Measure the limits of this machine, and count the operations and bytes of a piece of work."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIDE, NUMBERS, ROUNDS = 2048, 32 * 2**20, 7
 
 @dataclass(frozen=True)
 class Counted:
-    """What a piece of work asks for.
+    """Operations and bytes of a piece of work.
 
     Attributes:
         operations: of convolutions and products, two for each multiply-accumulate.
@@ -49,7 +49,7 @@ def limits() -> dict[str, Any]:
 
 
 def counted(work: Callable[[], object]) -> Counted:
-    """Counts what a piece of work computes and moves while it runs once."""
+    """Count the operations and bytes of a piece of work while it runs once."""
     given = {torch.ops.aten.convolution_backward: _convolution_backward}
     with FlopCounterMode(display=False, custom_mapping=given) as operations, _Moved() as moved:
         work()
@@ -74,7 +74,7 @@ def _convolution_backward(
 
 
 class _Moved(TorchDispatchMode):
-    """Adds up the sizes of all tensors that operators read or write; views move nothing."""
+    """Sum the sizes of all tensors that operators read or write; views move nothing."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -45,7 +45,7 @@ class Command:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def end(self) -> dict[str, Any]:
-        """Waits for it; what it said, and what it took."""
+        """Wait for it; return its output and its cost."""
         out, errors = self.process.communicate()
         seconds = time.perf_counter() - self.start_s
         self._ended.set()
@@ -83,7 +83,7 @@ def _children(pid: int) -> list[int]:
 
 
 def make(folder: Path, count: int) -> Path:
-    """Images as files."""
+    """Save images as files."""
     random = np.random.default_rng(0)
     different = []
     for _ in range(DIFFERENT):

@@ -59,7 +59,7 @@ def sketch(folder: Path, served: Bundle) -> Bundle:
 
 
 def random_set(count: int, side: int, labels: tuple[str, ...]) -> ImageSet:
-    """Images of noise with classes."""
+    """Return images of noise with classes."""
     images = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return ImageSet(images, torch.arange(count) % len(labels), labels, "random", "")
 

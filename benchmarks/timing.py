@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing several things in turn, so that a busy moment hits them alike."""
+"""Time several things alternately, so that a busy moment affects all of them alike."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def time_in_turn(
     settle: int = 0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Times each thing once a round.
+    """Time each thing once per round.
 
     Args:
-        things: what is timed, by name.
+        things: to time, by name.
         warm_up: rounds that are not counted.
-        rounds: rounds that are.
-        repeats: calls in a row that one time is the mean of.
-        settle: calls before those in each round, so that what ran before does not leave its data in the caches.
+        rounds: that are counted.
+        repeats: consecutive calls per round, which are averaged.
+        settle: untimed calls before those in each round, to refill the caches.
         clock: in seconds; `time.thread_time` counts this thread's processor time alone.
 
     Returns:

@@ -69,7 +69,7 @@ def plain_two_pass(images: Tensor, labels: Tensor) -> Step:
 
 
 def norms_apart(step: Step) -> Step:
-    """The same with every batch norm in a pass of its own, as its layers are written."""
+    """Return the same step with every batch norm in a separate pass."""
 
     def apart() -> None:
         with patch.object(ConvNormAct, "_widens", lambda self, x: False):
@@ -108,7 +108,7 @@ def ours(
 
 
 def compilation(step: Step) -> dict[str, Any]:
-    """How long a step takes that has to compile first, or why it fails."""
+    """Time a step that has to compile first; return the reason if it fails."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as empty, patch.dict(os.environ, {"TORCHINDUCTOR_CACHE_DIR": empty}):
         try:
@@ -119,7 +119,7 @@ def compilation(step: Step) -> dict[str, Any]:
 
 
 def parts(images: Tensor) -> dict[str, Step]:
-    """What the step consists of, each forward and backward alone."""
+    """Return the parts of the step, each with its forward and backward pass."""
     images = images.contiguous(memory_format=torch.channels_last)
     nets: dict[str, nn.Module] = {
         "obfuscator": Obfuscator().train(),
@@ -203,7 +203,7 @@ def main(out: Path | None = Path("results/training-step.json"), *, batch: int = 
 
 
 def _compared(work: Counted, reached: dict[str, Any], time_ms: float, datatype: str) -> dict[str, float]:
-    """What a step computes and moves, and how long that takes at least on this machine."""
+    """Return the operations and bytes of a step, and its shortest possible time on this machine."""
     compute_ms = work.operations / reached["gflop_per_s"][datatype] / 1e6
     memory_ms = work.moved_bytes / reached["gb_per_s"] / 1e6
     return {

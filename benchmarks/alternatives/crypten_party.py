@@ -59,7 +59,7 @@ def convolutions(net: str) -> list[tuple[torch.Tensor, torch.Tensor, int]]:
 
 
 def forward(x, layers, net: str):
-    """Logits (1, 10, 1, 1) of an image, both encrypted or both plain."""
+    """Return the logits (1, 10, 1, 1) of an image, both encrypted or both plain."""
     rest = iter(layers)
 
     def convolve(x):
@@ -83,7 +83,7 @@ def pooled(x):
 
 
 def serve(net: str, weights: str) -> None:
-    """Classifies an image for each line on the first party's input."""
+    """Classify an image for each line on the first party's input."""
     rank = comm.get().get_rank()
     crypten.cfg.communicator.verbose = True
     plain = convolutions(net)

@@ -1,4 +1,4 @@
-"""How much memory a process took; for every party, so with nothing but Python's own modules."""
+"""Peak memory of a process; shared by all parties, so it needs only Python's own modules."""
 
 from __future__ import annotations
 

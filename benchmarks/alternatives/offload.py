@@ -86,7 +86,7 @@ def _bound(client: Any, image: np.ndarray) -> Callable[[], object]:
 
 
 def _bytes(url: str, make: Callable[[str], Any], image: np.ndarray) -> dict[str, int]:
-    """What an image takes each way, heads included, after the connection and the model's description were had."""
+    """Return the bytes of an image each way, headers included, after the connection and the model's metadata."""
     with relayed(url) as (near, sent, received):
         client = make(near)
         client.classify(image)

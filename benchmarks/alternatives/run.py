@@ -1,4 +1,4 @@
-"""What a user would pick instead of an obfuscator, side by side: one 3x32x32 image each, on one machine, in one run.
+"""Compare the alternatives to an obfuscator: one 3x32x32 image each, on one machine, in one run.
 
 `make alternatives`, or `python benchmarks/alternatives/run.py [NAME ...]`, writes results/alternatives.json, and the
 table of docs/alternatives.md from it. The names choose among the foreign systems (`SYSTEMS` below); each lies in an
@@ -104,7 +104,7 @@ class Party:
         )  # fmt: skip
 
     def classify(self) -> dict[str, Any]:
-        """Classifies one image.
+        """Classify one image.
 
         Raises:
             RuntimeError: it ended, or its result is incorrect.
@@ -133,7 +133,7 @@ class Party:
         return dict(json.loads(done.stdout))
 
     def close(self) -> None:
-        """Ends it."""
+        """End it."""
         self._process.terminate()
         self._process.wait()
         self._said.close()

@@ -42,7 +42,7 @@ def weights() -> list[np.ndarray]:
 
 
 def forward(image: jax.Array, layers: list[jax.Array]) -> jax.Array:
-    """Logits (1, 10, 1, 1) of an image (1, 3, 32, 32)."""
+    """Return the logits (1, 10, 1, 1) of an image (1, 3, 32, 32)."""
     rest = iter(layers)
 
     def convolve(x: jax.Array, stride: int = 1) -> jax.Array:

@@ -22,7 +22,7 @@ _BEYOND = re.compile(r"_stream$|/generate")
 
 
 def checked(url: str, environments: Path, folder: Path) -> dict[str, Any]:
-    """How many requests were made, and what was not as described."""
+    """Return the number of requests, and the deviations from the description."""
     source = next(environments.glob("mlserver/lib/python*/site-packages/mlserver/rest/openapi/dataplane.json"))
     described = json.loads(
         json.dumps(json.loads(source.read_text(encoding="utf-8"))).replace('"type": "bytes"', '"type": "string"')

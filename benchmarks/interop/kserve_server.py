@@ -26,7 +26,7 @@ class Classifier(kserve.Model):
         self.ready = True
 
     def predict(self, payload, headers=None, response_headers=None):
-        """Answers one request."""
+        """Respond to one request."""
         logits = self.session.run(None, {"input": payload.inputs[0].as_numpy()})[0]
         output = kserve.InferOutput("logits", list(logits.shape), "FP32")
         # The response takes the request's form: the SDK honours the request's own choice only for named outputs.

@@ -52,7 +52,7 @@ BUNDLES = {"sketch": shipped.obfuscator_bundle, "the paper's": shipped.papers_ob
 
 
 def main(*only: str, out: Path = Path("results/interop.json"), text: Path = Path("docs/interop.md")) -> None:
-    """Runs everything, or the servers that are named, with what was found of the others before; writes it down."""
+    """Run all servers, or those named together with earlier results of the others; write the results."""
     before = {entry["server"]: entry for entry in json.loads(out.read_text())["servers"]} if only else {}
     found = [before[key] if only and key not in only else _tried(key) for key in SERVERS]
     result = {

@@ -195,7 +195,7 @@ def running(
     environment: dict[str, str] | None = None,
     ready: str = f"/v2/models/{NAME}/ready",
 ) -> Iterator[int]:
-    """Runs a server until the end of the block, from when it is ready; yields its process."""
+    """Run a server for the duration of the block, once it is ready; yield its process."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     log = folder / "log.txt"
     with log.open("wb") as stream:

@@ -39,7 +39,7 @@ from offload import serving
 
 REPLICAS, CONNECTIONS = 2, 8
 REPLICA = {"embedded": b"spawn_main", "ray": b"ray::ServeReplica"}
-"""What the command line of a replica's process has in it."""
+"""Part of the command line of a replica's process."""
 MORE_CONNECTIONS = 24
 """So many requests at once are too many for one replica on Ray, which then starts another."""
 SCALED_S = 100.0
@@ -76,7 +76,7 @@ def ask(client: Client, until: float) -> list[tuple[float, float, str | None]]:
 
 
 def asked_by(client: Client, connections: int, seconds: float, begin: Callable[[], None]) -> list[Any]:
-    """What all of so many threads asked; `begin` is called when they start."""
+    """Return the requests of several threads; `begin` is called when they start."""
     with client, ThreadPoolExecutor(connections) as pool:
         client.check()
         begin()

@@ -11,7 +11,7 @@ class Classifier(litserve.LitAPI):
     """One ONNX file; JSON in, JSON out."""
 
     def setup(self, device):
-        """Opens the file."""
+        """Open the file."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         self.session = ort.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])

@@ -74,7 +74,7 @@ class Contender:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def start(self, folder: Path, model: Path) -> AbstractContextManager[Served]:
-        """Starts it."""
+        """Start it."""
         return self.server.start(folder, model, **self.options)
 
 
@@ -177,7 +177,7 @@ def _summary(rounds: list[dict[str, float]], ours: float) -> dict[str, Any]:
 
 
 def _load(one: Contender, served: Served, seconds: int) -> dict[str, float]:
-    """What wrk found, and the processor time that the server took."""
+    """Return what wrk found, and the processor time of the server."""
     with tempfile.NamedTemporaryFile() as body:
         body.write(one.body)
         body.flush()
@@ -248,7 +248,7 @@ def _relative_to_runtime(one: Contender, model: Path, folder: Path) -> dict[str,
 
 
 def _runs(url: str) -> dict[str, float]:
-    """How many runs our server has made, how many of one row, and the rows of all."""
+    """Return the number of runs of our server, of those with one row, and of rows."""
     with urllib.request.urlopen(f"{url}/metrics", timeout=10) as response:
         lines = response.read().decode().splitlines()
     starts = {"count": "count{", "sum": "sum{", "of_one": 'bucket{le="1.0",'}
@@ -259,7 +259,7 @@ def _runs(url: str) -> dict[str, float]:
 
 
 def _mixed(counts: dict[int, int]) -> list[int]:
-    """Sizes as often as they are wanted, in no order."""
+    """Return each size as often as it is wanted, shuffled."""
     sizes = np.repeat(list(counts), list(counts.values()))
     return [int(size) for size in np.random.default_rng(0).permutation(sizes)]
 

@@ -11,14 +11,14 @@ class TritonPythonModel:
     """The class that the backend loads."""
 
     def initialize(self, args):
-        """Opens the file."""
+        """Open the file."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         file = Path(__file__).with_name("model.onnx")
         self.classifier = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
     def execute(self, requests):
-        """Answers all of them with one run."""
+        """Respond to all of them with one run."""
         given = [pb_utils.get_input_tensor_by_name(request, "input").as_numpy() for request in requests]
         logits = self.classifier.run(None, {"input": np.concatenate(given) if len(given) > 1 else given[0]})[0]
         parts = np.split(logits, np.cumsum([len(x) for x in given])[:-1]) if len(given) > 1 else [logits]

@@ -11,7 +11,7 @@ class Classifier(MLModel):
     """One ONNX file."""
 
     async def load(self):
-        """Opens it."""
+        """Open the model."""
         path = await get_model_uri(self.settings)  # next to the settings
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1  # the other core is for HTTP
@@ -19,7 +19,7 @@ class Classifier(MLModel):
         return True
 
     async def predict(self, payload):
-        """Answers one request."""
+        """Respond to one request."""
         logits = self.session.run(None, {"input": NumpyCodec.decode_input(payload.inputs[0])})[0]
         output = NumpyCodec.encode_output("logits", logits)
         return InferenceResponse(model_name=self.name, outputs=[output])

@@ -17,12 +17,12 @@ class TritonPythonModel:
     """The class that the backend loads."""
 
     def initialize(self, args):
-        """Opens the files."""
+        """Open the files."""
         self.classifier = opened("model.onnx")
         self.decoder = opened("decoder.onnx") if (HERE / "decoder.onnx").exists() else None
 
     def execute(self, requests):
-        """Answers each request."""
+        """Respond to each request."""
         return [self.respond(request) for request in requests]
 
     def respond(self, request):

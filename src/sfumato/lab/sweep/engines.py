@@ -38,14 +38,7 @@ def on_ray(
     cpus: float = 1,
     gpus: float | None = None,
 ) -> Engine:
-    """Return an engine that makes several points at once.
-
-    Args:
-        storage: folder of Ray Tune's own logs; on a cluster, like the points' folders, on a disk that all share.
-        address: of a running cluster; None starts Ray on this machine alone, and ends it with the sweep.
-        parallel: points at once, at most; None for as many as fit.
-        cpus: processor cores for each.
-        gpus: GPUs for each, may be a fraction; None for one if there are any.
+    """Return an engine that makes several points at once; see `sfumato.lab.sweep.ray.RayEngine` for the arguments.
 
     Raises:
         SfumatoError: Ray is not installed.

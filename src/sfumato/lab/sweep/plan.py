@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -48,7 +48,7 @@ class Sweep:
     images: int | None = None
     local: Path | None = None
     local_recipe: ClassifierRecipe | None = None
-    others: dict[Path, AuditResult] | None = None
+    others: dict[Path, AuditContent] = field(default_factory=dict)
 
     @property
     def local_job(self) -> Job | None:
@@ -117,13 +117,6 @@ def plan_sweep(
     if local is not None:
         bundle = Bundle.load(local, kind="classifier")
         _check_fit(str(local), classifier, (bundle.preprocessing.height, bundle.preprocessing.width), bundle.labels)
-    others = None if compare_with is None else read_audits(compare_with)
-    for file, audit in (others or {}).items():
-        if audit.data.source != test.source:
-            raise AuditError(
-                f"{file} is an audit on {audit.data.source}, this sweep is on {test.source}; audits of several "
-                "data sets cannot share one plot"
-            )
     return Sweep(
         recipe=recipe,
         settings=found,
@@ -133,8 +126,21 @@ def plan_sweep(
         images=images_each,
         local=local,
         local_recipe=None if local_recipe is None else _local(local_recipe, first.data, first.classifier),
-        others=others,
+        others={} if compare_with is None else _others(compare_with, test.source),
     )
+
+
+def _others(folder: Path, source: str) -> dict[Path, AuditContent]:
+    """Read other audits, and report broken or foreign ones now, not in some hours."""
+    others = read_audits(folder)
+    for file, audit in others.items():
+        points_of({file: audit})
+        if audit["data"]["source"] != source:
+            raise AuditError(
+                f"{file} is an audit on {audit['data']['source']}, this sweep is on {source}; audits of several data "
+                "sets cannot share one plot"
+            )
+    return others
 
 
 def listing(sweep: Sweep) -> list[Entry]:

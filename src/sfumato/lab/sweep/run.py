@@ -173,9 +173,9 @@ def _plotted(one: _Swept) -> Point:
 
 def _comparable(sweep: Sweep, own: dict[Path, AuditResult], say: Say) -> dict[Path, AuditResult]:
     """Return other audits for the same classifier on the same images: those with the same accuracy on plain images."""
-    plain = {audit.utility.accuracy_plain for audit in own.values() if audit.utility}
-    others = sweep.others or {}
-    same = {file: audit for file, audit in others.items() if audit.utility and audit.utility.accuracy_plain in plain}
+    plain = {audit["utility"]["accuracy_plain"] for audit in own.values()}
+    others = sweep.others
+    same = {file: audit for file, audit in others.items() if (audit["utility"] or {}).get("accuracy_plain") in plain}
     if left_out := [file.name for file in others if file not in same]:
         say(
             "left out, as their accuracy on plain images differs from the sweep's (another classifier or other "
