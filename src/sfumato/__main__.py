@@ -1,4 +1,4 @@
-"""Makes `python -m sfumato` the same as the `sfumato` command."""
+"""Make `python -m sfumato` the same as the `sfumato` command."""
 
 from sfumato.cli.main import main
 

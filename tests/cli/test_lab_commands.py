@@ -1,4 +1,4 @@
-"""`cost`, `evaluate`, `demo` and `train` as a person runs them."""
+"""`evaluate`, `demo` and `train` as a person runs them."""
 
 from __future__ import annotations
 
@@ -97,14 +97,6 @@ def test_a_run_is_not_overwritten_unasked(tmp_path: Path):
     done = sfumato("train", "recipes/cifar10-resnet20.toml", "-o", tmp_path, code=1)
     assert "--resume" in done.stderr
     assert (tmp_path / "checkpoint.pt").read_bytes() == b"a run"
-
-
-def test_help_names_every_command():
-    """In a process of its own, as a person starts it."""
-    command, width = [sys.executable, "-m", "sfumato", "--help"], {"COLUMNS": "200"}
-    said = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **width}).stdout
-    for name in ("demo", "protect", "classify", "serve", "train", "evaluate", "cost"):
-        assert f" {name} " in said
 
 
 OBFUSCATORS = {

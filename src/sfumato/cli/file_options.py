@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import typer
@@ -10,52 +11,31 @@ import typer
 from sfumato.cli.options import option
 from sfumato.errors import SfumatoError
 
-_PANEL = "Endpoints that take image files"
+_option = partial(option, rich_help_panel="Endpoints that take image files")
 
 Files = Annotated[
     Literal["form", "body", "json"] | None,
-    typer.Option(
-        "--files",
-        help="Send image files to --server, the full address: in a multipart form, as the body, or in JSON.",
-        rich_help_panel=_PANEL,
-    ),
+    _option("form|body|json", "Send image files to --server, the full address: as a form, as the body, or in JSON."),
 ]
-Field = Annotated[
-    str | None, option("NAME", "The form's field, or the JSON key. Default: file.", rich_help_panel=_PANEL)
-]
+Field = Annotated[str | None, _option("NAME", "The form's field, or the JSON key. Default: file.")]
 Template = Annotated[
-    str | None,
-    option(
-        "JSON",
-        "JSON to send, with {base64} in place of the file and {type} in place of its media type.",
-        rich_help_panel=_PANEL,
-    ),
+    str | None, _option("JSON", "JSON to send; {base64} stands for the file, {type} for its media type.")
 ]
 FileFormat = Annotated[
     Literal["smallest", "png", "webp"] | None,
-    option(
-        "FORMAT",
-        "png, webp (lossless), or smallest: the smaller one of each image. Default: smallest.",
-        rich_help_panel=_PANEL,
-    ),
+    _option("FORMAT", "png, webp (lossless), or smallest: the smaller one of each image. Default: smallest."),
 ]
 ResponsePath = Annotated[
     str | None,
-    option(
-        "PATH",
-        "Place of the label or the scores in the response, such as responses.0.labels. Default: its root.",
-        rich_help_panel=_PANEL,
-    ),
+    _option("PATH", "Place of the label or the scores in the response: responses.0.labels. Default: its root."),
 ]
-ResponseKeys = Annotated[
-    str | None, option("A,B", "The keys of label and score. Default: label,score.", rich_help_panel=_PANEL)
-]
+ResponseKeys = Annotated[str | None, _option("A,B", "The keys of label and score. Default: label,score.")]
 Round = Annotated[
     bool,
-    typer.Option(
+    _option(
+        "",
+        "Round payloads in [0, 1], such as a sketch's, to 8 bits. Default: accept 8-bit obfuscators only.",
         "--round",
-        help="Round payloads in [0, 1], such as a sketch's, to 8 bits. Without it only 8-bit obfuscators are accepted.",
-        rich_help_panel=_PANEL,
     ),
 ]
 
