@@ -189,13 +189,15 @@ def _bundle(
         labels=labels,
         preprocessing=preprocessing,
         classifier_fingerprint=fingerprint(folder / CLASSIFIER_ONNX),
-        recipe=RecipeRecord.from_json({
-            "kind": IMPORTED,
-            "source": source,
-            "source_sha256": _content(source),
-            "origin": found.origin,
-            "notes": notes,
-            **found.facts,
-        }),
+        recipe=RecipeRecord.from_json(
+            {
+                "kind": IMPORTED,
+                "source": source,
+                "source_sha256": _content(source),
+                "origin": found.origin,
+                "notes": notes,
+                **found.facts,
+            }
+        ),
         provenance=provenance(),
     )

@@ -167,7 +167,9 @@ def _plotted(one: _Swept) -> Point:
         source="this sweep",
         best_attacker=", ".join(dict.fromkeys(of.attackers)),
         series=one.mode,
-        spread=None if of.accuracy.std is None or of.excess_leakage.std is None else (of.accuracy.std, of.excess_leakage.std),
+        spread=None
+        if of.accuracy.std is None or of.excess_leakage.std is None
+        else (of.accuracy.std, of.excess_leakage.std),
     )
 
 

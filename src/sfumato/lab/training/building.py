@@ -152,8 +152,7 @@ def begin_from(
     made = SketchNetRecipe if isinstance(recipe, SketchRecipe) else ObfuscatorNetRecipe
     if not isinstance(recipe_of(start), made):
         raise RecipeError(
-            f"{start.path} holds a {start.recipe.kind!r}; the recipe is for a {recipe.kind!r}: start from one "
-            "of these"
+            f"{start.path} holds a {start.recipe.kind!r}; the recipe is for a {recipe.kind!r}: start from one of these"
         )
     if start.labels != frozen.labels:
         raise RecipeError(

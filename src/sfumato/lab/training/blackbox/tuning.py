@@ -204,7 +204,9 @@ class _Codes(ImageSet):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield them in order, as often as the set has copies of them."""
         del seed, rank, world_size
-        yield from list(zip(torch.split(self.images, batch_size), torch.split(self.labels, batch_size), strict=True))[first:]
+        yield from list(zip(torch.split(self.images, batch_size), torch.split(self.labels, batch_size), strict=True))[
+            first:
+        ]
 
 
 def tune(
