@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -14,17 +12,11 @@ from sfumato.cli import options
 from sfumato.cli.app import run
 from sfumato.cli.memory import keep_freed_memory
 from sfumato.cli.output import needs_extra, print_json
-from sfumato.cli.progress import audit_bars
+from sfumato.cli.progress import bars
 from sfumato.errors import RecipeError
 from sfumato.progress import silent
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[Progress]:
-    with bars(quiet=quiet) as shown:
-        yield shown.progress
 
 
 @app.command()
@@ -62,7 +54,6 @@ def reproduce(
             from reproduction.listing import listing
             from reproduction.reproduce import make_lab
             from reproduction.reproduce import reproduce as make
-        place = make_lab(SIZES[size], lab, lambda: audit_bars(quiet=as_json))
         if plan:
             entries = listing(make_lab(SIZES[size], lab, silent), target)
             if as_json:

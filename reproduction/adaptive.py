@@ -20,12 +20,12 @@ from sfumato.artifacts.versions import upgraded
 from sfumato.errors import BundleError
 from sfumato.lab.attacks.decoders import RESIDUAL
 from sfumato.lab.attacks.linear import Linear
-from sfumato.lab.attacks.protocol import Attacker, Effort
+from sfumato.lab.attacks.protocol import AttackBudget, Attacker
 from sfumato.lab.attacks.target import Target
 from sfumato.lab.attacks.threat_models import Threat
 from sfumato.lab.audit.references import class_mean_reference
-from sfumato.lab.audit.result_store import Notebook
-from sfumato.lab.audit.setting import Scene
+from sfumato.lab.audit.result_store import ResultStore
+from sfumato.lab.audit.setting import AttackSetting
 from sfumato.lab.classifiers import FrozenClassifier
 from sfumato.lab.data import INFERENCE_BATCH, ImageSet
 from sfumato.lab.evaluation.measures import per_image
@@ -54,7 +54,7 @@ def measure_pair(lab: Lab, item: Item, folder: Path, what: str) -> PairFigures:
     frozen, budget = lab.frozen(item), lab.plan.snapshots
     test = lab.test.subset(budget.test_images)
     notes = lab.folder / _FOLDER
-    store = Notebook(notes, _IDENTITY, resume=(notes / "audit.json").is_file(), overwrite=False)
+    store = ResultStore(notes, _IDENTITY, resume=(notes / "audit.json").is_file(), overwrite=False)
     key = _key(folder, frozen, budget, lab.images, test)
 
     def tell(doing: str) -> Callable[[int, int], None]:
@@ -62,12 +62,12 @@ def measure_pair(lab: Lab, item: Item, folder: Path, what: str) -> PairFigures:
 
     pair = _Pair(folder, frozen, lab.device)
     utility = store.once(key, lambda: pair.utility(lab.images, test, tell("accuracy")).model_dump())
-    scene = Scene(pair.target(what), lab.images, test)
+    setting = AttackSetting(pair.target(what), lab.images, test)
     attackers = []
     for number, attacker in enumerate(ATTACKERS):
         checkpoint = store.checkpoint(f"{key}-{number}")
-        effort = Effort(budget.images, 0, 0, lab.device, checkpoint, tell(attacker.name))
-        found = store.once(f"{key}-{number}", partial(_attack, scene, attacker, effort))
+        attack_budget = AttackBudget(budget.images, 0, 0, lab.device, checkpoint, tell(attacker.name))
+        found = store.once(f"{key}-{number}", partial(_attack, setting, attacker, attack_budget))
         attackers.append(AttackerError.model_validate(upgraded(found)))
         checkpoint.unlink(missing_ok=True)
     best = min(attackers, key=lambda row: row.mse)
@@ -89,17 +89,17 @@ def _key(folder: Path, frozen: FrozenClassifier, budget: SnapshotBudget, train: 
     return hashlib.sha256(repr(whole).encode()).hexdigest()[:24]
 
 
-def _attack(scene: Scene, attacker: Attacker, effort: Effort) -> dict[str, object]:
+def _attack(setting: AttackSetting, attacker: Attacker, budget: AttackBudget) -> dict[str, object]:
     box = Threat.WHITE_BOX
-    prepared = attacker.prepare(scene.knowledge(box), effort)
+    prepared = attacker.prepare(setting.knowledge(box), budget)
     reconstructed = torch.cat(
-        [prepared.reconstruct(part) for part in scene.batches(box, len(scene.test), size=INFERENCE_BATCH)]
+        [prepared.reconstruct(part) for part in setting.batches(box, len(setting.test), size=INFERENCE_BATCH)]
     )
-    errors, _ = per_image(reconstructed, scene.test.images)
+    errors, _ = per_image(reconstructed, setting.test.images)
     return AttackerError(
         attacker=attacker.name,
         mse=float(errors.double().mean()),
-        images_seen=prepared.facts.get("images_seen"),
+        images_seen=prepared.images_seen,
     ).model_dump()
 
 
@@ -132,10 +132,8 @@ class _Pair:
         errors = []
         for start in range(0, len(test), INFERENCE_BATCH):
             tell(start, len(test))
-            originals, labels = (
-                test.images[start : start + INFERENCE_BATCH],
-                test.labels[start : start + INFERENCE_BATCH],
-            )
+            part = slice(start, start + INFERENCE_BATCH)
+            originals, labels = test.images[part], test.labels[part]
             plain = originals.to(self.device).float() / 255
             obfuscated = self.obfuscator(plain)
             correct += self._correct(obfuscated, labels)

@@ -14,11 +14,13 @@ from reproduction.schema import AuditSummary, Reidentification
 from sfumato.artifacts.bundle import OBFUSCATOR_ONNX
 from sfumato.errors import AuditError
 from sfumato.lab.audit.budget import BUDGETS
+from sfumato.lab.audit.result_store import ResultStore
 from sfumato.lab.audit.run import Comparison
-from sfumato.lab.audit.schema import LostTrial
+from sfumato.lab.audit.schema import AuditResult, LostTrial, recorded
+from sfumato.lab.audit.setting import AttackSetting
 from sfumato.lab.audit.targets import bundle_target
-from sfumato.lab.audit.trials import Attempts
-from sfumato.lab.runs.audits import AuditContent, finish_audit, read_audit, read_findings
+from sfumato.lab.audit.trials import Trials
+from sfumato.lab.runs.audits import finish_audit, read_audit, read_findings
 
 
 @dataclass(frozen=True)
@@ -38,23 +40,22 @@ class KnownAudit:
     fingerprint: str | None
 
     @classmethod
-    def of(cls, found: AuditContent) -> KnownAudit:
-        """Read the content of an `audit.json`."""
-        best, budget = found["best"], str(found["budget"]["name"])
+    def of(cls, found: AuditResult) -> KnownAudit:
+        """Take what the tables need from an audit."""
+        best, budget = found.best, found.budget.name
         summary = None
         if best is not None:
-            facts = {"budget": budget, "finding": found["verdict"]["finding"], "reidentified": _reidentified(found)}
-            facts |= {"class_mean_mse": found["class_mean_mse"], "commit": found["provenance"].get("commit")}
-            summary = AuditSummary.model_validate({**best, **facts})
-        fingerprint = found.get("target", {}).get("fingerprint")
-        return cls(budget, None if best is None else best["key"], summary, fingerprint)
+            facts = {"budget": budget, "finding": found.verdict.finding, "reidentified": _reidentified(found)}
+            facts |= {"class_mean_mse": found.class_mean_mse, "commit": found.provenance.commit}
+            summary = AuditSummary.model_validate({**best.as_json, **facts})
+        return cls(budget, None if best is None else best.key, summary, found.target.fingerprint)
 
 
-def _reidentified(found: AuditContent) -> Reidentification | None:
+def _reidentified(found: AuditResult) -> Reidentification | None:
     """The best attacker's re-identification among the most candidates; None if it was not tried."""
-    rows = [row for row in found["identification"] if row["measure"] == "retrieval" and row.get("top1") is not None]
-    best = max(rows, key=lambda row: (row["candidates"], row["top1"]), default=None)
-    return None if best is None else Reidentification.model_validate(best)
+    rows = [row for row in found.identification if row.measure == "retrieval"]
+    best = max(rows, key=lambda row: (row.candidates, row.top1), default=None)
+    return None if best is None else Reidentification.model_validate(best.as_json)
 
 
 def audit_folder(lab: Lab, item: Item) -> Path:
@@ -79,7 +80,8 @@ def known_audit(lab: Lab, item: Item) -> KnownAudit | None:
         if fingerprint:
             same = fingerprint == bundle.files[OBFUSCATOR_ONNX]
         else:  # older audits say it by the figures that they left in the bundle
-            same = content["best"] == (bundle.figures.get("audit") or {}).get("best")
+            kept = recorded(bundle)
+            same = kept is not None and content.best == kept.best
         if not same:
             raise AuditError(f"{place} is the audit of another obfuscator; move it away to make it again")
         return found
@@ -104,13 +106,13 @@ def make_audit(lab: Lab, item: Item) -> KnownAudit:
     )
     budget, folder = BUDGETS[lab.plan.budget], audit_folder(lab, item)
     setting = setting_of(lab, item)
-    made = finish_audit(setting, budget, folder, beside=beside, device=lab.device, progress=lab.progress)
+    made = finish_audit(setting, budget, folder, comparison=comparison, device=lab.device, progress=lab.progress)
     return KnownAudit.of(made)
 
 
-def setting_of(lab: Lab, item: Item) -> Scene:
+def setting_of(lab: Lab, item: Item) -> AttackSetting:
     """Return the attack setting of an obfuscator: the images and its classifier."""
-    return Scene(bundle_target(lab.bundle(item)), lab.images, lab.test, classifier=lab.frozen(item).net)
+    return AttackSetting(bundle_target(lab.bundle(item)), lab.images, lab.test, classifier=lab.frozen(item).net)
 
 
 def reconstructed_by_best(lab: Lab, item: Item, count: int) -> Tensor:
@@ -153,9 +155,9 @@ def _trained_again(lab: Lab, item: Item, budget_name: str, key: str, seed: int) 
         raise AuditError(f"the budget {budget.name!r} has no trial {key!r}; audit {item.name} again")
     folder = audit_folder(lab, item) / "again"
     identity = {"obfuscator": lab.bundle(item).files[OBFUSCATOR_ONNX], "trial": repr(trial), "test": lab.test.sha256}
-    store = Notebook(folder, identity, resume=(folder / "audit.json").is_file(), overwrite=False)
-    attempts = Attempts(setting_of(lab, item), budget, store, lab.device, lab.progress)
-    done = store.once(trial.key, lambda: attempts.attempt(trial))
+    store = ResultStore(folder, identity, resume=(folder / "audit.json").is_file(), overwrite=False)
+    trials = Trials(setting_of(lab, item), budget, store, lab.device, lab.progress)
+    done = store.once(trial.key, lambda: trials.run(trial))
     reconstructed = _kept(folder, trial.key)
     if reconstructed is None:
         why = done.reason if isinstance(done, LostTrial) else "nothing was kept"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from sfumato.artifacts.bundle import (
     Bundle,
     Preprocessing,
 )
+from sfumato.artifacts.records import Figures, Provenance
 from sfumato.errors import ResultsError
 from sfumato.lab.export.onnx import renew
 from sfumato.lab.models import Deobfuscator, build_classifier, obfuscator_of
@@ -104,9 +106,9 @@ def rebuild(lab: Lab, item: Item, results: Path, say: Say) -> bool:
             return False
         else:
             bundle = _obfuscator(lab, item, folder, about, images)
-        bundle.figures.update(about["figures"])
-        bundle.provenance.update({**about["provenance"], REBUILT_FROM: about["classifier_fingerprint"]})
-        bundle.save()
+        origin = {**about["provenance"], REBUILT_FROM: about["classifier_fingerprint"]}
+        figures, facts = Figures.from_json(about["figures"]), Provenance.from_json(origin)
+        bundle = replace(bundle, figures=figures, provenance=facts).save()
         same = bundle.files == about["files"]
     except (KeyError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error!s:.120}"
@@ -121,7 +123,7 @@ def _has_classifier(lab: Lab, item: Item, fingerprint: str) -> bool:
     if lab.state(item).name != "done":
         return False
     bundle = lab.bundle(item)
-    return fingerprint in (bundle.classifier_fingerprint, bundle.provenance.get(REBUILT_FROM))
+    return fingerprint in (bundle.classifier_fingerprint, bundle.provenance.others.get(REBUILT_FROM))
 
 
 def _classifier(lab: Lab, item: Item, folder: Path, about: dict[str, Any], images: Tensor) -> Bundle:

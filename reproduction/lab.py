@@ -124,7 +124,7 @@ class Lab:
             Interrupted: Ctrl-C or SIGTERM; the state was saved.
         """
         if self.state(item).name != "done":
-            finish_training(self.recipe(item), self.run(item), say=say)
+            finish_training(self.recipe(item), self.run(item), progress=self.progress, say=say)
 
     @cached_property
     def _data(self) -> tuple[ImageSet, ImageSet]:
@@ -159,23 +159,24 @@ class Lab:
         if measured.get("test") == self.test.sha256 and bundle.figures.test_images == len(self.test):
             return bundle.figures.to_json()
         if item.classifier is None:
-            return evaluate_classifier(bundle, self.test)
-        return evaluate_obfuscator(bundle, self.bundle(self.plan.item(item.classifier)), self.test)
+            return evaluate_classifier(bundle, self.test, progress=self.progress).to_json()
+        classifier = self.bundle(self.plan.item(item.classifier))
+        return evaluate_obfuscator(bundle, classifier, self.test, progress=self.progress).to_json()
 
 
 def origin(bundle: Bundle) -> Origin:
     """Return how a bundle was trained."""
-    training: dict[str, Any] = bundle.recipe.get("training") or {}
-    facts = bundle.provenance
+    recipe, facts = bundle.recipe.to_json(), bundle.provenance
+    training: dict[str, Any] = recipe.get("training") or {}
     return Origin(
         epochs=training["epochs"],
         seed=training.get("seed"),
         batch_size=training.get("batch_size"),
-        precision=facts.get("precision"),
-        history=facts.get("history"),
-        privacy_weight=bundle.recipe.get("privacy_weight"),
-        train_images=facts.get("train_images"),
-        seconds=facts.get("training_seconds"),
-        device=facts.get("device") or (facts.get("machine") or {}).get("cpu"),
-        commit=facts.get("commit"),
+        precision=facts.precision,
+        history=facts.history,
+        privacy_weight=recipe.get("privacy_weight"),
+        train_images=facts.train_images,
+        seconds=facts.training_seconds,
+        device=facts.device or (facts.machine or {}).get("cpu"),
+        commit=facts.commit,
     )

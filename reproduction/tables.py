@@ -72,7 +72,7 @@ def _on_device(lab: Lab, item: Item) -> OnDeviceBaseline:
 
 def _cost(classifier: Bundle) -> Cost:
     return cost(
-        build_classifier(str(classifier.recipe.get("architecture")), len(classifier.labels)),
+        build_classifier(str(classifier.recipe.architecture), len(classifier.labels)),
         height=classifier.preprocessing.height,
         width=classifier.preprocessing.width,
     )

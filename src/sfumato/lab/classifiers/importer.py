@@ -23,6 +23,7 @@ from sfumato.artifacts.bundle import (
 )
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.artifacts.provenance import provenance
+from sfumato.artifacts.records import RecipeRecord
 from sfumato.errors import ClassifierError, TrainingError
 from sfumato.lab.classifiers.exported_programs import from_bundle, save_program
 from sfumato.lab.classifiers.frozen import IMPORTED, is_imported

@@ -47,7 +47,7 @@ class Sweep:
     images: int | None = None
     local: Path | None = None
     local_recipe: ClassifierRecipe | None = None
-    others: dict[Path, AuditContent] = field(default_factory=dict)
+    others: dict[Path, AuditResult] = field(default_factory=dict)
 
     @property
     def local_job(self) -> Job | None:
@@ -129,14 +129,13 @@ def plan_sweep(
     )
 
 
-def _others(folder: Path, source: str) -> dict[Path, AuditContent]:
+def _others(folder: Path, source: str) -> dict[Path, AuditResult]:
     """Read other audits, and report broken or foreign ones now, not in some hours."""
     others = read_audits(folder)
     for file, audit in others.items():
-        points_of({file: audit})
-        if audit["data"]["source"] != source:
+        if audit.data.source != source:
             raise AuditError(
-                f"{file} is an audit on {audit['data']['source']}, this sweep is on {source}; audits of several data "
+                f"{file} is an audit on {audit.data.source}, this sweep is on {source}; audits of several data "
                 "sets cannot share one plot"
             )
     return others

@@ -158,6 +158,7 @@ def _point(sweep: Sweep, one: _Swept, files: dict[str, Path]) -> FrontierPoint:
 def _plotted(one: _Swept) -> Point:
     """Return a row as a point of the plot."""
     of = one.row
+    deviation, other = of.accuracy.std, of.excess_leakage.std
     return Point(
         name=of.name,
         accuracy=of.accuracy.mean,
@@ -167,17 +168,15 @@ def _plotted(one: _Swept) -> Point:
         source="this sweep",
         best_attacker=", ".join(dict.fromkeys(of.attackers)),
         series=one.mode,
-        spread=None
-        if of.accuracy.std is None or of.excess_leakage.std is None
-        else (of.accuracy.std, of.excess_leakage.std),
+        spread=None if deviation is None or other is None else (deviation, other),
     )
 
 
 def _comparable(sweep: Sweep, own: dict[Path, AuditResult], say: Say) -> dict[Path, AuditResult]:
     """Return other audits for the same classifier on the same images: those with the same accuracy on plain images."""
-    plain = {audit["utility"]["accuracy_plain"] for audit in own.values()}
+    plain = {audit.utility.accuracy_plain for audit in own.values() if audit.utility}
     others = sweep.others
-    same = {file: audit for file, audit in others.items() if (audit["utility"] or {}).get("accuracy_plain") in plain}
+    same = {file: audit for file, audit in others.items() if audit.utility and audit.utility.accuracy_plain in plain}
     if left_out := [file.name for file in others if file not in same]:
         say(
             "left out, as their accuracy on plain images differs from the sweep's (another classifier or other "

@@ -227,11 +227,11 @@ def _finish(trained: Trained) -> Bundle:
     try:
         bundle = write_bundle(trained, run.bundle)
         if isinstance(recipe, ClassifierRecipe):
-            figures = evaluate_classifier(bundle, test_set)
+            figures = evaluate_classifier(bundle, test_set).to_json()
         else:
             classifier = Bundle.load(classifier_bundle(recipe.classifier, run.classifier))
-            figures = evaluate_obfuscator(bundle, classifier, test_set)
-        bundle = replace(bundle, figures=bundle.figures.updated(**figures.to_json())).save()
+            figures = evaluate_obfuscator(bundle, classifier, test_set).to_json()
+        bundle = replace(bundle, figures=bundle.figures.updated(**figures)).save()
     except OSError as error:
         raise TrainingError(
             f"the bundle cannot be written to {run.bundle}: {error.strerror or error}; the training itself is kept: "
