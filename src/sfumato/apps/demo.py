@@ -60,7 +60,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Tally:
-    """How a group of images was classified.
+    """Counts for a group of images.
 
     Attributes:
         images: how many there are.

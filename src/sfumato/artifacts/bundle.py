@@ -56,7 +56,7 @@ _REQUIRED: dict[str, str] = {"classifier": CLASSIFIER_ONNX, "obfuscator": OBFUSC
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the classifier's input.
+    """The steps from an image to the classifier's input.
 
     An image is decoded to RGB, resized so that its shorter side fits, centre-cropped to
     `height` x `width`, scaled to float32 in [0, 1], and then (in the obfuscator's own graph, or before

@@ -85,7 +85,7 @@ class RecipeRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Figures(Record):
-    """What was measured of a bundle. Accuracies and rates are in [0, 1], over `test_images` images."""
+    """The measurements of a bundle. Accuracies and rates are in [0, 1], over `test_images` images."""
 
     accuracy_plain: float | None = None
     accuracy_obfuscated: float | None = None
@@ -110,7 +110,7 @@ class Figures(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance(Record):
-    """Where a number comes from; `others` holds what only the program that measured it knows."""
+    """The origin of a number; `others` holds what only the program that measured it knows."""
 
     sfumato: str | None = None
     commit: str | None = None

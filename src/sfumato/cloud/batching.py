@@ -84,7 +84,7 @@ class Batcher:
 
     @property
     def queue(self) -> tuple[int, int]:
-        """How many requests wait, and how many rows they have."""
+        """The number of waiting requests, and of their rows."""
         return len(self._waiting), self._waiting_rows
 
     def refuse_if_full(self, rows: int = 1) -> None:

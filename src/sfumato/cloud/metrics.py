@@ -55,7 +55,7 @@ class Metrics:
         self._meters: dict[tuple[str, str], Meter] = {}
 
     def of(self, model: ServedModel | None) -> Meter:
-        """Return the meter of a model; of None, that of requests to no model."""
+        """Return the counters of a model; of None, those of requests to no model."""
         key = (model.name, model.version) if model is not None else ("", "")
         meter = self._meters.get(key)
         if meter is None:
@@ -68,7 +68,7 @@ class Metrics:
 
 
 class _Now(Collector):
-    """What is not counted but read at the time of a scrape."""
+    """Gauges, which are read at the time of a scrape."""
 
     def __init__(self, models: Callable[[], Iterable[ServedModel]], held_bytes: Callable[[], int]) -> None:
         self._models = models

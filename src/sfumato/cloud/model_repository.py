@@ -24,7 +24,7 @@ Load = Callable[["Source"], ServedModel]
 
 @dataclass(frozen=True)
 class Source:
-    """Where one version of a model comes from: a bundle's folder or an ONNX file, and perhaps a decoder's bundle."""
+    """The origin of one version of a model: a bundle's folder or an ONNX file, and perhaps a decoder's bundle."""
 
     path: Path
     name: str

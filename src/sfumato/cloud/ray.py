@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 
 NAME = "sfumato"
 OPEN_PORTS = (
-    "Ray and HAProxy open further ports. On every interface: one of each replica, which needs a token that is made "
-    "anew each time, and two with HAProxy's request counts, open to everybody. Block them with a firewall."
+    "Ray and HAProxy open further ports. On every interface: one of each replica, which needs a token that is new "
+    "each time, and two with HAProxy's request counts, open to everybody. Block them with a firewall."
 )
 _LOOPBACK = "127.0.0.1"
 _GRACE_S = 10

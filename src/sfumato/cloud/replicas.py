@@ -45,7 +45,7 @@ _STARTS = 3
 
 @dataclass(frozen=True)
 class Replicas:
-    """How many replicas there are: between `least` and `most`, as load demands."""
+    """The number of replicas: between `least` and `most`, as load demands."""
 
     least: int = 1
     most: int = 1

@@ -36,7 +36,7 @@ _START_TIMEOUT_S = 30
 
 
 class ServerOptions(TypedDict, total=False):
-    """How a server runs.
+    """Options of a server.
 
     Attributes:
         token: if given, everything but the health endpoints needs it as a bearer token.

@@ -29,7 +29,7 @@ class FingerprintWarning(UserWarning):
 
 @dataclass(frozen=True)
 class EndpointStatus:
-    """What an endpoint says of itself.
+    """The status of an endpoint.
 
     Attributes:
         ready: whether it takes requests.

@@ -18,7 +18,7 @@ class InferResult:
 
 
 class Endpoint(Protocol):
-    """What a client needs of an endpoint. All but `close` raise kinds of `EndpointError`."""
+    """The interface of an endpoint. All but `close` raise kinds of `EndpointError`."""
 
     server: str
 

@@ -25,7 +25,7 @@ CODE_DATATYPE = "UINT8"
 
 @dataclass(frozen=True)
 class PayloadSpec:
-    """What a bundle's obfuscator sends.
+    """The payload of a bundle's obfuscator, described.
 
     Attributes:
         shape: of one image's tensor: (3, H, W), or (B,) for a code of the split form.
@@ -76,7 +76,7 @@ class PayloadSpec:
 
 @dataclass(frozen=True)
 class Plan:
-    """How to ask one model.
+    """The way to ask one model.
 
     Attributes:
         input_name: the input that takes the payload.

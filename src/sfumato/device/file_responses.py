@@ -17,7 +17,7 @@ _SHOWN, _SHOWN_CHARS = 8, 40
 
 @dataclass(frozen=True)
 class ResponseFormat:
-    """Where the prediction lies.
+    """The place of the prediction in a response.
 
     Attributes:
         path: keys and list indices, from 0, with dots between: `responses.0.labels`. "" is the whole JSON.
@@ -138,7 +138,7 @@ def _index(label: str, labels: Sequence[str]) -> int:
     """Return the class of that name; if there is none, the only one that differs in case, "_" and "-" alone."""
     if label in labels:
         return labels.index(label)
-    alike = [index for index, ours in enumerate(labels) if _plain(ours) == _plain(label)]
+    alike = [index for index, own in enumerate(labels) if _plain(own) == _plain(label)]
     if len(alike) != 1:
         raise EndpointResponseInvalid(
             f"the endpoint returns {printable(label, _SHOWN_CHARS)!r}, which is none of the bundle's labels "

@@ -66,7 +66,7 @@ def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 @dataclass(frozen=True)
 class Request:
-    """How an endpoint takes a file.
+    """The format in which an endpoint takes a file.
 
     Attributes:
         style: "form" for a multipart form, "body" for the file as it is, "json" for base64 within JSON.

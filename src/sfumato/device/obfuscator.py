@@ -34,7 +34,7 @@ _RANGE_SLACK = 0.02
 
 @dataclass(frozen=True, eq=False)
 class ObfuscatedImage:
-    """What may leave the device. Its representation never shows the values.
+    """An obfuscated image, which alone may leave the device. Its representation never shows the values.
 
     Attributes:
         tensor: the classifier's input: (3, H, W) float32, normalised, read-only. In the split form the decoder's: the

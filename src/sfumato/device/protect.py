@@ -40,7 +40,7 @@ Existing = Literal["refuse", "replace", "keep"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an image.
+    """The result for one image.
 
     Attributes:
         file: the image's path.
@@ -64,7 +64,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Protecting:
-    """How images become files; the same in every process.
+    """The settings of the conversion to files; the same in every process.
 
     Attributes:
         bundle: the obfuscator bundle's folder.

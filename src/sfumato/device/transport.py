@@ -45,7 +45,7 @@ class Reply:
 
 
 class ConnectionOptions(TypedDict, total=False):
-    """How to connect to a server, over HTTP or gRPC.
+    """Options of a connection to a server, over HTTP or gRPC.
 
     Attributes:
         token: the bearer token, if the server wants one. Never shown.

@@ -13,7 +13,7 @@ from sfumato.errors import ImageError
 
 VIDEO_SUFFIXES = frozenset({".3gp", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm"})
 # Containers that hold their images themselves; FFmpeg knows others, such as playlists, that name further files or
-# addresses, which a file from a stranger could make it open.
+# addresses, which an untrusted file could make it open.
 _OPTIONS = {
     "format_whitelist": "avi,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts",
     "protocol_whitelist": "",

@@ -49,7 +49,7 @@ def datatype_of(dtype: np.dtype[Any]) -> str:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What a model says of one of its inputs or outputs.
+    """The metadata of a model's input or output.
 
     Attributes:
         name: the tensor's name.
@@ -155,7 +155,7 @@ class InferResponse:
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What a server says of a model.
+    """The metadata of a model.
 
     Attributes:
         name: the model's name.
