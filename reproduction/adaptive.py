@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -57,17 +58,19 @@ def measure_pair(lab: Lab, item: Item, folder: Path, what: str) -> PairFigures:
     store = ResultStore(notes, _IDENTITY, resume=(notes / "audit.json").is_file(), overwrite=False)
     key = _key(folder, frozen, budget, lab.images, test)
 
-    def tell(doing: str) -> Callable[[int, int], None]:
-        return partial(lab.progress, f"{what}: {doing}")
+    def tell(done: int, total: int) -> None:
+        lab.progress(f"{what}: accuracy", done, total)
 
     pair = _Pair(folder, frozen, lab.device)
-    utility = store.once(key, lambda: pair.utility(lab.images, test, tell("accuracy")).model_dump())
+    utility = store.once(key, dict[str, Any], lambda: pair.utility(lab.images, test, tell).model_dump())
     setting = AttackSetting(pair.target(what), lab.images, test)
     attackers = []
     for number, attacker in enumerate(ATTACKERS):
         checkpoint = store.checkpoint(f"{key}-{number}")
-        attack_budget = AttackBudget(budget.images, 0, 0, lab.device, checkpoint, tell(attacker.name))
-        found = store.once(f"{key}-{number}", partial(_attack, setting, attacker, attack_budget))
+        attack_budget = AttackBudget(
+            budget.images, 0, 0, lab.device, checkpoint, lab.progress, f"{what}: {attacker.name}"
+        )
+        found = store.once(f"{key}-{number}", dict[str, Any], partial(_attack, setting, attacker, attack_budget))
         attackers.append(AttackerError.model_validate(upgraded(found)))
         checkpoint.unlink(missing_ok=True)
     best = min(attackers, key=lambda row: row.mse)
@@ -89,7 +92,7 @@ def _key(folder: Path, frozen: FrozenClassifier, budget: SnapshotBudget, train: 
     return hashlib.sha256(repr(whole).encode()).hexdigest()[:24]
 
 
-def _attack(setting: AttackSetting, attacker: Attacker, budget: AttackBudget) -> dict[str, object]:
+def _attack(setting: AttackSetting, attacker: Attacker, budget: AttackBudget) -> dict[str, Any]:
     box = Threat.WHITE_BOX
     prepared = attacker.prepare(setting.knowledge(box), budget)
     reconstructed = torch.cat(

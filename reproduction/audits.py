@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,7 +17,7 @@ from sfumato.errors import AuditError
 from sfumato.lab.audit.budget import BUDGETS
 from sfumato.lab.audit.result_store import ResultStore
 from sfumato.lab.audit.run import Comparison
-from sfumato.lab.audit.schema import AuditResult, LostTrial, recorded
+from sfumato.lab.audit.schema import AnyTrial, AuditResult, LostTrial, recorded
 from sfumato.lab.audit.setting import AttackSetting
 from sfumato.lab.audit.targets import bundle_target
 from sfumato.lab.audit.trials import Trials
@@ -45,7 +46,11 @@ class KnownAudit:
         best, budget = found.best, found.budget.name
         summary = None
         if best is not None:
-            facts = {"budget": budget, "finding": found.verdict.finding, "reidentified": _reidentified(found)}
+            facts: dict[str, Any] = {
+                "budget": budget,
+                "finding": found.verdict.finding,
+                "reidentified": _reidentified(found),
+            }
             facts |= {"class_mean_mse": found.class_mean_mse, "commit": found.provenance.commit}
             summary = AuditSummary.model_validate({**best.as_json, **facts})
         return cls(budget, None if best is None else best.key, summary, found.target.fingerprint)
@@ -55,7 +60,13 @@ def _reidentified(found: AuditResult) -> Reidentification | None:
     """The best attacker's re-identification among the most candidates; None if it was not tried."""
     rows = [row for row in found.identification if row.measure == "retrieval"]
     best = max(rows, key=lambda row: (row.candidates, row.top1), default=None)
-    return None if best is None else Reidentification.model_validate(best.as_json)
+    return (
+        None
+        if best is None
+        else Reidentification(
+            top1=best.top1, candidates=best.candidates, chance=best.chance, queries=best.queries, attacker=best.attacker
+        )
+    )
 
 
 def audit_folder(lab: Lab, item: Item) -> Path:
@@ -157,7 +168,7 @@ def _trained_again(lab: Lab, item: Item, budget_name: str, key: str, seed: int) 
     identity = {"obfuscator": lab.bundle(item).files[OBFUSCATOR_ONNX], "trial": repr(trial), "test": lab.test.sha256}
     store = ResultStore(folder, identity, resume=(folder / "audit.json").is_file(), overwrite=False)
     trials = Trials(setting_of(lab, item), budget, store, lab.device, lab.progress)
-    done = store.once(trial.key, lambda: trials.run(trial))
+    done = store.once(trial.key, AnyTrial, lambda: trials.run(trial))
     reconstructed = _kept(folder, trial.key)
     if reconstructed is None:
         why = done.reason if isinstance(done, LostTrial) else "nothing was kept"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from reproduction.plan import Item, Plan
-from reproduction.schema import JointFigures, Origin
+from reproduction.schema import JointFigures, Origin, Validation
 from sfumato.artifacts.bundle import MANIFEST, Bundle
 from sfumato.artifacts.shipped import classifier_bundle, papers_obfuscator_bundle
 from sfumato.errors import BundleError, RecipeError
@@ -173,7 +173,7 @@ def origin(bundle: Bundle) -> Origin:
         seed=training.get("seed"),
         batch_size=training.get("batch_size"),
         precision=facts.precision,
-        history=facts.history,
+        history=None if facts.history is None else tuple(map(Validation.model_validate, facts.history)),
         privacy_weight=recipe.get("privacy_weight"),
         train_images=facts.train_images,
         seconds=facts.training_seconds,

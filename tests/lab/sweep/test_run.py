@@ -108,7 +108,7 @@ class Made:
         known = Bundle.load(recipe.classifier).classifier_fingerprint
         return bundle_of(run.bundle, "obfuscator", recipe.model_dump(mode="json"), known)
 
-    def audit(self, scene, budget, folder, *, beside, device, progress):
+    def audit(self, setting, budget, folder, *, comparison, device, progress):
         """2 bits: accuracy 86 % at leakage 0; 4 bits: 91 % at leakage 0.1; each seed a tenth of a point better."""
         bundle = Bundle.load(folder.parent / "bundle")
         self.audited.append(folder.parent.name)
@@ -118,12 +118,12 @@ class Made:
         if self.stop_audit_at == folder.parent.name:
             self.stop_audit_at = None
             raise Interrupted("interrupted")
-        many = bundle.recipe["code_bits"] > 2
-        accuracy = (0.91 if many else 0.86) + 0.001 * bundle.recipe["training"]["seed"]
+        many = bundle.recipe.code_bits > 2
+        accuracy = (0.91 if many else 0.86) + 0.001 * bundle.recipe.to_json()["training"]["seed"]
         found = fake_audit(
             mse=LABEL_ONLY * (0.9 if many else 1),
-            target={"name": bundle.recipe["name"], "fingerprint": bundle.files[OBFUSCATOR_ONNX]},
-            data={"source": bundle.recipe["data"]["source"]},
+            target={"name": bundle.recipe.name, "fingerprint": bundle.files[OBFUSCATOR_ONNX]},
+            data={"source": bundle.recipe.to_json()["data"]["source"]},
             budget={"name": budget.name},
             utility={"accuracy_obfuscated": accuracy, "accuracy_local": LOCAL_ACCURACY if local else None},
         )
@@ -281,7 +281,7 @@ def test_the_classifier_on_the_device_is_trained_first_if_there_is_a_recipe(plac
     assert made.trained == ["local", "code_bits-4-seed0"]
     bundle = Bundle.load(tmp_path / "out" / "local" / "bundle", kind="classifier")
     assert bundle.recipe["teacher"] == sweep.settings[0].recipes[0].classifier
-    assert bundle.recipe["data"]["source"] == str(place.images)
+    assert bundle.recipe.to_json()["data"]["source"] == str(place.images)
     assert found.on_device == str(bundle.path)
     assert found.device.on_device_macs > 0 and "multiply-accumulates" in found.verdict.sentences[-1]
 

@@ -12,6 +12,7 @@ from sfumato.artifacts.bundle import Bundle
 from sfumato.errors import AuditError, RecipeError
 from sfumato.lab.audit.budget import Budget
 from sfumato.lab.audit.points import read_audits
+from sfumato.lab.audit.schema import AuditResult
 from sfumato.lab.classifiers import FrozenClassifier, classifier_bundle, load_classifier
 from sfumato.lab.runs.speed import Entry, Speed, device_macs
 from sfumato.lab.sweep.dials import Setting, parse_dial, settings
