@@ -124,7 +124,6 @@ def test_the_command_line_is_imported_by_nobody_but_python_m():
     assert users - {"cli"} == {"__main__"}
 
 
-@pytest.mark.xfail(strict=True, reason="the next steps of the move turn these imports round")
 def test_rich_and_typer_live_in_the_command_line_alone():
     users = {
         room(name) for name, file in FILES.items() if {part.split(".")[0] for part in imports(file)} & {"rich", "typer"}
@@ -213,8 +212,8 @@ def test_importing_does_not_load_torch(module):
         (
             "sfumato.lab.data",
             [
-                "INFERENCE_BATCH",
                 "Augmentation",
+                "INFERENCE_BATCH",
                 "ImageSet",
                 "Stream",
                 "augment",

@@ -52,19 +52,18 @@ def baseline(
         raise TrainingError(f"{folder / 'bundle'} exists already; --overwrite replaces it")
     served = options.open_classifier(classifier)
     method = build(name, served.preprocessing.height, served.preprocessing.width, strength=strength, seed=seed)
-    train, test = (options.load_split(data, split, served, label_column, images) for split in ("train", "test"))
-    folder.mkdir(parents=True, exist_ok=True)  # before the long part
     with bars() as shown:
-
-        def report(done: int, total: int, loss: float) -> None:
-            shown.progress(name, done, total, f"loss {loss:.4f}")
-
-        bundle = make(method, name, folder, served, train, test, epochs=epochs, progress=report)
+        train, test = (
+            options.load_split(data, split, served, label_column, images, progress=shown.progress)
+            for split in ("train", "test")
+        )
+        folder.mkdir(parents=True, exist_ok=True)  # before the long part
+        bundle = make(method, name, folder, served, train, test, epochs=epochs, progress=shown.progress)
     if as_json:
         print_json({"bundle": str(bundle.path), "recipe": bundle.recipe.to_json(), "figures": bundle.figures.to_json()})
         return
     typer.echo(f"bundle: {bundle.path}")
-    print_figures(bundle.figures, indent="  ")
+    print_figures(bundle.figures.to_json(), indent="  ")
 
 
 def _list(as_json: bool) -> None:
@@ -74,8 +73,8 @@ def _list(as_json: bool) -> None:
         rows = [
             {
                 "name": name,
-                "says": method.says,
-                "strength": method.strength_says or None,
+                "summary": method.summary,
+                "strength": method.strength_help or None,
                 "default": method.default,
                 "learns": method.learns,
                 "stochastic": method.stochastic,
@@ -88,7 +87,7 @@ def _list(as_json: bool) -> None:
     print_table(
         ("name", "what it does", "strength", "default", "source"),
         [
-            (name, one.says, one.strength_says or "-", "-" if one.default is None else f"{one.default:g}", one.source)
+            (name, one.summary, one.strength_help or "-", "-" if one.default is None else f"{one.default:g}", one.source)
             for name, one in METHODS.items()
         ],
     )

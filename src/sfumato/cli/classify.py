@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,7 +18,7 @@ from sfumato.errors import BundleError, EndpointError, EndpointFailed, ImageErro
 from sfumato.progress import Progress, tracked
 
 if TYPE_CHECKING:
-    from sfumato.device import Client, FileClient
+    from sfumato.device import Client, FileClient, Prediction
 
 
 @command
@@ -62,30 +62,29 @@ def classify(
     """
     stream = Stream.of(images or [], watch, every_s)
     sources = [] if stream else options.expand_images(images or [])
-    of_files = file_options.client_options(context)
-    protocol = {"model": model, "datatype": datatype, "encoding": encoding, "input_name": input_name, "split": split}
-    connection = {
-        "token": options.read_token(token_file),
-        "timeout_s": timeout_s,
-        "ca_file": ca_file,
-        "allow_insecure_token": allow_insecure_token,
-        "gate": not always_send,
-    }
-    client = _client(server, options.obfuscator_path(bundle), of_files, protocol, connection)
+    client = options.client_of(
+        server,
+        options.obfuscator_path(bundle),
+        files=file_options.client_options(context),
+        protocol={
+            "model": model,
+            "datatype": datatype,
+            "encoding": encoding,
+            "input_name": input_name,
+            "split": split,
+        },
+        connection={
+            "token": options.read_token(token_file),
+            "timeout_s": timeout_s,
+            "ca_file": ca_file,
+            "allow_insecure_token": allow_insecure_token,
+            "gate": not always_send,
+        },
+    )
     if stream:
         print_stream(client, stream, top=top, as_json=as_json)
     else:
         _classify_all(client, sources, server, top=top, as_json=as_json)
-
-
-def _client(
-    server: str, path: Path, of_files: dict[str, Any] | None, protocol: dict[str, Any], connection: dict[str, Any]
-) -> Client | FileClient:
-    from sfumato.device import Client, FileClient
-
-    if of_files is None:
-        return Client(server, path, **protocol, **connection)
-    return FileClient(server, path, **of_files, **connection)
 
 
 def _classify_all(client: Client | FileClient, sources: list[Path], server: str, *, top: int, as_json: bool) -> None:
@@ -109,24 +108,24 @@ def _classify_all(client: Client | FileClient, sources: list[Path], server: str,
 
 def _predictions(
     client: Client | FileClient, sources: list[Path], server: str, progress: Progress
-) -> tuple[list[tuple[Path, Answer]], list[dict[str, str]], SfumatoError | None]:
+) -> tuple[list[tuple[Path, Prediction]], list[dict[str, str]], SfumatoError | None]:
     """Return predictions, images that failed, and the error that ended it, if one did."""
     from sfumato.device import FileClient, FingerprintWarning
 
     about = None if isinstance(client, FileClient) else client  # the client of an endpoint with metadata
-    predictions: list[tuple[Path, Answer]] = []
+    predictions: list[tuple[Path, Prediction]] = []
     failed: list[dict[str, str]] = []
     broken: SfumatoError | None = None
     with client, warnings.catch_warnings():
         warnings.simplefilter("ignore", FingerprintWarning)  # `_warn_of_another_classifier` says it in one line
-        if about and not client.keeps:  # everything will be sent, so warn before
+        if about and not client.gate_enabled:  # everything will be sent, so warn before
             status = about.check()
             if not status.ready:
                 raise EndpointFailed(f"{server} is not ready: {status.reason}")
             _warn_of_another_classifier(about, server)
         for source in tracked(sources, "classifying", progress):
             try:
-                found = client.classify(source) if broken is None else client.classify_at_home(source)
+                found = client.classify(source) if broken is None else client.classify_locally(source)
                 if found is not None:
                     predictions.append((source, found))
             except ImageError as error:
@@ -136,7 +135,7 @@ def _predictions(
             except BundleError as error:
                 broken = error
                 break
-    if about and client.keeps:
+    if about and client.gate_enabled:
         _warn_of_another_classifier(about, server)
     return predictions, failed, broken
 
@@ -144,26 +143,26 @@ def _predictions(
 def _warn_of_another_classifier(client: Client, server: str) -> None:
     if client.fingerprint == "differs":
         typer.echo(
-            f"warning: {server} serves another classifier as {client.model!r} than the one this obfuscator was made "
-            "for; its predictions may be incorrect",
+            f"warning: {server} serves another classifier as {client.model!r} than the one this obfuscator was "
+            "trained for; its predictions may be incorrect",
             err=True,
         )
 
 
 def _print(
-    predictions: list[tuple[Path, Answer]], failed: list[dict[str, str]], labels: tuple[str, ...], top: int, images: int
+    predictions: list[tuple[Path, Prediction]], failed: list[dict[str, str]], labels: tuple[str, ...], top: int, images: int
 ) -> None:
     rows = []
     for source, found in predictions:
         names, scores = label_lines(found, labels, top)
         sent = f"{found.payload_bytes:,}", f"{found.obfuscate_ms:.1f}", f"{found.round_trip_ms:.1f}"
-        rows.append((str(source), "\n".join(names), "\n".join(scores), found.answered_by, *sent))
+        rows.append((str(source), "\n".join(names), "\n".join(scores), found.predicted_by, *sent))
     if rows:
         headers = ("file", "label", "score", "by", "bytes sent", "on-device, ms", "round trip, ms")
         print_table(headers, rows, numbers=(2, 4, 5, 6))
     print_skipped(failed)
     if predictions:
-        on_device = sum(found.answered_by == "device" for _, found in predictions)
+        on_device = sum(found.predicted_by == "device" for _, found in predictions)
         missing = images - len(predictions)
         typer.echo(
             f"{on_device} of {images} handled on-device; {len(predictions) - on_device} sent, obfuscated"

@@ -18,7 +18,7 @@ from sfumato.device.image_folders import IMAGE_SUFFIXES
 from sfumato.errors import EndpointError, ImageError, Interrupted, SfumatoError
 
 if TYPE_CHECKING:
-    from sfumato.device import Answer, Client, FileClient
+    from sfumato.device import Client, FileClient, Prediction
     from sfumato.device.image import ImageSource
 
 _EVERY_S_OF_A_VIDEO = 1.0
@@ -112,7 +112,7 @@ def print_stream(client: Client | FileClient, stream: Stream, *, top: int, as_js
 
     counts: Counter[str] = Counter()
 
-    def classify(frame: _Frame) -> tuple[_Frame, Answer | str]:
+    def classify(frame: _Frame) -> tuple[_Frame, Prediction | str]:
         try:
             return frame, client.classify(frame.image)
         except ImageError as error:
@@ -126,7 +126,7 @@ def print_stream(client: Client | FileClient, stream: Stream, *, top: int, as_js
     with client:
         try:
             for frame, found in in_order(classify, stream.frames()):
-                counts["failed" if isinstance(found, str) else found.answered_by] += 1
+                counts["failed" if isinstance(found, str) else found.predicted_by] += 1
                 _print_line(frame, found, client.bundle.labels, top, as_json=as_json)
         except KeyboardInterrupt:
             stopped = True
@@ -142,7 +142,7 @@ def print_stream(client: Client | FileClient, stream: Stream, *, top: int, as_js
         raise typer.Exit(1)
 
 
-def _print_line(frame: _Frame, found: Answer | str, labels: tuple[str, ...], top: int, *, as_json: bool) -> None:
+def _print_line(frame: _Frame, found: Prediction | str, labels: tuple[str, ...], top: int, *, as_json: bool) -> None:
     if as_json:
         at_s = {} if frame.at_s is None else {"at_s": round(frame.at_s, 3)}
         if isinstance(found, str):
@@ -153,17 +153,17 @@ def _print_line(frame: _Frame, found: Answer | str, labels: tuple[str, ...], top
         typer.echo(f"skipped: {frame.name}: {found}", err=True)
     else:
         best = ", ".join(" ".join(pair) for pair in zip(*label_lines(found, labels, top), strict=True))
-        typer.echo(f"{frame.name}: {best} ({found.answered_by}, {found.payload_bytes:,} bytes sent)")
+        typer.echo(f"{frame.name}: {best} ({found.predicted_by}, {found.payload_bytes:,} bytes sent)")
 
 
-def label_lines(found: Answer, labels: tuple[str, ...], top: int) -> tuple[list[str], list[str]]:
+def label_lines(found: Prediction, labels: tuple[str, ...], top: int) -> tuple[list[str], list[str]]:
     """Return the most probable labels and their probabilities, "no score" where the endpoint gives none."""
     best = found.top(top)
     scores = ["no score" if math.isnan(value) else percent(value, 1) for _, value in best]
     return [labels[index] for index, _ in best], scores
 
 
-def prediction_as_json(source: Path, found: Answer, labels: tuple[str, ...], top: int) -> dict[str, Any]:
+def prediction_as_json(source: Path, found: Prediction, labels: tuple[str, ...], top: int) -> dict[str, Any]:
     """Return an image's prediction for scripts."""
 
     def or_null(probability: float) -> float | None:
@@ -174,7 +174,7 @@ def prediction_as_json(source: Path, found: Answer, labels: tuple[str, ...], top
         "label": found.label,
         "probability": or_null(found.probability),
         "top": [{"label": labels[index], "probability": or_null(value)} for index, value in found.top(top)],
-        "predicted_by": found.answered_by,
+        "predicted_by": found.predicted_by,
         "payload_bytes": found.payload_bytes,
         "obfuscate_ms": round(found.obfuscate_ms, 3),
         "round_trip_ms": round(found.round_trip_ms, 3),

@@ -1,6 +1,6 @@
 """All commands; importing this module registers them."""
 
-from sfumato.cli import (  # noqa: F401  # noqa: F401
+from sfumato.cli import (  # noqa: F401
     audit,
     baseline,
     classify,

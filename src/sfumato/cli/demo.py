@@ -47,8 +47,8 @@ def demo(
 def _print(shown: Demonstration) -> None:
     rows = []
     for row in shown.rows:
-        colour = "white" if row.truth is None else "green" if row.answer == row.truth else "red"
-        names = row.image, row.truth or "?", row.original, Text(row.answer, style=colour), row.answered_by
+        colour = "white" if row.truth is None else "green" if row.prediction == row.truth else "red"
+        names = row.image, row.truth or "?", row.original, Text(row.prediction, style=colour), row.predicted_by
         time_ms = f"{row.obfuscate_ms + row.round_trip_ms:.1f}"
         rows.append((*names, percent(row.probability, 0), f"{row.payload_bytes:,}", time_ms))
     headers = ("image", "true label", "original", "prediction", "by", "score", "bytes", "ms")
@@ -56,9 +56,9 @@ def _print(shown: Demonstration) -> None:
     device, cloud, both = shown.tally("device"), shown.tally("cloud"), shown.tally()
     images = len(shown.rows)
     typer.echo(
-        f"{device.images} of {images} handled on-device, nothing sent: {device.right} of {device.known} correct.\n"
-        f"{cloud.images} of {images} sent, obfuscated: {cloud.right} of {cloud.known} correct.\n"
-        f"{both.right} of {both.known} correct in all, {both.right_on_originals} of {both.known} on the originals "
+        f"{device.images} of {images} handled on-device, nothing sent: {device.correct} of {device.known} correct.\n"
+        f"{cloud.images} of {images} sent, obfuscated: {cloud.correct} of {cloud.known} correct.\n"
+        f"{both.correct} of {both.known} correct in all, {both.correct_on_originals} of {both.known} on the originals "
         f"(computed here, never sent).\n"
         f"The server ({shown.server}) saw only what was sent, obfuscated. The panel: {shown.panel}\n"
         "This is not encryption. To measure how much an attacker reconstructs: sfumato audit"

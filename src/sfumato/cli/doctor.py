@@ -55,19 +55,19 @@ def doctor(
     """
     from sfumato.apps.doctor import examine, is_well
 
-    found = examine(
-        options.open_obfuscator(bundle),
+    client = options.client_of(
         server,
-        classifier=options.open_classifier(classifier) if classifier else None,
-        model=model,
+        options.open_obfuscator(bundle),
         files=file_options.client_options(context),
-        datatype=datatype,
-        input_name=input_name,
-        **({} if encoding is None else {"encoding": encoding}),
-        token=options.read_token(token_file),
-        ca_file=ca_file,
-        timeout_s=timeout_s,
+        protocol={"model": model, "datatype": datatype, "encoding": encoding, "input_name": input_name},
+        connection={
+            "token": options.read_token(token_file),
+            "ca_file": ca_file,
+            "timeout_s": timeout_s,
+            "gate": False,  # every image is sent
+        },
     )
+    found = examine(client, classifier=options.open_classifier(classifier) if classifier else None)
     if as_json:
         print_json({"server": server, "ok": is_well(found), "findings": [asdict(finding) for finding in found]})
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,6 +12,7 @@ from sfumato.cli import options
 from sfumato.cli.app import command
 from sfumato.cli.options import flag, option
 from sfumato.cli.output import needs_extra, percent, print_json
+from sfumato.cli.progress import bars
 from sfumato.errors import BundleError, SfumatoError
 
 if TYPE_CHECKING:
@@ -39,10 +40,10 @@ def export(
 
     Takes about a minute. `--to executorch` writes a program for one image in float32; nothing is written if its
     outputs differ from the ONNX file's. **It does not fail closed**: the app has to do the checks, the gate and the
-    encoding (docs/device.md). Needs `pip install 'sfumato[executorch]'`.
+    encoding (docs/how-to/phones.md). Needs `pip install 'sfumato[executorch]'`.
 
-    **The network alone does not fail closed.** Checks, gate and encoding are not in the file; docs/how-to/phones.md says what
-    the app has to do before anything is sent. Needs `pip install 'sfumato[executorch]'`.
+    `--to int8` writes another obfuscator, for processors that are faster in 8-bit integers. It is not audited until
+    `sfumato audit` has attacked it.
 
     Examples:
     - `sfumato export runs/mine/bundle --to executorch -o mine.pte`
@@ -55,11 +56,27 @@ def export(
         how = {"overwrite": overwrite, "as_json": as_json}
         _export_int8(path, out, classifier, data or "cifar10", label_column, calibrate_on, images, **how)
         return
-    typer.echo(f"written: {out} ({out.stat().st_size / 1e6:.2f} MB)")
-    typer.echo(f"  input: one image (1, 3, {size.height}, {size.width}) float32 in [0, 1]")
-    typer.echo(f"  output: {_outputs(source, compared)}")
-    typer.echo(f"  {_said(compared)}")
-    typer.echo("  the network alone: checks, gate and encoding are the app's; docs/how-to/phones.md says which")
+    options.refuse_others(context, context.params.keys() - {"calibrate_on"}, "only with --to int8")
+    if out.exists() and not overwrite:
+        raise SfumatoError(f"{out} exists; --overwrite replaces it")
+    with needs_extra("executorch"):
+        import executorch  # noqa: F401  (a missing library is named at once)
+
+        from sfumato.lab.export.executorch import export_executorch, sample_images
+
+    source = options.open_obfuscator(path)
+    if data is None:
+        compared_on = sample_images(source.preprocessing)
+    else:
+        test = options.load_split(data, "test", source, label_column, images or 200)
+        compared_on = (test.images.float() / 255).numpy()
+    with bars(quiet=as_json) as shown:
+        shown.progress("lowering the network, and comparing it with the ONNX file", 0, 1)
+        compared = export_executorch(source, out, compared_on, classify=_classifier(source, classifier))
+    if as_json:
+        print_json({"file": str(out), "bytes": out.stat().st_size, "format": to, **compared.to_json()})
+    else:
+        _print_program(source, out, compared)
 
 
 def _classifier(source: Bundle, path: Path | None) -> OnnxFunction | None:
@@ -72,7 +89,7 @@ def _classifier(source: Bundle, path: Path | None) -> OnnxFunction | None:
         return OnnxFunction(found.file(CLASSIFIER_ONNX))
     if path is not None:
         raise SfumatoError(
-            f"{source.path} was made for classifier {source.classifier_fingerprint[:19]}…, {path} is "
+            f"{source.path} was trained for classifier {source.classifier_fingerprint[:19]}…, {path} is "
             f"{found.classifier_fingerprint[:19]}…"
         )
     return None
@@ -85,8 +102,8 @@ def _print_program(source: Bundle, out: Path, compared: Comparison) -> None:
         output += f"; the on-device logits (1, {len(source.labels)}) float32; the code, uint8"
     counts = {
         "codes": compared.codes_changed,
-        "on-device predictions": compared.device_answers_changed,
-        "predictions in the cloud": compared.cloud_answers_changed,
+        "on-device predictions": compared.device_predictions_changed,
+        "predictions in the cloud": compared.cloud_predictions_changed,
     }
     changed = ", ".join(f"{count} {what}" for what, count in counts.items() if count is not None)
     typer.echo(f"written: {out} ({out.stat().st_size / 1e6:.2f} MB)")
@@ -96,7 +113,7 @@ def _print_program(source: Bundle, out: Path, compared: Comparison) -> None:
         f"  compared with the ONNX file on {compared.images} images: largest difference "
         f"{compared.largest_difference:.0e}" + (f"; changed: {changed}" if changed else "")
     )
-    typer.echo("  the app has to do the checks, the gate and the encoding: docs/device.md")
+    typer.echo("  the app has to do the checks, the gate and the encoding: docs/how-to/phones.md")
 
 
 def _export_int8(
@@ -118,8 +135,10 @@ def _export_int8(
 
     obfuscator, served = options.open_obfuscator(path), options.open_classifier(classifier)
     size = (obfuscator.preprocessing.height, obfuscator.preprocessing.width)
-    train, test, _ = load_train_test(data, size=size, label_column=label_column)
-    made = quantize(obfuscator, out, served, train.subset(calibrate_on), test.subset(images), overwrite=overwrite)
+    with bars(quiet=as_json) as shown:
+        train, test, _ = load_train_test(data, size=size, label_column=label_column, progress=shown.progress)
+        calibration, test = train.subset(calibrate_on), test.subset(images)
+        made = quantize(obfuscator, out, served, calibration, test, overwrite=overwrite, progress=shown.progress)
     words = ["sfumato", "audit", str(out)]
     words += ["--classifier", str(classifier)] if classifier else []
     words += ["--data", data] if data != "cifar10" else []
@@ -129,8 +148,8 @@ def _export_int8(
         print_json(
             {
                 "bundle": str(made.path),
-                "quantized": made.recipe["quantized"],
-                "figures": made.figures,
+                "quantized": made.recipe.quantized,
+                "figures": made.figures.to_json(),
                 "notes": remarks(made),
                 "audited": False,
                 "next": following,
@@ -142,25 +161,28 @@ def _export_int8(
 
 
 def _described(made: Bundle) -> list[str]:
-    figures, how = made.figures, made.recipe["quantized"]
-    compared: dict[str, Any] = figures["quantized"]
+    from sfumato.lab.evaluation.accuracy import Evaluation
+    from sfumato.lab.export.int8 import Int8Comparison
+
+    figures, compared = Evaluation.from_json(made.figures.to_json()), Int8Comparison.of(made)
+    how = dict(made.recipe.quantized or {})
     lines = [
         f"bundle: {made.path}",
         f"  made of {how['from']['name']} ({how['from']['fingerprint'][:19]}…), calibrated on {how['calibrated_on']:,} "
         f"training images of {how['data']}",
-        f"  time of one image: {compared['time_of_float32']:.2f} of that in float32, on this machine",
-        f"  size of its ONNX file: {compared['megabytes']:.2f} MB, before {compared['megabytes_before']:.2f} MB",
+        f"  time of one image: {compared.time_of_float32:.2f} of that in float32, on this machine",
+        f"  size of its ONNX file: {compared.megabytes:.2f} MB, before {compared.megabytes_before:.2f} MB",
     ]
-    for name, what in (
-        ("accuracy_obfuscated", "accuracy in the cloud"),
-        ("accuracy_device", "accuracy on-device"),
-        ("accuracy_gated", "accuracy with the gate"),
-        ("offload_rate", "offload rate"),
+    for what, after, before in (
+        ("accuracy in the cloud", figures.accuracy_obfuscated, compared.accuracy_obfuscated_before),
+        ("accuracy on-device", figures.accuracy_device, compared.accuracy_device_before),
+        ("accuracy with the gate", figures.accuracy_gated, compared.accuracy_gated_before),
+        ("offload rate", figures.offload_rate, compared.offload_rate_before),
     ):
-        if name in figures:
-            lines.append(f"  {what}: {percent(figures[name])}, before {percent(compared[f'{name}_before'])}")
-    changed = [f"predictions in the cloud {percent(compared['answers_changed'])}"]
-    if "codes_changed" in compared:
-        changed.append(f"codes {percent(compared['codes_changed'])}")
-    lines.append(f"  changed, of {figures['test_images']:,} test images: {', '.join(changed)}")
+        if after is not None and before is not None:
+            lines.append(f"  {what}: {percent(after)}, before {percent(before)}")
+    changed = [f"predictions in the cloud {percent(compared.predictions_changed)}"]
+    if compared.codes_changed is not None:
+        changed.append(f"codes {percent(compared.codes_changed)}")
+    lines.append(f"  changed, of {figures.test_images:,} test images: {', '.join(changed)}")
     return [*lines, "  leakage: not audited; an audit of the original does not hold for it"]

@@ -49,7 +49,7 @@ def client_options(context: typer.Context) -> dict[str, Any] | None:
         SfumatoError: options of this module without `--files`, others that do not go with it, or malformed ones.
     """
     given = {name: value for name, value in context.params.items() if value}
-    names = {"field": "field", "template": "template", "file_format": "file_format", "response_path": "answer"}
+    names = {"field": "field", "template": "template", "file_format": "file_format", "response_path": "prediction_path"}
     options: dict[str, Any] = {option: given[name] for name, option in names.items() if name in given}
     if "files" not in given:
         if options or "response_keys" in given or "rounding" in given:

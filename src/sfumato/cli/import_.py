@@ -14,7 +14,7 @@ from sfumato.cli.output import needs_extra, print_json
 from sfumato.errors import SfumatoError
 
 if TYPE_CHECKING:
-    from sfumato.lab.classifiers import Stated
+    from sfumato.lab.classifiers import UserMetadata
 
 SizeOption = Annotated[str | None, option("HxW", "Its input size. Default: from its metadata.")]
 MeanOption = Annotated[str | None, option("R,G,B", "Subtracted from values in [0, 1]. Default: from its metadata.")]
@@ -45,9 +45,9 @@ def import_(
     - `sfumato import net.onnx -o net --mean 0,0,0 --std 1,1,1 --labels labels.txt`
     """
     with needs_extra("train"):
-        from sfumato.lab.classifiers import adopt
-    bundle = adopt(classifier, out, user_metadata(name, size, mean, std, labels))
-    inputs, notes = bundle.preprocessing, bundle.recipe["notes"]
+        from sfumato.lab.classifiers import import_classifier
+    bundle = import_classifier(classifier, out, user_metadata(name, size, mean, std, labels))
+    inputs, notes = bundle.preprocessing, list(bundle.recipe.notes or ())
     if as_json:
         print_json(
             {
@@ -61,21 +61,21 @@ def import_(
         )
         return
     typer.echo(f"bundle: {bundle.path}")
-    typer.echo(f"  {bundle.recipe['origin']}, {len(bundle.labels)} classes, images of {inputs.height}x{inputs.width}")
+    typer.echo(f"  {bundle.recipe.origin}, {len(bundle.labels)} classes, images of {inputs.height}x{inputs.width}")
     typer.echo(f"  input: (image in [0, 1] - {_numbers(inputs.mean)}) / {_numbers(inputs.std)}")
     for note in notes:
         typer.echo(f"  note: {note}")
 
 
-def user_metadata(name: str | None, size: str | None, mean: str | None, std: str | None, labels: Path | None) -> Stated:
-    """Return what the options say of a classifier.
+def user_metadata(name: str | None, size: str | None, mean: str | None, std: str | None, labels: Path | None) -> UserMetadata:
+    """Return the options' description of a classifier.
 
     Raises:
         SfumatoError: an option is malformed, or the file of labels cannot be read.
     """
-    from sfumato.lab.classifiers import Stated
+    from sfumato.lab.classifiers import UserMetadata
 
-    return Stated(options.image_size(size), _three(mean, "--mean"), _three(std, "--std"), _lines(labels), name)
+    return UserMetadata(options.image_size(size), _three(mean, "--mean"), _three(std, "--std"), _lines(labels), name)
 
 
 def _three(text: str | None, option: str) -> tuple[float, float, float] | None:

@@ -10,21 +10,16 @@ from typing import Annotated, Literal
 import typer
 
 from sfumato.cli import options
+from sfumato.cli.app import command
 from sfumato.cli.doctor import print_findings
 from sfumato.cli.import_ import LabelsOption, MeanOption, SizeOption, StdOption, user_metadata
 from sfumato.cli.options import option
 from sfumato.cli.output import needs_extra, print_json
+from sfumato.cli.progress import bars
 from sfumato.errors import SfumatoError
 
 
-class ObfuscatorKind(StrEnum):
-    """Which obfuscator the recipe is for; docs/concepts/methods.md says which to use when."""
-
-    SKETCH = "sketch"
-    OBFUSCATOR = "obfuscator"
-
-
-@app.command()
+@command
 def init(
     classifier: Annotated[
         str | None,
@@ -55,17 +50,20 @@ def init(
         classifier, data, server = _prompted(classifier, data, server)
     with needs_extra("train"):
         from sfumato.apps.doctor import is_well
-        from sfumato.lab.classifiers.data_check import pair
-    found = pair(
-        classifier,
-        data,
-        out,
-        kind=kind,
-        stated=user_metadata(None, size, mean, std, labels),
-        server=server,
-        model=model,
-        server_options={"token": options.read_token(token_file)},
-    )
+        from sfumato.lab.classifiers.data_check import check_data
+    metadata, token = user_metadata(None, size, mean, std, labels), options.read_token(token_file)
+    with bars(quiet=as_json) as shown:
+        found = check_data(
+            classifier,
+            data,
+            out,
+            kind=kind,
+            metadata=metadata,
+            server=server,
+            model=model,
+            token=token,
+            progress=shown.progress,
+        )
     if as_json:
         print_json(
             {

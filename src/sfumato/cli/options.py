@@ -12,9 +12,11 @@ import typer
 
 from sfumato.device.image_folders import IMAGE_SUFFIXES
 from sfumato.errors import ImageError, SfumatoError
+from sfumato.progress import Progress, silent
 
 if TYPE_CHECKING:
     from sfumato.artifacts.bundle import Bundle
+    from sfumato.device import Client, FileClient
     from sfumato.lab.data import ImageSet
 
 TOKEN_VARIABLE = "SFUMATO_TOKEN"
@@ -188,9 +190,41 @@ def open_classifier(path: Path | None) -> Bundle:
     return Bundle.load(path or shipped.classifier_bundle(), kind="classifier")
 
 
-def load_split(data: str, split: str, bundle: Bundle, label_column: str | None, images: int | None) -> ImageSet:
+def client_of(
+    server: str,
+    bundle: Bundle | Path,
+    *,
+    files: dict[str, Any] | None,
+    protocol: dict[str, Any],
+    connection: dict[str, Any],
+) -> Client | FileClient:
+    """Make the client of an endpoint.
+
+    Args:
+        server: its address.
+        bundle: the obfuscator's, or its folder.
+        files: options of `FileClient`; None for an endpoint of the Open Inference Protocol.
+        protocol: options of `Client` alone.
+        connection: options of both.
+    """
+    from sfumato.device import Client, FileClient
+
+    if files is None:
+        return Client(server, bundle, **protocol, **connection)
+    return FileClient(server, bundle, **files, **connection)
+
+
+def load_split(
+    data: str,
+    split: str,
+    bundle: Bundle,
+    label_column: str | None,
+    images: int | None,
+    *,
+    progress: Progress = silent,
+) -> ImageSet:
     """Return the first `images` of a data set's split, in a bundle's size."""
     from sfumato.lab.data import load_images
 
     size = (bundle.preprocessing.height, bundle.preprocessing.width)
-    return load_images(data, split, size=size, label_column=label_column).subset(images)
+    return load_images(data, split, size=size, label_column=label_column, progress=progress).subset(images)

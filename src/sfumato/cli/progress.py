@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -60,20 +60,3 @@ def bars(*, quiet: bool = False) -> Iterator[Shown]:
 
     with drawn:
         yield Shown(progress, say)
-
-
-@contextmanager
-def audit_bars(*, quiet: bool = False) -> Iterator[Callable[[int, int, str, int, int], None]]:
-    """Draw two bars from what an audit reports: its steps, and the present one's own."""
-    with bars(quiet=quiet) as shown:
-        present = ""
-
-        def progress(done: int, total: int, stage: str, part: int, parts: int) -> None:
-            nonlocal present
-            if stage != present:
-                shown.progress(present, 1, 1)
-                present = stage
-            shown.progress("audit", done, total)
-            shown.progress(stage, part, max(parts, 1))
-
-        yield progress

@@ -92,7 +92,7 @@ class _Report:
 
     def __init__(self, out: Path, file: IO[str]) -> None:
         self._out, self._file = out, file
-        self.counts = dict.fromkeys(("written", "there", "stays", "failed"), 0)
+        self.counts = dict.fromkeys(("written", "exists", "on-device", "failed"), 0)
 
     def add(self, outcome: Outcome, *, quiet: bool) -> None:
         """Record an image, and print at once why it failed, if it did."""
@@ -107,14 +107,14 @@ class _Report:
         counts = self.counts
         return (
             f"{counts['written']} of {sum(counts.values())} images written to {self._out}"
-            + (f"; {counts['there']} existed" if counts["there"] else "")
-            + (f"; {counts['stays']} handled on-device" if counts["stays"] else "")
+            + (f"; {counts['exists']} existed" if counts["there"] else "")
+            + (f"; {counts['on-device']} handled on-device" if counts["stays"] else "")
         )
 
     def print(self, *, as_json: bool) -> None:
         """Print everything as one JSON object, or a summary."""
         if as_json:
-            names = {"images": "written", "existing": "there", "on_device": "stays", "failed": "failed"}
+            names = {"images": "written", "existing": "exists", "on_device": "on-device", "failed": "failed"}
             for index, (name, state) in enumerate(names.items()):
                 typer.echo(f"{', ' if index else '{'}{json.dumps(name)}: [", nl=False)
                 for number, line in enumerate(self._lines(state)):
@@ -124,7 +124,7 @@ class _Report:
             return
         for number, line in enumerate(self._lines("on-device")):
             if number == _NAMED:
-                typer.echo(f"and {self.counts['stays'] - _NAMED} more handled on-device; --json names them all")
+                typer.echo(f"and {self.counts['on-device'] - _NAMED} more handled on-device; --json names them all")
                 break
             entry: dict[str, Any] = json.loads(line)
             typer.echo(f"handled on-device: {entry['file']} ({entry['label']}, {percent(entry['probability'], 0)})")

@@ -74,13 +74,18 @@ def serve(
     catalogue = open_models()  # for several replicas, too: a damaged file is named once, here
     served = [{"name": one.name, "version": one.version, "fingerprint": one.fingerprint} for one in catalogue]
     announce = partial(_announce, served, as_json=as_json, alone=len(paths) == 1 and models is None)
-    sizes: dict[str, Any] = {"max_body_bytes": int(max_body_mb * MIB), "max_held_bytes": int(max_held_mb * MIB)}
+    limits = cloud.Limits(
+        max_body_bytes=int(max_body_mb * MIB),
+        max_held_bytes=int(max_held_mb * MIB),
+        max_connections=max_connections,
+        receive_timeout_s=receive_timeout,
+        linger_s=linger,
+        grace_s=grace,
+    )
     if engine == "ray":
-        build = partial(_app, open_models, token=token, access_log=access_log, **sizes)
+        build = partial(_app, open_models, token=token, access_log=access_log, limits=limits)
         _serve_on_ray(build, many, host=host, port=port, cpus=threads, address=address, on_ready=announce)
         return
-    times: dict[str, Any] = {"receive_timeout_s": receive_timeout, "linger_s": linger, "grace_s": grace}
-    limits = cloud.Limits(max_connections=max_connections, **sizes, **times)
     at: dict[str, Any] = {"host": host, "port": port, "tls_cert": tls_cert, "tls_key": tls_key}
     at |= {"token": token, "limits": limits, "access_log": access_log, "on_ready": announce}
     if many.most == 1:
@@ -116,7 +121,7 @@ def _announce(served: list[dict[str, str]], url: str, *, as_json: bool, alone: b
 def _app(open_models: Callable[[], Any], **options: Any) -> ASGIApp:
     from sfumato import cloud
 
-    return cloud.create_app(open_models(), **options)
+    return cloud.Application(open_models(), **options)
 
 
 def _serve_on_ray(build: Callable[[], ASGIApp], replicas: Replicas, *, address: str | None, **options: Any) -> None:

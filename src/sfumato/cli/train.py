@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -85,7 +86,7 @@ def train(
     how: dict[str, Any] = {"accelerator": accelerator, "devices": devices, "resume": resume, "overwrite": overwrite}
     with bars() as shown:
         if queried is None:
-            bundle = run_training(plan, folder, start=start, say=shown.say, **how)
+            bundle = run_training(plan, folder, start=start, progress=shown.progress, say=shown.say, **how)
         else:
             if start is not None:
                 raise RecipeError("--from starts from an obfuscator; with query-only access it is learned from scratch")
@@ -93,30 +94,41 @@ def train(
                 f"up to {queried.black_box.queries:,} images, of {plan.data.source} and synthetic ones, are sent to "
                 f"{queried.classifier} as they are: they must be public"
             )
-            bundle = protect_black_box(queried, folder, token=options.read_token(token_file), ca_file=ca_file, **how)
+            bundle = protect_black_box(
+                queried,
+                folder,
+                token=options.read_token(token_file),
+                ca_file=ca_file,
+                progress=shown.progress,
+                say=shown.say,
+                **how,
+            )
     if as_json:
         print_json({"bundle": str(bundle.path), "figures": bundle.figures.to_json()})
         return
     typer.echo(f"bundle: {Run(folder).bundle}")
-    print_figures(bundle.figures, indent="  ")
+    print_figures(bundle.figures.to_json(), indent="  ")
 
 
 def _estimate(plan: AnyRecipe, file: Path, accelerator: str, *, as_json: bool) -> None:
     from sfumato.lab.audit.speed import spoken
+    from sfumato.lab.runs.estimate import estimate
 
     prepare(file)
-    found = estimate(plan, accelerator=accelerator)
-    write_result(file, found)
+    with bars(quiet=as_json) as shown:
+        found = estimate(plan, accelerator=accelerator, progress=shown.progress)
+    result = asdict(found)
+    write_result(file, result)
     if as_json:
-        print_json(asdict(found))
+        print_json(result)
         return
-    whole = found["extrapolated"]
-    memory = ", ".join(f"{name} {mb:.0f} MB" for name, mb in found["peak_memory_mb"].items())
+    whole = found.extrapolated
+    memory = ", ".join(f"{name} {mb:.0f} MB" for name, mb in found.peak_memory_mb.items())
     typer.echo(
-        f"{plan.name}: {found['step_s']:.3g} s a step, {found['images_per_s']:.4g} images/s, "
-        f"{percent(found['data_share'])} of the time waiting for images\n"
+        f"{plan.name}: {found.step_s:.3g} s a step, {found.images_per_s:.4g} images/s, "
+        f"{percent(found.data_share)} of the time waiting for images\n"
         f"  peak memory: {memory}\n"
-        f"  {whole['epochs']} epochs of {whole['steps_per_epoch']} steps: about {spoken(3600 * whole['hours'])} "
-        f"({whole['hours']} h)\n"
-        f"  {found['what']}"
+        f"  {whole.epochs} epochs of {whole.steps_per_epoch} steps: about {spoken(3600 * whole.hours)} "
+        f"({whole.hours} h)\n"
+        f"  {found.what}"
     )
