@@ -169,12 +169,12 @@ def _pieces(preprocessing: Preprocessing) -> dict[bytes, str]:
 
 def _classified(transport: str, url: str, images: Path, stated: list[str]) -> dict[str, Any]:
     found = _sfumato(url, "classify", str(images), "--always-send", *stated)
-    if len(found.get("answers", ())) != len(shipped.samples()):
+    if len(found.get("predictions", ())) != len(shipped.samples()):
         return _cell(transport, "sfumato classify", False, found["error"])
     _, wanted = _wanted("sketch")
     labels = Bundle.load(shipped.obfuscator_bundle()).labels
     right = [labels[index] for index in wanted.argmax(axis=1)]
-    same = sum(answer["label"] == label for answer, label in zip(told["predictions"], right, strict=True))
+    same = sum(answer["label"] == label for answer, label in zip(found["predictions"], right, strict=True))
     why = "" if same == len(right) else f"{same} of {len(right)} labels are ONNX Runtime's"
     return _cell(transport, "sfumato classify", not why, why, same_labels=same)
 
@@ -186,8 +186,8 @@ def _doctored(transport: str, url: str, stated: list[str]) -> dict[str, Any]:
     bad = [
         finding["said"].replace(url, _unnumbered(url)) for finding in found["findings"] if finding["verdict"] == "bad"
     ]
-    notes = [finding["check"] for finding in told["findings"] if finding["verdict"] == "note"]
-    return _cell(transport, "sfumato doctor", told["ok"], "; ".join(bad), notes=notes)
+    notes = [finding["check"] for finding in found["findings"] if finding["verdict"] == "note"]
+    return _cell(transport, "sfumato doctor", found["ok"], "; ".join(bad), notes=notes)
 
 
 def _unnumbered(url: str) -> str:

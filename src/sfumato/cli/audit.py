@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,16 +14,17 @@ from sfumato.cli.app import command
 from sfumato.cli.memory import keep_freed_memory
 from sfumato.cli.options import flag, option
 from sfumato.cli.output import needs_extra, prepare, print_json, print_table, write_result
-from sfumato.cli.progress import audit_bars, bars
+from sfumato.cli.progress import bars
 from sfumato.errors import AuditError
+from sfumato.progress import Progress
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from sfumato.artifacts.bundle import Bundle
     from sfumato.lab.audit.budget import Budget
-    from sfumato.lab.audit.run import Beside
-    from sfumato.lab.audit.setting import Scene
+    from sfumato.lab.audit.label_attributes import Columns
+    from sfumato.lab.audit.run import Comparison
+    from sfumato.lab.audit.schema import AuditResult
+    from sfumato.lab.audit.setting import AttackSetting
 
 
 BudgetName = Literal["attributes", "quick", "standard", "full"]
@@ -90,12 +91,15 @@ def audit(
         return mode("check_attacks", _check_attacks, data=data, size=size, budget=budget, out=out)
     options.refuse_others(context, context.params.keys() - {"into", "seed"}, "not of an audit")
     plan = _plan(budget, seeds, budget_scale)
-    path = obfuscator or str(options.obfuscator_path(None))
-    served = _classifier(path, classifier)
-    scene, attributes = _setting(path, served, data, size, images, label_column, attribute, shadow, other_data)
-    folder = out or Path("audits") / f"{scene.target.name.replace(':', '-').replace('/', '-')}-{plan.name}"
-    beside = _comparison(served, local, compare, attributes)
-    found = _run(scene, plan, folder, beside, resume=resume, overwrite=overwrite, quiet=as_json)
+    source = _source(obfuscator)
+    served = _classifier(source, classifier)
+    with bars(quiet=as_json) as shown:
+        setting, attributes = _setting(
+            source, served, data, size, images, label_column, attribute, shadow, other_data, shown.progress
+        )
+    folder = out or Path("audits") / f"{setting.target.name.replace(':', '-').replace('/', '-')}-{plan.name}"
+    comparison = _comparison(served, local, compare, attributes)
+    found = _run(setting, plan, folder, comparison, resume=resume, overwrite=overwrite, quiet=as_json)
     _report(found, folder, obfuscator, as_json=as_json)
     return None
 
@@ -109,19 +113,25 @@ def _plan(budget: str, seeds: int | None, scale: float) -> Budget:
     return shared(replace(BUDGETS[budget], seeds=seeds) if seeds else BUDGETS[budget], scale)
 
 
-def _classifier(path: str, classifier: Path | None) -> Bundle | None:
-    """Return the given classifier, or the shipped one if the obfuscator is for it."""
+def _source(obfuscator: str | None) -> Bundle | str:
+    """Return the named or the shipped bundle, or the name of something else that can be audited."""
+    if obfuscator is None or Path(obfuscator).is_dir():
+        return options.open_obfuscator(None if obfuscator is None else Path(obfuscator))
+    return obfuscator
+
+
+def _classifier(source: Bundle | str, classifier: Path | None) -> Bundle | None:
+    """Return the named classifier, or the shipped one if the obfuscator is for it."""
     if classifier is not None:
         return options.open_classifier(classifier)
-    if not Path(path).is_dir():
+    if isinstance(source, str):
         return None
     served = options.open_classifier(None)
-    wanted = options.open_obfuscator(Path(path)).classifier_fingerprint
-    return served if wanted == served.classifier_fingerprint else None
+    return served if source.classifier_fingerprint == served.classifier_fingerprint else None
 
 
 def _setting(
-    path: str,
+    source: Bundle | str,
     served: Bundle | None,
     data: str,
     size: str | None,
@@ -130,42 +140,43 @@ def _setting(
     attributes: list[str] | None,
     shadow: str | None,
     other_data: str | None,
-) -> tuple[Scene, dict[str, tuple[Tensor, Tensor]]]:
+    progress: Progress,
+) -> tuple[AttackSetting, Columns]:
     """Return the attack setting, and the label columns of its training and test images."""
-    from sfumato.lab.audit.setting import Scene
+    from sfumato.lab.audit.setting import AttackSetting
     from sfumato.lab.audit.targets import load_target, native_size
     from sfumato.lab.classifiers import load_classifier, trains_through
     from sfumato.lab.data import load_images, load_train_test
 
     train, test, columns = load_train_test(
         data,
-        size=options.image_size(size) or native_size(path),
+        size=options.image_size(size) or native_size(source),
         label_column=label_column,
         attributes=tuple(attributes or ()),
+        progress=progress,
     )
     train, test = train.subset(images), test.subset(images)
     height, width = train.images.shape[2:]
-    target = load_target(path, size=(height, width))
+    target = load_target(source, size=(height, width))
     if served and len(train.names) == len(served.labels):
         train, test = train.of_classes(served.labels), test.of_classes(served.labels)
-    scene = Scene(
+    other = load_images(other_data, "train", size=(height, width), progress=progress).images if other_data else None
+    setting = AttackSetting(
         target,
         train,
         test,
         classifier=load_classifier(served.path).net if served and trains_through(served) else None,
         shadow=load_target(shadow, size=(height, width)) if shadow else target.refit(1),
-        other=load_images(other_data, "train", size=(height, width)).images if other_data else None,
+        other=other,
     )
-    return scene, {name: (known[:images], asked[:images]) for name, (known, asked) in columns.items()}
+    return setting, {name: (known[:images], hidden[:images]) for name, (known, hidden) in columns.items()}
 
 
-def _comparison(
-    served: Bundle | None, local: Path | None, compare: Path | None, attributes: dict[str, tuple[Tensor, Tensor]]
-) -> Beside:
-    from sfumato.lab.audit.run import Beside
-    from sfumato.lab.report.points import collect
+def _comparison(served: Bundle | None, local: Path | None, compare: Path | None, attributes: Columns) -> Comparison:
+    from sfumato.lab.audit.points import collect
+    from sfumato.lab.audit.run import Comparison
 
-    return Beside(
+    return Comparison(
         classifier=served,
         local=options.open_classifier(local) if local else None,
         points=tuple(collect(compare)) if compare else (),
@@ -174,45 +185,64 @@ def _comparison(
 
 
 def _run(
-    scene: Scene, plan: Budget, folder: Path, beside: Beside, *, resume: bool, overwrite: bool, quiet: bool
-) -> dict[str, Any]:
-    """Say what will run and roughly how long, and run it."""
+    setting: AttackSetting,
+    plan: Budget,
+    folder: Path,
+    comparison: Comparison,
+    *,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+) -> AuditResult:
+    """Print what will run and roughly how long, run it, and write the report."""
     import torch
 
     from sfumato.lab.audit.run import audit
     from sfumato.lab.audit.speed import estimate_minutes
+    from sfumato.lab.report.folder import render_audit
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not quiet:
-        minutes = estimate_minutes(plan, device, size=scene.train.images.shape[2:])
+        minutes = estimate_minutes(plan, device, size=setting.train.images.shape[2:])
         attackers = len({trial.attacker for trial in plan.trials})
         threats = len({trial.threat for trial in plan.trials})
         typer.echo(
-            f"auditing {scene.target.name}: {len(plan.trials)} attacks by {attackers} attackers under {threats} threat "
-            f"models, then re-identification and attribute inference, from {len(scene.train):,} training and "
-            f"{len(scene.test):,} test images, on {device.type}\n"
-            f"budget {plan.name}: {plan.says}; about {minutes} on this machine"
+            f"auditing {setting.target.name}: {len(plan.trials)} attacks by {attackers} attackers under {threats} "
+            f"threat models, then re-identification and attribute inference, from {len(setting.train):,} training and "
+            f"{len(setting.test):,} test images, on {device.type}\n"
+            f"budget {plan.name}: {plan.description}; about {minutes} on this machine"
         )
-    with audit_bars(quiet=quiet) as progress:
-        return audit(
-            scene, plan, folder, beside=beside, resume=resume, overwrite=overwrite, device=device, progress=progress
+    with bars(quiet=quiet) as shown:
+        found = audit(
+            setting,
+            plan,
+            folder,
+            comparison=comparison,
+            resume=resume,
+            overwrite=overwrite,
+            device=device,
+            progress=shown.progress,
         )
+    render_audit(setting, found, folder)
+    return found
 
 
-def _report(found: dict[str, Any], folder: Path, obfuscator: str | None, *, as_json: bool) -> None:
+def _report(found: AuditResult, folder: Path, obfuscator: str | None, *, as_json: bool) -> None:
     """Record the audit in the bundle that was named, and print its verdict."""
-    from sfumato.lab.audit.recording import record
+    from sfumato.lab.audit.run import record
 
+    # The bundle is opened again: it may have changed meanwhile.
     bundle = options.open_obfuscator(Path(obfuscator)) if obfuscator and Path(obfuscator).is_dir() else None
-    recorded = bundle is not None and record(bundle, found)
+    stored = bundle is not None and record(bundle, found)
     if as_json:
-        result = {"verdict": found["verdict"], "best": found["best"], "audit": str(folder / "audit.json")}
-        print_json({**result, "recorded": recorded})
+        best = None if found.best is None else found.best.as_json
+        result = {"verdict": found.verdict.as_json, "best": best, "audit": str(folder / "audit.json")}
+        print_json({**result, "recorded": stored})
         return
-    typer.echo(f"\n{found['verdict']['finding'].upper()}")
-    for line in (*found["verdict"]["sentences"], f"\nreport: {folder / 'audit.html'}"):
+    typer.echo(f"\n{found.verdict.finding.upper()}")
+    for line in (*found.verdict.sentences, f"\nreport: {folder / 'audit.html'}"):
         typer.echo(line)
-    if bundle is not None and not recorded:
+    if bundle is not None and not stored:
         typer.echo("The bundle keeps the figures of an earlier audit, which had a larger budget and found as much.")
 
 
@@ -227,24 +257,24 @@ def _check_attacks(*, data: str, size: str | None, budget: str, out: Path | None
 
         from sfumato.artifacts.provenance import provenance
         from sfumato.lab.audit.budget import BUDGETS
-        from sfumato.lab.audit.sanity_checks import decoder_controls
+        from sfumato.lab.audit.sanity_checks import decoder_checks
         from sfumato.lab.data import load_train_test
 
     prepare(out)
-    train, test, _ = load_train_test(data, size=options.image_size(size))
-    images = BUDGETS[budget].control_images
+    images = BUDGETS[budget].sanity_check_images
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with bars(quiet=as_json) as shown:
-        found = decoder_controls(train, test, images=images, device=device, progress=shown.progress)
+        train, test, _ = load_train_test(data, size=options.image_size(size), progress=shown.progress)
+        found = decoder_checks(train, test, images=images, device=device, progress=shown.progress)
     result = {
-        "controls": [asdict(check) for check in found],
+        "sanity_checks": [check.as_json for check in found],
         "measured": provenance(
             budget=budget,
             images_seen=images,
             accelerator=device.type,
             train={"data": train.source, "data_sha256": train.sha256, "images": len(train)},
             test={"data": test.source, "data_sha256": test.sha256, "images": len(test)},
-        ),
+        ).to_json(),
     }
     write_result(out, result)
     if as_json:
@@ -265,17 +295,15 @@ def _print_references(*, data: str, size: str | None, seed: int, out: Path | Non
 
     prepare(out)
     sides = options.image_size(size)
-    train, test = load_images(data, "train", size=sides), load_images(data, "test", size=sides)
     with bars(quiet=as_json) as shown:
-        result = write_references(
-            None, train, test, seed=seed, progress=lambda done, total: shown.progress("references", done, total)
-        )
+        train, test = (load_images(data, split, size=sides, progress=shown.progress) for split in ("train", "test"))
+        result = write_references(None, train, test, seed=seed, progress=shown.progress)
     write_result(out, result)
     if as_json:
         print_json(result)
         return
     rows = [
-        (row["name"], *(f"{row['figures'][key]:.{digits}f}" for key, digits in _REFERENCE_FIGURES.items()))
+        (row["name"], *(f"{row[key]:.{digits}f}" for key, digits in _REFERENCE_FIGURES.items()))
         for row in result["references"]
     ]
     title = f"on {len(test):,} test images of {test.source}"
@@ -290,12 +318,12 @@ def _print_attributes(*, obfuscator: str | None, into: Path | None, as_json: boo
     if obfuscator is None:
         raise AuditError("--attributes-table needs a folder of audits: sfumato audit --attributes-table DIR")
     with needs_extra("train"):
-        from sfumato.lab.report.attribute_table import markdown, side_by_side, write_into
-        from sfumato.lab.report.points import read_audits
+        from sfumato.lab.audit.points import read_audits
+        from sfumato.lab.report.attribute_table import markdown, side_by_side, write_between
 
     rows = side_by_side(read_audits(Path(obfuscator)))
     if into is not None:
-        write_into(into, markdown(rows))
+        write_between(into, markdown(rows))
     if as_json:
         print_json({"headers": rows[0], "rows": rows[1:]})
     else:

@@ -87,7 +87,13 @@ def _list(as_json: bool) -> None:
     print_table(
         ("name", "what it does", "strength", "default", "source"),
         [
-            (name, one.summary, one.strength_help or "-", "-" if one.default is None else f"{one.default:g}", one.source)
+            (
+                name,
+                one.summary,
+                one.strength_help or "-",
+                "-" if one.default is None else f"{one.default:g}",
+                one.source,
+            )
             for name, one in METHODS.items()
         ],
     )

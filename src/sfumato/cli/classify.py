@@ -150,7 +150,11 @@ def _warn_of_another_classifier(client: Client, server: str) -> None:
 
 
 def _print(
-    predictions: list[tuple[Path, Prediction]], failed: list[dict[str, str]], labels: tuple[str, ...], top: int, images: int
+    predictions: list[tuple[Path, Prediction]],
+    failed: list[dict[str, str]],
+    labels: tuple[str, ...],
+    top: int,
+    images: int,
 ) -> None:
     rows = []
     for source, found in predictions:

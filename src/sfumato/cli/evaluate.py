@@ -12,11 +12,14 @@ from sfumato.cli import options
 from sfumato.cli.app import command
 from sfumato.cli.options import flag, option
 from sfumato.cli.output import needs_extra, percent, prepare, print_figures, print_json, print_table, write_result
+from sfumato.cli.progress import bars
 from sfumato.errors import SfumatoError
+from sfumato.progress import Progress
 
 if TYPE_CHECKING:
     from sfumato.artifacts.bundle import Bundle
     from sfumato.lab.data import ImageSet
+    from sfumato.lab.evaluation.transfer import Transfer
 
 ObfuscatorsArgument = Annotated[
     list[str] | None, typer.Argument(help="Bundles. Default: the shipped one. Of --cost: architectures.")
@@ -63,37 +66,42 @@ def evaluate(
         raise SfumatoError("--round is for one bundle and the classifier that it was trained for")
     if audits and not table:
         raise SfumatoError("--audits is for several bundles or classifiers, or --transfer")
-    with needs_extra("train"):
-        test = options.load_split(data, "test", obfuscators[0], label_column, images)
-    if table:
-        result = _transfer(obfuscators, classifiers, test, audits or [])
-    else:
-        result = _accuracy(obfuscators[0], classifiers[0], test, rounding=rounding)
+    transferred: Transfer | None = None
+    with needs_extra("train"), bars(quiet=as_json) as shown:
+        test = options.load_split(data, "test", obfuscators[0], label_column, images, progress=shown.progress)
+        if table:
+            transferred = _transfer(obfuscators, classifiers, test, audits or [], shown.progress)
+            result = transferred.to_json()
+        else:
+            result = _accuracy(obfuscators[0], classifiers[0], test, shown.progress, rounding=rounding)
     write_result(out, result)
     if as_json:
         print_json(result)
-    elif table:
-        _print_table(result)
+    elif transferred is not None:
+        _print_table(transferred)
     else:
         print_figures(result["figures"])
 
 
 def _transfer(
-    obfuscators: list[Bundle], classifiers: list[Bundle], test: ImageSet, audits: list[Path]
+    obfuscators: list[Bundle], classifiers: list[Bundle], test: ImageSet, audits: list[Path], progress: Progress
+) -> Transfer:
+    from sfumato.lab.audit.points import read_audits
+    from sfumato.lab.evaluation.transfer import Leakage, transfer
+
+    found = [Leakage.from_audit(audit.as_json) for folder in audits for audit in read_audits(folder).values()]
+    leakages = [leakage for leakage in found if leakage is not None]
+    return transfer(obfuscators, classifiers, test, leakages=leakages, progress=progress)
+
+
+def _accuracy(
+    obfuscator: Bundle, served: Bundle, test: ImageSet, progress: Progress, *, rounding: bool
 ) -> dict[str, Any]:
-    from sfumato.lab.evaluation.transfer import transfer
-    from sfumato.lab.report.points import read_audits
-
-    known = {file: audit for folder in audits for file, audit in read_audits(folder).items()}
-    return transfer(obfuscators, classifiers, test, audits=known)
-
-
-def _accuracy(obfuscator: Bundle, served: Bundle, test: ImageSet, *, rounding: bool) -> dict[str, Any]:
     from sfumato.artifacts.provenance import provenance
     from sfumato.lab.evaluation.accuracy import evaluate_obfuscator
 
     return {
-        "figures": evaluate_obfuscator(obfuscator, served, test, rounding=rounding),
+        "figures": evaluate_obfuscator(obfuscator, served, test, rounding=rounding, progress=progress).to_json(),
         "rounded_to_8_bits": rounding,
         "obfuscator": {
             "recipe": obfuscator.recipe.to_json(),
@@ -109,18 +117,17 @@ def _accuracy(obfuscator: Bundle, served: Bundle, test: ImageSet, *, rounding: b
     }
 
 
-def _print_table(found: dict[str, Any]) -> None:
-    plain = ["plain images", *(percent(entry["accuracy_plain"]) for entry in found["classifiers"]), "1"]
-    rows = [plain]
-    for entry in found["obfuscators"]:
-        leak = "not audited" if entry["excess_leakage"] is None else f"at least {entry['excess_leakage']:.2f}"
+def _print_table(found: Transfer) -> None:
+    rows = [["plain images", *(percent(one.accuracy_plain) for one in found.classifiers), "1"]]
+    for one in found.obfuscators:
         accuracy = [
-            percent(value) + ("" if seen else "*") for value, seen in zip(entry["accuracy"], entry["seen"], strict=True)
+            percent(value) + ("" if known else "*") for value, known in zip(one.accuracy, one.trained_for, strict=True)
         ]
-        rows.append([entry["name"], *accuracy, leak])
-    headers = ("accuracy", *(entry["name"] for entry in found["classifiers"]), "excess leakage")
+        leakage = "not audited" if one.leakage is None else f"at least {one.leakage.excess_leakage:.2f}"
+        rows.append([one.name, *accuracy, leakage])
+    headers = ("accuracy", *(one.name for one in found.classifiers), "excess leakage")
     print_table(headers, rows, numbers=range(1, len(headers)))
-    typer.echo("* not seen in training")
+    typer.echo("* the obfuscator was not trained for this classifier")
 
 
 def _print_cost(*, bundles: list[str] | None, size: str, classes: int, as_json: bool) -> None:
@@ -137,7 +144,7 @@ def _print_cost(*, bundles: list[str] | None, size: str, classes: int, as_json: 
         raise SfumatoError(f"image sides must be multiples of {models.Obfuscator.size_multiple}, got {height}x{width}")
     count = partial(models.cost, height=height, width=width)
     ours, papers = count(models.Obfuscator()), count(models.Obfuscator(order="paper"))
-    bits = max(8, models.answer_bits(classes))
+    bits = max(8, models.class_bits(classes))
     sketch = count(models.Sketcher(height, width, classes=classes, bits=bits))
     rows: list[dict[str, Any]] = []
     for name in bundles or models.CLASSIFIERS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,12 +15,13 @@ from sfumato.cli.audit import BudgetOption, EachOption
 from sfumato.cli.memory import keep_freed_memory
 from sfumato.cli.options import flag, option
 from sfumato.cli.output import needs_extra, percent, prepare, print_json, print_table
-from sfumato.cli.progress import audit_bars, bars
+from sfumato.cli.progress import bars
 from sfumato.errors import AuditError, SfumatoError
 
 if TYPE_CHECKING:
+    from sfumato.lab.audit.schema import Point
     from sfumato.lab.report.tradeoff import Row
-    from sfumato.lab.sweep.jobs import Engine, Job
+    from sfumato.lab.sweep.jobs import Engine, Make
     from sfumato.lab.sweep.plan import Sweep
 
 
@@ -60,9 +61,9 @@ def frontier(
     Takes seconds for a folder of audits. Of a recipe, it trains and audits every point of the sweep, which takes
     minutes to days: `--plan` lists the points and their time first. After Ctrl-C, the same command continues.
 
-    Examples: `sfumato frontier results/audits --this cifar10-resnet20-sketch -o docs/images/frontier.png`,
-    `sfumato frontier recipes/cifar10-resnet20-sketch.toml --dial code_bits=4,8,16 --seeds 3
-    --local-recipe recipes/cifar10-local.toml --beside results/audits --plan`
+    Examples:
+    - `sfumato frontier results/audits --highlight cifar10-resnet20-sketch -o frontier.png`
+    - `sfumato frontier recipes/cifar10-resnet20-sketch.toml --sweep code_bits=4,8,16 --seeds 3 --plan`
     """
     if what.suffix != ".toml":
         allowed = {"what", "highlight", "out", "as_json"}
@@ -87,7 +88,7 @@ def frontier(
         images_each=images,
         local=local,
         local_recipe=local_recipe,
-        beside=compare,
+        compare_with=compare,
     )
     if plan:
         _print_plan(planned, as_json=as_json)
@@ -116,52 +117,58 @@ def _of_sweep(sweep: Sweep, engine: EngineName, ray: dict[str, Any], *, as_json:
     from sfumato.lab.sweep.run import run_sweep
 
     runs: Engine = in_turn
-    make_with: Callable[[Job], None] = partial(make, bars=partial(audit_bars, quiet=as_json))
-    if engine == "ray":
-        ray = {name: value for name, value in ray.items() if value is not None}
-        runs, make_with = on_ray(sweep.folder / "ray", **ray), make
     with bars() as shown:
+        make_with: Make = partial(make, progress=shown.progress)
+        if engine == "ray":
+            ray = {name: value for name, value in ray.items() if value is not None}
+            runs, make_with = on_ray(sweep.folder / "ray", **ray), make
         found = run_sweep(sweep, engine=runs, make=make_with, say=shown.say)
+    frontier = found.frontier
     if as_json:
         typer.echo(found.file.read_text(encoding="utf-8"), nl=False)
     else:
-        _print([*found.rows, *rows_of(found.beside)], found.beside, found.content["verdict"]["sentences"])
-        typer.echo(f"\nwritten: {found.content['plot']}\nwritten: {found.file}")
-    if failed := found.content["failed"]:
+        _print([*found.rows, *rows_of(found.comparison)], found.comparison, frontier.verdict.sentences)
+        typer.echo(f"\nwritten: {frontier.plot}\nwritten: {found.file}")
+    if failed := frontier.failed:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         raise SfumatoError(f"{len(failed)} of {len(sweep.jobs)} points failed: {reasons}")
 
 
 def _of_folder(folder: Path, highlight: str | None, out: Path | None, *, as_json: bool) -> None:
     with needs_extra("train"):
+        from sfumato.lab.audit.points import collect
         from sfumato.lab.report.frontier import save_frontier_png
-        from sfumato.lab.report.tradeoff import rows_of, verdict
+        from sfumato.lab.report.tradeoff import PaysOff, rows_of, verdict
 
     points = collect(folder)
     if highlight is not None:
-        if highlight not in [point["name"] for point in points]:
-            raise AuditError(f"no audit of {highlight!r} in {folder}; there are {', '.join(p['name'] for p in points)}")
-        points = [{**point, "role": "this"} if point["name"] == highlight else point for point in points]
+        if highlight not in [point.name for point in points]:
+            raise AuditError(f"no audit of {highlight!r} in {folder}; there are {', '.join(p.name for p in points)}")
+        points = [point.model_copy(update={"role": "this"}) if point.name == highlight else point for point in points]
     if out is not None:
         prepare(out)
         save_frontier_png(points, out)
     rows = rows_of(points)
-    worth, sentences = verdict(rows) if rows else ("unknown", ["No audit here has both accuracy and leakage."])
+    pays_off: PaysOff = "unknown"
+    sentences = ["No audit here has both accuracy and leakage."]
+    if rows:
+        pays_off, sentences = verdict(rows)
     if as_json:
-        result = {"worth": worth, "sentences": sentences}
-        print_json({"points": points, "plot": str(out) if out else None, "verdict": result})
+        result = {"pays_off": pays_off, "sentences": sentences}
+        plot = str(out) if out else None
+        print_json({"points": [point.as_json for point in points], "plot": plot, "verdict": result})
         return
     _print(rows, points, sentences)
     if out is not None:
         typer.echo(f"\nwritten: {out}")
 
 
-def _print(rows: Sequence[Row], points: Sequence[dict[str, Any]], sentences: Sequence[str]) -> None:
+def _print(rows: Sequence[Row], points: Sequence[Point], sentences: Sequence[str]) -> None:
     lines: list[tuple[float, tuple[str, ...]]] = [(row.accuracy.mean, _line(row)) for row in rows]
     for end in points:
-        if end["role"] in ("local", "identity", "gated"):
-            place = percent(end["accuracy"]), f"{end['excess_leakage']:.2f}"
-            lines.append((end["accuracy"], (end["name"], *place, "", "", end["best_attacker"] or "", "")))
+        if end.role in ("local", "identity", "gated"):
+            place = percent(end.accuracy), f"{end.excess_leakage:.2f}"
+            lines.append((end.accuracy, (end.name, *place, "", "", end.best_attacker or "", "")))
     headers = ("", "accuracy", "leakage", "no obfuscation", "pays off", "best attacker", "budget")
     print_table(headers, [line for _, line in sorted(lines, key=lambda line: -line[0])])
     for sentence in sentences:
@@ -175,7 +182,7 @@ def _line(row: Row) -> tuple[str, ...]:
         percent(row.accuracy.mean) + spread,
         f"{row.excess_leakage.mean:.2f}",
         "unknown" if row.mixture is None else percent(row.mixture.mean),
-        row.worth,
+        row.pays_off,
         ", ".join(dict.fromkeys(row.attackers)),
         row.budget,
     )

@@ -67,7 +67,9 @@ def import_(
         typer.echo(f"  note: {note}")
 
 
-def user_metadata(name: str | None, size: str | None, mean: str | None, std: str | None, labels: Path | None) -> UserMetadata:
+def user_metadata(
+    name: str | None, size: str | None, mean: str | None, std: str | None, labels: Path | None
+) -> UserMetadata:
     """Return the options' description of a classifier.
 
     Raises:
