@@ -217,8 +217,8 @@ def test_importing_does_not_load_torch(module):
         (
             "sfumato.lab.data",
             [
-                "INFERENCE_BATCH",
                 "Augmentation",
+                "INFERENCE_BATCH",
                 "ImageSet",
                 "Stream",
                 "augment",
