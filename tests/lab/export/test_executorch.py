@@ -33,7 +33,7 @@ SHIPPED = {"sketch": shipped.obfuscator_bundle(), "obfuscator": shipped.papers_o
 
 def by_hand(bundle: Bundle, images: np.ndarray) -> list[np.ndarray]:
     session = onnxruntime.InferenceSession(str(bundle.file(OBFUSCATOR_ONNX)), providers=["CPUExecutionProvider"])
-    return session.run(None, {"image": images})
+    return session.run(None, {session.get_inputs()[0].name: images})
 
 
 def outputs(images: int = 4) -> list[np.ndarray]:
