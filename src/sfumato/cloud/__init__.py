@@ -1,7 +1,6 @@
 """The cloud's side: serve any ONNX classifier over the Open Inference Protocol, without knowing of obfuscation."""
 
-from sfumato.cloud.app import Application
-from sfumato.cloud.connection_limits import Limits
+from sfumato.cloud.app import Application, Limits
 from sfumato.cloud.dataplane import ServedModel
 from sfumato.cloud.model_repository import Catalogue, Source, catalogue_of, sources_in
 from sfumato.cloud.replicas import Replicas, serve_replicas

@@ -8,6 +8,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -18,7 +19,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sfumato import __version__
 from sfumato.cloud import logs
-from sfumato.cloud.connection_limits import Limits
 from sfumato.cloud.dataplane import ServedModel
 from sfumato.cloud.metrics import CONTENT_TYPE, Metrics
 from sfumato.cloud.model_repository import Catalogue
@@ -34,6 +34,28 @@ _OPEN_PATHS = frozenset({paths.LIVE, paths.READY})
 _LENGTH_KEY = HEADER_LENGTH.lower().encode()
 _CLOSE = (b"connection", b"close")
 _GONE = 499  # the log's status for a client that hung up; it is never sent
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits of a server.
+
+    Attributes:
+        max_body_bytes: the longest request body that is read.
+        max_held_bytes: how many bytes of bodies may be in memory at once, being received or waiting for a model.
+        max_connections: how many connections there may be at once; the limit of open files may allow fewer.
+        receive_timeout_s: how long a request may take to arrive.
+        linger_s: how long after SIGTERM the server reports "not ready" and still serves, before it takes no
+            further connections. SIGINT, and a second SIGTERM, end that.
+        grace_s: how long requests in progress may take then.
+    """
+
+    max_body_bytes: int = 16 * 2**20
+    max_held_bytes: int = 256 * 2**20
+    max_connections: int = 1000
+    receive_timeout_s: float = 60.0
+    linger_s: float = 1.0
+    grace_s: float = 10.0
 
 
 class Application:

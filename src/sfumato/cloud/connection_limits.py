@@ -1,4 +1,4 @@
-"""The server's limits, those that uvicorn does not have on each connection, and responses in one piece.
+"""Limits on each connection that uvicorn does not have, and responses in one piece.
 
 Without limits on how many connections there are, how long a head is, and how long a request takes to arrive, a client
 that sends a byte a minute, or a header without an end, holds a connection and memory forever.
@@ -8,35 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 * 2**10
 MAX_HEADERS = 100
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The limits of a server.
-
-    Attributes:
-        max_body_bytes: the longest request body that is read.
-        max_held_bytes: how many bytes of bodies may be in memory at once, being received or waiting for a model.
-        max_connections: how many connections there may be at once; the limit of open files may allow fewer.
-        receive_timeout_s: how long a request may take to arrive.
-        linger_s: how long after SIGTERM the server reports "not ready" and still serves, before it takes no
-            further connections. SIGINT, and a second SIGTERM, end that.
-        grace_s: how long requests in progress may take then.
-    """
-
-    max_body_bytes: int = 16 * 2**20
-    max_held_bytes: int = 256 * 2**20
-    max_connections: int = 1000
-    receive_timeout_s: float = 60.0
-    linger_s: float = 1.0
-    grace_s: float = 10.0
 
 
 class GuardedProtocol(HttpToolsProtocol):

@@ -27,7 +27,7 @@ from types import FrameType
 from typing import Unpack
 
 from sfumato.cloud import logs
-from sfumato.cloud.connection_limits import Limits
+from sfumato.cloud.app import Limits
 from sfumato.cloud.model_repository import Catalogue
 from sfumato.cloud.replica_metrics import Siblings
 from sfumato.cloud.server import ServerOptions, build_server, listen, run, tls_context, warn_if_open

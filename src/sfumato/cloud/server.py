@@ -21,8 +21,8 @@ from typing import TypedDict, Unpack
 import uvicorn
 from starlette.types import ASGIApp
 
-from sfumato.cloud.app import Application
-from sfumato.cloud.connection_limits import GuardedProtocol, Limits, cut_late
+from sfumato.cloud.app import Application, Limits
+from sfumato.cloud.connection_limits import GuardedProtocol, cut_late
 from sfumato.cloud.dataplane import ServedModel
 from sfumato.cloud.model_repository import Catalogue
 from sfumato.cloud.replica_metrics import Siblings
