@@ -19,6 +19,7 @@ from sfumato.lab.training import engine
 from sfumato.lab.training.engine import _PARTS as PARTS
 from sfumato.lab.training.engine import Fitted, Schedule, fit, validate
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask
+from sfumato.progress import Progress, Say, mute, silent
 from synthetic import image_set
 
 STEPS, EPOCHS = 3, 2
@@ -53,6 +54,8 @@ def train(
     identity: str = "recipe",
     images: ImageSet = TRAIN,
     before_epoch: Callable[[int], Iterable[nn.Parameter]] = lambda epoch: (),
+    progress: Progress = silent,
+    say: Say = mute,
     **schedule: int,
 ) -> Fitted:
     optimizer = torch.optim.Adam([p for p in task.parameters() if p.requires_grad], lr=1e-2)
@@ -69,6 +72,8 @@ def train(
         identity=identity,
         resume=resume,
         before_epoch=before_epoch,
+        progress=progress,
+        say=say,
     )
 
 
@@ -386,3 +391,11 @@ def test_the_optimiser_forgets_what_is_set_anew(checkpoint):
     assert dict(zip(trained, steps, strict=True)) == {
         name: STEPS if name == "net.5.weight" else STEPS * EPOCHS for name in trained
     }
+
+
+def test_every_step_is_reported_and_every_validation_is_said(checkpoint):
+    reports, lines = [], []
+    train(classifier_task(), checkpoint, progress=lambda *report: reports.append(report), say=lines.append)
+    assert [report[:3] for report in reports] == [("training", step, 6) for step in range(1, 7)]
+    assert reports[-1][3].startswith("epoch 2/2  loss ") and "images/s" in reports[-1][3]
+    assert [line.split("  ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"] and "accuracy" in lines[-1]

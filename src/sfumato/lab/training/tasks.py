@@ -111,7 +111,7 @@ class _Protecting(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
         for name in [name for name in state_dict if name.startswith(f"{prefix}others.")]:  # of older checkpoints
             state_dict[f"{prefix}ensemble.{name.removeprefix(f'{prefix}others.')}"] = state_dict.pop(name)
-        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[arg-type]
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 @dataclass(frozen=True)

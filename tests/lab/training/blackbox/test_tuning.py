@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from interrupting import interrupted_at
 from sfumato.errors import QueriesSpent
 from sfumato.lab.models import Sketcher
 from sfumato.lab.training.blackbox.tuning import guided_directions, score_gradient, tune
@@ -105,3 +106,20 @@ def test_a_spent_budget_keeps_the_best_drawings(tmp_path: Path) -> None:
     result = tune(sketcher, Endpoint(200), blind, codes, weights, queries=10_000, seed=0, checkpoint=tmp_path / "c.pt")  # type: ignore[arg-type]
     assert result.agreement_after >= result.agreement_before
     assert 0 < result.queries <= 200
+
+
+def test_interrupted_tuning_resumes_to_the_same_decoder(tmp_path: Path) -> None:
+    blind = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 3))
+
+    def tuned(name: str, **how: Any) -> dict[str, Tensor]:
+        sketcher, codes, weights = sketch()
+        how = {"queries": 280, "seed": 0, "checkpoint": tmp_path / name, **how}
+        tune(sketcher, Endpoint(10_000), blind, codes, weights, **how)  # type: ignore[arg-type]
+        return sketcher.state_dict()
+
+    whole = tuned("whole.pt")
+    with interrupted_at(3):
+        tuned("halves.pt")
+    resumed = tuned("halves.pt", resume=True)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert not torch.equal(whole["draw.1.weight"], sketch()[0].state_dict()["draw.1.weight"])
