@@ -1,4 +1,4 @@
-"""Score-only gradients against true ones, and drawings that are changed until they are understood."""
+"""Score-only gradients against true ones, and decoded images that are tuned until the endpoint agrees."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_directions_have_unit_size_and_lean_on_the_prior() -> None:
 
 
 class Endpoint:
-    """A classifier by mean colour, of which only the answers are given; counts what it is asked about."""
+    """A classifier by mean colour, with query-only access; counts its queries."""
 
     def __init__(self, queries: int, answers: str = "scores") -> None:
         self.queries, self.answers, self.spent, self.asked_after = queries, answers, 0, 0
@@ -86,7 +86,7 @@ def sketch() -> tuple[Sketcher, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("answers", ["scores", "label"])
-def test_drawings_are_changed_until_the_endpoint_understands_them(answers: str, tmp_path: Path) -> None:
+def test_decoded_images_are_tuned_until_the_endpoint_predicts_as_the_device(answers: str, tmp_path: Path) -> None:
     sketcher, codes, weights = sketch()
     before = {name: value.clone() for name, value in sketcher.encoder.state_dict().items()}
     endpoint = Endpoint(30_000, answers)
@@ -94,13 +94,13 @@ def test_drawings_are_changed_until_the_endpoint_understands_them(answers: str, 
     result = tune(sketcher, endpoint, blind, codes, weights, queries=20_000, seed=0, checkpoint=tmp_path / "c.pt")  # type: ignore[arg-type]
     assert result.agreement_before < 0.9 and result.agreement_after == pytest.approx(1.0)
     assert result.queries == endpoint.spent <= 20_000
-    answered = endpoint(sketcher.eval().decode(codes).detach()).argmax(dim=1)
-    assert answered.tolist() == [0, 1, 2, 0, 1, 2]  # what it kept is what it says
+    predicted = endpoint(sketcher.eval().decode(codes).detach()).argmax(dim=1)
+    assert predicted.tolist() == [0, 1, 2, 0, 1, 2]  # what it kept is what it says
     after = sketcher.encoder.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
-def test_a_spent_budget_keeps_the_best_drawings(tmp_path: Path) -> None:
+def test_a_spent_budget_keeps_the_best_decoder(tmp_path: Path) -> None:
     sketcher, codes, weights = sketch()
     blind = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 3))
     result = tune(sketcher, Endpoint(200), blind, codes, weights, queries=10_000, seed=0, checkpoint=tmp_path / "c.pt")  # type: ignore[arg-type]
