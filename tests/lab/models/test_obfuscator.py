@@ -109,14 +109,14 @@ def test_a_bottleneck_does_not_stride_and_upsample_at_once():
 SOME = torch.rand(4, 3, 16, 24, generator=torch.Generator().manual_seed(1))
 
 
-def test_noise_has_the_size_that_is_stated_and_is_drawn_in_evaluation_too():
+def test_noise_has_the_size_that_is_stated_and_is_sampled_in_evaluation_too():
     noise = Noise(3).eval()
     with torch.no_grad():
         noise.log_std.copy_(torch.tensor([0.1, 1.0, 2.0]).log().view(3, 1, 1))
     torch.manual_seed(0)
-    drawn = noise(torch.full((500, 3, 8, 8), 5.0)) - 5
-    assert torch.allclose(drawn.std(dim=(0, 2, 3)), torch.tensor([0.1, 1.0, 2.0]), rtol=0.02)
-    assert torch.allclose(drawn.mean(dim=(0, 2, 3)), torch.zeros(3), atol=0.05)
+    sampled = noise(torch.full((500, 3, 8, 8), 5.0)) - 5
+    assert torch.allclose(sampled.std(dim=(0, 2, 3)), torch.tensor([0.1, 1.0, 2.0]), rtol=0.02)
+    assert torch.allclose(sampled.mean(dim=(0, 2, 3)), torch.zeros(3), atol=0.05)
 
 
 def test_what_comes_out_depends_on_the_image_through_the_noisy_code_alone():
@@ -177,7 +177,7 @@ def test_a_recipe_describes_the_network():
     assert net.noise is not None
 
 
-def test_what_payload_is_normalised_after_rounding():
+def test_the_payload_is_normalised_after_rounding():
     net, normalize = Obfuscator(eight_bit=True).eval(), Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.5))
     payload = Payload(net, normalize, 16, 24)
     assert torch.equal(payload(SOME), normalize(net(SOME)))
@@ -188,7 +188,7 @@ def test_what_payload_is_normalised_after_rounding():
 
 @pytest.mark.parametrize("eight_bit", [False, True])
 @pytest.mark.parametrize("order", ["paper", "commuted"])
-def test_what_payload_is_the_obfuscated_image_normalised_for_less(both, order, eight_bit):
+def test_the_payload_is_the_obfuscated_image_normalised_for_less(both, order, eight_bit):
     net = Obfuscator(order=order, eight_bit=eight_bit).double().eval()
     net.load_state_dict(both[0].state_dict())
     normalize = Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.3)).double()

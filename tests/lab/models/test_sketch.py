@@ -29,21 +29,21 @@ def test_it_fits_the_papers_budget(bits):
 
 
 @pytest.mark.parametrize("size", [(32, 32), (8, 16), (64, 48)])
-def test_drawings_have_the_size_of_the_images_and_lie_in_the_visible_range(size):
+def test_decoded_images_have_the_size_of_the_images_and_lie_in_the_visible_range(size):
     with torch.no_grad():
-        drawings, logits = sketcher(5, *size)(torch.rand(3, 3, *size))
-    assert drawings.shape == (3, 3, *size) and logits.shape == (3, 4)
-    assert float(drawings.min()) >= 0 and float(drawings.max()) <= 1
+        decoded, logits = sketcher(5, *size)(torch.rand(3, 3, *size))
+    assert decoded.shape == (3, 3, *size) and logits.shape == (3, 4)
+    assert float(decoded.min()) >= 0 and float(decoded.max()) <= 1
 
 
-def test_an_answer_takes_as_many_bits_as_there_are_classes_to_number():
+def test_a_prediction_takes_as_many_bits_as_number_the_classes():
     assert [class_bits(classes) for classes in (2, 3, 4, 5, 10, 1000)] == [1, 2, 2, 3, 4, 10]
     with pytest.raises(ValueError, match="10 classes take 4 bits, got 3"):
         Sketcher(classes=10, bits=3)
 
 
 @pytest.mark.parametrize("bits", [2, 5])
-def test_a_code_says_the_devices_answer_and_then_the_learned_bits(bits):
+def test_a_code_is_the_devices_prediction_and_then_the_learned_bits(bits):
     net = sketcher(bits)
     with torch.no_grad():
         code, logits = net.encode(IMAGES)
@@ -52,24 +52,24 @@ def test_a_code_says_the_devices_answer_and_then_the_learned_bits(bits):
     assert set(code[:, 4:].unique().tolist()) <= {-1.0, 1.0}
 
 
-def test_images_with_one_code_give_one_drawing_and_no_image_gives_anything_else():
+def test_images_with_one_code_give_one_decoded_image_and_no_image_gives_anything_else():
     net = sketcher(3)
     with torch.no_grad():
-        drawings, _ = net(torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(2)))
+        decoded, _ = net(torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(2)))
         all_eight = net.decode(torch.cat([torch.eye(4).repeat(2, 1), torch.tensor([[-1.0]] * 4 + [[1.0]] * 4)], dim=1))
-    distance = (drawings[:, None] - all_eight).abs().amax(dim=(2, 3, 4))
+    distance = (decoded[:, None] - all_eight).abs().amax(dim=(2, 3, 4))
     assert float(distance.min(dim=1).values.max()) < 1e-5
-    assert float((all_eight[0] - all_eight[3]).abs().max()) > 1e-3, "different answers are different drawings"
-    assert float((all_eight[0] - all_eight[4]).abs().max()) > 1e-3, "different bits are different drawings"
+    assert float((all_eight[0] - all_eight[3]).abs().max()) > 1e-3, "different classes are different images"
+    assert float((all_eight[0] - all_eight[4]).abs().max()) > 1e-3, "different bits are different images"
 
 
-def test_what_payload_depends_on_the_code_alone_also_for_gradients():
+def test_the_payload_depends_on_the_code_alone_also_for_gradients():
     net = sketcher()
     x = IMAGES.clone().requires_grad_()
     code, _ = net.encode(x)
-    drawing = net.decode(code.detach())
-    assert torch.equal(drawing, net(x)[0])
-    assert not torch.autograd.grad(drawing.sum(), x, allow_unused=True)[0], "nothing goes past the code"
+    decoded = net.decode(code.detach())
+    assert torch.equal(decoded, net(x)[0])
+    assert not torch.autograd.grad(decoded.sum(), x, allow_unused=True)[0], "nothing goes past the code"
 
 
 def test_an_attacker_has_a_gradient_through_the_learned_bits():
@@ -78,19 +78,19 @@ def test_an_attacker_has_a_gradient_through_the_learned_bits():
     assert float(x.grad.abs().max()) > 0
 
 
-def test_the_graph_is_normalised_and_its_answers_are_calibrated():
+def test_the_graph_is_normalised_and_its_predictions_are_calibrated():
     net, normalize = sketcher(), Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
     with torch.no_grad():
-        drawings, logits = net(IMAGES)
+        decoded, logits = net(IMAGES)
         payload, own, _ = SketchGraph(net, normalize, temperature=2.0)(IMAGES)
         alone = Payload(net, normalize, 32, 32)
         assert torch.equal(payload, alone(IMAGES)) and alone.code_bits == 5
     mean, std = torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1), torch.tensor([0.2, 0.25, 0.3]).view(3, 1, 1)
-    assert torch.allclose(payload, (drawings - mean) / std, atol=1e-6)
+    assert torch.allclose(payload, (decoded - mean) / std, atol=1e-6)
     assert torch.allclose(own, logits / 2)
 
 
-def test_codes_are_packed_from_the_left_answer_first():
+def test_codes_are_packed_from_the_left_class_first():
     torch.manual_seed(1)
     net = Sketcher(classes=10, bits=11)
     code = torch.zeros(2, 17)
@@ -104,7 +104,7 @@ def test_codes_are_packed_from_the_left_answer_first():
 
 
 @pytest.mark.parametrize("bits", [2, 5, 10])
-def test_the_decoder_in_the_cloud_draws_what_the_device_would_have(bits):
+def test_the_decoder_in_the_cloud_decodes_to_what_the_device_would_have(bits):
     net, normalize = sketcher(bits), Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
     with torch.no_grad():
         drawn, _, packed = SketchGraph(net, normalize, temperature=1.0)(IMAGES)

@@ -19,6 +19,7 @@ from sfumato.lab.training import engine
 from sfumato.lab.training.engine import _PARTS as PARTS
 from sfumato.lab.training.engine import Fitted, Schedule, fit, validate
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask
+from sfumato.progress import Progress, Say, mute, silent
 from synthetic import image_set
 
 STEPS, EPOCHS = 3, 2
@@ -53,6 +54,8 @@ def train(
     identity: str = "recipe",
     images: ImageSet = TRAIN,
     before_epoch: Callable[[int], Iterable[nn.Parameter]] = lambda epoch: (),
+    progress: Progress = silent,
+    say: Say = mute,
     **schedule: int,
 ) -> Fitted:
     optimizer = torch.optim.Adam([p for p in task.parameters() if p.requires_grad], lr=1e-2)
@@ -69,6 +72,8 @@ def train(
         identity=identity,
         resume=resume,
         before_epoch=before_epoch,
+        progress=progress,
+        say=say,
     )
 
 
@@ -131,7 +136,7 @@ def test_the_same_seed_gives_the_same_weights(checkpoint, undisturbed):
     assert not same(weights(classifier_task()), undisturbed)
 
 
-def test_the_looks_are_kept_over_an_interrupt(checkpoint, undisturbed):
+def test_validations_are_kept_over_an_interrupt(checkpoint, undisturbed):
     whole = train(classifier_task(), checkpoint)
     assert [figures["epoch"] for figures in whole.history] == [1, 2]
     assert whole.history[-1] == {"epoch": 2, **whole.figures}
@@ -141,7 +146,7 @@ def test_the_looks_are_kept_over_an_interrupt(checkpoint, undisturbed):
     assert resumed.history == whole.history and resumed.seconds > 0
 
 
-def test_a_checkpoint_without_looks_is_still_gone_on_with(checkpoint):
+def test_a_checkpoint_without_validations_still_resumes(checkpoint):
     with pytest.raises(Interrupted):
         train(do_at_step(classifier_task(), STEPS + 1, send(signal.SIGINT)), checkpoint)
     state = load_checkpoint(checkpoint, PARTS)
@@ -165,7 +170,7 @@ def test_the_global_state_of_randomness_does_not_matter(checkpoint, undisturbed)
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("step", [1, 2, STEPS, STEPS + 1, STEPS * EPOCHS])
-def test_an_interrupted_run_goes_on_to_the_same_weights(checkpoint, undisturbed, step, number):
+def test_an_interrupted_run_resumes_to_the_same_weights(checkpoint, undisturbed, step, number):
     with pytest.raises(Interrupted, match="resume"):
         train(do_at_step(classifier_task(), step, send(number)), checkpoint)
     task = classifier_task(seed=77)  # whatever the new process starts with is overwritten
@@ -198,7 +203,7 @@ def test_obfuscator_and_deobfuscator_resume_to_the_same_weights(checkpoint, tmp_
     assert not same(weights(halves.obfuscator), weights(obfuscation_task().obfuscator))
 
 
-def test_a_crash_goes_on_from_the_last_regular_checkpoint(checkpoint, undisturbed, monkeypatch):
+def test_a_crash_resumes_from_the_last_regular_checkpoint(checkpoint, undisturbed, monkeypatch):
     monkeypatch.setattr(engine, "CHECKPOINT_EVERY_S", 0.0)
 
     def crash(_loss):
@@ -311,7 +316,7 @@ def test_every_epoch_sees_each_image_at_most_once_and_in_a_new_order(checkpoint,
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
-def test_a_look_averages_over_images_not_over_batches(batch_size):
+def test_a_validation_averages_over_images_not_over_batches(batch_size):
     task = classifier_task().eval()
     with torch.no_grad():
         logits = task.net(task.normalize(TEST.images.float() / 255))
@@ -320,7 +325,7 @@ def test_a_look_averages_over_images_not_over_batches(batch_size):
     assert figures["accuracy"] == pytest.approx(float((logits.argmax(1) == TEST.labels).float().mean()), rel=1e-6)
 
 
-def test_a_look_changes_nothing():
+def test_a_validation_changes_nothing():
     task = classifier_task()
     before = weights(task)
     validate(Fabric(accelerator="cpu"), task, TEST, 3, channels_last=True)
@@ -346,20 +351,20 @@ def test_compiling_is_passed_on_and_changes_nothing_but_the_speed(tmp_path, monk
         torch.testing.assert_close(one[1], same[1])
 
 
-class Drawing(ClassifierTask):
-    """Draws at random in each step, as noise in a code does."""
+class Sampling(ClassifierTask):
+    """Samples noise in each step, as noise in a code does."""
 
     def forward(self, images, labels):
         return super().forward(images + 0.1 * torch.randn_like(images), labels)
 
 
-def drawing_task() -> nn.Module:
+def sampling_task() -> nn.Module:
     torch.manual_seed(0)
-    return Drawing(classifier(), Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.2)))
+    return Sampling(classifier(), Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.2)))
 
 
-def anew(task: nn.Module) -> Callable[[int], list[nn.Parameter]]:
-    """Sets the last layer anew before the second epoch."""
+def reset(task: nn.Module) -> Callable[[int], list[nn.Parameter]]:
+    """Reset the last layer before the second epoch."""
 
     def before_epoch(epoch: int) -> list[nn.Parameter]:
         if epoch != 1:
@@ -372,24 +377,32 @@ def anew(task: nn.Module) -> Callable[[int], list[nn.Parameter]]:
 
 
 @pytest.mark.parametrize("step", [2, 5])
-def test_what_is_drawn_and_set_anew_is_the_same_after_an_interruption(tmp_path, step):
-    whole = drawing_task()
-    train(whole, tmp_path / "whole.pt", before_epoch=anew(whole))
-    first = drawing_task()
+def test_what_is_sampled_and_reset_is_the_same_after_an_interruption(tmp_path, step):
+    whole = sampling_task()
+    train(whole, tmp_path / "whole.pt", before_epoch=reset(whole))
+    first = sampling_task()
     with pytest.raises(Interrupted):
-        train(do_at_step(first, step, send(signal.SIGINT)), tmp_path / "c.pt", before_epoch=anew(first))
-    resumed = drawing_task()
-    torch.rand(7)  # whatever has been drawn before does not matter
-    train(resumed, tmp_path / "c.pt", resume=True, before_epoch=anew(resumed))
+        train(do_at_step(first, step, send(signal.SIGINT)), tmp_path / "c.pt", before_epoch=reset(first))
+    resumed = sampling_task()
+    torch.rand(7)  # whatever was sampled before does not matter
+    train(resumed, tmp_path / "c.pt", resume=True, before_epoch=reset(resumed))
     assert same(weights(resumed), weights(whole))
 
 
-def test_the_optimiser_forgets_what_is_set_anew(checkpoint):
+def test_the_optimiser_forgets_what_is_reset(checkpoint):
     task = classifier_task()
-    train(task, checkpoint, before_epoch=anew(task))
+    train(task, checkpoint, before_epoch=reset(task))
     states = load_checkpoint(checkpoint, PARTS)["optimizer"]["state"]
     steps = [float(states[index]["step"]) for index in sorted(states)]
     trained = [name for name, p in task.named_parameters() if p.requires_grad]
     assert dict(zip(trained, steps, strict=True)) == {
         name: STEPS if name == "net.5.weight" else STEPS * EPOCHS for name in trained
     }
+
+
+def test_every_step_is_reported_and_every_validation_is_said(checkpoint):
+    reports, lines = [], []
+    train(classifier_task(), checkpoint, progress=lambda *report: reports.append(report), say=lines.append)
+    assert [report[:3] for report in reports] == [("training", step, 6) for step in range(1, 7)]
+    assert reports[-1][3].startswith("epoch 2/2  loss ") and "images/s" in reports[-1][3]
+    assert [line.split("  ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"] and "accuracy" in lines[-1]

@@ -76,7 +76,7 @@ def test_each_classifier_counts_as_much_as_the_first(kind: str) -> None:
     assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
 
 
-def test_a_drawing_alone_leaves_how_the_device_looks() -> None:
+def test_learning_the_decoder_alone_leaves_the_encoder() -> None:
     torch.manual_seed(0)
     sketcher, net = Sketcher(32, 32, classes=4, bits=4), build_classifier("resnet20", 4)
     task = SketchTask(sketcher, net, PLAIN, teacher_weight=0.5, temperature=4.0, decoded_share=0.5, decoder_alone=True)

@@ -118,5 +118,5 @@ def test_further_classifiers_must_know_the_same_classes(
     both = train(plan, tmp_path / "run", accelerator="cpu")
     assert [net["name"] for net in both.provenance["trained_for"]] == ["classifier", "small"]
     plan = recipe("sketch", image_folder, classifier=str(other.path), transfer={"ensemble": [str(stranger.path)]})
-    with pytest.raises(RecipeError, match=r"transfer\.also"):
+    with pytest.raises(RecipeError, match=r"transfer\.ensemble"):
         train(plan, tmp_path / "other", accelerator="cpu")

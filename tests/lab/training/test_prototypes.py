@@ -1,4 +1,4 @@
-"""Sketches whose drawings are photographs."""
+"""Sketches that decode to photographs."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def test_they_take_the_place_of_what_a_bundle_draws_without_training(
     assert back.provenance.epochs == 2 and back.code_fingerprint == learned.code_fingerprint
 
 
-def test_what_draws_photographs_learns_to_look() -> None:
+def test_a_decoder_of_photographs_still_learns_its_encoder() -> None:
     sketcher = Sketcher(32, 32, classes=4, bits=4, photographs=True)
     assert not hasattr(sketcher, "draw")
-    drawings, logits = sketcher(torch.rand(3, 3, 32, 32))
-    assert drawings.shape == (3, 3, 32, 32) and logits.requires_grad and not drawings.requires_grad
+    decoded, logits = sketcher(torch.rand(3, 3, 32, 32))
+    assert decoded.shape == (3, 3, 32, 32) and logits.requires_grad and not decoded.requires_grad

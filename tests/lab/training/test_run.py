@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +16,11 @@ import torch
 from safetensors.torch import load_file
 
 import sfumato
+from interrupting import interrupted_at
 from sfumato.artifacts.bundle import DECODER_ONNX, OBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS, Bundle
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.device import Obfuscator
-from sfumato.errors import BundleError, ClassifierError, DataError, Interrupted, RecipeError, TrainingError
+from sfumato.errors import BundleError, ClassifierError, DataError, RecipeError, TrainingError
 from sfumato.lab.audit.targets import load_target
 from sfumato.lab.data import load_images
 from sfumato.lab.training import Run, context, run, train
@@ -101,46 +101,26 @@ def test_the_same_seed_gives_the_same_network(in_memory, tmp_path):
 
 
 @pytest.mark.parametrize("schedule", ["constant", "step", "one-cycle"])
-def test_an_interrupted_run_resumes_to_the_same_network(in_memory, tmp_path, monkeypatch, schedule):
+def test_an_interrupted_run_resumes_to_the_same_network(in_memory, tmp_path, schedule):
     plan = recipe(schedule=schedule, step_epochs=1, optimizer="sgd", learning_rate=0.1)
     whole = train(plan, tmp_path / "whole", accelerator="cpu")
-    steps = []
-
-    def interrupting(images, *rest, plain=run.fit.__globals__["augment"]):
-        steps.append(1)
-        if len(steps) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        return plain(images, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setitem(run.fit.__globals__, "augment", interrupting)
-        with pytest.raises(Interrupted):
-            train(plan, tmp_path / "halves", accelerator="cpu")
+    with interrupted_at(2):
+        train(plan, tmp_path / "halves", accelerator="cpu")
     resumed = train(plan, tmp_path / "halves", accelerator="cpu", resume=True)
-    assert len(steps) == 2 and same(resumed, whole)
+    assert same(resumed, whole)
 
 
-def test_attackers_noise_and_mixture_resume_too(in_memory, tmp_path, monkeypatch, trained):
+def test_attackers_noise_and_mixture_resume_too(in_memory, tmp_path, trained):
     in_memory.update(train=image_set(8), test=image_set(4, seed=1))
     given = recipe("obfuscator", classifier=str(trained[0].path), epochs=3).model_dump(mode="json")
     privacy = {"attackers": ["paper", "residual"], "restart_epochs": 1, "target": "class-mean"}
     plan = parse_recipe({**given, "privacy": privacy, "bottleneck": {"rate_weight": 0.01, "entropy_weight": 0.01}})
     whole = train(plan, tmp_path / "whole", accelerator="cpu")
-    steps = []
-
-    def interrupting(images, *rest, plain=run.fit.__globals__["augment"]):
-        steps.append(1)
-        if len(steps) == 3:  # in the second epoch, after the first restart
-            os.kill(os.getpid(), signal.SIGINT)
-        return plain(images, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setitem(run.fit.__globals__, "augment", interrupting)
-        with pytest.raises(Interrupted):
-            train(plan, tmp_path / "halves", accelerator="cpu")
+    with interrupted_at(3):  # in the second epoch, after the first restart
+        train(plan, tmp_path / "halves", accelerator="cpu")
     resumed = train(plan, tmp_path / "halves", accelerator="cpu", resume=True)
     assert {"deobfuscator.errors", "mixture.means", "obfuscator.noise.log_std"} <= weights(whole).keys()
-    assert len(steps) == 3 and same(resumed, whole)
+    assert same(resumed, whole)
 
 
 def test_a_run_that_began_before_a_recipe_could_say_more_goes_on(trained):
@@ -432,7 +412,7 @@ def test_a_code_that_cannot_say_the_answer_is_refused(trained, image_folder, tmp
         "held_out_images": 4,
         "data": {"source": str(image_folder)},
     }
-    with pytest.raises(RecipeError, match="code_bits: to say one of 4 classes takes 2 bits, got 1"):
+    with pytest.raises(RecipeError, match="code_bits: 4 classes take 2 bits, got 1"):
         train(parse_recipe(given), tmp_path, accelerator="cpu")
 
 

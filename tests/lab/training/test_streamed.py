@@ -1,14 +1,12 @@
 """Training on a stream: an interruption changes nothing, and every kind that can be streamed ends in a bundle."""
 
 import json
-import os
-import signal
-from dataclasses import asdict
 
 import pytest
 import torch
 
-from sfumato.errors import Interrupted, RecipeError, TrainingError
+from interrupting import interrupted_at
+from sfumato.errors import RecipeError, TrainingError
 from sfumato.lab.data import load_images, stream
 from sfumato.lab.runs.estimate import estimate
 from sfumato.lab.training import run, train
@@ -39,23 +37,13 @@ def recipe(folder, kind="classifier", *, batch_size=8, train_images=40, **more):
 
 
 def test_an_interrupted_run_resumes_to_the_same_network(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "_finish", lambda _recipe, made, *_, **__: made.task)
+    monkeypatch.setattr(run, "_finish", lambda trained: trained.made.task)
     plan = recipe(folder)
     whole = train(plan, tmp_path / "whole", accelerator="cpu").state_dict()
-    steps = []
-
-    def interrupting(images, *rest, plain=run.fit.__globals__["augment"]):
-        steps.append(1)
-        if len(steps) == 7:  # the second of the second epoch
-            os.kill(os.getpid(), signal.SIGINT)
-        return plain(images, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setitem(run.fit.__globals__, "augment", interrupting)
-        with pytest.raises(Interrupted):
-            train(plan, tmp_path / "halves", accelerator="cpu")
+    with interrupted_at(7):  # the second of the second epoch
+        train(plan, tmp_path / "halves", accelerator="cpu")
     resumed = train(plan, tmp_path / "halves", accelerator="cpu", resume=True).state_dict()
-    assert len(steps) == 7 and all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
 def test_a_streamed_classifier_and_a_streamed_sketch_become_bundles(folder, tmp_path):

@@ -228,18 +228,18 @@ def test_only_the_sketcher_learns_and_all_of_it():
     assert all(torch.equal(value, before[name]) for name, value in task.classifier.state_dict().items())
 
 
-def test_a_share_of_each_batch_is_drawn_in_training_and_all_of_it_otherwise(monkeypatch):
-    task, drawn = sketch_task(), []
-    drawing = task.sketcher.decode
-    monkeypatch.setattr(task.sketcher, "decode", lambda code: drawn.append(len(code)) or drawing(code))
+def test_a_share_of_each_batch_is_decoded_in_training_and_all_of_it_otherwise(monkeypatch):
+    task, decoded = sketch_task(), []
+    decode = task.sketcher.decode
+    monkeypatch.setattr(task.sketcher, "decode", lambda code: decoded.append(len(code)) or decode(code))
     for share in (1.0, 0.75, 0.1):
         task.decoded_share = share
         assert {name: value.shape for name, value in task(IMAGES.float(), LABELS).items()}["loss"] == ()
     task.eval()(IMAGES.float(), LABELS)
-    assert drawn == [4, 3, 2, 4]
+    assert decoded == [4, 3, 2, 4]
 
 
-def test_the_trunk_is_trained_for_the_devices_answer_alone():
+def test_the_trunk_is_trained_for_the_devices_prediction_alone():
     task = sketch_task()
     task(IMAGES.float(), LABELS)["loss"].backward()
     first = next(task.sketcher.trunk.parameters())
@@ -252,7 +252,7 @@ def test_the_trunk_is_trained_for_the_devices_answer_alone():
     torch.testing.assert_close(got, first.grad)
 
 
-def test_a_sketchs_panel_shows_images_and_drawings():
+def test_a_sketchs_panel_shows_images_and_decoded_images():
     task = sketch_task().eval()
     rows = task.panel(IMAGES.float())
     assert torch.equal(rows[0], IMAGES.float()) and torch.equal(rows[1], task.sketcher(IMAGES.float())[0])

@@ -48,11 +48,7 @@ def _hash(tensor: torch.Tensor) -> str:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Replace a checkpoint.
-
-    Args:
-        path: the file.
-        state: tensors, numbers, strings, and lists and dicts of these, under names.
+    """Replace a checkpoint by a state of tensors, numbers, strings, and lists and dicts of these, under names.
 
     Raises:
         TrainingError: the disk refuses (full, read-only); the old checkpoint is untouched.
@@ -70,11 +66,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, parts: frozenset[str]) -> dict[str, Any]:
-    """Read a checkpoint.
-
-    Args:
-        path: the file.
-        parts: the names that it must have.
+    """Read a checkpoint that must have these parts.
 
     Raises:
         TrainingError: there is none, or it is damaged, or holds something else or code.
@@ -93,10 +85,7 @@ def load_checkpoint(path: Path, parts: frozenset[str]) -> dict[str, Any]:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder; the lock ends with the process.
-
-    Args:
-        folder: exists.
+    """Keep other processes out of a folder that exists; the lock ends with the process.
 
     Raises:
         TrainingError: another process works there, or the folder cannot be written.

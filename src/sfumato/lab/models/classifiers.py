@@ -214,9 +214,6 @@ class GoogLeNet(nn.Module):
     """GoogLeNet with batch norm, for small images.
 
     Source: Szegedy et al. 2015, table 1, from "inception (3a)" on, behind one 3x3 convolution.
-
-    Args:
-        classes: number of logits.
     """
 
     _plan: tuple[tuple[tuple[int, tuple[int, int], tuple[int, int], int], ...], ...] = (
@@ -269,13 +266,6 @@ class ConvMixer(nn.Module):
     Of another kind than the other classifiers here: no stages, patches instead of a stem, GELU.
 
     Source: Trockman and Kolter 2023, section 2.
-
-    Args:
-        width: channels.
-        depth: blocks.
-        kernel: of the depthwise convolutions, odd.
-        patch: side of a patch, in pixels.
-        classes: number of logits.
     """
 
     def __init__(self, width: int, depth: int, *, kernel: int, patch: int, classes: int) -> None:
@@ -322,11 +312,7 @@ CLASSIFIERS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def build_classifier(name: str, classes: int = 10) -> nn.Module:
-    """Build a classifier of the zoo with fresh weights.
-
-    Args:
-        name: one of `CLASSIFIERS`.
-        classes: number of logits, at least 2.
+    """Build one of `CLASSIFIERS` with fresh weights, for at least 2 classes.
 
     Raises:
         KeyError: unknown name.

@@ -15,13 +15,7 @@ SMALL_MAP = 64
 
 
 def is_small(images: Tensor, weight: Tensor, stride: int) -> bool:
-    """Return whether `conv3x3` supports this convolution and is likely to be faster than `F.conv2d`.
-
-    Args:
-        images: (N, C, H, W).
-        weight: (K, C, 3, 3).
-        stride: of both directions.
-    """
+    """Return whether `conv3x3` supports this convolution and is likely to be faster than `F.conv2d`."""
     height, width = images.shape[2:]
     fits = weight.shape[2:] == (3, 3) and weight.shape[1] == images.shape[1] and stride in (1, 2)
     return fits and _side(height, stride) * _side(width, stride) <= SMALL_MAP

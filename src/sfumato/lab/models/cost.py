@@ -23,13 +23,7 @@ class Cost:
 
 
 def cost(net: nn.Module, *, height: int = 32, width: int = 32) -> Cost:
-    """Count parameters and multiply-accumulates for one RGB image.
-
-    Args:
-        net: takes (1, 3, height, width) float32.
-        height: rows, in pixels.
-        width: columns, in pixels.
-    """
+    """Count parameters and multiply-accumulates of a net for one image (1, 3, height, width) float32."""
     params = sum(p.numel() for p in net.parameters())
     was_training = net.training
     net.eval()

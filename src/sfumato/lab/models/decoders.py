@@ -15,9 +15,6 @@ class ResidualBlock(nn.Module):
     """Two 3x3 convolutions around a shortcut, without normalisation; starts as the identity.
 
     Source: Lim et al. 2017 (EDSR), figure 2c: batch norm removed, as it blurs reconstructed images.
-
-    Args:
-        channels: in and out.
     """
 
     def __init__(self, channels: int) -> None:
@@ -35,10 +32,6 @@ class Attention(nn.Module):
     """Self-attention over all places; starts as the identity.
 
     Source: Vaswani et al. 2017; in this place of a U-Net: Ho et al. 2020.
-
-    Args:
-        channels: in and out; a multiple of `heads`.
-        heads: of the attention.
     """
 
     def __init__(self, channels: int, heads: int = 4) -> None:
@@ -62,11 +55,6 @@ class ResidualNet(nn.Module):
     """Residual blocks at a quarter of the resolution.
 
     Source: Lim et al. 2017 (EDSR) for the blocks; pixel unshuffling in front as in Shi et al. 2016, reversed.
-
-    Args:
-        channels: of the input.
-        width: channels inside.
-        depth: number of blocks.
     """
 
     size_multiple = 4
@@ -91,10 +79,6 @@ class UNet(nn.Module):
     """A U-Net at half, quarter and eighth of the resolution, with attention at the two coarse ones.
 
     Source: Ronneberger et al. 2015; attention as in Ho et al. 2020.
-
-    Args:
-        channels: of the input.
-        widths: channels at the three resolutions.
     """
 
     size_multiple = 8

@@ -52,10 +52,6 @@ def cosines(side: int, count: int) -> Tensor:
 
     Source: Ahmed, Natarajan and Rao 1974.
 
-    Args:
-        side: numbers to transform.
-        count: frequencies, at most `side`.
-
     Returns:
         (count, side) float32 with orthonormal rows; the first is constant.
     """

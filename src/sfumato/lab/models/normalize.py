@@ -7,12 +7,7 @@ from torch import Tensor, nn
 
 
 class Normalize(nn.Module):
-    """`(images - mean) / std`, per channel.
-
-    Args:
-        mean: one number per channel.
-        std: one positive number per channel.
-    """
+    """`(images - mean) / std`, per channel."""
 
     mean: Tensor
     std: Tensor

@@ -21,16 +21,9 @@ EXPANSION = 6
 
 
 class ConvNormAct(nn.Module):
-    """A convolution without bias, batch norm and leaky ReLU, "for all layers".
+    """A convolution without bias whose padding keeps the size, batch norm and leaky ReLU, "for all layers".
 
     Source: paper, appendix A.
-
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel: side of the kernel; the padding keeps the size.
-        stride: of the convolution.
-        groups: of the convolution; as many as channels make it depthwise.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, kernel: int, stride: int = 1, groups: int = 1) -> None:
@@ -61,9 +54,9 @@ class Bottleneck(nn.Module):
     Source: paper, appendix A ("Bottleneck module").
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        stride: stride of the depthwise convolution; only without upsampling.
+        in_channels: of the input.
+        out_channels: of the output.
+        stride: of the depthwise convolution; only without upsampling.
         upsample: factor of the nearest-neighbour upsampling, 1 for none.
         order: where the upsampling stands. "paper" puts it before the projection, as the paper counts
             its operations. "commuted" puts it after everything: a 1x1 convolution, a batch norm and a
@@ -106,9 +99,6 @@ class Noise(nn.Module):
     image, so that it can be certified.
 
     Source: Kingma and Welling 2014, section 2.4 (reparametrisation).
-
-    Args:
-        channels: of the code.
     """
 
     first_std = 0.5
@@ -260,13 +250,7 @@ class Deobfuscator(Obfuscator):
 
 
 class NoisyCode:
-    """The noisy code of an obfuscator: what a certificate bounds.
-
-    Args:
-        obfuscator: with noise.
-        height: rows of its images.
-        width: columns of its images.
-    """
+    """The noisy code of an obfuscator for images (height, width): what a certificate bounds."""
 
     noise_kind = "gaussian"
 

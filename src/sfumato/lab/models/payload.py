@@ -13,11 +13,7 @@ from sfumato.lab.models.sketch import Sketcher
 class Payload(nn.Module):
     """Images to the payload: obfuscated images as the classifier's input, computed as the device does it.
 
-    Args:
-        obfuscator: trained.
-        normalize: from images in [0, 1] to the classifier's input.
-        height: rows of the images.
-        width: columns of the images.
+    `normalize` takes images (height, width) in [0, 1] to the classifier's input.
 
     Attributes:
         step: the largest distance of two neighbouring values where they are rounded; 0 where they are not.

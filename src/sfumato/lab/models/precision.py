@@ -50,11 +50,7 @@ class Precision:
 
 
 def choose_precision(wanted: Wanted, device: torch.device) -> Precision:
-    """Choose the precision.
-
-    Args:
-        wanted: by the recipe.
-        device: where training happens.
+    """Choose the precision of a training on a device, as a recipe wants it.
 
     Raises:
         TrainingError: bfloat16 throughout on a CPU without it.
@@ -117,13 +113,7 @@ def autocast(device: torch.device = CPU, *, enabled: bool = True) -> Iterator[No
 
 
 def compute(net: Callable[[Tensor], Tensor], inputs: Tensor, *, bfloat16: bool) -> Tensor:
-    """Return a network's output (float32), computed in bfloat16 inside if `bfloat16` and where that is faster.
-
-    Args:
-        net: of dense convolutions.
-        inputs: float32.
-        bfloat16: see `Precision.dense_bfloat16`.
-    """
+    """Return a network's output (float32), computed in bfloat16 inside if `bfloat16` and where that is faster."""
     if not bfloat16:
         return net(inputs)
     with autocast(inputs.device):
@@ -136,11 +126,7 @@ def device_name(device: torch.device) -> str:
 
 
 class _Convolutions(TorchFunctionMode):
-    """Dispatch each 2D convolution of any network to its fastest implementation.
-
-    Args:
-        products: compute 3x3 ones of small maps as products of matrices.
-    """
+    """Dispatch each 2D convolution to its fastest implementation; `products`: 3x3 ones of small maps too."""
 
     def __init__(self, *, products: bool) -> None:
         super().__init__()

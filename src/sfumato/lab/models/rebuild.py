@@ -121,14 +121,9 @@ def recipe_of(bundle: Bundle) -> ObfuscatorNetRecipe | SketchNetRecipe | None:
 
 
 def rebuilt(bundle: Bundle, weights: str = OBFUSCATOR_WEIGHTS) -> Obfuscator | Sketcher | None:
-    """Return the network of an obfuscator's bundle.
+    """Return the network of an obfuscator's bundle, with the weights of that file, in evaluation mode.
 
-    Args:
-        bundle: of kind "obfuscator".
-        weights: the file that they lie in.
-
-    Returns:
-        It with its weights, in evaluation mode; None if `sfumato train` did not make it, or its weights are not there.
+    None if `sfumato train` did not make it, or the weights are not there.
 
     Raises:
         BundleError: recipe and weights do not fit.

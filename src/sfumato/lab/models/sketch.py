@@ -52,13 +52,7 @@ def sign(x: Tensor) -> Tensor:
 
 
 class Photographs(nn.Module):
-    """One public image per class in place of a learned decoder: the same for every code of that class.
-
-    Args:
-        classes: how many.
-        height: rows of the images.
-        width: columns of the images.
-    """
+    """One public image per class in place of a learned decoder: the same for every code of that class."""
 
     images: Tensor
 
@@ -236,12 +230,7 @@ class SketchGraph(nn.Module):
 
 
 class SketchDecoder(nn.Module):
-    """The cloud's half of a sketcher, which need not be secret: decodes to the input of the classifier in the cloud.
-
-    Args:
-        sketcher: trained.
-        normalize: from images in [0, 1] to the classifier's input.
-    """
+    """The cloud's half of a sketcher, which need not be secret: decodes to the input of the classifier in the cloud."""
 
     def __init__(self, sketcher: Sketcher, normalize: Normalize) -> None:
         super().__init__()

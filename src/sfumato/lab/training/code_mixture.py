@@ -12,10 +12,6 @@ _MEMORY = 0.1
 class CodeMixture(nn.Module):
     """A Gaussian with diagonal covariance per class that follows the codes during training.
 
-    Args:
-        classes: number of components.
-        shape: of a code.
-
     Attributes:
         means: (classes, *shape) float32.
         variances: (classes, *shape) float32, of the codes without their noise.

@@ -23,12 +23,9 @@ _NAMED = 3
 
 @torch.no_grad()
 def log_probabilities_of(images: Tensor, classifiers: Sequence[nn.Module], progress: Progress = silent) -> Tensor:
-    """Return the mean log-probabilities of several classifiers, (N, classes) float32.
+    """Return the mean log-probabilities of classifiers (images in [0, 1] to logits), (N, classes) float32.
 
-    Args:
-        images: (N, 3, H, W) uint8.
-        classifiers: images in [0, 1] to logits; in evaluation mode.
-        progress: is told of each batch.
+    Images are (N, 3, H, W) uint8.
     """
     return torch.cat(
         [

@@ -139,7 +139,9 @@ def training(
                 shutil.rmtree(folder / left, ignore_errors=True)
         if first:
             say(f"computes in {precision}")
-        made = prepare(recipe, run, fabric, start, bfloat16=precision.dense_bfloat16, progress=progress)
+        made = prepare(
+            recipe, run, fabric, start, bfloat16=precision.dense_bfloat16, progress=progress if first else silent
+        )
         identity = {
             "recipe": _identifying(recipe),
             "data": made.train.sha256,
@@ -284,6 +286,11 @@ def write_bundle(trained: Trained, path: Path) -> Bundle:
 
 def _provenance(trained: Trained) -> Provenance:
     recipe, made, fitted, device = trained.recipe, trained.made, trained.fitted, trained.fabric.device
+    origins: dict[str, Any] = {}
+    if made.trained_for:
+        origins["trained_for"] = [{"name": net.name, "fingerprint": net.fingerprint} for net in made.trained_for]
+    if made.start is not None:
+        origins["started_from"] = {"sha256": made.start.files[OBFUSCATOR_WEIGHTS], "training": made.start.provenance}
     return provenance(
         seed=recipe.training.seed,
         epochs=recipe.training.epochs if fitted.seconds else 0,
@@ -299,5 +306,5 @@ def _provenance(trained: Trained) -> Provenance:
         streamed=isinstance(made.train, Stream),
         training_seconds=round(fitted.seconds, 1),
         history=[{name: round(value, 5) for name, value in figures.items()} for figures in fitted.history],
-        **made.origins,
+        **origins,
     )

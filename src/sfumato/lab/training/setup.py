@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lightning.fabric import Fabric
 from torch import nn
 
-from sfumato.artifacts.bundle import OBFUSCATOR_WEIGHTS, Bundle, Preprocessing
+from sfumato.artifacts.bundle import Bundle, Preprocessing, is_quantized
 from sfumato.errors import RecipeError
 from sfumato.lab.classifiers import FrozenClassifier, classifier_bundle, load_classifier
 from sfumato.lab.data import ImageSet, Stream
@@ -79,7 +78,8 @@ class Prepared:
         train: the images to train on.
         held_out: the images that a sketch's gate is calibrated on; None for other kinds.
         test: the images to test on.
-        origins: the classifiers and the start, for the provenance.
+        trained_for: the frozen classifiers of an obfuscator.
+        start: the bundle that it started from.
     """
 
     task: Task
@@ -88,7 +88,8 @@ class Prepared:
     train: ImageSet | Stream
     held_out: ImageSet | None
     test: ImageSet
-    origins: dict[str, Any]
+    trained_for: tuple[FrozenClassifier, ...] = ()
+    start: Bundle | None = None
 
 
 def starting_from(start: Bundle | None, recipe: AnyRecipe) -> AnyRecipe:
@@ -140,7 +141,7 @@ def prepare(
     fabric.seed_everything(recipe.training.seed, verbose=False)
     given = recipe.teacher if isinstance(recipe, ClassifierRecipe) else recipe.classifier
     frozen = None if given is None else _frozen(given, run.classifier, fabric)
-    origins: dict[str, Any] = {}
+    trained_for: tuple[FrozenClassifier, ...] = ()
     if frozen is not None:  # its classes, in its order
         train_set, test_set = train_set.of_classes(frozen.labels), test_set.of_classes(frozen.labels)
         held_out = held_out and held_out.of_classes(frozen.labels)
@@ -153,25 +154,20 @@ def prepare(
             if isinstance(train_set, ImageSet):  # a stream has labels, which are ignored
                 train_set = labelled_by(frozen, train_set)
             held_out = held_out and labelled_by(frozen, held_out)
-        further = [
-            _frozen(named, run.ensemble / str(place), fabric) for place, named in enumerate(recipe.transfer.ensemble)
-        ]
+        named = enumerate(recipe.transfer.ensemble)
+        further = [_frozen(name, run.ensemble / str(place), fabric) for place, name in named]
+        trained_for = (frozen, *further)
         if isinstance(recipe, SketchRecipe):
             task = sketch_task(recipe, frozen, train_set.sample, further, bfloat16=bfloat16)
             if task.sketcher.photographs is not None:
-                nets = [frozen_module(net) for net in (frozen, *further)]
+                nets = [frozen_module(net) for net in trained_for]
                 choose(task.sketcher.photographs, train_set.sample.images, nets, frozen.labels, progress)
         else:
             task = obfuscation_task(recipe, frozen, train_set.sample, further, bfloat16=bfloat16)
-        origins["trained_for"] = [{"name": net.name, "fingerprint": net.fingerprint} for net in (frozen, *further)]
         if start is not None:
             begin_from(start, recipe, task, frozen)
-            origins["started_from"] = {
-                "sha256": start.files[OBFUSCATOR_WEIGHTS],
-                "training": start.provenance.to_json(),
-            }
         preprocessing = frozen.preprocessing
-    return Prepared(task, frozen, preprocessing, train_set, held_out, test_set, origins)
+    return Prepared(task, frozen, preprocessing, train_set, held_out, test_set, trained_for, start)
 
 
 def _frozen(given: str, folder: Path, fabric: Fabric) -> FrozenClassifier:

@@ -1,4 +1,4 @@
-"""Score-only gradients against true ones, and drawings that are changed until they are understood."""
+"""Score-only gradients against true ones, and decoded images that are tuned until the endpoint agrees."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.errors import QueryBudgetExhausted
+from interrupting import interrupted_at
+from sfumato.errors import QueriesSpent
 from sfumato.lab.models import Sketcher
 from sfumato.lab.training.blackbox.tuning import guided_directions, score_gradient, tune
 
@@ -61,7 +62,7 @@ def test_directions_have_unit_size_and_lean_on_the_prior() -> None:
 
 
 class Endpoint:
-    """A classifier by mean colour, of which only the answers are given; counts what it is asked about."""
+    """A classifier by mean colour, with query-only access; counts its queries."""
 
     def __init__(self, queries: int, answers: str = "scores") -> None:
         self.queries, self.answers, self.spent, self.asked_after = queries, answers, 0, 0
@@ -85,7 +86,7 @@ def sketch() -> tuple[Sketcher, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("answers", ["scores", "label"])
-def test_drawings_are_changed_until_the_endpoint_understands_them(answers: str, tmp_path: Path) -> None:
+def test_decoded_images_are_tuned_until_the_endpoint_predicts_as_the_device(answers: str, tmp_path: Path) -> None:
     sketcher, codes, weights = sketch()
     before = {name: value.clone() for name, value in sketcher.encoder.state_dict().items()}
     endpoint = Endpoint(30_000, answers)
@@ -93,15 +94,32 @@ def test_drawings_are_changed_until_the_endpoint_understands_them(answers: str, 
     result = tune(sketcher, endpoint, blind, codes, weights, queries=20_000, seed=0, checkpoint=tmp_path / "c.pt")  # type: ignore[arg-type]
     assert result.agreement_before < 0.9 and result.agreement_after == pytest.approx(1.0)
     assert result.queries == endpoint.spent <= 20_000
-    answered = endpoint(sketcher.eval().decode(codes).detach()).argmax(dim=1)
-    assert answered.tolist() == [0, 1, 2, 0, 1, 2]  # what it kept is what it says
+    predicted = endpoint(sketcher.eval().decode(codes).detach()).argmax(dim=1)
+    assert predicted.tolist() == [0, 1, 2, 0, 1, 2]  # what it kept is what it says
     after = sketcher.encoder.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
-def test_a_spent_budget_keeps_the_best_drawings(tmp_path: Path) -> None:
+def test_a_spent_budget_keeps_the_best_decoder(tmp_path: Path) -> None:
     sketcher, codes, weights = sketch()
     blind = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 3))
     result = tune(sketcher, Endpoint(200), blind, codes, weights, queries=10_000, seed=0, checkpoint=tmp_path / "c.pt")  # type: ignore[arg-type]
     assert result.agreement_after >= result.agreement_before
     assert 0 < result.queries <= 200
+
+
+def test_interrupted_tuning_resumes_to_the_same_decoder(tmp_path: Path) -> None:
+    blind = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 3))
+
+    def tuned(name: str, **how: Any) -> dict[str, Tensor]:
+        sketcher, codes, weights = sketch()
+        how = {"queries": 280, "seed": 0, "checkpoint": tmp_path / name, **how}
+        tune(sketcher, Endpoint(10_000), blind, codes, weights, **how)  # type: ignore[arg-type]
+        return sketcher.state_dict()
+
+    whole = tuned("whole.pt")
+    with interrupted_at(3):
+        tuned("halves.pt")
+    resumed = tuned("halves.pt", resume=True)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert not torch.equal(whole["draw.1.weight"], sketch()[0].state_dict()["draw.1.weight"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from sfumato.lab.data import INFERENCE_BATCH, ImageSet
 from sfumato.lab.models import Sketcher
 from sfumato.lab.training.blackbox.measuring import measure_at
 from sfumato.lab.training.blackbox.oracle import Oracle
-from sfumato.lab.training.blackbox.surrogate import learn_surrogate
+from sfumato.lab.training.blackbox.surrogate import Asked, learn_surrogate
 from sfumato.lab.training.blackbox.tuning import tune
 from sfumato.lab.training.building import frozen_module
 from sfumato.lab.training.context import launch, load_both, preprocessing_of
@@ -40,14 +40,6 @@ _TEMPERATURE = 4.0
 _SURROGATE_RATE = 0.1
 _OTHER_CLASS = 1e3
 """Subtracted from a score where the endpoint predicted another class: such an image is a last resort."""
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """Training images that were sent to the endpoint, and its predictions: (N, classes) float32, log-probabilities."""
-
-    images: ImageSet
-    predictions: Tensor
 
 
 def protect_black_box(
@@ -88,14 +80,7 @@ def protect_black_box(
     Raises:
         SfumatoError: each step's own.
     """
-    if isinstance(recipe, ClassifierRecipe):
-        raise RecipeError("only an obfuscator is for a classifier; this recipe trains one")
-    if not recipe.black_box.model:
-        raise RecipeError("black_box.model is missing: the classifier's name at the endpoint")
-    if folder.exists() and any(folder.iterdir()) and not (resume or overwrite):
-        raise TrainingError(f"{folder} holds a run already: --resume continues it, --overwrite restarts it")
-    if overwrite:
-        shutil.rmtree(folder, ignore_errors=True)
+    recipe = _checked(recipe, folder, resume=resume, overwrite=overwrite)
     fabric, precision = launch(TrainingRecipe(seed=recipe.training.seed), folder, accelerator, 1)
     images, test = load_both(recipe.data, fabric, label_free=True)
     images = replace(images, names=test.names)
@@ -120,9 +105,8 @@ def protect_black_box(
             learn_surrogate(
                 fabric,
                 folder / "surrogates" / architecture,
-                architecture=architecture,
-                images=asked.images,
-                predictions=asked.predictions,
+                architecture,
+                asked,
                 preprocessing=preprocessing,
                 data=recipe.data,
                 plan=_surrogate_plan(box, len(asked.images), recipe.training.seed),
@@ -162,6 +146,19 @@ def protect_black_box(
     return replace(bundle, figures=bundle.figures.updated(**figures), provenance=about).save()
 
 
+def _checked(recipe: AnyRecipe, folder: Path, *, resume: bool, overwrite: bool) -> ObfuscatorRecipe | SketchRecipe:
+    """Return the recipe, and clear the folder if it is to be overwritten."""
+    if isinstance(recipe, ClassifierRecipe):
+        raise RecipeError("only an obfuscator is for a classifier; this recipe trains one")
+    if not recipe.black_box.model:
+        raise RecipeError("black_box.model is missing: the classifier's name at the endpoint")
+    if folder.exists() and any(folder.iterdir()) and not (resume or overwrite):
+        raise TrainingError(f"{folder} holds a run already: --resume continues it, --overwrite restarts it")
+    if overwrite:
+        shutil.rmtree(folder, ignore_errors=True)
+    return recipe
+
+
 def _for_surrogates(recipe: ObfuscatorRecipe | SketchRecipe, surrogates: list[Bundle]) -> AnyRecipe:
     """Return the recipe with surrogates in place of the endpoint; a sketch learns from their predictions alone."""
     ensemble = tuple(str(surrogate.path) for surrogate in surrogates[1:])
@@ -187,9 +184,9 @@ def _sample(images: ImageSet, count: int, seed: int) -> ImageSet:
     return replace(images, images=images.images[order], labels=images.labels[order])
 
 
-def _ask(endpoint: Oracle, images: ImageSet, progress: Progress) -> _Asked:
-    parts = tracked(torch.split(images.images, INFERENCE_BATCH), "querying the endpoint", progress)
-    return _Asked(images, torch.cat([endpoint(part.float() / 255) for part in parts]))
+def _ask(endpoint: Oracle, images: ImageSet, progress: Progress) -> Asked:
+    parts = tracked(torch.split(images.images, BATCH), "querying the endpoint", progress)
+    return Asked(images, torch.cat([endpoint(part.float() / 255) for part in parts]))
 
 
 def _surrogate_plan(box: BlackBoxRecipe, count: int, seed: int) -> TrainingRecipe:
@@ -206,7 +203,7 @@ def _surrogate_plan(box: BlackBoxRecipe, count: int, seed: int) -> TrainingRecip
 
 
 def _tune(
-    trained: Trained, endpoint: Oracle, asked: _Asked, checkpoint: Path, progress: Progress
+    trained: Trained, endpoint: Oracle, asked: Asked, checkpoint: Path, progress: Progress
 ) -> dict[str, float | int]:
     """Fit a sketch's decoded images to the endpoint's own predictions, and return the figures of that."""
     task, made, recipe = trained.made.task, trained.made, trained.recipe

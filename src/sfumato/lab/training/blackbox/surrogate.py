@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -63,13 +63,20 @@ class ImitationTask(nn.Module):
         return {"loss": distillation_loss(logits, predictions, temperature=self.temperature), "agreement": agrees}
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Training images that were sent to the endpoint, and its predictions: (N, classes) float32, log-probabilities."""
+
+    images: ImageSet
+    predictions: Tensor
+
+
 def learn_surrogate(
     fabric: Fabric,
     folder: Path,
-    *,
     architecture: str,
-    images: ImageSet,
-    predictions: Tensor,
+    asked: Asked,
+    *,
     preprocessing: Preprocessing,
     data: DataRecipe,
     plan: TrainingRecipe,
@@ -78,24 +85,10 @@ def learn_surrogate(
     progress: Progress = silent,
     say: Say = mute,
 ) -> Bundle:
-    """Train a surrogate and write its bundle; one that is there already is used.
+    """Train a surrogate in a folder and write its bundle; resume an interrupted one, and return a finished one.
 
-    Args:
-        fabric: launched.
-        folder: of the run; an interrupted one is resumed.
-        architecture: of the zoo.
-        images: that the endpoint was asked about; their labels are ignored.
-        predictions: (N, classes) float32, log-probabilities.
-        preprocessing: how an image becomes the endpoint's input.
-        data: its augmentation is used.
-        plan: how the weights are found.
-        temperature: that the predictions are softened with.
-        bfloat16: see `Precision.dense_bfloat16`.
-        progress: is told of each step.
-        say: is given a line after each validation.
-
-    Returns:
-        Its bundle, with "agreement": the share of held-out predictions whose highest class is the surrogate's.
+    `preprocessing` is the endpoint's; of `data` only the augmentation is used. The bundle has the figure "agreement":
+    the share of held-out predictions whose highest class is the surrogate's.
 
     Raises:
         TrainingError, Interrupted: as `fit`.
@@ -105,6 +98,7 @@ def learn_surrogate(
         return Bundle.load(bundle_path, kind="classifier")
     folder.mkdir(parents=True, exist_ok=True)
     fabric.seed_everything(plan.seed, verbose=False)
+    images, predictions = asked.images, asked.predictions
     numbered = replace(images, labels=torch.arange(len(images)))
     learned, compared = numbered.split(max(1, round(_HELD_OUT * len(images))))
     normalize = Normalize(preprocessing.mean, preprocessing.std)
@@ -135,7 +129,10 @@ def learn_surrogate(
         preprocessing=preprocessing,
         recipe={"kind": "classifier", "architecture": architecture, "note": "Learned from an endpoint's predictions."},
     )
-    figures = bundle.figures.updated(agreement=fitted.figures["agreement"], compared=len(compared))
-    seconds = round(fitted.seconds, 1)
-    origin = provenance(seed=plan.seed, epochs=plan.epochs, answers=len(learned), training_seconds=seconds)
-    return replace(bundle, figures=figures, provenance=origin).save()
+    bundle.figures.update(agreement=fitted.figures["agreement"], compared=len(compared))
+    facts = provenance(
+        seed=plan.seed, epochs=plan.epochs, answers=len(learned), training_seconds=round(fitted.seconds, 1)
+    )
+    bundle.provenance.update(facts)
+    bundle.save()
+    return bundle

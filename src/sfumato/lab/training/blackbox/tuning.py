@@ -204,9 +204,8 @@ class _Codes(ImageSet):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield them in order, as often as the set has copies of them."""
         del seed, rank, world_size
-        yield from list(zip(torch.split(self.images, batch_size), torch.split(self.labels, batch_size), strict=True))[
-            first:
-        ]
+        images, labels = (torch.split(part, batch_size) for part in (self.images, self.labels))
+        yield from list(zip(images, labels, strict=True))[first:]
 
 
 def tune(
