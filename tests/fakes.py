@@ -128,7 +128,7 @@ def point(name: str, accuracy: float, excess_leakage: float | None, role: str, b
 
 
 def fake_images(attackers: tuple[str, ...] = ("U-Net", "least squares"), count: int = 3) -> Images:
-    """Random images of the right shapes."""
+    """Random images of fitting shapes."""
     source = torch.Generator().manual_seed(0)
 
     def some() -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Who is who among messages and images."""
+"""Re-identification among payloads and images."""
 
 from __future__ import annotations
 

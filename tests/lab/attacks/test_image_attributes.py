@@ -1,4 +1,4 @@
-"""What an attacker tells beside the class."""
+"""What an attacker infers beyond the class."""
 
 from __future__ import annotations
 

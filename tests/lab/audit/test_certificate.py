@@ -1,4 +1,4 @@
-"""Certificates against closed forms, numerical integration and attackers who do their best."""
+"""Certificates against closed forms, numerical integration and the strongest attackers."""
 
 from __future__ import annotations
 
@@ -155,15 +155,15 @@ def test_fano_at_its_ends():
 
 def test_a_certificate_holds_together_and_is_the_same_again():
     noisy, train = LinearNoise(), images(4000)
-    told: list[tuple[int, int]] = []
-    found = certify(noisy, train, seed=1, progress=lambda _, done, total: told.append((done, total)))
+    reported: list[tuple[int, int]] = []
+    found = certify(noisy, train, seed=1, progress=lambda _, done, total: reported.append((done, total)))
     dfil = float(noisy.information().trace()) / NUMBERS
     assert found.dfil == pytest.approx(dfil, rel=1e-4)
     assert found.mse_bound_unbiased == pytest.approx(1 / dfil, rel=1e-4)
     covariance = torch.cov(train.flatten(1).T.double() / 255)
     assert found.mse_bound_any == pytest.approx(van_trees_mse(noisy.information(), covariance), rel=1e-4)
     assert (found.images, found.jacobians) == (4000, certificate.JACOBIANS)
-    assert told[-1] == (found.jacobians, found.jacobians)
+    assert reported[-1] == (found.jacobians, found.jacobians)
     assert found == certify(noisy, train, seed=1)
     said = json.loads(json.dumps(found.as_json))
     assert said["top1_bounds"]["1000"] == found.top1_bounds[1000] == fano_top1(found.rate_bits, 1000)
@@ -229,7 +229,7 @@ def test_images_that_cannot_be_used(bad):
 
 @pytest.mark.parametrize("bits", [1, 3, 8])
 def test_a_code_bounds_how_often_the_best_guess_is_right(bits):
-    """Against the best guess of somebody who knows which code every candidate has."""
+    """Against the best guess of an attacker that knows which code every candidate has."""
     candidates, source = 1000, torch.Generator().manual_seed(bits)
     codes = torch.randint(0, 2**bits, (200, candidates), generator=source)
     shares = torch.stack([(row == row[0]).sum() for row in codes]).double()  # the original is the first; ties are drawn

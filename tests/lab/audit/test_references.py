@@ -142,15 +142,15 @@ def test_a_class_that_nothing_is_known_of_and_sets_that_do_not_belong_together()
 
 def test_what_is_written_says_where_it_comes_from(tmp_path: Path):
     train, test = image_set(48), image_set(8, seed=1)
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     file = tmp_path / "new" / "references.json"
-    write_references(file, train, test, seed=5, progress=lambda _, done, total: told.append((done, total)))
+    write_references(file, train, test, seed=5, progress=lambda _, done, total: reported.append((done, total)))
     said = json.loads(file.read_text(encoding="utf-8"))
     assert [row["name"] for row in said["references"]] == [row.name for row in references(train, test, seed=5)]
     assert said["references"][3]["mse"] == class_mean_reference(train, test).mse
     assert said["measured"]["train"] == {"data": "synthetic", "data_sha256": train.sha256, "images": 48}
     assert (said["measured"]["test"]["data_sha256"], said["measured"]["seed"]) == (test.sha256, 5)
-    assert told[0] == (0, len(said["references"])) and told[-1][0] == told[-1][1]
+    assert reported[0] == (0, len(said["references"])) and reported[-1][0] == reported[-1][1]
 
 
 @pytest.mark.long

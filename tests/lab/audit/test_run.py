@@ -72,7 +72,7 @@ def test_an_attacker_that_breaks_is_counted_and_does_not_end_the_audit(tmp_path,
 
     monkeypatch.setattr("sfumato.lab.attacks.decoders.LearnedDecoder.prepare", broken)
     budget = dataclasses.replace(TINY, trials=(Trial("residual decoder", BOX, 64), Trial("least squares", BOX)))
-    monkeypatch.setattr("sfumato.lab.audit.run.decoder_checks", lambda *a, **k: [])
+    monkeypatch.setattr("sfumato.lab.audit.run.decoder_checks", lambda *a, **k: ())
     trial = by_key(audit(setting(Swap()), budget, tmp_path / "audit"))["residual_decoder-white-box-seed0"]
     assert (trial.status, trial.reason) == ("failed", "RuntimeError: out of luck")
 

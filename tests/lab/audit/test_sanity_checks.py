@@ -44,7 +44,7 @@ def test_blur_keeps_the_mean_and_is_the_gaussian_that_it_says():
 
 
 def test_decoders_that_learn_nothing_fail_every_control_but_the_trivial(monkeypatch):
-    """What the controls are for: an attacker that always gives mid-grey must not pass."""
+    """What the checks are for: an attacker that always gives mid-grey must not pass."""
 
     class Grey(torch.nn.Module):
         def forward(self, observed):
@@ -54,8 +54,8 @@ def test_decoders_that_learn_nothing_fail_every_control_but_the_trivial(monkeypa
         "sfumato.lab.attacks.decoders.fit_decoder", lambda *_, **__: Fitted(Grey(), ((0, 1.0),), True, 0)
     )
     found = decoder_checks(images(200), images(60, seed=1), images=64, device=CPU)
-    asked = [control for control in found if "oracle" not in control.name]
-    assert len(asked) == 8 and not any(control.passed for control in asked)
+    names = [check for check in found if "oracle" not in check.name]
+    assert len(names) == 8 and not any(check.passed for check in names)
 
 
 def test_an_attacker_who_knows_more_than_the_label_from_the_oracle_fails(monkeypatch):
@@ -69,7 +69,7 @@ def test_an_attacker_who_knows_more_than_the_label_from_the_oracle_fails(monkeyp
         "sfumato.lab.attacks.decoders.fit_decoder", lambda *_, **__: Fitted(Cheat(), ((0, 1.0),), True, 0)
     )
     found = decoder_checks(images(200), test, images=64, device=CPU)
-    assert not any(control.passed for control in found if "oracle" in control.name)
+    assert not any(check.passed for check in found if "oracle" in check.name)
 
 
 def test_answers_are_kept_until_what_they_depend_on_changes(monkeypatch):
@@ -96,10 +96,10 @@ def test_the_control_matrix_passes_at_the_quick_budget():
         images=BUDGETS["quick"].sanity_check_images,
         device=CPU,
     )
-    assert all(control.passed for control in found), [control for control in found if not control.passed]
-    asked = {control.name for control in found}
+    assert all(check.passed for check in found), [check for check in found if not check.passed]
+    names = {check.name for check in found}
     for setting in ("identity", "light blur", "label-only oracle"):
-        assert {f"{name}, {setting}" for name in CHECKED} <= asked
+        assert {f"{name}, {setting}" for name in CHECKED} <= names
     assert set(STRONG) < set(CHECKED) <= set(ATTACKERS)
     assert (IDENTITY_DB, BLUR_DB) == (30, 25) and PAPER_GAIN_DB > 0, "the figures that the definitions ask for"
 

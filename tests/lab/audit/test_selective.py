@@ -56,8 +56,8 @@ def test_the_figures_are_those_worked_out_by_hand():
     found = figures(given, logits=lambda payload: torch.eye(CLASSES)[torch.full((len(payload),), 1)])
     assert found.offload_rate == pytest.approx(float(sent.float().mean()))
     assert 0.1 < found.offload_rate < 0.95, "else the test shows little"
-    right = torch.where(sent, labels == 1, labels == 0)
-    assert found.accuracy_gated == pytest.approx(float(right.float().mean()))
+    correct = torch.where(sent, labels == 1, labels == 0)
+    assert found.accuracy_gated == pytest.approx(float(correct.float().mean()))
     assert found.accuracy_device == pytest.approx(float((labels == 0).float().mean()))
 
 

@@ -60,8 +60,8 @@ def test_means_and_standard_deviations_are_those_of_the_seeds():
 
 def test_that_it_pays_off_is_said_with_what_it_rests_on():
     rows = [row("a", audited((0.8, 0.1))), row("b", audited((0.9138, 0.1)))]
-    answer, (why, rests) = verdict(rows)
-    assert answer == "yes"
+    pays_off, (why, rests) = verdict(rows)
+    assert pays_off == "yes"
     assert "pays off at 1 of 2 points, as far as these attackers got" in why
     assert "b: 91.4 % of the images are classified correctly at an excess leakage of at least 0.10" in why
     assert "2.1 percentage points more" in why  # 91.38 - 89.238
@@ -69,21 +69,21 @@ def test_that_it_pays_off_is_said_with_what_it_rests_on():
 
 
 def test_that_it_does_not_names_the_closest():
-    answer, (why, _) = verdict([row("a", audited((0.8, 0.1))), row("b", audited((0.88, 0.0)))])
-    assert answer == "no"
+    pays_off, (why, _) = verdict([row("a", audited((0.8, 0.1))), row("b", audited((0.88, 0.0)))])
+    assert pays_off == "no"
     assert "does not pay off at any of 2 points: b comes closest, 1.0 percentage points below" in why
 
 
 def test_neither_is_said_too():
-    answer, (why, rests) = verdict([row("a", audited((0.91, 0.1), (0.89, 0.1)))])
-    assert answer == "unclear"
+    pays_off, (why, rests) = verdict([row("a", audited((0.91, 0.1), (0.89, 0.1)))])
+    assert pays_off == "unclear"
     assert "not clear" in why and "1 of 2 seeds do better" in why and "mean over 2 seeds" in rests
 
 
 def test_without_an_on_device_baseline_nothing_is_claimed():
     points = audited((0.9, 0.1), accuracy_local=None)
-    answer, (only,) = verdict(rows_of(points))
-    assert answer == "unknown" and "no on-device baseline was measured" in only
+    pays_off, (only,) = verdict(rows_of(points))
+    assert pays_off == "unknown" and "no on-device baseline was measured" in only
     assert "is not known" in sentence(rows_of(points)[0])
 
 

@@ -9,7 +9,6 @@ Source: Ulyanov et al. 2018, section 2; a smaller hourglass than theirs, for sma
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 
 from sfumato.lab.attacks.protocol import AttackBudget, Prepared
 from sfumato.lab.attacks.threat_models import Knowledge, Threat
-from sfumato.lab.attacks.total_variation import beginning, differentiable, misfit
+from sfumato.lab.attacks.total_variation import Inversion, inversion, misfit
 
 _LEARNING_RATE = 0.01
 _BATCH = 32
@@ -79,33 +78,29 @@ class DeepImagePrior:
 
     def prepare(self, knowledge: Knowledge, budget: AttackBudget) -> Prepared:
         """See `Attacker`."""
-        forward, pairs = differentiable(knowledge, self.name)
-        start, images, observed = beginning(pairs, budget.seed)
-        variance = float(observed.var())
+        known = inversion(knowledge, self.name, budget.seed)
 
         def reconstruct(observed: Tensor) -> Tensor:
             parts, done = [], 0
             for part in torch.split(observed, _BATCH):
-                parts.append(_fit(forward, part, start(part), variance, budget))
+                parts.append(_fit(known, part, budget))
                 done += len(part)
                 budget.report(done, len(observed))
             return torch.cat(parts)
 
-        params = sum(p.numel() for p in Hourglasses(images[:1]).parameters())
+        params = sum(p.numel() for p in Hourglasses(known.images[:1]).parameters())
         return Prepared(reconstruct, params=params)
 
 
-def _fit(
-    forward: Callable[[Tensor], Tensor], observed: Tensor, start: Tensor, variance: float, budget: AttackBudget
-) -> Tensor:
+def _fit(known: Inversion, observed: Tensor, budget: AttackBudget) -> Tensor:
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(budget.seed)
-        nets = Hourglasses(start)
+        nets = Hourglasses(known.start(observed))
         parameters = list(nets.parameters())
         optimizer = torch.optim.Adam(parameters, lr=_LEARNING_RATE)
         for step in range(budget.steps):
             optimizer.param_groups[0]["lr"] = _LEARNING_RATE * (1 + math.cos(math.pi * step / budget.steps)) / 2
-            loss = misfit(forward(nets()), observed, variance).sum()
+            loss = misfit(known.forward(nets()), observed, known.variance).sum()
             for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
                 parameter.grad = gradient
             optimizer.step()

@@ -94,53 +94,33 @@ def fit_decoder(
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(budget.seed))
     aside = min(_HELD_OUT, len(pairs) // 5)
     held, mine = order[:aside], order[aside:]
-    held_source = torch.Generator().manual_seed(budget.seed + 1)
-    held_pairs = pairs.batch(held, held_source)
-    net, loss = net.to(budget.device).train(), loss.to(budget.device)
-    average = copy.deepcopy(net).eval().requires_grad_(False)
-    parameters = [p for part in (net, loss) for p in part.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    held_pairs = pairs.batch(held, torch.Generator().manual_seed(budget.seed + 1))
+    training = _Training(identity, net, loss, learning_rate, budget.device)
     steps = max(1, budget.images // BATCH)
     validate_every = max(1, steps // VALIDATIONS)
-    least = _LEAST_NORMED if any(isinstance(part, nn.BatchNorm2d) for part in net.modules()) else 1
-    state = _State(identity, net, average, loss, optimizer)
     if budget.checkpoint is not None and budget.checkpoint.exists():
-        state.resume(load_checkpoint(budget.checkpoint, _PARTS))
-    if not state.curve:
-        state.validated(_error(average, held_pairs))
+        training.resume(load_checkpoint(budget.checkpoint, _PARTS))
+    if not training.curve:
+        training.validate(held_pairs)
     last_saved = time.monotonic()
     with interruptible() as interrupted:
-        while state.step < steps and not _stagnant(state.curve):
-            source = torch.Generator().manual_seed(budget.seed * 1_000_003 + state.step)
+        while training.step < steps and not _stagnant(training.curve):
+            source = torch.Generator().manual_seed(budget.seed * 1_000_003 + training.step)
             batch = mine[torch.randint(len(mine), (min(BATCH, len(mine)),), generator=source)]
-            images, observed = pairs.batch(batch, source)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * min(1.0, (state.step + 1) / _WARMUP_STEPS)
-            optimizer.zero_grad()
-            value, size = torch.zeros((), device=budget.device), (images.shape[2], images.shape[3])
-            for x, y in zip(in_parts(observed, size, least), in_parts(images, size, least), strict=True):
-                with autocast(budget.device):
-                    reconstructed = net(x.to(budget.device))
-                part = loss(reconstructed.float(), y.to(budget.device)) * (len(x) / len(batch))
-                part.backward()
-                value += part.detach()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            state.step += 1
-            state.follow()
-            if state.step % validate_every == 0 or state.step == steps:
+            value = training.learn(*pairs.batch(batch, source))
+            if training.step % validate_every == 0 or training.step == steps:
                 if not torch.isfinite(value):
-                    raise AuditError(f"the attacker's loss is {value.item()} at step {state.step}")
-                state.validated(_error(average, held_pairs))
-            budget.report(state.step, steps)
+                    raise AuditError(f"the attacker's loss is {value.item()} at step {training.step}")
+                training.validate(held_pairs)
+            budget.report(training.step, steps)
             if budget.checkpoint is not None and (interrupted or time.monotonic() - last_saved > CHECKPOINT_EVERY_S):
-                save_checkpoint(budget.checkpoint, state.snapshot())
+                save_checkpoint(budget.checkpoint, training.snapshot())
                 last_saved = time.monotonic()
             if interrupted:
                 raise Interrupted("interrupted; go on with --resume")
     budget.report(steps, steps)
-    average.load_state_dict(state.best, strict=False)
-    return Fitted(average, tuple(state.curve), flattened(state.curve), state.step * BATCH)
+    training.average.load_state_dict(training.best, strict=False)
+    return Fitted(training.average, tuple(training.curve), flattened(training.curve), training.step * BATCH)
 
 
 def in_parts(tensor: Tensor, size: tuple[int, int], least: int = 1, *, times: int = 1) -> tuple[Tensor, ...]:
@@ -192,20 +172,44 @@ def _error(net: nn.Module, pairs: tuple[Tensor, Tensor]) -> float:
     return total / len(images)
 
 
-class _State:
-    """Everything that a checkpoint holds."""
+class _Training:
+    """A decoder in training, with everything that a checkpoint holds."""
 
     def __init__(
-        self, identity: str, net: nn.Module, average: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer
+        self, identity: str, net: nn.Module, loss: nn.Module, learning_rate: float, device: torch.device
     ) -> None:
-        self.identity, self.net, self.average, self.loss, self.optimizer = identity, net, average, loss, optimizer
+        self.identity, self.learning_rate, self.device = identity, learning_rate, device
+        self.net, self.loss = net.to(device).train(), loss.to(device)
+        self.average = copy.deepcopy(self.net).eval().requires_grad_(False)
+        self.parameters = [p for part in (self.net, self.loss) for p in part.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=learning_rate)
+        self.least = _LEAST_NORMED if any(isinstance(part, nn.BatchNorm2d) for part in net.modules()) else 1
         self.fixed = {name for name, p in net.named_parameters() if not p.requires_grad}
         self.step = 0
         self.curve: list[tuple[int, float]] = []
         self.best: dict[str, Tensor] = {}
 
-    def validated(self, error: float) -> None:
+    def learn(self, images: Tensor, observed: Tensor) -> Tensor:
+        """Take a step on a batch (B, 3, H, W) in [0, 1] and its payload (B, C, H', W'); return the loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * min(1.0, (self.step + 1) / _WARMUP_STEPS)
+        self.optimizer.zero_grad()
+        value, size = torch.zeros((), device=self.device), (images.shape[2], images.shape[3])
+        for x, y in zip(in_parts(observed, size, self.least), in_parts(images, size, self.least), strict=True):
+            with autocast(self.device):
+                reconstructed = self.net(x.to(self.device))
+            part = self.loss(reconstructed.float(), y.to(self.device)) * (len(x) / len(images))
+            part.backward()
+            value += part.detach()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.step += 1
+        self.follow()
+        return value
+
+    def validate(self, held_pairs: tuple[Tensor, Tensor]) -> None:
         """Add a point to the learning curve, and keep the weights if they are the best so far."""
+        error = _error(self.average, held_pairs)
         if not self.curve or error < min(known for _, known in self.curve):
             self.best = {name: value.clone() for name, value in self._learned(self.average).items()}
         self.curve.append((self.step * BATCH, error))

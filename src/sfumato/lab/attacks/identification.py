@@ -38,6 +38,7 @@ Observe = Callable[[Tensor], Tensor]
 Features = tuple[Tensor, Tensor]
 """What is compared: of the queries (Q, D) and of all test images (M, D); Euclidean distance."""
 Sources = dict[str, Features]
+Measure = Literal["retrieval", "linkage"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Identification:
         high: likewise.
     """
 
-    measure: Literal["retrieval", "linkage"]
+    measure: Measure
     attacker: str
     threat: Threat
     candidates: int
@@ -107,52 +108,39 @@ def identify(
         )
     rounds = [_Round.sample(labels, count, queries, seed) for count in _counts(labels, candidates)]
     queried = torch.unique(torch.cat([r.queries for r in rounds]))
-    attacks: list[tuple[Literal["retrieval", "linkage"], str, Features]] = []
-    for name, features in _retrieval(knowledge, observed_test, originals_test, queried, reconstruct, budget).items():
-        attacks.append(("retrieval", name, features))
+    sent = observed_test[queried]
+    retrieval = _retrieval(knowledge, sent, originals_test, reconstruct, budget)
+    attacks: list[tuple[Measure, str, Features]] = [("retrieval", name, f) for name, f in retrieval.items()]
     if observe is not None:
-        for name, features in _linkage(
-            knowledge, observed_test, originals_test, queried, reconstruct, budget, observe, seed
-        ).items():
-            attacks.append(("linkage", name, features))
+        linkage = _linkage(knowledge, sent, originals_test, reconstruct, budget, observe, seed)
+        attacks += [("linkage", name, features) for name, features in linkage.items()]
     return [r.score(measure, name, knowledge.threat, f, queried) for measure, name, f in attacks for r in rounds]
 
 
 def _retrieval(
-    knowledge: Knowledge,
-    observed: Tensor,
-    originals: Tensor,
-    queried: Tensor,
-    reconstruct: Reconstruct | None,
-    budget: AttackBudget,
+    knowledge: Knowledge, sent: Tensor, originals: Tensor, reconstruct: Reconstruct | None, budget: AttackBudget
 ) -> Sources:
     found: Sources = {}
+    pairs = knowledge.pairs
     if reconstruct is not None:
-        found["distance of reconstructed images"] = (
-            batched(reconstruct, observed[queried]),
-            originals.float().flatten(1) / 255,
-        )
-    if knowledge.pairs is not None:
-        of_payloads, of_images = _train_matcher(knowledge.pairs, budget)
-        found["contrastive embedding"] = (
-            batched(of_payloads, observed[queried]),
-            batched(lambda part: of_images(part.float() / 255), originals),
-        )
-    fresh = knowledge.pairs
-    if knowledge.threat in (Threat.WHITE_BOX, Threat.CLOUD) and isinstance(fresh, FreshPairs):
+        found["distance of reconstructed images"] = batched(reconstruct, sent), originals.float().flatten(1) / 255
+    if pairs is not None:
+        of_payloads, of_images = _train_matcher(pairs, budget)
+        of_pool = batched(lambda part: of_images(part.float() / 255), originals)
+        found["contrastive embedding"] = batched(of_payloads, sent), of_pool
+    if knowledge.threat in (Threat.WHITE_BOX, Threat.CLOUD) and isinstance(pairs, FreshPairs):
         # Noise in the candidates does not help: the mean is compared where it is known.
-        again_payload = knowledge.module.mean if isinstance(knowledge.module, Noisy) else fresh.payload
+        again_payload = knowledge.module.mean if isinstance(knowledge.module, Noisy) else pairs.payload
         with torch.no_grad():
             again = batched(lambda part: again_payload(part.float() / 255), originals)
-        found["obfuscating the candidates"] = _standardised(observed[queried].flatten(1), again)
+        found["obfuscating the candidates"] = _standardised(sent.flatten(1), again)
     return found
 
 
 def _linkage(
     knowledge: Knowledge,
-    observed: Tensor,
+    sent: Tensor,
     originals: Tensor,
-    queried: Tensor,
     reconstruct: Reconstruct | None,
     budget: AttackBudget,
     observe: Observe,
@@ -160,16 +148,13 @@ def _linkage(
 ) -> Sources:
     views = another_view(originals, torch.Generator().manual_seed(seed))
     gallery = batched(observe, views, flat=False)
-    sent = observed[queried]
     found: Sources = {
         "distance, same image again": _standardised(sent.flatten(1), batched(observe, originals)),
         "distance, another view": _standardised(sent.flatten(1), gallery.flatten(1)),
     }
     if reconstruct is not None:
-        found["distance of reconstructed images, another view"] = (
-            batched(reconstruct, sent),
-            batched(reconstruct, gallery),
-        )
+        of_gallery = batched(reconstruct, gallery)
+        found["distance of reconstructed images, another view"] = batched(reconstruct, sent), of_gallery
     if isinstance(knowledge.pairs, FreshPairs):
         encoder = _train_linker(knowledge.pairs, budget)
         found["contrastive embedding, another view"] = batched(encoder, sent), batched(encoder, gallery)
@@ -377,12 +362,7 @@ class _Round:
         return cls(queried, torch.stack(rows), truth)
 
     def score(
-        self,
-        measure: Literal["retrieval", "linkage"],
-        attacker: str,
-        threat: Threat,
-        features: Features,
-        queried: Tensor,
+        self, measure: Measure, attacker: str, threat: Threat, features: Features, queried: Tensor
     ) -> Identification:
         """Score the attack; the features of queries are in the order of `queried`, sorted indices of test images."""
         of_queries, of_pool = features

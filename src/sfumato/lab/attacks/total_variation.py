@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.linear import solve
@@ -42,69 +42,67 @@ class TotalVariation:
 
     def prepare(self, knowledge: Knowledge, budget: AttackBudget) -> Prepared:
         """See `Attacker`."""
-        forward, pairs = differentiable(knowledge, self.name)
-        start, images, observed = beginning(pairs, budget.seed)
-        variance = float(observed.var())
+        known = inversion(knowledge, self.name, budget.seed)
 
         def reconstruct(observed: Tensor, weight: float, anchor: float, steps: int) -> Tensor:
-            parts = [
-                descend(forward, part, start(part), variance=variance, weight=weight, anchor=anchor, steps=steps)
-                for part in torch.split(observed, _BATCH)
-            ]
-            return torch.cat(parts)
+            settings = {"variance": known.variance, "weight": weight, "anchor": anchor}
+            parts = torch.split(observed, _BATCH)
+            return torch.cat([descend(known.forward, x, known.start(x), **settings, steps=steps) for x in parts])
 
         def error(weight: float, anchor: float) -> float:
-            guess = reconstruct(observed, weight, anchor, max(1, budget.steps // 4))
-            return float((guess - images).square().mean())
+            guess = reconstruct(known.observed, weight, anchor, max(1, budget.steps // 4))
+            return float((guess - known.images).square().mean())
 
         weight = min(WEIGHTS, key=lambda weight: error(weight, 0.0))
         anchor = min(ANCHORS, key=lambda anchor: error(weight, anchor))
         return Prepared(lambda observed: reconstruct(observed, weight, anchor, budget.steps))
 
 
-def differentiable(knowledge: Knowledge, name: str) -> tuple[Callable[[Tensor], Tensor], Pairs]:
-    """Return the obfuscator with gradients, and the attacker's pairs.
+@dataclass(frozen=True)
+class Inversion:
+    """What an attacker that optimises the image needs.
 
-    Of a stochastic obfuscator that states its noise it is the mean.
+    Attributes:
+        forward: the obfuscator, images (N, 3, H, W) float32 in [0, 1] -> (N, C, H', W') float32, with gradients; the
+            mean of a stochastic one that states its noise.
+        start: the payload -> the image to start from: by least squares or the mean image, whichever is nearer to a few
+            images held out.
+        images: (K, 3, H, W) float32 in [0, 1], held out.
+        observed: the payload for them.
+        variance: of `observed`.
+    """
 
-    Args:
-        knowledge: what the attacker knows.
-        name: of the attacker, for the message.
+    forward: Callable[[Tensor], Tensor]
+    start: Reconstruct
+    images: Tensor
+    observed: Tensor
+    variance: float
 
-    Returns:
-        Images (N, 3, H, W) float32 in [0, 1] -> (N, C, H', W') float32, and the pairs.
+
+@torch.no_grad()
+def inversion(knowledge: Knowledge, name: str, seed: int) -> Inversion:
+    """Prepare the attack of an attacker of this name; the seed is of the choice of images.
 
     Raises:
         AuditError: there are no gradients or fewer than 3 pairs.
     """
-    if knowledge.module is None:
+    module, pairs = knowledge.module, knowledge.pairs
+    if module is None:
         raise AuditError(f"{name} needs the obfuscator with gradients; only the payload is known")
-    if knowledge.pairs is None or len(knowledge.pairs) < 3:
+    if pairs is None or len(pairs) < 3:
         raise AuditError(f"{name} needs at least 3 images of its own to choose its settings on")
-    module: nn.Module = knowledge.module
-    return (module.mean if isinstance(module, Noisy) else module), knowledge.pairs
-
-
-@torch.no_grad()
-def beginning(pairs: Pairs, seed: int) -> tuple[Reconstruct, Tensor, Tensor]:
-    """Return where to start: least squares or the mean image, whichever is nearer to a few images held out.
-
-    Args:
-        pairs: at least 3.
-        seed: of the choice of images.
-
-    Returns:
-        The start, and the pairs held out: (N, 3, H, W) float32 in [0, 1] and the payload for them.
-    """
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))
     held = min(_HELD_OUT, max(1, len(pairs) // 5))
     images, observed = pairs.batch(order[:held], torch.Generator().manual_seed(seed + 1))
     estimate, _ = solve(_Part(pairs, order[held:]), seed=seed)
-    mean = estimate.base
-    error = (estimate(observed).clamp(0, 1) - images).square().mean()
-    if error < (mean - images).square().mean():
-        return lambda observed: estimate(observed).clamp(0, 1), images, observed
-    return lambda observed: mean.repeat(len(observed), 1, 1, 1), images, observed
+
+    def linear(observed: Tensor) -> Tensor:
+        return estimate(observed).clamp(0, 1)  # type: ignore[no-any-return]
+
+    nearer = (linear(observed) - images).square().mean() < (estimate.base - images).square().mean()
+    start = linear if nearer else lambda observed: estimate.base.repeat(len(observed), 1, 1, 1)
+    forward = module.mean if isinstance(module, Noisy) else module
+    return Inversion(forward, start, images, observed, float(observed.var()))
 
 
 def descend(
@@ -120,7 +118,7 @@ def descend(
     """Adam on images, its rate falling along a cosine, the images clamped after each step.
 
     Args:
-        forward: see `differentiable`.
+        forward: see `Inversion`.
         observed: (N, C, H', W') float32; channels after those of `forward` are not used.
         start: (N, 3, H, W) float32 in [0, 1].
         variance: of the payload.

@@ -39,7 +39,6 @@ from sfumato.lab.audit.schema import (
     DataFacts,
     DoneTrial,
     GateFigures,
-    Hashes,
     LostTrial,
     Point,
     Provenance,
@@ -266,7 +265,7 @@ class _Run:
             source=train.source,
             train_images=len(train),
             test_images=len(test),
-            sha256=Hashes(train=train.sha256, test=test.sha256),
+            sha256={"train": train.sha256, "test": test.sha256},
         )
 
     def _provenance(self, trials: Sequence[DoneTrial | LostTrial]) -> Provenance:

@@ -90,20 +90,13 @@ class BudgetFacts(Model):
     images: int | None = None
 
 
-class Hashes(Model):
-    """SHA-256 of the images, in hex."""
-
-    train: str
-    test: str
-
-
 class DataFacts(Model):
-    """The images."""
+    """The images, with their SHA-256 in hex."""
 
     source: str
     train_images: int
     test_images: int
-    sha256: Hashes
+    sha256: dict[Literal["train", "test"], str]
 
 
 class GatedPlain(Model):

@@ -79,17 +79,17 @@ def gate_figures(
     if not errors_by_attacker:
         return figures
     name, mse = min(errors_by_attacker.items(), key=lambda item: item[1])
+    return figures.model_copy(update={"attacker": name, "mse_sent": mse} | _leakages(mse, sent, class_mean_errors))
+
+
+def _leakages(mse: float, sent: Tensor, class_mean_errors: Tensor) -> dict[str, float]:
     label_only = float(class_mean_errors[sent].double().mean())
-    over_all = (mse * float(sent.sum()) + float(class_mean_errors[~sent].double().sum())) / len(test)
-    return figures.model_copy(
-        update={
-            "attacker": name,
-            "mse_sent": mse,
-            "class_mean_mse_sent": label_only,
-            "excess_leakage_sent": excess_leakage(mse, label_only),
-            "excess_leakage_mean": excess_leakage(over_all, float(class_mean_errors.double().mean())),
-        }
-    )
+    over_all = (mse * float(sent.sum()) + float(class_mean_errors[~sent].double().sum())) / len(sent)
+    return {
+        "class_mean_mse_sent": label_only,
+        "excess_leakage_sent": excess_leakage(mse, label_only),
+        "excess_leakage_mean": excess_leakage(over_all, float(class_mean_errors.double().mean())),
+    }
 
 
 def gated_plain(own: Tensor, cloud: Tensor, labels: Tensor, class_mean_errors: Tensor) -> tuple[GatedPlain, ...]:
