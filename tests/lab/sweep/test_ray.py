@@ -24,7 +24,7 @@ def job(name, folder, images, epochs=2):
     """A training alone: what is attacked afterwards is no matter of the engine's."""
     recipe = {"kind": "classifier", "name": name, "architecture": "resnet20", "data": {"source": str(images)}}
     recipe["training"] = {"epochs": epochs, "batch_size": 8, "schedule": "constant"}
-    return Job(name, parse_recipe(recipe).model_dump(mode="json"), str(folder / name), None)
+    return Job(name, parse_recipe(recipe), str(folder / name), None)
 
 
 def test_a_killed_worker_goes_on_where_it_was_and_what_fails_is_told(tmp_path, own_caches):

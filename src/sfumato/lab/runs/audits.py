@@ -28,12 +28,10 @@ def read_audit(place: Path) -> AuditResult | None:
     Raises:
         AuditError: it is damaged or incomplete.
     """
-    if not place.exists():
-        return None
-    try:
-        return AuditResult.read(place)
-    except AuditError as error:
-        raise AuditError(f"{error}; move it away to make the audit again") from error
+    found = _read(place)
+    if found is not None and not found.keys() >= _KEYS:
+        raise AuditError(f"{place} is no complete audit; move it away to make it again")
+    return found
 
 
 def read_findings(folder: Path) -> dict[str, Any] | None:
@@ -42,8 +40,12 @@ def read_findings(folder: Path) -> dict[str, Any] | None:
     Raises:
         AuditError: the file is damaged.
     """
+    return _read(findings(folder))
+
+
+def _read(place: Path) -> dict[str, Any] | None:
     try:
-        return read_json(findings(folder))
+        return read_json(place)
     except ResultsError as error:
         raise AuditError(f"{error}; move it away to make the audit again") from error
 

@@ -42,17 +42,17 @@ class AuditOptions:
 
 @dataclass(frozen=True)
 class Job:
-    """The making of one point; plain values, so that another process can take it.
+    """The making of one point; can be pickled for another process.
 
     Attributes:
         name: of the point.
-        recipe: validated, as plain values.
+        recipe: validated.
         folder: of the run, with the audit in it.
         audit: how it is audited; None for a classifier.
     """
 
     name: str
-    recipe: dict[str, Any]
+    recipe: AnyRecipe
     folder: str
     audit: AuditOptions | None
 
@@ -76,7 +76,7 @@ def make(job: Job, progress: Progress = silent) -> None:
         SfumatoError: it cannot be trained or audited, or its folder holds something else.
         Interrupted: Ctrl-C or SIGTERM; the state is kept.
     """
-    recipe = parse_recipe(job.recipe, where=job.name)
+    recipe = job.recipe
     if is_done(job):
         return
     if training_state(job).name != "done":
@@ -111,9 +111,7 @@ def training_state(job: Job) -> State:
         BundleError: its bundle is damaged.
     """
     state = state_of(job.run)
-    if state.name == "done" and not _same_recipe(
-        Bundle.load(job.run.bundle).recipe.to_json(), parse_recipe(job.recipe)
-    ):
+    if state.name == "done" and not _same_recipe(Bundle.load(job.run.bundle).recipe, job.recipe):
         raise TrainingError(
             f"{job.folder} was trained by another recipe; sweep into another folder, or move it away to train it again"
         )

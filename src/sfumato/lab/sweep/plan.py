@@ -55,7 +55,7 @@ class Sweep:
         """The on-device baseline, where the sweep trains it."""
         if self.local_recipe is None:
             return None
-        return Job(LOCAL, self.local_recipe.model_dump(mode="json"), str(self.folder / LOCAL), None)
+        return Job(LOCAL, self.local_recipe, str(self.folder / LOCAL), None)
 
     @property
     def local_bundle(self) -> Path | None:
@@ -67,7 +67,7 @@ class Sweep:
         """One job for each point, by its name."""
         audit = AuditOptions(self.budget, None if self.local_bundle is None else str(self.local_bundle), self.images)
         return {
-            name: Job(name, recipe.model_dump(mode="json"), str(self.folder / "points" / name), audit)
+            name: Job(name, recipe, str(self.folder / "points" / name), audit)
             for setting in self.settings
             for name, recipe in zip(setting.names, setting.recipes, strict=True)
         }
@@ -151,8 +151,8 @@ def listing(sweep: Sweep) -> list[Entry]:
     speed = Speed(fastest_device())
     entries = []
     for job in [*filter(None, [sweep.local_job]), *sweep.jobs.values()]:
-        recipe = parse_recipe(job.recipe)
-        state, epochs, seconds = training_state(job), recipe.training.epochs, None
+        recipe, state, seconds = job.recipe, training_state(job), None
+        epochs = recipe.training.epochs
         if state.name != "done":
             seconds = speed.training_s(
                 recipe,
