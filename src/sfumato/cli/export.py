@@ -50,7 +50,7 @@ def export(
 
     It is run beside the bundle's ONNX file first; if its outputs are others, nothing is written.
 
-    **The network alone does not fail closed.** Checks, gate and encoding are not in the file; docs/how-to/phones.md says what
+    **The network alone does not fail closed.** Checks, gate and encoding are not in the file; docs/device.md says what
     the app has to do before anything is sent. Needs `pip install 'sfumato[executorch]'`.
 
     Example: `sfumato export runs/mine/bundle --to executorch -o mine.pte`
@@ -83,7 +83,7 @@ def export(
     typer.echo(f"  input: one image (1, 3, {size.height}, {size.width}) float32 in [0, 1]")
     typer.echo(f"  output: {_outputs(source, compared)}")
     typer.echo(f"  {_said(compared)}")
-    typer.echo("  the network alone: checks, gate and encoding are the app's; docs/how-to/phones.md says which")
+    typer.echo("  the network alone: checks, gate and encoding are the app's; docs/device.md says which")
 
 
 def _classifier(source: Bundle, given: Path | None) -> OnnxFunction | None:

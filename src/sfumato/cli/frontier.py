@@ -78,7 +78,7 @@ def frontier(
     Of a folder of audits, or of a recipe: then every setting of the dials is trained and audited, beside a classifier
     on the device and the plain image. Ctrl-C loses little: the same command goes on.
 
-    Examples: `sfumato frontier results/audits --this cifar10-resnet20-sketch -o docs/images/frontier.png`,
+    Examples: `sfumato frontier results/audits --this cifar10-resnet20-sketch -o docs/frontier.png`,
     `sfumato frontier recipes/cifar10-resnet20-sketch.toml --dial code_bits=4,8,16 --seeds 3
     --local-recipe recipes/cifar10-local.toml --beside results/audits --plan`
     """

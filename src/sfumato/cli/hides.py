@@ -24,7 +24,7 @@ def hides(
     What an attacker tells clearly better than from the label alone stands in bold. The audits come from
     `sfumato audit ... --attribute glasses --attribute age`.
 
-    Example: `sfumato hides results/people --into docs/how-to/private-attributes.md`, where the page has the lines `<!-- sfumato hides -->`
+    Example: `sfumato hides results/people --into docs/people.md`, where the page has the lines `<!-- sfumato hides -->`
     and `<!-- end -->`
     """
     with needs_train_extra():

@@ -19,7 +19,7 @@ from sfumato.errors import SfumatoError
 
 
 class ObfuscatorKind(StrEnum):
-    """Which obfuscator the recipe is for; docs/concepts/methods.md says which to use when."""
+    """Which obfuscator the recipe is for; docs/choosing.md says which to use when."""
 
     SKETCH = "sketch"
     OBFUSCATOR = "obfuscator"
