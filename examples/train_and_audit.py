@@ -52,8 +52,8 @@ with tempfile.TemporaryDirectory() as scratch:
         "training": {"epochs": arguments.epochs, "batch_size": 32},
     }
     obfuscator = train(parse_recipe(recipe), out / "obfuscator")
-    for what in ("plain", "obfuscated"):
-        print(f"accuracy on {what} images: {obfuscator.figures[f'accuracy_{what}']:.0%}", flush=True)
+    figures = obfuscator.figures
+    print(f"accuracy on plain images {figures.accuracy_plain:.0%}, on obfuscated ones {figures.accuracy_obfuscated:.0%}")
 
     # Only a full budget such as "standard" counts; this one, shortened, shows that the command works.
     audit = ["audit", obfuscator.path, "--classifier", arguments.classifier, "--data", images, "-o", out / "audit"]
