@@ -53,7 +53,7 @@ with tempfile.TemporaryDirectory() as scratch:
     }
     obfuscator = train(parse_recipe(recipe), out / "obfuscator")
     figures = obfuscator.figures
-    print(f"accuracy on plain images {figures.accuracy_plain:.0%}, on obfuscated ones {figures.accuracy_obfuscated:.0%}")
+    print(f"accuracy: plain {figures.accuracy_plain:.0%}, obfuscated {figures.accuracy_obfuscated:.0%}", flush=True)
 
     # Only a full budget such as "standard" counts; this one, shortened, shows that the command works.
     audit = ["audit", obfuscator.path, "--classifier", arguments.classifier, "--data", images, "-o", out / "audit"]
