@@ -209,7 +209,7 @@ def left_by(name: str, desk: Path) -> None:
         assert moved.code_fingerprint == before.code_fingerprint is not None
         assert moved.classifier_fingerprint != before.classifier_fingerprint
     if name == "docs/how-to/black-box.md":
-        assert 0 < Bundle.load(desk / "mine" / "unseen" / "bundle").figures["queries"] <= 200
+        assert 0 < Bundle.load(desk / "mine" / "unseen" / "bundle").figures.queries <= 200
     if name == "docs/how-to/protect.md":
         assert len(list((desk / "protected").rglob("*.obfuscated.png"))) == 60
         assert 0 < len(list((desk / "second").rglob("*.obfuscated.png"))) < 60

@@ -19,7 +19,14 @@ from sfumato.cli.progress import bars
 from sfumato.errors import SfumatoError
 
 
-@command
+class ObfuscatorKind(StrEnum):
+    """Which obfuscator the recipe is for; docs/choosing.md says which to use when."""
+
+    SKETCH = "sketch"
+    OBFUSCATOR = "obfuscator"
+
+
+@app.command()
 def init(
     classifier: Annotated[
         str | None,
