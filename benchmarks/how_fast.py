@@ -242,7 +242,8 @@ def _device() -> list[str]:
         )
         lines += [
             "U8S8 is what `sfumato export --to int8` makes ([how](device.md#in-8-bit-integers)): another",
-            "obfuscator, with an audit of its own. What it saves is little beside decoding the image and asking the cloud.",
+            "obfuscator, with an audit of its own. What it saves is little beside decoding the image and",
+            "asking the cloud.",
             "",
         ]
     return lines
