@@ -29,7 +29,7 @@ def photos(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def quickly(tmp_path, monkeypatch, own_caches):  # the controls, once made, are those of the next audit too
+def quickly(tmp_path, monkeypatch, own_caches):  # the sanity checks, once made, serve the next audit too
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")  # else the command starts the process again
     monkeypatch.setitem(budget.BUDGETS, "quick", TINY)
     monkeypatch.chdir(tmp_path)
@@ -88,7 +88,7 @@ def test_bad_input_is_named_before_anything_runs(photos, arguments, message):
 
 
 def test_sanity_checks_that_fail_end_with_an_error(tmp_path, photos):
-    done = run("audit", "--check-attacks", "--data", photos, "-o", tmp_path / "controls.json")
-    asked = json.loads((tmp_path / "controls.json").read_text())["controls"]
-    assert done.exit_code == (0 if all(control["passed"] for control in asked) else 1)
-    assert len(asked) == 11 and "FAILED" in done.stdout
+    done = run("audit", "--check-attacks", "--data", photos, "-o", tmp_path / "checks.json")
+    checks = json.loads((tmp_path / "checks.json").read_text())["sanity_checks"]
+    assert done.exit_code == (0 if all(check["passed"] for check in checks) else 1)
+    assert len(checks) == 11 and "FAILED" in done.stdout

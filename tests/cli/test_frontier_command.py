@@ -54,7 +54,7 @@ def test_a_folder_of_audits_is_compared_in_words_too(folder, tmp_path):
     with Image.open(tmp_path / "plots" / "frontier.png") as plot:
         assert plot.width == 1600
     said = json.loads(run(folder, "--json").stdout)
-    assert said["verdict"]["worth"] == "yes" and {"good", "bad"} <= {point["name"] for point in said["points"]}
+    assert said["verdict"]["pays_off"] == "yes" and {"good", "bad"} <= {point["name"] for point in said["points"]}
     assert "no audit of 'ugly'" in str(run(folder, "--highlight", "ugly").exception)
 
 

@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 import typer
 
 from sfumato.cli import options
-from sfumato.cli.app import command
 from sfumato.cli.doctor import print_findings
 from sfumato.cli.import_ import LabelsOption, MeanOption, SizeOption, StdOption, user_metadata
 from sfumato.cli.options import option

@@ -1,6 +1,7 @@
 """Training on a stream: an interruption changes nothing, and every kind that can be streamed ends in a bundle."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch

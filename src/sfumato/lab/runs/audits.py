@@ -28,10 +28,12 @@ def read_audit(place: Path) -> AuditResult | None:
     Raises:
         AuditError: it is damaged or incomplete.
     """
-    found = _read(place)
-    if found is not None and not found.keys() >= _KEYS:
-        raise AuditError(f"{place} is no complete audit; move it away to make it again")
-    return found
+    if not place.exists():
+        return None
+    try:
+        return AuditResult.read(place)
+    except AuditError as error:
+        raise AuditError(f"{error}; move it away to make the audit again") from error
 
 
 def read_findings(folder: Path) -> dict[str, Any] | None:

@@ -111,7 +111,7 @@ def training_state(job: Job) -> State:
         BundleError: its bundle is damaged.
     """
     state = state_of(job.run)
-    if state.name == "done" and not _same_recipe(Bundle.load(job.run.bundle).recipe, job.recipe):
+    if state.name == "done" and not _same_recipe(Bundle.load(job.run.bundle).recipe.to_json(), job.recipe):
         raise TrainingError(
             f"{job.folder} was trained by another recipe; sweep into another folder, or move it away to train it again"
         )

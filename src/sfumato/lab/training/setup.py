@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning.fabric import Fabric
 from torch import nn
 
-from sfumato.artifacts.bundle import Bundle, Preprocessing, is_quantized
+from sfumato.artifacts.bundle import Bundle, Preprocessing
 from sfumato.errors import RecipeError
 from sfumato.lab.classifiers import FrozenClassifier, classifier_bundle, load_classifier
 from sfumato.lab.data import ImageSet, Stream

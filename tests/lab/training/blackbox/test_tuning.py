@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from interrupting import interrupted_at
-from sfumato.errors import QueriesSpent
+from sfumato.errors import QueryBudgetExhausted
 from sfumato.lab.models import Sketcher
 from sfumato.lab.training.blackbox.tuning import guided_directions, score_gradient, tune
 

@@ -185,7 +185,7 @@ def _sample(images: ImageSet, count: int, seed: int) -> ImageSet:
 
 
 def _ask(endpoint: Oracle, images: ImageSet, progress: Progress) -> Asked:
-    parts = tracked(torch.split(images.images, BATCH), "querying the endpoint", progress)
+    parts = tracked(torch.split(images.images, INFERENCE_BATCH), "querying the endpoint", progress)
     return Asked(images, torch.cat([endpoint(part.float() / 255) for part in parts]))
 
 

@@ -129,10 +129,8 @@ def learn_surrogate(
         preprocessing=preprocessing,
         recipe={"kind": "classifier", "architecture": architecture, "note": "Learned from an endpoint's predictions."},
     )
-    bundle.figures.update(agreement=fitted.figures["agreement"], compared=len(compared))
+    figures = bundle.figures.updated(agreement=fitted.figures["agreement"], compared=len(compared))
     facts = provenance(
         seed=plan.seed, epochs=plan.epochs, answers=len(learned), training_seconds=round(fitted.seconds, 1)
     )
-    bundle.provenance.update(facts)
-    bundle.save()
-    return bundle
+    return replace(bundle, figures=figures, provenance=facts).save()
