@@ -22,7 +22,6 @@ from sfumato.artifacts.bundle import (
     OBFUSCATOR_ONNX,
     OBFUSCATOR_WEIGHTS,
     Bundle,
-    is_quantized,
 )
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.device import Obfuscator
@@ -84,7 +83,7 @@ def test_the_files_and_what_is_copied(original, integers):
 
 def test_it_says_what_it_was_made_of_and_holds_no_audit(original, integers):
     assert original.figures.audit is not None and integers.figures.audit is None
-    assert is_quantized(integers) and not is_quantized(original)
+    assert (integers.recipe.quantized is not None) and not (original.recipe.quantized is not None)
     said = integers.recipe.quantized
     assert said["from"] == {
         "name": "cifar10-resnet20-sketch",
