@@ -97,10 +97,6 @@ INTEROP_tenseal := tenseal==0.3.18 numpy
 reproduce: $(VENV)/.dev
 	$(BIN)/python -m reproduction all
 
-# The JSON Schema of audit.json.
-docs/schemas/audit.json: src/sfumato/lab/audit/schema.py $(VENV)/.dev
-	$(BIN)/python -c "from sfumato.lab.audit.schema import write_schema; write_schema('$@')"
-
 # The plot's points, for the page of `sfumato studio`.
 frontier: $(VENV)/.dev
 	$(BIN)/sfumato frontier results/audits --json > src/sfumato/apps/studio/frontier.json

@@ -134,7 +134,7 @@ def _quantized(one: dict[str, Any]) -> list[str]:
     return [
         f"{one['time_of_float32']:.2f}",
         percent(one["accuracy_obfuscated"]),
-        percent(one["answers_changed"]),
+        percent(one["predictions_changed"]),
         f"{one['megabytes']:.2f}",
     ]
 

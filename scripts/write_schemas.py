@@ -1,19 +1,37 @@
-"""Write the JSON Schemas of results files to docs/schemas: `python -m scripts.write_schemas`."""
+"""Write the JSON Schemas of the files that sfumato writes to docs/schemas: `python -m scripts.write_schemas`.
+
+That of `bundle.json` is written by hand, as the models of the device's side are plain dataclasses.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+from sfumato.lab.audit.schema import AuditResult
+from sfumato.lab.evaluation.accuracy import Evaluation, PlainAccuracy
+from sfumato.lab.evaluation.transfer import Transfer
+from sfumato.lab.export.executorch import Comparison
+from sfumato.lab.export.int8 import Int8Comparison
 from sfumato.lab.sweep import schema as frontier
+from sfumato.lab.training import recipe
 
 FOLDER = Path(__file__).parents[1] / "docs" / "schemas"
 
 
 def schemas() -> dict[Path, str]:
     """Return the text of each schema by its file."""
-    found = {"frontier": frontier.json_schema()}
-    return {FOLDER / f"{name}.schema.json": json.dumps(schema, indent=2) + "\n" for name, schema in found.items()}
+    found = {
+        "audit": AuditResult.model_json_schema(mode="serialization"),
+        "evaluation": Evaluation.json_schema(),
+        "executorch-comparison": Comparison.json_schema(),
+        "frontier": frontier.json_schema(),
+        "int8-comparison": Int8Comparison.json_schema(),
+        "plain-accuracy": PlainAccuracy.json_schema(),
+        "recipe": recipe.schema(),
+        "transfer": Transfer.json_schema(),
+    }
+    return {FOLDER / f"{name}.json": json.dumps(schema, indent=2) + "\n" for name, schema in found.items()}
 
 
 if __name__ == "__main__":

@@ -42,8 +42,8 @@ def export(
     outputs differ from the ONNX file's. **It does not fail closed**: the app has to do the checks, the gate and the
     encoding (docs/how-to/phones.md). Needs `pip install 'sfumato[executorch]'`.
 
-    **The network alone does not fail closed.** Checks, gate and encoding are not in the file; docs/device.md says what
-    the app has to do before anything is sent. Needs `pip install 'sfumato[executorch]'`.
+    `--to int8` writes another obfuscator, for processors that are faster in 8-bit integers. It is not audited until
+    `sfumato audit` has attacked it.
 
     Examples:
     - `sfumato export runs/mine/bundle --to executorch -o mine.pte`
@@ -56,11 +56,27 @@ def export(
         how = {"overwrite": overwrite, "as_json": as_json}
         _export_int8(path, out, classifier, data or "cifar10", label_column, calibrate_on, images, **how)
         return
-    typer.echo(f"written: {out} ({out.stat().st_size / 1e6:.2f} MB)")
-    typer.echo(f"  input: one image (1, 3, {size.height}, {size.width}) float32 in [0, 1]")
-    typer.echo(f"  output: {_outputs(source, compared)}")
-    typer.echo(f"  {_said(compared)}")
-    typer.echo("  the network alone: checks, gate and encoding are the app's; docs/device.md says which")
+    options.refuse_others(context, context.params.keys() - {"calibrate_on"}, "only with --to int8")
+    if out.exists() and not overwrite:
+        raise SfumatoError(f"{out} exists; --overwrite replaces it")
+    with needs_extra("executorch"):
+        import executorch  # noqa: F401  (a missing library is named at once)
+
+        from sfumato.lab.export.executorch import export_executorch, sample_images
+
+    source = options.open_obfuscator(path)
+    if data is None:
+        compared_on = sample_images(source.preprocessing)
+    else:
+        test = options.load_split(data, "test", source, label_column, images or 200)
+        compared_on = (test.images.float() / 255).numpy()
+    with bars(quiet=as_json) as shown:
+        shown.progress("lowering the network, and comparing it with the ONNX file", 0, 1)
+        compared = export_executorch(source, out, compared_on, classify=_classifier(source, classifier))
+    if as_json:
+        print_json({"file": str(out), "bytes": out.stat().st_size, "format": to, **compared.to_json()})
+    else:
+        _print_program(source, out, compared)
 
 
 def _classifier(source: Bundle, path: Path | None) -> OnnxFunction | None:

@@ -61,9 +61,9 @@ def frontier(
     Takes seconds for a folder of audits. Of a recipe, it trains and audits every point of the sweep, which takes
     minutes to days: `--plan` lists the points and their time first. After Ctrl-C, the same command continues.
 
-    Examples: `sfumato frontier results/audits --this cifar10-resnet20-sketch -o docs/frontier.png`,
-    `sfumato frontier recipes/cifar10-resnet20-sketch.toml --dial code_bits=4,8,16 --seeds 3
-    --local-recipe recipes/cifar10-local.toml --beside results/audits --plan`
+    Examples:
+    - `sfumato frontier results/audits --highlight cifar10-resnet20-sketch -o frontier.png`
+    - `sfumato frontier recipes/cifar10-resnet20-sketch.toml --sweep code_bits=4,8,16 --seeds 3 --plan`
     """
     if what.suffix != ".toml":
         allowed = {"what", "highlight", "out", "as_json"}

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from sfumato.cli import options
+from sfumato.cli.app import command
 from sfumato.cli.doctor import print_findings
 from sfumato.cli.import_ import LabelsOption, MeanOption, SizeOption, StdOption, user_metadata
 from sfumato.cli.options import option
@@ -18,14 +19,7 @@ from sfumato.cli.progress import bars
 from sfumato.errors import SfumatoError
 
 
-class ObfuscatorKind(StrEnum):
-    """Which obfuscator the recipe is for; docs/choosing.md says which to use when."""
-
-    SKETCH = "sketch"
-    OBFUSCATOR = "obfuscator"
-
-
-@app.command()
+@command
 def init(
     classifier: Annotated[
         str | None,

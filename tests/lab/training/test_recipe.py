@@ -1,11 +1,10 @@
-import json
 from pathlib import Path
 
 import pytest
 
 from sfumato.errors import RecipeError
 from sfumato.lab.training import ClassifierRecipe, ObfuscatorRecipe, load_recipe
-from sfumato.lab.training.recipe import parse_recipe, schema
+from sfumato.lab.training.recipe import parse_recipe
 
 ROOT = Path(__file__).parents[3]
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
@@ -192,8 +191,3 @@ def test_earlier_names_of_keys_are_accepted():
         "transfer": {"ensemble": ["y"]},
     }
     assert parse_recipe(old) == parse_recipe(new)
-
-
-def test_the_json_schema_is_up_to_date():
-    """`json.dumps(schema(), indent=2)` makes it anew."""
-    assert json.loads((ROOT / "docs" / "schemas" / "recipe.json").read_text(encoding="utf-8")) == schema()

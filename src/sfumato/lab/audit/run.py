@@ -275,7 +275,7 @@ class _Run:
             threads=torch.get_num_threads(),
             seconds=round(sum(trial.seconds for trial in trials), 1),
         )
-        return Provenance.model_validate(facts)
+        return Provenance.model_validate(facts.to_json())
 
     def _utility(self) -> Utility | None:
         classifier, local, test = self.comparison.classifier, self.comparison.local, self.setting.test

@@ -422,11 +422,6 @@ class AuditResult(AuditSummary):
         return AuditSummary(**{name: getattr(self, name) for name in AuditSummary.model_fields})
 
 
-def write_schema(path: str | Path) -> None:
-    """Write the JSON Schema of `audit.json`."""
-    write_json(Path(path), AuditResult.model_json_schema(mode="serialization"))
-
-
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file.
 

@@ -163,7 +163,7 @@ def remarks(bundle: Bundle) -> list[str]:
     Raises:
         ResultsError: the bundle has no such figures.
     """
-    figures, compared = Evaluation.from_json(bundle.figures), Int8Comparison.of(bundle)
+    figures, compared = Evaluation.from_json(bundle.figures.to_json()), Int8Comparison.of(bundle)
     said = []
     if compared.time_of_float32 >= 1:
         said.append(
