@@ -119,7 +119,7 @@ def test_the_figures_are_those_of_the_new_file(integers, original, classifier, s
     codes: dict[str, list[bytes]] = {"new": [], "old": []}
     for image in samples.images.numpy().astype(np.float32)[:, None] / 255:
         for name in answers:
-            drawn, _, code = run[name].run(None, {"image": image})
+            drawn, _, code = run[name].run(None, {run[name].get_inputs()[0].name: image})
             answers[name].append(int(run["cloud"].run(None, {"input": drawn})[0].argmax()))
             codes[name].append(code.tobytes())
     right = {name: np.mean(np.array(found) == samples.labels.numpy()) for name, found in answers.items()}
