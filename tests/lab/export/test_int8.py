@@ -119,9 +119,9 @@ def test_the_figures_are_those_of_the_new_file(integers, original, classifier, s
     predictions: dict[str, list[int]] = {"new": [], "old": []}
     codes: dict[str, list[bytes]] = {"new": [], "old": []}
     for image in samples.images.numpy().astype(np.float32)[:, None] / 255:
-        for name in predictions:
-            decoded, _, code = run[name].run(None, {run[name].get_inputs()[0].name: image})
-            predictions[name].append(int(run["cloud"].run(None, {"input": decoded})[0].argmax()))
+        for name in answers:
+            drawn, _, code = run[name].run(None, {run[name].get_inputs()[0].name: image})
+            answers[name].append(int(run["cloud"].run(None, {"input": drawn})[0].argmax()))
             codes[name].append(code.tobytes())
     correct = {name: np.mean(np.array(found) == samples.labels.numpy()) for name, found in predictions.items()}
     figures, compared = Evaluation.from_json(integers.figures), Int8Comparison.of(integers)
