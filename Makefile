@@ -107,7 +107,7 @@ OF_PEOPLE := faces-resnet20-sketch faces-resnet20-obfuscator pixelate blur
 FACES := --classifier runs/faces-resnet20/bundle --data faces
 
 people: $(OF_PEOPLE:%=results/people/%.json)
-	$(BIN)/sfumato hides results/people --into docs/people.md
+	$(BIN)/sfumato hides results/people --into docs/how-to/private-attributes.md
 
 results/people/%.json: runs/%/bundle/bundle.json
 	$(BIN)/sfumato audit runs/$*/bundle $(FACES) $(COLUMNS:%=--attribute %) --budget attributes -o audits/people/$* --overwrite

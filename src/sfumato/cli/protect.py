@@ -107,8 +107,8 @@ class _Report:
         counts = self.counts
         return (
             f"{counts['written']} of {sum(counts.values())} images written to {self._out}"
-            + (f"; {counts['exists']} existed" if counts["there"] else "")
-            + (f"; {counts['on-device']} handled on-device" if counts["stays"] else "")
+            + (f"; {counts['exists']} existed" if counts["exists"] else "")
+            + (f"; {counts['on-device']} handled on-device" if counts["on-device"] else "")
         )
 
     def print(self, *, as_json: bool) -> None:
