@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo studio docs test test-ray test-mobile lint bench failover mobile interop serving alternatives growth frontier people reproduce clean
+.PHONY: demo studio docs test test-all coverage test-ray test-mobile lint bench failover mobile interop serving alternatives growth frontier people reproduce clean
 
 demo: $(VENV)/.serve
 	$(BIN)/sfumato demo $(IMAGES)
@@ -19,9 +19,19 @@ studio: $(VENV)/.serve
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
-test: docs
-test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+# Style, types and documentation, then the layers, then everything, in two processes (tests/conftest.py gives each one thread).
+SUITE := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+test: lint docs
+	$(BIN)/python -m pytest tests/test_architecture.py
+	$(SUITE)
+
+# With the tests that take minutes on all of CIFAR-10.
+test-all: lint docs
+	$(SUITE) -m ""
+
+coverage: $(VENV)/.dev
+	$(SUITE) --cov src/sfumato --cov-branch --cov-report term:skip-covered --cov-fail-under 90
 
 test-ray: $(VENV)/.ray
 	$(BIN)/python -m pytest tests/lab/sweep tests/cloud -k ray
