@@ -108,9 +108,9 @@ def test_the_command_tells_where_each_was_answered(shown: Demonstration, own_ima
     total = len(shown.rows)
     said = " ".join(done.stdout.split())
     assert "prediction by score" in said
-    assert f"{device.images} of {total} handled on-device, nothing sent: {device.right} of" in said
-    assert f"{cloud.images} of {total} sent, obfuscated: {cloud.right} of {cloud.known} correct" in said
-    assert f"{both.right} of {both.known} correct in all, {both.right_on_originals} of {both.known} on the" in said
+    assert f"{device.images} of {total} handled on-device, nothing sent: {device.correct} of" in said
+    assert f"{cloud.images} of {total} sent, obfuscated: {cloud.correct} of {cloud.known} correct" in said
+    assert f"{both.correct} of {both.known} correct in all, {both.correct_on_originals} of {both.known} on the" in said
     assert "This is not encryption" in said
     told = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
     assert [row["predicted_by"] for row in told["rows"]] == [row.predicted_by for row in shown.rows]
