@@ -441,7 +441,7 @@ def write_results(folder: Path, size: str, found: Results, **facts: Any) -> Path
     path = results_path(folder, size, type(found))
     said = found.model_dump(mode="json", exclude={"size", "provenance"})
     head = {"schema": SCHEMA, "size": size, "table": found.table}
-    write_json(path, {**head, **said, "provenance": provenance(**facts)})
+    write_json(path, {**head, **said, "provenance": provenance(**facts).to_json()})
     return path
 
 

@@ -139,7 +139,7 @@ def main(out: Path = Path("results/serving.json"), *only: str) -> None:
             },
             "classifiers": found,
             "resnet18_relative_to_onnxruntime": _relative_to_runtime(chosen["sfumato"], resnet18, folder / "resnet18"),
-            "measured": provenance(),
+            "measured": provenance().to_json(),
         }  # fmt: skip
     write_json(out, result)
     for name, each in found.items():

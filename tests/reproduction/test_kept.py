@@ -60,7 +60,7 @@ def test_an_empty_lab_gets_the_same_bundles(made, tmp_path):
         assert other.state(item).name == "done"
         mine, theirs = other.bundle(item), lab.bundle(item)
         assert mine.files == theirs.files  # byte for byte, ONNX included
-        assert mine.figures == theirs.figures and mine.provenance["commit"] == theirs.provenance["commit"]
+        assert mine.figures == theirs.figures and mine.provenance.commit == theirs.provenance.commit
     assert said[0].startswith("one: rebuilt from the weights in") and "differ" not in " ".join(said)
     names = sorted(path.name for path in kept_folder(tmp_path / "results", plan.obfuscators[0]).iterdir())
     assert names == ["bundle.json", "deobfuscator.safetensors", "obfuscator.safetensors"]

@@ -105,14 +105,14 @@ def test_table_1_says_what_bundles_and_audits_say(tiny):
         obfuscator = Bundle.load(lab.folder / f"{name}-obfuscator" / "bundle")
         classifier = Bundle.load(lab.folder / name / "bundle")
         measured = evaluate_obfuscator(obfuscator, classifier, lab.test)
-        assert row.accuracy_obfuscated == measured["accuracy_obfuscated"]
-        assert row.accuracy_plain == measured["accuracy_plain"]
+        assert row.accuracy_obfuscated == measured.accuracy_obfuscated
+        assert row.accuracy_plain == measured.accuracy_plain
         audit = json.loads((lab.folder / "audits" / f"{name}-obfuscator" / "audit.json").read_text())
         assert row.audit.excess_leakage == audit["best"]["excess_leakage"]
         assert row.overhead_params == pytest.approx(324_518 / row.params)
         assert row.trained.obfuscator.epochs == {"one": 2, "two": 8}[name]
         assert row.test_images == len(lab.test) == 20
-    assert found.on_device.accuracy == Bundle.load(lab.folder / "local" / "bundle").figures["accuracy_plain"]
+    assert found.on_device.accuracy == Bundle.load(lab.folder / "local" / "bundle").figures.accuracy_plain
 
 
 def test_the_diagonal_of_table_3_is_table_1(tiny):
@@ -129,8 +129,8 @@ def test_the_optimum_follows_snapshots_and_lambda(tiny):
     assert [[row.epoch for row in run.epochs] for run in runs] == [[1, 2], [8]]
     last = runs[0].epochs[-1]
     bundle = Bundle.load(lab.folder / "one-obfuscator" / "bundle")
-    assert last.accuracy_obfuscated == pytest.approx(bundle.figures["accuracy_obfuscated"], abs=0.051)
-    assert last.joint_mse == pytest.approx(bundle.figures["joint_deobfuscator_mse"], rel=1e-3)
+    assert last.accuracy_obfuscated == pytest.approx(bundle.figures.accuracy_obfuscated, abs=0.051)
+    assert last.joint_mse == pytest.approx(bundle.figures.joint_deobfuscator_mse, rel=1e-3)
     assert last.adaptive_mse == min(attacker.mse for attacker in last.attackers)
     swept = read_results(results, "cpu", Lambdas).rows
     assert [row.trained.privacy_weight for row in swept] == [1.0]

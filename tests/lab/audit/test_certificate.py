@@ -208,9 +208,9 @@ class Altered(LinearNoise):
 @pytest.mark.parametrize(
     ("noisy", "message"),
     [
-        (nn.Conv2d(3, 3, 1), "there is none"),
+        (nn.Conv2d(3, 3, 1), "states none"),
         (Altered("kind"), "cauchy"),
-        (Altered("no noise"), "without noise"),
+        (Altered("no noise"), "have no noise"),
         (Altered("detached"), "no gradient"),
         (Altered("rounded"), "gradient is zero"),
         (Altered("shape"), "noise of shape"),

@@ -52,7 +52,7 @@ def rows(kind: type[nn.Module]):
 
 
 def test_a_payload_that_is_the_image_gives_what_the_image_gives():
-    found = rows(nn.Identity())
+    found = rows(nn.Identity)
     row = found["corner", "white-box"]
     assert row.accuracy > 0.95 and row.plain > 0.95 and row.test_images == 150
     assert row.low < row.accuracy <= row.high
@@ -62,14 +62,14 @@ def test_a_payload_that_is_the_image_gives_what_the_image_gives():
 
 
 def test_nothing_is_inferred_from_a_constant_and_what_could_have_been_is_known():
-    found = rows(Constant())
+    found = rows(Constant)
     for threat in THREATS:
         row = found["corner", threat]
         assert row.low < row.chance + 0.05 and row.plain > 0.95
 
 
 def test_a_column_that_goes_with_the_class_is_given_by_the_label_alone():
-    row = rows(Constant())["class", "white-box"]
+    row = rows(Constant)["class", "white-box"]
     assert row.chance == 1 and row.majority < 0.3
 
 

@@ -64,7 +64,7 @@ def test_every_audit_of_the_results_is_of_this_version_and_loads():
 @pytest.mark.parametrize("folder", [shipped.obfuscator_bundle, shipped.papers_obfuscator_bundle])
 def test_the_shipped_bundles_hold_audits_of_this_version(folder):
     bundle = Bundle.load(folder())
-    assert recorded(bundle).as_json == bundle.figures["audit"]
+    assert recorded(bundle).as_json == bundle.figures.audit
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from PIL import Image
 import brought
 import tiny
 from sfumato.artifacts.bundle import CLASSIFIER_PROGRAM, Bundle, fingerprint
+from sfumato.artifacts.records import RecipeRecord
 from sfumato.artifacts.shipped import classifier_bundle as shipped_classifier
 from sfumato.device.image import prepare
 from sfumato.errors import BundleError, ClassifierError
@@ -137,13 +138,13 @@ def test_a_bundle_of_an_earlier_version_is_used_again(tmp_path):
     source = str(brought.save_transformers(tmp_path / "vit", "vit", size=32))
     made = Bundle.load(classifier_bundle(source, tmp_path / "classifier"))
     former = {"source": "given", "source_sha256": "given_sha256"}
-    recipe = {former.get(key, key): value for key, value in made.recipe.items()} | {"kind": "adopted"}
-    replace(made, recipe=recipe, files={}).save()
+    recipe = {former.get(key, key): value for key, value in made.recipe.to_json().items()} | {"kind": "adopted"}
+    replace(made, recipe=RecipeRecord.from_json(recipe), files={}).save()
     classifier_bundle(source, made.path)
-    assert Bundle.load(made.path).recipe == recipe
+    assert Bundle.load(made.path).recipe.to_json() == recipe
     (tmp_path / "vit" / "config.json").write_text((tmp_path / "vit" / "config.json").read_text() + " ")
     classifier_bundle(source, made.path)
-    assert Bundle.load(made.path).recipe["kind"] == "imported", "it may be replaced"
+    assert Bundle.load(made.path).recipe.kind == "imported", "it may be replaced"
 
 
 @pytest.mark.parametrize("name", ["net.pt", "net.bin", "net.pth", "net.pkl"])

@@ -37,7 +37,7 @@ def test_the_payload_is_normalised_for_each_classifier(trained: Any, image_folde
     wanted = [float((predict(x).argmax(axis=1) == labels).mean()) for x in (own, raw)]
     assert found.obfuscators[0].accuracy == pytest.approx(wanted)
     assert found.obfuscators[0].trained_for == (True, True)
-    assert found.classifiers[0].accuracy_plain == classifier.figures["accuracy_plain"]
+    assert found.classifiers[0].accuracy_plain == classifier.figures.accuracy_plain
     assert found.obfuscators[0].leakage is None
     assert Transfer.from_json(json.loads(json.dumps(found.to_json()))) == found
 

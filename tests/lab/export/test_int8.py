@@ -119,12 +119,12 @@ def test_the_figures_are_those_of_the_new_file(integers, original, classifier, s
     predictions: dict[str, list[int]] = {"new": [], "old": []}
     codes: dict[str, list[bytes]] = {"new": [], "old": []}
     for image in samples.images.numpy().astype(np.float32)[:, None] / 255:
-        for name in answers:
+        for name in predictions:
             drawn, _, code = run[name].run(None, {run[name].get_inputs()[0].name: image})
-            answers[name].append(int(run["cloud"].run(None, {"input": drawn})[0].argmax()))
+            predictions[name].append(int(run["cloud"].run(None, {"input": drawn})[0].argmax()))
             codes[name].append(code.tobytes())
     correct = {name: np.mean(np.array(found) == samples.labels.numpy()) for name, found in predictions.items()}
-    figures, compared = Evaluation.from_json(integers.figures), Int8Comparison.of(integers)
+    figures, compared = Evaluation.from_json(integers.figures.to_json()), Int8Comparison.of(integers)
     assert figures.accuracy_obfuscated == pytest.approx(correct["new"])
     assert compared.accuracy_obfuscated_before == pytest.approx(correct["old"])
     changed = np.array(predictions["new"]) != np.array(predictions["old"])
@@ -286,8 +286,8 @@ def test_a_file_is_no_other_than_itself(tmp_path):
 
 
 def said_of(bundle: Bundle, figures: dict[str, float], **compared: float) -> str:
-    changed = {**bundle.figures, **figures, "quantized": {**bundle.figures["quantized"], **compared}}
-    return "; ".join(remarks(replace(bundle, figures=changed)))
+    changed = {**figures, "quantized": {**(bundle.figures.quantized or {}), **compared}}
+    return "; ".join(remarks(replace(bundle, figures=bundle.figures.updated(**changed))))
 
 
 def test_regressions_are_reported(integers):

@@ -26,7 +26,7 @@ def test_what_is_no_dial_is_told(text):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("training.seed=1,2", "--seeds"), ("name=a,b", "named after its setting"), ("code_bits=4,8,4", "repeated")],
+    [("training.seed=1,2", "--seeds"), ("name=a,b", "named after its setting"), ("code_bits=4,8,4", "there twice")],
 )
 def test_what_cannot_be_swept_is_refused(text, says):
     with pytest.raises(RecipeError, match=says):

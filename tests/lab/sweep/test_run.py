@@ -94,7 +94,7 @@ class Made:
         self.stop_at: str | None = None
         self.stop_audit_at: str | None = None
 
-    def train(self, recipe, folder, *, resume=False, say=print):
+    def train(self, recipe, folder, *, resume=False, progress=None, say=print):
         self.trained.append(folder.name)
         run = Run(folder)
         assert resume == run.checkpoint.exists()
@@ -202,7 +202,7 @@ def test_the_file_says_the_means_over_the_seeds_and_whether_they_pay_off(place, 
     assert many.gain.mean == pytest.approx(0.9105 - mixture)
     assert (few.pays_off, many.pays_off, frontier.verdict.pays_off) == ("no", "yes", "yes")
     assert "at 1 of 2 points" in frontier.verdict.sentences[0]
-    assert [Bundle.load(Path(run) / "bundle").recipe["code_bits"] for run in many.runs] == [4, 4]
+    assert [Bundle.load(Path(run) / "bundle").recipe.code_bits for run in many.runs] == [4, 4]
     assert {"local", "identity"} <= {point.role for point in frontier.comparison}
     with Image.open(frontier.plot) as plot:
         assert plot.width == 1600
@@ -280,7 +280,7 @@ def test_the_classifier_on_the_device_is_trained_first_if_there_is_a_recipe(plac
     found = run_sweep(sweep).frontier
     assert made.trained == ["local", "code_bits-4-seed0"]
     bundle = Bundle.load(tmp_path / "out" / "local" / "bundle", kind="classifier")
-    assert bundle.recipe["teacher"] == sweep.settings[0].recipes[0].classifier
+    assert bundle.recipe.to_json()["teacher"] == sweep.settings[0].recipes[0].classifier
     assert bundle.recipe.to_json()["data"]["source"] == str(place.images)
     assert found.on_device == str(bundle.path)
     assert found.device.on_device_macs > 0 and "multiply-accumulates" in found.verdict.sentences[-1]
@@ -289,15 +289,12 @@ def test_the_classifier_on_the_device_is_trained_first_if_there_is_a_recipe(plac
 def test_other_audits_are_compared_if_they_are_for_the_same_classifier(place, made, tmp_path):
     others = tmp_path / "others"
     others.mkdir()
-    data = fake_audit()["data"] | {"source": str(place.images)}
-    utility, target = fake_audit()["utility"], fake_audit()["target"] | {"kind": "baseline"}
-    same = fake_audit(data=data, target=target | {"name": "blur"})
-    other = fake_audit(data=data, utility=utility | {"accuracy_plain": 0.95}, target=target)
-    (others / "blur.json").write_text(json.dumps(same))
-    (others / "other.json").write_text(json.dumps(other))
+    data, target = {"source": str(place.images)}, {"kind": "baseline"}
+    fake_audit(data=data, target=target | {"name": "blur"}).write(others / "blur.json")
+    fake_audit(data=data, utility={"accuracy_plain": 0.95}, target=target).write(others / "other.json")
     lines = []
     found = run_sweep(place.plan(tmp_path / "out", compare_with=others), say=lines.append)
-    assert [point["name"] for point in found.comparison if point["role"] == "baseline"] == ["blur"]
+    assert [point.name for point in found.comparison if point.role == "baseline"] == ["blur"]
     assert [line for line in lines if "left out" in line and "other.json" in line]
     assert len(found.rows) == 2
 

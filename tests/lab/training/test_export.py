@@ -15,7 +15,7 @@ import sfumato
 from sfumato.artifacts.bundle import Bundle
 from sfumato.errors import TrainingError
 from sfumato.lab.classifiers import load_classifier
-from sfumato.lab.export.onnx import difference, export_onnx, round_weights
+from sfumato.lab.export.onnx import difference, export_onnx, renew, round_weights
 from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator, build_classifier
 from sfumato.lab.training.export import write_classifier_bundle
 from sfumato.lab.training.tasks import ClassifierTask
@@ -135,7 +135,7 @@ def test_a_file_that_computes_something_else_is_refused(tmp_path, monkeypatch):
         weights.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weights) * 1.01, weights.name))
         onnx.save(model, str(path))
 
-    monkeypatch.setattr(onnx, "_strip", change)
+    monkeypatch.setattr("sfumato.lab.export.onnx._strip", change)
     with pytest.raises(TrainingError, match="differs from torch"):
         export_onnx(net, tmp_path / "x.onnx", images, input_name="x", output_name="y")
 
@@ -143,13 +143,13 @@ def test_a_file_that_computes_something_else_is_refused(tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_written_is_an_error_of_ours(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(TrainingError, match="cannot be written"):
-        onnx.renew(tmp_path / "file" / "bundle")
+        renew(tmp_path / "file" / "bundle")
 
 
 def test_an_older_bundle_is_replaced(tmp_path):
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "old.onnx").touch()
-    onnx.renew(tmp_path / "bundle")
+    renew(tmp_path / "bundle")
     assert list((tmp_path / "bundle").iterdir()) == []
 
 

@@ -54,9 +54,9 @@ def test_a_sketch_keeps_how_it_looks_and_learns_what_it_draws(
         if looks or name.endswith("num_batches_tracked"):
             assert torch.equal(value, after[name]) == looks, name
     assert not torch.equal(before["draw.1.weight"], after["draw.1.weight"])
-    assert adapted.recipe["learn"] == "decoder"
-    assert [net["name"] for net in adapted.provenance["trained_for"]] == ["classifier"]
-    assert adapted.provenance["started_from"]["sha256"] == sketch.files[OBFUSCATOR_WEIGHTS]
+    assert adapted.recipe.to_json()["learn"] == "decoder"
+    assert [net["name"] for net in adapted.provenance.trained_for] == ["classifier"]
+    assert adapted.provenance.others["started_from"]["sha256"] == sketch.files[OBFUSCATOR_WEIGHTS]
     assert adapted.code_fingerprint == sketch.code_fingerprint is not None
 
 
@@ -116,7 +116,7 @@ def test_further_classifiers_must_know_the_same_classes(
     stranger = train(recipe("classifier", folder, architecture="vgg7"), tmp_path / "stranger", accelerator="cpu")
     plan = recipe("sketch", image_folder, classifier=str(other.path), transfer={"ensemble": [str(trained[0].path)]})
     both = train(plan, tmp_path / "run", accelerator="cpu")
-    assert [net["name"] for net in both.provenance["trained_for"]] == ["classifier", "small"]
+    assert [net["name"] for net in both.provenance.trained_for] == ["classifier", "small"]
     plan = recipe("sketch", image_folder, classifier=str(other.path), transfer={"ensemble": [str(stranger.path)]})
     with pytest.raises(RecipeError, match=r"transfer\.ensemble"):
         train(plan, tmp_path / "other", accelerator="cpu")

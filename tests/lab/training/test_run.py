@@ -322,7 +322,7 @@ def test_two_processes_share_every_batch(trained, shared, tmp_path):
         "SPY_NOTES": str(tmp_path / "notes"),
         "TRACED": str(shared / "traced"),
         "PYTHONPATH": os.pathsep.join(
-            map(str, [tmp_path, Path(__file__).parents[1], Path(sfumato.__file__).parents[1]])
+            map(str, [tmp_path, Path(__file__).parents[2], Path(sfumato.__file__).parents[1]])
         ),
     }
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
@@ -330,9 +330,9 @@ def test_two_processes_share_every_batch(trained, shared, tmp_path):
     (line,) = done.stdout.splitlines()
     bundle = Bundle.load(tmp_path / "runs" / "shared" / "bundle")
     assert json.loads(line) == {"bundle": str(Run(Path("runs/shared")).bundle), "figures": bundle.figures}
-    assert bundle.provenance["processes"] == 2
+    assert bundle.provenance.to_json()["processes"] == 2
     # The first process alone measures the bundle, after the others have ended.
-    assert bundle.figures["test_images"] == 9
+    assert bundle.figures.test_images == 9
     assert bundle.figures.keys() >= {"accuracy_obfuscated", "joint_deobfuscator_ssim"}
 
     files = (folder / "train").rglob("*.png")

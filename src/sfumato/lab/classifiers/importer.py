@@ -92,8 +92,7 @@ def import_classifier(source: str, folder: Path, metadata: UserMetadata = _NOTHI
         else:
             assert found.onnx is not None
             shutil.copyfile(found.onnx, folder / CLASSIFIER_ONNX)
-        bundle = _bundle(found, folder, preprocessing, logits, source, metadata)
-        bundle.save()
+        bundle = _bundle(found, folder, preprocessing, logits, source, metadata).save()
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

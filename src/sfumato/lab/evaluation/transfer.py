@@ -71,7 +71,7 @@ class Leakage:
             return None
         target = str(audit["target"].get("fingerprint") or audit["target"]["name"])
         name = budget["name"] if isinstance(budget, dict) else budget
-        bits = (audit.get("certificate") or {}).get("bits")
+        bits = (audit.get("certificate") or {}).get("rate_bits")
         return cls(target, best["excess_leakage"], best["attacker"], name, bits)
 
 

@@ -290,7 +290,8 @@ def _provenance(trained: Trained) -> Provenance:
     if made.trained_for:
         origins["trained_for"] = [{"name": net.name, "fingerprint": net.fingerprint} for net in made.trained_for]
     if made.start is not None:
-        origins["started_from"] = {"sha256": made.start.files[OBFUSCATOR_WEIGHTS], "training": made.start.provenance}
+        training = made.start.provenance.to_json()
+        origins["started_from"] = {"sha256": made.start.files[OBFUSCATOR_WEIGHTS], "training": training}
     return provenance(
         seed=recipe.training.seed,
         epochs=recipe.training.epochs if fitted.seconds else 0,
