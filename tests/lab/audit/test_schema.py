@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import tiny
 from fakes import changed, fake_audit, gate, trial
 from sfumato.artifacts import shipped
 from sfumato.artifacts.bundle import Bundle
@@ -90,15 +91,9 @@ def test_the_best_trial_saw_each_image_once():
     assert best_of([]) is None
 
 
-def test_a_bundle_keeps_the_audit_with_the_larger_budget_if_it_found_as_much():
-    class Kept:
-        path, figures = "bundle", {}
-
-        def save(self):
-            pass
-
-    bundle, small = Kept(), {"name": "tiny", "images": 10}
-    assert record(bundle, fake_audit(mse=0.03, budget={"images": 100}))
-    assert not record(bundle, fake_audit(mse=0.04, budget=small)), "it found less with less"
-    assert record(bundle, fake_audit(mse=0.02, budget=small)), "it found more"
-    assert recorded(bundle).budget.name == "tiny"
+def test_a_bundle_keeps_the_audit_with_the_larger_budget_if_it_found_as_much(tmp_path):
+    path, small = tiny.save_bundles(tmp_path)[0].path, {"name": "tiny", "images": 10}
+    assert record(Bundle.load(path), fake_audit(mse=0.03, budget={"images": 100}))
+    assert not record(Bundle.load(path), fake_audit(mse=0.04, budget=small)), "it found less with less"
+    assert record(Bundle.load(path), fake_audit(mse=0.02, budget=small)), "it found more"
+    assert recorded(Bundle.load(path)).budget.name == "tiny"
