@@ -86,10 +86,10 @@ def evaluate(
 def _transfer(
     obfuscators: list[Bundle], classifiers: list[Bundle], test: ImageSet, audits: list[Path], progress: Progress
 ) -> Transfer:
-    from sfumato.lab.audit.points import read_audits
-    from sfumato.lab.evaluation.transfer import Leakage, transfer
+    from sfumato.lab.audit.points import leakage_of, read_audits
+    from sfumato.lab.evaluation.transfer import transfer
 
-    found = [Leakage.from_audit(audit.as_json) for folder in audits for audit in read_audits(folder).values()]
+    found = [leakage_of(audit) for folder in audits for audit in read_audits(folder).values()]
     leakages = [leakage for leakage in found if leakage is not None]
     return transfer(obfuscators, classifiers, test, leakages=leakages, progress=progress)
 

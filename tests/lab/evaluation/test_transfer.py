@@ -12,12 +12,14 @@ import pytest
 from typer.testing import CliRunner
 
 import tiny
+from fakes import fake_audit
 from sfumato.artifacts.bundle import Bundle, Preprocessing
 from sfumato.cli import commands  # noqa: F401  (the commands register themselves)
 from sfumato.cli.app import app
 from sfumato.errors import BundleError
+from sfumato.lab.audit.points import leakage_of
 from sfumato.lab.data import load_images
-from sfumato.lab.evaluation.transfer import Leakage, Transfer, TransferObfuscator, transfer
+from sfumato.lab.evaluation.transfer import Transfer, TransferObfuscator, transfer
 
 
 def test_the_payload_is_normalised_for_each_classifier(trained: Any, image_folder: Path) -> None:
@@ -44,13 +46,12 @@ def test_the_payload_is_normalised_for_each_classifier(trained: Any, image_folde
 
 def test_audits_are_found_by_the_file_they_attacked(trained: Any, image_folder: Path) -> None:
     classifier, obfuscator = trained
-    audit = {
-        "target": {"name": "whatever", "fingerprint": obfuscator.files["obfuscator.onnx"]},
-        "best": {"excess_leakage": 0.25, "attacker": "least squares"},
-        "budget": {"name": "quick"},
-    }
+    audit = fake_audit(
+        target={"name": "whatever", "fingerprint": obfuscator.files["obfuscator.onnx"]}, budget={"name": "quick"}
+    )
+    best = audit.best.model_copy(update={"excess_leakage": 0.25, "attacker": "least squares"})
     test = load_images(str(image_folder), "test")
-    found = Leakage.from_audit(audit)
+    found = leakage_of(audit.model_copy(update={"best": best}))
     assert (found.excess_leakage, found.best_attacker, found.budget) == (0.25, "least squares", "quick")
     (row,) = transfer([obfuscator], [classifier], test, leakages=[found]).obfuscators
     assert row.leakage == found

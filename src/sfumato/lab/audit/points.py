@@ -8,6 +8,7 @@ from pathlib import Path
 from sfumato.errors import AuditError
 from sfumato.lab.audit.schema import Alternatives, AuditResult, Point, Role, is_audit, read_json
 from sfumato.lab.audit.verdict import best_mixture
+from sfumato.lab.evaluation.transfer import Leakage
 
 ENDS = ("local", "identity", "gated", "paper")
 """The roles of points that are no audited obfuscator."""
@@ -99,6 +100,16 @@ def frontier_of(audit: AuditResult, others: Sequence[Point]) -> tuple[Point, ...
     points = [*own, *end_points(audit.utility, "this audit")]
     known = {point.role for point in points} | {audit.target.name, f"{audit.target.name}, gated"}
     return (*points, *(point for point in others if not {point.role, point.name} & known))
+
+
+def leakage_of(audit: AuditResult) -> Leakage | None:
+    """Return what an audit found, for a table of accuracies; None if no attacker finished."""
+    best, certificate = audit.best, audit.certificate
+    if best is None:
+        return None
+    target = audit.target.fingerprint or audit.target.name
+    bits = None if certificate is None else certificate.rate_bits
+    return Leakage(target, best.excess_leakage, best.attacker, audit.budget.name, bits)
 
 
 def obfuscator_points(audit: AuditResult, *, role: Role, source: str) -> list[Point]:

@@ -63,17 +63,6 @@ class Leakage:
     budget: str | None = None
     bits_at_most: float | None = None
 
-    @classmethod
-    def from_audit(cls, audit: Mapping[str, Any]) -> Leakage | None:
-        """Read the content of an `audit.json`; None if it has no attacker."""
-        best, budget = audit.get("best"), audit["budget"]
-        if not best or best["excess_leakage"] is None:
-            return None
-        target = str(audit["target"].get("fingerprint") or audit["target"]["name"])
-        name = budget["name"] if isinstance(budget, dict) else budget
-        bits = (audit.get("certificate") or {}).get("rate_bits")
-        return cls(target, best["excess_leakage"], best["attacker"], name, bits)
-
 
 @dataclass(frozen=True)
 class TransferObfuscator:
