@@ -202,9 +202,7 @@ def _credentials(ca_file: str | None) -> Any:
 
 
 def _spec(spec: Any, kind: str, *, wildcard: bool = True) -> TensorSpec:
-    name = fields.name(spec.name, f"the name of an {kind}")
-    datatype = fields.name(spec.datatype, f"the datatype of {kind} {name!r}")
-    return TensorSpec(name, datatype, fields.shape(list(spec.shape), f"{kind} {name!r}", wildcard=wildcard))
+    return fields.tensor_spec(spec.name, spec.datatype, list(spec.shape), kind, wildcard=wildcard)
 
 
 def _outputs(reply: Any) -> Iterator[Tensor]:

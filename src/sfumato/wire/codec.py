@@ -7,28 +7,35 @@ A body is either JSON alone, or JSON followed by the bytes of those tensors that
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from sfumato.errors import WireError
-from sfumato.wire import fields, tensors
+from sfumato.wire import fields
 from sfumato.wire.types import (
+    DTYPES,
     InferRequest,
     InferResponse,
     ModelMetadata,
     Parameter,
     RequestedOutput,
+    Tensor,
     TensorSpec,
 )
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+_BINARY_SIZE = "binary_data_size"
 _MAX_LENGTH_DIGITS = 12
 _KEPT_HEADS, _KEPT_HEAD_BYTES = 256, 4096
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)  # `json.dumps` would make one on every call
+_PYTHON_TYPES: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
 
 
 @dataclass(frozen=True)
@@ -45,19 +52,27 @@ class Encoded:
         return {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(self.header_length)}
 
 
+# --- requests -------------------------------------------------------------------------------------
+
+
 def encode_request(request: InferRequest, *, binary: bool = True) -> Encoded:
     """Encode a request; with `binary`, inputs are sent as bytes, of which JSON takes about five times as many.
 
     Raises:
         WireError: a value that JSON cannot express.
     """
-    entries = [tensors.encode(tensor, binary=binary) for tensor in request.inputs]
-    header: dict[str, Any] = {"id": request.id} if request.id else {}
+    entries = [_tensor(tensor, binary=binary) for tensor in request.inputs]
+    header: dict[str, object] = {"id": request.id} if request.id else {}
     if request.parameters:
         header["parameters"] = dict(request.parameters)
     header["inputs"] = [entry for entry, _ in entries]
     if request.outputs:
-        header["outputs"] = [_requested(output) for output in request.outputs]
+        header["outputs"] = [
+            {"name": output.name}
+            if output.binary is None
+            else {"name": output.name, "parameters": {"binary_data": output.binary}}
+            for output in request.outputs
+        ]
     return _encode(header, [array for _, array in entries])
 
 
@@ -91,7 +106,7 @@ def decode_request(body: bytes, header_length: int | str | None = None) -> Infer
 class _RequestHead:
     """A request without its bytes."""
 
-    inputs: tuple[tensors.Announced, ...]
+    inputs: tuple[_Announced, ...]
     outputs: tuple[RequestedOutput, ...]
     id: str
     parameters: Mapping[str, Parameter]
@@ -109,16 +124,31 @@ Never one with numbers in it, which would keep an image in memory.
 """
 
 
-def _request_head(header: dict[str, Any]) -> _RequestHead:
+def _request_head(header: dict[str, object]) -> _RequestHead:
     what = "the request"
-    inputs = tuple(tensors.announced(raw, "input") for raw in fields.array_of(header, "inputs", what))
-    if not inputs:
-        raise WireError("the request has no 'inputs'")
-    _refuse_duplicates([tensor.name for tensor in inputs], "input")
-    outputs = tuple(_decode_requested(raw) for raw in fields.array_of(header, "outputs", what))
-    _refuse_duplicates([output.name for output in outputs], "output")
+    inputs = tuple(_announced(raw, "input") for raw in fields.array_of(header, "inputs", what))
+    _check_names(inputs, "input", what)
+    outputs = tuple(_requested(raw) for raw in fields.array_of(header, "outputs", what))
+    if outputs:
+        _check_names(outputs, "output", what)
     parameters = MappingProxyType(fields.parameters(header.get("parameters"), what))
-    return _RequestHead(inputs, outputs, _id(header, what), parameters)
+    return _RequestHead(inputs, outputs, _text(header, "id", what), parameters)
+
+
+def _requested(raw: object) -> RequestedOutput:
+    entry = fields.object_of(raw, "a requested output")
+    name = fields.name(entry.get("name"), "the name of a requested output")
+    extras = fields.parameters(entry.get("parameters"), f"output {name!r}")
+    for unsupported in ("classification", "shared_memory_region"):
+        if extras.get(unsupported):
+            raise WireError(f"output {name!r} asks for {unsupported!r}, which is not supported")
+    binary = extras.get("binary_data")
+    if not isinstance(binary, bool | None):
+        raise WireError(f"'binary_data' of output {name!r} must be true or false, got {fields.kind_of(binary)}")
+    return RequestedOutput(name, binary)
+
+
+# --- responses ------------------------------------------------------------------------------------
 
 
 def encode_response(response: InferResponse, request: InferRequest | None = None) -> Encoded:
@@ -128,10 +158,9 @@ def encode_response(response: InferResponse, request: InferRequest | None = None
         WireError: a value that JSON cannot express.
     """
     entries = [
-        tensors.encode(tensor, binary=request is not None and request.wants_binary(tensor.name))
-        for tensor in response.outputs
+        _tensor(tensor, binary=request is not None and request.wants_binary(tensor.name)) for tensor in response.outputs
     ]
-    header: dict[str, Any] = {"model_name": response.model_name}
+    header: dict[str, object] = {"model_name": response.model_name}
     if response.model_version:
         header["model_version"] = response.model_version
     if response.id:
@@ -146,30 +175,31 @@ def decode_response(body: bytes, header_length: int | str | None = None) -> Infe
     Raises:
         WireError: anything about it is not as the protocol says.
     """
+    what = "the response"
     text, reader = _split(body, header_length)
-    header = fields.parse_object(text, "the response")
-    entries = fields.array_of(header, "outputs", "the response")
-    outputs = tuple(tensors.announced(raw, "output").read(reader) for raw in entries)
+    header = fields.parse_object(text, what)
+    outputs = tuple(_announced(raw, "output").read(reader) for raw in fields.array_of(header, "outputs", what))
     reader.finish()
-    if not outputs:
-        raise WireError("the response has no 'outputs'")
-    _refuse_duplicates([tensor.name for tensor in outputs], "output")
+    _check_names(outputs, "output", what)
     return InferResponse(
         model_name=fields.name(header.get("model_name"), "the response's 'model_name'"),
         outputs=outputs,
-        model_version=_text(header.get("model_version"), "the response's 'model_version'"),
-        id=_id(header, "the response"),
+        model_version=_text(header, "model_version", what),
+        id=_text(header, "id", what),
     )
+
+
+# --- metadata -------------------------------------------------------------------------------------
 
 
 def encode_metadata(metadata: ModelMetadata) -> bytes:
     """Encode a model's metadata."""
-    value: dict[str, Any] = {
+    value: dict[str, object] = {
         "name": metadata.name,
         "versions": list(metadata.versions),
         "platform": metadata.platform,
-        "inputs": [_spec(spec) for spec in metadata.inputs],
-        "outputs": [_spec(spec) for spec in metadata.outputs],
+        "inputs": [asdict(spec) for spec in metadata.inputs],
+        "outputs": [asdict(spec) for spec in metadata.outputs],
     }
     if metadata.parameters:
         value["parameters"] = dict(metadata.parameters)
@@ -188,9 +218,9 @@ def decode_metadata(body: bytes) -> ModelMetadata:
     return ModelMetadata(
         name=fields.name(raw.get("name"), "the model's name"),
         versions=tuple(fields.name(v, "a version") for v in fields.array_of(raw, "versions", what)),
-        platform=_text(raw.get("platform"), "the platform"),
-        inputs=tuple(_decode_spec(spec, "input") for spec in fields.array_of(raw, "inputs", what)),
-        outputs=tuple(_decode_spec(spec, "output") for spec in fields.array_of(raw, "outputs", what)),
+        platform=_text(raw, "platform", what),
+        inputs=tuple(_spec(spec, "input") for spec in fields.array_of(raw, "inputs", what)),
+        outputs=tuple(_spec(spec, "output") for spec in fields.array_of(raw, "outputs", what)),
         parameters=fields.parameters({k: v for k, v in parameters.items() if fields.is_scalar(v)}, what),
     )
 
@@ -206,7 +236,144 @@ def decode_extensions(body: bytes) -> frozenset[str]:
     return frozenset(fields.name(value, "an extension") for value in fields.array_of(raw, "extensions", what))
 
 
-def _encode(header: dict[str, Any], arrays: list[NDArray[Any] | None]) -> Encoded:
+def _spec(raw: object, kind: str) -> TensorSpec:
+    entry = fields.object_of(raw, f"an {kind} of the metadata")
+    return fields.tensor_spec(entry.get("name"), entry.get("datatype"), entry.get("shape"), kind)
+
+
+# --- tensors --------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Reads the binary part of a message, if there is one, in order and never beyond its end."""
+
+    def __init__(self, data: memoryview | None) -> None:
+        self._data = memoryview(b"") if data is None else data
+        self.has_binary = data is not None
+        self._offset = 0
+
+    def take(self, size: object, what: str) -> memoryview:
+        if not self.has_binary:
+            raise WireError(f"{what} announces binary data, but the message has no {HEADER_LENGTH}")
+        if type(size) is not int or size < 0:
+            raise WireError(f"{_BINARY_SIZE} of {what} must be an integer that is not negative")
+        left = len(self._data) - self._offset
+        if size > left:
+            raise WireError(f"{what} announces {size} bytes of binary data; {left} are left")
+        self._offset += size
+        return self._data[self._offset - size : self._offset]
+
+    def finish(self) -> None:
+        if self._offset != len(self._data):
+            raise WireError(f"{len(self._data) - self._offset} bytes follow the last tensor; none were expected")
+
+
+@dataclass(frozen=True, slots=True)
+class _Announced:
+    """A tensor as its JSON entry announces it.
+
+    `content` is its size in bytes, not checked yet, if its numbers follow as bytes; else the numbers, as they were
+    parsed. `kind` is "input" or "output", for messages.
+    """
+
+    name: str
+    kind: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    binary: bool
+    content: object
+
+    def read(self, reader: _Reader) -> Tensor:
+        """Build the tensor, from the next bytes if it announces them."""
+        what = f"{self.kind} {self.name!r}"
+        if not self.binary:
+            return Tensor(self.name, _from_json(self.content, self.dtype, self.shape, what))
+        return Tensor(self.name, _from_bytes(reader.take(self.content, what), self.dtype, self.shape, what))
+
+
+def _announced(raw: object, kind: str) -> _Announced:
+    entry = fields.object_of(raw, f"an {kind}")
+    name = fields.name(entry.get("name"), f"the name of an {kind}")
+    what = f"{kind} {name!r}"
+    datatype = entry.get("datatype")
+    dtype = DTYPES.get(datatype) if isinstance(datatype, str) else None
+    if dtype is None:
+        extra = " (BYTES tensors are not supported)" if datatype == "BYTES" else ""
+        raise WireError(f"the datatype of {what} must be one of {', '.join(DTYPES)}{extra}")
+    shape = fields.shape(entry.get("shape"), what)
+    extras = fields.parameters(entry.get("parameters"), what)
+    if "shared_memory_region" in extras:
+        raise WireError(f"{what} refers to shared memory, which is not supported; send its data")
+    binary = _BINARY_SIZE in extras
+    if ("data" in entry) == binary:
+        raise WireError(f"{what} needs either 'data' or the parameter '{_BINARY_SIZE}'")
+    return _Announced(name, kind, dtype, shape, binary, extras[_BINARY_SIZE] if binary else entry["data"])
+
+
+def _tensor(tensor: Tensor, *, binary: bool) -> tuple[dict[str, object], NDArray[Any] | None]:
+    """Return a tensor's JSON entry and, if it is sent as bytes, its array in wire order."""
+    entry: dict[str, object] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+    if binary:
+        array = np.asarray(tensor.array, dtype=DTYPES[tensor.datatype], order="C")
+        entry["parameters"] = {_BINARY_SIZE: array.nbytes}
+        return entry, array
+    if tensor.array.dtype.kind == "f" and not np.isfinite(tensor.array).all():
+        raise WireError(
+            f"tensor {tensor.name!r} has NaN or infinite values, which JSON cannot express; send it as binary"
+        )
+    entry["data"] = tensor.array.ravel().tolist()
+    return entry, None
+
+
+def _from_bytes(data: memoryview, dtype: np.dtype[Any], shape: tuple[int, ...], what: str) -> NDArray[Any]:
+    expected = math.prod(shape) * dtype.itemsize
+    if len(data) != expected:
+        raise WireError(f"{what} of shape {list(shape)} needs {expected} bytes, got {len(data)}")
+    array = np.frombuffer(data, dtype=dtype).reshape(shape)
+    if dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
+        raise WireError(f"{what} is BOOL; its bytes must be 0 or 1")
+    return array
+
+
+def _from_json(data: object, dtype: np.dtype[Any], shape: tuple[int, ...], what: str) -> NDArray[Any]:
+    flat = _flatten(data, shape, what)
+    if not set(map(type, flat)) <= _PYTHON_TYPES[dtype.kind]:
+        raise WireError(f"the data of {what} must be {'booleans' if dtype.kind == 'b' else 'numbers'} that fit {dtype}")
+    if dtype.kind in "iu" and flat:
+        limits = np.iinfo(dtype)
+        if min(flat) < limits.min or max(flat) > limits.max:
+            raise WireError(f"the data of {what} must lie within {limits.min} and {limits.max}")
+    try:
+        with np.errstate(over="ignore"):
+            array = np.array(flat, dtype=dtype).reshape(shape)
+    except (OverflowError, ValueError):
+        raise WireError(f"the data of {what} must be numbers that fit {dtype}") from None
+    if dtype.kind == "f" and not np.isfinite(array).all():
+        raise WireError(f"the data of {what} has numbers too large for {dtype}")
+    return array
+
+
+def _flatten(data: object, shape: tuple[int, ...], what: str) -> list[Any]:
+    """Return the values in row-major order, from a flat list or one that is nested exactly as `shape` says."""
+    if not isinstance(data, list):
+        raise WireError(f"the data of {what} must be a list")
+    flat = data
+    nested = bool(data) and isinstance(data[0], list)
+    if nested:
+        # A whole level is checked before it is joined, so that ragged rows cannot add up to the right count.
+        for size in shape[1:]:
+            if not all(isinstance(row, list) and len(row) == size for row in flat):
+                raise WireError(f"the data of {what} is not nested as its shape {list(shape)} says")
+            flat = list(chain.from_iterable(flat))
+    if len(flat) != math.prod(shape) or (nested and len(data) != shape[0]):
+        raise WireError(f"the data of {what} does not have the {math.prod(shape)} values of its shape {list(shape)}")
+    return flat
+
+
+# --- what all messages share ----------------------------------------------------------------------
+
+
+def _encode(header: dict[str, object], arrays: list[NDArray[Any] | None]) -> Encoded:
     text = _dump(header)
     binary = [array for array in arrays if array is not None]
     if not binary:
@@ -214,64 +381,32 @@ def _encode(header: dict[str, Any], arrays: list[NDArray[Any] | None]) -> Encode
     return Encoded(b"".join([text, *(array.data if array.size else b"" for array in binary)]), len(text))
 
 
-def _dump(value: Any) -> bytes:
+def _dump(value: dict[str, object]) -> bytes:
     try:
         return _ENCODER.encode(value).encode("ascii")
     except (ValueError, TypeError) as error:
         raise WireError(f"the message cannot be written as JSON: {type(error).__name__}") from None
 
 
-def _split(body: bytes, header_length: int | str | None) -> tuple[bytes, tensors.Reader]:
+def _split(body: bytes, header_length: int | str | None) -> tuple[bytes, _Reader]:
     """Split a body into the JSON and what follows it."""
     if header_length is None:
-        return body, tensors.Reader(None)
+        return body, _Reader(None)
     text = str(header_length)
     if not (text.isascii() and text.isdigit() and len(text) <= _MAX_LENGTH_DIGITS):
         raise WireError(f"{HEADER_LENGTH} must be a count of bytes")
     length = int(text)
     if length > len(body):
         raise WireError(f"{HEADER_LENGTH} says {length}, but the body has {len(body)} bytes")
-    return bytes(body[:length]), tensors.Reader(memoryview(body)[length:])
+    return bytes(body[:length]), _Reader(memoryview(body)[length:])
 
 
-def _requested(output: RequestedOutput) -> dict[str, Any]:
-    if output.binary is None:
-        return {"name": output.name}
-    return {"name": output.name, "parameters": {"binary_data": output.binary}}
+def _text(raw: dict[str, object], key: str, what: str) -> str:
+    return "" if raw.get(key) is None else fields.name(raw[key], f"{key!r} of {what}", empty=True)
 
 
-def _decode_requested(raw: Any) -> RequestedOutput:
-    entry = fields.object_of(raw, "a requested output")
-    name = fields.name(entry.get("name"), "the name of a requested output")
-    extras = fields.parameters(entry.get("parameters"), f"output {name!r}")
-    for unsupported in ("classification", "shared_memory_region"):
-        if extras.get(unsupported):
-            raise WireError(f"output {name!r} asks for {unsupported!r}, which is not supported")
-    return RequestedOutput(name, fields.boolean(extras.get("binary_data"), f"'binary_data' of output {name!r}"))
-
-
-def _spec(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}
-
-
-def _decode_spec(raw: Any, kind: str) -> TensorSpec:
-    entry = fields.object_of(raw, f"an {kind} of the metadata")
-    name = fields.name(entry.get("name"), f"the name of an {kind}")
-    return TensorSpec(
-        name=name,
-        datatype=fields.name(entry.get("datatype"), f"the datatype of {kind} {name!r}"),
-        shape=fields.shape(entry.get("shape"), f"{kind} {name!r}", wildcard=True),
-    )
-
-
-def _id(header: dict[str, Any], what: str) -> str:
-    return _text(header.get("id"), f"the 'id' of {what}")
-
-
-def _text(raw: Any, what: str) -> str:
-    return "" if raw is None else fields.name(raw, what, empty=True)
-
-
-def _refuse_duplicates(names: list[str], kind: str) -> None:
-    if len(set(names)) != len(names):
+def _check_names(named: tuple[_Announced | RequestedOutput | Tensor, ...], kind: str, what: str) -> None:
+    if not named:
+        raise WireError(f"{what} has no '{kind}s'")
+    if len({one.name for one in named}) != len(named):
         raise WireError(f"two {kind}s have the same name")
