@@ -35,7 +35,7 @@ from sfumato.artifacts.onnx_file import OnnxFunction  # noqa: E402
 from sfumato.artifacts.provenance import provenance  # noqa: E402
 from sfumato.cli.memory import keep_freed_memory  # noqa: E402
 from sfumato.device import Obfuscator as DeviceObfuscator  # noqa: E402
-from sfumato.device.connect import open_endpoint  # noqa: E402
+from sfumato.device.endpoints import open_endpoint  # noqa: E402
 from sfumato.lab.export.onnx import export_onnx  # noqa: E402
 from sfumato.lab.models import (  # noqa: E402
     Deobfuscator,

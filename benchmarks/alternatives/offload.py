@@ -26,7 +26,7 @@ from timing import time_in_turn  # noqa: E402
 from sfumato.artifacts.bundle import CLASSIFIER_ONNX, Bundle  # noqa: E402
 from sfumato.artifacts.onnx_file import OnnxFunction  # noqa: E402
 from sfumato.device import Client  # noqa: E402
-from sfumato.device.connect import open_endpoint  # noqa: E402
+from sfumato.device.endpoints import open_endpoint  # noqa: E402
 from sfumato.device.image import load_image, prepare  # noqa: E402
 from sfumato.device.predictions import read_predictions  # noqa: E402
 from sfumato.wire import Tensor  # noqa: E402
@@ -43,15 +43,7 @@ class Plain:
         pixels = prepare(load_image(image), self._bundle.preprocessing)
         tensor = self._bundle.preprocessing.normalize(pixels)[None]
         asked = self._endpoint.infer(self._bundle.name, Tensor("input", tensor), "logits")
-        return read_predictions(
-            asked.response,
-            output_name="logits",
-            count=1,
-            labels=self._bundle.labels,
-            payload_bytes=asked.payload_bytes,
-            obfuscate_ms=0.0,
-            round_trip_ms=asked.round_trip_ms,
-        )[0]
+        return read_predictions(asked, output_name="logits", count=1, labels=self._bundle.labels, obfuscate_ms=0.0)[0]
 
 
 def main(folder: Path, warm_up: int, rounds: int) -> None:

@@ -32,7 +32,7 @@ from sfumato.artifacts.bundle import CLASSIFIER_ONNX, Bundle, Preprocessing, spl
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.artifacts.provenance import provenance
 from sfumato.device import Client, Obfuscator
-from sfumato.device.gate import softmax
+from sfumato.device.predictions import softmax
 from sfumato.errors import SfumatoError
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))

@@ -141,6 +141,11 @@ class Gate:
                 f"a gate's threshold and offload rate lie in [0, 1], got {self.threshold}, {self.offload_rate}"
             )
 
+    def sends(self, probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        """Return which images have to be sent: on-device probabilities (N, classes) in [0, 1] -> (N,) bool."""
+        below: npt.NDArray[np.bool_] = probabilities.max(axis=1) < self.threshold
+        return below
+
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Gate:
         """Build it from `bundle.json`'s entry.

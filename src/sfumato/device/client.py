@@ -12,8 +12,8 @@ import numpy as np
 
 from sfumato.artifacts.bundle import DECODER_ONNX, Bundle, split_name
 from sfumato.device.base_client import BaseClient
-from sfumato.device.connect import open_endpoint
 from sfumato.device.endpoint_binding import Plan, as_datatype, make_plan, payload_from
+from sfumato.device.endpoints import open_endpoint
 from sfumato.device.obfuscator import ObfuscatedImage, Obfuscator
 from sfumato.device.predictions import Prediction, read_predictions
 from sfumato.device.transport import ConnectionOptions
@@ -152,13 +152,11 @@ class Client(BaseClient):
         tensor = Tensor(plan.input_name, as_datatype(tensors, plan.datatype, self.bundle.preprocessing))
         result = self._endpoint.infer(self.model, tensor, plan.output_name)
         return read_predictions(
-            result.response,
+            result,
             output_name=plan.output_name,
             count=len(images),
             labels=self.bundle.labels,
-            payload_bytes=result.payload_bytes,
             obfuscate_ms=obfuscate_ms,
-            round_trip_ms=result.round_trip_ms,
         )
 
     def plan(self) -> Plan:

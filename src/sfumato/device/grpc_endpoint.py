@@ -6,6 +6,7 @@ name server may hand out.
 
 from __future__ import annotations
 
+import os
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -14,14 +15,12 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from sfumato.device.endpoint import InferResult
+from sfumato.device.predictions import InferResult
 from sfumato.device.transport import (
     BACKOFF_S,
+    Connection,
     ConnectionOptions,
-    Options,
-    checked_options,
     checked_url,
-    pause,
     printable,
 )
 from sfumato.errors import (
@@ -91,17 +90,16 @@ class GrpcEndpoint:
         url = checked_url(server_url, ("grpc", "grpcs"))
         if url.port is None or (url.path or "/") != "/":
             raise EndpointError("a gRPC address must look like grpcs://host:port, with a port and without a path")
-        self._options: Options = checked_options(url, secure=url.scheme == "grpcs", **options)
-        self.server = f"{url.scheme}://{url.netloc}"
-        settings = [*_CHANNEL, ("grpc.max_receive_message_length", self._options.max_response_bytes)]
+        self._connection = to = Connection(url=url, **options)
+        self.server = to.server
+        settings = [*_CHANNEL, ("grpc.max_receive_message_length", to.max_response_bytes)]
         target = f"dns:///{url.host}:{url.port}"
         if url.scheme == "grpcs":
-            self._channel = grpc.secure_channel(target, _credentials(self._options.ca_file), options=settings)
+            self._channel = grpc.secure_channel(target, _credentials(to.ca_file), options=settings)
         else:
             self._channel = grpc.insecure_channel(target, options=settings)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        token = self._options.token
-        self._call_metadata = () if token is None else (("authorization", f"Bearer {token}"),)
+        self._call_metadata = () if to.token is None else (("authorization", f"Bearer {to.token}"),)
 
     def check_ready(self) -> None:
         """See `Endpoint`."""
@@ -146,35 +144,28 @@ class GrpcEndpoint:
         self._channel.close()
 
     def _ask(self, method: Callable[..., Any], request: Any) -> Any:
-        """Make one call, again if that can help.
-
-        Raises:
-            EndpointError: one of its kinds.
-        """
-        options = self._options
-        for attempt in range(options.retries + 1):
+        """Make one call, again if that can help."""
+        attempt = 0
+        while True:
             try:
-                return method(request, timeout=options.timeout_s, metadata=self._call_metadata)
+                return method(request, timeout=self._connection.timeout_s, metadata=self._call_metadata)
             except grpc.RpcError as error:
-                if attempt == options.retries or error.code() not in _RETRIED or _is_too_long(error):
+                if attempt == self._connection.retries or error.code() not in _RETRIED or _is_too_long(error):
                     raise self._error(error) from None
-            pause(attempt, options.timeout_s)
-        raise EndpointError(f"retries must not be negative, got {options.retries}")
+            self._connection.pause(attempt)
+            attempt += 1
 
     def _error(self, error: Any) -> EndpointError:
         code = error.code()
         what = f"{self.server} responded with {code.name}"
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-            return EndpointRefused(
-                f"{what}: " + ("the token was not accepted" if self._call_metadata else "it needs a token; give one")
-            )
+            return EndpointRefused(f"{what}: {self._connection.hint()}")
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return EndpointUnreachable(f"{self.server} did not respond within {self._options.timeout_s:g} s")
-        reason = self._reason(error)
+            return self._connection.late()
+        text = printable(self._connection.without_token(error.details() or ""))
+        reason = f": {text}" if text else ""
         if _is_too_long(error):
-            return EndpointResponseInvalid(
-                f"{self.server} responded with more than {self._options.max_response_bytes} bytes"
-            )
+            return self._connection.too_long()
         if "deserializing response" in reason:
             return EndpointResponseInvalid(f"the response of {self.server} is no message of the protocol")
         if code is grpc.StatusCode.UNAVAILABLE:
@@ -183,19 +174,13 @@ class GrpcEndpoint:
             return EndpointRefused(what + reason)
         return EndpointFailed(what + reason)
 
-    def _reason(self, error: Any) -> str:
-        """Return the server's own reason, without the token, which a proxy may have quoted back."""
-        details, token = error.details() or "", self._options.token
-        text = printable(details.replace(token, "…") if token else details)
-        return f": {text}" if text else ""
-
 
 def _is_too_long(error: Any) -> bool:
     """Return whether this side stopped reading; the server's refusal of a long request begins with "SERVER:"."""
     return "CLIENT: Received message larger than max" in str(error.details())
 
 
-def _credentials(ca_file: str | None) -> Any:
+def _credentials(ca_file: str | os.PathLike[str] | None) -> Any:
     """Return the authorities to trust: the file's, the system's, or, where OpenSSL knows of none, gRPC's own."""
     file = ca_file or ssl.get_default_verify_paths().cafile
     return grpc.ssl_channel_credentials(None if file is None else Path(file).read_bytes())
@@ -206,11 +191,7 @@ def _spec(spec: Any, kind: str, *, wildcard: bool = True) -> TensorSpec:
 
 
 def _outputs(reply: Any) -> Iterator[Tensor]:
-    """Yield the tensors of a response, from its bytes or its typed numbers.
-
-    Raises:
-        WireError: anything about them is not as the protocol says.
-    """
+    """Yield the tensors of a response, from its bytes or its typed numbers."""
     raw = list(reply.raw_output_contents)
     if not reply.outputs or (raw and len(raw) != len(reply.outputs)):
         raise WireError(f"{len(reply.outputs)} outputs with {len(raw)} raw contents")

@@ -97,7 +97,7 @@ class FileClient(BaseClient):
         try:
             index, probabilities = read_file_response(reply.body, self._response, labels)
         except EndpointResponseInvalid as error:
-            reason = self._transport.without_token(str(error))
+            reason = self._transport.connection.without_token(str(error))
             raise EndpointResponseInvalid(f"{self._transport.server}: {reason}") from None
         return Prediction.of(
             probabilities,

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from sfumato.artifacts.bundle import DECODER_ONNX, OBFUSCATOR_ONNX, Bundle, Preprocessing
 from sfumato.artifacts.onnx_file import open_session
 from sfumato.device.eight_bit import EightBit, to_pixels
-from sfumato.device.gate import has_to_be_sent, softmax
 from sfumato.device.image import ImageSource, load_image, prepare
+from sfumato.device.predictions import softmax
 from sfumato.errors import BundleError, ImageError
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class Obfuscator:
         if own is None or self.bundle.gate is None:
             return [Decision(None, image) for image in packed]
         probabilities = softmax(own)
-        sent = has_to_be_sent(probabilities, self.bundle.gate) | (not gate)
+        sent = self.bundle.gate.sends(probabilities) | (not gate)
         return [
             Decision(tuple(row), image if sends else None)
             for row, image, sends in zip(probabilities.tolist(), packed, sent.tolist(), strict=True)

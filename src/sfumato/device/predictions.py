@@ -5,13 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sfumato.device.gate import softmax
 from sfumato.errors import EndpointResponseInvalid
-from sfumato.wire import InferResponse, Tensor
+from sfumato.wire import InferResponse
+
+
+def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Return each row's probabilities: (N, classes) finite floats -> (N, classes) float64 in [0, 1], sums 1."""
+    scores = logits.astype(np.float64)
+    exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
+    probabilities: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+@dataclass(frozen=True)
+class InferResult:
+    """A response, the length of the request's body, and the time from its first byte to the response's last."""
+
+    response: InferResponse
+    payload_bytes: int
+    round_trip_ms: float
 
 
 @dataclass(frozen=True)
@@ -73,31 +90,24 @@ class Prediction:
 
 
 def read_predictions(
-    response: InferResponse,
-    *,
-    output_name: str | None,
-    count: int,
-    labels: Sequence[str],
-    payload_bytes: int,
-    obfuscate_ms: float,
-    round_trip_ms: float,
+    result: InferResult, *, output_name: str | None, count: int, labels: Sequence[str], obfuscate_ms: float
 ) -> list[Prediction]:
     """Check a response and turn its logits into predictions.
 
     Args:
-        response: as decoded.
+        result: with the response as decoded.
         output_name: the output to read; None takes the first.
         count: how many images were sent.
         labels: one name per class.
-        payload_bytes: length of the request's body.
         obfuscate_ms: per image.
-        round_trip_ms: of the request.
 
     Raises:
         EndpointResponseInvalid: the output is missing, not floating-point, not finite, or has not one row per image
             and one column per label.
     """
-    logits = _pick(response, output_name)
+    logits = next((tensor for tensor in result.response.outputs if output_name in (None, tensor.name)), None)
+    if logits is None:
+        raise EndpointResponseInvalid(f"the response lacks the output {output_name!r} that was asked for")
     if logits.array.dtype.kind != "f":
         raise EndpointResponseInvalid(f"the response holds {logits.datatype}; logits in floating point were expected")
     if logits.shape != (count, len(labels)):
@@ -113,16 +123,9 @@ def read_predictions(
             labels,
             index=index,
             predicted_by="cloud",
-            payload_bytes=round(payload_bytes / count),
+            payload_bytes=round(result.payload_bytes / count),
             obfuscate_ms=obfuscate_ms,
-            round_trip_ms=round_trip_ms,
+            round_trip_ms=result.round_trip_ms,
         )
         for index, row in zip(logits.array.argmax(axis=1).tolist(), softmax(logits.array).tolist(), strict=True)
     ]
-
-
-def _pick(response: InferResponse, output_name: str | None) -> Tensor:
-    for output in response.outputs:
-        if output_name in (None, output.name):
-            return output
-    raise EndpointResponseInvalid(f"the response lacks the output {output_name!r} that was asked for")

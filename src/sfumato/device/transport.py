@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 import urllib3
 from urllib3.util import Timeout, Url, parse_url
@@ -64,42 +64,62 @@ class ConnectionOptions(TypedDict, total=False):
     max_response_bytes: int
 
 
-@dataclass(frozen=True)
-class Options:
-    """Checked `ConnectionOptions`."""
+@dataclass(frozen=True, kw_only=True)
+class Connection:
+    """A server's address with `ConnectionOptions`.
 
+    Raises:
+        EndpointError: the token, the file or the number of retries cannot be used, or the token would be sent in the
+            clear.
+    """
+
+    url: Url
     token: str | None = field(default=None, repr=False)
     timeout_s: float = 10.0
     retries: int = 2
-    ca_file: str | None = None
+    ca_file: str | os.PathLike[str] | None = None
+    allow_insecure_token: bool = False
     max_response_bytes: int = MAX_RESPONSE_BYTES
 
+    def __post_init__(self) -> None:
+        if self.token is not None:
+            if not fields.is_token(self.token):
+                raise EndpointError("the token must be printable ASCII without spaces")
+            secure = self.url.scheme in ("https", "grpcs")
+            if not (secure or self.allow_insecure_token or _is_loopback(self.url.host or "")):
+                raise EndpointError(
+                    f"the token would be sent in the clear to {self.server}; use {self.url.scheme}s, or allow it with "
+                    "allow_insecure_token"
+                )
+        if self.ca_file is not None and not Path(self.ca_file).is_file():
+            raise EndpointError(f"no file with certificate authorities at {os.fspath(self.ca_file)}")
+        if self.retries < 0:
+            raise EndpointError(f"retries must not be negative, got {self.retries}")
 
-def checked_options(
-    url: Url,
-    *,
-    secure: bool,
-    token: str | None = None,
-    ca_file: str | os.PathLike[str] | None = None,
-    allow_insecure_token: bool = False,
-    **others: Any,
-) -> Options:
-    """Check `ConnectionOptions` against the address that they are for.
+    @property
+    def server(self) -> str:
+        """The address without a path."""
+        return f"{self.url.scheme}://{self.url.netloc}"
 
-    Raises:
-        EndpointError: the token or the file cannot be used, or the token would be sent in the clear.
-    """
-    if token is not None:
-        if not fields.is_token(token):
-            raise EndpointError("the token must be printable ASCII without spaces")
-        if not (secure or allow_insecure_token or _is_loopback(url.host or "")):
-            raise EndpointError(
-                f"the token would be sent in the clear to {url.scheme}://{url.netloc}; use {url.scheme}s, or allow it "
-                "with allow_insecure_token"
-            )
-    if ca_file is not None and not Path(ca_file).is_file():
-        raise EndpointError(f"no file with certificate authorities at {os.fspath(ca_file)}")
-    return Options(token=token, ca_file=None if ca_file is None else os.fspath(ca_file), **others)
+    def pause(self, attempt: int) -> None:
+        """Wait before the next attempt: longer each time, and not all devices equally long."""
+        time.sleep(min(BACKOFF_S * 2**attempt * random.uniform(1, 1.5), self.timeout_s))
+
+    def without_token(self, text: str) -> str:
+        """Remove the token, which a proxy may have quoted back."""
+        return text.replace(self.token, "…") if self.token else text
+
+    def hint(self) -> str:
+        """Return what may be wrong if the server does not accept the request."""
+        return "it needs a token; give one" if self.token is None else "the token was not accepted"
+
+    def too_long(self) -> EndpointResponseInvalid:
+        """Return the error for a response that is too long."""
+        return EndpointResponseInvalid(f"{self.server} responded with more than {self.max_response_bytes} bytes")
+
+    def late(self, how: str = "") -> EndpointUnreachable:
+        """Return the error for a response that does not come in time."""
+        return EndpointUnreachable(f"{self.server} did not respond{how} within {self.timeout_s:g} s")
 
 
 class Transport:
@@ -117,18 +137,16 @@ class Transport:
     """
 
     def __init__(self, server_url: str, **options: Unpack[ConnectionOptions]) -> None:
-        url = checked_url(server_url, ("http", "https"))
-        self._options = checked_options(url, secure=url.scheme == "https", **options)
-        self.server = f"{url.scheme}://{url.netloc}"
-        self._base = self.server + (url.path or "").rstrip("/")
-        token, timeout_s = self._options.token, self._options.timeout_s
-        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self.connection = to = Connection(url=checked_url(server_url, ("http", "https")), **options)
+        self.server = to.server
+        self._base = self.server + (to.url.path or "").rstrip("/")
+        self._headers = {} if to.token is None else {"Authorization": f"Bearer {to.token}"}
         self._pool = urllib3.PoolManager(
             retries=False,
             maxsize=_KEPT_CONNECTIONS,
-            timeout=Timeout(connect=timeout_s, read=timeout_s),
+            timeout=Timeout(connect=to.timeout_s, read=to.timeout_s),
             cert_reqs="CERT_REQUIRED",
-            ca_certs=self._options.ca_file,
+            ca_certs=None if to.ca_file is None else os.fspath(to.ca_file),
         )
 
     def close(self) -> None:
@@ -148,31 +166,31 @@ class Transport:
             EndpointFailed: status 5xx.
             EndpointResponseInvalid: the response breaks off, is too long, or has another status.
         """
-        for attempt in range(self._options.retries + 1):
-            last = attempt == self._options.retries
+        attempt = 0
+        while True:
+            last = attempt == self.connection.retries
             try:
                 reply = self._once(method, path, body, headers)
+                if reply.status == 200:
+                    return reply
+                if last or reply.status not in _RETRIED_STATUSES:
+                    raise self._error(reply)
+                self._wait(attempt, reply.headers.get("retry-after", ""))
             except _Lost as lost:
                 if last:
                     raise lost.error from None
-                self._wait(attempt, None)
-                continue
-            if reply.status == 200:
-                return reply
-            if last or reply.status not in _RETRIED_STATUSES:
-                raise self._error(reply)
-            self._wait(attempt, reply.headers.get("retry-after"))
-        raise EndpointError(f"retries must not be negative, got {self._options.retries}")
+                self.connection.pause(attempt)
+            attempt += 1
 
-    def _wait(self, attempt: int, retry_after: str | None) -> None:
-        if retry_after is not None and re.fullmatch(r"[0-9]{1,9}", retry_after.strip()):
+    def _wait(self, attempt: int, retry_after: str) -> None:
+        if re.fullmatch(r"[0-9]{1,9}", retry_after.strip()):
             # As long as the server asks, but no longer than the client would wait for a response.
-            time.sleep(min(float(retry_after), self._options.timeout_s))
+            time.sleep(min(float(retry_after), self.connection.timeout_s))
         else:
-            pause(attempt, self._options.timeout_s)
+            self.connection.pause(attempt)
 
     def _once(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Reply:
-        deadline = time.monotonic() + self._options.timeout_s
+        deadline = time.monotonic() + self.connection.timeout_s
         try:
             response = self._pool.request(
                 method,
@@ -188,8 +206,7 @@ class Transport:
                 f"no secure connection to {self.server}: it does not speak TLS, or its certificate is not trusted"
             ) from None
         except urllib3.exceptions.ReadTimeoutError:
-            # Not tried again: the server has the request and is busy with it.
-            raise EndpointUnreachable(f"{self.server} did not respond within {self._options.timeout_s:g} s") from None
+            raise self.connection.late() from None  # not tried again: the server has the request and is busy with it
         except urllib3.exceptions.HTTPError as error:
             raise _Lost(EndpointUnreachable(f"no connection to {self.server} ({type(error).__name__})")) from None
         try:
@@ -206,18 +223,12 @@ class Transport:
         try:
             while chunk := response.read1(_CHUNK_BYTES):
                 content += chunk
-                if len(content) > self._options.max_response_bytes:
-                    raise EndpointResponseInvalid(
-                        f"{self.server} responded with more than {self._options.max_response_bytes} bytes"
-                    )
+                if len(content) > self.connection.max_response_bytes:
+                    raise self.connection.too_long()
                 if time.monotonic() > deadline:
-                    raise EndpointUnreachable(
-                        f"{self.server} did not respond completely within {self._options.timeout_s:g} s"
-                    )
+                    raise self.connection.late(" completely")
         except urllib3.exceptions.ReadTimeoutError:
-            raise EndpointUnreachable(
-                f"{self.server} did not respond completely within {self._options.timeout_s:g} s"
-            ) from None
+            raise self.connection.late(" completely") from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
             kind = type(error).__name__
             raise _Lost(EndpointResponseInvalid(f"the response of {self.server} breaks off ({kind})")) from None
@@ -226,8 +237,7 @@ class Transport:
     def _error(self, reply: Reply) -> EndpointError:
         what = f"{self.server} responded with status {reply.status}"
         if reply.status in (401, 403):
-            hint = "the token was not accepted" if self._headers else "it needs a token; give one"
-            return EndpointRefused(f"{what}: {hint}")
+            return EndpointRefused(f"{what}: {self.connection.hint()}")
         if 300 <= reply.status < 400:
             return EndpointRefused(f"{what}, a redirect, which is not followed; give the final address")
         if 400 <= reply.status < 500:
@@ -241,13 +251,8 @@ class Transport:
         with contextlib.suppress(WireError):
             text = fields.parse_object(reply.body, "the error").get("error")
             if isinstance(text, str):
-                return f": {self.without_token(printable(text))}"
+                return f": {printable(self.connection.without_token(text))}"
         return ""
-
-    def without_token(self, text: str) -> str:
-        """Remove the token, which a proxy may have quoted back."""
-        token = self._options.token
-        return text.replace(token, "…") if token else text
 
 
 class _Lost(Exception):
@@ -261,11 +266,6 @@ class _Lost(Exception):
 def printable(text: str, most: int = _MAX_REASON_CHARS) -> str:
     """Cut text from elsewhere and make it harmless for a terminal."""
     return "".join(c if c.isprintable() else " " for c in text[:most])
-
-
-def pause(attempt: int, most_s: float) -> None:
-    """Wait before the next attempt: longer each time, and not all devices equally long."""
-    time.sleep(min(BACKOFF_S * 2**attempt * random.uniform(1, 1.5), most_s))
 
 
 def checked_url(server_url: str, schemes: tuple[str, ...]) -> Url:

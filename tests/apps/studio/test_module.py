@@ -23,8 +23,8 @@ from sfumato.apps.studio import Pages, collect
 from sfumato.artifacts import shipped
 from sfumato.artifacts.bundle import Bundle
 from sfumato.device import Obfuscator, load_image, prepare
-from sfumato.device.gate import softmax
 from sfumato.device.image import fit
+from sfumato.device.predictions import softmax
 
 pytestmark = pytest.mark.browser
 

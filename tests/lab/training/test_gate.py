@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from sfumato.artifacts.bundle import Gate
-from sfumato.device.gate import has_to_be_sent, softmax
+from sfumato.device.predictions import softmax
 from sfumato.lab.training.gate import choose_threshold, fit_temperature
 
 
@@ -51,4 +51,4 @@ def test_images_as_sure_as_the_threshold_stay():
 
 def sends(logits: torch.Tensor, threshold: float):
     """By the device's own rule."""
-    return has_to_be_sent(softmax(logits.numpy()), Gate(threshold, 0.15, 100))
+    return Gate(threshold, 0.15, 100).sends(softmax(logits.numpy()))

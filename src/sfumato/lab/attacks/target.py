@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.artifacts.bundle import Gate
-from sfumato.device.gate import has_to_be_sent, softmax
+from sfumato.device.predictions import softmax
 
 Obfuscate = Callable[[Tensor], Tensor]
 """Images (N, 3, H, W) float32 in [0, 1] -> the payload, (N, C, H', W') float32."""
@@ -68,7 +68,7 @@ class LocalClassifier:
 
     def sends(self, logits: Tensor) -> Tensor:
         """Logits (N, classes) -> which images are sent, (N,) bool."""
-        return torch.from_numpy(has_to_be_sent(softmax(logits.numpy()), self.gate))
+        return torch.from_numpy(self.gate.sends(softmax(logits.numpy())))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from sfumato.artifacts.bundle import (
 )
 from sfumato.artifacts.onnx_file import Array, OnnxFunction
 from sfumato.device.eight_bit import from_pixels, to_pixels
-from sfumato.device.gate import has_to_be_sent, softmax
+from sfumato.device.predictions import softmax
 from sfumato.errors import BundleError
 from sfumato.lab.data import ImageSet
 from sfumato.lab.evaluation.measures import per_image, psnr_db
@@ -152,7 +152,7 @@ def evaluate_obfuscator(
         if obfuscator.gate is not None:
             probabilities = softmax(device_logits(outputs, obfuscator))
             correct_on_device = probabilities.argmax(axis=1) == labels
-            sent = has_to_be_sent(probabilities, obfuscator.gate)
+            sent = obfuscator.gate.sends(probabilities)
             shares["accuracy_device"].append(correct_on_device)
             shares["offload_rate"].append(sent)
             shares["accuracy_gated"].append(np.where(sent, correct, correct_on_device))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sfumato.device.gate import softmax
+from sfumato.device.predictions import softmax
 
 _RANGE = 0.05, 20.0
 

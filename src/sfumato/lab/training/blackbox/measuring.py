@@ -7,7 +7,7 @@ import torch
 
 from sfumato.artifacts.bundle import OBFUSCATOR_ONNX, Bundle
 from sfumato.artifacts.onnx_file import OnnxFunction
-from sfumato.device.gate import has_to_be_sent, softmax
+from sfumato.device.predictions import softmax
 from sfumato.errors import QueryBudgetExhausted
 from sfumato.lab.data import INFERENCE_BATCH, ImageSet
 from sfumato.lab.evaluation.accuracy import device_logits
@@ -46,7 +46,7 @@ def measure_at(endpoint: Oracle, sketch: Bundle, images: ImageSet) -> dict[str, 
         if within_budget:
             in_cloud.append(np.array([predictions[code] for code in codes]) == labels)
         on_device.append(own.argmax(axis=1) == labels)
-        sent.append(has_to_be_sent(own, sketch.gate) if sketch.gate else np.ones(len(labels), bool))
+        sent.append(sketch.gate.sends(own) if sketch.gate else np.ones(len(labels), bool))
     device, sends = np.concatenate(on_device), np.concatenate(sent)
     figures = {"accuracy_device": device.mean(), "offload_rate": sends.mean()}
     if within_budget:

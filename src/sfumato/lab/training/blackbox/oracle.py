@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfumato.artifacts.bundle import Preprocessing
-from sfumato.device.connect import open_endpoint
+from sfumato.device.endpoints import open_endpoint
 from sfumato.errors import EndpointResponseInvalid, QueryBudgetExhausted, TrainingError
 from sfumato.wire import ModelMetadata
 from sfumato.wire import Tensor as WireTensor

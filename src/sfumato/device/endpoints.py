@@ -1,14 +1,14 @@
-"""An endpoint over HTTP."""
+"""Endpoints of the Open Inference Protocol by their address: over HTTP, or over gRPC, which is loaded when needed."""
 
 from __future__ import annotations
 
 import time
-from typing import Unpack
+from typing import Protocol, Unpack
 from urllib.parse import quote
 
-from sfumato.device.endpoint import InferResult
+from sfumato.device.predictions import InferResult
 from sfumato.device.transport import ConnectionOptions, Transport
-from sfumato.errors import EndpointRefused, EndpointResponseInvalid, WireError
+from sfumato.errors import EndpointError, EndpointRefused, EndpointResponseInvalid, WireError
 from sfumato.wire import (
     HEADER_LENGTH,
     InferRequest,
@@ -22,15 +22,53 @@ from sfumato.wire import (
     paths,
 )
 
+ENCODINGS = ("binary", "json")
 BINARY_EXTENSION = "binary_tensor_data"
 
 
-class HttpEndpoint:
-    """An endpoint over HTTP; see `open_endpoint`.
+class Endpoint(Protocol):
+    """The interface of an endpoint. All but `close` raise kinds of `EndpointError`."""
+
+    server: str
+
+    def check_ready(self) -> None:
+        """Raise if the server does not take requests."""
+
+    def metadata(self, model: str) -> ModelMetadata:
+        """Return what the server says of a model."""
+
+    def infer(self, model: str, tensor: Tensor, output_name: str | None) -> InferResult:
+        """Send one tensor and ask for one output, or, with None, for all."""
+
+    def close(self) -> None:
+        """Close the connections."""
+
+
+def open_endpoint(server_url: str, *, encoding: str | None = None, **options: Unpack[ConnectionOptions]) -> Endpoint:
+    """Return the endpoint at an address; connect to nothing yet.
+
+    Args:
+        server_url: `http://`, `https://`, `grpc://` or `grpcs://`, then host and port.
+        encoding: how tensors are sent over HTTP: "binary", or "json", which takes about five times as many bytes; by
+            default what the server says that it takes.
+        options: see `ConnectionOptions`.
 
     Raises:
-        EndpointError: as for `Transport`.
+        EndpointError: the address or an option cannot be used, or what gRPC needs is not installed.
     """
+    if encoding not in (None, *ENCODINGS):
+        raise EndpointError(f"encoding must be one of {', '.join(ENCODINGS)}, got {encoding!r}")
+    if server_url.lower().startswith(("grpc://", "grpcs://")):
+        if encoding == "json":
+            raise EndpointError("gRPC has no JSON; leave the encoding out, or give an http:// or https:// address")
+        from sfumato.device.grpc_endpoint import GrpcEndpoint
+
+        return GrpcEndpoint(server_url, **options)
+    return _HttpEndpoint(server_url, encoding=encoding, **options)
+
+
+class _HttpEndpoint(Endpoint):
+    """An endpoint over HTTP; see `open_endpoint`."""
 
     def __init__(self, server_url: str, *, encoding: str | None = None, **options: Unpack[ConnectionOptions]) -> None:
         self._transport = Transport(server_url, **options)
@@ -38,11 +76,9 @@ class HttpEndpoint:
         self.server = self._transport.server
 
     def check_ready(self) -> None:
-        """See `Endpoint`."""
         self._transport.get(paths.READY)
 
     def metadata(self, model: str) -> ModelMetadata:
-        """See `Endpoint`."""
         reply = self._transport.get(_path(model))
         try:
             return decode_metadata(reply.body)
@@ -50,7 +86,6 @@ class HttpEndpoint:
             raise EndpointResponseInvalid(f"the metadata of {self.server} is malformed: {error}") from None
 
     def infer(self, model: str, tensor: Tensor, output_name: str | None) -> InferResult:
-        """See `Endpoint`."""
         if self._encoding is None:
             self._encoding = self._stated_encoding()
         binary = self._encoding == "binary"
@@ -70,7 +105,6 @@ class HttpEndpoint:
         return InferResult(response, len(encoded.body), round_trip_ms)
 
     def close(self) -> None:
-        """See `Endpoint`."""
         self._transport.close()
 
     def _stated_encoding(self) -> str:
