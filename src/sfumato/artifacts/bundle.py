@@ -24,7 +24,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, cast
@@ -50,6 +51,7 @@ DEOBFUSCATOR_ONNX = "deobfuscator.onnx"
 DEOBFUSCATOR_WEIGHTS = "deobfuscator.safetensors"
 
 Kind = Literal["classifier", "obfuscator"]
+T = TypeVar("T")
 Floats = TypeVar("Floats", np.float32, np.float64)
 _REQUIRED: dict[str, str] = {"classifier": CLASSIFIER_ONNX, "obfuscator": OBFUSCATOR_ONNX}
 
@@ -102,11 +104,7 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Preprocessing:
-        """Build it from `bundle.json`'s entry.
-
-        Raises:
-            BundleError: a field is missing or of the wrong type.
-        """
+        """Build it from `bundle.json`'s entry; a `BundleError` if a field is missing or of the wrong type."""
         try:
             return cls(
                 height=int(raw["height"]),
@@ -148,11 +146,7 @@ class Gate:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Gate:
-        """Build it from `bundle.json`'s entry.
-
-        Raises:
-            BundleError: a field is missing or of the wrong type.
-        """
+        """Build it from `bundle.json`'s entry; a `BundleError` if a field is missing or of the wrong type."""
         try:
             return cls(float(raw["threshold"]), float(raw["offload_rate"]), int(raw["images"]))
         except (KeyError, TypeError, ValueError) as error:
@@ -217,7 +211,7 @@ class Bundle:
         write_json(self.path / MANIFEST, saved.to_json())
         return saved
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the content of `bundle.json`."""
         return {
             "schema": SCHEMA,
@@ -247,20 +241,34 @@ class Bundle:
         """
         folder = Path(path)
         raw = _read_manifest(folder)
+
+        def of(key: str, expected: type[T]) -> T:
+            value = raw.get(key)
+            if not isinstance(value, expected):
+                raise BundleError(f"{folder / MANIFEST}: {key!r} must be a {expected.__name__}, got {value!r:.60}")
+            return value
+
+        found = of("kind", str)
+        if found not in _REQUIRED:
+            raise BundleError(f"{folder / MANIFEST}: unknown kind {found!r}; expected one of {', '.join(_REQUIRED)}")
         bundle = cls(
             path=folder,
-            kind=raw["kind"],
-            name=raw["name"],
-            labels=tuple(raw["labels"]),
-            preprocessing=Preprocessing.from_json(raw["preprocessing"]),
-            classifier_fingerprint=raw["classifier_fingerprint"],
-            recipe=RecipeRecord.from_json(raw["recipe"]),
-            figures=Figures.from_json(raw["figures"]),
-            provenance=Provenance.from_json(raw["provenance"]),
-            files=raw["files"],
-            gate=None if raw["gate"] is None else Gate.from_json(raw["gate"]),
-            code_fingerprint=raw["code_fingerprint"],
+            kind=cast(Kind, found),
+            name=of("name", str),
+            labels=tuple(of("labels", list)),
+            preprocessing=Preprocessing.from_json(of("preprocessing", dict)),
+            classifier_fingerprint=of("classifier_fingerprint", str),
+            recipe=RecipeRecord.from_json(of("recipe", dict)),
+            figures=Figures.from_json(of("figures", dict)),
+            provenance=Provenance.from_json(of("provenance", dict)),
+            files=of("files", dict),
+            gate=None if raw.get("gate") is None else Gate.from_json(of("gate", dict)),
+            code_fingerprint=None if raw.get("code_fingerprint") is None else of("code_fingerprint", str),
         )
+        if not all(isinstance(item, str) for item in (*bundle.labels, *bundle.files.values())):
+            raise BundleError(f"{folder / MANIFEST}: labels and file hashes must be strings")
+        if bundle.gate is not None and bundle.kind != "obfuscator":
+            raise BundleError(f"{folder / MANIFEST}: only an obfuscator's bundle can have a gate")
         if kind is not None and bundle.kind != kind:
             raise BundleError(f"{folder} is a bundle of kind {bundle.kind!r}; one of kind {kind!r} is needed here")
         bundle._verify_files()
@@ -284,21 +292,7 @@ class Bundle:
             )
 
 
-_TYPES: dict[str, type] = {
-    "kind": str,
-    "name": str,
-    "labels": list,
-    "preprocessing": dict,
-    "classifier_fingerprint": str,
-    "files": dict,
-    "recipe": dict,
-    "figures": dict,
-    "provenance": dict,
-}
-_OPTIONAL: dict[str, Any] = {"recipe": {}, "figures": {}, "provenance": {}, "gate": None, "code_fingerprint": None}
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path) -> dict[str, object]:
     manifest = folder / MANIFEST
     if not folder.is_dir():
         raise BundleError(f"no bundle at {folder}: a folder with a {MANIFEST} is expected")
@@ -313,19 +307,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     schema = raw.get("schema") if isinstance(raw, dict) else None
     if schema not in _READABLE:
         raise BundleError(f"{manifest} has schema {schema!r}; this version of sfumato reads {SCHEMA!r}")
-    raw = {**_OPTIONAL, **raw}
-    for key, expected_type in _TYPES.items():
-        if not isinstance(raw.get(key), expected_type):
-            raise BundleError(f"{manifest}: {key!r} must be a {expected_type.__name__}, got {raw.get(key)!r:.60}")
-    if raw["kind"] not in _REQUIRED:
-        raise BundleError(f"{manifest}: unknown kind {raw['kind']!r}; expected one of {', '.join(_REQUIRED)}")
-    if raw["gate"] is not None and not (isinstance(raw["gate"], dict) and raw["kind"] == "obfuscator"):
-        raise BundleError(f"{manifest}: 'gate' must be an object in an obfuscator's bundle, got {raw['gate']!r:.60}")
-    if not isinstance(raw["code_fingerprint"], str | None):
-        raise BundleError(f"{manifest}: 'code_fingerprint' must be a string, got {raw['code_fingerprint']!r:.60}")
-    if not all(isinstance(item, str) for item in (*raw["labels"], *raw["files"].values())):
-        raise BundleError(f"{manifest}: labels and file hashes must be strings")
-    return cast("dict[str, Any]", raw)
+    return {"recipe": {}, "figures": {}, "provenance": {}, **raw}
 
 
 def file_sha256(path: Path) -> str:
@@ -348,17 +330,27 @@ def split_name(name: str) -> str:
     return f"{name}-split"
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write JSON so that the file is either the old one or the complete new one.
 
     Raises:
         BundleError: the disk refuses (full, read-only); the old file is untouched.
     """
-    partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(path)
+        with whole_file(path) as partial:
+            partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise BundleError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a path to write to, which takes the place of `path` once it is complete; on an error it is removed."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

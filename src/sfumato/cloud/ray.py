@@ -16,14 +16,13 @@ import secrets
 import shutil
 import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from starlette.types import ASGIApp
 
-from sfumato.artifacts.signals import interruptible
+from sfumato.artifacts.signals import handled, interruptible
 from sfumato.cloud.replicas import Replicas
 from sfumato.cloud.server import listen
 from sfumato.errors import ServingError
@@ -161,7 +160,8 @@ def _start(address: str | None, *, most_cpus: float) -> None:
         where = {"address": "local", "include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, most_cpus)}
     for attempt in range(_ATTEMPTS):
         try:
-            with _signals_kept():
+            # Ray takes SIGTERM, with which it would end the process before its replicas have finished.
+            with handled({number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}):
                 ray.init(**where, log_to_driver=False, logging_level=logging.CRITICAL)
             break
         except Exception:  # a plain one where its own processes were too slow to start, as on a busy machine
@@ -170,19 +170,6 @@ def _start(address: str | None, *, most_cpus: float) -> None:
                 raise
     if address is None and (bound := ray.util.get_node_ip_address()) != _LOOPBACK:
         raise ServingError(f"Ray listens on {bound}, not on {_LOOPBACK} alone: it was imported before the server")
-
-
-@contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Keep Ray from taking SIGTERM, with which it would end the process before its replicas have finished."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _application(build: Callable[[], ASGIApp], replicas: Replicas, cpus: float) -> Any:
@@ -231,14 +218,12 @@ def _wait_until_ready(host: str, port: int) -> None:
     asked = {"0.0.0.0": _LOOPBACK, "::": "::1"}.get(host, host)
     deadline = time.monotonic() + _READY_TIMEOUT_S
     while time.monotonic() < deadline:
-        connection = http.client.HTTPConnection(asked, port, timeout=5)
-        try:
+        with (
+            contextlib.suppress(OSError, http.client.HTTPException),
+            contextlib.closing(http.client.HTTPConnection(asked, port, timeout=5)) as connection,
+        ):
             connection.request("GET", paths.READY)
             if connection.getresponse().status == 200:
                 return
-        except (OSError, http.client.HTTPException):
-            pass
-        finally:
-            connection.close()
         time.sleep(0.1)
     raise ServingError(f"Ray's proxy at {host}:{port} did not respond within {_READY_TIMEOUT_S} s")

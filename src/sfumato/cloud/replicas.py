@@ -26,6 +26,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Unpack
 
+from sfumato.artifacts.signals import Handler, handled
 from sfumato.cloud import logs
 from sfumato.cloud.app import Limits
 from sfumato.cloud.model_repository import Catalogue
@@ -140,24 +141,24 @@ class _Replicas:
 
     def run(self, on_ready: Callable[[str], None] | None) -> None:
         """Start them, replace those that die, and end them on a signal."""
-        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: self._send(signal.SIGHUP))
-        try:
-            for number in range(len(self._listeners)):
-                self._start(number)
-            url = self._wait_until_ready()
-            if url and on_ready is not None:
-                on_ready(url)
-            while not self._ends:
-                time.sleep(_TICK_S)
-                self._replace_dead()
-        finally:
-            self._end()
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
-    def _note(self, number: int, _: FrameType | None) -> None:
-        self._ends.append(number)
+        def note(number: int, _: FrameType | None) -> None:
+            self._ends.append(number)
+
+        handlers: dict[int, Handler] = {signal.SIGINT: note, signal.SIGTERM: note}
+        handlers[signal.SIGHUP] = lambda *_: self._send(signal.SIGHUP)
+        with handled(handlers):
+            try:
+                for number in range(len(self._listeners)):
+                    self._start(number)
+                url = self._wait_until_ready()
+                if url and on_ready is not None:
+                    on_ready(url)
+                while not self._ends:
+                    time.sleep(_TICK_S)
+                    self._replace_dead()
+            finally:
+                self._end()
 
     def _send(self, number: int) -> None:
         for process in self._processes.values():
@@ -172,13 +173,8 @@ class _Replicas:
             target=self._target, args=(number, self._listeners[number], pipe), name=f"sfumato-{number}", daemon=True
         )
         # Ctrl-C and SIGHUP reach the whole group; a process that is just starting must not die of them.
-        before = {one: signal.signal(one, signal.SIG_IGN) for one in (signal.SIGINT, signal.SIGHUP)}
-        try:
+        with pipe, handled({signal.SIGINT: signal.SIG_IGN, signal.SIGHUP: signal.SIG_IGN}):
             process.start()
-        finally:
-            for one, handler in before.items():
-                signal.signal(one, handler)
-            pipe.close()
         self._processes[number], self._started_s[number] = process, time.monotonic()
 
     def _wait_until_ready(self) -> str:

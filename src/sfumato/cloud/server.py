@@ -21,6 +21,7 @@ from typing import TypedDict, Unpack
 import uvicorn
 from starlette.types import ASGIApp
 
+from sfumato.artifacts.signals import Handler, handled
 from sfumato.cloud.app import Application, Limits
 from sfumato.cloud.connection_limits import GuardedProtocol, cut_late
 from sfumato.cloud.dataplane import ServedModel
@@ -154,8 +155,10 @@ class _Server(uvicorn.Server):
             self._application.drain()
             super().handle_exit(sig, frame)
 
+    def stop(self, _: int, __: FrameType | None) -> None:
+        self.should_exit = True
+
     def want_reload(self, _: int, __: FrameType | None) -> None:
-        """Handle SIGHUP."""
         self._reload_wanted = True
 
     async def on_tick(self, counter: int) -> bool:
@@ -245,8 +248,15 @@ def build_server(
 
 
 def run(server: _Server, listeners: list[socket.socket]) -> None:
-    """Run a server until a signal ends it."""
-    with _signals_handled(server):
+    """Run a server until a signal ends it, or reload its models on SIGHUP.
+
+    uvicorn handles SIGINT and SIGTERM while it runs and repeats them when it has stopped; these handlers then have
+    nothing left to do.
+    """
+    handlers: dict[int, Handler] = {signal.SIGINT: server.stop, signal.SIGTERM: server.stop}
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        handlers[signal.SIGHUP] = server.want_reload
+    with handled(handlers):
         server.run(sockets=listeners)
 
 
@@ -286,28 +296,3 @@ def tls_context(cert: str | os.PathLike[str] | None, key: str | os.PathLike[str]
             f"cannot use {names} for TLS: {error.strerror if isinstance(error, OSError) else error}"
         ) from error
     return context
-
-
-@contextlib.contextmanager
-def _signals_handled(server: _Server) -> Iterator[None]:
-    """Let signals end the server, or reload its models, rather than end the process.
-
-    uvicorn handles SIGINT and SIGTERM while it runs and repeats them when it has stopped; these handlers then have
-    nothing left to do.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(_: int, __: FrameType | None) -> None:
-        server.should_exit = True
-
-    handlers: dict[int, Callable[[int, FrameType | None], None]] = {signal.SIGINT: stop, signal.SIGTERM: stop}
-    if hasattr(signal, "SIGHUP"):  # not on Windows
-        handlers[signal.SIGHUP] = server.want_reload
-    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from itertools import chain
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import numpy as np
 
+from sfumato.artifacts.bundle import whole_file
 from sfumato.device.image_folders import Found, in_groups
 from sfumato.device.obfuscator import ObfuscatedImage, Obfuscator
 from sfumato.errors import BundleError, ImageError, SfumatoError
@@ -236,19 +237,9 @@ def _write(obfuscated: ObfuscatedImage, targets: list[Path]) -> None:
     try:
         preview.parent.mkdir(parents=True, exist_ok=True)
         for file in tensor:
-            _write_whole(file, lambda stream: np.save(stream, obfuscated.tensor))
-        _write_whole(preview, lambda stream: obfuscated.preview().save(stream, "PNG"))
+            with whole_file(file) as partial, partial.open("wb") as stream:
+                np.save(stream, obfuscated.tensor)
+        with whole_file(preview) as partial:
+            obfuscated.preview().save(partial, "PNG")
     except OSError as error:
         raise SfumatoError(f"cannot write {preview}: {error.strerror or error}") from error
-
-
-def _write_whole(target: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write a file so that it appears only when it is complete."""
-    partial = target.with_name(f"{target.name}.partial")
-    try:
-        with partial.open("wb") as stream:
-            write(stream)
-        partial.replace(target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
