@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import tiny
 from sfumato.artifacts.bundle import Preprocessing
 from sfumato.device import Obfuscator
-from sfumato.device.eight_bit import from_pixels, to_pixels
+from sfumato.device.image import from_pixels, to_pixels
 from sfumato.errors import BundleError, ImageError
 
 EVERY_LEVEL = np.stack(3 * [np.arange(256, dtype=np.uint8).reshape(1, 16, 16)], axis=3)

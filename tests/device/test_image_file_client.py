@@ -22,7 +22,7 @@ from sfumato.artifacts import shipped
 from sfumato.artifacts.bundle import CLASSIFIER_ONNX, Bundle
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.device import Client, FileClient, Obfuscator
-from sfumato.device.eight_bit import from_pixels
+from sfumato.device.image import from_pixels
 from sfumato.errors import (
     BundleError,
     EndpointError,

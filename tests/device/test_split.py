@@ -83,7 +83,7 @@ def test_a_model_that_takes_images_gets_no_code_and_nothing_else(bundles: tuple[
         assert leaked(server.recorded, IMAGES[0]) == set()
 
 
-@pytest.mark.parametrize(("code", "message"), [("wide", "B at most 64"), ("floats", "uint8"), ("rows", "made a code")])
+@pytest.mark.parametrize(("code", "message"), [("wide", "B at most 64"), ("floats", "uint8"), ("rows", "the code of")])
 def test_what_is_no_code_does_not_leave_in_its_place(code: str, message: str, tmp_path: Path) -> None:
     bundle, _ = save_split_bundles(tmp_path, code)
     with pytest.raises(BundleError, match=message):

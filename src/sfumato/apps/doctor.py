@@ -21,9 +21,9 @@ from PIL import Image
 from sfumato.artifacts.bundle import CLASSIFIER_ONNX, Bundle
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.device.client import Client, FingerprintWarning
-from sfumato.device.eight_bit import from_pixels
 from sfumato.device.endpoint_binding import PayloadSpec, Plan, make_plan
 from sfumato.device.endpoints import open_endpoint
+from sfumato.device.image import from_pixels
 from sfumato.device.image_file_client import FileClient
 from sfumato.device.obfuscator import Obfuscator
 from sfumato.device.predictions import Prediction, softmax

@@ -39,6 +39,15 @@ def open_session(path: Path, *, threads: int, spinning: bool = False, error: typ
         raise error(f"{path} cannot be run: {' '.join(str(reason).split())[:200]}") from reason
 
 
+def run_options() -> Any:
+    """Return options for runs that compute only what the outputs asked for need."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.only_execute_path_to_fetches = True
+    return options
+
+
 class OnnxFunction:
     """An ONNX file with one float32 input and float32 outputs.
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfumato.artifacts.bundle import Bundle, Preprocessing
-from sfumato.device.eight_bit import to_pixels
+from sfumato.device.image import to_pixels
 from sfumato.errors import BundleError, EndpointError, EndpointResponseInvalid
 from sfumato.wire import DTYPES, ModelMetadata, TensorSpec
 

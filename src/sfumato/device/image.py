@@ -1,4 +1,4 @@
-"""Preprocessing: decode an image and fit it to the obfuscator's input.
+"""Preprocessing: decode an image and fit it to the obfuscator's input; and the 8-bit image in its output.
 
 Only pixels come out: orientation is applied; EXIF, colour profiles, comments and thumbnails are dropped.
 """
@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import io
 import os
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sfumato.artifacts.bundle import Preprocessing
-from sfumato.errors import ImageError
+from sfumato.errors import BundleError, ImageError
 
 ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.uint8]
 
+EightBit = Literal["exact", "rounded"]
+"""Whether the obfuscator's output has to be an 8-bit image, or is rounded to one."""
+
 MAX_PIXELS = 50_000_000
+_OFF_LEVELS = 0.01
+_HALF_A_LEVEL = 0.5
 # Decoders that only decode. Others that Pillow knows are left out on purpose: EPS starts Ghostscript.
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 
@@ -94,6 +100,46 @@ def fit(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     return np.asarray(resized)
 
 
+def to_pixels(outputs: NDArray[np.float32], preprocessing: Preprocessing, how: EightBit) -> NDArray[np.uint8]:
+    """Return the 8-bit images that an obfuscator's graph, which ends with the normalisation, has normalised.
+
+    Rounding gives back exactly these images, because float32 is off by some ten-thousandths of a level. What the bundle
+    states of its output is not trusted: the values show whether they are those of an 8-bit image.
+
+    Args:
+        outputs: the classifier's input: (N, 3, H, W) float32, finite, normalised.
+        preprocessing: with the normalisation.
+        how: "exact" refuses outputs that are not 8-bit images already; "rounded" rounds those in [0, 1] to the
+            nearest one.
+
+    Returns:
+        (N, H, W, 3) uint8, RGB.
+
+    Raises:
+        BundleError: the outputs are no 8-bit images, or leave [0, 1].
+    """
+    levels = preprocessing.denormalize(outputs.astype(np.float64)) * 255
+    nearest = np.rint(levels).clip(0, 255)
+    off = float(np.abs(levels - nearest).max(initial=0.0))
+    if off > _OFF_LEVELS + _HALF_A_LEVEL:
+        raise BundleError(
+            "the obfuscator's output leaves [0, 1], which no image file can hold, so nothing was sent; use an "
+            'obfuscator that was trained with output.format = "8-bit", or a sketch'
+        )
+    if off > _OFF_LEVELS and how == "exact":
+        raise BundleError(
+            "the obfuscator's output is no 8-bit image, so nothing was sent; round it (--round, or rounding=True; "
+            "`sfumato evaluate --round` says what that costs), or use an obfuscator that was trained with "
+            'output.format = "8-bit"'
+        )
+    return nearest.astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def from_pixels(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """Normalise 8-bit images of the classifier's size: (N, H, W, 3) uint8 -> (N, 3, H, W) float32."""
+    return preprocessing.normalize(pixels.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255))
+
+
 def _from_array(array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.dtype != np.uint8:
         raise ImageError(
@@ -123,8 +169,9 @@ def _from_file(path: Path) -> NDArray[np.uint8]:
 def _decode(stream: Any, name: str) -> NDArray[np.uint8]:
     if not stream.read(1):
         raise ImageError(f"{name}: is empty")
+    Image.init()  # registers the decoders; does nothing the second time
     try:
-        image = Image.open(stream, formats=_known_formats())
+        image = Image.open(stream, formats=[known for known in FORMATS if known in Image.OPEN])
     except UnidentifiedImageError:
         raise ImageError(f"{name}: not an image in a known format ({', '.join(FORMATS)})") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -133,11 +180,6 @@ def _decode(stream: Any, name: str) -> NDArray[np.uint8]:
         raise ImageError(f"{name}: cannot be opened as an image ({type(error).__name__})") from None
     with image:
         return _to_rgb(image, name)
-
-
-def _known_formats() -> list[str]:
-    Image.init()  # registers the decoders; does nothing the second time
-    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _check_size(width: int, height: int, name: str) -> None:
@@ -151,19 +193,13 @@ def _to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
     _check_size(image.width, image.height, name)
     try:
         image.load()
-        pixels = np.asarray(_flatten(_upright(image), name))
+        with suppress(Exception):  # an image with damaged EXIF data is still an image
+            image = ImageOps.exif_transpose(image)
+        return np.asarray(_flatten(image, name))
     except ImageError:
         raise
     except Exception as error:  # decoders fail in every way on damaged data
         raise ImageError(f"{name}: truncated or damaged ({type(error).__name__})") from None
-    return pixels
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # an image with damaged EXIF data is still an image
-        return image
 
 
 def _flatten(image: Image.Image, name: str) -> Image.Image:

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfumato.artifacts.bundle import DECODER_ONNX, OBFUSCATOR_ONNX, Bundle, Preprocessing
-from sfumato.artifacts.onnx_file import open_session
-from sfumato.device.eight_bit import EightBit, to_pixels
-from sfumato.device.image import ImageSource, load_image, prepare
+from sfumato.artifacts.onnx_file import open_session, run_options
+from sfumato.device.image import EightBit, ImageSource, load_image, prepare, to_pixels
 from sfumato.device.predictions import softmax
 from sfumato.errors import BundleError, ImageError
 
@@ -117,14 +116,13 @@ class Obfuscator:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle, kind="obfuscator")
         self.split = split
         self._eight_bit = eight_bit
-        self._session = _checked_session(self.bundle, threads)
+        self._shape = (3, self.bundle.preprocessing.height, self.bundle.preprocessing.width)
+        self._session = open_session(self.bundle.file(OBFUSCATOR_ONNX), threads=threads)
         self._input_name = self._session.get_inputs()[0].name
-        outputs = self._session.get_outputs()
+        outputs = self._checked_outputs()
         payload = _code_output(self.bundle, outputs) if split else outputs[0]
         self._outputs = [payload.name] + ([outputs[1].name] if self.bundle.gate is not None else [])
-        self._run_options = _run_options()
-        preprocessing = self.bundle.preprocessing
-        self._shape = (3, preprocessing.height, preprocessing.width)
+        self._run_options = run_options()
         self.payload_shape = (int(payload.shape[1]),) if split else self._shape
 
     def obfuscate(self, source: ImageSource) -> ObfuscatedImage:
@@ -195,108 +193,80 @@ class Obfuscator:
         return np.stack(images) if images else np.empty((0, *self._shape), np.float32)
 
     def _run(self, images: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
-        """Return the payload, and with a gate the on-device logits (N, classes); both checked."""
-        self._check_input(images)
-        given = {self._input_name: np.ascontiguousarray(images)}
-        try:
-            obfuscated, *own = self._session.run(self._outputs, given, self._run_options)
-        except Exception as error:  # ONNX Runtime's errors have no common base, and may quote values
-            raise BundleError(f"the obfuscator of {self.bundle.path} failed ({type(error).__name__})") from None
-        if self.split:
-            self._check_code(obfuscated, len(images))
-        else:
-            self._check_output(images, obfuscated)
-        if self._eight_bit is not None:
-            obfuscated = to_pixels(obfuscated, self.bundle.preprocessing, self._eight_bit)
-            self._check_pixels(images, obfuscated)
-        obfuscated.flags.writeable = False
-        if not own:
-            return obfuscated, None
-        self._check_own_logits(own[0], len(images))
-        return obfuscated, own[0]
+        """Return the payload, and with a gate the on-device logits (N, classes); both checked, so that it fails closed.
 
-    def _check_input(self, images: NDArray[np.float32]) -> None:
+        What does not look like an obfuscated image, or a code of the stated size, does not leave this class.
+        """
         if images.dtype != np.float32 or images.ndim != 4 or images.shape[1:] != self._shape:
             wanted = ("N", *self._shape)
             raise ImageError(f"got an array {images.shape} of {images.dtype}; expected {wanted} of float32")
         # Written so that NaN fails too.
         if images.size and not (images.min() >= 0 and images.max() <= 1):
             raise ImageError("images must have values in [0, 1]; divide 8-bit values by 255")
+        given = {self._input_name: np.ascontiguousarray(images)}
+        try:
+            obfuscated, *own = self._session.run(self._outputs, given, self._run_options)
+        except Exception as error:  # ONNX Runtime's errors have no common base, and may quote values
+            raise BundleError(f"the obfuscator of {self.bundle.path} failed ({type(error).__name__})") from None
+        what = "code" if self.split else "output"
+        self._check(what, obfuscated, self.payload_shape, len(images), np.uint8 if self.split else np.float32)
+        if not self.split:
+            self._check_hidden(images, obfuscated)
+        if self._eight_bit is not None:
+            obfuscated = to_pixels(obfuscated, self.bundle.preprocessing, self._eight_bit)
+            self._check_pixels(images, obfuscated)
+        obfuscated.flags.writeable = False
+        if not own:
+            return obfuscated, None
+        self._check("on-device logits", own[0], (len(self.bundle.labels),), len(images), np.float32)
+        return obfuscated, own[0]
 
-    def _check_output(self, images: NDArray[np.float32], obfuscated: NDArray[np.float32]) -> None:
-        """Fails closed: what does not look like an obfuscated image does not leave this class."""
-        source = self.bundle.path
-        if obfuscated.shape != images.shape or obfuscated.dtype != np.float32:
+    def _check(self, what: str, made: NDArray[Any], row: tuple[int, ...], count: int, dtype: type[np.generic]) -> None:
+        wanted = (count, *row)
+        if made.shape != wanted or made.dtype != dtype:
             raise BundleError(
-                f"the obfuscator of {source} made {obfuscated.shape} of {obfuscated.dtype}; nothing was sent"
+                f"the {what} of {self.bundle.path}'s obfuscator is {made.shape} of {made.dtype}, expected {wanted} of "
+                f"{np.dtype(dtype)}; nothing was sent"
             )
-        if not np.isfinite(obfuscated).all():
-            raise BundleError(f"the obfuscator of {source} made NaN or infinite values; nothing was sent")
+        if dtype == np.float32 and not np.isfinite(made).all():
+            raise BundleError(f"the {what} of {self.bundle.path}'s obfuscator is not all finite; nothing was sent")
+
+    def _check_hidden(self, images: NDArray[np.float32], obfuscated: NDArray[np.float32]) -> None:
         for plain in (images, self.bundle.preprocessing.normalize(images)):
             distance = np.abs(obfuscated - plain).max(axis=(1, 2, 3), initial=0.0)
             if (distance <= SAME_WITHIN).any():
-                raise BundleError(f"the obfuscator of {source} returned the image itself; nothing was sent")
+                raise BundleError(f"the obfuscator of {self.bundle.path} returned the image itself; nothing was sent")
 
     def _check_pixels(self, images: NDArray[np.float32], pixels: NDArray[np.uint8]) -> None:
-        """Fails closed: rounding could remove the small difference from the image."""
+        """Rounding could remove the small difference from the image."""
         plain = np.rint(images.transpose(0, 2, 3, 1) * 255)
         if (pixels == plain).all(axis=(1, 2, 3)).any():
             raise BundleError(
                 f"what the obfuscator of {self.bundle.path} makes, in 8 bits, is the image itself; nothing was sent"
             )
 
-    def _check_code(self, code: NDArray[Any], count: int) -> None:
-        """Fails closed: nothing but a code of the stated size leaves."""
-        wanted = (count, *self.payload_shape)
-        if code.shape != wanted or code.dtype != np.uint8:
+    def _checked_outputs(self) -> list[Any]:
+        """Return the graph's outputs, if they and its input are those of an obfuscator, and fit the bundle's gate."""
+        file, classes = self.bundle.file(OBFUSCATOR_ONNX), len(self.bundle.labels)
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        found = [(node.name, node.type, node.shape) for node in (*inputs, *outputs)]
+        if len(inputs) != 1 or not outputs or not all(_is_batch_of(n, self._shape) for n in (inputs[0], outputs[0])):
             raise BundleError(
-                f"the obfuscator of {self.bundle.path} made a code {code.shape} of {code.dtype}, expected {wanted} of "
-                "uint8; nothing was sent"
+                f"{file} is not an obfuscator: one float input and output (N, *{self._shape}) are expected, got {found}"
             )
-
-    def _check_own_logits(self, own: NDArray[np.float32], count: int) -> None:
-        """Fails closed: a gate without usable logits decides nothing."""
-        wanted = (count, len(self.bundle.labels))
-        if own.shape != wanted or own.dtype != np.float32:
+        code = int(DECODER_ONNX in self.bundle.files)
+        if self.bundle.gate is None and len(outputs) != 1 + code:
             raise BundleError(
-                f"the on-device logits of {self.bundle.path} are {own.shape} of {own.dtype}, expected {wanted} of "
-                "float32; nothing was sent"
+                f"{file} has {len(outputs)} outputs, and the bundle states no gate: {1 + code} expected, got {found}"
             )
-        if not np.isfinite(own).all():
-            raise BundleError(f"the on-device logits of {self.bundle.path} are not all finite; nothing was sent")
-
-
-def _checked_session(bundle: Bundle, threads: int) -> Any:
-    file = bundle.file(OBFUSCATOR_ONNX)
-    session = open_session(file, threads=threads)
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    size = (3, bundle.preprocessing.height, bundle.preprocessing.width)
-    found = [(node.name, node.type, node.shape) for node in (*inputs, *outputs)]
-    if len(inputs) != 1 or not outputs or not all(_is_batch_of(node, size) for node in (inputs[0], outputs[0])):
-        raise BundleError(
-            f"{file} is not an obfuscator: one float input and output (N, *{size}) are expected, got {found}"
-        )
-    code = int(DECODER_ONNX in bundle.files)
-    if bundle.gate is None and len(outputs) != 1 + code:
-        raise BundleError(
-            f"{file} has {len(outputs)} outputs, and the bundle states no gate: {1 + code} expected, got {found}"
-        )
-    if bundle.gate is not None:
-        classes = len(bundle.labels)
-        if not classes or len(outputs) != 2 + code or not _is_batch_of(outputs[1], (classes,)):
+        if self.bundle.gate is not None and not (
+            classes and len(outputs) == 2 + code and _is_batch_of(outputs[1], (classes,))
+        ):
             raise BundleError(
                 f"{file} does not fit the bundle's gate: a second float output (N, {classes}), one column for each of "
                 f"the bundle's labels, is expected, got {found}"
             )
-    return session
-
-
-def _run_options() -> Any:
-    import onnxruntime as ort
-
-    options = ort.RunOptions()
-    options.only_execute_path_to_fetches = True  # what is not sent need not be computed
-    return options
+        return list(outputs)
 
 
 def _code_output(bundle: Bundle, outputs: list[Any]) -> Any:

@@ -12,7 +12,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from json_schema import faults, schema
 from sfumato.artifacts.bundle import Bundle, Preprocessing
-from sfumato.device.eight_bit import to_pixels
+from sfumato.device.image import to_pixels
 from sfumato.errors import BundleError
 from sfumato.lab.classifiers import load_classifier
 from sfumato.lab.data import ImageSet, load_images

@@ -22,7 +22,7 @@ from sfumato.artifacts.bundle import (
     Preprocessing,
 )
 from sfumato.artifacts.onnx_file import Array, OnnxFunction
-from sfumato.device.eight_bit import from_pixels, to_pixels
+from sfumato.device.image import from_pixels, to_pixels
 from sfumato.device.predictions import softmax
 from sfumato.errors import BundleError
 from sfumato.lab.data import ImageSet
