@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeGuard
 
 from sfumato.device.transport import printable
 from sfumato.errors import EndpointResponseInvalid, WireError
@@ -17,17 +17,14 @@ _SHOWN, _SHOWN_CHARS = 8, 40
 
 @dataclass(frozen=True)
 class ResponseFormat:
-    """The place of the prediction in a response.
-
-    Attributes:
-        path: keys and list indices, from 0, with dots between: `responses.0.labels`. "" is the whole JSON.
-        label_key: what an object there calls the label.
-        score_key: what it calls the score.
-    """
+    """The place of the prediction in a response, and what objects there call label and score; see `FileClient`."""
 
     path: str = ""
     label_key: str = "label"
     score_key: str = "score"
+
+    def __str__(self) -> str:
+        return f"the response at {self.path!r}" if self.path else "the response"
 
 
 def read_file_response(body: bytes, place: ResponseFormat, labels: Sequence[str]) -> tuple[int, tuple[float, ...]]:
@@ -53,7 +50,10 @@ def read_file_response(body: bytes, place: ResponseFormat, labels: Sequence[str]
         value = fields.parse(body, "the response")
     except WireError as error:
         raise EndpointResponseInvalid(str(error)) from None
-    found = _scores(_at(value, place.path), place, labels)
+    steps = place.path.split(".") if place.path else []
+    for number, step in enumerate(steps):
+        value = _step(value, step, ResponseFormat(".".join(steps[:number])))
+    found = _scores(value, place, labels)
     ranked = {index: score for index, score in found.items() if score is not None}
     best = max(ranked, key=lambda index: ranked[index]) if ranked else next(iter(found))
     if not all(0 <= score <= 1 for score in ranked.values()):
@@ -61,76 +61,64 @@ def read_file_response(body: bytes, place: ResponseFormat, labels: Sequence[str]
     return best, tuple(ranked.get(index, math.nan) for index in range(len(labels)))
 
 
-def _at(value: Any, path: str) -> Any:
-    walked = ""
-    for step in path.split(".") if path else ():
-        where = f"the response at {walked!r}" if walked else "the response"
-        if isinstance(value, dict):
-            if step not in value:
-                raise EndpointResponseInvalid(f"{where} has no {step!r}; it has {_shown(value)}")
-            value = value[step]
-        elif isinstance(value, list):
-            if not step.isdecimal() or int(step) >= len(value):
-                raise EndpointResponseInvalid(f"{where} is a list of {len(value)}; there is no {step!r} in it")
-            value = value[int(step)]
-        else:
-            raise EndpointResponseInvalid(f"{where} is {fields.kind_of(value)}; there is no {step!r} in it")
-        walked = f"{walked}.{step}" if walked else step
-    return value
+def _step(value: object, step: str, where: ResponseFormat) -> object:
+    if isinstance(value, dict):
+        if step not in value:
+            raise EndpointResponseInvalid(f"{where} has no {step!r}; it has {_shown(value)}")
+        return value[step]
+    if not isinstance(value, list):
+        raise EndpointResponseInvalid(f"{where} is {fields.kind_of(value)}; there is no {step!r} in it")
+    if not step.isdecimal() or int(step) >= len(value):
+        raise EndpointResponseInvalid(f"{where} is a list of {len(value)}; there is no {step!r} in it")
+    return value[int(step)]
 
 
-def _scores(value: Any, place: ResponseFormat, labels: Sequence[str]) -> dict[int, float | None]:
+def _scores(value: object, place: ResponseFormat, labels: Sequence[str]) -> dict[int, float | None]:
     """Return class -> score, in the order of the response; at least one."""
-    where = f"the response at {place.path!r}" if place.path else "the response"
     if isinstance(value, str):
         return {_index(value, labels): None}
     if isinstance(value, list) and value and all(_is_number(score) for score in value):
         if len(value) != len(labels):
-            raise EndpointResponseInvalid(f"{where} has {len(value)} scores; the bundle has {len(labels)} labels")
-        return dict(enumerate(_score(score, where) for score in value))
-    entries: list[tuple[Any, Any]]
+            raise EndpointResponseInvalid(f"{place} has {len(value)} scores; the bundle has {len(labels)} labels")
+        return dict(enumerate(_score(score, place) for score in value))
     if isinstance(value, dict) and value and place.label_key not in value and all(map(_is_number, value.values())):
         entries = list(value.items())
     else:
-        objects = value if isinstance(value, list) else [value]
-        entries = [_entry(item, place, where) for item in objects]
+        entries = [_entry(item, place) for item in (value if isinstance(value, list) else [value])]
     found: dict[int, float | None] = {}
     for label, score in entries:
         index = _index(label, labels)
         if index in found:
-            raise EndpointResponseInvalid(f"{where} names the label {labels[index]!r} twice")
-        found[index] = None if score is None else _score(score, where)
+            raise EndpointResponseInvalid(f"{place} names the label {labels[index]!r} twice")
+        found[index] = None if score is None else _score(score, place)
     if not found:
-        raise EndpointResponseInvalid(f"{where} is an empty list; labels were expected")
+        raise EndpointResponseInvalid(f"{place} is an empty list; labels were expected")
     return found
 
 
-def _entry(item: Any, place: ResponseFormat, where: str) -> tuple[str, Any]:
+def _entry(item: object, place: ResponseFormat) -> tuple[str, object]:
     if not isinstance(item, dict):
         raise EndpointResponseInvalid(
-            f"{where} holds {fields.kind_of(item)}; a label, objects with {place.label_key!r} and {place.score_key!r}, "
+            f"{place} holds {fields.kind_of(item)}; a label, objects with {place.label_key!r} and {place.score_key!r}, "
             "or one score for each class were expected; say with a path where they lie"
         )
     label = item.get(place.label_key)
     if not isinstance(label, str):
         raise EndpointResponseInvalid(
-            f"{where} has no string under {place.label_key!r}; it has {_shown(item)}; say where the label lies, and "
+            f"{place} has no string under {place.label_key!r}; it has {_shown(item)}; say where the label lies, and "
             "what label and score are called"
         )
     return label, item.get(place.score_key)
 
 
-def _score(value: Any, where: str) -> float:
-    score = math.nan
-    if _is_number(value):
-        with suppress(OverflowError):  # JSON knows integers that float64 does not
-            score = float(value)
-    if not math.isfinite(score):
-        raise EndpointResponseInvalid(f"{where} has {fields.kind_of(value)} for a score; a finite number was expected")
-    return score
+def _score(value: object, place: ResponseFormat) -> float:
+    with suppress(OverflowError):  # JSON knows integers that float64 does not
+        if _is_number(value) and math.isfinite(value):
+            return float(value)
+    raise EndpointResponseInvalid(f"{place} has {fields.kind_of(value)} for a score; a finite number was expected")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -138,7 +126,8 @@ def _index(label: str, labels: Sequence[str]) -> int:
     """Return the class of that name; if there is none, the only one that differs in case, "_" and "-" alone."""
     if label in labels:
         return labels.index(label)
-    alike = [index for index, own in enumerate(labels) if _plain(own) == _plain(label)]
+    plain = [own.casefold().replace("_", " ").replace("-", " ").strip() for own in (label, *labels)]
+    alike = [index for index, own in enumerate(plain[1:]) if own == plain[0]]
     if len(alike) != 1:
         raise EndpointResponseInvalid(
             f"the endpoint returns {printable(label, _SHOWN_CHARS)!r}, which is none of the bundle's labels "
@@ -147,10 +136,6 @@ def _index(label: str, labels: Sequence[str]) -> int:
     return alike[0]
 
 
-def _plain(label: str) -> str:
-    return label.casefold().replace("_", " ").replace("-", " ").strip()
-
-
-def _shown(names: Mapping[str, Any] | Sequence[str]) -> str:
+def _shown(names: Mapping[str, object] | Sequence[str]) -> str:
     some = [repr(printable(name, _SHOWN_CHARS)) for name in list(names)[:_SHOWN]]
     return (", ".join(some) or "nothing") + (", ..." if len(names) > _SHOWN else "")

@@ -15,7 +15,7 @@ import numpy as np
 from sfumato.artifacts.bundle import Bundle
 from sfumato.device.base_client import BaseClient
 from sfumato.device.file_responses import ResponseFormat, read_file_response
-from sfumato.device.image_files import FileFormat, Request, Style, encode_image
+from sfumato.device.image_files import FileFormat, ImageFile, Request, Style, encode_image
 from sfumato.device.obfuscator import ObfuscatedImage, Obfuscator
 from sfumato.device.predictions import Prediction
 from sfumato.device.transport import ConnectionOptions, Transport
@@ -33,8 +33,8 @@ class FileClient(BaseClient):
         template: what the JSON is instead of an object with one key: any value that JSON knows, in whose strings
             "{base64}" is replaced by the file and "{type}" by its media type.
         file_format: "png", "webp" (lossless), or "smallest": what is smaller for each image.
-        prediction_path: where the prediction lies in the JSON: keys and list indices, with dots between, such as
-            "responses.0.labels"; "" is the whole. `sfumato.device.file_responses` says what may lie there.
+        prediction_path: where the prediction lies in the JSON: keys and list indices from 0, with dots between, such as
+            "responses.0.labels"; "" is the whole. `read_file_response` says what may lie there.
         label_key: what the objects there call the label.
         score_key: what they call the score.
         rounding: round outputs in [0, 1] to 8 bits; otherwise those that are no 8-bit images are refused.
@@ -86,10 +86,10 @@ class FileClient(BaseClient):
     def _transmit(self, images: Sequence[ObfuscatedImage], obfuscate_ms: float) -> list[Prediction]:
         if not all(image.tensor.ndim == 3 and image.tensor.dtype == np.uint8 for image in images):
             raise TypeError("only obfuscated images of 8 bits may be sent")
-        return [self._transmit_one(image, obfuscate_ms) for image in images]
+        return [self._transmit_one(encode_image(image.tensor, self._file_format), obfuscate_ms) for image in images]
 
-    def _transmit_one(self, image: ObfuscatedImage, obfuscate_ms: float) -> Prediction:
-        body, headers = self._request.body(encode_image(image.tensor, self._file_format))
+    def _transmit_one(self, file: ImageFile, obfuscate_ms: float) -> Prediction:
+        body, headers = self._request.body(file)
         start = time.perf_counter()
         reply = self._transport.request("POST", self._path, body, {"Accept": "application/json", **headers})
         round_trip_ms = (time.perf_counter() - start) * 1000

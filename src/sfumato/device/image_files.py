@@ -48,12 +48,12 @@ def encode_image(pixels: NDArray[np.uint8], file_format: FileFormat) -> ImageFil
     Raises:
         EndpointError: WebP is asked for, and Pillow lacks it.
     """
-    image, found = Image.fromarray(pixels), []
+    image, found, has_webp = Image.fromarray(pixels), [], features.check("webp")
+    if file_format == "webp" and not has_webp:
+        raise EndpointError('Pillow was built without WebP here; use the file format "png"')
     if file_format != "webp":
         found.append(ImageFile(_saved(image, "PNG", optimize=True), "png"))
-    if file_format == "webp" or (file_format == "smallest" and features.check("webp")):
-        if not features.check("webp"):
-            raise EndpointError('Pillow was built without WebP here; use the file format "png"')
+    if file_format != "png" and has_webp:
         found.append(ImageFile(_saved(image, "WEBP", lossless=True), "webp"))
     return min(found, key=lambda file: len(file.data))
 
@@ -66,17 +66,7 @@ def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 @dataclass(frozen=True)
 class Request:
-    """The format in which an endpoint takes a file.
-
-    Attributes:
-        style: "form" for a multipart form, "body" for the file as it is, "json" for base64 within JSON.
-        field: the form's field, or the JSON object's key.
-        template: what the JSON is instead of an object with one key: any value that JSON knows, in whose strings
-            "{base64}" is replaced by the file and "{type}" by its media type.
-
-    Raises:
-        EndpointError: they do not fit together.
-    """
+    """The format in which an endpoint takes a file; see `FileClient`. An `EndpointError` if it makes no sense."""
 
     style: Style = "form"
     field: str = "file"
