@@ -51,24 +51,28 @@ def test_every_image_is_classified_where_the_gate_says(shown: Demonstration) -> 
     probabilities = (exponentials / exponentials.sum(axis=1, keepdims=True)).max(axis=1)
     by_cloud = [LABELS[index] for index in logits(obfuscate(unit)).argmax(axis=1)]
     by_device = [LABELS[index] for index in exponentials.argmax(axis=1)]
-    assert [row.predicted_by for row in shown.rows] == ["cloud" if p < 0.95 else "device" for p in probabilities]
+    assert [row.prediction.predicted_by for row in shown.rows] == [
+        "cloud" if p < 0.95 else "device" for p in probabilities
+    ]
     for row, cloud, device in zip(shown.rows, by_cloud, by_device, strict=True):
-        if row.predicted_by == "device":
-            assert (row.prediction, row.obfuscated, row.payload_bytes, row.round_trip_ms) == (device, None, 0, 0)
+        if row.prediction.predicted_by == "device":
+            final = row.prediction
+            assert (final.label, row.as_json()["obfuscated"]) == (device, None)
+            assert (final.payload_bytes, final.round_trip_ms) == (0, 0)
         else:
-            assert (row.prediction, row.obfuscated) == (cloud, cloud)
-            assert row.payload_bytes > 768
-    assert {row.predicted_by for row in shown.rows} == {"device", "cloud"}
+            assert (row.prediction.label, row.as_json()["obfuscated"]) == (cloud, cloud)
+            assert row.prediction.payload_bytes > 768
+    assert {row.prediction.predicted_by for row in shown.rows} == {"device", "cloud"}
 
 
 def test_the_tallies_count_what_the_rows_say(shown: Demonstration) -> None:
     truths = {sample.name: sample.label for sample in shipped.samples()}
     device, cloud, both = shown.tally("device"), shown.tally("cloud"), shown.tally()
     for where, tally in (("device", device), ("cloud", cloud)):
-        rows = [row for row in shown.rows if row.predicted_by == where]
+        rows = [row for row in shown.rows if row.prediction.predicted_by == where]
         assert tally.images == len(rows)
         assert tally.known == sum(row.image in truths for row in rows)
-        assert tally.correct == sum(truths.get(row.image) == row.prediction for row in rows)
+        assert tally.correct == sum(truths.get(row.image) == row.prediction.label for row in rows)
         assert tally.correct_on_originals == sum(truths.get(row.image) == row.original for row in rows)
     assert both.images == device.images + cloud.images == len(truths) + 1
     assert (both.known, both.correct) == (len(truths), device.correct + cloud.correct)
@@ -77,7 +81,7 @@ def test_the_tallies_count_what_the_rows_say(shown: Demonstration) -> None:
 
 
 def test_the_panel_has_a_blank_place_for_each_image_that_is_not_sent(shown: Demonstration) -> None:
-    local = sum(row.predicted_by == "device" for row in shown.rows[:12])
+    local = sum(row.prediction.predicted_by == "device" for row in shown.rows[:12])
     assert 0 < local < 12
     # No deobfuscator, so one row in which they lack; the writing takes a part of each.
     assert 0.7 * local * 96**2 < blank_pixels(shown.panel) < local * 96**2
@@ -88,7 +92,7 @@ def test_with_a_deobfuscator_there_is_nothing_to_reconstruct_of_what_is_not_sent
     save_obfuscator(obfuscator.path / "deobfuscator.onnx")
     obfuscator = obfuscator.save()
     shown = run_demo([], tmp_path / "out", classifier=classifier.path, obfuscator=obfuscator.path)
-    local = sum(row.predicted_by == "device" for row in shown.rows[:12])
+    local = sum(row.prediction.predicted_by == "device" for row in shown.rows[:12])
     assert 0.7 * 2 * local * 96**2 < blank_pixels(shown.panel) < 2 * local * 96**2
 
 
@@ -113,7 +117,7 @@ def test_the_command_tells_where_each_was_answered(shown: Demonstration, own_ima
     assert f"{both.correct} of {both.known} correct in all, {both.correct_on_originals} of {both.known} on the" in said
     assert "This is not encryption" in said
     told = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
-    assert [row["predicted_by"] for row in told["rows"]] == [row.predicted_by for row in shown.rows]
+    assert [row["predicted_by"] for row in told["rows"]] == [row.prediction.predicted_by for row in shown.rows]
     assert told["gated"] is True
     assert (told["on_device"]["images"], told["sent"]["images"]) == (device.images, cloud.images)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ from sfumato.artifacts.bundle import CLASSIFIER_ONNX, DEOBFUSCATOR_ONNX, Bundle
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.device import Client, ObfuscatedImage, Obfuscator, Prediction, load_image, prepare
 from sfumato.errors import BundleError, ServingError
+
+Pixels = npt.NDArray[np.uint8]
 
 START_TIMEOUT_S = 60.0
 PANEL_COLUMNS = 12
@@ -37,36 +39,36 @@ class Row:
         image: its name.
         truth: the true label, or None if it is not known.
         original: the classifier's prediction on the original, computed here and never sent.
-        obfuscated: the server's prediction on the obfuscated image; None if the image was handled on-device.
         prediction: the final one: the device's if the image was handled on-device, else the server's.
-        predicted_by: "device" or "cloud".
-        probability: of `prediction`, in [0, 1].
-        payload_bytes: what was sent for it; 0 if it was handled on-device.
-        obfuscate_ms: time of obfuscation, including the on-device prediction.
-        round_trip_ms: time from request to response; 0 if it was handled on-device.
     """
 
     image: str
     truth: str | None
     original: str
-    obfuscated: str | None
-    prediction: str
-    predicted_by: Literal["device", "cloud"]
-    probability: float
-    payload_bytes: int
-    obfuscate_ms: float
-    round_trip_ms: float
+    prediction: Prediction
+
+    def as_json(self) -> dict[str, object]:
+        """Return plain values; "obfuscated" is the server's prediction, None if the image was handled on-device."""
+        final = self.prediction
+        return {
+            "image": self.image,
+            "truth": self.truth,
+            "original": self.original,
+            "obfuscated": final.label if final.predicted_by == "cloud" else None,
+            "prediction": final.label,
+            "predicted_by": final.predicted_by,
+            "probability": round(final.probability, 4),
+            "payload_bytes": final.payload_bytes,
+            "obfuscate_ms": round(final.obfuscate_ms, 3),
+            "round_trip_ms": round(final.round_trip_ms, 3),
+        }
 
 
 @dataclass(frozen=True)
 class Tally:
-    """Counts for a group of images.
+    """Counts for a group of images: all, those whose true label is known, and how many of these are correct.
 
-    Attributes:
-        images: how many there are.
-        known: of how many the true label is known.
-        correct: how many of these were correctly classified.
-        correct_on_originals: how many of these the classifier classifies correctly on the originals.
+    `correct_on_originals` counts those that the classifier classifies correctly on the originals.
     """
 
     images: int
@@ -86,19 +88,21 @@ class Demonstration:
 
     def tally(self, predicted_by: Literal["device", "cloud"] | None = None) -> Tally:
         """Count the images classified there, or all."""
-        rows = [row for row in self.rows if predicted_by in (None, row.predicted_by)]
+        rows = [row for row in self.rows if predicted_by in (None, row.prediction.predicted_by)]
         known = [row for row in rows if row.truth is not None]
         return Tally(
             images=len(rows),
             known=len(known),
-            correct=sum(row.prediction == row.truth for row in known),
+            correct=sum(row.prediction.label == row.truth for row in known),
             correct_on_originals=sum(row.original == row.truth for row in known),
         )
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return plain values, with the tallies "on_device", "sent" and "over_all"."""
         tallies = {"on_device": self.tally("device"), "sent": self.tally("cloud"), "over_all": self.tally()}
-        return {**asdict(self), "panel": str(self.panel), **{name: asdict(tally) for name, tally in tallies.items()}}
+        rows = [row.as_json() for row in self.rows]
+        about = {"server": self.server, "gated": self.gated, "rows": rows, "panel": str(self.panel)}
+        return {**about, **{name: asdict(tally) for name, tally in tallies.items()}}
 
 
 def run_demo(
@@ -123,12 +127,11 @@ def run_demo(
     """
     served = Bundle.load(classifier or shipped.classifier_bundle(), kind="classifier")
     bundle = Bundle.load(obfuscator or shipped.obfuscator_bundle(), kind="obfuscator")
-    inputs: list[tuple[str, str | None, npt.NDArray[np.uint8]]] = [
-        (str(path), None, load_image(path)) for path in images
-    ]
+    inputs: list[tuple[str, str | None, Pixels]] = [(str(path), None, load_image(path)) for path in images]
     inputs += [(sample.name, sample.label, sample.pixels) for sample in shipped.samples()]
     prepared = [prepare(pixels, bundle.preprocessing) for _, _, pixels in inputs]
-    originals = _predictions_on_originals(served, prepared)
+    logits = OnnxFunction(served.file(CLASSIFIER_ONNX))(served.preprocessing.normalize(np.stack(prepared)))
+    originals = [served.labels[index] for index in logits.argmax(axis=1)]
     predictions: list[Prediction] = []
     with serving(served.path) as url, Client(url, bundle) as client:
         # The first request pays for loading everything; do not show its time.
@@ -137,18 +140,7 @@ def run_demo(
             predictions.append(client.classify(pixels))
             on_row(len(predictions), len(inputs))
     rows = tuple(
-        Row(
-            image=name,
-            truth=truth,
-            original=original,
-            obfuscated=final.label if final.predicted_by == "cloud" else None,
-            prediction=final.label,
-            predicted_by=final.predicted_by,
-            probability=round(final.probability, 4),
-            payload_bytes=final.payload_bytes,
-            obfuscate_ms=round(final.obfuscate_ms, 3),
-            round_trip_ms=round(final.round_trip_ms, 3),
-        )
+        Row(name, truth, original, final)
         for (name, truth, _), original, final in zip(inputs, originals, predictions, strict=True)
     )
     panel = _save_panel(out, bundle, prepared, rows)
@@ -162,14 +154,13 @@ def serving(classifier: Path) -> Iterator[str]:
     Raises:
         ServingError: it did not start; the message has the last line of its log.
     """
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sfumato", "serve", str(classifier), "--port", "0", "--json"],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            # The user's token is for other servers, and would close this one to the demonstration.
-            env={name: value for name, value in os.environ.items() if name != "SFUMATO_TOKEN"},
-        )
+    command = [sys.executable, "-m", "sfumato", "serve", str(classifier), "--port", "0", "--json"]
+    # The user's token is for other servers, and would close this one to the demonstration.
+    environment = {name: value for name, value in os.environ.items() if name != "SFUMATO_TOKEN"}
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment) as process,
+    ):
         try:
             assert process.stdout is not None
             with selectors.DefaultSelector() as selector:
@@ -186,54 +177,40 @@ def serving(classifier: Path) -> Iterator[str]:
                 process.wait(timeout=10)
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
-
-
-def _predictions_on_originals(classifier: Bundle, prepared: Sequence[npt.NDArray[np.float32]]) -> list[str]:
-    logits = OnnxFunction(classifier.file(CLASSIFIER_ONNX))(classifier.preprocessing.normalize(np.stack(prepared)))
-    return [classifier.labels[index] for index in logits.argmax(axis=1)]
 
 
 def _save_panel(out: Path, bundle: Bundle, prepared: Sequence[npt.NDArray[np.float32]], rows: Sequence[Row]) -> Path:
-    shown = slice(0, PANEL_COLUMNS)
-    batch = np.stack(prepared[shown])
+    rows, batch = rows[:PANEL_COLUMNS], np.stack(prepared[:PANEL_COLUMNS])
     payload = Obfuscator(bundle)(batch)
-    on_device = [row.predicted_by == "device" for row in rows[shown]]
+
+    def unless_local(text: str, images: Sequence[Pixels]) -> list[Pixels | str]:
+        return [text if r.prediction.predicted_by == "device" else image for r, image in zip(rows, images, strict=True)]
+
     previews = [np.asarray(ObfuscatedImage(tensor, bundle.preprocessing).preview()) for tensor in payload]
-    sheet: list[tuple[str, Sequence[npt.NDArray[np.uint8] | str]]] = [
-        ("original: never sent", [_as_pixels(image) for image in batch]),
-        (
-            "obfuscated: the payload (each scaled to the visible range)",
-            _unless(on_device, "nothing\nis sent", previews),
-        ),
+    sheet: list[tuple[str, Sequence[Pixels | str]]] = [
+        ("original: never sent", _as_pixels(batch)),
+        ("obfuscated: the payload (each scaled to the visible range)", unless_local("nothing\nis sent", previews)),
     ]
     if DEOBFUSCATOR_ONNX in bundle.files:
-        reconstructed = [_as_pixels(image) for image in OnnxFunction(bundle.file(DEOBFUSCATOR_ONNX))(payload)]
+        reconstructed = _as_pixels(OnnxFunction(bundle.file(DEOBFUSCATOR_ONNX))(payload))
         coded = bundle.recipe.kind == "sketch"
         title = "reconstructed: the mean of the training images with the same code" if coded else _JOINT
-        sheet.append((title, _unless(on_device, "nothing\nto reconstruct", reconstructed)))
+        sheet.append((title, unless_local("nothing\nto reconstruct", reconstructed)))
     notes = {"device": "on-device", "cloud": "in the cloud"} if bundle.gate is not None else {}
     captions = [
-        Caption(row.prediction, row.truth in (None, row.prediction), notes.get(row.predicted_by, ""))
-        for row in rows[shown]
+        Caption(
+            row.prediction.label, row.truth in (None, row.prediction.label), notes.get(row.prediction.predicted_by, "")
+        )
+        for row in rows
     ]
-    panel = draw_panel(sheet, captions)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        panel.save(out / "panel.png")
+        draw_panel(sheet, captions).save(out / "panel.png")
     except OSError as error:
         raise BundleError(f"the panel cannot be written to {out}: {error.strerror or error}") from error
     return out / "panel.png"
 
 
-def _unless(
-    on_device: Sequence[bool], text: str, images: Sequence[npt.NDArray[np.uint8]]
-) -> list[npt.NDArray[np.uint8] | str]:
-    return [text if local else image for local, image in zip(on_device, images, strict=True)]
-
-
-def _as_pixels(image: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """(3, H, W) float in [0, 1] -> (H, W, 3) uint8."""
-    return (image.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
+def _as_pixels(images: npt.NDArray[np.float32]) -> list[Pixels]:
+    """(N, 3, H, W) float in [0, 1] -> (H, W, 3) uint8 each."""
+    return list((images.clip(0, 1) * 255).round().astype(np.uint8).transpose(0, 2, 3, 1))

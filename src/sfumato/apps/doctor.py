@@ -79,8 +79,7 @@ def examine(client: Client | FileClient, *, classifier: Bundle | None = None) ->
     """
     found: list[Finding] = []
     try:
-        for finding in _examined(client, classifier):
-            found.append(finding)
+        found.extend(_examined(client, classifier))  # keeps those before an error
     except SfumatoError as error:
         found.append(Finding("the endpoint", "bad", str(error), "check the server's own log, --server and --model"))
     return found
@@ -103,9 +102,8 @@ def _examined(client: Client | FileClient, classifier: Bundle | None) -> Iterato
         warnings.simplefilter("ignore", FingerprintWarning)  # it is a finding already
         if isinstance(client, Client):
             client.check_ready()
-            yield from compare_metadata(
-                client.metadata(), client.plan, labels=bundle.labels, fingerprint=bundle.classifier_fingerprint
-            )
+            fingerprint = bundle.classifier_fingerprint
+            yield from _metadata_findings(client.metadata(), client.plan, bundle.labels, fingerprint)
         else:
             yield Finding("the endpoint", "note", "takes image files, and so does not say what it serves")
         predictions = [client.classify(image) for image in images]
@@ -119,7 +117,10 @@ def _examined(client: Client | FileClient, classifier: Bundle | None) -> Iterato
             inputs = from_pixels(inputs, size)
         half = isinstance(client, Client) and client.datatype == "FP16"
         yield _compared(predictions, inputs, classifier, SAME_WITHIN_FP16 if half else SAME_WITHIN)
-    yield _timed(predictions)
+    times, here = [one.round_trip_ms for one in predictions], [one.obfuscate_ms for one in predictions]
+    said = f"round trip {statistics.median(times):.1f} ms (median of {len(times)}, longest {max(times):.1f} ms), "
+    said += f"obfuscation {statistics.median(here):.1f} ms; {predictions[0].payload_bytes:,} bytes per image"
+    yield Finding("latency", "good", said)
     yield _gate(bundle, images)
 
 
@@ -132,7 +133,15 @@ def examine_endpoint(
     fingerprint: str | None,
     **options: Unpack[ConnectionOptions],
 ) -> Iterator[Finding]:
-    """Fetch a model's metadata and compare it, see `compare_metadata`. Send nothing of any image.
+    """Compare a model's metadata with what is needed. Send nothing of any image.
+
+    Args:
+        server_url: the endpoint's address.
+        model: the model's name there.
+        payload: what it has to take.
+        labels: of the classifier, in the order of its outputs.
+        fingerprint: of the classifier; None if it does not matter.
+        options: see `ConnectionOptions`.
 
     Raises:
         EndpointError: it cannot be reached, has no such model, or says nothing that can be understood.
@@ -140,25 +149,31 @@ def examine_endpoint(
     with contextlib.closing(open_endpoint(server_url, **options)) as endpoint:
         endpoint.check_ready()
         metadata = endpoint.metadata(model)
-    yield from compare_metadata(metadata, partial(make_plan, metadata, payload), labels=labels, fingerprint=fingerprint)
+    yield from _metadata_findings(metadata, partial(make_plan, metadata, payload), labels, fingerprint)
 
 
-def compare_metadata(
-    metadata: ModelMetadata, plan: Callable[[], Plan], *, labels: Sequence[str], fingerprint: str | None
+def _metadata_findings(
+    metadata: ModelMetadata, make: Callable[[], Plan], labels: Sequence[str], fingerprint: str | None
 ) -> Iterator[Finding]:
-    """Compare a model's metadata with what is needed.
-
-    Args:
-        metadata: of a ready endpoint.
-        plan: decides how to ask the model, and raises `EndpointResponseInvalid` if it cannot take the payload.
-        labels: of the classifier, in the order of its outputs.
-        fingerprint: of the classifier; None if it does not matter.
-    """
     yield Finding("the endpoint", "good", f"ready, {metadata.platform or 'platform not stated'}")
-    yield _shapes(metadata, plan)
-    yield _labels(metadata, labels)
-    if fingerprint is not None:
-        yield _fingerprint(metadata, fingerprint)
+    yield _shapes(metadata, make)
+    try:
+        served = json.loads(str(metadata.parameters["labels"]))
+    except (KeyError, ValueError):
+        yield Finding("labels", "note", "the endpoint does not state any; the bundle's are used, in their order")
+    else:
+        said, advice = "the endpoint's differ, or are in another order", "serve the classifier of this bundle"
+        same = Finding("labels", "good", f"{len(labels)}, the same at both ends")
+        yield same if served == list(labels) else Finding("labels", "bad", said, advice)
+    stated = metadata.parameters.get("fingerprint")
+    if fingerprint is not None and stated is None:
+        yield Finding("fingerprint", "note", "the endpoint does not state which classifier it serves")
+    elif fingerprint is not None and stated == fingerprint:
+        yield Finding("fingerprint", "good", f"{fingerprint[:19]}…, the same at both ends")
+    elif fingerprint is not None:
+        said = f"the endpoint serves {str(stated)[:19]}…, {fingerprint[:19]}… is needed"
+        advice = "serve the classifier that the obfuscator was trained for, or train an obfuscator for this one"
+        yield Finding("fingerprint", "bad", said, advice)
 
 
 def _shapes(metadata: ModelMetadata, make: Callable[[], Plan]) -> Finding:
@@ -178,30 +193,6 @@ def _shapes(metadata: ModelMetadata, make: Callable[[], Plan]) -> Finding:
     return Finding("shapes and datatypes", "note", f"{said} as {plan.input_name!r}", advice)
 
 
-def _labels(metadata: ModelMetadata, labels: Sequence[str]) -> Finding:
-    try:
-        served = json.loads(str(metadata.parameters["labels"]))
-    except (KeyError, ValueError):
-        return Finding("labels", "note", "the endpoint does not state any; the bundle's are used, in their order")
-    if served == list(labels):
-        return Finding("labels", "good", f"{len(labels)}, the same at both ends")
-    return Finding(
-        "labels", "bad", "the endpoint's differ, or are in another order", "serve the classifier of this bundle"
-    )
-
-
-def _fingerprint(metadata: ModelMetadata, fingerprint: str) -> Finding:
-    served = metadata.parameters.get("fingerprint")
-    if served == fingerprint:
-        return Finding("fingerprint", "good", f"{fingerprint[:19]}…, the same at both ends")
-    if served is None:
-        return Finding("fingerprint", "note", "the endpoint does not state which classifier it serves")
-    advice = "serve the classifier that the obfuscator was trained for, or train an obfuscator for this one"
-    return Finding(
-        "fingerprint", "bad", f"the endpoint serves {str(served)[:19]}…, {fingerprint[:19]}… is needed", advice
-    )
-
-
 def _compared(
     predictions: Sequence[Prediction], inputs: npt.NDArray[np.float32], classifier: Bundle, allowed: float
 ) -> Finding:
@@ -217,17 +208,6 @@ def _compared(
         return Finding("probabilities", "good", said)
     advice = "the endpoint computes something else: another model or preprocessing, an extra softmax, or fewer bits"
     return Finding("probabilities", "bad", f"{said}; {allowed:.0e} is allowed", advice)
-
-
-def _timed(predictions: Sequence[Prediction]) -> Finding:
-    times = [prediction.round_trip_ms for prediction in predictions]
-    here = statistics.median(prediction.obfuscate_ms for prediction in predictions)
-    return Finding(
-        "latency",
-        "good",
-        f"round trip {statistics.median(times):.1f} ms (median of {len(times)}, longest {max(times):.1f} ms), "
-        f"obfuscation {here:.1f} ms; {predictions[0].payload_bytes:,} bytes per image",
-    )
 
 
 def _gate(bundle: Bundle, images: Sequence[npt.NDArray[np.uint8]]) -> Finding:

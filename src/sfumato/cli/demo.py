@@ -47,10 +47,11 @@ def demo(
 def _print(shown: Demonstration) -> None:
     rows = []
     for row in shown.rows:
-        colour = "white" if row.truth is None else "green" if row.prediction == row.truth else "red"
-        names = row.image, row.truth or "?", row.original, Text(row.prediction, style=colour), row.predicted_by
-        time_ms = f"{row.obfuscate_ms + row.round_trip_ms:.1f}"
-        rows.append((*names, percent(row.probability, 0), f"{row.payload_bytes:,}", time_ms))
+        final = row.prediction
+        colour = "white" if row.truth is None else "green" if final.label == row.truth else "red"
+        names = row.image, row.truth or "?", row.original, Text(final.label, style=colour), final.predicted_by
+        time_ms = f"{final.obfuscate_ms + final.round_trip_ms:.1f}"
+        rows.append((*names, percent(final.probability, 0), f"{final.payload_bytes:,}", time_ms))
     headers = ("image", "true label", "original", "prediction", "by", "score", "bytes", "ms")
     print_table(headers, rows, numbers=(5, 6, 7))
     device, cloud, both = shown.tally("device"), shown.tally("cloud"), shown.tally()
