@@ -22,7 +22,7 @@ import tiny
 from serving import children_of, named, serving
 from sfumato.artifacts.bundle import Bundle
 from sfumato.cloud import Replicas
-from sfumato.cloud.replica_metrics import Siblings
+from sfumato.cloud.metrics import Siblings
 from sfumato.device import Client
 from sfumato.errors import ServingError
 

@@ -49,17 +49,10 @@ def run_options() -> Any:
 
 
 class OnnxFunction:
-    """An ONNX file with one float32 input and float32 outputs.
-
-    Args:
-        path: the file.
-        threads: for one run; 0 takes all cores.
+    """An ONNX file with one float32 input and float32 outputs; see `open_session` for the arguments.
 
     Attributes:
         input_shape: as the file states it; a name or None where a side is free.
-
-    Raises:
-        BundleError: ONNX Runtime cannot load it.
     """
 
     def __init__(self, path: Path, *, threads: int = 0) -> None:

@@ -30,22 +30,23 @@ def import_object(given: str, error: type[SfumatoError]) -> Any:
         for part in name.split("."):
             found = getattr(found, part)
     except Exception as reason:  # whatever the module's own code raises
-        reason_text = f"{type(reason).__name__}: {reason}"
-        raise error(f"{given!r} cannot be imported from {folder}: {reason_text}") from reason
+        raise error(f"{given!r} cannot be imported from {folder}: {type(reason).__name__}: {reason}") from reason
     return found
 
 
-def lazy(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return `__getattr__` and `__dir__` of a package whose names load on first use.
+def lazy(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
+    """Return `__getattr__`, `__dir__` and `__all__` of a package whose public names load on first use.
 
     Args:
         package: its name.
-        homes: the module of each name.
+        names: those of each module, with spaces between.
     """
+    homes = {name: module for module, given in names.items() for name in given.split()}
 
-    def getattribute(name: str) -> Any:
+    def getattribute(name: str) -> object:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(homes[name]), name)
 
-    return getattribute, lambda: sorted(import_module(package).__all__)
+    public = sorted(homes)
+    return getattribute, lambda: sorted(public), public

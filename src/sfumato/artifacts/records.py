@@ -24,21 +24,13 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """A JSON object of which some keys are typed.
-
-    Attributes:
-        others: the values of keys that have no field, and explicit nulls.
-    """
+    """A JSON object of which some keys are typed; `others` has those without a field, and explicit nulls."""
 
     others: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Self:
-        """Build a record from a JSON object.
-
-        Raises:
-            BundleError: the value of a field has another type.
-        """
+        """Build a record from a JSON object; a `BundleError` if the value of a field has another type."""
         types = {entry.name: _TYPES[str(entry.type)] for entry in fields(cls) if entry.name != "others"}
         known = {key: raw[key] for key in types if raw.get(key) is not None}
         for key, value in known.items():
@@ -53,11 +45,7 @@ class Record:
         return {**{key: value for key, value in known.items() if value is not None}, **self.others}
 
     def updated(self, **values: Any) -> Self:
-        """Return a record with some values replaced or added, by their keys in JSON.
-
-        Raises:
-            BundleError: the value of a field has another type.
-        """
+        """Return a record with some values replaced or added, by their keys in JSON; raise as `from_json`."""
         return self.from_json({**self.to_json(), **values})
 
 

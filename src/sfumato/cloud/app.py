@@ -20,9 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sfumato import __version__
 from sfumato.cloud import logs
 from sfumato.cloud.dataplane import ServedModel
-from sfumato.cloud.metrics import CONTENT_TYPE, Metrics
+from sfumato.cloud.metrics import CONTENT_TYPE, Metrics, Siblings
 from sfumato.cloud.model_repository import Catalogue
-from sfumato.cloud.replica_metrics import Siblings
 from sfumato.errors import ModelNotFound, Overloaded, ServingError, WireError
 from sfumato.wire import HEADER_LENGTH, decode_request, encode_metadata, encode_response, fields, paths
 

@@ -1,17 +1,25 @@
-"""The content of `GET /metrics`, in Prometheus' text format: counts and times, nothing of images or clients."""
+"""The content of `GET /metrics`, in Prometheus' text format: counts and times, nothing of images or clients.
+
+Replicas on one machine exchange theirs, so that scraping one of them returns those of all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from pathlib import Path
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from sfumato.cloud.dataplane import ServedModel
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_TIMEOUT_S = 2.0
 _BATCH_BUCKETS = 11  # 1, 2, 4, ... 1024 rows
 _LABELS = ["model", "version"]
 
@@ -51,7 +59,9 @@ class Metrics:
             "sfumato_request_seconds", "From the request's head to the response, of successful requests.", _LABELS,
             buckets=LATENCY_BUCKETS_S, registry=self._registry,
         )  # fmt: skip
-        self._registry.register(_Now(models, held_bytes))
+        self._models = models
+        self._held_bytes = held_bytes
+        self._registry.register(_Collected(self._gauges))
         self._meters: dict[tuple[str, str], Meter] = {}
 
     def of(self, model: ServedModel | None) -> Meter:
@@ -66,15 +76,8 @@ class Metrics:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
-
-class _Now(Collector):
-    """Gauges, which are read at the time of a scrape."""
-
-    def __init__(self, models: Callable[[], Iterable[ServedModel]], held_bytes: Callable[[], int]) -> None:
-        self._models = models
-        self._held_bytes = held_bytes
-
-    def collect(self) -> Iterator[Metric]:
+    def _gauges(self) -> Iterator[Metric]:
+        """Read what there is at the time of a scrape."""
         waiting = GaugeMetricFamily("sfumato_queue_requests", "Requests that wait for the model.", labels=_LABELS)
         rows = GaugeMetricFamily("sfumato_queue_rows", "Rows that wait for the model.", labels=_LABELS)
         batches = HistogramMetricFamily("sfumato_batch_rows", "Rows in one run of the model.", labels=_LABELS)
@@ -87,8 +90,78 @@ class _Now(Collector):
         yield GaugeMetricFamily("sfumato_held_bytes", "Bytes of requests in memory.", value=self._held_bytes())
 
 
+class _Collected(Collector):
+    """What a function gives, as Prometheus' client wants it."""
+
+    def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
+        self.collect = collect  # type: ignore[method-assign]
+
+
 def _histogram(model: ServedModel) -> tuple[list[tuple[str, float]], float]:
     """Return the batcher's runs as cumulative buckets, and their sum."""
     runs = model.batcher.runs
     buckets = [(str(float(2**power)), float(sum(runs[k] for k in range(power + 1)))) for power in range(_BATCH_BUCKETS)]
     return [*buckets, ("+Inf", float(runs.total()))], float(model.batcher.rows)
+
+
+class Siblings:
+    """One replica among its siblings; each has a socket called by its number in a folder of this user's."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self._folder = folder
+        self._number = number
+
+    @contextlib.asynccontextmanager
+    async def sharing(self, text: Callable[[], bytes]) -> AsyncIterator[None]:
+        """Return `text()` to siblings that ask, until the block ends."""
+
+        async def reply(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError):  # the sibling has hung up
+                writer.write(text())
+                await writer.drain()
+            writer.close()
+
+        own = self._folder / str(self._number)
+        own.unlink(missing_ok=True)  # of a process that died
+        server = await asyncio.start_unix_server(reply, own)
+        try:
+            yield
+        finally:
+            server.close()
+
+    async def merged(self, own: bytes) -> bytes:
+        """Return the metrics of all replicas that respond, each with its number as the label `replica`."""
+        others = [path for path in sorted(self._folder.iterdir()) if path.name != str(self._number)]
+        texts = await asyncio.gather(*(_ask(path) for path in others))
+        texts_of = {str(self._number): own, **{path.name: text for path, text in zip(others, texts, strict=True)}}
+        merged = _merged({number: texts_of[number].decode() for number in sorted(texts_of)})
+        registry = CollectorRegistry()
+        registry.register(_Collected(lambda: merged))
+        return generate_latest(registry)
+
+
+def _merged(texts: dict[str, str]) -> Iterable[Metric]:
+    """Return families of the same name as one, because Prometheus wants their samples together."""
+    families: dict[str, Metric] = {}
+    for number, text in texts.items():
+        try:
+            own = list(text_string_to_metric_families(text))
+        except ValueError:  # it died while it was writing
+            continue
+        for family in own:
+            known = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            known.samples += [sample._replace(labels={"replica": number, **sample.labels}) for sample in family.samples]
+    return families.values()
+
+
+async def _ask(path: Path) -> bytes:
+    """Return a sibling's metrics; nothing if it is gone or does not respond."""
+    try:
+        async with asyncio.timeout(_TIMEOUT_S):
+            reader, writer = await asyncio.open_unix_connection(path)
+            try:
+                return await reader.read()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return b""

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 MODEL_FILE = "model.onnx"
 Load = Callable[["Source"], ServedModel]
+_Loaded = tuple[list[tuple[str, int, int, int]], ServedModel]
+"""A source's state when it was loaded, and the model."""
 
 
 @dataclass(frozen=True)
@@ -32,33 +34,15 @@ class Source:
     decoder: Path | None = None
 
     def open(self, **options: Any) -> ServedModel:
-        """Open the model; takes what else `ServedModel` takes.
-
-        Raises:
-            ServingError: as `ServedModel`.
-            BundleError: as `ServedModel`.
-        """
+        """Open the model; takes what else `ServedModel` takes, and raises as it does."""
         return ServedModel(self.path, name=self.name, version=self.version, decoder=self.decoder, **options)
 
-    def state(self) -> tuple[tuple[str, int, int, int], ...]:
+    def state(self) -> list[tuple[str, int, int, int]]:
         """Return what changes when the files do."""
-        found = []
-        for path in filter(None, (self.path, self.decoder)):
-            for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-                if file.exists():
-                    facts = file.stat()
-                    found.append((str(file), facts.st_size, facts.st_mtime_ns, facts.st_ino))
-        return tuple(found)
-
-
-def source_at(path: Path, name: str | None = None, decoder: Path | None = None) -> Source:
-    """Describe the only version of a model at a path, by default under its own name.
-
-    Raises:
-        BundleError: a folder is no classifier's bundle.
-    """
-    own = Bundle.load(path, kind="classifier").name if path.is_dir() else path.stem
-    return Source(path, name or own, decoder=decoder)
+        paths = [self.path] if self.decoder is None else [self.path, self.decoder]
+        files = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+        facts = [(str(file), file.stat()) for file in files if file.exists()]
+        return [(name, fact.st_size, fact.st_mtime_ns, fact.st_ino) for name, fact in facts]
 
 
 def sources_in(folder: str | os.PathLike[str]) -> list[Source]:
@@ -74,7 +58,11 @@ def sources_in(folder: str | os.PathLike[str]) -> list[Source]:
     root = Path(folder)
     if not root.is_dir():
         raise ServingError(f"no folder at {root}: one with NAME/VERSION/{MODEL_FILE} in it is expected")
-    found = [_source(model, version) for model in _folders(root) for version in _versions(model)]
+    models = {model: _folders(model) for model in _folders(root)}
+    for model, versions in models.items():
+        if not versions:
+            raise ServingError(f"{model} has no versions: put the model into {model / '1'}")
+    found = [_source(model, version) for model, versions in models.items() for version in versions]
     if not found:
         raise ServingError(f"{root} has no models: NAME/VERSION/{MODEL_FILE} is expected in it")
     return found
@@ -82,13 +70,6 @@ def sources_in(folder: str | os.PathLike[str]) -> list[Source]:
 
 def _folders(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-
-
-def _versions(model: Path) -> list[Path]:
-    versions = _folders(model)
-    if not versions:
-        raise ServingError(f"{model} has no versions: put the model into {model / '1'}")
-    return versions
 
 
 def _source(model: Path, version: Path) -> Source:
@@ -119,12 +100,8 @@ class Catalogue:
         self._find = find
         self._load = load
         self._by_name: dict[str, dict[str, ServedModel]] = {}
-        self._states: dict[Source, object] = {}
-        self._loaded: dict[Source, ServedModel] = {}
-        for source in _distinct(find()):
-            self._states[source] = source.state()
-            self._loaded[source] = load(source)
-        self._replace_by(list(self._loaded.values()))
+        self._loaded: dict[Source, _Loaded] = {}
+        self._replace_by({source: (source.state(), load(source)) for source in _distinct(find())})
 
     @classmethod
     def of(cls, models: Iterable[ServedModel]) -> Catalogue:
@@ -170,12 +147,10 @@ class Catalogue:
         served, all versions of its name stay as they were. Old models finish the requests that they have, then close.
         """
         try:
-            states, loaded = await asyncio.to_thread(self._load_again)
-            gone = self._replace_by(list(loaded.values()))
+            gone = self._replace_by(await asyncio.to_thread(self._load_again))
         except (SfumatoError, OSError) as error:
             log.error("nothing is reloaded: %s", error)
             return
-        self._states, self._loaded = states, loaded
         log.info("reloaded: serving %s", ", ".join(f"{model.name} version {model.version}" for model in self))
         await asyncio.gather(*(model.close() for model in gone))
 
@@ -183,33 +158,28 @@ class Catalogue:
         """Finish the requests that wait, and stop."""
         await asyncio.gather(*(model.close() for model in self))
 
-    def _load_again(self) -> tuple[dict[Source, object], dict[Source, ServedModel]]:
-        states: dict[Source, object] = {}
-        loaded: dict[Source, ServedModel] = {}
+    def _load_again(self) -> dict[Source, _Loaded]:
+        loaded: dict[Source, _Loaded] = {}
         refused: set[str] = set()
         for source in _distinct(self._find()):
-            state = source.state()
+            state, before = source.state(), self._loaded.get(source)
             try:
-                same = self._states.get(source) == state
-                loaded[source] = self._loaded[source] if same else self._load(source)
-                states[source] = state
+                loaded[source] = before if before and before[0] == state else (state, self._load(source))
             except (SfumatoError, OSError) as error:
                 log.error("refused version %s of %s, which stays as it was: %s", source.version, source.name, error)
                 refused.add(source.name)
-                if source in self._loaded:
-                    loaded[source], states[source] = self._loaded[source], self._states[source]
-        for source, model in self._loaded.items():
-            if source.name in refused and source not in loaded:
-                loaded[source], states[source] = model, self._states[source]
-        return states, loaded
+        for source, found in self._loaded.items():
+            if source.name in refused:
+                loaded.setdefault(source, found)
+        return loaded
 
-    def _replace_by(self, models: list[ServedModel]) -> list[ServedModel]:
+    def _replace_by(self, loaded: dict[Source, _Loaded]) -> list[ServedModel]:
         """Serve these models instead, and return those that are no longer needed."""
-        before = list(self)
+        before, models = list(self), [model for _, model in loaded.values()]
         by_name: dict[str, dict[str, ServedModel]] = {}
         for model in sorted(models, key=lambda model: int(model.version), reverse=True):
             by_name.setdefault(model.name, {})[model.version] = model
-        self._by_name = by_name
+        self._by_name, self._loaded = by_name, loaded
         return [model for model in before if model not in models]
 
 
@@ -241,12 +211,16 @@ def catalogue_of(
         raise ServingError(f"--name and --decoder are for one model; {len(paths)} are given")
 
     def find() -> list[Source]:
-        found = [source_at(path, name) for path in paths]
+        found = [Source(path, name or _own_name(path)) for path in paths]
         if decoder is not None:
-            found.append(source_at(paths[0], split_name(found[0].name), decoder))
+            found.append(Source(paths[0], split_name(found[0].name), decoder=decoder))
         return found + (sources_in(folder) if folder is not None else [])
 
     return Catalogue(find, lambda source: source.open(**options))
+
+
+def _own_name(path: Path) -> str:
+    return Bundle.load(path, kind="classifier").name if path.is_dir() else path.stem
 
 
 def _distinct(sources: list[Source]) -> list[Source]:

@@ -29,8 +29,8 @@ from typing import Unpack
 from sfumato.artifacts.signals import Handler, handled
 from sfumato.cloud import logs
 from sfumato.cloud.app import Limits
+from sfumato.cloud.metrics import Siblings
 from sfumato.cloud.model_repository import Catalogue
-from sfumato.cloud.replica_metrics import Siblings
 from sfumato.cloud.server import ServerOptions, build_server, listen, run, tls_context, warn_if_open
 from sfumato.errors import ServingError, SfumatoError
 

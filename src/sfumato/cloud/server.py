@@ -25,8 +25,8 @@ from sfumato.artifacts.signals import Handler, handled
 from sfumato.cloud.app import Application, Limits
 from sfumato.cloud.connection_limits import GuardedProtocol, cut_late
 from sfumato.cloud.dataplane import ServedModel
+from sfumato.cloud.metrics import Siblings
 from sfumato.cloud.model_repository import Catalogue
-from sfumato.cloud.replica_metrics import Siblings
 from sfumato.errors import ServingError
 
 log = logging.getLogger(__name__)

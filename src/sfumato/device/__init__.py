@@ -8,37 +8,24 @@ from typing import TYPE_CHECKING
 from sfumato.artifacts.plugins import lazy
 
 if TYPE_CHECKING:
-    from sfumato.device.client import Client, EndpointStatus, FingerprintWarning
-    from sfumato.device.image import load_image, prepare
-    from sfumato.device.image_file_client import FileClient
-    from sfumato.device.obfuscator import Decision, ObfuscatedImage, Obfuscator
-    from sfumato.device.predictions import Prediction
+    from sfumato.device.client import Client as Client
+    from sfumato.device.client import EndpointStatus as EndpointStatus
+    from sfumato.device.client import FingerprintWarning as FingerprintWarning
+    from sfumato.device.image import load_image as load_image
+    from sfumato.device.image import prepare as prepare
+    from sfumato.device.image_file_client import FileClient as FileClient
+    from sfumato.device.obfuscator import Decision as Decision
+    from sfumato.device.obfuscator import ObfuscatedImage as ObfuscatedImage
+    from sfumato.device.obfuscator import Obfuscator as Obfuscator
+    from sfumato.device.predictions import Prediction as Prediction
 
-__all__ = [
-    "Client",
-    "Decision",
-    "EndpointStatus",
-    "FileClient",
-    "FingerprintWarning",
-    "ObfuscatedImage",
-    "Obfuscator",
-    "Prediction",
-    "load_image",
-    "prepare",
-]
-
-__getattr__, __dir__ = lazy(
+__getattr__, __dir__, __all__ = lazy(
     __name__,
     {
-        "Client": "sfumato.device.client",
-        "Decision": "sfumato.device.obfuscator",
-        "EndpointStatus": "sfumato.device.client",
-        "FileClient": "sfumato.device.image_file_client",
-        "FingerprintWarning": "sfumato.device.client",
-        "ObfuscatedImage": "sfumato.device.obfuscator",
-        "Obfuscator": "sfumato.device.obfuscator",
-        "Prediction": "sfumato.device.predictions",
-        "load_image": "sfumato.device.image",
-        "prepare": "sfumato.device.image",
+        "sfumato.device.client": "Client EndpointStatus FingerprintWarning",
+        "sfumato.device.image": "load_image prepare",
+        "sfumato.device.image_file_client": "FileClient",
+        "sfumato.device.obfuscator": "Decision ObfuscatedImage Obfuscator",
+        "sfumato.device.predictions": "Prediction",
     },
 )

@@ -35,17 +35,17 @@ class Sample:
 
 def classifier_bundle() -> Path:
     """Return the folder of the shipped classifier's bundle."""
-    return _existing(_HERE / CLASSIFIER)
+    return _existing(CLASSIFIER)
 
 
 def obfuscator_bundle() -> Path:
     """Return the folder of the default obfuscator for the shipped classifier: a code of a few bits, with a gate."""
-    return _existing(_HERE / "cifar10-resnet20-sketch")
+    return _existing("cifar10-resnet20-sketch")
 
 
 def papers_obfuscator_bundle() -> Path:
     """Return the folder of the paper's obfuscator for the same classifier, for comparison."""
-    return _existing(_HERE / "cifar10-resnet20-obfuscator")
+    return _existing("cifar10-resnet20-obfuscator")
 
 
 def samples() -> list[Sample]:
@@ -54,18 +54,11 @@ def samples() -> list[Sample]:
         pixels = np.asarray(sheet.convert("RGB"))
     labels = json.loads(SHEET_LABELS.read_text(encoding="utf-8"))["labels"]
     side = 32
-    columns = pixels.shape[1] // side
-    return [
-        Sample(
-            name=f"test-{index:04d}",
-            pixels=pixels[index // columns * side :, index % columns * side :][:side, :side].copy(),
-            label=label,
-        )
-        for index, label in enumerate(labels)
-    ]
+    rows = pixels.reshape(-1, side, pixels.shape[1] // side, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
+    return [Sample(f"test-{index:04d}", rows[index].copy(), label) for index, label in enumerate(labels)]
 
 
-def _existing(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise BundleError(f"this installation lacks {folder.name}; install sfumato again, or give a bundle of your own")
-    return folder
+def _existing(name: str) -> Path:
+    if not (_HERE / name).is_dir():
+        raise BundleError(f"this installation lacks {name}; install sfumato again, or give a bundle of your own")
+    return _HERE / name
