@@ -93,8 +93,11 @@ class Metrics:
 class _Collected(Collector):
     """What a function gives, as Prometheus' client wants it."""
 
-    def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
-        self.collect = collect  # type: ignore[method-assign]
+    def __init__(self, families: Callable[[], Iterable[Metric]]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families()
 
 
 def _histogram(model: ServedModel) -> tuple[list[tuple[str, float]], float]:

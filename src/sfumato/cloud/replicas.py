@@ -15,7 +15,6 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Unpack
 
-from sfumato.artifacts.signals import Handler, handled
+from sfumato.artifacts.signals import Handler, after_parent, handled
 from sfumato.cloud import logs
 from sfumato.cloud.app import Limits
 from sfumato.cloud.metrics import Siblings
@@ -101,12 +100,7 @@ def serve_replicas(
         target = partial(
             _replica, open_models, host=host, folder=Path(folder), log_as_json=log_as_json, options=options
         )  # fmt: skip
-        replicas = _Replicas(target, listeners, leave_s=limits.linger_s + limits.grace_s + 5)
-        try:
-            replicas.run(on_ready)
-        finally:
-            for listener in listeners:
-                listener.close()
+        _Replicas(target, listeners, leave_s=limits.linger_s + limits.grace_s + 5).run(on_ready)
 
 
 def _listeners(host: str, port: int, count: int, token: str | None) -> list[socket.socket]:
@@ -256,24 +250,11 @@ def _replica(
 ) -> None:
     """Run one process: the server, until its parent ends it or dies."""
     logs.configure(as_json=log_as_json)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    after_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
     try:
-        server = build_server(
-            open_models(),
-            listener,
-            host,
-            siblings=Siblings(folder, number),
-            on_ready=pipe.send,
-            **options,
-        )
+        siblings = Siblings(folder, number)
+        server = build_server(open_models(), listener, host, siblings=siblings, on_ready=pipe.send, **options)
     except (SfumatoError, OSError) as error:
         log.error("replica %d: %s", number, error)
         raise SystemExit(1) from None
     run(server, [listener])
-
-
-def _leave_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)

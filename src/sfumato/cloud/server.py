@@ -8,6 +8,7 @@ import ipaddress
 import logging
 import math
 import os
+import queue
 import signal
 import socket
 import ssl
@@ -103,30 +104,21 @@ def running(
     Raises:
         ServingError: as for `serve`.
     """
-    urls: list[str] = []
-    ready = threading.Event()
-
-    def note(url: str) -> None:
-        urls.append(url)
-        ready.set()
-
-    listener = listen(host, port)
-    warn_if_open(listener, host, options.get("token"))
-    try:
-        server = build_server(models, listener, host, on_ready=note, **options)
-    except BaseException:
-        listener.close()
-        raise
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="sfumato-server", daemon=True)
-    thread.start()
-    try:
-        if not ready.wait(_START_TIMEOUT_S):
-            raise ServingError("the server did not start in time")
-        yield urls[0]
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
+    ready: queue.SimpleQueue[str] = queue.SimpleQueue()
+    with listen(host, port) as listener:
+        warn_if_open(listener, host, options.get("token"))
+        server = build_server(models, listener, host, on_ready=ready.put, **options)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="sfumato-server", daemon=True)
+        thread.start()
+        try:
+            try:
+                url = ready.get(timeout=_START_TIMEOUT_S)
+            except queue.Empty:
+                raise ServingError("the server did not start in time") from None
+            yield url
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 class _Server(uvicorn.Server):
@@ -134,9 +126,7 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, app: Application, limits: Limits, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self._application = app
-        self._limits = limits
-        self._on_ready = on_ready
+        self._application, self._limits, self._on_ready = app, limits, on_ready
         self._leave_at_s: float | None = None
         self._reload_wanted = False
         self._reloading: asyncio.Task[None] | None = None
@@ -215,11 +205,7 @@ def build_server(
     on_ready: Callable[[str], None] | None = None,
     **options: Unpack[ServerOptions],
 ) -> _Server:
-    """Build the server, so that user errors show before anything runs.
-
-    Raises:
-        ServingError: as for `serve`.
-    """
+    """Build the server, so that user errors show before anything runs; raise as `serve`."""
     limits = options.get("limits") or Limits()
     app = Application(
         models,
@@ -243,7 +229,8 @@ def build_server(
         timeout_graceful_shutdown=math.ceil(limits.grace_s),
         ssl_context_factory=None if tls is None else lambda *_: tls,
     )
-    url = _url(listener, host, secure=tls is not None)
+    shown = f"[{host}]" if ":" in host else host
+    url = f"{'http' if tls is None else 'https'}://{shown}:{listener.getsockname()[1]}"
     return _Server(config, app, limits, lambda: on_ready(url) if on_ready else None)
 
 
@@ -268,12 +255,6 @@ def _affordable(connections: int) -> int:
         return connections
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return connections if allowed == resource.RLIM_INFINITY else max(1, min(connections, allowed - _SPARE_FILES))
-
-
-def _url(listener: socket.socket, host: str, *, secure: bool) -> str:
-    port = listener.getsockname()[1]
-    shown = f"[{host}]" if ":" in host else host
-    return f"{'https' if secure else 'http'}://{shown}:{port}"
 
 
 def tls_context(cert: str | os.PathLike[str] | None, key: str | os.PathLike[str] | None) -> ssl.SSLContext | None:

@@ -111,11 +111,7 @@ class BaseClient(ABC):
 
     @final
     def _send(self, images: Sequence[ObfuscatedImage], *, obfuscate_ms: float) -> list[Prediction]:
-        """Send images: the only way out of the device.
-
-        Raises:
-            TypeError: something else than an obfuscated image was given.
-        """
+        """Send images: the only way out of the device. A `TypeError` for anything but obfuscated images."""
         if not all(isinstance(image, ObfuscatedImage) for image in images):
             raise TypeError("only obfuscated images may be sent")
         return self._transmit(images, obfuscate_ms)

@@ -147,7 +147,14 @@ class Client(BaseClient):
 
     def _transmit(self, images: Sequence[ObfuscatedImage], obfuscate_ms: float) -> list[Prediction]:
         plan = self.plan()
-        self._warn_of_another_classifier()
+        if self.fingerprint == "differs" and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{self._endpoint.server} serves another classifier as {self.model!r} than the one this obfuscator "
+                "was trained for; its predictions may be incorrect",
+                FingerprintWarning,
+                stacklevel=6,
+            )
         tensors = np.stack([image.tensor for image in images])
         tensor = Tensor(plan.input_name, as_datatype(tensors, plan.datatype, self.bundle.preprocessing))
         result = self._endpoint.infer(self.model, tensor, plan.output_name)
@@ -179,30 +186,16 @@ class Client(BaseClient):
         return "match" if served == self.bundle.classifier_fingerprint else "differs"
 
     def _decodes_these_codes(self, metadata: ModelMetadata) -> bool:
-        """Return whether the endpoint states that its decoder knows this bundle's codes; it need not state anything.
-
-        Raises:
-            EndpointResponseInvalid: its decoder is for other codes, to which these mean nothing.
-        """
+        """Return whether the endpoint states that its decoder knows this bundle's codes; it need not state anything."""
         known = {"code": self.bundle.code_fingerprint, "decoder": f"sha256:{self.bundle.files[DECODER_ONNX]}"}
-        stated = {key: metadata.parameters.get(key) for key, own in known.items() if own is not None}
-        stated = {key: value for key, value in stated.items() if isinstance(value, str)}
-        if not stated:
-            return False
-        key = next(iter(stated))  # what codes mean goes before which decoder it is: there may be a newer one
-        if stated[key] != known[key]:
-            raise EndpointResponseInvalid(
-                f"model {metadata.name!r} has the decoder of another obfuscator than {self.bundle.path}; serve it with "
-                "this bundle's, or send decoded images"
-            )
-        return True
-
-    def _warn_of_another_classifier(self) -> None:
-        if self.fingerprint == "differs" and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"{self._endpoint.server} serves another classifier as {self.model!r} than the one this obfuscator "
-                "was trained for; its predictions may be incorrect",
-                FingerprintWarning,
-                stacklevel=7,
-            )
+        for key, own in known.items():  # what codes mean goes before which decoder it is: there may be a newer one
+            stated = metadata.parameters.get(key)
+            if own is None or not isinstance(stated, str):
+                continue
+            if stated != own:
+                raise EndpointResponseInvalid(
+                    f"model {metadata.name!r} has the decoder of another obfuscator than {self.bundle.path}; serve it "
+                    "with this bundle's, or send decoded images"
+                )
+            return True
+        return False

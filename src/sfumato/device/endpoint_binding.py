@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sfumato.artifacts.bundle import Bundle, Preprocessing
 from sfumato.device.image import to_pixels
 from sfumato.errors import BundleError, EndpointError, EndpointResponseInvalid
-from sfumato.wire import DTYPES, ModelMetadata, TensorSpec
+from sfumato.wire import DTYPES, ModelMetadata
 
 INPUT_NAME = "input"
 """The input's name where the metadata lists none, as with KServe's SDK; `sfumato train` uses it."""
@@ -39,39 +39,20 @@ class PayloadSpec:
     split: bool = False
     eight_bit: bool = False
 
-    def check(self, datatype: str | None) -> None:
-        """Check that it can be sent in a datatype.
-
-        Raises:
-            EndpointError: it cannot.
-        """
-        if datatype is None or datatype in self._possible():
-            return
-        reason = ""
-        if datatype in IMAGE_DATATYPES:
-            reason = "; a code is sent as bytes" if self.split else "; this obfuscator's output is not 8-bit"
-        raise EndpointError(f"datatype must be one of {', '.join(self._possible())}, got {datatype!r}{reason}")
-
-    def datatype_for(self, spec: TensorSpec) -> str:
-        """Return the datatype that a model's input takes.
-
-        Raises:
-            EndpointResponseInvalid: the payload cannot be sent in it.
-        """
-        if spec.datatype in self._possible():
-            return spec.datatype
-        reason = ""
-        if spec.datatype == "UINT8" and not self.split:
-            reason = " (UINT8 only from an obfuscator with 8-bit output)"
-        raise EndpointResponseInvalid(
-            f"the input {spec.name!r} takes {spec.datatype}; this client sends {', '.join(self._possible())}{reason}; "
-            "give datatype if the endpoint converts it"
-        )
-
-    def _possible(self) -> tuple[str, ...]:
+    @property
+    def datatypes(self) -> tuple[str, ...]:
+        """The datatypes that it can be sent in, the usual one first."""
         if self.split:
             return (CODE_DATATYPE,)
         return IMAGE_DATATYPES if self.eight_bit else IMAGE_DATATYPES[:-1]
+
+    def check(self, datatype: str | None) -> None:
+        """Raise an `EndpointError` if it cannot be sent in a datatype."""
+        if datatype is not None and datatype not in self.datatypes:
+            reason = ""
+            if datatype in IMAGE_DATATYPES:
+                reason = "; a code is sent as bytes" if self.split else "; this obfuscator's output is not 8-bit"
+            raise EndpointError(f"datatype must be one of {', '.join(self.datatypes)}, got {datatype!r}{reason}")
 
 
 @dataclass(frozen=True)
@@ -110,21 +91,30 @@ def make_plan(
         EndpointResponseInvalid: the model cannot take it, or has no output with one logit per class.
     """
     payload.check(datatype)
-    output_name = _pick_output(metadata, payload.classes)
+    fitting = [spec.name for spec in metadata.outputs if spec.takes_rows((payload.classes,))]
+    if metadata.outputs and not fitting:
+        raise EndpointResponseInvalid(f"model {metadata.name!r} has no output with {payload.classes} classes per image")
+    output_name = fitting[0] if fitting else None
     if not metadata.inputs:
-        usual = CODE_DATATYPE if payload.split else IMAGE_DATATYPES[0]
-        return Plan(input_name or INPUT_NAME, datatype or usual, output_name)
+        return Plan(input_name or INPUT_NAME, datatype or payload.datatypes[0], output_name)
     if len(metadata.inputs) != 1:
         raise EndpointResponseInvalid(
             f"model {metadata.name!r} states {len(metadata.inputs)} inputs; exactly one is needed"
         )
     spec = metadata.inputs[0]
-    datatype = datatype or payload.datatype_for(spec)
+    if datatype is None and spec.datatype not in payload.datatypes:
+        reason = ""
+        if spec.datatype == "UINT8" and not payload.split:
+            reason = " (UINT8 only from an obfuscator with 8-bit output)"
+        raise EndpointResponseInvalid(
+            f"the input {spec.name!r} takes {spec.datatype}; this client sends {', '.join(payload.datatypes)}{reason}; "
+            "give datatype if the endpoint converts it"
+        )
     if not spec.takes_rows(payload.shape):
         raise EndpointResponseInvalid(
             f"model {metadata.name!r} takes the shape {list(spec.shape)}; the obfuscator makes {[-1, *payload.shape]}"
         )
-    return Plan(spec.name, datatype, output_name)
+    return Plan(spec.name, datatype or spec.datatype, output_name)
 
 
 def as_datatype(tensors: NDArray[Any], datatype: str, preprocessing: Preprocessing) -> NDArray[Any]:
@@ -148,13 +138,3 @@ def as_datatype(tensors: NDArray[Any], datatype: str, preprocessing: Preprocessi
             raise BundleError(f"the obfuscator made values too large for {datatype}; nothing was sent")
         return converted
     return to_pixels(tensors, preprocessing, "exact").transpose(0, 3, 1, 2)
-
-
-def _pick_output(metadata: ModelMetadata, classes: int) -> str | None:
-    """Return the first output with one number per class; None, and so whatever comes, if no outputs are stated."""
-    if not metadata.outputs:
-        return None
-    for spec in metadata.outputs:
-        if spec.takes_rows((classes,)):
-            return spec.name
-    raise EndpointResponseInvalid(f"model {metadata.name!r} has no output with {classes} classes per image")

@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import signal
 import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -19,13 +18,13 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from sfumato.artifacts.bundle import whole_file
+from sfumato.artifacts.signals import after_parent
 from sfumato.device.image_folders import Found, in_groups
 from sfumato.device.obfuscator import ObfuscatedImage, Obfuscator
 from sfumato.errors import BundleError, ImageError, SfumatoError
@@ -173,16 +172,8 @@ _here: tuple[Protecting, Obfuscator] | None = None
 
 def _begin(how: Protecting) -> None:
     global _here
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    after_parent(lambda: os._exit(1))  # it would wait for its next group forever
     _here = how, Obfuscator(how.bundle)
-
-
-def _end_with_parent() -> None:
-    """End a process whose parent was killed, which would wait for its next group forever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
 
 
 def _protect_here(group: list[Found]) -> list[Outcome]:
