@@ -10,17 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from sfumato.device import watch
-from sfumato.device.watch import new_images
+from sfumato.device import image_folders
+from sfumato.device.image_folders import new_images
 from sfumato.errors import ImageError
-
-SUFFIXES = {".png"}
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "POLL_S", 0.01)
-    monkeypatch.setattr(watch, "SETTLED_S", 0.15)
+    monkeypatch.setattr(image_folders, "POLL_S", 0.01)
+    monkeypatch.setattr(image_folders, "SETTLED_S", 0.15)
 
 
 def next_of(found: Iterator[Path], seconds: float = 5.0) -> str:
@@ -40,7 +38,7 @@ def write(path: Path, content: bytes = b"image", age_s: float = 0) -> None:
 
 def test_what_appears_is_found_once_and_what_was_there_is_left_alone(tmp_path: Path) -> None:
     write(tmp_path / "old.png")
-    found = new_images(tmp_path, SUFFIXES)
+    found = new_images(tmp_path)
     for name in ("notes.txt", ".hidden.png", "first.PNG"):
         write(tmp_path / name)
     (tmp_path / "folder.png").mkdir()
@@ -50,7 +48,7 @@ def test_what_appears_is_found_once_and_what_was_there_is_left_alone(tmp_path: P
 
 
 def test_a_file_that_changes_later_is_a_new_image(tmp_path: Path) -> None:
-    found = new_images(tmp_path, SUFFIXES)
+    found = new_images(tmp_path)
     write(tmp_path / "latest.png")
     assert next_of(found) == "latest.png"
     write(tmp_path / "latest.png", b"another one")
@@ -58,7 +56,7 @@ def test_a_file_that_changes_later_is_a_new_image(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_still_written_is_waited_for(tmp_path: Path) -> None:
-    found = new_images(tmp_path, SUFFIXES)
+    found = new_images(tmp_path)
     done = threading.Event()
 
     def slowly() -> None:
@@ -76,14 +74,14 @@ def test_a_file_that_is_still_written_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_the_oldest_comes_first(tmp_path: Path) -> None:
-    found = new_images(tmp_path, SUFFIXES)
+    found = new_images(tmp_path)
     for name, age_s in (("a", 1), ("b", 3), ("c", 2)):
         write(tmp_path / f"{name}.png", age_s=age_s)
     assert [next_of(found) for _ in range(3)] == ["b.png", "c.png", "a.png"]
 
 
 def test_every_so_often_the_newest(tmp_path: Path) -> None:
-    found = new_images(tmp_path, SUFFIXES, every_s=0.6)
+    found = new_images(tmp_path, every_s=0.6)
     write(tmp_path / "a.png", age_s=9)
     write(tmp_path / "b.png", age_s=8)
     assert next_of(found) == "b.png"
@@ -96,10 +94,10 @@ def test_every_so_often_the_newest(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_there_or_goes(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="cannot watch"):
-        new_images(tmp_path / "none", SUFFIXES)
+        new_images(tmp_path / "none")
     folder = tmp_path / "folder"
     folder.mkdir()
-    found = new_images(folder, SUFFIXES)
+    found = new_images(folder)
     folder.rmdir()
     with pytest.raises(ImageError, match="cannot watch"):
         next(found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,23 +54,18 @@ def draw_panel(
         draw.text((_MARGIN, top), title, fill=_INK, font=font)
         for column, pixels in enumerate(images):
             left = _MARGIN + column * (side + _GAP)
+            below = top + title_height
             if isinstance(pixels, str):
-                _draw_blank(draw, (left, top + title_height), side, pixels, font)
+                draw.rectangle((left, below, left + side - 1, below + side - 1), fill=_BLANK)
+                middle = (left + side / 2, below + side / 2)
+                draw.multiline_text(middle, pixels, fill=_NOTE, font=font, anchor="mm", align="center")
                 continue
             enlarging = side >= max(pixels.shape[:2])
             how = Image.Resampling.NEAREST if enlarging else Image.Resampling.BILINEAR
-            image = Image.fromarray(pixels).resize((side, side), how)
-            sheet.paste(image, (left, top + title_height))
+            sheet.paste(Image.fromarray(pixels).resize((side, side), how), (left, below))
     for column, caption in enumerate(captions):
         left = _MARGIN + column * (side + _GAP)
         place = (left, _MARGIN + len(rows) * row_height)
         draw.text(place, caption.text, fill=_INK if caption.good else _WRONG, font=font)
         draw.text((left, place[1] + _TEXT + 4), caption.note, fill=_NOTE, font=font)
     return sheet
-
-
-def _draw_blank(draw: ImageDraw.ImageDraw, place: tuple[int, int], side: int, text: str, font: Any) -> None:
-    left, top = place
-    draw.rectangle((left, top, left + side - 1, top + side - 1), fill=_BLANK)
-    middle = (left + side / 2, top + side / 2)
-    draw.multiline_text(middle, text, fill=_NOTE, font=font, anchor="mm", align="center")

@@ -14,7 +14,7 @@ import typer
 from sfumato.cli import options
 from sfumato.cli.options import option
 from sfumato.cli.output import percent, print_json
-from sfumato.device.image_folders import IMAGE_SUFFIXES
+from sfumato.device.image_folders import new_images
 from sfumato.errors import EndpointError, ImageError, Interrupted, SfumatoError
 
 if TYPE_CHECKING:
@@ -69,11 +69,10 @@ class Stream:
     def frames(self) -> Iterator[_Frame]:
         """Yield the images, as they come."""
         from sfumato.device.video_frames import VIDEO_SUFFIXES, video_images
-        from sfumato.device.watch import new_images
 
         appearing: Iterator[Path] = iter(())
         if self.watch is not None:
-            appearing = new_images(self.watch, IMAGE_SUFFIXES, every_s=self.every_s)
+            appearing = new_images(self.watch, every_s=self.every_s)
             typer.echo(f"watching {self.watch}; Ctrl-C ends", err=True)
         for path in self.paths:
             if path.suffix.lower() in VIDEO_SUFFIXES:

@@ -64,27 +64,25 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Protecting:
-    """The settings of the conversion to files; the same in every process.
-
-    Attributes:
-        bundle: the obfuscator bundle's folder.
-        out: the folder that is written to, with the tree below the folders given.
-        tensors: whether to write the tensors, too.
-        gate: whether images may be handled on-device.
-        existing: what to do if an image's files exist already.
-        since_ns: a modification time as of now in `out`; files that are no older were written by this run.
-    """
+    """The settings of the conversion to files, the same in every process; see `into`."""
 
     bundle: str
     out: str
     tensors: bool
     gate: bool
     existing: Existing
-    since_ns: int
+    since_ns: int  # files in `out` that are no older were written by this run
 
     @classmethod
     def into(cls, out: Path, bundle: Path, *, tensors: bool, gate: bool, existing: Existing) -> Protecting:
         """Make the folder, and note the time by its disk's clock.
+
+        Args:
+            out: the folder that is written to, with the tree below the folders given.
+            bundle: the obfuscator bundle's folder.
+            tensors: whether to write the tensors, too.
+            gate: whether images may be handled on-device.
+            existing: what to do if an image's files exist already.
 
         Raises:
             SfumatoError: the folder cannot be made or written to.
@@ -209,11 +207,7 @@ def _protect_one(found: Found, how: Protecting, obfuscator: Obfuscator) -> Outco
 
 
 def _all_there(targets: list[Path], found: Found, how: Protecting) -> bool:
-    """Return whether an image's files exist and are to be kept.
-
-    Raises:
-        ImageError: they exist, and may be neither kept nor replaced.
-    """
+    """Return whether an image's files exist and are to be kept; an `ImageError` if they may not be replaced either."""
     there = {target: target.stat() for target in targets if target.exists()}
     for target, status in there.items():
         if status.st_mtime_ns >= how.since_ns:  # not even --overwrite replaces what this very run has written
