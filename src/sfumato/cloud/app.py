@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -57,19 +57,34 @@ class Limits:
     grace_s: float = 10.0
 
 
+class ApplicationOptions(TypedDict, total=False):
+    """Options of the application.
+
+    Attributes:
+        token: if given, everything but the health endpoints needs `Authorization: Bearer <token>`.
+        limits: its limits.
+        pages: an ASGI application that serves every path outside `/v2` but `/metrics`, to everybody: the token is for
+            the models.
+        access_log: whether a line is logged for each request.
+    """
+
+    token: str | None
+    limits: Limits | None
+    pages: ASGIApp | None
+    access_log: bool
+
+
 class Application:
     """The ASGI application.
 
     Args:
         models: what is served.
-        token: if given, everything but the health endpoints needs `Authorization: Bearer <token>`.
-        limits: its limits.
-        pages: if given, it serves every path outside `/v2` but `/metrics`, to everybody: the token is for the models.
-        access_log: whether a line is logged for each request.
+        options: see `ApplicationOptions`.
         siblings: other processes with the same models, whose metrics are reported together with its own.
 
     Attributes:
         models: what is served.
+        limits: its limits.
 
     Raises:
         ServingError: no model, two of one name, or an unusable token.
@@ -79,17 +94,17 @@ class Application:
         self,
         models: Catalogue | Iterable[ServedModel],
         *,
-        token: str | None = None,
-        limits: Limits | None = None,
-        pages: ASGIApp | None = None,
-        access_log: bool = False,
         siblings: Siblings | None = None,
+        **options: Unpack[ApplicationOptions],
     ) -> None:
         self.models = models if isinstance(models, Catalogue) else Catalogue.of(models)
-        self._pages = pages
-        self._expected = None if token is None else b"Bearer " + _checked_token(token)
-        self._limits = limits or Limits()
-        self._access_log = access_log
+        token = options.get("token")
+        if token is not None and not fields.is_token(token):
+            raise ServingError("the token must be printable ASCII without spaces")
+        self._expected = None if token is None else f"Bearer {token}".encode()
+        self._pages = options.get("pages")
+        self.limits = options.get("limits") or Limits()
+        self._access_log = options.get("access_log", False)
         self._held_bytes = 0
         self._metrics = Metrics(lambda: self.models, lambda: self._held_bytes)
         self._siblings = siblings
@@ -125,7 +140,9 @@ class Application:
             if named is not None and scope["method"] == "POST":
                 await self._infer(named, scope, receive, exchange)
             else:
-                await self._other(scope, receive, exchange)
+                scope["app"] = self  # lets the router raise its 404 and 405, so that they become JSON, too
+                app = self._router if self._pages is None or self._is_ours(scope["path"]) else self._pages
+                await app(scope, receive, exchange.send)
         except _ClientGone:
             exchange.status = _GONE
         except Exception as error:
@@ -149,18 +166,8 @@ class Application:
         await exchange.send({"type": "http.response.start", "status": 200, "headers": head})
         await exchange.send({"type": "http.response.body", "body": encoded.body})
 
-    async def _other(self, scope: Scope, receive: Receive, exchange: _Exchange) -> None:
-        scope["app"] = self  # lets the router raise its 404 and 405, so that they become JSON, too
-        app = self._router if self._pages is None or self._is_ours(scope["path"]) else self._pages
-        await app(scope, receive, exchange.send)
-
     async def _body(self, headers: Mapping[bytes, bytes], receive: Receive, exchange: _Exchange) -> bytes:
-        """Read the request's body; refuse it as soon as it is known to be too long.
-
-        Raises:
-            HTTPException: 413, too long; 415, compressed.
-            Overloaded: too many bytes are in memory already.
-        """
+        """Read the request's body; refuse it as soon as it is known to be too long."""
         if headers.get(b"content-encoding", b"identity") != b"identity":
             raise HTTPException(415, "compressed bodies are not supported; send it as it is")
         length = headers.get(b"content-length", b"0")
@@ -178,14 +185,14 @@ class Application:
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def _hold(self, size: int, exchange: _Exchange) -> None:
-        if self._held_bytes + size > self._limits.max_held_bytes:
+        if self._held_bytes + size > self.limits.max_held_bytes:
             raise Overloaded(f"{self._held_bytes} bytes of requests are in memory already; try again later")
         self._held_bytes += size
         exchange.held_bytes += size
 
     def _check_length(self, length: int) -> None:
-        if length > self._limits.max_body_bytes:
-            raise HTTPException(413, f"the body is longer than {self._limits.max_body_bytes} bytes; send fewer rows")
+        if length > self.limits.max_body_bytes:
+            raise HTTPException(413, f"the body is longer than {self.limits.max_body_bytes} bytes; send fewer rows")
 
     def _authorise(self, scope: Scope) -> None:
         path = scope["path"]
@@ -300,9 +307,3 @@ def _json(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = 
 
 def _named(request: Request) -> tuple[str, str | None]:
     return request.path_params["model"], request.path_params.get("version")
-
-
-def _checked_token(token: str) -> bytes:
-    if not fields.is_token(token):
-        raise ServingError("the token must be printable ASCII without spaces")
-    return token.encode("ascii")

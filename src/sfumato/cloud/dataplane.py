@@ -67,6 +67,11 @@ class ServedModel:
         self._session = _open(file, threads)
         split = None if decoder is None else Bundle.load(decoder, kind="obfuscator")
         self._decoder = None if split is None else _open_decoder(split, file, self._session, threads)
+        name = name or (bundle.name if bundle else file.stem)
+        if not _NAME.fullmatch(name):
+            raise ServingError(
+                f"a model cannot be called {name!r}: letters, digits, '.', '_' and '-' are allowed; choose another name"
+            )
         parameters = {"fingerprint": fingerprint(file)}
         if split is not None:
             parameters["decoder"] = f"sha256:{split.files[DECODER_ONNX]}"
@@ -76,7 +81,7 @@ class ServedModel:
             # The protocol's parameters are scalars, so the list is sent as JSON in a string.
             parameters["labels"] = json.dumps(bundle.labels, ensure_ascii=False)
         self.metadata = ModelMetadata(
-            name=_checked_name(name or (bundle.name if bundle else file.stem)),
+            name=name,
             versions=(checked_version(version),),
             platform=PLATFORM,
             inputs=tuple(_spec(node, file) for node in (self._decoder or self._session).get_inputs()),
@@ -157,14 +162,12 @@ class ServedModel:
             # A view into the message may start at any byte; ONNX Runtime wants aligned memory.
             arrays.append(np.require(tensor.array, requirements=["C", "A"]))
         if self.batches:
-            self._check_rows([array.shape[0] for array in arrays])
+            rows = [array.shape[0] for array in arrays]
+            if len(set(rows)) != 1:
+                raise WireError(f"the inputs must have equally many rows; got {rows}")
+            if not 1 <= rows[0] <= self._max_rows:
+                raise WireError(f"a request may have 1 to {self._max_rows} rows; got {rows[0]}")
         return tuple(arrays)
-
-    def _check_rows(self, rows: list[int]) -> None:
-        if len(set(rows)) != 1:
-            raise WireError(f"the inputs must have equally many rows; got {rows}")
-        if not 1 <= rows[0] <= self._max_rows:
-            raise WireError(f"a request may have 1 to {self._max_rows} rows; got {rows[0]}")
 
     def _try_out(self, max_batch: int) -> float:
         """Run the model on zeros; return how many seconds a full batch takes, infinity if its shape is not known."""
@@ -180,8 +183,7 @@ class ServedModel:
         return taken_s
 
     def _timed(self, rows: int) -> float:
-        specs = self.metadata.inputs
-        zeros = tuple(np.zeros(self._sizes(spec, rows), DTYPES[spec.datatype]) for spec in specs)
+        zeros = tuple(np.zeros(self._sizes(spec, rows), DTYPES[spec.datatype]) for spec in self.metadata.inputs)
         start = time.perf_counter()
         self._run(zeros)
         return time.perf_counter() - start
@@ -229,19 +231,7 @@ def _spec(node: Any, file: Path) -> TensorSpec:
 
 
 def checked_version(version: str) -> str:
-    """Return the version if it is a number as Triton has them: positive, without a leading zero.
-
-    Raises:
-        ServingError: it is not.
-    """
+    """Return the version if it is a number as Triton has them, positive, without a leading 0; else `ServingError`."""
     if not _VERSION.fullmatch(version):
         raise ServingError(f"a version has to be a number such as 1 or 23, got {version!r}; rename it")
     return version
-
-
-def _checked_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise ServingError(
-            f"a model cannot be called {name!r}: letters, digits, '.', '_' and '-' are allowed; choose another name"
-        )
-    return name

@@ -75,7 +75,7 @@ def serve_replicas(
     on_ready: Callable[[str], None] | None = None,
     **options: Unpack[ServerOptions],
 ) -> None:
-    """Serve models in several processes until SIGTERM or SIGINT; finish requests in progress first.
+    """Serve models in several processes, as `serve` does in one, which has the further arguments.
 
     SIGHUP reloads the models of all. Limits apply to each process. Call it in the main thread.
 

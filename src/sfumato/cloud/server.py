@@ -17,13 +17,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import FrameType
-from typing import TypedDict, Unpack
+from typing import Unpack
 
 import uvicorn
-from starlette.types import ASGIApp
 
 from sfumato.artifacts.signals import Handler, handled
-from sfumato.cloud.app import Application, Limits
+from sfumato.cloud.app import Application, ApplicationOptions
 from sfumato.cloud.connection_limits import GuardedProtocol, cut_late
 from sfumato.cloud.dataplane import ServedModel
 from sfumato.cloud.metrics import Siblings
@@ -37,24 +36,16 @@ _SPARE_FILES = 64  # descriptors that are left for anything but connections
 _START_TIMEOUT_S = 30
 
 
-class ServerOptions(TypedDict, total=False):
+class ServerOptions(ApplicationOptions, total=False):
     """Options of a server.
 
     Attributes:
-        token: if given, everything but the health endpoints needs it as a bearer token.
         tls_cert: PEM file with the certificate chain; makes it HTTPS.
         tls_key: PEM file with the private key, unless it lies in `tls_cert`.
-        limits: its limits.
-        pages: an ASGI application that serves every path outside `/v2` but `/metrics`.
-        access_log: whether a line is logged for each request.
     """
 
-    token: str | None
     tls_cert: str | os.PathLike[str] | None
     tls_key: str | os.PathLike[str] | None
-    limits: Limits | None
-    pages: ASGIApp | None
-    access_log: bool
 
 
 def serve(
@@ -124,9 +115,9 @@ def running(
 class _Server(uvicorn.Server):
     """uvicorn's server, which reports when it is ready, drains, reloads, and cuts off requests that are too slow."""
 
-    def __init__(self, config: uvicorn.Config, app: Application, limits: Limits, on_ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, app: Application, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self._application, self._limits, self._on_ready = app, limits, on_ready
+        self._application, self._limits, self._on_ready = app, app.limits, on_ready
         self._leave_at_s: float | None = None
         self._reload_wanted = False
         self._reloading: asyncio.Task[None] | None = None
@@ -203,19 +194,13 @@ def build_server(
     *,
     siblings: Siblings | None = None,
     on_ready: Callable[[str], None] | None = None,
-    **options: Unpack[ServerOptions],
+    tls_cert: str | os.PathLike[str] | None = None,
+    tls_key: str | os.PathLike[str] | None = None,
+    **options: Unpack[ApplicationOptions],
 ) -> _Server:
     """Build the server, so that user errors show before anything runs; raise as `serve`."""
-    limits = options.get("limits") or Limits()
-    app = Application(
-        models,
-        token=options.get("token"),
-        limits=limits,
-        pages=options.get("pages"),
-        access_log=options.get("access_log", False),
-        siblings=siblings,
-    )
-    tls = tls_context(options.get("tls_cert"), options.get("tls_key"))
+    app = Application(models, siblings=siblings, **options)
+    limits, tls = app.limits, tls_context(tls_cert, tls_key)
     config = uvicorn.Config(
         app,
         http=partial(GuardedProtocol, max_connections=_affordable(limits.max_connections)),  # type: ignore[arg-type]
@@ -231,7 +216,7 @@ def build_server(
     )
     shown = f"[{host}]" if ":" in host else host
     url = f"{'http' if tls is None else 'https'}://{shown}:{listener.getsockname()[1]}"
-    return _Server(config, app, limits, lambda: on_ready(url) if on_ready else None)
+    return _Server(config, app, lambda: on_ready(url) if on_ready else None)
 
 
 def run(server: _Server, listeners: list[socket.socket]) -> None:
