@@ -12,14 +12,12 @@ from sfumato.errors import SfumatoError
 
 
 def import_object(given: str, error: type[SfumatoError]) -> Any:
-    """Import the object called `module:name`, from the current folder or wherever Python finds it.
+    """Import an object, given as `module:name`, from the current folder or wherever Python finds it.
 
-    Args:
-        given: `module:name`; both may have dots. The module's code runs, as with any import.
-        error: what to raise.
+    Both may have dots. The module's code runs, as with any import.
 
     Raises:
-        SfumatoError: of the class given; it cannot be imported.
+        SfumatoError: of the class `error`; it cannot be imported.
     """
     where, _, name = given.partition(":")
     folder = str(Path.cwd())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -28,7 +30,7 @@ def provenance(**facts: Any) -> Provenance:
             "commit": COMMIT,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             "python": platform.python_version(),
-            "libraries": {name: version for name in _LIBRARIES if (version := _version(name))},
+            "libraries": dict(_libraries()),
             "machine": {
                 "cpu": cpu_name(),
                 "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -42,20 +44,17 @@ def provenance(**facts: Any) -> Provenance:
 
 def cpu_name() -> str:
     """Return the processor's name as the system gives it."""
-    try:
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()
 
 
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+def _libraries() -> Iterator[tuple[str, str]]:
+    for name in _LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):
+            yield name, metadata.version(name)
 
 
 def _commit() -> str | None:

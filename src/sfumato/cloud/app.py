@@ -178,17 +178,14 @@ class Application:
             if message["type"] == "http.disconnect":
                 raise _ClientGone
             chunk = message.get("body", b"")
-            self._hold(len(chunk), exchange)
+            if self._held_bytes + len(chunk) > self.limits.max_held_bytes:
+                raise Overloaded(f"{self._held_bytes} bytes of requests are in memory already; try again later")
+            self._held_bytes += len(chunk)
+            exchange.held_bytes += len(chunk)
             self._check_length(exchange.held_bytes)
             chunks.append(chunk)
             more = message.get("more_body", False)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-    def _hold(self, size: int, exchange: _Exchange) -> None:
-        if self._held_bytes + size > self.limits.max_held_bytes:
-            raise Overloaded(f"{self._held_bytes} bytes of requests are in memory already; try again later")
-        self._held_bytes += size
-        exchange.held_bytes += size
 
     def _check_length(self, length: int) -> None:
         if length > self.limits.max_body_bytes:

@@ -153,7 +153,7 @@ class Batcher:
         rows = 0
         while self._waiting:
             job = self._waiting[0]
-            if jobs and not self._may_join(jobs[0], job, rows):
+            if jobs and not (self._max_batch and rows + job.rows <= self._max_batch and jobs[0].fits(job)):
                 break
             self._waiting.popleft()
             self._waiting_rows -= job.rows
@@ -162,17 +162,17 @@ class Batcher:
                 rows += job.rows
         return jobs
 
-    def _may_join(self, first: _Job, job: _Job, rows: int) -> bool:
-        return self._max_batch is not None and rows + job.rows <= self._max_batch and first.fits(job)
-
     def _run_jobs(self, jobs: Sequence[_Job]) -> list[Arrays | Exception]:
         """Return each job's own result or error. Runs in the thread, unless the model is tiny."""
         if len(jobs) > 1:
             try:
-                return _split(self._counted(_join(jobs)), [job.rows for job in jobs])
+                joined = tuple(np.concatenate(parts) for parts in zip(*(job.inputs for job in jobs), strict=True))
+                return _split(self._counted(joined), [job.rows for job in jobs])
             except Exception as error:
-                # One of them may be to blame; alone, the others still get their results.
-                log.warning("a batch of %d requests failed (%s); running them one by one", len(jobs), _kind(error))
+                # One of them may be to blame; alone, the others still get their results. ONNX Runtime's messages may
+                # quote values; the class is enough for a log.
+                kind = type(error).__name__
+                log.warning("a batch of %d requests failed (%s); running them one by one", len(jobs), kind)
         return [self._run_alone(job) for job in jobs]
 
     def _run_alone(self, job: _Job) -> Arrays | Exception:
@@ -183,7 +183,7 @@ class Batcher:
             slices = [self._counted(tuple(x[start : start + self._max_batch] for x in job.inputs)) for start in starts]
             return tuple(np.concatenate(parts) for parts in zip(*slices, strict=True))
         except Exception as error:
-            log.warning("the model failed on a request (%s)", _kind(error))
+            log.warning("the model failed on a request (%s)", type(error).__name__)
             return error if isinstance(error, ModelFailed) else ModelFailed("the model failed on this request")
 
     def _counted(self, inputs: Arrays) -> Arrays:
@@ -195,10 +195,6 @@ class Batcher:
 
 def _rows(inputs: Arrays) -> int:
     return inputs[0].shape[0] if inputs[0].ndim else 1
-
-
-def _join(jobs: Sequence[_Job]) -> Arrays:
-    return tuple(np.concatenate(parts) for parts in zip(*(job.inputs for job in jobs), strict=True))
 
 
 def _split(outputs: Arrays, rows: Sequence[int]) -> list[Arrays | Exception]:
@@ -216,8 +212,3 @@ def _deliver(jobs: Sequence[_Job], results: Sequence[Arrays | Exception]) -> Non
             job.result.set_exception(result)
         else:
             job.result.set_result(result)
-
-
-def _kind(error: Exception) -> str:
-    # ONNX Runtime's messages may quote values; the class is enough for a log.
-    return type(error).__name__

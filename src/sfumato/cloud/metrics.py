@@ -85,7 +85,9 @@ class Metrics:
             labels = [model.name, model.version]
             for gauge, value in zip((waiting, rows), model.batcher.queue, strict=True):
                 gauge.add_metric(labels, value)
-            batches.add_metric(labels, *_histogram(model))
+            runs, sizes = model.batcher.runs, range(_BATCH_BUCKETS)
+            buckets = [(str(float(2**power)), float(sum(runs[k] for k in range(power + 1)))) for power in sizes]
+            batches.add_metric(labels, [*buckets, ("+Inf", float(runs.total()))], float(model.batcher.rows))
         yield from (waiting, rows, batches)
         yield GaugeMetricFamily("sfumato_held_bytes", "Bytes of requests in memory.", value=self._held_bytes())
 
@@ -98,13 +100,6 @@ class _Collected(Collector):
 
     def collect(self) -> Iterable[Metric]:
         return self._families()
-
-
-def _histogram(model: ServedModel) -> tuple[list[tuple[str, float]], float]:
-    """Return the batcher's runs as cumulative buckets, and their sum."""
-    runs = model.batcher.runs
-    buckets = [(str(float(2**power)), float(sum(runs[k] for k in range(power + 1)))) for power in range(_BATCH_BUCKETS)]
-    return [*buckets, ("+Inf", float(runs.total()))], float(model.batcher.rows)
 
 
 class Siblings:

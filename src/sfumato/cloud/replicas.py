@@ -75,18 +75,11 @@ def serve_replicas(
     on_ready: Callable[[str], None] | None = None,
     **options: Unpack[ServerOptions],
 ) -> None:
-    """Serve models in several processes, as `serve` does in one, which has the further arguments.
+    """Serve models in several processes until SIGTERM or SIGINT; the rest is as with `serve`, in the main thread.
 
-    SIGHUP reloads the models of all. Limits apply to each process. Call it in the main thread.
-
-    Args:
-        open_models: opens them, in each process; it is pickled, so it has to be a module's function or a `partial`.
-        count: how many processes.
-        host: the address to listen on.
-        port: the port; 0 takes a free one.
-        log_as_json: whether logs are JSON.
-        on_ready: called with the URL once all are ready.
-        options: of each process; `pages` cannot be used.
+    SIGHUP reloads the models of all. Limits apply to each process, and `on_ready` is called once all are ready.
+    `open_models` opens the models in each process: it is pickled, so it has to be a module's function or a `partial`.
+    `pages` cannot be used.
 
     Raises:
         ServingError: as for `serve`; or a process does not start, or this system cannot share a port.
@@ -195,7 +188,7 @@ class _Replicas:
             if self._failed[number] >= _STARTS:
                 self._give_up(number)
                 continue
-            log.warning("replica %d died (%s); another one is started", number, _cause(process.exitcode))
+            log.warning("replica %d died (exit status %s); another one is started", number, process.exitcode)
             self._start(number)
 
     def _was_ready(self, number: int) -> bool:
@@ -229,12 +222,6 @@ class _Replicas:
         for process in self._processes.values():
             process.kill()
             process.join()
-
-
-def _cause(exitcode: int | None) -> str:
-    if exitcode is not None and -exitcode in set(signal.Signals):
-        return signal.Signals(-exitcode).name
-    return f"exit status {exitcode}"
 
 
 def _replica(

@@ -81,19 +81,9 @@ def running(
     port: int = 0,
     **options: Unpack[ServerOptions],
 ) -> Iterator[str]:
-    """Serve models in a background thread, for notebooks and tests.
+    """Serve models in a background thread, by default on a free port, for notebooks and tests; yield the URL.
 
-    Args:
-        models: what is served.
-        host: the address to listen on.
-        port: the port; by default a free one.
-        options: see `ServerOptions`.
-
-    Yields:
-        The server's URL.
-
-    Raises:
-        ServingError: as for `serve`.
+    Arguments and errors are those of `serve`.
     """
     ready: queue.SimpleQueue[str] = queue.SimpleQueue()
     with listen(host, port) as listener:
@@ -159,12 +149,9 @@ class _Server(uvicorn.Server):
 
 
 def listen(host: str, port: int, *, share: bool = False) -> socket.socket:
-    """Open a listening socket.
+    """Open a listening socket; port 0 takes a free one.
 
-    Args:
-        host: the address.
-        port: the port; 0 takes a free one.
-        share: let further sockets listen there, opened in the same way; the kernel then distributes connections.
+    With `share`, further sockets may listen there, opened in the same way; the kernel then distributes connections.
 
     Raises:
         ServingError: the port is taken or not allowed.

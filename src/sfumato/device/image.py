@@ -78,15 +78,8 @@ def prepare(image: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[n
 def fit(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     """Fit the shorter side with antialiased bilinear resampling and crop the centre.
 
-    The lab prepares its training images with this function too, so that both see the same.
-
-    Args:
-        image: (H, W, 3) uint8.
-        height: rows wanted.
-        width: columns wanted.
-
-    Returns:
-        (height, width, 3) uint8; the image itself if it has that size already.
+    The lab prepares its training images with this function too, so that both see the same. (H, W, 3) uint8 ->
+    (height, width, 3) uint8; the image itself if it has that size already.
     """
     if image.shape[:2] == (height, width):
         return image
@@ -207,16 +200,12 @@ def _flatten(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "F":
         raise ImageError(f"{name}: holds floating-point values, whose white is unknown; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
-        return _from_16_bit(image, name).convert("RGB")
+        # Pillow would clip at 255. It also reads 16-bit PGM files as mode "I", which could hold 32 bits.
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ImageError(f"{name}: holds 32-bit values, whose white is unknown; save it with 8 or 16 bits")
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return image.convert("RGB")
-
-
-def _from_16_bit(image: Image.Image, name: str) -> Image.Image:
-    # Pillow would clip at 255. It also reads 16-bit PGM files as mode "I", which could hold 32 bits.
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ImageError(f"{name}: holds 32-bit values, whose white is unknown; save it with 8 or 16 bits")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))

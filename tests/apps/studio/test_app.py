@@ -18,12 +18,12 @@ import pytest
 
 import sfumato
 from sfumato import cloud
-from sfumato.apps.studio import Pages, app, assets, collect
+from sfumato.apps.studio import Pages, assets, collect
 from sfumato.artifacts import shipped
 from sfumato.artifacts.bundle import Bundle
 from sfumato.errors import ServingError
 
-PACKAGE = Path(app.__file__).parent
+PACKAGE = Path(assets.__file__).parent
 ROOT = Path(__file__).parents[3]
 TOKEN = "s3cret"
 
@@ -80,11 +80,11 @@ def test_a_bundle_is_served_as_it_is_but_not_its_weights(url: str, obfuscator_bu
     "path",
     [
         "/../pyproject.toml",
-        "/page/../app.py",
+        "/page/../assets.py",
         "/page/../../errors.py",
-        "/page/%2e%2e/app.py",
+        "/page/%2e%2e/assets.py",
         "/page/..%2fapp.py",
-        "/page/..\\app.py",
+        "/page/..\\assets.py",
         "/bundles/0/../../../bundle.py",
         "/bundles/2/bundle.json",
         "/bundles/-1/bundle.json",
@@ -94,13 +94,13 @@ def test_a_bundle_is_served_as_it_is_but_not_its_weights(url: str, obfuscator_bu
         "/page",
         "/page/index.html%00.png",
         "/onnxruntime-web/version.json",
-        "/app.py",
+        "/assets.py",
     ],
 )
 def test_nothing_else_is_there(url: str, path: str) -> None:
     status, body, headers = ask(url, path)
     assert (status, body) == (404, b"there is no such page\n")
-    assert headers["Content-Security-Policy"] == app.POLICY
+    assert headers["Content-Security-Policy"] == assets.POLICY
 
 
 @pytest.mark.parametrize("path", ["/", "/js/sfumato.js", "/nothing", "/bundles/0/obfuscator.onnx"])

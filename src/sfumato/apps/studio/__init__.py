@@ -5,7 +5,6 @@ Python only serves files here; images are handled in `js/` (the module `sfumato.
 of `sfumato.cloud`.
 """
 
-from sfumato.apps.studio.app import Pages
-from sfumato.apps.studio.assets import collect
+from sfumato.apps.studio.assets import Pages, collect
 
 __all__ = ["Pages", "collect"]

@@ -1,6 +1,7 @@
 """What the page's server serves: a table from paths to bytes, complete before the first request.
 
-A request's path never reaches the file system: what is not in the table does not exist.
+A request's path never reaches the file system: what is not in the table does not exist. Headers keep the browser from
+contacting any other origin.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from sfumato import __version__
 from sfumato.artifacts import shipped
@@ -36,6 +40,31 @@ MEDIA_TYPES = {
 }
 
 
+POLICY = "; ".join(
+    [
+        "default-src 'none'",
+        "script-src 'self' 'wasm-unsafe-eval'",
+        "style-src 'self'",
+        "img-src 'self'",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    ]
+)
+"""Source: W3C, Content Security Policy Level 3. The browser itself refuses any request to another origin."""
+
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(self), geolocation=(), microphone=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+CACHING = {"Cache-Control": "no-cache", "Vary": "Accept-Encoding"}  # cached, and revalidated each time
+
+
 @dataclass(frozen=True)
 class Asset:
     """One thing that can be fetched.
@@ -58,6 +87,31 @@ class Asset:
         if encoding in self.bodies:
             return encoding, self.bodies[encoding]
         return encoding, gzip.decompress(self.bodies["gzip"])
+
+
+class Pages:
+    """The ASGI application that serves a table of assets (see `collect`), and nothing else."""
+
+    def __init__(self, assets: Mapping[str, Asset]) -> None:
+        self._assets = assets
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one HTTP request."""
+        await self._respond(Request(scope))(scope, receive, send)
+
+    def _respond(self, request: Request) -> Response:
+        if request.method not in ("GET", "HEAD"):
+            return PlainTextResponse("only GET and HEAD\n", 405, {**HEADERS, "Allow": "GET, HEAD"})
+        asset = self._assets.get(request.url.path)
+        if asset is None:
+            return PlainTextResponse("there is no such page\n", 404, HEADERS)
+        headers = {**HEADERS, **CACHING, "ETag": asset.etag}
+        if request.headers.get("if-none-match") == asset.etag:
+            return Response(status_code=304, headers=headers)
+        encoding, body = asset.body(request.headers.get("accept-encoding", ""))
+        if encoding != "identity":
+            headers["Content-Encoding"] = encoding
+        return Response(body, headers=headers, media_type=asset.media_type)
 
 
 def collect(obfuscators: Sequence[Bundle], classifier: Bundle) -> dict[str, Asset]:
@@ -123,7 +177,7 @@ def _asset(file: Path) -> Asset:
         raise BundleError(f"cannot read {file}: {error.strerror or error}") from error
 
 
-def _json(value: Any) -> Asset:
+def _json(value: object) -> Asset:
     return _packed(json.dumps(value).encode(), MEDIA_TYPES[".json"])
 
 
