@@ -155,7 +155,7 @@ def _start(address: str | None, *, most_cpus: float) -> None:
 
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # errors are raised instead
-    where: dict[str, Any] = {"address": address}
+    where: dict[str, object] = {"address": address}
     if address is None:
         where = {"address": "local", "include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, most_cpus)}
     for attempt in range(_ATTEMPTS):
@@ -178,7 +178,7 @@ def _application(build: Callable[[], ASGIApp], replicas: Replicas, cpus: float) 
     def application() -> ASGIApp:  # Ray wants a plain function
         return build()
 
-    scale: dict[str, Any] = {"num_replicas": replicas.least}
+    scale: dict[str, object] = {"num_replicas": replicas.least}
     if replicas.most > replicas.least:
         scale = {
             "autoscaling_config": {
@@ -200,7 +200,7 @@ def _application(build: Callable[[], ASGIApp], replicas: Replicas, cpus: float) 
     return deployed.bind()
 
 
-def _logging() -> dict[str, Any]:
+def _logging() -> dict[str, object]:
     return {"log_level": "WARNING", "enable_access_log": False}
 
 

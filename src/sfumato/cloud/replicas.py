@@ -188,7 +188,10 @@ class _Replicas:
             if self._failed[number] >= _STARTS:
                 self._give_up(number)
                 continue
-            log.warning("replica %d died (exit status %s); another one is started", number, process.exitcode)
+            cause = f"exit status {process.exitcode}"
+            if process.exitcode is not None and -process.exitcode in set(signal.Signals):
+                cause = signal.Signals(-process.exitcode).name
+            log.warning("replica %d died (%s); another one is started", number, cause)
             self._start(number)
 
     def _was_ready(self, number: int) -> bool:
