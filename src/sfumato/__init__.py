@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 from sfumato.artifacts.plugins import lazy
 
 if TYPE_CHECKING:
-    from sfumato.artifacts.bundle import Bundle as Bundle
-    from sfumato.artifacts.bundle import Preprocessing as Preprocessing
-    from sfumato.device import Client as Client
-    from sfumato.device import Obfuscator as Obfuscator
-    from sfumato.errors import SfumatoError as SfumatoError
+    from sfumato.artifacts.bundle import Bundle, Preprocessing
+    from sfumato.device import Client, Obfuscator
+    from sfumato.errors import SfumatoError
 
 __version__ = "0.1.0"
 
-__getattr__, __dir__, __all__ = lazy(
+__all__ = ["Bundle", "Client", "Obfuscator", "Preprocessing", "SfumatoError", "__version__"]
+
+__getattr__, __dir__ = lazy(
     __name__,
     {
         "sfumato.artifacts.bundle": "Bundle Preprocessing",
@@ -27,4 +27,3 @@ __getattr__, __dir__, __all__ = lazy(
         "sfumato.errors": "SfumatoError",
     },
 )
-__all__ += ["__version__"]

@@ -32,13 +32,8 @@ def import_object(given: str, error: type[SfumatoError]) -> Any:
     return found
 
 
-def lazy(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
-    """Return `__getattr__`, `__dir__` and `__all__` of a package whose public names load on first use.
-
-    Args:
-        package: its name.
-        names: those of each module, with spaces between.
-    """
+def lazy(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+    """Return `__getattr__` and `__dir__` of a package whose names load on first use: module -> names, with spaces."""
     homes = {name: module for module, given in names.items() for name in given.split()}
 
     def getattribute(name: str) -> object:
@@ -46,5 +41,4 @@ def lazy(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], object
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(homes[name]), name)
 
-    public = sorted(homes)
-    return getattribute, lambda: sorted(public), public
+    return getattribute, lambda: sorted(import_module(package).__all__)

@@ -77,9 +77,9 @@ def serve_replicas(
 ) -> None:
     """Serve models in several processes until SIGTERM or SIGINT; the rest is as with `serve`, in the main thread.
 
-    SIGHUP reloads the models of all. Limits apply to each process, and `on_ready` is called once all are ready.
-    `open_models` opens the models in each process: it is pickled, so it has to be a module's function or a `partial`.
-    `pages` cannot be used.
+    SIGHUP reloads the models of all. Limits apply to each process; `on_ready` is called once all are ready;
+    `log_as_json` makes their logs JSON. `open_models` opens the models in each of `count` processes: it is pickled, so
+    it has to be a module's function or a `partial`. `pages` cannot be used.
 
     Raises:
         ServingError: as for `serve`; or a process does not start, or this system cannot share a port.

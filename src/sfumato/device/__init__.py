@@ -8,18 +8,26 @@ from typing import TYPE_CHECKING
 from sfumato.artifacts.plugins import lazy
 
 if TYPE_CHECKING:
-    from sfumato.device.client import Client as Client
-    from sfumato.device.client import EndpointStatus as EndpointStatus
-    from sfumato.device.client import FingerprintWarning as FingerprintWarning
-    from sfumato.device.image import load_image as load_image
-    from sfumato.device.image import prepare as prepare
-    from sfumato.device.image_file_client import FileClient as FileClient
-    from sfumato.device.obfuscator import Decision as Decision
-    from sfumato.device.obfuscator import ObfuscatedImage as ObfuscatedImage
-    from sfumato.device.obfuscator import Obfuscator as Obfuscator
-    from sfumato.device.predictions import Prediction as Prediction
+    from sfumato.device.client import Client, EndpointStatus, FingerprintWarning
+    from sfumato.device.image import load_image, prepare
+    from sfumato.device.image_file_client import FileClient
+    from sfumato.device.obfuscator import Decision, ObfuscatedImage, Obfuscator
+    from sfumato.device.predictions import Prediction
 
-__getattr__, __dir__, __all__ = lazy(
+__all__ = [
+    "Client",
+    "Decision",
+    "EndpointStatus",
+    "FileClient",
+    "FingerprintWarning",
+    "ObfuscatedImage",
+    "Obfuscator",
+    "Prediction",
+    "load_image",
+    "prepare",
+]
+
+__getattr__, __dir__ = lazy(
     __name__,
     {
         "sfumato.device.client": "Client EndpointStatus FingerprintWarning",
