@@ -1,4 +1,4 @@
-"""The client for endpoints that take image files. It fails closed: see `base_client`.
+"""The client for endpoints that take image files. It fails closed: see `client`.
 
 Such endpoints do not say what they serve, so nothing can be checked before an image is sent.
 """
@@ -13,7 +13,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from sfumato.artifacts.bundle import Bundle
-from sfumato.device.base_client import BaseClient
+from sfumato.device.client import BaseClient
 from sfumato.device.file_responses import ResponseFormat, read_file_response
 from sfumato.device.image_files import FileFormat, ImageFile, Request, Style, encode_image
 from sfumato.device.obfuscator import ObfuscatedImage, Obfuscator
