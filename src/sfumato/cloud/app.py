@@ -204,7 +204,7 @@ class Application:
 
     def _note(self, exchange: _Exchange) -> None:
         seconds = time.perf_counter() - exchange.started
-        self._metrics.of(exchange.model).count(exchange.status, exchange.rows, seconds)
+        self._metrics.count(exchange.model, exchange.status, exchange.rows, seconds)
         if self._access_log:
             logs.request_line(
                 model=exchange.model and exchange.model.name,

@@ -24,53 +24,37 @@ _BATCH_BUCKETS = 11  # 1, 2, 4, ... 1024 rows
 _LABELS = ["model", "version"]
 
 
-class Meter:
-    """Counts the requests to one version of a model; its name is "" for requests to no model."""
-
-    def __init__(self, metrics: Metrics, model: str, version: str) -> None:
-        self._requests = metrics.requests
-        self._labels = (model, version)
-        self._by_status: dict[int, Counter] = {}
-        self._images = metrics.images.labels(model, version) if model else None
-        self._seconds = metrics.seconds.labels(model, version) if model else None
-
-    def count(self, status: int, rows: int, seconds: float) -> None:
-        """Count one request: its HTTP status, its rows if it succeeded, and how long it took."""
-        counter = self._by_status.get(status)
-        if counter is None:
-            counter = self._by_status[status] = self._requests.labels(*self._labels, str(status))
-        counter.inc()
-        if self._images is not None and self._seconds is not None and status == 200:
-            self._images.inc(rows)
-            self._seconds.observe(seconds)
-
-
 class Metrics:
     """All counts, and what is read at a scrape: the served models, and the bytes of requests in memory."""
 
     def __init__(self, models: Callable[[], Iterable[ServedModel]], held_bytes: Callable[[], int]) -> None:
         self._registry = CollectorRegistry()
-        self.requests = Counter(
+        self._requests = Counter(
             "sfumato_requests", "Requests by model, version and HTTP status; no model: all that is no inference.",
             [*_LABELS, "status"], registry=self._registry,
         )  # fmt: skip
-        self.images = Counter("sfumato_images", "Rows of successful requests.", _LABELS, registry=self._registry)
-        self.seconds = Histogram(
+        self._images = Counter("sfumato_images", "Rows of successful requests.", _LABELS, registry=self._registry)
+        self._seconds = Histogram(
             "sfumato_request_seconds", "From the request's head to the response, of successful requests.", _LABELS,
             buckets=LATENCY_BUCKETS_S, registry=self._registry,
         )  # fmt: skip
         self._models = models
         self._held_bytes = held_bytes
         self._registry.register(_Collected(self._gauges))
-        self._meters: dict[tuple[str, str], Meter] = {}
+        self._known: dict[tuple[str, str, int], tuple[Counter, tuple[Counter, Histogram] | None]] = {}
 
-    def of(self, model: ServedModel | None) -> Meter:
-        """Return the counters of a model; of None, those of requests to no model."""
-        key = (model.name, model.version) if model is not None else ("", "")
-        meter = self._meters.get(key)
-        if meter is None:
-            meter = self._meters[key] = Meter(self, *key)
-        return meter
+    def count(self, model: ServedModel | None, status: int, rows: int, seconds: float) -> None:
+        """Count one request: its model, if any, its HTTP status, its rows if it succeeded, and how long it took."""
+        name, version = (model.name, model.version) if model is not None else ("", "")
+        known = self._known.get((name, version, status))
+        if known is None:
+            measured = (self._images.labels(name, version), self._seconds.labels(name, version)) if name else None
+            known = self._known[name, version, status] = self._requests.labels(name, version, str(status)), measured
+        counter, measured = known
+        counter.inc()
+        if measured is not None and status == 200:
+            measured[0].inc(rows)
+            measured[1].observe(seconds)
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

@@ -15,6 +15,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from sfumato import errors
 from sfumato.device.predictions import InferResult
 from sfumato.device.transport import (
     BACKOFF_S,
@@ -23,14 +24,7 @@ from sfumato.device.transport import (
     checked_url,
     printable,
 )
-from sfumato.errors import (
-    EndpointError,
-    EndpointFailed,
-    EndpointRefused,
-    EndpointResponseInvalid,
-    EndpointUnreachable,
-    WireError,
-)
+from sfumato.errors import EndpointError, WireError
 from sfumato.wire import DTYPES, InferResponse, ModelMetadata, Tensor, TensorSpec, fields
 
 try:
@@ -104,7 +98,7 @@ class GrpcEndpoint:
     def check_ready(self) -> None:
         """See `Endpoint`."""
         if not self._ask(self._stub.ServerReady, service_pb2.ServerReadyRequest()).ready:
-            raise EndpointFailed(f"{self.server} says that it is not ready")
+            raise errors.EndpointFailed(f"{self.server} says that it is not ready")
 
     def metadata(self, model: str) -> ModelMetadata:
         """See `Endpoint`."""
@@ -118,7 +112,7 @@ class GrpcEndpoint:
                 outputs=tuple(_spec(spec, "output") for spec in reply.outputs),
             )
         except WireError as error:
-            raise EndpointResponseInvalid(f"the metadata of {self.server} is malformed: {error}") from None
+            raise errors.EndpointResponseInvalid(f"the metadata of {self.server} is malformed: {error}") from None
 
     def infer(self, model: str, tensor: Tensor, output_name: str | None) -> InferResult:
         """See `Endpoint`."""
@@ -136,7 +130,7 @@ class GrpcEndpoint:
                 outputs=tuple(_outputs(reply)),
             )
         except WireError as error:
-            raise EndpointResponseInvalid(f"the response of {self.server} is malformed: {error}") from None
+            raise errors.EndpointResponseInvalid(f"the response of {self.server} is malformed: {error}") from None
         return InferResult(response, request.ByteSize(), round_trip_ms)
 
     def close(self) -> None:
@@ -159,7 +153,7 @@ class GrpcEndpoint:
         code = error.code()
         what = f"{self.server} responded with {code.name}"
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-            return EndpointRefused(f"{what}: {self._connection.hint()}")
+            return errors.EndpointRefused(f"{what}: {self._connection.hint()}")
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return self._connection.late()
         text = printable(self._connection.without_token(error.details() or ""))
@@ -167,12 +161,12 @@ class GrpcEndpoint:
         if _is_too_long(error):
             return self._connection.too_long()
         if "deserializing response" in reason:
-            return EndpointResponseInvalid(f"the response of {self.server} is no message of the protocol")
+            return errors.EndpointResponseInvalid(f"the response of {self.server} is no message of the protocol")
         if code is grpc.StatusCode.UNAVAILABLE:
-            return EndpointUnreachable(f"no connection to {self.server}, or it is not available{reason}")
+            return errors.EndpointUnreachable(f"no connection to {self.server}, or it is not available{reason}")
         if code in _REFUSED:
-            return EndpointRefused(what + reason)
-        return EndpointFailed(what + reason)
+            return errors.EndpointRefused(what + reason)
+        return errors.EndpointFailed(what + reason)
 
 
 def _is_too_long(error: Any) -> bool:
