@@ -7,7 +7,6 @@ that sends a byte a minute, or a header without an end, holds a connection and m
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -67,13 +66,10 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.cycle is not None:
             super().on_message_complete()
 
-    def is_late(self, now_s: float, timeout_s: float) -> bool:
-        """Return whether a request began longer than `timeout_s` ago and is not complete."""
-        return self._begun_s is not None and now_s - self._begun_s > timeout_s
-
-    def cut(self) -> None:
-        """End the connection, whatever it is doing."""
-        self.transport.abort()
+    def cut_if_late(self, now_s: float, timeout_s: float) -> None:
+        """End the connection if a request began longer than `timeout_s` ago and is not complete."""
+        if self._begun_s is not None and now_s - self._begun_s > timeout_s:
+            self.transport.abort()
 
     def _turn_away(self, status: bytes, headers: bytes = b"") -> None:
         if not self.transport.is_closing():
@@ -114,9 +110,3 @@ class _Joining:
         if self._pieces:
             self._transport.write(b"".join(self._pieces))
             self._pieces.clear()
-
-
-def cut_late(connections: Iterable[Any], now_s: float, timeout_s: float) -> None:
-    """End the connections whose request has taken too long to arrive."""
-    for connection in [c for c in connections if isinstance(c, GuardedProtocol) and c.is_late(now_s, timeout_s)]:
-        connection.cut()

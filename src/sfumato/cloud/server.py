@@ -23,7 +23,7 @@ import uvicorn
 
 from sfumato.artifacts.signals import Handler, handled
 from sfumato.cloud.app import Application, ApplicationOptions
-from sfumato.cloud.connection_limits import GuardedProtocol, cut_late
+from sfumato.cloud.connection_limits import GuardedProtocol
 from sfumato.cloud.dataplane import ServedModel
 from sfumato.cloud.metrics import Siblings
 from sfumato.cloud.model_repository import Catalogue
@@ -136,7 +136,9 @@ class _Server(uvicorn.Server):
         if self._leave_at_s is not None and time.monotonic() >= self._leave_at_s:
             self.should_exit = True
         now_s = asyncio.get_running_loop().time()
-        cut_late(self.server_state.connections, now_s, self._limits.receive_timeout_s)
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, GuardedProtocol):
+                connection.cut_if_late(now_s, self._limits.receive_timeout_s)
         if self._reload_wanted and (self._reloading is None or self._reloading.done()):
             self._reload_wanted = False
             self._reloading = asyncio.create_task(self._application.models.reload())

@@ -93,7 +93,9 @@ def decode_request(body: bytes, header_length: int | str | None = None) -> Infer
     head = _heads.get(text) if reader.has_binary else None
     if head is None:
         head = _request_head(fields.parse_object(text, "the request"))
-        if reader.has_binary and len(text) <= _KEPT_HEAD_BYTES and head.comes_again:
+        # Without an id and without numbers, the next request may have the same.
+        again = reader.has_binary and not head.id and all(tensor.binary for tensor in head.inputs)
+        if again and len(text) <= _KEPT_HEAD_BYTES:
             if len(_heads) >= _KEPT_HEADS:
                 _heads.clear()
             _heads[text] = head
@@ -110,11 +112,6 @@ class _RequestHead:
     outputs: tuple[RequestedOutput, ...]
     id: str
     parameters: Mapping[str, Parameter]
-
-    @property
-    def comes_again(self) -> bool:
-        """Whether the next request may have the same: it has no id, and no numbers."""
-        return not self.id and all(tensor.binary for tensor in self.inputs)
 
 
 _heads: dict[bytes, _RequestHead] = {}
