@@ -55,6 +55,17 @@ def each_architecture_is_traced_once(shared: Path) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def few_images_of_another_kind() -> Iterator[None]:
+    """Drawing the 10,000 that an audit's attacker without the data trains with would take longer than the audit."""
+    if "torch" not in sys.modules:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sfumato.lab.audit.setting._OTHER_IMAGES", 400)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Bundle]:
     """(obfuscator, classifier), made for each other."""

@@ -18,7 +18,7 @@ from sfumato.cli import commands  # noqa: F401  (the commands register themselve
 from sfumato.cli.app import app
 from sfumato.cloud import ServedModel, running
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_caches")]
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("own_caches")]
 PHOTOGRAPHS = {"astronaut": skimage.data.astronaut, "cat": skimage.data.chelsea, "coffee": skimage.data.coffee}
 
 

@@ -58,6 +58,7 @@ def test_a_callable_and_a_folder_of_photographs_give_a_report(tmp_path, photos):
     assert run("audit", "filters:negative", "--data", photos, "--resume").exit_code == 0
 
 
+@pytest.mark.long
 def test_a_bundle_gets_its_figures(tmp_path, photos):
     from audit_bundles import written
 

@@ -147,6 +147,7 @@ def test_the_images_are_drawn_and_shown(tiny):
             assert f"(reproduction/{row.file})" in page.read_text()
 
 
+@pytest.mark.long
 def test_interrupted_in_training_it_goes_on_to_the_same_result(tiny, tmp_path, monkeypatch):
     made, lab, _, _ = tiny
     small = dataclasses.replace(made, classifiers=made.classifiers[:1], obfuscators=made.obfuscators[:1])

@@ -42,7 +42,7 @@ def test_every_decoder_learns_and_gives_images(attacker):
     assert min(errors) < errors[0]
 
 
-@pytest.mark.parametrize("attacker", [RESIDUAL, UNET], ids=lambda a: a.name)
+@pytest.mark.parametrize("attacker", [RESIDUAL, pytest.param(UNET, marks=pytest.mark.long)], ids=lambda a: a.name)
 def test_a_network_reconstructs_what_least_squares_cannot(attacker):
     known = knowledge(fold)
     assert error(attacker, known, fold, images=6_400) < 0.9 * error(Linear(), known, fold, images=0)

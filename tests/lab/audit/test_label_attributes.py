@@ -73,6 +73,7 @@ def test_a_column_that_goes_with_the_class_is_given_by_the_label_alone():
     assert row.chance == 1 and row.majority < 0.3
 
 
+@pytest.mark.long
 def test_faces_as_they_are_give_away_skin_and_as_a_constant_nothing():
     sets, columns = [], {"skin": [], "hat": []}
     for split, count in (("train", 600), ("test", 200)):
@@ -88,6 +89,7 @@ def test_faces_as_they_are_give_away_skin_and_as_a_constant_nothing():
                 assert (row.low > row.chance + 0.05) is inferred, row
 
 
+@pytest.mark.long
 def test_an_audit_with_columns_says_what_is_hidden_and_what_not(tmp_path):
     (known, a, b), (asked, c, d) = marked(240, 0), marked(160, 1)
     budget = dataclasses.replace(TINY, trials=TINY.trials[:1], column_images=128 * 60, column_test_images=160)

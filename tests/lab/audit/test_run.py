@@ -51,6 +51,7 @@ def test_a_map_that_loses_nothing_is_found_to_leak_and_everything_is_written(tmp
     assert again["obfuscating the candidates"].top1 == 1
 
 
+@pytest.mark.long
 def test_without_gradients_the_optimising_attackers_are_counted_as_not_run(tmp_path):
     found = audit(setting(Swap(), gradients=False), TINY, tmp_path / "audit")
     trial = by_key(found)["total_variation-white-box-seed0"]
@@ -58,6 +59,7 @@ def test_without_gradients_the_optimising_attackers_are_counted_as_not_run(tmp_p
     assert "gradients" in trial.reason
 
 
+@pytest.mark.long
 def test_noise_is_averaged_away_and_certified(tmp_path):
     found = audit(setting(Noise(), stochastic=True), TINY, tmp_path / "audit")
     trials = by_key(found)
@@ -77,6 +79,7 @@ def test_an_attacker_that_breaks_is_counted_and_does_not_end_the_audit(tmp_path,
     assert (trial.status, trial.reason) == ("failed", "RuntimeError: out of luck")
 
 
+@pytest.mark.long
 def test_an_interrupted_audit_goes_on_to_the_same_result(tmp_path):
     whole = audit(setting(Swap()), TINY, tmp_path / "whole")
 
@@ -151,6 +154,7 @@ def test_a_code_is_certified_if_no_more_is_sent_than_it_states(tmp_path):
     assert lied.certificate is None and "60 different payloads were sent" in lied.certificate_note
 
 
+@pytest.mark.long
 def test_a_gates_figures_stand_in_the_audit_and_its_page(tmp_path):
     plain = setting(Swap(), test=120)
     own = LocalClassifier(lambda x: torch.cat([40 * (x.mean(dim=(1, 2, 3)) - 0.4)[:, None], 0 * x[:, :3, 0, 0]], dim=1),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +34,17 @@ def images() -> torch.Tensor:
     return image_set(4, size=(SIZE, SIZE)).images.float() / 255
 
 
+QUICK = {"identity", "noise", "pca", "scramble-blocks", "scramble-pixels"}
+"""The others are computed in the same ways; an export takes seconds."""
+
+
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
-    """One bundle of each method but the encoders, whose one network is exported in other tests."""
-    torch.manual_seed(0)
-    bundles = {}
-    for name in METHODS.keys() - ENCODERS:
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
+    """`written(name)` is the bundle of a method."""
+
+    @cache
+    def write(name: str) -> Bundle:
+        torch.manual_seed(0)
         method = build(name, SIZE, SIZE, strength=STRENGTHS.get(name), seed=3)
         with torch.no_grad():
             if name == "pca":
@@ -56,13 +63,17 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
             classifier=CLASSIFIER,
             images_for_check=images(),
         )
-        bundles[name] = Bundle.load(folder, kind="obfuscator")
-    return bundles
+        return Bundle.load(folder, kind="obfuscator")
+
+    return write
 
 
-@pytest.mark.parametrize("name", sorted(METHODS.keys() - ENCODERS))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.long] * (name not in QUICK)) for name in sorted(METHODS.keys() - ENCODERS)],
+)
 def test_a_baseline_comes_back_from_its_bundle(name, written):
-    bundle, x = written[name], images()
+    bundle, x = written(name), images()
     assert bundle.recipe.kind == "baseline"
     assert bundle.recipe.method == name
     assert bundle.recipe.note == "made up"
@@ -91,8 +102,8 @@ def test_a_baseline_comes_back_from_its_bundle(name, written):
 
 def test_the_payload_is_normalised(written):
     expected = PREPROCESSING.normalize(images().numpy())
-    np.testing.assert_allclose(load_module(written["identity"])(images()).numpy(), expected, atol=1e-6)
-    std = load_module(written["noise"]).noise_std()[:, 0, 0]
+    np.testing.assert_allclose(load_module(written("identity"))(images()).numpy(), expected, atol=1e-6)
+    std = load_module(written("noise")).noise_std()[:, 0, 0]
     torch.testing.assert_close(std, 0.05 / torch.tensor(PREPROCESSING.std))
 
 
@@ -106,19 +117,19 @@ def test_writing_leaves_the_method_as_it_was(tmp_path: Path):
 def test_refit_makes_another_key_and_nothing_of_what_is_learned(written):
     x = images()
     for name in ("scramble-pixels", "scramble-blocks"):
-        same, other = refit(written[name], 3), refit(written[name], 4)
+        same, other = refit(written(name), 3), refit(written(name), 4)
         assert same is not None
         assert other is not None
-        assert torch.equal(same(x), load_module(written[name])(x))
+        assert torch.equal(same(x), load_module(written(name))(x))
         assert not torch.equal(other(x), same(x))
-    assert refit(written["noise"], 1) is not None
-    assert {name for name in written if refit(written[name], 1) is None} == {
-        name for name in written if METHODS[name].learns
+    assert refit(written("noise"), 1) is not None
+    assert {name for name in QUICK if refit(written(name), 1) is None} == {
+        name for name in QUICK if METHODS[name].learns
     }
 
 
 def test_a_bundle_that_is_no_baseline_or_does_not_fit(written):
-    good = written["pca"]
+    good = written("pca")
     for recipe, says in (
         ({**good.recipe.to_json(), "kind": "obfuscator"}, "is no baseline"),
         ({**good.recipe.to_json(), "method": "sharpen"}, "no baseline is called 'sharpen'"),
@@ -135,10 +146,10 @@ def test_a_file_with_other_noise_is_found_out(written):
     weaker = build("noise", SIZE, SIZE, strength=0.04)
     assert isinstance(weaker, NoisyMethod)
     with pytest.raises(TrainingError, match="spread"):
-        _check_noise(written["noise"].file("obfuscator.onnx"), as_payload(weaker, PREPROCESSING), images())
-    still = written["identity"].file("obfuscator.onnx")
+        _check_noise(written("noise").file("obfuscator.onnx"), as_payload(weaker, PREPROCESSING), images())
+    still = written("identity").file("obfuscator.onnx")
     with pytest.raises(TrainingError, match="noise differs"):
-        _check_noise(still, load_module(written["noise"]), images())
+        _check_noise(still, load_module(written("noise")), images())
 
 
 def test_a_deterministic_module_claims_no_noise():

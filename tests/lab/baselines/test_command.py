@@ -49,6 +49,7 @@ def test_a_baseline_becomes_a_bundle_with_figures(tmp_path, data):
     assert (tmp_path / "out" / "bundle" / "bundle.json").read_bytes() == before
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_joint_writes_its_own_classifier(tmp_path, data):
     said = baseline("joint", "--epochs", "2", "--images", "12", *data).stdout

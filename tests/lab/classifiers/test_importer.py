@@ -33,7 +33,14 @@ def agree(got: np.ndarray, wanted: np.ndarray) -> bool:
     return bool(np.abs(got - wanted).max() <= TOLERANCE * max(1.0, np.abs(wanted).max()))
 
 
-@pytest.mark.parametrize(("kind", "size"), [("vit", 64), ("resnet", 32), ("convnext", 224)])
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        pytest.param("vit", 64, marks=pytest.mark.long),
+        ("resnet", 32),
+        pytest.param("convnext", 224, marks=pytest.mark.long),
+    ],
+)
 def test_a_transformers_folder_predicts_as_transformers_itself(tmp_path, kind, size):
     """The oracle is transformers' own processor and model on a PNG file."""
     from transformers import AutoImageProcessor, AutoModelForImageClassification
@@ -134,6 +141,7 @@ def test_a_recipe_may_name_anything_that_says_all_of_itself(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.long
 def test_a_bundle_of_an_earlier_version_is_used_again(tmp_path):
     source = str(brought.save_transformers(tmp_path / "vit", "vit", size=32))
     made = Bundle.load(classifier_bundle(source, tmp_path / "classifier"))

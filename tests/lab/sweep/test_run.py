@@ -348,6 +348,7 @@ def test_a_folder_of_another_sweep_is_refused(place, made, tmp_path):
     assert made.trained == NAMES
 
 
+@pytest.mark.long
 def test_a_point_made_for_real_is_an_ordinary_run_with_an_ordinary_audit(tmp_path, trained, monkeypatch):
     monkeypatch.setattr(audit_run, "decoder_checks", lambda *_, **__: ())  # tried elsewhere, and slow
     classifier, _ = trained

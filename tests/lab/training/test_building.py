@@ -160,7 +160,13 @@ EVERYTHING = {
 }
 
 
-@pytest.mark.parametrize("options", EVERYTHING.values(), ids=EVERYTHING)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(each, id=name, marks=[pytest.mark.long] * ("begins anew" not in name))
+        for name, each in EVERYTHING.items()
+    ],
+)
 def test_every_option_from_images_to_an_audit(trained, image_folder, tmp_path, options):
     bundle = train(recipe(trained[0].path, image_folder, **options), tmp_path / "run", accelerator="cpu")
     loaded = Bundle.load(bundle.path, kind="obfuscator")
@@ -209,6 +215,7 @@ def test_images_without_labels_are_trained_on(trained, tmp_path, own_caches):
         train(recipe(trained[0].path, folder), tmp_path / "labelled", accelerator="cpu")
 
 
+@pytest.mark.long
 def test_a_file_whose_noise_is_not_the_stated_one_is_refused(tmp_path, monkeypatch):
     net, images = Obfuscator(noisy=True), image_set(8, size=(8, 8)).images.float() / 255
     for _ in range(30):

@@ -332,7 +332,7 @@ def test_a_validation_changes_nothing():
     assert same(weights(task), before)
 
 
-@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize("wanted", [pytest.param(True, marks=pytest.mark.long), False])
 def test_compiling_is_passed_on_and_changes_nothing_but_the_speed(tmp_path, monkeypatch, wanted):
     compiled = []
     plain = nn.Module.compile

@@ -50,6 +50,7 @@ def url(trained: tuple[Bundle, Bundle]) -> Any:
         yield address
 
 
+@pytest.mark.long
 def test_a_sketch_for_an_endpoint_whose_weights_nobody_has(url: str, folder: Path, tmp_path: Path) -> None:
     bundle = protect_black_box(recipe("sketch", url, folder), tmp_path / "run", accelerator="cpu")
     figures = bundle.figures.to_json()
@@ -65,7 +66,7 @@ def test_a_sketch_for_an_endpoint_whose_weights_nobody_has(url: str, folder: Pat
     assert again.figures.queries == figures["queries"]  # all of it was known
 
 
-@pytest.mark.parametrize("answers", ["scores", "label"])
+@pytest.mark.parametrize("answers", [pytest.param("scores", marks=pytest.mark.long), "label"])
 def test_photographs_are_those_that_the_endpoint_itself_answered(
     url: str, trained: tuple[Bundle, Bundle], folder: Path, tmp_path: Path, answers: str
 ) -> None:
@@ -81,6 +82,7 @@ def test_photographs_are_those_that_the_endpoint_itself_answered(
     assert all(a == b for a, b in zip(there.tolist(), here.tolist(), strict=True) if b in answered)
 
 
+@pytest.mark.long
 def test_an_obfuscator_without_codes_is_trained_on_surrogates_alone(url: str, folder: Path, tmp_path: Path) -> None:
     bundle = protect_black_box(recipe("obfuscator", url, folder, answers="label"), tmp_path / "run", accelerator="cpu")
     assert bundle.name == "small" and "queries_tuning" not in bundle.figures.others
