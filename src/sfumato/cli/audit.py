@@ -198,12 +198,12 @@ def _run(
     import torch
 
     from sfumato.lab.audit.run import audit
-    from sfumato.lab.audit.speed import estimate_minutes
     from sfumato.lab.report.folder import render_audit
+    from sfumato.lab.runs.speed import Speed, spoken
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not quiet:
-        minutes = estimate_minutes(plan, device, size=setting.train.images.shape[2:])
+        minutes = spoken(Speed(device).audit_s(plan, *setting.train.images.shape[2:]))
         attackers = len({trial.attacker for trial in plan.trials})
         threats = len({trial.threat for trial in plan.trials})
         typer.echo(

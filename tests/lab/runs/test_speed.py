@@ -3,9 +3,9 @@ import torch
 
 from counting import count_macs
 from scenes import TINY
+from sfumato.lab.models import Obfuscator, Sketcher, build_classifier
 from sfumato.lab.runs import speed
 from sfumato.lab.runs.speed import Entry, Speed, device_macs
-from sfumato.lab.models import Obfuscator, Sketcher, build_classifier
 from sfumato.lab.training.recipe import parse_recipe
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 

@@ -1,12 +1,12 @@
-from dataclasses import replace
 import shutil
+from dataclasses import replace
 
 import pytest
 
-from sfumato.artifacts.records import Provenance
 from sfumato.artifacts.bundle import Bundle
-from sfumato.lab.models.checkpoint import save_checkpoint
+from sfumato.artifacts.records import Provenance
 from sfumato.errors import BundleError, ResultsError, TrainingError
+from sfumato.lab.models.checkpoint import save_checkpoint
 from sfumato.lab.runs.folders import check_writable, read_json
 from sfumato.lab.runs.trainings import State, finish_training, state_of
 from sfumato.lab.training import Run

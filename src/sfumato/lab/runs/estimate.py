@@ -14,16 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.lab.data import ImageSet, Stream
-from sfumato.errors import TrainingError
-from sfumato.lab.models.precision import Precision
 from sfumato.artifacts.provenance import provenance
-from sfumato.lab.models.precision import device_name
+from sfumato.errors import TrainingError
+from sfumato.lab.data import ImageSet, Stream
+from sfumato.lab.models.precision import Precision, device_name
+from sfumato.lab.training.context import augmentation_of, launch
 from sfumato.lab.training.engine import Images, Schedule, fit, validate
 from sfumato.lab.training.optimizer import optimizer_of
-from sfumato.lab.training.setup import Prepared, Run, prepare, starting_from
 from sfumato.lab.training.recipe import AnyRecipe
-from sfumato.lab.training.context import augmentation_of, launch
+from sfumato.lab.training.setup import Prepared, Run, prepare, starting_from
 from sfumato.progress import Progress, silent
 
 STEPS = 24
@@ -183,9 +182,7 @@ class _Timed:
                 "training.batch_size or use more images"
             )
         count = steps * batch_size
-        self._few: Images = (
-            replace(images, images=count) if isinstance(images, Stream) else images.subset(count)
-        )
+        self._few: Images = replace(images, images=count) if isinstance(images, Stream) else images.subset(count)
         self._device = device
         self._requested: list[float] = []
         self._received: list[float] = []
