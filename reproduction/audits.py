@@ -21,7 +21,7 @@ from sfumato.lab.audit.schema import AnyTrial, AuditResult, LostTrial, recorded
 from sfumato.lab.audit.setting import AttackSetting
 from sfumato.lab.audit.targets import bundle_target
 from sfumato.lab.audit.trials import Trials
-from sfumato.lab.runs.audits import finish_audit, read_audit, read_findings
+from sfumato.lab.runs.audits import finish_audit, read_audit, read_begun
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def known_audit(lab: Lab, item: Item) -> KnownAudit | None:
         if content is None:
             continue
         found, bundle = KnownAudit.of(content), lab.bundle(item)
-        about = read_findings(folder) if place.parent == folder else None
-        fingerprint = found.fingerprint if about is None else about["obfuscator"][1]
+        about = read_begun(folder) if place.parent == folder else None
+        fingerprint = about.obfuscator[1] if about and about.obfuscator else found.fingerprint
         if fingerprint:
             same = fingerprint == bundle.files[OBFUSCATOR_ONNX]
         else:  # older audits say it by the figures that they left in the bundle

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sfumato.errors import AuditError
-from sfumato.lab.audit.schema import Alternatives, AuditResult, Point, Role, is_audit, read_json
+from sfumato.lab.audit.schema import Alternatives, AuditResult, Point, Role, is_audit
 from sfumato.lab.audit.verdict import best_mixture
+from sfumato.lab.evaluation.results import read_json
 from sfumato.lab.evaluation.transfer import Leakage
 
 ENDS = ("local", "identity", "gated", "paper")
@@ -44,7 +45,7 @@ def read_audits(folder: Path) -> dict[Path, AuditResult]:
     """
     if not folder.is_dir():
         raise AuditError(f"{folder} is not a folder; give the one that holds the audits' JSON files")
-    contents = {file: read_json(file) for file in sorted(folder.glob("*.json"))}
+    contents = {file: read_json(file, AuditError) for file in sorted(folder.glob("*.json"))}
     return {file: AuditResult.of(content, file) for file, content in contents.items() if is_audit(content)}
 
 

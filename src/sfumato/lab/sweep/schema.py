@@ -9,7 +9,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from sfumato.artifacts.bundle import write_json
 from sfumato.errors import ResultsError
-from sfumato.lab.runs.folders import as_model, read_json
+from sfumato.lab.evaluation.results import as_type, read_object
 
 SCHEMA = "sfumato.frontier/2"
 _READABLE = (SCHEMA, "sfumato.frontier/1")
@@ -174,7 +174,7 @@ def read_frontier(path: Path) -> Frontier:
     Raises:
         ResultsError: there is none, or it is malformed.
     """
-    found = read_json(path)
+    found = read_object(path)
     if found is None or found.get("schema") not in _READABLE:
         raise ResultsError(f"{path} is not a file of schema {SCHEMA}; give the frontier.json of a sweep")
-    return as_model(path, found, Frontier)
+    return as_type(Frontier, found, f"{path} is malformed; move it away to make it again")
