@@ -1,23 +1,15 @@
-"""Reconstructions from a few known facts about an image: the scale on which attackers' errors are read.
-
-Nothing here attacks anything. Each row is the best guess from some knowledge, such as the label alone, measured in
-the same way as an attacker's reconstruction.
-"""
+"""The best guesses from a few known facts about an image, such as the label: the scale for attackers' errors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache, partial
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sfumato.artifacts.bundle import write_json
-from sfumato.artifacts.provenance import provenance
 from sfumato.errors import AuditError
 from sfumato.lab.audit.schema import Reference
 from sfumato.lab.data import ImageSet
@@ -77,43 +69,6 @@ def references(train: ImageSet, test: ImageSet, *, seed: int = 0, progress: Prog
         Reference(name=name, bits=bits, **asdict(measure(guess().clamp(0, 1), test.images)))
         for name, bits, guess in rows
     )
-
-
-def write_references(
-    path: Path | None,
-    train: ImageSet,
-    test: ImageSet,
-    *,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> dict[str, Any]:
-    """Compute the table and write it with its provenance.
-
-    Args:
-        path: the JSON file; None for none.
-        train: see `references`.
-        test: see `references`.
-        seed: see `references`.
-        progress: see `references`.
-
-    Returns:
-        What was written: `references`, a list of rows, and `measured`, where they come from.
-
-    Raises:
-        AuditError: see `references`.
-        BundleError: the file cannot be written.
-    """
-    result = {
-        "references": [row.as_json for row in references(train, test, seed=seed, progress=progress)],
-        "measured": provenance(
-            seed=seed,
-            train={"data": train.source, "data_sha256": train.sha256, "images": len(train)},
-            test={"data": test.source, "data_sha256": test.sha256, "images": len(test)},
-        ).to_json(),
-    }
-    if path is not None:
-        write_json(path, result)
-    return result
 
 
 _Guess = tuple[str, int | None, Callable[[], Tensor]]
