@@ -38,16 +38,10 @@ class Result:
 
 
 def as_type(kind: type[T], raw: object, message: str, error: type[SfumatoError] = ResultsError) -> T:
-    """Return plain JSON, of this version or an earlier one, as a typed result.
-
-    Args:
-        kind: a pydantic model or dataclass.
-        raw: plain JSON.
-        message: of the error; the first place that does not fit is added.
-        error: its type.
+    """Return plain JSON, of this version or an earlier one, as a pydantic model or dataclass.
 
     Raises:
-        SfumatoError: of the given type; the JSON does not fit.
+        SfumatoError: of type `error`; the JSON does not fit. The message is followed by the first place that does not.
     """
     try:
         return TypeAdapter(kind).validate_python(upgraded(raw))
