@@ -10,8 +10,9 @@ import torch
 
 from sfumato.errors import AuditError
 from sfumato.lab.audit import references as module
-from sfumato.lab.audit.references import class_mean_reference, class_means, k_means, references
+from sfumato.lab.audit.references import class_means, k_means, references
 from sfumato.lab.data import ImageSet, load_images
+from sfumato.lab.evaluation.measures import measure
 from synthetic import CLASSES, image_set
 
 REAL = pytest.mark.skipif(not os.environ.get("SFUMATO_CIFAR10"), reason="needs SFUMATO_CIFAR10")
@@ -135,14 +136,14 @@ def test_a_class_that_nothing_is_known_of_and_sets_that_do_not_belong_together()
         class_means(train.subset(3))
     for other in (image_set(8, size=(16, 16)), replace(test, names=("a", "b", "c", "d")), test.subset(0)):
         with pytest.raises(AuditError, match="cannot be compared"):
-            class_mean_reference(train, other)
+            references(train, other)
 
 
 def test_each_row_is_reported():
     train, test = image_set(48), image_set(8, seed=1)
     reported: list[tuple[int, int]] = []
     found = references(train, test, seed=5, progress=lambda _, done, total: reported.append((done, total)))
-    assert found[3].mse == class_mean_reference(train, test).mse
+    assert found[3].mse == measure(class_means(train)[test.labels], test.images).mse
     assert reported[0] == (0, len(found)) and reported[-1][0] == reported[-1][1]
 
 

@@ -66,14 +66,14 @@ def certify(noisy: object, images: Tensor, *, seed: int = 0, progress: Progress 
         noisy: an obfuscator that satisfies `Noisy`.
         images: (N, 3, H, W) uint8, N at least 4; training images, more than numbers in an image for a good bound.
         seed: of the choice of images and directions.
-        progress: see `sfumato.progress.Progress`; the stage is "certificate".
+        progress: its stage is "certificate".
 
     Raises:
         AuditError: the obfuscator adds no noise, or noise of an unknown kind; its mean has no gradient; what it says
             does not fit together; or there are too few images.
     """
     if not isinstance(noisy, Noisy):
-        raise AuditError("a certificate needs noise; this obfuscator states none: there is no certificate")
+        raise AuditError("the obfuscator is stochastic, but states none of its noise: there is no certificate")
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8 or len(images) < 4:
         raise AuditError(f"need at least 4 images (N, 3, H, W) uint8, got {tuple(images.shape)} {images.dtype}")
     scale = _precision(noisy, images)
@@ -111,15 +111,11 @@ def certify(noisy: object, images: Tensor, *, seed: int = 0, progress: Progress 
 
 
 def certify_code(bits: int, *, gated: bool = False) -> Certificate:
-    """Bound what any attacker can learn where the payload is made from a code of so many bits alone.
+    """Bound what any attacker can learn where the payload is made from a code of at least 1 bit alone.
 
-    Among N candidates, all equally likely, no attacker re-identifies the original in more than `2^bits / N` of cases,
-    however well it knows the obfuscator: each of the `2^bits` payloads points to one candidate at best. With a gate,
-    that nothing is sent counts as one payload more: `(2^bits + 1) / N` over all images, sent or not.
-
-    Args:
-        bits: of the code, at least 1.
-        gated: whether some images are not sent at all.
+    Among N candidates, all equally likely, no attacker re-identifies the original in more than `2^bits / N` of cases:
+    each of the `2^bits` payloads points to one candidate at best. With a gate, that nothing is sent counts as one
+    payload more: `(2^bits + 1) / N` over all images, sent or not.
 
     Source: the hit rate of the best guess is the sum over all payloads of the most probable candidate's joint
     probability, each at most 1 / N; Cover and Thomas 2006, section 2.10, has the bound in bits.
@@ -173,11 +169,8 @@ def fisher_trace(noisy: Noisy, image: Tensor, source: torch.Generator) -> float:
 def van_trees_mse(information: Tensor, covariance: Tensor) -> float:
     """Return the least mean squared error of any attacker, biased or not, on Gaussian images: `tr((F + C^-1)^-1) / d`.
 
-    For a linear mean and Gaussian noise it is attained, by the posterior mean.
-
-    Args:
-        information: F, (d, d), the Fisher information averaged over images.
-        covariance: C, (d, d), of the images; may be singular.
+    For a linear mean and Gaussian noise it is attained, by the posterior mean. F is the Fisher information averaged
+    over images, C the covariance of the images, which may be singular: both (d, d).
 
     Source: Gill and Levit 1995, the multivariate inequality.
     """
@@ -188,7 +181,7 @@ def van_trees_mse(information: Tensor, covariance: Tensor) -> float:
 
 
 def rate_bits(means: Tensor, noise_std: Tensor, noise_kind: str) -> float:
-    """Return how many bits about an image can pass: a bound on the mutual information of image and the payload.
+    """Return how many bits about an image can pass, at least 0: a bound on the mutual information with the payload.
 
     Of all distributions of one covariance a Gaussian has the most entropy, and its entropy is at most that of
     its coordinates, in any basis. The basis is the principal axes of one half of the images and the variances
@@ -198,9 +191,6 @@ def rate_bits(means: Tensor, noise_std: Tensor, noise_kind: str) -> float:
         means: (N, D) float, the payload without the noise; N at least 4.
         noise_std: (D,) of each number's noise, positive.
         noise_kind: "gaussian" or "laplace".
-
-    Returns:
-        Bits an image, at least 0.
 
     Source: Cover and Thomas 2006, theorems 8.6.5 and 17.9.2.
     """
@@ -217,14 +207,9 @@ def rate_bits(means: Tensor, noise_std: Tensor, noise_kind: str) -> float:
 
 
 def fano_top1(rate: float, candidates: int) -> float:
-    """Return the highest top-1 re-identification rate among equally likely candidates.
+    """Return the highest top-1 re-identification rate among at least 2 equally likely candidates, in [1 / N, 1].
 
-    Args:
-        rate: bits that pass about which candidate it is.
-        candidates: at least 2.
-
-    Returns:
-        In [1 / candidates, 1]; 1.0 where the rate bounds nothing.
+    `rate` bits pass about which candidate it is; where that bounds nothing, it is 1.0.
 
     Source: Fano's inequality in full, `log2 N - h(p) - (1 - p) log2(N - 1) <= rate` for a hit rate of p; it implies
     the better known `p <= (rate + 1) / log2 N`.

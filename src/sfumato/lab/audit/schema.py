@@ -423,7 +423,7 @@ def recorded(bundle: Bundle) -> AuditSummary | None:
     return None if kept is None else AuditSummary.of(kept, bundle.path)
 
 
-def best_of(trials: Sequence[DoneTrial | LostTrial]) -> DoneTrial | None:
+def best_of(trials: Sequence[DoneTrial | LostTrial | None]) -> DoneTrial | None:
     """The trial with the lowest error among those with one view of each image; None if none was done."""
     done = [trial for trial in trials if isinstance(trial, DoneTrial) and trial.views == 1]
     return min(done, key=lambda trial: trial.mse_compared, default=None)
