@@ -199,7 +199,7 @@ def _run(
     import torch
 
     from sfumato.lab.audit.run import audit
-    from sfumato.lab.report.folder import render_audit
+    from sfumato.lab.report.html import render_audit
     from sfumato.lab.runs.speed import Speed, spoken
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -13,7 +13,7 @@ from sfumato.lab.audit.run import Comparison, audit
 from sfumato.lab.audit.schema import AuditResult
 from sfumato.lab.audit.setting import AttackSetting
 from sfumato.lab.evaluation.results import as_type, read_object
-from sfumato.lab.report.folder import render_audit
+from sfumato.lab.report.html import render_audit
 from sfumato.progress import Progress, silent
 
 _AGAIN = "move it away to make the audit again"
