@@ -295,7 +295,7 @@ def audit_one(side: int, images: int) -> dict[str, Any]:
     from sfumato.lab.audit.run import audit
     from sfumato.lab.audit.setting import AttackSetting
     from sfumato.lab.audit.targets import load_target
-    from sfumato.lab.report.folder import render_audit
+    from sfumato.lab.report.html import render_audit
 
     labels = tuple("0123456789")
     train, test = (random_bundles.random_set(count, side, labels) for count in (images, images // 5))

@@ -24,12 +24,12 @@ from sfumato.lab.attacks.linear import Linear
 from sfumato.lab.attacks.protocol import AttackBudget, Attacker
 from sfumato.lab.attacks.target import Target
 from sfumato.lab.attacks.threat_models import Threat
-from sfumato.lab.audit.references import class_mean_reference
+from sfumato.lab.audit.references import class_means
 from sfumato.lab.audit.result_store import ResultStore
 from sfumato.lab.audit.setting import AttackSetting
 from sfumato.lab.classifiers import FrozenClassifier
 from sfumato.lab.data import INFERENCE_BATCH, ImageSet
-from sfumato.lab.evaluation.measures import per_image
+from sfumato.lab.evaluation.measures import measure, per_image
 from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator
 
 _FOLDER, _IDENTITY = "later", {"what": "later attackers"}
@@ -148,7 +148,7 @@ class _Pair:
             accuracy_obfuscated=correct / len(test),
             accuracy_plain=correct_plain / len(test),
             joint_mse=float(torch.cat(errors).double().mean()),
-            class_mean_mse=class_mean_reference(train, test).mse,
+            class_mean_mse=measure(class_means(train)[test.labels], test.images).mse,
             test_images=len(test),
         )
 

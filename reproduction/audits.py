@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from reproduction.lab import Lab
@@ -15,13 +14,13 @@ from reproduction.schema import AuditSummary, Reidentification
 from sfumato.artifacts.bundle import OBFUSCATOR_ONNX
 from sfumato.errors import AuditError
 from sfumato.lab.audit.budget import BUDGETS
-from sfumato.lab.audit.result_store import ResultStore
+from sfumato.lab.audit.result_store import ResultStore, stored_images
 from sfumato.lab.audit.run import Comparison
 from sfumato.lab.audit.schema import AnyTrial, AuditResult, LostTrial, recorded
 from sfumato.lab.audit.setting import AttackSetting
 from sfumato.lab.audit.targets import bundle_target
 from sfumato.lab.audit.trials import Trials
-from sfumato.lab.runs.audits import finish_audit, read_audit, read_findings
+from sfumato.lab.runs.audits import finish_audit, read_audit, read_begun
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,8 @@ def known_audit(lab: Lab, item: Item) -> KnownAudit | None:
         if content is None:
             continue
         found, bundle = KnownAudit.of(content), lab.bundle(item)
-        about = read_findings(folder) if place.parent == folder else None
-        fingerprint = found.fingerprint if about is None else about["obfuscator"][1]
+        about = read_begun(folder) if place.parent == folder else None
+        fingerprint = about.obfuscator[1] if about and about.obfuscator else found.fingerprint
         if fingerprint:
             same = fingerprint == bundle.files[OBFUSCATOR_ONNX]
         else:  # older audits say it by the figures that they left in the bundle
@@ -145,18 +144,10 @@ def reconstructed_by_best(lab: Lab, item: Item, count: int) -> Tensor:
     found, folder = make_audit(lab, item), audit_folder(lab, item)
     if found.best_key is None or found.summary is None:
         raise AuditError(f"{folder}: no attacker finished, so there is nothing to show")
-    kept = _kept(folder / "work", found.best_key) if (folder / "audit.json").is_file() else None
+    kept = stored_images(folder / "work", f"{found.best_key}-all") if (folder / "audit.json").is_file() else None
     if kept is None:
         kept = _trained_again(lab, item, found.budget, found.best_key, found.summary.seed)
     return kept[:count]
-
-
-def _kept(folder: Path, key: str) -> Tensor | None:
-    path = folder / f"{key}-all.safetensors"
-    if not path.is_file():
-        return None
-    tensors = load_file(path)
-    return tensors.get("reconstructed", tensors.get("restored"))  # the latter in audits of earlier versions
 
 
 def _trained_again(lab: Lab, item: Item, budget_name: str, key: str, seed: int) -> Tensor:
@@ -169,7 +160,7 @@ def _trained_again(lab: Lab, item: Item, budget_name: str, key: str, seed: int) 
     store = ResultStore(folder, identity, resume=(folder / "audit.json").is_file(), overwrite=False)
     trials = Trials(setting_of(lab, item), budget, store, lab.device, lab.progress)
     done = store.once(trial.key, AnyTrial, lambda: trials.run(trial))
-    reconstructed = _kept(folder, trial.key)
+    reconstructed = stored_images(folder, f"{trial.key}-all")
     if reconstructed is None:
         why = done.reason if isinstance(done, LostTrial) else "nothing was kept"
         raise AuditError(f"the best attacker on {item.name} could not be trained again: {why}")

@@ -24,9 +24,9 @@ from sfumato.artifacts.bundle import (
 )
 from sfumato.artifacts.records import Figures, Provenance
 from sfumato.errors import ResultsError
+from sfumato.lab.evaluation.results import read_object
 from sfumato.lab.export.onnx import renew
 from sfumato.lab.models import Deobfuscator, build_classifier, obfuscator_of
-from sfumato.lab.runs.folders import read_json
 from sfumato.lab.training.building import normalize
 from sfumato.lab.training.export import write_classifier_bundle, write_obfuscator_bundle
 from sfumato.lab.training.recipe import ObfuscatorRecipe
@@ -94,7 +94,7 @@ def rebuild(lab: Lab, item: Item, results: Path, say: Say) -> bool:
         ResultsError: the kept files are damaged.
     """
     folder = kept_folder(results, item)
-    about = read_json(folder / MANIFEST)
+    about = read_object(folder / MANIFEST)
     names = [name for name in _WEIGHTS if (folder / name).is_file()]
     if about is None or not names:
         return False

@@ -54,7 +54,7 @@ def seconds_left(lab: Lab, item: Item, speed: Speed) -> float:
     images = recipe.data.train_images or CIFAR10_IMAGES
     other = item.classifier or item.teacher
     frozen = None if other is None else _network(lab, lab.plan.item(other))
-    return speed.training_s(recipe, images, recipe.training.epochs - lab.state(item).epochs, classifier=frozen)
+    return speed.training_s(recipe, images * (recipe.training.epochs - lab.state(item).epochs), classifier=frozen)
 
 
 def _network(lab: Lab, item: Item) -> nn.Module:

@@ -28,7 +28,7 @@ from reproduction.schema import (
     results_path,
 )
 from sfumato.errors import ResultsError
-from sfumato.lab.runs.folders import as_model, read_json
+from sfumato.lab.evaluation.results import as_type, read_object
 
 _HEADER = """\
 <!-- Made by `python -m reproduction page` from the files in results/; changes by hand are lost. -->
@@ -115,8 +115,12 @@ class _Files:
     def step(self) -> TrainingStep | None:
         """Return the benchmark of the training step; None if it was not measured."""
         path = self._folder.parent / "training-step.json"
-        found = read_json(path)
-        return None if found is None or "images_per_s" not in found else as_model(path, found, TrainingStep)
+        found = read_object(path)
+        return (
+            None
+            if found is None or "images_per_s" not in found
+            else as_type(TrainingStep, found, f"{path} is malformed; move it away to make it again")
+        )
 
 
 def _header(files: _Files) -> str:

@@ -20,11 +20,10 @@ from reproduction.schema import Results, write_results
 from reproduction.tables import table_1, table_3, table_4
 from sfumato.errors import Interrupted
 from sfumato.lab.audit.budget import BUDGETS
-from sfumato.lab.audit.speed import spoken
 from sfumato.lab.models.checkpoint import exclusive
 from sfumato.lab.models.precision import device_name
-from sfumato.lab.runs.folders import check_writable
-from sfumato.lab.runs.speed import Speed
+from sfumato.lab.runs.speed import Speed, spoken
+from sfumato.lab.runs.trainings import check_writable
 from sfumato.progress import Progress, Say, mute
 
 

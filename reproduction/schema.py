@@ -13,7 +13,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from sfumato.artifacts.bundle import write_json
 from sfumato.artifacts.provenance import provenance
 from sfumato.errors import ResultsError
-from sfumato.lab.runs.folders import as_model, read_json
+from sfumato.lab.evaluation.results import as_type, read_object
 
 SCHEMA = "sfumato.reproduction/2"
 _READABLE = (SCHEMA, "sfumato.reproduction/1")
@@ -452,14 +452,14 @@ def read_results(folder: Path, size: str, kind: type[R]) -> R | None:
         ResultsError: the file is no JSON, of another table, or malformed.
     """
     path = results_path(folder, size, kind)
-    found = read_json(path)
+    found = read_object(path)
     if found is None:
         return None
     head = tuple(found.get(key) for key in ("schema", "size", "table"))
     if head not in [(schema, size, kind.table) for schema in _READABLE]:
         expected = SCHEMA, size, kind.table
         raise ResultsError(f"{path} is {head}, expected {expected}; move it away to make it again")
-    return as_model(path, found, kind)
+    return as_type(kind, found, f"{path} is malformed; move it away to make it again")
 
 
 class _StepTimes(_Model):

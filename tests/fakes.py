@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from sfumato.lab.audit.schema import AuditResult, GateFigures, Point, Utility
-from sfumato.lab.report.panels import Images
+from sfumato.lab.report.panels import Case, Images
 
 _REFERENCES = [
     ("a random training image of the same class", None, 0.1153, 9.38, 0.054),
@@ -134,5 +134,6 @@ def fake_images(attackers: tuple[str, ...] = ("U-Net", "least squares"), count: 
     def some() -> torch.Tensor:
         return torch.randint(256, (count, 3, 32, 32), generator=source, dtype=torch.uint8)
 
-    cases = {measure: [(some()[0], some()[0], 0.01 * (n + 1)) for n in range(2)] for measure in ("mse", "ssim")}
-    return Images(some(), some(), {name: some() for name in attackers}, cases, cases)
+    ends = [f"Reconstructed {end}, by {measure}" for end in ("best", "worst") for measure in ("MSE", "SSIM")]
+    cases = {title: [Case(some()[:2], f"{0.01 * (n + 1)}") for n in range(2)] for title in ends}
+    return Images(some(), some(), {name: some() for name in attackers}, cases)

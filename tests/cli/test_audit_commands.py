@@ -93,3 +93,13 @@ def test_sanity_checks_that_fail_end_with_an_error(tmp_path, photos):
     checks = json.loads((tmp_path / "checks.json").read_text())["sanity_checks"]
     assert done.exit_code == (0 if all(check["passed"] for check in checks) else 1)
     assert len(checks) == 11 and "FAILED" in done.stdout
+
+
+def test_references_say_where_they_come_from(tmp_path, photos):
+    done = run("audit", "--references", "--data", photos, "--seed", 5, "-o", tmp_path / "references.json")
+    assert done.exit_code == 0 and "the mean image of the same class" in done.stdout
+    said = json.loads((tmp_path / "references.json").read_text(encoding="utf-8"))
+    assert said["references"][3]["name"] == "the mean image of the same class" and said["references"][3]["bits"] == 0
+    measured = said["measured"]
+    assert (measured["train"]["data"], measured["train"]["images"], measured["seed"]) == (str(photos), 160, 5)
+    assert len(measured["test"]["data_sha256"]) == 64

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sfumato.lab.audit.run import Comparison
     from sfumato.lab.audit.schema import AuditResult
     from sfumato.lab.audit.setting import AttackSetting
+    from sfumato.lab.data import ImageSet
 
 
 BudgetName = Literal["attributes", "quick", "standard", "full"]
@@ -198,12 +199,12 @@ def _run(
     import torch
 
     from sfumato.lab.audit.run import audit
-    from sfumato.lab.audit.speed import estimate_minutes
-    from sfumato.lab.report.folder import render_audit
+    from sfumato.lab.report.html import render_audit
+    from sfumato.lab.runs.speed import Speed, spoken
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not quiet:
-        minutes = estimate_minutes(plan, device, size=setting.train.images.shape[2:])
+        minutes = spoken(Speed(device).audit_s(plan, *setting.train.images.shape[2:]))
         attackers = len({trial.attacker for trial in plan.trials})
         threats = len({trial.threat for trial in plan.trials})
         typer.echo(
@@ -255,7 +256,6 @@ def _check_attacks(*, data: str, size: str | None, budget: str, out: Path | None
     with needs_extra("train"):
         import torch
 
-        from sfumato.artifacts.provenance import provenance
         from sfumato.lab.audit.budget import BUDGETS
         from sfumato.lab.audit.sanity_checks import decoder_checks
         from sfumato.lab.data import load_train_test
@@ -266,16 +266,8 @@ def _check_attacks(*, data: str, size: str | None, budget: str, out: Path | None
     with bars(quiet=as_json) as shown:
         train, test, _ = load_train_test(data, size=options.image_size(size), progress=shown.progress)
         found = decoder_checks(train, test, images=images, device=device, progress=shown.progress)
-    result = {
-        "sanity_checks": [check.as_json for check in found],
-        "measured": provenance(
-            budget=budget,
-            images_seen=images,
-            accelerator=device.type,
-            train={"data": train.source, "data_sha256": train.sha256, "images": len(train)},
-            test={"data": test.source, "data_sha256": test.sha256, "images": len(test)},
-        ).to_json(),
-    }
+    measured = _measured(train, test, budget=budget, images_seen=images, accelerator=device.type)
+    result = {"sanity_checks": [check.as_json for check in found], "measured": measured}
     write_result(out, result)
     if as_json:
         print_json(result)
@@ -290,27 +282,33 @@ def _check_attacks(*, data: str, size: str | None, budget: str, out: Path | None
 def _print_references(*, data: str, size: str | None, seed: int, out: Path | None, as_json: bool) -> None:
     """Print what is reconstructed from the label or the mean colour alone: the scale for an audit."""
     with needs_extra("train"):
-        from sfumato.lab.audit.references import write_references
+        from sfumato.lab.audit.references import references
         from sfumato.lab.data import load_images
 
     prepare(out)
     sides = options.image_size(size)
     with bars(quiet=as_json) as shown:
         train, test = (load_images(data, split, size=sides, progress=shown.progress) for split in ("train", "test"))
-        result = write_references(None, train, test, seed=seed, progress=shown.progress)
+        found = references(train, test, seed=seed, progress=shown.progress)
+    result = {"references": [row.as_json for row in found], "measured": _measured(train, test, seed=seed)}
     write_result(out, result)
     if as_json:
         print_json(result)
         return
-    rows = [
-        (row["name"], *(f"{row[key]:.{digits}f}" for key, digits in _REFERENCE_FIGURES.items()))
-        for row in result["references"]
-    ]
+    rows = [(row.name, f"{row.mse:.4f}", f"{row.psnr_db:.2f}", f"{row.ssim:.3f}") for row in found]
     title = f"on {len(test):,} test images of {test.source}"
     print_table(("what is known", "MSE", "PSNR, dB", "SSIM"), rows, numbers=(1, 2, 3), title=title)
 
 
-_REFERENCE_FIGURES = {"mse": 4, "psnr_db": 2, "ssim": 3}
+def _measured(train: ImageSet, test: ImageSet, **facts: object) -> dict[str, object]:
+    """Return the provenance of figures that were measured on these images."""
+    from sfumato.artifacts.provenance import provenance
+
+    sets = {
+        name: {"data": images.source, "data_sha256": images.sha256, "images": len(images)}
+        for name, images in (("train", train), ("test", test))
+    }
+    return provenance(**facts, **sets).to_json()
 
 
 def _print_attributes(*, obfuscator: str | None, into: Path | None, as_json: bool) -> None:

@@ -97,7 +97,7 @@ def frontier(
 
 
 def _print_plan(sweep: Sweep, *, as_json: bool) -> None:
-    from sfumato.lab.audit.speed import spoken
+    from sfumato.lab.runs.speed import spoken
     from sfumato.lab.sweep.plan import listing
 
     entries = listing(sweep)

@@ -111,8 +111,8 @@ def train(
 
 
 def _estimate(plan: AnyRecipe, file: Path, accelerator: str, *, as_json: bool) -> None:
-    from sfumato.lab.audit.speed import spoken
     from sfumato.lab.runs.estimate import estimate
+    from sfumato.lab.runs.speed import spoken
 
     prepare(file)
     with bars(quiet=as_json) as shown:

@@ -14,8 +14,7 @@ from sfumato.lab.attacks.threat_models import Threat
 from sfumato.lab.audit.budget import BUDGETS, Trial
 from sfumato.lab.audit.run import audit
 from sfumato.lab.audit.schema import AuditResult, LostTrial
-from sfumato.lab.report.folder import render_audit
-from sfumato.lab.report.html import render
+from sfumato.lab.report.html import render, render_audit
 
 BOX = Threat.WHITE_BOX
 

@@ -74,7 +74,7 @@ def test_the_shipped_bundles_hold_audits_of_this_version(folder):
         ("{", "cannot be read as JSON"),
         ("[]", "has schema None"),
         ('{"schema": "other/2"}', r"'other/2'; audits have 'sfumato\.audit/2' or 'sfumato\.audit/1'"),
-        (f'{{"schema": "{SCHEMA}"}}', r"broken audit \(verdict: Field required\)"),
+        (f'{{"schema": "{SCHEMA}"}}', r"broken audit; run it again \(verdict: Field required\)"),
         (json.dumps(RICH.as_json | {"class_mean_mse": "much"}), "class_mean_mse"),
     ],
 )

@@ -6,7 +6,7 @@ from fakes import CHECK, UTILITY, changed, fake_audit, gate, trial
 from sfumato.lab.attacks.threat_models import Threat
 from sfumato.lab.audit.certificate import certify_code
 from sfumato.lab.audit.schema import Alternatives, AuditResult, GatedPlain
-from sfumato.lab.audit.verdict import LEAKS_ABOVE, WHO, best_mixture, decide, find_doubts, mixed_accuracy, percent
+from sfumato.lab.audit.verdict import LEAKS_ABOVE, WHO, best_mixture, decide, find_doubts, percent
 
 CERTIFICATE = certify_code(3).as_json
 CLAIMS = re.compile(r"\b(private|privacy|secure|security|safe|safely|encrypt\w*|anonym\w*)\b", re.IGNORECASE)
@@ -170,10 +170,10 @@ def test_the_sentences_promise_nothing_and_are_sentences(audit):
         assert sentence.endswith(".")
 
 
-def test_mixing_meets_both_ends():
-    assert mixed_accuracy(0.0, local=0.8, plain=0.9) == pytest.approx(0.8)
-    assert mixed_accuracy(0.5, local=0.8, plain=0.9) == pytest.approx(0.85)
-    assert mixed_accuracy(1.0, local=0.8, plain=0.9) == pytest.approx(0.9)
+@pytest.mark.parametrize(("leakage", "accuracy"), [(0.0, 0.8), (0.5, 0.85), (1.0, 0.9), (1.2, 0.9)])
+def test_mixing_meets_both_ends(leakage, accuracy):
+    mixed = best_mixture(leakage, Alternatives(accuracy_local=0.8, accuracy_plain=0.9))
+    assert mixed is not None and mixed[0] == pytest.approx(accuracy)
 
 
 @pytest.mark.parametrize(("share", "text"), [(0.726, "72.6 %"), (0.0, "0.0 %"), (0.0001, "0.01 %"), (None, "\u2013")])

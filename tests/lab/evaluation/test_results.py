@@ -11,6 +11,7 @@ from sfumato.artifacts.bundle import Bundle
 from sfumato.artifacts.shipped import obfuscator_bundle
 from sfumato.errors import ResultsError
 from sfumato.lab.evaluation.accuracy import Evaluation
+from sfumato.lab.evaluation.results import read_object
 from sfumato.lab.export.int8 import Int8Comparison
 
 
@@ -37,3 +38,11 @@ def test_names_of_earlier_versions_are_read():
 def test_other_content_is_refused(raw):
     with pytest.raises(ResultsError, match="no figures of Evaluation"):
         Evaluation.from_json(raw)
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "\xff"])
+def test_json_that_is_no_object_is_told(tmp_path, content):
+    assert read_object(tmp_path / "none.json") is None
+    (tmp_path / "a.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ResultsError, match=r"a\.json"):
+        read_object(tmp_path / "a.json")

@@ -3,9 +3,9 @@ import torch
 
 from counting import count_macs
 from scenes import TINY
-from sfumato.lab.runs import speed
-from sfumato.lab.runs.speed import Entry, Speed, device_macs
 from sfumato.lab.models import Obfuscator, Sketcher, build_classifier
+from sfumato.lab.runs import speed
+from sfumato.lab.runs.speed import Entry, Shape, Speed, device_macs
 from sfumato.lab.training.recipe import parse_recipe
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 
@@ -23,7 +23,7 @@ SKETCH = parse_recipe({"kind": "sketch", "name": "s", "classifier": "c", "code_b
     ],
 )
 def test_the_devices_cost_is_that_of_the_network(recipe, net):
-    assert device_macs(recipe, height=48, width=64, classes=7) == count_macs(net, 48, 64)
+    assert device_macs(recipe, Shape(48, 64, 7)) == count_macs(net, 48, 64)
 
 
 def test_a_step_is_measured_on_the_recipes_own_networks(monkeypatch):
@@ -31,7 +31,7 @@ def test_a_step_is_measured_on_the_recipes_own_networks(monkeypatch):
     monkeypatch.setattr(speed, "_image_seconds", lambda task, *_: passed.append(task) or 0.25)
     machine, frozen = Speed(torch.device("cpu")), build_classifier("resnet20")
     for recipe in (CLASSIFIER, OBFUSCATOR, SKETCH, OBFUSCATOR):
-        assert machine.training_s(recipe, 100, 2, classifier=frozen) == 50
+        assert machine.training_s(recipe, 200, classifier=frozen) == 50
     classifier, obfuscation, sketch = passed  # the second obfuscator's was known
     assert isinstance(classifier, ClassifierTask) and classifier.teacher is None
     assert isinstance(obfuscation, ObfuscationTask) and isinstance(sketch, SketchTask)
@@ -42,7 +42,7 @@ def test_a_measured_step_takes_time_and_trains_nothing_that_is_frozen(monkeypatc
     monkeypatch.setattr(speed, "_BATCH", 2)
     frozen = build_classifier("vgg7")
     before = [parameter.clone() for parameter in frozen.parameters()]
-    assert Speed(torch.device("cpu")).training_s(OBFUSCATOR, 1, 1, classifier=frozen) > 0
+    assert Speed(torch.device("cpu")).training_s(OBFUSCATOR, 1, classifier=frozen) > 0
     assert all(torch.equal(a, b) for a, b in zip(before, frozen.parameters(), strict=True))
 
 

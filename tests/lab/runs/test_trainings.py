@@ -1,14 +1,13 @@
-from dataclasses import replace
 import shutil
+from dataclasses import replace
 
 import pytest
 
-from sfumato.artifacts.records import Provenance
 from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.records import Provenance
+from sfumato.errors import BundleError, TrainingError
 from sfumato.lab.models.checkpoint import save_checkpoint
-from sfumato.errors import BundleError, ResultsError, TrainingError
-from sfumato.lab.runs.folders import check_writable, read_json
-from sfumato.lab.runs.trainings import State, finish_training, state_of
+from sfumato.lab.runs.trainings import State, check_writable, finish_training, state_of
 from sfumato.lab.training import Run
 from sfumato.lab.training.recipe import parse_recipe
 
@@ -57,11 +56,3 @@ def test_a_folder_that_cannot_be_written_is_told_at_once(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(TrainingError, match="cannot be written"):
         check_writable(tmp_path / "file")
-
-
-@pytest.mark.parametrize("content", ["{", "[1]", "\xff"])
-def test_json_that_is_no_object_is_told(tmp_path, content):
-    assert read_json(tmp_path / "none.json") is None
-    (tmp_path / "a.json").write_text(content, encoding="latin-1")
-    with pytest.raises(ResultsError, match=r"a\.json"):
-        read_json(tmp_path / "a.json")

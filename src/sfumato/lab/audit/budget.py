@@ -47,16 +47,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Budget:
-    """What is spent on one audit.
+    """What is spent on one audit: training images of each kind of attacker, and how they are measured.
 
     Attributes:
-        name: for the command line.
-        description: what it is good for.
         trials: in order; the strongest attackers first.
         views: trials for stochastic obfuscators, that average several views.
-        sanity_check_images: training images for each sanity check; 0 for none.
+        sanity_check_images: for each sanity check; 0 for none.
         identification_images: for the contrastive attackers.
-        attribute_images: for the attribute attacker.
         column_images: for each attacker that infers label columns.
         column_test_images: that it is measured on, at most.
         test_images: that every attacker is measured on; the best one is measured on all there are.
@@ -84,12 +81,9 @@ class Budget:
 
 
 def shared(budget: Budget, share: float) -> Budget:
-    """Return the budget with every attacker's training made shorter, or longer.
+    """Return the budget with every attacker's training `share` times as long, above 0.
 
-    Args:
-        budget: to begin with.
-        share: of the training images and steps, above 0; 1 changes nothing. Below it the references, which take
-            long for large images, are left out.
+    Below 1 the references, which take long for large images, are left out.
     """
     if share == 1:
         return budget
@@ -100,17 +94,15 @@ def shared(budget: Budget, share: float) -> Budget:
     def shorter(trials: tuple[Trial, ...]) -> tuple[Trial, ...]:
         return tuple(replace(trial, images=part(trial.images), steps=part(trial.steps)) for trial in trials)
 
+    spent = ("sanity_check_images", "identification_images", "attribute_images", "column_images")
     return replace(
         budget,
         name=f"{budget.name} x {share:g}",
         description=f"{budget.description}; here every attacker trained {share:g} times as long",
         trials=shorter(budget.trials),
         views=shorter(budget.views),
-        sanity_check_images=part(budget.sanity_check_images),
-        identification_images=part(budget.identification_images),
-        attribute_images=part(budget.attribute_images),
-        column_images=part(budget.column_images),
         references=budget.references and share >= 1,
+        **{name: part(getattr(budget, name)) for name in spent},
     )
 
 
@@ -138,19 +130,15 @@ def _trials(unit: int, *, all_losses: bool, steps: int) -> tuple[Trial, ...]:
     return (*trials, Trial("discriminator without pairs", Threat.NO_PAIRS, unit))
 
 
-def _views(unit: int) -> tuple[Trial, ...]:
-    names = (("least squares", 0), ("residual decoder", unit))
-    return tuple(Trial(name, Threat.WHITE_BOX, n, views=k) for k in (4, 16, 64) for name, n in names)
-
-
 def _budget(
     name: str, description: str, unit: int, *, steps: int, all_losses: bool, test_images: int, seeds: int = 1
 ) -> Budget:
+    averaging = (("least squares", 0), ("residual decoder", unit // 2))
     return Budget(
         name=name,
         description=description,
         trials=_trials(unit, all_losses=all_losses, steps=steps),
-        views=_views(unit // 2),
+        views=tuple(Trial(who, Threat.WHITE_BOX, n, views=k) for k in (4, 16, 64) for who, n in averaging),
         sanity_check_images=min(unit, 2_000),
         identification_images=2 * unit,
         attribute_images=2 * unit,
@@ -161,49 +149,26 @@ def _budget(
     )
 
 
-_PASSING = 1_000
-
+_ATTRIBUTES = Budget(
+    name="attributes",
+    description="attribute inference in earnest; images are reconstructed only in passing, without a decoder",
+    trials=(Trial("least squares", Threat.WHITE_BOX), Trial("codeword means", Threat.WHITE_BOX)),
+    views=(),
+    sanity_check_images=0,
+    identification_images=2_000,
+    attribute_images=2_000,
+    column_images=30_000,
+    column_test_images=_COLUMN_TEST_IMAGES,
+    test_images=500,
+    seeds=1,
+    references=False,
+)
+_QUICK = "a first estimate in minutes; decoders stop long before they are done, so a low leakage means little"
+_STANDARD = "every attacker and every loss; a lower bound of what leaks, from training that a laptop can afford"
+_FULL = "decoders trained sixty times as long, the strongest with three seeds; wants a GPU"
 BUDGETS = {
-    budget.name: budget
-    for budget in (
-        Budget(
-            name="attributes",
-            description="attribute inference in earnest; images are reconstructed only in passing, without a decoder",
-            trials=(Trial("least squares", Threat.WHITE_BOX), Trial("codeword means", Threat.WHITE_BOX)),
-            views=(),
-            sanity_check_images=0,
-            identification_images=2 * _PASSING,
-            attribute_images=2 * _PASSING,
-            column_images=30 * _PASSING,
-            column_test_images=_COLUMN_TEST_IMAGES,
-            test_images=500,
-            seeds=1,
-            references=False,
-        ),
-        _budget(
-            "quick",
-            "a first estimate in minutes; decoders stop long before they are done, so a low leakage means little",
-            1_500,
-            steps=60,
-            all_losses=False,
-            test_images=500,
-        ),
-        _budget(
-            "standard",
-            "every attacker and every loss; a lower bound of what leaks, from training that a laptop can afford",
-            4_000,
-            steps=100,
-            all_losses=True,
-            test_images=2_000,
-        ),
-        _budget(
-            "full",
-            "decoders trained sixty times as long, the strongest with three seeds; wants a GPU",
-            250_000,
-            steps=1_000,
-            all_losses=True,
-            test_images=10_000,
-            seeds=3,
-        ),
-    )
+    "attributes": _ATTRIBUTES,
+    "quick": _budget("quick", _QUICK, 1_500, steps=60, all_losses=False, test_images=500),
+    "standard": _budget("standard", _STANDARD, 4_000, steps=100, all_losses=True, test_images=2_000),
+    "full": _budget("full", _FULL, 250_000, steps=1_000, all_losses=True, test_images=10_000, seeds=3),
 }

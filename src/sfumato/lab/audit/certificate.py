@@ -1,16 +1,14 @@
 """Bounds that noise, or a code of a few bits, puts on every attacker, also those that were not built yet.
 
-Only where noise is added after the last step that depends on the image, or where the payload depends on the image
-through a code of a few bits alone, is there a certificate. With a code, the number of its values bounds how often the
-original is re-identified (`certify_code`). With noise there are three bounds, each with its own assumptions:
+With a code, the number of its values bounds how often the original is re-identified. With noise that is added after the
+last step that depends on the image there are three bounds:
 
-- **Fisher information** bounds the error of unbiased attackers, without an assumption on the images. Learned
-  attackers are biased: they use what images look like, and may fall below it.
-- **Fisher information and a prior** (van Trees) bounds the error of every attacker, if images are Gaussian. They are
-  not: real images have more structure than a Gaussian of the same covariance, so that a strong attacker may
-  fall below this bound too. For a linear obfuscator with Gaussian noise it is the error of the best linear attacker.
-- **The rate**, how many bits about the image can pass, bounds the top-1 re-identification rate among
-  N candidates (Fano). It needs only the covariance of the payload; it is the one bound that no prior can break.
+- **Fisher information** bounds the error of unbiased attackers, without an assumption on the images. Learned ones are
+  biased: they use what images look like, and may fall below it.
+- **Fisher information and a prior** (van Trees) bounds the error of every attacker if images are Gaussian. Real ones
+  have more structure, so that a strong attacker may fall below it, too.
+- **The rate**, how many bits about the image can pass, bounds top-1 re-identification among N candidates (Fano). It
+  needs only the covariance of the payload: no prior can break it.
 
 Sources: Maeng et al. 2023, "Bounding the invertibility of privacy-preserving instance encoding using Fisher
 information"; Gill and Levit 1995, the matrix form of van Trees' inequality; Cover and Thomas 2006, theorems 8.6.5
@@ -61,27 +59,21 @@ _GAUSSIAN = "mse_bound_any holds if images are Gaussian with the covariance of t
 _ESTIMATED = "the trace of the Fisher information is estimated from random directions (Hutchinson), not exact"
 
 
-def certify(
-    noisy: object,
-    images: Tensor,
-    *,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> Certificate:
+def certify(noisy: object, images: Tensor, *, seed: int = 0, progress: Progress = silent) -> Certificate:
     """Bound what any attacker can learn from the payload.
 
     Args:
         noisy: an obfuscator that satisfies `Noisy`.
         images: (N, 3, H, W) uint8, N at least 4; training images, more than numbers in an image for a good bound.
         seed: of the choice of images and directions.
-        progress: see `sfumato.progress.Progress`; the stage is "certificate".
+        progress: its stage is "certificate".
 
     Raises:
         AuditError: the obfuscator adds no noise, or noise of an unknown kind; its mean has no gradient; what it says
             does not fit together; or there are too few images.
     """
     if not isinstance(noisy, Noisy):
-        raise AuditError("a certificate needs noise; this obfuscator states none: there is no certificate")
+        raise AuditError("the obfuscator is stochastic, but states none of its noise: there is no certificate")
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8 or len(images) < 4:
         raise AuditError(f"need at least 4 images (N, 3, H, W) uint8, got {tuple(images.shape)} {images.dtype}")
     scale = _precision(noisy, images)
@@ -89,21 +81,22 @@ def certify(
     count = min(len(images), _MAX_NUMBERS // max(len(scale), images[0].numel()))
     chosen = images[torch.randperm(len(images), generator=source)[: max(4, count)]]
     exact = chosen[0].numel() <= MAX_JOINT
-    information: Tensor | float = 0.0
-    leakages = []
-    for done, image in enumerate(chosen[:JACOBIANS]):
-        progress("certificate", done, min(JACOBIANS, len(chosen)))
-        of_one = fisher_information(noisy, image) if exact else fisher_trace(noisy, image, source)
-        leakages.append(float(torch.as_tensor(of_one).trace() if exact else of_one) / image.numel())
-        information = information + of_one
-    progress("certificate", len(leakages), len(leakages))
-    means = _means(noisy, chosen)
+    examined = chosen[:JACOBIANS]
+    information, leakages = torch.zeros((), dtype=torch.float64), []
+    for done, image in enumerate(examined):
+        progress("certificate", done, len(examined))
+        if exact:
+            of_one = fisher_information(noisy, image)
+            information = information + of_one
+        leakages.append((float(of_one.trace()) if exact else fisher_trace(noisy, image, source)) / image.numel())
+    progress("certificate", len(examined), len(examined))
+    means = torch.cat([_mean(noisy, part).flatten(1) for part in torch.split(chosen, 250)])
     if not sum(leakages) and bool((means != means[0]).any()):
         raise AuditError("the payload follows the image, but its gradient is zero (rounded?): there is no certificate")
     bound = None
     if exact:
         covariance = torch.cov(chosen.flatten(1).T.double() / 255)
-        bound = van_trees_mse(torch.as_tensor(information) / len(leakages), covariance)
+        bound = van_trees_mse(information / len(leakages), covariance)
     rate = rate_bits(means, noisy.noise_std().flatten(), noisy.noise_kind)
     return Certificate(
         dfil=sum(leakages) / len(leakages),
@@ -118,15 +111,11 @@ def certify(
 
 
 def certify_code(bits: int, *, gated: bool = False) -> Certificate:
-    """Bound what any attacker can learn where the payload is made from a code of so many bits alone.
+    """Bound what any attacker can learn where the payload is made from a code of at least 1 bit alone.
 
-    Among N candidates, all equally likely, no attacker re-identifies the original in more than `2^bits / N` of cases,
-    however well it knows the obfuscator: each of the `2^bits` payloads points to one candidate at best. With a gate,
-    that nothing is sent counts as one payload more: `(2^bits + 1) / N` over all images, sent or not.
-
-    Args:
-        bits: of the code, at least 1.
-        gated: whether some images are not sent at all.
+    Among N candidates, all equally likely, no attacker re-identifies the original in more than `2^bits / N` of cases:
+    each of the `2^bits` payloads points to one candidate at best. With a gate, that nothing is sent counts as one
+    payload more: `(2^bits + 1) / N` over all images, sent or not.
 
     Source: the hit rate of the best guess is the sum over all payloads of the most probable candidate's joint
     probability, each at most 1 / N; Cover and Thomas 2006, section 2.10, has the bound in bits.
@@ -145,11 +134,7 @@ def certify_code(bits: int, *, gated: bool = False) -> Certificate:
 
 
 def fisher_information(noisy: Noisy, image: Tensor) -> Tensor:
-    """Return the Fisher information of one observation about each direction in which an image can change.
-
-    Args:
-        noisy: an obfuscator with noise.
-        image: (3, H, W) uint8.
+    """Return the Fisher information of one observation about each change of an image (3, H, W) uint8.
 
     Returns:
         (3 * H * W, 3 * H * W) float64, `J^T diag(c / std^2) J` for the mean's Jacobian J; c is 1 for Gaussian
@@ -169,12 +154,7 @@ def fisher_information(noisy: Noisy, image: Tensor) -> Tensor:
 
 
 def fisher_trace(noisy: Noisy, image: Tensor, source: torch.Generator) -> float:
-    """Return the trace of `fisher_information`, estimated where the matrix is too large.
-
-    Args:
-        noisy: an obfuscator with noise.
-        image: (3, H, W) uint8.
-        source: of `PROBES` random directions.
+    """Return the trace of `fisher_information`, estimated from `PROBES` directions, where the matrix is too large.
 
     Raises:
         AuditError: the mean has no gradient.
@@ -182,21 +162,15 @@ def fisher_trace(noisy: Noisy, image: Tensor, source: torch.Generator) -> float:
     Source: Hutchinson 1990.
     """
     scale = _precision(noisy, image[None])
-    total = 0.0
-    for _ in range(PROBES):
-        signs = torch.randint(0, 2, (1, len(scale)), generator=source) * 2.0 - 1
-        total += float(_pull(noisy, image, signs * scale).double().square().sum())
-    return total / PROBES
+    signs = (torch.randint(0, 2, (1, len(scale)), generator=source) * 2.0 - 1 for _ in range(PROBES))
+    return sum(float(_pull(noisy, image, one * scale).square().sum()) for one in signs) / PROBES
 
 
 def van_trees_mse(information: Tensor, covariance: Tensor) -> float:
     """Return the least mean squared error of any attacker, biased or not, on Gaussian images: `tr((F + C^-1)^-1) / d`.
 
-    For a linear mean and Gaussian noise it is attained, by the posterior mean.
-
-    Args:
-        information: F, (d, d), the Fisher information averaged over images.
-        covariance: C, (d, d), of the images; may be singular.
+    For a linear mean and Gaussian noise it is attained, by the posterior mean. F is the Fisher information averaged
+    over images, C the covariance of the images, which may be singular: both (d, d).
 
     Source: Gill and Levit 1995, the multivariate inequality.
     """
@@ -207,7 +181,7 @@ def van_trees_mse(information: Tensor, covariance: Tensor) -> float:
 
 
 def rate_bits(means: Tensor, noise_std: Tensor, noise_kind: str) -> float:
-    """Return how many bits about an image can pass: a bound on the mutual information of image and the payload.
+    """Return how many bits about an image can pass, at least 0: a bound on the mutual information with the payload.
 
     Of all distributions of one covariance a Gaussian has the most entropy, and its entropy is at most that of
     its coordinates, in any basis. The basis is the principal axes of one half of the images and the variances
@@ -217,9 +191,6 @@ def rate_bits(means: Tensor, noise_std: Tensor, noise_kind: str) -> float:
         means: (N, D) float, the payload without the noise; N at least 4.
         noise_std: (D,) of each number's noise, positive.
         noise_kind: "gaussian" or "laplace".
-
-    Returns:
-        Bits an image, at least 0.
 
     Source: Cover and Thomas 2006, theorems 8.6.5 and 17.9.2.
     """
@@ -236,14 +207,9 @@ def rate_bits(means: Tensor, noise_std: Tensor, noise_kind: str) -> float:
 
 
 def fano_top1(rate: float, candidates: int) -> float:
-    """Return the highest top-1 re-identification rate among equally likely candidates.
+    """Return the highest top-1 re-identification rate among at least 2 equally likely candidates, in [1 / N, 1].
 
-    Args:
-        rate: bits that pass about which candidate it is.
-        candidates: at least 2.
-
-    Returns:
-        In [1 / candidates, 1]; 1.0 where the rate bounds nothing.
+    `rate` bits pass about which candidate it is; where that bounds nothing, it is 1.0.
 
     Source: Fano's inequality in full, `log2 N - h(p) - (1 - p) log2(N - 1) <= rate` for a hit rate of p; it implies
     the better known `p <= (rate + 1) / log2 N`.
@@ -253,14 +219,11 @@ def fano_top1(rate: float, candidates: int) -> float:
     low, high = 1 / candidates, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if _bits_needed(middle, candidates) <= rate else (low, middle)
+        missed = 1 - middle
+        needed = middle * math.log2(middle * candidates)
+        needed += missed * math.log2(missed * candidates / (candidates - 1)) if missed > 0 else 0.0
+        low, high = (middle, high) if needed <= rate else (low, middle)
     return high
-
-
-def _bits_needed(hit_rate: float, candidates: int) -> float:
-    missed = 1 - hit_rate
-    bits = hit_rate * math.log2(hit_rate * candidates)
-    return bits + (missed * math.log2(missed * candidates / (candidates - 1)) if missed > 0 else 0.0)
 
 
 def _capacity_bits(snr: Tensor) -> float:
@@ -272,8 +235,7 @@ def _precision(noisy: Noisy, images: Tensor) -> Tensor:
     if noisy.noise_kind not in _INFORMATION:
         raise AuditError(f"noise of kind {noisy.noise_kind!r}: a certificate knows {' and '.join(_INFORMATION)}")
     std = noisy.noise_std().detach().float()
-    with torch.no_grad():
-        mean = noisy.mean(images[:1].float() / 255)
+    mean = _mean(noisy, images[:1])
     if mean.shape[1:] != std.shape:
         raise AuditError(f"noise of shape {tuple(std.shape)} for the payload of shape {tuple(mean.shape[1:])}")
     if not bool((std.isfinite() & (std > 0)).all()):
@@ -293,6 +255,5 @@ def _pull(noisy: Noisy, image: Tensor, directions: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _means(noisy: Noisy, images: Tensor) -> Tensor:
-    parts = [noisy.mean(part.float() / 255).flatten(1) for part in images.split(250)]  # type: ignore[no-untyped-call]
-    return torch.cat(parts)
+def _mean(noisy: Noisy, images: Tensor) -> Tensor:
+    return noisy.mean(images.float() / 255)

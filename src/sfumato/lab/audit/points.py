@@ -6,23 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sfumato.errors import AuditError
-from sfumato.lab.audit.schema import Alternatives, AuditResult, Point, Role, is_audit, read_json
+from sfumato.lab.audit.schema import Alternatives, AuditResult, Point, Role, is_audit
 from sfumato.lab.audit.verdict import best_mixture
+from sfumato.lab.evaluation.results import read_json
 from sfumato.lab.evaluation.transfer import Leakage
 
 ENDS = ("local", "identity", "gated", "paper")
 """The roles of points that are no audited obfuscator."""
 
 PAPER_DATA = "cifar10"
+_SOURCE = "Leroux et al. 2018, table 2"
 PAPER = tuple(
-    Point(
-        name=f"paper, {net}", accuracy=accuracy, excess_leakage=None, role="paper",
-        source="Leroux et al. 2018, table 2",
-    )
+    Point(name=f"paper, {net}", accuracy=accuracy, excess_leakage=None, role="paper", source=_SOURCE)
     for net, accuracy in (("VGG19", 0.893), ("ResNet18", 0.898), ("ResNet50", 0.902), ("GoogLeNet", 0.905))
-)  # fmt: skip
+)
 """The paper's accuracies on CIFAR-10. It measures no leakage that can be compared."""
-_UTILITY = "the audits' utility"
 
 
 def collect(folder: Path) -> list[Point]:
@@ -31,35 +29,23 @@ def collect(folder: Path) -> list[Point]:
 
 
 def read_audits(folder: Path) -> dict[Path, AuditResult]:
-    """Read a folder of audits.
-
-    Args:
-        folder: every audit in a `*.json` in it counts, of any version; other JSON files are passed over.
-
-    Returns:
-        The audits, in the order of the file names.
+    """Read the audits of any version in a folder's `*.json`, in the order of the names; pass over other JSON files.
 
     Raises:
         AuditError: no such folder, a file that cannot be read as JSON, or a broken audit.
     """
     if not folder.is_dir():
         raise AuditError(f"{folder} is not a folder; give the one that holds the audits' JSON files")
-    contents = {file: read_json(file) for file in sorted(folder.glob("*.json"))}
+    contents = {file: read_json(file, AuditError) for file in sorted(folder.glob("*.json"))}
     return {file: AuditResult.of(content, file) for file, content in contents.items() if is_audit(content)}
 
 
 def points_of(audits: Mapping[Path, AuditResult]) -> list[Point]:
-    """Turn audits into points.
+    """Turn audits, by their files, into points: those of the audits in order, then the ends and the paper.
 
     Each audit with a classifier and a best attacker gives one point, with a gate two. The ends of the line, the
     on-device baseline and the plain image in the cloud, are the best that any of the audits knows, as is the
     curve of a gate before the plain image. The paper's accuracies are added where the data are `PAPER_DATA`.
-
-    Args:
-        audits: by their files.
-
-    Returns:
-        Points, in the order of the audits, then the ends and the paper.
 
     Raises:
         AuditError: audits of several data sets, which cannot be compared.
@@ -71,29 +57,30 @@ def points_of(audits: Mapping[Path, AuditResult]) -> list[Point]:
         places = ", ".join(f"{source} ({file.name})" for source, file in sources.items())
         raise AuditError(f"audits of several data sets cannot share one plot: {places}; keep them in separate folders")
     points = [
-        p for file, audit in audits.items() for p in obfuscator_points(audit, role=_role(audit), source=file.name)
+        point
+        for file, audit in audits.items()
+        for point in obfuscator_points(audit, role=_role(audit), source=file.name)
     ]
+    paper = list(PAPER) if PAPER_DATA in sources else []
     known = [audit.utility for audit in audits.values() if audit.utility is not None]
-    ends: list[Point] = []
-    if known:
-        best = Alternatives(
-            accuracy_local=max((u.accuracy_local for u in known if u.accuracy_local is not None), default=None),
-            accuracy_plain=max(u.accuracy_plain for u in known),
-            gated_plain=max((u.gated_plain for u in known), key=lambda rows: sum(row.accuracy for row in rows)),
-        )
-        points = [_compared(point, best) for point in points]
-        roles = {point.role for point in points}
-        ends = [end for end in end_points(best, _UTILITY) if end.role not in roles]
-    return points + ends + (list(PAPER) if PAPER_DATA in sources else [])
+    if not known:
+        return points + paper
+    best = Alternatives(
+        accuracy_local=max((u.accuracy_local for u in known if u.accuracy_local is not None), default=None),
+        accuracy_plain=max(u.accuracy_plain for u in known),
+        gated_plain=max((u.gated_plain for u in known), key=lambda rows: sum(row.accuracy for row in rows)),
+    )
+    compared = []
+    for point in points:
+        mixed, mixing = best_mixture(point.excess_leakage or 0.0, best) or (None, None)
+        update = {"local": best.accuracy_local, "mixture": mixed, "mixing": mixing}
+        compared.append(point.model_copy(update=update))
+    roles = {point.role for point in points}
+    return compared + [end for end in end_points(best, "the audits' utility") if end.role not in roles] + paper
 
 
 def frontier_of(audit: AuditResult, others: Sequence[Point]) -> tuple[Point, ...]:
-    """Return the points of an audit's own plot.
-
-    Args:
-        audit: its `frontier` is not read.
-        others: of other audits; ends that this audit measured itself are left out.
-    """
+    """Return the points of an audit's own plot, and those of others, without ends that it measured itself."""
     own = obfuscator_points(audit, role="this", source="this audit")
     if not own or audit.utility is None:
         return ()
@@ -134,29 +121,19 @@ def obfuscator_points(audit: AuditResult, *, role: Role, source: str) -> list[Po
 
 def end_points(known: Alternatives, source: str) -> list[Point]:
     """Return what is reached without an obfuscator: plain images behind a gate, the on-device baseline, plain ones."""
-    points = [
-        Point(
-            name=f"plain image, {100 * row.offload_rate:.0f} % sent", accuracy=row.accuracy,
-            excess_leakage=row.excess_leakage, role="gated", source=source,
-        )
+    ends: list[tuple[str, float, float, Role]] = [
+        (f"plain image, {100 * row.offload_rate:.0f} % sent", row.accuracy, row.excess_leakage, "gated")
         for row in known.gated_plain
-    ]  # fmt: skip
+    ]
     if known.accuracy_local is not None:
-        name = "on-device baseline"
-        points.append(Point(name=name, accuracy=known.accuracy_local, excess_leakage=0.0, role="local", source=source))
-    plain = Point(name="plain image", accuracy=known.accuracy_plain, excess_leakage=1.0, role="identity", source=source)
-    return [*points, plain]
+        ends.append(("on-device baseline", known.accuracy_local, 0.0, "local"))
+    ends.append(("plain image", known.accuracy_plain, 1.0, "identity"))
+    return [
+        Point(name=name, accuracy=accuracy, excess_leakage=leakage, role=role, source=source)
+        for name, accuracy, leakage, role in ends
+    ]
 
 
 def _role(audit: AuditResult) -> Role:
     kind: dict[str, Role] = {"baseline": "baseline", "identity": "identity"}
     return kind.get(audit.target.kind) or kind.get(audit.target.name) or "other"
-
-
-def _compared(point: Point, best: Alternatives) -> Point:
-    """A point with what is reached at its leakage without the obfuscator."""
-    assert point.excess_leakage is not None
-    mixture = best_mixture(point.excess_leakage, best)
-    if mixture is None:
-        return point
-    return point.model_copy(update={"local": best.accuracy_local, "mixture": mixture[0], "mixing": mixture[1]})

@@ -1,27 +1,18 @@
-"""Reconstructions from a few known facts about an image: the scale on which attackers' errors are read.
-
-Nothing here attacks anything. Each row is the best guess from some knowledge, such as the label alone, measured in
-the same way as an attacker's reconstruction.
-"""
+"""The best guesses from a few known facts about an image, such as the label: the scale for attackers' errors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import cache, partial
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sfumato.artifacts.bundle import write_json
-from sfumato.artifacts.provenance import provenance
 from sfumato.errors import AuditError
 from sfumato.lab.audit.schema import Reference
 from sfumato.lab.data import ImageSet
-from sfumato.lab.evaluation.measures import Figures, measure
+from sfumato.lab.evaluation.measures import measure
 from sfumato.progress import Progress, silent, tracked
 
 BITS = (1, 2, 4, 8)
@@ -42,31 +33,13 @@ def class_means(train: ImageSet) -> Tensor:
     return torch.stack([_of_class(train, c).float().mean(dim=0) / 255 for c in range(len(train.names))])
 
 
-def class_mean_reference(train: ImageSet, test: ImageSet) -> Figures:
-    """Measure what the label alone gives: excess leakage is relative to it.
-
-    Raises:
-        AuditError: a class without training images, or sets that differ in size or classes.
-    """
-    _check(train, test)
-    return measure(class_means(train)[test.labels].clamp_(0, 1), test.images)
-
-
 def references(train: ImageSet, test: ImageSet, *, seed: int = 0, progress: Progress = silent) -> tuple[Reference, ...]:
     """Return the whole table, measured on `test`, from what can be learned from `train`.
 
     The row of random images is one sample: its error has a standard error of 0.0006 on CIFAR-10's 10,000 test images.
     The rows with more bits depend on a local optimum: from seed to seed they differ by a unit of the third figure.
-    The other rows are exact, or nearly so.
-
-    Rows that do not fit the images are left out: blocks that do not divide the sides, more components or codes than
-    there are images.
-
-    Args:
-        train: images to learn from.
-        test: images to reconstruct, of the same size and classes.
-        seed: of the random images and of where the codes' centres begin.
-        progress: see `sfumato.progress.Progress`; the stage is "references".
+    The other rows are exact, or nearly so. Rows that do not fit the images are left out: blocks that do not divide the
+    sides, more components or codes than there are images. The stage of the progress is "references".
 
     Raises:
         AuditError: a class without training images, or sets that differ in size or classes.
@@ -74,52 +47,11 @@ def references(train: ImageSet, test: ImageSet, *, seed: int = 0, progress: Prog
     _check(train, test)
     rows = tracked(_guesses(train, test, seed), "references", progress)
     return tuple(
-        Reference(name=name, bits=bits, **asdict(measure(guess().clamp(0, 1), test.images)))
-        for name, bits, guess in rows
+        Reference(name=name, bits=bits, **vars(measure(guess().clamp(0, 1), test.images))) for name, bits, guess in rows
     )
 
 
-def write_references(
-    path: Path | None,
-    train: ImageSet,
-    test: ImageSet,
-    *,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> dict[str, Any]:
-    """Compute the table and write it with its provenance.
-
-    Args:
-        path: the JSON file; None for none.
-        train: see `references`.
-        test: see `references`.
-        seed: see `references`.
-        progress: see `references`.
-
-    Returns:
-        What was written: `references`, a list of rows, and `measured`, where they come from.
-
-    Raises:
-        AuditError: see `references`.
-        BundleError: the file cannot be written.
-    """
-    result = {
-        "references": [row.as_json for row in references(train, test, seed=seed, progress=progress)],
-        "measured": provenance(
-            seed=seed,
-            train={"data": train.source, "data_sha256": train.sha256, "images": len(train)},
-            test={"data": test.source, "data_sha256": test.sha256, "images": len(test)},
-        ).to_json(),
-    }
-    if path is not None:
-        write_json(path, result)
-    return result
-
-
-_Guess = tuple[str, int | None, Callable[[], Tensor]]
-
-
-def _guesses(train: ImageSet, test: ImageSet, seed: int) -> list[_Guess]:
+def _guesses(train: ImageSet, test: ImageSet, seed: int) -> list[tuple[str, int | None, Callable[[], Tensor]]]:
     """Each row's name, its bits, and what makes its guesses (N, 3, H, W) float32, still to be cut to [0, 1]."""
     height, width = test.images.shape[2:]
     per_class = train.labels.bincount(minlength=len(train.names))
@@ -172,15 +104,9 @@ def _coded(train: ImageSet, test: ImageSet, centres: int, seed: int) -> Tensor:
 
 
 def k_means(points: Tensor, centres: int, source: torch.Generator) -> Tensor:
-    """Return centres with a small squared distance to the points: a local optimum, which depends on the start.
+    """Return centres (n, d) with a small squared distance to the points, (N, d) float32: a local optimum.
 
-    Args:
-        points: (N, d) float32.
-        centres: how many, at most N.
-        source: of the start.
-
-    Returns:
-        (centres, d) float32.
+    It depends on the start, for which `source` is.
 
     Source: Lloyd 1982; started as in Arthur and Vassilvitskii 2007, section 2.2.
     """

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -18,12 +17,12 @@ from torch import Tensor
 from sfumato.artifacts.bundle import write_json
 from sfumato.errors import AuditError, BundleError
 from sfumato.lab.data.cache import root
+from sfumato.lab.evaluation.results import read_object
 
 T = TypeVar("T")
-_IDENTITY = "audit"
 
 
-def cached(name: str, of: str, kind: Any, find: Callable[[], T]) -> T:
+def cached(name: str, of: object, kind: Any, find: Callable[[], T]) -> T:
     """Return what does not depend on the obfuscator, from the user's cache folder if it was found before.
 
     Args:
@@ -32,7 +31,7 @@ def cached(name: str, of: str, kind: Any, find: Callable[[], T]) -> T:
         kind: its type, as pydantic takes it.
         find: is called if the cache has nothing.
     """
-    path = root() / "audit" / f"{name}-{hashlib.sha256(of.encode()).hexdigest()[:32]}.json"
+    path = root() / "audit" / f"{name}-{hashlib.sha256(str(of).encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(OSError, ValueError):
         return cast("T", _read(path, kind))
     found = find()
@@ -41,19 +40,20 @@ def cached(name: str, of: str, kind: Any, find: Callable[[], T]) -> T:
     return found
 
 
-def stored_tensors(folder: Path, key: str) -> dict[str, Tensor]:
-    """Return the tensors that an audit keeps under a key; none if there are none.
+def stored_images(folder: Path, key: str) -> Tensor | None:
+    """Return what a trial's attacker reconstructed, (K, 3, H, W) uint8; None if that was not kept.
 
-    Args:
-        folder: of the store: `work` in the audit's folder.
-        key: of a trial, or of a trial with "-all" for all test images of the best one.
+    `folder` is `work` in the audit's; with "-all" after a trial's key these are all test images of the best one.
     """
     path = folder / f"{key}.safetensors"
-    return load_file(path) if path.is_file() else {}
+    if not path.is_file():
+        return None
+    tensors = load_file(path)
+    return tensors.get("reconstructed", tensors.get("restored"))  # the latter in audits of earlier versions
 
 
 class ResultStore:
-    """A folder with one JSON file for each finding, and tensors.
+    """A folder with one JSON file for each finding, and images.
 
     Args:
         folder: is created.
@@ -62,21 +62,17 @@ class ResultStore:
         overwrite: remove them.
 
     Raises:
-        AuditError: there are findings and neither was asked for, or they are another audit's, or the disk refuses.
+        AuditError: there are findings and neither was asked for, or they are another audit's, or they are damaged.
+        BundleError: the disk refuses.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+    def __init__(self, folder: Path, identity: Mapping[str, object], *, resume: bool, overwrite: bool) -> None:
         if resume and overwrite:
             raise AuditError("--resume goes on with an audit, --overwrite restarts it; choose one")
-        self.folder = folder
-        if overwrite and (folder / f"{_IDENTITY}.json").is_file():  # else it is somebody's folder, not an audit's
+        self.folder, about = folder, folder / "audit.json"
+        if overwrite and about.is_file():  # else it is somebody's folder, not an audit's
             shutil.rmtree(folder, ignore_errors=True)
-        try:
-            known = json.loads((folder / f"{_IDENTITY}.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            known = None
-        except (OSError, ValueError) as error:
-            raise AuditError(f"{folder} cannot be read: {error}; --overwrite restarts the audit") from error
+        known = read_object(about, AuditError)
         if known is not None and not resume:
             raise AuditError(
                 f"{folder.parent} holds an audit already: --resume goes on with it, --overwrite restarts it"
@@ -84,16 +80,10 @@ class ResultStore:
         if known is not None and known != identity:
             changed = ", ".join(key for key in identity if known.get(key) != identity[key])
             raise AuditError(f"the audit in {folder.parent} is another one ({changed} differ); --overwrite restarts it")
-        write_json(folder / f"{_IDENTITY}.json", identity)
+        write_json(about, identity)
 
     def once(self, key: str, kind: Any, find: Callable[[], T]) -> T:
-        """Return a finding: from its file, or found now and written.
-
-        Args:
-            key: names its file.
-            kind: its type, as pydantic takes it.
-            find: is called if there is no file.
-        """
+        """Return a finding of type `kind`, as pydantic takes it: from the file of its key, or found and written."""
         path = self.folder / f"{key}.json"
         with contextlib.suppress(OSError, ValueError):
             return cast("T", _read(path, kind))
@@ -109,20 +99,16 @@ class ResultStore:
         """Remove a finding."""
         (self.folder / f"{key}.json").unlink(missing_ok=True)
 
-    def keep(self, key: str, tensors: dict[str, Tensor]) -> None:
-        """Write tensors under a key.
+    def keep(self, key: str, reconstructed: Tensor) -> None:
+        """Keep images (K, 3, H, W) uint8 for `stored_images`.
 
         Raises:
             AuditError: the disk refuses.
         """
         try:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, self.folder / f"{key}.safetensors")
+            save_file({"reconstructed": reconstructed.contiguous()}, self.folder / f"{key}.safetensors")
         except (OSError, SafetensorError) as error:
             raise AuditError(f"{self.folder} cannot be written: {error}") from error
-
-    def tensors(self, key: str) -> dict[str, Tensor]:
-        """See `stored_tensors`."""
-        return stored_tensors(self.folder, key)
 
     def checkpoint(self, key: str) -> Path:
         """The file for an attacker's state while it learns."""
@@ -130,7 +116,7 @@ class ResultStore:
 
 
 def _read(path: Path, kind: Any) -> Any:
-    return TypeAdapter(kind).validate_python(json.loads(path.read_text(encoding="utf-8")))
+    return TypeAdapter(kind).validate_json(path.read_bytes())
 
 
 def _write(path: Path, kind: Any, value: object) -> None:

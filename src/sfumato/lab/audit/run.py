@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,14 +21,14 @@ from sfumato.errors import AuditError, Interrupted
 from sfumato.lab.attacks.identification import Identification, identify
 from sfumato.lab.attacks.image_attributes import Attribute, infer
 from sfumato.lab.attacks.protocol import CPU, AttackBudget
-from sfumato.lab.attacks.target import Coded, Noisy, NoisyWithin, Target
+from sfumato.lab.attacks.target import Coded, NoisyWithin
 from sfumato.lab.attacks.threat_models import Threat
 from sfumato.lab.audit.budget import BUDGETS, Budget, Trial
 from sfumato.lab.audit.certificate import certify, certify_code
 from sfumato.lab.audit.label_attributes import Columns, infer_columns
 from sfumato.lab.audit.points import frontier_of
 from sfumato.lab.audit.references import references
-from sfumato.lab.audit.result_store import ResultStore, cached
+from sfumato.lab.audit.result_store import ResultStore, cached, stored_images
 from sfumato.lab.audit.sanity_checks import decoder_checks, trial_checks
 from sfumato.lab.audit.schema import (
     SCHEMA,
@@ -53,7 +54,6 @@ from sfumato.lab.audit.selective import gate_figures, gated_plain
 from sfumato.lab.audit.setting import AttackSetting
 from sfumato.lab.audit.trials import Trials
 from sfumato.lab.audit.verdict import UNDECIDED, decide
-from sfumato.lab.data import INFERENCE_BATCH
 from sfumato.lab.evaluation.accuracy import classify
 from sfumato.lab.evaluation.measures import SSIM_WINDOW
 from sfumato.lab.models.codewords import distinct
@@ -95,7 +95,7 @@ def audit(
 ) -> AuditResult:
     """Attack an obfuscator with all that the budget allows, judge what was found, and write `audit.json`.
 
-    `sfumato.lab.report.folder.render_audit` makes the report of it.
+    `sfumato.lab.report.html.render_audit` makes the report of it.
 
     Args:
         setting: the obfuscator, the images, and what attackers know.
@@ -105,7 +105,7 @@ def audit(
         resume: resume an interrupted audit.
         overwrite: restart although there is one.
         device: where attackers are trained.
-        progress: see `sfumato.progress.Progress`; the outer stage is "audit".
+        progress: the outer stage is "audit".
 
     Raises:
         AuditError: images that the obfuscator does not take, a folder with an audit, or a disk that refuses.
@@ -140,8 +140,10 @@ def record(bundle: Bundle, result: AuditResult) -> bool:
         BundleError: the disk refuses.
     """
     kept = recorded(bundle)
-    if kept is not None and _spent(kept) > _spent(result) and _leakage(kept) >= _leakage(result):
-        return False
+    if kept is not None and _spent(kept) > _spent(result):
+        before, now = (0.0 if audit.best is None else audit.best.excess_leakage for audit in (kept, result))
+        if before >= now:
+            return False
     replace(bundle, figures=bundle.figures.updated(audit=result.summary.as_json)).save()
     return True
 
@@ -152,73 +154,81 @@ def _spent(audit: AuditSummary) -> int:
     return audit.budget.images if audit.budget.images is not None else named.images if named else 0
 
 
-def _leakage(audit: AuditSummary) -> float:
-    return 0.0 if audit.best is None else audit.best.excess_leakage
-
-
-def _identity(setting: AttackSetting, budget: Budget, comparison: Comparison) -> dict[str, Any]:
+def _identity(setting: AttackSetting, budget: Budget, comparison: Comparison) -> dict[str, object]:
     """What must be the same for findings to be mixed."""
-    target, shadow = setting.target, setting.shadow
+    target, shadow, train, test = setting.target, setting.shadow, setting.train, setting.test
+    behaviour = ""  # of a callable: its payload, to three digits
+    if not target.fingerprint and not target.stochastic:
+        sent = (target.payload(test.images[:4].float() / 255) * 1e3).round().numpy().astype(np.int64)
+        behaviour = hashlib.sha256(sent.tobytes()).hexdigest()
     return {
         "schema": SCHEMA,
         "sfumato": __version__,
-        "obfuscator": [target.name, target.fingerprint or _behaviour(target, setting.test.images)],
+        "obfuscator": [target.name, target.fingerprint or behaviour],
         "shadow": [shadow.name, shadow.fingerprint] if shadow else None,
         "classifier": comparison.classifier.classifier_fingerprint if comparison.classifier else None,
         "local": comparison.local.classifier_fingerprint if comparison.local else None,
         "other": None if setting.other is None else hashlib.sha256(setting.other.numpy().tobytes()).hexdigest(),
         "attributes": sorted(comparison.attributes or {}),
         "budget": repr(budget),
-        "data": [setting.train.sha256, setting.test.sha256, len(setting.train), len(setting.test)],
+        "data": [train.sha256, test.sha256, len(train), len(test)],
     }
 
 
-def _behaviour(target: Target, images: Tensor) -> str:
-    """A callable is known by its payload, to three digits; a stochastic one by its name alone."""
-    if target.stochastic:
-        return ""
-    sent = (target.payload(images[:4].float() / 255) * 1e3).round().numpy().astype(np.int64)
-    return hashlib.sha256(sent.tobytes()).hexdigest()
-
-
+@dataclass
 class _Run:
     """One audit."""
 
-    def __init__(
-        self,
-        setting: AttackSetting,
-        budget: Budget,
-        store: ResultStore,
-        comparison: Comparison,
-        device: torch.device,
-        progress: Progress,
-    ) -> None:
-        self.setting, self.budget, self.store, self.comparison = setting, budget, store, comparison
-        self.device, self.progress = device, progress
-        self.trials = Trials(setting, budget, store, device, progress)
+    setting: AttackSetting
+    budget: Budget
+    store: ResultStore
+    comparison: Comparison
+    device: torch.device
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        self.trials = Trials(self.setting, self.budget, self.store, self.device, self.progress)
+        self.tried = self.setting.test.subset(self.budget.test_images)
         self.steps_done = 0
-        self.steps = len(self.trials.planned) + budget.seeds - 1 + 6 + bool(setting.target.gate)
+        self.steps = len(self.trials.planned) + self.budget.seeds - 1 + 6 + bool(self.setting.target.gate)
 
     def result(self) -> AuditResult:
         """Run every step that was not done before."""
+        setting, target = self.setting, self.setting.target
         self.progress("audit", 0, self.steps)
         utility = self._step("accuracy", Utility | None, self._utility)
         table = self._step("references", tuple[Reference, ...], self._references)
         checks = self._step("sanity checks", tuple[SanityCheck, ...], self._sanity_checks, "sanity-checks")
         first = [self._trial(trial) for trial in self.trials.planned]
-        trials = [*first, *(self._trial(trial) for trial in self._repeated(first))]
+        strongest = [trial for trial in self.trials.planned if (best := best_of(first)) and trial.key == best.key]
+        repeated = [replace(trial, seed=seed) for seed in range(1, self.budget.seeds) for trial in strongest]
+        trials = [*first, *map(self._trial, repeated)]
         best = best_of(trials)
         identification = self._step("identification", tuple[Identification, ...], lambda: self._identification(first))
         attributes = self._step("attributes", tuple[Attribute, ...], self._attributes)
         certificate, note = self._step("certificate", tuple[Certificate | None, str], self._certificate)
-        gate = self._step("gate", GateFigures | None, lambda: self._gate(best)) if self.setting.target.gate else None
+        gate = self._step("gate", GateFigures | None, lambda: self._gate(best)) if target.gate else None
         self.progress("audit", self.steps, self.steps)
-        class_mean_mse = self.trials.class_mean_mse(len(self.setting.test))
+        class_mean_mse = self.trials.class_mean_mse(len(setting.test))
         done = [trial for trial in trials if isinstance(trial, DoneTrial)]
+        facts = provenance(
+            seeds=sorted({trial.seed for trial in trials}),
+            accelerator=self.device.type,
+            threads=torch.get_num_threads(),
+            seconds=round(sum(trial.seconds for trial in trials), 1),
+        )
         found = AuditResult(
-            target=self._target(),
+            target=TargetFacts.model_validate(
+                vars(target)
+                | {"gradients": target.module is not None, "shadow": setting.shadow.name if setting.shadow else None}
+            ),
             budget=BudgetFacts(name=self.budget.name, description=self.budget.description, images=self.budget.images),
-            data=self._data(),
+            data=DataFacts(
+                source=setting.train.source,
+                train_images=len(setting.train),
+                test_images=len(setting.test),
+                sha256={"train": setting.train.sha256, "test": setting.test.sha256},
+            ),
             utility=utility,
             class_mean_mse=class_mean_mse,
             references=table,
@@ -232,7 +242,7 @@ class _Run:
             gate=gate,
             frontier=(),
             verdict=UNDECIDED,
-            provenance=self._provenance(trials),
+            provenance=Provenance.model_validate(facts.to_json()),
         )
         points = frontier_of(found, self.comparison.points)
         return found.model_copy(update={"frontier": points, "verdict": decide(found)})
@@ -246,55 +256,26 @@ class _Run:
         self.progress("audit", self.steps_done, self.steps)
         return found
 
-    def _target(self) -> TargetFacts:
-        target, shadow = self.setting.target, self.setting.shadow
-        return TargetFacts(
-            name=target.name,
-            kind=target.kind,
-            height=target.height,
-            width=target.width,
-            stochastic=target.stochastic,
-            fingerprint=target.fingerprint,
-            gradients=target.module is not None,
-            shadow=shadow.name if shadow else None,
-        )
-
-    def _data(self) -> DataFacts:
-        train, test = self.setting.train, self.setting.test
-        return DataFacts(
-            source=train.source,
-            train_images=len(train),
-            test_images=len(test),
-            sha256={"train": train.sha256, "test": test.sha256},
-        )
-
-    def _provenance(self, trials: Sequence[DoneTrial | LostTrial]) -> Provenance:
-        facts = provenance(
-            seeds=sorted({trial.seed for trial in trials}),
-            accelerator=self.device.type,
-            threads=torch.get_num_threads(),
-            seconds=round(sum(trial.seconds for trial in trials), 1),
-        )
-        return Provenance.model_validate(facts.to_json())
-
     def _utility(self) -> Utility | None:
-        classifier, local, test = self.comparison.classifier, self.comparison.local, self.setting.test
-        if classifier is None or not self._knows_classes(classifier):
+        classify_payload, local, test = self._classify_payload(), self.comparison.local, self.setting.test
+        if self.comparison.classifier is None or classify_payload is None:
             return None
-        run = OnnxFunction(classifier.file(CLASSIFIER_ONNX))
-        hits = 0
-        for start in range(0, len(test), INFERENCE_BATCH):
-            self.progress("accuracy", start, len(test))
-            payload = self.setting.target.payload(test.images[start : start + INFERENCE_BATCH].float() / 255)
-            labels = test.labels[start : start + INFERENCE_BATCH].numpy()
-            hits += int((run(payload.numpy()).argmax(axis=1) == labels).sum())
-        plain = classify(classifier, test)
+        payloads = (
+            self.setting.target.payload(torch.from_numpy(batch))
+            for batch, _ in test.scaled_batches("accuracy", self.progress)
+        )
+        predicted = torch.cat([classify_payload(payload).argmax(dim=1) for payload in payloads])
+        plain = classify(self.comparison.classifier, test)
         own = classify(local, test) if local else None
         errors = self.trials.class_mean_errors
+
+        def accuracy(classes: Tensor) -> float:
+            return float((classes == test.labels).double().mean())
+
         return Utility(
-            accuracy_plain=float((plain.argmax(dim=1) == test.labels).double().mean()),
-            accuracy_obfuscated=hits / len(test),
-            accuracy_local=None if own is None else float((own.argmax(dim=1) == test.labels).double().mean()),
+            accuracy_plain=accuracy(plain.argmax(dim=1)),
+            accuracy_obfuscated=accuracy(predicted),
+            accuracy_local=None if own is None else accuracy(own.argmax(dim=1)),
             gated_plain=() if own is None else gated_plain(own, plain, test.labels, errors),
             test_images=len(test),
         )
@@ -302,26 +283,17 @@ class _Run:
     def _references(self) -> tuple[Reference, ...]:
         if not self.budget.references:
             return ()
-        train, test = self.setting.train, self.setting.test
-        pixels = test.images.shape[2] * test.images.shape[3]
-        test = test.subset(max(_LEAST_REFERENCE_IMAGES, _REFERENCE_PIXELS // pixels))
+        train, (height, width) = self.setting.train, self.setting.test.images.shape[2:]
+        test = self.setting.test.subset(max(_LEAST_REFERENCE_IMAGES, _REFERENCE_PIXELS // (height * width)))
         of = (train.sha256, test.sha256, len(train), len(test))
-        find = lambda: references(train, test, progress=self.progress)  # noqa: E731
-        return cached("references", str(of), tuple[Reference, ...], find)
+        find = partial(references, train, test, progress=self.progress)
+        return cached("references", of, tuple[Reference, ...], find)
 
     def _sanity_checks(self) -> tuple[SanityCheck, ...]:
-        images = self.budget.sanity_check_images
+        images, setting = self.budget.sanity_check_images, self.setting
         if not images:
             return ()
-        train, test = self.setting.train, self.setting.test
-        return decoder_checks(train, test, images=images, device=self.device, progress=self.progress)
-
-    def _repeated(self, trials: Sequence[DoneTrial | LostTrial]) -> Iterator[Trial]:
-        best = best_of(trials)
-        for seed in range(1, self.budget.seeds):
-            for trial in self.trials.planned:
-                if best is not None and trial.key == best.key:
-                    yield replace(trial, seed=seed)
+        return decoder_checks(setting.train, setting.test, images=images, device=self.device, progress=self.progress)
 
     def _trial(self, trial: Trial) -> DoneTrial | LostTrial:
         known = self.store.known(trial.key, AnyTrial)
@@ -332,13 +304,13 @@ class _Run:
         return found
 
     def _identification(self, trials: Sequence[DoneTrial | LostTrial]) -> tuple[Identification, ...]:
-        setting, count = self.setting, min(self.budget.test_images, len(self.setting.test))
+        setting, tried = self.setting, self.tried
         prepared = self.trials.strongest_decoder(trials)
         found = identify(
             setting.knowledge(Threat.WHITE_BOX),
-            setting.observed(Threat.WHITE_BOX, count),
-            setting.test.images[:count],
-            setting.test.labels[:count],
+            setting.observed(Threat.WHITE_BOX, len(tried)),
+            tried.images,
+            tried.labels,
             reconstruct=prepared.reconstruct if prepared else None,
             budget=self._attack_budget(self.budget.identification_images, "identification"),
             observe=setting.target.observe,
@@ -347,21 +319,19 @@ class _Run:
         return tuple(found)
 
     def _attributes(self) -> tuple[Attribute, ...]:
-        setting, count = self.setting, min(self.budget.test_images, len(self.setting.test))
-        budget = self._attack_budget(self.budget.attribute_images, "attributes")
+        setting, tried, columns = self.setting, self.tried, self.comparison.attributes
         found = infer(
             setting.knowledge(Threat.WHITE_BOX),
             setting.target.observe,
-            setting.test.images[:count],
-            setting.test.labels[:count],
+            tried.images,
+            tried.labels,
             setting.train.labels,
-            budget=budget,
+            budget=self._attack_budget(self.budget.attribute_images, "attributes"),
             seed=setting.seed,
         )
-        if self.comparison.attributes:
-            budget = replace(budget, images=self.budget.column_images)
-            count = self.budget.column_test_images
-            found += infer_columns(setting, self.comparison.attributes, budget=budget, test_images=count)
+        if columns:
+            budget = self._attack_budget(self.budget.column_images, "attributes")
+            found += infer_columns(setting, columns, budget=budget, test_images=self.budget.column_test_images)
         return tuple(found)
 
     def _attack_budget(self, images: int, stage: str) -> AttackBudget:
@@ -379,8 +349,6 @@ class _Run:
         if not target.stochastic:
             return None, "without noise nothing bounds what an attacker may reconstruct"
         noise = target.module.noisy_code if isinstance(target.module, NoisyWithin) else target.module
-        if not isinstance(noise, Noisy):
-            return None, "the obfuscator is stochastic, but does not say what its noise is"
         try:
             certificate = certify(noise, self.setting.train.images[:_CERTIFICATE_IMAGES], progress=self.progress)
         except AuditError as error:
@@ -388,18 +356,22 @@ class _Run:
         return certificate, "It holds for one obfuscation of an image; each further one weakens it."
 
     def _gate(self, best: DoneTrial | None) -> GateFigures | None:
-        if best is None:
+        reconstructed = stored_images(self.store.folder, f"{best.key}-all") if best else None
+        if best is None or reconstructed is None:
             return None
-        served = self.comparison.classifier
-        run = OnnxFunction(served.file(CLASSIFIER_ONNX)) if served and self._knows_classes(served) else None
         return gate_figures(
             self.setting,
             best=best,
-            reconstructed=self.store.tensors(f"{best.key}-all")["reconstructed"],
+            reconstructed=reconstructed,
             class_mean_errors=self.trials.class_mean_errors,
-            logits=(lambda payload: torch.from_numpy(run(payload.numpy()))) if run else None,
+            logits=self._classify_payload(),
             progress=self.progress,
         )
 
-    def _knows_classes(self, classifier: Bundle) -> bool:
-        return tuple(self.setting.test.names) == tuple(classifier.labels)
+    def _classify_payload(self) -> Callable[[Tensor], Tensor] | None:
+        """The payload -> logits of the cloud's classifier; None without one for these classes."""
+        served = self.comparison.classifier
+        if served is None or tuple(self.setting.test.names) != tuple(served.labels):
+            return None
+        run = OnnxFunction(served.file(CLASSIFIER_ONNX))
+        return lambda payload: torch.from_numpy(run(payload.numpy()))

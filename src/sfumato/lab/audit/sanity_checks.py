@@ -1,8 +1,7 @@
 """Sanity checks of the attackers: what they must manage before a failed attack means anything.
 
-On maps whose leakage is known, the decoders of the audit must find it, and no more than it. That does not depend on
-the obfuscator: it is measured once for images, budget and attackers, and cached (`decoder_checks`). What an audit's own
-trials say of the attackers is checked by `trial_checks`.
+On maps whose leakage is known, decoders must find it, and no more than it; that is measured once for images, budget and
+attackers. `trial_checks` looks at an audit's own trials.
 
 Source: Carlini et al. 2019, section 5 ("sanity checks"); the figures are this project's.
 """
@@ -10,7 +9,9 @@ Source: Carlini et al. 2019, section 5 ("sanity checks"); the figures are this p
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -76,32 +77,30 @@ def decoder_checks(
 ) -> tuple[SanityCheck, ...]:
     """Try the decoders on maps whose leakage is known; from the cache if that was done before.
 
-    Args:
-        train: images to learn from.
-        test: images to reconstruct.
-        images: training images that each strong decoder sees; the paper's sees `PAPER_SHARE` times as many.
-        device: to train on.
-        progress: see `sfumato.progress.Progress`.
+    Each strong decoder sees `images` training images, the paper's `PAPER_SHARE` times as many.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM.
     """
-    of = _of(train, test, images, device)
-    kind = tuple[SanityCheck, ...]
-    return cached("sanity-checks", of, kind, lambda: _decoder_checks(train, test, images, device, progress))
+    here = Path(__file__)
+    folders = [Path(str(attacks.__file__)).parent, Path(models.__file__).parent]
+    files = [here, here.with_name("references.py"), Path(str(measures.__file__))]
+    files += [file for folder in folders for file in folder.glob("*.py")]
+    code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()
+    of = (code, torch.__version__, images, train.sha256, test.sha256, len(train), len(test), device.type)
+    find = partial(_decoder_checks, train, test.subset(_TEST_IMAGES), images, device, progress)
+    return cached("sanity-checks", of, tuple[SanityCheck, ...], find)
 
 
 def _decoder_checks(
     train: ImageSet, test: ImageSet, images: int, device: torch.device, progress: Progress
 ) -> tuple[SanityCheck, ...]:
-    height, width = train.images.shape[2:]
-    test = test.subset(_TEST_IMAGES)
-    means = class_means(train)
+    means, originals, (height, width) = class_means(train), test.images.float() / 255, train.images.shape[2:]
     some = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:_ORACLE_IMAGES]
     maps: list[tuple[str, Pairs, Tensor]] = [
-        ("identity", FreshPairs(train.images, lambda x: x), test.images.float() / 255),
-        ("light blur", FreshPairs(train.images, blur), blur(test.images.float() / 255)),
-        ("folded colours", FreshPairs(train.images, fold), fold(test.images.float() / 255)),
+        ("identity", FreshPairs(train.images, lambda x: x), originals),
+        ("light blur", FreshPairs(train.images, blur), blur(originals)),
+        ("folded colours", FreshPairs(train.images, fold), fold(originals)),
         ("label-only oracle", FixedPairs(train.images[some], means[train.labels[some]]), means[test.labels]),
     ]
     class_mean = measure(means[test.labels], test.images).mse
@@ -109,9 +108,7 @@ def _decoder_checks(
     for of, pairs, observed in maps:
         knowledge = Knowledge(Threat.WHITE_BOX, height, width, pairs)
         linear = _error(Linear(), knowledge, observed, test, AttackBudget(0, 0, device=device))
-        for name in CHECKED:
-            if of == "folded colours" and name not in STRONG:
-                continue
+        for name in STRONG if of == "folded colours" else CHECKED:
             seen = images if name in STRONG else PAPER_SHARE * images
             stage = f"sanity check: {name} on the {of}"
             budget = AttackBudget(seen, 0, device=device, progress=progress, stage=stage)
@@ -126,107 +123,91 @@ def _error(attacker: Attacker, knowledge: Knowledge, observed: Tensor, test: Ima
 
 
 def _check(of: str, name: str, error: float, linear: float, class_mean: float) -> SanityCheck:
+    title = f"{name}, {of}"
     if of == "label-only oracle":
         share = error / class_mean
         return SanityCheck(
-            name=f"{name}, {of}",
+            name=title,
             passed=ORACLE_LOW <= share <= ORACLE_HIGH,
             measured=f"MSE {error:.4f}, {share:.3f} of the class mean's",
             needed=f"{ORACLE_LOW} to {ORACLE_HIGH} of {class_mean:.4f}",
             detail="images that give the class alone; a lower error is more than can be known",
         )
+    started = "least squares, where the decoder starts, has most of it"
+    needed, detail = {
+        "identity": (IDENTITY_DB, f"nothing is lost; {started}"),
+        "light blur": (BLUR_DB, f"sigma {BLUR_SIGMA:g} pixel; {started}"),
+        "folded colours": (
+            psnr_db(linear) + FOLDING_GAIN_DB,
+            "a lossless map that no linear attacker undoes: is anything learned?",
+        ),
+    }[of]
     if name not in STRONG:
         needed, detail = psnr_db(class_mean) + PAPER_GAIN_DB, "the paper's own decoder, a weak autoencoder"
-    elif of == "folded colours":
-        needed = psnr_db(linear) + FOLDING_GAIN_DB
-        detail = "a lossless map that no linear attacker undoes: is anything learned?"
-    else:
-        needed = {"identity": IDENTITY_DB, "light blur": BLUR_DB}[of]
-        lost = "nothing is lost" if of == "identity" else f"sigma {BLUR_SIGMA:g} pixel"
-        detail = f"{lost}; least squares, where the decoder starts, has most of it"
-    reached = psnr_db(error)
-    return SanityCheck(
-        name=f"{name}, {of}",
-        passed=reached >= needed,
-        measured=f"{reached:.2f} dB",
-        needed=f"at least {needed:.2f} dB",
-        detail=detail,
-    )
-
-
-def _of(train: ImageSet, test: ImageSet, images: int, device: torch.device) -> str:
-    """All that the checks depend on: attackers' code, torch, images, budget."""
-    folder = Path(str(attacks.__file__)).parent
-    own = [Path(__file__), Path(__file__).with_name("references.py")]
-    lab = [*Path(models.__file__).parent.glob("*.py"), Path(str(measures.__file__))]
-    files = sorted([*folder.glob("*.py"), *own, *lab])
-    code = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    facts = (torch.__version__, images, train.sha256, test.sha256, len(train), len(test), device.type)
-    return f"{code} {facts}"
+    reached, wanted = psnr_db(error), f"at least {needed:.2f} dB"
+    passed = reached >= needed
+    return SanityCheck(name=title, passed=passed, measured=f"{reached:.2f} dB", needed=wanted, detail=detail)
 
 
 def trial_checks(trials: Sequence[DoneTrial], class_mean_mse: float) -> tuple[SanityCheck, ...]:
-    """Check the attackers by the audit's own trials.
-
-    Args:
-        trials: those with figures.
-        class_mean_mse: the error of the class mean.
-    """
+    """Check the attackers by the audit's own trials; `class_mean_mse` is the error of the class mean."""
     done = [trial for trial in trials if trial.views == 1]
-    return _more_pairs(done), _white_box(done), _learned(done, class_mean_mse)
+    flat = f"the last third of the training changed under {100 * FLAT:g} %"
+    checks: dict[str, tuple[str, _Judged]] = {
+        "more pairs do not hurt": (f"at most {TOLERANCE} times the error with fewer", _more_pairs(done)),
+        "the white box does not lose to the black box": (f"at most {TOLERANCE} times its error", _white_box(done)),
+        "the best learned attacker has learned all that it can": (
+            f"reconstructed, or: it learned, and {flat}",
+            _learned(done, class_mean_mse),
+        ),
+    }
+    return tuple(
+        SanityCheck(name=name, passed=passed, measured=measured, needed=needed, detail=detail)
+        for name, (needed, (passed, measured, detail)) in checks.items()
+    )
 
 
-def _more_pairs(done: list[DoneTrial]) -> SanityCheck:
+_Judged = tuple[bool | None, str, str]
+"""Whether a check passed, what was measured, and the detail."""
+
+
+def _more_pairs(done: list[DoneTrial]) -> _Judged:
     best: dict[int, float] = {}
     for trial in done:
         if trial.threat is Threat.PAIRS and trial.pairs is not None:
-            best[trial.pairs] = min(best.get(trial.pairs, 1e9), trial.mse_compared)
-    name, needed = "more pairs do not hurt", f"at most {TOLERANCE} times the error with fewer"
+            best[trial.pairs] = min(best.get(trial.pairs, math.inf), trial.mse_compared)
     if len(best) < 2:
-        return SanityCheck(name=name, passed=None, measured="fewer than two numbers of pairs were tried", needed=needed)
+        return None, "fewer than two numbers of pairs were tried", ""
     counts = sorted(best)
     passed = all(best[more] / best[fewer] <= TOLERANCE for fewer, more in pairwise(counts))
-    measured = ", ".join(f"{count:,}: {best[count]:.4f}" for count in counts)
-    detail = "best MSE by number of known pairs"
-    return SanityCheck(name=name, passed=passed, measured=measured, needed=needed, detail=detail)
+    return passed, ", ".join(f"{count:,}: {best[count]:.4f}" for count in counts), "best MSE by number of known pairs"
 
 
-def _white_box(done: list[DoneTrial]) -> SanityCheck:
-    def best(threat: Threat) -> float:
-        return min((trial.mse_compared for trial in done if trial.threat is threat), default=float("inf"))
-
-    white, black = best(Threat.WHITE_BOX), best(Threat.PAIRS)
-    name, needed = "the white box does not lose to the black box", f"at most {TOLERANCE} times its error"
-    if float("inf") in (white, black):
-        return SanityCheck(name=name, passed=None, measured="not both were tried", needed=needed)
-    measured, passed = f"{white:.4f} against {black:.4f}", white <= TOLERANCE * black
-    return SanityCheck(name=name, passed=passed, measured=measured, needed=needed, detail="best MSE of each")
+def _white_box(done: list[DoneTrial]) -> _Judged:
+    white, black = (
+        min((trial.mse_compared for trial in done if trial.threat is threat), default=math.inf)
+        for threat in (Threat.WHITE_BOX, Threat.PAIRS)
+    )
+    if math.inf in (white, black):
+        return None, "not both were tried", ""
+    return white <= TOLERANCE * black, f"{white:.4f} against {black:.4f}", "best MSE of each"
 
 
-def _learned(done: list[DoneTrial], class_mean_mse: float) -> SanityCheck:
-    name = "the best learned attacker has learned all that it can"
-    needed = f"reconstructed, or: it learned, and the last third of the training changed under {100 * FLAT:g} %"
-    learned = [trial for trial in done if trial.curve]
-    if not learned:
-        return SanityCheck(name=name, passed=None, measured="no learned attacker was tried", needed=needed)
-    best = min(learned, key=lambda trial: trial.mse_compared)
-    passed, measured = _has_learned(best, done, class_mean_mse)
-    detail = f"{best.attacker}, {best.threat}"
-    return SanityCheck(name=name, passed=passed, measured=measured, needed=needed, detail=detail)
-
-
-def _has_learned(best: DoneTrial, done: list[DoneTrial], class_mean_mse: float) -> tuple[bool, str]:
-    after = f"after {best.images_seen:,} images"
+def _learned(done: list[DoneTrial], class_mean_mse: float) -> _Judged:
+    best = min((trial for trial in done if trial.curve), key=lambda trial: trial.mse_compared, default=None)
+    if best is None:
+        return None, "no learned attacker was tried", ""
+    of, after = f"{best.attacker}, {best.threat}", f"after {best.images_seen:,} images"
     errors = [error for _, error in best.curve]
     if best.mse_compared < RECONSTRUCTED_BELOW:
-        return True, "the image is reconstructed, nothing is left to gain"
+        return True, "the image is reconstructed, nothing is left to gain", of
     if not flattened(best.curve):
-        return False, f"still changing {after}"
+        return False, f"still changing {after}", of
     if min(errors) < (1 - FLAT) * errors[0]:
-        return True, f"flat {after}"
+        return True, f"flat {after}", of
     # A network that never left its start shows nothing, unless one that began with nothing came to the same end,
     # and that is better than the mean image, which takes no learning.
-    fresh = min((trial.mse_compared for trial in done if trial.attacker == PAPER.name), default=float("inf"))
+    fresh = min((trial.mse_compared for trial in done if trial.attacker == PAPER.name), default=math.inf)
     confirmed = fresh <= min(TOLERANCE * best.mse_compared, ORACLE_HIGH * class_mean_mse)
     words = "ends there too" if confirmed else "is not as far"
-    return confirmed, f"where it began {after}; a decoder that began with nothing {words}, at MSE {fresh:.4f}"
+    return confirmed, f"where it began {after}; a decoder that began with nothing {words}, at MSE {fresh:.4f}", of

@@ -5,19 +5,18 @@ Nothing else reads figures of an audit by their keys. The published JSON Schema 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self, TypeGuard
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from sfumato.artifacts.bundle import Bundle, write_json
-from sfumato.artifacts.versions import upgraded
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.identification import Identification
 from sfumato.lab.attacks.image_attributes import Attribute
 from sfumato.lab.attacks.threat_models import Threat
+from sfumato.lab.evaluation.results import as_type, read_json
 
 SCHEMA: Literal["sfumato.audit/2"] = "sfumato.audit/2"
 READABLE = (SCHEMA, "sfumato.audit/1")
@@ -34,25 +33,16 @@ class Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", validate_by_name=True)
 
     @classmethod
-    def of(cls, value: Any, where: object) -> Self:
-        """Return plain JSON of this version or an earlier one as a model.
-
-        Args:
-            value: plain JSON.
-            where: it comes from, for the message.
+    def of(cls, value: object, where: object) -> Self:
+        """Return plain JSON of this version or an earlier one as a model; `where` it comes from is for the message.
 
         Raises:
             AuditError: keys are missing, or values have the wrong type.
         """
-        try:
-            return cls.model_validate(upgraded(value))
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"]))
-            raise AuditError(f"{where} is a broken audit ({key}: {first['msg']}); run the audit again") from error
+        return as_type(cls, value, f"{where} is a broken audit; run it again", AuditError)
 
     @property
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Plain JSON values by their keys in the file."""
         return self.model_dump(mode="json")
 
@@ -373,7 +363,7 @@ class AuditResult(AuditSummary):
     frontier: tuple[Point, ...]
 
     @property
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """See `Model.as_json`; the schema comes first."""
         return {"schema": self.version, **super().as_json}
 
@@ -388,12 +378,8 @@ class AuditResult(AuditSummary):
         return {status: sum(t.status == status for t in self.trials) for status in ("done", "failed", "not run")}
 
     @classmethod
-    def of(cls, value: Any, where: object) -> Self:
-        """See `Model.of`; an audit of another schema is refused.
-
-        Raises:
-            AuditError: another schema, or a broken audit.
-        """
+    def of(cls, value: object, where: object) -> Self:
+        """See `Model.of`; an audit of another schema is refused, too."""
         if not is_audit(value):
             found = value.get("schema") if isinstance(value, dict) else None
             raise AuditError(f"{where} has schema {found!r}; audits have {' or '.join(map(repr, READABLE))}")
@@ -406,7 +392,7 @@ class AuditResult(AuditSummary):
         Raises:
             AuditError: the file cannot be read, or is not a complete audit.
         """
-        return cls.of(read_json(path), path)
+        return cls.of(read_json(path, AuditError), path)
 
     def write(self, path: Path) -> None:
         """Write `audit.json`.
@@ -422,19 +408,7 @@ class AuditResult(AuditSummary):
         return AuditSummary(**{name: getattr(self, name) for name in AuditSummary.model_fields})
 
 
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file.
-
-    Raises:
-        AuditError: it cannot be read as JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AuditError(f"{path} cannot be read as JSON ({error}); remove it or write it again") from error
-
-
-def is_audit(value: Any) -> bool:
+def is_audit(value: object) -> TypeGuard[dict[str, object]]:
     """Whether plain JSON says that it is an audit, of any version that can be read."""
     return isinstance(value, dict) and value.get("schema") in READABLE
 
@@ -449,7 +423,7 @@ def recorded(bundle: Bundle) -> AuditSummary | None:
     return None if kept is None else AuditSummary.of(kept, bundle.path)
 
 
-def best_of(trials: Sequence[DoneTrial | LostTrial]) -> DoneTrial | None:
+def best_of(trials: Sequence[DoneTrial | LostTrial | None]) -> DoneTrial | None:
     """The trial with the lowest error among those with one view of each image; None if none was done."""
     done = [trial for trial in trials if isinstance(trial, DoneTrial) and trial.views == 1]
     return min(done, key=lambda trial: trial.mse_compared, default=None)

@@ -11,7 +11,8 @@ from sfumato.errors import AuditError
 from sfumato.lab.attacks.codewords import Codewords
 from sfumato.lab.attacks.linear import Linear
 from sfumato.lab.attacks.protocol import AttackBudget, Attacker
-from sfumato.lab.attacks.threat_models import Knowledge, LazyPairs, Threat, UnavailableError
+from sfumato.lab.attacks.target import LocalClassifier
+from sfumato.lab.attacks.threat_models import Knowledge, LazyPairs, Threat
 from sfumato.lab.audit.schema import DoneTrial, GatedPlain, GateFigures
 from sfumato.lab.audit.setting import AttackSetting
 from sfumato.lab.data import INFERENCE_BATCH
@@ -34,7 +35,7 @@ def gate_figures(
     logits: Callable[[Tensor], Tensor] | None,
     progress: Progress = silent,
 ) -> GateFigures | None:
-    """Measure accuracy and leakage where the device predicts by itself what it is confident of.
+    """Measure accuracy and leakage where the device predicts by itself what it is confident of; None without a gate.
 
     That an image was sent at all says something about it, so the attackers that need no training are also given the
     pairs of sent images alone; the best of these and the audit's own best counts. Of an image that is handled on-device
@@ -43,59 +44,54 @@ def gate_figures(
     Args:
         setting: its target has a gate.
         best: the audit's best trial.
-        reconstructed: (K, 3, H, W) uint8, what the best attacker made of the first K test images; it counts if it
-            reconstructed all of them.
+        reconstructed: (K, 3, H, W) uint8, the first K test images by the best attacker; it counts if these are all.
         class_mean_errors: (N,) float32, each test image's distance from the mean of its class.
         logits: the payload -> logits of the classifier; None leaves the accuracy with the cloud out.
-        progress: see `sfumato.progress.Progress`; the stage is "gate".
-
-    Returns:
-        None without a gate.
-
-    Source: the project's definition of offload rate and of the two leakages.
+        progress: its stage is "gate".
     """
     gate, test = setting.target.gate, setting.test
     if gate is None:
         return None
     own = _in_parts(gate.logits, test.images)
-    sent = gate.sends(own)
+    sent, correct = gate.sends(own), (own.argmax(dim=1) == test.labels).float()
     progress("gate", 1, 4)
-    correct = (own.argmax(dim=1) == test.labels).float()
+    gated = correct.clone()
+    if logits is not None and bool(sent.any()):
+        cloud = _in_parts(lambda images: logits(setting.target.payload(images)), test.images[sent])
+        gated[sent] = (cloud.argmax(dim=1) == test.labels[sent]).float()
     figures = GateFigures(
         threshold=gate.gate.threshold,
         offload_rate=float(sent.float().mean()),
         sent_images=int(sent.sum()),
         accuracy_device=float(correct.mean()),
-        accuracy_gated=None if logits is None else _accuracy_gated(setting, sent, correct, logits),
+        accuracy_gated=None if logits is None else float(gated.mean()),
     )
     progress("gate", 2, 4)
-    if int(sent.sum()) < _LEAST_SENT:
+    if figures.sent_images < _LEAST_SENT:
         return figures
-    errors_by_attacker = _attacks_on_sent(setting, sent)
+    errors = _attacks_on_sent(setting, gate, sent)
     if len(reconstructed) == len(test):  # else its error is over other images, and cannot be compared
-        errors, _ = per_image(reconstructed[sent].float() / 255, test.images[sent])
-        errors_by_attacker[best.attacker] = float(errors.double().mean())
+        errors[best.attacker] = _error(reconstructed[sent].float() / 255, test.images[sent])
     progress("gate", 4, 4)
-    if not errors_by_attacker:
+    if not errors:
         return figures
-    name, mse = min(errors_by_attacker.items(), key=lambda item: item[1])
-    return figures.model_copy(update={"attacker": name, "mse_sent": mse} | _leakages(mse, sent, class_mean_errors))
+    attacker, mse = min(errors.items(), key=lambda item: item[1])
+    leakages = _leakages(mse, sent, class_mean_errors.double())
+    return figures.model_copy(update={"attacker": attacker, "mse_sent": mse, **leakages})
 
 
 def _leakages(mse: float, sent: Tensor, class_mean_errors: Tensor) -> dict[str, float]:
-    label_only = float(class_mean_errors[sent].double().mean())
-    over_all = (mse * float(sent.sum()) + float(class_mean_errors[~sent].double().sum())) / len(sent)
+    label_only = float(class_mean_errors[sent].mean())
+    over_all = (mse * float(sent.sum()) + float(class_mean_errors[~sent].sum())) / len(sent)
     return {
         "class_mean_mse_sent": label_only,
         "excess_leakage_sent": excess_leakage(mse, label_only),
-        "excess_leakage_mean": excess_leakage(over_all, float(class_mean_errors.double().mean())),
+        "excess_leakage_mean": excess_leakage(over_all, float(class_mean_errors.mean())),
     }
 
 
 def gated_plain(own: Tensor, cloud: Tensor, labels: Tensor, class_mean_errors: Tensor) -> tuple[GatedPlain, ...]:
     """Return what is reached without an obfuscator: images that the device is least sure of are sent in the clear.
-
-    An obfuscator that does not do better at the same leakage does not pay off.
 
     Args:
         own: (N, classes) float32, logits of the on-device baseline.
@@ -122,21 +118,10 @@ def gated_plain(own: Tensor, cloud: Tensor, labels: Tensor, class_mean_errors: T
     return tuple(rows)
 
 
-def _accuracy_gated(setting: AttackSetting, sent: Tensor, correct: Tensor, logits: Callable[[Tensor], Tensor]) -> float:
-    correct = correct.clone()
-    if bool(sent.any()):
-        test = setting.test
-        cloud = _in_parts(lambda images: logits(setting.target.payload(images)), test.images[sent]).argmax(dim=1)
-        correct[sent] = (cloud == test.labels[sent]).float()
-    return float(correct.mean())
-
-
-def _attacks_on_sent(setting: AttackSetting, sent: Tensor) -> dict[str, float]:
+def _attacks_on_sent(setting: AttackSetting, gate: LocalClassifier, sent: Tensor) -> dict[str, float]:
     """The error on sent test images of attackers that learn from sent training images alone."""
-    gate, target = setting.target.gate, setting.target
-    assert gate is not None
+    target, asked = setting.target, setting.test.images[sent]
     known = setting.train.images[gate.sends(_in_parts(gate.logits, setting.train.images))]
-    asked = setting.test.images[sent]
     errors: dict[str, float] = {}
     if len(known) < _LEAST_SENT:
         return errors
@@ -144,14 +129,15 @@ def _attacks_on_sent(setting: AttackSetting, sent: Tensor) -> dict[str, float]:
     for attacker in _AGAIN:
         try:
             prepared = attacker.prepare(knowledge, AttackBudget(0, 0, setting.seed))
-        except (UnavailableError, AuditError):
+        except AuditError:
             continue  # not an attacker for this obfuscator; the audit's own best counts anyway
-        reconstructed = torch.cat(
-            [prepared.reconstruct(part) for part in torch.split(target.observe(asked), INFERENCE_BATCH)]
-        )
-        mse, _ = per_image(reconstructed, asked)
-        errors[f"{attacker.name}, from sent images"] = float(mse.double().mean())
+        parts = torch.split(target.observe(asked), INFERENCE_BATCH)
+        errors[f"{attacker.name}, from sent images"] = _error(torch.cat([*map(prepared.reconstruct, parts)]), asked)
     return errors
+
+
+def _error(reconstructed: Tensor, originals: Tensor) -> float:
+    return float(per_image(reconstructed, originals)[0].double().mean())
 
 
 @torch.no_grad()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 
 from sfumato.lab.attacks.cloud_features import CloudView
 from sfumato.lab.attacks.dead_leaves import dead_leaves
-from sfumato.lab.attacks.target import Obfuscate, Target
+from sfumato.lab.attacks.target import Target
 from sfumato.lab.attacks.threat_models import (
     FixedPairs,
     FreshPairs,
@@ -72,45 +72,39 @@ class AttackSetting:
     def observed(self, threat: Threat, count: int, *, views: int = 1) -> Tensor:
         """Return what the attacker sees of the first `count` test images, (count, C, H', W') float32."""
         if threat is Threat.CLOUD:
-            return _observe(self._view.payload, self.test.images[:count])
+            return self._view.observe(self.test.images[:count])
         if views not in self._seen or len(self._seen[views]) < count:
-            self._seen[views] = _observe(_averaged(self.target.payload, views), self.test.images[:count])
+            self._seen[views] = self._averaged(views).observe(self.test.images[:count])
         return self._seen[views][:count]
 
     def batches(self, threat: Threat, count: int, *, views: int = 1, size: int = 250) -> Iterator[Tensor]:
         """Yield what `observed` returns, in parts; the cloud's view, which is large, is not kept."""
-        for start in range(0, count, size):
-            stop = min(count, start + size)
-            if threat is Threat.CLOUD:
-                yield _observe(self._view.payload, self.test.images[start:stop])
-            else:
-                yield self.observed(threat, count, views=views)[start:stop]
+        if threat is Threat.CLOUD:
+            return (self._view.observe(part) for part in torch.split(self.test.images[:count], size))
+        return iter(torch.split(self.observed(threat, count, views=views), size))
 
     def _knowledge(self, threat: Threat, pairs: int | None, views: int) -> Knowledge:
-        height, width = self.target.height, self.target.width
-        payload = _averaged(self.target.payload, views)
+        train, target = self.train.images, self._averaged(views)
+        hand = partial(Knowledge, threat, target.height, target.width)
         match threat:
             case Threat.PAIRS:
-                return Knowledge(threat, height, width, self._known(pairs))
+                return hand(self._known(pairs))
             case Threat.WHITE_BOX:
-                return Knowledge(threat, height, width, FreshPairs(self.train.images, payload), self.target.module)
+                return hand(FreshPairs(train, target.payload), target.module)
             case Threat.SHADOW:
                 if self.shadow is None:
                     raise UnavailableError(
                         "no shadow: train the recipe again with another seed and pass it as the shadow"
                     )
-                return Knowledge(threat, height, width, FreshPairs(self.train.images, self.shadow.payload))
+                return hand(FreshPairs(train, self.shadow.payload))
             case Threat.OTHER_DATA:
-                return Knowledge(threat, height, width, LazyPairs(self._others, payload))
+                return hand(LazyPairs(self._others, target.payload))
             case Threat.CLOUD:
-                pairs_seen = FreshPairs(self.train.images, self._view.payload)
-                return Knowledge(threat, height, width, pairs_seen, self.target.module)
+                return hand(FreshPairs(train, self._view.payload), target.module)
             case Threat.NO_PAIRS:
-                half = min(_INTERCEPTED, len(self.train) // 2)
-                overheard, public = (self.train.images[self.order[a:b]] for a, b in ((0, half), (half, 2 * half)))
-                return Knowledge(
-                    threat, height, width, intercepted=_observe(self.target.payload, overheard), public=public
-                )
+                half = min(_INTERCEPTED, len(train) // 2)
+                overheard, public = train[self.order[:half]], train[self.order[half : 2 * half]]
+                return hand(intercepted=self.target.observe(overheard), public=public)
 
     @cached_property
     def order(self) -> Tensor:
@@ -123,7 +117,7 @@ class AttackSetting:
         if not self.target.stochastic:
             return LazyPairs(self.train.images[self.order[:pairs]], self.target.payload)
         images = self.train.images[self.order[: min(pairs or len(self.order), _MOST_NOISY_PAIRS)]]
-        return FixedPairs(images, _observe(self.target.payload, images))
+        return FixedPairs(images, self.target.observe(images))
 
     @cached_property
     def _others(self) -> Tensor:
@@ -133,25 +127,16 @@ class AttackSetting:
 
     @cached_property
     def _view(self) -> Target:
+        """The payload with the classifier's features, which the cloud's operator sees."""
         if self.classifier is None:
             raise UnavailableError("no classifier with weights, whose features the cloud's operator sees")
         example = self.target.payload(self.train.images[:2].float() / 255)
         view = CloudView(self.classifier, example)
-        return Target("cloud", self.target.height, self.target.width, lambda x: view(self.target.payload(x)))
+        return replace(self.target, payload=lambda x: view(self.target.payload(x)))
 
-
-def _averaged(payload: Obfuscate, views: int) -> Obfuscate:
-    if views == 1:
-        return payload
-
-    def average(images: Tensor) -> Tensor:
-        total = payload(images)
-        for _ in range(views - 1):
-            total = total + payload(images)
-        return total / views
-
-    return average
-
-
-def _observe(payload: Obfuscate, images: Tensor) -> Tensor:
-    return Target("", images.shape[2], images.shape[3], payload).observe(images)
+    def _averaged(self, views: int) -> Target:
+        """The target, or the mean of its payloads over several obfuscations of each image."""
+        if views == 1:
+            return self.target
+        payload = self.target.payload
+        return replace(self.target, payload=lambda x: sum((payload(x) for _ in range(views - 1)), payload(x)) / views)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,14 +45,21 @@ def load_target(source: Bundle | str, *, size: tuple[int, int]) -> Target:
         AuditError: nothing of the three, or it does not do what an obfuscator does.
         BundleError: a bundle that is damaged or not an obfuscator's.
     """
-    if isinstance(source, Bundle):
-        return bundle_target(source)
-    path = _checked(source)
-    if path.is_dir():
-        return bundle_target(Bundle.load(path, kind="obfuscator"))
-    if path.suffix == ".onnx":
-        return replace(_probed(path.stem, size, _from_onnx(path), None), fingerprint=file_sha256(path))
-    return _callable_target(source, size)
+    found = _opened(source)
+    if isinstance(found, Bundle):
+        return bundle_target(found)
+    if isinstance(found, Path):
+        return replace(_probed(found.stem, size, _from_onnx(found), None), fingerprint=file_sha256(found))
+    function = import_object(found, AuditError)
+    if isinstance(function, type):
+        function = function()
+    if not callable(function):
+        raise AuditError(
+            f"{source!r} is a {type(function).__name__}; a callable from images to the payload is expected"
+        )
+    module = function if isinstance(function, nn.Module) else _Wrapped(function)
+    target = _probed(found, size, _without_gradients(module), module)
+    return target if _passes_gradients(module, size) else _probed(found, size, target.payload, None)
 
 
 def native_size(source: Bundle | str) -> tuple[int, int] | None:
@@ -62,27 +69,32 @@ def native_size(source: Bundle | str) -> tuple[int, int] | None:
         AuditError: nothing that can be audited.
         BundleError: a damaged file, or not an obfuscator's bundle.
     """
-    if isinstance(source, Bundle):
-        return source.preprocessing.height, source.preprocessing.width
-    path = _checked(source)
-    if path.is_dir():
-        return native_size(Bundle.load(path, kind="obfuscator"))
-    if path.suffix != ".onnx":
+    found = _opened(source)
+    if isinstance(found, Bundle):
+        return found.preprocessing.height, found.preprocessing.width
+    if isinstance(found, str):
         return None
-    *_, height, width = [None, None, *OnnxFunction(path).input_shape]
+    *_, height, width = [None, None, *OnnxFunction(found).input_shape]
     return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
 
-def _checked(source: str) -> Path:
+def _opened(source: Bundle | str) -> Bundle | Path | str:
+    """A bundle, the path of an ONNX file, or the name of a callable."""
+    if isinstance(source, Bundle):
+        return source
     path = Path(source)
-    if path.suffix == ".onnx" and not path.is_file():
-        raise AuditError(f"no ONNX file at {path}")
-    if not path.is_dir() and path.suffix != ".onnx" and ":" not in source:
+    if path.is_dir():
+        return Bundle.load(path, kind="obfuscator")
+    if path.suffix == ".onnx":
+        if not path.is_file():
+            raise AuditError(f"no ONNX file at {path}")
+        return path
+    if ":" not in source:
         raise AuditError(
             f"{source!r} is nothing that can be audited: expected a bundle's folder, an .onnx file, or module:name of "
             "a Python callable"
         )
-    return path
+    return source
 
 
 def bundle_target(bundle: Bundle) -> Target:
@@ -121,32 +133,22 @@ def _module(bundle: Bundle) -> nn.Module | None:
     if bundle.recipe.kind == KIND:
         return load_module(bundle, weights)
     net, size = rebuilt(bundle, weights), bundle.preprocessing
-    if net is None:
-        return None
-    return Payload(net, Normalize(size.mean, size.std), size.height, size.width)
+    return None if net is None else Payload(net, Normalize(size.mean, size.std), size.height, size.width)
 
 
 class _ThroughFile(nn.Module):
     """What a file in 8-bit integers computes, with the gradients of the network that it was made of.
 
     Source: backward pass differentiable approximation, Athalye, Carlini and Wagner 2018, section 4.1.
-
-    Args:
-        payload: what the file computes.
-        module: the network.
-
-    Attributes:
-        code_bits: only there if the network makes a code: integers change which one, and nothing else passes.
     """
 
     def __init__(self, payload: Obfuscate, module: nn.Module) -> None:
         super().__init__()
         self.payload, self.module = payload, module
-        if isinstance(module, Coded):
+        if isinstance(module, Coded):  # integers change which code it makes, and nothing else passes
             self.code_bits = module.code_bits
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) float32 in [0, 1] -> the classifier's input, the same shape."""
         near: Tensor = self.module(images)
         exact = self.payload(images.detach().cpu()).to(near)
         return near + (exact - near).detach()
@@ -198,26 +200,14 @@ def _without_gradients(module: nn.Module) -> Obfuscate:
     return payload
 
 
-def _callable_target(source: str, size: tuple[int, int]) -> Target:
-    found = import_object(source, AuditError)
-    if isinstance(found, type):
-        found = found()
-    if not callable(found):
-        raise AuditError(f"{source!r} is a {type(found).__name__}; a callable from images to the payload is expected")
-    module = found if isinstance(found, nn.Module) else _Wrapped(found)
-    target = _probed(source, size, _without_gradients(module), module)
-    return target if _passes_gradients(module, size) else _probed(source, size, target.payload, None)
-
-
 class _Wrapped(nn.Module):
     """A plain function as a module."""
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, function: Callable[[Tensor], object]) -> None:
         super().__init__()
         self.function = function
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> whatever the function gives, as a tensor."""
         return torch.as_tensor(self.function(images))
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sfumato.errors import Interrupted
-from sfumato.lab.attacks.protocol import AttackBudget, Attacker, Prepared
+from sfumato.lab.attacks.protocol import AttackBudget, Prepared
 from sfumato.lab.attacks.registry import ATTACKERS
 from sfumato.lab.attacks.threat_models import Threat, UnavailableError
 from sfumato.lab.audit.budget import Budget, Trial
@@ -26,29 +27,29 @@ PANEL = 12
 """So many test images are shown as every attacker reconstructed them."""
 
 
+@dataclass
 class Trials:
-    """The trials of one audit.
+    """The trials of one audit; their stages of progress are called after them.
 
-    Args:
-        setting: hands out knowledge.
-        budget: of the audit.
+    Attributes:
         store: keeps what was reconstructed.
-        device: where attackers are trained.
-        progress: see `sfumato.progress.Progress`; stages are called after the trials.
+        planned: all of seed 0, in order.
+        class_mean_errors: (N,) float32, each test image's distance from the mean of its class.
     """
 
-    def __init__(
-        self,
-        setting: AttackSetting,
-        budget: Budget,
-        store: ResultStore,
-        device: torch.device,
-        progress: Progress = silent,
-    ) -> None:
-        self.setting, self.budget, self.store, self.device, self.progress = setting, budget, store, device, progress
-        self.planned = [*budget.trials, *(budget.views if setting.target.stochastic else ())]
+    setting: AttackSetting
+    budget: Budget
+    store: ResultStore
+    device: torch.device
+    progress: Progress = silent
+    planned: list[Trial] = field(init=False)
+    class_mean_errors: Tensor = field(init=False)
+    _prepared: dict[str, Prepared] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        setting = self.setting
+        self.planned = [*self.budget.trials, *(self.budget.views if setting.target.stochastic else ())]
         self.class_mean_errors, _ = per_image(class_means(setting.train)[setting.test.labels], setting.test.images)
-        self._prepared: dict[str, Prepared] = {}
 
     def class_mean_mse(self, count: int) -> float:
         """The class mean's error on the first `count` test images."""
@@ -60,22 +61,23 @@ class Trials:
         Raises:
             Interrupted: Ctrl-C or SIGTERM.
         """
-        facts: dict[str, Any] = {"key": trial.key, "attacker": trial.attacker, "threat": trial.threat}
-        facts |= {"views": trial.views, "seed": trial.seed}
         started = time.monotonic()
         try:
-            facts |= self._attack(trial)
+            done = self._attack(trial)
             self.store.checkpoint(trial.key).unlink(missing_ok=True)
-            return DoneTrial(**facts, seconds=round(time.monotonic() - started, 1))
-        except UnavailableError as error:
-            facts |= {"status": "not run", "reason": str(error)}
+            return done.model_copy(update={"seconds": round(time.monotonic() - started, 1)})
         except Interrupted:
             raise
         except Exception as error:  # an attacker that breaks is counted, whatever broke
-            facts |= {"status": "failed", "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
-        if trial.threat is Threat.PAIRS:
-            facts["pairs"] = trial.pairs or len(self.setting.train)
-        return LostTrial(**facts, seconds=round(time.monotonic() - started, 1))
+            not_run = isinstance(error, UnavailableError)
+            broken = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            return LostTrial(
+                **_named(trial),
+                pairs=(trial.pairs or len(self.setting.train)) if trial.threat is Threat.PAIRS else None,
+                seconds=round(time.monotonic() - started, 1),
+                status="not run" if not_run else "failed",
+                reason=str(error) if not_run else broken,
+            )
 
     def _prepare(self, trial: Trial) -> Prepared:
         attacker, setting = ATTACKERS[trial.attacker], self.setting
@@ -89,43 +91,37 @@ class Trials:
         )
         return attacker.prepare(setting.knowledge(trial.threat, pairs=trial.pairs, views=trial.views), budget)
 
-    def _attack(self, trial: Trial) -> dict[str, Any]:
+    def _attack(self, trial: Trial) -> DoneTrial:
         attacker, setting = ATTACKERS[trial.attacker], self.setting
         prepared = self._prepare(trial)
         known = setting.knowledge(trial.threat, pairs=trial.pairs, views=trial.views).pairs
         available = len(setting.test)
-        most = _most_test_images(attacker, available)
+        most = int(getattr(attacker, "test_images", available))  # of those that optimise every image alone
         count = min(self.budget.test_images, available, most)
         reconstructed = self._reconstructed(trial, prepared, count)
         figures = measure(reconstructed, setting.test.images[:count])
         compared = figures.mse / self.class_mean_mse(count) * self.class_mean_mse(available)
         if trial.threat is Threat.WHITE_BOX and trial.views == 1 and trial.seed == 0 and attacker.learns:
             self._prepared[trial.key] = prepared
-        if compared < self._lowest() and trial.views == 1:
+        best = best_of([self.store.known(one.key, AnyTrial) for one in self.planned])
+        if trial.views == 1 and (best is None or compared < best.mse_compared):
             if count < available == most:
                 reconstructed = self._reconstructed(trial, prepared, available)
                 figures = measure(reconstructed, setting.test.images)
-            self.store.keep(f"{trial.key}-all", {"reconstructed": as_bytes(reconstructed)})
-        self.store.keep(trial.key, {"reconstructed": as_bytes(reconstructed[:PANEL])})
-        return {
-            "pairs": len(known) if trial.threat is Threat.PAIRS and known is not None else None,
-            "mse": figures.mse,
-            "psnr_db": figures.psnr_db,
-            "ssim": figures.ssim,
-            "excess_leakage": excess_leakage(figures.mse, self.class_mean_mse(figures.images)),
-            "mse_compared": compared,
-            "test_images": figures.images,
-            "params": prepared.params,
-            "images_seen": prepared.images_seen,
-            "curve": prepared.curve,
-            "flattened": prepared.flattened,
-        }
-
-    def _lowest(self) -> float:
-        """The best attacker's error so far."""
-        found = (self.store.known(trial.key, AnyTrial) for trial in self.planned)
-        best = best_of([trial for trial in found if trial is not None])
-        return best.mse_compared if best else float("inf")
+            self.store.keep(f"{trial.key}-all", as_bytes(reconstructed))
+        self.store.keep(trial.key, as_bytes(reconstructed[:PANEL]))
+        return DoneTrial(
+            **_named(trial),
+            **vars(figures),
+            pairs=len(known) if trial.threat is Threat.PAIRS and known is not None else None,
+            excess_leakage=excess_leakage(figures.mse, self.class_mean_mse(figures.images)),
+            mse_compared=compared,
+            test_images=figures.images,
+            params=prepared.params,
+            images_seen=prepared.images_seen,
+            curve=prepared.curve,
+            flattened=prepared.flattened,
+        )
 
     def _reconstructed(self, trial: Trial, prepared: Prepared, count: int) -> Tensor:
         parts, done = [], 0
@@ -136,11 +132,7 @@ class Trials:
         return torch.cat(parts)
 
     def strongest_decoder(self, trials: Sequence[DoneTrial | LostTrial]) -> Prepared | None:
-        """The best learned attacker of the white box; trained again if the audit was resumed since.
-
-        Args:
-            trials: of seed 0.
-        """
+        """The best learned attacker of the white box, of seed 0; trained again if the audit was resumed since."""
         best = best_of([t for t in trials if t.threat is Threat.WHITE_BOX and ATTACKERS[t.attacker].learns])
         if best is None:
             return None
@@ -149,11 +141,10 @@ class Trials:
         return self._prepared[best.key]
 
 
+def _named(trial: Trial) -> dict[str, Any]:
+    return {name: getattr(trial, name) for name in ("key", "attacker", "threat", "views", "seed")}
+
+
 def as_bytes(images: Tensor) -> Tensor:
     """Float in [0, 1] -> uint8, rounded; the shape stays."""
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)
-
-
-def _most_test_images(attacker: Attacker, available: int) -> int:
-    """Attackers that optimise every image alone say how many they can afford."""
-    return int(getattr(attacker, "test_images", available))

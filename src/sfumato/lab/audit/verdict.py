@@ -1,8 +1,7 @@
 """What an audit found, in one word and three sentences that a sceptic accepts.
 
-A leak that was found counts, whatever else failed: it is a lower bound. That nothing was found counts only if the audit
-could have found it: its sanity checks passed, its strongest attackers did not fail, and they had learned all that they
-could.
+A leak that was found is a lower bound, whatever else failed. That nothing was found counts only if the audit could have
+found it: its sanity checks passed, its strongest attackers did not fail, and they had learned all that they could.
 
 Source: the questions that an attack must answer about itself, Carlini et al. 2019 (On Evaluating Adversarial
 Robustness) and Croce and Hein 2020 (AutoAttack).
@@ -20,7 +19,7 @@ import numpy as np
 from sfumato.lab.attacks.identification import Identification
 from sfumato.lab.attacks.image_attributes import Attribute
 from sfumato.lab.attacks.threat_models import Threat
-from sfumato.lab.audit.schema import Alternatives, AuditResult, DoneTrial, Finding, LostTrial, Verdict
+from sfumato.lab.audit.schema import Alternatives, AuditResult, DoneTrial, Finding, Verdict
 from sfumato.lab.evaluation.measures import RECONSTRUCTED_BELOW
 
 LEAKS_ABOVE = 0.05
@@ -89,15 +88,12 @@ def decide(audit: AuditResult) -> Verdict:
 
 def find_doubts(audit: AuditResult) -> list[str]:
     """Return why a stronger attacker than the audit's own may exist: clauses, none if nothing says so."""
-    doubts = []
-    if not audit.sanity_checks:
-        doubts.append("no sanity check was run")
+    doubts = [] if audit.sanity_checks else ["no sanity check was run"]
     for check in audit.sanity_checks:
         if check.passed is None:
             doubts.append(f'the sanity check "{check.name}" was not run')
         elif not check.passed:
-            how = f"measured {check.measured}, needed {check.needed}"
-            doubts.append(f'the sanity check "{check.name}" failed ({how})')
+            doubts.append(f'the sanity check "{check.name}" failed (measured {check.measured}, needed {check.needed})')
     best = audit.best
     if best is None:
         return [*doubts, "no attacker finished"]
@@ -107,13 +103,8 @@ def find_doubts(audit: AuditResult) -> list[str]:
     if best.mse >= RECONSTRUCTED_BELOW and any(trial.flattened is False for trial in alike):
         doubts.append(f"the best attacker, {best.attacker}, was still learning")
     finished = {(trial.attacker, trial.threat) for trial in audit.done}
-    lost = {
-        f"{t.attacker} ({t.threat})"
-        for t in audit.trials
-        if isinstance(t, LostTrial)
-        and t.status == "failed"
-        and (t.attacker == best.attacker or (t.attacker, t.threat) not in finished)
-    }
+    failed = {(trial.attacker, trial.threat) for trial in audit.trials if trial.status == "failed"}
+    lost = {f"{who} ({threat})" for who, threat in failed if who == best.attacker or (who, threat) not in finished}
     if lost:
         doubts.append(f"attackers failed that may be the strongest: {', '.join(sorted(lost))}")
     return doubts
@@ -131,41 +122,28 @@ def infers(low: float, chance: float) -> bool:
 
 def label_columns(audit: AuditResult) -> list[Column]:
     """Return what leaks of each label column, in their order."""
-    rows = [row for row in audit.attributes if row.plain is not None]
+    by_name: dict[str, list[Attribute]] = {}
+    for row in audit.attributes:
+        if row.plain is not None:
+            by_name.setdefault(row.attribute, []).append(row)
     found = []
-    for name in dict.fromkeys(row.attribute for row in rows):
-        of_column = [row for row in rows if row.attribute == name]
-        best = max(of_column, key=lambda row: row.low)
-        assert best.plain is not None
-        shown = infers(best.plain, best.chance)
+    for rows in by_name.values():
+        best = max(rows, key=lambda row: row.low)
+        plain = best.plain or 0.0
+        shown = infers(plain, best.chance)
         found.append(
             Column(
                 best=best,
-                by_threat={row.threat: row.accuracy for row in of_column},
+                by_threat={row.threat: row.accuracy for row in rows},
                 finding="inferred" if infers(best.low, best.chance) else "not inferred" if shown else "not shown",
-                remaining=max((best.accuracy - best.chance) / (best.plain - best.chance), 0.0) if shown else None,
+                remaining=max((best.accuracy - best.chance) / (plain - best.chance), 0.0) if shown else None,
             )
         )
     return found
 
 
-def mixed_accuracy(excess_leakage: float, *, local: float, plain: float) -> float:
-    """Return the accuracy of sending some images in the clear and handling the others on-device.
-
-    Args:
-        excess_leakage: over all images, which is the share that is sent in the clear; in [0, 1].
-        local: accuracy of the on-device baseline, in [0, 1].
-        plain: accuracy of the classifier in the cloud on plain images, in [0, 1].
-    """
-    return local + min(excess_leakage, 1.0) * (plain - local)
-
-
 def best_mixture(excess_leakage: float, alternatives: Alternatives) -> tuple[float, str] | None:
     """Return what is reached without an obfuscator at a leakage, from an on-device baseline and plain images.
-
-    Args:
-        excess_leakage: over all images, in [0, 1].
-        alternatives: what is mixed.
 
     Returns:
         The accuracy of the better of two mixtures, and what it does, in words: images are sent at random, or those
@@ -174,14 +152,21 @@ def best_mixture(excess_leakage: float, alternatives: Alternatives) -> tuple[flo
     local, plain = alternatives.accuracy_local, alternatives.accuracy_plain
     if local is None:
         return None
-    mixed = mixed_accuracy(excess_leakage, local=local, plain=plain)
+    sent = min(excess_leakage, 1.0)
+    mixed = local + sent * (plain - local)
     rows = sorted(alternatives.gated_plain, key=lambda row: row.excess_leakage)
     ends = [(0.0, local), *((row.excess_leakage, row.accuracy) for row in rows), (1.0, plain)]
     gated = float(np.interp(excess_leakage, [end[0] for end in ends], [end[1] for end in ends]))
     if gated > mixed:
         return gated, "sending in the clear some images that the device is least sure of"
-    share = percent(min(excess_leakage, 1.0))
-    return mixed, f"sending {share} of the images in the clear and handling the others on-device"
+    return mixed, f"sending {percent(sent)} of the images in the clear and handling the others on-device"
+
+
+def compared(mixed: float, mixing: str, *, better: bool) -> str:
+    """Say whether an obfuscator does better than the best mixture, which reaches the accuracy `mixed`."""
+    if better:
+        return f"more than the {percent(mixed)} of {mixing}, which leaks as much as was found here"
+    return f"{mixing} leaks as much and gives {percent(mixed)}, so a user is better off without it"
 
 
 def percent(share: float | None) -> str:
@@ -272,29 +257,27 @@ def _trade_off(audit: AuditResult) -> str:
     utility = audit.utility
     if utility is None:
         return "No classifier for these images' classes was given, so it is not known whether offloading pays off."
+    obfuscated, local = utility.accuracy_obfuscated, utility.accuracy_local
     said = (
-        f"In return the cloud classifies {percent(utility.accuracy_obfuscated)} of the images correctly, compared with "
+        f"In return the cloud classifies {percent(obfuscated)} of the images correctly, compared with "
         f"{percent(utility.accuracy_plain)} if they were sent in the clear"
     )
-    if utility.accuracy_local is None:
+    if local is None:
         return (
             f"{said}; an on-device baseline of the obfuscator's size, which reveals its label alone, was not measured, "
             "so it is not known whether offloading pays off."
         )
-    said += f" and {percent(utility.accuracy_local)} by a small classifier that runs on-device"
-    if utility.accuracy_obfuscated <= utility.accuracy_local:
+    said += f" and {percent(local)} by a small classifier that runs on-device"
+    if obfuscated <= local:
         return f"{said}: the device alone does no worse and reveals only its label; offloading does not pay off."
     mixture = None if audit.best is None else best_mixture(audit.best.excess_leakage, utility)
     if mixture is None:
         return f"{said}."
-    mixed, mixing = mixture
-    if utility.accuracy_obfuscated < mixed + PAYS_OFF_ABOVE:
-        return f"{said}: {mixing} leaks as much and gives {percent(mixed)}, so a user is better off without it."
-    return f"{said}: more than the {percent(mixed)} of {mixing}, which leaks as much as was found here."
+    return f"{said}: {compared(*mixture, better=obfuscated >= mixture[0] + PAYS_OFF_ABOVE)}."
 
 
 def _with_the_gate(audit: AuditResult) -> list[str]:
-    gate = audit.gate
+    gate, mixture = audit.gate, None
     if gate is None:
         return []
     sentence = f"With its gate, {percent(gate.offload_rate)} of the images leave the device"
@@ -304,9 +287,10 @@ def _with_the_gate(audit: AuditResult) -> list[str]:
     if gate.excess_leakage_sent is not None and gate.excess_leakage_mean is not None:
         sent, mean = decimals(gate.excess_leakage_sent, 2), decimals(gate.excess_leakage_mean, 2)
         sentence += f"; the excess leakage is at least {sent} over those sent and {mean} over all"
-        mixture = None if audit.utility is None else best_mixture(gate.excess_leakage_mean, audit.utility)
-        if gate.accuracy_gated is not None and mixture is not None:
-            sentence += f", where {mixture[1]} gives {percent(mixture[0])}"
+        if gate.accuracy_gated is not None and audit.utility is not None:
+            mixture = best_mixture(gate.excess_leakage_mean, audit.utility)
+    if mixture is not None:
+        sentence += f", where {mixture[1]} gives {percent(mixture[0])}"
     return [sentence + "."]
 
 

@@ -6,7 +6,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -96,15 +95,7 @@ def evaluate_classifier(classifier: Bundle, images: ImageSet, *, progress: Progr
 
 
 def classify(classifier: Bundle, images: ImageSet, *, progress: Progress = silent) -> Tensor:
-    """Run a classifier's ONNX file on plain images.
-
-    Args:
-        classifier: a classifier's bundle.
-        images: N images, of the size that it takes.
-        progress: see `Progress`.
-
-    Returns:
-        Logits (N, classes) float32.
+    """Return the logits (N, classes) float32 of a classifier's ONNX file for N plain images of the size that it takes.
 
     Raises:
         BundleError: images of another size.
@@ -127,7 +118,7 @@ def evaluate_obfuscator(
     Args:
         obfuscator: an obfuscator's bundle.
         classifier: the bundle of the classifier that it was trained for.
-        images: the images, of the size that both take.
+        images: of the size that both take.
         rounding: round the payload to 8-bit images, as for an endpoint that takes image files.
         progress: see `Progress`.
 
@@ -136,16 +127,21 @@ def evaluate_obfuscator(
             logits, or a payload outside [0, 1] that cannot be rounded.
         DataError: a class of the images is none of the classifier's.
     """
-    _check_made_for(obfuscator, classifier)
+    if obfuscator.classifier_fingerprint != classifier.classifier_fingerprint:
+        raise BundleError(
+            f"{obfuscator.path} was trained for classifier {obfuscator.classifier_fingerprint[:19]}…, "
+            f"{classifier.path} is {classifier.classifier_fingerprint[:19]}…"
+        )
+    size = obfuscator.preprocessing
     images = images.of_classes(classifier.labels)
     predict = OnnxFunction(classifier.file(CLASSIFIER_ONNX))
     obfuscate = OnnxFunction(obfuscator.file(OBFUSCATOR_ONNX))
     reconstruct = OnnxFunction(obfuscator.file(DEOBFUSCATOR_ONNX)) if DEOBFUSCATOR_ONNX in obfuscator.files else None
     shares: dict[str, list[npt.NDArray[np.bool_]]] = defaultdict(list)
     errors: list[tuple[Tensor, Tensor]] = []
-    for batch, labels in _batches(images, obfuscator.preprocessing, "accuracy, obfuscated", progress):
+    for batch, labels in _batches(images, size, "accuracy, obfuscated", progress):
         outputs = obfuscate.all(batch)
-        payload = _rounded(outputs[0], obfuscator.preprocessing) if rounding else outputs[0]
+        payload = from_pixels(to_pixels(outputs[0], size, "rounded"), size) if rounding else outputs[0]
         correct = predict(payload).argmax(axis=1) == labels
         shares["accuracy_obfuscated"].append(correct)
         shares["accuracy_plain"].append(predict(classifier.preprocessing.normalize(batch)).argmax(axis=1) == labels)
@@ -159,7 +155,7 @@ def evaluate_obfuscator(
         if reconstruct is not None:
             originals = torch.from_numpy((batch * 255).round().astype(np.uint8))
             errors.append(per_image(torch.from_numpy(reconstruct(payload).clip(0, 1)), originals))
-    figures: dict[str, Any] = {name: float(np.concatenate(parts).mean()) for name, parts in shares.items()}
+    figures = {name: float(np.concatenate(parts).mean()) for name, parts in shares.items()}
     if errors:
         kind = "codeword_means" if obfuscator.recipe.kind == "sketch" else "joint_deobfuscator"
         mse, ssim = (float(torch.cat(parts).double().mean()) for parts in zip(*errors, strict=True))
@@ -169,35 +165,11 @@ def evaluate_obfuscator(
     return Evaluation(test_images=len(images), **figures)
 
 
-def _check_made_for(obfuscator: Bundle, classifier: Bundle) -> None:
-    """Check that an obfuscator was trained for this classifier.
-
-    Raises:
-        BundleError: it was trained for another one.
-    """
-    if obfuscator.classifier_fingerprint != classifier.classifier_fingerprint:
-        raise BundleError(
-            f"{obfuscator.path} was trained for classifier {obfuscator.classifier_fingerprint[:19]}…, "
-            f"{classifier.path} is {classifier.classifier_fingerprint[:19]}…"
-        )
-
-
-def _rounded(payload: Array, preprocessing: Preprocessing) -> Array:
-    return from_pixels(to_pixels(payload, preprocessing, "rounded"), preprocessing)
-
-
 def device_logits(outputs: list[Array], obfuscator: Bundle) -> Array:
-    """Return the on-device logits among the outputs of a gated obfuscator's graph.
-
-    Args:
-        outputs: the payload (N, 3, H, W) float32, and the graph's further outputs.
-        obfuscator: the bundle, with a gate.
-
-    Returns:
-        Logits (N, classes) float32, finite.
+    """Return the on-device logits, (N, classes) float32, among the outputs of a gated obfuscator's graph.
 
     Raises:
-        BundleError: there are no such logits.
+        BundleError: there are none, or not finite ones.
     """
     payload, *own = outputs
     shape = (len(payload), len(obfuscator.labels))
@@ -213,7 +185,7 @@ def device_logits(outputs: list[Array], obfuscator: Bundle) -> Array:
 def _batches(
     images: ImageSet, preprocessing: Preprocessing, stage: str, progress: Progress
 ) -> Iterator[tuple[Array, npt.NDArray[np.int64]]]:
-    size = tuple(images.images.shape[2:])
-    if size != (preprocessing.height, preprocessing.width):
-        raise BundleError(f"images are {size}, {(preprocessing.height, preprocessing.width)} is needed")
+    size, needed = tuple(images.images.shape[2:]), (preprocessing.height, preprocessing.width)
+    if size != needed:
+        raise BundleError(f"images are {size}, {needed} is needed")
     return images.scaled_batches(stage, progress)

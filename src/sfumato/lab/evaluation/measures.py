@@ -1,7 +1,4 @@
-"""Measure how close reconstructed images come to the originals, and how certain a rate is.
-
-Every figure of the audit is computed here, so that two figures of the same name can be compared.
-"""
+"""Measure how close reconstructed images come to the originals, and how certain a rate is: all figures of the audit."""
 
 from __future__ import annotations
 
@@ -38,24 +35,18 @@ class Figures:
     images: int
 
 
-def measure(reconstructed: Tensor, originals: Tensor, *, batch: int = 50) -> Figures:
-    """Measure reconstructed images against the originals.
-
-    Args:
-        reconstructed: (N, 3, H, W) float in [0, 1].
-        originals: (N, 3, H, W) uint8, sides at least 11.
-        batch: images at a time.
+def measure(reconstructed: Tensor, originals: Tensor) -> Figures:
+    """Measure reconstructed images, (N, 3, H, W) float in [0, 1], against the originals, (N, 3, H, W) uint8.
 
     Raises:
-        AuditError: no images, images of different shapes or of less than 11 pixels on a side, or numbers
-            that are not finite or not in [0, 1].
+        AuditError: as for `per_image`, or sides of less than 11 pixels.
     """
     if min(originals.shape[2:]) < SSIM_WINDOW:
         raise AuditError(
             f"images of {originals.shape[2]} x {originals.shape[3]} are too small to measure: "
             f"structural similarity needs at least {SSIM_WINDOW} pixels on a side"
         )
-    mse, ssim = per_image(reconstructed, originals, batch=batch)
+    mse, ssim = per_image(reconstructed, originals)
     error = float(mse.double().mean())
     return Figures(error, psnr_db(error), float(ssim.double().mean()), len(mse))
 
@@ -64,9 +55,8 @@ def per_image(reconstructed: Tensor, originals: Tensor, *, batch: int = 50) -> t
     """Return each image's error and structural similarity.
 
     Structural similarity is averaged over the windows that lie entirely within the image, and over the colours.
-    torchmetrics does so up to 1.8; from 1.9 on it also counts windows that extend over the edge, filled by
-    reflection, which makes small images more alike. Its map of all windows is therefore cropped here, so that
-    the figure does not depend on its release.
+    torchmetrics does so up to 1.8; later releases count windows that extend over the edge, too. Its map of all windows
+    is therefore cropped here.
 
     Args:
         reconstructed: (N, 3, H, W) float in [0, 1].
@@ -78,7 +68,7 @@ def per_image(reconstructed: Tensor, originals: Tensor, *, batch: int = 50) -> t
         side.
 
     Raises:
-        AuditError: as for `measure`, except for the size.
+        AuditError: no images, images of different shapes, or numbers that are not finite or not in [0, 1].
 
     Source: Wang et al. 2004, section III.B: Gaussian window of 11 pixels, sigma 1.5, K1 = 0.01, K2 = 0.03.
     """
@@ -123,8 +113,7 @@ def excess_leakage(mse_best: float, mse_class_mean: float) -> float:
 def retrieval_top1(scores: Tensor, truth: Tensor) -> float:
     """Return how often an image is re-identified among N candidates (top-1); chance is 1 / N.
 
-    Candidates that share the highest score share the hit, so that an attacker with the same score for all of them
-    stays at chance.
+    Candidates that share the highest score share the hit, so that the same score for all of them stays at chance.
 
     Args:
         scores: (Q, N) float, the similarity of each candidate to each query; higher is more similar.
@@ -149,12 +138,7 @@ def retrieval_top1(scores: Tensor, truth: Tensor) -> float:
 
 
 def proportion_interval(hits: float, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the bounds of a rate's confidence interval, given `hits` in `n` trials.
-
-    Args:
-        hits: how often; not a whole number where ties shared a hit.
-        n: trials.
-        confidence: in (0, 1).
+    """Return the bounds of a rate's confidence interval, given `hits`, maybe shared ones, in `n` trials.
 
     Raises:
         AuditError: no trials, hits outside [0, n], or a confidence outside (0, 1).

@@ -1,13 +1,17 @@
-"""What typed results have in common: JSON out, for bundles and results files, JSON in, and a JSON Schema."""
+"""Results as JSON: read, checked, with today's names for what earlier versions wrote."""
 
 from __future__ import annotations
 
-from typing import Any, Self
+import json
+from pathlib import Path
+from typing import Any, Self, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from sfumato.artifacts.versions import upgraded
-from sfumato.errors import ResultsError
+from sfumato.errors import ResultsError, SfumatoError
+
+T = TypeVar("T")
 
 
 class Result:
@@ -25,14 +29,49 @@ class Result:
         Raises:
             ResultsError: a field is missing or of another type.
         """
-        try:
-            return TypeAdapter(cls).validate_python(upgraded(raw))
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "it"
-            raise ResultsError(f"these are no figures of {cls.__name__}: {place}: {first['msg']}") from error
+        return as_type(cls, raw, f"these are no figures of {cls.__name__}")
 
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
         """Return the JSON Schema of `to_json`."""
         return {"$schema": "https://json-schema.org/draft/2020-12/schema", **TypeAdapter(cls).json_schema()}
+
+
+def as_type(kind: type[T], raw: object, message: str, error: type[SfumatoError] = ResultsError) -> T:
+    """Return plain JSON, of this version or an earlier one, as a pydantic model or dataclass.
+
+    Raises:
+        SfumatoError: of type `error`; the JSON does not fit. The message is followed by the first place that does not.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(upgraded(raw))
+    except ValidationError as failed:
+        first = failed.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "it"
+        raise error(f"{message} ({place}: {first['msg']})") from failed
+
+
+def read_json(path: Path, error: type[SfumatoError] = ResultsError) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        SfumatoError: of the given type; it cannot be read as JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, RecursionError, ValueError) as failed:
+        raise error(f"{path} cannot be read as JSON ({failed}); remove it or write it again") from failed
+
+
+def read_object(path: Path, error: type[SfumatoError] = ResultsError) -> dict[str, Any] | None:
+    """Return a JSON object with today's names for its keys; None if there is no such file.
+
+    Raises:
+        SfumatoError: of the given type; the file cannot be read, or holds no JSON object.
+    """
+    if not path.exists():
+        return None
+    found = upgraded(read_json(path, error))
+    if not isinstance(found, dict):
+        raise error(f"{path} holds a {type(found).__name__}; a JSON object is expected")
+    return found

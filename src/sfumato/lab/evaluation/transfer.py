@@ -19,7 +19,6 @@ from sfumato.lab.models import CLASSIFIERS, build_classifier, cost
 from sfumato.progress import Progress, silent
 
 SCHEMA = "sfumato.transfer/2"
-_SCHEMA_1 = "sfumato.transfer/1"
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class TransferClassifier:
 
     name: str
     fingerprint: str
-    training: dict[str, Any]
+    training: dict[str, object]
     accuracy_plain: float
     architecture: str | None = None
     params: int | None = None
@@ -81,7 +80,7 @@ class TransferObfuscator:
 
     name: str
     files: dict[str, str]
-    training: dict[str, Any]
+    training: dict[str, object]
     trained_for: tuple[bool, ...]
     accuracy: tuple[float, ...]
     kind: str | None = None
@@ -104,7 +103,7 @@ class Transfer(Result):
     classifiers: tuple[TransferClassifier, ...]
     obfuscators: tuple[TransferObfuscator, ...]
     test_images: int
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, object] = field(default_factory=dict)
     schema: Literal["sfumato.transfer/2"] = "sfumato.transfer/2"
 
     @classmethod
@@ -114,12 +113,12 @@ class Transfer(Result):
         Raises:
             ResultsError: it is no such file.
         """
-        if isinstance(raw, dict) and raw.get("schema") == _SCHEMA_1:
+        if isinstance(raw, dict) and raw.get("schema") == "sfumato.transfer/1":
             raw = {**raw, "schema": SCHEMA, "obfuscators": [_row_of_version_1(row) for row in raw["obfuscators"]]}
         return super().from_json(raw)
 
 
-def _row_of_version_1(row: dict[str, Any]) -> dict[str, Any]:
+def _row_of_version_1(row: Mapping[str, Any]) -> dict[str, object]:
     leakage = None if row["excess_leakage"] is None else {"target": row["files"][OBFUSCATOR_ONNX], **row}
     return {"trained_for": row["seen"], "leakage": leakage, **row}
 
@@ -135,38 +134,29 @@ def transfer(
     """Measure every obfuscator with every classifier, through the shipped files, over all images.
 
     The payload is normalised as the obfuscator's own classifier expects it. For another one it is denormalised, and
-    normalised as that one was trained, which a server can do: the image is the same.
-
-    Args:
-        obfuscators: for one size of images and the same classes.
-        classifiers: likewise; known in training or not.
-        images: the images.
-        leakages: those of these obfuscators are found by their `target`.
-        progress: see `Progress`.
+    normalised as that one was trained, which a server can do: the image is the same. Leakages of these obfuscators are
+    found by their `target`.
 
     Raises:
         BundleError: classes or sizes differ.
         DataError: a class of the images is none of the classifiers'.
     """
     first = classifiers[0]
+    needed = first.preprocessing
     for bundle in (*obfuscators, *classifiers):
-        _check_like(bundle, first)
+        size = bundle.preprocessing
+        if (size.height, size.width) != (needed.height, needed.width):
+            raise BundleError(
+                f"{bundle.path} takes images of {size.height}x{size.width}, {first.path} of "
+                f"{needed.height}x{needed.width}"
+            )
+        if bundle.labels != first.labels:
+            raise BundleError(f"{bundle.path} has other classes than {first.path}, or in another order")
     images = images.of_classes(first.labels)
     audited = {leakage.target: leakage for leakage in leakages}
     columns = tuple(_described(classifier, images, progress) for classifier in classifiers)
     rows = tuple(_measured(obfuscator, classifiers, images, audited, progress) for obfuscator in obfuscators)
     return Transfer(columns, rows, len(images), provenance(data=images.source, data_sha256=images.sha256).to_json())
-
-
-def _check_like(bundle: Bundle, first: Bundle) -> None:
-    size, expected = bundle.preprocessing, first.preprocessing
-    if (size.height, size.width) != (expected.height, expected.width):
-        raise BundleError(
-            f"{bundle.path} takes images of {size.height}x{size.width}, {first.path} of "
-            f"{expected.height}x{expected.width}"
-        )
-    if bundle.labels != first.labels:
-        raise BundleError(f"{bundle.path} has other classes than {first.path}, or in another order")
 
 
 def _described(classifier: Bundle, images: ImageSet, progress: Progress) -> TransferClassifier:

@@ -1,8 +1,7 @@
 """Plots the privacy-utility trade-off: accuracy against excess leakage, of obfuscators and their alternatives.
 
-Two ends are known: an on-device baseline, which reveals its label alone, and the plain image in the cloud. Sending a
-share of the images in the clear and handling the others on-device reaches every point of the line between them; an
-obfuscator has to lie above it.
+Two ends are known, the on-device baseline and the plain image in the cloud; sending a share of the images in the clear
+reaches every point of the line between them, and an obfuscator has to lie above it.
 """
 
 from __future__ import annotations
@@ -62,11 +61,7 @@ def draw_frontier(points: Sequence[Point], *, dark: bool = False) -> str:
 
 
 def save_frontier_png(points: Sequence[Point], path: Path) -> None:
-    """Write the plot, light, 1600 pixels wide: readable at half that width.
-
-    Args:
-        points: see `draw_frontier`.
-        path: of the PNG file.
+    """Write the plot, see `draw_frontier`, as a PNG file: light, 1600 pixels wide, readable at half that width.
 
     Raises:
         AuditError: the file cannot be written.
@@ -119,11 +114,15 @@ def _figure(points: Sequence[Point], *, dark: bool) -> Figure:
     axes.set_xlabel("excess leakage: 0 = only the label leaks, 1 = the image leaks")
     axes.set_ylabel("accuracy")
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-    _draw_line(axes, placed, colours)
-    _draw_gated(axes, known, colours)
+    _draw_alternatives(axes, known, colours)
     _draw_series(axes, placed, colours)
     if paper:
-        _draw_paper(axes, paper, colours)
+        low, high = min(paper), max(paper)
+        axes.axhspan(low, high, color=colours["paper"], alpha=0.22, linewidth=0, zorder=1, gid="paper-band")
+        axes.text(
+            1.03, low, f"the paper, {100 * low:.1f} to {100 * high:.1f} %; leakage not measured", fontsize=8.5,
+            color=colours["paper"], ha="right", va="top",
+        )  # fmt: skip
     labels = []
     largest = max((_rank(p) for p in placed), default=0)
     for point in sorted(placed, key=lambda p: (p.role != "this", p.role, p.name)):
@@ -151,61 +150,40 @@ def _place_of(point: Point) -> tuple[float, float]:
     return point.excess_leakage, point.accuracy
 
 
-def _best(points: Sequence[Point], role: str) -> Point | None:
-    return max((p for p in points if p.role == role), key=lambda p: p.accuracy, default=None)
-
-
-def _draw_line(axes: Axes, points: Sequence[Point], colours: dict[str, str]) -> None:
-    local, identity = _best(points, "local"), _best(points, "identity")
-    if local is None or identity is None:
-        return
-    x, y = zip(_place_of(local), _place_of(identity), strict=True)
-    axes.plot(x, y, color=colours["ink"], linewidth=1.4, zorder=3, gid="mixing-line")
-    axes.fill_between(x, y, axes.get_ylim()[0], color=colours["below"], zorder=0.5, linewidth=0)
-    axes.text(
-        0.5, 0.03, "below the line you are better off without it: mix its two ends instead", fontsize=9,
-        color=colours["faint"], ha="center", transform=axes.transAxes,
-    )  # fmt: skip
-
-
-def _draw_gated(axes: Axes, points: Sequence[Point], colours: dict[str, str]) -> None:
-    """The curve of a gate before the plain image, from the on-device baseline on."""
+def _draw_alternatives(axes: Axes, points: Sequence[Point], colours: dict[str, str]) -> None:
+    """The line between the two ends, and the curve of a gate before the plain image, from the baseline on."""
+    local, identity = (
+        max((p for p in points if p.role == role), key=lambda p: p.accuracy, default=None)
+        for role in ("local", "identity")
+    )
+    if local is not None and identity is not None:
+        x, y = zip(_place_of(local), _place_of(identity), strict=True)
+        axes.plot(x, y, color=colours["ink"], linewidth=1.4, zorder=3, gid="mixing-line")
+        axes.fill_between(x, y, axes.get_ylim()[0], color=colours["below"], zorder=0.5, linewidth=0)
+        axes.text(
+            0.5, 0.03, "below the line you are better off without it: mix its two ends instead", fontsize=9,
+            color=colours["faint"], ha="center", transform=axes.transAxes,
+        )  # fmt: skip
     curve = sorted((p for p in points if p.role == "gated"), key=_place_of)
-    if not curve:
-        return
-    x, y = zip(*map(_place_of, [_best(points, "local") or curve[0], *curve]), strict=True)
-    axes.plot(x, y, "--", color=colours["ink"], linewidth=1.4, marker=".", zorder=3, gid="gated-curve")
-    axes.annotate(
-        "a gate before the plain image", (x[-1], y[-1]), (0, 6), textcoords="offset points", fontsize=8.5,
-        color=colours["ink"], ha="center",
-    )  # fmt: skip
+    if curve:
+        x, y = zip(*map(_place_of, [local or curve[0], *curve]), strict=True)
+        axes.plot(x, y, "--", color=colours["ink"], linewidth=1.4, marker=".", zorder=3, gid="gated-curve")
+        axes.annotate(
+            "a gate before the plain image", (x[-1], y[-1]), (0, 6), textcoords="offset points", fontsize=8.5,
+            color=colours["ink"], ha="center",
+        )  # fmt: skip
 
 
 def _draw_series(axes: Axes, points: Sequence[Point], colours: dict[str, str]) -> None:
     """Join the points of a series, and show how far its seeds lie apart."""
-    series: dict[str, list[Point]] = {}
-    for point in points:
-        if point.series is not None:
-            series.setdefault(point.series, []).append(point)
-    for name, along in series.items():
+    for name in dict.fromkeys(p.series for p in points if p.series is not None):
+        along = [p for p in points if p.series == name]
         x, y = zip(*map(_place_of, along), strict=True)
         colour = colours[along[0].role]
         axes.plot(x, y, ":", color=colour, linewidth=1.2, zorder=3, gid=f"series-{name.replace(' ', '-')}")
         for point in along:
             if point.spread is not None:
-                axes.errorbar(
-                    *_place_of(point), *point.spread,
-                    ecolor=colour, elinewidth=1, fmt="none", zorder=3,
-                )  # fmt: skip
-
-
-def _draw_paper(axes: Axes, accuracies: list[float], colours: dict[str, str]) -> None:
-    low, high = min(accuracies), max(accuracies)
-    axes.axhspan(low, high, color=colours["paper"], alpha=0.22, linewidth=0, zorder=1, gid="paper-band")
-    axes.text(
-        1.03, low, f"the paper, {100 * low:.1f} to {100 * high:.1f} %; leakage not measured", fontsize=8.5,
-        color=colours["paper"], ha="right", va="top",
-    )  # fmt: skip
+                axes.errorbar(*_place_of(point), *point.spread, ecolor=colour, elinewidth=1, fmt="none", zorder=3)
 
 
 def _place(figure: Figure, axes: Axes, labels: Sequence[tuple[Point, str, str]]) -> None:

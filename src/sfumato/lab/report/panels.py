@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from sfumato.apps.panel import Caption, draw_panel
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.threat_models import Threat
-from sfumato.lab.audit.result_store import stored_tensors
+from sfumato.lab.audit.result_store import stored_images
 from sfumato.lab.audit.schema import AuditResult, DoneTrial
 from sfumato.lab.audit.setting import AttackSetting
 from sfumato.lab.audit.trials import PANEL, as_bytes
@@ -18,8 +20,12 @@ from sfumato.lab.evaluation.measures import per_image
 
 CASES = 6
 
-Case = tuple[Tensor, Tensor, float]
-"""Original (3, H, W) uint8, reconstructed (3, H, W) uint8, and the measure's value for this image."""
+
+class Case(NamedTuple):
+    """A test image and its reconstruction, (2, 3, H, W) uint8, with its figure in words."""
+
+    pair: Tensor
+    figure: str
 
 
 @dataclass(frozen=True)
@@ -30,48 +36,49 @@ class Images:
         originals: (K, 3, H, W) uint8.
         payload_preview: (K, 1 or 3, H', W') uint8, the payload for them, made visible.
         by_attacker: an attacker's name, as in the trials -> its best reconstruction of them, (K, 3, H, W) uint8.
-        best_cases: measure ("mse", "ssim") -> the test images that were reconstructed best.
-        worst_cases: measure -> the test images that were reconstructed worst.
+        cases: title -> the test images that the best attacker reconstructed best, and worst.
     """
 
     originals: Tensor
     payload_preview: Tensor
     by_attacker: dict[str, Tensor]
-    best_cases: dict[str, list[Case]] = field(default_factory=dict)
-    worst_cases: dict[str, list[Case]] = field(default_factory=dict)
+    cases: dict[str, list[Case]] = field(default_factory=dict)
 
 
 def showcase(setting: AttackSetting, audit: AuditResult, work: Path) -> Images:
-    """Gather the report's images.
-
-    Args:
-        setting: the audit's.
-        audit: finished.
-        work: folder with what the attackers reconstructed.
-    """
+    """Gather the report's images; `work` is the folder with what the attackers reconstructed."""
     shown = min(PANEL, len(setting.test))
     best: dict[str, DoneTrial] = {}
     for trial in audit.done:
         if trial.attacker not in best or trial.mse_compared < best[trial.attacker].mse_compared:
             best[trial.attacker] = trial
-    kept = {name: stored_tensors(work, trial.key).get("reconstructed") for name, trial in best.items()}
+    kept = {name: stored_images(work, trial.key) for name, trial in best.items()}
     return Images(
         setting.test.images[:shown],
         preview(setting.observed(Threat.PAIRS, shown)),
         {name: reconstructed[:shown] for name, reconstructed in kept.items() if reconstructed is not None},
-        *_cases(setting, audit.best, work),
+        _cases(setting.test.images, stored_images(work, f"{audit.best.key}-all") if audit.best else None),
     )
 
 
-def save_panel(images: Images, best: DoneTrial, reconstructed: Tensor, captions: list[str], path: Path) -> None:
-    """Draw original images, the payload, and what the best attacker reconstructed.
+def _cases(originals: Tensor, reconstructed: Tensor | None) -> dict[str, list[Case]]:
+    if reconstructed is None:
+        return {}
+    originals = originals[: len(reconstructed)]
+    mse, ssim = per_image(reconstructed.float() / 255, originals)
+    found: dict[str, list[Case]] = {}
+    for end in ("best", "worst"):
+        for name, values, digits, order in (("MSE", mse, 4, mse.argsort()), ("SSIM", ssim, 3, ssim.argsort().flip(0))):
+            chosen = order[:CASES] if end == "best" else order[-CASES:]
+            found[f"Reconstructed {end}, by {name}"] = [
+                Case(torch.stack([originals[i], reconstructed[i]]), f"{name} {float(values[i]):.{digits}f}")
+                for i in chosen.tolist()
+            ]
+    return found
 
-    Args:
-        images: of the report.
-        best: the best attacker's trial.
-        reconstructed: (at least K, 3, H, W) uint8, by the best attacker.
-        captions: class names of the images.
-        path: of the PNG file.
+
+def save_panel(images: Images, best: DoneTrial, reconstructed: Tensor, captions: list[str], path: Path) -> None:
+    """Draw original images with their class names, the payload, and what the best attacker reconstructed of them.
 
     Raises:
         AuditError: the disk refuses.
@@ -93,22 +100,6 @@ def save_panel(images: Images, best: DoneTrial, reconstructed: Tensor, captions:
         panel.save(path)
     except OSError as error:
         raise AuditError(f"the panel cannot be written to {path}: {error.strerror or error}") from error
-
-
-def _cases(
-    setting: AttackSetting, best: DoneTrial | None, work: Path
-) -> tuple[dict[str, list[Case]], dict[str, list[Case]]]:
-    reconstructed = stored_tensors(work, f"{best.key}-all").get("reconstructed") if best else None
-    if reconstructed is None:
-        return {}, {}
-    originals = setting.test.images[: len(reconstructed)]
-    mse, ssim = per_image(reconstructed.float() / 255, originals)
-    best_cases, worst_cases = {}, {}
-    for name, values, rising in (("mse", mse, True), ("ssim", ssim, False)):
-        order = values.argsort(descending=not rising)
-        cases = [(originals[i], reconstructed[i], float(values[i])) for i in order.tolist()]
-        best_cases[name], worst_cases[name] = cases[:CASES], cases[-CASES:]
-    return best_cases, worst_cases
 
 
 def preview(payload: Tensor) -> Tensor:

@@ -1,34 +1,30 @@
-"""Whether offloading pays off: obfuscators compared with what is reached without one, in words.
-
-The measure is `sfumato.lab.audit.verdict.best_mixture`: an on-device baseline and plain images, mixed so that they leak
-as much as the obfuscator was found to leak.
-"""
+"""Whether offloading pays off: obfuscators compared with `sfumato.lab.audit.verdict.best_mixture`, in words."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Literal
+from typing import Literal, Self
 
 from sfumato.lab.audit.points import ENDS
 from sfumato.lab.audit.schema import Point
-from sfumato.lab.audit.verdict import PAYS_OFF_ABOVE, decimals, percent
+from sfumato.lab.audit.verdict import PAYS_OFF_ABOVE, compared, decimals, percent
 
 PaysOff = Literal["yes", "no", "unclear", "unknown"]
 
 
 @dataclass(frozen=True)
-class Spread:
-    """A figure over several seeds.
-
-    Attributes:
-        mean: over the seeds.
-        std: sample standard deviation; None for a single seed.
-    """
+class MeanAndDeviation:
+    """A figure over several seeds; `std` is the sample standard deviation, None for a single seed."""
 
     mean: float
     std: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        """Sum up one value for each seed."""
+        return cls(fmean(values), stdev(values) if len(values) > 1 else None)
 
 
 @dataclass(frozen=True)
@@ -36,11 +32,10 @@ class Row:
     """An obfuscator, or one setting of it with several seeds, compared with the best mixture at its leakage.
 
     Attributes:
-        name: for people.
         seeds: how many points it consists of.
         accuracy: in [0, 1].
         excess_leakage: over all images; a lower bound.
-        mixture: accuracy of the best mixture at that leakage; None, like all that follows, where no on-device
+        mixture: accuracy of the best mixture at that leakage; None, like `gain` and `mixing`, where no on-device
             baseline was measured.
         gain: accuracy above the mixture's, seed by seed.
         mixing: what the mixture does.
@@ -52,10 +47,10 @@ class Row:
 
     name: str
     seeds: int
-    accuracy: Spread
-    excess_leakage: Spread
-    mixture: Spread | None
-    gain: Spread | None
+    accuracy: MeanAndDeviation
+    excess_leakage: MeanAndDeviation
+    mixture: MeanAndDeviation | None
+    gain: MeanAndDeviation | None
     mixing: str | None
     better: int
     pays_off: PaysOff
@@ -64,13 +59,9 @@ class Row:
 
 
 def row(name: str, points: Sequence[Point]) -> Row:
-    """Sum up the points of one setting.
-
-    Args:
-        name: for people.
-        points: one for each seed, as `sfumato.lab.audit.points.points_of` makes them.
-    """
+    """Sum up the points of one setting, one for each seed, as `sfumato.lab.audit.points.points_of` makes them."""
     accuracies = [point.accuracy for point in points]
+    leakages = [point.excess_leakage for point in points if point.excess_leakage is not None]
     mixtures = [point.mixture for point in points if point.mixture is not None]
     gains = [a - m for a, m in zip(accuracies, mixtures, strict=True)] if len(mixtures) == len(points) else []
     better = sum(gain >= PAYS_OFF_ABOVE for gain in gains)
@@ -80,10 +71,10 @@ def row(name: str, points: Sequence[Point]) -> Row:
     return Row(
         name=name,
         seeds=len(points),
-        accuracy=_spread(accuracies),
-        excess_leakage=_spread([point.excess_leakage for point in points if point.excess_leakage is not None]),
-        mixture=_spread(mixtures) if gains else None,
-        gain=_spread(gains) if gains else None,
+        accuracy=MeanAndDeviation.of(accuracies),
+        excess_leakage=MeanAndDeviation.of(leakages),
+        mixture=MeanAndDeviation.of(mixtures) if gains else None,
+        gain=MeanAndDeviation.of(gains) if gains else None,
         mixing=points[0].mixing if gains else None,
         better=better,
         pays_off=pays_off,
@@ -99,56 +90,47 @@ def rows_of(points: Sequence[Point]) -> list[Row]:
 
 def sentence(of: Row) -> str:
     """Say whether a row pays off."""
+    deviation = "" if of.accuracy.std is None else f" (standard deviation {100 * of.accuracy.std:.1f} points)"
     reached = (
-        f"{of.name}: {spoken(of.accuracy)} of the images are classified correctly at an excess leakage of at least "
-        f"{decimals(of.excess_leakage.mean, 2)}"
+        f"{of.name}: {percent(of.accuracy.mean)}{deviation} of the images are classified correctly at an excess "
+        f"leakage of at least {decimals(of.excess_leakage.mean, 2)}"
     )
-    if of.mixture is None or of.gain is None:
+    if of.mixture is None:
         return f"{reached}; whether that pays off is not known."
-    mixed = percent(of.mixture.mean)
-    if of.pays_off == "yes":
-        return f"{reached}: more than the {mixed} of {of.mixing}, which leaks as much as was found here."
     if of.pays_off == "unclear":
+        mixed = percent(of.mixture.mean)
         return f"{reached}; {of.mixing} gives {mixed}, and {of.better} of {of.seeds} seeds do better."
-    return f"{reached}: {of.mixing} leaks as much and gives {mixed}, so a user is better off without it."
+    return f"{reached}: {compared(of.mixture.mean, str(of.mixing), better=of.pays_off == 'yes')}."
 
 
 def verdict(rows: Sequence[Row]) -> tuple[PaysOff, list[str]]:
-    """Say whether offloading pays off at any of these rows.
-
-    Args:
-        rows: at least one.
-
-    Returns:
-        Whether it does, and sentences: the reason, and what it rests on.
-    """
-    known = [of for of in rows if of.gain is not None]
-    if not known:
+    """Say whether offloading pays off at any of these rows, of which there must be one, and why, in sentences."""
+    gains = [(of.gain.mean, of) for of in rows if of.gain is not None]
+    if not gains:
         return "unknown", [
             "Whether offloading pays off is not known: no on-device baseline was measured. What is lost without one "
             "are the line and the curve that an obfuscator has to lie above."
         ]
-    best = max(known, key=_gain)
-    pays_off = next((found for found in ("yes", "unclear") if any(of.pays_off == found for of in known)), "no")
+    known = [of for _, of in gains]
+    pays_off = min((of.pays_off for of in known), key=("yes", "unclear", "no").index)
+    gain, best = max((one for one in gains if one[1].pays_off == pays_off), key=lambda one: one[0])
     among = f"{len(known)} points" if len(known) > 1 else "one point"
-    distance = f"{100 * abs(_gain(best)):.1f} percentage points"
+    points = f"{100 * abs(gain):.1f} percentage points"
     if pays_off == "yes":
-        best = max((of for of in known if of.pays_off == "yes"), key=_gain)
         count = sum(of.pays_off == "yes" for of in known)
         why = (
             f"Offloading pays off at {count} of {among}, as far as these attackers got. {sentence(best)} "
-            f"That is {100 * _gain(best):.1f} percentage points more, the most of all."
+            f"That is {points} more, the most of all."
         )
-        return "yes", [why, _rests_on(known)]
-    if pays_off == "unclear":
-        best = max((of for of in known if of.pays_off == "unclear"), key=_gain)
-        return "unclear", [f"It is not clear whether offloading pays off. {sentence(best)}", _rests_on(known)]
-    side = "below" if _gain(best) < 0 else "above, which is chance,"
-    return "no", [
-        f"Offloading does not pay off at any of {among}: {best.name} comes closest, {distance} {side} what is reached "
-        f"at its leakage by {best.mixing}.",
-        _rests_on(known),
-    ]
+    elif pays_off == "unclear":
+        why = f"It is not clear whether offloading pays off. {sentence(best)}"
+    else:
+        side = "below" if gain < 0 else "above, which is chance,"
+        why = (
+            f"Offloading does not pay off at any of {among}: {best.name} comes closest, {points} {side} what is "
+            f"reached at its leakage by {best.mixing}."
+        )
+    return pays_off, [why, _rests_on(known)]
 
 
 def _rests_on(rows: Sequence[Row]) -> str:
@@ -165,17 +147,3 @@ def _rests_on(rows: Sequence[Row]) -> str:
     if len(rows) > 1:
         parts.append("the best of several points was chosen on the same test images")
     return "; ".join(parts) + "."
-
-
-def _gain(of: Row) -> float:
-    assert of.gain is not None
-    return of.gain.mean
-
-
-def _spread(values: Sequence[float]) -> Spread:
-    return Spread(fmean(values), stdev(values) if len(values) > 1 else None)
-
-
-def spoken(figure: Spread) -> str:
-    """Return a share with its standard deviation, if it has one."""
-    return percent(figure.mean) + ("" if figure.std is None else f" (standard deviation {100 * figure.std:.1f} points)")

@@ -3,23 +3,51 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import BaseModel
 
-from sfumato.errors import AuditError, ResultsError
+from sfumato.errors import AuditError
 from sfumato.lab.audit.budget import Budget
 from sfumato.lab.audit.run import Comparison, audit
 from sfumato.lab.audit.schema import AuditResult
 from sfumato.lab.audit.setting import AttackSetting
-from sfumato.lab.report.folder import render_audit
-from sfumato.lab.runs.folders import read_json
+from sfumato.lab.evaluation.results import as_type, read_object
+from sfumato.lab.report.html import render_audit
 from sfumato.progress import Progress, silent
+
+_AGAIN = "move it away to make the audit again"
+
+
+class Begun(BaseModel):
+    """What an audit that was begun is of: its fingerprints, as far as they are known.
+
+    Attributes:
+        obfuscator: its name and its fingerprint.
+        classifier: what it is for.
+        local: the on-device baseline.
+        budget: the attackers' whole budget, in words.
+    """
+
+    obfuscator: tuple[str, str] | None = None
+    classifier: str | None = None
+    local: str | None = None
+    budget: str | None = None
 
 
 def findings(folder: Path) -> Path:
     """Return the file that says what an audit is of; it is there once the audit was begun."""
     return folder / "work" / "audit.json"
+
+
+def read_begun(folder: Path) -> Begun | None:
+    """Read what an audit is of; return None if it was not begun.
+
+    Raises:
+        AuditError: the file is damaged.
+    """
+    found = read_object(findings(folder), AuditError)
+    return None if found is None else as_type(Begun, found, f"{findings(folder)}: {_AGAIN}", AuditError)
 
 
 def read_audit(place: Path) -> AuditResult | None:
@@ -28,28 +56,10 @@ def read_audit(place: Path) -> AuditResult | None:
     Raises:
         AuditError: it is damaged or incomplete.
     """
-    if not place.exists():
-        return None
     try:
-        return AuditResult.read(place)
+        return AuditResult.read(place) if place.exists() else None
     except AuditError as error:
-        raise AuditError(f"{error}; move it away to make the audit again") from error
-
-
-def read_findings(folder: Path) -> dict[str, Any] | None:
-    """Read what an audit is of; return None if it was not begun.
-
-    Raises:
-        AuditError: the file is damaged.
-    """
-    return _read(findings(folder))
-
-
-def _read(place: Path) -> dict[str, Any] | None:
-    try:
-        return read_json(place)
-    except ResultsError as error:
-        raise AuditError(f"{error}; move it away to make the audit again") from error
+        raise AuditError(f"{error}; {_AGAIN}") from error
 
 
 def finish_audit(
@@ -61,18 +71,10 @@ def finish_audit(
     device: torch.device,
     progress: Progress = silent,
 ) -> AuditResult:
-    """Make an audit and its report, or resume one that was interrupted.
-
-    Args:
-        setting: as `sfumato.lab.audit.run.audit` takes it, like all that follows.
-        budget: of the attackers.
-        folder: of the audit.
-        comparison: what to compare with.
-        device: where attackers are trained.
-        progress: see `sfumato.progress.Progress`.
+    """Make an audit and its report, or resume one that was interrupted; see `sfumato.lab.audit.run.audit`.
 
     Raises:
-        AuditError: see `sfumato.lab.audit.run.audit`.
+        AuditError: see there.
         Interrupted: Ctrl-C or SIGTERM; the findings so far are kept.
     """
     resume = findings(folder).is_file()
@@ -80,5 +82,5 @@ def finish_audit(
         found = audit(setting, budget, folder, comparison=comparison, resume=resume, device=device, progress=progress)
         render_audit(setting, found, folder)
     except AuditError as error:
-        raise AuditError(f"{folder}: {error}; move it away to make it again") from error
+        raise AuditError(f"{folder}: {error}; {_AGAIN}") from error
     return found

@@ -8,22 +8,21 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sfumato.lab.data import ImageSet, Stream
-from sfumato.errors import TrainingError
-from sfumato.lab.models.precision import Precision
 from sfumato.artifacts.provenance import provenance
-from sfumato.lab.models.precision import device_name
+from sfumato.errors import TrainingError
+from sfumato.lab.data import ImageSet, Stream
+from sfumato.lab.models.precision import Precision, device_name
+from sfumato.lab.training.context import augmentation_of, launch
 from sfumato.lab.training.engine import Images, Schedule, fit, validate
 from sfumato.lab.training.optimizer import optimizer_of
-from sfumato.lab.training.setup import Prepared, Run, prepare, starting_from
 from sfumato.lab.training.recipe import AnyRecipe
-from sfumato.lab.training.context import augmentation_of, launch
+from sfumato.lab.training.setup import Prepared, Run, prepare, starting_from
 from sfumato.progress import Progress, silent
 
 STEPS = 24
@@ -34,15 +33,7 @@ _TEST_BATCHES = 2
 
 @dataclass(frozen=True)
 class Extrapolated:
-    """The whole training, extrapolated.
-
-    Attributes:
-        epochs: of the recipe.
-        steps_per_epoch: with all training images.
-        training_hours: of all training steps.
-        testing_hours: of all validations.
-        hours: of both.
-    """
+    """The whole training, extrapolated: hours of all its steps, of all validations, and of both."""
 
     epochs: int
     steps_per_epoch: int
@@ -57,15 +48,11 @@ class Estimate:
 
     Attributes:
         what: the conditions, in words.
-        name: of the recipe.
         step_s: median of a step.
         step_s_range: of the fastest and the slowest step.
-        steps_timed: number of steps.
         images_per_s: training images.
         data_share: share of the time spent waiting for images.
         peak_memory_mb: of this process, of the largest of its workers, and on a GPU its own.
-        extrapolated: to the whole training.
-        recipe: as plain values.
         measured: provenance.
     """
 
@@ -78,8 +65,8 @@ class Estimate:
     data_share: float
     peak_memory_mb: dict[str, float]
     extrapolated: Extrapolated
-    recipe: dict[str, Any]
-    measured: dict[str, Any]
+    recipe: dict[str, object]
+    measured: dict[str, object]
 
 
 def estimate(
@@ -87,12 +74,8 @@ def estimate(
 ) -> Estimate:
     """Train a few steps of a recipe, discard them, and estimate how long all of it would take.
 
-    Args:
-        recipe: validated. With substitutes for the real images, `data.train_images` is the number of real images per
-            epoch.
-        accelerator: as Lightning Fabric names it.
-        steps: to train and time, after a few that are not timed.
-        progress: see `Progress`.
+    With substitutes for the real images, `data.train_images` is the number of real images per epoch. `accelerator` is
+    as Lightning Fabric names it; a few more than `steps` are trained, which are not timed.
 
     Raises:
         SfumatoError: as `sfumato.lab.training.train`; or there are too few images.
@@ -174,7 +157,7 @@ def _found(
 
 
 class _Timed:
-    """The first batches of an epoch, with the times at which each was requested and received."""
+    """The first batches of an epoch, and the seconds of each step and of the wait for its images."""
 
     def __init__(self, images: ImageSet | Stream, steps: int, batch_size: int, device: torch.device) -> None:
         if steps < _WARM_UP + _FEWEST:
@@ -183,12 +166,10 @@ class _Timed:
                 "training.batch_size or use more images"
             )
         count = steps * batch_size
-        self._few: Images = (
-            replace(images, images=count) if isinstance(images, Stream) else images.subset(count)
-        )
+        self._few: Images = replace(images, images=count) if isinstance(images, Stream) else images.subset(count)
         self._device = device
         self._requested: list[float] = []
-        self._received: list[float] = []
+        self._waits: list[float] = []
 
     def __len__(self) -> int:
         return len(self._few)
@@ -196,20 +177,17 @@ class _Timed:
     def batches(
         self, seed: int, batch_size: int, *, first: int = 0, rank: int = 0, world_size: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the images' batches, timed."""
         batches = self._few.batches(seed, batch_size, first=first, rank=rank, world_size=world_size)
         for _ in range(len(self) // batch_size):
             self._requested.append(self._now())
             batch = next(batches)
-            self._received.append(self._now())
+            self._waits.append(self._now() - self._requested[-1])
             yield batch
 
     def durations(self) -> tuple[list[float], list[float]]:
-        """Return the seconds of each step, and those spent waiting for its images, without the first few steps."""
-        ends = self._requested[1:]  # the end of the last step is unknown
-        steps = [end - start for start, end in zip(self._requested, ends, strict=False)]
-        waits = [came - asked for asked, came in zip(self._requested, self._received, strict=True)]
-        return steps[_WARM_UP:], waits[_WARM_UP : len(steps)]
+        """The seconds of each step and of its wait, without the first few steps and the last, whose end is unknown."""
+        steps = [end - start for start, end in pairwise(self._requested)]
+        return steps[_WARM_UP:], self._waits[_WARM_UP : len(steps)]
 
     def _now(self) -> float:
         if self._device.type == "cuda":

@@ -1,8 +1,9 @@
-"""How far a training is, and resuming it."""
+"""How far a training is, resuming it, and the folder that it writes to."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from sfumato.artifacts.bundle import MANIFEST, Bundle
@@ -28,6 +29,21 @@ class State:
     def of(self, epochs: int) -> str:
         """Return it in words, such as "half done: epoch 3 of 20"; `epochs` are those of the whole training."""
         return f"half done: epoch {self.epochs} of {epochs}" if self.name == "half done" else self.name
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder, and check before hours of training that results can be written to it.
+
+    Raises:
+        TrainingError: they cannot.
+    """
+    probe = folder / ".writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise TrainingError(f"the folder {folder} cannot be written: {error.strerror or error}") from error
 
 
 def state_of(run: Run) -> State:

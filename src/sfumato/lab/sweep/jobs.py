@@ -18,7 +18,7 @@ from sfumato.lab.audit.setting import AttackSetting
 from sfumato.lab.audit.targets import bundle_target
 from sfumato.lab.classifiers import classifier_bundle, load_classifier
 from sfumato.lab.data import ImageSet, load_train_test
-from sfumato.lab.runs.audits import finish_audit, read_audit, read_findings
+from sfumato.lab.runs.audits import finish_audit, read_audit, read_begun
 from sfumato.lab.runs.trainings import State, finish_training, state_of
 from sfumato.lab.training import ClassifierRecipe, Run
 from sfumato.lab.training.recipe import AnyRecipe, DataRecipe, parse_recipe
@@ -125,15 +125,15 @@ def known_audit(job: Job) -> AuditResult | None:
         AuditError: it is damaged, or of another obfuscator, budget or classifier.
     """
     assert job.audit is not None
-    found, about = read_audit(job.audit_folder / "audit.json"), read_findings(job.audit_folder)
+    found, about = read_audit(job.audit_folder / "audit.json"), read_begun(job.audit_folder)
     if found is None or about is None:
         return None
     bundle = Bundle.load(job.run.bundle, kind="obfuscator")
     stated = {
         "obfuscator": found.target.fingerprint == bundle.files[OBFUSCATOR_ONNX],
-        "classifier": about.get("classifier") == bundle.classifier_fingerprint,
-        "on-device baseline": about.get("local") == _fingerprint(job.audit.local),
-        "budget": about.get("budget") == repr(job.audit.budget),
+        "classifier": about.classifier == bundle.classifier_fingerprint,
+        "on-device baseline": about.local == _fingerprint(job.audit.local),
+        "budget": about.budget == repr(job.audit.budget),
     }
     if other := [what for what, same in stated.items() if not same]:
         raise AuditError(

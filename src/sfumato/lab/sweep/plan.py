@@ -14,7 +14,7 @@ from sfumato.lab.audit.budget import Budget
 from sfumato.lab.audit.points import read_audits
 from sfumato.lab.audit.schema import AuditResult
 from sfumato.lab.classifiers import FrozenClassifier, classifier_bundle, load_classifier
-from sfumato.lab.runs.speed import Entry, Speed, device_macs
+from sfumato.lab.runs.speed import Entry, Shape, Speed, device_macs
 from sfumato.lab.sweep.dials import Setting, parse_dial, settings
 from sfumato.lab.sweep.jobs import AuditOptions, Job, fastest_device, images, known_audit, training_state
 from sfumato.lab.sweep.schema import DeviceCost
@@ -156,10 +156,9 @@ def listing(sweep: Sweep) -> list[Entry]:
         if state.name != "done":
             seconds = speed.training_s(
                 recipe,
-                _train_images(recipe),
-                epochs - state.epochs,
+                _train_images(recipe) * (epochs - state.epochs),
                 classifier=sweep.classifier.net,
-                **_size(sweep),
+                shape=_shape(sweep),
             )
         entries.append(Entry(job.name, state.of(epochs), seconds))
         if job.audit is not None:
@@ -180,14 +179,14 @@ def device_cost(sweep: Sweep) -> DeviceCost:
             stated = None
         local = stated if isinstance(stated, ClassifierRecipe) else None
     return DeviceCost(
-        obfuscator_macs=max(device_macs(recipe, **_size(sweep)) for recipe in recipes),
-        on_device_macs=None if local is None else device_macs(local, **_size(sweep)),
+        obfuscator_macs=max(device_macs(recipe, _shape(sweep)) for recipe in recipes),
+        on_device_macs=None if local is None else device_macs(local, _shape(sweep)),
     )
 
 
-def _size(sweep: Sweep) -> dict[str, int]:
+def _shape(sweep: Sweep) -> Shape:
     size = sweep.classifier.preprocessing
-    return {"height": size.height, "width": size.width, "classes": len(sweep.classifier.labels)}
+    return Shape(size.height, size.width, len(sweep.classifier.labels))
 
 
 def _train_images(recipe: AnyRecipe) -> int:

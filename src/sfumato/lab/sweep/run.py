@@ -12,7 +12,7 @@ from sfumato.lab.audit.schema import AuditResult, Point
 from sfumato.lab.models.precision import device_name
 from sfumato.lab.report.frontier import save_frontier_png
 from sfumato.lab.report.tradeoff import Row, row, sentence, verdict
-from sfumato.lab.runs.folders import check_writable
+from sfumato.lab.runs.trainings import check_writable
 from sfumato.lab.sweep.dials import Setting
 from sfumato.lab.sweep.engines import in_turn
 from sfumato.lab.sweep.jobs import Engine, Make, fastest_device, is_done, known_audit, make

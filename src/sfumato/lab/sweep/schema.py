@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from sfumato.artifacts.bundle import write_json
 from sfumato.errors import ResultsError
-from sfumato.lab.runs.folders import as_model, read_json
+from sfumato.lab.evaluation.results import as_type, read_object
+from sfumato.lab.report.tradeoff import MeanAndDeviation, PaysOff
 
 SCHEMA = "sfumato.frontier/2"
 _READABLE = (SCHEMA, "sfumato.frontier/1")
-
-PaysOff = Literal["yes", "no", "unclear", "unknown"]
 
 
 class _Model(BaseModel):
@@ -24,13 +23,6 @@ class _Model(BaseModel):
 def _renamed(name: str, before: str) -> Any:
     """A field that version 1 called something else."""
     return Field(validation_alias=AliasChoices(name, before))
-
-
-class MeanAndDeviation(_Model):
-    """A figure over several seeds; `std` is the sample standard deviation, None for a single seed."""
-
-    mean: float
-    std: float | None
 
 
 class FrontierPoint(_Model):
@@ -174,7 +166,7 @@ def read_frontier(path: Path) -> Frontier:
     Raises:
         ResultsError: there is none, or it is malformed.
     """
-    found = read_json(path)
+    found = read_object(path)
     if found is None or found.get("schema") not in _READABLE:
         raise ResultsError(f"{path} is not a file of schema {SCHEMA}; give the frontier.json of a sweep")
-    return as_model(path, found, Frontier)
+    return as_type(Frontier, found, f"{path} is malformed; move it away to make it again")
