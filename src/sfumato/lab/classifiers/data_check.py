@@ -101,20 +101,22 @@ def check_data(
         advice = "name or sort the images as the classifier names its classes" if train.labelled else _UNLABELLED
         findings.append(Finding("classes", "bad", str(error), advice))
     if server is not None:
-        payload = PayloadSpec((3, *size), len(served.labels))
-        known = None if is_imported(served) else served.classifier_fingerprint
-        try:
-            findings += examine_endpoint(
-                server, model or served.name, payload=payload, labels=served.labels, fingerprint=known, token=token
-            )
-        except EndpointError as error:
-            findings.append(Finding("the endpoint", "bad", str(error), "start it first, or leave --server out"))
+        findings += _endpoint(server, model or served.name, served, token)
     if not is_well(findings):
         return DataCheck(tuple(findings), None, (), accuracy)
     recipe = folder / RECIPE
     folder.mkdir(parents=True, exist_ok=True)
     recipe.write_text(_recipe(folder, kind, served, data, train), encoding="utf-8")
     return DataCheck(tuple(findings), recipe, tuple(_next(folder, served, data, server, model)), accuracy)
+
+
+def _endpoint(url: str, model: str, served: Bundle, token: str | None) -> Iterator[Finding]:
+    payload = PayloadSpec((3, served.preprocessing.height, served.preprocessing.width), len(served.labels))
+    known = None if is_imported(served) else served.classifier_fingerprint
+    try:
+        yield from examine_endpoint(url, model, payload=payload, labels=served.labels, fingerprint=known, token=token)
+    except EndpointError as error:
+        yield Finding("the endpoint", "bad", str(error), "start it first, or leave --server out")
 
 
 def _about(served: Bundle, kind: Kind) -> Finding:

@@ -76,14 +76,17 @@ def import_classifier(source: str, folder: Path, metadata: Metadata = _NOTHING) 
     """
     if folder.resolve() in Path(source).expanduser().resolve().parents:
         raise ClassifierError(f"{source} lies in {folder}, which would be replaced; choose another folder")
-    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]) and not _is_ours(folder):
+    ours = (folder / MANIFEST).is_file() and is_imported(Bundle.load(folder))
+    if not ours and folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise ClassifierError(f"{folder} holds something else than an imported classifier's bundle; choose another")
     found = read_classifier(source)
     metadata = metadata.over(found.metadata)
     preprocessing = metadata.preprocessing(found.origin)
     if min(preprocessing.height, preprocessing.width) < _LEAST_SIDE:
         raise ClassifierError(f"{source}: images have sides of at least {_LEAST_SIDE} pixels, got {preprocessing}")
-    inputs = _probes(preprocessing)
+    shape = _PROBES, 3, preprocessing.height, preprocessing.width
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    inputs = torch.from_numpy(preprocessing.normalize(images.numpy()))
     logits = _logits(found.model, inputs, source)
     renew(folder)
     try:
@@ -103,16 +106,6 @@ def _content(source: str) -> str | None:
     files = [path] if path.is_file() else sorted((*path.glob("*.safetensors"), *path.glob("*.json")))
     parts = [f"{file.name}:{file_sha256(file)}" for file in files]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest() if parts else None
-
-
-def _is_ours(folder: Path) -> bool:
-    return (folder / MANIFEST).is_file() and is_imported(Bundle.load(folder))
-
-
-def _probes(preprocessing: Preprocessing) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(_PROBES, 3, preprocessing.height, preprocessing.width, generator=generator)
-    return torch.from_numpy(preprocessing.normalize(images.numpy()))
 
 
 @torch.no_grad()

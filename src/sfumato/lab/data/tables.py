@@ -91,7 +91,7 @@ def _load_with_datasets(source: str, *, streaming: bool = False) -> Mapping[str,
         )
     disable_progress_bars()
     try:
-        return load_dataset(str(place), config, streaming=streaming)
+        splits: Mapping[str, Any] = load_dataset(str(place), config, streaming=streaming)
     except (OSError, RuntimeError, ValueError) as error:
         listed = re.search(r"\[[^]]*", str(error)) if "config" in str(error).lower() else None
         if listed and (known := re.findall(r"'([^']+)'", listed[0])):
@@ -101,6 +101,7 @@ def _load_with_datasets(source: str, *, streaming: bool = False) -> Mapping[str,
                 f"{place}:{known[0]}"
             ) from error
         raise DataError(f"data set {source!r} cannot be loaded: {first_line(error)}") from error
+    return splits
 
 
 def _read_csv(file: Path, path_column: str | None) -> Mapping[str, Any]:

@@ -19,7 +19,7 @@ from sfumato.errors import TrainingError
 
 def identify(*parts: Any) -> str:
     """Return the identity of a run as text: plain values, and tensors by their hash."""
-    said = [sha256(part.contiguous().numpy()).hexdigest() if isinstance(part, Tensor) else part for part in parts]
+    said = [sha256(part.contiguous().numpy().data).hexdigest() if isinstance(part, Tensor) else part for part in parts]
     return json.dumps(said, sort_keys=True, default=str)
 
 

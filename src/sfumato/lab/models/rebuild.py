@@ -106,10 +106,14 @@ def recipe_of(bundle: Bundle) -> ObfuscatorNetRecipe | SketchNetRecipe | None:
         BundleError: the recipe describes no network.
     """
     given = bundle.recipe.to_json()
-    nets = {"obfuscator": ObfuscatorNetRecipe, "sketch": SketchNetRecipe}
-    model = nets.get(str(given.get("kind")))
-    if model is None:
-        return None
+    model: type[ObfuscatorNetRecipe | SketchNetRecipe]
+    match given.get("kind"):
+        case "obfuscator":
+            model = ObfuscatorNetRecipe
+        case "sketch":
+            model = SketchNetRecipe
+        case _:
+            return None
     try:
         return model.model_validate({key: given[key] for key in model.model_fields if given.get(key) is not None})
     except ValidationError as error:
