@@ -52,10 +52,9 @@ class _Products(torch.autograd.Function):
 def expand_normalized(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
     """`norm(conv(x))` in training mode for a 1x1 convolution, without a pass over its many output channels.
 
-    Each output is a linear map of the input's channels at one place. Its mean and variance therefore follow from the
-    input's mean and covariance, which is over few channels where the convolution widens, and the norm becomes a part of
-    the weights. Function, gradients and running statistics are those of the two layers, up to rounding; a batch norm
-    apart reads and writes the widest maps of the network several times.
+    Each output is a linear map of the input's channels at one place, so that its mean and variance follow from the
+    input's mean and covariance, over fewer channels, and the norm becomes a part of the weights. Function, gradients
+    and running statistics are those of the two layers, up to rounding.
 
     Source: the moments of a linear map, Papoulis 1991, section 7-1; its use for batch norm is ours.
 

@@ -88,9 +88,6 @@ class ResNet(_Classifier):
         kernel: of the first convolution.
         reduction: by how much the stem makes each side smaller, before any stage: 1, 2 (the first convolution
             strides) or 4 (a max-pooling behind it, too).
-
-    Raises:
-        ValueError: another reduction.
     """
 
     def __init__(
@@ -103,8 +100,6 @@ class ResNet(_Classifier):
         kernel: int = 3,
         reduction: int = 1,
     ) -> None:
-        if reduction not in (1, 2, 4):
-            raise ValueError(f"a stem reduces by 1, 2 or 4, got {reduction}")
         super().__init__()
         self.stem = nn.Sequential(_conv_norm(3, widths[0], kernel, min(reduction, 2)), nn.ReLU(inplace=True))
         if reduction == 4:
@@ -128,12 +123,9 @@ class ResNet(_Classifier):
 class VGG(_Classifier):
     """Plain 3x3 convolutions with batch norm, a pooling behind each group, and one linear layer.
 
-    Source: Simonyan and Zisserman 2015, table 1, with the classifier reduced for small images.
+    The plan says for each group how many convolutions of how many channels it has; each halves the image.
 
-    Args:
-        plan: per group, how many convolutions of how many channels; each group halves the image, whose sides must be
-            at least 2 to the number of groups.
-        classes: number of logits.
+    Source: Simonyan and Zisserman 2015, table 1, with the classifier reduced for small images.
     """
 
     def __init__(self, plan: tuple[tuple[int, int], ...], classes: int) -> None:
@@ -221,8 +213,6 @@ class GoogLeNet(_Classifier):
 class ConvMixer(_Classifier):
     """Patches mixed over places by large depthwise convolutions and over channels by 1x1 ones, at one resolution.
 
-    Of another kind than the other classifiers here: no stages, patches instead of a stem, GELU.
-
     Source: Trockman and Kolter 2023, section 2.
     """
 
@@ -241,12 +231,11 @@ class ConvMixer(_Classifier):
         self.head = nn.Linear(width, classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W), sides multiples of the patch's -> the head's input, (N, width)."""
-        x = self.patches(images)
+        """Normalised images (N, 3, H, W), sides multiples of the patch's -> maps (N, width, H / patch, W / patch)."""
+        x: Tensor = self.patches(images)
         for places, channels in zip(self.places, self.channels, strict=True):
             x = channels(x + places(x))
-        pooled: Tensor = x.mean(dim=(2, 3))
-        return pooled
+        return x
 
 
 CLASSIFIERS: dict[str, Callable[[int], nn.Module]] = {
@@ -282,17 +271,10 @@ def build_classifier(name: str, classes: int = 10) -> nn.Module:
 
 
 def features_and_logits(net: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the input of a classifier's last layer, and its logits.
-
-    Args:
-        net: with `features` and `head`, as all classifiers of the zoo.
-        inputs: normalised images (N, 3, H, W).
-
-    Returns:
-        Features (N, D), maps averaged over their places, and logits (N, classes).
+    """Return the input of a classifier's last layer, (N, D), maps averaged over their places, and its logits.
 
     Raises:
-        AttributeError: it has no `features` or no `head`.
+        AttributeError: it has no `features` or no `head`, as all classifiers of the zoo have.
     """
     features: Tensor = net.features(inputs)  # type: ignore[operator]
     if features.ndim == 4:

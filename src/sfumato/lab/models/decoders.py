@@ -88,9 +88,7 @@ class UNet(nn.Module):
         fine, middle, coarse = widths
         self.stem = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * channels, fine, 3, padding=1))
         self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
-        self.encode = nn.ModuleList(
-            [ResidualBlock(fine), nn.Sequential(ResidualBlock(middle), Attention(middle))],
-        )
+        self.encode = nn.ModuleList([ResidualBlock(fine), nn.Sequential(ResidualBlock(middle), Attention(middle))])
         self.bottom = nn.Sequential(ResidualBlock(coarse), Attention(coarse), ResidualBlock(coarse))
         self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in pairwise(widths))
         self.decode = nn.ModuleList([ResidualBlock(fine), ResidualBlock(middle)])

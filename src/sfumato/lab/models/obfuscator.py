@@ -51,29 +51,18 @@ class Bottleneck(nn.Module):
 
     There is no skip connection, and the last activation is kept, as in the paper (not as in MobileNetV2).
 
-    Source: paper, appendix A ("Bottleneck module").
+    The depthwise convolution strides, or a nearest-neighbour upsampling by the factor `upsample` follows. The order
+    "paper" puts it before the projection, as the paper counts its operations. "commuted" puts it after everything: a
+    1x1 convolution, a batch norm and a leaky ReLU act on each pixel alone, so the function is the same (in training
+    mode too, as repeating every pixel equally often changes neither mean nor biased variance) at a quarter of the
+    projection's cost. Only the running variance differs by a hair: it is the unbiased one, which depends on the number
+    of pixels.
 
-    Args:
-        in_channels: of the input.
-        out_channels: of the output.
-        stride: of the depthwise convolution; 1 with upsampling.
-        upsample: factor of the nearest-neighbour upsampling, 1 for none.
-        order: where the upsampling stands. "paper" puts it before the projection, as the paper counts
-            its operations. "commuted" puts it after everything: a 1x1 convolution, a batch norm and a
-            leaky ReLU act on each pixel alone, so the function is the same (in training mode too, as
-            repeating every pixel equally often changes neither mean nor biased variance) at a quarter of
-            the projection's cost. Only the running variance differs by a hair: it is the unbiased one,
-            which depends on the number of pixels.
+    Source: paper, appendix A ("Bottleneck module").
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        stride: int = 1,
-        upsample: int = 1,
-        order: Order = "commuted",
+        self, in_channels: int, out_channels: int, *, stride: int = 1, upsample: int = 1, order: Order = "commuted"
     ) -> None:
         if stride > 1 and upsample > 1:
             raise ValueError(f"a bottleneck either strides or upsamples, got stride={stride}, upsample={upsample}")
@@ -132,21 +121,14 @@ class Obfuscator(nn.Module):
             Cover and Thomas 2006, theorem 2.8.1); and they can denoise the decoded image, which noise on the output
             would leave to the classifier. It takes 128 more parameters.
         eight_bit: round the obfuscated image to multiples of 1/255 in [0, 1].
-
-    Attributes:
-        size_multiple: image sides must be multiples of this (8).
     """
 
     size_multiple = 8
+    """Image sides must be multiples of this."""
     code_channels = 128
 
     def __init__(
-        self,
-        *,
-        order: Order = "commuted",
-        removal: Removal | None = None,
-        noisy: bool = False,
-        eight_bit: bool = False,
+        self, *, order: Order = "commuted", removal: Removal | None = None, noisy: bool = False, eight_bit: bool = False
     ) -> None:
         super().__init__()
         self.removal = removal
@@ -185,9 +167,7 @@ class Obfuscator(nn.Module):
             images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % 8 or images.shape[3] % 8
         ):
             raise ValueError(f"expected (N, 3, H, W) with H and W multiples of 8, got {tuple(images.shape)}")
-        if self.removal is not None:
-            images = self.removal(images)
-        code: Tensor = self.down(self.stem(images))
+        code: Tensor = self.down(self.stem(images if self.removal is None else self.removal(images)))
         return code
 
     def decode(self, code: Tensor) -> Tensor:

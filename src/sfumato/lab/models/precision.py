@@ -169,14 +169,7 @@ def is_small(images: Tensor, weight: Tensor, stride: int) -> bool:
 def conv3x3(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
     """`F.conv2d(images, weight, bias, stride, padding=1)`, forward and backward as products of matrices.
 
-    Args:
-        images: (N, C, H, W) float of any precision, best in NHWC order.
-        weight: (K, C, 3, 3) of the same precision.
-        bias: (K,) of the same precision, or None.
-        stride: 1 or 2.
-
-    Returns:
-        (N, K, H / stride, W / stride) of the same precision, in NHWC order.
+    All are of one precision, the stride is 1 or 2; images are best in NHWC order, as the result is.
 
     Source: Chellapilla, Puri and Simard 2006 (convolution as a product with unrolled windows).
     """

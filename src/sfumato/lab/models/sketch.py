@@ -63,8 +63,8 @@ class Photographs(nn.Module):
 class Sketcher(nn.Module):
     """Images to decoded images, and the device's own prediction.
 
-    The code begins with the device's prediction, so that the classifier in the cloud need not do worse than the device;
-    the remaining bits are learned.
+    The code begins with this prediction, so that the classifier in the cloud need not do worse; the other bits are
+    learned.
 
     Args:
         height: rows of the images.
