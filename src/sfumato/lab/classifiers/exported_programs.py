@@ -46,11 +46,7 @@ _SPEC_TYPES = {None, "builtins.tuple", "builtins.list", "builtins.dict"}
 
 
 class Program(nn.Module):
-    """An exported program as a frozen module: always in evaluation mode, on any device.
-
-    Args:
-        graph: of an exported program; normalised images (N, 3, H, W) float32 -> logits (N, classes).
-    """
+    """An exported program as a frozen module: always in evaluation mode, on any device."""
 
     def __init__(self, graph: torch.fx.GraphModule) -> None:
         super().__init__()
@@ -85,12 +81,7 @@ class Program(nn.Module):
 
 
 def save_program(net: nn.Module, path: Path, images: Tensor) -> None:
-    """Export a network with a free batch size to one file.
-
-    Args:
-        net: normalised images (N, 3, H, W) float32 -> logits (N, classes); in evaluation mode, on the CPU.
-        path: the file.
-        images: (N, 3, H, W) float32, N at least 2, to export with.
+    """Export a network in evaluation mode on the CPU to one file, with a free batch size; N of the images is 2 or more.
 
     Raises:
         ClassifierError: torch cannot export it, or it needs what such a file must not hold.

@@ -41,7 +41,7 @@ SHA256 = {
 }
 
 Decode = Callable[[str, str], ImageSet]
-"""Reads a split (second) from a folder or a hub id (first)."""
+"""(folder or hub id, split) -> the images."""
 
 
 def load(split: str, decode: Decode, progress: Progress = silent) -> ImageSet:

@@ -96,12 +96,7 @@ def load_train_test(
 
     A split that comes sorted by class, as a folder with one folder per class does, is shuffled, the same each time.
 
-    Args:
-        source: see `load_images`.
-        size: see `load_images`.
-        label_column: see `load_images`.
-        attributes: further label columns.
-        progress: see `Progress`.
+    The attributes are further label columns; the other arguments are those of `load_images`.
 
     Returns:
         Training images (N), test images (M), and attribute -> values of both, (N,) and (M,) int64.

@@ -1,8 +1,7 @@
 """Training images that do not fit the memory: read shard by shard, decoded in worker processes as they are needed.
 
-`datasets` reads the rows and shuffles them, this process hands them out batch by batch, and torch's `DataLoader` has
-its workers decode them. The order depends on the seed alone, never on how many workers or processes there are: a run
-resumes in the middle of an epoch by skipping the rows before, without decoding them.
+The order depends on the seed alone, never on how many workers or processes there are: a run resumes in the middle of an
+epoch by skipping the rows before, without decoding them.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class Stream:
 
     Attributes:
         rows: of the training split.
-        images: how many images an epoch has; each epoch is a new shuffle, and has other ones where there are more.
+        images: how many an epoch has; each epoch is a new shuffle, and has other ones where there are more.
         names: one name per class.
         sample: some of the images, from a shuffle of their own.
         sha256: hash of the sample, the classes and the size of an epoch: not all images can be hashed.
@@ -131,19 +130,10 @@ class Stream:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of a split.
-
-    Attributes:
-        table: as `datasets` streams it, images not decoded.
-        columns: of the image and of its class.
-        size: (height, width) that images are fitted to, as on the device.
-        names: one name per class, as in the data.
-        source: where the rows come from, for provenance and errors.
-        paths: a row has an image's path, not its bytes, as those of class folders do.
-    """
+    """A split as `datasets` streams it, images not decoded; `paths` says that rows have these, not bytes."""
 
     table: Any
-    columns: tuple[str, str]
+    columns: tuple[str, str]  # of the image and of its class
     size: tuple[int, int]
     names: tuple[str, ...]
     source: str
@@ -286,8 +276,7 @@ class _Decoder(Dataset[_Decoded]):
 
 
 def _decoded(chunks: Iterator[list[_Row]], size: tuple[int, int], *, workers: int) -> Iterator[_Decoded]:
-    # A loader's sampler usually yields indices. Here it yields the rows themselves, so that one process reads and
-    # several decode.
+    # Its sampler yields the rows themselves, instead of indices, so that one process reads and several decode.
     loader: Any = DataLoader(
         _Decoder(size),
         sampler=chunks,

@@ -31,12 +31,8 @@ _CONFIGURED = re.compile(r"(?P<place>.*[^:\\/]):(?P<config>[A-Za-z0-9][\w.+-]*)"
 def read_rows(source: str, split: str, image_column: str | None = None) -> Any:
     """Return the rows of one split, with images not decoded yet.
 
-    Where there is only a training split, every fifth of its rows belongs to the test split instead.
-
-    Args:
-        source: a folder, a `.csv` file, or a hub id, with `:` and the name of a configuration where it has several.
-        split: "train" or "test".
-        image_column: of a CSV file, the column with the paths; found by its name if None.
+    Where there is only a training split, every fifth of its rows belongs to the test split instead. The column is that
+    with the paths in a CSV file, found by its name if None; the rest is as in `load_images`.
 
     Raises:
         DataError: it cannot be found or read, or has no such split.

@@ -22,12 +22,7 @@ _DIGITS = 1e3
 
 
 class CodewordMeans(nn.Module):
-    """Find the nearest known word and return its mean image.
-
-    Args:
-        words: (K, D) float32, the payload for each word, flattened.
-        means: (K, 3, H, W) float32 in [0, 1].
-    """
+    """The nearest known word's mean image: words (K, D) float32, flattened payloads; means (K, 3, H, W) in [0, 1]."""
 
     words: Tensor
     means: Tensor
@@ -56,10 +51,7 @@ class CodewordMeans(nn.Module):
 
 
 def codeword_means(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[CodewordMeans, Tensor]:
-    """Learn the mean image of every word.
-
-    Args:
-        pairs: batches of images (B, 3, H, W) float32 in [0, 1] and the payload for them (B, C, H', W') float32.
+    """Learn the mean image of every word from batches of images (B, 3, H, W) and payloads (B, C, H', W') float32.
 
     Returns:
         The estimate, and how many images each word had, (K,) int64.

@@ -20,10 +20,9 @@ class Removal(nn.Module):
     No attacker recovers what is removed here, except as far as it is correlated with the rest. Both are projections: a
     second removal changes nothing.
 
-    Source: people see mostly low frequencies, and classifiers can use the others: Wang et al. 2020,
-    "High-frequency component helps explain the generalization of CNNs"; removing them from a block's cosine transform
-    for privacy: Wang et al. 2022, "Privacy-preserving face recognition in the frequency domain". Here one transform
-    covers the whole image.
+    Source: classifiers can use the high frequencies that people hardly see: Wang et al. 2020, "High-frequency component
+    helps explain the generalization of CNNs"; removing low ones from a block's cosine transform for privacy: Wang et
+    al. 2022, "Privacy-preserving face recognition in the frequency domain". Here one transform covers the whole image.
 
     Args:
         colour: keep only brightness, in all three channels.
