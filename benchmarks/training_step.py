@@ -34,7 +34,7 @@ from sfumato.artifacts.provenance import provenance
 from sfumato.cli.memory import keep_freed_memory
 from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator, build_classifier, fold_norms
 from sfumato.lab.models.obfuscator import ConvNormAct
-from sfumato.lab.models.precision import CPU, choose_precision, cpu_has_bfloat16
+from sfumato.lab.models.precision import CPU, choose_precision, cpu_features
 from sfumato.lab.training.objectives import classification_loss, reconstruction_loss
 from sfumato.lab.training.tasks import ObfuscationTask
 
@@ -192,7 +192,7 @@ def main(out: Path | None = Path("results/training-step.json"), *, batch: int = 
         "full_size": full_size(reached, **({} if rounds == ROUNDS else {"batch": batch, "rounds": rounds})),
         "all_ms": times,
         "threads": torch.get_num_threads(),
-        "bfloat16_in_the_processor": cpu_has_bfloat16(),
+        "bfloat16_in_the_processor": bool(cpu_features()),
         "measured": provenance().to_json(),
     }
     if out is not None:

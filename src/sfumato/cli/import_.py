@@ -14,7 +14,7 @@ from sfumato.cli.output import needs_extra, print_json
 from sfumato.errors import SfumatoError
 
 if TYPE_CHECKING:
-    from sfumato.lab.classifiers import UserMetadata
+    from sfumato.lab.classifiers import Metadata
 
 SizeOption = Annotated[str | None, option("HxW", "Its input size. Default: from its metadata.")]
 MeanOption = Annotated[str | None, option("R,G,B", "Subtracted from values in [0, 1]. Default: from its metadata.")]
@@ -69,15 +69,15 @@ def import_(
 
 def user_metadata(
     name: str | None, size: str | None, mean: str | None, std: str | None, labels: Path | None
-) -> UserMetadata:
+) -> Metadata:
     """Return the options' description of a classifier.
 
     Raises:
         SfumatoError: an option is malformed, or the file of labels cannot be read.
     """
-    from sfumato.lab.classifiers import UserMetadata
+    from sfumato.lab.classifiers import Metadata
 
-    return UserMetadata(options.image_size(size), _three(mean, "--mean"), _three(std, "--std"), _lines(labels), name)
+    return Metadata(options.image_size(size), _three(mean, "--mean"), _three(std, "--std"), _lines(labels), name)
 
 
 def _three(text: str | None, option: str) -> tuple[float, float, float] | None:

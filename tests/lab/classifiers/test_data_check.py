@@ -10,7 +10,7 @@ import brought
 import tiny
 from recording import metadata, recording
 from sfumato.errors import ClassifierError
-from sfumato.lab.classifiers import UserMetadata
+from sfumato.lab.classifiers import Metadata
 from sfumato.lab.classifiers.data_check import check_data
 from sfumato.lab.training.recipe import load_recipe
 from synthetic import save_folder
@@ -29,7 +29,7 @@ def verdicts(found) -> dict[str, str]:
 
 def test_what_fits_gives_a_recipe_that_can_be_read_and_says_what_is_next(trained, photos, tmp_path):
     classifier, _ = trained
-    found = check_data(str(classifier.path), str(photos), tmp_path / "mine", metadata=UserMetadata())
+    found = check_data(str(classifier.path), str(photos), tmp_path / "mine", metadata=Metadata())
     recipe = load_recipe(found.recipe)
     assert recipe.kind == "sketch" and recipe.classifier == str(classifier.path)
     assert recipe.data.source == str(photos) and recipe.data.size == (32, 32)
@@ -40,11 +40,11 @@ def test_what_fits_gives_a_recipe_that_can_be_read_and_says_what_is_next(trained
 
 
 def test_a_module_is_imported_on_the_way(photos, tmp_path):
-    described = UserMetadata(size=(20, 28), mean=(0.5,) * 3, std=(0.5,) * 3, labels=brought.LABELS)
+    described = Metadata(size=(20, 28), mean=(0.5,) * 3, std=(0.5,) * 3, labels=brought.LABELS)
     found = check_data("brought:small", str(photos), tmp_path / "mine", metadata=described)
     recipe = load_recipe(found.recipe)
     assert recipe.classifier == (tmp_path / "mine" / "classifier").as_posix() and recipe.data.size == (20, 28)
-    sides = check_data(recipe.classifier, str(photos), tmp_path / "other", kind="obfuscator", metadata=UserMetadata())
+    sides = check_data(recipe.classifier, str(photos), tmp_path / "other", kind="obfuscator", metadata=Metadata())
     assert sides.recipe is None and "multiples of 8" in sides.findings[0].said
 
 
@@ -53,19 +53,19 @@ def test_what_does_not_fit_gives_no_recipe(trained, photos, tmp_path):
     renamed = shutil.copytree(photos, tmp_path / "renamed")
     for split in ("train", "test"):
         (renamed / split / "date").rename(renamed / split / "fig")
-    found = check_data(str(classifier.path), str(renamed), tmp_path / "mine", metadata=UserMetadata())
+    found = check_data(str(classifier.path), str(renamed), tmp_path / "mine", metadata=Metadata())
     assert found.recipe is None and verdicts(found)["classes"] == "bad" and not (tmp_path / "mine").exists()
     loose = tmp_path / "loose"
     loose.mkdir()
     for index, file in enumerate(sorted(photos.rglob("*.png"))):
         shutil.copyfile(file, loose / f"{index}.png")
-    found = check_data(str(classifier.path), str(loose), tmp_path / "mine", metadata=UserMetadata())
+    found = check_data(str(classifier.path), str(loose), tmp_path / "mine", metadata=Metadata())
     assert found.recipe is None and "one folder per class" in found.findings[-1].advice
 
 
 def test_an_onnx_file_alone_is_told_that_nothing_can_be_trained_for_it(photos, tmp_path):
     file = tiny.save_classifier(tmp_path / "net.onnx")
-    described = UserMetadata(mean=(0, 0, 0), std=(1, 1, 1), labels=brought.LABELS)
+    described = Metadata(mean=(0, 0, 0), std=(1, 1, 1), labels=brought.LABELS)
     found = check_data(str(file), str(photos), tmp_path / "mine", metadata=described)
     assert found.recipe is None and "not trained through" in found.findings[0].said
 
@@ -79,7 +79,7 @@ def test_the_server_is_asked_what_it_serves_and_gets_no_image(trained, photos, t
                 str(classifier.path),
                 str(photos),
                 tmp_path / str(fits),
-                metadata=UserMetadata(),
+                metadata=Metadata(),
                 server=server.url,
                 model="tiny",
             )
@@ -87,11 +87,11 @@ def test_the_server_is_asked_what_it_serves_and_gets_no_image(trained, photos, t
         assert (found.recipe is not None) == fits
     assert verdicts(found)["shapes and datatypes"] == "bad"
     found = check_data(
-        str(classifier.path), str(photos), tmp_path / "none", metadata=UserMetadata(), server="http://127.0.0.1:9"
+        str(classifier.path), str(photos), tmp_path / "none", metadata=Metadata(), server="http://127.0.0.1:9"
     )
     assert verdicts(found)["the endpoint"] == "bad"
 
 
 def test_a_classifier_that_says_too_little_of_itself_is_an_error(photos, tmp_path):
     with pytest.raises(ClassifierError, match="give --size, --mean, --std"):
-        check_data("brought:small", str(photos), tmp_path / "mine", metadata=UserMetadata(labels=brought.LABELS))
+        check_data("brought:small", str(photos), tmp_path / "mine", metadata=Metadata(labels=brought.LABELS))

@@ -14,7 +14,7 @@ import torch
 import brought
 from sfumato.errors import ClassifierError
 from sfumato.lab.classifiers import exported_programs
-from sfumato.lab.classifiers.exported_programs import Program, image_size, load_program, save_program
+from sfumato.lab.classifiers.exported_programs import Program, input_shape, load_program, save_program
 
 MODEL = "models/model.json"
 WEIGHTS = "data/weights/model_weights_config.json"
@@ -51,7 +51,7 @@ def test_a_program_computes_what_the_network_does_and_stays_as_it_is(program):
     inputs = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(loaded.train()(inputs), net(inputs), atol=1e-6)
     assert torch.allclose(loaded(inputs[:1]), net(inputs[:1]), atol=1e-6)
-    assert image_size(loaded) == (3, 32, 32)
+    assert input_shape(loaded)[1:] == (3, 32, 32)
 
 
 def test_a_program_moves_with_all_that_it_makes_on_the_way(program):

@@ -16,10 +16,16 @@ from sfumato.artifacts.records import RecipeRecord
 from sfumato.artifacts.shipped import classifier_bundle as shipped_classifier
 from sfumato.device.image import prepare
 from sfumato.errors import BundleError, ClassifierError
-from sfumato.lab.classifiers import UserMetadata, classifier_bundle, import_classifier, load_classifier, trains_through
+from sfumato.lab.classifiers import (
+    Metadata,
+    classifier_bundle,
+    import_classifier,
+    load_classifier,
+    trains_through,
+)
 from sfumato.lab.export.onnx import export_onnx
 
-IMAGENET = UserMetadata(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+IMAGENET = Metadata(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 TOLERANCE = 2e-5
 """Relative to the largest logit: float32 in another order of operations."""
 
@@ -75,7 +81,7 @@ def test_a_thousand_classes_and_another_scale(tmp_path):
     file = folder / "preprocessor_config.json"
     said = json.loads(file.read_text())
     file.write_text(json.dumps({**said, "do_rescale": False, "image_mean": [127.5] * 3, "image_std": [51] * 3}))
-    bundle = import_classifier(str(folder), tmp_path / "bundle", UserMetadata(name="mine"))
+    bundle = import_classifier(str(folder), tmp_path / "bundle", Metadata(name="mine"))
     assert bundle.labels == labels and bundle.name == "mine"
     assert bundle.preprocessing.mean == pytest.approx((0.5,) * 3) and bundle.preprocessing.std == pytest.approx(
         (0.2,) * 3
@@ -87,9 +93,7 @@ def test_a_program_and_a_module_predict_as_the_network_itself(tmp_path, suffix):
     net = brought.small()
     size = (24, 40)
     source = str(brought.save_program(tmp_path / "net.pt2", net, size=size)) if suffix == "pt2" else "brought:small"
-    bundle = import_classifier(
-        source, tmp_path / "bundle", UserMetadata(size=size, mean=IMAGENET.mean, std=IMAGENET.std)
-    )
+    bundle = import_classifier(source, tmp_path / "bundle", Metadata(size=size, mean=IMAGENET.mean, std=IMAGENET.std))
     inputs = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(0))
     wanted = net(inputs).detach().numpy()
     assert agree(served(bundle, inputs.numpy()), wanted)
@@ -112,7 +116,7 @@ def test_an_onnx_file_is_served_byte_for_byte_but_trains_nothing(tmp_path):
 def test_gradients_of_an_imported_classifier_are_those_of_the_network(tmp_path):
     net = brought.small()
     bundle = import_classifier(
-        "brought:small", tmp_path / "bundle", UserMetadata(size=(32, 32), mean=IMAGENET.mean, std=IMAGENET.std)
+        "brought:small", tmp_path / "bundle", Metadata(size=(32, 32), mean=IMAGENET.mean, std=IMAGENET.std)
     )
     frozen = load_classifier(bundle.path).net.to(memory_format=torch.channels_last).train()
     gradients = []
@@ -224,7 +228,7 @@ class Several(torch.nn.Module):
 )
 def test_a_module_that_is_no_classifier_is_refused(tmp_path, monkeypatch, source, said):
     monkeypatch.setitem(__import__("sys").modules, "their_module", __import__("sys").modules[__name__])
-    whole = UserMetadata(size=(16, 16), mean=(0, 0, 0), std=(1, 1, 1))
+    whole = Metadata(size=(16, 16), mean=(0, 0, 0), std=(1, 1, 1))
     with pytest.raises(ClassifierError, match=said):
         import_classifier(f"their_module:{source}", tmp_path / "bundle", whole)
     assert not (tmp_path / "bundle").exists()
@@ -249,7 +253,7 @@ def test_labels_must_be_as_many_as_classes_and_other_folders_are_left_alone(tmp_
     file = tiny.save_classifier(tmp_path / "net.onnx")
     with pytest.raises(ClassifierError, match="has 4 classes, but 2 labels"):
         import_classifier(
-            str(file), tmp_path / "bundle", UserMetadata(mean=(0, 0, 0), std=(1, 1, 1), labels=("cat", "dog"))
+            str(file), tmp_path / "bundle", Metadata(mean=(0, 0, 0), std=(1, 1, 1), labels=("cat", "dog"))
         )
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")

@@ -120,9 +120,9 @@ def archive(path, *, members: dict[str, bytes] | None = None):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_the_npm_package_is_read(tmp_path, split):
-    images, labels = cifar10.read_npm_archive(archive(tmp_path / "a.tgz"), split)
-    assert np.array_equal(images, IMAGES[split]) and images.dtype == np.uint8
-    assert np.array_equal(labels, LABELS) and labels.dtype == np.int64
+    found = cifar10.read_npm_archive(archive(tmp_path / "a.tgz"), split)
+    assert np.array_equal(found.images, IMAGES[split]) and found.images.dtype == torch.uint8
+    assert np.array_equal(found.labels, LABELS) and found.labels.dtype == torch.int64
 
 
 @pytest.mark.parametrize(

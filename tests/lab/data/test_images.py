@@ -10,7 +10,7 @@ from sfumato.device.image import fit
 from sfumato.errors import DataError
 from sfumato.lab.data import ImageSet, load_images, load_train_test
 from sfumato.lab.data import images as loader
-from sfumato.lab.data.classes import class_places
+from sfumato.lab.data.image_set import class_places
 from synthetic import CLASSES, image_set, pixels, png, save_folder
 
 pytestmark = pytest.mark.usefixtures("own_caches")

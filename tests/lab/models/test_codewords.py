@@ -52,7 +52,7 @@ def test_what_differs_in_the_last_bits_is_one_word():
 def test_the_commonest_words_can_be_kept_in_half_precision():
     values = [0.0] * 6 + [1.0] * 2 + [2.0] * 4
     estimate, counts = codeword_means(pairs(values, torch.rand(12, 3, 2, 2)))
-    small = estimate.largest(counts, 2).half_size()
+    small = estimate.reduced(counts, 2)
     assert small.words[:, 0].tolist() == [0.0, 2.0] and small.means.dtype == torch.float16
     given = small(torch.tensor([1.9]).view(1, 1, 1, 1).expand(-1, 3, 2, 2))
     assert given.dtype == torch.float32

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sfumato.lab.models.convolution import SMALL_MAP, conv3x3, is_small
+from sfumato.lab.models.precision import SMALL_MAP, conv3x3, is_small
 
 CASES = [(4, 4, 1), (8, 8, 1), (8, 8, 2), (7, 5, 2), (7, 5, 1), (1, 1, 1), (2, 2, 2)]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -233,7 +233,7 @@ class _Training:
         nets = {"net": self._learned(self.net), "average": self._learned(self.average), "best": self.best}
         return {"identity": self.identity, "step": self.step, "curve": self.curve, **nets, **states}
 
-    def resume(self, saved: dict[str, Any]) -> None:
+    def resume(self, saved: Mapping[str, Any]) -> None:
         if saved["identity"] != self.identity:
             raise AuditError("the attacker's checkpoint belongs to another audit; restart without --resume")
         self.net.load_state_dict(saved["net"], strict=False)

@@ -10,7 +10,7 @@ from sfumato.lab.baselines.fit import learn
 from sfumato.lab.baselines.method import Method, Training
 from sfumato.lab.data import INFERENCE_BATCH
 from sfumato.lab.models import build_classifier
-from sfumato.lab.models.normalize import Normalize
+from sfumato.lab.models.fixed_ops import Normalize
 
 _LEARNING_RATE = 5e-3
 

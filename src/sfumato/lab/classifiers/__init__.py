@@ -1,12 +1,12 @@
 """Load frozen classifiers from bundles, and import classifiers from elsewhere as bundles."""
 
 from sfumato.lab.classifiers.frozen import FrozenClassifier, load_classifier, trains_through
-from sfumato.lab.classifiers.imported import UserMetadata
+from sfumato.lab.classifiers.imported import Metadata
 from sfumato.lab.classifiers.importer import classifier_bundle, import_classifier
 
 __all__ = [
     "FrozenClassifier",
-    "UserMetadata",
+    "Metadata",
     "classifier_bundle",
     "import_classifier",
     "load_classifier",

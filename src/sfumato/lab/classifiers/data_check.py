@@ -12,11 +12,11 @@ from sfumato.apps.doctor import Finding, examine_endpoint, is_well
 from sfumato.artifacts.bundle import Bundle
 from sfumato.device.endpoint_binding import PayloadSpec
 from sfumato.errors import DataError, EndpointError
-from sfumato.lab.classifiers import UserMetadata, classifier_bundle, import_classifier, trains_through
+from sfumato.lab.classifiers import Metadata, classifier_bundle, import_classifier, trains_through
 from sfumato.lab.classifiers.frozen import is_imported
 from sfumato.lab.data import ImageSet, load_train_test
 from sfumato.lab.evaluation.accuracy import evaluate_classifier
-from sfumato.lab.models import Obfuscator
+from sfumato.lab.models import Obfuscator, class_bits
 from sfumato.progress import Progress, silent
 
 Kind = Literal["sketch", "obfuscator"]
@@ -57,7 +57,7 @@ def check_data(
     folder: Path,
     *,
     kind: Kind = "sketch",
-    metadata: UserMetadata,
+    metadata: Metadata,
     server: str | None = None,
     model: str | None = None,
     token: str | None = None,
@@ -80,7 +80,11 @@ def check_data(
         ClassifierError: the classifier cannot be found or used.
         DataError: the images cannot be found or used.
     """
-    served = _bundle(classifier, folder, metadata)
+    place = folder / CLASSIFIER
+    if metadata != Metadata():
+        served = import_classifier(classifier, place, metadata)
+    else:
+        served = Bundle.load(classifier_bundle(classifier, place), kind="classifier")
     size = (served.preprocessing.height, served.preprocessing.width)
     findings = [_about(served, kind)]
     findings += [Finding("classifier", "note", note) for note in served.recipe.notes or ()]
@@ -97,7 +101,7 @@ def check_data(
         advice = "name or sort the images as the classifier names its classes" if train.labelled else _UNLABELLED
         findings.append(Finding("classes", "bad", str(error), advice))
     if server is not None:
-        findings += _server(server, model or served.name, served, token)
+        findings += _endpoint(server, model or served.name, served, token)
     if not is_well(findings):
         return DataCheck(tuple(findings), None, (), accuracy)
     recipe = folder / RECIPE
@@ -106,26 +110,25 @@ def check_data(
     return DataCheck(tuple(findings), recipe, tuple(_next(folder, served, data, server, model)), accuracy)
 
 
-def _bundle(source: str, folder: Path, metadata: UserMetadata) -> Bundle:
-    place = folder / CLASSIFIER
-    if metadata != UserMetadata():
-        return import_classifier(source, place, metadata)
-    return Bundle.load(classifier_bundle(source, place), kind="classifier")
+def _endpoint(url: str, model: str, served: Bundle, token: str | None) -> Iterator[Finding]:
+    payload = PayloadSpec((3, served.preprocessing.height, served.preprocessing.width), len(served.labels))
+    known = None if is_imported(served) else served.classifier_fingerprint
+    try:
+        yield from examine_endpoint(url, model, payload=payload, labels=served.labels, fingerprint=known, token=token)
+    except EndpointError as error:
+        yield Finding("the endpoint", "bad", str(error), "start it first, or leave --server out")
 
 
 def _about(served: Bundle, kind: Kind) -> Finding:
     size = served.preprocessing
     said = f"{served.name}: {len(served.labels)} classes, images of {size.height}x{size.width}"
     if not trains_through(served):
-        advice = (
-            "give the network that the file was exported from: a transformers folder, .pt2 or package.module:callable"
-        )
+        advice = "give the network that it was exported from: a transformers folder, .pt2 or package.module:callable"
         return Finding("classifier", "bad", f"{said}; it can be served, but not trained through", advice)
     multiple = Obfuscator.size_multiple
     if kind == "obfuscator" and (size.height % multiple or size.width % multiple):
-        return Finding(
-            "classifier", "bad", f"{said}; this obfuscator takes multiples of {multiple}", "choose --kind sketch"
-        )
+        said += f"; this obfuscator takes multiples of {multiple}"
+        return Finding("classifier", "bad", said, "choose --kind sketch")
     return Finding("classifier", "good", said)
 
 
@@ -138,52 +141,33 @@ def _accuracy(accuracy: float, test: ImageSet) -> Finding:
     return Finding("accuracy", "note", said, advice)
 
 
-def _server(url: str, model: str, served: Bundle, token: str | None) -> list[Finding]:
-    found: list[Finding] = []
-    try:
-        found += examine_endpoint(
-            url,
-            model,
-            payload=PayloadSpec((3, served.preprocessing.height, served.preprocessing.width), len(served.labels)),
-            labels=served.labels,
-            fingerprint=None if is_imported(served) else served.classifier_fingerprint,
-            token=token,
-        )
-    except EndpointError as error:
-        found.append(Finding("the endpoint", "bad", str(error), "start it first, or leave --server out"))
-    return found
-
-
 def _recipe(folder: Path, kind: Kind, served: Bundle, data: str, train: ImageSet) -> str:
     size, text = served.preprocessing, json.dumps  # a JSON string is a TOML string, too
-    lines = [
-        f"# sfumato train {folder / RECIPE} -o {folder / 'run'}",
-        f"# Written by sfumato init for {len(train):,} training images; every value can be changed.",
-        f"kind = {text(kind)}",
-        f"name = {text(served.name + '-' + kind)}",
-        f"classifier = {text(served.path.as_posix())}",
-    ]
+    sketch = ""
     if kind == "sketch":
-        bits = max(_LEAST_BITS, (len(served.labels) - 1).bit_length())
+        bits = max(_LEAST_BITS, class_bits(len(served.labels)))
         held_out = max(2, min(_MOST_HELD_OUT, len(train) // 10))
-        lines += [f"code_bits = {bits}", "offload_rate = 0.15", f"held_out_images = {held_out}"]
-    batch = max(2, min(_MOST_IN_A_BATCH, len(train) // _LEAST_STEPS))
-    lines += [
-        "",
-        "[data]",
-        f"source = {text(data)}",
-        f"size = [{size.height}, {size.width}]",
-        "flip = true",
-        "crop_padding = 2",
-        "",
-        "[training]",
-        "epochs = 20",
-        f"batch_size = {batch}",
-        'optimizer = "adam"',
-        "learning_rate = 3e-3",
-        'schedule = "one-cycle"',
-    ]
-    return "\n".join(lines) + "\n"
+        sketch = f"code_bits = {bits}\noffload_rate = 0.15\nheld_out_images = {held_out}\n"
+    return f"""\
+# sfumato train {folder / RECIPE} -o {folder / "run"}
+# Written by sfumato init for {len(train):,} training images; every value can be changed.
+kind = {text(kind)}
+name = {text(served.name + "-" + kind)}
+classifier = {text(served.path.as_posix())}
+{sketch}
+[data]
+source = {text(data)}
+size = [{size.height}, {size.width}]
+flip = true
+crop_padding = 2
+
+[training]
+epochs = 20
+batch_size = {max(2, min(_MOST_IN_A_BATCH, len(train) // _LEAST_STEPS))}
+optimizer = "adam"
+learning_rate = 3e-3
+schedule = "one-cycle"
+"""
 
 
 def _next(folder: Path, served: Bundle, data: str, server: str | None, model: str | None) -> Iterator[str]:

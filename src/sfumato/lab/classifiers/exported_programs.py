@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import json
-import operator
 import re
 import zipfile
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from sfumato.errors import BundleError, ClassifierError
+from sfumato.errors import ClassifierError
 from sfumato.lab.libraries import first_line, quiet
 
 _MODEL = "models/model.json"
@@ -47,11 +46,7 @@ _SPEC_TYPES = {None, "builtins.tuple", "builtins.list", "builtins.dict"}
 
 
 class Program(nn.Module):
-    """An exported program as a frozen module: always in evaluation mode, on any device.
-
-    Args:
-        graph: of an exported program; normalised images (N, 3, H, W) float32 -> logits (N, classes).
-    """
+    """An exported program as a frozen module: always in evaluation mode, on any device."""
 
     def __init__(self, graph: torch.fx.GraphModule) -> None:
         super().__init__()
@@ -86,12 +81,7 @@ class Program(nn.Module):
 
 
 def save_program(net: nn.Module, path: Path, images: Tensor) -> None:
-    """Export a network with a free batch size to one file.
-
-    Args:
-        net: normalised images (N, 3, H, W) float32 -> logits (N, classes); in evaluation mode, on the CPU.
-        path: the file.
-        images: (N, 3, H, W) float32, N at least 2, to export with.
+    """Export a network in evaluation mode on the CPU to one file, with a free batch size; N of the images is 2 or more.
 
     Raises:
         ClassifierError: torch cannot export it, or it needs what such a file must not hold.
@@ -126,18 +116,6 @@ def load_program(path: Path) -> Program:
     return Program(graph).requires_grad_(False)
 
 
-def from_bundle(path: Path) -> Program:
-    """Load a program from a bundle, as `load_program`.
-
-    Raises:
-        BundleError: it cannot be used.
-    """
-    try:
-        return load_program(path)
-    except ClassifierError as error:
-        raise BundleError(str(error)) from error
-
-
 def _cleaned(source: Path | io.BytesIO, name: str) -> bytes:
     """Return a new archive with the parts of the source that are needed, all of them checked."""
     made = io.BytesIO()
@@ -155,19 +133,16 @@ def _cleaned(source: Path | io.BytesIO, name: str) -> bytes:
                 clean.writestr(f"{root}/{entry}", original.read(entries[entry]))
         for folder, config in _CONFIGS.items():
             payloads = json.loads(original.read(entries[config]))["config"].values()
-            for file in sorted({_raw_file(payload, name) for payload in payloads}):
+            for file, pickled in sorted({(payload["path_name"], payload["use_pickle"]) for payload in payloads}):
+                if pickled is not False or not _RAW.fullmatch(file):
+                    raise ClassifierError(
+                        f"{name} holds pickled objects ({file!r:.40}), which are never loaded; {_ADVICE}"
+                    )
                 clean.writestr(f"{root}/{folder}{file}", original.read(entries[f"{folder}{file}"]))
     return made.getvalue()
 
 
-def _raw_file(payload: dict[str, Any], name: str) -> str:
-    file = payload["path_name"]
-    if payload["use_pickle"] is not False or not _RAW.fullmatch(file):
-        raise ClassifierError(f"{name} holds pickled objects ({file!r:.40}), which are never loaded; {_ADVICE}")
-    return str(file)
-
-
-def _strip(model: dict[str, Any], name: str) -> None:
+def _strip(model: Any, name: str) -> None:
     """Remove what may be code or describe the exporting machine, and check the rest."""
     model["guards_code"] = []
     graph = model["graph_module"]
@@ -203,25 +178,16 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
             yield from _texts(item, name)
 
 
-def batch_is_free(program: Program) -> bool:
-    """Return whether a program takes any number of images at once."""
-    return not isinstance(_input(program).shape[0], int)
-
-
-def image_size(program: Program) -> tuple[int, ...]:
-    """Return the sides (C, H, W) of the input that a program was exported with.
+def input_shape(program: Program) -> tuple[Any, int, int, int]:
+    """Return the shape (N, C, H, W) of the input that a program was exported with; N is no int if it is free.
 
     Raises:
         ClassifierError: its input is not one batch of images, or a side is free.
     """
-    shape = _input(program).shape[1:]
-    if len(shape) != 3 or not all(isinstance(side, int) for side in shape):
-        raise ClassifierError(f"the program's input is {tuple(_input(program).shape)}; (N, 3, height, width) is needed")
-    return tuple(operator.index(side) for side in shape)
-
-
-def _input(program: Program) -> Tensor:
     found = [node.meta.get("val") for node in program.net.graph.nodes if node.op == "placeholder"]
     if len(found) != 1 or not isinstance(found[0], Tensor):
         raise ClassifierError(f"the program has {len(found)} inputs; one batch of images is expected")
-    return found[0]
+    shape = tuple(found[0].shape)
+    if len(shape) != 4 or not all(isinstance(side, int) for side in shape[1:]):
+        raise ClassifierError(f"the program's input is {shape}; (N, 3, height, width) is needed")
+    return shape

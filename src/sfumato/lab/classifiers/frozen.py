@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sfumato.artifacts.bundle import CLASSIFIER_PROGRAM, CLASSIFIER_WEIGHTS, Bundle, Preprocessing
-from sfumato.errors import BundleError
-from sfumato.lab.classifiers.exported_programs import from_bundle
+from sfumato.errors import BundleError, ClassifierError
+from sfumato.lab.classifiers.exported_programs import load_program
 from sfumato.lab.models import build_classifier
 
 IMPORTED = "imported"
@@ -61,7 +61,17 @@ def load_classifier(path: Path) -> FrozenClassifier:
             "it, so nothing can be trained for it; import the network that the file was exported from "
             "(`sfumato import --help`)"
         )
-    net = from_bundle(bundle.file(CLASSIFIER_PROGRAM)) if CLASSIFIER_PROGRAM in bundle.files else _built_in(bundle)
+    architecture = bundle.recipe.architecture
+    try:
+        if CLASSIFIER_PROGRAM in bundle.files:
+            net: nn.Module = load_program(bundle.file(CLASSIFIER_PROGRAM))
+        else:
+            net = build_classifier(str(architecture), len(bundle.labels))
+            net.load_state_dict(load_file(bundle.file(CLASSIFIER_WEIGHTS)))
+    except ClassifierError as error:
+        raise BundleError(str(error)) from error
+    except (KeyError, RuntimeError, SafetensorError) as error:
+        raise BundleError(f"{bundle.path}: weights do not fit architecture {architecture!r}: {error}") from error
     return FrozenClassifier(
         net=net.eval().requires_grad_(False),
         name=bundle.name,
@@ -69,13 +79,3 @@ def load_classifier(path: Path) -> FrozenClassifier:
         preprocessing=bundle.preprocessing,
         fingerprint=bundle.classifier_fingerprint,
     )
-
-
-def _built_in(bundle: Bundle) -> nn.Module:
-    architecture = bundle.recipe.architecture
-    try:
-        net = build_classifier(str(architecture), len(bundle.labels))
-        net.load_state_dict(load_file(bundle.file(CLASSIFIER_WEIGHTS)))
-    except (KeyError, RuntimeError, SafetensorError) as error:
-        raise BundleError(f"{bundle.path}: weights do not fit architecture {architecture!r}: {error}") from error
-    return net

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sfumato.errors import ClassifierError
-from sfumato.lab.classifiers.imported import ImportedClassifier, plain_name
+from sfumato.lab.classifiers.imported import ImportedClassifier, Metadata, plain_name
 from sfumato.lab.libraries import first_line, quiet
 
 _BILINEAR = 2  # Pillow's number for it, which the processors use
@@ -52,12 +52,17 @@ def from_transformers(where: str) -> ImportedClassifier:
     folder = Path(where)
     if folder.is_dir():
         _check_folder(folder)
-    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": folder.is_dir() or not _reached(where)}
+    options = {"trust_remote_code": False, "local_files_only": folder.is_dir() or not _reached(where)}
     errors = (OSError, ValueError, RuntimeError, KeyError, ImportError)
     with quiet(), _without_bars():
         try:
             config = AutoConfig.from_pretrained(where, **options)
-            _check_config(config, where)
+            if getattr(config, "num_channels", 3) != 3:
+                raise ClassifierError(f"{where} takes images with {config.num_channels} channels; RGB images have 3")
+            if config.problem_type not in (None, "single_label_classification"):
+                raise ClassifierError(
+                    f"{where} solves a problem of type {config.problem_type!r}; one label is expected"
+                )
             model, info = AutoModelForImageClassification.from_pretrained(
                 where, config=config, use_safetensors=True, output_loading_info=True, **options
             )
@@ -76,15 +81,12 @@ def from_transformers(where: str) -> ImportedClassifier:
             raise ClassifierError(f"{where} has no image processor that can be used: {first_line(error)}") from error
     size, notes = _framing(processor, config)
     mean, std = _scaling(processor, where)
+    labels = tuple(str(config.id2label[index]) for index in range(config.num_labels))
     return ImportedClassifier(
         "a transformers model",
-        plain_name(folder.name),
-        net=_Logits(model.float()).eval().requires_grad_(False),
-        size=size,
-        mean=mean,
-        std=std,
-        labels=tuple(str(config.id2label[index]) for index in range(config.num_labels)),
-        notes=notes,
+        _Logits(model.float()).eval().requires_grad_(False),
+        Metadata(size, mean, std, labels, plain_name(folder.name)),
+        notes,
         facts={"architecture": type(model).__name__, "processor": processor.get("image_processor_type")},
     )
 
@@ -110,15 +112,7 @@ def _reached(hub_id: str) -> bool:
     return True
 
 
-def _check_config(config: Any, where: str) -> None:
-    channels = getattr(config, "num_channels", 3)
-    if channels != 3:
-        raise ClassifierError(f"{where} takes images with {channels} channels; RGB images have 3")
-    if config.problem_type not in (None, "single_label_classification"):
-        raise ClassifierError(f"{where} solves a problem of type {config.problem_type!r}; one label each is expected")
-
-
-def _scaling(processor: dict[str, Any], where: str) -> tuple[_Channels, _Channels]:
+def _scaling(processor: Any, where: str) -> tuple[_Channels, _Channels]:
     """Return mean and deviation on the [0, 1] scale, whatever scale the processor uses."""
     if processor.get("do_flip_channel_order"):
         raise ClassifierError(f"{where} takes its channels in the order BGR; here they are RGB")
@@ -137,7 +131,7 @@ def _three(value: Any) -> _Channels:
     return values[0], values[1], values[2]
 
 
-def _framing(processor: dict[str, Any], config: Any) -> tuple[tuple[int, int] | None, tuple[str, ...]]:
+def _framing(processor: Any, config: Any) -> tuple[tuple[int, int] | None, tuple[str, ...]]:
     """Return the size, and how its own processor frames an image differently from the client."""
     resized, cropped = _sides(processor.get("size")), _sides(processor.get("crop_size"))
     short = (processor.get("size") or {}).get("shortest_edge")
@@ -148,10 +142,9 @@ def _framing(processor: dict[str, Any], config: Any) -> tuple[tuple[int, int] | 
     size = cropped or resized
     notes = []
     share = min(size[0] / resized[0], size[1] / resized[1]) if size and resized else 1.0
-    if "crop_pct" in processor and processor["crop_pct"] and short and short < _CONVNEXT_FULL_SIZE:
+    if processor.get("crop_pct") and short and short < _CONVNEXT_FULL_SIZE:
         share = float(processor["crop_pct"])
-    stretches = cropped is None and (not short or ("crop_pct" in processor and short >= _CONVNEXT_FULL_SIZE))
-    if stretches:
+    if cropped is None and (not short or ("crop_pct" in processor and short >= _CONVNEXT_FULL_SIZE)):
         notes.append(
             "Its own processor stretches an image that is not square; the client fits the shorter side and crops the "
             "centre. Square images are framed alike."

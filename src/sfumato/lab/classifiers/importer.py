@@ -25,16 +25,16 @@ from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.artifacts.provenance import provenance
 from sfumato.artifacts.records import RecipeRecord
 from sfumato.errors import ClassifierError, TrainingError
-from sfumato.lab.classifiers.exported_programs import from_bundle, save_program
+from sfumato.lab.classifiers.exported_programs import load_program, save_program
 from sfumato.lab.classifiers.frozen import IMPORTED, is_imported
-from sfumato.lab.classifiers.imported import ImportedClassifier, UserMetadata
+from sfumato.lab.classifiers.imported import ImportedClassifier, Metadata
 from sfumato.lab.classifiers.sources import read_classifier
 from sfumato.lab.export.onnx import export_onnx, renew
 from sfumato.lab.libraries import first_line
 
 _PROBES = 4
 _LEAST_SIDE = 8
-_NOTHING = UserMetadata()
+_NOTHING = Metadata()
 
 
 def classifier_bundle(source: str, folder: Path) -> Path:
@@ -63,7 +63,7 @@ def classifier_bundle(source: str, folder: Path) -> Path:
     return import_classifier(source, folder).path
 
 
-def import_classifier(source: str, folder: Path, metadata: UserMetadata = _NOTHING) -> Bundle:
+def import_classifier(source: str, folder: Path, metadata: Metadata = _NOTHING) -> Bundle:
     """Make a classifier's bundle of a classifier from elsewhere; the classifier itself is not changed.
 
     Args:
@@ -76,27 +76,28 @@ def import_classifier(source: str, folder: Path, metadata: UserMetadata = _NOTHI
     """
     if folder.resolve() in Path(source).expanduser().resolve().parents:
         raise ClassifierError(f"{source} lies in {folder}, which would be replaced; choose another folder")
-    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]) and not _is_ours(folder):
+    ours = (folder / MANIFEST).is_file() and is_imported(Bundle.load(folder))
+    if not ours and folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise ClassifierError(f"{folder} holds something else than an imported classifier's bundle; choose another")
     found = read_classifier(source)
-    preprocessing = found.preprocessing(metadata)
+    metadata = metadata.over(found.metadata)
+    preprocessing = metadata.preprocessing(found.origin)
     if min(preprocessing.height, preprocessing.width) < _LEAST_SIDE:
         raise ClassifierError(f"{source}: images have sides of at least {_LEAST_SIDE} pixels, got {preprocessing}")
-    inputs = _probes(preprocessing)
-    logits = _logits(found, inputs, source)
-    _check_logits(logits, source, is_net=found.net is not None)
+    shape = _PROBES, 3, preprocessing.height, preprocessing.width
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    inputs = torch.from_numpy(preprocessing.normalize(images.numpy()))
+    logits = _logits(found.model, inputs, source)
     renew(folder)
     try:
-        if found.net is not None:
-            _write(found.net, folder, inputs, source)
+        if isinstance(found.model, Path):
+            shutil.copyfile(found.model, folder / CLASSIFIER_ONNX)
         else:
-            assert found.onnx is not None
-            shutil.copyfile(found.onnx, folder / CLASSIFIER_ONNX)
-        bundle = _bundle(found, folder, preprocessing, logits, source, metadata).save()
+            _write(found.model, folder, inputs, source)
+        return _bundle(found, folder, preprocessing, logits, source, metadata).save()
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    return bundle
 
 
 def _content(source: str) -> str | None:
@@ -107,33 +108,18 @@ def _content(source: str) -> str | None:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest() if parts else None
 
 
-def _is_ours(folder: Path) -> bool:
-    return (folder / MANIFEST).is_file() and is_imported(Bundle.load(folder))
-
-
-def _probes(preprocessing: Preprocessing) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(_PROBES, 3, preprocessing.height, preprocessing.width, generator=generator)
-    return torch.from_numpy(preprocessing.normalize(images.numpy()))
-
-
 @torch.no_grad()
-def _logits(found: ImportedClassifier, inputs: Tensor, source: str) -> Tensor:
+def _logits(model: nn.Module | Path, inputs: Tensor, source: str) -> Tensor:
     try:
-        if found.net is not None:
-            logits: Any = found.net(inputs)
+        if isinstance(model, Path):
+            logits: Any = torch.from_numpy(np.asarray(OnnxFunction(model)(inputs.numpy())))
         else:
-            assert found.onnx is not None
-            logits = torch.from_numpy(np.asarray(OnnxFunction(found.onnx)(inputs.numpy())))
+            logits = model(inputs)
     except Exception as error:  # a user's own network raises anything, and ONNX Runtime's errors have no common base
         size, kind = tuple(inputs.shape[2:]), type(error).__name__
         raise ClassifierError(f"{source} fails on images of {size}: {kind}: {first_line(error)}") from error
     if not isinstance(logits, Tensor):
         raise ClassifierError(f"{source} gives a {type(logits).__name__}; one tensor of logits is expected")
-    return logits
-
-
-def _check_logits(logits: Tensor, source: str, *, is_net: bool) -> None:
     if logits.ndim != 2 or len(logits) != _PROBES or logits.shape[1] < 2 or not logits.is_floating_point():
         raise ClassifierError(
             f"{source} gives {tuple(logits.shape)} of {logits.dtype} for {_PROBES} images; logits "
@@ -141,8 +127,9 @@ def _check_logits(logits: Tensor, source: str, *, is_net: bool) -> None:
         )
     if not bool(torch.isfinite(logits).all()):
         raise ClassifierError(f"{source} gives NaN or infinite values")
-    if is_net and _probabilities(logits):
+    if isinstance(model, nn.Module) and _probabilities(logits):
         raise ClassifierError(f"{source} gives probabilities; leave its softmax out, as training needs the logits")
+    return logits
 
 
 def _probabilities(logits: Tensor) -> bool:
@@ -151,7 +138,7 @@ def _probabilities(logits: Tensor) -> bool:
 
 def _write(net: nn.Module, folder: Path, inputs: Tensor, source: str) -> None:
     save_program(net, folder / CLASSIFIER_PROGRAM, inputs)
-    program = from_bundle(folder / CLASSIFIER_PROGRAM)
+    program = load_program(folder / CLASSIFIER_PROGRAM)
     probe = inputs.clone().requires_grad_()
     loss = program(probe).square().sum()
     gradient = torch.autograd.grad(loss, probe, allow_unused=True)[0] if loss.requires_grad else None
@@ -171,21 +158,21 @@ def _bundle(
     preprocessing: Preprocessing,
     logits: Tensor,
     source: str,
-    metadata: UserMetadata,
+    metadata: Metadata,
 ) -> Bundle:
     classes, notes = logits.shape[1], list(found.notes)
-    labels = metadata.labels or found.labels
+    labels = metadata.labels
     if labels is None:
         labels = tuple(str(index) for index in range(classes))
         notes.append("It has no names for its classes; they are called by their number, in the order of its outputs.")
     if len(labels) != classes:
         raise ClassifierError(f"{source} has {classes} classes, but {len(labels)} labels were given")
-    if found.net is None and _probabilities(logits):
+    if isinstance(found.model, Path) and _probabilities(logits):
         notes.append("It gives probabilities: its labels are correct, but the client computes a lower confidence.")
     return Bundle(
         path=folder,
         kind="classifier",
-        name=metadata.name or found.name,
+        name=str(metadata.name),
         labels=labels,
         preprocessing=preprocessing,
         classifier_fingerprint=fingerprint(folder / CLASSIFIER_ONNX),

@@ -15,9 +15,9 @@ from sfumato.artifacts.bundle import MANIFEST
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.artifacts.plugins import import_object
 from sfumato.errors import BundleError, ClassifierError
-from sfumato.lab.classifiers.exported_programs import batch_is_free, image_size, load_program
+from sfumato.lab.classifiers.exported_programs import input_shape, load_program
 from sfumato.lab.classifiers.hub import from_transformers
-from sfumato.lab.classifiers.imported import ImportedClassifier, plain_name
+from sfumato.lab.classifiers.imported import ImportedClassifier, Metadata, plain_name
 
 _PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".h5", ".keras", ".joblib")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -38,10 +38,12 @@ def read_classifier(source: str) -> ImportedClassifier:
         if (path / MANIFEST).is_file():
             raise ClassifierError(f"{source} is a bundle already; use it directly")
         return from_transformers(str(path))
+    if path.suffix in (".pt2", ".onnx") and not path.is_file():
+        raise ClassifierError(f"no file at {path}")
     if path.suffix == ".pt2":
-        return _from_program(_existing(path))
+        return _from_program(path)
     if path.suffix == ".onnx":
-        return _from_onnx(_existing(path))
+        return _from_onnx(path)
     if path.suffix in _PICKLES:
         raise ClassifierError(
             f"{source} is a kind of file that can run code when it is loaded, and is never loaded here. Load it where "
@@ -58,23 +60,18 @@ def read_classifier(source: str) -> ImportedClassifier:
     )
 
 
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise ClassifierError(f"no file at {path}")
-    return path
-
-
 def _from_program(path: Path) -> ImportedClassifier:
     program = load_program(path)
-    channels, height, width = image_size(program)
+    count, channels, height, width = input_shape(program)
     if channels != 3:
         raise ClassifierError(f"{path} takes {channels} channels; RGB images have 3")
-    if not batch_is_free(program):
+    if isinstance(count, int):
         raise ClassifierError(
             f"{path} was exported for one number of images at a time; training takes batches. Export it again with "
             "dynamic_shapes=({0: torch.export.Dim('batch')},)"
         )
-    return ImportedClassifier("a torch.export program", plain_name(path.stem), net=program, size=(height, width))
+    metadata = Metadata(size=(height, width), name=plain_name(path.stem))
+    return ImportedClassifier("a torch.export program", program, metadata)
 
 
 def _from_onnx(path: Path) -> ImportedClassifier:
@@ -95,7 +92,7 @@ def _from_onnx(path: Path) -> ImportedClassifier:
     height, width = shape[2:]
     size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
     note = "An ONNX file alone: it can be served, measured and audited, but nothing can be trained for it."
-    return ImportedClassifier("an ONNX file", plain_name(path.stem), onnx=path, size=size, notes=(note,))
+    return ImportedClassifier("an ONNX file", path, Metadata(size=size, name=plain_name(path.stem)), (note,))
 
 
 def _from_module(source: str) -> ImportedClassifier:
@@ -110,6 +107,5 @@ def _from_module(source: str) -> ImportedClassifier:
     if not isinstance(found, nn.Module):
         raise ClassifierError(f"{source!r} gave a {type(found).__name__}; an nn.Module is expected")
     net = found.cpu().float().eval().requires_grad_(False)
-    return ImportedClassifier(
-        "a module", plain_name(source.rpartition(":")[2]), net=net, facts={"module": type(net).__name__}
-    )
+    metadata = Metadata(name=plain_name(source.rpartition(":")[2]))
+    return ImportedClassifier("a module", net, metadata, facts={"module": type(net).__name__})

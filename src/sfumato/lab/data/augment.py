@@ -30,15 +30,9 @@ class Augmentation:
 
 
 def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Flip and crop each image of a batch at random.
+    """Flip and crop each image of a batch (N, 3, H, W) of any dtype at random.
 
-    Args:
-        images: (N, 3, H, W), any dtype.
-        augmentation: see `Augmentation`.
-        generator: the source of randomness, on the CPU; the same state gives the same result anywhere.
-
-    Returns:
-        (N, 3, H, W) of the same dtype.
+    The generator is on the CPU; the same state gives the same result anywhere.
     """
     count, _, height, width = images.shape
     if augmentation.crop_padding:
@@ -63,15 +57,8 @@ def random_boxes(count: int, height: int, width: int, least: float, generator: t
 
     Boxes that do not fit are sampled again, so that those left are somewhat smaller on average.
 
-    Args:
-        count: N, of boxes.
-        height: of the image, in pixels.
-        width: likewise.
-        least: the least share of the area.
-        generator: the source of randomness, on the CPU.
-
     Returns:
-        (N, 4) float32: top, left, height and width in pixels; aspects (width / height) within 3/4 and 4/3. If the
+        (count, 4) float32: top, left, height and width in pixels; aspects (width / height) within 3/4 and 4/3. If the
         image is so long that none of the sampled boxes fits, the last one, cut to fit it.
 
     Source: Szegedy et al. 2015, section 6, which samples 8 to 100 % of the area and aspects between 3/4 and 4/3.
@@ -91,22 +78,15 @@ def random_boxes(count: int, height: int, width: int, least: float, generator: t
 
 
 def resized_crops(images: Tensor, boxes: Tensor) -> Tensor:
-    """Cut a box out of each image and resize it bilinearly to the image's size.
+    """Cut a box out of each image (N, 3, H, W) of any dtype and resize it bilinearly to the image's size.
 
-    Args:
-        images: (N, 3, H, W), any dtype.
-        boxes: (N, 4): top, left, height and width in pixels, within the image.
-
-    Returns:
-        (N, 3, H, W) of the same dtype.
+    The boxes are (N, 4): top, left, height and width in pixels, within the image.
     """
     height, width = images.shape[2:]
     boxes = boxes.to(images.device)
-    rows = _positions(boxes[:, 0], boxes[:, 2], height)
-    columns = _positions(boxes[:, 1], boxes[:, 3], width)
-    grid = torch.stack(
-        [columns[:, None, :].expand(-1, height, -1), rows[:, :, None].expand(-1, -1, width)], dim=3
-    )  # (N, H, W, 2), x before y
+    rows = _positions(boxes[:, 0], boxes[:, 2], height)[:, :, None].expand(-1, -1, width)
+    columns = _positions(boxes[:, 1], boxes[:, 3], width)[:, None, :].expand(-1, height, -1)
+    grid = torch.stack([columns, rows], dim=3)  # (N, H, W, 2), x before y
     found = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
     return found.to(images.dtype) if images.is_floating_point() else found.round_().to(images.dtype)
 

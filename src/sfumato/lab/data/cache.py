@@ -33,15 +33,9 @@ def find(key: str) -> ImageSet | None:
         labels = np.load(folder / "labels.npy", allow_pickle=False)
         if meta["key"] != key or len(images) != len(labels):
             return None
-        return ImageSet(
-            torch.from_numpy(images),
-            torch.from_numpy(labels),
-            tuple(meta["names"]),
-            meta["source"],
-            meta["sha256"],
-            meta["unreadable"],
-            tuple(meta.get("broken", ())),
-        )
+        names, broken = tuple(meta["names"]), tuple(meta.get("broken", ()))
+        tensors = torch.from_numpy(images), torch.from_numpy(labels)
+        return ImageSet(*tensors, names, meta["source"], meta["sha256"], meta["unreadable"], broken)
     except (OSError, EOFError, KeyError, TypeError, ValueError):
         return None
 

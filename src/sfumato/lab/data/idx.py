@@ -10,6 +10,7 @@ import hashlib
 import re
 import struct
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,10 @@ def is_idx_folder(folder: Path) -> bool:
     return folder.is_dir() and any(_FILE.fullmatch(file.name) for file in folder.iterdir())
 
 
-def read_splits(folder: Path) -> dict[str, Any]:
-    """Return the splits of a folder of IDX files as tables of images and classes: "train" and, if present, "test".
+def read_splits(folder: Path) -> Mapping[str, Any]:
+    """Return the splits of a folder as tables of images and classes: "train" and, if there are `t10k-...`, "test".
 
     The classes have their names where the images are those of Fashion-MNIST to the last byte; else they are numbers.
-
-    Args:
-        folder: with `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, likewise `t10k-...`, each compressed
-            (`.gz`) or not.
 
     Raises:
         DataError: a file is missing, truncated or no IDX file, or the files do not belong together.
@@ -58,7 +55,7 @@ def read_splits(folder: Path) -> dict[str, Any]:
     for split, files in sorted(found.items()):
         if len(files) != 2:
             raise DataError(f"{folder}: only one of {split}-images and {split}-labels is present; both are needed")
-        splits[split] = read_idx(files["images"], 3), read_idx(files["labels"], 1)
+        splits[split] = _read(files["images"], 3), _read(files["labels"], 1)
         count, labels = (len(array) for array in splits[split])
         if count != labels or not count:
             raise DataError(f"{folder}: {split} has {count} images and {labels} labels; equally many are expected")
@@ -68,16 +65,8 @@ def read_splits(folder: Path) -> dict[str, Any]:
     return {_SPLITS[split]: _table(*arrays, names) for split, arrays in splits.items()}
 
 
-def read_idx(file: Path, dimensions: int) -> npt.NDArray[np.uint8]:
-    """Return the numbers of an IDX file, of one byte each.
-
-    Args:
-        file: compressed with gzip if it ends with `.gz`.
-        dimensions: how many it must have; images (N, H, W) have 3, labels (N,) have 1.
-
-    Raises:
-        DataError: it cannot be read, is no such file, or has not as many bytes as it says.
-    """
+def _read(file: Path, dimensions: int) -> npt.NDArray[np.uint8]:
+    """Return the bytes of a file, which must have so many dimensions."""
     try:
         data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
@@ -105,9 +94,6 @@ def _table(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8], names: 
     from datasets import ClassLabel, Dataset, Features, Image
 
     head = b"P5 %d %d 255\n" % (images.shape[2], images.shape[1])
-    rows = {
-        "image": [{"bytes": head + image.tobytes(), "path": None} for image in images],
-        "label": labels.astype(np.int64),
-    }
+    files = [{"bytes": head + image.tobytes(), "path": None} for image in images]
     features = Features({"image": Image(decode=False), "label": ClassLabel(names=list(names))})
-    return Dataset.from_dict(rows, features=features)
+    return Dataset.from_dict({"image": files, "label": labels.astype(np.int64)}, features=features)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import DataError
-from sfumato.lab.data.classes import class_places
 from sfumato.progress import Progress, silent, tracked
 
 UNLABELLED = ("image",)
@@ -23,6 +23,8 @@ SHOWN = 3
 """How many file names, classes or errors a message lists."""
 _IMBALANCE = 10
 """Report classes of which one has this many times more images than another."""
+_FEW_UNCLEAR = 0.01
+"""The share of the classes whose names may be ambiguous where all others are in the same order."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,6 @@ class ImageSet:
         many classes are taken to be in the same order; so are they where at most one in a hundred names is ambiguous,
         and all others are in the same place.
 
-        Args:
-            labels: the classifier's, in the order of its outputs.
-
         Raises:
             DataError: a class of the data is none of the classifier's, or it is ambiguous which.
         """
@@ -88,9 +87,9 @@ class ImageSet:
 
         Args:
             seed: of the order.
-            batch_size: images in a batch, over all processes.
+            batch_size: images in a batch, over all processes, of which each gets its share.
             first: the batch to begin with.
-            rank: of this process, which gets its share of each batch.
+            rank: of this process.
             world_size: how many processes there are.
 
         Yields:
@@ -104,11 +103,7 @@ class ImageSet:
     def scaled_batches(
         self, stage: str = "", progress: Progress = silent
     ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
-        """Yield all images in order, `INFERENCE_BATCH` at a time, as ONNX Runtime takes them.
-
-        Args:
-            stage: see `Progress`; steps are batches.
-            progress: see `Progress`.
+        """Yield all images in order, `INFERENCE_BATCH` at a time, as ONNX Runtime takes them; steps are batches.
 
         Yields:
             Images (n, 3, H, W) float32 in [0, 1] and labels (n,) int64.
@@ -164,3 +159,39 @@ def content_sha256(images: Tensor | npt.NDArray[np.uint8], labels: Tensor | npt.
     digest = hashlib.sha256(np.ascontiguousarray(images).data)
     digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
     return digest.hexdigest()
+
+
+def class_places(names: tuple[str, ...], labels: tuple[str, ...], source: str) -> list[int]:
+    """Return the place of each of the data's classes among a classifier's; see `ImageSet.of_classes`.
+
+    Raises:
+        DataError: a class of the data is none of the classifier's, or it is ambiguous which.
+    """
+    whole: dict[str, list[int]] = {}
+    parts: dict[str, list[int]] = {}
+    for place, label in enumerate(labels):
+        whole.setdefault(_plain(label), []).append(place)
+        for part in label.split(","):
+            parts.setdefault(_plain(part), []).append(place)
+    known = {**parts, **whole}  # the classes that a name could mean: of exactly this name, or with it among several
+    unknown = [name for name in names if len(known.get(_plain(name), ())) != 1]
+    if not unknown:
+        places = [known[_plain(name)][0] for name in names]
+        if len(set(places)) < len(places):
+            raise DataError(f"{source}: two of its classes are one class of the classifier's")
+        return places
+    if len(labels) == len(names):
+        numbered = any(all(name.isdigit() for name in side) for side in (names, labels))
+        clear = [known[_plain(name)][0] == place for place, name in enumerate(names) if name not in unknown]
+        # ImageNet has two cranes; with all the others in the same order, there is no doubt about a few.
+        if numbered or (all(clear) and len(unknown) <= _FEW_UNCLEAR * len(names)):
+            return list(range(len(labels)))
+    raise DataError(
+        f"{source}: {len(unknown)} of its {len(names)} classes are not, or not clearly, among the "
+        f"classifier's {len(labels)} ({', '.join(unknown[:SHOWN])}; the classifier has "
+        f"{', '.join(labels[:SHOWN])}, ...); name the classes of the data as the classifier does"
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()

@@ -1,8 +1,4 @@
-"""Load any data set: images as one uint8 tensor, labels as another.
-
-`datasets` (Hugging Face) reads hub ids, parquet and class folders; every image is decoded once, exactly as on the
-device, and kept memory-mapped in a cache. Training then only indexes.
-"""
+"""Load any data set: every image is decoded once, exactly as on the device, and kept memory-mapped in a cache."""
 
 from __future__ import annotations
 
@@ -21,15 +17,7 @@ from sfumato.device.image import fit, load_image
 from sfumato.errors import DataError, ImageError
 from sfumato.lab.data import cache, cifar10, faces
 from sfumato.lab.data.image_set import SHOWN, ImageSet, content_sha256
-from sfumato.lab.data.tables import (
-    SPLIT_NAMES,
-    find_image_column,
-    find_label_column,
-    located,
-    read_labels,
-    read_rows,
-)
-from sfumato.lab.libraries import first_line
+from sfumato.lab.data.tables import SPLIT_NAMES, find_columns, located, read_labels, read_rows, undecoded
 from sfumato.progress import Progress, silent, tracked
 
 MAX_UNREADABLE = 0.2
@@ -55,8 +43,7 @@ def load_images(
             data set has several configurations.
         split: "train" or "test". A data set without test images uses its "validation" split as "test", or, if it has
             none either, every fifth training image, which then is no training image.
-        size: (height, width) in pixels that every image is fitted to as on the device; None if all
-            images have one size already.
+        size: (height, width) in pixels that every image is fitted to as on the device; None if all have one already.
         image_column: the column with the images; found by its type if None.
         label_column: the column with the classes; found by its type or name if None.
         unlabelled: accept images without classes; see `ImageSet`.
@@ -71,13 +58,30 @@ def load_images(
     if source == "cifar10":
         if image_column or label_column:
             raise DataError("cifar10 has one column of images and one of classes: name neither")
-        images = cifar10.load(split, partial(_decode_location, progress=progress), progress)
-        return images if size in (None, (32, 32)) else _refitted(images, size)
+        whole = cifar10.load(split, partial(load_images, progress=progress), progress)
+        return whole if size is None or size == (32, 32) else _fitted(whole, size)
     if source in faces.SOURCES:
         if image_column not in (None, "image"):
             raise DataError(f"{source} has no column {image_column!r} of images; it is called 'image'")
         return faces.load(source, split, size, label_column, progress)
-    return _decode_location(source, split, size, image_column, label_column, unlabelled, progress)
+    key = _identity(
+        source, split, size, image_column, label_column or ("label, if there is one" if unlabelled else None)
+    )
+    found = cache.find(key)
+    if found is not None:
+        return found
+    rows = read_rows(source, split, image_column)
+    image_column, label_column = find_columns(rows, source, image_column, label_column, unlabelled=unlabelled)
+    names, labels = read_labels(rows, label_column, source, unlabelled=unlabelled)
+    pixels, decoded, broken = _decode(undecoded(rows, source, image_column), image_column, size, source, progress)
+    images, kept = torch.from_numpy(pixels), torch.from_numpy(labels[decoded])
+    entry = ImageSet(images, kept, names, source, content_sha256(images, kept), len(broken), tuple(broken[:SHOWN]))
+    return cache.store(key, entry)
+
+
+def _fitted(images: ImageSet, size: tuple[int, int]) -> ImageSet:
+    fitted = np.stack([fit(image.transpose(1, 2, 0), *size) for image in images.images.numpy()])
+    return replace(images, images=torch.from_numpy(np.ascontiguousarray(fitted.transpose(0, 3, 1, 2))))
 
 
 def load_train_test(
@@ -92,12 +96,7 @@ def load_train_test(
 
     A split that comes sorted by class, as a folder with one folder per class does, is shuffled, the same each time.
 
-    Args:
-        source: see `load_images`.
-        size: see `load_images`.
-        label_column: see `load_images`.
-        attributes: further label columns.
-        progress: see `Progress`.
+    The attributes are further label columns; the other arguments are those of `load_images`.
 
     Returns:
         Training images (N), test images (M), and attribute -> values of both, (N,) and (M,) int64.
@@ -107,8 +106,7 @@ def load_train_test(
     """
     load = partial(load_images, source, size=size, progress=progress)
     loaded = [load(split, label_column=label_column, unlabelled=True) for split in ("train", "test")]
-    orders = [_mixed_order(images.labels) for images in loaded]
-    train, test = (_reordered(images, order) for images, order in zip(loaded, orders, strict=True))
+    (train, order), (test, test_order) = (_mixed(images) for images in loaded)
     extra = {}
     for name in attributes:
         (names, known), (others, asked) = (
@@ -117,7 +115,7 @@ def load_train_test(
         )
         if names != others:
             raise DataError(f"{source}: column {name!r} has other values in the training images than in the test ones")
-        extra[name] = known[orders[0]], asked[orders[1]]
+        extra[name] = known[order], asked[test_order]
     return train, test, extra
 
 
@@ -129,73 +127,25 @@ def _column(
         images = load_images(source, split, size=size, label_column=name)
         return images.names, images.labels
     rows = read_rows(source, split)
-    _check_columns(rows, source, name)
+    find_columns(rows, source, None, name)
     names, values = read_labels(rows, name, source, unlabelled=False)
     return names, torch.from_numpy(values)
 
 
-def _check_columns(rows: Any, source: str, *columns: str | None) -> None:
-    for column in columns:
-        if column is not None and column not in rows.column_names:
-            raise DataError(f"{source} has no column {column!r}; it has {', '.join(rows.column_names)}")
-
-
-def _mixed_order(labels: Tensor) -> Tensor:
+def _mixed(images: ImageSet) -> tuple[ImageSet, Tensor]:
+    """Return images shuffled if they are sorted by class, and the order that they have now."""
+    labels = images.labels
     if len(set(labels.tolist())) < 2 or bool((labels[1:] < labels[:-1]).any()):
-        return torch.arange(len(labels))
-    return torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-
-
-def _reordered(images: ImageSet, order: Tensor) -> ImageSet:
-    if torch.equal(order, torch.arange(len(images))):
-        return images
-    pixels, labels = images.images[order], images.labels[order]
-    return replace(images, images=pixels, labels=labels, sha256=content_sha256(pixels, labels))
-
-
-def _refitted(images: ImageSet, size: tuple[int, int] | None) -> ImageSet:
-    assert size is not None
-    fitted = np.stack([fit(image.transpose(1, 2, 0), *size) for image in images.images.numpy()])
-    return replace(images, images=torch.from_numpy(np.ascontiguousarray(fitted.transpose(0, 3, 1, 2))))
-
-
-def _decode_location(
-    source: str,
-    split: str,
-    size: tuple[int, int] | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    unlabelled: bool = False,
-    progress: Progress = silent,
-) -> ImageSet:
-    key = _identity(
-        source, split, size, image_column, label_column or (unlabelled and "label, if there is one") or None
-    )
-    found = cache.find(key)
-    if found is not None:
-        return found
-    rows = read_rows(source, split, image_column)
-    image_column = image_column or find_image_column(rows, source)
-    label_column = label_column or find_label_column(rows, source, unlabelled=unlabelled)
-    _check_columns(rows, source, image_column, label_column)
-    names, labels = read_labels(rows, label_column, source, unlabelled=unlabelled)
-    pixels, decoded, broken = _decode(rows, image_column, size, source, progress)
-    images, kept = torch.from_numpy(pixels), torch.from_numpy(labels[decoded])
-    entry = ImageSet(images, kept, names, source, content_sha256(images, kept), len(broken), tuple(broken[:SHOWN]))
-    return cache.store(key, entry)
+        return images, torch.arange(len(labels))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    pixels, labels = images.images[order], labels[order]
+    return replace(images, images=pixels, labels=labels, sha256=content_sha256(pixels, labels)), order
 
 
 def _decode(
     rows: Any, column: str, size: tuple[int, int] | None, source: str, progress: Progress
 ) -> tuple[npt.NDArray[np.uint8], list[int], list[str]]:
     """Return images (N, 3, H, W) uint8, the numbers of their rows, and the errors of the rows that are left out."""
-    from datasets import Image
-
-    # Undecoded bytes: one broken file then costs one image, not the run.
-    try:
-        rows = rows.select_columns([column]).cast_column(column, Image(decode=False))
-    except (NotImplementedError, TypeError, ValueError) as error:
-        raise DataError(f"{source}: column {column!r} holds no images: {first_line(error)}") from error
     images: list[npt.NDArray[np.uint8]] = []
     decoded: list[int] = []
     broken: list[str] = []

@@ -1,8 +1,7 @@
 """Training images that do not fit the memory: read shard by shard, decoded in worker processes as they are needed.
 
-`datasets` reads the rows and shuffles them, this process hands them out batch by batch, and torch's `DataLoader` has
-its workers decode them. The order depends on the seed alone, never on how many workers or processes there are: a run
-resumes in the middle of an epoch by skipping the rows before, without decoding them.
+The order depends on the seed alone, never on how many workers or processes there are: a run resumes in the middle of an
+epoch by skipping the rows before, without decoding them.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import hashlib
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -23,10 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from sfumato.device.image import fit, load_image
 from sfumato.errors import DataError, ImageError
-from sfumato.lab.data.classes import class_places
-from sfumato.lab.data.image_set import SHOWN, ImageSet, content_sha256
+from sfumato.lab.data.image_set import SHOWN, ImageSet, class_places, content_sha256
 from sfumato.lab.data.images import MAX_UNREADABLE
-from sfumato.lab.data.tables import SPLIT_NAMES, find_image_column, find_label_column, read_streams
+from sfumato.lab.data.tables import SPLIT_NAMES, find_columns, read_streams, undecoded
 from sfumato.lab.libraries import first_line
 from sfumato.progress import Progress, silent, tracked
 
@@ -49,17 +47,15 @@ class Stream:
     """Training images that are never all in memory, nor in the cache.
 
     Attributes:
-        rows: of the training split, as `datasets` streams them, images not decoded.
-        reader: takes images and labels from rows.
-        images: how many images an epoch has; each epoch is a new shuffle, and has other ones where there are more.
+        rows: of the training split.
+        images: how many an epoch has; each epoch is a new shuffle, and has other ones where there are more.
         names: one name per class.
         sample: some of the images, from a shuffle of their own.
         sha256: hash of the sample, the classes and the size of an epoch: not all images can be hashed.
         places: the class of each label in the rows, (labels,) int64.
     """
 
-    rows: Any
-    reader: _Reader
+    rows: _Rows
     images: int
     names: tuple[str, ...]
     sample: ImageSet
@@ -73,7 +69,7 @@ class Stream:
     @property
     def source(self) -> str:
         """Where the images come from, for provenance."""
-        return self.reader.source
+        return self.rows.source
 
     @property
     def unreadable(self) -> int:
@@ -105,16 +101,16 @@ class Stream:
         """
         chunks = self._chunks(seed, batch_size, first, slice(rank, None, world_size))
         share = batch_size // world_size
-        for images, labels, broken in _decoded(chunks, self.reader.size, workers=_workers(world_size)):
+        for images, labels, broken in _decoded(chunks, self.rows.size, workers=_workers(world_size)):
             self._note(share, broken)
             # A broken image is replaced by another one of the batch, so that its size stays the same.
             places = torch.arange(share) % len(labels)
             yield images[places], self.places[labels[places]]
 
     def _chunks(self, seed: int, batch_size: int, first: int, own: slice) -> Iterator[list[_Row]]:
-        rows = islice(self.reader.shuffled(self.rows, seed), first * batch_size, None)
+        rows = islice(self.rows.shuffled(seed), first * batch_size, None)
         for step in range(first, self.images // batch_size):
-            chunk = self.reader.pairs(rows, batch_size)
+            chunk = list(islice(rows, batch_size))
             if len(chunk) < batch_size:
                 raise DataError(
                     f"{self.source} has fewer training images ({step * batch_size + len(chunk)}) than an epoch "
@@ -133,68 +129,33 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class _Reader:
-    """Takes images and labels from rows.
+class _Rows:
+    """A split as `datasets` streams it, images not decoded; `paths` says that rows have these, not bytes."""
 
-    Attributes:
-        columns: of the image and of its class.
-        size: (height, width) that images are fitted to, as on the device.
-        names: one name per class, as in the data.
-        source: where the rows come from, for provenance and errors.
-        paths: a row has an image's path, not its bytes, as those of class folders do.
-    """
-
-    columns: tuple[str, str]
+    table: Any
+    columns: tuple[str, str]  # of the image and of its class
     size: tuple[int, int]
     names: tuple[str, ...]
     source: str
-    paths: bool = False
+    paths: bool
 
-    def shuffled(self, rows: Any, seed: int) -> Iterator[Any]:
-        """Return the rows in an order that depends on the seed alone."""
-        # Class folders come class by class, as a single shard; but paths are short, and can all be shuffled.
-        return iter(rows.shuffle(seed=seed, buffer_size=_ALL if self.paths else BUFFER))
-
-    def first(self, rows: Any, column: str) -> Any:
-        """Return a column of the first row; None if there are no rows."""
-        row = next(self.checked(iter(rows)), None)
-        return None if row is None else row[column]
-
-    def undecoded(self, rows: Any) -> Any:
-        """Return the rows with these columns alone, and images as bytes."""
-        from datasets import Image
-
-        try:
-            return rows.select_columns(list(self.columns)).cast_column(self.columns[0], Image(decode=False))
-        except (KeyError, NotImplementedError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{self.source}: columns {', '.join(self.columns)} cannot be read: {first_line(error)}"
-            ) from error
-
-    def pairs(self, rows: Iterator[Any], count: int) -> list[_Row]:
-        """Return bytes, or a path, and class of the next `count` rows."""
+    def shuffled(self, seed: int) -> Iterator[_Row]:
+        """Yield each image's bytes, or its path, and its class, in an order that depends on the seed alone."""
         image, label = self.columns
-        found: list[_Row] = []
-        for row in self.checked(islice(rows, count)):
+        # Class folders come class by class, as a single shard; but paths are short, and can all be shuffled.
+        table = self.table.shuffle(seed=seed, buffer_size=_ALL if self.paths else BUFFER)
+        for row in _read(table, self.source):
             if row[label] is None or not 0 <= row[label] < len(self.names):
                 raise DataError(
                     f"{self.source}: an image has the class {row[label]}, outside of its {len(self.names)} classes"
                 )
             entry = row[image] or {"bytes": b"", "path": None}
-            found.append((entry["bytes"] if entry["bytes"] is not None else str(entry["path"]), int(row[label])))
-        return found
+            yield entry["bytes"] if entry["bytes"] is not None else str(entry["path"]), int(row[label])
 
-    def checked(self, rows: Iterator[Any]) -> Iterator[Any]:
-        """Yield the rows unchanged."""
-        try:
-            yield from rows
-        except (OSError, RuntimeError, ValueError) as error:
-            raise DataError(f"{self.source} cannot be read: {first_line(error)}") from error
-
-    def take(self, rows: Any, count: int, what: str, progress: Progress) -> ImageSet:
+    def take(self, count: int, what: str, progress: Progress) -> ImageSet:
         """Return the first `count` images of a shuffle that is always the same; broken ones are left out."""
-        shuffled = islice(self.shuffled(rows, 0), count)
-        chunks = _decoded(iter(lambda: self.pairs(shuffled, _CHUNK), []), self.size, workers=_workers(1))
+        rows = islice(self.shuffled(0), count)
+        chunks = _decoded(iter(lambda: list(islice(rows, _CHUNK)), []), self.size, workers=_workers(1))
         images = torch.empty(count, 3, *self.size, dtype=torch.uint8)
         labels = torch.empty(count, dtype=torch.int64)
         broken: list[str] = []
@@ -231,8 +192,8 @@ def load_stream(
         train_images: of an epoch; None for all, where the data set says how many there are.
         test_images: at most so many are decoded, sampled from the test split, or from "validation" where there is no
             test split, or one without classes.
-        image_column: the column with the images; found by its type if None.
-        label_column: the column with the classes; found by its type or name if None.
+        image_column: see `load_images`.
+        label_column: see `load_images`.
         progress: see `Progress`.
 
     Raises:
@@ -247,48 +208,46 @@ def load_stream(
             f"{source} has the splits {', '.join(splits)}; a stream needs training images, and test or validation "
             "images of their own, as it cannot hold any out"
         )
-    reader = _reader(train, source, size, image_column, label_column)
-    image, label = reader.columns
-    train, tests = reader.undecoded(train), [reader.undecoded(rows) for rows in tests]
-    entry = reader.first(train, image)
-    reader = replace(reader, paths=entry is not None and entry["bytes"] is None)
-
-    def has_classes(rows: Any) -> bool:
-        first = reader.first(rows, label)
-        return first is not None and first >= 0  # test splits of competitions have -1 for all
-
-    test = next(filter(has_classes, tests), None)
-    if test is None:
+    image, label, names = _columns(train, source, image_column, label_column)
+    train, *tests = (undecoded(table, source, image, label) for table in (train, *tests))
+    first = next(_read(train, source), None)
+    rows = _Rows(train, (image, label), size, names, source, paths=first is not None and first[image]["bytes"] is None)
+    for table in tests:
+        first = next(_read(table, source), None)
+        if first is not None and first[label] >= 0:  # test splits of competitions have -1 for all
+            break
+    else:
         raise DataError(f"{source}: the test images have no classes in column {label!r}")
     images = train_images or _length(train)
     if images is None:
         raise DataError(f"{source} does not say how many training images it has; set data.train_images")
-    sample = reader.take(train, min(SAMPLE, images), "training images", progress)
-    held_out = reader.take(test, test_images, "test images", progress)
-    sha256 = hashlib.sha256(repr((sample.sha256, reader.names, images)).encode()).hexdigest()
-    return Stream(train, reader, images, reader.names, sample, sha256, torch.arange(len(reader.names))), held_out
+    sample = rows.take(min(SAMPLE, images), "training images", progress)
+    held_out = replace(rows, table=table).take(test_images, "test images", progress)
+    sha256 = hashlib.sha256(repr((sample.sha256, names, images)).encode()).hexdigest()
+    return Stream(rows, images, names, sample, sha256, torch.arange(len(names))), held_out
 
 
-def _reader(
-    rows: Any, source: str, size: tuple[int, int], image_column: str | None, label_column: str | None
-) -> _Reader:
+def _columns(table: Any, source: str, image: str | None, label: str | None) -> tuple[str, str, tuple[str, ...]]:
+    """Return the columns of the image and of its class, and the names of the classes."""
     from datasets import ClassLabel
 
-    if rows.features is None:
+    if table.features is None:
         raise DataError(f"{source} does not say what its columns hold, so that it cannot be streamed")
-    image = image_column or find_image_column(rows, source)
-    label = label_column or find_label_column(rows, source, unlabelled=False)
-    assert label is not None
-    for column in (image, label):
-        if column not in rows.features:
-            raise DataError(f"{source} has no column {column!r}; it has {', '.join(rows.features)}")
-    feature = rows.features[label]
-    if not isinstance(feature, ClassLabel):
+    image, label = find_columns(table, source, image, label)
+    feature = table.features[label]
+    if label is None or not isinstance(feature, ClassLabel):
         raise DataError(
             f"{source}: column {label!r} has no names of classes ({type(feature).__name__}, not ClassLabel), and a "
             "stream cannot be searched for them: save the data with ClassLabel, or sort it into one folder per class"
         )
-    return _Reader((image, label), size, tuple(feature.names), source)
+    return image, label, tuple(feature.names)
+
+
+def _read(table: Iterable[Any], source: str) -> Iterator[Any]:
+    try:
+        yield from table
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DataError(f"{source} cannot be read: {first_line(error)}") from error
 
 
 def _length(rows: Any) -> int | None:
@@ -317,22 +276,16 @@ class _Decoder(Dataset[_Decoded]):
 
 
 def _decoded(chunks: Iterator[list[_Row]], size: tuple[int, int], *, workers: int) -> Iterator[_Decoded]:
-    # A loader's sampler usually yields indices. Here it yields the rows themselves, so that one process reads and
-    # several decode.
+    # Its sampler yields the rows themselves, instead of indices, so that one process reads and several decode.
     loader: Any = DataLoader(
         _Decoder(size),
         sampler=chunks,
         batch_size=None,
         num_workers=workers,
-        collate_fn=_unchanged,
         worker_init_fn=_ignore_interrupts if workers else None,
         generator=torch.Generator(),  # else it would use the one that training uses
     )
     yield from loader
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
 
 
 def _ignore_interrupts(_worker: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,8 @@ _CONFIGURED = re.compile(r"(?P<place>.*[^:\\/]):(?P<config>[A-Za-z0-9][\w.+-]*)"
 def read_rows(source: str, split: str, image_column: str | None = None) -> Any:
     """Return the rows of one split, with images not decoded yet.
 
-    Where there is only a training split, every fifth of its rows belongs to the test split instead.
-
-    Args:
-        source: a folder, a `.csv` file, or a hub id, with `:` and the name of a configuration where it has several.
-        split: "train" or "test".
-        image_column: of a CSV file, the column with the paths; found by its name if None.
+    Where there is only a training split, every fifth of its rows belongs to the test split instead. The column is that
+    with the paths in a CSV file, found by its name if None; the rest is as in `load_images`.
 
     Raises:
         DataError: it cannot be found or read, or has no such split.
@@ -44,15 +41,20 @@ def read_rows(source: str, split: str, image_column: str | None = None) -> Any:
     if source.endswith(".csv"):
         splits = _read_csv(folder, image_column)
     else:
-        splits = read_splits(folder) if is_idx_folder(folder) else load_with_datasets(source)
+        splits = read_splits(folder) if is_idx_folder(folder) else _load_with_datasets(source)
     train_only = set(splits) <= set(SPLIT_NAMES["train"])
-    for name in SPLIT_NAMES["train" if train_only else split]:
-        if name in splits:
-            return _held_out(splits[name], split) if train_only else splits[name]
-    raise DataError(f"{source} has no {split} split; it has {', '.join(splits)}")
+    name = next((name for name in SPLIT_NAMES["train" if train_only else split] if name in splits), None)
+    if name is None:
+        raise DataError(f"{source} has no {split} split; it has {', '.join(splits)}")
+    rows = splits[name]
+    if not train_only:
+        return rows
+    if len(rows) < 2:
+        raise DataError("one image cannot be split into training and test images; at least 2 are needed")
+    return rows.select([place for place in range(len(rows)) if (place % HOLD_OUT_EVERY == 0) == (split == "test")])
 
 
-def read_streams(source: str) -> Any:
+def read_streams(source: str) -> Mapping[str, Any]:
     """Return all splits by name as `IterableDataset`s, of which nothing but a head has been read yet.
 
     Raises:
@@ -62,13 +64,7 @@ def read_streams(source: str) -> Any:
         raise DataError(
             f"{source} cannot be streamed: parquet files, class folders and hub ids can; leave out data.stream"
         )
-    return load_with_datasets(source, streaming=True)
-
-
-def _held_out(rows: Any, split: str) -> Any:
-    if len(rows) < 2:
-        raise DataError("one image cannot be split into training and test images; at least 2 are needed")
-    return rows.select([place for place in range(len(rows)) if (place % HOLD_OUT_EVERY == 0) == (split == "test")])
+    return _load_with_datasets(source, streaming=True)
 
 
 def located(source: str) -> tuple[Path | str, str | None]:
@@ -80,12 +76,7 @@ def located(source: str) -> tuple[Path | str, str | None]:
     return (path if path.exists() else source), config
 
 
-def load_with_datasets(source: str, *, streaming: bool = False) -> Any:
-    """Return all splits by name, as the `datasets` library reads them; with `streaming`, nothing is read yet.
-
-    Raises:
-        DataError: there is no such data set or configuration, or it cannot be read.
-    """
+def _load_with_datasets(source: str, *, streaming: bool = False) -> Mapping[str, Any]:
     from datasets import disable_progress_bars, load_dataset
 
     place, config = located(source)
@@ -96,26 +87,20 @@ def load_with_datasets(source: str, *, streaming: bool = False) -> Any:
         )
     disable_progress_bars()
     try:
-        return load_dataset(str(place), config, streaming=streaming)
+        splits: Mapping[str, Any] = load_dataset(str(place), config, streaming=streaming)
     except (OSError, RuntimeError, ValueError) as error:
-        known = _configurations(str(error))
-        if known:
+        listed = re.search(r"\[[^]]*", str(error)) if "config" in str(error).lower() else None
+        if listed and (known := re.findall(r"'([^']+)'", listed[0])):
             fault = f"has no configuration {config!r}" if config else "has several configurations"
             raise DataError(
                 f"data set {str(place)!r} {fault}; give one of {', '.join(known)} after a colon, such as "
                 f"{place}:{known[0]}"
             ) from error
         raise DataError(f"data set {source!r} cannot be loaded: {first_line(error)}") from error
+    return splits
 
 
-def _configurations(message: str) -> list[str]:
-    """Return the configurations that an error of `datasets` lists."""
-    if "config" not in message.lower() or "[" not in message:
-        return []
-    return re.findall(r"'([^']+)'", message[message.index("[") : message.find("]") + 1 or None])
-
-
-def _read_csv(file: Path, path_column: str | None) -> dict[str, Any]:
+def _read_csv(file: Path, path_column: str | None) -> Mapping[str, Any]:
     """Return splits by name, from a file whose first line names its columns; paths are relative to its folder."""
     from datasets import Dataset, Features, Image, Value
 
@@ -137,66 +122,68 @@ def _read_csv(file: Path, path_column: str | None) -> dict[str, Any]:
         raise DataError(f"{file}: row {short + 2} does not have as many fields as the first line")
     if not lines:
         raise DataError(f"{file} lists no images")
-    others = [name for name in columns if name not in (column, _SPLIT_COLUMN)]
-    features = Features({column: Image(decode=False), **{name: Value("string") for name in others}})
-    splits: dict[str, Any] = {}
-    for name in dict.fromkeys(line.get(_SPLIT_COLUMN, "train") for line in lines):
-        chosen = [line for line in lines if line.get(_SPLIT_COLUMN, "train") == name]
-        table: dict[str, list[Any]] = {
-            column: [{"path": str(file.parent / line[column]), "bytes": None} for line in chosen]
-        }
-        table |= {other: [line[other] for line in chosen] for other in others}
-        splits[name] = Dataset.from_dict(table, features=features)
-    return splits
+    features = Features({name: Value("string") for name in columns if name != _SPLIT_COLUMN})
+    features[column] = Image(decode=False)
+    splits: dict[str, list[dict[str, object]]] = {}
+    for line in lines:
+        rows = splits.setdefault(line.pop(_SPLIT_COLUMN, "train"), [])
+        rows.append({**line, column: {"path": str(file.parent / line[column]), "bytes": None}})
+    return {name: Dataset.from_list(rows, features=features) for name, rows in splits.items()}
 
 
-def find_image_column(rows: Any, source: str) -> str:
-    """Return the column with the images.
+def find_columns(
+    rows: Any, source: str, image: str | None, label: str | None, *, unlabelled: bool = False
+) -> tuple[str, str | None]:
+    """Return the column with the images and the one with the classes, found by type or name where they are None.
+
+    With `unlabelled`, the second may be None.
 
     Raises:
-        DataError: there is not exactly one.
+        DataError: there is no such column, or not exactly one candidate.
+    """
+    from datasets import ClassLabel, Image
+
+    if image is None:
+        found = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
+        if len(found) != 1:
+            raise DataError(
+                f"{source} has {len(found)} image columns ({', '.join(found) or 'none'}); name one with image_column"
+            )
+        image = str(found[0])
+    if label is None:
+        found = [name for name, feature in rows.features.items() if isinstance(feature, ClassLabel)]
+        if len(found) != 1:
+            found = [name for name in _LABEL_COLUMNS if name in rows.column_names]
+        if not found and not unlabelled:
+            raise DataError(
+                f"{source} has no obvious label column among {', '.join(rows.column_names)}; name label_column, or "
+                "sort the images into one folder per class"
+            )
+        label = next(iter(found), None)
+    for column in (image, label):
+        if column is not None and column not in rows.column_names:
+            raise DataError(f"{source} has no column {column!r}; it has {', '.join(rows.column_names)}")
+    return image, label
+
+
+def undecoded(rows: Any, source: str, image: str, *others: str) -> Any:
+    """Return rows with these columns alone, images as bytes: one broken file then costs one image, not the run.
+
+    Raises:
+        DataError: the first column holds no images.
     """
     from datasets import Image
 
-    found = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
-    if len(found) != 1:
-        raise DataError(
-            f"{source} has {len(found)} image columns ({', '.join(found) or 'none'}); name one with image_column"
-        )
-    return str(found[0])
-
-
-def find_label_column(rows: Any, source: str, *, unlabelled: bool) -> str | None:
-    """Return the column with the classes; None if there is none and none is needed.
-
-    Raises:
-        DataError: there is not exactly one candidate.
-    """
-    from datasets import ClassLabel
-
-    found = [name for name, feature in rows.features.items() if isinstance(feature, ClassLabel)]
-    if len(found) != 1:
-        found = [name for name in _LABEL_COLUMNS if name in rows.column_names][:1]
-    if not found and unlabelled:
-        return None
-    if len(found) != 1:
-        raise DataError(
-            f"{source} has no obvious label column among {', '.join(rows.column_names)}; name label_column, or sort "
-            "the images into one folder per class"
-        )
-    return str(found[0])
+    try:
+        return rows.select_columns([image, *others]).cast_column(image, Image(decode=False))
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise DataError(f"{source}: column {image!r} holds no images: {first_line(error)}") from error
 
 
 def read_labels(
     rows: Any, column: str | None, source: str, *, unlabelled: bool
 ) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
-    """Return the names of the classes, and the class of each row, (N,) int64.
-
-    Args:
-        rows: of one split.
-        column: with the classes; None if there is none.
-        source: for messages.
-        unlabelled: accept images without classes.
+    """Return the names of the classes, and the class of each row, (N,) int64; with `unlabelled`, rows need have none.
 
     Raises:
         DataError: the column does not hold one class per image.

@@ -4,12 +4,10 @@ from sfumato.lab.models.batch_norm import fold_norms
 from sfumato.lab.models.classifiers import CLASSIFIERS, build_classifier
 from sfumato.lab.models.cost import Cost, cost
 from sfumato.lab.models.decoders import DECODERS
-from sfumato.lab.models.normalize import Normalize
+from sfumato.lab.models.fixed_ops import Normalize, reverse_gradient
 from sfumato.lab.models.obfuscator import Deobfuscator, Obfuscator
-from sfumato.lab.models.payload import Payload
 from sfumato.lab.models.precision import autocast
-from sfumato.lab.models.rebuild import obfuscator_of, sketcher_of
-from sfumato.lab.models.reversal import reverse_gradient
+from sfumato.lab.models.rebuild import Payload, obfuscator_of, sketcher_of
 from sfumato.lab.models.sketch import SketchDecoder, Sketcher, SketchGraph, class_bits
 
 __all__ = [

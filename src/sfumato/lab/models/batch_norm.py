@@ -18,17 +18,11 @@ def fold_norms(net: Net) -> Net:
 
     In evaluation mode such a norm is an affine map of each channel, so the function is the same up to rounding, and
     forward and backward pass skip the norm. Only neighbours in an `nn.Sequential` are folded, where it is certain that
-    nothing is between them.
+    nothing is between them. The copy is in evaluation mode and takes no gradient.
 
     Source: Jacob et al. 2018, section 3.2 (batch normalization folding); PyTorch's own function does it.
-
-    Args:
-        net: frozen; it is not changed.
-
-    Returns:
-        A copy in evaluation mode that takes no gradient.
     """
-    folded = copy.deepcopy(net).eval().requires_grad_(False)
+    folded = copy.deepcopy(net).eval()
     for row in folded.modules():
         if type(row) is not nn.Sequential:
             continue
@@ -58,10 +52,9 @@ class _Products(torch.autograd.Function):
 def expand_normalized(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
     """`norm(conv(x))` in training mode for a 1x1 convolution, without a pass over its many output channels.
 
-    Each output is a linear map of the input's channels at one place. Its mean and variance therefore follow from the
-    input's mean and covariance, which is over few channels where the convolution widens, and the norm becomes a part of
-    the weights. Function, gradients and running statistics are those of the two layers, up to rounding; a batch norm
-    apart reads and writes the widest maps of the network several times.
+    Each output is a linear map of the input's channels at one place, so that its mean and variance follow from the
+    input's mean and covariance, over fewer channels, and the norm becomes a part of the weights. Function, gradients
+    and running statistics are those of the two layers, up to rounding.
 
     Source: the moments of a linear map, Papoulis 1991, section 7-1; its use for batch norm is ours.
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from sfumato.artifacts.versions import upgraded
 from sfumato.errors import TrainingError
@@ -18,17 +19,12 @@ from sfumato.errors import TrainingError
 
 def identify(*parts: Any) -> str:
     """Return the identity of a run as text: plain values, and tensors by their hash."""
-    said = [_hash(part) if isinstance(part, torch.Tensor) else part for part in parts]
+    said = [sha256(part.contiguous().numpy().data).hexdigest() if isinstance(part, Tensor) else part for part in parts]
     return json.dumps(said, sort_keys=True, default=str)
 
 
 def same_identity(stored: str, wanted: str) -> bool:
-    """Return whether two identities are of one run: key names of earlier versions and a recipe's note do not count.
-
-    Args:
-        stored: of a checkpoint, possibly written by an earlier version.
-        wanted: of the run that is to resume.
-    """
+    """Return whether two identities are of one run: key names of earlier versions and a recipe's note do not count."""
     return bool(_comparable(stored) == _comparable(wanted))
 
 
@@ -43,11 +39,7 @@ def _comparable(identity: str) -> Any:
     return value
 
 
-def _hash(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
-
-
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, state: Mapping[str, object]) -> None:
     """Replace a checkpoint by a state of tensors, numbers, strings, and lists and dicts of these, under names.
 
     Raises:
@@ -65,7 +57,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         raise TrainingError(f"the checkpoint cannot be written: {reason}{kept}; make room, then --resume") from error
 
 
-def load_checkpoint(path: Path, parts: frozenset[str]) -> dict[str, Any]:
+def load_checkpoint(path: Path, parts: frozenset[str]) -> Mapping[str, Any]:
     """Read a checkpoint that must have these parts.
 
     Raises:
@@ -90,16 +82,13 @@ def exclusive(folder: Path) -> Iterator[None]:
     Raises:
         TrainingError: another process works there, or the folder cannot be written.
     """
-    lock = FileLock(folder / ".lock", timeout=0)
     try:
-        lock.acquire()
+        held = FileLock(folder / ".lock", timeout=0).acquire()
     except Timeout as error:
         raise TrainingError(
             f"another process is at work in {folder}; wait for it, or stop it with Ctrl-C, which saves"
         ) from error
     except OSError as error:
         raise TrainingError(f"the folder {folder} cannot be written: {error.strerror or error}") from error
-    try:
+    with held:
         yield
-    finally:
-        lock.release()

@@ -20,27 +20,34 @@ def _conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int = 1
     )
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut.
-
-    Source: He et al. 2016, figure 2; the shortcut is projected (option B) where the shape changes.
-    """
+class _Block(nn.Module):
+    """A body around a shortcut, which is projected where the shape changes; their sum is activated."""
 
     expansion = 1
 
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, *body: nn.Module) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            _conv_norm(in_channels, channels, 3, stride), nn.ReLU(inplace=True), _conv_norm(channels, channels, 3)
-        )
-        self.shortcut = _shortcut(in_channels, channels, stride)
+        self.body = nn.Sequential(*body)
+        same = stride == 1 and in_channels == out_channels
+        self.shortcut = nn.Identity() if same else _conv_norm(in_channels, out_channels, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in, H, W) -> (N, out, H / stride, W / stride)."""
         return F.relu(self.body(x) + self.shortcut(x), inplace=True)
 
 
-class BottleneckBlock(nn.Module):
+class BasicBlock(_Block):
+    """Two 3x3 convolutions around a shortcut.
+
+    Source: He et al. 2016, figure 2; the shortcut is projected (option B) where the shape changes.
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        first, second = _conv_norm(in_channels, channels, 3, stride), _conv_norm(channels, channels, 3)
+        super().__init__(in_channels, channels, stride, first, nn.ReLU(inplace=True), second)
+
+
+class BottleneckBlock(_Block):
     """1x1, 3x3, 1x1 convolutions around a shortcut, four times wider outside than inside.
 
     Source: He et al. 2016, figure 5; the stride stands at the 3x3 convolution.
@@ -49,29 +56,25 @@ class BottleneckBlock(nn.Module):
     expansion = 4
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
-        super().__init__()
-        out_channels = channels * self.expansion
-        self.body = nn.Sequential(
+        body = (
             _conv_norm(in_channels, channels, 1),
             nn.ReLU(inplace=True),
             _conv_norm(channels, channels, 3, stride),
             nn.ReLU(inplace=True),
-            _conv_norm(channels, out_channels, 1),
+            _conv_norm(channels, 4 * channels, 1),
         )
-        self.shortcut = _shortcut(in_channels, out_channels, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in, H, W) -> (N, out, H / stride, W / stride)."""
-        return F.relu(self.body(x) + self.shortcut(x), inplace=True)
+        super().__init__(in_channels, 4 * channels, stride, *body)
 
 
-def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    if stride == 1 and in_channels == out_channels:
-        return nn.Identity()
-    return _conv_norm(in_channels, out_channels, 1, stride)
+class _Classifier(nn.Module):
+    """`features`, averaged over their places if they are maps, and a linear `head`."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) -> logits (N, classes)."""
+        return features_and_logits(self, images)[1]
 
 
-class ResNet(nn.Module):
+class ResNet(_Classifier):
     """A residual network.
 
     Source: He et al. 2016, section 4.2 (ResNet20) and table 1 with a 3x3 first convolution (18, 50); with a 7x7 one
@@ -85,9 +88,6 @@ class ResNet(nn.Module):
         kernel: of the first convolution.
         reduction: by how much the stem makes each side smaller, before any stage: 1, 2 (the first convolution
             strides) or 4 (a max-pooling behind it, too).
-
-    Raises:
-        ValueError: another reduction.
     """
 
     def __init__(
@@ -100,8 +100,6 @@ class ResNet(nn.Module):
         kernel: int = 3,
         reduction: int = 1,
     ) -> None:
-        if reduction not in (1, 2, 4):
-            raise ValueError(f"a stem reduces by 1, 2 or 4, got {reduction}")
         super().__init__()
         self.stem = nn.Sequential(_conv_norm(3, widths[0], kernel, min(reduction, 2)), nn.ReLU(inplace=True))
         if reduction == 4:
@@ -121,20 +119,13 @@ class ResNet(nn.Module):
         pooled: Tensor = self.stages(self.stem(images)).mean(dim=(2, 3))
         return pooled
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W) -> logits (N, classes)."""
-        logits: Tensor = self.head(self.features(images))
-        return logits
 
-
-class VGG(nn.Module):
+class VGG(_Classifier):
     """Plain 3x3 convolutions with batch norm, a pooling behind each group, and one linear layer.
 
-    Source: Simonyan and Zisserman 2015, table 1, with the classifier reduced for small images.
+    The plan says for each group how many convolutions of how many channels it has; each halves the image.
 
-    Args:
-        plan: per group, how many convolutions of how many channels; each group halves the image.
-        classes: number of logits.
+    Source: Simonyan and Zisserman 2015, table 1, with the classifier reduced for small images.
     """
 
     def __init__(self, plan: tuple[tuple[int, int], ...], classes: int) -> None:
@@ -149,36 +140,13 @@ class VGG(nn.Module):
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(channels, classes)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W), sides at least 2 to the number of groups -> logits (N, classes)."""
-        logits: Tensor = self.head(self.features(images).mean(dim=(2, 3)))
-        return logits
-
-
-def _vgg7(classes: int) -> VGG:
-    """Return a VGG as small as ResNet20 (288,554 parameters), for experiments with several classifiers on a CPU.
-
-    Source: Simonyan and Zisserman 2015, in shape; widths and depth are ours.
-    """
-    return VGG(((2, 32), (2, 64), (2, 128)), classes)
-
-
-def _vgg19(classes: int) -> VGG:
-    """Source: Simonyan and Zisserman 2015, table 1, column E."""
-    return VGG(((2, 64), (2, 128), (4, 256), (4, 512), (4, 512)), classes)
-
 
 class Inception(nn.Module):
     """Four parallel branches, joined by channel; the 5x5 convolution is two 3x3 ones.
 
-    Source: Szegedy et al. 2015, figure 2b, with batch norm.
+    `one` and `pool` are the widths of their branches, `three` and `five` reduction and width of theirs.
 
-    Args:
-        in_channels: channels of the input.
-        one: width of the 1x1 branch.
-        three: reduction and width of the 3x3 branch.
-        five: reduction and width of the double 3x3 branch.
-        pool: width of the pooling branch.
+    Source: Szegedy et al. 2015, figure 2b, with batch norm.
     """
 
     def __init__(self, in_channels: int, one: int, three: tuple[int, int], five: tuple[int, int], pool: int) -> None:
@@ -210,7 +178,7 @@ def _inception_conv(in_channels: int, out_channels: int, kernel: int) -> nn.Sequ
     )
 
 
-class GoogLeNet(nn.Module):
+class GoogLeNet(_Classifier):
     """GoogLeNet with batch norm, for small images.
 
     Source: Szegedy et al. 2015, table 1, from "inception (3a)" on, behind one 3x3 convolution.
@@ -241,29 +209,9 @@ class GoogLeNet(nn.Module):
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(channels, classes)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W) -> logits (N, classes)."""
-        logits: Tensor = self.head(self.features(images).mean(dim=(2, 3)))
-        return logits
 
-
-def _local_resnet(classes: int) -> ResNet:
-    """Return the on-device baseline, with 316,778 parameters and 21,283,776 multiply-accumulates.
-
-    The obfuscator's own budget is 324,518 and 21,288,960. ResNet20 keeps the first but takes twice the second, a third
-    of it at full resolution; here only the stem works at full resolution, and a fourth stage at 4x4, with many
-    parameters and few operations, uses up the first. Depthwise convolutions would take several times as long to train
-    on a CPU at the same count; with that time a stronger net may fit.
-
-    Source: He et al. 2016, section 4.2 (blocks and shortcuts); widths and depths are ours.
-    """
-    return ResNet(BasicBlock, (0, 2, 2, 1), (32, 32, 64, 96), classes)
-
-
-class ConvMixer(nn.Module):
+class ConvMixer(_Classifier):
     """Patches mixed over places by large depthwise convolutions and over channels by 1x1 ones, at one resolution.
-
-    Of another kind than the other classifiers here: no stages, patches instead of a stem, GELU.
 
     Source: Trockman and Kolter 2023, section 2.
     """
@@ -283,29 +231,29 @@ class ConvMixer(nn.Module):
         self.head = nn.Linear(width, classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W), sides multiples of the patch's -> the head's input, (N, width)."""
-        x = self.patches(images)
+        """Normalised images (N, 3, H, W), sides multiples of the patch's -> maps (N, width, H / patch, W / patch)."""
+        x: Tensor = self.patches(images)
         for places, channels in zip(self.places, self.channels, strict=True):
             x = channels(x + places(x))
-        pooled: Tensor = x.mean(dim=(2, 3))
-        return pooled
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W), sides multiples of the patch's -> logits (N, classes)."""
-        logits: Tensor = self.head(self.features(images))
-        return logits
+        return x
 
 
 CLASSIFIERS: dict[str, Callable[[int], nn.Module]] = {
     "resnet20": lambda classes: ResNet(BasicBlock, (3, 3, 3), (16, 32, 64), classes),
-    "resnet-local": _local_resnet,
+    # The on-device baseline: 316,778 parameters and 21,283,776 multiply-accumulates, within the obfuscator's own budget
+    # of 324,518 and 21,288,960. ResNet20 keeps the first but takes twice the second, a third of it at full resolution;
+    # here only the stem works there, and a fourth stage at 4x4, with many parameters and few operations, uses up the
+    # first. Depthwise convolutions would take several times as long to train on a CPU at the same count; with that time
+    # a stronger net may fit. Source: He et al. 2016, section 4.2 (blocks and shortcuts); widths and depths are ours.
+    "resnet-local": lambda classes: ResNet(BasicBlock, (0, 2, 2, 1), (32, 32, 64, 96), classes),
     "resnet18": lambda classes: ResNet(BasicBlock, (2, 2, 2, 2), (64, 128, 256, 512), classes),
     "resnet18-imagenet": lambda classes: ResNet(
         BasicBlock, (2, 2, 2, 2), (64, 128, 256, 512), classes, kernel=7, reduction=4
     ),
     "resnet50": lambda classes: ResNet(BottleneckBlock, (3, 4, 6, 3), (64, 128, 256, 512), classes),
-    "vgg7": _vgg7,
-    "vgg19": _vgg19,
+    # Source: Simonyan and Zisserman 2015, in shape (widths and depth are ours), and table 1, column E.
+    "vgg7": lambda classes: VGG(((2, 32), (2, 64), (2, 128)), classes),
+    "vgg19": lambda classes: VGG(((2, 64), (2, 128), (4, 256), (4, 512), (4, 512)), classes),
     "googlenet": GoogLeNet,
     "convmixer": lambda classes: ConvMixer(160, 6, kernel=5, patch=4, classes=classes),
 }
@@ -323,17 +271,10 @@ def build_classifier(name: str, classes: int = 10) -> nn.Module:
 
 
 def features_and_logits(net: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the input of a classifier's last layer, and its logits.
-
-    Args:
-        net: with `features` and `head`, as all classifiers of the zoo.
-        inputs: normalised images (N, 3, H, W).
-
-    Returns:
-        Features (N, D), maps averaged over their places, and logits (N, classes).
+    """Return the input of a classifier's last layer, (N, D), maps averaged over their places, and its logits.
 
     Raises:
-        AttributeError: it has no `features` or no `head`.
+        AttributeError: it has no `features` or no `head`, as all classifiers of the zoo have.
     """
     features: Tensor = net.features(inputs)  # type: ignore[operator]
     if features.ndim == 4:

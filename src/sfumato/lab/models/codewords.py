@@ -22,12 +22,7 @@ _DIGITS = 1e3
 
 
 class CodewordMeans(nn.Module):
-    """Find the nearest known word and return its mean image.
-
-    Args:
-        words: (K, D) float32, the payload for each word, flattened.
-        means: (K, 3, H, W) float32 in [0, 1].
-    """
+    """The nearest known word's mean image: words (K, D) float32, flattened payloads; means (K, 3, H, W) in [0, 1]."""
 
     words: Tensor
     means: Tensor
@@ -44,23 +39,19 @@ class CodewordMeans(nn.Module):
         nearness = 2 * observed.flatten(1) @ self.words.float().T - self.norms
         return self.means.float()[nearness.argmax(dim=1)]
 
-    def half_size(self) -> CodewordMeans:
-        """Return the same with its tables in half precision, for a small file; they are cast when they are used."""
-        small = CodewordMeans(self.words, self.means)
-        small.words, small.means = self.words.half(), self.means.half()
-        return small
+    def reduced(self, counts: Tensor, most: int) -> CodewordMeans:
+        """Return the `most` commonest words, given how many images each has, (K,) int64, for a small file.
 
-    def largest(self, counts: Tensor, most: int) -> CodewordMeans:
-        """Return only the `most` commonest words, given how many images each has: (K,) int64."""
+        The tables are in half precision, and cast when they are used.
+        """
         kept = counts.argsort(descending=True)[:most]
-        return CodewordMeans(self.words[kept], self.means[kept])
+        small = CodewordMeans(self.words[kept], self.means[kept])
+        small.words, small.means = small.words.half(), small.means.half()
+        return small
 
 
 def codeword_means(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[CodewordMeans, Tensor]:
-    """Learn the mean image of every word.
-
-    Args:
-        pairs: batches of images (B, 3, H, W) float32 in [0, 1] and the payload for them (B, C, H', W') float32.
+    """Learn the mean image of every word from batches of images (B, 3, H, W) and payloads (B, C, H', W') float32.
 
     Returns:
         The estimate, and how many images each word had, (K,) int64.
@@ -106,10 +97,7 @@ def _keys(observed: Tensor) -> list[bytes]:
 def _shrunk(totals: Tensor, counts: Tensor, squares: float) -> Tensor:
     """Return the means of the words, rare ones shrunk towards the mean of all as far as chance explains their distance.
 
-    Args:
-        totals: (K, 3, H, W) float64, the sum of each word's images.
-        counts: (K,) int64.
-        squares: the sum of all squared numbers.
+    `totals` (K, 3, H, W) are the sums of each word's images, `squares` is that of all squared numbers.
     """
     n = counts.double()[:, None, None, None]
     means, grand = totals / n, totals.sum(dim=0) / n.sum()

@@ -88,9 +88,7 @@ class UNet(nn.Module):
         fine, middle, coarse = widths
         self.stem = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * channels, fine, 3, padding=1))
         self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
-        self.encode = nn.ModuleList(
-            [ResidualBlock(fine), nn.Sequential(ResidualBlock(middle), Attention(middle))],
-        )
+        self.encode = nn.ModuleList([ResidualBlock(fine), nn.Sequential(ResidualBlock(middle), Attention(middle))])
         self.bottom = nn.Sequential(ResidualBlock(coarse), Attention(coarse), ResidualBlock(coarse))
         self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in pairwise(widths))
         self.decode = nn.ModuleList([ResidualBlock(fine), ResidualBlock(middle)])
@@ -133,23 +131,18 @@ def _zeroed(conv: nn.Conv2d) -> nn.Conv2d:
     return conv
 
 
-def _from_grey(net: nn.Module, last: nn.Conv2d) -> nn.Module:
+def _from_grey(net: nn.Module) -> nn.Module:
     """Make a net of corrections one of images: with its last layer at zero, it begins at mid-grey."""
+    *_, last = (layer for layer in net.modules() if isinstance(layer, nn.Conv2d))
     assert last.bias is not None
     nn.init.constant_(last.bias, 0.5)
     return net
 
 
-def _residual() -> nn.Module:
-    net = ResidualNet(3)
-    return _from_grey(net, net.body[-2])  # type: ignore[arg-type]
-
-
-def _unet() -> nn.Module:
-    net = UNet(3)
-    return _from_grey(net, net.head[0])  # type: ignore[arg-type]
-
-
-DECODERS: dict[str, Callable[[], nn.Module]] = {"paper": Deobfuscator, "residual": _residual, "unet": _unet}
+DECODERS: dict[str, Callable[[], nn.Module]] = {
+    "paper": Deobfuscator,
+    "residual": lambda: _from_grey(ResidualNet(3)),
+    "unet": lambda: _from_grey(UNet(3)),
+}
 """Networks from obfuscated images (N, 3, H, W) to reconstructed ones, with fresh weights; sides multiples of 8. The
 paper's has as many parameters as the obfuscator, the others four and six times as many."""

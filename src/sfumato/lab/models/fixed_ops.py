@@ -1,4 +1,4 @@
-"""Operations without weights around the obfuscator: removal from the image first, and rounding at the end."""
+"""Operations without weights: removal from the image, normalisation, rounding, and the reversal of gradients."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ class Removal(nn.Module):
     No attacker recovers what is removed here, except as far as it is correlated with the rest. Both are projections: a
     second removal changes nothing.
 
-    Source: people see mostly low frequencies, and classifiers can use the others: Wang et al. 2020,
-    "High-frequency component helps explain the generalization of CNNs"; removing them from a block's cosine transform
-    for privacy: Wang et al. 2022, "Privacy-preserving face recognition in the frequency domain". Here one transform
-    covers the whole image.
+    Source: classifiers can use the high frequencies that people hardly see: Wang et al. 2020, "High-frequency component
+    helps explain the generalization of CNNs"; removing low ones from a block's cosine transform for privacy: Wang et
+    al. 2022, "Privacy-preserving face recognition in the frequency domain". Here one transform covers the whole image.
 
     Args:
         colour: keep only brightness, in all three channels.
@@ -48,17 +47,30 @@ class Removal(nn.Module):
 
 
 def cosines(side: int, count: int) -> Tensor:
-    """Return the lowest frequencies of the orthonormal cosine transform (DCT-II).
+    """Return the lowest frequencies of the cosine transform (DCT-II), (count, side) float32 with orthonormal rows.
 
     Source: Ahmed, Natarajan and Rao 1974.
-
-    Returns:
-        (count, side) float32 with orthonormal rows; the first is constant.
     """
     places, frequencies = torch.arange(side).double(), torch.arange(count).double()
     waves = torch.cos(math.pi / side * (places + 0.5) * frequencies[:, None]) * math.sqrt(2 / side)
     waves[0] /= math.sqrt(2)
     return waves.float()
+
+
+class Normalize(nn.Module):
+    """`(images - mean) / std`, per channel."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) float in [0, 1] -> (N, C, H, W) float, the classifier's input."""
+        return (images - self.mean) / self.std
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -88,3 +100,26 @@ def straight_through(x: Tensor, quantised: Tensor, low: float) -> Tensor:
 def round_to_8_bits(x: Tensor) -> Tensor:
     """Round floats of any shape to multiples of 1/255 in [0, 1], the values of an 8-bit image, with a gradient."""
     return straight_through(x, (x.clamp(0, 1) * 255).round() / 255, 0.0)
+
+
+class _ReverseGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: float) -> Tensor:
+        ctx.weight = weight
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return -ctx.weight * grads[0], None
+
+
+def reverse_gradient(x: Tensor, weight: float) -> Tensor:
+    """Return x forward, `-weight` times the gradient backward; the weight is lambda, at least 0.
+
+    Between obfuscator and deobfuscator, it lets one backward pass of `L_c + L_r` give the deobfuscator
+    the gradient of `L_r` and the obfuscator the gradient of `L_c - weight * L_r`.
+
+    Source: Ganin and Lempitsky 2015, section 3.1.
+    """
+    reversed_: Tensor = _ReverseGradient.apply(x, weight)  # type: ignore[no-untyped-call]
+    return reversed_

@@ -51,29 +51,18 @@ class Bottleneck(nn.Module):
 
     There is no skip connection, and the last activation is kept, as in the paper (not as in MobileNetV2).
 
-    Source: paper, appendix A ("Bottleneck module").
+    The depthwise convolution strides, or a nearest-neighbour upsampling by the factor `upsample` follows. The order
+    "paper" puts it before the projection, as the paper counts its operations. "commuted" puts it after everything: a
+    1x1 convolution, a batch norm and a leaky ReLU act on each pixel alone, so the function is the same (in training
+    mode too, as repeating every pixel equally often changes neither mean nor biased variance) at a quarter of the
+    projection's cost. Only the running variance differs by a hair: it is the unbiased one, which depends on the number
+    of pixels.
 
-    Args:
-        in_channels: of the input.
-        out_channels: of the output.
-        stride: of the depthwise convolution; only without upsampling.
-        upsample: factor of the nearest-neighbour upsampling, 1 for none.
-        order: where the upsampling stands. "paper" puts it before the projection, as the paper counts
-            its operations. "commuted" puts it after everything: a 1x1 convolution, a batch norm and a
-            leaky ReLU act on each pixel alone, so the function is the same (in training mode too, as
-            repeating every pixel equally often changes neither mean nor biased variance) at a quarter of
-            the projection's cost. Only the running variance differs by a hair: it is the unbiased one,
-            which depends on the number of pixels.
+    Source: paper, appendix A ("Bottleneck module").
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        stride: int = 1,
-        upsample: int = 1,
-        order: Order = "commuted",
+        self, in_channels: int, out_channels: int, *, stride: int = 1, upsample: int = 1, order: Order = "commuted"
     ) -> None:
         if stride > 1 and upsample > 1:
             raise ValueError(f"a bottleneck either strides or upsamples, got stride={stride}, upsample={upsample}")
@@ -132,21 +121,14 @@ class Obfuscator(nn.Module):
             Cover and Thomas 2006, theorem 2.8.1); and they can denoise the decoded image, which noise on the output
             would leave to the classifier. It takes 128 more parameters.
         eight_bit: round the obfuscated image to multiples of 1/255 in [0, 1].
-
-    Attributes:
-        size_multiple: image sides must be multiples of this (8).
     """
 
     size_multiple = 8
+    """Image sides must be multiples of this."""
     code_channels = 128
 
     def __init__(
-        self,
-        *,
-        order: Order = "commuted",
-        removal: Removal | None = None,
-        noisy: bool = False,
-        eight_bit: bool = False,
+        self, *, order: Order = "commuted", removal: Removal | None = None, noisy: bool = False, eight_bit: bool = False
     ) -> None:
         super().__init__()
         self.removal = removal
@@ -164,21 +146,19 @@ class Obfuscator(nn.Module):
         if eight_bit:
             self.begin_within_images()
 
-    def begin_within_images(self) -> None:
-        """Set the last layer so that a fresh network decodes to [0, 1], not around 0."""
+    @property
+    def _last(self) -> Bottleneck:
         last = self.up[-1]
         assert isinstance(last, Bottleneck)
-        nn.init.constant_(last.project.norm.weight, 0.25)
-        nn.init.constant_(last.project.norm.bias, 0.5)
+        return last
+
+    def begin_within_images(self) -> None:
+        """Set the last layer so that a fresh network decodes to [0, 1], not around 0."""
+        nn.init.constant_(self._last.project.norm.weight, 0.25)
+        nn.init.constant_(self._last.project.norm.bias, 0.5)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Return the code without its noise.
-
-        Args:
-            images: (N, 3, H, W) float32 in [0, 1]; H and W multiples of 8.
-
-        Returns:
-            (N, 128, H/8, W/8) float32.
+        """(N, 3, H, W) float32 in [0, 1], sides multiples of 8 -> the code without its noise, (N, 128, H/8, W/8).
 
         Raises:
             ValueError: the shape does not fit.
@@ -187,9 +167,7 @@ class Obfuscator(nn.Module):
             images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % 8 or images.shape[3] % 8
         ):
             raise ValueError(f"expected (N, 3, H, W) with H and W multiples of 8, got {tuple(images.shape)}")
-        if self.removal is not None:
-            images = self.removal(images)
-        code: Tensor = self.down(self.stem(images))
+        code: Tensor = self.down(self.stem(images if self.removal is None else self.removal(images)))
         return code
 
     def decode(self, code: Tensor) -> Tensor:
@@ -206,9 +184,6 @@ class Obfuscator(nn.Module):
         upsampling can wait until after the next bottleneck's expansion, which then costs a quarter; the last one can
         wait until after any other operation on single pixels.
 
-        Args:
-            code: (N, 128, H/8, W/8) float32.
-
         Returns:
             (N, 3, H/2, W/2) float32; `last_upsampling` of it is the result of `decode`.
         """
@@ -223,21 +198,13 @@ class Obfuscator(nn.Module):
     @property
     def last_upsampling(self) -> nn.Module:
         """See `decode_small`."""
-        last = self.up[-1]
-        assert isinstance(last, Bottleneck)
-        return last.upsample
+        return self._last.upsample
 
     def forward(self, images: Tensor) -> Tensor:
-        """Obfuscate.
-
-        Args:
-            images: (N, 3, H, W) float32 in [0, 1]; H and W multiples of 8.
-
-        Returns:
-            (N, 3, H, W) float32 in the scale of images; bounded only where it is rounded.
+        """(N, 3, H, W) float32 in [0, 1] -> obfuscated images of the same shape and scale, bounded only where rounded.
 
         Raises:
-            ValueError: the shape does not fit.
+            ValueError: the shape does not fit, see `encode`.
         """
         return self.decode(self.encode(images))
 

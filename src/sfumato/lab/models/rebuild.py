@@ -1,4 +1,4 @@
-"""From a recipe, or a bundle's weights, to the obfuscator's network: training and audit both build it here."""
+"""From a recipe, or a bundle's weights, to the obfuscator's network and its payload, for training and audits alike."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from sfumato.artifacts.bundle import OBFUSCATOR_WEIGHTS, Bundle
 from sfumato.errors import BundleError
-from sfumato.lab.models.fixed_ops import Removal
-from sfumato.lab.models.obfuscator import Obfuscator
+from sfumato.lab.models.fixed_ops import LEVEL, Normalize, Removal
+from sfumato.lab.models.obfuscator import NoisyCode, Obfuscator
 from sfumato.lab.models.sketch import Sketcher
 
 
@@ -78,12 +79,6 @@ class SketchNetRecipe(Strict):
     decoder: Literal["learned", "photographs"] = "learned"
 
 
-_NETS: dict[object, type[ObfuscatorNetRecipe | SketchNetRecipe]] = {
-    "obfuscator": ObfuscatorNetRecipe,
-    "sketch": SketchNetRecipe,
-}
-
-
 def obfuscator_of(recipe: ObfuscatorNetRecipe) -> Obfuscator:
     """Return the network that a recipe describes, with fresh weights."""
     removal = Removal(colour=recipe.input.remove_colour, frequencies=recipe.input.remove_frequencies)
@@ -111,9 +106,14 @@ def recipe_of(bundle: Bundle) -> ObfuscatorNetRecipe | SketchNetRecipe | None:
         BundleError: the recipe describes no network.
     """
     given = bundle.recipe.to_json()
-    model = _NETS.get(given.get("kind"))
-    if model is None:
-        return None
+    model: type[ObfuscatorNetRecipe | SketchNetRecipe]
+    match given.get("kind"):
+        case "obfuscator":
+            model = ObfuscatorNetRecipe
+        case "sketch":
+            model = SketchNetRecipe
+        case _:
+            return None
     try:
         return model.model_validate({key: given[key] for key in model.model_fields if given.get(key) is not None})
     except ValidationError as error:
@@ -141,3 +141,37 @@ def rebuilt(bundle: Bundle, weights: str = OBFUSCATOR_WEIGHTS) -> Obfuscator | S
     except (RuntimeError, SafetensorError, ValueError) as error:
         raise BundleError(f"{bundle.path}: weights do not fit the obfuscator: {error}") from error
     return net.eval()
+
+
+class Payload(nn.Module):
+    """Images (height, width) to the payload: obfuscated images as the classifier's input, computed as on the device.
+
+    Attributes:
+        step: the largest distance of two neighbouring values where they are rounded; 0 where they are not.
+        code_bits: of a sketcher alone; the payload takes at most `2 ** code_bits` different values.
+        noisy_code: of an obfuscator with noise alone; the payload depends on the image through it alone.
+    """
+
+    code_bits: int
+    noisy_code: NoisyCode
+
+    def __init__(self, obfuscator: Obfuscator | Sketcher, normalize: Normalize, height: int, width: int) -> None:
+        super().__init__()
+        self.obfuscator, self.normalize = obfuscator, normalize
+        self.step = 0.0
+        if isinstance(obfuscator, Sketcher):
+            self.code_bits = obfuscator.bits
+            return
+        if obfuscator.eight_bit:
+            self.step = LEVEL / float(normalize.std.min())
+        if obfuscator.noise is not None:
+            self.noisy_code = NoisyCode(obfuscator, height, width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) float32 in [0, 1] -> the classifier's input, the same shape."""
+        net = self.obfuscator
+        if isinstance(net, Sketcher):
+            out: Tensor = self.normalize(net(images)[0])
+        else:
+            out = net.last_upsampling(self.normalize(net.decode_small(net.encode(images))))
+        return out

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.lab.models.classifiers import BasicBlock, ResNet
-from sfumato.lab.models.fixed_ops import straight_through
-from sfumato.lab.models.normalize import Normalize
+from sfumato.lab.models.fixed_ops import Normalize, straight_through
 from sfumato.lab.models.precision import compute
 
 TRUNK = (2, 2, 1), (32, 64, 88)
@@ -28,22 +27,18 @@ _EMBEDDING = 24
 """Units that a code is embedded in before it is decoded, so that many classes do not take many parameters."""
 _DECODED = 4, 32
 """Side and channels of the decoder's first map."""
+_PLACES = 128, 64, 32, 16, 8, 4, 2, 1
 _STEM_REDUCTIONS = (64, 1), (160, 2)
-"""Largest image side, and by how much the trunk's stem reduces it; by 4 beyond."""
+"""Largest image side, and by how much the trunk's stem reduces it; by 4 beyond.
+
+The paper's obfuscator works at full resolution at any size. The trunk does so for small images only, so that its cost
+for large ones stays about the same: 14 % of a ResNet18's at 128 pixels, 4 % at 224.
+"""
 
 
 def class_bits(classes: int) -> int:
     """Return how many bits number one of so many classes, at least 2."""
     return (classes - 1).bit_length()
-
-
-def stem_reduction(height: int, width: int) -> int:
-    """Return by how much the trunk's stem reduces an image's sides: 1, 2 or 4.
-
-    The paper's obfuscator works at full resolution at any size. The trunk does so for small images only, so that its
-    cost for large ones stays about the same: 14 % of a ResNet18's at 128 pixels, 4 % at 224.
-    """
-    return next((reduction for side, reduction in _STEM_REDUCTIONS if max(height, width) <= side), 4)
 
 
 def sign(x: Tensor) -> Tensor:
@@ -68,18 +63,16 @@ class Photographs(nn.Module):
 class Sketcher(nn.Module):
     """Images to decoded images, and the device's own prediction.
 
-    The code begins with the device's prediction, so that the classifier in the cloud need not do worse than the device;
-    the remaining bits are learned.
+    The code begins with this prediction, so that the classifier in the cloud need not do worse; the other bits are
+    learned.
 
     Args:
         height: rows of the images.
         width: columns of the images.
         classes: of the device's own head, at least 2.
         bits: of the code.
-        photographs: decode to one image per class; the caller sets them, and no decoder is learned.
-
-    Attributes:
-        photographs: those images, or None.
+        photographs: decode to one image per class; the caller sets them, and no decoder is learned. The attribute of
+            this name holds them, or None.
 
     Raises:
         ValueError: the bits are too few to number the classes.
@@ -94,10 +87,8 @@ class Sketcher(nn.Module):
             raise ValueError(f"{classes} classes take {class_bits(classes)} bits, got {bits}")
         depths, widths = TRUNK
         side, channels = _DECODED
-        self.size = height, width
-        self.classes = classes
-        self.bits = bits
-        reduction = stem_reduction(height, width)
+        self.size, self.classes, self.bits = (height, width), classes, bits
+        reduction = next((by for largest, by in _STEM_REDUCTIONS if max(height, width) <= largest), 4)
         self.trunk = ResNet(BasicBlock, (0, *depths), (widths[0], *widths), classes, reduction=reduction)
         self.to_bits: nn.Module | None = None
         if learned:
@@ -134,10 +125,10 @@ class Sketcher(nn.Module):
         return nn.ModuleList(part for part in (self.trunk, self.to_bits) if part is not None)
 
     def encode(self, images: Tensor, *, bits_alone: bool = False, bfloat16: bool = False) -> tuple[Tensor, Tensor]:
-        """Return the code and the device's own logits.
+        """Return the code of images (N, 3, H, W) float32 in [0, 1], and the device's own logits.
 
         Args:
-            images: (N, 3, H, W) float32 in [0, 1].
+            images: of the size that it was built for.
             bits_alone: let the code's gradient reach the learned bits, but not the trunk beneath them.
             bfloat16: compute the trunk so; see `sfumato.lab.models.precision`.
 
@@ -161,13 +152,13 @@ class Sketcher(nn.Module):
         number = code[:, : self.classes].argmax(dim=1, keepdim=True) // self._places().to(code.device) % 2
         bits = torch.cat([number.to(code.dtype), (code[:, self.classes :] > 0).to(code.dtype)], dim=1)
         whole = F.pad(bits, (0, -self.bits % 8)).reshape(-1, (self.bits + 7) // 8, 8)
-        weights = torch.tensor([128.0, 64, 32, 16, 8, 4, 2, 1], device=code.device)
+        weights = torch.tensor(_PLACES, dtype=torch.float32, device=code.device)
         packed: Tensor = (whole * weights).sum(dim=2).to(torch.uint8)
         return packed
 
     def unpack(self, packed: Tensor) -> Tensor:
         """Invert `pack`; a number that no class has gives a code without a class."""
-        shifts = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], device=packed.device)
+        shifts = torch.tensor(_PLACES, device=packed.device)
         bits = (packed.to(torch.int64).unsqueeze(2) // shifts % 2).flatten(1)
         places = self._places()
         number = (bits[:, : len(places)] * places.to(packed.device)).sum(dim=1, keepdim=True)
@@ -186,14 +177,7 @@ class Sketcher(nn.Module):
         return decoded if decoded.shape[2:] == self.size else F.interpolate(decoded, size=self.size, mode="bilinear")
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Obfuscate.
-
-        Args:
-            images: (N, 3, H, W) float32 in [0, 1], of the size that it was built for.
-
-        Returns:
-            Decoded images (N, 3, H, W) float32 in [0, 1], and the device's own logits (N, classes) float32.
-        """
+        """(N, 3, H, W) float32 in [0, 1] -> decoded images, likewise, and the device's own logits (N, classes)."""
         code, logits = self.encode(images)
         return self.decode(code), logits
 
@@ -202,24 +186,15 @@ class SketchGraph(nn.Module):
     """A sketcher as the device runs it: the payload, the device's own prediction, calibrated, and the code.
 
     The payload is the decoded image, or in the split form the code, which `SketchDecoder` decodes to the same image.
-
-    Args:
-        sketcher: trained.
-        normalize: from images in [0, 1] to the classifier's input.
-        temperature: that the device's logits are divided by, above 0.
+    The device's logits are divided by the temperature, above 0.
     """
 
     def __init__(self, sketcher: Sketcher, normalize: Normalize, *, temperature: float) -> None:
         super().__init__()
-        self.sketcher = sketcher
-        self.normalize = normalize
-        self.temperature = temperature
+        self.sketcher, self.normalize, self.temperature = sketcher, normalize, temperature
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute in one pass all that the device may need.
-
-        Args:
-            images: (N, 3, H, W) float32 in [0, 1].
+        """Compute in one pass all that the device may need of images (N, 3, H, W) float32 in [0, 1].
 
         Returns:
             The classifier's input (N, 3, H, W) float32, logits (N, classes) float32, packed codes (N, B) uint8.
@@ -234,8 +209,7 @@ class SketchDecoder(nn.Module):
 
     def __init__(self, sketcher: Sketcher, normalize: Normalize) -> None:
         super().__init__()
-        self.sketcher = sketcher
-        self.normalize = normalize
+        self.sketcher, self.normalize = sketcher, normalize
 
     def forward(self, packed: Tensor) -> Tensor:
         """Packed codes (N, B) uint8 -> the classifier's input (N, 3, H, W) float32."""

@@ -213,7 +213,7 @@ def write_sketch_bundle(
         obfuscated = payload(images.cpu())
         with suppress(AuditError):
             reconstructs, counts = codeword_means((part, payload(part)) for part in parts)
-            small, file = reconstructs.largest(counts, _RECONSTRUCTED_CODES).half_size(), folder / DEOBFUSCATOR_ONNX
+            small, file = reconstructs.reduced(counts, _RECONSTRUCTED_CODES), folder / DEOBFUSCATOR_ONNX
             export_onnx(small, file, obfuscated, input_name="obfuscated", output_name="reconstructed")
     gate = Gate(threshold=threshold, offload_rate=offload_rate, images=len(held_out))
     return _saved(folder, classifier, recipe, gate, code_fingerprint(sketcher))
