@@ -163,8 +163,8 @@ EVERYTHING = {
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(each, id=name, marks=[pytest.mark.long] * ("begins anew" not in name))
-        for name, each in EVERYTHING.items()
+        pytest.param(options, id=name, marks=[pytest.mark.long] * (not name.startswith("8 bits")))
+        for name, options in EVERYTHING.items()
     ],
 )
 def test_every_option_from_images_to_an_audit(trained, image_folder, tmp_path, options):
