@@ -6,7 +6,6 @@ import hashlib
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +56,7 @@ def write_classifier_bundle(
     name: str,
     labels: tuple[str, ...],
     preprocessing: Preprocessing,
-    recipe: dict[str, Any],
+    recipe: RecipeRecord,
     half: bool = False,
 ) -> Bundle:
     """Write a classifier's bundle, without figures and provenance.
@@ -86,7 +85,7 @@ def write_classifier_bundle(
         labels=labels,
         preprocessing=preprocessing,
         classifier_fingerprint=fingerprint(folder / CLASSIFIER_ONNX),
-        recipe=RecipeRecord.from_json(recipe),
+        recipe=recipe,
     ).save()
 
 
@@ -96,7 +95,7 @@ def write_obfuscator_bundle(
     images: Tensor,
     *,
     classifier: FrozenClassifier,
-    recipe: dict[str, Any],
+    recipe: RecipeRecord,
     half: bool = False,
 ) -> Bundle:
     """Write an obfuscator's bundle, without figures and provenance.
@@ -177,7 +176,7 @@ def write_sketch_bundle(
     images: Tensor,
     *,
     classifier: FrozenClassifier,
-    recipe: dict[str, Any],
+    recipe: RecipeRecord,
     known: ImageSet,
     held_out: ImageSet,
     offload_rate: float,
@@ -235,7 +234,7 @@ def _own_logits(sketcher: Sketcher, images: Tensor) -> Tensor:
 def _saved(
     folder: Path,
     classifier: FrozenClassifier,
-    recipe: dict[str, Any],
+    recipe: RecipeRecord,
     gate: Gate | None = None,
     code: str | None = None,
 ) -> Bundle:
@@ -246,7 +245,7 @@ def _saved(
         labels=classifier.labels,
         preprocessing=classifier.preprocessing,
         classifier_fingerprint=classifier.fingerprint,
-        recipe=RecipeRecord.from_json(recipe),
+        recipe=recipe,
         gate=gate,
         code_fingerprint=code,
     ).save()

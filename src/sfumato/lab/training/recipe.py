@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from sfumato.artifacts.versions import upgraded
 from sfumato.errors import RecipeError
+from sfumato.lab.data import Augmentation
 from sfumato.lab.models.precision import Wanted
 from sfumato.lab.models.rebuild import ObfuscatorNetRecipe, SketchNetRecipe, Strict
 
@@ -55,6 +56,11 @@ class DataRecipe(Strict):
     flip: bool = True
     crop_padding: int = Field(default=0, ge=0, le=16)
     zoom: float | None = Field(default=None, gt=0, le=1)
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """The augmentation of training images."""
+        return Augmentation(self.flip, self.crop_padding, self.zoom)
 
     @model_validator(mode="after")
     def _is_usable(self) -> DataRecipe:
@@ -155,6 +161,12 @@ class UtilityRecipe(Strict):
     teacher_weight: float = Field(default=0.0, ge=0, le=1)
     feature_weight: float = Field(default=0.0, ge=0, le=1)
     temperature: float = Field(default=4.0, gt=0)
+
+    @property
+    def label_weight(self) -> float:
+        """Share of the labels; exactly 0 where the others take all."""
+        rest = 1 - self.teacher_weight - self.feature_weight
+        return rest if rest > 1e-9 else 0.0
 
     @model_validator(mode="after")
     def _is_usable(self) -> UtilityRecipe:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -114,27 +112,6 @@ class _Protecting(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-@dataclass(frozen=True)
-class Utility:
-    """The target of the frozen classifier's predictions on obfuscated images.
-
-    Attributes:
-        teacher_weight: share of its own predictions on the plain images, in [0, 1].
-        feature_weight: share of its features, in [0, 1]; the labels get the rest.
-        temperature: that predictions are softened with, above 0.
-    """
-
-    teacher_weight: float = 0.0
-    feature_weight: float = 0.0
-    temperature: float = 4.0
-
-    @property
-    def label_weight(self) -> float:
-        """Share of the labels; exactly 0 where the others take all."""
-        rest = 1 - self.teacher_weight - self.feature_weight
-        return rest if rest > 1e-9 else 0.0
-
-
 class ObfuscationTask(_Protecting):
     """Train an obfuscator for a frozen classifier, together with its attackers if it has some.
 
@@ -149,7 +126,10 @@ class ObfuscationTask(_Protecting):
         classifier: normalised images to logits; frozen here.
         normalize: from [0, 1] to the classifier's input.
         privacy_weight: lambda, of the term against the deobfuscator.
-        utility: see `Utility`.
+        label_weight: share of the labels in the utility, in [0, 1].
+        teacher_weight: share of the classifier's own predictions on the plain images; all three sum to 1.
+        feature_weight: share of its features.
+        temperature: that predictions are softened with, above 0.
         class_means: (classes, 3, H, W) float32 in [0, 1]: minimise `class_mean_loss` instead of maximising `L_r`. It
             takes a second pass through the deobfuscator.
         rate_weight: of `gaussian_rate`; the obfuscator has to be noisy.
@@ -169,7 +149,10 @@ class ObfuscationTask(_Protecting):
         normalize: Normalize,
         *,
         privacy_weight: float,
-        utility: Utility | None = None,
+        label_weight: float = 1.0,
+        teacher_weight: float = 0.0,
+        feature_weight: float = 0.0,
+        temperature: float = 4.0,
         class_means: Tensor | None = None,
         rate_weight: float = 0.0,
         entropy_weight: float = 0.0,
@@ -181,7 +164,8 @@ class ObfuscationTask(_Protecting):
         self.obfuscator = obfuscator
         self.deobfuscator = deobfuscator
         self.privacy_weight = privacy_weight
-        self.utility = utility or Utility()
+        self.label_weight, self.teacher_weight, self.feature_weight = label_weight, teacher_weight, feature_weight
+        self.temperature = temperature
         self.register_buffer("class_means", class_means, persistent=False)
         self.rate_weight, self.entropy_weight, self.mixture = rate_weight, entropy_weight, mixture
 
@@ -214,21 +198,20 @@ class ObfuscationTask(_Protecting):
 
     def _utility(self, obfuscated: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Losses]:
         """Return the utility's loss, its parts and the accuracy."""
-        utility = self.utility
         features, logits = self._predictions(self.ensemble.varied(obfuscated))
         predictions = [logits, *self.ensemble(obfuscated)]
         parts: list[tuple[str, float, Tensor]] = []
-        if utility.label_weight:
+        if self.label_weight:
             each = [classification_loss(prediction, labels) for prediction in predictions]
-            parts.append(("classification", utility.label_weight, torch.stack(each).mean()))
-        if utility.teacher_weight or utility.feature_weight:
+            parts.append(("classification", self.label_weight, torch.stack(each).mean()))
+        if self.teacher_weight or self.feature_weight:
             with torch.no_grad():
                 teacher_features, teacher = self._predictions(images)
-        if utility.teacher_weight:
-            each = [distillation_loss(one, teacher, temperature=utility.temperature) for one in predictions]
-            parts.append(("distillation", utility.teacher_weight, torch.stack(each).mean()))
+        if self.teacher_weight:
+            each = [distillation_loss(one, teacher, temperature=self.temperature) for one in predictions]
+            parts.append(("distillation", self.teacher_weight, torch.stack(each).mean()))
         if features is not None and teacher_features is not None:
-            parts.append(("features", utility.feature_weight, feature_loss(features, teacher_features)))
+            parts.append(("features", self.feature_weight, feature_loss(features, teacher_features)))
         loss = torch.stack([weight * part for _, weight, part in parts]).sum()
         figures = {name: part.detach() for name, _, part in parts}
         return loss, figures | _ensemble_accuracy(predictions, labels) | {"accuracy": _accuracy(logits, labels)}
@@ -236,7 +219,7 @@ class ObfuscationTask(_Protecting):
     def _predictions(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return the classifier's features, if they are needed, and its logits."""
         inputs = self.normalize(images)
-        if not self.utility.feature_weight:
+        if not self.feature_weight:
             return None, compute(self.classifier, inputs, bfloat16=self.in_bfloat16)
         with autocast(inputs.device, enabled=self.in_bfloat16):
             features, logits = features_and_logits(self.classifier, inputs)

@@ -17,6 +17,9 @@ import tiny
 from recording import Exchange, RecordingServer, metadata, recording, respond_with
 from sfumato.errors import EndpointResponseInvalid, EndpointUnreachable, QueryBudgetExhausted, TrainingError
 from sfumato.lab.training.blackbox.oracle import Oracle, is_endpoint, log_probabilities
+from sfumato.lab.training.recipe import BlackBoxRecipe
+
+FIELDS = BlackBoxRecipe.model_fields
 
 
 class Counting:
@@ -49,10 +52,10 @@ def oracle(server: RecordingServer, tmp_path: Path, **changes: Any) -> Oracle:
         "preprocessing": tiny.PREPROCESSING,
         "classes": 4,
         "memory": tmp_path / "answers.sqlite",
-        "queries": 100,
-        "rate": 1e6,
     }
-    return Oracle(server.url, "tiny", **{**given, **changes})
+    limits = {"queries": 100, "rate": 1e6} | {key: changes.pop(key) for key in changes.keys() & {*FIELDS}}
+    box = BlackBoxRecipe(model="tiny").model_copy(update=limits)  # unchecked: fewer queries than a recipe may allow
+    return Oracle(server.url, box, **{**given, **changes})
 
 
 def test_answers_are_those_of_the_classifier(tmp_path: Path) -> None:

@@ -120,6 +120,6 @@ def test_interrupted_tuning_resumes_to_the_same_decoder(tmp_path: Path) -> None:
     whole = tuned("whole.pt")
     with interrupted_at(3):
         tuned("halves.pt")
-    resumed = tuned("halves.pt", resume=True)
+    resumed = tuned("halves.pt")
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
     assert not torch.equal(whole["draw.1.weight"], sketch()[0].state_dict()["draw.1.weight"])

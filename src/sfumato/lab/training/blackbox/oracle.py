@@ -10,7 +10,6 @@ import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
@@ -23,6 +22,7 @@ from torch.nn import functional as F
 from sfumato.artifacts.bundle import Preprocessing
 from sfumato.device.connect import open_endpoint
 from sfumato.errors import EndpointResponseInvalid, QueryBudgetExhausted, TrainingError
+from sfumato.lab.training.recipe import BlackBoxRecipe
 from sfumato.wire import ModelMetadata
 from sfumato.wire import Tensor as WireTensor
 
@@ -48,19 +48,17 @@ class Oracle:
 
     Args:
         url: the endpoint's address.
-        model: its name there.
+        box: the model's name there, and how often and for what it may be queried, over all runs with `memory`.
         preprocessing: how an image becomes its input.
         classes: how many it has.
         memory: the file that predictions are kept in; an SQLite database.
-        queries: images that may be sent, over all runs with this file.
-        answers: "scores" if it returns logits or probabilities of all classes; "label" to use only the highest class.
-        rate: images per second at most.
         token: the bearer token, if the endpoint needs one.
         ca_file: PEM file with the authorities to trust instead of the system's.
         pause: waits for seconds.
 
     Attributes:
         fingerprint: of the classifier, if the endpoint publishes it.
+        spent: how many images were sent so far, over all runs with this file.
 
     Raises:
         EndpointError: one of its kinds; see `sfumato.errors`.
@@ -70,49 +68,34 @@ class Oracle:
     def __init__(
         self,
         url: str,
-        model: str,
+        box: BlackBoxRecipe,
         *,
         preprocessing: Preprocessing,
         classes: int,
         memory: Path,
-        queries: int,
-        answers: Answers = "scores",
-        rate: float = 100.0,
         token: str | None = None,
         ca_file: Path | None = None,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.preprocessing, self.classes, self.queries, self.answers = preprocessing, classes, queries, answers
+        self.preprocessing, self.classes, self.queries, self.answers = preprocessing, classes, box.queries, box.answers
         self._endpoint = open_endpoint(
             url, encoding="binary", token=token, ca_file=ca_file, timeout_s=_TIMEOUT_S, retries=_RETRIES
         )
-        self._model, self._rate, self._pause = model, rate, pause
+        self._model, self._rate, self._pause = box.model, box.rate, pause
         self._next = 0.0
-        metadata = self._endpoint.metadata(model)
+        metadata = self._endpoint.metadata(box.model)
         self._input, self._output = _names(metadata, preprocessing, classes)
         stated = metadata.parameters.get("fingerprint")
         self.fingerprint = stated if isinstance(stated, str) else None
-        self._memory = _open(memory, f"{model} {answers} {self.fingerprint or 'unstated'} {classes}")
-        ((count,),) = self._memory.execute("SELECT count(*) FROM answers")  # once: it reads the whole file
-        self._spent = int(count)
+        self._memory = _open(memory, f"{box.model} {box.answers} {self.fingerprint or 'unstated'} {classes}")
+        ((self.spent,),) = self._memory.execute("SELECT count(*) FROM answers")  # once: it reads the whole file
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close connection and file."""
+    def __exit__(self, *raised: object) -> None:
         self._memory.close()
         self._endpoint.close()
-
-    @property
-    def spent(self) -> int:
-        """How many images were sent so far, over all runs with this file."""
-        return self._spent
 
     @property
     def left(self) -> int:
@@ -148,7 +131,7 @@ class Oracle:
             with self._memory:  # one transaction for the whole answer
                 rows = [(key, np.asarray(known[key], "<f4").tobytes()) for key in new]
                 self._memory.executemany("INSERT INTO answers VALUES (?, ?)", rows)
-            self._spent += len(rows)
+            self.spent += len(rows)
         return torch.from_numpy(np.stack([np.asarray(known[key], np.float32) for key in keys]))
 
     def _recall(self, key: bytes) -> npt.NDArray[np.float32] | None:

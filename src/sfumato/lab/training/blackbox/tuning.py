@@ -24,7 +24,8 @@ from sfumato.lab.data import Augmentation, ImageSet
 from sfumato.lab.models import Sketcher
 from sfumato.lab.models.checkpoint import identify
 from sfumato.lab.training.blackbox.oracle import Oracle
-from sfumato.lab.training.engine import Schedule, fit
+from sfumato.lab.training.engine import fit
+from sfumato.lab.training.recipe import TrainingRecipe
 from sfumato.lab.training.tasks import Losses
 from sfumato.progress import Progress, silent
 
@@ -218,7 +219,6 @@ def tune(
     queries: int,
     seed: int,
     checkpoint: Path,
-    resume: bool = False,
     progress: Progress = silent,
 ) -> Tuned:
     """Change the decoded images until the endpoint's predictions are the device's; keep the best decoder.
@@ -231,8 +231,7 @@ def tune(
         weights: (K,) float, the share of the images with that code; sum 1.
         queries: decoded images that may be sent at most.
         seed: of the directions.
-        checkpoint: the file that the state is kept in.
-        resume: continue from it.
+        checkpoint: the file that the state is kept in, and resumed from if it is there.
         progress: is told of each step.
 
     Raises:
@@ -247,21 +246,22 @@ def tune(
     step = len(codes) + 2 * task.copies * min(len(codes), _MOST_CODES)
     room = queries - 2 * len(codes) - 2 * task.copies * _MOST_CODES
     if room >= 0:
+        # Unchecked, as a single code is a batch of one.
+        plan = TrainingRecipe.model_construct(epochs=1, batch_size=len(codes), seed=seed, channels_last=False)
         every, steps = ImageSet(codes[:, :, None, None], wanted, (), "codes", ""), 1 + room // step
         optimizer = torch.optim.Adam(task.decoder.parameters(), lr=_LEARNING_RATE)
         with suppress(QueryBudgetExhausted):  # the best decoder so far is kept
             fit(
                 Fabric(accelerator="cpu", devices=1),
                 task,
-                optimizer,
-                ConstantLR(optimizer, factor=1.0),
+                plan,
+                optimizers=(optimizer, ConstantLR(optimizer, factor=1.0)),
                 train=_Codes(every.images.repeat(steps, 1, 1, 1), wanted.repeat(steps), (), "codes", ""),
                 test=every,
                 augmentation=Augmentation(flip=False),
-                schedule=Schedule(1, len(codes), seed, channels_last=False),
                 checkpoint=checkpoint,
                 identity=identity,
-                resume=resume,
+                resume=checkpoint.is_file(),
                 until=lambda: float(task.validate(codes, wanted)["agreement"]) >= 1 - 1e-9,
                 progress=progress,
             )
