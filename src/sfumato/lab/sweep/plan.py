@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 
 from sfumato.artifacts.bundle import Bundle
@@ -15,10 +14,11 @@ from sfumato.lab.audit.points import read_audits
 from sfumato.lab.audit.schema import AuditResult
 from sfumato.lab.classifiers import FrozenClassifier, classifier_bundle, load_classifier
 from sfumato.lab.runs.speed import Entry, Speed, device_macs
-from sfumato.lab.sweep.dials import Setting, parse_dial, settings
-from sfumato.lab.sweep.jobs import AuditOptions, Job, fastest_device, images, known_audit, training_state
+from sfumato.lab.sweep.dials import Setting, settings
+from sfumato.lab.sweep.jobs import Job, fastest_device, images, known_audit, recipe_of, training_state
 from sfumato.lab.sweep.schema import DeviceCost
-from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, DataRecipe, load_recipe, parse_recipe
+from sfumato.lab.training import Run
+from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, ObfuscatorRecipe, SketchRecipe, load_recipe
 
 LOCAL = "local"
 """The name of the on-device baseline, where the sweep trains it."""
@@ -34,9 +34,9 @@ class Sweep:
         folder: of everything: `points/` with a run and its audit each, `local/`, `audits/`, and the results.
         budget: of the audits.
         classifier: that all points are for.
-        images: number of training and of test images of the audits; None for all.
-        local: folder of the on-device baseline's bundle; None if none was given.
-        local_recipe: to train that baseline by.
+        jobs: one for each point, by its name.
+        local: folder of the on-device baseline's bundle, which may not exist yet; None without one.
+        local_job: that trains it, where the sweep does.
         others: contents of other audits, by file.
     """
 
@@ -45,32 +45,10 @@ class Sweep:
     folder: Path
     budget: Budget
     classifier: FrozenClassifier
-    images: int | None = None
-    local: Path | None = None
-    local_recipe: ClassifierRecipe | None = None
-    others: dict[Path, AuditResult] = field(default_factory=dict)
-
-    @property
-    def local_job(self) -> Job | None:
-        """The on-device baseline, where the sweep trains it."""
-        if self.local_recipe is None:
-            return None
-        return Job(LOCAL, self.local_recipe, str(self.folder / LOCAL), None)
-
-    @property
-    def local_bundle(self) -> Path | None:
-        """The folder of the on-device baseline's bundle, which may not exist yet."""
-        return self.local if self.local_job is None else self.local_job.run.bundle
-
-    @cached_property
-    def jobs(self) -> dict[str, Job]:
-        """One job for each point, by its name."""
-        audit = AuditOptions(self.budget, None if self.local_bundle is None else str(self.local_bundle), self.images)
-        return {
-            name: Job(name, recipe, str(self.folder / "points" / name), audit)
-            for setting in self.settings
-            for name, recipe in zip(setting.names, setting.recipes, strict=True)
-        }
+    jobs: dict[str, Job]
+    local: Path | None
+    local_job: Job | None
+    others: dict[Path, AuditResult]
 
 
 def plan_sweep(
@@ -106,40 +84,33 @@ def plan_sweep(
     """
     if local is not None and local_recipe is not None:
         raise RecipeError("--local is a trained classifier, --local-recipe trains one; choose one")
-    found = settings(recipe, [parse_dial(dial) for dial in dials], seeds=seeds, overrides=overrides)
-    first = found[0].recipes[0]
-    assert not isinstance(first, ClassifierRecipe)
+    found = settings(recipe, dials, seeds=seeds, overrides=overrides)
+    points = {name: given for setting in found for name, given in setting.recipes.items()}
+    first = next(iter(points.values()))
     classifier = load_classifier(classifier_bundle(first.classifier, folder / "classifier"))
     train, test = images(first.data, images_each)
     if len(train.names) == len(classifier.labels):  # an audit needs images of every class
         train, test = train.of_classes(classifier.labels), test.of_classes(classifier.labels)
     _check_fit("the data", classifier, (train.images.shape[2], train.images.shape[3]), train.names)
+    local_job = None
     if local is not None:
         bundle = Bundle.load(local, kind="classifier")
         _check_fit(str(local), classifier, (bundle.preprocessing.height, bundle.preprocessing.width), bundle.labels)
-    return Sweep(
-        recipe=recipe,
-        settings=found,
-        folder=folder,
-        budget=budget,
-        classifier=classifier,
-        images=images_each,
-        local=local,
-        local_recipe=None if local_recipe is None else _local(local_recipe, first.data, first.classifier),
-        others={} if compare_with is None else _others(compare_with, test.source),
-    )
-
-
-def _others(folder: Path, source: str) -> dict[Path, AuditResult]:
-    """Read other audits, and report broken or foreign ones now, not in some hours."""
-    others = read_audits(folder)
-    for file, audit in others.items():
-        if audit.data.source != source:
+    if local_recipe is not None:
+        local_job = Job(LOCAL, _local(local_recipe, first), Run(folder / LOCAL))
+        local = local_job.run.bundle
+    jobs = {
+        name: Job(name, given, Run(folder / "points" / name), budget, local, images_each)
+        for name, given in points.items()
+    }
+    others = {} if compare_with is None else read_audits(compare_with)
+    for file, audit in others.items():  # now, not in some hours
+        if audit.data.source != test.source:
             raise AuditError(
-                f"{file} is an audit on {audit.data.source}, this sweep is on {source}; audits of several data "
+                f"{file} is an audit on {audit.data.source}, this sweep is on {test.source}; audits of several data "
                 "sets cannot share one plot"
             )
-    return others
+    return Sweep(recipe, found, folder, budget, classifier, jobs, local, local_job, others)
 
 
 def listing(sweep: Sweep) -> list[Entry]:
@@ -154,34 +125,27 @@ def listing(sweep: Sweep) -> list[Entry]:
         recipe, state, seconds = job.recipe, training_state(job), None
         epochs = recipe.training.epochs
         if state.name != "done":
-            seconds = speed.training_s(
-                recipe,
-                _train_images(recipe),
-                epochs - state.epochs,
-                classifier=sweep.classifier.net,
-                **_size(sweep),
-            )
+            train, _ = images(recipe.data, recipe.data.train_images)
+            left = epochs - state.epochs
+            seconds = speed.training_s(recipe, len(train), left, classifier=sweep.classifier.net, **_size(sweep))
         entries.append(Entry(job.name, state.of(epochs), seconds))
-        if job.audit is not None:
+        if job.budget is not None:
             done = state.name == "done" and known_audit(job) is not None
-            audited = None if done else speed.audit_s(sweep.budget)
+            audited = None if done else speed.audit_s(job.budget)
             entries.append(Entry(f"audit of {job.name}", "done" if done else "missing", audited))
     return entries
 
 
 def device_cost(sweep: Sweep) -> DeviceCost:
     """Count multiply-accumulates per image on the device."""
-    recipes = [recipe for setting in sweep.settings for recipe in setting.recipes]
-    local = sweep.local_recipe
-    if sweep.local is not None:
-        try:
-            stated = parse_recipe(Bundle.load(sweep.local).recipe.to_json())
-        except RecipeError:
-            stated = None
-        local = stated if isinstance(stated, ClassifierRecipe) else None
+    local: AnyRecipe | None = None
+    if sweep.local_job is not None:
+        local = sweep.local_job.recipe
+    elif sweep.local is not None:
+        local = recipe_of(Bundle.load(sweep.local))
     return DeviceCost(
-        obfuscator_macs=max(device_macs(recipe, **_size(sweep)) for recipe in recipes),
-        on_device_macs=None if local is None else device_macs(local, **_size(sweep)),
+        obfuscator_macs=max(device_macs(job.recipe, **_size(sweep)) for job in sweep.jobs.values()),
+        on_device_macs=device_macs(local, **_size(sweep)) if isinstance(local, ClassifierRecipe) else None,
     )
 
 
@@ -190,20 +154,16 @@ def _size(sweep: Sweep) -> dict[str, int]:
     return {"height": size.height, "width": size.width, "classes": len(sweep.classifier.labels)}
 
 
-def _train_images(recipe: AnyRecipe) -> int:
-    train, _ = images(recipe.data, None)
-    return min(len(train), recipe.data.train_images or len(train))
-
-
-def _local(path: Path, data: DataRecipe, classifier: str) -> ClassifierRecipe:
+def _local(path: Path, swept: ObfuscatorRecipe | SketchRecipe) -> ClassifierRecipe:
+    """Return the on-device baseline's recipe, on the images of the sweep and taught by its classifier."""
     plain = load_recipe(path)
     if not isinstance(plain, ClassifierRecipe):
         raise RecipeError(f"{path} is of kind {plain.kind!r}; --local-recipe takes the recipe of a classifier")
-    changed = [f"data.source={json.dumps(data.source)}"]
-    if data.size is not None:
-        changed.append(f"data.size={list(data.size)}")
+    changed = [f"data.source={json.dumps(swept.data.source)}"]
+    if swept.data.size is not None:
+        changed.append(f"data.size={list(swept.data.size)}")
     if plain.teacher is not None:
-        changed.append(f"teacher={json.dumps(classifier)}")
+        changed.append(f"teacher={json.dumps(swept.classifier)}")
     found = load_recipe(path, changed)
     assert isinstance(found, ClassifierRecipe)
     return found

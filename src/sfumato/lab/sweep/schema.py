@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from sfumato.artifacts.bundle import write_json
 from sfumato.errors import ResultsError
+from sfumato.lab.report.tradeoff import PaysOff
 from sfumato.lab.runs.folders import as_model, read_json
 
 SCHEMA = "sfumato.frontier/2"
 _READABLE = (SCHEMA, "sfumato.frontier/1")
-
-PaysOff = Literal["yes", "no", "unclear", "unknown"]
 
 
 class _Model(BaseModel):
