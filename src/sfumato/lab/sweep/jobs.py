@@ -66,11 +66,9 @@ def make(job: Job, progress: Progress = silent) -> None:
         Interrupted: Ctrl-C or SIGTERM; the state is kept.
     """
     recipe = job.recipe
-    if is_done(job):
-        return
     if training_state(job).name != "done":
         finish_training(recipe, job.run)
-    if job.budget is None:
+    if job.budget is None or known_audit(job) is not None:
         return
     assert not isinstance(recipe, ClassifierRecipe)
     bundle = Bundle.load(job.run.bundle, kind="obfuscator")

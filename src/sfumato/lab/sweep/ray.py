@@ -18,6 +18,7 @@ import ray
 from ray import tune
 
 from sfumato.errors import Interrupted, SfumatoError
+from sfumato.lab.libraries import first_line
 from sfumato.lab.sweep.jobs import Job, Make
 from sfumato.progress import Say
 
@@ -69,7 +70,7 @@ class RayEngine:
                 **where, runtime_env={"env_vars": environment}, log_to_driver=False, logging_level=logging.CRITICAL
             )
         except Exception as error:  # a plain one where its own processes were too slow to start
-            raise SfumatoError(f"Ray cannot start at {self.address or 'this machine'}: {_first_line(error)}") from error
+            raise SfumatoError(f"Ray cannot start at {self.address or 'this machine'}: {first_line(error)}") from error
         if self.address is None and (bound := ray.util.get_node_ip_address()) != _LOOPBACK:
             raise SfumatoError(f"Ray listens on {bound}, not on {_LOOPBACK} alone: it was imported before the sweep")
         have = ray.cluster_resources()
@@ -101,7 +102,7 @@ class RayEngine:
         for job in jobs:
             result = outcomes.get(job.name)
             if result is not None and result.error is not None:
-                failed[job.name] = f"its worker failed {_ATTEMPTS + 1} times: {_first_line(result.error)}"
+                failed[job.name] = f"its worker failed {_ATTEMPTS + 1} times: {first_line(result.error)}"
             elif result is None or not result.metrics or "failure" not in result.metrics:
                 raise Interrupted("interrupted")
             elif result.metrics["failure"]:
@@ -152,7 +153,3 @@ class _Reporter(tune.Callback):  # type: ignore[misc, unused-ignore]
         """Report that a worker died too often."""
         self._ended += 1
         self._say(f"[{self._ended}/{self._count}] {trial.config['point']}: given up, its worker died repeatedly")
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -47,7 +47,6 @@ def obfuscation_task(
     Raises:
         RecipeError: the recipe does not fit the images or the classifier.
     """
-    check_fit(frozen, images)
     height, width = images.images.shape[2:]
     if height % Obfuscator.size_multiple or width % Obfuscator.size_multiple:
         raise RecipeError(
@@ -92,7 +91,6 @@ def sketch_task(
     bfloat16: bool,
 ) -> SketchTask:
     """Return the task that a sketch's recipe describes, with fresh weights; see `obfuscation_task`."""
-    check_fit(frozen, images)
     height, width = images.images.shape[2:]
     try:
         sketcher = sketcher_of(recipe, height, width, classes=len(images.names))
@@ -204,22 +202,6 @@ def labelled_by(frozen: FrozenClassifier, images: ImageSet) -> ImageSet:
     net = frozen_module(frozen)
     predicted = [net(part.float() / 255).argmax(dim=1) for part in torch.split(images.images, INFERENCE_BATCH)]
     return replace(images, labels=torch.cat(predicted), names=frozen.labels)
-
-
-def check_fit(frozen: FrozenClassifier, images: ImageSet) -> None:
-    """Check that a classifier takes these images and knows their classes.
-
-    Raises:
-        RecipeError: it does not.
-    """
-    size = tuple(images.images.shape[2:])
-    wanted = (frozen.preprocessing.height, frozen.preprocessing.width)
-    if size != wanted:
-        raise RecipeError(f"images are {size}, the classifier {frozen.name} takes {wanted}; set data.size")
-    if len(images.names) != len(frozen.labels):
-        raise RecipeError(
-            f"the data has {len(images.names)} classes, the classifier {frozen.name} {len(frozen.labels)}"
-        )
 
 
 def normalize(preprocessing: Preprocessing) -> Normalize:

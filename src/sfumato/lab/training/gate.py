@@ -12,6 +12,7 @@ from sfumato.device.gate import softmax
 _RANGE = 0.05, 20.0
 
 
+@torch.enable_grad()
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """Return the number to divide logits by so that their probabilities are calibrated: temperature scaling.
 

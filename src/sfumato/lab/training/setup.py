@@ -18,7 +18,6 @@ from sfumato.lab.models import build_classifier, fold_norms
 from sfumato.lab.models.precision import Precision, choose_precision
 from sfumato.lab.training.building import (
     begin_from,
-    check_fit,
     frozen_module,
     labelled_by,
     normalize,
@@ -183,11 +182,25 @@ def prepare(
     if frozen is not None:  # its classes, in its order
         train_set, test_set = train_set.of_classes(frozen.labels), test_set.of_classes(frozen.labels)
         held_out = held_out and held_out.of_classes(frozen.labels)
+        size, takes = (
+            tuple(train_set.sample.images.shape[2:]),
+            (frozen.preprocessing.height, frozen.preprocessing.width),
+        )
+        if size != takes:
+            raise RecipeError(f"images are {size}, the classifier {frozen.name} takes {takes}; set data.size")
     task: ClassifierTask | ObfuscationTask | SketchTask
     bfloat16 = precision.dense_bfloat16
     if isinstance(recipe, ClassifierRecipe):
         preprocessing = preprocessing_of(recipe.data.source, train_set.sample)
-        task = _classifier_task(recipe, frozen, preprocessing, train_set.sample, bfloat16=bfloat16)
+        task = ClassifierTask(
+            build_classifier(recipe.architecture, len(train_set.names)),
+            normalize(preprocessing),
+            label_smoothing=recipe.label_smoothing,
+            teacher=None if frozen is None else nn.Sequential(normalize(frozen.preprocessing), fold_norms(frozen.net)),
+            teacher_weight=recipe.teacher_weight,
+            temperature=recipe.temperature,
+            bfloat16=bfloat16,
+        )
         return Prepared(recipe, run, fabric, precision, task, frozen, preprocessing, train_set, None, test_set)
     assert frozen is not None
     if label_free(recipe):
@@ -213,24 +226,3 @@ def prepare(
 def _frozen(given: str, folder: Path, fabric: Fabric) -> FrozenClassifier:
     with fabric.rank_zero_first(local=True):  # the others then find the bundle that the first made
         return load_classifier(classifier_bundle(given, folder))
-
-
-def _classifier_task(
-    recipe: ClassifierRecipe,
-    teacher: FrozenClassifier | None,
-    preprocessing: Preprocessing,
-    images: ImageSet,
-    *,
-    bfloat16: bool,
-) -> ClassifierTask:
-    if teacher is not None:
-        check_fit(teacher, images)
-    return ClassifierTask(
-        build_classifier(recipe.architecture, len(images.names)),
-        normalize(preprocessing),
-        label_smoothing=recipe.label_smoothing,
-        teacher=None if teacher is None else nn.Sequential(normalize(teacher.preprocessing), fold_norms(teacher.net)),
-        teacher_weight=recipe.teacher_weight,
-        temperature=recipe.temperature,
-        bfloat16=bfloat16,
-    )

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from collections import defaultdict
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from sfumato.artifacts.bundle import Bundle
-from sfumato.errors import RecipeError, TrainingError
+from sfumato.artifacts.bundle import OBFUSCATOR_ONNX, Bundle
+from sfumato.artifacts.onnx_file import Array, OnnxFunction
+from sfumato.device.gate import has_to_be_sent, softmax
+from sfumato.errors import QueryBudgetExhausted, RecipeError, TrainingError
 from sfumato.lab.data import INFERENCE_BATCH, ImageSet
+from sfumato.lab.evaluation.accuracy import device_logits
 from sfumato.lab.models import Sketcher
-from sfumato.lab.training.blackbox.measuring import measure_at
 from sfumato.lab.training.blackbox.oracle import Oracle
 from sfumato.lab.training.blackbox.surrogate import Asked, learn_surrogate
 from sfumato.lab.training.blackbox.tuning import tune
@@ -171,7 +177,7 @@ def _tune(made: Prepared, endpoint: Oracle, asked: Asked, checkpoint: Path, prog
     budget = reserved - len(codes)  # these measure the result
     if budget < len(codes):
         return {"queries_tuning": 0}
-    result = tune(
+    return tune(
         sketcher,
         endpoint,
         surrogate,
@@ -182,11 +188,6 @@ def _tune(made: Prepared, endpoint: Oracle, asked: Asked, checkpoint: Path, prog
         checkpoint=checkpoint,
         progress=progress,
     )
-    return {
-        "queries_tuning": result.queries,
-        "agreement_before_tuning": result.agreement_before,
-        "agreement_after_tuning": result.agreement_after,
-    }
 
 
 @torch.no_grad()
@@ -198,3 +199,33 @@ def distinct_codes(sketcher: Sketcher, images: ImageSet, progress: Progress = si
         torch.cat([sketcher.encode(part.float() / 255)[0] for part in parts]), dim=0, return_counts=True
     )
     return codes, counts / counts.sum()
+
+
+def measure_at(endpoint: Oracle, sketch: Bundle, images: ImageSet) -> _Figures:
+    """Measure the accuracies of a sketch at the endpoint, through the shipped file.
+
+    The endpoint is sent each decoded image that it was not sent before; of the labelled images none is sent.
+
+    Returns:
+        "accuracy_obfuscated" (as if all were sent), "accuracy_device", "accuracy_gated", "offload_rate", all in [0, 1],
+        and "test_images"; without the first and the third if the budget does not allow the queries.
+    """
+    obfuscate = OnnxFunction(sketch.file(OBFUSCATOR_ONNX))
+    codes: list[bytes] = []
+    decoded: dict[bytes, Array] = {}
+    shares: dict[str, list[npt.NDArray[np.bool_]]] = defaultdict(list)
+    for batch, labels in images.scaled_batches():
+        outputs = obfuscate.all(batch)
+        own = softmax(device_logits(outputs, sketch))
+        shares["accuracy_device"].append(own.argmax(axis=1) == labels)
+        shares["offload_rate"].append(has_to_be_sent(own, sketch.gate) if sketch.gate else np.ones(len(labels), bool))
+        codes += [row.tobytes() for row in outputs[-1]]
+        decoded |= dict(zip(codes[-len(labels) :], outputs[0], strict=True))
+    found = {name: np.concatenate(parts) for name, parts in shares.items()}
+    with suppress(QueryBudgetExhausted):
+        payloads = sketch.preprocessing.denormalize(np.stack(list(decoded.values())))
+        predictions = dict(zip(decoded, endpoint(torch.from_numpy(payloads)).argmax(dim=1).tolist(), strict=True))
+        cloud = np.array([predictions[code] for code in codes]) == images.labels.numpy()
+        gated = np.where(found["offload_rate"], cloud, found["accuracy_device"])
+        found |= {"accuracy_obfuscated": cloud, "accuracy_gated": gated}
+    return {**{name: float(values.mean()) for name, values in found.items()}, "test_images": len(images)}

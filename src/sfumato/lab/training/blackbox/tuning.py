@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -97,21 +96,6 @@ def _smooth(shape: torch.Size, side: int, generator: torch.Generator) -> Tensor:
 def _unit(x: Tensor) -> Tensor:
     size = x.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
     return torch.where(size > 0, x / size.clamp_min(1e-12), torch.zeros_like(x))
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """The result of tuning.
-
-    Attributes:
-        agreement_before: the share of the images whose decoded image the endpoint classifies as the device does.
-        agreement_after: likewise, at the end.
-        queries: that it took, over all parts of an interrupted run.
-    """
-
-    agreement_before: float
-    agreement_after: float
-    queries: int
 
 
 class TuningTask(nn.Module):
@@ -220,7 +204,7 @@ def tune(
     seed: int,
     checkpoint: Path,
     progress: Progress = silent,
-) -> Tuned:
+) -> dict[str, float | int]:
     """Change the decoded images until the endpoint's predictions are the device's; keep the best decoder.
 
     Args:
@@ -233,6 +217,10 @@ def tune(
         seed: of the directions.
         checkpoint: the file that the state is kept in, and resumed from if it is there.
         progress: is told of each step.
+
+    Returns:
+        "agreement_before_tuning" and "agreement_after_tuning", the share of the images whose decoded image the endpoint
+        classifies as the device does, and "queries_tuning", that it took over all parts of an interrupted run.
 
     Raises:
         QueryBudgetExhausted: the oracle's own budget does not allow one query per code.
@@ -266,4 +254,8 @@ def tune(
                 progress=progress,
             )
     task.decoder.load_state_dict(task.best.state_dict())
-    return Tuned(before, float(task.agreement), oracle.spent - int(task.begun))
+    return {
+        "queries_tuning": oracle.spent - int(task.begun),
+        "agreement_before_tuning": before,
+        "agreement_after_tuning": float(task.agreement),
+    }
