@@ -53,8 +53,7 @@ def put_in(photographs: Photographs, images: Tensor, scores: Tensor, labels: Seq
             f'decoder = "photographs": {len(labels)} photographs take {size / 2**20:.0f} MiB, at most '
             f'{_MOST_BYTES // 2**20} are allowed; leave it at "learned"'
         )
-    never = sorted(set(range(len(labels))) - set(scores.argmax(dim=1).tolist()))
-    if never:
+    if never := sorted(set(range(len(labels))) - set(scores.argmax(dim=1).tolist())):
         log.warning(
             "no image is classified as %s: the likeliest one is used, which other classifiers may not recognise",
             ", ".join(repr(labels[k]) for k in never[:_NAMED]) + (", ..." if len(never) > _NAMED else ""),

@@ -177,16 +177,13 @@ def prepare(
     """
     train_set, held_out, test_set = images_of(recipe, fabric)
     fabric.seed_everything(recipe.training.seed, verbose=False)
-    given = recipe.teacher if isinstance(recipe, ClassifierRecipe) else recipe.classifier
-    frozen = None if given is None else _frozen(given, run.classifier, fabric)
+    name = recipe.teacher if isinstance(recipe, ClassifierRecipe) else recipe.classifier
+    frozen = None if name is None else _frozen(name, run.classifier, fabric)
     if frozen is not None:  # its classes, in its order
         train_set, test_set = train_set.of_classes(frozen.labels), test_set.of_classes(frozen.labels)
         held_out = held_out and held_out.of_classes(frozen.labels)
-        size, takes = (
-            tuple(train_set.sample.images.shape[2:]),
-            (frozen.preprocessing.height, frozen.preprocessing.width),
-        )
-        if size != takes:
+        size, given = tuple(train_set.sample.images.shape[2:]), frozen.preprocessing
+        if size != (takes := (given.height, given.width)):
             raise RecipeError(f"images are {size}, the classifier {frozen.name} takes {takes}; set data.size")
     task: ClassifierTask | ObfuscationTask | SketchTask
     bfloat16 = precision.dense_bfloat16

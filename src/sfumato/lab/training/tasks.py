@@ -214,7 +214,7 @@ class ObfuscationTask(_Protecting):
             parts.append(("features", self.feature_weight, feature_loss(features, teacher_features)))
         loss = torch.stack([weight * part for _, weight, part in parts]).sum()
         figures = {name: part.detach() for name, _, part in parts}
-        return loss, figures | _ensemble_accuracy(predictions, labels) | {"accuracy": _accuracy(logits, labels)}
+        return loss, figures | _accuracies(predictions, labels)
 
     def _predictions(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return the classifier's features, if they are needed, and its logits."""
@@ -291,12 +291,8 @@ class SketchTask(_Protecting):
 
     Both predictions are trained: the classifier's on the decoded image, and the device's own, which is a part of the
     code and decides what is sent at all. The code's bits limit the leakage, so no attacker is needed. The trunk is
-    trained for the device's prediction alone: the cloud cannot do better with few bits, and its gradient through a
-    frozen classifier is noise to the trunk. The decoder needs far fewer images than the encoder, and costs more for
-    each, so only a share of each training batch is decoded.
-
-    Another classifier may later replace the frozen one: then the decoder is learned anew, and the encoder, so the
-    device's predictions and the meaning of a code, stays.
+    trained for the device's prediction alone: the cloud's gradient through a frozen classifier is noise to it. The
+    decoder needs far fewer images than the encoder, and costs more for each, so only a share of a batch is decoded.
 
     Source: the objective of both predictions is that of Hinton et al. 2015, section 2, with the frozen classifier's
     prediction on the plain image as the teacher.
@@ -358,8 +354,7 @@ class SketchTask(_Protecting):
             "loss": cloud if self.decoder_alone else cloud + device,
             "obfuscated": cloud.detach(),
             "device": device.detach(),
-            **_ensemble_accuracy(predictions, labels[:decoded]),
-            "accuracy": _accuracy(predictions[0], labels[:decoded]),
+            **_accuracies(predictions, labels[:decoded]),
             "accuracy_device": _accuracy(own, labels),
         }
 
@@ -380,10 +375,10 @@ class SketchTask(_Protecting):
         return torch.stack([images, self.sketcher(images)[0]])
 
 
-def _ensemble_accuracy(predictions: list[Tensor], labels: Tensor) -> Losses:
-    """Return the mean accuracy of all classifiers but the first, if there are any."""
-    further = [_accuracy(logits, labels) for logits in predictions[1:]]
-    return {"accuracy_ensemble": torch.stack(further).mean()} if further else {}
+def _accuracies(predictions: list[Tensor], labels: Tensor) -> Losses:
+    """Return the accuracy of the first classifier, and the mean of all others if there are any."""
+    first, *further = (_accuracy(logits, labels) for logits in predictions)
+    return {"accuracy_ensemble": torch.stack(further).mean(), "accuracy": first} if further else {"accuracy": first}
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
