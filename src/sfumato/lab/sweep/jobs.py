@@ -30,9 +30,6 @@ class Job:
     """The making of one point; can be pickled for another process.
 
     Attributes:
-        name: of the point.
-        recipe: validated.
-        run: the files of the training, with the audit among them.
         budget: of the audit; None for a classifier, which is not audited.
         local: folder of the on-device baseline's bundle; None without one.
         images: number of training and of test images of the audit; None for all.

@@ -26,15 +26,10 @@ LOCAL = "local"
 
 @dataclass(frozen=True)
 class Sweep:
-    """One recipe at several settings of its dials.
+    """One recipe at several settings of its dials, for one classifier; its folder holds everything that is made.
 
     Attributes:
-        recipe: the TOML file.
-        settings: in order, each with its seeds.
-        folder: of everything: `points/` with a run and its audit each, `local/`, `audits/`, and the results.
-        budget: of the audits.
-        classifier: that all points are for.
-        jobs: one for each point, by its name.
+        jobs: one for each point, by its name, in the folder `points`.
         local: folder of the on-device baseline's bundle, which may not exist yet; None without one.
         local_job: that trains it, where the sweep does.
         others: contents of other audits, by file.

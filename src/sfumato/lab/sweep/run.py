@@ -36,14 +36,7 @@ _ALL_SENT = "every image sent"
 
 @dataclass(frozen=True)
 class Found:
-    """The result of a sweep.
-
-    Attributes:
-        rows: one for each setting, and one for each with its gate.
-        comparison: other audits and the ends of the frontier, as points of the plot.
-        frontier: the content of the file.
-        file: `frontier.json`.
-    """
+    """The result of a sweep: the content of `frontier.json`, and its points as they are compared and plotted."""
 
     rows: list[Row]
     comparison: list[Point]

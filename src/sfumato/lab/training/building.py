@@ -37,12 +37,8 @@ def obfuscation_task(
 ) -> ObfuscationTask:
     """Return the task that an obfuscator's recipe describes, with fresh weights.
 
-    Args:
-        recipe: validated.
-        frozen: the classifier.
-        images: the training images; see `labelled_by` for those without labels.
-        further: the classifiers of `transfer.ensemble`.
-        bfloat16: see `Precision.dense_bfloat16`.
+    It is for the classifier `frozen`, and for `further` ones, those of `transfer.ensemble`. The training images are of
+    the size that these take; for those without labels see `labelled_by`.
 
     Raises:
         RecipeError: the recipe does not fit the images or the classifier.

@@ -58,13 +58,7 @@ class Fitted:
 
 
 def optimizers_of(plan: TrainingRecipe, task: nn.Module, *, steps: int) -> tuple[Optimizer, LRScheduler]:
-    """Return the optimiser of a task's trainable parameters, and the schedule of its learning rate.
-
-    Args:
-        plan: validated.
-        task: what takes no gradient is left out.
-        steps: per epoch, at least 1.
-    """
+    """Return the optimiser of a task's trainable parameters, and its schedule of learning rates; steps are per epoch."""
     parameters = [p for p in task.parameters() if p.requires_grad]
     options: dict[str, Any] = {"lr": plan.learning_rate, "weight_decay": plan.weight_decay}
     optimizer: Optimizer
@@ -174,15 +168,7 @@ def fit(
 def validate(
     fabric: Fabric, module: nn.Module, test: ImageSet, batch_size: int, *, channels_last: bool
 ) -> dict[str, float]:
-    """Return the task's figures in evaluation mode, averaged over all images and processes.
-
-    Args:
-        fabric: as in `fit`.
-        module: the task as `fabric.setup` returned it.
-        test: not augmented.
-        batch_size: images at a time.
-        channels_last: keep activations in NHWC order.
-    """
+    """Return the figures of a task, as `fabric.setup` returned it, averaged over all images and processes."""
     module.eval()
     means: dict[str, MeanMetric] = {}
     mine = torch.arange(len(test))[fabric.global_rank :: fabric.world_size]

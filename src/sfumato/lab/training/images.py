@@ -55,12 +55,7 @@ def label_free(recipe: AnyRecipe) -> bool:
 
 
 def load_both(data: DataRecipe, fabric: Fabric, *, label_free: bool) -> tuple[ImageSet, ImageSet]:
-    """Load training and test images into memory.
-
-    Args:
-        data: validated.
-        fabric: launched.
-        label_free: ignore the labels of the training images, which need not exist; they are all 0.
+    """Load training and test images into memory; if `label_free`, training labels need not exist, and are all 0.
 
     Raises:
         DataError: they cannot be loaded.

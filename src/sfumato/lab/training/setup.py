@@ -25,10 +25,13 @@ from sfumato.lab.training.building import (
     sketch_task,
 )
 from sfumato.lab.training.images import images_of, label_free, preprocessing_of
-from sfumato.lab.training.prototypes import choose
+from sfumato.lab.training.prototypes import log_probabilities_of, put_in
 from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, SketchRecipe, TrainingRecipe
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 from sfumato.progress import Progress, Say, mute, silent
+
+_CANDIDATES = 20_000
+"""The first so many images, of which each class gets one as its photograph."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Run:
-    """The files of a run.
-
-    Attributes:
-        folder: of everything.
-    """
+    """The files of a run, all in one folder."""
 
     folder: Path
 
@@ -80,21 +79,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run before its first step.
+    """A run before its first step; its recipe has everything decided.
 
-    Attributes:
-        recipe: with everything decided.
-        run: its files.
-        fabric: that it runs on.
-        precision: that it computes in.
-        task: what is trained.
-        frozen: the classifier or teacher; None if there is none.
-        preprocessing: how an image becomes the classifier's input.
-        train: the images to train on.
-        held_out: the images that a sketch's gate is calibrated on; None for other kinds.
-        test: the images to test on.
-        trained_for: the frozen classifiers of an obfuscator.
-        start: the bundle that it started from.
+    `frozen` is the classifier of an obfuscator, and the first of those that it is `trained_for`; or a classifier's
+    teacher, if it has one. The gate of a sketch is calibrated on the images `held_out`; other kinds have none.
     """
 
     recipe: AnyRecipe
@@ -162,15 +150,9 @@ def prepare(
     start: Bundle | None = None,
     progress: Progress = silent,
 ) -> Prepared:
-    """Load the images and the classifiers, and build the task.
+    """Load the images and the classifiers, and build the task, with fresh weights or those of a bundle to start from.
 
-    Args:
-        recipe: validated.
-        run: its folder gets the bundles of imported classifiers.
-        fabric: launched.
-        precision: as it was launched with.
-        start: the bundle of an obfuscator to start from, instead of fresh weights.
-        progress: is told of a search for photographs.
+    The folder of the run gets the bundles of imported classifiers; `progress` is told of a search for photographs.
 
     Raises:
         SfumatoError: data, classifier or recipe cannot be used, each with its own class.
@@ -211,7 +193,9 @@ def prepare(
         task = sketch_task(recipe, frozen, train_set.sample, further, bfloat16=bfloat16)
         if task.sketcher.photographs is not None:
             nets = [frozen_module(net) for net in trained_for]
-            choose(task.sketcher.photographs, train_set.sample.images, nets, frozen.labels, progress)
+            candidates = train_set.sample.images[:_CANDIDATES]
+            scores = log_probabilities_of(candidates, nets, progress)
+            put_in(task.sketcher.photographs, candidates, scores, frozen.labels)
     else:
         task = obfuscation_task(recipe, frozen, train_set.sample, further, bfloat16=bfloat16)
     if start is not None:

@@ -67,13 +67,7 @@ class ImitationTask(nn.Module):
 
 @dataclass(frozen=True)
 class Asked:
-    """Training images that were sent to the endpoint, and its predictions.
-
-    Attributes:
-        images: whose labels are ignored.
-        predictions: (N, classes) float32, log-probabilities.
-        preprocessing: how an image becomes the endpoint's input.
-    """
+    """Images that were sent to the endpoint, and its predictions: (N, classes) float32, log-probabilities."""
 
     images: ImageSet
     predictions: Tensor
