@@ -70,8 +70,8 @@ def train(
         from sfumato.lab.training import Run, load_recipe
         from sfumato.lab.training import train as run_training
         from sfumato.lab.training.blackbox import is_endpoint, protect_black_box
+        from sfumato.lab.training.engine import Options
         from sfumato.lab.training.recipe import ClassifierRecipe
-        from sfumato.lab.training.setup import Options
 
     plan = load_recipe(recipe, [*(set_ or []), *([f'classifier="{black_box}"'] if black_box else [])])
     queried = None if isinstance(plan, ClassifierRecipe) or not is_endpoint(plan.classifier) else plan

@@ -17,7 +17,7 @@ from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator
 from sfumato.lab.models.checkpoint import load_checkpoint
 from sfumato.lab.training import engine
 from sfumato.lab.training.engine import _PARTS as PARTS
-from sfumato.lab.training.engine import Fitted, fit, validate
+from sfumato.lab.training.engine import Fitted, Hooks, Options, fit, validate
 from sfumato.lab.training.recipe import TrainingRecipe
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask
 from sfumato.progress import Progress, Say, mute, silent
@@ -70,10 +70,8 @@ def train(
         augmentation=Augmentation(flip=True, crop_padding=2),
         checkpoint=checkpoint,
         identity=identity,
-        resume=resume,
-        before_epoch=before_epoch,
-        progress=progress,
-        say=say,
+        options=Options(resume=resume, progress=progress, say=say),
+        hooks=Hooks(before_epoch),
     )
 
 

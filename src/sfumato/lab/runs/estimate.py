@@ -18,7 +18,7 @@ from sfumato.lab.data import ImageSet, Stream
 from sfumato.errors import TrainingError
 from sfumato.artifacts.provenance import provenance
 from sfumato.lab.models.precision import device_name
-from sfumato.lab.training.engine import Images, fit, optimizers_of, validate
+from sfumato.lab.training.engine import Images, Options, fit, optimizers_of, validate
 from sfumato.lab.training.setup import Prepared, Run, launch, prepare, starting_from
 from sfumato.lab.training.recipe import AnyRecipe
 from sfumato.progress import Progress, silent
@@ -112,7 +112,7 @@ def estimate(
             augmentation=recipe.data.augmentation,
             checkpoint=Run(Path(work)).checkpoint,
             identity="estimate",
-            progress=progress,
+            options=Options(progress=progress),
         )
         started = time.monotonic()
         validate(fabric, made.task, few, plan.batch_size, channels_last=plan.channels_last)

@@ -43,6 +43,34 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True)
+class Options:
+    """How a run is carried out, which its result does not depend on; see `sfumato.lab.training.train`."""
+
+    accelerator: str = "auto"
+    devices: int = 1
+    resume: bool = False
+    overwrite: bool = False
+    progress: Progress = silent
+    say: Say = mute
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What is called on the way.
+
+    Attributes:
+        before_epoch: is given how many epochs are done, in every process; may reset parameters, and returns those: the
+            optimiser's state of them is dropped.
+        after_epoch: is given how many epochs are done, in the first process alone.
+        until: is asked before each step; True ends the run early.
+    """
+
+    before_epoch: Callable[[int], Iterable[nn.Parameter]] = lambda epoch: ()
+    after_epoch: Callable[[int], None] = lambda epoch: None
+    until: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True)
 class Fitted:
     """The result of a training.
 
@@ -58,7 +86,7 @@ class Fitted:
 
 
 def optimizers_of(plan: TrainingRecipe, task: nn.Module, *, steps: int) -> tuple[Optimizer, LRScheduler]:
-    """Return the optimiser of a task's trainable parameters, and its schedule of learning rates; steps are per epoch."""
+    """Return the optimiser of a task's trainable parameters, and its schedule; there are so many steps per epoch."""
     parameters = [p for p in task.parameters() if p.requires_grad]
     options: dict[str, Any] = {"lr": plan.learning_rate, "weight_decay": plan.weight_decay}
     optimizer: Optimizer
@@ -91,13 +119,9 @@ def fit(
     augmentation: Augmentation,
     checkpoint: Path,
     identity: str,
-    resume: bool = False,
+    options: Options,
     optimizers: tuple[Optimizer, LRScheduler] | None = None,
-    before_epoch: Callable[[int], Iterable[nn.Parameter]] = lambda epoch: (),
-    after_epoch: Callable[[int], None] = lambda epoch: None,
-    until: Callable[[], bool] = lambda: False,
-    progress: Progress = silent,
-    say: Say = mute,
+    hooks: Hooks | None = None,
 ) -> Fitted:
     """Train a task to the end of its plan.
 
@@ -115,14 +139,9 @@ def fit(
         augmentation: of training batches.
         checkpoint: the file that the state is kept in.
         identity: the recipe as text; a checkpoint of another recipe is refused.
-        resume: continue from `checkpoint`.
+        options: whether to continue from `checkpoint`, and who is told of each step and each validation.
         optimizers: over the task's trained parameters, and the schedule, stepped after every step; None for the plan's.
-        before_epoch: is given how many epochs are done, in every process; may reset parameters, and returns those: the
-            optimiser's state of them is dropped.
-        after_epoch: is given how many epochs are done, in the first process alone.
-        until: is asked before each step; True ends the run early.
-        progress: is told of each step, with one stage for the whole run.
-        say: is given a line after each validation.
+        hooks: see `Hooks`.
 
     Raises:
         TrainingError: too few images, a loss that is not finite, or a checkpoint that cannot be written or read.
@@ -140,27 +159,12 @@ def fit(
     if plan.compile:
         task.compile()  # in place: the weights keep their names
     module, wrapped = fabric.setup(task, optimizer)
-    loop = _Loop(fabric, task, module, optimizer, wrapped, scheduler, plan, steps, checkpoint, identity, progress, say)
-    if resume:
+    loop = _Loop(fabric, task, module, optimizer, wrapped, scheduler, plan, steps, checkpoint, identity, options)
+    if options.resume:
         loop.load()
     if isinstance(train, ImageSet):
         train = replace(train, images=train.images.to(fabric.device), labels=train.labels.to(fabric.device))
-
-    figures: dict[str, float] = {}
-    with interruptible() as interrupted:
-        while loop.epoch < plan.epochs:
-            if loop.step == 0:  # else it is in the checkpoint already
-                for parameter in before_epoch(loop.epoch):
-                    optimizer.state.pop(parameter, None)
-            if not loop.train_epoch(train, augmentation, until, interrupted):
-                break
-            if loop.epoch % plan.validate_every == 0 or loop.epoch == plan.epochs:
-                figures = loop.validate(test)
-            if fabric.is_global_zero:
-                after_epoch(loop.epoch)
-            loop.save()
-    if not figures:  # resumed after the last epoch, or ended early
-        figures = validate(fabric, module, test, plan.batch_size, channels_last=plan.channels_last)
+    figures = loop.run(train, test, augmentation, hooks or Hooks())
     return Fitted(figures, loop.history, loop.seconds)
 
 
@@ -193,8 +197,7 @@ class _Loop:
     steps: int
     checkpoint: Path
     identity: str
-    progress: Progress
-    say: Say
+    options: Options
     epoch: int = 0
     step: int = 0
     seconds: float = 0.0
@@ -232,7 +235,27 @@ class _Loop:
         self.fabric.barrier()
         self.last_saved = time.monotonic()
 
-    def train_epoch(
+    def run(self, train: Images, test: ImageSet, augmentation: Augmentation, hooks: Hooks) -> dict[str, float]:
+        """Train to the end, or until a hook ends it, and return the figures of the last validation."""
+        plan, figures = self.plan, None
+        with interruptible() as interrupted:
+            while self.epoch < plan.epochs:
+                if self.step == 0:  # else it is in the checkpoint already
+                    for parameter in hooks.before_epoch(self.epoch):
+                        self.optimizer.state.pop(parameter, None)
+                if not self._train_epoch(train, augmentation, hooks.until, interrupted):
+                    break
+                if self.epoch % plan.validate_every == 0 or self.epoch == plan.epochs:
+                    figures = self._validate(test)
+                if self.fabric.is_global_zero:
+                    hooks.after_epoch(self.epoch)
+                self.save()
+        if figures is not None:
+            return figures
+        # resumed after the last epoch, or ended early
+        return validate(self.fabric, self.module, test, plan.batch_size, channels_last=plan.channels_last)
+
+    def _train_epoch(
         self, train: Images, augmentation: Augmentation, until: Callable[[], bool], interrupted: list[int]
     ) -> bool:
         """Train to the end of the epoch that the run stands in; return False if `until` ended it."""
@@ -274,7 +297,7 @@ class _Loop:
             self._check_finite(losses["loss"])
             self._log({name: float(value.detach()) for name, value in losses.items()}, now)
         note = f"epoch {min(self.epoch + 1, self.plan.epochs)}/{self.plan.epochs}{self.note}"
-        self.progress("training", self.epoch * self.steps + self.step, self.plan.epochs * self.steps, note)
+        self.options.progress("training", self.epoch * self.steps + self.step, self.plan.epochs * self.steps, note)
 
     def _log(self, losses: dict[str, float], now: float) -> None:
         """Log the figures of one training batch; the next steps report them."""
@@ -288,14 +311,14 @@ class _Loop:
         learning_rate = float(self.scheduler.get_last_lr()[0])
         self.fabric.log_dict({**figures, "learning_rate": learning_rate}, step=global_step)
 
-    def validate(self, test: ImageSet) -> dict[str, float]:
+    def _validate(self, test: ImageSet) -> dict[str, float]:
         """Validate, report it and keep it in the history."""
         channels_last = self.plan.channels_last
         figures = validate(self.fabric, self.module, test, self.plan.batch_size, channels_last=channels_last)
         self.history.append({"epoch": self.epoch, **figures})
         panel: Callable[[Tensor], Tensor] | None = getattr(self.task, "panel", None)
         images = panel(_as_input(test.images[:8].to(self.fabric.device), channels_last)) if panel else None
-        self.say(f"epoch {self.epoch}/{self.plan.epochs}  test: {_spoken(figures)}")
+        self.options.say(f"epoch {self.epoch}/{self.plan.epochs}  test: {_spoken(figures)}")
         global_step = self.epoch * self.steps
         self.fabric.log_dict({f"test/{name}": value for name, value in figures.items()}, step=global_step)
         if images is not None and self.fabric.loggers:

@@ -127,6 +127,8 @@ def class_means(images: ImageSet) -> Tensor:
     """Return the mean image of each class, (classes, 3, H, W) float32 in [0, 1]; of an empty class, that of all."""
     counts = images.labels.bincount(minlength=len(images.names)).view(-1, 1, 1, 1)
     sums = torch.zeros(len(images.names), *images.images.shape[1:])
-    for part, labels in zip(images.images.split(INFERENCE_BATCH), images.labels.split(INFERENCE_BATCH), strict=True):
+    for part, labels in zip(
+        *(torch.split(part, INFERENCE_BATCH) for part in (images.images, images.labels)), strict=True
+    ):
         sums.index_add_(0, labels, part.float() / 255)
     return torch.where(counts > 0, sums / counts.clamp_min(1), sums.sum(dim=0) / len(images))

@@ -9,7 +9,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from sfumato.artifacts.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, Bundle
 from sfumato.artifacts.provenance import provenance
@@ -22,10 +21,10 @@ from sfumato.lab.export.onnx import renew, save_weights
 from sfumato.lab.models.checkpoint import exclusive
 from sfumato.lab.models.precision import device_name
 from sfumato.lab.training.building import restarted
-from sfumato.lab.training.engine import Fitted, fit
+from sfumato.lab.training.engine import Fitted, Hooks, Options, fit
 from sfumato.lab.training.export import write_classifier_bundle, write_obfuscator_bundle, write_sketch_bundle
 from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, DataRecipe, ObfuscatorRecipe, SketchRecipe
-from sfumato.lab.training.setup import Options, Prepared, Run, launch, prepare, starting_from
+from sfumato.lab.training.setup import Prepared, Run, launch, prepare, starting_from
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 from sfumato.progress import Progress, Say, mute, silent
 
@@ -112,10 +111,9 @@ def _fit(made: Prepared, options: Options) -> Fitted:
     recipe, task, run = made.recipe, made.task, made.run
     if not any(p.requires_grad for p in task.parameters()):
         return Fitted({}, [], 0.0)  # photographs for a device that stays as it is
-    hooks: dict[str, Any] = {}
+    hooks = None
     if isinstance(recipe, ObfuscatorRecipe) and isinstance(task, ObfuscationTask):
-        hooks["before_epoch"] = partial(restarted, recipe, task)
-        hooks["after_epoch"] = partial(_keep_snapshot, recipe.snapshots_every, task, run)
+        hooks = Hooks(partial(restarted, recipe, task), partial(_keep_snapshot, recipe.snapshots_every, task, run))
     return fit(
         made.fabric,
         task,
@@ -125,10 +123,8 @@ def _fit(made: Prepared, options: Options) -> Fitted:
         augmentation=recipe.data.augmentation,
         checkpoint=run.checkpoint,
         identity=_identity(made),
-        resume=options.resume,
-        progress=options.progress,
-        say=options.say,
-        **hooks,
+        options=options,
+        hooks=hooks,
     )
 
 

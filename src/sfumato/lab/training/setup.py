@@ -28,22 +28,10 @@ from sfumato.lab.training.images import images_of, label_free, preprocessing_of
 from sfumato.lab.training.prototypes import log_probabilities_of, put_in
 from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, SketchRecipe, TrainingRecipe
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
-from sfumato.progress import Progress, Say, mute, silent
+from sfumato.progress import Progress, silent
 
 _CANDIDATES = 20_000
 """The first so many images, of which each class gets one as its photograph."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a run is carried out, which its result does not depend on; see `sfumato.lab.training.train`."""
-
-    accelerator: str = "auto"
-    devices: int = 1
-    resume: bool = False
-    overwrite: bool = False
-    progress: Progress = silent
-    say: Say = mute
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from sfumato.device import Client
 from sfumato.errors import RecipeError, TrainingError
 from sfumato.lab.data import load_images
 from sfumato.lab.training.blackbox import protect_black_box
+from sfumato.lab.training.engine import Options
 from sfumato.lab.training.recipe import parse_recipe
-from sfumato.lab.training.setup import Options
 
 
 def recipe(kind: str, url: str, folder: Path, **box: Any) -> Any:

@@ -81,14 +81,15 @@ class Oracle:
         self._endpoint = open_endpoint(
             url, encoding="binary", token=token, ca_file=ca_file, timeout_s=_TIMEOUT_S, retries=_RETRIES
         )
-        self._model, self._rate, self._pause = box.model, box.rate, pause
+        self.model, self._rate, self._pause = box.model, box.rate, pause
         self._next = 0.0
         metadata = self._endpoint.metadata(box.model)
         self._input, self._output = _names(metadata, preprocessing, classes)
         stated = metadata.parameters.get("fingerprint")
         self.fingerprint = stated if isinstance(stated, str) else None
         self._memory = _open(memory, f"{box.model} {box.answers} {self.fingerprint or 'unstated'} {classes}")
-        ((self.spent,),) = self._memory.execute("SELECT count(*) FROM answers")  # once: it reads the whole file
+        ((count,),) = self._memory.execute("SELECT count(*) FROM answers")  # once: it reads the whole file
+        self.spent = int(count)
 
     def __enter__(self) -> Self:
         return self
@@ -143,7 +144,7 @@ class Oracle:
         if now < self._next:
             self._pause(self._next - now)
         self._next = max(now, self._next) + len(inputs) / self._rate
-        response = self._endpoint.infer(self._model, WireTensor(self._input, inputs), self._output).response
+        response = self._endpoint.infer(self.model, WireTensor(self._input, inputs), self._output).response
         scores = next((tensor.array for tensor in response.outputs if tensor.name == self._output), None)
         if scores is None or scores.shape != (len(inputs), self.classes) or not np.isfinite(scores).all():
             raise EndpointResponseInvalid(

@@ -6,6 +6,7 @@ import shutil
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from sfumato.lab.training.blackbox.oracle import Oracle
 from sfumato.lab.training.blackbox.surrogate import Asked, learn_surrogate
 from sfumato.lab.training.blackbox.tuning import tune
 from sfumato.lab.training.building import frozen_module
+from sfumato.lab.training.engine import Options
 from sfumato.lab.training.images import load_both, preprocessing_of
 from sfumato.lab.training.prototypes import log_probabilities_of, put_in
 from sfumato.lab.training.recipe import (
@@ -36,7 +38,7 @@ from sfumato.lab.training.recipe import (
     TrainingRecipe,
 )
 from sfumato.lab.training.run import training, write_bundle
-from sfumato.lab.training.setup import Options, Prepared, Run, launch
+from sfumato.lab.training.setup import Prepared, Run, launch
 from sfumato.lab.training.tasks import SketchTask
 from sfumato.progress import Progress, silent, tracked
 
@@ -91,26 +93,9 @@ def protect_black_box(
         ca_file=ca_file,
     ) as endpoint:
         asked = _ask(endpoint, box, images, recipe.training.seed, options.progress)
-        surrogates = [
-            learn_surrogate(
-                architecture,
-                asked,
-                recipe,
-                folder / "surrogates" / architecture,
-                fabric,
-                options,
-                bfloat16=precision.dense_bfloat16,
-            )
-            for architecture in box.surrogates
-        ]
-        part = Run(folder / "obfuscator")
-        resuming = replace(options, resume=part.checkpoint.is_file(), overwrite=False)
-        with training(_for_surrogates(recipe, surrogates), part.folder, resuming) as (made, fitted):
-            figures = _tune(made, endpoint, asked, Run(folder).checkpoint, options.progress)
-            assert made.frozen is not None
-            fingerprint = endpoint.fingerprint or made.frozen.fingerprint
-            served = replace(made.frozen, name=box.model, fingerprint=fingerprint)
-            bundle = write_bundle(replace(made, frozen=served), fitted, Run(folder).bundle)
+        learn = partial(learn_surrogate, fabric, asked, recipe, options, bfloat16=precision.dense_bfloat16)
+        surrogates = [learn(name, folder / "surrogates" / name) for name in box.surrogates]
+        bundle, figures = _protected(_for_surrogates(recipe, surrogates), endpoint, asked, Run(folder), options)
         if isinstance(recipe, SketchRecipe):
             figures |= measure_at(endpoint, bundle, test)
         figures |= {
@@ -154,6 +139,20 @@ def _for_surrogates(recipe: ObfuscatorRecipe | SketchRecipe, surrogates: list[Bu
     if isinstance(recipe, SketchRecipe):
         changes["teacher_weight"] = 1.0
     return recipe.model_copy(update=changes)
+
+
+def _protected(
+    recipe: AnyRecipe, endpoint: Oracle, asked: Asked, run: Run, options: Options
+) -> tuple[Bundle, _Figures]:
+    """Train for the surrogates, and write the bundle for the endpoint."""
+    part = Run(run.folder / "obfuscator")
+    options = replace(options, resume=part.checkpoint.is_file(), overwrite=False)
+    with training(recipe, part.folder, options) as (made, fitted):
+        figures = _tune(made, endpoint, asked, run.checkpoint, options.progress)
+        assert made.frozen is not None
+        fingerprint = endpoint.fingerprint or made.frozen.fingerprint
+        served = replace(made.frozen, name=endpoint.model, fingerprint=fingerprint)
+        return write_bundle(replace(made, frozen=served), fitted, run.bundle), figures
 
 
 def _tune(made: Prepared, endpoint: Oracle, asked: Asked, checkpoint: Path, progress: Progress) -> _Figures:

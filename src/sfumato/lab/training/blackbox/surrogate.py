@@ -16,11 +16,11 @@ from sfumato.lab.data import ImageSet
 from sfumato.lab.models import Normalize, build_classifier
 from sfumato.lab.models.checkpoint import identify
 from sfumato.lab.models.precision import compute
-from sfumato.lab.training.engine import fit
+from sfumato.lab.training.engine import Options, fit
 from sfumato.lab.training.export import write_classifier_bundle
 from sfumato.lab.training.objectives import distillation_loss
 from sfumato.lab.training.recipe import BlackBoxRecipe, ObfuscatorRecipe, SketchRecipe, TrainingRecipe
-from sfumato.lab.training.setup import Options, Run
+from sfumato.lab.training.setup import Run
 from sfumato.lab.training.tasks import ClassifierTask, Losses
 
 _CHECK_IMAGES = 64
@@ -75,12 +75,12 @@ class Asked:
 
 
 def learn_surrogate(
-    architecture: str,
+    fabric: Fabric,
     asked: Asked,
     recipe: ObfuscatorRecipe | SketchRecipe,
-    folder: Path,
-    fabric: Fabric,
     options: Options,
+    architecture: str,
+    folder: Path,
     *,
     bfloat16: bool,
 ) -> Bundle:
@@ -113,9 +113,7 @@ def learn_surrogate(
         augmentation=recipe.data.augmentation,
         checkpoint=run.checkpoint,
         identity=identify(architecture, plan.model_dump(mode="json"), images.sha256, predictions),
-        resume=run.checkpoint.is_file(),
-        progress=options.progress,
-        say=options.say,
+        options=replace(options, resume=run.checkpoint.is_file()),
     )
     note = "Learned from an endpoint's predictions."
     bundle = write_classifier_bundle(

@@ -23,7 +23,7 @@ from sfumato.lab.data import Augmentation, ImageSet
 from sfumato.lab.models import Sketcher
 from sfumato.lab.models.checkpoint import identify
 from sfumato.lab.training.blackbox.oracle import Oracle
-from sfumato.lab.training.engine import fit
+from sfumato.lab.training.engine import Hooks, Options, fit
 from sfumato.lab.training.recipe import TrainingRecipe
 from sfumato.lab.training.tasks import Losses
 from sfumato.progress import Progress, silent
@@ -207,16 +207,9 @@ def tune(
 ) -> dict[str, float | int]:
     """Change the decoded images until the endpoint's predictions are the device's; keep the best decoder.
 
-    Args:
-        sketcher: trained on surrogates; its decoder is changed in place, its encoder is not.
-        oracle: the endpoint.
-        surrogate: images in [0, 1] to logits, for the directions.
-        codes: (K, classes + learned bits) float32, as `Sketcher.encode` returns them, each once.
-        weights: (K,) float, the share of the images with that code; sum 1.
-        queries: decoded images that may be sent at most.
-        seed: of the directions.
-        checkpoint: the file that the state is kept in, and resumed from if it is there.
-        progress: is told of each step.
+    The codes are (K, classes + learned bits) float32, as `Sketcher.encode` returns them, each once. At most so many
+    `queries` are sent. The state is kept in the file `checkpoint`, and resumed from it if it is there. For the other
+    arguments see `TuningTask`.
 
     Returns:
         "agreement_before_tuning" and "agreement_after_tuning", the share of the images whose decoded image the endpoint
@@ -249,9 +242,8 @@ def tune(
                 augmentation=Augmentation(flip=False),
                 checkpoint=checkpoint,
                 identity=identity,
-                resume=checkpoint.is_file(),
-                until=lambda: float(task.validate(codes, wanted)["agreement"]) >= 1 - 1e-9,
-                progress=progress,
+                options=Options(resume=checkpoint.is_file(), progress=progress),
+                hooks=Hooks(until=lambda: float(task.validate(codes, wanted)["agreement"]) >= 1 - 1e-9),
             )
     task.decoder.load_state_dict(task.best.state_dict())
     return {
