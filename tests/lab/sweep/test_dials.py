@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from sfumato.errors import RecipeError
-from sfumato.lab.sweep.dials import parse_dial, settings
+from sfumato.lab.sweep.plan import parse_dial, settings
 
 SKETCH = Path(__file__).parents[3] / "recipes" / "cifar10-resnet20-sketch.toml"
 CLASSIFIER = SKETCH.with_name("cifar10-resnet20.toml")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -106,14 +107,7 @@ def in_turn(jobs: Sequence[Job], make: Make, say: Say) -> dict[str, str]:
     return failed
 
 
-def on_ray(
-    storage: Path,
-    *,
-    address: str | None = None,
-    parallel: int | None = None,
-    cpus: float = 1,
-    gpus: float | None = None,
-) -> Engine:
+def on_ray(storage: Path, *, address: str | None = None, **options: Any) -> Engine:
     """Return an engine that makes several points at once; see `sfumato.lab.sweep.ray.RayEngine` for the arguments.
 
     Raises:
@@ -129,7 +123,7 @@ def on_ray(
         if (error.name or "").startswith("sfumato"):
             raise
         raise SfumatoError(f"{error.name} is not installed; run: pip install 'sfumato[ray]'") from error
-    return RayEngine(storage, address=address, parallel=parallel, cpus=cpus, gpus=gpus)
+    return RayEngine(storage, address=address, **options)
 
 
 def training_state(job: Job) -> State:

@@ -14,9 +14,8 @@ from sfumato.lab.models.precision import device_name
 from sfumato.lab.report.frontier import save_frontier_png
 from sfumato.lab.report.tradeoff import Row, row, sentence, verdict
 from sfumato.lab.runs.folders import check_writable
-from sfumato.lab.sweep.dials import Setting
 from sfumato.lab.sweep.jobs import Engine, Make, fastest_device, in_turn, is_done, known_audit, make
-from sfumato.lab.sweep.plan import Sweep, device_cost
+from sfumato.lab.sweep.plan import Setting, Sweep, device_cost
 from sfumato.lab.sweep.schema import (
     ComparisonPoint,
     DeviceCost,

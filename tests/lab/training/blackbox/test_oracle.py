@@ -94,7 +94,7 @@ def test_the_budget_is_kept_over_runs_and_what_was_answered_stays(tmp_path: Path
             it(images(50))
         assert len(counting.rows) == 32  # two whole batches; a third does not fit
         with oracle(server, tmp_path, queries=40) as it:
-            assert it.left == 8
+            assert it.queries - it.spent == 8
             assert it(images(50)[:32]).shape == (32, 4)  # known, and so free
             with pytest.raises(QueryBudgetExhausted):
                 it(images(9, seed=1))

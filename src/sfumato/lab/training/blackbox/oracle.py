@@ -98,11 +98,6 @@ class Oracle:
         self._memory.close()
         self._endpoint.close()
 
-    @property
-    def left(self) -> int:
-        """How many images may still be sent."""
-        return max(0, self.queries - self.spent)
-
     def __call__(self, images: Tensor) -> Tensor:
         """Return the endpoint's predictions; sends only images that were not sent before.
 
@@ -124,7 +119,7 @@ class Oracle:
         known = {key: self._recall(key) for key in keys}
         new = {key: row for key, row in zip(keys, inputs, strict=True) if known[key] is None}  # equal ones once
         if new:
-            if len(new) > self.left:
+            if self.spent + len(new) > self.queries:
                 raise QueryBudgetExhausted(
                     f"{self.spent} of {self.queries} queries are spent, {len(new)} more are needed; allow more"
                 )

@@ -31,7 +31,7 @@ _TEMPERATURE = 4.0
 _LEARNING_RATE = 0.1
 
 
-class ImitationTask(nn.Module):
+class ImitationTask(ClassifierTask):
     """Train a classifier to predict as another one, from its predictions alone.
 
     Source: Papernot et al. 2017, section 4 (substitutes learned from labels); the loss is that of Hinton et al. 2015,
@@ -50,11 +50,7 @@ class ImitationTask(nn.Module):
     def __init__(
         self, net: nn.Module, normalize: Normalize, predictions: Tensor, *, temperature: float, bfloat16: bool = False
     ) -> None:
-        super().__init__()
-        self.in_bfloat16 = bfloat16
-        self.net = net
-        self.normalize = normalize
-        self.temperature = temperature
+        super().__init__(net, normalize, temperature=temperature, bfloat16=bfloat16)
         self.register_buffer("predictions", predictions, persistent=False)
 
     def forward(self, images: Tensor, labels: Tensor) -> Losses:
@@ -118,7 +114,7 @@ def learn_surrogate(
     note = "Learned from an endpoint's predictions."
     bundle = write_classifier_bundle(
         run.bundle,
-        ClassifierTask(task.net.cpu().eval(), normalize),
+        task,
         compared.images[:_CHECK_IMAGES].float() / 255,
         name=f"surrogate-{architecture}",
         labels=images.names,
