@@ -61,13 +61,14 @@ class RayEngine:
 
     def _start(self) -> None:
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        where: dict[str, Any] = {"address": self.address}
-        if self.address is None:
-            where = {"address": "local", "include_dashboard": False}
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors are reported by `_Reporter` and in the result
         try:
             ray.init(
-                **where, runtime_env={"env_vars": environment}, log_to_driver=False, logging_level=logging.CRITICAL
+                self.address or "local",
+                include_dashboard=False if self.address is None else None,
+                runtime_env={"env_vars": environment},
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
             )
         except Exception as error:  # a plain one where its own processes were too slow to start
             raise SfumatoError(f"Ray cannot start at {self.address or 'this machine'}: {first_line(error)}") from error
@@ -110,11 +111,11 @@ class RayEngine:
         return failed
 
 
-def _trial(jobs: Sequence[Job], make: Make, here: Path) -> Callable[[dict[str, Any]], None]:
+def _trial(jobs: Sequence[Job], make: Make, here: Path) -> Callable[[dict[str, str]], None]:
     """Return what a worker runs: it makes the point of a given name."""
     by_name = {job.name: job for job in jobs}
 
-    def trial(config: dict[str, Any]) -> None:
+    def trial(config: dict[str, str]) -> None:
         try:
             os.chdir(here)  # paths in recipes are from where the command is run
         except OSError as error:

@@ -88,12 +88,12 @@ class Fitted:
 def optimizers_of(plan: TrainingRecipe, task: nn.Module, *, steps: int) -> tuple[Optimizer, LRScheduler]:
     """Return the optimiser of a task's trainable parameters, and its schedule; there are so many steps per epoch."""
     parameters = [p for p in task.parameters() if p.requires_grad]
-    options: dict[str, Any] = {"lr": plan.learning_rate, "weight_decay": plan.weight_decay}
+    rate, decay = plan.learning_rate, plan.weight_decay
     optimizer: Optimizer
     if plan.optimizer == "adam":
-        optimizer = Adam(parameters, fused=True, **options)  # one call for all; a fifth of the time
+        optimizer = Adam(parameters, rate, weight_decay=decay, fused=True)  # one call for all; a fifth of the time
     else:
-        optimizer = SGD(parameters, momentum=0.9, nesterov=True, **options)
+        optimizer = SGD(parameters, rate, weight_decay=decay, momentum=0.9, nesterov=True)
     if plan.schedule == "one-cycle":
         return optimizer, OneCycleLR(
             optimizer,

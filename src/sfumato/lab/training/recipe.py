@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -307,7 +308,7 @@ AnyRecipe = ClassifierRecipe | ObfuscatorRecipe | SketchRecipe
 _ADAPTER: TypeAdapter[AnyRecipe] = TypeAdapter(Annotated[AnyRecipe, Field(discriminator="kind")])
 
 
-def schema() -> dict[str, Any]:
+def schema() -> dict[str, object]:
     """Return the JSON Schema of recipes, which `docs/schemas/recipe.json` holds."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Recipe", **_ADAPTER.json_schema()}
 
@@ -333,7 +334,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> AnyRecipe:
     return parse_recipe(raw, where=str(path))
 
 
-def parse_recipe(raw: dict[str, Any], *, where: str = "recipe") -> AnyRecipe:
+def parse_recipe(raw: Mapping[str, object], *, where: str = "recipe") -> AnyRecipe:
     """Validate a recipe, such as that of a bundle; earlier versions' names of keys are accepted.
 
     Raises:
@@ -357,7 +358,7 @@ def _explain(detail: Any) -> str:
     return f"{place!r}: {detail['msg']}"
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
+def _apply(raw: dict[str, object], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise RecipeError(f"--set {override!r}: expected key=value, such as training.epochs=4")
@@ -368,7 +369,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     *parents, last = key.strip().split(".")
     table = raw
     for parent in parents:
-        table = table.setdefault(parent, {})
-        if not isinstance(table, dict):
+        found = table.setdefault(parent, {})
+        if not isinstance(found, dict):
             raise RecipeError(f"--set {override!r}: {parent!r} is a value, not a table")
+        table = found
     table[last] = value
