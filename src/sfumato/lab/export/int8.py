@@ -124,7 +124,7 @@ def quantize(
         calibration: training images, whose activations determine how numbers are rounded.
         test: images to measure on, none of them among the others.
         overwrite: replace an earlier result.
-        progress: see `Progress`.
+        progress: is told of each batch, and each image of the calibration.
 
     Returns:
         The new bundle. Its `figures` are an `Evaluation`, and "quantized", an `Int8Comparison`.

@@ -57,11 +57,7 @@ def run_sweep(sweep: Sweep, *, engine: Engine = in_turn, make: Make = make, say:
 
     Interrupted anywhere, a second call resumes and loses at most an epoch, or the attacker at work.
 
-    Args:
-        sweep: checked.
-        engine: makes the points.
-        make: trains and audits a point.
-        say: see `Say`.
+    The engine makes the points; `make` trains and audits one.
 
     Raises:
         SfumatoError: the on-device baseline cannot be trained, no point could be made, or the disk refuses.

@@ -56,15 +56,8 @@ def write_classifier_bundle(
 ) -> Bundle:
     """Write a classifier's bundle, without figures and provenance.
 
-    Args:
-        folder: is created, or replaced.
-        task: the trained task.
-        images: (N, 3, H, W) float32 in [0, 1], real ones.
-        name: of the model.
-        labels: one name per class.
-        preprocessing: how an image becomes the net's input.
-        recipe: the resolved recipe.
-        half: round the weights, and write them in half precision.
+    The folder is created, or replaced. The file is checked on images (N, 3, H, W) float32 in [0, 1], real ones. If
+    `half`, the weights are rounded and written in half precision. The recipe is the resolved one.
     """
     renew(folder)
     _save(task.net, folder / CLASSIFIER_WEIGHTS, half)
@@ -120,10 +113,7 @@ def write_obfuscator_bundle(
 def export_obfuscator(payload: Payload, path: Path, images: Tensor) -> None:
     """Write an obfuscator's ONNX file, with its fixed steps and its noise, and check it.
 
-    Args:
-        payload: trained.
-        path: the file.
-        images: (N, 3, H, W) float32 in [0, 1], real ones, N at least 2.
+    The images are (N, 3, H, W) float32 in [0, 1], real ones, N at least 2.
 
     Raises:
         TrainingError: ONNX Runtime computes something else than torch, or other noise.

@@ -99,10 +99,7 @@ class Oracle:
         self._endpoint.close()
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the endpoint's predictions; sends only images that were not sent before.
-
-        Args:
-            images: (N, 3, H, W) float32 in [0, 1].
+        """Return the endpoint's predictions on images (N, 3, H, W) float32 in [0, 1]; only new ones are sent.
 
         Returns:
             Log-probabilities (N, classes) float32; of a label, that of its class is nearly 0.
@@ -150,11 +147,9 @@ class Oracle:
 
 
 def log_probabilities(scores: Tensor, answers: Answers) -> Tensor:
-    """Return log-probabilities, (N, classes) float32, of logits or probabilities.
+    """Return log-probabilities of logits or probabilities, both (N, classes) float32; of a "label" the highest class.
 
-    Args:
-        scores: (N, classes) float32; if all rows are non-negative and sum to 1, they are probabilities.
-        answers: "label" keeps only which class is the highest.
+    They are probabilities if all rows are non-negative and sum to 1.
     """
     classes = scores.shape[1]
     if answers == "label":
@@ -172,11 +167,7 @@ def _key(row: npt.NDArray[np.float32]) -> bytes:
 
 
 def _open(memory: Path, whose: str) -> sqlite3.Connection:
-    """Open the file of one classifier's predictions.
-
-    Raises:
-        TrainingError: it cannot be used, or they belong to another one.
-    """
+    """Open the file of one classifier's predictions, and refuse that of another one."""
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
         database = sqlite3.connect(memory)
@@ -197,11 +188,7 @@ def _open(memory: Path, whose: str) -> sqlite3.Connection:
 
 
 def _names(metadata: ModelMetadata, preprocessing: Preprocessing, classes: int) -> tuple[str, str]:
-    """Return the names of the model's input, and of its output with one number per class.
-
-    Raises:
-        EndpointResponseInvalid: it has no such input or output.
-    """
+    """Return the names of the model's input, and of its output with one number per class."""
     size = (3, preprocessing.height, preprocessing.width)
     fits = [spec for spec in metadata.inputs if spec.datatype == "FP32" and spec.takes_rows(size)]
     if len(metadata.inputs) != 1 or not fits:
