@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 from torch.nn.functional import one_hot
 
 from sfumato.artifacts.bundle import OBFUSCATOR_ONNX, Bundle
@@ -21,7 +20,6 @@ from sfumato.device.gate import has_to_be_sent, softmax
 from sfumato.errors import QueryBudgetExhausted, RecipeError, TrainingError
 from sfumato.lab.data import INFERENCE_BATCH, ImageSet
 from sfumato.lab.evaluation.accuracy import device_logits
-from sfumato.lab.models import Sketcher
 from sfumato.lab.training.blackbox.oracle import Oracle
 from sfumato.lab.training.blackbox.surrogate import Asked, learn_surrogate
 from sfumato.lab.training.blackbox.tuning import tune
@@ -40,7 +38,7 @@ from sfumato.lab.training.recipe import (
 from sfumato.lab.training.run import training, write_bundle
 from sfumato.lab.training.setup import Prepared, Run, launch
 from sfumato.lab.training.tasks import SketchTask
-from sfumato.progress import Progress, silent, tracked
+from sfumato.progress import Progress, tracked
 
 _LEAST_QUERIES = 16
 _OTHER_CLASS = 1e3
@@ -170,7 +168,10 @@ def _tune(made: Prepared, endpoint: Oracle, asked: Asked, checkpoint: Path, prog
         put_in(sketcher.photographs, images, scores, made.frozen.labels)
         return {"queries_tuning": 0}
     sketcher.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    codes, weights = distinct_codes(sketcher, made.train.sample, progress)
+    parts = tracked(torch.split(made.train.sample.images, INFERENCE_BATCH), "encoding", progress)
+    with torch.no_grad():
+        encoded = torch.cat([sketcher.encode(part.float() / 255)[0] for part in parts])
+    codes, counts = torch.unique(encoded, dim=0, return_counts=True)
     box = recipe.black_box
     reserved = min(box.queries - len(asked.images), round(box.queries * box.tuning))
     budget = reserved - len(codes)  # these measure the result
@@ -181,23 +182,12 @@ def _tune(made: Prepared, endpoint: Oracle, asked: Asked, checkpoint: Path, prog
         endpoint,
         surrogate,
         codes,
-        weights,
+        counts / counts.sum(),
         queries=budget,
         seed=recipe.training.seed,
         checkpoint=checkpoint,
         progress=progress,
     )
-
-
-@torch.no_grad()
-def distinct_codes(sketcher: Sketcher, images: ImageSet, progress: Progress = silent) -> tuple[Tensor, Tensor]:
-    """Return the images' codes, each once, (K, classes + learned bits) float32, and the share of each, (K,)."""
-    sketcher.eval()
-    parts = tracked(torch.split(images.images, INFERENCE_BATCH), "encoding", progress)
-    codes, counts = torch.unique(
-        torch.cat([sketcher.encode(part.float() / 255)[0] for part in parts]), dim=0, return_counts=True
-    )
-    return codes, counts / counts.sum()
 
 
 def measure_at(endpoint: Oracle, sketch: Bundle, images: ImageSet) -> _Figures:
