@@ -49,7 +49,7 @@ def score_gradient(loss: Callable[[Tensor], Tensor], x: Tensor, directions: Tens
 
     Source: Nesterov and Spokoiny 2017, equation 30, in its two-sided form.
 
-    The loss goes from (N, ...) to (N,) float; x and the gradient are (N, ...) float, directions (M, N, ...); s is above 0.
+    The loss is (N, ...) -> (N,) float; x and the gradient are (N, ...) float, directions (M, N, ...); s is above 0.
     """
     total = torch.zeros_like(x)
     for u in directions:
