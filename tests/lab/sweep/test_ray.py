@@ -8,7 +8,8 @@ import pytest
 
 from sfumato.errors import SfumatoError
 from sfumato.lab.runs.trainings import state_of
-from sfumato.lab.sweep.jobs import Job, on_ray
+from sfumato.lab.sweep.jobs import Job
+from sfumato.lab.sweep.run import on_ray
 from sfumato.lab.training import Run
 from sfumato.lab.training.recipe import parse_recipe
 from synthetic import save_folder

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -105,25 +103,6 @@ def in_turn(jobs: Sequence[Job], make: Make, say: Say) -> dict[str, str]:
             failed[job.name] = str(error)
             say(f"{job.name} failed: {error}")
     return failed
-
-
-def on_ray(storage: Path, *, address: str | None = None, **options: Any) -> Engine:
-    """Return an engine that makes several points at once; see `sfumato.lab.sweep.ray.RayEngine` for the arguments.
-
-    Raises:
-        SfumatoError: Ray is not installed.
-    """
-    # Ray reads these when it is imported: no usage statistics, and without a cluster the loopback alone.
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    if address is None:
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    try:
-        from sfumato.lab.sweep.ray import RayEngine
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("sfumato"):
-            raise
-        raise SfumatoError(f"{error.name} is not installed; run: pip install 'sfumato[ray]'") from error
-    return RayEngine(storage, address=address, **options)
 
 
 def training_state(job: Job) -> State:

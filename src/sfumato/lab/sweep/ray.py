@@ -30,7 +30,7 @@ _PASSED_ON = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 @dataclass(frozen=True)
 class RayEngine:
-    """Makes points as trials, see `sfumato.lab.sweep.jobs.Engine`; made by `sfumato.lab.sweep.jobs.on_ray`.
+    """Makes points as trials, see `sfumato.lab.sweep.jobs.Engine`; made by `sfumato.lab.sweep.run.on_ray`.
 
     Attributes:
         storage: folder of Ray Tune's own logs; on a cluster, like the points' folders, on a disk that all share.

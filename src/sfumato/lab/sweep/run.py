@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from sfumato.artifacts.provenance import provenance
-from sfumato.errors import AuditError, Interrupted, TrainingError
+from sfumato.errors import AuditError, Interrupted, SfumatoError, TrainingError
 from sfumato.lab.audit.points import ENDS, points_of
 from sfumato.lab.audit.schema import AuditResult, Point
 from sfumato.lab.models.precision import device_name
@@ -76,6 +78,25 @@ def run_sweep(sweep: Sweep, *, engine: Engine = in_turn, make: Make = make, say:
     found = _found(sweep, failed, say)
     write_frontier(found.file, found.frontier)
     return found
+
+
+def on_ray(storage: Path, *, address: str | None = None, **options: Any) -> Engine:
+    """Return an engine that makes several points at once; see `sfumato.lab.sweep.ray.RayEngine` for the arguments.
+
+    Raises:
+        SfumatoError: Ray is not installed.
+    """
+    # Ray reads these when it is imported: no usage statistics, and without a cluster the loopback alone.
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    if address is None:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    try:
+        from sfumato.lab.sweep.ray import RayEngine
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("sfumato"):
+            raise
+        raise SfumatoError(f"{error.name} is not installed; run: pip install 'sfumato[ray]'") from error
+    return RayEngine(storage, address=address, **options)
 
 
 def _found(sweep: Sweep, failed: dict[str, str], say: Say) -> Found:
