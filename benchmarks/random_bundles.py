@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from sfumato.artifacts.bundle import Bundle, Preprocessing
+from sfumato.artifacts.records import RecipeRecord
 from sfumato.lab.classifiers import FrozenClassifier
 from sfumato.lab.data import ImageSet
 from sfumato.lab.models import Normalize, Obfuscator, Sketcher, build_classifier, class_bits
@@ -27,7 +28,7 @@ def classifier(folder: Path, architecture: str, *, side: int = 32, classes: int 
         name=architecture,
         labels=_labels(classes),
         preprocessing=Preprocessing(side, side, MEAN, STD),
-        recipe={"kind": "classifier", "architecture": architecture},
+        recipe=RecipeRecord(kind="classifier", architecture=architecture),
     )
 
 
@@ -36,7 +37,7 @@ def obfuscator(folder: Path, served: Bundle) -> Bundle:
     frozen = _frozen(served)
     task = ObfuscationTask(Obfuscator(), None, frozen.net, Normalize(MEAN, STD), privacy_weight=1.0).eval()
     return write_obfuscator_bundle(
-        folder, task, _images(served.preprocessing.height), classifier=frozen, recipe={"kind": "obfuscator"}
+        folder, task, _images(served.preprocessing.height), classifier=frozen, recipe=RecipeRecord(kind="obfuscator")
     )
 
 
@@ -51,7 +52,7 @@ def sketch(folder: Path, served: Bundle) -> Bundle:
         task,
         _images(side),
         classifier=frozen,
-        recipe={"kind": "sketch"},
+        recipe=RecipeRecord(kind="sketch"),
         known=few,
         held_out=few,
         offload_rate=0.5,

@@ -22,7 +22,7 @@ from sfumato.artifacts.bundle import (
     Bundle,
     Preprocessing,
 )
-from sfumato.artifacts.records import Figures, Provenance
+from sfumato.artifacts.records import Figures, Provenance, RecipeRecord
 from sfumato.errors import ResultsError
 from sfumato.lab.evaluation.results import read_object
 from sfumato.lab.export.onnx import renew
@@ -139,7 +139,7 @@ def _classifier(lab: Lab, item: Item, folder: Path, about: dict[str, Any], image
         name=about["name"],
         labels=labels,
         preprocessing=preprocessing,
-        recipe=recipe,
+        recipe=RecipeRecord.from_json(recipe),
         half=True,
     )
 
@@ -154,7 +154,8 @@ def _obfuscator(lab: Lab, item: Item, folder: Path, about: dict[str, Any], image
         privacy_weight=recipe["privacy_weight"],
     )
     renew(run.folder)
-    return write_obfuscator_bundle(run.bundle, task.eval(), images, classifier=frozen, recipe=recipe, half=True)
+    resolved = RecipeRecord.from_json(recipe)
+    return write_obfuscator_bundle(run.bundle, task.eval(), images, classifier=frozen, recipe=resolved, half=True)
 
 
 def _loaded(net: _Net, path: Path) -> _Net:

@@ -112,9 +112,8 @@ def _print_plan(sweep: Sweep, *, as_json: bool) -> None:
 
 def _of_sweep(sweep: Sweep, engine: EngineName, ray: dict[str, Any], *, as_json: bool) -> None:
     from sfumato.lab.report.tradeoff import rows_of
-    from sfumato.lab.sweep.engines import in_turn, on_ray
-    from sfumato.lab.sweep.jobs import make
-    from sfumato.lab.sweep.run import run_sweep
+    from sfumato.lab.sweep.jobs import in_turn, make
+    from sfumato.lab.sweep.run import on_ray, run_sweep
 
     runs: Engine = in_turn
     with bars() as shown:

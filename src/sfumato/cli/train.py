@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -70,6 +70,7 @@ def train(
         from sfumato.lab.training import Run, load_recipe
         from sfumato.lab.training import train as run_training
         from sfumato.lab.training.blackbox import is_endpoint, protect_black_box
+        from sfumato.lab.training.engine import Options
         from sfumato.lab.training.recipe import ClassifierRecipe
 
     plan = load_recipe(recipe, [*(set_ or []), *([f'classifier="{black_box}"'] if black_box else [])])
@@ -83,10 +84,10 @@ def train(
         return
     folder = out or Path("runs") / plan.name
     start = None if from_ is None else options.open_obfuscator(from_)
-    how: dict[str, Any] = {"accelerator": accelerator, "devices": devices, "resume": resume, "overwrite": overwrite}
     with bars() as shown:
+        how = Options(accelerator, devices, resume, overwrite, shown.progress, shown.say)
         if queried is None:
-            bundle = run_training(plan, folder, start=start, progress=shown.progress, say=shown.say, **how)
+            bundle = run_training(plan, folder, start=start, **vars(how))
         else:
             if start is not None:
                 raise RecipeError("--from starts from an obfuscator; with query-only access it is learned from scratch")
@@ -94,15 +95,8 @@ def train(
                 f"up to {queried.black_box.queries:,} images, of {plan.data.source} and synthetic ones, are sent to "
                 f"{queried.classifier} as they are: they must be public"
             )
-            bundle = protect_black_box(
-                queried,
-                folder,
-                token=options.read_token(token_file),
-                ca_file=ca_file,
-                progress=shown.progress,
-                say=shown.say,
-                **how,
-            )
+            token = options.read_token(token_file)
+            bundle = protect_black_box(queried, folder, how, token=token, ca_file=ca_file)
     if as_json:
         print_json({"bundle": str(bundle.path), "figures": bundle.figures.to_json()})
         return

@@ -3,19 +3,19 @@ from pathlib import Path
 import pytest
 
 from sfumato.errors import RecipeError
-from sfumato.lab.sweep.dials import Dial, parse_dial, settings
+from sfumato.lab.sweep.plan import parse_dial, settings
 
 SKETCH = Path(__file__).parents[3] / "recipes" / "cifar10-resnet20-sketch.toml"
 CLASSIFIER = SKETCH.with_name("cifar10-resnet20.toml")
 
 
 def grid(*dials, seeds=1, recipe=SKETCH, **more):
-    return settings(recipe, [parse_dial(dial) for dial in dials], seeds=seeds, **more)
+    return settings(recipe, dials, seeds=seeds, **more)
 
 
 def test_a_dial_is_a_key_and_its_values():
-    assert parse_dial("code_bits=4, 8,16") == Dial("code_bits", ("4", "8", "16"))
-    assert parse_dial('training.schedule="step"') == Dial("training.schedule", ('"step"',))
+    assert parse_dial("code_bits=4, 8,16") == ("code_bits", ("4", "8", "16"))
+    assert parse_dial('training.schedule="step"') == ("training.schedule", ('"step"',))
 
 
 @pytest.mark.parametrize("text", ["code_bits", "code_bits=", "=4", "code_bits=4,,8", "", "code_bits=4,"])
@@ -41,15 +41,16 @@ def test_dials_span_a_grid_and_each_place_has_its_seeds():
         "code_bits=8, offload_rate=0.1",
         "code_bits=8, offload_rate=0.2",
     ]
-    assert found[1].names == ("code_bits-4-offload_rate-0.2-seed5", "code_bits-4-offload_rate-0.2-seed6")
-    assert [(r.code_bits, r.offload_rate, r.training.seed) for r in found[1].recipes] == [(4, 0.2, 5), (4, 0.2, 6)]
-    assert found[1].recipes[0].name == "cifar10-resnet20-sketch-code_bits-4-offload_rate-0.2-seed5"
-    assert len({recipe.name for setting in found for recipe in setting.recipes}) == 8
+    assert list(found[1].recipes) == ["code_bits-4-offload_rate-0.2-seed5", "code_bits-4-offload_rate-0.2-seed6"]
+    recipes = list(found[1].recipes.values())
+    assert [(r.code_bits, r.offload_rate, r.training.seed) for r in recipes] == [(4, 0.2, 5), (4, 0.2, 6)]
+    assert recipes[0].name == "cifar10-resnet20-sketch-code_bits-4-offload_rate-0.2-seed5"
+    assert len({recipe.name for setting in found for recipe in setting.recipes.values()}) == 8
 
 
 def test_without_a_dial_there_is_one_place():
     (only,) = grid(seeds=3)
-    assert (only.label, only.values, only.names) == ("cifar10-resnet20-sketch", {}, ("seed0", "seed1", "seed2"))
+    assert (only.label, only.values, list(only.recipes)) == ("cifar10-resnet20-sketch", {}, ["seed0", "seed1", "seed2"])
 
 
 @pytest.mark.parametrize(

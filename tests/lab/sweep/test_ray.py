@@ -8,8 +8,8 @@ import pytest
 
 from sfumato.errors import SfumatoError
 from sfumato.lab.runs.trainings import state_of
-from sfumato.lab.sweep.engines import on_ray
 from sfumato.lab.sweep.jobs import Job
+from sfumato.lab.sweep.run import on_ray
 from sfumato.lab.training import Run
 from sfumato.lab.training.recipe import parse_recipe
 from synthetic import save_folder
@@ -24,7 +24,7 @@ def job(name, folder, images, epochs=2):
     """A training alone: what is attacked afterwards is no matter of the engine's."""
     recipe = {"kind": "classifier", "name": name, "architecture": "resnet20", "data": {"source": str(images)}}
     recipe["training"] = {"epochs": epochs, "batch_size": 8, "schedule": "constant"}
-    return Job(name, parse_recipe(recipe), str(folder / name), None)
+    return Job(name, parse_recipe(recipe), Run(folder / name))
 
 
 def test_a_killed_worker_goes_on_where_it_was_and_what_fails_is_told(tmp_path, own_caches):

@@ -152,8 +152,8 @@ class Place:
     images: Path
 
     def plan(self, out: Path, **changes):
-        defaults = {"dials": ["code_bits=2,4"], "seeds": 2, "local": self.local}
-        return plan_sweep(self.sketch, out, BRIEF, **(defaults | changes))
+        defaults = {"budget": BRIEF, "dials": ["code_bits=2,4"], "seeds": 2, "local": self.local}
+        return plan_sweep(self.sketch, out, **(defaults | changes))
 
 
 @pytest.fixture(scope="module")
@@ -212,8 +212,8 @@ def test_a_gate_has_its_own_row(place, tmp_path):
     (setting,) = place.plan(tmp_path, dials=["code_bits=2"]).settings
     gated = gate(accuracy_gated=0.91, excess_leakage_mean=0.03)
     audits = {
-        name: fake_audit(gate=gated, utility={"accuracy_obfuscated": accuracy})
-        for name, accuracy in zip(setting.names, (0.9, 0.92), strict=True)
+        tmp_path / f"{name}.json": fake_audit(gate=gated, utility={"accuracy_obfuscated": accuracy})
+        for name, accuracy in zip(setting.recipes, (0.9, 0.92), strict=True)
     }
     sending, gated = (one.row for one in _rows(setting, audits, {}))
     assert (sending.name, sending.seeds) == ("code_bits=2", 2)
@@ -280,7 +280,7 @@ def test_the_classifier_on_the_device_is_trained_first_if_there_is_a_recipe(plac
     found = run_sweep(sweep).frontier
     assert made.trained == ["local", "code_bits-4-seed0"]
     bundle = Bundle.load(tmp_path / "out" / "local" / "bundle", kind="classifier")
-    assert bundle.recipe.to_json()["teacher"] == sweep.settings[0].recipes[0].classifier
+    assert bundle.recipe.to_json()["teacher"] == sweep.jobs["code_bits-4-seed0"].recipe.classifier
     assert bundle.recipe.to_json()["data"]["source"] == str(place.images)
     assert found.on_device == str(bundle.path)
     assert found.device.on_device_macs > 0 and "multiply-accumulates" in found.verdict.sentences[-1]
@@ -333,7 +333,7 @@ def test_a_folder_of_another_sweep_is_refused(place, made, tmp_path):
     with pytest.raises(TrainingError, match="trained by another recipe"):
         run_sweep(place.plan(tmp_path / "out", overrides=["training.epochs=1"]))
     with pytest.raises(AuditError, match="another budget"):
-        run_sweep(dataclasses.replace(sweep, budget=dataclasses.replace(BRIEF, test_images=10)))
+        run_sweep(place.plan(tmp_path / "out", budget=dataclasses.replace(BRIEF, test_images=10)))
     job = sweep.jobs["code_bits-2-seed0"]
     (job.audit_folder / "audit.json").write_text("{")
     with pytest.raises(AuditError, match="move it away"):

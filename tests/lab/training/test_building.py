@@ -23,8 +23,9 @@ from sfumato.lab.classifiers import load_classifier
 from sfumato.lab.models import Normalize, Obfuscator, Payload
 from sfumato.lab.training import train
 from sfumato.lab.training.adversaries import Attackers
-from sfumato.lab.training.building import class_means, labelled_by, obfuscation_task, restarted
+from sfumato.lab.training.building import labelled_by, obfuscation_task, restarted
 from sfumato.lab.training.export import export_obfuscator
+from sfumato.lab.training.images import class_means
 from sfumato.lab.training.recipe import ObfuscatorRecipe, parse_recipe
 from synthetic import CLASSES, image_set, pixels, png
 
@@ -44,7 +45,7 @@ def frozen(trained):
 
 def test_what_a_recipe_leaves_out_is_the_papers(frozen):
     task = obfuscation_task(recipe(), frozen, IMAGES)
-    assert (task.privacy_weight, task.utility.label_weight, task.class_means, task.mixture) == (1.0, 1.0, None, None)
+    assert (task.privacy_weight, task.label_weight, task.class_means, task.mixture) == (1.0, 1.0, None, None)
     assert type(task.deobfuscator).__name__ == "Deobfuscator" and task.obfuscator.noise is None
 
 
@@ -65,7 +66,7 @@ def test_a_recipes_parts_reach_the_task(frozen):
     }
     task = obfuscation_task(recipe(**options), frozen, IMAGES)
     assert (task.rate_weight, task.entropy_weight, task.privacy_weight) == (0.1, 0.2, 2.0)
-    assert (task.utility.label_weight, task.utility.temperature) == (0.75, 3.0)
+    assert (task.label_weight, task.temperature) == (0.75, 3.0)
     assert [type(net).__name__ for net in task.attackers] == ["UNet", "Deobfuscator"]
     assert task.mixture.means.shape == (4, 128, 4, 4)
 

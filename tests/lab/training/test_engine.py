@@ -17,7 +17,8 @@ from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator
 from sfumato.lab.models.checkpoint import load_checkpoint
 from sfumato.lab.training import engine
 from sfumato.lab.training.engine import _PARTS as PARTS
-from sfumato.lab.training.engine import Fitted, Schedule, fit, validate
+from sfumato.lab.training.engine import Fitted, Hooks, Options, fit, validate
+from sfumato.lab.training.recipe import TrainingRecipe
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask
 from sfumato.progress import Progress, Say, mute, silent
 from synthetic import image_set
@@ -56,24 +57,21 @@ def train(
     before_epoch: Callable[[int], Iterable[nn.Parameter]] = lambda epoch: (),
     progress: Progress = silent,
     say: Say = mute,
-    **schedule: int,
+    **plan: int,
 ) -> Fitted:
     optimizer = torch.optim.Adam([p for p in task.parameters() if p.requires_grad], lr=1e-2)
     return fit(
         Fabric(accelerator="cpu", devices=1),
         task,
-        optimizer,
-        torch.optim.lr_scheduler.StepLR(optimizer, 4, 0.9),
+        TrainingRecipe(**{"epochs": EPOCHS, "batch_size": 4, "seed": 1, **plan}),
+        optimizers=(optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 4, 0.9)),
         train=images,
         test=TEST,
         augmentation=Augmentation(flip=True, crop_padding=2),
-        schedule=Schedule(**{"epochs": EPOCHS, "batch_size": 4, "seed": 1, **schedule}),
         checkpoint=checkpoint,
         identity=identity,
-        resume=resume,
-        before_epoch=before_epoch,
-        progress=progress,
-        say=say,
+        options=Options(resume=resume, progress=progress, say=say),
+        hooks=Hooks(before_epoch),
     )
 
 

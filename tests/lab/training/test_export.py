@@ -13,6 +13,7 @@ from torch import nn
 
 import sfumato
 from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.records import RecipeRecord
 from sfumato.errors import TrainingError
 from sfumato.lab.classifiers import load_classifier
 from sfumato.lab.export.onnx import difference, export_onnx, renew, round_weights
@@ -167,9 +168,11 @@ def test_what_is_rounded_may_fall_to_either_side_of_an_edge_but_rarely_and_by_on
 def test_weights_in_half_precision_are_half_the_size_and_the_file_computes_with_them(tmp_path, trained):
     task = ClassifierTask(build_classifier("vgg7", 4), Normalize((0.5,) * 3, (0.25,) * 3)).eval()
     options = {"name": "x", "labels": ("a", "b", "c", "d"), "preprocessing": trained[0].preprocessing}
-    whole = write_classifier_bundle(tmp_path / "whole", task, IMAGES, recipe={"architecture": "vgg7"}, **options)
+    whole = write_classifier_bundle(
+        tmp_path / "whole", task, IMAGES, recipe=RecipeRecord(architecture="vgg7"), **options
+    )
     before = {name: value.clone() for name, value in task.net.state_dict().items()}
-    recipe = {"kind": "classifier", "architecture": "vgg7"}
+    recipe = RecipeRecord(kind="classifier", architecture="vgg7")
     halved = write_classifier_bundle(tmp_path / "half", task, IMAGES, recipe=recipe, half=True, **options)
     large, small = (bundle.file("weights.safetensors").stat().st_size for bundle in (whole, halved))
     assert small < 0.51 * large

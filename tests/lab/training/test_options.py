@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from sfumato.lab.models import DECODERS, Deobfuscator, Normalize, Obfuscator, build_classifier
 from sfumato.lab.training.adversaries import Attackers
 from sfumato.lab.training.code_mixture import CodeMixture
-from sfumato.lab.training.tasks import ObfuscationTask, Utility
+from sfumato.lab.training.recipe import UtilityRecipe
+from sfumato.lab.training.tasks import ObfuscationTask
 
 IMAGES = torch.rand(4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 3])
@@ -101,8 +102,8 @@ def test_looking_at_images_changes_no_running_figure():
 
 
 def test_the_utilitys_parts_get_their_shares():
-    shares = Utility(teacher_weight=0.25, feature_weight=0.5, temperature=2.0)
-    ours = task(lambda: None, privacy_weight=0.0, utility=shares)
+    shares = {"label_weight": 0.25, "teacher_weight": 0.25, "feature_weight": 0.5, "temperature": 2.0}
+    ours = task(lambda: None, privacy_weight=0.0, **shares)
     losses = ours(IMAGES, LABELS)
     obfuscated = ours.obfuscator(IMAGES)
     own, plain = (ours.normalize(images) for images in (obfuscated, IMAGES))
@@ -117,9 +118,10 @@ def test_the_utilitys_parts_get_their_shares():
     assert "reconstruction" not in losses
 
 
-@pytest.mark.parametrize("utility", [Utility(teacher_weight=1.0), Utility(0.3, 0.7), Utility(feature_weight=1.0)])
-def test_labels_without_a_share_are_not_looked_at(utility):
-    ours = task(utility=utility)
+@pytest.mark.parametrize(("teacher", "features"), [(1.0, 0.0), (0.3, 0.7), (0.0, 1.0)])
+def test_labels_without_a_share_are_not_looked_at(teacher, features):
+    assert UtilityRecipe(teacher_weight=teacher, feature_weight=features).label_weight == 0
+    ours = task(label_weight=0.0, teacher_weight=teacher, feature_weight=features)
     losses = ours(IMAGES, torch.full((4,), -1))
     losses["loss"].backward()
     assert "classification" not in losses

@@ -23,7 +23,7 @@ from sfumato.device import Obfuscator
 from sfumato.errors import BundleError, ClassifierError, DataError, RecipeError, TrainingError
 from sfumato.lab.audit.targets import load_target
 from sfumato.lab.data import load_images
-from sfumato.lab.training import Run, context, run, train
+from sfumato.lab.training import Run, images, run, train
 from sfumato.lab.training.recipe import parse_recipe
 from synthetic import CLASSES, image_set, pixels, save_folder
 
@@ -38,8 +38,8 @@ def recipe(kind: str = "classifier", *, data: dict[str, Any] | None = None, **ch
 def in_memory(monkeypatch):
     """Training on images that need no disk, and without writing a bundle: `train` returns the task."""
     sets = {"train": image_set(14, size=(8, 8)), "test": image_set(4, size=(8, 8), seed=1)}
-    monkeypatch.setattr(context, "load_images", lambda _source, split, **_: sets[split])
-    monkeypatch.setattr(run, "_finish", lambda trained: trained.made.task)
+    monkeypatch.setattr(images, "load_images", lambda _source, split, **_: sets[split])
+    monkeypatch.setattr(run, "_finish", lambda made, _: made.task)
     return sets
 
 
@@ -133,7 +133,7 @@ def test_a_run_that_began_before_a_recipe_could_say_more_goes_on(trained):
 
 
 def test_snapshots_hold_the_networks_as_they_were(in_memory, tmp_path, monkeypatch, trained, image_folder):
-    monkeypatch.setattr(context, "load_images", load_images)
+    monkeypatch.setattr(images, "load_images", load_images)
     given = recipe("obfuscator", classifier=str(trained[0].path), data={"source": str(image_folder)}, epochs=3)
     task = train(given.model_copy(update={"snapshots_every": 1}), tmp_path, accelerator="cpu")
     kept = [load_file(Run(tmp_path).snapshot(epoch) / OBFUSCATOR_WEIGHTS) for epoch in (1, 2, 3)]

@@ -31,6 +31,7 @@ from sfumato.lab.models import Normalize, Payload, Sketcher, SketchGraph
 from sfumato.lab.models.rebuild import rebuilt
 
 Array = npt.NDArray[Any]
+Classify = Callable[[Array], Array]
 _MOST_CODES = 0.01
 """The share of images whose code may change: a bit is a sign, and a value close to 0 may get either."""
 
@@ -91,16 +92,13 @@ class Comparison(Result):
 
 
 def compare(
-    found: list[Array], wanted: list[Array], *, step: float = 0.0, classify: Callable[[Array], Array] | None = None
+    found: list[Array], wanted: list[Array], *, step: float = 0.0, classify: Classify | None = None
 ) -> Comparison:
     """Compare an obfuscator's outputs, in the order of its ONNX file, with those of another run.
 
-    Args:
-        found: the payload, (N, 3, H, W) float32, alone or followed by the on-device logits (N, classes) float32 and
-            codes (N, B) uint8.
-        wanted: the same.
-        step: of rounding the first output, see `sfumato.lab.export.onnx.difference`.
-        classify: from the payload to the cloud's logits.
+    They are the payload, (N, 3, H, W) float32, alone or followed by the on-device logits (N, classes) float32 and codes
+    (N, B) uint8. `step` is of rounding the payload, see `sfumato.lab.export.onnx.difference`; `classify` goes from the
+    payload to the cloud's logits.
 
     Raises:
         BundleError: outputs differ in number, shape or type.
@@ -127,9 +125,7 @@ def compare(
     return Comparison(len(same_code), float(np.max(apart)), codes, own, cloud)
 
 
-def export_executorch(
-    bundle: Bundle, path: Path, images: Array, *, classify: Callable[[Array], Array] | None = None
-) -> Comparison:
+def export_executorch(bundle: Bundle, path: Path, images: Array, *, classify: Classify | None = None) -> Comparison:
     """Write an obfuscator's network as an ExecuTorch program for one image, float32, lowered to XNNPACK.
 
     Its outputs are those of the bundle's ONNX file, in the same order; both are compared before anything is written.
@@ -157,7 +153,15 @@ def export_executorch(
             f"(at most {TOLERANCE:.0e} is allowed), and has other codes for {compared.codes_changed or 0} of "
             f"{compared.images} images (at most {_MOST_CODES:.0%}); nothing was written"
         )
-    _write(path, program)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(program)
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise BundleError(f"cannot write {path}: {error.strerror or error}") from error
     return compared
 
 
@@ -204,18 +208,6 @@ def _lowered(graph: nn.Module, image: Tensor, source: Path) -> bytes:
     except Exception as error:  # its passes have no common error
         said = f"{type(error).__name__}: {first_line(error)}"
         raise BundleError(f"{source} cannot be lowered to ExecuTorch: {said}") from error
-
-
-def _write(path: Path, program: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(program)
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise BundleError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _batches(whole: Array) -> list[Array]:

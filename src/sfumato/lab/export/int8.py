@@ -48,6 +48,7 @@ REPORTED_CHANGE = 0.01
 """Report a fall in accuracy, or a change of the offload rate, that is larger than this."""
 _WARM_UP, _LEAST_ROUNDS, _MOST_ROUNDS, _SETTLE, _REPEATS, _TIMED_S = 3, 5, 60, 2, 5, 5.0
 _INTEGER_NODES = {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger"}
+_BEFORE = ("accuracy_obfuscated", "accuracy_device", "accuracy_gated", "offload_rate")
 _COPIED = {DECODER_ONNX: DECODER_ONNX, DEOBFUSCATOR_ONNX: DEOBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS: FLOAT_WEIGHTS}
 """The files that are copied from a bundle, and their names afterwards."""
 
@@ -123,7 +124,7 @@ def quantize(
         calibration: training images, whose activations determine how numbers are rounded.
         test: images to measure on, none of them among the others.
         overwrite: replace an earlier result.
-        progress: see `Progress`.
+        progress: is told of each batch, and each image of the calibration.
 
     Returns:
         The new bundle. Its `figures` are an `Evaluation`, and "quantized", an `Int8Comparison`.
@@ -135,17 +136,15 @@ def quantize(
     """
     if bundle.recipe.quantized is not None:
         raise BundleError(f"{bundle.path} is in 8-bit integers already; give the bundle that it was made of")
-    _check_folder(folder, overwrite)
     size = (bundle.preprocessing.height, bundle.preprocessing.width)
     if tuple(calibration.images.shape[2:]) != size or not len(calibration):
         raise BundleError(
             f"got {len(calibration)} images of {tuple(calibration.images.shape[2:])} to calibrate with; some of "
             f"{size} are needed"
         )
-    check_quantizable(bundle.file(OBFUSCATOR_ONNX))
-    with _replacing(folder) as partial:  # before the long part, so that nothing is measured in vain
-        before = evaluate_obfuscator(bundle, classifier, test, progress=progress)
+    with _replacing(folder, overwrite) as partial:  # before the long part, so that nothing is measured in vain
         quantize_file(bundle.file(OBFUSCATOR_ONNX), partial / OBFUSCATOR_ONNX, calibration, progress=progress)
+        before = evaluate_obfuscator(bundle, classifier, test, progress=progress)
         for name, new_name in _COPIED.items():
             if name in bundle.files:
                 shutil.copyfile(bundle.file(name), partial / new_name)
@@ -187,12 +186,7 @@ def remarks(bundle: Bundle) -> list[str]:
     return said
 
 
-def check_quantizable(file: Path) -> None:
-    """Check that there is something to quantise in an ONNX file.
-
-    Raises:
-        BundleError: it cannot be read, has integers already, or has no convolution.
-    """
+def _check_quantizable(file: Path) -> None:
     try:
         kinds = {node.op_type for node in onnx.load(str(file)).graph.node}
     except Exception as error:  # protobuf's errors have no documented base
@@ -216,12 +210,12 @@ def quantize_file(
         out: the file.
         calibration: training images, of the size that it takes.
         signed_weights: in 7 bits, so that sums do not saturate on processors without VNNI; otherwise unsigned in 8.
-        progress: see `Progress`.
+        progress: is told of each image.
 
     Raises:
-        BundleError: see `check_quantizable`; or ONNX Runtime cannot quantise it.
+        BundleError: it cannot be read or quantised, has integers already, or has no convolution.
     """
-    check_quantizable(plain)
+    _check_quantizable(plain)
     try:
         with tempfile.TemporaryDirectory() as folder, quiet():
             prepared = Path(folder) / "prepared.onnx"
@@ -262,14 +256,10 @@ def differences(
     *,
     progress: Progress = silent,
 ) -> Differences:
-    """Compare an obfuscator's file with another one.
+    """Compare an obfuscator's file with another one, on images of the size that both take.
 
-    Args:
-        after: the file; its outputs are the payload, on-device logits if it has any, and a uint8 code if it has one.
-        before: the one to compare with, of the same outputs.
-        classifier: from the payload to logits.
-        images: of the size that both take.
-        progress: see `Progress`.
+    The outputs of both are the payload, on-device logits if they have any, and a uint8 code if they have one; the
+    classifier goes from the payload to logits.
     """
     found: dict[str, list[npt.NDArray[np.generic]]] = defaultdict(list)  # one number for each image
     for batch, _ in images.scaled_batches("comparing", progress):
@@ -288,17 +278,14 @@ def differences(
 def time_ratio(after: Path, before: Path, image: Array) -> float:
     """Return the processor time of one ONNX file in units of another's, for one image and one thread.
 
-    Both run in turn; the ratio is that of the medians over rounds.
-
-    Args:
-        after: the file.
-        before: the one to compare with.
-        image: (1, 3, H, W) float32 in [0, 1].
+    Both run in turn, on `image` (1, 3, H, W) float32 in [0, 1]; the ratio is that of the medians over rounds.
     """
     functions = [OnnxFunction(file, threads=1) for file in (after, before)]
     times: list[list[float]] = [[], []]
-    until, rounds = time.monotonic() + _TIMED_S, 0
-    while rounds < _LEAST_ROUNDS + _WARM_UP or (rounds < _MOST_ROUNDS and time.monotonic() < until):
+    until = time.monotonic() + _TIMED_S
+    for rounds in range(_MOST_ROUNDS):
+        if rounds >= _LEAST_ROUNDS + _WARM_UP and time.monotonic() >= until:
+            break
         for function, own in zip(functions, times, strict=True):
             for _ in range(_SETTLE):  # so that the data of what ran before is no longer in the caches
                 function(image)
@@ -306,7 +293,6 @@ def time_ratio(after: Path, before: Path, image: Array) -> float:
             for _ in range(_REPEATS):
                 function(image)
             own.append(time.thread_time() - start)
-        rounds += 1
     new, old = (statistics.median(own[_WARM_UP:]) for own in times)
     return new / old
 
@@ -321,10 +307,7 @@ def _compared(
     image, _ = next(test.subset(1).scaled_batches())
     return Int8Comparison(
         **asdict(changed),
-        accuracy_obfuscated_before=before.accuracy_obfuscated,
-        accuracy_device_before=before.accuracy_device,
-        accuracy_gated_before=before.accuracy_gated,
-        offload_rate_before=before.offload_rate,
+        **{f"{name}_before": getattr(before, name) for name in _BEFORE},
         time_of_float32=time_ratio(after_file, before_file, image),
         megabytes=after_file.stat().st_size / 1e6,
         megabytes_before=before_file.stat().st_size / 1e6,
@@ -358,18 +341,18 @@ def _described(bundle: Bundle, folder: Path, calibration: ImageSet, test: ImageS
     )
 
 
-def _check_folder(folder: Path, overwrite: bool) -> None:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not overwrite:
-        raise BundleError(f"{folder} exists already; choose another folder, or --overwrite what was quantised before")
-    if not (folder / MANIFEST).is_file() or Bundle.load(folder).recipe.quantized is None:
-        raise BundleError(f"{folder} holds something else than an obfuscator in 8-bit integers; choose another folder")
-
-
 @contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
+def _replacing(folder: Path, overwrite: bool) -> Iterator[Path]:
     """Yield a new folder that replaces `folder` if the block succeeds, and is removed otherwise."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not overwrite:
+            raise BundleError(
+                f"{folder} exists already; choose another folder, or --overwrite what was quantised before"
+            )
+        if not (folder / MANIFEST).is_file() or Bundle.load(folder).recipe.quantized is None:
+            raise BundleError(
+                f"{folder} holds something else than an obfuscator in 8-bit integers; choose another folder"
+            )
     folder = folder.resolve()
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     try:

@@ -77,13 +77,10 @@ def export_onnx(
 
 
 def difference(got: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], *, step: float = 0.0) -> float:
-    """Return the largest difference between two runs of one function.
+    """Return the largest difference between two runs of one function, of any shape.
 
-    Args:
-        got: any shape.
-        expected: the same shape.
-        step: the largest distance of neighbouring values where both are rounded; 0 where they are not. One number in a
-            hundred may be rounded to the other neighbour, which does not count.
+    `step` is the largest distance of neighbouring values where both are rounded; 0 where they are not. One number in a
+    hundred may be rounded to the other neighbour, which does not count.
     """
     apart = np.abs(got - expected)
     if float((apart > TOLERANCE).mean()) <= _ROUNDED_OTHERWISE:
@@ -120,10 +117,7 @@ def round_weights(net: nn.Module) -> None:
 def save_weights(net: nn.Module, path: Path, *, half: bool = False) -> None:
     """Write a network's parameters and buffers as safetensors.
 
-    Args:
-        net: any network.
-        path: of the file.
-        half: write them in half precision, for a file of half the size; see `round_weights`.
+    In half precision the file is half the size; see `round_weights`.
 
     Raises:
         TrainingError: the disk refuses.

@@ -17,12 +17,10 @@ from torch import Tensor
 from sfumato.artifacts.provenance import provenance
 from sfumato.errors import TrainingError
 from sfumato.lab.data import ImageSet, Stream
-from sfumato.lab.models.precision import Precision, device_name
-from sfumato.lab.training.context import augmentation_of, launch
-from sfumato.lab.training.engine import Images, Schedule, fit, validate
-from sfumato.lab.training.optimizer import optimizer_of
+from sfumato.lab.models.precision import device_name
+from sfumato.lab.training.engine import Images, Options, fit, optimizers_of, validate
 from sfumato.lab.training.recipe import AnyRecipe
-from sfumato.lab.training.setup import Prepared, Run, prepare, starting_from
+from sfumato.lab.training.setup import Prepared, Run, launch, prepare, starting_from
 from sfumato.progress import Progress, silent
 
 STEPS = 24
@@ -84,39 +82,30 @@ def estimate(
     plan = recipe.training
     with tempfile.TemporaryDirectory(prefix="sfumato-estimate-") as work:
         fabric, precision = launch(plan, Path(work), accelerator, 1)
-        made = prepare(recipe, Run(Path(work)), fabric, bfloat16=precision.dense_bfloat16)
+        made = prepare(recipe, Run(Path(work)), fabric, precision)
         all_steps = len(made.train) // plan.batch_size
         timed = _Timed(made.train, min(all_steps, steps + _WARM_UP + 1), plan.batch_size, fabric.device)
-        optimizer, scheduler = optimizer_of(plan, made.task, steps=all_steps)
         few = made.test.subset(_TEST_BATCHES * plan.batch_size)
         fit(
             fabric,
             made.task,
-            optimizer,
-            scheduler,
+            plan.model_copy(update={"epochs": 1, "validate_every": 1}),
+            optimizers=optimizers_of(plan, made.task, steps=all_steps),
             train=timed,
             test=few.subset(plan.batch_size),
-            augmentation=augmentation_of(recipe.data),
-            schedule=Schedule(1, plan.batch_size, plan.seed, 1, plan.channels_last, plan.compile),
+            augmentation=recipe.data.augmentation,
             checkpoint=Run(Path(work)).checkpoint,
             identity="estimate",
-            progress=progress,
+            options=Options(progress=progress),
         )
         started = time.monotonic()
         validate(fabric, made.task, few, plan.batch_size, channels_last=plan.channels_last)
         test_s = (time.monotonic() - started) / len(few)
-        return _found(recipe, made, timed, all_steps, test_s, fabric.device, precision)
+        return _found(made, timed, all_steps, test_s)
 
 
-def _found(
-    recipe: AnyRecipe,
-    made: Prepared,
-    timed: _Timed,
-    all_steps: int,
-    test_s: float,
-    device: torch.device,
-    precision: Precision,
-) -> Estimate:
+def _found(made: Prepared, timed: _Timed, all_steps: int, test_s: float) -> Estimate:
+    recipe, device = made.recipe, made.fabric.device
     plan = recipe.training
     durations, waits = timed.durations()
     step_s = statistics.median(durations)
@@ -146,7 +135,7 @@ def _found(
         measured=provenance(
             seed=plan.seed,
             accelerator=device.type,
-            precision=str(precision),
+            precision=str(made.precision),
             device=device_name(device),
             threads=torch.get_num_threads(),
             train_images=len(durations) * plan.batch_size,

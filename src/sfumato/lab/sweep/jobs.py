@@ -1,16 +1,15 @@
-"""One point of a sweep: an ordinary training and an ordinary audit, made in any process."""
+"""One point of a sweep, an ordinary training and an ordinary audit made in any process, and how points are made."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from sfumato.artifacts.bundle import MANIFEST, OBFUSCATOR_ONNX, Bundle
-from sfumato.errors import AuditError, RecipeError, TrainingError
+from sfumato.errors import AuditError, Interrupted, RecipeError, SfumatoError, TrainingError
 from sfumato.lab.audit.budget import Budget
 from sfumato.lab.audit.run import Comparison, record
 from sfumato.lab.audit.schema import AuditResult
@@ -26,47 +25,33 @@ from sfumato.progress import Progress, Say, silent
 
 
 @dataclass(frozen=True)
-class AuditOptions:
-    """How a point is audited.
-
-    Attributes:
-        budget: attack budget.
-        local: folder of the on-device baseline's bundle; None without one.
-        images: number of training and of test images; None for all.
-    """
-
-    budget: Budget
-    local: str | None = None
-    images: int | None = None
-
-
-@dataclass(frozen=True)
 class Job:
     """The making of one point; can be pickled for another process.
 
     Attributes:
-        name: of the point.
-        recipe: validated.
-        folder: of the run, with the audit in it.
-        audit: how it is audited; None for a classifier.
+        budget: of the audit; None for a classifier, which is not audited.
+        local: folder of the on-device baseline's bundle; None without one.
+        images: number of training and of test images of the audit; None for all.
     """
 
     name: str
     recipe: AnyRecipe
-    folder: str
-    audit: AuditOptions | None
-
-    @property
-    def run(self) -> Run:
-        """The files of the training."""
-        return Run(Path(self.folder))
+    run: Run
+    budget: Budget | None = None
+    local: Path | None = None
+    images: int | None = None
 
     @property
     def audit_folder(self) -> Path:
         """The folder of the audit."""
-        assert self.audit is not None
-        count = "" if self.audit.images is None else f"-{self.audit.images}"
-        return Path(self.folder) / f"audit-{self.audit.budget.name}{count}"
+        assert self.budget is not None
+        return self.run.folder / f"audit-{self.budget.name}{'' if self.images is None else f'-{self.images}'}"
+
+
+Make = Callable[[Job], None]
+"""Trains and audits a point."""
+Engine = Callable[[Sequence[Job], Make, Say], dict[str, str]]
+"""Makes points; returns the error of each that failed, by the point's name."""
 
 
 def make(job: Job, progress: Progress = silent) -> None:
@@ -77,30 +62,47 @@ def make(job: Job, progress: Progress = silent) -> None:
         Interrupted: Ctrl-C or SIGTERM; the state is kept.
     """
     recipe = job.recipe
-    if is_done(job):
-        return
     if training_state(job).name != "done":
         finish_training(recipe, job.run)
-    if job.audit is None:
+    if job.budget is None or known_audit(job) is not None:
         return
     assert not isinstance(recipe, ClassifierRecipe)
     bundle = Bundle.load(job.run.bundle, kind="obfuscator")
-    train, test = images(recipe.data, job.audit.images)
-    local, path = job.audit.local, classifier_bundle(recipe.classifier, job.run.classifier)
+    train, test = images(recipe.data, job.images)
+    path = classifier_bundle(recipe.classifier, job.run.classifier)
     classifier = load_classifier(path)
     train, test = train.of_classes(classifier.labels), test.of_classes(classifier.labels)
     found = finish_audit(
         AttackSetting(bundle_target(bundle), train, test, classifier=classifier.net),
-        job.audit.budget,
+        job.budget,
         job.audit_folder,
         comparison=Comparison(
             classifier=Bundle.load(path, kind="classifier"),
-            local=Bundle.load(local, kind="classifier") if local else None,
+            local=Bundle.load(job.local, kind="classifier") if job.local else None,
         ),
         device=fastest_device(),
         progress=progress,
     )
     record(bundle, found)
+
+
+def in_turn(jobs: Sequence[Job], make: Make, say: Say) -> dict[str, str]:
+    """Make one point after the other; see `Engine`.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM.
+    """
+    failed: dict[str, str] = {}
+    for number, job in enumerate(jobs, 1):
+        say(f"[{number}/{len(jobs)}] {job.name}, in {job.run.folder}")
+        try:
+            make(job)
+        except Interrupted:
+            raise
+        except SfumatoError as error:
+            failed[job.name] = str(error)
+            say(f"{job.name} failed: {error}")
+    return failed
 
 
 def training_state(job: Job) -> State:
@@ -111,11 +113,20 @@ def training_state(job: Job) -> State:
         BundleError: its bundle is damaged.
     """
     state = state_of(job.run)
-    if state.name == "done" and not _same_recipe(Bundle.load(job.run.bundle).recipe.to_json(), job.recipe):
+    if state.name == "done" and recipe_of(Bundle.load(job.run.bundle)) != job.recipe:
         raise TrainingError(
-            f"{job.folder} was trained by another recipe; sweep into another folder, or move it away to train it again"
+            f"{job.run.folder} was trained by another recipe; sweep into another folder, or move it away to train it "
+            "again"
         )
     return state
+
+
+def recipe_of(bundle: Bundle) -> AnyRecipe | None:
+    """Return the recipe that a bundle was trained by, what it leaves out by default; None if it is not of ours."""
+    try:
+        return parse_recipe(bundle.recipe.to_json())
+    except RecipeError:
+        return None
 
 
 def known_audit(job: Job) -> AuditResult | None:
@@ -124,16 +135,18 @@ def known_audit(job: Job) -> AuditResult | None:
     Raises:
         AuditError: it is damaged, or of another obfuscator, budget or classifier.
     """
-    assert job.audit is not None
     found, about = read_audit(job.audit_folder / "audit.json"), read_begun(job.audit_folder)
     if found is None or about is None:
         return None
-    bundle = Bundle.load(job.run.bundle, kind="obfuscator")
+    bundle, local = Bundle.load(job.run.bundle, kind="obfuscator"), None
+    if job.local is not None:  # a text that no audit has, if it is not trained yet
+        trained = (job.local / MANIFEST).is_file()
+        local = Bundle.load(job.local, kind="classifier").classifier_fingerprint if trained else "not trained yet"
     stated = {
         "obfuscator": found.target.fingerprint == bundle.files[OBFUSCATOR_ONNX],
         "classifier": about.classifier == bundle.classifier_fingerprint,
-        "on-device baseline": about.local == _fingerprint(job.audit.local),
-        "budget": about.budget == repr(job.audit.budget),
+        "on-device baseline": about.local == local,
+        "budget": about.budget == repr(job.budget),
     }
     if other := [what for what, same in stated.items() if not same]:
         raise AuditError(
@@ -149,7 +162,7 @@ def is_done(job: Job) -> bool:
     Raises:
         SfumatoError: its folder holds something else, or something damaged.
     """
-    return training_state(job).name == "done" and (job.audit is None or known_audit(job) is not None)
+    return training_state(job).name == "done" and (job.budget is None or known_audit(job) is not None)
 
 
 def images(recipe: DataRecipe, count: int | None) -> tuple[ImageSet, ImageSet]:
@@ -170,24 +183,3 @@ def images(recipe: DataRecipe, count: int | None) -> tuple[ImageSet, ImageSet]:
 def fastest_device() -> torch.device:
     """Return the device that attackers are trained on."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _fingerprint(local: str | None) -> str | None:
-    """Return the on-device baseline's fingerprint; if it is not trained yet, a text that no audit has."""
-    if local is None:
-        return None
-    trained = (Path(local) / MANIFEST).is_file()
-    return Bundle.load(local, kind="classifier").classifier_fingerprint if trained else "not trained yet"
-
-
-def _same_recipe(stated: dict[str, Any], wanted: AnyRecipe) -> bool:
-    try:
-        return parse_recipe(stated) == wanted  # what a recipe does not say has its default
-    except RecipeError:
-        return False
-
-
-Make = Callable[[Job], None]
-"""Trains and audits a point."""
-Engine = Callable[[Sequence[Job], Make, Say], dict[str, str]]
-"""Makes points; returns the error of each that failed, by the point's name."""

@@ -18,6 +18,7 @@ import ray
 from ray import tune
 
 from sfumato.errors import Interrupted, SfumatoError
+from sfumato.lab.libraries import first_line
 from sfumato.lab.sweep.jobs import Job, Make
 from sfumato.progress import Say
 
@@ -29,7 +30,7 @@ _PASSED_ON = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 @dataclass(frozen=True)
 class RayEngine:
-    """Makes points as trials, see `sfumato.lab.sweep.jobs.Engine`; made by `sfumato.lab.sweep.engines.on_ray`.
+    """Makes points as trials, see `sfumato.lab.sweep.jobs.Engine`; made by `sfumato.lab.sweep.run.on_ray`.
 
     Attributes:
         storage: folder of Ray Tune's own logs; on a cluster, like the points' folders, on a disk that all share.
@@ -60,16 +61,17 @@ class RayEngine:
 
     def _start(self) -> None:
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        where: dict[str, Any] = {"address": self.address}
-        if self.address is None:
-            where = {"address": "local", "include_dashboard": False}
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors are reported by `_Reporter` and in the result
         try:
             ray.init(
-                **where, runtime_env={"env_vars": environment}, log_to_driver=False, logging_level=logging.CRITICAL
+                self.address or "local",
+                include_dashboard=False if self.address is None else None,
+                runtime_env={"env_vars": environment},
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
             )
         except Exception as error:  # a plain one where its own processes were too slow to start
-            raise SfumatoError(f"Ray cannot start at {self.address or 'this machine'}: {_first_line(error)}") from error
+            raise SfumatoError(f"Ray cannot start at {self.address or 'this machine'}: {first_line(error)}") from error
         if self.address is None and (bound := ray.util.get_node_ip_address()) != _LOOPBACK:
             raise SfumatoError(f"Ray listens on {bound}, not on {_LOOPBACK} alone: it was imported before the sweep")
         have = ray.cluster_resources()
@@ -101,7 +103,7 @@ class RayEngine:
         for job in jobs:
             result = outcomes.get(job.name)
             if result is not None and result.error is not None:
-                failed[job.name] = f"its worker failed {_ATTEMPTS + 1} times: {_first_line(result.error)}"
+                failed[job.name] = f"its worker failed {_ATTEMPTS + 1} times: {first_line(result.error)}"
             elif result is None or not result.metrics or "failure" not in result.metrics:
                 raise Interrupted("interrupted")
             elif result.metrics["failure"]:
@@ -109,11 +111,11 @@ class RayEngine:
         return failed
 
 
-def _trial(jobs: Sequence[Job], make: Make, here: Path) -> Callable[[dict[str, Any]], None]:
+def _trial(jobs: Sequence[Job], make: Make, here: Path) -> Callable[[dict[str, str]], None]:
     """Return what a worker runs: it makes the point of a given name."""
     by_name = {job.name: job for job in jobs}
 
-    def trial(config: dict[str, Any]) -> None:
+    def trial(config: dict[str, str]) -> None:
         try:
             os.chdir(here)  # paths in recipes are from where the command is run
         except OSError as error:
@@ -152,7 +154,3 @@ class _Reporter(tune.Callback):  # type: ignore[misc, unused-ignore]
         """Report that a worker died too often."""
         self._ended += 1
         self._say(f"[{self._ended}/{self._count}] {trial.config['point']}: given up, its worker died repeatedly")
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

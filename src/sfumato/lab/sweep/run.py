@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from sfumato.artifacts.provenance import provenance
-from sfumato.errors import AuditError, Interrupted, TrainingError
+from sfumato.errors import AuditError, Interrupted, SfumatoError, TrainingError
 from sfumato.lab.audit.points import ENDS, points_of
 from sfumato.lab.audit.schema import AuditResult, Point
 from sfumato.lab.models.precision import device_name
 from sfumato.lab.report.frontier import save_frontier_png
 from sfumato.lab.report.tradeoff import Row, row, sentence, verdict
 from sfumato.lab.runs.trainings import check_writable
-from sfumato.lab.sweep.dials import Setting
-from sfumato.lab.sweep.engines import in_turn
-from sfumato.lab.sweep.jobs import Engine, Make, fastest_device, is_done, known_audit, make
-from sfumato.lab.sweep.plan import Sweep, device_cost
+from sfumato.lab.sweep.jobs import Engine, Make, fastest_device, in_turn, is_done, known_audit, make
+from sfumato.lab.sweep.plan import Setting, Sweep, device_cost
 from sfumato.lab.sweep.schema import (
     ComparisonPoint,
     DeviceCost,
@@ -36,14 +37,7 @@ _ALL_SENT = "every image sent"
 
 @dataclass(frozen=True)
 class Found:
-    """The result of a sweep.
-
-    Attributes:
-        rows: one for each setting, and one for each with its gate.
-        comparison: other audits and the ends of the frontier, as points of the plot.
-        frontier: the content of the file.
-        file: `frontier.json`.
-    """
+    """The result of a sweep: the content of `frontier.json`, and its points as they are compared and plotted."""
 
     rows: list[Row]
     comparison: list[Point]
@@ -53,10 +47,10 @@ class Found:
 
 @dataclass(frozen=True)
 class _Swept:
-    """A row with the setting that it belongs to."""
+    """A row with the setting that it belongs to; `series` is that of the plot."""
 
     setting: Setting
-    mode: str
+    series: str
     row: Row
 
 
@@ -65,11 +59,7 @@ def run_sweep(sweep: Sweep, *, engine: Engine = in_turn, make: Make = make, say:
 
     Interrupted anywhere, a second call resumes and loses at most an epoch, or the attacker at work.
 
-    Args:
-        sweep: checked.
-        engine: makes the points.
-        make: trains and audits a point.
-        say: see `Say`.
+    The engine makes the points; `make` trains and audits one.
 
     Raises:
         SfumatoError: the on-device baseline cannot be trained, no point could be made, or the disk refuses.
@@ -90,67 +80,88 @@ def run_sweep(sweep: Sweep, *, engine: Engine = in_turn, make: Make = make, say:
     return found
 
 
+def on_ray(storage: Path, *, address: str | None = None, **options: Any) -> Engine:
+    """Return an engine that makes several points at once; see `sfumato.lab.sweep.ray.RayEngine` for the arguments.
+
+    Raises:
+        SfumatoError: Ray is not installed.
+    """
+    # Ray reads these when it is imported: no usage statistics, and without a cluster the loopback alone.
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    if address is None:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    try:
+        from sfumato.lab.sweep.ray import RayEngine
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("sfumato"):
+            raise
+        raise SfumatoError(f"{error.name} is not installed; run: pip install 'sfumato[ray]'") from error
+    return RayEngine(storage, address=address, **options)
+
+
 def _found(sweep: Sweep, failed: dict[str, str], say: Say) -> Found:
     audits = {name: known_audit(job) for name, job in sweep.jobs.items() if name not in failed}
-    made = {name: audit for name, audit in audits.items() if audit is not None}
-    files = {name: sweep.folder / "audits" / f"{name}.json" for name in made}
-    for name, audit in made.items():
-        audit.write(files[name])
-    own = {files[name]: audit for name, audit in made.items()}
-    others = _comparable(sweep, own, say)
+    made = {sweep.folder / "audits" / f"{name}.json": audit for name, audit in audits.items() if audit is not None}
+    for file, audit in made.items():
+        audit.write(file)
+    others = _comparable(sweep, made, say)
     swept = [one for setting in sweep.settings for one in _rows(setting, made, others)]
     if not swept:
         reasons = "; ".join(dict.fromkeys(failed.values())) or "no attacker finished"
         raise AuditError(f"no point of the sweep could be made: {reasons}")
     comparison = [point for point in points_of(others) if point.role not in ENDS]
-    comparison += [point for point in points_of({**others, **own}) if point.role in ENDS]
+    comparison += [point for point in points_of({**others, **made}) if point.role in ENDS]
     plot = sweep.folder / "frontier.png"
-    by_mode = sorted(swept, key=lambda one: one.mode != _ALL_SENT)  # one series after the other
-    save_frontier_png([*map(_plotted, by_mode), *comparison], plot)
+    by_series = sorted(swept, key=lambda one: one.series != _ALL_SENT)  # one series after the other
+    save_frontier_png([*map(_plotted, by_series), *comparison], plot)
     rows = [one.row for one in swept]
     pays_off, sentences = verdict(rows)
     device = device_cost(sweep)
+    sentences += _on_cost(device)
+    if failed:
+        failures = f"Points that could not be made, and are not counted: {', '.join(failed)}"
+        sentences.append(f"{failures}; the same command tries again.")
     frontier = Frontier(
         recipe=str(sweep.recipe),
         budget=NamedBudget(name=sweep.budget.name, description=sweep.budget.description),
         classifier=NamedClassifier(name=sweep.classifier.name, fingerprint=sweep.classifier.fingerprint),
-        on_device=None if sweep.local_bundle is None else str(sweep.local_bundle),
+        on_device=None if sweep.local is None else str(sweep.local),
         device=device,
-        points=tuple(_point(sweep, one, files) for one in swept),
+        points=tuple(_point(sweep, one, made) for one in swept),
         comparison=tuple(map(ComparisonPoint.model_validate, comparison)),
         failed=failed,
-        verdict=Verdict(pays_off=pays_off, sentences=(*sentences, *_on_cost(device), *_on_failed(failed))),
+        verdict=Verdict(pays_off=pays_off, sentences=tuple(sentences)),
         plot=str(plot),
         provenance=provenance(device=device_name(fastest_device())).to_json(),
     )
     return Found(rows, comparison, frontier, sweep.folder / "frontier.json")
 
 
-def _rows(setting: Setting, made: dict[str, AuditResult], others: dict[Path, AuditResult]) -> list[_Swept]:
+def _rows(setting: Setting, made: Mapping[Path, AuditResult], others: Mapping[Path, AuditResult]) -> list[_Swept]:
     """Return a setting's rows: sending every image, and with its gate if it has one."""
     points = [
-        [p for p in points_of({**others, Path(name): made[name]}) if p.role not in ENDS and p.source == name]
-        for name in setting.names
-        if name in made
+        [p for p in points_of({**others, Path(file.stem): audit}) if p.role not in ENDS and p.source == file.stem]
+        for file, audit in made.items()
+        if file.stem in setting.recipes
     ]
     rows = []
-    for place, (mode, label) in enumerate(((_ALL_SENT, setting.label), ("gated", f"{setting.label}, gated"))):
+    for place, (series, label) in enumerate(((_ALL_SENT, setting.label), ("gated", f"{setting.label}, gated"))):
         seeds = [found[place] for found in points if len(found) > place]
         if seeds:
-            rows.append(_Swept(setting, mode, row(label, seeds)))
+            rows.append(_Swept(setting, series, row(label, seeds)))
     return rows
 
 
-def _point(sweep: Sweep, one: _Swept, files: dict[str, Path]) -> FrontierPoint:
-    names = [name for name in one.setting.names if name in files]
+def _point(sweep: Sweep, one: _Swept, made: Mapping[Path, AuditResult]) -> FrontierPoint:
+    files = [file for file in made if file.stem in one.setting.recipes]
     return FrontierPoint.model_validate(
         {
             **asdict(one.row),
             "setting": one.setting.values,
-            "gated": one.mode != _ALL_SENT,
+            "gated": one.series != _ALL_SENT,
             "sentence": sentence(one.row),
-            "runs": [sweep.jobs[name].folder for name in names],
-            "audits": [str(files[name]) for name in names],
+            "runs": [str(sweep.jobs[file.stem].run.folder) for file in files],
+            "audits": [str(file) for file in files],
         }
     )
 
@@ -167,7 +178,7 @@ def _plotted(one: _Swept) -> Point:
         budget=of.budget,
         source="this sweep",
         best_attacker=", ".join(dict.fromkeys(of.attackers)),
-        series=one.mode,
+        series=one.series,
         spread=None if deviation is None or other is None else (deviation, other),
     )
 
@@ -198,9 +209,3 @@ def _on_cost(device: DeviceCost) -> list[str]:
     if obfuscator > _ALIKE * local:
         return [f"{costs}: a larger baseline would fit, and might be more accurate."]
     return [f"{costs}."]
-
-
-def _on_failed(failed: dict[str, str]) -> list[str]:
-    if not failed:
-        return []
-    return [f"Points that could not be made, and are not counted: {', '.join(failed)}; the same command tries again."]

@@ -144,7 +144,7 @@ class Frontier(_Model):
     provenance: dict[str, Any]
 
 
-def json_schema() -> dict[str, Any]:
+def json_schema() -> dict[str, object]:
     """Return the JSON Schema of `frontier.json`."""
     found = Frontier.model_json_schema(mode="serialization")
     found["properties"] = {"schema": {"const": SCHEMA}, **found["properties"]}

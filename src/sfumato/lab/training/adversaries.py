@@ -14,9 +14,8 @@ _MEMORY = 0.05
 class Attackers(nn.Module):
     """Attackers trained in parallel; the best of them, by its running error, stands for all.
 
-    The obfuscator faces only the best one. Leakage is measured by the best attacker, so that is the term to optimise; a
-    sum over attackers could be raised without end by driving a weak one, such as one that was just restarted, further
-    off, while the strong one is not affected.
+    The obfuscator faces only the best one: a sum over attackers could be raised without end by driving a weak one, such
+    as one that was just restarted, further off, while the strong one is not affected.
 
     Source: the strongest of several adversaries as the inner problem, Madry et al. 2018, equation 2.1; the choice by
     running error is ours.
@@ -53,13 +52,7 @@ class Attackers(nn.Module):
 
 
 def attacker_to_restart(epoch: int, *, every: int | None, attackers: int) -> int | None:
-    """Return which attacker restarts before an epoch, if any; they take turns.
-
-    Args:
-        epoch: how many epochs are done.
-        every: epochs between two restarts; None for never.
-        attackers: how many there are.
-    """
+    """Return which of so many attackers restarts after an epoch, if any: one in turn `every` so many epochs."""
     if every is None or epoch == 0 or epoch % every:
         return None
     return (epoch // every - 1) % attackers

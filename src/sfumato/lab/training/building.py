@@ -20,8 +20,9 @@ from sfumato.lab.models.rebuild import ObfuscatorNetRecipe, SketchNetRecipe, rec
 from sfumato.lab.training.adversaries import Attackers, attacker_to_restart, restart
 from sfumato.lab.training.code_mixture import CodeMixture
 from sfumato.lab.training.ensemble import Ensemble
-from sfumato.lab.training.recipe import ObfuscatorRecipe, SketchRecipe, TransferRecipe
-from sfumato.lab.training.tasks import ObfuscationTask, SketchTask, Utility
+from sfumato.lab.training.images import class_means
+from sfumato.lab.training.recipe import ObfuscatorRecipe, SketchRecipe
+from sfumato.lab.training.tasks import ObfuscationTask, SketchTask
 
 _PROBES = 2
 
@@ -36,17 +37,12 @@ def obfuscation_task(
 ) -> ObfuscationTask:
     """Return the task that an obfuscator's recipe describes, with fresh weights.
 
-    Args:
-        recipe: validated.
-        frozen: the classifier.
-        images: the training images; see `labelled_by` for those without labels.
-        further: the classifiers of `transfer.ensemble`.
-        bfloat16: see `Precision.dense_bfloat16`.
+    It is for the classifier `frozen`, and for `further` ones, those of `transfer.ensemble`. The training images are of
+    the size that these take; for those without labels see `labelled_by`.
 
     Raises:
         RecipeError: the recipe does not fit the images or the classifier.
     """
-    check_fit(frozen, images)
     height, width = images.images.shape[2:]
     if height % Obfuscator.size_multiple or width % Obfuscator.size_multiple:
         raise RecipeError(
@@ -57,7 +53,7 @@ def obfuscation_task(
             f"input.remove_frequencies = {recipe.input.remove_frequencies} leaves nothing of images of "
             f"{height}x{width}: it must be smaller than their sides"
         )
-    utility = recipe.utility
+    utility, bottleneck = recipe.utility, recipe.bottleneck
     if utility.feature_weight:
         _check_features(frozen)
     obfuscator = obfuscator_of(recipe)
@@ -69,12 +65,15 @@ def obfuscation_task(
         fold_norms(frozen.net),
         normalize(frozen.preprocessing),
         privacy_weight=recipe.privacy_weight,
-        utility=Utility(utility.teacher_weight, utility.feature_weight, utility.temperature),
+        label_weight=utility.label_weight,
+        teacher_weight=utility.teacher_weight,
+        feature_weight=utility.feature_weight,
+        temperature=utility.temperature,
         class_means=class_means(images) if recipe.privacy.target == "class-mean" else None,
-        rate_weight=recipe.bottleneck.rate_weight,
-        entropy_weight=recipe.bottleneck.entropy_weight,
-        mixture=CodeMixture(len(images.names), shape) if recipe.bottleneck.entropy_weight else None,
-        ensemble=_ensemble(recipe.transfer, frozen, further, bfloat16=bfloat16),
+        rate_weight=bottleneck.rate_weight,
+        entropy_weight=bottleneck.entropy_weight,
+        mixture=CodeMixture(len(images.names), shape) if bottleneck.entropy_weight else None,
+        ensemble=_ensemble(recipe, frozen, further, bfloat16=bfloat16),
         bfloat16=bfloat16,
     )
 
@@ -83,16 +82,11 @@ def sketch_task(
     recipe: SketchRecipe,
     frozen: FrozenClassifier,
     images: ImageSet,
-    further: Sequence[FrozenClassifier] = (),
+    further: Sequence[FrozenClassifier],
     *,
-    bfloat16: bool = False,
+    bfloat16: bool,
 ) -> SketchTask:
-    """Return the task that a sketch's recipe describes, with fresh weights; for arguments see `obfuscation_task`.
-
-    Raises:
-        RecipeError: the recipe does not fit the images or the classifier.
-    """
-    check_fit(frozen, images)
+    """Return the task that a sketch's recipe describes, with fresh weights; see `obfuscation_task`."""
     height, width = images.images.shape[2:]
     try:
         sketcher = sketcher_of(recipe, height, width, classes=len(images.names))
@@ -105,30 +99,35 @@ def sketch_task(
         teacher_weight=recipe.teacher_weight,
         temperature=recipe.temperature,
         decoded_share=recipe.decoded_share,
-        ensemble=_ensemble(recipe.transfer, frozen, further, bfloat16=bfloat16),
+        ensemble=_ensemble(recipe, frozen, further, bfloat16=bfloat16),
         bfloat16=bfloat16,
         decoder_alone=recipe.learn == "decoder",
     )
 
 
 def _ensemble(
-    recipe: TransferRecipe, frozen: FrozenClassifier, further: Sequence[FrozenClassifier], *, bfloat16: bool
+    recipe: ObfuscatorRecipe | SketchRecipe,
+    frozen: FrozenClassifier,
+    further: Sequence[FrozenClassifier],
+    *,
+    bfloat16: bool,
 ) -> Ensemble:
     """Return the further classifiers of an obfuscator, after a check of their classes and image sizes."""
+    wanted = frozen.preprocessing
     for other in further:
         if other.labels != frozen.labels:
             raise RecipeError(
                 f"transfer.ensemble: {other.name} has other classes than {frozen.name}, or in another order "
                 f"({', '.join(other.labels[:3])}, ... and {', '.join(frozen.labels[:3])}, ...)"
             )
-        size, wanted = other.preprocessing, frozen.preprocessing
+        size = other.preprocessing
         if (size.height, size.width) != (wanted.height, wanted.width):
             raise RecipeError(
                 f"transfer.ensemble: {other.name} takes images of {size.height}x{size.width}, {frozen.name} of "
                 f"{wanted.height}x{wanted.width}"
             )
     nets = [(normalize(other.preprocessing), fold_norms(other.net)) for other in further]
-    return Ensemble(nets, diversity=recipe.diversity, noise=recipe.noise, bfloat16=bfloat16)
+    return Ensemble(nets, diversity=recipe.transfer.diversity, noise=recipe.transfer.noise, bfloat16=bfloat16)
 
 
 def begin_from(
@@ -139,11 +138,7 @@ def begin_from(
 ) -> None:
     """Give a task the weights of an obfuscator that was trained before, maybe for another classifier.
 
-    Args:
-        start: its bundle.
-        recipe: of the task.
-        task: of the same kind; its weights are replaced, also those of a deobfuscator if the bundle has them.
-        frozen: the classifier of the task.
+    Those of a deobfuscator are taken too, if the bundle has them.
 
     Raises:
         RecipeError: the bundle is of another kind, for other classes, or of another shape.
@@ -159,17 +154,17 @@ def begin_from(
             f"{start.path} was made for the classes {', '.join(start.labels[:3])}, ...; {frozen.name} has "
             f"{', '.join(frozen.labels[:3])}, ..., or another order"
         )
-    net, name = (task.sketcher, "sketch") if isinstance(task, SketchTask) else (task.obfuscator, "obfuscator")
     try:
         weights = load_file(start.file(OBFUSCATOR_WEIGHTS))
         if isinstance(task, SketchTask):
-            weights = _with_fitting_decoder(weights, task.sketcher)
-        net.load_state_dict(weights)
-        if isinstance(task, ObfuscationTask) and DEOBFUSCATOR_WEIGHTS in start.files and len(task.attackers) == 1:
+            task.sketcher.load_state_dict(_with_fitting_decoder(weights, task.sketcher))
+            return
+        task.obfuscator.load_state_dict(weights)
+        if DEOBFUSCATOR_WEIGHTS in start.files and len(task.attackers) == 1:
             task.attackers[0].load_state_dict(load_file(start.file(DEOBFUSCATOR_WEIGHTS)))
     except RuntimeError as error:
         raise RecipeError(
-            f"the {name} of {start.path} does not fit the recipe (another number of classes, size of images, "
+            f"the {recipe.kind} of {start.path} does not fit the recipe (another number of classes, size of images, "
             f"code_bits or attackers?): {str(error).strip().splitlines()[-1].strip()}"
         ) from error
     except SafetensorError as error:
@@ -178,12 +173,11 @@ def begin_from(
 
 def _with_fitting_decoder(weights: dict[str, Tensor], sketcher: Sketcher) -> dict[str, Tensor]:
     """Return a sketch's weights, with the decoder of the new one where either decodes to photographs."""
-    fresh = sketcher.state_dict()
     if sketcher.photographs is None and not any(name.startswith("photographs.") for name in weights):
         return weights
     encoder = ("trunk.", "to_bits.")
     kept = {name: value for name, value in weights.items() if name.startswith(encoder)}
-    return kept | {name: value for name, value in fresh.items() if not name.startswith(encoder)}
+    return kept | {name: value for name, value in sketcher.state_dict().items() if not name.startswith(encoder)}
 
 
 def restarted(recipe: ObfuscatorRecipe, task: ObfuscationTask, epoch: int) -> list[nn.Parameter]:
@@ -206,33 +200,6 @@ def labelled_by(frozen: FrozenClassifier, images: ImageSet) -> ImageSet:
     return replace(images, labels=torch.cat(predicted), names=frozen.labels)
 
 
-def class_means(images: ImageSet) -> Tensor:
-    """Return the mean image of each class, (classes, 3, H, W) float32 in [0, 1]; of an empty class, that of all."""
-    counts = images.labels.bincount(minlength=len(images.names)).view(-1, 1, 1, 1)
-    sums = torch.zeros(len(images.names), *images.images.shape[1:])
-    for part, labels in zip(
-        torch.split(images.images, INFERENCE_BATCH), torch.split(images.labels, INFERENCE_BATCH), strict=True
-    ):
-        sums.index_add_(0, labels, part.float() / 255)
-    return torch.where(counts > 0, sums / counts.clamp_min(1), sums.sum(dim=0) / len(images))
-
-
-def check_fit(frozen: FrozenClassifier, images: ImageSet) -> None:
-    """Check that a classifier takes these images and knows their classes.
-
-    Raises:
-        RecipeError: it does not.
-    """
-    size = tuple(images.images.shape[2:])
-    wanted = (frozen.preprocessing.height, frozen.preprocessing.width)
-    if size != wanted:
-        raise RecipeError(f"images are {size}, the classifier {frozen.name} takes {wanted}; set data.size")
-    if len(images.names) != len(frozen.labels):
-        raise RecipeError(
-            f"the data has {len(images.names)} classes, the classifier {frozen.name} {len(frozen.labels)}"
-        )
-
-
 def normalize(preprocessing: Preprocessing) -> Normalize:
     """Return a classifier's preprocessing as a module: (N, 3, H, W) float32 in [0, 1] -> its input."""
     return Normalize(preprocessing.mean, preprocessing.std)
@@ -245,12 +212,15 @@ def frozen_module(frozen: FrozenClassifier) -> nn.Module:
 
 @torch.no_grad()
 def _check_features(frozen: FrozenClassifier) -> None:
-    complaint = f"utility.feature_weight: the classifier {frozen.name} does not expose its features"
-    remedy = "(`features` and `head`, whose composition is the classifier); set it to 0, or use utility.teacher_weight"
     probes = torch.randn(_PROBES, 3, frozen.preprocessing.height, frozen.preprocessing.width)
+    error: Exception | None = None
     try:
         _, logits = features_and_logits(frozen.net, probes)
-    except Exception as error:  # any network: whatever it raises, it is not built this way
-        raise RecipeError(f"{complaint} {remedy}") from error
-    if not torch.allclose(logits, frozen.net(probes), atol=1e-4):
-        raise RecipeError(f"{complaint} {remedy}")
+        if torch.allclose(logits, frozen.net(probes), atol=1e-4):
+            return
+    except Exception as raised:  # any network: whatever it raises, it is not built this way
+        error = raised
+    raise RecipeError(
+        f"utility.feature_weight: the classifier {frozen.name} does not expose its features (`features` and `head`, "
+        "whose composition is the classifier); set it to 0, or use utility.teacher_weight"
+    ) from error

@@ -1,4 +1,4 @@
-"""The one training loop: order, steps, validation, checkpoints, interrupts."""
+"""The one training loop: order, steps, validation, checkpoints, interrupts, and the reports of them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from typing import Any, Protocol
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim import SGD, Adam, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 from torchmetrics import MeanMetric
 
 from sfumato.artifacts.signals import interruptible
 from sfumato.errors import Interrupted, TrainingError
 from sfumato.lab.data import Augmentation, ImageSet, augment
 from sfumato.lab.models.checkpoint import load_checkpoint, same_identity, save_checkpoint
-from sfumato.lab.training.progress import Report
+from sfumato.lab.training.recipe import TrainingRecipe
 from sfumato.progress import Progress, Say, mute, silent
 
 CHECKPOINT_EVERY_S = 60.0
 LOG_EVERY_S = 2.0
-_PARTS = frozenset({"identity", "task", "optimizer", "scheduler", "epoch", "step", "seconds"})
+_STATEFUL, _PLACE = ("task", "optimizer", "scheduler"), ("epoch", "step", "seconds")
+_PARTS = frozenset({"identity", *_STATEFUL, *_PLACE})
 
 
 class Images(Protocol):
@@ -41,34 +43,31 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """When the run ends and what a step is.
+class Options:
+    """How a run is carried out, which its result does not depend on; see `sfumato.lab.training.train`."""
+
+    accelerator: str = "auto"
+    devices: int = 1
+    resume: bool = False
+    overwrite: bool = False
+    progress: Progress = silent
+    say: Say = mute
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What is called on the way.
 
     Attributes:
-        epochs: passes over the training images.
-        batch_size: images per step over all processes.
-        seed: of order and augmentation.
-        validate_every: epochs between validations; the last epoch always ends with one.
-        channels_last: keep activations in NHWC order.
-        compile: fuse operations with `torch.compile`.
+        before_epoch: is given how many epochs are done, in every process; may reset parameters, and returns those: the
+            optimiser's state of them is dropped.
+        after_epoch: is given how many epochs are done, in the first process alone.
+        until: is asked before each step; True ends the run early.
     """
 
-    epochs: int
-    batch_size: int
-    seed: int
-    validate_every: int = 1
-    channels_last: bool = True
-    compile: bool = False
-
-
-@dataclass
-class _State:
-    """Where the run stands; `step` counts steps within `epoch`."""
-
-    epoch: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
+    before_epoch: Callable[[int], Iterable[nn.Parameter]] = lambda epoch: ()
+    after_epoch: Callable[[int], None] = lambda epoch: None
+    until: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True)
@@ -86,27 +85,45 @@ class Fitted:
     seconds: float
 
 
+def optimizers_of(plan: TrainingRecipe, task: nn.Module, *, steps: int) -> tuple[Optimizer, LRScheduler]:
+    """Return the optimiser of a task's trainable parameters, and its schedule; there are so many steps per epoch."""
+    parameters = [p for p in task.parameters() if p.requires_grad]
+    rate, decay = plan.learning_rate, plan.weight_decay
+    optimizer: Optimizer
+    if plan.optimizer == "adam":
+        optimizer = Adam(parameters, rate, weight_decay=decay, fused=True)  # one call for all; a fifth of the time
+    else:
+        optimizer = SGD(parameters, rate, weight_decay=decay, momentum=0.9, nesterov=True)
+    if plan.schedule == "one-cycle":
+        return optimizer, OneCycleLR(
+            optimizer,
+            max_lr=plan.learning_rate,
+            total_steps=plan.epochs * steps + 1,
+            pct_start=plan.warmup,
+            anneal_strategy="linear",
+            cycle_momentum=False,
+            div_factor=10,
+            final_div_factor=1000,
+        )
+    every = plan.step_epochs if plan.schedule == "step" else plan.epochs + 1
+    return optimizer, StepLR(optimizer, step_size=every * steps, gamma=0.1)
+
+
 def fit(
     fabric: Fabric,
     task: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: LRScheduler,
+    plan: TrainingRecipe,
     *,
     train: Images,
     test: ImageSet,
     augmentation: Augmentation,
-    schedule: Schedule,
     checkpoint: Path,
     identity: str,
-    resume: bool = False,
-    panel: Callable[[Tensor], Tensor] | None = None,
-    before_epoch: Callable[[int], Iterable[nn.Parameter]] = lambda epoch: (),
-    after_epoch: Callable[[int], None] = lambda epoch: None,
-    until: Callable[[], bool] = lambda: False,
-    progress: Progress = silent,
-    say: Say = mute,
+    options: Options,
+    optimizers: tuple[Optimizer, LRScheduler] | None = None,
+    hooks: Hooks | None = None,
 ) -> Fitted:
-    """Train a task to the end of its schedule.
+    """Train a task to the end of its plan.
 
     The order of the images, their augmentation and what a task samples (torch's own generator is seeded at each step)
     depend on seed, epoch, step and process alone, so that a resumed run ends with the weights of one that was never
@@ -114,77 +131,48 @@ def fit(
 
     Args:
         fabric: launched; decides on devices, precision and processes.
-        task: forward(images (N, 3, H, W) float in [0, 1], labels (N,) int64) -> scalars with "loss".
-        optimizer: over the task's trained parameters.
-        scheduler: stepped after every optimiser step.
+        task: forward(images (N, 3, H, W) float in [0, 1], labels (N,) int64) -> scalars with "loss". If it has a method
+            `panel`, images (N, 3, H, W) -> rows of images (R, N, 3, H, W), these go to the log at each validation.
+        plan: validated.
         train: the training images; floating-point ones are handed to the task as they are.
         test: the images of the validations.
         augmentation: of training batches.
-        schedule: see `Schedule`.
         checkpoint: the file that the state is kept in.
         identity: the recipe as text; a checkpoint of another recipe is refused.
-        resume: continue from `checkpoint`.
-        panel: images (N, 3, H, W) -> rows of images (R, N, 3, H, W) for the log.
-        before_epoch: is given how many epochs are done, in every process; may reset parameters, and returns those: the
-            optimiser's state of them is dropped.
-        after_epoch: is given how many epochs are done, in the first process alone.
-        until: is asked before each step; True ends the run early.
-        progress: is told of each step; see `Report`.
-        say: is given a line after each validation.
+        options: whether to continue from `checkpoint`, and who is told of each step and each validation.
+        optimizers: over the task's trained parameters, and the schedule, stepped after every step; None for the plan's.
+        hooks: see `Hooks`.
 
     Raises:
         TrainingError: too few images, a loss that is not finite, or a checkpoint that cannot be written or read.
         Interrupted: Ctrl-C or SIGTERM; the state was saved.
     """
-    steps = len(train) // schedule.batch_size
-    if steps < 1 or schedule.batch_size % fabric.world_size:
+    steps = len(train) // plan.batch_size
+    if steps < 1 or plan.batch_size % fabric.world_size:
         raise TrainingError(
-            f"batch_size {schedule.batch_size} does not fit {len(train)} training images "
+            f"batch_size {plan.batch_size} does not fit {len(train)} training images "
             f"on {fabric.world_size} processes: it must not exceed the first and be a multiple of the second"
         )
-    if schedule.channels_last:
+    optimizer, scheduler = optimizers or optimizers_of(plan, task, steps=steps)
+    if plan.channels_last:
         task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if schedule.compile:
+    if plan.compile:
         task.compile()  # in place: the weights keep their names
     module, wrapped = fabric.setup(task, optimizer)
-    saved = _Saved(checkpoint, identity, task, optimizer, scheduler)
-    state = saved.load() if resume else _State()
+    loop = _Loop(fabric, task, module, optimizer, wrapped, scheduler, plan, steps, checkpoint, identity, options)
+    if options.resume:
+        loop.load()
     if isinstance(train, ImageSet):
         train = replace(train, images=train.images.to(fabric.device), labels=train.labels.to(fabric.device))
-    report = Report(fabric, schedule.epochs, steps, schedule.batch_size, progress, say)
-    loop = _Loop(fabric, module, wrapped, scheduler, schedule, steps, saved, state, report)
-
-    figures: dict[str, float] = {}
-    with interruptible() as interrupted:
-        while state.epoch < schedule.epochs:
-            if state.step == 0:  # else it is in the checkpoint already
-                for parameter in before_epoch(state.epoch):
-                    optimizer.state.pop(parameter, None)
-            if not loop.epoch(train, augmentation, until, interrupted):
-                break
-            if state.epoch % schedule.validate_every == 0 or state.epoch == schedule.epochs:
-                figures = loop.validate(test, panel)
-            if fabric.is_global_zero:
-                after_epoch(state.epoch)
-            loop.save()
-    if not figures:  # resumed after the last epoch, or ended early
-        figures = validate(fabric, module, test, schedule.batch_size, channels_last=schedule.channels_last)
-    return Fitted(figures, state.history, state.seconds)
+    figures = loop.run(train, test, augmentation, hooks or Hooks())
+    return Fitted(figures, loop.history, loop.seconds)
 
 
 @torch.no_grad()
 def validate(
     fabric: Fabric, module: nn.Module, test: ImageSet, batch_size: int, *, channels_last: bool
 ) -> dict[str, float]:
-    """Return the task's figures in evaluation mode, averaged over all images and processes.
-
-    Args:
-        fabric: as in `fit`.
-        module: the task as `fabric.setup` returned it.
-        test: not augmented.
-        batch_size: images at a time.
-        channels_last: keep activations in NHWC order.
-    """
+    """Return the figures of a task, as `fabric.setup` returned it, averaged over all images and processes."""
     module.eval()
     means: dict[str, MeanMetric] = {}
     mine = torch.arange(len(test))[fabric.global_rank :: fabric.world_size]
@@ -196,121 +184,154 @@ def validate(
 
 
 @dataclass
-class _Saved:
-    """What a checkpoint holds of a run, and where."""
+class _Loop:
+    """One run: what it trains, with what, and where it stands; `step` counts steps within `epoch`."""
 
-    path: Path
-    identity: str
+    fabric: Fabric
     task: nn.Module
-    optimizer: torch.optim.Optimizer
+    module: nn.Module
+    optimizer: Optimizer
+    wrapped: Any
     scheduler: LRScheduler
+    plan: TrainingRecipe
+    steps: int
+    checkpoint: Path
+    identity: str
+    options: Options
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    last_saved: float = field(default_factory=time.monotonic)
+    last_logged: float = field(default_factory=time.monotonic)
+    speed_since: tuple[float, int] | None = None
+    note: str = ""
 
-    def save(self, state: _State) -> None:
-        if not all(bool(torch.isfinite(p).all()) for p in self.task.parameters()):
-            raise TrainingError(f"weights are no longer finite; the previous checkpoint is kept in {self.path}")
-        parts = {name: getattr(self, name).state_dict() for name in ("task", "optimizer", "scheduler")}
-        save_checkpoint(self.path, {"identity": self.identity, **parts, **vars(state)})
-
-    def load(self) -> _State:
-        saved = load_checkpoint(self.path, _PARTS)
+    def load(self) -> None:
+        saved = load_checkpoint(self.checkpoint, _PARTS)
         if not same_identity(saved["identity"], self.identity):
             raise TrainingError(
                 "the checkpoint belongs to another recipe; resume with the same one, or restart without --resume"
             )
         try:
-            for name in ("task", "optimizer", "scheduler"):
+            for name in _STATEFUL:
                 getattr(self, name).load_state_dict(saved[name])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise TrainingError("the checkpoint does not fit these networks; restart without --resume") from error
-        # checkpoints from before the history was kept have none
-        return _State(saved["epoch"], saved["step"], saved["seconds"], saved.get("history", []))
-
-
-@dataclass
-class _Loop:
-    """Steps, validations and checkpoints of one run."""
-
-    fabric: Fabric
-    module: nn.Module
-    optimizer: Any
-    scheduler: LRScheduler
-    schedule: Schedule
-    steps: int
-    saved: _Saved
-    state: _State
-    report: Report
-    last_saved: float = field(default_factory=time.monotonic)
-    last_logged: float = field(default_factory=time.monotonic)
-
-    def epoch(
-        self, train: Images, augmentation: Augmentation, until: Callable[[], bool], interrupted: list[int]
-    ) -> bool:
-        """Train to the end of the epoch that the run stands in; return False if `until` ended it.
-
-        Raises:
-            TrainingError, Interrupted: as `fit`.
-        """
-        fabric, state, seed = self.fabric, self.state, self.schedule.seed
-        self.module.train()
-        place = {"first": state.step, "rank": fabric.global_rank, "world_size": fabric.world_size}
-        batches = train.batches(_seed(seed, "order", state.epoch), self.schedule.batch_size, **place)
-        while state.step < self.steps:
-            if until():
-                return False
-            started = time.monotonic()
-            x, labels = next(batches)
-            here = state.epoch, state.step, fabric.global_rank
-            x = augment(x.to(fabric.device), augmentation, _generator(seed, "augment", *here))
-            torch.manual_seed(_seed(seed, "task", *here))
-            self._step(x, labels, started)
-            if self._any_process(bool(interrupted)):
-                self.save()
-                raise Interrupted(f"interrupted; saved in {self.saved.path}, continue with --resume")
-            if self._any_process(time.monotonic() - self.last_saved > CHECKPOINT_EVERY_S):
-                self.save()
-        state.epoch, state.step = state.epoch + 1, 0
-        return True
-
-    def _step(self, x: Tensor, labels: Tensor, started: float) -> None:
-        state = self.state
-        losses = self.module(_as_input(x, self.schedule.channels_last), labels.to(self.fabric.device))
-        if self.fabric.device.type == "cpu":  # elsewhere it would wait for the device at each step
-            self._check_finite(losses["loss"])
-        self.optimizer.zero_grad()
-        self.fabric.backward(losses["loss"])
-        self.optimizer.step()
-        self.scheduler.step()
-        state.step += 1
-        now = time.monotonic()
-        state.seconds += now - started
-        if now - self.last_logged > LOG_EVERY_S or state.step == self.steps:
-            self.last_logged = now
-            self._check_finite(losses["loss"])
-            values = {name: float(value.detach()) for name, value in losses.items()}
-            self.report.log(values, float(self.scheduler.get_last_lr()[0]), state.epoch * self.steps + state.step)
-        self.report.step(state.epoch, state.step)
-
-    def validate(self, test: ImageSet, panel: Callable[[Tensor], Tensor] | None) -> dict[str, float]:
-        """Validate, report it and keep it in the history."""
-        channels_last = self.schedule.channels_last
-        figures = validate(self.fabric, self.module, test, self.schedule.batch_size, channels_last=channels_last)
-        images = panel(_as_input(test.images[:8].to(self.fabric.device), channels_last)) if panel else None
-        self.report.validated(figures, self.state.epoch, images)
-        self.state.history.append({"epoch": self.state.epoch, **figures})
-        return figures
+        for name in _PLACE:
+            setattr(self, name, saved[name])
+        self.history = saved.get("history", [])  # older checkpoints have none
 
     def save(self) -> None:
         """Write the checkpoint, in the first process."""
         if self.fabric.is_global_zero:
-            self.saved.save(self.state)
+            if not all(bool(torch.isfinite(p).all()) for p in self.task.parameters()):
+                raise TrainingError(
+                    f"weights are no longer finite; the previous checkpoint is kept in {self.checkpoint}"
+                )
+            parts = {name: getattr(self, name).state_dict() for name in _STATEFUL}
+            place = {name: getattr(self, name) for name in (*_PLACE, "history")}
+            save_checkpoint(self.checkpoint, {"identity": self.identity, **parts, **place})
         self.fabric.barrier()
         self.last_saved = time.monotonic()
 
+    def run(self, train: Images, test: ImageSet, augmentation: Augmentation, hooks: Hooks) -> dict[str, float]:
+        """Train to the end, or until a hook ends it, and return the figures of the last validation."""
+        plan, figures = self.plan, None
+        with interruptible() as interrupted:
+            while self.epoch < plan.epochs:
+                if self.step == 0:  # else it is in the checkpoint already
+                    for parameter in hooks.before_epoch(self.epoch):
+                        self.optimizer.state.pop(parameter, None)
+                if not self._train_epoch(train, augmentation, hooks.until, interrupted):
+                    break
+                if self.epoch % plan.validate_every == 0 or self.epoch == plan.epochs:
+                    figures = self._validate(test)
+                if self.fabric.is_global_zero:
+                    hooks.after_epoch(self.epoch)
+                self.save()
+        if figures is not None:
+            return figures
+        # resumed after the last epoch, or ended early
+        return validate(self.fabric, self.module, test, plan.batch_size, channels_last=plan.channels_last)
+
+    def _train_epoch(
+        self, train: Images, augmentation: Augmentation, until: Callable[[], bool], interrupted: list[int]
+    ) -> bool:
+        """Train to the end of the epoch that the run stands in; return False if `until` ended it."""
+        fabric, seed = self.fabric, self.plan.seed
+        self.module.train()
+        place = {"first": self.step, "rank": fabric.global_rank, "world_size": fabric.world_size}
+        batches = train.batches(_seed(seed, "order", self.epoch), self.plan.batch_size, **place)
+        while self.step < self.steps:
+            if until():
+                return False
+            started = time.monotonic()
+            x, labels = next(batches)
+            here = self.epoch, self.step, fabric.global_rank
+            generator = torch.Generator().manual_seed(_seed(seed, "augment", *here))
+            x = augment(x.to(fabric.device), augmentation, generator)
+            torch.manual_seed(_seed(seed, "task", *here))
+            self._train_step(x, labels, started)
+            if self._any_process(bool(interrupted)):
+                self.save()
+                raise Interrupted(f"interrupted; saved in {self.checkpoint}, continue with --resume")
+            if self._any_process(time.monotonic() - self.last_saved > CHECKPOINT_EVERY_S):
+                self.save()
+        self.epoch, self.step = self.epoch + 1, 0
+        return True
+
+    def _train_step(self, x: Tensor, labels: Tensor, started: float) -> None:
+        losses = self.module(_as_input(x, self.plan.channels_last), labels.to(self.fabric.device))
+        if self.fabric.device.type == "cpu":  # elsewhere it would wait for the device at each step
+            self._check_finite(losses["loss"])
+        self.wrapped.zero_grad()
+        self.fabric.backward(losses["loss"])
+        self.wrapped.step()
+        self.scheduler.step()
+        self.step += 1
+        now = time.monotonic()
+        self.seconds += now - started
+        if now - self.last_logged > LOG_EVERY_S or self.step == self.steps:
+            self.last_logged = now
+            self._check_finite(losses["loss"])
+            self._log({name: float(value.detach()) for name, value in losses.items()}, now)
+        note = f"epoch {min(self.epoch + 1, self.plan.epochs)}/{self.plan.epochs}{self.note}"
+        self.options.progress("training", self.epoch * self.steps + self.step, self.plan.epochs * self.steps, note)
+
+    def _log(self, losses: dict[str, float], now: float) -> None:
+        """Log the figures of one training batch; the next steps report them."""
+        global_step, speed = self.epoch * self.steps + self.step, ""
+        if self.speed_since is not None:
+            since, before = self.speed_since
+            speed = f"  {(global_step - before) * self.plan.batch_size / max(1e-9, now - since):.0f} images/s"
+        self.speed_since = now, global_step
+        self.note = f"  {_spoken(losses)}{speed}"
+        figures = {f"train/{name}": value for name, value in losses.items()}
+        learning_rate = float(self.scheduler.get_last_lr()[0])
+        self.fabric.log_dict({**figures, "learning_rate": learning_rate}, step=global_step)
+
+    def _validate(self, test: ImageSet) -> dict[str, float]:
+        """Validate, report it and keep it in the history."""
+        channels_last = self.plan.channels_last
+        figures = validate(self.fabric, self.module, test, self.plan.batch_size, channels_last=channels_last)
+        self.history.append({"epoch": self.epoch, **figures})
+        panel: Callable[[Tensor], Tensor] | None = getattr(self.task, "panel", None)
+        images = panel(_as_input(test.images[:8].to(self.fabric.device), channels_last)) if panel else None
+        self.options.say(f"epoch {self.epoch}/{self.plan.epochs}  test: {_spoken(figures)}")
+        global_step = self.epoch * self.steps
+        self.fabric.log_dict({f"test/{name}": value for name, value in figures.items()}, step=global_step)
+        if images is not None and self.fabric.loggers:
+            sheet = torch.cat([torch.cat(list(row), dim=2) for row in images], dim=1).float().cpu()
+            logger: Any = self.fabric.logger
+            logger.experiment.add_image("original, obfuscated, reconstructed", sheet, global_step=global_step)
+        return figures
+
     def _check_finite(self, loss: Tensor) -> None:
         if not math.isfinite(float(loss.detach())):
-            kept = f"; the last good state is kept in {self.saved.path}" if self.saved.path.exists() else ""
+            kept = f"; the last good state is kept in {self.checkpoint}" if self.checkpoint.exists() else ""
             raise TrainingError(
-                f"the loss is {float(loss.detach())} at epoch {self.state.epoch + 1}, step {self.state.step + 1}{kept};"
+                f"the loss is {float(loss.detach())} at epoch {self.epoch + 1}, step {self.step + 1}{kept};"
                 " lower the learning rate and restart, or resume if the machine is to blame"
             )
 
@@ -327,8 +348,8 @@ def _as_input(images: Tensor, channels_last: bool) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def _generator(*parts: object) -> torch.Generator:
-    return torch.Generator().manual_seed(_seed(*parts))
+def _spoken(figures: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
 
 
 def _seed(*parts: object) -> int:

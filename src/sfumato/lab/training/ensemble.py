@@ -20,14 +20,9 @@ def vary(images: Tensor, *, share: float) -> Tensor:
 
     A payload then cannot depend on the exact position of each pixel.
 
+    Images are (N, 3, H, W) float, as is the result, through which gradients pass; `share` in [0, 1] is how often.
+
     Source: Xie et al. 2019, "Improving transferability of adversarial examples with input diversity", section 3.2.
-
-    Args:
-        images: (N, 3, H, W) float.
-        share: how often, in [0, 1].
-
-    Returns:
-        The same shape; gradients pass.
     """
     if float(torch.rand(())) >= share:
         return images

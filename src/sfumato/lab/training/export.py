@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,14 +31,7 @@ from sfumato.errors import AuditError, TrainingError
 from sfumato.lab.classifiers import FrozenClassifier
 from sfumato.lab.data import INFERENCE_BATCH, ImageSet
 from sfumato.lab.export.onnx import export_onnx, renew, round_weights, save_weights
-from sfumato.lab.models import (
-    Normalize,
-    Obfuscator,
-    Payload,
-    SketchDecoder,
-    Sketcher,
-    SketchGraph,
-)
+from sfumato.lab.models import Normalize, Obfuscator, Payload, SketchDecoder, SketchGraph
 from sfumato.lab.models.codewords import codeword_means
 from sfumato.lab.training.gate import choose_threshold, fit_temperature
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
@@ -57,25 +51,16 @@ def write_classifier_bundle(
     name: str,
     labels: tuple[str, ...],
     preprocessing: Preprocessing,
-    recipe: dict[str, Any],
+    recipe: RecipeRecord,
     half: bool = False,
 ) -> Bundle:
     """Write a classifier's bundle, without figures and provenance.
 
-    Args:
-        folder: is created, or replaced.
-        task: the trained task.
-        images: (N, 3, H, W) float32 in [0, 1], real ones.
-        name: of the model.
-        labels: one name per class.
-        preprocessing: how an image becomes the net's input.
-        recipe: the resolved recipe.
-        half: round the weights, and write them in half precision.
+    The folder is created, or replaced. The file is checked on images (N, 3, H, W) float32 in [0, 1], real ones. If
+    `half`, the weights are rounded and written in half precision. The recipe is the resolved one.
     """
     renew(folder)
-    if half:
-        round_weights(task.net)
-    save_weights(task.net, folder / CLASSIFIER_WEIGHTS, half=half)
+    _save(task.net, folder / CLASSIFIER_WEIGHTS, half)
     with torch.no_grad():
         inputs = task.normalize.cpu()(images.cpu())
     export_onnx(task.net, folder / CLASSIFIER_ONNX, inputs, input_name="input", output_name="logits")
@@ -86,7 +71,7 @@ def write_classifier_bundle(
         labels=labels,
         preprocessing=preprocessing,
         classifier_fingerprint=fingerprint(folder / CLASSIFIER_ONNX),
-        recipe=RecipeRecord.from_json(recipe),
+        recipe=recipe,
     ).save()
 
 
@@ -96,7 +81,7 @@ def write_obfuscator_bundle(
     images: Tensor,
     *,
     classifier: FrozenClassifier,
-    recipe: dict[str, Any],
+    recipe: RecipeRecord,
     half: bool = False,
 ) -> Bundle:
     """Write an obfuscator's bundle, without figures and provenance.
@@ -108,36 +93,27 @@ def write_obfuscator_bundle(
     `classifier` is the one that it was trained for; for the other arguments see `write_classifier_bundle`.
     """
     renew(folder)
-    if half:
-        round_weights(task.obfuscator)
-    save_weights(task.obfuscator, folder / OBFUSCATOR_WEIGHTS, half=half)
+    _save(task.obfuscator, folder / OBFUSCATOR_WEIGHTS, half)
     normalize, size = task.normalize.cpu(), classifier.preprocessing
     payload = Payload(task.obfuscator, normalize, size.height, size.width).cpu().eval()
     export_obfuscator(payload, folder / OBFUSCATOR_ONNX, images)
     if task.deobfuscator is not None:
         deobfuscator = task.attackers[task.faced]
-        if half:
-            round_weights(deobfuscator)
-        save_weights(deobfuscator, folder / DEOBFUSCATOR_WEIGHTS, half=half)
-        inverse = Normalize(
-            tuple((-normalize.mean / normalize.std).flatten().tolist()), tuple((1 / normalize.std).flatten().tolist())
-        )
-        reconstructs = nn.Sequential(inverse, deobfuscator)
+        _save(deobfuscator, folder / DEOBFUSCATOR_WEIGHTS, half)
+        mean, std = (values.flatten().tolist() for values in (-normalize.mean / normalize.std, 1 / normalize.std))
+        reconstructs = nn.Sequential(Normalize(tuple(mean), tuple(std)), deobfuscator)
         with torch.no_grad():
             obfuscated = payload(images.cpu())
         export_onnx(
             reconstructs, folder / DEOBFUSCATOR_ONNX, obfuscated, input_name="obfuscated", output_name="reconstructed"
         )
-    return _saved(folder, classifier, recipe)
+    return _bundle(folder, classifier, recipe).save()
 
 
 def export_obfuscator(payload: Payload, path: Path, images: Tensor) -> None:
     """Write an obfuscator's ONNX file, with its fixed steps and its noise, and check it.
 
-    Args:
-        payload: trained.
-        path: the file.
-        images: (N, 3, H, W) float32 in [0, 1], real ones, N at least 2.
+    The images are (N, 3, H, W) float32 in [0, 1], real ones, N at least 2.
 
     Raises:
         TrainingError: ONNX Runtime computes something else than torch, or other noise.
@@ -147,11 +123,10 @@ def export_obfuscator(payload: Payload, path: Path, images: Tensor) -> None:
     assert isinstance(obfuscator, Obfuscator)
     noise, obfuscator.noise = obfuscator.noise, None
     write(step=payload.step)  # all but the noise can be compared number by number
-    if noise is None:
-        return
-    obfuscator.noise = noise
-    write(compare=False)
-    _check_noise(path, payload, images[:_NOISY_IMAGES])
+    if noise is not None:
+        obfuscator.noise = noise
+        write(compare=False)
+        _check_noise(path, payload, images[:_NOISY_IMAGES])
 
 
 @torch.no_grad()
@@ -171,13 +146,14 @@ def _check_noise(path: Path, payload: Payload, images: Tensor) -> None:
         )
 
 
+@torch.no_grad()
 def write_sketch_bundle(
     folder: Path,
     task: SketchTask,
     images: Tensor,
     *,
     classifier: FrozenClassifier,
-    recipe: dict[str, Any],
+    recipe: RecipeRecord,
     known: ImageSet,
     held_out: ImageSet,
     offload_rate: float,
@@ -194,51 +170,40 @@ def write_sketch_bundle(
     """
     renew(folder)
     sketcher, normalize = task.sketcher.cpu().eval(), task.normalize.cpu()
-    if half:
-        round_weights(sketcher)
-    save_weights(sketcher, folder / OBFUSCATOR_WEIGHTS, half=half)
-    own = _own_logits(sketcher, held_out.images)
+    _save(sketcher, folder / OBFUSCATOR_WEIGHTS, half)
+    own = torch.cat([sketcher(part)[1] for part in _scaled(held_out)])
     temperature = fit_temperature(own, held_out.labels)
     threshold = choose_threshold(own / temperature, offload_rate)
     graph = SketchGraph(sketcher, normalize, temperature=temperature)
     outputs = ("obfuscated", "device_logits", "code")
     export_onnx(graph, folder / OBFUSCATOR_ONNX, images, input_name="image", output_name=outputs)
-    with torch.no_grad():
-        code = graph(images.cpu())[2]
+    code = graph(images.cpu())[2]
     decoder = SketchDecoder(sketcher, normalize)
     export_onnx(decoder, folder / DECODER_ONNX, code, input_name="code", output_name="obfuscated")
     payload = Payload(sketcher, normalize, *sketcher.size).eval()
-    with torch.no_grad():
-        parts = (part.float() / 255 for part in torch.split(known.images, INFERENCE_BATCH))
-        obfuscated = payload(images.cpu())
-        with suppress(AuditError):
-            reconstructs, counts = codeword_means((part, payload(part)) for part in parts)
-            small, file = reconstructs.reduced(counts, _RECONSTRUCTED_CODES), folder / DEOBFUSCATOR_ONNX
-            export_onnx(small, file, obfuscated, input_name="obfuscated", output_name="reconstructed")
-    gate = Gate(threshold=threshold, offload_rate=offload_rate, images=len(held_out))
-    return _saved(folder, classifier, recipe, gate, code_fingerprint(sketcher))
-
-
-def code_fingerprint(sketcher: Sketcher) -> str:
-    """Return `sha256:<hex>` of the encoder's weights: equal fingerprints, equal meaning of codes."""
-    digest = hashlib.sha256()
+    with suppress(AuditError):
+        reconstructs, counts = codeword_means((part, payload(part)) for part in _scaled(known))
+        small, file = reconstructs.reduced(counts, _RECONSTRUCTED_CODES), folder / DEOBFUSCATOR_ONNX
+        export_onnx(small, file, payload(images.cpu()), input_name="obfuscated", output_name="reconstructed")
+    digest = hashlib.sha256()  # of the encoder's weights: equal fingerprints, equal meaning of codes
     for name, value in sorted(sketcher.encoder.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return f"sha256:{digest.hexdigest()}"
+    gate = Gate(threshold=threshold, offload_rate=offload_rate, images=len(held_out))
+    bundle = _bundle(folder, classifier, recipe)
+    return replace(bundle, gate=gate, code_fingerprint=f"sha256:{digest.hexdigest()}").save()
 
 
-@torch.no_grad()
-def _own_logits(sketcher: Sketcher, images: Tensor) -> Tensor:
-    return torch.cat([sketcher(part.float() / 255)[1] for part in torch.split(images, INFERENCE_BATCH)])
+def _scaled(images: ImageSet) -> Iterator[Tensor]:
+    return (part.float() / 255 for part in torch.split(images.images, INFERENCE_BATCH))
 
 
-def _saved(
-    folder: Path,
-    classifier: FrozenClassifier,
-    recipe: dict[str, Any],
-    gate: Gate | None = None,
-    code: str | None = None,
-) -> Bundle:
+def _save(net: nn.Module, path: Path, half: bool) -> None:
+    if half:
+        round_weights(net)
+    save_weights(net, path, half=half)
+
+
+def _bundle(folder: Path, classifier: FrozenClassifier, recipe: RecipeRecord) -> Bundle:
     return Bundle(
         path=folder,
         kind="obfuscator",
@@ -246,7 +211,5 @@ def _saved(
         labels=classifier.labels,
         preprocessing=classifier.preprocessing,
         classifier_fingerprint=classifier.fingerprint,
-        recipe=RecipeRecord.from_json(recipe),
-        gate=gate,
-        code_fingerprint=code,
-    ).save()
+        recipe=recipe,
+    )

@@ -12,15 +12,11 @@ from sfumato.device.predictions import softmax
 _RANGE = 0.05, 20.0
 
 
+@torch.enable_grad()
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """Return the number to divide logits by so that their probabilities are calibrated: temperature scaling.
+    """Return the number in [0.05, 20] to divide logits by so that their probabilities are calibrated.
 
-    Args:
-        logits: (N, classes) float32, of images that were not trained on.
-        labels: (N,) int64.
-
-    Returns:
-        Within 0.05 and 20.
+    Logits are (N, classes) float32, of images that were not trained on; labels (N,) int64.
 
     Source: Guo et al. 2017, section 4.2. The loss is convex in the reciprocal, so bisection finds it.
     """
@@ -36,13 +32,9 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 def choose_threshold(logits: Tensor, offload_rate: float) -> float:
     """Return the probability below which an image is sent, so that a given share of these images is.
 
-    Args:
-        logits: (N, classes) float32, calibrated.
-        offload_rate: the share of images to be sent, in [0, 1].
-
-    Returns:
-        In [0, 1]; 0 sends nothing. Images exactly at the threshold, and those of probability 1 at any rate, are handled
-        on-device, so that fewer may be sent.
+    Logits are (N, classes) float32, calibrated; the share `offload_rate` and the result are in [0, 1]; 0 sends nothing.
+    Images exactly at the threshold, and those of probability 1 at any rate, are handled on-device, so that fewer may be
+    sent.
     """
     sure = np.sort(softmax(logits.numpy()).max(axis=1))  # as the device computes it
     sent = round(offload_rate * len(sure))

@@ -77,10 +77,8 @@ def class_mean_loss(reconstructed: Tensor, class_means: Tensor) -> Tensor:
 
     A bounded term for the obfuscator to minimise, in place of maximising `L_r`. The best attacker reconstructs the
     conditional mean given the payload; if the payload determines the class, its error is the class mean's error less
-    exactly this distance (the two are orthogonal): the term is the excess leakage. It is never below 0, and is 0 only
-    for an attacker that knows nothing but the label. Rewarding the attacker's error until it reaches the class mean's
-    is not the same: it accepts any reconstruction that is equally far away, such as the image's negative, which fools
-    this attacker but not the next one, which inverts it.
+    exactly this distance (the two are orthogonal): the term is the excess leakage, 0 only for an attacker that knows
+    nothing but the label. The attacker's error alone would accept the image's negative, which the next one inverts.
 
     Source: the orthogonality of the conditional mean's error, Papoulis 1991, section 7-4; the term is ours.
 
@@ -119,16 +117,13 @@ def mixture_rate(code: Tensor, noise_std: Tensor, components: Tensor, means: Ten
 
     No attacker's mean squared error is below `exp(2 H(X|Z) / d) / (2 pi e)` for the conditional entropy `H(X|Z)` of the
     image's d numbers. It is `H(X) - I(X;Z)`; for a code Z with noise of its own, `I(X;Z) = H(Z) - H(noise)`. So
-    maximising `H(X|Z)` is minimising the entropy of the code, which a Gaussian mixture bounds from above. Unlike
-    the standard normal of `gaussian_rate`, a mixture by class charges `log K` nats in all for the class, and beyond
-    that only for differences within a class.
+    maximising `H(X|Z)` is minimising the entropy of the code, which every density bounds: `H(Z) <= -E log q(Z)`. Unlike
+    the standard normal of `gaussian_rate`, a mixture by class charges `log K` nats in all for the class.
 
     Source: Xia et al. 2025, "Theoretical insights in model inversion robustness and conditional entropy maximization",
     for bounding the error by the conditional entropy, and this by a mixture; the bound itself is Cover and Thomas
-    2006, theorem 8.6.6. Ours is the form: one diagonal Gaussian for each class with equal weights, instead of clusters
-    fitted within each class, and statistics of earlier batches. `H(Z) <= -E log q(Z)` holds for every density q, so a
-    mixture that lags behind bounds a little worse, but it bounds, and its own entropy needs no estimate; the noise is
-    integrated in closed form, and its size is learned.
+    2006, theorem 8.6.6. Ours is the form: one diagonal Gaussian for each class with equal weights, and statistics of
+    earlier batches.
 
     Args:
         code: (N, ...) float, without its noise.

@@ -16,7 +16,6 @@ from sfumato.progress import Progress, silent, tracked
 
 log = logging.getLogger(__name__)
 
-_CANDIDATES = 20_000
 _MOST_BYTES = 64 * 2**20
 _NAMED = 3
 
@@ -38,11 +37,8 @@ def log_probabilities_of(images: Tensor, classifiers: Sequence[nn.Module], progr
 def put_in(photographs: Photographs, images: Tensor, scores: Tensor, labels: Sequence[str]) -> None:
     """Give each class the image that scores highest for it.
 
-    Args:
-        photographs: is changed in place.
-        images: (N, 3, H, W) uint8, public ones: a chosen one is sent for every image of its class.
-        scores: (N, classes) float, such as log-probabilities.
-        labels: the classes' names.
+    Images are (N, 3, H, W) uint8 and public: a chosen one is sent for every image of its class. Scores are (N, classes)
+    float, such as log-probabilities; `labels` are the classes' names.
 
     Raises:
         RecipeError: there are too many classes for images this large.
@@ -53,22 +49,9 @@ def put_in(photographs: Photographs, images: Tensor, scores: Tensor, labels: Seq
             f'decoder = "photographs": {len(labels)} photographs take {size / 2**20:.0f} MiB, at most '
             f'{_MOST_BYTES // 2**20} are allowed; leave it at "learned"'
         )
-    never = sorted(set(range(len(labels))) - set(scores.argmax(dim=1).tolist()))
-    if never:
+    if never := sorted(set(range(len(labels))) - set(scores.argmax(dim=1).tolist())):
         log.warning(
             "no image is classified as %s: the likeliest one is used, which other classifiers may not recognise",
             ", ".join(repr(labels[k]) for k in never[:_NAMED]) + (", ..." if len(never) > _NAMED else ""),
         )
     photographs.images.copy_(images[scores.argmax(dim=0)])
-
-
-def choose(
-    photographs: Photographs,
-    images: Tensor,
-    classifiers: Sequence[nn.Module],
-    labels: Sequence[str],
-    progress: Progress = silent,
-) -> None:
-    """Give each class the image, of the first 20,000, that all classifiers are surest of; see `put_in`."""
-    images = images[:_CANDIDATES]
-    put_in(photographs, images, log_probabilities_of(images, classifiers, progress), labels)

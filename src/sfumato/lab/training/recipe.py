@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from sfumato.artifacts.versions import upgraded
 from sfumato.errors import RecipeError
+from sfumato.lab.data import Augmentation
 from sfumato.lab.models.precision import Wanted
 from sfumato.lab.models.rebuild import ObfuscatorNetRecipe, SketchNetRecipe, Strict
 
@@ -55,6 +57,11 @@ class DataRecipe(Strict):
     flip: bool = True
     crop_padding: int = Field(default=0, ge=0, le=16)
     zoom: float | None = Field(default=None, gt=0, le=1)
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """The augmentation of training images."""
+        return Augmentation(self.flip, self.crop_padding, self.zoom)
 
     @model_validator(mode="after")
     def _is_usable(self) -> DataRecipe:
@@ -155,6 +162,12 @@ class UtilityRecipe(Strict):
     teacher_weight: float = Field(default=0.0, ge=0, le=1)
     feature_weight: float = Field(default=0.0, ge=0, le=1)
     temperature: float = Field(default=4.0, gt=0)
+
+    @property
+    def label_weight(self) -> float:
+        """Share of the labels; exactly 0 where the others take all."""
+        rest = 1 - self.teacher_weight - self.feature_weight
+        return rest if rest > 1e-9 else 0.0
 
     @model_validator(mode="after")
     def _is_usable(self) -> UtilityRecipe:
@@ -295,7 +308,7 @@ AnyRecipe = ClassifierRecipe | ObfuscatorRecipe | SketchRecipe
 _ADAPTER: TypeAdapter[AnyRecipe] = TypeAdapter(Annotated[AnyRecipe, Field(discriminator="kind")])
 
 
-def schema() -> dict[str, Any]:
+def schema() -> dict[str, object]:
     """Return the JSON Schema of recipes, which `docs/schemas/recipe.json` holds."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Recipe", **_ADAPTER.json_schema()}
 
@@ -321,7 +334,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> AnyRecipe:
     return parse_recipe(raw, where=str(path))
 
 
-def parse_recipe(raw: dict[str, Any], *, where: str = "recipe") -> AnyRecipe:
+def parse_recipe(raw: Mapping[str, object], *, where: str = "recipe") -> AnyRecipe:
     """Validate a recipe, such as that of a bundle; earlier versions' names of keys are accepted.
 
     Raises:
@@ -345,7 +358,7 @@ def _explain(detail: Any) -> str:
     return f"{place!r}: {detail['msg']}"
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
+def _apply(raw: dict[str, object], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise RecipeError(f"--set {override!r}: expected key=value, such as training.epochs=4")
@@ -356,7 +369,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     *parents, last = key.strip().split(".")
     table = raw
     for parent in parents:
-        table = table.setdefault(parent, {})
-        if not isinstance(table, dict):
+        found = table.setdefault(parent, {})
+        if not isinstance(found, dict):
             raise RecipeError(f"--set {override!r}: {parent!r} is a value, not a table")
+        table = found
     table[last] = value

@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from lightning.fabric import Fabric
-from torch import nn
 
 from sfumato.artifacts.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, Bundle
 from sfumato.artifacts.provenance import provenance
-from sfumato.artifacts.records import Provenance
+from sfumato.artifacts.records import Provenance, RecipeRecord
 from sfumato.errors import Interrupted, TrainingError
 from sfumato.lab.classifiers import classifier_bundle
 from sfumato.lab.data import Stream
 from sfumato.lab.evaluation.accuracy import evaluate_classifier, evaluate_obfuscator
 from sfumato.lab.export.onnx import renew, save_weights
 from sfumato.lab.models.checkpoint import exclusive
-from sfumato.lab.models.precision import Precision, device_name
+from sfumato.lab.models.precision import device_name
 from sfumato.lab.training.building import restarted
-from sfumato.lab.training.context import augmentation_of, launch, schedule_of
-from sfumato.lab.training.engine import Fitted, fit
+from sfumato.lab.training.engine import Fitted, Hooks, Options, fit
 from sfumato.lab.training.export import write_classifier_bundle, write_obfuscator_bundle, write_sketch_bundle
-from sfumato.lab.training.optimizer import optimizer_of
 from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, DataRecipe, ObfuscatorRecipe, SketchRecipe
-from sfumato.lab.training.setup import Prepared, Run, prepare, starting_from
+from sfumato.lab.training.setup import Prepared, Run, launch, prepare, starting_from
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 from sfumato.progress import Progress, Say, mute, silent
 
@@ -39,27 +33,6 @@ _ADDITIONS = ("input", "utility", "privacy", "bottleneck", "output", "transfer",
 """Tables of a recipe that change nothing by default: a run that began before they existed may resume."""
 _DATA_ADDITIONS = ("stream", "zoom")
 """Likewise, of its data."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A training that has reached its end, before its bundle is written.
-
-    Attributes:
-        recipe: with everything decided.
-        run: its files.
-        made: what was trained, with what.
-        fitted: the figures of the way there.
-        fabric: that it ran on.
-        precision: that it computed in.
-    """
-
-    recipe: AnyRecipe
-    run: Run
-    made: Prepared
-    fitted: Fitted
-    fabric: Fabric
-    precision: Precision
 
 
 def train(
@@ -91,35 +64,17 @@ def train(
         SfumatoError: data, classifier, recipe, disk or training failed, each with its own class.
         Interrupted: Ctrl-C or SIGTERM; the state was saved.
     """
-    with training(
-        recipe,
-        folder,
-        accelerator=accelerator,
-        devices=devices,
-        resume=resume,
-        overwrite=overwrite,
-        start=start,
-        progress=progress,
-        say=say,
-    ) as trained:
-        return _finish(trained)
+    options = Options(accelerator, devices, resume, overwrite, progress, say)
+    with training(recipe, folder, options, start) as (made, fitted):
+        return _finish(made, fitted)
 
 
 @contextmanager
 def training(
-    recipe: AnyRecipe,
-    folder: Path,
-    *,
-    accelerator: str,
-    devices: int,
-    resume: bool,
-    overwrite: bool,
-    start: Bundle | None,
-    progress: Progress,
-    say: Say,
-) -> Iterator[Trained]:
+    recipe: AnyRecipe, folder: Path, options: Options, start: Bundle | None = None
+) -> Iterator[tuple[Prepared, Fitted]]:
     """Train what the recipe says, and lock the folder until the block ends; see `train`."""
-    run = Run(folder)
+    run, resume, overwrite = Run(folder), options.resume, options.overwrite
     if resume and overwrite:
         raise TrainingError("--resume continues a run, --overwrite restarts it; choose one")
     recipe = starting_from(start, recipe)
@@ -129,72 +84,62 @@ def training(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"{folder} cannot be created: {error.strerror or error}") from error
-    fabric, precision = launch(recipe.training, folder, accelerator, devices)
+    fabric, precision = launch(recipe.training, folder, options.accelerator, options.devices)
     first = fabric.is_global_zero
+    if not first:
+        options = replace(options, progress=silent, say=mute)
     # The first process holds the lock for all of them.
     with exclusive(folder) if first else nullcontext():
         if overwrite and first:
             run.checkpoint.unlink(missing_ok=True)
             for left in ("tensorboard", "snapshots", run.classifier.name, run.ensemble.name):
                 shutil.rmtree(folder / left, ignore_errors=True)
-        if first:
-            say(f"computes in {precision}")
-        made = prepare(
-            recipe, run, fabric, start, bfloat16=precision.dense_bfloat16, progress=progress if first else silent
-        )
-        identity = {
-            "recipe": _identifying(recipe),
-            "data": made.train.sha256,
-            "classifier": made.frozen.fingerprint if made.frozen else None,
-        }
-        if start is not None:
-            identity["start"] = start.files[OBFUSCATOR_WEIGHTS]
+        options.say(f"computes in {precision}")
+        made = prepare(recipe, run, fabric, precision, start, options.progress)
         try:
-            fitted = _fit(fabric, recipe, made, run, resume, json.dumps(identity, sort_keys=True), progress, say)
+            fitted = _fit(made, options)
         except Interrupted:
             if first:
                 raise
             raise SystemExit(0) from None
         if not first:
             raise SystemExit(0)  # the first process writes the bundle, the others have done their share
-        yield Trained(recipe, run, made, fitted, fabric, precision)
+        yield made, fitted
 
 
-def _fit(
-    fabric: Fabric,
-    recipe: AnyRecipe,
-    made: Prepared,
-    run: Run,
-    resume: bool,
-    identity: str,
-    progress: Progress,
-    say: Say,
-) -> Fitted:
-    plan, task = recipe.training, made.task
+def _fit(made: Prepared, options: Options) -> Fitted:
+    recipe, task, run = made.recipe, made.task, made.run
     if not any(p.requires_grad for p in task.parameters()):
         return Fitted({}, [], 0.0)  # photographs for a device that stays as it is
-    optimizer, scheduler = optimizer_of(plan, task, steps=len(made.train) // plan.batch_size)
+    hooks = None
+    if isinstance(recipe, ObfuscatorRecipe) and isinstance(task, ObfuscationTask):
+        hooks = Hooks(partial(restarted, recipe, task), partial(_keep_snapshot, recipe.snapshots_every, task, run))
     return fit(
-        fabric,
+        made.fabric,
         task,
-        optimizer,
-        scheduler,
+        recipe.training,
         train=made.train,
         test=made.test,
-        augmentation=augmentation_of(recipe.data),
-        schedule=schedule_of(plan),
+        augmentation=recipe.data.augmentation,
         checkpoint=run.checkpoint,
-        identity=identity,
-        resume=resume,
-        panel=task.panel if isinstance(task, ObfuscationTask | SketchTask) else None,
-        before_epoch=partial(_restart, recipe, task),
-        after_epoch=partial(_keep_snapshot, recipe, task, run),
-        progress=progress,
-        say=say,
+        identity=_identity(made),
+        options=options,
+        hooks=hooks,
     )
 
 
-def _identifying(recipe: AnyRecipe) -> dict[str, Any]:
+def _identity(made: Prepared) -> str:
+    identity = {
+        "recipe": _identifying(made.recipe),
+        "data": made.train.sha256,
+        "classifier": made.frozen.fingerprint if made.frozen else None,
+    }
+    if made.start is not None:
+        identity["start"] = made.start.files[OBFUSCATOR_WEIGHTS]
+    return json.dumps(identity, sort_keys=True)
+
+
+def _identifying(recipe: AnyRecipe) -> Mapping[str, object]:
     """Return what must be the same for a run to resume; its speed may change in between."""
     said = recipe.model_dump(mode="json", exclude={"training": {"compile", "precision", "half_weights"}})
     for key in _DATA_ADDITIONS:
@@ -205,17 +150,9 @@ def _identifying(recipe: AnyRecipe) -> dict[str, Any]:
     return {key: value for key, value in said.items() if key not in unset}
 
 
-def _restart(recipe: AnyRecipe, task: nn.Module, epoch: int) -> list[nn.Parameter]:
-    if isinstance(recipe, ObfuscatorRecipe) and isinstance(task, ObfuscationTask):
-        return restarted(recipe, task, epoch)
-    return []
-
-
-def _keep_snapshot(recipe: AnyRecipe, task: nn.Module, run: Run, epoch: int) -> None:
+def _keep_snapshot(every: int | None, task: ObfuscationTask, run: Run, epoch: int) -> None:
     """Keep both networks as they are after this epoch, if the recipe wants that."""
-    if not isinstance(recipe, ObfuscatorRecipe) or not isinstance(task, ObfuscationTask):
-        return
-    if recipe.snapshots_every is None or epoch % recipe.snapshots_every:
+    if every is None or epoch % every:
         return
     folder = run.snapshot(epoch)
     renew(folder)
@@ -224,54 +161,43 @@ def _keep_snapshot(recipe: AnyRecipe, task: nn.Module, run: Run, epoch: int) -> 
         save_weights(task.attackers[task.faced], folder / DEOBFUSCATOR_WEIGHTS)
 
 
-def _finish(trained: Trained) -> Bundle:
-    recipe, run, test_set = trained.recipe, trained.run, trained.made.test
+def _finish(made: Prepared, fitted: Fitted) -> Bundle:
+    recipe, run = made.recipe, made.run
     try:
-        bundle = write_bundle(trained, run.bundle)
+        bundle = write_bundle(made, fitted, run.bundle)
         if isinstance(recipe, ClassifierRecipe):
-            figures = evaluate_classifier(bundle, test_set).to_json()
+            figures = evaluate_classifier(bundle, made.test).to_json()
         else:
             classifier = Bundle.load(classifier_bundle(recipe.classifier, run.classifier))
-            figures = evaluate_obfuscator(bundle, classifier, test_set).to_json()
-        bundle = replace(bundle, figures=bundle.figures.updated(**figures)).save()
+            figures = evaluate_obfuscator(bundle, classifier, made.test).to_json()
+        return replace(bundle, figures=bundle.figures.updated(**figures)).save()
     except OSError as error:
         raise TrainingError(
             f"the bundle cannot be written to {run.bundle}: {error.strerror or error}; the training itself is kept: "
             "make room, then --resume"
         ) from error
-    return bundle
 
 
-def write_bundle(trained: Trained, path: Path) -> Bundle:
-    """Write the bundle of a training.
+def write_bundle(made: Prepared, fitted: Fitted, path: Path) -> Bundle:
+    """Write the bundle of a training that has reached its end; the folder is created, or replaced.
 
     Its provenance is set, but not saved: saved provenance says that the figures are complete.
-
-    Args:
-        trained: see `training`.
-        path: of the bundle; it is created, or replaced.
     """
-    recipe, made = trained.recipe, trained.made
+    recipe, task, frozen = made.recipe, made.task, made.frozen
     images = made.test.images[:CHECK_IMAGES].float() / 255
-    resolved, half = recipe.model_dump(mode="json"), recipe.training.half_weights
-    if isinstance(made.task, ClassifierTask):
+    resolved, half = RecipeRecord.from_json(recipe.model_dump(mode="json")), recipe.training.half_weights
+    if isinstance(task, ClassifierTask):
+        names, size = made.train.names, made.preprocessing
         bundle = write_classifier_bundle(
-            path,
-            made.task,
-            images,
-            name=recipe.name,
-            labels=made.train.names,
-            preprocessing=made.preprocessing,
-            recipe=resolved,
-            half=half,
+            path, task, images, name=recipe.name, labels=names, preprocessing=size, recipe=resolved, half=half
         )
-    elif isinstance(made.task, SketchTask):
-        assert made.frozen is not None and made.held_out is not None and isinstance(recipe, SketchRecipe)
+    elif isinstance(task, SketchTask):
+        assert frozen is not None and made.held_out is not None and isinstance(recipe, SketchRecipe)
         bundle = write_sketch_bundle(
             path,
-            made.task,
+            task,
             images,
-            classifier=made.frozen,
+            classifier=frozen,
             recipe=resolved,
             known=made.train.sample,
             held_out=made.held_out,
@@ -279,26 +205,26 @@ def write_bundle(trained: Trained, path: Path) -> Bundle:
             half=half,
         )
     else:
-        assert made.frozen is not None
-        bundle = write_obfuscator_bundle(path, made.task, images, classifier=made.frozen, recipe=resolved, half=half)
-    return replace(bundle, provenance=_provenance(trained))
+        assert frozen is not None
+        bundle = write_obfuscator_bundle(path, task, images, classifier=frozen, recipe=resolved, half=half)
+    return replace(bundle, provenance=_provenance(made, fitted))
 
 
-def _provenance(trained: Trained) -> Provenance:
-    recipe, made, fitted, device = trained.recipe, trained.made, trained.fitted, trained.fabric.device
-    origins: dict[str, Any] = {}
+def _provenance(made: Prepared, fitted: Fitted) -> Provenance:
+    plan, device = made.recipe.training, made.fabric.device
+    origins: dict[str, object] = {}
     if made.trained_for:
         origins["trained_for"] = [{"name": net.name, "fingerprint": net.fingerprint} for net in made.trained_for]
     if made.start is not None:
         training = made.start.provenance.to_json()
         origins["started_from"] = {"sha256": made.start.files[OBFUSCATOR_WEIGHTS], "training": training}
     return provenance(
-        seed=recipe.training.seed,
-        epochs=recipe.training.epochs if fitted.seconds else 0,
+        seed=plan.seed,
+        epochs=plan.epochs if fitted.seconds else 0,
         accelerator=device.type,
-        precision=str(trained.precision),
+        precision=str(made.precision),
         device=device_name(device),
-        processes=trained.fabric.world_size,
+        processes=made.fabric.world_size,
         train_images=len(made.train),
         test_images=len(made.test),
         unreadable_images=made.train.unreadable + made.test.unreadable,

@@ -1,4 +1,4 @@
-"""The parts of a run before its first step: the images, the classifiers and the task."""
+"""A run before its first step: its files, processes and precision, the images, the classifiers and the task."""
 
 from __future__ import annotations
 
@@ -6,39 +6,37 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning.fabric import Fabric
+from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from sfumato.artifacts.bundle import Bundle, Preprocessing
-from sfumato.errors import RecipeError
+from sfumato.errors import RecipeError, TrainingError
 from sfumato.lab.classifiers import FrozenClassifier, classifier_bundle, load_classifier
 from sfumato.lab.data import ImageSet, Stream
 from sfumato.lab.models import build_classifier, fold_norms
+from sfumato.lab.models.precision import Precision, choose_precision
 from sfumato.lab.training.building import (
     begin_from,
-    check_fit,
     frozen_module,
     labelled_by,
     normalize,
     obfuscation_task,
     sketch_task,
 )
-from sfumato.lab.training.context import preprocessing_of
-from sfumato.lab.training.images import label_free, load_images
-from sfumato.lab.training.prototypes import choose
-from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, SketchRecipe
+from sfumato.lab.training.images import images_of, label_free, preprocessing_of
+from sfumato.lab.training.prototypes import log_probabilities_of, put_in
+from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, SketchRecipe, TrainingRecipe
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 from sfumato.progress import Progress, silent
 
-Task = ClassifierTask | ObfuscationTask | SketchTask
+_CANDIDATES = 20_000
+"""The first so many images, of which each class gets one as its photograph."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """The files of a run.
-
-    Attributes:
-        folder: of everything.
-    """
+    """The files of a run, all in one folder."""
 
     folder: Path
 
@@ -69,20 +67,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run before its first step.
+    """A run before its first step; its recipe has everything decided.
 
-    Attributes:
-        task: before its first step.
-        frozen: the classifier or teacher; None if there is none.
-        preprocessing: how an image becomes the classifier's input.
-        train: the images to train on.
-        held_out: the images that a sketch's gate is calibrated on; None for other kinds.
-        test: the images to test on.
-        trained_for: the frozen classifiers of an obfuscator.
-        start: the bundle that it started from.
+    `frozen` is the classifier of an obfuscator, and the first of those that it is `trained_for`; or a classifier's
+    teacher, if it has one. The gate of a sketch is calibrated on the images `held_out`; other kinds have none.
     """
 
-    task: Task
+    recipe: AnyRecipe
+    run: Run
+    fabric: Fabric
+    precision: Precision
+    task: ClassifierTask | ObfuscationTask | SketchTask
     frozen: FrozenClassifier | None
     preprocessing: Preprocessing
     train: ImageSet | Stream
@@ -92,26 +87,46 @@ class Prepared:
     start: Bundle | None = None
 
 
+def launch(plan: TrainingRecipe, folder: Path, accelerator: str, devices: int) -> tuple[Fabric, Precision]:
+    """Return the fabric, which decides on device and processes, launched, and the precision.
+
+    Raises:
+        TrainingError: there is no such device, or it does not support the precision.
+    """
+    try:
+        precision = choose_precision(plan.precision, Fabric(accelerator=accelerator, devices=1).device)
+        fabric = Fabric(
+            accelerator=accelerator,
+            devices=devices,
+            strategy="ddp" if devices > 1 else "auto",
+            precision=precision.fabric,
+            loggers=TensorBoardLogger(folder, name="tensorboard", version=""),
+        )
+        fabric.launch()  # also shares the cores out among the processes
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
+        raise TrainingError(f"cannot train on {devices} x {accelerator!r}: {str(error).splitlines()[0]}") from error
+    return fabric, precision
+
+
 def starting_from(start: Bundle | None, recipe: AnyRecipe) -> AnyRecipe:
     """Return the recipe with `learn` decided by whether there is a bundle to start from.
 
     Raises:
         RecipeError: the recipe needs such a bundle, or cannot use this one.
     """
-    if isinstance(recipe, ClassifierRecipe):
-        if start is not None:
-            raise RecipeError("a classifier's training starts from nothing; --from takes the bundle of an obfuscator")
+    if start is None:
+        if isinstance(recipe, SketchRecipe) and recipe.learn == "decoder":
+            raise RecipeError('learn = "decoder" needs a bundle to start from: give --from')
         return recipe
-    if start is not None and start.recipe.quantized is not None:
+    if isinstance(recipe, ClassifierRecipe):
+        raise RecipeError("a classifier's training starts from nothing; --from takes the bundle of an obfuscator")
+    if start.recipe.quantized is not None:
         raise RecipeError(
             f"{start.path} is in 8-bit integers, which cannot be trained: start from the bundle that was quantised, "
             "and quantise the result"
         )
-    if isinstance(recipe, SketchRecipe):
-        if recipe.learn == "decoder" and start is None:
-            raise RecipeError('learn = "decoder" needs a bundle to start from: give --from')
-        if start is not None and recipe.learn is None:
-            return recipe.model_copy(update={"learn": "decoder"})
+    if isinstance(recipe, SketchRecipe) and recipe.learn is None:
+        return recipe.model_copy(update={"learn": "decoder"})
     return recipe
 
 
@@ -119,78 +134,64 @@ def prepare(
     recipe: AnyRecipe,
     run: Run,
     fabric: Fabric,
+    precision: Precision,
     start: Bundle | None = None,
-    *,
-    bfloat16: bool = False,
     progress: Progress = silent,
 ) -> Prepared:
-    """Load the images and the classifiers, and build the task.
+    """Load the images and the classifiers, and build the task, with fresh weights or those of a bundle to start from.
 
-    Args:
-        recipe: validated.
-        run: its folder gets the bundles of imported classifiers.
-        fabric: launched.
-        start: the bundle of an obfuscator to start from, instead of fresh weights.
-        bfloat16: see `Precision.dense_bfloat16`.
-        progress: is told of a search for photographs.
+    The folder of the run gets the bundles of imported classifiers; `progress` is told of a search for photographs.
 
     Raises:
         SfumatoError: data, classifier or recipe cannot be used, each with its own class.
     """
-    train_set, held_out, test_set = load_images(recipe, fabric)
+    train_set, held_out, test_set = images_of(recipe, fabric)
     fabric.seed_everything(recipe.training.seed, verbose=False)
-    given = recipe.teacher if isinstance(recipe, ClassifierRecipe) else recipe.classifier
-    frozen = None if given is None else _frozen(given, run.classifier, fabric)
-    trained_for: tuple[FrozenClassifier, ...] = ()
+    name = recipe.teacher if isinstance(recipe, ClassifierRecipe) else recipe.classifier
+    frozen = None if name is None else _frozen(name, run.classifier, fabric)
     if frozen is not None:  # its classes, in its order
         train_set, test_set = train_set.of_classes(frozen.labels), test_set.of_classes(frozen.labels)
         held_out = held_out and held_out.of_classes(frozen.labels)
+        size, given = tuple(train_set.sample.images.shape[2:]), frozen.preprocessing
+        if size != (takes := (given.height, given.width)):
+            raise RecipeError(f"images are {size}, the classifier {frozen.name} takes {takes}; set data.size")
+    task: ClassifierTask | ObfuscationTask | SketchTask
+    bfloat16 = precision.dense_bfloat16
     if isinstance(recipe, ClassifierRecipe):
         preprocessing = preprocessing_of(recipe.data.source, train_set.sample)
-        task: Task = _classifier_task(recipe, frozen, preprocessing, train_set.sample, bfloat16=bfloat16)
+        task = ClassifierTask(
+            build_classifier(recipe.architecture, len(train_set.names)),
+            normalize(preprocessing),
+            label_smoothing=recipe.label_smoothing,
+            teacher=None if frozen is None else nn.Sequential(normalize(frozen.preprocessing), fold_norms(frozen.net)),
+            teacher_weight=recipe.teacher_weight,
+            temperature=recipe.temperature,
+            bfloat16=bfloat16,
+        )
+        return Prepared(recipe, run, fabric, precision, task, frozen, preprocessing, train_set, None, test_set)
+    assert frozen is not None
+    if label_free(recipe):
+        if isinstance(train_set, ImageSet):  # a stream has labels, which are ignored
+            train_set = labelled_by(frozen, train_set)
+        held_out = held_out and labelled_by(frozen, held_out)
+    named = enumerate(recipe.transfer.ensemble)
+    further = [_frozen(name, run.ensemble / str(place), fabric) for place, name in named]
+    trained_for = (frozen, *further)
+    if isinstance(recipe, SketchRecipe):
+        task = sketch_task(recipe, frozen, train_set.sample, further, bfloat16=bfloat16)
+        if task.sketcher.photographs is not None:
+            nets = [frozen_module(net) for net in trained_for]
+            candidates = train_set.sample.images[:_CANDIDATES]
+            scores = log_probabilities_of(candidates, nets, progress)
+            put_in(task.sketcher.photographs, candidates, scores, frozen.labels)
     else:
-        assert frozen is not None
-        if label_free(recipe):
-            if isinstance(train_set, ImageSet):  # a stream has labels, which are ignored
-                train_set = labelled_by(frozen, train_set)
-            held_out = held_out and labelled_by(frozen, held_out)
-        named = enumerate(recipe.transfer.ensemble)
-        further = [_frozen(name, run.ensemble / str(place), fabric) for place, name in named]
-        trained_for = (frozen, *further)
-        if isinstance(recipe, SketchRecipe):
-            task = sketch_task(recipe, frozen, train_set.sample, further, bfloat16=bfloat16)
-            if task.sketcher.photographs is not None:
-                nets = [frozen_module(net) for net in trained_for]
-                choose(task.sketcher.photographs, train_set.sample.images, nets, frozen.labels, progress)
-        else:
-            task = obfuscation_task(recipe, frozen, train_set.sample, further, bfloat16=bfloat16)
-        if start is not None:
-            begin_from(start, recipe, task, frozen)
-        preprocessing = frozen.preprocessing
-    return Prepared(task, frozen, preprocessing, train_set, held_out, test_set, trained_for, start)
+        task = obfuscation_task(recipe, frozen, train_set.sample, further, bfloat16=bfloat16)
+    if start is not None:
+        begin_from(start, recipe, task, frozen)
+    images = train_set, held_out, test_set
+    return Prepared(recipe, run, fabric, precision, task, frozen, frozen.preprocessing, *images, trained_for, start)
 
 
 def _frozen(given: str, folder: Path, fabric: Fabric) -> FrozenClassifier:
     with fabric.rank_zero_first(local=True):  # the others then find the bundle that the first made
         return load_classifier(classifier_bundle(given, folder))
-
-
-def _classifier_task(
-    recipe: ClassifierRecipe,
-    teacher: FrozenClassifier | None,
-    preprocessing: Preprocessing,
-    images: ImageSet,
-    *,
-    bfloat16: bool,
-) -> ClassifierTask:
-    if teacher is not None:
-        check_fit(teacher, images)
-    return ClassifierTask(
-        build_classifier(recipe.architecture, len(images.names)),
-        normalize(preprocessing),
-        label_smoothing=recipe.label_smoothing,
-        teacher=None if teacher is None else nn.Sequential(normalize(teacher.preprocessing), fold_norms(teacher.net)),
-        teacher_weight=recipe.teacher_weight,
-        temperature=recipe.temperature,
-        bfloat16=bfloat16,
-    )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -114,27 +112,6 @@ class _Protecting(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-@dataclass(frozen=True)
-class Utility:
-    """The target of the frozen classifier's predictions on obfuscated images.
-
-    Attributes:
-        teacher_weight: share of its own predictions on the plain images, in [0, 1].
-        feature_weight: share of its features, in [0, 1]; the labels get the rest.
-        temperature: that predictions are softened with, above 0.
-    """
-
-    teacher_weight: float = 0.0
-    feature_weight: float = 0.0
-    temperature: float = 4.0
-
-    @property
-    def label_weight(self) -> float:
-        """Share of the labels; exactly 0 where the others take all."""
-        rest = 1 - self.teacher_weight - self.feature_weight
-        return rest if rest > 1e-9 else 0.0
-
-
 class ObfuscationTask(_Protecting):
     """Train an obfuscator for a frozen classifier, together with its attackers if it has some.
 
@@ -149,7 +126,10 @@ class ObfuscationTask(_Protecting):
         classifier: normalised images to logits; frozen here.
         normalize: from [0, 1] to the classifier's input.
         privacy_weight: lambda, of the term against the deobfuscator.
-        utility: see `Utility`.
+        label_weight: share of the labels in the utility, in [0, 1].
+        teacher_weight: share of the classifier's own predictions on the plain images; all three sum to 1.
+        feature_weight: share of its features.
+        temperature: that predictions are softened with, above 0.
         class_means: (classes, 3, H, W) float32 in [0, 1]: minimise `class_mean_loss` instead of maximising `L_r`. It
             takes a second pass through the deobfuscator.
         rate_weight: of `gaussian_rate`; the obfuscator has to be noisy.
@@ -169,7 +149,10 @@ class ObfuscationTask(_Protecting):
         normalize: Normalize,
         *,
         privacy_weight: float,
-        utility: Utility | None = None,
+        label_weight: float = 1.0,
+        teacher_weight: float = 0.0,
+        feature_weight: float = 0.0,
+        temperature: float = 4.0,
         class_means: Tensor | None = None,
         rate_weight: float = 0.0,
         entropy_weight: float = 0.0,
@@ -181,7 +164,8 @@ class ObfuscationTask(_Protecting):
         self.obfuscator = obfuscator
         self.deobfuscator = deobfuscator
         self.privacy_weight = privacy_weight
-        self.utility = utility or Utility()
+        self.label_weight, self.teacher_weight, self.feature_weight = label_weight, teacher_weight, feature_weight
+        self.temperature = temperature
         self.register_buffer("class_means", class_means, persistent=False)
         self.rate_weight, self.entropy_weight, self.mixture = rate_weight, entropy_weight, mixture
 
@@ -214,29 +198,28 @@ class ObfuscationTask(_Protecting):
 
     def _utility(self, obfuscated: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Losses]:
         """Return the utility's loss, its parts and the accuracy."""
-        utility = self.utility
         features, logits = self._predictions(self.ensemble.varied(obfuscated))
         predictions = [logits, *self.ensemble(obfuscated)]
         parts: list[tuple[str, float, Tensor]] = []
-        if utility.label_weight:
+        if self.label_weight:
             each = [classification_loss(prediction, labels) for prediction in predictions]
-            parts.append(("classification", utility.label_weight, torch.stack(each).mean()))
-        if utility.teacher_weight or utility.feature_weight:
+            parts.append(("classification", self.label_weight, torch.stack(each).mean()))
+        if self.teacher_weight or self.feature_weight:
             with torch.no_grad():
                 teacher_features, teacher = self._predictions(images)
-        if utility.teacher_weight:
-            each = [distillation_loss(one, teacher, temperature=utility.temperature) for one in predictions]
-            parts.append(("distillation", utility.teacher_weight, torch.stack(each).mean()))
+        if self.teacher_weight:
+            each = [distillation_loss(one, teacher, temperature=self.temperature) for one in predictions]
+            parts.append(("distillation", self.teacher_weight, torch.stack(each).mean()))
         if features is not None and teacher_features is not None:
-            parts.append(("features", utility.feature_weight, feature_loss(features, teacher_features)))
+            parts.append(("features", self.feature_weight, feature_loss(features, teacher_features)))
         loss = torch.stack([weight * part for _, weight, part in parts]).sum()
         figures = {name: part.detach() for name, _, part in parts}
-        return loss, figures | _ensemble_accuracy(predictions, labels) | {"accuracy": _accuracy(logits, labels)}
+        return loss, figures | _accuracies(predictions, labels)
 
     def _predictions(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return the classifier's features, if they are needed, and its logits."""
         inputs = self.normalize(images)
-        if not self.utility.feature_weight:
+        if not self.feature_weight:
             return None, compute(self.classifier, inputs, bfloat16=self.in_bfloat16)
         with autocast(inputs.device, enabled=self.in_bfloat16):
             features, logits = features_and_logits(self.classifier, inputs)
@@ -308,12 +291,8 @@ class SketchTask(_Protecting):
 
     Both predictions are trained: the classifier's on the decoded image, and the device's own, which is a part of the
     code and decides what is sent at all. The code's bits limit the leakage, so no attacker is needed. The trunk is
-    trained for the device's prediction alone: the cloud cannot do better with few bits, and its gradient through a
-    frozen classifier is noise to the trunk. The decoder needs far fewer images than the encoder, and costs more for
-    each, so only a share of each training batch is decoded.
-
-    Another classifier may later replace the frozen one: then the decoder is learned anew, and the encoder, so the
-    device's predictions and the meaning of a code, stays.
+    trained for the device's prediction alone: the cloud's gradient through a frozen classifier is noise to it. The
+    decoder needs far fewer images than the encoder, and costs more for each, so only a share of a batch is decoded.
 
     Source: the objective of both predictions is that of Hinton et al. 2015, section 2, with the frozen classifier's
     prediction on the plain image as the teacher.
@@ -375,8 +354,7 @@ class SketchTask(_Protecting):
             "loss": cloud if self.decoder_alone else cloud + device,
             "obfuscated": cloud.detach(),
             "device": device.detach(),
-            **_ensemble_accuracy(predictions, labels[:decoded]),
-            "accuracy": _accuracy(predictions[0], labels[:decoded]),
+            **_accuracies(predictions, labels[:decoded]),
             "accuracy_device": _accuracy(own, labels),
         }
 
@@ -397,10 +375,10 @@ class SketchTask(_Protecting):
         return torch.stack([images, self.sketcher(images)[0]])
 
 
-def _ensemble_accuracy(predictions: list[Tensor], labels: Tensor) -> Losses:
-    """Return the mean accuracy of all classifiers but the first, if there are any."""
-    further = [_accuracy(logits, labels) for logits in predictions[1:]]
-    return {"accuracy_ensemble": torch.stack(further).mean()} if further else {}
+def _accuracies(predictions: list[Tensor], labels: Tensor) -> Losses:
+    """Return the accuracy of the first classifier, and the mean of all others if there are any."""
+    first, *further = (_accuracy(logits, labels) for logits in predictions)
+    return {"accuracy_ensemble": torch.stack(further).mean(), "accuracy": first} if further else {"accuracy": first}
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:

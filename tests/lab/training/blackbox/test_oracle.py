@@ -17,6 +17,9 @@ import tiny
 from recording import Exchange, RecordingServer, metadata, recording, respond_with
 from sfumato.errors import EndpointResponseInvalid, EndpointUnreachable, QueryBudgetExhausted, TrainingError
 from sfumato.lab.training.blackbox.oracle import Oracle, is_endpoint, log_probabilities
+from sfumato.lab.training.recipe import BlackBoxRecipe
+
+FIELDS = BlackBoxRecipe.model_fields
 
 
 class Counting:
@@ -49,10 +52,10 @@ def oracle(server: RecordingServer, tmp_path: Path, **changes: Any) -> Oracle:
         "preprocessing": tiny.PREPROCESSING,
         "classes": 4,
         "memory": tmp_path / "answers.sqlite",
-        "queries": 100,
-        "rate": 1e6,
     }
-    return Oracle(server.url, "tiny", **{**given, **changes})
+    limits = {"queries": 100, "rate": 1e6} | {key: changes.pop(key) for key in changes.keys() & {*FIELDS}}
+    box = BlackBoxRecipe(model="tiny").model_copy(update=limits)  # unchecked: fewer queries than a recipe may allow
+    return Oracle(server.url, box, **{**given, **changes})
 
 
 def test_answers_are_those_of_the_classifier(tmp_path: Path) -> None:
@@ -91,7 +94,7 @@ def test_the_budget_is_kept_over_runs_and_what_was_answered_stays(tmp_path: Path
             it(images(50))
         assert len(counting.rows) == 32  # two whole batches; a third does not fit
         with oracle(server, tmp_path, queries=40) as it:
-            assert it.left == 8
+            assert it.queries - it.spent == 8
             assert it(images(50)[:32]).shape == (32, 4)  # known, and so free
             with pytest.raises(QueryBudgetExhausted):
                 it(images(9, seed=1))

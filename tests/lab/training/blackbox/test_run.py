@@ -18,6 +18,7 @@ from sfumato.device import Client
 from sfumato.errors import RecipeError, TrainingError
 from sfumato.lab.data import load_images
 from sfumato.lab.training.blackbox import protect_black_box
+from sfumato.lab.training.engine import Options
 from sfumato.lab.training.recipe import parse_recipe
 
 
@@ -52,7 +53,7 @@ def url(trained: tuple[Bundle, Bundle]) -> Any:
 
 @pytest.mark.long
 def test_a_sketch_for_an_endpoint_whose_weights_nobody_has(url: str, folder: Path, tmp_path: Path) -> None:
-    bundle = protect_black_box(recipe("sketch", url, folder), tmp_path / "run", accelerator="cpu")
+    bundle = protect_black_box(recipe("sketch", url, folder), tmp_path / "run", Options("cpu"))
     figures = bundle.figures.to_json()
     assert figures["queries"] <= 160 and figures["queries_learning"] == 96
     assert 0 <= figures["agreement_before_tuning"] <= figures["agreement_after_tuning"] <= 1
@@ -62,7 +63,7 @@ def test_a_sketch_for_an_endpoint_whose_weights_nobody_has(url: str, folder: Pat
     right = np.mean([answer.label == test.names[label] for answer, label in zip(answers, test.labels, strict=True)])
     assert figures["accuracy_obfuscated"] == pytest.approx(right)
     assert client.fingerprint == "match"
-    again = protect_black_box(recipe("sketch", url, folder), tmp_path / "run", accelerator="cpu", resume=True)
+    again = protect_black_box(recipe("sketch", url, folder), tmp_path / "run", Options("cpu", resume=True))
     assert again.figures.queries == figures["queries"]  # all of it was known
 
 
@@ -71,7 +72,7 @@ def test_photographs_are_those_that_the_endpoint_itself_answered(
     url: str, trained: tuple[Bundle, Bundle], folder: Path, tmp_path: Path, answers: str
 ) -> None:
     plan = recipe("sketch", url, folder, answers=answers, queries=100).model_copy(update={"decoder": "photographs"})
-    bundle = protect_black_box(plan, tmp_path / "run", accelerator="cpu")
+    bundle = protect_black_box(plan, tmp_path / "run", Options("cpu"))
     assert bundle.figures.queries == bundle.figures.queries_learning == 96  # nothing was asked a second time
     endpoint = OnnxFunction(trained[0].file("model.onnx"))
     asked, test = (load_images(str(folder), split) for split in ("train", "test"))
@@ -84,7 +85,7 @@ def test_photographs_are_those_that_the_endpoint_itself_answered(
 
 @pytest.mark.long
 def test_an_obfuscator_without_codes_is_trained_on_surrogates_alone(url: str, folder: Path, tmp_path: Path) -> None:
-    bundle = protect_black_box(recipe("obfuscator", url, folder, answers="label"), tmp_path / "run", accelerator="cpu")
+    bundle = protect_black_box(recipe("obfuscator", url, folder, answers="label"), tmp_path / "run", Options("cpu"))
     assert bundle.name == "small" and "queries_tuning" not in bundle.figures.others
     with Client(url, bundle.path) as client:
         assert client.check().fingerprint == "match"
@@ -92,11 +93,11 @@ def test_an_obfuscator_without_codes_is_trained_on_surrogates_alone(url: str, fo
 
 def test_an_endpoint_needs_a_model_and_a_folder_that_is_free(url: str, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"black_box\.model"):
-        protect_black_box(recipe("sketch", url, folder, model=""), tmp_path / "a")
+        protect_black_box(recipe("sketch", url, folder, model=""), tmp_path / "a", Options())
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "something").touch()
     with pytest.raises(TrainingError, match="--resume"):
-        protect_black_box(recipe("sketch", url, folder), tmp_path / "b")
+        protect_black_box(recipe("sketch", url, folder), tmp_path / "b", Options())
 
 
 def test_the_command_says_what_will_be_sent_where(folder: Path, tmp_path: Path) -> None:

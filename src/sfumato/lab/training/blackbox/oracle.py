@@ -10,7 +10,6 @@ import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
@@ -23,6 +22,7 @@ from torch.nn import functional as F
 from sfumato.artifacts.bundle import Preprocessing
 from sfumato.device.endpoints import open_endpoint
 from sfumato.errors import EndpointResponseInvalid, QueryBudgetExhausted, TrainingError
+from sfumato.lab.training.recipe import BlackBoxRecipe
 from sfumato.wire import ModelMetadata
 from sfumato.wire import Tensor as WireTensor
 
@@ -48,19 +48,17 @@ class Oracle:
 
     Args:
         url: the endpoint's address.
-        model: its name there.
+        box: the model's name there, and how often and for what it may be queried, over all runs with `memory`.
         preprocessing: how an image becomes its input.
         classes: how many it has.
         memory: the file that predictions are kept in; an SQLite database.
-        queries: images that may be sent, over all runs with this file.
-        answers: "scores" if it returns logits or probabilities of all classes; "label" to use only the highest class.
-        rate: images per second at most.
         token: the bearer token, if the endpoint needs one.
         ca_file: PEM file with the authorities to trust instead of the system's.
         pause: waits for seconds.
 
     Attributes:
         fingerprint: of the classifier, if the endpoint publishes it.
+        spent: how many images were sent so far, over all runs with this file.
 
     Raises:
         EndpointError: one of its kinds; see `sfumato.errors`.
@@ -70,60 +68,38 @@ class Oracle:
     def __init__(
         self,
         url: str,
-        model: str,
+        box: BlackBoxRecipe,
         *,
         preprocessing: Preprocessing,
         classes: int,
         memory: Path,
-        queries: int,
-        answers: Answers = "scores",
-        rate: float = 100.0,
         token: str | None = None,
         ca_file: Path | None = None,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.preprocessing, self.classes, self.queries, self.answers = preprocessing, classes, queries, answers
+        self.preprocessing, self.classes, self.queries, self.answers = preprocessing, classes, box.queries, box.answers
         self._endpoint = open_endpoint(
             url, encoding="binary", token=token, ca_file=ca_file, timeout_s=_TIMEOUT_S, retries=_RETRIES
         )
-        self._model, self._rate, self._pause = model, rate, pause
+        self.model, self._rate, self._pause = box.model, box.rate, pause
         self._next = 0.0
-        metadata = self._endpoint.metadata(model)
+        metadata = self._endpoint.metadata(box.model)
         self._input, self._output = _names(metadata, preprocessing, classes)
         stated = metadata.parameters.get("fingerprint")
         self.fingerprint = stated if isinstance(stated, str) else None
-        self._memory = _open(memory, f"{model} {answers} {self.fingerprint or 'unstated'} {classes}")
+        self._memory = _open(memory, f"{box.model} {box.answers} {self.fingerprint or 'unstated'} {classes}")
         ((count,),) = self._memory.execute("SELECT count(*) FROM answers")  # once: it reads the whole file
-        self._spent = int(count)
+        self.spent = int(count)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close connection and file."""
+    def __exit__(self, *raised: object) -> None:
         self._memory.close()
         self._endpoint.close()
 
-    @property
-    def spent(self) -> int:
-        """How many images were sent so far, over all runs with this file."""
-        return self._spent
-
-    @property
-    def left(self) -> int:
-        """How many images may still be sent."""
-        return max(0, self.queries - self.spent)
-
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the endpoint's predictions; sends only images that were not sent before.
-
-        Args:
-            images: (N, 3, H, W) float32 in [0, 1].
+        """Return the endpoint's predictions on images (N, 3, H, W) float32 in [0, 1]; only new ones are sent.
 
         Returns:
             Log-probabilities (N, classes) float32; of a label, that of its class is nearly 0.
@@ -137,30 +113,28 @@ class Oracle:
     def _batch(self, images: Tensor) -> Tensor:
         inputs = self.preprocessing.normalize(images.detach().cpu().numpy().astype(np.float32))
         keys = [_key(row) for row in inputs]
-        known = {key: self._recall(key) for key in keys}
-        new = {key: row for key, row in zip(keys, inputs, strict=True) if known[key] is None}  # equal ones once
+        places = ", ".join("?" * len(keys))
+        rows = self._memory.execute(f"SELECT image, answer FROM answers WHERE image IN ({places})", keys)
+        known = {key: np.frombuffer(answer, "<f4") for key, answer in rows}
+        new = {key: row for key, row in zip(keys, inputs, strict=True) if key not in known}  # equal ones once
         if new:
-            if len(new) > self.left:
+            if self.spent + len(new) > self.queries:
                 raise QueryBudgetExhausted(
                     f"{self.spent} of {self.queries} queries are spent, {len(new)} more are needed; allow more"
                 )
             known |= dict(zip(new, self._ask(np.stack(list(new.values()))), strict=True))
             with self._memory:  # one transaction for the whole answer
-                rows = [(key, np.asarray(known[key], "<f4").tobytes()) for key in new]
-                self._memory.executemany("INSERT INTO answers VALUES (?, ?)", rows)
-            self._spent += len(rows)
+                answers = [(key, np.asarray(known[key], "<f4").tobytes()) for key in new]
+                self._memory.executemany("INSERT INTO answers VALUES (?, ?)", answers)
+            self.spent += len(new)
         return torch.from_numpy(np.stack([np.asarray(known[key], np.float32) for key in keys]))
-
-    def _recall(self, key: bytes) -> npt.NDArray[np.float32] | None:
-        row = self._memory.execute("SELECT answer FROM answers WHERE image = ?", (key,)).fetchone()
-        return None if row is None else np.frombuffer(row[0], "<f4").astype(np.float32)
 
     def _ask(self, inputs: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
         now = time.monotonic()
         if now < self._next:
             self._pause(self._next - now)
         self._next = max(now, self._next) + len(inputs) / self._rate
-        response = self._endpoint.infer(self._model, WireTensor(self._input, inputs), self._output).response
+        response = self._endpoint.infer(self.model, WireTensor(self._input, inputs), self._output).response
         scores = next((tensor.array for tensor in response.outputs if tensor.name == self._output), None)
         if scores is None or scores.shape != (len(inputs), self.classes) or not np.isfinite(scores).all():
             raise EndpointResponseInvalid(
@@ -171,11 +145,9 @@ class Oracle:
 
 
 def log_probabilities(scores: Tensor, answers: Answers) -> Tensor:
-    """Return log-probabilities, (N, classes) float32, of logits or probabilities.
+    """Return log-probabilities of logits or probabilities, both (N, classes) float32; of a "label" the highest class.
 
-    Args:
-        scores: (N, classes) float32; if all rows are non-negative and sum to 1, they are probabilities.
-        answers: "label" keeps only which class is the highest.
+    They are probabilities if all rows are non-negative and sum to 1.
     """
     classes = scores.shape[1]
     if answers == "label":
@@ -193,11 +165,7 @@ def _key(row: npt.NDArray[np.float32]) -> bytes:
 
 
 def _open(memory: Path, whose: str) -> sqlite3.Connection:
-    """Open the file of one classifier's predictions.
-
-    Raises:
-        TrainingError: it cannot be used, or they belong to another one.
-    """
+    """Open the file of one classifier's predictions, and refuse that of another one."""
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
         database = sqlite3.connect(memory)
@@ -218,11 +186,7 @@ def _open(memory: Path, whose: str) -> sqlite3.Connection:
 
 
 def _names(metadata: ModelMetadata, preprocessing: Preprocessing, classes: int) -> tuple[str, str]:
-    """Return the names of the model's input, and of its output with one number per class.
-
-    Raises:
-        EndpointResponseInvalid: it has no such input or output.
-    """
+    """Return the names of the model's input, and of its output with one number per class."""
     size = (3, preprocessing.height, preprocessing.width)
     fits = [spec for spec in metadata.inputs if spec.datatype == "FP32" and spec.takes_rows(size)]
     if len(metadata.inputs) != 1 or not fits:

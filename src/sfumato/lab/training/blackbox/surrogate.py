@@ -11,25 +11,27 @@ from torch import Tensor, nn
 
 from sfumato.artifacts.bundle import Bundle, Preprocessing
 from sfumato.artifacts.provenance import provenance
+from sfumato.artifacts.records import RecipeRecord
 from sfumato.lab.data import ImageSet
 from sfumato.lab.models import Normalize, build_classifier
 from sfumato.lab.models.checkpoint import identify
 from sfumato.lab.models.precision import compute
-from sfumato.lab.training.context import augmentation_of, schedule_of
-from sfumato.lab.training.engine import fit
+from sfumato.lab.training.engine import Options, fit
 from sfumato.lab.training.export import write_classifier_bundle
 from sfumato.lab.training.objectives import distillation_loss
-from sfumato.lab.training.optimizer import optimizer_of
-from sfumato.lab.training.recipe import DataRecipe, TrainingRecipe
+from sfumato.lab.training.recipe import BlackBoxRecipe, ObfuscatorRecipe, SketchRecipe, TrainingRecipe
+from sfumato.lab.training.setup import Run
 from sfumato.lab.training.tasks import ClassifierTask, Losses
-from sfumato.progress import Progress, Say, mute, silent
 
 _CHECK_IMAGES = 64
 _HELD_OUT = 0.1
 """The share of the endpoint's predictions that measures the agreement instead."""
+_TEMPERATURE = 4.0
+"""That scores are softened with; labels are not."""
+_LEARNING_RATE = 0.1
 
 
-class ImitationTask(nn.Module):
+class ImitationTask(ClassifierTask):
     """Train a classifier to predict as another one, from its predictions alone.
 
     Source: Papernot et al. 2017, section 4 (substitutes learned from labels); the loss is that of Hinton et al. 2015,
@@ -48,11 +50,7 @@ class ImitationTask(nn.Module):
     def __init__(
         self, net: nn.Module, normalize: Normalize, predictions: Tensor, *, temperature: float, bfloat16: bool = False
     ) -> None:
-        super().__init__()
-        self.in_bfloat16 = bfloat16
-        self.net = net
-        self.normalize = normalize
-        self.temperature = temperature
+        super().__init__(net, normalize, temperature=temperature, bfloat16=bfloat16)
         self.register_buffer("predictions", predictions, persistent=False)
 
     def forward(self, images: Tensor, labels: Tensor) -> Losses:
@@ -65,72 +63,79 @@ class ImitationTask(nn.Module):
 
 @dataclass(frozen=True)
 class Asked:
-    """Training images that were sent to the endpoint, and its predictions: (N, classes) float32, log-probabilities."""
+    """Images that were sent to the endpoint, and its predictions: (N, classes) float32, log-probabilities."""
 
     images: ImageSet
     predictions: Tensor
+    preprocessing: Preprocessing
 
 
 def learn_surrogate(
     fabric: Fabric,
-    folder: Path,
-    architecture: str,
     asked: Asked,
+    recipe: ObfuscatorRecipe | SketchRecipe,
+    options: Options,
+    architecture: str,
+    folder: Path,
     *,
-    preprocessing: Preprocessing,
-    data: DataRecipe,
-    plan: TrainingRecipe,
-    temperature: float,
     bfloat16: bool,
-    progress: Progress = silent,
-    say: Say = mute,
 ) -> Bundle:
     """Train a surrogate in a folder and write its bundle; resume an interrupted one, and return a finished one.
 
-    `preprocessing` is the endpoint's; of `data` only the augmentation is used. The bundle has the figure "agreement":
-    the share of held-out predictions whose highest class is the surrogate's.
+    The bundle has the figure "agreement": the share of held-out predictions whose highest class is the surrogate's.
 
     Raises:
         TrainingError, Interrupted: as `fit`.
     """
-    bundle_path, checkpoint = folder / "bundle", folder / "checkpoint.pt"
-    if bundle_path.is_dir():
-        return Bundle.load(bundle_path, kind="classifier")
+    run = Run(folder)
+    if run.bundle.is_dir():
+        return Bundle.load(run.bundle, kind="classifier")
     folder.mkdir(parents=True, exist_ok=True)
+    images, predictions, preprocessing = asked.images, asked.predictions, asked.preprocessing
+    plan = _plan(recipe.black_box, len(images), recipe.training.seed)
     fabric.seed_everything(plan.seed, verbose=False)
-    images, predictions = asked.images, asked.predictions
     numbered = replace(images, labels=torch.arange(len(images)))
     learned, compared = numbered.split(max(1, round(_HELD_OUT * len(images))))
     normalize = Normalize(preprocessing.mean, preprocessing.std)
     net = build_classifier(architecture, predictions.shape[1])
+    temperature = _TEMPERATURE if recipe.black_box.answers == "scores" else 1.0
     task = ImitationTask(net, normalize, predictions, temperature=temperature, bfloat16=bfloat16)
-    optimizer, scheduler = optimizer_of(plan, task, steps=len(learned) // plan.batch_size)
     fitted = fit(
         fabric,
         task,
-        optimizer,
-        scheduler,
+        plan,
         train=learned,
         test=compared,
-        augmentation=augmentation_of(data),
-        schedule=schedule_of(plan),
-        checkpoint=checkpoint,
+        augmentation=recipe.data.augmentation,
+        checkpoint=run.checkpoint,
         identity=identify(architecture, plan.model_dump(mode="json"), images.sha256, predictions),
-        resume=checkpoint.is_file(),
-        progress=progress,
-        say=say,
+        options=replace(options, resume=run.checkpoint.is_file()),
     )
+    note = "Learned from an endpoint's predictions."
     bundle = write_classifier_bundle(
-        bundle_path,
-        ClassifierTask(task.net.cpu().eval(), normalize),
+        run.bundle,
+        task,
         compared.images[:_CHECK_IMAGES].float() / 255,
         name=f"surrogate-{architecture}",
         labels=images.names,
         preprocessing=preprocessing,
-        recipe={"kind": "classifier", "architecture": architecture, "note": "Learned from an endpoint's predictions."},
+        recipe=RecipeRecord(kind="classifier", architecture=architecture, note=note),
     )
     figures = bundle.figures.updated(agreement=fitted.figures["agreement"], compared=len(compared))
     facts = provenance(
         seed=plan.seed, epochs=plan.epochs, answers=len(learned), training_seconds=round(fitted.seconds, 1)
     )
     return replace(bundle, figures=figures, provenance=facts).save()
+
+
+def _plan(box: BlackBoxRecipe, count: int, seed: int) -> TrainingRecipe:
+    return TrainingRecipe(
+        epochs=max(1, round(box.images_seen / count)),
+        batch_size=min(128, max(2, count // 4)),
+        seed=seed,
+        optimizer="sgd",
+        learning_rate=_LEARNING_RATE,
+        weight_decay=5e-4,
+        schedule="one-cycle",
+        validate_every=10,
+    )

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +23,8 @@ from sfumato.lab.data import Augmentation, ImageSet
 from sfumato.lab.models import Sketcher
 from sfumato.lab.models.checkpoint import identify
 from sfumato.lab.training.blackbox.oracle import Oracle
-from sfumato.lab.training.engine import Schedule, fit
+from sfumato.lab.training.engine import Hooks, Options, fit
+from sfumato.lab.training.recipe import TrainingRecipe
 from sfumato.lab.training.tasks import Losses
 from sfumato.progress import Progress, silent
 
@@ -49,14 +49,7 @@ def score_gradient(loss: Callable[[Tensor], Tensor], x: Tensor, directions: Tens
 
     Source: Nesterov and Spokoiny 2017, equation 30, in its two-sided form.
 
-    Args:
-        loss: (N, ...) float -> (N,) float.
-        x: (N, ...) float.
-        directions: (M, N, ...) float.
-        step: s, above 0.
-
-    Returns:
-        (N, ...) float.
+    The loss is (N, ...) -> (N,) float; x and the gradient are (N, ...) float, directions (M, N, ...); s is above 0.
     """
     total = torch.zeros_like(x)
     for u in directions:
@@ -96,21 +89,6 @@ def _smooth(shape: torch.Size, side: int, generator: torch.Generator) -> Tensor:
 def _unit(x: Tensor) -> Tensor:
     size = x.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
     return torch.where(size > 0, x / size.clamp_min(1e-12), torch.zeros_like(x))
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """The result of tuning.
-
-    Attributes:
-        agreement_before: the share of the images whose decoded image the endpoint classifies as the device does.
-        agreement_after: likewise, at the end.
-        queries: that it took, over all parts of an interrupted run.
-    """
-
-    agreement_before: float
-    agreement_after: float
-    queries: int
 
 
 class TuningTask(nn.Module):
@@ -218,22 +196,17 @@ def tune(
     queries: int,
     seed: int,
     checkpoint: Path,
-    resume: bool = False,
     progress: Progress = silent,
-) -> Tuned:
+) -> dict[str, float | int]:
     """Change the decoded images until the endpoint's predictions are the device's; keep the best decoder.
 
-    Args:
-        sketcher: trained on surrogates; its decoder is changed in place, its encoder is not.
-        oracle: the endpoint.
-        surrogate: images in [0, 1] to logits, for the directions.
-        codes: (K, classes + learned bits) float32, as `Sketcher.encode` returns them, each once.
-        weights: (K,) float, the share of the images with that code; sum 1.
-        queries: decoded images that may be sent at most.
-        seed: of the directions.
-        checkpoint: the file that the state is kept in.
-        resume: continue from it.
-        progress: is told of each step.
+    The codes are (K, classes + learned bits) float32, as `Sketcher.encode` returns them, each once. At most so many
+    `queries` are sent. The state is kept in the file `checkpoint`, and resumed from it if it is there. For the other
+    arguments see `TuningTask`.
+
+    Returns:
+        "agreement_before_tuning" and "agreement_after_tuning", the share of the images whose decoded image the endpoint
+        classifies as the device does, and "queries_tuning", that it took over all parts of an interrupted run.
 
     Raises:
         QueryBudgetExhausted: the oracle's own budget does not allow one query per code.
@@ -247,23 +220,27 @@ def tune(
     step = len(codes) + 2 * task.copies * min(len(codes), _MOST_CODES)
     room = queries - 2 * len(codes) - 2 * task.copies * _MOST_CODES
     if room >= 0:
+        # Unchecked, as a single code is a batch of one.
+        plan = TrainingRecipe.model_construct(epochs=1, batch_size=len(codes), seed=seed, channels_last=False)
         every, steps = ImageSet(codes[:, :, None, None], wanted, (), "codes", ""), 1 + room // step
         optimizer = torch.optim.Adam(task.decoder.parameters(), lr=_LEARNING_RATE)
         with suppress(QueryBudgetExhausted):  # the best decoder so far is kept
             fit(
                 Fabric(accelerator="cpu", devices=1),
                 task,
-                optimizer,
-                ConstantLR(optimizer, factor=1.0),
+                plan,
+                optimizers=(optimizer, ConstantLR(optimizer, factor=1.0)),
                 train=_Codes(every.images.repeat(steps, 1, 1, 1), wanted.repeat(steps), (), "codes", ""),
                 test=every,
                 augmentation=Augmentation(flip=False),
-                schedule=Schedule(1, len(codes), seed, channels_last=False),
                 checkpoint=checkpoint,
                 identity=identity,
-                resume=resume,
-                until=lambda: float(task.validate(codes, wanted)["agreement"]) >= 1 - 1e-9,
-                progress=progress,
+                options=Options(resume=checkpoint.is_file(), progress=progress),
+                hooks=Hooks(until=lambda: float(task.validate(codes, wanted)["agreement"]) >= 1 - 1e-9),
             )
     task.decoder.load_state_dict(task.best.state_dict())
-    return Tuned(before, float(task.agreement), oracle.spent - int(task.begun))
+    return {
+        "queries_tuning": oracle.spent - int(task.begun),
+        "agreement_before_tuning": before,
+        "agreement_after_tuning": float(task.agreement),
+    }
