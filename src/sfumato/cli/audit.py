@@ -13,7 +13,7 @@ from sfumato.cli import options
 from sfumato.cli.app import command
 from sfumato.cli.memory import keep_freed_memory
 from sfumato.cli.options import flag, option
-from sfumato.cli.output import needs_extra, prepare, print_json, print_table, write_result
+from sfumato.cli.output import prepare, print_json, print_table, write_result
 from sfumato.cli.progress import bars
 from sfumato.errors import AuditError
 from sfumato.progress import Progress
@@ -44,7 +44,7 @@ EachOption = Annotated[int | None, option("N", "Use only N training and N test i
 ShadowOption = Annotated[str | None, option("BUNDLE", "Shadow obfuscator: by the same recipe, known to an attacker.")]
 
 
-@command
+@command("train")
 def audit(
     context: typer.Context,
     obfuscator: TargetArgument = None,
@@ -105,8 +105,7 @@ def audit(
 
 
 def _plan(budget: str, seeds: int | None, scale: float) -> Budget:
-    with needs_extra("train"):
-        from sfumato.lab.audit.budget import BUDGETS, shared
+    from sfumato.lab.audit.budget import BUDGETS, shared
 
     if not 0 < scale < float("inf"):
         raise AuditError(f"--budget-scale must be above 0, got {scale}")
@@ -252,13 +251,12 @@ def _check_attacks(*, data: str, size: str | None, budget: str, out: Path | None
     Raises:
         typer.Exit: a check fails.
     """
-    with needs_extra("train"):
-        import torch
+    import torch
 
-        from sfumato.artifacts.provenance import provenance
-        from sfumato.lab.audit.budget import BUDGETS
-        from sfumato.lab.audit.sanity_checks import decoder_checks
-        from sfumato.lab.data import load_train_test
+    from sfumato.artifacts.provenance import provenance
+    from sfumato.lab.audit.budget import BUDGETS
+    from sfumato.lab.audit.sanity_checks import decoder_checks
+    from sfumato.lab.data import load_train_test
 
     prepare(out)
     images = BUDGETS[budget].sanity_check_images
@@ -289,9 +287,8 @@ def _check_attacks(*, data: str, size: str | None, budget: str, out: Path | None
 
 def _print_references(*, data: str, size: str | None, seed: int, out: Path | None, as_json: bool) -> None:
     """Print what is reconstructed from the label or the mean colour alone: the scale for an audit."""
-    with needs_extra("train"):
-        from sfumato.lab.audit.references import write_references
-        from sfumato.lab.data import load_images
+    from sfumato.lab.audit.references import write_references
+    from sfumato.lab.data import load_images
 
     prepare(out)
     sides = options.image_size(size)
@@ -317,9 +314,8 @@ def _print_attributes(*, obfuscator: str | None, into: Path | None, as_json: boo
     """Print a Markdown table of the attributes that can be inferred from several obfuscators' payloads."""
     if obfuscator is None:
         raise AuditError("--attributes-table needs a folder of audits: sfumato audit --attributes-table DIR")
-    with needs_extra("train"):
-        from sfumato.lab.audit.points import read_audits
-        from sfumato.lab.report.attribute_table import markdown, side_by_side, write_between
+    from sfumato.lab.audit.points import read_audits
+    from sfumato.lab.report.attribute_table import markdown, side_by_side, write_between
 
     rows = side_by_side(read_audits(Path(obfuscator)))
     if into is not None:

@@ -11,12 +11,12 @@ from sfumato.cli import options
 from sfumato.cli.app import command
 from sfumato.cli.memory import keep_freed_memory
 from sfumato.cli.options import flag, option
-from sfumato.cli.output import needs_extra, print_figures, print_json, print_table
+from sfumato.cli.output import print_figures, print_json, print_table
 from sfumato.cli.progress import bars
 from sfumato.errors import TrainingError
 
 
-@command
+@command("train")
 def baseline(
     name: Annotated[str | None, typer.Argument(help="A method; `--list` shows them.")] = None,
     list_: Annotated[bool, flag("--list", "List the methods, and the meaning of their strengths.")] = False,
@@ -44,8 +44,7 @@ def baseline(
     if name is None:
         raise typer.BadParameter("name a method; sfumato baseline --list shows them")
     keep_freed_memory()
-    with needs_extra("train"):
-        from sfumato.lab.baselines import build, make
+    from sfumato.lab.baselines import build, make
 
     folder = out or Path("runs") / "baselines" / name
     if (folder / "bundle").exists() and not overwrite:
@@ -67,8 +66,8 @@ def baseline(
 
 
 def _list(as_json: bool) -> None:
-    with needs_extra("train"):
-        from sfumato.lab.baselines import METHODS
+    from sfumato.lab.baselines import METHODS
+
     if as_json:
         rows = [
             {

@@ -11,7 +11,7 @@ import typer
 from sfumato.cli import options
 from sfumato.cli.app import command
 from sfumato.cli.options import flag, option
-from sfumato.cli.output import needs_extra, percent, prepare, print_figures, print_json, print_table, write_result
+from sfumato.cli.output import percent, prepare, print_figures, print_json, print_table, write_result
 from sfumato.cli.progress import bars
 from sfumato.errors import SfumatoError
 from sfumato.progress import Progress
@@ -26,7 +26,7 @@ ObfuscatorsArgument = Annotated[
 ]
 
 
-@command
+@command("train")
 def evaluate(
     context: typer.Context,
     bundles: ObfuscatorsArgument = None,
@@ -67,7 +67,7 @@ def evaluate(
     if audits and not table:
         raise SfumatoError("--audits is for several bundles or classifiers, or --transfer")
     transferred: Transfer | None = None
-    with needs_extra("train"), bars(quiet=as_json) as shown:
+    with bars(quiet=as_json) as shown:
         test = options.load_split(data, "test", obfuscators[0], label_column, images, progress=shown.progress)
         if table:
             transferred = _transfer(obfuscators, classifiers, test, audits or [], shown.progress)
@@ -136,8 +136,7 @@ def _print_cost(*, bundles: list[str] | None, size: str, classes: int, as_json: 
     The paper's overhead counts the upsampling before the projection; ours comes after it, which computes the same
     with fewer operations.
     """
-    with needs_extra("train"):
-        from sfumato.lab import models
+    from sfumato.lab import models
 
     height, width = options.image_size(size) or (32, 32)
     if height % models.Obfuscator.size_multiple or width % models.Obfuscator.size_multiple:

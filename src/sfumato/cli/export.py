@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sfumato.lab.export.executorch import Comparison
 
 
-@command
+@command()
 def export(
     context: typer.Context,
     bundle: options.ObfuscatorArgument = None,

@@ -14,7 +14,7 @@ from sfumato.cli.app import command
 from sfumato.cli.audit import BudgetOption, EachOption
 from sfumato.cli.memory import keep_freed_memory
 from sfumato.cli.options import flag, option
-from sfumato.cli.output import needs_extra, percent, prepare, print_json, print_table
+from sfumato.cli.output import percent, prepare, print_json, print_table
 from sfumato.cli.progress import bars
 from sfumato.errors import AuditError, SfumatoError
 
@@ -34,7 +34,7 @@ PlotOption = Annotated[
 ]
 
 
-@command
+@command("train")
 def frontier(
     context: typer.Context,
     what: Annotated[Path, typer.Argument(help="Folder of audits' JSON files, or the recipe of an obfuscator (.toml).")],
@@ -75,9 +75,9 @@ def frontier(
     if engine != "ray":
         options.refuse_others(context, context.params.keys() - ray.keys(), "only with --engine ray")
     keep_freed_memory()
-    with needs_extra("train"):
-        from sfumato.lab.audit.budget import BUDGETS
-        from sfumato.lab.sweep.plan import plan_sweep
+    from sfumato.lab.audit.budget import BUDGETS
+    from sfumato.lab.sweep.plan import plan_sweep
+
     planned = plan_sweep(
         what,
         out or Path("runs") / f"{what.stem}-frontier",
@@ -135,10 +135,9 @@ def _of_sweep(sweep: Sweep, engine: EngineName, ray: dict[str, Any], *, as_json:
 
 
 def _of_folder(folder: Path, highlight: str | None, out: Path | None, *, as_json: bool) -> None:
-    with needs_extra("train"):
-        from sfumato.lab.audit.points import collect
-        from sfumato.lab.report.frontier import save_frontier_png
-        from sfumato.lab.report.tradeoff import PaysOff, rows_of, verdict
+    from sfumato.lab.audit.points import collect
+    from sfumato.lab.report.frontier import save_frontier_png
+    from sfumato.lab.report.tradeoff import PaysOff, rows_of, verdict
 
     points = collect(folder)
     if highlight is not None:

@@ -30,7 +30,7 @@ _NAMED = 100
 """Images handled on-device that are named, at most; --json names all."""
 
 
-@command
+@command()
 def protect(
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders with all images below.")],
     out: Annotated[Path, option("DIR", "Folder to write to.", "--out", "-o")],
