@@ -11,9 +11,6 @@ al. 2017 (CycleGAN), section 3, with the hinge loss of Lim and Ye 2017; the disc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,7 +18,7 @@ from torch.nn import functional as F
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.decoders import Decoder, network
 from sfumato.lab.attacks.linear import MAX_INPUTS, LinearEstimate
-from sfumato.lab.attacks.protocol import AttackBudget, Prepared
+from sfumato.lab.attacks.protocol import AttackBudget, Attacker, Prepared
 from sfumato.lab.attacks.threat_models import Knowledge, Threat
 from sfumato.lab.models import autocast, reverse_gradient
 from sfumato.lab.models.decoders import ResidualNet, patch_discriminator
@@ -36,13 +33,11 @@ _LEARNING_RATE = 2e-4
 """Isola et al. 2017, section 3.3."""
 
 
-@dataclass(frozen=True)
-class Unpaired:
+class Unpaired(Attacker):
     """A decoder trained against a discriminator, with a way back to the payload."""
 
-    name: ClassVar[str] = "discriminator without pairs"
-    threats: ClassVar[frozenset[Threat]] = frozenset({Threat.NO_PAIRS})
-    learns: ClassVar[bool] = True
+    name = "discriminator without pairs"
+    threats = frozenset({Threat.NO_PAIRS})
 
     def prepare(self, knowledge: Knowledge, budget: AttackBudget) -> Prepared:
         """See `Attacker`."""
