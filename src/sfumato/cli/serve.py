@@ -78,9 +78,8 @@ def serve(
     served = [{"name": one.name, "version": one.version, "fingerprint": one.fingerprint} for one in catalogue]
     announce = partial(_announce, served, as_json=as_json, alone=len(paths) == 1 and models is None)
     if engine == "ray":
-        typer.echo(f"starting {many.least} replica(s) on Ray, which takes some seconds", err=True)
-        if address is None:
-            typer.echo(OPEN_PORTS, err=True)
+        starting = f"starting {many.least} replica(s) on Ray, which takes some seconds"
+        typer.echo(starting if address else f"{starting}\n{OPEN_PORTS}", err=True)
         serve_on_ray(
             lambda: cloud.Application(open_models(), token=token, access_log=access_log, limits=limits),
             replicas=many,
