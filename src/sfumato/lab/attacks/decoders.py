@@ -64,11 +64,7 @@ class Decoder(nn.Module):
 
 
 class PaperNet(nn.Module):
-    """The paper's deobfuscator; other than three channels are mixed to three first.
-
-    Args:
-        channels: of the payload.
-    """
+    """The paper's deobfuscator; other than three channels of the payload are mixed to three first."""
 
     size_multiple = Deobfuscator.size_multiple
 

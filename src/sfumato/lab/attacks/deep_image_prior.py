@@ -1,7 +1,6 @@
 """Inversion by optimisation; the image is the output of an untrained network for noise.
 
-A convolutional network fits natural images sooner than anything else that explains the payload, and so takes the place
-of knowledge of what images look like. Each image has a network of its own.
+Each image has a network of its own, which fits natural images sooner than anything else that explains the payload.
 
 Source: Ulyanov et al. 2018, section 2; a smaller hourglass than theirs, for small images.
 """

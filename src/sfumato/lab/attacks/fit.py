@@ -1,8 +1,7 @@
 """Trains a learned attacker: Adam at a constant rate, weights averaged over the run, validation at intervals.
 
-The average of the weights takes the place of a falling rate and is good at any moment, so that the learning curve
-means something, training can stop when the curve is flat, and one budget's curve is the beginning of the next one's.
-The attacker keeps the weights of its best validation, on pairs of its own that it held out.
+The averaged weights are good at any moment, so that training can stop when the learning curve is flat, and one
+budget's curve is the beginning of the next one's. Those of the best validation, on pairs held out, are kept.
 
 Source: polynomial-decay averaging, Shamir and Zhang 2013; as used by Karras et al. 2024, section 3.1.
 """
@@ -82,7 +81,7 @@ def fit_decoder(
         pairs: at least 5; up to a fifth of them, at most 500, is held out for the curve.
         loss: reconstructed (N, 3, H, W), not bounded, and original images (N, 3, H, W) in [0, 1] -> scalar; its own
             parameters, if any, are trained along.
-        budget: budget, seed, checkpoint, progress.
+        budget: of the attacker.
         learning_rate: of Adam.
         identity: distinguishes it from other trainings when a checkpoint is resumed.
 
@@ -125,13 +124,9 @@ def fit_decoder(
 
 
 def in_parts(tensor: Tensor, size: tuple[int, int], least: int = 1, *, times: int = 1) -> tuple[Tensor, ...]:
-    """Split what belongs to images, so that each part goes through a net at once.
+    """Split (N, ...) into parts that go through a net at once: of at least `least` images of a size (H, W).
 
-    Args:
-        tensor: (N, ...).
-        size: (H, W) of the images.
-        least: so many images at least.
-        times: so many times as large as with gradients.
+    Without gradients, parts may be several `times` as large.
     """
     return torch.split(tensor, max(least, times * _PIXELS_AT_ONCE // (size[0] * size[1])))
 

@@ -1,8 +1,6 @@
 """Re-identification: which of N images of one class was sent, and which two payloads show the same image.
 
-Reconstructed images may look like nothing and still identify a person. Every map that gives the same image the same
-payload again can be undone this way by whoever holds the candidates: "retrieval" measures that. "linkage" asks less of
-the attacker: not what the image is, only that two payloads show the same one.
+"retrieval" finds the image of a payload among candidates; "linkage" finds another payload of the same image.
 
 Source: learned scores: contrastive predictive coding, van den Oord et al. 2018, equation 4; with two encoders as
 in Radford et al. 2021 (CLIP), figure 3; of two views of an image as in Chen et al. 2020 (SimCLR), section 2.
@@ -158,12 +156,7 @@ def _linkage(
 def another_view(images: Tensor, generator: torch.Generator) -> Tensor:
     """Imitate another photograph of the same thing: mirrored or not, shifted, brighter or darker, each image alone.
 
-    Args:
-        images: (N, 3, H, W) uint8.
-        generator: of the choices.
-
-    Returns:
-        (N, 3, H, W) uint8.
+    The shape (N, 3, H, W) and uint8 stay.
     """
     count, _, height, width = images.shape
     up, left = height // _SHIFT, width // _SHIFT
@@ -219,13 +212,9 @@ def examples(pairs: Pairs, source: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def train(module: nn.Module, losses: Iterator[Tensor], budget: AttackBudget, *, learning_rate: float = 1e-3) -> None:
-    """Train with Adam at a rate that falls linearly, for a budget of images; leave the module in evaluation mode.
+    """Train with Adam at a rate that falls linearly to 0; leave the module in evaluation mode.
 
-    Args:
-        module: what is trained.
-        losses: yields the loss of a new batch of `BATCH` images each time.
-        budget: of the attacker.
-        learning_rate: at the start.
+    `losses` yields the loss of a new batch of `BATCH` images each time.
 
     Raises:
         AuditError: the loss is not finite.

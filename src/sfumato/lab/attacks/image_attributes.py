@@ -1,8 +1,7 @@
 """Attribute inference: what every image has beyond its class, such as colour, brightness and orientation.
 
-One small network with a head for each attribute is trained on the payload. It is compared with the best guess from the
-class label alone, which anybody who sees the prediction can make. For label columns see
-`sfumato.lab.audit.label_attributes`.
+One small network with a head for each attribute is trained on the payload, and compared with the best guess from the
+class label alone. For label columns see `sfumato.lab.audit.label_attributes`.
 """
 
 from __future__ import annotations
@@ -124,13 +123,7 @@ def infer(
 
 
 def hue(images: Tensor) -> Tensor:
-    """Return which of `HUES` hues the mean colour is nearest to; `HUES` itself if it is grey (see `GREY`).
-
-    Args:
-        images: (N, 3, H, W) uint8.
-
-    Returns:
-        (N,) int64 in [0, HUES].
+    """Return which hue the mean colour is nearest to: (N, 3, H, W) uint8 -> (N,) int64 in [0, HUES]; `HUES` for grey.
 
     Source: the angle in the plane across the grey axis, Preucil 1953.
     """
@@ -163,14 +156,7 @@ def _turned(images: Tensor, name: str, source: torch.Generator) -> tuple[Tensor,
 def train_heads(
     pairs: Pairs, batch: Batch, values: Mapping[str, int], budget: AttackBudget, *, learning_rate: float = 1e-3
 ) -> Callable[[Tensor], Targets]:
-    """Train one small network on the payload, with a head for each attribute.
-
-    Args:
-        pairs: to learn from.
-        batch: see `Batch`.
-        values: attribute -> number of its values.
-        budget: of the attacker.
-        learning_rate: see `sfumato.lab.attacks.identification.train`.
+    """Train one small network on the payload, with a head for each attribute and its number of values.
 
     Returns:
         The payload (N, C, H', W') float32 -> each attribute's guesses (N,) int64.
@@ -223,11 +209,7 @@ def _batch(
 def chance(known: Tensor, train_labels: Tensor, truth: Tensor, labels_test: Tensor) -> float:
     """Accuracy of the most frequent value in the image's class, or of all where the class was never seen.
 
-    Args:
-        known: (N,) int64, the attribute of training images.
-        train_labels: (N,) int64, their classes.
-        truth: (M,) int64, the attribute of test images.
-        labels_test: (M,) int64, their classes.
+    All are int64: the attribute (N,) and class (N,) of training images, then those (M,) of test images.
     """
     counts = torch.zeros(int(max(train_labels.max(), labels_test.max())) + 1, int(known.max()) + 1)
     counts.index_put_((train_labels, known), torch.ones(len(known)), accumulate=True)

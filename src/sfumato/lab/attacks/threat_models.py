@@ -1,7 +1,4 @@
-"""Threat models: what an attacker knows.
-
-It is handed a `Knowledge` and nothing else; the originals of the test images stay with the measures.
-"""
+"""Threat models: what an attacker knows. It is handed a `Knowledge` and nothing else, never a test image."""
 
 from __future__ import annotations
 

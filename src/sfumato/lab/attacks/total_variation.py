@@ -119,17 +119,14 @@ def inversion(knowledge: Knowledge, name: str, seed: int) -> Inversion:
 
 
 def descend(known: Inversion, observed: Tensor, *, weight: float, anchor: float, steps: int) -> Tensor:
-    """Minimise over images, clamped after each step.
+    """Return the images (N, 3, H, W) float32 in [0, 1] that fit payloads (N, C, H', W') float32 best.
 
     Args:
         known: the obfuscator and the start.
-        observed: (N, C, H', W') float32.
+        observed: the payloads.
         weight: of the total variation.
         anchor: of the mean squared distance to the start.
-        steps: of Adam.
-
-    Returns:
-        (N, 3, H, W) float32 in [0, 1].
+        steps: of Adam; the images are clamped after each.
 
     Raises:
         AuditError: no gradient comes through the obfuscator.

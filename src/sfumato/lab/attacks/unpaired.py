@@ -1,8 +1,7 @@
 """An attack without a single pair: payloads are turned into images that pass for public ones.
 
-It begins with the linear map that gives the payloads the mean and covariance of public images, and continues with a
-decoder that is trained against a discriminator; a second network must recover the payload from the reconstructed image,
-which keeps the decoder from making images that have nothing to do with it.
+A linear map gives the payloads the mean and covariance of public images; a decoder that starts there is trained against
+a discriminator, while a second network must recover the payload from the reconstructed image.
 
 Source: the linear map: optimal transport between Gaussians, Peyré and Cuturi 2019, remark 2.31; the training: Zhu et
 al. 2017 (CycleGAN), section 3, with the hinge loss of Lim and Ye 2017; the discriminator of Isola et al. 2017

@@ -64,14 +64,7 @@ _FORMER_NAMES = {"stand-in": "public-photo"}
 
 
 def build(name: str, height: int, width: int, *, strength: float | None = None, seed: int = 0) -> Method:
-    """Build a baseline by its name.
-
-    Args:
-        name: a key of `METHODS`, or its name in an earlier version.
-        height: rows of the images.
-        width: columns of the images.
-        strength: None for the method's default.
-        seed: of everything random that stays.
+    """Build a baseline by its name, also that of an earlier version; see `Method`.
 
     Raises:
         TrainingError: an unknown name, or a strength or size that the method does not take.
@@ -162,7 +155,7 @@ def write_baseline(
     classifier: FrozenClassifier,
     images_for_check: Tensor,
 ) -> Bundle:
-    """Write a baseline's bundle, without figures and provenance.
+    """Write a fitted method's bundle, without figures and provenance.
 
     Args:
         folder: is created, or replaced.
@@ -196,18 +189,7 @@ def write_baseline(
 def write_retrained(
     folder: Path, net: nn.Module, *, origin: Bundle, images_for_check: Tensor, recipe: BaselineRecipe
 ) -> Bundle:
-    """Write the bundle of a classifier that a method retrained.
-
-    Args:
-        folder: is created, or replaced.
-        net: normalised images (N, 3, H, W) float32 -> logits (N, classes); of `origin`'s architecture.
-        origin: the bundle that it started from.
-        images_for_check: (N, 3, H, W) float32 in [0, 1], real ones, N at least 2.
-        recipe: of the baseline that it was trained with.
-
-    Raises:
-        TrainingError: ONNX Runtime's outputs differ from torch's, or the disk refuses.
-    """
+    """Write the bundle of a classifier that a method retrained, of `origin`'s architecture; see `write_baseline`."""
     renew(folder)
     save_weights(net, folder / CLASSIFIER_WEIGHTS)
     inputs = Normalize(origin.preprocessing.mean, origin.preprocessing.std)(images_for_check)
@@ -226,13 +208,8 @@ def write_retrained(
 def load_module(bundle: Bundle, weights: str = OBFUSCATOR_WEIGHTS) -> Payload:
     """Load a baseline from its bundle in torch: differentiable, in evaluation mode.
 
-    Args:
-        bundle: of kind "obfuscator", written by `write_baseline`.
-        weights: the name of their file in the bundle.
-
     Returns:
-        Images (N, 3, H, W) float32 in [0, 1] -> the payload. A stochastic one adds fresh noise at each call
-        and has `noise_kind`, `mean` and `noise_std`.
+        A `Payload`; of a stochastic method a `NoisyPayload`, which adds fresh noise at each call.
 
     Raises:
         BundleError: not a baseline's bundle, or its weights do not fit.
