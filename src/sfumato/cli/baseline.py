@@ -69,30 +69,15 @@ def _list(as_json: bool) -> None:
     from sfumato.lab.baselines import METHODS
 
     if as_json:
+        names = ("summary", "default", "learns", "stochastic", "source")
         rows = [
-            {
-                "name": name,
-                "summary": method.summary,
-                "strength": method.strength_help or None,
-                "default": method.default,
-                "learns": method.learns,
-                "stochastic": method.stochastic,
-                "source": method.source,
-            }
-            for name, method in METHODS.items()
+            {"name": name, "strength": one.strength_help or None, **{key: getattr(one, key) for key in names}}
+            for name, one in METHODS.items()
         ]
         print_json({"baselines": rows})
         return
-    print_table(
-        ("name", "what it does", "strength", "default", "source"),
-        [
-            (
-                name,
-                one.summary,
-                one.strength_help or "-",
-                "-" if one.default is None else f"{one.default:g}",
-                one.source,
-            )
-            for name, one in METHODS.items()
-        ],
-    )
+    lines = []
+    for name, one in METHODS.items():
+        default = "-" if one.default is None else f"{one.default:g}"
+        lines.append((name, one.summary, one.strength_help or "-", default, one.source))
+    print_table(("name", "what it does", "strength", "default", "source"), lines)

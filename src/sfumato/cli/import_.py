@@ -64,16 +64,9 @@ def import_(
     bundle = import_classifier(classifier, out, description.metadata(name))
     inputs, notes = bundle.preprocessing, list(bundle.recipe.notes or ())
     if as_json:
-        print_json(
-            {
-                "bundle": str(bundle.path),
-                "name": bundle.name,
-                "classes": len(bundle.labels),
-                "size": [inputs.height, inputs.width],
-                "fingerprint": bundle.classifier_fingerprint,
-                "notes": notes,
-            }
-        )
+        about = {"bundle": str(bundle.path), "name": bundle.name, "classes": len(bundle.labels)}
+        size = [inputs.height, inputs.width]
+        print_json({**about, "size": size, "fingerprint": bundle.classifier_fingerprint, "notes": notes})
         return
     typer.echo(f"bundle: {bundle.path}")
     typer.echo(f"  {bundle.recipe.origin}, {len(bundle.labels)} classes, images of {inputs.height}x{inputs.width}")

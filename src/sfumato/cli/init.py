@@ -63,15 +63,9 @@ def init(
             progress=shown.progress,
         )
     if as_json:
-        print_json(
-            {
-                "ok": is_well(found.findings),
-                "recipe": None if found.recipe is None else str(found.recipe),
-                "accuracy_plain": found.accuracy_plain,
-                "findings": [asdict(finding) for finding in found.findings],
-                "next": list(found.next_commands),
-            }
-        )
+        recipe, findings = found.recipe and str(found.recipe), [asdict(finding) for finding in found.findings]
+        result = {"ok": is_well(found.findings), "recipe": recipe, "accuracy_plain": found.accuracy_plain}
+        print_json({**result, "findings": findings, "next": list(found.next_commands)})
     else:
         print_findings(found.findings)
         if found.recipe is not None:
