@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import torch
+from pydantic import BaseModel, BeforeValidator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ def measure_pair(lab: Lab, item: Item, folder: Path, what: str) -> PairFigures:
         lab.progress(f"{what}: accuracy", done, total)
 
     pair = _Pair(folder, frozen, lab.device)
-    utility = store.once(key, dict[str, Any], lambda: pair.utility(lab.images, test, tell).model_dump())
+    utility = store.once(key, _stored(Utility), lambda: pair.utility(lab.images, test, tell))
     setting = AttackSetting(pair.target(what), lab.images, test)
     attackers = []
     for number, attacker in enumerate(ATTACKERS):
@@ -70,16 +71,21 @@ def measure_pair(lab: Lab, item: Item, folder: Path, what: str) -> PairFigures:
         attack_budget = AttackBudget(
             budget.images, 0, 0, lab.device, checkpoint, lab.progress, f"{what}: {attacker.name}"
         )
-        found = store.once(f"{key}-{number}", dict[str, Any], partial(_attack, setting, attacker, attack_budget))
-        attackers.append(AttackerError.model_validate(upgraded(found)))
+        find = partial(_attack, setting, attacker, attack_budget)
+        attackers.append(store.once(f"{key}-{number}", _stored(AttackerError), find))
         checkpoint.unlink(missing_ok=True)
     best = min(attackers, key=lambda row: row.mse)
     return PairFigures(
-        **Utility.model_validate(upgraded(utility)).model_dump(),
+        **utility.model_dump(),
         attackers=tuple(attackers),
         adaptive_mse=best.mse,
         adaptive_attacker=best.attacker,
     )
+
+
+def _stored(kind: type[BaseModel]) -> object:
+    """Return the type of a finding as it is stored, also by version 1."""
+    return Annotated[kind, BeforeValidator(upgraded)]
 
 
 def _key(folder: Path, frozen: FrozenClassifier, budget: SnapshotBudget, train: ImageSet, test: ImageSet) -> str:
@@ -92,7 +98,7 @@ def _key(folder: Path, frozen: FrozenClassifier, budget: SnapshotBudget, train: 
     return hashlib.sha256(repr(whole).encode()).hexdigest()[:24]
 
 
-def _attack(setting: AttackSetting, attacker: Attacker, budget: AttackBudget) -> dict[str, Any]:
+def _attack(setting: AttackSetting, attacker: Attacker, budget: AttackBudget) -> AttackerError:
     box = Threat.WHITE_BOX
     prepared = attacker.prepare(setting.knowledge(box), budget)
     reconstructed = torch.cat(
@@ -103,7 +109,7 @@ def _attack(setting: AttackSetting, attacker: Attacker, budget: AttackBudget) ->
         attacker=attacker.name,
         mse=float(errors.double().mean()),
         images_seen=prepared.images_seen,
-    ).model_dump()
+    )
 
 
 class _Pair:

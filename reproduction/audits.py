@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -45,13 +44,16 @@ class KnownAudit:
         best, budget = found.best, found.budget.name
         summary = None
         if best is not None:
-            facts: dict[str, Any] = {
-                "budget": budget,
-                "finding": found.verdict.finding,
-                "reidentified": _reidentified(found),
-            }
-            facts |= {"class_mean_mse": found.class_mean_mse, "commit": found.provenance.commit}
-            summary = AuditSummary.model_validate({**best.as_json, **facts})
+            summary = AuditSummary.model_validate(
+                {
+                    **best.as_json,
+                    "budget": budget,
+                    "finding": found.verdict.finding,
+                    "reidentified": _reidentified(found),
+                    "class_mean_mse": found.class_mean_mse,
+                    "commit": found.provenance.commit,
+                }
+            )
         return cls(budget, None if best is None else best.key, summary, found.target.fingerprint)
 
 
@@ -59,12 +61,10 @@ def _reidentified(found: AuditResult) -> Reidentification | None:
     """The best attacker's re-identification among the most candidates; None if it was not tried."""
     rows = [row for row in found.identification if row.measure == "retrieval"]
     best = max(rows, key=lambda row: (row.candidates, row.top1), default=None)
-    return (
-        None
-        if best is None
-        else Reidentification(
-            top1=best.top1, candidates=best.candidates, chance=best.chance, queries=best.queries, attacker=best.attacker
-        )
+    if best is None:
+        return None
+    return Reidentification(
+        top1=best.top1, candidates=best.candidates, chance=best.chance, queries=best.queries, attacker=best.attacker
     )
 
 

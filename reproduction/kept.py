@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -37,7 +38,21 @@ from sfumato.progress import Say
 REBUILT_FROM = "restored_from"
 """Key in the provenance of a rebuilt bundle: the fingerprint of the classifier that was kept, or that it was for."""
 _Net = TypeVar("_Net", bound=nn.Module)
+_Json = dict[str, object]
 _WEIGHTS = (CLASSIFIER_WEIGHTS, OBFUSCATOR_WEIGHTS, DEOBFUSCATOR_WEIGHTS)
+
+
+class _Manifest(BaseModel):
+    """What a kept manifest says, beside what stays with its recipe."""
+
+    name: str
+    labels: tuple[str, ...]
+    preprocessing: _Json
+    classifier_fingerprint: str
+    recipe: _Json
+    figures: _Json
+    provenance: _Json
+    files: dict[str, str]
 
 
 def kept_folder(results: Path, item: Item) -> Path:
@@ -94,24 +109,25 @@ def rebuild(lab: Lab, item: Item, results: Path, say: Say) -> bool:
         ResultsError: the kept files are damaged.
     """
     folder = kept_folder(results, item)
-    about = read_object(folder / MANIFEST)
+    manifest = read_object(folder / MANIFEST)
     names = [name for name in _WEIGHTS if (folder / name).is_file()]
-    if about is None or not names:
+    if manifest is None or not names:
         return False
     images = lab.test.images[:CHECK_IMAGES].float() / 255
     try:
+        about = _Manifest.model_validate(manifest)
         if item.classifier is None:
             bundle = _classifier(lab, item, folder, about, images)
-        elif not _has_classifier(lab, lab.plan.item(item.classifier), about["classifier_fingerprint"]):
+        elif not _has_classifier(lab, lab.plan.item(item.classifier), about.classifier_fingerprint):
             return False
         else:
             bundle = _obfuscator(lab, item, folder, about, images)
-        origin = {**about["provenance"], REBUILT_FROM: about["classifier_fingerprint"]}
-        figures, facts = Figures.from_json(about["figures"]), Provenance.from_json(origin)
+        origin = {**about.provenance, REBUILT_FROM: about.classifier_fingerprint}
+        figures, facts = Figures.from_json(about.figures), Provenance.from_json(origin)
         bundle = replace(bundle, figures=figures, provenance=facts).save()
-        same = bundle.files == about["files"]
+        same = bundle.files == about.files
     except (KeyError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {error!s:.120}"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise ResultsError(f"{folder} is damaged ({reason}); move it away to train {item.name}") from error
     exported = "" if same else "; its ONNX files differ in bytes, as other versions of the libraries wrote them"
     say(f"{item.name}: rebuilt from the weights in {folder}{exported}")
@@ -126,17 +142,17 @@ def _has_classifier(lab: Lab, item: Item, fingerprint: str) -> bool:
     return fingerprint in (bundle.classifier_fingerprint, bundle.provenance.others.get(REBUILT_FROM))
 
 
-def _classifier(lab: Lab, item: Item, folder: Path, about: dict[str, Any], images: Tensor) -> Bundle:
-    labels, recipe = tuple(about["labels"]), about["recipe"]
-    net = _loaded(build_classifier(recipe["architecture"], len(labels)), folder / CLASSIFIER_WEIGHTS)
-    preprocessing = Preprocessing.from_json(about["preprocessing"])
+def _classifier(lab: Lab, item: Item, folder: Path, about: _Manifest, images: Tensor) -> Bundle:
+    labels, recipe = about.labels, about.recipe
+    net = _loaded(build_classifier(str(recipe["architecture"]), len(labels)), folder / CLASSIFIER_WEIGHTS)
+    preprocessing = Preprocessing.from_json(about.preprocessing)
     run = lab.run(item)
     renew(run.folder)
     return write_classifier_bundle(
         run.bundle,
         ClassifierTask(net, normalize(preprocessing)),
         images,
-        name=about["name"],
+        name=about.name,
         labels=labels,
         preprocessing=preprocessing,
         recipe=RecipeRecord.from_json(recipe),
@@ -144,17 +160,17 @@ def _classifier(lab: Lab, item: Item, folder: Path, about: dict[str, Any], image
     )
 
 
-def _obfuscator(lab: Lab, item: Item, folder: Path, about: dict[str, Any], images: Tensor) -> Bundle:
-    frozen, recipe, run = lab.frozen(item), about["recipe"], lab.run(item)
+def _obfuscator(lab: Lab, item: Item, folder: Path, about: _Manifest, images: Tensor) -> Bundle:
+    frozen, run, recipe = lab.frozen(item), lab.run(item), ObfuscatorRecipe.model_validate(about.recipe)
     task = ObfuscationTask(
-        _loaded(obfuscator_of(ObfuscatorRecipe.model_validate(recipe)), folder / OBFUSCATOR_WEIGHTS),
+        _loaded(obfuscator_of(recipe), folder / OBFUSCATOR_WEIGHTS),
         _loaded(Deobfuscator(), folder / DEOBFUSCATOR_WEIGHTS),
         frozen.net,
         normalize(frozen.preprocessing),
-        privacy_weight=recipe["privacy_weight"],
+        privacy_weight=recipe.privacy_weight,
     )
     renew(run.folder)
-    resolved = RecipeRecord.from_json(recipe)
+    resolved = RecipeRecord.from_json(about.recipe)
     return write_obfuscator_bundle(run.bundle, task.eval(), images, classifier=frozen, recipe=resolved, half=True)
 
 

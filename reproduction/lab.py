@@ -167,7 +167,7 @@ class Lab:
 def origin(bundle: Bundle) -> Origin:
     """Return how a bundle was trained."""
     recipe, facts = bundle.recipe.to_json(), bundle.provenance
-    training: dict[str, Any] = recipe.get("training") or {}
+    training = recipe.get("training") or {}
     return Origin(
         epochs=training["epochs"],
         seed=training.get("seed"),

@@ -9,6 +9,7 @@ from typing import Any
 
 from reproduction import claim_sections as claim
 from reproduction import sections
+from reproduction.files import R, read_results, read_training_step, results_path
 from reproduction.markdown import command
 from reproduction.plan import CPU, PAPER, SIZES
 from reproduction.schema import (
@@ -16,19 +17,14 @@ from reproduction.schema import (
     Epochs,
     Lambdas,
     Optimum,
-    R,
     Results,
     Table1,
     Table2,
     Table3,
     Table4,
     Table5,
-    TrainingStep,
-    read_results,
-    results_path,
 )
 from sfumato.errors import ResultsError
-from sfumato.lab.evaluation.results import as_type, read_object
 
 _HEADER = """\
 <!-- Made by `python -m reproduction page` from the files in results/; changes by hand are lost. -->
@@ -96,31 +92,21 @@ class _Files:
     """The results files; errors name the file."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
     def show(self, size: str, kind: type[R], write: Callable[[R | None], str]) -> str:
         """Return what `write` makes of a table's results."""
-        found = read_results(self._folder, size, kind)
+        found = read_results(self.folder, size, kind)
         try:
             return write(found)
         except (ArithmeticError, IndexError, KeyError, TypeError, ValueError) as error:
-            path = results_path(self._folder, size, kind)
+            path = results_path(self.folder, size, kind)
             what = f"{type(error).__name__} {error}"
             raise ResultsError(f"{path} is malformed ({what}); move it away to make it again") from error
 
     def has(self, size: str, kind: type[Results]) -> bool:
         """Return whether a results file is there."""
-        return results_path(self._folder, size, kind).is_file()
-
-    def step(self) -> TrainingStep | None:
-        """Return the benchmark of the training step; None if it was not measured."""
-        path = self._folder.parent / "training-step.json"
-        found = read_object(path)
-        return (
-            None
-            if found is None or "images_per_s" not in found
-            else as_type(TrainingStep, found, f"{path} is malformed; move it away to make it again")
-        )
+        return results_path(self.folder, size, kind).is_file()
 
 
 def _header(files: _Files) -> str:
@@ -180,5 +166,5 @@ def _sections(files: _Files, images: str) -> list[_Section]:
                 ("What the payload still reveals", joined(Optimum, claim.explained)),
             ],
         ),
-        ("Training speed", [("", sections.step(files.step()))]),
+        ("Training speed", [("", sections.step(read_training_step(files.folder.parent)))]),
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from reproduction.audits import known_audit, make_audit
+from reproduction.files import write_results
 from reproduction.images import table_2, table_5
 from reproduction.kept import keep, rebuild
 from reproduction.lab import Lab
@@ -16,7 +17,7 @@ from reproduction.listing import seconds_left
 from reproduction.optimum import at_the_optimum, over_epochs, over_lambda
 from reproduction.page import write_page
 from reproduction.plan import Part, Plan, Target, parts
-from reproduction.schema import Results, write_results
+from reproduction.schema import Results
 from reproduction.tables import table_1, table_3, table_4
 from sfumato.errors import Interrupted
 from sfumato.lab.audit.budget import BUDGETS

@@ -1,22 +1,13 @@
-"""The results files: one model for each table, read and written here alone. This module needs no torch.
+"""The results files: one model for each table. This module needs no torch.
 
-Schema `sfumato.reproduction/2`; files of version 1 are read too, under the names that their keys have had since.
+Files of version 1 are read too, under the names that their keys have had since.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
-
-from sfumato.artifacts.bundle import write_json
-from sfumato.artifacts.provenance import provenance
-from sfumato.errors import ResultsError
-from sfumato.lab.evaluation.results import as_type, read_object
-
-SCHEMA = "sfumato.reproduction/2"
-_READABLE = (SCHEMA, "sfumato.reproduction/1")
 
 
 def _renamed(name: str, before: str, **options: Any) -> Any:
@@ -247,12 +238,10 @@ class Table2(Results):
     panels: tuple[Panel, ...] = _renamed("panels", "images", min_length=1)
 
 
-class Table5(Results):
+class Table5(Table2):
     """Panels of all obfuscators."""
 
     table = "table5"
-
-    panels: tuple[Panel, ...] = _renamed("panels", "images", min_length=1)
 
 
 class TrainedLists(_Model):
@@ -417,66 +406,3 @@ class Lambdas(Results):
 
 TABLES: tuple[type[Results], ...] = (Table1, Table2, Table3, Table4, Table5, Optimum, Epochs, Lambdas)
 """One results file each, for each size."""
-
-R = TypeVar("R", bound=Results)
-
-
-def results_path(folder: Path, size: str, kind: type[Results]) -> Path:
-    """Return the path of a results file."""
-    return folder / f"{size}-{kind.table}.json"
-
-
-def write_results(folder: Path, size: str, found: Results, **facts: Any) -> Path:
-    """Write a table's figures with their provenance, and return the path.
-
-    Args:
-        folder: of the results files.
-        size: of the plan.
-        found: the figures.
-        **facts: for the provenance.
-
-    Raises:
-        BundleError: the file cannot be written.
-    """
-    path = results_path(folder, size, type(found))
-    said = found.model_dump(mode="json", exclude={"size", "provenance"})
-    head = {"schema": SCHEMA, "size": size, "table": found.table}
-    write_json(path, {**head, **said, "provenance": provenance(**facts).to_json()})
-    return path
-
-
-def read_results(folder: Path, size: str, kind: type[R]) -> R | None:
-    """Read a table's figures; return None if there is no such file.
-
-    Raises:
-        ResultsError: the file is no JSON, of another table, or malformed.
-    """
-    path = results_path(folder, size, kind)
-    found = read_object(path)
-    if found is None:
-        return None
-    head = tuple(found.get(key) for key in ("schema", "size", "table"))
-    if head not in [(schema, size, kind.table) for schema in _READABLE]:
-        expected = SCHEMA, size, kind.table
-        raise ResultsError(f"{path} is {head}, expected {expected}; move it away to make it again")
-    return as_type(kind, found, f"{path} is malformed; move it away to make it again")
-
-
-class _StepTimes(_Model):
-    plain_two_pass: float
-    ours: float
-
-
-class _StepMeasured(_Model):
-    machine: Machine
-
-
-class TrainingStep(_Model):
-    """What the page shows of `results/training-step.json`, which `benchmarks/training_step.py` writes."""
-
-    what: str
-    threads: int
-    speedup: float
-    median_ms: _StepTimes
-    images_per_s: _StepTimes
-    measured: _StepMeasured

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from reproduction import constants
+from reproduction.files import TrainingStep
 from reproduction.markdown import (
     NONE,
     compared,
@@ -19,7 +20,7 @@ from reproduction.markdown import (
     trained,
 )
 from reproduction.plan import CPU, PAPER
-from reproduction.schema import Panel, Table1, Table1Row, Table2, Table3, Table4, Table5, TrainingStep
+from reproduction.schema import Panel, Table1, Table1Row, Table2, Table3, Table4, Table5
 
 _COMPARED = "paper / ours / difference"
 _BASELINE = "on-device baseline (same budget)"

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from reproduction import constants
 from reproduction.__main__ import app
+from reproduction.files import read_results, write_results
 from reproduction.page import render, write_page
 from reproduction.plan import SIZES
 from reproduction.schema import (
@@ -22,8 +23,6 @@ from reproduction.schema import (
     Table2,
     Table3,
     Table5,
-    read_results,
-    write_results,
 )
 from sfumato.errors import ResultsError, SfumatoError
 

@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from reproduction.audits import known_audit, reconstructed_by_best
+from reproduction.files import read_results
 from reproduction.lab import Lab
 from reproduction.listing import listing
 from reproduction.optimum import plot_accuracy
 from reproduction.plan import Item, Plan, SnapshotBudget, Target
 from reproduction.reproduce import reproduce
-from reproduction.schema import Epochs, Lambdas, Optimum, Table1, Table2, Table3, Table5, read_results
+from reproduction.schema import Epochs, Lambdas, Optimum, Table1, Table2, Table3, Table5
 from scenes import BOX
 from sfumato.artifacts.bundle import Bundle
 from sfumato.errors import AuditError, BundleError, Interrupted, ResultsError, TrainingError

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import is_dataclass
+from functools import wraps
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from sfumato import __version__
+from sfumato.cli.options import ADVANCED
+from sfumato.cli.output import Extra, needs_extra
 from sfumato.cli.renamed import in_todays_words
 from sfumato.errors import Interrupted, SfumatoError
 
@@ -30,13 +36,12 @@ class _Command(TyperCommand):
 
     def get_params(self, ctx: Any) -> list[Any]:
         params: list[Any] = super().get_params(ctx)
-        options = [param for param in params if param.param_type_name == "option"]
-        for place, param in enumerate(options):
-            if param.is_flag and param.metavar is None:
-                param.metavar = ""
-            if place >= FIRST_OPTIONS and len(options) > FIRST_OPTIONS + 1:
-                param.rich_help_panel = param.rich_help_panel or "Advanced"
+        plain = [param for param in params if param.param_type_name == "option" and not param.rich_help_panel]
+        for param in plain[FIRST_OPTIONS:] if len(plain) > FIRST_OPTIONS + 1 else []:
+            param.rich_help_panel = ADVANCED
         for param in params:
+            if param.param_type_name == "option" and param.is_flag and param.metavar is None:
+                param.metavar = ""
             if param.param_type_name == "argument":
                 param.metavar = param.metavar or param.name.upper()
                 param.display_type_rich = lambda ctx: ""
@@ -79,11 +84,41 @@ app = typer.Typer(
 )
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Register a function as the command of its name."""
-    name = function.__name__.rstrip("_")
-    (panel,) = (panel for panel, names in PANELS.items() if name in names)
-    return app.command(name, cls=_Command, rich_help_panel=panel)(function)
+def command(extra: Extra | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a function as the command of its name.
+
+    A parameter whose type is a dataclass stands for the options that are its fields.
+
+    Args:
+        extra: what the command needs installed besides the device's side.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        name = function.__name__.rstrip("_")
+        signature, groups = inspect.signature(function, eval_str=True), dict[str, list[str]]()
+        params: list[inspect.Parameter] = []
+        for param in signature.parameters.values():
+            kind: type = param.annotation
+            if not is_dataclass(kind):
+                params.append(param)
+                continue
+            fields = inspect.signature(kind, eval_str=True).parameters.values()
+            groups[param.name] = [field.name for field in fields]
+            params += [field.replace(kind=field.KEYWORD_ONLY) for field in fields]
+
+        @wraps(function)
+        def run(**given: Any) -> None:
+            for group, names in groups.items():
+                given[group] = signature.parameters[group].annotation(**{key: given.pop(key) for key in names})
+            with needs_extra(extra) if extra else nullcontext():
+                function(**given)
+
+        run.__signature__ = signature.replace(parameters=sorted(params, key=lambda param: param.kind))  # type: ignore[attr-defined]
+        run.__annotations__ = {param.name: param.annotation for param in params}
+        (panel,) = (panel for panel, names in PANELS.items() if name in names)
+        return app.command(name, cls=_Command, rich_help_panel=panel)(run)
+
+    return register
 
 
 def _print_version(wanted: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,63 +13,73 @@ from sfumato.cli import options
 from sfumato.cli.app import command
 from sfumato.cli.memory import keep_freed_memory
 from sfumato.cli.options import flag, option
-from sfumato.cli.output import needs_extra, prepare, print_json, print_table, write_result
+from sfumato.cli.output import prepare, print_json, print_table, write_result
 from sfumato.cli.progress import bars
 from sfumato.errors import AuditError
 from sfumato.progress import Progress
 
 if TYPE_CHECKING:
+    import torch
+
     from sfumato.artifacts.bundle import Bundle
     from sfumato.lab.audit.budget import Budget
     from sfumato.lab.audit.label_attributes import Columns
-    from sfumato.lab.audit.run import Comparison
     from sfumato.lab.audit.schema import AuditResult
     from sfumato.lab.audit.setting import AttackSetting
     from sfumato.lab.data import ImageSet
 
-
 BudgetName = Literal["attributes", "quick", "standard", "full"]
-
-
-TargetArgument = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="OBFUSCATOR",
-        help="A bundle, any ONNX file, or module:name of a Python callable. Default: the shipped bundle. With "
-        "--attributes-table: a folder of audits.",
-    ),
-]
-AuditedOption = Annotated[Path | None, option("BUNDLE", "Its classifier. Default: the shipped one, if it fits.")]
 BudgetOption = Annotated[BudgetName, option("BUDGET", "Attack budget: attributes, quick, standard or full.")]
 EachOption = Annotated[int | None, option("N", "Use only N training and N test images.", min=10)]
-ShadowOption = Annotated[str | None, option("BUNDLE", "Shadow obfuscator: by the same recipe, known to an attacker.")]
+TargetArgument = typer.Argument(
+    metavar="OBFUSCATOR",
+    help="A bundle, any ONNX file, or module:name of a Python callable. Default: the shipped bundle. With "
+    "--attributes-table: a folder of audits.",
+)
+AuditedOption = option("BUNDLE", "Its classifier. Default: the shipped one, if it fits.")
+ShadowOption = option("BUNDLE", "Shadow obfuscator: by the same recipe, known to an attacker.")
 
 
-@command
+@dataclass(frozen=True)
+class Known:
+    """What attackers are given besides the data set; each attribute is the option of its name."""
+
+    images: EachOption = None
+    size: options.Size = None
+    label_column: options.LabelColumn = None
+    attribute: Annotated[list[str] | None, option("COLUMN", "Another label column to infer; repeatable.")] = None
+    shadow: Annotated[str | None, ShadowOption] = None
+    other_data: Annotated[str | None, option("DATA", "Surrogate images. Default: synthetic ones, dead leaves.")] = None
+
+
+@dataclass(frozen=True)
+class Instead:
+    """What to do instead of an audit; each attribute is the option of its name."""
+
+    check_attacks: Annotated[bool, flag("--check-attacks", "Run only the sanity checks of the attacks.")] = False
+    references: Annotated[bool, flag("--references", "Print what the label alone reconstructs, as a scale.")] = False
+    seed: Annotated[int, option("N", "With --references: seed of the random images.")] = 0
+    attributes_table: Annotated[bool, flag("--attributes-table", "Compare attribute inference across audits.")] = False
+    into: Annotated[Path | None, option("PAGE", "Markdown page to put the attributes table into.")] = None
+
+
+@command("train")
 def audit(
     context: typer.Context,
-    obfuscator: TargetArgument = None,
-    classifier: AuditedOption = None,
+    obfuscator: Annotated[str | None, TargetArgument] = None,
+    *,
+    classifier: Annotated[Path | None, AuditedOption] = None,
     data: options.Data = "cifar10",
     budget: BudgetOption = "quick",
     out: Annotated[Path | None, option("DIR", "Folder. [default: audits/NAME-BUDGET]", "--out", "-o")] = None,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
-    images: EachOption = None,
-    size: options.Size = None,
-    label_column: options.LabelColumn = None,
-    attribute: Annotated[list[str] | None, option("COLUMN", "Another label column to infer; repeatable.")] = None,
+    known: Known,
     budget_scale: Annotated[float, option("X", "Multiply the training time of every attacker.")] = 1.0,
     seeds: Annotated[int | None, option("N", "Repeat the strongest attacker with N seeds.", min=1)] = None,
-    shadow: ShadowOption = None,
-    other_data: Annotated[str | None, option("DATA", "Surrogate images. Default: synthetic ones, dead leaves.")] = None,
     local: options.Local = None,
     compare: options.Compare = None,
-    check_attacks: Annotated[bool, flag("--check-attacks", "Run only the sanity checks of the attacks.")] = False,
-    references: Annotated[bool, flag("--references", "Print what the label alone reconstructs, as a scale.")] = False,
-    seed: Annotated[int, option("N", "With --references: seed of the random images.")] = 0,
-    attributes_table: Annotated[bool, flag("--attributes-table", "Compare attribute inference across audits.")] = False,
-    into: Annotated[Path | None, option("PAGE", "Markdown page to put the attributes table into.")] = None,
+    instead: Instead,
     as_json: options.Json = False,
 ) -> None:
     """Attack an obfuscator with adaptive attackers, trained after it is fixed, and report what leaks.
@@ -83,42 +93,48 @@ def audit(
     - `sfumato audit mymodule:blur --attribute glasses`
     """
     mode = partial(options.run_mode, context, as_json=as_json)
-    if attributes_table:
-        return mode("attributes_table", _print_attributes, obfuscator=obfuscator, into=into)
-    if references:
-        return mode("references", _print_references, data=data, size=size, seed=seed, out=out)
+    if instead.attributes_table:
+        return mode("attributes_table", _print_attributes, obfuscator=obfuscator, into=instead.into)
+    if instead.references:
+        return mode("references", _print_references, data=data, size=known.size, seed=instead.seed, out=out)
     keep_freed_memory()
-    if check_attacks:
-        return mode("check_attacks", _check_attacks, data=data, size=size, budget=budget, out=out)
+    if instead.check_attacks:
+        return mode("check_attacks", _check_attacks, data=data, size=known.size, budget=budget, out=out)
     options.refuse_others(context, context.params.keys() - {"into", "seed"}, "not of an audit")
+    from sfumato.lab.audit import run
+    from sfumato.lab.audit.points import collect
+    from sfumato.lab.report.html import render_audit
+
     plan = _plan(budget, seeds, budget_scale)
-    source = _source(obfuscator)
-    served = _classifier(source, classifier)
+    bundle = Path(obfuscator) if obfuscator and Path(obfuscator).is_dir() else None
+    source = obfuscator if obfuscator and not bundle else options.open_obfuscator(bundle)
+    served, device = _classifier(source, classifier), _device()
     with bars(quiet=as_json) as shown:
-        setting, attributes = _setting(
-            source, served, data, size, images, label_column, attribute, shadow, other_data, shown.progress
-        )
+        setting, attributes = _setting(source, served, data, known, shown.progress)
+    if not as_json:
+        _announce(setting, plan, device)
     folder = out or Path("audits") / f"{setting.target.name.replace(':', '-').replace('/', '-')}-{plan.name}"
-    comparison = _comparison(served, local, compare, attributes)
-    found = _run(setting, plan, folder, comparison, resume=resume, overwrite=overwrite, quiet=as_json)
-    _report(found, folder, obfuscator, as_json=as_json)
-    return None
+    small = options.open_classifier(local) if local else None
+    comparison = run.Comparison(served, small, tuple(collect(compare)) if compare else (), attributes)
+    with bars(quiet=as_json) as shown:
+        start = partial(run.audit, resume=resume, overwrite=overwrite, device=device, progress=shown.progress)
+        found = start(setting, plan, folder, comparison=comparison)
+    render_audit(setting, found, folder)
+    return _report(found, folder, bundle, as_json=as_json)
 
 
-def _plan(budget: str, seeds: int | None, scale: float) -> Budget:
-    with needs_extra("train"):
-        from sfumato.lab.audit.budget import BUDGETS, shared
+def _plan(budget: BudgetName, seeds: int | None, scale: float) -> Budget:
+    from sfumato.lab.audit.budget import BUDGETS, shared
 
     if not 0 < scale < float("inf"):
         raise AuditError(f"--budget-scale must be above 0, got {scale}")
     return shared(replace(BUDGETS[budget], seeds=seeds) if seeds else BUDGETS[budget], scale)
 
 
-def _source(obfuscator: str | None) -> Bundle | str:
-    """Return the named or the shipped bundle, or the name of something else that can be audited."""
-    if obfuscator is None or Path(obfuscator).is_dir():
-        return options.open_obfuscator(None if obfuscator is None else Path(obfuscator))
-    return obfuscator
+def _device() -> torch.device:
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _classifier(source: Bundle | str, classifier: Path | None) -> Bundle | None:
@@ -132,16 +148,7 @@ def _classifier(source: Bundle | str, classifier: Path | None) -> Bundle | None:
 
 
 def _setting(
-    source: Bundle | str,
-    served: Bundle | None,
-    data: str,
-    size: str | None,
-    images: int | None,
-    label_column: str | None,
-    attributes: list[str] | None,
-    shadow: str | None,
-    other_data: str | None,
-    progress: Progress,
+    source: Bundle | str, served: Bundle | None, data: str, known: Known, progress: Progress
 ) -> tuple[AttackSetting, Columns]:
     """Return the attack setting, and the label columns of its training and test images."""
     from sfumato.lab.audit.setting import AttackSetting
@@ -151,97 +158,56 @@ def _setting(
 
     train, test, columns = load_train_test(
         data,
-        size=options.image_size(size) or native_size(source),
-        label_column=label_column,
-        attributes=tuple(attributes or ()),
+        size=options.image_size(known.size) or native_size(source),
+        label_column=known.label_column,
+        attributes=tuple(known.attribute or ()),
         progress=progress,
     )
-    train, test = train.subset(images), test.subset(images)
+    count = known.images
+    train, test = train.subset(count), test.subset(count)
     height, width = train.images.shape[2:]
     target = load_target(source, size=(height, width))
     if served and len(train.names) == len(served.labels):
         train, test = train.of_classes(served.labels), test.of_classes(served.labels)
-    other = load_images(other_data, "train", size=(height, width), progress=progress).images if other_data else None
+    other = known.other_data
     setting = AttackSetting(
         target,
         train,
         test,
         classifier=load_classifier(served.path).net if served and trains_through(served) else None,
-        shadow=load_target(shadow, size=(height, width)) if shadow else target.refit(1),
-        other=other,
+        shadow=load_target(known.shadow, size=(height, width)) if known.shadow else target.refit(1),
+        other=load_images(other, "train", size=(height, width), progress=progress).images if other else None,
     )
-    return setting, {name: (known[:images], hidden[:images]) for name, (known, hidden) in columns.items()}
+    return setting, {name: (train_[:count], test_[:count]) for name, (train_, test_) in columns.items()}
 
 
-def _comparison(served: Bundle | None, local: Path | None, compare: Path | None, attributes: Columns) -> Comparison:
-    from sfumato.lab.audit.points import collect
-    from sfumato.lab.audit.run import Comparison
-
-    return Comparison(
-        classifier=served,
-        local=options.open_classifier(local) if local else None,
-        points=tuple(collect(compare)) if compare else (),
-        attributes=attributes,
-    )
-
-
-def _run(
-    setting: AttackSetting,
-    plan: Budget,
-    folder: Path,
-    comparison: Comparison,
-    *,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
-) -> AuditResult:
-    """Print what will run and roughly how long, run it, and write the report."""
-    import torch
-
-    from sfumato.lab.audit.run import audit
-    from sfumato.lab.report.html import render_audit
+def _announce(setting: AttackSetting, plan: Budget, device: torch.device) -> None:
+    """Print what will run, and roughly how long."""
     from sfumato.lab.runs.speed import Speed, spoken
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not quiet:
-        minutes = spoken(Speed(device).audit_s(plan, *setting.train.images.shape[2:]))
-        attackers = len({trial.attacker for trial in plan.trials})
-        threats = len({trial.threat for trial in plan.trials})
-        typer.echo(
-            f"auditing {setting.target.name}: {len(plan.trials)} attacks by {attackers} attackers under {threats} "
-            f"threat models, then re-identification and attribute inference, from {len(setting.train):,} training and "
-            f"{len(setting.test):,} test images, on {device.type}\n"
-            f"budget {plan.name}: {plan.description}; about {minutes} on this machine"
-        )
-    with bars(quiet=quiet) as shown:
-        found = audit(
-            setting,
-            plan,
-            folder,
-            comparison=comparison,
-            resume=resume,
-            overwrite=overwrite,
-            device=device,
-            progress=shown.progress,
-        )
-    render_audit(setting, found, folder)
-    return found
+    minutes = spoken(Speed(device).audit_s(plan, *setting.train.images.shape[2:]))
+    attackers = len({trial.attacker for trial in plan.trials})
+    threats = len({trial.threat for trial in plan.trials})
+    typer.echo(
+        f"auditing {setting.target.name}: {len(plan.trials)} attacks by {attackers} attackers under {threats} "
+        f"threat models, then re-identification and attribute inference, from {len(setting.train):,} training and "
+        f"{len(setting.test):,} test images, on {device.type}\n"
+        f"budget {plan.name}: {plan.description}; about {minutes} on this machine"
+    )
 
 
-def _report(found: AuditResult, folder: Path, obfuscator: str | None, *, as_json: bool) -> None:
+def _report(found: AuditResult, folder: Path, bundle: Path | None, *, as_json: bool) -> None:
     """Record the audit in the bundle that was named, and print its verdict."""
     from sfumato.lab.audit.run import record
 
     # The bundle is opened again: it may have changed meanwhile.
-    bundle = options.open_obfuscator(Path(obfuscator)) if obfuscator and Path(obfuscator).is_dir() else None
-    stored = bundle is not None and record(bundle, found)
+    stored = bundle is not None and record(options.open_obfuscator(bundle), found)
     if as_json:
         best = None if found.best is None else found.best.as_json
         result = {"verdict": found.verdict.as_json, "best": best, "audit": str(folder / "audit.json")}
         print_json({**result, "recorded": stored})
         return
-    typer.echo(f"\n{found.verdict.finding.upper()}")
-    for line in (*found.verdict.sentences, f"\nreport: {folder / 'audit.html'}"):
+    for line in (f"\n{found.verdict.finding.upper()}", *found.verdict.sentences, f"\nreport: {folder / 'audit.html'}"):
         typer.echo(line)
     if bundle is not None and not stored:
         typer.echo("The bundle keeps the figures of an earlier audit, which had a larger budget and found as much.")
@@ -253,16 +219,12 @@ def _check_attacks(*, data: str, size: str | None, budget: str, out: Path | None
     Raises:
         typer.Exit: a check fails.
     """
-    with needs_extra("train"):
-        import torch
-
-        from sfumato.lab.audit.budget import BUDGETS
-        from sfumato.lab.audit.sanity_checks import decoder_checks
-        from sfumato.lab.data import load_train_test
+    from sfumato.lab.audit.budget import BUDGETS
+    from sfumato.lab.audit.sanity_checks import decoder_checks
+    from sfumato.lab.data import load_train_test
 
     prepare(out)
-    images = BUDGETS[budget].sanity_check_images
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    images, device = BUDGETS[budget].sanity_check_images, _device()
     with bars(quiet=as_json) as shown:
         train, test, _ = load_train_test(data, size=options.image_size(size), progress=shown.progress)
         found = decoder_checks(train, test, images=images, device=device, progress=shown.progress)
@@ -281,9 +243,8 @@ def _check_attacks(*, data: str, size: str | None, budget: str, out: Path | None
 
 def _print_references(*, data: str, size: str | None, seed: int, out: Path | None, as_json: bool) -> None:
     """Print what is reconstructed from the label or the mean colour alone: the scale for an audit."""
-    with needs_extra("train"):
-        from sfumato.lab.audit.references import references
-        from sfumato.lab.data import load_images
+    from sfumato.lab.audit.references import references
+    from sfumato.lab.data import load_images
 
     prepare(out)
     sides = options.image_size(size)
@@ -315,9 +276,8 @@ def _print_attributes(*, obfuscator: str | None, into: Path | None, as_json: boo
     """Print a Markdown table of the attributes that can be inferred from several obfuscators' payloads."""
     if obfuscator is None:
         raise AuditError("--attributes-table needs a folder of audits: sfumato audit --attributes-table DIR")
-    with needs_extra("train"):
-        from sfumato.lab.audit.points import read_audits
-        from sfumato.lab.report.attribute_table import markdown, side_by_side, write_between
+    from sfumato.lab.audit.points import read_audits
+    from sfumato.lab.report.attribute_table import markdown, side_by_side, write_between
 
     rows = side_by_side(read_audits(Path(obfuscator)))
     if into is not None:

@@ -11,12 +11,12 @@ from sfumato.cli import options
 from sfumato.cli.app import command
 from sfumato.cli.memory import keep_freed_memory
 from sfumato.cli.options import flag, option
-from sfumato.cli.output import needs_extra, print_figures, print_json, print_table
+from sfumato.cli.output import print_figures, print_json, print_table
 from sfumato.cli.progress import bars
 from sfumato.errors import TrainingError
 
 
-@command
+@command("train")
 def baseline(
     name: Annotated[str | None, typer.Argument(help="A method; `--list` shows them.")] = None,
     list_: Annotated[bool, flag("--list", "List the methods, and the meaning of their strengths.")] = False,
@@ -44,8 +44,7 @@ def baseline(
     if name is None:
         raise typer.BadParameter("name a method; sfumato baseline --list shows them")
     keep_freed_memory()
-    with needs_extra("train"):
-        from sfumato.lab.baselines import build, make
+    from sfumato.lab.baselines import build, make
 
     folder = out or Path("runs") / "baselines" / name
     if (folder / "bundle").exists() and not overwrite:
@@ -67,33 +66,18 @@ def baseline(
 
 
 def _list(as_json: bool) -> None:
-    with needs_extra("train"):
-        from sfumato.lab.baselines import METHODS
+    from sfumato.lab.baselines import METHODS
+
     if as_json:
+        names = ("summary", "default", "learns", "stochastic", "source")
         rows = [
-            {
-                "name": name,
-                "summary": method.summary,
-                "strength": method.strength_help or None,
-                "default": method.default,
-                "learns": method.learns,
-                "stochastic": method.stochastic,
-                "source": method.source,
-            }
-            for name, method in METHODS.items()
+            {"name": name, "strength": one.strength_help or None, **{key: getattr(one, key) for key in names}}
+            for name, one in METHODS.items()
         ]
         print_json({"baselines": rows})
         return
-    print_table(
-        ("name", "what it does", "strength", "default", "source"),
-        [
-            (
-                name,
-                one.summary,
-                one.strength_help or "-",
-                "-" if one.default is None else f"{one.default:g}",
-                one.source,
-            )
-            for name, one in METHODS.items()
-        ],
-    )
+    lines = []
+    for name, one in METHODS.items():
+        default = "-" if one.default is None else f"{one.default:g}"
+        lines.append((name, one.summary, one.strength_help or "-", default, one.source))
+    print_table(("name", "what it does", "strength", "default", "source"), lines)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfumato.cli import file_options, options
+from sfumato.cli import options
 from sfumato.cli.app import command
 from sfumato.cli.classify_stream import EveryOption, Stream, WatchOption, label_lines, prediction_as_json, print_stream
+from sfumato.cli.endpoint import Endpoint
 from sfumato.cli.options import flag, option
 from sfumato.cli.output import print_json, print_skipped, print_table
 from sfumato.cli.progress import bars
@@ -21,9 +22,8 @@ if TYPE_CHECKING:
     from sfumato.device import Client, FileClient, Prediction
 
 
-@command
+@command()
 def classify(
-    context: typer.Context,
     images: Annotated[list[Path] | None, typer.Argument(help="Image files, folders of them, or videos.")] = None,
     *,
     server: options.Server,
@@ -34,21 +34,8 @@ def classify(
     every_s: EveryOption = None,
     always_send: options.AlwaysSend = False,
     split: Annotated[bool, flag("--split", "Send codes of a few bytes, which the server decodes.")] = False,
-    model: options.Model = None,
-    token_file: options.TokenFile = None,
     allow_insecure_token: Annotated[bool, flag("--allow-insecure-token", "Send the token without TLS.")] = False,
-    ca_file: options.CaFile = None,
-    timeout_s: options.Timeout = 10.0,
-    datatype: options.Datatype = None,
-    encoding: options.Encoding = None,
-    input_name: options.InputName = None,
-    files: file_options.Files = None,
-    field: file_options.Field = None,
-    template: file_options.Template = None,
-    file_format: file_options.FileFormat = None,
-    response_path: file_options.ResponsePath = None,
-    response_keys: file_options.ResponseKeys = None,
-    rounding: file_options.Round = False,
+    endpoint: Endpoint,
 ) -> None:
     """Classify images in the cloud; only obfuscated images are sent.
 
@@ -62,24 +49,12 @@ def classify(
     """
     stream = Stream.of(images or [], watch, every_s)
     sources = [] if stream else options.expand_images(images or [])
-    client = options.client_of(
+    client = endpoint.client(
         server,
         options.obfuscator_path(bundle),
-        files=file_options.client_options(context),
-        protocol={
-            "model": model,
-            "datatype": datatype,
-            "encoding": encoding,
-            "input_name": input_name,
-            "split": split,
-        },
-        connection={
-            "token": options.read_token(token_file),
-            "timeout_s": timeout_s,
-            "ca_file": ca_file,
-            "allow_insecure_token": allow_insecure_token,
-            "gate": not always_send,
-        },
+        gate=not always_send,
+        split=split,
+        allow_insecure_token=allow_insecure_token,
     )
     if stream:
         print_stream(client, stream, top=top, as_json=as_json)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -162,7 +162,7 @@ def label_lines(found: Prediction, labels: tuple[str, ...], top: int) -> tuple[l
     return [labels[index] for index, _ in best], scores
 
 
-def prediction_as_json(source: Path, found: Prediction, labels: tuple[str, ...], top: int) -> dict[str, Any]:
+def prediction_as_json(source: Path, found: Prediction, labels: tuple[str, ...], top: int) -> dict[str, object]:
     """Return an image's prediction for scripts."""
 
     def or_null(probability: float) -> float | None:

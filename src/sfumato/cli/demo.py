@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sfumato.apps.demo import Demonstration
 
 
-@command
+@command()
 def demo(
     images: Annotated[list[Path] | None, typer.Argument(help="Your own images, besides the shipped ones.")] = None,
     out: Annotated[Path, option("DIR", "Folder for the panel image.", "--out", "-o")] = Path("demo-output"),

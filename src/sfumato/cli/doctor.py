@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from sfumato.cli import file_options, options
+from sfumato.cli import options
 from sfumato.cli.app import command
+from sfumato.cli.endpoint import Endpoint
 from sfumato.cli.options import option
 from sfumato.cli.output import print_json, print_table
 
@@ -21,30 +22,16 @@ if TYPE_CHECKING:
 _COLOURS = {"good": "green", "note": "yellow", "bad": "red"}
 
 
-@command
+@command()
 def doctor(
-    context: typer.Context,
     bundle: options.ObfuscatorArgument = None,
     *,
     server: options.Server,
     classifier: Annotated[
         Path | None, option("BUNDLE", "Bundle of its classifier, to compare predictions with.")
     ] = None,
-    model: options.Model = None,
-    token_file: options.TokenFile = None,
     as_json: options.Json = False,
-    datatype: options.Datatype = None,
-    encoding: options.Encoding = None,
-    input_name: options.InputName = None,
-    ca_file: options.CaFile = None,
-    timeout_s: options.Timeout = 10.0,
-    files: file_options.Files = None,
-    field: file_options.Field = None,
-    template: file_options.Template = None,
-    file_format: file_options.FileFormat = None,
-    response_path: file_options.ResponsePath = None,
-    response_keys: file_options.ResponseKeys = None,
-    rounding: file_options.Round = False,
+    endpoint: Endpoint,
 ) -> None:
     """Check a deployed obfuscator and its endpoint from end to end, without any of your images.
 
@@ -55,18 +42,7 @@ def doctor(
     """
     from sfumato.apps.doctor import examine, is_well
 
-    client = options.client_of(
-        server,
-        options.open_obfuscator(bundle),
-        files=file_options.client_options(context),
-        protocol={"model": model, "datatype": datatype, "encoding": encoding, "input_name": input_name},
-        connection={
-            "token": options.read_token(token_file),
-            "ca_file": ca_file,
-            "timeout_s": timeout_s,
-            "gate": False,  # every image is sent
-        },
-    )
+    client = endpoint.client(server, options.obfuscator_path(bundle), gate=False)  # every image is sent
     found = examine(client, classifier=options.open_classifier(classifier) if classifier else None)
     if as_json:
         print_json({"server": server, "ok": is_well(found), "findings": [asdict(finding) for finding in found]})

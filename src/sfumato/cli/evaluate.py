@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sfumato.cli import options
 from sfumato.cli.app import command
 from sfumato.cli.options import flag, option
-from sfumato.cli.output import needs_extra, percent, prepare, print_figures, print_json, print_table, write_result
+from sfumato.cli.output import percent, prepare, print_figures, print_json, print_table, write_result
 from sfumato.cli.progress import bars
 from sfumato.errors import SfumatoError
 from sfumato.progress import Progress
@@ -26,7 +26,7 @@ ObfuscatorsArgument = Annotated[
 ]
 
 
-@command
+@command("train")
 def evaluate(
     context: typer.Context,
     bundles: ObfuscatorsArgument = None,
@@ -67,20 +67,25 @@ def evaluate(
     if audits and not table:
         raise SfumatoError("--audits is for several bundles or classifiers, or --transfer")
     transferred: Transfer | None = None
-    with needs_extra("train"), bars(quiet=as_json) as shown:
+    figures: dict[str, object] = {}
+    with bars(quiet=as_json) as shown:
         test = options.load_split(data, "test", obfuscators[0], label_column, images, progress=shown.progress)
         if table:
             transferred = _transfer(obfuscators, classifiers, test, audits or [], shown.progress)
             result = transferred.to_json()
         else:
-            result = _accuracy(obfuscators[0], classifiers[0], test, shown.progress, rounding=rounding)
+            from sfumato.lab.evaluation.accuracy import evaluate_obfuscator
+
+            pair = obfuscators[0], classifiers[0]
+            figures = evaluate_obfuscator(*pair, test, rounding=rounding, progress=shown.progress).to_json()
+            result = {"figures": figures, "rounded_to_8_bits": rounding, **_origins(*pair, test)}
     write_result(out, result)
     if as_json:
         print_json(result)
     elif transferred is not None:
         _print_table(transferred)
     else:
-        print_figures(result["figures"])
+        print_figures(figures)
 
 
 def _transfer(
@@ -94,15 +99,10 @@ def _transfer(
     return transfer(obfuscators, classifiers, test, leakages=leakages, progress=progress)
 
 
-def _accuracy(
-    obfuscator: Bundle, served: Bundle, test: ImageSet, progress: Progress, *, rounding: bool
-) -> dict[str, Any]:
+def _origins(obfuscator: Bundle, served: Bundle, test: ImageSet) -> dict[str, object]:
     from sfumato.artifacts.provenance import provenance
-    from sfumato.lab.evaluation.accuracy import evaluate_obfuscator
 
     return {
-        "figures": evaluate_obfuscator(obfuscator, served, test, rounding=rounding, progress=progress).to_json(),
-        "rounded_to_8_bits": rounding,
         "obfuscator": {
             "recipe": obfuscator.recipe.to_json(),
             "files": dict(obfuscator.files),
@@ -136,8 +136,7 @@ def _print_cost(*, bundles: list[str] | None, size: str, classes: int, as_json: 
     The paper's overhead counts the upsampling before the projection; ours comes after it, which computes the same
     with fewer operations.
     """
-    with needs_extra("train"):
-        from sfumato.lab import models
+    from sfumato.lab import models
 
     height, width = options.image_size(size) or (32, 32)
     if height % models.Obfuscator.size_multiple or width % models.Obfuscator.size_multiple:
@@ -146,7 +145,7 @@ def _print_cost(*, bundles: list[str] | None, size: str, classes: int, as_json: 
     ours, papers = count(models.Obfuscator()), count(models.Obfuscator(order="paper"))
     bits = max(8, models.class_bits(classes))
     sketch = count(models.Sketcher(height, width, classes=classes, bits=bits))
-    rows: list[dict[str, Any]] = []
+    rows = []
     for name in bundles or models.CLASSIFIERS:
         if name not in models.CLASSIFIERS:
             raise SfumatoError(f"unknown classifier {name!r}; known: {', '.join(models.CLASSIFIERS)}")
@@ -154,31 +153,24 @@ def _print_cost(*, bundles: list[str] | None, size: str, classes: int, as_json: 
             theirs = count(models.build_classifier(name, classes))
         except RuntimeError as error:
             raise SfumatoError(f"{name} does not take images of {height}x{width}: {error}") from error
-        rows.append(
-            {
-                "classifier": name,
-                "params": theirs.params,
-                "macs": theirs.macs,
-                "overhead_params": ours.params / theirs.params,
-                "overhead_macs": ours.macs / theirs.macs,
-                "overhead_macs_paper_order": papers.macs / theirs.macs,
-                "overhead_macs_sketch": sketch.macs / theirs.macs,
-            }
-        )
+        added = (ours.params / theirs.params, *(one.macs / theirs.macs for one in (ours, papers, sketch)))
+        rows.append((name, theirs, added))
     if as_json:
         obfuscator = {"params": ours.params, "macs": ours.macs, "macs_paper_order": papers.macs}
         counts = {"params": sketch.params, "macs": sketch.macs}
-        print_json({"height": height, "width": width, "obfuscator": obfuscator, "sketch": counts, "classifiers": rows})
+        keys = ("overhead_params", "overhead_macs", "overhead_macs_paper_order", "overhead_macs_sketch")
+        found = [
+            {"classifier": name, "params": its.params, "macs": its.macs, **dict(zip(keys, added, strict=True))}
+            for name, its, added in rows
+        ]
+        print_json({"height": height, "width": width, "obfuscator": obfuscator, "sketch": counts, "classifiers": found})
         return
     typer.echo(
         f"obfuscator for 3x{height}x{width}: {ours.params:,} parameters, {ours.macs:,} MACs ({papers.macs:,} in the "
         f"paper's order); sketch: {sketch.params:,} parameters, {sketch.macs:,} MACs"
     )
     headers = ("classifier", "params", "MACs", "+params", "+MACs", "paper's", "sketch")
-    lines = [
-        (name, _millions(params), _millions(macs), *map(percent, added))
-        for name, params, macs, *added in map(dict.values, rows)
-    ]
+    lines = [(name, _millions(its.params), _millions(its.macs), *map(percent, added)) for name, its, added in rows]
     print_table(headers, lines, numbers=range(1, 7), title="what the obfuscator adds")
 
 

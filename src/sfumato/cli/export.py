@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,18 +22,25 @@ if TYPE_CHECKING:
     from sfumato.lab.export.executorch import Comparison
 
 
-@command
+@dataclass(frozen=True)
+class Given:
+    """What an export is compared with and on; each attribute is the option of its name."""
+
+    classifier: options.Classifier = None
+    data: Annotated[str | None, option("DATA", "To compare on. Default: shipped images; of int8: cifar10.")] = None
+    overwrite: Annotated[bool, flag("--overwrite", "Replace what an earlier export wrote.")] = False
+    images: Annotated[int | None, option("N", "Compare on N test images. Default: 200; of int8: all.", min=1)] = None
+    label_column: options.LabelColumn = None
+
+
+@command()
 def export(
     context: typer.Context,
     bundle: options.ObfuscatorArgument = None,
     *,
     to: Annotated[Literal["executorch", "int8"], typer.Option("--to", help="The format.")] = "executorch",
     out: Annotated[Path, option("PATH", "The file mine.pte, or of int8 the new bundle.", "--out", "-o")],
-    classifier: options.Classifier = None,
-    data: Annotated[str | None, option("DATA", "To compare on. Default: shipped images; of int8: cifar10.")] = None,
-    overwrite: Annotated[bool, flag("--overwrite", "Replace what an earlier export wrote.")] = False,
-    images: Annotated[int | None, option("N", "Compare on N test images. Default: 200; of int8: all.", min=1)] = None,
-    label_column: options.LabelColumn = None,
+    given: Given,
     calibrate_on: Annotated[int, option("N", "int8: training images to calibrate on.", min=1)] = 500,
     as_json: options.Json = False,
 ) -> None:
@@ -53,11 +61,10 @@ def export(
     if path.is_file():
         raise BundleError(f"{path} is a file; name the folder of its bundle")
     if to == "int8":
-        how = {"overwrite": overwrite, "as_json": as_json}
-        _export_int8(path, out, classifier, data or "cifar10", label_column, calibrate_on, images, **how)
+        _export_int8(path, out, given, calibrate_on, as_json=as_json)
         return
     options.refuse_others(context, context.params.keys() - {"calibrate_on"}, "only with --to int8")
-    if out.exists() and not overwrite:
+    if out.exists() and not given.overwrite:
         raise SfumatoError(f"{out} exists; --overwrite replaces it")
     with needs_extra("executorch"):
         import executorch  # noqa: F401  (a missing library is named at once)
@@ -65,14 +72,14 @@ def export(
         from sfumato.lab.export.executorch import export_executorch, sample_images
 
     source = options.open_obfuscator(path)
-    if data is None:
+    if given.data is None:
         compared_on = sample_images(source.preprocessing)
     else:
-        test = options.load_split(data, "test", source, label_column, images or 200)
+        test = options.load_split(given.data, "test", source, given.label_column, given.images or 200)
         compared_on = (test.images.float() / 255).numpy()
     with bars(quiet=as_json) as shown:
         shown.progress("lowering the network, and comparing it with the ONNX file", 0, 1)
-        compared = export_executorch(source, out, compared_on, classify=_classifier(source, classifier))
+        compared = export_executorch(source, out, compared_on, classify=_classifier(source, given.classifier))
     if as_json:
         print_json({"file": str(out), "bytes": out.stat().st_size, "format": to, **compared.to_json()})
     else:
@@ -116,45 +123,27 @@ def _print_program(source: Bundle, out: Path, compared: Comparison) -> None:
     typer.echo("  the app has to do the checks, the gate and the encoding: docs/how-to/phones.md")
 
 
-def _export_int8(
-    path: Path,
-    out: Path,
-    classifier: Path | None,
-    data: str,
-    label_column: str | None,
-    calibrate_on: int,
-    images: int | None,
-    *,
-    overwrite: bool,
-    as_json: bool,
-) -> None:
+def _export_int8(path: Path, out: Path, given: Given, calibrate_on: int, *, as_json: bool) -> None:
     """Write an obfuscator in 8-bit integers as a bundle of its own, measure it, and name the audit that it needs."""
     with needs_extra("train"):
         from sfumato.lab.data import load_train_test
         from sfumato.lab.export.int8 import quantize, remarks
 
-    obfuscator, served = options.open_obfuscator(path), options.open_classifier(classifier)
+    obfuscator, served = options.open_obfuscator(path), options.open_classifier(given.classifier)
+    data, column = given.data or "cifar10", given.label_column
     size = (obfuscator.preprocessing.height, obfuscator.preprocessing.width)
     with bars(quiet=as_json) as shown:
-        train, test, _ = load_train_test(data, size=size, label_column=label_column, progress=shown.progress)
-        calibration, test = train.subset(calibrate_on), test.subset(images)
-        made = quantize(obfuscator, out, served, calibration, test, overwrite=overwrite, progress=shown.progress)
+        train, test, _ = load_train_test(data, size=size, label_column=column, progress=shown.progress)
+        calibration, test = train.subset(calibrate_on), test.subset(given.images)
+        made = quantize(obfuscator, out, served, calibration, test, overwrite=given.overwrite, progress=shown.progress)
     words = ["sfumato", "audit", str(out)]
-    words += ["--classifier", str(classifier)] if classifier else []
+    words += ["--classifier", str(given.classifier)] if given.classifier else []
     words += ["--data", data] if data != "cifar10" else []
-    words += ["--label-column", label_column] if label_column else []
+    words += ["--label-column", column] if column else []
     following = shlex.join([*words, "--budget", "standard"])
     if as_json:
-        print_json(
-            {
-                "bundle": str(made.path),
-                "quantized": made.recipe.quantized,
-                "figures": made.figures.to_json(),
-                "notes": remarks(made),
-                "audited": False,
-                "next": following,
-            }
-        )
+        about = {"bundle": str(made.path), "quantized": made.recipe.quantized, "figures": made.figures.to_json()}
+        print_json({**about, "notes": remarks(made), "audited": False, "next": following})
         return
     for line in (*_described(made), *(f"  note: {note}" for note in remarks(made)), f"\nnext: {following}"):
         typer.echo(line)

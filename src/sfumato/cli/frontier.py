@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,7 +15,7 @@ from sfumato.cli.app import command
 from sfumato.cli.audit import BudgetOption, EachOption
 from sfumato.cli.memory import keep_freed_memory
 from sfumato.cli.options import flag, option
-from sfumato.cli.output import needs_extra, percent, prepare, print_json, print_table
+from sfumato.cli.output import percent, prepare, print_json, print_table
 from sfumato.cli.progress import bars
 from sfumato.errors import AuditError, SfumatoError
 
@@ -34,10 +35,21 @@ PlotOption = Annotated[
 ]
 
 
-@command
+@dataclass(frozen=True)
+class RayOptions:
+    """How a sweep runs on Ray; each attribute is the option of its name."""
+
+    parallel: Annotated[int | None, option("N", "Ray: points at once, at most.", min=1)] = None
+    cpus: Annotated[float | None, option("X", "Ray: cores for each point. [default: 1]", min=0.1)] = None
+    gpus: Annotated[float | None, option("X", "Ray: GPUs for each point. [default: 1 if any]", min=0)] = None
+    address: Annotated[str | None, option("ADDRESS", "Ray: a cluster that shares the folders.")] = None
+
+
+@command("train")
 def frontier(
     context: typer.Context,
     what: Annotated[Path, typer.Argument(help="Folder of audits' JSON files, or the recipe of an obfuscator (.toml).")],
+    *,
     out: PlotOption = None,
     highlight: Annotated[str | None, option("NAME", "Folder: the audit to highlight in the plot.")] = None,
     sweep: Annotated[list[str] | None, option("KEY=V,V,...", "Recipe: values to sweep; repeat it for a grid.")] = None,
@@ -50,10 +62,7 @@ def frontier(
     local_recipe: Annotated[Path | None, option("RECIPE", "Train the on-device baseline by this recipe.")] = None,
     compare: options.Compare = None,
     engine: Annotated[EngineName, typer.Option(help="One point after the other, or several with Ray.")] = "process",
-    parallel: Annotated[int | None, option("N", "Ray: points at once, at most.", min=1)] = None,
-    cpus: Annotated[float | None, option("X", "Ray: cores for each point. [default: 1]", min=0.1)] = None,
-    gpus: Annotated[float | None, option("X", "Ray: GPUs for each point. [default: 1 if any]", min=0)] = None,
-    address: Annotated[str | None, option("ADDRESS", "Ray: a cluster that shares the folders.")] = None,
+    ray: RayOptions,
     as_json: options.Json = False,
 ) -> None:
     """Plot the privacy-utility trade-off, and report where offloading pays off.
@@ -70,14 +79,13 @@ def frontier(
         options.refuse_others(context, allowed, f"only of a recipe (a .toml file), and {what} is none")
         _of_folder(what, highlight, out, as_json=as_json)
         return
-    ray = {"parallel": parallel, "cpus": cpus, "gpus": gpus, "address": address}
     options.refuse_others(context, context.params.keys() - {"highlight"}, "only of a folder of audits")
     if engine != "ray":
-        options.refuse_others(context, context.params.keys() - ray.keys(), "only with --engine ray")
+        options.refuse_others(context, context.params.keys() - vars(ray).keys(), "only with --engine ray")
     keep_freed_memory()
-    with needs_extra("train"):
-        from sfumato.lab.audit.budget import BUDGETS
-        from sfumato.lab.sweep.plan import plan_sweep
+    from sfumato.lab.audit.budget import BUDGETS
+    from sfumato.lab.sweep.plan import plan_sweep
+
     planned = plan_sweep(
         what,
         out or Path("runs") / f"{what.stem}-frontier",
@@ -110,7 +118,7 @@ def _print_plan(sweep: Sweep, *, as_json: bool) -> None:
     typer.echo(f"in all about {spoken(left)} on this machine, one after the other" if left else "nothing is left")
 
 
-def _of_sweep(sweep: Sweep, engine: EngineName, ray: dict[str, Any], *, as_json: bool) -> None:
+def _of_sweep(sweep: Sweep, engine: EngineName, ray: RayOptions, *, as_json: bool) -> None:
     from sfumato.lab.report.tradeoff import rows_of
     from sfumato.lab.sweep.jobs import in_turn, make
     from sfumato.lab.sweep.run import on_ray, run_sweep
@@ -119,8 +127,8 @@ def _of_sweep(sweep: Sweep, engine: EngineName, ray: dict[str, Any], *, as_json:
     with bars() as shown:
         make_with: Make = partial(make, progress=shown.progress)
         if engine == "ray":
-            ray = {name: value for name, value in ray.items() if value is not None}
-            runs, make_with = on_ray(sweep.folder / "ray", **ray), make
+            given = {name: value for name, value in vars(ray).items() if value is not None}
+            runs, make_with = on_ray(sweep.folder / "ray", **given), make
         found = run_sweep(sweep, engine=runs, make=make_with, say=shown.say)
     frontier = found.frontier
     if as_json:
@@ -134,10 +142,9 @@ def _of_sweep(sweep: Sweep, engine: EngineName, ray: dict[str, Any], *, as_json:
 
 
 def _of_folder(folder: Path, highlight: str | None, out: Path | None, *, as_json: bool) -> None:
-    with needs_extra("train"):
-        from sfumato.lab.audit.points import collect
-        from sfumato.lab.report.frontier import save_frontier_png
-        from sfumato.lab.report.tradeoff import PaysOff, rows_of, verdict
+    from sfumato.lab.audit.points import collect
+    from sfumato.lab.report.frontier import save_frontier_png
+    from sfumato.lab.report.tradeoff import PaysOff, rows_of, verdict
 
     points = collect(folder)
     if highlight is not None:

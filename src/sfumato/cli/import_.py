@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,28 +11,42 @@ import typer
 from sfumato.cli import options
 from sfumato.cli.app import command
 from sfumato.cli.options import option
-from sfumato.cli.output import needs_extra, print_json
+from sfumato.cli.output import print_json
 from sfumato.errors import SfumatoError
 
 if TYPE_CHECKING:
     from sfumato.lab.classifiers import Metadata
 
-SizeOption = Annotated[str | None, option("HxW", "Its input size. Default: from its metadata.")]
-MeanOption = Annotated[str | None, option("R,G,B", "Subtracted from values in [0, 1]. Default: from its metadata.")]
-StdOption = Annotated[str | None, option("R,G,B", "Divided by after that. Default: from its metadata.")]
-LabelsOption = Annotated[Path | None, option("FILE", "Text file, one class a line. Default: from its metadata.")]
+
+@dataclass(frozen=True)
+class Description:
+    """A user's description of a classifier; each attribute is the option of its name."""
+
+    size: Annotated[str | None, option("HxW", "Its input size. Default: from its metadata.")] = None
+    mean: Annotated[str | None, option("R,G,B", "Subtracted from values in [0, 1]. Default: from its metadata.")] = None
+    std: Annotated[str | None, option("R,G,B", "Divided by after that. Default: from its metadata.")] = None
+    labels: Annotated[Path | None, option("FILE", "Text file, one class a line. Default: from its metadata.")] = None
+
+    def metadata(self, name: str | None = None) -> Metadata:
+        """Return the description, with the name at a server.
+
+        Raises:
+            SfumatoError: an option is malformed, or the file of labels cannot be read.
+        """
+        from sfumato.lab.classifiers import Metadata
+
+        mean, std = _three(self.mean, "--mean"), _three(self.std, "--std")
+        return Metadata(options.image_size(self.size), mean, std, _lines(self.labels), name)
 
 
-@command
+@command("train")
 def import_(
     classifier: Annotated[
         str, typer.Argument(help="A transformers folder or hub id, a .pt2 or .onnx file, or package.module:callable.")
     ],
     out: Annotated[Path, option("DIR", "Folder of the bundle.", "--out", "-o")],
-    labels: LabelsOption = None,
-    size: SizeOption = None,
-    mean: MeanOption = None,
-    std: StdOption = None,
+    *,
+    description: Description,
     name: Annotated[str | None, option("NAME", "The model's name at a server.")] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -44,40 +59,20 @@ def import_(
     - `sfumato import google/vit-base-patch16-224 -o vit`
     - `sfumato import net.onnx -o net --mean 0,0,0 --std 1,1,1 --labels labels.txt`
     """
-    with needs_extra("train"):
-        from sfumato.lab.classifiers import import_classifier
-    bundle = import_classifier(classifier, out, user_metadata(name, size, mean, std, labels))
+    from sfumato.lab.classifiers import import_classifier
+
+    bundle = import_classifier(classifier, out, description.metadata(name))
     inputs, notes = bundle.preprocessing, list(bundle.recipe.notes or ())
     if as_json:
-        print_json(
-            {
-                "bundle": str(bundle.path),
-                "name": bundle.name,
-                "classes": len(bundle.labels),
-                "size": [inputs.height, inputs.width],
-                "fingerprint": bundle.classifier_fingerprint,
-                "notes": notes,
-            }
-        )
+        about = {"bundle": str(bundle.path), "name": bundle.name, "classes": len(bundle.labels)}
+        size = [inputs.height, inputs.width]
+        print_json({**about, "size": size, "fingerprint": bundle.classifier_fingerprint, "notes": notes})
         return
     typer.echo(f"bundle: {bundle.path}")
     typer.echo(f"  {bundle.recipe.origin}, {len(bundle.labels)} classes, images of {inputs.height}x{inputs.width}")
     typer.echo(f"  input: (image in [0, 1] - {_numbers(inputs.mean)}) / {_numbers(inputs.std)}")
     for note in notes:
         typer.echo(f"  note: {note}")
-
-
-def user_metadata(
-    name: str | None, size: str | None, mean: str | None, std: str | None, labels: Path | None
-) -> Metadata:
-    """Return the options' description of a classifier.
-
-    Raises:
-        SfumatoError: an option is malformed, or the file of labels cannot be read.
-    """
-    from sfumato.lab.classifiers import Metadata
-
-    return Metadata(options.image_size(size), _three(mean, "--mean"), _three(std, "--std"), _lines(labels), name)
 
 
 def _three(text: str | None, option: str) -> tuple[float, float, float] | None:

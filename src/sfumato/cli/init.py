@@ -12,15 +12,16 @@ import typer
 from sfumato.cli import options
 from sfumato.cli.app import command
 from sfumato.cli.doctor import print_findings
-from sfumato.cli.import_ import LabelsOption, MeanOption, SizeOption, StdOption, user_metadata
+from sfumato.cli.import_ import Description
 from sfumato.cli.options import option
-from sfumato.cli.output import needs_extra, print_json
+from sfumato.cli.output import print_json
 from sfumato.cli.progress import bars
 from sfumato.errors import SfumatoError
 
 
-@command
+@command("train")
 def init(
+    *,
     classifier: Annotated[
         str | None,
         option("MODEL", "A bundle, a transformers folder or hub id, a .pt2 file, or package.module:callable."),
@@ -30,12 +31,9 @@ def init(
     ] = None,
     server: Annotated[str | None, option("URL", "The endpoint that serves the classifier, if there is one.")] = None,
     out: Annotated[Path, option("DIR", "Folder for the recipe.", "--out", "-o")] = Path("protected"),
-    kind: Annotated[Literal["sketch", "obfuscator"], typer.Option(help="Which obfuscator.")] = "sketch",
+    kind: Annotated[Literal["sketch", "obfuscator"], option(None, "Which obfuscator.")] = "sketch",
     model: options.Model = None,
-    size: SizeOption = None,
-    mean: MeanOption = None,
-    std: StdOption = None,
-    labels: LabelsOption = None,
+    description: Description,
     token_file: options.TokenFile = None,
     as_json: options.Json = False,
 ) -> None:
@@ -48,10 +46,10 @@ def init(
     """
     if classifier is None or data is None:
         classifier, data, server = _prompted(classifier, data, server)
-    with needs_extra("train"):
-        from sfumato.apps.doctor import is_well
-        from sfumato.lab.classifiers.data_check import check_data
-    metadata, token = user_metadata(None, size, mean, std, labels), options.read_token(token_file)
+    from sfumato.apps.doctor import is_well
+    from sfumato.lab.classifiers.data_check import check_data
+
+    metadata, token = description.metadata(), options.read_token(token_file)
     with bars(quiet=as_json) as shown:
         found = check_data(
             classifier,
@@ -65,15 +63,9 @@ def init(
             progress=shown.progress,
         )
     if as_json:
-        print_json(
-            {
-                "ok": is_well(found.findings),
-                "recipe": None if found.recipe is None else str(found.recipe),
-                "accuracy_plain": found.accuracy_plain,
-                "findings": [asdict(finding) for finding in found.findings],
-                "next": list(found.next_commands),
-            }
-        )
+        recipe, findings = found.recipe and str(found.recipe), [asdict(finding) for finding in found.findings]
+        result = {"ok": is_well(found.findings), "recipe": recipe, "accuracy_plain": found.accuracy_plain}
+        print_json({**result, "findings": findings, "next": list(found.next_commands)})
     else:
         print_findings(found.findings)
         if found.recipe is not None:

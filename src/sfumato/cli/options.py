@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,13 +17,14 @@ from sfumato.progress import Progress, silent
 
 if TYPE_CHECKING:
     from sfumato.artifacts.bundle import Bundle
-    from sfumato.device import Client, FileClient
     from sfumato.lab.data import ImageSet
 
 TOKEN_VARIABLE = "SFUMATO_TOKEN"
+ADVANCED = "Advanced"
+"""The panel of the options that a command's help shows last."""
 
 
-def option(metavar: str, help_: str, *names: str, **more: Any) -> Any:
+def option(metavar: str | None, help_: str, *names: str, **more: Any) -> Any:
     """Describe an option that takes a value."""
     return typer.Option(*names, metavar=metavar, help=help_, **more)
 
@@ -53,34 +55,24 @@ Server = Annotated[str, option("URL", "The endpoint: https://host:port, or grpcs
 Model = Annotated[str | None, option("NAME", "The model's name at the server. Default: the bundle's.")]
 TokenFile = Annotated[Path | None, option("FILE", f"File with the bearer token. Default: ${TOKEN_VARIABLE}.")]
 CaFile = Annotated[Path | None, option("FILE", "Authorities to trust, PEM. Default: the system's.")]
-Timeout = Annotated[float, option("SECONDS", "How long to wait for a response.", "--timeout", min=0.001)]
-AlwaysSend = Annotated[bool, flag("--always-send", "Send every image, obfuscated: do not use the bundle's gate.")]
 Port = Annotated[int, option("N", "Port to listen on; 0 takes a free one.", min=0, max=65535)]
-Host = Annotated[str, option("ADDRESS", "Address to listen on; 0.0.0.0 opens it to the network.")]
-TlsCert = Annotated[Path | None, option("FILE", "Certificate chain, PEM.")]
-TlsKey = Annotated[Path | None, option("FILE", "Private key, PEM.")]
+AlwaysSend = Annotated[bool, flag("--always-send", "Send every image, obfuscated: do not use the bundle's gate.")]
 
 
-Datatype = Annotated[
-    Literal["FP32", "FP16", "FP64", "UINT8"] | None,
-    option("TYPE", "FP32, FP16, FP64, or UINT8 for an obfuscator with 8-bit output. Default: what the model takes."),
-]
-Encoding = Annotated[
-    Literal["binary", "json"] | None, typer.Option(help="Encoding over HTTP. Default: binary if the server lists it.")
-]
-InputName = Annotated[str | None, option("NAME", "The model's input, where the server lists none. Default: input.")]
+@dataclass(frozen=True)
+class Listen:
+    """How a server is reached, besides its port; each attribute is the option of its name."""
+
+    host: Annotated[str, option("ADDRESS", "Address to listen on; 0.0.0.0 opens it to the network.")] = "127.0.0.1"
+    tls_cert: Annotated[Path | None, option("FILE", "Certificate chain, PEM.", rich_help_panel=ADVANCED)] = None
+    tls_key: Annotated[Path | None, option("FILE", "Private key, PEM.", rich_help_panel=ADVANCED)] = None
 
 
-def refuse_others(context: typer.Context, allowed: set[str], why: str) -> None:
-    """Refuse options that have no meaning with another one.
-
-    Args:
-        context: the command's.
-        allowed: parameters that may be given.
-        why: how the message ends.
+def refuse_others(context: typer.Context, allowed: Iterable[str], why: str) -> None:
+    """Refuse options on the command line that are not among the allowed parameters.
 
     Raises:
-        SfumatoError: others were given.
+        SfumatoError: others were given; `why` ends its message.
     """
     names = []
     for param in context.command.params:
@@ -91,14 +83,8 @@ def refuse_others(context: typer.Context, allowed: set[str], why: str) -> None:
         raise SfumatoError(f"{', '.join(sorted(names))}: {why}")
 
 
-def run_mode(context: typer.Context, mode: str, function: Callable[..., None], **values: Any) -> None:
-    """Do what a command does with one of its flags, which takes only some of the command's options.
-
-    Args:
-        context: the command's.
-        mode: the flag's parameter.
-        function: is called with `values`.
-        values: the options that go with the flag.
+def run_mode(context: typer.Context, mode: str, function: Callable[..., None], **values: object) -> None:
+    """Do what a command does with one of its flags: call a function with the options that go with it.
 
     Raises:
         SfumatoError: others were given.
@@ -188,30 +174,6 @@ def open_classifier(path: Path | None) -> Bundle:
     from sfumato.artifacts.bundle import Bundle
 
     return Bundle.load(path or shipped.classifier_bundle(), kind="classifier")
-
-
-def client_of(
-    server: str,
-    bundle: Bundle | Path,
-    *,
-    files: dict[str, Any] | None,
-    protocol: dict[str, Any],
-    connection: dict[str, Any],
-) -> Client | FileClient:
-    """Make the client of an endpoint.
-
-    Args:
-        server: its address.
-        bundle: the obfuscator's, or its folder.
-        files: options of `FileClient`; None for an endpoint of the Open Inference Protocol.
-        protocol: options of `Client` alone.
-        connection: options of both.
-    """
-    from sfumato.device import Client, FileClient
-
-    if files is None:
-        return Client(server, bundle, **protocol, **connection)
-    return FileClient(server, bundle, **files, **connection)
 
 
 def load_split(

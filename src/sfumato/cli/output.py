@@ -15,8 +15,10 @@ from rich.text import Text
 
 from sfumato.errors import ServingError, SfumatoError
 
+Extra = Literal["train", "serve", "executorch"]
 
-def print_json(value: Mapping[str, Any]) -> None:
+
+def print_json(value: Mapping[str, object]) -> None:
     """Print one JSON object, on one line."""
     typer.echo(json.dumps(value))
 
@@ -67,7 +69,7 @@ def prepare(out: Path | None) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
 
 
-def write_result(out: Path | None, result: Mapping[str, Any]) -> None:
+def write_result(out: Path | None, result: Mapping[str, object]) -> None:
     """Write a results file, if one was asked for, and name it on standard error."""
     from sfumato.artifacts.bundle import write_json
 
@@ -77,7 +79,7 @@ def write_result(out: Path | None, result: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def needs_extra(extra: Literal["train", "serve", "executorch"]) -> Iterator[None]:
+def needs_extra(extra: Extra) -> Iterator[None]:
     """Say what to install if an import of the block fails.
 
     Raises:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
@@ -30,7 +30,7 @@ _NAMED = 100
 """Images handled on-device that are named, at most; --json names all."""
 
 
-@command
+@command()
 def protect(
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders with all images below.")],
     out: Annotated[Path, option("DIR", "Folder to write to.", "--out", "-o")],
@@ -95,7 +95,6 @@ class _Report:
         self.counts = dict.fromkeys(("written", "exists", "on-device", "failed"), 0)
 
     def add(self, outcome: Outcome, *, quiet: bool) -> None:
-        """Record an image, and print at once why it failed, if it did."""
         entry = {name: value for name, value in vars(outcome).items() if name != "state" and value is not None}
         self.counts[outcome.state] += 1
         self._file.write(f"{outcome.state} {json.dumps(entry)}\n")
@@ -103,7 +102,6 @@ class _Report:
             print_skipped([entry])
 
     def summary(self) -> str:
-        """Return the counts in words."""
         counts = self.counts
         return (
             f"{counts['written']} of {sum(counts.values())} images written to {self._out}"
@@ -112,7 +110,6 @@ class _Report:
         )
 
     def print(self, *, as_json: bool) -> None:
-        """Print everything as one JSON object, or a summary."""
         if as_json:
             names = {"images": "written", "existing": "exists", "on_device": "on-device", "failed": "failed"}
             for index, (name, state) in enumerate(names.items()):
@@ -126,7 +123,7 @@ class _Report:
             if number == _NAMED:
                 typer.echo(f"and {self.counts['on-device'] - _NAMED} more handled on-device; --json names them all")
                 break
-            entry: dict[str, Any] = json.loads(line)
+            entry = json.loads(line)
             typer.echo(f"handled on-device: {entry['file']} ({entry['label']}, {percent(entry['probability'], 0)})")
         typer.echo(self.summary())
 

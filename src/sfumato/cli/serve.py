@@ -2,55 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from sfumato.cli import options
 from sfumato.cli.app import command
 from sfumato.cli.options import flag, option
-from sfumato.cli.output import needs_extra, print_json
+from sfumato.cli.output import print_json
 from sfumato.errors import ServingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from starlette.types import ASGIApp
-
-    from sfumato.cloud import Replicas
+    from sfumato.cloud import Limits, Replicas
 
 MIB = 2**20
 
 
-EngineOption = Annotated[Literal["embedded", "ray"], typer.Option(help="Processes here, or replicas on Ray Serve.")]
+@dataclass(frozen=True)
+class LimitOptions:
+    """The options that become `sfumato.cloud.Limits`; each attribute is the option of its name."""
+
+    max_body_mb: Annotated[float, option("MIB", "Longest request.", min=0.001)] = 16.0
+    max_held_mb: Annotated[float, option("MIB", "All requests in memory; further ones get 503.", min=0.001)] = 256.0
+    max_connections: Annotated[int, option("N", "Connections at once; further ones get 503.", min=1)] = 1000
+    receive_timeout: Annotated[float, option("SECONDS", "How long a request may take to arrive.", min=0.1)] = 60.0
+    linger: Annotated[float, option("SECONDS", "After SIGTERM: respond, not ready, for so long.", min=0)] = 1.0
+    grace: Annotated[float, option("SECONDS", "After that: time for open requests.", min=1)] = 10.0
 
 
-@command
+@command("serve")
 def serve(
     model: Annotated[list[Path] | None, typer.Argument(help="Classifier bundles or ONNX files.")] = None,
+    *,
     port: options.Port = 8080,
-    host: options.Host = "127.0.0.1",
+    listen: options.Listen,
     name: Annotated[str | None, option("NAME", "The model's name. Default: its own.")] = None,
     token_file: options.TokenFile = None,
     replicas: Annotated[str, option("N", "Processes behind the port; of --engine ray also 1-8.")] = "1",
     models: Annotated[Path | None, option("DIR", "Folder of NAME/VERSION/model.onnx, or of bundles.")] = None,
     decoder: Annotated[Path | None, option("BUNDLE", "Obfuscator whose codes to decode, as NAME-split.")] = None,
-    tls_cert: options.TlsCert = None,
-    tls_key: options.TlsKey = None,
     threads: Annotated[int, option("N", "Threads for one run of a model.", min=1)] = 1,
     max_batch: Annotated[int, option("N", "Images in one run; waiting requests are joined.", min=1)] = 32,
     max_queue: Annotated[int, option("N", "Requests that may wait for a model; further ones get 503.", min=1)] = 256,
-    max_body_mb: Annotated[float, option("MIB", "Longest request.", min=0.001)] = 16.0,
-    max_held_mb: Annotated[float, option("MIB", "All requests in memory; further ones get 503.", min=0.001)] = 256.0,
-    max_connections: Annotated[int, option("N", "Connections at once; further ones get 503.", min=1)] = 1000,
-    receive_timeout: Annotated[float, option("SECONDS", "How long a request may take to arrive.", min=0.1)] = 60.0,
-    linger: Annotated[float, option("SECONDS", "After SIGTERM: respond, not ready, for so long.", min=0)] = 1.0,
-    grace: Annotated[float, option("SECONDS", "After that: time for open requests.", min=1)] = 10.0,
-    log_format: Annotated[Literal["text", "json"], typer.Option(help="Format of the log on standard error.")] = "text",
+    given_limits: LimitOptions,
+    log_format: Annotated[Literal["text", "json"], option(None, "Format of the log on standard error.")] = "text",
     access_log: Annotated[bool, flag("--access-log", "Log a line for each request.")] = False,
-    engine: EngineOption = "embedded",
+    engine: Annotated[
+        Literal["embedded", "ray"], option(None, "Processes here, or replicas on Ray Serve.")
+    ] = "embedded",
     address: Annotated[str | None, option("ADDRESS", "Ray: a running cluster. Default: this machine.")] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -62,37 +65,49 @@ def serve(
 
     Example: `sfumato serve bundles/resnet20 --port 8080`, then `curl http://127.0.0.1:8080/v2/health/ready`
     """
-    with needs_extra("serve"):
-        from sfumato import cloud
-        from sfumato.cloud import logs
+    from sfumato import cloud
+    from sfumato.cloud import logs
+    from sfumato.cloud.ray import OPEN_PORTS, serve_on_ray
 
     logs.configure(as_json=log_format == "json")
-    many = _replicas(replicas, engine, address, tls=tls_cert is not None or tls_key is not None)
-    paths, token = model or [], options.read_token(token_file)
+    many = _replicas(replicas, engine, address, tls=listen.tls_cert is not None or listen.tls_key is not None)
+    paths, token, limits = model or [], options.read_token(token_file), _limits(given_limits)
     how = {"threads": threads, "max_batch": max_batch, "max_queue": max_queue}
     open_models = partial(cloud.catalogue_of, paths, models, name=name, decoder=decoder, **how)
     catalogue = open_models()  # for several replicas, too: a damaged file is named once, here
     served = [{"name": one.name, "version": one.version, "fingerprint": one.fingerprint} for one in catalogue]
     announce = partial(_announce, served, as_json=as_json, alone=len(paths) == 1 and models is None)
-    limits = cloud.Limits(
-        max_body_bytes=int(max_body_mb * MIB),
-        max_held_bytes=int(max_held_mb * MIB),
-        max_connections=max_connections,
-        receive_timeout_s=receive_timeout,
-        linger_s=linger,
-        grace_s=grace,
-    )
     if engine == "ray":
-        build = partial(_app, open_models, token=token, access_log=access_log, limits=limits)
-        _serve_on_ray(build, many, host=host, port=port, cpus=threads, address=address, on_ready=announce)
+        starting = f"starting {many.least} replica(s) on Ray, which takes some seconds"
+        typer.echo(starting if address else f"{starting}\n{OPEN_PORTS}", err=True)
+        serve_on_ray(
+            lambda: cloud.Application(open_models(), token=token, access_log=access_log, limits=limits),
+            replicas=many,
+            host=listen.host,
+            port=port,
+            cpus=threads,
+            address=address,
+            on_ready=announce,
+        )
         return
-    at: dict[str, Any] = {"host": host, "port": port, "tls_cert": tls_cert, "tls_key": tls_key}
-    at |= {"token": token, "limits": limits, "access_log": access_log, "on_ready": announce}
-    if many.most == 1:
-        cloud.serve(catalogue, **at)
-    else:
+    start: Callable[..., None] = partial(cloud.serve, catalogue)
+    if many.most > 1:
         del catalogue  # each replica opens its own
-        cloud.serve_replicas(open_models, many.most, log_as_json=log_format == "json", **at)
+        start = partial(cloud.serve_replicas, open_models, many.most, log_as_json=log_format == "json")
+    start(port=port, **vars(listen), token=token, limits=limits, access_log=access_log, on_ready=announce)
+
+
+def _limits(given: LimitOptions) -> Limits:
+    from sfumato.cloud import Limits
+
+    return Limits(
+        max_body_bytes=int(given.max_body_mb * MIB),
+        max_held_bytes=int(given.max_held_mb * MIB),
+        max_connections=given.max_connections,
+        receive_timeout_s=given.receive_timeout,
+        linger_s=given.linger,
+        grace_s=given.grace,
+    )
 
 
 def _replicas(replicas: str, engine: str, address: str | None, *, tls: bool) -> Replicas:
@@ -116,18 +131,3 @@ def _announce(served: list[dict[str, str]], url: str, *, as_json: bool, alone: b
         print_json(found if len(served) == 1 else {**found, "split_model": served[1]["name"]})
     else:
         print_json({"url": url, "models": served})
-
-
-def _app(open_models: Callable[[], Any], **options: Any) -> ASGIApp:
-    from sfumato import cloud
-
-    return cloud.Application(open_models(), **options)
-
-
-def _serve_on_ray(build: Callable[[], ASGIApp], replicas: Replicas, *, address: str | None, **options: Any) -> None:
-    from sfumato.cloud.ray import OPEN_PORTS, serve_on_ray
-
-    typer.echo(f"starting {replicas.least} replica(s) on Ray, which takes some seconds", err=True)
-    if address is None:
-        typer.echo(OPEN_PORTS, err=True)
-    serve_on_ray(build, replicas=replicas, address=address, **options)

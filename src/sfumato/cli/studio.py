@@ -10,21 +10,20 @@ import typer
 from sfumato.cli import options
 from sfumato.cli.app import command
 from sfumato.cli.options import option
-from sfumato.cli.output import needs_extra, print_json
+from sfumato.cli.output import print_json
 
 
-@command
+@command("serve")
 def studio(
     obfuscators: Annotated[
         list[Path] | None,
         option("BUNDLE", "Obfuscator to choose; repeatable. Default: the shipped ones.", "--obfuscator", "-o"),
     ] = None,
+    *,
     classifier: options.Classifier = None,
     port: options.Port = 8090,
-    host: options.Host = "127.0.0.1",
+    listen: options.Listen,
     as_json: options.Json = False,
-    tls_cert: options.TlsCert = None,
-    tls_key: options.TlsKey = None,
 ) -> None:
     """Open a page that shows an image, its payload, the prediction, and what an attacker reconstructs.
 
@@ -33,9 +32,8 @@ def studio(
 
     Example: `sfumato studio`, then open the address that it prints
     """
-    with needs_extra("serve"):
-        from sfumato import cloud
-        from sfumato.apps.studio import Pages, collect
+    from sfumato import cloud
+    from sfumato.apps.studio import Pages, collect
     from sfumato.artifacts import shipped
 
     served = options.open_classifier(classifier)
@@ -49,4 +47,4 @@ def studio(
             typer.echo(f"the studio is at {url} (Ctrl-C stops it)")
 
     model = cloud.ServedModel(served.path)
-    cloud.serve([model], host=host, port=port, tls_cert=tls_cert, tls_key=tls_key, pages=pages, on_ready=announce)
+    cloud.serve([model], port=port, **vars(listen), pages=pages, on_ready=announce)

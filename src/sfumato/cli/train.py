@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,45 +12,49 @@ from sfumato.cli import options
 from sfumato.cli.app import command
 from sfumato.cli.memory import keep_freed_memory
 from sfumato.cli.options import option
-from sfumato.cli.output import needs_extra, percent, prepare, print_figures, print_json, write_result
+from sfumato.cli.output import percent, prepare, print_figures, print_json, write_result
 from sfumato.cli.progress import bars
 from sfumato.errors import RecipeError, TrainingError
 
 if TYPE_CHECKING:
-    from sfumato.lab.training.recipe import AnyRecipe
-
-FromOption = Annotated[
-    Path | None,
-    option(
-        "BUNDLE",
-        "Start from this obfuscator, also one for another classifier. Of a sketch only the decoded images are learned "
-        "again; the on-device predictions and the codes stay.",
-        "--from",
-    ),
-]
-BlackBoxOption = Annotated[
-    str | None,
-    option(
-        "URL",
-        "Query-only access: train against the predictions of this endpoint. The recipe's training images are sent "
-        "there as they are, so they must be public; its [black_box] says how many.",
-        "--black-box",
-    ),
-]
+    from sfumato.artifacts.bundle import Bundle
+    from sfumato.lab.training.recipe import AnyRecipe, ObfuscatorRecipe, SketchRecipe
 
 
-@command
+@dataclass(frozen=True)
+class RunOptions:
+    """How a training runs; each attribute is the option of its name."""
+
+    resume: options.Resume = False
+    overwrite: options.Overwrite = False
+    accelerator: Annotated[str, option("NAME", "auto, cpu, cuda, mps, ...")] = "auto"
+    devices: Annotated[int, option("N", "Processes to train on.", min=1)] = 1
+
+
+FromOption = option(
+    "BUNDLE",
+    "Start from this obfuscator, also one for another classifier. Of a sketch only the decoded images are learned "
+    "again; the on-device predictions and the codes stay.",
+    "--from",
+)
+BlackBoxOption = option(
+    "URL",
+    "Query-only access: train against the predictions of this endpoint. The recipe's training images are sent there as "
+    "they are, so they must be public; its [black_box] says how many.",
+    "--black-box",
+)
+
+
+@command("train")
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/cifar10-resnet20.toml.")],
+    *,
     out: Annotated[Path | None, option("DIR", "Folder of the run. [default: runs/NAME]", "--out", "-o")] = None,
     set_: Annotated[list[str] | None, option("KEY=VALUE", "Change a value of the recipe; repeatable.", "--set")] = None,
-    from_: FromOption = None,
-    resume: options.Resume = False,
-    overwrite: options.Overwrite = False,
+    from_: Annotated[Path | None, FromOption] = None,
+    how: RunOptions,
     estimate: Annotated[Path | None, option("FILE", "Train a few steps, and estimate the run's time.")] = None,
-    accelerator: Annotated[str, option("NAME", "auto, cpu, cuda, mps, ...")] = "auto",
-    devices: Annotated[int, option("N", "Processes to train on.", min=1)] = 1,
-    black_box: BlackBoxOption = None,
+    black_box: Annotated[str | None, BlackBoxOption] = None,
     token_file: options.TokenFile = None,
     ca_file: options.CaFile = None,
     as_json: options.Json = False,
@@ -66,42 +70,54 @@ def train(
     - `sfumato train recipes/cifar10-resnet20.toml --estimate estimate.json`
     """
     keep_freed_memory()
-    with needs_extra("train"):
-        from sfumato.lab.training import Run, load_recipe
-        from sfumato.lab.training import train as run_training
-        from sfumato.lab.training.blackbox import is_endpoint, protect_black_box
-        from sfumato.lab.training.engine import Options
-        from sfumato.lab.training.recipe import ClassifierRecipe
+    from sfumato.lab.training import Run, load_recipe
+    from sfumato.lab.training import train as run_training
+    from sfumato.lab.training.blackbox import is_endpoint
+    from sfumato.lab.training.recipe import ClassifierRecipe
 
     plan = load_recipe(recipe, [*(set_ or []), *([f'classifier="{black_box}"'] if black_box else [])])
     queried = None if isinstance(plan, ClassifierRecipe) or not is_endpoint(plan.classifier) else plan
     if estimate is not None:
-        if out or from_ or resume or overwrite or devices > 1:
+        if out or from_ or how.resume or how.overwrite or how.devices > 1:
             raise TrainingError("--estimate: leave out -o, --from, --resume, --overwrite and --devices")
         if queried is not None:
             raise RecipeError(f"--estimate needs the classifier itself; {queried.classifier} is an endpoint")
-        _estimate(plan, estimate, accelerator, as_json=as_json)
+        _estimate(plan, estimate, how.accelerator, as_json=as_json)
         return
     folder = out or Path("runs") / plan.name
     start = None if from_ is None else options.open_obfuscator(from_)
-    with bars() as shown:
-        how = Options(accelerator, devices, resume, overwrite, shown.progress, shown.say)
-        if queried is None:
-            bundle = run_training(plan, folder, start=start, **vars(how))
-        else:
-            if start is not None:
-                raise RecipeError("--from starts from an obfuscator; with query-only access it is learned from scratch")
-            shown.say(
-                f"up to {queried.black_box.queries:,} images, of {plan.data.source} and synthetic ones, are sent to "
-                f"{queried.classifier} as they are: they must be public"
-            )
-            token = options.read_token(token_file)
-            bundle = protect_black_box(queried, folder, how, token=token, ca_file=ca_file)
+    if queried is not None and start is not None:
+        raise RecipeError("--from starts from an obfuscator; with query-only access it is learned from scratch")
+    if queried is not None:
+        bundle = _train_by_queries(queried, folder, how, token_file, ca_file)
+    else:
+        with bars() as shown:
+            bundle = run_training(plan, folder, start=start, progress=shown.progress, say=shown.say, **vars(how))
     if as_json:
         print_json({"bundle": str(bundle.path), "figures": bundle.figures.to_json()})
         return
     typer.echo(f"bundle: {Run(folder).bundle}")
     print_figures(bundle.figures.to_json(), indent="  ")
+
+
+def _train_by_queries(
+    plan: ObfuscatorRecipe | SketchRecipe, folder: Path, how: RunOptions, token_file: Path | None, ca_file: Path | None
+) -> Bundle:
+    from sfumato.lab.training.blackbox import protect_black_box
+    from sfumato.lab.training.engine import Options
+
+    with bars() as shown:
+        shown.say(
+            f"up to {plan.black_box.queries:,} images, of {plan.data.source} and synthetic ones, are sent to "
+            f"{plan.classifier} as they are: they must be public"
+        )
+        return protect_black_box(
+            plan,
+            folder,
+            Options(**vars(how), progress=shown.progress, say=shown.say),
+            token=options.read_token(token_file),
+            ca_file=ca_file,
+        )
 
 
 def _estimate(plan: AnyRecipe, file: Path, accelerator: str, *, as_json: bool) -> None:

@@ -9,8 +9,7 @@ from torch import nn
 
 from sfumato.errors import Interrupted, TrainingError
 from sfumato.lab.baselines import Training, build
-from sfumato.lab.baselines.max_entropy import LEVELS, block_brightness, mean_entropy
-from sfumato.lab.baselines.nopeek import distance_correlation
+from sfumato.lab.baselines.encoders import LEVELS, block_brightness, distance_correlation, mean_entropy
 from sfumato.lab.models import Normalize
 from synthetic import CLASSES, image_set
 

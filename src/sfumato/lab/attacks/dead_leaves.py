@@ -15,17 +15,7 @@ _SMALLEST = 0.04
 
 
 def dead_leaves(count: int, height: int, width: int, *, seed: int) -> Tensor:
-    """Make images.
-
-    Args:
-        count: number of images.
-        height: rows.
-        width: columns.
-        seed: of all of them.
-
-    Returns:
-        (count, 3, height, width) uint8.
-    """
+    """Make images (count, 3, height, width) uint8."""
     random = np.random.default_rng(seed)
     images = np.empty((count, height, width, 3), np.uint8)
     for index in range(count):

@@ -5,18 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.errors import AuditError
 from sfumato.lab.attacks.fit import fit_decoder, in_parts
 from sfumato.lab.attacks.linear import LinearEstimate, solve
-from sfumato.lab.attacks.losses import Adversarial, SquaredError, Structure
-from sfumato.lab.attacks.protocol import AttackBudget, Prepared, Reconstruct
-from sfumato.lab.attacks.threat_models import Knowledge, Pairs, Threat
+from sfumato.lab.attacks.losses import Adversarial, Structure
+from sfumato.lab.attacks.protocol import AttackBudget, Attacker, Prepared, Reconstruct
+from sfumato.lab.attacks.threat_models import Knowledge, Pairs
 from sfumato.lab.models import Deobfuscator, autocast
 from sfumato.lab.models.decoders import ResidualNet, UNet
 
@@ -66,11 +64,7 @@ class Decoder(nn.Module):
 
 
 class PaperNet(nn.Module):
-    """The paper's deobfuscator; other than three channels are mixed to three first.
-
-    Args:
-        channels: of the payload.
-    """
+    """The paper's deobfuscator; other than three channels of the payload are mixed to three first."""
 
     size_multiple = Deobfuscator.size_multiple
 
@@ -101,7 +95,7 @@ def network(net: nn.Module, size: tuple[int, int], device: torch.device) -> Reco
 
 
 @dataclass(frozen=True)
-class LearnedDecoder:
+class LearnedDecoder(Attacker):
     """A decoder as an attacker.
 
     Attributes:
@@ -114,17 +108,13 @@ class LearnedDecoder:
 
     name: str
     build: Callable[[int], nn.Module]
-    loss: Callable[[], nn.Module] = SquaredError
+    loss: Callable[[], nn.Module] = nn.MSELoss
     corrects: bool = True
     learning_rate: float = 1e-3
-    threats: ClassVar[frozenset[Threat]] = frozenset(Threat) - {Threat.NO_PAIRS}
-    learns: ClassVar[bool] = True
 
     def prepare(self, knowledge: Knowledge, budget: AttackBudget) -> Prepared:
         """See `Attacker`."""
-        pairs = knowledge.pairs
-        if pairs is None:
-            raise AuditError(f"{self.name} needs pairs of images and the payload for them; none were given")
+        pairs = self._pairs(knowledge)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(budget.seed)
             decoder = self._decoder(pairs, (knowledge.height, knowledge.width), budget.seed)
@@ -132,13 +122,8 @@ class LearnedDecoder:
         params = sum(p.numel() for p in decoder.net.parameters())
         identity = f"{self.name}, {knowledge.threat}, {len(pairs)}, {budget.images}, {budget.seed}"
         fitted = fit_decoder(decoder, pairs, loss, budget, learning_rate=self.learning_rate, identity=identity)
-        return Prepared(
-            network(fitted.net, decoder.size, budget.device),
-            fitted.curve,
-            fitted.flattened,
-            params,
-            fitted.images_seen,
-        )
+        reconstruct = network(fitted.net, decoder.size, budget.device)
+        return Prepared(reconstruct, fitted.curve, fitted.flattened, params, fitted.images_seen)
 
     def _decoder(self, pairs: Pairs, size: tuple[int, int], seed: int) -> Decoder:
         some = torch.arange(min(len(pairs), _STATISTICS_PAIRS))

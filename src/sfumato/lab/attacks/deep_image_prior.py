@@ -1,24 +1,19 @@
 """Inversion by optimisation; the image is the output of an untrained network for noise.
 
-A convolutional network fits natural images sooner than anything else that explains the payload, and so takes the place
-of knowledge of what images look like. Each image has a network of its own.
+Each image has a network of its own, which fits natural images sooner than anything else that explains the payload.
 
 Source: Ulyanov et al. 2018, section 2; a smaller hourglass than theirs, for small images.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.lab.attacks.protocol import AttackBudget, Prepared
+from sfumato.lab.attacks.protocol import AttackBudget, Attacker, Prepared
 from sfumato.lab.attacks.threat_models import Knowledge, Threat
-from sfumato.lab.attacks.total_variation import Inversion, inversion, misfit
+from sfumato.lab.attacks.total_variation import Inversion, inversion, minimise
 
 _LEARNING_RATE = 0.01
 _BATCH = 32
@@ -64,17 +59,16 @@ class Hourglasses(nn.Module):
         return nn.Sequential(conv, nn.GroupNorm(out, out), nn.LeakyReLU(0.2))
 
 
-@dataclass(frozen=True)
-class DeepImagePrior:
+class DeepImagePrior(Attacker):
     """Adam on the weights of an untrained network for each image; the number of steps keeps it from fitting noise.
 
     `argmin_w |f(net_w(noise)) - observed|^2 / variance(observed)`
     """
 
-    name: ClassVar[str] = "deep image prior"
-    threats: ClassVar[frozenset[Threat]] = frozenset({Threat.WHITE_BOX, Threat.CLOUD})
-    learns: ClassVar[bool] = False
-    test_images: ClassVar[int] = 64
+    name = "deep image prior"
+    threats = frozenset({Threat.WHITE_BOX, Threat.CLOUD})
+    learns = False
+    test_images = 64
 
     def prepare(self, knowledge: Knowledge, budget: AttackBudget) -> Prepared:
         """See `Attacker`."""
@@ -92,18 +86,16 @@ class DeepImagePrior:
         return Prepared(reconstruct, params=params)
 
 
+@torch.no_grad()
 def _fit(known: Inversion, observed: Tensor, budget: AttackBudget) -> Tensor:
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(budget.seed)
         nets = Hourglasses(known.start(observed))
-        parameters = list(nets.parameters())
-        optimizer = torch.optim.Adam(parameters, lr=_LEARNING_RATE)
-        for step in range(budget.steps):
-            optimizer.param_groups[0]["lr"] = _LEARNING_RATE * (1 + math.cos(math.pi * step / budget.steps)) / 2
-            loss = misfit(known.forward(nets()), observed, known.variance).sum()
-            for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-                parameter.grad = gradient
-            optimizer.step()
-    with torch.no_grad():
-        out: Tensor = nets()
+
+        def loss() -> Tensor:
+            return known.misfit(nets(), observed).sum()
+
+        for _ in minimise(list(nets.parameters()), loss, learning_rate=_LEARNING_RATE, steps=budget.steps):
+            pass
+    out: Tensor = nets()
     return out

@@ -1,8 +1,7 @@
 """Trains a learned attacker: Adam at a constant rate, weights averaged over the run, validation at intervals.
 
-The average of the weights takes the place of a falling rate and is good at any moment, so that the learning curve
-means something, training can stop when the curve is flat, and one budget's curve is the beginning of the next one's.
-The attacker keeps the weights of its best validation, on pairs of its own that it held out.
+The averaged weights are good at any moment, so that training can stop when the learning curve is flat, and one
+budget's curve is the beginning of the next one's. Those of the best validation, on pairs held out, are kept.
 
 Source: polynomial-decay averaging, Shamir and Zhang 2013; as used by Karras et al. 2024, section 3.1.
 """
@@ -11,9 +10,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +44,8 @@ _AVERAGE_POWER = 8
 _WARMUP_STEPS = 50
 _PARTS = frozenset({"identity", "net", "average", "best", "loss", "optimizer", "step", "curve"})
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""Reconstructed (N, 3, H, W), not bounded, and original images (N, 3, H, W) in [0, 1] -> scalar."""
+Curve = Sequence[tuple[int, float]]
+"""(images seen, mean squared error on held-out pairs), in time order, from 0 images on."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Fitted:
 
     Attributes:
         net: with averaged weights, as they were at the best validation; in evaluation mode.
-        curve: (images seen, mean squared error on held-out pairs), in time order.
+        curve: of its training.
         flattened: whether the end of the curve is flat.
         images_seen: in training, with repetition.
     """
@@ -80,8 +79,9 @@ def fit_decoder(
     Args:
         net: the payload (N, C, H', W') float32 -> images (N, 3, H, W), not bounded.
         pairs: at least 5; up to a fifth of them, at most 500, is held out for the curve.
-        loss: see `Loss`; its own parameters, if any, are trained along.
-        budget: budget, seed, checkpoint, progress.
+        loss: reconstructed (N, 3, H, W), not bounded, and original images (N, 3, H, W) in [0, 1] -> scalar; its own
+            parameters, if any, are trained along.
+        budget: of the attacker.
         learning_rate: of Adam.
         identity: distinguishes it from other trainings when a checkpoint is resumed.
 
@@ -99,7 +99,7 @@ def fit_decoder(
     steps = max(1, budget.images // BATCH)
     validate_every = max(1, steps // VALIDATIONS)
     if budget.checkpoint is not None and budget.checkpoint.exists():
-        training.resume(load_checkpoint(budget.checkpoint, _PARTS))
+        training.resume(budget.checkpoint)
     if not training.curve:
         training.validate(held_pairs)
     last_saved = time.monotonic()
@@ -124,52 +124,31 @@ def fit_decoder(
 
 
 def in_parts(tensor: Tensor, size: tuple[int, int], least: int = 1, *, times: int = 1) -> tuple[Tensor, ...]:
-    """Split what belongs to images, so that each part goes through a net at once.
+    """Split (N, ...) into parts that go through a net at once: of at least `least` images of a size (H, W).
 
-    Args:
-        tensor: (N, ...).
-        size: (H, W) of the images.
-        least: so many images at least.
-        times: so many times as large as with gradients.
+    Without gradients, parts may be several `times` as large.
     """
     return torch.split(tensor, max(least, times * _PIXELS_AT_ONCE // (size[0] * size[1])))
 
 
-def flattened(curve: list[tuple[int, float]] | tuple[tuple[int, float], ...]) -> bool:
-    """Whether the last third of the training changed less than `FLAT` of the error, for better or worse.
-
-    Args:
-        curve: (images seen, error) in time order, from 0 images on.
-    """
+def flattened(curve: Curve) -> bool:
+    """Whether the last third of the training changed less than `FLAT` of the error, for better or worse."""
     return _tells(curve) and abs(_gain(curve, 1 / 3)) < FLAT
 
 
-def _stagnant(curve: list[tuple[int, float]]) -> bool:
+def _stagnant(curve: Curve) -> bool:
     return _tells(curve) and _gain(curve, 1 / 2) < STOP
 
 
-def _tells(curve: list[tuple[int, float]] | tuple[tuple[int, float], ...]) -> bool:
+def _tells(curve: Curve) -> bool:
     return len(curve) > VALIDATIONS // 2 and curve[-1][0] >= LEAST_STEPS * BATCH
 
 
-def _gain(curve: list[tuple[int, float]] | tuple[tuple[int, float], ...], share: float) -> float:
+def _gain(curve: Curve, share: float) -> float:
     """The share of the error that the last `share` of the training took away."""
     end = curve[-1][0]
     before = [error for seen, error in curve if seen <= end * (1 - share)][-1]
     return 1 - curve[-1][1] / max(before, 1e-12)
-
-
-@torch.no_grad()
-def _error(net: nn.Module, pairs: tuple[Tensor, Tensor]) -> float:
-    images, observed = pairs
-    device = next(net.parameters()).device
-    total = 0.0
-    size = images.shape[2], images.shape[3]
-    for x, y in zip(in_parts(observed, size, times=4), in_parts(images, size, times=4), strict=True):
-        with autocast(device):
-            reconstructed = net(x.to(device))
-        total += float((reconstructed.float().clamp(0, 1) - y.to(device)).square().mean()) * len(x)
-    return total / len(images)
 
 
 class _Training:
@@ -190,7 +169,6 @@ class _Training:
         self.best: dict[str, Tensor] = {}
 
     def learn(self, images: Tensor, observed: Tensor) -> Tensor:
-        """Take a step on a batch (B, 3, H, W) in [0, 1] and its payload (B, C, H', W'); return the loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * min(1.0, (self.step + 1) / _WARMUP_STEPS)
         self.optimizer.zero_grad()
@@ -208,15 +186,13 @@ class _Training:
         return value
 
     def validate(self, held_pairs: tuple[Tensor, Tensor]) -> None:
-        """Add a point to the learning curve, and keep the weights if they are the best so far."""
-        error = _error(self.average, held_pairs)
+        error = self._error(*held_pairs)
         if not self.curve or error < min(known for _, known in self.curve):
             self.best = {name: value.clone() for name, value in self._learned(self.average).items()}
         self.curve.append((self.step * BATCH, error))
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Move the averaged weights towards the present ones."""
         keep = (1 - 1 / self.step) ** (_AVERAGE_POWER + 1)
         present = self._learned(self.net)
         for name, slow in self._learned(self.average).items():
@@ -225,15 +201,25 @@ class _Training:
             else:
                 slow.copy_(present[name])
 
+    @torch.no_grad()
+    def _error(self, images: Tensor, observed: Tensor) -> float:
+        total, size = 0.0, (images.shape[2], images.shape[3])
+        for x, y in zip(in_parts(observed, size, times=4), in_parts(images, size, times=4), strict=True):
+            with autocast(self.device):
+                reconstructed = self.average(x.to(self.device))
+            total += float((reconstructed.float().clamp(0, 1) - y.to(self.device)).square().mean()) * len(x)
+        return total / len(images)
+
     def _learned(self, net: nn.Module) -> dict[str, Tensor]:
         return {name: value for name, value in net.state_dict().items() if name not in self.fixed}
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> dict[str, object]:
         states = {"loss": self.loss.state_dict(), "optimizer": self.optimizer.state_dict()}
         nets = {"net": self._learned(self.net), "average": self._learned(self.average), "best": self.best}
         return {"identity": self.identity, "step": self.step, "curve": self.curve, **nets, **states}
 
-    def resume(self, saved: Mapping[str, Any]) -> None:
+    def resume(self, checkpoint: Path) -> None:
+        saved = load_checkpoint(checkpoint, _PARTS)
         if saved["identity"] != self.identity:
             raise AuditError("the attacker's checkpoint belongs to another audit; restart without --resume")
         self.net.load_state_dict(saved["net"], strict=False)

@@ -1,8 +1,6 @@
 """Re-identification: which of N images of one class was sent, and which two payloads show the same image.
 
-Reconstructed images may look like nothing and still identify a person. Every map that gives the same image the same
-payload again can be undone this way by whoever holds the candidates: "retrieval" measures that. "linkage" asks less of
-the attacker: not what the image is, only that two payloads show the same one.
+"retrieval" finds the image of a payload among candidates; "linkage" finds another payload of the same image.
 
 Source: learned scores: contrastive predictive coding, van den Oord et al. 2018, equation 4; with two encoders as
 in Radford et al. 2021 (CLIP), figure 3; of two views of an image as in Chen et al. 2020 (SimCLR), section 2.
@@ -37,7 +35,6 @@ Observe = Callable[[Tensor], Tensor]
 """(N, 3, H, W) uint8 -> the payload for them, (N, C, H', W') float32."""
 Features = tuple[Tensor, Tensor]
 """What is compared: of the queries (Q, D) and of all test images (M, D); Euclidean distance."""
-Sources = dict[str, Features]
 Measure = Literal["retrieval", "linkage"]
 
 
@@ -109,67 +106,57 @@ def identify(
     rounds = [_Round.sample(labels, count, queries, seed) for count in _counts(labels, candidates)]
     queried = torch.unique(torch.cat([r.queries for r in rounds]))
     sent = observed_test[queried]
-    retrieval = _retrieval(knowledge, sent, originals_test, reconstruct, budget)
-    attacks: list[tuple[Measure, str, Features]] = [("retrieval", name, f) for name, f in retrieval.items()]
+    attacks: list[tuple[Measure, str, Features]] = [
+        ("retrieval", *attack) for attack in _retrieval(knowledge, sent, originals_test, reconstruct, budget)
+    ]
     if observe is not None:
-        linkage = _linkage(knowledge, sent, originals_test, reconstruct, budget, observe, seed)
-        attacks += [("linkage", name, features) for name, features in linkage.items()]
+        views = another_view(originals_test, torch.Generator().manual_seed(seed))
+        linkage = _linkage(knowledge.pairs, sent, originals_test, views, reconstruct, budget, observe)
+        attacks += [("linkage", *attack) for attack in linkage]
     return [r.score(measure, name, knowledge.threat, f, queried) for measure, name, f in attacks for r in rounds]
 
 
 def _retrieval(
     knowledge: Knowledge, sent: Tensor, originals: Tensor, reconstruct: Reconstruct | None, budget: AttackBudget
-) -> Sources:
-    found: Sources = {}
+) -> Iterator[tuple[str, Features]]:
     pairs = knowledge.pairs
     if reconstruct is not None:
-        found["distance of reconstructed images"] = batched(reconstruct, sent), originals.float().flatten(1) / 255
+        yield "distance of reconstructed images", (batched(reconstruct, sent), originals.float().flatten(1) / 255)
     if pairs is not None:
         of_payloads, of_images = _train_matcher(pairs, budget)
         of_pool = batched(lambda part: of_images(part.float() / 255), originals)
-        found["contrastive embedding"] = batched(of_payloads, sent), of_pool
+        yield "contrastive embedding", (batched(of_payloads, sent), of_pool)
     if knowledge.threat in (Threat.WHITE_BOX, Threat.CLOUD) and isinstance(pairs, FreshPairs):
         # Noise in the candidates does not help: the mean is compared where it is known.
         again_payload = knowledge.module.mean if isinstance(knowledge.module, Noisy) else pairs.payload
-        with torch.no_grad():
-            again = batched(lambda part: again_payload(part.float() / 255), originals)
-        found["obfuscating the candidates"] = _standardised(sent.flatten(1), again)
-    return found
+        again = batched(lambda part: again_payload(part.float() / 255), originals)
+        yield "obfuscating the candidates", _standardised(sent.flatten(1), again)
 
 
 def _linkage(
-    knowledge: Knowledge,
+    pairs: Pairs | None,
     sent: Tensor,
     originals: Tensor,
+    views: Tensor,
     reconstruct: Reconstruct | None,
     budget: AttackBudget,
     observe: Observe,
-    seed: int,
-) -> Sources:
-    views = another_view(originals, torch.Generator().manual_seed(seed))
+) -> Iterator[tuple[str, Features]]:
     gallery = batched(observe, views, flat=False)
-    found: Sources = {
-        "distance, same image again": _standardised(sent.flatten(1), batched(observe, originals)),
-        "distance, another view": _standardised(sent.flatten(1), gallery.flatten(1)),
-    }
+    yield "distance, same image again", _standardised(sent.flatten(1), batched(observe, originals))
+    yield "distance, another view", _standardised(sent.flatten(1), gallery.flatten(1))
     if reconstruct is not None:
         of_gallery = batched(reconstruct, gallery)
-        found["distance of reconstructed images, another view"] = batched(reconstruct, sent), of_gallery
-    if isinstance(knowledge.pairs, FreshPairs):
-        encoder = _train_linker(knowledge.pairs, budget)
-        found["contrastive embedding, another view"] = batched(encoder, sent), batched(encoder, gallery)
-    return found
+        yield "distance of reconstructed images, another view", (batched(reconstruct, sent), of_gallery)
+    if isinstance(pairs, FreshPairs):
+        encoder = _train_linker(pairs, budget)
+        yield "contrastive embedding, another view", (batched(encoder, sent), batched(encoder, gallery))
 
 
 def another_view(images: Tensor, generator: torch.Generator) -> Tensor:
     """Imitate another photograph of the same thing: mirrored or not, shifted, brighter or darker, each image alone.
 
-    Args:
-        images: (N, 3, H, W) uint8.
-        generator: of the choices.
-
-    Returns:
-        (N, 3, H, W) uint8.
+    The shape (N, 3, H, W) and uint8 stay.
     """
     count, _, height, width = images.shape
     up, left = height // _SHIFT, width // _SHIFT
@@ -188,21 +175,20 @@ class Encoder(nn.Module):
     """A small convolutional network with strides, for payloads or for images.
 
     Args:
-        channels: of the input.
+        inputs: (N, C, H', W') float32, examples: their channels' mean and deviation standardise the input.
         outputs: numbers that come out.
-        mean: (channels,) float32, taken off the input.
-        std: (channels,) float32, that it is divided by.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, channels: int, outputs: int, mean: Tensor, std: Tensor) -> None:
+    def __init__(self, inputs: Tensor, outputs: int) -> None:
         super().__init__()
-        self.register_buffer("mean", mean.view(1, -1, 1, 1))
-        self.register_buffer("std", std.view(1, -1, 1, 1).clamp_min(1e-6))
+        std, mean = torch.std_mean(inputs, dim=(0, 2, 3), keepdim=True)
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std.clamp_min(1e-6))
         self.body = nn.Sequential(
-            nn.Conv2d(channels, 32, 3, stride=2, padding=1),
+            nn.Conv2d(inputs.shape[1], 32, 3, stride=2, padding=1),
             nn.ReLU(),
             nn.Conv2d(32, 64, 3, stride=2, padding=1),
             nn.ReLU(),
@@ -219,21 +205,16 @@ class Encoder(nn.Module):
             out: Tensor = self.body((x - self.mean) / self.std)
         return out.float()
 
-    @classmethod
-    def fitting(cls, inputs: Tensor, outputs: int) -> Encoder:
-        """An untrained one that standardises by these inputs' channels, (N, C, H', W') float32."""
-        std, mean = torch.std_mean(inputs, dim=(0, 2, 3))
-        return cls(inputs.shape[1], outputs, mean, std)
+
+def examples(pairs: Pairs, source: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return a few pairs, as `Pairs.batch` does, for the statistics of their channels."""
+    return pairs.batch(torch.arange(min(len(pairs), _STATISTICS_PAIRS)), source)
 
 
 def train(module: nn.Module, losses: Iterator[Tensor], budget: AttackBudget, *, learning_rate: float = 1e-3) -> None:
-    """Train with Adam at a rate that falls linearly, for a budget of images; leave the module in evaluation mode.
+    """Train with Adam at a rate that falls linearly to 0; leave the module in evaluation mode.
 
-    Args:
-        module: what is trained.
-        losses: yields the loss of a new batch of `BATCH` images each time.
-        budget: of the attacker.
-        learning_rate: at the start.
+    `losses` yields the loss of a new batch of `BATCH` images each time.
 
     Raises:
         AuditError: the loss is not finite.
@@ -269,11 +250,10 @@ class _Matcher(nn.Module):
 def _train_matcher(pairs: Pairs, budget: AttackBudget) -> tuple[Observe, Observe]:
     """Encoders of payloads and of images in which those that belong together are near."""
     source = torch.Generator().manual_seed(budget.seed)
-    images, observed = pairs.batch(torch.arange(min(len(pairs), _STATISTICS_PAIRS)), source)
+    images, observed = examples(pairs, source)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(budget.seed)
-        matcher = _Matcher(Encoder.fitting(observed, _FEATURES), Encoder.fitting(images, _FEATURES))
-    matcher.to(budget.device)
+        matcher = _Matcher(Encoder(observed, _FEATURES), Encoder(images, _FEATURES)).to(budget.device)
 
     def losses() -> Iterator[Tensor]:
         while True:
@@ -287,10 +267,10 @@ def _train_matcher(pairs: Pairs, budget: AttackBudget) -> tuple[Observe, Observe
 def _train_linker(pairs: FreshPairs, budget: AttackBudget) -> Observe:
     """One encoder of payloads in which two views of one image are near."""
     source = torch.Generator().manual_seed(budget.seed)
-    _, observed = pairs.batch(torch.arange(min(len(pairs), _STATISTICS_PAIRS)), source)
+    _, observed = examples(pairs, source)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(budget.seed)
-        encoder = Encoder.fitting(observed, _FEATURES)
+        encoder = Encoder(observed, _FEATURES)
     matcher = _Matcher(encoder, encoder).to(budget.device)
 
     @torch.no_grad()

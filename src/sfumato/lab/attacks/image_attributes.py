@@ -1,8 +1,7 @@
 """Attribute inference: what every image has beyond its class, such as colour, brightness and orientation.
 
-One small network with a head for each attribute is trained on the payload. It is compared with the best guess from the
-class label alone, which anybody who sees the prediction can make. For label columns see
-`sfumato.lab.audit.label_attributes`.
+One small network with a head for each attribute is trained on the payload, and compared with the best guess from the
+class label alone. For label columns see `sfumato.lab.audit.label_attributes`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfumato.errors import AuditError
-from sfumato.lab.attacks.identification import BATCH, Encoder, batched, train
+from sfumato.lab.attacks.identification import BATCH, Encoder, batched, examples, train
 from sfumato.lab.attacks.protocol import AttackBudget
 from sfumato.lab.attacks.threat_models import FixedPairs, FreshPairs, Knowledge, Pairs, Threat
 from sfumato.lab.evaluation.measures import proportion_interval
@@ -27,7 +26,6 @@ GREY = 0.02
 """A mean colour whose largest and smallest channel differ by less has no hue: a bin of its own, the seventh."""
 LEVELS = 4
 """Bins of brightness, at the quartiles of the attacker's images."""
-_STATISTICS_PAIRS = 500
 
 Targets = dict[str, Tensor]
 """Name of an attribute -> (N,) int64."""
@@ -102,8 +100,8 @@ def infer(
     levels = _luma(pairs.images).quantile(torch.arange(1, LEVELS) / LEVELS)
     known, truth = _visible(pairs.images, levels), _visible(originals_test, levels)
     values = {name: int(torch.cat([known[name], truth[name]]).max()) + 1 for name in known}
-    turns = _turns(originals_test) if isinstance(pairs, FreshPairs) else {}
-
+    turns = {"mirrored": 2, "rotation": 4} if originals_test.shape[-1] == originals_test.shape[-2] else {"mirrored": 2}
+    turns = turns if isinstance(pairs, FreshPairs) else {}
     values |= turns
 
     def batch(chosen: Tensor, source: torch.Generator) -> tuple[Tensor, Targets]:
@@ -111,26 +109,21 @@ def infer(
 
     guess = train_heads(pairs, batch, values, budget)
     guesses, source = guess(batched(observe_test, originals_test, flat=False)), torch.Generator().manual_seed(seed)
-    found = []
-    for name in known:
-        by_class = chance(known[name], train_labels, truth[name], labels_test)
-        found.append(_attribute(name, guesses[name] == truth[name], by_class, knowledge.threat))
+    by_chance = {name: chance(known[name], train_labels, truth[name], labels_test) for name in known}
     for name, count in turns.items():
-        turned, how = _turned(originals_test, name, source)
-        found.append(
-            _attribute(name, guess(batched(observe_test, turned, flat=False))[name] == how, 1 / count, knowledge.threat)
-        )
+        turned, truth[name] = _turned(originals_test, name, source)
+        guesses[name] = guess(batched(observe_test, turned, flat=False))[name]
+        by_chance[name] = 1 / count
+    found = []
+    for name, baseline in by_chance.items():
+        hits, tried = int((guesses[name] == truth[name]).sum()), len(originals_test)
+        interval = proportion_interval(hits, tried)
+        found.append(Attribute(name, hits / tried, baseline, tried, *interval, knowledge.threat))
     return found
 
 
 def hue(images: Tensor) -> Tensor:
-    """Return which of `HUES` hues the mean colour is nearest to; `HUES` itself if it is grey (see `GREY`).
-
-    Args:
-        images: (N, 3, H, W) uint8.
-
-    Returns:
-        (N,) int64 in [0, HUES].
+    """Return which hue the mean colour is nearest to: (N, 3, H, W) uint8 -> (N,) int64 in [0, HUES]; `HUES` for grey.
 
     Source: the angle in the plane across the grey axis, Preucil 1953.
     """
@@ -150,11 +143,6 @@ def _visible(images: Tensor, levels: Tensor) -> Targets:
     return {"hue": hue(images), "brightness": torch.bucketize(_luma(images), levels)}
 
 
-def _turns(images: Tensor) -> dict[str, int]:
-    square = images.shape[-1] == images.shape[-2]
-    return {"mirrored": 2, "rotation": 4} if square else {"mirrored": 2}
-
-
 def _turned(images: Tensor, name: str, source: torch.Generator) -> tuple[Tensor, Tensor]:
     """Each image turned at random, and how: "mirrored" 0 or 1, "rotation" 0 to 3 quarters."""
     how = torch.randint(2 if name == "mirrored" else 4, (len(images),), generator=source)
@@ -168,23 +156,16 @@ def _turned(images: Tensor, name: str, source: torch.Generator) -> tuple[Tensor,
 def train_heads(
     pairs: Pairs, batch: Batch, values: Mapping[str, int], budget: AttackBudget, *, learning_rate: float = 1e-3
 ) -> Callable[[Tensor], Targets]:
-    """Train one small network on the payload, with a head for each attribute.
-
-    Args:
-        pairs: to learn from.
-        batch: see `Batch`.
-        values: attribute -> number of its values.
-        budget: of the attacker.
-        learning_rate: see `sfumato.lab.attacks.identification.train`.
+    """Train one small network on the payload, with a head for each attribute and its number of values.
 
     Returns:
         The payload (N, C, H', W') float32 -> each attribute's guesses (N,) int64.
     """
     source = torch.Generator().manual_seed(budget.seed)
-    _, some = pairs.batch(torch.arange(min(len(pairs), _STATISTICS_PAIRS)), source)
+    _, some = examples(pairs, source)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(budget.seed)
-        net = Encoder.fitting(some, sum(values.values())).to(budget.device)
+        net = Encoder(some, sum(values.values())).to(budget.device)
 
     def heads(observed: Tensor) -> dict[str, Tensor]:
         parts = net(observed.to(budget.device)).split(list(values.values()), dim=1)
@@ -228,18 +209,9 @@ def _batch(
 def chance(known: Tensor, train_labels: Tensor, truth: Tensor, labels_test: Tensor) -> float:
     """Accuracy of the most frequent value in the image's class, or of all where the class was never seen.
 
-    Args:
-        known: (N,) int64, the attribute of training images.
-        train_labels: (N,) int64, their classes.
-        truth: (M,) int64, the attribute of test images.
-        labels_test: (M,) int64, their classes.
+    All are int64: the attribute (N,) and class (N,) of training images, then those (M,) of test images.
     """
     counts = torch.zeros(int(max(train_labels.max(), labels_test.max())) + 1, int(known.max()) + 1)
     counts.index_put_((train_labels, known), torch.ones(len(known)), accumulate=True)
     counts[counts.sum(dim=1) == 0] = counts.sum(dim=0)
     return float((counts.argmax(dim=1)[labels_test] == truth).double().mean())
-
-
-def _attribute(name: str, correct: Tensor, by_class: float, threat: Threat) -> Attribute:
-    hits, count = int(correct.sum()), len(correct)
-    return Attribute(name, hits / count, by_class, count, *proportion_interval(hits, count), threat)

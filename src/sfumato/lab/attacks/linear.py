@@ -8,16 +8,14 @@ Source: ridge regression, Hoerl and Kennard 1970; its penalty is chosen on pairs
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from sfumato.errors import AuditError
-from sfumato.lab.attacks.protocol import AttackBudget, Prepared
-from sfumato.lab.attacks.threat_models import Knowledge, Pairs, Threat
+from sfumato.lab.attacks.protocol import AttackBudget, Attacker, Prepared
+from sfumato.lab.attacks.threat_models import Knowledge, Pairs
 
 MAX_INPUTS = 6144
 """Numbers of the payload that are used: twice a 3x32x32 image. Larger inputs are seen through fewer pairs."""
@@ -53,19 +51,14 @@ class LinearEstimate(nn.Module):
         return x.reshape(-1, *self.base.shape) + self.base
 
 
-@dataclass(frozen=True)
-class Linear:
+class Linear(Attacker):
     """Least squares as an attacker of its own."""
 
-    name: ClassVar[str] = "least squares"
-    threats: ClassVar[frozenset[Threat]] = frozenset(Threat) - {Threat.NO_PAIRS}
-    learns: ClassVar[bool] = True
+    name = "least squares"
 
     def prepare(self, knowledge: Knowledge, budget: AttackBudget) -> Prepared:
         """See `Attacker`."""
-        if knowledge.pairs is None:
-            raise AuditError("least squares needs pairs of images and the payload for them; none were given")
-        estimate, used = solve(knowledge.pairs, seed=budget.seed)
+        estimate, used = solve(self._pairs(knowledge), seed=budget.seed)
         return Prepared(
             reconstruct=lambda observed: estimate(observed).clamp(0, 1),
             params=sum(f.numel() for f in estimate.factors),
@@ -75,7 +68,7 @@ class Linear:
 
 @lru_cache(maxsize=1)
 @torch.no_grad()
-def solve(pairs: Pairs, *, seed: int) -> tuple[LinearEstimate, int]:
+def solve(pairs: Pairs, *, seed: int, among: Tensor | None = None) -> tuple[LinearEstimate, int]:
     """Fit the linear map; the penalty is the one that does best on a tenth of the pairs held out.
 
     The last result is cached: attackers with the same knowledge start from the same map.
@@ -83,6 +76,7 @@ def solve(pairs: Pairs, *, seed: int) -> tuple[LinearEstimate, int]:
     Args:
         pairs: at least 2.
         seed: of noise and mirroring, where the pairs are fresh.
+        among: indices of those to use; all by default.
 
     Returns:
         The map and how many pairs it was fitted on.
@@ -90,10 +84,11 @@ def solve(pairs: Pairs, *, seed: int) -> tuple[LinearEstimate, int]:
     Raises:
         AuditError: fewer than 2 pairs.
     """
-    if len(pairs) < 2:
-        raise AuditError(f"least squares needs at least 2 pairs, got {len(pairs)}")
+    among = torch.arange(len(pairs)) if among is None else among
+    if len(among) < 2:
+        raise AuditError(f"least squares needs at least 2 pairs, got {len(among)}")
     source = torch.Generator().manual_seed(seed)
-    images, observed = _gather(pairs, source)
+    images, observed = _gather(pairs, among[torch.randperm(len(among), generator=source)], source)
     inputs = observed.flatten(1)
     held = max(1, len(inputs) // 10)
     base, offset = images[held:].mean(dim=0), inputs[held:].mean(dim=0)
@@ -110,10 +105,9 @@ def solve(pairs: Pairs, *, seed: int) -> tuple[LinearEstimate, int]:
         solution = _ridge(gram, targets[:, some], penalty)
         if solution is not None:
             errors[penalty] = float((project @ solution - y_held[:, some]).square().mean())
-    if not errors:
+    solution = _ridge(gram, targets, min(errors, key=errors.__getitem__)) if errors else None
+    if solution is None:
         raise AuditError("least squares failed for every penalty: the payload is constant or not finite")
-    solution = _ridge(gram, targets, min(errors, key=lambda penalty: errors[penalty]))
-    assert solution is not None
     wide = dual and x.shape[1] > MAX_INPUTS
     factors = [x.T, solution] if wide else [x.T @ solution] if dual else [solution]
     return LinearEstimate(offset, [factor.contiguous() for factor in factors], base), len(x)
@@ -127,8 +121,7 @@ def _ridge(gram: Tensor, targets: Tensor, penalty: float) -> Tensor | None:
     return None if int(failed) else torch.cholesky_solve(targets.double(), factor).float()
 
 
-def _gather(pairs: Pairs, source: torch.Generator) -> tuple[Tensor, Tensor]:
-    order = torch.randperm(len(pairs), generator=source)
+def _gather(pairs: Pairs, order: Tensor, source: torch.Generator) -> tuple[Tensor, Tensor]:
     _, observed = pairs.batch(order[:2], source)
     too_large = _leading(observed).flatten(1).shape[1] > MAX_INPUTS
     order = order[: _MAX_PAIRS_DUAL if too_large else MAX_PAIRS]

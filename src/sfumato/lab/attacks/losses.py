@@ -14,14 +14,6 @@ ADVERSARIAL_WEIGHT = 0.01
 """Of the discriminator's loss, relative to the squared error; about where both pull equally hard at 32 pixels."""
 
 
-class SquaredError(nn.Module):
-    """Mean squared error: the loss that the measure itself is made of."""
-
-    def forward(self, reconstructed: Tensor, images: Tensor) -> Tensor:
-        """Reconstructed and original (N, 3, H, W) float32 -> scalar."""
-        return F.mse_loss(reconstructed, images)
-
-
 class Structure(nn.Module):
     """L1 and structural similarity.
 

@@ -1,8 +1,7 @@
 """The one interface of all attackers that reconstruct images.
 
-To add one: write a file in this folder with a class that has `name`, `threats`, `learns` and `prepare`, and enter it in
-`sfumato.lab.attacks.registry`. It gets a `Knowledge` and an `AttackBudget`, and returns a `Prepared`: a function from
-payloads to images. It never sees a test image.
+To add one: write a file in this folder with a class derived from `Attacker`, and enter it in
+`sfumato.lab.attacks.registry`. It never sees a test image.
 """
 
 from __future__ import annotations
@@ -10,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from sfumato.lab.attacks.threat_models import Knowledge, Threat
+from sfumato.errors import AuditError
+from sfumato.lab.attacks.threat_models import Knowledge, Pairs, Threat
 from sfumato.progress import Progress, silent
 
 CPU = torch.device("cpu")
@@ -69,20 +68,18 @@ class Prepared:
     images_seen: int | None = None
 
 
-class Attacker(Protocol):
-    """Reconstructs images from the payload."""
+class Attacker:
+    """Reconstructs images from the payload.
 
-    @property
-    def name(self) -> str:
-        """For people, and to distinguish trials."""
+    Attributes:
+        name: for people, and to distinguish trials.
+        threats: under which threat models it can work.
+        learns: whether it learns once and then reconstructs any number of images quickly.
+    """
 
-    @property
-    def threats(self) -> frozenset[Threat]:
-        """Under which threat models it can work."""
-
-    @property
-    def learns(self) -> bool:
-        """Whether it learns once and then reconstructs any number of images quickly."""
+    name: str
+    threats: frozenset[Threat] = frozenset(Threat) - {Threat.NO_PAIRS}
+    learns: bool = True
 
     def prepare(self, knowledge: Knowledge, budget: AttackBudget) -> Prepared:
         """Learn what can be learned before the attack.
@@ -91,3 +88,9 @@ class Attacker(Protocol):
             AuditError: the knowledge does not suffice, such as gradients where there are none.
             Interrupted: Ctrl-C or SIGTERM; the state was saved in the budget's checkpoint.
         """
+        raise NotImplementedError
+
+    def _pairs(self, knowledge: Knowledge) -> Pairs:
+        if knowledge.pairs is None:
+            raise AuditError(f"{self.name} needs pairs of images and the payload for them; none were given")
+        return knowledge.pairs

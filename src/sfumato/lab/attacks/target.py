@@ -56,11 +56,10 @@ class Coded(Protocol):
 
 @dataclass(frozen=True)
 class LocalClassifier:
-    """The on-device predictions, and when they are final.
+    """The on-device predictions, and the gate that says when they are final.
 
     Attributes:
         logits: images (N, 3, H, W) float32 in [0, 1] -> calibrated logits (N, classes) float32; no gradients.
-        gate: with the threshold.
     """
 
     logits: Callable[[Tensor], Tensor]
@@ -102,13 +101,5 @@ class Target:
 
     @torch.no_grad()
     def observe(self, images: Tensor, *, batch: int = 250) -> Tensor:
-        """The payload for many images.
-
-        Args:
-            images: (N, 3, H, W) uint8.
-            batch: images at a time.
-
-        Returns:
-            (N, C, H', W') float32.
-        """
+        """Return the payload for images, a batch at a time: (N, 3, H, W) uint8 -> (N, C, H', W') float32."""
         return torch.cat([self.payload(part.float() / 255) for part in images.split(batch)])  # type: ignore[no-untyped-call]

@@ -1,14 +1,11 @@
-"""Threat models: what an attacker knows.
-
-It is handed a `Knowledge` and nothing else; the originals of the test images stay with the measures.
-"""
+"""Threat models: what an attacker knows. It is handed a `Knowledge` and nothing else, never a test image."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,33 +34,33 @@ class Threat(StrEnum):
     """The payloads of some images, and other images of the same kind, but no pair."""
 
 
-class Pairs(Protocol):
-    """Images and the payload for them."""
-
-    def __len__(self) -> int:
-        """How many images there are."""
-
-    def __hash__(self) -> int:
-        """By identity: what was learned from pairs is cached for these pairs."""
-
-    def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) float32 in [0, 1] and the payload for them (B, C, H', W') float32."""
-
-
 @dataclass(frozen=True, eq=False)
-class FixedPairs:
-    """Pairs that the attacker got hold of: one observation of each image.
+class Pairs:
+    """Images and the payload for them; hashed by identity, because what was learned from pairs is cached for them.
 
     Attributes:
         images: (N, 3, H, W) uint8.
-        observed: (N, C, H', W') float32.
     """
 
     images: Tensor
-    observed: Tensor
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return images (B, 3, H, W) float32 in [0, 1] and the payload for them (B, C, H', W') float32."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class FixedPairs(Pairs):
+    """Pairs that the attacker got hold of: one observation of each image.
+
+    Attributes:
+        observed: (N, C, H', W') float32.
+    """
+
+    observed: Tensor
 
     def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """See `Pairs`."""
@@ -71,48 +68,30 @@ class FixedPairs:
 
 
 @dataclass(frozen=True, eq=False)
-class LazyPairs:
+class LazyPairs(Pairs):
     """As `FixedPairs`, of a function without noise, whose values are computed when they are needed.
 
     Attributes:
-        images: (N, 3, H, W) uint8.
-    """
-
-    images: Tensor
-    _payload: Callable[[Tensor], Tensor]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @torch.no_grad()
-    def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """See `Pairs`."""
-        images = self.images[indices].float() / 255
-        return images, self._payload(images)
-
-
-@dataclass(frozen=True, eq=False)
-class FreshPairs:
-    """Pairs that an attacker makes that holds the function: mirrored at random, with fresh noise where there is noise.
-
-    Attributes:
-        images: (N, 3, H, W) uint8.
         payload: (B, 3, H, W) float32 in [0, 1] -> (B, C, H', W') float32.
     """
 
-    images: Tensor
     payload: Callable[[Tensor], Tensor]
-
-    def __len__(self) -> int:
-        return len(self.images)
+    mirrors: ClassVar[bool] = False
 
     @torch.no_grad()
     def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """See `Pairs`."""
         images = self.images[indices].float() / 255
-        mirrored = torch.rand(len(images), generator=generator) < 0.5
-        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+        if self.mirrors:
+            mirrored = torch.rand(len(images), generator=generator) < 0.5
+            images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
         return images, self.payload(images)
+
+
+class FreshPairs(LazyPairs):
+    """Pairs made by an attacker that holds the function: mirrored at random, with fresh noise where there is noise."""
+
+    mirrors = True
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,17 @@ Source: Mahendran and Vedaldi 2015, section 3; against split inference He et al.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.linear import solve
-from sfumato.lab.attacks.protocol import AttackBudget, Prepared, Reconstruct
+from sfumato.lab.attacks.protocol import AttackBudget, Attacker, Prepared, Reconstruct
 from sfumato.lab.attacks.target import Noisy
-from sfumato.lab.attacks.threat_models import Knowledge, Pairs, Threat
+from sfumato.lab.attacks.threat_models import Knowledge, Threat
 
 WEIGHTS = (0.0, 1e-2, 1e-1)
 """Of the total variation, against a misfit that is 1 for an image that explains nothing."""
@@ -28,26 +27,24 @@ _BATCH = 100
 _HELD_OUT = 32
 
 
-@dataclass(frozen=True)
-class TotalVariation:
+class TotalVariation(Attacker):
     """Adam on the image itself, from where least squares ends; the weights are chosen on pairs of the attacker's own.
 
     `argmin_x |f(x) - observed|^2 / variance(observed) + weight * TV(x) + anchor * |x - start|^2`, x in [0, 1].
     """
 
-    name: ClassVar[str] = "total variation"
-    threats: ClassVar[frozenset[Threat]] = frozenset({Threat.WHITE_BOX, Threat.CLOUD})
-    learns: ClassVar[bool] = False
-    test_images: ClassVar[int] = 200
+    name = "total variation"
+    threats = frozenset({Threat.WHITE_BOX, Threat.CLOUD})
+    learns = False
+    test_images = 200
 
     def prepare(self, knowledge: Knowledge, budget: AttackBudget) -> Prepared:
         """See `Attacker`."""
         known = inversion(knowledge, self.name, budget.seed)
 
         def reconstruct(observed: Tensor, weight: float, anchor: float, steps: int) -> Tensor:
-            settings = {"variance": known.variance, "weight": weight, "anchor": anchor}
             parts = torch.split(observed, _BATCH)
-            return torch.cat([descend(known.forward, x, known.start(x), **settings, steps=steps) for x in parts])
+            return torch.cat([descend(known, part, weight=weight, anchor=anchor, steps=steps) for part in parts])
 
         def error(weight: float, anchor: float) -> float:
             guess = reconstruct(known.observed, weight, anchor, max(1, budget.steps // 4))
@@ -78,6 +75,22 @@ class Inversion:
     observed: Tensor
     variance: float
 
+    def misfit(self, images: Tensor, observed: Tensor) -> Tensor:
+        """Return how far the payload for images is from what is observed: mean squared error over variance, (N,).
+
+        Channels of `observed` after those of `forward` are not compared.
+
+        Raises:
+            AuditError: no gradient comes through `forward`.
+        """
+        payload = self.forward(images)
+        if not payload.requires_grad:
+            raise AuditError(
+                "no gradient comes through the obfuscator; give a module that does not switch gradients off"
+            )
+        apart = (payload - observed[:, : payload.shape[1]]).square()
+        return apart.flatten(1).mean(dim=1) / max(self.variance, 1e-12)
+
 
 @torch.no_grad()
 def inversion(knowledge: Knowledge, name: str, seed: int) -> Inversion:
@@ -94,7 +107,7 @@ def inversion(knowledge: Knowledge, name: str, seed: int) -> Inversion:
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))
     held = min(_HELD_OUT, max(1, len(pairs) // 5))
     images, observed = pairs.batch(order[:held], torch.Generator().manual_seed(seed + 1))
-    estimate, _ = solve(_Part(pairs, order[held:]), seed=seed)
+    estimate, _ = solve(pairs, seed=seed, among=order[held:])
 
     def linear(observed: Tensor) -> Tensor:
         return estimate(observed).clamp(0, 1)  # type: ignore[no-any-return]
@@ -105,64 +118,45 @@ def inversion(knowledge: Knowledge, name: str, seed: int) -> Inversion:
     return Inversion(forward, start, images, observed, float(observed.var()))
 
 
-def descend(
-    forward: Callable[[Tensor], Tensor],
-    observed: Tensor,
-    start: Tensor,
-    *,
-    variance: float,
-    weight: float,
-    anchor: float,
-    steps: int,
-) -> Tensor:
-    """Adam on images, its rate falling along a cosine, the images clamped after each step.
+def descend(known: Inversion, observed: Tensor, *, weight: float, anchor: float, steps: int) -> Tensor:
+    """Return the images (N, 3, H, W) float32 in [0, 1] that fit payloads (N, C, H', W') float32 best.
 
     Args:
-        forward: see `Inversion`.
-        observed: (N, C, H', W') float32; channels after those of `forward` are not used.
-        start: (N, 3, H, W) float32 in [0, 1].
-        variance: of the payload.
+        known: the obfuscator and the start.
+        observed: the payloads.
         weight: of the total variation.
         anchor: of the mean squared distance to the start.
-        steps: of Adam.
-
-    Returns:
-        (N, 3, H, W) float32 in [0, 1].
+        steps: of Adam; the images are clamped after each.
 
     Raises:
-        AuditError: no gradient comes through `forward`.
+        AuditError: no gradient comes through the obfuscator.
     """
+    start = known.start(observed)
     images = start.detach().clone().requires_grad_()
-    optimizer = torch.optim.Adam([images], lr=_LEARNING_RATE)
-    with torch.enable_grad():
-        for step in range(steps):
-            optimizer.param_groups[0]["lr"] = _LEARNING_RATE * (1 + math.cos(math.pi * step / steps)) / 2
-            kept = anchor * (images - start).square().flatten(1).mean(dim=1)
-            loss = (misfit(forward(images), observed, variance) + weight * total_variation(images) + kept).sum()
-            (images.grad,) = torch.autograd.grad(loss, images)
-            optimizer.step()
-            with torch.no_grad():
-                images.clamp_(0, 1)
+
+    def loss() -> Tensor:
+        kept = anchor * (images - start).square().flatten(1).mean(dim=1)
+        return (known.misfit(images, observed) + weight * total_variation(images) + kept).sum()
+
+    for _ in minimise([images], loss, learning_rate=_LEARNING_RATE, steps=steps):
+        images.clamp_(0, 1)
     return images.detach()
 
 
-def misfit(payload: Tensor, observed: Tensor, variance: float) -> Tensor:
-    """Return the mean squared difference over the variance, for each image.
-
-    Args:
-        payload: (N, C, H', W') float32, with gradients.
-        observed: (N, C or more, H', W') float32; further channels are not compared.
-        variance: of the payload.
-
-    Returns:
-        (N,) float32.
-
-    Raises:
-        AuditError: `payload` carries no gradient.
-    """
-    if not payload.requires_grad:
-        raise AuditError("no gradient comes through the obfuscator; give a module that does not switch gradients off")
-    return (payload - observed[:, : payload.shape[1]]).square().flatten(1).mean(dim=1) / max(variance, 1e-12)
+def minimise(
+    parameters: list[Tensor], loss: Callable[[], Tensor], *, learning_rate: float, steps: int
+) -> Iterator[None]:
+    """Take steps of Adam, its rate falling along a cosine; yield after each, without gradients."""
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(loss(), parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        with torch.no_grad():
+            yield
 
 
 def total_variation(images: Tensor) -> Tensor:
@@ -173,17 +167,3 @@ def total_variation(images: Tensor) -> Tensor:
     rows = (images[:, :, 1:] - images[:, :, :-1]).abs().flatten(1).mean(dim=1)
     columns = (images[:, :, :, 1:] - images[:, :, :, :-1]).abs().flatten(1).mean(dim=1)
     return rows + columns
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Some of the pairs."""
-
-    pairs: Pairs
-    indices: Tensor
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return self.pairs.batch(self.indices[indices], generator)

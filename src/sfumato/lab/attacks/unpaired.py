@@ -1,8 +1,7 @@
 """An attack without a single pair: payloads are turned into images that pass for public ones.
 
-It begins with the linear map that gives the payloads the mean and covariance of public images, and continues with a
-decoder that is trained against a discriminator; a second network must recover the payload from the reconstructed image,
-which keeps the decoder from making images that have nothing to do with it.
+A linear map gives the payloads the mean and covariance of public images; a decoder that starts there is trained against
+a discriminator, while a second network must recover the payload from the reconstructed image.
 
 Source: the linear map: optimal transport between Gaussians, Peyré and Cuturi 2019, remark 2.31; the training: Zhu et
 al. 2017 (CycleGAN), section 3, with the hinge loss of Lim and Ye 2017; the discriminator of Isola et al. 2017
@@ -11,9 +10,6 @@ al. 2017 (CycleGAN), section 3, with the hinge loss of Lim and Ye 2017; the disc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,7 +17,7 @@ from torch.nn import functional as F
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.decoders import Decoder, network
 from sfumato.lab.attacks.linear import MAX_INPUTS, LinearEstimate
-from sfumato.lab.attacks.protocol import AttackBudget, Prepared
+from sfumato.lab.attacks.protocol import AttackBudget, Attacker, Prepared
 from sfumato.lab.attacks.threat_models import Knowledge, Threat
 from sfumato.lab.models import autocast, reverse_gradient
 from sfumato.lab.models.decoders import ResidualNet, patch_discriminator
@@ -36,13 +32,11 @@ _LEARNING_RATE = 2e-4
 """Isola et al. 2017, section 3.3."""
 
 
-@dataclass(frozen=True)
-class Unpaired:
+class Unpaired(Attacker):
     """A decoder trained against a discriminator, with a way back to the payload."""
 
-    name: ClassVar[str] = "discriminator without pairs"
-    threats: ClassVar[frozenset[Threat]] = frozenset({Threat.NO_PAIRS})
-    learns: ClassVar[bool] = True
+    name = "discriminator without pairs"
+    threats = frozenset({Threat.NO_PAIRS})
 
     def prepare(self, knowledge: Knowledge, budget: AttackBudget) -> Prepared:
         """See `Attacker`."""

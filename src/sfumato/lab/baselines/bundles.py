@@ -1,9 +1,10 @@
-"""Write baselines as bundles like any obfuscator's, and load them with gradients."""
+"""The baselines by name: fit them, measure them, write them as bundles, and load them with gradients."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,16 +24,55 @@ from sfumato.artifacts.bundle import (
     fingerprint,
 )
 from sfumato.artifacts.onnx_file import OnnxFunction
-from sfumato.artifacts.records import RecipeRecord
+from sfumato.artifacts.provenance import provenance
+from sfumato.artifacts.records import Figures, RecipeRecord
 from sfumato.errors import BundleError, ResultsError, TrainingError
-from sfumato.lab.baselines.method import Method, NoisyMethod
-from sfumato.lab.baselines.registry import build
-from sfumato.lab.classifiers import FrozenClassifier
+from sfumato.lab.baselines.encoders import Joint, MaxEntropy, NoPeek
+from sfumato.lab.baselines.learned_noise import Cloak, Shredder
+from sfumato.lab.baselines.method import Method, NoisyMethod, Training
+from sfumato.lab.baselines.pca import PrincipalComponents
+from sfumato.lab.baselines.public_photo import PublicPhoto
+from sfumato.lab.baselines.scramble import ScrambleBlocks, ScramblePixels
+from sfumato.lab.baselines.simple import Blur, Downsample, Identity, Noise, Pixelate
+from sfumato.lab.classifiers import FrozenClassifier, load_classifier
+from sfumato.lab.data import ImageSet
+from sfumato.lab.evaluation.accuracy import evaluate_classifier, evaluate_obfuscator
 from sfumato.lab.evaluation.results import Result
 from sfumato.lab.export.onnx import export_onnx, renew, save_weights
 from sfumato.lab.models import Normalize
+from sfumato.progress import Progress, silent
 
 KIND = "baseline"
+METHODS: dict[str, type[Method]] = {
+    "identity": Identity,
+    "downsample": Downsample,
+    "blur": Blur,
+    "pixelate": Pixelate,
+    "scramble-pixels": ScramblePixels,
+    "scramble-blocks": ScrambleBlocks,
+    "noise": Noise,
+    "pca": PrincipalComponents,
+    "shredder": Shredder,
+    "cloak": Cloak,
+    "nopeek": NoPeek,
+    "max-entropy": MaxEntropy,
+    "joint": Joint,
+    "public-photo": PublicPhoto,
+}
+_FORMER_NAMES = {"stand-in": "public-photo"}
+"""In bundles and recipes of earlier versions."""
+
+
+def build(name: str, height: int, width: int, *, strength: float | None = None, seed: int = 0) -> Method:
+    """Build a baseline by its name, also that of an earlier version; see `Method`.
+
+    Raises:
+        TrainingError: an unknown name, or a strength or size that the method does not take.
+    """
+    name = _FORMER_NAMES.get(name, name)
+    if name not in METHODS:
+        raise TrainingError(f"no baseline is called {name!r}; there are {', '.join(METHODS)}")
+    return METHODS[name](height, width, strength=strength, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -60,16 +100,14 @@ class BaselineRecipe(Result):
     kind: Literal["baseline"] = "baseline"
 
 
+CHECK_IMAGES = 64
+FEW_EPOCHS = 10
+"""A run of fewer epochs is recorded as a short one in its recipe."""
 _RUNS = 64
 
 
 class Payload(nn.Module):
-    """A method followed by the classifier's normalisation: from an image to the payload.
-
-    Args:
-        method: the baseline.
-        preprocessing: of its classifier.
-    """
+    """A method followed by its classifier's normalisation: (N, 3, H, W) float32 in [0, 1] -> the classifier's input."""
 
     def __init__(self, method: Method, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -77,7 +115,7 @@ class Payload(nn.Module):
         self.normalize = Normalize(preprocessing.mean, preprocessing.std)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the classifier's input for (N, 3, H, W) float32 in [0, 1], the same shape."""
+        """Return the payload, of the images' shape."""
         out: Tensor = self.normalize(self.method(images))
         return out
 
@@ -85,19 +123,20 @@ class Payload(nn.Module):
 class NoisyPayload(Payload):
     """As `Payload`, for a stochastic method; `noise_kind`, `mean` and `noise_std` are of the payload."""
 
+    method: NoisyMethod
+
     def __init__(self, method: NoisyMethod, preprocessing: Preprocessing) -> None:
         super().__init__(method, preprocessing)
         self.noise_kind = method.noise_kind
-        self._noisy = (method,)  # a tuple, so that the method is not registered twice
 
     def mean(self, images: Tensor) -> Tensor:
         """Return the payload without the noise, for (N, 3, H, W) float in [0, 1]; differentiable."""
-        out: Tensor = self.normalize(self._noisy[0].mean(images))
+        out: Tensor = self.normalize(self.method.mean(images))
         return out
 
     def noise_std(self) -> Tensor:
         """Return the standard deviation of each number's noise, (3, H, W), in the scale of the classifier's input."""
-        std: Tensor = self._noisy[0].noise_std() / self.normalize.std[0]
+        std: Tensor = self.method.noise_std() / self.normalize.std[0]
         return std
 
 
@@ -116,7 +155,7 @@ def write_baseline(
     classifier: FrozenClassifier,
     images_for_check: Tensor,
 ) -> Bundle:
-    """Write a baseline's bundle, without figures and provenance.
+    """Write a fitted method's bundle, without figures and provenance.
 
     Args:
         folder: is created, or replaced.
@@ -150,18 +189,7 @@ def write_baseline(
 def write_retrained(
     folder: Path, net: nn.Module, *, origin: Bundle, images_for_check: Tensor, recipe: BaselineRecipe
 ) -> Bundle:
-    """Write the bundle of a classifier that a method retrained.
-
-    Args:
-        folder: is created, or replaced.
-        net: normalised images (N, 3, H, W) float32 -> logits (N, classes); of `origin`'s architecture.
-        origin: the bundle that it started from.
-        images_for_check: (N, 3, H, W) float32 in [0, 1], real ones, N at least 2.
-        recipe: of the baseline that it was trained with.
-
-    Raises:
-        TrainingError: ONNX Runtime's outputs differ from torch's, or the disk refuses.
-    """
+    """Write the bundle of a classifier that a method retrained, of `origin`'s architecture; see `write_baseline`."""
     renew(folder)
     save_weights(net, folder / CLASSIFIER_WEIGHTS)
     inputs = Normalize(origin.preprocessing.mean, origin.preprocessing.std)(images_for_check)
@@ -180,13 +208,8 @@ def write_retrained(
 def load_module(bundle: Bundle, weights: str = OBFUSCATOR_WEIGHTS) -> Payload:
     """Load a baseline from its bundle in torch: differentiable, in evaluation mode.
 
-    Args:
-        bundle: of kind "obfuscator", written by `write_baseline`.
-        weights: the name of their file in the bundle.
-
     Returns:
-        Images (N, 3, H, W) float32 in [0, 1] -> the payload. A stochastic one adds fresh noise at each call
-        and has `noise_kind`, `mean` and `noise_std`.
+        A `Payload`; of a stochastic method a `NoisyPayload`, which adds fresh noise at each call.
 
     Raises:
         BundleError: not a baseline's bundle, or its weights do not fit.
@@ -240,3 +263,74 @@ def _check_noise(path: Path, payload: NoisyPayload, images: Tensor) -> None:
             f"{path.name}: ONNX Runtime's noise differs from torch's: mean off by {drift:.1f} standard errors, "
             f"spread {spread:.3f} instead of 1"
         )
+
+
+def make(
+    method: Method,
+    name: str,
+    folder: Path,
+    classifier: Bundle,
+    train: ImageSet,
+    test: ImageSet,
+    *,
+    epochs: float = 1.0,
+    progress: Progress = silent,
+) -> Bundle:
+    """Fit a method, write its bundle and measure it; nothing is written before the method is fitted.
+
+    Args:
+        method: freshly built, of the size that the classifier takes.
+        name: its name in `METHODS`.
+        folder: gets `bundle/`, and `classifier/` if the method retrains the classifier.
+        classifier: that it is for.
+        train: images to learn from.
+        test: images to measure accuracy on.
+        epochs: for those that iterate.
+        progress: see `Progress`.
+
+    Raises:
+        TrainingError: too few test images, or classes that the classifier does not know.
+        SfumatoError: training, export or measuring failed, each with its own class.
+        Interrupted: Ctrl-C or SIGTERM.
+    """
+    classes = int(max(train.labels.max(), test.labels.max())) + 1
+    if classes > len(classifier.labels):
+        raise TrainingError(f"the images have {classes} classes, the classifier knows {len(classifier.labels)}")
+    if len(test) < 2:
+        raise TrainingError(f"at least 2 test images are needed to check the export, got {len(test)}")
+    frozen = load_classifier(classifier.path)
+    normalize = Normalize(classifier.preprocessing.mean, classifier.preprocessing.std)
+    started = time.monotonic()
+    net = method.fit(Training(train.images, train.labels, frozen.net, normalize, epochs=epochs, progress=progress))
+    facts = provenance(
+        seed=method.seed,
+        test_images=len(test),
+        data=train.source,
+        data_sha256={"train": train.sha256, "test": test.sha256},
+        training_seconds=round(time.monotonic() - started, 1),
+        **({"train_images": len(train)} if method.learns else {}),
+    )
+    recipe = _recipe(method, name, train, epochs)
+    check = test.images[:CHECK_IMAGES].float() / 255
+    if net is not frozen.net:
+        retrained = folder / "classifier"
+        classifier = write_retrained(retrained, net, origin=classifier, images_for_check=check, recipe=recipe)
+        measured = evaluate_classifier(classifier, test, progress=progress)
+        classifier = replace(classifier, figures=Figures.from_json(measured.to_json()), provenance=facts).save()
+        frozen = load_classifier(classifier.path)
+    bundle = write_baseline(folder / "bundle", method, recipe=recipe, classifier=frozen, images_for_check=check)
+    figures = evaluate_obfuscator(bundle, classifier, test, progress=progress)
+    return replace(bundle, figures=Figures.from_json(figures.to_json()), provenance=facts).save()
+
+
+def _recipe(method: Method, name: str, train: ImageSet, epochs: float) -> BaselineRecipe:
+    short = f"A short run of {epochs:g} epochs, for a CPU: more training improves it."
+    return BaselineRecipe(
+        name,
+        method.seed,
+        method.strength,
+        data=train.source,
+        train_images=len(train) if method.learns else None,
+        epochs=epochs if method.iterates else None,
+        note=short if method.iterates and epochs < FEW_EPOCHS else None,
+    )

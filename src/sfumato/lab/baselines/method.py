@@ -1,22 +1,27 @@
-"""The interface of all baseline obfuscators, and the training data of those that learn.
-
-A method is built with an image size, a strength and a seed; `forward` turns images into obfuscated images of the same
-size. The payload is that, normalised for the classifier (`sfumato.lab.baselines.bundles`).
-"""
+"""The interface of all baseline obfuscators, and the training of those that learn by gradients."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import OneCycleLR
 
-from sfumato.errors import TrainingError
+from sfumato.artifacts.signals import interruptible
+from sfumato.errors import Interrupted, TrainingError
+from sfumato.lab.data import Augmentation, augment
 from sfumato.lab.models import Normalize, autocast
 from sfumato.progress import Progress, silent
 
 STAGE = "fitting the baseline"
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Images (B, 3, H, W) float32 in [0, 1] and labels (B,) int64 -> scalar."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Training:
 
 
 class Method(nn.Module):
-    """A baseline obfuscator.
+    """A baseline obfuscator: turns images into obfuscated images, which are then normalised for the classifier.
 
     Args:
         height: rows of the images.
@@ -151,3 +156,61 @@ class NoisyMethod(Method):
     def noise_std(self) -> Tensor:
         """Return the standard deviation of each number's noise, (3, H, W) float32, in units of the [0, 1] scale."""
         raise NotImplementedError
+
+
+def learn(
+    training: Training,
+    parameters: Iterable[nn.Parameter],
+    loss: Loss,
+    *,
+    seed: int,
+    learning_rate: float,
+    share: float = 1.0,
+) -> None:
+    """Train with Adam and one cycle of the learning rate, on mirrored images.
+
+    Source: Kingma and Ba 2015; Smith and Topin 2018.
+
+    Args:
+        training: images, epochs and progress.
+        parameters: are learned.
+        loss: see `Loss`.
+        seed: of the order, the mirroring and the loss's random numbers.
+        learning_rate: the highest one.
+        share: of the epochs.
+
+    Raises:
+        TrainingError: fewer than 2 images, no epochs, or a loss that is not finite.
+        Interrupted: Ctrl-C or SIGTERM.
+    """
+    count = len(training.labels)
+    batch_size = min(training.batch_size, count)
+    if batch_size < 2 or not 0 < training.epochs < math.inf:
+        raise TrainingError(
+            f"training needs at least 2 images a step and epochs above 0, got {batch_size} and {training.epochs}"
+        )
+    total = max(1, round(training.epochs * share * count / batch_size))
+    learned = list(parameters)
+    optimizer = torch.optim.Adam(learned, lr=learning_rate)
+    # The schedule divides by zero in a cycle of a few steps.
+    scheduler = OneCycleLR(optimizer, learning_rate, total_steps=max(total, 9) + 1, pct_start=0.2)
+    source = torch.Generator().manual_seed(seed)
+    order = torch.empty(0, dtype=torch.int64)
+    with interruptible() as interrupted, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for step in range(1, total + 1):
+            if len(order) < batch_size:
+                order = torch.randperm(count, generator=source)
+            batch, order = order[:batch_size], order[batch_size:]
+            images = augment(training.images[batch], Augmentation(flip=True), source).float().div_(255)
+            value = loss(images.contiguous(memory_format=torch.channels_last), training.labels[batch])
+            if not torch.isfinite(value):
+                raise TrainingError(f"the loss is {value.item()} at step {step} of {total}; lower the strength")
+            optimizer.zero_grad()
+            value.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(learned, 5.0)
+            optimizer.step()
+            scheduler.step()
+            training.progress(STAGE, step, total, f"loss {value.item():.4f}")
+            if interrupted:
+                raise Interrupted("interrupted; nothing was written")

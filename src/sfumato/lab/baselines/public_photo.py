@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import TrainingError
-from sfumato.lab.baselines.fit import learn
-from sfumato.lab.baselines.method import Method, Training
+from sfumato.lab.baselines.method import Method, Training, learn
 from sfumato.lab.data import INFERENCE_BATCH
 from sfumato.lab.models import build_classifier
 from sfumato.lab.models.fixed_ops import Normalize

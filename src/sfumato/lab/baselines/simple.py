@@ -1,4 +1,4 @@
-"""Identity, downsampling, blur and pixelation: nothing to learn, no key."""
+"""Identity, downsampling, blur, pixelation and noise: nothing to learn, no key."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sfumato.lab.baselines.method import Method
+from sfumato.lab.baselines.method import Method, NoisyMethod
 
 
 class Identity(Method):
@@ -82,3 +82,33 @@ class Blur(Method):
         padded = F.pad(images, (r, r, r, r), mode="replicate")
         rows = F.conv2d(padded, self.kernel.view(1, 1, -1, 1).expand(3, 1, -1, 1), groups=3)
         return F.conv2d(rows, self.kernel.view(1, 1, 1, -1).expand(3, 1, 1, -1), groups=3)
+
+
+class Noise(NoisyMethod):
+    """Gaussian noise, fresh for every image and number, not cut to [0, 1].
+
+    For measurements only: ONNX Runtime's random numbers are not cryptographically secure.
+
+    Source: the Gaussian mechanism, Dwork and Roth 2014, appendix A.
+    """
+
+    summary = "adds Gaussian noise"
+    source = "Dwork and Roth 2014"
+    strength_help = "the noise's standard deviation, in units of the [0, 1] scale"
+    default = 0.05
+    noise_kind = "gaussian"
+
+    def _set_up(self) -> None:
+        self.std = self._positive()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See `Method`."""
+        return images + self.std * torch.randn_like(images)
+
+    def mean(self, images: Tensor) -> Tensor:
+        """See `NoisyMethod`."""
+        return images
+
+    def noise_std(self) -> Tensor:
+        """See `NoisyMethod`."""
+        return torch.full((3, self.height, self.width), self.std)
