@@ -56,6 +56,17 @@ def setting(module: nn.Module, *, train: int = 240, test: int = 60, **facts: boo
 
 
 BOX = Threat.WHITE_BOX
+BRIEF = Budget(
+    name="quick",
+    description="for tests",
+    trials=(Trial("least squares", BOX),),
+    views=(),
+    sanity_check_images=64,
+    identification_images=64,
+    attribute_images=64,
+    test_images=20,
+    seeds=1,
+)
 TINY = Budget(
     name="quick",
     description="for tests",

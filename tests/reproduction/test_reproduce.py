@@ -21,27 +21,17 @@ from reproduction.optimum import plot_accuracy
 from reproduction.plan import Item, Plan, SnapshotBudget, Target
 from reproduction.reproduce import reproduce
 from reproduction.schema import Epochs, Lambdas, Optimum, Table1, Table2, Table3, Table5
-from scenes import BOX
+from scenes import BRIEF as QUICK
 from sfumato.artifacts.bundle import Bundle
 from sfumato.errors import AuditError, BundleError, Interrupted, ResultsError, TrainingError
-from sfumato.lab.audit.budget import BUDGETS, Budget, Trial
+from sfumato.lab.audit.budget import BUDGETS
 from sfumato.lab.evaluation.accuracy import evaluate_obfuscator
 from sfumato.lab.models.checkpoint import exclusive
 from sfumato.lab.runs import trainings
 from synthetic import save_folder
 
 CPU = torch.device("cpu")
-BRIEF = Budget(
-    name="standard",
-    description="for tests",
-    trials=(Trial("least squares", BOX),),
-    views=(),
-    sanity_check_images=64,
-    identification_images=64,
-    attribute_images=64,
-    test_images=20,
-    seeds=1,
-)
+BRIEF = dataclasses.replace(QUICK, name="standard")
 
 
 def plan(folder: Path, images: Path) -> Plan:

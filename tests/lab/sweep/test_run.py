@@ -12,7 +12,7 @@ from PIL import Image
 
 import tiny
 from fakes import fake_audit, gate
-from scenes import BOX
+from scenes import BRIEF
 from sfumato.artifacts.bundle import (
     CLASSIFIER_ONNX,
     CLASSIFIER_WEIGHTS,
@@ -36,7 +36,6 @@ from sfumato.errors import (
     TrainingError,
 )
 from sfumato.lab.audit import run as audit_run
-from sfumato.lab.audit.budget import Budget, Trial
 from sfumato.lab.export.onnx import save_weights
 from sfumato.lab.models import build_classifier
 from sfumato.lab.models.checkpoint import save_checkpoint
@@ -50,17 +49,6 @@ from sfumato.lab.sweep.schema import read_frontier
 from sfumato.lab.training import Run
 from synthetic import CLASSES, save_folder
 
-BRIEF = Budget(
-    name="quick",
-    description="for tests",
-    trials=(Trial("least squares", BOX),),
-    views=(),
-    sanity_check_images=64,
-    identification_images=64,
-    attribute_images=64,
-    test_images=20,
-    seeds=1,
-)
 SIZE = Preprocessing(tiny.SIZE, tiny.SIZE, (0.5,) * 3, (0.25,) * 3)
 LOCAL_ACCURACY, PLAIN_ACCURACY, LABEL_ONLY = 0.89, 0.9138, 0.0574
 

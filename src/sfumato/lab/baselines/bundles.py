@@ -175,15 +175,7 @@ def write_baseline(
     export_onnx(payload, onnx, images_for_check, input_name="image", output_name="obfuscated", compare=compare)
     if isinstance(payload, NoisyPayload):
         _check_noise(onnx, payload, images_for_check[:8])
-    return Bundle(
-        path=folder,
-        kind="obfuscator",
-        name=classifier.name,
-        labels=classifier.labels,
-        preprocessing=classifier.preprocessing,
-        classifier_fingerprint=classifier.fingerprint,
-        recipe=RecipeRecord.from_json(recipe.to_json()),
-    ).save()
+    return classifier.obfuscator(folder, RecipeRecord.from_json(recipe.to_json())).save()
 
 
 def write_retrained(

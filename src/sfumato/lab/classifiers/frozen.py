@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sfumato.artifacts.bundle import CLASSIFIER_PROGRAM, CLASSIFIER_WEIGHTS, Bundle, Preprocessing
+from sfumato.artifacts.records import RecipeRecord
 from sfumato.errors import BundleError, ClassifierError
 from sfumato.lab.classifiers.exported_programs import load_program
 from sfumato.lab.models import build_classifier
@@ -35,6 +36,18 @@ class FrozenClassifier:
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     fingerprint: str
+
+    def obfuscator(self, folder: Path, recipe: RecipeRecord) -> Bundle:
+        """Return the bundle of an obfuscator for it, whose files lie in the folder; not saved yet."""
+        return Bundle(
+            path=folder,
+            kind="obfuscator",
+            name=self.name,
+            labels=self.labels,
+            preprocessing=self.preprocessing,
+            classifier_fingerprint=self.fingerprint,
+            recipe=recipe,
+        )
 
 
 def is_imported(bundle: Bundle) -> bool:

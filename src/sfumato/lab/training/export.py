@@ -107,7 +107,7 @@ def write_obfuscator_bundle(
         export_onnx(
             reconstructs, folder / DEOBFUSCATOR_ONNX, obfuscated, input_name="obfuscated", output_name="reconstructed"
         )
-    return _bundle(folder, classifier, recipe).save()
+    return classifier.obfuscator(folder, recipe).save()
 
 
 def export_obfuscator(payload: Payload, path: Path, images: Tensor) -> None:
@@ -189,7 +189,7 @@ def write_sketch_bundle(
     for name, value in sorted(sketcher.encoder.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     gate = Gate(threshold=threshold, offload_rate=offload_rate, images=len(held_out))
-    bundle = _bundle(folder, classifier, recipe)
+    bundle = classifier.obfuscator(folder, recipe)
     return replace(bundle, gate=gate, code_fingerprint=f"sha256:{digest.hexdigest()}").save()
 
 
@@ -201,15 +201,3 @@ def _save(net: nn.Module, path: Path, half: bool) -> None:
     if half:
         round_weights(net)
     save_weights(net, path, half=half)
-
-
-def _bundle(folder: Path, classifier: FrozenClassifier, recipe: RecipeRecord) -> Bundle:
-    return Bundle(
-        path=folder,
-        kind="obfuscator",
-        name=classifier.name,
-        labels=classifier.labels,
-        preprocessing=classifier.preprocessing,
-        classifier_fingerprint=classifier.fingerprint,
-        recipe=recipe,
-    )
