@@ -62,7 +62,7 @@ def few_images_of_another_kind() -> Iterator[None]:
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sfumato.lab.audit.setting._OTHER_IMAGES", 400)
+        patch.setattr("sfumato.lab.audit.setting._OTHER_IMAGES", 2_000)
         yield
 
 

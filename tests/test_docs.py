@@ -216,7 +216,14 @@ def left_by(name: str, desk: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, blocks in RUN.items() if blocks])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.long] * (Path(name).stem in ("other-classifiers", "train", "black-box")))
+        for name, blocks in RUN.items()
+        if blocks
+    ],
+)
 def test_the_blocks_of_a_page_run(name, desk, made, models_of_users):
     text = "\n".join(block.text for block in RUN[name])
     for model in ("vit", "net.pt2", "net.onnx"):

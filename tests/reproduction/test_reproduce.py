@@ -30,6 +30,7 @@ from sfumato.lab.models.checkpoint import exclusive
 from sfumato.lab.runs import trainings
 from synthetic import save_folder
 
+pytestmark = pytest.mark.long  # trains a whole plan; the other files here are short
 CPU = torch.device("cpu")
 BRIEF = dataclasses.replace(QUICK, name="standard")
 
@@ -138,7 +139,6 @@ def test_the_images_are_drawn_and_shown(tiny):
             assert f"(reproduction/{row.file})" in page.read_text()
 
 
-@pytest.mark.long
 def test_interrupted_in_training_it_goes_on_to_the_same_result(tiny, tmp_path, monkeypatch):
     made, lab, _, _ = tiny
     small = dataclasses.replace(made, classifiers=made.classifiers[:1], obfuscators=made.obfuscators[:1])

@@ -229,7 +229,7 @@ def test_a_bundle_of_the_first_version_is_read(page: Any, bundles: list[Bundle])
 INVALID_RESPONSES: list[tuple[dict[str, Any], str]] = [
     ({"status": 500, "body": '{"error": "broken"}'}, "status 500: broken"),
     ({"status": 401, "body": "<html>"}, "status 401"),
-    ({"status": 302, "headers": {"Location": "http://127.0.0.1:9/"}}, "no prediction from"),
+    ({"status": 302, "headers": {"Location": "http://127.0.0.1:9/"}}, "no (prediction|response) from"),  # by browser
     ({"status": 200, "body": "<html>"}, "not valid JSON"),
     ({"status": 200, "body": '{"outputs":[{"name":"logits","datatype":"FP32","shape":[1,2],"data":[1,2]}]}'}, "shape"),
     ({"status": 200, "body": '{"outputs":[{"name":"other","datatype":"FP32","shape":[1,1],"data":[1]}]}'}, "lacks"),
@@ -249,7 +249,7 @@ def test_what_an_endpoint_gets_wrong_is_said(bench: Any) -> None:
         said = module(bench, code, rgb(photo()))
         bench.unroute("**/infer")
         assert said.startswith("EndpointError: "), said
-        assert says in said
+        assert re.search(says, said), said
 
 
 def test_a_token_is_not_sent_in_the_clear(bench: Any) -> None:

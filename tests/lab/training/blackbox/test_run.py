@@ -45,13 +45,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_folder(tmp_path_factory.mktemp("public"), train=96, test=8)
 
 
+pytestmark = pytest.mark.long  # trains for an endpoint; `test_oracle` and `test_tuning` are short
+
+
 @pytest.fixture(scope="module")
 def url(trained: tuple[Bundle, Bundle]) -> Any:
     with cloud.running([cloud.ServedModel(trained[0].path)]) as address:
         yield address
 
 
-@pytest.mark.long
 def test_a_sketch_for_an_endpoint_whose_weights_nobody_has(url: str, folder: Path, tmp_path: Path) -> None:
     bundle = protect_black_box(recipe("sketch", url, folder), tmp_path / "run", Options("cpu"))
     figures = bundle.figures.to_json()
@@ -67,7 +69,7 @@ def test_a_sketch_for_an_endpoint_whose_weights_nobody_has(url: str, folder: Pat
     assert again.figures.queries == figures["queries"]  # all of it was known
 
 
-@pytest.mark.parametrize("answers", [pytest.param("scores", marks=pytest.mark.long), "label"])
+@pytest.mark.parametrize("answers", ["scores", "label"])
 def test_photographs_are_those_that_the_endpoint_itself_answered(
     url: str, trained: tuple[Bundle, Bundle], folder: Path, tmp_path: Path, answers: str
 ) -> None:
@@ -83,7 +85,6 @@ def test_photographs_are_those_that_the_endpoint_itself_answered(
     assert all(a == b for a, b in zip(there.tolist(), here.tolist(), strict=True) if b in answered)
 
 
-@pytest.mark.long
 def test_an_obfuscator_without_codes_is_trained_on_surrogates_alone(url: str, folder: Path, tmp_path: Path) -> None:
     bundle = protect_black_box(recipe("obfuscator", url, folder, answers="label"), tmp_path / "run", Options("cpu"))
     assert bundle.name == "small" and "queries_tuning" not in bundle.figures.others
