@@ -19,10 +19,12 @@ studio: $(VENV)/.serve
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
-# Style, types and documentation, then the layers, then everything, in two processes (tests/conftest.py gives each one thread).
-SUITE := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+# Style, types and documentation, then the layers, then everything, in three processes, of which some wait for a server
+# (tests/conftest.py gives each one thread).
+SUITE := $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
-test: lint docs
+test: $(VENV)/.dev
+	$(MAKE) --jobs 2 lint docs
 	$(BIN)/python -m pytest tests/test_architecture.py
 	$(SUITE)
 

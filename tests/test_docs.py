@@ -219,7 +219,10 @@ def left_by(name: str, desk: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.long] * (Path(name).stem in ("other-classifiers", "train", "black-box")))
+        pytest.param(
+            name,
+            marks=[pytest.mark.long] * (Path(name).stem in ("other-classifiers", "train", "black-box", "classifier")),
+        )
         for name, blocks in RUN.items()
         if blocks
     ],

@@ -52,6 +52,7 @@ def words(trained: tuple[Bundle, Bundle], photos: Path) -> list[object]:
     return ["export", "--to", "int8", obfuscator.path, "--classifier", classifier.path, "--data", photos]
 
 
+@pytest.mark.long
 def test_the_bundle_is_made_measured_and_then_audited(words, trained, tmp_path, monkeypatch):
     trials = (Trial("least squares", Threat.WHITE_BOX), Trial("total variation", Threat.WHITE_BOX, steps=4))
     brief = replace(TINY, trials=trials, views=(), sanity_check_images=0, identification_images=32)

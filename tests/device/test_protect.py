@@ -113,7 +113,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, obfuscator_bund
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGKILL, marks=pytest.mark.long), signal.SIGINT])
 def test_an_interrupted_run_goes_on(number: signal.Signals, tmp_path: Path, obfuscator_bundle: Bundle) -> None:
     source, out = save(tmp_path / "images", 40 * GROUP), tmp_path / "out"
     common = ["protect", source, "-o", out, "--bundle", obfuscator_bundle.path, "--workers", 2]

@@ -227,6 +227,7 @@ def test_the_command_writes_the_page_and_says_so(tmp_path):
     assert "![" in page.read_text()
 
 
+@pytest.mark.long
 def test_the_command_lists_before_it_trains(tmp_path, monkeypatch):
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")  # else the command starts the process again
     monkeypatch.chdir(ROOT)

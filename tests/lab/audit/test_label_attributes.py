@@ -61,6 +61,7 @@ def test_a_payload_that_is_the_image_gives_what_the_image_gives():
     assert found["unseen", "white-box"].low < 0.55
 
 
+@pytest.mark.long
 def test_nothing_is_inferred_from_a_constant_and_what_could_have_been_is_known():
     found = rows(Constant)
     for threat in THREATS:

@@ -72,6 +72,7 @@ def test_a_transformers_folder_predicts_as_transformers_itself(tmp_path, kind, s
     assert ("stretches" in notes, "inner 87.5%" in notes) == (kind == "vit", kind == "resnet")
 
 
+@pytest.mark.long
 def test_a_thousand_classes_and_another_scale(tmp_path):
     """A processor that leaves values in 0 to 255 gives a mean and a deviation on our scale."""
     import json
@@ -127,6 +128,7 @@ def test_gradients_of_an_imported_classifier_are_those_of_the_network(tmp_path):
     assert not any(p.requires_grad for p in frozen.parameters())
 
 
+@pytest.mark.long
 def test_a_recipe_may_name_anything_that_says_all_of_itself(tmp_path):
     folder = brought.save_transformers(tmp_path / "vit", "vit", size=32)
     made = classifier_bundle(str(folder), tmp_path / "classifier")

@@ -24,6 +24,9 @@ def recipe(kind: str, folder: Path, **changes: Any) -> Any:
     return parse_recipe(given)
 
 
+pytestmark = pytest.mark.long  # each test trains
+
+
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory, own_caches: Path, image_folder: Path) -> Bundle:
     """The next version of the classifier."""

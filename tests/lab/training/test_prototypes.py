@@ -62,6 +62,7 @@ def test_too_many_photographs_for_a_device_are_refused() -> None:
         put_in(Photographs(500, 224, 224), greys(0), torch.zeros(1, 500), names)
 
 
+@pytest.mark.long
 def test_they_take_the_place_of_what_a_bundle_draws_without_training(
     trained: tuple[Bundle, Bundle], tmp_path: Path
 ) -> None:

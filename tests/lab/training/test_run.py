@@ -110,6 +110,7 @@ def test_an_interrupted_run_resumes_to_the_same_network(in_memory, tmp_path, sch
     assert same(resumed, whole)
 
 
+@pytest.mark.long
 def test_attackers_noise_and_mixture_resume_too(in_memory, tmp_path, trained):
     in_memory.update(train=image_set(8), test=image_set(4, seed=1))
     given = recipe("obfuscator", classifier=str(trained[0].path), epochs=3).model_dump(mode="json")
@@ -295,6 +296,7 @@ main()
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_share_every_batch(trained, shared, tmp_path):
     # 9 images to test: one process looks at two batches of them, the other at one.
     folder = save_folder(tmp_path / "images", train=16, test=9)

@@ -47,6 +47,7 @@ def test_an_interrupted_run_resumes_to_the_same_network(folder, tmp_path, monkey
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
+@pytest.mark.long
 def test_a_streamed_classifier_and_a_streamed_sketch_become_bundles(folder, tmp_path):
     classifier = train(recipe(folder), tmp_path / "c", accelerator="cpu")
     assert classifier.provenance.others["streamed"] is True and classifier.provenance.train_images == 40
