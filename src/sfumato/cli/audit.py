@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -58,6 +58,7 @@ def audit(
     images: EachOption = None,
     size: options.Size = None,
     label_column: options.LabelColumn = None,
+    allow_outside: options.AllowOutside = False,
     attribute: Annotated[list[str] | None, option("COLUMN", "Another label column to infer; repeatable.")] = None,
     budget_scale: Annotated[float, option("X", "Multiply the training time of every attacker.")] = 1.0,
     seeds: Annotated[int | None, option("N", "Repeat the strongest attacker with N seeds.", min=1)] = None,
@@ -83,20 +84,31 @@ def audit(
     - `sfumato audit mymodule:blur --attribute glasses`
     """
     mode = partial(options.run_mode, context, as_json=as_json)
+    images_of = {"data": data, "size": size, "allow_outside": allow_outside}
     if attributes_table:
         return mode("attributes_table", _print_attributes, obfuscator=obfuscator, into=into)
     if references:
-        return mode("references", _print_references, data=data, size=size, seed=seed, out=out)
+        return mode("references", _print_references, **images_of, seed=seed, out=out)
     keep_freed_memory()
     if check_attacks:
-        return mode("check_attacks", _check_attacks, data=data, size=size, budget=budget, out=out)
+        return mode("check_attacks", _check_attacks, **images_of, budget=budget, out=out)
     options.refuse_others(context, context.params.keys() - {"into", "seed"}, "not of an audit")
     plan = _plan(budget, seeds, budget_scale)
     source = _source(obfuscator)
     served = _classifier(source, classifier)
     with bars(quiet=as_json) as shown:
         setting, attributes = _setting(
-            source, served, data, size, images, label_column, attribute, shadow, other_data, shown.progress
+            source,
+            served,
+            data,
+            size,
+            images,
+            label_column,
+            attribute,
+            shadow,
+            other_data,
+            shown.progress,
+            allow_outside=allow_outside,
         )
     folder = out or Path("audits") / f"{setting.target.name.replace(':', '-').replace('/', '-')}-{plan.name}"
     comparison = _comparison(served, local, compare, attributes)
@@ -142,6 +154,8 @@ def _setting(
     shadow: str | None,
     other_data: str | None,
     progress: Progress,
+    *,
+    allow_outside: bool,
 ) -> tuple[AttackSetting, Columns]:
     """Return the attack setting, and the label columns of its training and test images."""
     from sfumato.lab.audit.setting import AttackSetting
@@ -154,6 +168,7 @@ def _setting(
         size=options.image_size(size) or native_size(source),
         label_column=label_column,
         attributes=tuple(attributes or ()),
+        allow_outside=allow_outside,
         progress=progress,
     )
     train, test = train.subset(images), test.subset(images)
@@ -161,7 +176,8 @@ def _setting(
     target = load_target(source, size=(height, width))
     if served and len(train.names) == len(served.labels):
         train, test = train.of_classes(served.labels), test.of_classes(served.labels)
-    other = load_images(other_data, "train", size=(height, width), progress=progress).images if other_data else None
+    how: dict[str, Any] = {"size": (height, width), "allow_outside": allow_outside, "progress": progress}
+    other = load_images(other_data, "train", **how).images if other_data else None
     setting = AttackSetting(
         target,
         train,
@@ -247,7 +263,9 @@ def _report(found: AuditResult, folder: Path, obfuscator: str | None, *, as_json
         typer.echo("The bundle keeps the figures of an earlier audit, which had a larger budget and found as much.")
 
 
-def _check_attacks(*, data: str, size: str | None, budget: str, out: Path | None, as_json: bool) -> None:
+def _check_attacks(
+    *, data: str, size: str | None, allow_outside: bool, budget: str, out: Path | None, as_json: bool
+) -> None:
     """Print the sanity checks of the attacks: decoders against maps whose leakage is known.
 
     Raises:
@@ -264,7 +282,8 @@ def _check_attacks(*, data: str, size: str | None, budget: str, out: Path | None
     images = BUDGETS[budget].sanity_check_images
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with bars(quiet=as_json) as shown:
-        train, test, _ = load_train_test(data, size=options.image_size(size), progress=shown.progress)
+        sides = options.image_size(size)
+        train, test, _ = load_train_test(data, size=sides, allow_outside=allow_outside, progress=shown.progress)
         found = decoder_checks(train, test, images=images, device=device, progress=shown.progress)
     measured = _measured(train, test, budget=budget, images_seen=images, accelerator=device.type)
     result = {"sanity_checks": [check.as_json for check in found], "measured": measured}
@@ -279,16 +298,22 @@ def _check_attacks(*, data: str, size: str | None, budget: str, out: Path | None
         raise typer.Exit(1)
 
 
-def _print_references(*, data: str, size: str | None, seed: int, out: Path | None, as_json: bool) -> None:
+def _print_references(
+    *, data: str, size: str | None, allow_outside: bool, seed: int, out: Path | None, as_json: bool
+) -> None:
     """Print what is reconstructed from the label or the mean colour alone: the scale for an audit."""
     with needs_extra("train"):
         from sfumato.lab.audit.references import references
         from sfumato.lab.data import load_images
 
     prepare(out)
-    sides = options.image_size(size)
     with bars(quiet=as_json) as shown:
-        train, test = (load_images(data, split, size=sides, progress=shown.progress) for split in ("train", "test"))
+        how: dict[str, Any] = {
+            "size": options.image_size(size),
+            "allow_outside": allow_outside,
+            "progress": shown.progress,
+        }
+        train, test = (load_images(data, split, **how) for split in ("train", "test"))
         found = references(train, test, seed=seed, progress=shown.progress)
     result = {"references": [row.as_json for row in found], "measured": _measured(train, test, seed=seed)}
     write_result(out, result)

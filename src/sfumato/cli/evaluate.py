@@ -36,6 +36,7 @@ def evaluate(
     out: options.OutFile = None,
     as_json: options.Json = False,
     label_column: options.LabelColumn = None,
+    allow_outside: options.AllowOutside = False,
     rounding: Annotated[bool, flag("--round", "Round payloads to 8 bits, as for image files.")] = False,
     transfer: Annotated[bool, flag("--transfer", "Allow classifiers that it was not trained for.")] = False,
     audits: Annotated[list[Path] | None, option("DIR", "Folder of audits, to add the leakage; repeatable.")] = None,
@@ -68,7 +69,8 @@ def evaluate(
         raise SfumatoError("--audits is for several bundles or classifiers, or --transfer")
     transferred: Transfer | None = None
     with needs_extra("train"), bars(quiet=as_json) as shown:
-        test = options.load_split(data, "test", obfuscators[0], label_column, images, progress=shown.progress)
+        how: dict[str, Any] = {"allow_outside": allow_outside, "progress": shown.progress}
+        test = options.load_split(data, "test", obfuscators[0], label_column, images, **how)
         if table:
             transferred = _transfer(obfuscators, classifiers, test, audits or [], shown.progress)
             result = transferred.to_json()

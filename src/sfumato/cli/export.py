@@ -33,6 +33,7 @@ def export(
     overwrite: Annotated[bool, flag("--overwrite", "Replace what an earlier export wrote.")] = False,
     images: Annotated[int | None, option("N", "Compare on N test images. Default: 200; of int8: all.", min=1)] = None,
     label_column: options.LabelColumn = None,
+    allow_outside: options.AllowOutside = False,
     calibrate_on: Annotated[int, option("N", "int8: training images to calibrate on.", min=1)] = 500,
     as_json: options.Json = False,
 ) -> None:
@@ -53,7 +54,7 @@ def export(
     if path.is_file():
         raise BundleError(f"{path} is a file; name the folder of its bundle")
     if to == "int8":
-        how = {"overwrite": overwrite, "as_json": as_json}
+        how = {"overwrite": overwrite, "allow_outside": allow_outside, "as_json": as_json}
         _export_int8(path, out, classifier, data or "cifar10", label_column, calibrate_on, images, **how)
         return
     options.refuse_others(context, context.params.keys() - {"calibrate_on"}, "only with --to int8")
@@ -68,7 +69,7 @@ def export(
     if data is None:
         compared_on = sample_images(source.preprocessing)
     else:
-        test = options.load_split(data, "test", source, label_column, images or 200)
+        test = options.load_split(data, "test", source, label_column, images or 200, allow_outside=allow_outside)
         compared_on = (test.images.float() / 255).numpy()
     with bars(quiet=as_json) as shown:
         shown.progress("lowering the network, and comparing it with the ONNX file", 0, 1)
@@ -126,6 +127,7 @@ def _export_int8(
     images: int | None,
     *,
     overwrite: bool,
+    allow_outside: bool,
     as_json: bool,
 ) -> None:
     """Write an obfuscator in 8-bit integers as a bundle of its own, measure it, and name the audit that it needs."""
@@ -136,13 +138,16 @@ def _export_int8(
     obfuscator, served = options.open_obfuscator(path), options.open_classifier(classifier)
     size = (obfuscator.preprocessing.height, obfuscator.preprocessing.width)
     with bars(quiet=as_json) as shown:
-        train, test, _ = load_train_test(data, size=size, label_column=label_column, progress=shown.progress)
+        train, test, _ = load_train_test(
+            data, size=size, label_column=label_column, allow_outside=allow_outside, progress=shown.progress
+        )
         calibration, test = train.subset(calibrate_on), test.subset(images)
         made = quantize(obfuscator, out, served, calibration, test, overwrite=overwrite, progress=shown.progress)
     words = ["sfumato", "audit", str(out)]
     words += ["--classifier", str(classifier)] if classifier else []
     words += ["--data", data] if data != "cifar10" else []
     words += ["--label-column", label_column] if label_column else []
+    words += ["--allow-outside"] if allow_outside else []
     following = shlex.join([*words, "--budget", "standard"])
     if as_json:
         print_json(

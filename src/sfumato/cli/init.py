@@ -36,6 +36,7 @@ def init(
     mean: MeanOption = None,
     std: StdOption = None,
     labels: LabelsOption = None,
+    allow_outside: options.AllowOutside = False,
     token_file: options.TokenFile = None,
     as_json: options.Json = False,
 ) -> None:
@@ -59,6 +60,7 @@ def init(
             out,
             kind=kind,
             metadata=metadata,
+            allow_outside=allow_outside,
             server=server,
             model=model,
             token=token,

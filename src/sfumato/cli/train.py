@@ -48,6 +48,7 @@ def train(
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
     estimate: Annotated[Path | None, option("FILE", "Train a few steps, and estimate the run's time.")] = None,
+    allow_outside: options.AllowOutside = False,
     accelerator: Annotated[str, option("NAME", "auto, cpu, cuda, mps, ...")] = "auto",
     devices: Annotated[int, option("N", "Processes to train on.", min=1)] = 1,
     black_box: BlackBoxOption = None,
@@ -72,7 +73,8 @@ def train(
         from sfumato.lab.training.blackbox import is_endpoint, protect_black_box
         from sfumato.lab.training.recipe import ClassifierRecipe
 
-    plan = load_recipe(recipe, [*(set_ or []), *([f'classifier="{black_box}"'] if black_box else [])])
+    changes = [*(set_ or []), *([f'classifier="{black_box}"'] if black_box else [])]
+    plan = load_recipe(recipe, [*changes, *(["data.allow_outside=true"] if allow_outside else [])])
     queried = None if isinstance(plan, ClassifierRecipe) or not is_endpoint(plan.classifier) else plan
     if estimate is not None:
         if out or from_ or resume or overwrite or devices > 1:

@@ -2,8 +2,6 @@ import errno
 import json
 import pickle
 import resource
-import subprocess
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import pytest
 import torch
 
 from sfumato.errors import TrainingError
-from sfumato.lab.models.checkpoint import exclusive, load_checkpoint, same_identity, save_checkpoint
+from sfumato.lab.models.checkpoint import load_checkpoint, same_identity, save_checkpoint
 
 PARTS = frozenset({"identity", "task", "optimizer", "scheduler", "epoch", "step", "seconds"})
 
@@ -148,23 +146,6 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(path, tmp_path, zipped):
 def test_a_folder_is_not_a_checkpoint(tmp_path):
     with pytest.raises(TrainingError):
         load_checkpoint(tmp_path, PARTS)
-
-
-def test_a_folder_is_worked_in_by_one_process_alone(tmp_path):
-    hold = (
-        "import sys, time; from pathlib import Path; from sfumato.lab.models.checkpoint import exclusive\n"
-        "with exclusive(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE) as other:
-        assert other.stdout.readline() == b"held\n"
-        with pytest.raises(TrainingError, match="another process is at work"), exclusive(tmp_path):
-            pytest.fail("both are at work")
-        other.kill()  # as the system would when memory runs out
-    with exclusive(tmp_path):
-        pass
-    (tmp_path / "file").touch()
-    with pytest.raises(TrainingError, match="cannot be written"), exclusive(tmp_path / "file"):
-        pass
 
 
 def identity(old: bool, **recipe: object) -> str:

@@ -6,14 +6,11 @@ therefore taken over; accuracies are measured again, and it counts as not audite
 
 from __future__ import annotations
 
-import os
 import shutil
 import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -33,6 +30,7 @@ from sfumato.artifacts.bundle import (
     OBFUSCATOR_WEIGHTS,
     Bundle,
 )
+from sfumato.artifacts.files import whole_folder
 from sfumato.artifacts.onnx_file import Array, OnnxFunction
 from sfumato.artifacts.provenance import provenance
 from sfumato.artifacts.records import Figures
@@ -143,7 +141,7 @@ def quantize(
             f"{size} are needed"
         )
     check_quantizable(bundle.file(OBFUSCATOR_ONNX))
-    with _replacing(folder) as partial:  # before the long part, so that nothing is measured in vain
+    with whole_folder(folder, BundleError) as partial:  # before the long part, so that nothing is measured in vain
         before = evaluate_obfuscator(bundle, classifier, test, progress=progress)
         quantize_file(bundle.file(OBFUSCATOR_ONNX), partial / OBFUSCATOR_ONNX, calibration, progress=progress)
         for name, new_name in _COPIED.items():
@@ -365,19 +363,3 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
         raise BundleError(f"{folder} exists already; choose another folder, or --overwrite what was quantised before")
     if not (folder / MANIFEST).is_file() or Bundle.load(folder).recipe.quantized is None:
         raise BundleError(f"{folder} holds something else than an obfuscator in 8-bit integers; choose another folder")
-
-
-@contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """Yield a new folder that replaces `folder` if the block succeeds, and is removed otherwise."""
-    folder = folder.resolve()
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    except OSError as error:
-        raise BundleError(f"{folder} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -201,6 +201,8 @@ def _local(path: Path, data: DataRecipe, classifier: str) -> ClassifierRecipe:
     changed = [f"data.source={json.dumps(data.source)}"]
     if data.size is not None:
         changed.append(f"data.size={list(data.size)}")
+    if data.allow_outside:
+        changed.append("data.allow_outside=true")
     if plain.teacher is not None:
         changed.append(f"teacher={json.dumps(classifier)}")
     found = load_recipe(path, changed)

@@ -61,7 +61,13 @@ def load_both(recipe: DataRecipe, fabric: Fabric, *, label_free: bool) -> tuple[
     """
     if recipe.stream:
         raise RecipeError("data.stream: here all images are needed at once; leave it out")
-    load = partial(load_images, size=recipe.size, image_column=recipe.image_column, label_column=recipe.label_column)
+    load = partial(
+        load_images,
+        size=recipe.size,
+        image_column=recipe.image_column,
+        label_column=recipe.label_column,
+        allow_outside=recipe.allow_outside,
+    )
     with fabric.rank_zero_first(local=True):  # the others then find the decoded images in the cache
         train_set = load(recipe.source, "train", unlabelled=label_free).subset(recipe.train_images)
         test_set = load(recipe.source, "test").subset(recipe.test_images)

@@ -15,6 +15,7 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from sfumato.artifacts.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, Bundle
+from sfumato.artifacts.files import exclusive
 from sfumato.artifacts.provenance import provenance
 from sfumato.artifacts.records import Provenance
 from sfumato.errors import Interrupted, TrainingError
@@ -22,7 +23,7 @@ from sfumato.lab.classifiers import classifier_bundle
 from sfumato.lab.data import Stream
 from sfumato.lab.evaluation.accuracy import evaluate_classifier, evaluate_obfuscator
 from sfumato.lab.export.onnx import renew, save_weights
-from sfumato.lab.models.checkpoint import exclusive
+from sfumato.lab.models.checkpoint import remove_checkpoint
 from sfumato.lab.models.precision import Precision, device_name
 from sfumato.lab.training.building import restarted
 from sfumato.lab.training.context import augmentation_of, launch, schedule_of
@@ -37,7 +38,7 @@ from sfumato.progress import Progress, Say, mute, silent
 CHECK_IMAGES = 64
 _ADDITIONS = ("input", "utility", "privacy", "bottleneck", "output", "transfer", "black_box", "decoder")
 """Tables of a recipe that change nothing by default: a run that began before they existed may resume."""
-_DATA_ADDITIONS = ("stream", "zoom")
+_DATA_ADDITIONS = ("allow_outside", "stream", "zoom")
 """Likewise, of its data."""
 
 
@@ -132,9 +133,9 @@ def training(
     fabric, precision = launch(recipe.training, folder, accelerator, devices)
     first = fabric.is_global_zero
     # The first process holds the lock for all of them.
-    with exclusive(folder) if first else nullcontext():
+    with exclusive(folder, TrainingError) if first else nullcontext():
         if overwrite and first:
-            run.checkpoint.unlink(missing_ok=True)
+            remove_checkpoint(run.checkpoint)
             for left in ("tensorboard", "snapshots", run.classifier.name, run.ensemble.name):
                 shutil.rmtree(folder / left, ignore_errors=True)
         if first:
