@@ -213,7 +213,7 @@ def read_labels(
     if unlabelled and (None in values or len(missing) == len(values)):
         return UNLABELLED, np.zeros(len(rows), np.int64)
     if missing:
-        shown = ", ".join(f"{values[place]!r} in row {place + 1}" for place in missing[:SHOWN])
+        shown = ", ".join(f"{values[place]!r} for image {place + 1}" for place in missing[:SHOWN])
         raise DataError(
             f"{source}: {len(missing)} of {len(values)} images have no class in column {column!r} ({shown}"
             f"{', ...' if len(missing) > SHOWN else ''}); give each one, or leave them out"
@@ -222,8 +222,8 @@ def read_labels(
         labels = np.asarray(values, dtype=np.int64)
         if labels.size and labels.max() >= len(feature.names):
             raise DataError(
-                f"{source}: column {column!r} has the label {labels.max()} in row {int(labels.argmax()) + 1}, outside "
-                f"its {len(feature.names)} classes"
+                f"{source}: column {column!r} has the label {labels.max()} for image {int(labels.argmax()) + 1}, but "
+                f"{len(feature.names)} classes"
             )
         return tuple(feature.names), labels
     names = sorted({str(v) for v in values}, key=lambda v: (not v.isdigit(), int(v) if v.isdigit() else 0, v))
