@@ -139,6 +139,22 @@ def test_what_is_no_onnx_file_names_no_others_and_never_crashes(tmp_path):
         external_data(file)
 
 
+def test_what_protobuf_skips_hides_nothing(tmp_path):
+    """Unknown fields and groups before the graph, and a name that is no UTF-8, as a hostile file may have them."""
+    graph = helper.make_graph([], "g", [], [], [elsewhere("a", "hidden")])
+    whole = helper.make_model(graph).SerializeToString()
+    group = bytes([1000 * 8 % 128 + 3 + 128, 1000 * 8 >> 7, 1 << 3, 5, 1000 * 8 % 128 + 4 + 128, 1000 * 8 >> 7])
+    (tmp_path / "m.onnx").write_bytes(group + whole)
+    assert onnx.load(tmp_path / "m.onnx", load_external_data=False).graph.initializer[0].name == "a", "it can be read"
+    assert external_data(tmp_path / "m.onnx") == ("hidden",)
+    (tmp_path / "m.onnx").write_bytes(bytes([7 << 3 | 5]) + b"\xff\xff\xff\xff" + whole)  # a graph that is a number
+    assert external_data(tmp_path / "m.onnx") == ("hidden",)
+    (tmp_path / "m.onnx").write_bytes(whole.replace(b"hidden", b"\xff\xfeeden"))
+    (name,) = external_data(tmp_path / "m.onnx")
+    (tmp_path / name).write_bytes(b"x")
+    assert fingerprint(tmp_path / "m.onnx").startswith("sha256:")
+
+
 @pytest.mark.parametrize("kind", ["classifier", "obfuscator"])
 def test_a_bundle_has_all_its_weights_inside(tmp_path, kind):
     """Otherwise others could be swapped in, and every hash in its manifest would still fit."""

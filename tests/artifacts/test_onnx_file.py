@@ -40,14 +40,12 @@ def test_the_reason_is_said_without_codes_and_paths(tmp_path):
         OnnxFunction(folder / "junk.onnx")
     whole.graph.node[0].op_type = "Nope"
     onnx.save(whole, folder / "nope.onnx")
-    with pytest.raises(BundleError, match="cannot be run: .*No Op registered for Nope"):
+    with pytest.raises(BundleError, match=r"cannot be run: .*No Op registered for Nope"):
         OnnxFunction(folder / "nope.onnx")
     whole = onnx.load(folder / "whole.onnx")
     onnx.save(whole, folder / "two.onnx", save_as_external_data=True, location="two.data", size_threshold=10)
     (folder / "two.data").write_bytes(b"short")
-    with pytest.raises(
-        BundleError, match=r"two\.onnx cannot be run: .*weight.* out of bounds or can not be read in full"
-    ):
+    with pytest.raises(BundleError, match=r"two\.onnx cannot be run: .*weight.* out of bounds"):
         OnnxFunction(folder / "two.onnx")
 
 

@@ -334,7 +334,7 @@ def fingerprint(onnx_path: Path) -> str:
     own, others = file_sha256(onnx_path), external_files(onnx_path)
     if others:
         lines = [own, *(f"{file_sha256(file)} {name}" for name, file in others.items())]
-        own = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        own = hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()
     return f"sha256:{own}"
 
 

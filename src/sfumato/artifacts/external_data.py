@@ -6,7 +6,9 @@ Source: field numbers of `onnx/onnx.proto` (ONNX 1.19), encoded as protobuf.dev/
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from sfumato.errors import BundleError
@@ -22,7 +24,8 @@ _PARTS: dict[str, dict[int, str]] = {
 }
 """Of each message, the fields that tensors can lie in, and what they hold."""
 _ENTRY, _DATA_LOCATION, _EXTERNAL = 13, 14, 1
-_FIXED = {1: 8, 5: 4}
+_FIXED = {1: 8, 3: 0, 4: 0, 5: 4}
+"""Bytes by wire type. ONNX has no groups (3, 4); fields in one are read as those of the message around it."""
 
 
 def external_data(path: Path) -> tuple[str, ...]:
@@ -39,18 +42,15 @@ def external_data(path: Path) -> tuple[str, ...]:
             return ()
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             messages = [("model", 0, len(data))]
-            try:
-                while messages:
-                    kind, start, end = messages.pop()
+            while messages:
+                kind, start, end = messages.pop()
+                with suppress(IndexError, ValueError):  # no protobuf message
                     if kind == "tensor":
                         found |= set(_locations(data, start, end))
                         continue
-                    parts = _PARTS[kind]
                     for number, first, last in _fields(data, start, end):
-                        if number in parts and last is not None:
-                            messages.append((parts[number], first, last))
-            except (IndexError, ValueError):
-                pass
+                        if number in _PARTS[kind] and last is not None:
+                            messages.append((_PARTS[kind][number], first, last))
     return tuple(sorted(found))
 
 
@@ -80,11 +80,11 @@ def _locations(data: mmap.mmap, start: int, end: int) -> Iterator[str]:
         elif number == _DATA_LOCATION and last is None:
             location = first
     if location == _EXTERNAL:
-        yield from (entry[2].decode() for entry in entries if entry.get(1) == b"location" and 2 in entry)
+        yield from (os.fsdecode(entry[2]) for entry in entries if entry.get(1) == b"location" and 2 in entry)
 
 
 def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int | None]]:
-    """Yield each field's number with its first and last place; of an integer its value and None."""
+    """Yield the number of each integer with its value and None, and of each message or text with its place."""
     while start < end:
         tag, start = _varint(data, start)
         number, wire = tag >> 3, tag & 7
@@ -95,10 +95,11 @@ def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, i
         if wire == 2:
             size, start = _varint(data, start)
         else:
-            size = _FIXED.get(wire, end)  # groups are not used in ONNX
+            size = _FIXED.get(wire, end)  # of another one, more than there is
         if start + size > end:
             raise ValueError("no protobuf message")
-        yield number, start, start + size
+        if wire == 2:
+            yield number, start, start + size
         start += size
 
 

@@ -26,13 +26,12 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, name: str) -> None:
     assert audit.best is not None
     reconstructed = torch.zeros_like(images.originals)
     captions = ["a"] * len(images.originals)
+    points = [point("local", 0.5, 0.1, "local"), point("identity", 0.9, 0.9, "identity")]
     write = {
         "report": partial(write_report, audit, images, file),
         "audit": partial(audit.write, file),
         "panel": partial(save_panel, images, audit.best, reconstructed, captions, file),
-        "frontier": partial(
-            save_frontier_png, [point("local", 0.5, 0.1, "local"), point("identity", 0.9, 0.9, "identity")], file
-        ),
+        "frontier": partial(save_frontier_png, points, file),
         "weights": partial(save_weights, torch.nn.Linear(50, 50), file),
         "program": partial(executorch._write, file, bytes(1000)),
     }[name]
