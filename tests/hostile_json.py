@@ -13,8 +13,8 @@ HOSTILE = st.one_of(
     st.sampled_from([None, True, False, "", "text", "\0", "a" * 5000, "../x", "1", "NaN", "\ud800", "\x1b[2J"]),
     st.sampled_from([[], {}, [[]], {"": None}, [None] * 3, [float("inf")] * 3, ["1", "1", "1"], {"a" * 5000: "x"}]),
     st.integers(1, 200).map(lambda depth: json.loads("[" * depth + "]" * depth)),
-)
-"""Values that have no business where they are put."""
+).map(copy.deepcopy)
+"""Values that have no business where they are put; a value is changed further, so each is a copy."""
 
 
 def places(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
