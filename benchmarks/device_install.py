@@ -13,7 +13,7 @@ import tempfile
 import venv
 from pathlib import Path
 
-from sfumato.artifacts.bundle import write_json
+from sfumato.artifacts.files import write_json
 from sfumato.artifacts.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -26,7 +26,8 @@ from torch import nn
 
 from sfumato import wire
 from sfumato.artifacts import shipped
-from sfumato.artifacts.bundle import OBFUSCATOR_ONNX, Bundle, Preprocessing, fingerprint, write_json
+from sfumato.artifacts.bundle import OBFUSCATOR_ONNX, Bundle, Preprocessing, fingerprint
+from sfumato.artifacts.files import write_json
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.artifacts.provenance import provenance
 from sfumato.device import Client

@@ -30,7 +30,8 @@ sys.path.insert(0, str(HERE / "alternatives"))
 import random_bundles  # noqa: E402
 from offload import peak_mb, serving  # noqa: E402
 
-from sfumato.artifacts.bundle import DECODER_ONNX, OBFUSCATOR_ONNX, Bundle, write_json  # noqa: E402
+from sfumato.artifacts.bundle import DECODER_ONNX, OBFUSCATOR_ONNX, Bundle  # noqa: E402
+from sfumato.artifacts.files import write_json  # noqa: E402
 from sfumato.artifacts.onnx_file import OnnxFunction  # noqa: E402
 from sfumato.artifacts.provenance import provenance  # noqa: E402
 from sfumato.cli.memory import keep_freed_memory  # noqa: E402

@@ -20,7 +20,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import ConvNextImageProcessorPil, ResNetConfig, ResNetForImageClassification
 
-from sfumato.artifacts.bundle import write_json
+from sfumato.artifacts.files import write_json
 from sfumato.lab.runs.estimate import estimate
 from sfumato.lab.training import load_recipe
 

@@ -24,7 +24,8 @@ import torch
 from timing import time_in_turn
 
 from sfumato.artifacts import shipped
-from sfumato.artifacts.bundle import CLASSIFIER_ONNX, OBFUSCATOR_ONNX, Bundle, write_json
+from sfumato.artifacts.bundle import CLASSIFIER_ONNX, OBFUSCATOR_ONNX, Bundle
+from sfumato.artifacts.files import write_json
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.artifacts.provenance import provenance
 from sfumato.lab.data import load_images

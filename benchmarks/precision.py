@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sfumato.artifacts.bundle import write_json
+from sfumato.artifacts.files import write_json
 from sfumato.artifacts.provenance import provenance
 from sfumato.cli.memory import keep_freed_memory
 from sfumato.lab.training import load_recipe, train

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sfumato.artifacts.bundle import write_json
+from sfumato.artifacts.files import write_json
 from sfumato.artifacts.provenance import provenance
 
 SIZES = (1_000, 10_000, 100_000)

@@ -22,7 +22,8 @@ import numpy as np
 from timing import time_in_turn
 
 from sfumato.artifacts import shipped
-from sfumato.artifacts.bundle import CLASSIFIER_ONNX, OBFUSCATOR_ONNX, write_json
+from sfumato.artifacts.bundle import CLASSIFIER_ONNX, OBFUSCATOR_ONNX
+from sfumato.artifacts.files import write_json
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.artifacts.provenance import provenance
 from sfumato.lab.data import ImageSet, load_images

@@ -20,7 +20,8 @@ from playwright.sync_api import sync_playwright
 from sfumato import cloud
 from sfumato.apps.studio import Pages, assets, collect
 from sfumato.artifacts import shipped
-from sfumato.artifacts.bundle import Bundle, write_json
+from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.files import write_json
 from sfumato.artifacts.provenance import provenance
 from sfumato.device import Obfuscator, prepare
 

@@ -20,7 +20,8 @@ import numpy as np
 from PIL import Image
 
 from sfumato.artifacts import shipped
-from sfumato.artifacts.bundle import Bundle, write_json
+from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.files import write_json
 from sfumato.artifacts.provenance import provenance
 
 BATCH, IMAGES, EPOCHS, ROUNDS = 128, 1280, 2, 3

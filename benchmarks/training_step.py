@@ -29,7 +29,7 @@ from timing import time_in_turn
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from sfumato.artifacts.bundle import write_json
+from sfumato.artifacts.files import write_json
 from sfumato.artifacts.provenance import provenance
 from sfumato.cli.memory import keep_freed_memory
 from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator, build_classifier, fold_norms

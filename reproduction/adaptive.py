@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from reproduction.lab import Lab
 from reproduction.plan import Item, SnapshotBudget
 from reproduction.schema import AttackerError, PairFigures, Utility
-from sfumato.artifacts.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, file_sha256
+from sfumato.artifacts.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS
+from sfumato.artifacts.files import file_sha256
 from sfumato.artifacts.versions import upgraded
 from sfumato.errors import BundleError
 from sfumato.lab.attacks.decoders import RESIDUAL
@@ -32,6 +33,7 @@ from sfumato.lab.classifiers import FrozenClassifier
 from sfumato.lab.data import INFERENCE_BATCH, ImageSet
 from sfumato.lab.evaluation.measures import measure, per_image
 from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator
+from sfumato.lab.models.checkpoint import remove_checkpoint
 
 _FOLDER, _IDENTITY = "later", {"what": "later attackers"}
 """Names from version 1, so that findings of a lab made then are found."""
@@ -73,7 +75,7 @@ def measure_pair(lab: Lab, item: Item, folder: Path, what: str) -> PairFigures:
         )
         find = partial(_attack, setting, attacker, attack_budget)
         attackers.append(store.once(f"{key}-{number}", _stored(AttackerError), find))
-        checkpoint.unlink(missing_ok=True)
+        remove_checkpoint(checkpoint)
     best = min(attackers, key=lambda row: row.mse)
     return PairFigures(
         **utility.model_dump(),

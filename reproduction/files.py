@@ -8,7 +8,7 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from reproduction.schema import Machine, Results
-from sfumato.artifacts.bundle import write_json
+from sfumato.artifacts.files import write_json
 from sfumato.artifacts.provenance import provenance
 from sfumato.errors import ResultsError
 from sfumato.lab.evaluation.results import as_type, read_object

@@ -19,9 +19,9 @@ from reproduction.page import write_page
 from reproduction.plan import Part, Plan, Target, parts
 from reproduction.schema import Results
 from reproduction.tables import table_1, table_3, table_4
-from sfumato.errors import Interrupted
+from sfumato.artifacts.files import exclusive
+from sfumato.errors import Interrupted, TrainingError
 from sfumato.lab.audit.budget import BUDGETS
-from sfumato.lab.models.checkpoint import exclusive
 from sfumato.lab.models.precision import device_name
 from sfumato.lab.runs.speed import Speed, spoken
 from sfumato.lab.runs.trainings import check_writable
@@ -59,7 +59,7 @@ def reproduce(target: Target, lab: Lab, results: Path, page: Path, *, say: Say =
         return [page]
     check_writable(lab.folder)
     try:
-        with exclusive(lab.folder):
+        with exclusive(lab.folder, TrainingError):
             written = _make(target, lab, results, page, say)
     except (Interrupted, KeyboardInterrupt):
         raise Interrupted(f"interrupted; the state is kept in {lab.folder}: the same command resumes") from None

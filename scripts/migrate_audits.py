@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sfumato.artifacts.bundle import write_json
+from sfumato.artifacts.files import write_json
 from sfumato.artifacts.shipped import obfuscator_bundle, papers_obfuscator_bundle
 from sfumato.artifacts.versions import upgraded
 from sfumato.lab.audit.budget import BUDGETS

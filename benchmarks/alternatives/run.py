@@ -25,7 +25,7 @@ import random_bundles  # noqa: E402
 import torch  # noqa: E402
 from page import OWN, table  # noqa: E402
 
-from sfumato.artifacts.bundle import write_json  # noqa: E402
+from sfumato.artifacts.files import write_json  # noqa: E402
 from sfumato.artifacts.provenance import provenance  # noqa: E402
 from sfumato.lab.models import Obfuscator, build_classifier, cost  # noqa: E402
 from sfumato.lab.report.attribute_table import write_between  # noqa: E402

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from sfumato.artifacts import shipped
-from sfumato.artifacts.bundle import write_json
+from sfumato.artifacts.files import write_json
 from sfumato.artifacts.provenance import provenance
 from sfumato.device import Client
 from sfumato.errors import EndpointError

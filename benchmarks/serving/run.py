@@ -34,7 +34,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sfumato import wire
 from sfumato.artifacts import shipped
-from sfumato.artifacts.bundle import CLASSIFIER_ONNX, write_json
+from sfumato.artifacts.bundle import CLASSIFIER_ONNX
+from sfumato.artifacts.files import write_json
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.artifacts.provenance import provenance
 

@@ -1,14 +1,19 @@
-import errno
 import hashlib
 import json
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from sfumato.artifacts.bundle import Bundle, Gate, Preprocessing, fingerprint, write_json
+import tiny
+from full_disk import disk_with_room_for
+from hostile_json import damaged as almost
+from sfumato.artifacts.bundle import Bundle, Gate, Preprocessing, fingerprint
 from sfumato.artifacts.records import Figures, Provenance, RecipeRecord
 from sfumato.errors import BundleError
 
@@ -228,28 +233,14 @@ def test_a_bundle_is_not_saved_without_the_file_it_is_for(folder):
         replace(bundle, path=folder / "absent").save()
 
 
-def test_a_full_disk_leaves_the_old_manifest(folder, monkeypatch):
+@pytest.mark.parametrize("room", [0, 1, 2])
+def test_a_full_disk_leaves_the_old_manifest(folder, room):
     bundle = Bundle.load(folder)
-    before = (folder / "bundle.json").read_bytes()
-    files = sorted(folder.iterdir())
-    plain = Path.write_text
-
-    def half(self: Path, text: str, **options: Any) -> None:
-        plain(self, text[: len(text) // 2], **options)
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", half)
-    with pytest.raises(BundleError, match="No space left on device"):
-        bundle = bundle.save()
+    before, files = (folder / "bundle.json").read_bytes(), sorted(folder.iterdir())
+    with disk_with_room_for(len(before) * room // 3), pytest.raises(BundleError, match="cannot write"):
+        bundle.save()
     assert (folder / "bundle.json").read_bytes() == before
     assert sorted(folder.iterdir()) == files
-
-
-def test_json_is_written_for_people_and_machines(tmp_path):
-    value = {"ä": [1, 2.5, None, {"deep": True}]}
-    write_json(tmp_path / "x.json", value)
-    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == value
-    assert "ä" in (tmp_path / "x.json").read_text(encoding="utf-8")
 
 
 def test_a_fingerprint_is_the_hash_of_the_file(tmp_path):
@@ -257,3 +248,71 @@ def test_a_fingerprint_is_the_hash_of_the_file(tmp_path):
     # Source: FIPS 180-4, the example of "abc".
     expected = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert fingerprint(tmp_path / "model.onnx") == expected
+
+
+def full_manifest() -> dict[str, Any]:
+    """A manifest with every part that one can have."""
+    folder = Path(tempfile.mkdtemp())
+    bundle, _ = tiny.save_bundles(folder, threshold=0.5)
+    bundle = replace(
+        bundle,
+        recipe=RecipeRecord(kind="obfuscator", seed=1, notes=("a",), output={"format": "8-bit"}, code_bits=8),
+        figures=Figures(accuracy_plain=0.5, joint_deobfuscator_psnr_db=float("inf"), test_images=3, audit={"a": [1]}),
+        provenance=Provenance(libraries={"torch": "2"}, epochs=1.5, history=[{"epoch": 1}]),
+        code_fingerprint="sha256:0",
+    ).save()
+    shutil.rmtree(folder)
+    return bundle.to_json()
+
+
+MANIFEST = full_manifest()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(text=almost(MANIFEST), data=st.data())
+def test_a_damaged_manifest_is_an_error_of_ours_or_a_bundle(tmp_path, text, data):
+    bundle, _ = tiny.save_bundles(tmp_path / "bundles", threshold=0.5)
+    (bundle.path / "bundle.json").write_text(text, encoding="utf-8", errors="surrogatepass")
+    try:
+        loaded = Bundle.load(bundle.path)
+    except BundleError as error:
+        assert len(str(error)) < 1000, "an error fits a screen, however long the values are"
+        return
+    assert Bundle.load(bundle.path) == loaded.save() or "inf" in text.lower() or "nan" in text.lower()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"preprocessing": {"height": float("inf"), "width": 8, "mean": [0] * 3, "std": [1] * 3}}, r"height is inf"),
+        ({"preprocessing": {"height": "8", "width": 8, "mean": [0] * 3, "std": [1] * 3}}, "height must be an integer"),
+        ({"preprocessing": {"height": True, "width": 8, "mean": [0] * 3, "std": [1] * 3}}, "height must be an integer"),
+        ({"preprocessing": {"height": 10**9, "width": 8, "mean": [0] * 3, "std": [1] * 3}}, "at most 50,000,000"),
+        ({"preprocessing": {"height": 8, "width": 8, "mean": [10**400] * 3, "std": [1] * 3}}, r"mean\[0\] has 401"),
+        ({"gate": {"threshold": 10**400, "offload_rate": 0.1, "images": 9}}, "gate.threshold has 401 digits"),
+        ({"gate": {"threshold": 0.5, "offload_rate": 0.1, "images": 9.5}}, "images must be an integer"),
+        ({"gate": {"threshold": 0.5, "offload_rate": 0.1, "images": -1}}, "-1 images"),
+        ({"files": {"a" * 5000: "x"}}, "a{80} is missing"),
+        ({"files": {"a\0b": "x"}}, "is missing"),
+        ({"figures": {"accuracy_plain": float("nan")}}, "accuracy_plain is nan"),
+        ({"figures": {"test_images": True}}, "test_images"),
+        ({"name": "\ud800"}, "half a character"),
+    ],
+)
+def test_the_place_of_what_is_wrong_is_named(folder, change, said):
+    edit(folder, **change)
+    with pytest.raises(BundleError, match=said):
+        Bundle.load(folder)
+
+
+def test_a_key_that_stands_twice_is_refused(folder):
+    text = (folder / "bundle.json").read_text().rstrip().removesuffix("}")
+    (folder / "bundle.json").write_text(text + ', "name": "another"}')
+    with pytest.raises(BundleError, match="the key 'name' stands twice"):
+        Bundle.load(folder)
+
+
+def test_a_path_that_cannot_be_is_no_bundle(tmp_path):
+    for path in (tmp_path / ("a" * 5000), "a\0b"):
+        with pytest.raises(BundleError, match="no bundle at"):
+            Bundle.load(path)

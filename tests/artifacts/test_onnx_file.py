@@ -1,7 +1,8 @@
 import numpy as np
+import onnx
 import pytest
 
-from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.onnx_file import OnnxFunction, runtime_reason
 from sfumato.errors import BundleError
 from tiny import SIZE, logits, obfuscate, own_logits, save_classifier, save_obfuscator
 
@@ -28,3 +29,28 @@ def test_all_outputs_come_in_the_files_order(tmp_path):
     assert np.allclose(payload, obfuscate(batch), atol=1e-5)
     assert np.allclose(own, own_logits(batch), atol=1e-3)
     assert np.array_equal(function(batch), payload)
+
+
+def test_the_reason_is_said_without_codes_and_paths(tmp_path):
+    folder = tmp_path / ("long-" * 40)  # alone as long as the whole reason was once
+    folder.mkdir()
+    whole = onnx.load(save_classifier(folder / "whole.onnx"))
+    (folder / "junk.onnx").write_bytes(b"junk")
+    with pytest.raises(BundleError, match=r"junk\.onnx cannot be run: Protobuf parsing failed"):
+        OnnxFunction(folder / "junk.onnx")
+    whole.graph.node[0].op_type = "Nope"
+    onnx.save(whole, folder / "nope.onnx")
+    with pytest.raises(BundleError, match=r"cannot be run: .*No Op registered for Nope"):
+        OnnxFunction(folder / "nope.onnx")
+    whole = onnx.load(folder / "whole.onnx")
+    onnx.save(whole, folder / "two.onnx", save_as_external_data=True, location="two.data", size_threshold=10)
+    (folder / "two.data").write_bytes(b"short")
+    with pytest.raises(BundleError, match=r"two\.onnx cannot be run: .*weight.* out of bounds"):
+        OnnxFunction(folder / "two.onnx")
+
+
+def test_of_a_long_reason_both_ends_are_said():
+    said = runtime_reason(RuntimeError("begins " + "x" * 5000 + " ends"))
+    assert said.startswith("begins x") and said.endswith("x ends") and len(said) < 420
+    assert runtime_reason(RuntimeError()) == "RuntimeError"
+    assert runtime_reason(RuntimeError("[ONNXRuntimeError] : 1 : FAIL : ")) == "[ONNXRuntimeError] : 1 : FAIL :"

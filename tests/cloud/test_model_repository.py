@@ -113,6 +113,36 @@ def test_a_changed_file_is_noticed(folder: Path) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("keep_times", [False, True])
+def test_weights_that_were_swapped_in_a_second_file_are_noticed(tmp_path: Path, keep_times: bool) -> None:
+    import onnx
+
+    model = onnx.load(tiny.save_classifier(tmp_path / "one.onnx"))
+    onnx.save(model, tmp_path / "two.onnx", save_as_external_data=True, location="two.data", size_threshold=10)
+    found = Catalogue(lambda: [Source(tmp_path / "two.onnx", "m")], Source.open)
+
+    async def run() -> None:
+        old = found.find("m")
+        await found.reload()
+        assert found.find("m") is old, "nothing has changed"
+        before = await old.infer(request())
+        data = tmp_path / "two.data"
+        times, weights = data.stat(), np.fromfile(data, "<f4")
+        (-weights).tofile(data)
+        if keep_times:  # as `cp -p` or rsync would
+            os.utime(data, ns=(times.st_atime_ns, times.st_mtime_ns))
+        await found.reload()
+        new = found.find("m")
+        assert new is not old and new.fingerprint != old.fingerprint
+        assert not np.allclose((await new.infer(request())).outputs[0].array, before.outputs[0].array)
+        data.unlink()
+        await found.reload()
+        assert found.find("m") is new, "what cannot be loaded changes nothing"
+        await found.close()
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("also_without_the_old", [False, True])
 def test_a_broken_new_version_is_refused_and_the_old_one_stays(
     folder: Path, caplog: pytest.LogCaptureFixture, also_without_the_old: bool

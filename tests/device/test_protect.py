@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 import tiny
+from full_disk import disk_with_room_for
 from sfumato.artifacts.bundle import Bundle
 from sfumato.device import Obfuscator
-from sfumato.device.image_folders import find_images
+from sfumato.device.image_folders import Share, find_images
 from sfumato.device.protect import GROUP, Existing, Outcome, Protecting, protect_images
 from sfumato.errors import BundleError, SfumatoError
 
@@ -141,3 +142,40 @@ def test_an_interrupted_run_goes_on(number: signal.Signals, tmp_path: Path, obfu
     assert {name: now[name] for name in done if name.endswith(".png")} == {
         name: data for name, data in done.items() if name.endswith(".png")
     }
+
+
+def test_two_runs_do_not_write_to_one_folder(tmp_path: Path, obfuscator_bundle: Bundle) -> None:
+    source, out = save(tmp_path / "images", 3 * GROUP), tmp_path / "out"
+    first = Protecting.into(out, obfuscator_bundle.path, tensors=False, gate=False, existing="keep")
+    running = protect_images(find_images([source]), first)
+    next(running)
+    with pytest.raises(SfumatoError, match=f"another process is at work in {out}"):
+        protect(source, out, obfuscator_bundle, existing="keep")
+    for number in (1, 2):  # machines that share the images may share the folder
+        share = Share(number, 2)
+        how = Protecting.into(out, obfuscator_bundle.path, tensors=False, gate=False, existing="keep", share=share)
+        half = protect_images(find_images([source], share=share), how)
+        next(half)
+        with pytest.raises(SfumatoError, match="at work"):
+            next(protect_images(find_images([source], share=share), how))
+        half.close()
+    running.close()
+    assert {outcome.state for outcome in protect(source, out, obfuscator_bundle, existing="keep")} <= {
+        "exists",
+        "written",
+    }
+    assert not [name for name in content(out) if not name.endswith((".png", ".npy"))]
+
+
+@pytest.mark.parametrize("tensors", [False, True])
+def test_a_full_disk_leaves_whole_files_and_what_was_there(
+    tmp_path: Path, obfuscator_bundle: Bundle, tensors: bool
+) -> None:
+    source, out = save(tmp_path / "images", 1), tmp_path / "out"
+    protect(source, out, obfuscator_bundle, tensors=tensors)
+    for file in out.rglob("*.*"):
+        file.write_bytes(b"old")
+    for room in (0, 1, 50, 90):
+        with disk_with_room_for(room), pytest.raises(SfumatoError, match="cannot write"):
+            protect(source, out, obfuscator_bundle, existing="replace", tensors=tensors)
+        assert set(content(out).values()) == {b"old"} and len(content(out)) == 1 + tensors

@@ -23,10 +23,10 @@ from reproduction.reproduce import reproduce
 from reproduction.schema import Epochs, Lambdas, Optimum, Table1, Table2, Table3, Table5
 from scenes import BRIEF as QUICK
 from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.files import exclusive
 from sfumato.errors import AuditError, BundleError, Interrupted, ResultsError, TrainingError
 from sfumato.lab.audit.budget import BUDGETS
 from sfumato.lab.evaluation.accuracy import evaluate_obfuscator
-from sfumato.lab.models.checkpoint import exclusive
 from sfumato.lab.runs import trainings
 from synthetic import save_folder
 
@@ -221,7 +221,7 @@ def test_the_tables_are_written_as_soon_as_a_row_is_made(tiny, tmp_path, monkeyp
 
 def test_a_second_queue_is_refused_while_the_first_is_at_work(tiny, tmp_path):
     made, lab, _, _ = tiny
-    with exclusive(lab.folder), pytest.raises(TrainingError, match="another process is at work"):
+    with exclusive(lab.folder, TrainingError), pytest.raises(TrainingError, match="another process is at work"):
         reproduce(Target.TABLE_4, lab, tmp_path / "r", tmp_path / "page.md")
     reproduce(Target.TABLE_4, in_lab(lab.folder, made), tmp_path / "r", tmp_path / "page.md")
 

@@ -21,11 +21,9 @@ Two kinds exist:
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, cast
@@ -33,7 +31,9 @@ from typing import Any, Literal, Self, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from sfumato.artifacts.records import Figures, Provenance, RecipeRecord
+from sfumato.artifacts.external_data import external_data, external_files
+from sfumato.artifacts.files import file_sha256, read_json, write_json
+from sfumato.artifacts.records import Figures, Provenance, RecipeRecord, integer, number
 from sfumato.artifacts.versions import upgraded
 from sfumato.errors import BundleError
 
@@ -53,6 +53,7 @@ DEOBFUSCATOR_WEIGHTS = "deobfuscator.safetensors"
 Kind = Literal["classifier", "obfuscator"]
 T = TypeVar("T")
 Floats = TypeVar("Floats", np.float32, np.float64)
+_MOST_PIXELS = 50_000_000
 _REQUIRED: dict[str, str] = {"classifier": CLASSIFIER_ONNX, "obfuscator": OBFUSCATOR_ONNX}
 
 
@@ -80,8 +81,10 @@ class Preprocessing:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
-        if self.height < 1 or self.width < 1:
-            raise BundleError(f"preprocessing size {self.height}x{self.width} must be positive")
+        if self.height < 1 or self.width < 1 or self.height * self.width > _MOST_PIXELS:
+            raise BundleError(
+                f"preprocessing size {self.height}x{self.width} must be positive, of at most {_MOST_PIXELS:,} pixels"
+            )
         finite = all(math.isfinite(v) for v in (*self.mean, *self.std))
         if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
             raise BundleError(
@@ -107,12 +110,12 @@ class Preprocessing:
         """Build it from `bundle.json`'s entry; a `BundleError` if a field is missing or of the wrong type."""
         try:
             return cls(
-                height=int(raw["height"]),
-                width=int(raw["width"]),
-                mean=cast("tuple[float, float, float]", tuple(float(v) for v in raw["mean"])),
-                std=cast("tuple[float, float, float]", tuple(float(v) for v in raw["std"])),
+                height=integer(raw["height"], "height"),
+                width=integer(raw["width"], "width"),
+                mean=cast("tuple[float, float, float]", tuple(number(v, "mean") for v in raw["mean"])),
+                std=cast("tuple[float, float, float]", tuple(number(v, "std") for v in raw["std"])),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError) as error:
             raise BundleError(f"preprocessing in {MANIFEST} is malformed: {error!r}") from error
 
 
@@ -126,7 +129,7 @@ class Gate:
         images: how many images it was chosen on; neither trained on nor tested on.
 
     Raises:
-        BundleError: a number is outside [0, 1].
+        BundleError: a number is outside [0, 1], or negative.
     """
 
     threshold: float
@@ -134,9 +137,10 @@ class Gate:
     images: int
 
     def __post_init__(self) -> None:
-        if not (0 <= self.threshold <= 1 and 0 <= self.offload_rate <= 1):
+        if not (0 <= self.threshold <= 1 and 0 <= self.offload_rate <= 1 and self.images >= 0):
             raise BundleError(
-                f"a gate's threshold and offload rate lie in [0, 1], got {self.threshold}, {self.offload_rate}"
+                f"a gate's threshold and offload rate lie in [0, 1], got {self.threshold}, {self.offload_rate}, chosen "
+                f"on {self.images} images"
             )
 
     def sends(self, probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
@@ -148,8 +152,12 @@ class Gate:
     def from_json(cls, raw: Mapping[str, Any]) -> Gate:
         """Build it from `bundle.json`'s entry; a `BundleError` if a field is missing or of the wrong type."""
         try:
-            return cls(float(raw["threshold"]), float(raw["offload_rate"]), int(raw["images"]))
-        except (KeyError, TypeError, ValueError) as error:
+            return cls(
+                number(raw["threshold"], "threshold"),
+                number(raw["offload_rate"], "offload_rate"),
+                integer(raw["images"], "images"),
+            )
+        except (KeyError, OverflowError, TypeError) as error:
             raise BundleError(f"gate in {MANIFEST} is malformed: {error!r}") from error
 
 
@@ -202,12 +210,13 @@ class Bundle:
             The bundle as saved, with the hashes of its files.
 
         Raises:
-            BundleError: a file that this kind needs is missing, or the disk refuses the write.
+            BundleError: a file that this kind needs is missing, one keeps weights in a second file, or the disk
+                refuses.
         """
         names = sorted(p.name for p in self.path.glob("*") if p.suffix in (".onnx", ".safetensors", ".pt2"))
         if _REQUIRED[self.kind] not in names:
             raise BundleError(f"cannot save a {self.kind} bundle without {_REQUIRED[self.kind]} in {self.path}")
-        saved = replace(self, files={name: file_sha256(self.path / name) for name in names})
+        saved = replace(self, files={name: _whole_sha256(self.path / name) for name in names})
         write_json(self.path / MANIFEST, saved.to_json())
         return saved
 
@@ -250,7 +259,9 @@ class Bundle:
 
         found = of("kind", str)
         if found not in _REQUIRED:
-            raise BundleError(f"{folder / MANIFEST}: unknown kind {found!r}; expected one of {', '.join(_REQUIRED)}")
+            raise BundleError(
+                f"{folder / MANIFEST}: unknown kind {found!r:.60}; expected one of {', '.join(_REQUIRED)}"
+            )
         bundle = cls(
             path=folder,
             kind=cast(Kind, found),
@@ -277,10 +288,12 @@ class Bundle:
     def _verify_files(self) -> None:
         for name, expected in self.files.items():
             if Path(name).name != name:
-                raise BundleError(f"{self.path / MANIFEST} lists {name!r}, which is outside the bundle's folder")
-            if not (self.path / name).is_file():
-                raise BundleError(f"bundle {self.path} is incomplete: {name} is missing; copy the whole folder again")
-            got = file_sha256(self.path / name)
+                raise BundleError(f"{self.path / MANIFEST} lists {name!r:.80}, which is outside the bundle's folder")
+            if not os.path.isfile(self.path / name):  # noqa: PTH113 (a Path's own raises where a name is too long)
+                raise BundleError(
+                    f"bundle {self.path} is incomplete: {name:.80} is missing; copy the whole folder again"
+                )
+            got = _whole_sha256(self.path / name)
             if got != expected:
                 raise BundleError(
                     f"{self.path / name} has SHA-256 {got[:12]}…, the manifest says {expected[:12]}…: "
@@ -294,63 +307,51 @@ class Bundle:
 
 def _read_manifest(folder: Path) -> dict[str, object]:
     manifest = folder / MANIFEST
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112 (as above)
         raise BundleError(f"no bundle at {folder}: a folder with a {MANIFEST} is expected")
     if not manifest.is_file():
         raise BundleError(
             f"{folder} is not a bundle: it has no {MANIFEST} (`sfumato import` makes one of your own classifier)"
         )
-    try:
-        raw = upgraded(json.loads(manifest.read_text(encoding="utf-8")))
-    except (OSError, RecursionError, ValueError) as error:
-        raise BundleError(f"{manifest} cannot be read as JSON: {error}") from error
+    raw = upgraded(read_json(manifest))
     schema = raw.get("schema") if isinstance(raw, dict) else None
     if schema not in _READABLE:
-        raise BundleError(f"{manifest} has schema {schema!r}; this version of sfumato reads {SCHEMA!r}")
+        raise BundleError(f"{manifest} has schema {schema!r:.60}; this version of sfumato reads {SCHEMA!r}")
     return {"recipe": {}, "figures": {}, "provenance": {}, **raw}
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def fingerprint(onnx_path: Path) -> str:
     """Return the identity of a served classifier: `sha256:<hex>` of the ONNX file that is served.
 
     It holds for any ONNX file, whatever exported it, and a server can state it without knowing anything
-    of obfuscation.
+    of obfuscation. Where an ONNX file keeps weights in other files, it is the SHA-256 of these lines, joined by
+    newlines: the hash of the ONNX file, then, in the order of their names, `<hash> <name>` of each other file.
+
+    Raises:
+        BundleError: a file with weights is missing, or lies outside the folder.
+        OSError: a file cannot be read.
     """
-    return f"sha256:{file_sha256(onnx_path)}"
+    own, others = file_sha256(onnx_path), external_files(onnx_path)
+    if others:
+        lines = [own, *(f"{file_sha256(file)} {name}" for name, file in others.items())]
+        own = hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()
+    return f"sha256:{own}"
+
+
+def _whole_sha256(path: Path) -> str:
+    """Return the SHA-256 of a bundle's file, which must hold all of its weights itself; else a `BundleError`."""
+    try:
+        second = external_data(path) if path.suffix == ".onnx" else ()
+        if second:
+            raise BundleError(
+                f"{path} keeps weights in a second file, {second[0]!r:.80}, which no hash would cover; make it one "
+                "file: onnx.save(onnx.load(path), path)"
+            )
+        return file_sha256(path)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def split_name(name: str) -> str:
     """Return what a server calls the model that takes codes and decodes them before the classifier of that name."""
     return f"{name}-split"
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write JSON so that the file is either the old one or the complete new one.
-
-    Raises:
-        BundleError: the disk refuses (full, read-only); the old file is untouched.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as partial:
-            partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise BundleError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a path to write to, which takes the place of `path` once it is complete; on an error it is removed."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

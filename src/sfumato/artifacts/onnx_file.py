@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,13 @@ import numpy.typing as npt
 from sfumato.errors import BundleError, SfumatoError
 
 Array = npt.NDArray[np.float32]
+
+_SAID_BY_RUNTIME = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : "
+    r"|Load model from .{1,4096}? failed:"
+    r"|\S+\.(?:cc|h):\d+ (?:[^()]*::[^()]*\((?:[^()]|\([^()]*\))*\) |\w+ )"  # where in its source
+)
+_LONGEST = 400
 
 
 def open_session(path: Path, *, threads: int, spinning: bool = False, error: type[SfumatoError] = BundleError) -> Any:
@@ -36,7 +44,15 @@ def open_session(path: Path, *, threads: int, spinning: bool = False, error: typ
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as reason:  # ONNX Runtime's errors have no common base
-        raise error(f"{path} cannot be run: {' '.join(str(reason).split())[:200]}") from reason
+        raise error(f"{path} cannot be run: {runtime_reason(reason)}") from reason
+
+
+def runtime_reason(error: BaseException) -> str:
+    """Return ONNX Runtime's reason without codes, paths and places in its source; of a long one, both ends."""
+    text = " ".join(str(error).split())
+    text = _SAID_BY_RUNTIME.sub("", text).strip() or text or type(error).__name__
+    half = _LONGEST // 2
+    return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"
 
 
 def run_options() -> Any:

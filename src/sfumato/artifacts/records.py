@@ -34,7 +34,7 @@ class Record:
         types = {entry.name: _TYPES[str(entry.type)] for entry in fields(cls) if entry.name != "others"}
         known = {key: raw[key] for key in types if raw.get(key) is not None}
         for key, value in known.items():
-            if not isinstance(value, types[key]):
+            if isinstance(value, bool) or not isinstance(value, types[key]):
                 where, kind = cls.__name__.lower().removesuffix("record"), types[key][-1].__name__
                 raise BundleError(f"{key!r} in the {where} must be of type {kind}, got {value!r:.60}")
         return cls(**known, others={key: value for key, value in raw.items() if key not in known})
@@ -47,6 +47,20 @@ class Record:
     def updated(self, **values: Any) -> Self:
         """Return a record with some values replaced or added, by their keys in JSON; raise as `from_json`."""
         return self.from_json({**self.to_json(), **values})
+
+
+def integer(value: object, name: str) -> int:
+    """Return an integer of a JSON value; a `TypeError` that names it if it is anything else."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {value!r:.60}")
+    return value
+
+
+def number(value: object, name: str) -> float:
+    """Return a number of a JSON value; a `TypeError` that names it if it is anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {value!r:.60}")
+    return float(value)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -47,6 +47,7 @@ class Known:
     images: EachOption = None
     size: options.Size = None
     label_column: options.LabelColumn = None
+    allow_outside: options.AllowOutside = False
     attribute: Annotated[list[str] | None, option("COLUMN", "Another label column to infer; repeatable.")] = None
     shadow: Annotated[str | None, ShadowOption] = None
     other_data: Annotated[str | None, option("DATA", "Surrogate images. Default: synthetic ones, dead leaves.")] = None
@@ -93,13 +94,14 @@ def audit(
     - `sfumato audit mymodule:blur --attribute glasses`
     """
     mode = partial(options.run_mode, context, as_json=as_json)
+    images_of = {"data": data, "size": known.size, "allow_outside": known.allow_outside}
     if instead.attributes_table:
         return mode("attributes_table", _print_attributes, obfuscator=obfuscator, into=instead.into)
     if instead.references:
-        return mode("references", _print_references, data=data, size=known.size, seed=instead.seed, out=out)
+        return mode("references", _print_references, **images_of, seed=instead.seed, out=out)
     keep_freed_memory()
     if instead.check_attacks:
-        return mode("check_attacks", _check_attacks, data=data, size=known.size, budget=budget, out=out)
+        return mode("check_attacks", _check_attacks, **images_of, budget=budget, out=out)
     options.refuse_others(context, context.params.keys() - {"into", "seed"}, "not of an audit")
     from sfumato.lab.audit import run
     from sfumato.lab.audit.points import collect
@@ -161,6 +163,7 @@ def _setting(
         size=options.image_size(known.size) or native_size(source),
         label_column=known.label_column,
         attributes=tuple(known.attribute or ()),
+        allow_outside=known.allow_outside,
         progress=progress,
     )
     count = known.images
@@ -169,14 +172,14 @@ def _setting(
     target = load_target(source, size=(height, width))
     if served and len(train.names) == len(served.labels):
         train, test = train.of_classes(served.labels), test.of_classes(served.labels)
-    other = known.other_data
+    other, others = known.other_data, partial(load_images, size=(height, width), allow_outside=known.allow_outside)
     setting = AttackSetting(
         target,
         train,
         test,
         classifier=load_classifier(served.path).net if served and trains_through(served) else None,
         shadow=load_target(known.shadow, size=(height, width)) if known.shadow else target.refit(1),
-        other=load_images(other, "train", size=(height, width), progress=progress).images if other else None,
+        other=others(other, "train", progress=progress).images if other else None,
     )
     return setting, {name: (train_[:count], test_[:count]) for name, (train_, test_) in columns.items()}
 
@@ -213,7 +216,9 @@ def _report(found: AuditResult, folder: Path, bundle: Path | None, *, as_json: b
         typer.echo("The bundle keeps the figures of an earlier audit, which had a larger budget and found as much.")
 
 
-def _check_attacks(*, data: str, size: str | None, budget: str, out: Path | None, as_json: bool) -> None:
+def _check_attacks(
+    *, data: str, size: str | None, allow_outside: bool, budget: str, out: Path | None, as_json: bool
+) -> None:
     """Print the sanity checks of the attacks: decoders against maps whose leakage is known.
 
     Raises:
@@ -226,7 +231,8 @@ def _check_attacks(*, data: str, size: str | None, budget: str, out: Path | None
     prepare(out)
     images, device = BUDGETS[budget].sanity_check_images, _device()
     with bars(quiet=as_json) as shown:
-        train, test, _ = load_train_test(data, size=options.image_size(size), progress=shown.progress)
+        sides = options.image_size(size)
+        train, test, _ = load_train_test(data, size=sides, allow_outside=allow_outside, progress=shown.progress)
         found = decoder_checks(train, test, images=images, device=device, progress=shown.progress)
     measured = _measured(train, test, budget=budget, images_seen=images, accelerator=device.type)
     result = {"sanity_checks": [check.as_json for check in found], "measured": measured}
@@ -241,15 +247,21 @@ def _check_attacks(*, data: str, size: str | None, budget: str, out: Path | None
         raise typer.Exit(1)
 
 
-def _print_references(*, data: str, size: str | None, seed: int, out: Path | None, as_json: bool) -> None:
+def _print_references(
+    *, data: str, size: str | None, allow_outside: bool, seed: int, out: Path | None, as_json: bool
+) -> None:
     """Print what is reconstructed from the label or the mean colour alone: the scale for an audit."""
     from sfumato.lab.audit.references import references
     from sfumato.lab.data import load_images
 
     prepare(out)
-    sides = options.image_size(size)
     with bars(quiet=as_json) as shown:
-        train, test = (load_images(data, split, size=sides, progress=shown.progress) for split in ("train", "test"))
+        how: dict[str, Any] = {
+            "size": options.image_size(size),
+            "allow_outside": allow_outside,
+            "progress": shown.progress,
+        }
+        train, test = (load_images(data, split, **how) for split in ("train", "test"))
         found = references(train, test, seed=seed, progress=shown.progress)
     result = {"references": [row.as_json for row in found], "measured": _measured(train, test, seed=seed)}
     write_result(out, result)

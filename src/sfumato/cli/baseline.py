@@ -25,6 +25,7 @@ def baseline(
     data: options.Data = "cifar10",
     out: Annotated[Path | None, option("DIR", "Folder. [default: runs/baselines/NAME]", "--out", "-o")] = None,
     label_column: options.LabelColumn = None,
+    allow_outside: options.AllowOutside = False,
     images: options.Images = None,
     epochs: Annotated[float, option("X", "Of the methods that learn; 0.5 is half of the images.")] = 1.0,
     seed: Annotated[int, option("N", "Of keys, initial weights and the order of images.")] = 0,
@@ -53,7 +54,9 @@ def baseline(
     method = build(name, served.preprocessing.height, served.preprocessing.width, strength=strength, seed=seed)
     with bars() as shown:
         train, test = (
-            options.load_split(data, split, served, label_column, images, progress=shown.progress)
+            options.load_split(
+                data, split, served, label_column, images, allow_outside=allow_outside, progress=shown.progress
+            )
             for split in ("train", "test")
         )
         folder.mkdir(parents=True, exist_ok=True)  # before the long part

@@ -36,6 +36,7 @@ def evaluate(
     out: options.OutFile = None,
     as_json: options.Json = False,
     label_column: options.LabelColumn = None,
+    allow_outside: options.AllowOutside = False,
     rounding: Annotated[bool, flag("--round", "Round payloads to 8 bits, as for image files.")] = False,
     transfer: Annotated[bool, flag("--transfer", "Allow classifiers that it was not trained for.")] = False,
     audits: Annotated[list[Path] | None, option("DIR", "Folder of audits, to add the leakage; repeatable.")] = None,
@@ -69,7 +70,8 @@ def evaluate(
     transferred: Transfer | None = None
     figures: dict[str, object] = {}
     with bars(quiet=as_json) as shown:
-        test = options.load_split(data, "test", obfuscators[0], label_column, images, progress=shown.progress)
+        load = partial(options.load_split, allow_outside=allow_outside, progress=shown.progress)
+        test = load(data, "test", obfuscators[0], label_column, images)
         if table:
             transferred = _transfer(obfuscators, classifiers, test, audits or [], shown.progress)
             result = transferred.to_json()

@@ -31,6 +31,7 @@ class Given:
     overwrite: Annotated[bool, flag("--overwrite", "Replace what an earlier export wrote.")] = False
     images: Annotated[int | None, option("N", "Compare on N test images. Default: 200; of int8: all.", min=1)] = None
     label_column: options.LabelColumn = None
+    allow_outside: options.AllowOutside = False
 
 
 @command()
@@ -75,7 +76,8 @@ def export(
     if given.data is None:
         compared_on = sample_images(source.preprocessing)
     else:
-        test = options.load_split(given.data, "test", source, given.label_column, given.images or 200)
+        source_images = (given.data, "test", source, given.label_column, given.images or 200)
+        test = options.load_split(*source_images, allow_outside=given.allow_outside)
         compared_on = (test.images.float() / 255).numpy()
     with bars(quiet=as_json) as shown:
         shown.progress("lowering the network, and comparing it with the ONNX file", 0, 1)
@@ -133,13 +135,17 @@ def _export_int8(path: Path, out: Path, given: Given, calibrate_on: int, *, as_j
     data, column = given.data or "cifar10", given.label_column
     size = (obfuscator.preprocessing.height, obfuscator.preprocessing.width)
     with bars(quiet=as_json) as shown:
-        train, test, _ = load_train_test(data, size=size, label_column=column, progress=shown.progress)
+        outside = given.allow_outside
+        train, test, _ = load_train_test(
+            data, size=size, label_column=column, allow_outside=outside, progress=shown.progress
+        )
         calibration, test = train.subset(calibrate_on), test.subset(given.images)
         made = quantize(obfuscator, out, served, calibration, test, overwrite=given.overwrite, progress=shown.progress)
     words = ["sfumato", "audit", str(out)]
     words += ["--classifier", str(given.classifier)] if given.classifier else []
     words += ["--data", data] if data != "cifar10" else []
     words += ["--label-column", column] if column else []
+    words += ["--allow-outside"] if outside else []
     following = shlex.join([*words, "--budget", "standard"])
     if as_json:
         about = {"bundle": str(made.path), "quantized": made.recipe.quantized, "figures": made.figures.to_json()}

@@ -34,6 +34,7 @@ def init(
     kind: Annotated[Literal["sketch", "obfuscator"], option(None, "Which obfuscator.")] = "sketch",
     model: options.Model = None,
     description: Description,
+    allow_outside: options.AllowOutside = False,
     token_file: options.TokenFile = None,
     as_json: options.Json = False,
 ) -> None:
@@ -57,6 +58,7 @@ def init(
             out,
             kind=kind,
             metadata=metadata,
+            allow_outside=allow_outside,
             server=server,
             model=model,
             token=token,

@@ -48,6 +48,7 @@ Local = Annotated[Path | None, option("BUNDLE", "On-device baseline: a classifie
 Compare = Annotated[Path | None, option("DIR", "Folder of other audits' JSON files, shown for comparison.")]
 Data = Annotated[str, option("DATA", "cifar10, faces, a folder, or a hub id.")]
 LabelColumn = Annotated[str | None, option("NAME", "Column with the classes. Default: found by its type or name.")]
+AllowOutside = Annotated[bool, flag("--allow-outside", "Read images outside the folder of a CSV file.")]
 Images = Annotated[int | None, option("N", "Use only the first N images.", min=1)]
 Size = Annotated[str | None, option("HxW", "Fit every image to this size.")]
 
@@ -183,10 +184,14 @@ def load_split(
     label_column: str | None,
     images: int | None,
     *,
+    allow_outside: bool = False,
     progress: Progress = silent,
 ) -> ImageSet:
     """Return the first `images` of a data set's split, in a bundle's size."""
     from sfumato.lab.data import load_images
 
     size = (bundle.preprocessing.height, bundle.preprocessing.width)
-    return load_images(data, split, size=size, label_column=label_column, progress=progress).subset(images)
+    found = load_images(
+        data, split, size=size, label_column=label_column, allow_outside=allow_outside, progress=progress
+    )
+    return found.subset(images)

@@ -71,7 +71,7 @@ def prepare(out: Path | None) -> None:
 
 def write_result(out: Path | None, result: Mapping[str, object]) -> None:
     """Write a results file, if one was asked for, and name it on standard error."""
-    from sfumato.artifacts.bundle import write_json
+    from sfumato.artifacts.files import write_json
 
     if out is not None:
         write_json(out, dict(result))

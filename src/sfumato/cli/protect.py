@@ -55,14 +55,15 @@ def protect(
 
     if overwrite and resume:
         raise SfumatoError("--overwrite replaces existing files, --resume keeps them; choose one of them")
+    part = _shard(shard)
     how = Protecting.into(
         out,
         options.obfuscator_path(bundle),
         tensors=tensors,
         gate=not always_send,
         existing="replace" if overwrite else "keep" if resume else "refuse",
+        share=part,
     )
-    part = _shard(shard)
     total = sum(1 for _ in find_images(images, leave_out=out, share=part))
     if not total:
         raise ImageError(_nothing(images, part))

@@ -54,6 +54,7 @@ def train(
     from_: Annotated[Path | None, FromOption] = None,
     how: RunOptions,
     estimate: Annotated[Path | None, option("FILE", "Train a few steps, and estimate the run's time.")] = None,
+    allow_outside: options.AllowOutside = False,
     black_box: Annotated[str | None, BlackBoxOption] = None,
     token_file: options.TokenFile = None,
     ca_file: options.CaFile = None,
@@ -75,7 +76,8 @@ def train(
     from sfumato.lab.training.blackbox import is_endpoint
     from sfumato.lab.training.recipe import ClassifierRecipe
 
-    plan = load_recipe(recipe, [*(set_ or []), *([f'classifier="{black_box}"'] if black_box else [])])
+    changes = [*(set_ or []), *([f'classifier="{black_box}"'] if black_box else [])]
+    plan = load_recipe(recipe, [*changes, *(["data.allow_outside=true"] if allow_outside else [])])
     queried = None if isinstance(plan, ClassifierRecipe) or not is_endpoint(plan.classifier) else plan
     if estimate is not None:
         if out or from_ or how.resume or how.overwrite or how.devices > 1:

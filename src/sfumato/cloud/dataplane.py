@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sfumato.artifacts.bundle import CLASSIFIER_ONNX, DECODER_ONNX, Bundle, fingerprint
-from sfumato.artifacts.onnx_file import open_session
+from sfumato.artifacts.onnx_file import open_session, runtime_reason
 from sfumato.cloud.batching import Arrays, Batcher
 from sfumato.errors import ServingError, WireError
 from sfumato.wire import DTYPES, InferRequest, InferResponse, ModelMetadata, Tensor, TensorSpec
@@ -114,7 +114,7 @@ class ServedModel:
 
     @property
     def fingerprint(self) -> str:
-        """`sha256:<hex>` of the ONNX file."""
+        """`sha256:<hex>` of the ONNX file and of the files with its weights."""
         return str(self.metadata.parameters["fingerprint"])
 
     def rows(self, request: InferRequest) -> int:
@@ -178,8 +178,8 @@ class ServedModel:
             if self.batches and taken_s <= INLINE_S:
                 taken_s = min(self._timed(rows=max_batch) for _ in range(_TRIALS))
         except Exception as error:
-            reason = " ".join(str(error).split())  # it ran on zeros: the message holds nothing private
-            raise ServingError(f"model {self.name!r} breaks on a trial run: {reason[:200]}") from error
+            reason = runtime_reason(error)  # it ran on zeros: the message holds nothing private
+            raise ServingError(f"model {self.name!r} breaks on a trial run: {reason}") from error
         return taken_s
 
     def _timed(self, rows: int) -> float:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.artifacts.bundle import MANIFEST, Bundle, split_name
+from sfumato.artifacts.external_data import external_data
 from sfumato.cloud.dataplane import VERSION, ServedModel, checked_version
 from sfumato.errors import ModelNotFound, ServingError, SfumatoError
 from sfumato.wire import ModelMetadata
@@ -20,7 +21,8 @@ log = logging.getLogger(__name__)
 
 MODEL_FILE = "model.onnx"
 Load = Callable[["Source"], ServedModel]
-_Loaded = tuple[list[tuple[str, int, int, int]], ServedModel]
+_State = list[tuple[str, int, int, int, int]]
+_Loaded = tuple[_State, ServedModel]
 """A source's state when it was loaded, and the model."""
 
 
@@ -37,12 +39,21 @@ class Source:
         """Open the model; takes what else `ServedModel` takes, and raises as it does."""
         return ServedModel(self.path, name=self.name, version=self.version, decoder=self.decoder, **options)
 
-    def state(self) -> list[tuple[str, int, int, int]]:
-        """Return what changes when the files do."""
+    def state(self) -> _State:
+        """Return what changes when the files do, those with an ONNX file's weights included.
+
+        Raises:
+            OSError: the files cannot be read.
+        """
         paths = [self.path] if self.decoder is None else [self.path, self.decoder]
-        files = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+        files = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else _model_files(path))]
         facts = [(str(file), file.stat()) for file in files if file.exists()]
-        return [(name, fact.st_size, fact.st_mtime_ns, fact.st_ino) for name, fact in facts]
+        # A copy that keeps its times (`cp -p`, rsync) has another time of change all the same.
+        return [(name, fact.st_size, fact.st_mtime_ns, fact.st_ctime_ns, fact.st_ino) for name, fact in facts]
+
+
+def _model_files(path: Path) -> list[Path]:
+    return [path, *(path.parent / name for name in external_data(path))] if path.is_file() else [path]
 
 
 def sources_in(folder: str | os.PathLike[str]) -> list[Source]:
@@ -162,8 +173,9 @@ class Catalogue:
         loaded: dict[Source, _Loaded] = {}
         refused: set[str] = set()
         for source in _distinct(self._find()):
-            state, before = source.state(), self._loaded.get(source)
+            before = self._loaded.get(source)
             try:
+                state = source.state()
                 loaded[source] = before if before and before[0] == state else (state, self._load(source))
             except (SfumatoError, OSError) as error:
                 log.error("refused version %s of %s, which stays as it was: %s", source.version, source.name, error)

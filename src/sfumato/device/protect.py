@@ -23,9 +23,9 @@ from typing import Literal
 
 import numpy as np
 
-from sfumato.artifacts.bundle import whole_file
+from sfumato.artifacts.files import exclusive, whole_file
 from sfumato.artifacts.signals import after_parent
-from sfumato.device.image_folders import Found, in_groups
+from sfumato.device.image_folders import Found, Share, in_groups
 from sfumato.device.obfuscator import ObfuscatedImage, Obfuscator
 from sfumato.errors import BundleError, ImageError, SfumatoError
 
@@ -72,9 +72,12 @@ class Protecting:
     gate: bool
     existing: Existing
     since_ns: int  # files in `out` that are no older were written by this run
+    share: Share | None = None
 
     @classmethod
-    def into(cls, out: Path, bundle: Path, *, tensors: bool, gate: bool, existing: Existing) -> Protecting:
+    def into(
+        cls, out: Path, bundle: Path, *, tensors: bool, gate: bool, existing: Existing, share: Share | None = None
+    ) -> Protecting:
         """Make the folder, and note the time by its disk's clock.
 
         Args:
@@ -83,6 +86,7 @@ class Protecting:
             tensors: whether to write the tensors, too.
             gate: whether images may be handled on-device.
             existing: what to do if an image's files exist already.
+            share: the part of the images that this run takes; others may write to the folder meanwhile.
 
         Raises:
             SfumatoError: the folder cannot be made or written to.
@@ -94,7 +98,7 @@ class Protecting:
                 since_ns = os.fstat(probe.fileno()).st_mtime_ns
         except OSError as error:
             raise SfumatoError(f"cannot write to the folder {out}: {error.strerror}") from error
-        return cls(str(bundle), str(out), tensors, gate, existing, since_ns)
+        return cls(str(bundle), str(out), tensors, gate, existing, since_ns, share)
 
     def targets(self, found: Found) -> list[Path]:
         """Return the files that an image becomes, the preview first."""
@@ -116,18 +120,20 @@ def protect_images(
 
     Raises:
         BundleError: the bundle is missing, damaged, or hides no image of a group.
-        SfumatoError: a file cannot be written, or a process died.
+        SfumatoError: a file cannot be written, a process died, or another run writes the same share of images there.
         ImageError: a folder cannot be read.
     """
-    groups = in_groups(images, GROUP)
-    first = next(groups, [])
-    second = next(groups, None) if workers > 1 else None
-    if second is None:
+    part = "" if how.share is None else f"-{how.share.number}-of-{how.share.of}"
+    with exclusive(Path(how.out), SfumatoError, part=part):
+        groups = in_groups(images, GROUP)
+        first = next(groups, [])
+        second = next(groups, None) if workers > 1 else None
+        if second is not None:
+            yield from _in_processes(chain([first, second], groups), how, workers)
+            return
         obfuscator = Obfuscator(how.bundle)
         for group in chain([first], groups):
             yield _protect_group(group, how, obfuscator)
-        return
-    yield from _in_processes(chain([first, second], groups), how, workers)
 
 
 def _in_processes(groups: Iterator[list[Found]], how: Protecting, workers: int) -> Iterator[list[Outcome]]:

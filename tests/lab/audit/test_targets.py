@@ -46,6 +46,19 @@ def module(tmp_path, monkeypatch):
     return name
 
 
+def test_swapped_weights_in_a_second_file_are_another_target(tmp_path):
+    """Otherwise an audit would be resumed, or quoted, for what it never attacked."""
+    import onnx
+
+    model = onnx.load(tiny.save_obfuscator(tmp_path / "one.onnx"))
+    two, data = tmp_path / "two.onnx", tmp_path / "two.data"
+    onnx.save(model, two, save_as_external_data=True, location="two.data", size_threshold=4)
+    target = load_target(str(two), size=(tiny.SIZE, tiny.SIZE))
+    assert target.fingerprint == load_target(str(two), size=(tiny.SIZE, tiny.SIZE)).fingerprint
+    data.write_bytes(data.read_bytes()[::-1])
+    assert load_target(str(two), size=(tiny.SIZE, tiny.SIZE)).fingerprint != target.fingerprint
+
+
 def test_any_onnx_file(tmp_path):
     path = tiny.save_obfuscator(tmp_path / "mix.onnx")
     assert native_size(str(path)) == (tiny.SIZE, tiny.SIZE)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sfumato.artifacts.bundle import file_sha256
+from sfumato.artifacts.files import file_sha256
 from sfumato.errors import BundleError
 from sfumato.lab.classifiers import load_classifier
 

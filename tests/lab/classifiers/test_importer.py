@@ -11,6 +11,7 @@ from PIL import Image
 
 import brought
 import tiny
+from full_disk import disk_with_room_for
 from sfumato.artifacts.bundle import CLASSIFIER_PROGRAM, Bundle, fingerprint
 from sfumato.artifacts.records import RecipeRecord
 from sfumato.artifacts.shipped import classifier_bundle as shipped_classifier
@@ -20,9 +21,11 @@ from sfumato.lab.classifiers import (
     Metadata,
     classifier_bundle,
     import_classifier,
+    importer,
     load_classifier,
     trains_through,
 )
+from sfumato.lab.classifiers.hub import _framing
 from sfumato.lab.export.onnx import export_onnx
 
 IMAGENET = Metadata(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -112,6 +115,79 @@ def test_an_onnx_file_is_served_byte_for_byte_but_trains_nothing(tmp_path):
     assert not trains_through(bundle)
     with pytest.raises(BundleError, match="no gradient passes"):
         load_classifier(bundle.path)
+
+
+def in_two_files(folder):
+    """`net.onnx` with its weights in `net.onnx.data`, as torch's exporter writes them by default."""
+    import onnx
+
+    folder.mkdir(parents=True, exist_ok=True)
+    one = folder / "one.onnx"
+    export_onnx(brought.small(), one, torch.rand(2, 3, 32, 32), input_name="x", output_name="y")
+    two = folder / "net.onnx"
+    onnx.save(onnx.load(one), two, save_as_external_data=True, location="net.onnx.data", size_threshold=100)
+    return one, two
+
+
+def test_an_onnx_file_with_its_weights_in_a_second_one_becomes_one_file(tmp_path):
+    _, two = in_two_files(tmp_path / "source")
+    bundle = import_classifier(str(two), tmp_path / "bundle", IMAGENET)
+    assert sorted(file.name for file in bundle.path.iterdir()) == ["bundle.json", "model.onnx"]
+    assert "Its weights were in a second file" in " ".join(bundle.recipe.notes)
+    assert bundle.classifier_fingerprint == fingerprint(bundle.file("model.onnx")) != fingerprint(two)
+    shutil.rmtree(two.parent)
+    inputs = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)).numpy()
+    logits = served(Bundle.load(bundle.path), inputs)
+    assert agree(logits, brought.small()(torch.from_numpy(inputs)).detach().numpy())
+
+
+def test_swapped_weights_in_a_second_file_are_imported_again(tmp_path):
+    _, two = in_two_files(tmp_path / "source")
+    all_said = replace(IMAGENET, size=(32, 32))
+    first = import_classifier(str(two), tmp_path / "bundle", all_said)
+    again = importer._content(str(two))
+    data = two.with_name("net.onnx.data")
+    (-np.fromfile(data, "<f4")).tofile(data)
+    assert importer._content(str(two)) != again
+    second = import_classifier(str(two), tmp_path / "bundle", all_said)
+    assert second.classifier_fingerprint != first.classifier_fingerprint
+
+
+@pytest.mark.parametrize("harm", ["missing", "cut", "outside"])
+def test_an_onnx_file_without_its_weights_is_refused(tmp_path, harm):
+    _, two = in_two_files(tmp_path / "source")
+    data = two.with_name("net.onnx.data")
+    if harm == "missing":
+        data.unlink()
+    elif harm == "cut":
+        data.write_bytes(data.read_bytes()[:10])
+    else:
+        two.write_bytes(two.read_bytes().replace(b"net.onnx.data", b"../onnx.data1"))
+    said = {
+        "missing": "copy that file, too",
+        "cut": "out of bounds|file_length|cannot",
+        "outside": "outside its folder",
+    }
+    with pytest.raises(ClassifierError, match=said[harm]):
+        import_classifier(str(two), tmp_path / "bundle", IMAGENET)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_full_disk_leaves_the_bundle_of_before(tmp_path):
+    one, two = in_two_files(tmp_path / "source")
+    before = import_classifier(str(one), tmp_path / "bundle", IMAGENET)
+    for source, room in ((one, 100), (two, 100), (one, one.stat().st_size // 2)):
+        with disk_with_room_for(room), pytest.raises((ClassifierError, BundleError), match="cannot be written"):
+            import_classifier(str(source), tmp_path / "bundle", IMAGENET)
+        assert Bundle.load(before.path) == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["bundle", "source"]
+
+
+@pytest.mark.parametrize(("resample", "noted"), [(0, True), (2, False), (3, True), (None, False)])
+def test_another_resampling_than_bilinear_is_noted(resample, noted):
+    """0 is Pillow's number of the nearest pixel."""
+    size, notes = _framing({"resample": resample, "size": {"height": 32, "width": 32}}, object())
+    assert size == (32, 32) and ("does not resample bilinearly" in " ".join(notes)) == noted
 
 
 def test_gradients_of_an_imported_classifier_are_those_of_the_network(tmp_path):

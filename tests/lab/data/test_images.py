@@ -279,6 +279,75 @@ def test_a_csv_that_is_none_of_ours_is_an_error(tmp_path, lines, said):
         load_images(save_csv(tmp_path, lines), "train")
 
 
+@pytest.mark.parametrize("way", ["../secret.png", "jpg/../../secret.png", "absolute", "link/secret.png", "file.png"])
+def test_a_csv_reads_nothing_outside_its_folder_unless_that_is_allowed(tmp_path, way):
+    """A table from somebody else could otherwise name any image that the user may read."""
+    secret, folder = tmp_path / "secret.png", tmp_path / "theirs"
+    folder.mkdir()
+    secret.write_bytes(png(pixels(1, size=(8, 8))[0]))
+    (folder / "link").symlink_to(tmp_path)
+    (folder / "file.png").symlink_to(secret)
+    way = str(secret) if way == "absolute" else way
+    source = save_csv(folder, ["path,label", *(f"jpg/{i}.png,a" for i in range(9)), f"{way},b"])
+    for _ in range(2):  # what is in the cache now is for those who allow it
+        with pytest.raises(DataError, match=r"row 11 names .*which is outside the file's folder; .*--allow-outside"):
+            load_images(source, "train")
+        assert load_images(source, "train", allow_outside=True).names == ("a", "b")
+    with pytest.raises(DataError, match="outside"):
+        load_train_test(source)
+    train, test, _ = load_train_test(source, allow_outside=True)
+    assert len(train) + len(test) == 10
+
+
+def test_paths_that_lead_back_into_the_folder_and_a_link_to_it_are_fine(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    source = save_csv(folder, ["path,label", *(f"../data/jpg/{i}.png,a" for i in range(10))])
+    (tmp_path / "link").symlink_to(folder)
+    assert len(load_images(source, "train")) == len(load_images(str(tmp_path / "link" / "list.csv"), "train")) == 8
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["a", "", "b", " "], r"4 of 8 images have no class in column 'label' \('' for image 2, ' ' for image 4, ''"),
+        (["0", "1", "-1", "2"], r"2 of 8 images have .* \('-1' for image 3, '-1' for image 7\)"),
+        (["", "", "a", ""], r"6 of 8 images .*'' for image 1, '' for image 2, '' for image 4, \.\.\."),
+        (["", "", "", ""], "8 of 8 images"),
+    ],
+)
+def test_images_without_a_class_are_named(tmp_path, labels, said):
+    rows = [f"jpg/{i}.png,{labels[i % 4]},train" for i in range(8)]
+    source = save_csv(tmp_path, ["path,label,split", *rows, "jpg/8.png,a,test"])
+    with pytest.raises(DataError, match=said):
+        load_images(source, "train")
+
+
+def test_minus_one_is_a_class_beside_one_alone(tmp_path):
+    rows = [f"jpg/{i}.png,{(-1, 1)[i % 2]},train" for i in range(8)]
+    source = save_csv(tmp_path, ["path,label,split", *rows, "jpg/8.png,1,test"])
+    assert set(load_images(source, "train").names) == {"-1", "1"}
+
+
+def test_images_without_any_class_may_be_unlabelled(tmp_path):
+    rows = [f"jpg/{i}.png,,train" for i in range(8)]
+    source = save_csv(tmp_path, ["path,label,split", *rows, "jpg/8.png,a,test"])
+    assert not load_images(source, "train", unlabelled=True).labelled
+
+
+def test_a_label_that_no_class_has_is_named(tmp_path):
+    from datasets import ClassLabel, Dataset, Features, Image
+
+    features = Features({"image": Image(), "label": ClassLabel(names=["a", "b"])})
+    images = [{"bytes": png(p), "path": None} for p in pixels(4, size=(8, 8))]
+    for split, labels in (("train", [0, 1, -1, 0]), ("test", [-1] * 4)):
+        table = Dataset.from_dict({"image": images, "label": labels}, features=features)
+        table.to_parquet(tmp_path / f"{split}.parquet")
+    with pytest.raises(DataError, match=r"1 of 4 images have no class in column 'label' \(-1 for image 3\)"):
+        load_images(str(tmp_path), "train")
+    assert not load_images(str(tmp_path), "test", unlabelled=True).labelled
+
+
 def test_broken_files_are_named_but_too_many_are_an_error(tmp_path):
     folder = save_folder(tmp_path, train=20, test=4)
     files = sorted((folder / "train").rglob("*.png"))

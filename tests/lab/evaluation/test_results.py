@@ -6,12 +6,21 @@ import json
 import math
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from fakes import fake_audit
+from hostile_json import damaged
 from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.files import read_json
 from sfumato.artifacts.shipped import obfuscator_bundle
-from sfumato.errors import ResultsError
+from sfumato.errors import AuditError, ResultsError, SfumatoError
+from sfumato.lab.audit.points import read_audits
+from sfumato.lab.audit.result_store import ResultStore
+from sfumato.lab.audit.schema import AnyTrial, AuditResult
 from sfumato.lab.evaluation.accuracy import Evaluation
 from sfumato.lab.evaluation.results import read_object
+from sfumato.lab.evaluation.transfer import Transfer
 from sfumato.lab.export.int8 import Int8Comparison
 
 
@@ -46,3 +55,49 @@ def test_json_that_is_no_object_is_told(tmp_path, content):
     (tmp_path / "a.json").write_text(content, encoding="latin-1")
     with pytest.raises(ResultsError, match=r"a\.json"):
         read_object(tmp_path / "a.json")
+
+
+AUDIT = fake_audit().as_json
+EVALUATION = Evaluation(0.9, 0.8, 100, joint_deobfuscator_mse=0.1, joint_deobfuscator_psnr_db=20.0).to_json()
+RELAXED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+@RELAXED
+@given(text=damaged(AUDIT))
+def test_a_damaged_audit_is_an_error_of_ours_or_an_audit(tmp_path, text):
+    (tmp_path / "audit.json").write_text(text, encoding="utf-8")
+    try:
+        found = AuditResult.read(tmp_path / "audit.json")
+    except AuditError as error:
+        assert len(str(error)) < 1000
+        return
+    assert isinstance(found.verdict.finding, str) and read_audits(tmp_path)
+
+
+@RELAXED
+@given(text=damaged(EVALUATION), kind=st.sampled_from([Evaluation, Int8Comparison, Transfer]))
+def test_damaged_results_are_an_error_of_ours_or_results(tmp_path, text, kind):
+    (tmp_path / "r.json").write_text(text, encoding="utf-8")
+    try:
+        kind.from_json(read_json(tmp_path / "r.json", ResultsError))
+    except ResultsError as error:
+        assert len(str(error)) < 1000
+
+
+@RELAXED
+@given(text=damaged(AUDIT["trials"][0]))
+def test_a_damaged_finding_of_an_audit_is_an_error_of_ours_or_a_finding(tmp_path, text):
+    store = ResultStore(tmp_path / "work", {}, resume=True, overwrite=False)
+    (store.folder / "trial.json").write_text(text, encoding="utf-8")
+    try:
+        store.known("trial", AnyTrial)
+    except AuditError as error:
+        assert "remove it, and --resume finds it again" in str(error)
+
+
+def test_images_of_an_audit_that_are_damaged_are_told(tmp_path):
+    from sfumato.lab.audit.result_store import stored_images
+
+    (tmp_path / "best.safetensors").write_bytes(b"junk")
+    with pytest.raises(SfumatoError, match=r"best\.safetensors cannot be read"):
+        stored_images(tmp_path, "best")

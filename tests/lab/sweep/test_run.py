@@ -20,8 +20,8 @@ from sfumato.artifacts.bundle import (
     Bundle,
     Preprocessing,
     fingerprint,
-    write_json,
 )
+from sfumato.artifacts.files import write_json
 from sfumato.artifacts.provenance import provenance
 from sfumato.artifacts.records import RecipeRecord
 from sfumato.errors import (

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from sfumato.artifacts.files import read_json
 from sfumato.errors import AuditError
 from sfumato.lab.audit.schema import Alternatives, AuditResult, Point, Role, is_audit
 from sfumato.lab.audit.verdict import best_mixture
-from sfumato.lab.evaluation.results import read_json
 from sfumato.lab.evaluation.transfer import Leakage
 
 ENDS = ("local", "identity", "gated", "paper")

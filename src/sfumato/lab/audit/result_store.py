@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sfumato.artifacts.bundle import write_json
+from sfumato.artifacts.files import whole_file, write_json
 from sfumato.errors import AuditError, BundleError
 from sfumato.lab.data.cache import root
 from sfumato.lab.evaluation.results import read_object
@@ -48,7 +48,10 @@ def stored_images(folder: Path, key: str) -> Tensor | None:
     path = folder / f"{key}.safetensors"
     if not path.is_file():
         return None
-    tensors = load_file(path)
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise AuditError(f"{path} cannot be read: {error}; --overwrite restarts the audit") from error
     return tensors.get("reconstructed", tensors.get("restored"))  # the latter in audits of earlier versions
 
 
@@ -93,7 +96,10 @@ class ResultStore:
     def known(self, key: str, kind: Any) -> Any:
         """Return a finding that was written, of type `kind`, or None."""
         path = self.folder / f"{key}.json"
-        return _read(path, kind) if path.is_file() else None
+        try:
+            return _read(path, kind) if path.is_file() else None
+        except (OSError, ValueError) as error:
+            raise AuditError(f"{path} is damaged: {error}; remove it, and --resume finds it again") from error
 
     def forget(self, key: str) -> None:
         """Remove a finding."""
@@ -106,7 +112,8 @@ class ResultStore:
             AuditError: the disk refuses.
         """
         try:
-            save_file({"reconstructed": reconstructed.contiguous()}, self.folder / f"{key}.safetensors")
+            with whole_file(self.folder / f"{key}.safetensors") as partial:
+                save_file({"reconstructed": reconstructed.contiguous()}, partial)
         except (OSError, SafetensorError) as error:
             raise AuditError(f"{self.folder} cannot be written: {error}") from error
 

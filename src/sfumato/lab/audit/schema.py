@@ -11,12 +11,13 @@ from typing import Annotated, Literal, Self, TypeGuard
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from sfumato.artifacts.bundle import Bundle, write_json
+from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.files import read_json, write_json
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.identification import Identification
 from sfumato.lab.attacks.image_attributes import Attribute
 from sfumato.lab.attacks.threat_models import Threat
-from sfumato.lab.evaluation.results import as_type, read_json
+from sfumato.lab.evaluation.results import as_type
 
 SCHEMA: Literal["sfumato.audit/2"] = "sfumato.audit/2"
 READABLE = (SCHEMA, "sfumato.audit/1")

@@ -15,9 +15,9 @@ from sfumato.artifacts.bundle import (
     OBFUSCATOR_ONNX,
     OBFUSCATOR_WEIGHTS,
     Bundle,
-    file_sha256,
+    fingerprint,
 )
-from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.onnx_file import OnnxFunction, runtime_reason
 from sfumato.artifacts.plugins import import_object
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.target import Coded, LocalClassifier, Obfuscate, Target
@@ -49,7 +49,8 @@ def load_target(source: Bundle | str, *, size: tuple[int, int]) -> Target:
     if isinstance(found, Bundle):
         return bundle_target(found)
     if isinstance(found, Path):
-        return replace(_probed(found.stem, size, _from_onnx(found), None), fingerprint=file_sha256(found))
+        target = _probed(found.stem, size, _from_onnx(found), None)
+        return replace(target, fingerprint=fingerprint(found).removeprefix("sha256:"))
     function = import_object(found, AuditError)
     if isinstance(function, type):
         function = function()
@@ -227,7 +228,7 @@ def _probed(name: str, size: tuple[int, int], payload: Obfuscate, module: nn.Mod
         first, second = payload(images), payload(images)
     except Exception as error:  # anybody's code: whatever it raises, the person needs to know what it was given
         raise AuditError(
-            f"{name} fails on images {tuple(images.shape)} float32 in [0, 1]: {' '.join(str(error).split())[:300]}"
+            f"{name} fails on images {tuple(images.shape)} float32 in [0, 1]: {runtime_reason(error)}"
         ) from error
     if not isinstance(first, Tensor) or first.ndim != 4 or len(first) != len(images):
         got = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__

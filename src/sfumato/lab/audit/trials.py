@@ -21,6 +21,7 @@ from sfumato.lab.audit.schema import AnyTrial, DoneTrial, LostTrial, best_of
 from sfumato.lab.audit.setting import AttackSetting
 from sfumato.lab.data import INFERENCE_BATCH
 from sfumato.lab.evaluation.measures import excess_leakage, measure, per_image
+from sfumato.lab.models.checkpoint import remove_checkpoint
 from sfumato.progress import Progress, silent
 
 PANEL = 12
@@ -64,7 +65,7 @@ class Trials:
         started = time.monotonic()
         try:
             done = self._attack(trial)
-            self.store.checkpoint(trial.key).unlink(missing_ok=True)
+            remove_checkpoint(self.store.checkpoint(trial.key))
             return done.model_copy(update={"seconds": round(time.monotonic() - started, 1)})
         except Interrupted:
             raise

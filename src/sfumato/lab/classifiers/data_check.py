@@ -10,6 +10,7 @@ from typing import Literal
 
 from sfumato.apps.doctor import Finding, examine_endpoint, is_well
 from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.files import whole_file
 from sfumato.device.endpoint_binding import PayloadSpec
 from sfumato.errors import DataError, EndpointError
 from sfumato.lab.classifiers import Metadata, classifier_bundle, import_classifier, trains_through
@@ -58,6 +59,7 @@ def check_data(
     *,
     kind: Kind = "sketch",
     metadata: Metadata,
+    allow_outside: bool = False,
     server: str | None = None,
     model: str | None = None,
     token: str | None = None,
@@ -71,6 +73,7 @@ def check_data(
         folder: of the recipe and all further files; created.
         kind: of obfuscator.
         metadata: what the classifier does not say about itself.
+        allow_outside: read images outside a CSV file's folder.
         server: the endpoint that serves the classifier, if there is one already.
         model: its name there; by default the classifier's.
         token: bearer token of the endpoint.
@@ -88,7 +91,7 @@ def check_data(
     size = (served.preprocessing.height, served.preprocessing.width)
     findings = [_about(served, kind)]
     findings += [Finding("classifier", "note", note) for note in served.recipe.notes or ()]
-    train, test, _ = load_train_test(data, size=size, progress=progress)
+    train, test, _ = load_train_test(data, size=size, allow_outside=allow_outside, progress=progress)
     findings += [Finding("images", "note", remark) for part in (train, test) for remark in part.remarks()]
     accuracy = None
     try:
@@ -105,9 +108,15 @@ def check_data(
     if not is_well(findings):
         return DataCheck(tuple(findings), None, (), accuracy)
     recipe = folder / RECIPE
-    folder.mkdir(parents=True, exist_ok=True)
-    recipe.write_text(_recipe(folder, kind, served, data, train), encoding="utf-8")
-    return DataCheck(tuple(findings), recipe, tuple(_next(folder, served, data, server, model)), accuracy)
+    text = _recipe(folder, kind, served, data, train, allow_outside=allow_outside)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with whole_file(recipe) as partial:
+            partial.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot write {recipe}: {error.strerror or error}") from error
+    following = tuple(_next(folder, served, data, server, model, allow_outside=allow_outside))
+    return DataCheck(tuple(findings), recipe, following, accuracy)
 
 
 def _endpoint(url: str, model: str, served: Bundle, token: str | None) -> Iterator[Finding]:
@@ -141,9 +150,9 @@ def _accuracy(accuracy: float, test: ImageSet) -> Finding:
     return Finding("accuracy", "note", said, advice)
 
 
-def _recipe(folder: Path, kind: Kind, served: Bundle, data: str, train: ImageSet) -> str:
+def _recipe(folder: Path, kind: Kind, served: Bundle, data: str, train: ImageSet, *, allow_outside: bool) -> str:
     size, text = served.preprocessing, json.dumps  # a JSON string is a TOML string, too
-    sketch = ""
+    sketch, outside = "", "allow_outside = true\n" if allow_outside else ""
     if kind == "sketch":
         bits = max(_LEAST_BITS, class_bits(len(served.labels)))
         held_out = max(2, min(_MOST_HELD_OUT, len(train) // 10))
@@ -158,7 +167,7 @@ classifier = {text(served.path.as_posix())}
 [data]
 source = {text(data)}
 size = [{size.height}, {size.width}]
-flip = true
+{outside}flip = true
 crop_padding = 2
 
 [training]
@@ -170,8 +179,11 @@ schedule = "one-cycle"
 """
 
 
-def _next(folder: Path, served: Bundle, data: str, server: str | None, model: str | None) -> Iterator[str]:
+def _next(
+    folder: Path, served: Bundle, data: str, server: str | None, model: str | None, *, allow_outside: bool
+) -> Iterator[str]:
     run = folder / "run"
+    data += " --allow-outside" if allow_outside else ""
     yield f"sfumato train {folder / RECIPE} -o {run}"
     yield f"sfumato evaluate {run / 'bundle'} --classifier {served.path} --data {data}"
     yield f"sfumato audit {run / 'bundle'} --classifier {served.path} --data {data}"

@@ -104,7 +104,9 @@ def load_program(path: Path) -> Program:
     """
     try:
         clean = _cleaned(path, str(path))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, zipfile.BadZipFile) as error:
+    except ClassifierError:
+        raise
+    except Exception as error:  # a damaged archive, or other JSON in it, makes the readers fail in every way
         raise ClassifierError(
             f"{path} is no program that torch.export.save of torch 2.8 or newer wrote ({type(error).__name__})"
         ) from error

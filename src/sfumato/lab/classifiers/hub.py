@@ -153,7 +153,8 @@ def _framing(processor: Any, config: Any) -> tuple[tuple[int, int] | None, tuple
         notes.append(
             f"Its own processor shows it the inner {share:.1%} of an image's shorter side; the client shows all of it."
         )
-    if processor.get("do_resize", True) and int(processor.get("resample") or _BILINEAR) != _BILINEAR:
+    resampling = processor.get("resample")  # 0 is Pillow's number of the nearest pixel
+    if processor.get("do_resize", True) and resampling is not None and int(resampling) != _BILINEAR:
         notes.append("Its own processor does not resample bilinearly as the client does; pixels differ a little.")
     return size, tuple(notes)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -18,10 +20,11 @@ from sfumato.artifacts.bundle import (
     MANIFEST,
     Bundle,
     Preprocessing,
-    file_sha256,
     fingerprint,
 )
-from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.external_data import external_data
+from sfumato.artifacts.files import file_sha256, whole_folder
+from sfumato.artifacts.onnx_file import OnnxFunction, runtime_reason
 from sfumato.artifacts.provenance import provenance
 from sfumato.artifacts.records import RecipeRecord
 from sfumato.errors import ClassifierError, TrainingError
@@ -29,7 +32,7 @@ from sfumato.lab.classifiers.exported_programs import load_program, save_program
 from sfumato.lab.classifiers.frozen import IMPORTED, is_imported
 from sfumato.lab.classifiers.imported import ImportedClassifier, Metadata
 from sfumato.lab.classifiers.sources import read_classifier
-from sfumato.lab.export.onnx import export_onnx, renew
+from sfumato.lab.export.onnx import export_onnx
 from sfumato.lab.libraries import first_line
 
 _PROBES = 4
@@ -88,22 +91,21 @@ def import_classifier(source: str, folder: Path, metadata: Metadata = _NOTHING) 
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     inputs = torch.from_numpy(preprocessing.normalize(images.numpy()))
     logits = _logits(found.model, inputs, source)
-    renew(folder)
-    try:
+    with whole_folder(folder, ClassifierError) as partial:
         if isinstance(found.model, Path):
-            shutil.copyfile(found.model, folder / CLASSIFIER_ONNX)
+            _copy(found.model, partial / CLASSIFIER_ONNX)
         else:
-            _write(found.model, folder, inputs, source)
-        return _bundle(found, folder, preprocessing, logits, source, metadata).save()
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+            _write(found.model, partial, inputs, source)
+        made = _bundle(found, partial, preprocessing, logits, source, metadata).save()
+    return replace(made, path=folder)
 
 
 def _content(source: str) -> str | None:
     """Return the hash of the source's files; None if they are no local files, or are gone."""
     path = Path(source).expanduser()
     files = [path] if path.is_file() else sorted((*path.glob("*.safetensors"), *path.glob("*.json")))
+    if path.suffix == ".onnx" and path.is_file():
+        files += [path.parent / name for name in external_data(path)]
     parts = [f"{file.name}:{file_sha256(file)}" for file in files]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest() if parts else None
 
@@ -117,7 +119,7 @@ def _logits(model: nn.Module | Path, inputs: Tensor, source: str) -> Tensor:
             logits = model(inputs)
     except Exception as error:  # a user's own network raises anything, and ONNX Runtime's errors have no common base
         size, kind = tuple(inputs.shape[2:]), type(error).__name__
-        raise ClassifierError(f"{source} fails on images of {size}: {kind}: {first_line(error)}") from error
+        raise ClassifierError(f"{source} fails on images of {size}: {kind}: {runtime_reason(error)}") from error
     if not isinstance(logits, Tensor):
         raise ClassifierError(f"{source} gives a {type(logits).__name__}; one tensor of logits is expected")
     if logits.ndim != 2 or len(logits) != _PROBES or logits.shape[1] < 2 or not logits.is_floating_point():
@@ -134,6 +136,22 @@ def _logits(model: nn.Module | Path, inputs: Tensor, source: str) -> Tensor:
 
 def _probabilities(logits: Tensor) -> bool:
     return bool((logits >= 0).all()) and bool(((logits.sum(dim=1) - 1).abs() < 1e-3).all())
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy an ONNX file byte for byte, or, where it keeps weights in other files, as one file with all of them."""
+    if not external_data(source):
+        shutil.copyfile(source, target)
+        return
+    try:
+        onnx.save(onnx.load(source), target)
+    except OSError:
+        raise
+    except Exception as error:  # onnx's errors and protobuf's have no common base
+        raise ClassifierError(
+            f"{source} cannot be made one file with its weights, which must not exceed 2 GB: {first_line(error)}; "
+            "export a smaller model, or its weights in half precision"
+        ) from error
 
 
 def _write(net: nn.Module, folder: Path, inputs: Tensor, source: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from sfumato.artifacts.bundle import MANIFEST
+from sfumato.artifacts.external_data import external_files
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.artifacts.plugins import import_object
 from sfumato.errors import BundleError, ClassifierError
@@ -76,11 +77,10 @@ def _from_program(path: Path) -> ImportedClassifier:
 
 def _from_onnx(path: Path) -> ImportedClassifier:
     try:
+        others = external_files(path)
         shape = OnnxFunction(path).input_shape
     except BundleError as error:
-        raise ClassifierError(
-            f"{error} (weights in a separate file? Put them inside: onnx.save(onnx.load(path), other_path))"
-        ) from error
+        raise ClassifierError(str(error)) from error
     if len(shape) != 4 or shape[1] != 3:
         hint = "; its channels come last, export it with channels first" if shape[-1:] == (3,) else ""
         raise ClassifierError(f"{path} takes {shape}; RGB images (N, 3, height, width) are expected{hint}")
@@ -91,8 +91,13 @@ def _from_onnx(path: Path) -> ImportedClassifier:
         )
     height, width = shape[2:]
     size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
-    note = "An ONNX file alone: it can be served, measured and audited, but nothing can be trained for it."
-    return ImportedClassifier("an ONNX file", path, Metadata(size=size, name=plain_name(path.stem)), (note,))
+    notes = ["An ONNX file alone: it can be served, measured and audited, but nothing can be trained for it."]
+    if others:
+        notes.append(
+            "Its weights were in a second file, and are now in the bundle's one file: serve the bundle, because the "
+            "original has another fingerprint."
+        )
+    return ImportedClassifier("an ONNX file", path, Metadata(size=size, name=plain_name(path.stem)), tuple(notes))
 
 
 def _from_module(source: str) -> ImportedClassifier:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sfumato.artifacts.files import read_json
 from sfumato.errors import DataError
 from sfumato.lab.data.image_set import ImageSet
 
@@ -27,16 +28,18 @@ def find(key: str) -> ImageSet | None:
     """Return the entry stored under `key`, memory-mapped; None if there is none or it is damaged."""
     folder = root() / key[:32]
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        meta = read_json(folder / "meta.json", DataError)
         # "c": copy-on-write, which torch accepts without a copy of the whole set.
         images = np.load(folder / "images.npy", mmap_mode="c", allow_pickle=False)
         labels = np.load(folder / "labels.npy", allow_pickle=False)
-        if meta["key"] != key or len(images) != len(labels):
+        if meta["key"] != key or images.shape[:2] != (len(labels), 3) or images.ndim != 4:
+            return None
+        if (images.dtype, labels.dtype, labels.ndim) != (np.uint8, np.int64, 1):
             return None
         names, broken = tuple(meta["names"]), tuple(meta.get("broken", ()))
         tensors = torch.from_numpy(images), torch.from_numpy(labels)
         return ImageSet(*tensors, names, meta["source"], meta["sha256"], meta["unreadable"], broken)
-    except (OSError, EOFError, KeyError, TypeError, ValueError):
+    except (DataError, OSError, EOFError, KeyError, TypeError, ValueError):
         return None
 
 

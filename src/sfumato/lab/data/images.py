@@ -33,6 +33,7 @@ def load_images(
     image_column: str | None = None,
     label_column: str | None = None,
     unlabelled: bool = False,
+    allow_outside: bool = False,
     progress: Progress = silent,
 ) -> ImageSet:
     """Load one split of a data set, decoded; from the cache where it was decoded before.
@@ -47,6 +48,7 @@ def load_images(
         image_column: the column with the images; found by its type if None.
         label_column: the column with the classes; found by its type or name if None.
         unlabelled: accept images without classes; see `ImageSet`.
+        allow_outside: read images outside a CSV file's folder, which anything could be that this user may read.
         progress: see `Progress`.
 
     Raises:
@@ -64,13 +66,13 @@ def load_images(
         if image_column not in (None, "image"):
             raise DataError(f"{source} has no column {image_column!r} of images; it is called 'image'")
         return faces.load(source, split, size, label_column, progress)
-    key = _identity(
-        source, split, size, image_column, label_column or ("label, if there is one" if unlabelled else None)
-    )
+    label_key = label_column or ("label, if there is one" if unlabelled else None)
+    outside = (allow_outside,) if source.endswith(".csv") else ()  # what one call may read is not cached for others
+    key = _identity(source, split, size, image_column, label_key, *outside)
     found = cache.find(key)
     if found is not None:
         return found
-    rows = read_rows(source, split, image_column)
+    rows = read_rows(source, split, image_column, allow_outside=allow_outside)
     image_column, label_column = find_columns(rows, source, image_column, label_column, unlabelled=unlabelled)
     names, labels = read_labels(rows, label_column, source, unlabelled=unlabelled)
     pixels, decoded, broken = _decode(undecoded(rows, source, image_column), image_column, size, source, progress)
@@ -90,6 +92,7 @@ def load_train_test(
     size: tuple[int, int] | None = None,
     label_column: str | None = None,
     attributes: tuple[str, ...] = (),
+    allow_outside: bool = False,
     progress: Progress = silent,
 ) -> tuple[ImageSet, ImageSet, dict[str, tuple[Tensor, Tensor]]]:
     """Load both splits, with classes or without, so that the first images of each are a fair sample.
@@ -104,13 +107,13 @@ def load_train_test(
     Raises:
         DataError: see `load_images`; or an attribute has other values in one split than in the other.
     """
-    load = partial(load_images, source, size=size, progress=progress)
+    load = partial(load_images, source, size=size, allow_outside=allow_outside, progress=progress)
     loaded = [load(split, label_column=label_column, unlabelled=True) for split in ("train", "test")]
     (train, order), (test, test_order) = (_mixed(images) for images in loaded)
     extra = {}
     for name in attributes:
         (names, known), (others, asked) = (
-            _column(source, split, size, name, images.unreadable)
+            _column(source, split, size, name, images.unreadable, allow_outside=allow_outside)
             for split, images in zip(("train", "test"), loaded, strict=True)
         )
         if names != others:
@@ -120,13 +123,13 @@ def load_train_test(
 
 
 def _column(
-    source: str, split: str, size: tuple[int, int] | None, name: str, unreadable: int
+    source: str, split: str, size: tuple[int, int] | None, name: str, unreadable: int, *, allow_outside: bool
 ) -> tuple[tuple[str, ...], Tensor]:
     """Return a label column's names and values, (N,) int64; images are loaded only where some were left out."""
     if unreadable or source in ("cifar10", *faces.SOURCES):
-        images = load_images(source, split, size=size, label_column=name)
+        images = load_images(source, split, size=size, label_column=name, allow_outside=allow_outside)
         return images.names, images.labels
-    rows = read_rows(source, split)
+    rows = read_rows(source, split, allow_outside=allow_outside)
     find_columns(rows, source, None, name)
     names, values = read_labels(rows, name, source, unlabelled=False)
     return names, torch.from_numpy(values)

@@ -147,7 +147,7 @@ class _Rows:
         for row in _read(table, self.source):
             if row[label] is None or not 0 <= row[label] < len(self.names):
                 raise DataError(
-                    f"{self.source}: an image has the class {row[label]}, outside of its {len(self.names)} classes"
+                    f"{self.source}: an image has the class {row[label]}, outside its {len(self.names)} classes"
                 )
             entry = row[image] or {"bytes": b"", "path": None}
             yield entry["bytes"] if entry["bytes"] is not None else str(entry["path"]), int(row[label])
@@ -214,7 +214,7 @@ def load_stream(
     rows = _Rows(train, (image, label), size, names, source, paths=first is not None and first[image]["bytes"] is None)
     for table in tests:
         first = next(_read(table, source), None)
-        if first is not None and first[label] >= 0:  # test splits of competitions have -1 for all
+        if first is not None and first[label] not in (None, -1):  # test splits of competitions have -1 for all
             break
     else:
         raise DataError(f"{source}: the test images have no classes in column {label!r}")

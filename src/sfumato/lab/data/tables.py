@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from sfumato.errors import DataError
 from sfumato.lab.data.idx import is_idx_folder, read_splits
-from sfumato.lab.data.image_set import UNLABELLED
+from sfumato.lab.data.image_set import SHOWN, UNLABELLED
 from sfumato.lab.libraries import first_line
 
 SPLIT_NAMES = {
@@ -28,7 +28,7 @@ _SPLIT_COLUMN = "split"
 _CONFIGURED = re.compile(r"(?P<place>.*[^:\\/]):(?P<config>[A-Za-z0-9][\w.+-]*)")
 
 
-def read_rows(source: str, split: str, image_column: str | None = None) -> Any:
+def read_rows(source: str, split: str, image_column: str | None = None, *, allow_outside: bool = False) -> Any:
     """Return the rows of one split, with images not decoded yet.
 
     Where there is only a training split, every fifth of its rows belongs to the test split instead. The column is that
@@ -39,7 +39,7 @@ def read_rows(source: str, split: str, image_column: str | None = None) -> Any:
     """
     folder = Path(source).expanduser()
     if source.endswith(".csv"):
-        splits = _read_csv(folder, image_column)
+        splits = _read_csv(folder, image_column, allow_outside=allow_outside)
     else:
         splits = read_splits(folder) if is_idx_folder(folder) else _load_with_datasets(source)
     train_only = set(splits) <= set(SPLIT_NAMES["train"])
@@ -100,7 +100,7 @@ def _load_with_datasets(source: str, *, streaming: bool = False) -> Mapping[str,
     return splits
 
 
-def _read_csv(file: Path, path_column: str | None) -> Mapping[str, Any]:
+def _read_csv(file: Path, path_column: str | None, *, allow_outside: bool) -> Mapping[str, Any]:
     """Return splits by name, from a file whose first line names its columns; paths are relative to its folder."""
     from datasets import Dataset, Features, Image, Value
 
@@ -125,10 +125,24 @@ def _read_csv(file: Path, path_column: str | None) -> Mapping[str, Any]:
     features = Features({name: Value("string") for name in columns if name != _SPLIT_COLUMN})
     features[column] = Image(decode=False)
     splits: dict[str, list[dict[str, object]]] = {}
-    for line in lines:
+    for place, line in enumerate(lines):
+        if not allow_outside:
+            _check_inside(file, place, line[column])
         rows = splits.setdefault(line.pop(_SPLIT_COLUMN, "train"), [])
         rows.append({**line, column: {"path": str(file.parent / line[column]), "bytes": None}})
     return {name: Dataset.from_list(rows, features=features) for name, rows in splits.items()}
+
+
+def _check_inside(file: Path, place: int, path: str) -> None:
+    try:
+        inside = (file.parent / path).resolve().is_relative_to(file.parent.resolve())
+    except (OSError, RuntimeError, ValueError):  # a name that no file can have: it is counted as unreadable
+        return
+    if not inside:
+        raise DataError(
+            f"{file}: row {place + 2} names {path!r:.120}, which is outside the file's folder; if you trust the file, "
+            "--allow-outside (data.allow_outside in a recipe) reads it"
+        )
 
 
 def find_columns(
@@ -192,17 +206,36 @@ def read_labels(
 
     if column is None or (unlabelled and None in rows[column]):
         return UNLABELLED, np.zeros(len(rows), np.int64)
-    if None in rows[column]:
-        raise DataError(f"{source}: some images have no class in column {column!r}; give each one, or leave them out")
-    feature = rows.features[column]
+    feature, values = rows.features[column], rows[column]
     if not isinstance(feature, ClassLabel | Value):
         raise DataError(f"{source}: column {column!r} holds {type(feature).__name__}, not one class per image")
-    values = rows[column]
+    missing = _without_class(values, number=isinstance(feature, ClassLabel))
+    if unlabelled and (None in values or len(missing) == len(values)):
+        return UNLABELLED, np.zeros(len(rows), np.int64)
+    if missing:
+        shown = ", ".join(f"{values[place]!r} for image {place + 1}" for place in missing[:SHOWN])
+        raise DataError(
+            f"{source}: {len(missing)} of {len(values)} images have no class in column {column!r} ({shown}"
+            f"{', ...' if len(missing) > SHOWN else ''}); give each one, or leave them out"
+        )
     if isinstance(feature, ClassLabel):
         labels = np.asarray(values, dtype=np.int64)
-        if labels.size and (labels.min() < 0 or labels.max() >= len(feature.names)):
-            raise DataError(f"{source}: column {column!r} has labels outside its {len(feature.names)} classes")
+        if labels.size and labels.max() >= len(feature.names):
+            raise DataError(
+                f"{source}: column {column!r} has the label {labels.max()} for image {int(labels.argmax()) + 1}, but "
+                f"{len(feature.names)} classes"
+            )
         return tuple(feature.names), labels
     names = sorted({str(v) for v in values}, key=lambda v: (not v.isdigit(), int(v) if v.isdigit() else 0, v))
     index = {name: i for i, name in enumerate(names)}
     return tuple(names), np.asarray([index[str(v)] for v in values], dtype=np.int64)
+
+
+def _without_class(values: list[Any], *, number: bool) -> list[int]:
+    """Return the places of values that mean "no class": None, empty texts, and -1.
+
+    Where -1 stands beside 1 alone, it is a class as any other: attributes are written so.
+    """
+    plain = {str(value).strip() for value in values if value is not None}
+    minus = {"-1"} if number or not plain <= {"-1", "1"} else set()
+    return [place for place, value in enumerate(values) if value is None or str(value).strip() in {"", *minus}]

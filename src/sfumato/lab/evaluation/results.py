@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from sfumato.artifacts.files import read_json
 from sfumato.artifacts.versions import upgraded
 from sfumato.errors import ResultsError, SfumatoError
 
@@ -49,18 +49,6 @@ def as_type(kind: type[T], raw: object, message: str, error: type[SfumatoError] 
         first = failed.errors()[0]
         place = ".".join(map(str, first["loc"])) or "it"
         raise error(f"{message} ({place}: {first['msg']})") from failed
-
-
-def read_json(path: Path, error: type[SfumatoError] = ResultsError) -> Any:
-    """Return the content of a JSON file.
-
-    Raises:
-        SfumatoError: of the given type; it cannot be read as JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, RecursionError, ValueError) as failed:
-        raise error(f"{path} cannot be read as JSON ({failed}); remove it or write it again") from failed
 
 
 def read_object(path: Path, error: type[SfumatoError] = ResultsError) -> dict[str, Any] | None:

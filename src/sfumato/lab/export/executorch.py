@@ -8,7 +8,6 @@ Source: ExecuTorch's documentation of its XNNPACK backend for how a network is l
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from sfumato.artifacts import shipped
 from sfumato.artifacts.bundle import OBFUSCATOR_ONNX, Bundle, Preprocessing
+from sfumato.artifacts.files import whole_file
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.device.image import load_image, prepare
 from sfumato.errors import BundleError
@@ -153,14 +153,11 @@ def export_executorch(bundle: Bundle, path: Path, images: Array, *, classify: Cl
             f"(at most {TOLERANCE:.0e} is allowed), and has other codes for {compared.codes_changed or 0} of "
             f"{compared.images} images (at most {_MOST_CODES:.0%}); nothing was written"
         )
-    partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(program)
-        partial.replace(path)
+        with whole_file(path) as partial:
+            partial.write_bytes(program)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise BundleError(f"cannot write {path}: {error.strerror or error}") from error
     return compared
 

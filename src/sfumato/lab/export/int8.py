@@ -6,14 +6,11 @@ therefore taken over; accuracies are measured again, and it counts as not audite
 
 from __future__ import annotations
 
-import os
 import shutil
 import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -33,6 +30,7 @@ from sfumato.artifacts.bundle import (
     OBFUSCATOR_WEIGHTS,
     Bundle,
 )
+from sfumato.artifacts.files import whole_folder
 from sfumato.artifacts.onnx_file import Array, OnnxFunction
 from sfumato.artifacts.provenance import provenance
 from sfumato.artifacts.records import Figures
@@ -142,7 +140,8 @@ def quantize(
             f"got {len(calibration)} images of {tuple(calibration.images.shape[2:])} to calibrate with; some of "
             f"{size} are needed"
         )
-    with _replacing(folder, overwrite) as partial:  # before the long part, so that nothing is measured in vain
+    _check_folder(folder, overwrite)
+    with whole_folder(folder, BundleError) as partial:  # before the long part, so that nothing is measured in vain
         quantize_file(bundle.file(OBFUSCATOR_ONNX), partial / OBFUSCATOR_ONNX, calibration, progress=progress)
         before = evaluate_obfuscator(bundle, classifier, test, progress=progress)
         for name, new_name in _COPIED.items():
@@ -341,26 +340,10 @@ def _described(bundle: Bundle, folder: Path, calibration: ImageSet, test: ImageS
     )
 
 
-@contextmanager
-def _replacing(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """Yield a new folder that replaces `folder` if the block succeeds, and is removed otherwise."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not overwrite:
-            raise BundleError(
-                f"{folder} exists already; choose another folder, or --overwrite what was quantised before"
-            )
-        if not (folder / MANIFEST).is_file() or Bundle.load(folder).recipe.quantized is None:
-            raise BundleError(
-                f"{folder} holds something else than an obfuscator in 8-bit integers; choose another folder"
-            )
-    folder = folder.resolve()
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    except OSError as error:
-        raise BundleError(f"{folder} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def _check_folder(folder: Path, overwrite: bool) -> None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not overwrite:
+        raise BundleError(f"{folder} exists already; choose another folder, or --overwrite what was quantised before")
+    if not (folder / MANIFEST).is_file() or Bundle.load(folder).recipe.quantized is None:
+        raise BundleError(f"{folder} holds something else than an obfuscator in 8-bit integers; choose another folder")

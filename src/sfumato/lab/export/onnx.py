@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from sfumato.artifacts.files import whole_file
 from sfumato.errors import TrainingError
 from sfumato.lab.libraries import quiet
 
@@ -126,7 +127,8 @@ def save_weights(net: nn.Module, path: Path, *, half: bool = False) -> None:
     if half:
         values = {name: value.half() if value.is_floating_point() else value for name, value in values.items()}
     try:
-        path.write_bytes(save(values))
+        with whole_file(path) as partial:
+            partial.write_bytes(save(values))
     except OSError as error:
         raise TrainingError(f"{path} cannot be written: {error.strerror or error}") from error
 

@@ -1,20 +1,28 @@
-"""Checkpoints: replaced atomically, and read without unpickling."""
+"""Checkpoints: replaced atomically, checked when they are read, and read without unpickling.
+
+A checkpoint is a zip archive, as torch writes it, with a CRC-32 of every tensor and of the structure that holds them.
+The one before it is kept, and used where the newest is damaged.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import logging
+import os
+import zipfile
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
+from sfumato.artifacts.files import whole_file
 from sfumato.artifacts.versions import upgraded
 from sfumato.errors import TrainingError
+
+log = logging.getLogger(__name__)
 
 
 def identify(*parts: Any) -> str:
@@ -31,7 +39,7 @@ def same_identity(stored: str, wanted: str) -> bool:
 def _comparable(identity: str) -> Any:
     try:
         value = upgraded(json.loads(identity))
-    except ValueError:  # not every identity is JSON
+    except (RecursionError, ValueError):  # not every identity is JSON
         return identity
     recipe = value.get("recipe") if isinstance(value, dict) else None
     if isinstance(recipe, dict):
@@ -42,53 +50,75 @@ def _comparable(identity: str) -> Any:
 def save_checkpoint(path: Path, state: Mapping[str, object]) -> None:
     """Replace a checkpoint by a state of tensors, numbers, strings, and lists and dicts of these, under names.
 
+    The one that was there is kept as `NAME.previous`.
+
     Raises:
-        TrainingError: the disk refuses (full, read-only); the old checkpoint is untouched.
+        TrainingError: the disk refuses (full, read-only); the old checkpoints are untouched.
     """
-    partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("wb") as stream:
-            torch.save(state, stream)
-        partial.replace(path)
+        with whole_file(path) as partial:
+            with partial.open("wb") as stream:
+                torch.save(state, stream)
+            if path.exists():
+                _keep(path)
     except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
         kept = f"; the previous one is kept in {path}" if path.exists() else ""
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         raise TrainingError(f"the checkpoint cannot be written: {reason}{kept}; make room, then --resume") from error
 
 
 def load_checkpoint(path: Path, parts: frozenset[str]) -> Mapping[str, Any]:
-    """Read a checkpoint that must have these parts.
+    """Read a checkpoint that must have these parts; if it is damaged, the one before it, which is logged.
 
     Raises:
-        TrainingError: there is none, or it is damaged, or holds something else or code.
+        TrainingError: there is none, or both are damaged, or hold something else or code.
     """
     try:
+        return _read(path, parts)
+    except TrainingError as damaged:
+        previous = _previous(path)
+        if not previous.is_file():
+            raise
+        try:
+            state = _read(previous, parts)
+        except TrainingError:
+            raise damaged from None
+        log.warning("%s; the one before it is used, %s", damaged, previous)
+        return state
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint, if there is one, and the one before it."""
+    path.unlink(missing_ok=True)
+    _previous(path).unlink(missing_ok=True)
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(f"{path.name}.previous")
+
+
+def _keep(path: Path) -> None:
+    """Keep a checkpoint under its second name; where the disk can, it has both until it is replaced."""
+    previous = _previous(path)
+    previous.unlink(missing_ok=True)
+    try:
+        os.link(path, previous)
+    except OSError:
+        path.replace(previous)
+
+
+def _read(path: Path, parts: frozenset[str]) -> Mapping[str, Any]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"the checksum of {damaged} does not match: bits have changed on the disk")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise TrainingError(f"nothing to resume: {path} does not exist; start without --resume") from error
-    except Exception as error:  # a damaged file makes the reader fail in every way
+    except Exception as error:  # a damaged file makes the readers fail in every way
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise TrainingError(f"checkpoint {path} cannot be read: {reason}") from error
     if not isinstance(state, dict) or not state.keys() >= parts:
         raise TrainingError(f"{path} is not a checkpoint of sfumato")
     return state
-
-
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder that exists; the lock ends with the process.
-
-    Raises:
-        TrainingError: another process works there, or the folder cannot be written.
-    """
-    try:
-        held = FileLock(folder / ".lock", timeout=0).acquire()
-    except Timeout as error:
-        raise TrainingError(
-            f"another process is at work in {folder}; wait for it, or stop it with Ctrl-C, which saves"
-        ) from error
-    except OSError as error:
-        raise TrainingError(f"the folder {folder} cannot be written: {error.strerror or error}") from error
-    with held:
-        yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from sfumato.artifacts.files import whole_file
 from sfumato.errors import AuditError
 from sfumato.lab.audit.schema import AuditResult
 from sfumato.lab.audit.verdict import DASH, decimals, label_columns, percent
@@ -65,7 +66,8 @@ def write_between(page: Path, table: str, begin: str = BEGIN, end: str = END) ->
         _, found, after = rest.partition(end)
         if not found:
             raise AuditError(f"{page} has no lines {begin!r} and {end!r} to put the table between")
-        page.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")
+        with whole_file(page) as partial:
+            partial.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise AuditError(f"{page} cannot be changed: {getattr(error, 'strerror', None) or error}") from error
 

@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
+from sfumato.artifacts.files import whole_file
 from sfumato.errors import AuditError
 from sfumato.lab.audit.schema import Point
 
@@ -68,7 +69,8 @@ def save_frontier_png(points: Sequence[Point], path: Path) -> None:
     """
     figure = _figure(points, dark=False)
     try:
-        figure.savefig(path, dpi=200, facecolor="white", metadata={"Software": None})
+        with whole_file(path) as partial:
+            figure.savefig(partial, format="png", dpi=200, facecolor="white", metadata={"Software": None})
     except OSError as error:
         raise AuditError(f"the plot cannot be written to {path}: {error}") from error
 

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from sfumato.artifacts.files import whole_file
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.threat_models import Threat
 from sfumato.lab.audit.result_store import stored_images
@@ -63,7 +64,8 @@ def write_report(audit: AuditResult, images: Images | None, path: Path) -> None:
         AuditError: the file cannot be written.
     """
     try:
-        path.write_text(render(audit, images), encoding="utf-8")
+        with whole_file(path) as partial:
+            partial.write_text(render(audit, images), encoding="utf-8")
     except OSError as error:
         raise AuditError(f"the report cannot be written to {path}: {error}") from error
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sfumato.apps.panel import Caption, draw_panel
+from sfumato.artifacts.files import whole_file
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.threat_models import Threat
 from sfumato.lab.audit.result_store import stored_images
@@ -97,7 +98,8 @@ def save_panel(images: Images, best: DoneTrial, reconstructed: Tensor, captions:
         [Caption(caption) for caption in captions],
     )
     try:
-        panel.save(path)
+        with whole_file(path) as partial:
+            panel.save(partial, "PNG")
     except OSError as error:
         raise AuditError(f"the panel cannot be written to {path}: {error.strerror or error}") from error
 

@@ -176,7 +176,7 @@ def images(recipe: DataRecipe, count: int | None) -> tuple[ImageSet, ImageSet]:
         raise RecipeError("an audit finds the columns of images and classes by itself; sweep a recipe without them")
     if recipe.stream:
         raise RecipeError("an audit needs its images in memory; sweep a recipe without data.stream")
-    train, test, _ = load_train_test(recipe.source, size=recipe.size)
+    train, test, _ = load_train_test(recipe.source, size=recipe.size, allow_outside=recipe.allow_outside)
     return train.subset(count), test.subset(count)
 
 

@@ -245,6 +245,8 @@ def _local(path: Path, swept: ObfuscatorRecipe | SketchRecipe) -> ClassifierReci
     changed = [f"data.source={json.dumps(swept.data.source)}"]
     if swept.data.size is not None:
         changed.append(f"data.size={list(swept.data.size)}")
+    if swept.data.allow_outside:
+        changed.append("data.allow_outside=true")
     if plain.teacher is not None:
         changed.append(f"teacher={json.dumps(swept.classifier)}")
     found = load_recipe(path, changed)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from sfumato.artifacts.bundle import write_json
+from sfumato.artifacts.files import write_json
 from sfumato.errors import ResultsError
 from sfumato.lab.evaluation.results import as_type, read_object
 from sfumato.lab.report.tradeoff import MeanAndDeviation, PaysOff

@@ -64,7 +64,13 @@ def load_both(data: DataRecipe, fabric: Fabric, *, label_free: bool) -> tuple[Im
     """
     if data.stream:
         raise RecipeError("data.stream: here all images are needed at once; leave it out")
-    load = partial(load_images, size=data.size, image_column=data.image_column, label_column=data.label_column)
+    load = partial(
+        load_images,
+        size=data.size,
+        image_column=data.image_column,
+        label_column=data.label_column,
+        allow_outside=data.allow_outside,
+    )
     with fabric.rank_zero_first(local=True):  # the others then find the decoded images in the cache
         train_set = load(data.source, "train", unlabelled=label_free).subset(data.train_images)
         test_set = load(data.source, "test").subset(data.test_images)

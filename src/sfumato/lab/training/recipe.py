@@ -38,6 +38,7 @@ class DataRecipe(Strict):
         size: (height, width) in pixels that images are fitted to; needed where they differ in size.
         image_column: the column of the images, if its type does not tell.
         label_column: the column of the classes, if its type or name does not tell.
+        allow_outside: read images outside the folder of a CSV file.
         stream: decode training images as they are needed, if they do not fit the memory; see `sfumato.lab.data.Stream`.
         train_images: use only the first so many training images; of a stream, so many in each epoch.
         test_images: use only the first so many test images; required for a stream, as they are kept in memory.
@@ -51,6 +52,7 @@ class DataRecipe(Strict):
     size: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] | None = None
     image_column: str | None = None
     label_column: str | None = None
+    allow_outside: bool = False
     stream: bool = False
     train_images: int | None = Field(default=None, ge=1)
     test_images: int | None = Field(default=None, ge=1)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from sfumato.artifacts.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, Bundle
+from sfumato.artifacts.files import exclusive
 from sfumato.artifacts.provenance import provenance
 from sfumato.artifacts.records import Provenance, RecipeRecord
 from sfumato.errors import Interrupted, TrainingError
@@ -18,7 +19,7 @@ from sfumato.lab.classifiers import classifier_bundle
 from sfumato.lab.data import Stream
 from sfumato.lab.evaluation.accuracy import evaluate_classifier, evaluate_obfuscator
 from sfumato.lab.export.onnx import renew, save_weights
-from sfumato.lab.models.checkpoint import exclusive
+from sfumato.lab.models.checkpoint import remove_checkpoint
 from sfumato.lab.models.precision import device_name
 from sfumato.lab.training.building import restarted
 from sfumato.lab.training.engine import Fitted, Hooks, Options, fit
@@ -31,7 +32,7 @@ from sfumato.progress import Progress, Say, mute, silent
 CHECK_IMAGES = 64
 _ADDITIONS = ("input", "utility", "privacy", "bottleneck", "output", "transfer", "black_box", "decoder")
 """Tables of a recipe that change nothing by default: a run that began before they existed may resume."""
-_DATA_ADDITIONS = ("stream", "zoom")
+_DATA_ADDITIONS = ("allow_outside", "stream", "zoom")
 """Likewise, of its data."""
 
 
@@ -89,9 +90,9 @@ def training(
     if not first:
         options = replace(options, progress=silent, say=mute)
     # The first process holds the lock for all of them.
-    with exclusive(folder) if first else nullcontext():
+    with exclusive(folder, TrainingError) if first else nullcontext():
         if overwrite and first:
-            run.checkpoint.unlink(missing_ok=True)
+            remove_checkpoint(run.checkpoint)
             for left in ("tensorboard", "snapshots", run.classifier.name, run.ensemble.name):
                 shutil.rmtree(folder / left, ignore_errors=True)
         options.say(f"computes in {precision}")
