@@ -48,6 +48,11 @@ def papers_obfuscator_bundle() -> Path:
     return _existing("cifar10-resnet20-obfuscator")
 
 
+def is_shipped(bundle: Path) -> bool:
+    """Whether the bundle of that folder came with sfumato."""
+    return bundle.resolve().parent == _HERE
+
+
 def samples() -> list[Sample]:
     """Return the shipped images: the first ones of the CIFAR-10 test split, not selected."""
     with Image.open(SHEET) as sheet:

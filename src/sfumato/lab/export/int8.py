@@ -33,6 +33,7 @@ from sfumato.artifacts.bundle import (
     OBFUSCATOR_WEIGHTS,
     Bundle,
 )
+from sfumato.artifacts.lab_files import find_lab_file, lab_folder, new_lab_folder, save_lab
 from sfumato.artifacts.onnx_file import Array, OnnxFunction
 from sfumato.artifacts.provenance import provenance
 from sfumato.artifacts.records import Figures
@@ -49,8 +50,8 @@ REPORTED_CHANGE = 0.01
 _WARM_UP, _LEAST_ROUNDS, _MOST_ROUNDS, _SETTLE, _REPEATS, _TIMED_S = 3, 5, 60, 2, 5, 5.0
 _INTEGER_NODES = {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger"}
 _BEFORE = ("accuracy_obfuscated", "accuracy_device", "accuracy_gated", "offload_rate")
-_COPIED = {DECODER_ONNX: DECODER_ONNX, DEOBFUSCATOR_ONNX: DEOBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS: FLOAT_WEIGHTS}
-"""The files that are copied from a bundle, and their names afterwards."""
+_TO_LAB = {DEOBFUSCATOR_ONNX: DEOBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS: FLOAT_WEIGHTS}
+"""What only the lab needs of a bundle, and the names of the copies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +115,8 @@ def quantize(
 ) -> Bundle:
     """Make a bundle in 8-bit integers from an obfuscator's, and measure both on the same images.
 
-    The new bundle has the gate, the decoder and the deobfuscator of the original, unchanged: codes mean the same. It
-    has a copy of the weights under another name, for attackers that need gradients, and none of the figures.
+    The new bundle has the gate and the decoder of the original, unchanged: codes mean the same. Its lab folder has the
+    deobfuscator, and a copy of the weights under another name, for attackers that need gradients.
 
     Args:
         bundle: the obfuscator's, in float32.
@@ -145,10 +146,14 @@ def quantize(
     with _replacing(folder, overwrite) as partial:  # before the long part, so that nothing is measured in vain
         quantize_file(bundle.file(OBFUSCATOR_ONNX), partial / OBFUSCATOR_ONNX, calibration, progress=progress)
         before = evaluate_obfuscator(bundle, classifier, test, progress=progress)
-        for name, new_name in _COPIED.items():
-            if name in bundle.files:
-                shutil.copyfile(bundle.file(name), partial / new_name)
+        if DECODER_ONNX in bundle.files:
+            shutil.copyfile(bundle.file(DECODER_ONNX), partial / DECODER_ONNX)
+        lab = new_lab_folder(partial)
+        for name, new_name in _TO_LAB.items():
+            if (file := find_lab_file(bundle, name)) is not None:
+                shutil.copyfile(file, lab / new_name)
         made = _described(bundle, partial, calibration, test).save()
+        save_lab(made)
         after = evaluate_obfuscator(made, classifier, test, progress=progress)
         compared = _compared(bundle, before, made, classifier, test, progress)
         figures = made.figures.updated(**after.to_json(), quantized=compared.to_json())
@@ -358,9 +363,12 @@ def _replacing(folder: Path, overwrite: bool) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
         yield partial
+        shutil.rmtree(new_lab_folder(folder))
+        lab_folder(partial).rename(lab_folder(folder))
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except OSError as error:
         raise BundleError(f"{folder} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(lab_folder(partial), ignore_errors=True)
