@@ -148,7 +148,7 @@ def refuse_deobfuscator(bundle: Bundle) -> None:
         BundleError: it has a deobfuscator.
     """
     found = next((name for name in (DEOBFUSCATOR_ONNX, DEOBFUSCATOR_WEIGHTS) if name in bundle.files), None)
-    if found is not None and not shipped.is_shipped(bundle.path):
+    if found is not None and not shipped.is_shipped(bundle.files):
         raise BundleError(
             f"{bundle.path} has {found}, from which training images may be read, so it is not handed out; make a "
             f"bundle without it: sfumato export --device {bundle.path} -o {bundle.path.resolve().name}-device"

@@ -116,7 +116,7 @@ def bundle_target(bundle: Bundle) -> Target:
     target = _probed(name, size, payload, module)
     if isinstance(module, _ThroughFile) and not target.stochastic:
         _check_near(bundle, module)
-    target = replace(target, fingerprint=bundle.files[OBFUSCATOR_ONNX], gate=_gate(bundle))
+    target = replace(target, fingerprint=bundle.files[OBFUSCATOR_ONNX], gate=_gate(bundle), bundle=bundle)
     if bundle.recipe.kind != KIND:
         return target
 
