@@ -67,9 +67,11 @@ def export(
         raise BundleError(f"{path} is a file; name the folder of its bundle")
     if device:
         about = {"out": out, "overwrite": given.overwrite, "as_json": as_json}
-        return options.run_mode(context, "device", _export_device, bundle=path, **about)
+        options.run_mode(context, "device", _export_device, bundle=path, **about)
+        return
     if to == "int8":
-        return _export_int8(path, out, given, calibrate_on, as_json=as_json)
+        _export_int8(path, out, given, calibrate_on, as_json=as_json)
+        return
     options.refuse_others(context, context.params.keys() - {"calibrate_on"}, "only with --to int8")
     if out.exists() and not given.overwrite:
         raise SfumatoError(f"{out} exists; --overwrite replaces it")
