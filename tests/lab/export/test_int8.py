@@ -248,7 +248,7 @@ def test_an_interruption_leaves_what_was_there(tmp_path, monkeypatch):
         patch.setattr(int8, "_compared", interrupted)
         quantize(obfuscator, made.path, classifier, images, images, overwrite=True)
     assert Bundle.load(made.path) == made
-    assert sorted(child.name for child in tmp_path.iterdir()) == ["int8", "pair"]
+    assert sorted(child.name for child in tmp_path.iterdir()) == ["int8", "int8-lab", "pair"]
 
 
 def test_only_what_was_quantised_before_is_replaced(tmp_path):

@@ -396,6 +396,8 @@ def test_a_sketch_sends_codes_alone_and_knows_when_to_send(sketched, trained):
     np.testing.assert_allclose(OnnxFunction(bundle.file(DECODER_ONNX))(code), payload, atol=1e-5)
     reconstructed = OnnxFunction(lab_file(bundle, "deobfuscator.onnx"))(payload)
     assert reconstructed.shape == images.shape and reconstructed.min() >= 0 and reconstructed.max() <= 1
+    assert bundle.figures.fewest_images_per_code >= 3 and bundle.figures.occurring_codes >= 1
+    assert set(bundle.files) == {OBFUSCATOR_ONNX, DECODER_ONNX}
 
 
 def test_a_sketch_can_be_audited_with_gradients_and_its_gate(sketched):
