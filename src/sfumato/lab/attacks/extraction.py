@@ -80,7 +80,7 @@ def extract(
 ) -> Extraction:
     """Compare decoded images, (M, 3, H, W) float32 in [0, 1], with the nearest training and test images."""
     decoded = comparable(decoded)
-    decoded = (decoded * 255).round().flatten(1).unique(dim=0) / 255
+    decoded = torch.unique((decoded * 255).round().flatten(1), dim=0) / 255
     seen, unseen = (_nearest(decoded, images.images, f"extraction: {file}", progress) for images in (train, test))
     low, high = difference_interval(seen.recognised, len(train), unseen.recognised, len(test))
     return Extraction(

@@ -125,8 +125,9 @@ def _stored(file: Path, size: Preprocessing) -> Iterator[Array]:
     shape = (3, size.height, size.width)
     for tensor in _tensors(file):
         if (tensor.ndim == 4 and tensor.shape[1:] == shape) or (tensor.ndim == 2 and tensor.shape[1] == np.prod(shape)):
-            images = tensor.reshape(-1, *shape).astype(np.float32)
-            images = images / 255 if tensor.dtype == np.uint8 else images
+            images: Array = tensor.reshape(-1, *shape).astype(np.float32)
+            if tensor.dtype == np.uint8:
+                images /= 255
             low, high = float(images.min()), float(images.max())
             # Payloads and other scales: correlation is the same in any.
             yield images if low >= 0 and high <= 1 else (images - low) / max(high - low, 1e-6)
@@ -191,7 +192,7 @@ def _leaking_bundle(folder: Path, few: ImageSet) -> Bundle:
     sketcher.eval()
     codes = sketcher.encode(images)[0]
     decoder = SketchDecoder(sketcher, normalize)
-    different, group = codes.unique(dim=0, return_inverse=True)
+    different, group = torch.unique(codes, dim=0, return_inverse=True)
     sums = torch.zeros(len(different), *images.shape[1:]).index_add(0, group, images)
     packed = sketcher.pack(different)
     payloads = decoder(packed)

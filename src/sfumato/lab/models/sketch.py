@@ -196,7 +196,7 @@ class Sketcher(nn.Module):
         classes = codes[:, : self.classes].argmax(dim=1)
         totals = torch.zeros(self.classes, dtype=counts.dtype).index_add(0, classes, counts)
         first = torch.zeros(len(codes), dtype=torch.bool)
-        first[[int((classes == own).int().argmax()) for own in classes.unique()]] = True
+        first[[int((classes == own).int().argmax()) for own in torch.unique(classes)]] = True
         kept = (counts >= least) | (first & (totals[classes] >= least))
         kept[0] = True
         kept[MOST_KEPT:] &= first[MOST_KEPT:]
@@ -219,7 +219,7 @@ class Sketcher(nn.Module):
         for name in ("kept_classes", "kept_bits"):
             found = state_dict.get(prefix + name)
             setattr(self, name, None if found is None else torch.empty_like(found))
-        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def decode(self, code: Tensor) -> Tensor:
         """Codes, as `encode` returns them -> decoded images (N, 3, H, W) float32 in [0, 1]."""
