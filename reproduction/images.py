@@ -13,6 +13,7 @@ from reproduction.plan import Item
 from reproduction.schema import Panel, Table2, Table5
 from sfumato.apps.panel import Caption, draw_panel
 from sfumato.artifacts.bundle import DEOBFUSCATOR_ONNX
+from sfumato.artifacts.lab_files import lab_file
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.errors import ResultsError
 from sfumato.lab.audit.trials import as_bytes
@@ -69,5 +70,5 @@ def _panel(lab: Lab, item: Item, first: int, path: Path) -> Panel:
 
 
 def _joint(lab: Lab, item: Item, payload: Tensor) -> Tensor:
-    reconstruct = OnnxFunction(lab.bundle(item).file(DEOBFUSCATOR_ONNX))
+    reconstruct = OnnxFunction(lab_file(lab.bundle(item), DEOBFUSCATOR_ONNX))
     return as_bytes(torch.from_numpy(reconstruct(payload.numpy())))

@@ -23,6 +23,7 @@ from sfumato.artifacts.bundle import (
     Bundle,
     Preprocessing,
 )
+from sfumato.artifacts.lab_files import find_lab_file
 from sfumato.artifacts.records import Figures, Provenance, RecipeRecord
 from sfumato.errors import ResultsError
 from sfumato.lab.evaluation.results import read_object
@@ -83,8 +84,8 @@ def keep(lab: Lab, results: Path) -> None:
     for item in (*lab.plan.classifiers, *lab.plan.obfuscators):
         bundle, folder = lab.bundle(item), kept_folder(results, item)
         audit = audit_folder(lab, item) / "audit.json"
-        names = [name for name in _WEIGHTS if name in bundle.files] if item.kept else []
-        files = [bundle.path / MANIFEST, *map(bundle.file, names), *([audit] if audit.is_file() else [])]
+        weights = [file for name in _WEIGHTS if (file := find_lab_file(bundle, name))] if item.kept else []
+        files = [bundle.path / MANIFEST, *weights, *([audit] if audit.is_file() else [])]
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for file in files:
@@ -125,7 +126,7 @@ def rebuild(lab: Lab, item: Item, results: Path, say: Say) -> bool:
         origin = {**about.provenance, REBUILT_FROM: about.classifier_fingerprint}
         figures, facts = Figures.from_json(about.figures), Provenance.from_json(origin)
         bundle = replace(bundle, figures=figures, provenance=facts).save()
-        same = bundle.files == about.files
+        same = bundle.files.items() <= about.files.items()
     except (KeyError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise ResultsError(f"{folder} is damaged ({reason}); move it away to train {item.name}") from error

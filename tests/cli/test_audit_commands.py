@@ -6,6 +6,7 @@ import json
 
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from scenes import SIDE, TINY, images
@@ -14,6 +15,7 @@ from sfumato.cli import commands  # noqa: F401  (the commands register themselve
 from sfumato.cli.app import app
 from sfumato.errors import SfumatoError
 from sfumato.lab.audit import budget
+from sfumato.lab.data import load_images
 
 
 @pytest.fixture
@@ -93,6 +95,23 @@ def test_sanity_checks_that_fail_end_with_an_error(tmp_path, photos):
     checks = json.loads((tmp_path / "checks.json").read_text())["sanity_checks"]
     assert done.exit_code == (0 if all(check["passed"] for check in checks) else 1)
     assert len(checks) == 11 and "FAILED" in done.stdout
+
+
+def test_training_images_in_a_bundle_end_with_an_error(tmp_path, photos):
+    from audit_bundles import written
+
+    bundle, file = written(tmp_path / "bundle", "blur"), tmp_path / "extraction.json"
+    size = ["--data", photos, "--extraction", "-o", file]
+    done = run("audit", bundle.path, *size)
+    assert done.exit_code == 0 and "passed" in done.stdout, done.output
+    assert json.loads(file.read_text())["extraction"] == {"bundle": []}
+    train = load_images(str(photos), "train", size=(16, 16))
+    save_file({"few": train.images[:4].contiguous()}, bundle.path / "deobfuscator.safetensors")
+    bundle.save()
+    done = run("audit", bundle.path, *size)
+    assert done.exit_code == 1 and "YES" in done.stdout
+    (row,) = json.loads(file.read_text())["extraction"]["bundle"]
+    assert row["train_copied"] >= 4 and row["file"] == "deobfuscator.safetensors"
 
 
 def test_references_say_where_they_come_from(tmp_path, photos):

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import tiny
 from scenes import TINY
+from sfumato.artifacts import shipped
 from sfumato.artifacts.bundle import OBFUSCATOR_ONNX, Bundle
 from sfumato.cli import commands, export  # noqa: F401  (the commands register themselves)
 from sfumato.cli.app import app
@@ -127,3 +128,13 @@ def test_a_missing_library_is_said(monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "sfumato.lab.export.int8")
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert "pip install 'sfumato[train]'" in refused("export", "--to", "int8", "-o", tmp_path / "int8")
+
+
+def test_a_devices_bundle_is_made_of_one_with_everything(tmp_path):
+    sample = shipped.obfuscator_bundle()
+    said = run("export", "--device", sample, "-o", tmp_path / "mine").output
+    assert "left out: deobfuscator.onnx, obfuscator.safetensors" in said
+    assert set(Bundle.load(tmp_path / "mine", kind="obfuscator").files) == {"obfuscator.onnx", "decoder.onnx"}
+    said = json.loads(run("export", "--device", sample, "-o", tmp_path / "mine", "--overwrite", "--json").output)
+    assert said["left_out"] == ["deobfuscator.onnx", "obfuscator.safetensors"]
+    assert "not with --device" in refused("export", "--device", sample, "-o", tmp_path / "x", "--to", "int8")

@@ -119,3 +119,11 @@ def test_codes_are_not_sent_to_the_decoder_of_another_obfuscator(
         pytest.raises(EndpointResponseInvalid, match="the decoder of another obfuscator"),
     ):
         client.classify(IMAGES[0])
+
+
+def test_a_bundle_with_a_deobfuscator_is_not_served(tmp_path: Path) -> None:
+    obfuscator, classifier = save_split_bundles(tmp_path)
+    (obfuscator.path / "deobfuscator.onnx").write_bytes((obfuscator.path / "decoder.onnx").read_bytes())
+    obfuscator.save()
+    with pytest.raises(BundleError, match=r"training images may be read.*sfumato export --device"):
+        ServedModel(classifier.path, decoder=obfuscator.path)

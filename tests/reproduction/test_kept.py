@@ -12,6 +12,7 @@ from reproduction.kept import keep, kept_folder, rebuild
 from reproduction.lab import Lab
 from reproduction.plan import Item, Plan, SnapshotBudget
 from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.lab_files import lab_folder
 from sfumato.errors import ResultsError
 from sfumato.lab.classifiers import load_classifier
 from sfumato.lab.training import load_recipe, train
@@ -62,6 +63,8 @@ def test_an_empty_lab_gets_the_same_bundles(made, tmp_path):
         assert mine.files == theirs.files  # byte for byte, ONNX included
         assert mine.figures == theirs.figures and mine.provenance.commit == theirs.provenance.commit
     assert said[0].startswith("one: rebuilt from the weights in") and "differ" not in " ".join(said)
+    mine, theirs = (lab_folder(place.path(plan.obfuscators[0])) / "lab.json" for place in (other, lab))
+    assert mine.read_bytes() == theirs.read_bytes()
     names = sorted(path.name for path in kept_folder(tmp_path / "results", plan.obfuscators[0]).iterdir())
     assert names == ["bundle.json", "deobfuscator.safetensors", "obfuscator.safetensors"]
     net = load_classifier(other.path(plan.classifiers[0])).net

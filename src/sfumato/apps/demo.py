@@ -20,6 +20,7 @@ import numpy.typing as npt
 from sfumato.apps.panel import Caption, draw_panel
 from sfumato.artifacts import shipped
 from sfumato.artifacts.bundle import CLASSIFIER_ONNX, DEOBFUSCATOR_ONNX, Bundle
+from sfumato.artifacts.lab_files import find_lab_file
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.device import Client, ObfuscatedImage, Obfuscator, Prediction, load_image, prepare
 from sfumato.errors import BundleError, ServingError
@@ -191,8 +192,8 @@ def _save_panel(out: Path, bundle: Bundle, prepared: Sequence[npt.NDArray[np.flo
         ("original: never sent", _as_pixels(batch)),
         ("obfuscated: the payload (each scaled to the visible range)", unless_local("nothing\nis sent", previews)),
     ]
-    if DEOBFUSCATOR_ONNX in bundle.files:
-        reconstructed = _as_pixels(OnnxFunction(bundle.file(DEOBFUSCATOR_ONNX))(payload))
+    if (deobfuscator := find_lab_file(bundle, DEOBFUSCATOR_ONNX)) is not None:  # it stays here
+        reconstructed = _as_pixels(OnnxFunction(deobfuscator)(payload))
         coded = bundle.recipe.kind == "sketch"
         title = "reconstructed: the mean of the training images with the same code" if coded else _JOINT
         sheet.append((title, unless_local("nothing\nto reconstruct", reconstructed)))

@@ -8,14 +8,16 @@ Two kinds exist:
 
 * ``classifier``: `model.onnx` (what a server serves) and, to train through it, `weights.safetensors` (of an
   architecture of sfumato's) or `program.pt2` (of any other: see `sfumato.lab.classifiers.exported_programs`);
-* ``obfuscator``: `obfuscator.onnx` (image in [0, 1] to classifier input), `obfuscator.safetensors`, and, where one
-  was trained with it, a deobfuscator in `deobfuscator.onnx` / `deobfuscator.safetensors`. With a `gate`, the graph of
+* ``obfuscator``: `obfuscator.onnx` (image in [0, 1] to classifier input). With a `gate`, the graph of
   `obfuscator.onnx` has a second output, `device_logits`: the on-device prediction, calibrated logits (N, classes)
   float32. With a `decoder.onnx` it has one more, the last, `code`: (N, B) uint8, from which the decoder, which is no
   secret and runs in the cloud before the classifier, makes the classifier's input. Its `code_fingerprint` says what
-  codes mean: bundles with the same one, for other classifiers maybe, draw each other's codes. One in 8-bit integers
-  (`sfumato export --to int8`) has `float32.safetensors` instead of `obfuscator.safetensors`: the weights that it was
-  made of, which compute something else than its ONNX file, and serve nothing but attackers who need gradients.
+  codes mean: bundles with the same one, for other classifiers maybe, draw each other's codes.
+
+What only the lab needs lies apart, see `sfumato.artifacts.lab_files`: `obfuscator.safetensors`, and, where one was
+trained with it, a deobfuscator in `deobfuscator.onnx` / `deobfuscator.safetensors`. One in 8-bit integers
+(`sfumato export --to int8`) has `float32.safetensors` instead of `obfuscator.safetensors`: the weights that it was
+made of, which compute something else than its ONNX file, and serve nothing but attackers who need gradients.
 """
 
 from __future__ import annotations

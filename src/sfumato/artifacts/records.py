@@ -101,6 +101,9 @@ class Figures(Record):
     codeword_means_mse: float | None = None
     codeword_means_psnr_db: float | None = None
     codeword_means_ssim: float | None = None
+    merged_codes: int | None = None
+    occurring_codes: int | None = None
+    fewest_images_per_code: int | None = None
     agreement: float | None = None
     compared: int | None = None
     surrogate_agreement: float | None = None

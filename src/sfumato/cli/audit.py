@@ -40,6 +40,9 @@ AuditedOption = option("BUNDLE", "Its classifier. Default: the shipped one, if i
 ShadowOption = option("BUNDLE", "Shadow obfuscator: by the same recipe, known to an attacker.")
 
 
+_EXTRACTION = ("file", "images", "of training", "of test", "difference, points", "memorised")
+
+
 @dataclass(frozen=True)
 class Known:
     """What attackers are given besides the data set; each attribute is the option of its name."""
@@ -59,6 +62,7 @@ class Instead:
 
     check_attacks: Annotated[bool, flag("--check-attacks", "Run only the sanity checks of the attacks.")] = False
     references: Annotated[bool, flag("--references", "Print what the label alone reconstructs, as a scale.")] = False
+    extraction: Annotated[bool, flag("--extraction", "Run only training-set extraction.")] = False
     seed: Annotated[int, option("N", "With --references: seed of the random images.")] = 0
     attributes_table: Annotated[bool, flag("--attributes-table", "Compare attribute inference across audits.")] = False
     into: Annotated[Path | None, option("PAGE", "Markdown page to put the attributes table into.")] = None
@@ -92,6 +96,7 @@ def audit(
     - `sfumato audit runs/mine/bundle --classifier runs/resnet/bundle --budget standard`
     - `sfumato audit filter.onnx --data photos/ --size 64x64`
     - `sfumato audit mymodule:blur --attribute glasses`
+    - `sfumato audit --extraction`: of the shipped bundles
     """
     mode = partial(options.run_mode, context, as_json=as_json)
     images_of = {"data": data, "size": known.size, "allow_outside": known.allow_outside}
@@ -100,6 +105,9 @@ def audit(
     if instead.references:
         return mode("references", _print_references, **images_of, seed=instead.seed, out=out)
     keep_freed_memory()
+    if instead.extraction:
+        about = {"data": data, "label_column": known.label_column, "out": out}
+        return mode("extraction", _extract, obfuscator=obfuscator, **about)
     if instead.check_attacks:
         return mode("check_attacks", _check_attacks, **images_of, budget=budget, out=out)
     options.refuse_others(context, context.params.keys() - {"into", "seed"}, "not of an audit")
@@ -244,6 +252,54 @@ def _check_attacks(
         title = f"{images:,} training images for each decoder, {data}"
         print_table(("sanity check", "", "measured", "needed"), rows, title=title)
     if not all(check.passed for check in found):
+        raise typer.Exit(1)
+
+
+def _extract(*, obfuscator: str | None, data: str, label_column: str | None, out: Path | None, as_json: bool) -> None:
+    """Print what the files of a bundle, or of the shipped ones, show of the training images.
+
+    Raises:
+        typer.Exit: a bundle gives training images away, or the check fails.
+    """
+    from sfumato.artifacts import shipped
+    from sfumato.lab.attacks.extraction import memorises
+    from sfumato.lab.audit.extraction import extract_training_set, extraction_check
+    from sfumato.lab.data import load_train_test
+
+    prepare(out)
+    paths = [Path(obfuscator)] if obfuscator else [shipped.obfuscator_bundle(), shipped.papers_obfuscator_bundle()]
+    bundles = [options.open_obfuscator(path) for path in paths]
+    size = (bundles[0].preprocessing.height, bundles[0].preprocessing.width)
+    with bars(quiet=as_json) as shown:
+        train, test, _ = load_train_test(data, size=size, label_column=label_column, progress=shown.progress)
+        found = {
+            bundle.path.resolve().name: extract_training_set(bundle, train, test, progress=shown.progress)
+            for bundle in bundles
+        }
+        check = extraction_check(train, test)
+    extraction = {name: [vars(row) for row in rows] for name, rows in found.items()}
+    files = {bundle.path.resolve().name: dict(bundle.files) for bundle in bundles}
+    measured = _measured(train, test, files=files)
+    result = {"extraction": extraction, "sanity_checks": [check.as_json], "measured": measured}
+    write_result(out, result)
+    if as_json:
+        print_json(result)
+    for name, rows in found.items() if not as_json else ():
+        lines = [
+            (
+                f"{row.file} {row.method}",
+                f"{row.decoded_images:,}",
+                f"{row.train_recognised:,} of {row.train_images:,}",
+                f"{row.test_recognised:,} of {row.test_images:,}",
+                f"{100 * row.low:.2f} to {100 * row.high:.2f}",
+                "YES" if memorises(row) else "not clearly",
+            )
+            for row in rows
+        ]
+        print_table(_EXTRACTION, lines, numbers=range(1, 5), title=f"{name}: images recognisable in its files")
+    if not as_json:
+        typer.echo(f"{check.name}: {'passed' if check.passed else 'FAILED'} ({check.measured}; needed {check.needed})")
+    if not check.passed or any(memorises(row) for rows in found.values() for row in rows):
         raise typer.Exit(1)
 
 

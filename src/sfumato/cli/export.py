@@ -40,7 +40,8 @@ def export(
     bundle: options.ObfuscatorArgument = None,
     *,
     to: Annotated[Literal["executorch", "int8"], typer.Option("--to", help="The format.")] = "executorch",
-    out: Annotated[Path, option("PATH", "The file mine.pte, or of int8 the new bundle.", "--out", "-o")],
+    device: Annotated[bool, flag("--device", "Copy what a device needs, and nothing else, as a bundle.")] = False,
+    out: Annotated[Path, option("PATH", "The file mine.pte, or else the new bundle.", "--out", "-o")],
     given: Given,
     calibrate_on: Annotated[int, option("N", "int8: training images to calibrate on.", min=1)] = 500,
     as_json: options.Json = False,
@@ -54,13 +55,21 @@ def export(
     `--to int8` writes another obfuscator, for processors that are faster in 8-bit integers. It is not audited until
     `sfumato audit` has attacked it.
 
+    `--device` makes a bundle to hand out of one by an earlier version, which has the deobfuscator in it: training
+    images may be read from that.
+
     Examples:
+    - `sfumato export --device runs/old/bundle -o mine`
     - `sfumato export runs/mine/bundle --to executorch -o mine.pte`
     - `sfumato export runs/mine/bundle --to int8 -o runs/mine-int8 --classifier runs/resnet/bundle`
     """
     path = options.obfuscator_path(bundle)
     if path.is_file():
         raise BundleError(f"{path} is a file; name the folder of its bundle")
+    if device:
+        about = {"out": out, "overwrite": given.overwrite, "as_json": as_json}
+        options.run_mode(context, "device", _export_device, bundle=path, **about)
+        return
     if to == "int8":
         _export_int8(path, out, given, calibrate_on, as_json=as_json)
         return
@@ -86,6 +95,20 @@ def export(
         print_json({"file": str(out), "bytes": out.stat().st_size, "format": to, **compared.to_json()})
     else:
         _print_program(source, out, compared)
+
+
+def _export_device(bundle: Path, *, out: Path, overwrite: bool, as_json: bool) -> None:
+    """Write the bundle for a device, and print what stayed behind."""
+    from sfumato.artifacts.lab_files import write_device_bundle
+
+    source = options.open_obfuscator(bundle)
+    made = write_device_bundle(source, out, overwrite=overwrite)
+    left = sorted(source.files.keys() - made.files.keys())
+    if as_json:
+        print_json({"bundle": str(made.path), "files": sorted(made.files), "left_out": left})
+        return
+    typer.echo(f"bundle: {made.path} ({', '.join(sorted(made.files))})")
+    typer.echo(f"  left out: {', '.join(left) or 'nothing'}")
 
 
 def _classifier(source: Bundle, path: Path | None) -> OnnxFunction | None:

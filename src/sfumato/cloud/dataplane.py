@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sfumato.artifacts.bundle import CLASSIFIER_ONNX, DECODER_ONNX, Bundle, fingerprint
+from sfumato.artifacts.lab_files import refuse_deobfuscator
 from sfumato.artifacts.onnx_file import open_session, runtime_reason
 from sfumato.cloud.batching import Arrays, Batcher
 from sfumato.errors import ServingError, WireError
@@ -207,7 +208,8 @@ def _open(file: Path, threads: int) -> Any:
 
 
 def _open_decoder(bundle: Bundle, classifier: Path, session: Any, threads: int) -> Any:
-    """Open the decoder of an obfuscator's bundle, which has to fit the classifier."""
+    """Open the decoder of an obfuscator's bundle, which has to fit the classifier, and have no deobfuscator."""
+    refuse_deobfuscator(bundle)
     if DECODER_ONNX not in bundle.files:
         raise ServingError(f"{bundle.path} has no {DECODER_ONNX}: this obfuscator has no split form; serve without it")
     if bundle.classifier_fingerprint != fingerprint(classifier):

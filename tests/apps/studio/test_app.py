@@ -21,7 +21,8 @@ from sfumato import cloud
 from sfumato.apps.studio import Pages, assets, collect
 from sfumato.artifacts import shipped
 from sfumato.artifacts.bundle import Bundle
-from sfumato.errors import ServingError
+from sfumato.errors import BundleError, ServingError
+from tiny import save_bundles
 
 PACKAGE = Path(assets.__file__).parent
 ROOT = Path(__file__).parents[3]
@@ -165,6 +166,16 @@ def test_without_onnx_runtime_web_the_error_says_what_to_do(
         collect([tiny_bundles[0]], tiny_bundles[1])
     with pytest.raises(ServingError, match="at least one obfuscator"):
         collect([], tiny_bundles[1])
+
+
+def test_a_deobfuscator_that_was_not_shipped_is_not_handed_to_browsers(stand_in: Path, tmp_path: Path) -> None:
+    obfuscator, classifier = save_bundles(tmp_path)
+    (obfuscator.path / "deobfuscator.onnx").write_bytes((obfuscator.path / "obfuscator.onnx").read_bytes())
+    with pytest.raises(BundleError, match="sfumato export --device"):
+        collect([obfuscator.save()], classifier)
+    samples = [Bundle.load(path) for path in (shipped.obfuscator_bundle(), shipped.papers_obfuscator_bundle())]
+    table = collect(samples, Bundle.load(shipped.classifier_bundle()))
+    assert {"/bundles/0/deobfuscator.onnx", "/bundles/1/deobfuscator.onnx"} <= table.keys()
 
 
 def test_no_file_of_the_page_names_another_host() -> None:

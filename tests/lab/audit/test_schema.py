@@ -59,13 +59,13 @@ def test_every_audit_of_the_results_is_of_this_version_and_loads():
     assert len(AUDITS) > 40 and {file.parent.name for file in AUDITS} >= {"audits", "people", "transfer", "photos"}
     for file in AUDITS:
         content = json.loads(file.read_text())
-        assert content["schema"] == SCHEMA and AuditResult.read(file).as_json == content, file
+        assert content["schema"] == SCHEMA and AuditResult.read(file).as_json == {"extraction": [], **content}, file
 
 
 @pytest.mark.parametrize("folder", [shipped.obfuscator_bundle, shipped.papers_obfuscator_bundle])
 def test_the_shipped_bundles_hold_audits_of_this_version(folder):
     bundle = Bundle.load(folder())
-    assert recorded(bundle).as_json == bundle.figures.audit
+    assert recorded(bundle).as_json == {"extraction": [], **bundle.figures.audit}
 
 
 @pytest.mark.parametrize(

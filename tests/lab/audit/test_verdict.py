@@ -185,3 +185,16 @@ def test_noise_that_hides_one_view_but_not_sixteen_leaks():
     averaged = trial("least squares", "white-box", 0.03, views=16, excess_leakage=0.4)
     verdict = decide(changed(fake_audit(), more_trials=[averaged]))
     assert verdict.finding == "leaks" and "of 0.40 if an image is sent 16 times" in verdict.sentences[0]
+
+
+@pytest.mark.parametrize(("recognised", "low"), [(19, 0.01), (0, -0.01)])
+def test_training_images_in_the_bundle_are_a_leak(recognised: int, low: float) -> None:
+    counts = {"decoded_images": 97, "train_images": 480, "test_images": 120, "test_recognised": 0}
+    copied = {"train_copied": 0, "test_copied": 0, "train_recognised": recognised, "low": low, "high": 0.06}
+    near = {"train_correlation": 0.95, "test_correlation": 0.8, "train_mse": 0.01, "test_mse": 0.03}
+    row = {"file": "deobfuscator.onnx", "method": "reconstructs every code", **counts, **copied, **near}
+    verdict, without = decide(fake_audit(extraction=[row])), decide(fake_audit())
+    assert f"{recognised} of 480 training images are recognisable" in verdict.sentences[0]
+    assert ("gives training images away" in verdict.sentences[0]) == (recognised > 0)
+    assert "training set" not in without.sentences[0]
+    assert verdict.finding == ("leaks" if recognised else without.finding)

@@ -12,6 +12,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from json_schema import faults, schema
 from sfumato.artifacts.bundle import Bundle, Preprocessing
+from sfumato.artifacts.lab_files import lab_file, write_device_bundle
 from sfumato.device.image import to_pixels
 from sfumato.errors import BundleError
 from sfumato.lab.classifiers import load_classifier
@@ -43,7 +44,7 @@ def in_torch(trained, images) -> dict[str, torch.Tensor]:
     nets = []
     for network, file in ((Obfuscator, "obfuscator.safetensors"), (Deobfuscator, "deobfuscator.safetensors")):
         net = network().eval()
-        net.load_state_dict(load_file(trained[1].file(file)))
+        net.load_state_dict(load_file(lab_file(trained[1], file)))
         nets.append(net)
     batch = images.images.float() / 255
     with torch.no_grad():
@@ -104,9 +105,8 @@ def test_what_is_reconstructed_is_clipped_to_what_an_image_can_hold(tmp_path):
     assert figures.joint_deobfuscator_mse == pytest.approx(((reconstructed.clip(0, 1) - plain) ** 2).mean(), rel=1e-4)
 
 
-def test_an_obfuscator_without_deobfuscator_has_no_figures_of_it(trained, images):
-    files = {name: digest for name, digest in trained[1].files.items() if "deobfuscator" not in name}
-    figures = evaluate_obfuscator(replace(trained[1], files=files), trained[0], images)
+def test_an_obfuscator_without_deobfuscator_has_no_figures_of_it(trained, images, tmp_path):
+    figures = evaluate_obfuscator(write_device_bundle(trained[1], tmp_path / "mine"), trained[0], images)
     assert figures.to_json().keys() == {"accuracy_plain", "accuracy_obfuscated", "test_images"}
 
 

@@ -10,7 +10,14 @@ import torch
 from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
 
 from sfumato.errors import AuditError
-from sfumato.lab.evaluation.measures import excess_leakage, measure, per_image, proportion_interval, retrieval_top1
+from sfumato.lab.evaluation.measures import (
+    difference_interval,
+    excess_leakage,
+    measure,
+    per_image,
+    proportion_interval,
+    retrieval_top1,
+)
 
 
 def pair(count: int = 4, height: int = 32, width: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,3 +136,9 @@ def test_wilson_covers_as_often_as_it_says():
     assert 0.87 < np.mean([low <= 0.1 <= high for low, high in bounds]) < 0.97
     with pytest.raises(AuditError):
         proportion_interval(3, 2)
+
+
+def test_the_interval_of_a_difference_is_the_published_one():
+    """Newcombe 1998, table II, method 10, examples (a) 56/70 - 48/80 and (d) 5/56 - 0/29."""
+    assert difference_interval(56, 70, 48, 80) == pytest.approx((0.0524, 0.3339), abs=1e-4)
+    assert difference_interval(5, 56, 0, 29) == pytest.approx((-0.0381, 0.1926), abs=1e-4)

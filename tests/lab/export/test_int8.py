@@ -18,11 +18,14 @@ from sfumato.artifacts import shipped
 from sfumato.artifacts.bundle import (
     CLASSIFIER_ONNX,
     DECODER_ONNX,
+    DEOBFUSCATOR_ONNX,
     FLOAT_WEIGHTS,
     OBFUSCATOR_ONNX,
     OBFUSCATOR_WEIGHTS,
     Bundle,
+    file_sha256,
 )
+from sfumato.artifacts.lab_files import lab_file, lab_folder, save_lab
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.device import Obfuscator
 from sfumato.errors import AuditError, BundleError, RecipeError
@@ -73,12 +76,13 @@ def integers(tmp_path_factory, original, classifier, samples) -> Bundle:
 
 
 def test_the_files_and_what_is_copied(original, integers):
-    assert set(integers.files) == {*original.files, FLOAT_WEIGHTS} - {OBFUSCATOR_WEIGHTS}
-    assert integers.files[FLOAT_WEIGHTS] == original.files[OBFUSCATOR_WEIGHTS]
+    assert set(integers.files) == {OBFUSCATOR_ONNX, DECODER_ONNX}
+    assert file_sha256(lab_file(integers, FLOAT_WEIGHTS)) == original.files[OBFUSCATOR_WEIGHTS]
+    assert file_sha256(lab_file(integers, DEOBFUSCATOR_ONNX)) == original.files[DEOBFUSCATOR_ONNX]
     assert integers.files[DECODER_ONNX] == original.files[DECODER_ONNX]
     for same in ("gate", "code_fingerprint", "labels", "preprocessing", "classifier_fingerprint", "name"):
         assert getattr(integers, same) == getattr(original, same)
-    assert not list(integers.path.parent.glob("*.partial"))
+    assert not list(integers.path.parent.glob("*.partial*"))
 
 
 def test_it_says_what_it_was_made_of_and_holds_no_audit(original, integers):
@@ -164,9 +168,9 @@ def test_an_audit_refuses_weights_that_it_was_not_made_of(trained, tmp_path):
     images = replace(image_set(12), names=classifier.labels)
     made = quantize(obfuscator, tmp_path / "int8", classifier, images, images)
     assert load_target(str(made.path), size=(32, 32)).module is not None
-    weights = load_file(made.file(FLOAT_WEIGHTS))
-    save_file({name: 3 * value + 1 for name, value in weights.items()}, made.file(FLOAT_WEIGHTS))
-    made = made.save()
+    file = lab_file(made, FLOAT_WEIGHTS)
+    save_file({name: 3 * value + 1 for name, value in load_file(file).items()}, file)
+    save_lab(made)
     with pytest.raises(AuditError, match="far from what it was made of"):
         load_target(str(made.path), size=(32, 32))
 
@@ -180,7 +184,8 @@ def test_an_audit_refuses_payloads_that_are_not_those_of_the_code(integers, tmp_
     image = model.graph.input[0].name
     model.graph.node.append(onnx.helper.make_node("Add", ["decoded", image], [model.graph.output[0].name]))
     onnx.save(model, str(folder / OBFUSCATOR_ONNX))
-    replace(integers, path=folder, files={}).save()
+    shutil.copytree(lab_folder(integers.path), lab_folder(folder))
+    save_lab(replace(integers, path=folder, files={}).save())
     with pytest.raises(AuditError, match="far from what it was made of"):
         load_target(str(folder), size=(32, 32))
 
@@ -243,7 +248,7 @@ def test_an_interruption_leaves_what_was_there(tmp_path, monkeypatch):
         patch.setattr(int8, "_compared", interrupted)
         quantize(obfuscator, made.path, classifier, images, images, overwrite=True)
     assert Bundle.load(made.path) == made
-    assert sorted(child.name for child in tmp_path.iterdir()) == ["int8", "pair"]
+    assert sorted(child.name for child in tmp_path.iterdir()) == ["int8", "int8-lab", "pair"]
 
 
 def test_only_what_was_quantised_before_is_replaced(tmp_path):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sfumato.errors import AuditError
-from sfumato.lab.models.codewords import codeword_means
+from sfumato.lab.models.codewords import CodewordMeans, codeword_means
 
 
 def pairs(values, images):
@@ -65,3 +65,12 @@ def test_too_many_words_or_none_are_no_code(monkeypatch):
         codeword_means(pairs([0.0, 1.0, 2.0, 3.0], torch.rand(4, 3, 2, 2)))
     with pytest.raises(AuditError, match="no pairs"):
         codeword_means(iter(()))
+
+
+def test_words_of_few_images_are_read_as_the_nearest_of_many():
+    words, means = torch.eye(4).view(4, 4), torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 2, 2) / 4
+    whole, counts = CodewordMeans(words, means), torch.tensor([3, 20, 30, 19])
+    small = whole.reduced(counts, 256, 20)
+    assert sorted(small.means[:, 0, 0, 0].tolist()) == [0.25, 0.5]
+    assert len(whole.reduced(counts, 256, 99).means) == 1, "the commonest one stays"
+    assert len(whole.reduced(counts, 3).means) == 3

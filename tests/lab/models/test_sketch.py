@@ -110,3 +110,34 @@ def test_the_decoder_in_the_cloud_decodes_to_what_the_device_would_have(bits):
         drawn, _, packed = SketchGraph(net, normalize, temperature=1.0)(IMAGES)
         assert packed.shape == (6, 2 if bits == 10 else 1)
         assert torch.equal(SketchDecoder(net, normalize)(packed), drawn)
+
+
+def test_what_is_decoded_has_enough_images_behind_it():
+    torch.manual_seed(0)
+    sketcher = Sketcher(32, 32, classes=4, bits=5).eval()
+    packed = torch.arange(32, dtype=torch.uint8).unsqueeze(1) << 3
+    codes = sketcher.unpack(packed)
+    # By class: most have enough; one has; the class has, but no code; the class has not.
+    counts = torch.tensor(
+        [9, 9, 9, 2, 0, 1, 9, 9, 0, 3, 7, 1, 2, 1, 0, 0, 2, 2, 2, 1, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 0]
+    )
+    seen = counts > 0
+    assert torch.equal(sketcher.merge(codes), codes), "nothing is merged before it is asked for"
+    sketcher.keep_codes(codes[seen], counts[seen], 5)
+    merged = sketcher.merge(codes)
+    behind = {row.tobytes(): 0 for row in merged.numpy()}
+    for row, count in zip(merged.numpy(), counts.tolist(), strict=True):
+        behind[row.tobytes()] += count
+    assert min(behind.values()) >= 5, "every code, also one that no image has"
+    assert torch.equal(merged[counts >= 5], codes[counts >= 5])
+    classes, before = (part[:, :4].argmax(dim=1) for part in (merged, codes))
+    assert torch.equal(classes[before < 3], before[before < 3]), "of the same class, where that has as many images"
+    flipped = (merged[3, 4:] != codes[3, 4:]).sum()
+    assert flipped == 1, "the most similar one"
+    with torch.no_grad():
+        assert torch.equal(sketcher.decode(codes), sketcher.decode(merged))
+        again = Sketcher(32, 32, classes=4, bits=5).eval()
+        again.load_state_dict(sketcher.state_dict())
+        assert torch.equal(again.decode(codes), sketcher.decode(codes)), "the weights say which codes are kept"
+    again.load_state_dict(Sketcher(32, 32, classes=4, bits=5).state_dict())
+    assert torch.equal(again.merge(codes), codes), "weights of earlier versions keep all"

@@ -15,6 +15,7 @@ from torch import nn
 
 from sfumato import device
 from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.lab_files import find_lab_file, lab_file
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.errors import DataError, RecipeError, TrainingError
 from sfumato.lab.attacks.target import NoisyWithin
@@ -173,7 +174,11 @@ def test_every_option_from_images_to_an_audit(trained, image_folder, tmp_path, o
     loaded = Bundle.load(bundle.path, kind="obfuscator")
     attacked, rounded = options.get("privacy") != {"attackers": []}, "output" in options
     noisy = "bottleneck" in options
-    assert ("deobfuscator.onnx" in loaded.files) == (loaded.figures.joint_deobfuscator_mse is not None) == attacked
+    assert (
+        (find_lab_file(loaded, "deobfuscator.onnx") is not None)
+        == (loaded.figures.joint_deobfuscator_mse is not None)
+        == attacked
+    )
     assert parse_recipe(loaded.recipe.to_json()) == recipe(trained[0].path, image_folder, **options)
 
     target = load_target(str(bundle.path), size=(32, 32))
@@ -198,7 +203,7 @@ def test_every_option_from_images_to_an_audit(trained, image_folder, tmp_path, o
     operators = {node.op_type for node in onnx.load(str(loaded.file("obfuscator.onnx"))).graph.node}
     assert "RandomNormalLike" in operators
     assert isinstance(target.module, NoisyWithin)
-    std = load_file(loaded.file("obfuscator.safetensors"))["noise.log_std"].exp()
+    std = load_file(lab_file(loaded, "obfuscator.safetensors"))["noise.log_std"].exp()
     assert torch.allclose(target.module.noisy_code.noise_std(), std.expand(128, 4, 4))
 
 

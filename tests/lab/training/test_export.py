@@ -13,6 +13,7 @@ from torch import nn
 
 import sfumato
 from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.lab_files import lab_file, lab_folder
 from sfumato.artifacts.records import RecipeRecord
 from sfumato.errors import TrainingError
 from sfumato.lab.classifiers import load_classifier
@@ -31,12 +32,12 @@ def nets(trained) -> tuple[nn.Module, nn.Module]:
     """(obfuscator, deobfuscator) with the bundle's weights."""
     pair = (Obfuscator().eval(), Deobfuscator().eval())
     for net, name in zip(pair, ("obfuscator", "deobfuscator"), strict=True):
-        net.load_state_dict(load_file(trained[1].file(f"{name}.safetensors")))
+        net.load_state_dict(load_file(lab_file(trained[1], f"{name}.safetensors")))
     return pair
 
 
 def file(trained: tuple[Bundle, Bundle], name: str) -> Path:
-    return trained[0 if name == "model.onnx" else 1].file(name)
+    return trained[0].file(name) if name == "model.onnx" else lab_file(trained[1], name)
 
 
 def run(path: Path, batch: np.ndarray) -> np.ndarray:
@@ -112,10 +113,9 @@ def test_a_file_tells_nothing_of_the_machine_that_made_it(trained, name):
 
 def test_a_bundle_holds_what_its_kind_needs_and_nothing_loose(trained):
     assert set(trained[0].files) == {"model.onnx", "weights.safetensors"}
-    assert set(trained[1].files) == {
-        *("obfuscator.onnx", "obfuscator.safetensors"),
-        *("deobfuscator.onnx", "deobfuscator.safetensors"),
-    }
+    assert set(trained[1].files) == {"obfuscator.onnx"}
+    kept = {"lab.json", "obfuscator.safetensors", "deobfuscator.onnx", "deobfuscator.safetensors"}
+    assert {p.name for p in lab_folder(trained[1].path).iterdir()} == kept
     for bundle in trained:
         assert {p.name for p in bundle.path.iterdir()} == {*bundle.files, "bundle.json"}
 

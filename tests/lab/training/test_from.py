@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from sfumato.artifacts.bundle import OBFUSCATOR_WEIGHTS, Bundle
+from sfumato.artifacts.files import file_sha256
+from sfumato.artifacts.lab_files import lab_file, save_lab
 from sfumato.errors import RecipeError, TrainingError
 from sfumato.lab.training import train
 from sfumato.lab.training.recipe import parse_recipe
@@ -19,7 +22,7 @@ from synthetic import save_folder
 
 def recipe(kind: str, folder: Path, **changes: Any) -> Any:
     training = {"epochs": 2, "batch_size": 4, "schedule": "constant", **changes.pop("training", {})}
-    sketch = {"held_out_images": 4, "code_bits": 3} if kind == "sketch" else {}
+    sketch = {"held_out_images": 4, "code_bits": 3, "min_images_per_code": 2} if kind == "sketch" else {}
     given = {"kind": kind, "name": kind, "data": {"source": str(folder)}, "training": training, **sketch, **changes}
     return parse_recipe(given)
 
@@ -41,7 +44,7 @@ def sketch(tmp_path_factory: pytest.TempPathFactory, trained: Any, image_folder:
 
 
 def weights(bundle: Bundle) -> dict[str, torch.Tensor]:
-    return load_file(bundle.file(OBFUSCATOR_WEIGHTS))
+    return load_file(lab_file(bundle, OBFUSCATOR_WEIGHTS))
 
 
 def test_a_sketch_keeps_how_it_looks_and_learns_what_it_draws(
@@ -53,13 +56,13 @@ def test_a_sketch_keeps_how_it_looks_and_learns_what_it_draws(
     assert adapted.figures.accuracy_device == sketch.figures.accuracy_device
     before, after = weights(sketch), weights(adapted)
     for name, value in before.items():
-        looks = name.startswith(("trunk.", "to_bits."))
+        looks = name.startswith(("trunk.", "to_bits.", "kept_"))
         if looks or name.endswith("num_batches_tracked"):
             assert torch.equal(value, after[name]) == looks, name
     assert not torch.equal(before["draw.1.weight"], after["draw.1.weight"])
     assert adapted.recipe.to_json()["learn"] == "decoder"
     assert [net["name"] for net in adapted.provenance.trained_for] == ["classifier"]
-    assert adapted.provenance.others["started_from"]["sha256"] == sketch.files[OBFUSCATOR_WEIGHTS]
+    assert adapted.provenance.others["started_from"]["sha256"] == file_sha256(lab_file(sketch, OBFUSCATOR_WEIGHTS))
     assert adapted.code_fingerprint == sketch.code_fingerprint is not None
 
 
@@ -107,7 +110,10 @@ def test_a_run_goes_on_only_from_the_same_start(
     train(plan, tmp_path / "run", accelerator="cpu", start=sketch)
     again = train(plan, tmp_path / "run", accelerator="cpu", start=sketch, resume=True)
     assert again.figures.test_images == 8
-    changed = replace(sketch, files={**sketch.files, OBFUSCATOR_WEIGHTS: "0" * 64})
+    shutil.copytree(sketch.path.parent, tmp_path / "other")
+    changed = Bundle.load(tmp_path / "other" / "bundle")
+    save_file({**weights(sketch), "trunk.head.bias": torch.zeros(4)}, lab_file(changed, OBFUSCATOR_WEIGHTS))
+    save_lab(changed)
     with pytest.raises(TrainingError, match="another recipe"):
         train(plan, tmp_path / "run", accelerator="cpu", start=changed, resume=True)
 

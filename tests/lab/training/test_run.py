@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 import sfumato
 from interrupting import interrupted_at
 from sfumato.artifacts.bundle import DECODER_ONNX, OBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS, Bundle
+from sfumato.artifacts.lab_files import lab_file
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.device import Obfuscator
 from sfumato.errors import BundleError, ClassifierError, DataError, RecipeError, TrainingError
@@ -39,7 +40,7 @@ def in_memory(monkeypatch):
     """Training on images that need no disk, and without writing a bundle: `train` returns the task."""
     sets = {"train": image_set(14, size=(8, 8)), "test": image_set(4, size=(8, 8), seed=1)}
     monkeypatch.setattr(images, "load_images", lambda _source, split, **_: sets[split])
-    monkeypatch.setattr(run, "_finish", lambda made, _: made.task)
+    monkeypatch.setattr(run, "_finish", lambda made, *_: made.task)
     return sets
 
 
@@ -375,6 +376,7 @@ def sketched(trained, own_caches, image_folder, tmp_path_factory) -> Bundle:
         "classifier": str(trained[0].path),
         "code_bits": 3,
         "offload_rate": 0.5,
+        "min_images_per_code": 3,
         "held_out_images": 4,
         "data": {"source": str(image_folder)},
         "training": {"epochs": 4, "batch_size": 4, "schedule": "constant", "validate_every": 4},
@@ -394,8 +396,10 @@ def test_a_sketch_sends_codes_alone_and_knows_when_to_send(sketched, trained):
     assert payload.shape == (40, 3, 32, 32) and own.shape == (40, 4) and code.shape == (40, 1)
     assert len({row.round(3).tobytes() for row in payload}) <= 2**3
     np.testing.assert_allclose(OnnxFunction(bundle.file(DECODER_ONNX))(code), payload, atol=1e-5)
-    reconstructed = OnnxFunction(bundle.file("deobfuscator.onnx"))(payload)
+    reconstructed = OnnxFunction(lab_file(bundle, "deobfuscator.onnx"))(payload)
     assert reconstructed.shape == images.shape and reconstructed.min() >= 0 and reconstructed.max() <= 1
+    assert bundle.figures.fewest_images_per_code >= 3 and bundle.figures.occurring_codes >= 1
+    assert set(bundle.files) == {OBFUSCATOR_ONNX, DECODER_ONNX}
 
 
 def test_a_sketch_can_be_audited_with_gradients_and_its_gate(sketched):

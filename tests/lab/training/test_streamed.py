@@ -38,7 +38,7 @@ def recipe(folder, kind="classifier", *, batch_size=8, train_images=40, **more):
 
 
 def test_an_interrupted_run_resumes_to_the_same_network(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "_finish", lambda made, _: made.task)
+    monkeypatch.setattr(run, "_finish", lambda made, *_: made.task)
     plan = recipe(folder)
     whole = train(plan, tmp_path / "whole", accelerator="cpu").state_dict()
     with interrupted_at(7):  # the second of the second epoch

@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from sfumato import __version__
 from sfumato.artifacts import shipped
 from sfumato.artifacts.bundle import CLASSIFIER_ONNX, DEOBFUSCATOR_ONNX, MANIFEST, OBFUSCATOR_ONNX, Bundle
+from sfumato.artifacts.lab_files import refuse_deobfuscator
 from sfumato.errors import BundleError, ServingError
 
 _HERE = Path(__file__).resolve().parent
@@ -123,7 +124,7 @@ def collect(obfuscators: Sequence[Bundle], classifier: Bundle) -> dict[str, Asse
 
     Raises:
         ServingError: this installation lacks ONNX Runtime Web, or there is no obfuscator.
-        BundleError: a bundle's file cannot be read.
+        BundleError: a bundle's file cannot be read, or one that did not come with sfumato has a deobfuscator.
     """
     if not obfuscators:
         raise ServingError("the page needs at least one obfuscator's bundle")
@@ -132,6 +133,7 @@ def collect(obfuscators: Sequence[Bundle], classifier: Bundle) -> dict[str, Asse
         table |= {f"{prefix}/{file.name}": _asset(file) for file in folder.iterdir() if file.suffix in MEDIA_TYPES}
     table |= _runtime()
     for place, bundle in enumerate(obfuscators):
+        refuse_deobfuscator(bundle)
         table |= _bundle(f"/bundles/{place}", bundle, (OBFUSCATOR_ONNX, DEOBFUSCATOR_ONNX))
     table |= _bundle("/classifier", classifier, (CLASSIFIER_ONNX,))
     table["/samples.png"] = _asset(shipped.SHEET)

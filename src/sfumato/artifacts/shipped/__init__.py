@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,12 @@ def obfuscator_bundle() -> Path:
 def papers_obfuscator_bundle() -> Path:
     """Return the folder of the paper's obfuscator for the same classifier, for comparison."""
     return _existing("cifar10-resnet20-obfuscator")
+
+
+def is_shipped(files: Mapping[str, str]) -> bool:
+    """Whether an obfuscator's bundle, given the SHA-256 of its files, is one of these, or a copy of it."""
+    folders = (obfuscator_bundle(), papers_obfuscator_bundle())
+    return any(json.loads((one / "bundle.json").read_text(encoding="utf-8"))["files"] == files for one in folders)
 
 
 def samples() -> list[Sample]:

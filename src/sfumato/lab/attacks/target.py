@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from sfumato.artifacts.bundle import Gate
+from sfumato.artifacts.bundle import Bundle, Gate
 from sfumato.device.predictions import softmax
 
 Obfuscate = Callable[[Tensor], Tensor]
@@ -86,6 +86,7 @@ class Target:
         refit: number from 1 on -> another target by the same recipe with another seed; None where that takes
             training.
         gate: which images are handled on-device; None if every image is sent.
+        bundle: that is handed out, and may hold training images; None if it is none.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Target:
     kind: str = "obfuscator"
     refit: Callable[[int], Target | None] = lambda seed: None
     gate: LocalClassifier | None = None
+    bundle: Bundle | None = None
 
     @torch.no_grad()
     def observe(self, images: Tensor, *, batch: int = 250) -> Tensor:

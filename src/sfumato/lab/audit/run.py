@@ -18,6 +18,7 @@ from sfumato.artifacts.bundle import CLASSIFIER_ONNX, Bundle
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.artifacts.provenance import provenance
 from sfumato.errors import AuditError, Interrupted
+from sfumato.lab.attacks.extraction import Extraction
 from sfumato.lab.attacks.identification import Identification, identify
 from sfumato.lab.attacks.image_attributes import Attribute, infer
 from sfumato.lab.attacks.protocol import CPU, AttackBudget
@@ -25,6 +26,7 @@ from sfumato.lab.attacks.target import Coded, NoisyWithin
 from sfumato.lab.attacks.threat_models import Threat
 from sfumato.lab.audit.budget import BUDGETS, Budget, Trial
 from sfumato.lab.audit.certificate import certify, certify_code
+from sfumato.lab.audit.extraction import extract_training_set, extraction_check
 from sfumato.lab.audit.label_attributes import Columns, infer_columns
 from sfumato.lab.audit.points import frontier_of
 from sfumato.lab.audit.references import references
@@ -165,6 +167,7 @@ def _identity(setting: AttackSetting, budget: Budget, comparison: Comparison) ->
         "schema": SCHEMA,
         "sfumato": __version__,
         "obfuscator": [target.name, target.fingerprint or behaviour],
+        "bundle": dict(target.bundle.files) if target.bundle else None,
         "shadow": [shadow.name, shadow.fingerprint] if shadow else None,
         "classifier": comparison.classifier.classifier_fingerprint if comparison.classifier else None,
         "local": comparison.local.classifier_fingerprint if comparison.local else None,
@@ -190,7 +193,7 @@ class _Run:
         self.trials = Trials(self.setting, self.budget, self.store, self.device, self.progress)
         self.tried = self.setting.test.subset(self.budget.test_images)
         self.steps_done = 0
-        self.steps = len(self.trials.planned) + self.budget.seeds - 1 + 6 + bool(self.setting.target.gate)
+        self.steps = len(self.trials.planned) + self.budget.seeds - 1 + 7 + bool(self.setting.target.gate)
 
     def result(self) -> AuditResult:
         """Run every step that was not done before."""
@@ -206,6 +209,7 @@ class _Run:
         best = best_of(trials)
         identification = self._step("identification", tuple[Identification, ...], lambda: self._identification(first))
         attributes = self._step("attributes", tuple[Attribute, ...], self._attributes)
+        extraction = self._step("extraction", tuple[Extraction, ...], self._extraction)
         certificate, note = self._step("certificate", tuple[Certificate | None, str], self._certificate)
         gate = self._step("gate", GateFigures | None, lambda: self._gate(best)) if target.gate else None
         self.progress("audit", self.steps, self.steps)
@@ -235,6 +239,7 @@ class _Run:
             trials=tuple(trials),
             identification=identification,
             attributes=attributes,
+            extraction=extraction,
             sanity_checks=checks + trial_checks(done, class_mean_mse),
             certificate=certificate,
             certificate_note=note,
@@ -293,7 +298,8 @@ class _Run:
         images, setting = self.budget.sanity_check_images, self.setting
         if not images:
             return ()
-        return decoder_checks(setting.train, setting.test, images=images, device=self.device, progress=self.progress)
+        found = decoder_checks(setting.train, setting.test, images=images, device=self.device, progress=self.progress)
+        return found if setting.target.bundle is None else (*found, extraction_check(setting.train, setting.test))
 
     def _trial(self, trial: Trial) -> DoneTrial | LostTrial:
         known = self.store.known(trial.key, AnyTrial)
@@ -333,6 +339,12 @@ class _Run:
             budget = self._attack_budget(self.budget.column_images, "attributes")
             found += infer_columns(setting, columns, budget=budget, test_images=self.budget.column_test_images)
         return tuple(found)
+
+    def _extraction(self) -> tuple[Extraction, ...]:
+        setting = self.setting
+        if setting.target.bundle is None:
+            return ()
+        return extract_training_set(setting.target.bundle, setting.train, setting.test, progress=self.progress)
 
     def _attack_budget(self, images: int, stage: str) -> AttackBudget:
         return AttackBudget(images, 0, device=self.device, progress=self.progress, stage=stage)

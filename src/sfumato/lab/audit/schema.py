@@ -14,6 +14,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from sfumato.artifacts.bundle import Bundle
 from sfumato.artifacts.files import read_json, write_json
 from sfumato.errors import AuditError
+from sfumato.lab.attacks.extraction import Extraction
 from sfumato.lab.attacks.identification import Identification
 from sfumato.lab.attacks.image_attributes import Attribute
 from sfumato.lab.attacks.threat_models import Threat
@@ -295,11 +296,12 @@ class Verdict(Model):
     """What is read first.
 
     Attributes:
-        finding: "leaks": more than the label was reconstructed, re-identified or inferred. "withstood": these attackers
+        finding: "leaks": more than the label was reconstructed, re-identified or inferred, or training images were
+            extracted from the bundle. "withstood": these attackers
             at this budget reconstructed no more than the label gives; others may. "inconclusive": nothing was found,
             by an audit that does not show that it would have found something.
-        sentences: what an eavesdropper gets; the privacy-utility trade-off, with the gate if there is one; the limits
-            of the audit.
+        sentences: what an eavesdropper gets, and what the bundle shows of the training images; the privacy-utility
+            trade-off, with the gate if there is one; the limits of the audit.
     """
 
     finding: Finding
@@ -331,6 +333,8 @@ class AuditSummary(Model):
             no attacker finished.
         utility: None if the classifier's classes are not known.
         class_mean_mse: the class mean's mean squared error on all test images: what the label alone gives.
+        extraction: what each file of the bundle shows of the training images; empty for what is no bundle, and in
+            audits of early versions.
     """
 
     verdict: Verdict
@@ -341,6 +345,7 @@ class AuditSummary(Model):
     class_mean_mse: float
     identification: tuple[Identification, ...]
     attributes: tuple[Attribute, ...]
+    extraction: tuple[Extraction, ...] = ()
     certificate: Certificate | None = None
     provenance: Provenance
 

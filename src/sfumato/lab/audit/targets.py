@@ -17,6 +17,7 @@ from sfumato.artifacts.bundle import (
     Bundle,
     fingerprint,
 )
+from sfumato.artifacts.lab_files import find_lab_file
 from sfumato.artifacts.onnx_file import OnnxFunction, runtime_reason
 from sfumato.artifacts.plugins import import_object
 from sfumato.errors import AuditError
@@ -111,12 +112,12 @@ def bundle_target(bundle: Bundle) -> Target:
     size = bundle.preprocessing.height, bundle.preprocessing.width
     name = str(bundle.recipe.name or bundle.recipe.method or bundle.path.name)
     payload, module = _from_onnx(bundle.file(OBFUSCATOR_ONNX)), _module(bundle)
-    if module is not None and FLOAT_WEIGHTS in bundle.files:
+    if module is not None and find_lab_file(bundle, FLOAT_WEIGHTS):
         module = _ThroughFile(payload, module)
     target = _probed(name, size, payload, module)
     if isinstance(module, _ThroughFile) and not target.stochastic:
         _check_near(bundle, module)
-    target = replace(target, fingerprint=bundle.files[OBFUSCATOR_ONNX], gate=_gate(bundle))
+    target = replace(target, fingerprint=bundle.files[OBFUSCATOR_ONNX], gate=_gate(bundle), bundle=bundle)
     if bundle.recipe.kind != KIND:
         return target
 
@@ -130,7 +131,7 @@ def bundle_target(bundle: Bundle) -> Target:
 
 
 def _module(bundle: Bundle) -> nn.Module | None:
-    weights = FLOAT_WEIGHTS if FLOAT_WEIGHTS in bundle.files else OBFUSCATOR_WEIGHTS
+    weights = FLOAT_WEIGHTS if find_lab_file(bundle, FLOAT_WEIGHTS) else OBFUSCATOR_WEIGHTS
     if bundle.recipe.kind == KIND:
         return load_module(bundle, weights)
     net, size = rebuilt(bundle, weights), bundle.preprocessing

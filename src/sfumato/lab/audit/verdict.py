@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 
+from sfumato.lab.attacks.extraction import RECOGNISABLE_ABOVE, memorises
 from sfumato.lab.attacks.identification import Identification
 from sfumato.lab.attacks.image_attributes import Attribute
 from sfumato.lab.attacks.threat_models import Threat
@@ -83,7 +84,8 @@ def decide(audit: AuditResult) -> Verdict:
     doubts = find_doubts(audit)
     finding: Finding = "leaks" if _leaks(audit) else "inconclusive" if doubts else "withstood"
     trade_off = " ".join([_trade_off(audit), *_with_the_gate(audit)])
-    return Verdict(finding=finding, sentences=(_what_leaks(audit, finding), trade_off, _limits(audit, doubts)))
+    leaks = " ".join([_what_leaks(audit, finding), *_extracted(audit)])
+    return Verdict(finding=finding, sentences=(leaks, trade_off, _limits(audit, doubts)))
 
 
 def find_doubts(audit: AuditResult) -> list[str]:
@@ -187,6 +189,7 @@ def _leaks(audit: AuditResult) -> bool:
         any(trial.excess_leakage > LEAKS_ABOVE for trial in trials)
         or any(reidentifies(row) for row in audit.identification)
         or any(infers(row.low, row.chance) for row in audit.attributes)
+        or any(map(memorises, audit.extraction))
     )
 
 
@@ -251,6 +254,20 @@ def _inferred(audit: AuditResult) -> list[str]:
     row = max(audit.attributes, key=lambda row: (infers(row.low, row.chance), row.low - row.chance))
     rate = f"{percent(row.accuracy)} of cases (chance {percent(row.chance)})"
     return [f'"{row.attribute}", which the label does not give, is inferred correctly in {rate}']
+
+
+def _extracted(audit: AuditResult) -> list[str]:
+    """What the files of the bundle show of the training images: the worst of them."""
+    if not audit.extraction:
+        return []
+    row = max(audit.extraction, key=lambda row: (memorises(row), row.low, row.train_recognised))
+    shown = (
+        f"{row.train_recognised:,} of {row.train_images:,} training images are recognisable (correlation above "
+        f"{RECOGNISABLE_ABOVE:g}) in what {row.file} {row.method}, and {row.test_recognised:,} of {row.test_images:,} "
+        "test images, which it has never seen"
+    )
+    judged = "the bundle gives training images away" if memorises(row) else "not clearly more than resemble by chance"
+    return [f"Of the training set, {shown}: {judged}."]
 
 
 def _trade_off(audit: AuditResult) -> str:

@@ -23,6 +23,7 @@ from sfumato.artifacts.bundle import (
     Preprocessing,
     fingerprint,
 )
+from sfumato.artifacts.lab_files import lab_file
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.artifacts.provenance import provenance
 from sfumato.artifacts.records import Figures, RecipeRecord
@@ -208,7 +209,7 @@ def load_module(bundle: Bundle, weights: str = OBFUSCATOR_WEIGHTS) -> Payload:
     """
     method = _built(bundle, seed=None)
     try:
-        method.load_state_dict(load_file(bundle.file(weights)))
+        method.load_state_dict(load_file(lab_file(bundle, weights)))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise BundleError(f"{bundle.path}: weights do not fit {type(method).__name__}: {error}") from error
     return as_payload(method, bundle.preprocessing)

@@ -20,6 +20,7 @@ from sfumato.artifacts.bundle import (
     Bundle,
     Preprocessing,
 )
+from sfumato.artifacts.lab_files import find_lab_file
 from sfumato.artifacts.onnx_file import Array, OnnxFunction
 from sfumato.device.image import from_pixels, to_pixels
 from sfumato.device.predictions import softmax
@@ -136,7 +137,8 @@ def evaluate_obfuscator(
     images = images.of_classes(classifier.labels)
     predict = OnnxFunction(classifier.file(CLASSIFIER_ONNX))
     obfuscate = OnnxFunction(obfuscator.file(OBFUSCATOR_ONNX))
-    reconstruct = OnnxFunction(obfuscator.file(DEOBFUSCATOR_ONNX)) if DEOBFUSCATOR_ONNX in obfuscator.files else None
+    deobfuscator = find_lab_file(obfuscator, DEOBFUSCATOR_ONNX)
+    reconstruct = None if deobfuscator is None else OnnxFunction(deobfuscator)
     shares: dict[str, list[npt.NDArray[np.bool_]]] = defaultdict(list)
     errors: list[tuple[Tensor, Tensor]] = []
     for batch, labels in _batches(images, size, "accuracy, obfuscated", progress):

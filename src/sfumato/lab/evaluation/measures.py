@@ -154,6 +154,22 @@ def proportion_interval(hits: float, n: int, *, confidence: float = 0.95) -> tup
     return max(0.0, (centre - half) / (1 + width)), min(1.0, (centre + half) / (1 + width))
 
 
+def difference_interval(hits: int, n: int, other_hits: int, other_n: int) -> tuple[float, float]:
+    """Return the bounds of the 95 % confidence interval of the difference of two independent rates, first less other.
+
+    Raises:
+        AuditError: as `proportion_interval`.
+
+    Source: Newcombe 1998, method 10.
+    """
+    (low, high), (other_low, other_high) = proportion_interval(hits, n), proportion_interval(other_hits, other_n)
+    rate, other = hits / n, other_hits / other_n
+    difference = rate - other
+    return difference - math.hypot(rate - low, other_high - other), difference + math.hypot(
+        high - rate, other - other_low
+    )
+
+
 def _check(reconstructed: Tensor, originals: Tensor) -> None:
     if originals.ndim != 4 or originals.shape[1] != 3 or originals.dtype != torch.uint8 or not len(originals):
         raise AuditError(f"originals must be (N, 3, H, W) uint8, got {tuple(originals.shape)} {originals.dtype}")

@@ -11,6 +11,8 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -31,6 +33,7 @@ from sfumato.artifacts.bundle import (
     Bundle,
 )
 from sfumato.artifacts.files import whole_folder
+from sfumato.artifacts.lab_files import find_lab_file, lab_folder, new_lab_folder, save_lab
 from sfumato.artifacts.onnx_file import Array, OnnxFunction
 from sfumato.artifacts.provenance import provenance
 from sfumato.artifacts.records import Figures
@@ -47,8 +50,8 @@ REPORTED_CHANGE = 0.01
 _WARM_UP, _LEAST_ROUNDS, _MOST_ROUNDS, _SETTLE, _REPEATS, _TIMED_S = 3, 5, 60, 2, 5, 5.0
 _INTEGER_NODES = {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger"}
 _BEFORE = ("accuracy_obfuscated", "accuracy_device", "accuracy_gated", "offload_rate")
-_COPIED = {DECODER_ONNX: DECODER_ONNX, DEOBFUSCATOR_ONNX: DEOBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS: FLOAT_WEIGHTS}
-"""The files that are copied from a bundle, and their names afterwards."""
+_TO_LAB = {DEOBFUSCATOR_ONNX: DEOBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS: FLOAT_WEIGHTS}
+"""What only the lab needs of a bundle, and the names of the copies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +115,8 @@ def quantize(
 ) -> Bundle:
     """Make a bundle in 8-bit integers from an obfuscator's, and measure both on the same images.
 
-    The new bundle has the gate, the decoder and the deobfuscator of the original, unchanged: codes mean the same. It
-    has a copy of the weights under another name, for attackers that need gradients, and none of the figures.
+    The new bundle has the gate and the decoder of the original, unchanged: codes mean the same. Its lab folder has the
+    deobfuscator, and a copy of the weights under another name, for attackers that need gradients.
 
     Args:
         bundle: the obfuscator's, in float32.
@@ -141,13 +144,17 @@ def quantize(
             f"{size} are needed"
         )
     _check_folder(folder, overwrite)
-    with whole_folder(folder, BundleError) as partial:  # before the long part, so that nothing is measured in vain
+    with _replacing(folder) as partial:  # before the long part, so that nothing is measured in vain
         quantize_file(bundle.file(OBFUSCATOR_ONNX), partial / OBFUSCATOR_ONNX, calibration, progress=progress)
         before = evaluate_obfuscator(bundle, classifier, test, progress=progress)
-        for name, new_name in _COPIED.items():
-            if name in bundle.files:
-                shutil.copyfile(bundle.file(name), partial / new_name)
+        if DECODER_ONNX in bundle.files:
+            shutil.copyfile(bundle.file(DECODER_ONNX), partial / DECODER_ONNX)
+        lab = new_lab_folder(partial)
+        for name, new_name in _TO_LAB.items():
+            if (file := find_lab_file(bundle, name)) is not None:
+                shutil.copyfile(file, lab / new_name)
         made = _described(bundle, partial, calibration, test).save()
+        save_lab(made)
         after = evaluate_obfuscator(made, classifier, test, progress=progress)
         compared = _compared(bundle, before, made, classifier, test, progress)
         figures = made.figures.updated(**after.to_json(), quantized=compared.to_json())
@@ -347,3 +354,15 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
         raise BundleError(f"{folder} exists already; choose another folder, or --overwrite what was quantised before")
     if not (folder / MANIFEST).is_file() or Bundle.load(folder).recipe.quantized is None:
         raise BundleError(f"{folder} holds something else than an obfuscator in 8-bit integers; choose another folder")
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """Yield a new folder that, with its lab folder, takes the place of `folder` if the block succeeds."""
+    with whole_folder(folder, BundleError) as partial:
+        try:
+            yield partial
+            shutil.rmtree(new_lab_folder(folder))
+            lab_folder(partial).rename(lab_folder(folder))
+        finally:
+            shutil.rmtree(lab_folder(partial), ignore_errors=True)

@@ -39,12 +39,14 @@ class CodewordMeans(nn.Module):
         nearness = 2 * observed.flatten(1) @ self.words.float().T - self.norms
         return self.means.float()[nearness.argmax(dim=1)]
 
-    def reduced(self, counts: Tensor, most: int) -> CodewordMeans:
+    def reduced(self, counts: Tensor, most: int, least: int = 0) -> CodewordMeans:
         """Return the `most` commonest words, given how many images each has, (K,) int64, for a small file.
+
+        Words of fewer than `least` images are left out, except for the commonest one: they are read as the nearest.
 
         The tables are in half precision, and cast when they are used.
         """
-        kept = counts.argsort(descending=True)[:most]
+        kept = counts.argsort(descending=True)[: max(1, min(most, int((counts >= least).sum())))]
         small = CodewordMeans(self.words[kept], self.means[kept])
         small.words, small.means = small.words.half(), small.means.half()
         return small

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sfumato.artifacts.bundle import OBFUSCATOR_WEIGHTS, Bundle
+from sfumato.artifacts.lab_files import find_lab_file
 from sfumato.errors import BundleError
 from sfumato.lab.models.fixed_ops import LEVEL, Normalize, Removal
 from sfumato.lab.models.obfuscator import NoisyCode, Obfuscator
@@ -129,7 +130,8 @@ def rebuilt(bundle: Bundle, weights: str = OBFUSCATOR_WEIGHTS) -> Obfuscator | S
         BundleError: recipe and weights do not fit.
     """
     recipe, size = recipe_of(bundle), bundle.preprocessing
-    if recipe is None or weights not in bundle.files:
+    file = None if recipe is None else find_lab_file(bundle, weights)
+    if recipe is None or file is None:
         return None
     net: Obfuscator | Sketcher
     try:
@@ -137,7 +139,7 @@ def rebuilt(bundle: Bundle, weights: str = OBFUSCATOR_WEIGHTS) -> Obfuscator | S
             net = sketcher_of(recipe, size.height, size.width, classes=len(bundle.labels))
         else:
             net = obfuscator_of(recipe)
-        net.load_state_dict(load_file(bundle.file(weights)))
+        net.load_state_dict(load_file(file))
     except (RuntimeError, SafetensorError, ValueError) as error:
         raise BundleError(f"{bundle.path}: weights do not fit the obfuscator: {error}") from error
     return net.eval()

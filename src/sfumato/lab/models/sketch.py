@@ -28,6 +28,8 @@ _EMBEDDING = 24
 _DECODED = 4, 32
 """Side and channels of the decoder's first map."""
 _PLACES = 128, 64, 32, 16, 8, 4, 2, 1
+MOST_KEPT = 4096
+"""Codes with enough images that are told apart at most, besides one for each class; the commonest ones."""
 _STEM_REDUCTIONS = (64, 1), (160, 2)
 """Largest image side, and by how much the trunk's stem reduces it; by 4 beyond.
 
@@ -74,9 +76,16 @@ class Sketcher(nn.Module):
         photographs: decode to one image per class; the caller sets them, and no decoder is learned. The attribute of
             this name holds them, or None.
 
+    Attributes:
+        kept_classes: (K,) int64, the classes of the codes that are decoded, see `keep_codes`; None if all are.
+        kept_bits: (K, learned bits) float32, their other bits.
+
     Raises:
         ValueError: the bits are too few to number the classes.
     """
+
+    kept_classes: Tensor | None
+    kept_bits: Tensor | None
 
     def __init__(
         self, height: int = 32, width: int = 32, *, classes: int = 10, bits: int = 8, photographs: bool = False
@@ -99,6 +108,8 @@ class Sketcher(nn.Module):
                 nn.Linear(_HIDDEN, learned),
                 nn.BatchNorm1d(learned),
             )
+        self.register_buffer("kept_classes", None)
+        self.register_buffer("kept_bits", None)
         self.photographs = Photographs(classes, height, width) if photographs else None
         if photographs:
             return
@@ -168,8 +179,51 @@ class Sketcher(nn.Module):
     def _places(self) -> Tensor:
         return torch.tensor([2**place for place in reversed(range(class_bits(self.classes)))])
 
+    def keep_codes(self, codes: Tensor, counts: Tensor, least: int) -> None:
+        """Decode only codes that at least so many images have, so that no image decoded shows fewer images than that.
+
+        If a class has no such code, but as many images, its commonest code is kept for all of them.
+
+        Source: k-anonymity by generalisation, Sweeney 2002.
+
+        Args:
+            codes: different ones, as `encode` returns them, (K, classes + learned bits) float32.
+            counts: how many images have each, (K,) int64.
+            least: at least 1.
+        """
+        order = counts.argsort(descending=True, stable=True)
+        codes, counts = codes[order], counts[order]
+        classes = codes[:, : self.classes].argmax(dim=1)
+        totals = torch.zeros(self.classes, dtype=counts.dtype).index_add(0, classes, counts)
+        first = torch.zeros(len(codes), dtype=torch.bool)
+        first[[int((classes == own).int().argmax()) for own in torch.unique(classes)]] = True
+        kept = (counts >= least) | (first & (totals[classes] >= least))
+        kept[0] = True
+        kept[MOST_KEPT:] &= first[MOST_KEPT:]
+        self.kept_classes, self.kept_bits = classes[kept], codes[kept][:, self.classes :].clone()
+
+    def merge(self, code: Tensor) -> Tensor:
+        """Replace codes that are not kept by the most similar one, of the same class if it has one; same shape."""
+        if self.kept_classes is None or self.kept_bits is None:
+            return code
+        own, bits = code[:, : self.classes], code[:, self.classes :]
+        numbers = torch.arange(self.classes, device=code.device)
+        of_class = (self.kept_classes.unsqueeze(1) == numbers).to(code.dtype)
+        # Products of bits lie in [-learned, learned]: another class is never nearer.
+        nearness = own @ of_class.T * (2 * bits.shape[1] + 1) + bits @ self.kept_bits.to(code.dtype).T
+        nearest = nearness.argmax(dim=1)
+        return torch.cat([of_class[nearest], self.kept_bits.to(code.dtype)[nearest]], dim=1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
+        """Take the kept codes, of whatever number, where the weights have them."""
+        for name in ("kept_classes", "kept_bits"):
+            found = state_dict.get(prefix + name)
+            setattr(self, name, None if found is None else torch.empty_like(found))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def decode(self, code: Tensor) -> Tensor:
         """Codes, as `encode` returns them -> decoded images (N, 3, H, W) float32 in [0, 1]."""
+        code = self.merge(code)
         if self.photographs is not None:
             taken: Tensor = self.photographs(code)
             return taken

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sfumato.artifacts.files import whole_file
 from sfumato.errors import AuditError
+from sfumato.lab.attacks.extraction import memorises
 from sfumato.lab.attacks.threat_models import Threat
 from sfumato.lab.audit.result_store import stored_images
 from sfumato.lab.audit.schema import AuditResult, DoneTrial, LostTrial, Model
@@ -83,7 +84,11 @@ def render(audit: AuditResult, images: Images | None) -> str:
         "strip": _strip,
         "like": _like,
     }
-    environment.tests |= {"reidentified": reidentifies, "inferred": lambda row: infers(row.low, row.chance)}
+    environment.tests |= {
+        "memorising": memorises,
+        "reidentified": reidentifies,
+        "inferred": lambda row: infers(row.low, row.chance),
+    }
     source = files("sfumato.lab.report").joinpath("report.html.j2").read_text(encoding="utf-8")
     retrievals = [row for row in audit.identification if row.measure == "retrieval"]
     best = [] if audit.best is None else [audit.best]

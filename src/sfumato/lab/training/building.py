@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sfumato.artifacts.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, Bundle, Preprocessing
+from sfumato.artifacts.lab_files import find_lab_file, lab_file
 from sfumato.errors import BundleError, RecipeError
 from sfumato.lab.classifiers import FrozenClassifier
 from sfumato.lab.data import INFERENCE_BATCH, ImageSet
@@ -138,7 +139,7 @@ def begin_from(
 ) -> None:
     """Give a task the weights of an obfuscator that was trained before, maybe for another classifier.
 
-    Those of a deobfuscator are taken too, if the bundle has them.
+    Those of a deobfuscator are taken too, if the lab has them.
 
     Raises:
         RecipeError: the bundle is of another kind, for other classes, or of another shape.
@@ -155,13 +156,16 @@ def begin_from(
             f"{', '.join(frozen.labels[:3])}, ..., or another order"
         )
     try:
-        weights = load_file(start.file(OBFUSCATOR_WEIGHTS))
+        weights = load_file(lab_file(start, OBFUSCATOR_WEIGHTS))
         if isinstance(task, SketchTask):
+            # Which codes have enough images is found out again, on these images.
+            weights = {name: value for name, value in weights.items() if not name.startswith("kept_")}
             task.sketcher.load_state_dict(_with_fitting_decoder(weights, task.sketcher))
             return
         task.obfuscator.load_state_dict(weights)
-        if DEOBFUSCATOR_WEIGHTS in start.files and len(task.attackers) == 1:
-            task.attackers[0].load_state_dict(load_file(start.file(DEOBFUSCATOR_WEIGHTS)))
+        deobfuscator = find_lab_file(start, DEOBFUSCATOR_WEIGHTS)
+        if deobfuscator is not None and len(task.attackers) == 1:
+            task.attackers[0].load_state_dict(load_file(deobfuscator))
     except RuntimeError as error:
         raise RecipeError(
             f"the {recipe.kind} of {start.path} does not fit the recipe (another number of classes, size of images, "

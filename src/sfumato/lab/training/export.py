@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -25,16 +26,19 @@ from sfumato.artifacts.bundle import (
     Preprocessing,
     fingerprint,
 )
+from sfumato.artifacts.lab_files import new_lab_folder, save_lab
 from sfumato.artifacts.onnx_file import OnnxFunction
-from sfumato.artifacts.records import RecipeRecord
+from sfumato.artifacts.records import Figures, RecipeRecord
 from sfumato.errors import AuditError, TrainingError
 from sfumato.lab.classifiers import FrozenClassifier
 from sfumato.lab.data import INFERENCE_BATCH, ImageSet
 from sfumato.lab.export.onnx import export_onnx, renew, round_weights, save_weights
-from sfumato.lab.models import Normalize, Obfuscator, Payload, SketchDecoder, SketchGraph
+from sfumato.lab.models import Normalize, Obfuscator, Payload, SketchDecoder, Sketcher, SketchGraph
 from sfumato.lab.models.codewords import codeword_means
 from sfumato.lab.training.gate import choose_threshold, fit_temperature
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
+
+log = logging.getLogger(__name__)
 
 _DRAWS, _NOISY_IMAGES = 64, 8
 _MOST_DRIFT, _MOST_SPREAD = 8, 0.1
@@ -87,27 +91,34 @@ def write_obfuscator_bundle(
     """Write an obfuscator's bundle, without figures and provenance.
 
     The obfuscator's graph ends with the classifier's normalisation, so that the payload is the classifier's input; the
-    deobfuscator's graph begins with its inverse. Of several deobfuscators the bundle has the best one. The noise's size
-    lies among the weights.
+    deobfuscator's graph begins with its inverse. Weights and the best deobfuscator go to the lab's folder. The noise's
+    size lies among the weights.
 
     `classifier` is the one that it was trained for; for the other arguments see `write_classifier_bundle`.
     """
     renew(folder)
-    _save(task.obfuscator, folder / OBFUSCATOR_WEIGHTS, half)
+    lab = new_lab_folder(folder)
+    _save(task.obfuscator, lab / OBFUSCATOR_WEIGHTS, half)
     normalize, size = task.normalize.cpu(), classifier.preprocessing
     payload = Payload(task.obfuscator, normalize, size.height, size.width).cpu().eval()
     export_obfuscator(payload, folder / OBFUSCATOR_ONNX, images)
     if task.deobfuscator is not None:
         deobfuscator = task.attackers[task.faced]
-        _save(deobfuscator, folder / DEOBFUSCATOR_WEIGHTS, half)
+        _save(deobfuscator, lab / DEOBFUSCATOR_WEIGHTS, half)
         mean, std = (values.flatten().tolist() for values in (-normalize.mean / normalize.std, 1 / normalize.std))
         reconstructs = nn.Sequential(Normalize(tuple(mean), tuple(std)), deobfuscator)
         with torch.no_grad():
             obfuscated = payload(images.cpu())
         export_onnx(
-            reconstructs, folder / DEOBFUSCATOR_ONNX, obfuscated, input_name="obfuscated", output_name="reconstructed"
+            reconstructs, lab / DEOBFUSCATOR_ONNX, obfuscated, input_name="obfuscated", output_name="reconstructed"
         )
-    return classifier.obfuscator(folder, recipe).save()
+    return _saved(classifier.obfuscator(folder, recipe))
+
+
+def _saved(bundle: Bundle) -> Bundle:
+    saved = bundle.save()
+    save_lab(saved)
+    return saved
 
 
 def export_obfuscator(payload: Payload, path: Path, images: Tensor) -> None:
@@ -157,20 +168,26 @@ def write_sketch_bundle(
     known: ImageSet,
     held_out: ImageSet,
     offload_rate: float,
+    least: int,
+    trained_on: Iterable[Tensor],
     half: bool = False,
 ) -> Bundle:
     """Write a sketch's bundle, with its gate and the decoder of its split form.
 
-    Its deobfuscator reconstructs the mean training image of each code, as everybody with the obfuscator can; where
-    there are too many codes for a table, it is left out.
-
-    The deobfuscator learns from the images `known`. `held_out` ones, which were not trained on, calibrate the device's
+    Codes of fewer than `least` of the images that it was `trained_on`, in batches (B, 3, H, W) uint8, are merged; see
+    `Sketcher.merge`. The figures say how many. The deobfuscator, which goes to the lab's folder with the weights,
+    reconstructs the mean of the images `known` for each code; where there are too many codes for a table, it is left
+    out. `held_out` ones, which were not trained on, calibrate the device's
     confidence and the threshold, so that the share `offload_rate` in [0, 1] is sent. For the other arguments see
     `write_obfuscator_bundle`.
     """
     renew(folder)
+    lab = new_lab_folder(folder)
     sketcher, normalize = task.sketcher.cpu().eval(), task.normalize.cpu()
-    _save(sketcher, folder / OBFUSCATOR_WEIGHTS, half)
+    if half:
+        round_weights(sketcher)
+    figures = merge_rare_codes(sketcher, (part.float() / 255 for part in trained_on), least)
+    _save(sketcher, lab / OBFUSCATOR_WEIGHTS, half)
     own = torch.cat([sketcher(part)[1] for part in _scaled(held_out)])
     temperature = fit_temperature(own, held_out.labels)
     threshold = choose_threshold(own / temperature, offload_rate)
@@ -183,14 +200,41 @@ def write_sketch_bundle(
     payload = Payload(sketcher, normalize, *sketcher.size).eval()
     with suppress(AuditError):
         reconstructs, counts = codeword_means((part, payload(part)) for part in _scaled(known))
-        small, file = reconstructs.reduced(counts, _RECONSTRUCTED_CODES), folder / DEOBFUSCATOR_ONNX
+        small, file = reconstructs.reduced(counts, _RECONSTRUCTED_CODES, least), lab / DEOBFUSCATOR_ONNX
         export_onnx(small, file, payload(images.cpu()), input_name="obfuscated", output_name="reconstructed")
     digest = hashlib.sha256()  # of the encoder's weights: equal fingerprints, equal meaning of codes
     for name, value in sorted(sketcher.encoder.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     gate = Gate(threshold=threshold, offload_rate=offload_rate, images=len(held_out))
-    bundle = classifier.obfuscator(folder, recipe)
-    return replace(bundle, gate=gate, code_fingerprint=f"sha256:{digest.hexdigest()}").save()
+    bundle = replace(classifier.obfuscator(folder, recipe), gate=gate, figures=figures)
+    return _saved(replace(bundle, code_fingerprint=f"sha256:{digest.hexdigest()}"))
+
+
+def merge_rare_codes(sketcher: Sketcher, batches: Iterable[Tensor], least: int) -> Figures:
+    """Merge the codes of fewer than `least` training images, given in batches (B, 3, H, W) float32 in [0, 1].
+
+    Nothing is merged if `least` is 0, or if the sketcher decodes to photographs, which are public.
+
+    Returns:
+        How many of the codes that occur were merged, and the fewest images behind a code that is left.
+    """
+    if not least or sketcher.photographs is not None:
+        return Figures()
+    packed = torch.cat([sketcher.pack(sketcher.encode(part)[0]) for part in batches])
+    packed, counts = torch.unique(packed, dim=0, return_counts=True)
+    codes = sketcher.unpack(packed)
+    sketcher.keep_codes(codes, counts, least)
+    merged, behind = torch.unique(sketcher.merge(codes), dim=0, return_inverse=True)
+    fewest = int(torch.zeros(len(merged), dtype=counts.dtype).index_add(0, behind, counts).min())
+    if fewest < least:
+        log.warning(
+            "%d training images are too few: what is decoded has %d images behind it at least, not the %d of "
+            "min_images_per_code",
+            int(counts.sum()),
+            fewest,
+            least,
+        )
+    return Figures(merged_codes=int((counts < least).sum()), occurring_codes=len(codes), fewest_images_per_code=fewest)
 
 
 def _scaled(images: ImageSet) -> Iterator[Tensor]:

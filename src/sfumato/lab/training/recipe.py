@@ -292,6 +292,8 @@ class SketchRecipe(_Protecting, SketchNetRecipe):
         offload_rate: the share of images to be sent; the others are handled on-device.
         held_out_images: training images, from all over the set, that calibrate the device's confidence and the gate's
             threshold instead.
+        min_images_per_code: codes of fewer training images are merged with the most similar one of their class before
+            the bundle is written, so that whatever is decoded has so many images behind it; 0 for never.
         learn: "all"; or "decoder", when training starts from another bundle: its encoder stays, and so do the device's
             predictions and the meaning of its codes; only the decoder is learned, for another classifier. By default
             "decoder" from a bundle and "all" otherwise.
@@ -303,6 +305,7 @@ class SketchRecipe(_Protecting, SketchNetRecipe):
     decoded_share: float = Field(default=0.125, gt=0, le=1)
     offload_rate: float = Field(default=0.15, ge=0, le=1)
     held_out_images: int = Field(default=2000, ge=2)
+    min_images_per_code: int = Field(default=20, ge=0)
     learn: Literal["all", "decoder"] | None = None
 
 

@@ -10,13 +10,17 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from sfumato.artifacts.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, Bundle
-from sfumato.artifacts.files import exclusive
+from sfumato.artifacts.files import exclusive, file_sha256
+from sfumato.artifacts.lab_files import lab_file
 from sfumato.artifacts.provenance import provenance
 from sfumato.artifacts.records import Provenance, RecipeRecord
 from sfumato.errors import Interrupted, TrainingError
 from sfumato.lab.classifiers import classifier_bundle
-from sfumato.lab.data import Stream
+from sfumato.lab.data import INFERENCE_BATCH, ImageSet, Stream
 from sfumato.lab.evaluation.accuracy import evaluate_classifier, evaluate_obfuscator
 from sfumato.lab.export.onnx import renew, save_weights
 from sfumato.lab.models.checkpoint import remove_checkpoint
@@ -30,8 +34,18 @@ from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTa
 from sfumato.progress import Progress, Say, mute, silent
 
 CHECK_IMAGES = 64
-_ADDITIONS = ("input", "utility", "privacy", "bottleneck", "output", "transfer", "black_box", "decoder")
-"""Tables of a recipe that change nothing by default: a run that began before they existed may resume."""
+_ADDITIONS = (
+    "input",
+    "utility",
+    "privacy",
+    "bottleneck",
+    "output",
+    "transfer",
+    "black_box",
+    "decoder",
+    "min_images_per_code",
+)
+"""Keys of a recipe that change nothing by default: a run that began before they existed may resume."""
 _DATA_ADDITIONS = ("allow_outside", "stream", "zoom")
 """Likewise, of its data."""
 
@@ -52,7 +66,8 @@ def train(
 
     Args:
         recipe: validated.
-        folder: of the run; gets `checkpoint.pt`, `tensorboard/`, `bundle/`, and `snapshots/` if the recipe wants them.
+        folder: of the run; gets `checkpoint.pt`, `tensorboard/`, `bundle/`, of an obfuscator `lab/` with what no device
+            needs, and `snapshots/` if the recipe wants them.
         accelerator: as Lightning Fabric names it: "auto", "cpu", "cuda", ...
         devices: processes to train on; each takes its share of every batch.
         resume: continue from the folder's checkpoint.
@@ -67,7 +82,7 @@ def train(
     """
     options = Options(accelerator, devices, resume, overwrite, progress, say)
     with training(recipe, folder, options, start) as (made, fitted):
-        return _finish(made, fitted)
+        return _finish(made, fitted, say)
 
 
 @contextmanager
@@ -136,7 +151,7 @@ def _identity(made: Prepared) -> str:
         "classifier": made.frozen.fingerprint if made.frozen else None,
     }
     if made.start is not None:
-        identity["start"] = made.start.files[OBFUSCATOR_WEIGHTS]
+        identity["start"] = file_sha256(lab_file(made.start, OBFUSCATOR_WEIGHTS))
     return json.dumps(identity, sort_keys=True)
 
 
@@ -162,10 +177,16 @@ def _keep_snapshot(every: int | None, task: ObfuscationTask, run: Run, epoch: in
         save_weights(task.attackers[task.faced], folder / DEOBFUSCATOR_WEIGHTS)
 
 
-def _finish(made: Prepared, fitted: Fitted) -> Bundle:
+def _finish(made: Prepared, fitted: Fitted, say: Say) -> Bundle:
     recipe, run = made.recipe, made.run
     try:
         bundle = write_bundle(made, fitted, run.bundle)
+        if isinstance(recipe, SketchRecipe) and bundle.figures.merged_codes is not None:
+            said = bundle.figures
+            say(
+                f"{said.merged_codes} of {said.occurring_codes} codes have fewer than {recipe.min_images_per_code} "
+                f"training images and were merged; what is decoded has at least {said.fewest_images_per_code} behind it"
+            )
         if isinstance(recipe, ClassifierRecipe):
             figures = evaluate_classifier(bundle, made.test).to_json()
         else:
@@ -203,12 +224,21 @@ def write_bundle(made: Prepared, fitted: Fitted, path: Path) -> Bundle:
             known=made.train.sample,
             held_out=made.held_out,
             offload_rate=recipe.offload_rate,
+            least=recipe.min_images_per_code,
+            trained_on=_unaugmented(made.train),
             half=half,
         )
     else:
         assert frozen is not None
         bundle = write_obfuscator_bundle(path, task, images, classifier=frozen, recipe=resolved, half=half)
     return replace(bundle, provenance=_provenance(made, fitted))
+
+
+def _unaugmented(images: ImageSet | Stream) -> Iterator[Tensor]:
+    """Yield all training images, (B, 3, H, W) uint8; a stream is read once more."""
+    if isinstance(images, ImageSet):
+        return iter(torch.split(images.images, INFERENCE_BATCH))
+    return (part for part, _ in images.batches(0, min(INFERENCE_BATCH, len(images))))
 
 
 def _provenance(made: Prepared, fitted: Fitted) -> Provenance:
@@ -218,7 +248,10 @@ def _provenance(made: Prepared, fitted: Fitted) -> Provenance:
         origins["trained_for"] = [{"name": net.name, "fingerprint": net.fingerprint} for net in made.trained_for]
     if made.start is not None:
         training = made.start.provenance.to_json()
-        origins["started_from"] = {"sha256": made.start.files[OBFUSCATOR_WEIGHTS], "training": training}
+        origins["started_from"] = {
+            "sha256": file_sha256(lab_file(made.start, OBFUSCATOR_WEIGHTS)),
+            "training": training,
+        }
     return provenance(
         seed=plan.seed,
         epochs=plan.epochs if fitted.seconds else 0,
