@@ -128,7 +128,9 @@ def test_bytes_in_memory_are_bounded(classifier_bundle: Bundle) -> None:
     limits = cloud.Limits(max_held_bytes=len(ENCODED.body) + 100)
     with cloud.running([cloud.ServedModel(classifier_bundle.path)], limits=limits) as url:
         with socket.create_connection(address(url), timeout=5) as slow:
-            slow.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\n".encode() + b" " * 800)
+            slow.sendall(
+                f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n".encode() + b" " * 800
+            )
             wait_for(lambda: metrics(url)["sfumato_held_bytes"] == 800)
             status, _, headers = infer(url)
             assert (status, headers["Retry-After"]) == (503, "1")
@@ -141,8 +143,8 @@ def test_bytes_in_memory_are_bounded(classifier_bundle: Bundle) -> None:
     [
         b"",
         f"POST {INFER} HTTP/1.1\r\nHost".encode(),
-        f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\nabc".encode(),
-        f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\nabc".encode(),
+        f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\nabc".encode(),
+        f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999\r\n\r\nabc".encode(),
     ],
 )
 def test_who_takes_too_long_is_cut_off(classifier_bundle: Bundle, sent: bytes) -> None:
@@ -165,7 +167,7 @@ def test_huge_heads_are_refused(classifier_bundle: Bundle, head: bytes) -> None:
         socket.create_connection(address(url), timeout=5) as connection,
     ):
         try:
-            connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n\r\n")
+            connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n" + head + b"\r\n\r\n")
             response = connection.recv(1000)
         except ConnectionError:
             response = b""  # it was cut off while it spoke
@@ -296,7 +298,7 @@ def test_goodbye_under_load_drops_no_request(classifier_bundle: Bundle) -> None:
 
 def test_a_request_under_way_is_answered_before_the_end(classifier_bundle: Bundle) -> None:
     with process(classifier_bundle.path, "--linger", 0) as (url, server):
-        head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(ENCODED.body)}\r\n"
+        head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(ENCODED.body)}\r\n"
         head += "".join(f"{key}: {value}\r\n" for key, value in ENCODED.headers().items()) + "\r\n"
         with socket.create_connection(address(url), timeout=20) as connection:
             connection.sendall(head.encode() + ENCODED.body[:100])

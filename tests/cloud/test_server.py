@@ -207,14 +207,14 @@ def test_compressed_requests_are_refused(url: str) -> None:
 def test_a_body_that_says_it_is_too_long_is_not_read(url: str) -> None:
     host, port = urllib.parse.urlsplit(url).netloc.split(":")
     with socket.create_connection((host, int(port)), timeout=5) as connection:
-        connection.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 100001\r\n\r\n".encode())
+        connection.sendall(f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100001\r\n\r\n".encode())
         assert b" 413 " in connection.recv(1000)
 
 
 def test_a_body_that_turns_out_too_long_is_cut_off(url: str) -> None:
     host, port = urllib.parse.urlsplit(url).netloc.split(":")
     with socket.create_connection((host, int(port)), timeout=5) as connection:
-        connection.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        connection.sendall(f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
         for _ in range(3):
             connection.sendall(b"c350\r\n" + bytes(50_000) + b"\r\n")
         assert b" 413 " in connection.recv(1000)
@@ -225,7 +225,7 @@ def test_who_hangs_up_does_no_harm(url: str) -> None:
     host, port = urllib.parse.urlsplit(url).netloc.split(":")
     for _ in range(5):
         with socket.create_connection((host, int(port)), timeout=5) as connection:
-            connection.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\nabc".encode())
+            connection.sendall(f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\nabc".encode())
     assert ask(url, "GET", "/v2/health/live")[0] == 200
 
 

@@ -57,6 +57,9 @@ Timeout = Annotated[float, option("SECONDS", "How long to wait for a response.",
 AlwaysSend = Annotated[bool, flag("--always-send", "Send every image, obfuscated: do not use the bundle's gate.")]
 Port = Annotated[int, option("N", "Port to listen on; 0 takes a free one.", min=0, max=65535)]
 Host = Annotated[str, option("ADDRESS", "Address to listen on; 0.0.0.0 opens it to the network.")]
+AllowedHost = Annotated[
+    list[str] | None, option("NAME", "Further name by which clients may address it; repeatable.", "--allowed-host")
+]
 TlsCert = Annotated[Path | None, option("FILE", "Certificate chain, PEM.")]
 TlsKey = Annotated[Path | None, option("FILE", "Private key, PEM.")]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 MIB = 2**20
 
 
+TokensFile = Annotated[
+    Path | None,
+    option("FILE", f"Bearer tokens: a line each, a name before it or none. Default: ${options.TOKEN_VARIABLE}."),
+]
 EngineOption = Annotated[Literal["embedded", "ray"], typer.Option(help="Processes here, or replicas on Ray Serve.")]
 
 
@@ -33,19 +38,25 @@ def serve(
     port: options.Port = 8080,
     host: options.Host = "127.0.0.1",
     name: Annotated[str | None, option("NAME", "The model's name. Default: its own.")] = None,
-    token_file: options.TokenFile = None,
+    token_file: TokensFile = None,
     replicas: Annotated[str, option("N", "Processes behind the port; of --engine ray also 1-8.")] = "1",
     models: Annotated[Path | None, option("DIR", "Folder of NAME/VERSION/model.onnx, or of bundles.")] = None,
     decoder: Annotated[Path | None, option("BUNDLE", "Obfuscator whose codes to decode, as NAME-split.")] = None,
     tls_cert: options.TlsCert = None,
     tls_key: options.TlsKey = None,
+    client_ca: Annotated[Path | None, option("FILE", "Authorities; clients need a certificate of one, PEM.")] = None,
+    allowed_host: options.AllowedHost = None,
+    audit_log: Annotated[Path | None, option("FILE", "Add a line for each request: who asked, no content.")] = None,
     threads: Annotated[int, option("N", "Threads for one run of a model.", min=1)] = 1,
     max_batch: Annotated[int, option("N", "Images in one run; waiting requests are joined.", min=1)] = 32,
     max_queue: Annotated[int, option("N", "Requests that may wait for a model; further ones get 503.", min=1)] = 256,
     max_body_mb: Annotated[float, option("MIB", "Longest request.", min=0.001)] = 16.0,
     max_held_mb: Annotated[float, option("MIB", "All requests in memory; further ones get 503.", min=0.001)] = 256.0,
     max_connections: Annotated[int, option("N", "Connections at once; further ones get 503.", min=1)] = 1000,
+    max_rate: Annotated[float | None, option("N", "Images per second of each token; beyond, 429.", min=0.001)] = None,
+    head_timeout: Annotated[float, option("SECONDS", "How long a request's head may take to arrive.", min=0.1)] = 10.0,
     receive_timeout: Annotated[float, option("SECONDS", "How long a request may take to arrive.", min=0.1)] = 60.0,
+    send_timeout: Annotated[float, option("SECONDS", "How long 64 KiB of a response may take.", min=0.1)] = 60.0,
     linger: Annotated[float, option("SECONDS", "After SIGTERM: respond, not ready, for so long.", min=0)] = 1.0,
     grace: Annotated[float, option("SECONDS", "After that: time for open requests.", min=1)] = 10.0,
     log_format: Annotated[Literal["text", "json"], typer.Option(help="Format of the log on standard error.")] = "text",
@@ -56,7 +67,8 @@ def serve(
 ) -> None:
     """Serve classifiers over the Open Inference Protocol, for any client of it.
 
-    Runs until Ctrl-C, and completes open requests first. SIGHUP loads new versions of the files; GET /metrics is for
+    Runs until Ctrl-C, and completes open requests first. SIGHUP loads new versions of the files, tokens
+    included; GET /metrics is for
     Prometheus. The server does not depend on obfuscation: it serves any ONNX model. Replicas that die are replaced;
     `--engine ray` (`pip install 'sfumato[ray]'`) scales them with the load.
 
@@ -67,8 +79,8 @@ def serve(
         from sfumato.cloud import logs
 
     logs.configure(as_json=log_format == "json")
-    many = _replicas(replicas, engine, address, tls=tls_cert is not None or tls_key is not None)
-    paths, token = model or [], options.read_token(token_file)
+    many = _replicas(replicas, engine, address, tls=any((tls_cert, tls_key, client_ca)))
+    paths = model or []
     how = {"threads": threads, "max_batch": max_batch, "max_queue": max_queue}
     open_models = partial(cloud.catalogue_of, paths, models, name=name, decoder=decoder, **how)
     catalogue = open_models()  # for several replicas, too: a damaged file is named once, here
@@ -78,16 +90,27 @@ def serve(
         max_body_bytes=int(max_body_mb * MIB),
         max_held_bytes=int(max_held_mb * MIB),
         max_connections=max_connections,
+        head_timeout_s=head_timeout,
         receive_timeout_s=receive_timeout,
+        send_timeout_s=send_timeout,
+        max_rate=math.inf if max_rate is None else max_rate,
         linger_s=linger,
         grace_s=grace,
     )
+    app: dict[str, Any] = {
+        "token": options.read_token(None) if token_file is None else None,
+        "token_file": token_file,
+        "limits": limits,
+        "access_log": access_log,
+        "allowed_hosts": allowed_host or (),
+        "audit_log": audit_log,
+    }
+    at: dict[str, Any] = {"host": host, "port": port, "on_ready": announce}
     if engine == "ray":
-        build = partial(_app, open_models, token=token, access_log=access_log, limits=limits)
-        _serve_on_ray(build, many, host=host, port=port, cpus=threads, address=address, on_ready=announce)
+        build = partial(_app, open_models, loopback=host == "localhost" or cloud.is_loopback(host), **app)
+        _serve_on_ray(build, many, cpus=threads, address=address, **at)
         return
-    at: dict[str, Any] = {"host": host, "port": port, "tls_cert": tls_cert, "tls_key": tls_key}
-    at |= {"token": token, "limits": limits, "access_log": access_log, "on_ready": announce}
+    at |= app | {"tls_cert": tls_cert, "tls_key": tls_key, "client_ca": client_ca}
     if many.most == 1:
         cloud.serve(catalogue, **at)
     else:

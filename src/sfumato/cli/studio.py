@@ -25,6 +25,7 @@ def studio(
     as_json: options.Json = False,
     tls_cert: options.TlsCert = None,
     tls_key: options.TlsKey = None,
+    allowed_host: options.AllowedHost = None,
 ) -> None:
     """Open a page that shows an image, its payload, the prediction, and what an attacker reconstructs.
 
@@ -49,4 +50,13 @@ def studio(
             typer.echo(f"the studio is at {url} (Ctrl-C stops it)")
 
     model = cloud.ServedModel(served.path)
-    cloud.serve([model], host=host, port=port, tls_cert=tls_cert, tls_key=tls_key, pages=pages, on_ready=announce)
+    cloud.serve(
+        [model],
+        host=host,
+        port=port,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        allowed_hosts=allowed_host or (),
+        pages=pages,
+        on_ready=announce,
+    )
