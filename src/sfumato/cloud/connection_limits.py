@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from enum import IntEnum
 from typing import Any, cast
 
 import httptools
@@ -32,12 +31,9 @@ _PATIENCE_S = 1.0
 """How long a connection with a request waits for its client before it may have to make room for another."""
 
 
-class _Phase(IntEnum):
-    IDLE = 0
-    HEAD = 1
-    BODY = 2
-    SERVING = 3
-    DROPPING = 4
+_IDLE, _HEAD, _BODY, _SERVING, _DROPPING = range(5)
+"""The phases of a connection: between requests; while a head, a body arrives; while there is a response to make or
+send; and after a refusal."""
 
 
 class _Stop(Exception):
@@ -66,7 +62,7 @@ class GuardedProtocol(HttpToolsProtocol):
         )  # fmt: skip
         self._send_timeout_s = limits.send_timeout_s
         self._sending: _Joining
-        self._phase = _Phase.IDLE
+        self._phase = _IDLE
         self._since_s = self.loop.time()
         self._received_bytes = 0
         self._keep_alive = False
@@ -87,7 +83,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what belongs to the current request, or the next; drop anything else."""
-        if self._phase >= _Phase.SERVING:
+        if self._phase >= _SERVING:
             self._refuse_more()
             return
         try:
@@ -97,19 +93,19 @@ class GuardedProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             if not self._refuses_more:
                 self._turn_away("400 Bad Request")
-        if self._phase == _Phase.HEAD or self._phase == _Phase.BODY:
+        if self._phase == _HEAD or self._phase == _BODY:
             self._received_bytes += len(data)
-            body_bytes = self._exchange.body_bytes if self._phase == _Phase.BODY else 0
+            body_bytes = self._exchange.body_bytes if self._phase == _BODY else 0
             if self._received_bytes - body_bytes > MAX_HEAD_BYTES + body_bytes // 4 and not self._is_refused():
                 self._turn_away("431 Request Header Fields Too Large")
 
     def on_message_begin(self) -> None:
         """Begin a request, unless one is in progress."""
-        if self._phase != _Phase.IDLE:
+        if self._phase != _IDLE:
             self._refuse_more()
             raise _Stop
         super().on_message_begin()
-        self._phase = _Phase.HEAD
+        self._phase = _HEAD
         self._since_s = self.loop.time()
         self._received_bytes = 0
 
@@ -119,24 +115,27 @@ class GuardedProtocol(HttpToolsProtocol):
             self._turn_away("431 Request Header Fields Too Large")
             raise _Stop
         super().on_headers_complete()  # makes the application's task, which does not run yet
-        self._phase = _Phase.BODY
-        self._exchange = self._begin(self.scope)
-        self.scope["extensions"] = {EXTENSION: self._exchange}  # type: ignore[typeddict-item]
+        self._phase = _BODY
+        scope = cast(Scope, self.scope)
+        self._exchange = self._begin(scope)
+        scope["extensions"] = {EXTENSION: self._exchange}
         self._keep_alive = self.cycle.keep_alive and not self._refuses_more
         self.cycle.keep_alive = False  # for a response that comes before the body is complete
 
     def on_body(self, body: bytes) -> None:
         """Keep a piece of the body, if it is wanted and there is room."""
         if self._exchange.take(len(body)):
-            super().on_body(body)
-        else:
-            self.cycle.message_event.set()  # the application looks why
+            self.cycle.body += body
+            if len(self.cycle.body) > PIECE_BYTES:
+                self.flow.pause_reading()  # until the application has taken it
+        self.cycle.message_event.set()  # also if it is refused: the application looks why
 
     def on_message_complete(self) -> None:
         """Note that a request is complete."""
-        self._phase = _Phase.SERVING
+        self._phase = _SERVING
         self.cycle.keep_alive = self._keep_alive
-        super().on_message_complete()
+        self.cycle.more_body = False
+        self.cycle.message_event.set()
 
     def on_response_complete(self) -> None:
         """Wait for the next request. The deadlines replace uvicorn's timer."""
@@ -147,13 +146,13 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.close()
             return
         self.flow.resume_reading()
-        self._phase = _Phase.IDLE
+        self._phase = _IDLE
         self._since_s = self.loop.time()
 
     def shutdown(self) -> None:
         """Close the connection after the response in progress, if there is one."""
         self._keep_alive = False
-        if self._phase == _Phase.DROPPING:
+        if self._phase == _DROPPING:
             self.transport.abort()
         else:
             super().shutdown()
@@ -189,26 +188,26 @@ class GuardedProtocol(HttpToolsProtocol):
             return False, 0.0
         if self._unsent_since_s is not None:
             return False, now_s - self._unsent_since_s
-        if self._phase == _Phase.SERVING:
+        if self._phase == _SERVING:
             return False, 0.0
         waited_s = now_s - self._since_s
-        return self._phase == _Phase.IDLE and waited_s > _SETTLING_S, waited_s
+        return self._phase == _IDLE and waited_s > _SETTLING_S, waited_s
 
     def _refuse_more(self) -> None:
         """Read nothing more; close after the response in progress."""
         self._refuses_more = True
-        if self._phase != _Phase.DROPPING:
+        if self._phase != _DROPPING:
             self.cycle.keep_alive = self._keep_alive = False
             self.flow.pause_reading()
 
     def _is_refused(self) -> bool:
         """Return whether the application is about to refuse the request, so that its body is not counted."""
-        return self._phase == _Phase.BODY and self._exchange.refused is not None
+        return self._phase == _BODY and self._exchange.refused is not None
 
     def _turn_away(self, status: str) -> None:
         """Respond without the application, and close."""
         self._refuses_more = True
-        if self._phase != _Phase.BODY or not self.cycle.response_started:
+        if self._phase != _BODY or not self.cycle.response_started:
             self.transport.write(_refusal(status))
         self.transport.close()
 
@@ -216,10 +215,10 @@ class GuardedProtocol(HttpToolsProtocol):
         """Close; while the client may still be sending, drop that first, because it would reset the connection."""
         if transport.is_closing():
             return
-        if self._phase != _Phase.BODY and not self._refuses_more:
+        if self._phase != _BODY and not self._refuses_more:
             transport.close()
             return
-        self._phase = _Phase.DROPPING
+        self._phase = _DROPPING
         self._since_s = self.loop.time()
         if transport.can_write_eof():
             transport.write_eof()
@@ -236,7 +235,7 @@ class _Joining:
     uvicorn writes a response's head and body one after the other, and each would be a system call and a packet.
     """
 
-    __slots__ = ("_close", "_closed", "_loop", "_pieces", "_size", "_transport", "written_bytes")
+    __slots__ = ("_close", "_closed", "_loop", "_pieces", "_transport", "written_bytes")
 
     def __init__(
         self,
@@ -249,7 +248,6 @@ class _Joining:
         self._close = close
         self._closed = False
         self._pieces: list[bytes] = []
-        self._size = 0
         self.written_bytes = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -261,8 +259,7 @@ class _Joining:
         if not self._pieces:
             self._loop.call_soon(self._flush)
         self._pieces.append(data)
-        self._size += len(data)
-        if self._size > PIECE_BYTES:  # so that a client that takes nothing is noticed
+        if len(data) >= PIECE_BYTES:  # at once, so that a client that takes nothing is noticed
             self._flush()
 
     def is_closing(self) -> bool:
@@ -276,8 +273,7 @@ class _Joining:
 
     def _flush(self) -> None:
         if self._pieces:
-            self.written_bytes += self._size
-            self._size = 0
-            pieces = b"".join(self._pieces)
+            joined = b"".join(self._pieces)
             self._pieces.clear()
-            self._transport.write(pieces)
+            self.written_bytes += len(joined)
+            self._transport.write(joined)

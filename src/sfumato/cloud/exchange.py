@@ -46,28 +46,24 @@ class Exchange:
         begun_s: when it began, of `time.perf_counter`.
     """
 
-    __slots__ = (
-        "_close", "_done", "_held", "_limits", "_send", "begun_s", "body_bytes", "caller", "headers", "model", "named",
-        "refused", "rows", "sent_bytes", "started", "status",
-    )  # fmt: skip
+    refused: Exception | None = None
+    caller: Caller | None = None
+    named: tuple[str, str | None] | None = None
+    model: ServedModel | None = None
+    rows = 0
+    status = 500
+    body_bytes = 0
+    sent_bytes = 0
+    started = False
+    _done = False
+    _send: Send
 
     def __init__(self, scope: Scope, held: Held, limits: Limits, *, close: bool) -> None:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.refused: Exception | None = None
-        self.caller: Caller | None = None
-        self.named: tuple[str, str | None] | None = None
-        self.model: ServedModel | None = None
-        self.rows = 0
-        self.status = 500
-        self.body_bytes = 0
-        self.sent_bytes = 0
-        self.started = False
         self.begun_s = time.perf_counter()
         self._held = held
         self._limits = limits
         self._close = close
-        self._done = False
-        self._send: Send
 
     def take(self, count: int) -> bool:
         """Make room for a part of the body, before it is kept; if it cannot be, refuse the request."""

@@ -121,10 +121,14 @@ class _Server(uvicorn.Server):
         await self.lifespan.startup()
         if self.lifespan.should_exit:
             raise SystemExit(1)
-        connection = partial(self.config.http_protocol_class, self.config, self.server_state, self.lifespan.state)
-        timeouts = {} if self.config.ssl is None else {"ssl_handshake_timeout": self._limits.head_timeout_s}
+        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        connection = partial(make, self.config, self.server_state, self.lifespan.state)
+        tls = self.config.ssl
+        handshake_s = None if tls is None else self._limits.head_timeout_s
         self.servers = [
-            await loop.create_server(connection, sock=listener, ssl=self.config.ssl, backlog=BACKLOG, **timeouts)
+            await loop.create_server(
+                connection, sock=listener, ssl=tls, backlog=BACKLOG, ssl_handshake_timeout=handshake_s
+            )
             for listener in sockets or ()
         ]
         self.started = True
