@@ -97,7 +97,7 @@ def serve(
         linger_s=linger,
         grace_s=grace,
     )
-    app: dict[str, Any] = {
+    app: cloud.ApplicationOptions = {
         "token": options.read_token(None) if token_file is None else None,
         "token_file": token_file,
         "limits": limits,
@@ -107,10 +107,11 @@ def serve(
     }
     at: dict[str, Any] = {"host": host, "port": port, "on_ready": announce}
     if engine == "ray":
+        cloud.check_options(app)
         build = partial(_app, open_models, loopback=host == "localhost" or cloud.is_loopback(host), **app)
         _serve_on_ray(build, many, cpus=threads, address=address, **at)
         return
-    at |= app | {"tls_cert": tls_cert, "tls_key": tls_key, "client_ca": client_ca}
+    at |= {**app, "tls_cert": tls_cert, "tls_key": tls_key, "client_ca": client_ca}
     if many.most == 1:
         cloud.serve(catalogue, **at)
     else:

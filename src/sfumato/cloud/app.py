@@ -250,6 +250,8 @@ class Application:
             yield
         self._draining = True
         await self.models.close()
+        if self._audit_log is not None:
+            self._audit_log.close()
 
     async def _server(self, _: Request) -> Response:
         return _json({"name": "sfumato", "version": __version__, "extensions": ["binary_tensor_data"]})
@@ -275,6 +277,15 @@ class Application:
     async def _infer_elsewhere(self, _: Request) -> Response:
         """Never called, as `_infer` takes every POST; its route turns other methods into 405."""
         raise HTTPException(404, "no such path")
+
+
+def check_options(options: ApplicationOptions) -> None:
+    """Raise what an application with these options would raise, so that it is raised once, before there are many."""
+    Callers(options.get("token"), options.get("token_file"))
+    Hosts(options.get("allowed_hosts", ()), loopback=True)
+    audit_log = options.get("audit_log")
+    if audit_log is not None:
+        logs.AuditLog(audit_log).close()
 
 
 async def _body(receive: Receive, exchange: Exchange) -> bytes:

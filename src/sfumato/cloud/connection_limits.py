@@ -8,7 +8,10 @@ read no faster than it is used; and nothing is read of a further request until t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+import socket
+import struct
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -31,6 +34,8 @@ _PATIENCE_S = 1.0
 """How long a connection with a request waits for its client before it may have to make room for another."""
 
 
+_RESET = struct.pack("ii", 1, 0)
+"""The value of SO_LINGER that makes closing a reset."""
 _IDLE, _HEAD, _BODY, _SERVING, _DROPPING = range(5)
 """The phases of a connection: between requests; while a head, a body arrives; while there is a response to make or
 send; and after a refusal."""
@@ -163,13 +168,13 @@ class GuardedProtocol(HttpToolsProtocol):
         if not unsent:
             self._unsent_since_s = None
             if now_s - self._since_s > self._allowed_s[self._phase]:
-                self.transport.abort()
+                self._cut()
             return
         taken = self._sending.written_bytes - unsent
         if self._unsent_since_s is None or taken >= self._taken_bytes + PIECE_BYTES:
             self._unsent_since_s, self._taken_bytes = now_s, taken
         elif now_s - self._unsent_since_s > self._send_timeout_s:
-            self.transport.abort()
+            self._cut()
 
     def _make_room(self) -> bool:
         """End the connection that has been idle longest, or else waited longest for its client."""
@@ -179,7 +184,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if longest._waits(now_s) <= (False, _PATIENCE_S):
             return False
         longest._evicted = True  # it counts until the event loop has closed it
-        longest.transport.abort()
+        longest._cut()
         return True
 
     def _waits(self, now_s: float) -> tuple[bool, float]:
@@ -192,6 +197,13 @@ class GuardedProtocol(HttpToolsProtocol):
             return False, 0.0
         waited_s = now_s - self._since_s
         return self._phase == _IDLE and waited_s > _SETTLING_S, waited_s
+
+    def _cut(self) -> None:
+        """End the connection now. With a request, reset it: the kernel then drops what it has not sent, too."""
+        if self._phase != _IDLE or self._unsent_since_s is not None:
+            with contextlib.suppress(OSError):
+                self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.transport.abort()
 
     def _refuse_more(self) -> None:
         """Read nothing more; close after the response in progress."""

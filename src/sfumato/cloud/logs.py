@@ -74,6 +74,10 @@ class AuditLog:
             log.error("the audit log cannot be written; requests are served without it")
         self._works = works
 
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
     def _open(self) -> int:
         return os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 

@@ -27,6 +27,7 @@ from typing import Unpack
 
 from sfumato.artifacts.signals import Handler, after_parent, handled
 from sfumato.cloud import logs
+from sfumato.cloud.app import check_options
 from sfumato.cloud.limits import Limits
 from sfumato.cloud.metrics import Siblings
 from sfumato.cloud.model_repository import Catalogue
@@ -87,9 +88,8 @@ def serve_replicas(
     if not hasattr(socket, "SO_REUSEPORT") or sys.platform == "win32":
         raise ServingError("this system cannot share a port between processes; serve with one, or --engine ray")
     limits = options.get("limits") or Limits()
-    tls_context(
-        options.get("tls_cert"), options.get("tls_key"), options.get("client_ca")
-    )  # so that its errors are raised once, and here
+    check_options(options)  # so that errors are raised once, and here
+    tls_context(options.get("tls_cert"), options.get("tls_key"), options.get("client_ca"))
     listeners = _listeners(host, port, count, options)
     with tempfile.TemporaryDirectory(prefix="sfumato-replicas-") as folder:
         target = partial(
