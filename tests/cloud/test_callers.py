@@ -46,7 +46,7 @@ def test_a_changed_file_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureF
     file = tmp_path / "tokens"
     file.write_text("a old-1\n")
     callers = Callers(file=file)
-    assert who(callers, "Bearer new-2", 0.0) is None
+    assert who(callers, "Bearer new-2", 0.0) is None and who(callers, "Bearer old-1", 0.0) == "a"
     file.write_text("a old-1\nb new-2\n")
     assert who(callers, "Bearer new-2", 0.5) is None, "looked at once a second"
     assert who(callers, "Bearer new-2", 1.5) == "b"

@@ -67,9 +67,9 @@ def serve(
 ) -> None:
     """Serve classifiers over the Open Inference Protocol, for any client of it.
 
-    Runs until Ctrl-C, and completes open requests first. SIGHUP loads new versions of the files, and tokens; GET /metrics
-    is for Prometheus. The server does not depend on obfuscation: it serves any ONNX model. Replicas that die are
-    replaced; `--engine ray` (`pip install 'sfumato[ray]'`) scales them with the load.
+    Runs until Ctrl-C, and completes open requests first. SIGHUP loads new versions of the files, and tokens;
+    GET /metrics is for Prometheus. The server does not depend on obfuscation: it serves any ONNX model. Replicas that
+    die are replaced; `--engine ray` (`pip install 'sfumato[ray]'`) scales them with the load.
 
     Example: `sfumato serve bundles/resnet20 --port 8080`, then `curl http://127.0.0.1:8080/v2/health/ready`
     """

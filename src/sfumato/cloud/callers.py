@@ -15,6 +15,7 @@ from sfumato.wire import fields
 log = logging.getLogger(__name__)
 
 _LOOK_AGAIN_S = 1.0
+_KNOWN_MOST = 1024
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _FORMAT = "each line is a token, or a name, a space and a token"
 
@@ -82,6 +83,7 @@ class Callers:
         self._file = None if file is None else Path(file)
         self._state: tuple[int, int, int] | None = None
         self._looked_s = -math.inf
+        self._known: dict[bytes, Caller] = {}
         self._by_name: dict[str, Caller] = {}
         self._by_digest: dict[bytes, Caller] | None = None
         if self._file is not None:
@@ -101,9 +103,18 @@ class Callers:
             self.reload()
         if self._by_digest is None:
             return self._anybody
+        known = self._known.get(authorization)
+        if known is not None:
+            return known
         scheme, _, token = authorization.partition(b" ")
-        # The digests are compared, so that the time taken says nothing of the tokens.
-        return self._by_digest.get(_digest(token.strip(b" "))) if scheme.lower() == b"bearer" else None
+        if scheme.lower() != b"bearer":
+            return None
+        # Digests are looked up, so that the time taken says nothing of the tokens; and so are the few headers that are
+        # known to be good: Python finds them by a hash with a secret key.
+        caller = self._by_digest.get(_digest(token.strip(b" ")))
+        if caller is not None and len(self._known) < _KNOWN_MOST:
+            self._known[authorization] = caller
+        return caller
 
     def reload(self, *, always: bool = False) -> None:
         """Read the file again if it has changed, or `always`; if it is unusable, log why and keep the tokens."""
@@ -124,6 +135,7 @@ class Callers:
     def _replace(self, tokens: dict[bytes, str]) -> None:
         before = self._by_name
         self._by_name = {name: before.get(name) or Caller(name, self._rate) for name in tokens.values()}
+        self._known.clear()
         self._by_digest = {digest: self._by_name[name] for digest, name in tokens.items()}
 
 

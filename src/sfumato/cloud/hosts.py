@@ -62,23 +62,20 @@ class Hosts:
         Raises:
             HTTPException: 421 for another name, 403 for another origin, 400 for no name or several.
         """
-        host = by_name.get(b"host")
-        if host is None:
-            if http10:
-                return
-            raise HTTPException(400, "a request needs a Host header")
-        if len(by_name) != len(headers) and sum(name in (b"host", b"origin") for name, _ in headers) > 1 + (
-            b"origin" in by_name
-        ):
+        host, origin = by_name.get(b"host"), by_name.get(b"origin")
+        if host in self._known and origin is None and len(by_name) == len(headers):
+            return
+        names = [name for name, _ in headers]
+        if host is None and http10:
+            return
+        if host is None or names.count(b"host") > 1 or names.count(b"origin") > 1:
             raise HTTPException(400, "a request has one Host header, and at most one Origin header")
-        if host not in self._known:
-            if not self._is_name(_split(host.decode("latin-1"))[0]):
-                raise HTTPException(421, "this server does not go by that name; allow it with --allowed-host NAME")
-            if len(self._known) < _KNOWN_MOST:
-                self._known.add(host)
-        origin = by_name.get(b"origin")
+        if not self._is_name(_split(host.decode("latin-1"))[0]):
+            raise HTTPException(421, "this server does not go by that name; allow it with --allowed-host NAME")
         if origin is not None and not self._is_own(origin.decode("latin-1"), host.decode("latin-1")):
             raise HTTPException(403, "pages of other origins may not use this server")
+        if len(self._known) < _KNOWN_MOST:
+            self._known.add(host)
 
     def _is_name(self, name: str) -> bool:
         if name in self._names:
