@@ -68,8 +68,10 @@ def test_it_asks_for_little_and_gives_nothing_away(container: Any) -> None:
     assert rules["runAsNonRoot"] and rules["runAsUser"] and rules["readOnlyRootFilesystem"]
     assert rules["capabilities"] == {"drop": ["ALL"]} and not rules["allowPrivilegeEscalation"]
     assert set(container["resources"]["limits"]) == {"cpu", "memory"}
-    (token,) = container["env"]
-    assert token["name"] == "SFUMATO_TOKEN" and token["valueFrom"]["secretKeyRef"]["name"] == "sfumato-token"
+    (volume,) = read("runtime.yaml")["spec"]["volumes"]
+    (mount,) = container["volumeMounts"]
+    assert volume == {"name": mount["name"], "secret": {"secretName": "sfumato-token"}} and mount["readOnly"]
+    assert f"--token-file={mount['mountPath']}/token" in container["args"]
     assert read("service.yaml")["spec"]["predictor"]["automountServiceAccountToken"] is False
 
 

@@ -24,6 +24,7 @@ import pytest
 import tiny
 from sfumato import cloud, wire
 from sfumato.artifacts.bundle import Bundle
+from sfumato.errors import ServingError
 
 TOKEN = "s3cret"
 INFER = "/v2/models/tiny/infer"
@@ -120,6 +121,74 @@ def test_the_log_as_text(classifier_bundle: Bundle) -> None:
     assert " model=tiny version=1 rows=2 status=200 ms=" in line
 
 
+# --- tokens, rates, and who asked -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_tokens_change_while_it_serves(classifier_bundle: Bundle, tmp_path: Path, replicas: int) -> None:
+    """By a signal, and without one; an old and a new token overlap."""
+    tokens, audit = tmp_path / "tokens", tmp_path / "audit.jsonl"
+    tokens.write_text("phones old-1\n")
+    options = ("--token-file", tokens, "--audit-log", audit, "--replicas", replicas)
+    with process(classifier_bundle.path, *options) as (url, server):
+
+        def statuses(*given: str) -> set[tuple[int, ...]]:
+            """Of several connections, which different replicas serve."""
+            return {tuple(infer(url, Authorization=f"bearer {token}")[0] for token in given) for _ in range(6)}
+
+        assert statuses("old-1", "new-2") == {(200, 401)}
+        tokens.write_text("phones old-1\nphones new-2\n")
+        server.send_signal(signal.SIGHUP)
+        wait_for(lambda: statuses("old-1", "new-2") == {(200, 200)})
+        tokens.write_text("phones new-2\n")
+        wait_for(lambda: statuses("old-1", "new-2") == {(401, 200)})
+        audit.rename(tmp_path / "audit.1")
+        server.send_signal(signal.SIGHUP)
+        wait_for(audit.exists)
+    lines = [json.loads(line) for line in (tmp_path / "audit.1").read_text().splitlines()]
+    assert {(line["token"], line["status"]) for line in lines} == {("phones", 200), (None, 401)}
+
+
+def test_the_audit_log(classifier_bundle: Bundle, tmp_path: Path) -> None:
+    audit = tmp_path / "audit.jsonl"
+    with cloud.running([cloud.ServedModel(classifier_bundle.path)], token=TOKEN, audit_log=audit) as url:
+        infer(url, Authorization=f"Bearer {TOKEN}")
+        infer(url)
+        ask(url, "GET", "/v2/models/tiny", headers={"Authorization": f"Bearer {TOKEN}"})
+        ask(url, "GET", "/v2/health/live")
+    good, refused, asked = (json.loads(line) for line in audit.read_text().splitlines())
+    assert good.keys() == {"time", "token", "address", "model", "version", "rows", "status"}
+    assert list(good.values())[1:] == ["token-1", "127.0.0.1", "tiny", "1", 2, 200]
+    assert (refused["token"], refused["model"], refused["status"]) == (None, None, 401)
+    assert (asked["token"], asked["rows"], asked["status"]) == ("token-1", 0, 200)
+    assert TOKEN not in audit.read_text() and "0.625" not in audit.read_text()
+    assert audit.stat().st_mode & 0o077 == 0
+
+
+def test_an_audit_log_that_cannot_be_written_stops_nothing(
+    classifier_bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    with cloud.running([cloud.ServedModel(classifier_bundle.path)], audit_log="/dev/full") as url:
+        assert [infer(url)[0] for _ in range(3)] == [200] * 3
+    assert caplog.text.count("audit log") == 1
+    with (
+        pytest.raises(ServingError, match="audit log"),
+        cloud.running([cloud.ServedModel(classifier_bundle.path)], audit_log="/no/such/folder/file"),
+    ):
+        pass
+
+
+def test_each_token_has_its_rate(classifier_bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text("a a-1\nb b-1\n")
+    options: dict[str, Any] = {"token_file": tmp_path / "tokens", "limits": cloud.Limits(max_rate=0.1)}
+    with cloud.running([cloud.ServedModel(classifier_bundle.path)], **options) as url:
+        assert infer(url, Authorization="Bearer a-1")[0] == 200
+        status, _, headers = infer(url, Authorization="Bearer a-1")
+        assert status == 429 and 10 < int(headers["Retry-After"]) <= 20, "two images, at 0.1 a second"
+        assert infer(url, Authorization="Bearer b-1")[0] == 200
+        assert ask(url, "GET", "/v2", headers={"Authorization": "Bearer a-1"})[0] == 200
+
+
 # --- load and ill will ----------------------------------------------------------------------------
 
 
@@ -128,7 +197,9 @@ def test_bytes_in_memory_are_bounded(classifier_bundle: Bundle) -> None:
     limits = cloud.Limits(max_held_bytes=len(ENCODED.body) + 100)
     with cloud.running([cloud.ServedModel(classifier_bundle.path)], limits=limits) as url:
         with socket.create_connection(address(url), timeout=5) as slow:
-            slow.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\n".encode() + b" " * 800)
+            slow.sendall(
+                f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n".encode() + b" " * 800
+            )
             wait_for(lambda: metrics(url)["sfumato_held_bytes"] == 800)
             status, _, headers = infer(url)
             assert (status, headers["Retry-After"]) == (503, "1")
@@ -141,8 +212,8 @@ def test_bytes_in_memory_are_bounded(classifier_bundle: Bundle) -> None:
     [
         b"",
         f"POST {INFER} HTTP/1.1\r\nHost".encode(),
-        f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\nabc".encode(),
-        f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\nabc".encode(),
+        f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\nabc".encode(),
+        f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999\r\n\r\nabc".encode(),
     ],
 )
 def test_who_takes_too_long_is_cut_off(classifier_bundle: Bundle, sent: bytes) -> None:
@@ -165,7 +236,7 @@ def test_huge_heads_are_refused(classifier_bundle: Bundle, head: bytes) -> None:
         socket.create_connection(address(url), timeout=5) as connection,
     ):
         try:
-            connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n\r\n")
+            connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n" + head + b"\r\n\r\n")
             response = connection.recv(1000)
         except ConnectionError:
             response = b""  # it was cut off while it spoke
@@ -296,7 +367,7 @@ def test_goodbye_under_load_drops_no_request(classifier_bundle: Bundle) -> None:
 
 def test_a_request_under_way_is_answered_before_the_end(classifier_bundle: Bundle) -> None:
     with process(classifier_bundle.path, "--linger", 0) as (url, server):
-        head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(ENCODED.body)}\r\n"
+        head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(ENCODED.body)}\r\n"
         head += "".join(f"{key}: {value}\r\n" for key, value in ENCODED.headers().items()) + "\r\n"
         with socket.create_connection(address(url), timeout=20) as connection:
             connection.sendall(head.encode() + ENCODED.body[:100])

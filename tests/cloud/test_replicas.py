@@ -124,7 +124,7 @@ def test_no_new_connection_is_taken_while_the_last_requests_finish(tiny_bundles:
     with serving(tiny_bundles[1].path, "--replicas", 2, "--linger", 0, "--grace", 20) as (said, process):
         address = ("127.0.0.1", int(said["url"].rpartition(":")[2]))
         with socket.create_connection(address) as under_way:
-            under_way.sendall(b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            under_way.sendall(b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
             time.sleep(0.3)
             process.send_signal(signal.SIGTERM)
 

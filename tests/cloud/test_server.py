@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import logging
 import socket
+import ssl
 import subprocess
 import sys
 import urllib.parse
@@ -207,14 +209,14 @@ def test_compressed_requests_are_refused(url: str) -> None:
 def test_a_body_that_says_it_is_too_long_is_not_read(url: str) -> None:
     host, port = urllib.parse.urlsplit(url).netloc.split(":")
     with socket.create_connection((host, int(port)), timeout=5) as connection:
-        connection.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 100001\r\n\r\n".encode())
+        connection.sendall(f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100001\r\n\r\n".encode())
         assert b" 413 " in connection.recv(1000)
 
 
 def test_a_body_that_turns_out_too_long_is_cut_off(url: str) -> None:
     host, port = urllib.parse.urlsplit(url).netloc.split(":")
     with socket.create_connection((host, int(port)), timeout=5) as connection:
-        connection.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        connection.sendall(f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
         for _ in range(3):
             connection.sendall(b"c350\r\n" + bytes(50_000) + b"\r\n")
         assert b" 413 " in connection.recv(1000)
@@ -225,7 +227,7 @@ def test_who_hangs_up_does_no_harm(url: str) -> None:
     host, port = urllib.parse.urlsplit(url).netloc.split(":")
     for _ in range(5):
         with socket.create_connection((host, int(port)), timeout=5) as connection:
-            connection.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\nabc".encode())
+            connection.sendall(f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\nabc".encode())
     assert ask(url, "GET", "/v2/health/live")[0] == 200
 
 
@@ -237,11 +239,29 @@ def test_the_token(classifier_bundle: Bundle, obfuscator_bundle: Bundle) -> None
             for method, path in (("GET", "/v2"), ("GET", "/v2/models/tiny"), ("POST", INFER), ("GET", "/nowhere")):
                 status, _, headers = ask(url, method, path, b"{}" if method == "POST" else None, given)
                 assert (status, headers["WWW-Authenticate"]) == (401, "Bearer")
-        assert ask(url, "GET", "/v2", headers={"Authorization": f"Bearer {TOKEN}"})[0] == 200
+        assert ask(url, "GET", "/v2", headers={"Authorization": f"bEARER {TOKEN}"})[0] == 200
         with Client(url, obfuscator_bundle, token=TOKEN) as client:
             client.classify(tiny.image())
         with Client(url, obfuscator_bundle, token="wrong") as client, pytest.raises(EndpointRefused, match="token"):
             client.classify(tiny.image())
+
+
+def test_pages_from_elsewhere_cannot_use_it(classifier_bundle: Bundle) -> None:
+    """As after DNS rebinding; `allowed_hosts` lets a name in. Load balancers ask for health by any."""
+    models = [cloud.ServedModel(classifier_bundle.path)]
+    names = ["models.example.org"]
+    for host, given, statuses in (
+        ("127.0.0.1", [], (421, 421)),
+        ("127.0.0.1", names, (421, 200)),
+        ("0.0.0.0", [], (200, 200)),
+    ):
+        with cloud.running(models, host=host, allowed_hosts=given) as url:
+            at = url.replace("0.0.0.0", "127.0.0.1")
+            found = [ask(at, "GET", "/v2", headers={"Host": name})[0] for name in ("evil.example", *names)]
+            assert tuple(found) == statuses
+            assert ask(at, "GET", "/v2/health/live", headers={"Host": "evil.example"})[0] == 200
+            assert ask(at, "GET", "/v2")[0] == 200
+        models = [cloud.ServedModel(classifier_bundle.path)]
 
 
 def test_overload_is_503_with_retry_after(classifier_bundle: Bundle) -> None:
@@ -359,6 +379,43 @@ def test_tls(certificate: tuple[Path, Path], classifier_bundle: Bundle, obfuscat
             client.classify(tiny.image())
 
 
+def test_client_certificates(
+    certificate: tuple[Path, Path], classifier_bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that is its own authority; and nothing is said of those who have none, or do not speak TLS."""
+    cert, key = certificate
+    model = cloud.ServedModel(classifier_bundle.path)
+    with cloud.running([model], tls_cert=cert, tls_key=key, client_ca=cert) as url:
+        host, port = urllib.parse.urlsplit(url).netloc.split(":")
+        for has_one in (True, False):
+            context = ssl.create_default_context(cafile=cert)
+            if has_one:
+                context.load_cert_chain(cert, key)
+            with socket.create_connection((host, int(port)), timeout=5) as plain:
+                try:
+                    with context.wrap_socket(plain, server_hostname="localhost") as secure:
+                        secure.sendall(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                        response = secure.recv(1000)
+                except (ssl.SSLError, ConnectionError):
+                    response = b""
+            assert response.startswith(b"HTTP/1.1 200") == has_one
+        with socket.create_connection((host, int(port)), timeout=5) as plain:
+            plain.sendall(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            plain.recv(1000)
+    assert "Traceback" not in caplog.text and not any(record.exc_info for record in caplog.records)
+
+
+def test_a_tls_handshake_has_a_deadline(certificate: tuple[Path, Path], classifier_bundle: Bundle) -> None:
+    cert, key = certificate
+    limits = cloud.Limits(head_timeout_s=0.5)
+    with (
+        cloud.running([cloud.ServedModel(classifier_bundle.path)], tls_cert=cert, tls_key=key, limits=limits) as url,
+        socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=5) as silent,
+        contextlib.suppress(ConnectionError),
+    ):
+        assert silent.recv(1) == b""
+
+
 def test_tls_files_that_cannot_be_used(
     certificate: tuple[Path, Path], tmp_path: Path, classifier_bundle: Bundle
 ) -> None:
@@ -372,6 +429,11 @@ def test_tls_files_that_cannot_be_used(
     for pair in ((tmp_path / "none.pem", key), (junk, key), (cert, junk), (cert, None), (None, key), (cert, encrypted)):
         with pytest.raises(ServingError):
             cloud.serve([model], port=0, tls_cert=pair[0], tls_key=pair[1])
+    for authorities in (tmp_path / "none.pem", junk):
+        with pytest.raises(ServingError, match=authorities.name):
+            cloud.serve([model], port=0, tls_cert=cert, tls_key=key, client_ca=authorities)
+    with pytest.raises(ServingError, match="need TLS"):
+        cloud.serve([model], port=0, client_ca=cert)
 
 
 def test_an_open_server_without_a_token_is_warned_of(

@@ -67,6 +67,14 @@ class Listen:
     host: Annotated[str, option("ADDRESS", "Address to listen on; 0.0.0.0 opens it to the network.")] = "127.0.0.1"
     tls_cert: Annotated[Path | None, option("FILE", "Certificate chain, PEM.", rich_help_panel=ADVANCED)] = None
     tls_key: Annotated[Path | None, option("FILE", "Private key, PEM.", rich_help_panel=ADVANCED)] = None
+    allowed_host: Annotated[
+        list[str] | None, option("NAME", "Further name by which clients may address it; repeatable.")
+    ] = None
+
+    def to_server(self) -> dict[str, Any]:
+        """Return them as `sfumato.cloud.ServerOptions` and the address."""
+        names = {"allowed_hosts": self.allowed_host or ()}
+        return {"host": self.host, "tls_cert": self.tls_cert, "tls_key": self.tls_key, **names}
 
 
 def refuse_others(context: typer.Context, allowed: Iterable[str], why: str) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 MIB = 2**20
 
 
+TokensFile = Annotated[
+    Path | None,
+    option("FILE", f"Bearer tokens: a line each, a name before it or none. Default: ${options.TOKEN_VARIABLE}."),
+]
+
+
 @dataclass(frozen=True)
 class LimitOptions:
     """The options that become `sfumato.cloud.Limits`; each attribute is the option of its name."""
@@ -29,7 +35,10 @@ class LimitOptions:
     max_body_mb: Annotated[float, option("MIB", "Longest request.", min=0.001)] = 16.0
     max_held_mb: Annotated[float, option("MIB", "All requests in memory; further ones get 503.", min=0.001)] = 256.0
     max_connections: Annotated[int, option("N", "Connections at once; further ones get 503.", min=1)] = 1000
+    max_rate: Annotated[float | None, option("N", "Images per second of each token; beyond, 429.", min=0.001)] = None
+    head_timeout: Annotated[float, option("SECONDS", "How long a request's head may take to arrive.", min=0.1)] = 10.0
     receive_timeout: Annotated[float, option("SECONDS", "How long a request may take to arrive.", min=0.1)] = 60.0
+    send_timeout: Annotated[float, option("SECONDS", "How long 64 KiB of a response may take.", min=0.1)] = 60.0
     linger: Annotated[float, option("SECONDS", "After SIGTERM: respond, not ready, for so long.", min=0)] = 1.0
     grace: Annotated[float, option("SECONDS", "After that: time for open requests.", min=1)] = 10.0
 
@@ -41,10 +50,12 @@ def serve(
     port: options.Port = 8080,
     listen: options.Listen,
     name: Annotated[str | None, option("NAME", "The model's name. Default: its own.")] = None,
-    token_file: options.TokenFile = None,
+    token_file: TokensFile = None,
     replicas: Annotated[str, option("N", "Processes behind the port; of --engine ray also 1-8.")] = "1",
     models: Annotated[Path | None, option("DIR", "Folder of NAME/VERSION/model.onnx, or of bundles.")] = None,
     decoder: Annotated[Path | None, option("BUNDLE", "Obfuscator whose codes to decode, as NAME-split.")] = None,
+    client_ca: Annotated[Path | None, option("FILE", "Authorities; clients need a certificate of one, PEM.")] = None,
+    audit_log: Annotated[Path | None, option("FILE", "Add a line for each request: who asked, no content.")] = None,
     threads: Annotated[int, option("N", "Threads for one run of a model.", min=1)] = 1,
     max_batch: Annotated[int, option("N", "Images in one run; waiting requests are joined.", min=1)] = 32,
     max_queue: Annotated[int, option("N", "Requests that may wait for a model; further ones get 503.", min=1)] = 256,
@@ -59,9 +70,9 @@ def serve(
 ) -> None:
     """Serve classifiers over the Open Inference Protocol, for any client of it.
 
-    Runs until Ctrl-C, and completes open requests first. SIGHUP loads new versions of the files; GET /metrics is for
-    Prometheus. The server does not depend on obfuscation: it serves any ONNX model. Replicas that die are replaced;
-    `--engine ray` (`pip install 'sfumato[ray]'`) scales them with the load.
+    Runs until Ctrl-C, and completes open requests first. SIGHUP loads new versions of the files, and tokens;
+    GET /metrics is for Prometheus. The server does not depend on obfuscation: it serves any ONNX model. Replicas that
+    die are replaced; `--engine ray` (`pip install 'sfumato[ray]'`) scales them with the load.
 
     Example: `sfumato serve bundles/resnet20 --port 8080`, then `curl http://127.0.0.1:8080/v2/health/ready`
     """
@@ -70,31 +81,36 @@ def serve(
     from sfumato.cloud.ray import OPEN_PORTS, serve_on_ray
 
     logs.configure(as_json=log_format == "json")
-    many = _replicas(replicas, engine, address, tls=listen.tls_cert is not None or listen.tls_key is not None)
-    paths, token, limits = model or [], options.read_token(token_file), _limits(given_limits)
+    many = _replicas(replicas, engine, address, tls=any((listen.tls_cert, listen.tls_key, client_ca)))
+    paths = model or []
     how = {"threads": threads, "max_batch": max_batch, "max_queue": max_queue}
     open_models = partial(cloud.catalogue_of, paths, models, name=name, decoder=decoder, **how)
     catalogue = open_models()  # for several replicas, too: a damaged file is named once, here
     served = [{"name": one.name, "version": one.version, "fingerprint": one.fingerprint} for one in catalogue]
     announce = partial(_announce, served, as_json=as_json, alone=len(paths) == 1 and models is None)
+    app: cloud.ApplicationOptions = {
+        "token": options.read_token(None) if token_file is None else None,
+        "token_file": token_file,
+        "limits": _limits(given_limits),
+        "access_log": access_log,
+        "allowed_hosts": listen.allowed_host or (),
+        "audit_log": audit_log,
+    }
+    at: dict[str, Any] = {"port": port, "on_ready": announce}
     if engine == "ray":
+        cloud.check_options(app)
+        loopback = listen.host == "localhost" or cloud.is_loopback(listen.host)
         starting = f"starting {many.least} replica(s) on Ray, which takes some seconds"
         typer.echo(starting if address else f"{starting}\n{OPEN_PORTS}", err=True)
-        serve_on_ray(
-            lambda: cloud.Application(open_models(), token=token, access_log=access_log, limits=limits),
-            replicas=many,
-            host=listen.host,
-            port=port,
-            cpus=threads,
-            address=address,
-            on_ready=announce,
-        )
+        build = lambda: cloud.Application(open_models(), loopback=loopback, **app)  # noqa: E731
+        serve_on_ray(build, replicas=many, host=listen.host, cpus=threads, address=address, **at)
         return
-    start: Callable[..., None] = partial(cloud.serve, catalogue)
-    if many.most > 1:
+    at |= {**app, **listen.to_server(), "client_ca": client_ca}
+    if many.most == 1:
+        cloud.serve(catalogue, **at)
+    else:
         del catalogue  # each replica opens its own
-        start = partial(cloud.serve_replicas, open_models, many.most, log_as_json=log_format == "json")
-    start(port=port, **vars(listen), token=token, limits=limits, access_log=access_log, on_ready=announce)
+        cloud.serve_replicas(open_models, many.most, log_as_json=log_format == "json", **at)
 
 
 def _limits(given: LimitOptions) -> Limits:
@@ -104,7 +120,10 @@ def _limits(given: LimitOptions) -> Limits:
         max_body_bytes=int(given.max_body_mb * MIB),
         max_held_bytes=int(given.max_held_mb * MIB),
         max_connections=given.max_connections,
+        max_rate=math.inf if given.max_rate is None else given.max_rate,
+        head_timeout_s=given.head_timeout,
         receive_timeout_s=given.receive_timeout,
+        send_timeout_s=given.send_timeout,
         linger_s=given.linger,
         grace_s=given.grace,
     )

@@ -47,4 +47,4 @@ def studio(
             typer.echo(f"the studio is at {url} (Ctrl-C stops it)")
 
     model = cloud.ServedModel(served.path)
-    cloud.serve([model], port=port, **vars(listen), pages=pages, on_ready=announce)
+    cloud.serve([model], port=port, **listen.to_server(), pages=pages, on_ready=announce)

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import hmac
 import json
 import logging
+import math
+import os
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, TypedDict, Unpack
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sfumato import __version__
 from sfumato.cloud import logs
+from sfumato.cloud.callers import Callers
 from sfumato.cloud.dataplane import ServedModel
+from sfumato.cloud.exchange import EXTENSION, Exchange, Held, too_long
+from sfumato.cloud.hosts import Hosts
+from sfumato.cloud.limits import Limits
 from sfumato.cloud.metrics import CONTENT_TYPE, Metrics, Siblings
 from sfumato.cloud.model_repository import Catalogue
 from sfumato.errors import ModelNotFound, Overloaded, ServingError, WireError
-from sfumato.wire import HEADER_LENGTH, decode_request, encode_metadata, encode_response, fields, paths
+from sfumato.wire import HEADER_LENGTH, decode_request, encode_metadata, encode_response, paths
 
 log = logging.getLogger(__name__)
 
@@ -31,30 +36,7 @@ RETRY_AFTER_S = 1
 METRICS = "/metrics"
 _OPEN_PATHS = frozenset({paths.LIVE, paths.READY})
 _LENGTH_KEY = HEADER_LENGTH.lower().encode()
-_CLOSE = (b"connection", b"close")
 _GONE = 499  # the log's status for a client that hung up; it is never sent
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The limits of a server.
-
-    Attributes:
-        max_body_bytes: the longest request body that is read.
-        max_held_bytes: how many bytes of bodies may be in memory at once, being received or waiting for a model.
-        max_connections: how many connections there may be at once; the limit of open files may allow fewer.
-        receive_timeout_s: how long a request may take to arrive.
-        linger_s: how long after SIGTERM the server reports "not ready" and still serves, before it takes no
-            further connections. SIGINT, and a second SIGTERM, end that.
-        grace_s: how long requests in progress may take then.
-    """
-
-    max_body_bytes: int = 16 * 2**20
-    max_held_bytes: int = 256 * 2**20
-    max_connections: int = 1000
-    receive_timeout_s: float = 60.0
-    linger_s: float = 1.0
-    grace_s: float = 10.0
 
 
 class ApplicationOptions(TypedDict, total=False):
@@ -62,14 +44,21 @@ class ApplicationOptions(TypedDict, total=False):
 
     Attributes:
         token: if given, everything but the health endpoints needs `Authorization: Bearer <token>`.
+        token_file: the same, for each of the tokens in a file; see `Callers`.
         limits: its limits.
+        allowed_hosts: further names by which it may be asked. On the loopback, and wherever some are given, requests to
+            other names, and from pages of other origins, are refused; see `Hosts`.
+        audit_log: a file to which a line is added for each request for a model: who asked, and without any content.
         pages: an ASGI application that serves every path outside `/v2` but `/metrics`, to everybody: the token is for
             the models.
         access_log: whether a line is logged for each request.
     """
 
     token: str | None
+    token_file: str | os.PathLike[str] | None
     limits: Limits | None
+    allowed_hosts: Sequence[str]
+    audit_log: str | os.PathLike[str] | None
     pages: ASGIApp | None
     access_log: bool
 
@@ -81,13 +70,15 @@ class Application:
         models: what is served.
         options: see `ApplicationOptions`.
         siblings: other processes with the same models, whose metrics are reported together with its own.
+        loopback: whether only this machine reaches it.
 
     Attributes:
         models: what is served.
         limits: its limits.
 
     Raises:
-        ServingError: no model, two of one name, or an unusable token.
+        ServingError: no model, two of one name, an unusable token, file of tokens, or host name, or an audit log that
+            cannot be written.
     """
 
     def __init__(
@@ -95,18 +86,20 @@ class Application:
         models: Catalogue | Iterable[ServedModel],
         *,
         siblings: Siblings | None = None,
+        loopback: bool = False,
         **options: Unpack[ApplicationOptions],
     ) -> None:
         self.models = models if isinstance(models, Catalogue) else Catalogue.of(models)
-        token = options.get("token")
-        if token is not None and not fields.is_token(token):
-            raise ServingError("the token must be printable ASCII without spaces")
-        self._expected = None if token is None else f"Bearer {token}".encode()
         self._pages = options.get("pages")
         self.limits = options.get("limits") or Limits()
         self._access_log = options.get("access_log", False)
-        self._held_bytes = 0
-        self._metrics = Metrics(lambda: self.models, lambda: self._held_bytes)
+        self._callers = Callers(options.get("token"), options.get("token_file"), rate=self.limits.max_rate)
+        names = options.get("allowed_hosts", ())
+        self._hosts = Hosts(names, loopback=loopback) if names or loopback else None
+        audit_log = options.get("audit_log")
+        self._audit_log = None if audit_log is None else logs.AuditLog(audit_log)
+        self._held = Held()
+        self._metrics = Metrics(lambda: self.models, lambda: self._held.bytes)
         self._siblings = siblings
         self._draining = False
         models_at = (paths.MODEL, paths.VERSION)
@@ -128,82 +121,105 @@ class Application:
         """Report "not ready" from now on, and close every connection after its next response."""
         self._draining = True
 
+    async def reload(self) -> None:
+        """Read again what may have changed: tokens and models. Open the audit log anew, so that it can be rotated."""
+        self._callers.reload(always=True)
+        if self._audit_log is not None:
+            self._audit_log.reopen()
+        await self.models.reload()
+
+    def begin(self, scope: Scope) -> Exchange:
+        """Begin an exchange with a request's head; if it is not served, the exchange says why."""
+        exchange = Exchange(scope, self._held, self.limits, close=self._draining)
+        try:
+            self._admit(scope, exchange)
+        except Exception as error:
+            exchange.refused = error
+        return exchange
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or the server's start and end."""
         if scope["type"] != "http":
             await self._router(scope, receive, send)
             return
-        exchange = _Exchange(send, close=self._draining)
+        begun = (scope.get("extensions") or {}).get(EXTENSION)
+        exchange = begun or self.begin(scope)
+        if begun is None:  # the server is not ours
+            receive = exchange.counting(receive)
+        send = exchange.sending_to(send)
         try:
-            self._authorise(scope)
-            named = paths.parse_infer(scope["path"])
-            if named is not None and scope["method"] == "POST":
-                await self._infer(named, scope, receive, exchange)
+            if exchange.refused is not None:
+                raise exchange.refused
+            if exchange.named is not None:
+                await self._infer(exchange.named, receive, exchange)
             else:
                 scope["app"] = self  # lets the router raise its 404 and 405, so that they become JSON, too
                 app = self._router if self._pages is None or self._is_ours(scope["path"]) else self._pages
-                await app(scope, receive, exchange.send)
+                await app(scope, receive, send)
         except _ClientGone:
             exchange.status = _GONE
+        except asyncio.CancelledError:  # the time for open requests is over, or the client has hung up
+            exchange.status = _GONE
+            if begun is None:
+                raise
         except Exception as error:
-            await _error_response(error)(scope, receive, exchange.send)
+            response = _error_response(error)
+            if not exchange.started:
+                await response(scope, receive, send)
         finally:
-            self._held_bytes -= exchange.held_bytes
-            self._note(exchange)
+            exchange.end()
+            self._note(scope, exchange)
 
-    async def _infer(self, named: tuple[str, str | None], scope: Scope, receive: Receive, exchange: _Exchange) -> None:
+    def _admit(self, scope: Scope, exchange: Exchange) -> None:
+        """Refuse a request that its head already shows to be unwanted."""
+        path, headers = scope["path"], exchange.headers
+        if path in _OPEN_PATHS:
+            return
+        if self._hosts is not None:
+            self._hosts.check(scope["headers"], headers, http10=scope["http_version"] == "1.0")
+        if not self._is_ours(path):
+            return
+        exchange.caller = caller = self._callers.find(headers.get(b"authorization", b""), exchange.begun_s)
+        if caller is None:
+            raise HTTPException(401, "a valid bearer token is needed", headers={"WWW-Authenticate": "Bearer"})
+        named = paths.parse_infer(path) if scope["method"] == "POST" else None
+        if named is None:
+            return
+        exchange.named = named
         exchange.model = self.models.find(*named)
-        exchange.model.batcher.refuse_if_full()  # before its body takes memory
-        headers = dict(scope["headers"])
-        body = await self._body(headers, receive, exchange)
-        length = headers.get(_LENGTH_KEY)
+        wait_s = caller.wait_s(exchange.begun_s)
+        if wait_s:
+            raise HTTPException(
+                429,
+                f"this token may have {self.limits.max_rate:g} images per second classified; try again later",
+                headers={"Retry-After": str(math.ceil(wait_s))},
+            )
+        exchange.model.batcher.refuse_if_full()
+        if headers.get(b"content-encoding", b"identity") != b"identity":
+            raise HTTPException(415, "compressed bodies are not supported; send it as it is")
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self.limits.max_body_bytes:
+            raise too_long(self.limits)
+
+    async def _infer(self, named: tuple[str, str | None], receive: Receive, exchange: Exchange) -> None:
+        body = await _body(receive, exchange)
+        length = exchange.headers.get(_LENGTH_KEY)
         request = decode_request(body, None if length is None else length.decode("latin-1"))
         exchange.model = model = self.models.find(*named)  # it may have been replaced while the body came
         exchange.rows = model.rows(request)
+        if exchange.caller is not None and exchange.rows > 1:
+            exchange.caller.charge(exchange.rows - 1)
         encoded = encode_response(await model.infer(request), request)
         head = [(key.lower().encode(), value.encode()) for key, value in encoded.headers().items()]
         head.append((b"content-length", str(len(encoded.body)).encode()))
         await exchange.send({"type": "http.response.start", "status": 200, "headers": head})
         await exchange.send({"type": "http.response.body", "body": encoded.body})
 
-    async def _body(self, headers: Mapping[bytes, bytes], receive: Receive, exchange: _Exchange) -> bytes:
-        """Read the request's body; refuse it as soon as it is known to be too long."""
-        if headers.get(b"content-encoding", b"identity") != b"identity":
-            raise HTTPException(415, "compressed bodies are not supported; send it as it is")
-        length = headers.get(b"content-length", b"0")
-        self._check_length(int(length) if length.isdigit() else 0)
-        chunks, more = [], True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise _ClientGone
-            chunk = message.get("body", b"")
-            if self._held_bytes + len(chunk) > self.limits.max_held_bytes:
-                raise Overloaded(f"{self._held_bytes} bytes of requests are in memory already; try again later")
-            self._held_bytes += len(chunk)
-            exchange.held_bytes += len(chunk)
-            self._check_length(exchange.held_bytes)
-            chunks.append(chunk)
-            more = message.get("more_body", False)
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-    def _check_length(self, length: int) -> None:
-        if length > self.limits.max_body_bytes:
-            raise HTTPException(413, f"the body is longer than {self.limits.max_body_bytes} bytes; send fewer rows")
-
-    def _authorise(self, scope: Scope) -> None:
-        path = scope["path"]
-        if self._expected is None or path in _OPEN_PATHS or not self._is_ours(path):
-            return
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        if not hmac.compare_digest(given, self._expected):
-            raise HTTPException(401, "a valid bearer token is needed", headers={"WWW-Authenticate": "Bearer"})
-
     def _is_ours(self, path: str) -> bool:
         return self._pages is None or path.startswith(paths.SERVER) or path == METRICS
 
-    def _note(self, exchange: _Exchange) -> None:
-        seconds = time.perf_counter() - exchange.started
+    def _note(self, scope: Scope, exchange: Exchange) -> None:
+        seconds = time.perf_counter() - exchange.begun_s
         self._metrics.count(exchange.model, exchange.status, exchange.rows, seconds)
         if self._access_log:
             logs.request_line(
@@ -212,8 +228,18 @@ class Application:
                 rows=exchange.rows,
                 status=exchange.status,
                 ms=round(1000 * seconds, 3),
-                bytes_in=exchange.held_bytes,
+                bytes_in=exchange.body_bytes,
                 bytes_out=exchange.sent_bytes,
+            )
+        if self._audit_log is not None and scope["path"] not in _OPEN_PATHS and self._is_ours(scope["path"]):
+            client = scope.get("client")
+            self._audit_log.write(
+                token=exchange.caller and exchange.caller.name,
+                address=client and client[0],
+                model=exchange.model and exchange.model.name,
+                version=exchange.model and exchange.model.version,
+                rows=exchange.rows,
+                status=exchange.status,
             )
 
     @contextlib.asynccontextmanager
@@ -224,6 +250,8 @@ class Application:
             yield
         self._draining = True
         await self.models.close()
+        if self._audit_log is not None:
+            self._audit_log.close()
 
     async def _server(self, _: Request) -> Response:
         return _json({"name": "sfumato", "version": __version__, "extensions": ["binary_tensor_data"]})
@@ -251,30 +279,27 @@ class Application:
         raise HTTPException(404, "no such path")
 
 
-class _Exchange:
-    """One request and its response: what metrics and log record, and how the response is sent."""
+def check_options(options: ApplicationOptions) -> None:
+    """Raise what an application with these options would raise, so that it is raised once, before there are many."""
+    Callers(options.get("token"), options.get("token_file"))
+    Hosts(options.get("allowed_hosts", ()), loopback=True)
+    audit_log = options.get("audit_log")
+    if audit_log is not None:
+        logs.AuditLog(audit_log).close()
 
-    __slots__ = ("_close", "_send", "held_bytes", "model", "rows", "sent_bytes", "started", "status")
 
-    def __init__(self, send: Send, *, close: bool) -> None:
-        self._send = send
-        self._close = close
-        self.started = time.perf_counter()
-        self.model: ServedModel | None = None
-        self.rows = 0
-        self.status = 500
-        self.held_bytes = 0
-        self.sent_bytes = 0
-
-    async def send(self, message: Message) -> None:
-        """Send a part of the response."""
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            if self._close:
-                message["headers"] = [*message.get("headers", ()), _CLOSE]
-        else:
-            self.sent_bytes += len(message.get("body", b""))
-        await self._send(message)
+async def _body(receive: Receive, exchange: Exchange) -> bytes:
+    """Read the request's body, which is counted as it arrives; stop as soon as there is too much."""
+    chunks, more = [], True
+    while more:
+        message = await receive()
+        if exchange.refused is not None:
+            raise exchange.refused
+        if message["type"] == "http.disconnect":
+            raise _ClientGone
+        chunks.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 class _ClientGone(Exception):

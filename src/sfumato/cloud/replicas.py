@@ -27,7 +27,8 @@ from typing import Unpack
 
 from sfumato.artifacts.signals import Handler, after_parent, handled
 from sfumato.cloud import logs
-from sfumato.cloud.app import Limits
+from sfumato.cloud.app import check_options
+from sfumato.cloud.limits import Limits
 from sfumato.cloud.metrics import Siblings
 from sfumato.cloud.model_repository import Catalogue
 from sfumato.cloud.server import ServerOptions, build_server, listen, run, tls_context, warn_if_open
@@ -87,8 +88,9 @@ def serve_replicas(
     if not hasattr(socket, "SO_REUSEPORT") or sys.platform == "win32":
         raise ServingError("this system cannot share a port between processes; serve with one, or --engine ray")
     limits = options.get("limits") or Limits()
-    tls_context(options.get("tls_cert"), options.get("tls_key"))  # so that its errors are raised once, and here
-    listeners = _listeners(host, port, count, options.get("token"))
+    check_options(options)  # so that errors are raised once, and here
+    tls_context(options.get("tls_cert"), options.get("tls_key"), options.get("client_ca"))
+    listeners = _listeners(host, port, count, options)
     with tempfile.TemporaryDirectory(prefix="sfumato-replicas-") as folder:
         target = partial(
             _replica, open_models, host=host, folder=Path(folder), log_as_json=log_as_json, options=options
@@ -96,10 +98,10 @@ def serve_replicas(
         _Replicas(target, listeners, leave_s=limits.linger_s + limits.grace_s + 5).run(on_ready)
 
 
-def _listeners(host: str, port: int, count: int, token: str | None) -> list[socket.socket]:
+def _listeners(host: str, port: int, count: int, options: ServerOptions) -> list[socket.socket]:
     """Open a socket for each process: with one for all, the first to wake up would take every connection."""
     with listen(host, port) as alone:  # fails if anything listens there, even if it would share
-        warn_if_open(alone, host, token)
+        warn_if_open(alone, host, options)
         port = alone.getsockname()[1]
     with contextlib.ExitStack() as opened:
         found = [opened.enter_context(listen(host, port, share=True)) for _ in range(count)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import math
 import os
@@ -17,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import FrameType
-from typing import Unpack
+from typing import Any, Unpack
 
 import uvicorn
 
@@ -25,6 +24,7 @@ from sfumato.artifacts.signals import Handler, handled
 from sfumato.cloud.app import Application, ApplicationOptions
 from sfumato.cloud.connection_limits import GuardedProtocol
 from sfumato.cloud.dataplane import ServedModel
+from sfumato.cloud.hosts import is_loopback
 from sfumato.cloud.metrics import Siblings
 from sfumato.cloud.model_repository import Catalogue
 from sfumato.errors import ServingError
@@ -42,10 +42,12 @@ class ServerOptions(ApplicationOptions, total=False):
     Attributes:
         tls_cert: PEM file with the certificate chain; makes it HTTPS.
         tls_key: PEM file with the private key, unless it lies in `tls_cert`.
+        client_ca: PEM file with authorities; makes a client certificate of one of them necessary.
     """
 
     tls_cert: str | os.PathLike[str] | None
     tls_key: str | os.PathLike[str] | None
+    client_ca: str | os.PathLike[str] | None
 
 
 def serve(
@@ -56,7 +58,7 @@ def serve(
     on_ready: Callable[[str], None] | None = None,
     **options: Unpack[ServerOptions],
 ) -> None:
-    """Serve models until SIGTERM or SIGINT; finish requests in progress first. SIGHUP reloads a `Catalogue`.
+    """Serve models until SIGTERM or SIGINT; finish requests in progress first. SIGHUP reloads a `Catalogue` and tokens.
 
     Args:
         models: what is served.
@@ -66,10 +68,10 @@ def serve(
         options: see `ServerOptions`.
 
     Raises:
-        ServingError: the port is taken or not allowed, a TLS file is missing or unusable, or there is no model.
+        ServingError: the port is taken or not allowed, a file is missing or unusable, or there is no model.
     """
     with listen(host, port) as listener:
-        warn_if_open(listener, host, options.get("token"))
+        warn_if_open(listener, host, options)
         run(build_server(models, listener, host, on_ready=on_ready, **options), [listener])
 
 
@@ -87,7 +89,7 @@ def running(
     """
     ready: queue.SimpleQueue[str] = queue.SimpleQueue()
     with listen(host, port) as listener:
-        warn_if_open(listener, host, options.get("token"))
+        warn_if_open(listener, host, options)
         server = build_server(models, listener, host, on_ready=ready.put, **options)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="sfumato-server", daemon=True)
         thread.start()
@@ -113,9 +115,24 @@ class _Server(uvicorn.Server):
         self._reloading: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=sockets)
-        if self.started:
-            self._on_ready()
+        """Listen. uvicorn's own way has no deadline for a TLS handshake."""
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_log_exception)
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            raise SystemExit(1)
+        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        connection = partial(make, self.config, self.server_state, self.lifespan.state)
+        tls = self.config.ssl
+        handshake_s = None if tls is None else self._limits.head_timeout_s
+        self.servers = [
+            await loop.create_server(
+                connection, sock=listener, ssl=tls, backlog=BACKLOG, ssl_handshake_timeout=handshake_s
+            )
+            for listener in sockets or ()
+        ]
+        self.started = True
+        self._on_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """On SIGTERM, report "not ready" and leave after `linger_s`; on anything more, leave now."""
@@ -138,10 +155,10 @@ class _Server(uvicorn.Server):
         now_s = asyncio.get_running_loop().time()
         for connection in list(self.server_state.connections):
             if isinstance(connection, GuardedProtocol):
-                connection.cut_if_late(now_s, self._limits.receive_timeout_s)
+                connection.cut_if_late(now_s)
         if self._reload_wanted and (self._reloading is None or self._reloading.done()):
             self._reload_wanted = False
-            self._reloading = asyncio.create_task(self._application.models.reload())
+            self._reloading = asyncio.create_task(self._application.reload())
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -170,9 +187,10 @@ def listen(host: str, port: int, *, share: bool = False) -> socket.socket:
     return listener
 
 
-def warn_if_open(listener: socket.socket, host: str, token: str | None) -> None:
+def warn_if_open(listener: socket.socket, host: str, options: ServerOptions) -> None:
     """Log a warning if other machines reach the server without a token."""
-    if token is None and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+    closed = any(options.get(key) is not None for key in ("token", "token_file", "client_ca"))
+    if not closed and not is_loopback(listener.getsockname()[0]):
         log.warning("listening on %s without a token: everybody who reaches it can use the model", host)
 
 
@@ -185,14 +203,16 @@ def build_server(
     on_ready: Callable[[str], None] | None = None,
     tls_cert: str | os.PathLike[str] | None = None,
     tls_key: str | os.PathLike[str] | None = None,
+    client_ca: str | os.PathLike[str] | None = None,
     **options: Unpack[ApplicationOptions],
 ) -> _Server:
     """Build the server, so that user errors show before anything runs; raise as `serve`."""
-    app = Application(models, siblings=siblings, **options)
-    limits, tls = app.limits, tls_context(tls_cert, tls_key)
+    app = Application(models, siblings=siblings, loopback=is_loopback(listener.getsockname()[0]), **options)
+    limits, tls = app.limits, tls_context(tls_cert, tls_key, client_ca)
+    connections = _affordable(limits.max_connections)
     config = uvicorn.Config(
         app,
-        http=partial(GuardedProtocol, max_connections=_affordable(limits.max_connections)),  # type: ignore[arg-type]
+        http=partial(GuardedProtocol, begin=app.begin, limits=limits, max_connections=connections),  # type: ignore[arg-type]
         lifespan="on",
         ws="none",
         log_config=None,
@@ -231,7 +251,11 @@ def _affordable(connections: int) -> int:
     return connections if allowed == resource.RLIM_INFINITY else max(1, min(connections, allowed - _SPARE_FILES))
 
 
-def tls_context(cert: str | os.PathLike[str] | None, key: str | os.PathLike[str] | None) -> ssl.SSLContext | None:
+def tls_context(
+    cert: str | os.PathLike[str] | None,
+    key: str | os.PathLike[str] | None,
+    client_ca: str | os.PathLike[str] | None = None,
+) -> ssl.SSLContext | None:
     """Make a TLS context of PEM files; None without them.
 
     Raises:
@@ -240,14 +264,28 @@ def tls_context(cert: str | os.PathLike[str] | None, key: str | os.PathLike[str]
     if cert is None:
         if key is not None:
             raise ServingError("a TLS key without a certificate was given; give both")
+        if client_ca is not None:
+            raise ServingError("authorities for client certificates need TLS; give a certificate and a key, too")
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    files = [cert, key]
     try:
         # An empty password makes an encrypted key an error instead of a question on the terminal.
         context.load_cert_chain(cert, key, password="")
+        if client_ca is not None:
+            files = [client_ca]
+            context.load_verify_locations(client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        names = " and ".join(os.fspath(file) for file in (cert, key) if file is not None)
+        names = " and ".join(os.fspath(file) for file in files if file is not None)
         raise ServingError(
             f"cannot use {names} for TLS: {error.strerror if isinstance(error, OSError) else error}"
         ) from error
     return context
+
+
+def _log_exception(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what the event loop reports in one line: a traceback could hold what was sent, and clients can cause it."""
+    error = context.get("exception")
+    kind = "" if error is None else f" ({type(error).__name__})"
+    log.error("%s%s", context.get("message", "unexpected error in the event loop"), kind)

@@ -41,7 +41,7 @@ def ask(url: str, path: str, method: str = "GET", **headers: str) -> tuple[int, 
     """One request, its path as it is given: nothing is tidied up on the way."""
     connection = http.client.HTTPConnection(urllib.parse.urlsplit(url).netloc, timeout=5)
     try:
-        connection.putrequest(method, path, skip_accept_encoding=True)
+        connection.putrequest(method, path, skip_accept_encoding=True, skip_host="Host" in headers)
         for name, value in headers.items():
             connection.putheader(name.replace("_", "-"), value)
         connection.endheaders()
@@ -219,3 +219,14 @@ def test_the_command_serves_and_stops(tmp_path: Path) -> None:
     done = subprocess.run([*command, "-o", str(tmp_path)], capture_output=True, text=True, timeout=30)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {tmp_path} is not a bundle")
+
+
+def test_a_rebound_name_reaches_neither_page_nor_model(url: str) -> None:
+    for path in ("/", "/v2", "/js/sfumato.js"):
+        assert ask(url, path, Host="evil.example")[0] == 421
+        assert ask(url, path, Origin="http://evil.example")[0] == 403
+
+
+def test_a_large_file_is_unpacked_once_for_all(url: str, stand_in: Path) -> None:
+    asset = assets.Asset("text/plain", {"gzip": gzip.compress(b"a")}, "x")
+    assert asset.body("identity")[1] is asset.body("")[1]

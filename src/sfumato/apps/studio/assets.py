@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from starlette.requests import Request
@@ -85,9 +86,13 @@ class Asset:
         wanted = [coding.replace(" ", "") for coding in accepted.split(",")]
         named = {coding.split(";")[0] for coding in wanted if ";q=0" not in coding}
         encoding = next((known for known in ("br", "gzip") if known in named and known in self.bodies), "identity")
-        if encoding in self.bodies:
-            return encoding, self.bodies[encoding]
-        return encoding, gzip.decompress(self.bodies["gzip"])
+        body = self.bodies.get(encoding)
+        return encoding, self._unpacked if body is None else body
+
+    @cached_property
+    def _unpacked(self) -> bytes:
+        """The bytes as they are, once for all who want them so."""
+        return gzip.decompress(self.bodies["gzip"])
 
 
 class Pages:

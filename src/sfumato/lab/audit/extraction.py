@@ -22,8 +22,8 @@ from sfumato.artifacts.bundle import (
     OBFUSCATOR_ONNX,
     Bundle,
     Preprocessing,
-    file_sha256,
 )
+from sfumato.artifacts.files import file_sha256
 from sfumato.artifacts.onnx_file import Array, OnnxFunction
 from sfumato.artifacts.records import RecipeRecord
 from sfumato.errors import AuditError
