@@ -36,7 +36,11 @@ def doctor(
     datatype: options.Datatype = None,
     encoding: options.Encoding = None,
     input_name: options.InputName = None,
+    allow_recognisable: options.AllowRecognisable = False,
     ca_file: options.CaFile = None,
+    cert_file: options.CertFile = None,
+    key_file: options.KeyFile = None,
+    proxy: options.Proxy = None,
     timeout_s: options.Timeout = 10.0,
     files: file_options.Files = None,
     field: file_options.Field = None,
@@ -63,6 +67,10 @@ def doctor(
         connection={
             "token": options.read_token(token_file),
             "ca_file": ca_file,
+            "cert_file": cert_file,
+            "key_file": key_file,
+            "proxy": proxy,
+            "allow_recognisable": allow_recognisable,
             "timeout_s": timeout_s,
             "gate": False,  # every image is sent
         },

@@ -53,7 +53,13 @@ Server = Annotated[str, option("URL", "The endpoint: https://host:port, or grpcs
 Model = Annotated[str | None, option("NAME", "The model's name at the server. Default: the bundle's.")]
 TokenFile = Annotated[Path | None, option("FILE", f"File with the bearer token. Default: ${TOKEN_VARIABLE}.")]
 CaFile = Annotated[Path | None, option("FILE", "Authorities to trust, PEM. Default: the system's.")]
-Timeout = Annotated[float, option("SECONDS", "How long to wait for a response.", "--timeout", min=0.001)]
+CertFile = Annotated[Path | None, option("FILE", "This client's certificate chain, PEM, for servers that ask for one.")]
+KeyFile = Annotated[Path | None, option("FILE", "Its private key, PEM. Default: in --cert-file.")]
+Proxy = Annotated[str | None, option("URL", "HTTP proxy to connect through: http://host:port.")]
+Timeout = Annotated[float, option("SECONDS", "Time for one call, retries included.", "--timeout", min=0.001)]
+AllowRecognisable = Annotated[
+    bool, flag("--allow-recognisable", "Accept a baseline whose payloads show the image, to try it.")
+]
 AlwaysSend = Annotated[bool, flag("--always-send", "Send every image, obfuscated: do not use the bundle's gate.")]
 Port = Annotated[int, option("N", "Port to listen on; 0 takes a free one.", min=0, max=65535)]
 Host = Annotated[str, option("ADDRESS", "Address to listen on; 0.0.0.0 opens it to the network.")]

@@ -173,7 +173,10 @@ class Client(BaseClient):
         gate: let the bundle's gate, if it has one, handle images on-device. If not, everything is sent, obfuscated.
         split: send codes of a few bytes to a model that begins with the bundle's decoder, as `sfumato serve --decoder`
             has one.
-        connection: token, timeout_s, retries, ca_file, allow_insecure_token: see `ConnectionOptions`.
+        allow_recognisable: send payloads that show the image, of a bundle that declares itself a baseline; see
+            `Obfuscator`.
+        connection: token, timeout_s, retries, ca_file, cert_file, key_file, proxy, allow_insecure_token: see
+            `ConnectionOptions`.
 
     Attributes:
         obfuscator: runs on the device.
@@ -202,9 +205,11 @@ class Client(BaseClient):
         threads: int = 1,
         gate: bool = True,
         split: bool = False,
+        allow_recognisable: bool = False,
         **connection: Unpack[ConnectionOptions],
     ) -> None:
-        super().__init__(Obfuscator(bundle, threads=threads, split=split), gate=gate)
+        obfuscator = Obfuscator(bundle, threads=threads, split=split, allow_recognisable=allow_recognisable)
+        super().__init__(obfuscator, gate=gate)
         self.model = model or (split_name(self.bundle.name) if split else self.bundle.name)
         self.fingerprint: FingerprintMatch | None = None
         self.datatype = datatype

@@ -71,10 +71,13 @@ class Protecting:
     tensors: bool
     gate: bool
     existing: Existing
+    allow_recognisable: bool
     since_ns: int  # files in `out` that are no older were written by this run
 
     @classmethod
-    def into(cls, out: Path, bundle: Path, *, tensors: bool, gate: bool, existing: Existing) -> Protecting:
+    def into(
+        cls, out: Path, bundle: Path, *, tensors: bool, gate: bool, existing: Existing, allow_recognisable: bool = False
+    ) -> Protecting:
         """Make the folder, and note the time by its disk's clock.
 
         Args:
@@ -83,6 +86,7 @@ class Protecting:
             tensors: whether to write the tensors, too.
             gate: whether images may be handled on-device.
             existing: what to do if an image's files exist already.
+            allow_recognisable: accept a baseline whose payloads show the image; see `Obfuscator`.
 
         Raises:
             SfumatoError: the folder cannot be made or written to.
@@ -94,7 +98,15 @@ class Protecting:
                 since_ns = os.fstat(probe.fileno()).st_mtime_ns
         except OSError as error:
             raise SfumatoError(f"cannot write to the folder {out}: {error.strerror}") from error
-        return cls(str(bundle), str(out), tensors, gate, existing, since_ns)
+        return cls(str(bundle), str(out), tensors, gate, existing, allow_recognisable, since_ns)
+
+    def obfuscator(self) -> Obfuscator:
+        """Open the bundle.
+
+        Raises:
+            BundleError: it cannot be used.
+        """
+        return Obfuscator(self.bundle, allow_recognisable=self.allow_recognisable)
 
     def targets(self, found: Found) -> list[Path]:
         """Return the files that an image becomes, the preview first."""
@@ -123,7 +135,7 @@ def protect_images(
     first = next(groups, [])
     second = next(groups, None) if workers > 1 else None
     if second is None:
-        obfuscator = Obfuscator(how.bundle)
+        obfuscator = how.obfuscator()
         for group in chain([first], groups):
             yield _protect_group(group, how, obfuscator)
         return
@@ -131,7 +143,7 @@ def protect_images(
 
 
 def _in_processes(groups: Iterator[list[Found]], how: Protecting, workers: int) -> Iterator[list[Outcome]]:
-    Obfuscator(how.bundle)  # a bundle that cannot be used fails here, not in a process that dies of it
+    how.obfuscator()  # a bundle that cannot be used fails here, not in a process that dies of it
     pending: deque[Future[list[Outcome]]] = deque()
     pool = ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(how,)
@@ -171,7 +183,7 @@ _here: tuple[Protecting, Obfuscator] | None = None
 def _begin(how: Protecting) -> None:
     global _here
     after_parent(lambda: os._exit(1))  # it would wait for its next group forever
-    _here = how, Obfuscator(how.bundle)
+    _here = how, how.obfuscator()
 
 
 def _protect_here(group: list[Found]) -> list[Outcome]:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sfumato.artifacts.bundle import (
+    BASELINE,
     CLASSIFIER_ONNX,
     CLASSIFIER_WEIGHTS,
     OBFUSCATOR_ONNX,
@@ -31,8 +32,6 @@ from sfumato.lab.classifiers import FrozenClassifier
 from sfumato.lab.evaluation.results import Result
 from sfumato.lab.export.onnx import export_onnx, renew, save_weights
 from sfumato.lab.models import Normalize
-
-KIND = "baseline"
 
 
 @dataclass(frozen=True)
@@ -214,7 +213,7 @@ def refit(bundle: Bundle, seed: int) -> Payload | None:
 
 def _built(bundle: Bundle, seed: int | None) -> Method:
     recipe, size = bundle.recipe.to_json(), bundle.preprocessing
-    if recipe.get("kind") != KIND:
+    if recipe.get("kind") != BASELINE:
         raise BundleError(f"{bundle.path} is no baseline: its recipe has kind {recipe.get('kind')!r}")
     try:
         made = BaselineRecipe.from_json(recipe)
