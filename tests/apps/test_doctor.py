@@ -15,6 +15,7 @@ from recording import leaked, metadata, recording, respond_with
 from sfumato.apps.doctor import Finding, examine, is_well, synthetic_images
 from sfumato.cloud import ServedModel, running
 from sfumato.device import Client, FileClient
+from sfumato.errors import BundleError
 
 QUICK = {"retries": 0, "timeout_s": 2.0}
 

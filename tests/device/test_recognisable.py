@@ -118,7 +118,7 @@ def test_a_bundle_of_copies_is_refused_before_there_is_an_image(op: str, value: 
         lambda: Client("http://localhost:1", bundle),
         lambda: Protecting.into(tmp_path, bundle.path, tensors=False, gate=True, existing="refuse").obfuscator(),
     ):
-        with pytest.raises(BundleError, match="shows the image.*nothing was sent"):
+        with pytest.raises(BundleError, match=r"shows the image.*nothing was sent"):
             opened()
 
 

@@ -83,7 +83,7 @@ class _HttpConnection(HTTPConnection):
     def _new_conn(self) -> socket.socket:
         """Connect to the first address that responds."""
         try:
-            addresses = _addresses(self._dns_host.strip("[]"), cast(int, self.port))
+            addresses = _addresses(self._dns_host.strip("[]"), self.port)
         except TimeoutError:
             raise ConnectTimeoutError(self, f"the look-up of {self.host} took too long") from None
         except (OSError, UnicodeError) as error:

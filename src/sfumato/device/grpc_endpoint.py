@@ -16,7 +16,7 @@ import numpy as np
 
 from sfumato import errors
 from sfumato.device.deadline import deadline, left_s
-from sfumato.device.predictions import InferResult
+from sfumato.device.predictions import InferResult, check_origin, new_request_id
 from sfumato.device.transport import (
     BACKOFF_S,
     Connection,
@@ -125,7 +125,7 @@ class GrpcEndpoint:
 
     def infer(self, model: str, tensor: Tensor, output_name: str | None) -> InferResult:
         """See `Endpoint`."""
-        request = service_pb2.ModelInferRequest(model_name=model)
+        request = service_pb2.ModelInferRequest(model_name=model, id=new_request_id())
         request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         request.raw_input_contents.append(np.asarray(tensor.array, DTYPES[tensor.datatype], order="C").tobytes())
         if output_name is not None:
@@ -137,10 +137,20 @@ class GrpcEndpoint:
             response = InferResponse(
                 model_name=fields.name(reply.model_name, "the response's 'model_name'"),
                 outputs=tuple(_outputs(reply)),
+                model_version=fields.name(reply.model_version, "the response's 'model_version'", empty=True),
+                id=fields.name(reply.id, "the response's 'id'", empty=True),
             )
-        except WireError as error:
-            raise errors.EndpointResponseInvalid(f"the response of {self.server} is malformed: {error}") from None
+            check_origin(response, request_id=request.id, model=model)
+        except (WireError, errors.EndpointResponseInvalid) as error:
+            self.reconnect()
+            raise errors.EndpointResponseInvalid(f"{self.server}: {error}") from None
         return InferResult(response, request.ByteSize(), round_trip_ms)
+
+    def reconnect(self) -> None:
+        """See `Endpoint`."""
+        old = self._channel
+        self._open()
+        old.close()
 
     def close(self) -> None:
         """See `Endpoint`."""
@@ -185,7 +195,8 @@ class GrpcEndpoint:
 
 def _is_too_long(error: Any) -> bool:
     """Return whether this side stopped reading; the server's refusal of a long request begins with "SERVER:"."""
-    return "CLIENT: Received message larger than max" in str(error.details())
+    details = str(error.details())
+    return "CLIENT: Received message larger than max" in details or "Decompressed message larger than max" in details
 
 
 def _credentials(to: Connection) -> Any:

@@ -31,6 +31,7 @@ from sfumato.wire import fields
 
 MAX_RESPONSE_BYTES = 16 * 2**20
 BACKOFF_S = 0.1
+TIMEOUT_S = 10.0
 _RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
 """500, too: a proxy says so when its server dies over a request. Repeating an inference request is harmless."""
 _CHUNK_BYTES = 2**16
@@ -86,7 +87,7 @@ class Connection:
 
     url: Url
     token: str | None = field(default=None, repr=False)
-    timeout_s: float = 10.0
+    timeout_s: float = TIMEOUT_S
     retries: int = 2
     ca_file: str | os.PathLike[str] | None = None
     cert_file: str | os.PathLike[str] | None = None
