@@ -19,7 +19,7 @@ from sfumato.artifacts.bundle import BASELINE, DECODER_ONNX, OBFUSCATOR_ONNX, Bu
 from sfumato.artifacts.onnx_file import open_session, run_options
 from sfumato.device.image import EightBit, ImageSource, load_image, prepare, to_pixels
 from sfumato.device.predictions import softmax
-from sfumato.device.recognisable import FLAT_VARIANCE, IMAGE_EXPLAINS, explained, probe_images, shows_probes
+from sfumato.device.recognisable import IMAGE_EXPLAINS, explained, probe_images, shows_probes
 from sfumato.errors import BundleError, ImageError
 
 if TYPE_CHECKING:
@@ -288,13 +288,14 @@ class Obfuscator:
             )
 
     def _check_hidden(self, images: NDArray[np.float32], payload: NDArray[np.float32]) -> None:
-        shown = explained(images, payload).max(axis=1, initial=0.0) >= IMAGE_EXPLAINS
-        if shown.any() and not self._recognisable_allowed:
+        share = explained(images, payload).max(axis=1)
+        hidden = share < IMAGE_EXPLAINS  # false for a flat image, of which nothing can be said
+        if hidden.all():
+            return
+        if (share >= IMAGE_EXPLAINS).any() and not self._recognisable_allowed:
             raise self._recognisable()
-        # Nothing explains a flat image, nor its payload.
-        same = shown | (images.var(axis=(1, 2, 3)) < FLAT_VARIANCE)
-        for plain in (images[same], self.bundle.preprocessing.normalize(images[same])) if same.any() else ():
-            distance = np.abs(payload[same] - plain).max(axis=(1, 2, 3), initial=0.0)
+        for plain in (images, self.bundle.preprocessing.normalize(images)):
+            distance = np.abs(payload - plain).max(axis=(1, 2, 3), initial=0.0)
             if (distance <= SAME_WITHIN).any():
                 raise BundleError(f"the obfuscator of {self.bundle.path} returned the image itself; nothing was sent")
 

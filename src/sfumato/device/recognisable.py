@@ -18,8 +18,7 @@ IMAGE_EXPLAINS = 0.98
 """The share of a channel's variance, in one image, that makes it a copy; obfuscators reach 0.8 on some images."""
 PROBES_EXPLAIN = 0.9
 """The same on average over the probes of one kind; obfuscators stay below 0.3."""
-FLAT_VARIANCE = 1e-4
-"""Below this, an image in [0, 1] has too little in it to be found."""
+_FLAT_VARIANCE = 1e-4  # below this, an image in [0, 1] has too little in it to be found
 _GRID = 16
 _PROBE_GRID = 32
 _MOVED_PIXELS = 2
@@ -39,7 +38,7 @@ def explained(images: NDArray[np.float32], payload: NDArray[np.float32], *, grid
 
     Returns:
         (N, 3): R^2 in [0, 1] of the linear regression of each payload channel on the image's channels and a constant;
-        0 for a channel, or an image, without variance.
+        0 for a channel without variance, NaN for an image with next to none.
     """
     rows, columns = max(1, images.shape[2] // grid), max(1, images.shape[3] // grid)
     colours, channels = images[:, :, ::rows, ::columns], payload[:, :, ::rows, ::columns]
@@ -51,6 +50,8 @@ def explained(images: NDArray[np.float32], payload: NDArray[np.float32], *, grid
     shared = products[:, :3, 3:]
     share: NDArray[np.float64] = (shared * np.linalg.solve(products[:, :3, :3], shared)).sum(axis=1)
     share /= products[:, _CHANNELS, _CHANNELS]
+    variance = products[:, 0, 0] + products[:, 1, 1] + products[:, 2, 2]
+    share[variance < 3 * both.shape[2] * _FLAT_VARIANCE] = np.nan
     return share
 
 
