@@ -19,6 +19,7 @@ from sfumato.artifacts.bundle import (
     Preprocessing,
     fingerprint,
 )
+from sfumato.artifacts.records import RecipeRecord
 
 SIZE = 8
 LABELS = ("cat", "dog", "ship", "truck")
@@ -26,6 +27,8 @@ PREPROCESSING = Preprocessing(SIZE, SIZE, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 
 MIX = np.array([[0.2, -1.1, 0.3], [-0.7, 0.1, 0.5], [0.4, 0.6, -0.9]], np.float32)
 SHIFT = np.array([0.3, -0.2, 0.1], np.float32)
 TURN = np.eye(3, dtype=np.float32)[[1, 2, 0]].reshape(3, 3, 1, 1)
+ORDER = np.random.default_rng(3).permutation(SIZE * SIZE)
+"""Where the pixels of a tiny payload come from: in their places, they would show the image."""
 WEIGHT = np.random.default_rng(7).normal(size=(3 * SIZE * SIZE, len(LABELS))).astype(np.float32)
 
 OWN_GAIN = 40
@@ -34,12 +37,17 @@ OWN_GAIN = 40
 def obfuscate(images: NDArray[np.float32]) -> NDArray[np.float32]:
     """What the tiny obfuscator computes: (N, 3, H, W) to the same."""
     mixed = np.einsum("oc,nchw->nohw", MIX, images) + SHIFT[:, None, None]
-    return mixed.astype(np.float32)
+    return reordered(mixed.astype(np.float32))
+
+
+def reordered(images: NDArray[Any]) -> NDArray[Any]:
+    """(..., H, W), with the pixels in another order."""
+    return images.reshape(*images.shape[:-2], -1)[..., ORDER].reshape(images.shape)
 
 
 def negative(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The output of the tiny 8-bit obfuscator: (..., 3) to the same."""
-    return 255 - pixels[..., [1, 2, 0]]
+    return 255 - np.moveaxis(reordered(np.moveaxis(pixels, -1, -3)), -3, -1)[..., [1, 2, 0]]
 
 
 def logits(inputs: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -91,8 +99,9 @@ def save_obfuscator(path: Path, kind: str = "mix", own: str | None = None) -> Pa
 
     Args:
         path: where to.
-        kind: "mix" works; "8-bit" outputs `negative`, "unit" 0.4 times as much, "almost" the image and a third of a
-            level; "identity", "normalised", "nan" and "shape" misbehave in the way they are called.
+        kind: "mix" works; "8-bit" outputs `negative`, "unit" 0.4 times as much; "almost", the image and a third of a
+            level, "lurking", which hides all but `sure_image`, of which it makes a copy, "identity", "normalised",
+            "nan" and "shape" misbehave in the way they are called.
         own: a second output: "means" is `own_logits`; "nan", "rows" (twice as many as images), "columns" (5, though
             the graph leaves their number open), "fixed columns" (5, and the graph says so), "images" and "three
             outputs" misbehave in the way they are called.
@@ -103,12 +112,12 @@ def save_obfuscator(path: Path, kind: str = "mix", own: str | None = None) -> Pa
     normalised = [node("Sub", ["drawn", "mean"], ["centred"]), node("Div", ["centred", "std"], ["out"])]
     nodes, constants = {
         "mix": (
-            [node("Conv", ["image", "mix", "shift"], ["out"])],
+            [node("Conv", ["moved", "mix", "shift"], ["out"])],
             {"mix": MIX.reshape(3, 3, 1, 1), "shift": SHIFT},
         ),
         "8-bit": (
             [
-                node("Conv", ["image", "mix", "shift"], ["unit"]),
+                node("Conv", ["moved", "mix", "shift"], ["unit"]),
                 node("Mul", ["unit", "levels"], ["wide"]),
                 node("Round", ["wide"], ["whole"]),
                 node("Div", ["whole", "levels"], ["drawn"]),
@@ -117,12 +126,23 @@ def save_obfuscator(path: Path, kind: str = "mix", own: str | None = None) -> Pa
             {"mix": -TURN, "shift": np.ones(3, np.float32), "levels": np.float32(255), "mean": mean, "std": std},
         ),
         "unit": (
-            [node("Conv", ["image", "mix", "shift"], ["drawn"]), *normalised],
+            [node("Conv", ["moved", "mix", "shift"], ["drawn"]), *normalised],
             {"mix": -TURN * np.float32(0.4), "shift": np.full(3, 0.4, np.float32), "mean": mean, "std": std},
         ),
         "almost": (
             [node("Add", ["image", "little"], ["drawn"]), *normalised],
             {"little": np.float32(0.0013), "mean": mean, "std": std},
+        ),
+        "lurking": (
+            [
+                node("Conv", ["moved", "mix", "shift"], ["hidden"]),
+                node("ReduceMin", ["image"], ["darkest"], axes=[2, 3], keepdims=1),
+                node("ReduceMax", ["darkest"], ["full"], axes=[1], keepdims=1),
+                node("GreaterOrEqual", ["full", "one"], ["shows"]),
+                node("Add", ["image", "one"], ["copy"]),
+                node("Where", ["shows", "copy", "hidden"], ["out"]),
+            ],
+            {"mix": MIX.reshape(3, 3, 1, 1), "shift": SHIFT, "one": np.float32(1)},
         ),
         "identity": ([node("Identity", ["image"], ["out"])], {}),
         "normalised": (
@@ -138,6 +158,19 @@ def save_obfuscator(path: Path, kind: str = "mix", own: str | None = None) -> Pa
             {},
         ),
     }[kind]
+    if "mix" in constants:
+        constants = {
+            **constants,
+            "line": np.array([0, 3, SIZE * SIZE]),
+            "order": ORDER,
+            "square": np.array([0, 3, SIZE, SIZE]),
+        }
+        nodes = [
+            node("Reshape", ["image", "line"], ["pixels"]),
+            node("Gather", ["pixels", "order"], ["others"], axis=2),
+            node("Reshape", ["others", "square"], ["moved"]),
+            *nodes,
+        ]
     size = (3, SIZE, SIZE)
     outputs = [floats("out", "rows", *size)]
     if own == "images":
@@ -167,7 +200,12 @@ def save_obfuscator(path: Path, kind: str = "mix", own: str | None = None) -> Pa
 
 
 def save_bundles(
-    folder: Path, kind: str = "mix", *, threshold: float | None = None, own: str | None = "means"
+    folder: Path,
+    kind: str = "mix",
+    *,
+    threshold: float | None = None,
+    own: str | None = "means",
+    recipe_kind: str | None = None,
 ) -> tuple[Bundle, Bundle]:
     """An obfuscator bundle and the classifier bundle it is for; with a threshold the obfuscator has a gate."""
     onnx_file = save_classifier(folder / "classifier" / CLASSIFIER_ONNX)
@@ -180,7 +218,8 @@ def save_bundles(
         "classifier_fingerprint": fingerprint(onnx_file),
     }
     classifier = Bundle(path=folder / "classifier", kind="classifier", **common).save()
-    obfuscator = Bundle(path=folder / "obfuscator", kind="obfuscator", gate=gate, **common).save()
+    recipe = RecipeRecord(kind=recipe_kind)
+    obfuscator = Bundle(path=folder / "obfuscator", kind="obfuscator", gate=gate, recipe=recipe, **common).save()
     return obfuscator, classifier
 
 

@@ -369,7 +369,7 @@ def test_the_detector_detects(obfuscator_bundle: Bundle) -> None:
 @pytest.mark.parametrize("kind", ["identity", "normalised", "nan", "shape"])
 def test_nothing_is_sent_if_the_obfuscator_does_not_hide(kind: str, tmp_path: Any) -> None:
     bundle, _ = save_bundles(tmp_path, kind)
-    with recording() as server, client(server, bundle) as it, pytest.raises(BundleError):
+    with recording() as server, pytest.raises(BundleError), client(server, bundle) as it:
         it.classify(IMAGE)
     assert server.recorded == b""
 

@@ -233,7 +233,7 @@ def test_the_detector_would_see_the_image_itself(style: Any, bundle: Bundle, mon
 )
 def test_nothing_is_sent_if_the_output_is_not_fit_for_a_file(kind: str, rounding: bool, tmp_path: Path) -> None:
     bad, _ = tiny.save_bundles(tmp_path, kind)
-    with recording() as server, client(server, bad, rounding=rounding) as it, pytest.raises(BundleError):
+    with recording() as server, pytest.raises(BundleError), client(server, bad, rounding=rounding) as it:
         it.classify(IMAGE)
     assert server.recorded == b""
 

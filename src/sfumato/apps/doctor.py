@@ -16,7 +16,6 @@ from typing import Literal, Unpack
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from sfumato.artifacts.bundle import CLASSIFIER_ONNX, Bundle
 from sfumato.artifacts.onnx_file import OnnxFunction
@@ -27,6 +26,7 @@ from sfumato.device.image import from_pixels
 from sfumato.device.image_file_client import FileClient
 from sfumato.device.obfuscator import Obfuscator
 from sfumato.device.predictions import Prediction, softmax
+from sfumato.device.recognisable import synthetic_images
 from sfumato.device.transport import ConnectionOptions
 from sfumato.errors import EndpointResponseInvalid, SfumatoError
 from sfumato.wire import ModelMetadata
@@ -36,7 +36,6 @@ SAME_WITHIN = 1e-3
 """Largest allowed difference of a probability; float32 on other hardware differs far less."""
 SAME_WITHIN_FP16 = 2e-2
 """The same where the payload has 11 significant bits, and the endpoint perhaps computes with as many."""
-_COARSE = 4
 
 Verdict = Literal["good", "note", "bad"]
 
@@ -57,17 +56,6 @@ class Finding:
     verdict: Verdict
     said: str
     advice: str = ""
-
-
-def synthetic_images(count: int, height: int, width: int) -> list[npt.NDArray[np.uint8]]:
-    """Synthesise images: smooth random colours with some grain, always the same ones, (H, W, 3) uint8 each."""
-    random = np.random.default_rng(0)
-    images = []
-    for _ in range(count):
-        coarse = Image.fromarray(random.integers(0, 256, (_COARSE, _COARSE, 3), dtype=np.uint8))
-        smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
-        images.append((smooth + random.integers(-16, 17, smooth.shape)).clip(0, 255).astype(np.uint8))
-    return images
 
 
 def examine(client: Client | FileClient, *, classifier: Bundle | None = None) -> list[Finding]:
@@ -121,7 +109,7 @@ def _examined(client: Client | FileClient, classifier: Bundle | None) -> Iterato
     said = f"round trip {statistics.median(times):.1f} ms (median of {len(times)}, longest {max(times):.1f} ms), "
     said += f"obfuscation {statistics.median(here):.1f} ms; {predictions[0].payload_bytes:,} bytes per image"
     yield Finding("latency", "good", said)
-    yield _gate(bundle, images)
+    yield _gate(client.obfuscator, images)
 
 
 def examine_endpoint(
@@ -210,10 +198,11 @@ def _compared(
     return Finding("probabilities", "bad", f"{said}; {allowed:.0e} is allowed", advice)
 
 
-def _gate(bundle: Bundle, images: Sequence[npt.NDArray[np.uint8]]) -> Finding:
+def _gate(obfuscator: Obfuscator, images: Sequence[npt.NDArray[np.uint8]]) -> Finding:
+    bundle = obfuscator.bundle
     if bundle.gate is None:
         return Finding("gate", "note", "none: every image is sent, obfuscated")
-    sent = sum(decision.obfuscated is not None for decision in Obfuscator(bundle).decide_batch(images))
+    sent = sum(decision.obfuscated is not None for decision in obfuscator.decide_batch(images))
     return Finding(
         "gate",
         "good",

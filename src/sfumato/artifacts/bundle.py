@@ -51,6 +51,8 @@ FLOAT_WEIGHTS = "float32.safetensors"
 DECODER_ONNX = "decoder.onnx"
 DEOBFUSCATOR_ONNX = "deobfuscator.onnx"
 DEOBFUSCATOR_WEIGHTS = "deobfuscator.safetensors"
+BASELINE = "baseline"
+"""The kind of a baseline's recipe."""
 
 Kind = Literal["classifier", "obfuscator"]
 T = TypeVar("T")

@@ -25,7 +25,15 @@ class Endpoint:
     model: options.Model = None
     token_file: options.TokenFile = None
     ca_file: options.CaFile = None
-    timeout_s: Annotated[float, option("SECONDS", "How long to wait for a response.", "--timeout", min=0.001)] = 10.0
+    cert_file: Annotated[
+        Path | None, option("FILE", "This client's certificate chain, PEM, for servers that ask for one.")
+    ] = None
+    key_file: Annotated[Path | None, option("FILE", "Its private key, PEM. Default: in --cert-file.")] = None
+    proxy: Annotated[str | None, option("URL", "HTTP proxy to connect through: http://host:port.")] = None
+    timeout_s: Annotated[float, option("SECONDS", "Time for one call, retries included.", "--timeout", min=0.001)] = (
+        10.0
+    )
+    allow_recognisable: options.AllowRecognisable = False
     datatype: Annotated[
         Literal["FP32", "FP16", "FP64", "UINT8"] | None,
         option(
@@ -84,6 +92,9 @@ class Endpoint:
         connection = ConnectionOptions(
             token=options.read_token(self.token_file),
             ca_file=self.ca_file,
+            cert_file=self.cert_file,
+            key_file=self.key_file,
+            proxy=self.proxy,
             timeout_s=self.timeout_s,
             allow_insecure_token=allow_insecure_token,
         )
@@ -107,6 +118,7 @@ class Endpoint:
                 input_name=self.input_name,
                 split=split,
                 gate=gate,
+                allow_recognisable=self.allow_recognisable,
                 **connection,
             )
         protocol: dict[str, object] = {"--model": self.model, "--datatype": self.datatype, "--encoding": self.encoding}
@@ -126,6 +138,7 @@ class Endpoint:
             score_key=score_key,
             rounding=self.rounding,
             gate=gate,
+            allow_recognisable=self.allow_recognisable,
             **connection,
         )
 

@@ -56,6 +56,9 @@ Server = Annotated[str, option("URL", "The endpoint: https://host:port, or grpcs
 Model = Annotated[str | None, option("NAME", "The model's name at the server. Default: the bundle's.")]
 TokenFile = Annotated[Path | None, option("FILE", f"File with the bearer token. Default: ${TOKEN_VARIABLE}.")]
 CaFile = Annotated[Path | None, option("FILE", "Authorities to trust, PEM. Default: the system's.")]
+AllowRecognisable = Annotated[
+    bool, flag("--allow-recognisable", "Accept a baseline whose payloads show the image, to try it.")
+]
 Port = Annotated[int, option("N", "Port to listen on; 0 takes a free one.", min=0, max=65535)]
 AlwaysSend = Annotated[bool, flag("--always-send", "Send every image, obfuscated: do not use the bundle's gate.")]
 

@@ -39,6 +39,7 @@ def protect(
     resume: options.Resume = False,
     overwrite: Annotated[bool, flag("--overwrite", "Replace files that exist.")] = False,
     always_send: options.AlwaysSend = False,
+    allow_recognisable: options.AllowRecognisable = False,
     workers: Annotated[int | None, option("N", "Processes. Default: one for each core.", min=1)] = None,
     shard: Annotated[str | None, option("I/N", "Part of the images, 2/4 on the second of 4 machines.")] = None,
     as_json: options.Json = False,
@@ -61,6 +62,7 @@ def protect(
         options.obfuscator_path(bundle),
         tensors=tensors,
         gate=not always_send,
+        allow_recognisable=allow_recognisable,
         existing="replace" if overwrite else "keep" if resume else "refuse",
         share=part,
     )

@@ -19,13 +19,14 @@ import numpy as np
 
 from sfumato.artifacts.bundle import DECODER_ONNX, Bundle, split_name
 from sfumato.device.concurrent import IN_FLIGHT, in_order
+from sfumato.device.deadline import deadline
 from sfumato.device.endpoint_binding import Plan, as_datatype, make_plan, payload_from
 from sfumato.device.endpoints import open_endpoint
 from sfumato.device.image import ImageSource
 from sfumato.device.image_folders import in_groups
 from sfumato.device.obfuscator import Decision, ObfuscatedImage, Obfuscator
 from sfumato.device.predictions import Prediction, read_predictions
-from sfumato.device.transport import ConnectionOptions
+from sfumato.device.transport import TIMEOUT_S, ConnectionOptions, printable
 from sfumato.errors import EndpointError, EndpointFailed, EndpointRefused, EndpointResponseInvalid
 from sfumato.wire import ModelMetadata, Tensor
 
@@ -173,7 +174,10 @@ class Client(BaseClient):
         gate: let the bundle's gate, if it has one, handle images on-device. If not, everything is sent, obfuscated.
         split: send codes of a few bytes to a model that begins with the bundle's decoder, as `sfumato serve --decoder`
             has one.
-        connection: token, timeout_s, retries, ca_file, allow_insecure_token: see `ConnectionOptions`.
+        allow_recognisable: send payloads that show the image, of a bundle that declares itself a baseline; see
+            `Obfuscator`.
+        connection: token, timeout_s, retries, ca_file, cert_file, key_file, proxy, allow_insecure_token: see
+            `ConnectionOptions`.
 
     Attributes:
         obfuscator: runs on the device.
@@ -202,9 +206,11 @@ class Client(BaseClient):
         threads: int = 1,
         gate: bool = True,
         split: bool = False,
+        allow_recognisable: bool = False,
         **connection: Unpack[ConnectionOptions],
     ) -> None:
-        super().__init__(Obfuscator(bundle, threads=threads, split=split), gate=gate)
+        obfuscator = Obfuscator(bundle, threads=threads, split=split, allow_recognisable=allow_recognisable)
+        super().__init__(obfuscator, gate=gate)
         self.model = model or (split_name(self.bundle.name) if split else self.bundle.name)
         self.fingerprint: FingerprintMatch | None = None
         self.datatype = datatype
@@ -214,6 +220,7 @@ class Client(BaseClient):
         self._metadata: ModelMetadata | None = None
         self._plan: Plan | None = None
         self._warned = False
+        self._timeout_s = connection.get("timeout_s", TIMEOUT_S)
         self._endpoint = open_endpoint(server_url, encoding=encoding, **connection)
 
     def close(self) -> None:
@@ -228,12 +235,13 @@ class Client(BaseClient):
             EndpointRefused: it has no such model, or does not accept the token.
             EndpointResponseInvalid: its metadata is malformed, or of a model that cannot take these images.
         """
-        try:
-            self.check_ready()
-        except (EndpointFailed, EndpointRefused) as error:  # the protocol says "not ready" with a 4xx
-            return EndpointStatus(False, self.model, platform="", fingerprint="unknown", reason=str(error))
-        self.plan()  # raises if the model cannot take the payload
-        metadata = self.metadata()
+        with deadline(self._timeout_s):
+            try:
+                self.check_ready()
+            except (EndpointFailed, EndpointRefused) as error:  # the protocol says "not ready" with a 4xx
+                return EndpointStatus(False, self.model, platform="", fingerprint="unknown", reason=str(error))
+            self.plan()  # raises if the model cannot take the payload
+            metadata = self.metadata()
         return EndpointStatus(True, self.model, platform=metadata.platform, fingerprint=self._match(metadata))
 
     def check_ready(self) -> None:
@@ -256,6 +264,10 @@ class Client(BaseClient):
         return self._metadata
 
     def _transmit(self, images: Sequence[ObfuscatedImage], obfuscate_ms: float) -> list[Prediction]:
+        with deadline(self._timeout_s):
+            return self._asked(images, obfuscate_ms)
+
+    def _asked(self, images: Sequence[ObfuscatedImage], obfuscate_ms: float) -> list[Prediction]:
         plan = self.plan()
         if self.fingerprint == "differs" and not self._warned:
             self._warned = True
@@ -263,11 +275,12 @@ class Client(BaseClient):
                 f"{self._endpoint.server} serves another classifier as {self.model!r} than the one this obfuscator "
                 "was trained for; its predictions may be incorrect",
                 FingerprintWarning,
-                stacklevel=6,
+                stacklevel=7,
             )
         tensors = np.stack([image.tensor for image in images])
         tensor = Tensor(plan.input_name, as_datatype(tensors, plan.datatype, self.bundle.preprocessing))
         result = self._endpoint.infer(self.model, tensor, plan.output_name)
+        self._check_version(result.response.model_version, plan)
         return read_predictions(
             result,
             output_name=plan.output_name,
@@ -275,6 +288,24 @@ class Client(BaseClient):
             labels=self.bundle.labels,
             obfuscate_ms=obfuscate_ms,
         )
+
+    def _check_version(self, version: str, plan: Plan) -> None:
+        """Ask for the metadata anew if another version responded than it names: the server may have loaded one since.
+
+        Raises:
+            EndpointError: it does not name this version now either, or the version takes or gives something else.
+        """
+        named = self.metadata().versions
+        if not version or not named or version in named:
+            return
+        self._metadata = self._plan = None
+        if version not in self.metadata().versions or self.plan() != plan:
+            self._endpoint.reconnect()
+            stated = printable(", ".join(self.metadata().versions)) or "none"
+            raise EndpointResponseInvalid(
+                f"the response is of version {printable(version)!r} of the model {self.model!r}; "
+                f"{self._endpoint.server} has {stated}; the connection was closed"
+            )
 
     def plan(self) -> Plan:
         """Return how to ask the model, decided once. Several threads may do so at once.

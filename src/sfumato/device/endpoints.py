@@ -6,7 +6,7 @@ import time
 from typing import Protocol, Unpack
 from urllib.parse import quote
 
-from sfumato.device.predictions import InferResult
+from sfumato.device.predictions import InferResult, check_origin, new_request_id
 from sfumato.device.transport import ConnectionOptions, Transport
 from sfumato.errors import EndpointError, EndpointRefused, EndpointResponseInvalid, WireError
 from sfumato.wire import (
@@ -38,7 +38,13 @@ class Endpoint(Protocol):
         """Return what the server says of a model."""
 
     def infer(self, model: str, tensor: Tensor, output_name: str | None) -> InferResult:
-        """Send one tensor and ask for one output, or, with None, for all."""
+        """Send one tensor and ask for one output, or, with None, for all.
+
+        A response that is malformed, or to another request, closes the connections.
+        """
+
+    def reconnect(self) -> None:
+        """Close the connections; new ones are made as they are needed."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -92,6 +98,7 @@ class _HttpEndpoint(Endpoint):
         request = InferRequest(
             inputs=(tensor,),
             outputs=() if output_name is None else (RequestedOutput(output_name, binary=binary or None),),
+            id=new_request_id(),
             parameters={"binary_data_output": True} if binary and output_name is None else {},
         )
         encoded = encode_request(request, binary=binary)
@@ -100,9 +107,14 @@ class _HttpEndpoint(Endpoint):
         round_trip_ms = (time.perf_counter() - start) * 1000
         try:
             response = decode_response(reply.body, reply.headers.get(HEADER_LENGTH.lower()))
-        except WireError as error:
-            raise EndpointResponseInvalid(f"the response of {self.server} is malformed: {error}") from None
+            check_origin(response, request_id=request.id, model=model)
+        except (WireError, EndpointResponseInvalid) as error:
+            self.reconnect()
+            raise EndpointResponseInvalid(f"{self.server}: {error}") from None
         return InferResult(response, len(encoded.body), round_trip_ms)
+
+    def reconnect(self) -> None:
+        self._transport.close()
 
     def close(self) -> None:
         self._transport.close()

@@ -6,7 +6,6 @@ name server may hand out.
 
 from __future__ import annotations
 
-import os
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,8 @@ from typing import Any, Unpack
 import numpy as np
 
 from sfumato import errors
-from sfumato.device.predictions import InferResult
+from sfumato.device.deadline import deadline, left_s
+from sfumato.device.predictions import InferResult, check_origin, new_request_id
 from sfumato.device.transport import (
     BACKOFF_S,
     Connection,
@@ -38,7 +38,6 @@ except (ImportError, RuntimeError) as error:  # protobuf and grpcio raise Runtim
 
 _BACKOFF_MS = round(BACKOFF_S * 1000)
 _CHANNEL = (
-    ("grpc.enable_http_proxy", 0),
     ("grpc.enable_retries", 0),
     ("grpc.service_config_disable_resolution", 1),
     ("grpc.use_local_subchannel_pool", 1),  # a closed channel's connection is closed, too
@@ -86,14 +85,24 @@ class GrpcEndpoint:
             raise EndpointError("a gRPC address must look like grpcs://host:port, with a port and without a path")
         self._connection = to = Connection(url=url, **options)
         self.server = to.server
-        settings = [*_CHANNEL, ("grpc.max_receive_message_length", to.max_response_bytes)]
-        target = f"dns:///{url.host}:{url.port}"
-        if url.scheme == "grpcs":
-            self._channel = grpc.secure_channel(target, _credentials(to.ca_file), options=settings)
-        else:
-            self._channel = grpc.insecure_channel(target, options=settings)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._settings = [
+            *_CHANNEL,
+            ("grpc.max_receive_message_length", to.max_response_bytes),
+            ("grpc.enable_http_proxy", int(to.proxy is not None)),
+            *([] if to.proxy is None else [("grpc.http_proxy", to.proxy)]),
+        ]
+        self._credentials = _credentials(to) if to.secure else None
+        self._open()
         self._call_metadata = () if to.token is None else (("authorization", f"Bearer {to.token}"),)
+
+    def _open(self) -> None:
+        url = self._connection.url
+        target = f"dns:///{url.host}:{url.port}"
+        if self._credentials is None:
+            self._channel = grpc.insecure_channel(target, options=self._settings)
+        else:
+            self._channel = grpc.secure_channel(target, self._credentials, options=self._settings)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def check_ready(self) -> None:
         """See `Endpoint`."""
@@ -116,7 +125,7 @@ class GrpcEndpoint:
 
     def infer(self, model: str, tensor: Tensor, output_name: str | None) -> InferResult:
         """See `Endpoint`."""
-        request = service_pb2.ModelInferRequest(model_name=model)
+        request = service_pb2.ModelInferRequest(model_name=model, id=new_request_id())
         request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         request.raw_input_contents.append(np.asarray(tensor.array, DTYPES[tensor.datatype], order="C").tobytes())
         if output_name is not None:
@@ -128,10 +137,20 @@ class GrpcEndpoint:
             response = InferResponse(
                 model_name=fields.name(reply.model_name, "the response's 'model_name'"),
                 outputs=tuple(_outputs(reply)),
+                model_version=fields.name(reply.model_version, "the response's 'model_version'", empty=True),
+                id=fields.name(reply.id, "the response's 'id'", empty=True),
             )
-        except WireError as error:
-            raise errors.EndpointResponseInvalid(f"the response of {self.server} is malformed: {error}") from None
+            check_origin(response, request_id=request.id, model=model)
+        except (WireError, errors.EndpointResponseInvalid) as error:
+            self.reconnect()
+            raise errors.EndpointResponseInvalid(f"{self.server}: {error}") from None
         return InferResult(response, request.ByteSize(), round_trip_ms)
+
+    def reconnect(self) -> None:
+        """See `Endpoint`."""
+        old = self._channel
+        self._open()
+        old.close()
 
     def close(self) -> None:
         """See `Endpoint`."""
@@ -139,15 +158,20 @@ class GrpcEndpoint:
 
     def _ask(self, method: Callable[..., Any], request: Any) -> Any:
         """Make one call, again if that can help."""
-        attempt = 0
-        while True:
-            try:
-                return method(request, timeout=self._connection.timeout_s, metadata=self._call_metadata)
-            except grpc.RpcError as error:
-                if attempt == self._connection.retries or error.code() not in _RETRIED or _is_too_long(error):
-                    raise self._error(error) from None
-            self._connection.pause(attempt)
-            attempt += 1
+        with deadline(self._connection.timeout_s):
+            for attempt in range(self._connection.retries + 1):
+                try:
+                    return method(request, timeout=left_s(), metadata=self._call_metadata)
+                except grpc.RpcError as error:
+                    failed = self._error(error)
+                    if error.code() not in _RETRIED or _is_too_long(error):
+                        break
+                except ValueError:  # closed by another thread, which was sent a foreign response
+                    failed = errors.EndpointUnreachable(f"the connection to {self.server} was closed")
+                    break
+                if attempt == self._connection.retries or not self._connection.pause(attempt):
+                    break
+            raise failed
 
     def _error(self, error: Any) -> EndpointError:
         code = error.code()
@@ -171,13 +195,20 @@ class GrpcEndpoint:
 
 def _is_too_long(error: Any) -> bool:
     """Return whether this side stopped reading; the server's refusal of a long request begins with "SERVER:"."""
-    return "CLIENT: Received message larger than max" in str(error.details())
+    details = str(error.details())
+    return "CLIENT: Received message larger than max" in details or "Decompressed message larger than max" in details
 
 
-def _credentials(ca_file: str | os.PathLike[str] | None) -> Any:
-    """Return the authorities to trust: the file's, the system's, or, where OpenSSL knows of none, gRPC's own."""
-    file = ca_file or ssl.get_default_verify_paths().cafile
-    return grpc.ssl_channel_credentials(None if file is None else Path(file).read_bytes())
+def _credentials(to: Connection) -> Any:
+    """Return the authorities to trust: the file's, the system's, or, where OpenSSL knows of none, gRPC's own.
+
+    With the client's certificate, if it has one.
+    """
+    to.tls()  # gRPC does not say what is wrong with a file
+    file = to.ca_file or ssl.get_default_verify_paths().cafile
+    own = None if to.cert_file is None else Path(to.cert_file).read_bytes()
+    key = None if own is None else Path(to.key_file or to.cert_file or "").read_bytes()
+    return grpc.ssl_channel_credentials(None if file is None else Path(file).read_bytes(), key, own)
 
 
 def _spec(spec: Any, kind: str, *, wildcard: bool = True) -> TensorSpec:

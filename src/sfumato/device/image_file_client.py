@@ -15,6 +15,7 @@ import numpy as np
 from sfumato.artifacts.bundle import Bundle
 from sfumato.device.client import BaseClient
 from sfumato.device.file_responses import ResponseFormat, read_file_response
+from sfumato.device.image import EightBit
 from sfumato.device.image_files import FileFormat, ImageFile, Request, Style, encode_image
 from sfumato.device.obfuscator import ObfuscatedImage, Obfuscator
 from sfumato.device.predictions import Prediction
@@ -40,7 +41,10 @@ class FileClient(BaseClient):
         rounding: round outputs in [0, 1] to 8 bits; otherwise those that are no 8-bit images are refused.
         threads: threads for the obfuscator.
         gate: let the bundle's gate, if it has one, handle images on-device.
-        connection: token, timeout_s, retries, ca_file, allow_insecure_token: see `ConnectionOptions`.
+        allow_recognisable: send payloads that show the image, of a bundle that declares itself a baseline; see
+            `Obfuscator`.
+        connection: token, timeout_s, retries, ca_file, cert_file, key_file, proxy, allow_insecure_token: see
+            `ConnectionOptions`.
 
     Attributes:
         bundle: the obfuscator's.
@@ -67,6 +71,7 @@ class FileClient(BaseClient):
         rounding: bool = False,
         threads: int = 1,
         gate: bool = True,
+        allow_recognisable: bool = False,
         **connection: Unpack[ConnectionOptions],
     ) -> None:
         if file_format not in ("smallest", "png", "webp"):
@@ -74,7 +79,9 @@ class FileClient(BaseClient):
         self._request = Request(style, field, template)
         self._file_format: FileFormat = file_format
         self._response = ResponseFormat(prediction_path, label_key, score_key)
-        super().__init__(Obfuscator(bundle, threads=threads, eight_bit="rounded" if rounding else "exact"), gate=gate)
+        eight_bit: EightBit = "rounded" if rounding else "exact"
+        obfuscator = Obfuscator(bundle, threads=threads, eight_bit=eight_bit, allow_recognisable=allow_recognisable)
+        super().__init__(obfuscator, gate=gate)
         # The transport takes servers and drops a slash at the end, which for an address of one path can matter.
         self._path = "/" if url.endswith("/") else ""
         self._transport = Transport(url, **connection)

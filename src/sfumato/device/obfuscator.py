@@ -6,6 +6,7 @@ sent.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.artifacts.bundle import DECODER_ONNX, OBFUSCATOR_ONNX, Bundle, Preprocessing
+from sfumato.artifacts.bundle import BASELINE, DECODER_ONNX, OBFUSCATOR_ONNX, Bundle, Preprocessing
 from sfumato.artifacts.onnx_file import open_session, run_options
 from sfumato.device.image import EightBit, ImageSource, load_image, prepare, to_pixels
 from sfumato.device.predictions import softmax
+from sfumato.device.recognisable import IMAGE_EXPLAINS, explained, probe_images, shows_probes
 from sfumato.errors import BundleError, ImageError
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 # An output this close to the image everywhere is the image.
 SAME_WITHIN = 1e-3
+_LOG = logging.getLogger(__name__)
 # A code of more bytes could hold a thumbnail.
 MOST_CODE_BYTES = 64
 # A preview is scaled only if its values leave [0, 1] by more than rounding does.
@@ -96,10 +99,13 @@ class Obfuscator:
         split: return the code instead of the image decoded from it; the bundle's decoder then runs in the cloud.
         eight_bit: return the 8-bit image instead of the classifier's input: "exact" refuses outputs that are none,
             "rounded" rounds those in [0, 1].
+        allow_recognisable: accept a payload that shows the image (see `sfumato.device.recognisable`), of a bundle that
+            declares itself a baseline; it is logged. The image itself is refused all the same.
 
     Raises:
         BundleError: the bundle is missing, damaged or of another kind, or its ONNX file is not an obfuscator, or lacks
-            the logits that its gate needs, or the code that the split form needs.
+            the logits that its gate needs, or the code that the split form needs; or its payload of synthetic images
+            is malformed, or shows them, and that is not allowed, or asked for with a bundle that is no baseline.
         ValueError: the split form of an 8-bit image was asked for.
     """
 
@@ -110,12 +116,19 @@ class Obfuscator:
         threads: int = 1,
         split: bool = False,
         eight_bit: EightBit | None = None,
+        allow_recognisable: bool = False,
     ) -> None:
         if split and eight_bit is not None:
             raise ValueError("a code is no image; ask for the split form or for 8-bit images, not for both")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle, kind="obfuscator")
+        if allow_recognisable and self.bundle.recipe.kind != BASELINE:
+            raise BundleError(
+                f"{self.bundle.path} does not declare itself a baseline (recipe.kind is {self.bundle.recipe.kind!r}), "
+                "so that recognisable payloads cannot be allowed; leave allow_recognisable out"
+            )
         self.split = split
         self._eight_bit = eight_bit
+        self._recognisable_allowed = allow_recognisable
         self._shape = (3, self.bundle.preprocessing.height, self.bundle.preprocessing.width)
         self._session = open_session(self.bundle.file(OBFUSCATOR_ONNX), threads=threads)
         self._input_name = self._session.get_inputs()[0].name
@@ -124,6 +137,7 @@ class Obfuscator:
         self._outputs = [payload.name] + ([outputs[1].name] if self.bundle.gate is not None else [])
         self._run_options = run_options()
         self.payload_shape = (int(payload.shape[1]),) if split else self._shape
+        self._check_on_probes()
 
     def obfuscate(self, source: ImageSource) -> ObfuscatedImage:
         """Obfuscate one image. See `obfuscate_batch`."""
@@ -203,23 +217,52 @@ class Obfuscator:
         # Written so that NaN fails too.
         if images.size and not (images.min() >= 0 and images.max() <= 1):
             raise ImageError("images must have values in [0, 1]; divide 8-bit values by 255")
+        payload, own = self._computed(images)
+        if not self.split:
+            self._check_hidden(images, payload)
+        if self._eight_bit is not None:
+            payload = to_pixels(payload, self.bundle.preprocessing, self._eight_bit)
+            self._check_pixels(images, payload)
+        payload.flags.writeable = False
+        return payload, own
+
+    def _computed(self, images: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+        """Return what the graph computes, if it has the shapes, types and values that the bundle declares."""
         given = {self._input_name: np.ascontiguousarray(images)}
         try:
-            obfuscated, *own = self._session.run(self._outputs, given, self._run_options)
+            payload, *own = self._session.run(self._outputs, given, self._run_options)
         except Exception as error:  # ONNX Runtime's errors have no common base, and may quote values
             raise BundleError(f"the obfuscator of {self.bundle.path} failed ({type(error).__name__})") from None
         what = "code" if self.split else "output"
-        self._check(what, obfuscated, self.payload_shape, len(images), np.uint8 if self.split else np.float32)
-        if not self.split:
-            self._check_hidden(images, obfuscated)
-        if self._eight_bit is not None:
-            obfuscated = to_pixels(obfuscated, self.bundle.preprocessing, self._eight_bit)
-            self._check_pixels(images, obfuscated)
-        obfuscated.flags.writeable = False
+        self._check(what, payload, self.payload_shape, len(images), np.uint8 if self.split else np.float32)
+        if self.split:
+            self._check_code(payload)
+        elif self.bundle.recipe.eight_bit_output and self._eight_bit is None:
+            to_pixels(payload, self.bundle.preprocessing, "exact")
         if not own:
-            return obfuscated, None
+            return payload, None
         self._check("on-device logits", own[0], (len(self.bundle.labels),), len(images), np.float32)
-        return obfuscated, own[0]
+        return payload, own[0]
+
+    def _check_on_probes(self) -> None:
+        """Refuse, before there is an image, an obfuscator that does not work, or whose payload shows the image."""
+        probes = probe_images(*self._shape[1:])
+        payload, _ = self._computed(probes)
+        if self.split or not shows_probes(probes, payload):
+            return
+        if not self._recognisable_allowed:
+            raise self._recognisable()
+        _LOG.warning(
+            "%s: the payload shows the image; it is sent because the bundle is a baseline and this was allowed",
+            self.bundle.path,
+        )
+
+    def _recognisable(self) -> BundleError:
+        return BundleError(
+            f"what the obfuscator of {self.bundle.path} makes shows the image (scaled, shifted, negated or in other "
+            "colours); nothing was sent; use another bundle, or, to try a baseline, allow_recognisable "
+            "(--allow-recognisable)"
+        )
 
     def _check(self, what: str, made: NDArray[Any], row: tuple[int, ...], count: int, dtype: type[np.generic]) -> None:
         wanted = (count, *row)
@@ -231,9 +274,28 @@ class Obfuscator:
         if dtype == np.float32 and not np.isfinite(made).all():
             raise BundleError(f"the {what} of {self.bundle.path}'s obfuscator is not all finite; nothing was sent")
 
-    def _check_hidden(self, images: NDArray[np.float32], obfuscated: NDArray[np.float32]) -> None:
+    def _check_code(self, codes: NDArray[np.uint8]) -> None:
+        """Refuse codes that the bundle does not declare: first the number of a class, then bits, then zeros."""
+        count, classes = self.bundle.recipe.code_bits, len(self.bundle.labels)
+        if count is None:
+            return
+        bits, places = np.unpackbits(codes, axis=1), max(0, classes - 1).bit_length()
+        number = bits[:, :places] @ (1 << np.arange(places)[::-1])
+        if bits[:, count:].any() or (number >= max(1, classes)).any():
+            raise BundleError(
+                f"the obfuscator of {self.bundle.path} made a code that is none of {count} bits with one of {classes} "
+                "classes; nothing was sent"
+            )
+
+    def _check_hidden(self, images: NDArray[np.float32], payload: NDArray[np.float32]) -> None:
+        share = explained(images, payload).max(axis=1)
+        hidden = share < IMAGE_EXPLAINS  # false for a flat image, of which nothing can be said
+        if hidden.all():
+            return
+        if (share >= IMAGE_EXPLAINS).any() and not self._recognisable_allowed:
+            raise self._recognisable()
         for plain in (images, self.bundle.preprocessing.normalize(images)):
-            distance = np.abs(obfuscated - plain).max(axis=(1, 2, 3), initial=0.0)
+            distance = np.abs(payload - plain).max(axis=(1, 2, 3), initial=0.0)
             if (distance <= SAME_WITHIN).any():
                 raise BundleError(f"the obfuscator of {self.bundle.path} returned the image itself; nothing was sent")
 

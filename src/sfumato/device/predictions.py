@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sfumato.device.transport import printable
 from sfumato.errors import EndpointResponseInvalid
 from sfumato.wire import InferResponse
 
@@ -29,6 +31,28 @@ class InferResult:
     response: InferResponse
     payload_bytes: int
     round_trip_ms: float
+
+
+def new_request_id() -> str:
+    """Return a mark for one request that no other one has."""
+    return secrets.token_hex(8)
+
+
+def check_origin(response: InferResponse, *, request_id: str, model: str) -> None:
+    """Check that a response is the one to this request, and not an earlier or another client's.
+
+    Servers that repeat no id are believed: the protocol asks for it, and some do not.
+
+    Raises:
+        EndpointResponseInvalid: another id, or another model.
+    """
+    if response.id not in ("", request_id):
+        raise EndpointResponseInvalid("the response has the id of another request; the connection was closed")
+    if response.model_name != model:
+        raise EndpointResponseInvalid(
+            f"the response is of the model {printable(response.model_name)!r}, {model!r} was asked; the connection was "
+            "closed"
+        )
 
 
 @dataclass(frozen=True)

@@ -73,10 +73,19 @@ class Protecting:
     existing: Existing
     since_ns: int  # files in `out` that are no older were written by this run
     share: Share | None = None
+    allow_recognisable: bool = False
 
     @classmethod
     def into(
-        cls, out: Path, bundle: Path, *, tensors: bool, gate: bool, existing: Existing, share: Share | None = None
+        cls,
+        out: Path,
+        bundle: Path,
+        *,
+        tensors: bool,
+        gate: bool,
+        existing: Existing,
+        share: Share | None = None,
+        allow_recognisable: bool = False,
     ) -> Protecting:
         """Make the folder, and note the time by its disk's clock.
 
@@ -87,6 +96,7 @@ class Protecting:
             gate: whether images may be handled on-device.
             existing: what to do if an image's files exist already.
             share: the part of the images that this run takes; others may write to the folder meanwhile.
+            allow_recognisable: accept a baseline whose payloads show the image; see `Obfuscator`.
 
         Raises:
             SfumatoError: the folder cannot be made or written to.
@@ -98,7 +108,15 @@ class Protecting:
                 since_ns = os.fstat(probe.fileno()).st_mtime_ns
         except OSError as error:
             raise SfumatoError(f"cannot write to the folder {out}: {error.strerror}") from error
-        return cls(str(bundle), str(out), tensors, gate, existing, since_ns, share)
+        return cls(str(bundle), str(out), tensors, gate, existing, since_ns, share, allow_recognisable)
+
+    def obfuscator(self) -> Obfuscator:
+        """Open the bundle.
+
+        Raises:
+            BundleError: it cannot be used.
+        """
+        return Obfuscator(self.bundle, allow_recognisable=self.allow_recognisable)
 
     def targets(self, found: Found) -> list[Path]:
         """Return the files that an image becomes, the preview first."""
@@ -131,13 +149,13 @@ def protect_images(
         if second is not None:
             yield from _in_processes(chain([first, second], groups), how, workers)
             return
-        obfuscator = Obfuscator(how.bundle)
+        obfuscator = how.obfuscator()
         for group in chain([first], groups):
             yield _protect_group(group, how, obfuscator)
 
 
 def _in_processes(groups: Iterator[list[Found]], how: Protecting, workers: int) -> Iterator[list[Outcome]]:
-    Obfuscator(how.bundle)  # a bundle that cannot be used fails here, not in a process that dies of it
+    how.obfuscator()  # a bundle that cannot be used fails here, not in a process that dies of it
     pending: deque[Future[list[Outcome]]] = deque()
     pool = ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(how,)
@@ -177,7 +195,7 @@ _here: tuple[Protecting, Obfuscator] | None = None
 def _begin(how: Protecting) -> None:
     global _here
     after_parent(lambda: os._exit(1))  # it would wait for its next group forever
-    _here = how, Obfuscator(how.bundle)
+    _here = how, how.obfuscator()
 
 
 def _protect_here(group: list[Found]) -> list[Outcome]:

@@ -7,6 +7,7 @@ import ipaddress
 import os
 import random
 import re
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 import urllib3
-from urllib3.util import Timeout, Url, parse_url
+from urllib3.util import Url, parse_url
+from urllib3.util.ssl_ import create_urllib3_context
 
+from sfumato.device.deadline import connection_pool, deadline, is_over, left_s
 from sfumato.errors import (
     EndpointError,
     EndpointFailed,
@@ -28,6 +31,7 @@ from sfumato.wire import fields
 
 MAX_RESPONSE_BYTES = 16 * 2**20
 BACKOFF_S = 0.1
+TIMEOUT_S = 10.0
 _RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
 """500, too: a proxy says so when its server dies over a request. Repeating an inference request is harmless."""
 _CHUNK_BYTES = 2**16
@@ -49,9 +53,14 @@ class ConnectionOptions(TypedDict, total=False):
 
     Attributes:
         token: the bearer token, if the server wants one. Never shown.
-        timeout_s: for connecting, and again for the response to each attempt; by default 10.
+        timeout_s: for a whole call: looking up the name, connecting, TLS, sending, the response to its last byte,
+            further attempts with the pauses before them, and what the first call asks the server of itself; by default
+            10.
         retries: further attempts after a broken connection, or status 429, 500, 502, 503 or 504; by default 2.
         ca_file: PEM file with the authorities to trust instead of the system's.
+        cert_file: PEM file with the client's own certificate chain, for servers that ask for one.
+        key_file: PEM file with its private key, not encrypted; by default in `cert_file`.
+        proxy: an HTTP proxy to connect through, `http://host:port`; those of the environment are not used.
         allow_insecure_token: send the token without TLS to another machine, where others can read it.
         max_response_bytes: the longest response that is read; by default 16 MiB.
     """
@@ -60,6 +69,9 @@ class ConnectionOptions(TypedDict, total=False):
     timeout_s: float
     retries: int
     ca_file: str | os.PathLike[str] | None
+    cert_file: str | os.PathLike[str] | None
+    key_file: str | os.PathLike[str] | None
+    proxy: str | None
     allow_insecure_token: bool
     max_response_bytes: int
 
@@ -69,15 +81,18 @@ class Connection:
     """A server's address with `ConnectionOptions`.
 
     Raises:
-        EndpointError: the token, the file or the number of retries cannot be used, or the token would be sent in the
-            clear.
+        EndpointError: the token, a file, the proxy, the time or the number of retries cannot be used, or the token
+            would be sent in the clear.
     """
 
     url: Url
     token: str | None = field(default=None, repr=False)
-    timeout_s: float = 10.0
+    timeout_s: float = TIMEOUT_S
     retries: int = 2
     ca_file: str | os.PathLike[str] | None = None
+    cert_file: str | os.PathLike[str] | None = None
+    key_file: str | os.PathLike[str] | None = None
+    proxy: str | None = None
     allow_insecure_token: bool = False
     max_response_bytes: int = MAX_RESPONSE_BYTES
 
@@ -85,25 +100,80 @@ class Connection:
         if self.token is not None:
             if not fields.is_token(self.token):
                 raise EndpointError("the token must be printable ASCII without spaces")
-            secure = self.url.scheme in ("https", "grpcs")
-            if not (secure or self.allow_insecure_token or _is_loopback(self.url.host or "")):
+            if not (self.secure or self.allow_insecure_token or self._stays_here()):
                 raise EndpointError(
                     f"the token would be sent in the clear to {self.server}; use {self.url.scheme}s, or allow it with "
                     "allow_insecure_token"
                 )
-        if self.ca_file is not None and not Path(self.ca_file).is_file():
-            raise EndpointError(f"no file with certificate authorities at {os.fspath(self.ca_file)}")
+        if self.proxy is not None:
+            checked_url(self.proxy, ("http",), "a proxy's address must look like http://host:port")
+        if (self.cert_file or self.key_file) and not self.secure:
+            raise EndpointError(f"a client certificate needs TLS; use {self.url.scheme}s")
+        if self.key_file and not self.cert_file:
+            raise EndpointError("a client's key needs its certificate: give cert_file, too")
+        for what, file in (
+            ("certificate authorities", self.ca_file),
+            ("the client's certificate", self.cert_file),
+            ("the client's key", self.key_file),
+        ):
+            if file is not None and not Path(file).is_file():
+                raise EndpointError(f"no file with {what} at {os.fspath(file)}")
         if self.retries < 0:
             raise EndpointError(f"retries must not be negative, got {self.retries}")
+        if not 0 < self.timeout_s < float("inf"):
+            raise EndpointError(f"timeout_s must be positive and finite, got {self.timeout_s}")
+
+    def _stays_here(self) -> bool:
+        """Return whether what is sent without TLS stays on this machine."""
+        return _is_loopback(self.url.host or "") and (
+            self.proxy is None or _is_loopback(parse_url(self.proxy).host or "")
+        )
+
+    @property
+    def secure(self) -> bool:
+        """Whether TLS is used."""
+        return self.url.scheme in ("https", "grpcs")
 
     @property
     def server(self) -> str:
         """The address without a path."""
         return f"{self.url.scheme}://{self.url.netloc}"
 
-    def pause(self, attempt: int) -> None:
-        """Wait before the next attempt: longer each time, and not all devices equally long."""
-        time.sleep(min(BACKOFF_S * 2**attempt * random.uniform(1, 1.5), self.timeout_s))
+    def tls(self) -> ssl.SSLContext:
+        """Return what to trust, and the client's own certificate, if it has one.
+
+        Raises:
+            EndpointError: a file is not what it should be.
+        """
+        context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED)
+        try:
+            if self.ca_file is None:
+                context.load_default_certs()
+            else:
+                context.load_verify_locations(os.fspath(self.ca_file))
+        except (OSError, ValueError):
+            raise EndpointError(f"{os.fspath(self.ca_file or '')} has no certificate authorities in PEM") from None
+        if self.cert_file is not None:
+            key = None if self.key_file is None else os.fspath(self.key_file)
+            try:
+                context.load_cert_chain(os.fspath(self.cert_file), key, password="")  # never ask the terminal for one
+            except (OSError, ValueError):
+                raise EndpointError(
+                    f"{os.fspath(self.cert_file)} and its key cannot be used: a certificate chain and its private key, "
+                    "not encrypted, are needed in PEM"
+                ) from None
+        return context
+
+    def pause(self, attempt: int, least_s: float = 0.0) -> bool:
+        """Wait before the next attempt: longer each time, and not all devices equally long.
+
+        Return False, at once, if the call has less time than that.
+        """
+        pause_s = max(least_s, BACKOFF_S * 2**attempt * random.uniform(1, 1.5))
+        if pause_s >= left_s():
+            return False
+        time.sleep(pause_s)
+        return True
 
     def without_token(self, text: str) -> str:
         """Remove the token, which a proxy may have quoted back."""
@@ -133,7 +203,7 @@ class Transport:
         options: see `ConnectionOptions`.
 
     Raises:
-        EndpointError: the URL, the token or the file cannot be used, or the token would be sent in the clear.
+        EndpointError: the URL or an option cannot be used, or the token would be sent in the clear.
     """
 
     def __init__(self, server_url: str, **options: Unpack[ConnectionOptions]) -> None:
@@ -141,13 +211,7 @@ class Transport:
         self.server = to.server
         self._base = self.server + (to.url.path or "").rstrip("/")
         self._headers = {} if to.token is None else {"Authorization": f"Bearer {to.token}"}
-        self._pool = urllib3.PoolManager(
-            retries=False,
-            maxsize=_KEPT_CONNECTIONS,
-            timeout=Timeout(connect=to.timeout_s, read=to.timeout_s),
-            cert_reqs="CERT_REQUIRED",
-            ca_certs=None if to.ca_file is None else os.fspath(to.ca_file),
-        )
+        self._pool = connection_pool(tls=to.tls() if to.secure else None, proxy=to.proxy, kept=_KEPT_CONNECTIONS)
 
     def close(self) -> None:
         """Close the connections."""
@@ -166,31 +230,23 @@ class Transport:
             EndpointFailed: status 5xx.
             EndpointResponseInvalid: the response breaks off, is too long, or has another status.
         """
-        attempt = 0
-        while True:
-            last = attempt == self.connection.retries
-            try:
-                reply = self._once(method, path, body, headers)
-                if reply.status == 200:
-                    return reply
-                if last or reply.status not in _RETRIED_STATUSES:
-                    raise self._error(reply)
-                self._wait(attempt, reply.headers.get("retry-after", ""))
-            except _Lost as lost:
-                if last:
-                    raise lost.error from None
-                self.connection.pause(attempt)
-            attempt += 1
-
-    def _wait(self, attempt: int, retry_after: str) -> None:
-        if re.fullmatch(r"[0-9]{1,9}", retry_after.strip()):
-            # As long as the server asks, but no longer than the client would wait for a response.
-            time.sleep(min(float(retry_after), self.connection.timeout_s))
-        else:
-            self.connection.pause(attempt)
+        with deadline(self.connection.timeout_s):
+            for attempt in range(self.connection.retries + 1):
+                try:
+                    reply = self._once(method, path, body, headers)
+                    if reply.status == 200:
+                        return reply
+                    error, retry_after = self._error(reply), reply.headers.get("retry-after", "").strip()
+                    if reply.status not in _RETRIED_STATUSES:
+                        raise error
+                except _Lost as lost:
+                    error, retry_after = lost.error, ""
+                asked_s = float(retry_after) if re.fullmatch(r"[0-9]{1,9}", retry_after) else 0.0
+                if attempt == self.connection.retries or not self.connection.pause(attempt, asked_s):
+                    break
+            raise error
 
     def _once(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Reply:
-        deadline = time.monotonic() + self.connection.timeout_s
         try:
             response = self._pool.request(
                 method,
@@ -201,16 +257,17 @@ class Transport:
                 preload_content=False,
                 decode_content=False,
             )
-        except urllib3.exceptions.SSLError:
-            raise EndpointUnreachable(
-                f"no secure connection to {self.server}: it does not speak TLS, or its certificate is not trusted"
-            ) from None
-        except urllib3.exceptions.ReadTimeoutError:
-            raise self.connection.late() from None  # not tried again: the server has the request and is busy with it
-        except urllib3.exceptions.HTTPError as error:
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            if is_over():
+                raise self.connection.late() from None
+            if isinstance(error, urllib3.exceptions.SSLError):
+                raise EndpointUnreachable(
+                    f"no secure connection to {self.server}: it does not speak TLS, its certificate is not trusted, or "
+                    "it does not accept this client's"
+                ) from None
             raise _Lost(EndpointUnreachable(f"no connection to {self.server} ({type(error).__name__})")) from None
         try:
-            content = self._read(response, deadline)
+            content = self._read(response)
         except (EndpointError, _Lost):
             response.close()  # a connection with unread bytes on it must not be used again
             raise
@@ -218,18 +275,16 @@ class Transport:
             response.release_conn()
         return Reply(response.status, {key.lower(): value for key, value in response.headers.items()}, content)
 
-    def _read(self, response: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
+    def _read(self, response: urllib3.BaseHTTPResponse) -> bytes:
         content = bytearray()
         try:
             while chunk := response.read1(_CHUNK_BYTES):
                 content += chunk
                 if len(content) > self.connection.max_response_bytes:
                     raise self.connection.too_long()
-                if time.monotonic() > deadline:
-                    raise self.connection.late(" completely")
-        except urllib3.exceptions.ReadTimeoutError:
-            raise self.connection.late(" completely") from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
+            if is_over():
+                raise self.connection.late(" completely") from None
             kind = type(error).__name__
             raise _Lost(EndpointResponseInvalid(f"the response of {self.server} breaks off ({kind})")) from None
         return bytes(content)
@@ -268,8 +323,12 @@ def printable(text: str, most: int = _MAX_REASON_CHARS) -> str:
     return "".join(c if c.isprintable() else " " for c in text[:most])
 
 
-def checked_url(server_url: str, schemes: tuple[str, ...]) -> Url:
-    """Parse an address with one of these schemes and a host, and nothing else than a path.
+def checked_url(
+    server_url: str,
+    schemes: tuple[str, ...],
+    wanted: str = "the server's address must look like https://host:port, or grpcs://host:port for gRPC",
+) -> Url:
+    """Parse an address with one of these schemes and a host, and nothing else than a path; `wanted` says so.
 
     Raises:
         EndpointError: it is something else.
@@ -279,9 +338,9 @@ def checked_url(server_url: str, schemes: tuple[str, ...]) -> Url:
     except urllib3.exceptions.LocationParseError:
         url = Url()
     if url.scheme not in schemes or not url.host:
-        raise EndpointError("the server's address must look like https://host:port, or grpcs://host:port for gRPC")
+        raise EndpointError(wanted)
     if url.auth is not None or url.query is not None or url.fragment is not None:
-        raise EndpointError("the server's URL must hold no user name, password, query or fragment; use a token")
+        raise EndpointError("a URL must hold no user name, password, query or fragment; use a token")
     return url
 
 

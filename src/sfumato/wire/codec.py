@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -34,6 +35,7 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 _BINARY_SIZE = "binary_data_size"
 _MAX_LENGTH_DIGITS = 12
 _KEPT_HEADS, _KEPT_HEAD_BYTES = 256, 4096
+_LEADING_ID = re.compile(rb'\{"id":"([A-Za-z0-9_.-]{1,64})",(?=")')
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)  # `json.dumps` would make one on every call
 _PYTHON_TYPES: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
 
@@ -90,10 +92,13 @@ def decode_request(body: bytes, header_length: int | str | None = None) -> Infer
         WireError: anything about it is not as the protocol says.
     """
     text, reader = _split(body, header_length)
+    given = _LEADING_ID.match(text) if reader.has_binary else None
+    if given is not None:  # each request has an id of its own; the rest of the head may be known
+        text = b"{" + text[given.end() :]
     head = _heads.get(text) if reader.has_binary else None
     if head is None:
         head = _request_head(fields.parse_object(text, "the request"))
-        # Without an id and without numbers, the next request may have the same.
+        # Without an id and without numbers, the next request may have the same head.
         again = reader.has_binary and not head.id and all(tensor.binary for tensor in head.inputs)
         if again and len(text) <= _KEPT_HEAD_BYTES:
             if len(_heads) >= _KEPT_HEADS:
@@ -101,7 +106,10 @@ def decode_request(body: bytes, header_length: int | str | None = None) -> Infer
             _heads[text] = head
     inputs = tuple(tensor.read(reader) for tensor in head.inputs)
     reader.finish()
-    return InferRequest(inputs=inputs, outputs=head.outputs, id=head.id, parameters=head.parameters)
+    if given is not None and head.id:
+        raise WireError("the request has two ids")
+    mark = head.id if given is None else given[1].decode()
+    return InferRequest(inputs=inputs, outputs=head.outputs, id=mark, parameters=head.parameters)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.artifacts.bundle import (
+    BASELINE,
     DECODER_ONNX,
     FLOAT_WEIGHTS,
     OBFUSCATOR_ONNX,
@@ -22,7 +23,7 @@ from sfumato.artifacts.onnx_file import OnnxFunction, runtime_reason
 from sfumato.artifacts.plugins import import_object
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.target import Coded, LocalClassifier, Obfuscate, Target
-from sfumato.lab.baselines.bundles import KIND, load_module, refit
+from sfumato.lab.baselines.bundles import load_module, refit
 from sfumato.lab.evaluation.accuracy import device_logits
 from sfumato.lab.export.onnx import TOLERANCE, difference
 from sfumato.lab.models import Normalize, Payload
@@ -118,7 +119,7 @@ def bundle_target(bundle: Bundle) -> Target:
     if isinstance(module, _ThroughFile) and not target.stochastic:
         _check_near(bundle, module)
     target = replace(target, fingerprint=bundle.files[OBFUSCATOR_ONNX], gate=_gate(bundle), bundle=bundle)
-    if bundle.recipe.kind != KIND:
+    if bundle.recipe.kind != BASELINE:
         return target
 
     def again(seed: int) -> Target | None:
@@ -132,7 +133,7 @@ def bundle_target(bundle: Bundle) -> Target:
 
 def _module(bundle: Bundle) -> nn.Module | None:
     weights = FLOAT_WEIGHTS if find_lab_file(bundle, FLOAT_WEIGHTS) else OBFUSCATOR_WEIGHTS
-    if bundle.recipe.kind == KIND:
+    if bundle.recipe.kind == BASELINE:
         return load_module(bundle, weights)
     net, size = rebuilt(bundle, weights), bundle.preprocessing
     return None if net is None else Payload(net, Normalize(size.mean, size.std), size.height, size.width)

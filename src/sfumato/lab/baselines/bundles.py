@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sfumato.artifacts.bundle import (
+    BASELINE,
     CLASSIFIER_ONNX,
     CLASSIFIER_WEIGHTS,
     OBFUSCATOR_ONNX,
@@ -43,7 +44,6 @@ from sfumato.lab.export.onnx import export_onnx, renew, save_weights
 from sfumato.lab.models import Normalize
 from sfumato.progress import Progress, silent
 
-KIND = "baseline"
 METHODS: dict[str, type[Method]] = {
     "identity": Identity,
     "downsample": Downsample,
@@ -230,7 +230,7 @@ def refit(bundle: Bundle, seed: int) -> Payload | None:
 
 def _built(bundle: Bundle, seed: int | None) -> Method:
     recipe, size = bundle.recipe.to_json(), bundle.preprocessing
-    if recipe.get("kind") != KIND:
+    if recipe.get("kind") != BASELINE:
         raise BundleError(f"{bundle.path} is no baseline: its recipe has kind {recipe.get('kind')!r}")
     try:
         made = BaselineRecipe.from_json(recipe)
