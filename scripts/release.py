@@ -64,12 +64,12 @@ def main() -> int:
 
 
 def build_twice(out: Path) -> list[Path]:
-    """Build wheel and sdist twice, in the tree and in a copy of what is committed; put them there if they are equal.
+    """Build wheel and sdist of the last commit twice, in two folders; put them there if they are equal.
 
     Raises:
         Failed: the build fails, or the two differ.
     """
-    epoch = _said(["git", "log", "-1", "--format=%ct"]).strip()
+    commit, epoch = _said(["git", "log", "-1", "--format=%H %ct"]).split()
     if _said(["git", "status", "--porcelain"]).strip():
         print("release: there are changes that are not committed; the release is of the last commit", file=sys.stderr)
     built = []
@@ -77,6 +77,7 @@ def build_twice(out: Path) -> list[Path]:
         for turn in ("first", "second"):
             tree = Path(folder) / turn / f"tree-of-the-{turn}-build"  # paths must not get into the files
             _run(["git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(tree)])
+            _run(["git", "-C", str(tree), "checkout", "--quiet", "--detach", commit])
             made = Path(folder) / turn / "dist"
             environment = {**os.environ, "SOURCE_DATE_EPOCH": epoch, "PYTHONHASHSEED": str(len(built))}
             _run([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(made), str(tree)], env=environment)
@@ -126,7 +127,7 @@ def smoke(wheel: Path) -> None:
             print(_said([python, "-I", "-c", SMOKE], cwd=folder).strip())
             _run([python, "-m", "pip", "install", "--quiet", f"{wheel}[serve]"], cwd=folder)
             _said([python, "-I", "-m", "sfumato", "demo"], cwd=folder)
-            print(f"  with [serve]: {python} -m sfumato demo has run")
+            print("  with [serve]: sfumato demo has run")
     if not found:
         raise Failed(f"there is no Python of {', '.join(VERSIONS)} with venv on this machine")
 
