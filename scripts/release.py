@@ -1,6 +1,6 @@
 """Make a release in dist/: wheel, sdist, SBOM and checksums, and check them: `make release`.
 
-1. The wheel and the sdist are built twice from the last commit's time (SOURCE_DATE_EPOCH), and have to be equal bit for bit.
+1. Wheel and sdist are built twice with the last commit's time (SOURCE_DATE_EPOCH), and have to be equal bit for bit.
 2. The wheel is installed into an empty environment for each Python of 3.11 to 3.14 that is found, and tried out.
 3. The SBOM (CycloneDX) lists what such an environment holds; pip-audit compares it with the advisory database.
 4. `SHA256SUMS` covers all files.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -24,7 +25,15 @@ ROOT = Path(__file__).resolve().parents[1]
 VERSIONS = ("3.11", "3.12", "3.13", "3.14")
 NOT_AUDITED = 3
 _AUDIT_TIMEOUT_S = 300
-_UNREACHABLE = ("ConnectionError", "ConnectionTimeout", "ServiceError", "HTTPError", "Max retries", "timed out", "Could not")
+_UNREACHABLE = (
+    "ConnectionError",
+    "ConnectionTimeout",
+    "ServiceError",
+    "HTTPError",
+    "Max retries",
+    "timed out",
+    "Could not",
+)
 SMOKE = """
 import sys
 import sfumato
@@ -148,25 +157,38 @@ def bill_of_materials(wheel: Path, out: Path) -> bool:
         print(f"{sbom.name}: what an environment with [serve] holds")
         site = next((Path(folder) / "env").glob("lib/python*/site-packages"))
         command = [str(tools / "pip-audit"), "--path", str(site), "--progress-spinner", "off", "--timeout", "20"]
+        command += ["--format", "json"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_AUDIT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             print(f"pip-audit: NOT AUDITED, no answer within {_AUDIT_TIMEOUT_S} s", file=sys.stderr)
             return False
-    said = (done.stdout + done.stderr).strip()
-    if done.returncode == 0:
-        print(f"pip-audit: exit code 0; {said.splitlines()[0] if said else 'no known vulnerabilities'}")
-        return True
-    if "vulnerabilit" in said and "Found" in said:
-        raise Failed(f"pip-audit: exit code {done.returncode}\n{said}")
-    if any(sign in said for sign in _UNREACHABLE):
-        print(
-            f"pip-audit: NOT AUDITED, exit code {done.returncode}: the advisory database cannot be reached from here "
-            f"({said.splitlines()[-1][:200]}); run it again where it can",
-            file=sys.stderr,
-        )
+    return _audited(done)
+
+
+def _audited(done: subprocess.CompletedProcess[str]) -> bool:
+    """Say what pip-audit found; return whether it could ask the advisory database about every package but ours."""
+    try:
+        packages = json.loads(done.stdout)["dependencies"]
+    except (KeyError, TypeError, ValueError):
+        said = (done.stderr.strip() or "it said nothing").splitlines()[-1][:200]
+        if any(sign in done.stderr for sign in _UNREACHABLE):
+            print(
+                f"pip-audit: NOT AUDITED, exit code {done.returncode}: the advisory database cannot be reached from here "
+                f"({said}); run it again where it can",
+                file=sys.stderr,
+            )
+            return False
+        raise Failed(f"pip-audit: exit code {done.returncode}: {said}") from None
+    found = [f"{one['name']} {one['version']}: {vuln['id']}" for one in packages for vuln in one.get("vulns", [])]
+    if found:
+        raise Failed(f"pip-audit: exit code {done.returncode}, known vulnerabilities: {', '.join(found)}")
+    skipped = [one["name"] for one in packages if "skip_reason" in one and one["name"] != "sfumato"]
+    if skipped or done.returncode:
+        print(f"pip-audit: NOT AUDITED, exit code {done.returncode}, left out: {', '.join(skipped)}", file=sys.stderr)
         return False
-    raise Failed(f"pip-audit: exit code {done.returncode}\n{said}")
+    print(f"pip-audit: exit code 0, no known vulnerabilities in {sum('vulns' in one for one in packages)} packages")
+    return True
 
 
 def checksums(out: Path) -> None:

@@ -26,7 +26,9 @@ def description() -> dict[str, Any]:
         paths.SERVER: {"get": _get("server", "The server and its extensions.", "Server")},
         paths.LIVE: {"get": _get("live", "Whether the process runs. Open without a token.", "Live", open_=True)},
         paths.READY: {
-            "get": _get("ready", "Whether requests are taken; 503 otherwise. Open without a token.", "Ready", open_=True)
+            "get": _get(
+                "ready", "Whether requests are taken; 503 otherwise. Open without a token.", "Ready", open_=True
+            )
         },
         _METRICS: {
             "get": {

@@ -21,7 +21,7 @@ from sfumato.cloud import Application
 from sfumato.wire import codec
 
 ROOT = Path(__file__).parents[1]
-MODULES = "outcomes isolated mutate codec_fuzz http_requests http_fuzz file_fuzz fault_matrix described break_page".split()
+MODULES = [file.stem for file in (ROOT / "benchmarks" / "break").glob("*.py")]
 
 
 @pytest.fixture(scope="module", autouse=True)

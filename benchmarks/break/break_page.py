@@ -20,10 +20,9 @@ def written(result: dict[str, Any]) -> str:
         "",
         "See what happens to inputs that nobody meant well: how many were tried, and what became of them.",
         "",
-        "Written by `make break` from [results/break.json](../results/break.json); all inputs follow from a seed. An input",
-        "is *accepted* (then its meaning is compared with what was computed without the part under test), *refused* with an",
-        "error of ours, or *failed*: another error, a wrong result, a crash, or no end. [Security](security.md) says which",
-        "test guards what.",
+        "Written by `make break` from [results/break.json](../results/break.json); all inputs follow from a seed. An",
+        "input is *accepted* (then what was made of it is checked), *refused* with an error of ours, or *failed*: another",
+        "error, a wrong result, a crash, or no end. [Security](security.md) says which test guards what.",
         "",
         "| inputs | number | accepted | refused | otherwise ended | failed | seconds | peak memory |",
         "|---|---|---|---|---|---|---|---|",
@@ -33,7 +32,7 @@ def written(result: dict[str, Any]) -> str:
     lines += [
         "",
         '"Otherwise ended": requests that were broken off on purpose, or are incomplete, so that the server waits for',
-        "their rest or closes.",
+        "their rest, and connections that it closes.",
         "",
         *_guided(result.get("guided")),
         *_described(result.get("described")),
@@ -74,7 +73,7 @@ def _described(found: dict[str, Any] | None) -> list[str]:
         return [f"Left out: schemathesis ({found['skipped']}).", ""]
     verdict = "all as described" if found["passed"] else "with deviations, which the results file has"
     return [
-        f"{found['tool']} with the [OpenAPI description](openapi.json) of the server: {found['requests']:,} requests to "
+        f"{found['tool']} with the server's [OpenAPI description](openapi.json): {found['requests']:,} requests to "
         f"{found['operations']} operations, {verdict}.",
         "",
     ]
@@ -101,9 +100,9 @@ def _matrix(found: dict[str, Any] | None) -> list[str]:
     lines = [
         "## What the client does when the endpoint misbehaves",
         "",
-        f"{len(found['cells'])} cases: {found['faults']} faults, in the response to a request or, over HTTP and gRPC, to the",
-        "question for metadata. Each has to end in the error that is stated, within `timeout_s`, without a piece of the image",
-        f"among the bytes sent. {found['bad']} did not.",
+        f"{len(found['cells'])} cases: {found['faults']} faults, in the response to an inference request or, over HTTP and",
+        "gRPC, to one for metadata. Each has to end in the error that is stated, within `timeout_s`, without a piece of",
+        f"the image among the bytes sent. {found['bad']} did not.",
         "",
         "| fault | " + " | ".join(_PATHS) + " |",
         "|---|" + "---|" * len(_PATHS),
@@ -133,6 +132,6 @@ def _measured(part: dict[str, Any]) -> str:
     measured = part["measured"]
     machine = f"{measured['machine']['cores']} cores of {measured['machine']['cpu']}"
     return (
-        f"- {part['name']}: {part['scale']:g} of the full number, seed {part['seed']}, commit {measured['commit']}, Python "
-        f"{measured['python']}, {machine}, {measured['written'][:10]}"
+        f"- {part['name']}: {part['scale']:g} of the full number, seed {part['seed']}, commit {measured['commit']}, "
+        f"Python {measured['python']}, {machine}, {measured['written'][:10]}"
     )

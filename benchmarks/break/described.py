@@ -1,4 +1,4 @@
-"""docs/openapi.json against `sfumato serve`, with schemathesis in an environment of its own (`.interop/schemathesis`)."""
+"""docs/openapi.json against `sfumato serve`, with schemathesis in an environment of its own."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def checked(seed: int, examples: int) -> dict[str, Any]:
         command += ["--checks", CHECKS, "--continue-on-failure", "--max-examples", str(examples), "--seed", str(seed)]
         command += ["--header", f"Authorization: Bearer {TOKEN}", "--phases", "examples,coverage,fuzzing"]
         command += ["--generation-database", "none", "--no-color"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=3600, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=folder, timeout=3600, stdin=subprocess.DEVNULL
+        )
     generated = re.search(r"([\d,]+) generated", done.stdout)
     return {
         "tool": _line(done.stdout, r"Schemathesis v?([\d.]+)"),

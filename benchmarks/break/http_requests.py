@@ -43,6 +43,7 @@ class Sending:
         expected: of valid requests: the images whose predictions have to come, in order.
         statuses: of other requests that have to be responded to: the statuses that may come.
         hang_up: break the connection off after sending.
+        may_close: the server may close the connection after any response, as HTTP/1.1 allows with pipelining.
     """
 
     mutation: str
@@ -50,6 +51,7 @@ class Sending:
     expected: tuple[np.ndarray, ...] = ()
     statuses: frozenset[int] = field(default=frozenset())
     hang_up: bool = False
+    may_close: bool = False
 
 
 def replies_in(data: bytes) -> tuple[list[Reply], bytes]:
@@ -127,7 +129,7 @@ class Requests:
     def _valid(self, kind: str, rng: random.Random, count: int) -> Sending:
         images = tuple(self._image(rng) for _ in range(count))
         sent = b"".join(b"".join(self.request(one, binary=rng.random() < 0.7)) for one in images)
-        return Sending(kind, (sent,), images)
+        return Sending(kind, (sent,), images, may_close=count > 1)
 
     def _in_pieces(self, rng: random.Random) -> Sending:
         image = self._image(rng)

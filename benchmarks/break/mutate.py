@@ -8,7 +8,19 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-INTERESTING = (b"\0", b"\xff" * 4, b"\r\n", b"\r\n\r\n", b'"', b"{", b"[" * 64, b"9" * 20, b"-1", b"1e999", b"\xed\xa0\x80")
+INTERESTING = (
+    b"\0",
+    b"\xff" * 4,
+    b"\r\n",
+    b"\r\n\r\n",
+    b'"',
+    b"{",
+    b"[" * 64,
+    b"9" * 20,
+    b"-1",
+    b"1e999",
+    b"\xed\xa0\x80",
+)
 RAW = (
     "NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1" + "0" * 400, "-0", "01", "0x1", "1.", "tru", "'a'", "/**/",
     "[" * 2000 + "]" * 2000, '{"a":' * 2000 + "1" + "}" * 2000, '"\\ud800"', '"\\u0000"', '"a\nb"', '"\x7f\u202e"',

@@ -1,8 +1,8 @@
 """Try to break sfumato: mutated messages, requests, bundles and checkpoints, and endpoints that misbehave.
 
-`make break` runs this and writes results/break.json and docs/break-test.md; a failing input is saved in build/break. All
-inputs follow from the seed: `run.py --only codec --case 1234` tries a case again. `--scale 0.001` is the short form, which
-`make test` runs. It ends with 1 if anything failed.
+`make break` runs this and writes results/break.json and docs/break-test.md; a failing input is saved in build/break.
+All inputs follow from the seed: `run.py --only codec --case 1234` tries a case again. `--scale 0.001` is short, and
+tests/test_break.py, which `make test` runs, still shorter. It ends with 1 if anything failed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Keep `sfumato serve` at full load while models are reloaded, replicas die and clients misbehave: does anything drift?
 
 `python benchmarks/break/soak.py --minutes 30` (`make soak`) writes results/soak.json. Every prediction is compared with
-the one computed without a server; memory and descriptors of all processes are sampled every second, and the last third of
-the time is compared with the first. It ends with 1 if anything was wrong.
+the one computed without a server; memory and descriptors of all processes are sampled every second, and the last third
+of the time is compared with the first. It ends with 1 if anything was wrong.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[2] / "tests")]
+HERE = Path(__file__).resolve()
+sys.path += [str(HERE.parent), str(HERE.parents[2] / "tests")]
 
 import numpy as np
-import tiny
 from http_fuzz import Served, served
 from http_requests import TOKEN, Requests, predictions, replies_in
-from serving import children_of, named
 
+import tiny
+from serving import children_of, named
 from sfumato.artifacts.provenance import provenance
 from sfumato.device import Client
 from sfumato.errors import EndpointError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = HERE.parents[2]
 REPLICAS, CLIENTS, MISBEHAVING = 2, 6, 4
 RELOAD_S, KILL_S = 10.0, 30.0
 GRACE_S = 3.0
