@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo studio docs test test-all coverage test-ray test-mobile lint bench failover mobile interop serving alternatives growth frontier people reproduce clean
+.PHONY: demo studio docs test test-all coverage test-ray test-mobile lint bench failover mobile interop serving alternatives growth frontier people reproduce break soak release clean
 
 demo: $(VENV)/.serve
 	$(BIN)/sfumato demo $(IMAGES)
@@ -80,6 +80,20 @@ growth: $(VENV)/.dev
 serving: $(VENV)/.dev $(patsubst %,.interop/%/.installed,triton kserve mlserver litserve) .interop/wrk/.unpacked
 	$(BIN)/python benchmarks/serving/run.py
 
+# Mutated messages, requests, bundles and checkpoints, and endpoints that misbehave: results/break.json, docs/break-test.md.
+# ARGS="--scale 0.01" is shorter; atheris is left out where it cannot be installed.
+break: $(VENV)/.dev .interop/schemathesis/.installed
+	-$(MAKE) .interop/atheris/.installed
+	$(BIN)/python benchmarks/break/run.py $(ARGS)
+
+# The server at full load for half an hour, with reloads, killed replicas and clients that misbehave: results/soak.json.
+soak: $(VENV)/.dev
+	$(BIN)/python benchmarks/break/soak.py $(ARGS)
+
+# Wheel, sdist, SBOM and checksums in dist/, from the last commit. Ends with 3 if the advisory database cannot be reached.
+release: .interop/release/.installed
+	.interop/release/bin/python scripts/release.py $(ARGS)
+
 # The load comes from wrk: the system's, or else Debian's packages, unpacked here without being installed.
 .interop/wrk/.unpacked:
 	mkdir -p .interop/wrk
@@ -93,6 +107,8 @@ INTEROP_kserve := kserve==0.21.0 onnxruntime
 INTEROP_mlserver := mlserver==1.7.1 onnxruntime
 INTEROP_litserve := litserve==0.2.19 onnxruntime
 INTEROP_schemathesis := schemathesis==4.32.5
+INTEROP_atheris := --constraint constraints.txt atheris==3.0.0 numpy
+INTEROP_release := --constraint constraints.txt build==1.6.1 hatchling brotli cyclonedx-bom==7.5.0 pip-audit==2.10.1
 INTEROP_executorch := --constraint constraints.txt --editable '.[executorch]' pytest
 # CrypTen names a package that can no longer be built among those that it needs; what it really needs stands here.
 INTEROP_crypten := --no-deps crypten==0.4.1 && .interop/crypten/bin/python -m pip install --quiet \

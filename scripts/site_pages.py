@@ -36,7 +36,7 @@ MODULES = {
     "measures": "sfumato.lab.evaluation.measures",
 }
 """Page -> module of the Python reference."""
-PAGES = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md", "security.md": "SECURITY.md"}
+PAGES = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md", "reporting.md": "SECURITY.md"}
 RECIPES = "sfumato.lab.training.recipe"
 """The module of the recipes: the models with a `kind`, and those that they hold."""
 _LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
