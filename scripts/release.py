@@ -174,8 +174,8 @@ def _audited(done: subprocess.CompletedProcess[str]) -> bool:
         said = (done.stderr.strip() or "it said nothing").splitlines()[-1][:200]
         if any(sign in done.stderr for sign in _UNREACHABLE):
             print(
-                f"pip-audit: NOT AUDITED, exit code {done.returncode}: the advisory database cannot be reached from here "
-                f"({said}); run it again where it can",
+                f"pip-audit: NOT AUDITED, exit code {done.returncode}: the advisory database cannot be reached "
+                f"from here ({said}); run it again where it can",
                 file=sys.stderr,
             )
             return False

@@ -21,8 +21,8 @@ def written(result: dict[str, Any]) -> str:
         "See what happens to inputs that nobody meant well: how many were tried, and what became of them.",
         "",
         "Written by `make break` from [results/break.json](../results/break.json); all inputs follow from a seed. An",
-        "input is *accepted* (then what was made of it is checked), *refused* with an error of ours, or *failed*: another",
-        "error, a wrong result, a crash, or no end. [Security](security.md) says which test guards what.",
+        "input is *accepted* (then what was made of it is checked), *refused* with an error of ours, or *failed*: "
+        "another error, a wrong result, a crash, or no end. [Security](security.md) says which test guards what.",
         "",
         "| inputs | number | accepted | refused | otherwise ended | failed | seconds | peak memory |",
         "|---|---|---|---|---|---|---|---|",
@@ -100,9 +100,9 @@ def _matrix(found: dict[str, Any] | None) -> list[str]:
     lines = [
         "## What the client does when the endpoint misbehaves",
         "",
-        f"{len(found['cells'])} cases: {found['faults']} faults, in the response to an inference request or, over HTTP and",
-        "gRPC, to one for metadata. Each has to end in the error that is stated, within `timeout_s`, without a piece of",
-        f"the image among the bytes sent. {found['bad']} did not.",
+        f"{len(found['cells'])} cases: {found['faults']} faults, in the response to an inference request or, over "
+        "HTTP and gRPC, to one for metadata. Each has to end in the error that is stated, within `timeout_s`, without a "
+        f"piece of the image among the bytes sent. {found['bad']} did not.",
         "",
         "| fault | " + " | ".join(_PATHS) + " |",
         "|---|" + "---|" * len(_PATHS),

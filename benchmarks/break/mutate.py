@@ -27,8 +27,8 @@ RAW = (
 )  # fmt: skip
 """Text that takes a value's place: what JSON forbids, or allows and nobody expects."""
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 3, 255, 256, 2**31, 2**53 + 1, 2**63, 2**64, -(2**63) - 1, 0.5, -0.0, 1e308, 5e-324, "",
-    "x", "x" * 5000, "../../etc/passwd", "\x1b[31m", "ß\U0001f600", [], [[]], {}, [0] * 100, ["a", 1], {"a": 1},
+    None, True, False, 0, -1, 1, 3, 255, 256, 2**31, 2**53 + 1, 2**63, 2**64, -(2**63) - 1, 0.5, -0.0, 1e308, 5e-324,
+    "", "x", "x" * 5000, "../../etc/passwd", "\x1b[31m", "ß\U0001f600", [], [[]], {}, [0] * 100, ["a", 1], {"a": 1},
     {"": None}, "FP32", "BYTES", "INT64", "BOOL",
 )  # fmt: skip
 _HOLE = "@hole@"
