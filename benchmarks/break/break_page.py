@@ -101,8 +101,8 @@ def _matrix(found: dict[str, Any] | None) -> list[str]:
         "## What the client does when the endpoint misbehaves",
         "",
         f"{len(found['cells'])} cases: {found['faults']} faults, in the response to an inference request or, over "
-        "HTTP and gRPC, to one for metadata. Each has to end in the error that is stated, within `timeout_s`, without a "
-        f"piece of the image among the bytes sent. {found['bad']} did not.",
+        "HTTP and gRPC, to one for metadata. Each has to end in the error that is stated, within `timeout_s`, without "
+        f"a piece of the image among the bytes sent. {found['bad']} did not.",
         "",
         "| fault | " + " | ".join(_PATHS) + " |",
         "|---|" + "---|" * len(_PATHS),
