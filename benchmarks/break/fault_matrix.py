@@ -21,8 +21,8 @@ from sfumato.errors import EndpointError, EndpointUnreachable
 
 TESTS = Path(__file__).resolve().parents[2] / "tests"
 sys.path.append(str(TESTS))
-import recording  # noqa: E402
-import tiny  # noqa: E402
+import recording
+import tiny
 
 WAIT_S, SHORT_S = 5.0, 0.5
 """Deadlines: of faults that are responded to, and of those that are waited for."""

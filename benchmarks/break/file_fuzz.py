@@ -37,7 +37,7 @@ from sfumato.lab.sweep.schema import read_frontier
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests"))
-import tiny  # noqa: E402
+import tiny
 
 _BYTE_MUTATIONS: dict[str, Callable[[random.Random, bytes], bytes]] = {
     "flipped bit": flipped,
