@@ -153,13 +153,17 @@ def export_executorch(bundle: Bundle, path: Path, images: Array, *, classify: Cl
             f"(at most {TOLERANCE:.0e} is allowed), and has other codes for {compared.codes_changed or 0} of "
             f"{compared.images} images (at most {_MOST_CODES:.0%}); nothing was written"
         )
+    _write(path, program)
+    return compared
+
+
+def _write(path: Path, program: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as partial:
             partial.write_bytes(program)
     except OSError as error:
         raise BundleError(f"cannot write {path}: {error.strerror or error}") from error
-    return compared
 
 
 def sample_images(preprocessing: Preprocessing) -> Array:
