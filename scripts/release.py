@@ -174,8 +174,8 @@ def _audited(done: subprocess.CompletedProcess[str]) -> bool:
         said = (done.stderr.strip() or "it said nothing").splitlines()[-1][:200]
         if any(sign in done.stderr for sign in _UNREACHABLE):
             print(
-                f"pip-audit: NOT AUDITED, exit code {done.returncode}: the advisory database cannot be reached "
-                f"from here ({said}); run it again where it can",
+                f"pip-audit: NOT AUDITED, exit code {done.returncode}: the advisory database cannot be reached from "
+                f"here ({said}); run it again where it can",
                 file=sys.stderr,
             )
             return False
@@ -183,9 +183,15 @@ def _audited(done: subprocess.CompletedProcess[str]) -> bool:
     found = [f"{one['name']} {one['version']}: {vuln['id']}" for one in packages for vuln in one.get("vulns", [])]
     if found:
         raise Failed(f"pip-audit: exit code {done.returncode}, known vulnerabilities: {', '.join(found)}")
-    skipped = [one["name"] for one in packages if "skip_reason" in one and one["name"] != "sfumato"]
+    # It ends with 0, too, where the database answers about no package.
+    skipped = [one for one in packages if "skip_reason" in one and one["name"] != "sfumato"]
     if skipped or done.returncode:
-        print(f"pip-audit: NOT AUDITED, exit code {done.returncode}, left out: {', '.join(skipped)}", file=sys.stderr)
+        reason = f"; of {skipped[0]['name']} it says: {skipped[0]['skip_reason'][:200]}" if skipped else ""
+        print(
+            f"pip-audit: NOT AUDITED, exit code {done.returncode}: {len(skipped)} of {len(packages)} packages were "
+            f"left out{reason}; run it again where the advisory database can be reached",
+            file=sys.stderr,
+        )
         return False
     print(f"pip-audit: exit code 0, no known vulnerabilities in {sum('vulns' in one for one in packages)} packages")
     return True

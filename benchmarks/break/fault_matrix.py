@@ -1,23 +1,25 @@
 """The fault matrix: what each client does when the endpoint misbehaves in each way that the client tests know.
 
-The faults are the tables `MISBEHAVIOURS` of tests/device, so that a fault added there is a row here.
+The faults are the tables of tests/device, `MISBEHAVIOURS` and `FAULTS`, so that a fault added there is a row here.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from sfumato.artifacts.bundle import Bundle
-from sfumato.errors import EndpointError, EndpointUnreachable
+from sfumato.errors import EndpointError, EndpointResponseInvalid, EndpointUnreachable
 
 TESTS = Path(__file__).resolve().parents[2] / "tests"
 sys.path.append(str(TESTS))
@@ -61,59 +63,81 @@ class Cell:
 
 @dataclass(frozen=True)
 class Way:
-    """A way to an endpoint: the tests' module with its table, its fake server, and the exchanges to break."""
+    """A way to an endpoint: its name, its fake server, its client, and the faults.
+
+    Attributes:
+        faults: (where, name) -> how the endpoint behaves there, and the error that the tests expect.
+    """
 
     name: str
-    module: ModuleType
     serving: Callable[..., AbstractContextManager[Any]]
+    client: Callable[..., Any]
     bundle: Bundle
-    where: tuple[str, ...]
-
-    def cases(self) -> Iterator[tuple[str, str]]:
-        """Yield the exchange and the name of each fault."""
-        yield from getattr(self.module, "CASES", None) or (
-            (where, name) for where in self.where for name in self.module.MISBEHAVIOURS
-        )
+    image: Any
+    faults: dict[tuple[str, str], tuple[Callable[..., Any], type[EndpointError]]]
 
 
 def ways(folder: Path) -> list[Way]:
     """Return the ways to an endpoint; without the extra `grpc`, its way is left out."""
     mixed, eight_bit = (tiny.save_bundles(folder / kind, kind)[0] for kind in ("mix", "8-bit"))
-    found = [Way("HTTP", _module("test_client"), recording.recording, mixed, ("infer",))]
-    if importlib.util.find_spec("tritonclient") is not None and importlib.util.find_spec("grpc") is not None:
-        module = _module("test_grpc_endpoint")
-        found.append(Way("gRPC", module, module.serving, mixed, ("ModelInfer",)))
-    files = _module("test_image_file_client")
-    found.append(Way("image files", files, recording.recording, eight_bit, ("classify",)))
+    http, files = _module("test_client"), _module("test_image_file_client")
+    found = [
+        Way("HTTP", recording.recording, http.client, mixed, http.IMAGE, _faults(http, "infer")),
+        Way("image files", recording.recording, files.client, eight_bit, files.IMAGE, _faults(files, "classify")),
+    ]
+    grpc = None
+    if all(importlib.util.find_spec(name) for name in ("grpc", "tritonclient")):
+        grpc = _module("test_grpc_endpoint")
+        found.append(Way("gRPC", grpc.serving, grpc.client, mixed, grpc.IMAGE, _faults(grpc, "ModelInfer")))
+    if (TESTS / "device" / "test_faults.py").exists():
+        more = _module("test_faults")
+        good = json.dumps({"label": tiny.LABELS[0], "score": 1.0}).encode()
+        for name, (fault, error) in more.FAULTS.items():
+            found[0].faults["infer", name] = more.with_a_good_body(fault), error
+            found[1].faults["classify", name] = partial(_with, fault, good), error
+        for name, changes in more.ANOTHERS.items():
+            found[0].faults["infer", name] = more.another(**changes), EndpointResponseInvalid
+        if grpc is not None:
+            found[2].faults.update(
+                {("ModelInfer", name): fault for name, fault in more._grpc_faults().items() if name != "good"}
+            )
     return found
+
+
+def _with(fault: Callable[..., None], body: bytes, exchange: Any) -> None:
+    fault(exchange, body, {})
+
+
+def _faults(module: ModuleType, where: str) -> dict[tuple[str, str], tuple[Any, type[EndpointError]]]:
+    """Return the faults of a module of the client's tests, in each exchange that it breaks."""
+    cases = getattr(module, "CASES", [(where, name) for name in module.MISBEHAVIOURS])
+    return {(at, name): module.MISBEHAVIOURS[name] for at, name in cases}
 
 
 def cells(*, every: int = 1) -> Iterator[Cell]:
     """Try each fault on each path; with `every` 3, each third one."""
     with tempfile.TemporaryDirectory() as folder:
-        for path in ways(Path(folder)):
-            for where, fault in list(path.cases())[::every]:
-                yield _cell(path, where, fault)
+        for way in ways(Path(folder)):
+            for (where, fault), (behaviour, expected) in list(way.faults.items())[::every]:
+                yield _cell(way, where, fault, behaviour, expected)
 
 
-def _cell(path: Way, where: str, fault: str) -> Cell:
-    behaviour, expected = path.module.MISBEHAVIOURS[fault][:2]
+def _cell(way: Way, where: str, fault: str, behaviour: Callable[..., Any], expected: type[EndpointError]) -> Cell:
     deadline_s = SHORT_S if expected is EndpointUnreachable and not fault.isupper() else WAIT_S
-    image = path.module.IMAGE
-    with path.serving(**{where: behaviour}) as server:
-        with path.module.client(server, path.bundle, timeout_s=deadline_s) as client:
+    with way.serving(**{where: behaviour}) as server:
+        with way.client(server, way.bundle, timeout_s=deadline_s) as client:
             begun = time.perf_counter()
             try:
-                client.classify(image)
+                client.classify(way.image)
                 outcome = "a prediction"
             except Exception as error:
                 outcome = type(error).__name__
             seconds = time.perf_counter() - begun
         sent = bytes(server.recorded)
-    leaked = sorted(recording.leaked(sent, image))
+    leaked = sorted(recording.leaked(sent, way.image))
     good = outcome == expected.__name__ and not leaked and seconds <= deadline_s + SLACK_S
     return Cell(
-        fault, path.name, where, expected.__name__, outcome, round(seconds, 3), deadline_s, len(sent), leaked, good
+        fault, way.name, where, expected.__name__, outcome, round(seconds, 3), deadline_s, len(sent), leaked, good
     )
 
 
@@ -133,5 +157,4 @@ def _module(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    assert all(issubclass(error, EndpointError) for _, error, *_ in module.MISBEHAVIOURS.values())
     return module
