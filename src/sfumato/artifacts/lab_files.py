@@ -20,7 +20,7 @@ from sfumato.artifacts.bundle import (
     OBFUSCATOR_ONNX,
     Bundle,
 )
-from sfumato.artifacts.files import file_sha256, read_json, write_json
+from sfumato.artifacts.files import file_sha256, read_json, whole_folder, write_json
 from sfumato.errors import BundleError
 
 LAB_MANIFEST = "lab.json"
@@ -122,20 +122,11 @@ def write_device_bundle(bundle: Bundle, folder: Path, *, overwrite: bool = False
         if not overwrite:
             raise BundleError(f"{folder} exists; --overwrite replaces it")
         Bundle.load(folder, kind="obfuscator")  # an error, rather than the loss of something else
-    partial = folder.resolve().with_name(f"{folder.resolve().name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with whole_folder(folder, BundleError) as partial:
         for name in DEVICE_FILES:
             if name in bundle.files:
                 shutil.copyfile(bundle.file(name), partial / name)
         replace(bundle, path=partial).save()
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder.resolve())
-    except OSError as error:
-        raise BundleError(f"{folder} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return Bundle.load(folder, kind="obfuscator")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -312,12 +312,9 @@ def _print_references(
 
     prepare(out)
     with bars(quiet=as_json) as shown:
-        how: dict[str, Any] = {
-            "size": options.image_size(size),
-            "allow_outside": allow_outside,
-            "progress": shown.progress,
-        }
-        train, test = (load_images(data, split, **how) for split in ("train", "test"))
+        sides = options.image_size(size)
+        load = partial(load_images, size=sides, allow_outside=allow_outside, progress=shown.progress)
+        train, test = (load(data, split) for split in ("train", "test"))
         found = references(train, test, seed=seed, progress=shown.progress)
     result = {"references": [row.as_json for row in found], "measured": _measured(train, test, seed=seed)}
     write_result(out, result)

@@ -78,7 +78,6 @@ def serve(
     """
     from sfumato import cloud
     from sfumato.cloud import logs
-    from sfumato.cloud.ray import OPEN_PORTS, serve_on_ray
 
     logs.configure(as_json=log_format == "json")
     many = _replicas(replicas, engine, address, tls=any((listen.tls_cert, listen.tls_key, client_ca)))
@@ -98,12 +97,20 @@ def serve(
     }
     at: dict[str, Any] = {"port": port, "on_ready": announce}
     if engine == "ray":
+        from sfumato.cloud.ray import OPEN_PORTS, serve_on_ray
+
         cloud.check_options(app)
         loopback = listen.host == "localhost" or cloud.is_loopback(listen.host)
         starting = f"starting {many.least} replica(s) on Ray, which takes some seconds"
         typer.echo(starting if address else f"{starting}\n{OPEN_PORTS}", err=True)
-        build = lambda: cloud.Application(open_models(), loopback=loopback, **app)  # noqa: E731
-        serve_on_ray(build, replicas=many, host=listen.host, cpus=threads, address=address, **at)
+        serve_on_ray(
+            lambda: cloud.Application(open_models(), loopback=loopback, **app),
+            replicas=many,
+            host=listen.host,
+            cpus=threads,
+            address=address,
+            **at,
+        )
         return
     at |= {**app, **listen.to_server(), "client_ca": client_ca}
     if many.most == 1:

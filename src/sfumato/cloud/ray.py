@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import importlib.util
-import ipaddress
 import logging
 import os
 import secrets
@@ -23,6 +22,7 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from sfumato.artifacts.signals import handled, interruptible
+from sfumato.cloud.hosts import is_loopback
 from sfumato.cloud.replicas import Replicas
 from sfumato.cloud.server import listen
 from sfumato.errors import ServingError
@@ -208,7 +208,7 @@ def _free_port(host: str, port: int) -> int:
     """Return the port, or a free one for 0, if it can be listened on."""
     with listen(host, port) as listener:
         bound, number = listener.getsockname()[:2]
-    if not ipaddress.ip_address(bound).is_loopback:
+    if not is_loopback(bound):
         log.warning("listening on %s: everybody who reaches it can use the model", host)
     return int(number)
 

@@ -75,13 +75,13 @@ def extract_training_set(
 
 def _decoded(bundle: Bundle, train: ImageSet, test: ImageSet) -> Iterator[tuple[str, str, Tensor]]:
     """Yield file, method and images (M, 3, H', W') float32, nearly all in [0, 1], as large as they are compared."""
-    size = bundle.preprocessing
+    size, leaks = bundle.preprocessing, DEOBFUSCATOR_ONNX in bundle.files
     if DECODER_ONNX in bundle.files:
         start, (batch, how) = OnnxFunction(bundle.file(DECODER_ONNX)), _codes(bundle, train, test)
         yield DECODER_ONNX, f"decodes {how}", _through((start, size.denormalize), batch)
-    else:
+    elif leaks:
         start, batch, how = OnnxFunction(bundle.file(OBFUSCATOR_ONNX)), class_means(train).numpy(), "class means"
-    if DEOBFUSCATOR_ONNX in bundle.files:
+    if leaks:
         reconstruct = OnnxFunction(bundle.file(DEOBFUSCATOR_ONNX))
         yield DEOBFUSCATOR_ONNX, f"reconstructs {how}", _through((start, reconstruct), batch)
     for name in sorted(bundle.files):
