@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -26,6 +27,7 @@ class FakeServer:
     def __init__(self, behaviours: dict[str, Behaviour], tls: Any) -> None:
         self.behaviours = behaviours
         self.calls: list[str] = []
+        self.connects_after_s = 0.0
         self.metadata: dict[str, str] = {}
         self.recorded = bytearray()
         self._server = grpc.server(ThreadPoolExecutor(4))
@@ -59,6 +61,7 @@ class FakeServer:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._front.accept()
+                time.sleep(self.connects_after_s)
                 far = socket.create_connection(("127.0.0.1", self._behind))
                 threading.Thread(target=_pump, args=(near, far, self.recorded), daemon=True).start()
                 threading.Thread(target=_pump, args=(far, near, bytearray()), daemon=True).start()

@@ -149,6 +149,12 @@ def test_it_fails_closed(where: str, name: str, obfuscator_bundle: Bundle) -> No
     assert leaked(bytes(server.recorded), IMAGE) == set()
 
 
+def test_connecting_may_take_as_long_as_the_call(obfuscator_bundle: Bundle) -> None:
+    with serving() as server, client(server, obfuscator_bundle, timeout_s=10.0) as it:
+        server.connects_after_s = 0.5  # a distant server, or a busy one
+        assert it.classify(IMAGE).label in LABELS
+
+
 def test_a_model_that_does_not_fit_is_not_sent_anything(obfuscator_bundle: Bundle) -> None:
     for told in (metadata("UINT8"), metadata(shape=(-1, 3, 224, 224)), metadata(shape=(-9, 3, SIZE, SIZE))):
         with (

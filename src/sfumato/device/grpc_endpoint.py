@@ -37,12 +37,12 @@ except (ImportError, RuntimeError) as error:  # protobuf and grpcio raise Runtim
     ) from error
 
 _BACKOFF_MS = round(BACKOFF_S * 1000)
+_MOST_MS = 2**31 - 1
 _CHANNEL = (
     ("grpc.enable_retries", 0),
     ("grpc.service_config_disable_resolution", 1),
     ("grpc.use_local_subchannel_pool", 1),  # a closed channel's connection is closed, too
     ("grpc.initial_reconnect_backoff_ms", _BACKOFF_MS),
-    ("grpc.min_reconnect_backoff_ms", _BACKOFF_MS),
     ("grpc.max_send_message_length", -1),
 )
 _RETRIED = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED})
@@ -87,6 +87,8 @@ class GrpcEndpoint:
         self.server = to.server
         self._settings = [
             *_CHANNEL,
+            # Its name says otherwise, but this is also how long connecting may take: as long as the call.
+            ("grpc.min_reconnect_backoff_ms", min(round(to.timeout_s * 1000) or 1, _MOST_MS)),
             ("grpc.max_receive_message_length", to.max_response_bytes),
             ("grpc.enable_http_proxy", int(to.proxy is not None)),
             *([] if to.proxy is None else [("grpc.http_proxy", to.proxy)]),
