@@ -22,6 +22,8 @@ docs: $(VENV)/.dev
 # Style, types and documentation, then the layers, then everything, in three processes, of which some wait for a server
 # (tests/conftest.py gives each one thread).
 SUITE := $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
+# The processes of the suite share compiled modules even where the environment asks for none to be kept.
+export PYTHONDONTWRITEBYTECODE :=
 
 test: $(VENV)/.dev
 	$(MAKE) --jobs 2 lint docs

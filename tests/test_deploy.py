@@ -42,7 +42,6 @@ def misfits(*files: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not SDK.is_file(), reason="needs KServe's SDK: make .interop/kserve/.installed")
 def test_kserves_sdk_takes_the_manifests(tmp_path: Path) -> None:
     assert misfits(*MANIFESTS) == []

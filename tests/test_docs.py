@@ -215,13 +215,15 @@ def left_by(name: str, desk: Path) -> None:
         assert 0 < len(list((desk / "second").rglob("*.obfuscated.png"))) < 60
 
 
-@pytest.mark.slow
+TRAINING_PAGES = {"get-started", "other-classifiers", "train", "black-box", "classifier"}
+
+
 @pytest.mark.parametrize(
     "name",
     [
         pytest.param(
             name,
-            marks=[pytest.mark.long] * (Path(name).stem in ("other-classifiers", "train", "black-box", "classifier")),
+            marks=[pytest.mark.long] * (Path(name).stem in TRAINING_PAGES),
         )
         for name, blocks in RUN.items()
         if blocks
@@ -247,7 +249,6 @@ def test_the_blocks_of_a_page_run(name, desk, made, models_of_users):
     left_by(name, desk)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda file: file.stem)
 def test_an_example_runs(script, tmp_path, own_caches, monkeypatch, capsys):
     def in_this_process(command: list[str], *, check: bool) -> None:

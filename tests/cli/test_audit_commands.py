@@ -42,6 +42,7 @@ def run(*arguments):
     return CliRunner().invoke(app, [*map(str, arguments)])
 
 
+@pytest.mark.long
 def test_a_callable_and_a_folder_of_photographs_give_a_report(tmp_path, photos):
     done = run("audit", "filters:negative", "--data", photos, "--json")
     assert done.exit_code == 0, done.output

@@ -208,7 +208,7 @@ def test_serve_says_in_one_line_what_is_wrong(
         ([classifier_bundle.path, "--tls-cert", tmp_path / "none.pem"], "TLS"),
         ([classifier_bundle.path, "--token-file", tmp_path / "none"], "token"),
     ):
-        done = started("serve", *arguments, code=1)
+        done = sfumato("serve", *arguments, code=1)
         assert done.stderr.startswith("error: ")
         assert done.stderr.count("\n") == 1
         assert expected in done.stderr

@@ -346,7 +346,6 @@ def test_the_longest_idle_goes_first(classifier_bundle: Bundle) -> None:
             assert [_is_closed(connection) for connection in (used, younger, busy)] == [False, True, False]
 
 
-@pytest.mark.slow
 def test_a_thousand_do_not_stop_the_studio(classifier_bundle: Bundle) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 4096:

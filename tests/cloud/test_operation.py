@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 import tiny
+from commands import sfumato
 from sfumato import cloud, wire
 from sfumato.artifacts.bundle import Bundle
 from sfumato.errors import ServingError
@@ -397,7 +398,6 @@ def test_what_cannot_be_served_is_said_in_a_line(classifier_bundle: Bundle, tmp_
         (["--models", tmp_path / "empty"], "has no models"),
         (["--models", tmp_path / "odd"], "number"),
     ):
-        command = [sys.executable, "-m", "sfumato", "serve", *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-        assert done.returncode == 1 and done.stderr.startswith("error: ") and told in done.stderr
+        done = sfumato("serve", *arguments, code=1)
+        assert done.stderr.startswith("error: ") and told in done.stderr
         assert len(done.stderr.splitlines()) == 1

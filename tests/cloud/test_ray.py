@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import tiny
+from commands import sfumato
 from serving import NEEDS_RAY, children_of, named, on_ray
 from sfumato.artifacts.bundle import Bundle
 from sfumato.device import Client
@@ -30,9 +29,7 @@ def test_options_that_are_for_another_engine(classifier_bundle: Bundle) -> None:
         (["--engine", "ray", "--replicas", "none"], "2 or 1-4"),
         (["--engine", "ray", "--tls-cert", "cert.pem"], "no TLS"),
     ):
-        command = [sys.executable, "-m", "sfumato", "serve", str(classifier_bundle.path), *options]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 1
+        done = sfumato("serve", classifier_bundle.path, *options, code=1)
         assert expected in done.stderr.splitlines()[-1]
 
 
@@ -56,7 +53,6 @@ def ports_on_every_interface(pids: list[int]) -> set[int]:
 
 
 @NEEDS_RAY
-@pytest.mark.slow
 def test_a_killed_replica_is_not_noticed_and_replaced(classifier_bundle: Bundle, obfuscator_bundle: Bundle) -> None:
     images = [tiny.image(seed) for seed in range(4)]
     with on_ray(classifier_bundle.path, "--replicas", 2, SFUMATO_TOKEN=TOKEN) as (said, process):
@@ -79,7 +75,6 @@ def test_a_killed_replica_is_not_noticed_and_replaced(classifier_bundle: Bundle,
 
 
 @NEEDS_RAY
-@pytest.mark.slow
 def test_what_ray_opens_to_others_wants_a_token(classifier_bundle: Bundle) -> None:
     grpc = pytest.importorskip("grpc")
     with on_ray(classifier_bundle.path) as (_, process):

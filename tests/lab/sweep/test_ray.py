@@ -15,7 +15,6 @@ from sfumato.lab.training.recipe import parse_recipe
 from synthetic import save_folder
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra: pip install 'sfumato[ray]'"),
 ]
 

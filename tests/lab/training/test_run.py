@@ -296,7 +296,6 @@ main()
 """
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_two_processes_share_every_batch(trained, shared, tmp_path):
     # 9 images to test: one process looks at two batches of them, the other at one.
