@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo studio docs test test-all coverage test-ray test-mobile lint bench failover mobile interop serving alternatives growth frontier people reproduce break soak release clean
+.PHONY: demo studio docs test test-all layers coverage test-ray test-mobile lint bench failover mobile interop serving alternatives growth frontier people reproduce break soak release clean
 
 demo: $(VENV)/.serve
 	$(BIN)/sfumato demo $(IMAGES)
@@ -19,16 +19,19 @@ studio: $(VENV)/.serve
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
-# Style, types and documentation, then the layers, then everything, in three processes, of which some wait for a server
+# Style, types, layers and documentation, then everything else, in three processes, of which some wait for a server
 # (tests/conftest.py gives each one thread).
 SUITE := $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 # The processes of the suite share compiled modules even where the environment asks for none to be kept.
 export PYTHONDONTWRITEBYTECODE :=
+LAYERS := tests/test_architecture.py
 
 test: $(VENV)/.dev
-	$(MAKE) --jobs 2 lint docs
-	$(BIN)/python -m pytest tests/test_architecture.py
-	$(SUITE)
+	$(MAKE) --jobs 2 lint docs layers
+	$(SUITE) --ignore $(LAYERS)
+
+layers: $(VENV)/.dev
+	$(BIN)/python -m pytest $(LAYERS)
 
 # With the tests that take minutes on all of CIFAR-10.
 test-all: lint docs

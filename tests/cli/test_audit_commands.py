@@ -91,6 +91,7 @@ def test_bad_input_is_named_before_anything_runs(photos, arguments, message):
     assert done.exit_code != 0 and message in str(done.exception)
 
 
+@pytest.mark.long
 def test_sanity_checks_that_fail_end_with_an_error(tmp_path, photos):
     done = run("audit", "--check-attacks", "--data", photos, "-o", tmp_path / "checks.json")
     checks = json.loads((tmp_path / "checks.json").read_text())["sanity_checks"]
@@ -98,6 +99,7 @@ def test_sanity_checks_that_fail_end_with_an_error(tmp_path, photos):
     assert len(checks) == 11 and "FAILED" in done.stdout
 
 
+@pytest.mark.long
 def test_training_images_in_a_bundle_end_with_an_error(tmp_path, photos):
     from audit_bundles import written
 

@@ -38,9 +38,7 @@ def inputs(*seeds: int) -> Any:
     return np.concatenate([np.random.default_rng(s).normal(size=(1, 3, 8, 8)) for s in seeds]).astype(np.float32)
 
 
-@pytest.fixture(
-    scope="module", params=["embedded", "replicas", pytest.param("ray", marks=[NEEDS_RAY, pytest.mark.slow])]
-)
+@pytest.fixture(scope="module", params=["embedded", "replicas", pytest.param("ray", marks=NEEDS_RAY)])
 def url(request: pytest.FixtureRequest, tiny_bundles: tuple[Bundle, Bundle]) -> Iterator[str]:
     """The protocol is the same on either engine, and in several processes."""
     if request.param != "embedded":

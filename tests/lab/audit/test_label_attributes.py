@@ -69,6 +69,7 @@ def test_nothing_is_inferred_from_a_constant_and_what_could_have_been_is_known()
         assert row.low < row.chance + 0.05 and row.plain > 0.95
 
 
+@pytest.mark.long
 def test_a_column_that_goes_with_the_class_is_given_by_the_label_alone():
     row = rows(Constant)["class", "white-box"]
     assert row.chance == 1 and row.majority < 0.3

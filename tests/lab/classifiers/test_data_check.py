@@ -39,6 +39,7 @@ def test_what_fits_gives_a_recipe_that_can_be_read_and_says_what_is_next(trained
     assert [name for _, name in commands] == ["train", "evaluate", "audit", "serve", "doctor", "classify"]
 
 
+@pytest.mark.long
 def test_a_module_is_imported_on_the_way(photos, tmp_path):
     described = Metadata(size=(20, 28), mean=(0.5,) * 3, std=(0.5,) * 3, labels=brought.LABELS)
     found = check_data("brought:small", str(photos), tmp_path / "mine", metadata=described)

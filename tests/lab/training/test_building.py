@@ -162,13 +162,8 @@ EVERYTHING = {
 }
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param(options, id=name, marks=[pytest.mark.long] * (not name.startswith("8 bits")))
-        for name, options in EVERYTHING.items()
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("options", EVERYTHING.values(), ids=EVERYTHING)
 def test_every_option_from_images_to_an_audit(trained, image_folder, tmp_path, options):
     bundle = train(recipe(trained[0].path, image_folder, **options), tmp_path / "run", accelerator="cpu")
     loaded = Bundle.load(bundle.path, kind="obfuscator")

@@ -37,6 +37,7 @@ def recipe(folder, kind="classifier", *, batch_size=8, train_images=40, **more):
     return parse_recipe({"kind": kind, "name": "tiny", **what, **more, "data": data, "training": training})
 
 
+@pytest.mark.long
 def test_an_interrupted_run_resumes_to_the_same_network(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "_finish", lambda made, *_: made.task)
     plan = recipe(folder)

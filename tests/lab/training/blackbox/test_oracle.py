@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -172,7 +173,7 @@ def test_what_was_answered_is_on_disk_before_the_next_question(tmp_path: Path) -
 
     def failing(exchange: Exchange) -> None:
         asked.append(1)
-        respond_with(tiny.logits)(exchange) if len(asked) < 3 else exchange.connection.close()
+        respond_with(tiny.logits)(exchange) if len(asked) < 3 else exchange.connection.shutdown(socket.SHUT_RDWR)
 
     with recording(infer=failing) as server, pytest.raises(EndpointUnreachable), oracle(server, tmp_path) as it:
         it(images(64))
