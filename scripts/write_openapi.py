@@ -34,7 +34,10 @@ def description() -> dict[str, Any]:
             "get": {
                 "operationId": "metrics",
                 "summary": "Counters for Prometheus.",
-                "responses": {"200": {"description": "The counters.", "content": {"text/plain": {}}}, **_errors(401)},
+                "responses": {
+                    "200": {"description": "The counters.", "content": {"text/plain": {}}},
+                    **_errors(*_HOSTS, 401),
+                },
             }
         },
     }
@@ -116,7 +119,7 @@ def _schemas() -> dict[str, Any]:
 
 def _get(operation: str, summary: str, schema: str, *errors: int, open_: bool = False) -> dict[str, Any]:
     good = {"description": summary, "content": {_JSON: {"schema": _reference(schema)}}}
-    responses = {"200": good, **_errors(*errors, *(() if open_ else (401,)))}
+    responses = {"200": good, **_errors(*errors, *(() if open_ else (*_HOSTS, 401)))}
     if operation == "ready":
         responses["503"] = good | {"description": "The server is about to end."}
     return {
@@ -148,17 +151,22 @@ def _infer(suffix: str) -> dict[str, Any]:
                 "description": "The model's outputs.",
                 "content": {_JSON: {"schema": _reference("Response")}, _BINARY: binary},
             },
-            **_errors(400, 401, 404, 413, 415, 500, 503),
+            **_errors(*_HOSTS, 401, 404, 413, 415, 429, 500, 503),
         },
     }
 
 
+_HOSTS = (400, 403, 421)
+"""What any request but those for the open paths may get, by its `Host` and `Origin`."""
 _ERRORS = {
-    400: "The request does not follow the protocol, or does not fit the model.",
+    400: "The request does not follow the protocol, or does not fit the model; or it has no `Host`, or several.",
     401: "A valid bearer token is needed.",
+    403: "A page of another origin asks.",
     404: "No such model or version.",
     413: "The body is too long.",
     415: "Compressed bodies are not supported.",
+    421: "The server does not go by the name in `Host`.",
+    429: "This token has used up its rate; `Retry-After` says when to try again.",
     500: "The model broke on the request.",
     503: "Too many requests are waiting; `Retry-After` says when to try again.",
 }

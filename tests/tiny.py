@@ -301,3 +301,17 @@ def sure_image(seed: int = 0, height: int = SIZE, width: int = SIZE) -> NDArray[
 def unsure_image(seed: int = 0, height: int = SIZE, width: int = SIZE) -> NDArray[np.uint8]:
     """Grey noise: a tiny gated obfuscator gives cat, dog and ship the same probability, below 0.34."""
     return np.repeat(image(seed, height, width)[..., :1], 3, axis=2)
+
+
+def save_copy(folder: Path, op: str, value: float, recipe_kind: str | None = None) -> Bundle:
+    """The bundle of an "obfuscator" that makes a copy of the image: `op` of it and a number."""
+    bundle, _ = save_bundles(folder, recipe_kind=recipe_kind)
+    size = (3, SIZE, SIZE)
+    save_model(
+        bundle.path / OBFUSCATOR_ONNX,
+        [helper.make_node(op, ["image", "number"], ["out"])],
+        {"number": np.float32(value)},
+        [floats("image", "batch", *size)],
+        [floats("out", "batch", *size)],
+    )
+    return bundle.save()

@@ -7,17 +7,14 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from onnx import helper
 
 import tiny
 from recording import client, leaked, recording
 from sfumato.artifacts import shipped
-from sfumato.artifacts.bundle import OBFUSCATOR_ONNX
 from sfumato.artifacts.records import RecipeRecord
 from sfumato.device import Client, Obfuscator
 from sfumato.device.protect import Protecting
@@ -94,25 +91,12 @@ def test_shipped_obfuscators_are_far_from_the_threshold() -> None:
         assert explained(PROBES, obfuscator(PROBES), grid=32).max() < 0.5
 
 
-def save_copy(folder: Path, op: str, value: float, recipe_kind: str | None = None) -> Any:
-    bundle, _ = tiny.save_bundles(folder, recipe_kind=recipe_kind)
-    size = (3, tiny.SIZE, tiny.SIZE)
-    tiny.save_model(
-        bundle.path / OBFUSCATOR_ONNX,
-        [helper.make_node(op, ["image", "number"], ["out"])],
-        {"number": np.float32(value)},
-        [tiny.floats("image", "batch", *size)],
-        [tiny.floats("out", "batch", *size)],
-    )
-    return bundle.save()
-
-
 COPIES = [("Add", 0.0011), ("Mul", 0.5), ("Mul", -1.0), ("Mul", 255.0)]
 
 
 @pytest.mark.parametrize(("op", "value"), COPIES)
 def test_a_bundle_of_copies_is_refused_before_there_is_an_image(op: str, value: float, tmp_path: Path) -> None:
-    bundle = save_copy(tmp_path, op, value)
+    bundle = tiny.save_copy(tmp_path, op, value)
     for opened in (
         lambda: Obfuscator(bundle),
         lambda: Client("http://localhost:1", bundle),
@@ -137,7 +121,7 @@ def test_a_copy_of_one_image_alone_is_refused_when_it_comes(tmp_path: Path) -> N
 def test_a_baseline_that_shows_the_image_is_allowed_if_asked_and_that_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bundle = save_copy(tmp_path, "Mul", 0.5, recipe_kind="baseline")
+    bundle = tiny.save_copy(tmp_path, "Mul", 0.5, recipe_kind="baseline")
     with pytest.raises(BundleError, match="allow_recognisable"):
         Obfuscator(bundle)
     with recording() as server, client(server, bundle, allow_recognisable=True) as it:
@@ -157,7 +141,7 @@ def test_the_image_itself_is_never_allowed(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [None, "obfuscator", "sketch"])
 def test_only_what_declares_itself_a_baseline_can_be_allowed(kind: str | None, tmp_path: Path) -> None:
-    bundle = save_copy(tmp_path, "Mul", 0.5, recipe_kind=kind)
+    bundle = tiny.save_copy(tmp_path, "Mul", 0.5, recipe_kind=kind)
     with pytest.raises(BundleError, match="does not declare itself a baseline"):
         Obfuscator(bundle, allow_recognisable=True)
 

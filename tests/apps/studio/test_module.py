@@ -25,6 +25,7 @@ from sfumato.artifacts.bundle import Bundle
 from sfumato.device import Obfuscator, load_image, prepare
 from sfumato.device.image import fit
 from sfumato.device.predictions import softmax
+from sfumato.device.recognisable import explained
 
 pytestmark = pytest.mark.browser
 
@@ -185,8 +186,9 @@ def test_only_what_an_obfuscator_made_can_be_sent(browser: Any, tap: Tap) -> Non
 
 
 def test_an_obfuscator_that_does_not_hide_the_image_is_refused(browser: Any, tmp_path: Path) -> None:
-    kinds = ("identity", "normalised", "nan", "shape")
+    kinds = ("identity", "normalised", "nan", "shape", "lurking")
     made = [tiny.save_bundles(tmp_path / kind, kind)[0] for kind in kinds]
+    made += [tiny.save_copy(tmp_path / op, op, value) for op, value in (("Mul", -0.5), ("Add", 2.0))]
     made.append(tiny.save_bundles(tmp_path / "own", threshold=0.5, own="nan")[0])
     classifier = tiny.save_bundles(tmp_path / "good")[1]
     with cloud.running([cloud.ServedModel(classifier.path)], pages=Pages(collect(made, classifier))) as url:
@@ -196,15 +198,83 @@ def test_an_obfuscator_that_does_not_hide_the_image_is_refused(browser: Any, tmp
         code = """
           const said = [];
           for (const place of given.places) {
-            const bundle = await sfumato.loadBundle(`/bundles/${place}/`, { ort });
-            said.push(await kind(() => new sfumato.Client(location.origin, bundle).classify(image(given.pixels))));
+            said.push(await kind(async () => {
+              const bundle = await sfumato.loadBundle(`/bundles/${place}/`, { ort });
+              await new sfumato.Client(location.origin, bundle).classify(image(given.pixels));
+            }));
           }
           return said;"""
-        said = module(page, code, {"places": list(range(5)), "pixels": rgb(photo())})
+        said = module(page, code, {"places": list(range(len(made))), "pixels": rgb(tiny.sure_image())})
         assert all(re.fullmatch(r"BundleError: .*nothing was sent", line) for line in said), said
+        assert sum("shows the image" in line for line in said) == 5
         assert tap.requests(b"POST") == 0
-        assert leaked(bytes(tap.recorded), photo()) == set()
+        assert leaked(bytes(tap.recorded), tiny.sure_image()) == set()
         tap.close()
+
+
+def test_a_baseline_may_show_the_image_if_that_is_asked_for(browser: Any, tmp_path: Path) -> None:
+    made = [
+        tiny.save_copy(tmp_path / "b", "Mul", 0.5, recipe_kind="baseline"),
+        tiny.save_copy(tmp_path / "o", "Mul", 0.5),
+    ]
+    classifier = tiny.save_bundles(tmp_path / "good")[1]
+    with cloud.running([cloud.ServedModel(classifier.path)], pages=Pages(collect(made, classifier))) as url:
+        page, _ = open_page(browser, url, ready=False)
+        code = """
+          const load = (place, allowRecognisable) =>
+            sfumato.loadBundle(`/bundles/${place}/`, { ort, allowRecognisable });
+          const said = [await kind(() => load(0, false)), await kind(() => load(1, true))];
+          const client = new sfumato.Client(location.origin, await load(0, true));
+          return [...said, (await client.classify(image(given))).predictedBy];"""
+        refused, no_baseline, predicted_by = module(page, code, rgb(photo()))
+        assert "shows the image" in refused and "not declare itself a baseline" in no_baseline
+        assert predicted_by == "cloud"
+
+
+def test_how_much_an_image_explains_is_what_python_computes(bench: Any) -> None:
+    random = np.random.default_rng(2)
+    images = random.random((4, 3, 16, 16)).astype(np.float32)
+    payloads = (0.7 * images[:, ::-1] + random.normal(0, 0.1, images.shape)).astype(np.float32)
+    images[2] = images[2, :1]  # in grey
+    images[3] = 0.5  # flat
+    code = """
+      const { explained } = await import("/js/recognisable.js");
+      const pairs = Array.from({ length: 256 }, (_, i) => [i, i]);
+      const floats = (one) => new Float32Array(bytes(one).buffer);
+      return given.map(([image, payload]) => explained(floats(image), floats(payload), 256, pairs));"""
+    given = [[base64.b64encode(one.tobytes()).decode() for one in both] for both in zip(images, payloads, strict=True)]
+    np.testing.assert_allclose(module(bench, code, given), explained(images, payloads), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (32, 32), (24, 40)])
+def test_copies_of_probes_are_seen_and_other_payloads_are_not(bench: Any, size: tuple[int, int]) -> None:
+    code = """
+      const { probeImages, showsProbes } = await import("/js/recognisable.js");
+      const [height, width] = given;
+      const probes = probeImages(height, width);
+      const area = height * width;
+      const from = (place) => probes.map((probe) => probe.map((_, i) => {
+        const [c, y, x] = [Math.floor(i / area), Math.floor((i % area) / width), i % width];
+        return place(probe, c, y, x);
+      }));
+      const at = (probe, c, y, x) => probe[(c * height + Math.max(0, y)) * width + x];
+      const shown = [
+        from((probe, c, y, x) => 3 - 2 * at(probe, c, y, x)),
+        from((probe, c, y, x) => at(probe, c, y, width - 1 - x)),
+        from((probe, c, y, x) => at(probe, c, height - 1 - y, x)),
+        from((probe, c, y, x) => at(probe, 0, y, x) + at(probe, 1, y, x)),
+      ];
+      if (height > 8) shown.push(from((probe, c, y, x) => at(probe, (c + 1) % 3, y - 1, x)));
+      if (height === width) shown.push(from((probe, c, y, x) => at(probe, c, x, y)));
+      const order = Array.from({ length: area }, (_, i) => (i * 37) % area);
+      const hidden = [
+        probes.map((probe) => probe.map(() => 0)),
+        probes.map(() => probes[4]),
+        from((probe, c, y, x) => probe[c * area + order[y * width + x]]),
+      ];
+      return [shown, hidden].map((kinds) => kinds.map((payloads) => showsProbes(probes, payloads, height, width)));"""
+    shown, hidden = module(bench, code, size)
+    assert all(shown) and not any(hidden)
 
 
 def test_a_damaged_or_foreign_bundle_is_refused(page: Any) -> None:
@@ -226,13 +296,21 @@ def test_a_bundle_of_the_first_version_is_read(page: Any, bundles: list[Bundle])
     assert gate == bundles[0].to_json()["gate"]
 
 
+def answer(*more: str, model: str = "cifar10-resnet20") -> str:
+    outputs = '"outputs":[{"name":"logits","datatype":"FP32","shape":[1,2],"data":[1,2]}]'
+    return "{" + ",".join([f'"model_name":"{model}"', *more, outputs]) + "}"
+
+
 INVALID_RESPONSES: list[tuple[dict[str, Any], str]] = [
     ({"status": 500, "body": '{"error": "broken"}'}, "status 500: broken"),
     ({"status": 401, "body": "<html>"}, "status 401"),
     ({"status": 302, "headers": {"Location": "http://127.0.0.1:9/"}}, "no (prediction|response) from"),  # by browser
     ({"status": 200, "body": "<html>"}, "not valid JSON"),
-    ({"status": 200, "body": '{"outputs":[{"name":"logits","datatype":"FP32","shape":[1,2],"data":[1,2]}]}'}, "shape"),
-    ({"status": 200, "body": '{"outputs":[{"name":"other","datatype":"FP32","shape":[1,1],"data":[1]}]}'}, "lacks"),
+    ({"status": 200, "body": answer('"id":"0123456789abcdef"')}, "id of another request"),
+    ({"status": 200, "body": answer('"id":7')}, "id of another request"),
+    ({"status": 200, "body": answer(model="other")}, "not of the model"),
+    ({"status": 200, "body": answer()}, "shape"),
+    ({"status": 200, "body": answer().replace("logits", "others")}, "lacks"),
 ]
 
 

@@ -3,6 +3,7 @@
 
 import { BundleError } from "./errors.js";
 import { fit, loadImage, toTensor } from "./image.js";
+import { probeImages, showsImage, showsProbes } from "./recognisable.js";
 
 export const SCHEMA = "sfumato.bundle/2";
 const READABLE = [SCHEMA, "sfumato.bundle/1"];
@@ -53,16 +54,23 @@ export class ObfuscatedImage {
  * Load an obfuscator's bundle and check every file of it that is used against the manifest's SHA-256.
  *
  * @param {string | URL} url the bundle's folder, ending in "/".
- * @param {{ort: object}} options ort: the module of `onnxruntime-web` (its wasm build is enough).
+ * @param {{ort: object, allowRecognisable?: boolean}} options ort: the module of `onnxruntime-web` (its wasm build is
+ *   enough); allowRecognisable: accept payloads that show the image, of a bundle that declares itself a baseline.
  * @returns {Promise<Bundle>}
- * @throws {BundleError} missing, damaged or of another kind, or this browser cannot run it.
+ * @throws {BundleError} missing, damaged or of another kind, or this browser cannot run it; or its payloads of synthetic
+ *   images are malformed, or show them, and that is not allowed, or asked for with a bundle that is no baseline.
  */
-export async function loadBundle(url, { ort }) {
+export async function loadBundle(url, { ort, allowRecognisable = false }) {
   if (typeof WebAssembly !== "object") throw new BundleError("this browser has no WebAssembly, which runs the obfuscator");
   const base = new URL(url, globalThis.location?.href);
   const manifest = checkedManifest(parse(await get(new URL("bundle.json", base))));
+  if (allowRecognisable && manifest.recipe.kind !== "baseline") {
+    throw new BundleError("this bundle does not declare itself a baseline; recognisable payloads cannot be allowed");
+  }
   const session = await open(ort, await verified(base, manifest, "obfuscator.onnx"));
-  return new Bundle(MAKER, base, manifest, ort, session);
+  const bundle = new Bundle(MAKER, base, manifest, ort, session, allowRecognisable);
+  await bundle.checkOnProbes();
+  return bundle;
 }
 
 /** A bundle, ready to obfuscate. Made by `loadBundle`. */
@@ -71,15 +79,26 @@ export class Bundle {
   #manifest;
   #ort;
   #session;
+  #allowed;
   #turn = Promise.resolve(); // a session runs one image at a time
 
-  constructor(maker, base, manifest, ort, session) {
+  constructor(maker, base, manifest, ort, session, allowRecognisable) {
     if (maker !== MAKER) throw new BundleError("bundles are made by loadBundle");
     const outputs = 1 + Number(manifest.gate !== null) + Number("decoder.onnx" in manifest.files);
     if (session.inputNames.length !== 1 || session.outputNames.length !== outputs) {
       throw new BundleError(`obfuscator.onnx must have one input and ${outputs} outputs, as bundle.json states`);
     }
     [this.#base, this.#manifest, this.#ort, this.#session] = [base, manifest, ort, session];
+    this.#allowed = allowRecognisable;
+  }
+
+  /** Fails closed: a bundle whose payloads show synthetic images is not used. Called by `loadBundle`. */
+  async checkOnProbes() {
+    const { height, width } = this.preprocessing;
+    const probes = probeImages(height, width);
+    const payloads = [];
+    for (const probe of probes) payloads.push(await this.#payload(probe).then(({ payload }) => payload));
+    if (!this.#allowed && showsProbes(probes, payloads, height, width)) throw recognisable();
   }
 
   /** The classifier's name; what a server calls the model. */
@@ -146,14 +165,23 @@ export class Bundle {
 
   async #run(source) {
     const image = toTensor(await this.prepare(source));
+    const { payload, outputs, milliseconds } = await this.#payload(image);
+    this.#checkHidden(image, payload);
+    const own = this.gate === null ? null : this.#checkedLogits(outputs[1]);
+    return { obfuscated: new ObfuscatedImage(MAKER, payload, this.preprocessing), own, milliseconds };
+  }
+
+  async #payload(image) {
     const { height, width } = this.preprocessing;
     const mine = this.#turn.then(() => this.#infer(image, [1, 3, height, width]));
     this.#turn = mine.catch(() => {});
     const { outputs, milliseconds } = await mine;
     const payload = outputs[0];
-    this.#checkHidden(image, payload, height * width);
-    const own = this.gate === null ? null : this.#checkedLogits(outputs[1]);
-    return { obfuscated: new ObfuscatedImage(MAKER, payload, this.preprocessing), own, milliseconds };
+    if (!(payload instanceof Float32Array) || payload.length !== image.length) {
+      throw new BundleError("the obfuscator made something of another shape or type; nothing was sent");
+    }
+    if (!payload.every(Number.isFinite)) throw new BundleError("the obfuscator made NaN or infinite values; nothing was sent");
+    return { payload, outputs, milliseconds };
   }
 
   async #infer(image, shape) {
@@ -168,13 +196,11 @@ export class Bundle {
     }
   }
 
-  /** Fails closed: what does not look like an obfuscated image does not leave this class. */
-  #checkHidden(image, payload, area) {
-    if (!(payload instanceof Float32Array) || payload.length !== image.length) {
-      throw new BundleError("the obfuscator made something of another shape or type; nothing was sent");
-    }
-    if (!payload.every(Number.isFinite)) throw new BundleError("the obfuscator made NaN or infinite values; nothing was sent");
-    const { mean, std } = this.preprocessing;
+  /** Fails closed: what shows the image does not leave this class. */
+  #checkHidden(image, payload) {
+    const { mean, std, height, width } = this.preprocessing;
+    if (!this.#allowed && showsImage(image, payload, height, width)) throw recognisable();
+    const area = height * width;
     const normalised = image.map((v, i) => (v - mean[Math.floor(i / area)]) / std[Math.floor(i / area)]);
     for (const plain of [image, normalised]) {
       if (plain.every((value, i) => Math.abs(value - payload[i]) <= SAME_WITHIN)) {
@@ -190,6 +216,10 @@ export class Bundle {
     }
     return own;
   }
+}
+
+function recognisable() {
+  return new BundleError("the obfuscator's output shows the image (scaled, shifted, negated or in other colours); nothing was sent");
 }
 
 /** Return the probabilities of one row of finite logits. */

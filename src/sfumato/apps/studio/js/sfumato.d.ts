@@ -138,9 +138,10 @@ export class Client {
 /**
  * Loads a bundle and checks its files' hashes.
  * @param url the bundle's folder, ending in "/".
- * @param options ort: the module of `onnxruntime-web`; its wasm build is enough.
+ * @param options ort: the module of `onnxruntime-web`; its wasm build is enough. allowRecognisable: accept payloads that
+ *   show the image, of a bundle that declares itself a baseline.
  */
-export function loadBundle(url: string | URL, options: { ort: object }): Promise<Bundle>;
+export function loadBundle(url: string | URL, options: { ort: object; allowRecognisable?: boolean }): Promise<Bundle>;
 
 /** Decodes an image to RGB: upright, without metadata, transparent ones composited on white. */
 export function loadImage(source: ImageSource): Promise<Image>;

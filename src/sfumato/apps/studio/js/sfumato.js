@@ -71,13 +71,15 @@ export class Client {
     if (!ObfuscatedImage.is(obfuscated)) throw new BundleError("only obfuscated images may be sent; nothing was sent");
     this.#plan ??= await this.#fetchPlan();
     const { input, output, fingerprint } = this.#plan;
-    const request = encodeRequest(input, obfuscated.shape, obfuscated.tensor, output);
+    const id = newRequestId();
+    const request = encodeRequest(input, obfuscated.shape, obfuscated.tensor, output, id);
     const url = this.#url("/infer");
     this.#options.onRequest({ url: url.href, ...request, body: request.body.slice() });
     const start = performance.now();
     const reply = await this.#ask(url, { method: "POST", body: request.body, headers: request.headers });
     const roundTripMs = performance.now() - start;
-    const logits = pick(decodeResponse(reply.body, reply.headers.get(HEADER_LENGTH)), output, this.#bundle.labels.length);
+    const outputs = decodeResponse(reply.body, reply.headers.get(HEADER_LENGTH), { id, model: this.#options.model });
+    const logits = pick(outputs, output, this.#bundle.labels.length);
     const sent = { payloadBytes: request.body.length, roundTripMs, fingerprint };
     return this.#prediction(softmax(logits), "cloud", obfuscateMs, sent);
   }
@@ -149,6 +151,11 @@ function checkedServer(server, token) {
   }
   if (!url.pathname.endsWith("/")) url.pathname += "/";
   return url;
+}
+
+/** A mark for one request that no other one has. */
+function newRequestId() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 function accepts(shape, row) {

@@ -15,14 +15,16 @@ const ARRAYS = { FP32: Float32Array, FP64: Float64Array };
  * @param {number[]} shape
  * @param {Float32Array} values as many as the shape has.
  * @param {string | null} output the output wanted; null takes whatever comes.
+ * @param {string} id of the request, which the response repeats; "" sends none.
  * @returns {{body: Uint8Array, headers: Record<string, string>, headerLength: number}}
  */
-export function encodeRequest(input, shape, values, output) {
+export function encodeRequest(input, shape, values, output, id = "") {
   const tensor = { name: input, datatype: "FP32", shape, parameters: { binary_data_size: values.byteLength } };
-  const head =
+  const asked =
     output === null
       ? { parameters: { binary_data_output: true }, inputs: [tensor] }
       : { inputs: [tensor], outputs: [{ name: output, parameters: { binary_data: true } }] };
+  const head = id === "" ? asked : { id, ...asked };
   const text = new TextEncoder().encode(ascii(JSON.stringify(head)));
   const body = new Uint8Array(text.length + values.byteLength);
   body.set(text);
@@ -37,15 +39,23 @@ export function encodeRequest(input, shape, values, output) {
  *
  * @param {Uint8Array} body
  * @param {string | null} headerLength the value of `Inference-Header-Content-Length`; null if it was absent.
+ * @param {{id: string, model: string} | null} request what it has to be the response to; null checks neither.
  * @returns {{name: string, shape: number[], values: Float32Array | Float64Array | number[]}[]}
- * @throws {EndpointError} anything about it is not as the protocol says.
+ * @throws {EndpointError} anything about it is not as the protocol says, or it is of another request or model.
  */
-export function decodeResponse(body, headerLength) {
+export function decodeResponse(body, headerLength, request = null) {
   const length = headerLength === null ? body.length : Number(headerLength);
   if (!Number.isInteger(length) || length < 0 || length > body.length) {
     throw new EndpointError(`the response is malformed: ${HEADER_LENGTH} does not fit its ${body.length} bytes`);
   }
   const head = parseObject(body.subarray(0, length), "the response");
+  // Servers that repeat no id are believed: the protocol asks for it, and some do not.
+  if (request !== null && ![undefined, "", request.id].includes(head.id)) {
+    throw new EndpointError("the response has the id of another request");
+  }
+  if (request !== null && head.model_name !== request.model) {
+    throw new EndpointError(`the response is not of the model ${request.model}, which was asked`);
+  }
   if (!Array.isArray(head.outputs) || !head.outputs.length) throw new EndpointError("the response has no outputs");
   let offset = length;
   const outputs = head.outputs.map((output) => {
