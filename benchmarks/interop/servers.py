@@ -155,8 +155,10 @@ def mlserver(folder: Path, model: Path | None = None) -> Iterator[Served]:
 
 
 @contextlib.contextmanager
-def ours(folder: Path, model: Path | None = None, replicas: int = 1, engine: str = "embedded") -> Iterator[Served]:
-    """`sfumato serve`."""
+def ours(
+    folder: Path, model: Path | None = None, replicas: int = 1, engine: str = "embedded", source: Path | None = None
+) -> Iterator[Served]:
+    """`sfumato serve`, maybe of another checkout."""
     (http,) = free_ports(1)
     command = [sys.executable, "-m", "sfumato", "serve", "--port", str(http), "--name", NAME]
     command += ["--replicas", str(replicas), "--engine", engine]
@@ -164,7 +166,8 @@ def ours(folder: Path, model: Path | None = None, replicas: int = 1, engine: str
         command += [str(shipped.classifier_bundle()), "--decoder", str(shipped.obfuscator_bundle())]
     else:
         command += [str(model)]
-    with running(command, folder, http, dict(os.environ)) as pid:
+    environment = {**os.environ, **({} if source is None else {"PYTHONPATH": str(source / "src")})}
+    with running(command, folder, http, environment) as pid:
         yield Served(f"http://127.0.0.1:{http}", None, (NAME, split_name(NAME)) if model is None else (NAME,), pid)
 
 

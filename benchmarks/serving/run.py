@@ -1,6 +1,7 @@
 """Measure requests per second of `sfumato serve` and four other servers, alternating in one run.
 
-`make serving` sets the environments up and runs this: about four minutes. It writes results/serving.json
+`make serving` sets the environments up and runs this: about four minutes. It writes results/serving.json. With
+SERVING_FORMER=FOLDER, an older checkout, its server is measured in the same rounds.
 
 One image (3x32x32 float32) in each request, 16 connections that ask without a pause, one thread for the model. The
 load comes from wrk, a program in C; while one server is measured, the others are asked nothing. The processor time
@@ -45,6 +46,7 @@ from servers import ENVIRONMENTS, NAME, SERVERS, Served, Server, free_ports, pyt
 HERE = Path(__file__).parent
 CONNECTIONS = 16
 ROUNDS = int(os.environ.get("SERVING_ROUNDS", "5"))
+FORMER = os.environ.get("SERVING_FORMER")
 SECONDS = int(os.environ.get("SERVING_SECONDS", "3"))
 WARM_UP_S = 1
 SLOW_SECONDS = 3 * SECONDS  # for a slow model: wrk leaves out the 16 requests that are under way at the end
@@ -113,6 +115,9 @@ def contenders() -> dict[str, Contender]:
         "mlserver": Contender("MLServer", INFER, plain.body, "application/json", None, SERVERS["mlserver"]),
         "litserve": Contender("LitServe", "/predict", values, "application/json", None, LITSERVE),
     }
+    if FORMER:
+        older = {"source": Path(FORMER).resolve()}
+        found["former"] = Contender("sfumato serve, the former version", *bytes_, SERVERS["sfumato"], older)
     if find_spec("ray"):
         ray = {"replicas": 2, "engine": "ray"}
         found["ray"] = Contender("sfumato serve --engine ray --replicas 2", *bytes_, SERVERS["sfumato"], ray)
