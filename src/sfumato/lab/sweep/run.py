@@ -11,7 +11,7 @@ from typing import Any
 from sfumato.artifacts.provenance import provenance
 from sfumato.errors import AuditError, Interrupted, SfumatoError, TrainingError
 from sfumato.lab.audit.points import ENDS, points_of
-from sfumato.lab.audit.schema import AuditResult, Point
+from sfumato.lab.audit.schema import AuditResult, Point, Provenance
 from sfumato.lab.models.precision import device_name
 from sfumato.lab.report.frontier import save_frontier_png
 from sfumato.lab.report.tradeoff import Row, row, sentence, verdict
@@ -132,7 +132,7 @@ def _found(sweep: Sweep, failed: dict[str, str], say: Say) -> Found:
         failed=failed,
         verdict=Verdict(pays_off=pays_off, sentences=tuple(sentences)),
         plot=str(plot),
-        provenance=provenance(device=device_name(fastest_device())).to_json(),
+        provenance=Provenance.model_validate(provenance(device=device_name(fastest_device())).to_json()),
     )
     return Found(rows, comparison, frontier, sweep.folder / "frontier.json")
 

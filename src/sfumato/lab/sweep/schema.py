@@ -9,6 +9,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from sfumato.artifacts.files import write_json
 from sfumato.errors import ResultsError
+from sfumato.lab.audit.schema import Provenance
 from sfumato.lab.evaluation.results import as_type, read_object
 from sfumato.lab.report.tradeoff import MeanAndDeviation, PaysOff
 
@@ -141,7 +142,7 @@ class Frontier(_Model):
     failed: dict[str, str]
     verdict: Verdict
     plot: str
-    provenance: dict[str, Any]
+    provenance: Provenance
 
 
 def json_schema() -> dict[str, object]:
