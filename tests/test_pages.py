@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy.optimize import linprog
 
 ROOT = Path(__file__).parents[1]
 SETS = {
@@ -90,3 +93,59 @@ def test_what_imagenet_would_cost() -> None:
         f"extrapolated from {found['steps_timed']} steps",
     ):
         assert said in page, said
+
+
+def test_the_first_table_of_alternatives_has_the_measured_figures() -> None:
+    page = (ROOT / "docs" / "alternatives.md").read_text(encoding="utf-8")
+    rows = {row["name"]: row for row in read("alternatives.json")["rows"]}
+    trips = {name: row["seconds"] / rows["plain"]["seconds"] for name, row in rows.items()}
+    mpc = [trips[name] for name in ("crypten", "crypten-public", "spu")]
+    sent = [rows[name]["sent_bytes"] / 1e6 for name in ("crypten-public", "crypten")]
+    blur, pixelate = (read(f"audits/{name}.json") for name in ("blur", "pixelate"))
+    accuracies = [f"{100 * audit['utility']['accuracy_obfuscated']:.1f} %" for audit in (blur, pixelate)]
+    leaks = [f"{audit['best']['excess_leakage']:.2f}" for audit in (blur, pixelate)]
+    for said in (
+        f"{trips['resnet18']:.2f} of a round trip that offloads the same ResNet18, {trips['resnet-local']:.2f} with",
+        f"| {trips['sketch']:.2f} of a round trip; a training run",
+        f"| {trips['paper']:.2f} of a round trip; ",
+        f"{min(mpc):.0f} to {max(mpc):.0f} round trips for ResNet18; {sent[0]:.0f} to {sent[1]:.0f} MB each way",
+        f"{trips['tenseal']:.0f} round trips for one convolution",
+        f"{accuracies[0]} and {accuracies[1]} accuracy instead of",
+        f"excess leakage of at least {leaks[0]} and {leaks[1]} |",
+    ):
+        assert said in page, said
+
+
+def test_the_sections_of_alternatives_have_the_audits_figures() -> None:
+    page = (ROOT / "docs" / "alternatives.md").read_text(encoding="utf-8")
+    for name in ("cifar10-resnet20-sketch", "cifar10-resnet20-obfuscator", "nopeek", "noise"):
+        audit = read(f"audits/{name}.json")
+        section = next(part for part in page.split("\n## ") if f"(../results/audits/{name}.json)" in part)
+        assert f"{audit['best']['excess_leakage']:.2f}" in section, name
+        accuracy = 100 * audit["utility"]["accuracy_obfuscated"]
+        assert f"{accuracy:.2f} %" in section or f"{accuracy:.1f} %" in section, name
+
+
+def test_the_bound_of_differential_privacy_is_the_best_of_all_mechanisms() -> None:
+    """The table is of the formula, and a linear programme over all mechanisms finds no better one."""
+    page = (ROOT / "docs" / "alternatives.md").read_text(encoding="utf-8")
+    head, _, *rows = page.split("<!-- bound -->\n")[1].split("\n<!-- end of bound -->")[0].splitlines()
+    epsilons = [float(cell.split("=")[1]) for cell in head.split("|")[2:-1]]
+    for row in rows:
+        classes, *shares = (cell.strip() for cell in row.split("|")[1:-1])
+        k = int(classes.replace(",", ""))
+        assert shares == [f"{100 * math.exp(e) / (math.exp(e) + k - 1):.1f} %" for e in epsilons]
+    assert 100 * best_private_accuracy(10, epsilons[0]) == pytest.approx(23.2, abs=0.05)
+
+
+def best_private_accuracy(classes: int, epsilon: float) -> float:
+    """Return the highest mean of P(y | class y) over all channels that are private at `epsilon`."""
+    chances = np.arange(classes**2).reshape(classes, classes)  # index of P(column | row)
+    pairs = [(y, a, b) for y in range(classes) for a in range(classes) for b in range(classes) if a != b]
+    ratios, sums = np.zeros((len(pairs), classes**2)), np.zeros((classes, classes**2))
+    for at, (y, a, b) in enumerate(pairs):
+        ratios[at, chances[a, y]], ratios[at, chances[b, y]] = 1, -math.exp(epsilon)
+    for row in range(classes):
+        sums[row, chances[row]] = 1
+    goal = -np.eye(classes).ravel() / classes
+    return float(-linprog(goal, ratios, np.zeros(len(pairs)), sums, np.ones(classes), bounds=(0, 1)).fun)
