@@ -22,6 +22,14 @@ def test_what_is_no_onnx_file_is_an_error_of_ours(tmp_path):
         OnnxFunction(tmp_path / "absent.onnx")
 
 
+@pytest.mark.parametrize("name", [b"logits", b"input"])
+def test_names_that_are_no_text_are_an_error_of_ours(tmp_path, name):
+    file = save_classifier(tmp_path / "model.onnx")
+    file.write_bytes(file.read_bytes().replace(name, b"\xe1" * len(name)))
+    with pytest.raises(BundleError, match="cannot be run"):
+        OnnxFunction(file)
+
+
 def test_all_outputs_come_in_the_files_order(tmp_path):
     batch = np.random.default_rng(1).random((3, 3, SIZE, SIZE), dtype=np.float32)
     function = OnnxFunction(save_obfuscator(tmp_path / "two.onnx", own="means"))

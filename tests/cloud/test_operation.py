@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import json
 import os
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 import urllib.parse
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +27,8 @@ import tiny
 from commands import sfumato
 from sfumato import cloud, wire
 from sfumato.artifacts.bundle import Bundle
+from sfumato.cloud.exchange import Exchange
+from sfumato.device import Client
 from sfumato.errors import ServingError
 
 TOKEN = "s3cret"
@@ -385,6 +389,29 @@ def wait_for(true: Callable[[], bool], timeout_s: float = 20) -> None:
     while not true():
         assert time.monotonic() < deadline, "it did not come about in time"
         time.sleep(0.02)
+
+
+def test_a_request_that_is_over_leaves_nothing_for_the_garbage_collector(
+    tiny_bundles: tuple[Bundle, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its body would stay in memory until then, and memory that is always new is slow."""
+    obfuscator, classifier = tiny_bundles
+    made: list[weakref.ref[Exchange]] = []
+
+    class Watched(Exchange):
+        def __init__(self, *arguments: Any, **more: Any) -> None:
+            super().__init__(*arguments, **more)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr("sfumato.cloud.app.Exchange", Watched)
+    gc.disable()
+    try:
+        with cloud.running([cloud.ServedModel(classifier.path)]) as url, Client(url, obfuscator) as client:
+            for seed in range(6):
+                client.classify(tiny.image(seed))
+            assert len(made) >= 6 and sum(one() is not None for one in made) <= 1  # the connection has the last
+    finally:
+        gc.enable()
 
 
 def test_what_cannot_be_served_is_said_in_a_line(classifier_bundle: Bundle, tmp_path: Path) -> None:

@@ -134,6 +134,8 @@ def _body(**changes: Any) -> bytes:
         {"data": [1, 2, 3]},
         {"data": [[1], [2, 3]]},
         {"data": [[1, 2]]},
+        {"shape": [], "data": [[1]]},
+        {"shape": [], "data": [[[1]]]},
         {"data": ["1", "2"]},
         {"data": [1, None]},
         {"data": [True, False]},

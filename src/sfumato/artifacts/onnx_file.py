@@ -42,7 +42,10 @@ def open_session(path: Path, *, threads: int, spinning: bool = False, error: typ
     if not spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        for node in (*session.get_inputs(), *session.get_outputs()):
+            _ = node.name, node.type, node.shape  # not UTF-8: an error here, not where they are first used
+        return session
     except Exception as reason:  # ONNX Runtime's errors have no common base
         raise error(f"{path} cannot be run: {runtime_reason(reason)}") from reason
 

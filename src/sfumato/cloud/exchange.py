@@ -114,9 +114,10 @@ class Exchange:
             await self._send({**message, "body": body[start:end], "more_body": more or end < len(body)})
 
     def end(self) -> None:
-        """Give back the body's memory."""
+        """Give back the body's memory; the request is over."""
         self._done = True
         self._held.bytes -= self.body_bytes
+        del self._send  # it leads back here: a cycle would keep the body until the garbage collector comes
 
 
 def too_long(limits: Limits) -> HTTPException:

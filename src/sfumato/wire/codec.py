@@ -370,7 +370,7 @@ def _flatten(data: object, shape: tuple[int, ...], what: str) -> list[Any]:
             if not all(isinstance(row, list) and len(row) == size for row in flat):
                 raise WireError(f"the data of {what} is not nested as its shape {list(shape)} says")
             flat = list(chain.from_iterable(flat))
-    if len(flat) != math.prod(shape) or (nested and len(data) != shape[0]):
+    if len(flat) != math.prod(shape) or (nested and (not shape or len(data) != shape[0])):
         raise WireError(f"the data of {what} does not have the {math.prod(shape)} values of its shape {list(shape)}")
     return flat
 

@@ -84,30 +84,21 @@ def same(loaded, wanted) -> bool:
     return loaded.keys() == wanted.keys() and torch.equal(loaded["task"]["weight"], wanted["task"]["weight"])
 
 
-def flipped(whole: bytes, dice: random.Random, bits: int = 1) -> bytes:
-    damaged = bytearray(whole)
-    for _ in range(bits):
-        damaged[dice.randrange(len(damaged))] ^= 1 << dice.randrange(8)
-    return bytes(damaged)
+def test_every_flipped_bit_is_noticed(path):
+    save_checkpoint(path, state(numbers=10))
+    whole, dice = path.read_bytes(), random.Random(1)
+    directory = range(whole.index(b"PK\x01\x02"), len(whole))  # where a bit may be one that no checksum of zip's covers
+    for place in [*directory, *(dice.randrange(len(whole)) for _ in range(200))]:
+        changed = bytearray(whole)
+        changed[place] ^= 1 << dice.randrange(8)
+        path.write_bytes(changed)
+        with pytest.raises(TrainingError, match="cannot be read"):
+            load_checkpoint(path, PARTS)
 
 
-@pytest.mark.parametrize("numbers", [10, 3000])
-def test_a_flipped_bit_never_changes_what_is_loaded(path, numbers):
-    save_checkpoint(path, state(numbers=numbers))
-    whole, dice, refused = path.read_bytes(), random.Random(numbers), 0
-    for _ in range(300):
-        path.write_bytes(flipped(whole, dice))
-        try:
-            loaded = load_checkpoint(path, PARTS)
-        except TrainingError:
-            refused += 1
-            continue
-        assert same(loaded, state(numbers=numbers)) and loaded["seconds"] == 1.5 and loaded["step"] == 3
-    assert refused > 100 if numbers == 10 else refused > 250, "what is not refused lies between the parts"
-
-
-def test_a_flipped_bit_in_a_tensor_is_named(path):
-    save_checkpoint(path, state())
+def test_a_flipped_bit_in_a_tensor_of_an_earlier_version_is_named(path):
+    with path.open("wb") as stream:
+        torch.save(state(), stream)
     whole = bytearray(path.read_bytes())
     whole[whole.index(state()["task"]["weight"].numpy().tobytes()) + 1234] ^= 1
     path.write_bytes(whole)

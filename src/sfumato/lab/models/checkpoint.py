@@ -1,6 +1,7 @@
 """Checkpoints: replaced atomically, checked when they are read, and read without unpickling.
 
-A checkpoint is a zip archive, as torch writes it, with a CRC-32 of every tensor and of the structure that holds them.
+A checkpoint is a zip archive, as torch writes it, whose comment is the SHA-256 of all that comes before it. Those of
+earlier versions have no comment; they are checked by the CRC-32 of every tensor and of the structure that holds them.
 The one before it is kept, and used where the newest is damaged.
 """
 
@@ -13,7 +14,7 @@ import zipfile
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ from sfumato.artifacts.versions import upgraded
 from sfumato.errors import TrainingError
 
 log = logging.getLogger(__name__)
+
+_SEAL = b"sha256:"
+_SEAL_BYTES = len(_SEAL) + 64
 
 
 def identify(*parts: Any) -> str:
@@ -57,8 +61,9 @@ def save_checkpoint(path: Path, state: Mapping[str, object]) -> None:
     """
     try:
         with whole_file(path) as partial:
-            with partial.open("wb") as stream:
+            with partial.open("w+b") as stream:
                 torch.save(state, stream)
+                _seal(stream)
             if path.exists():
                 _keep(path)
     except (OSError, RuntimeError) as error:
@@ -107,12 +112,46 @@ def _keep(path: Path) -> None:
         path.replace(previous)
 
 
+def _seal(stream: BinaryIO) -> None:
+    """Append the checksum of an archive as its comment."""
+    stream.seek(-2, os.SEEK_END)  # where the archive says how long its comment is
+    stream.write(_SEAL_BYTES.to_bytes(2, "little"))
+    stream.write(_sealed(stream, stream.tell()))
+
+
+def _sealed(stream: BinaryIO, size: int) -> bytes:
+    """Return what the first bytes of an archive are sealed with; the position is after them."""
+    stream.seek(0)
+    hashed = sha256()
+    while part := stream.read(min(size, 1 << 20)):
+        hashed.update(part)
+        size -= len(part)
+    return _SEAL + hashed.hexdigest().encode()
+
+
+def _check(path: Path) -> None:
+    """Check that no bit of an archive has changed.
+
+    Raises:
+        ValueError: one has.
+        OSError, BadZipFile: it cannot be read.
+    """
+    with path.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - _SEAL_BYTES))
+        seal = stream.read()
+        if seal.startswith(_SEAL):
+            damaged = "the file" if seal != _sealed(stream, size - _SEAL_BYTES) else None
+        else:
+            with zipfile.ZipFile(stream) as archive:
+                damaged = "the file" if archive.comment else archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of {damaged} does not match: bits have changed on the disk")
+
+
 def _read(path: Path, parts: frozenset[str]) -> Mapping[str, Any]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"the checksum of {damaged} does not match: bits have changed on the disk")
+        _check(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise TrainingError(f"nothing to resume: {path} does not exist; start without --resume") from error
