@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from sfumato.lab.audit.membership import MembershipResult
 from sfumato.lab.audit.schema import AuditResult
 from sfumato.lab.evaluation.accuracy import Evaluation, PlainAccuracy
 from sfumato.lab.evaluation.transfer import Transfer
@@ -27,6 +28,7 @@ def schemas() -> dict[Path, str]:
         "executorch-comparison": Comparison.json_schema(),
         "frontier": frontier.json_schema(),
         "int8-comparison": Int8Comparison.json_schema(),
+        "membership": MembershipResult.model_json_schema(mode="serialization"),
         "plain-accuracy": PlainAccuracy.json_schema(),
         "recipe": recipe.schema(),
         "transfer": Transfer.json_schema(),

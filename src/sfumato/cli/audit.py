@@ -37,6 +37,7 @@ TargetArgument = typer.Argument(
     "--attributes-table: a folder of audits.",
 )
 AuditedOption = option("BUNDLE", "Its classifier. Default: the shipped one, if it fits.")
+OtherHalfOption = option("BUNDLE", "With --membership: by the same recipe, from the other half of the images.")
 ShadowOption = option("BUNDLE", "Shadow obfuscator: by the same recipe, known to an attacker.")
 
 
@@ -63,7 +64,9 @@ class Instead:
     check_attacks: Annotated[bool, flag("--check-attacks", "Run only the sanity checks of the attacks.")] = False
     references: Annotated[bool, flag("--references", "Print what the label alone reconstructs, as a scale.")] = False
     extraction: Annotated[bool, flag("--extraction", "Run only training-set extraction.")] = False
-    seed: Annotated[int, option("N", "With --references: seed of the random images.")] = 0
+    membership: Annotated[bool, flag("--membership", "Infer which images a bundle was trained on.")] = False
+    membership_reference: Annotated[Path | None, OtherHalfOption] = None
+    seed: Annotated[int, option("N", "With --references or --membership: seed of whatever is random.")] = 0
     attributes_table: Annotated[bool, flag("--attributes-table", "Compare attribute inference across audits.")] = False
     into: Annotated[Path | None, option("PAGE", "Markdown page to put the attributes table into.")] = None
 
@@ -97,6 +100,7 @@ def audit(
     - `sfumato audit filter.onnx --data photos/ --size 64x64`
     - `sfumato audit mymodule:blur --attribute glasses`
     - `sfumato audit --extraction`: of the shipped bundles
+    - `sfumato audit runs/first/bundle --membership --membership-reference runs/second/bundle`
     """
     mode = partial(options.run_mode, context, as_json=as_json)
     images_of = {"data": data, "size": known.size, "allow_outside": known.allow_outside}
@@ -108,6 +112,12 @@ def audit(
     if instead.extraction:
         about = {"data": data, "label_column": known.label_column, "out": out}
         return mode("extraction", _extract, obfuscator=obfuscator, **about)
+    if instead.membership:
+        from sfumato.cli.audit_membership import infer
+
+        others = {"classifier": classifier, "membership_reference": instead.membership_reference}
+        about = {"data": data, "label_column": known.label_column, "images": known.images, "seed": instead.seed}
+        return mode("membership", infer, obfuscator=obfuscator, **others, **about, out=out)
     if instead.check_attacks:
         return mode("check_attacks", _check_attacks, **images_of, budget=budget, out=out)
     options.refuse_others(context, context.params.keys() - {"into", "seed"}, "not of an audit")
