@@ -64,9 +64,10 @@ class Instead:
     check_attacks: Annotated[bool, flag("--check-attacks", "Run only the sanity checks of the attacks.")] = False
     references: Annotated[bool, flag("--references", "Print what the label alone reconstructs, as a scale.")] = False
     extraction: Annotated[bool, flag("--extraction", "Run only training-set extraction.")] = False
+    frames: Annotated[bool, flag("--frames", "Measure what many frames of one scene leak.")] = False
     membership: Annotated[bool, flag("--membership", "Infer which images a bundle was trained on.")] = False
     membership_reference: Annotated[Path | None, OtherHalfOption] = None
-    seed: Annotated[int, option("N", "With --references or --membership: seed of whatever is random.")] = 0
+    seed: Annotated[int, option("N", "With --references, --membership, --frames: seed.")] = 0
     attributes_table: Annotated[bool, flag("--attributes-table", "Compare attribute inference across audits.")] = False
     into: Annotated[Path | None, option("PAGE", "Markdown page to put the attributes table into.")] = None
 
@@ -100,6 +101,7 @@ def audit(
     - `sfumato audit filter.onnx --data photos/ --size 64x64`
     - `sfumato audit mymodule:blur --attribute glasses`
     - `sfumato audit --extraction`: of the shipped bundles
+    - `sfumato audit runs/mine/bundle --frames -o frames/mine.json`
     - `sfumato audit runs/first/bundle --membership --membership-reference runs/second/bundle`
     """
     mode = partial(options.run_mode, context, as_json=as_json)
@@ -118,6 +120,11 @@ def audit(
         others = {"classifier": classifier, "membership_reference": instead.membership_reference}
         about = {"data": data, "label_column": known.label_column, "images": known.images, "seed": instead.seed}
         return mode("membership", infer, obfuscator=obfuscator, **others, **about, out=out)
+    if instead.frames:
+        from sfumato.cli.audit_frames import leak_over_time
+
+        about = {"images": known.images, "seed": instead.seed, "budget": budget, "out": out, "compare": compare}
+        return mode("frames", leak_over_time, obfuscator=obfuscator, **images_of, **about)
     if instead.check_attacks:
         return mode("check_attacks", _check_attacks, **images_of, budget=budget, out=out)
     options.refuse_others(context, context.params.keys() - {"into", "seed"}, "not of an audit")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sfumato.lab.audit.membership import MembershipResult
     from sfumato.lab.evaluation.detection import Detected
 
-_HEADERS = ("attack on", "attacker", "it reads", "AUC", "95 %", "TPR at 0.1 % FPR", "TPR at 1 % FPR", "infers")
+_HEADERS = ("attack", "AUC, 95 % interval", "TPR, % at 0.1 % FPR", "at 1 % FPR")
 
 
 def infer(
@@ -77,23 +77,21 @@ def _classifier_of(bundle: Bundle, path: Path | None) -> Bundle | None:
 def _print(found: MembershipResult) -> None:
     rows = [
         (
-            row.subject,
-            row.attacker,
-            row.signal,
-            f"{row.detection.auc:.3f}",
-            f"{row.detection.auc_low:.3f} to {row.detection.auc_high:.3f}",
+            f"{row.subject}: {row.attacker}, {row.signal}",
+            f"{row.detection.auc:.3f} ({row.detection.auc_low:.3f} to {row.detection.auc_high:.3f})",
             *map(_rate, row.detection.rates),
-            "YES" if row.infers else "not clearly",
         )
         for row in found.attacks
     ]
     counted = f"{found.attacks[0].members:,} of its training images against as many {found.others_from}"
-    print_table(_HEADERS, rows, numbers=range(3, 7), title=f"{found.obfuscator}: {counted}; chance is an AUC of 0.5")
+    print_table(_HEADERS, rows, numbers=range(1, 4), title=f"{found.obfuscator}: {counted}; chance is an AUC of 0.5")
+    inferred = any(row.infers for row in found.attacks if row.subject == "obfuscator")
+    typer.echo(f"membership is {'' if inferred else 'not clearly '}inferred from the obfuscator")
     for check in found.sanity_checks:
         typer.echo(f"{check.name}: {'passed' if check.passed else 'FAILED'} ({check.measured}; needed {check.needed})")
 
 
 def _rate(rate: Detected) -> str:
     if rate.tpr is None or rate.low is None or rate.high is None:
-        return "too few images"
-    return f"{100 * rate.tpr:.2f} % ({100 * rate.low:.2f} to {100 * rate.high:.2f})"
+        return "too few"
+    return f"{100 * rate.tpr:.2f} ({100 * rate.low:.2f} to {100 * rate.high:.2f})"

@@ -11,7 +11,8 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from sfumato.artifacts.versions import upgraded
 from sfumato.errors import RecipeError
-from sfumato.lab.data import Augmentation, Half
+from sfumato.lab.data import Augmentation
+from sfumato.lab.data.image_set import Half
 from sfumato.lab.models.precision import Wanted
 from sfumato.lab.models.rebuild import ObfuscatorNetRecipe, SketchNetRecipe, Strict
 
