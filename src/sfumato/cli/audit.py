@@ -112,7 +112,7 @@ def audit(
         return mode("references", _print_references, **images_of, seed=instead.seed, out=out)
     keep_freed_memory()
     if instead.extraction:
-        about = {"data": data, "label_column": known.label_column, "out": out}
+        about: dict[str, object] = {"data": data, "label_column": known.label_column, "out": out}
         return mode("extraction", _extract, obfuscator=obfuscator, **about)
     if instead.membership:
         from sfumato.cli.audit_membership import infer
@@ -123,11 +123,11 @@ def audit(
     if instead.frames:
         from sfumato.cli.audit_frames import leak_over_time
 
-        about = {"images": known.images, "seed": instead.seed, "budget": budget, "out": out, "compare": compare}
-        return mode("frames", leak_over_time, obfuscator=obfuscator, **images_of, **about)
+        about = {"label_column": known.label_column, "images": known.images, "seed": instead.seed, "budget": budget}
+        return mode("frames", leak_over_time, obfuscator=obfuscator, **images_of, **about, out=out, compare=compare)
     if instead.check_attacks:
         return mode("check_attacks", _check_attacks, **images_of, budget=budget, out=out)
-    options.refuse_others(context, context.params.keys() - {"into", "seed"}, "not of an audit")
+    options.refuse_others(context, context.params.keys() - {"into", "seed", "membership_reference"}, "not of an audit")
     from sfumato.lab.audit import run
     from sfumato.lab.audit.points import collect
     from sfumato.lab.report.html import render_audit

@@ -31,6 +31,7 @@ def leak_over_time(
     data: str,
     size: str | None,
     allow_outside: bool,
+    label_column: str | None,
     images: int | None,
     seed: int,
     budget: str,
@@ -59,14 +60,15 @@ def leak_over_time(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with bars(quiet=as_json) as shown:
         sides = options.image_size(size) or native_size(source)
-        train, test, _ = load_train_test(data, size=sides, allow_outside=allow_outside, progress=shown.progress)
+        train, test, _ = load_train_test(
+            data, size=sides, label_column=label_column, allow_outside=allow_outside, progress=shown.progress
+        )
         train, test = train.subset(images), test.subset(images)
         height, width = train.images.shape[2:]
         target, seen = load_target(source, size=(height, width)), _decoder_images(budget)
         if not as_json:
             shown.say(_announced(target, train, test, seen, device))
-        start = {"images": seen, "seed": seed, "device": device, "progress": shown.progress}
-        found = leakage_over_time(target, train, test, **start)
+        found = leakage_over_time(target, train, test, images=seen, seed=seed, device=device, progress=shown.progress)
     write_result(out, found.as_json)
     if out is not None:
         save_frames_png([found, *others], out.with_suffix(".png"))
