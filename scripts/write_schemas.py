@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from sfumato.lab.audit.frames import FramesResult
+from sfumato.lab.audit.membership import MembershipResult
 from sfumato.lab.audit.schema import AuditResult
 from sfumato.lab.evaluation.accuracy import Evaluation, PlainAccuracy
 from sfumato.lab.evaluation.transfer import Transfer
@@ -25,8 +27,10 @@ def schemas() -> dict[Path, str]:
         "audit": AuditResult.model_json_schema(mode="serialization"),
         "evaluation": Evaluation.json_schema(),
         "executorch-comparison": Comparison.json_schema(),
+        "frames": FramesResult.model_json_schema(mode="serialization"),
         "frontier": frontier.json_schema(),
         "int8-comparison": Int8Comparison.json_schema(),
+        "membership": MembershipResult.model_json_schema(mode="serialization"),
         "plain-accuracy": PlainAccuracy.json_schema(),
         "recipe": recipe.schema(),
         "transfer": Transfer.json_schema(),

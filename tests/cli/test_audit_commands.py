@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+import tiny
 from scenes import SIDE, TINY, images
 from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.records import Provenance
 from sfumato.cli import commands  # noqa: F401  (the commands register themselves)
 from sfumato.cli.app import app
-from sfumato.errors import SfumatoError
-from sfumato.lab.audit import budget
+from sfumato.errors import AuditError, SfumatoError
+from sfumato.lab.audit import budget, frames
 from sfumato.lab.data import load_images
+from synthetic import save_folder
 
 
 @pytest.fixture
@@ -115,6 +119,50 @@ def test_training_images_in_a_bundle_end_with_an_error(tmp_path, photos):
     assert done.exit_code == 1 and "YES" in done.stdout
     (row,) = json.loads(file.read_text())["extraction"]["bundle"]
     assert row["train_copied"] >= 4 and row["file"] == "deobfuscator.safetensors"
+
+
+def test_membership_of_an_obfuscator_that_learned_nothing(tmp_path, monkeypatch):
+    from sfumato.lab.audit import membership
+
+    passed = membership.SanityCheck(name="check", passed=True, measured="AUC 1", needed="AUC 0.75")
+    monkeypatch.setattr(membership, "membership_checks", lambda *_, **__: (passed,))
+    data = str(save_folder(tmp_path / "data", train=32, test=24, size=(tiny.SIZE, tiny.SIZE), names=tiny.LABELS))
+    (bundle, _), file = tiny.save_bundles(tmp_path), tmp_path / "membership.json"
+    about = ["--membership", "--classifier", tmp_path / "classifier", "--data", data, "-o", file]
+    done = run("audit", bundle.path, *about)
+    assert isinstance(done.exception, AuditError) and "does not say which images" in str(done.exception)
+    train = load_images(data, "train")
+    made = Provenance(data_sha256={"train": train.sha256}, train_images=len(train))
+    replace(bundle, provenance=made).save()
+    done = run("audit", bundle.path, *about)
+    assert done.exit_code == 0 and "not clearly inferred" in done.stdout and "check: passed" in done.stdout, done.output
+    found = json.loads(file.read_text())
+    assert membership.MembershipResult.of(found, file).as_json == found and found["schema"] == "sfumato.membership/1"
+    assert [(row["subject"], row["members"]) for row in found["attacks"]] == [
+        ("obfuscator", 24), ("obfuscator", 24), ("classifier", 24), ("images", 24),
+    ]  # fmt: skip
+    failed = passed.model_copy(update={"passed": False})
+    monkeypatch.setattr(membership, "membership_checks", lambda *_, **__: (failed,))
+    assert run("audit", bundle.path, *about, "--images", 10, "--json").exit_code == 1
+    refused = run("audit", bundle.path, *about, "--budget", "full")
+    assert "--budget: not with --membership" in str(refused.exception)
+
+
+def test_frames_are_measured_plotted_and_compared(tmp_path, photos, monkeypatch):
+    monkeypatch.setattr(frames, "SCENES", 8)
+    monkeypatch.setattr(frames, "DECODERS", ("least squares",))
+    file = tmp_path / "frames" / "negative.json"
+    about = ["--frames", "--data", photos, "--images", 40, "-o", file]
+    done = run("audit", "filters:negative", *about)
+    assert done.exit_code == 0 and "every 10th frame" in done.stdout and "about" in done.stderr, done.output
+    found = json.loads(file.read_text())
+    assert frames.FramesResult.of(found, file).as_json == found and found["scenes"] == 8
+    with Image.open(file.with_suffix(".png")) as plot:
+        assert plot.width == 2400
+    other = run("audit", "filters:negative", *about[:-1], tmp_path / "two.json", "--compare", file.parent, "--json")
+    assert other.exit_code == 0 and json.loads(other.stdout)["leakages"] == found["leakages"]
+    refused = run("audit", "filters:negative", *about[:-1], tmp_path / "two.png")
+    assert ".json file" in str(refused.exception)
 
 
 def test_references_say_where_they_come_from(tmp_path, photos):

@@ -78,6 +78,8 @@ class RecipeRecord(Record):
     output: Mapping[str, Any] | None = None
     code_bits: int | None = None
     quantized: Mapping[str, Any] | None = None
+    data: Mapping[str, Any] | str | None = None
+    held_out_images: int | None = None
 
     @property
     def eight_bit_output(self) -> bool:

@@ -37,6 +37,7 @@ TargetArgument = typer.Argument(
     "--attributes-table: a folder of audits.",
 )
 AuditedOption = option("BUNDLE", "Its classifier. Default: the shipped one, if it fits.")
+OtherHalfOption = option("BUNDLE", "With --membership: by the same recipe, from the other half of the images.")
 ShadowOption = option("BUNDLE", "Shadow obfuscator: by the same recipe, known to an attacker.")
 
 
@@ -63,7 +64,10 @@ class Instead:
     check_attacks: Annotated[bool, flag("--check-attacks", "Run only the sanity checks of the attacks.")] = False
     references: Annotated[bool, flag("--references", "Print what the label alone reconstructs, as a scale.")] = False
     extraction: Annotated[bool, flag("--extraction", "Run only training-set extraction.")] = False
-    seed: Annotated[int, option("N", "With --references: seed of the random images.")] = 0
+    frames: Annotated[bool, flag("--frames", "Measure what many frames of one scene leak.")] = False
+    membership: Annotated[bool, flag("--membership", "Infer which images a bundle was trained on.")] = False
+    membership_reference: Annotated[Path | None, OtherHalfOption] = None
+    seed: Annotated[int, option("N", "With --references, --membership, --frames: seed.")] = 0
     attributes_table: Annotated[bool, flag("--attributes-table", "Compare attribute inference across audits.")] = False
     into: Annotated[Path | None, option("PAGE", "Markdown page to put the attributes table into.")] = None
 
@@ -97,6 +101,8 @@ def audit(
     - `sfumato audit filter.onnx --data photos/ --size 64x64`
     - `sfumato audit mymodule:blur --attribute glasses`
     - `sfumato audit --extraction`: of the shipped bundles
+    - `sfumato audit runs/mine/bundle --frames -o frames/mine.json`
+    - `sfumato audit runs/first/bundle --membership --membership-reference runs/second/bundle`
     """
     mode = partial(options.run_mode, context, as_json=as_json)
     images_of = {"data": data, "size": known.size, "allow_outside": known.allow_outside}
@@ -106,11 +112,22 @@ def audit(
         return mode("references", _print_references, **images_of, seed=instead.seed, out=out)
     keep_freed_memory()
     if instead.extraction:
-        about = {"data": data, "label_column": known.label_column, "out": out}
+        about: dict[str, object] = {"data": data, "label_column": known.label_column, "out": out}
         return mode("extraction", _extract, obfuscator=obfuscator, **about)
+    if instead.membership:
+        from sfumato.cli.audit_membership import infer
+
+        others = {"classifier": classifier, "membership_reference": instead.membership_reference}
+        about = {"data": data, "label_column": known.label_column, "images": known.images, "seed": instead.seed}
+        return mode("membership", infer, obfuscator=obfuscator, **others, **about, out=out)
+    if instead.frames:
+        from sfumato.cli.audit_frames import leak_over_time
+
+        about = {"label_column": known.label_column, "images": known.images, "seed": instead.seed, "budget": budget}
+        return mode("frames", leak_over_time, obfuscator=obfuscator, **images_of, **about, out=out, compare=compare)
     if instead.check_attacks:
         return mode("check_attacks", _check_attacks, **images_of, budget=budget, out=out)
-    options.refuse_others(context, context.params.keys() - {"into", "seed"}, "not of an audit")
+    options.refuse_others(context, context.params.keys() - {"into", "seed", "membership_reference"}, "not of an audit")
     from sfumato.lab.audit import run
     from sfumato.lab.audit.points import collect
     from sfumato.lab.report.html import render_audit

@@ -427,3 +427,15 @@ def test_more_images_cannot_be_held_out_than_there_are(in_memory, tmp_path, trai
     )
     with pytest.raises(DataError, match="14 images cannot be held out of 14"):
         train(given, tmp_path, accelerator="cpu")
+
+
+def test_two_halves_are_trained_on_apart(in_memory, monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "_finish", lambda made, *_: made)
+    first, second = (
+        train(recipe(data={"half": half}, epochs=1), tmp_path / half, accelerator="cpu") for half in ("first", "second")
+    )
+    assert (len(first.train), len(second.train), len(first.test)) == (7, 7, 4)
+    seen = torch.cat([first.train.images, second.train.images]).flatten(1).unique(dim=0)
+    assert len(seen) == 14
+    with pytest.raises(RecipeError, match="half needs all training images"):
+        recipe(data={"half": "first", "stream": True, "size": [8, 8], "test_images": 4})

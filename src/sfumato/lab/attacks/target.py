@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sfumato.artifacts.bundle import Bundle, Gate
 from sfumato.device.predictions import softmax
+from sfumato.errors import AuditError
 
 Obfuscate = Callable[[Tensor], Tensor]
 """Images (N, 3, H, W) float32 in [0, 1] -> the payload, (N, C, H', W') float32."""
@@ -103,5 +104,15 @@ class Target:
 
     @torch.no_grad()
     def observe(self, images: Tensor, *, batch: int = 250) -> Tensor:
-        """Return the payload for images, a batch at a time: (N, 3, H, W) uint8 -> (N, C, H', W') float32."""
-        return torch.cat([self.payload(part.float() / 255) for part in images.split(batch)])  # type: ignore[no-untyped-call]
+        """Return the payload for images, a batch at a time: (N, 3, H, W) uint8 -> (N, C, H', W') float32.
+
+        Raises:
+            AuditError: payloads that are not finite, or of different sizes.
+        """
+        parts = [self.payload(part.float() / 255) for part in images.split(batch)]  # type: ignore[no-untyped-call]
+        if len(sizes := {tuple(part.shape[1:]) for part in parts}) > 1:
+            raise AuditError(f"{self.name} gives payloads of different sizes, {sorted(sizes)}: one size is expected")
+        payloads = torch.cat(parts)
+        if not bool(payloads.isfinite().all()):
+            raise AuditError(f"{self.name} gives payloads that are not finite for some images: it cannot be audited")
+        return payloads

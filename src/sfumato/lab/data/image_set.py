@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from sfumato.errors import DataError
 from sfumato.progress import Progress, silent, tracked
+
+Half = Literal["first", "second"]
 
 UNLABELLED = ("image",)
 """The one class of images without classes."""
@@ -139,16 +142,24 @@ class ImageSet:
         """Return the first `count` images, or all of them if `count` is None or larger than the set."""
         return self if count is None or count >= len(self) else self._only(slice(count))
 
-    def split(self, count: int) -> tuple[ImageSet, ImageSet]:
-        """Return the set without `count` images sampled from all over it, always the same ones, and these images.
+    def split(self, count: int, *, seed: int = 0) -> tuple[ImageSet, ImageSet]:
+        """Return the set without `count` images sampled from all over it, the same ones for a seed, and these images.
 
         Raises:
             DataError: the set has no more images than that.
         """
         if not 0 < count < len(self):
             raise DataError(f"{count} images cannot be held out of {len(self)}")
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self._only(order[count:].sort().values), self._only(order[:count].sort().values)
+
+    def half(self, which: Half | None) -> ImageSet:
+        """Return one half of the images, sampled as by `split`, or all of them for None; the first may have one more.
+
+        Raises:
+            DataError: the set has fewer than 2 images.
+        """
+        return self if which is None else self.split(len(self) // 2)[which == "second"]
 
     def _only(self, these: slice | Tensor) -> ImageSet:
         return replace(self, images=self.images[these], labels=self.labels[these])

@@ -67,7 +67,15 @@ def save_frontier_png(points: Sequence[Point], path: Path) -> None:
     Raises:
         AuditError: the file cannot be written.
     """
-    figure = _figure(points, dark=False)
+    save_png(_figure(points, dark=False), path)
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG file on white, 200 pixels to the inch.
+
+    Raises:
+        AuditError: the file cannot be written.
+    """
     try:
         with whole_file(path) as partial:
             figure.savefig(partial, format="png", dpi=200, facecolor="white", metadata={"Software": None})

@@ -33,6 +33,8 @@ _STEPS = 3
 _BATCH = 64
 """Images of a measured step on a CPU."""
 _SIDE = 32
+_FORWARD = 3
+"""A training step costs about three times its forward pass."""
 _REST = 1.6
 """The rest of an audit (pairs, measures, sanity checks) over the training of its decoders, as measured."""
 
@@ -112,6 +114,10 @@ class Speed:
         """Estimate the seconds of an audit with images of that size."""
         images = budget.images + budget.identification_images + budget.attribute_images
         return self.decoder_s * images * height * width / _SIDE**2
+
+    def frames_s(self, images: int, payloads: int, height: int, width: int) -> float:
+        """Estimate the seconds of a decoder that learns from so many images and reconstructs so many payloads."""
+        return self.decoder_s * (images + payloads / _FORWARD) * height * width / _SIDE**2
 
     @cached_property
     def decoder_s(self) -> float:

@@ -72,7 +72,7 @@ def load_both(data: DataRecipe, fabric: Fabric, *, label_free: bool) -> tuple[Im
         allow_outside=data.allow_outside,
     )
     with fabric.rank_zero_first(local=True):  # the others then find the decoded images in the cache
-        train_set = load(data.source, "train", unlabelled=label_free).subset(data.train_images)
+        train_set = load(data.source, "train", unlabelled=label_free).subset(data.train_images).half(data.half)
         test_set = load(data.source, "test").subset(data.test_images)
     _warn(fabric, (*train_set.remarks(), *test_set.remarks()))
     if label_free:

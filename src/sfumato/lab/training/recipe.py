@@ -12,6 +12,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from sfumato.artifacts.versions import upgraded
 from sfumato.errors import RecipeError
 from sfumato.lab.data import Augmentation
+from sfumato.lab.data.image_set import Half
 from sfumato.lab.models.precision import Wanted
 from sfumato.lab.models.rebuild import ObfuscatorNetRecipe, SketchNetRecipe, Strict
 
@@ -42,6 +43,8 @@ class DataRecipe(Strict):
         stream: decode training images as they are needed, if they do not fit the memory; see `sfumato.lab.data.Stream`.
         train_images: use only the first so many training images; of a stream, so many in each epoch.
         test_images: use only the first so many test images; required for a stream, as they are kept in memory.
+        half: use only this half of the training images; they are halved at random, always in the same way. Obfuscators
+            trained on one half each are references for each other in membership inference.
         flip: mirror training images at random.
         crop_padding: shift training images by up to so many pixels.
         zoom: train on random crops of at least this share of an image's area, resized to the whole; 1 or nothing for
@@ -56,6 +59,7 @@ class DataRecipe(Strict):
     stream: bool = False
     train_images: int | None = Field(default=None, ge=1)
     test_images: int | None = Field(default=None, ge=1)
+    half: Half | None = None
     flip: bool = True
     crop_padding: int = Field(default=0, ge=0, le=16)
     zoom: float | None = Field(default=None, gt=0, le=1)
@@ -73,6 +77,8 @@ class DataRecipe(Strict):
             raise ValueError("stream needs size: the size that images are fitted to as they come")
         if self.stream and self.test_images is None:
             raise ValueError("stream needs test_images: so many test images are kept in memory")
+        if self.stream and self.half is not None:
+            raise ValueError("half needs all training images at once, which a stream has not; leave out one of the two")
         if self.stream and self.source in ("cifar10", "faces", "faces-correlated"):
             raise ValueError(f"{self.source} fits the memory, and is read from there; leave stream out")
         return self

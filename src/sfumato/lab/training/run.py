@@ -46,7 +46,7 @@ _ADDITIONS = (
     "min_images_per_code",
 )
 """Keys of a recipe that change nothing by default: a run that began before they existed may resume."""
-_DATA_ADDITIONS = ("allow_outside", "stream", "zoom")
+_DATA_ADDITIONS = ("allow_outside", "stream", "zoom", "half")
 """Likewise, of its data."""
 
 
