@@ -122,8 +122,10 @@ def test_the_security_page_has_the_soaks_figures() -> None:
     assert soak["passed"] and soak["wrong_predictions"] == soak["tracebacks"] == 0
     first, last = soak["first_and_last_third"]["memory_mb"]
     events = soak["events"]
-    said = f"""{soak["predictions"]:,} predictions, none of them wrong, {events["reload"]} reloads, {events["replica killed"]}
-    replicas killed, {first:.0f} MB of memory in the first third and {last:.0f} MB in the last, no traceback"""
+    said = f"""{soak["predictions"]:,} predictions, none of them wrong, {events["reload"]} reloads,
+    {events["replica killed"]} replicas killed, {first:.0f} MB of memory in the first third and {last:.0f} MB in
+    the last,
+    no traceback"""
     page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
     assert " ".join(said.split()) in " ".join(page.split())
     assert f"All of it at once for {soak['minutes']:.0f} minutes" in page
