@@ -74,9 +74,7 @@ def test_every_recipe_of_the_plans_is_valid(tmp_path):
             assert recipe.name == item.name
             seen.add((plan.size, item.name))
     first = Lab(PAPER, tmp_path, torch.device("cpu")).recipe(PAPER.obfuscators[-1])
-    assert (first.training.epochs, first.training.step_epochs, first.training.learning_rate) == (
-        30, 9, constants.LEARNING_RATE,
-    )  # fmt: skip
-    assert "30 of the paper's 100 epochs" in PAPER.description and constants.EPOCHS == 100
+    assert (first.training.epochs, first.training.schedule) == (20, "one-cycle") and first.privacy_weight == 1.0
+    assert "20 epochs" in PAPER.description and "20 epochs" in first.note and constants.EPOCHS == 100
     assert first.classifier == str(tmp_path / "vgg19" / "bundle")
     assert len(seen) == 5 + 5 + 1 + 6 + 3 + 3 + 1 + 4
