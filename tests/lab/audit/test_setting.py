@@ -30,6 +30,25 @@ def test_no_attacker_is_handed_a_test_image(threat):
         assert not private & {image.numpy().tobytes() for image in both}
 
 
+@pytest.mark.parametrize("threat", [threat for threat in Threat if threat is not Threat.OTHER_DATA])
+def test_no_attacker_is_handed_an_image_that_was_held_out(threat):
+    played = setting(Swap())
+    played.held_out_share = 0.25
+    played.shadow, played.classifier = played.target, build_classifier("resnet20", 4)
+    assert (len(played.public), len(played.held_out)) == (180, 60)
+    together = torch.cat([played.public.images, played.held_out.images])
+    assert torch.equal(together, played.train.images)
+    known = played.knowledge(threat)
+    aside = {image.numpy().tobytes() for image in played.held_out.images}
+    handed = (
+        [known.public, known.intercepted] if known.pairs is None else [(every(known.pairs)[0] * 255).round().byte()]
+    )
+    for images in handed:
+        shown = images if images.dtype == torch.uint8 else (1 - images.flip(3)).mul(255).round().byte()
+        both = torch.cat([shown, shown.flip(3)])
+        assert not aside & {image.numpy().tobytes() for image in both}
+
+
 def test_only_the_white_box_has_the_obfuscator():
     played = setting(Swap())
     assert played.knowledge(Threat.WHITE_BOX).module is played.target.module

@@ -51,7 +51,10 @@ class Coded(Protocol):
     """An obfuscator whose output depends on the image through a code of a few bits alone."""
 
     code_bits: int
-    """How many bits: the payload takes at most `2 ** code_bits` different values."""
+    """How many bits: the payload takes at most `2 ** code_bits` different values.
+
+    An attribute `code_values`, where there is one, says how many it really takes at most.
+    """
 
 
 @dataclass(frozen=True)
