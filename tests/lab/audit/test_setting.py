@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -115,3 +117,17 @@ def test_dead_leaves_are_reproducible_and_varied():
     # Neighbours are alike, as in photographs and not as in noise.
     across = np.diff(first.numpy().astype(int), axis=3)
     assert np.median(np.abs(across)) == 0 and np.abs(across).max() > 100
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda x: x / (x - x.amax(dim=(1, 2, 3), keepdim=True)), "not finite for 60 of 60 images"),
+        (lambda x: x[:, :, : 16 - (len(x) < 40)], r"60 payloads of sizes \(3, 15, 16\), \(3, 16, 16\)"),
+        (lambda x: x[1:], "58 payloads of sizes"),
+    ],
+)
+def test_payloads_that_are_not_finite_or_of_several_sizes_are_named(broken, message):
+    played = setting(Swap())
+    with pytest.raises(AuditError, match=message):
+        replace(played.target, payload=broken).observe(played.test.images, batch=40)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sfumato.artifacts.bundle import Bundle, Gate
 from sfumato.device.predictions import softmax
+from sfumato.errors import AuditError
 
 Obfuscate = Callable[[Tensor], Tensor]
 """Images (N, 3, H, W) float32 in [0, 1] -> the payload, (N, C, H', W') float32."""
@@ -106,5 +107,20 @@ class Target:
 
     @torch.no_grad()
     def observe(self, images: Tensor, *, batch: int = 250) -> Tensor:
-        """Return the payload for images, a batch at a time: (N, 3, H, W) uint8 -> (N, C, H', W') float32."""
-        return torch.cat([self.payload(part.float() / 255) for part in images.split(batch)])  # type: ignore[no-untyped-call]
+        """Return the payload for images, a batch at a time: (N, 3, H, W) uint8 -> (N, C, H', W') float32.
+
+        Raises:
+            AuditError: payloads of several sizes, not one for each image, or not finite.
+        """
+        parts = [self.payload(part.float() / 255) for part in images.split(batch)]  # type: ignore[no-untyped-call]
+        shapes = sorted({tuple(part.shape[1:]) for part in parts})
+        if len(shapes) > 1 or sum(map(len, parts)) != len(images):
+            raise AuditError(
+                f"{self.name} gives {sum(map(len, parts))} payloads of sizes {', '.join(map(str, shapes))} for "
+                f"{len(images)} images; one for each, all of one size, is expected"
+            )
+        observed = torch.cat(parts)
+        if not bool(observed.isfinite().all()):
+            broken = int((~observed.isfinite().flatten(1).all(dim=1)).sum())
+            raise AuditError(f"{self.name} gives numbers that are not finite for {broken} of {len(images)} images")
+        return observed
