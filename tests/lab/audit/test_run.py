@@ -50,6 +50,33 @@ def test_a_map_that_loses_nothing_is_found_to_leak_and_everything_is_written(tmp
     assert again["obfuscating the candidates"].top1 == 1
 
 
+def test_reconstructions_are_recognised_by_what_learned_from_images_held_out(tmp_path):
+    played = setting(Swap())
+    played.held_out_share = 0.2
+    trials = (Trial("least squares", BOX), Trial("least squares", Threat.PAIRS, pairs=40))
+    budget = dataclasses.replace(TINY, trials=trials, evaluator_images=640, sanity_check_images=0)
+    found = audit(played, budget, tmp_path / "audit")
+    scale = found.recognition
+    assert found.data.held_out == scale.learned_from == 48 and found.recognition_note == ""
+    assert scale.image.feature_cosine == pytest.approx(1) and scale.image.images == 60
+    exact = by_key(found)["least_squares-white-box-seed0"].recognition
+    assert exact.feature_cosine > 0.95 and exact.images == 60
+    assert found.best.recognition == exact and "feature cosine" in found.verdict.sentences[0]
+    galleries = {(row.attacker, row.candidates) for row in found.identification if row.classes == "all"}
+    assert galleries == {(f"{what} of reconstructed images", 60) for what in ("distance", "features")} | {
+        ("contrastive embedding", 60),
+        ("obfuscating the candidates", 60),
+    }
+    assert found == AuditResult.read(tmp_path / "audit" / "audit.json")
+    page = render(found, None)
+    assert "What is recognised" in page and "the image itself" in page
+    assert audit(played, budget, tmp_path / "audit", resume=True).recognition == scale
+    few = setting(Swap(), train=40)
+    few.held_out_share = 0.1
+    none = audit(few, budget, tmp_path / "few")
+    assert none.recognition is None and "4 images of 4 of 4 classes were held out" in none.recognition_note
+
+
 @pytest.mark.long
 def test_without_gradients_the_optimising_attackers_are_counted_as_not_run(tmp_path):
     found = audit(setting(Swap(), gradients=False), TINY, tmp_path / "audit")
@@ -149,6 +176,10 @@ def test_a_code_is_certified_if_no_more_is_sent_than_it_states(tmp_path):
     assert found.certificate.rate_bits == 1 and found.certificate.top1_bounds[100] == 0.02
     assert by_key(found)["codeword_means-white-box-seed0"].status == "done"
     assert "at most 1.0 bits" in found.verdict.sentences[2]
+    code = found.certificate.code
+    assert (code.bits, code.values, code.observed, code.images) == (1, 2, 2, 60)
+    assert "one of 60 test images in exactly 3.3 % of cases" in found.verdict.sentences[2]
+    assert "Counted, not estimated" in render(found, None)
     lied = audit(setting(Lied()), budget, tmp_path / "lied")
     assert lied.certificate is None and "60 different payloads were sent" in lied.certificate_note
 

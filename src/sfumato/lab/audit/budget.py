@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from sfumato.lab.attacks.threat_models import Threat
 
 _COLUMN_TEST_IMAGES = 4_000
+_EVALUATOR_IMAGES = 64_000
+"""The same for all budgets, so that their figures can be compared."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Budget:
         test_images: that every attacker is measured on; the best one is measured on all there are.
         seeds: how many the strongest attacker is repeated with.
         references: whether reconstructions that need no attack are computed, too.
+        evaluator_images: that the evaluator of reconstructions is trained on, once for a data set; 0 for none.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Budget:
     column_images: int = 0
     column_test_images: int = 0
     references: bool = True
+    evaluator_images: int = 0
 
     @property
     def images(self) -> int:
@@ -94,7 +98,7 @@ def shared(budget: Budget, share: float) -> Budget:
     def shorter(trials: tuple[Trial, ...]) -> tuple[Trial, ...]:
         return tuple(replace(trial, images=part(trial.images), steps=part(trial.steps)) for trial in trials)
 
-    spent = ("sanity_check_images", "identification_images", "attribute_images", "column_images")
+    spent = ("sanity_check_images", "identification_images", "attribute_images", "column_images", "evaluator_images")
     return replace(
         budget,
         name=f"{budget.name} x {share:g}",
@@ -146,6 +150,7 @@ def _budget(
         column_test_images=_COLUMN_TEST_IMAGES,
         test_images=test_images,
         seeds=seeds,
+        evaluator_images=_EVALUATOR_IMAGES,
     )
 
 

@@ -21,6 +21,7 @@ from sfumato.lab.audit.schema import AnyTrial, DoneTrial, LostTrial, best_of
 from sfumato.lab.audit.setting import AttackSetting
 from sfumato.lab.data import INFERENCE_BATCH
 from sfumato.lab.evaluation.measures import excess_leakage, measure, per_image
+from sfumato.lab.evaluation.recognition import Recogniser
 from sfumato.lab.models.checkpoint import remove_checkpoint
 from sfumato.progress import Progress, silent
 
@@ -34,6 +35,7 @@ class Trials:
 
     Attributes:
         store: keeps what was reconstructed.
+        recogniser: judges reconstructions, if there is one.
         planned: all of seed 0, in order.
         class_mean_errors: (N,) float32, each test image's distance from the mean of its class.
     """
@@ -43,6 +45,7 @@ class Trials:
     store: ResultStore
     device: torch.device
     progress: Progress = silent
+    recogniser: Recogniser | None = None
     planned: list[Trial] = field(init=False)
     class_mean_errors: Tensor = field(init=False)
     _prepared: dict[str, Prepared] = field(init=False, default_factory=dict)
@@ -74,7 +77,7 @@ class Trials:
             broken = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             return LostTrial(
                 **_named(trial),
-                pairs=(trial.pairs or len(self.setting.train)) if trial.threat is Threat.PAIRS else None,
+                pairs=(trial.pairs or len(self.setting.public)) if trial.threat is Threat.PAIRS else None,
                 seconds=round(time.monotonic() - started, 1),
                 status="not run" if not_run else "failed",
                 reason=str(error) if not_run else broken,
@@ -122,6 +125,7 @@ class Trials:
             images_seen=prepared.images_seen,
             curve=prepared.curve,
             flattened=prepared.flattened,
+            recognition=self.recogniser.measure(reconstructed) if self.recogniser else None,
         )
 
     def _reconstructed(self, trial: Trial, prepared: Prepared, count: int) -> Tensor:

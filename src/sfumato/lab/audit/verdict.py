@@ -212,7 +212,7 @@ def _what_leaks(audit: AuditResult, finding: Finding) -> str:
         "inconclusive": "No attacker got clearly more than the label gives, which does not show that none can: ",
         "withstood": "These attackers at this budget reconstructed hardly more than the label gives; others may: ",
     }[finding]
-    sentence = "; ".join([opening + reconstructed, *_reidentified(audit), *_inferred(audit)])
+    sentence = "; ".join([opening + reconstructed, *_recognised(audit), *_reidentified(audit), *_inferred(audit)])
     return sentence[0].upper() + sentence[1:] + "."
 
 
@@ -233,7 +233,27 @@ def _reidentified(audit: AuditResult) -> list[str]:
     row = max(audit.identification, key=lambda row: (reidentifies(row), row.low / row.chance))
     what = f"the payload of an image ({row.attacker})" if row.measure == "linkage" else "the image"
     rate = f"{percent(row.top1)} of cases (chance {percent(row.chance)})"
-    return [f"{what} is re-identified among {row.candidates:,} of its class in {rate}"]
+    others = "of its class" if row.classes == "one" else "images of all classes"
+    return [f"{what} is re-identified among {row.candidates:,} {others} in {rate}"]
+
+
+def most_recognised(audit: AuditResult) -> DoneTrial | None:
+    """Return the trial whose reconstructions are most similar to the images in the evaluator's features."""
+    judged = [trial for trial in audit.done if trial.recognition is not None and trial.views == 1]
+    return max(judged, key=lambda t: t.recognition.feature_cosine if t.recognition else 0.0, default=None)
+
+
+def _recognised(audit: AuditResult) -> list[str]:
+    scale, trial = audit.recognition, most_recognised(audit)
+    if scale is None or trial is None or trial.recognition is None:
+        return []
+    (label_only, image), found = scale.ends("feature_cosine") or (0.0, 1.0), trial.recognition
+    said = (
+        f"to a classifier that no attacker had, reconstructions ({trial.attacker}) are as similar as "
+        f"{decimals(found.feature_cosine, 2)} to the images (feature cosine; from the label alone "
+        f"{decimals(label_only, 2)}, the image itself {decimals(image, 2)})"
+    )
+    return [said]
 
 
 def _inferred(audit: AuditResult) -> list[str]:
@@ -323,7 +343,14 @@ def _limits(audit: AuditResult, doubts: list[str]) -> str:
     ]
     if audit.certificate:
         bits = decimals(audit.certificate.rate_bits, 1)
-        parts.append(f"a certificate says that at most {bits} bits about an image pass, if its assumptions hold")
+        said = f"a certificate says that at most {bits} bits about an image pass, if its assumptions hold"
+        if (code := audit.certificate.code) is not None:
+            best = max((row for row in code.best if row.classes == "all"), key=lambda row: row.candidates)
+            said += (
+                f", and the best attacker that there can be re-identifies one of {best.candidates:,} test images in "
+                f"exactly {percent(best.top1)} of cases"
+            )
+        parts.append(said)
     else:
         parts.append("there is no certificate, so attackers with more time, pairs or ideas may get more")
     if doubts:

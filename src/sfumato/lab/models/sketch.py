@@ -131,6 +131,11 @@ class Sketcher(nn.Module):
         )
 
     @property
+    def code_values(self) -> int:
+        """How many different codes `encode` can return: each names one of the classes."""
+        return int(self.classes * 2 ** (self.bits - class_bits(self.classes)))
+
+    @property
     def encoder(self) -> nn.ModuleList:
         """What makes the code of an image: all that must not change for codes to keep their meaning."""
         return nn.ModuleList(part for part in (self.trunk, self.to_bits) if part is not None)
