@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sfumato.artifacts.bundle import Bundle, Gate
 from sfumato.device.predictions import softmax
+from sfumato.errors import AuditError
 
 Obfuscate = Callable[[Tensor], Tensor]
 """Images (N, 3, H, W) float32 in [0, 1] -> the payload, (N, C, H', W') float32."""
@@ -103,5 +104,14 @@ class Target:
 
     @torch.no_grad()
     def observe(self, images: Tensor, *, batch: int = 250) -> Tensor:
-        """Return the payload for images, a batch at a time: (N, 3, H, W) uint8 -> (N, C, H', W') float32."""
-        return torch.cat([self.payload(part.float() / 255) for part in images.split(batch)])  # type: ignore[no-untyped-call]
+        """Return the payload for images, a batch at a time: (N, 3, H, W) uint8 -> (N, C, H', W') float32.
+
+        Raises:
+            AuditError: payloads of different sizes, or numbers that are not finite.
+        """
+        parts = [self.payload(part.float() / 255) for part in images.split(batch)]  # type: ignore[no-untyped-call]
+        sizes = sorted({tuple(part.shape[1:]) for part in parts})
+        if len(sizes) != 1 or not all(bool(part.isfinite().all()) for part in parts):
+            fault = "numbers that are not finite" if len(sizes) == 1 else f"payloads of the sizes {sizes}"
+            raise AuditError(f"{self.name} gives {fault}; an obfuscator's payloads are finite and all of one size")
+        return torch.cat(parts)

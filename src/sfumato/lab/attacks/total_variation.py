@@ -36,6 +36,7 @@ class TotalVariation(Attacker):
     name = "total variation"
     threats = frozenset({Threat.WHITE_BOX, Threat.CLOUD})
     learns = False
+    needs_gradients = True
     test_images = 200
 
     def prepare(self, knowledge: Knowledge, budget: AttackBudget) -> Prepared:
