@@ -21,7 +21,7 @@ from sfumato.lab.attacks.total_variation import Inversion, inversion
 _CORRECTIONS = 3
 """Steps towards the payload for each step of the flow."""
 _FARTHEST = 0.1
-"""Root mean square of a correction at most, in pixel values in [0, 1]: through a code, gradients are but a direction."""
+"""Root mean square of a correction at most, in pixel values in [0, 1]: gradients through a code are a hint."""
 _BATCH = 100
 
 

@@ -34,3 +34,5 @@ STRONG = (RESIDUAL.name, UNET.name)
 """The decoders that sanity checks hold to the strict figures."""
 CHECKED = (*STRONG, PAPER.name)
 """All decoders that have sanity checks of their own."""
+GENERATIVE = (PosteriorSampler.name, GuidedPrior.name, PriorSearch.name)
+"""Attackers that give one of the possible images instead of their mean; they have sanity checks, too."""

@@ -34,6 +34,7 @@ from sfumato.lab.audit.label_attributes import Columns, infer_columns
 from sfumato.lab.audit.points import frontier_of
 from sfumato.lab.audit.references import references
 from sfumato.lab.audit.result_store import ResultStore, cached, stored_images
+from sfumato.lab.audit.sampler_checks import sampler_checks
 from sfumato.lab.audit.sanity_checks import decoder_checks, trial_checks
 from sfumato.lab.audit.schema import (
     SCHEMA,
@@ -309,7 +310,8 @@ class _Run:
         images, setting = self.budget.sanity_check_images, self.setting
         if not images:
             return ()
-        found = decoder_checks(setting.train, setting.test, images=images, device=self.device, progress=self.progress)
+        sets, how = (setting.train, setting.test), {"device": self.device, "progress": self.progress}
+        found = decoder_checks(*sets, images=images, **how) + sampler_checks(*sets, budget=self.budget, **how)
         return found if setting.target.bundle is None else (*found, extraction_check(setting.train, setting.test))
 
     def _trial(self, trial: Trial) -> DoneTrial | LostTrial:
