@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -96,3 +98,17 @@ def test_dead_leaves_are_reproducible_and_varied():
     # Neighbours are alike, as in photographs and not as in noise.
     across = np.diff(first.numpy().astype(int), axis=3)
     assert np.median(np.abs(across)) == 0 and np.abs(across).max() > 100
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        (lambda x: x[..., : 4 + len(x) % 2], "payloads of the sizes"),
+        (lambda x: x * torch.nan, "not finite"),
+    ],
+)
+def test_payloads_of_several_sizes_or_without_values_are_our_own_error(payload, message):
+    played = setting(Swap())
+    played.target = replace(played.target, payload=payload)
+    with pytest.raises(AuditError, match=message):
+        played.target.observe(played.test.images[:5], batch=4)

@@ -29,6 +29,8 @@ _SHIFT = 8
 """Another view is shifted by up to this part of the image's side, one eighth."""
 _BRIGHTNESS = 0.2
 """Another view is brighter or darker by up to this share."""
+OF_ATTACKER = "distance of images by the "
+"""Begins the name of what an attacker that reconstructs slowly re-identifies with."""
 _CHANCE_HITS = 5
 """Of chance must be expected, so that an interval around chance is not all chance."""
 
@@ -146,7 +148,7 @@ def identify_reconstructed(
     every, pool = torch.arange(len(reconstructed)), originals_test.float().flatten(1) / 255
     counts = [count for count in _counts(labels, candidates) if _CHANCE_HITS * count <= min(queries, len(every))]
     rounds = [_Round.sample(labels, count, queries, seed, among=len(every)) for count in counts]
-    name, features = f"distance of reconstructed images, {attacker}", (reconstructed.flatten(1), pool)
+    name, features = f"{OF_ATTACKER}{attacker}", (reconstructed.flatten(1), pool)
     return [r.score("retrieval", name, threat, features, every) for r in rounds if len(r.queries)]
 
 
