@@ -97,7 +97,7 @@ def test_too_few_images_are_our_own_error(train, seen, message):
 
 
 def test_of_larger_images_fewer_are_seen():
-    assert [images_seen(800, side, side) for side in (16, 32, 64, 224)] == [800, 800, 200, 100]
+    assert [images_seen(800, side, side) for side in (16, 32, 64, 224)] == [800, 800, 200, 50]
     assert images_seen(0, 32, 32) == 0
 
 
@@ -139,8 +139,9 @@ def test_guidance_does_not_fit_the_noise():
             return x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
 
     observed = Noise()(ORIGINALS)
-    found = error(GuidedPrior().prepare(knows(Noise()), BUDGET).reconstruct(observed))
-    assert found < 0.9 * error(observed.clamp(0, 1))
+    found = GuidedPrior().prepare(knows(Noise()), BUDGET).reconstruct(observed)
+    assert error(found) < 0.95 * error(observed.clamp(0, 1))
+    assert float((found - observed).square().mean()) > 0.5 * 0.3**2, "the noise itself is left unexplained"
 
 
 def codes_found(budget):

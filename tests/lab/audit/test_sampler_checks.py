@@ -15,14 +15,14 @@ from sfumato.lab.audit.sampler_checks import sampler_checks
 CPU, SIDE = torch.device("cpu"), 8
 TRAIN, TEST = images(300, side=SIDE), images(16, seed=1, side=SIDE)
 TRIALS = tuple(Trial(name, Threat.WHITE_BOX) for name in GENERATIVE)
-BUDGET = dataclasses.replace(BRIEF, trials=TRIALS, sanity_check_images=3_200, prior_images=1_280)
+BUDGET = dataclasses.replace(BRIEF, trials=TRIALS, sanity_check_images=640, prior_images=1_280)
 
 
 @pytest.fixture(autouse=True)
 def tiny(tmp_path, monkeypatch):
     monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("sfumato.lab.attacks.prior.WIDTHS", (8, 8, 8))
-    monkeypatch.setattr(ATTACKERS["posterior sampler"], "widths", (8, 16, 16))
+    monkeypatch.setattr(ATTACKERS["posterior sampler"], "widths", (24, 24, 24))
 
 
 def checked(budget=BUDGET):

@@ -1,9 +1,10 @@
 """Rectified flows, from base images with noise to images: what the generative attackers share.
 
-A point `z` of a flow stands for the image `base + spread * z`: Gaussian noise at time 0, an image at time 1.
+A point `z` of a flow stands for the image `base + spread * z`: Gaussian noise at time 0, an image at time 1. The
+network predicts the end, which the velocity follows from: where the payload tells the image, that is easy to learn.
 
 Source: Liu et al. 2023 (rectified flow), equation 1; the start at an estimate with noise is that of Ohayon et al. 2025
-(PMRF), algorithm 1.
+(PMRF), algorithm 1; that the image is predicted and not the velocity, Li and He 2025 (arXiv 2511.13720).
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ Condition = Callable[[Tensor], Given]
 """Payloads (N, C, H', W') float32 -> what a flow is told about their images."""
 
 
-class Velocity(nn.Module):
-    """The network of a flow: `z`, base, planes and time, as `_shown` stacks them, to the velocity (N, 3, H, W)."""
+class Endpoint(nn.Module):
+    """The network of a flow: `z`, base, planes and time, as `_shown` stacks them, to the expected `z` at time 1."""
 
     def __init__(self, planes: int, widths: tuple[int, int, int]) -> None:
         super().__init__()
@@ -69,7 +70,7 @@ class Flow:
     """A trained flow.
 
     Attributes:
-        net: see `Velocity`.
+        net: see `Endpoint`.
         spread: standard deviation of the noise, in pixel values in [0, 1].
     """
 
@@ -78,8 +79,8 @@ class Flow:
     device: torch.device = CPU
 
     @torch.no_grad()
-    def velocity(self, z: Tensor, time: float, given: Given) -> Tensor:
-        """Return the velocity at points (N, 3, H, W) float32 at a time in [0, 1]; the shape stays."""
+    def endpoint(self, z: Tensor, time: float, given: Given) -> Tensor:
+        """Return the expected end of the way from points (N, 3, H, W) float32 at a time in [0, 1); the shape stays."""
         shown = _shown(z, torch.full((len(z),), time), given)
         with autocast(self.device):
             parts = in_parts(shown, (z.shape[2], z.shape[3]), times=4)
@@ -93,13 +94,13 @@ class Flow:
         """Carry noise (N, 3, H, W) to images, likewise in [0, 1], by Euler's method."""
         z = noise
         for step in range(STEPS):
-            z = z + self.velocity(z, step / STEPS, given) / STEPS
+            z = z + (self.endpoint(z, step / STEPS, given) - z) / (STEPS - step)  # the velocity times the step
         return self.images(z, given)
 
 
 @dataclass(frozen=True, eq=False)
 class _Points(Pairs):
-    """Points on straight ways from noise to images, and the velocity there: pairs for `fit_decoder`."""
+    """Points on straight ways from noise to images, and their ends: pairs for `fit_decoder`."""
 
     pairs: Pairs
     condition: Condition
@@ -107,12 +108,12 @@ class _Points(Pairs):
 
     @torch.no_grad()
     def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return velocities (B, 3, H, W) and what the network is shown."""
+        """Return the ends (B, 3, H, W) and what the network is shown."""
         images, observed = self.pairs.batch(indices, generator)
         given = self.condition(observed)
         end = (images - given.base) / self.spread
         noise, time = torch.randn(end.shape, generator=generator), torch.rand(len(end), generator=generator)
-        return end - noise, _shown(torch.lerp(noise, end, time[:, None, None, None]), time, given)
+        return end, _shown(torch.lerp(noise, end, time[:, None, None, None]), time, given)
 
 
 def _shown(z: Tensor, time: Tensor, given: Given) -> Tensor:
@@ -155,7 +156,7 @@ def fit_flow(
     points = _Points(pairs.images, pairs, condition, max(spread, _LEAST_SPREAD))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(budget.seed)
-        net = Velocity(given.planes.shape[1], widths)
+        net = Endpoint(given.planes.shape[1], widths)
     fit = partial(fit_decoder, net, points, nn.MSELoss(), budget)
     fitted = fit(learning_rate=LEARNING_RATE, identity=identity, images=False)
     return Flow(fitted.net, points.spread, budget.device), fitted.images_seen

@@ -64,7 +64,7 @@ def _steered(known: Inversion, prior: Prior, observed: Tensor, noise: Tensor, fl
     for step, fresh in enumerate(noise):
         time = step / len(noise)
         z = torch.lerp(fresh.expand_as(clean), clean, time)
-        images = flow.images(z + (1 - time) * flow.velocity(z, time, given), given)
+        images = flow.images(flow.endpoint(z, time, given), given)
         for _ in range(_CORRECTIONS):
             images = _corrected(known, images, observed, floor)
         clean = (images - given.base) / flow.spread

@@ -18,7 +18,7 @@ from torch import Tensor
 from sfumato.artifacts.files import whole_file
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.fit import BATCH
-from sfumato.lab.attacks.flow import LEARNING_RATE, WIDTHS, Flow, Given, Velocity, fit_flow
+from sfumato.lab.attacks.flow import LEARNING_RATE, WIDTHS, Endpoint, Flow, Given, fit_flow
 from sfumato.lab.attacks.protocol import AttackBudget
 from sfumato.lab.attacks.threat_models import FreshPairs
 from sfumato.lab.data.cache import root
@@ -26,8 +26,8 @@ from sfumato.lab.models.checkpoint import remove_checkpoint
 
 STAGE = "image prior, once for these images"
 _SIDE = 32
-_LARGE = 8
-"""Of larger images the prior sees fewer, so that its training takes as long; but at least an eighth."""
+_LARGE = 16
+"""Of larger images the prior sees fewer, so that its training takes as long, up to 128x128; beyond, this share."""
 _VERSION = 1
 """Of everything that is not in the key, such as the architecture: the cache of earlier ones is not used."""
 
@@ -53,6 +53,14 @@ def images_seen(prior_images: int, height: int, width: int) -> int:
     """Return how many training images a prior sees, given how many it would see of 32x32."""
     alike = prior_images * _SIDE**2 // (height * width)
     return min(max(alike, prior_images // _LARGE, 1), prior_images)
+
+
+def mean_image(images: Tensor) -> Tensor:
+    """Return the mean of images, (N, 3, H, W) uint8 -> (3, H, W) float32 in [0, 1], without a copy of all of them."""
+    total = torch.zeros(images.shape[1:], dtype=torch.float64)
+    for part in images.split(1000):  # type: ignore[no-untyped-call]
+        total += part.double().sum(dim=0)
+    return (total / (255 * max(1, len(images)))).float()
 
 
 def prior_file(images: Tensor, prior_images: int) -> Path:
@@ -82,15 +90,15 @@ def image_prior(images: Tensor, budget: AttackBudget) -> Prior:
     seen = images_seen(budget.prior_images, images.shape[2], images.shape[3])
     checkpoint = file.with_suffix(".pt")
     own = replace(budget, images=seen, seed=0, checkpoint=checkpoint, stage=STAGE)
-    base = sum(part.double().sum(dim=0) for part in images.split(1000)) / (255 * max(1, len(images)))  # type: ignore[no-untyped-call]
-    given = Prior(Flow(torch.nn.Identity(), 1.0), base.float()).given
+    base = mean_image(images)
+    given = Prior(Flow(torch.nn.Identity(), 1.0), base).given
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         nothing = FreshPairs(images, lambda x: x[:, :0])
         flow, _ = fit_flow(nothing, lambda observed: given(len(observed)), own, identity=file.stem, widths=WIDTHS)
         state = {name: value.contiguous() for name, value in flow.net.cpu().state_dict().items()}
         with whole_file(file) as partial:
-            save_file({**state, "base": base.float().contiguous(), "spread": torch.tensor(flow.spread)}, partial)
+            save_file({**state, "base": base, "spread": torch.tensor(flow.spread)}, partial)
     except (OSError, SafetensorError) as error:
         raise AuditError(
             f"the image prior cannot be kept in {file.parent}: {error}; make room or set SFUMATO_CACHE"
@@ -102,6 +110,6 @@ def image_prior(images: Tensor, budget: AttackBudget) -> Prior:
 def _loaded(file: Path, budget: AttackBudget) -> Prior:
     state = load_file(file)
     base, spread = state.pop("base"), float(state.pop("spread"))
-    net = Velocity(0, WIDTHS)
+    net = Endpoint(0, WIDTHS)
     net.load_state_dict(state)
     return Prior(Flow(net.eval().requires_grad_(False).to(budget.device), spread, budget.device), base)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from sfumato.lab.attacks.threat_models import Threat
 
 _COLUMN_TEST_IMAGES = 4_000
+_LEAST_TEST_IMAGES = 16
 _PRIOR_IMAGES = 600_000
 """The same in all budgets that have a prior, so that it is trained once."""
 
@@ -90,7 +91,8 @@ class Budget:
 def shared(budget: Budget, share: float) -> Budget:
     """Return the budget with every attacker's training `share` times as long, above 0.
 
-    Below 1 the references, which take long for large images, are left out.
+    Below 1 the references, which take long for large images, are left out, and attackers that take long for each image
+    attack fewer.
     """
     if share == 1:
         return budget
@@ -98,8 +100,14 @@ def shared(budget: Budget, share: float) -> Budget:
     def part(count: int) -> int:
         return max(1, round(count * share)) if count else 0
 
+    def fewer(count: int | None) -> int | None:
+        return None if count is None else min(count, max(_LEAST_TEST_IMAGES, part(count)))
+
     def shorter(trials: tuple[Trial, ...]) -> tuple[Trial, ...]:
-        return tuple(replace(trial, images=part(trial.images), steps=part(trial.steps)) for trial in trials)
+        return tuple(
+            replace(trial, images=part(trial.images), steps=part(trial.steps), test_images=fewer(trial.test_images))
+            for trial in trials
+        )
 
     spent = ("sanity_check_images", "identification_images", "attribute_images", "column_images", "prior_images")
     return replace(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.lab.attacks.linear import Linear
+from sfumato.lab.attacks.prior import mean_image
 from sfumato.lab.attacks.protocol import AttackBudget, Reconstruct
 from sfumato.lab.attacks.registry import ATTACKERS, GENERATIVE
 from sfumato.lab.attacks.threat_models import FreshPairs, Knowledge, Threat
@@ -26,8 +27,11 @@ from sfumato.progress import Progress, silent
 
 SAMPLER_DB = 25.0
 """On the identity: less than the decoders' 30 dB, as a sample keeps some of the noise that it started from."""
-GAIN = 0.5
-"""Share of the mean image's error that a flow must take away if it starts there and the payload is the image."""
+GAIN = 0.1
+"""Share of the mean image's error that a flow must take away if it starts there and the payload is the image:
+none that does not read the payload can."""
+LEARNING_SHARE = 4
+"""It sees so many times the images of the others for that: it has nothing to start from."""
 CODES_FOUND = 0.9
 """Share of images for which the search must find an image with the same code."""
 NOTHING = 0.98
@@ -87,7 +91,7 @@ def sampler_checks(
 ) -> tuple[SanityCheck, ...]:
     """Try the generative attackers that a budget has; from the cache if that was done before.
 
-    Each flow of a posterior sampler sees the budget's `sanity_check_images`.
+    Each flow of a posterior sampler sees the budget's `sanity_check_images`, or `LEARNING_SHARE` times as many.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM.
@@ -108,15 +112,15 @@ def _sampler_checks(
     device: torch.device,
     progress: Progress,
 ) -> tuple[SanityCheck, ...]:
-    mean = sum(part.double().sum(dim=0) for part in train.images.split(1000)) / (255 * len(train))  # type: ignore[no-untyped-call]
-    found = []
+    mean, found = mean_image(train.images), []
     for check in _CHECKS:
         if check.name not in names:
             continue
         stage = f"sanity check: {check.name}, {check.of}"
         images, prior = budget.sanity_check_images, budget.prior_images
+        images *= LEARNING_SHARE if check.from_mean else 1
         own = AttackBudget(images, check.steps, device=device, progress=progress, stage=stage, prior_images=prior)
-        found.append(_tried(check, train, test, mean.float(), own))
+        found.append(_tried(check, train, test, mean, own))
     return tuple(found)
 
 
