@@ -121,11 +121,11 @@ def audit(
     if instead.reading_kit:
         given = context.get_parameter_source("data")
         chosen = data if given is not None and given.name == "COMMANDLINE" else None
-        about = {"label_column": known.label_column, "seed": instead.seed, "out": out}
+        about: dict[str, object] = {"label_column": known.label_column, "seed": instead.seed, "out": out}
         return mode("reading_kit", make_reading_kit, obfuscator=obfuscator, data=chosen, **about)
     keep_freed_memory()
     if instead.extraction:
-        about: dict[str, object] = {"data": data, "label_column": known.label_column, "out": out}
+        about = {"data": data, "label_column": known.label_column, "out": out}
         return mode("extraction", _extract, obfuscator=obfuscator, **about)
     if instead.membership:
         from sfumato.cli.audit_membership import infer
@@ -236,6 +236,19 @@ def _announce(setting: AttackSetting, plan: Budget, device: torch.device) -> Non
         f"{len(setting.test):,} test images, on {device.type}\n"
         f"budget {plan.name}: {plan.description}; about {minutes} on this machine"
     )
+    if prior := _prior_needed(plan, setting.train, device):
+        typer.echo(prior)
+
+
+def _prior_needed(plan: Budget, train: ImageSet, device: torch.device) -> str | None:
+    """Say how long the image prior trains that the budget needs; None if it needs none, or the cache has it."""
+    from sfumato.lab.attacks.prior import prior_file
+    from sfumato.lab.runs.speed import Speed, spoken
+
+    if not plan.prior_images or (file := prior_file(train.images, plan.prior_images)).is_file():
+        return None
+    minutes = spoken(Speed(device).prior_s(plan, *train.images.shape[2:]))
+    return f"first an image prior is trained, once for these images, and kept in {file.parent}: about {minutes}"
 
 
 def _report(found: AuditResult, folder: Path, bundle: Path | None, *, as_json: bool) -> None:
@@ -264,15 +277,20 @@ def _check_attacks(
         typer.Exit: a check fails.
     """
     from sfumato.lab.audit.budget import BUDGETS
+    from sfumato.lab.audit.sampler_checks import sampler_checks
     from sfumato.lab.audit.sanity_checks import decoder_checks
     from sfumato.lab.data import load_train_test
 
     prepare(out)
-    images, device = BUDGETS[budget].sanity_check_images, _device()
+    plan, device = BUDGETS[budget], _device()
+    images = plan.sanity_check_images
     with bars(quiet=as_json) as shown:
         sides = options.image_size(size)
         train, test, _ = load_train_test(data, size=sides, allow_outside=allow_outside, progress=shown.progress)
+        if not as_json and (prior := _prior_needed(plan, train, device)):
+            typer.echo(prior)
         found = decoder_checks(train, test, images=images, device=device, progress=shown.progress)
+        found += sampler_checks(train, test, budget=plan, device=device, progress=shown.progress)
     measured = _measured(train, test, budget=budget, images_seen=images, accelerator=device.type)
     result = {"sanity_checks": [check.as_json for check in found], "measured": measured}
     write_result(out, result)

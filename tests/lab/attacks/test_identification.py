@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from sfumato.errors import AuditError
-from sfumato.lab.attacks.identification import Identification, another_view, identify
+from sfumato.lab.attacks.identification import Identification, another_view, identify, identify_reconstructed
 from sfumato.lab.attacks.protocol import AttackBudget
 from sfumato.lab.attacks.threat_models import FixedPairs, FreshPairs, Knowledge, Threat
 
@@ -241,3 +241,17 @@ def test_another_view_moves_and_lights_but_keeps_the_image():
     assert 0.3 < rising.float().mean() < 0.7
     light = views[:, 0, 0, 8].float()
     assert 40 <= light.min() < 50 and 100 < light.max() <= 120
+
+
+def test_what_a_slow_attacker_reconstructed_is_compared_with_all_candidates():
+    originals, labels = images(400, seed=0)
+    about = {"attacker": "posterior sampler", "threat": Threat.WHITE_BOX, "seed": 0, "candidates": (10, 100)}
+    exact = originals[:60].float() / 255
+    (found,) = identify_reconstructed(exact, originals, labels, **about)
+    assert (found.attacker, found.measure) == ("distance of images by the posterior sampler", "retrieval")
+    assert (found.candidates, found.top1, found.queries) == (10, 1.0, 60), "of 100, chance would be right too seldom"
+    (wrong,) = identify_reconstructed(exact.flip(0), originals, labels, **about)
+    assert wrong.low < 0.2
+    assert len(identify_reconstructed(originals.float() / 255, originals, labels, **about, queries=500)) == 1
+    assert [row.candidates for row in identify_reconstructed(
+        originals.float() / 255, originals, labels, **about | {"candidates": (10, 80)})] == [10, 80]  # fmt: skip

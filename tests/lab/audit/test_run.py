@@ -9,6 +9,9 @@ import torch
 from scenes import SIDE, TINY, Noise, Swap, images, setting
 from sfumato.artifacts.bundle import Gate
 from sfumato.errors import AuditError, Interrupted
+from sfumato.lab.attacks.posterior import PosteriorSampler
+from sfumato.lab.attacks.prior import STAGE
+from sfumato.lab.attacks.registry import ATTACKERS
 from sfumato.lab.attacks.target import LocalClassifier
 from sfumato.lab.attacks.threat_models import Threat
 from sfumato.lab.audit.budget import BUDGETS, Trial
@@ -182,6 +185,33 @@ def test_a_code_is_certified_if_no_more_is_sent_than_it_states(tmp_path):
     assert "Counted, not estimated" in render(found, None)
     lied = audit(setting(Lied()), budget, tmp_path / "lied")
     assert lied.certificate is None and "60 different payloads were sent" in lied.certificate_note
+
+
+def test_generative_attackers_stand_in_the_audit(tmp_path, monkeypatch):
+    monkeypatch.setattr("sfumato.lab.attacks.prior.WIDTHS", (8, 8, 8))
+    monkeypatch.setitem(ATTACKERS, "posterior sampler", PosteriorSampler((8, 8, 8)))
+    some = {"test_images": 12}
+    trials = (
+        Trial("least squares", BOX),
+        Trial("posterior sampler", BOX, 64, **some),
+        Trial("guided prior", BOX, steps=2, **some),
+        Trial("prior search", BOX, steps=1, **some),
+        Trial("posterior sampler", Threat.PAIRS, 64, **some),
+    )
+    budget = dataclasses.replace(TINY, trials=trials, sanity_check_images=0, prior_images=64)
+    stages = []
+    found = audit(setting(Bit()), budget, tmp_path / "audit", progress=lambda stage, *_: stages.append(stage))
+    least, sampler, guided, search, blind = found.trials
+    assert [trial.status for trial in (sampler, search, blind)] == ["done"] * 3
+    assert {trial.test_images for trial in (sampler, search, blind)} == {12} and least.test_images == 60
+    assert guided.status == "not run" and "no gradient comes through" in guided.reason
+    assert AuditResult.read(tmp_path / "audit" / "audit.json") == found
+    last_of_prior = max(place for place, stage in enumerate(stages) if stage == STAGE)
+    assert last_of_prior < stages.index("least squares, white-box"), "its training counts in no trial's time"
+    assert "prior search" in render(found, None)
+    open_ = by_key(audit(setting(Swap()), budget, tmp_path / "open"))
+    assert "no discrete code" in open_["prior_search-white-box-seed0"].reason
+    assert open_["guided_prior-white-box-seed0"].mse < 0.02
 
 
 @pytest.mark.long

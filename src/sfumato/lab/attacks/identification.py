@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.protocol import AttackBudget, Reconstruct
-from sfumato.lab.attacks.target import Noisy
 from sfumato.lab.attacks.threat_models import FreshPairs, Knowledge, Pairs, Threat
 from sfumato.lab.evaluation.measures import proportion_interval, retrieval_top1
 from sfumato.lab.models import autocast
@@ -30,6 +29,10 @@ _SHIFT = 8
 """Another view is shifted by up to this part of the image's side, one eighth."""
 _BRIGHTNESS = 0.2
 """Another view is brighter or darker by up to this share."""
+OF_ATTACKER = "distance of images by the "
+"""Begins the name of what an attacker that reconstructs slowly re-identifies with."""
+_CHANCE_HITS = 5
+"""Of chance must be expected, so that an interval around chance is not all chance."""
 
 Observe = Callable[[Tensor], Tensor]
 """(N, 3, H, W) uint8 -> the payload for them, (N, C, H', W') float32."""
@@ -128,6 +131,39 @@ def identify(
     return found
 
 
+def identify_reconstructed(
+    reconstructed: Tensor,
+    originals_test: Tensor,
+    labels: Tensor,
+    *,
+    attacker: str,
+    threat: Threat,
+    seed: int,
+    candidates: tuple[int, ...] = (10, 100),
+    queries: int = 500,
+) -> list[Identification]:
+    """Re-identify images by reconstructions that are there, of an attacker that is too slow to be called again.
+
+    Args:
+        reconstructed: (K, 3, H, W) float32 in [0, 1], of the first K test images: the queries.
+        originals_test: see `identify`.
+        labels: see `identify`.
+        attacker: whose reconstructions they are.
+        threat: what it knows.
+        seed: of queries and candidates.
+        candidates: see `identify`; numbers that fewer than five queries would be right among by chance are left out.
+        queries: at most.
+
+    Raises:
+        AuditError: no two test images share a class.
+    """
+    every, pool = torch.arange(len(reconstructed)), originals_test.float().flatten(1) / 255
+    counts = [count for count in _counts(labels, candidates) if _CHANCE_HITS * count <= min(queries, len(every))]
+    rounds = [_Round.sample(labels, count, queries, seed, among=len(every)) for count in counts]
+    name, features = f"{OF_ATTACKER}{attacker}", (reconstructed.flatten(1), pool)
+    return [r.score("retrieval", name, threat, features, every) for r in rounds if len(r.queries)]
+
+
 def _retrieval(
     knowledge: Knowledge,
     sent: Tensor,
@@ -147,10 +183,8 @@ def _retrieval(
         of_payloads, of_images = _train_matcher(pairs, budget)
         of_pool = batched(lambda part: of_images(part.float() / 255), originals)
         yield "contrastive embedding", (batched(of_payloads, sent), of_pool)
-    if knowledge.threat in (Threat.WHITE_BOX, Threat.CLOUD) and isinstance(pairs, FreshPairs):
-        # Noise in the candidates does not help: the mean is compared where it is known.
-        again_payload = knowledge.module.mean if isinstance(knowledge.module, Noisy) else pairs.payload
-        again = batched(lambda part: again_payload(part.float() / 255), originals)
+    if (encode := knowledge.encode) is not None:  # noise in the candidates would not help
+        again = batched(lambda part: encode(part.float() / 255), originals)
         yield "obfuscating the candidates", _standardised(sent.flatten(1), again)
 
 
@@ -349,11 +383,12 @@ class _Round:
     truth: Tensor
 
     @classmethod
-    def sample(cls, labels: Tensor, count: int, queries: int, seed: int) -> _Round:
+    def sample(cls, labels: Tensor, count: int, queries: int, seed: int, *, among: int | None = None) -> _Round:
+        """Sample queries, among the first images if so many are given, and their candidates among all."""
         source = torch.Generator().manual_seed(seed)
         sizes = torch.bincount(labels)[labels]
         queried = torch.randperm(len(labels), generator=source)
-        queried = queried[sizes[queried] >= count][:queries]
+        queried = queried[(sizes[queried] >= count) & (queried < (among or len(labels)))][:queries]
         truth = torch.randint(count, (len(queried),), generator=source)
         rows = []
         for query, place in zip(queried.tolist(), truth.tolist(), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,9 +20,11 @@ from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.artifacts.provenance import provenance
 from sfumato.errors import AuditError, Interrupted
 from sfumato.lab.attacks.extraction import Extraction
-from sfumato.lab.attacks.identification import Identification, identify
+from sfumato.lab.attacks.identification import Identification, identify, identify_reconstructed
 from sfumato.lab.attacks.image_attributes import Attribute, infer
+from sfumato.lab.attacks.prior import image_prior
 from sfumato.lab.attacks.protocol import CPU, AttackBudget
+from sfumato.lab.attacks.registry import ATTACKERS
 from sfumato.lab.attacks.target import Coded, NoisyWithin
 from sfumato.lab.attacks.threat_models import Threat
 from sfumato.lab.audit.budget import BUDGETS, Budget, Trial
@@ -32,6 +35,7 @@ from sfumato.lab.audit.label_attributes import Columns, infer_columns
 from sfumato.lab.audit.points import frontier_of
 from sfumato.lab.audit.references import references
 from sfumato.lab.audit.result_store import ResultStore, cached, stored_images
+from sfumato.lab.audit.sampler_checks import sampler_checks
 from sfumato.lab.audit.sanity_checks import decoder_checks, trial_checks
 from sfumato.lab.audit.schema import (
     SCHEMA,
@@ -55,7 +59,7 @@ from sfumato.lab.audit.schema import (
 )
 from sfumato.lab.audit.selective import gate_figures, gated_plain
 from sfumato.lab.audit.setting import AttackSetting
-from sfumato.lab.audit.trials import Trials
+from sfumato.lab.audit.trials import ATTACKED, Trials
 from sfumato.lab.audit.verdict import UNDECIDED, decide
 from sfumato.lab.evaluation.accuracy import classify
 from sfumato.lab.evaluation.evaluator import load_evaluator
@@ -208,6 +212,7 @@ class _Run:
         setting, target = self.setting, self.setting.target
         self.progress("audit", 0, self.steps)
         utility = self._step("accuracy", Utility | None, self._utility)
+        self._train_prior()
         table = self._step("references", tuple[Reference, ...], self._references)
         checks = self._step("sanity checks", tuple[SanityCheck, ...], self._sanity_checks, "sanity-checks")
         scale, scale_note = self._recognition()
@@ -273,6 +278,13 @@ class _Run:
         self.progress("audit", self.steps_done, self.steps)
         return found
 
+    def _train_prior(self) -> None:
+        """Train the image prior if an attacker uses it, outside the time of any trial; the cache may have it."""
+        if not any(ATTACKERS[trial.attacker].uses_prior for trial in self.trials.planned):
+            return
+        with contextlib.suppress(AuditError):  # is told by the trials that lack it
+            image_prior(self.setting.train.images, self._attack_budget(0, "image prior"))
+
     def _utility(self) -> Utility | None:
         classify_payload, local, test = self._classify_payload(), self.comparison.local, self.setting.test
         if self.comparison.classifier is None or classify_payload is None:
@@ -310,7 +322,8 @@ class _Run:
         images, setting = self.budget.sanity_check_images, self.setting
         if not images:
             return ()
-        found = decoder_checks(setting.train, setting.test, images=images, device=self.device, progress=self.progress)
+        sets, how = (setting.train, setting.test), {"device": self.device, "progress": self.progress}
+        found = decoder_checks(*sets, images=images, **how) + sampler_checks(*sets, budget=self.budget, **how)
         return found if setting.target.bundle is None else (*found, extraction_check(setting.train, setting.test))
 
     def _recognition(self) -> tuple[RecognitionScale | None, str]:
@@ -349,6 +362,12 @@ class _Run:
             embed=(lambda images: recogniser.evaluator.judge(images)[0]) if recogniser else None,
             seed=setting.seed,
         )
+        for trial in trials:
+            kept = stored_images(self.store.folder, f"{trial.key}-{ATTACKED}")
+            if kept is not None and trial.status == "done" and trial.views == 1:
+                shown = kept[: len(tried)].float() / 255
+                about = {"attacker": trial.attacker, "threat": trial.threat, "seed": setting.seed}
+                found += identify_reconstructed(shown, tried.images, tried.labels, **about)
         return tuple(found)
 
     def _attributes(self) -> tuple[Attribute, ...]:
@@ -374,7 +393,8 @@ class _Run:
         return extract_training_set(setting.target.bundle, setting.train, setting.test, progress=self.progress)
 
     def _attack_budget(self, images: int, stage: str) -> AttackBudget:
-        return AttackBudget(images, 0, device=self.device, progress=self.progress, stage=stage)
+        prior = self.budget.prior_images
+        return AttackBudget(images, 0, device=self.device, progress=self.progress, stage=stage, prior_images=prior)
 
     def _certificate(self) -> tuple[Certificate | None, str]:
         target = self.setting.target

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ from sfumato.progress import Progress, silent
 
 PANEL = 12
 """So many test images are shown as every attacker reconstructed them."""
+ATTACKED = "attacked"
+"""Ends the key of all images that an attacker reconstructed which treats each image alone."""
 
 
 @dataclass
@@ -87,33 +89,50 @@ class Trials:
         attacker, setting = ATTACKERS[trial.attacker], self.setting
         if trial.threat not in attacker.threats:
             raise UnavailableError(f"{attacker.name} is not made for this threat model")
-        if trial.steps and setting.target.module is None:
+        if attacker.needs_gradients and setting.target.module is None:
             raise UnavailableError("no gradients: only the payload is known of this obfuscator")
-        checkpoint = self.store.checkpoint(trial.key)
+        knowledge = setting.knowledge(trial.threat, pairs=trial.pairs, views=trial.views)
+        if attacker.refines and trial.threat is Threat.WHITE_BOX and trial.views == 1:
+            learned = self.strongest_decoder(self._known())
+            knowledge = replace(knowledge, estimate=learned.reconstruct if learned else None)
         budget = AttackBudget(
-            trial.images, trial.steps, trial.seed, self.device, checkpoint, self.progress, trial.title
+            trial.images,
+            trial.steps,
+            trial.seed,
+            self.device,
+            self.store.checkpoint(trial.key),
+            self.progress,
+            trial.title,
+            prior_images=self.budget.prior_images,
         )
-        return attacker.prepare(setting.knowledge(trial.threat, pairs=trial.pairs, views=trial.views), budget)
+        return attacker.prepare(knowledge, budget)
+
+    def _known(self) -> list[DoneTrial | LostTrial]:
+        """The trials of seed 0 so far."""
+        known = [self.store.known(one.key, AnyTrial) for one in self.planned]
+        return [trial for trial in known if trial is not None]
 
     def _attack(self, trial: Trial) -> DoneTrial:
         attacker, setting = ATTACKERS[trial.attacker], self.setting
         prepared = self._prepare(trial)
         known = setting.knowledge(trial.threat, pairs=trial.pairs, views=trial.views).pairs
         available = len(setting.test)
-        most = int(getattr(attacker, "test_images", available))  # of those that optimise every image alone
-        count = min(self.budget.test_images, available, most)
+        most = min(available, int(getattr(attacker, "test_images", available)), trial.test_images or available)
+        count = min(self.budget.test_images, most)
         reconstructed = self._reconstructed(trial, prepared, count)
         figures = measure(reconstructed, setting.test.images[:count])
         compared = figures.mse / self.class_mean_mse(count) * self.class_mean_mse(available)
         if trial.threat is Threat.WHITE_BOX and trial.views == 1 and trial.seed == 0 and attacker.learns:
             self._prepared[trial.key] = prepared
-        best = best_of([self.store.known(one.key, AnyTrial) for one in self.planned])
+        best = best_of(self._known())
         if trial.views == 1 and (best is None or compared < best.mse_compared):
             if count < available == most:
                 reconstructed = self._reconstructed(trial, prepared, available)
                 figures = measure(reconstructed, setting.test.images)
             self.store.keep(f"{trial.key}-all", as_bytes(reconstructed))
         self.store.keep(trial.key, as_bytes(reconstructed[:PANEL]))
+        if not attacker.learns:  # is too slow to be called again
+            self.store.keep(f"{trial.key}-{ATTACKED}", as_bytes(reconstructed))
         return DoneTrial(
             **_named(trial),
             **vars(figures),

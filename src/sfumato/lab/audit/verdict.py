@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from sfumato.lab.attacks.extraction import RECOGNISABLE_ABOVE, memorises
-from sfumato.lab.attacks.identification import Identification
+from sfumato.lab.attacks.identification import OF_ATTACKER, Identification
 from sfumato.lab.attacks.image_attributes import Attribute
 from sfumato.lab.attacks.threat_models import Threat
 from sfumato.lab.audit.schema import Alternatives, AuditResult, DoneTrial, Finding, Verdict
@@ -35,6 +35,8 @@ INFERS_ABOVE = 0.05
 """An attacker infers an attribute if the lower end of the interval is more than this above chance."""
 PAYS_OFF_ABOVE = 0.001
 """What an obfuscator must gain over the best mixture to pay off: ten images in 10,000 are chance."""
+CLEARER_ABOVE = 0.03
+"""By how much another attacker's SSIM must be higher to be named: three standard errors of 300 images."""
 BROKEN_ABOVE = 1.2
 """A best attacker whose error is more than this many times the class mean's is broken, not beaten.
 
@@ -207,6 +209,7 @@ def _what_leaks(audit: AuditResult, finding: Finding) -> str:
         if views is not None:
             leakage = decimals(views.excess_leakage, 2)
             reconstructed += f", and of {leakage} if an image is sent {views.views} times"
+        reconstructed += _clearest(audit, best)
     opening = {
         "leaks": "",
         "inconclusive": "No attacker got clearly more than the label gives, which does not show that none can: ",
@@ -214,6 +217,18 @@ def _what_leaks(audit: AuditResult, finding: Finding) -> str:
     }[finding]
     sentence = "; ".join([opening + reconstructed, *_recognised(audit), *_reidentified(audit), *_inferred(audit)])
     return sentence[0].upper() + sentence[1:] + "."
+
+
+def _clearest(audit: AuditResult, best: DoneTrial) -> str:
+    """Name the attacker with the highest SSIM, if it is clearly another than that with the least error.
+
+    A sampled image has about twice the error of the mean of all that are possible, and is sharper.
+    """
+    clearest = max((t for t in audit.done if t.views == 1), key=lambda trial: trial.ssim, default=best)
+    if clearest.attacker == best.attacker or clearest.ssim <= best.ssim + CLEARER_ABOVE:
+        return ""
+    who = f"{clearest.attacker}, {clearest.threat}, on {clearest.test_images:,} images"
+    return f"; the attacker with the highest SSIM, {decimals(clearest.ssim, 3)}, is another one ({who})"
 
 
 def _class_mean(audit: AuditResult, best: DoneTrial) -> str:
@@ -232,6 +247,8 @@ def _reidentified(audit: AuditResult) -> list[str]:
         return []
     row = max(audit.identification, key=lambda row: (reidentifies(row), row.low / row.chance))
     what = f"the payload of an image ({row.attacker})" if row.measure == "linkage" else "the image"
+    if row.attacker.startswith(OF_ATTACKER):
+        what += f" (by the {row.attacker.removeprefix(OF_ATTACKER)})"
     rate = f"{percent(row.top1)} of cases (chance {percent(row.chance)})"
     others = "of its class" if row.classes == "one" else "images of all classes"
     return [f"{what} is re-identified among {row.candidates:,} {others} in {rate}"]

@@ -175,7 +175,8 @@ class Payload(nn.Module):
         """(N, 3, H, W) float32 in [0, 1] -> the classifier's input, the same shape."""
         net = self.obfuscator
         if isinstance(net, Sketcher):
-            out: Tensor = self.normalize(net(images)[0])
+            decoded = net.relaxed(images) if images.requires_grad else net(images)[0]
+            out: Tensor = self.normalize(decoded)
         else:
             out = net.last_upsampling(self.normalize(net.decode_small(net.encode(images))))
         return out
