@@ -19,7 +19,7 @@ from sfumato.lab.attacks.flow import STEPS, check_payloads, distances, noises
 from sfumato.lab.attacks.prior import Prior, image_prior
 from sfumato.lab.attacks.protocol import AttackBudget, Attacker, Prepared, Reconstruct
 from sfumato.lab.attacks.threat_models import Knowledge, Threat, UnavailableError
-from sfumato.lab.models.codewords import distinct
+from sfumato.lab.models.codewords import word_numbers
 
 POPULATION = 16
 _PARENTS = 4
@@ -52,7 +52,7 @@ class PriorSearch(Attacker):
             raise AuditError(f"{self.name} needs the obfuscator to call; only pairs are known")
         some = torch.arange(min(len(pairs), _PROBED))
         _, example = pairs.batch(some, torch.Generator().manual_seed(budget.seed))
-        if len(some) > 1 and distinct(example) > len(some) / 2:
+        if len(some) > 1 and int(word_numbers(example).max()) + 1 > len(some) / 2:
             raise UnavailableError("the payload is no discrete code: gradients tell more than a search does")
         prior = image_prior(pairs.images, budget)
         noise = noises(POPULATION * (budget.steps + 1), (knowledge.height, knowledge.width), budget.seed)

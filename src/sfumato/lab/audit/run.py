@@ -365,9 +365,9 @@ class _Run:
         for trial in trials:
             kept = stored_images(self.store.folder, f"{trial.key}-{ATTACKED}")
             if kept is not None and trial.status == "done" and trial.views == 1:
-                shown = kept[: len(tried)].float() / 255
+                drawn = kept[: len(self.tried)].float() / 255
                 about = {"attacker": trial.attacker, "threat": trial.threat, "seed": setting.seed}
-                found += identify_reconstructed(shown, tried.images, tried.labels, **about)
+                found += identify_reconstructed(drawn, self.tried.images, self.tried.labels, **about)
         return tuple(found)
 
     def _attributes(self) -> tuple[Attribute, ...]:
