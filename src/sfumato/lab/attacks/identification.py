@@ -116,13 +116,14 @@ def identify(
     rounds = [_Round.sample(labels[:count], number, queries, seed) for number in _counts(labels[:count], candidates)]
     queried = torch.unique(torch.cat([r.queries for r in rounds]))
     sent = observed_test[queried]
-    found = []
+    found: list[Identification] = []
     shown = [
         _Gallery.sample(rounds[0].queries, labels, number, seed)
         for number in sorted({min(max(number, len(rounds[0].queries)), len(labels)) for number in galleries})
     ]
+    every: list[_Round | _Gallery] = [*rounds, *shown]
     for name, features in _retrieval(knowledge, sent, originals_test, reconstruct, budget, embed):
-        found += [r.score("retrieval", name, knowledge.threat, features, queried) for r in (*rounds, *shown)]
+        found += [r.score("retrieval", name, knowledge.threat, features, queried) for r in every]
     if observe is not None:
         originals = originals_test[:count]
         views = another_view(originals, torch.Generator().manual_seed(seed))

@@ -160,8 +160,8 @@ def make_kit(
     if candidates < 2 or len(asked) < _CONTROLS:
         raise AuditError(f"{len(asked)} images share a class with another: at least {_CONTROLS} are needed")
     controls = len(asked) // _CONTROLS
-    kinds: list[Kind] = ["label only"] * controls + ["image"] * controls
-    kinds += ["attacker"] * (len(asked) - len(kinds))
+    amounts: dict[Kind, int] = {"label only": controls, "image": controls, "attacker": len(asked) - 2 * controls}
+    kinds = [kind for kind, amount in amounts.items() for _ in range(amount)]
     means = (class_means(train) * 255).round().byte()
     shown, choices, entries = [], [], []
     for image, place in zip(asked.tolist(), torch.randperm(len(asked), generator=source).tolist(), strict=True):

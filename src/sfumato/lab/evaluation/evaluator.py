@@ -83,7 +83,7 @@ def load_evaluator(
         AuditError: fewer than two classes with images, fewer than two images a class on average, or a training that
             diverged.
     """
-    classes = len(held_out.labels.unique())
+    classes = len(set(held_out.labels.tolist()))
     if classes < 2 or len(held_out) < _LEAST_OF_A_CLASS * len(held_out.names):
         raise AuditError(
             f"{len(held_out)} images of {classes} of {len(held_out.names)} classes were held out: an evaluator needs "

@@ -97,7 +97,7 @@ class RecognitionScale:
         forward = low - high if measure == "kernel_distance" else high - low
         if forward <= _TELLS_APART:
             return None
-        return min(max((value - low) / (high - low), 0.0), 1.0)
+        return min(max(float((value - low) / (high - low)), 0.0), 1.0)
 
 
 class Recogniser:
@@ -155,7 +155,7 @@ class Recogniser:
     def _label_only(self, public: ImageSet) -> Mapping[str, Callable[[], Tensor]]:
         classes = range(len(public.names))
         own = [(public.labels == label).nonzero()[:, 0] for label in classes]
-        needed = set(self.labels.unique().tolist())
+        needed = set(self.labels.tolist())
         if missing := [public.names[label] for label in classes if label in needed and not len(own[label])]:
             raise AuditError(f"no public images of {', '.join(missing)}: nothing can be guessed from that label")
         source = torch.Generator().manual_seed(self.seed)
