@@ -322,8 +322,10 @@ class _Run:
         images, setting = self.budget.sanity_check_images, self.setting
         if not images:
             return ()
-        sets, how = (setting.train, setting.test), {"device": self.device, "progress": self.progress}
-        found = decoder_checks(*sets, images=images, **how) + sampler_checks(*sets, budget=self.budget, **how)
+        decode = partial(decoder_checks, device=self.device, progress=self.progress)
+        sample = partial(sampler_checks, device=self.device, progress=self.progress)
+        train, test = setting.train, setting.test
+        found = decode(train, test, images=images) + sample(train, test, budget=self.budget)
         return found if setting.target.bundle is None else (*found, extraction_check(setting.train, setting.test))
 
     def _recognition(self) -> tuple[RecognitionScale | None, str]:
@@ -366,8 +368,8 @@ class _Run:
             kept = stored_images(self.store.folder, f"{trial.key}-{ATTACKED}")
             if kept is not None and trial.status == "done" and trial.views == 1:
                 drawn = kept[: len(self.tried)].float() / 255
-                about = {"attacker": trial.attacker, "threat": trial.threat, "seed": setting.seed}
-                found += identify_reconstructed(drawn, self.tried.images, self.tried.labels, **about)
+                by = partial(identify_reconstructed, attacker=trial.attacker, threat=trial.threat, seed=setting.seed)
+                found += by(drawn, self.tried.images, self.tried.labels)
         return tuple(found)
 
     def _attributes(self) -> tuple[Attribute, ...]:
