@@ -56,7 +56,7 @@ class PriorSearch(Attacker):
             raise UnavailableError("the payload is no discrete code: gradients tell more than a search does")
         prior = image_prior(pairs.images, budget)
         noise = noises(POPULATION * (budget.steps + 1), (knowledge.height, knowledge.width), budget.seed)
-        noise = noise.unflatten(0, (-1, POPULATION))
+        noise = noise.view(-1, POPULATION, *noise.shape[1:])
 
         def reconstruct(observed: Tensor) -> Tensor:
             check_payloads(observed, example)
@@ -96,7 +96,7 @@ def _evaluated(prior: Prior, encode: Reconstruct, observed: Tensor, population: 
     count, size = population.shape[:2]
     images = prior.flow.draw(population.flatten(0, 1), prior.given(count * size))
     apart = distances(encode, images, observed.repeat_interleave(size, dim=0))
-    return _sorted(population, apart.view(count, size), images.unflatten(0, (count, size)))
+    return _sorted(population, apart.view(count, size), images.view(count, size, *images.shape[1:]))
 
 
 def _sorted(population: Tensor, apart: Tensor, images: Tensor) -> _Ranked:

@@ -310,8 +310,9 @@ class _Run:
         images, setting = self.budget.sanity_check_images, self.setting
         if not images:
             return ()
-        sets, how = (setting.train, setting.test), {"device": self.device, "progress": self.progress}
-        found = decoder_checks(*sets, images=images, **how) + sampler_checks(*sets, budget=self.budget, **how)
+        train, test = setting.train, setting.test
+        found = decoder_checks(train, test, images=images, device=self.device, progress=self.progress)
+        found += sampler_checks(train, test, budget=self.budget, device=self.device, progress=self.progress)
         return found if setting.target.bundle is None else (*found, extraction_check(setting.train, setting.test))
 
     def _trial(self, trial: Trial) -> DoneTrial | LostTrial:
@@ -339,8 +340,8 @@ class _Run:
             kept = stored_images(self.store.folder, f"{trial.key}-{ATTACKED}")
             if kept is not None and trial.status == "done" and trial.views == 1:
                 shown = kept[: len(tried)].float() / 255
-                about = {"attacker": trial.attacker, "threat": trial.threat, "seed": setting.seed}
-                found += identify_reconstructed(shown, tried.images, tried.labels, **about)
+                again = partial(identify_reconstructed, shown, tried.images, tried.labels)
+                found += again(attacker=trial.attacker, threat=trial.threat, seed=setting.seed)
         return tuple(found)
 
     def _attributes(self) -> tuple[Attribute, ...]:
