@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,9 +21,7 @@ from sfumato.errors import AuditError, Interrupted
 from sfumato.lab.attacks.extraction import Extraction
 from sfumato.lab.attacks.identification import Identification, identify, identify_reconstructed
 from sfumato.lab.attacks.image_attributes import Attribute, infer
-from sfumato.lab.attacks.prior import image_prior
 from sfumato.lab.attacks.protocol import CPU, AttackBudget
-from sfumato.lab.attacks.registry import ATTACKERS
 from sfumato.lab.attacks.target import Coded, NoisyWithin
 from sfumato.lab.attacks.threat_models import Threat
 from sfumato.lab.audit.budget import BUDGETS, Budget, Trial
@@ -204,7 +201,7 @@ class _Run:
         setting, target = self.setting, self.setting.target
         self.progress("audit", 0, self.steps)
         utility = self._step("accuracy", Utility | None, self._utility)
-        self._train_prior()
+        self.trials.train_prior()
         table = self._step("references", tuple[Reference, ...], self._references)
         checks = self._step("sanity checks", tuple[SanityCheck, ...], self._sanity_checks, "sanity-checks")
         first = [self._trial(trial) for trial in self.trials.planned]
@@ -265,13 +262,6 @@ class _Run:
         self.progress(stage, 1, 1)
         self.progress("audit", self.steps_done, self.steps)
         return found
-
-    def _train_prior(self) -> None:
-        """Train the image prior if an attacker uses it, outside the time of any trial; the cache may have it."""
-        if not any(ATTACKERS[trial.attacker].uses_prior for trial in self.trials.planned):
-            return
-        with contextlib.suppress(AuditError):  # is told by the trials that lack it
-            image_prior(self.setting.train.images, self._attack_budget(0, "image prior"))
 
     def _utility(self) -> Utility | None:
         classify_payload, local, test = self._classify_payload(), self.comparison.local, self.setting.test
@@ -367,8 +357,7 @@ class _Run:
         return extract_training_set(setting.target.bundle, setting.train, setting.test, progress=self.progress)
 
     def _attack_budget(self, images: int, stage: str) -> AttackBudget:
-        prior = self.budget.prior_images
-        return AttackBudget(images, 0, device=self.device, progress=self.progress, stage=stage, prior_images=prior)
+        return AttackBudget(images, 0, device=self.device, progress=self.progress, stage=stage)
 
     def _certificate(self) -> tuple[Certificate | None, str]:
         target = self.setting.target
