@@ -41,7 +41,7 @@ class Known(nn.Module):
     """The expected end of the ways from noise to normally distributed numbers of mean 1 and deviation 0.2."""
 
     def forward(self, shown):
-        z, time = shown[:, :3], shown[:, 6:7].clamp(-1, 1).acos() / torch.pi
+        z, time = shown[:, :3], shown[:, 6:7]
         return 1 + 0.04 * time / (0.04 * time**2 + (1 - time) ** 2) * (z - time)
 
 
@@ -64,9 +64,9 @@ def test_a_flow_learns_the_distribution_and_not_its_mean():
     def nothing(observed):
         return Given(grey.expand(len(observed), -1, -1, -1), observed)
 
-    flow, seen = fit_flow(pairs, nothing, replace(BUDGET, images=64 * 70), identity="", widths=WIDTHS)
+    flow, seen = fit_flow(pairs, nothing, replace(BUDGET, images=64 * 40), identity="", widths=WIDTHS)
     drawn = flow.draw(noises(32, (SIDE, SIDE), 0), nothing(torch.zeros(32, 0, SIDE, SIDE))).mean(dim=(1, 2, 3))
-    assert seen == 64 * 70 and flow.spread == pytest.approx(0.5)
+    assert seen == 64 * 40 and flow.spread == pytest.approx(0.5)
     assert float((drawn - 0.5).abs().mean()) > 0.07, "no draw is grey: noise alone would be within 0.03"
     assert 4 < int((drawn > 0.5).sum()) < 28, "both kinds are drawn"
 
@@ -78,15 +78,21 @@ def test_what_the_obfuscator_keeps_is_reconstructed():
 
 
 def test_of_several_draws_the_one_is_kept_whose_payload_is_nearest(monkeypatch):
-    known = knows(half)
-    sampler = PosteriorSampler(WIDTHS)
+    known, sampler, every = knows(half), PosteriorSampler(WIDTHS), noises(4, (SIDE, SIDE), 0)
+    fitted = []
 
-    def misfit(reconstruct):
-        return float((half(reconstruct(half(ORIGINALS))) - half(ORIGINALS)).square().mean())
+    def once(*given, **options):
+        return fitted[0] if fitted else fitted.append(fit_flow(*given, **options)) or fitted[0]
 
-    chosen = misfit(sampler.prepare(known, BUDGET).reconstruct)
-    monkeypatch.setattr(posterior, "DRAWS", 1)
-    assert chosen < 0.9 * misfit(sampler.prepare(known, BUDGET).reconstruct)
+    def drawn(start):
+        monkeypatch.setattr(posterior, "noises", lambda *_: start)
+        return sampler.prepare(known, BUDGET).reconstruct(half(ORIGINALS))
+
+    monkeypatch.setattr(posterior, "fit_flow", once)
+    alone = torch.stack([drawn(start[None]) for start in every])
+    nearest = (half(alone) - half(ORIGINALS)).square().flatten(2).mean(dim=2).argmin(dim=0)
+    assert len(set(nearest.tolist())) > 1
+    assert torch.equal(drawn(every), alone[nearest, torch.arange(len(ORIGINALS))])
 
 
 def test_without_the_obfuscator_nothing_is_called_again():
@@ -110,9 +116,9 @@ def test_a_constant_payload_gives_no_more_than_the_mean_image():
 
 def test_the_seed_decides_and_the_batch_does_not():
     sampler, known = PosteriorSampler(WIDTHS), knows(half)
-    found = [sampler.prepare(known, replace(BUDGET, images=64, seed=seed)).reconstruct for seed in (0, 0, 1)]
+    found = [sampler.prepare(known, replace(BUDGET, images=320, seed=seed)).reconstruct for seed in (0, 0, 1)]
     first, again, other = (reconstruct(half(ORIGINALS[:6])) for reconstruct in found)
-    assert torch.equal(first, again) and not torch.allclose(first, other, atol=1e-3)
+    assert torch.equal(first, again) and not torch.allclose(first, other, atol=1e-4)
     assert torch.allclose(torch.cat([found[0](half(part)) for part in ORIGINALS[:6].split(3)]), first, atol=1e-5)
 
 

@@ -15,7 +15,7 @@ from sfumato.lab.audit.sampler_checks import sampler_checks
 CPU, SIDE = torch.device("cpu"), 8
 TRAIN, TEST = images(300, side=SIDE), images(16, seed=1, side=SIDE)
 TRIALS = tuple(Trial(name, Threat.WHITE_BOX) for name in GENERATIVE)
-BUDGET = dataclasses.replace(BRIEF, trials=TRIALS, sanity_check_images=640, prior_images=1_280)
+BUDGET = dataclasses.replace(BRIEF, trials=TRIALS, sanity_check_images=640, prior_images=5_120)
 
 
 @pytest.fixture(autouse=True)

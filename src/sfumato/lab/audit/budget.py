@@ -136,7 +136,7 @@ def shared(budget: Budget, share: float) -> Budget:
 class _Generative:
     """What the generative attackers spend, in images and steps, so that what they find does not depend on the clock.
 
-    Measured on two cores: at "standard" each takes 1 to 4 minutes, at "full" under 2 hours.
+    Estimated from a step on two cores: at "standard" each takes under 5 minutes, at "full" under 2 hours.
 
     Attributes:
         draws_of: test images that the posterior sampler attacks.

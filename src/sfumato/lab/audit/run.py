@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,9 +21,7 @@ from sfumato.errors import AuditError, Interrupted
 from sfumato.lab.attacks.extraction import Extraction
 from sfumato.lab.attacks.identification import Identification, identify, identify_reconstructed
 from sfumato.lab.attacks.image_attributes import Attribute, infer
-from sfumato.lab.attacks.prior import image_prior
 from sfumato.lab.attacks.protocol import CPU, AttackBudget
-from sfumato.lab.attacks.registry import ATTACKERS
 from sfumato.lab.attacks.target import Coded, NoisyWithin
 from sfumato.lab.attacks.threat_models import Threat
 from sfumato.lab.audit.budget import BUDGETS, Budget, Trial
@@ -212,7 +209,7 @@ class _Run:
         setting, target = self.setting, self.setting.target
         self.progress("audit", 0, self.steps)
         utility = self._step("accuracy", Utility | None, self._utility)
-        self._train_prior()
+        self.trials.train_prior()
         table = self._step("references", tuple[Reference, ...], self._references)
         checks = self._step("sanity checks", tuple[SanityCheck, ...], self._sanity_checks, "sanity-checks")
         scale, scale_note = self._recognition()
@@ -278,13 +275,6 @@ class _Run:
         self.progress("audit", self.steps_done, self.steps)
         return found
 
-    def _train_prior(self) -> None:
-        """Train the image prior if an attacker uses it, outside the time of any trial; the cache may have it."""
-        if not any(ATTACKERS[trial.attacker].uses_prior for trial in self.trials.planned):
-            return
-        with contextlib.suppress(AuditError):  # is told by the trials that lack it
-            image_prior(self.setting.train.images, self._attack_budget(0, "image prior"))
-
     def _utility(self) -> Utility | None:
         classify_payload, local, test = self._classify_payload(), self.comparison.local, self.setting.test
         if self.comparison.classifier is None or classify_payload is None:
@@ -322,10 +312,9 @@ class _Run:
         images, setting = self.budget.sanity_check_images, self.setting
         if not images:
             return ()
-        decode = partial(decoder_checks, device=self.device, progress=self.progress)
-        sample = partial(sampler_checks, device=self.device, progress=self.progress)
         train, test = setting.train, setting.test
-        found = decode(train, test, images=images) + sample(train, test, budget=self.budget)
+        found = decoder_checks(train, test, images=images, device=self.device, progress=self.progress)
+        found += sampler_checks(train, test, budget=self.budget, device=self.device, progress=self.progress)
         return found if setting.target.bundle is None else (*found, extraction_check(setting.train, setting.test))
 
     def _recognition(self) -> tuple[RecognitionScale | None, str]:
@@ -395,8 +384,7 @@ class _Run:
         return extract_training_set(setting.target.bundle, setting.train, setting.test, progress=self.progress)
 
     def _attack_budget(self, images: int, stage: str) -> AttackBudget:
-        prior = self.budget.prior_images
-        return AttackBudget(images, 0, device=self.device, progress=self.progress, stage=stage, prior_images=prior)
+        return AttackBudget(images, 0, device=self.device, progress=self.progress, stage=stage)
 
     def _certificate(self) -> tuple[Certificate | None, str]:
         target = self.setting.target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.errors import Interrupted
+from sfumato.errors import AuditError, Interrupted
+from sfumato.lab.attacks.prior import image_prior
 from sfumato.lab.attacks.protocol import AttackBudget, Prepared
 from sfumato.lab.attacks.registry import ATTACKERS
 from sfumato.lab.attacks.threat_models import Threat, UnavailableError
@@ -60,6 +62,18 @@ class Trials:
     def class_mean_mse(self, count: int) -> float:
         """The class mean's error on the first `count` test images."""
         return float(self.class_mean_errors[:count].mean())
+
+    def train_prior(self) -> None:
+        """Train the image prior if an attacker uses it, outside the time of any trial; the cache may have it.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM; the state was saved.
+        """
+        if any(ATTACKERS[trial.attacker].uses_prior for trial in self.planned):
+            prior = self.budget.prior_images
+            with contextlib.suppress(AuditError):  # is told by the trials that lack it
+                budget = AttackBudget(0, 0, device=self.device, progress=self.progress, prior_images=prior)
+                image_prior(self.setting.train.images, budget)
 
     def run(self, trial: Trial) -> DoneTrial | LostTrial:
         """Try an attacker; one that breaks is counted as failed.
