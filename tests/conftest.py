@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 
 from sfumato.artifacts.bundle import Bundle
 
@@ -17,6 +18,9 @@ from sfumato.artifacts.bundle import Bundle
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(8 << 30))
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(16 << 30))
+
+settings.register_profile("unhurried", deadline=None)  # a busy machine is slow, and then nothing is wrong
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")

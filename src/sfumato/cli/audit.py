@@ -65,7 +65,7 @@ class Instead:
     check_attacks: Annotated[bool, flag("--check-attacks", "Run only the sanity checks of the attacks.")] = False
     references: Annotated[bool, flag("--references", "Print what the label alone reconstructs, as a scale.")] = False
     extraction: Annotated[bool, flag("--extraction", "Run only training-set extraction.")] = False
-    frames: Annotated[bool, flag("--frames", "Measure what many frames of one scene leak.")] = False
+    frames: Annotated[bool, flag("--frames", "Measure what many frames of one camera leak.")] = False
     membership: Annotated[bool, flag("--membership", "Infer which images a bundle was trained on.")] = False
     membership_reference: Annotated[Path | None, OtherHalfOption] = None
     reading_kit: Annotated[bool, flag("--reading-kit", "Write a page on which people say what they recognise.")] = False

@@ -47,7 +47,7 @@ def test_what_is_damaged_is_told(tmp_path, trained):
 
 
 def trained_on(trained):
-    return {"data": trained[0].recipe.others["data"], "training": {"epochs": 1, "batch_size": 4}}
+    return {"data": trained[0].recipe.data, "training": {"epochs": 1, "batch_size": 4}}
 
 
 def test_a_folder_that_cannot_be_written_is_told_at_once(tmp_path):

@@ -134,7 +134,7 @@ def _check(path: Path) -> None:
 
     Raises:
         ValueError: one has.
-        OSError, BadZipFile: it cannot be read.
+        OSError: it cannot be read.
     """
     with path.open("rb") as stream:
         size = stream.seek(0, os.SEEK_END)
