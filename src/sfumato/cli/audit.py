@@ -13,7 +13,7 @@ from sfumato.cli import options
 from sfumato.cli.app import command
 from sfumato.cli.memory import keep_freed_memory
 from sfumato.cli.options import flag, option
-from sfumato.cli.output import prepare, print_json, print_table, write_result
+from sfumato.cli.output import conclude, prepare, print_checks, print_json, print_table, write_result
 from sfumato.cli.progress import bars
 from sfumato.cli.readings import make_reading_kit, score_reading_kit
 from sfumato.errors import AuditError
@@ -143,12 +143,13 @@ def audit(
     options.refuse_others(context, context.params.keys() - {"into", "seed", "membership_reference"}, "not of an audit")
     from sfumato.lab.audit import run
     from sfumato.lab.audit.points import collect
+    from sfumato.lab.models.precision import fastest_device
     from sfumato.lab.report.html import render_audit
 
     plan = _plan(budget, seeds, budget_scale)
     bundle = Path(obfuscator) if obfuscator and Path(obfuscator).is_dir() else None
     source = obfuscator if obfuscator and not bundle else options.open_obfuscator(bundle)
-    served, device = _classifier(source, classifier), _device()
+    served, device = _classifier(source, classifier), fastest_device()
     with bars(quiet=as_json) as shown:
         setting, attributes = _setting(source, served, data, known, shown.progress)
     if not as_json:
@@ -169,12 +170,6 @@ def _plan(budget: BudgetName, seeds: int | None, scale: float) -> Budget:
     if not 0 < scale < float("inf"):
         raise AuditError(f"--budget-scale must be above 0, got {scale}")
     return shared(replace(BUDGETS[budget], seeds=seeds) if seeds else BUDGETS[budget], scale)
-
-
-def _device() -> torch.device:
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _classifier(source: Bundle | str, classifier: Path | None) -> Bundle | None:
@@ -280,9 +275,10 @@ def _check_attacks(
     from sfumato.lab.audit.sampler_checks import sampler_checks
     from sfumato.lab.audit.sanity_checks import decoder_checks
     from sfumato.lab.data import load_train_test
+    from sfumato.lab.models.precision import fastest_device
 
     prepare(out)
-    plan, device = BUDGETS[budget], _device()
+    plan, device = BUDGETS[budget], fastest_device()
     images = plan.sanity_check_images
     with bars(quiet=as_json) as shown:
         sides = options.image_size(size)
@@ -294,14 +290,10 @@ def _check_attacks(
     measured = _measured(train, test, budget=budget, images_seen=images, accelerator=device.type)
     result = {"sanity_checks": [check.as_json for check in found], "measured": measured}
     write_result(out, result)
-    if as_json:
-        print_json(result)
-    else:
-        rows = [(one.name, "passed" if one.passed else "FAILED", one.measured, one.needed) for one in found]
-        title = f"{images:,} training images for each decoder, {data}"
-        print_table(("sanity check", "", "measured", "needed"), rows, title=title)
-    if not all(check.passed for check in found):
-        raise typer.Exit(1)
+    rows = [(one.name, "passed" if one.passed else "FAILED", one.measured, one.needed) for one in found]
+    title = f"{images:,} training images for each decoder, {data}"
+    show = partial(print_table, ("sanity check", "", "measured", "needed"), rows, title=title)
+    conclude(result, found, show, as_json=as_json)
 
 
 def _extract(*, obfuscator: str | None, data: str, label_column: str | None, out: Path | None, as_json: bool) -> None:
@@ -347,7 +339,7 @@ def _extract(*, obfuscator: str | None, data: str, label_column: str | None, out
         ]
         print_table(_EXTRACTION, lines, numbers=range(1, 5), title=f"{name}: images recognisable in its files")
     if not as_json:
-        typer.echo(f"{check.name}: {'passed' if check.passed else 'FAILED'} ({check.measured}; needed {check.needed})")
+        print_checks([check])
     if not check.passed or any(memorises(row) for rows in found.values() for row in rows):
         raise typer.Exit(1)
 

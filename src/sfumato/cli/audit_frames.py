@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from sfumato.cli import options
-from sfumato.cli.output import prepare, print_json, print_table, write_result
+from sfumato.cli.output import conclude, prepare, print_checks, print_table, write_result
 from sfumato.cli.progress import bars
 from sfumato.errors import AuditError
 
@@ -44,11 +45,10 @@ def leak_over_time(
     Raises:
         typer.Exit: a check of the averaging fails.
     """
-    import torch
-
     from sfumato.lab.audit.frames import leakage_over_time, read_frames
     from sfumato.lab.audit.targets import load_target, native_size
     from sfumato.lab.data import load_train_test
+    from sfumato.lab.models.precision import fastest_device
     from sfumato.lab.report.frames import save_frames_png
 
     if out is not None and out.suffix != ".json":
@@ -57,7 +57,7 @@ def leak_over_time(
     path = Path(obfuscator) if obfuscator else None
     source = obfuscator if obfuscator and not Path(obfuscator).is_dir() else options.open_obfuscator(path)
     others = read_frames(compare) if compare else []
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = fastest_device()
     with bars(quiet=as_json) as shown:
         sides = options.image_size(size) or native_size(source)
         train, test, _ = load_train_test(
@@ -72,12 +72,7 @@ def leak_over_time(
     write_result(out, found.as_json)
     if out is not None:
         save_frames_png([found, *others], out.with_suffix(".png"))
-    if as_json:
-        print_json(found.as_json)
-    else:
-        _print(found)
-    if not all(check.passed for check in found.sanity_checks):
-        raise typer.Exit(1)
+    conclude(found.as_json, found.sanity_checks, partial(_print, found), as_json=as_json)
 
 
 def _decoder_images(budget: str) -> int:
@@ -126,8 +121,7 @@ def _print(found: FramesResult) -> None:
         f"{found.scenes} scenes; reconstructions by {found.decoder}; linkage and re-identification among "
         f"{found.candidates} of the same class, chance {100 / found.candidates:.1f} %; lower bounds"
     )
-    for check in found.sanity_checks:
-        typer.echo(f"{check.name}: {'passed' if check.passed else 'FAILED'} ({check.measured}; needed {check.needed})")
+    print_checks(found.sanity_checks)
 
 
 def _best(told: tuple[Recognised, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import typer
 
 from sfumato.artifacts import shipped
 from sfumato.cli import options
-from sfumato.cli.output import prepare, print_json, print_table, write_result
+from sfumato.cli.output import conclude, prepare, print_checks, print_table, write_result
 from sfumato.cli.progress import bars
 
 if TYPE_CHECKING:
@@ -60,12 +61,7 @@ def infer(
             progress=shown.progress,
         )
     write_result(out, found.as_json)
-    if as_json:
-        print_json(found.as_json)
-    else:
-        _print(found)
-    if not all(check.passed for check in found.sanity_checks):
-        raise typer.Exit(1)
+    conclude(found.as_json, found.sanity_checks, partial(_print, found), as_json=as_json)
 
 
 def _classifier_of(bundle: Bundle, path: Path | None) -> Bundle | None:
@@ -87,8 +83,7 @@ def _print(found: MembershipResult) -> None:
     print_table(_HEADERS, rows, numbers=range(1, 4), title=f"{found.obfuscator}: {counted}; chance is an AUC of 0.5")
     inferred = any(row.infers for row in found.attacks if row.subject == "obfuscator")
     typer.echo(f"membership is {'' if inferred else 'not clearly '}inferred from the obfuscator")
-    for check in found.sanity_checks:
-        typer.echo(f"{check.name}: {'passed' if check.passed else 'FAILED'} ({check.measured}; needed {check.needed})")
+    print_checks(found.sanity_checks)
 
 
 def _rate(rate: Detected) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 from rich.console import Console
@@ -14,6 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sfumato.errors import ServingError, SfumatoError
+
+if TYPE_CHECKING:
+    from sfumato.lab.audit.schema import SanityCheck
 
 Extra = Literal["train", "serve", "executorch"]
 
@@ -61,6 +64,28 @@ def print_skipped(failed: Iterable[Mapping[str, str]]) -> None:
     """Print one line on standard error for each image that could not be used."""
     for failure in failed:
         typer.echo(f"skipped: {failure['error']}", err=True)
+
+
+def print_checks(checks: Iterable[SanityCheck]) -> None:
+    """Print one line for each sanity check of an attack."""
+    for check in checks:
+        typer.echo(f"{check.name}: {'passed' if check.passed else 'FAILED'} ({check.measured}; needed {check.needed})")
+
+
+def conclude(
+    result: Mapping[str, object], checks: Iterable[SanityCheck], show: Callable[[], None], *, as_json: bool
+) -> None:
+    """Print a result, for scripts or by `show` for people.
+
+    Raises:
+        typer.Exit: a sanity check failed.
+    """
+    if as_json:
+        print_json(result)
+    else:
+        show()
+    if not all(check.passed for check in checks):
+        raise typer.Exit(1)
 
 
 def prepare(out: Path | None) -> None:

@@ -78,7 +78,7 @@ def test_members_are_told_from_test_images_and_the_classifier_alone_does_not(bun
     assert known["obfuscator", "loss"] > 0.9 and found.attacks[0].infers
     assert 0.35 < known["classifier", "loss"] < 0.65 and 0.35 < known["images", "similarity of views"] < 0.65
     assert (found.attacks[0].members, found.attacks[0].others) == (100, 100)
-    assert found.others_from == "test images" and found.provenance["train"]["images"] == 100
+    assert found.others_from == "test images" and found.as_json["provenance"]["train"]["images"] == 100
     assert MembershipResult.model_validate_json(found.model_dump_json()) == found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -30,7 +29,7 @@ from sfumato.errors import AuditError
 from sfumato.lab.attacks import extraction
 from sfumato.lab.attacks.extraction import Extraction, comparable, extract, memorises
 from sfumato.lab.audit.references import class_means
-from sfumato.lab.audit.result_store import cached
+from sfumato.lab.audit.result_store import cached, code_sha256
 from sfumato.lab.audit.schema import SanityCheck
 from sfumato.lab.data import ImageSet
 from sfumato.lab.export.onnx import export_onnx
@@ -153,9 +152,7 @@ def _loaded(file: Path) -> list[Tensor]:
 
 def extraction_check(train: ImageSet, test: ImageSet) -> SanityCheck:
     """Check that a deobfuscator of 64 images, left in the bundle, gives them away; from the cache if that was done."""
-    code = hashlib.sha256(
-        b"".join(Path(str(file)).read_bytes() for file in (__file__, extraction.__file__))
-    ).hexdigest()
+    code = code_sha256(__file__, extraction.__file__)
     of = (code, torch.__version__, train.sha256, test.sha256, len(train), len(test))
     return cached("extraction-check", of, SanityCheck, partial(_extraction_check, train, test))
 

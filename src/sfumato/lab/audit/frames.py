@@ -21,7 +21,7 @@ from sfumato.lab.attacks.target import Target
 from sfumato.lab.attacks.threat_models import FreshPairs, Knowledge, Threat, UnavailableError
 from sfumato.lab.audit.frames_run import COUNTS, FramesLeakage, FramesRun
 from sfumato.lab.audit.references import class_means
-from sfumato.lab.audit.schema import Model, SanityCheck
+from sfumato.lab.audit.schema import Model, Provenance, SanityCheck
 from sfumato.lab.data import ImageSet
 from sfumato.lab.data.camera import STILL, Camera
 from sfumato.lab.evaluation.measures import per_image
@@ -68,7 +68,7 @@ class FramesResult(Model):
     decoder: str
     leakages: tuple[FramesLeakage, ...]
     sanity_checks: tuple[SanityCheck, ...]
-    provenance: dict[str, Any]
+    provenance: Provenance
 
 
 def read_frames(folder: Path) -> list[FramesResult]:
@@ -147,7 +147,7 @@ def leakage_over_time(
         decoder=name,
         leakages=found,
         sanity_checks=averaging_checks(test),
-        provenance=facts.to_json(),
+        provenance=Provenance.model_validate(facts.to_json()),
     )
 
 

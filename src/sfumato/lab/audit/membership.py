@@ -6,30 +6,29 @@ other half of the training images, those of the reference.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from sfumato.artifacts import records
 from sfumato.artifacts.bundle import CLASSIFIER_ONNX, Bundle
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.artifacts.provenance import provenance
-from sfumato.artifacts.records import Provenance, RecipeRecord
+from sfumato.artifacts.records import RecipeRecord
 from sfumato.errors import AuditError, DataError
 from sfumato.lab.attacks import identification, membership
 from sfumato.lab.attacks.identification import BATCH, Encoder, another_view, train
 from sfumato.lab.attacks.membership import Predict, label_confidence, likelihood_ratio, view_similarity
 from sfumato.lab.attacks.protocol import AttackBudget
 from sfumato.lab.attacks.target import Target
-from sfumato.lab.audit.result_store import cached
-from sfumato.lab.audit.schema import Model, SanityCheck
+from sfumato.lab.audit.result_store import cached, code_sha256
+from sfumato.lab.audit.schema import Model, Provenance, SanityCheck
 from sfumato.lab.audit.targets import bundle_target
 from sfumato.lab.data import ImageSet
 from sfumato.lab.evaluation import detection as measured
@@ -95,7 +94,7 @@ class MembershipResult(Model):
     others_from: Literal["test images", "training images of the reference"]
     attacks: tuple[Membership, ...]
     sanity_checks: tuple[SanityCheck, ...]
-    provenance: dict[str, Any]
+    provenance: Provenance
 
 
 @dataclass(frozen=True)
@@ -140,10 +139,11 @@ def infer_membership(
         BundleError: a file cannot be run.
     """
     members = trained_on(bundle, train)
-    others = test.of_classes(bundle.labels) if test.labelled else test
     if reference is not None:
         _check_reference(bundle, reference)
         others = trained_on(reference, train)
+    else:
+        others = test.of_classes(bundle.labels) if test.labelled else test
     count = min(len(members), len(others), images or MOST_IMAGES)
     if count < LEAST_IMAGES:
         raise AuditError(
@@ -154,9 +154,9 @@ def infer_membership(
     pixels = torch.cat([members.images, others.images])
     labels = torch.cat([members.labels, others.labels]) if members.labelled and others.labelled else None
     run = _Attack(pixels, labels, count, seed, progress)
-    found = list(run.on(_loaded(bundle, classifier), _loaded(reference, classifier) if reference else None))
-    if classifier is not None and labels is not None:
-        plain = OnnxFunction(classifier.file(CLASSIFIER_ONNX))
+    plain = OnnxFunction(classifier.file(CLASSIFIER_ONNX)) if classifier else None
+    found = list(run.on(_loaded(bundle, plain), _loaded(reference, plain) if reference else None))
+    if classifier is not None and plain is not None and labels is not None:
         size = classifier.preprocessing
         confidence = run.confidence(lambda x: torch.from_numpy(plain(size.normalize((x.float() / 255).numpy()))))
         found.append(run.judged("classifier", "loss", "logits for the plain image", confidence))
@@ -175,7 +175,7 @@ def infer_membership(
         others_from="training images of the reference" if reference else "test images",
         attacks=tuple(found),
         sanity_checks=membership_checks(train, progress=progress),
-        provenance=facts.to_json(),
+        provenance=Provenance.model_validate(facts.to_json()),
     )
 
 
@@ -215,10 +215,10 @@ def trained_on(bundle: Bundle, train: ImageSet) -> ImageSet:
     return images.of_classes(bundle.labels) if images.labelled else images
 
 
-def _training(bundle: Bundle) -> Provenance:
+def _training(bundle: Bundle) -> records.Provenance:
     """The provenance of a bundle's training: of one in 8-bit integers, that of the bundle that it was made of."""
     earlier = bundle.provenance.others.get("training")
-    return Provenance.from_json(earlier) if isinstance(earlier, Mapping) else bundle.provenance
+    return records.Provenance.from_json(earlier) if isinstance(earlier, Mapping) else bundle.provenance
 
 
 def _check_reference(bundle: Bundle, reference: Bundle) -> None:
@@ -248,14 +248,13 @@ def _sample(images: ImageSet, count: int, seed: int) -> ImageSet:
     return images if count == len(images) else images.split(count, seed=seed)[1]
 
 
-def _loaded(bundle: Bundle, classifier: Bundle | None) -> _Trained:
+def _loaded(bundle: Bundle, classifier: OnnxFunction | None) -> _Trained:
     target, predictions = bundle_target(bundle), {}
     if target.gate is not None:
         own = target.gate.logits
         predictions["on-device logits"] = lambda x: own(x.float() / 255)
     if classifier is not None:
-        run = OnnxFunction(classifier.file(CLASSIFIER_ONNX))
-        predictions["logits for the payload"] = lambda x: torch.from_numpy(run(target.observe(x).numpy()))
+        predictions["logits for the payload"] = lambda x: torch.from_numpy(classifier(target.observe(x).numpy()))
     return _Trained(target, predictions)
 
 
@@ -307,8 +306,7 @@ class _Attack:
 
 def membership_checks(train: ImageSet, *, progress: Progress = silent) -> tuple[SanityCheck, ...]:
     """Check that attackers find out networks that learned a few images by heart; from the cache if that was done."""
-    files = (__file__, membership.__file__, identification.__file__, measured.__file__)
-    code = hashlib.sha256(b"".join(Path(str(file)).read_bytes() for file in files)).hexdigest()
+    code = code_sha256(__file__, membership.__file__, identification.__file__, measured.__file__)
     of = (code, torch.__version__, train.sha256, len(train))
     return cached("membership-check", of, tuple[SanityCheck, ...], partial(_checks, train, progress))
 

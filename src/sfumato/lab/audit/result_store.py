@@ -22,6 +22,11 @@ from sfumato.lab.evaluation.results import read_object
 T = TypeVar("T")
 
 
+def code_sha256(*files: Path | str | None) -> str:
+    """Return the SHA-256 of source files, in hex: a finding of theirs is made anew when they change."""
+    return hashlib.sha256(b"".join(Path(str(file)).read_bytes() for file in files)).hexdigest()
+
+
 def cached(name: str, of: object, kind: Any, find: Callable[[], T]) -> T:
     """Return what does not depend on the obfuscator, from the user's cache folder if it was found before.
 

@@ -8,7 +8,6 @@ Source: Carlini et al. 2019, section 5 ("sanity checks"); the figures are this p
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -27,7 +26,7 @@ from sfumato.lab.attacks.protocol import AttackBudget, Attacker
 from sfumato.lab.attacks.registry import ATTACKERS, CHECKED, STRONG
 from sfumato.lab.attacks.threat_models import FixedPairs, FreshPairs, Knowledge, Pairs, Threat
 from sfumato.lab.audit.references import class_means
-from sfumato.lab.audit.result_store import cached
+from sfumato.lab.audit.result_store import cached, code_sha256
 from sfumato.lab.audit.schema import DoneTrial, SanityCheck
 from sfumato.lab.data import ImageSet
 from sfumato.lab.evaluation import measures
@@ -92,8 +91,16 @@ def checks_depend_on(train: ImageSet, test: ImageSet, images: int, device: torch
     folders = [Path(str(attacks.__file__)).parent, Path(models.__file__).parent]
     files = [Path(__file__).with_name(f"{name}.py") for name in ("sanity_checks", "sampler_checks", "references")]
     files += [Path(str(measures.__file__)), *(file for folder in folders for file in folder.glob("*.py"))]
-    code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()
-    return code, torch.__version__, images, train.sha256, test.sha256, len(train), len(test), device.type
+    return (
+        code_sha256(*sorted(files)),
+        torch.__version__,
+        images,
+        train.sha256,
+        test.sha256,
+        len(train),
+        len(test),
+        device.type,
+    )
 
 
 def _decoder_checks(

@@ -109,6 +109,11 @@ def compute(net: Callable[[Tensor], Tensor], inputs: Tensor, *, bfloat16: bool) 
         return net(inputs).float()
 
 
+def fastest_device() -> torch.device:
+    """Return the GPU if there is one, otherwise the processor: what attackers are trained on."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def device_name(device: torch.device) -> str:
     """Return the name of the GPU, or of the processor."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()

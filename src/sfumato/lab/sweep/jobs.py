@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from sfumato.artifacts.bundle import MANIFEST, OBFUSCATOR_ONNX, Bundle
 from sfumato.errors import AuditError, Interrupted, RecipeError, SfumatoError, TrainingError
 from sfumato.lab.audit.budget import Budget
@@ -17,6 +15,7 @@ from sfumato.lab.audit.setting import HELD_OUT_SHARE, AttackSetting
 from sfumato.lab.audit.targets import bundle_target
 from sfumato.lab.classifiers import classifier_bundle, load_classifier
 from sfumato.lab.data import ImageSet, load_train_test
+from sfumato.lab.models.precision import fastest_device
 from sfumato.lab.runs.audits import finish_audit, read_audit, read_begun
 from sfumato.lab.runs.trainings import State, finish_training, state_of
 from sfumato.lab.training import ClassifierRecipe, Run
@@ -178,8 +177,3 @@ def images(recipe: DataRecipe, count: int | None) -> tuple[ImageSet, ImageSet]:
         raise RecipeError("an audit needs its images in memory; sweep a recipe without data.stream")
     train, test, _ = load_train_test(recipe.source, size=recipe.size, allow_outside=recipe.allow_outside)
     return train.subset(count), test.subset(count)
-
-
-def fastest_device() -> torch.device:
-    """Return the device that attackers are trained on."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

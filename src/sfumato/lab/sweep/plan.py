@@ -15,8 +15,9 @@ from sfumato.lab.audit.budget import Budget
 from sfumato.lab.audit.points import read_audits
 from sfumato.lab.audit.schema import AuditResult
 from sfumato.lab.classifiers import FrozenClassifier, classifier_bundle, load_classifier
+from sfumato.lab.models.precision import fastest_device
 from sfumato.lab.runs.speed import Entry, Shape, Speed, device_macs
-from sfumato.lab.sweep.jobs import Job, fastest_device, images, known_audit, recipe_of, training_state
+from sfumato.lab.sweep.jobs import Job, images, known_audit, recipe_of, training_state
 from sfumato.lab.sweep.schema import DeviceCost
 from sfumato.lab.training import Run
 from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, ObfuscatorRecipe, SketchRecipe, load_recipe

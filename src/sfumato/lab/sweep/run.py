@@ -12,11 +12,11 @@ from sfumato.artifacts.provenance import provenance
 from sfumato.errors import AuditError, Interrupted, SfumatoError, TrainingError
 from sfumato.lab.audit.points import ENDS, points_of
 from sfumato.lab.audit.schema import AuditResult, Point, Provenance
-from sfumato.lab.models.precision import device_name
+from sfumato.lab.models.precision import device_name, fastest_device
 from sfumato.lab.report.frontier import save_frontier_png
 from sfumato.lab.report.tradeoff import Row, row, sentence, verdict
 from sfumato.lab.runs.trainings import check_writable
-from sfumato.lab.sweep.jobs import Engine, Make, fastest_device, in_turn, is_done, known_audit, make
+from sfumato.lab.sweep.jobs import Engine, Make, in_turn, is_done, known_audit, make
 from sfumato.lab.sweep.plan import Setting, Sweep, device_cost
 from sfumato.lab.sweep.schema import (
     ComparisonPoint,

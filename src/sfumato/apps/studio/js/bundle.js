@@ -97,7 +97,7 @@ export class Bundle {
     const { height, width } = this.preprocessing;
     const probes = probeImages(height, width);
     const payloads = [];
-    for (const probe of probes) payloads.push(await this.#payload(probe).then(({ payload }) => payload));
+    for (const probe of probes) payloads.push((await this.#payload(probe)).payload);
     if (!this.#allowed && showsProbes(probes, payloads, height, width)) throw recognisable();
   }
 
