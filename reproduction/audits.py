@@ -16,7 +16,7 @@ from sfumato.lab.audit.budget import BUDGETS
 from sfumato.lab.audit.result_store import ResultStore, stored_images
 from sfumato.lab.audit.run import Comparison
 from sfumato.lab.audit.schema import AnyTrial, AuditResult, LostTrial, recorded
-from sfumato.lab.audit.setting import AttackSetting
+from sfumato.lab.audit.setting import HELD_OUT_SHARE, AttackSetting
 from sfumato.lab.audit.targets import bundle_target
 from sfumato.lab.audit.trials import Trials
 from sfumato.lab.runs.audits import finish_audit, read_audit, read_begun
@@ -59,7 +59,7 @@ class KnownAudit:
 
 def _reidentified(found: AuditResult) -> Reidentification | None:
     """The best attacker's re-identification among the most candidates; None if it was not tried."""
-    rows = [row for row in found.identification if row.measure == "retrieval"]
+    rows = [row for row in found.identification if row.measure == "retrieval" and row.classes == "one"]
     best = max(rows, key=lambda row: (row.candidates, row.top1), default=None)
     if best is None:
         return None
@@ -122,7 +122,13 @@ def make_audit(lab: Lab, item: Item) -> KnownAudit:
 
 def setting_of(lab: Lab, item: Item) -> AttackSetting:
     """Return the attack setting of an obfuscator: the images and its classifier."""
-    return AttackSetting(bundle_target(lab.bundle(item)), lab.images, lab.test, classifier=lab.frozen(item).net)
+    return AttackSetting(
+        bundle_target(lab.bundle(item)),
+        lab.images,
+        lab.test,
+        classifier=lab.frozen(item).net,
+        held_out_share=HELD_OUT_SHARE,
+    )
 
 
 def reconstructed_by_best(lab: Lab, item: Item, count: int) -> Tensor:

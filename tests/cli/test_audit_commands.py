@@ -173,3 +173,40 @@ def test_references_say_where_they_come_from(tmp_path, photos):
     measured = said["measured"]
     assert (measured["train"]["data"], measured["train"]["images"], measured["seed"]) == (str(photos), 160, 5)
     assert len(measured["test"]["data_sha256"]) == 64
+
+
+def test_a_reading_kit_is_made_of_an_audit_and_scored(tmp_path, photos):
+    from fakes import fake_audit
+    from sfumato.lab.data import load_train_test
+
+    train, test, _ = load_train_test(str(photos), size=(SIDE, SIDE))
+    hashes = {"train": train.sha256, "test": test.sha256}
+    facts = {"source": str(photos), "train_images": len(train), "test_images": len(test), "sha256": hashes}
+    found = fake_audit(data=facts, target={"height": SIDE, "width": SIDE})
+    folder = tmp_path / "mine"
+    (folder / "work").mkdir(parents=True)
+    found.write(folder / "audit.json")
+    done = run("audit", folder, "--reading-kit")
+    assert "holds no reconstructions" in str(done.exception)
+    save_file({"reconstructed": test.images.contiguous()}, folder / "work" / f"{found.best.key}-all.safetensors")
+    done = run("audit", folder, "--reading-kit", "--seed", 3, "--json")
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    assert said["questions"] == 40 and said["page"] == str(folder / "reading-kit" / "reading-kit.html")
+    key = json.loads((folder / "reading-kit" / "key.json").read_text())
+    assert key["seed"] == 3
+    answers = {"schema": "sfumato.readings/1", "kit": said["kit"], "reader": "a", "answers": [0] * 40}
+    (tmp_path / "a.json").write_text(json.dumps(answers | {"answers": [one["answer"] for one in key["questions"]]}))
+    (tmp_path / "b.json").write_text(json.dumps(answers))
+    scored = ["audit", folder / "reading-kit", "--score-readings", "a.json", "--score-readings", "b.json"]
+    done = run(*scored, "-o", tmp_path / "scores.json")
+    assert done.exit_code == 0 and "recognised" in done.stdout and "2 readers" in done.stdout
+    assert json.loads((tmp_path / "scores.json").read_text())["by_reader"]["a.json"] == 1
+    assert json.loads(run(*scored, "--json").stdout)["kit"] == said["kit"]
+    for arguments, message in (
+        (("--reading-kit",), "needs the folder of an audit"),
+        (("--score-readings", "a.json"), "needs the folder of the kit"),
+        ((folder, "--reading-kit", "--budget", "full"), "--budget: not with --reading-kit"),
+        ((folder, "--reading-kit"), "holds a reading kit already"),
+    ):
+        assert message in str(run("audit", *arguments).exception)

@@ -15,6 +15,7 @@ from sfumato.cli.memory import keep_freed_memory
 from sfumato.cli.options import flag, option
 from sfumato.cli.output import conclude, prepare, print_checks, print_json, print_table, write_result
 from sfumato.cli.progress import bars
+from sfumato.cli.readings import make_reading_kit, score_reading_kit
 from sfumato.errors import AuditError
 from sfumato.progress import Progress
 
@@ -34,7 +35,7 @@ EachOption = Annotated[int | None, option("N", "Use only N training and N test i
 TargetArgument = typer.Argument(
     metavar="OBFUSCATOR",
     help="A bundle, any ONNX file, or module:name of a Python callable. Default: the shipped bundle. With "
-    "--attributes-table: a folder of audits.",
+    "--attributes-table: a folder of audits; with --reading-kit: an audit's; with --score-readings: a kit's.",
 )
 AuditedOption = option("BUNDLE", "Its classifier. Default: the shipped one, if it fits.")
 OtherHalfOption = option("BUNDLE", "With --membership: by the same recipe, from the other half of the images.")
@@ -67,7 +68,11 @@ class Instead:
     frames: Annotated[bool, flag("--frames", "Measure what many frames of one camera leak.")] = False
     membership: Annotated[bool, flag("--membership", "Infer which images a bundle was trained on.")] = False
     membership_reference: Annotated[Path | None, OtherHalfOption] = None
-    seed: Annotated[int, option("N", "With --references, --membership, --frames: seed.")] = 0
+    reading_kit: Annotated[bool, flag("--reading-kit", "Write a page on which people say what they recognise.")] = False
+    score_readings: Annotated[
+        list[Path] | None, option("FILE", "Score the answers that a reader saved; repeatable.")
+    ] = None
+    seed: Annotated[int, option("N", "With --references, --membership, --frames, --reading-kit: seed.")] = 0
     attributes_table: Annotated[bool, flag("--attributes-table", "Compare attribute inference across audits.")] = False
     into: Annotated[Path | None, option("PAGE", "Markdown page to put the attributes table into.")] = None
 
@@ -110,9 +115,17 @@ def audit(
         return mode("attributes_table", _print_attributes, obfuscator=obfuscator, into=instead.into)
     if instead.references:
         return mode("references", _print_references, **images_of, seed=instead.seed, out=out)
+    if instead.score_readings:
+        readings = {"files": instead.score_readings, "out": out}
+        return mode("score_readings", score_reading_kit, obfuscator=obfuscator, **readings)
+    if instead.reading_kit:
+        given = context.get_parameter_source("data")
+        chosen = data if given is not None and given.name == "COMMANDLINE" else None
+        about: dict[str, object] = {"label_column": known.label_column, "seed": instead.seed, "out": out}
+        return mode("reading_kit", make_reading_kit, obfuscator=obfuscator, data=chosen, **about)
     keep_freed_memory()
     if instead.extraction:
-        about: dict[str, object] = {"data": data, "label_column": known.label_column, "out": out}
+        about = {"data": data, "label_column": known.label_column, "out": out}
         return mode("extraction", _extract, obfuscator=obfuscator, **about)
     if instead.membership:
         from sfumato.cli.audit_membership import infer
@@ -173,7 +186,7 @@ def _setting(
     source: Bundle | str, served: Bundle | None, data: str, known: Known, progress: Progress
 ) -> tuple[AttackSetting, Columns]:
     """Return the attack setting, and the label columns of its training and test images."""
-    from sfumato.lab.audit.setting import AttackSetting
+    from sfumato.lab.audit.setting import HELD_OUT_SHARE, AttackSetting
     from sfumato.lab.audit.targets import load_target, native_size
     from sfumato.lab.classifiers import load_classifier, trains_through
     from sfumato.lab.data import load_images, load_train_test
@@ -200,6 +213,7 @@ def _setting(
         classifier=load_classifier(served.path).net if served and trains_through(served) else None,
         shadow=load_target(known.shadow, size=(height, width)) if known.shadow else target.refit(1),
         other=others(other, "train", progress=progress).images if other else None,
+        held_out_share=HELD_OUT_SHARE,
     )
     return setting, {name: (train_[:count], test_[:count]) for name, (train_, test_) in columns.items()}
 
@@ -217,6 +231,19 @@ def _announce(setting: AttackSetting, plan: Budget, device: torch.device) -> Non
         f"{len(setting.test):,} test images, on {device.type}\n"
         f"budget {plan.name}: {plan.description}; about {minutes} on this machine"
     )
+    if prior := _prior_needed(plan, setting.train, device):
+        typer.echo(prior)
+
+
+def _prior_needed(plan: Budget, train: ImageSet, device: torch.device) -> str | None:
+    """Say how long the image prior trains that the budget needs; None if it needs none, or the cache has it."""
+    from sfumato.lab.attacks.prior import prior_file
+    from sfumato.lab.runs.speed import Speed, spoken
+
+    if not plan.prior_images or (file := prior_file(train.images, plan.prior_images)).is_file():
+        return None
+    minutes = spoken(Speed(device).prior_s(plan, *train.images.shape[2:]))
+    return f"first an image prior is trained, once for these images, and kept in {file.parent}: about {minutes}"
 
 
 def _report(found: AuditResult, folder: Path, bundle: Path | None, *, as_json: bool) -> None:
@@ -245,16 +272,21 @@ def _check_attacks(
         typer.Exit: a check fails.
     """
     from sfumato.lab.audit.budget import BUDGETS
+    from sfumato.lab.audit.sampler_checks import sampler_checks
     from sfumato.lab.audit.sanity_checks import decoder_checks
     from sfumato.lab.data import load_train_test
     from sfumato.lab.models.precision import fastest_device
 
     prepare(out)
-    images, device = BUDGETS[budget].sanity_check_images, fastest_device()
+    plan, device = BUDGETS[budget], fastest_device()
+    images = plan.sanity_check_images
     with bars(quiet=as_json) as shown:
         sides = options.image_size(size)
         train, test, _ = load_train_test(data, size=sides, allow_outside=allow_outside, progress=shown.progress)
+        if not as_json and (prior := _prior_needed(plan, train, device)):
+            typer.echo(prior)
         found = decoder_checks(train, test, images=images, device=device, progress=shown.progress)
+        found += sampler_checks(train, test, budget=plan, device=device, progress=shown.progress)
     measured = _measured(train, test, budget=budget, images_seen=images, accelerator=device.type)
     result = {"sanity_checks": [check.as_json for check in found], "measured": measured}
     write_result(out, result)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 
 from sfumato.errors import AuditError
-from sfumato.lab.attacks.identification import Identification, another_view, identify
+from sfumato.lab.attacks.identification import Identification, another_view, identify, identify_reconstructed
 from sfumato.lab.attacks.protocol import AttackBudget
 from sfumato.lab.attacks.threat_models import FixedPairs, FreshPairs, Knowledge, Threat
 
@@ -156,6 +158,61 @@ def test_small_classes_give_fewer_candidates_and_say_so():
     assert [(f.candidates, f.chance, f.queries) for f in found] == [(6, 1 / 6, 12)]
 
 
+def in_gallery(
+    observed: Tensor, originals: Tensor, labels: Tensor, **options
+) -> dict[tuple[str, int, str], Identification]:
+    knowledge = Knowledge(Threat.NO_PAIRS, 8, 8)
+    options = {"reconstruct": lambda x: x, "observe": None, "budget": TINY, "seed": 0, "candidates": (10,), **options}
+    found = identify(knowledge, observed, originals, labels, **options)
+    return {(f.attacker, f.candidates, f.classes): f for f in found}
+
+
+def test_in_a_gallery_of_all_classes_the_nearest_is_found_as_by_numpy():
+    originals, labels = images(90, seed=0)
+    noisy = (
+        originals.float() / 255 + 0.9 * torch.randn(90, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    ).clamp(0, 1)
+    found = in_gallery(noisy[:40], originals, labels, galleries=(50, 1_000))
+    distance = "distance of reconstructed images"
+    assert set(found) == {(distance, 10, "one"), (distance, 50, "all"), (distance, 90, "all")}
+    row = found[distance, 90, "all"]
+    gaps = np.square(noisy[:40].numpy()[:, None] - originals.numpy()[None] / 255.0).sum(axis=(2, 3, 4))
+    assert row.top1 == pytest.approx(float((gaps.argmin(axis=1) == np.arange(40)).mean())) and 0.1 < row.top1 < 1
+    assert row.chance == pytest.approx(1 / 45), "the label alone leaves 45 of the 90"
+    assert row.queries == 40 and row.low < row.top1 < row.high
+    interval = binomtest(round(row.top1 * 40), 40).proportion_ci(method="wilson")
+    assert (row.low, row.high) == pytest.approx((interval.low, interval.high))
+    smaller = found[distance, 50, "all"]
+    assert smaller.top1 >= row.top1 and 1 / 30 < smaller.chance < 1 / 20
+    assert found == in_gallery(noisy[:40], originals, labels, galleries=(50, 1_000)), "the same from the same seed"
+
+
+def test_what_gives_the_label_alone_stays_at_a_gallerys_chance():
+    originals, labels = images(400, seed=0)
+    shown = (labels[:, None, None, None] * 0.2 + 0.4).expand(-1, 3, 8, 8).float()
+    told = in_gallery(shown, originals, labels, galleries=(100,), embed=lambda x: one_hot(x, originals, labels))
+    (row,) = [one for (attacker, _, classes), one in told.items() if attacker[0] == "f" and classes == "all"]
+    assert row.candidates == 400, "at least all queries"
+    assert row.top1 == pytest.approx(row.chance) == pytest.approx(1 / 200)
+
+
+def one_hot(x: Tensor, originals: Tensor, labels: Tensor) -> Tensor:
+    """The class alone: of the flat images by their shade, of originals by looking them up."""
+    flat = x.flatten(1).std(dim=1) < 1e-3
+    known = {image.numpy().tobytes(): int(label) for image, label in zip(originals, labels, strict=True)}
+    classes = [
+        int(image.mean() > 0.5) if shade else known[(image * 255).round().byte().numpy().tobytes()]
+        for image, shade in zip(x, flat.tolist(), strict=True)
+    ]
+    return torch.nn.functional.one_hot(torch.tensor(classes), 2).float()
+
+
+def test_equal_candidates_of_a_gallery_share_the_hit():
+    originals = torch.full((60, 3, 8, 8), 128, dtype=torch.uint8)
+    found = in_gallery(originals.float() / 255, originals, torch.arange(60) % 2, galleries=(60,))
+    assert found["distance of reconstructed images", 60, "all"].top1 == pytest.approx(1 / 60)
+
+
 def test_refuses_what_cannot_be_measured():
     originals, _ = images(4, seed=0)
     knowledge = Knowledge(Threat.NO_PAIRS, 8, 8)
@@ -184,3 +241,17 @@ def test_another_view_moves_and_lights_but_keeps_the_image():
     assert 0.3 < rising.float().mean() < 0.7
     light = views[:, 0, 0, 8].float()
     assert 40 <= light.min() < 50 and 100 < light.max() <= 120
+
+
+def test_what_a_slow_attacker_reconstructed_is_compared_with_all_candidates():
+    originals, labels = images(400, seed=0)
+    about = {"attacker": "posterior sampler", "threat": Threat.WHITE_BOX, "seed": 0, "candidates": (10, 100)}
+    exact = originals[:60].float() / 255
+    (found,) = identify_reconstructed(exact, originals, labels, **about)
+    assert (found.attacker, found.measure) == ("distance of images by the posterior sampler", "retrieval")
+    assert (found.candidates, found.top1, found.queries) == (10, 1.0, 60), "of 100, chance would be right too seldom"
+    (wrong,) = identify_reconstructed(exact.flip(0), originals, labels, **about)
+    assert wrong.low < 0.2
+    assert len(identify_reconstructed(originals.float() / 255, originals, labels, **about, queries=500)) == 1
+    assert [row.candidates for row in identify_reconstructed(
+        originals.float() / 255, originals, labels, **about | {"candidates": (10, 80)})] == [10, 80]  # fmt: skip

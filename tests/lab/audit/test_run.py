@@ -9,6 +9,9 @@ import torch
 from scenes import SIDE, TINY, Noise, Swap, images, setting
 from sfumato.artifacts.bundle import Gate
 from sfumato.errors import AuditError, Interrupted
+from sfumato.lab.attacks.posterior import PosteriorSampler
+from sfumato.lab.attacks.prior import STAGE
+from sfumato.lab.attacks.registry import ATTACKERS
 from sfumato.lab.attacks.target import LocalClassifier
 from sfumato.lab.attacks.threat_models import Threat
 from sfumato.lab.audit.budget import BUDGETS, Trial
@@ -48,6 +51,33 @@ def test_a_map_that_loses_nothing_is_found_to_leak_and_everything_is_written(tmp
     assert found.certificate is None and "without noise" in found.certificate_note
     again = {row.attacker: row for row in found.identification if row.candidates == 10}
     assert again["obfuscating the candidates"].top1 == 1
+
+
+def test_reconstructions_are_recognised_by_what_learned_from_images_held_out(tmp_path):
+    played = setting(Swap())
+    played.held_out_share = 0.2
+    trials = (Trial("least squares", BOX), Trial("least squares", Threat.PAIRS, pairs=40))
+    budget = dataclasses.replace(TINY, trials=trials, evaluator_images=640, sanity_check_images=0)
+    found = audit(played, budget, tmp_path / "audit")
+    scale = found.recognition
+    assert found.data.held_out == scale.learned_from == 48 and found.recognition_note == ""
+    assert scale.image.feature_cosine == pytest.approx(1) and scale.image.images == 60
+    exact = by_key(found)["least_squares-white-box-seed0"].recognition
+    assert exact.feature_cosine > 0.95 and exact.images == 60
+    assert found.best.recognition == exact and "feature cosine" in found.verdict.sentences[0]
+    galleries = {(row.attacker, row.candidates) for row in found.identification if row.classes == "all"}
+    assert galleries == {(f"{what} of reconstructed images", 60) for what in ("distance", "features")} | {
+        ("contrastive embedding", 60),
+        ("obfuscating the candidates", 60),
+    }
+    assert found == AuditResult.read(tmp_path / "audit" / "audit.json")
+    page = render(found, None)
+    assert "What is recognised" in page and "the image itself" in page
+    assert audit(played, budget, tmp_path / "audit", resume=True).recognition == scale
+    few = setting(Swap(), train=40)
+    few.held_out_share = 0.1
+    none = audit(few, budget, tmp_path / "few")
+    assert none.recognition is None and "4 images of 4 of 4 classes were held out" in none.recognition_note
 
 
 @pytest.mark.long
@@ -149,8 +179,39 @@ def test_a_code_is_certified_if_no_more_is_sent_than_it_states(tmp_path):
     assert found.certificate.rate_bits == 1 and found.certificate.top1_bounds[100] == 0.02
     assert by_key(found)["codeword_means-white-box-seed0"].status == "done"
     assert "at most 1.0 bits" in found.verdict.sentences[2]
+    code = found.certificate.code
+    assert (code.bits, code.values, code.observed, code.images) == (1, 2, 2, 60)
+    assert "one of 60 test images in exactly 3.3 % of cases" in found.verdict.sentences[2]
+    assert "Counted, not estimated" in render(found, None)
     lied = audit(setting(Lied()), budget, tmp_path / "lied")
     assert lied.certificate is None and "60 different payloads were sent" in lied.certificate_note
+
+
+def test_generative_attackers_stand_in_the_audit(tmp_path, monkeypatch):
+    monkeypatch.setattr("sfumato.lab.attacks.prior.WIDTHS", (8, 8, 8))
+    monkeypatch.setitem(ATTACKERS, "posterior sampler", PosteriorSampler((8, 8, 8)))
+    some = {"test_images": 12}
+    trials = (
+        Trial("least squares", BOX),
+        Trial("posterior sampler", BOX, 64, **some),
+        Trial("guided prior", BOX, steps=2, **some),
+        Trial("prior search", BOX, steps=1, **some),
+        Trial("posterior sampler", Threat.PAIRS, 64, **some),
+    )
+    budget = dataclasses.replace(TINY, trials=trials, sanity_check_images=0, prior_images=64)
+    stages = []
+    found = audit(setting(Bit()), budget, tmp_path / "audit", progress=lambda stage, *_: stages.append(stage))
+    least, sampler, guided, search, blind = found.trials
+    assert [trial.status for trial in (sampler, search, blind)] == ["done"] * 3
+    assert {trial.test_images for trial in (sampler, search, blind)} == {12} and least.test_images == 60
+    assert guided.status == "not run" and "no gradient comes through" in guided.reason
+    assert AuditResult.read(tmp_path / "audit" / "audit.json") == found
+    last_of_prior = max(place for place, stage in enumerate(stages) if stage == STAGE)
+    assert last_of_prior < stages.index("least squares, white-box"), "its training counts in no trial's time"
+    assert "prior search" in render(found, None)
+    open_ = by_key(audit(setting(Swap()), budget, tmp_path / "open"))
+    assert "no discrete code" in open_["prior_search-white-box-seed0"].reason
+    assert open_["guided_prior-white-box-seed0"].mse < 0.02
 
 
 @pytest.mark.long

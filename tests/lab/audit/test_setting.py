@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -28,6 +30,25 @@ def test_no_attacker_is_handed_a_test_image(threat):
     for images in held:
         both = torch.cat([images, images.flip(3)])
         assert not private & {image.numpy().tobytes() for image in both}
+
+
+@pytest.mark.parametrize("threat", [threat for threat in Threat if threat is not Threat.OTHER_DATA])
+def test_no_attacker_is_handed_an_image_that_was_held_out(threat):
+    played = setting(Swap())
+    played.held_out_share = 0.25
+    played.shadow, played.classifier = played.target, build_classifier("resnet20", 4)
+    assert (len(played.public), len(played.held_out)) == (180, 60)
+    together = torch.cat([played.public.images, played.held_out.images])
+    assert torch.equal(together, played.train.images)
+    known = played.knowledge(threat)
+    aside = {image.numpy().tobytes() for image in played.held_out.images}
+    handed = (
+        [known.public, known.intercepted] if known.pairs is None else [(every(known.pairs)[0] * 255).round().byte()]
+    )
+    for images in handed:
+        shown = images if images.dtype == torch.uint8 else (1 - images.flip(3)).mul(255).round().byte()
+        both = torch.cat([shown, shown.flip(3)])
+        assert not aside & {image.numpy().tobytes() for image in both}
 
 
 def test_only_the_white_box_has_the_obfuscator():
@@ -96,3 +117,17 @@ def test_dead_leaves_are_reproducible_and_varied():
     # Neighbours are alike, as in photographs and not as in noise.
     across = np.diff(first.numpy().astype(int), axis=3)
     assert np.median(np.abs(across)) == 0 and np.abs(across).max() > 100
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda x: x / (x - x.amax(dim=(1, 2, 3), keepdim=True)), "not finite for 60 of 60 images"),
+        (lambda x: x[:, :, : 16 - (len(x) < 40)], r"60 payloads of sizes \(3, 15, 16\), \(3, 16, 16\)"),
+        (lambda x: x[1:], "58 payloads of sizes"),
+    ],
+)
+def test_payloads_that_are_not_finite_or_of_several_sizes_are_named(broken, message):
+    played = setting(Swap())
+    with pytest.raises(AuditError, match=message):
+        replace(played.target, payload=broken).observe(played.test.images, batch=40)

@@ -99,6 +99,28 @@ def test_of_few_images_the_class_mean_is_told_on_the_same_ones():
     assert "has 0.0750 on the same 200 images: an excess leakage of at least 0.20" in decide(audit).sentences[0]
 
 
+def test_an_attacker_with_clearly_higher_ssim_is_named_although_another_has_the_least_error():
+    def sentence(ssim):
+        sample = trial("posterior sampler", "white-box", 0.05, ssim=ssim, test_images=300)
+        return decide(changed(fake_audit(mse=0.03), more_trials=[sample])).sentences[0]
+
+    best = fake_audit(mse=0.03).best.ssim
+    assert f"SSIM, {best + 0.2:.3f}, is another one (posterior sampler, white-box, on 300 images)" in sentence(
+        best + 0.2
+    )
+    assert "another one" not in sentence(best + 0.02), "chance of few images"
+    assert "another one" not in sentence(best - 0.1)
+
+
+def test_an_attacker_that_reidentifies_most_by_its_images_is_named():
+    (row,) = fake_audit().as_json["identification"]
+    more = row | {"attacker": "distance of images by the guided prior", "measure": "retrieval", "top1": 0.6, "low": 0.5}
+    assert (
+        "the image (by the guided prior) is re-identified"
+        in decide(fake_audit(identification=[row, more])).sentences[0]
+    )
+
+
 @pytest.mark.parametrize("threat", [str(threat) for threat in Threat])
 @pytest.mark.parametrize("pairs", [None, 123])
 def test_every_threat_model_has_words(threat, pairs):

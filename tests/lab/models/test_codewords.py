@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sfumato.errors import AuditError
-from sfumato.lab.models.codewords import CodewordMeans, codeword_means
+from sfumato.lab.models.codewords import CodewordMeans, codeword_means, word_numbers
 
 
 def pairs(values, images):
@@ -74,3 +74,9 @@ def test_words_of_few_images_are_read_as_the_nearest_of_many():
     assert sorted(small.means[:, 0, 0, 0].tolist()) == [0.25, 0.5]
     assert len(whole.reduced(counts, 256, 99).means) == 1, "the commonest one stays"
     assert len(whole.reduced(counts, 3).means) == 3
+
+
+def test_words_are_numbered_as_they_appear_and_rounding_does_not_count():
+    values = torch.tensor([0.5, 0.25, 0.5 + 1e-6, 0.75, 0.25]).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+    assert word_numbers(values).tolist() == [0, 1, 0, 2, 1]
+    assert word_numbers(values[:0]).tolist() == []

@@ -141,3 +141,24 @@ def test_what_is_decoded_has_enough_images_behind_it():
         assert torch.equal(again.decode(codes), sketcher.decode(codes)), "the weights say which codes are kept"
     again.load_state_dict(Sketcher(32, 32, classes=4, bits=5).state_dict())
     assert torch.equal(again.merge(codes), codes), "weights of earlier versions keep all"
+
+
+@pytest.mark.parametrize("photographs", [False, True])
+@pytest.mark.parametrize("merged", [False, True])
+def test_an_attacker_has_a_gradient_where_the_code_has_none_and_the_same_payload(photographs, merged):
+    torch.manual_seed(1)
+    net = Sketcher(16, 16, classes=4, bits=2 if photographs else 5, photographs=photographs).eval()
+    images = IMAGES[..., ::2, ::2].contiguous()
+    if photographs:
+        net.photographs.images.random_(256, generator=torch.Generator().manual_seed(0))
+    if merged:
+        codes = net.encode(images)[0].detach()
+        net.keep_codes(codes[:1], torch.tensor([5]), 1)
+    payload = Payload(net, Normalize((0.5,) * 3, (0.25,) * 3), 16, 16).eval().requires_grad_(False)
+    asked = images.clone().requires_grad_()
+    with torch.no_grad():
+        exact = payload(images)
+    sent = payload(asked)
+    assert torch.allclose(sent.detach(), exact, atol=1e-5)
+    (gradient,) = torch.autograd.grad((sent * torch.randn(sent.shape)).sum(), asked)
+    assert float(gradient.abs().amax(dim=(1, 2, 3)).min()) > 0

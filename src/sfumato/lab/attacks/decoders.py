@@ -16,7 +16,7 @@ from sfumato.lab.attacks.losses import Adversarial, Structure
 from sfumato.lab.attacks.protocol import AttackBudget, Attacker, Prepared, Reconstruct
 from sfumato.lab.attacks.threat_models import Knowledge, Pairs
 from sfumato.lab.models import Deobfuscator, autocast
-from sfumato.lab.models.decoders import ResidualNet, UNet
+from sfumato.lab.models.decoders import ResidualNet, UNet, at_any_size
 
 _STATISTICS_PAIRS = 500
 
@@ -48,19 +48,20 @@ class Decoder(nn.Module):
 
     def forward(self, observed: Tensor) -> Tensor:
         """(N, C, H', W') float32 -> (N, 3, H, W) float32, not bounded."""
-        x = (observed - self.mean) / self.std
-        if x.shape[-2:] != self.size:
-            x = F.interpolate(x, size=self.size, mode="bilinear", antialias=x.shape[-1] > self.size[1])
+        x = as_planes(observed, self.mean, self.std, self.size)
         guess = None
         if self.estimate is not None:
             with torch.autocast(x.device.type, enabled=False):
                 guess = self.estimate(observed)
             x = torch.cat([x, guess - 0.5], dim=1)
-        height, width = self.size
-        multiple = int(self.net.size_multiple)  # type: ignore[arg-type]
-        x = F.pad(x, (0, -width % multiple, 0, -height % multiple), mode="replicate")
-        out: Tensor = self.net(x)[..., :height, :width].float()
+        out = at_any_size(self.net, x)
         return out if guess is None else guess + out
+
+
+def as_planes(observed: Tensor, mean: Tensor, std: Tensor, size: tuple[int, int]) -> Tensor:
+    """Standardise payloads (N, C, H', W') by channel, (1, C, 1, 1), and bring them to the image's size (H, W)."""
+    x = (observed - mean) / std
+    return x if x.shape[-2:] == size else F.interpolate(x, size=size, mode="bilinear", antialias=x.shape[-1] > size[1])
 
 
 class PaperNet(nn.Module):

@@ -68,6 +68,7 @@ class DeepImagePrior(Attacker):
     name = "deep image prior"
     threats = frozenset({Threat.WHITE_BOX, Threat.CLOUD})
     learns = False
+    needs_gradients = True
     test_images = 64
 
     def prepare(self, knowledge: Knowledge, budget: AttackBudget) -> Prepared:

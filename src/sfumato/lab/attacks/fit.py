@@ -73,6 +73,7 @@ def fit_decoder(
     *,
     learning_rate: float = 1e-3,
     identity: str = "",
+    images: bool = True,
 ) -> Fitted:
     """Train a decoder on an attacker's own pairs.
 
@@ -84,6 +85,8 @@ def fit_decoder(
         budget: of the attacker.
         learning_rate: of Adam.
         identity: distinguishes it from other trainings when a checkpoint is resumed.
+        images: whether images come out: their error is measured within [0, 1], and training stops when its curve is
+            flat. Of anything else the error does not tell when to stop.
 
     Raises:
         AuditError: too few pairs, a loss that is not finite, or a checkpoint that cannot be written or read.
@@ -95,7 +98,7 @@ def fit_decoder(
     aside = min(_HELD_OUT, len(pairs) // 5)
     held, mine = order[:aside], order[aside:]
     held_pairs = pairs.batch(held, torch.Generator().manual_seed(budget.seed + 1))
-    training = _Training(identity, net, loss, learning_rate, budget.device)
+    training = _Training(identity, net, loss, learning_rate, budget.device, bounds=(0.0, 1.0) if images else None)
     steps = max(1, budget.images // BATCH)
     validate_every = max(1, steps // VALIDATIONS)
     if budget.checkpoint is not None and budget.checkpoint.exists():
@@ -104,7 +107,7 @@ def fit_decoder(
         training.validate(held_pairs)
     last_saved = time.monotonic()
     with interruptible() as interrupted:
-        while training.step < steps and not _stagnant(training.curve):
+        while training.step < steps and not (images and _stagnant(training.curve)):
             source = torch.Generator().manual_seed(budget.seed * 1_000_003 + training.step)
             batch = mine[torch.randint(len(mine), (min(BATCH, len(mine)),), generator=source)]
             value = training.learn(*pairs.batch(batch, source))
@@ -155,9 +158,16 @@ class _Training:
     """A decoder in training, with everything that a checkpoint holds."""
 
     def __init__(
-        self, identity: str, net: nn.Module, loss: nn.Module, learning_rate: float, device: torch.device
+        self,
+        identity: str,
+        net: nn.Module,
+        loss: nn.Module,
+        learning_rate: float,
+        device: torch.device,
+        *,
+        bounds: tuple[float, float] | None,
     ) -> None:
-        self.identity, self.learning_rate, self.device = identity, learning_rate, device
+        self.identity, self.learning_rate, self.device, self.bounds = identity, learning_rate, device, bounds
         self.net, self.loss = net.to(device).train(), loss.to(device)
         self.average = copy.deepcopy(self.net).eval().requires_grad_(False)
         self.parameters = [p for part in (self.net, self.loss) for p in part.parameters() if p.requires_grad]
@@ -206,8 +216,10 @@ class _Training:
         total, size = 0.0, (images.shape[2], images.shape[3])
         for x, y in zip(in_parts(observed, size, times=4), in_parts(images, size, times=4), strict=True):
             with autocast(self.device):
-                reconstructed = self.average(x.to(self.device))
-            total += float((reconstructed.float().clamp(0, 1) - y.to(self.device)).square().mean()) * len(x)
+                reconstructed = self.average(x.to(self.device)).float()
+            if self.bounds is not None:
+                reconstructed = reconstructed.clamp(*self.bounds)
+            total += float((reconstructed - y.to(self.device)).square().mean()) * len(x)
         return total / len(images)
 
     def _learned(self, net: nn.Module) -> dict[str, Tensor]:

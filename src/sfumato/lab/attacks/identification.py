@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.protocol import AttackBudget, Reconstruct
-from sfumato.lab.attacks.target import Noisy
 from sfumato.lab.attacks.threat_models import FreshPairs, Knowledge, Pairs, Threat
 from sfumato.lab.evaluation.measures import proportion_interval, retrieval_top1
 from sfumato.lab.models import autocast
@@ -30,6 +29,10 @@ _SHIFT = 8
 """Another view is shifted by up to this part of the image's side, one eighth."""
 _BRIGHTNESS = 0.2
 """Another view is brighter or darker by up to this share."""
+OF_ATTACKER = "distance of images by the "
+"""Begins the name of what an attacker that reconstructs slowly re-identifies with."""
+_CHANCE_HITS = 5
+"""Of chance must be expected, so that an interval around chance is not all chance."""
 
 Observe = Callable[[Tensor], Tensor]
 """(N, 3, H, W) uint8 -> the payload for them, (N, C, H', W') float32."""
@@ -46,12 +49,13 @@ class Identification:
         measure: "retrieval" (payload -> image) or "linkage" (payload -> payload).
         attacker: what it compares.
         threat: what it knows.
-        candidates: N, all of one class.
+        candidates: N.
         top1: how often the true one was nearest; ties count their share.
-        chance: 1 / N.
+        chance: what the label alone gives: one out of the candidates of the query's class; 1 / N if all are.
         queries: how many payloads were tried.
         low: of the 95 % interval of `top1`.
         high: likewise.
+        classes: whether the candidates are of the query's class alone, or of all classes.
     """
 
     measure: Measure
@@ -63,6 +67,7 @@ class Identification:
     queries: int
     low: float
     high: float
+    classes: Literal["one", "all"] = "one"
 
 
 def identify(
@@ -76,21 +81,25 @@ def identify(
     observe: Observe | None,
     seed: int,
     candidates: tuple[int, ...] = (10, 100),
+    galleries: tuple[int, ...] = (),
+    embed: Callable[[Tensor], Tensor] | None = None,
     queries: int = 500,
 ) -> list[Identification]:
     """Run every re-identification attack that the threat model allows.
 
     Args:
         knowledge: what the attacker knows; learned scores are trained on its pairs.
-        observed_test: (M, C, H', W') float32, the payload for the test images.
-        originals_test: (M, 3, H, W) uint8, the test images: the candidates, and the truth of the score.
-        labels: (M,) int64, their classes: candidates share the query's.
+        observed_test: (M, C, H', W') float32, the payload for the first test images: the queries.
+        originals_test: (T, 3, H, W) uint8, the test images, at least M: the candidates, and the truth of the score.
+        labels: (T,) int64, their classes: candidates share the query's, and are among the first M.
         reconstruct: the best decoder under this threat, if there is one.
         budget: of each learned score.
         observe: makes payloads of other views of the test images, for linkage; None leaves linkage out.
         seed: of queries, candidates and views.
         candidates: how many there are to choose from; where classes are too small, the largest number that
             half of the test images have companions for.
+        galleries: how many there are to choose from of all classes, for retrieval, of all T images; T if that is less.
+        embed: images (N, 3, H, W) float32 in [0, 1] -> (N, D) float32 features to compare reconstructions by.
         queries: at most.
 
     Returns:
@@ -99,37 +108,84 @@ def identify(
     Raises:
         AuditError: lengths do not fit, or no two test images share a class.
     """
-    if not len(observed_test) == len(originals_test) == len(labels):
+    count = len(observed_test)
+    if not count <= len(originals_test) == len(labels):
         raise AuditError(
-            f"{len(observed_test)} payloads, {len(originals_test)} images and {len(labels)} labels: need one each"
+            f"{count} payloads, {len(originals_test)} images and {len(labels)} labels: need one each, of the first"
         )
-    rounds = [_Round.sample(labels, count, queries, seed) for count in _counts(labels, candidates)]
+    rounds = [_Round.sample(labels[:count], number, queries, seed) for number in _counts(labels[:count], candidates)]
     queried = torch.unique(torch.cat([r.queries for r in rounds]))
     sent = observed_test[queried]
-    attacks: list[tuple[Measure, str, Features]] = [
-        ("retrieval", *attack) for attack in _retrieval(knowledge, sent, originals_test, reconstruct, budget)
+    found: list[Identification] = []
+    shown = [
+        _Gallery.sample(rounds[0].queries, labels, number, seed)
+        for number in sorted({min(max(number, len(rounds[0].queries)), len(labels)) for number in galleries})
     ]
+    every: list[_Round | _Gallery] = [*rounds, *shown]
+    for name, features in _retrieval(knowledge, sent, originals_test, reconstruct, budget, embed):
+        found += [r.score("retrieval", name, knowledge.threat, features, queried) for r in every]
     if observe is not None:
-        views = another_view(originals_test, torch.Generator().manual_seed(seed))
-        linkage = _linkage(knowledge.pairs, sent, originals_test, views, reconstruct, budget, observe)
-        attacks += [("linkage", *attack) for attack in linkage]
-    return [r.score(measure, name, knowledge.threat, f, queried) for measure, name, f in attacks for r in rounds]
+        originals = originals_test[:count]
+        views = another_view(originals, torch.Generator().manual_seed(seed))
+        for name, features in _linkage(knowledge.pairs, sent, originals, views, reconstruct, budget, observe):
+            found += [r.score("linkage", name, knowledge.threat, features, queried) for r in rounds]
+    return found
+
+
+def identify_reconstructed(
+    reconstructed: Tensor,
+    originals_test: Tensor,
+    labels: Tensor,
+    *,
+    attacker: str,
+    threat: Threat,
+    seed: int,
+    candidates: tuple[int, ...] = (10, 100),
+    queries: int = 500,
+) -> list[Identification]:
+    """Re-identify images by reconstructions that are there, of an attacker that is too slow to be called again.
+
+    Args:
+        reconstructed: (K, 3, H, W) float32 in [0, 1], of the first K test images: the queries.
+        originals_test: see `identify`.
+        labels: see `identify`.
+        attacker: whose reconstructions they are.
+        threat: what it knows.
+        seed: of queries and candidates.
+        candidates: see `identify`; numbers that fewer than five queries would be right among by chance are left out.
+        queries: at most.
+
+    Raises:
+        AuditError: no two test images share a class.
+    """
+    every, pool = torch.arange(len(reconstructed)), originals_test.float().flatten(1) / 255
+    counts = [count for count in _counts(labels, candidates) if _CHANCE_HITS * count <= min(queries, len(every))]
+    rounds = [_Round.sample(labels, count, queries, seed, among=len(every)) for count in counts]
+    name, features = f"{OF_ATTACKER}{attacker}", (reconstructed.flatten(1), pool)
+    return [r.score("retrieval", name, threat, features, every) for r in rounds if len(r.queries)]
 
 
 def _retrieval(
-    knowledge: Knowledge, sent: Tensor, originals: Tensor, reconstruct: Reconstruct | None, budget: AttackBudget
+    knowledge: Knowledge,
+    sent: Tensor,
+    originals: Tensor,
+    reconstruct: Reconstruct | None,
+    budget: AttackBudget,
+    embed: Callable[[Tensor], Tensor] | None,
 ) -> Iterator[tuple[str, Features]]:
     pairs = knowledge.pairs
     if reconstruct is not None:
-        yield "distance of reconstructed images", (batched(reconstruct, sent), originals.float().flatten(1) / 255)
+        guessed = batched(reconstruct, sent, flat=False)
+        yield "distance of reconstructed images", (guessed.flatten(1), originals.float().flatten(1) / 255)
+        if embed is not None:
+            of_pool = batched(lambda part: embed(part.float() / 255), originals)
+            yield "features of reconstructed images", (F.normalize(batched(embed, guessed)), F.normalize(of_pool))
     if pairs is not None:
         of_payloads, of_images = _train_matcher(pairs, budget)
         of_pool = batched(lambda part: of_images(part.float() / 255), originals)
         yield "contrastive embedding", (batched(of_payloads, sent), of_pool)
-    if knowledge.threat in (Threat.WHITE_BOX, Threat.CLOUD) and isinstance(pairs, FreshPairs):
-        # Noise in the candidates does not help: the mean is compared where it is known.
-        again_payload = knowledge.module.mean if isinstance(knowledge.module, Noisy) else pairs.payload
-        again = batched(lambda part: again_payload(part.float() / 255), originals)
+    if (encode := knowledge.encode) is not None:  # noise in the candidates would not help
+        again = batched(lambda part: encode(part.float() / 255), originals)
         yield "obfuscating the candidates", _standardised(sent.flatten(1), again)
 
 
@@ -153,19 +209,20 @@ def _linkage(
         yield "contrastive embedding, another view", (batched(encoder, sent), batched(encoder, gallery))
 
 
-def another_view(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Imitate another photograph of the same thing: mirrored or not, shifted, brighter or darker, each image alone.
+def another_view(images: Tensor, generator: torch.Generator, *, alike: bool = False) -> Tensor:
+    """Imitate another photograph of the same thing: mirrored or not, shifted, brighter or darker.
 
-    The shape (N, 3, H, W) and uint8 stay.
+    Each image is changed in its own way, or all `alike`. The shape (N, 3, H, W) and uint8 stay.
     """
-    count, _, height, width = images.shape
+    number, _, height, width = images.shape
+    count = 1 if alike else number
     up, left = height // _SHIFT, width // _SHIFT
     padded = F.pad(images.float(), (left, left, up, up), mode="replicate")
     mirrored = torch.rand(count, generator=generator) < 0.5
     padded = torch.where(mirrored[:, None, None, None], padded.flip(3), padded)
     rows = torch.randint(2 * up + 1, (count, 1), generator=generator) + torch.arange(height)
     columns = torch.randint(2 * left + 1, (count, 1), generator=generator) + torch.arange(width)
-    each = torch.arange(count)[:, None, None]
+    each = torch.arange(number)[:, None, None]
     shifted = padded.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     light = 1 + _BRIGHTNESS * (2 * torch.rand((count, 1, 1, 1), generator=generator) - 1)
     return (shifted * light).round().clamp(0, 255).byte()
@@ -327,11 +384,12 @@ class _Round:
     truth: Tensor
 
     @classmethod
-    def sample(cls, labels: Tensor, count: int, queries: int, seed: int) -> _Round:
+    def sample(cls, labels: Tensor, count: int, queries: int, seed: int, *, among: int | None = None) -> _Round:
+        """Sample queries, among the first images if so many are given, and their candidates among all."""
         source = torch.Generator().manual_seed(seed)
         sizes = torch.bincount(labels)[labels]
         queried = torch.randperm(len(labels), generator=source)
-        queried = queried[sizes[queried] >= count][:queries]
+        queried = queried[(sizes[queried] >= count) & (queried < (among or len(labels)))][:queries]
         truth = torch.randint(count, (len(queried),), generator=source)
         rows = []
         for query, place in zip(queried.tolist(), truth.tolist(), strict=True):
@@ -356,3 +414,36 @@ class _Round:
         top1, count = retrieval_top1(scores, self.truth), self.candidates.shape[1]
         low, high = proportion_interval(top1 * len(self.queries), len(self.queries))
         return Identification(measure, attacker, threat, count, top1, 1 / count, len(self.queries), low, high)
+
+
+@dataclass(frozen=True)
+class _Gallery:
+    """Queries (Q,) and the candidates of all of them, (N,), the queries first; indices of test images.
+
+    The chance is what the label alone gives.
+    """
+
+    queries: Tensor
+    candidates: Tensor
+    chance: float
+
+    @classmethod
+    def sample(cls, queries: Tensor, labels: Tensor, count: int, seed: int) -> _Gallery:
+        shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+        others = shuffled[~torch.isin(shuffled, queries)][: count - len(queries)]
+        candidates = torch.cat([queries, others])
+        alike = labels[candidates].bincount()[labels[queries]]
+        return cls(queries, candidates, float((1 / alike.double()).mean()))
+
+    def score(
+        self, measure: Measure, attacker: str, threat: Threat, features: Features, queried: Tensor
+    ) -> Identification:
+        """Score the attack; see `_Round.score`."""
+        of_queries, of_pool = features
+        rows, pool = of_queries[torch.searchsorted(queried, self.queries)], of_pool[self.candidates]
+        # By differences, as products would tell equal candidates apart by their rounding.
+        scores = -torch.cdist(rows, pool, compute_mode="donot_use_mm_for_euclid_dist")
+        count, tried = len(self.candidates), len(self.queries)
+        top1 = retrieval_top1(scores, torch.arange(tried))
+        low, high = proportion_interval(top1 * tried, tried)
+        return Identification(measure, attacker, threat, count, top1, self.chance, tried, low, high, "all")

@@ -34,6 +34,8 @@ class AttackBudget:
         checkpoint: a file in which a learned attacker keeps its state and from which it resumes; None for none.
         progress: see `sfumato.progress.Progress`.
         stage: what the attack is called there.
+        prior_images: training images of 32x32 that an image prior sees, with repetition; see
+            `sfumato.lab.attacks.prior`.
     """
 
     images: int
@@ -43,6 +45,7 @@ class AttackBudget:
     checkpoint: Path | None = None
     progress: Progress = silent
     stage: str = "attack"
+    prior_images: int = 0
 
     def report(self, done: int, total: int) -> None:
         """Report progress, in units of the attacker's own."""
@@ -75,11 +78,21 @@ class Attacker:
         name: for people, and to distinguish trials.
         threats: under which threat models it can work.
         learns: whether it learns once and then reconstructs any number of images quickly.
+        needs_gradients: whether it can do nothing without the obfuscator's gradients.
+        uses_prior: whether it needs an image prior, which is trained once for a data set.
+        refines: whether it starts from the best reconstruction that was learned before, see `Knowledge.estimate`.
     """
 
     name: str
     threats: frozenset[Threat] = frozenset(Threat) - {Threat.NO_PAIRS}
     learns: bool = True
+    needs_gradients: bool = False
+    uses_prior: bool = False
+    refines: bool = False
+
+    def evaluations(self, steps: int) -> int:
+        """Return how often a large network is computed for each payload, where that takes long; for estimates."""
+        return 0
 
     def prepare(self, knowledge: Knowledge, budget: AttackBudget) -> Prepared:
         """Learn what can be learned before the attack.

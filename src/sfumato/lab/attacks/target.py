@@ -52,7 +52,10 @@ class Coded(Protocol):
     """An obfuscator whose output depends on the image through a code of a few bits alone."""
 
     code_bits: int
-    """How many bits: the payload takes at most `2 ** code_bits` different values."""
+    """How many bits: the payload takes at most `2 ** code_bits` different values.
+
+    An attribute `code_values`, where there is one, says how many it really takes at most.
+    """
 
 
 @dataclass(frozen=True)
@@ -107,12 +110,17 @@ class Target:
         """Return the payload for images, a batch at a time: (N, 3, H, W) uint8 -> (N, C, H', W') float32.
 
         Raises:
-            AuditError: payloads that are not finite, or of different sizes.
+            AuditError: payloads of several sizes, not one for each image, or not finite.
         """
         parts = [self.payload(part.float() / 255) for part in images.split(batch)]  # type: ignore[no-untyped-call]
-        if len(sizes := {tuple(part.shape[1:]) for part in parts}) > 1:
-            raise AuditError(f"{self.name} gives payloads of different sizes, {sorted(sizes)}: one size is expected")
-        payloads = torch.cat(parts)
-        if not bool(payloads.isfinite().all()):
-            raise AuditError(f"{self.name} gives payloads that are not finite for some images: it cannot be audited")
-        return payloads
+        shapes = sorted({tuple(part.shape[1:]) for part in parts})
+        if len(shapes) > 1 or sum(map(len, parts)) != len(images):
+            raise AuditError(
+                f"{self.name} gives {sum(map(len, parts))} payloads of sizes {', '.join(map(str, shapes))} for "
+                f"{len(images)} images; one for each, all of one size, is expected"
+            )
+        observed = torch.cat(parts)
+        if not bool(observed.isfinite().all()):
+            broken = int((~observed.isfinite().flatten(1).all(dim=1)).sum())
+            raise AuditError(f"{self.name} gives numbers that are not finite for {broken} of {len(images)} images")
+        return observed

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import AuditError
+from sfumato.lab.attacks.target import Noisy
 
 
 class UnavailableError(AuditError):
@@ -106,6 +107,8 @@ class Knowledge:
         module: the obfuscator with gradients, under `WHITE_BOX` and `CLOUD`, if it has any.
         intercepted: (M, C, H', W') float32, payloads of images that it does not know; under `NO_PAIRS`.
         public: (N, 3, H, W) uint8, images of the same kind as the intercepted ones, not the same; under `NO_PAIRS`.
+        estimate: the best reconstruction that the same attacker learned before from these pairs, as
+            `sfumato.lab.attacks.protocol.Reconstruct`; None if it learned none.
     """
 
     threat: Threat
@@ -115,3 +118,11 @@ class Knowledge:
     module: nn.Module | None = None
     intercepted: Tensor | None = None
     public: Tensor | None = None
+    estimate: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def encode(self) -> Callable[[Tensor], Tensor] | None:
+        """The obfuscator, for an attacker that holds it: images -> payloads, without noise where that is known."""
+        if self.threat not in (Threat.WHITE_BOX, Threat.CLOUD) or not isinstance(self.pairs, FreshPairs):
+            return None
+        return torch.no_grad()(self.module.mean) if isinstance(self.module, Noisy) else self.pairs.payload

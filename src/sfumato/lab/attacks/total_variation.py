@@ -16,7 +16,7 @@ from sfumato.errors import AuditError
 from sfumato.lab.attacks.linear import solve
 from sfumato.lab.attacks.protocol import AttackBudget, Attacker, Prepared, Reconstruct
 from sfumato.lab.attacks.target import Noisy
-from sfumato.lab.attacks.threat_models import Knowledge, Threat
+from sfumato.lab.attacks.threat_models import Knowledge, Threat, UnavailableError
 
 WEIGHTS = (0.0, 1e-2, 1e-1)
 """Of the total variation, against a misfit that is 1 for an image that explains nothing."""
@@ -36,6 +36,7 @@ class TotalVariation(Attacker):
     name = "total variation"
     threats = frozenset({Threat.WHITE_BOX, Threat.CLOUD})
     learns = False
+    needs_gradients = True
     test_images = 200
 
     def prepare(self, knowledge: Knowledge, budget: AttackBudget) -> Prepared:
@@ -81,11 +82,11 @@ class Inversion:
         Channels of `observed` after those of `forward` are not compared.
 
         Raises:
-            AuditError: no gradient comes through `forward`.
+            UnavailableError: no gradient comes through `forward`.
         """
         payload = self.forward(images)
         if not payload.requires_grad:
-            raise AuditError(
+            raise UnavailableError(
                 "no gradient comes through the obfuscator; give a module that does not switch gradients off"
             )
         apart = (payload - observed[:, : payload.shape[1]]).square()
@@ -129,7 +130,7 @@ def descend(known: Inversion, observed: Tensor, *, weight: float, anchor: float,
         steps: of Adam; the images are clamped after each.
 
     Raises:
-        AuditError: no gradient comes through the obfuscator.
+        UnavailableError: no gradient comes through the obfuscator.
     """
     start = known.start(observed)
     images = start.detach().clone().requires_grad_()

@@ -1,7 +1,8 @@
 """Bounds that noise, or a code of a few bits, puts on every attacker, also those that were not built yet.
 
-With a code, the number of its values bounds how often the original is re-identified. With noise that is added after the
-last step that depends on the image there are three bounds:
+With a code, the number of its values bounds how often the original is re-identified among any images; what it gives
+away of the test images is counted in `sfumato.lab.audit.codes`. With noise that is added after the last step that
+depends on the image there are three bounds:
 
 - **Fisher information** bounds the error of unbiased attackers, without an assumption on the images. Learned ones are
   biased: they use what images look like, and may fall below it.
@@ -24,10 +25,10 @@ from torch import Tensor
 
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.target import Noisy
-from sfumato.lab.audit.schema import Certificate
+from sfumato.lab.audit.codes import CANDIDATES
+from sfumato.lab.audit.schema import Certificate, CodeFacts
 from sfumato.progress import Progress, silent
 
-CANDIDATES = (10, 100, 1000, 10_000)
 MAX_JOINT = 4096
 """Up to so many numbers an image, matrices over all pairs of them are formed; a 3x32x32 image has 3072."""
 JACOBIANS = 4
@@ -50,10 +51,12 @@ _ASSUMPTIONS = (
 )
 _CODED = "the payload depends on the image through the code alone, as it states; candidates are equally likely"
 _GATED = (
-    "that an image is not sent counts as one more payload, and the candidates are all images, sent or not: an attacker "
-    "that knows that it was sent drops the candidates that would have been handled on-device"
+    "that an image is not sent counts as one more payload, and the candidates are all images, sent or not; for an "
+    "attacker that knows that its image was sent the candidates are those that are sent"
 )
-_ONE_IMAGE = "several images of the same subject reveal more than one of them; the bits of each are added up"
+_VIEWS = (
+    "the identical image sent again tells nothing more; another view of the same scene tells as many bits again at most"
+)
 _UNBIASED = "mse_bound_unbiased holds for attackers without bias alone; learned attackers are biased"
 _GAUSSIAN = "mse_bound_any holds if images are Gaussian with the covariance of those examined; real ones may fall below"
 _ESTIMATED = "the trace of the Fisher information is estimated from random directions (Hutchinson), not exact"
@@ -110,26 +113,32 @@ def certify(noisy: object, images: Tensor, *, seed: int = 0, progress: Progress 
     )
 
 
-def certify_code(bits: int, *, gated: bool = False) -> Certificate:
+def certify_code(bits: int, code: CodeFacts | None = None, *, gated: bool = False) -> Certificate:
     """Bound what any attacker can learn where the payload is made from a code of at least 1 bit alone.
 
-    Among N candidates, all equally likely, no attacker re-identifies the original in more than `2^bits / N` of cases:
-    each of the `2^bits` payloads points to one candidate at best. With a gate, that nothing is sent counts as one
-    payload more: `(2^bits + 1) / N` over all images, sent or not.
+    Among N candidates, all equally likely, no attacker re-identifies the original in more than `values / N` of cases:
+    each payload points to one candidate at best. So up to N = values nothing is certified. With a gate, that nothing is
+    sent counts as one payload more: `(values + 1) / N` over all images, sent or not.
 
-    Source: the hit rate of the best guess is the sum over all payloads of the most probable candidate's joint
-    probability, each at most 1 / N; Cover and Thomas 2006, section 2.10, has the bound in bits.
+    Args:
+        bits: of the code.
+        code: what was counted on images: how many codes can be reached, and whether there is a gate.
+        gated: whether there is a gate, where nothing was counted.
+
+    Source: see `sfumato.lab.audit.codes`.
     """
-    values = 2.0**bits + gated
+    gated = gated or (code is not None and code.silence is not None)
+    payloads = (2.0**bits if code is None else code.values) + gated
     return Certificate(
         dfil=None,
         mse_bound_unbiased=None,
         mse_bound_any=None,
-        rate_bits=math.log2(values),
-        top1_bounds={n: min(1.0, values / n) for n in CANDIDATES},
+        rate_bits=math.log2(payloads),
+        top1_bounds={n: min(1.0, payloads / n) for n in CANDIDATES},
         images=0,
         jacobians=0,
-        assumptions=(_CODED, *([_GATED] if gated else []), _ONE_IMAGE),
+        assumptions=(_CODED, *([_GATED] if gated else []), _VIEWS),
+        code=code,
     )
 
 

@@ -44,12 +44,12 @@ def infer_columns(
     Raises:
         AuditError: not one value for each image.
     """
-    train, test = setting.train, setting.test.subset(test_images)
+    train, test = setting.public, setting.test.subset(test_images)
     for name, both in columns.items():
-        for column, images in zip(both, (train, setting.test), strict=True):
+        for column, images in zip(both, (setting.train, setting.test), strict=True):
             if len(column) != len(images):
                 raise AuditError(f"{len(column)} values of {name!r} for {len(images)} images: need one each")
-    known = {name: column for name, (column, _) in columns.items()}
+    known = {name: column[: len(train)] for name, (column, _) in columns.items()}
     truth = {name: column[: len(test)] for name, (_, column) in columns.items()}
     plain = _from_plain_images(train, test, known, truth, budget)
     correct: dict[Threat, dict[str, int]] = {}

@@ -19,18 +19,20 @@ from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.artifacts.provenance import provenance
 from sfumato.errors import AuditError, Interrupted
 from sfumato.lab.attacks.extraction import Extraction
-from sfumato.lab.attacks.identification import Identification, identify
+from sfumato.lab.attacks.identification import Identification, identify, identify_reconstructed
 from sfumato.lab.attacks.image_attributes import Attribute, infer
 from sfumato.lab.attacks.protocol import CPU, AttackBudget
 from sfumato.lab.attacks.target import Coded, NoisyWithin
 from sfumato.lab.attacks.threat_models import Threat
 from sfumato.lab.audit.budget import BUDGETS, Budget, Trial
 from sfumato.lab.audit.certificate import certify, certify_code
+from sfumato.lab.audit.codes import code_facts
 from sfumato.lab.audit.extraction import extract_training_set, extraction_check
 from sfumato.lab.audit.label_attributes import Columns, infer_columns
 from sfumato.lab.audit.points import frontier_of
 from sfumato.lab.audit.references import references
 from sfumato.lab.audit.result_store import ResultStore, cached, stored_images
+from sfumato.lab.audit.sampler_checks import sampler_checks
 from sfumato.lab.audit.sanity_checks import decoder_checks, trial_checks
 from sfumato.lab.audit.schema import (
     SCHEMA,
@@ -54,17 +56,24 @@ from sfumato.lab.audit.schema import (
 )
 from sfumato.lab.audit.selective import gate_figures, gated_plain
 from sfumato.lab.audit.setting import AttackSetting
-from sfumato.lab.audit.trials import Trials
+from sfumato.lab.audit.trials import ATTACKED, Trials
 from sfumato.lab.audit.verdict import UNDECIDED, decide
 from sfumato.lab.evaluation.accuracy import classify
+from sfumato.lab.evaluation.evaluator import load_evaluator
 from sfumato.lab.evaluation.measures import SSIM_WINDOW
-from sfumato.lab.models.codewords import distinct
+from sfumato.lab.evaluation.recognition import Recogniser, RecognitionScale
 from sfumato.progress import Progress, silent
 
 T = TypeVar("T")
 _CERTIFICATE_IMAGES = 10_000
 _REFERENCE_PIXELS, _LEAST_REFERENCE_IMAGES = 12_000_000, 500
 """What references are measured on at most: all of CIFAR-10's test images, fewer of larger ones; each row says so."""
+
+
+GALLERIES = (1_000, 10_000)
+"""Test images of all classes that one is re-identified among; fewer where there are fewer, and each row says so."""
+_POOL_NUMBERS = 1 << 28
+"""Of the images in a gallery: 1 GiB."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +183,7 @@ def _identity(setting: AttackSetting, budget: Budget, comparison: Comparison) ->
         "other": None if setting.other is None else hashlib.sha256(setting.other.numpy().tobytes()).hexdigest(),
         "attributes": sorted(comparison.attributes or {}),
         "budget": repr(budget),
-        "data": [train.sha256, test.sha256, len(train), len(test)],
+        "data": [train.sha256, test.sha256, len(train), len(test), len(setting.public)],
     }
 
 
@@ -193,15 +202,17 @@ class _Run:
         self.trials = Trials(self.setting, self.budget, self.store, self.device, self.progress)
         self.tried = self.setting.test.subset(self.budget.test_images)
         self.steps_done = 0
-        self.steps = len(self.trials.planned) + self.budget.seeds - 1 + 7 + bool(self.setting.target.gate)
+        self.steps = len(self.trials.planned) + self.budget.seeds - 1 + 8 + bool(self.setting.target.gate)
 
     def result(self) -> AuditResult:
         """Run every step that was not done before."""
         setting, target = self.setting, self.setting.target
         self.progress("audit", 0, self.steps)
         utility = self._step("accuracy", Utility | None, self._utility)
+        self.trials.train_prior()
         table = self._step("references", tuple[Reference, ...], self._references)
         checks = self._step("sanity checks", tuple[SanityCheck, ...], self._sanity_checks, "sanity-checks")
+        scale, scale_note = self._recognition()
         first = [self._trial(trial) for trial in self.trials.planned]
         strongest = [trial for trial in self.trials.planned if (best := best_of(first)) and trial.key == best.key]
         repeated = [replace(trial, seed=seed) for seed in range(1, self.budget.seeds) for trial in strongest]
@@ -232,11 +243,14 @@ class _Run:
                 train_images=len(setting.train),
                 test_images=len(setting.test),
                 sha256={"train": setting.train.sha256, "test": setting.test.sha256},
+                held_out=len(setting.train) - len(setting.public),
             ),
             utility=utility,
             class_mean_mse=class_mean_mse,
             references=table,
             trials=tuple(trials),
+            recognition=scale,
+            recognition_note=scale_note,
             identification=identification,
             attributes=attributes,
             extraction=extraction,
@@ -298,8 +312,22 @@ class _Run:
         images, setting = self.budget.sanity_check_images, self.setting
         if not images:
             return ()
-        found = decoder_checks(setting.train, setting.test, images=images, device=self.device, progress=self.progress)
+        train, test = setting.train, setting.test
+        found = decoder_checks(train, test, images=images, device=self.device, progress=self.progress)
+        found += sampler_checks(train, test, budget=self.budget, device=self.device, progress=self.progress)
         return found if setting.target.bundle is None else (*found, extraction_check(setting.train, setting.test))
+
+    def _recognition(self) -> tuple[RecognitionScale | None, str]:
+        """The ends of the measures; the trials get what judges their reconstructions."""
+        setting, held_out, images = self.setting, self.setting.held_out, self.budget.evaluator_images
+        if held_out is None or not images:
+            return None, "no training images were held out for an evaluator"
+        try:
+            evaluator = load_evaluator(held_out, images=images, device=self.device, progress=self.progress)
+        except AuditError as error:
+            return None, str(error)
+        self.trials.recogniser = recogniser = Recogniser(evaluator, setting.test.images, setting.test.labels)
+        return self._step("recognition", RecognitionScale, lambda: recogniser.scale(setting.public)), ""
 
     def _trial(self, trial: Trial) -> DoneTrial | LostTrial:
         known = self.store.known(trial.key, AnyTrial)
@@ -310,18 +338,27 @@ class _Run:
         return found
 
     def _identification(self, trials: Sequence[DoneTrial | LostTrial]) -> tuple[Identification, ...]:
-        setting, tried = self.setting, self.tried
-        prepared = self.trials.strongest_decoder(trials)
+        setting, test = self.setting, self.setting.test
+        prepared, recogniser = self.trials.strongest_decoder(trials), self.trials.recogniser
+        shown = max(len(self.tried), _POOL_NUMBERS // test.images[0].numel())
         found = identify(
             setting.knowledge(Threat.WHITE_BOX),
-            setting.observed(Threat.WHITE_BOX, len(tried)),
-            tried.images,
-            tried.labels,
+            setting.observed(Threat.WHITE_BOX, len(self.tried)),
+            test.images[:shown],
+            test.labels[:shown],
             reconstruct=prepared.reconstruct if prepared else None,
             budget=self._attack_budget(self.budget.identification_images, "identification"),
             observe=setting.target.observe,
+            galleries=GALLERIES,
+            embed=(lambda images: recogniser.evaluator.judge(images)[0]) if recogniser else None,
             seed=setting.seed,
         )
+        for trial in trials:
+            kept = stored_images(self.store.folder, f"{trial.key}-{ATTACKED}")
+            if kept is not None and trial.status == "done" and trial.views == 1:
+                drawn = kept[: len(self.tried)].float() / 255
+                by = partial(identify_reconstructed, attacker=trial.attacker, threat=trial.threat, seed=setting.seed)
+                found += by(drawn, self.tried.images, self.tried.labels)
         return tuple(found)
 
     def _attributes(self) -> tuple[Attribute, ...]:
@@ -331,7 +368,7 @@ class _Run:
             setting.target.observe,
             tried.images,
             tried.labels,
-            setting.train.labels,
+            setting.public.labels,
             budget=self._attack_budget(self.budget.attribute_images, "attributes"),
             seed=setting.seed,
         )
@@ -351,13 +388,8 @@ class _Run:
 
     def _certificate(self) -> tuple[Certificate | None, str]:
         target = self.setting.target
-        if isinstance(target.module, Coded):
-            bits = target.module.code_bits
-            seen = self.setting.observed(Threat.WHITE_BOX, len(self.setting.test))
-            if (values := distinct(seen)) > 2**bits:
-                return None, f"a code of {bits} bits is stated, but {values:,} different payloads were sent"
-            note = "It holds for every attacker, for one image; each further image adds as many bits."
-            return certify_code(bits, gated=target.gate is not None), note
+        if isinstance(target.module, Coded) and not target.stochastic:
+            return self._certify_code(target.module.code_bits)
         if not target.stochastic:
             return None, "without noise nothing bounds what an attacker may reconstruct"
         noise = target.module.noisy_code if isinstance(target.module, NoisyWithin) else target.module
@@ -366,6 +398,13 @@ class _Run:
         except AuditError as error:
             return None, str(error)
         return certificate, "It holds for one obfuscation of an image; each further one weakens it."
+
+    def _certify_code(self, bits: int) -> tuple[Certificate | None, str]:
+        facts = code_facts(self.setting, bits, views_of=len(self.tried), progress=self.progress)
+        if facts.observed > facts.values:
+            stated = f"a code of {bits} bits, {facts.values:,.0f} values, is stated"
+            return None, f"{stated}, but {facts.observed:,} different payloads were sent"
+        return certify_code(bits, facts), "It holds for every attacker, for one image."
 
     def _gate(self, best: DoneTrial | None) -> GateFigures | None:
         reconstructed = stored_images(self.store.folder, f"{best.key}-all") if best else None

@@ -81,14 +81,26 @@ def decoder_checks(
     Raises:
         Interrupted: Ctrl-C or SIGTERM.
     """
-    here = Path(__file__)
-    folders = [Path(str(attacks.__file__)).parent, Path(models.__file__).parent]
-    files = [here, here.with_name("references.py"), Path(str(measures.__file__))]
-    files += [file for folder in folders for file in folder.glob("*.py")]
-    code = code_sha256(*sorted(files))
-    of = (code, torch.__version__, images, train.sha256, test.sha256, len(train), len(test), device.type)
+    of = checks_depend_on(train, test, images, device)
     find = partial(_decoder_checks, train, test.subset(_TEST_IMAGES), images, device, progress)
     return cached("sanity-checks", of, tuple[SanityCheck, ...], find)
+
+
+def checks_depend_on(train: ImageSet, test: ImageSet, images: int, device: torch.device) -> tuple[object, ...]:
+    """Return all that what sanity checks find depends on, the code of the attackers included."""
+    folders = [Path(str(attacks.__file__)).parent, Path(models.__file__).parent]
+    files = [Path(__file__).with_name(f"{name}.py") for name in ("sanity_checks", "sampler_checks", "references")]
+    files += [Path(str(measures.__file__)), *(file for folder in folders for file in folder.glob("*.py"))]
+    return (
+        code_sha256(*sorted(files)),
+        torch.__version__,
+        images,
+        train.sha256,
+        test.sha256,
+        len(train),
+        len(test),
+        device.type,
+    )
 
 
 def _decoder_checks(

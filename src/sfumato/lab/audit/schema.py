@@ -18,6 +18,7 @@ from sfumato.lab.attacks.extraction import Extraction
 from sfumato.lab.attacks.identification import Identification
 from sfumato.lab.attacks.image_attributes import Attribute
 from sfumato.lab.attacks.threat_models import Threat
+from sfumato.lab.evaluation.recognition import Recognition, RecognitionScale
 from sfumato.lab.evaluation.results import as_type
 
 SCHEMA: Literal["sfumato.audit/2"] = "sfumato.audit/2"
@@ -83,12 +84,13 @@ class BudgetFacts(Model):
 
 
 class DataFacts(Model):
-    """The images, with their SHA-256 in hex."""
+    """The images, with their SHA-256 in hex; of the training images `held_out` were handed to no attacker."""
 
     source: str
     train_images: int
     test_images: int
     sha256: dict[Literal["train", "test"], str]
+    held_out: int = 0
 
 
 class GatedPlain(Model):
@@ -168,6 +170,7 @@ class DoneTrial(_AnyTrial):
         images_seen: training images, with repetition.
         curve: (training images seen, mean squared error on held-out pairs).
         flattened: whether the end of the curve is flat; None without a curve.
+        recognition: what an evaluator recognises in the reconstructions; None if there was none.
     """
 
     status: Literal["done"] = "done"
@@ -181,6 +184,7 @@ class DoneTrial(_AnyTrial):
     images_seen: int | None = None
     curve: tuple[tuple[int, float], ...] = ()
     flattened: bool | None = None
+    recognition: Recognition | None = None
 
 
 class LostTrial(_AnyTrial):
@@ -210,6 +214,85 @@ class SanityCheck(Model):
     detail: str = ""
 
 
+class BestGuess(Model):
+    """The best re-identification that any attacker can reach among so many of the test images; exact.
+
+    Attributes:
+        candidates: images to choose from, each equally likely.
+        classes: whether they are of one class, which the attacker knows, or of all.
+        top1: different codes among them, divided by their number; the mean over all such galleries.
+    """
+
+    candidates: int
+    classes: Literal["one", "all"]
+    top1: float
+
+
+class Transmissions(Model):
+    """What so many transmissions of one scene, each from another view of it, tell; the identical image tells no more.
+
+    Attributes:
+        count: k, the number of transmissions; with 1 the image itself is sent.
+        bits: at most so many bits pass: k times those of one.
+        observed: how many different sequences of codes the images have, for views that the attacker knows.
+        images: how many images were tried.
+        top1: the best re-identification among them, observed / images.
+    """
+
+    count: int
+    bits: float
+    observed: int
+    images: int
+    top1: float
+
+
+class Silence(Model):
+    """What it tells that an image is sent, or not; over the test images.
+
+    Attributes:
+        offload_rate: share that is sent.
+        bits: entropy of that decision: at most so many bits about an image, and never more than 1.
+        label_bits: of these, bits about the on-device prediction, which stays on the device if nothing is sent.
+        top1: the best re-identification among all images, where that nothing is sent counts as one more payload.
+        images: how many these are.
+        sent_images: how many of them are sent.
+        sent_top1: the best re-identification among those alone, by an attacker that knows that its image was sent;
+            None if none is.
+    """
+
+    offload_rate: float
+    bits: float
+    label_bits: float
+    top1: float
+    images: int
+    sent_images: int
+    sent_top1: float | None
+
+
+class CodeFacts(Model):
+    """What a deterministic code tells, counted on the test images: no attacker does better, and one reaches it.
+
+    Attributes:
+        bits: of the code.
+        values: how many codes can be reached at most. Among no more candidates than that nothing is certified.
+        observed: how many codes the images have.
+        images: how many images were counted.
+        entropy_bits: of the codes: so many bits about which image it was pass, on average.
+        best: the best re-identification.
+        transmissions: of several views of one scene.
+        silence: what the gate tells; None without one.
+    """
+
+    bits: int
+    values: float
+    observed: int
+    images: int
+    entropy_bits: float
+    best: tuple[BestGuess, ...]
+    transmissions: tuple[Transmissions, ...] = ()
+    silence: Silence | None = None
+
+
 class Certificate(Model):
     """Bounds that hold against every attacker, if the assumptions do.
 
@@ -224,6 +307,7 @@ class Certificate(Model):
         images: over how many images the covariances were taken.
         jacobians: for how many of them the Fisher information was computed.
         assumptions: what the bounds rest on, in words.
+        code: exact statements about a deterministic code; None where there is none, and in audits of early versions.
     """
 
     dfil: float | None
@@ -234,6 +318,7 @@ class Certificate(Model):
     images: int
     jacobians: int
     assumptions: tuple[str, ...]
+    code: CodeFacts | None = None
 
 
 class GateFigures(Model):
@@ -333,6 +418,7 @@ class AuditSummary(Model):
             no attacker finished.
         utility: None if the classifier's classes are not known.
         class_mean_mse: the class mean's mean squared error on all test images: what the label alone gives.
+        recognition: what the label alone and the image itself reach, for the figures of `best`; None if not measured.
         extraction: what each file of the bundle shows of the training images; empty for what is no bundle, and in
             audits of early versions.
     """
@@ -343,6 +429,7 @@ class AuditSummary(Model):
     utility: Utility | None
     gate: GateFigures | None = None
     class_mean_mse: float
+    recognition: RecognitionScale | None = None
     identification: tuple[Identification, ...]
     attributes: tuple[Attribute, ...]
     extraction: tuple[Extraction, ...] = ()
@@ -355,6 +442,7 @@ class AuditResult(AuditSummary):
 
     Attributes:
         certificate_note: what the certificate holds for, or why there is none.
+        recognition_note: why recognition was not measured; empty where it was.
     """
 
     model_config = ConfigDict(title="sfumato audit", serialize_by_alias=True)
@@ -366,6 +454,7 @@ class AuditResult(AuditSummary):
     trials: tuple[AnyTrial, ...]
     sanity_checks: tuple[SanityCheck, ...]
     certificate_note: str
+    recognition_note: str = ""
     frontier: tuple[Point, ...]
 
     @property

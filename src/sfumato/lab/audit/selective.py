@@ -52,8 +52,8 @@ def gate_figures(
     gate, test = setting.target.gate, setting.test
     if gate is None:
         return None
-    own = _in_parts(gate.logits, test.images)
-    sent, correct = gate.sends(own), (own.argmax(dim=1) == test.labels).float()
+    sent, own = on_device(gate, test.images)
+    correct = (own == test.labels).float()
     progress("gate", 1, 4)
     gated = correct.clone()
     if logits is not None and bool(sent.any()):
@@ -78,6 +78,12 @@ def gate_figures(
     attacker, mse = min(errors.items(), key=lambda item: item[1])
     leakages = _leakages(mse, sent, class_mean_errors.double())
     return figures.model_copy(update={"attacker": attacker, "mse_sent": mse, **leakages})
+
+
+def on_device(gate: LocalClassifier, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, H, W) uint8 -> which of them are sent, (N,) bool, and the on-device predictions, (N,) int64."""
+    own = _in_parts(gate.logits, images)
+    return gate.sends(own), own.argmax(dim=1)
 
 
 def _leakages(mse: float, sent: Tensor, class_mean_errors: Tensor) -> dict[str, float]:
@@ -121,7 +127,7 @@ def gated_plain(own: Tensor, cloud: Tensor, labels: Tensor, class_mean_errors: T
 def _attacks_on_sent(setting: AttackSetting, gate: LocalClassifier, sent: Tensor) -> dict[str, float]:
     """The error on sent test images of attackers that learn from sent training images alone."""
     target, asked = setting.target, setting.test.images[sent]
-    known = setting.train.images[gate.sends(_in_parts(gate.logits, setting.train.images))]
+    known = setting.public.images[on_device(gate, setting.public.images)[0]]
     errors: dict[str, float] = {}
     if len(known) < _LEAST_SENT:
         return errors

@@ -23,6 +23,9 @@ from sfumato.lab.attacks.threat_models import (
 )
 from sfumato.lab.data import ImageSet
 
+HELD_OUT_SHARE = 0.2
+"""Of the training images, in the audits of the command line, for the evaluator of reconstructions."""
+MOST_HELD_OUT = 10_000
 _INTERCEPTED = 5_000
 _OTHER_IMAGES = 10_000
 _MOST_NOISY_PAIRS = 20_000
@@ -35,12 +38,13 @@ class AttackSetting:
 
     Attributes:
         target: the obfuscator.
-        train: public images.
+        train: public images; attackers are handed `public`, which are all of them but for those held out.
         test: private images; attackers see only the payload for them.
         classifier: (N, C, H, W) float32, the payload -> logits; for the cloud's operator. None if not known.
         shadow: another obfuscator by the same recipe. None if there is none.
         other: (N, 3, H, W) uint8, images of another kind; dead leaves if None.
         seed: of which pairs are known.
+        held_out_share: of the training images, which no attacker is handed, for those who judge reconstructions.
     """
 
     target: Target
@@ -50,8 +54,24 @@ class AttackSetting:
     shadow: Target | None = None
     other: Tensor | None = None
     seed: int = 0
+    held_out_share: float = 0.0
     _last: tuple[object, Knowledge] | None = field(default=None, init=False)
     _seen: dict[int, Tensor] = field(default_factory=dict, init=False)
+
+    @property
+    def public(self) -> ImageSet:
+        """The training images that attackers may be handed: the first ones."""
+        return self.train.subset(len(self.train) - self._held)
+
+    @property
+    def held_out(self) -> ImageSet | None:
+        """The training images that no attacker is handed, the last ones; None if there are none."""
+        train, count = self.train, self._held
+        return replace(train, images=train.images[-count:], labels=train.labels[-count:]) if count else None
+
+    @property
+    def _held(self) -> int:
+        return min(MOST_HELD_OUT, int(self.held_out_share * len(self.train)))
 
     def knowledge(self, threat: Threat, *, pairs: int | None = None, views: int = 1) -> Knowledge:
         """Return what an attacker is handed.
@@ -84,7 +104,7 @@ class AttackSetting:
         return iter(torch.split(self.observed(threat, count, views=views), size))
 
     def _knowledge(self, threat: Threat, pairs: int | None, views: int) -> Knowledge:
-        train, target = self.train.images, self._averaged(views)
+        train, target = self.public.images, self._averaged(views)
         hand = partial(Knowledge, threat, target.height, target.width)
         match threat:
             case Threat.PAIRS:
@@ -108,15 +128,16 @@ class AttackSetting:
 
     @cached_property
     def order(self) -> Tensor:
-        """Which training images become known pairs, the first ones first, (N,) int64."""
-        return torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.seed))
+        """Which public images become known pairs, the first ones first, (N,) int64."""
+        return torch.randperm(len(self.public), generator=torch.Generator().manual_seed(self.seed))
 
     def _known(self, pairs: int | None) -> Pairs:
-        if pairs is not None and pairs > len(self.train):
-            raise UnavailableError(f"only {len(self.train):,} training images to make pairs of")
+        public = self.public.images
+        if pairs is not None and pairs > len(public):
+            raise UnavailableError(f"only {len(public):,} training images to make pairs of")
         if not self.target.stochastic:
-            return LazyPairs(self.train.images[self.order[:pairs]], self.target.payload)
-        images = self.train.images[self.order[: min(pairs or len(self.order), _MOST_NOISY_PAIRS)]]
+            return LazyPairs(public[self.order[:pairs]], self.target.payload)
+        images = public[self.order[: min(pairs or len(self.order), _MOST_NOISY_PAIRS)]]
         return FixedPairs(images, self.target.observe(images))
 
     @cached_property

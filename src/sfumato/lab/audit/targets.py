@@ -150,6 +150,7 @@ class _ThroughFile(nn.Module):
         self.payload, self.module = payload, module
         if isinstance(module, Coded):  # integers change which code it makes, and nothing else passes
             self.code_bits = module.code_bits
+            self.code_values: int = getattr(module, "code_values", 2**module.code_bits)
 
     def forward(self, images: Tensor) -> Tensor:
         near: Tensor = self.module(images)

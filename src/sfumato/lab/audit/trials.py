@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sfumato.errors import Interrupted
+from sfumato.errors import AuditError, Interrupted
+from sfumato.lab.attacks.prior import image_prior
 from sfumato.lab.attacks.protocol import AttackBudget, Prepared
 from sfumato.lab.attacks.registry import ATTACKERS
 from sfumato.lab.attacks.threat_models import Threat, UnavailableError
@@ -21,11 +23,14 @@ from sfumato.lab.audit.schema import AnyTrial, DoneTrial, LostTrial, best_of
 from sfumato.lab.audit.setting import AttackSetting
 from sfumato.lab.data import INFERENCE_BATCH
 from sfumato.lab.evaluation.measures import excess_leakage, measure, per_image
+from sfumato.lab.evaluation.recognition import Recogniser
 from sfumato.lab.models.checkpoint import remove_checkpoint
 from sfumato.progress import Progress, silent
 
 PANEL = 12
 """So many test images are shown as every attacker reconstructed them."""
+ATTACKED = "attacked"
+"""Ends the key of all images that an attacker reconstructed which treats each image alone."""
 
 
 @dataclass
@@ -34,6 +39,7 @@ class Trials:
 
     Attributes:
         store: keeps what was reconstructed.
+        recogniser: judges reconstructions, if there is one.
         planned: all of seed 0, in order.
         class_mean_errors: (N,) float32, each test image's distance from the mean of its class.
     """
@@ -43,6 +49,7 @@ class Trials:
     store: ResultStore
     device: torch.device
     progress: Progress = silent
+    recogniser: Recogniser | None = None
     planned: list[Trial] = field(init=False)
     class_mean_errors: Tensor = field(init=False)
     _prepared: dict[str, Prepared] = field(init=False, default_factory=dict)
@@ -55,6 +62,18 @@ class Trials:
     def class_mean_mse(self, count: int) -> float:
         """The class mean's error on the first `count` test images."""
         return float(self.class_mean_errors[:count].mean())
+
+    def train_prior(self) -> None:
+        """Train the image prior if an attacker uses it, outside the time of any trial; the cache may have it.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM; the state was saved.
+        """
+        if any(ATTACKERS[trial.attacker].uses_prior for trial in self.planned):
+            prior = self.budget.prior_images
+            with contextlib.suppress(AuditError):  # is told by the trials that lack it
+                budget = AttackBudget(0, 0, device=self.device, progress=self.progress, prior_images=prior)
+                image_prior(self.setting.train.images, budget)
 
     def run(self, trial: Trial) -> DoneTrial | LostTrial:
         """Try an attacker; one that breaks is counted as failed.
@@ -74,7 +93,7 @@ class Trials:
             broken = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             return LostTrial(
                 **_named(trial),
-                pairs=(trial.pairs or len(self.setting.train)) if trial.threat is Threat.PAIRS else None,
+                pairs=(trial.pairs or len(self.setting.public)) if trial.threat is Threat.PAIRS else None,
                 seconds=round(time.monotonic() - started, 1),
                 status="not run" if not_run else "failed",
                 reason=str(error) if not_run else broken,
@@ -84,33 +103,50 @@ class Trials:
         attacker, setting = ATTACKERS[trial.attacker], self.setting
         if trial.threat not in attacker.threats:
             raise UnavailableError(f"{attacker.name} is not made for this threat model")
-        if trial.steps and setting.target.module is None:
+        if attacker.needs_gradients and setting.target.module is None:
             raise UnavailableError("no gradients: only the payload is known of this obfuscator")
-        checkpoint = self.store.checkpoint(trial.key)
+        knowledge = setting.knowledge(trial.threat, pairs=trial.pairs, views=trial.views)
+        if attacker.refines and trial.threat is Threat.WHITE_BOX and trial.views == 1:
+            learned = self.strongest_decoder(self._known())
+            knowledge = replace(knowledge, estimate=learned.reconstruct if learned else None)
         budget = AttackBudget(
-            trial.images, trial.steps, trial.seed, self.device, checkpoint, self.progress, trial.title
+            trial.images,
+            trial.steps,
+            trial.seed,
+            self.device,
+            self.store.checkpoint(trial.key),
+            self.progress,
+            trial.title,
+            prior_images=self.budget.prior_images,
         )
-        return attacker.prepare(setting.knowledge(trial.threat, pairs=trial.pairs, views=trial.views), budget)
+        return attacker.prepare(knowledge, budget)
+
+    def _known(self) -> list[DoneTrial | LostTrial]:
+        """The trials of seed 0 so far."""
+        known = [self.store.known(one.key, AnyTrial) for one in self.planned]
+        return [trial for trial in known if trial is not None]
 
     def _attack(self, trial: Trial) -> DoneTrial:
         attacker, setting = ATTACKERS[trial.attacker], self.setting
         prepared = self._prepare(trial)
         known = setting.knowledge(trial.threat, pairs=trial.pairs, views=trial.views).pairs
         available = len(setting.test)
-        most = int(getattr(attacker, "test_images", available))  # of those that optimise every image alone
-        count = min(self.budget.test_images, available, most)
+        most = min(available, int(getattr(attacker, "test_images", available)), trial.test_images or available)
+        count = min(self.budget.test_images, most)
         reconstructed = self._reconstructed(trial, prepared, count)
         figures = measure(reconstructed, setting.test.images[:count])
         compared = figures.mse / self.class_mean_mse(count) * self.class_mean_mse(available)
         if trial.threat is Threat.WHITE_BOX and trial.views == 1 and trial.seed == 0 and attacker.learns:
             self._prepared[trial.key] = prepared
-        best = best_of([self.store.known(one.key, AnyTrial) for one in self.planned])
+        best = best_of(self._known())
         if trial.views == 1 and (best is None or compared < best.mse_compared):
             if count < available == most:
                 reconstructed = self._reconstructed(trial, prepared, available)
                 figures = measure(reconstructed, setting.test.images)
             self.store.keep(f"{trial.key}-all", as_bytes(reconstructed))
         self.store.keep(trial.key, as_bytes(reconstructed[:PANEL]))
+        if not attacker.learns:  # is too slow to be called again
+            self.store.keep(f"{trial.key}-{ATTACKED}", as_bytes(reconstructed))
         return DoneTrial(
             **_named(trial),
             **vars(figures),
@@ -122,6 +158,7 @@ class Trials:
             images_seen=prepared.images_seen,
             curve=prepared.curve,
             flattened=prepared.flattened,
+            recognition=self.recogniser.measure(reconstructed) if self.recogniser else None,
         )
 
     def _reconstructed(self, trial: Trial, prepared: Prepared, count: int) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from sfumato.lab.attacks.extraction import RECOGNISABLE_ABOVE, memorises
-from sfumato.lab.attacks.identification import Identification
+from sfumato.lab.attacks.identification import OF_ATTACKER, Identification
 from sfumato.lab.attacks.image_attributes import Attribute
 from sfumato.lab.attacks.threat_models import Threat
 from sfumato.lab.audit.schema import Alternatives, AuditResult, DoneTrial, Finding, Verdict
@@ -35,6 +35,8 @@ INFERS_ABOVE = 0.05
 """An attacker infers an attribute if the lower end of the interval is more than this above chance."""
 PAYS_OFF_ABOVE = 0.001
 """What an obfuscator must gain over the best mixture to pay off: ten images in 10,000 are chance."""
+CLEARER_ABOVE = 0.03
+"""By how much another attacker's SSIM must be higher to be named: three standard errors of 300 images."""
 BROKEN_ABOVE = 1.2
 """A best attacker whose error is more than this many times the class mean's is broken, not beaten.
 
@@ -207,13 +209,26 @@ def _what_leaks(audit: AuditResult, finding: Finding) -> str:
         if views is not None:
             leakage = decimals(views.excess_leakage, 2)
             reconstructed += f", and of {leakage} if an image is sent {views.views} times"
+        reconstructed += _clearest(audit, best)
     opening = {
         "leaks": "",
         "inconclusive": "No attacker got clearly more than the label gives, which does not show that none can: ",
         "withstood": "These attackers at this budget reconstructed hardly more than the label gives; others may: ",
     }[finding]
-    sentence = "; ".join([opening + reconstructed, *_reidentified(audit), *_inferred(audit)])
+    sentence = "; ".join([opening + reconstructed, *_recognised(audit), *_reidentified(audit), *_inferred(audit)])
     return sentence[0].upper() + sentence[1:] + "."
+
+
+def _clearest(audit: AuditResult, best: DoneTrial) -> str:
+    """Name the attacker with the highest SSIM, if it is clearly another than that with the least error.
+
+    A sampled image has about twice the error of the mean of all that are possible, and is sharper.
+    """
+    clearest = max((t for t in audit.done if t.views == 1), key=lambda trial: trial.ssim, default=best)
+    if clearest.attacker == best.attacker or clearest.ssim <= best.ssim + CLEARER_ABOVE:
+        return ""
+    who = f"{clearest.attacker}, {clearest.threat}, on {clearest.test_images:,} images"
+    return f"; the attacker with the highest SSIM, {decimals(clearest.ssim, 3)}, is another one ({who})"
 
 
 def _class_mean(audit: AuditResult, best: DoneTrial) -> str:
@@ -232,8 +247,30 @@ def _reidentified(audit: AuditResult) -> list[str]:
         return []
     row = max(audit.identification, key=lambda row: (reidentifies(row), row.low / row.chance))
     what = f"the payload of an image ({row.attacker})" if row.measure == "linkage" else "the image"
+    if row.attacker.startswith(OF_ATTACKER):
+        what += f" (by the {row.attacker.removeprefix(OF_ATTACKER)})"
     rate = f"{percent(row.top1)} of cases (chance {percent(row.chance)})"
-    return [f"{what} is re-identified among {row.candidates:,} of its class in {rate}"]
+    others = "of its class" if row.classes == "one" else "images of all classes"
+    return [f"{what} is re-identified among {row.candidates:,} {others} in {rate}"]
+
+
+def most_recognised(audit: AuditResult) -> DoneTrial | None:
+    """Return the trial whose reconstructions are most similar to the images in the evaluator's features."""
+    judged = [trial for trial in audit.done if trial.recognition is not None and trial.views == 1]
+    return max(judged, key=lambda t: t.recognition.feature_cosine if t.recognition else 0.0, default=None)
+
+
+def _recognised(audit: AuditResult) -> list[str]:
+    scale, trial = audit.recognition, most_recognised(audit)
+    if scale is None or trial is None or trial.recognition is None:
+        return []
+    (label_only, image), found = scale.ends("feature_cosine") or (0.0, 1.0), trial.recognition
+    said = (
+        f"to a classifier that no attacker had, reconstructions ({trial.attacker}) are as similar as "
+        f"{decimals(found.feature_cosine, 2)} to the images (feature cosine; from the label alone "
+        f"{decimals(label_only, 2)}, the image itself {decimals(image, 2)})"
+    )
+    return [said]
 
 
 def _inferred(audit: AuditResult) -> list[str]:
@@ -323,7 +360,14 @@ def _limits(audit: AuditResult, doubts: list[str]) -> str:
     ]
     if audit.certificate:
         bits = decimals(audit.certificate.rate_bits, 1)
-        parts.append(f"a certificate says that at most {bits} bits about an image pass, if its assumptions hold")
+        said = f"a certificate says that at most {bits} bits about an image pass, if its assumptions hold"
+        if (code := audit.certificate.code) is not None:
+            best = max((row for row in code.best if row.classes == "all"), key=lambda row: row.candidates)
+            said += (
+                f", and the best attacker that there can be re-identifies one of {best.candidates:,} test images in "
+                f"exactly {percent(best.top1)} of cases"
+            )
+        parts.append(said)
     else:
         parts.append("there is no certificate, so attackers with more time, pairs or ideas may get more")
     if doubts:

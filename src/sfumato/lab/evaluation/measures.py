@@ -72,7 +72,7 @@ def per_image(reconstructed: Tensor, originals: Tensor, *, batch: int = 50) -> t
 
     Source: Wang et al. 2004, section III.B: Gaussian window of 11 pixels, sigma 1.5, K1 = 0.01, K2 = 0.03.
     """
-    _check(reconstructed, originals)
+    check_reconstructed(reconstructed, originals)
     edge = SSIM_WINDOW // 2
     errors, similarities = [], []
     for start in range(0, len(originals), batch):
@@ -170,7 +170,12 @@ def difference_interval(hits: int, n: int, other_hits: int, other_n: int) -> tup
     )
 
 
-def _check(reconstructed: Tensor, originals: Tensor) -> None:
+def check_reconstructed(reconstructed: Tensor, originals: Tensor) -> None:
+    """Check that reconstructed images can be compared with the originals.
+
+    Raises:
+        AuditError: no images, images of different shapes, or numbers that are not finite or not in [0, 1].
+    """
     if originals.ndim != 4 or originals.shape[1] != 3 or originals.dtype != torch.uint8 or not len(originals):
         raise AuditError(f"originals must be (N, 3, H, W) uint8, got {tuple(originals.shape)} {originals.dtype}")
     if reconstructed.shape != originals.shape or not reconstructed.is_floating_point():

@@ -86,9 +86,13 @@ def codeword_means(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[CodewordMean
     return CodewordMeans(torch.stack(words), means.float().clamp(0, 1)), known
 
 
-def distinct(observed: Tensor) -> int:
-    """Return how many payloads (N, C, H', W') float32 differ, up to the last bits."""
-    return len(set(_keys(observed)))
+def word_numbers(observed: Tensor) -> Tensor:
+    """Return which word each payload is, (N,) int64 from 0 on in the order of appearance.
+
+    Payloads (N, C, H', W') float32 are told apart up to the last bits.
+    """
+    places: dict[bytes, int] = {}
+    return torch.tensor([places.setdefault(key, len(places)) for key in _keys(observed)], dtype=torch.int64)
 
 
 def _keys(observed: Tensor) -> list[bytes]:

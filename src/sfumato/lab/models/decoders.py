@@ -109,6 +109,15 @@ class UNet(nn.Module):
         return out
 
 
+def at_any_size(net: nn.Module, x: Tensor) -> Tensor:
+    """Run a net whose `size_multiple` the sides need not have: (N, C, H, W) -> (N, 3, H, W) float32."""
+    height, width = x.shape[2:]
+    multiple = int(net.size_multiple)  # type: ignore[arg-type]
+    padded = F.pad(x, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+    out: Tensor = net(padded)[..., :height, :width].float()
+    return out
+
+
 def patch_discriminator() -> nn.Sequential:
     """Return a network from images (N, 3, H, W) to the realism of every 4x4 patch, (N, 1, H / 4, W / 4), unbounded.
 

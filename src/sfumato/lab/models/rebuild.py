@@ -151,10 +151,12 @@ class Payload(nn.Module):
     Attributes:
         step: the largest distance of two neighbouring values where they are rounded; 0 where they are not.
         code_bits: of a sketcher alone; the payload takes at most `2 ** code_bits` different values.
+        code_values: of a sketcher alone; how many codes it can make: those that name one of its classes.
         noisy_code: of an obfuscator with noise alone; the payload depends on the image through it alone.
     """
 
     code_bits: int
+    code_values: int
     noisy_code: NoisyCode
 
     def __init__(self, obfuscator: Obfuscator | Sketcher, normalize: Normalize, height: int, width: int) -> None:
@@ -162,7 +164,7 @@ class Payload(nn.Module):
         self.obfuscator, self.normalize = obfuscator, normalize
         self.step = 0.0
         if isinstance(obfuscator, Sketcher):
-            self.code_bits = obfuscator.bits
+            self.code_bits, self.code_values = obfuscator.bits, obfuscator.code_values
             return
         if obfuscator.eight_bit:
             self.step = LEVEL / float(normalize.std.min())
@@ -173,7 +175,8 @@ class Payload(nn.Module):
         """(N, 3, H, W) float32 in [0, 1] -> the classifier's input, the same shape."""
         net = self.obfuscator
         if isinstance(net, Sketcher):
-            out: Tensor = self.normalize(net(images)[0])
+            decoded = net.relaxed(images) if images.requires_grad else net(images)[0]
+            out: Tensor = self.normalize(decoded)
         else:
             out = net.last_upsampling(self.normalize(net.decode_small(net.encode(images))))
         return out

@@ -131,6 +131,11 @@ class Sketcher(nn.Module):
         )
 
     @property
+    def code_values(self) -> int:
+        """How many different codes `encode` can return: each names one of the classes."""
+        return int(self.classes * 2 ** (self.bits - class_bits(self.classes)))
+
+    @property
     def encoder(self) -> nn.ModuleList:
         """What makes the code of an image: all that must not change for codes to keep their meaning."""
         return nn.ModuleList(part for part in (self.trunk, self.to_bits) if part is not None)
@@ -227,6 +232,26 @@ class Sketcher(nn.Module):
         if self.photographs is not None:
             taken: Tensor = self.photographs(code)
             return taken
+        return self._decoded(code)
+
+    def relaxed(self, images: Tensor) -> Tensor:
+        """Return the decoded images, with the gradients that an attacker gets through a discrete code.
+
+        The values are those of `forward`. Gradients are those of the decoder at the same bits and the class
+        probabilities, as if no codes were merged.
+
+        Source: straight-through, see `straight_through`; for attacks Athalye, Carlini and Wagner 2018, section 4.1.
+        """
+        code, logits = self.encode(images)
+        exact = self.decode(code.detach())
+        probable = logits.softmax(dim=1)
+        if self.photographs is not None:
+            near = (probable @ (self.photographs.images.float() / 255).flatten(1)).view_as(exact)
+        else:
+            near = self._decoded(torch.cat([probable, code[:, self.classes :]], dim=1))
+        return near + (exact - near).detach()
+
+    def _decoded(self, code: Tensor) -> Tensor:
         decoded: Tensor = self.draw(self.from_code(code)).float()
         return decoded if decoded.shape[2:] == self.size else F.interpolate(decoded, size=self.size, mode="bilinear")
 

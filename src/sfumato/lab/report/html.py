@@ -25,7 +25,7 @@ from sfumato.lab.attacks.threat_models import Threat
 from sfumato.lab.audit.result_store import stored_images
 from sfumato.lab.audit.schema import AuditResult, DoneTrial, LostTrial, Model
 from sfumato.lab.audit.setting import AttackSetting
-from sfumato.lab.audit.verdict import DASH, WHO, decimals, infers, label_columns, percent, reidentifies
+from sfumato.lab.audit.verdict import DASH, WHO, decimals, infers, label_columns, most_recognised, percent, reidentifies
 from sfumato.lab.report.frontier import draw_frontier, style, svg
 from sfumato.lab.report.panels import Images, save_panel, showcase
 
@@ -108,9 +108,29 @@ def render(audit: AuditResult, images: Images | None) -> str:
         who={threat: " ".join(who.format(pairs="").split()) for threat, who in WHO.items()},
         references=sorted([*audit.references, *best], key=lambda row: -row.mse),
         columns=label_columns(audit),
+        recognised=_recognised(audit),
         visible=[row for row in audit.attributes if row.plain is None],
         retrieval=max(retrievals, key=lambda row: row.low / row.chance, default=None),
     )
+
+
+def _recognised(audit: AuditResult) -> list[dict[str, object]]:
+    """The rows of the table of recognition: from the label alone, each attacker's trials, the image itself."""
+    if audit.recognition is None:
+        return []
+    best = most_recognised(audit)
+    judged = sorted(
+        [(trial.recognition, trial) for trial in audit.done if trial.recognition is not None],
+        key=lambda pair: pair[0].feature_cosine,
+    )
+    rows: list[dict[str, object]] = [
+        {"name": f"{name}, from the label alone", "threat": DASH, "of": found, "mine": False}
+        for name, found in audit.recognition.label_only.items()
+    ]
+    rows += [
+        {"name": trial.attacker, "threat": trial.threat, "of": found, "mine": trial is best} for found, trial in judged
+    ]
+    return [*rows, {"name": "the image itself", "threat": DASH, "of": audit.recognition.image, "mine": False}]
 
 
 def _themed(draw: Callable[[bool], str]) -> dict[str, Markup]:

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from sfumato.lab.attacks.fit import BATCH
+from sfumato.lab.attacks.prior import images_seen
+from sfumato.lab.attacks.registry import ATTACKERS
 from sfumato.lab.audit.budget import Budget
 from sfumato.lab.models import (
     Deobfuscator,
@@ -37,6 +39,8 @@ _FORWARD = 3
 """A training step costs about three times its forward pass."""
 _REST = 1.6
 """The rest of an audit (pairs, measures, sanity checks) over the training of its decoders, as measured."""
+_EVALUATION = 0.2
+"""Computing a network once, over training it on an image and the audit's rest of that."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,15 @@ class Speed:
     def audit_s(self, budget: Budget, height: int = 32, width: int = 32) -> float:
         """Estimate the seconds of an audit with images of that size."""
         images = budget.images + budget.identification_images + budget.attribute_images
-        return self.decoder_s * images * height * width / _SIDE**2
+        computed = sum(
+            (trial.test_images or 0) * ATTACKERS[trial.attacker].evaluations(trial.steps) for trial in budget.trials
+        )
+        return self.decoder_s * (images + _EVALUATION * computed) * height * width / _SIDE**2
+
+    def prior_s(self, budget: Budget, height: int = 32, width: int = 32) -> float:
+        """Estimate the seconds of training the image prior that a budget needs, for images of that size."""
+        images = images_seen(budget.prior_images, height, width)
+        return self.decoder_s / _REST * images * height * width / _SIDE**2
 
     def frames_s(self, images: int, payloads: int, height: int, width: int) -> float:
         """Estimate the seconds of a decoder that learns from so many images and reconstructs so many payloads."""

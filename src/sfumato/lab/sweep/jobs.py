@@ -11,7 +11,7 @@ from sfumato.errors import AuditError, Interrupted, RecipeError, SfumatoError, T
 from sfumato.lab.audit.budget import Budget
 from sfumato.lab.audit.run import Comparison, record
 from sfumato.lab.audit.schema import AuditResult
-from sfumato.lab.audit.setting import AttackSetting
+from sfumato.lab.audit.setting import HELD_OUT_SHARE, AttackSetting
 from sfumato.lab.audit.targets import bundle_target
 from sfumato.lab.classifiers import classifier_bundle, load_classifier
 from sfumato.lab.data import ImageSet, load_train_test
@@ -72,7 +72,7 @@ def make(job: Job, progress: Progress = silent) -> None:
     classifier = load_classifier(path)
     train, test = train.of_classes(classifier.labels), test.of_classes(classifier.labels)
     found = finish_audit(
-        AttackSetting(bundle_target(bundle), train, test, classifier=classifier.net),
+        AttackSetting(bundle_target(bundle), train, test, classifier=classifier.net, held_out_share=HELD_OUT_SHARE),
         job.budget,
         job.audit_folder,
         comparison=Comparison(
