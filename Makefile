@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo studio docs test test-all layers coverage test-ray test-mobile lint bench failover mobile interop serving alternatives growth frontier people reproduce break soak release clean
+.PHONY: demo studio docs test test-all layers coverage test-ray test-mobile lint bench failover mobile interop serving alternatives growth frontier independent-attacker people reproduce break soak release clean
 
 demo: $(VENV)/.serve
 	$(BIN)/sfumato demo $(IMAGES)
@@ -133,6 +133,10 @@ reproduce: $(VENV)/.dev
 # The plot's points, for the page of `sfumato studio`.
 frontier: $(VENV)/.dev
 	$(BIN)/sfumato frontier results/audits --json > src/sfumato/apps/studio/frontier.json
+
+# An attacker of its own against every audit in results/audits, about ten minutes each: results/independent-attacker.json.
+independent-attacker: $(VENV)/.dev
+	$(BIN)/python benchmarks/independent_attacker.py $(ARGS)
 
 # What obfuscators hide of drawn people and what not: trained, audited, and put into docs/how-to/private-attributes.md. What is there is kept.
 COLUMNS := glasses hat beard skin hair style identity
