@@ -70,7 +70,7 @@ class Instead:
     membership_reference: Annotated[Path | None, OtherHalfOption] = None
     reading_kit: Annotated[bool, flag("--reading-kit", "Write a page on which people say what they recognise.")] = False
     score_readings: Annotated[
-        list[Path] | None, option("FILE", "Score the answers that a reader saved; repeatable.")
+        list[Path] | None, option("FILE", "Score the choices that a reader saved; repeatable.")
     ] = None
     seed: Annotated[int, option("N", "With --references, --membership, --frames, --reading-kit: seed.")] = 0
     attributes_table: Annotated[bool, flag("--attributes-table", "Compare attribute inference across audits.")] = False
