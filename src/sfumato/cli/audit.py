@@ -231,7 +231,7 @@ def _announce(setting: AttackSetting, plan: Budget, device: torch.device) -> Non
         f"{len(setting.test):,} test images, on {device.type}\n"
         f"budget {plan.name}: {plan.description}; about {minutes} on this machine"
     )
-    if prior := _prior_needed(plan, setting.train, device):
+    if prior := _prior_needed(plan, setting.public, device):
         typer.echo(prior)
 
 
@@ -274,6 +274,7 @@ def _check_attacks(
     from sfumato.lab.audit.budget import BUDGETS
     from sfumato.lab.audit.sampler_checks import sampler_checks
     from sfumato.lab.audit.sanity_checks import decoder_checks
+    from sfumato.lab.audit.setting import handed
     from sfumato.lab.data import load_train_test
     from sfumato.lab.models.precision import fastest_device
 
@@ -283,6 +284,7 @@ def _check_attacks(
     with bars(quiet=as_json) as shown:
         sides = options.image_size(size)
         train, test, _ = load_train_test(data, size=sides, allow_outside=allow_outside, progress=shown.progress)
+        train = handed(train)  # as in an audit: the image prior is the same
         if not as_json and (prior := _prior_needed(plan, train, device)):
             typer.echo(prior)
         found = decoder_checks(train, test, images=images, device=device, progress=shown.progress)

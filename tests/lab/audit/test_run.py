@@ -17,6 +17,7 @@ from sfumato.lab.attacks.threat_models import Threat
 from sfumato.lab.audit.budget import BUDGETS, Trial
 from sfumato.lab.audit.run import audit
 from sfumato.lab.audit.schema import AuditResult, LostTrial
+from sfumato.lab.audit.setting import HELD_OUT_SHARE, handed
 from sfumato.lab.report.html import render, render_audit
 
 BOX = Threat.WHITE_BOX
@@ -215,6 +216,22 @@ def test_generative_attackers_stand_in_the_audit(tmp_path, monkeypatch):
 
 
 @pytest.mark.long
+def test_sanity_checks_share_the_prior_of_the_attackers(tmp_path, monkeypatch):
+    seen = []
+
+    def noted(train, test, **_):
+        seen.append(train.images)
+        return ()
+
+    for name in ("decoder_checks", "sampler_checks"):
+        monkeypatch.setattr(f"sfumato.lab.audit.run.{name}", noted)
+    played = setting(Swap())
+    played.held_out_share = HELD_OUT_SHARE
+    audit(played, dataclasses.replace(TINY, trials=TINY.trials[:1], sanity_check_images=8), tmp_path / "audit")
+    assert all(torch.equal(images, handed(played.train).images) for images in seen) and len(seen) == 2
+    assert len(seen[0]) == 192 < len(played.train)
+
+
 def test_a_gates_figures_stand_in_the_audit_and_its_page(tmp_path):
     plain = setting(Swap(), test=120)
     own = LocalClassifier(lambda x: torch.cat([40 * (x.mean(dim=(1, 2, 3)) - 0.4)[:, None], 0 * x[:, :3, 0, 0]], dim=1),

@@ -312,7 +312,7 @@ class _Run:
         images, setting = self.budget.sanity_check_images, self.setting
         if not images:
             return ()
-        train, test = setting.train, setting.test
+        train, test = setting.public, setting.test  # the image prior is that of the attackers
         found = decoder_checks(train, test, images=images, device=self.device, progress=self.progress)
         found += sampler_checks(train, test, budget=self.budget, device=self.device, progress=self.progress)
         return found if setting.target.bundle is None else (*found, extraction_check(setting.train, setting.test))

@@ -32,6 +32,15 @@ _MOST_NOISY_PAIRS = 20_000
 """Of a stochastic obfuscator: each pair is kept, as the attacker saw each image's noise but once."""
 
 
+def handed(train: ImageSet, held_out_share: float = HELD_OUT_SHARE) -> ImageSet:
+    """Return the training images that attackers may be handed: the first ones."""
+    return train.subset(len(train) - _held(train, held_out_share))
+
+
+def _held(train: ImageSet, share: float) -> int:
+    return min(MOST_HELD_OUT, int(share * len(train)))
+
+
 @dataclass
 class AttackSetting:
     """An obfuscator, the images, and what attackers know of them.
@@ -60,18 +69,14 @@ class AttackSetting:
 
     @property
     def public(self) -> ImageSet:
-        """The training images that attackers may be handed: the first ones."""
-        return self.train.subset(len(self.train) - self._held)
+        """See `handed`."""
+        return handed(self.train, self.held_out_share)
 
     @property
     def held_out(self) -> ImageSet | None:
         """The training images that no attacker is handed, the last ones; None if there are none."""
-        train, count = self.train, self._held
+        train, count = self.train, _held(self.train, self.held_out_share)
         return replace(train, images=train.images[-count:], labels=train.labels[-count:]) if count else None
-
-    @property
-    def _held(self) -> int:
-        return min(MOST_HELD_OUT, int(self.held_out_share * len(self.train)))
 
     def knowledge(self, threat: Threat, *, pairs: int | None = None, views: int = 1) -> Knowledge:
         """Return what an attacker is handed.
