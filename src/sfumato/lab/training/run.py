@@ -148,7 +148,7 @@ def _identity(made: Prepared) -> str:
     identity = {
         "recipe": _identifying(made.recipe),
         "data": made.train.sha256,
-        "classifier": made.frozen.fingerprint if made.frozen else None,
+        "classifier": made.frozen.identity if made.frozen else None,
     }
     if made.start is not None:
         identity["start"] = file_sha256(lab_file(made.start, OBFUSCATOR_WEIGHTS))
