@@ -161,6 +161,8 @@ def _identifying(recipe: AnyRecipe) -> Mapping[str, object]:
     for key in _DATA_ADDITIONS:
         if getattr(recipe.data, key) == DataRecipe.model_fields[key].default:
             del said["data"][key]
+    if "black_box" in said and said["black_box"]["class_map"] is None:
+        del said["black_box"]["class_map"]
     fields = type(recipe).model_fields
     unset = [key for key in _ADDITIONS if key in fields and getattr(recipe, key) == fields[key].default]
     return {key: value for key, value in said.items() if key not in unset}
