@@ -139,7 +139,10 @@ def desk(tmp_path, monkeypatch, own_caches) -> Iterator[Path]:
         lines.append(f"{file},{CLASSES[index % 4]}")
     (tmp_path / "photos.csv").write_text("\n".join(lines) + "\n")
     (tmp_path / "labels.txt").write_text("\n".join(CLASSES) + "\n")
-    (tmp_path / "mynet.py").write_text("import brought\n\ndef network():\n    return brought.small()\n")
+    network = "import brought\n\ndef network():\n    return brought.small()\n\n"
+    (tmp_path / "mynet.py").write_text(f"{network}def thousand():\n    return brought.small(1000)\n")
+    page = (ROOT / "docs" / "how-to" / "other-classifiers.md").read_text(encoding="utf-8")
+    (tmp_path / "fruit.toml").write_text(re.search(r"```text\n(apple = .*?)```", page, re.DOTALL)[1])
     shutil.copytree(shipped.classifier_bundle(), tmp_path / "bundles" / "classifier")
     shutil.copytree(shipped.obfuscator_bundle(), tmp_path / "bundles" / "obfuscator")
     versions = tmp_path / "models" / "cifar10-resnet20"
@@ -208,6 +211,8 @@ def left_by(name: str, desk: Path) -> None:
         moved, before = (Bundle.load(desk / "mine" / run / "bundle") for run in ("moved", "run"))
         assert moved.code_fingerprint == before.code_fingerprint is not None
         assert moved.classifier_fingerprint != before.classifier_fingerprint
+        fruit = Bundle.load(desk / "fruit" / "run" / "bundle")
+        assert (len(fruit.labels), fruit.outputs) == (4, 1000)
     if name == "docs/how-to/black-box.md":
         assert 0 < Bundle.load(desk / "mine" / "unseen" / "bundle").figures.queries <= 200
     if name == "docs/how-to/protect.md":

@@ -14,6 +14,7 @@ import tiny
 from full_disk import disk_with_room_for
 from hostile_json import damaged as almost
 from sfumato.artifacts.bundle import Bundle, Gate, Preprocessing, fingerprint
+from sfumato.artifacts.class_map import ClassMap
 from sfumato.artifacts.records import Figures, Provenance, RecipeRecord
 from sfumato.errors import BundleError
 
@@ -260,6 +261,7 @@ def full_manifest() -> dict[str, Any]:
         figures=Figures(accuracy_plain=0.5, joint_deobfuscator_psnr_db=float("inf"), test_images=3, audit={"a": [1]}),
         provenance=Provenance(libraries={"torch": "2"}, epochs=1.5, history=[{"epoch": 1}]),
         code_fingerprint="sha256:0",
+        class_map=ClassMap.of({label: index for index, label in enumerate(bundle.labels)}, 9),
     ).save()
     shutil.rmtree(folder)
     return bundle.to_json()

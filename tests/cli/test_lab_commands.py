@@ -158,3 +158,31 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_measured(tmp
     (tmp_path / "file").write_text("in the way")
     done = sfumato("evaluate", "-o", tmp_path / "file" / "x.json", code=1)
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_a_class_map_from_the_command_line_to_the_plain_accuracy(tmp_path: Path, own_caches: Path):
+    """The tiny classifier as an ONNX file: two of its four outputs are one class."""
+    net = tiny.save_classifier(tmp_path / "net.onnx")
+    (tmp_path / "map.toml").write_text("pet = [0, 1]\ntruck = 3\n")
+    described = ["--mean", "0,0,0", "--std", "1,1,1", "--class-map", tmp_path / "map.toml"]
+    said = json.loads(sfumato("import", net, "-o", tmp_path / "bundle", *described, "--json").stdout)
+    assert (said["classes"], said["outputs"]) == (2, 4)
+    assert "2 classes of 4 outputs" in sfumato("import", net, "-o", tmp_path / "bundle", *described).stdout
+    correct = 0
+    for index in range(12):
+        pixels, label = tiny.image(index), ("pet", "truck")[index % 2]
+        file = tmp_path / "data" / "test" / label / f"{index}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(file)
+        logits = tiny.logits(pixels.transpose(2, 0, 1)[None].astype(np.float32) / 255)[0].astype(np.float64)
+        p = np.exp(logits)
+        correct += ("pet" if p[0] + p[1] > p[3] else "truck") == label
+    alone = ["evaluate", tmp_path / "bundle", "--data", tmp_path / "data"]
+    said = json.loads(sfumato(*alone, "--json").stdout)
+    assert said["figures"] == {"accuracy_plain": pytest.approx(correct / 12), "test_images": 12}
+    assert "obfuscator" not in said
+    assert said["classifier"]["fingerprint"] == Bundle.load(tmp_path / "bundle").classifier_fingerprint
+    assert "not with a classifier's bundle alone" in sfumato(*alone, "--round", code=1).stderr
+    (tmp_path / "map.toml").write_text("pet = [0, 4]\ntruck = 3\n")
+    assert "takes the output 4" in sfumato("import", net, "-o", tmp_path / "other", *described, code=1).stderr
+    assert not (tmp_path / "other").exists()

@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from sfumato.apps.panel import Caption, draw_panel
 from sfumato.artifacts import shipped
-from sfumato.artifacts.bundle import CLASSIFIER_ONNX, DEOBFUSCATOR_ONNX, Bundle
+from sfumato.artifacts.bundle import DEOBFUSCATOR_ONNX, Bundle
 from sfumato.artifacts.lab_files import find_lab_file
-from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.onnx_file import ClassifierFunction, OnnxFunction
 from sfumato.device import Client, ObfuscatedImage, Obfuscator, Prediction, load_image, prepare
 from sfumato.errors import BundleError, ServingError
 
@@ -131,7 +131,7 @@ def run_demo(
     inputs: list[tuple[str, str | None, Pixels]] = [(str(path), None, load_image(path)) for path in images]
     inputs += [(sample.name, sample.label, sample.pixels) for sample in shipped.samples()]
     prepared = [prepare(pixels, bundle.preprocessing) for _, _, pixels in inputs]
-    logits = OnnxFunction(served.file(CLASSIFIER_ONNX))(served.preprocessing.normalize(np.stack(prepared)))
+    logits = ClassifierFunction(served)(served.preprocessing.normalize(np.stack(prepared)))
     originals = [served.labels[index] for index in logits.argmax(axis=1)]
     predictions: list[Prediction] = []
     with serving(served.path) as url, Client(url, bundle) as client:

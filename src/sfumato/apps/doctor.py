@@ -17,8 +17,8 @@ from typing import Literal, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from sfumato.artifacts.bundle import CLASSIFIER_ONNX, Bundle
-from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.onnx_file import ClassifierFunction
 from sfumato.device.client import Client, FingerprintWarning
 from sfumato.device.endpoint_binding import PayloadSpec, Plan, make_plan
 from sfumato.device.endpoints import open_endpoint
@@ -28,7 +28,7 @@ from sfumato.device.obfuscator import Obfuscator
 from sfumato.device.predictions import Prediction, softmax
 from sfumato.device.recognisable import synthetic_images
 from sfumato.device.transport import ConnectionOptions
-from sfumato.errors import EndpointResponseInvalid, SfumatoError
+from sfumato.errors import BundleError, EndpointResponseInvalid, SfumatoError
 from sfumato.wire import ModelMetadata
 
 IMAGES = 8
@@ -82,16 +82,17 @@ def _examined(client: Client | FileClient, classifier: Bundle | None) -> Iterato
         yield Finding("the bundle", "bad", str(error), "copy the bundle again, or train it again")
         return
     yield Finding("the bundle", "good", f"its files are whole, and it obfuscates {len(hidden)} synthetic images")
-    if classifier is not None and classifier.classifier_fingerprint != bundle.classifier_fingerprint:
-        said, advice = "the obfuscator was trained for another classifier", "give the correct --classifier"
-        yield Finding("the classifier's bundle", "bad", said, advice)
+    try:
+        if classifier is not None:
+            bundle.check_classifier(classifier)
+    except BundleError as error:
+        yield Finding("the classifier's bundle", "bad", str(error), "give the correct --classifier")
         return
     with client, warnings.catch_warnings():
         warnings.simplefilter("ignore", FingerprintWarning)  # it is a finding already
         if isinstance(client, Client):
             client.check_ready()
-            fingerprint = bundle.classifier_fingerprint
-            yield from _metadata_findings(client.metadata(), client.plan, bundle.labels, fingerprint)
+            yield from _metadata_findings(client.metadata(), client.plan, bundle, bundle.classifier_fingerprint)
         else:
             yield Finding("the endpoint", "note", "takes image files, and so does not say what it serves")
         predictions = [client.classify(image) for image in images]
@@ -117,7 +118,7 @@ def examine_endpoint(
     model: str,
     *,
     payload: PayloadSpec,
-    labels: Sequence[str],
+    classifier: Bundle,
     fingerprint: str | None,
     **options: Unpack[ConnectionOptions],
 ) -> Iterator[Finding]:
@@ -127,7 +128,7 @@ def examine_endpoint(
         server_url: the endpoint's address.
         model: the model's name there.
         payload: what it has to take.
-        labels: of the classifier, in the order of its outputs.
+        classifier: has the labels, and a class map if not all outputs are classes.
         fingerprint: of the classifier; None if it does not matter.
         options: see `ConnectionOptions`.
 
@@ -137,22 +138,15 @@ def examine_endpoint(
     with contextlib.closing(open_endpoint(server_url, **options)) as endpoint:
         endpoint.check_ready()
         metadata = endpoint.metadata(model)
-    yield from _metadata_findings(metadata, partial(make_plan, metadata, payload), labels, fingerprint)
+    yield from _metadata_findings(metadata, partial(make_plan, metadata, payload), classifier, fingerprint)
 
 
 def _metadata_findings(
-    metadata: ModelMetadata, make: Callable[[], Plan], labels: Sequence[str], fingerprint: str | None
+    metadata: ModelMetadata, make: Callable[[], Plan], bundle: Bundle, fingerprint: str | None
 ) -> Iterator[Finding]:
     yield Finding("the endpoint", "good", f"ready, {metadata.platform or 'platform not stated'}")
     yield _shapes(metadata, make)
-    try:
-        served = json.loads(str(metadata.parameters["labels"]))
-    except (KeyError, ValueError):
-        yield Finding("labels", "note", "the endpoint does not state any; the bundle's are used, in their order")
-    else:
-        said, advice = "the endpoint's differ, or are in another order", "serve the classifier of this bundle"
-        same = Finding("labels", "good", f"{len(labels)}, the same at both ends")
-        yield same if served == list(labels) else Finding("labels", "bad", said, advice)
+    yield _labels(metadata, bundle)
     stated = metadata.parameters.get("fingerprint")
     if fingerprint is not None and stated is None:
         yield Finding("fingerprint", "note", "the endpoint does not state which classifier it serves")
@@ -162,6 +156,20 @@ def _metadata_findings(
         said = f"the endpoint serves {str(stated)[:19]}…, {fingerprint[:19]}… is needed"
         advice = "serve the classifier that the obfuscator was trained for, or train an obfuscator for this one"
         yield Finding("fingerprint", "bad", said, advice)
+
+
+def _labels(metadata: ModelMetadata, bundle: Bundle) -> Finding:
+    labels = bundle.labels
+    if bundle.class_map is not None:  # the endpoint's labels, if it states any, are those of all its outputs
+        return Finding("labels", "good", f"{len(labels)}, by the bundle's class map from {bundle.outputs:,} outputs")
+    try:
+        served = json.loads(str(metadata.parameters["labels"]))
+    except (KeyError, ValueError):
+        return Finding("labels", "note", "the endpoint does not state any; the bundle's are used, in their order")
+    if served == list(labels):
+        return Finding("labels", "good", f"{len(labels)}, the same at both ends")
+    said, advice = "the endpoint's differ, or are in another order", "serve the classifier of this bundle"
+    return Finding("labels", "bad", said, advice)
 
 
 def _shapes(metadata: ModelMetadata, make: Callable[[], Plan]) -> Finding:
@@ -184,7 +192,7 @@ def _shapes(metadata: ModelMetadata, make: Callable[[], Plan]) -> Finding:
 def _compared(
     predictions: Sequence[Prediction], inputs: npt.NDArray[np.float32], classifier: Bundle, allowed: float
 ) -> Finding:
-    wanted = softmax(OnnxFunction(classifier.file(CLASSIFIER_ONNX))(inputs))
+    wanted = softmax(ClassifierFunction(classifier)(inputs))
     stated = np.array([prediction.probabilities for prediction in predictions])
     known = ~np.isnan(stated)  # an endpoint that takes files need not state all
     equal = sum(prediction.index == row.argmax() for prediction, row in zip(predictions, wanted, strict=True))

@@ -33,6 +33,7 @@ from typing import Any, Literal, Self, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
+from sfumato.artifacts.class_map import ClassMap, identity
 from sfumato.artifacts.external_data import external_data, external_files
 from sfumato.artifacts.files import file_sha256, read_json, write_json
 from sfumato.artifacts.records import Figures, Provenance, RecipeRecord, integer, number
@@ -173,7 +174,7 @@ class Bundle:
         path: the folder.
         kind: "classifier" or "obfuscator".
         name: the classifier's name; what a server calls the model.
-        labels: one name per class, in the order of the logits.
+        labels: one name per class, in the order of the logits, or of the class map.
         preprocessing: how an image becomes the classifier's input.
         classifier_fingerprint: `sha256:<hex>` of the classifier's ONNX file, see `fingerprint`.
         recipe: the resolved recipe that made it.
@@ -182,6 +183,7 @@ class Bundle:
         files: SHA-256 in hex of each file, by name; empty until it is saved.
         gate: when an on-device prediction is final; None if every image is sent.
         code_fingerprint: what the codes of the split form mean; None if it has none, or does not say.
+        class_map: which of the classifier's outputs make up each class; None if they are the classes.
     """
 
     path: Path
@@ -196,6 +198,30 @@ class Bundle:
     files: Mapping[str, str] = field(default_factory=dict)
     gate: Gate | None = None
     code_fingerprint: str | None = None
+    class_map: ClassMap | None = None
+
+    @property
+    def outputs(self) -> int:
+        """How many logits the classifier gives for an image: one per label, unless a class map says otherwise."""
+        return len(self.labels) if self.class_map is None else self.class_map.outputs
+
+    @property
+    def classifier_identity(self) -> str:
+        """The classifier's fingerprint and class map in one text."""
+        return identity(self.classifier_fingerprint, self.class_map)
+
+    def check_classifier(self, classifier: Bundle) -> None:
+        """Raise a `BundleError` if this is an obfuscator for another classifier, or for other classes of it."""
+        wanted, given = self.classifier_fingerprint, classifier.classifier_fingerprint
+        if wanted != given:
+            raise BundleError(
+                f"{self.path} was trained for classifier {wanted[:19]}…, {classifier.path} is {given[:19]}…"
+            )
+        if self.class_map != classifier.class_map:
+            raise BundleError(
+                f"{self.path} was trained for the classifier of {classifier.path}, but with another class map; import "
+                "the classifier again with the one that it was trained with"
+            )
 
     def file(self, name: str) -> Path:
         """Return the path of a file that the manifest lists.
@@ -239,6 +265,7 @@ class Bundle:
             "files": dict(self.files),
             "gate": None if self.gate is None else asdict(self.gate),
             "code_fingerprint": self.code_fingerprint,
+            **({} if self.class_map is None else {"class_map": self.class_map.to_json()}),
         }
 
     @classmethod
@@ -266,6 +293,7 @@ class Bundle:
             raise BundleError(
                 f"{folder / MANIFEST}: unknown kind {found!r:.60}; expected one of {', '.join(_REQUIRED)}"
             )
+        classes = raw.get("class_map")
         bundle = cls(
             path=folder,
             kind=cast(Kind, found),
@@ -279,6 +307,7 @@ class Bundle:
             files=of("files", dict),
             gate=None if raw.get("gate") is None else Gate.from_json(of("gate", dict)),
             code_fingerprint=None if raw.get("code_fingerprint") is None else of("code_fingerprint", str),
+            class_map=None if classes is None else ClassMap.from_json(of("class_map", dict), of("labels", list)),
         )
         if not all(isinstance(item, str) for item in (*bundle.labels, *bundle.files.values())):
             raise BundleError(f"{folder / MANIFEST}: labels and file hashes must be strings")

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sfumato.artifacts.bundle import CLASSIFIER_ONNX, Bundle
+from sfumato.artifacts.class_map import class_logits
 from sfumato.errors import BundleError, SfumatoError
 
 Array = npt.NDArray[np.float32]
@@ -87,3 +89,15 @@ class OnnxFunction:
         """Batch (N, ...) float32 -> every output, (N, ...) float32 each."""
         results: list[Array] = self._session.run(None, {self._input: batch})
         return results
+
+
+class ClassifierFunction:
+    """A classifier's bundle as a function, to the logits of its labels; see `open_session` for the arguments."""
+
+    def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
+        self._function = OnnxFunction(bundle.file(CLASSIFIER_ONNX), threads=threads)
+        self._class_map = bundle.class_map
+
+    def __call__(self, inputs: Array) -> Array:
+        """Normalised images (N, 3, H, W) float32 -> logits (N, classes) float32."""
+        return class_logits(self._function(inputs), self._class_map)

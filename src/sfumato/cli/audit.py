@@ -179,7 +179,7 @@ def _classifier(source: Bundle | str, classifier: Path | None) -> Bundle | None:
     if isinstance(source, str):
         return None
     served = options.open_classifier(None)
-    return served if source.classifier_fingerprint == served.classifier_fingerprint else None
+    return served if source.classifier_identity == served.classifier_identity else None
 
 
 def _setting(

@@ -67,7 +67,7 @@ def infer(
 def _classifier_of(bundle: Bundle, path: Path | None) -> Bundle | None:
     """Return the named classifier, or the shipped one if the bundle is for it."""
     served = options.open_classifier(path or shipped.classifier_bundle())
-    return served if path or bundle.classifier_fingerprint == served.classifier_fingerprint else None
+    return served if path or bundle.classifier_identity == served.classifier_identity else None
 
 
 def _print(found: MembershipResult) -> None:

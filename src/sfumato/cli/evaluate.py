@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,6 +26,8 @@ ObfuscatorsArgument = Annotated[
     list[str] | None, typer.Argument(help="Bundles. Default: the shipped one. Of --cost: architectures.")
 ]
 
+_OF_PAIRS = {"classifier", "rounding", "transfer", "audits", "size", "classes"}
+
 
 @command("train")
 def evaluate(
@@ -46,13 +49,15 @@ def evaluate(
 ) -> None:
     """Measure accuracy on plain and on obfuscated test images, through the files that are deployed.
 
-    Takes seconds to minutes. Several bundles or several classifiers give a table, which also shows how an obfuscator
+    Takes seconds to minutes. A classifier's bundle in place of an obfuscator's is measured alone, on plain images.
+    Several bundles or several classifiers give a table, which also shows how an obfuscator
     transfers to classifiers that it was not trained for. `--cost` counts what obfuscators add to a classifier, without
     any bundle.
 
     Examples:
     - `sfumato evaluate runs/mine/bundle --classifier runs/resnet/bundle -o results/mine.json`
     - `sfumato evaluate runs/mine/bundle --classifier runs/vgg7/bundle --classifier runs/convmixer/bundle`
+    - `sfumato evaluate runs/resnet/bundle --images 1000`
     - `sfumato evaluate --cost resnet18 vgg19`
     """
     if cost:
@@ -60,6 +65,11 @@ def evaluate(
         return
     options.refuse_others(context, context.params.keys() - {"size", "classes"}, "only with --cost")
     prepare(out)
+    if alone := _alone(bundles):
+        options.refuse_others(context, context.params.keys() - _OF_PAIRS, "not with a classifier's bundle alone")
+        load = partial(options.load_split, data, "test", alone, label_column, images, allow_outside=allow_outside)
+        _evaluate_alone(alone, load, out=out, as_json=as_json)
+        return
     obfuscators = [options.open_obfuscator(Path(path)) for path in bundles or []] or [options.open_obfuscator(None)]
     classifiers = [options.open_classifier(path) for path in classifier or []] or [options.open_classifier(None)]
     table = transfer or len(obfuscators) > 1 or len(classifiers) > 1
@@ -90,6 +100,29 @@ def evaluate(
         print_figures(figures)
 
 
+def _alone(bundles: list[str] | None) -> Bundle | None:
+    """Return the bundle if it is one, and a classifier's."""
+    from sfumato.artifacts.bundle import Bundle
+
+    found = Bundle.load(bundles[0]) if bundles and len(bundles) == 1 else None
+    return found if found and found.kind == "classifier" else None
+
+
+def _evaluate_alone(served: Bundle, load: Callable[..., ImageSet], *, out: Path | None, as_json: bool) -> None:
+    """Measure a classifier on plain images alone."""
+    from sfumato.lab.evaluation.accuracy import evaluate_classifier
+
+    with bars(quiet=as_json) as shown:
+        test = load(progress=shown.progress)
+        figures = evaluate_classifier(served, test, progress=shown.progress).to_json()
+    result = {"figures": figures, **_origins(None, served, test)}
+    write_result(out, result)
+    if as_json:
+        print_json(result)
+    else:
+        print_figures(figures)
+
+
 def _transfer(
     obfuscators: list[Bundle], classifiers: list[Bundle], test: ImageSet, audits: list[Path], progress: Progress
 ) -> Transfer:
@@ -101,15 +134,16 @@ def _transfer(
     return transfer(obfuscators, classifiers, test, leakages=leakages, progress=progress)
 
 
-def _origins(obfuscator: Bundle, served: Bundle, test: ImageSet) -> dict[str, object]:
+def _origins(obfuscator: Bundle | None, served: Bundle, test: ImageSet) -> dict[str, object]:
     from sfumato.artifacts.provenance import provenance
 
+    of_obfuscator = obfuscator and {
+        "recipe": obfuscator.recipe.to_json(),
+        "files": dict(obfuscator.files),
+        "training": obfuscator.provenance.to_json(),
+    }
     return {
-        "obfuscator": {
-            "recipe": obfuscator.recipe.to_json(),
-            "files": dict(obfuscator.files),
-            "training": obfuscator.provenance.to_json(),
-        },
+        **({"obfuscator": of_obfuscator} if of_obfuscator else {}),
         "classifier": {
             "recipe": served.recipe.to_json(),
             "fingerprint": served.classifier_fingerprint,

@@ -18,7 +18,7 @@ from sfumato.errors import BundleError, SfumatoError
 
 if TYPE_CHECKING:
     from sfumato.artifacts.bundle import Bundle
-    from sfumato.artifacts.onnx_file import OnnxFunction
+    from sfumato.artifacts.onnx_file import ClassifierFunction
     from sfumato.lab.export.executorch import Comparison
 
 
@@ -111,20 +111,14 @@ def _export_device(bundle: Path, *, out: Path, overwrite: bool, as_json: bool) -
     typer.echo(f"  left out: {', '.join(left) or 'nothing'}")
 
 
-def _classifier(source: Bundle, path: Path | None) -> OnnxFunction | None:
+def _classifier(source: Bundle, path: Path | None) -> ClassifierFunction | None:
     """Return the obfuscator's classifier; None if no bundle of it is at hand."""
-    from sfumato.artifacts.bundle import CLASSIFIER_ONNX
-    from sfumato.artifacts.onnx_file import OnnxFunction
+    from sfumato.artifacts.onnx_file import ClassifierFunction
 
     found = options.open_classifier(path)
-    if found.classifier_fingerprint == source.classifier_fingerprint:
-        return OnnxFunction(found.file(CLASSIFIER_ONNX))
     if path is not None:
-        raise SfumatoError(
-            f"{source.path} was trained for classifier {source.classifier_fingerprint[:19]}…, {path} is "
-            f"{found.classifier_fingerprint[:19]}…"
-        )
-    return None
+        source.check_classifier(found)
+    return ClassifierFunction(found) if found.classifier_identity == source.classifier_identity else None
 
 
 def _print_program(source: Bundle, out: Path, compared: Comparison) -> None:

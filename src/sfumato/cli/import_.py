@@ -26,17 +26,21 @@ class Description:
     mean: Annotated[str | None, option("R,G,B", "Subtracted from values in [0, 1]. Default: from its metadata.")] = None
     std: Annotated[str | None, option("R,G,B", "Divided by after that. Default: from its metadata.")] = None
     labels: Annotated[Path | None, option("FILE", "Text file, one class a line. Default: from its metadata.")] = None
+    class_map: Annotated[
+        Path | None, option("FILE", "TOML or JSON, name = index or [indices] of outputs. Default: all are classes.")
+    ] = None
 
     def metadata(self, name: str | None = None) -> Metadata:
         """Return the description, with the name at a server.
 
         Raises:
-            SfumatoError: an option is malformed, or the file of labels cannot be read.
+            SfumatoError: an option is malformed, or the file of labels or of the class map cannot be used.
         """
-        from sfumato.lab.classifiers import Metadata
+        from sfumato.lab.classifiers import Metadata, read_class_map
 
         mean, std = _three(self.mean, "--mean"), _three(self.std, "--std")
-        return Metadata(options.image_size(self.size), mean, std, _lines(self.labels), name)
+        class_map = read_class_map(self.class_map) if self.class_map else None
+        return Metadata(options.image_size(self.size), mean, std, _lines(self.labels), name, class_map)
 
 
 @command("train")
@@ -58,6 +62,7 @@ def import_(
     Examples:
     - `sfumato import google/vit-base-patch16-224 -o vit`
     - `sfumato import net.onnx -o net --mean 0,0,0 --std 1,1,1 --labels labels.txt`
+    - `sfumato import google/vit-base-patch16-224 -o pets --class-map pets.toml`
     """
     from sfumato.lab.classifiers import import_classifier
 
@@ -65,11 +70,14 @@ def import_(
     inputs, notes = bundle.preprocessing, list(bundle.recipe.notes or ())
     if as_json:
         about = {"bundle": str(bundle.path), "name": bundle.name, "classes": len(bundle.labels)}
+        about |= {} if bundle.class_map is None else {"outputs": bundle.outputs}
         size = [inputs.height, inputs.width]
         print_json({**about, "size": size, "fingerprint": bundle.classifier_fingerprint, "notes": notes})
         return
     typer.echo(f"bundle: {bundle.path}")
-    typer.echo(f"  {bundle.recipe.origin}, {len(bundle.labels)} classes, images of {inputs.height}x{inputs.width}")
+    classes = f"{len(bundle.labels)} classes"
+    classes += "" if bundle.class_map is None else f" of {bundle.outputs:,} outputs"
+    typer.echo(f"  {bundle.recipe.origin}, {classes}, images of {inputs.height}x{inputs.width}")
     typer.echo(f"  input: (image in [0, 1] - {_numbers(inputs.mean)}) / {_numbers(inputs.std)}")
     for note in notes:
         typer.echo(f"  note: {note}")

@@ -78,7 +78,7 @@ class ServedModel:
             parameters["decoder"] = f"sha256:{split.files[DECODER_ONNX]}"
             if split.code_fingerprint is not None:
                 parameters["code"] = split.code_fingerprint
-        if bundle and bundle.labels:
+        if bundle and bundle.labels and bundle.class_map is None:  # with one they do not name the outputs
             # The protocol's parameters are scalars, so the list is sent as JSON in a string.
             parameters["labels"] = json.dumps(bundle.labels, ensure_ascii=False)
         self.metadata = ModelMetadata(

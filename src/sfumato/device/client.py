@@ -286,6 +286,7 @@ class Client(BaseClient):
             output_name=plan.output_name,
             count=len(images),
             labels=self.bundle.labels,
+            class_map=self.bundle.class_map,
             obfuscate_ms=obfuscate_ms,
         )
 

@@ -72,7 +72,7 @@ class Plan:
 
 def payload_from(bundle: Bundle, shape: tuple[int, ...], *, split: bool) -> PayloadSpec:
     """Describe the payload of an obfuscator's bundle, with `shape` for one image."""
-    return PayloadSpec(shape, len(bundle.labels), split=split, eight_bit=bundle.recipe.eight_bit_output and not split)
+    return PayloadSpec(shape, bundle.outputs, split=split, eight_bit=bundle.recipe.eight_bit_output and not split)
 
 
 def make_plan(

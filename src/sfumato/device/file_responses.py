@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeGuard
 
+from sfumato.artifacts.class_map import ClassMap
 from sfumato.device.transport import printable
 from sfumato.errors import EndpointResponseInvalid, WireError
 from sfumato.wire import fields
@@ -27,24 +28,29 @@ class ResponseFormat:
         return f"the response at {self.path!r}" if self.path else "the response"
 
 
-def read_file_response(body: bytes, place: ResponseFormat, labels: Sequence[str]) -> tuple[int, tuple[float, ...]]:
+def read_file_response(
+    body: bytes, place: ResponseFormat, labels: Sequence[str], class_map: ClassMap | None = None
+) -> tuple[int, tuple[float, ...]]:
     """Read the prediction for one image.
 
     At the path may lie: a label; an object with a label and perhaps a score; a list of such objects; an object of
     scores by label; a list of scores, one for each of the bundle's labels. The highest score wins; without scores,
-    the first label.
+    the first label. With a class map it has to be a list of scores, one for each output: other responses may leave
+    some out, and name them in the classifier's words.
 
     Args:
         body: JSON.
         place: where the prediction lies.
         labels: the bundle's, one name per class.
+        class_map: the bundle's.
 
     Returns:
-        The class, and a probability for each class: scores in [0, 1] as they are; NaN where none is given, and for all
-        if any score lies outside [0, 1], as then they only rank.
+        The class, and a probability for each class: scores in [0, 1] as they are, or as the class map merges them; NaN
+        where none is given, and for all if any score lies outside [0, 1], as then they only rank.
 
     Raises:
-        EndpointResponseInvalid: no JSON, nothing or something else at the place, or a label that the bundle lacks.
+        EndpointResponseInvalid: no JSON, nothing or something else at the place, a label that the bundle lacks, or what
+            the class map cannot merge.
     """
     try:
         value = fields.parse(body, "the response")
@@ -53,6 +59,8 @@ def read_file_response(body: bytes, place: ResponseFormat, labels: Sequence[str]
     steps = place.path.split(".") if place.path else []
     for number, step in enumerate(steps):
         value = _step(value, step, ResponseFormat(".".join(steps[:number])))
+    if class_map is not None:
+        return _merged(value, place, class_map)
     found = _scores(value, place, labels)
     ranked = {index: score for index, score in found.items() if score is not None}
     best = max(ranked, key=lambda index: ranked[index]) if ranked else next(iter(found))
@@ -94,6 +102,29 @@ def _scores(value: object, place: ResponseFormat, labels: Sequence[str]) -> dict
     if not found:
         raise EndpointResponseInvalid(f"{place} is an empty list; labels were expected")
     return found
+
+
+def _merged(value: object, place: ResponseFormat, class_map: ClassMap) -> tuple[int, tuple[float, ...]]:
+    """Return the class and the probabilities of a list of scores, one for each output."""
+    if not isinstance(value, list) or len(value) != class_map.outputs or not all(map(_is_number, value)):
+        got = f"a list of {len(value)}" if isinstance(value, list) else fields.kind_of(value)
+        raise EndpointResponseInvalid(
+            f"{place} is {got}; the bundle's class map merges a list of {class_map.outputs} scores, "
+            "one for each output of the classifier: say with a path where it lies"
+        )
+    scores = [_score(score, place) for score in value]
+    ranks_only = not all(0 <= score <= 1 for score in scores)
+    merged = [sum(scores[index] for index in group) for group in class_map.groups]
+    if ranks_only and class_map.sums:
+        raise EndpointResponseInvalid(
+            f"{place} has scores outside [0, 1]; the bundle's class map sums several into one class, and needs "
+            "probabilities for that"
+        )
+    total = sum(merged)
+    if not ranks_only and not total > 0:
+        raise EndpointResponseInvalid(f"{place} has the score 0 for every output that the bundle's class map names")
+    best = max(range(len(merged)), key=lambda index: merged[index])
+    return best, tuple(math.nan if ranks_only else score / total for score in merged)
 
 
 def _entry(item: object, place: ResponseFormat) -> tuple[str, object]:

@@ -102,7 +102,7 @@ class FileClient(BaseClient):
         round_trip_ms = (time.perf_counter() - start) * 1000
         labels = self.bundle.labels
         try:
-            index, probabilities = read_file_response(reply.body, self._response, labels)
+            index, probabilities = read_file_response(reply.body, self._response, labels, self.bundle.class_map)
         except EndpointResponseInvalid as error:
             reason = self._transport.connection.without_token(str(error))
             raise EndpointResponseInvalid(f"{self._transport.server}: {reason}") from None

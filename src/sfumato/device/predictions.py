@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sfumato.artifacts.class_map import ClassMap, are_probabilities, class_logits
 from sfumato.device.transport import printable
 from sfumato.errors import EndpointResponseInvalid
 from sfumato.wire import InferResponse
@@ -114,7 +115,13 @@ class Prediction:
 
 
 def read_predictions(
-    result: InferResult, *, output_name: str | None, count: int, labels: Sequence[str], obfuscate_ms: float
+    result: InferResult,
+    *,
+    output_name: str | None,
+    count: int,
+    labels: Sequence[str],
+    obfuscate_ms: float,
+    class_map: ClassMap | None = None,
 ) -> list[Prediction]:
     """Check a response and turn its logits into predictions.
 
@@ -124,23 +131,31 @@ def read_predictions(
         count: how many images were sent.
         labels: one name per class.
         obfuscate_ms: per image.
+        class_map: which outputs make up each class, if they are not the classes themselves.
 
     Raises:
-        EndpointResponseInvalid: the output is missing, not floating-point, not finite, or has not one row per image
-            and one column per label.
+        EndpointResponseInvalid: the output is missing, not floating-point, not finite, has not one row per image and
+            one column per label, or per output of the class map, or holds probabilities that the class map would sum.
     """
     logits = next((tensor for tensor in result.response.outputs if output_name in (None, tensor.name)), None)
     if logits is None:
         raise EndpointResponseInvalid(f"the response lacks the output {output_name!r} that was asked for")
     if logits.array.dtype.kind != "f":
         raise EndpointResponseInvalid(f"the response holds {logits.datatype}; logits in floating point were expected")
-    if logits.shape != (count, len(labels)):
+    columns, of = (len(labels), "label") if class_map is None else (class_map.outputs, "output of the class map")
+    if logits.shape != (count, columns):
         raise EndpointResponseInvalid(
             f"the response has the shape {list(logits.shape)}; "
-            f"[{count}, {len(labels)}] was expected: one row per image, one column per label"
+            f"[{count}, {columns}] was expected: one row per image, one column per {of}"
         )
     if not np.isfinite(logits.array).all():
         raise EndpointResponseInvalid("the response holds NaN or infinite values")
+    if class_map is not None and class_map.sums and are_probabilities(logits.array):
+        raise EndpointResponseInvalid(
+            "the response holds probabilities; the bundle's class map merges several outputs into one class, for which "
+            "it needs logits: leave the model's softmax out"
+        )
+    scores = class_logits(logits.array, class_map)
     return [
         Prediction.of(
             row,
@@ -151,5 +166,5 @@ def read_predictions(
             obfuscate_ms=obfuscate_ms,
             round_trip_ms=result.round_trip_ms,
         )
-        for index, row in zip(logits.array.argmax(axis=1).tolist(), softmax(logits.array).tolist(), strict=True)
+        for index, row in zip(scores.argmax(axis=1).tolist(), softmax(scores).tolist(), strict=True)
     ]

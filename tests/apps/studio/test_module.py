@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from sfumato import cloud, wire
 from sfumato.apps.studio import Pages, collect
 from sfumato.artifacts import shipped
 from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.class_map import ClassMap
 from sfumato.device import Obfuscator, load_image, prepare
 from sfumato.device.image import fit
 from sfumato.device.predictions import softmax
@@ -294,6 +296,38 @@ def test_a_bundle_of_the_first_version_is_read(page: Any, bundles: list[Bundle])
     page.route("**/bundles/0/bundle.json", lambda route: route.fulfill(json=old))
     gate = module(page, 'return (await sfumato.loadBundle("/bundles/0/", { ort })).gate;')
     assert gate == bundles[0].to_json()["gate"]
+
+
+def test_a_class_map_merges_the_servers_outputs(browser: Any, tmp_path: Path) -> None:
+    """As in Python, at the server and where the page runs the classifier itself; the oracle sums probabilities."""
+    class_map, labels = ClassMap.of({"vehicle": [2, 3], "cat": 0}, 4), ("vehicle", "cat")
+    made = [replace(bundle, labels=labels, class_map=class_map).save() for bundle in tiny.save_bundles(tmp_path)]
+    with cloud.running([cloud.ServedModel(made[1].path)], pages=Pages(collect(made[:1], made[1]))) as url:
+        page, _ = open_page(browser, url, ready=False)
+        code = """
+          const { loadClassifier } = await import("/page/models.js");
+          const bundle = await sfumato.loadBundle("/bundles/0/", { ort });
+          const { label, probabilities } = await new sfumato.Client(location.origin, bundle).classify(image(given));
+          const plain = await (await loadClassifier("/classifier/"))(await bundle.prepare(image(given)));
+          return [label, probabilities, plain.probabilities];"""
+        label, *found = module(page, code, rgb(tiny.image(5)))
+        unit = prepare(tiny.image(5), tiny.PREPROCESSING)[None]
+        for got, inputs in zip(found, (tiny.obfuscate(unit), tiny.PREPROCESSING.normalize(unit)), strict=True):
+            p = softmax(tiny.logits(inputs))[0]
+            wanted = np.array([p[2] + p[3], p[0]]) / (p[0] + p[2] + p[3])
+            np.testing.assert_allclose(got, wanted, atol=TOLERANCE)
+        assert label == labels[int(np.argmax(found[0]))]
+        refused = {
+            "groups": [[[0], [4]], [[0], [0]], [[0], []], [[0]], [[0], ["1"]], "x", None],
+            "outputs": [None, "4", 1, 2.5],
+        }
+        for key, values in refused.items():
+            for value in values:
+                manifest = made[0].to_json() | {"class_map": {"outputs": 4, "groups": [[0], [1]], key: value}}
+                page.route("**/bundles/0/bundle.json", partial(fulfill, {"json": manifest}))
+                said = module(page, 'return kind(() => sfumato.loadBundle("/bundles/0/", { ort }));')
+                page.unroute("**/bundles/0/bundle.json")
+                assert said.startswith("BundleError: the class map"), (key, value, said)
 
 
 def answer(*more: str, model: str = "cifar10-resnet20") -> str:

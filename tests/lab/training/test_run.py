@@ -132,6 +132,8 @@ def test_a_run_that_began_before_a_recipe_could_say_more_goes_on(trained):
     }
     other = plan.model_copy(update={"output": type(plan.output)(format="8-bit")})
     assert run._identifying(other)["output"] == {"format": "8-bit"}
+    other = plan.model_copy(update={"black_box": type(plan.black_box)(model="m")})
+    assert "class_map" not in run._identifying(other)["black_box"]
 
 
 def test_snapshots_hold_the_networks_as_they_were(in_memory, tmp_path, monkeypatch, trained, image_folder):

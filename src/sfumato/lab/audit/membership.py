@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfumato.artifacts import records
-from sfumato.artifacts.bundle import CLASSIFIER_ONNX, Bundle
-from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.onnx_file import ClassifierFunction
 from sfumato.artifacts.provenance import provenance
 from sfumato.artifacts.records import RecipeRecord
 from sfumato.errors import AuditError, DataError
@@ -154,7 +154,7 @@ def infer_membership(
     pixels = torch.cat([members.images, others.images])
     labels = torch.cat([members.labels, others.labels]) if members.labelled and others.labelled else None
     run = _Attack(pixels, labels, count, seed, progress)
-    plain = OnnxFunction(classifier.file(CLASSIFIER_ONNX)) if classifier else None
+    plain = ClassifierFunction(classifier) if classifier else None
     found = list(run.on(_loaded(bundle, plain), _loaded(reference, plain) if reference else None))
     if classifier is not None and plain is not None and labels is not None:
         size = classifier.preprocessing
@@ -222,7 +222,7 @@ def _training(bundle: Bundle) -> records.Provenance:
 
 
 def _check_reference(bundle: Bundle, reference: Bundle) -> None:
-    if bundle.classifier_fingerprint != reference.classifier_fingerprint:
+    if bundle.classifier_identity != reference.classifier_identity:
         raise AuditError(
             f"{reference.path} was trained for another classifier than {bundle.path}; a reference differs in nothing "
             "but its training images"
@@ -248,7 +248,7 @@ def _sample(images: ImageSet, count: int, seed: int) -> ImageSet:
     return images if count == len(images) else images.split(count, seed=seed)[1]
 
 
-def _loaded(bundle: Bundle, classifier: OnnxFunction | None) -> _Trained:
+def _loaded(bundle: Bundle, classifier: ClassifierFunction | None) -> _Trained:
     target, predictions = bundle_target(bundle), {}
     if target.gate is not None:
         own = target.gate.logits

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sfumato import __version__
-from sfumato.artifacts.bundle import CLASSIFIER_ONNX, Bundle
-from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.onnx_file import ClassifierFunction
 from sfumato.artifacts.provenance import provenance
 from sfumato.errors import AuditError, Interrupted
 from sfumato.lab.attacks.extraction import Extraction
@@ -178,8 +178,8 @@ def _identity(setting: AttackSetting, budget: Budget, comparison: Comparison) ->
         "obfuscator": [target.name, target.fingerprint or behaviour],
         "bundle": dict(target.bundle.files) if target.bundle else None,
         "shadow": [shadow.name, shadow.fingerprint] if shadow else None,
-        "classifier": comparison.classifier.classifier_fingerprint if comparison.classifier else None,
-        "local": comparison.local.classifier_fingerprint if comparison.local else None,
+        "classifier": comparison.classifier.classifier_identity if comparison.classifier else None,
+        "local": comparison.local.classifier_identity if comparison.local else None,
         "other": None if setting.other is None else hashlib.sha256(setting.other.numpy().tobytes()).hexdigest(),
         "attributes": sorted(comparison.attributes or {}),
         "budget": repr(budget),
@@ -424,5 +424,5 @@ class _Run:
         served = self.comparison.classifier
         if served is None or tuple(self.setting.test.names) != tuple(served.labels):
             return None
-        run = OnnxFunction(served.file(CLASSIFIER_ONNX))
+        run = ClassifierFunction(served)
         return lambda payload: torch.from_numpy(run(payload.numpy()))

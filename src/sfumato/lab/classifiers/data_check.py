@@ -120,17 +120,18 @@ def check_data(
 
 
 def _endpoint(url: str, model: str, served: Bundle, token: str | None) -> Iterator[Finding]:
-    payload = PayloadSpec((3, served.preprocessing.height, served.preprocessing.width), len(served.labels))
+    payload = PayloadSpec((3, served.preprocessing.height, served.preprocessing.width), served.outputs)
     known = None if is_imported(served) else served.classifier_fingerprint
     try:
-        yield from examine_endpoint(url, model, payload=payload, labels=served.labels, fingerprint=known, token=token)
+        yield from examine_endpoint(url, model, payload=payload, classifier=served, fingerprint=known, token=token)
     except EndpointError as error:
         yield Finding("the endpoint", "bad", str(error), "start it first, or leave --server out")
 
 
 def _about(served: Bundle, kind: Kind) -> Finding:
     size = served.preprocessing
-    said = f"{served.name}: {len(served.labels)} classes, images of {size.height}x{size.width}"
+    outputs = "" if served.class_map is None else f" of {served.outputs:,} outputs"
+    said = f"{served.name}: {len(served.labels)} classes{outputs}, images of {size.height}x{size.width}"
     if not trains_through(served):
         advice = "give the network that it was exported from: a transformers folder, .pt2 or package.module:callable"
         return Finding("classifier", "bad", f"{said}; it can be served, but not trained through", advice)

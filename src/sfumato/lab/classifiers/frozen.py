@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from sfumato.artifacts.bundle import CLASSIFIER_PROGRAM, CLASSIFIER_WEIGHTS, Bundle, Preprocessing
+from sfumato.artifacts.class_map import ClassMap, identity
 from sfumato.artifacts.records import RecipeRecord
 from sfumato.errors import BundleError, ClassifierError
 from sfumato.lab.classifiers.exported_programs import load_program
@@ -29,6 +31,7 @@ class FrozenClassifier:
         labels: one name per class, in the order of the logits.
         preprocessing: how an image becomes its input.
         fingerprint: of its served ONNX file.
+        class_map: which of the outputs of the served file make up each class; `net` has it inside.
     """
 
     net: nn.Module
@@ -36,6 +39,12 @@ class FrozenClassifier:
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     fingerprint: str
+    class_map: ClassMap | None = None
+
+    @property
+    def identity(self) -> str:
+        """As `Bundle.classifier_identity`."""
+        return identity(self.fingerprint, self.class_map)
 
     def obfuscator(self, folder: Path, recipe: RecipeRecord) -> Bundle:
         """Return the bundle of an obfuscator for it, whose files lie in the folder; not saved yet."""
@@ -47,7 +56,38 @@ class FrozenClassifier:
             preprocessing=self.preprocessing,
             classifier_fingerprint=self.fingerprint,
             recipe=recipe,
+            class_map=self.class_map,
         )
+
+
+class Mapped(nn.Module):
+    """A network followed by a class map: differentiable, and equal to `ClassMap.logits`.
+
+    Args:
+        net: one tensor to logits (N, outputs).
+        class_map: of so many outputs.
+    """
+
+    order: Tensor
+    owners: Tensor
+
+    def __init__(self, net: nn.Module, class_map: ClassMap) -> None:
+        super().__init__()
+        self.net, self.classes, self.sums = net, len(class_map.groups), class_map.sums
+        owners = [place for place, group in enumerate(class_map.groups) for _ in group]
+        self.register_buffer("order", torch.tensor(class_map.order), persistent=False)
+        self.register_buffer("owners", torch.tensor(owners), persistent=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) float -> logits (N, classes), float32 at least."""
+        outputs: Tensor = self.net(inputs)
+        members = outputs.to(torch.promote_types(outputs.dtype, torch.float32))[:, self.order]
+        if not self.sums:
+            return members
+        start = members.new_full((len(members), self.classes), -torch.inf)
+        highest = start.scatter_reduce(1, self.owners.expand_as(members), members.detach(), "amax")
+        shares = (members - highest[:, self.owners]).exp()
+        return highest + torch.zeros_like(highest).index_add(1, self.owners, shares).log()
 
 
 def is_imported(bundle: Bundle) -> bool:
@@ -79,16 +119,19 @@ def load_classifier(path: Path) -> FrozenClassifier:
         if CLASSIFIER_PROGRAM in bundle.files:
             net: nn.Module = load_program(bundle.file(CLASSIFIER_PROGRAM))
         else:
-            net = build_classifier(str(architecture), len(bundle.labels))
+            net = build_classifier(str(architecture), bundle.outputs)
             net.load_state_dict(load_file(bundle.file(CLASSIFIER_WEIGHTS)))
     except ClassifierError as error:
         raise BundleError(str(error)) from error
     except (KeyError, RuntimeError, SafetensorError) as error:
         raise BundleError(f"{bundle.path}: weights do not fit architecture {architecture!r}: {error}") from error
+    if bundle.class_map is not None:
+        net = Mapped(net, bundle.class_map)
     return FrozenClassifier(
         net=net.eval().requires_grad_(False),
         name=bundle.name,
         labels=bundle.labels,
         preprocessing=bundle.preprocessing,
         fingerprint=bundle.classifier_fingerprint,
+        class_map=bundle.class_map,
     )

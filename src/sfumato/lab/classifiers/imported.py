@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 from torch import nn
 
 from sfumato.artifacts.bundle import Preprocessing
-from sfumato.errors import ClassifierError
+from sfumato.artifacts.class_map import checked_groups
+from sfumato.artifacts.files import read_json
+from sfumato.errors import BundleError, ClassifierError
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,10 @@ class Metadata:
         size: (height, width) of its input, in pixels.
         mean: per RGB channel, on the [0, 1] scale.
         std: likewise.
-        labels: one name per class, in the order of its outputs.
+        labels: one name per output, in their order.
         name: its name at a server.
+        class_map: the classes of a task, each with the index of an output or a list of them; without it, every output
+            is a class.
     """
 
     size: tuple[int, int] | None = None
@@ -30,6 +35,7 @@ class Metadata:
     std: tuple[float, float, float] | None = None
     labels: tuple[str, ...] | None = None
     name: str | None = None
+    class_map: Mapping[str, object] | None = None
 
     def over(self, other: Metadata) -> Metadata:
         """Return this description, with what it leaves open from the other one."""
@@ -69,6 +75,32 @@ class ImportedClassifier:
     metadata: Metadata
     notes: tuple[str, ...] = ()
     facts: Mapping[str, str | None] = field(default_factory=dict)
+
+
+def read_class_map(file: Path) -> dict[str, object]:
+    """Read a class map: a TOML or JSON file of names, each with the index of an output or a list of them.
+
+    Raises:
+        ClassifierError: it is none, or not consistent in itself; see `checked_groups`.
+    """
+    if file.suffix not in (".toml", ".json"):
+        raise ClassifierError(f"{file} is no class map: a .toml or .json file is expected, such as `dog = [151, 152]`")
+    try:
+        raw = read_json(file, ClassifierError) if file.suffix == ".json" else tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise ClassifierError(f"{file} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:  # of both parsers, and of the encoding
+        raise ClassifierError(
+            f"{file} cannot be read as TOML: {error}; each line is name = index, or name = [index, index]; a name with "
+            "spaces needs quotes, and stands there once"
+        ) from error
+    if not isinstance(raw, dict):
+        raise ClassifierError(f"{file} holds a {type(raw).__name__}; an object of names and indices is expected")
+    try:
+        checked_groups(raw)
+    except BundleError as error:
+        raise ClassifierError(f"{file}: {error}") from error
+    return raw
 
 
 def plain_name(name: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from sfumato.artifacts.bundle import (
     Preprocessing,
     fingerprint,
 )
+from sfumato.artifacts.class_map import ClassMap, are_probabilities
 from sfumato.artifacts.external_data import external_data
 from sfumato.artifacts.files import file_sha256, whole_folder
 from sfumato.artifacts.onnx_file import OnnxFunction, runtime_reason
 from sfumato.artifacts.provenance import provenance
 from sfumato.artifacts.records import RecipeRecord
-from sfumato.errors import ClassifierError, TrainingError
+from sfumato.errors import BundleError, ClassifierError, TrainingError
 from sfumato.lab.classifiers.exported_programs import load_program, save_program
 from sfumato.lab.classifiers.frozen import IMPORTED, is_imported
 from sfumato.lab.classifiers.imported import ImportedClassifier, Metadata
@@ -37,6 +39,7 @@ from sfumato.lab.libraries import first_line
 
 _PROBES = 4
 _LEAST_SIDE = 8
+_SHOWN = 5
 _NOTHING = Metadata()
 
 
@@ -91,12 +94,13 @@ def import_classifier(source: str, folder: Path, metadata: Metadata = _NOTHING) 
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     inputs = torch.from_numpy(preprocessing.normalize(images.numpy()))
     logits = _logits(found.model, inputs, source)
+    classes = _classes(found, metadata, logits, source)
     with whole_folder(folder, ClassifierError) as partial:
         if isinstance(found.model, Path):
             _copy(found.model, partial / CLASSIFIER_ONNX)
         else:
             _write(found.model, partial, inputs, source)
-        made = _bundle(found, partial, preprocessing, logits, source, metadata).save()
+        made = _bundle(found, partial, preprocessing, classes, source, str(metadata.name)).save()
     return replace(made, path=folder)
 
 
@@ -129,13 +133,53 @@ def _logits(model: nn.Module | Path, inputs: Tensor, source: str) -> Tensor:
         )
     if not bool(torch.isfinite(logits).all()):
         raise ClassifierError(f"{source} gives NaN or infinite values")
-    if isinstance(model, nn.Module) and _probabilities(logits):
+    if isinstance(model, nn.Module) and are_probabilities(logits.numpy()):
         raise ClassifierError(f"{source} gives probabilities; leave its softmax out, as training needs the logits")
     return logits
 
 
-def _probabilities(logits: Tensor) -> bool:
-    return bool((logits >= 0).all()) and bool(((logits.sum(dim=1) - 1).abs() < 1e-3).all())
+@dataclass(frozen=True)
+class _Classes:
+    """What a classifier's outputs mean: its labels, the class map if it has one, and what users should know."""
+
+    labels: tuple[str, ...]
+    class_map: ClassMap | None
+    notes: tuple[str, ...]
+
+
+def _classes(found: ImportedClassifier, metadata: Metadata, logits: Tensor, source: str) -> _Classes:
+    outputs, labels, notes = logits.shape[1], metadata.labels, list(found.notes)
+    if labels is not None and len(labels) != outputs:
+        raise ClassifierError(f"{source} has {outputs} classes, but {len(labels)} labels were given")
+    class_map = None
+    if metadata.class_map is not None:
+        try:
+            class_map = ClassMap.of(metadata.class_map, outputs)
+        except BundleError as error:
+            raise ClassifierError(f"{source} does not fit the class map: {error}") from error
+        if labels is not None:
+            notes.append(_named(metadata.class_map, class_map, labels))
+        labels = tuple(metadata.class_map)
+    elif labels is None:
+        labels = tuple(str(index) for index in range(outputs))
+        notes.append("It has no names for its classes; they are called by their number, in the order of its outputs.")
+    if isinstance(found.model, Path) and are_probabilities(logits.numpy()):
+        if class_map is not None and class_map.sums:
+            raise ClassifierError(
+                f"{source} gives probabilities; a class of several outputs needs logits: leave its softmax out, or "
+                "give one index for each class"
+            )
+        notes.append("It gives probabilities: its labels are correct, but the client computes a lower confidence.")
+    return _Classes(labels, class_map, tuple(notes))
+
+
+def _named(classes: Iterable[str], class_map: ClassMap, labels: Sequence[str]) -> str:
+    """Say what the outputs of the first classes are called, so that a shifted index is noticed."""
+    pairs = [
+        f"{name} = {' + '.join(labels[index] for index in group[:_SHOWN])}{' + ...' * (len(group) > _SHOWN)}"
+        for name, group in zip(classes, class_map.groups, strict=True)
+    ]
+    return f"Its class map: {'; '.join(pairs[:_SHOWN])}{'; ...' * (len(pairs) > _SHOWN)}."
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -174,24 +218,15 @@ def _bundle(
     found: ImportedClassifier,
     folder: Path,
     preprocessing: Preprocessing,
-    logits: Tensor,
+    classes: _Classes,
     source: str,
-    metadata: Metadata,
+    name: str,
 ) -> Bundle:
-    classes, notes = logits.shape[1], list(found.notes)
-    labels = metadata.labels
-    if labels is None:
-        labels = tuple(str(index) for index in range(classes))
-        notes.append("It has no names for its classes; they are called by their number, in the order of its outputs.")
-    if len(labels) != classes:
-        raise ClassifierError(f"{source} has {classes} classes, but {len(labels)} labels were given")
-    if isinstance(found.model, Path) and _probabilities(logits):
-        notes.append("It gives probabilities: its labels are correct, but the client computes a lower confidence.")
     return Bundle(
         path=folder,
         kind="classifier",
-        name=str(metadata.name),
-        labels=labels,
+        name=name,
+        labels=classes.labels,
         preprocessing=preprocessing,
         classifier_fingerprint=fingerprint(folder / CLASSIFIER_ONNX),
         recipe=RecipeRecord.from_json(
@@ -200,9 +235,10 @@ def _bundle(
                 "source": source,
                 "source_sha256": _content(source),
                 "origin": found.origin,
-                "notes": notes,
+                "notes": list(classes.notes),
                 **found.facts,
             }
         ),
         provenance=provenance(),
+        class_map=classes.class_map,
     )

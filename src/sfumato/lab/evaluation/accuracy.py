@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from sfumato.artifacts.bundle import (
-    CLASSIFIER_ONNX,
     DECODER_ONNX,
     DEOBFUSCATOR_ONNX,
     OBFUSCATOR_ONNX,
@@ -21,7 +20,7 @@ from sfumato.artifacts.bundle import (
     Preprocessing,
 )
 from sfumato.artifacts.lab_files import find_lab_file
-from sfumato.artifacts.onnx_file import Array, OnnxFunction
+from sfumato.artifacts.onnx_file import Array, ClassifierFunction, OnnxFunction
 from sfumato.device.image import from_pixels, to_pixels
 from sfumato.device.predictions import softmax
 from sfumato.errors import BundleError
@@ -101,7 +100,7 @@ def classify(classifier: Bundle, images: ImageSet, *, progress: Progress = silen
     Raises:
         BundleError: images of another size.
     """
-    predict, size = OnnxFunction(classifier.file(CLASSIFIER_ONNX)), classifier.preprocessing
+    predict, size = ClassifierFunction(classifier), classifier.preprocessing
     batches = _batches(images, size, "accuracy, plain", progress)
     return torch.cat([torch.from_numpy(predict(size.normalize(batch))) for batch, _ in batches])
 
@@ -128,14 +127,10 @@ def evaluate_obfuscator(
             logits, or a payload outside [0, 1] that cannot be rounded.
         DataError: a class of the images is none of the classifier's.
     """
-    if obfuscator.classifier_fingerprint != classifier.classifier_fingerprint:
-        raise BundleError(
-            f"{obfuscator.path} was trained for classifier {obfuscator.classifier_fingerprint[:19]}…, "
-            f"{classifier.path} is {classifier.classifier_fingerprint[:19]}…"
-        )
+    obfuscator.check_classifier(classifier)
     size = obfuscator.preprocessing
     images = images.of_classes(classifier.labels)
-    predict = OnnxFunction(classifier.file(CLASSIFIER_ONNX))
+    predict = ClassifierFunction(classifier)
     obfuscate = OnnxFunction(obfuscator.file(OBFUSCATOR_ONNX))
     deobfuscator = find_lab_file(obfuscator, DEOBFUSCATOR_ONNX)
     reconstruct = None if deobfuscator is None else OnnxFunction(deobfuscator)

@@ -8,8 +8,8 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from sfumato.artifacts.bundle import CLASSIFIER_ONNX, OBFUSCATOR_ONNX, Bundle
-from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.bundle import OBFUSCATOR_ONNX, Bundle
+from sfumato.artifacts.onnx_file import ClassifierFunction, OnnxFunction
 from sfumato.artifacts.provenance import provenance
 from sfumato.errors import BundleError
 from sfumato.lab.data import ImageSet
@@ -186,7 +186,7 @@ def _measured(
     recipe = obfuscator.recipe
     name = str(recipe.name or recipe.method or obfuscator.path.name)
     obfuscate = OnnxFunction(obfuscator.file(OBFUSCATOR_ONNX))
-    predict = [OnnxFunction(classifier.file(CLASSIFIER_ONNX)) for classifier in classifiers]
+    predict = [ClassifierFunction(classifier) for classifier in classifiers]
     correct, on_device = np.zeros(len(classifiers), np.int64), 0
     for batch, labels in images.scaled_batches(name, progress):
         outputs = obfuscate.all(batch)

@@ -11,7 +11,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +23,6 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from sfumato.artifacts.bundle import (
-    CLASSIFIER_ONNX,
     DECODER_ONNX,
     DEOBFUSCATOR_ONNX,
     FLOAT_WEIGHTS,
@@ -34,7 +33,7 @@ from sfumato.artifacts.bundle import (
 )
 from sfumato.artifacts.files import whole_folder
 from sfumato.artifacts.lab_files import find_lab_file, lab_folder, new_lab_folder, save_lab
-from sfumato.artifacts.onnx_file import Array, OnnxFunction
+from sfumato.artifacts.onnx_file import Array, ClassifierFunction, OnnxFunction
 from sfumato.artifacts.provenance import provenance
 from sfumato.artifacts.records import Figures
 from sfumato.errors import BundleError
@@ -257,7 +256,7 @@ class _Images(CalibrationDataReader):  # type: ignore[misc]
 def differences(
     after: OnnxFunction,
     before: OnnxFunction,
-    classifier: OnnxFunction,
+    classifier: Callable[[Array], Array],
     images: ImageSet,
     *,
     progress: Progress = silent,
@@ -308,7 +307,7 @@ def _compared(
 ) -> Int8Comparison:
     test = test.of_classes(classifier.labels)
     after_file, before_file = made.file(OBFUSCATOR_ONNX), bundle.file(OBFUSCATOR_ONNX)
-    classify = OnnxFunction(classifier.file(CLASSIFIER_ONNX))
+    classify = ClassifierFunction(classifier)
     changed = differences(OnnxFunction(after_file), OnnxFunction(before_file), classify, test, progress=progress)
     image, _ = next(test.subset(1).scaled_batches())
     return Int8Comparison(

@@ -140,10 +140,10 @@ def known_audit(job: Job) -> AuditResult | None:
     bundle, local = Bundle.load(job.run.bundle, kind="obfuscator"), None
     if job.local is not None:  # a text that no audit has, if it is not trained yet
         trained = (job.local / MANIFEST).is_file()
-        local = Bundle.load(job.local, kind="classifier").classifier_fingerprint if trained else "not trained yet"
+        local = Bundle.load(job.local, kind="classifier").classifier_identity if trained else "not trained yet"
     stated = {
         "obfuscator": found.target.fingerprint == bundle.files[OBFUSCATOR_ONNX],
-        "classifier": about.classifier == bundle.classifier_fingerprint,
+        "classifier": about.classifier == bundle.classifier_identity,
         "on-device baseline": about.local == local,
         "budget": about.budget == repr(job.budget),
     }

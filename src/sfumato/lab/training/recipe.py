@@ -235,6 +235,7 @@ class BlackBoxRecipe(Strict):
         std: likewise.
         surrogates: classifiers of the zoo that learn to predict as it does; the first one counts as the classifier.
         images_seen: training images of each of them, with repetition.
+        class_map: the file of a class map, if the classes are not all of its outputs; see `read_class_map`.
     """
 
     model: str = ""
@@ -246,6 +247,7 @@ class BlackBoxRecipe(Strict):
     std: tuple[float, float, float] | None = None
     surrogates: tuple[Architecture, ...] = Field(default=("resnet-local", "vgg7"), min_length=1)
     images_seen: int = Field(default=200_000, ge=1)
+    class_map: str | None = None
 
 
 class _Protecting(_Named):

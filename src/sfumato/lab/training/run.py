@@ -148,7 +148,7 @@ def _identity(made: Prepared) -> str:
     identity = {
         "recipe": _identifying(made.recipe),
         "data": made.train.sha256,
-        "classifier": made.frozen.fingerprint if made.frozen else None,
+        "classifier": made.frozen.identity if made.frozen else None,
     }
     if made.start is not None:
         identity["start"] = file_sha256(lab_file(made.start, OBFUSCATOR_WEIGHTS))
@@ -161,6 +161,8 @@ def _identifying(recipe: AnyRecipe) -> Mapping[str, object]:
     for key in _DATA_ADDITIONS:
         if getattr(recipe.data, key) == DataRecipe.model_fields[key].default:
             del said["data"][key]
+    if "black_box" in said and said["black_box"]["class_map"] is None:
+        del said["black_box"]["class_map"]
     fields = type(recipe).model_fields
     unset = [key for key in _ADDITIONS if key in fields and getattr(recipe, key) == fields[key].default]
     return {key: value for key, value in said.items() if key not in unset}

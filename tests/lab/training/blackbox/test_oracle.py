@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 
 import tiny
 from recording import Exchange, RecordingServer, metadata, recording, respond_with
+from sfumato.artifacts.class_map import ClassMap
 from sfumato.errors import EndpointResponseInvalid, EndpointUnreachable, QueryBudgetExhausted, TrainingError
 from sfumato.lab.training.blackbox.oracle import Oracle, is_endpoint, log_probabilities
 from sfumato.lab.training.recipe import BlackBoxRecipe
 
-FIELDS = BlackBoxRecipe.model_fields
+FIELDS = {*BlackBoxRecipe.model_fields} - {"class_map"}  # the oracle is given what is in the file
 
 
 class Counting:
@@ -54,7 +55,7 @@ def oracle(server: RecordingServer, tmp_path: Path, **changes: Any) -> Oracle:
         "classes": 4,
         "memory": tmp_path / "answers.sqlite",
     }
-    limits = {"queries": 100, "rate": 1e6} | {key: changes.pop(key) for key in changes.keys() & {*FIELDS}}
+    limits = {"queries": 100, "rate": 1e6} | {key: changes.pop(key) for key in changes.keys() & FIELDS}
     box = BlackBoxRecipe(model="tiny").model_copy(update=limits)  # unchecked: fewer queries than a recipe may allow
     return Oracle(server.url, box, **{**given, **changes})
 
@@ -64,6 +65,47 @@ def test_answers_are_those_of_the_classifier(tmp_path: Path) -> None:
         x = images(20)
         inputs = tiny.PREPROCESSING.normalize(x.numpy())
         assert np.allclose(it(x), log_softmax(tiny.logits(inputs).astype(np.float64), axis=1), atol=1e-4)
+
+
+GROUPS = {"ship": 2, "pet": [1, 0]}
+
+
+@pytest.mark.parametrize("answers", ["scores", "label"])
+@pytest.mark.parametrize("softmax_in_the_cloud", [False, True])
+def test_a_class_map_merges_the_outputs(tmp_path: Path, answers: str, softmax_in_the_cloud: bool) -> None:
+    """The oracle sums the probabilities of all four outputs itself."""
+
+    def compute(inputs: Any) -> Any:
+        return softmax(tiny.logits(inputs), axis=1) if softmax_in_the_cloud else tiny.logits(inputs)
+
+    with asking(tmp_path, Counting(compute), classes=2, class_map=GROUPS, answers=answers) as (it, _):
+        x = images(20)
+        found = it(x).exp().numpy()
+        assert it.class_map == ClassMap(4, ((2,), (1, 0)))
+    p = softmax(tiny.logits(tiny.PREPROCESSING.normalize(x.numpy())).astype(np.float64), axis=1)
+    merged = np.stack([p[:, 2], p[:, 0] + p[:, 1]], axis=1)
+    merged /= merged.sum(axis=1, keepdims=True)
+    if answers == "label":
+        assert (found.argmax(axis=1) == merged.argmax(axis=1)).all() and found.max(axis=1).min() > 0.99
+    else:
+        assert np.allclose(found, merged, atol=1e-4)
+
+
+def test_answers_of_another_class_map_are_not_mixed_in(tmp_path: Path) -> None:
+    with asking(tmp_path, Counting(), classes=2, class_map=GROUPS) as (it, _):
+        it(images(3))
+    other = {"ship": 2, "pet": [1, 3]}
+    with recording() as server, pytest.raises(TrainingError, match="predictions of another classifier"):
+        oracle(server, tmp_path, classes=2, class_map=other)
+
+
+def test_a_class_map_needs_the_outputs_that_it_names(tmp_path: Path) -> None:
+    with recording() as server, pytest.raises(TrainingError, match=r"takes the output 4, but the classifier has 4"):
+        oracle(server, tmp_path, classes=2, class_map={"ship": 4, "pet": 0})
+    outputs = [{"name": "logits", "datatype": "FP32", "shape": [-1, -1]}]
+    behaviour: Any = {"tiny": lambda exchange: exchange.reply(200, metadata(outputs=outputs))}
+    with recording(**behaviour) as server, pytest.raises(EndpointResponseInvalid, match="how many outputs"):
+        oracle(server, tmp_path, classes=2, class_map=GROUPS)
 
 
 def test_nothing_is_asked_twice_even_in_another_run(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from sfumato import cloud
 from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.class_map import ClassMap
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.cli import commands  # noqa: F401  (the commands register themselves)
 from sfumato.cli.app import app
@@ -67,6 +68,20 @@ def test_a_sketch_for_an_endpoint_whose_weights_nobody_has(url: str, folder: Pat
     assert client.fingerprint == "match"
     again = protect_black_box(recipe("sketch", url, folder), tmp_path / "run", Options("cpu", resume=True))
     assert again.figures.queries == figures["queries"]  # all of it was known
+
+
+def test_a_class_map_says_which_outputs_are_the_classes(url: str, folder: Path, tmp_path: Path) -> None:
+    """In another order than the endpoint's."""
+    (tmp_path / "map.toml").write_text("date = 3\napple = 0\ncherry = 2\nbanana = 1\n")
+    plan = recipe("sketch", url, folder, class_map=str(tmp_path / "map.toml"))
+    bundle = protect_black_box(plan, tmp_path / "run", Options("cpu"))
+    assert bundle.labels == ("date", "apple", "cherry", "banana")
+    assert bundle.class_map == ClassMap(4, ((3,), (0,), (2,), (1,)))
+    test = load_images(str(folder), "test")
+    with Client(url, bundle.path, gate=False) as client:
+        found = client.classify_batch([row.permute(1, 2, 0).numpy() for row in test.images])
+    right = np.mean([one.label == test.names[label] for one, label in zip(found, test.labels, strict=True)])
+    assert bundle.figures.to_json()["accuracy_obfuscated"] == pytest.approx(right)
 
 
 @pytest.mark.parametrize("answers", ["scores", "label"])

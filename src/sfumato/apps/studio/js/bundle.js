@@ -111,6 +111,11 @@ export class Bundle {
     return this.#manifest.labels;
   }
 
+  /** How many logits the classifier gives: one per label, unless a class map says otherwise. */
+  get outputs() {
+    return this.#manifest.class_map?.outputs ?? this.labels.length;
+  }
+
   get preprocessing() {
     return this.#manifest.preprocessing;
   }
@@ -230,6 +235,19 @@ export function softmax(logits) {
   return exponentials.map((value) => value / sum);
 }
 
+/**
+ * Merge one row of finite logits into classes by the class map of a `bundle.json`; without a map they are the classes.
+ * The same as `ClassMap.logits` of `sfumato.artifacts.class_map`.
+ */
+export function classLogits(logits, classMap) {
+  if (!classMap) return Array.from(logits);
+  return classMap.groups.map((group) => {
+    const members = group.map((index) => logits[index]);
+    const highest = Math.max(...members);
+    return highest + Math.log(members.reduce((sum, value) => sum + Math.exp(value - highest), 0));
+  });
+}
+
 /** Return the SHA-256 in hex. */
 export async function sha256(bytes) {
   if (globalThis.crypto?.subtle === undefined) {
@@ -295,8 +313,19 @@ function checkedManifest(raw) {
   if (!Array.isArray(raw.labels) || typeof raw.files !== "object" || typeof raw.name !== "string") {
     throw new BundleError("bundle.json lacks its name, labels or files");
   }
+  checkClassMap(raw.class_map ?? null, raw.labels.length);
   const gate = checkedGate(raw.gate ?? null);
   return deepFreeze({ recipe: {}, figures: {}, provenance: {}, ...raw, gate });
+}
+
+function checkClassMap(map, classes) {
+  if (map === null) return;
+  const indices = Array.isArray(map.groups) && map.groups.every(Array.isArray) ? map.groups.flat() : [];
+  const known = indices.every((index) => Number.isInteger(index) && index >= 0 && index < map.outputs);
+  const each = map.groups?.length === classes && map.groups.every((group) => group.length > 0);
+  if (!Number.isInteger(map.outputs) || !known || !each || new Set(indices).size < indices.length) {
+    throw new BundleError("the class map in bundle.json must give each label indices of the classifier's outputs, each once");
+  }
 }
 
 function checkedGate(gate) {

@@ -32,6 +32,12 @@ export interface Gate {
   readonly images: number;
 }
 
+/** Which of a classifier's outputs make up each class, in the order of the labels. */
+export interface ClassMap {
+  readonly outputs: number;
+  readonly groups: readonly (readonly number[])[];
+}
+
 /** `bundle.json`. */
 export interface Manifest {
   readonly schema: string;
@@ -46,6 +52,7 @@ export interface Manifest {
   readonly files: Readonly<Record<string, string>>;
   readonly gate: Gate | null;
   readonly code_fingerprint?: string | null;
+  readonly class_map?: ClassMap | null;
 }
 
 /** The on-device prediction for one image, and what has to be sent. */
@@ -113,6 +120,8 @@ export class Bundle {
   private constructor();
   get name(): string;
   get labels(): readonly string[];
+  /** How many logits the classifier gives: one per label, unless a class map says otherwise. */
+  get outputs(): number;
   get preprocessing(): Preprocessing;
   get gate(): Gate | null;
   get classifierFingerprint(): string;
@@ -152,6 +161,8 @@ export function toImageData(image: Image): ImageData;
 export function tensorToImageData(values: ArrayLike<number>, height: number, width: number): ImageData;
 /** Probabilities of one row of finite logits. */
 export function softmax(logits: ArrayLike<number>): number[];
+/** The logits of the classes, of one row of finite logits of all outputs: the log-sum-exp of each class's outputs. */
+export function classLogits(logits: ArrayLike<number>, classMap?: ClassMap | null): number[];
 /** SHA-256 in hex; needs https or localhost. */
 export function sha256(bytes: Uint8Array): Promise<string>;
 

@@ -10,11 +10,11 @@
 // It fails closed: there is one function that sends (`Client.send`), and it takes obfuscated images only. When anything
 // goes wrong, an error is thrown and nothing is sent. An obfuscator is not encryption: what it sends leaks information.
 
-import { Bundle, ObfuscatedImage, sha256, softmax } from "./bundle.js";
+import { Bundle, ObfuscatedImage, classLogits, sha256, softmax } from "./bundle.js";
 import { BundleError, EndpointError } from "./errors.js";
 import { HEADER_LENGTH, decodeResponse, encodeRequest, parseObject } from "./wire.js";
 
-export { Bundle, ObfuscatedImage, loadBundle, sha256, softmax, tensorToImageData } from "./bundle.js";
+export { Bundle, ObfuscatedImage, classLogits, loadBundle, sha256, softmax, tensorToImageData } from "./bundle.js";
 export { BundleError, EndpointError, ImageError, SfumatoError } from "./errors.js";
 export { fit, loadImage, toImageData } from "./image.js";
 
@@ -79,7 +79,7 @@ export class Client {
     const reply = await this.#ask(url, { method: "POST", body: request.body, headers: request.headers });
     const roundTripMs = performance.now() - start;
     const outputs = decodeResponse(reply.body, reply.headers.get(HEADER_LENGTH), { id, model: this.#options.model });
-    const logits = pick(outputs, output, this.#bundle.labels.length);
+    const logits = merged(pick(outputs, output, this.#bundle.outputs), this.#bundle.manifest.class_map);
     const sent = { payloadBytes: request.body.length, roundTripMs, fingerprint };
     return this.#prediction(softmax(logits), "cloud", obfuscateMs, sent);
   }
@@ -100,9 +100,9 @@ export class Client {
       throw new EndpointError(`the model must take one FP32 input of [-1, 3, ${height}, ${width}]; it takes others`);
     }
     const outputs = metadata.outputs ?? [];
-    const output = outputs.find(({ shape }) => accepts(shape, [this.#bundle.labels.length]));
+    const output = outputs.find(({ shape }) => accepts(shape, [this.#bundle.outputs]));
     if (outputs.length && output === undefined) {
-      throw new EndpointError(`the model has no output with ${this.#bundle.labels.length} classes per image`);
+      throw new EndpointError(`the model has no output with ${this.#bundle.outputs} classes per image`);
     }
     const served = metadata.parameters?.fingerprint;
     const match = served === this.#bundle.classifierFingerprint ? "match" : "differs";
@@ -170,6 +170,14 @@ function pick(outputs, name, classes) {
   }
   if (!found.values.every(Number.isFinite)) throw new EndpointError("the response holds NaN or infinite values");
   return found.values;
+}
+
+function merged(logits, classMap) {
+  const sum = logits.reduce((a, b) => a + b, 0);
+  if (classMap?.groups.some((group) => group.length > 1) && Math.abs(sum - 1) < 1e-3 && logits.every((v) => v >= 0)) {
+    throw new EndpointError("the response holds probabilities; the bundle's class map merges several outputs, and needs logits");
+  }
+  return classLogits(logits, classMap);
 }
 
 async function limited(reply) {

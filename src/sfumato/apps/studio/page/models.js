@@ -1,7 +1,7 @@
 // The other ONNX files that the page runs: the deobfuscator as an attacker, and the classifier itself.
 
 import * as ort from "/onnxruntime-web/ort.wasm.bundle.min.mjs";
-import { BundleError, sha256, softmax, tensorToImageData } from "/js/sfumato.js";
+import { BundleError, classLogits, sha256, softmax, tensorToImageData } from "/js/sfumato.js";
 
 ort.env.wasm.numThreads = 1; // more would need a cross-origin isolated page
 ort.env.wasm.wasmPaths = { wasm: "/onnxruntime-web/ort-wasm-simd-threaded.wasm" };
@@ -48,7 +48,8 @@ export async function loadClassifier(url) {
       const c = Math.floor(i / area);
       input[i] = (data[3 * (i % area) + c] / 255 - mean[c]) / std[c];
     });
-    return { probabilities: softmax(await run(input, [1, 3, height, width])), milliseconds: performance.now() - start };
+    const logits = classLogits(await run(input, [1, 3, height, width]), manifest.class_map);
+    return { probabilities: softmax(logits), milliseconds: performance.now() - start };
   };
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import urlsplit
@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfumato.artifacts.bundle import Preprocessing
+from sfumato.artifacts.class_map import ClassMap, are_probabilities
 from sfumato.device.endpoints import open_endpoint
-from sfumato.errors import EndpointResponseInvalid, QueryBudgetExhausted, TrainingError
+from sfumato.errors import BundleError, EndpointResponseInvalid, QueryBudgetExhausted, TrainingError
 from sfumato.lab.training.recipe import BlackBoxRecipe
 from sfumato.wire import ModelMetadata
 from sfumato.wire import Tensor as WireTensor
@@ -31,6 +32,8 @@ _BATCH = 16
 _TIMEOUT_S, _RETRIES = 60.0, 5
 _LEAST = 1e-6
 """Lower bound of probabilities, so that logarithms stay finite."""
+_TINY = float(np.finfo(np.float32).tiny)
+"""The same before outputs are merged: those of a class may be unlikely all together."""
 _SUMS_TO_ONE = 1e-3
 _DECIMALS = 4
 
@@ -50,19 +53,22 @@ class Oracle:
         url: the endpoint's address.
         box: the model's name there, and how often and for what it may be queried, over all runs with `memory`.
         preprocessing: how an image becomes its input.
-        classes: how many it has.
+        classes: how many it has, or the task.
         memory: the file that predictions are kept in; an SQLite database.
         token: the bearer token, if the endpoint needs one.
         ca_file: PEM file with the authorities to trust instead of the system's.
         pause: waits for seconds.
+        class_map: the task's classes, each with the index of one of its outputs or a list of them.
 
     Attributes:
+        class_map: the same, for as many outputs as the endpoint states; None if they are the classes.
         fingerprint: of the classifier, if the endpoint publishes it.
         spent: how many images were sent so far, over all runs with this file.
 
     Raises:
         EndpointError: one of its kinds; see `sfumato.errors`.
-        TrainingError: the file cannot be used, or holds the predictions of another classifier.
+        TrainingError: the file cannot be used, or holds the predictions of another classifier; or the class map does
+            not fit the endpoint's outputs.
     """
 
     def __init__(
@@ -76,6 +82,7 @@ class Oracle:
         token: str | None = None,
         ca_file: Path | None = None,
         pause: Callable[[float], None] = time.sleep,
+        class_map: Mapping[str, object] | None = None,
     ) -> None:
         self.preprocessing, self.classes, self.queries, self.answers = preprocessing, classes, box.queries, box.answers
         self._endpoint = open_endpoint(
@@ -84,10 +91,13 @@ class Oracle:
         self.model, self._rate, self._pause = box.model, box.rate, pause
         self._next = 0.0
         metadata = self._endpoint.metadata(box.model)
-        self._input, self._output = _names(metadata, preprocessing, classes)
+        self.class_map = None if class_map is None else _class_map(metadata, class_map)
+        self._outputs = classes if self.class_map is None else self.class_map.outputs
+        self._input, self._output = _names(metadata, preprocessing, self._outputs)
         stated = metadata.parameters.get("fingerprint")
         self.fingerprint = stated if isinstance(stated, str) else None
-        self._memory = _open(memory, f"{box.model} {box.answers} {self.fingerprint or 'unstated'} {classes}")
+        whose = f"{box.model} {box.answers} {self.fingerprint or 'unstated'} {classes}"
+        self._memory = _open(memory, whose if self.class_map is None else f"{whose} {self.class_map.digest}")
         ((count,),) = self._memory.execute("SELECT count(*) FROM answers")  # once: it reads the whole file
         self.spent = int(count)
 
@@ -136,11 +146,15 @@ class Oracle:
         self._next = max(now, self._next) + len(inputs) / self._rate
         response = self._endpoint.infer(self.model, WireTensor(self._input, inputs), self._output).response
         scores = next((tensor.array for tensor in response.outputs if tensor.name == self._output), None)
-        if scores is None or scores.shape != (len(inputs), self.classes) or not np.isfinite(scores).all():
+        if scores is None or scores.shape != (len(inputs), self._outputs) or not np.isfinite(scores).all():
             raise EndpointResponseInvalid(
                 f"{self._endpoint.server} answered {None if scores is None else scores.shape} for {len(inputs)} "
-                f"images; finite scores {(len(inputs), self.classes)} are expected"
+                f"images; finite scores {(len(inputs), self._outputs)} are expected"
             )
+        if self.class_map is not None:  # logarithms of probabilities are logits
+            scores = scores.astype(np.float32)
+            logits = np.log(np.maximum(scores, _TINY)) if are_probabilities(scores) else scores
+            scores = self.class_map.logits(logits)
         return list(log_probabilities(torch.from_numpy(scores.astype(np.float32)), self.answers).numpy())
 
 
@@ -183,6 +197,19 @@ def _open(memory: Path, whose: str) -> sqlite3.Connection:
             f"{memory} holds the predictions of another classifier, or of another version of it; --overwrite restarts"
         )
     return database
+
+
+def _class_map(metadata: ModelMetadata, classes: Mapping[str, object]) -> ClassMap:
+    """Return the map for the outputs that the model states: one row of them for each image."""
+    stated = [spec.shape[1] for spec in metadata.outputs if len(spec.shape) == 2 and spec.shape[1] > 0]
+    if not stated:
+        raise EndpointResponseInvalid(
+            f"model {metadata.name!r} does not state how many outputs it has, which a class map needs"
+        )
+    try:
+        return ClassMap.of(classes, stated[0])
+    except BundleError as error:
+        raise TrainingError(f"black_box.class_map does not fit the model {metadata.name!r}: {error}") from error
 
 
 def _names(metadata: ModelMetadata, preprocessing: Preprocessing, classes: int) -> tuple[str, str]:

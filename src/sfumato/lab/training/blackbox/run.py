@@ -18,6 +18,7 @@ from sfumato.artifacts.bundle import OBFUSCATOR_ONNX, Bundle
 from sfumato.artifacts.onnx_file import Array, OnnxFunction
 from sfumato.device.predictions import softmax
 from sfumato.errors import QueryBudgetExhausted, RecipeError, TrainingError
+from sfumato.lab.classifiers import read_class_map
 from sfumato.lab.data import INFERENCE_BATCH, ImageSet
 from sfumato.lab.evaluation.accuracy import device_logits
 from sfumato.lab.training.blackbox.oracle import Oracle
@@ -79,6 +80,9 @@ def protect_black_box(
     images, test = load_both(recipe.data, fabric, label_free=True)
     box, found = recipe.black_box, preprocessing_of(recipe.data.source, images)
     preprocessing = replace(found, mean=box.mean or found.mean, std=box.std or found.std)
+    classes = None if box.class_map is None else read_class_map(Path(box.class_map))
+    if classes is not None:
+        images, test = (part.of_classes(tuple(classes)) for part in (images, test))
     if isinstance(recipe, SketchRecipe) and recipe.decoder == "photographs":
         box = box.model_copy(update={"tuning": 0.0})  # the predictions that were paid for already choose them
     with Oracle(
@@ -89,6 +93,7 @@ def protect_black_box(
         memory=folder / "answers.sqlite",
         token=token,
         ca_file=ca_file,
+        class_map=classes,
     ) as endpoint:
         asked = _ask(endpoint, box, images, recipe.training.seed, options.progress)
         learn = partial(learn_surrogate, fabric, asked, recipe, options, bfloat16=precision.dense_bfloat16)
@@ -149,7 +154,7 @@ def _protected(
         figures = _tune(made, endpoint, asked, run.checkpoint, options.progress)
         assert made.frozen is not None
         fingerprint = endpoint.fingerprint or made.frozen.fingerprint
-        served = replace(made.frozen, name=endpoint.model, fingerprint=fingerprint)
+        served = replace(made.frozen, name=endpoint.model, fingerprint=fingerprint, class_map=endpoint.class_map)
         return write_bundle(replace(made, frozen=served), fitted, run.bundle), figures
 
 
