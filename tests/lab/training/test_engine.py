@@ -17,7 +17,7 @@ from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator
 from sfumato.lab.models.checkpoint import load_checkpoint
 from sfumato.lab.training import engine
 from sfumato.lab.training.engine import _PARTS as PARTS
-from sfumato.lab.training.engine import Fitted, Hooks, Options, fit, validate
+from sfumato.lab.training.engine import Fitted, Hooks, Options, fit, optimizers_of, validate
 from sfumato.lab.training.recipe import TrainingRecipe
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask
 from sfumato.progress import Progress, Say, mute, silent
@@ -404,3 +404,17 @@ def test_every_step_is_reported_and_every_validation_is_said(checkpoint):
     assert [report[:3] for report in reports] == [("training", step, 6) for step in range(1, 7)]
     assert reports[-1][3].startswith("epoch 2/2  loss ") and "images/s" in reports[-1][3]
     assert [line.split("  ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"] and "accuracy" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "warmup"), [(1, 4, 0.2), (1, 3, 0.25), (1, 1, 0.5), (2, 1, 0.0), (3, 3, 0.1)]
+)
+def test_a_cycle_of_few_steps_falls_to_nearly_nothing(epochs, steps, warmup):
+    plan = TrainingRecipe(epochs=epochs, batch_size=4, schedule="one-cycle", warmup=warmup, learning_rate=0.1)
+    optimizer, schedule = optimizers_of(plan, nn.Linear(1, 1), steps=steps)
+    rates = []
+    for _ in range(epochs * steps):
+        optimizer.step()
+        schedule.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert 0 <= rates[-1] < 1e-4 and max(rates, default=0) <= 0.1

@@ -95,11 +95,12 @@ def optimizers_of(plan: TrainingRecipe, task: nn.Module, *, steps: int) -> tuple
     else:
         optimizer = SGD(parameters, rate, weight_decay=decay, momentum=0.9, nesterov=True)
     if plan.schedule == "one-cycle":
+        total = plan.epochs * steps + 1
         return optimizer, OneCycleLR(
             optimizer,
             max_lr=plan.learning_rate,
-            total_steps=plan.epochs * steps + 1,
-            pct_start=plan.warmup,
+            total_steps=total,
+            pct_start=plan.warmup if plan.warmup * total != 1 else 0,  # torch divides by the steps after the first
             anneal_strategy="linear",
             cycle_momentum=False,
             div_factor=10,
