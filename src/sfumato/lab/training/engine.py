@@ -100,7 +100,7 @@ def optimizers_of(plan: TrainingRecipe, task: nn.Module, *, steps: int) -> tuple
             optimizer,
             max_lr=plan.learning_rate,
             total_steps=total,
-            pct_start=plan.warmup if plan.warmup * total != 1 else 0,  # torch divides by the steps after the first
+            pct_start=plan.warmup if plan.warmup * total != 1 else 0.0,  # torch divides by the steps after the first
             anneal_strategy="linear",
             cycle_momentum=False,
             div_factor=10,
