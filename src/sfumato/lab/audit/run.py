@@ -27,7 +27,7 @@ from sfumato.lab.attacks.threat_models import Threat
 from sfumato.lab.audit.budget import BUDGETS, Budget, Trial
 from sfumato.lab.audit.certificate import certify, certify_code
 from sfumato.lab.audit.extraction import extract_training_set, extraction_check
-from sfumato.lab.audit.label_attributes import Columns, infer_columns
+from sfumato.lab.audit.label_attributes import Columns, column_checks, infer_columns
 from sfumato.lab.audit.points import frontier_of
 from sfumato.lab.audit.references import references
 from sfumato.lab.audit.result_store import ResultStore, cached, stored_images
@@ -296,9 +296,10 @@ class _Run:
 
     def _sanity_checks(self) -> tuple[SanityCheck, ...]:
         images, setting = self.budget.sanity_check_images, self.setting
+        found = column_checks() if self.comparison.attributes else ()
         if not images:
-            return ()
-        found = decoder_checks(setting.train, setting.test, images=images, device=self.device, progress=self.progress)
+            return found
+        found += decoder_checks(setting.train, setting.test, images=images, device=self.device, progress=self.progress)
         return found if setting.target.bundle is None else (*found, extraction_check(setting.train, setting.test))
 
     def _trial(self, trial: Trial) -> DoneTrial | LostTrial:
