@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo studio docs test test-all layers coverage test-ray test-mobile lint bench failover mobile interop serving alternatives growth frontier independent-attacker people reproduce break soak release clean
+.PHONY: demo studio docs test test-all layers coverage test-ray test-mobile lint bench failover mobile interop serving alternatives growth frontier independent-attacker people faces reproduce break soak release clean
 
 demo: $(VENV)/.serve
 	$(BIN)/sfumato demo $(IMAGES)
@@ -144,12 +144,16 @@ OF_PEOPLE := faces-resnet20-sketch faces-resnet20-obfuscator pixelate blur
 FACES := --classifier runs/faces-resnet20/bundle --data faces
 
 people: $(OF_PEOPLE:%=results/people/%.json)
-	$(BIN)/sfumato hides results/people --into docs/how-to/private-attributes.md
+	$(BIN)/sfumato audit --attributes-table results/people --into docs/how-to/private-attributes.md
 
 results/people/%.json: runs/%/bundle/bundle.json
 	$(BIN)/sfumato audit runs/$*/bundle $(FACES) $(COLUMNS:%=--attribute %) --budget attributes -o audits/people/$* --overwrite
 	mkdir -p results/people
 	cp audits/people/$*/audit.json $@
+
+# What real faces reveal, sent in thirteen ways: results/people/faces96.json, docs/people.md; about three hours. DATA is a folder of faces.
+faces: $(VENV)/.dev
+	$(BIN)/python benchmarks/people.py $(DATA)
 
 runs/faces-resnet20/bundle/bundle.json: | $(VENV)/.dev
 	$(BIN)/sfumato train recipes/faces-resnet20.toml --overwrite

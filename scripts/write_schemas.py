@@ -15,6 +15,7 @@ from sfumato.lab.evaluation.accuracy import Evaluation, PlainAccuracy
 from sfumato.lab.evaluation.transfer import Transfer
 from sfumato.lab.export.executorch import Comparison
 from sfumato.lab.export.int8 import Int8Comparison
+from sfumato.lab.report.attribute_table import AttributeTable
 from sfumato.lab.sweep import schema as frontier
 from sfumato.lab.training import recipe
 
@@ -24,6 +25,7 @@ FOLDER = Path(__file__).parents[1] / "docs" / "schemas"
 def schemas() -> dict[Path, str]:
     """Return the text of each schema by its file."""
     found = {
+        "attributes": AttributeTable.model_json_schema(mode="serialization"),
         "audit": AuditResult.model_json_schema(mode="serialization"),
         "evaluation": Evaluation.json_schema(),
         "executorch-comparison": Comparison.json_schema(),

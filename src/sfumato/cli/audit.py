@@ -112,7 +112,7 @@ def audit(
     mode = partial(options.run_mode, context, as_json=as_json)
     images_of = {"data": data, "size": known.size, "allow_outside": known.allow_outside}
     if instead.attributes_table:
-        return mode("attributes_table", _print_attributes, obfuscator=obfuscator, into=instead.into)
+        return mode("attributes_table", _print_attributes, obfuscator=obfuscator, into=instead.into, out=out)
     if instead.references:
         return mode("references", _print_references, **images_of, seed=instead.seed, out=out)
     if instead.score_readings:
@@ -153,7 +153,7 @@ def audit(
     with bars(quiet=as_json) as shown:
         setting, attributes = _setting(source, served, data, known, shown.progress)
     if not as_json:
-        _announce(setting, plan, device)
+        _announce(setting, plan, device, columns=bool(attributes))
     folder = out or Path("audits") / f"{setting.target.name.replace(':', '-').replace('/', '-')}-{plan.name}"
     small = options.open_classifier(local) if local else None
     comparison = run.Comparison(served, small, tuple(collect(compare)) if compare else (), attributes)
@@ -218,11 +218,11 @@ def _setting(
     return setting, {name: (train_[:count], test_[:count]) for name, (train_, test_) in columns.items()}
 
 
-def _announce(setting: AttackSetting, plan: Budget, device: torch.device) -> None:
+def _announce(setting: AttackSetting, plan: Budget, device: torch.device, *, columns: bool) -> None:
     """Print what will run, and roughly how long."""
     from sfumato.lab.runs.speed import Speed, spoken
 
-    minutes = spoken(Speed(device).audit_s(plan, *setting.train.images.shape[2:]))
+    minutes = spoken(Speed(device).audit_s(plan, *setting.train.images.shape[2:], columns=columns))
     attackers = len({trial.attacker for trial in plan.trials})
     threats = len({trial.threat for trial in plan.trials})
     typer.echo(
@@ -380,17 +380,20 @@ def _measured(train: ImageSet, test: ImageSet, **facts: object) -> dict[str, obj
     return provenance(**facts, **sets).to_json()
 
 
-def _print_attributes(*, obfuscator: str | None, into: Path | None, as_json: bool) -> None:
+def _print_attributes(*, obfuscator: str | None, into: Path | None, out: Path | None, as_json: bool) -> None:
     """Print a Markdown table of the attributes that can be inferred from several obfuscators' payloads."""
     if obfuscator is None:
         raise AuditError("--attributes-table needs a folder of audits: sfumato audit --attributes-table DIR")
     from sfumato.lab.audit.points import read_audits
-    from sfumato.lab.report.attribute_table import markdown, side_by_side, write_between
+    from sfumato.lab.report.attribute_table import cells, markdown, side_by_side, write_between
 
-    rows = side_by_side(read_audits(Path(obfuscator)))
+    prepare(out)
+    table = side_by_side(read_audits(Path(obfuscator)))
+    text = markdown(cells(table))
+    write_result(out, table.as_json)
     if into is not None:
-        write_between(into, markdown(rows))
+        write_between(into, text)
     if as_json:
-        print_json({"headers": rows[0], "rows": rows[1:]})
+        print_json(table.as_json)
     else:
-        typer.echo(markdown(rows))
+        typer.echo(text)

@@ -9,7 +9,13 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from sfumato.errors import AuditError
-from sfumato.lab.attacks.identification import Identification, another_view, identify, identify_reconstructed
+from sfumato.lab.attacks.identification import (
+    ANOTHER_VIEW,
+    Identification,
+    another_view,
+    identify,
+    identify_reconstructed,
+)
 from sfumato.lab.attacks.protocol import AttackBudget
 from sfumato.lab.attacks.threat_models import FixedPairs, FreshPairs, Knowledge, Threat
 
@@ -100,6 +106,24 @@ def test_messages_of_one_image_are_linked():
     )
     assert found["linkage", "distance, same image again"].top1 == 1
     assert found["linkage", "distance, another view"].top1 < 1  # white noise, shifted: distances say little
+
+
+def linked(observe) -> dict[str, float]:
+    """Linkage of two views by each attacker, among 10; the embeddings learn from the same payloads."""
+    originals, labels = images(60, seed=0)
+    found = attack(
+        observe(originals), originals, labels, payload=lambda x: observe(x), reconstruct=lambda x: x, observe=observe,
+        budget=AttackBudget(images=128 * 4, steps=1),
+    )  # fmt: skip
+    return {who: one.top1 for (measure, who), one in found.items() if measure == "linkage" and ANOTHER_VIEW in who}
+
+
+def test_linkage_is_1_for_views_that_are_the_same_and_chance_for_noise(monkeypatch):
+    monkeypatch.setattr("sfumato.lab.attacks.identification.another_view", lambda images, generator: images)
+    same = linked(lambda x: x.float())
+    assert len(same) == 3 and set(same.values()) == {1.0}
+    source = torch.Generator().manual_seed(5)
+    assert max(linked(lambda x: torch.randn(x.shape, generator=source)).values()) < 0.25
 
 
 def test_a_learned_embedding_links_what_distances_do_not():

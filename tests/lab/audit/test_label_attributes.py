@@ -11,15 +11,18 @@ from torch import Tensor, nn
 
 from scenes import SIDE, TINY, images, target
 from sfumato.errors import AuditError
+from sfumato.lab.attacks.label_columns import ATTACKERS
 from sfumato.lab.attacks.protocol import AttackBudget
-from sfumato.lab.audit.label_attributes import THREATS, infer_columns
+from sfumato.lab.attacks.threat_models import FixedPairs
+from sfumato.lab.audit import label_attributes
+from sfumato.lab.audit.label_attributes import THREATS, attack, column_checks, infer_columns
 from sfumato.lab.audit.run import Comparison, audit
 from sfumato.lab.audit.setting import AttackSetting
 from sfumato.lab.audit.verdict import label_columns
 from sfumato.lab.data import ImageSet, faces
 from sfumato.lab.report.html import render
 
-BUDGET = AttackBudget(images=128 * 60, steps=1)
+BUDGET = AttackBudget(images=128 * 30, steps=1)
 
 
 class Constant(nn.Module):
@@ -56,6 +59,7 @@ def test_a_payload_that_is_the_image_gives_what_the_image_gives():
     row = found["corner", "white-box"]
     assert row.accuracy > 0.95 and row.plain > 0.95 and row.test_images == 150
     assert row.low < row.accuracy <= row.high
+    assert row.attacker in ATTACKERS and 0.9 < row.held_out < 1
     assert abs(row.majority - 0.5) < 0.1 and abs(row.chance - 0.5) < 0.12
     assert found["corner", "pairs"].accuracy > 0.9
     assert found["unseen", "white-box"].low < 0.55
@@ -116,3 +120,81 @@ def test_every_image_needs_a_value():
         infer_columns(
             AttackSetting(target(nn.Identity()), known, asked), {"corner": (a[1:], c)}, budget=BUDGET, test_images=20
         )
+
+
+def test_a_column_with_one_value_says_that_there_is_nothing_to_infer():
+    (known, a, _), (asked, c, _) = marked(40, 0), marked(20, 1)
+    setting = AttackSetting(target(nn.Identity()), known, asked)
+    with pytest.raises(AuditError, match="all 40 training images have the same value of 'corner'"):
+        infer_columns(setting, {"corner": (a * 0, c)}, budget=BUDGET, test_images=20)
+
+
+def test_fewer_images_than_a_batch_do_and_a_single_one_does_not():
+    (known, a, _), (asked, c, _) = marked(12, 0), marked(6, 1)
+    few = AttackBudget(images=128, steps=1)
+    setting = AttackSetting(target(nn.Identity()), known, asked)
+    assert len(infer_columns(setting, {"corner": (a, c)}, budget=few, test_images=6)) == 2
+    one = FixedPairs(known.images[:1], known.images[:1].float())
+    with pytest.raises(AuditError, match="at least 2 images to learn from, got 1"):
+        attack(one, {"corner": a[:1]}, asked.images.float(), {"corner": c}, few)
+
+
+def fooled(monkeypatch, *, held: int, on_test: str):
+    """Guesses of which one attacker's are correct on the images held out, another one's on the test images."""
+
+    def guess(pairs, known, observed, values, budget):
+        truth = observed[:, 0, 0, 0].long()
+        good = {who: {"a": truth.clone()} for who in ATTACKERS}
+        for number, who in enumerate(ATTACKERS):
+            good[who]["a"][:held] += int(number != 1)
+            if who != on_test:
+                good[who]["a"][held:] += 1
+        return good
+
+    monkeypatch.setattr(label_attributes, "guess_columns", guess)
+
+
+@pytest.mark.parametrize(("on_test", "correct"), [(ATTACKERS[0], 0), (ATTACKERS[1], 30)])
+def test_the_attacker_is_chosen_on_images_held_out_never_on_test_images(monkeypatch, on_test, correct):
+    values = torch.arange(130) % 2
+    payloads = values[:, None, None, None].expand(-1, 3, 4, 4).float()
+    fooled(monkeypatch, held=20, on_test=on_test)
+    pairs = FixedPairs(payloads[:100].byte(), payloads[:100])
+    found = attack(pairs, {"a": values[:100]}, payloads[100:], {"a": values[100:]}, BUDGET)["a"]
+    assert (found.attacker, found.correct) == (ATTACKERS[1], correct)
+    assert 0.8 < found.held_out < 1
+
+
+def test_the_checks_pass_and_their_result_is_kept(monkeypatch):
+    first = column_checks()
+    assert [check.passed for check in first] == [True, True], first
+    monkeypatch.setattr(label_attributes, "guess_columns", None)
+    assert column_checks() == first
+
+
+def lazy(modules, losses, budget, *, learning_rate):
+    modules.eval()
+
+
+def nearsighted(pairs, known, observed, values, seed):
+    return {name: torch.zeros(len(observed), dtype=torch.int64) for name in values}
+
+
+@pytest.mark.parametrize(
+    ("name", "broken"),
+    [("image_attributes.train", lazy), ("label_columns._by_nearest", nearsighted)],
+    ids=["networks that learn nothing", "neighbours that are never found"],
+)
+def test_the_checks_fail_when_an_attacker_is_broken(monkeypatch, name, broken):
+    monkeypatch.setattr(f"sfumato.lab.attacks.{name}", broken)
+    found, nothing = column_checks()
+    assert (found.passed, nothing.passed) == (False, True), found
+
+
+def test_the_checks_fail_when_the_truth_leaks_to_an_attacker(monkeypatch):
+    def cheating(pairs, known, observed, values, budget):
+        mark = torch.randint(2, (600,), generator=torch.Generator().manual_seed(0))
+        return {who: {"mark": mark[-len(observed) :]} for who in ATTACKERS}
+
+    monkeypatch.setattr(label_attributes, "guess_columns", cheating)
+    assert [check.passed for check in column_checks()] == [True, False]

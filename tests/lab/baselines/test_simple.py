@@ -52,6 +52,14 @@ def test_blur_takes_images_smaller_than_its_kernel():
     assert build("blur", 4, 4, strength=5)(images(1, 4, 4)).std() < 0.05
 
 
+def test_blurring_the_face_blurs_the_middle_and_leaves_the_corners():
+    x = images(2, 20, 16)
+    out, blurred = build("blur-face", 20, 16, strength=2)(x), build("blur", 20, 16, strength=2)(x)
+    assert torch.allclose(out[:, :, 6:14, 5:11], blurred[:, :, 6:14, 5:11], atol=1e-6)
+    for rows, columns in ((slice(2), slice(4)), (slice(-2, None), slice(-4, None))):
+        assert torch.equal(out[:, :, rows, columns], x[:, :, rows, columns])
+
+
 def test_pixelate_paints_squares_with_their_mean():
     x = images()
     out = build("pixelate", 16, 24, strength=4)(x)

@@ -51,6 +51,7 @@ def test_seconds_follow_what_was_measured(monkeypatch):
     machine = Speed(torch.device("cpu"))
     # 640 and 64 images of its decoders, 128 for identification and 128 for attributes.
     assert machine.audit_s(TINY) == 0.5 * (640 + 64 + 128 + 128)
+    assert machine.audit_s(TINY, 64, 32, columns=True) == pytest.approx(2 * 0.5 * (960 + 0.6 * 128))
 
 
 def test_a_line_tells_the_time_that_is_left():

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.errors import AuditError
+from sfumato.lab.attacks.encoders import Encoder
 from sfumato.lab.attacks.protocol import AttackBudget, Reconstruct
 from sfumato.lab.attacks.threat_models import FreshPairs, Knowledge, Pairs, Threat
 from sfumato.lab.evaluation.measures import proportion_interval, retrieval_top1
-from sfumato.lab.models import autocast
 
 BATCH = 128
+ANOTHER_VIEW = "another view"
+"""Ends the names of attackers that link two views of one image, not the same image sent twice."""
 _STATISTICS_PAIRS = 500
 _FEATURES = 128
 _SHIFT = 8
@@ -200,13 +202,13 @@ def _linkage(
 ) -> Iterator[tuple[str, Features]]:
     gallery = batched(observe, views, flat=False)
     yield "distance, same image again", _standardised(sent.flatten(1), batched(observe, originals))
-    yield "distance, another view", _standardised(sent.flatten(1), gallery.flatten(1))
+    yield f"distance, {ANOTHER_VIEW}", _standardised(sent.flatten(1), gallery.flatten(1))
     if reconstruct is not None:
         of_gallery = batched(reconstruct, gallery)
-        yield "distance of reconstructed images, another view", (batched(reconstruct, sent), of_gallery)
+        yield f"distance of reconstructed images, {ANOTHER_VIEW}", (batched(reconstruct, sent), of_gallery)
     if isinstance(pairs, FreshPairs):
         encoder = _train_linker(pairs, budget)
-        yield "contrastive embedding, another view", (batched(encoder, sent), batched(encoder, gallery))
+        yield f"contrastive embedding, {ANOTHER_VIEW}", (batched(encoder, sent), batched(encoder, gallery))
 
 
 def another_view(images: Tensor, generator: torch.Generator, *, alike: bool = False) -> Tensor:
@@ -226,41 +228,6 @@ def another_view(images: Tensor, generator: torch.Generator, *, alike: bool = Fa
     shifted = padded.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     light = 1 + _BRIGHTNESS * (2 * torch.rand((count, 1, 1, 1), generator=generator) - 1)
     return (shifted * light).round().clamp(0, 255).byte()
-
-
-class Encoder(nn.Module):
-    """A small convolutional network with strides, for payloads or for images.
-
-    Args:
-        inputs: (N, C, H', W') float32, examples: their channels' mean and deviation standardise the input.
-        outputs: numbers that come out.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, inputs: Tensor, outputs: int) -> None:
-        super().__init__()
-        std, mean = torch.std_mean(inputs, dim=(0, 2, 3), keepdim=True)
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std.clamp_min(1e-6))
-        self.body = nn.Sequential(
-            nn.Conv2d(inputs.shape[1], 32, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(64, 128, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(4),
-            nn.Flatten(),
-            nn.Linear(128 * 16, outputs),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, channels, H', W') float32 -> (N, outputs) float32."""
-        with autocast(x.device):
-            out: Tensor = self.body((x - self.mean) / self.std)
-        return out.float()
 
 
 def examples(pairs: Pairs, source: torch.Generator) -> tuple[Tensor, Tensor]:

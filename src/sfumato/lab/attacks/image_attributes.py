@@ -7,15 +7,17 @@ class label alone. For label columns see `sfumato.lab.audit.label_attributes`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.errors import AuditError
-from sfumato.lab.attacks.identification import BATCH, Encoder, batched, examples, train
+from sfumato.lab.attacks.encoders import Encoder
+from sfumato.lab.attacks.identification import BATCH, batched, examples, train
 from sfumato.lab.attacks.protocol import AttackBudget
 from sfumato.lab.attacks.threat_models import FixedPairs, FreshPairs, Knowledge, Pairs, Threat
 from sfumato.lab.evaluation.measures import proportion_interval
@@ -47,7 +49,9 @@ class Attribute:
         high: likewise.
         threat: what the attacker knows.
         majority: of a label column, accuracy of its most frequent value, which needs no knowledge at all.
-        plain: of a label column, accuracy of the same attacker from plain images.
+        plain: of a label column, accuracy of such attackers from plain images.
+        attacker: of a label column, which of several was chosen.
+        held_out: lower end of the 95 % interval of its accuracy on own images held out, by which it was chosen.
     """
 
     attribute: str
@@ -59,6 +63,8 @@ class Attribute:
     threat: Threat = Threat.WHITE_BOX
     majority: float | None = None
     plain: float | None = None
+    attacker: str | None = None
+    held_out: float | None = None
 
 
 def infer(
@@ -107,7 +113,7 @@ def infer(
     def batch(chosen: Tensor, source: torch.Generator) -> tuple[Tensor, Targets]:
         return _batch(pairs, chosen, known, values, source)
 
-    guess = train_heads(pairs, batch, values, budget)
+    (guess,) = train_heads(pairs, batch, values, budget)
     guesses, source = guess(batched(observe_test, originals_test, flat=False)), torch.Generator().manual_seed(seed)
     by_chance = {name: chance(known[name], train_labels, truth[name], labels_test) for name in known}
     for name, count in turns.items():
@@ -154,40 +160,47 @@ def _turned(images: Tensor, name: str, source: torch.Generator) -> tuple[Tensor,
 
 
 def train_heads(
-    pairs: Pairs, batch: Batch, values: Mapping[str, int], budget: AttackBudget, *, learning_rate: float = 1e-3
-) -> Callable[[Tensor], Targets]:
-    """Train one small network on the payload, with a head for each attribute and its number of values.
+    pairs: Pairs,
+    batch: Batch,
+    values: Mapping[str, int],
+    budget: AttackBudget,
+    *,
+    encoders: Sequence[type[Encoder]] = (Encoder,),
+    learning_rate: float = 1e-3,
+) -> list[Callable[[Tensor], Targets]]:
+    """Train small networks on the same payloads, each with a head for each attribute and its number of values.
 
     Returns:
-        The payload (N, C, H', W') float32 -> each attribute's guesses (N,) int64.
+        For each network, the payload (N, C, H', W') float32 -> each attribute's guesses (N,) int64.
     """
     source = torch.Generator().manual_seed(budget.seed)
     _, some = examples(pairs, source)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(budget.seed)
-        net = Encoder(some, sum(values.values())).to(budget.device)
+        nets = nn.ModuleList(encoder(some, sum(values.values())) for encoder in encoders).to(budget.device)
 
-    def heads(observed: Tensor) -> dict[str, Tensor]:
-        parts = net(observed.to(budget.device)).split(list(values.values()), dim=1)
+    def heads(net: nn.Module, observed: Tensor) -> dict[str, Tensor]:
+        parts = net(observed).split(list(values.values()), dim=1)
         return dict(zip(values, parts, strict=True))
 
     def losses() -> Iterator[Tensor]:
         while True:
             chosen = torch.randint(len(pairs), (BATCH,), generator=source)
             observed, targets = batch(chosen, source)
-            logits = heads(observed)
+            observed, targets = observed.to(budget.device), {k: v.to(budget.device) for k, v in targets.items()}
+            logits = [heads(net, observed) for net in nets]
             yield torch.stack(
-                [F.cross_entropy(logits[name], targets[name].to(budget.device), ignore_index=-1) for name in values]
+                [F.cross_entropy(one[name], targets[name], ignore_index=-1) for one in logits for name in values]
             ).sum()
 
-    train(net, losses(), budget, learning_rate=learning_rate)
+    train(nets, losses(), budget, learning_rate=learning_rate)
 
     @torch.no_grad()
-    def guess(observed: Tensor) -> Targets:
-        parts = [heads(part) for part in torch.split(observed, 250)]
+    def guess(net: nn.Module, observed: Tensor) -> Targets:
+        parts = [heads(net, part.to(budget.device)) for part in torch.split(observed, 250)]
         return {name: torch.cat([part[name].argmax(dim=1) for part in parts]).cpu() for name in values}
 
-    return guess
+    return [partial(guess, net) for net in nets]
 
 
 @torch.no_grad()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,11 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def after(self, count: int) -> Self:
+        """Return the pairs without the first `count`."""
+        rows = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: row[count:] for name, row in rows.items() if isinstance(row, Tensor)})
 
     def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return images (B, 3, H, W) float32 in [0, 1] and the payload for them (B, C, H', W') float32."""

@@ -216,15 +216,15 @@ def _budget(
 
 _ATTRIBUTES = Budget(
     name="attributes",
-    description="attribute inference in earnest; images are reconstructed only in passing, without a decoder",
+    description="attributes and linkage in earnest; images are reconstructed only in passing, without a decoder",
     trials=(Trial("least squares", Threat.WHITE_BOX), Trial("codeword means", Threat.WHITE_BOX)),
     views=(),
     sanity_check_images=0,
-    identification_images=2_000,
+    identification_images=10_000,
     attribute_images=2_000,
     column_images=30_000,
     column_test_images=_COLUMN_TEST_IMAGES,
-    test_images=500,
+    test_images=2_000,
     seeds=1,
     references=False,
 )

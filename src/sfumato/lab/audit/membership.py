@@ -22,8 +22,9 @@ from sfumato.artifacts.onnx_file import ClassifierFunction
 from sfumato.artifacts.provenance import provenance
 from sfumato.artifacts.records import RecipeRecord
 from sfumato.errors import AuditError, DataError
-from sfumato.lab.attacks import identification, membership
-from sfumato.lab.attacks.identification import BATCH, Encoder, another_view, train
+from sfumato.lab.attacks import encoders, identification, membership
+from sfumato.lab.attacks.encoders import Encoder
+from sfumato.lab.attacks.identification import BATCH, another_view, train
 from sfumato.lab.attacks.membership import Predict, label_confidence, likelihood_ratio, view_similarity
 from sfumato.lab.attacks.protocol import AttackBudget
 from sfumato.lab.attacks.target import Target
@@ -306,7 +307,7 @@ class _Attack:
 
 def membership_checks(train: ImageSet, *, progress: Progress = silent) -> tuple[SanityCheck, ...]:
     """Check that attackers find out networks that learned a few images by heart; from the cache if that was done."""
-    code = code_sha256(__file__, membership.__file__, identification.__file__, measured.__file__)
+    code = code_sha256(__file__, *(part.__file__ for part in (membership, identification, encoders, measured)))
     of = (code, torch.__version__, train.sha256, len(train))
     return cached("membership-check", of, tuple[SanityCheck, ...], partial(_checks, train, progress))
 

@@ -28,7 +28,7 @@ from sfumato.lab.audit.budget import BUDGETS, Budget, Trial
 from sfumato.lab.audit.certificate import certify, certify_code
 from sfumato.lab.audit.codes import code_facts
 from sfumato.lab.audit.extraction import extract_training_set, extraction_check
-from sfumato.lab.audit.label_attributes import Columns, infer_columns
+from sfumato.lab.audit.label_attributes import Columns, column_checks, infer_columns
 from sfumato.lab.audit.points import frontier_of
 from sfumato.lab.audit.references import references
 from sfumato.lab.audit.result_store import ResultStore, cached, stored_images
@@ -310,10 +310,11 @@ class _Run:
 
     def _sanity_checks(self) -> tuple[SanityCheck, ...]:
         images, setting = self.budget.sanity_check_images, self.setting
+        found = column_checks() if self.comparison.attributes else ()
         if not images:
-            return ()
+            return found
         train, test = setting.public, setting.test  # the image prior is that of the attackers
-        found = decoder_checks(train, test, images=images, device=self.device, progress=self.progress)
+        found += decoder_checks(train, test, images=images, device=self.device, progress=self.progress)
         found += sampler_checks(train, test, budget=self.budget, device=self.device, progress=self.progress)
         return found if setting.target.bundle is None else (*found, extraction_check(setting.train, setting.test))
 

@@ -63,7 +63,7 @@ class Column:
     """What leaks of one label column.
 
     Attributes:
-        best: the attacker's best row.
+        best: the row of the attacker that did best on images held out, or in audits of early versions on test images.
         by_threat: threat model -> accuracy.
         finding: "inferred", "not inferred", or "not shown" where the attacker fails even on the plain image.
         remaining: the share of what the plain image gives beyond the label that is still inferred; None where that is
@@ -132,7 +132,7 @@ def label_columns(audit: AuditResult) -> list[Column]:
             by_name.setdefault(row.attribute, []).append(row)
     found = []
     for rows in by_name.values():
-        best = max(rows, key=lambda row: row.low)
+        best = max(rows, key=lambda row: row.low if row.held_out is None else row.held_out)
         plain = best.plain or 0.0
         shown = infers(plain, best.chance)
         found.append(

@@ -35,7 +35,7 @@ from sfumato.lab.baselines.method import Method, NoisyMethod, Training
 from sfumato.lab.baselines.pca import PrincipalComponents
 from sfumato.lab.baselines.public_photo import PublicPhoto
 from sfumato.lab.baselines.scramble import ScrambleBlocks, ScramblePixels
-from sfumato.lab.baselines.simple import Blur, Downsample, Identity, Noise, Pixelate
+from sfumato.lab.baselines.simple import Blur, BlurFace, Downsample, Identity, Noise, Pixelate
 from sfumato.lab.classifiers import FrozenClassifier, load_classifier
 from sfumato.lab.data import ImageSet
 from sfumato.lab.evaluation.accuracy import evaluate_classifier, evaluate_obfuscator
@@ -48,6 +48,7 @@ METHODS: dict[str, type[Method]] = {
     "identity": Identity,
     "downsample": Downsample,
     "blur": Blur,
+    "blur-face": BlurFace,
     "pixelate": Pixelate,
     "scramble-pixels": ScramblePixels,
     "scramble-blocks": ScrambleBlocks,

@@ -1,4 +1,4 @@
-"""Identity, downsampling, blur, pixelation and noise: nothing to learn, no key."""
+"""Identity, downsampling, blur of the image or the face, pixelation and noise: nothing to learn, no key."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfumato.lab.baselines.method import Method, NoisyMethod
+
+_FACE = 0.9, 0.7
+"""Height and width of the ellipse, as shares of the image's."""
 
 
 class Identity(Method):
@@ -82,6 +85,29 @@ class Blur(Method):
         padded = F.pad(images, (r, r, r, r), mode="replicate")
         rows = F.conv2d(padded, self.kernel.view(1, 1, -1, 1).expand(3, 1, -1, 1), groups=3)
         return F.conv2d(rows, self.kernel.view(1, 1, 1, -1).expand(3, 1, 1, -1), groups=3)
+
+
+class BlurFace(Blur):
+    """Blurs an ellipse in the middle, where a cropped and aligned portrait has its face; the rest stays as it is.
+
+    It looks for no face: an image of something else is blurred in the same place.
+
+    Source: Yang et al. 2022 (A Study of Face Obfuscation in ImageNet), which blurs detected faces alone.
+    """
+
+    summary = "blurs the face of a cropped and aligned portrait"
+    source = "Yang et al. 2022"
+    default = 3.0
+    mask: Tensor
+
+    def _set_up(self) -> None:
+        super()._set_up()
+        down, across = torch.linspace(-1, 1, self.height)[:, None], torch.linspace(-1, 1, self.width)
+        self.register_buffer("mask", ((down / _FACE[0]) ** 2 + (across / _FACE[1]) ** 2 <= 1).float())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See `Method`."""
+        return images + self.mask * (super().forward(images) - images)
 
 
 class Noise(NoisyMethod):

@@ -88,6 +88,7 @@ class ResNet(_Classifier):
         kernel: of the first convolution.
         reduction: by how much the stem makes each side smaller, before any stage: 1, 2 (the first convolution
             strides) or 4 (a max-pooling behind it, too).
+        channels: of the input; 3 for images.
     """
 
     def __init__(
@@ -99,9 +100,10 @@ class ResNet(_Classifier):
         *,
         kernel: int = 3,
         reduction: int = 1,
+        channels: int = 3,
     ) -> None:
         super().__init__()
-        self.stem = nn.Sequential(_conv_norm(3, widths[0], kernel, min(reduction, 2)), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(_conv_norm(channels, widths[0], kernel, min(reduction, 2)), nn.ReLU(inplace=True))
         if reduction == 4:
             self.stem.append(nn.MaxPool2d(3, stride=2, padding=1))
         channels = widths[0]

@@ -41,6 +41,8 @@ _REST = 1.6
 """The rest of an audit (pairs, measures, sanity checks) over the training of its decoders, as measured."""
 _EVALUATION = 0.2
 """Computing a network once, over training it on an image and the audit's rest of that."""
+_COLUMN = 0.6
+"""Training the attackers of label columns, under both threat models, over that of decoders on as many images."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,10 @@ class Speed:
             self._known[key] = _image_seconds(task, shape, self._device)
         return self._known[key] * images
 
-    def audit_s(self, budget: Budget, height: int = 32, width: int = 32) -> float:
-        """Estimate the seconds of an audit with images of that size."""
-        images = budget.images + budget.identification_images + budget.attribute_images
+    def audit_s(self, budget: Budget, height: int = 32, width: int = 32, *, columns: bool = False) -> float:
+        """Estimate the seconds of an audit with images of that size, and with label columns or without."""
+        images: float = budget.images + budget.identification_images + budget.attribute_images
+        images += _COLUMN * budget.column_images if columns else 0
         computed = sum(
             (trial.test_images or 0) * ATTACKERS[trial.attacker].evaluations(trial.steps) for trial in budget.trials
         )
