@@ -1,8 +1,9 @@
 """Compare networks for the device: parameters, multiply-accumulates and time, and train one of them briefly.
 
 `python benchmarks/device_nets.py` writes results/device-nets.json
-`python benchmarks/device_nets.py --train paper-squeeze --epochs 20` trains a candidate as its preset's recipe does, to
-runs/device-nets/paper-squeeze; it can be interrupted and called again.
+`python benchmarks/device_nets.py --train paper-squeeze --epochs 20` trains a candidate, or a network of the zoo such as
+resnet-local, as recipes/cifar10-device-paper.toml says, to runs/device-nets/paper-squeeze; interrupted, it resumes when
+it is called again.
 
 Each is timed under ONNX Runtime for one 3x32x32 image on one thread, in float32 and in 8-bit integers, alternating in
 one run, and compared with the full-size ResNet18. Weights are random, as they do not change the time. What is counted
@@ -25,6 +26,7 @@ import torch
 from timing import time_in_turn
 from torch import nn
 
+from sfumato.artifacts.bundle import Bundle
 from sfumato.artifacts.files import write_json
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.artifacts.provenance import provenance
@@ -47,7 +49,7 @@ CANDIDATES: dict[str, DeviceShape] = {
     "paper": _PAPER,
     "paper-unbranched": replace(_PAPER, branches=False),
     "paper-squeeze": replace(_PAPER, squeeze=True),
-    "paper-early": DeviceShape(((2, 16), (4, 32), (4, 64), (2, 88))),
+    "paper-early": DeviceShape(((2, 16), (4, 32), (4, 64), (2, 72))),
     "paper-wide": DeviceShape(((1, 32), (2, 48), (4, 64), (2, 88))),
     "paper-deep": DeviceShape(((1, 24), (4, 24), (6, 56), (3, 64))),
     "large": _LARGE,
@@ -55,7 +57,7 @@ CANDIDATES: dict[str, DeviceShape] = {
     "large-early": DeviceShape(((3, 32), (3, 48), (4, 96), (2, 144))),
     "large-late": DeviceShape(((1, 32), (4, 48), (4, 96), (4, 160))),
 }
-"""By name: the preset's that they compete with, and how they differ. All fold to what is timed."""
+"""By name: the preset's that they compete with, and how they differ. Unbranched ones take the same time when folded."""
 REFERENCES = ("resnet18", "resnet-local", "resnet20")
 _MEAN, _STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 _CALIBRATED_ON = 8
@@ -65,7 +67,8 @@ def main(out: Path = Path("results/device-nets.json"), rounds: int = 60, only: t
     torch.manual_seed(0)
     normalize = Normalize(_MEAN, _STD)
     nets: dict[str, nn.Module] = {name: build_classifier(name) for name in REFERENCES}
-    nets |= {name: DeviceNet(shape, 10) for name, shape in CANDIDATES.items() if not only or name in only}
+    timed = {name: shape for name, shape in CANDIDATES.items() if shape.branches and (not only or name in only)}
+    nets |= {name: DeviceNet(shape, 10) for name, shape in timed.items()}
     nets["paper-hard-swish"] = _with_hard_swish(DeviceNet(_PAPER, 10))
     costs = {name: cost(net) for name, net in nets.items()}
     nets = {name: nn.Sequential(normalize, net) for name, net in nets.items()}
@@ -118,14 +121,17 @@ def main(out: Path = Path("results/device-nets.json"), rounds: int = 60, only: t
         )
 
 
-def train(name: str, changes: list[str], folder: Path) -> None:
-    """Train a candidate with the recipe of the preset that it competes with, but for some changes."""
-    recipe = load_recipe(Path(f"recipes/cifar10-device-{name.partition('-')[0]}.toml"), changes)
+def train(name: str, epochs: int, changes: list[str], folder: Path) -> None:
+    """Train a candidate, or a network of the zoo, as the recipe of the preset says that it competes with."""
+    short = [f"training.epochs={epochs}", f"training.int8_epochs={epochs // 10}"]
+    preset = name.partition("-")[0] if name in CANDIDATES else "paper"
+    recipe = load_recipe(Path(f"recipes/cifar10-device-{preset}.toml"), short + changes)
     if name in CANDIDATES:
         CLASSIFIERS[name] = partial(DeviceNet, CANDIDATES[name])
-    else:
-        build_classifier(name)  # a network of another family, such as resnet-local
-    finish_training(recipe.model_copy(update={"name": name, "architecture": name}), Run(folder / name), say=print)
+    recipe = recipe.model_copy(update={"name": folder.name, "architecture": name})
+    finish_training(recipe, Run(folder), say=print)
+    figures = Bundle.load(Run(folder).bundle).figures
+    print(f"{folder.name}: {figures.accuracy_plain:.2%} of {figures.test_images} test images")
 
 
 def _with_hard_swish(net: nn.Module) -> nn.Module:
@@ -136,9 +142,17 @@ def _with_hard_swish(net: nn.Module) -> nn.Module:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("results/device-nets.json"))
     parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--only", nargs="*", default=(), help="candidates to time beside the references")
+    parser.add_argument("--only", nargs="*", default=(), help="candidates to time, beside those of other families")
+    parser.add_argument("--train", metavar="NAME", help="train this candidate instead")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as `sfumato train` takes it")
+    parser.add_argument("--runs", type=Path, default=Path("runs/device-nets"))
+    parser.add_argument("--name", help="of the run, where one candidate is trained in several ways")
     given = parser.parse_args()
-    main(given.out, given.rounds, tuple(given.only))
+    if given.train:
+        train(given.train, given.epochs, given.set, given.runs / (given.name or given.train))
+    else:
+        main(given.out, given.rounds, tuple(given.only))

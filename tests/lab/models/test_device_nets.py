@@ -175,7 +175,8 @@ def test_a_network_without_branches_is_not_copied():
 
 def test_squeeze_excitation_scales_channels_by_their_means():
     torch.manual_seed(0)
-    net = DeviceNet(DeviceShape(((1, 8),), squeeze=True), 2)
+    net = DeviceNet(DeviceShape(((1, 4), (1, 8)), squeeze=True), 2)
+    assert [type(part).__name__ for part in net.layers] == ["BranchedConv", "ReLU", "SqueezeExcitation"]
     squeeze = net.layers[-1]
     x = torch.randn(2, 8, 3, 3)
     first, second = squeeze.weights[0], squeeze.weights[2]

@@ -35,7 +35,7 @@ class DeviceShape:
             first convolution.
         halved: so does the first stage.
         branches: train with parallel branches, which costs time then and none afterwards.
-        squeeze: a squeeze-excitation behind each stage.
+        squeeze: a squeeze-excitation behind each stage but the first.
     """
 
     stages: tuple[tuple[int, int], ...]
@@ -192,7 +192,7 @@ class DeviceNet(nn.Module):
                 stride = 2 if place == 0 and index > 0 else 1
                 layers += [BranchedConv(channels, width, stride, branches=shape.branches), nn.ReLU(inplace=True)]
                 channels = width
-            if shape.squeeze:
+            if shape.squeeze and index > 0:
                 layers.append(SqueezeExcitation(width))
         self.halved = shape.halved
         self.stem, self.layers = layers[0], nn.Sequential(*layers[2:])
