@@ -53,6 +53,7 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/device_latency.py
+	$(BIN)/python benchmarks/device_nets.py
 	$(BIN)/python benchmarks/quantize.py
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/training_processes.py

@@ -203,7 +203,7 @@ def _keys(model: griffe.Class) -> dict[str, griffe.Attribute]:
     found: dict[str, griffe.Attribute] = {}
     for each in [model, *model.mro()]:
         for key, value in each.attributes.items():
-            if value.annotation is not None:
+            if value.annotation is not None and "property" not in value.labels:
                 found.setdefault(key, value)
     return dict(sorted(found.items(), key=lambda item: item[0] not in ("kind", "name")))
 
@@ -246,7 +246,8 @@ def _type(value: griffe.Attribute) -> str:
     annotation = str(alias.value if isinstance(alias, griffe.Attribute) else value.annotation)
     annotation = re.sub(r"Annotated\[(\w+), .*?\)\]", r"\1", annotation)
     annotation = re.sub(r"Literal\[(.*?)\]", lambda match: match.group(1).replace("'", '"'), annotation)
-    return "`" + " ".join(annotation.replace(" | None", "").split()).rstrip(",") + "`"
+    annotation = annotation.replace(" | None", "").replace(" | ", " or ")
+    return "`" + " ".join(annotation.split()).rstrip(",") + "`"
 
 
 def _default(value: griffe.Attribute) -> str:

@@ -19,7 +19,17 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in ("benchmarks", "benchmarks/alternatives"):
         monkeypatch.syspath_prepend(str(ROOT / folder))
     yield
-    ours = "how_fast", "page", "growth_page", "machine_limits", "timing", "full_size", "speed_targets", "page_parts"
+    ours = (
+        "how_fast",
+        "page",
+        "growth_page",
+        "machine_limits",
+        "timing",
+        "full_size",
+        "speed_targets",
+        "page_parts",
+        "device_nets",
+    )
     for name in ours:
         sys.modules.pop(name, None)  # other folders have a page too
 
@@ -187,3 +197,20 @@ def test_the_table_of_a_phones_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ExecuTorch 1.5.1" in said and "not timed on a phone" in said
     monkeypatch.setattr(how_fast, "read", lambda name: None)
     assert "ExecuTorch" not in how_fast.page()
+
+
+def test_candidates_for_the_device_compete_within_a_presets_budget():
+    from device_nets import CANDIDATES
+
+    from sfumato.lab.models import cost
+    from sfumato.lab.models.device_nets import DEVICE_NETS, DeviceNet
+
+    most = {"nano": (100_000, 2.5e6), "paper": (300_502, 20.95e6), "large": (2_000_000, 59.2e6)}
+    for name, shape in CANDIDATES.items():
+        preset = name.partition("-")[0]
+        with torch.device("meta"):
+            found = cost(DeviceNet(shape, 10))
+        parameters, macs = most[preset]
+        assert found.params <= parameters and 0.8 * macs < found.macs <= macs, name
+        if name == preset:
+            assert shape == DEVICE_NETS[f"device-{name}"]

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from sfumato.lab.data import Augmentation, augment
-from sfumato.lab.data.augment import random_boxes, resized_crops
+from sfumato.lab.data.augment import Mixup, cut_out, random_boxes, resized_crops
 
 COUNT, HEIGHT, WIDTH = 64, 6, 9
 
@@ -125,3 +125,63 @@ def test_zoom_is_repeatable_and_leaves_an_image_of_one_colour_alone(images):
     assert torch.equal(
         augment(images, Augmentation(zoom=1.0), generator(1)), augment(images, Augmentation(), generator(1))
     )
+
+
+@pytest.mark.parametrize("side", [1, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_cutout_paints_one_grey_square_around_any_pixel(side, dtype):
+    images = torch.zeros(4000, 3, HEIGHT, WIDTH, dtype=dtype)
+    out = cut_out(images, side, generator())
+    grey = 128 if dtype == torch.uint8 else 0.5
+    assert set(out.unique().tolist()) <= {0, grey} and not images.any()
+    cut = (out == grey).numpy()
+    assert (cut == cut[:, :1]).all(), "the same in all channels"
+    seen = {}
+    for one in cut[:, 0]:
+        rows, columns = np.flatnonzero(one.any(axis=1)), np.flatnonzero(one.any(axis=0))
+        assert len(rows) and one.sum() == len(rows) * len(columns), "a rectangle"
+        area = rows[0], rows[-1], columns[0], columns[-1]
+        seen[area] = seen.get(area, 0) + 1
+    wanted = set()
+    for row in range(HEIGHT):
+        for column in range(WIDTH):
+            top, left = row - side // 2, column - side // 2
+            bottom, right = min(HEIGHT, top + side) - 1, min(WIDTH, left + side) - 1
+            wanted.add((max(0, top), bottom, max(0, left), right))
+    assert seen.keys() == wanted, "every pixel is a centre, and the square ends at the edges"
+    mean_area = float(np.mean([min(HEIGHT, r - side // 2 + side) - max(0, r - side // 2) for r in range(HEIGHT)]))
+    mean_area *= float(np.mean([min(WIDTH, c - side // 2 + side) - max(0, c - side // 2) for c in range(WIDTH)]))
+    assert cut[:, 0].sum(axis=(1, 2)).mean() == pytest.approx(mean_area, rel=0.05)
+
+
+def test_an_augmentation_with_cutout_also_moves_and_depends_on_the_state_alone(images):
+    plan = Augmentation(flip=True, crop_padding=1, cutout=3)
+    out = augment(images, plan, generator(1))
+    assert torch.equal(out, augment(images, plan, generator(1)))
+    whole = augment(images, Augmentation(flip=True, crop_padding=1), generator(1))
+    changed = (out != whole).any(dim=1)
+    assert changed.flatten(1).any(dim=1).all() and int(changed.flatten(1).sum(dim=1).max()) <= 9
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0])
+def test_mixtures_are_convex_and_mostly_of_the_image_itself(alpha):
+    torch.manual_seed(0)
+    rows = torch.rand(500, 3, 4, 4)
+    mix = Mixup.sample(500, alpha, whole=7)
+    out = mix(rows)
+    for place in range(500):
+        own, other, share = rows[place], rows[mix.partners[place]], float(mix.shares[place])
+        assert 0.5 <= share <= 1
+        assert torch.allclose(out[place], share * own + (1 - share) * other, atol=1e-6)
+    assert torch.equal(out[:7], rows[:7]) and sorted(mix.partners.tolist()) == list(range(500))
+    labels = mix(torch.eye(500))
+    assert torch.allclose(labels.sum(dim=1), torch.ones(500), atol=1e-6) and bool((labels >= 0).all())
+    assert torch.equal(labels.argmax(dim=1), torch.arange(500))
+
+
+def test_the_shares_are_the_larger_parts_of_a_beta_distribution():
+    torch.manual_seed(0)
+    shares = Mixup.sample(20_000, 1.0).shares  # the larger part of a uniform number: uniform in [0.5, 1]
+    assert shares.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist() == pytest.approx([0.625, 0.75, 0.875], abs=0.01)
+    # E max(s, 1 - s) = 1/2 + E |s - 1/2|, which for beta(1/2, 1/2) is 1/pi
+    assert float(Mixup.sample(20_000, 0.5).shares.mean()) == pytest.approx(0.5 + 1 / np.pi, abs=0.01)

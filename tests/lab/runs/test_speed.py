@@ -4,6 +4,7 @@ import torch
 from counting import count_macs
 from scenes import TINY
 from sfumato.lab.models import Obfuscator, Sketcher, build_classifier
+from sfumato.lab.models.device_nets import fold_branches
 from sfumato.lab.runs import speed
 from sfumato.lab.runs.speed import Entry, Shape, Speed, device_macs
 from sfumato.lab.training.recipe import parse_recipe
@@ -12,6 +13,7 @@ from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTa
 CLASSIFIER = parse_recipe({"kind": "classifier", "name": "c", "architecture": "resnet20"})
 OBFUSCATOR = parse_recipe({"kind": "obfuscator", "name": "o", "classifier": "c"})
 SKETCH = parse_recipe({"kind": "sketch", "name": "s", "classifier": "c", "code_bits": 5})
+SMALL_SKETCH = SKETCH.model_copy(update={"trunk": "device-nano"})
 
 
 @pytest.mark.parametrize(
@@ -20,19 +22,20 @@ SKETCH = parse_recipe({"kind": "sketch", "name": "s", "classifier": "c", "code_b
         (CLASSIFIER, build_classifier("resnet20", 7)),
         (OBFUSCATOR, Obfuscator()),
         (SKETCH, Sketcher(48, 64, classes=7, bits=5)),
+        (SMALL_SKETCH, Sketcher(48, 64, classes=7, bits=5, trunk="device-nano")),
     ],
 )
 def test_the_devices_cost_is_that_of_the_network(recipe, net):
-    assert device_macs(recipe, Shape(48, 64, 7)) == count_macs(net, 48, 64)
+    assert device_macs(recipe, Shape(48, 64, 7)) == count_macs(fold_branches(net), 48, 64)
 
 
 def test_a_step_is_measured_on_the_recipes_own_networks(monkeypatch):
     passed = []
     monkeypatch.setattr(speed, "_image_seconds", lambda task, *_: passed.append(task) or 0.25)
     machine, frozen = Speed(torch.device("cpu")), build_classifier("resnet20")
-    for recipe in (CLASSIFIER, OBFUSCATOR, SKETCH, OBFUSCATOR):
+    for recipe in (CLASSIFIER, OBFUSCATOR, SKETCH, OBFUSCATOR, SMALL_SKETCH):
         assert machine.training_s(recipe, 200, classifier=frozen) == 50
-    classifier, obfuscation, sketch = passed  # the second obfuscator's was known
+    classifier, obfuscation, sketch, _ = passed  # the second obfuscator's was known
     assert isinstance(classifier, ClassifierTask) and classifier.teacher is None
     assert isinstance(obfuscation, ObfuscationTask) and isinstance(sketch, SketchTask)
     assert count_macs(obfuscation.classifier, 32, 32) == count_macs(frozen, 32, 32)

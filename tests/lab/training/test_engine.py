@@ -398,6 +398,88 @@ def test_the_optimiser_forgets_what_is_reset(checkpoint):
     }
 
 
+def noted_weights(task: nn.Module) -> list[dict[str, torch.Tensor]]:
+    """The trained state before each step, and so after the one before it; the last one is missing."""
+    seen, forward = [], task.forward
+
+    def noting(images, labels):
+        if task.training:
+            seen.append({name: value for name, value in weights(task).items() if value.is_floating_point()})
+        return forward(images, labels)
+
+    task.forward = noting
+    return seen
+
+
+def test_a_training_ends_with_the_average_of_its_weights_and_validates_it(checkpoint, tmp_path):
+    task, plain = classifier_task(), classifier_task()
+    seen = noted_weights(plain)
+    train(plain, tmp_path / "plain.pt", weight_average=0.4)
+    fitted = train(task, checkpoint, weight_average=0.4)
+    raw = load_checkpoint(checkpoint, PARTS)["task"]
+    average = seen[0]
+    for step, now in enumerate([*seen[1:], raw], start=1):
+        kept = min(0.4, (1 + step) / (10 + step))
+        average = {name: kept * value + (1 - kept) * now[name] for name, value in average.items()}
+    for name, value in average.items():
+        assert torch.allclose(task.state_dict()[name], value, atol=1e-6), name
+    assert not same(weights(task), raw)
+    after = validate(Fabric(accelerator="cpu"), task, TEST, 4, channels_last=True)
+    assert fitted.figures == after == {key: value for key, value in fitted.history[-1].items() if key != "epoch"}
+    assert same(raw, load_checkpoint(tmp_path / "plain.pt", PARTS)["task"]), "and trains on with the last ones"
+
+
+@pytest.mark.parametrize("step", [2, STEPS, STEPS + 1])
+def test_an_average_is_the_same_after_an_interruption(tmp_path, step):
+    whole = classifier_task()
+    fitted = train(whole, tmp_path / "whole.pt", weight_average=0.9)
+    with pytest.raises(Interrupted):
+        train(do_at_step(classifier_task(), step, send(signal.SIGINT)), tmp_path / "c.pt", weight_average=0.9)
+    resumed = classifier_task(seed=5)
+    assert train(resumed, tmp_path / "c.pt", resume=True, weight_average=0.9).figures == fitted.figures
+    assert same(weights(resumed), weights(whole))
+    finished = classifier_task(seed=6)
+    assert train(finished, tmp_path / "c.pt", resume=True, weight_average=0.9).figures == fitted.figures
+    assert same(weights(finished), weights(whole))
+
+
+def test_a_checkpoint_without_an_average_is_refused_where_one_is_wanted(checkpoint):
+    train(classifier_task(), checkpoint)
+    with pytest.raises(TrainingError, match="does not fit"):
+        train(classifier_task(), checkpoint, resume=True, weight_average=0.9)
+
+
+def integer_steps(task: nn.Module) -> list[tuple[bool, bool]]:
+    """Of each training step, whether it is in 8-bit integers, and whether norms learn."""
+    seen, forward = [], task.forward
+
+    def noting(images, labels):
+        if task.training:
+            seen.append((task.int8, task.net[1].training))
+        return forward(images, labels)
+
+    task.forward = noting
+    return seen
+
+
+def test_the_last_epochs_are_in_integers_also_after_an_interruption(tmp_path):
+    plan = {"epochs": 3, "int8_epochs": 1}
+    whole = classifier_task()
+    steps = integer_steps(whole)
+    train(whole, tmp_path / "whole.pt", **plan)
+    assert steps == [(False, True)] * 2 * STEPS + [(True, False)] * STEPS
+    for step in (2 * STEPS, 2 * STEPS + 2):
+        with pytest.raises(Interrupted):
+            train(do_at_step(classifier_task(), step, send(signal.SIGINT)), tmp_path / "c.pt", **plan)
+        resumed = classifier_task(seed=4)
+        steps = integer_steps(resumed)
+        train(resumed, tmp_path / "c.pt", resume=True, **plan)
+        assert steps == [(True, False)] * (3 * STEPS - step) and same(weights(resumed), weights(whole))
+    plain = classifier_task()
+    train(plain, tmp_path / "plain.pt", epochs=3)
+    assert not same(weights(plain), weights(whole))
+
+
 def test_every_step_is_reported_and_every_validation_is_said(checkpoint):
     reports, lines = [], []
     train(classifier_task(), checkpoint, progress=lambda *report: reports.append(report), say=lines.append)

@@ -16,6 +16,7 @@ architecture = "resnet20"
 [training]
 epochs = 3
 """
+SKETCH = 'kind = "sketch"\nname = "s"\nclassifier = "x"\n'
 OTHER = 'kind = "obfuscator"\nname = "o"\nclassifier = "x"\n'
 
 
@@ -72,6 +73,16 @@ def test_the_kind_decides_what_a_recipe_is(recipe):
         (GOOD.replace("resnet20", "resnet21"), "'architecture'"),
         (GOOD.replace('"tiny"', '"../tiny"'), "'name'"),
         ("teacher = 3\n" + GOOD, "'teacher'"),
+        ("teacher = []\n" + GOOD, r"'teacher': expected a classifier, or a list of some, got \[\]"),
+        ('teacher = ["a", 3]\n' + GOOD, "'teacher': expected a classifier"),
+        ("mixup = -0.1\n" + GOOD, "'mixup'"),
+        (GOOD + "weight_average = 1.0\n", "'training.weight_average'"),
+        (GOOD + "int8_epochs = 3\n", "'training': int8_epochs = 3 are the last of the 3 epochs and must be fewer"),
+        (GOOD + "int8_epochs = 1\ncompile = true\n", "'training': int8_epochs cannot be compiled"),
+        (GOOD + "[data]\ncutout = -1\n", "'data.cutout'"),
+        (OTHER + "[training]\nint8_epochs = 1", "training.int8_epochs is for classifiers and sketches"),
+        (OTHER + "[privacy]\nrestart_epochs = 9\n[training]\nweight_average = 0.9", "average would be of two networks"),
+        (SKETCH + 'trunk = "resnet20"', "'trunk'"),
         ("teacher_weight = 1.5\n" + GOOD, "'teacher_weight'"),
         ("temperature = 0.0\n" + GOOD, "'temperature'"),
         (GOOD.replace('"classifier"', '"clasifier"'), "kind"),
@@ -98,6 +109,16 @@ def test_the_kind_decides_what_a_recipe_is(recipe):
 def test_a_recipe_that_is_wrong_is_refused_with_the_key(recipe, text, complaint):
     with pytest.raises(RecipeError, match=complaint):
         load_recipe(recipe(text))
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [("", ()), ('teacher = "a"\n', ("a",)), ('teacher = ["a", "b"]\n', ("a", "b"))]
+)
+@pytest.mark.parametrize("text", [GOOD, SKETCH])
+def test_a_teacher_is_one_or_several(recipe, given, found, text):
+    loaded = load_recipe(recipe(given + text))
+    assert loaded.teachers == found
+    assert parse_recipe(loaded.model_dump(mode="json")) == loaded
 
 
 @pytest.mark.parametrize("text", ["kind = ", "kind == 3", "[training\n", "kind = 'a'\nkind = 'b'"])

@@ -6,14 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import sfumato
 from interrupting import interrupted_at
@@ -23,7 +25,10 @@ from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.device import Obfuscator
 from sfumato.errors import BundleError, ClassifierError, DataError, RecipeError, TrainingError
 from sfumato.lab.audit.targets import load_target
+from sfumato.lab.classifiers import load_classifier
 from sfumato.lab.data import load_images
+from sfumato.lab.export.int8 import quantize
+from sfumato.lab.models.rebuild import rebuilt
 from sfumato.lab.training import Run, images, run, train
 from sfumato.lab.training.recipe import parse_recipe
 from synthetic import CLASSES, image_set, pixels, save_folder
@@ -134,6 +139,31 @@ def test_a_run_that_began_before_a_recipe_could_say_more_goes_on(trained):
     assert run._identifying(other)["output"] == {"format": "8-bit"}
     other = plan.model_copy(update={"black_box": type(plan.black_box)(model="m")})
     assert "class_map" not in run._identifying(other)["black_box"]
+    first_version = {  # of keys that a table always had
+        "data": {
+            "source",
+            "size",
+            "image_column",
+            "label_column",
+            "train_images",
+            "test_images",
+            "flip",
+            "crop_padding",
+        },
+        "training": {"epochs", "batch_size", "seed", "optimizer", "learning_rate", "weight_decay", "schedule"}
+        | {"step_epochs", "warmup", "channels_last", "validate_every"},
+    }
+    sketch = parse_recipe({"kind": "sketch", "name": "s", "classifier": "x"})
+    for made, own in (
+        (recipe(), {"architecture", "label_smoothing", "teacher", "teacher_weight", "temperature"}),
+        (sketch, {"classifier", "teacher_weight", "temperature", "decoded_share", "offload_rate", "held_out_images"}),
+    ):
+        said = run._identifying(made)
+        rest = {"code_bits", "learn"} if made is sketch else set()
+        assert said.keys() == {"kind", "name", "note", "data", "training"} | own | rest
+        assert {table: set(said[table]) for table in first_version} == first_version
+    changed = sketch.model_copy(update={"trunk": "device-nano", "mixup": 0.2, "teacher": ("a", "b")})
+    assert run._identifying(changed).keys() - run._identifying(sketch).keys() == {"trunk", "mixup", "teacher"}
 
 
 def test_snapshots_hold_the_networks_as_they_were(in_memory, tmp_path, monkeypatch, trained, image_folder):
@@ -247,6 +277,70 @@ def test_another_teacher_is_another_run(in_memory, tmp_path, trained):
     (teacher / "bundle.json").write_text(json.dumps(manifest))
     with pytest.raises(TrainingError, match="another recipe"):
         train(taught_by(teacher), tmp_path / "run", accelerator="cpu", resume=True)
+
+
+def test_several_teachers_teach_together_and_are_written_down(in_memory, tmp_path, trained, monkeypatch):
+    in_memory.update(train=image_set(8), test=image_set(4, seed=1))
+    monkeypatch.setattr(
+        run, "_finish", lambda made, fitted, _: (made, run._provenance(made, fitted), run._identity(made))
+    )
+    other = shutil.copytree(trained[0].path, tmp_path / "other")
+    values = load_file(other / "weights.safetensors")
+    save_file({**values, "head.bias": values["head.bias"] + torch.arange(4.0)}, other / "weights.safetensors")
+    manifest = json.loads((other / "bundle.json").read_text())
+    manifest["files"]["weights.safetensors"] = hashlib.sha256((other / "weights.safetensors").read_bytes()).hexdigest()
+    manifest["classifier_fingerprint"] = "sha256:" + "1" * 64
+    (other / "bundle.json").write_text(json.dumps(manifest))
+    plan = taught_by(trained[0].path)
+    both = plan.model_copy(update={"teacher": (str(trained[0].path), str(other))})
+    made, facts, identity = train(both, tmp_path / "both", accelerator="cpu")
+    x = torch.rand(3, 3, 32, 32)
+    first, second = (load_classifier(path).net for path in (trained[0].path, other))
+    inputs = torch.from_numpy(trained[0].preprocessing.normalize(x.numpy()))
+    assert torch.allclose(made.task.teacher(x), (first(inputs) + second(inputs)) / 2, atol=1e-4)
+    assert [net["fingerprint"] for net in facts.to_json()["taught_by"]] == [
+        *(trained[0].classifier_fingerprint, manifest["classifier_fingerprint"])
+    ]
+    one, _, alone = train(plan, tmp_path / "one", accelerator="cpu")
+    assert len(one.teachers) == 1 and "teachers" not in json.loads(alone), "as before there could be several"
+    assert manifest["classifier_fingerprint"] in json.loads(identity)["teachers"]
+
+
+def test_a_second_teacher_of_other_classes_is_refused(in_memory, tmp_path, trained):
+    in_memory.update(train=image_set(8), test=image_set(4, seed=1))
+    other = shutil.copytree(trained[0].path, tmp_path / "other")
+    manifest = json.loads((other / "bundle.json").read_text())
+    manifest["labels"] = list("wxyz")
+    (other / "bundle.json").write_text(json.dumps(manifest))
+    plan = taught_by(trained[0].path).model_copy(update={"teacher": (str(trained[0].path), str(other))})
+    with pytest.raises(RecipeError, match="teacher: small has other classes than small"):
+        train(plan, tmp_path / "run", accelerator="cpu")
+
+
+def test_a_teacher_alone_needs_no_labels(in_memory, tmp_path, trained):
+    images = image_set(8)
+    in_memory.update(train=replace(images, labels=torch.zeros(8, dtype=torch.int64)), test=image_set(4, seed=1))
+    plan = taught_by(trained[0].path).model_copy(update={"teacher_weight": 1.0})
+    unlabelled = train(plan, tmp_path / "a", accelerator="cpu")
+    in_memory["train"] = images
+    assert same(unlabelled.net, train(plan, tmp_path / "b", accelerator="cpu").net)
+
+
+def test_a_square_as_large_as_the_image_is_refused(in_memory, tmp_path):
+    with pytest.raises(RecipeError, match=r"data\.cutout 8 must be smaller"):
+        train(recipe(data={"cutout": 8}), tmp_path, accelerator="cpu")
+
+
+def test_all_that_helps_training_is_resumed(in_memory, tmp_path, trained):
+    in_memory.update(train=image_set(8), test=image_set(4, seed=1))
+    changes = {"architecture": "device-nano", "mixup": 0.5}
+    plain = taught_by(trained[0].path, data={"cutout": 5}, epochs=3, weight_average=0.9, int8_epochs=1)
+    plan = parse_recipe({**plain.model_dump(mode="json"), **changes})
+    whole = train(plan, tmp_path / "whole", accelerator="cpu")
+    for step, folder in ((3, "early"), (5, "late")):
+        with interrupted_at(step):
+            train(plan, tmp_path / folder, accelerator="cpu")
+        assert same(train(plan, tmp_path / folder, accelerator="cpu", resume=True), whole)
 
 
 def test_a_teacher_for_other_images_is_refused(in_memory, tmp_path, trained):
@@ -408,6 +502,39 @@ def test_a_sketch_can_be_audited_with_gradients_and_its_gate(sketched):
     assert target.gate is not None and target.gate.gate == Bundle.load(sketched.path).gate
     assert target.module is not None and target.module.code_bits == 3
     assert target.gate.logits(torch.rand(5, 3, 32, 32)).shape == (5, 4)
+
+
+@pytest.mark.long
+def test_a_sketch_on_a_network_for_the_device_is_exported_folded_audited_and_quantised(trained, image_folder, tmp_path):
+    given = {
+        "kind": "sketch",
+        "name": "nano-sketch",
+        "classifier": str(trained[0].path),
+        "teacher": [str(trained[0].path), str(trained[0].path)],
+        "trunk": "device-nano",
+        "code_bits": 3,
+        "min_images_per_code": 0,
+        "held_out_images": 4,
+        "mixup": 0.2,
+        "data": {"source": str(image_folder), "cutout": 4},
+        "training": {"epochs": 4, "batch_size": 4, "schedule": "constant", "weight_average": 0.9, "int8_epochs": 1},
+    }
+    bundle = train(parse_recipe(given), tmp_path / "run", accelerator="cpu")
+    kinds = [node.op_type for node in onnx.load(bundle.file(OBFUSCATOR_ONNX)).graph.node]
+    assert kinds.count("Conv") == 6 + 2 and "BatchNormalization" not in kinds
+    images = torch.from_numpy(pixels(6, seed=5).transpose(0, 3, 1, 2).copy()).float() / 255
+    net = rebuilt(Bundle.load(bundle.path))
+    own = OnnxFunction(bundle.file(OBFUSCATOR_ONNX)).all(images.numpy())[1]
+    with torch.no_grad():
+        logits = net(images)[1].numpy()
+    assert np.allclose(own / own.std(), logits / logits.std(), atol=1e-3), "but for the temperature"
+    target = load_target(str(bundle.path), size=(32, 32))
+    x = images.clone().requires_grad_()
+    target.module(x).square().sum().backward()
+    assert float(x.grad.abs().max()) > 0
+    sets = [load_images(str(image_folder), split) for split in ("train", "test")]
+    integers = quantize(bundle, tmp_path / "int8", trained[0], *sets)
+    assert integers.figures.quantized["device_predictions_changed"] <= 0.25
 
 
 def test_a_code_that_cannot_say_the_answer_is_refused(trained, image_folder, tmp_path):

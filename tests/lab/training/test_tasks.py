@@ -5,7 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator, Sketcher, build_classifier
+from sfumato.lab.data.augment import Mixup
+from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator, Sketcher, build_classifier, simulated_int8
+from sfumato.lab.training.ensemble import Teachers
 from sfumato.lab.training.objectives import classification_loss, distillation_loss, reconstruction_loss
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 
@@ -174,6 +176,64 @@ def test_the_teacher_never_changes():
     assert changed == {"net"}
 
 
+def test_mixtures_are_classified_as_their_parts_and_the_teacher_sees_the_same():
+    task = distilling_task(teacher_weight=0.25, temperature=2.0, mixup=1.0).train()
+    seen = []
+    task.teacher.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    task.net.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    torch.manual_seed(5)
+    losses = task(IMAGES, LABELS)
+    torch.manual_seed(5)
+    mix = Mixup.sample(4, 1.0)
+    mixed = torch.stack([s * IMAGES[i] + (1 - s) * IMAGES[mix.partners[i]] for i, s in enumerate(mix.shares.double())])
+    assert torch.allclose(seen[0], task.normalize(mixed)) and torch.allclose(seen[1], mixed)
+    task.mixup = 0.0
+    logits = task.net(task.normalize(mixed))  # in training mode: the batch is the same
+    each = -logits.float().log_softmax(dim=1)
+    hard = torch.stack(
+        [s * each[i, LABELS[i]] + (1 - s) * each[i, LABELS[mix.partners[i]]] for i, s in enumerate(mix.shares)]
+    ).mean()
+    soft = distillation_loss(logits, task.teacher(mixed), temperature=2.0)
+    assert float(losses["loss"].detach()) == pytest.approx(float((0.75 * hard + 0.25 * soft).detach()), rel=1e-5)
+
+
+def test_nothing_is_mixed_in_evaluation():
+    task = distilling_task(mixup=1.0).eval()
+    plain = distilling_task().eval()
+    assert torch.equal(task(IMAGES, LABELS)["loss"], plain(IMAGES, LABELS)["loss"])
+
+
+def test_several_teachers_count_as_the_geometric_mean_of_their_predictions():
+    torch.manual_seed(3)
+    nets = [build_classifier("resnet20", 4).eval() for _ in range(3)]
+    logits = Teachers(nets)(IMAGES.float())
+    for temperature in (1.0, 4.0):
+        each = torch.stack([(net(IMAGES.float()) / temperature).softmax(dim=1) for net in nets])
+        wanted = each.log().mean(dim=0).exp()
+        wanted = wanted / wanted.sum(dim=1, keepdim=True)
+        assert torch.allclose((logits / temperature).softmax(dim=1), wanted, atol=1e-6)
+
+
+def test_in_integers_the_student_alone_is_rounded_and_only_in_training(monkeypatch):
+    task = distilling_task(teacher_weight=1.0).float().train()
+    images = IMAGES.float()
+    rounded = []
+    plain = simulated_int8.rounded_inputs
+    monkeypatch.setattr(simulated_int8, "rounded_inputs", lambda x: rounded.append(x) or plain(x))
+    task(images, LABELS)
+    assert not rounded
+    task.int8 = True
+    task.train()
+    statistics = copy.deepcopy([part.running_mean for part in task.net.modules() if isinstance(part, nn.BatchNorm2d)])
+    task(images, LABELS)["loss"].backward()
+    assert len(rounded) == sum(isinstance(part, nn.Conv2d) for part in task.net.modules())
+    after = [part.running_mean for part in task.net.modules() if isinstance(part, nn.BatchNorm2d)]
+    assert all(torch.equal(*pair) for pair in zip(statistics, after, strict=True))
+    assert all(p.grad is not None for p in task.net.parameters())
+    task.eval()(images, LABELS)
+    assert len(rounded) == sum(isinstance(part, nn.Conv2d) for part in task.net.modules())
+
+
 def test_a_student_learns_its_teachers_answers():
     task = distilling_task(teacher_weight=1.0).train()
     optimizer = torch.optim.Adam(task.net.parameters(), lr=1e-2)
@@ -250,6 +310,50 @@ def test_the_trunk_is_trained_for_the_devices_prediction_alone():
     alone = 0.75 * classification_loss(own, LABELS) + 0.25 * distillation_loss(own, teacher, temperature=2.0)
     alone.backward()
     torch.testing.assert_close(got, first.grad)
+
+
+def test_a_sketch_may_have_another_teacher():
+    task, images = sketch_task().eval(), IMAGES.float()
+    own = task(images, LABELS)
+    teacher = nn.Sequential(Normalize(STD, MEAN), build_classifier("resnet20", 4)).eval()
+    taught = SketchTask(
+        task.sketcher, task.classifier, task.normalize, teacher_weight=0.25, temperature=2.0, teacher=teacher
+    ).eval()
+    losses = taught(images, LABELS)
+    with torch.no_grad():
+        decoded, logits = task.sketcher(images)
+        for key, found in (("obfuscated", task.classifier(task.normalize(decoded))), ("device", logits)):
+            soft = distillation_loss(found, teacher(images), temperature=2.0)
+            wanted = 0.75 * classification_loss(found, LABELS) + 0.25 * soft
+            assert float(losses[key]) == pytest.approx(float(wanted), rel=1e-4)
+    assert float(losses["device"]) != float(own["device"])
+    assert not any(p.requires_grad for p in teacher.parameters())
+    assert not any(part.training for part in taught.train().teacher.modules())
+
+
+def test_a_sketch_mixes_only_what_it_does_not_decode(monkeypatch):
+    task, images = sketch_task(), IMAGES.float()
+    task.mixup, task.decoded_share, encoded = 1.0, 0.5, []
+    encode = task.sketcher.encode
+    monkeypatch.setattr(task.sketcher, "encode", lambda x, **how: encoded.append(x) or encode(x, **how))
+    torch.manual_seed(0)
+    assert torch.isfinite(task(images, LABELS)["loss"])
+    assert torch.equal(encoded[0][:2], images[:2])
+    assert not any(torch.equal(*pair) for pair in zip(encoded[0][2:], images[2:], strict=True))
+    task.eval()(images, LABELS)
+    assert torch.equal(encoded[1], images)
+
+
+def test_in_integers_trunk_and_decoder_of_a_sketch_are_rounded(monkeypatch):
+    task, rounded = sketch_task(), []
+    plain = simulated_int8.rounded_inputs
+    monkeypatch.setattr(simulated_int8, "rounded_inputs", lambda x: rounded.append(x) or plain(x))
+    task.int8 = True
+    task.train()(IMAGES.float(), LABELS)["loss"].backward()
+    assert len(rounded) == sum(isinstance(part, nn.Conv2d) for part in task.sketcher.modules())
+    assert not any(part.training for part in task.sketcher.modules() if isinstance(part, nn.BatchNorm2d))
+    task.eval()(IMAGES.float(), LABELS)
+    assert len(rounded) == sum(isinstance(part, nn.Conv2d) for part in task.sketcher.modules())
 
 
 def test_a_sketchs_panel_shows_images_and_decoded_images():

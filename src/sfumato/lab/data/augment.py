@@ -1,9 +1,10 @@
-"""Augmentation of whole batches: flips, shifted and resized crops, on uint8, without a loop over images."""
+"""Augmentation of whole batches: flips, crops, cutout and mixup, without a loop over images."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,15 +23,17 @@ class Augmentation:
         flip: mirror each image left to right with probability 1/2.
         crop_padding: shift each image by up to this many pixels in each direction, edges reflected.
         zoom: the least share of an image's area that a crop shows, resized to the whole; None for no such crops.
+        cutout: side in pixels of a square that is painted grey in each image; 0 for none.
     """
 
     flip: bool = True
     crop_padding: int = 0
     zoom: float | None = None
+    cutout: int = 0
 
 
 def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Flip and crop each image of a batch (N, 3, H, W) of any dtype at random.
+    """Flip, crop and cut each image of a batch (N, 3, H, W) at random, uint8 or floating-point in [0, 1].
 
     The generator is on the CPU; the same state gives the same result anywhere.
     """
@@ -49,7 +52,62 @@ def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generat
     if augmentation.flip:
         mirrored = (torch.rand(count, generator=generator) < 0.5).to(images.device)
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    if augmentation.cutout:
+        images = cut_out(images, augmentation.cutout, generator)
     return images
+
+
+def cut_out(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """Paint a square grey in each image (N, 3, H, W), uint8 or floating-point in [0, 1].
+
+    Its centre is uniform over the image's pixels, so that a part of it may lie outside.
+
+    Source: DeVries and Taylor 2017, "Improved regularization of convolutional neural networks with cutout", section
+    3.2; mid-grey in place of the data's mean.
+    """
+    count, _, height, width = images.shape
+    inside = []
+    for size in (height, width):
+        starts = torch.randint(size, (count, 1), generator=generator) - side // 2
+        places = torch.arange(size)
+        inside.append((places >= starts) & (places < starts + side))
+    cut = (inside[0][:, None, :, None] & inside[1][:, None, None, :]).to(images.device)
+    return images.masked_fill(cut, 0.5 if images.is_floating_point() else 128)
+
+
+class Mixup(NamedTuple):
+    """Convex combinations of the rows of a batch with other ones of it: of images, and likewise of their labels.
+
+    Source: Zhang et al. 2018, "mixup: Beyond empirical risk minimization", section 2.
+
+    Attributes:
+        partners: the row that each is mixed with, (N,) int64.
+        shares: the share of each row itself, (N,) float32 in [0.5, 1].
+    """
+
+    partners: Tensor
+    shares: Tensor
+
+    @classmethod
+    def sample(cls, count: int, alpha: float, *, whole: int = 0) -> Mixup:
+        """Sample the partners and, as the larger part of a symmetric beta distribution, the shares.
+
+        Uses torch's own generator.
+
+        Args:
+            count: rows of the batch.
+            alpha: both parameters of the distribution, above 0; 1 is uniform, less mixes less.
+            whole: the first so many rows stay as they are.
+        """
+        shares = torch.distributions.Beta(alpha, alpha).sample((count,))
+        shares = torch.maximum(shares, 1 - shares)  # both orders of a pair are equally likely
+        shares[:whole] = 1
+        return cls(torch.randperm(count), shares)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """(N, ...) floating-point -> the combinations, the same shape."""
+        shares = self.shares.to(rows).view(-1, *[1] * (rows.ndim - 1))
+        return rows[self.partners.to(rows.device)].lerp(rows, shares)
 
 
 def random_boxes(count: int, height: int, width: int, least: float, generator: torch.Generator) -> Tensor:

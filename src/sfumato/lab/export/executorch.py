@@ -28,6 +28,7 @@ from sfumato.lab.evaluation.results import Result
 from sfumato.lab.export.onnx import TOLERANCE, difference
 from sfumato.lab.libraries import first_line, quiet
 from sfumato.lab.models import Normalize, Payload, Sketcher, SketchGraph
+from sfumato.lab.models.device_nets import fold_branches
 from sfumato.lab.models.rebuild import rebuilt
 
 Array = npt.NDArray[Any]
@@ -203,7 +204,7 @@ def _lowered(graph: nn.Module, image: Tensor, source: Path) -> bytes:
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
             from executorch.exir import to_edge_transform_and_lower
 
-            exported = torch.export.export(graph, (image,))
+            exported = torch.export.export(fold_branches(graph), (image,))
             lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
             return bytes(lowered.to_executorch().buffer)
     except Exception as error:  # its passes have no common error

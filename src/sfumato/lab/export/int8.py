@@ -208,7 +208,7 @@ def quantize_file(
     """Write an ONNX file with its convolutions in 8-bit integers.
 
     Static quantisation as ONNX Runtime's documentation advises it for convolutions: QDQ, unsigned activations, one
-    scale for each output channel.
+    scale for each output channel. A ReLU behind a convolution becomes a part of it, so that rows of both stay integers.
 
     Args:
         plain: one input (N, 3, H, W) float32 in [0, 1].
@@ -230,7 +230,7 @@ def quantize_file(
                 str(out),
                 _Images(calibration, onnx.load(str(prepared)).graph.input[0].name, progress),
                 quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=["Conv"],
+                op_types_to_quantize=["Conv", "Relu"],
                 per_channel=True,
                 reduce_range=signed_weights,
                 activation_type=QuantType.QUInt8,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sfumato.artifacts.files import whole_file
 from sfumato.errors import TrainingError
 from sfumato.lab.libraries import quiet
+from sfumato.lab.models.device_nets import fold_branches
 
 TOLERANCE = 1e-4
 """The largest allowed difference of ONNX Runtime from torch, relative to the largest output."""
@@ -34,6 +35,8 @@ def export_onnx(
 ) -> None:
     """Write one ONNX file with its weights inside and a free batch size, and check it.
 
+    Branches that are needed in training alone are folded, see `sfumato.lab.models.device_nets`.
+
     Args:
         net: one tensor to one tensor, or to as many as there are output names; is moved to the CPU, in evaluation mode.
         path: the file.
@@ -50,7 +53,7 @@ def export_onnx(
     images = images.cpu().contiguous()
     with torch.no_grad(), quiet():
         program = torch.onnx.export(
-            net,
+            fold_branches(net),
             (images[:2],),
             dynamo=True,
             external_data=False,

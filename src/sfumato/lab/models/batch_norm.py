@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from sfumato.lab.models.device_nets import fold_branches
+
 Net = TypeVar("Net", bound=nn.Module)
 
 
 def fold_norms(net: Net) -> Net:
-    """Fold batch norms that directly follow a convolution into it, in a copy of a frozen network.
+    """Fold batch norms that directly follow a convolution, and branches, into it, in a copy of a frozen network.
 
     In evaluation mode such a norm is an affine map of each channel, so the function is the same up to rounding, and
     forward and backward pass skip the norm. Only neighbours in an `nn.Sequential` are folded, where it is certain that
@@ -22,7 +24,7 @@ def fold_norms(net: Net) -> Net:
 
     Source: Jacob et al. 2018, section 3.2 (batch normalization folding); PyTorch's own function does it.
     """
-    folded = copy.deepcopy(net).eval()
+    folded = fold_branches(copy.deepcopy(net).eval())
     for row in folded.modules():
         if type(row) is not nn.Sequential:
             continue

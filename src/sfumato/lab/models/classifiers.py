@@ -7,10 +7,13 @@ their strides allow, and return logits (N, classes) float32.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from sfumato.lab.models.device_nets import DEVICE_NETS, DeviceNet
 
 
 def _conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Sequential:
@@ -258,6 +261,7 @@ CLASSIFIERS: dict[str, Callable[[int], nn.Module]] = {
     "vgg19": lambda classes: VGG(((2, 64), (2, 128), (4, 256), (4, 512), (4, 512)), classes),
     "googlenet": GoogLeNet,
     "convmixer": lambda classes: ConvMixer(160, 6, kernel=5, patch=4, classes=classes),
+    **{name: partial(DeviceNet, shape) for name, shape in DEVICE_NETS.items()},
 }
 
 

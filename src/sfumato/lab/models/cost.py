@@ -8,10 +8,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from sfumato.lab.models.device_nets import fold_branches
+
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of one forward pass for one image.
+    """The cost of one forward pass for one image, as deployed: branches that fold away do not count.
 
     Attributes:
         params: trainable numbers.
@@ -24,6 +26,7 @@ class Cost:
 
 def cost(net: nn.Module, *, height: int = 32, width: int = 32) -> Cost:
     """Count parameters and multiply-accumulates of a net for one image (1, 3, height, width) float32."""
+    net = fold_branches(net)
     params = sum(p.numel() for p in net.parameters())
     was_training = net.training
     net.eval()

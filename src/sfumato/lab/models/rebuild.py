@@ -14,7 +14,7 @@ from sfumato.artifacts.lab_files import find_lab_file
 from sfumato.errors import BundleError
 from sfumato.lab.models.fixed_ops import LEVEL, Normalize, Removal
 from sfumato.lab.models.obfuscator import NoisyCode, Obfuscator
-from sfumato.lab.models.sketch import Sketcher
+from sfumato.lab.models.sketch import Sketcher, Trunk
 
 
 class Strict(BaseModel):
@@ -69,6 +69,8 @@ class SketchNetRecipe(Strict):
     """The part of a sketch's recipe that decides on its network.
 
     Attributes:
+        trunk: the network on the device. "resnet", or one of three budgets of multiply-accumulates for an image of any
+            size: "device-nano" (about 2.5 million), "device-paper" (21 million), "device-large" (60 million).
         code_bits: bits of the code: the most that the payload, and so an attacker, gets of an image. The first of them
             are the device's prediction, 4 for 10 classes.
         decoder: "learned", or "photographs": for each class the training image that all known classifiers are surest
@@ -76,6 +78,7 @@ class SketchNetRecipe(Strict):
             as it is: the training images have to be public.
     """
 
+    trunk: Trunk = "resnet"
     code_bits: int = Field(default=8, ge=1, le=64)
     decoder: Literal["learned", "photographs"] = "learned"
 
@@ -97,7 +100,7 @@ def sketcher_of(recipe: SketchNetRecipe, height: int, width: int, *, classes: in
         ValueError: the code is too short for so many classes.
     """
     photographs = recipe.decoder == "photographs"
-    return Sketcher(height, width, classes=classes, bits=recipe.code_bits, photographs=photographs)
+    return Sketcher(height, width, classes=classes, bits=recipe.code_bits, photographs=photographs, trunk=recipe.trunk)
 
 
 def recipe_of(bundle: Bundle) -> ObfuscatorNetRecipe | SketchNetRecipe | None:

@@ -5,21 +5,26 @@ from the code alone. Two images with the same code give the same obfuscated imag
 learns more about an image than those bits.
 
 Source: the discrete bottleneck is that of van den Oord et al. 2017 (VQ-VAE) in its binary form, Theis et al. 2017,
-section 2.1; the trunk's blocks are those of He et al. 2016. That the prediction is a part of the code is ours, as are
-widths and depths.
+section 2.1; the trunk's blocks are those of He et al. 2016, or see `sfumato.lab.models.device_nets`. That the
+prediction is a part of the code is ours, as are widths and depths.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.lab.models.classifiers import BasicBlock, ResNet
+from sfumato.lab.models.device_nets import DEVICE_NETS, DeviceNet
 from sfumato.lab.models.fixed_ops import Normalize, straight_through
 from sfumato.lab.models.precision import compute
 
-TRUNK = (2, 2, 1), (32, 64, 88)
+Trunk = Literal["resnet", "device-nano", "device-paper", "device-large"]
+"""A residual network within the paper's budget, which every sketch of the first version has, or a device network."""
+_RESNET = (2, 2, 1), (32, 64, 88)
 """Depths and widths of the stages behind the stem, chosen so that all fits the paper's 324,518 parameters."""
 _HIDDEN = 48
 """Units between the trunk's features and the bits of the code."""
@@ -31,7 +36,7 @@ _PLACES = 128, 64, 32, 16, 8, 4, 2, 1
 MOST_KEPT = 4096
 """Codes with enough images that are told apart at most, besides one for each class; the commonest ones."""
 _STEM_REDUCTIONS = (64, 1), (160, 2)
-"""Largest image side, and by how much the trunk's stem reduces it; by 4 beyond.
+"""Largest image side, and by how much the stem of the residual trunk reduces it; by 4 beyond.
 
 The paper's obfuscator works at full resolution at any size. The trunk does so for small images only, so that its cost
 for large ones stays about the same: 14 % of a ResNet18's at 128 pixels, 4 % at 224.
@@ -41,6 +46,20 @@ for large ones stays about the same: 14 % of a ResNet18's at 128 pixels, 4 % at 
 def class_bits(classes: int) -> int:
     """Return how many bits number one of so many classes, at least 2."""
     return (classes - 1).bit_length()
+
+
+def _class_places(classes: int) -> Tensor:
+    return torch.tensor([2**place for place in reversed(range(class_bits(classes)))])
+
+
+def _packing_map(classes: int, bits: int) -> tuple[Tensor, Tensor]:
+    """Return the affine map from codes to their bytes, as each is linear: (classes + learned bits, B) and (B,)."""
+    weights = torch.zeros(bits, (bits + 7) // 8)
+    for place in range(bits):
+        weights[place, place // 8] = _PLACES[place % 8]
+    numbers = (torch.arange(classes)[:, None] // _class_places(classes) % 2).float()
+    of_class, of_bits = weights[: numbers.shape[1]], weights[numbers.shape[1] :]
+    return torch.cat([numbers @ of_class, of_bits / 2]), of_bits.sum(dim=0) / 2
 
 
 def sign(x: Tensor) -> Tensor:
@@ -75,6 +94,7 @@ class Sketcher(nn.Module):
         bits: of the code.
         photographs: decode to one image per class; the caller sets them, and no decoder is learned. The attribute of
             this name holds them, or None.
+        trunk: the network that classifies.
 
     Attributes:
         kept_classes: (K,) int64, the classes of the codes that are decoded, see `keep_codes`; None if all are.
@@ -86,28 +106,37 @@ class Sketcher(nn.Module):
 
     kept_classes: Tensor | None
     kept_bits: Tensor | None
+    _packing: Tensor
+    _packing_offset: Tensor
 
     def __init__(
-        self, height: int = 32, width: int = 32, *, classes: int = 10, bits: int = 8, photographs: bool = False
+        self,
+        height: int = 32,
+        width: int = 32,
+        *,
+        classes: int = 10,
+        bits: int = 8,
+        photographs: bool = False,
+        trunk: Trunk = "resnet",
     ) -> None:
         super().__init__()
         learned = bits - class_bits(classes)
         if learned < 0:
             raise ValueError(f"{classes} classes take {class_bits(classes)} bits, got {bits}")
-        depths, widths = TRUNK
         side, channels = _DECODED
         self.size, self.classes, self.bits = (height, width), classes, bits
-        reduction = next((by for largest, by in _STEM_REDUCTIONS if max(height, width) <= largest), 4)
-        self.trunk = ResNet(BasicBlock, (0, *depths), (widths[0], *widths), classes, reduction=reduction)
+        self.trunk = _trunk(trunk, max(height, width), classes)
         self.to_bits: nn.Module | None = None
         if learned:
             # Signs of a linear map would be half-spaces: too few functions.
             self.to_bits = nn.Sequential(
-                nn.Linear(widths[-1], _HIDDEN),
+                nn.Linear(self.trunk.head.in_features, _HIDDEN),
                 nn.ReLU(inplace=True),
                 nn.Linear(_HIDDEN, learned),
                 nn.BatchNorm1d(learned),
             )
+        for name, value in zip(("_packing", "_packing_offset"), _packing_map(classes, bits), strict=True):
+            self.register_buffer(name, value, persistent=False)
         self.register_buffer("kept_classes", None)
         self.register_buffer("kept_bits", None)
         self.photographs = Photographs(classes, height, width) if photographs else None
@@ -165,24 +194,17 @@ class Sketcher(nn.Module):
 
         The first bits number the class, the highest first; the others are 1 for +1 and 0 for -1.
         """
-        number = code[:, : self.classes].argmax(dim=1, keepdim=True) // self._places().to(code.device) % 2
-        bits = torch.cat([number.to(code.dtype), (code[:, self.classes :] > 0).to(code.dtype)], dim=1)
-        whole = F.pad(bits, (0, -self.bits % 8)).reshape(-1, (self.bits + 7) // 8, 8)
-        weights = torch.tensor(_PLACES, dtype=torch.float32, device=code.device)
-        packed: Tensor = (whole * weights).sum(dim=2).to(torch.uint8)
+        packed: Tensor = (code @ self._packing + self._packing_offset).to(torch.uint8)
         return packed
 
     def unpack(self, packed: Tensor) -> Tensor:
         """Invert `pack`; a number that no class has gives a code without a class."""
         shifts = torch.tensor(_PLACES, device=packed.device)
         bits = (packed.to(torch.int64).unsqueeze(2) // shifts % 2).flatten(1)
-        places = self._places()
+        places = _class_places(self.classes)
         number = (bits[:, : len(places)] * places.to(packed.device)).sum(dim=1, keepdim=True)
         predicted = torch.arange(self.classes, device=packed.device) == number
         return torch.cat([predicted.float(), bits[:, len(places) : self.bits].float() * 2 - 1], dim=1)
-
-    def _places(self) -> Tensor:
-        return torch.tensor([2**place for place in reversed(range(class_bits(self.classes)))])
 
     def keep_codes(self, codes: Tensor, counts: Tensor, least: int) -> None:
         """Decode only codes that at least so many images have, so that no image decoded shows fewer images than that.
@@ -259,6 +281,14 @@ class Sketcher(nn.Module):
         """(N, 3, H, W) float32 in [0, 1] -> decoded images, likewise, and the device's own logits (N, classes)."""
         code, logits = self.encode(images)
         return self.decode(code), logits
+
+
+def _trunk(name: Trunk, side: int, classes: int) -> ResNet | DeviceNet:
+    if name != "resnet":
+        return DeviceNet(DEVICE_NETS[name], classes)
+    reduction = next((by for largest, by in _STEM_REDUCTIONS if side <= largest), 4)
+    depths, widths = _RESNET
+    return ResNet(BasicBlock, (0, *depths), (widths[0], *widths), classes, reduction=reduction)
 
 
 class SketchGraph(nn.Module):

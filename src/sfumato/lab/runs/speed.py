@@ -107,10 +107,11 @@ class Speed:
         """
         shape = shape or Shape()
         kind = recipe.architecture if isinstance(recipe, ClassifierRecipe) else recipe.kind
+        trunk = recipe.trunk if isinstance(recipe, SketchRecipe) else None
         if isinstance(recipe, ClassifierRecipe) and recipe.teacher is None:
             classifier = None
         macs = None if classifier is None else cost(classifier, height=shape.height, width=shape.width)
-        key = kind, macs, shape.height, shape.width, recipe.training.precision
+        key = kind, trunk, macs, shape.height, shape.width, recipe.training.precision
         if key not in self._known:
             task = _task(recipe, classifier, shape, self._device)
             self._known[key] = _image_seconds(task, shape, self._device)

@@ -15,17 +15,60 @@ from sfumato.artifacts.lab_files import find_lab_file, lab_file
 from sfumato.errors import BundleError, RecipeError
 from sfumato.lab.classifiers import FrozenClassifier
 from sfumato.lab.data import INFERENCE_BATCH, ImageSet
-from sfumato.lab.models import DECODERS, Normalize, Obfuscator, Sketcher, fold_norms, obfuscator_of, sketcher_of
+from sfumato.lab.models import (
+    DECODERS,
+    Normalize,
+    Obfuscator,
+    Sketcher,
+    build_classifier,
+    fold_norms,
+    obfuscator_of,
+    sketcher_of,
+)
 from sfumato.lab.models.classifiers import features_and_logits
 from sfumato.lab.models.rebuild import ObfuscatorNetRecipe, SketchNetRecipe, recipe_of
 from sfumato.lab.training.adversaries import Attackers, attacker_to_restart, restart
 from sfumato.lab.training.code_mixture import CodeMixture
-from sfumato.lab.training.ensemble import Ensemble
+from sfumato.lab.training.ensemble import Ensemble, Teachers
 from sfumato.lab.training.images import class_means
-from sfumato.lab.training.recipe import ObfuscatorRecipe, SketchRecipe
-from sfumato.lab.training.tasks import ObfuscationTask, SketchTask
+from sfumato.lab.training.recipe import ClassifierRecipe, ObfuscatorRecipe, SketchRecipe
+from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 
 _PROBES = 2
+
+
+def classifier_task(
+    recipe: ClassifierRecipe,
+    preprocessing: Preprocessing,
+    labels: tuple[str, ...],
+    teachers: Sequence[FrozenClassifier],
+    *,
+    bfloat16: bool = False,
+) -> ClassifierTask:
+    """Return the task that a classifier's recipe describes, with fresh weights, for images that are prepared like that.
+
+    Raises:
+        RecipeError: the teachers differ in classes or in the size of their images.
+    """
+    return ClassifierTask(
+        build_classifier(recipe.architecture, len(labels)),
+        normalize(preprocessing),
+        label_smoothing=recipe.label_smoothing,
+        teacher=_teacher(teachers),
+        teacher_weight=recipe.teacher_weight,
+        temperature=recipe.temperature,
+        mixup=recipe.mixup,
+        bfloat16=bfloat16,
+    )
+
+
+def _teacher(teachers: Sequence[FrozenClassifier]) -> nn.Module | None:
+    """Return one or several classifiers as a teacher: images in [0, 1] to logits."""
+    if not teachers:
+        return None
+    _check_alike(teachers[0], teachers[1:], "teacher")
+    nets = [nn.Sequential(normalize(net.preprocessing), fold_norms(net.net)) for net in teachers]
+    return nets[0] if len(nets) == 1 else Teachers(nets)
 
 
 def obfuscation_task(
@@ -84,10 +127,12 @@ def sketch_task(
     frozen: FrozenClassifier,
     images: ImageSet,
     further: Sequence[FrozenClassifier],
+    teachers: Sequence[FrozenClassifier] = (),
     *,
     bfloat16: bool,
 ) -> SketchTask:
     """Return the task that a sketch's recipe describes, with fresh weights; see `obfuscation_task`."""
+    _check_alike(frozen, teachers, "teacher")
     height, width = images.images.shape[2:]
     try:
         sketcher = sketcher_of(recipe, height, width, classes=len(images.names))
@@ -103,6 +148,8 @@ def sketch_task(
         ensemble=_ensemble(recipe, frozen, further, bfloat16=bfloat16),
         bfloat16=bfloat16,
         decoder_alone=recipe.learn == "decoder",
+        teacher=_teacher(teachers),
+        mixup=recipe.mixup,
     )
 
 
@@ -114,21 +161,26 @@ def _ensemble(
     bfloat16: bool,
 ) -> Ensemble:
     """Return the further classifiers of an obfuscator, after a check of their classes and image sizes."""
-    wanted = frozen.preprocessing
+    _check_alike(frozen, further, "transfer.ensemble")
+    nets = [(normalize(other.preprocessing), fold_norms(other.net)) for other in further]
+    return Ensemble(nets, diversity=recipe.transfer.diversity, noise=recipe.transfer.noise, bfloat16=bfloat16)
+
+
+def _check_alike(first: FrozenClassifier, further: Sequence[FrozenClassifier], key: str) -> None:
+    """Check that further classifiers, of that key of the recipe, have the classes and take the images of the first."""
+    wanted = first.preprocessing
     for other in further:
-        if other.labels != frozen.labels:
+        if other.labels != first.labels:
             raise RecipeError(
-                f"transfer.ensemble: {other.name} has other classes than {frozen.name}, or in another order "
-                f"({', '.join(other.labels[:3])}, ... and {', '.join(frozen.labels[:3])}, ...)"
+                f"{key}: {other.name} has other classes than {first.name}, or in another order "
+                f"({', '.join(other.labels[:3])}, ... and {', '.join(first.labels[:3])}, ...)"
             )
         size = other.preprocessing
         if (size.height, size.width) != (wanted.height, wanted.width):
             raise RecipeError(
-                f"transfer.ensemble: {other.name} takes images of {size.height}x{size.width}, {frozen.name} of "
+                f"{key}: {other.name} takes images of {size.height}x{size.width}, {first.name} of "
                 f"{wanted.height}x{wanted.width}"
             )
-    nets = [(normalize(other.preprocessing), fold_norms(other.net)) for other in further]
-    return Ensemble(nets, diversity=recipe.transfer.diversity, noise=recipe.transfer.noise, bfloat16=bfloat16)
 
 
 def begin_from(
@@ -169,7 +221,7 @@ def begin_from(
     except RuntimeError as error:
         raise RecipeError(
             f"the {recipe.kind} of {start.path} does not fit the recipe (another number of classes, size of images, "
-            f"code_bits or attackers?): {str(error).strip().splitlines()[-1].strip()}"
+            f"trunk, code_bits or attackers?): {str(error).strip().splitlines()[-1].strip()}"
         ) from error
     except SafetensorError as error:
         raise BundleError(f"{start.path}: its weights cannot be read: {error}") from error

@@ -6,6 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from sfumato.errors import Interrupted, TrainingError
 from sfumato.lab.data import Augmentation, ImageSet, augment
 from sfumato.lab.models.checkpoint import load_checkpoint, same_identity, save_checkpoint
 from sfumato.lab.training.recipe import TrainingRecipe
+from sfumato.lab.training.weight_average import WeightAverage
 from sfumato.progress import Progress, Say, mute, silent
 
 CHECKPOINT_EVERY_S = 60.0
@@ -133,7 +135,8 @@ def fit(
     Args:
         fabric: launched; decides on devices, precision and processes.
         task: forward(images (N, 3, H, W) float in [0, 1], labels (N,) int64) -> scalars with "loss". If it has a method
-            `panel`, images (N, 3, H, W) -> rows of images (R, N, 3, H, W), these go to the log at each validation.
+            `panel`, images (N, 3, H, W) -> rows of images (R, N, 3, H, W), these go to the log at each validation. Its
+            attribute `int8` is set in the epochs that the plan wants in 8-bit integers.
         plan: validated.
         train: the training images; floating-point ones are handed to the task as they are.
         test: the images of the validations.
@@ -161,11 +164,15 @@ def fit(
         task.compile()  # in place: the weights keep their names
     module, wrapped = fabric.setup(task, optimizer)
     loop = _Loop(fabric, task, module, optimizer, wrapped, scheduler, plan, steps, checkpoint, identity, options)
+    if plan.weight_average:
+        loop.average = WeightAverage(task, plan.weight_average)
     if options.resume:
         loop.load()
     if isinstance(train, ImageSet):
         train = replace(train, images=train.images.to(fabric.device), labels=train.labels.to(fabric.device))
     figures = loop.run(train, test, augmentation, hooks or Hooks())
+    if loop.average is not None:
+        loop.average.exchange()
     return Fitted(figures, loop.history, loop.seconds)
 
 
@@ -199,6 +206,7 @@ class _Loop:
     checkpoint: Path
     identity: str
     options: Options
+    average: WeightAverage | None = None
     epoch: int = 0
     step: int = 0
     seconds: float = 0.0
@@ -208,6 +216,11 @@ class _Loop:
     speed_since: tuple[float, int] | None = None
     note: str = ""
 
+    @property
+    def stateful(self) -> tuple[str, ...]:
+        """The attributes whose states a checkpoint holds."""
+        return _STATEFUL if self.average is None else (*_STATEFUL, "average")
+
     def load(self) -> None:
         saved = load_checkpoint(self.checkpoint, _PARTS)
         if not same_identity(saved["identity"], self.identity):
@@ -215,7 +228,7 @@ class _Loop:
                 "the checkpoint belongs to another recipe; resume with the same one, or restart without --resume"
             )
         try:
-            for name in _STATEFUL:
+            for name in self.stateful:
                 getattr(self, name).load_state_dict(saved[name])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise TrainingError("the checkpoint does not fit these networks; restart without --resume") from error
@@ -230,7 +243,7 @@ class _Loop:
                 raise TrainingError(
                     f"weights are no longer finite; the previous checkpoint is kept in {self.checkpoint}"
                 )
-            parts = {name: getattr(self, name).state_dict() for name in _STATEFUL}
+            parts = {name: getattr(self, name).state_dict() for name in self.stateful}
             place = {name: getattr(self, name) for name in (*_PLACE, "history")}
             save_checkpoint(self.checkpoint, {"identity": self.identity, **parts, **place})
         self.fabric.barrier()
@@ -249,18 +262,21 @@ class _Loop:
                 if self.epoch % plan.validate_every == 0 or self.epoch == plan.epochs:
                     figures = self._validate(test)
                 if self.fabric.is_global_zero:
-                    hooks.after_epoch(self.epoch)
+                    with self._averaged():
+                        hooks.after_epoch(self.epoch)
                 self.save()
         if figures is not None:
             return figures
-        # resumed after the last epoch, or ended early
-        return validate(self.fabric, self.module, test, plan.batch_size, channels_last=plan.channels_last)
+        return self._figures(test)  # resumed after the last epoch, or ended early
 
     def _train_epoch(
         self, train: Images, augmentation: Augmentation, until: Callable[[], bool], interrupted: list[int]
     ) -> bool:
         """Train to the end of the epoch that the run stands in; return False if `until` ended it."""
         fabric, seed = self.fabric, self.plan.seed
+        if self.plan.int8_epochs:
+            task: Any = self.task
+            task.int8 = self.epoch >= self.plan.epochs - self.plan.int8_epochs
         self.module.train()
         place = {"first": self.step, "rank": fabric.global_rank, "world_size": fabric.world_size}
         batches = train.batches(_seed(seed, "order", self.epoch), self.plan.batch_size, **place)
@@ -291,6 +307,8 @@ class _Loop:
         self.wrapped.step()
         self.scheduler.step()
         self.step += 1
+        if self.average is not None:
+            self.average.update(self.epoch * self.steps + self.step)
         now = time.monotonic()
         self.seconds += now - started
         if now - self.last_logged > LOG_EVERY_S or self.step == self.steps:
@@ -315,7 +333,7 @@ class _Loop:
     def _validate(self, test: ImageSet) -> dict[str, float]:
         """Validate, report it and keep it in the history."""
         channels_last = self.plan.channels_last
-        figures = validate(self.fabric, self.module, test, self.plan.batch_size, channels_last=channels_last)
+        figures = self._figures(test)
         self.history.append({"epoch": self.epoch, **figures})
         panel: Callable[[Tensor], Tensor] | None = getattr(self.task, "panel", None)
         images = panel(_as_input(test.images[:8].to(self.fabric.device), channels_last)) if panel else None
@@ -327,6 +345,15 @@ class _Loop:
             logger: Any = self.fabric.logger
             logger.experiment.add_image("original, obfuscated, reconstructed", sheet, global_step=global_step)
         return figures
+
+    def _figures(self, test: ImageSet) -> dict[str, float]:
+        channels_last = self.plan.channels_last
+        with self._averaged():
+            return validate(self.fabric, self.module, test, self.plan.batch_size, channels_last=channels_last)
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Have the networks use the average of their weights inside the block, if there is one."""
+        return nullcontext() if self.average is None else self.average.applied()
 
     def _check_finite(self, loss: Tensor) -> None:
         if not math.isfinite(float(loss.detach())):

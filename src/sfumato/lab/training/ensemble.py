@@ -34,6 +34,26 @@ def vary(images: Tensor, *, share: float) -> Tensor:
     return F.pad(small, (left, size[1] - width - left, top, size[0] - height - top))
 
 
+class Teachers(nn.Module):
+    """Several classifiers as one teacher, whose logits are the mean of theirs.
+
+    Softened by any temperature, that is the geometric mean of their predictions up to a factor.
+
+    Source: Hinton et al. 2015, section 3 (the geometric mean as the teacher's prediction).
+
+    Args:
+        nets: images in [0, 1] to logits of the same classes.
+    """
+
+    def __init__(self, nets: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) float in [0, 1] -> logits (N, classes)."""
+        return torch.stack([net(images).float() for net in self.nets]).mean(dim=0)
+
+
 class Ensemble(nn.Module):
     """Further frozen classifiers that the payload is trained for, and variation of the input of each.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from sfumato.artifacts.bundle import Preprocessing
 from sfumato.errors import RecipeError, TrainingError
 from sfumato.lab.data import INFERENCE_BATCH, ImageSet, Stream, cifar10, load_images, load_stream
-from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, DataRecipe, ObfuscatorRecipe, SketchRecipe
+from sfumato.lab.training.recipe import AnyRecipe, DataRecipe, ObfuscatorRecipe, SketchRecipe
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +49,9 @@ def images_of(recipe: AnyRecipe, fabric: Fabric) -> tuple[ImageSet | Stream, Ima
 
 def label_free(recipe: AnyRecipe) -> bool:
     """Return whether the labels of the training images are ignored."""
-    if isinstance(recipe, ClassifierRecipe):
-        return False
-    return recipe.teacher_weight == 1 if isinstance(recipe, SketchRecipe) else not recipe.utility.label_weight
+    if isinstance(recipe, ObfuscatorRecipe):
+        return not recipe.utility.label_weight
+    return recipe.teacher_weight == 1 and (isinstance(recipe, SketchRecipe) or bool(recipe.teachers))
 
 
 def load_both(data: DataRecipe, fabric: Fabric, *, label_free: bool) -> tuple[ImageSet, ImageSet]:
@@ -79,7 +79,7 @@ def load_both(data: DataRecipe, fabric: Fabric, *, label_free: bool) -> tuple[Im
         train_set = replace(train_set, names=test_set.names, labels=torch.zeros_like(train_set.labels))
     if train_set.names != test_set.names or train_set.images.shape[1:] != test_set.images.shape[1:]:
         raise TrainingError(f"{data.source}: training and test images differ in classes or size")
-    _check_padding(data, train_set.images.shape[2:])
+    _check_augmentation(data, train_set.images.shape[2:])
     return train_set, test_set
 
 
@@ -91,7 +91,7 @@ def _open_stream(recipe: AnyRecipe, held: int) -> tuple[Stream, ImageSet]:
             'the labels a share of the utility and privacy.target at "error", or leave out data.stream'
         )
     assert data.size is not None and data.test_images is not None  # the recipe was validated
-    _check_padding(data, data.size)
+    _check_augmentation(data, data.size)
     return load_stream(
         data.source,
         data.size,
@@ -108,9 +108,11 @@ def _warn(fabric: Fabric, remarks: Sequence[str]) -> None:
             log.warning(remark)
 
 
-def _check_padding(data: DataRecipe, size: Sequence[int]) -> None:
+def _check_augmentation(data: DataRecipe, size: Sequence[int]) -> None:
     if data.crop_padding >= min(size):
         raise RecipeError(f"data.crop_padding {data.crop_padding} must be smaller than the images' sides")
+    if data.cutout >= min(size):
+        raise RecipeError(f"data.cutout {data.cutout} must be smaller than the images' sides")
 
 
 def preprocessing_of(source: str, images: ImageSet) -> Preprocessing:

@@ -14,6 +14,11 @@ def classification_loss(logits: Tensor, labels: Tensor, *, label_smoothing: floa
 
     Source: paper, section 2.
 
+    Args:
+        logits: (N, classes) float.
+        labels: (N,) int64, or shares of all classes, (N, classes) float32.
+        label_smoothing: in [0, 1).
+
     Returns:
         scalar float32, in nats, at least 0.
     """

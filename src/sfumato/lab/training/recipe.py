@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from sfumato.artifacts.versions import upgraded
 from sfumato.errors import RecipeError
@@ -26,6 +26,9 @@ Architecture = Literal[
     "vgg19",
     "googlenet",
     "convmixer",
+    "device-nano",
+    "device-paper",
+    "device-large",
 ]
 """Names from `sfumato.lab.models.CLASSIFIERS`."""
 
@@ -49,6 +52,7 @@ class DataRecipe(Strict):
         crop_padding: shift training images by up to so many pixels.
         zoom: train on random crops of at least this share of an image's area, resized to the whole; 1 or nothing for
             none.
+        cutout: side in pixels of a square at a random place that is painted grey in each training image; 0 for none.
     """
 
     source: str = "cifar10"
@@ -63,11 +67,12 @@ class DataRecipe(Strict):
     flip: bool = True
     crop_padding: int = Field(default=0, ge=0, le=16)
     zoom: float | None = Field(default=None, gt=0, le=1)
+    cutout: int = Field(default=0, ge=0)
 
     @property
     def augmentation(self) -> Augmentation:
         """The augmentation of training images."""
-        return Augmentation(self.flip, self.crop_padding, self.zoom)
+        return Augmentation(self.flip, self.crop_padding, self.zoom, self.cutout)
 
     @model_validator(mode="after")
     def _is_usable(self) -> DataRecipe:
@@ -103,6 +108,10 @@ class TrainingRecipe(Strict):
         compile: fuse operations with `torch.compile` first. It takes minutes, which did not pay on the CPUs tried.
         half_weights: round the trained weights to half precision before they are measured and written, to halve the
             files.
+        weight_average: validate and keep an exponential moving average of the weights; the share of its former value
+            that is kept at each step, such as 0.999, less in the first steps. 0 for the last weights.
+        int8_epochs: train the last so many epochs with convolutions simulated in 8-bit integers, so that an export to
+            them loses little accuracy. Batch norms stay as they are then. Of classifiers and sketches.
         validate_every: epochs between validations (the last epoch always ends with one).
     """
 
@@ -119,7 +128,20 @@ class TrainingRecipe(Strict):
     channels_last: bool = True
     compile: bool = False
     half_weights: bool = False
+    weight_average: float = Field(default=0.0, ge=0, lt=1)
+    int8_epochs: int = Field(default=0, ge=0)
     validate_every: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _is_usable(self) -> TrainingRecipe:
+        if self.int8_epochs >= self.epochs:
+            raise ValueError(
+                f"int8_epochs = {self.int8_epochs} are the last of the {self.epochs} epochs and must be fewer: batch "
+                "norms learn what to normalise before them"
+            )
+        if self.int8_epochs and self.compile:
+            raise ValueError("int8_epochs cannot be compiled; leave out one of the two")
+        return self
 
 
 class _Named(Strict):
@@ -136,24 +158,50 @@ class _Named(Strict):
     training: TrainingRecipe = TrainingRecipe()
 
 
-class ClassifierRecipe(_Named):
+class _Taught(_Named):
+    """What recipes of classifiers and sketches have, which learn from labels and a teacher.
+
+    Attributes:
+        teacher: a classifier to learn from, named as an obfuscator's `classifier` is, or a list of several, whose mean
+            logits count. A sketch learns from its `classifier` if there is none.
+        teacher_weight: share of the teacher's predictions in the loss, the labels get the rest; only with a teacher. At
+            1 the training images need no labels.
+        temperature: that the teacher's predictions are softened with; only with a teacher. The default is the upper
+            end of 2.5 to 4, the range that Hinton et al. 2015, section 3, find best for small networks.
+        mixup: mix each training image with another one, in shares from a beta distribution with this parameter, such as
+            0.2 or 1; 0 for none. The teacher sees the mixture, and the labels are mixed alike.
+    """
+
+    teacher: str | tuple[str, ...] | None = None
+    teacher_weight: float = Field(default=0.9, ge=0, le=1)
+    temperature: float = Field(default=4.0, gt=0)
+    mixup: float = Field(default=0.0, ge=0)
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _is_named(cls, given: object) -> object:
+        several = isinstance(given, list | tuple) and given and all(isinstance(name, str) for name in given)
+        if given is None or isinstance(given, str) or several:
+            return given
+        raise ValueError(f"expected a classifier, or a list of some, got {given!r:.60}")
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The teachers' names, none, one or several."""
+        return (self.teacher,) if isinstance(self.teacher, str) else self.teacher or ()
+
+
+class ClassifierRecipe(_Taught):
     """A classifier of the zoo, trained on plain images.
 
     Attributes:
         architecture: a name from `sfumato.lab.models.CLASSIFIERS`.
         label_smoothing: of the cross-entropy.
-        teacher: a classifier to learn from, named as an obfuscator's `classifier` is.
-        teacher_weight: share of the teacher's predictions in the loss, the labels get the rest; only with a teacher.
-        temperature: that the teacher's predictions are softened with; only with a teacher. The default is the upper
-            end of 2.5 to 4, the range that Hinton et al. 2015, section 3, find best for small networks.
     """
 
     kind: Literal["classifier"]
     architecture: Architecture
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    teacher: str | None = None
-    teacher_weight: float = Field(default=0.9, ge=0, le=1)
-    temperature: float = Field(default=4.0, gt=0)
 
 
 class UtilityRecipe(Strict):
@@ -280,6 +328,13 @@ class ObfuscatorRecipe(_Protecting, ObfuscatorNetRecipe):
     @model_validator(mode="after")
     def _is_usable(self) -> ObfuscatorRecipe:
         every = self.privacy.restart_epochs
+        if self.training.int8_epochs:
+            raise ValueError("training.int8_epochs is for classifiers and sketches; leave it out")
+        if every is not None and self.training.weight_average:
+            raise ValueError(
+                "privacy.restart_epochs: a restarted attacker's average would be of two networks; leave it out, or "
+                "training.weight_average"
+            )
         if not self.privacy.attackers and self.privacy_weight > 0:
             raise ValueError("privacy_weight needs attackers: name some in privacy.attackers, or set it to 0")
         if self.privacy.target == "class-mean" and not self.privacy_weight:
@@ -289,13 +344,10 @@ class ObfuscatorRecipe(_Protecting, ObfuscatorNetRecipe):
         return self
 
 
-class SketchRecipe(_Protecting, SketchNetRecipe):
+class SketchRecipe(_Protecting, SketchNetRecipe, _Taught):
     """An obfuscator that classifies on the device and sends an image decoded from a few bits.
 
     Attributes:
-        teacher_weight: share of the frozen classifier's predictions on plain images in the loss; the labels get the
-            rest.
-        temperature: that predictions are softened with.
         decoded_share: share of each training batch that is decoded, to save time; all of it is encoded.
         offload_rate: the share of images to be sent; the others are handled on-device.
         held_out_images: training images, from all over the set, that calibrate the device's confidence and the gate's
@@ -308,8 +360,6 @@ class SketchRecipe(_Protecting, SketchNetRecipe):
     """
 
     kind: Literal["sketch"]
-    teacher_weight: float = Field(default=0.9, ge=0, le=1)
-    temperature: float = Field(default=4.0, gt=0)
     decoded_share: float = Field(default=0.125, gt=0, le=1)
     offload_rate: float = Field(default=0.15, ge=0, le=1)
     held_out_images: int = Field(default=2000, ge=2)

@@ -28,7 +28,7 @@ from sfumato.lab.models.precision import device_name
 from sfumato.lab.training.building import restarted
 from sfumato.lab.training.engine import Fitted, Hooks, Options, fit
 from sfumato.lab.training.export import write_classifier_bundle, write_obfuscator_bundle, write_sketch_bundle
-from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, DataRecipe, ObfuscatorRecipe, SketchRecipe
+from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, ObfuscatorRecipe, SketchRecipe
 from sfumato.lab.training.setup import Prepared, Run, launch, prepare, starting_from
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 from sfumato.progress import Progress, Say, mute, silent
@@ -44,10 +44,16 @@ _ADDITIONS = (
     "black_box",
     "decoder",
     "min_images_per_code",
+    "trunk",
+    "mixup",
 )
 """Keys of a recipe that change nothing by default: a run that began before they existed may resume."""
-_DATA_ADDITIONS = ("allow_outside", "stream", "zoom", "half")
+_SKETCH_ADDITIONS = ("teacher",)
+"""Likewise, of a sketch's alone."""
+_DATA_ADDITIONS = ("allow_outside", "stream", "zoom", "half", "cutout")
 """Likewise, of its data."""
+_TRAINING_ADDITIONS = ("weight_average", "int8_epochs")
+"""Likewise, of its training."""
 
 
 def train(
@@ -108,7 +114,7 @@ def training(
     with exclusive(folder, TrainingError) if first else nullcontext():
         if overwrite and first:
             remove_checkpoint(run.checkpoint)
-            for left in ("tensorboard", "snapshots", run.classifier.name, run.ensemble.name):
+            for left in ("tensorboard", "snapshots", run.classifier.name, run.ensemble.name, run.teachers.name):
                 shutil.rmtree(folder / left, ignore_errors=True)
         options.say(f"computes in {precision}")
         made = prepare(recipe, run, fabric, precision, start, options.progress)
@@ -145,11 +151,13 @@ def _fit(made: Prepared, options: Options) -> Fitted:
 
 
 def _identity(made: Prepared) -> str:
-    identity = {
+    identity: dict[str, object] = {
         "recipe": _identifying(made.recipe),
         "data": made.train.sha256,
         "classifier": made.frozen.identity if made.frozen else None,
     }
+    if made.teachers not in ((), (made.frozen,)):
+        identity["teachers"] = [net.fingerprint for net in made.teachers]
     if made.start is not None:
         identity["start"] = file_sha256(lab_file(made.start, OBFUSCATOR_WEIGHTS))
     return json.dumps(identity, sort_keys=True)
@@ -158,14 +166,19 @@ def _identity(made: Prepared) -> str:
 def _identifying(recipe: AnyRecipe) -> Mapping[str, object]:
     """Return what must be the same for a run to resume; its speed may change in between."""
     said = recipe.model_dump(mode="json", exclude={"training": {"compile", "precision", "half_weights"}})
-    for key in _DATA_ADDITIONS:
-        if getattr(recipe.data, key) == DataRecipe.model_fields[key].default:
-            del said["data"][key]
     if "black_box" in said and said["black_box"]["class_map"] is None:
         del said["black_box"]["class_map"]
-    fields = type(recipe).model_fields
-    unset = [key for key in _ADDITIONS if key in fields and getattr(recipe, key) == fields[key].default]
-    return {key: value for key, value in said.items() if key not in unset}
+    additions = _ADDITIONS + (_SKETCH_ADDITIONS if isinstance(recipe, SketchRecipe) else ())
+    for part, table, added in (
+        (recipe, said, additions),
+        (recipe.data, said["data"], _DATA_ADDITIONS),
+        (recipe.training, said["training"], _TRAINING_ADDITIONS),
+    ):
+        fields = type(part).model_fields
+        for key in added:
+            if key in fields and getattr(part, key) == fields[key].default:
+                del table[key]
+    return said
 
 
 def _keep_snapshot(every: int | None, task: ObfuscationTask, run: Run, epoch: int) -> None:
@@ -248,6 +261,8 @@ def _provenance(made: Prepared, fitted: Fitted) -> Provenance:
     origins: dict[str, object] = {}
     if made.trained_for:
         origins["trained_for"] = [{"name": net.name, "fingerprint": net.fingerprint} for net in made.trained_for]
+    if made.teachers:
+        origins["taught_by"] = [{"name": net.name, "fingerprint": net.fingerprint} for net in made.teachers]
     if made.start is not None:
         training = made.start.provenance.to_json()
         origins["started_from"] = {

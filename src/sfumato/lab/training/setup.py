@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lightning.fabric import Fabric
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch import nn
 
 from sfumato.artifacts.bundle import Bundle, Preprocessing
 from sfumato.errors import RecipeError, TrainingError
 from sfumato.lab.classifiers import FrozenClassifier, classifier_bundle, load_classifier
 from sfumato.lab.data import ImageSet, Stream
-from sfumato.lab.models import build_classifier, fold_norms
 from sfumato.lab.models.precision import Precision, choose_precision
 from sfumato.lab.training.building import (
     begin_from,
+    classifier_task,
     frozen_module,
     labelled_by,
-    normalize,
     obfuscation_task,
     sketch_task,
 )
 from sfumato.lab.training.images import images_of, label_free, preprocessing_of
 from sfumato.lab.training.prototypes import log_probabilities_of, put_in
-from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, SketchRecipe, TrainingRecipe
+from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, ObfuscatorRecipe, SketchRecipe, TrainingRecipe
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 from sfumato.progress import Progress, silent
 
@@ -56,6 +55,11 @@ class Run:
         return self.folder / "others"
 
     @property
+    def teachers(self) -> Path:
+        """Likewise, of the teachers but a classifier's first."""
+        return self.folder / "teachers"
+
+    @property
     def bundle(self) -> Path:
         """The finished bundle."""
         return self.folder / "bundle"
@@ -69,8 +73,9 @@ class Run:
 class Prepared:
     """A run before its first step; its recipe has everything decided.
 
-    `frozen` is the classifier of an obfuscator, and the first of those that it is `trained_for`; or a classifier's
-    teacher, if it has one. The gate of a sketch is calibrated on the images `held_out`; other kinds have none.
+    `frozen` is the classifier of an obfuscator, and the first of those that it is `trained_for`; or the first of a
+    classifier's `teachers`, if it has some. The gate of a sketch is calibrated on the images `held_out`; other kinds
+    have none.
     """
 
     recipe: AnyRecipe
@@ -84,6 +89,7 @@ class Prepared:
     held_out: ImageSet | None
     test: ImageSet
     trained_for: tuple[FrozenClassifier, ...] = ()
+    teachers: tuple[FrozenClassifier, ...] = ()
     start: Bundle | None = None
 
 
@@ -147,38 +153,30 @@ def prepare(
     """
     train_set, held_out, test_set = images_of(recipe, fabric)
     fabric.seed_everything(recipe.training.seed, verbose=False)
-    name = recipe.teacher if isinstance(recipe, ClassifierRecipe) else recipe.classifier
-    frozen = None if name is None else _frozen(name, run.classifier, fabric)
+    frozen, teachers = _frozen_ones(recipe, run, fabric)
     if frozen is not None:  # its classes, in its order
         train_set, test_set = train_set.of_classes(frozen.labels), test_set.of_classes(frozen.labels)
         held_out = held_out and held_out.of_classes(frozen.labels)
         size, given = tuple(train_set.sample.images.shape[2:]), frozen.preprocessing
         if size != (takes := (given.height, given.width)):
             raise RecipeError(f"images are {size}, the classifier {frozen.name} takes {takes}; set data.size")
-    task: ClassifierTask | ObfuscationTask | SketchTask
+        if label_free(recipe):
+            if isinstance(train_set, ImageSet):  # a stream has labels, which are ignored
+                train_set = labelled_by(frozen, train_set)
+            held_out = held_out and labelled_by(frozen, held_out)
     bfloat16 = precision.dense_bfloat16
+    made = partial(Prepared, recipe, run, fabric, precision, train=train_set, held_out=held_out, test=test_set)
     if isinstance(recipe, ClassifierRecipe):
         preprocessing = preprocessing_of(recipe.data.source, train_set.sample)
-        task = ClassifierTask(
-            build_classifier(recipe.architecture, len(train_set.names)),
-            normalize(preprocessing),
-            label_smoothing=recipe.label_smoothing,
-            teacher=None if frozen is None else nn.Sequential(normalize(frozen.preprocessing), fold_norms(frozen.net)),
-            teacher_weight=recipe.teacher_weight,
-            temperature=recipe.temperature,
-            bfloat16=bfloat16,
-        )
-        return Prepared(recipe, run, fabric, precision, task, frozen, preprocessing, train_set, None, test_set)
+        classifies = classifier_task(recipe, preprocessing, train_set.names, teachers, bfloat16=bfloat16)
+        return made(task=classifies, frozen=frozen, preprocessing=preprocessing, teachers=teachers)
     assert frozen is not None
-    if label_free(recipe):
-        if isinstance(train_set, ImageSet):  # a stream has labels, which are ignored
-            train_set = labelled_by(frozen, train_set)
-        held_out = held_out and labelled_by(frozen, held_out)
+    task: ObfuscationTask | SketchTask
     named = enumerate(recipe.transfer.ensemble)
     further = [_frozen(name, run.ensemble / str(place), fabric) for place, name in named]
     trained_for = (frozen, *further)
     if isinstance(recipe, SketchRecipe):
-        task = sketch_task(recipe, frozen, train_set.sample, further, bfloat16=bfloat16)
+        task = sketch_task(recipe, frozen, train_set.sample, further, teachers, bfloat16=bfloat16)
         if task.sketcher.photographs is not None:
             nets = [frozen_module(net) for net in trained_for]
             candidates = train_set.sample.images[:_CANDIDATES]
@@ -188,8 +186,21 @@ def prepare(
         task = obfuscation_task(recipe, frozen, train_set.sample, further, bfloat16=bfloat16)
     if start is not None:
         begin_from(start, recipe, task, frozen)
-    images = train_set, held_out, test_set
-    return Prepared(recipe, run, fabric, precision, task, frozen, frozen.preprocessing, *images, trained_for, start)
+    kept = partial(made, task=task, frozen=frozen, preprocessing=frozen.preprocessing)
+    return kept(trained_for=trained_for, teachers=teachers, start=start)
+
+
+def _frozen_ones(
+    recipe: AnyRecipe, run: Run, fabric: Fabric
+) -> tuple[FrozenClassifier | None, tuple[FrozenClassifier, ...]]:
+    """Return the classifier of an obfuscator, or a classifier's first teacher, and all teachers."""
+    named = () if isinstance(recipe, ObfuscatorRecipe) else recipe.teachers
+    own = isinstance(recipe, ClassifierRecipe)
+    folders = [run.classifier if own and not place else run.teachers / str(place) for place in range(len(named))]
+    teachers = tuple(_frozen(name, folder, fabric) for name, folder in zip(named, folders, strict=True))
+    if not isinstance(recipe, ClassifierRecipe):
+        return _frozen(recipe.classifier, run.classifier, fabric), teachers
+    return next(iter(teachers), None), teachers
 
 
 def _frozen(given: str, folder: Path, fabric: Fabric) -> FrozenClassifier:

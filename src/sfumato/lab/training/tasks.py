@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from sfumato.lab.data.augment import Mixup
 from sfumato.lab.models import Normalize, Obfuscator, Sketcher, reverse_gradient
 from sfumato.lab.models.classifiers import features_and_logits
 from sfumato.lab.models.precision import autocast, compute
+from sfumato.lab.models.simulated_int8 import freeze_norms, simulated_int8
 from sfumato.lab.training.adversaries import Attackers
 from sfumato.lab.training.code_mixture import CodeMixture
 from sfumato.lab.training.ensemble import Ensemble
@@ -28,9 +31,10 @@ Losses = dict[str, Tensor]
 class ClassifierTask(nn.Module):
     """Train a classifier on plain images, from their labels or also from a teacher's predictions.
 
-    The teacher sees the same augmented images, stays in evaluation mode and gets no gradient.
+    The teacher sees the same augmented images, mixed ones included, stays in evaluation mode and gets no gradient.
 
-    Source: with a teacher, Hinton et al. 2015, section 2: the weighted average of both objectives.
+    Source: with a teacher, Hinton et al. 2015, section 2: the weighted average of both objectives; that it sees the
+    very same crops and mixtures, Beyer et al. 2022, "Knowledge distillation: A good teacher is patient and consistent".
 
     Args:
         net: normalised images to logits.
@@ -39,7 +43,11 @@ class ClassifierTask(nn.Module):
         teacher: images in [0, 1] to logits; frozen here.
         teacher_weight: in [0, 1]; the labels' loss gets the rest.
         temperature: that both predictions are softened with, above 0.
+        mixup: parameter of `Mixup.sample`, for training; 0 for no mixtures.
         bfloat16: compute both networks so; see `sfumato.lab.models.precision`.
+
+    Attributes:
+        int8: simulate 8-bit integers in training, in float32, with frozen batch norms.
     """
 
     def __init__(
@@ -51,28 +59,37 @@ class ClassifierTask(nn.Module):
         teacher: nn.Module | None = None,
         teacher_weight: float = 0.9,
         temperature: float = 4.0,
+        mixup: float = 0.0,
         bfloat16: bool = False,
     ) -> None:
         super().__init__()
         self.net = net
         self.in_bfloat16 = bfloat16
+        self.int8 = False
         self.normalize = normalize
         self.label_smoothing = label_smoothing
         self.teacher = None if teacher is None else teacher.requires_grad_(False).eval()
         self.teacher_weight = teacher_weight
         self.temperature = temperature
+        self.mixup = mixup
 
     def train(self, mode: bool = True) -> ClassifierTask:
         """Set the mode of the trained network; a teacher stays in evaluation mode."""
         super().train(mode)
+        if self.int8:
+            freeze_norms(self.net)
         if self.teacher is not None:
             self.teacher.eval()
         return self
 
     def forward(self, images: Tensor, labels: Tensor) -> Losses:
         """Images (N, 3, H, W) float in [0, 1], labels (N,) int64 -> losses."""
-        logits = compute(self.net, self.normalize(images), bfloat16=self.in_bfloat16)
-        loss = classification_loss(logits, labels, label_smoothing=self.label_smoothing)
+        mix = Mixup.sample(len(images), self.mixup) if self.training and self.mixup else None
+        images = images if mix is None else mix(images)
+        int8 = self.int8 and self.training
+        with simulated_int8(enabled=int8):
+            logits = compute(self.net, self.normalize(images), bfloat16=self.in_bfloat16 and not int8)
+        loss = classification_loss(logits, _targets(labels, logits, mix), label_smoothing=self.label_smoothing)
         accuracy = _accuracy(logits, labels)
         if self.teacher is None:
             return {"loss": loss, "accuracy": accuracy}
@@ -294,8 +311,8 @@ class SketchTask(_Protecting):
     trained for the device's prediction alone: the cloud's gradient through a frozen classifier is noise to it. The
     decoder needs far fewer images than the encoder, and costs more for each, so only a share of a batch is decoded.
 
-    Source: the objective of both predictions is that of Hinton et al. 2015, section 2, with the frozen classifier's
-    prediction on the plain image as the teacher.
+    Source: the objective of both predictions is that of Hinton et al. 2015, section 2, with the prediction on the plain
+    image as the teacher's.
 
     Args:
         sketcher: images to decoded images and logits.
@@ -306,7 +323,12 @@ class SketchTask(_Protecting):
         decoded_share: of each batch in training, in (0, 1]; at least two images are decoded. In evaluation all are.
         ensemble: further classifiers that count as much as the first.
         decoder_alone: keep the encoder, and learn only the decoder.
-        bfloat16: compute the trunk and the first classifier so; see `sfumato.lab.models.precision`.
+        teacher: images in [0, 1] to logits; frozen here. None for the classifier itself.
+        mixup: parameter of `Mixup.sample`, for training; 0 for no mixtures. Images that are decoded are not mixed.
+        bfloat16: compute the trunk, the teacher and the first classifier so; see `sfumato.lab.models.precision`.
+
+    Attributes:
+        int8: simulate 8-bit integers in training, in float32, with frozen batch norms.
     """
 
     def __init__(
@@ -320,22 +342,31 @@ class SketchTask(_Protecting):
         decoded_share: float = 1.0,
         ensemble: Ensemble | None = None,
         decoder_alone: bool = False,
+        teacher: nn.Module | None = None,
+        mixup: float = 0.0,
         bfloat16: bool = False,
     ) -> None:
         super().__init__(classifier, normalize, ensemble, bfloat16=bfloat16)
         self.sketcher = sketcher
+        self.int8 = False
         self.teacher_weight = teacher_weight
         self.temperature = temperature
         self.decoded_share = decoded_share
         self.decoder_alone = decoder_alone
+        self.teacher = None if teacher is None else teacher.requires_grad_(False).eval()
+        self.mixup = mixup
         if decoder_alone:
             sketcher.encoder.requires_grad_(False)
 
     def train(self, mode: bool = True) -> SketchTask:
         """Set the mode of what is trained; all that is frozen stays in evaluation mode."""
         super().train(mode)
+        if self.int8:
+            freeze_norms(self.sketcher)
         if self.decoder_alone:
             self.sketcher.encoder.eval()
+        if self.teacher is not None:
+            self.teacher.eval()
         return self
 
     def forward(self, images: Tensor, labels: Tensor) -> Losses:
@@ -343,13 +374,17 @@ class SketchTask(_Protecting):
         decoded = max(2, round(self.decoded_share * len(images))) if self.training else len(images)
         if self.decoder_alone:  # the others would have no gradient
             images, labels = images[:decoded], labels[:decoded]
-        code, own = self.sketcher.encode(images, bits_alone=True, bfloat16=self.in_bfloat16)
-        obfuscated = self.sketcher.decode(code[:decoded])
+        mix = Mixup.sample(len(images), self.mixup, whole=decoded) if self.training and self.mixup else None
+        images = images if mix is None else mix(images)
+        int8 = self.int8 and self.training
+        with simulated_int8(enabled=int8):
+            code, own = self.sketcher.encode(images, bits_alone=True, bfloat16=self.in_bfloat16 and not int8)
+            obfuscated = self.sketcher.decode(code[:decoded])
         predictions = [self._prediction(self.ensemble.varied(obfuscated)), *self.ensemble(obfuscated)]
         with torch.no_grad():
-            teacher = self._prediction(images)
-        cloud = torch.stack([self._loss(prediction, labels, teacher) for prediction in predictions]).mean()
-        device = self._loss(own, labels, teacher)
+            teacher = self._taught(images)
+        cloud = torch.stack([self._loss(one, labels[:decoded], teacher[:decoded]) for one in predictions]).mean()
+        device = self._loss(own, _targets(labels, own, mix), teacher)
         return {
             "loss": cloud if self.decoder_alone else cloud + device,
             "obfuscated": cloud.detach(),
@@ -361,11 +396,16 @@ class SketchTask(_Protecting):
     def _prediction(self, images: Tensor) -> Tensor:
         return compute(self.classifier, self.normalize(images), bfloat16=self.in_bfloat16)
 
+    def _taught(self, images: Tensor) -> Tensor:
+        """Return the teacher's logits."""
+        if self.teacher is None:
+            return self._prediction(images)
+        return compute(self.teacher, images, bfloat16=self.in_bfloat16)
+
     def _loss(self, logits: Tensor, labels: Tensor, teacher: Tensor) -> Tensor:
-        """Return the loss of logits for the first so many images of the batch."""
         return torch.lerp(
-            classification_loss(logits, labels[: len(logits)]),
-            distillation_loss(logits, teacher[: len(logits)], temperature=self.temperature),
+            classification_loss(logits, labels),
+            distillation_loss(logits, teacher, temperature=self.temperature),
             self.teacher_weight,
         )
 
@@ -373,6 +413,11 @@ class SketchTask(_Protecting):
     def panel(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) float in [0, 1] and the decoded ones in two rows, (2, N, 3, H, W)."""
         return torch.stack([images, self.sketcher(images)[0]])
+
+
+def _targets(labels: Tensor, logits: Tensor, mix: Mixup | None) -> Tensor:
+    """Return the labels (N,), or what mixtures are to be classified as, (N, classes) float32."""
+    return labels if mix is None else mix(F.one_hot(labels, logits.shape[1]).float())
 
 
 def _accuracies(predictions: list[Tensor], labels: Tensor) -> Losses:
