@@ -136,4 +136,5 @@ class Provenance(Record):
     training_seconds: float | None = None
     history: Sequence[Any] | None = None
     trained_for: Sequence[Any] | None = None
+    taught_by: Sequence[Any] | None = None
     data_sha256: Mapping[str, Any] | str | None = None
