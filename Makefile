@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo studio docs test test-all layers coverage test-ray test-mobile lint bench failover mobile interop serving alternatives growth frontier independent-attacker people faces reproduce break soak release clean
+.PHONY: demo studio docs test test-all layers coverage test-ray test-mobile lint bench failover mobile interop serving alternatives growth frontier independent-attacker people real-faces reproduce break soak release clean
 
 demo: $(VENV)/.serve
 	$(BIN)/sfumato demo $(IMAGES)
@@ -153,7 +153,7 @@ results/people/%.json: runs/%/bundle/bundle.json
 	cp audits/people/$*/audit.json $@
 
 # What real faces reveal, sent in thirteen ways: results/people/faces96.json, docs/people.md; about three hours. DATA is a folder of faces.
-faces: $(VENV)/.dev
+real-faces: $(VENV)/.dev
 	$(BIN)/python benchmarks/people.py $(DATA)
 
 runs/faces-resnet20/bundle/bundle.json: | $(VENV)/.dev

@@ -1,6 +1,6 @@
 """Measure what real faces reveal when they are sent in thirteen ways: results/people/faces96.json, docs/people.md.
 
-`make faces DATA=faces96`, or `python benchmarks/people.py faces96`. Every step is a command of sfumato: training a
+`make real-faces DATA=faces96`, or `python benchmarks/people.py faces96`. Every step is a command of sfumato: training a
 classifier and obfuscators, making baselines, auditing each of them. A step that was done is not repeated, and one that
 was interrupted resumes. About three hours on two idle cores; `--quick` tries it on a few images, `--list` prints the
 steps, `--page` writes the page from the results file that is there.

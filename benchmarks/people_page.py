@@ -16,7 +16,7 @@ from sfumato.lab.audit.verdict import infers, percent
 from sfumato.lab.report.attribute_table import AttributeTable, cells, markdown, side_by_side
 
 PAGE, RESULTS, DRAWN = Path("docs/people.md"), Path("results/people/faces96.json"), Path("results/people")
-MARKS = "<!-- make faces -->", "<!-- end -->"
+MARKS = "<!-- make real-faces -->", "<!-- end -->"
 CLEARLY = 0.015
 """Half of the interval's width, with 4,000 test images."""
 SCHEMA: Literal["sfumato.people/1"] = "sfumato.people/1"
