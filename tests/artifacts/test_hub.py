@@ -17,7 +17,7 @@ import pytest
 import tiny
 from hub_fake import TOKEN, Hub, Repository, as_the_hub, serving
 from sfumato.artifacts.bundle import DEOBFUSCATOR_ONNX, MANIFEST, OBFUSCATOR_ONNX, OBFUSCATOR_WEIGHTS, Bundle
-from sfumato.artifacts.hub import HubPlace, RevisionMoved, in_cache, without_local_places
+from sfumato.artifacts.hub import HubPlace, RevisionMoved, in_cache
 from sfumato.artifacts.manifest import local_folder
 from sfumato.artifacts.records import Provenance, RecipeRecord
 from sfumato.device import Obfuscator
@@ -297,18 +297,3 @@ def test_a_push_without_a_token_or_of_a_damaged_bundle(hub, own, damaged):
     with pytest.raises(BundleError):
         undamaged.push_to_hub(REPOSITORY, card="# mine")
     assert hub.repositories == {}
-
-
-@pytest.mark.parametrize(
-    ("value", "left"),
-    [
-        ("/home/ada/photos", "photos"),
-        ("~/photos", "photos"),
-        ("C:\\Users\\ada\\photos", "photos"),
-        ("runs/net/bundle", "runs/net/bundle"),
-        ("cifar10", "cifar10"),
-        ({"a": ["/x/y", 3, None]}, {"a": ["y", 3, None]}),
-    ],
-)
-def test_absolute_paths_are_cut(value, left):
-    assert without_local_places(value) == left

@@ -38,7 +38,7 @@ import numpy.typing as npt
 from sfumato.artifacts.class_map import ClassMap, identity
 from sfumato.artifacts.external_data import external_data, external_files
 from sfumato.artifacts.files import file_sha256, write_json
-from sfumato.artifacts.hub import HubPlace, in_cache, push, without_local_places
+from sfumato.artifacts.hub import HubPlace, in_cache, push
 from sfumato.artifacts.manifest import MANIFEST as MANIFEST
 from sfumato.artifacts.manifest import SCHEMA, local_folder, read_manifest
 from sfumato.artifacts.records import Figures, Provenance, RecipeRecord, integer, number
@@ -380,15 +380,19 @@ class Bundle:
             BundleError: a file of the bundle was changed, or the disk refuses.
         """
         self._verify_files()
-        parts = (self.recipe, self.figures, self.provenance)
-        recipe, figures, facts = (type(part).from_json(without_local_places(part.to_json())) for part in parts)
         try:
             for name in self.files.keys() & set(PUBLIC_FILES):
                 shutil.copyfile(self.file(name), folder / name)
             (folder / "README.md").write_text(card, encoding="utf-8")
         except OSError as error:
             raise BundleError(f"cannot write to {folder}: {error.strerror or error}") from error
-        return replace(self, path=folder, recipe=recipe, figures=figures, provenance=facts).save()
+        return replace(
+            self,
+            path=folder,
+            recipe=self.recipe.without_local_places(),
+            figures=self.figures.without_local_places(),
+            provenance=self.provenance.without_local_places(),
+        ).save()
 
     def _verify_files(self) -> None:
         for name, expected in self.files.items():

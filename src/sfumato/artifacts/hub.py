@@ -12,8 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from pathlib import Path
 
 from sfumato.errors import BundleError
 
@@ -151,19 +150,6 @@ def push(folder: Path, place: HubPlace, *, first: str, private: bool, message: s
             commit_message=message,
         )
     return str(done.oid)
-
-
-def without_local_places(value: Any) -> Any:
-    """Return a JSON value in which of each absolute path, which may name a person, only the last part is left."""
-    if isinstance(value, dict):
-        return {key: without_local_places(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_local_places(item) for item in value]
-    if isinstance(value, str):
-        for kind in (PurePosixPath, PureWindowsPath):
-            if kind(value).is_absolute() or value.startswith("~"):
-                return kind(value).name
-    return value
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment
 
 from sfumato.artifacts.bundle import DECODER_ONNX, OBFUSCATOR_ONNX, Bundle
-from sfumato.artifacts.hub import without_local_places
+from sfumato.artifacts.records import without_local_places
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.extraction import memorises
 from sfumato.lab.audit.membership import MembershipResult
@@ -55,7 +55,7 @@ def model_card(
         raise AuditError(f"the membership inference is of another bundle ({membership.obfuscator}) than {bundle.path}")
     audit = recorded(bundle)
     figures = bundle.figures.to_json()
-    recipe = without_local_places(bundle.recipe.to_json())
+    recipe = bundle.recipe.without_local_places().to_json()
     environment = Environment(trim_blocks=True, lstrip_blocks=True)  # Markdown: nothing to escape
     environment.filters |= {"percent": percent, "decimals": decimals, "cell": _cell}
     environment.tests["memorising"] = memorises
