@@ -86,6 +86,23 @@ def test_a_recipe_names_a_classifier_on_the_hub(hub, tmp_path, classifier_bundle
     assert Bundle.load(folder, kind="classifier").files == classifier_bundle.files
 
 
+def test_a_bundle_on_the_hub_needs_no_import(hub, tmp_path):
+    done = sfumato("import", f"hf://{NET}", "-o", tmp_path / "net", code=1)
+    assert f"hf://{NET} names a bundle; use it directly" in done.stderr and hub.requests == []
+
+
+def test_an_audit_does_not_write_into_the_cache(hub, tmp_path, monkeypatch, obfuscator_bundle):
+    """Hours of attacks are not lost in the end because the bundle is for reading."""
+    from sfumato.cli import audit
+    from sfumato.lab.audit.schema import recorded
+
+    found = recorded(Bundle.load(shipped.obfuscator_bundle()))
+    folder = bundle_place(f"hf://{MINE}")
+    before = (folder / MANIFEST).read_bytes()
+    audit._report(found, tmp_path, folder, as_json=True)  # type: ignore[arg-type]
+    assert (folder / MANIFEST).read_bytes() == before
+
+
 def test_a_bundle_is_pushed_with_its_card(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     words = ("export", "--to", "hub", "--license", "apache-2.0")
