@@ -26,11 +26,13 @@ from typer.testing import CliRunner
 
 import brought
 from file_endpoint import FileEndpoint
+from hub_fake import TOKEN, as_the_hub
 from recording import recording
 from sfumato.artifacts import shipped
 from sfumato.artifacts.bundle import Bundle
 from sfumato.cli import commands  # noqa: F401  (registers them)
 from sfumato.cli.app import app
+from sfumato.cli.options import bundle_place
 from sfumato.cloud import catalogue_of, running
 from sfumato.lab.export.onnx import export_onnx
 from sfumato.lab.training.recipe import parse_recipe
@@ -198,7 +200,7 @@ def made_short(words: list[str]) -> list[str]:
 def served(words: list[str]):
     """What `sfumato serve` serves; replicas are one server here, and `tests/cloud` has several."""
     options = dict(itertools.pairwise(words))
-    paths = [Path(word) for word in itertools.takewhile(lambda word: not word.startswith("-"), words[2:])]
+    paths = [bundle_place(word) for word in itertools.takewhile(lambda word: not word.startswith("-"), words[2:])]
     folder, decoder = (Path(options[key]) if key in options else None for key in ("--models", "--decoder"))
     return catalogue_of(paths, folder, decoder=decoder)
 
@@ -215,6 +217,8 @@ def left_by(name: str, desk: Path) -> None:
         assert (len(fruit.labels), fruit.outputs) == (4, 1000)
     if name == "docs/how-to/black-box.md":
         assert 0 < Bundle.load(desk / "mine" / "unseen" / "bundle").figures.queries <= 200
+    if name == "docs/how-to/hub.md":
+        assert {path.name for path in (desk / "pushed").iterdir()} >= {"README.md", "bundle.json", "obfuscator.onnx"}
     if name == "docs/how-to/protect.md":
         assert len(list((desk / "protected").rglob("*.obfuscated.png"))) == 60
         assert 0 < len(list((desk / "second").rglob("*.obfuscated.png"))) < 60
@@ -234,7 +238,7 @@ TRAINING_PAGES = {"get-started", "other-classifiers", "train", "black-box", "cla
         if blocks
     ],
 )
-def test_the_blocks_of_a_page_run(name, desk, made, models_of_users):
+def test_the_blocks_of_a_page_run(name, desk, made, models_of_users, monkeypatch):
     text = "\n".join(block.text for block in RUN[name])
     for model in ("vit", "net.pt2", "net.onnx"):
         if model in text:
@@ -245,6 +249,9 @@ def test_the_blocks_of_a_page_run(name, desk, made, models_of_users):
             classifier = Bundle.load(shipped.classifier_bundle())
             endpoint = FileEndpoint.of(classifier, file_of=lambda body: body["inputs"])
             url = background.enter_context(recording(classify=endpoint)).url
+        if name == "docs/how-to/hub.md":
+            background.enter_context(as_the_hub(desk / "cache"))
+            monkeypatch.setenv("HF_TOKEN", TOKEN)
         reader = Reader(background, made, url)
         for block in RUN[name]:
             reader.run(block)

@@ -7,7 +7,7 @@ from json_schema import faults, schema
 from sfumato.artifacts import shipped
 from sfumato.artifacts.bundle import Bundle
 from sfumato.artifacts.provenance import provenance
-from sfumato.artifacts.records import Figures, Provenance, RecipeRecord
+from sfumato.artifacts.records import Figures, Provenance, RecipeRecord, without_local_places
 from sfumato.errors import BundleError
 from tiny import save_bundles
 
@@ -84,3 +84,18 @@ def test_a_bundle_of_the_first_version_is_read(tmp_path):
     assert Bundle.load(bundle.path).gate == bundle.gate
     assert Bundle.load(bundle.path).figures.test_images == 7
     assert Bundle.load(bundle.path).save().to_json()["schema"] == "sfumato.bundle/2"
+
+
+@pytest.mark.parametrize(
+    ("value", "left"),
+    [
+        ("/home/ada/photos", "photos"),
+        ("~/photos", "photos"),
+        ("C:\\Users\\ada\\photos", "photos"),
+        ("runs/net/bundle", "runs/net/bundle"),
+        ("cifar10", "cifar10"),
+        ({"a": ["/x/y", 3, None]}, {"a": ["y", 3, None]}),
+    ],
+)
+def test_absolute_paths_are_cut(value, left):
+    assert without_local_places(value) == left

@@ -25,6 +25,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -35,14 +37,13 @@ import numpy.typing as npt
 
 from sfumato.artifacts.class_map import ClassMap, identity
 from sfumato.artifacts.external_data import external_data, external_files
-from sfumato.artifacts.files import file_sha256, read_json, write_json
+from sfumato.artifacts.files import file_sha256, write_json
+from sfumato.artifacts.hub import HubPlace, in_cache, push
+from sfumato.artifacts.manifest import MANIFEST as MANIFEST
+from sfumato.artifacts.manifest import SCHEMA, local_folder, read_manifest
 from sfumato.artifacts.records import Figures, Provenance, RecipeRecord, integer, number
-from sfumato.artifacts.versions import upgraded
 from sfumato.errors import BundleError
 
-SCHEMA = "sfumato.bundle/2"
-_READABLE = (SCHEMA, "sfumato.bundle/1")
-MANIFEST = "bundle.json"
 CLASSIFIER_ONNX = "model.onnx"
 CLASSIFIER_WEIGHTS = "weights.safetensors"
 CLASSIFIER_PROGRAM = "program.pt2"
@@ -60,6 +61,8 @@ T = TypeVar("T")
 Floats = TypeVar("Floats", np.float32, np.float64)
 _MOST_PIXELS = 50_000_000
 _REQUIRED: dict[str, str] = {"classifier": CLASSIFIER_ONNX, "obfuscator": OBFUSCATOR_ONNX}
+PUBLIC_FILES = (OBFUSCATOR_ONNX, DECODER_ONNX, CLASSIFIER_ONNX, CLASSIFIER_WEIGHTS)
+"""What is pushed to the hub of a bundle; nothing that only the lab needs, and nothing that may hold a pickle."""
 
 
 @dataclass(frozen=True)
@@ -243,6 +246,8 @@ class Bundle:
             BundleError: a file that this kind needs is missing, one keeps weights in a second file, or the disk
                 refuses.
         """
+        if in_cache(self.path):
+            raise BundleError(f"{self.path} lies in the hub's cache, which others use too; change a copy of the folder")
         names = sorted(p.name for p in self.path.glob("*") if p.suffix in (".onnx", ".safetensors", ".pt2"))
         if _REQUIRED[self.kind] not in names:
             raise BundleError(f"cannot save a {self.kind} bundle without {_REQUIRED[self.kind]} in {self.path}")
@@ -273,14 +278,15 @@ class Bundle:
         """Read a bundle and verify every file against the manifest.
 
         Args:
-            path: the bundle's folder.
+            path: the bundle's folder, or its place on the hub: see `sfumato.artifacts.manifest.local_folder`.
             kind: the kind that the caller needs, if it matters.
 
         Raises:
-            BundleError: no such folder, no or foreign manifest, a file missing or changed, or another kind.
+            BundleError: no such folder, no or foreign manifest, a file missing or changed, or another kind; or as
+                `local_folder`.
         """
-        folder = Path(path)
-        raw = _read_manifest(folder)
+        folder = local_folder(path)
+        raw = read_manifest(folder)
 
         def of(key: str, expected: type[T]) -> T:
             value = raw.get(key)
@@ -318,6 +324,76 @@ class Bundle:
         bundle._verify_files()
         return bundle
 
+    @classmethod
+    def from_pretrained(cls, repository: str, *, revision: str | None = None, kind: Kind | None = None) -> Self:
+        """Fetch a bundle from the Hugging Face hub, or find it in the cache, and load it.
+
+        Args:
+            repository: owner/name.
+            revision: a branch, a tag or, to get the same files always, a commit. Default: the branch `main`.
+            kind: as in `load`.
+
+        Raises:
+            BundleError: as `load`.
+        """
+        return cls.load(str(HubPlace(repository, revision)), kind=kind)
+
+    def push_to_hub(
+        self, repository: str, *, card: str, revision: str | None = None, private: bool = True, message: str = ""
+    ) -> str:
+        """Push to the Hugging Face hub what `write_public` writes, in one commit.
+
+        Args:
+            repository: owner/name; it is made if there is none.
+            card: as in `write_public`.
+            revision: the branch. Default: `main`.
+            private: whether a repository that is made is seen by its owner alone.
+            message: of the commit. Default: the bundle's kind and name.
+
+        Returns:
+            The commit, which `from_pretrained` takes as revision.
+
+        Raises:
+            BundleError: a file of the bundle was changed, the repository holds something else, access is refused, or
+                the hub cannot be reached.
+        """
+        with tempfile.TemporaryDirectory() as place:
+            folder, where = Path(place), HubPlace(repository, revision)
+            self.write_public(folder, card=card)
+            about = message or f"{self.kind} {self.name}"
+            return push(folder, where, first=MANIFEST, private=private, message=about)
+
+    def write_public(self, folder: Path, *, card: str) -> Self:
+        """Write what a device or a server needs of the bundle, and its model card, to an empty folder.
+
+        These are the `PUBLIC_FILES`: no deobfuscator, from which training images may be read, no other weights of the
+        lab's, and no image. Of absolute paths in the manifest only the last part is left.
+
+        Args:
+            folder: where to.
+            card: the content of `README.md`, such as `sfumato.lab.report.model_card.model_card` makes it.
+
+        Returns:
+            The bundle in the folder.
+
+        Raises:
+            BundleError: a file of the bundle was changed, or the disk refuses.
+        """
+        self._verify_files()
+        try:
+            for name in self.files.keys() & set(PUBLIC_FILES):
+                shutil.copyfile(self.file(name), folder / name)
+            (folder / "README.md").write_text(card, encoding="utf-8")
+        except OSError as error:
+            raise BundleError(f"cannot write to {folder}: {error.strerror or error}") from error
+        return replace(
+            self,
+            path=folder,
+            recipe=self.recipe.without_local_places(),
+            figures=self.figures.without_local_places(),
+            provenance=self.provenance.without_local_places(),
+        ).save()
+
     def _verify_files(self) -> None:
         for name, expected in self.files.items():
             if Path(name).name != name:
@@ -331,26 +407,12 @@ class Bundle:
                 raise BundleError(
                     f"{self.path / name} has SHA-256 {got[:12]}…, the manifest says {expected[:12]}…: "
                     "the file was changed or damaged; copy the whole folder again"
+                    + (", or delete it, so that it is fetched again" if in_cache(self.path) else "")
                 )
         if _REQUIRED[self.kind] not in self.files:
             raise BundleError(
                 f"{self.path / MANIFEST} does not list {_REQUIRED[self.kind]}, which a {self.kind} bundle needs"
             )
-
-
-def _read_manifest(folder: Path) -> dict[str, object]:
-    manifest = folder / MANIFEST
-    if not os.path.isdir(folder):  # noqa: PTH112 (as above)
-        raise BundleError(f"no bundle at {folder}: a folder with a {MANIFEST} is expected")
-    if not manifest.is_file():
-        raise BundleError(
-            f"{folder} is not a bundle: it has no {MANIFEST} (`sfumato import` makes one of your own classifier)"
-        )
-    raw = upgraded(read_json(manifest))
-    schema = raw.get("schema") if isinstance(raw, dict) else None
-    if schema not in _READABLE:
-        raise BundleError(f"{manifest} has schema {schema!r:.60}; this version of sfumato reads {SCHEMA!r}")
-    return {"recipe": {}, "figures": {}, "provenance": {}, **raw}
 
 
 def fingerprint(onnx_path: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, Self
 
 from sfumato.errors import BundleError
@@ -47,6 +48,23 @@ class Record:
     def updated(self, **values: Any) -> Self:
         """Return a record with some values replaced or added, by their keys in JSON; raise as `from_json`."""
         return self.from_json({**self.to_json(), **values})
+
+    def without_local_places(self) -> Self:
+        """Return a record in which of each absolute path only the last part is left."""
+        return self.from_json(without_local_places(self.to_json()))
+
+
+def without_local_places(value: Any) -> Any:
+    """Return a JSON value in which of each absolute path, which may name a person, only the last part is left."""
+    if isinstance(value, dict):
+        return {key: without_local_places(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_local_places(item) for item in value]
+    if isinstance(value, str):
+        for kind in (PurePosixPath, PureWindowsPath):
+            if kind(value).is_absolute() or value.startswith("~"):
+                return kind(value).name
+    return value
 
 
 def integer(value: object, name: str) -> int:

@@ -36,10 +36,13 @@ TargetArgument = typer.Argument(
     metavar="OBFUSCATOR",
     help="A bundle, any ONNX file, or module:name of a Python callable. Default: the shipped bundle. With "
     "--attributes-table: a folder of audits; with --reading-kit: an audit's; with --score-readings: a kit's.",
+    parser=options.place_or_name,
 )
-AuditedOption = option("BUNDLE", "Its classifier. Default: the shipped one, if it fits.")
-OtherHalfOption = option("BUNDLE", "With --membership: by the same recipe, from the other half of the images.")
-ShadowOption = option("BUNDLE", "Shadow obfuscator: by the same recipe, known to an attacker.")
+AuditedOption = options.of_bundle("Its classifier. Default: the shipped one, if it fits.")
+OtherHalfOption = options.of_bundle("With --membership: by the same recipe, from the other half of the images.")
+ShadowOption = option(
+    "BUNDLE", "Shadow obfuscator: by the same recipe, known to an attacker.", parser=options.place_or_name
+)
 
 
 _EXTRACTION = ("file", "images", "of training", "of test", "difference, points", "memorised")
@@ -99,7 +102,7 @@ def audit(
     """Attack an obfuscator with adaptive attackers, trained after it is fixed, and report what leaks.
 
     Takes minutes (`quick`) to hours (`full`) and says so first. Writes `audit.json` and a page, `audit.html`, and the
-    figures into a bundle given by its path. Ctrl-C loses only the attacker in progress; `--resume` continues.
+    figures into a bundle in a folder of yours. Ctrl-C loses only the attacker in progress; `--resume` continues.
 
     Examples:
     - `sfumato audit runs/mine/bundle --classifier runs/resnet/bundle --budget standard`
@@ -248,10 +251,12 @@ def _prior_needed(plan: Budget, train: ImageSet, device: torch.device) -> str | 
 
 def _report(found: AuditResult, folder: Path, bundle: Path | None, *, as_json: bool) -> None:
     """Record the audit in the bundle that was named, and print its verdict."""
+    from sfumato.artifacts.hub import in_cache
     from sfumato.lab.audit.run import record
 
     # The bundle is opened again: it may have changed meanwhile.
-    stored = bundle is not None and record(options.open_obfuscator(bundle), found)
+    own = bundle is not None and not in_cache(bundle)
+    stored = own and record(options.open_obfuscator(bundle), found)
     if as_json:
         best = None if found.best is None else found.best.as_json
         result = {"verdict": found.verdict.as_json, "best": best, "audit": str(folder / "audit.json")}
@@ -259,7 +264,7 @@ def _report(found: AuditResult, folder: Path, bundle: Path | None, *, as_json: b
         return
     for line in (f"\n{found.verdict.finding.upper()}", *found.verdict.sentences, f"\nreport: {folder / 'audit.html'}"):
         typer.echo(line)
-    if bundle is not None and not stored:
+    if own and not stored:
         typer.echo("The bundle keeps the figures of an earlier audit, which had a larger budget and found as much.")
 
 

@@ -13,7 +13,6 @@ from rich.text import Text
 from sfumato.cli import options
 from sfumato.cli.app import command
 from sfumato.cli.endpoint import Endpoint
-from sfumato.cli.options import option
 from sfumato.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ def doctor(
     *,
     server: options.Server,
     classifier: Annotated[
-        Path | None, option("BUNDLE", "Bundle of its classifier, to compare predictions with.")
+        Path | None, options.of_bundle("Bundle of its classifier, to compare predictions with.")
     ] = None,
     as_json: options.Json = False,
     endpoint: Endpoint,

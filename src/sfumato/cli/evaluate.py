@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from sfumato.lab.evaluation.transfer import Transfer
 
 ObfuscatorsArgument = Annotated[
-    list[str] | None, typer.Argument(help="Bundles. Default: the shipped one. Of --cost: architectures.")
+    list[str] | None,
+    typer.Argument(help="Bundles. Default: the shipped one. Of --cost: architectures.", parser=options.place_or_name),
 ]
 
 _OF_PAIRS = {"classifier", "rounding", "transfer", "audits", "size", "classes"}
@@ -33,7 +34,7 @@ _OF_PAIRS = {"classifier", "rounding", "transfer", "audits", "size", "classes"}
 def evaluate(
     context: typer.Context,
     bundles: ObfuscatorsArgument = None,
-    classifier: Annotated[list[Path] | None, option("BUNDLE", "Repeatable. Default: the shipped one.")] = None,
+    classifier: Annotated[list[Path] | None, options.of_bundle("Repeatable. Default: the shipped one.")] = None,
     data: options.Data = "cifar10",
     images: options.Images = None,
     out: options.OutFile = None,

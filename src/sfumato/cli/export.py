@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from sfumato.artifacts.hub import HubPlace
 from sfumato.cli import options
 from sfumato.cli.app import command
 from sfumato.cli.options import flag, option
@@ -34,19 +36,40 @@ class Given:
     allow_outside: options.AllowOutside = False
 
 
+_hub_option = partial(option, rich_help_panel="Model card, of --to hub")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model card says besides what the bundle knows; each attribute is the option of its name."""
+
+    licence: Annotated[str | None, _hub_option("ID", "Licence of the files: apache-2.0, ...", "--license")] = None
+    data_licence: Annotated[
+        str | None, _hub_option("TEXT", "Licence of the training data, in words.", "--data-license")
+    ] = None
+    membership: Annotated[
+        Path | None, _hub_option("FILE", "What `sfumato audit --membership -o FILE` wrote of the bundle.")
+    ] = None
+    public: Annotated[bool, _hub_option("", "Make a new repository public. Default: private.", "--public")] = False
+
+
+_OF_CARDS = {"licence", "data_licence", "membership", "public"}
+
+
 @command()
 def export(
     context: typer.Context,
     bundle: options.ObfuscatorArgument = None,
     *,
-    to: Annotated[Literal["executorch", "int8"], typer.Option("--to", help="The format.")] = "executorch",
+    to: Annotated[Literal["executorch", "int8", "hub"], typer.Option("--to", help="The format.")] = "executorch",
     device: Annotated[bool, flag("--device", "Copy what a device needs, and nothing else, as a bundle.")] = False,
-    out: Annotated[Path, option("PATH", "The file mine.pte, or else the new bundle.", "--out", "-o")],
+    out: Annotated[Path, option("PATH", "File mine.pte, or the new bundle, or hf://owner/name.", "--out", "-o")],
     given: Given,
     calibrate_on: Annotated[int, option("N", "int8: training images to calibrate on.", min=1)] = 500,
+    card: Card,
     as_json: options.Json = False,
 ) -> None:
-    """Write an obfuscator for a phone's runtime, or in 8-bit integers, and compare it with the original.
+    """Write an obfuscator for a phone's runtime or in 8-bit integers, and compare it; or push a bundle to the hub.
 
     Takes about a minute. `--to executorch` writes a program for one image in float32; nothing is written if its
     outputs differ from the ONNX file's. **It does not fail closed**: the app has to do the checks, the gate and the
@@ -55,6 +78,10 @@ def export(
     `--to int8` writes another obfuscator, for processors that are faster in 8-bit integers. It is not audited until
     `sfumato audit` has attacked it.
 
+    `--to hub` pushes an obfuscator's or a classifier's bundle to the Hugging Face hub, or writes to a folder what it
+    would push: what a device or a server needs, and a model card with all figures. No deobfuscator, no other weights of
+    the lab's and no image are pushed.
+
     `--device` makes a bundle to hand out of one by an earlier version, which has the deobfuscator in it: training
     images may be read from that.
 
@@ -62,10 +89,20 @@ def export(
     - `sfumato export --device runs/old/bundle -o mine`
     - `sfumato export runs/mine/bundle --to executorch -o mine.pte`
     - `sfumato export runs/mine/bundle --to int8 -o runs/mine-int8 --classifier runs/resnet/bundle`
+    - `sfumato export runs/mine/bundle --to hub -o hf://owner/mine --license apache-2.0`
     """
     path = options.obfuscator_path(bundle)
     if path.is_file():
         raise BundleError(f"{path} is a file; name the folder of its bundle")
+    place = HubPlace.parse(out)
+    if to == "hub":
+        allowed = {"bundle", "to", "out", "overwrite", "as_json", *_OF_CARDS}
+        options.refuse_others(context, allowed, "not with --to hub")
+        _export_to_hub(path, out if place is None else place, card, overwrite=given.overwrite, as_json=as_json)
+        return
+    options.refuse_others(context, context.params.keys() - _OF_CARDS, "only with --to hub")
+    if place is not None:
+        raise SfumatoError(f"{place} is on the hub; add --to hub, or name a file or folder")
     if device:
         about = {"out": out, "overwrite": given.overwrite, "as_json": as_json}
         options.run_mode(context, "device", _export_device, bundle=path, **about)
@@ -95,6 +132,38 @@ def export(
         print_json({"file": str(out), "bytes": out.stat().st_size, "format": to, **compared.to_json()})
     else:
         _print_program(source, out, compared)
+
+
+def _export_to_hub(path: Path, place: Path | HubPlace, card: Card, *, overwrite: bool, as_json: bool) -> None:
+    """Push a bundle with its model card, or write both to a folder, and print what stayed behind."""
+    with needs_extra("train"):
+        from sfumato.lab.audit.membership import MembershipResult
+        from sfumato.lab.report.model_card import model_card
+    from sfumato.artifacts.bundle import MANIFEST, PUBLIC_FILES, Bundle
+    from sfumato.artifacts.files import read_json, whole_folder
+
+    source = Bundle.load(path)
+    found = MembershipResult.of(read_json(card.membership), card.membership) if card.membership else None
+    repository = place.repository if isinstance(place, HubPlace) else "owner/name"
+    with needs_extra("hub"):
+        text = model_card(source, repository, licence=card.licence, data_licence=card.data_licence, membership=found)
+    if isinstance(place, HubPlace):
+        commit = source.push_to_hub(place.repository, card=text, revision=place.revision, private=not card.public)
+        pushed = str(HubPlace(place.repository, commit))
+    else:
+        if place.exists() and not (overwrite and (place / MANIFEST).is_file()):
+            raise SfumatoError(f"{place} exists; --overwrite replaces it if it is a bundle")
+        with whole_folder(place, BundleError) as folder:
+            source.write_public(folder, card=text)
+        pushed = str(place)
+    left = sorted(source.files.keys() - set(PUBLIC_FILES))
+    if as_json:
+        print_json({"bundle": pushed, "files": sorted(source.files.keys() - left), "left_out": left})
+        return
+    typer.echo(f"bundle: {pushed}")
+    typer.echo(f"  left out: {', '.join(left) or 'nothing'}")
+    if source.kind == "obfuscator" and source.figures.audit is None:
+        typer.echo("  note: it is not audited, and its model card says so")
 
 
 def _export_device(bundle: Path, *, out: Path, overwrite: bool, as_json: bool) -> None:

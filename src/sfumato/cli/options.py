@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,17 +36,46 @@ def flag(name: str, help_: str) -> Any:
     return typer.Option(name, help=help_)
 
 
+def bundle_place(text: str) -> Path:
+    """Return the folder of a bundle's place; one on the hub is fetched, but not while a shell completes the line.
+
+    Raises:
+        BundleError: it cannot be fetched.
+    """
+    from sfumato.artifacts.manifest import local_folder
+
+    if "_SFUMATO_COMPLETE" in os.environ:  # set by the shell's script
+        return Path(text)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        folder = local_folder(text)
+    for warning in said:
+        typer.echo(f"warning: {warning.message}", err=True)
+    return folder
+
+
+def place_or_name(text: str) -> str:
+    """Return the folder of a bundle on the hub, as `bundle_place`; any other text as it is."""
+    from sfumato.artifacts.hub import HubPlace
+
+    return text if HubPlace.parse(text) is None else str(bundle_place(text))
+
+
+of_bundle = partial(option, "BUNDLE", parser=bundle_place)
+"""Describe an option that names a bundle: a folder, or hf://owner/name[@revision]."""
+
 Json = Annotated[bool, flag("--json", "Print one JSON object on standard output instead.")]
 OutFile = Annotated[Path | None, option("FILE", "Write a results file here.", "--out", "-o")]
 Overwrite = Annotated[bool, flag("--overwrite", "Replace what is in the folder.")]
 Resume = Annotated[bool, flag("--resume", "Continue after an interruption.")]
 
 ObfuscatorArgument = Annotated[
-    Path | None, typer.Argument(metavar="BUNDLE", help="Obfuscator bundle. Default: the shipped one.")
+    Path | None,
+    typer.Argument(metavar="BUNDLE", help="Obfuscator bundle. Default: the shipped one.", parser=bundle_place),
 ]
-Obfuscator = Annotated[Path | None, option("BUNDLE", "Obfuscator bundle. Default: the shipped one.")]
-Classifier = Annotated[Path | None, option("BUNDLE", "Bundle of its classifier. Default: the shipped one.")]
-Local = Annotated[Path | None, option("BUNDLE", "On-device baseline: a classifier small enough for the device.")]
+Obfuscator = Annotated[Path | None, of_bundle("Obfuscator bundle. Default: the shipped one.")]
+Classifier = Annotated[Path | None, of_bundle("Bundle of its classifier. Default: the shipped one.")]
+Local = Annotated[Path | None, of_bundle("On-device baseline: a classifier small enough for the device.")]
 Compare = Annotated[Path | None, option("DIR", "Folder of other audits' JSON files, shown for comparison.")]
 Data = Annotated[str, option("DATA", "cifar10, faces, a folder, or a hub id.")]
 LabelColumn = Annotated[str | None, option("NAME", "Column with the classes. Default: found by its type or name.")]

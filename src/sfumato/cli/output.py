@@ -18,7 +18,7 @@ from sfumato.errors import ServingError, SfumatoError
 if TYPE_CHECKING:
     from sfumato.lab.audit.schema import SanityCheck
 
-Extra = Literal["train", "serve", "executorch"]
+Extra = Literal["train", "serve", "executorch", "hub"]
 
 
 def print_json(value: Mapping[str, object]) -> None:

@@ -45,7 +45,9 @@ class LimitOptions:
 
 @command("serve")
 def serve(
-    model: Annotated[list[Path] | None, typer.Argument(help="Classifier bundles or ONNX files.")] = None,
+    model: Annotated[
+        list[Path] | None, typer.Argument(help="Classifier bundles or ONNX files.", parser=options.bundle_place)
+    ] = None,
     *,
     port: options.Port = 8080,
     listen: options.Listen,
@@ -53,7 +55,7 @@ def serve(
     token_file: TokensFile = None,
     replicas: Annotated[str, option("N", "Processes behind the port; of --engine ray also 1-8.")] = "1",
     models: Annotated[Path | None, option("DIR", "Folder of NAME/VERSION/model.onnx, or of bundles.")] = None,
-    decoder: Annotated[Path | None, option("BUNDLE", "Obfuscator whose codes to decode, as NAME-split.")] = None,
+    decoder: Annotated[Path | None, options.of_bundle("Obfuscator whose codes to decode, as NAME-split.")] = None,
     client_ca: Annotated[Path | None, option("FILE", "Authorities; clients need a certificate of one, PEM.")] = None,
     audit_log: Annotated[Path | None, option("FILE", "Add a line for each request: who asked, no content.")] = None,
     threads: Annotated[int, option("N", "Threads for one run of a model.", min=1)] = 1,

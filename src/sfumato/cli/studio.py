@@ -9,7 +9,6 @@ import typer
 
 from sfumato.cli import options
 from sfumato.cli.app import command
-from sfumato.cli.options import option
 from sfumato.cli.output import print_json
 
 
@@ -17,7 +16,7 @@ from sfumato.cli.output import print_json
 def studio(
     obfuscators: Annotated[
         list[Path] | None,
-        option("BUNDLE", "Obfuscator to choose; repeatable. Default: the shipped ones.", "--obfuscator", "-o"),
+        options.of_bundle("Obfuscator to choose; repeatable. Default: the shipped ones.", "--obfuscator", "-o"),
     ] = None,
     *,
     classifier: options.Classifier = None,

@@ -31,8 +31,7 @@ class RunOptions:
     devices: Annotated[int, option("N", "Processes to train on.", min=1)] = 1
 
 
-FromOption = option(
-    "BUNDLE",
+FromOption = options.of_bundle(
     "Start from this obfuscator, also one for another classifier. Of a sketch only the decoded images are learned "
     "again; the on-device predictions and the codes stay.",
     "--from",

@@ -26,6 +26,7 @@ from sfumato.artifacts.bundle import (
 from sfumato.artifacts.class_map import ClassMap, are_probabilities
 from sfumato.artifacts.external_data import external_data
 from sfumato.artifacts.files import file_sha256, whole_folder
+from sfumato.artifacts.manifest import local_folder
 from sfumato.artifacts.onnx_file import OnnxFunction, runtime_reason
 from sfumato.artifacts.provenance import provenance
 from sfumato.artifacts.records import RecipeRecord
@@ -47,15 +48,15 @@ def classifier_bundle(source: str, folder: Path) -> Path:
     """Return the bundle of a recipe's classifier; it is imported into `folder` if it is no bundle yet.
 
     Args:
-        source: a bundle's folder, the name of a shipped classifier, or what `read_classifier` takes, if it has all
-            metadata itself.
+        source: a bundle's folder or its place on the hub, the name of a shipped classifier, or what `read_classifier`
+            takes, if it has all metadata itself.
         folder: for the imported bundle; one that is there already, made of the same source, is used again.
 
     Raises:
         ClassifierError: it cannot be found or used.
         BundleError: a damaged bundle.
     """
-    path = Path(source).expanduser()
+    path = local_folder(source).expanduser()
     if (path / MANIFEST).is_file() or (path.is_dir() and not any(path.iterdir())):
         return path
     if source == shipped.CLASSIFIER:

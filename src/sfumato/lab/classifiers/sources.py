@@ -13,6 +13,7 @@ from torch import nn
 
 from sfumato.artifacts.bundle import MANIFEST
 from sfumato.artifacts.external_data import external_files
+from sfumato.artifacts.hub import HubPlace
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.artifacts.plugins import import_object
 from sfumato.errors import BundleError, ClassifierError
@@ -34,6 +35,10 @@ def read_classifier(source: str) -> ImportedClassifier:
     Raises:
         ClassifierError: it is none of these, or cannot be used.
     """
+    if HubPlace.parse(source):
+        raise ClassifierError(
+            f"{source} names a bundle; use it directly. A transformers model on the hub is named without hf://"
+        )
     path = Path(source).expanduser()
     if path.is_dir():
         if (path / MANIFEST).is_file():
