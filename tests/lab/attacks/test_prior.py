@@ -151,9 +151,13 @@ def codes_found(budget):
 
 def test_the_search_finds_an_image_with_the_observed_code_in_more_generations(monkeypatch):
     assert codes_found(replace(BUDGET, steps=8)) >= 0.9
-    monkeypatch.setattr(search, "POPULATION", 4)
-    monkeypatch.setattr(search, "_PARENTS", 1)
-    assert codes_found(replace(BUDGET, steps=0)) < 0.5, "the first few draws are no search"
+    monkeypatch.setattr(search, "DRAWN", 4)
+    few = codes_found(replace(BUDGET, steps=0))
+    assert few < 0.5, "the first few draws are no search"
+    monkeypatch.setattr(search, "DRAWN", 16)
+    assert codes_found(replace(BUDGET, steps=8)) >= 0.9, "generations find what was not drawn"
+    monkeypatch.setattr(search, "DRAWN", 400)
+    assert codes_found(replace(BUDGET, steps=0)) >= 0.8, "draws are shared by all payloads"
 
 
 def test_the_search_calls_the_obfuscator_and_nothing_else():

@@ -10,7 +10,7 @@ from scenes import SIDE, TINY, Noise, Swap, images, setting
 from sfumato.artifacts.bundle import Gate
 from sfumato.errors import AuditError, Interrupted
 from sfumato.lab.attacks.posterior import PosteriorSampler
-from sfumato.lab.attacks.prior import STAGE
+from sfumato.lab.attacks.prior import STAGE, prior_file
 from sfumato.lab.attacks.registry import ATTACKERS
 from sfumato.lab.attacks.target import LocalClassifier
 from sfumato.lab.attacks.threat_models import Threat
@@ -200,8 +200,11 @@ def test_generative_attackers_stand_in_the_audit(tmp_path, monkeypatch):
         Trial("posterior sampler", Threat.PAIRS, 64, **some),
     )
     budget = dataclasses.replace(TINY, trials=trials, sanity_check_images=0, prior_images=64)
-    stages = []
-    found = audit(setting(Bit()), budget, tmp_path / "audit", progress=lambda stage, *_: stages.append(stage))
+    stages, played = [], setting(Bit())
+    played.held_out_share = HELD_OUT_SHARE
+    found = audit(played, budget, tmp_path / "audit", progress=lambda stage, *_: stages.append(stage))
+    kept = prior_file(handed(played.train).images, 64)
+    assert set(kept.parent.iterdir()) == {kept}, "one prior: of the images that attackers are handed"
     least, sampler, guided, search, blind = found.trials
     assert [trial.status for trial in (sampler, search, blind)] == ["done"] * 3
     assert {trial.test_images for trial in (sampler, search, blind)} == {12} and least.test_images == 60

@@ -73,7 +73,7 @@ class Trials:
             prior = self.budget.prior_images
             with contextlib.suppress(AuditError):  # is told by the trials that lack it
                 budget = AttackBudget(0, 0, device=self.device, progress=self.progress, prior_images=prior)
-                image_prior(self.setting.train.images, budget)
+                image_prior(self.setting.public.images, budget)
 
     def run(self, trial: Trial) -> DoneTrial | LostTrial:
         """Try an attacker; one that breaks is counted as failed.
