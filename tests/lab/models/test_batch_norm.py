@@ -4,20 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from norms import lived
 from sfumato.lab.models import build_classifier, fold_norms
 from sfumato.lab.models.batch_norm import expand_normalized
 from sfumato.lab.models.obfuscator import ConvNormAct
-
-
-def lived(net: nn.Module) -> nn.Module:
-    """As after a training: norms that are no identity."""
-    for norm in net.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            nn.init.normal_(norm.running_mean, std=0.3)
-            nn.init.uniform_(norm.running_var, 0.5, 2)
-            nn.init.uniform_(norm.weight, 0.5, 2)
-            nn.init.normal_(norm.bias, std=0.3)
-    return net.eval()
 
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet50", "vgg7", "googlenet", "convmixer"])

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from norms import lived
 from sfumato.lab.export.onnx import export_onnx
 from sfumato.lab.models import CLASSIFIERS, Obfuscator, Sketcher, build_classifier, cost, fold_norms
 from sfumato.lab.models.device_nets import DEVICE_NETS, BranchedConv, DeviceNet, DeviceShape, fold_branches
@@ -30,17 +31,6 @@ BY_HAND = {
         *[(64, 96, 8), (96, 96, 8), (96, 96, 8), (96, 96, 8), (96, 144, 4), (144, 144, 4)],
     ],
 }
-
-
-def lived(net: nn.Module) -> nn.Module:
-    """As after a training: norms that are no identity."""
-    for norm in net.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            nn.init.normal_(norm.running_mean, std=0.3)
-            nn.init.uniform_(norm.running_var, 0.5, 2)
-            nn.init.uniform_(norm.weight, 0.5, 2)
-            nn.init.normal_(norm.bias, std=0.3)
-    return net.eval()
 
 
 def summed(conv: BranchedConv, x: torch.Tensor, stride: int) -> torch.Tensor:

@@ -18,8 +18,6 @@ from sfumato.lab.attacks.threat_models import Knowledge, Pairs
 from sfumato.lab.models import Deobfuscator, autocast
 from sfumato.lab.models.decoders import ResidualNet, UNet, at_any_size
 
-_STATISTICS_PAIRS = 500
-
 
 class Decoder(nn.Module):
     """A network between the fixed parts that every decoder needs.
@@ -127,8 +125,7 @@ class LearnedDecoder(Attacker):
         return Prepared(reconstruct, fitted.curve, fitted.flattened, params, fitted.images_seen)
 
     def _decoder(self, pairs: Pairs, size: tuple[int, int], seed: int) -> Decoder:
-        some = torch.arange(min(len(pairs), _STATISTICS_PAIRS))
-        _, observed = pairs.batch(some, torch.Generator().manual_seed(seed))
+        _, observed = pairs.examples(torch.Generator().manual_seed(seed))
         std, mean = torch.std_mean(observed, dim=(0, 2, 3))
         # A copy: what is moved to another device here must not move under other attackers.
         estimate = copy.deepcopy(solve(pairs, seed=seed)[0]) if self.corrects else None

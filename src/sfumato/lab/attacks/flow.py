@@ -33,7 +33,6 @@ LEARNING_RATE = 1e-3
 _WAVES = 3
 _LEAST_SPREAD = 1e-3
 """A quarter of a level of an 8-bit image: an estimate that is exact stays so, and nothing is divided by 0."""
-_STATISTICS_PAIRS = 500
 
 
 @dataclass(frozen=True)
@@ -151,8 +150,7 @@ def fit_flow(
         AuditError: as `fit_decoder`, or the base is not finite.
         Interrupted: Ctrl-C or SIGTERM; the state was saved if there is a checkpoint.
     """
-    some = torch.arange(min(len(pairs), _STATISTICS_PAIRS))
-    images, observed = pairs.batch(some, torch.Generator().manual_seed(budget.seed))
+    images, observed = pairs.examples(torch.Generator().manual_seed(budget.seed))
     given = condition(observed)
     spread = float((images - given.base).square().mean().sqrt())
     if not math.isfinite(spread):

@@ -25,7 +25,6 @@ from sfumato.lab.evaluation.measures import proportion_interval, retrieval_top1
 BATCH = 128
 ANOTHER_VIEW = "another view"
 """Ends the names of attackers that link two views of one image, not the same image sent twice."""
-_STATISTICS_PAIRS = 500
 _FEATURES = 128
 _SHIFT = 8
 """Another view is shifted by up to this part of the image's side, one eighth."""
@@ -230,11 +229,6 @@ def another_view(images: Tensor, generator: torch.Generator, *, alike: bool = Fa
     return (shifted * light).round().clamp(0, 255).byte()
 
 
-def examples(pairs: Pairs, source: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return a few pairs, as `Pairs.batch` does, for the statistics of their channels."""
-    return pairs.batch(torch.arange(min(len(pairs), _STATISTICS_PAIRS)), source)
-
-
 def train(module: nn.Module, losses: Iterator[Tensor], budget: AttackBudget, *, learning_rate: float = 1e-3) -> None:
     """Train with Adam at a rate that falls linearly to 0; leave the module in evaluation mode.
 
@@ -274,7 +268,7 @@ class _Matcher(nn.Module):
 def _train_matcher(pairs: Pairs, budget: AttackBudget) -> tuple[Observe, Observe]:
     """Encoders of payloads and of images in which those that belong together are near."""
     source = torch.Generator().manual_seed(budget.seed)
-    images, observed = examples(pairs, source)
+    images, observed = pairs.examples(source)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(budget.seed)
         matcher = _Matcher(Encoder(observed, _FEATURES), Encoder(images, _FEATURES)).to(budget.device)
@@ -291,7 +285,7 @@ def _train_matcher(pairs: Pairs, budget: AttackBudget) -> tuple[Observe, Observe
 def _train_linker(pairs: FreshPairs, budget: AttackBudget) -> Observe:
     """One encoder of payloads in which two views of one image are near."""
     source = torch.Generator().manual_seed(budget.seed)
-    _, observed = examples(pairs, source)
+    _, observed = pairs.examples(source)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(budget.seed)
         encoder = Encoder(observed, _FEATURES)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.encoders import Encoder
-from sfumato.lab.attacks.identification import BATCH, batched, examples, train
+from sfumato.lab.attacks.identification import BATCH, batched, train
 from sfumato.lab.attacks.protocol import AttackBudget
 from sfumato.lab.attacks.threat_models import FixedPairs, FreshPairs, Knowledge, Pairs, Threat
 from sfumato.lab.evaluation.measures import proportion_interval
@@ -174,7 +174,7 @@ def train_heads(
         For each network, the payload (N, C, H', W') float32 -> each attribute's guesses (N,) int64.
     """
     source = torch.Generator().manual_seed(budget.seed)
-    _, some = examples(pairs, source)
+    _, some = pairs.examples(source)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(budget.seed)
         nets = nn.ModuleList(encoder(some, sum(values.values())) for encoder in encoders).to(budget.device)

@@ -20,7 +20,6 @@ from sfumato.lab.attacks.threat_models import Knowledge, Threat
 from sfumato.lab.models.checkpoint import remove_checkpoint
 
 DRAWS = 16
-_STATISTICS_PAIRS = 500
 
 
 class PosteriorSampler(Attacker):
@@ -48,8 +47,7 @@ class PosteriorSampler(Attacker):
         estimate, beside = knowledge.estimate, budget.checkpoint and budget.checkpoint.with_suffix(".decoder.pt")
         if estimate is None:
             estimate = RESIDUAL.prepare(knowledge, replace(budget, checkpoint=beside)).reconstruct
-        some = torch.arange(min(len(pairs), _STATISTICS_PAIRS))
-        _, example = pairs.batch(some, torch.Generator().manual_seed(budget.seed))
+        _, example = pairs.examples(torch.Generator().manual_seed(budget.seed))
         condition = _condition(estimate, example, size)
         identity = f"{self.name}, {knowledge.threat}, {len(pairs)}, {budget.images}, {budget.seed}"
         flow, seen = fit_flow(pairs, condition, budget, identity=identity, widths=self.widths)

@@ -47,7 +47,7 @@ class PriorSearch(Attacker):
     uses_prior = True
 
     def evaluations(self, steps: int) -> int:
-        """See `Attacker`; fewer where the code is found before the last generation, and a share of those drawn for all."""
+        """See `Attacker`; fewer where the code is found early, and a share of those that are drawn for all."""
         return POPULATION * steps * STEPS
 
     def prepare(self, knowledge: Knowledge, budget: AttackBudget) -> Prepared:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.target import Noisy
 
+_EXAMPLES = 500
+
 
 class UnavailableError(AuditError):
     """An attack that cannot be tried here, because something for it is missing."""
@@ -56,6 +58,10 @@ class Pairs:
     def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return images (B, 3, H, W) float32 in [0, 1] and the payload for them (B, C, H', W') float32."""
         raise NotImplementedError
+
+    def examples(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the first few of them, as `batch` does, for statistics."""
+        return self.batch(torch.arange(min(len(self), _EXAMPLES)), generator)
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,8 @@ def fold_norms(net: Net) -> Net:
 
     Source: Jacob et al. 2018, section 3.2 (batch normalization folding); PyTorch's own function does it.
     """
-    folded = fold_branches(copy.deepcopy(net).eval())
+    folded = fold_branches(net)
+    folded = (copy.deepcopy(net) if folded is net else folded).eval()
     for row in folded.modules():
         if type(row) is not nn.Sequential:
             continue
