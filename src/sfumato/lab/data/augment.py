@@ -57,6 +57,13 @@ def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generat
     return images
 
 
+def shrink(images: Tensor, share: float) -> Tensor:
+    """Scale images (N, 3, H, W), uint8 or floating-point in [0, 1], to a share of both sides, as floats in [0, 1]."""
+    size = [max(1, round(side * share)) for side in images.shape[2:]]
+    values = images if images.is_floating_point() else images.float() / 255
+    return F.interpolate(values, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
 def cut_out(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
     """Paint a square grey in each image (N, 3, H, W), uint8 or floating-point in [0, 1].
 

@@ -89,7 +89,7 @@ def estimate(
         fit(
             fabric,
             made.task,
-            plan.model_copy(update={"epochs": 1, "validate_every": 1, "int8_epochs": 0}),
+            plan.model_copy(update={"epochs": 1, "validate_every": 1, "small_epochs": 0, "int8_epochs": 0}),
             optimizers=optimizers_of(plan, made.task, steps=all_steps),
             train=timed,
             test=few.subset(plan.batch_size),

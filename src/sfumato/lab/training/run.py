@@ -52,7 +52,7 @@ _SKETCH_ADDITIONS = ("teacher",)
 """Likewise, of a sketch's alone."""
 _DATA_ADDITIONS = ("allow_outside", "stream", "zoom", "half", "cutout")
 """Likewise, of its data."""
-_TRAINING_ADDITIONS = ("weight_average", "int8_epochs")
+_TRAINING_ADDITIONS = ("weight_average", "small_epochs", "int8_epochs")
 """Likewise, of its training."""
 
 
