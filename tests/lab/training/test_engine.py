@@ -480,6 +480,33 @@ def test_the_last_epochs_are_in_integers_also_after_an_interruption(tmp_path):
     assert not same(weights(plain), weights(whole))
 
 
+def sides(task: nn.Module) -> list[tuple[int, ...]]:
+    """The height and width of the images of each training step."""
+    seen, forward = [], task.forward
+
+    def noting(images, labels):
+        if task.training:
+            assert images.dtype == torch.float32 and float(images.min()) >= 0 and float(images.max()) <= 1
+            seen.append(tuple(images.shape[2:]))
+        return forward(images, labels)
+
+    task.forward = noting
+    return seen
+
+
+def test_the_first_epochs_are_on_smaller_images_also_after_an_interruption(tmp_path):
+    plan = {"epochs": 3, "small_epochs": 2}
+    whole = classifier_task()
+    seen = sides(whole)
+    train(whole, tmp_path / "whole.pt", **plan)
+    assert seen == [(6, 6)] * 2 * STEPS + [(8, 8)] * STEPS
+    with pytest.raises(Interrupted):
+        train(do_at_step(classifier_task(), STEPS + 1, send(signal.SIGINT)), tmp_path / "c.pt", **plan)
+    resumed = classifier_task(seed=4)
+    train(resumed, tmp_path / "c.pt", resume=True, **plan)
+    assert same(weights(resumed), weights(whole))
+
+
 def test_every_step_is_reported_and_every_validation_is_said(checkpoint):
     reports, lines = [], []
     train(classifier_task(), checkpoint, progress=lambda *report: reports.append(report), say=lines.append)

@@ -106,9 +106,11 @@ def test_the_same_seed_gives_the_same_network(in_memory, tmp_path):
     assert not same(tasks[0], tasks[2])
 
 
-@pytest.mark.parametrize("schedule", ["constant", "step", "one-cycle"])
-def test_an_interrupted_run_resumes_to_the_same_network(in_memory, tmp_path, schedule):
-    plan = recipe(schedule=schedule, step_epochs=1, optimizer="sgd", learning_rate=0.1)
+@pytest.mark.parametrize(
+    ("schedule", "optimizer"), [("constant", "sgd"), ("step", "sgd"), ("one-cycle", "sgd"), ("one-cycle", "muon")]
+)
+def test_an_interrupted_run_resumes_to_the_same_network(in_memory, tmp_path, schedule, optimizer):
+    plan = recipe(schedule=schedule, step_epochs=1, optimizer=optimizer, learning_rate=0.1)
     whole = train(plan, tmp_path / "whole", accelerator="cpu")
     with interrupted_at(2):
         train(plan, tmp_path / "halves", accelerator="cpu")

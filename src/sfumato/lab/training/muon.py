@@ -20,11 +20,12 @@ _LINEAR = 3.4445
 
 
 class Muon(Optimizer):
-    """Move each dense convolution along its gradient with all singular values made equal; train the rest by SGD.
+    """Move dense convolutions along their gradients with all singular values made equal; train the rest by SGD.
 
-    A step turns a convolution's weights by the share `lr` of their norm, which stays as it was: a norm that follows
-    takes any scale away. Everything else (depthwise and transposed convolutions, linear layers, norms, biases) is
-    trained by SGD with Nesterov momentum 0.9, at twice that rate and with the weight decay.
+    Those without a bias, which a batch norm follows: it takes any scale away, so that a step turns their weights by the
+    share `lr` of their norm, which stays as it was. Everything else (depthwise and transposed convolutions, linear
+    layers, norms, biases, and convolutions with a bias) is trained by SGD with Nesterov momentum 0.9, at twice that
+    rate and with the weight decay.
 
     Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks", with Nesterov momentum and
     the coefficients of its Newton-Schulz iteration; that norms are kept, Jordan 2024 (arXiv 2404.00498).
@@ -36,7 +37,8 @@ class Muon(Optimizer):
     """
 
     def __init__(self, task: nn.Module, lr: float, *, weight_decay: float = 0.0) -> None:
-        convs = {part.weight for part in task.modules() if isinstance(part, nn.Conv2d) and part.groups == 1}
+        dense = [part for part in task.modules() if isinstance(part, nn.Conv2d) and part.groups == 1]
+        convs = {part.weight for part in dense if part.bias is None}
         trained = [p for p in task.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trained if p in convs], "lr": lr, "convolutions": True},
