@@ -177,8 +177,8 @@ _NETS = (
 PAPER = Plan(
     size="paper",
     title="Paper size: the paper's networks on shorter schedules",
-    description="the paper's networks on schedules shortened for CPUs: one cycle of 30 epochs for classifiers, and one "
-    "cycle of 20 epochs for obfuscators, where the paper trains 100 in steps",
+    description="the paper's networks on schedules shortened for CPUs: one cycle of 12 or 13 epochs for classifiers, "
+    "and one cycle of 20 epochs for obfuscators, where the paper trains 100 in steps",
     classifiers=tuple(
         Item(
             name,
