@@ -72,7 +72,7 @@ def keep(lab: Lab, results: Path) -> None:
     Of classifiers that the plan does not keep, copy the manifest alone: hashes, recipe and accuracy.
 
     Args:
-        lab: its plan contains finished networks only.
+        lab: what is not finished is left out.
         results: folder of the results files.
 
     Raises:
@@ -82,6 +82,8 @@ def keep(lab: Lab, results: Path) -> None:
     if not any(item.kept for item in lab.plan.items):
         return
     for item in (*lab.plan.classifiers, *lab.plan.obfuscators):
+        if lab.state(item).name != "done":
+            continue
         bundle, folder = lab.bundle(item), kept_folder(results, item)
         audit = audit_folder(lab, item) / "audit.json"
         weights = [file for name in _WEIGHTS if (file := find_lab_file(bundle, name))] if item.kept else []

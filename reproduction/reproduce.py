@@ -72,15 +72,15 @@ def _make(target: Target, lab: Lab, results: Path, page: Path, say: Say) -> list
         rebuild(lab, item, results, say)
     written: list[Path] = []
     for number, part in enumerate(made, 1):
-        new = _make_part(lab, part, f"[{number}/{len(made)}] ", speed, say)
+        new = _make_part(lab, part, results, f"[{number}/{len(made)}] ", speed, say)
         if new and number < len(made):
             written += _write(target, lab, results, page, say)
     written += _write(target, lab, results, page, say)
     return list(dict.fromkeys(written))
 
 
-def _make_part(lab: Lab, part: Part, count: str, speed: Speed, say: Say) -> bool:
-    """Train and audit what is missing of a part, and return whether anything was."""
+def _make_part(lab: Lab, part: Part, results: Path, count: str, speed: Speed, say: Say) -> bool:
+    """Train, keep and audit what is missing of a part, and return whether anything was."""
     new = False
     for item in part.items:
         state = lab.state(item)
@@ -88,6 +88,7 @@ def _make_part(lab: Lab, part: Part, count: str, speed: Speed, say: Say) -> bool
             left = spoken(seconds_left(lab, item, speed))
             say(f"{count}{item.name}: {state.name}, training in {lab.run(item).folder}, about {left}")
             lab.make(item, say=say)
+            keep(lab, results)  # at once: the next one may take hours
             new = True
     for item in part.audited:
         if known_audit(lab, item) is None:
@@ -105,7 +106,7 @@ def _write(target: Target, lab: Lab, results: Path, page: Path, say: Say) -> lis
     for name, find in _tables(target, finished, page.parent / page.stem).items():
         say(f"measuring {name}")
         written.append(write_results(results, lab.plan.size, find(), **facts))
-    keep(finished, results)
+    keep(lab, results)
     write_page(results, page)
     return written
 

@@ -82,6 +82,15 @@ def test_an_obfuscator_is_not_rebuilt_without_the_classifier_that_it_was_trained
     assert not rebuild(other, plan.obfuscators[0], tmp_path / "results", print)
 
 
+def test_of_a_lab_that_is_half_done_what_is_done_is_kept(made, tmp_path):
+    plan, lab = made
+    keep(lab, tmp_path / "results")
+    half = elsewhere(made, tmp_path)
+    rebuild(half, plan.classifiers[0], tmp_path / "results", print)
+    keep(half, tmp_path / "again")
+    assert [path.name for path in (tmp_path / "again" / "networks").iterdir()] == ["one"]
+
+
 def test_of_a_classifier_that_is_too_large_the_manifest_alone_is_kept(made, tmp_path):
     plan, lab = made
     light = dataclasses.replace(plan, classifiers=(dataclasses.replace(plan.classifiers[0], kept=False),))
