@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from sfumato.cli.progress import bars
 from sfumato.progress import mute, silent, tracked
 
@@ -36,4 +38,19 @@ def test_lines_are_printed_and_bars_only_drawn_on_a_terminal(capsys):
 def test_a_quiet_command_prints_nothing(capsys):
     with bars(quiet=True) as shown:
         shown.say("a line")
+    assert capsys.readouterr().err == ""
+
+
+def test_without_a_terminal_a_long_stage_says_where_it_is(capsys, monkeypatch):
+    """From a thread: this stage reports its start alone."""
+    monkeypatch.setattr("sfumato.cli.progress.LINE_EVERY_S", 0.02)
+    with bars() as shown:
+        shown.progress("first epoch", 3, 40, "loss [0.5]")
+        time.sleep(0.2)
+        shown.progress("first epoch", 40, 40)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) >= 2 and all(line == "0 s: first epoch 3 of 40 loss [0.5]" for line in lines)
+    with bars(quiet=True) as shown:
+        shown.progress("first epoch", 3, 40)
+        time.sleep(0.1)
     assert capsys.readouterr().err == ""

@@ -20,6 +20,7 @@ SfumatoError
 └── EndpointError               the remote endpoint did not give a usable response
     ├── EndpointUnreachable     no connection, or no response in time
     ├── EndpointRefused         it refused the request (4xx)
+    │   └── EndpointModelNotFound   it has no such model (404)
     ├── EndpointFailed          it failed over the request (5xx)
     └── EndpointResponseInvalid it responded with something that is no prediction
 ```
@@ -104,6 +105,10 @@ class EndpointUnreachable(EndpointError):
 
 class EndpointRefused(EndpointError):
     """The endpoint understood the request and refused it (4xx)."""
+
+
+class EndpointModelNotFound(EndpointRefused):
+    """The endpoint has no model of that name (404), and perhaps nothing at this address."""
 
 
 class EndpointFailed(EndpointError):

@@ -12,7 +12,9 @@ import pytest
 import tiny
 from file_endpoint import FileEndpoint
 from recording import leaked, metadata, recording, respond_with
-from sfumato.apps.doctor import Finding, examine, is_well, synthetic_images
+from sfumato.apps.doctor import Finding, doubt_about_gate, examine, is_well, synthetic_images
+from sfumato.artifacts.bundle import Gate
+from sfumato.artifacts.records import Figures
 from sfumato.cloud import ServedModel, running
 from sfumato.device import Client, FileClient
 from sfumato.errors import BundleError
@@ -37,8 +39,44 @@ def test_a_pair_that_works_is_well(tiny_bundles):
     good = ("the bundle", "the endpoint", "shapes and datatypes", "labels", "fingerprint", "predictions")
     assert verdicts(found) == {
         **dict.fromkeys((*good, "probabilities", "latency"), "good"),
+        "accuracy": "note",
         "gate": "note",
     }
+
+
+WORKS = Figures(accuracy_plain=0.9, accuracy_obfuscated=0.89, test_images=1000, accuracy_device=0.85, offload_rate=0.2)
+
+
+def test_a_gate_that_decides_sensibly_is_not_doubted():
+    assert doubt_about_gate(Gate(0.8, offload_rate=0.15, images=500), WORKS) is None
+    assert doubt_about_gate(Gate(0.8, offload_rate=0.15, images=500), Figures()) is None
+
+
+@pytest.mark.parametrize(
+    ("threshold", "measured", "said", "verdict"),
+    [
+        (0.999, {"offload_rate": 0.99}, "99.0% of 1,000 test images are sent", "note"),
+        (0.7, {"offload_rate": 0.01}, "the device decides nearly alone", "note"),
+        (0.369, {}, "a threshold of 36.9% makes predictions final that are more likely incorrect", "note"),
+        (0.8, {"accuracy_device": 0.3, "accuracy_gated": 0.5}, "is correct for 30.0% of 1,000 test images", "bad"),
+        (0.8, {"accuracy_device": 0.3, "accuracy_gated": 0.88}, "the device is correct for 30.0%", "note"),
+    ],
+)
+def test_a_gate_that_a_critic_would_not_call_good(threshold, measured, said, verdict):
+    found = doubt_about_gate(Gate(threshold, offload_rate=0.15, images=500), WORKS.updated(**measured))
+    assert found is not None and said in found.said and found.verdict == verdict and found.advice
+
+
+@pytest.mark.parametrize(
+    ("measured", "verdict"),
+    [({}, "good"), ({"accuracy_obfuscated": 0.8}, "note"), ({"accuracy_obfuscated": 0.4}, "bad")],
+)
+def test_the_accuracy_that_was_measured_is_judged(tmp_path, measured, verdict):
+    obfuscator, classifier = tiny.save_bundles(tmp_path)
+    bundle = replace(obfuscator, figures=WORKS.updated(**measured)).save()
+    with running([ServedModel(classifier.path)]) as url:
+        found = examined(bundle, url)
+    assert verdicts(found)["accuracy"] == verdict
 
 
 def test_nothing_but_obfuscated_synthetic_images_payload(obfuscator_bundle):

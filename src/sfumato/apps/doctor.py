@@ -10,15 +10,16 @@ import json
 import statistics
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
-from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.bundle import Bundle, Gate
 from sfumato.artifacts.onnx_file import ClassifierFunction
+from sfumato.artifacts.records import Figures
 from sfumato.device.client import Client, FingerprintWarning
 from sfumato.device.endpoint_binding import PayloadSpec, Plan, make_plan
 from sfumato.device.endpoints import open_endpoint
@@ -36,6 +37,13 @@ SAME_WITHIN = 1e-3
 """Largest allowed difference of a probability; float32 on other hardware differs far less."""
 SAME_WITHIN_FP16 = 2e-2
 """The same where the payload has 11 significant bits, and the endpoint perhaps computes with as many."""
+
+_RARELY = 0.5
+"""Below this share of the classifier's accuracy, predictions are of no use instead of it."""
+_NEARLY = 0.97
+"""From this share on, nearly all images are sent; likewise nearly none."""
+_AS_LIKELY_WRONG = 0.5
+_SMALL_LOSS = 0.02
 
 Verdict = Literal["good", "note", "bad"]
 
@@ -110,6 +118,7 @@ def _examined(client: Client | FileClient, classifier: Bundle | None) -> Iterato
     said = f"round trip {statistics.median(times):.1f} ms (median of {len(times)}, longest {max(times):.1f} ms), "
     said += f"obfuscation {statistics.median(here):.1f} ms; {predictions[0].payload_bytes:,} bytes per image"
     yield Finding("latency", "good", said)
+    yield _accuracy(bundle.figures, len(bundle.labels))
     yield _gate(client.obfuscator, images)
 
 
@@ -211,12 +220,52 @@ def _gate(obfuscator: Obfuscator, images: Sequence[npt.NDArray[np.uint8]]) -> Fi
     if bundle.gate is None:
         return Finding("gate", "note", "none: every image is sent, obfuscated")
     sent = sum(decision.obfuscated is not None for decision in obfuscator.decide_batch(images))
-    return Finding(
-        "gate",
-        "good",
+    said = (
         f"images with an on-device probability of at least {bundle.gate.threshold:.1%} are not sent; chosen for an "
-        f"offload rate of {bundle.gate.offload_rate:.1%}; of the {len(images)} synthetic images, {sent} would be sent",
+        f"offload rate of {bundle.gate.offload_rate:.1%}; of the {len(images)} synthetic images, {sent} would be sent"
     )
+    doubt = doubt_about_gate(bundle.gate, bundle.figures)
+    return Finding("gate", "good", said) if doubt is None else replace(doubt, said=f"{doubt.said}; {said}")
+
+
+def doubt_about_gate(gate: Gate, figures: Figures) -> Finding | None:
+    """Return what is wrong with a gate, by its numbers and by what was measured with it; None if nothing is."""
+    rate = gate.offload_rate if figures.offload_rate is None else figures.offload_rate
+    measured = "" if figures.offload_rate is None else f" of {figures.test_images or 0:,} test images"
+    device, cloud = figures.accuracy_device, figures.accuracy_plain
+    if device is not None and cloud is not None and device < _RARELY * cloud:
+        said = f"the device is correct for {device:.1%}{measured}, the classifier for {cloud:.1%}"
+        gated, payloads = figures.accuracy_gated, figures.accuracy_obfuscated
+        harms = gated is not None and payloads is not None and gated < payloads - _SMALL_LOSS
+        verdict: Verdict = "bad" if harms else "note"
+        return Finding("gate", verdict, said, "send every image (gate=False, --always-send), or train for more epochs")
+    if rate >= _NEARLY:
+        said = f"{rate:.1%}{measured} are sent, so the gate saves next to nothing"
+        return Finding("gate", "note", said, "train again with a lower offload_rate, or leave the gate out")
+    if rate <= 1 - _NEARLY:
+        said = f"{rate:.1%}{measured} are sent, so the device decides nearly alone"
+        return Finding("gate", "note", said, "train again with a higher offload_rate, or do without the endpoint")
+    if gate.threshold < _AS_LIKELY_WRONG:
+        said = (
+            f"a threshold of {gate.threshold:.1%} makes predictions final that are more likely incorrect than correct"
+        )
+        return Finding("gate", "note", said, "train for more epochs or with a higher offload_rate, or send every image")
+    return None
+
+
+def _accuracy(figures: Figures, classes: int) -> Finding:
+    plain, payload = figures.accuracy_plain, figures.accuracy_obfuscated
+    if payload is None:
+        said = "not measured on payloads"
+        return Finding("accuracy", "note", said, "sfumato evaluate BUNDLE --classifier CLASSIFIER --data DATA")
+    said = f"{payload:.1%} of {figures.test_images or 0:,} payloads were classified correctly"
+    if plain is None:
+        return Finding("accuracy", "good" if payload > _RARELY else "note", said)
+    said += f", {plain:.1%} of the plain images"
+    if payload <= 1 / classes + _RARELY * max(0.0, plain - 1 / classes):
+        return Finding("accuracy", "bad", said, "train for more epochs, on more images, or with more bits")
+    advice = "" if plain - payload <= _SMALL_LOSS else "more epochs, images or bits may win some of it back"
+    return Finding("accuracy", "note" if advice else "good", said, advice)
 
 
 def is_well(findings: Sequence[Finding]) -> bool:

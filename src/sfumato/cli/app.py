@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from sfumato import __version__
+from sfumato.artifacts.signals import handled
 from sfumato.cli.options import ADVANCED
 from sfumato.cli.output import Extra, needs_extra
 from sfumato.cli.renamed import in_todays_words
@@ -29,6 +31,7 @@ PANELS = {
 """The commands, in the order in which the help lists them."""
 FIRST_OPTIONS = 5
 """The options of a command that its help shows before the panel "Advanced"."""
+_MOST_REASON = 300
 
 
 class _Command(TyperCommand):
@@ -134,18 +137,25 @@ def _root(
     pass
 
 
+def _reason(error: OSError) -> str:
+    """Say what went wrong; libraries raise this error with a message of their own, too, or with none."""
+    if error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())[:_MOST_REASON] or type(error).__name__
+
+
 def run(commands: typer.Typer) -> None:
-    """Run a command line and exit.
+    """Run a command line and exit; SIGTERM interrupts as Ctrl-C does, which a shell's background job ignores.
 
     Exit codes: 0 success, 1 an error of ours (one line on standard error), 2 incorrect usage, 130 interrupted.
     """
     warnings.filterwarnings("ignore", module="PIL")  # our own error says once what is wrong with an image
     try:
-        commands()
+        with handled({signal.SIGTERM: signal.default_int_handler}):
+            commands()
     except SfumatoError as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         sys.exit(130 if isinstance(error, Interrupted) else 1)
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        typer.echo(f"error: {place}{error.strerror or type(error).__name__}", err=True)
+        typer.echo(f"error: {_reason(error)}", err=True)
         sys.exit(1)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sfumato.artifacts.records import Figures
 from sfumato.cli import options
 from sfumato.cli.app import command
+from sfumato.cli.conclusion import audit_command, init_command, print_conclusion
 from sfumato.cli.options import flag, option
 from sfumato.cli.output import percent, prepare, print_figures, print_json, print_table, write_result
 from sfumato.cli.progress import bars
@@ -69,7 +71,8 @@ def evaluate(
     if alone := _alone(bundles):
         options.refuse_others(context, context.params.keys() - _OF_PAIRS, "not with a classifier's bundle alone")
         load = partial(options.load_split, data, "test", alone, label_column, images, allow_outside=allow_outside)
-        _evaluate_alone(alone, load, out=out, as_json=as_json)
+        following = init_command(alone.path, data)
+        _evaluate_alone(alone, load, following, out=out, as_json=as_json)
         return
     obfuscators = [options.open_obfuscator(Path(path)) for path in bundles or []] or [options.open_obfuscator(None)]
     classifiers = [options.open_classifier(path) for path in classifier or []] or [options.open_classifier(None)]
@@ -98,7 +101,11 @@ def evaluate(
     elif transferred is not None:
         _print_table(transferred)
     else:
+        served, on_payloads = classifiers[0], Figures.from_json(figures)
         print_figures(figures)
+        named = served.path if classifier else None
+        following = audit_command(obfuscators[0].path, named, data)
+        print_conclusion(on_payloads, len(served.labels), following)
 
 
 def _alone(bundles: list[str] | None) -> Bundle | None:
@@ -109,7 +116,9 @@ def _alone(bundles: list[str] | None) -> Bundle | None:
     return found if found and found.kind == "classifier" else None
 
 
-def _evaluate_alone(served: Bundle, load: Callable[..., ImageSet], *, out: Path | None, as_json: bool) -> None:
+def _evaluate_alone(
+    served: Bundle, load: Callable[..., ImageSet], following: str, *, out: Path | None, as_json: bool
+) -> None:
     """Measure a classifier on plain images alone."""
     from sfumato.lab.evaluation.accuracy import evaluate_classifier
 
@@ -122,6 +131,7 @@ def _evaluate_alone(served: Bundle, load: Callable[..., ImageSet], *, out: Path 
         print_json(result)
     else:
         print_figures(figures)
+        print_conclusion(Figures.from_json(figures), len(served.labels), following)
 
 
 def _transfer(

@@ -10,12 +10,19 @@ import typer
 
 from sfumato.cli import options
 from sfumato.cli.app import command
+from sfumato.cli.conclusion import command_line, init_command
 from sfumato.cli.options import option
 from sfumato.cli.output import print_json
+from sfumato.cli.progress import bars
 from sfumato.errors import SfumatoError
 
 if TYPE_CHECKING:
     from sfumato.lab.classifiers import Metadata
+
+
+_LEVELS = 255
+_LEAST_STD = 1e-3
+"""What is nearly divided by zero is a mistake."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class Description:
         """
         from sfumato.lab.classifiers import Metadata, read_class_map
 
-        mean, std = _three(self.mean, "--mean"), _three(self.std, "--std")
+        mean, std = _three(self.mean, "--mean", least=0), _three(self.std, "--std", least=_LEAST_STD)
         class_map = read_class_map(self.class_map) if self.class_map else None
         return Metadata(options.image_size(self.size), mean, std, _lines(self.labels), name, class_map)
 
@@ -46,7 +53,8 @@ class Description:
 @command("train")
 def import_(
     classifier: Annotated[
-        str, typer.Argument(help="A transformers folder or hub id, a .pt2 or .onnx file, or package.module:callable.")
+        str,
+        typer.Argument(help="A transformers folder or hub id, a .pt2 file, package.module:callable, or an .onnx file."),
     ],
     out: Annotated[Path, option("DIR", "Folder of the bundle.", "--out", "-o")],
     *,
@@ -61,12 +69,13 @@ def import_(
 
     Examples:
     - `sfumato import google/vit-base-patch16-224 -o vit`
-    - `sfumato import net.onnx -o net --mean 0,0,0 --std 1,1,1 --labels labels.txt`
+    - `sfumato import mynet:network -o net --size 64x64 --mean 0,0,0 --std 1,1,1 --labels labels.txt`
     - `sfumato import google/vit-base-patch16-224 -o pets --class-map pets.toml`
     """
-    from sfumato.lab.classifiers import import_classifier
+    from sfumato.lab.classifiers import import_classifier, trains_through
 
-    bundle = import_classifier(classifier, out, description.metadata(name))
+    with bars(quiet=as_json):
+        bundle = import_classifier(classifier, out, description.metadata(name))
     inputs, notes = bundle.preprocessing, list(bundle.recipe.notes or ())
     if as_json:
         about = {"bundle": str(bundle.path), "name": bundle.name, "classes": len(bundle.labels)}
@@ -79,17 +88,29 @@ def import_(
     classes += "" if bundle.class_map is None else f" of {bundle.outputs:,} outputs"
     typer.echo(f"  {bundle.recipe.origin}, {classes}, images of {inputs.height}x{inputs.width}")
     typer.echo(f"  input: (image in [0, 1] - {_numbers(inputs.mean)}) / {_numbers(inputs.std)}")
+    typer.echo(f"  its name at a server: {bundle.name}")
     for note in notes:
         typer.echo(f"  note: {note}")
+    following = init_command(out, "IMAGES") if trains_through(bundle) else command_line("serve", out)
+    typer.echo(f"next: {following}")
 
 
-def _three(text: str | None, option: str) -> tuple[float, float, float] | None:
+def _three(text: str | None, option: str, *, least: float) -> tuple[float, float, float] | None:
+    """Return three numbers of which images in [0, 1] can have the means or the deviations."""
     if text is None:
         return None
     try:
         red, green, blue = (float(part) for part in text.split(","))
     except ValueError:
         raise SfumatoError(f"{option} takes three numbers, such as 0.485,0.456,0.406; got {text!r}") from None
+    if not all(least <= value <= 1 for value in (red, green, blue)):
+        hint = ""
+        if all(least <= value / _LEVELS <= 1 for value in (red, green, blue)):
+            scaled = ",".join(f"{value / _LEVELS:.4g}" for value in (red, green, blue))
+            hint = f"; numbers for images in [0, 255] are divided by 255, mean and std alike: {option} {scaled}"
+        raise SfumatoError(
+            f"{option} is for images in [0, 1], and so at least {least:g} and at most 1; got {text}{hint}"
+        )
     return red, green, blue
 
 

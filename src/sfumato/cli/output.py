@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,9 +56,18 @@ def print_table(
 
 
 def print_figures(figures: Mapping[str, Any], indent: str = "") -> None:
-    """Print a bundle's figures, one a line."""
+    """Print a bundle's figures, one a line; what an audit or an export has found is left to its own report."""
     for name, value in figures.items():
-        typer.echo(f"{indent}{name}: {percent(value) if name.startswith(('accuracy', 'offload_rate')) else value}")
+        if not isinstance(value, Mapping):
+            share = name.startswith(("accuracy", "offload_rate")) or name.endswith("agreement")
+            typer.echo(f"{indent}{name}: {percent(value) if share else plain_number(value)}")
+
+
+def plain_number(value: object) -> str:
+    """0.05002798749906942 -> "0.05003", 10000 -> "10,000"; anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def print_skipped(failed: Iterable[Mapping[str, str]]) -> None:
@@ -108,12 +118,28 @@ def needs_extra(extra: Extra) -> Iterator[None]:
     """Say what to install if an import of the block fails.
 
     Raises:
-        SfumatoError: a library is not installed; ServingError if it is one of the server's.
+        SfumatoError: a library is not installed, or cannot be loaded; ServingError if it is one of the server's.
     """
+    kind = ServingError if extra == "serve" else SfumatoError
     try:
         yield
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("sfumato"):
             raise
-        kind = ServingError if extra == "serve" else SfumatoError
         raise kind(f"{error.name} is not installed; run: pip install 'sfumato[{extra}]'") from error
+    except (ImportError, OSError) as error:
+        library = _being_imported(error)
+        if library is None:
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        again = f"pip install --force-reinstall {library}"
+        raise kind(f"{library} is installed, but cannot be loaded ({reason}); run: {again}") from error
+
+
+def _being_imported(error: ImportError | OSError) -> str | None:
+    """Return the library whose import failed with this error; None if anything else failed."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [str(frame.f_globals.get("__name__")) for frame in frames if frame.f_code.co_name == "<module>"]
+    name = (error.name if isinstance(error, ImportError) else None) or (names[-1] if names else "")
+    library = name.partition(".")[0]
+    return None if library in ("", "sfumato", "__main__") else library

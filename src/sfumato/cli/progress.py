@@ -1,8 +1,11 @@
-"""Bars on standard error for what libraries report: see `sfumato.progress`."""
+"""Bars on standard error for what libraries report, or lines where there is no terminal: see `sfumato.progress`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,6 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 
 from sfumato.progress import Progress, Say
+
+LINE_EVERY_S = 10.0
+"""Seconds between two lines of what is in progress, without a terminal."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +34,9 @@ class Shown:
 
 @contextmanager
 def bars(*, quiet: bool = False) -> Iterator[Shown]:
-    """Draw bars while the block runs.
+    """Draw bars while the block runs; without a terminal, print every `LINE_EVERY_S` what is in progress.
 
-    Bars are drawn on a terminal only; lines are printed in any case, unless `quiet`.
+    Lines that are said are printed in any case, unless `quiet`.
     """
     console = Console(stderr=True)
     drawn = Bars(
@@ -45,8 +51,12 @@ def bars(*, quiet: bool = False) -> Iterator[Shown]:
         disable=quiet or not console.is_terminal,
     )
     tasks: dict[str, TaskID] = {}
+    running: dict[str, str] = {}
 
     def progress(stage: str, done: int, total: int, note: str = "") -> None:
+        running.pop(stage, None)  # what was reported last stands last
+        if done < total:
+            running[stage] = " ".join(f"{stage} {done:,} of {total:,}  {note}".split())
         if done >= total and stage in tasks:
             drawn.remove_task(tasks.pop(stage))
         elif done < total and stage not in tasks:
@@ -58,5 +68,27 @@ def bars(*, quiet: bool = False) -> Iterator[Shown]:
         if not quiet:
             console.print(line, soft_wrap=True, markup=False, highlight=False)
 
-    with drawn:
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # as Lightning numbers the processes of a training
+    with drawn, _saying_often(running, say, enabled=first and not quiet and not console.is_terminal):
         yield Shown(progress, say)
+
+
+@contextmanager
+def _saying_often(running: dict[str, str], say: Callable[[str], None], *, enabled: bool) -> Iterator[None]:
+    """Say every `LINE_EVERY_S` what is in progress, from a thread: a stage that reports nothing must not look dead."""
+    ended, started = threading.Event(), time.monotonic()
+
+    def work() -> None:
+        while not ended.wait(LINE_EVERY_S):
+            now = "; ".join(running.copy().values()) or "working"
+            say(f"{time.monotonic() - started:.0f} s: {now}")
+
+    thread = threading.Thread(target=work, daemon=True)
+    if enabled:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if enabled:
+            thread.join()

@@ -10,6 +10,7 @@ import typer
 
 from sfumato.cli import options
 from sfumato.cli.app import command
+from sfumato.cli.conclusion import audit_command, init_command, print_conclusion
 from sfumato.cli.memory import keep_freed_memory
 from sfumato.cli.options import option
 from sfumato.cli.output import percent, prepare, print_figures, print_json, write_result
@@ -18,6 +19,7 @@ from sfumato.errors import RecipeError, TrainingError
 
 if TYPE_CHECKING:
     from sfumato.artifacts.bundle import Bundle
+    from sfumato.lab.training import Run
     from sfumato.lab.training.recipe import AnyRecipe, ObfuscatorRecipe, SketchRecipe
 
 
@@ -99,6 +101,22 @@ def train(
         return
     typer.echo(f"bundle: {Run(folder).bundle}")
     print_figures(bundle.figures.to_json(), indent="  ")
+    print_conclusion(bundle.figures, len(bundle.labels), _following(plan, Run(folder)))
+
+
+def _following(plan: AnyRecipe, run: Run) -> str:
+    """Return the command to type after a training."""
+    from sfumato.artifacts import shipped
+    from sfumato.artifacts.manifest import MANIFEST
+    from sfumato.lab.training.blackbox import is_endpoint
+    from sfumato.lab.training.recipe import ClassifierRecipe
+
+    if isinstance(plan, ClassifierRecipe):
+        return init_command(run.bundle, plan.data.source)
+    if plan.classifier == shipped.CLASSIFIER or is_endpoint(plan.classifier):
+        return audit_command(run.bundle, None, plan.data.source)
+    imported = (run.classifier / MANIFEST).is_file()
+    return audit_command(run.bundle, run.classifier if imported else Path(plan.classifier), plan.data.source)
 
 
 def _train_by_queries(

@@ -27,7 +27,13 @@ from sfumato.device.image_folders import in_groups
 from sfumato.device.obfuscator import Decision, ObfuscatedImage, Obfuscator
 from sfumato.device.predictions import Prediction, read_predictions
 from sfumato.device.transport import TIMEOUT_S, ConnectionOptions, printable
-from sfumato.errors import EndpointError, EndpointFailed, EndpointRefused, EndpointResponseInvalid
+from sfumato.errors import (
+    EndpointError,
+    EndpointFailed,
+    EndpointModelNotFound,
+    EndpointRefused,
+    EndpointResponseInvalid,
+)
 from sfumato.wire import ModelMetadata, Tensor
 
 FingerprintMatch = Literal["match", "differs", "unknown"]
@@ -259,7 +265,13 @@ class Client(BaseClient):
             EndpointError: one of its kinds.
         """
         if self._metadata is None:
-            self._metadata = self._endpoint.metadata(self.model)
+            try:
+                self._metadata = self._endpoint.metadata(self.model)
+            except EndpointModelNotFound as error:
+                raise EndpointModelNotFound(
+                    f"{error}; {self.model!r} was asked for, with the bundle {self.bundle.path}: give the bundle of an "
+                    "obfuscator for a model that is served there (--bundle), or the model's name there (--model)"
+                ) from None
             self.fingerprint = self._match(self._metadata)
         return self._metadata
 

@@ -49,7 +49,6 @@ _RETRIED = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHA
 _REFUSED = frozenset(
     {
         grpc.StatusCode.INVALID_ARGUMENT,
-        grpc.StatusCode.NOT_FOUND,
         grpc.StatusCode.ALREADY_EXISTS,
         grpc.StatusCode.FAILED_PRECONDITION,
         grpc.StatusCode.OUT_OF_RANGE,
@@ -190,6 +189,8 @@ class GrpcEndpoint:
             return errors.EndpointResponseInvalid(f"the response of {self.server} is no message of the protocol")
         if code is grpc.StatusCode.UNAVAILABLE:
             return errors.EndpointUnreachable(f"no connection to {self.server}, or it is not available{reason}")
+        if code is grpc.StatusCode.NOT_FOUND:
+            return errors.EndpointModelNotFound(what + reason)
         if code in _REFUSED:
             return errors.EndpointRefused(what + reason)
         return errors.EndpointFailed(what + reason)

@@ -11,6 +11,7 @@ import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -22,6 +23,7 @@ from sfumato.device.deadline import connection_pool, deadline, is_over, left_s
 from sfumato.errors import (
     EndpointError,
     EndpointFailed,
+    EndpointModelNotFound,
     EndpointRefused,
     EndpointResponseInvalid,
     EndpointUnreachable,
@@ -295,6 +297,8 @@ class Transport:
             return EndpointRefused(f"{what}: {self.connection.hint()}")
         if 300 <= reply.status < 400:
             return EndpointRefused(f"{what}, a redirect, which is not followed; give the final address")
+        if reply.status == HTTPStatus.NOT_FOUND:
+            return EndpointModelNotFound(what + self._reason(reply))
         if 400 <= reply.status < 500:
             return EndpointRefused(what + self._reason(reply))
         if reply.status >= 500:

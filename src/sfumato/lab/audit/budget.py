@@ -228,7 +228,7 @@ _ATTRIBUTES = Budget(
     seeds=1,
     references=False,
 )
-_QUICK = "a first estimate in minutes; decoders stop long before they are done, so a low leakage means little"
+_QUICK = "a first estimate; decoders stop long before they are done, so a low leakage means little"
 _STANDARD = "every attacker and every loss; a lower bound of what leaks, from training that a laptop can afford"
 _FULL = "decoders trained sixty times as long, the strongest with three seeds; wants a GPU"
 BUDGETS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +160,7 @@ def _recipe(folder: Path, kind: Kind, served: Bundle, data: str, train: ImageSet
         held_out = max(2, min(_MOST_HELD_OUT, len(train) // 10))
         sketch = f"code_bits = {bits}\noffload_rate = 0.15\nheld_out_images = {held_out}\n"
     return f"""\
-# sfumato train {folder / RECIPE} -o {folder / "run"}
+# {_typed("train", folder / RECIPE, "-o", folder / "run")}
 # Written by sfumato init for {len(train):,} training images; every value can be changed.
 kind = {text(kind)}
 name = {text(served.name + "-" + kind)}
@@ -183,14 +184,19 @@ schedule = "one-cycle"
 def _next(
     folder: Path, served: Bundle, data: str, server: str | None, model: str | None, *, allow_outside: bool
 ) -> Iterator[str]:
-    run = folder / "run"
-    data += " --allow-outside" if allow_outside else ""
-    yield f"sfumato train {folder / RECIPE} -o {run}"
-    yield f"sfumato evaluate {run / 'bundle'} --classifier {served.path} --data {data}"
-    yield f"sfumato audit {run / 'bundle'} --classifier {served.path} --data {data}"
+    run, outside = folder / "run", ["--allow-outside"] if allow_outside else []
+    pair = [run / "bundle", "--classifier", served.path, "--data", data, *outside]
+    named = [] if model is None else ["--model", model]
+    at = ["--server", server or "http://127.0.0.1:8080", *named]
+    yield _typed("train", folder / RECIPE, "-o", run)
+    yield _typed("evaluate", *pair)
+    yield _typed("audit", *pair)
     if server is None:
-        yield f"sfumato serve {served.path} --port 8080"
-    named = "" if model is None else f" --model {model}"
-    url = server or "http://127.0.0.1:8080"
-    yield f"sfumato doctor {run / 'bundle'} --server {url}{named} --classifier {served.path}"
-    yield f"sfumato classify IMAGES --bundle {run / 'bundle'} --server {url}{named}"
+        yield _typed("serve", served.path, "--port", "8080")
+    yield _typed("doctor", run / "bundle", *at, "--classifier", served.path)
+    yield _typed("classify", "IMAGES", "--bundle", run / "bundle", *at)
+
+
+def _typed(*words: str | Path) -> str:
+    """Return a command as it is typed, with quotes where a shell needs them."""
+    return shlex.join(["sfumato", *map(str, words)])

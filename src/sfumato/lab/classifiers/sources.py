@@ -54,7 +54,7 @@ def read_classifier(source: str) -> ImportedClassifier:
         raise ClassifierError(
             f"{source} is a kind of file that can run code when it is loaded, and is never loaded here. Load it where "
             "you trust it, and give its network as package.module:callable, or save it with torch.export.save "
-            "(.pt2), torch.onnx.export (.onnx) or, in transformers, save_pretrained (a folder with safetensors)"
+            "(.pt2) or, in transformers, save_pretrained (a folder with safetensors)"
         )
     if ":" in source:
         return _from_module(source)
@@ -62,7 +62,7 @@ def read_classifier(source: str) -> ImportedClassifier:
         return from_transformers(source)
     raise ClassifierError(
         f"{source!r} is no classifier that can be found: expected a bundle's or a transformers folder, a hub id such "
-        "as owner/name, a .pt2 or .onnx file, or package.module:callable"
+        "as owner/name, a .pt2 file, package.module:callable, or, to serve and audit it alone, an .onnx file"
     )
 
 
@@ -96,7 +96,11 @@ def _from_onnx(path: Path) -> ImportedClassifier:
         )
     height, width = shape[2:]
     size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
-    notes = ["An ONNX file alone: it can be served, measured and audited, but nothing can be trained for it."]
+    notes = [
+        "An ONNX file alone: it can be served, measured and audited, but no obfuscator can be trained for it. To train "
+        "one, import the network that it was exported from: package.module:callable, a .pt2 file, or a transformers "
+        "folder."
+    ]
     if others:
         notes.append(
             "Its weights were in a second file, and are now in the bundle's one file: serve the bundle, because the "
@@ -107,7 +111,8 @@ def _from_onnx(path: Path) -> ImportedClassifier:
 
 def _from_module(source: str) -> ImportedClassifier:
     found = import_object(source, ClassifierError)
-    if not isinstance(found, nn.Module):
+    made = not isinstance(found, nn.Module)
+    if made:
         if not callable(found):
             raise ClassifierError(f"{source!r} is a {type(found).__name__}; an nn.Module or a callable is expected")
         try:
@@ -117,5 +122,6 @@ def _from_module(source: str) -> ImportedClassifier:
     if not isinstance(found, nn.Module):
         raise ClassifierError(f"{source!r} gave a {type(found).__name__}; an nn.Module is expected")
     net = found.cpu().float().eval().requires_grad_(False)
-    metadata = Metadata(name=plain_name(source.rpartition(":")[2]))
+    module, _, name = source.partition(":")
+    metadata = Metadata(name=plain_name(module.rpartition(".")[2] if made else name))
     return ImportedClassifier("a module", net, metadata, facts={"module": type(net).__name__})

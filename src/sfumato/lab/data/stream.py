@@ -291,6 +291,7 @@ def _decoded(chunks: Iterator[list[_Row]], size: tuple[int, int], *, workers: in
 def _ignore_interrupts(_worker: int) -> None:
     """Ignore Ctrl-C, which goes to every process of a terminal: the main one saves, and ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the main one's handler
 
 
 def _workers(processes: int) -> int:
