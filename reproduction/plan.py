@@ -164,7 +164,13 @@ CPU = Plan(
 
 _HALF = "training.half_weights=true"
 """The weights that are kept with the results (`reproduction.kept`) are exactly those that were measured."""
-_TWENTY = ("training.epochs=20", "note=One cycle of 20 epochs, where the paper trains 100 in steps.")
+_MUON = (
+    "training.epochs=12",
+    "training.optimizer=muon",
+    "training.learning_rate=0.03",
+    "training.warmup=0.1",
+    "note=One cycle of 12 epochs with Muon, where the paper trains 100 in steps with Adam.",
+)
 
 _NETS = (
     ("resnet18-1", "resnet18", "ResNet18_1", 0),
@@ -178,7 +184,7 @@ PAPER = Plan(
     size="paper",
     title="Paper size: the paper's networks on shorter schedules",
     description="the paper's networks on schedules shortened for CPUs: one cycle of 12 or 13 epochs for classifiers, "
-    "and one cycle of 20 epochs for obfuscators, where the paper trains 100 in steps",
+    "and one cycle of 12 epochs for obfuscators, with Muon, where the paper trains 100 in steps with Adam",
     classifiers=tuple(
         Item(
             name,
@@ -193,7 +199,7 @@ PAPER = Plan(
         Item(
             f"{name}-obfuscator",
             _SHORT,
-            (*_TWENTY, _HALF, "snapshots_every=5"),
+            (*_MUON, _HALF, "snapshots_every=3"),
             paper=paper,
             classifier=name,
             audit=f"results/reproduction/networks/{name}-obfuscator/audit.json",
