@@ -172,6 +172,8 @@ def origin(bundle: Bundle) -> Origin:
         epochs=training["epochs"],
         seed=training.get("seed"),
         batch_size=training.get("batch_size"),
+        optimizer=training.get("optimizer"),
+        small_epochs=training.get("small_epochs", 0),
         precision=facts.precision,
         history=None if facts.history is None else tuple(map(Validation.model_validate, facts.history)),
         privacy_weight=recipe.get("privacy_weight"),

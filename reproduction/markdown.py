@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from reproduction.schema import AuditSummary, Origin, Results
 
 NONE = "-"
+_OPTIMIZERS = {"adam": "Adam", "sgd": "SGD", "muon": "Muon"}
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -74,7 +75,11 @@ def found_by(audit: AuditSummary) -> str:
 def trained(origin: Origin) -> str:
     """How a network was trained: "9 epochs of 50,000 images, batch 128, seed 0, 2.5 hours, AMD EPYC"."""
     images = "" if origin.train_images is None else f" of {count(origin.train_images)} images"
-    parts = [f"{origin.epochs} epochs{images}", f"batch {origin.batch_size}", f"seed {origin.seed}"]
+    parts = [f"{origin.epochs} epochs{images}"]
+    if origin.small_epochs:
+        parts.append(f"the first {origin.small_epochs} on images of three quarters of their sides")
+    parts += [_OPTIMIZERS[origin.optimizer]] if origin.optimizer else []
+    parts += [f"batch {origin.batch_size}", f"seed {origin.seed}"]
     if origin.precision:
         parts.append(origin.precision)
     if origin.seconds:

@@ -54,6 +54,8 @@ class Origin(_Model):
         epochs: passes over the training images.
         seed: of initial weights, order and augmentation.
         batch_size: images per step.
+        optimizer: as a recipe names it.
+        small_epochs: the first so many epochs were on smaller images.
         precision: number formats of the training.
         history: validations during the training.
         privacy_weight: the paper's lambda; None for a classifier.
@@ -66,6 +68,8 @@ class Origin(_Model):
     epochs: int
     seed: int | None
     batch_size: int | None
+    optimizer: str | None = None
+    small_epochs: int = 0
     precision: str | None = None
     history: tuple[Validation, ...] | None = None
     privacy_weight: float | None = _renamed("privacy_weight", "lambda", default=None)

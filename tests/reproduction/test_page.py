@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from reproduction import constants
 from reproduction.__main__ import app
 from reproduction.files import read_results, write_results
+from reproduction.markdown import trained
 from reproduction.page import render, write_page
 from reproduction.plan import SIZES
 from reproduction.schema import (
@@ -19,6 +20,7 @@ from reproduction.schema import (
     Epochs,
     Lambdas,
     Optimum,
+    Origin,
     Table1,
     Table2,
     Table3,
@@ -271,3 +273,13 @@ def test_wrong_usage_is_said(tmp_path):
     (tmp_path / "file").touch()
     done = run("page", "--results", tmp_path, "--page", tmp_path / "file" / "page.md")
     assert isinstance(done.exception, SfumatoError) and "cannot be written" in str(done.exception)
+
+
+def test_how_a_network_was_trained_is_said():
+    known = {"seed": 0, "batch_size": 256, "train_images": 50_000, "seconds": 5400.0, "device": "a CPU", "commit": None}
+    short = Origin(epochs=13, optimizer="muon", small_epochs=8, precision="bfloat16", **known)
+    assert trained(short) == (
+        "13 epochs of 50,000 images, the first 8 on images of three quarters of their sides, Muon, batch 256, seed 0, "
+        "bfloat16, 1.5 hours, a CPU"
+    )
+    assert trained(Origin(epochs=9, **known)) == "9 epochs of 50,000 images, batch 256, seed 0, 1.5 hours, a CPU"

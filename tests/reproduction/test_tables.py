@@ -74,7 +74,7 @@ def test_every_recipe_of_the_plans_is_valid(tmp_path):
             assert recipe.name == item.name
             seen.add((plan.size, item.name))
     first = Lab(PAPER, tmp_path, torch.device("cpu")).recipe(PAPER.obfuscators[-1])
-    assert (first.training.epochs, first.training.schedule) == (20, "one-cycle") and first.privacy_weight == 1.0
+    assert (first.training.epochs, first.training.schedule) == (12, "one-cycle") and first.privacy_weight == 1.0
     assert "12 epochs" in PAPER.description and "12 epochs" in first.note and constants.EPOCHS == 100
     assert first.classifier == str(tmp_path / "vgg19" / "bundle")
     assert len(seen) == 5 + 5 + 1 + 6 + 3 + 3 + 1 + 4
