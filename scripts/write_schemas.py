@@ -12,6 +12,7 @@ from sfumato.lab.audit.frames import FramesResult
 from sfumato.lab.audit.membership import MembershipResult
 from sfumato.lab.audit.schema import AuditResult
 from sfumato.lab.evaluation.accuracy import Evaluation, PlainAccuracy
+from sfumato.lab.evaluation.by_class import ByClass
 from sfumato.lab.evaluation.transfer import Transfer
 from sfumato.lab.export.executorch import Comparison
 from sfumato.lab.export.int8 import Int8Comparison
@@ -27,6 +28,7 @@ def schemas() -> dict[Path, str]:
     found = {
         "attributes": AttributeTable.model_json_schema(mode="serialization"),
         "audit": AuditResult.model_json_schema(mode="serialization"),
+        "by-class": ByClass.json_schema(),
         "evaluation": Evaluation.json_schema(),
         "executorch-comparison": Comparison.json_schema(),
         "frames": FramesResult.model_json_schema(mode="serialization"),

@@ -19,6 +19,7 @@ from sfumato.device import Client
 from sfumato.errors import (
     EndpointError,
     EndpointFailed,
+    EndpointModelNotFound,
     EndpointRefused,
     EndpointResponseInvalid,
     EndpointUnreachable,
@@ -117,7 +118,7 @@ MISBEHAVIOURS: dict[str, tuple[Behaviour, type[EndpointError]]] = {
     "UNAVAILABLE": (status("UNAVAILABLE"), EndpointUnreachable),
     "UNAUTHENTICATED": (status("UNAUTHENTICATED"), EndpointRefused),
     "PERMISSION_DENIED": (status("PERMISSION_DENIED"), EndpointRefused),
-    "NOT_FOUND": (status("NOT_FOUND"), EndpointRefused),
+    "NOT_FOUND": (status("NOT_FOUND"), EndpointModelNotFound),
     "INVALID_ARGUMENT": (status("INVALID_ARGUMENT"), EndpointRefused),
     "RESOURCE_EXHAUSTED": (status("RESOURCE_EXHAUSTED"), EndpointRefused),
     "UNIMPLEMENTED": (status("UNIMPLEMENTED"), EndpointRefused),

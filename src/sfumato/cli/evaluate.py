@@ -12,6 +12,7 @@ import typer
 from sfumato.artifacts.records import Figures
 from sfumato.cli import options
 from sfumato.cli.app import command
+from sfumato.cli.classes import print_by_class
 from sfumato.cli.conclusion import audit_command, init_command, print_conclusion
 from sfumato.cli.options import flag, option
 from sfumato.cli.output import percent, prepare, print_figures, print_json, print_table, write_result
@@ -22,6 +23,7 @@ from sfumato.progress import Progress
 if TYPE_CHECKING:
     from sfumato.artifacts.bundle import Bundle
     from sfumato.lab.data import ImageSet
+    from sfumato.lab.evaluation.by_class import ByClass
     from sfumato.lab.evaluation.transfer import Transfer
 
 ObfuscatorsArgument = Annotated[
@@ -81,31 +83,13 @@ def evaluate(
         raise SfumatoError("--round is for one bundle and the classifier that it was trained for")
     if audits and not table:
         raise SfumatoError("--audits is for several bundles or classifiers, or --transfer")
-    transferred: Transfer | None = None
-    figures: dict[str, object] = {}
-    with bars(quiet=as_json) as shown:
-        load = partial(options.load_split, allow_outside=allow_outside, progress=shown.progress)
-        test = load(data, "test", obfuscators[0], label_column, images)
-        if table:
-            transferred = _transfer(obfuscators, classifiers, test, audits or [], shown.progress)
-            result = transferred.to_json()
-        else:
-            from sfumato.lab.evaluation.accuracy import evaluate_obfuscator
-
-            pair = obfuscators[0], classifiers[0]
-            figures = evaluate_obfuscator(*pair, test, rounding=rounding, progress=shown.progress).to_json()
-            result = {"figures": figures, "rounded_to_8_bits": rounding, **_origins(*pair, test)}
-    write_result(out, result)
-    if as_json:
-        print_json(result)
-    elif transferred is not None:
-        _print_table(transferred)
-    else:
-        served, on_payloads = classifiers[0], Figures.from_json(figures)
-        print_figures(figures)
-        named = served.path if classifier else None
-        following = audit_command(obfuscators[0].path, named, data)
-        print_conclusion(on_payloads, len(served.labels), following)
+    load = partial(options.load_split, data, "test", obfuscators[0], label_column, images, allow_outside=allow_outside)
+    if table:
+        _evaluate_all(obfuscators, classifiers, load, audits or [], out=out, as_json=as_json)
+        return
+    pair = obfuscators[0], classifiers[0]
+    following = audit_command(pair[0].path, pair[1].path if classifier else None, data)
+    _evaluate_pair(*pair, load, following, rounding=rounding, out=out, as_json=as_json)
 
 
 def _alone(bundles: list[str] | None) -> Bundle | None:
@@ -120,18 +104,71 @@ def _evaluate_alone(
     served: Bundle, load: Callable[..., ImageSet], following: str, *, out: Path | None, as_json: bool
 ) -> None:
     """Measure a classifier on plain images alone."""
-    from sfumato.lab.evaluation.accuracy import evaluate_classifier
+    from sfumato.lab.evaluation.accuracy import classifier_by_class
 
     with bars(quiet=as_json) as shown:
         test = load(progress=shown.progress)
-        figures = evaluate_classifier(served, test, progress=shown.progress).to_json()
-    result = {"figures": figures, **_origins(None, served, test)}
+        measured, classes = classifier_by_class(served, test, progress=shown.progress)
+    _report(measured.to_json(), classes, _origins(None, served, test), following, out=out, as_json=as_json)
+
+
+def _evaluate_pair(
+    obfuscator: Bundle,
+    served: Bundle,
+    load: Callable[..., ImageSet],
+    following: str,
+    *,
+    rounding: bool,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure a classifier on plain images and on payloads."""
+    from sfumato.lab.evaluation.accuracy import obfuscator_by_class
+
+    with bars(quiet=as_json) as shown:
+        test = load(progress=shown.progress)
+        measured, classes = obfuscator_by_class(obfuscator, served, test, rounding=rounding, progress=shown.progress)
+    facts = {"rounded_to_8_bits": rounding, **_origins(obfuscator, served, test)}
+    _report(measured.to_json(), classes, facts, following, out=out, as_json=as_json)
+
+
+def _report(
+    figures: dict[str, object],
+    classes: ByClass,
+    facts: dict[str, object],
+    following: str,
+    *,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Write what was measured, if that was asked for, and print it with a verdict."""
+    result = {"figures": figures, "by_class": classes.to_json(), **facts}
     write_result(out, result)
     if as_json:
         print_json(result)
+        return
+    print_figures(figures)
+    print_by_class(classes)
+    print_conclusion(Figures.from_json(figures), len(classes.classes), following)
+
+
+def _evaluate_all(
+    obfuscators: list[Bundle],
+    classifiers: list[Bundle],
+    load: Callable[..., ImageSet],
+    audits: list[Path],
+    *,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure all pairs."""
+    with bars(quiet=as_json) as shown:
+        found = _transfer(obfuscators, classifiers, load(progress=shown.progress), audits, shown.progress)
+    write_result(out, found.to_json())
+    if as_json:
+        print_json(found.to_json())
     else:
-        print_figures(figures)
-        print_conclusion(Figures.from_json(figures), len(served.labels), following)
+        _print_table(found)
 
 
 def _transfer(

@@ -25,6 +25,7 @@ from sfumato.device.image import from_pixels, to_pixels
 from sfumato.device.predictions import softmax
 from sfumato.errors import BundleError
 from sfumato.lab.data import ImageSet
+from sfumato.lab.evaluation.by_class import ByClass, PredictedFrom, by_class
 from sfumato.lab.evaluation.measures import per_image, psnr_db
 from sfumato.lab.evaluation.results import Result
 from sfumato.progress import Progress, silent
@@ -89,9 +90,17 @@ def evaluate_classifier(classifier: Bundle, images: ImageSet, *, progress: Progr
         BundleError: images of another size.
         DataError: a class of the images is none of the classifier's.
     """
+    return classifier_by_class(classifier, images, progress=progress)[0]
+
+
+def classifier_by_class(
+    classifier: Bundle, images: ImageSet, *, progress: Progress = silent
+) -> tuple[PlainAccuracy, ByClass]:
+    """Measure as `evaluate_classifier`, and by class."""
     images = images.of_classes(classifier.labels)
-    correct = classify(classifier, images, progress=progress).argmax(dim=1) == images.labels
-    return PlainAccuracy(float(correct.double().mean()), len(images))
+    labels, predicted = images.labels.numpy(), classify(classifier, images, progress=progress).argmax(dim=1).numpy()
+    accuracy = PlainAccuracy(float((predicted == labels).mean()), len(images))
+    return accuracy, by_class(labels, classifier.labels, {"plain": predicted})
 
 
 def classify(classifier: Bundle, images: ImageSet, *, progress: Progress = silent) -> Tensor:
@@ -127,6 +136,18 @@ def evaluate_obfuscator(
             logits, or a payload outside [0, 1] that cannot be rounded.
         DataError: a class of the images is none of the classifier's.
     """
+    return obfuscator_by_class(obfuscator, classifier, images, rounding=rounding, progress=progress)[0]
+
+
+def obfuscator_by_class(
+    obfuscator: Bundle,
+    classifier: Bundle,
+    images: ImageSet,
+    *,
+    rounding: bool = False,
+    progress: Progress = silent,
+) -> tuple[Evaluation, ByClass]:
+    """Measure as `evaluate_obfuscator`, and by class."""
     obfuscator.check_classifier(classifier)
     size = obfuscator.preprocessing
     images = images.of_classes(classifier.labels)
@@ -135,31 +156,32 @@ def evaluate_obfuscator(
     deobfuscator = find_lab_file(obfuscator, DEOBFUSCATOR_ONNX)
     reconstruct = None if deobfuscator is None else OnnxFunction(deobfuscator)
     shares: dict[str, list[npt.NDArray[np.bool_]]] = defaultdict(list)
+    predicted: dict[PredictedFrom, list[npt.NDArray[np.int64]]] = defaultdict(list)
     errors: list[tuple[Tensor, Tensor]] = []
     for batch, labels in _batches(images, size, "accuracy, obfuscated", progress):
         outputs = obfuscate.all(batch)
         payload = from_pixels(to_pixels(outputs[0], size, "rounded"), size) if rounding else outputs[0]
-        correct = predict(payload).argmax(axis=1) == labels
-        shares["accuracy_obfuscated"].append(correct)
-        shares["accuracy_plain"].append(predict(classifier.preprocessing.normalize(batch)).argmax(axis=1) == labels)
+        predicted["plain"].append(predict(classifier.preprocessing.normalize(batch)).argmax(axis=1))
+        predicted["obfuscated"].append(predict(payload).argmax(axis=1))
         if obfuscator.gate is not None:
             probabilities = softmax(device_logits(outputs, obfuscator))
-            correct_on_device = probabilities.argmax(axis=1) == labels
-            sent = obfuscator.gate.sends(probabilities)
-            shares["accuracy_device"].append(correct_on_device)
+            on_device, sent = probabilities.argmax(axis=1), obfuscator.gate.sends(probabilities)
+            shares["accuracy_device"].append(on_device == labels)
             shares["offload_rate"].append(sent)
-            shares["accuracy_gated"].append(np.where(sent, correct, correct_on_device))
+            predicted["gated"].append(np.where(sent, predicted["obfuscated"][-1], on_device))
         if reconstruct is not None:
             originals = torch.from_numpy((batch * 255).round().astype(np.uint8))
             errors.append(per_image(torch.from_numpy(reconstruct(payload).clip(0, 1)), originals))
+    truth, found = images.labels.numpy(), {path: np.concatenate(parts) for path, parts in predicted.items()}
     figures = {name: float(np.concatenate(parts).mean()) for name, parts in shares.items()}
+    figures |= {f"accuracy_{path}": float((each == truth).mean()) for path, each in found.items()}
     if errors:
         kind = "codeword_means" if obfuscator.recipe.kind == "sketch" else "joint_deobfuscator"
         mse, ssim = (float(torch.cat(parts).double().mean()) for parts in zip(*errors, strict=True))
         figures |= {f"{kind}_mse": mse, f"{kind}_psnr_db": psnr_db(mse)}
         if not math.isnan(ssim):  # it has no meaning for images smaller than its window
             figures[f"{kind}_ssim"] = ssim
-    return Evaluation(test_images=len(images), **figures)
+    return Evaluation(test_images=len(images), **figures), by_class(truth, classifier.labels, found)
 
 
 def device_logits(outputs: list[Array], obfuscator: Bundle) -> Array:
