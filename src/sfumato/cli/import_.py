@@ -96,17 +96,20 @@ def import_(
 
 
 def _three(text: str | None, option: str, *, least: float) -> tuple[float, float, float] | None:
-    """Return three numbers of which images in [0, 1] can have the means or the deviations."""
+    """Return three numbers of which images in [0, 1] can have the means or the deviations; one stands for all three."""
     if text is None:
         return None
     try:
-        red, green, blue = (float(part) for part in text.split(","))
+        numbers = [float(part) for part in text.split(",")]
+        red, green, blue = numbers * 3 if len(numbers) == 1 else numbers
     except ValueError:
-        raise SfumatoError(f"{option} takes three numbers, such as 0.485,0.456,0.406; got {text!r}") from None
+        raise SfumatoError(
+            f"{option} takes three numbers, such as 0.485,0.456,0.406, or one for all; got {text!r}"
+        ) from None
     if not all(least <= value <= 1 for value in (red, green, blue)):
         hint = ""
         if all(least <= value / _LEVELS <= 1 for value in (red, green, blue)):
-            scaled = ",".join(f"{value / _LEVELS:.4g}" for value in (red, green, blue))
+            scaled = ",".join(f"{value / _LEVELS:.4g}" for value in numbers)
             hint = f"; numbers for images in [0, 255] are divided by 255, mean and std alike: {option} {scaled}"
         raise SfumatoError(
             f"{option} is for images in [0, 1], and so at least {least:g} and at most 1; got {text}{hint}"

@@ -273,8 +273,8 @@ def test_what_cannot_be_expressed_is_refused(tmp_path):
     with pytest.raises(ClassifierError, match="BGR"):
         import_classifier(str(folder), tmp_path / "bundle")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "num_channels": 1}))
-    with pytest.raises(ClassifierError, match="1 channels"):
+    (folder / "config.json").write_text(json.dumps({**config, "num_channels": 2}))
+    with pytest.raises(ClassifierError, match="2 channels"):
         import_classifier(str(folder), tmp_path / "bundle")
 
 

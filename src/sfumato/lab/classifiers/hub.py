@@ -43,7 +43,7 @@ def from_transformers(where: str) -> ImportedClassifier:
 
     Raises:
         ClassifierError: transformers is not installed, there is no such model, it is no classifier of one label
-            for RGB images, its weights are pickled or incomplete, or its processor cannot be reproduced here.
+            for RGB or grey images, its weights are pickled or incomplete, or its processor cannot be reproduced here.
     """
     try:
         from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
@@ -57,8 +57,9 @@ def from_transformers(where: str) -> ImportedClassifier:
     with quiet(), _without_bars():
         try:
             config = AutoConfig.from_pretrained(where, **options)
-            if getattr(config, "num_channels", 3) != 3:
-                raise ClassifierError(f"{where} takes images with {config.num_channels} channels; RGB images have 3")
+            channels = getattr(config, "num_channels", 3)
+            if channels not in (1, 3):
+                raise ClassifierError(f"{where} takes images with {channels} channels; RGB images have 3, grey ones 1")
             if config.problem_type not in (None, "single_label_classification"):
                 raise ClassifierError(
                     f"{where} solves a problem of type {config.problem_type!r}; one label is expected"
@@ -88,6 +89,7 @@ def from_transformers(where: str) -> ImportedClassifier:
         Metadata(size, mean, std, labels, plain_name(folder.name)),
         notes,
         facts={"architecture": type(model).__name__, "processor": processor.get("image_processor_type")},
+        grey=channels == 1,
     )
 
 
@@ -125,7 +127,8 @@ def _scaling(processor: Any, where: str) -> tuple[_Channels, _Channels]:
 
 
 def _three(value: Any) -> _Channels:
-    values = [float(v) for v in ([value] * 3 if isinstance(value, int | float) else value)]
+    values = [float(v) for v in ([value] if isinstance(value, int | float) else value)]
+    values = values * 3 if len(values) == 1 else values
     if len(values) != 3:
         raise ClassifierError(f"the image processor normalises {len(values)} channels; RGB images have 3")
     return values[0], values[1], values[2]

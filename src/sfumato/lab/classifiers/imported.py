@@ -63,11 +63,12 @@ class ImportedClassifier:
 
     Attributes:
         origin: which kind of source it came from, for users and for the bundle.
-        model: normalised images (N, 3, H, W) float32 -> logits (N, classes), in evaluation mode on the CPU; or an ONNX
-            file, served unchanged.
+        model: normalised images (N, 3, H, W) float32, or of one channel, -> logits (N, classes), in evaluation mode on
+            the CPU; or an ONNX file, served unchanged.
         metadata: its own.
         notes: what users should know, one sentence each.
         facts: goes into the bundle's recipe.
+        grey: it says that it takes images of one channel; of a module only trying tells.
     """
 
     origin: str
@@ -75,6 +76,7 @@ class ImportedClassifier:
     metadata: Metadata
     notes: tuple[str, ...] = ()
     facts: Mapping[str, str | None] = field(default_factory=dict)
+    grey: bool = False
 
 
 def read_class_map(file: Path) -> dict[str, object]:

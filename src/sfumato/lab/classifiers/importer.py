@@ -33,6 +33,7 @@ from sfumato.artifacts.records import RecipeRecord
 from sfumato.errors import BundleError, ClassifierError, TrainingError
 from sfumato.lab.classifiers.exported_programs import load_program, save_program
 from sfumato.lab.classifiers.frozen import IMPORTED, is_imported
+from sfumato.lab.classifiers.grey import NOTE, Grey, check_alike, takes_grey
 from sfumato.lab.classifiers.imported import ImportedClassifier, Metadata
 from sfumato.lab.classifiers.sources import read_classifier
 from sfumato.lab.export.onnx import export_onnx
@@ -94,6 +95,9 @@ def import_classifier(source: str, folder: Path, metadata: Metadata = _NOTHING) 
     shape = _PROBES, 3, preprocessing.height, preprocessing.width
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     inputs = torch.from_numpy(preprocessing.normalize(images.numpy()))
+    if isinstance(found.model, nn.Module) and (found.grey or takes_grey(found.model, inputs)):
+        check_alike(preprocessing, source)
+        found = replace(found, model=Grey(found.model).eval(), notes=(*found.notes, NOTE))
     logits = _logits(found.model, inputs, source)
     classes = _classes(found, metadata, logits, source)
     with whole_folder(folder, ClassifierError) as partial:

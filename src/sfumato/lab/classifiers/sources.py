@@ -69,15 +69,15 @@ def read_classifier(source: str) -> ImportedClassifier:
 def _from_program(path: Path) -> ImportedClassifier:
     program = load_program(path)
     count, channels, height, width = input_shape(program)
-    if channels != 3:
-        raise ClassifierError(f"{path} takes {channels} channels; RGB images have 3")
+    if channels not in (1, 3):
+        raise ClassifierError(f"{path} takes {channels} channels; RGB images have 3, grey ones 1")
     if isinstance(count, int):
         raise ClassifierError(
             f"{path} was exported for one number of images at a time; training takes batches. Export it again with "
             "dynamic_shapes=({0: torch.export.Dim('batch')},)"
         )
     metadata = Metadata(size=(height, width), name=plain_name(path.stem))
-    return ImportedClassifier("a torch.export program", program, metadata)
+    return ImportedClassifier("a torch.export program", program, metadata, grey=channels == 1)
 
 
 def _from_onnx(path: Path) -> ImportedClassifier:
@@ -88,6 +88,8 @@ def _from_onnx(path: Path) -> ImportedClassifier:
         raise ClassifierError(str(error)) from error
     if len(shape) != 4 or shape[1] != 3:
         hint = "; its channels come last, export it with channels first" if shape[-1:] == (3,) else ""
+        if len(shape) == 4 and shape[1] == 1:
+            hint = "; of one channel only networks can be imported: package.module:callable, a .pt2 file, transformers"
         raise ClassifierError(f"{path} takes {shape}; RGB images (N, 3, height, width) are expected{hint}")
     if isinstance(shape[0], int):
         raise ClassifierError(
