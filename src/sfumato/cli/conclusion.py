@@ -36,10 +36,9 @@ def verdict(figures: Figures, classes: int) -> str | None:
     plain, images, guessing = figures.accuracy_plain, figures.test_images or 0, 1 / classes
     if plain is None:  # of a classifier that only an endpoint has
         payloads = figures.accuracy_obfuscated
-        return (
-            payloads
-            and f"it predicts {percent(payloads)} of the payloads correctly; guessing gives {percent(guessing)}"
-        )
+        if payloads is None:
+            return None
+        return f"it predicts {percent(payloads)} of the payloads correctly; guessing gives {percent(guessing)}"
     on = f"{percent(plain)} of {images:,} plain test images"
     if plain <= min(_BETTER_THAN_GUESSING * guessing, (1 + guessing) / 2):
         return (
@@ -70,7 +69,7 @@ def command_line(*words: str | Path) -> str:
 
 def audit_command(bundle: Path, classifier: Path | None, data: str) -> str:
     """Return the command that audits an obfuscator; `classifier` is None for the shipped one."""
-    of = [] if classifier is None else ["--classifier", classifier]
+    of: list[str | Path] = [] if classifier is None else ["--classifier", classifier]
     return command_line("audit", bundle, *of, "--data", data)
 
 

@@ -185,7 +185,7 @@ def _next(
     folder: Path, served: Bundle, data: str, server: str | None, model: str | None, *, allow_outside: bool
 ) -> Iterator[str]:
     run, outside = folder / "run", ["--allow-outside"] if allow_outside else []
-    pair = [run / "bundle", "--classifier", served.path, "--data", data, *outside]
+    pair: list[str | Path] = [run / "bundle", "--classifier", served.path, "--data", data, *outside]
     named = [] if model is None else ["--model", model]
     at = ["--server", server or "http://127.0.0.1:8080", *named]
     yield _typed("train", folder / RECIPE, "-o", run)

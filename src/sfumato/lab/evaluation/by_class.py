@@ -103,5 +103,5 @@ def by_class(
     wrong = predicted[path] != labels
     pairs, counts = np.unique(np.stack([labels[wrong], predicted[path][wrong]]), axis=1, return_counts=True)
     order = np.argsort(-counts, kind="stable")
-    confused = [Confused(*pairs[:, k].tolist(), int(counts[k])) for k in order]
+    confused = [Confused(int(pairs[0, k]), int(pairs[1, k]), int(counts[k])) for k in order]
     return ByClass(path, tuple(classes), tuple(confused))
