@@ -54,7 +54,7 @@ class Finding:
 
     Attributes:
         check: what was checked.
-        verdict: "good"; "note" for what cannot be known, or may be intended; "bad" if predictions will fail or be
+        verdict: "good"; "note" for what cannot be known, may be intended, or is poor; "bad" if predictions will fail or be
             incorrect.
         said: what was found.
         advice: what to do, if anything.
@@ -235,10 +235,7 @@ def doubt_about_gate(gate: Gate, figures: Figures) -> Finding | None:
     device, cloud = figures.accuracy_device, figures.accuracy_plain
     if device is not None and cloud is not None and device < _RARELY * cloud:
         said = f"the device is correct for {device:.1%}{measured}, the classifier for {cloud:.1%}"
-        gated, payloads = figures.accuracy_gated, figures.accuracy_obfuscated
-        harms = gated is not None and payloads is not None and gated < payloads - _SMALL_LOSS
-        verdict: Verdict = "bad" if harms else "note"
-        return Finding("gate", verdict, said, "send every image (gate=False, --always-send), or train for more epochs")
+        return Finding("gate", "note", said, "send every image (gate=False, --always-send), or train for more epochs")
     if rate >= _NEARLY:
         said = f"{rate:.1%}{measured} are sent, so the gate saves next to nothing"
         return Finding("gate", "note", said, "train again with a lower offload_rate, or leave the gate out")
@@ -263,8 +260,9 @@ def _accuracy(figures: Figures, classes: int) -> Finding:
         return Finding("accuracy", "good" if payload > _RARELY else "note", said)
     said += f", {plain:.1%} of the plain images"
     if payload <= 1 / classes + _RARELY * max(0.0, plain - 1 / classes):
-        return Finding("accuracy", "bad", said, "train for more epochs, on more images, or with more bits")
-    advice = "" if plain - payload <= _SMALL_LOSS else "more epochs, images or bits may win some of it back"
+        said, advice = f"of no use: {said}", "train for more epochs, on more images, or with more bits"
+    else:
+        advice = "" if plain - payload <= _SMALL_LOSS else "more epochs, images or bits may win some of it back"
     return Finding("accuracy", "note" if advice else "good", said, advice)
 
 
