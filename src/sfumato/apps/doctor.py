@@ -54,8 +54,8 @@ class Finding:
 
     Attributes:
         check: what was checked.
-        verdict: "good"; "note" for what cannot be known, may be intended, or is poor; "bad" if predictions will fail or be
-            incorrect.
+        verdict: "good"; "note" for what cannot be known, may be intended, or is poor; "bad" if predictions will fail,
+            or be others than the classifier's.
         said: what was found.
         advice: what to do, if anything.
     """
