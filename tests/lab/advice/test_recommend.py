@@ -58,7 +58,7 @@ def test_where_the_cloud_is_far_better_each_policy_has_its_own_way():
     assert [one.way for one in found] == ["sketch", "gate, 20% sent", "thumbnail, 700 bytes"]
     assert "Not audited: at most 8.00 bits about an image leave." in found[NO_IMAGE].sentences
     assert found[NO_IMAGE].next.startswith("sfumato audit ") and "'my photos'" in found[NO_IMAGE].next
-    assert "sfumato's client sends none like that" in " ".join(found[FEW].sentences)
+    assert "sfumato's client sends no such thing" in " ".join(found[FEW].sentences)
     assert "below 0.800" in " ".join(found[FEW].sentences)
 
 

@@ -34,7 +34,7 @@ THUMBNAIL_BYTES = (100, 200, 400, 700, 1000)
 _HEADER_BYTES = 20
 """Of a WebP file: the same for all but for two lengths, so that it need not be sent."""
 _SCALES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125, 0.0625)
-_SCALED_ON = 16
+_SCALED_ON = 8
 """Images that the scale of a thumbnail is chosen on."""
 _BLURS = (1.0, 2.0, 4.0)
 """In pixels of an image of 32 pixels."""

@@ -108,11 +108,11 @@ def _sentences(way: Way, measured: Measurements, *, provisional: bool) -> list[s
             "bytes per image."
         )
     if shown(way) > 0 and way.kind != "obfuscator":
-        sent = f" whose on-device probability is below {way.threshold:.3f}" if way.threshold is not None else ""
-        said.append(
-            f"{way.offload_rate:.0%} of the images are sent so that they may be recognised{sent}. "
-            f"sfumato's client sends none like that; {HOW_TO_SEND} shows how any other client does."
-        )
+        leaves = "Every image leaves in a form that may show it."
+        if way.threshold is not None:
+            unsure = f"those with an on-device probability below {way.threshold:.3f}"
+            leaves = f"{way.offload_rate:.0%} of the images, {unsure}, leave in the clear."
+        said.append(f"{leaves} sfumato's client sends no such thing; {HOW_TO_SEND} shows how any other client does.")
     elif way.offload_rate > 0 and way.audit is None:
         said.append(f"Not audited: at most {way.bits:.2f} bits about an image leave.")
     if provisional:
