@@ -66,7 +66,10 @@ def test_what_a_short_training_did_not_reach_never_speaks_for_offloading():
     ways = local(0.7, at_least=True), sketch(0.72), gate(0.8, 0.2), plain(0.95)
     for found in recommend(measured(*ways)):
         assert found.provisional and "--minutes 240" in found.next and "Provisional" in found.sentences[-1]
-    assert not recommend(measured(local(0.95, at_least=True), plain(0.95)))[NO_IMAGE].provisional, "it can only rise"
+    for accuracy, following in ((0.95, "classify"), (0.9, "advise")):
+        found = recommend(measured(local(accuracy, at_least=True), plain(0.95)))[NO_IMAGE]
+        assert not found.provisional, "it can only rise"
+        assert found.next.startswith(f"sfumato {following}")
 
 
 def test_of_classes_that_colour_alone_separates_the_smallest_net_tells():

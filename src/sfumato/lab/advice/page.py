@@ -69,4 +69,6 @@ def _leak(way: Way) -> str:
         return f"excess leakage at least {leak.excess_leakage:.2f} ({leak.attacker}, {leak.budget}): {leak.finding}"
     if way.offload_rate == 0:
         return "nothing is sent"
+    if way.kind in ("plain", "gate"):
+        return "the image, where it is sent"
     return f"not audited; at most {way.bits:,.{0 if way.bits == int(way.bits) else 2}f} bits"

@@ -88,7 +88,9 @@ def _recommendation(policy: Policy, way: Way | None, measured: Measurements) -> 
     nets = [other for other in measured.ways if other.kind == "local"]
     provisional = way.offload_rate > 0 and (not nets or any(net.at_least for net in nets))
     sentences = tuple(_sentences(way, measured, provisional=provisional))
-    return Recommendation(policy, way.name, sentences, provisional, longer if provisional else _next(way, measured))
+    plain = max((other.accuracy for other in measured.ways if other.kind == "plain"), default=0.0)
+    train_on = provisional or (way.at_least and way.accuracy < plain - AS_GOOD)
+    return Recommendation(policy, way.name, sentences, provisional, longer if train_on else _next(way, measured))
 
 
 def _sentences(way: Way, measured: Measurements, *, provisional: bool) -> list[str]:
