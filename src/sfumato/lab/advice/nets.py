@@ -88,8 +88,9 @@ class Lesson:
             "weight_average": 0.999,
             "validate_every": epochs,
         }
-        common = {"name": f"advised-{part}", "data": data, "training": training}
-        common |= {} if self.labelled else {"teacher_weight": 1.0}
+        common: dict[str, Any] = {"name": f"advised-{part}", "data": data, "training": training}
+        if not self.labelled:
+            common["teacher_weight"] = 1.0
         if part != SKETCH:
             return parse_recipe({"kind": "classifier", "architecture": part, "teacher": teacher, **common})
         bits = max(_LEAST_BITS, class_bits(self.shape.classes))

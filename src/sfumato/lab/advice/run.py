@@ -174,7 +174,7 @@ def _checked(test: ImageSet, cloud: Tensor, labels: tuple[str, ...], *, labelled
     if not labelled:
         test = replace(test, labels=cloud, names=labels)
     of_one = f"{test.source}: all test images are of one class"
-    if len(test.labels.unique()) < 2:
+    if len(set(test.labels.tolist())) < 2:
         raise DataError(f"{of_one}{'' if labelled else ' to the classifier'}; there is nothing to tell apart")
     commonest, accuracy = float(test.labels.bincount().max()) / len(test), float((cloud == test.labels).double().mean())
     if accuracy <= commonest:

@@ -157,7 +157,8 @@ def prepare(
     if frozen is not None:  # its classes, in its order
         if not test_set.labelled:  # then agreement with it is measured
             test_set = labelled_by(frozen, test_set)
-            train_set, held_out = (part and replace(part, names=frozen.labels) for part in (train_set, held_out))
+            train_set = replace(train_set, names=frozen.labels)
+            held_out = held_out and replace(held_out, names=frozen.labels)
         train_set, test_set = train_set.of_classes(frozen.labels), test_set.of_classes(frozen.labels)
         held_out = held_out and held_out.of_classes(frozen.labels)
         size, given = tuple(train_set.sample.images.shape[2:]), frozen.preprocessing
