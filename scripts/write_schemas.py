@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from sfumato.lab.advice.schema import Advice
 from sfumato.lab.audit.frames import FramesResult
 from sfumato.lab.audit.membership import MembershipResult
 from sfumato.lab.audit.schema import AuditResult
@@ -26,6 +27,7 @@ FOLDER = Path(__file__).parents[1] / "docs" / "schemas"
 def schemas() -> dict[Path, str]:
     """Return the text of each schema by its file."""
     found = {
+        "advice": Advice.json_schema(),
         "attributes": AttributeTable.model_json_schema(mode="serialization"),
         "audit": AuditResult.model_json_schema(mode="serialization"),
         "by-class": ByClass.json_schema(),

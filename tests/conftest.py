@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -94,6 +95,16 @@ def gated_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     from tiny import save_bundles
 
     return save_bundles(tmp_path_factory.mktemp("gated"), threshold=0.9)[0]
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No connection can be made."""
+
+    def refuse(self: socket.socket, address: object) -> None:
+        raise OSError(f"a connection to {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ LAYERS = [
     {"training", "baselines"},
     {"audit"},
     {"report", "runs"},
-    {"sweep"},
+    {"sweep", "advice"},
 ]
 """Of the lab, from the bottom up: a room imports rooms of its own layer and of lower ones."""
 

@@ -70,7 +70,8 @@ def examine(client: Client | FileClient, *, classifier: Bundle | None = None) ->
     """Check a deployed pair from end to end; stop where nothing further can be known.
 
     Args:
-        client: of the bundle and the endpoint, with `gate=False`, so that every image is sent.
+        client: of the bundle and the endpoint, with `gate=False`, so that every image is sent; or of a bundle that
+            predicts on the device alone.
         classifier: the bundle of its classifier, if available, to compare predictions with.
     """
     found: list[Finding] = []
@@ -84,6 +85,10 @@ def examine(client: Client | FileClient, *, classifier: Bundle | None = None) ->
 def _examined(client: Client | FileClient, classifier: Bundle | None) -> Iterator[Finding]:
     bundle, size = client.bundle, client.bundle.preprocessing
     images = synthetic_images(IMAGES, size.height, size.width)
+    yield _kind(bundle)
+    if client.on_device:
+        yield from _on_device(client, images)
+        return
     try:
         hidden = client.obfuscator.obfuscate_batch(images)
     except SfumatoError as error:
@@ -120,6 +125,27 @@ def _examined(client: Client | FileClient, classifier: Bundle | None) -> Iterato
     yield Finding("latency", "good", said)
     yield _accuracy(bundle.figures, len(bundle.labels))
     yield _gate(client.obfuscator, images)
+
+
+def _kind(bundle: Bundle) -> Finding:
+    code = f", at most {bundle.recipe.code_bits} bits of each image" if bundle.recipe.code_bits else ""
+    gate = "" if bundle.gate is None else "; with a gate, which keeps images on the device"
+    said = {
+        "classifier": "a classifier: it predicts on the device alone, and nothing is sent",
+        "obfuscator": f"{bundle.recipe.kind or 'an obfuscator'}: it sends payloads to an endpoint{code}{gate}",
+    }[bundle.kind]
+    return Finding("kind", "good", said)
+
+
+def _on_device(client: Client | FileClient, images: Sequence[npt.NDArray[np.uint8]]) -> Iterator[Finding]:
+    try:
+        predictions = [client.classify(image) for image in images]
+    except SfumatoError as error:
+        yield Finding("the bundle", "bad", str(error), "copy the bundle again, or train it again")
+        return
+    took = statistics.median(one.obfuscate_ms for one in predictions)
+    yield Finding("the bundle", "good", f"its files are whole, and it classifies {len(images)} synthetic images")
+    yield Finding("latency", "good", f"{took:.1f} ms on the device (median of {len(images)}); nothing was sent")
 
 
 def examine_endpoint(

@@ -24,7 +24,7 @@ from sfumato.errors import Interrupted, SfumatoError
 
 PANELS = {
     "Try": ("demo", "studio"),
-    "Make": ("init", "import", "train", "evaluate", "export"),
+    "Make": ("advise", "init", "import", "train", "evaluate", "export"),
     "Deploy": ("serve", "classify", "protect", "doctor"),
     "Audit": ("audit", "baseline", "frontier"),
 }

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def classify(
     images: Annotated[list[Path] | None, typer.Argument(help="Image files, folders of them, or videos.")] = None,
     *,
-    server: options.Server,
+    server: options.Server = None,
     bundle: options.Obfuscator = None,
     top: Annotated[int, option("N", "Classes to show for each image.", min=1)] = 1,
     watch: WatchOption = None,
@@ -39,11 +39,13 @@ def classify(
 ) -> None:
     """Classify images in the cloud; only obfuscated images are sent.
 
-    If the bundle has a gate, images whose on-device prediction is certain are not sent at all. If the endpoint fails,
-    the other images get their on-device predictions only, and the exit code is 1. `--watch` runs until Ctrl-C.
+    A classifier's bundle without `--server` predicts on the device alone. If an obfuscator's bundle has a gate, images
+    whose on-device prediction is certain are not sent at all. If the endpoint fails, the other images get their
+    on-device predictions only, and the exit code is 1. `--watch` runs until Ctrl-C.
 
     Examples:
     - `sfumato classify holiday/ --server https://classify.example.org --top 3`
+    - `sfumato classify holiday/ --bundle advice/nets/device-nano-100/bundle`
     - `sfumato classify --watch camera/ --server https://classify.example.org --json`
     - `sfumato classify cat.jpg --server https://example.org/classify --files form --response-path labels --round`
     """
@@ -62,7 +64,9 @@ def classify(
         _classify_all(client, sources, server, top=top, as_json=as_json)
 
 
-def _classify_all(client: Client | FileClient, sources: list[Path], server: str, *, top: int, as_json: bool) -> None:
+def _classify_all(
+    client: Client | FileClient, sources: list[Path], server: str | None, *, top: int, as_json: bool
+) -> None:
     from sfumato.device import FileClient
 
     with bars(quiet=as_json) as shown:
@@ -82,7 +86,7 @@ def _classify_all(client: Client | FileClient, sources: list[Path], server: str,
 
 
 def _predictions(
-    client: Client | FileClient, sources: list[Path], server: str, progress: Progress
+    client: Client | FileClient, sources: list[Path], server: str | None, progress: Progress
 ) -> tuple[list[tuple[Path, Prediction]], list[dict[str, str]], SfumatoError | None]:
     """Return predictions, images that failed, and the error that ended it, if one did."""
     from sfumato.device import FileClient, FingerprintWarning
@@ -115,7 +119,7 @@ def _predictions(
     return predictions, failed, broken
 
 
-def _warn_of_another_classifier(client: Client, server: str) -> None:
+def _warn_of_another_classifier(client: Client, server: str | None) -> None:
     if client.fingerprint == "differs":
         typer.echo(
             f"warning: {server} serves another classifier as {client.model!r} than the one this obfuscator was "

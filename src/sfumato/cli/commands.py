@@ -1,6 +1,7 @@
 """All commands; importing this module registers them."""
 
 from sfumato.cli import (  # noqa: F401
+    advise,
     audit,
     baseline,
     classify,

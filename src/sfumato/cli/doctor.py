@@ -25,23 +25,23 @@ _COLOURS = {"good": "green", "note": "yellow", "bad": "red"}
 def doctor(
     bundle: options.ObfuscatorArgument = None,
     *,
-    server: options.Server,
+    server: options.Server = None,
     classifier: Annotated[
         Path | None, options.of_bundle("Bundle of its classifier, to compare predictions with.")
     ] = None,
     as_json: options.Json = False,
     endpoint: Endpoint,
 ) -> None:
-    """Check a deployed obfuscator and its endpoint from end to end, without any of your images.
+    """Check a deployed bundle and its endpoint from end to end, without any of your images.
 
-    Takes a few seconds and sends a few obfuscated images of random numbers. Each finding says what to do; the exit
-    code is 1 if one is bad.
+    Says which kind the bundle is. Takes a few seconds and sends a few obfuscated images of random numbers; nothing of a
+    classifier's bundle, which needs no `--server`. Each finding says what to do; the exit code is 1 if one is bad.
 
     Example: `sfumato doctor runs/mine/bundle --server https://classify.example.org`
     """
     from sfumato.apps.doctor import examine, is_well
 
-    client = endpoint.client(server, options.obfuscator_path(bundle), gate=False)  # every image is sent
+    client = endpoint.client(server, options.obfuscator_path(bundle), gate=server is None)  # else every image is sent
     found = examine(client, classifier=options.open_classifier(classifier) if classifier else None)
     if as_json:
         print_json({"server": server, "ok": is_well(found), "findings": [asdict(finding) for finding in found]})

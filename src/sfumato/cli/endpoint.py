@@ -79,7 +79,7 @@ class Endpoint:
     ] = False
 
     def client(
-        self, server: str, bundle: Path, *, gate: bool, split: bool = False, allow_insecure_token: bool = False
+        self, server: str | None, bundle: Path, *, gate: bool, split: bool = False, allow_insecure_token: bool = False
     ) -> Client | FileClient:
         """Make the client of the endpoint.
 
@@ -125,6 +125,8 @@ class Endpoint:
         protocol |= {"--input-name": self.input_name, "--split": split}
         if others := ", ".join(name for name, value in protocol.items() if value):
             raise SfumatoError(f"{others}: only for the Open Inference Protocol, not with --files; leave it out")
+        if server is None:
+            raise SfumatoError("--files needs --server, the full address that image files are sent to")
         label_key, score_key = self._keys or ("label", "score")
         return FileClient(
             server,

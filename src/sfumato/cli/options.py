@@ -83,7 +83,12 @@ AllowOutside = Annotated[bool, flag("--allow-outside", "Read images outside the 
 Images = Annotated[int | None, option("N", "Use only the first N images.", min=1)]
 Size = Annotated[str | None, option("HxW", "Fit every image to this size.")]
 
-Server = Annotated[str, option("URL", "The endpoint: https://host:port, or grpcs://host:port.")]
+Server = Annotated[
+    str | None,
+    option(
+        "URL", "The endpoint: https://host:port, or grpcs://host:port. None if the bundle predicts on-device alone."
+    ),
+]
 Model = Annotated[str | None, option("NAME", "The model's name at the server. Default: the bundle's.")]
 TokenFile = Annotated[Path | None, option("FILE", f"File with the bearer token. Default: ${TOKEN_VARIABLE}.")]
 CaFile = Annotated[Path | None, option("FILE", "Authorities to trust, PEM. Default: the system's.")]

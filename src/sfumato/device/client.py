@@ -21,13 +21,15 @@ from sfumato.artifacts.bundle import DECODER_ONNX, Bundle, split_name
 from sfumato.device.concurrent import IN_FLIGHT, in_order
 from sfumato.device.deadline import deadline
 from sfumato.device.endpoint_binding import Plan, as_datatype, make_plan, payload_from
-from sfumato.device.endpoints import open_endpoint
+from sfumato.device.endpoints import Endpoint, open_endpoint
 from sfumato.device.image import ImageSource
 from sfumato.device.image_folders import in_groups
 from sfumato.device.obfuscator import Decision, ObfuscatedImage, Obfuscator
+from sfumato.device.on_device import NoEndpoint, OnDeviceClassifier
 from sfumato.device.predictions import Prediction, read_predictions
 from sfumato.device.transport import TIMEOUT_S, ConnectionOptions, printable
 from sfumato.errors import (
+    BundleError,
     EndpointError,
     EndpointFailed,
     EndpointModelNotFound,
@@ -65,10 +67,26 @@ class EndpointStatus:
 class BaseClient(ABC):
     """Classifies images at an endpoint that never sees them; see `Client` for the attributes."""
 
-    def __init__(self, obfuscator: Obfuscator, *, gate: bool) -> None:
-        self.obfuscator = obfuscator
-        self.bundle = obfuscator.bundle
-        self.gate_enabled = gate and self.bundle.gate is not None
+    def __init__(self, device: Obfuscator | OnDeviceClassifier, *, gate: bool) -> None:
+        self._device = device
+        self.bundle = device.bundle
+        self.gate_enabled = gate and (self.on_device or self.bundle.gate is not None)
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the bundle predicts on the device alone, so that nothing is ever sent."""
+        return isinstance(self._device, OnDeviceClassifier)
+
+    @property
+    def obfuscator(self) -> Obfuscator:
+        """The obfuscator on the device.
+
+        Raises:
+            BundleError: the bundle predicts on the device alone.
+        """
+        if isinstance(self._device, OnDeviceClassifier):
+            raise BundleError(f"{self.bundle.path} predicts on the device alone: it has no obfuscator")
+        return self._device
 
     def __enter__(self) -> Self:
         return self
@@ -134,12 +152,12 @@ class BaseClient(ABC):
         if not self.gate_enabled:
             return None
         start = time.perf_counter()
-        (decision,) = self.obfuscator.decide_batch([source])
+        (decision,) = self._device.decide_batch([source])
         return self._local(decision, (time.perf_counter() - start) * 1000)
 
     def _classify_group(self, sources: Sequence[ImageSource]) -> list[Prediction]:
         start = time.perf_counter()
-        decisions = self.obfuscator.decide_batch(sources, gate=self.gate_enabled)
+        decisions = self._device.decide_batch(sources, gate=self.gate_enabled)
         obfuscate_ms = (time.perf_counter() - start) * 1000 / len(sources)
         to_send = [decision.obfuscated for decision in decisions if decision.obfuscated is not None]
         sent = iter(self._send(to_send, obfuscate_ms=obfuscate_ms) if to_send else ())
@@ -168,8 +186,8 @@ class Client(BaseClient):
 
     Args:
         server_url: the endpoint's address, such as `https://host:port`, or `grpcs://host:port` with the extra `[grpc]`;
-            `http` and `grpc` are the same without TLS.
-        bundle: an obfuscator bundle, or its folder.
+            `http` and `grpc` are the same without TLS. None for a bundle that predicts on the device alone.
+        bundle: an obfuscator bundle, or its folder; or without an endpoint a classifier's: then nothing is ever sent.
         model: the model's name at the endpoint; by default the bundle's classifier, or its split form.
         input_name: the model's input, for servers whose metadata lists none (KServe's SDK); by default "input".
         datatype: the payload's datatype: "FP32", "FP16", "FP64", or "UINT8" if the bundle's output is 8-bit; by
@@ -188,21 +206,23 @@ class Client(BaseClient):
     Attributes:
         obfuscator: runs on the device.
         bundle: the obfuscator's.
+        on_device: whether the bundle predicts on the device alone.
         model: the model's name at the endpoint.
-        gate_enabled: whether images may be handled on-device: the bundle has a gate, and it is used.
+        gate_enabled: whether images may be handled on-device: the bundle has a gate, and it is used, or it predicts on
+            the device alone.
         fingerprint: whether the endpoint serves the classifier the obfuscator was trained for, as `EndpointStatus` has
             it; None as long as it was not asked.
         datatype: the payload's datatype; None as long as the endpoint was not asked and none was given.
 
     Raises:
-        BundleError: the bundle cannot be used.
+        BundleError: the bundle cannot be used, or not with an endpoint, or not without one.
         EndpointError: the address, the token, the file, the datatype or the encoding cannot be used, the token would
             be sent in the clear, or what gRPC needs is not installed.
     """
 
     def __init__(
         self,
-        server_url: str,
+        server_url: str | None,
         bundle: Bundle | str | os.PathLike[str],
         *,
         model: str | None = None,
@@ -215,19 +235,24 @@ class Client(BaseClient):
         allow_recognisable: bool = False,
         **connection: Unpack[ConnectionOptions],
     ) -> None:
-        obfuscator = Obfuscator(bundle, threads=threads, split=split, allow_recognisable=allow_recognisable)
-        super().__init__(obfuscator, gate=gate)
+        if server_url is None:
+            super().__init__(_on_device(bundle, threads, sends=split or not gate), gate=gate)
+        else:
+            obfuscator = Obfuscator(bundle, threads=threads, split=split, allow_recognisable=allow_recognisable)
+            super().__init__(obfuscator, gate=gate)
         self.model = model or (split_name(self.bundle.name) if split else self.bundle.name)
         self.fingerprint: FingerprintMatch | None = None
         self.datatype = datatype
         self._requested = {"input_name": input_name, "datatype": datatype}
-        self._payload = payload_from(self.bundle, self.obfuscator.payload_shape, split=split)
+        self._payload = payload_from(self.bundle, self._device.payload_shape, split=split)
         self._payload.check(datatype)
         self._metadata: ModelMetadata | None = None
         self._plan: Plan | None = None
         self._warned = False
         self._timeout_s = connection.get("timeout_s", TIMEOUT_S)
-        self._endpoint = open_endpoint(server_url, encoding=encoding, **connection)
+        self._endpoint: Endpoint = NoEndpoint()
+        if server_url is not None:
+            self._endpoint = open_endpoint(server_url, encoding=encoding, **connection)
 
     def close(self) -> None:
         """Close the connections."""
@@ -332,7 +357,7 @@ class Client(BaseClient):
         return self._plan
 
     def _match(self, metadata: ModelMetadata) -> FingerprintMatch:
-        if self.obfuscator.split and self._decodes_these_codes(metadata):
+        if self._device.split and self._decodes_these_codes(metadata):
             return "match"  # whatever the classifier: the decoder before it was made for both
         served = metadata.parameters.get("fingerprint")
         if not isinstance(served, str):
@@ -353,3 +378,16 @@ class Client(BaseClient):
                 )
             return True
         return False
+
+
+def _on_device(bundle: Bundle | str | os.PathLike[str], threads: int, *, sends: bool) -> OnDeviceClassifier:
+    """Open a bundle that needs no endpoint."""
+    found = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+    if found.kind != "classifier":
+        raise BundleError(
+            f"{found.path} holds an {found.kind}, whose payloads go to an endpoint: give its address (--server); "
+            "only a classifier's bundle predicts on the device alone"
+        )
+    if sends:
+        raise BundleError(f"{found.path} predicts on the device alone: it has nothing to send")
+    return OnDeviceClassifier(found, threads=threads)

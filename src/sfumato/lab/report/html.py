@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jinja2 import Environment
+from jinja2 import Environment, FunctionLoader
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
@@ -73,9 +73,8 @@ def write_report(audit: AuditResult, images: Images | None, path: Path) -> None:
 
 def render(audit: AuditResult, images: Images | None) -> str:
     """Return the page as a string; see `write_report`."""
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = page_environment()
     environment.filters |= {
-        "percent": lambda share: percent(share).replace(" ", NO_BREAK),
         "decimals": decimals,
         "count": lambda value: f"{value:,}" if isinstance(value, int) else DASH,  # a lost trial has no figures
         "seconds": lambda value: f"{value:.0f} s" if value < 120 else f"{value / 60:.0f} min",
@@ -89,10 +88,9 @@ def render(audit: AuditResult, images: Images | None) -> str:
         "reidentified": reidentifies,
         "inferred": lambda row: infers(row.low, row.chance),
     }
-    source = files("sfumato.lab.report").joinpath("report.html.j2").read_text(encoding="utf-8")
     retrievals = [row for row in audit.identification if row.measure == "retrieval"]
     best = [] if audit.best is None else [audit.best]
-    return environment.from_string(source).render(
+    return environment.get_template("report.html.j2").render(
         audit=audit,
         images=images,
         panel_width=_panel_width(images) if images else 0,
@@ -112,6 +110,15 @@ def render(audit: AuditResult, images: Images | None) -> str:
         visible=[row for row in audit.attributes if row.plain is None],
         retrieval=max(retrievals, key=lambda row: row.low / row.chance, default=None),
     )
+
+
+def page_environment() -> Environment:
+    """Return Jinja's environment for the templates of this package, which share `page.css.j2`."""
+    folder = files("sfumato.lab.report")
+    loader = FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8"))
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["percent"] = lambda share: percent(share).replace(" ", NO_BREAK)
+    return environment
 
 
 def _recognised(audit: AuditResult) -> list[dict[str, object]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,7 @@ from sfumato.artifacts.bundle import MANIFEST, Bundle
 from sfumato.errors import TrainingError
 from sfumato.lab.models.checkpoint import load_checkpoint
 from sfumato.lab.training import Run, train
+from sfumato.lab.training.engine import never
 from sfumato.lab.training.recipe import AnyRecipe
 from sfumato.progress import Progress, Say, mute, silent
 
@@ -61,14 +63,21 @@ def state_of(run: Run) -> State:
     return State("half done", int(load_checkpoint(run.checkpoint, frozenset({"epoch"}))["epoch"]))
 
 
-def finish_training(recipe: AnyRecipe, run: Run, *, progress: Progress = silent, say: Say = mute) -> None:
-    """Train, or resume a training that was interrupted.
+def finish_training(
+    recipe: AnyRecipe,
+    run: Run,
+    *,
+    until: Callable[[], bool] = never,
+    progress: Progress = silent,
+    say: Say = mute,
+) -> None:
+    """Train, or resume a training that was interrupted; `until` as in `sfumato.lab.training.train`.
 
     Raises:
         SfumatoError: see `sfumato.lab.training.train`.
         Interrupted: Ctrl-C or SIGTERM; the state was saved.
     """
     try:
-        train(recipe, run.folder, resume=run.checkpoint.exists(), progress=progress, say=say)
+        train(recipe, run.folder, resume=run.checkpoint.exists(), until=until, progress=progress, say=say)
     except TrainingError as error:
         raise TrainingError(f"{run.folder}: {error}; move it away to train from the start") from error

@@ -60,6 +60,11 @@ class Options:
     say: Say = mute
 
 
+def never() -> bool:
+    """Return False."""
+    return False
+
+
 @dataclass(frozen=True)
 class Hooks:
     """What is called on the way.
@@ -73,7 +78,7 @@ class Hooks:
 
     before_epoch: Callable[[int], Iterable[nn.Parameter]] = lambda epoch: ()
     after_epoch: Callable[[int], None] = lambda epoch: None
-    until: Callable[[], bool] = lambda: False
+    until: Callable[[], bool] = never
 
 
 @dataclass(frozen=True)
@@ -84,11 +89,13 @@ class Fitted:
         figures: of the last validation.
         history: "epoch", how many were done, and the figures of each validation, the last one included.
         seconds: of all training steps, over all parts of an interrupted run.
+        epochs: that were finished: those of the plan, unless the run was ended early.
     """
 
     figures: dict[str, float]
     history: list[dict[str, float]]
     seconds: float
+    epochs: int = 0
 
 
 def optimizers_of(plan: TrainingRecipe, task: nn.Module, *, steps: int) -> tuple[Optimizer, LRScheduler]:
@@ -179,7 +186,7 @@ def fit(
     figures = loop.run(train, test, augmentation, hooks or Hooks())
     if loop.average is not None:
         loop.average.exchange()
-    return Fitted(figures, loop.history, loop.seconds)
+    return Fitted(figures, loop.history, loop.seconds, loop.epoch)
 
 
 @torch.no_grad()

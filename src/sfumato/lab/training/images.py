@@ -55,7 +55,7 @@ def label_free(recipe: AnyRecipe) -> bool:
 
 
 def load_both(data: DataRecipe, fabric: Fabric, *, label_free: bool) -> tuple[ImageSet, ImageSet]:
-    """Load training and test images into memory; if `label_free`, training labels need not exist, and are all 0.
+    """Load training and test images into memory; if `label_free`, labels need not exist, and training ones are all 0.
 
     Raises:
         DataError: they cannot be loaded.
@@ -73,7 +73,7 @@ def load_both(data: DataRecipe, fabric: Fabric, *, label_free: bool) -> tuple[Im
     )
     with fabric.rank_zero_first(local=True):  # the others then find the decoded images in the cache
         train_set = load(data.source, "train", unlabelled=label_free).subset(data.train_images).half(data.half)
-        test_set = load(data.source, "test").subset(data.test_images)
+        test_set = load(data.source, "test", unlabelled=label_free).subset(data.test_images)
     _warn(fabric, (*train_set.remarks(), *test_set.remarks()))
     if label_free:
         train_set = replace(train_set, names=test_set.names, labels=torch.zeros_like(train_set.labels))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -26,7 +26,7 @@ from sfumato.lab.export.onnx import renew, save_weights
 from sfumato.lab.models.checkpoint import remove_checkpoint
 from sfumato.lab.models.precision import device_name
 from sfumato.lab.training.building import restarted
-from sfumato.lab.training.engine import Fitted, Hooks, Options, fit
+from sfumato.lab.training.engine import Fitted, Hooks, Options, fit, never
 from sfumato.lab.training.export import write_classifier_bundle, write_obfuscator_bundle, write_sketch_bundle
 from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, ObfuscatorRecipe, SketchRecipe
 from sfumato.lab.training.setup import Prepared, Run, launch, prepare, starting_from
@@ -65,6 +65,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     start: Bundle | None = None,
+    until: Callable[[], bool] = never,
     progress: Progress = silent,
     say: Say = mute,
 ) -> Bundle:
@@ -79,6 +80,7 @@ def train(
         resume: continue from the folder's checkpoint.
         overwrite: restart although the folder has a checkpoint.
         start: the bundle of an obfuscator to start from, maybe made for another classifier, instead of fresh weights.
+        until: is asked before each step; True ends the training early, and what was learned so far is written.
         progress: is told of each step; from the first process alone, as `say`.
         say: is given the precision, and a line after each validation.
 
@@ -87,13 +89,17 @@ def train(
         Interrupted: Ctrl-C or SIGTERM; the state was saved.
     """
     options = Options(accelerator, devices, resume, overwrite, progress, say)
-    with training(recipe, folder, options, start) as (made, fitted):
+    with training(recipe, folder, options, start, until) as (made, fitted):
         return _finish(made, fitted, say)
 
 
 @contextmanager
 def training(
-    recipe: AnyRecipe, folder: Path, options: Options, start: Bundle | None = None
+    recipe: AnyRecipe,
+    folder: Path,
+    options: Options,
+    start: Bundle | None = None,
+    until: Callable[[], bool] = never,
 ) -> Iterator[tuple[Prepared, Fitted]]:
     """Train what the recipe says, and lock the folder until the block ends; see `train`."""
     run, resume, overwrite = Run(folder), options.resume, options.overwrite
@@ -119,7 +125,7 @@ def training(
         options.say(f"computes in {precision}")
         made = prepare(recipe, run, fabric, precision, start, options.progress)
         try:
-            fitted = _fit(made, options)
+            fitted = _fit(made, options, until)
         except Interrupted:
             if first:
                 raise
@@ -129,13 +135,15 @@ def training(
         yield made, fitted
 
 
-def _fit(made: Prepared, options: Options) -> Fitted:
+def _fit(made: Prepared, options: Options, until: Callable[[], bool]) -> Fitted:
     recipe, task, run = made.recipe, made.task, made.run
     if not any(p.requires_grad for p in task.parameters()):
         return Fitted({}, [], 0.0)  # photographs for a device that stays as it is
-    hooks = None
+    hooks = Hooks(until=until)
     if isinstance(recipe, ObfuscatorRecipe) and isinstance(task, ObfuscationTask):
-        hooks = Hooks(partial(restarted, recipe, task), partial(_keep_snapshot, recipe.snapshots_every, task, run))
+        hooks = Hooks(
+            partial(restarted, recipe, task), partial(_keep_snapshot, recipe.snapshots_every, task, run), until
+        )
     return fit(
         made.fabric,
         task,
@@ -271,7 +279,7 @@ def _provenance(made: Prepared, fitted: Fitted) -> Provenance:
         }
     return provenance(
         seed=plan.seed,
-        epochs=plan.epochs if fitted.seconds else 0,
+        epochs=fitted.epochs,
         accelerator=device.type,
         precision=str(made.precision),
         device=device_name(device),

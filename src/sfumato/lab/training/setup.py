@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -155,6 +155,10 @@ def prepare(
     fabric.seed_everything(recipe.training.seed, verbose=False)
     frozen, teachers = _frozen_ones(recipe, run, fabric)
     if frozen is not None:  # its classes, in its order
+        if not test_set.labelled:  # then agreement with it is measured
+            test_set = labelled_by(frozen, test_set)
+            train_set = replace(train_set, names=frozen.labels)
+            held_out = held_out and replace(held_out, names=frozen.labels)
         train_set, test_set = train_set.of_classes(frozen.labels), test_set.of_classes(frozen.labels)
         held_out = held_out and held_out.of_classes(frozen.labels)
         size, given = tuple(train_set.sample.images.shape[2:]), frozen.preprocessing

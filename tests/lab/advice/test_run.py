@@ -1,0 +1,161 @@
+"""Advice from a classifier and images to the page: resumed, made again with more time, and bad input."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image
+from typer.testing import CliRunner
+
+from fakes import fake_audit
+from sfumato.artifacts.bundle import OBFUSCATOR_ONNX, Bundle
+from sfumato.cli import commands  # noqa: F401  (the commands register themselves)
+from sfumato.cli.app import app
+from sfumato.errors import ClassifierError, DataError, Interrupted, RecipeError, ResultsError, TrainingError
+from sfumato.lab.advice import measure, nets, run
+from sfumato.lab.advice.run import advise
+from sfumato.lab.advice.schema import Advice
+from sfumato.lab.runs import speed
+from sfumato.lab.runs.trainings import State
+from sfumato.lab.training import load_recipe
+from sfumato.progress import mute, silent
+from synthetic import CLASSES, pixels, png, save_folder
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch, own_caches):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")  # else the command starts the process again
+    monkeypatch.setattr(speed, "_image_seconds", lambda *_: 1e-4)
+    monkeypatch.setattr(measure, "THUMBNAIL_BYTES", (200, 1000))
+    for module in (nets, run):
+        monkeypatch.setattr(module, "WHOLE", 2)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    return save_folder(tmp_path_factory.mktemp("advice") / "photos", train=40, test=16)
+
+
+@pytest.fixture
+def lesson(trained, photos, tmp_path) -> nets.Lesson:
+    place = trained[0].path, str(photos), tmp_path
+    return run._lesson(*place, allow_outside=False, progress=silent, say=mute)[0]
+
+
+def save_tables(folder: Path, label: int | None = None) -> str:
+    """Images as parquet files, all of one label or without labels."""
+    for split, count in (("train", 40), ("test", 16)):
+        images = [{"bytes": png(image), "path": None} for image in pixels(count, seed=len(split))]
+        columns, features = {"image": images}, {"image": Image()}
+        if label is not None:
+            columns, features = columns | {"label": [label] * count}, features | {"label": ClassLabel(names=CLASSES)}
+        Dataset.from_dict(columns, features=Features(features)).to_parquet(folder / f"{split}.parquet")
+    return str(folder)
+
+
+def test_the_command_from_a_classifier_to_a_page_and_again(trained, photos, tmp_path, monkeypatch):
+    arguments = ["advise", str(trained[0].path), "--data", str(photos), "--budget", "nano", "-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert "least bytes" in done.stdout and "an epoch of device-nano takes about" in done.stderr
+    page = (tmp_path / "out" / "advice.html").read_text()
+    assert "no recognisable image leaves" in page and "device-nano 2 of 2 epochs" in page and "--accent" in page
+    first = Advice.read(tmp_path / "out" / "advice.json")
+    assert {part.name for part in first.parts} == {"images", "device-nano", "sketch"}
+    assert {way.kind for way in first.measured.ways} == {
+        *("plain", "thumbnail", "blur", "pixelate", "local", "gate", "sketch")
+    }
+
+    monkeypatch.setattr(nets, "finish_training", lambda *_, **__: pytest.fail("it was finished already"))
+    again = CliRunner().invoke(app, [*arguments, "--json"])
+    assert again.exit_code == 0 and not again.stderr, again.output
+    assert [way["accuracy"] for way in json.loads(again.stdout)["measured"]["ways"]] == [
+        way.accuracy for way in first.measured.ways
+    ]
+
+    sketch = Bundle.load(next(part.bundle for part in first.parts if part.name == "sketch"))
+    found = fake_audit(
+        target={"fingerprint": sketch.files[OBFUSCATOR_ONNX]}, data={"source": str(photos)}, utility=None, mse=0.02
+    )
+    (tmp_path / "out" / "audits" / "sketch").mkdir(parents=True)
+    found.write(tmp_path / "out" / "audits" / "sketch" / "audit.json")
+    audited = advise(str(trained[0].path), str(photos), tmp_path / "out", budget="nano")
+    (way,) = [way for way in audited.measured.ways if way.name == "sketch"]
+    assert way.audit.excess_leakage == pytest.approx(found.best.excess_leakage)
+    with pytest.raises(ResultsError, match="another classifier or other images"):
+        advise(str(trained[0].path), str(save_folder(tmp_path / "others", train=20, test=12)), tmp_path / "out")
+
+
+def test_what_was_interrupted_resumes_and_a_short_training_is_made_again(
+    lesson, trained, photos, tmp_path, monkeypatch
+):
+    trained_for, state = [], State("half done")
+    monkeypatch.setattr(nets, "state_of", lambda run: state)
+
+    def training(recipe, run, **_):
+        trained_for.append(run.folder.name)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        run.checkpoint.write_bytes(b"")
+        raise Interrupted("saved")
+
+    monkeypatch.setattr(nets, "finish_training", training)
+    with pytest.raises(Interrupted):
+        advise(str(trained[0].path), str(photos), tmp_path, budget="nano")
+    assert (tmp_path / "advice.html").exists() and trained_for == ["device-nano-2"]
+    assert nets.plan(lesson, "device-nano", 1) == nets.Planned(nets.Run(tmp_path / "nets/device-nano-2"), 2, False)
+
+    monkeypatch.setattr(nets, "WHOLE", 100)
+    state = State("done")
+    assert nets.plan(lesson, "device-nano", 3).done, "not twice as long"
+    assert nets.plan(lesson, "device-nano", 4) == nets.Planned(nets.Run(tmp_path / "nets/device-nano-4"), 4, False)
+    assert nets.plan(lesson, "device-paper", 0) is None
+    assert [nets.epochs_within(seconds, 10) for seconds in (5, 60, 1e9)] == [0, 5, 100]
+
+
+def test_a_training_whose_time_is_up_is_a_lower_bound(lesson):
+    planned = nets.plan(lesson, "device-nano", 2)
+    part = nets.make(lesson, "device-nano", planned, 0.0, "", silent, mute)
+    assert part.finished == 0 and Bundle.load(part.bundle).kind == "classifier"
+
+
+def test_images_without_labels_give_agreement(trained, tmp_path):
+    source = save_tables(tmp_path / "photos")
+    found = advise(str(trained[0].path), source, tmp_path / "out", budget="nano")
+    assert found.measured.measure == "agreement"
+    assert {way.name: way.accuracy for way in found.measured.ways}["plain image"] == 1.0
+    assert {"device-nano", "sketch"} <= {way.name for way in found.measured.ways}
+
+
+def test_bad_input_is_refused_before_anything_is_trained(trained, photos, tmp_path, monkeypatch):
+    classifier = str(trained[0].path)
+    monkeypatch.setattr(nets, "finish_training", lambda *_, **__: pytest.fail("nothing is to be trained"))
+    for more, error, says in (
+        ({"minutes": 0.001}, TrainingError, "too short.* give at least --minutes 0.1"),
+        ({"budget": "1e5"}, RecipeError, "the smallest, device-nano, takes 2,4"),
+        ({"budget": "tiny"}, RecipeError, "'tiny' is unknown; give one of nano, paper, large"),
+    ):
+        with pytest.raises(error, match=says):
+            advise(classifier, str(photos), tmp_path / "out", **more)
+    with pytest.raises(DataError, match="of one class"):
+        advise(classifier, save_tables(tmp_path / "one", label=0), tmp_path / "two")
+    monkeypatch.setattr(run, "classify", lambda served, test, **_: torch.nn.functional.one_hot((test.labels + 1) % 4))
+    with pytest.raises(ClassifierError, match="no better than the most frequent class alone"):
+        advise(classifier, str(photos), tmp_path / "three")
+
+
+def test_a_budget_in_operations_takes_what_fits(lesson):
+    assert lesson.nets("2.5e6") == ["device-nano"] and lesson.nets("6e7") == lesson.nets("large")
+
+
+def test_the_schedule_is_that_of_the_recipes(lesson):
+    for name in ("device-nano", "device-paper", "device-large"):
+        made = replace(lesson, images=50_000).recipe(name, 100)
+        known = load_recipe(
+            Path(f"recipes/cifar10-{name}.toml"), ["training.int8_epochs=0", "training.validate_every=100"]
+        )
+        assert made.training == known.training
+        assert made.data.augmentation == known.data.augmentation
