@@ -141,8 +141,14 @@ def _client(folder: Path, onnx_file: Path) -> Client:
     response = wire.encode_response(wire.InferResponse("timed", (logits,)), asked)
     headers = {name.lower(): value for name, value in response.headers().items()}
     transport = client._endpoint._transport  # type: ignore[attr-defined]
-    transport.get = lambda path: Reply(200, {}, wire.encode_metadata(metadata))
-    transport.request = lambda *_: Reply(200, headers, response.body)
+
+    async def get(path: str) -> Reply:
+        return Reply(200, {}, wire.encode_metadata(metadata))
+
+    async def request(*_: object) -> Reply:
+        return Reply(200, headers, response.body)
+
+    transport.get, transport.request = get, request
     return client
 
 

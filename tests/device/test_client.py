@@ -28,6 +28,7 @@ from recording import (
 )
 from sfumato.artifacts.bundle import Bundle
 from sfumato.device import Client, FingerprintWarning, Obfuscator, prepare
+from sfumato.device.blocking import finished
 from sfumato.errors import (
     BundleError,
     EndpointError,
@@ -49,6 +50,8 @@ from tiny import (
     sure_image,
     unsure_image,
 )
+
+pytestmark = pytest.mark.usefixtures("both_clients")
 
 IMAGE = image(11)
 TOKEN = "s3cret-token"
@@ -284,7 +287,7 @@ MISBEHAVIOURS: dict[str, tuple[Behaviour, type[EndpointError]]] = {
     "500": (status_of(500), EndpointFailed),
     "503": (status_of(503, Retry_After="99999999999999"), EndpointFailed),
     "redirect": (status_of(307, Location="/v2/elsewhere"), EndpointRefused),
-    "204": (status_of(204), EndpointResponseInvalid),
+    "204": (lambda exchange: exchange.reply(204), EndpointResponseInvalid),
     "html": (body_of(b"<html><body>Welcome</body></html>"), EndpointResponseInvalid),
     "nothing": (body_of(b""), EndpointResponseInvalid),
     "json": (body_of(b'{"hello": 1}'), EndpointResponseInvalid),
@@ -384,7 +387,7 @@ def test_nothing_is_sent_of_a_bad_image(obfuscator_bundle: Bundle) -> None:
 def test_only_obfuscated_images_can_be_sent(obfuscator_bundle: Bundle) -> None:
     raw = prepare(IMAGE, PREPROCESSING)
     with recording() as server, client(server, obfuscator_bundle) as it, pytest.raises(TypeError):
-        it._send([Obfuscator(obfuscator_bundle).obfuscate(IMAGE), raw], obfuscate_ms=0.0)  # type: ignore[list-item]
+        finished(it._send([Obfuscator(obfuscator_bundle).obfuscate(IMAGE), raw], obfuscate_ms=0.0))  # type: ignore[list-item]
     assert server.recorded == b""
 
 
@@ -443,6 +446,72 @@ def test_it_waits_as_long_as_the_server_asks(obfuscator_bundle: Bundle) -> None:
         start = time.monotonic()
         it.classify(IMAGE)
         assert 1.0 <= time.monotonic() - start < 1.9
+
+
+# --- other options, and the end -------------------------------------------------------------------
+
+
+def test_other_options_go_over_the_same_connection(gated_bundle: Bundle) -> None:
+    addresses: list[Any] = []
+
+    def failing_at_first(exchange: Exchange) -> None:
+        addresses.append(exchange.client_address)
+        (status_of(503) if len(addresses) == 1 else respond_with(logits))(exchange)
+
+    with recording(infer=failing_at_first) as server, client(server, gated_bundle, retries=0) as it:
+        with pytest.raises(EndpointFailed):
+            it.classify(unsure_image())
+        other = it.with_options(gate=False, retries=1, timeout_s=1.0)
+        assert it.classify(sure_image()).predicted_by == "device"
+        assert other.classify(sure_image()).predicted_by == "cloud"
+        assert (it.gate_enabled, other.gate_enabled) == (True, False)
+    assert len(set(addresses)) == 1 and server.paths.count("/v2/models/tiny") == 1
+
+
+@pytest.mark.parametrize(("options", "behaviour", "most_s"), [({"retries": 2}, 503, 9.0), ({"timeout_s": 0.2}, 0, 0.5)])
+def test_other_options_hold_for_the_other_client_alone(
+    options: dict[str, Any], behaviour: int, most_s: float, obfuscator_bundle: Bundle
+) -> None:
+    def bad(exchange: Exchange) -> None:
+        time.sleep(0 if behaviour else 0.7)
+        exchange.reply(behaviour or 400)
+
+    with recording(infer=bad) as server, client(server, obfuscator_bundle) as it:
+        start = time.monotonic()
+        with pytest.raises((EndpointFailed, EndpointUnreachable)):
+            it.with_options(**options).classify(IMAGE)
+        assert time.monotonic() - start < most_s
+        sent = sum(path.endswith("infer") for path in server.paths)
+        assert sent == 1 + options.get("retries", 0)
+        with pytest.raises((EndpointFailed, EndpointRefused)):
+            it.classify(IMAGE)
+        assert sum(path.endswith("infer") for path in server.paths) == sent + 1
+
+
+@pytest.mark.parametrize("options", [{"timeout_s": 0}, {"timeout_s": float("nan")}, {"retries": -1}])
+def test_other_options_are_checked(options: dict[str, Any], obfuscator_bundle: Bundle) -> None:
+    with recording() as server, client(server, obfuscator_bundle) as it, pytest.raises(EndpointError):
+        it.with_options(**options)
+
+
+def test_a_closed_client_sends_nothing_and_says_so(gated_bundle: Bundle) -> None:
+    with recording() as server, client(server, gated_bundle) as it:
+        other = it.with_options(retries=1)
+        other.close()
+        for closed in (it, other):
+            for ask in (lambda: closed.classify(unsure_image()), closed.check, closed.metadata):  # noqa: B023
+                with pytest.raises(EndpointError, match="the client is closed"):
+                    ask()
+            assert closed.classify(sure_image()).predicted_by == "device"
+    assert server.recorded == b""
+
+
+def test_a_warning_points_at_the_code_that_called(obfuscator_bundle: Bundle) -> None:
+    told = metadata(parameters={"fingerprint": "sha256:0"})
+    with recording(tiny=lambda e: e.reply(200, told)) as server, client(server, obfuscator_bundle) as it:
+        with pytest.warns(FingerprintWarning) as caught:
+            it.classify(IMAGE)
+        assert "sfumato/device" not in caught[0].filename
 
 
 # --- addresses and tokens -------------------------------------------------------------------------

@@ -107,6 +107,7 @@ def test_an_error_of_the_camera_comes_after_the_answers_before_it() -> None:
         next(predictions)
 
 
+@pytest.mark.usefixtures("both_clients")
 def test_at_least_one(obfuscator_bundle: Bundle) -> None:
     with (
         recording() as server,
@@ -116,6 +117,7 @@ def test_at_least_one(obfuscator_bundle: Bundle) -> None:
         it.classify_many(IMAGES, in_flight=0)
 
 
+@pytest.mark.usefixtures("both_clients")
 def test_a_client_answers_many(obfuscator_bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     with recording() as server, client(server, obfuscator_bundle) as it:
         predictions = list(it.classify_many(iter(IMAGES), in_flight=4))
@@ -126,6 +128,7 @@ def test_a_client_answers_many(obfuscator_bundle: Bundle, caplog: pytest.LogCapt
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+@pytest.mark.usefixtures("both_clients")
 def test_images_handled_on_device_are_not_sent(gated_bundle: Bundle) -> None:
     with recording() as server, client(server, gated_bundle) as it:
         predictions = it.classify_many([sure_image(1), unsure_image(), sure_image(2)])
@@ -133,6 +136,7 @@ def test_images_handled_on_device_are_not_sent(gated_bundle: Bundle) -> None:
     assert sum(path.endswith("infer") for path in server.paths) == 1
 
 
+@pytest.mark.usefixtures("both_clients")
 def test_another_classifier_is_said_once(obfuscator_bundle: Bundle) -> None:
     told = metadata(parameters={"fingerprint": "sha256:0"})
     with (
@@ -157,6 +161,7 @@ def dies_after(requests: int) -> Any:
     return behave
 
 
+@pytest.mark.usefixtures("both_clients")
 def test_a_server_that_dies_half_way(obfuscator_bundle: Bundle) -> None:
     answered = []
     with recording(infer=dies_after(5)) as server, client(server, obfuscator_bundle) as it:
@@ -170,6 +175,7 @@ def test_a_server_that_dies_half_way(obfuscator_bundle: Bundle) -> None:
     assert leaks_any(server.recorded) == set()
 
 
+@pytest.mark.usefixtures("both_clients")
 def test_one_that_never_answers_costs_one_timeout_and_not_one_for_each(obfuscator_bundle: Bundle) -> None:
     def silent(exchange: Exchange) -> None:
         time.sleep(1.5)
@@ -182,6 +188,7 @@ def test_one_that_never_answers_costs_one_timeout_and_not_one_for_each(obfuscato
     assert leaks_any(server.recorded) == set()
 
 
+@pytest.mark.usefixtures("both_clients")
 def test_ending_early_waits_for_what_is_underway_and_sends_no_more(obfuscator_bundle: Bundle) -> None:
     with recording() as server, client(server, obfuscator_bundle) as it:
         predictions = it.classify_many(itertools.cycle(IMAGES), in_flight=3)

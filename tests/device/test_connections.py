@@ -18,6 +18,8 @@ from sfumato.device import Client
 from sfumato.errors import EndpointError, EndpointUnreachable
 from tiny import LABELS, image
 
+pytestmark = pytest.mark.usefixtures("both_clients")
+
 IMAGE = image(11)
 
 

@@ -151,6 +151,7 @@ def in_time() -> Iterator[None]:
     assert time.monotonic() - start < MOST_S
 
 
+@pytest.mark.usefixtures("both_clients")
 @pytest.mark.parametrize("name", FAULTS)
 def test_http(name: str, obfuscator_bundle: Bundle) -> None:
     fault, error = FAULTS[name]
@@ -201,6 +202,7 @@ def another(**changes: str) -> Callable[[Exchange], None]:
     return behave
 
 
+@pytest.mark.usefixtures("both_clients")
 @pytest.mark.parametrize("name", ANOTHERS)
 def test_a_response_to_another_request_closes_the_connection(name: str, obfuscator_bundle: Bundle) -> None:
     answers = iter([another(), another(**ANOTHERS[name]), another()])
@@ -218,6 +220,7 @@ def test_a_response_to_another_request_closes_the_connection(name: str, obfuscat
     assert sockets[0] == sockets[1] != sockets[2]
 
 
+@pytest.mark.usefixtures("both_clients")
 def test_two_requests_whose_responses_are_exchanged(obfuscator_bundle: Bundle) -> None:
     both, ids = threading.Barrier(2), []
 
@@ -238,6 +241,7 @@ def test_two_requests_whose_responses_are_exchanged(obfuscator_bundle: Bundle) -
     assert len(set(ids)) == 2, "each request has an id of its own"
 
 
+@pytest.mark.usefixtures("both_clients")
 def test_a_response_that_comes_twice_is_not_taken_for_the_next_one(obfuscator_bundle: Bundle) -> None:
     def twice(exchange: Exchange) -> None:
         another()(exchange)
@@ -254,11 +258,13 @@ def test_a_response_that_comes_twice_is_not_taken_for_the_next_one(obfuscator_bu
                 assert found == pytest.approx(expected_probabilities(one), abs=1e-4)
 
 
+@pytest.mark.usefixtures("both_clients")
 def test_a_server_that_repeats_no_id_is_believed(obfuscator_bundle: Bundle) -> None:
     with recording(infer=another(id="")) as server, Client(server.url, obfuscator_bundle, retries=0) as it:
         assert it.classify(IMAGE).label in tiny.LABELS
 
 
+@pytest.mark.usefixtures("both_clients")
 def test_a_version_that_was_loaded_since_is_asked_for_its_metadata(obfuscator_bundle: Bundle) -> None:
     told = iter([metadata(), metadata(versions=["7"], parameters={"fingerprint": "sha256:0"})])
     with (
@@ -272,6 +278,7 @@ def test_a_version_that_was_loaded_since_is_asked_for_its_metadata(obfuscator_bu
 # --- before there is a response -------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("both_clients")
 def test_a_name_that_is_looked_up_for_ever(obfuscator_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(DRIP_S * DRIPS))
     with (
@@ -282,6 +289,7 @@ def test_a_name_that_is_looked_up_for_ever(obfuscator_bundle: Bundle, monkeypatc
         it.classify(IMAGE)
 
 
+@pytest.mark.usefixtures("both_clients")
 @pytest.mark.parametrize("scheme", ["https", "grpcs", "grpc"])
 def test_a_handshake_that_never_ends(scheme: str, obfuscator_bundle: Bundle) -> None:
     if scheme.startswith("grpc"):
@@ -305,6 +313,7 @@ def test_a_handshake_that_never_ends(scheme: str, obfuscator_bundle: Bundle) -> 
             it.classify(IMAGE)
 
 
+@pytest.mark.usefixtures("both_clients")
 def test_one_deadline_for_metadata_retries_and_pauses(obfuscator_bundle: Bundle) -> None:
     def slow(exchange: Exchange) -> None:
         time.sleep(0.25)

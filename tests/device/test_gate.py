@@ -24,6 +24,8 @@ from tiny import (
     unsure_image,
 )
 
+pytestmark = pytest.mark.usefixtures("both_clients")
+
 TOKEN = "s3cret-token"
 MIXED = [unsure_image(0), sure_image(1), sure_image(2), unsure_image(3), sure_image(4)]
 SENT = (0, 3)

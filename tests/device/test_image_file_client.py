@@ -22,6 +22,7 @@ from sfumato.artifacts import shipped
 from sfumato.artifacts.bundle import CLASSIFIER_ONNX, Bundle
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.device import Client, FileClient, Obfuscator
+from sfumato.device.blocking import finished
 from sfumato.device.image import from_pixels
 from sfumato.errors import (
     BundleError,
@@ -254,7 +255,7 @@ def test_only_obfuscated_images_can_be_sent(bundle: Bundle) -> None:
     with recording() as server, client(server, bundle) as it:
         for wrong in (IMAGE, of_floats):
             with pytest.raises(TypeError):
-                it._send([wrong], obfuscate_ms=0.0)  # type: ignore[list-item]
+                finished(it._send([wrong], obfuscate_ms=0.0))  # type: ignore[list-item]
     assert server.recorded == b""
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sfumato.artifacts.plugins import lazy
 
 if TYPE_CHECKING:
+    from sfumato.device.async_client import AsyncClient
     from sfumato.device.client import Client, EndpointStatus, FingerprintWarning
     from sfumato.device.image import load_image, prepare
     from sfumato.device.image_file_client import FileClient
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from sfumato.device.predictions import Prediction
 
 __all__ = [
+    "AsyncClient",
     "Client",
     "Decision",
     "EndpointStatus",
@@ -30,6 +32,7 @@ __all__ = [
 __getattr__, __dir__ = lazy(
     __name__,
     {
+        "sfumato.device.async_client": "AsyncClient",
         "sfumato.device.client": "Client EndpointStatus FingerprintWarning",
         "sfumato.device.image": "load_image prepare",
         "sfumato.device.image_file_client": "FileClient",

@@ -12,7 +12,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextvars import ContextVar
 from typing import Any, cast
 
@@ -83,7 +83,8 @@ class _HttpConnection(HTTPConnection):
     def _new_conn(self) -> socket.socket:
         """Connect to the first address that responds."""
         try:
-            addresses = _addresses(self._dns_host.strip("[]"), self.port)
+            found = look_up(self._dns_host.strip("[]"), self.port)
+            addresses = found.result(min(left_s(), threading.TIMEOUT_MAX))
         except TimeoutError:
             raise ConnectTimeoutError(self, f"the look-up of {self.host} took too long") from None
         except (OSError, UnicodeError) as error:
@@ -132,15 +133,20 @@ def connection_pool(*, tls: ssl.SSLContext | None, proxy: str | None, kept: int)
     return pool
 
 
-def _addresses(host: str, port: int) -> list[Any]:
-    """Look a name up in a thread of its own: the system's resolver knows no deadline."""
+def look_up(host: str, port: int, family: int = socket.AF_UNSPEC) -> Future[list[Any]]:
+    """Look a name up in a thread of its own: the system's resolver knows no deadline.
+
+    Returns:
+        What `socket.getaddrinfo` gives, once it does.
+    """
     found: Future[list[Any]] = Future()
 
-    def look_up() -> None:
-        try:
-            found.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except BaseException as error:
-            found.set_exception(error)
+    def run() -> None:
+        with contextlib.suppress(InvalidStateError):  # nobody waits for it any more
+            try:
+                found.set_result(socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM))
+            except BaseException as error:
+                found.set_exception(error)
 
-    threading.Thread(target=look_up, name="sfumato-looks-up", daemon=True).start()
-    return found.result(min(left_s(), threading.TIMEOUT_MAX))
+    threading.Thread(target=run, name="sfumato-looks-up", daemon=True).start()
+    return found

@@ -6,11 +6,12 @@ name server may hand out.
 
 from __future__ import annotations
 
+import copy
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from sfumato.device.deadline import deadline, left_s
 from sfumato.device.predictions import InferResult, check_origin, new_request_id
 from sfumato.device.transport import (
     BACKOFF_S,
+    CallOptions,
     Connection,
     ConnectionOptions,
     checked_url,
@@ -84,7 +86,7 @@ class GrpcEndpoint:
             raise EndpointError("a gRPC address must look like grpcs://host:port, with a port and without a path")
         self._connection = to = Connection(url=url, **options)
         self.server = to.server
-        self._settings = [
+        settings = [
             *_CHANNEL,
             # Its name says otherwise, but this is also how long connecting may take: as long as the call.
             ("grpc.min_reconnect_backoff_ms", min(round(to.timeout_s * 1000) or 1, _MOST_MS)),
@@ -92,27 +94,23 @@ class GrpcEndpoint:
             ("grpc.enable_http_proxy", int(to.proxy is not None)),
             *([] if to.proxy is None else [("grpc.http_proxy", to.proxy)]),
         ]
-        self._credentials = _credentials(to) if to.secure else None
-        self._open()
+        self._channel = _Channel(f"dns:///{url.host}:{url.port}", _credentials(to) if to.secure else None, settings)
         self._call_metadata = () if to.token is None else (("authorization", f"Bearer {to.token}"),)
 
-    def _open(self) -> None:
-        url = self._connection.url
-        target = f"dns:///{url.host}:{url.port}"
-        if self._credentials is None:
-            self._channel = grpc.insecure_channel(target, options=self._settings)
-        else:
-            self._channel = grpc.secure_channel(target, self._credentials, options=self._settings)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+    def with_options(self, options: CallOptions) -> Self:
+        """See `AsyncEndpoint`."""
+        other = copy.copy(self)
+        other._connection = self._connection.changed(options)
+        return other
 
-    def check_ready(self) -> None:
-        """See `Endpoint`."""
-        if not self._ask(self._stub.ServerReady, service_pb2.ServerReadyRequest()).ready:
+    async def check_ready(self) -> None:
+        """See `AsyncEndpoint`."""
+        if not (await self._ask("ServerReady", service_pb2.ServerReadyRequest())).ready:
             raise errors.EndpointFailed(f"{self.server} says that it is not ready")
 
-    def metadata(self, model: str) -> ModelMetadata:
-        """See `Endpoint`."""
-        reply = self._ask(self._stub.ModelMetadata, service_pb2.ModelMetadataRequest(name=model))
+    async def metadata(self, model: str) -> ModelMetadata:
+        """See `AsyncEndpoint`."""
+        reply = await self._ask("ModelMetadata", service_pb2.ModelMetadataRequest(name=model))
         try:
             return ModelMetadata(
                 name=fields.name(reply.name, "the model's name"),
@@ -124,15 +122,15 @@ class GrpcEndpoint:
         except WireError as error:
             raise errors.EndpointResponseInvalid(f"the metadata of {self.server} is malformed: {error}") from None
 
-    def infer(self, model: str, tensor: Tensor, output_name: str | None) -> InferResult:
-        """See `Endpoint`."""
+    async def infer(self, model: str, tensor: Tensor, output_name: str | None) -> InferResult:
+        """See `AsyncEndpoint`."""
         request = service_pb2.ModelInferRequest(model_name=model, id=new_request_id())
         request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         request.raw_input_contents.append(np.asarray(tensor.array, DTYPES[tensor.datatype], order="C").tobytes())
         if output_name is not None:
             request.outputs.add(name=output_name)
         start = time.perf_counter()
-        reply = self._ask(self._stub.ModelInfer, request)
+        reply = await self._ask("ModelInfer", request)
         round_trip_ms = (time.perf_counter() - start) * 1000
         try:
             response = InferResponse(
@@ -143,36 +141,39 @@ class GrpcEndpoint:
             )
             check_origin(response, request_id=request.id, model=model)
         except (WireError, errors.EndpointResponseInvalid) as error:
-            self.reconnect()
+            await self.reconnect()
             raise errors.EndpointResponseInvalid(f"{self.server}: {error}") from None
         return InferResult(response, request.ByteSize(), round_trip_ms)
 
-    def reconnect(self) -> None:
-        """See `Endpoint`."""
-        old = self._channel
-        self._open()
-        old.close()
+    async def reconnect(self) -> None:
+        """See `AsyncEndpoint`."""
+        self._channel.reopen()
 
-    def close(self) -> None:
-        """See `Endpoint`."""
+    async def close(self) -> None:
+        """See `AsyncEndpoint`."""
         self._channel.close()
 
-    def _ask(self, method: Callable[..., Any], request: Any) -> Any:
+    async def _ask(self, method: str, request: Any) -> Any:
         """Make one call, again if that can help."""
+        attempt = 0
+        self._connection.budget.add()
         with deadline(self._connection.timeout_s):
-            for attempt in range(self._connection.retries + 1):
+            while True:
                 try:
-                    return method(request, timeout=left_s(), metadata=self._call_metadata)
+                    call = getattr(self._channel.stub, method)
+                    return call(request, timeout=left_s(), metadata=self._call_metadata)
                 except grpc.RpcError as error:
                     failed = self._error(error)
                     if error.code() not in _RETRIED or _is_too_long(error):
-                        break
+                        raise failed from None
                 except ValueError:  # closed by another thread, which was sent a foreign response
-                    failed = errors.EndpointUnreachable(f"the connection to {self.server} was closed")
-                    break
-                if attempt == self._connection.retries or not self._connection.pause(attempt):
-                    break
-            raise failed
+                    closed = errors.EndpointUnreachable(f"the connection to {self.server} was closed")
+                    raise closed from None
+                pause_s = self._connection.pause_s(attempt)
+                if pause_s is None:
+                    raise failed
+                time.sleep(pause_s)
+                attempt += 1
 
     def _error(self, error: Any) -> EndpointError:
         code = error.code()
@@ -194,6 +195,29 @@ class GrpcEndpoint:
         if code in _REFUSED:
             return errors.EndpointRefused(what + reason)
         return errors.EndpointFailed(what + reason)
+
+
+class _Channel:
+    """A channel that can be replaced; endpoints that differ in their options share one."""
+
+    def __init__(self, target: str, credentials: Any, settings: list[tuple[str, Any]]) -> None:
+        self._target, self._credentials, self._settings = target, credentials, settings
+        self._open()
+
+    def _open(self) -> None:
+        if self._credentials is None:
+            self._channel = grpc.insecure_channel(self._target, options=self._settings)
+        else:
+            self._channel = grpc.secure_channel(self._target, self._credentials, options=self._settings)
+        self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    def reopen(self) -> None:
+        old = self._channel
+        self._open()
+        old.close()
+
+    def close(self) -> None:
+        self._channel.close()
 
 
 def _is_too_long(error: Any) -> bool:

@@ -13,17 +13,18 @@ from typing import Any, Unpack
 import numpy as np
 
 from sfumato.artifacts.bundle import Bundle
-from sfumato.device.client import BaseClient
+from sfumato.device.client import BlockingClient
 from sfumato.device.file_responses import ResponseFormat, read_file_response
 from sfumato.device.image import EightBit
 from sfumato.device.image_files import FileFormat, ImageFile, Request, Style, encode_image
 from sfumato.device.obfuscator import ObfuscatedImage, Obfuscator
 from sfumato.device.predictions import Prediction
-from sfumato.device.transport import ConnectionOptions, Transport
+from sfumato.device.transport import CallOptions, ConnectionOptions
+from sfumato.device.urllib3_transport import Urllib3Transport
 from sfumato.errors import EndpointError, EndpointResponseInvalid
 
 
-class FileClient(BaseClient):
+class FileClient(BlockingClient):
     """Classifies images at an endpoint that takes image files and responds in JSON; one request for each image.
 
     Args:
@@ -84,21 +85,25 @@ class FileClient(BaseClient):
         super().__init__(obfuscator, gate=gate)
         # The transport takes servers and drops a slash at the end, which for an address of one path can matter.
         self._path = "/" if url.endswith("/") else ""
-        self._transport = Transport(url, **connection)
+        self._transport = Urllib3Transport(url, **connection)
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._transport.close()
+    async def _disconnect(self) -> None:
+        await self._transport.close()
 
-    def _transmit(self, images: Sequence[ObfuscatedImage], obfuscate_ms: float) -> list[Prediction]:
+    def _set_options(self, options: CallOptions) -> None:
+        self._transport = self._transport.with_options(options)
+
+    async def _transmit(self, images: Sequence[ObfuscatedImage], obfuscate_ms: float) -> list[Prediction]:
         if not all(image.tensor.ndim == 3 and image.tensor.dtype == np.uint8 for image in images):
             raise TypeError("only obfuscated images of 8 bits may be sent")
-        return [self._transmit_one(encode_image(image.tensor, self._file_format), obfuscate_ms) for image in images]
+        return [
+            await self._transmit_one(encode_image(image.tensor, self._file_format), obfuscate_ms) for image in images
+        ]
 
-    def _transmit_one(self, file: ImageFile, obfuscate_ms: float) -> Prediction:
+    async def _transmit_one(self, file: ImageFile, obfuscate_ms: float) -> Prediction:
         body, headers = self._request.body(file)
         start = time.perf_counter()
-        reply = self._transport.request("POST", self._path, body, {"Accept": "application/json", **headers})
+        reply = await self._transport.request("POST", self._path, body, {"Accept": "application/json", **headers})
         round_trip_ms = (time.perf_counter() - start) * 1000
         labels = self.bundle.labels
         try:

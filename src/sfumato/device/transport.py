@@ -1,25 +1,31 @@
-"""HTTP as a device needs it: bounded, retried, never redirected; every failure is a kind of `EndpointError`."""
+"""HTTP as a device needs it: bounded, retried, never redirected; every failure is a kind of `EndpointError`.
+
+Nothing here sends: `urllib3_transport` and `aiohttp_transport` do. All else is written once, as coroutines, so that the
+blocking and the asynchronous client cannot drift apart; see `blocking`.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import ipaddress
 import os
 import random
 import re
 import ssl
-import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Self, TypedDict, Unpack
 
-import urllib3
+from urllib3.exceptions import LocationParseError
 from urllib3.util import Url, parse_url
 from urllib3.util.ssl_ import create_urllib3_context
 
-from sfumato.device.deadline import connection_pool, deadline, is_over, left_s
+from sfumato.device.deadline import deadline, left_s
+from sfumato.device.retry_budget import RetryBudget
 from sfumato.errors import (
     EndpointError,
     EndpointFailed,
@@ -36,8 +42,6 @@ BACKOFF_S = 0.1
 TIMEOUT_S = 10.0
 _RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
 """500, too: a proxy says so when its server dies over a request. Repeating an inference request is harmless."""
-_CHUNK_BYTES = 2**16
-_KEPT_CONNECTIONS = 32  # made only when several threads ask at once
 _MAX_REASON_CHARS = 200
 
 
@@ -58,7 +62,8 @@ class ConnectionOptions(TypedDict, total=False):
         timeout_s: for a whole call: looking up the name, connecting, TLS, sending, the response to its last byte,
             further attempts with the pauses before them, and what the first call asks the server of itself; by default
             10.
-        retries: further attempts after a broken connection, or status 429, 500, 502, 503 or 504; by default 2.
+        retries: further attempts after a broken connection, or status 429, 500, 502, 503 or 504; by default 2. The
+            calls of a client together make no more than its `RetryBudget` allows.
         ca_file: PEM file with the authorities to trust instead of the system's.
         cert_file: PEM file with the client's own certificate chain, for servers that ask for one.
         key_file: PEM file with its private key, not encrypted; by default in `cert_file`.
@@ -78,9 +83,16 @@ class ConnectionOptions(TypedDict, total=False):
     max_response_bytes: int
 
 
+class CallOptions(TypedDict, total=False):
+    """Those of the `ConnectionOptions` that may differ from call to call on the same connections."""
+
+    timeout_s: float
+    retries: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """A server's address with `ConnectionOptions`.
+    """A server's address with `ConnectionOptions`, and the `budget` for further attempts.
 
     Raises:
         EndpointError: the token, a file, the proxy, the time or the number of retries cannot be used, or the token
@@ -97,6 +109,7 @@ class Connection:
     proxy: str | None = None
     allow_insecure_token: bool = False
     max_response_bytes: int = MAX_RESPONSE_BYTES
+    budget: RetryBudget = field(default_factory=RetryBudget, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.token is not None:
@@ -166,16 +179,29 @@ class Connection:
                 ) from None
         return context
 
-    def pause(self, attempt: int, least_s: float = 0.0) -> bool:
-        """Wait before the next attempt: longer each time, and not all devices equally long.
+    def changed(self, options: CallOptions) -> Connection:
+        """Return the same connection with other options; it has the same budget.
 
-        Return False, at once, if the call has less time than that.
+        Raises:
+            EndpointError: one of them cannot be used.
         """
-        pause_s = max(least_s, BACKOFF_S * 2**attempt * random.uniform(1, 1.5))
-        if pause_s >= left_s():
-            return False
-        time.sleep(pause_s)
-        return True
+        return replace(self, **options)
+
+    def pause_s(self, attempt: int, asked_s: float = 0.0) -> float | None:
+        """Return how long to wait before the next attempt: longer each time, and not equally long on all devices.
+
+        Args:
+            attempt: further attempts that were made already.
+            asked_s: how long the server asks to wait at least.
+
+        Returns:
+            None if there is to be no further attempt: `retries` were made, the call has less time than that, or the
+            budget is used up.
+        """
+        pause_s: float = max(asked_s, BACKOFF_S * 2**attempt * random.uniform(1, 1.5))
+        if attempt >= self.retries or pause_s >= left_s() or not self.budget.take():
+            return None
+        return pause_s
 
     def without_token(self, text: str) -> str:
         """Remove the token, which a proxy may have quoted back."""
@@ -194,11 +220,8 @@ class Connection:
         return EndpointUnreachable(f"{self.server} did not respond{how} within {self.timeout_s:g} s")
 
 
-class Transport:
+class Transport(ABC):
     """Talks to one server over HTTP.
-
-    urllib3's own retries are switched off: before each of them it reads the refused response to its end, however
-    long a hostile server makes it.
 
     Args:
         server_url: `http://` or `https://`, host, and a path prefix if the server has one.
@@ -212,18 +235,21 @@ class Transport:
         self.connection = to = Connection(url=checked_url(server_url, ("http", "https")), **options)
         self.server = to.server
         self._base = self.server + (to.url.path or "").rstrip("/")
-        self._headers = {} if to.token is None else {"Authorization": f"Bearer {to.token}"}
-        self._pool = connection_pool(tls=to.tls() if to.secure else None, proxy=to.proxy, kept=_KEPT_CONNECTIONS)
+        self._headers = {"Accept-Encoding": "identity"}
+        if to.token is not None:
+            self._headers["Authorization"] = f"Bearer {to.token}"
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._pool.clear()
+    def with_options(self, options: CallOptions) -> Self:
+        """Return a transport with other options over the same connections."""
+        other = copy.copy(self)
+        other.connection = self.connection.changed(options)
+        return other
 
-    def get(self, path: str) -> Reply:
+    async def get(self, path: str) -> Reply:
         """Fetch a path. Raise as `request` does."""
-        return self.request("GET", path, None, {})
+        return await self.request("GET", path, None, {})
 
-    def request(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Reply:
+    async def request(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Reply:
         """Send one request, again if that can help, and return the response if its status is 200.
 
         Raises:
@@ -232,64 +258,55 @@ class Transport:
             EndpointFailed: status 5xx.
             EndpointResponseInvalid: the response breaks off, is too long, or has another status.
         """
+        attempt = 0
+        self.connection.budget.add()
         with deadline(self.connection.timeout_s):
-            for attempt in range(self.connection.retries + 1):
+            while True:
                 try:
-                    reply = self._once(method, path, body, headers)
+                    reply = await self._once(method, self._base + path, body, {**self._headers, **headers})
                     if reply.status == 200:
                         return reply
                     error, retry_after = self._error(reply), reply.headers.get("retry-after", "").strip()
                     if reply.status not in _RETRIED_STATUSES:
                         raise error
-                except _Lost as lost:
+                except Lost as lost:
                     error, retry_after = lost.error, ""
                 asked_s = float(retry_after) if re.fullmatch(r"[0-9]{1,9}", retry_after) else 0.0
-                if attempt == self.connection.retries or not self.connection.pause(attempt, asked_s):
-                    break
-            raise error
+                pause_s = self.connection.pause_s(attempt, asked_s)
+                if pause_s is None:
+                    raise error
+                await self._sleep(pause_s)
+                attempt += 1
 
-    def _once(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Reply:
-        try:
-            response = self._pool.request(
-                method,
-                self._base + path,
-                body=body,
-                headers={**self._headers, **headers},
-                redirect=False,
-                preload_content=False,
-                decode_content=False,
-            )
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            if is_over():
-                raise self.connection.late() from None
-            if isinstance(error, urllib3.exceptions.SSLError):
-                raise EndpointUnreachable(
-                    f"no secure connection to {self.server}: it does not speak TLS, its certificate is not trusted, or "
-                    "it does not accept this client's"
-                ) from None
-            raise _Lost(EndpointUnreachable(f"no connection to {self.server} ({type(error).__name__})")) from None
-        try:
-            content = self._read(response)
-        except (EndpointError, _Lost):
-            response.close()  # a connection with unread bytes on it must not be used again
-            raise
-        finally:
-            response.release_conn()
-        return Reply(response.status, {key.lower(): value for key, value in response.headers.items()}, content)
+    @abstractmethod
+    async def close(self) -> None:
+        """Close the connections, each once no request is using it; further requests make new ones."""
 
-    def _read(self, response: urllib3.BaseHTTPResponse) -> bytes:
-        content = bytearray()
-        try:
-            while chunk := response.read1(_CHUNK_BYTES):
-                content += chunk
-                if len(content) > self.connection.max_response_bytes:
-                    raise self.connection.too_long()
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            if is_over():
-                raise self.connection.late(" completely") from None
-            kind = type(error).__name__
-            raise _Lost(EndpointResponseInvalid(f"the response of {self.server} breaks off ({kind})")) from None
-        return bytes(content)
+    @abstractmethod
+    async def _once(self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]) -> Reply:
+        """Send one request, follow no redirect, and read the response to its end, within the `deadline`.
+
+        Raises:
+            Lost: no connection, or it broke.
+            EndpointError: anything else that is no complete response.
+        """
+
+    @abstractmethod
+    async def _sleep(self, seconds: float) -> None:
+        """Wait."""
+
+    def _untrusted(self) -> EndpointUnreachable:
+        return EndpointUnreachable(
+            f"no secure connection to {self.server}: it does not speak TLS, its certificate is not trusted, or it does "
+            "not accept this client's"
+        )
+
+    def _unconnected(self, error: Exception) -> Lost:
+        return Lost(EndpointUnreachable(f"no connection to {self.server} ({type(error).__name__})"))
+
+    def _broken_off(self, error: Exception) -> Lost:
+        kind = type(error).__name__
+        return Lost(EndpointResponseInvalid(f"the response of {self.server} breaks off ({kind})"))
 
     def _error(self, reply: Reply) -> EndpointError:
         what = f"{self.server} responded with status {reply.status}"
@@ -314,7 +331,7 @@ class Transport:
         return ""
 
 
-class _Lost(Exception):
+class Lost(Exception):
     """No connection, or it broke before the response's end, as when a server dies; trying again may help."""
 
     def __init__(self, error: EndpointError) -> None:
@@ -339,7 +356,7 @@ def checked_url(
     """
     try:
         url = parse_url(server_url)
-    except urllib3.exceptions.LocationParseError:
+    except LocationParseError:
         url = Url()
     if url.scheme not in schemes or not url.host:
         raise EndpointError(wanted)
