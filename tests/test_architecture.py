@@ -170,10 +170,24 @@ def test_importing_does_not_load_torch(module):
 @pytest.mark.parametrize(
     ("module", "names"),
     [
-        ("sfumato", ["Bundle", "Client", "Obfuscator", "Preprocessing", "SfumatoError", "__version__"]),
+        (
+            "sfumato",
+            [
+                "AsyncClient",
+                "Bundle",
+                "Client",
+                "Obfuscator",
+                "Preprocessing",
+                "SfumatoError",
+                "__version__",
+                "predict",
+                "predict_proba",
+            ],
+        ),
         (
             "sfumato.device",
             [
+                "AsyncClient",
                 "Client",
                 "Decision",
                 "EndpointStatus",
@@ -183,6 +197,8 @@ def test_importing_does_not_load_torch(module):
                 "Obfuscator",
                 "Prediction",
                 "load_image",
+                "predict",
+                "predict_proba",
                 "prepare",
             ],
         ),

@@ -12,18 +12,28 @@ from sfumato.artifacts.plugins import lazy
 
 if TYPE_CHECKING:
     from sfumato.artifacts.bundle import Bundle, Preprocessing
-    from sfumato.device import Client, Obfuscator
+    from sfumato.device import AsyncClient, Client, Obfuscator, predict, predict_proba
     from sfumato.errors import SfumatoError
 
 __version__ = "0.1.0"
 
-__all__ = ["Bundle", "Client", "Obfuscator", "Preprocessing", "SfumatoError", "__version__"]
+__all__ = [
+    "AsyncClient",
+    "Bundle",
+    "Client",
+    "Obfuscator",
+    "Preprocessing",
+    "SfumatoError",
+    "__version__",
+    "predict",
+    "predict_proba",
+]
 
 __getattr__, __dir__ = lazy(
     __name__,
     {
         "sfumato.artifacts.bundle": "Bundle Preprocessing",
-        "sfumato.device": "Client Obfuscator",
+        "sfumato.device": "AsyncClient Client Obfuscator predict predict_proba",
         "sfumato.errors": "SfumatoError",
     },
 )

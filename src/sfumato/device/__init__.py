@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sfumato.artifacts.plugins import lazy
 
 if TYPE_CHECKING:
+    from sfumato.device.arrays import predict, predict_proba
     from sfumato.device.async_client import AsyncClient
     from sfumato.device.client import Client, EndpointStatus, FingerprintWarning
     from sfumato.device.image import load_image, prepare
@@ -26,6 +27,8 @@ __all__ = [
     "Obfuscator",
     "Prediction",
     "load_image",
+    "predict",
+    "predict_proba",
     "prepare",
 ]
 
@@ -37,6 +40,7 @@ __getattr__, __dir__ = lazy(
         "sfumato.device.image": "load_image prepare",
         "sfumato.device.image_file_client": "FileClient",
         "sfumato.device.obfuscator": "Decision ObfuscatedImage Obfuscator",
+        "sfumato.device.arrays": "predict predict_proba",
         "sfumato.device.predictions": "Prediction",
     },
 )
