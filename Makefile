@@ -60,6 +60,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/device_install.py
 	$(BIN)/python benchmarks/studio.py
 	$(BIN)/python benchmarks/protect_many.py
+	$(BIN)/python benchmarks/async_client.py
 
 # Kills a replica under load, of the embedded server and of Ray's: results/failover.json.
 failover: $(VENV)/.ray

@@ -21,6 +21,7 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     yield
     ours = (
         "how_fast",
+        "async_client",
         "page",
         "growth_page",
         "machine_limits",
@@ -214,3 +215,15 @@ def test_candidates_for_the_device_compete_within_a_presets_budget():
         assert found.params <= parameters and 0.8 * macs < found.macs <= macs, name
         if name == preset:
             assert shape == DEVICE_NETS[f"device-{name}"]
+
+
+def test_the_async_client_is_compared_by_medians():
+    from async_client import Comparison, Measured
+
+    def one(kind: Any, rate: float, memory_mb: float) -> Measured:
+        return Measured(kind, rate, 1.0, 10.0, 20.0, 90.0, memory_mb, 0)
+
+    rounds = [one("threads", 100.0, 8.0), one("asyncio", 150.0, 2.0), one("threads", 80.0, 6.0)]
+    rounds += [one("asyncio", 120.0, 3.0), one("threads", 90.0, 900.0), one("asyncio", 135.0, 2.0)]
+    found = Comparison.of(rounds, seconds=10.0, rounds=3)
+    assert (found.throughput_ratio, found.memory_ratio) == (1.5, 0.25)

@@ -54,6 +54,7 @@ class AsyncClient(ProtocolClient):
     ) -> None:
         self.in_flight = _checked(in_flight)
         self._room = asyncio.Semaphore(in_flight)
+        self._cores = asyncio.Semaphore(os.cpu_count() or 1)  # more at once are no faster, and take more memory
         super().__init__(server_url, bundle, **options)
 
     async def __aenter__(self) -> Self:
@@ -121,7 +122,8 @@ class AsyncClient(ProtocolClient):
         return HttpEndpoint(AiohttpTransport(server_url, **connection), encoding=encoding)
 
     async def _compute(self, work: Callable[[], R]) -> R:
-        return await asyncio.to_thread(work)
+        async with self._cores:
+            return await asyncio.to_thread(work)
 
     async def _classify_group(self, sources: Sequence[ImageSource]) -> list[Prediction]:
         async with self._room:

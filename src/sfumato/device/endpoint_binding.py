@@ -133,7 +133,7 @@ def as_datatype(tensors: NDArray[Any], datatype: str, preprocessing: Preprocessi
         return tensors
     if datatype != "UINT8":
         with np.errstate(over="ignore"):
-            converted = tensors.astype(DTYPES[datatype])
+            converted = tensors.astype(DTYPES[datatype], copy=False)
         if not np.isfinite(converted).all():
             raise BundleError(f"the obfuscator made values too large for {datatype}; nothing was sent")
         return converted
