@@ -154,8 +154,8 @@ def in_threads(url: str, seconds: float) -> Measured:
     """Measure `Client` in threads."""
     with Client(url, shipped.papers_obfuscator_bundle(), gate=False) as client:
         client.check()
-        idle_mb = _idle_mb()
         load = Load(seconds)
+        idle_mb = _idle_mb()
 
         def ask(number: int) -> None:
             while load.going_on():
@@ -175,8 +175,8 @@ async def in_asyncio(url: str, seconds: float) -> Measured:
     """Measure `AsyncClient`."""
     async with AsyncClient(url, shipped.papers_obfuscator_bundle(), gate=False, in_flight=IN_FLIGHT) as client:
         await client.check()
-        idle_mb = _idle_mb()
         load = Load(seconds)
+        idle_mb = _idle_mb()
 
         async def ask(number: int) -> None:
             while load.going_on():

@@ -23,7 +23,8 @@ def predict(
         (N,) strings, of the bundle's labels.
     """
     probabilities, labels = _asked(images, bundle, url, options)
-    return labels[probabilities.argmax(axis=1)]
+    found: NDArray[np.str_] = labels[probabilities.argmax(axis=1)]
+    return found
 
 
 def predict_proba(

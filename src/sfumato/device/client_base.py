@@ -282,7 +282,7 @@ class ProtocolClient(BaseClient):
         )
 
     def _joined(self, images: Sequence[ObfuscatedImage], plan: Plan) -> Tensor:
-        """Return the images as one tensor; of a single one no copy is made, which many requests in flight would feel."""
+        """Return the images as one tensor; a single one is not copied, as many of them may be in flight."""
         tensors = images[0].tensor[None] if len(images) == 1 else np.stack([image.tensor for image in images])
         return Tensor(plan.input_name, as_datatype(tensors, plan.datatype, self.bundle.preprocessing))
 
