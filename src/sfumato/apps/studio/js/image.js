@@ -17,7 +17,8 @@ const BITS = 22; // of the resampling weights' fraction: a sum of 8-bit pixels t
  * @throws {ImageError} not an image that this browser can decode, or too large.
  */
 export async function loadImage(source) {
-  if (source instanceof ImageData) return fromRgba(source);
+  if (source?.data instanceof Uint8Array) return checkedRgb(source);
+  if (typeof ImageData === "function" && source instanceof ImageData) return fromRgba(source); // Node has none
   if (source instanceof Blob) {
     const bitmap = await decode(source);
     try {
@@ -26,7 +27,6 @@ export async function loadImage(source) {
       bitmap.close();
     }
   }
-  if (source?.data instanceof Uint8Array) return checkedRgb(source);
   const width = source?.videoWidth ?? source?.width;
   const height = source?.videoHeight ?? source?.height;
   if (typeof width !== "number" || typeof height !== "number") {
