@@ -54,6 +54,23 @@ def test_it_reads_the_label(typed: bool, obfuscator_bundle: Bundle) -> None:
     assert sent.tobytes()[:64] in server.recorded, "the relay sees what is sent"
 
 
+def test_a_foreign_response_closes_the_channel_of_clients_with_other_options_too(obfuscator_bundle: Bundle) -> None:
+    def foreign(request: Any, context: Any) -> Any:
+        response = GOOD["ModelInfer"](request, context)
+        response.id = "another" if next(asked, None) else request.id
+        return response
+
+    asked = iter([True])
+    with serving(ModelInfer=foreign) as server, client(server, obfuscator_bundle) as it:
+        other = it.with_options(retries=1, timeout_s=5.0)
+        with pytest.raises(EndpointResponseInvalid):
+            it.classify(IMAGE)
+        assert other.classify(IMAGE).label == it.classify(IMAGE).label
+        other.close()
+        with pytest.raises(EndpointError, match="the client is closed"):
+            it.classify(IMAGE)
+
+
 def test_batches_keep_their_order_and_half_precision_takes_half_the_bytes(obfuscator_bundle: Bundle) -> None:
     images = [image(seed) for seed in range(5)]
     with serving(ModelMetadata=metadata("FP16")) as server, client(server, obfuscator_bundle) as it:

@@ -250,6 +250,17 @@ def test_both_clients_share_what_decides_and_what_sends() -> None:
         assert getattr(Client, name) is getattr(FileClient, name)
 
 
+def test_other_options_and_a_closed_client(bundle: Bundle) -> None:
+    with recording(classify=lambda exchange: exchange.reply(503)) as server, client(server, bundle) as it:
+        with pytest.raises(EndpointFailed):
+            it.with_options(retries=1).classify(IMAGE)
+        assert len(server.paths) == 2
+        it.close()
+        with pytest.raises(EndpointError, match="the client is closed"):
+            it.classify(IMAGE)
+        assert len(server.paths) == 2
+
+
 def test_only_obfuscated_images_can_be_sent(bundle: Bundle) -> None:
     of_floats = Obfuscator(bundle).obfuscate(IMAGE)
     with recording() as server, client(server, bundle) as it:
