@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import subprocess
 import sys
 import threading
@@ -21,7 +22,8 @@ import pytest
 from recording import Exchange, RecordingServer, expected_probabilities, leaked, recording, respond_well
 from sfumato.artifacts.bundle import Bundle
 from sfumato.device import AsyncClient, Client, FingerprintWarning
-from sfumato.device.client_base import BaseClient, ProtocolClient
+from sfumato.device.client_base import BaseClient, ClientOptions, ProtocolClient
+from sfumato.device.transport import ConnectionOptions
 from sfumato.errors import EndpointError, EndpointResponseInvalid, ImageError
 from tiny import image, save_bundles
 
@@ -61,6 +63,11 @@ def test_both_clients_share_all_but_the_transport() -> None:
     own = {name for name in shared if getattr(Client, name) is not getattr(AsyncClient, name)}
     assert own == {"_open", "_compute", "_classify_group"}
     assert {"_send", "_transmit", "_decide", "_check_version", "with_options"} <= shared - own
+
+
+def test_it_takes_all_options_of_client() -> None:
+    named = {name for name, one in inspect.signature(Client).parameters.items() if one.kind is one.KEYWORD_ONLY}
+    assert ClientOptions.__annotations__.keys() == named | ConnectionOptions.__annotations__.keys()
 
 
 # --- cancellation ---------------------------------------------------------------------------------
@@ -124,6 +131,39 @@ def test_a_call_that_is_cancelled_between_two_attempts_makes_no_further_one(obfu
 
     with recording(infer=lambda exchange: exchange.reply(503)) as server:
         run(server, obfuscator_bundle, main, retries=3)
+
+
+def test_closing_ends_a_call_between_two_attempts(obfuscator_bundle: Bundle) -> None:
+    async def main(it: AsyncClient) -> None:
+        task = asyncio.create_task(it.classify(IMAGES[0]))
+        await until(lambda: infers(server))
+        await it.close()
+        with pytest.raises(EndpointError, match="the client is closed"):
+            await task
+        assert infers(server) == 1
+
+    with recording(infer=lambda exchange: exchange.reply(503, Retry_After="1")) as server:
+        run(server, obfuscator_bundle, main, retries=3)
+
+
+def test_closing_lets_a_request_that_is_under_way_end(obfuscator_bundle: Bundle) -> None:
+    go = threading.Event()
+
+    def held(exchange: Exchange) -> None:
+        go.wait(5)
+        respond_well(exchange)
+
+    async def main(it: AsyncClient) -> None:
+        task = asyncio.create_task(it.classify(IMAGES[0]))
+        await until(lambda: infers(server))
+        await it.close()
+        go.set()
+        assert (await task).predicted_by == "cloud"
+        gc.collect()
+
+    with recording(infer=held) as server, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(server, obfuscator_bundle, main)
 
 
 # --- the event loop -------------------------------------------------------------------------------

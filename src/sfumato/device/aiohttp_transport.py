@@ -37,7 +37,7 @@ class AiohttpTransport(Transport):
         super().__init__(server_url, **options)
         self._sessions = _Sessions(self.connection.tls() if self.connection.secure else True)
 
-    async def close(self) -> None:
+    async def reconnect(self) -> None:
         """See `Transport`."""
         await self._sessions.retire()
 

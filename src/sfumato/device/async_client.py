@@ -65,7 +65,7 @@ class AsyncClient(ProtocolClient):
 
     async def close(self) -> None:
         """Close the connections, each once no other task is using it. Nothing more is sent afterwards."""
-        await self._shut()
+        await self._disconnect()
 
     async def classify(self, source: ImageSource) -> Prediction:
         """Classify one image. See `Client.classify_batch`."""

@@ -31,7 +31,7 @@ class BlockingClient(BaseClient):
 
     def close(self) -> None:
         """Close the connections, each once no other thread is using it. Nothing more is sent afterwards."""
-        finished(self._shut())
+        finished(self._disconnect())
 
     def classify(self, source: ImageSource) -> Prediction:
         """Classify one image. See `classify_batch`."""

@@ -66,13 +66,6 @@ class EndpointStatus:
     reason: str = ""
 
 
-@dataclass
-class _Lifetime:
-    """Whether the connections were closed; clients that share them share this."""
-
-    closed: bool = False
-
-
 class BaseClient(ABC):
     """Classifies images at an endpoint that never sees them; see `Client` for the attributes."""
 
@@ -80,7 +73,6 @@ class BaseClient(ABC):
         self.obfuscator = obfuscator
         self.bundle = obfuscator.bundle
         self.gate_enabled = gate and self.bundle.gate is not None
-        self._lifetime = _Lifetime()
 
     def with_options(
         self, *, timeout_s: float | None = None, retries: int | None = None, gate: bool | None = None
@@ -146,17 +138,7 @@ class BaseClient(ABC):
         """Send images: the only way out of the device. A `TypeError` for anything but obfuscated images."""
         if not all(isinstance(image, ObfuscatedImage) for image in images):
             raise TypeError("only obfuscated images may be sent")
-        self._check_open()
         return await self._transmit(images, obfuscate_ms)
-
-    @final
-    async def _shut(self) -> None:
-        self._lifetime.closed = True
-        await self._disconnect()
-
-    def _check_open(self) -> None:
-        if self._lifetime.closed:
-            raise EndpointError("the client is closed; nothing was sent; open another one")
 
     @abstractmethod
     async def _compute(self, work: Callable[[], R]) -> R:
@@ -168,7 +150,7 @@ class BaseClient(ABC):
 
     @abstractmethod
     async def _disconnect(self) -> None:
-        """Close the connections."""
+        """Close the connections for good."""
 
     @abstractmethod
     def _set_options(self, options: CallOptions) -> None:
@@ -242,13 +224,11 @@ class ProtocolClient(BaseClient):
         return EndpointStatus(True, self.model, platform=metadata.platform, fingerprint=self._match(metadata))
 
     async def _ask_ready(self) -> None:
-        self._check_open()
         await self._endpoint.check_ready()
 
     async def _ask_metadata(self) -> ModelMetadata:
         """Return what the endpoint says of the model; it is asked once."""
         if self._metadata is None:
-            self._check_open()
             try:
                 self._metadata = await self._endpoint.metadata(self.model)
             except EndpointModelNotFound as error:

@@ -53,7 +53,7 @@ class AsyncEndpoint(Protocol):
         """Close the connections; new ones are made as they are needed."""
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections for good; further calls raise an `EndpointError`."""
 
     def with_options(self, options: CallOptions) -> Self:
         """Return an endpoint with other options over the same connections."""
@@ -176,7 +176,7 @@ class HttpEndpoint(AsyncEndpoint):
 
     async def reconnect(self) -> None:
         """See `AsyncEndpoint`."""
-        await self._transport.close()
+        await self._transport.reconnect()
 
     async def close(self) -> None:
         """See `AsyncEndpoint`."""

@@ -151,6 +151,7 @@ class GrpcEndpoint:
 
     async def close(self) -> None:
         """See `AsyncEndpoint`."""
+        self._connection.lifetime.closed = True
         self._channel.close()
 
     async def _ask(self, method: str, request: Any) -> Any:
@@ -159,6 +160,7 @@ class GrpcEndpoint:
         self._connection.budget.add()
         with deadline(self._connection.timeout_s):
             while True:
+                self._connection.check_open()
                 try:
                     call = getattr(self._channel.stub, method)
                     return call(request, timeout=left_s(), metadata=self._call_metadata)

@@ -90,9 +90,18 @@ class CallOptions(TypedDict, total=False):
     retries: int
 
 
+@dataclass
+class Lifetime:
+    """Whether connections were closed for good."""
+
+    closed: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """A server's address with `ConnectionOptions`, and the `budget` for further attempts.
+    """A server's address with `ConnectionOptions`.
+
+    Connections that differ in their options alone share the `budget` for further attempts and the `lifetime`.
 
     Raises:
         EndpointError: the token, a file, the proxy, the time or the number of retries cannot be used, or the token
@@ -110,6 +119,7 @@ class Connection:
     allow_insecure_token: bool = False
     max_response_bytes: int = MAX_RESPONSE_BYTES
     budget: RetryBudget = field(default_factory=RetryBudget, repr=False, compare=False)
+    lifetime: Lifetime = field(default_factory=Lifetime, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.token is not None:
@@ -180,12 +190,17 @@ class Connection:
         return context
 
     def changed(self, options: CallOptions) -> Connection:
-        """Return the same connection with other options; it has the same budget.
+        """Return the same connection with other options.
 
         Raises:
             EndpointError: one of them cannot be used.
         """
         return replace(self, **options)
+
+    def check_open(self) -> None:
+        """Raise an `EndpointError` if it was closed for good. Called before each attempt."""
+        if self.lifetime.closed:
+            raise EndpointError("the client is closed; open another one")
 
     def pause_s(self, attempt: int, asked_s: float = 0.0) -> float | None:
         """Return how long to wait before the next attempt: longer each time, and not equally long on all devices.
@@ -262,6 +277,7 @@ class Transport(ABC):
         self.connection.budget.add()
         with deadline(self.connection.timeout_s):
             while True:
+                self.connection.check_open()
                 try:
                     reply = await self._once(method, self._base + path, body, {**self._headers, **headers})
                     if reply.status == 200:
@@ -278,8 +294,13 @@ class Transport(ABC):
                 await self._sleep(pause_s)
                 attempt += 1
 
-    @abstractmethod
     async def close(self) -> None:
+        """Close the connections for good, each once no request is using it. No further attempt is made."""
+        self.connection.lifetime.closed = True
+        await self.reconnect()
+
+    @abstractmethod
+    async def reconnect(self) -> None:
         """Close the connections, each once no request is using it; further requests make new ones."""
 
     @abstractmethod

@@ -28,7 +28,7 @@ class Urllib3Transport(Transport):
         to = self.connection
         self._pool = connection_pool(tls=to.tls() if to.secure else None, proxy=to.proxy, kept=_KEPT_CONNECTIONS)
 
-    async def close(self) -> None:
+    async def reconnect(self) -> None:
         """See `Transport`."""
         self._pool.clear()
 
