@@ -10,7 +10,7 @@ _TITLES = {
     "bundles": "bundles and other JSON files",
     "checkpoints": "checkpoints",
 }
-_PATHS = ("HTTP", "gRPC", "image files")
+_PATHS = ("HTTP", "HTTP in asyncio", "gRPC", "image files")
 
 
 def written(result: dict[str, Any]) -> str:
@@ -97,6 +97,8 @@ def _matrix(found: dict[str, Any] | None) -> list[str]:
     rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for cell in found["cells"]:
         rows.setdefault(cell["fault"], {}).setdefault(cell["path"], []).append(cell)
+    tried = {cell["path"] for cell in found["cells"]}
+    paths = [path for path in _PATHS if path in tried]
     lines = [
         "## What the client does when the endpoint misbehaves",
         "",
@@ -104,11 +106,11 @@ def _matrix(found: dict[str, Any] | None) -> list[str]:
         "HTTP and gRPC, to one for metadata. Each has to end in the error that is stated, within `timeout_s`, without "
         f"a piece of the image among the bytes sent. {found['bad']} did not.",
         "",
-        "| fault | " + " | ".join(_PATHS) + " |",
-        "|---|" + "---|" * len(_PATHS),
+        "| fault | " + " | ".join(paths) + " |",
+        "|---|" + "---|" * len(paths),
     ]
     for fault, cells in rows.items():
-        lines.append(f"| {fault} | " + " | ".join(_cell(cells.get(path, [])) for path in _PATHS) + " |")
+        lines.append(f"| {fault} | " + " | ".join(_cell(cells.get(path, [])) for path in paths) + " |")
     return [*lines, ""]
 
 

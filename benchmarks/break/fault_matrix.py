@@ -5,6 +5,7 @@ The faults are the tables of tests/device, `MISBEHAVIOURS` and `FAULTS`, so that
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import sys
@@ -78,7 +79,7 @@ class Way:
 
 
 def ways(folder: Path) -> list[Way]:
-    """Return the ways to an endpoint; without the extra `grpc`, its way is left out."""
+    """Return the ways to an endpoint; without the extras `grpc` and `async`, their ways are left out."""
     mixed, eight_bit = (tiny.save_bundles(folder / kind, kind)[0] for kind in ("mix", "8-bit"))
     http, files = _module("test_client"), _module("test_image_file_client")
     found = [
@@ -101,7 +102,14 @@ def ways(folder: Path) -> list[Way]:
             found[2].faults.update(
                 {("ModelInfer", name): fault for name, fault in more._grpc_faults().items() if name != "good"}
             )
+    if importlib.util.find_spec("aiohttp"):
+        asyncio = partial(_waited_for, importlib.import_module("waited_for").WaitedFor)
+        found.append(Way("HTTP in asyncio", recording.recording, asyncio, mixed, http.IMAGE, found[0].faults))
     return found
+
+
+def _waited_for(make: Callable[..., Any], server: Any, bundle: Bundle, timeout_s: float) -> Any:
+    return make(server.url, bundle, retries=0, timeout_s=timeout_s)
 
 
 def _with(fault: Callable[..., None], body: bytes, exchange: Any) -> None:
