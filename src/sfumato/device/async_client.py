@@ -26,7 +26,7 @@ R = TypeVar("R")
 class AsyncClient(ProtocolClient):
     """Classifies images at an endpoint that never sees them, in an event loop; `async with` closes it.
 
-    All is as with `Client`, but for the transport: images are obfuscated in threads, so that the loop stays free, and
+    All is as with `Client`, attributes included, but for the transport: images are obfuscated in threads, so that the loop stays free, and
     sent with aiohttp. A cancelled call sends nothing more. A client belongs to the event loop of its first request.
 
     Args:
@@ -35,9 +35,6 @@ class AsyncClient(ProtocolClient):
         in_flight: groups of images, or single ones, that are obfuscated or sent at the same time; further calls wait,
             and their deadline begins when they are sent.
         options: as for `Client`.
-
-    Attributes:
-        See `Client`.
 
     Raises:
         BundleError: the bundle cannot be used.
