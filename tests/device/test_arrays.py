@@ -50,6 +50,11 @@ def test_other_arrays_are_refused_and_nothing_is_sent(images: Any, obfuscator_bu
     assert server.recorded == b""
 
 
+@pytest.mark.usefixtures("no_network")
+def test_a_classifier_on_the_device_needs_no_address(classifier_bundle: Bundle) -> None:
+    assert sfumato.predict(IMAGES, bundle=classifier_bundle, url=None).shape == (20,)
+
+
 def test_it_fails_closed(obfuscator_bundle: Bundle) -> None:
     with pytest.raises(EndpointUnreachable):
         sfumato.predict(IMAGES, bundle=obfuscator_bundle, url="http://127.0.0.1:1", retries=0)

@@ -18,6 +18,7 @@ from sfumato.errors import BundleError, EndpointError, ImageError
 pytestmark = pytest.mark.usefixtures("no_network")
 
 
+@pytest.mark.usefixtures("both_clients")
 def test_a_classifier_predicts_what_its_network_computes(classifier_bundle: Bundle) -> None:
     images = [tiny.image(seed) for seed in range(5)]
     size = tiny.PREPROCESSING
@@ -36,6 +37,7 @@ def test_a_classifier_predicts_what_its_network_computes(classifier_bundle: Bund
         assert (one.predicted_by, one.payload_bytes, one.round_trip_ms) == ("device", 0, 0)
 
 
+@pytest.mark.usefixtures("both_clients")
 def test_there_is_nothing_to_ask_and_nothing_to_send(classifier_bundle: Bundle, obfuscator_bundle: Bundle) -> None:
     with Client(None, classifier_bundle) as client:
         with pytest.raises(EndpointError, match="there is no endpoint"):
@@ -53,6 +55,7 @@ def test_there_is_nothing_to_ask_and_nothing_to_send(classifier_bundle: Bundle, 
         Client("http://127.0.0.1:1", classifier_bundle)
 
 
+@pytest.mark.usefixtures("both_clients")
 def test_logits_that_are_not_finite_are_no_prediction(classifier_bundle: Bundle, tmp_path: Path) -> None:
     _, classifier = tiny.save_bundles(tmp_path)
     weights = np.full_like(tiny.WEIGHT, np.nan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,22 +13,19 @@ from sfumato.device.client import Client
 from sfumato.device.client_base import ClientOptions
 from sfumato.errors import ImageError
 
+Images = NDArray[np.uint8]
+Where = Bundle | str | os.PathLike[str]
 
-def predict(
-    images: NDArray[np.uint8], *, bundle: Bundle | str | os.PathLike[str], url: str, **options: Unpack[ClientOptions]
-) -> NDArray[np.str_]:
-    """Return the label of each image. See `predict_proba`.
 
-    Returns:
-        (N,) strings, of the bundle's labels.
-    """
-    probabilities, labels = _asked(images, bundle, url, options)
-    found: NDArray[np.str_] = labels[probabilities.argmax(axis=1)]
-    return found
+def predict(images: Images, *, bundle: Where, url: str | None, **options: Unpack[ClientOptions]) -> NDArray[np.str_]:
+    """Return the label of each image, (N,) strings. See `predict_proba`."""
+    with Client(url, bundle, **options) as client:
+        labels: NDArray[np.str_] = np.array(client.bundle.labels)[_rows(client, images).argmax(axis=1)]
+        return labels
 
 
 def predict_proba(
-    images: NDArray[np.uint8], *, bundle: Bundle | str | os.PathLike[str], url: str, **options: Unpack[ClientOptions]
+    images: Images, *, bundle: Where, url: str | None, **options: Unpack[ClientOptions]
 ) -> NDArray[np.float64]:
     """Return each class's probability for each image; only payloads are sent.
 
@@ -37,7 +34,7 @@ def predict_proba(
     Args:
         images: (N, H, W, 3) uint8, RGB, or (N, H, W) uint8, grey, of any size.
         bundle: an obfuscator bundle, or its folder.
-        url: the endpoint's address.
+        url: the endpoint's address; None for a classifier's bundle, which predicts on the device alone.
         options: those of `Client`.
 
     Returns:
@@ -48,15 +45,14 @@ def predict_proba(
         BundleError: as with `Client` and `Client.classify_batch`.
         EndpointError: likewise.
     """
-    return _asked(images, bundle, url, options)[0]
+    with Client(url, bundle, **options) as client:
+        return _rows(client, images)
 
 
-def _asked(images: Any, bundle: Any, url: str, options: ClientOptions) -> tuple[NDArray[np.float64], NDArray[np.str_]]:
+def _rows(client: Client, images: Images) -> NDArray[np.float64]:
     many = isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim in (3, 4)
     if not many or (images.ndim == 3 and images.shape[2] in (3, 4)):  # the second is one image
         got = f"{images.shape} of {images.dtype}" if isinstance(images, np.ndarray) else type(images).__name__
         raise ImageError(f"expected an array of images (N, H, W, 3), or (N, H, W) in grey, of uint8; got {got}")
-    with Client(url, bundle, **options) as client:
-        predictions = client.classify_batch(images)
-        labels = np.array(client.bundle.labels)
-    return np.array([one.probabilities for one in predictions]).reshape(len(images), len(labels)), labels
+    rows = [prediction.probabilities for prediction in client.classify_batch(images)]
+    return np.array(rows, np.float64).reshape(len(images), len(client.bundle.labels))

@@ -26,12 +26,14 @@ R = TypeVar("R")
 class AsyncClient(ProtocolClient):
     """Classifies images at an endpoint that never sees them, in an event loop; `async with` closes it.
 
-    All is as with `Client`, attributes included, but for the transport: images are obfuscated in threads, so that the loop stays free, and
-    sent with aiohttp. A cancelled call sends nothing more. A client belongs to the event loop of its first request.
+    All is as with `Client`, attributes included, but for the transport: images are obfuscated in threads, so that the
+    loop stays free, and sent with aiohttp. A cancelled call sends nothing more. A client belongs to the event loop of
+    its first request.
 
     Args:
-        server_url: the endpoint's address, `https://host:port`, or `http` without TLS; gRPC is for `Client`.
-        bundle: an obfuscator bundle, or its folder.
+        server_url: the endpoint's address, `https://host:port`, or `http` without TLS; gRPC is for `Client`. None
+            for a bundle that predicts on the device alone.
+        bundle: an obfuscator bundle, or its folder; or without an endpoint a classifier's.
         in_flight: groups of images, or single ones, that are obfuscated or sent at the same time; further calls wait,
             and their deadline begins when they are sent.
         options: as for `Client`.
@@ -43,7 +45,7 @@ class AsyncClient(ProtocolClient):
 
     def __init__(
         self,
-        server_url: str,
+        server_url: str | None,
         bundle: Bundle | str | os.PathLike[str],
         *,
         in_flight: int = IN_FLIGHT,

@@ -90,8 +90,8 @@ class Client(BlockingClient, ProtocolClient):
 
     Args:
         server_url: the endpoint's address, such as `https://host:port`, or `grpcs://host:port` with the extra `[grpc]`;
-            `http` and `grpc` are the same without TLS.
-        bundle: an obfuscator bundle, or its folder.
+            `http` and `grpc` are the same without TLS. None for a bundle that predicts on the device alone.
+        bundle: an obfuscator bundle, or its folder; or without an endpoint a classifier's: then nothing is ever sent.
         model: the model's name at the endpoint; by default the bundle's classifier, or its split form.
         input_name: the model's input, for servers whose metadata lists none (KServe's SDK); by default "input".
         datatype: the payload's datatype: "FP32", "FP16", "FP64", or "UINT8" if the bundle's output is 8-bit; by
@@ -110,14 +110,16 @@ class Client(BlockingClient, ProtocolClient):
     Attributes:
         obfuscator: runs on the device.
         bundle: the obfuscator's.
+        on_device: whether the bundle predicts on the device alone.
         model: the model's name at the endpoint.
-        gate_enabled: whether images may be handled on-device: the bundle has a gate, and it is used.
+        gate_enabled: whether images may be handled on-device: the bundle has a gate, and it is used, or it predicts on
+            the device alone.
         fingerprint: whether the endpoint serves the classifier the obfuscator was trained for, as `EndpointStatus` has
             it; None as long as it was not asked.
         datatype: the payload's datatype; None as long as the endpoint was not asked and none was given.
 
     Raises:
-        BundleError: the bundle cannot be used.
+        BundleError: the bundle cannot be used, or not with an endpoint, or not without one.
         EndpointError: the address, the token, the file, the datatype or the encoding cannot be used, the token would
             be sent in the clear, or what gRPC needs is not installed.
     """

@@ -28,9 +28,11 @@ from sfumato.device.endpoints import AsyncEndpoint
 from sfumato.device.image import ImageSource
 from sfumato.device.image_folders import in_groups
 from sfumato.device.obfuscator import Decision, ObfuscatedImage, Obfuscator
+from sfumato.device.on_device import NoEndpoint, OnDeviceClassifier
 from sfumato.device.predictions import Prediction, read_predictions
 from sfumato.device.transport import TIMEOUT_S, CallOptions, ConnectionOptions, printable
 from sfumato.errors import (
+    BundleError,
     EndpointError,
     EndpointFailed,
     EndpointModelNotFound,
@@ -69,10 +71,26 @@ class EndpointStatus:
 class BaseClient(ABC):
     """Classifies images at an endpoint that never sees them; see `Client` for the attributes."""
 
-    def __init__(self, obfuscator: Obfuscator, *, gate: bool) -> None:
-        self.obfuscator = obfuscator
-        self.bundle = obfuscator.bundle
-        self.gate_enabled = gate and self.bundle.gate is not None
+    def __init__(self, device: Obfuscator | OnDeviceClassifier, *, gate: bool) -> None:
+        self._device = device
+        self.bundle = device.bundle
+        self.gate_enabled = self._gate_enabled(gate)
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the bundle predicts on the device alone, so that nothing is ever sent."""
+        return isinstance(self._device, OnDeviceClassifier)
+
+    @property
+    def obfuscator(self) -> Obfuscator:
+        """The obfuscator on the device.
+
+        Raises:
+            BundleError: the bundle predicts on the device alone.
+        """
+        if isinstance(self._device, OnDeviceClassifier):
+            raise BundleError(f"{self.bundle.path} predicts on the device alone: it has no obfuscator")
+        return self._device
 
     def with_options(
         self, *, timeout_s: float | None = None, retries: int | None = None, gate: bool | None = None
@@ -96,8 +114,11 @@ class BaseClient(ABC):
         if given:
             other._set_options(given)
         if gate is not None:
-            other.gate_enabled = gate and self.bundle.gate is not None
+            other.gate_enabled = self._gate_enabled(gate)
         return other
+
+    def _gate_enabled(self, gate: bool) -> bool:
+        return gate and (self.on_device or self.bundle.gate is not None)
 
     async def _classify_all(self, sources: Iterable[ImageSource], batch_size: int) -> list[Prediction]:
         if batch_size < 1:
@@ -112,7 +133,7 @@ class BaseClient(ABC):
         if not self.gate_enabled:
             return None
         start = time.perf_counter()
-        (decision,) = await self._compute(lambda: self.obfuscator.decide_batch([source]))
+        (decision,) = await self._compute(lambda: self._device.decide_batch([source]))
         return self._local(decision, (time.perf_counter() - start) * 1000)
 
     async def _classify_group(self, sources: Sequence[ImageSource]) -> list[Prediction]:
@@ -124,7 +145,7 @@ class BaseClient(ABC):
     def _decide(self, sources: Sequence[ImageSource]) -> tuple[list[Decision], float]:
         """Return one decision for each image, and how many milliseconds it took per image."""
         start = time.perf_counter()
-        decisions = self.obfuscator.decide_batch(sources, gate=self.gate_enabled)
+        decisions = self._device.decide_batch(sources, gate=self.gate_enabled)
         return decisions, (time.perf_counter() - start) * 1000 / len(sources)
 
     def _local(self, decision: Decision, obfuscate_ms: float) -> Prediction | None:
@@ -175,7 +196,7 @@ class ProtocolClient(BaseClient):
 
     def __init__(
         self,
-        server_url: str,
+        server_url: str | None,
         bundle: Bundle | str | os.PathLike[str],
         *,
         model: str | None = None,
@@ -188,19 +209,24 @@ class ProtocolClient(BaseClient):
         allow_recognisable: bool = False,
         **connection: Unpack[ConnectionOptions],
     ) -> None:
-        obfuscator = Obfuscator(bundle, threads=threads, split=split, allow_recognisable=allow_recognisable)
-        super().__init__(obfuscator, gate=gate)
+        if server_url is None:
+            super().__init__(_on_device(bundle, threads, sends=split or not gate), gate=gate)
+        else:
+            obfuscator = Obfuscator(bundle, threads=threads, split=split, allow_recognisable=allow_recognisable)
+            super().__init__(obfuscator, gate=gate)
         self.model = model or (split_name(self.bundle.name) if split else self.bundle.name)
         self.fingerprint: FingerprintMatch | None = None
         self.datatype = datatype
         self._requested = {"input_name": input_name, "datatype": datatype}
-        self._payload = payload_from(self.bundle, self.obfuscator.payload_shape, split=split)
+        self._payload = payload_from(self.bundle, self._device.payload_shape, split=split)
         self._payload.check(datatype)
         self._metadata: ModelMetadata | None = None
         self._plan: Plan | None = None
         self._warned = False
         self._timeout_s = connection.get("timeout_s", TIMEOUT_S)
-        self._endpoint = self._open(server_url, encoding, connection)
+        self._endpoint: AsyncEndpoint = NoEndpoint()
+        if server_url is not None:
+            self._endpoint = self._open(server_url, encoding, connection)
 
     @abstractmethod
     def _open(self, server_url: str, encoding: str | None, connection: ConnectionOptions) -> AsyncEndpoint:
@@ -295,7 +321,7 @@ class ProtocolClient(BaseClient):
             )
 
     def _match(self, metadata: ModelMetadata) -> FingerprintMatch:
-        if self.obfuscator.split and self._decodes_these_codes(metadata):
+        if self._device.split and self._decodes_these_codes(metadata):
             return "match"  # whatever the classifier: the decoder before it was made for both
         served = metadata.parameters.get("fingerprint")
         if not isinstance(served, str):
@@ -316,6 +342,19 @@ class ProtocolClient(BaseClient):
                 )
             return True
         return False
+
+
+def _on_device(bundle: Bundle | str | os.PathLike[str], threads: int, *, sends: bool) -> OnDeviceClassifier:
+    """Open a bundle that needs no endpoint."""
+    found = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+    if found.kind != "classifier":
+        raise BundleError(
+            f"{found.path} holds an {found.kind}, whose payloads go to an endpoint: give its address (--server); "
+            "only a classifier's bundle predicts on the device alone"
+        )
+    if sends:
+        raise BundleError(f"{found.path} predicts on the device alone: it has nothing to send")
+    return OnDeviceClassifier(found, threads=threads)
 
 
 def _callers_level() -> int:

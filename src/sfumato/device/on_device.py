@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Self
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from sfumato.artifacts.onnx_file import ClassifierFunction
 from sfumato.device.image import ImageSource, load_image, prepare
 from sfumato.device.obfuscator import Decision
 from sfumato.device.predictions import InferResult, softmax
+from sfumato.device.transport import CallOptions
 from sfumato.errors import BundleError, EndpointError
 from sfumato.wire import ModelMetadata, Tensor
 
@@ -66,23 +68,27 @@ class NoEndpoint:
 
     server = "no endpoint"
 
-    def check_ready(self) -> None:
+    async def check_ready(self) -> None:
         """Raise an `EndpointError`, as all of these do."""
         raise self._none()
 
-    def metadata(self, model: str) -> ModelMetadata:
+    async def metadata(self, model: str) -> ModelMetadata:
         """See `check_ready`."""
         raise self._none()
 
-    def infer(self, model: str, tensor: Tensor, output_name: str | None) -> InferResult:
+    async def infer(self, model: str, tensor: Tensor, output_name: str | None) -> InferResult:
         """See `check_ready`."""
         raise self._none()
 
-    def reconnect(self) -> None:
+    async def reconnect(self) -> None:
         """Do nothing."""
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Do nothing."""
+
+    def with_options(self, options: CallOptions) -> Self:
+        """Return itself: options of a connection change nothing."""
+        return self
 
     def _none(self) -> EndpointError:
         return EndpointError("the bundle predicts on the device alone: there is no endpoint")
