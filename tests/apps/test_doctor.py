@@ -36,7 +36,16 @@ def test_a_pair_that_works_is_well(tiny_bundles):
     with running([ServedModel(classifier.path)]) as url:
         found = examined(obfuscator, url, classifier=classifier)
     assert is_well(found)
-    good = ("kind", "the bundle", "the endpoint", "shapes and datatypes", "labels", "fingerprint", "predictions")
+    good = (
+        "kind",
+        "the bundle",
+        "execution providers",
+        "the endpoint",
+        "shapes and datatypes",
+        "labels",
+        "fingerprint",
+        "predictions",
+    )
     assert verdicts(found) == {
         **dict.fromkeys((*good, "probabilities", "latency"), "good"),
         "accuracy": "note",

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfumato.artifacts.bundle import Bundle, Gate
+from sfumato.artifacts.execution_providers import available_providers
 from sfumato.artifacts.onnx_file import ClassifierFunction
 from sfumato.artifacts.records import Figures
 from sfumato.device.client import Client, FingerprintWarning
@@ -95,6 +96,7 @@ def _examined(client: Client | FileClient, classifier: Bundle | None) -> Iterato
         yield Finding("the bundle", "bad", str(error), "copy the bundle again, or train it again")
         return
     yield Finding("the bundle", "good", f"its files are whole, and it obfuscates {len(hidden)} synthetic images")
+    yield _providers(client)
     try:
         if classifier is not None:
             bundle.check_classifier(classifier)
@@ -145,6 +147,7 @@ def _on_device(client: Client | FileClient, images: Sequence[npt.NDArray[np.uint
         return
     took = statistics.median(one.obfuscate_ms for one in predictions)
     yield Finding("the bundle", "good", f"its files are whole, and it classifies {len(images)} synthetic images")
+    yield _providers(client)
     yield Finding("latency", "good", f"{took:.1f} ms on the device (median of {len(images)}); nothing was sent")
 
 
@@ -239,6 +242,14 @@ def _compared(
         return Finding("probabilities", "good", said)
     advice = "the endpoint computes something else: another model or preprocessing, an extra softmax, or fewer bits"
     return Finding("probabilities", "bad", f"{said}; {allowed:.0e} is allowed", advice)
+
+
+def _providers(client: Client | FileClient) -> Finding:
+    used, there = client.providers, available_providers()
+    idle = [name for name in there if name not in used]
+    advice = f"--provider {idle[0]} may be faster" if idle else ""
+    said = f"the bundle runs on {', then '.join(used)}; this ONNX Runtime has {', '.join(there)}"
+    return Finding("execution providers", "good", said, advice)
 
 
 def _gate(obfuscator: Obfuscator, images: Sequence[npt.NDArray[np.uint8]]) -> Finding:

@@ -1,8 +1,9 @@
-"""ONNX files on the CPU: sessions, and an ONNX file as a function."""
+"""ONNX files: sessions, and an ONNX file as a function."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from sfumato.artifacts.bundle import CLASSIFIER_ONNX, Bundle
 from sfumato.artifacts.class_map import class_logits
+from sfumato.artifacts.execution_providers import CPU, native_providers, open_on_providers, provider_names
 from sfumato.errors import BundleError, SfumatoError
 
 Array = npt.NDArray[np.float32]
@@ -23,20 +25,29 @@ _SAID_BY_RUNTIME = re.compile(
 _LONGEST = 400
 
 
-def open_session(path: Path, *, threads: int, spinning: bool = False, error: type[SfumatoError] = BundleError) -> Any:
-    """Open an ONNX Runtime session on the CPU.
+def open_session(
+    path: Path,
+    *,
+    threads: int,
+    spinning: bool = False,
+    providers: Sequence[str] = CPU,
+    error: type[SfumatoError] = BundleError,
+) -> Any:
+    """Open an ONNX Runtime session.
 
     Args:
         path: the file.
         threads: for one run; 0 takes all cores.
         spinning: let idle threads wait in a loop, which is quicker, and takes the cores from everything else.
+        providers: execution providers, the preferred one first; see `sfumato.artifacts.execution_providers`.
         error: what to raise.
 
     Raises:
-        SfumatoError: of the class given; ONNX Runtime cannot load the file.
+        SfumatoError: of the class given; a provider is not there, or ONNX Runtime cannot load the file.
     """
     import onnxruntime  # a quarter of a second, which importing this module need not cost
 
+    native = native_providers(providers, error=error)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -44,7 +55,7 @@ def open_session(path: Path, *, threads: int, spinning: bool = False, error: typ
     if not spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = open_on_providers(path, options, native)
         for node in (*session.get_inputs(), *session.get_outputs()):
             _ = node.name, node.type, node.shape  # not UTF-8: an error here, not where they are first used
         return session
@@ -74,10 +85,12 @@ class OnnxFunction:
 
     Attributes:
         input_shape: as the file states it; a name or None where a side is free.
+        providers: the execution providers that run it.
     """
 
-    def __init__(self, path: Path, *, threads: int = 0) -> None:
-        self._session = open_session(path, threads=threads)
+    def __init__(self, path: Path, *, threads: int = 0, providers: Sequence[str] = CPU) -> None:
+        self._session = open_session(path, threads=threads, providers=providers)
+        self.providers = provider_names(self._session)
         self._input = self._session.get_inputs()[0].name
         self.input_shape: tuple[int | str | None, ...] = tuple(self._session.get_inputs()[0].shape)
 
@@ -94,8 +107,9 @@ class OnnxFunction:
 class ClassifierFunction:
     """A classifier's bundle as a function, to the logits of its labels; see `open_session` for the arguments."""
 
-    def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
-        self._function = OnnxFunction(bundle.file(CLASSIFIER_ONNX), threads=threads)
+    def __init__(self, bundle: Bundle, *, threads: int = 0, providers: Sequence[str] = CPU) -> None:
+        self._function = OnnxFunction(bundle.file(CLASSIFIER_ONNX), threads=threads, providers=providers)
+        self.providers = self._function.providers
         self._class_map = bundle.class_map
 
     def __call__(self, inputs: Array) -> Array:

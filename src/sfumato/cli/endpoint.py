@@ -34,6 +34,7 @@ class Endpoint:
         10.0
     )
     allow_recognisable: options.AllowRecognisable = False
+    provider: options.Provider = None
     datatype: Annotated[
         Literal["FP32", "FP16", "FP64", "UINT8"] | None,
         option(
@@ -118,6 +119,7 @@ class Endpoint:
                 input_name=self.input_name,
                 split=split,
                 gate=gate,
+                providers=self.provider or (),
                 allow_recognisable=self.allow_recognisable,
                 **connection,
             )
@@ -140,6 +142,7 @@ class Endpoint:
             score_key=score_key,
             rounding=self.rounding,
             gate=gate,
+            providers=self.provider or (),
             allow_recognisable=self.allow_recognisable,
             **connection,
         )

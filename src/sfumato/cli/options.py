@@ -96,6 +96,10 @@ AllowRecognisable = Annotated[
     bool, flag("--allow-recognisable", "Accept a baseline whose payloads show the image, to try it.")
 ]
 Port = Annotated[int, option("N", "Port to listen on; 0 takes a free one.", min=0, max=65535)]
+Provider = Annotated[
+    list[str] | None,
+    option("NAME", "Hardware: cpu, cuda, tensorrt, openvino, coreml, qnn, nnapi; repeatable. Default: cpu."),
+]
 AlwaysSend = Annotated[bool, flag("--always-send", "Send every image, obfuscated: do not use the bundle's gate.")]
 
 

@@ -22,6 +22,7 @@ def studio(
     classifier: options.Classifier = None,
     port: options.Port = 8090,
     listen: options.Listen,
+    provider: options.Provider = None,
     as_json: options.Json = False,
 ) -> None:
     """Open a page that shows an image, its payload, the prediction, and what an attacker reconstructs.
@@ -45,5 +46,5 @@ def studio(
         else:
             typer.echo(f"the studio is at {url} (Ctrl-C stops it)")
 
-    model = cloud.ServedModel(served.path)
+    model = cloud.ServedModel(served.path, providers=provider or ())
     cloud.serve([model], port=port, **listen.to_server(), pages=pages, on_ready=announce)

@@ -7,12 +7,14 @@ import math
 import os
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sfumato.artifacts.bundle import CLASSIFIER_ONNX, DECODER_ONNX, Bundle, fingerprint
+from sfumato.artifacts.execution_providers import CPU
 from sfumato.artifacts.lab_files import refuse_deobfuscator
 from sfumato.artifacts.onnx_file import open_session, runtime_reason
 from sfumato.cloud.batching import Arrays, Batcher
@@ -43,10 +45,13 @@ class ServedModel:
         max_rows: rows that one request may have.
         decoder: an obfuscator bundle's folder; its decoder then turns what is sent, a code, into the model's input.
         version: which version of the model it is, a number.
+        providers: execution providers, the preferred one first: "cpu", "cuda", "tensorrt", "openvino", "coreml", "qnn",
+            "nnapi". Where one does not run the model, the CPU does, and the log says so once.
 
     Raises:
         ServingError: the file is missing or no model that can be served, it breaks on a trial run of zeros, the name
-            cannot stand in a URL, the version is no number, or the decoder was made for another classifier.
+            cannot stand in a URL, an execution provider is not there, the version is no number, or the decoder was
+            made for another classifier.
         BundleError: a folder is no bundle of the kind it has to be, or is damaged.
     """
 
@@ -62,12 +67,13 @@ class ServedModel:
         max_rows: int = 1024,
         decoder: str | os.PathLike[str] | None = None,
         version: str = VERSION,
+        providers: Sequence[str] = CPU,
     ) -> None:
         bundle = Bundle.load(path, kind="classifier") if Path(path).is_dir() else None
         file = bundle.file(CLASSIFIER_ONNX) if bundle else Path(path)
-        self._session = _open(file, threads)
+        self._session = _open(file, threads, providers)
         split = None if decoder is None else Bundle.load(decoder, kind="obfuscator")
-        self._decoder = None if split is None else _open_decoder(split, file, self._session, threads)
+        self._decoder = None if split is None else _open_decoder(split, file, self._session, threads, providers)
         name = name or (bundle.name if bundle else file.stem)
         if not _NAME.fullmatch(name):
             raise ServingError(
@@ -199,15 +205,15 @@ class ServedModel:
         return tuple(self._session.run(self._output_names, feed))
 
 
-def _open(file: Path, threads: int) -> Any:
+def _open(file: Path, threads: int, providers: Sequence[str]) -> Any:
     if not file.is_file():
         raise ServingError(f"no model at {file}: a classifier bundle's folder or an ONNX file is expected")
     if threads < 1:
         raise ServingError(f"threads must be at least 1, got {threads}")
-    return open_session(file, threads=threads, spinning=True, error=ServingError)
+    return open_session(file, threads=threads, spinning=True, providers=providers, error=ServingError)
 
 
-def _open_decoder(bundle: Bundle, classifier: Path, session: Any, threads: int) -> Any:
+def _open_decoder(bundle: Bundle, classifier: Path, session: Any, threads: int, providers: Sequence[str]) -> Any:
     """Open the decoder of an obfuscator's bundle, which has to fit the classifier, and have no deobfuscator."""
     refuse_deobfuscator(bundle)
     if DECODER_ONNX not in bundle.files:
@@ -215,7 +221,7 @@ def _open_decoder(bundle: Bundle, classifier: Path, session: Any, threads: int) 
     if bundle.classifier_fingerprint != fingerprint(classifier):
         raise ServingError(f"the decoder of {bundle.path} was made for another classifier than {classifier}")
     file = bundle.file(DECODER_ONNX)
-    decoder = _open(file, threads)
+    decoder = _open(file, threads, providers)
     made, taken = (_spec(nodes[0], file) for nodes in (decoder.get_outputs(), session.get_inputs()))
     if len(session.get_inputs()) != 1 or made.datatype != taken.datatype or not taken.takes(made.shape):
         raise ServingError(

@@ -99,6 +99,7 @@ class Client(BlockingClient, ProtocolClient):
         encoding: how tensors are sent over HTTP: "binary", or "json", which takes about five times as many bytes; by
             default "binary" where the server says that it takes it.
         threads: threads for the obfuscator.
+        providers: execution providers for the bundle, the preferred one first; see `Obfuscator`.
         gate: let the bundle's gate, if it has one, handle images on-device. If not, everything is sent, obfuscated.
         split: send codes of a few bytes to a model that begins with the bundle's decoder, as `sfumato serve --decoder`
             has one.
@@ -111,6 +112,7 @@ class Client(BlockingClient, ProtocolClient):
         obfuscator: runs on the device.
         bundle: the obfuscator's.
         on_device: whether the bundle predicts on the device alone.
+        providers: the execution providers that run the bundle.
         model: the model's name at the endpoint.
         gate_enabled: whether images may be handled on-device: the bundle has a gate, and it is used, or it predicts on
             the device alone.

@@ -22,6 +22,7 @@ from typing import Literal, Self, TypeVar, Unpack, final
 import numpy as np
 
 from sfumato.artifacts.bundle import DECODER_ONNX, Bundle, split_name
+from sfumato.artifacts.execution_providers import CPU
 from sfumato.device.deadline import deadline
 from sfumato.device.endpoint_binding import Plan, as_datatype, make_plan, payload_from
 from sfumato.device.endpoints import AsyncEndpoint
@@ -80,6 +81,11 @@ class BaseClient(ABC):
     def on_device(self) -> bool:
         """Whether the bundle predicts on the device alone, so that nothing is ever sent."""
         return isinstance(self._device, OnDeviceClassifier)
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The execution providers that run the bundle; the CPU takes what those before it do not."""
+        return self._device.providers
 
     @property
     def obfuscator(self) -> Obfuscator:
@@ -186,6 +192,7 @@ class ClientOptions(ConnectionOptions, total=False):
     datatype: str | None
     encoding: str | None
     threads: int
+    providers: Sequence[str]
     gate: bool
     split: bool
     allow_recognisable: bool
@@ -204,15 +211,18 @@ class ProtocolClient(BaseClient):
         datatype: str | None = None,
         encoding: str | None = None,
         threads: int = 1,
+        providers: Sequence[str] = CPU,
         gate: bool = True,
         split: bool = False,
         allow_recognisable: bool = False,
         **connection: Unpack[ConnectionOptions],
     ) -> None:
         if server_url is None:
-            super().__init__(_on_device(bundle, threads, sends=split or not gate), gate=gate)
+            super().__init__(_on_device(bundle, threads, providers, sends=split or not gate), gate=gate)
         else:
-            obfuscator = Obfuscator(bundle, threads=threads, split=split, allow_recognisable=allow_recognisable)
+            obfuscator = Obfuscator(
+                bundle, threads=threads, split=split, providers=providers, allow_recognisable=allow_recognisable
+            )
             super().__init__(obfuscator, gate=gate)
         self.model = model or (split_name(self.bundle.name) if split else self.bundle.name)
         self.fingerprint: FingerprintMatch | None = None
@@ -344,7 +354,9 @@ class ProtocolClient(BaseClient):
         return False
 
 
-def _on_device(bundle: Bundle | str | os.PathLike[str], threads: int, *, sends: bool) -> OnDeviceClassifier:
+def _on_device(
+    bundle: Bundle | str | os.PathLike[str], threads: int, providers: Sequence[str], *, sends: bool
+) -> OnDeviceClassifier:
     """Open a bundle that needs no endpoint."""
     found = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     if found.kind != "classifier":
@@ -354,7 +366,7 @@ def _on_device(bundle: Bundle | str | os.PathLike[str], threads: int, *, sends: 
         )
     if sends:
         raise BundleError(f"{found.path} predicts on the device alone: it has nothing to send")
-    return OnDeviceClassifier(found, threads=threads)
+    return OnDeviceClassifier(found, threads=threads, providers=providers)
 
 
 def _callers_level() -> int:

@@ -13,6 +13,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.execution_providers import CPU
 from sfumato.device.client import BlockingClient
 from sfumato.device.file_responses import ResponseFormat, read_file_response
 from sfumato.device.image import EightBit
@@ -41,6 +42,7 @@ class FileClient(BlockingClient):
         score_key: what they call the score.
         rounding: round outputs in [0, 1] to 8 bits; otherwise those that are no 8-bit images are refused.
         threads: threads for the obfuscator.
+        providers: execution providers for it, the preferred one first; see `Obfuscator`.
         gate: let the bundle's gate, if it has one, handle images on-device.
         allow_recognisable: send payloads that show the image, of a bundle that declares itself a baseline; see
             `Obfuscator`.
@@ -71,6 +73,7 @@ class FileClient(BlockingClient):
         score_key: str = "score",
         rounding: bool = False,
         threads: int = 1,
+        providers: Sequence[str] = CPU,
         gate: bool = True,
         allow_recognisable: bool = False,
         **connection: Unpack[ConnectionOptions],
@@ -81,7 +84,13 @@ class FileClient(BlockingClient):
         self._file_format: FileFormat = file_format
         self._response = ResponseFormat(prediction_path, label_key, score_key)
         eight_bit: EightBit = "rounded" if rounding else "exact"
-        obfuscator = Obfuscator(bundle, threads=threads, eight_bit=eight_bit, allow_recognisable=allow_recognisable)
+        obfuscator = Obfuscator(
+            bundle,
+            threads=threads,
+            eight_bit=eight_bit,
+            providers=providers,
+            allow_recognisable=allow_recognisable,
+        )
         super().__init__(obfuscator, gate=gate)
         # The transport takes servers and drops a slash at the end, which for an address of one path can matter.
         self._path = "/" if url.endswith("/") else ""

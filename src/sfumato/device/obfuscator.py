@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfumato.artifacts.bundle import BASELINE, DECODER_ONNX, OBFUSCATOR_ONNX, Bundle, Preprocessing
+from sfumato.artifacts.execution_providers import CPU, provider_names
 from sfumato.artifacts.onnx_file import open_session, run_options
 from sfumato.device.image import EightBit, ImageSource, load_image, prepare, to_pixels
 from sfumato.device.predictions import softmax
@@ -91,7 +92,7 @@ class Decision:
 
 
 class Obfuscator:
-    """Runs a bundle's obfuscator on the CPU.
+    """Runs a bundle's obfuscator.
 
     Args:
         bundle: an obfuscator bundle, or its folder.
@@ -99,11 +100,20 @@ class Obfuscator:
         split: return the code instead of the image decoded from it; the bundle's decoder then runs in the cloud.
         eight_bit: return the 8-bit image instead of the classifier's input: "exact" refuses outputs that are none,
             "rounded" rounds those in [0, 1].
+        providers: execution providers, the preferred one first: "cpu", "cuda", "tensorrt", "openvino", "coreml", "qnn",
+            "nnapi". Where one does not run the obfuscator, the CPU does, and the log says so once.
         allow_recognisable: accept a payload that shows the image (see `sfumato.device.recognisable`), of a bundle that
             declares itself a baseline; it is logged. The image itself is refused all the same.
 
+    Attributes:
+        bundle: the bundle.
+        split: whether it returns codes.
+        providers: the execution providers that run it; the CPU takes what those before it do not.
+        payload_shape: of one image's payload, without the batch.
+
     Raises:
-        BundleError: the bundle is missing, damaged or of another kind, or its ONNX file is not an obfuscator, or lacks
+        BundleError: the bundle is missing, damaged or of another kind, or the installed ONNX Runtime has no such
+            provider, or its ONNX file is not an obfuscator, or lacks
             the logits that its gate needs, or the code that the split form needs; or its payload of synthetic images
             is malformed, or shows them, and that is not allowed, or asked for with a bundle that is no baseline.
         ValueError: the split form of an 8-bit image was asked for.
@@ -116,6 +126,7 @@ class Obfuscator:
         threads: int = 1,
         split: bool = False,
         eight_bit: EightBit | None = None,
+        providers: Sequence[str] = CPU,
         allow_recognisable: bool = False,
     ) -> None:
         if split and eight_bit is not None:
@@ -130,7 +141,8 @@ class Obfuscator:
         self._eight_bit = eight_bit
         self._recognisable_allowed = allow_recognisable
         self._shape = (3, self.bundle.preprocessing.height, self.bundle.preprocessing.width)
-        self._session = open_session(self.bundle.file(OBFUSCATOR_ONNX), threads=threads)
+        self._session = open_session(self.bundle.file(OBFUSCATOR_ONNX), threads=threads, providers=providers)
+        self.providers = provider_names(self._session)
         self._input_name = self._session.get_inputs()[0].name
         outputs = self._checked_outputs()
         payload = _code_output(self.bundle, outputs) if split else outputs[0]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Self
 
 import numpy as np
 
 from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.execution_providers import CPU
 from sfumato.artifacts.onnx_file import ClassifierFunction
 from sfumato.device.image import ImageSource, load_image, prepare
 from sfumato.device.obfuscator import Decision
@@ -18,25 +19,27 @@ from sfumato.wire import ModelMetadata, Tensor
 
 
 class OnDeviceClassifier:
-    """Runs a classifier on the CPU; its decisions are all final.
+    """Runs a classifier; its decisions are all final.
 
     Args:
         bundle: of a classifier.
         threads: threads for one image.
+        providers: execution providers, the preferred one first; see `Obfuscator`.
 
     Raises:
-        BundleError: the bundle is of another kind, or damaged.
+        BundleError: the bundle is of another kind, or damaged, or a provider is not there.
     """
 
     split = False
 
-    def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int = 1, providers: Sequence[str] = CPU) -> None:
         if bundle.kind != "classifier":
             raise BundleError(f"{bundle.path} holds an {bundle.kind}, a classifier is needed")
         self.bundle = bundle
         size = bundle.preprocessing
         self.payload_shape = (3, size.height, size.width)
-        self._classify = ClassifierFunction(bundle, threads=threads)
+        self._classify = ClassifierFunction(bundle, threads=threads, providers=providers)
+        self.providers = self._classify.providers
 
     def decide_batch(self, sources: Iterable[ImageSource], *, gate: bool = True) -> list[Decision]:
         """Return the prediction for each image, in order; an empty batch gives an empty list.
