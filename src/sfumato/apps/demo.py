@@ -156,8 +156,9 @@ def serving(classifier: Path) -> Iterator[str]:
         ServingError: it did not start; the message has the last line of its log.
     """
     command = [sys.executable, "-m", "sfumato", "serve", str(classifier), "--port", "0", "--json"]
-    # The user's token is for other servers, and would close this one to the demonstration.
-    environment = {name: value for name, value in os.environ.items() if name != "SFUMATO_TOKEN"}
+    # The user's token and settings are for other servers; the token would close this one to the demonstration.
+    others = ("SFUMATO_TOKEN", "SFUMATO_SERVE_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     with (
         tempfile.TemporaryFile() as errors,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment) as process,

@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from sfumato import __version__
 from sfumato.artifacts.signals import handled
+from sfumato.cli import configuration
 from sfumato.cli.options import ADVANCED
 from sfumato.cli.output import Extra, needs_extra
 from sfumato.cli.renamed import in_todays_words
@@ -35,7 +36,24 @@ _MOST_REASON = 300
 
 
 class _Command(TyperCommand):
-    """A command that shows its first options apart, and no type of a flag or an argument."""
+    """A command that shows its first options apart, and no type of a flag or an argument.
+
+    Its settings may come from the environment and from files; see `sfumato.cli.configuration`.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return list(super().parse_args(ctx, args))
+        except typer.BadParameter as error:
+            if error.param is not None and (where := configuration.origin(ctx, error.param)) != "command line":
+                error.message = f"{error.message} ({where})"
+            raise
+
+    def invoke(self, ctx: Any) -> Any:
+        if configuration.wants_to_see(ctx):
+            typer.echo(configuration.shown(ctx))
+            return None
+        return super().invoke(ctx)
 
     def get_params(self, ctx: Any) -> list[Any]:
         params: list[Any] = super().get_params(ctx)
@@ -43,6 +61,8 @@ class _Command(TyperCommand):
         for param in plain[FIRST_OPTIONS:] if len(plain) > FIRST_OPTIONS + 1 else []:
             param.rich_help_panel = ADVANCED
         for param in params:
+            if self.name in configuration.CONFIGURED and param.name != "help":
+                param.envvar, param.show_envvar = configuration.variable_of(self.name, param), False
             if param.param_type_name == "option" and param.is_flag and param.metavar is None:
                 param.metavar = ""
             if param.param_type_name == "argument":
@@ -109,8 +129,11 @@ def command(extra: Extra | None = None) -> Callable[[Callable[..., None]], Calla
             groups[param.name] = [field.name for field in fields]
             params += [field.replace(kind=field.KEYWORD_ONLY) for field in fields]
 
+        params = configuration.describe(name, params)
+
         @wraps(function)
         def run(**given: Any) -> None:
+            given = {key: value for key, value in given.items() if key not in configuration.OWN}
             for group, names in groups.items():
                 given[group] = signature.parameters[group].annotation(**{key: given.pop(key) for key in names})
             with needs_extra(extra) if extra else nullcontext():
