@@ -1,10 +1,10 @@
 # Everything runs in an environment of the project's own; only Python is needed.
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo studio docs test test-all layers coverage test-ray test-mobile lint bench failover mobile interop serving alternatives growth frontier independent-attacker people real-faces reproduce break soak release clean
+.PHONY: demo studio docs test test-all layers coverage test-device test-ray test-mobile lint bench failover mobile interop serving alternatives growth frontier independent-attacker people real-faces reproduce break soak release release-tag clean
 
 demo: $(VENV)/.serve
 	$(BIN)/sfumato demo $(IMAGES)
@@ -39,6 +39,11 @@ test-all: lint docs
 
 coverage: $(VENV)/.dev
 	$(SUITE) --cov src/sfumato --cov-branch --cov-report term:skip-covered --cov-fail-under 90
+
+# Without torch, for systems on which only the device's half is wanted: macOS, Windows.
+test-device: $(VENV)/.serve
+	$(PIP) av hypothesis onnx pytest 'tritonclient[grpc]'
+	$(BIN)/python -m pytest tests/device tests/wire tests/artifacts
 
 test-ray: $(VENV)/.ray
 	$(BIN)/python -m pytest tests/lab/sweep tests/cloud -k ray
@@ -100,6 +105,11 @@ soak: $(VENV)/.dev
 # Wheel, sdist, SBOM and checksums in dist/, from the last commit. Ends with 3 if the advisory database cannot be reached.
 release: .interop/release/.installed
 	.interop/release/bin/python scripts/release.py $(ARGS)
+
+# Fails unless TAG is this version's, vX.Y.Z.
+release-tag:
+	@version=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' src/sfumato/__init__.py); \
+	test "$(TAG)" = "v$$version" || { echo "the tag $(TAG) is not v$$version" >&2; exit 1; }
 
 # The load comes from wrk: the system's, or else Debian's packages, unpacked here without being installed.
 .interop/wrk/.unpacked:

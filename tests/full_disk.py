@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from sfumato.errors import SfumatoError
+
+resource = pytest.importorskip("resource")  # not on Windows
 
 
 @contextmanager
