@@ -32,6 +32,7 @@ from sfumato.artifacts import shipped
 from sfumato.artifacts.bundle import Bundle
 from sfumato.cli import commands  # noqa: F401  (registers them)
 from sfumato.cli.app import app
+from sfumato.cli.configuration import CONFIGURED
 from sfumato.cli.options import bundle_place
 from sfumato.cloud import catalogue_of, running
 from sfumato.lab.export.onnx import export_onnx
@@ -80,7 +81,7 @@ def test_every_block_is_run_or_says_why_not():
 
 
 def test_links_of_pages_outside_of_the_site_lead_somewhere():
-    for page in (ROOT / "README.md", ROOT / "examples" / "README.md"):
+    for page in (ROOT / "README.md", ROOT / "examples" / "README.md", ROOT / "deploy" / "README.md"):
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page}: {link}"
 
@@ -162,10 +163,14 @@ class Reader:
     def __init__(self, background: contextlib.ExitStack, made: Path, url: str = URL) -> None:
         self._background, self._made, self._url = background, made, url
         self._names: dict[str, object] = {}
+        self._settings = ""
 
     def run(self, block: Block) -> None:
         if block.language == "toml":
             raw = tomllib.loads(block.text)
+            if raw.keys() <= set(CONFIGURED):
+                self._settings = block.text
+                return
             parse_recipe(raw if "kind" in raw else {"kind": "sketch", "name": "x", "classifier": "c", **raw})
         elif block.language == "python":
             exec(compile(block.text.replace(URL, self._url), "<block>", "exec"), self._names)
@@ -176,7 +181,10 @@ class Reader:
     def _command(self, line: str) -> None:
         words = shlex.split(line.replace(URL, self._url))
         assert words[0] == "sfumato", line
-        if words[1] == "serve":
+        if "--config" in words:
+            file = Path(words[words.index("--config") + 1])
+            file.write_text(self._settings.replace(URL, self._url), encoding="utf-8")
+        if words[1] == "serve" and "--show-config" not in words:
             assert words[-1] == "&", line
             self._url = self._background.enter_context(running(served(words)))
             return
