@@ -49,6 +49,9 @@ def classify(
     - `sfumato classify --watch camera/ --server https://classify.example.org --json`
     - `sfumato classify cat.jpg --server https://example.org/classify --files form --response-path labels --round`
     """
+    from sfumato.wire.tracing import start_exporting
+
+    start_exporting("sfumato-device")
     stream = Stream.of(images or [], watch, every_s)
     sources = [] if stream else options.expand_images(images or [])
     client = endpoint.client(

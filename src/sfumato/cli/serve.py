@@ -81,8 +81,11 @@ def serve(
     """
     from sfumato import cloud
     from sfumato.cloud import logs
+    from sfumato.wire.tracing import SERVICE, start_exporting
 
     logs.configure(as_json=log_format == "json")
+    if engine == "embedded" and replicas == "1":  # replicas trace themselves
+        start_exporting(SERVICE)
     many = _replicas(replicas, engine, address, tls=any((listen.tls_cert, listen.tls_key, client_ca)))
     paths = model or []
     how = {"threads": threads, "max_batch": max_batch, "max_queue": max_queue, "providers": provider or ()}

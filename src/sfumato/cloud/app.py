@@ -29,6 +29,7 @@ from sfumato.cloud.metrics import CONTENT_TYPE, Metrics, Siblings
 from sfumato.cloud.model_repository import Catalogue
 from sfumato.errors import ModelNotFound, Overloaded, ServingError, WireError
 from sfumato.wire import HEADER_LENGTH, decode_request, encode_metadata, encode_response, paths
+from sfumato.wire.tracing import record_inference
 
 log = logging.getLogger(__name__)
 
@@ -221,6 +222,15 @@ class Application:
     def _note(self, scope: Scope, exchange: Exchange) -> None:
         seconds = time.perf_counter() - exchange.begun_s
         self._metrics.count(exchange.model, exchange.status, exchange.rows, seconds)
+        if exchange.model is not None:
+            record_inference(
+                exchange.headers,
+                model=exchange.model.name,
+                version=exchange.model.version,
+                images=exchange.rows,
+                status=exchange.status,
+                seconds=seconds,
+            )
         if self._access_log:
             logs.request_line(
                 model=exchange.model and exchange.model.name,

@@ -33,6 +33,7 @@ from sfumato.cloud.metrics import Siblings
 from sfumato.cloud.model_repository import Catalogue
 from sfumato.cloud.server import ServerOptions, build_server, listen, run, tls_context, warn_if_open
 from sfumato.errors import ServingError, SfumatoError
+from sfumato.wire.tracing import SERVICE, start_exporting
 
 log = logging.getLogger(__name__)
 
@@ -242,6 +243,7 @@ def _replica(
 ) -> None:
     """Run one process: the server, until its parent ends it or dies."""
     logs.configure(as_json=log_as_json)
+    start_exporting(SERVICE)
     after_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
     try:
         siblings = Siblings(folder, number)

@@ -41,6 +41,7 @@ from sfumato.errors import (
     EndpointResponseInvalid,
 )
 from sfumato.wire import ModelMetadata, Tensor
+from sfumato.wire.tracing import client_span
 
 R = TypeVar("R")
 FingerprintMatch = Literal["match", "differs", "unknown"]
@@ -165,7 +166,8 @@ class BaseClient(ABC):
         """Send images: the only way out of the device. A `TypeError` for anything but obfuscated images."""
         if not all(isinstance(image, ObfuscatedImage) for image in images):
             raise TypeError("only obfuscated images may be sent")
-        return await self._transmit(images, obfuscate_ms)
+        with client_span(len(images)):
+            return await self._transmit(images, obfuscate_ms)
 
     @abstractmethod
     async def _compute(self, work: Callable[[], R]) -> R:

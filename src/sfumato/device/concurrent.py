@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TypeVar
 
 from sfumato.errors import EndpointError
@@ -43,6 +44,7 @@ def _in_order(ask: Callable[[T], R], items: Iterable[T], in_flight: int) -> Iter
     waiting: queue.SimpleQueue[Future[R] | None] = queue.SimpleQueue()
     room = threading.Semaphore(in_flight)
     stopped = threading.Event()
+    context = copy_context()  # so that spans lie below the caller's
     pool = ThreadPoolExecutor(in_flight, thread_name_prefix="sfumato-asks")
 
     def feed() -> None:
@@ -50,7 +52,7 @@ def _in_order(ask: Callable[[T], R], items: Iterable[T], in_flight: int) -> Iter
         try:
             while room.acquire() and not stopped.is_set():
                 item = next(rest)
-                waiting.put(pool.submit(ask, item))
+                waiting.put(pool.submit(context.copy().run, ask, item))
         except StopIteration:
             waiting.put(None)
         except BaseException as error:

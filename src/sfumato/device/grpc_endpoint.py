@@ -28,6 +28,7 @@ from sfumato.device.transport import (
 )
 from sfumato.errors import EndpointError, WireError
 from sfumato.wire import DTYPES, InferResponse, ModelMetadata, Tensor, TensorSpec, fields
+from sfumato.wire.tracing import trace_headers
 
 try:
     import grpc
@@ -163,7 +164,8 @@ class GrpcEndpoint:
                 self._connection.check_open()
                 try:
                     call = getattr(self._channel.stub, method)
-                    return call(request, timeout=left_s(), metadata=self._call_metadata)
+                    metadata = (*self._call_metadata, *trace_headers().items())
+                    return call(request, timeout=left_s(), metadata=metadata)
                 except grpc.RpcError as error:
                     failed = self._error(error)
                     if error.code() not in _RETRIED or _is_too_long(error):

@@ -36,6 +36,7 @@ from sfumato.errors import (
     WireError,
 )
 from sfumato.wire import fields
+from sfumato.wire.tracing import trace_headers
 
 MAX_RESPONSE_BYTES = 16 * 2**20
 BACKOFF_S = 0.1
@@ -279,7 +280,8 @@ class Transport(ABC):
             while True:
                 self.connection.check_open()
                 try:
-                    reply = await self._once(method, self._base + path, body, {**self._headers, **headers})
+                    sent = {**self._headers, **trace_headers(), **headers}
+                    reply = await self._once(method, self._base + path, body, sent)
                     if reply.status == 200:
                         return reply
                     error, retry_after = self._error(reply), reply.headers.get("retry-after", "").strip()
