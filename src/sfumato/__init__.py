@@ -6,6 +6,7 @@ predicts. This is not encryption: how much of the image an attacker can reconstr
 Importing this package imports neither torch nor ONNX Runtime; the names below load on first use.
 """
 
+import os
 from typing import TYPE_CHECKING
 
 from sfumato.artifacts.plugins import lazy
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from sfumato.errors import SfumatoError
 
 __version__ = "0.1.0"
+
+# ONNX Runtime's wheels send usage data, and a number that identifies the device, to Microsoft unless this is set before
+# it is loaded.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "AsyncClient",

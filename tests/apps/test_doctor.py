@@ -218,7 +218,7 @@ def test_a_drawing_that_no_file_can_hold_is_found_before_anything_is_sent(tmp_pa
 def test_it_says_which_kind_a_bundle_is(tiny_bundles, gated_bundle, no_network):
     obfuscator, classifier = tiny_bundles
     found = examine(Client(None, classifier))
-    assert verdicts(found) == dict.fromkeys(("kind", "the bundle", "latency"), "good")
+    assert verdicts(found) == dict.fromkeys(("kind", "the bundle", "execution providers", "latency"), "good")
     assert "on the device alone" in found[0].said
     for bundle, says in ((obfuscator, "sends payloads to an endpoint"), (gated_bundle, "with a gate")):
         assert says in examined(bundle, "http://127.0.0.1:1", **QUICK)[0].said

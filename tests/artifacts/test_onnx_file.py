@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import pytest
@@ -62,3 +66,14 @@ def test_of_a_long_reason_both_ends_are_said():
     assert said.startswith("begins x") and said.endswith("x ends") and len(said) < 420
     assert runtime_reason(RuntimeError()) == "RuntimeError"
     assert runtime_reason(RuntimeError("[ONNXRuntimeError] : 1 : FAIL : ")) == "[ONNXRuntimeError] : 1 : FAIL :"
+
+
+def test_onnx_runtime_leaves_no_trace_of_the_device(tmp_path):
+    """Its telemetry keeps a number that identifies the device, and what it will send, in the user's cache folder."""
+    file, home = save_classifier(tmp_path / "model.onnx"), tmp_path / "home"
+    home.mkdir()
+    code = "import sys, pathlib, sfumato.artifacts.onnx_file as it; it.OnnxFunction(pathlib.Path(sys.argv[1]))"
+    unset = ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME", "XDG_DATA_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in unset} | {"HOME": str(home)}
+    subprocess.run([sys.executable, "-c", code, str(file)], check=True, timeout=60, env=environment)
+    assert list(home.rglob("*")) == []
