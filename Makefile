@@ -42,7 +42,7 @@ coverage: $(VENV)/.dev
 
 # Without torch, for systems on which only the device's half is wanted: macOS, Windows.
 test-device: $(VENV)/.serve
-	$(PIP) av huggingface_hub hypothesis onnx pytest 'tritonclient[grpc]'
+	$(PIP) aiohttp av huggingface_hub hypothesis onnx pytest 'tritonclient[grpc]'
 	$(BIN)/python -m pytest tests/device tests/wire tests/artifacts
 
 test-ray: $(VENV)/.ray

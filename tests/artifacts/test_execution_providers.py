@@ -104,6 +104,7 @@ def test_device_and_server_run_on_what_was_asked_for(fake, obfuscator_bundle, cl
         "http://127.0.0.1:9", obfuscator_bundle, rounding=True, providers=["cuda"], allow_recognisable=False
     )
     assert files.obfuscator.providers == ("cuda", "cpu")
+    assert Client(None, classifier_bundle, providers=["cuda"]).providers == ("cuda", "cpu")
     assert Obfuscator(obfuscator_bundle).providers == ("cpu",), "nothing but the CPU unless it is asked for"
     assert ServedModel(classifier_bundle.path, providers=["cuda"])._session.get_providers() == [CUDA, CPU]
     assert caplog.records == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -22,7 +23,7 @@ import tiny
 from recording import recording
 from sfumato.artifacts.bundle import Bundle
 from sfumato.cloud import ServedModel, running
-from sfumato.device import Client
+from sfumato.device import AsyncClient, Client
 from sfumato.errors import EndpointError
 from sfumato.wire import tracing
 
@@ -79,6 +80,21 @@ def test_images_of_many_lie_below_the_callers_span(spans, tiny_bundles):
         assert len(list(client.classify_many([IMAGE] * 4))) == 4
     ours = [span for span in spans.get_finished_spans() if span.kind.name == "CLIENT"]
     assert len(ours) == 4 and {span.parent.span_id for span in ours} == {frame.get_span_context().span_id}
+
+
+def test_each_task_of_asyncio_has_a_span_of_its_own(spans, tiny_bundles):
+    pytest.importorskip("aiohttp")
+    obfuscator, classifier = tiny_bundles
+
+    async def classify(url: str) -> None:
+        async with AsyncClient(url, obfuscator) as client:
+            await asyncio.gather(*(client.classify(IMAGE) for _ in range(4)))
+
+    with running([ServedModel(classifier.path)]) as url:
+        asyncio.run(classify(url))
+    found = spans.get_finished_spans()
+    ours = {span.context.span_id for span in found if span.kind.name == "CLIENT"}
+    assert len(ours) == 4 and {span.parent.span_id for span in found if span.kind.name == "SERVER"} == ours
 
 
 def test_the_device_sends_random_numbers_alone(spans, obfuscator_bundle):
