@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import os
 import subprocess
 import sys
 import threading
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ import pytest
 from recording import Exchange, RecordingServer, expected_probabilities, leaked, recording, respond_well
 from sfumato.artifacts.bundle import Bundle
 from sfumato.device import AsyncClient, Client, FingerprintWarning
+from sfumato.device.async_client import _in_order, _taken
 from sfumato.device.client_base import BaseClient, ClientOptions, ProtocolClient
 from sfumato.device.transport import ConnectionOptions
 from sfumato.errors import EndpointError, EndpointResponseInvalid, ImageError
@@ -61,7 +63,7 @@ async def cancelled(task: asyncio.Task[Any]) -> None:
 def test_both_clients_share_all_but_the_transport() -> None:
     shared = {name for name in vars(BaseClient) | vars(ProtocolClient) if not name.startswith("__")} - {"_abc_impl"}
     own = {name for name in shared if getattr(Client, name) is not getattr(AsyncClient, name)}
-    assert own == {"_open", "_compute", "_classify_group"}
+    assert own == {"_open", "_compute", "_wait_for", "_classify_group"}
     assert {"_send", "_transmit", "_decide", "_check_version", "with_options"} <= shared - own
 
 
@@ -358,6 +360,79 @@ def test_cancelling_whoever_takes_the_predictions_ends_everything(obfuscator_bun
 
     with recording(infer=silent) as server:
         run(server, obfuscator_bundle, main, encoding="binary")
+
+
+def test_errors_behind_the_first_are_not_reported_as_forgotten() -> None:
+    async def ask(number: int) -> int:
+        await asyncio.sleep(0 if number else 0.05)
+        raise EndpointError(str(number))
+
+    async def main() -> list[Any]:
+        forgotten: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: forgotten.append(context))
+        with pytest.raises(EndpointError, match="0"):
+            async for _ in _in_order(ask, _taken(range(4)), 4):
+                pass
+        gc.collect()
+        await asyncio.sleep(0)
+        return forgotten
+
+    assert asyncio.run(main()) == []
+
+
+def test_a_source_that_is_cancelled_is_not_waited_for() -> None:
+    async def camera() -> AsyncIterator[int]:
+        yield 1
+        raise asyncio.CancelledError
+
+    async def main() -> None:
+        async def ask(number: int) -> int:
+            return number
+
+        found = _in_order(ask, camera(), 3)
+        async with asyncio.timeout(5):
+            with pytest.raises(asyncio.CancelledError):
+                async for _ in found:
+                    pass
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        asyncio.run(main())
+
+
+def test_metadata_that_another_discards_meanwhile_is_still_returned(obfuscator_bundle: Bundle) -> None:
+    async def main(it: AsyncClient) -> None:
+        def discarding(_: Any) -> str:
+            it._metadata = None
+            return "match"
+
+        it._match = discarding  # type: ignore[assignment,method-assign]
+        assert (await it.metadata()).name == "tiny"
+
+    with recording() as server:
+        run(server, obfuscator_bundle, main)
+
+
+def test_a_source_that_waits_keeps_no_core_from_others(
+    obfuscator_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    more = threading.Event()
+
+    def camera() -> Iterator[Any]:
+        assert more.wait(5)
+        yield IMAGES[0]
+
+    async def main(it: AsyncClient) -> None:
+        waiting = asyncio.create_task(it.classify_batch(camera()))
+        await asyncio.sleep(0.02)
+        async with asyncio.timeout(3):
+            await it.classify(IMAGES[1])
+        more.set()
+        assert len(await waiting) == 1
+
+    with recording() as server:
+        run(server, obfuscator_bundle, main)
 
 
 # --- the extra ------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import Any, Self, TypeVar, Unpack
+from typing import Self, TypeVar, Unpack
 
 from sfumato.artifacts.bundle import Bundle
 from sfumato.device.client_base import ClientOptions, EndpointStatus, ProtocolClient
@@ -124,6 +124,9 @@ class AsyncClient(ProtocolClient):
         async with self._cores:
             return await asyncio.to_thread(work)
 
+    async def _wait_for(self, work: Callable[[], R]) -> R:
+        return await asyncio.to_thread(work)  # without a core, which a source that waits would keep from all others
+
     async def _classify_group(self, sources: Sequence[ImageSource]) -> list[Prediction]:
         async with self._room:
             return await super()._classify_group(sources)
@@ -150,29 +153,34 @@ async def _in_order(ask: Callable[[T], Awaitable[R]], items: AsyncIterator[T], i
     """Yield results in the order of the items; see `concurrent.in_order`, whose threads are tasks here."""
     waiting: asyncio.Queue[asyncio.Future[R] | None] = asyncio.Queue()
     room = asyncio.Semaphore(in_flight)
-    begun: set[asyncio.Future[Any]] = set()
+    pending: set[asyncio.Future[R]] = set()  # not yet yielded, done or not
+
+    def put(future: asyncio.Future[R]) -> asyncio.Future[R]:
+        pending.add(future)
+        waiting.put_nowait(future)
+        return future
 
     async def feed() -> None:
         try:
             while await room.acquire():
-                task = asyncio.ensure_future(ask(await anext(items)))
-                begun.add(task)
-                task.add_done_callback(begun.discard)
-                waiting.put_nowait(task)
+                put(asyncio.ensure_future(ask(await anext(items))))
         except StopAsyncIteration:
             waiting.put_nowait(None)
         except Exception as error:
-            failed: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-            failed.set_exception(error)
-            waiting.put_nowait(failed)
+            put(asyncio.get_running_loop().create_future()).set_exception(error)
+        except asyncio.CancelledError:
+            put(asyncio.get_running_loop().create_future()).cancel()  # the source may have raised it, too
+            raise
 
     feeder = asyncio.create_task(feed())
     try:
-        while (result := await waiting.get()) is not None:
-            yield await result
+        while (future := await waiting.get()) is not None:
+            result = await future
+            pending.discard(future)
             room.release()
+            yield result
     finally:
         feeder.cancel()
-        for task in begun:
-            task.cancel()
-        await asyncio.gather(feeder, *begun, return_exceptions=True)
+        for future in pending:
+            future.cancel()
+        await asyncio.gather(feeder, *pending, return_exceptions=True)  # takes note of their errors, too

@@ -84,6 +84,9 @@ class BlockingClient(BaseClient):
     async def _compute(self, work: Callable[[], R]) -> R:
         return work()
 
+    async def _wait_for(self, work: Callable[[], R]) -> R:
+        return work()
+
 
 class Client(BlockingClient, ProtocolClient):
     """Classifies images at an endpoint that never sees them; images of one group go in one request.

@@ -132,7 +132,7 @@ class BaseClient(ABC):
             raise EndpointError(f"batch_size must be at least 1, got {batch_size}")
         predictions: list[Prediction] = []
         groups = in_groups(sources, batch_size)
-        while group := await self._compute(lambda: next(groups, None)):
+        while group := await self._wait_for(lambda: next(groups, None)):
             predictions += await self._classify_group(group)
         return predictions
 
@@ -171,7 +171,11 @@ class BaseClient(ABC):
 
     @abstractmethod
     async def _compute(self, work: Callable[[], R]) -> R:
-        """Return what a function returns that takes the processor for a while, or waits for a source of images."""
+        """Return what a function returns that takes the processor for a while."""
+
+    @abstractmethod
+    async def _wait_for(self, work: Callable[[], R]) -> R:
+        """Return what a function returns that may wait, for a source of images."""
 
     @abstractmethod
     async def _transmit(self, images: Sequence[ObfuscatedImage], obfuscate_ms: float) -> list[Prediction]:
@@ -266,23 +270,25 @@ class ProtocolClient(BaseClient):
 
     async def _ask_metadata(self) -> ModelMetadata:
         """Return what the endpoint says of the model; it is asked once."""
-        if self._metadata is None:
+        metadata = self._metadata
+        if metadata is None:
             try:
-                self._metadata = await self._endpoint.metadata(self.model)
+                self._metadata = metadata = await self._endpoint.metadata(self.model)
             except EndpointModelNotFound as error:
                 raise EndpointModelNotFound(
                     f"{error}; {self.model!r} was asked for, with the bundle {self.bundle.path}: give the bundle of an "
                     "obfuscator for a model that is served there (--bundle), or the model's name there (--model)"
                 ) from None
-            self.fingerprint = self._match(self._metadata)
-        return self._metadata
+            self.fingerprint = self._match(metadata)
+        return metadata  # `_check_version` of another thread may have discarded the attribute
 
     async def _make_plan(self) -> Plan:
         """Return how to ask the model, decided once. Several threads or tasks may do so at once."""
-        if self._plan is None:
+        plan = self._plan
+        if plan is None:
             plan = make_plan(await self._ask_metadata(), self._payload, **self._requested)
             self.datatype, self._plan = plan.datatype, plan
-        return self._plan
+        return plan
 
     async def _transmit(self, images: Sequence[ObfuscatedImage], obfuscate_ms: float) -> list[Prediction]:
         with deadline(self._timeout_s):
