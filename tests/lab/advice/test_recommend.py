@@ -101,12 +101,31 @@ def test_nothing_may_meet_a_policy():
         (sketch(0.8), Leak(0.02, "U-Net", "standard", "withstood"), "sketch"),
         (sketch(0.8), Leak(0.02, "U-Net", "standard", "leaks"), "local net, nano"),
         (sketch(0.8), Leak(0.3, "U-Net", "standard", "inconclusive"), "local net, nano"),
+        (sketch(0.8), Leak(0.02, "U-Net", "quick", "inconclusive"), "sketch"),  # as without an audit
+        (thumbnail(0.8, 100), Leak(0.01, "U-Net", "quick", "inconclusive"), "local net, nano"),
         (thumbnail(0.8, 100), None, "local net, nano"),
         (thumbnail(0.8, 100), Leak(0.01, "U-Net", "full", "withstood"), "thumbnail, 100 bytes"),
     ],
 )
 def test_an_audit_decides_what_is_recognisable(way, audit, chosen):
     assert names(local(0.7), replace(way, audit=audit), plain(0.95))[NO_IMAGE] == chosen
+
+
+def test_what_an_audit_found_is_said():
+    ways = local(0.7), sketch(0.95, audit=Leak(0.3, "U-Net", "standard", "leaks")), plain(0.95)
+    found = recommend(measured(*ways))[BYTES]
+    said = " ".join(found.sentences)
+    assert found.way == "sketch" and "Audited, leaks: an excess leakage of at least 0.30." in said
+    assert "sends no such thing" not in said, "sfumato's client sends sketches"
+
+
+def test_a_longer_call_has_the_same_options_and_a_net_that_is_missing_may_become_as_good():
+    options = "--budget", "large", "--allow-outside"
+    one = replace(measured(local(0.7), sketch(0.8), plain(0.95)), options=options)
+    assert not recommend(one)[NO_IMAGE].provisional
+    assert "--allow-outside -o advice/audits/sketch" in recommend(one)[NO_IMAGE].next
+    found = recommend(replace(one, missing=("device-large",)))[NO_IMAGE]
+    assert found.provisional and found.next.endswith("-o advice --budget large --allow-outside")
 
 
 def test_less_than_the_standard_error_is_no_reason_to_send():

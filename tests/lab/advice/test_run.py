@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,6 +66,7 @@ def test_the_command_from_a_classifier_to_a_page_and_again(trained, photos, tmp_
     page = (tmp_path / "out" / "advice.html").read_text()
     assert "no recognisable image leaves" in page and "device-nano 2 of 2 epochs" in page and "--accent" in page
     first = Advice.read(tmp_path / "out" / "advice.json")
+    assert first.measured.options == ("--budget", "nano") and first.measured.missing == ()
     assert {part.name for part in first.parts} == {"images", "device-nano", "sketch"}
     assert {way.kind for way in first.measured.ways} == {
         *("plain", "thumbnail", "blur", "pixelate", "local", "gate", "sketch")
@@ -83,6 +85,9 @@ def test_the_command_from_a_classifier_to_a_page_and_again(trained, photos, tmp_
     )
     (tmp_path / "out" / "audits" / "sketch").mkdir(parents=True)
     found.write(tmp_path / "out" / "audits" / "sketch" / "audit.json")
+    weaker = fake_audit(target={"fingerprint": sketch.files[OBFUSCATOR_ONNX]}, data={"source": str(photos)})
+    (tmp_path / "out" / "audits" / "weaker").mkdir()
+    weaker.write(tmp_path / "out" / "audits" / "weaker" / "audit.json")  # read later, and it hides nothing
     audited = advise(str(trained[0].path), str(photos), tmp_path / "out", budget="nano")
     (way,) = [way for way in audited.measured.ways if way.name == "sketch"]
     assert way.audit.excess_leakage == pytest.approx(found.best.excess_leakage)
@@ -120,6 +125,14 @@ def test_a_training_whose_time_is_up_is_a_lower_bound(lesson):
     planned = nets.plan(lesson, "device-nano", 2)
     part = nets.make(lesson, "device-nano", planned, 0.0, "", silent, mute)
     assert part.finished == 0 and Bundle.load(part.bundle).kind == "classifier"
+
+
+def test_a_training_that_resumed_took_what_all_its_calls_took(lesson, monkeypatch):
+    made = SimpleNamespace(provenance=SimpleNamespace(epochs=5, training_seconds=100.0))
+    monkeypatch.setattr(nets, "finish_training", lambda *_, **__: None)
+    monkeypatch.setattr(nets, "Bundle", SimpleNamespace(load=lambda _: made))
+    part = nets.make(lesson, "device-nano", nets.Planned(nets.Run(lesson.folder), 5, False), 9.0, "", silent, mute)
+    assert (part.seconds, part.finished) == (100.0, 5), "else the next net is planned for far too many epochs"
 
 
 def test_images_without_labels_give_agreement(trained, tmp_path):

@@ -193,7 +193,8 @@ def make(lesson: Lesson, part: str, planned: Planned, seconds: float, trunk: str
         )
     bundle = Bundle.load(planned.run.bundle)
     reached = int(bundle.provenance.epochs or 0)
-    taken = bundle.provenance.training_seconds or 0.0 if planned.done else time.monotonic() - started
+    steps_s = bundle.provenance.training_seconds or 0.0  # those of earlier calls, too, if it was interrupted
+    taken = steps_s if planned.done else max(steps_s, time.monotonic() - started)
     return Part(part, round(taken, 1), planned.epochs, WHOLE, reached, str(planned.run.bundle))
 
 

@@ -20,6 +20,7 @@ MOST_BITS = 16
 _EQUAL = 0.002
 _LONGER = 4
 HOW_TO_SEND = "docs/how-to/advise.md"
+ALLOW_OUTSIDE = "--allow-outside"
 
 
 def recommend(measured: Measurements) -> tuple[Recommendation, ...]:
@@ -45,12 +46,13 @@ def recommend(measured: Measurements) -> tuple[Recommendation, ...]:
 def shown(way: Way) -> float:
     """Return the share of images that leave in a form that may show them, in [0, 1].
 
-    An audit decides, if there is one. Without one, only payloads of at most `MOST_BITS` show nothing.
+    What an audit found counts in any case; that it found nothing counts only if it could have found something. Without
+    such an audit, only payloads of at most `MOST_BITS` show nothing.
     """
-    if way.audit is not None:
-        hidden = way.audit.excess_leakage <= LEAKS_ABOVE and way.audit.finding != "leaks"
-    else:
-        hidden = way.bits <= MOST_BITS
+    audit, hidden = way.audit, way.bits <= MOST_BITS
+    if audit is not None:
+        leaks = audit.excess_leakage > LEAKS_ABOVE or audit.finding == "leaks"
+        hidden = not leaks and (hidden or audit.finding == "withstood")
     return 0.0 if hidden else way.offload_rate
 
 
@@ -79,14 +81,14 @@ def _cost(way: Way) -> tuple[float, float]:
 
 
 def _recommendation(policy: Policy, way: Way | None, measured: Measurements) -> Recommendation:
-    longer = (
-        f"sfumato advise {shlex.quote(measured.classifier)} --data {shlex.quote(measured.data)} "
-        f"--minutes {_LONGER * measured.minutes:g} -o {shlex.quote(measured.folder)}"
-    )
+    minutes = f"{_LONGER * measured.minutes:g}"
+    about = [measured.classifier, "--data", measured.data, "--minutes", minutes, "-o", measured.folder]
+    longer = _typed("advise", *about, *measured.options)
     if way is None:
         return Recommendation(policy, None, ("Nothing that was measured meets this policy.",), True, longer)
     nets = [other for other in measured.ways if other.kind == "local"]
-    provisional = way.offload_rate > 0 and (not nets or any(net.at_least for net in nets))
+    unfinished = bool(measured.missing) or not nets or any(net.at_least for net in nets)
+    provisional = way.offload_rate > 0 and unfinished
     sentences = tuple(_sentences(way, measured, provisional=provisional))
     plain = max((other.accuracy for other in measured.ways if other.kind == "plain"), default=0.0)
     train_on = provisional or (way.at_least and way.accuracy < plain - AS_GOOD)
@@ -109,25 +111,32 @@ def _sentences(way: Way, measured: Measurements, *, provisional: bool) -> list[s
             f"({measured.chance:.1%} by chance): pad every payload to the longest one, {bytes_of(way, measured):,.0f} "
             "bytes per image."
         )
-    if shown(way) > 0 and way.kind != "obfuscator":
+    if way.audit is not None:
+        said.append(f"Audited, {way.audit.finding}: an excess leakage of at least {way.audit.excess_leakage:.2f}.")
+    elif way.kind in ("sketch", "obfuscator"):
+        said.append(f"Not audited: at most {way.bits:.2f} bits about an image leave.")
+    if shown(way) > 0 and way.kind not in ("sketch", "obfuscator"):
         leaves = "Every image leaves in a form that may show it."
         if way.threshold is not None:
             unsure = f"those with an on-device probability below {way.threshold:.3f}"
             leaves = f"{way.offload_rate:.0%} of the images, {unsure}, leave in the clear."
         said.append(f"{leaves} sfumato's client sends no such thing; {HOW_TO_SEND} shows how any other client does.")
-    elif way.offload_rate > 0 and way.audit is None:
-        said.append(f"Not audited: at most {way.bits:.2f} bits about an image leave.")
     if provisional:
-        said.append("Provisional: no local net has been trained to its end, and one might become as good.")
+        said.append("Provisional: not every local net has been trained to its end, and one might become as good.")
     return said
 
 
 def _next(way: Way, measured: Measurements) -> str:
-    classifier, data = shlex.quote(measured.classifier), shlex.quote(measured.data)
-    bundle = shlex.quote(way.bundle or "")
+    bundle, classifier = way.bundle or "", measured.classifier
     if way.kind == "local":
-        return f"sfumato classify IMAGES --bundle {bundle}"
+        return _typed("classify", "IMAGES", "--bundle", bundle)
     if way.kind == "sketch" and way.audit is None:
-        audits = shlex.quote(f"{measured.folder}/audits/sketch")
-        return f"sfumato audit {bundle} --classifier {classifier} --data {data} -o {audits}"
-    return f"sfumato serve {classifier} --port 8080"
+        outside = [option for option in measured.options if option == ALLOW_OUTSIDE]
+        into = ["-o", f"{measured.folder}/audits/sketch"]
+        return _typed("audit", bundle, "--classifier", classifier, "--data", measured.data, *outside, *into)
+    return _typed("serve", classifier, "--port", "8080")
+
+
+def _typed(*words: str) -> str:
+    """Return a command as it is typed, with quotes where a shell needs them."""
+    return shlex.join(["sfumato", *words])

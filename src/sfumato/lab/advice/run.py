@@ -24,7 +24,7 @@ from sfumato.lab.advice.measure import (
 )
 from sfumato.lab.advice.nets import SKETCH, WHOLE, Lesson, epochs_within, make, plan
 from sfumato.lab.advice.page import write_page
-from sfumato.lab.advice.recommend import recommend
+from sfumato.lab.advice.recommend import ALLOW_OUTSIDE, recommend
 from sfumato.lab.advice.schema import Advice, Leak, Measurements, Part, Way
 from sfumato.lab.audit.points import read_audits
 from sfumato.lab.audit.schema import AuditResult
@@ -61,7 +61,8 @@ class _Work:
     def write(self) -> Advice:
         """Write everything anew, and return it."""
         ways = {way.name: way for way in _audited(self.audits, self.ways, self.lesson, self.about.data)}
-        measured = replace(self.about, ways=tuple(ways.values()))
+        missing = tuple(net for net in self.about.missing if net not in self.ways)
+        measured = replace(self.about, ways=tuple(ways.values()), missing=missing)
         machine = provenance(data=self.test.source, data_sha256=self.test.sha256, train_images=self.lesson.images)
         parts, left_out = tuple(self.parts.values()), tuple(self.left_out)
         advice = Advice(measured, recommend(measured), parts, left_out, machine.to_json())
@@ -90,7 +91,7 @@ def advise(
         folder: of everything that is written. What is finished there is read again, what was interrupted resumes, and
             with more minutes short trainings are made again, for longer.
         budget: of the largest net, see `Lesson.nets`.
-        minutes: for all calls with this folder together.
+        minutes: for all calls with this folder together; a training that was interrupted or is made again counts once.
         audits: a folder of further audits' JSON files; those in `folder` count in any case.
         allow_outside: read images outside a CSV file's folder.
         progress: see `Progress`.
@@ -123,7 +124,9 @@ def advise(
         test = test.subset(count)
         cloud = classify(served, test, progress=progress).argmax(dim=1)
         test = _checked(test, cloud, served.labels, labelled=lesson.labelled)
-        work = _Work(folder, _about(lesson, test, folder, minutes), lesson, test, _audits(folder, audits))
+        about = _about(lesson, test, folder, minutes)
+        about = replace(about, options=_options(lesson, budget, audits), missing=tuple(nets))
+        work = _Work(folder, about, lesson, test, _audits(folder, audits))
         if known is not None:
             work.parts = {part.name: part for part in known.parts}
             work.ways = {way.name: way for way in known.measured.ways if way.kind in IMAGE_WAYS}
@@ -167,6 +170,12 @@ def _about(lesson: Lesson, test: ImageSet, folder: Path, minutes: float) -> Meas
         chance=float(test.labels.bincount().max()) / len(test),
         ways=(),
     )
+
+
+def _options(lesson: Lesson, budget: str, audits: Path | None) -> tuple[str, ...]:
+    """Return the options of the command that change what is measured, as they were given."""
+    further = () if audits is None else ("--audits", str(audits))
+    return ("--budget", budget, *further, *((ALLOW_OUTSIDE,) if lesson.allow_outside else ()))
 
 
 def _checked(test: ImageSet, cloud: Tensor, labels: tuple[str, ...], *, labelled: bool) -> ImageSet:
@@ -252,9 +261,10 @@ def _train(
 
 
 def _audits(folder: Path, further: Path | None) -> list[AuditResult]:
-    """Read the audits in the folder of the advice, and others."""
+    """Read the audits in the folder of the advice, and others; of one target the worst is the last."""
     own = [AuditResult.read(file) for file in sorted(folder.rglob("audit.json")) if file.parent.name != "work"]
-    return [*own, *(read_audits(further).values() if further else ())]
+    found = [*own, *(read_audits(further).values() if further else ())]
+    return sorted(found, key=lambda one: (one.verdict.finding == "leaks", one.best.excess_leakage if one.best else 0.0))
 
 
 def _audited(audits: list[AuditResult], ways: dict[str, Way], lesson: Lesson, data: str) -> list[Way]:
@@ -276,9 +286,8 @@ def _audited(audits: list[AuditResult], ways: dict[str, Way], lesson: Lesson, da
         elif utility is not None and plain is not None and _same_classifier(utility.accuracy_plain, plain):
             payload = _FLOAT_BYTES * 3 * size.height * size.width
             accuracy, images = utility.accuracy_obfuscated, utility.test_images
-            found[audit.target.name] = Way(
-                audit.target.name, "obfuscator", accuracy, images, 1.0, payload, 8.0 * payload, audit=leak
-            )
+            name = f"{audit.target.name}, audited" if audit.target.name in ways else audit.target.name
+            found[name] = Way(name, "obfuscator", accuracy, images, 1.0, payload, 8.0 * payload, audit=leak)
     return list(found.values())
 
 

@@ -107,6 +107,8 @@ class Measurements:
         measure: of `Way.accuracy`.
         chance: share of the most frequent class of the test images.
         ways: in the order in which they were measured.
+        options: further ones of the command that a longer call needs, too.
+        missing: local nets within the budget that are not trained yet.
     """
 
     classifier: str
@@ -117,6 +119,8 @@ class Measurements:
     measure: Literal["accuracy", "agreement"]
     chance: float
     ways: tuple[Way, ...]
+    options: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
