@@ -67,12 +67,17 @@ def command_line(*words: str | Path) -> str:
     return shlex.join(["sfumato", *map(str, words)])
 
 
-def audit_command(bundle: Path, classifier: Path | None, data: str) -> str:
+def audit_command(bundle: Path, classifier: Path | None, data: str, *, allow_outside: bool) -> str:
     """Return the command that audits an obfuscator; `classifier` is None for the shipped one."""
     of: list[str | Path] = [] if classifier is None else ["--classifier", classifier]
-    return command_line("audit", bundle, *of, "--data", data)
+    return command_line("audit", bundle, *of, "--data", data, *_outside(allow_outside))
 
 
-def init_command(classifier: Path, data: str) -> str:
+def init_command(classifier: Path, data: str, *, allow_outside: bool = False) -> str:
     """Return the command that writes a recipe of an obfuscator for a classifier."""
-    return command_line("init", "--classifier", classifier, "--data", data, "-o", "protected")
+    outside = _outside(allow_outside)
+    return command_line("init", "--classifier", classifier, "--data", data, *outside, "-o", "protected")
+
+
+def _outside(allowed: bool) -> list[str]:
+    return ["--allow-outside"] if allowed else []

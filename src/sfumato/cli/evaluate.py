@@ -73,7 +73,7 @@ def evaluate(
     if alone := _alone(bundles):
         options.refuse_others(context, context.params.keys() - _OF_PAIRS, "not with a classifier's bundle alone")
         load = partial(options.load_split, data, "test", alone, label_column, images, allow_outside=allow_outside)
-        following = init_command(alone.path, data)
+        following = init_command(alone.path, data, allow_outside=allow_outside)
         _evaluate_alone(alone, load, following, out=out, as_json=as_json)
         return
     obfuscators = [options.open_obfuscator(Path(path)) for path in bundles or []] or [options.open_obfuscator(None)]
@@ -88,7 +88,8 @@ def evaluate(
         _evaluate_all(obfuscators, classifiers, load, audits or [], out=out, as_json=as_json)
         return
     pair = obfuscators[0], classifiers[0]
-    following = audit_command(pair[0].path, pair[1].path if classifier else None, data)
+    of = pair[1].path if classifier else None
+    following = audit_command(pair[0].path, of, data, allow_outside=allow_outside)
     _evaluate_pair(*pair, load, following, rounding=rounding, out=out, as_json=as_json)
 
 

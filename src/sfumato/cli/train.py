@@ -111,12 +111,13 @@ def _following(plan: AnyRecipe, run: Run) -> str:
     from sfumato.lab.training.blackbox import is_endpoint
     from sfumato.lab.training.recipe import ClassifierRecipe
 
+    data, outside = plan.data.source, plan.data.allow_outside
     if isinstance(plan, ClassifierRecipe):
-        return init_command(run.bundle, plan.data.source)
+        return init_command(run.bundle, data, allow_outside=outside)
+    of: Path | None = run.classifier if (run.classifier / MANIFEST).is_file() else Path(plan.classifier)
     if plan.classifier == shipped.CLASSIFIER or is_endpoint(plan.classifier):
-        return audit_command(run.bundle, None, plan.data.source)
-    imported = (run.classifier / MANIFEST).is_file()
-    return audit_command(run.bundle, run.classifier if imported else Path(plan.classifier), plan.data.source)
+        of = None
+    return audit_command(run.bundle, of, data, allow_outside=outside)
 
 
 def _train_by_queries(
