@@ -130,7 +130,7 @@ def _examined(client: Client | FileClient, classifier: Bundle | None) -> Iterato
 
 
 def _kind(bundle: Bundle) -> Finding:
-    code = f", at most {bundle.recipe.code_bits} bits of each image" if bundle.recipe.code_bits else ""
+    code = f", at most {bundle.recipe.code_bits} bits about each image" if bundle.recipe.code_bits else ""
     gate = "" if bundle.gate is None else "; with a gate, which keeps images on the device"
     said = {
         "classifier": "a classifier: it predicts on the device alone, and nothing is sent",
