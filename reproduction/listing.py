@@ -13,6 +13,7 @@ from sfumato.lab.classifiers import load_classifier
 from sfumato.lab.models import build_classifier
 from sfumato.lab.runs.speed import Entry, Speed
 from sfumato.lab.training import ClassifierRecipe, ObfuscatorRecipe
+from sfumato.lab.training.engine import full_epochs
 
 CIFAR10_IMAGES = 50_000
 
@@ -54,7 +55,8 @@ def seconds_left(lab: Lab, item: Item, speed: Speed) -> float:
     images = recipe.data.train_images or CIFAR10_IMAGES
     other = item.classifier or item.teacher
     frozen = None if other is None else _network(lab, lab.plan.item(other))
-    return speed.training_s(recipe, images * (recipe.training.epochs - lab.state(item).epochs), classifier=frozen)
+    left = full_epochs(recipe.training, lab.state(item).epochs)
+    return speed.training_s(recipe, round(images * left), classifier=frozen)
 
 
 def _network(lab: Lab, item: Item) -> nn.Module:

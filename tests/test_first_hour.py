@@ -20,7 +20,7 @@ import commands
 import tiny
 from sfumato.artifacts.records import Figures
 from sfumato.cli.app import run
-from sfumato.cli.conclusion import verdict
+from sfumato.cli.conclusion import audit_command, init_command, verdict
 from sfumato.cli.output import needs_extra
 from sfumato.cloud import ServedModel, running
 from sfumato.errors import SfumatoError
@@ -175,6 +175,12 @@ def figures(plain: float, obfuscated: float, images: int = 10_000, **more: float
 def test_verdicts(found: Figures, said: str):
     assert said in str(verdict(found, classes=10))
     assert verdict(Figures(), classes=10) is None
+
+
+def test_next_commands_read_the_images_that_this_one_could_read():
+    assert audit_command(Path("run"), None, "a.csv", allow_outside=True).endswith(" --data a.csv --allow-outside")
+    assert init_command(Path("net"), "a.csv", allow_outside=True).endswith(" --data a.csv --allow-outside -o protected")
+    assert "outside" not in audit_command(Path("run"), Path("net"), "a", allow_outside=False)
 
 
 def test_the_estimate_of_an_audit_has_one_unit_of_time(capsys, monkeypatch):

@@ -18,7 +18,7 @@ from sfumato.artifacts.provenance import provenance
 from sfumato.errors import TrainingError
 from sfumato.lab.data import ImageSet, Stream
 from sfumato.lab.models.precision import device_name
-from sfumato.lab.training.engine import Images, Options, fit, optimizers_of, validate
+from sfumato.lab.training.engine import Images, Options, fit, full_epochs, optimizers_of, validate
 from sfumato.lab.training.recipe import AnyRecipe
 from sfumato.lab.training.setup import Prepared, Run, launch, prepare, starting_from
 from sfumato.progress import Progress, silent
@@ -111,7 +111,7 @@ def _found(made: Prepared, timed: _Timed, all_steps: int, test_s: float) -> Esti
     step_s = statistics.median(durations)
     validations = -(-plan.epochs // plan.validate_every)
     tested = recipe.data.test_images or len(made.test)
-    training_s, testing_s = step_s * all_steps * plan.epochs, test_s * tested * validations
+    training_s, testing_s = step_s * all_steps * full_epochs(plan), test_s * tested * validations
     return Estimate(
         what=(
             f"An extrapolation from {len(durations)} training steps on this machine, not a training; reading the "
