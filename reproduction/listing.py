@@ -11,9 +11,8 @@ from sfumato.lab.attacks.fit import BATCH
 from sfumato.lab.audit.budget import BUDGETS
 from sfumato.lab.classifiers import load_classifier
 from sfumato.lab.models import build_classifier
-from sfumato.lab.runs.speed import Entry, Speed
+from sfumato.lab.runs.speed import Entry, Speed, full_epochs
 from sfumato.lab.training import ClassifierRecipe, ObfuscatorRecipe
-from sfumato.lab.training.engine import full_epochs
 
 CIFAR10_IMAGES = 50_000
 

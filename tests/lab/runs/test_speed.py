@@ -6,8 +6,8 @@ from scenes import TINY
 from sfumato.lab.models import Obfuscator, Sketcher, build_classifier
 from sfumato.lab.models.device_nets import fold_branches
 from sfumato.lab.runs import speed
-from sfumato.lab.runs.speed import Entry, Shape, Speed, device_macs
-from sfumato.lab.training.recipe import parse_recipe
+from sfumato.lab.runs.speed import Entry, Shape, Speed, device_macs, full_epochs
+from sfumato.lab.training.recipe import TrainingRecipe, parse_recipe
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 
 CLASSIFIER = parse_recipe({"kind": "classifier", "name": "c", "architecture": "resnet20"})
@@ -27,6 +27,12 @@ SMALL_SKETCH = SKETCH.model_copy(update={"trunk": "device-nano"})
 )
 def test_the_devices_cost_is_that_of_the_network(recipe, net):
     assert device_macs(recipe, Shape(48, 64, 7)) == count_macs(fold_branches(net), 48, 64)
+
+
+def test_an_estimate_counts_small_epochs_by_their_pixels():
+    plan = TrainingRecipe(epochs=13, small_epochs=8)
+    assert [full_epochs(plan, done) for done in (0, 4, 10, 13)] == [13 - 8 * 7 / 16, 9 - 4 * 7 / 16, 3, 0]
+    assert full_epochs(TrainingRecipe(epochs=9), 2) == 7
 
 
 def test_a_step_is_measured_on_the_recipes_own_networks(monkeypatch):

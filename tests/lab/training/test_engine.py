@@ -17,7 +17,7 @@ from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator
 from sfumato.lab.models.checkpoint import load_checkpoint
 from sfumato.lab.training import engine
 from sfumato.lab.training.engine import _PARTS as PARTS
-from sfumato.lab.training.engine import Fitted, Hooks, Options, fit, full_epochs, optimizers_of, validate
+from sfumato.lab.training.engine import Fitted, Hooks, Options, fit, optimizers_of, validate
 from sfumato.lab.training.recipe import TrainingRecipe
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask
 from sfumato.progress import Progress, Say, mute, silent
@@ -505,12 +505,6 @@ def test_the_first_epochs_are_on_smaller_images_also_after_an_interruption(tmp_p
     resumed = classifier_task(seed=4)
     train(resumed, tmp_path / "c.pt", resume=True, **plan)
     assert same(weights(resumed), weights(whole))
-
-
-def test_an_estimate_counts_small_epochs_by_their_pixels():
-    plan = TrainingRecipe(epochs=13, small_epochs=8)
-    assert [full_epochs(plan, done) for done in (0, 4, 10, 13)] == [13 - 8 * 7 / 16, 9 - 4 * 7 / 16, 3, 0]
-    assert full_epochs(TrainingRecipe(epochs=9), 2) == 7
 
 
 def test_every_step_is_reported_and_every_validation_is_said(checkpoint):

@@ -18,7 +18,8 @@ from sfumato.artifacts.provenance import provenance
 from sfumato.errors import TrainingError
 from sfumato.lab.data import ImageSet, Stream
 from sfumato.lab.models.precision import device_name
-from sfumato.lab.training.engine import Images, Options, fit, full_epochs, optimizers_of, validate
+from sfumato.lab.runs.speed import full_epochs
+from sfumato.lab.training.engine import Images, Options, fit, optimizers_of, validate
 from sfumato.lab.training.recipe import AnyRecipe
 from sfumato.lab.training.setup import Prepared, Run, launch, prepare, starting_from
 from sfumato.progress import Progress, silent

@@ -28,7 +28,8 @@ from sfumato.lab.models import (
 )
 from sfumato.lab.models.decoders import ResidualNet
 from sfumato.lab.models.precision import choose_precision
-from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, SketchRecipe
+from sfumato.lab.training.engine import SMALL
+from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, SketchRecipe, TrainingRecipe
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 
 _STEPS = 3
@@ -82,6 +83,17 @@ class Shape(NamedTuple):
 def device_macs(recipe: AnyRecipe, shape: Shape) -> int:
     """Count the multiply-accumulates per image of the network that a recipe trains."""
     return cost(_network(recipe, shape), height=shape.height, width=shape.width).macs
+
+
+def full_epochs(plan: TrainingRecipe, done: int = 0) -> float:
+    """Return how many epochs on whole images take about as long as those of a plan that are left.
+
+    Args:
+        plan: with `small_epochs` or without.
+        done: epochs that are finished.
+    """
+    small = max(0, min(plan.small_epochs, plan.epochs) - done)
+    return plan.epochs - done - (1 - SMALL**2) * small
 
 
 class Speed:

@@ -98,17 +98,6 @@ class Fitted:
     epochs: int = 0
 
 
-def full_epochs(plan: TrainingRecipe, done: int = 0) -> float:
-    """Return how many epochs on whole images take about as long as those of a plan that are left.
-
-    Args:
-        plan: with `small_epochs` or without.
-        done: epochs that are finished.
-    """
-    small = max(0, min(plan.small_epochs, plan.epochs) - done)
-    return plan.epochs - done - (1 - SMALL**2) * small
-
-
 def optimizers_of(plan: TrainingRecipe, task: nn.Module, *, steps: int) -> tuple[Optimizer, LRScheduler]:
     """Return the optimiser of a task's trainable parameters, and its schedule; there are so many steps per epoch."""
     parameters = [p for p in task.parameters() if p.requires_grad]
