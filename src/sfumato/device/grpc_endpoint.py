@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import ssl
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -206,6 +207,7 @@ class _Channel:
 
     def __init__(self, target: str, credentials: Any, settings: list[tuple[str, Any]]) -> None:
         self._target, self._credentials, self._settings = target, credentials, settings
+        self._lock, self._closed = threading.Lock(), False
         self._open()
 
     def _open(self) -> None:
@@ -216,11 +218,16 @@ class _Channel:
         self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def reopen(self) -> None:
-        old = self._channel
-        self._open()
+        with self._lock:  # of two threads that saw the same channel, one would leave its new one open
+            if self._closed:
+                return
+            old = self._channel
+            self._open()
         old.close()
 
     def close(self) -> None:
+        with self._lock:
+            self._closed = True
         self._channel.close()
 
 
