@@ -80,6 +80,7 @@ def test_the_kind_decides_what_a_recipe_is(recipe):
         (GOOD + "int8_epochs = 3\n", "'training': int8_epochs = 3 are the last of the 3 epochs and must be fewer"),
         (GOOD + "int8_epochs = 1\ncompile = true\n", "'training': int8_epochs cannot be compiled"),
         (GOOD + "[data]\ncutout = -1\n", "'data.cutout'"),
+        (GOOD + "small_epochs = 3\n", "small_epochs = 3 are the first of the 3 epochs and must be fewer"),
         (OTHER + "[training]\nsmall_epochs = 1", "training.small_epochs is for classifiers"),
         (SKETCH + "[training]\nsmall_epochs = 1", "training.small_epochs is for classifiers"),
         (GOOD.replace("resnet20", "vgg19") + "small_epochs = 1\n", "small_epochs: vgg19 halves images until"),

@@ -144,6 +144,11 @@ class TrainingRecipe(Strict):
                 f"int8_epochs = {self.int8_epochs} are the last of the {self.epochs} epochs and must be fewer: batch "
                 "norms learn what to normalise before them"
             )
+        if self.small_epochs and self.small_epochs >= self.epochs:
+            raise ValueError(
+                f"small_epochs = {self.small_epochs} are the first of the {self.epochs} epochs and must be fewer: what "
+                "is trained on small images alone predicts others badly"
+            )
         if self.int8_epochs and self.compile:
             raise ValueError("int8_epochs cannot be compiled; leave out one of the two")
         return self
