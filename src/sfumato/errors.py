@@ -6,6 +6,7 @@ SfumatoError
 ├── DataError                   a data set cannot be found, read or trusted
 ├── RecipeError                 a recipe is malformed or asks for the impossible
 ├── BundleError                 a bundle is missing, damaged or foreign
+│   └── BundleUntrusted         no trusted key has signed it as it is
 ├── ClassifierError             an imported classifier cannot be found or used
 ├── TrainingError               a run cannot start, resume or be saved
 │   └── QueryBudgetExhausted    no further query to the endpoint is allowed
@@ -49,6 +50,10 @@ class RecipeError(SfumatoError):
 
 class BundleError(SfumatoError):
     """A bundle is missing, damaged, or written by something else."""
+
+
+class BundleUntrusted(BundleError):
+    """A bundle is not signed, by none of the trusted keys, or was changed after it was signed."""
 
 
 class ClassifierError(SfumatoError):

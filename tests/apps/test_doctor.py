@@ -38,6 +38,7 @@ def test_a_pair_that_works_is_well(tiny_bundles):
     assert is_well(found)
     good = (
         "kind",
+        "signature",
         "the bundle",
         "execution providers",
         "the endpoint",
@@ -211,14 +212,18 @@ def test_a_drawing_that_no_file_can_hold_is_found_before_anything_is_sent(tmp_pa
     with recording() as server:
         found = examined(obfuscator, f"{server.url}/classify", files={}, **QUICK)
     assert (
-        verdicts(found) == {"kind": "good", "the bundle": "bad"} and "--round" in found[1].said and not server.recorded
+        verdicts(found) == {"kind": "good", "signature": "good", "the bundle": "bad"}
+        and "--round" in found[2].said
+        and not server.recorded
     )
 
 
 def test_it_says_which_kind_a_bundle_is(tiny_bundles, gated_bundle, no_network):
     obfuscator, classifier = tiny_bundles
     found = examine(Client(None, classifier))
-    assert verdicts(found) == dict.fromkeys(("kind", "the bundle", "execution providers", "latency"), "good")
+    assert verdicts(found) == dict.fromkeys(
+        ("kind", "signature", "the bundle", "execution providers", "latency"), "good"
+    )
     assert "on the device alone" in found[0].said
     for bundle, says in ((obfuscator, "sends payloads to an endpoint"), (gated_bundle, "with a gate")):
         assert says in examined(bundle, "http://127.0.0.1:1", **QUICK)[0].said

@@ -21,6 +21,7 @@ from sfumato.artifacts.bundle import Bundle, Gate
 from sfumato.artifacts.execution_providers import available_providers
 from sfumato.artifacts.onnx_file import ClassifierFunction
 from sfumato.artifacts.records import Figures
+from sfumato.artifacts.signature import read_signature, short
 from sfumato.device.client import Client, FingerprintWarning
 from sfumato.device.endpoint_binding import PayloadSpec, Plan, make_plan
 from sfumato.device.endpoints import open_endpoint
@@ -30,7 +31,7 @@ from sfumato.device.obfuscator import Obfuscator
 from sfumato.device.predictions import Prediction, softmax
 from sfumato.device.recognisable import synthetic_images
 from sfumato.device.transport import ConnectionOptions
-from sfumato.errors import BundleError, EndpointResponseInvalid, SfumatoError
+from sfumato.errors import BundleError, BundleUntrusted, EndpointResponseInvalid, SfumatoError
 from sfumato.wire import ModelMetadata
 
 IMAGES = 8
@@ -87,6 +88,7 @@ def _examined(client: Client | FileClient, classifier: Bundle | None) -> Iterato
     bundle, size = client.bundle, client.bundle.preprocessing
     images = synthetic_images(IMAGES, size.height, size.width)
     yield _kind(bundle)
+    yield _signature(bundle)
     if client.on_device:
         yield from _on_device(client, images)
         return
@@ -137,6 +139,19 @@ def _kind(bundle: Bundle) -> Finding:
         "obfuscator": f"{bundle.recipe.kind or 'an obfuscator'}: it sends payloads to an endpoint{code}{gate}",
     }[bundle.kind]
     return Finding("kind", "good", said)
+
+
+def _signature(bundle: Bundle) -> Finding:
+    if bundle.signed_by is not None:
+        return Finding("signature", "good", f"signed by key {short(bundle.signed_by)}, which is trusted")
+    try:
+        stated = read_signature(bundle.path)
+    except BundleUntrusted as error:
+        return Finding("signature", "bad", str(error), "get the bundle from its publisher again")
+    if stated is None:
+        return Finding("signature", "good", "unsigned; none was asked for (--trusted-key)")
+    said = f"states to be signed by key {short(stated.key)}, which was not checked"
+    return Finding("signature", "note", said, "give the publisher's public key: --trusted-key FILE")
 
 
 def _on_device(client: Client | FileClient, images: Sequence[npt.NDArray[np.uint8]]) -> Iterator[Finding]:

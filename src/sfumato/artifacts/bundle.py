@@ -2,7 +2,8 @@
 
 A bundle is a folder with a `bundle.json` and the files that it lists with their SHA-256. Training
 writes it, evaluation extends it, the device loads it, the server serves the classifier kind of it.
-This module needs neither torch nor ONNX Runtime. The schema is in `docs/schemas/bundle.json`.
+This module needs neither torch nor ONNX Runtime. The schema is in `docs/schemas/bundle.json`. A publisher may sign the
+manifest, and with it all files: see `sfumato.artifacts.signature`.
 
 Two kinds exist:
 
@@ -40,8 +41,9 @@ from sfumato.artifacts.external_data import external_data, external_files
 from sfumato.artifacts.files import file_sha256, write_json
 from sfumato.artifacts.hub import HubPlace, in_cache, push
 from sfumato.artifacts.manifest import MANIFEST as MANIFEST
-from sfumato.artifacts.manifest import SCHEMA, local_folder, read_manifest
+from sfumato.artifacts.manifest import SCHEMA, local_folder, parse_manifest, read_manifest
 from sfumato.artifacts.records import Figures, Provenance, RecipeRecord, integer, number
+from sfumato.artifacts.signature import KeyFiles, check_signature, remove_signature, write_signature
 from sfumato.errors import BundleError
 
 CLASSIFIER_ONNX = "model.onnx"
@@ -187,6 +189,7 @@ class Bundle:
         gate: when an on-device prediction is final; None if every image is sent.
         code_fingerprint: what the codes of the split form mean; None if it has none, or does not say.
         class_map: which of the classifier's outputs make up each class; None if they are the classes.
+        signed_by: the id of the trusted key that has signed it, if that was checked when it was loaded.
     """
 
     path: Path
@@ -202,6 +205,7 @@ class Bundle:
     gate: Gate | None = None
     code_fingerprint: str | None = None
     class_map: ClassMap | None = None
+    signed_by: str | None = None
 
     @property
     def outputs(self) -> int:
@@ -237,7 +241,7 @@ class Bundle:
         return self.path / name
 
     def save(self) -> Self:
-        """Hash the files that lie in the folder and write `bundle.json` atomically.
+        """Hash the files that lie in the folder and write `bundle.json` atomically; a signature is removed.
 
         Returns:
             The bundle as saved, with the hashes of its files.
@@ -251,9 +255,30 @@ class Bundle:
         names = sorted(p.name for p in self.path.glob("*") if p.suffix in (".onnx", ".safetensors", ".pt2"))
         if _REQUIRED[self.kind] not in names:
             raise BundleError(f"cannot save a {self.kind} bundle without {_REQUIRED[self.kind]} in {self.path}")
-        saved = replace(self, files={name: _whole_sha256(self.path / name) for name in names})
+        saved = replace(self, files={name: _whole_sha256(self.path / name) for name in names}, signed_by=None)
+        remove_signature(self.path)  # it would be that of the manifest before
         write_json(self.path / MANIFEST, saved.to_json())
         return saved
+
+    def sign(self, private_key: str | os.PathLike[str]) -> Self:
+        """Sign the bundle as it lies on disk: its manifest, and with it every file; needs `sfumato[sign]`.
+
+        Args:
+            private_key: a file with an Ed25519 private key without a passphrase, PEM, as `openssl genpkey` writes it.
+
+        Returns:
+            The bundle, with `signed_by`.
+
+        Raises:
+            BundleError: the bundle was changed, the key cannot be used, or the disk refuses.
+        """
+        content = read_manifest(self.path)
+        if parse_manifest(self.path, content).get("files") != self.files:
+            raise BundleError(f"{self.path} was changed since it was read; look at it, and sign it again")
+        self._verify_files()
+        if in_cache(self.path):
+            raise BundleError(f"{self.path} lies in the hub's cache, which others use too; sign a copy of the folder")
+        return replace(self, signed_by=write_signature(self.path, content, private_key).key)
 
     def to_json(self) -> dict[str, object]:
         """Return the content of `bundle.json`."""
@@ -274,19 +299,26 @@ class Bundle:
         }
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, kind: Kind | None = None) -> Self:
-        """Read a bundle and verify every file against the manifest.
+    def load(
+        cls, path: str | os.PathLike[str], *, kind: Kind | None = None, trusted_keys: KeyFiles | None = None
+    ) -> Self:
+        """Read a bundle and verify every file against the manifest, and that against its signature if keys are given.
 
         Args:
             path: the bundle's folder, or its place on the hub: see `sfumato.artifacts.manifest.local_folder`.
             kind: the kind that the caller needs, if it matters.
+            trusted_keys: files with an Ed25519 public key each, PEM; a bundle that none of them has signed as it is, is
+                refused before anything of it is used. None asks for no signature. Needs `sfumato[sign]`.
 
         Raises:
+            BundleUntrusted: keys are given, and none of them has signed the bundle as it is.
             BundleError: no such folder, no or foreign manifest, a file missing or changed, or another kind; or as
                 `local_folder`.
         """
         folder = local_folder(path)
-        raw = read_manifest(folder)
+        content = read_manifest(folder)
+        signed_by = None if trusted_keys is None else check_signature(folder, content, trusted_keys)
+        raw = parse_manifest(folder, content)
 
         def of(key: str, expected: type[T]) -> T:
             value = raw.get(key)
@@ -314,6 +346,7 @@ class Bundle:
             gate=None if raw.get("gate") is None else Gate.from_json(of("gate", dict)),
             code_fingerprint=None if raw.get("code_fingerprint") is None else of("code_fingerprint", str),
             class_map=None if classes is None else ClassMap.from_json(of("class_map", dict), of("labels", list)),
+            signed_by=signed_by,
         )
         if not all(isinstance(item, str) for item in (*bundle.labels, *bundle.files.values())):
             raise BundleError(f"{folder / MANIFEST}: labels and file hashes must be strings")
@@ -325,21 +358,36 @@ class Bundle:
         return bundle
 
     @classmethod
-    def from_pretrained(cls, repository: str, *, revision: str | None = None, kind: Kind | None = None) -> Self:
+    def from_pretrained(
+        cls,
+        repository: str,
+        *,
+        revision: str | None = None,
+        kind: Kind | None = None,
+        trusted_keys: KeyFiles | None = None,
+    ) -> Self:
         """Fetch a bundle from the Hugging Face hub, or find it in the cache, and load it.
 
         Args:
             repository: owner/name.
             revision: a branch, a tag or, to get the same files always, a commit. Default: the branch `main`.
             kind: as in `load`.
+            trusted_keys: as in `load`.
 
         Raises:
             BundleError: as `load`.
         """
-        return cls.load(str(HubPlace(repository, revision)), kind=kind)
+        return cls.load(str(HubPlace(repository, revision)), kind=kind, trusted_keys=trusted_keys)
 
     def push_to_hub(
-        self, repository: str, *, card: str, revision: str | None = None, private: bool = True, message: str = ""
+        self,
+        repository: str,
+        *,
+        card: str,
+        revision: str | None = None,
+        private: bool = True,
+        message: str = "",
+        key: str | os.PathLike[str] | None = None,
     ) -> str:
         """Push to the Hugging Face hub what `write_public` writes, in one commit.
 
@@ -349,6 +397,7 @@ class Bundle:
             revision: the branch. Default: `main`.
             private: whether a repository that is made is seen by its owner alone.
             message: of the commit. Default: the bundle's kind and name.
+            key: as in `write_public`.
 
         Returns:
             The commit, which `from_pretrained` takes as revision.
@@ -359,11 +408,11 @@ class Bundle:
         """
         with tempfile.TemporaryDirectory() as place:
             folder, where = Path(place), HubPlace(repository, revision)
-            self.write_public(folder, card=card)
+            self.write_public(folder, card=card, key=key)
             about = message or f"{self.kind} {self.name}"
             return push(folder, where, first=MANIFEST, private=private, message=about)
 
-    def write_public(self, folder: Path, *, card: str) -> Self:
+    def write_public(self, folder: Path, *, card: str | None = None, key: str | os.PathLike[str] | None = None) -> Self:
         """Write what a device or a server needs of the bundle, and its model card, to an empty folder.
 
         These are the `PUBLIC_FILES`: no deobfuscator, from which training images may be read, no other weights of the
@@ -371,28 +420,31 @@ class Bundle:
 
         Args:
             folder: where to.
-            card: the content of `README.md`, such as `sfumato.lab.report.model_card.model_card` makes it.
+            card: the content of `README.md`, such as `sfumato.lab.report.model_card.model_card` makes it; or None.
+            key: a private key to sign it with, as in `sign`; a signature of the bundle itself does not hold for it.
 
         Returns:
             The bundle in the folder.
 
         Raises:
-            BundleError: a file of the bundle was changed, or the disk refuses.
+            BundleError: a file of the bundle was changed, the key cannot be used, or the disk refuses.
         """
         self._verify_files()
         try:
             for name in self.files.keys() & set(PUBLIC_FILES):
                 shutil.copyfile(self.file(name), folder / name)
-            (folder / "README.md").write_text(card, encoding="utf-8")
+            if card is not None:
+                (folder / "README.md").write_text(card, encoding="utf-8")
         except OSError as error:
             raise BundleError(f"cannot write to {folder}: {error.strerror or error}") from error
-        return replace(
+        made = replace(
             self,
             path=folder,
             recipe=self.recipe.without_local_places(),
             figures=self.figures.without_local_places(),
             provenance=self.provenance.without_local_places(),
         ).save()
+        return made if key is None else made.sign(key)
 
     def _verify_files(self) -> None:
         for name, expected in self.files.items():

@@ -91,15 +91,34 @@ def read_json(path: Path, error: type[SfumatoError] = BundleError) -> Any:
     Raises:
         SfumatoError: of the given type; the file cannot be read, or holds anything else. It names the place.
     """
+    return parse_json(read_json_bytes(path, error), path, error)
+
+
+def read_json_bytes(path: Path, error: type[SfumatoError] = BundleError) -> bytes:
+    """Return the bytes of a JSON file, for `parse_json`.
+
+    Raises:
+        SfumatoError: of the given type; the file cannot be read, or has more than 64 MiB.
+    """
     try:
         if path.stat().st_size > _LARGEST_BYTES:
-            raise ValueError(f"it has more than {_LARGEST_BYTES >> 20} MiB")
-        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_with_distinct_keys)
+            raise error(f"{path} cannot be read as JSON: it has more than {_LARGEST_BYTES >> 20} MiB")
+        return path.read_bytes()
+    except OSError as failed:
+        raise error(f"{path} cannot be read: {failed.strerror or failed}") from failed
+
+
+def parse_json(content: bytes, path: Path, error: type[SfumatoError] = BundleError) -> Any:
+    """Return what a JSON file's bytes hold; see `read_json`.
+
+    Raises:
+        SfumatoError: of the given type, as `read_json`.
+    """
+    try:
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=_with_distinct_keys)
         _check(value, "", 0)
     except RecursionError:
         raise error(f"{path} cannot be read as JSON: it is more than {_DEEPEST} levels deep") from None
-    except OSError as failed:
-        raise error(f"{path} cannot be read: {failed.strerror or failed}") from failed
     except ValueError as failed:
         raise error(f"{path} cannot be read as JSON: {failed}; write it again, or copy it again") from failed
     return value

@@ -10,15 +10,16 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from sfumato.artifacts.signature import SIGNATURE
 from sfumato.errors import BundleError
 
 _PLACE = re.compile(r"hf:[/\\]{1,2}(?P<repository>[^/\\@]+[/\\][^/\\@]+)(@(?P<revision>.+))?")  # a Path drops a slash
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_MODELS = (".onnx", ".safetensors", ".pt2")
+_REPLACED = (".onnx", ".safetensors", ".pt2", SIGNATURE)
 
 
 class RevisionMoved(UserWarning):
@@ -58,7 +59,7 @@ class HubPlace:
         return cls(found["repository"].replace("\\", "/"), found["revision"])
 
 
-def fetch(place: HubPlace, first: str, listed: Callable[[Path], Iterable[str]]) -> Path:
+def fetch(place: HubPlace, first: str, listed: Callable[[Path], Iterable[str]], optional: str) -> Path:
     """Fetch a file and those that it lists, all of one commit, and nothing else.
 
     What the cache has of that commit is not fetched again; without a connection, the cache alone is used.
@@ -67,6 +68,7 @@ def fetch(place: HubPlace, first: str, listed: Callable[[Path], Iterable[str]]) 
         place: where they are.
         first: the name of the file.
         listed: returns the names of the others, given the folder that has the first.
+        optional: the name of one more file, which may be missing.
 
     Returns:
         The folder in the cache. Others use it too: it is for reading.
@@ -94,7 +96,18 @@ def fetch(place: HubPlace, first: str, listed: Callable[[Path], Iterable[str]]) 
     for name in listed(folder):
         with _our_errors(HubPlace(place.repository, commit), name):
             _download(place.repository, name, commit)
+    _download_optional(HubPlace(place.repository, commit), optional)
     return folder
+
+
+def _download_optional(place: HubPlace, name: str) -> None:
+    """Fetch a file if the hub can be reached and has it; that it has none is asked once for each commit."""
+    with _our_errors(place, name):
+        from huggingface_hub import errors, try_to_load_from_cache
+
+        if try_to_load_from_cache(place.repository, name, revision=place.revision) is None:
+            with suppress(errors.EntryNotFoundError, errors.OfflineModeIsEnabled):
+                _download(place.repository, name, place.revision)
 
 
 def _download(repository: str, name: str, revision: str | None) -> str:
@@ -109,7 +122,7 @@ def in_cache(folder: Path) -> bool:
 
 
 def push(folder: Path, place: HubPlace, *, first: str, private: bool, message: str) -> str:
-    """Push a folder's files as one commit; models that were pushed before and are not among them are deleted.
+    """Push a folder's files as one commit; deletes models and a signature that are there and not among them.
 
     Args:
         folder: the files.
@@ -139,7 +152,7 @@ def push(folder: Path, place: HubPlace, *, first: str, private: bool, message: s
                 "its own"
             )
         files = sorted(folder.iterdir())
-        stale = {name for name in held if name.endswith(_MODELS)} - {file.name for file in files}
+        stale = {name for name in held if name.endswith(_REPLACED)} - {file.name for file in files}
         done = api.create_commit(
             place.repository,
             [

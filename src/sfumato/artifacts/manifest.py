@@ -6,8 +6,9 @@ import os
 import re
 from pathlib import Path
 
-from sfumato.artifacts.files import read_json
+from sfumato.artifacts.files import parse_json, read_json_bytes
 from sfumato.artifacts.hub import HubPlace, fetch
+from sfumato.artifacts.signature import SIGNATURE
 from sfumato.artifacts.versions import upgraded
 from sfumato.errors import BundleError
 
@@ -22,7 +23,7 @@ def local_folder(place: str | os.PathLike[str]) -> Path:
 
     Args:
         place: a folder, or `hf://owner/name` or `hf://owner/name@revision` on the Hugging Face hub. Of the latter only
-            the manifest and the files that it lists are fetched, if all of them are ONNX or safetensors.
+            the manifest, its signature and the files that it lists are fetched, if all of them are ONNX or safetensors.
 
     Raises:
         BundleError: a manifest that cannot be read or lists anything else, or as `sfumato.artifacts.hub.fetch`.
@@ -31,11 +32,11 @@ def local_folder(place: str | os.PathLike[str]) -> Path:
         RevisionMoved: the revision is no commit, and names another one than before.
     """
     found = HubPlace.parse(place)
-    return Path(place) if found is None else fetch(found, MANIFEST, _files_to_fetch)
+    return Path(place) if found is None else fetch(found, MANIFEST, _files_to_fetch, SIGNATURE)
 
 
 def _files_to_fetch(folder: Path) -> list[str]:
-    files = read_manifest(folder).get("files")
+    files = parse_manifest(folder, read_manifest(folder)).get("files")
     names = list(files) if isinstance(files, dict) else []
     for name in names:
         if not _FETCHED.fullmatch(name):
@@ -46,11 +47,11 @@ def _files_to_fetch(folder: Path) -> list[str]:
     return names
 
 
-def read_manifest(folder: Path) -> dict[str, object]:
-    """Return the content of a bundle's manifest, in the names of this version.
+def read_manifest(folder: Path) -> bytes:
+    """Return the bytes of a bundle's manifest, which are what is signed.
 
     Raises:
-        BundleError: no such folder, no manifest, or one that this version cannot read.
+        BundleError: no such folder, no manifest, or it cannot be read.
     """
     manifest = folder / MANIFEST
     if not os.path.isdir(folder):  # noqa: PTH112 (a Path's own raises where a name is too long)
@@ -59,7 +60,17 @@ def read_manifest(folder: Path) -> dict[str, object]:
         raise BundleError(
             f"{folder} is not a bundle: it has no {MANIFEST} (`sfumato import` makes one of your own classifier)"
         )
-    raw = upgraded(read_json(manifest))
+    return read_json_bytes(manifest)
+
+
+def parse_manifest(folder: Path, content: bytes) -> dict[str, object]:
+    """Return what a bundle's manifest says, in the names of this version.
+
+    Raises:
+        BundleError: it is one that this version cannot read.
+    """
+    manifest = folder / MANIFEST
+    raw = upgraded(parse_json(content, manifest))
     schema = raw.get("schema") if isinstance(raw, dict) else None
     if schema not in _READABLE:
         update = "; a newer one reads it: pip install --upgrade sfumato" if _is_newer(schema) else ""

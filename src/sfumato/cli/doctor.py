@@ -42,7 +42,9 @@ def doctor(
     from sfumato.apps.doctor import examine, is_well
 
     client = endpoint.client(server, options.obfuscator_path(bundle), gate=server is None)  # else every image is sent
-    found = examine(client, classifier=options.open_classifier(classifier) if classifier else None)
+    keys = endpoint.trusted_key
+    compared = options.open_classifier(classifier, trusted_keys=keys) if classifier else None
+    found = examine(client, classifier=compared)
     if as_json:
         print_json({"server": server, "ok": is_well(found), "findings": [asdict(finding) for finding in found]})
     else:

@@ -13,6 +13,7 @@ from sfumato.cli.options import option
 from sfumato.errors import SfumatoError
 
 if TYPE_CHECKING:
+    from sfumato.artifacts.bundle import Bundle
     from sfumato.device import Client, FileClient
 
 _file_option = partial(option, rich_help_panel="Endpoints that take image files")
@@ -35,6 +36,7 @@ class Endpoint:
     )
     allow_recognisable: options.AllowRecognisable = False
     provider: options.Provider = None
+    trusted_key: options.TrustedKey = None
     datatype: Annotated[
         Literal["FP32", "FP16", "FP64", "UINT8"] | None,
         option(
@@ -112,7 +114,7 @@ class Endpoint:
                 raise SfumatoError("options for image files were given without --files form, body or json")
             return Client(
                 server,
-                bundle,
+                self._trusted(bundle, server),
                 model=self.model,
                 datatype=self.datatype,
                 encoding=self.encoding,
@@ -132,7 +134,7 @@ class Endpoint:
         label_key, score_key = self._keys or ("label", "score")
         return FileClient(
             server,
-            bundle,
+            self._trusted(bundle, server),
             style=self.files,
             field=self.field or "file",
             template=self._template,
@@ -146,6 +148,14 @@ class Endpoint:
             allow_recognisable=self.allow_recognisable,
             **connection,
         )
+
+    def _trusted(self, bundle: Path, server: str | None) -> Path | Bundle:
+        """Return a bundle that one of the trusted keys has signed; without keys, its place as it is."""
+        from sfumato.artifacts.bundle import Bundle
+
+        if self.trusted_key is None:
+            return bundle
+        return Bundle.load(bundle, kind="obfuscator" if server else None, trusted_keys=self.trusted_key)
 
     @property
     def _keys(self) -> tuple[str, str] | None:

@@ -61,15 +61,20 @@ def export(
     context: typer.Context,
     bundle: options.ObfuscatorArgument = None,
     *,
-    to: Annotated[Literal["executorch", "int8", "hub"], typer.Option("--to", help="The format.")] = "executorch",
+    to: Annotated[
+        Literal["executorch", "int8", "hub", "signed"], typer.Option("--to", help="The format.")
+    ] = "executorch",
     device: Annotated[bool, flag("--device", "Copy what a device needs, and nothing else, as a bundle.")] = False,
     out: Annotated[Path, option("PATH", "File mine.pte, or the new bundle, or hf://owner/name.", "--out", "-o")],
+    key: Annotated[
+        Path | None, option("FILE", "Private key, Ed25519 PEM, of --to signed; --to hub may have one.")
+    ] = None,
     given: Given,
     calibrate_on: Annotated[int, option("N", "int8: training images to calibrate on.", min=1)] = 500,
     card: Card,
     as_json: options.Json = False,
 ) -> None:
-    """Write an obfuscator for a phone's runtime or in 8-bit integers, and compare it; or push a bundle to the hub.
+    """Write an obfuscator for a phone's runtime or in 8-bit integers, and compare it; or sign or push a bundle.
 
     Takes about a minute. `--to executorch` writes a program for one image in float32; nothing is written if its
     outputs differ from the ONNX file's. **It does not fail closed**: the app has to do the checks, the gate and the
@@ -82,6 +87,9 @@ def export(
     would push: what a device or a server needs, and a model card with all figures. No deobfuscator, no other weights of
     the lab's and no image are pushed.
 
+    `--to signed` writes the same to a folder, without a model card, and signs it for `--trusted-key` of other commands.
+    A key: `openssl genpkey -algorithm ed25519 -out private.pem`. Needs `pip install 'sfumato[sign]'`.
+
     `--device` makes a bundle to hand out of one by an earlier version, which has the deobfuscator in it: training
     images may be read from that.
 
@@ -89,6 +97,7 @@ def export(
     - `sfumato export --device runs/old/bundle -o mine`
     - `sfumato export runs/mine/bundle --to executorch -o mine.pte`
     - `sfumato export runs/mine/bundle --to int8 -o runs/mine-int8 --classifier runs/resnet/bundle`
+    - `sfumato export runs/mine/bundle --to signed --key private.pem -o mine-signed`
     - `sfumato export runs/mine/bundle --to hub -o hf://owner/mine --license apache-2.0`
     """
     path = options.obfuscator_path(bundle)
@@ -96,13 +105,20 @@ def export(
         raise BundleError(f"{path} is a file; name the folder of its bundle")
     place = HubPlace.parse(out)
     if to == "hub":
-        allowed = {"bundle", "to", "out", "overwrite", "as_json", *_OF_CARDS}
+        allowed = {"bundle", "to", "out", "key", "overwrite", "as_json", *_OF_CARDS}
         options.refuse_others(context, allowed, "not with --to hub")
-        _export_to_hub(path, out if place is None else place, card, overwrite=given.overwrite, as_json=as_json)
+        target = out if place is None else place
+        _export_to_hub(path, target, card, key, overwrite=given.overwrite, as_json=as_json)
         return
     options.refuse_others(context, context.params.keys() - _OF_CARDS, "only with --to hub")
     if place is not None:
-        raise SfumatoError(f"{place} is on the hub; add --to hub, or name a file or folder")
+        raise SfumatoError(f"{place} is on the hub; use --to hub, or name a file or folder")
+    if to == "signed":
+        allowed = {"bundle", "to", "out", "key", "overwrite", "as_json"}
+        options.refuse_others(context, allowed, "not with --to signed")
+        _export_signed(path, out, key, overwrite=given.overwrite, as_json=as_json)
+        return
+    options.refuse_others(context, context.params.keys() - {"key"}, "only with --to signed or --to hub")
     if device:
         about = {"out": out, "overwrite": given.overwrite, "as_json": as_json}
         options.run_mode(context, "device", _export_device, bundle=path, **about)
@@ -134,13 +150,43 @@ def export(
         _print_program(source, out, compared)
 
 
-def _export_to_hub(path: Path, place: Path | HubPlace, card: Card, *, overwrite: bool, as_json: bool) -> None:
+def _export_signed(path: Path, place: Path, key: Path | None, *, overwrite: bool, as_json: bool) -> None:
+    """Write what a device or a server needs of a bundle as a signed one, and print what stayed behind."""
+    from sfumato.artifacts.bundle import Bundle
+
+    if key is None:
+        raise SfumatoError("--to signed needs --key FILE: openssl genpkey -algorithm ed25519 -out private.pem")
+    source = Bundle.load(path)
+    made = _write_public(source, place, None, key, overwrite=overwrite)
+    left = sorted(source.files.keys() - made.files.keys())
+    if as_json:
+        about = {"bundle": str(place), "signed_by": made.signed_by, "files": sorted(made.files), "left_out": left}
+        print_json(about)
+        return
+    typer.echo(f"bundle: {place} ({', '.join(sorted(made.files))})")
+    typer.echo(f"  signed by key {made.signed_by}")
+    typer.echo(f"  left out: {', '.join(left) or 'nothing'}")
+
+
+def _write_public(source: Bundle, place: Path, card: str | None, key: Path | None, *, overwrite: bool) -> Bundle:
+    from sfumato.artifacts.bundle import MANIFEST
+    from sfumato.artifacts.files import whole_folder
+
+    if place.exists() and not (overwrite and (place / MANIFEST).is_file()):
+        raise SfumatoError(f"{place} exists; --overwrite replaces it if it is a bundle")
+    with whole_folder(place, BundleError) as folder:
+        return source.write_public(folder, card=card, key=key)
+
+
+def _export_to_hub(
+    path: Path, place: Path | HubPlace, card: Card, key: Path | None, *, overwrite: bool, as_json: bool
+) -> None:
     """Push a bundle with its model card, or write both to a folder, and print what stayed behind."""
     with needs_extra("train"):
         from sfumato.lab.audit.membership import MembershipResult
         from sfumato.lab.report.model_card import model_card
-    from sfumato.artifacts.bundle import MANIFEST, PUBLIC_FILES, Bundle
-    from sfumato.artifacts.files import read_json, whole_folder
+    from sfumato.artifacts.bundle import PUBLIC_FILES, Bundle
+    from sfumato.artifacts.files import read_json
 
     source = Bundle.load(path)
     found = MembershipResult.of(read_json(card.membership), card.membership) if card.membership else None
@@ -148,13 +194,12 @@ def _export_to_hub(path: Path, place: Path | HubPlace, card: Card, *, overwrite:
     with needs_extra("hub"):
         text = model_card(source, repository, licence=card.licence, data_licence=card.data_licence, membership=found)
     if isinstance(place, HubPlace):
-        commit = source.push_to_hub(place.repository, card=text, revision=place.revision, private=not card.public)
+        commit = source.push_to_hub(
+            place.repository, card=text, revision=place.revision, private=not card.public, key=key
+        )
         pushed = str(HubPlace(place.repository, commit))
     else:
-        if place.exists() and not (overwrite and (place / MANIFEST).is_file()):
-            raise SfumatoError(f"{place} exists; --overwrite replaces it if it is a bundle")
-        with whole_folder(place, BundleError) as folder:
-            source.write_public(folder, card=text)
+        _write_public(source, place, text, key, overwrite=overwrite)
         pushed = str(place)
     left = sorted(source.files.keys() - set(PUBLIC_FILES))
     if as_json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -54,6 +54,19 @@ def bundle_place(text: str) -> Path:
     return folder
 
 
+def _some_key(ctx: typer.Context, param: typer.CallbackParam, files: list[Path] | None) -> list[Path] | None:
+    """Refuse a setting of trusted keys that names none: it would ask for no signature.
+
+    Raises:
+        SfumatoError: an empty environment variable or list in a file.
+    """
+    source = ctx.get_parameter_source(param.name or "")
+    asked = (source is not None and source.name != "DEFAULT") or os.environ.get(str(param.envvar)) == ""
+    if asked and not files and not ctx.resilient_parsing:
+        raise SfumatoError("trusted_key names no key, so that no bundle could be trusted; name one, or leave it out")
+    return files
+
+
 def place_or_name(text: str) -> str:
     """Return the folder of a bundle on the hub, as `bundle_place`; any other text as it is."""
     from sfumato.artifacts.hub import HubPlace
@@ -75,6 +88,15 @@ ObfuscatorArgument = Annotated[
 ]
 Obfuscator = Annotated[Path | None, of_bundle("Obfuscator bundle. Default: the shipped one.")]
 Classifier = Annotated[Path | None, of_bundle("Bundle of its classifier. Default: the shipped one.")]
+TrustedKey = Annotated[
+    list[Path] | None,
+    option(
+        "FILE",
+        "Public key, PEM: accept bundles that it has signed, and no others; repeatable.",
+        callback=_some_key,
+        rich_help_panel=ADVANCED,
+    ),
+]
 Local = Annotated[Path | None, of_bundle("On-device baseline: a classifier small enough for the device.")]
 Compare = Annotated[Path | None, option("DIR", "Folder of other audits' JSON files, shown for comparison.")]
 Data = Annotated[str, option("DATA", "cifar10, faces, a folder, or a hub id.")]
@@ -213,19 +235,19 @@ def obfuscator_path(path: Path | None) -> Path:
     return path or shipped.obfuscator_bundle()
 
 
-def open_obfuscator(path: Path | None) -> Bundle:
+def open_obfuscator(path: Path | None, *, trusted_keys: Sequence[Path] | None = None) -> Bundle:
     """Open an obfuscator's bundle; None for the shipped one."""
     from sfumato.artifacts.bundle import Bundle
 
-    return Bundle.load(obfuscator_path(path), kind="obfuscator")
+    return Bundle.load(obfuscator_path(path), kind="obfuscator", trusted_keys=trusted_keys)
 
 
-def open_classifier(path: Path | None) -> Bundle:
+def open_classifier(path: Path | None, *, trusted_keys: Sequence[Path] | None = None) -> Bundle:
     """Open a classifier's bundle; None for the shipped one."""
     from sfumato.artifacts import shipped
     from sfumato.artifacts.bundle import Bundle
 
-    return Bundle.load(path or shipped.classifier_bundle(), kind="classifier")
+    return Bundle.load(path or shipped.classifier_bundle(), kind="classifier", trusted_keys=trusted_keys)
 
 
 def load_split(

@@ -59,6 +59,7 @@ def serve(
     client_ca: Annotated[Path | None, option("FILE", "Authorities; clients need a certificate of one, PEM.")] = None,
     audit_log: Annotated[Path | None, option("FILE", "Add a line for each request: who asked, no content.")] = None,
     provider: options.Provider = None,
+    trusted_key: options.TrustedKey = None,
     threads: Annotated[int, option("N", "Threads for one run of a model.", min=1)] = 1,
     max_batch: Annotated[int, option("N", "Images in one run; waiting requests are joined.", min=1)] = 32,
     max_queue: Annotated[int, option("N", "Requests that may wait for a model; further ones get 503.", min=1)] = 256,
@@ -88,7 +89,8 @@ def serve(
         start_exporting(SERVICE)
     many = _replicas(replicas, engine, address, tls=any((listen.tls_cert, listen.tls_key, client_ca)))
     paths = model or []
-    how = {"threads": threads, "max_batch": max_batch, "max_queue": max_queue, "providers": provider or ()}
+    how: dict[str, Any] = {"threads": threads, "max_batch": max_batch, "max_queue": max_queue}
+    how |= {"providers": provider or (), "trusted_keys": trusted_key}
     open_models = partial(cloud.catalogue_of, paths, models, name=name, decoder=decoder, **how)
     catalogue = open_models()  # for several replicas, too: a damaged file is named once, here
     served = [{"name": one.name, "version": one.version, "fingerprint": one.fingerprint} for one in catalogue]

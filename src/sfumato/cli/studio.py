@@ -23,6 +23,7 @@ def studio(
     port: options.Port = 8090,
     listen: options.Listen,
     provider: options.Provider = None,
+    trusted_key: options.TrustedKey = None,
     as_json: options.Json = False,
 ) -> None:
     """Open a page that shows an image, its payload, the prediction, and what an attacker reconstructs.
@@ -36,9 +37,9 @@ def studio(
     from sfumato.apps.studio import Pages, collect
     from sfumato.artifacts import shipped
 
-    served = options.open_classifier(classifier)
+    served = options.open_classifier(classifier, trusted_keys=trusted_key)
     paths = obfuscators or [shipped.obfuscator_bundle(), shipped.papers_obfuscator_bundle()]
-    pages = Pages(collect([options.open_obfuscator(path) for path in paths], served))
+    pages = Pages(collect([options.open_obfuscator(path, trusted_keys=trusted_key) for path in paths], served))
 
     def announce(url: str) -> None:
         if as_json:
@@ -46,5 +47,5 @@ def studio(
         else:
             typer.echo(f"the studio is at {url} (Ctrl-C stops it)")
 
-    model = cloud.ServedModel(served.path, providers=provider or ())
+    model = cloud.ServedModel(served.path, providers=provider or (), trusted_keys=trusted_key)
     cloud.serve([model], port=port, **listen.to_server(), pages=pages, on_ready=announce)

@@ -17,8 +17,9 @@ from sfumato.artifacts.bundle import CLASSIFIER_ONNX, DECODER_ONNX, Bundle, fing
 from sfumato.artifacts.execution_providers import CPU
 from sfumato.artifacts.lab_files import refuse_deobfuscator
 from sfumato.artifacts.onnx_file import open_session, runtime_reason
+from sfumato.artifacts.signature import KeyFiles
 from sfumato.cloud.batching import Arrays, Batcher
-from sfumato.errors import ServingError, WireError
+from sfumato.errors import BundleUntrusted, ServingError, WireError
 from sfumato.wire import DTYPES, InferRequest, InferResponse, ModelMetadata, Tensor, TensorSpec
 
 VERSION = "1"
@@ -47,11 +48,15 @@ class ServedModel:
         version: which version of the model it is, a number.
         providers: execution providers, the preferred one first: "cpu", "cuda", "tensorrt", "openvino", "coreml", "qnn",
             "nnapi". Where one does not run the model, the CPU does, and the log says so once.
+        trusted_keys: files with a public key each, as in `Bundle.load`; one of them has to have signed the bundle, and
+            the decoder's.
 
     Raises:
         ServingError: the file is missing or no model that can be served, it breaks on a trial run of zeros, the name
             cannot stand in a URL, an execution provider is not there, the version is no number, or the decoder was
             made for another classifier.
+        BundleUntrusted: keys are given, and none of them has signed a bundle as it is; or the model is an ONNX file,
+            which has no signature.
         BundleError: a folder is no bundle of the kind it has to be, or is damaged.
     """
 
@@ -68,11 +73,12 @@ class ServedModel:
         decoder: str | os.PathLike[str] | None = None,
         version: str = VERSION,
         providers: Sequence[str] = CPU,
+        trusted_keys: KeyFiles | None = None,
     ) -> None:
-        bundle = Bundle.load(path, kind="classifier") if Path(path).is_dir() else None
+        bundle = open_bundle(path, trusted_keys)
+        split = None if decoder is None else Bundle.load(decoder, kind="obfuscator", trusted_keys=trusted_keys)
         file = bundle.file(CLASSIFIER_ONNX) if bundle else Path(path)
         self._session = _open(file, threads, providers)
-        split = None if decoder is None else Bundle.load(decoder, kind="obfuscator")
         self._decoder = None if split is None else _open_decoder(split, file, self._session, threads, providers)
         name = name or (bundle.name if bundle else file.stem)
         if not _NAME.fullmatch(name):
@@ -203,6 +209,20 @@ class ServedModel:
         if self._decoder is not None:
             feed = {self._session.get_inputs()[0].name: self._decoder.run(None, feed)[0]}
         return tuple(self._session.run(self._output_names, feed))
+
+
+def open_bundle(path: str | os.PathLike[str], trusted_keys: KeyFiles | None = None) -> Bundle | None:
+    """Open a classifier's bundle; None for an ONNX file.
+
+    Raises:
+        BundleUntrusted: keys are given, and none of them has signed the bundle as it is; or it is an ONNX file.
+        BundleError: a folder is no classifier's bundle, or is damaged.
+    """
+    if Path(path).is_dir():
+        return Bundle.load(path, kind="classifier", trusted_keys=trusted_keys)
+    if trusted_keys is not None:
+        raise BundleUntrusted(f"{path} is no bundle, so that no key has signed it; serve a signed bundle's folder")
+    return None
 
 
 def _open(file: Path, threads: int, providers: Sequence[str]) -> Any:

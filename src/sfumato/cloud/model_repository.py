@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sfumato.artifacts.bundle import MANIFEST, Bundle, split_name
+from sfumato.artifacts.bundle import MANIFEST, split_name
 from sfumato.artifacts.external_data import external_data
-from sfumato.cloud.dataplane import VERSION, ServedModel, checked_version
+from sfumato.artifacts.signature import KeyFiles
+from sfumato.cloud.dataplane import VERSION, ServedModel, checked_version, open_bundle
 from sfumato.errors import ModelNotFound, ServingError, SfumatoError
 from sfumato.wire import ModelMetadata
 
@@ -28,26 +29,37 @@ _Loaded = tuple[_State, ServedModel]
 
 @dataclass(frozen=True)
 class Source:
-    """The origin of one version of a model: a bundle's folder or an ONNX file, and perhaps a decoder's bundle."""
+    """The origin of one version of a model: a bundle's folder or an ONNX file, and perhaps a decoder's bundle.
+
+    Where keys are given, one of them has to have signed the bundles.
+    """
 
     path: Path
     name: str
     version: str = VERSION
     decoder: Path | None = None
+    trusted_keys: tuple[Path, ...] | None = None
 
     def open(self, **options: Any) -> ServedModel:
         """Open the model; takes what else `ServedModel` takes, and raises as it does."""
-        return ServedModel(self.path, name=self.name, version=self.version, decoder=self.decoder, **options)
+        return ServedModel(
+            self.path,
+            name=self.name,
+            version=self.version,
+            decoder=self.decoder,
+            trusted_keys=self.trusted_keys,
+            **options,
+        )
 
     def state(self) -> _State:
-        """Return what changes when the files do, those with an ONNX file's weights included.
+        """Return what changes when the files do, those with an ONNX file's weights and the trusted keys included.
 
         Raises:
             OSError: the files cannot be read.
         """
         paths = [self.path] if self.decoder is None else [self.path, self.decoder]
         files = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else _model_files(path))]
-        facts = [(str(file), file.stat()) for file in files if file.exists()]
+        facts = [(str(file), file.stat()) for file in (*files, *(self.trusted_keys or ())) if file.exists()]
         # A copy that keeps its times (`cp -p`, rsync) has another time of change all the same.
         return [(name, fact.st_size, fact.st_mtime_ns, fact.st_ctime_ns, fact.st_ino) for name, fact in facts]
 
@@ -201,6 +213,7 @@ def catalogue_of(
     *,
     name: str | None = None,
     decoder: Path | None = None,
+    trusted_keys: Sequence[Path] | None = None,
     **options: Any,
 ) -> Catalogue:
     """Make a catalogue of models in files, which can be reloaded.
@@ -210,29 +223,34 @@ def catalogue_of(
         folder: more of them, as `sources_in` has it.
         name: what the only one of `paths` is called, instead of its own name.
         decoder: an obfuscator's bundle; the only one of `paths` then takes its codes, too, as a second model.
+        trusted_keys: files with a public key each; one of them has to have signed each bundle, whenever it is loaded.
         **options: what else `ServedModel` takes, for all of them.
 
     Raises:
         ServingError: there is no model, two have one name and version, one cannot be served, or `name` or `decoder`
             are given for anything but one path.
+        BundleUntrusted: keys are given, and none of them has signed a bundle as it is; or a model is an ONNX file.
         BundleError: a folder is no bundle of the kind it has to be, or is damaged.
     """
+    keys = None if trusted_keys is None else tuple(trusted_keys)
     if not paths and folder is None:
         raise ServingError("nothing to serve: give bundles or ONNX files, or --models FOLDER")
     if len(paths) != 1 and (name is not None or decoder is not None):
         raise ServingError(f"--name and --decoder are for one model; {len(paths)} are given")
 
     def find() -> list[Source]:
-        found = [Source(path, name or _own_name(path)) for path in paths]
+        found = [Source(path, name or _own_name(path, keys)) for path in paths]
         if decoder is not None:
             found.append(Source(paths[0], split_name(found[0].name), decoder=decoder))
-        return found + (sources_in(folder) if folder is not None else [])
+        found += sources_in(folder) if folder is not None else []
+        return [dataclasses.replace(source, trusted_keys=keys) for source in found]
 
     return Catalogue(find, lambda source: source.open(**options))
 
 
-def _own_name(path: Path) -> str:
-    return Bundle.load(path, kind="classifier").name if path.is_dir() else path.stem
+def _own_name(path: Path, trusted_keys: KeyFiles | None) -> str:
+    bundle = open_bundle(path, trusted_keys)
+    return path.stem if bundle is None else bundle.name
 
 
 def _distinct(sources: list[Source]) -> list[Source]:
