@@ -77,8 +77,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def error(self, status: int, code: str) -> None:
-        self.reply(status, {"error": code}, X_Error_Code=code, X_Error_Message=code)
+    def error(self, status: int, code: str, **headers: str) -> None:
+        self.reply(status, {"error": code}, X_Error_Code=code, X_Error_Message=code, **headers)
 
     def handle_any(self) -> None:
         path = unquote(urlsplit(self.path).path)
@@ -162,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
         if commit not in repository.commits:
             self.error(404, "RevisionNotFound")
         elif file not in repository.commits[commit]:
-            self.error(404, "EntryNotFound")
+            self.error(404, "EntryNotFound", X_Repo_Commit=commit)
         else:
             content = repository.commits[commit][file]
             etag = f'"{hashlib.sha256(content).hexdigest()}"'

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +20,10 @@ from sfumato.artifacts.bundle import CLASSIFIER_ONNX, MANIFEST, OBFUSCATOR_ONNX,
 from sfumato.artifacts.files import write_json
 from sfumato.artifacts.signature import SIGNATURE, read_signature
 from sfumato.errors import BundleError, BundleUntrusted
+from signing import Keys, save_keys
 
-serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
-ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
+pytest.importorskip("cryptography")
 OPENSSL = shutil.which("openssl")
-
-
-@dataclass(frozen=True)
-class Keys:
-    private: Path
-    public: Path
-
-
-def save_keys(folder: Path, name: str, key: Any = None, password: bytes | None = None) -> Keys:
-    key = key or ed25519.Ed25519PrivateKey.generate()
-    how = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
-    pem = serialization.Encoding.PEM
-    keys = Keys(folder / f"{name}.pem", folder / f"{name}.pub.pem")
-    keys.private.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, how))
-    keys.public.write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
-    return keys
 
 
 @pytest.fixture
