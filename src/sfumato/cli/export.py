@@ -112,7 +112,7 @@ def export(
         return
     options.refuse_others(context, context.params.keys() - _OF_CARDS, "only with --to hub")
     if place is not None:
-        raise SfumatoError(f"{place} is on the hub; use --to hub, or name a file or folder")
+        raise SfumatoError(f"{place} is on the hub; add --to hub, or name a file or folder")
     if to == "signed":
         allowed = {"bundle", "to", "out", "key", "overwrite", "as_json"}
         options.refuse_others(context, allowed, "not with --to signed")
