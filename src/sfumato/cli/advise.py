@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 def advise(
     classifier: Annotated[
         str,
-        typer.Argument(help="A bundle, a transformers folder or hub id, a .pt2 file, or package.module:callable."),
+        typer.Argument(
+            help="A bundle, a transformers folder or hub id, a .pt2 file, or package.module:callable.",
+            parser=options.place_or_name,
+        ),
     ],
     *,
     data: options.Data = "cifar10",
