@@ -168,6 +168,7 @@ def test_a_server_that_dies_half_way(obfuscator_bundle: Bundle) -> None:
         with pytest.raises(EndpointFailed):
             for prediction in it.classify_many(itertools.cycle(IMAGES), in_flight=3):
                 answered.append(prediction)
+        time.sleep(0.1)  # the server notes what was sent before the error
         count = len(server.paths)
         time.sleep(0.05)
         assert len(server.paths) == count  # no request is made in the background
