@@ -449,17 +449,22 @@ def test_a_checkpoint_without_an_average_is_refused_where_one_is_wanted(checkpoi
         train(classifier_task(), checkpoint, resume=True, weight_average=0.9)
 
 
-def integer_steps(task: nn.Module) -> list[tuple[bool, bool]]:
-    """Of each training step, whether it is in 8-bit integers, and whether norms learn."""
+def noted(task: nn.Module, what: Callable[[torch.Tensor], object]) -> list[object]:
+    """What is seen of the images, or of the task, at each training step from now on."""
     seen, forward = [], task.forward
 
     def noting(images, labels):
         if task.training:
-            seen.append((task.int8, task.net[1].training))
+            seen.append(what(images))
         return forward(images, labels)
 
     task.forward = noting
     return seen
+
+
+def integer_steps(task: nn.Module) -> list[object]:
+    """Of each training step, whether it is in 8-bit integers, and whether norms learn."""
+    return noted(task, lambda images: (task.int8, task.net[1].training))
 
 
 def test_the_last_epochs_are_in_integers_also_after_an_interruption(tmp_path):
@@ -480,26 +485,12 @@ def test_the_last_epochs_are_in_integers_also_after_an_interruption(tmp_path):
     assert not same(weights(plain), weights(whole))
 
 
-def sides(task: nn.Module) -> list[tuple[int, ...]]:
-    """The height and width of the images of each training step."""
-    seen, forward = [], task.forward
-
-    def noting(images, labels):
-        if task.training:
-            assert images.dtype == torch.float32 and float(images.min()) >= 0 and float(images.max()) <= 1
-            seen.append(tuple(images.shape[2:]))
-        return forward(images, labels)
-
-    task.forward = noting
-    return seen
-
-
 def test_the_first_epochs_are_on_smaller_images_also_after_an_interruption(tmp_path):
     plan = {"epochs": 3, "small_epochs": 2}
     whole = classifier_task()
-    seen = sides(whole)
+    seen = noted(whole, lambda images: (images.dtype, tuple(images.shape[2:]), float(images.max()) <= 1))
     train(whole, tmp_path / "whole.pt", **plan)
-    assert seen == [(6, 6)] * 2 * STEPS + [(8, 8)] * STEPS
+    assert seen == [(torch.float32, (6, 6), True)] * 2 * STEPS + [(torch.float32, (8, 8), True)] * STEPS
     with pytest.raises(Interrupted):
         train(do_at_step(classifier_task(), STEPS + 1, send(signal.SIGINT)), tmp_path / "c.pt", **plan)
     resumed = classifier_task(seed=4)
