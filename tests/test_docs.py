@@ -232,6 +232,8 @@ def left_by(name: str, desk: Path) -> None:
         assert 0 < len(list((desk / "second").rglob("*.obfuscated.png"))) < 60
 
 
+SCRIPTS = [file for file in sorted((ROOT / "examples").glob("*.py")) if "until Ctrl-C" not in file.read_text("utf-8")]
+"""Those that run without arguments, and end; `test_examples.py` has the others."""
 TRAINING_PAGES = {"get-started", "other-classifiers", "train", "black-box", "classifier"}
 
 
@@ -269,7 +271,7 @@ def test_the_blocks_of_a_page_run(name, desk, made, models_of_users, monkeypatch
     left_by(name, desk)
 
 
-@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda file: file.stem)
 def test_an_example_runs(script, tmp_path, own_caches, monkeypatch, capsys):
     def in_this_process(command: list[str], *, check: bool) -> None:
         assert command[:3] == [sys.executable, "-m", "sfumato"] and check
