@@ -12,7 +12,7 @@ from sfumato.cli import options
 from sfumato.cli.app import command
 from sfumato.cli.conclusion import audit_command, init_command, print_conclusion
 from sfumato.cli.memory import keep_freed_memory
-from sfumato.cli.options import option
+from sfumato.cli.options import flag, option
 from sfumato.cli.output import percent, prepare, print_figures, print_json, write_result
 from sfumato.cli.progress import bars
 from sfumato.errors import RecipeError, TrainingError
@@ -23,14 +23,19 @@ if TYPE_CHECKING:
     from sfumato.lab.training.recipe import AnyRecipe, ObfuscatorRecipe, SketchRecipe
 
 
+LoggerOption = option("NAME", "tensorboard (the default), csv, mlflow, or wandb; repeatable.", "--logger")
+
+
 @dataclass(frozen=True)
 class RunOptions:
-    """How a training runs; each attribute is the option of its name."""
+    """How a training runs; each attribute is the option of its name, `loggers` that of `--logger`."""
 
     resume: options.Resume = False
     overwrite: options.Overwrite = False
     accelerator: Annotated[str, option("NAME", "auto, cpu, cuda, mps, ...")] = "auto"
     devices: Annotated[int, option("N", "Processes to train on.", min=1)] = 1
+    loggers: Annotated[list[str] | None, LoggerOption] = None
+    log_images: Annotated[bool, flag("--log-images", "Send images to mlflow and wandb, too.")] = False
 
 
 FromOption = options.of_bundle(
@@ -64,8 +69,8 @@ def train(
     """Train a classifier or an obfuscator from a recipe, and write its bundle.
 
     Takes minutes to days: `--estimate` measures it. Ctrl-C saves, and `--resume` continues to the same result. Follow
-    it with `tensorboard --logdir runs`. When the classifier in the cloud changes, adapt the obfuscator:
-    `--from OLD_BUNDLE --set classifier=NEW`.
+    it with `tensorboard --logdir runs`, or elsewhere with `--logger`. When the classifier in the cloud changes, adapt
+    the obfuscator: `--from OLD_BUNDLE --set classifier=NEW`.
 
     Examples:
     - `sfumato train recipes/cifar10-resnet20.toml --set training.epochs=4`

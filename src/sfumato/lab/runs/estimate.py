@@ -82,7 +82,7 @@ def estimate(
     recipe = starting_from(None, recipe)
     plan = recipe.training
     with tempfile.TemporaryDirectory(prefix="sfumato-estimate-") as work:
-        fabric, precision = launch(plan, Path(work), accelerator, 1)
+        fabric, precision = launch(plan, Path(work), Options(accelerator, loggers=()))
         made = prepare(recipe, Run(Path(work)), fabric, precision)
         all_steps = len(made.train) // plan.batch_size
         timed = _Timed(made.train, min(all_steps, steps + _WARM_UP + 1), plan.batch_size, fabric.device)

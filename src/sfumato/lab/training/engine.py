@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from sfumato.errors import Interrupted, TrainingError
 from sfumato.lab.data import Augmentation, ImageSet, augment
 from sfumato.lab.data.augment import shrink
 from sfumato.lab.models.checkpoint import load_checkpoint, same_identity, save_checkpoint
+from sfumato.lab.training.loggers import log_images
 from sfumato.lab.training.muon import Muon
 from sfumato.lab.training.recipe import TrainingRecipe
 from sfumato.lab.training.weight_average import WeightAverage
@@ -58,6 +59,8 @@ class Options:
     overwrite: bool = False
     progress: Progress = silent
     say: Say = mute
+    loggers: Sequence[str] | None = None
+    log_images: bool = False
 
 
 def never() -> bool:
@@ -347,18 +350,15 @@ class _Loop:
 
     def _validate(self, test: ImageSet) -> dict[str, float]:
         """Validate, report it and keep it in the history."""
-        channels_last = self.plan.channels_last
         figures = self._figures(test)
         self.history.append({"epoch": self.epoch, **figures})
         panel: Callable[[Tensor], Tensor] | None = getattr(self.task, "panel", None)
-        images = panel(_as_input(test.images[:8].to(self.fabric.device), channels_last)) if panel else None
         self.options.say(f"epoch {self.epoch}/{self.plan.epochs}  test: {_spoken(figures)}")
         global_step = self.epoch * self.steps
         self.fabric.log_dict({f"test/{name}": value for name, value in figures.items()}, step=global_step)
-        if images is not None and self.fabric.loggers:
-            sheet = torch.cat([torch.cat(list(row), dim=2) for row in images], dim=1).float().cpu()
-            logger: Any = self.fabric.logger
-            logger.experiment.add_image("original, obfuscated, reconstructed", sheet, global_step=global_step)
+        if panel is not None:
+            rows = panel(_as_input(test.images[:8].to(self.fabric.device), self.plan.channels_last))
+            log_images(self.fabric.loggers, rows, global_step)
         return figures
 
     def _figures(self, test: ImageSet) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -28,6 +28,7 @@ from sfumato.lab.models.precision import device_name
 from sfumato.lab.training.building import restarted
 from sfumato.lab.training.engine import Fitted, Hooks, Options, fit, never
 from sfumato.lab.training.export import write_classifier_bundle, write_obfuscator_bundle, write_sketch_bundle
+from sfumato.lab.training.loggers import ended
 from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, ObfuscatorRecipe, SketchRecipe
 from sfumato.lab.training.setup import Prepared, Run, launch, prepare, starting_from
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
@@ -68,13 +69,15 @@ def train(
     until: Callable[[], bool] = never,
     progress: Progress = silent,
     say: Say = mute,
+    loggers: Sequence[str] | None = None,
+    log_images: bool = False,
 ) -> Bundle:
     """Train what the recipe says and write the bundle.
 
     Args:
         recipe: validated.
-        folder: of the run; gets `checkpoint.pt`, `tensorboard/`, `bundle/`, of an obfuscator `lab/` with what no device
-            needs, and `snapshots/` if the recipe wants them.
+        folder: of the run; gets `checkpoint.pt`, `bundle/`, what is logged here (`tensorboard/`, `csv/`), of an
+            obfuscator `lab/` with what no device needs, and `snapshots/` if the recipe wants them.
         accelerator: as Lightning Fabric names it: "auto", "cpu", "cuda", ...
         devices: processes to train on; each takes its share of every batch.
         resume: continue from the folder's checkpoint.
@@ -83,12 +86,14 @@ def train(
         until: is asked before each step; True ends the training early, and what was learned so far is written.
         progress: is told of each step; from the first process alone, as `say`.
         say: is given the precision, and a line after each validation.
+        loggers: where to log, any of "tensorboard", "csv", "mlflow" and "wandb"; None for TensorBoard.
+        log_images: MLflow and Weights & Biases get images, too; TensorBoard, whose files stay here, always does.
 
     Raises:
         SfumatoError: data, classifier, recipe, disk or training failed, each with its own class.
         Interrupted: Ctrl-C or SIGTERM; the state was saved.
     """
-    options = Options(accelerator, devices, resume, overwrite, progress, say)
+    options = Options(accelerator, devices, resume, overwrite, progress, say, loggers, log_images)
     with training(recipe, folder, options, start, until) as (made, fitted):
         return _finish(made, fitted, say)
 
@@ -112,15 +117,15 @@ def training(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"{folder} cannot be created: {error.strerror or error}") from error
-    fabric, precision = launch(recipe.training, folder, options.accelerator, options.devices)
+    fabric, precision = launch(recipe.training, folder, options)
     first = fabric.is_global_zero
     if not first:
         options = replace(options, progress=silent, say=mute)
     # The first process holds the lock for all of them.
-    with exclusive(folder, TrainingError) if first else nullcontext():
+    with exclusive(folder, TrainingError) if first else nullcontext(), ended(fabric.loggers):
         if overwrite and first:
             remove_checkpoint(run.checkpoint)
-            for left in ("tensorboard", "snapshots", run.classifier.name, run.ensemble.name, run.teachers.name):
+            for left in ("tensorboard", "csv", "snapshots", run.classifier.name, run.ensemble.name, run.teachers.name):
                 shutil.rmtree(folder / left, ignore_errors=True)
         options.say(f"computes in {precision}")
         made = prepare(recipe, run, fabric, precision, start, options.progress)

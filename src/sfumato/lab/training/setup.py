@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 from lightning.fabric import Fabric
-from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from sfumato.artifacts.bundle import Bundle, Preprocessing
@@ -23,7 +22,9 @@ from sfumato.lab.training.building import (
     obfuscation_task,
     sketch_task,
 )
+from sfumato.lab.training.engine import Options
 from sfumato.lab.training.images import images_of, label_free, preprocessing_of
+from sfumato.lab.training.loggers import loggers_of
 from sfumato.lab.training.prototypes import log_probabilities_of, put_in
 from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, ObfuscatorRecipe, SketchRecipe, TrainingRecipe
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
@@ -93,12 +94,14 @@ class Prepared:
     start: Bundle | None = None
 
 
-def launch(plan: TrainingRecipe, folder: Path, accelerator: str, devices: int) -> tuple[Fabric, Precision]:
-    """Return the fabric, which decides on device and processes, launched, and the precision.
+def launch(plan: TrainingRecipe, folder: Path, options: Options) -> tuple[Fabric, Precision]:
+    """Return the fabric, which decides on device and processes and has the loggers, launched, and the precision.
 
     Raises:
-        TrainingError: there is no such device, or it does not support the precision.
+        TrainingError: there is no such device, it does not support the precision, or a logger cannot be set up.
     """
+    accelerator, devices = options.accelerator, options.devices
+    loggers = loggers_of(options.loggers, folder, options.say, images=options.log_images)
     try:
         precision = choose_precision(plan.precision, Fabric(accelerator=accelerator, devices=1).device)
         fabric = Fabric(
@@ -106,7 +109,7 @@ def launch(plan: TrainingRecipe, folder: Path, accelerator: str, devices: int) -
             devices=devices,
             strategy="ddp" if devices > 1 else "auto",
             precision=precision.fabric,
-            loggers=TensorBoardLogger(folder, name="tensorboard", version=""),
+            loggers=loggers,
         )
         fabric.launch()  # also shares the cores out among the processes
     except (ValueError, RuntimeError, MisconfigurationException) as error:

@@ -27,6 +27,7 @@ from sfumato.lab.training.blackbox.tuning import tune
 from sfumato.lab.training.building import frozen_module
 from sfumato.lab.training.engine import Options
 from sfumato.lab.training.images import load_both, preprocessing_of
+from sfumato.lab.training.loggers import ended
 from sfumato.lab.training.prototypes import log_probabilities_of, put_in
 from sfumato.lab.training.recipe import (
     AnyRecipe,
@@ -76,7 +77,7 @@ def protect_black_box(
         SfumatoError: each step's own.
     """
     recipe = _checked(recipe, folder, options)
-    fabric, precision = launch(TrainingRecipe(seed=recipe.training.seed), folder, options.accelerator, 1)
+    fabric, precision = launch(TrainingRecipe(seed=recipe.training.seed), folder, replace(options, devices=1))
     images, test = load_both(recipe.data, fabric, label_free=True)
     box, found = recipe.black_box, preprocessing_of(recipe.data.source, images)
     preprocessing = replace(found, mean=box.mean or found.mean, std=box.std or found.std)
@@ -97,7 +98,8 @@ def protect_black_box(
     ) as endpoint:
         asked = _ask(endpoint, box, images, recipe.training.seed, options.progress)
         learn = partial(learn_surrogate, fabric, asked, recipe, options, bfloat16=precision.dense_bfloat16)
-        surrogates = [learn(name, folder / "surrogates" / name) for name in box.surrogates]
+        with ended(fabric.loggers):
+            surrogates = [learn(name, folder / "surrogates" / name) for name in box.surrogates]
         bundle, figures = _protected(_for_surrogates(recipe, surrogates), endpoint, asked, Run(folder), options)
         if isinstance(recipe, SketchRecipe):
             figures |= measure_at(endpoint, bundle, test)
