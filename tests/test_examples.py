@@ -7,6 +7,9 @@ import base64
 import importlib.util
 import io
 import json
+import re
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -15,12 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.staticfiles import StaticFiles
 
+from apps.studio.test_npm_package import node_version
 from recording import Exchange, client, expected_probabilities, leaked, recording, respond_well
 from sfumato.artifacts.bundle import Bundle
 from sfumato.cloud import ServedModel, running
 from sfumato.device import Client, Obfuscator, load_image
-from tiny import LABELS, image, save_split_bundles
+from tiny import LABELS, SIZE, image, logits, save_split_bundles
 
 FOLDER = Path(__file__).parents[1] / "examples"
 
@@ -156,3 +161,58 @@ def test_a_lorawan_bridge_turns_uplinks_of_one_byte_into_predictions(tmp_path: P
             script.classify({"data": base64.b64encode(b"ab").decode()}, url, obfuscator)
         with pytest.raises(ValueError, match="no payload"):
             script.classify({"deviceInfo": {}}, url, obfuscator)
+
+
+RUNTIME = """
+export const env = { wasm: {} };
+export class Tensor {
+  constructor(type, data, dims) { Object.assign(this, { type, data, dims }); }
+}
+const noise = (values) => Float32Array.from(values, (_, i) => Math.sin(12.9898 * i * i));
+const run = async (feed) => ({ out: { data: noise(feed.image.data) } });
+export const InferenceSession = { create: async () => ({ inputNames: ["image"], outputNames: ["out"], run }) };
+"""
+"""In place of ONNX Runtime Web: an obfuscator that makes the same noise of every image."""
+BROWSER = """
+const [page, pixels] = process.argv.slice(2);
+const elements = { file: { disabled: true }, result: {} };
+globalThis.location = { href: page };
+globalThis.document = { baseURI: page, getElementById: (id) => elements[id] };
+await import("./script.mjs");
+const said = [elements.result.textContent, elements.file.disabled];
+for (const image of [{ width: 8, height: 8, data: Uint8Array.from(Buffer.from(pixels, "base64")) }, "no image"]) {
+  elements.file.files = [image];
+  await elements.file.onchange();
+  said.push(elements.result.textContent);
+}
+console.log(JSON.stringify(said));
+"""
+"""In place of a browser, which `apps/studio` has: a page of two elements."""
+
+
+@pytest.mark.skipif(node_version() < 20, reason="needs Node 20")
+def test_the_script_of_the_web_page_labels_an_image(
+    obfuscator_bundle: Bundle, classifier_bundle: Bundle, tmp_path: Path
+) -> None:
+    page = (FOLDER / "web_page" / "index.html").read_text(encoding="utf-8")
+    found, script = (re.search(rf'type="{kind}">(.*?)</script>', page, re.DOTALL) for kind in ("importmap", "module"))
+    assert found is not None and script is not None
+    imports, text = json.loads(found[1])["imports"], script[1]
+    for name, place in imports.items():
+        text = text.replace(f'from "{name}"', f'from "{place}"')
+    shutil.copytree(FOLDER.parent / "src" / "sfumato" / "apps" / "studio" / "js", tmp_path / "sfumato")
+    shutil.copytree(obfuscator_bundle.path, tmp_path / "bundle")
+    (tmp_path / "onnxruntime-web").mkdir()
+    (tmp_path / imports["onnxruntime-web/wasm"]).write_text(RUNTIME)
+    (tmp_path / "script.mjs").write_text(text)
+    (tmp_path / "browser.mjs").write_text(BROWSER)
+    with running([ServedModel(classifier_bundle.path)], pages=StaticFiles(directory=tmp_path)) as url:
+        pixels = base64.b64encode(image().tobytes()).decode()
+        command = ["node", str(tmp_path / "browser.mjs"), f"{url}/index.html", pixels]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    before, disabled, labelled, refused = json.loads(done.stdout)
+    assert (before, disabled) == ("Choose an image.", False)
+    noise = np.sin(12.9898 * np.arange(3 * SIZE * SIZE) ** 2).astype(np.float32).reshape(1, 3, SIZE, SIZE)
+    assert re.fullmatch(rf"{LABELS[logits(noise).argmax()]} \(\d+ %\); \d+ bytes sent", labelled), labelled
+    assert refused.startswith("an image must be"), refused
