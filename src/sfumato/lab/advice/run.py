@@ -269,6 +269,8 @@ def _audits(folder: Path, further: Path | None) -> list[AuditResult]:
 
 def _audited(audits: list[AuditResult], ways: dict[str, Way], lesson: Lesson, data: str) -> list[Way]:
     """Return the ways with what their audits found, and further audited obfuscators of the same classifier."""
+    if not audits:
+        return list(ways.values())
     found, plain = dict(ways), ways.get(PLAIN)
     size = lesson.shape
     by_fingerprint = {

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sfumato.artifacts.files import write_json
-from sfumato.errors import ResultsError
 from sfumato.lab.audit.schema import Finding
 from sfumato.lab.evaluation.results import Result, read_object
 
@@ -153,11 +152,12 @@ class Advice(Result):
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def write(self, file: Path) -> None:
-        """Write the file, or raise a `ResultsError`."""
-        try:
-            write_json(file, self.to_json())
-        except OSError as error:
-            raise ResultsError(f"{file} cannot be written: {error.strerror or error}") from error
+        """Write the file.
+
+        Raises:
+            BundleError: the disk refuses.
+        """
+        write_json(file, self.to_json())
 
     @classmethod
     def read(cls, file: Path) -> Advice | None:

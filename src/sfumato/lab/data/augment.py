@@ -58,10 +58,9 @@ def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generat
 
 
 def shrink(images: Tensor, share: float) -> Tensor:
-    """Scale images (N, 3, H, W), uint8 or floating-point in [0, 1], to a share of both sides, as floats in [0, 1]."""
+    """Scale images (N, 3, H, W), floating-point in [0, 1], to a share of both sides."""
     size = [max(1, round(side * share)) for side in images.shape[2:]]
-    values = images if images.is_floating_point() else images.float() / 255
-    return F.interpolate(values, size=size, mode="bilinear", align_corners=False, antialias=True)
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def cut_out(images: Tensor, side: int, generator: torch.Generator) -> Tensor:

@@ -305,7 +305,7 @@ class _Loop:
             generator = torch.Generator().manual_seed(_seed(seed, "augment", *here))
             x = augment(x.to(fabric.device), augmentation, generator)
             if self.epoch < self.plan.small_epochs:
-                x = shrink(x, SMALL)
+                x = shrink(_as_input(x, self.plan.channels_last), SMALL)
             torch.manual_seed(_seed(seed, "task", *here))
             self._train_step(x, labels, started)
             if self._any_process(bool(interrupted)):
@@ -356,7 +356,7 @@ class _Loop:
         self.options.say(f"epoch {self.epoch}/{self.plan.epochs}  test: {_spoken(figures)}")
         global_step = self.epoch * self.steps
         self.fabric.log_dict({f"test/{name}": value for name, value in figures.items()}, step=global_step)
-        if panel is not None:
+        if panel is not None and self.fabric.loggers:
             rows = panel(_as_input(test.images[:8].to(self.fabric.device), self.plan.channels_last))
             log_images(self.fabric.loggers, rows, global_step)
         return figures
