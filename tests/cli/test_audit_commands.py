@@ -87,6 +87,7 @@ def test_a_bundle_gets_its_figures(tmp_path, photos):
         (["filters:negative", "--data", "./nowhere"], "no data at ./nowhere"),
         (["filters:negative", "--size", "large"], "rows x columns"),
         (["filters:positive"], "cannot be imported"),
+        (["filters:negative", "--out", "filters.py"], "is a file"),
     ],
 )
 def test_bad_input_is_named_before_anything_runs(photos, arguments, message):

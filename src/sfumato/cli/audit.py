@@ -149,6 +149,8 @@ def audit(
     from sfumato.lab.models.precision import fastest_device
     from sfumato.lab.report.html import render_audit
 
+    if out is not None and out.is_file():
+        raise AuditError(f"{out} is a file; --out names the audit's folder, in which audit.json will be")
     plan = _plan(budget, seeds, budget_scale)
     bundle = Path(obfuscator) if obfuscator and Path(obfuscator).is_dir() else None
     source = obfuscator if obfuscator and not bundle else options.open_obfuscator(bundle)
