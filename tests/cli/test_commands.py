@@ -104,7 +104,7 @@ CLICK: dict = {}
 
 def test_an_old_command_runs_with_one_line_of_advice():
     done = CliRunner().invoke(app, ["cost", "alexnet"])
-    assert done.stderr == "hint: sfumato cost is now sfumato evaluate --cost\n"
+    assert done.stderr == "hint: sfumato cost is now sfumato evaluate --cost; the old name will be removed in 0.3\n"
     assert "unknown classifier 'alexnet'" in str(done.exception)
 
 
