@@ -166,3 +166,10 @@ def test_the_page_for_boards_has_the_measured_figures() -> None:
         assert said in page, said
     assert all("missing" not in found for python in (older, newer) for found in python.values())
     assert all("numpy>=1.26" in found["device"]["missing"] for found in boards["Linux on 32-bit ARM"].values())
+
+
+def test_other_tools_has_the_measured_ratio_to_triton() -> None:
+    fast, page = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("how-fast.md", "other-tools.md"))
+    (row,) = (line for line in fast.splitlines() if line.startswith("| requests/s of one process, relative to Triton"))
+    ratio = row.split("|")[3].strip().removesuffix(" x")
+    assert f"served {ratio} times as many requests/s as Triton" in page
