@@ -16,37 +16,43 @@ from typing import Any
 from sfumato.artifacts.files import write_json
 from sfumato.artifacts.provenance import provenance
 
-PLATFORMS = {
-    "Linux on 64-bit ARM": "manylinux_2_28_aarch64",
-    "Linux on 32-bit ARM": "manylinux_2_31_armv7l",
-}
+PLATFORMS = {"Linux on 64-bit ARM": "aarch64", "Linux on 32-bit ARM": "armv7l"}
+GLIBC = ("2_17", "2_28", "2_31", "2_34", "2_35", "2_36")
+"""What wheels are built for, up to the C library of Debian 12; pip takes each as a platform of its own."""
+PYTHONS = ("3.11", "3.13")
+"""Of Debian 12 and 13, on which Raspberry Pi OS is built."""
+EXTRAS = ("serve", "sign", "video")
 
 
 def main(out: Path = Path("results/device-wheels.json")) -> None:
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    needed = {"device": project["dependencies"], "video": project["optional-dependencies"]["video"]}
+    extras = {extra: project["optional-dependencies"][extra] for extra in EXTRAS}
+    needed = {"device": project["dependencies"], **extras}
     found: dict[str, Any] = {}
-    for name, tag in PLATFORMS.items():
-        found[name] = {"tag": tag} | {extra: _wheels(tag, wanted) for extra, wanted in needed.items()}
-        print(name, {extra: found[name][extra].get("unpacked_mb", "missing") for extra in needed})
+    for name, machine in PLATFORMS.items():
+        tags = [f"manylinux_{glibc}_{machine}" for glibc in GLIBC]
+        found[name] = {"tags": tags, "pythons": {}}
+        for python in PYTHONS:
+            wheels = {extra: _wheels(tags, python, wanted) for extra, wanted in needed.items()}
+            found[name]["pythons"][python] = wheels
+            print(name, python, {extra: wheels[extra].get("unpacked_mb", "missing") for extra in needed})
     write_json(
         out,
         {
             "what": "wheels of the device's dependencies for other platforms; unpacked, they were not run there",
-            "python": f"{sys.version_info.major}.{sys.version_info.minor}",
             "platforms": found,
             "measured": provenance().to_json(),
         },
     )
 
 
-def _wheels(tag: str, wanted: list[str]) -> dict[str, Any]:
+def _wheels(tags: list[str], python: str, wanted: list[str]) -> dict[str, Any]:
     """Return the wheels that pip would install, or what is missing."""
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--dest", folder]
-        done = subprocess.run(
-            [*pip, "--platform", tag, "--only-binary", ":all:", *wanted], capture_output=True, text=True, check=False
-        )
+        where = ["--python-version", python, "--only-binary", ":all:"]
+        where += [word for tag in tags for word in ("--platform", tag)]
+        done = subprocess.run([*pip, *where, *wanted], capture_output=True, text=True, check=False)
         if done.returncode:
             failed = [line for line in done.stderr.splitlines() if line.startswith("ERROR: No matching")]
             return {"missing": [line.rsplit(" ", 1)[-1] for line in failed] or ["pip failed"]}

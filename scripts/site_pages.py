@@ -126,8 +126,9 @@ def commands_page() -> str:
     group: Any = typer.main.get_command(module.app)
     panels = getattr(module, "PANELS", {"Commands": tuple(group.commands)})
     lines = ["# Commands", "", "Look up what each command does and which options it takes; `sfumato COMMAND --help`"]
-    lines += ["prints the same. Exit codes: 0 success, 1 an error (one line on standard error), 2 wrong usage, 130"]
-    lines += ["interrupted. Every command that reports figures takes `--json`.", ""]
+    lines += ["prints the same. Exit codes: 0 success, 1 an error (one line on standard error), 2 incorrect usage, 130"]
+    lines += ["interrupted. Every command that reports figures takes `--json`. In a terminal, the Tab key"]
+    lines += ["[completes them](../how-to/index.md#complete-commands-with-the-tab-key).", ""]
     for panel, names in panels.items():
         lines += [f"- **{panel}**: " + ", ".join(f"[{name}](#{name})" for name in names)]
     for name in (name for names in panels.values() for name in names):

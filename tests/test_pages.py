@@ -149,3 +149,27 @@ def best_private_accuracy(classes: int, epsilon: float) -> float:
         sums[row, chances[row]] = 1
     goal = -np.eye(classes).ravel() / classes
     return float(-linprog(goal, ratios, np.zeros(len(pairs)), sums, np.ones(classes), bounds=(0, 1)).fun)
+
+
+def test_the_page_for_boards_has_the_measured_figures() -> None:
+    page = (ROOT / "docs" / "how-to" / "raspberry-pi.md").read_text(encoding="utf-8")
+    boards = {name: found["pythons"] for name, found in read("device-wheels.json")["platforms"].items()}
+    (older, newer), install = boards["Linux on 64-bit ARM"].values(), read("device-install.json")
+    sizes = [f"{found['device']['download_mb']} and {found['device']['unpacked_mb']} MB" for found in (older, newer)]
+    latency = read("device-latency.json")["median_ms"]
+    for said in (
+        f"{sizes[0]} (Python 3.11), {sizes[1]} (3.13)",
+        f"{install['installed_mb']:.0f} MB; {install['import_sfumato_device_s']:.2f} s",
+        f"one thread | {latency['sketch']:.2f} ms",
+        f"| {latency['obfuscator']:.2f} ms; {latency['classify']:.2f} ms",
+    ):
+        assert said in page, said
+    assert all("missing" not in found for python in (older, newer) for found in python.values())
+    assert all("numpy>=1.26" in found["device"]["missing"] for found in boards["Linux on 32-bit ARM"].values())
+
+
+def test_other_tools_has_the_measured_ratio_to_triton() -> None:
+    fast, page = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("how-fast.md", "other-tools.md"))
+    (row,) = (line for line in fast.splitlines() if line.startswith("| requests/s of one process, relative to Triton"))
+    ratio = row.split("|")[3].strip().removesuffix(" x")
+    assert f"served {ratio} times as many requests/s as Triton" in page

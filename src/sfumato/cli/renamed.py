@@ -1,4 +1,4 @@
-"""Names that commands and options had in version 0.1; they work for one more version, with a hint."""
+"""Names that commands and options had in version 0.1: they work until `GONE_IN`, with a hint (docs/versions.md)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import typer
 
+GONE_IN = "0.3"
+"""The minor version that no longer has the names below."""
 _COMMANDS = {
     "adopt": "import",
     "quantize": "export --to int8",
@@ -29,7 +31,7 @@ _OF_ALL = {"--pictures": "--images"}
 
 
 def in_todays_words(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return a command line with today's names, and a hint for each old name in it.
+    """Return a command line with today's names, and a hint for each old name in it, that says until when it works.
 
     Raises:
         typer.Exit: the command is no longer part of `sfumato`; standard error says where it is.
@@ -40,13 +42,14 @@ def in_todays_words(args: Sequence[str]) -> tuple[list[str], list[str]]:
     if name == "reproduce":
         typer.echo("sfumato reproduce is now python -m reproduction, in a clone of the repository", err=True)
         raise typer.Exit(2)
-    hints = [f"hint: sfumato {name} is now sfumato {_COMMANDS[name]}"] if name in _COMMANDS else []
+    until = f"; the old name will be removed in {GONE_IN}"
+    hints = [f"hint: sfumato {name} is now sfumato {_COMMANDS[name]}{until}"] if name in _COMMANDS else []
     renamed = _OF_ALL | _OPTIONS.get(name, {})
     words = []
     for word in rest:
         option, equals, value = word.partition("=")
         if option in renamed:
-            hints.append(f"hint: {option} is now {renamed[option]}")
+            hints.append(f"hint: {option} is now {renamed[option]}{until}")
         words.append(renamed.get(option, option) + equals + value)
     if name == "cost":
         words = _with_size(words)
