@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import tiny
 from commands import sfumato
 from serving import serving
 from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.out_of_distribution import OodDetector
 
 TOKEN = "s3cret"
 
@@ -251,6 +254,22 @@ def test_classify_tells_who_answered(server: dict[str, Any], mixed: Path, gated_
     assert table.splitlines()[-1] == "2 of 4 handled on-device; 2 sent, obfuscated"
     always = sfumato(*arguments, "--always-send", SFUMATO_TOKEN=TOKEN).stdout
     assert always.splitlines()[-1] == "0 of 4 handled on-device; 4 sent, obfuscated"
+
+
+def test_images_unlike_the_training_images_are_marked(
+    server: dict[str, Any], mixed: Path, tmp_path: Path, gated_bundle: Bundle
+) -> None:
+    copy = shutil.copytree(gated_bundle.path, tmp_path / "copy")
+    arguments = ["classify", mixed, "--server", server["url"], "--bundle", copy]
+    flags = []
+    for threshold in (None, -1000.0, 1000.0):
+        if threshold is not None:
+            replace(Bundle.load(copy), ood_detector=OodDetector(threshold, 0.05, 100)).save()
+        told = json.loads(sfumato(*arguments, "--json", SFUMATO_TOKEN=TOKEN).stdout)
+        flags.append({one["out_of_distribution"] for one in told["predictions"]})
+        marked = sfumato(*arguments, SFUMATO_TOKEN=TOKEN, COLUMNS="250").stdout.count("do not rely on this")
+        assert marked == (4 if threshold == 1000.0 else 0)
+    assert flags == [{None}, {False}, {True}]
 
 
 def test_classify_offline_answers_what_the_device_can(mixed: Path, gated_bundle: Bundle) -> None:

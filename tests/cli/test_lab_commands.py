@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
@@ -183,6 +184,11 @@ def test_a_class_map_from_the_command_line_to_the_plain_accuracy(tmp_path: Path,
     assert "obfuscator" not in said
     assert said["classifier"]["fingerprint"] == Bundle.load(tmp_path / "bundle").classifier_fingerprint
     assert "not with a classifier's bundle alone" in sfumato(*alone, "--round", code=1).stderr
+    assert Bundle.load(tmp_path / "bundle").ood_detector is None
+    assert "calibrated on 12 images" in sfumato(*alone, "--calibrate", "-o", tmp_path / "result.json").stderr
+    detector = Bundle.load(tmp_path / "bundle").ood_detector
+    assert json.loads((tmp_path / "result.json").read_text())["ood_detector"] == asdict(detector)
+    assert "is for one bundle" in sfumato("evaluate", "--transfer", "--calibrate", code=1).stderr
     (tmp_path / "map.toml").write_text("pet = [0, 4]\ntruck = 3\n")
     assert "takes the output 4" in sfumato("import", net, "-o", tmp_path / "other", *described, code=1).stderr
     assert not (tmp_path / "other").exists()

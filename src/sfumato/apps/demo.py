@@ -58,6 +58,7 @@ class Row:
             "obfuscated": final.label if final.predicted_by == "cloud" else None,
             "prediction": final.label,
             "predicted_by": final.predicted_by,
+            "out_of_distribution": final.out_of_distribution,
             "probability": round(final.probability, 4),
             "payload_bytes": final.payload_bytes,
             "obfuscate_ms": round(final.obfuscate_ms, 3),

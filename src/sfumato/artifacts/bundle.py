@@ -42,6 +42,7 @@ from sfumato.artifacts.files import file_sha256, write_json
 from sfumato.artifacts.hub import HubPlace, in_cache, push
 from sfumato.artifacts.manifest import MANIFEST as MANIFEST
 from sfumato.artifacts.manifest import SCHEMA, local_folder, parse_manifest, read_manifest
+from sfumato.artifacts.out_of_distribution import OodDetector
 from sfumato.artifacts.records import Figures, Provenance, RecipeRecord, integer, number
 from sfumato.artifacts.signature import KeyFiles, check_signature, remove_signature, write_signature
 from sfumato.errors import BundleError
@@ -189,6 +190,7 @@ class Bundle:
         gate: when an on-device prediction is final; None if every image is sent.
         code_fingerprint: what the codes of the split form mean; None if it has none, or does not say.
         class_map: which of the classifier's outputs make up each class; None if they are the classes.
+        ood_detector: which images are unlike the training images; None if that was not calibrated.
         signed_by: the id of the trusted key that has signed it, if that was checked when it was loaded.
     """
 
@@ -205,6 +207,7 @@ class Bundle:
     gate: Gate | None = None
     code_fingerprint: str | None = None
     class_map: ClassMap | None = None
+    ood_detector: OodDetector | None = None
     signed_by: str | None = None
 
     @property
@@ -296,6 +299,7 @@ class Bundle:
             "gate": None if self.gate is None else asdict(self.gate),
             "code_fingerprint": self.code_fingerprint,
             **({} if self.class_map is None else {"class_map": self.class_map.to_json()}),
+            **({} if self.ood_detector is None else {"ood_detector": asdict(self.ood_detector)}),
         }
 
     @classmethod
@@ -331,7 +335,7 @@ class Bundle:
             raise BundleError(
                 f"{folder / MANIFEST}: unknown kind {found!r:.60}; expected one of {', '.join(_REQUIRED)}"
             )
-        classes = raw.get("class_map")
+        classes, detector = raw.get("class_map"), raw.get("ood_detector")
         bundle = cls(
             path=folder,
             kind=cast(Kind, found),
@@ -346,12 +350,15 @@ class Bundle:
             gate=None if raw.get("gate") is None else Gate.from_json(of("gate", dict)),
             code_fingerprint=None if raw.get("code_fingerprint") is None else of("code_fingerprint", str),
             class_map=None if classes is None else ClassMap.from_json(of("class_map", dict), of("labels", list)),
+            ood_detector=None if detector is None else OodDetector.from_json(of("ood_detector", dict)),
             signed_by=signed_by,
         )
         if not all(isinstance(item, str) for item in (*bundle.labels, *bundle.files.values())):
             raise BundleError(f"{folder / MANIFEST}: labels and file hashes must be strings")
         if bundle.gate is not None and bundle.kind != "obfuscator":
             raise BundleError(f"{folder / MANIFEST}: only an obfuscator's bundle can have a gate")
+        if bundle.ood_detector is not None and bundle.kind == "obfuscator" and bundle.gate is None:
+            raise BundleError(f"{folder / MANIFEST}: an obfuscator has an ood_detector only with a gate")
         if kind is not None and bundle.kind != kind:
             raise BundleError(f"{folder} is a bundle of kind {bundle.kind!r}; one of kind {kind!r} is needed here")
         bundle._verify_files()

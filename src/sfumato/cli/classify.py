@@ -10,7 +10,15 @@ import typer
 
 from sfumato.cli import options
 from sfumato.cli.app import command
-from sfumato.cli.classify_stream import EveryOption, Stream, WatchOption, label_lines, prediction_as_json, print_stream
+from sfumato.cli.classify_stream import (
+    UNLIKE,
+    EveryOption,
+    Stream,
+    WatchOption,
+    label_lines,
+    prediction_as_json,
+    print_stream,
+)
 from sfumato.cli.endpoint import Endpoint
 from sfumato.cli.options import flag, option
 from sfumato.cli.output import print_json, print_skipped, print_table
@@ -141,6 +149,8 @@ def _print(
     rows = []
     for source, found in predictions:
         names, scores = label_lines(found, labels, top)
+        if found.out_of_distribution:
+            names.append(UNLIKE)
         sent = f"{found.payload_bytes:,}", f"{found.obfuscate_ms:.1f}", f"{found.round_trip_ms:.1f}"
         rows.append((str(source), "\n".join(names), "\n".join(scores), found.predicted_by, *sent))
     if rows:

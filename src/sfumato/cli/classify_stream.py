@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from sfumato.device.image import ImageSource
 
 _EVERY_S_OF_A_VIDEO = 1.0
+UNLIKE = "unlike the training images: do not rely on this"
+"""What is said of a prediction for an image that is out of distribution."""
 
 WatchOption = Annotated[Path | None, option("DIR", "Classify images as they appear in this folder, until Ctrl-C.")]
 EveryOption = Annotated[
@@ -152,7 +154,8 @@ def _print_line(frame: _Frame, found: Prediction | str, labels: tuple[str, ...],
         typer.echo(f"skipped: {frame.name}: {found}", err=True)
     else:
         best = ", ".join(" ".join(pair) for pair in zip(*label_lines(found, labels, top), strict=True))
-        typer.echo(f"{frame.name}: {best} ({found.predicted_by}, {found.payload_bytes:,} bytes sent)")
+        warning = f"; {UNLIKE}" if found.out_of_distribution else ""
+        typer.echo(f"{frame.name}: {best} ({found.predicted_by}, {found.payload_bytes:,} bytes sent){warning}")
 
 
 def label_lines(found: Prediction, labels: tuple[str, ...], top: int) -> tuple[list[str], list[str]]:
@@ -174,6 +177,7 @@ def prediction_as_json(source: Path, found: Prediction, labels: tuple[str, ...],
         "probability": or_null(found.probability),
         "top": [{"label": labels[index], "probability": or_null(value)} for index, value in found.top(top)],
         "predicted_by": found.predicted_by,
+        "out_of_distribution": found.out_of_distribution,
         "payload_bytes": found.payload_bytes,
         "obfuscate_ms": round(found.obfuscate_ms, 3),
         "round_trip_ms": round(found.round_trip_ms, 3),

@@ -56,6 +56,9 @@ def _print(shown: Demonstration) -> None:
     print_table(headers, rows, numbers=(5, 6, 7))
     device, cloud, both = shown.tally("device"), shown.tally("cloud"), shown.tally()
     images = len(shown.rows)
+    unlike = [row.image for row in shown.rows if row.prediction.out_of_distribution]
+    if unlike:
+        typer.echo(f"Unlike the training images, so do not rely on these predictions: {', '.join(unlike)}.")
     typer.echo(
         f"{device.images} of {images} handled on-device, nothing sent: {device.correct} of {device.known} correct.\n"
         f"{cloud.images} of {images} sent, obfuscated: {cloud.correct} of {cloud.known} correct.\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -48,6 +49,9 @@ def evaluate(
     rounding: Annotated[bool, flag("--round", "Round payloads to 8 bits, as for image files.")] = False,
     transfer: Annotated[bool, flag("--transfer", "Allow classifiers that it was not trained for.")] = False,
     audits: Annotated[list[Path] | None, option("DIR", "Folder of audits, to add the leakage; repeatable.")] = None,
+    calibrate: Annotated[
+        bool, flag("--calibrate", "Write to the bundle which images are unlike these, so that the device warns.")
+    ] = False,
     cost: Annotated[bool, flag("--cost", "Count operations of architectures instead.")] = False,
     size: Annotated[str, option("HxW", "With --cost: the image size.")] = "32x32",
     classes: Annotated[int, option("N", "With --cost: the number of classes.", min=2)] = 10,
@@ -74,13 +78,15 @@ def evaluate(
         options.refuse_others(context, context.params.keys() - _OF_PAIRS, "not with a classifier's bundle alone")
         load = partial(options.load_split, data, "test", alone, label_column, images, allow_outside=allow_outside)
         following = init_command(alone.path, data, allow_outside=allow_outside)
-        _evaluate_alone(alone, load, following, out=out, as_json=as_json)
+        _evaluate_alone(alone, load, following, calibrate=calibrate, out=out, as_json=as_json)
         return
     obfuscators = [options.open_obfuscator(Path(path)) for path in bundles or []] or [options.open_obfuscator(None)]
     classifiers = [options.open_classifier(path) for path in classifier or []] or [options.open_classifier(None)]
     table = transfer or len(obfuscators) > 1 or len(classifiers) > 1
     if table and rounding:
         raise SfumatoError("--round is for one bundle and the classifier that it was trained for")
+    if table and calibrate:
+        raise SfumatoError("--calibrate is for one bundle; leave out --transfer and the other bundles")
     if audits and not table:
         raise SfumatoError("--audits is for several bundles or classifiers, or --transfer")
     load = partial(options.load_split, data, "test", obfuscators[0], label_column, images, allow_outside=allow_outside)
@@ -90,7 +96,7 @@ def evaluate(
     pair = obfuscators[0], classifiers[0]
     of = pair[1].path if classifier else None
     following = audit_command(pair[0].path, of, data, allow_outside=allow_outside)
-    _evaluate_pair(*pair, load, following, rounding=rounding, out=out, as_json=as_json)
+    _evaluate_pair(*pair, load, following, rounding=rounding, calibrate=calibrate, out=out, as_json=as_json)
 
 
 def _alone(bundles: list[str] | None) -> Bundle | None:
@@ -102,15 +108,23 @@ def _alone(bundles: list[str] | None) -> Bundle | None:
 
 
 def _evaluate_alone(
-    served: Bundle, load: Callable[..., ImageSet], following: str, *, out: Path | None, as_json: bool
+    served: Bundle,
+    load: Callable[..., ImageSet],
+    following: str,
+    *,
+    calibrate: bool,
+    out: Path | None,
+    as_json: bool,
 ) -> None:
     """Measure a classifier on plain images alone."""
     from sfumato.lab.evaluation.accuracy import classifier_by_class
 
     with bars(quiet=as_json) as shown:
         test = load(progress=shown.progress)
+        detector = _calibrated(served, test, shown.progress) if calibrate else {}
         measured, classes = classifier_by_class(served, test, progress=shown.progress)
-    _report(measured.to_json(), classes, _origins(None, served, test), following, out=out, as_json=as_json)
+    facts = {**detector, **_origins(None, served, test)}
+    _report(measured.to_json(), classes, facts, following, out=out, as_json=as_json)
 
 
 def _evaluate_pair(
@@ -120,6 +134,7 @@ def _evaluate_pair(
     following: str,
     *,
     rounding: bool,
+    calibrate: bool,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -128,9 +143,24 @@ def _evaluate_pair(
 
     with bars(quiet=as_json) as shown:
         test = load(progress=shown.progress)
+        detector = _calibrated(obfuscator, test, shown.progress) if calibrate else {}
         measured, classes = obfuscator_by_class(obfuscator, served, test, rounding=rounding, progress=shown.progress)
-    facts = {"rounded_to_8_bits": rounding, **_origins(obfuscator, served, test)}
+    facts = {"rounded_to_8_bits": rounding, **detector, **_origins(obfuscator, served, test)}
     _report(measured.to_json(), classes, facts, following, out=out, as_json=as_json)
+
+
+def _calibrated(bundle: Bundle, test: ImageSet, progress: Progress) -> dict[str, object]:
+    """Calibrate the bundle's out-of-distribution detector, save the bundle, and return what the results say of it."""
+    from sfumato.lab.evaluation.out_of_distribution import with_ood_detector
+
+    detector = with_ood_detector(bundle, test, progress=progress).save().ood_detector
+    assert detector is not None
+    typer.echo(
+        f"calibrated on {detector.images:,} images: energy scores below {detector.threshold:.3f} count as out of "
+        f"distribution; so do {percent(detector.false_alarm_rate, 0)} of images like these",
+        err=True,
+    )
+    return {"ood_detector": asdict(detector)}
 
 
 def _report(

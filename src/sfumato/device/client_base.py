@@ -16,7 +16,7 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self, TypeVar, Unpack, final
 
 import numpy as np
@@ -147,7 +147,10 @@ class BaseClient(ABC):
         decisions, obfuscate_ms = await self._compute(lambda: self._decide(sources))
         to_send = [decision.obfuscated for decision in decisions if decision.obfuscated is not None]
         sent = iter(await self._send(to_send, obfuscate_ms=obfuscate_ms) if to_send else ())
-        return [self._local(decision, obfuscate_ms) or next(sent) for decision in decisions]
+        return [
+            self._local(decision, obfuscate_ms) or replace(next(sent), out_of_distribution=decision.out_of_distribution)
+            for decision in decisions
+        ]
 
     def _decide(self, sources: Sequence[ImageSource]) -> tuple[list[Decision], float]:
         """Return one decision for each image, and how many milliseconds it took per image."""
@@ -158,8 +161,13 @@ class BaseClient(ABC):
     def _local(self, decision: Decision, obfuscate_ms: float) -> Prediction | None:
         if decision.obfuscated is not None or decision.probabilities is None:
             return None
-        labels = self.bundle.labels
-        return Prediction.of(decision.probabilities, labels, predicted_by="device", obfuscate_ms=obfuscate_ms)
+        return Prediction.of(
+            decision.probabilities,
+            self.bundle.labels,
+            predicted_by="device",
+            obfuscate_ms=obfuscate_ms,
+            out_of_distribution=decision.out_of_distribution,
+        )
 
     @final
     async def _send(self, images: Sequence[ObfuscatedImage], *, obfuscate_ms: float) -> list[Prediction]:

@@ -78,6 +78,7 @@ class Decision:
         probabilities: of every class in the order of the labels, each in [0, 1]; they sum to 1. None if the bundle
             has no gate; then `obfuscated` is not None.
         obfuscated: what has to be sent; None if the prediction is final, so that it cannot be sent by mistake.
+        out_of_distribution: whether the image is unlike the training images; None if the bundle is not calibrated.
 
     Raises:
         ValueError: both are None.
@@ -85,6 +86,7 @@ class Decision:
 
     probabilities: tuple[float, ...] | None
     obfuscated: ObfuscatedImage | None
+    out_of_distribution: bool | None = None
 
     def __post_init__(self) -> None:
         if self.probabilities is None and self.obfuscated is None:
@@ -192,9 +194,10 @@ class Obfuscator:
             return [Decision(None, image) for image in packed]
         probabilities = softmax(own)
         sent = self.bundle.gate.sends(probabilities) | (not gate)
+        unlike = out_of_distribution(self.bundle, own)
         return [
-            Decision(tuple(row), image if sends else None)
-            for row, image, sends in zip(probabilities.tolist(), packed, sent.tolist(), strict=True)
+            Decision(tuple(row), image if sends else None, is_unlike)
+            for row, image, sends, is_unlike in zip(probabilities.tolist(), packed, sent.tolist(), unlike, strict=True)
         ]
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[Any]:
@@ -341,6 +344,12 @@ class Obfuscator:
                 f"the bundle's labels, is expected, got {found}"
             )
         return list(outputs)
+
+
+def out_of_distribution(bundle: Bundle, logits: NDArray[np.float32]) -> Sequence[bool | None]:
+    """Return what a bundle's detector says of on-device logits (N, classes); None for each if it has none."""
+    detector = bundle.ood_detector
+    return [None] * len(logits) if detector is None else detector.detects(logits).tolist()
 
 
 def _code_output(bundle: Bundle, outputs: list[Any]) -> Any:

@@ -11,7 +11,7 @@ from sfumato.artifacts.bundle import Bundle
 from sfumato.artifacts.execution_providers import CPU
 from sfumato.artifacts.onnx_file import ClassifierFunction
 from sfumato.device.image import ImageSource, load_image, prepare
-from sfumato.device.obfuscator import Decision
+from sfumato.device.obfuscator import Decision, out_of_distribution
 from sfumato.device.predictions import InferResult, softmax
 from sfumato.device.transport import CallOptions
 from sfumato.errors import BundleError, EndpointError
@@ -63,7 +63,8 @@ class OnDeviceClassifier:
             raise BundleError(
                 f"the classifier of {self.bundle.path} gave no finite logits {wanted}, got {logits.shape}"
             )
-        return [Decision(tuple(row), None) for row in softmax(logits).tolist()]
+        unlike = out_of_distribution(self.bundle, logits)
+        return [Decision(tuple(row), None, one) for row, one in zip(softmax(logits).tolist(), unlike, strict=True)]
 
 
 class NoEndpoint:

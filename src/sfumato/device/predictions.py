@@ -70,6 +70,8 @@ class Prediction:
         obfuscate_ms: decoding, resizing and obfuscating, per image.
         round_trip_ms: from the request's first byte to the response's last, retries included; 0 if nothing was sent.
         predicted_by: "cloud" if the obfuscated image was sent, "device" if it was handled on-device.
+        out_of_distribution: whether the image is unlike the training images, so that the prediction should not be
+            relied on; computed on the device, whoever predicted. None if the bundle is not calibrated for it.
     """
 
     label: str
@@ -80,6 +82,7 @@ class Prediction:
     obfuscate_ms: float
     round_trip_ms: float
     predicted_by: Literal["device", "cloud"]
+    out_of_distribution: bool | None = None
 
     @classmethod
     def of(
@@ -92,6 +95,7 @@ class Prediction:
         index: int | None = None,
         payload_bytes: int = 0,
         round_trip_ms: float = 0.0,
+        out_of_distribution: bool | None = None,
     ) -> Prediction:
         """Make a prediction of probabilities; `index` is the likeliest class unless given."""
         if index is None:
@@ -105,6 +109,7 @@ class Prediction:
             obfuscate_ms=obfuscate_ms,
             round_trip_ms=round_trip_ms,
             predicted_by=predicted_by,
+            out_of_distribution=out_of_distribution,
         )
 
     def top(self, count: int) -> list[tuple[int, float]]:

@@ -46,12 +46,12 @@ function runtime({ hides = true, own = null } = {}) {
 }
 
 /** Serve a bundle and a model; return what was asked, and every byte that was received. */
-async function serving(t, { infer = respond, gate = null, sha256 } = {}) {
+async function serving(t, { infer = respond, gate = null, sha256, ...more } = {}) {
   const seen = { paths: [], bytes: Buffer.alloc(0) };
   const hash = sha256 ?? createHash("sha256").update(FILE).digest("hex");
   const manifest = {
     schema: "sfumato.bundle/2", kind: "obfuscator", name: "tiny", labels: LABELS, gate, classifier_fingerprint: "sha256:0",
-    preprocessing: { height: SIDE, width: SIDE, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25] }, files: { "obfuscator.onnx": hash },
+    preprocessing: { height: SIDE, width: SIDE, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25] }, files: { "obfuscator.onnx": hash }, ...more,
   };
   const metadata = {
     name: "tiny", inputs: [{ name: "input", datatype: "FP32", shape: [-1, 3, SIDE, SIDE] }],
@@ -117,6 +117,23 @@ test("a sure on-device prediction sends nothing", async (t) => {
   const prediction = await new Client(url, bundle).classify(IMAGE);
   assert.deepEqual([prediction.predictedBy, prediction.label], ["device", "dog"]);
   assert.ok(!seen.paths.some((path) => path.startsWith("/v2")));
+});
+
+test("an image unlike the training images is flagged, sent or not, as in Python", async (t) => {
+  const own = [0, 3, 1]; // its energy score is log(1 + e^3 + e) = 3.1698
+  for (const [threshold, expected] of [[3.16, false], [3.18, true]]) {
+    for (const [share, by] of [[0.5, "device"], [0.99, "cloud"]]) {
+      const gate = { threshold: share, offload_rate: 0.5, images: 10 };
+      const { url } = await serving(t, { gate, ood_detector: { threshold, false_alarm_rate: 0.05, images: 10 } });
+      const prediction = await new Client(url, await loadBundle(`${url}/bundle/`, { ort: runtime({ own }) })).classify(IMAGE);
+      assert.deepEqual([prediction.outOfDistribution, prediction.predictedBy], [expected, by]);
+    }
+  }
+  const { url } = await serving(t);
+  const old = await new Client(url, await loadBundle(`${url}/bundle/`, { ort: runtime() })).classify(IMAGE);
+  assert.equal(old.outOfDistribution, null);
+  const useless = await serving(t, { ood_detector: { threshold: 1, false_alarm_rate: 0.05, images: 10 } });
+  await assert.rejects(loadBundle(`${useless.url}/bundle/`, { ort: runtime() }), /ood_detector/);
 });
 
 test("a bundle that shows the image, or was changed, is refused", async (t) => {

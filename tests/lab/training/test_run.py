@@ -82,6 +82,8 @@ def test_a_bundle_tells_where_it_comes_from(trained, image_folder):
         assert parse_recipe(bundle.recipe.to_json()).training.epochs == 8
         assert bundle.figures.test_images == 8
         assert json.loads((bundle.path / "bundle.json").read_text())["figures"] == bundle.figures.to_json()
+    assert trained[0].ood_detector.images == 8
+    assert trained[1].ood_detector is None, "without a gate the device has no logits"
 
 
 def test_images_are_normalised_with_their_own_mean_and_deviation(trained, image_folder):
@@ -485,6 +487,7 @@ def test_a_sketch_sends_codes_alone_and_knows_when_to_send(sketched, trained):
     bundle = Bundle.load(sketched.path)
     assert bundle.gate is not None
     assert (bundle.gate.offload_rate, bundle.gate.images) == (0.5, 4)
+    assert bundle.ood_detector is not None and bundle.ood_detector.images == bundle.figures.test_images
     assert 0.25 <= bundle.gate.threshold <= 1, "of four classes the likeliest has a quarter at least"
     assert (bundle.name, bundle.classifier_fingerprint) == (trained[0].name, trained[0].classifier_fingerprint)
     assert bundle.provenance.train_images == 12, "what the gate was chosen on was not trained on"
@@ -537,6 +540,7 @@ def test_a_sketch_on_a_network_for_the_device_is_exported_folded_audited_and_qua
     sets = [load_images(str(image_folder), split) for split in ("train", "test")]
     integers = quantize(bundle, tmp_path / "int8", trained[0], *sets)
     assert integers.figures.quantized["device_predictions_changed"] <= 0.25
+    assert integers.ood_detector.images == len(sets[1])
 
 
 def test_a_code_that_cannot_say_the_answer_is_refused(trained, image_folder, tmp_path):

@@ -39,6 +39,7 @@ from sfumato.artifacts.records import Figures
 from sfumato.errors import BundleError
 from sfumato.lab.data import ImageSet
 from sfumato.lab.evaluation.accuracy import Evaluation, evaluate_obfuscator
+from sfumato.lab.evaluation.out_of_distribution import with_ood_detector
 from sfumato.lab.evaluation.results import Result
 from sfumato.lab.libraries import first_line, quiet
 from sfumato.progress import Progress, silent, tracked
@@ -155,6 +156,8 @@ def quantize(
         made = _described(bundle, partial, calibration, test).save()
         save_lab(made)
         after = evaluate_obfuscator(made, classifier, test, progress=progress)
+        if bundle.ood_detector is not None:  # of the float32 logits
+            made = with_ood_detector(made, test, progress=progress)
         compared = _compared(bundle, before, made, classifier, test, progress)
         figures = made.figures.updated(**after.to_json(), quantized=compared.to_json())
         replace(made, figures=figures).save()

@@ -22,6 +22,7 @@ from sfumato.errors import Interrupted, TrainingError
 from sfumato.lab.classifiers import classifier_bundle
 from sfumato.lab.data import INFERENCE_BATCH, ImageSet, Stream
 from sfumato.lab.evaluation.accuracy import evaluate_classifier, evaluate_obfuscator
+from sfumato.lab.evaluation.out_of_distribution import with_ood_detector
 from sfumato.lab.export.onnx import renew, save_weights
 from sfumato.lab.models.checkpoint import remove_checkpoint
 from sfumato.lab.models.precision import device_name
@@ -220,6 +221,8 @@ def _finish(made: Prepared, fitted: Fitted, say: Say) -> Bundle:
         else:
             classifier = Bundle.load(classifier_bundle(recipe.classifier, run.classifier))
             figures = evaluate_obfuscator(bundle, classifier, made.test).to_json()
+        if bundle.kind == "classifier" or bundle.gate is not None:
+            bundle = with_ood_detector(bundle, made.test)
         return replace(bundle, figures=bundle.figures.updated(**figures)).save()
     except OSError as error:
         raise TrainingError(

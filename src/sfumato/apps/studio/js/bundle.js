@@ -155,9 +155,11 @@ export class Bundle {
    *
    * @param source whatever `loadImage` takes.
    * @param {{gate?: boolean}} options gate: whether the on-device prediction may be final.
-   * @returns {Promise<{probabilities: number[] | null, obfuscated: ObfuscatedImage | null, milliseconds: number}>}
+   * @returns {Promise<{probabilities: number[] | null, obfuscated: ObfuscatedImage | null, milliseconds: number,
+   *   outOfDistribution: boolean | null}>}
    *   probabilities: of the on-device prediction, null without a gate; obfuscated: what has to be sent, null if the
-   *   prediction is final, so that it cannot be sent by mistake; milliseconds: of the obfuscator's run alone.
+   *   prediction is final, so that it cannot be sent by mistake; milliseconds: of the obfuscator's run alone;
+   *   outOfDistribution: whether the image is unlike the training images, null if the bundle is not calibrated.
    * @throws {ImageError} the image cannot be used.
    * @throws {BundleError} the obfuscator failed, did not hide the image, or gave no usable on-device prediction.
    */
@@ -165,7 +167,9 @@ export class Bundle {
     const { obfuscated, own, milliseconds } = await this.#run(source);
     const probabilities = own === null ? null : softmax(own);
     const onDevice = gate && probabilities !== null && !(Math.max(...probabilities) < this.gate.threshold);
-    return { probabilities, obfuscated: onDevice ? null : obfuscated, milliseconds };
+    const detector = this.#manifest.ood_detector;
+    const outOfDistribution = detector === null || own === null ? null : energyScore(own) < detector.threshold;
+    return { probabilities, obfuscated: onDevice ? null : obfuscated, milliseconds, outOfDistribution };
   }
 
   async #run(source) {
@@ -233,6 +237,12 @@ export function softmax(logits) {
   const exponentials = Array.from(logits, (value) => Math.exp(value - highest));
   const sum = exponentials.reduce((a, b) => a + b, 0);
   return exponentials.map((value) => value / sum);
+}
+
+/** The negative free energy of one row of finite logits; the same as `sfumato.artifacts.out_of_distribution`. */
+function energyScore(logits) {
+  const highest = Math.max(...logits);
+  return highest + Math.log(logits.reduce((sum, value) => sum + Math.exp(value - highest), 0));
 }
 
 /**
@@ -315,7 +325,11 @@ function checkedManifest(raw) {
   }
   checkClassMap(raw.class_map ?? null, raw.labels.length);
   const gate = checkedGate(raw.gate ?? null);
-  return deepFreeze({ recipe: {}, figures: {}, provenance: {}, ...raw, gate });
+  const ood_detector = raw.ood_detector ?? null;
+  if (ood_detector !== null && (gate === null || !Number.isFinite(ood_detector.threshold))) {
+    throw new BundleError("the ood_detector in bundle.json needs a finite threshold, and a gate beside it");
+  }
+  return deepFreeze({ recipe: {}, figures: {}, provenance: {}, ...raw, gate, ood_detector });
 }
 
 function checkClassMap(map, classes) {

@@ -32,6 +32,13 @@ export interface Gate {
   readonly images: number;
 }
 
+/** The energy score of the on-device logits below which an image counts as unlike the training images. */
+export interface OodDetector {
+  readonly threshold: number;
+  readonly false_alarm_rate: number;
+  readonly images: number;
+}
+
 /** Which of a classifier's outputs make up each class, in the order of the labels. */
 export interface ClassMap {
   readonly outputs: number;
@@ -53,6 +60,7 @@ export interface Manifest {
   readonly gate: Gate | null;
   readonly code_fingerprint?: string | null;
   readonly class_map?: ClassMap | null;
+  readonly ood_detector: OodDetector | null;
 }
 
 /** The on-device prediction for one image, and what has to be sent. */
@@ -63,6 +71,8 @@ export interface Decision {
   readonly obfuscated: ObfuscatedImage | null;
   /** Of the obfuscator's run. */
   readonly milliseconds: number;
+  /** Whether the image is unlike the training images; null if the bundle is not calibrated for it. */
+  readonly outOfDistribution: boolean | null;
 }
 
 export interface Prediction {
@@ -81,6 +91,11 @@ export interface Prediction {
   readonly roundTripMs: number;
   /** Whether the endpoint serves the classifier that the obfuscator was trained for; null if it was not asked. */
   readonly fingerprint: "match" | "differs" | "unknown" | null;
+  /**
+   * Whether the image is unlike the training images, so that the prediction should not be relied on; computed here.
+   * null if the bundle is not calibrated for it; absent from what `send` returns, which has no image.
+   */
+  readonly outOfDistribution?: boolean | null;
 }
 
 /** A request as it is about to be sent. */

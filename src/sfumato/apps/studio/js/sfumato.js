@@ -55,8 +55,9 @@ export class Client {
    */
   async classify(source) {
     const decision = await this.#bundle.decide(source, { gate: this.#options.gate });
-    if (decision.obfuscated !== null) return this.send(decision.obfuscated, decision.milliseconds);
-    return this.#prediction(decision.probabilities, "device", decision.milliseconds);
+    const { obfuscated, probabilities, milliseconds, outOfDistribution } = decision;
+    const prediction = obfuscated === null ? this.#prediction(probabilities, "device", milliseconds) : await this.send(obfuscated, milliseconds);
+    return { ...prediction, outOfDistribution };
   }
 
   /**

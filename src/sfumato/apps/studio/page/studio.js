@@ -210,9 +210,10 @@ function showReconstructed(bundle, reconstructed, local) {
 
 function showPrediction(bundle, decision, cloud, truth) {
   const judged = (label) => (truth === null ? "" : label === truth ? " (correct)" : ` (incorrect: the true class is ${truth})`);
+  const unlike = decision.outOfDistribution ? [" ", el("span", { class: "leaks" }, "Unlike the training images: do not rely on this.")] : [];
   if (cloud === null) {
     const [label, sure] = best(decision.probabilities, bundle.labels);
-    verdict([el("span", { class: "local" }, label), `${judged(label)}: predicted on-device, probability ${percent(sure, 0)}. Nothing was sent.`]);
+    verdict([el("span", { class: "local" }, label), `${judged(label)}: predicted on-device, probability ${percent(sure, 0)}. Nothing was sent.`, ...unlike]);
     $("asked").textContent = "not asked";
     $("asked").className = "chip local";
     const send = el("button", { type: "button", click: () => $("always").click() }, "Send it anyway");
@@ -234,7 +235,7 @@ function showPrediction(bundle, decision, cloud, truth) {
     return;
   }
   const bytes = `${count(cloud.payloadBytes)} obfuscated bytes`;
-  verdict([el("span", { class: "payload" }, cloud.label), `${judged(cloud.label)}: predicted by the cloud, probability ${percent(cloud.probability, 0)}, from ${bytes}. The image was not sent.`]);
+  verdict([el("span", { class: "payload" }, cloud.label), `${judged(cloud.label)}: predicted by the cloud, probability ${percent(cloud.probability, 0)}, from ${bytes}. The image was not sent.`, ...unlike]);
   $("asked").textContent = ms(cloud.roundTripMs);
   $("asked").className = "chip payload";
   const warning = cloud.fingerprint === "match" ? [] : [el("p", { class: "small note" }, cloud.fingerprint === "differs" ? "The server has another classifier than the one this obfuscator was trained for; its predictions may be incorrect." : "The server does not state which classifier it has.")];

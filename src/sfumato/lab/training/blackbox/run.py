@@ -21,6 +21,7 @@ from sfumato.errors import QueryBudgetExhausted, RecipeError, TrainingError
 from sfumato.lab.classifiers import read_class_map
 from sfumato.lab.data import INFERENCE_BATCH, ImageSet
 from sfumato.lab.evaluation.accuracy import device_logits
+from sfumato.lab.evaluation.out_of_distribution import with_ood_detector
 from sfumato.lab.training.blackbox.oracle import Oracle
 from sfumato.lab.training.blackbox.surrogate import Asked, learn_surrogate
 from sfumato.lab.training.blackbox.tuning import tune
@@ -103,6 +104,7 @@ def protect_black_box(
         bundle, figures = _protected(_for_surrogates(recipe, surrogates), endpoint, asked, Run(folder), options)
         if isinstance(recipe, SketchRecipe):
             figures |= measure_at(endpoint, bundle, test)
+            bundle = with_ood_detector(bundle, test)
         figures |= {
             "surrogate_agreement": max(surrogate.figures.agreement or 0.0 for surrogate in surrogates),
             "queries_learning": len(asked.images),
