@@ -173,3 +173,23 @@ def test_other_tools_has_the_measured_ratio_to_triton() -> None:
     (row,) = (line for line in fast.splitlines() if line.startswith("| requests/s of one process, relative to Triton"))
     ratio = row.split("|")[3].strip().removesuffix(" x")
     assert f"served {ratio} times as many requests/s as Triton" in page
+
+
+def test_how_well_unfamiliar_images_are_flagged() -> None:
+    page = " ".join((ROOT / "docs" / "how-to" / "classify.md").read_text(encoding="utf-8").split())
+    found = read("out-of-distribution.json")
+    for row in found["scores"]:
+        if row["score"] == "energy":
+            kinds = [row["kinds"][kind] for kind in ("photographs", "pages of text", "noise", "plain colours")]
+            cells = [f"{100 * kind['caught']:.0f} % ({kind['auroc']:.2f})" for kind in kinds]
+            assert f"| {row['logits']} | {' | '.join(cells)} |" in page, row["logits"]
+    shipped, counts = found["shipped"], found["unfamiliar_images"]
+    sure = [f"{100 * shipped[kind]['flagged_of_confident']:.0f} %" for kind in counts]
+    correct = [f"{100 * shipped['test'][f'accuracy_{which}']:.0f} %" for which in ("flagged", "others")]
+    for said in (
+        f"with {found['familiar_images']:,} test images",
+        f"it flags {sure[0]} on photographs, {sure[1]} on pages of text, {sure[2]} on noise and {sure[3]} on plain",
+        f"{correct[0]} are correctly classified, of the others {correct[1]}",
+        f"{counts['photographs']} photographs, {counts['noise']} images of each other kind",
+    ):
+        assert said in page, said
