@@ -11,7 +11,7 @@ from sfumato.lab.attacks.fit import BATCH
 from sfumato.lab.audit.budget import BUDGETS
 from sfumato.lab.classifiers import load_classifier
 from sfumato.lab.models import build_classifier
-from sfumato.lab.runs.speed import Entry, Speed, full_epochs
+from sfumato.lab.runs.speed import Entry, Speed, full_epochs, taught_epochs
 from sfumato.lab.training import ClassifierRecipe, ObfuscatorRecipe
 
 CIFAR10_IMAGES = 50_000
@@ -54,8 +54,9 @@ def seconds_left(lab: Lab, item: Item, speed: Speed) -> float:
     images = recipe.data.train_images or CIFAR10_IMAGES
     other = item.classifier or item.teacher
     frozen = None if other is None else _network(lab, lab.plan.item(other))
-    left = full_epochs(recipe.training, lab.state(item).epochs)
-    return speed.training_s(recipe, round(images * left), classifier=frozen)
+    done = lab.state(item).epochs
+    left, taught = full_epochs(recipe.training, done), images * taught_epochs(recipe, done)
+    return speed.training_s(recipe, round(images * left), taught=taught, classifier=frozen)
 
 
 def _network(lab: Lab, item: Item) -> nn.Module:

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from sfumato.errors import Interrupted
-from sfumato.lab.training import engine
+from sfumato.lab.training import batches
 
 
 @contextmanager
 def interrupted_at(step: int) -> Iterator[None]:
     """Interrupt the block's training in the step of that number, counted from 1, and expect that it stops there."""
     steps: list[int] = []
-    plain = engine.augment
+    plain = batches.augment
 
     def interrupting(*given: Any) -> Any:
         steps.append(1)
@@ -27,6 +27,6 @@ def interrupted_at(step: int) -> Iterator[None]:
         return plain(*given)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(engine, "augment", interrupting)
+        patch.setattr(batches, "augment", interrupting)
         yield
     assert len(steps) == step

@@ -30,7 +30,7 @@ from synthetic import CLASSES, pixels, png, save_folder
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch, own_caches):
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")  # else the command starts the process again
-    monkeypatch.setattr(speed, "_image_seconds", lambda *_: 1e-4)
+    monkeypatch.setattr(speed, "_image_seconds", lambda *_, **__: 1e-4)
     monkeypatch.setattr(measure, "THUMBNAIL_BYTES", (200, 1000))
     for module in (nets, run):
         monkeypatch.setattr(module, "WHOLE", 2)
@@ -111,18 +111,64 @@ def test_what_was_interrupted_resumes_and_a_short_training_is_made_again(
     with pytest.raises(Interrupted):
         advise(str(trained[0].path), str(photos), tmp_path, budget="nano")
     assert (tmp_path / "advice.html").exists() and trained_for == ["device-nano-2"]
-    assert nets.plan(lesson, "device-nano", 1) == nets.Planned(nets.Run(tmp_path / "nets/device-nano-2"), 2, False)
+    interrupted = nets.Planned(nets.Run(tmp_path / "nets/device-nano-2"), nets.Schedule(2), False)
+    assert nets.plan(lesson, "device-nano", nets.Schedule(1)) == interrupted
 
     monkeypatch.setattr(nets, "WHOLE", 100)
     state = State("done")
-    assert nets.plan(lesson, "device-nano", 3).done, "not twice as long"
-    assert nets.plan(lesson, "device-nano", 4) == nets.Planned(nets.Run(tmp_path / "nets/device-nano-4"), 4, False)
-    assert nets.plan(lesson, "device-paper", 0) is None
-    assert [nets.epochs_within(seconds, 10) for seconds in (5, 60, 1e9)] == [0, 5, 100]
+    assert nets.plan(lesson, "device-nano", nets.Schedule(3)).done, "not twice as long"
+    for longer, name in ((nets.Schedule(4), "device-nano-4"), (nets.Schedule(9, views=3), "device-nano-9-views-3")):
+        assert nets.plan(lesson, "device-nano", longer) == nets.Planned(
+            nets.Run(tmp_path / "nets" / name), longer, False
+        )
+    assert nets.plan(lesson, "device-paper", nets.Schedule(0)) is None
+    (tmp_path / "nets" / "device-nano-9-views-3").mkdir()
+    assert nets.plan(lesson, "device-nano", nets.Schedule(9, views=5)).schedule == nets.Schedule(9, views=3)
+    assert nets.plan(lesson, "device-nano", nets.Schedule(9, views=6)).schedule == nets.Schedule(9, views=6)
+    assert nets.plan(lesson, "device-nano", nets.Schedule(9)).schedule == nets.Schedule(9), "nine views, one an epoch"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "student_s", "teacher_s", "most", "found"),
+    [
+        *((seconds, 5, 5, 99, (epochs, 0)) for seconds, epochs in ((5, 0), (60, 5), (1e9, 100))),  # 85 % of each
+        (200, 1, 17, 99, (85, 5)),  # half of 170 s each
+        (200, 1, 17, 2, (100, 2)),
+        (200, 1, 17, 0, (9, 0)),
+        (400, 1, 17, 99, (100, 14)),  # what a whole schedule leaves
+        (40, 1, 20, 99, (14, 1)),  # one view in any case
+        (20, 1, 20, 99, (0, 0)),
+        (25, 1, 20, 99, (1, 0)),
+        (2500, 1, 20, 3, (100, 0)),  # time for 100 views is time for new ones in each epoch
+        (2400, 1, 20, 3, (100, 3)),
+    ],
+)
+def test_the_time_is_divided_among_the_net_and_its_teacher(monkeypatch, seconds, student_s, teacher_s, most, found):
+    monkeypatch.setattr(nets, "WHOLE", 100)
+    epoch = nets.Epoch(student_s, teacher_s)
+    schedule = nets.schedule_within(seconds, epoch, most)
+    assert schedule == nets.Schedule(*found)
+    assert epoch.training_s(schedule.epochs, schedule.views) <= 0.85 * seconds
+    assert epoch.times(3).training_s(4, 2) == 3 * (4 * student_s + 2 * teacher_s)
+
+
+def test_with_little_time_a_costly_classifier_teaches_on_few_views(trained, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "teacher_seconds", lambda *_: 25.0)  # 1,000 s an epoch, against 4 ms
+    for module in (nets, run):
+        monkeypatch.setattr(module, "WHOLE", 3)
+    said = []
+    found = advise(str(trained[0].path), str(photos), tmp_path, budget="nano", say=said.append)
+    nano, sketch = found.parts[1:]
+    assert (nano.name, nano.epochs, nano.views, nano.finished) == ("device-nano", 3, 1, 3)
+    assert (sketch.epochs, sketch.views) == (3, 0), "the net took far less time than was estimated"
+    assert all(way.at_least for way in found.measured.ways if way.kind == "local"), "more views might teach more"
+    assert (tmp_path / "nets/device-nano-3-views-1/teacher-views/view-000.safetensors").is_file()
+    assert any(line.startswith("device-nano: 3 of 3 epochs on 1 view of each image, about") for line in said)
+    assert "on 1 view of each image" in (tmp_path / "advice.html").read_text()
 
 
 def test_a_training_whose_time_is_up_is_a_lower_bound(lesson):
-    planned = nets.plan(lesson, "device-nano", 2)
+    planned = nets.plan(lesson, "device-nano", nets.Schedule(2))
     part = nets.make(lesson, "device-nano", planned, 0.0, "", silent, mute)
     assert part.finished == 0 and Bundle.load(part.bundle).kind == "classifier"
 
@@ -131,7 +177,9 @@ def test_a_training_that_resumed_took_what_all_its_calls_took(lesson, monkeypatc
     made = SimpleNamespace(provenance=SimpleNamespace(epochs=5, training_seconds=100.0))
     monkeypatch.setattr(nets, "finish_training", lambda *_, **__: None)
     monkeypatch.setattr(nets, "Bundle", SimpleNamespace(load=lambda _: made))
-    part = nets.make(lesson, "device-nano", nets.Planned(nets.Run(lesson.folder), 5, False), 9.0, "", silent, mute)
+    part = nets.make(
+        lesson, "device-nano", nets.Planned(nets.Run(lesson.folder), nets.Schedule(5), False), 9.0, "", silent, mute
+    )
     assert (part.seconds, part.finished) == (100.0, 5), "else the next net is planned for far too many epochs"
 
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from sfumato.lab.data import Augmentation, augment
-from sfumato.lab.data.augment import Mixup, cut_out, random_boxes, resized_crops
+from sfumato.lab.data.augment import Changes, Mixup, cut_out, random_boxes, random_squares, resized_crops
 
 COUNT, HEIGHT, WIDTH = 64, 6, 9
 
@@ -131,7 +131,7 @@ def test_zoom_is_repeatable_and_leaves_an_image_of_one_colour_alone(images):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_cutout_paints_one_grey_square_around_any_pixel(side, dtype):
     images = torch.zeros(4000, 3, HEIGHT, WIDTH, dtype=dtype)
-    out = cut_out(images, side, generator())
+    out = cut_out(images, side, random_squares(4000, HEIGHT, WIDTH, generator()))
     grey = 128 if dtype == torch.uint8 else 0.5
     assert set(out.unique().tolist()) <= {0, grey} and not images.any()
     cut = (out == grey).numpy()
@@ -161,6 +161,17 @@ def test_an_augmentation_with_cutout_also_moves_and_depends_on_the_state_alone(i
     whole = augment(images, Augmentation(flip=True, crop_padding=1), generator(1))
     changed = (out != whole).any(dim=1)
     assert changed.flatten(1).any(dim=1).all() and int(changed.flatten(1).sum(dim=1).max()) <= 9
+
+
+@pytest.mark.parametrize(
+    "plan", [Augmentation(crop_padding=2, cutout=3), Augmentation(zoom=0.4), Augmentation(flip=False)]
+)
+def test_an_image_changes_alike_in_the_whole_set_and_in_any_batch(images, plan):
+    changes = Changes.sample(COUNT, HEIGHT, WIDTH, plan, generator(1))
+    whole = changes(images)
+    assert torch.equal(whole, augment(images, plan, generator(1)))
+    rows = torch.tensor([5, 0, 63, 5])
+    assert torch.equal(changes.of(rows)(images[rows]), whole[rows])
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0])

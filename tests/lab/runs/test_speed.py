@@ -3,10 +3,10 @@ import torch
 
 from counting import count_macs
 from scenes import TINY
-from sfumato.lab.models import Obfuscator, Sketcher, build_classifier
+from sfumato.lab.models import Normalize, Obfuscator, Sketcher, build_classifier
 from sfumato.lab.models.device_nets import fold_branches
 from sfumato.lab.runs import speed
-from sfumato.lab.runs.speed import Entry, Shape, Speed, device_macs, full_epochs
+from sfumato.lab.runs.speed import Entry, Shape, Speed, device_macs, full_epochs, taught_epochs
 from sfumato.lab.training.recipe import TrainingRecipe, parse_recipe
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 
@@ -37,7 +37,7 @@ def test_an_estimate_counts_small_epochs_by_their_pixels():
 
 def test_a_step_is_measured_on_the_recipes_own_networks(monkeypatch):
     passed = []
-    monkeypatch.setattr(speed, "_image_seconds", lambda task, *_: passed.append(task) or 0.25)
+    monkeypatch.setattr(speed, "_image_seconds", lambda task, *_, **__: passed.append(task) or 0.25)
     machine, frozen = Speed(torch.device("cpu")), build_classifier("resnet20")
     for recipe in (CLASSIFIER, OBFUSCATOR, SKETCH, OBFUSCATOR, SMALL_SKETCH):
         assert machine.training_s(recipe, 200, classifier=frozen) == 50
@@ -53,6 +53,30 @@ def test_a_measured_step_takes_time_and_trains_nothing_that_is_frozen(monkeypatc
     before = [parameter.clone() for parameter in frozen.parameters()]
     assert Speed(torch.device("cpu")).training_s(OBFUSCATOR, 1, classifier=frozen) > 0
     assert all(torch.equal(a, b) for a, b in zip(before, frozen.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", [CLASSIFIER, SMALL_SKETCH])
+def test_a_teacher_with_fixed_views_is_computed_of_some_images_alone(monkeypatch, kind):
+    monkeypatch.setattr(speed, "_image_seconds", lambda *_, taught: 0.25 if taught else 99)
+    monkeypatch.setattr(speed, "teacher_seconds", lambda *_: 2.0)
+    recipe = kind.model_copy(update={"teacher": "t", "teacher_views": 3})
+    machine, frozen = Speed(torch.device("cpu")), build_classifier("resnet20")
+    assert machine.training_s(recipe, 200, taught=30, classifier=frozen) == 200 * 0.25 + 30 * 2
+    assert machine.training_s(recipe, 200, classifier=frozen) == 200 * 2.25, "in the first epochs"
+    plan = recipe.training.model_copy(update={"epochs": 8})
+    for views, wanted in ((3, [3, 1, 0]), (0, [8, 6, 3]), (9, [8, 6, 3])):
+        changed = recipe.model_copy(update={"training": plan, "teacher_views": views})
+        assert [taught_epochs(changed, done) for done in (0, 2, 5)] == wanted
+    assert taught_epochs(OBFUSCATOR) == OBFUSCATOR.training.epochs
+
+
+def test_a_step_with_known_logits_computes_no_teacher(monkeypatch):
+    monkeypatch.setattr(speed, "_BATCH", 2)
+    task = ClassifierTask(build_classifier("vgg7", 4), Normalize((0.5,) * 3, (0.25,) * 3), teacher=torch.nn.Identity())
+    called = []
+    monkeypatch.setattr(task.teacher, "forward", lambda x: called.append(len(x)) or x.mean(dim=(2, 3)))
+    assert speed._image_seconds(task, Shape(32, 32, 4), torch.device("cpu"), taught=True) > 0 and not called
+    assert speed.teacher_seconds(task, Shape(32, 32, 4), torch.device("cpu")) > 0 and called == [2] * 4
 
 
 def test_seconds_follow_what_was_measured(monkeypatch):

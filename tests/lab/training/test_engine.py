@@ -15,7 +15,7 @@ from sfumato.errors import Interrupted, TrainingError
 from sfumato.lab.data import Augmentation, ImageSet
 from sfumato.lab.models import Deobfuscator, Normalize, Obfuscator
 from sfumato.lab.models.checkpoint import load_checkpoint
-from sfumato.lab.training import engine
+from sfumato.lab.training import batches, engine
 from sfumato.lab.training.engine import _PARTS as PARTS
 from sfumato.lab.training.engine import Fitted, Hooks, Options, fit, optimizers_of, validate
 from sfumato.lab.training.recipe import TrainingRecipe
@@ -295,18 +295,18 @@ def test_more_images_per_step_than_there_are_is_refused(checkpoint):
 
 
 def test_every_epoch_sees_each_image_at_most_once_and_in_a_new_order(checkpoint, monkeypatch):
-    batches = []
+    seen_batches = []
 
     def noting(images, *_):
-        batches.append(images)
+        seen_batches.append(images)
         return images
 
-    monkeypatch.setattr(engine, "augment", noting)
+    monkeypatch.setattr(batches, "augment", noting)
     train(classifier_task(), checkpoint)
-    assert len(batches) == STEPS * EPOCHS
+    assert len(seen_batches) == STEPS * EPOCHS
     orders = []
     for epoch in range(EPOCHS):
-        seen = torch.cat(batches[epoch * STEPS : (epoch + 1) * STEPS])
+        seen = torch.cat(seen_batches[epoch * STEPS : (epoch + 1) * STEPS])
         matches = (seen[:, None] == TRAIN.images[None]).flatten(2).all(dim=2)
         assert matches.any(dim=1).all() and int(matches.any(dim=0).sum()) == STEPS * 4
         orders.append(matches.int().argmax(dim=1).tolist())

@@ -379,16 +379,16 @@ from pathlib import Path
 import torch
 
 from exports import traced_once
-from sfumato.lab.training import engine
+from sfumato.lab.training import batches
 
 torch.onnx.export = traced_once(Path(os.environ["TRACED"]), torch.onnx.export)
 
-def noting(images, *rest, plain=engine.augment):
+def noting(images, *rest, plain=batches.augment):
     with Path(os.environ["SPY_NOTES"], os.environ.get("LOCAL_RANK", "0")).open("a") as notes:
         print(*(hashlib.sha256(i.numpy().tobytes()).hexdigest() for i in images), file=notes)
     return plain(images, *rest)
 
-engine.augment = noting
+batches.augment = noting
 
 from sfumato.cli.main import main
 

@@ -22,8 +22,17 @@ def rows(advice: Advice) -> list[tuple[str, tuple[str, ...]]]:
 
 def trained(advice: Advice) -> str:
     """Return in words how far the trainings came."""
-    nets = [f"{part.name} {part.finished} of {part.whole} epochs" for part in advice.parts if part.whole]
+    nets = [
+        f"{part.name} {part.finished} of {part.whole} epochs{views_of(part.views)}"
+        for part in advice.parts
+        if part.whole
+    ]
     return f"trained: {', '.join(nets)}" if nets else "no net is trained yet"
+
+
+def views_of(views: int) -> str:
+    """Return in words how many views of each image a teacher was computed on, if not on new ones."""
+    return f" on {views} {'view' if views == 1 else 'views'} of each image" if views else ""
 
 
 def render(advice: Advice) -> str:

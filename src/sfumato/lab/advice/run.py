@@ -22,8 +22,8 @@ from sfumato.lab.advice.measure import (
     net_ways,
     sketch_ways,
 )
-from sfumato.lab.advice.nets import SKETCH, WHOLE, Lesson, epochs_within, make, plan
-from sfumato.lab.advice.page import write_page
+from sfumato.lab.advice.nets import SKETCH, WHOLE, Lesson, make, plan, schedule_within
+from sfumato.lab.advice.page import views_of, write_page
 from sfumato.lab.advice.recommend import ALLOW_OUTSIDE, recommend
 from sfumato.lab.advice.schema import Advice, Leak, Measurements, Part, Way
 from sfumato.lab.audit.points import read_audits
@@ -110,7 +110,7 @@ def advise(
         nets, speed, seconds = lesson.nets(budget), Speed(fastest_device()), 60 * minutes
         served, known = Bundle.load(path, kind="classifier"), _known(folder, lesson)
         ways = image_ways(test)
-        image_s, epoch_s = _seconds_per_image(ways, served, test), lesson.epoch_s(nets[0], speed)
+        image_s, epoch_s = _seconds_per_image(ways, served, test), lesson.epoch(nets[0], speed).whole_s
         count = known.measured.ways[0].test_images if known else int(_FOR_IMAGES * seconds / image_s)
         count = min(len(test), max(_LEAST_IMAGES, count))
         if known is None and seconds < (least := image_s * min(_LEAST_IMAGES, len(test)) + epoch_s):
@@ -120,7 +120,9 @@ def advise(
             )
         say(f"{count:,} test images, measured in about {spoken(image_s * count)}")
         for net in nets:
-            say(f"an epoch of {net} takes about {spoken(lesson.epoch_s(net, speed))}")
+            epoch = lesson.epoch(net, speed)
+            more = f"{spoken(epoch.teacher_s)} more where the classifier teaches anew"
+            say(f"an epoch of {net} takes about {spoken(epoch.student_s)}, {more}")
         test = test.subset(count)
         cloud = classify(served, test, progress=progress).argmax(dim=1)
         test = _checked(test, cloud, served.labels, labelled=lesson.labelled)
@@ -235,18 +237,21 @@ def _train(
             continue
         earlier = work.parts[name].seconds if name in work.parts else 0.0
         left = max(0.0, deadline - time.monotonic() + earlier) / (len(names) - place)
-        epoch_s = pace * work.lesson.epoch_s(name, speed, trunk)
-        planned = plan(work.lesson, f"{name}-{trunk}" if trunk else name, epochs_within(left, epoch_s))
+        epoch = work.lesson.epoch(name, speed, trunk).times(pace)
+        within = schedule_within(left, epoch, work.lesson.most_views)
+        planned = plan(work.lesson, f"{name}-{trunk}" if trunk else name, within)
         if planned is None:
-            work.left_out.append(f"{name}: an epoch takes about {spoken(epoch_s)}, and {spoken(left)} were left for it")
+            took = spoken(epoch.whole_s)
+            work.left_out.append(f"{name}: an epoch takes about {took}, and {spoken(left)} were left for it")
             say(work.left_out[-1])
             continue
-        rest = "made before" if planned.done else f"about {spoken(planned.epochs * epoch_s)}"
-        say(f"{name}: {planned.epochs} of {WHOLE} epochs, {rest}")
+        epochs, views = planned.schedule.epochs, planned.schedule.views
+        rest = "made before" if planned.done else f"about {spoken(epoch.training_s(epochs, views))}"
+        say(f"{name}: {epochs} of {WHOLE} epochs{views_of(views)}, {rest}")
         part = work.parts[name] = make(work.lesson, name, planned, left, trunk, progress, say)
         if part.finished and not planned.done:  # the next estimate is as wrong as this one was
-            pace *= part.seconds / (part.finished * epoch_s)
-        bundle, at_least, plain = Bundle.load(part.bundle or ""), part.finished < WHOLE, work.ways[PLAIN]
+            pace *= part.seconds / epoch.training_s(part.finished, views)
+        bundle, at_least, plain = Bundle.load(part.bundle or ""), part.at_least, work.ways[PLAIN]
         if name == SKETCH:
             found = list(sketch_ways(bundle, served, work.test, plain.cloud_ms or 0, at_least=at_least))
         else:

@@ -49,7 +49,8 @@ class Way:
         device_ms: on the device, one image on one thread of this machine; None if not measured.
         cloud_ms: of the classifier, per image, likewise.
         bits: about an image, at most; 0 if nothing is sent.
-        at_least: a net's training was shorter than its schedule, so that the accuracy is a lower bound.
+        at_least: a net's training was shorter than its schedule, or saw fewer views, so that the accuracy is a lower
+            bound.
         threshold: of a gate: images with a lower probability are sent.
         bundle: the folder of the bundle to deploy, if there is one.
         audit: what an audit found; None if there is none.
@@ -83,6 +84,7 @@ class Part:
         whole: the epochs of the whole schedule.
         finished: of the planned ones, when the time was up.
         bundle: the folder of what was trained.
+        views: of each training image, that the teacher was computed on; 0 for new ones in each epoch.
     """
 
     name: str
@@ -91,6 +93,12 @@ class Part:
     whole: int = 0
     finished: int = 0
     bundle: str | None = None
+    views: int = 0
+
+    @property
+    def at_least(self) -> bool:
+        """Whether a longer training might give a more accurate net."""
+        return self.finished < self.whole or self.views > 0
 
 
 @dataclass(frozen=True)

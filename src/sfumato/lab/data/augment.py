@@ -32,29 +32,68 @@ class Augmentation:
     cutout: int = 0
 
 
+class Changes(NamedTuple):
+    """The changes that augmentation makes to each image of a batch, or of a whole set: sampled first, then applied.
+
+    Attributes:
+        plan: sides of what is cut, and by how much images are shifted at most.
+        shifts: rows and columns of the padded image that come first, (2, N) int64; None for no shifts.
+        boxes: the part of each image that is resized to the whole, see `random_boxes`; None for all of it.
+        mirrored: which images are mirrored left to right, (N,) bool; None for none.
+        squares: centres of the grey squares, see `random_squares`; None for no squares.
+    """
+
+    plan: Augmentation
+    shifts: Tensor | None
+    boxes: Tensor | None
+    mirrored: Tensor | None
+    squares: Tensor | None
+
+    @classmethod
+    def sample(
+        cls, count: int, height: int, width: int, augmentation: Augmentation, generator: torch.Generator
+    ) -> Changes:
+        """Sample changes of so many images of that size; the generator is on the CPU, as the changes are."""
+        pad, zoom = augmentation.crop_padding, augmentation.zoom
+        shifts = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=generator)[:, :, 0] if pad else None
+        boxes = None
+        if zoom is not None and zoom < 1:
+            boxes = random_boxes(count, height, width, zoom, generator)
+        mirrored = torch.rand(count, generator=generator) < 0.5 if augmentation.flip else None
+        squares = random_squares(count, height, width, generator) if augmentation.cutout else None
+        return cls(augmentation, shifts, boxes, mirrored, squares)
+
+    def of(self, rows: Tensor) -> Changes:
+        """Return the changes of the images in these rows, (n,) int64, in their order."""
+        rows = rows.cpu()
+        return Changes(
+            self.plan,
+            None if self.shifts is None else self.shifts[:, rows],
+            None if self.boxes is None else self.boxes[rows],
+            None if self.mirrored is None else self.mirrored[rows],
+            None if self.squares is None else self.squares[:, rows],
+        )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the images (N, 3, H, W), uint8 or floating-point in [0, 1], anywhere, with their changes."""
+        if self.shifts is not None:
+            images = _shifted(images, self.shifts, self.plan.crop_padding)
+        if self.boxes is not None:
+            images = resized_crops(images, self.boxes)
+        if self.mirrored is not None:
+            images = torch.where(self.mirrored.to(images.device)[:, None, None, None], images.flip(3), images)
+        if self.squares is not None:
+            images = cut_out(images, self.plan.cutout, self.squares)
+        return images
+
+
 def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
     """Flip, crop and cut each image of a batch (N, 3, H, W) at random, uint8 or floating-point in [0, 1].
 
     The generator is on the CPU; the same state gives the same result anywhere.
     """
     count, _, height, width = images.shape
-    if augmentation.crop_padding:
-        pad = augmentation.crop_padding
-        shifts = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=generator).to(images.device)
-        rows = shifts[0] + torch.arange(height, device=images.device)
-        columns = shifts[1] + torch.arange(width, device=images.device)
-        padded = F.pad(images.float(), (pad, pad, pad, pad), mode="reflect").to(images.dtype)
-        image = torch.arange(count, device=images.device)[:, None, None]
-        # Indices around a slice put the channel last; permute it back.
-        images = padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    if augmentation.zoom is not None and augmentation.zoom < 1:
-        images = resized_crops(images, random_boxes(count, height, width, augmentation.zoom, generator))
-    if augmentation.flip:
-        mirrored = (torch.rand(count, generator=generator) < 0.5).to(images.device)
-        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-    if augmentation.cutout:
-        images = cut_out(images, augmentation.cutout, generator)
-    return images
+    return Changes.sample(count, height, width, augmentation, generator)(images)
 
 
 def shrink(images: Tensor, share: float) -> Tensor:
@@ -63,20 +102,23 @@ def shrink(images: Tensor, share: float) -> Tensor:
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
-def cut_out(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
+def random_squares(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """Sample the centres of squares, uniform over an image's pixels: rows and columns, (2, count) int64."""
+    return torch.stack([torch.randint(size, (count,), generator=generator) for size in (height, width)])
+
+
+def cut_out(images: Tensor, side: int, centres: Tensor) -> Tensor:
     """Paint a square grey in each image (N, 3, H, W), uint8 or floating-point in [0, 1].
 
-    Its centre is uniform over the image's pixels, so that a part of it may lie outside.
+    The centres are (2, N), see `random_squares`; a part of a square may lie outside.
 
     Source: DeVries and Taylor 2017, "Improved regularization of convolutional neural networks with cutout", section
     3.2; mid-grey in place of the data's mean.
     """
-    count, _, height, width = images.shape
     inside = []
-    for size in (height, width):
-        starts = torch.randint(size, (count, 1), generator=generator) - side // 2
-        places = torch.arange(size)
-        inside.append((places >= starts) & (places < starts + side))
+    for size, places in zip(images.shape[2:], centres, strict=True):
+        starts, pixels = places[:, None] - side // 2, torch.arange(size)
+        inside.append((pixels >= starts) & (pixels < starts + side))
     cut = (inside[0][:, None, :, None] & inside[1][:, None, None, :]).to(images.device)
     return images.masked_fill(cut, 0.5 if images.is_floating_point() else 128)
 
@@ -153,6 +195,18 @@ def resized_crops(images: Tensor, boxes: Tensor) -> Tensor:
     grid = torch.stack([columns, rows], dim=3)  # (N, H, W, 2), x before y
     found = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
     return found.to(images.dtype) if images.is_floating_point() else found.round_().to(images.dtype)
+
+
+def _shifted(images: Tensor, shifts: Tensor, pad: int) -> Tensor:
+    """Pad images with their reflection, and cut them out at these rows and columns, (2, N)."""
+    height, width = images.shape[2:]
+    shifts = shifts.to(images.device)[:, :, None]
+    rows = shifts[0] + torch.arange(height, device=images.device)
+    columns = shifts[1] + torch.arange(width, device=images.device)
+    padded = F.pad(images.float(), (pad, pad, pad, pad), mode="reflect").to(images.dtype)
+    image = torch.arange(len(images), device=images.device)[:, None, None]
+    # Indices around a slice put the channel last; permute it back.
+    return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def _positions(starts: Tensor, lengths: Tensor, size: int) -> Tensor:

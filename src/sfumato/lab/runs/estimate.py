@@ -12,16 +12,18 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.artifacts.provenance import provenance
 from sfumato.errors import TrainingError
 from sfumato.lab.data import ImageSet, Stream
 from sfumato.lab.models.precision import device_name
-from sfumato.lab.runs.speed import full_epochs
-from sfumato.lab.training.engine import Images, Options, fit, optimizers_of, validate
-from sfumato.lab.training.recipe import AnyRecipe
+from sfumato.lab.runs.speed import Shape, full_epochs, taught_epochs, teacher_seconds
+from sfumato.lab.training.batches import Images
+from sfumato.lab.training.engine import Options, fit, optimizers_of, validate
+from sfumato.lab.training.recipe import AnyRecipe, teacher_views
 from sfumato.lab.training.setup import Prepared, Run, launch, prepare, starting_from
+from sfumato.lab.training.tasks import ClassifierTask, SketchTask
 from sfumato.progress import Progress, silent
 
 STEPS = 24
@@ -89,7 +91,7 @@ def estimate(
         few = made.test.subset(_TEST_BATCHES * plan.batch_size)
         fit(
             fabric,
-            made.task,
+            _Taught(made.task, len(made.train.names)) if teacher_views(recipe) else made.task,
             plan.model_copy(update={"epochs": 1, "validate_every": 1, "small_epochs": 0, "int8_epochs": 0}),
             optimizers=optimizers_of(plan, made.task, steps=all_steps),
             train=timed,
@@ -113,6 +115,9 @@ def _found(made: Prepared, timed: _Timed, all_steps: int, test_s: float) -> Esti
     validations = -(-plan.epochs // plan.validate_every)
     tested = recipe.data.test_images or len(made.test)
     training_s, testing_s = step_s * all_steps * full_epochs(plan), test_s * tested * validations
+    if teacher_views(recipe) and isinstance(made.task, ClassifierTask | SketchTask):
+        shape = Shape(made.preprocessing.height, made.preprocessing.width, len(made.train.names))
+        training_s += teacher_seconds(made.task, shape, device) * len(made.train) * taught_epochs(recipe)
     return Estimate(
         what=(
             f"An extrapolation from {len(durations)} training steps on this machine, not a training; reading the "
@@ -144,6 +149,20 @@ def _found(made: Prepared, timed: _Timed, all_steps: int, test_s: float) -> Esti
             streamed=isinstance(made.train, Stream),
         ).to_json(),
     )
+
+
+class _Taught(nn.Module):
+    """A task as it is in most epochs with `teacher_views`: the teacher's logits are known."""
+
+    def __init__(self, task: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.task = task
+        self._classes = classes
+
+    def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        taught = torch.zeros(len(images), self._classes, device=images.device)
+        found: dict[str, Tensor] = self.task(images, labels, taught)
+        return found
 
 
 class _Timed:

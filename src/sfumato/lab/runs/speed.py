@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sfumato.lab.attacks.fit import BATCH
 from sfumato.lab.attacks.prior import images_seen
@@ -28,8 +28,8 @@ from sfumato.lab.models import (
 )
 from sfumato.lab.models.decoders import ResidualNet
 from sfumato.lab.models.precision import choose_precision
-from sfumato.lab.training.engine import SMALL
-from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, SketchRecipe, TrainingRecipe
+from sfumato.lab.training.batches import SMALL
+from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, SketchRecipe, TrainingRecipe, teacher_views
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 
 _STEPS = 3
@@ -96,21 +96,39 @@ def full_epochs(plan: TrainingRecipe, done: int = 0) -> float:
     return plan.epochs - done - (1 - SMALL**2) * small
 
 
+def taught_epochs(recipe: AnyRecipe, done: int = 0) -> int:
+    """Return in how many of the epochs that are left the teacher of a recipe with `teacher_views` is computed.
+
+    Args:
+        recipe: without such views, the teacher is computed in all of them.
+        done: epochs that are finished.
+    """
+    epochs = recipe.training.epochs
+    return max(0, min(teacher_views(recipe) or epochs, epochs) - done)
+
+
 class Speed:
     """The speed of this machine, or of its GPU, measured on demand."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._known: dict[object, float] = {}
+        self._known: dict[object, tuple[float, float]] = {}
 
     def training_s(
-        self, recipe: AnyRecipe, images: int, *, classifier: nn.Module | None = None, shape: Shape | None = None
+        self,
+        recipe: AnyRecipe,
+        images: int,
+        *,
+        taught: int | None = None,
+        classifier: nn.Module | None = None,
+        shape: Shape | None = None,
     ) -> float:
         """Estimate the seconds of training on so many images, from a few steps of its networks on smaller batches.
 
         Args:
             recipe: of a classifier or an obfuscator.
             images: still to train on, with repetition.
+            taught: of how many of them a teacher with `teacher_views` is computed, see `taught_epochs`; None for all.
             classifier: normalised images to logits: frozen, of an obfuscator, or the teacher of a classifier.
             shape: of the images; CIFAR-10's if None.
 
@@ -122,12 +140,18 @@ class Speed:
         trunk = recipe.trunk if isinstance(recipe, SketchRecipe) else None
         if isinstance(recipe, ClassifierRecipe) and recipe.teacher is None:
             classifier = None
+        views = teacher_views(recipe) > 0
         macs = None if classifier is None else cost(classifier, height=shape.height, width=shape.width)
-        key = kind, trunk, macs, shape.height, shape.width, recipe.training.precision
+        key = kind, trunk, macs, shape.height, shape.width, recipe.training.precision, views
         if key not in self._known:
             task = _task(recipe, classifier, shape, self._device)
-            self._known[key] = _image_seconds(task, shape, self._device)
-        return self._known[key] * images
+            step_s = _image_seconds(task, shape, self._device, taught=views)
+            teacher_s = 0.0
+            if views and isinstance(task, ClassifierTask | SketchTask):
+                teacher_s = teacher_seconds(task, shape, self._device)
+            self._known[key] = step_s, teacher_s
+        step_s, teacher_s = self._known[key]
+        return step_s * images + teacher_s * (images if taught is None else taught)
 
     def audit_s(self, budget: Budget, height: int = 32, width: int = 32, *, columns: bool = False) -> float:
         """Estimate the seconds of an audit with images of that size, and with label columns or without."""
@@ -195,20 +219,34 @@ def _task(recipe: AnyRecipe, classifier: nn.Module | None, shape: Shape, device:
     return ObfuscationTask(net, Deobfuscator(), frozen, scale, privacy_weight=1.0, bfloat16=bfloat16)
 
 
-def _image_seconds(task: nn.Module, shape: Shape, device: torch.device) -> float:
-    """The seconds of a training step per image of its batch."""
-    batch = 256 if device.type == "cuda" else _BATCH
-    task.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = torch.rand(batch, 3, shape.height, shape.width, device=device).to(memory_format=torch.channels_last)
-    labels = torch.zeros(batch, dtype=torch.int64, device=device)
+def _image_seconds(task: nn.Module, shape: Shape, device: torch.device, *, taught: bool) -> float:
+    """The seconds of a training step per image of its batch; if `taught`, the teacher's logits are known."""
+    images = _images(task, shape, device)
+    labels = torch.zeros(len(images), dtype=torch.int64, device=device)
+    given = (torch.zeros(len(images), shape.classes, device=device),) if taught else ()
     task.train()
 
     def step() -> Any:
-        loss = task(images, labels)["loss"]
+        loss = task(images, labels, *given)["loss"]
         loss.backward()
         return loss
 
-    return _step_seconds(step) / batch
+    return _step_seconds(step) / len(images)
+
+
+@torch.no_grad()
+def teacher_seconds(task: ClassifierTask | SketchTask, shape: Shape, device: torch.device) -> float:
+    """Return the seconds of a task's teacher per image."""
+    images = _images(task, shape, device)
+    return _step_seconds(lambda: task.taught(images).sum()) / len(images)
+
+
+def _images(task: nn.Module, shape: Shape, device: torch.device) -> Tensor:
+    """Random images, as many as a measured step takes; the task is moved to where they are."""
+    batch = 256 if device.type == "cuda" else _BATCH
+    task.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.rand(batch, 3, shape.height, shape.width, device=device)
+    return images.to(memory_format=torch.channels_last)
 
 
 def _step_seconds(step: Callable[[], Any]) -> float:

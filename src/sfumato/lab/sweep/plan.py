@@ -16,7 +16,7 @@ from sfumato.lab.audit.points import read_audits
 from sfumato.lab.audit.schema import AuditResult
 from sfumato.lab.classifiers import FrozenClassifier, classifier_bundle, load_classifier
 from sfumato.lab.models.precision import fastest_device
-from sfumato.lab.runs.speed import Entry, Shape, Speed, device_macs
+from sfumato.lab.runs.speed import Entry, Shape, Speed, device_macs, taught_epochs
 from sfumato.lab.sweep.jobs import Job, images, known_audit, recipe_of, training_state
 from sfumato.lab.sweep.schema import DeviceCost
 from sfumato.lab.training import Run
@@ -210,8 +210,13 @@ def listing(sweep: Sweep) -> list[Entry]:
         epochs = recipe.training.epochs
         if state.name != "done":
             train, _ = images(recipe.data, recipe.data.train_images)
-            left = epochs - state.epochs
-            seconds = speed.training_s(recipe, len(train) * left, classifier=sweep.classifier.net, shape=_shape(sweep))
+            seconds = speed.training_s(
+                recipe,
+                len(train) * (epochs - state.epochs),
+                taught=len(train) * taught_epochs(recipe, state.epochs),
+                classifier=sweep.classifier.net,
+                shape=_shape(sweep),
+            )
         entries.append(Entry(job.name, state.of(epochs), seconds))
         if job.budget is not None:
             done = state.name == "done" and known_audit(job) is not None

@@ -59,6 +59,7 @@ def classifier_task(
         temperature=recipe.temperature,
         mixup=recipe.mixup,
         bfloat16=bfloat16,
+        teacher_in_validation=not recipe.teacher_views,
     )
 
 
@@ -150,6 +151,7 @@ def sketch_task(
         decoder_alone=recipe.learn == "decoder",
         teacher=_teacher(teachers),
         mixup=recipe.mixup,
+        teacher_in_validation=not recipe.teacher_views,
     )
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -20,33 +19,20 @@ from torchmetrics import MeanMetric
 
 from sfumato.artifacts.signals import interruptible
 from sfumato.errors import Interrupted, TrainingError
-from sfumato.lab.data import Augmentation, ImageSet, augment
-from sfumato.lab.data.augment import shrink
+from sfumato.lab.data import Augmentation, ImageSet
 from sfumato.lab.models.checkpoint import load_checkpoint, same_identity, save_checkpoint
+from sfumato.lab.training.batches import Images, Place, as_input, augmented, derived_seed
 from sfumato.lab.training.loggers import log_images
 from sfumato.lab.training.muon import Muon
 from sfumato.lab.training.recipe import TrainingRecipe
+from sfumato.lab.training.teacher_views import TeacherViews
 from sfumato.lab.training.weight_average import WeightAverage
 from sfumato.progress import Progress, Say, mute, silent
 
 CHECKPOINT_EVERY_S = 60.0
 LOG_EVERY_S = 2.0
-SMALL = 0.75
-"""Share of their sides that images keep in the first epochs, if the plan has `small_epochs`."""
 _STATEFUL, _PLACE = ("task", "optimizer", "scheduler"), ("epoch", "step", "seconds")
 _PARTS = frozenset({"identity", *_STATEFUL, *_PLACE})
-
-
-class Images(Protocol):
-    """Training images, in memory (`ImageSet`) or streamed (`Stream`)."""
-
-    def __len__(self) -> int:
-        """Return how many an epoch has."""
-
-    def batches(
-        self, seed: int, batch_size: int, *, first: int = 0, rank: int = 0, world_size: int = 1
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield one epoch's batches from `first` on; see `ImageSet.batches`."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +127,7 @@ def fit(
     options: Options,
     optimizers: tuple[Optimizer, LRScheduler] | None = None,
     hooks: Hooks | None = None,
+    views: TeacherViews | None = None,
 ) -> Fitted:
     """Train a task to the end of its plan.
 
@@ -162,6 +149,8 @@ def fit(
         options: whether to continue from `checkpoint`, and who is told of each step and each validation.
         optimizers: over the task's trained parameters, and the schedule, stepped after every step; None for the plan's.
         hooks: see `Hooks`.
+        views: fixed ones of the training images, with which the task gets its teacher's logits as a third argument,
+            (N, classes) float32; None to augment images afresh.
 
     Raises:
         TrainingError: too few images, a loss that is not finite, or a checkpoint that cannot be written or read.
@@ -179,7 +168,7 @@ def fit(
     if plan.compile:
         task.compile()  # in place: the weights keep their names
     module, wrapped = fabric.setup(task, optimizer)
-    loop = _Loop(fabric, task, module, optimizer, wrapped, scheduler, plan, steps, checkpoint, identity, options)
+    loop = _Loop(fabric, task, module, optimizer, wrapped, scheduler, plan, steps, checkpoint, identity, options, views)
     if plan.weight_average:
         loop.average = WeightAverage(task, plan.weight_average)
     if options.resume:
@@ -201,7 +190,7 @@ def validate(
     means: dict[str, MeanMetric] = {}
     mine = torch.arange(len(test))[fabric.global_rank :: fabric.world_size]
     for batch in torch.split(mine, batch_size):
-        x = _as_input(test.images[batch].to(fabric.device), channels_last)
+        x = as_input(test.images[batch].to(fabric.device), channels_last=channels_last)
         for name, value in module(x, test.labels[batch].to(fabric.device)).items():
             means.setdefault(name, MeanMetric().to(fabric.device)).update(value, weight=len(batch))
     return {name: float(mean.compute()) for name, mean in means.items()}
@@ -222,6 +211,7 @@ class _Loop:
     checkpoint: Path
     identity: str
     options: Options
+    views: TeacherViews | None = None
     average: WeightAverage | None = None
     epoch: int = 0
     step: int = 0
@@ -259,6 +249,8 @@ class _Loop:
                 raise TrainingError(
                     f"weights are no longer finite; the previous checkpoint is kept in {self.checkpoint}"
                 )
+            if self.views is not None:  # first: the checkpoint must not know of more than they
+                self.views.save()
             parts = {name: getattr(self, name).state_dict() for name in self.stateful}
             place = {name: getattr(self, name) for name in (*_PLACE, "history")}
             save_checkpoint(self.checkpoint, {"identity": self.identity, **parts, **place})
@@ -289,25 +281,18 @@ class _Loop:
         self, train: Images, augmentation: Augmentation, until: Callable[[], bool], interrupted: list[int]
     ) -> bool:
         """Train to the end of the epoch that the run stands in; return False if `until` ended it."""
-        fabric, seed = self.fabric, self.plan.seed
         if self.plan.int8_epochs:
             task: Any = self.task
             task.int8 = self.epoch >= self.plan.epochs - self.plan.int8_epochs
         self.module.train()
-        place = {"first": self.step, "rank": fabric.global_rank, "world_size": fabric.world_size}
-        batches = train.batches(_seed(seed, "order", self.epoch), self.plan.batch_size, **place)
+        batches = self._batches(train, augmentation)
         while self.step < self.steps:
             if self._any_process(until()):
                 return False
             started = time.monotonic()
-            x, labels = next(batches)
-            here = self.epoch, self.step, fabric.global_rank
-            generator = torch.Generator().manual_seed(_seed(seed, "augment", *here))
-            x = augment(x.to(fabric.device), augmentation, generator)
-            if self.epoch < self.plan.small_epochs:
-                x = shrink(_as_input(x, self.plan.channels_last), SMALL)
-            torch.manual_seed(_seed(seed, "task", *here))
-            self._train_step(x, labels, started)
+            batch = next(batches)
+            torch.manual_seed(derived_seed(self.plan.seed, "task", self.epoch, self.step, self.fabric.global_rank))
+            self._train_step(batch, started)
             if self._any_process(bool(interrupted)):
                 self.save()
                 raise Interrupted(f"interrupted; saved in {self.checkpoint}, continue with --resume")
@@ -316,8 +301,17 @@ class _Loop:
         self.epoch, self.step = self.epoch + 1, 0
         return True
 
-    def _train_step(self, x: Tensor, labels: Tensor, started: float) -> None:
-        losses = self.module(_as_input(x, self.plan.channels_last), labels.to(self.fabric.device))
+    def _batches(self, train: Images, augmentation: Augmentation) -> Iterator[tuple[Tensor, ...]]:
+        """Yield what the task takes in each of the steps that are left of the epoch."""
+        fabric = self.fabric
+        place = Place(self.epoch, self.step, fabric.global_rank, fabric.world_size)
+        if self.views is None:
+            return augmented(train, self.plan, augmentation, place, fabric.device)
+        assert isinstance(train, ImageSet)  # the recipe was validated
+        return self.views.batches(train, self.plan, place, fabric)
+
+    def _train_step(self, batch: tuple[Tensor, ...], started: float) -> None:
+        losses = self.module(*batch)
         if self.fabric.device.type == "cpu":  # elsewhere it would wait for the device at each step
             self._check_finite(losses["loss"])
         self.wrapped.zero_grad()
@@ -333,7 +327,8 @@ class _Loop:
             self.last_logged = now
             self._check_finite(losses["loss"])
             self._log({name: float(value.detach()) for name, value in losses.items()}, now)
-        note = f"epoch {min(self.epoch + 1, self.plan.epochs)}/{self.plan.epochs}{self.note}"
+        taught = ", with the teacher" if self.views is not None and self.epoch < self.views.views else ""
+        note = f"epoch {min(self.epoch + 1, self.plan.epochs)}/{self.plan.epochs}{taught}{self.note}"
         self.options.progress("training", self.epoch * self.steps + self.step, self.plan.epochs * self.steps, note)
 
     def _log(self, losses: dict[str, float], now: float) -> None:
@@ -357,7 +352,7 @@ class _Loop:
         global_step = self.epoch * self.steps
         self.fabric.log_dict({f"test/{name}": value for name, value in figures.items()}, step=global_step)
         if panel is not None and self.fabric.loggers:
-            rows = panel(_as_input(test.images[:8].to(self.fabric.device), self.plan.channels_last))
+            rows = panel(as_input(test.images[:8].to(self.fabric.device), channels_last=self.plan.channels_last))
             log_images(self.fabric.loggers, rows, global_step)
         return figures
 
@@ -386,15 +381,5 @@ class _Loop:
         return float(total) > 0  # type: ignore[arg-type]
 
 
-def _as_input(images: Tensor, channels_last: bool) -> Tensor:
-    x = images if images.is_floating_point() else images.float().div_(255)
-    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-
-
 def _spoken(figures: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
-
-
-def _seed(*parts: object) -> int:
-    digest = hashlib.sha256(repr(parts).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
@@ -180,12 +180,16 @@ class _Taught(_Named):
             end of 2.5 to 4, the range that Hinton et al. 2015, section 3, find best for small networks.
         mixup: mix each training image with another one, in shares from a beta distribution with this parameter, such as
             0.2 or 1; 0 for none. The teacher sees the mixture, and the labels are mixed alike.
+        teacher_views: fixed views (crops, flips, squares) of each training image: the teacher is computed once for each
+            of them, and its predictions are kept; 0 for new views in each epoch, with the teacher in every step. See
+            `sfumato.lab.training.teacher_views`.
     """
 
     teacher: str | tuple[str, ...] | None = None
     teacher_weight: float = Field(default=0.9, ge=0, le=1)
     temperature: float = Field(default=4.0, gt=0)
     mixup: float = Field(default=0.0, ge=0)
+    teacher_views: int = Field(default=0, ge=0)
 
     @field_validator("teacher", mode="before")
     @classmethod
@@ -199,6 +203,18 @@ class _Taught(_Named):
     def teachers(self) -> tuple[str, ...]:
         """The teachers' names, none, one or several."""
         return (self.teacher,) if isinstance(self.teacher, str) else self.teacher or ()
+
+    @model_validator(mode="after")
+    def _has_fixed_views(self) -> Self:
+        reasons = (
+            (self.mixup, "mixup", "the teacher's predictions on mixtures are not those on the images"),
+            (self.data.stream, "data.stream", "a stream has no fixed images to keep predictions of"),
+            (self.training.small_epochs, "training.small_epochs", "views of another size have other predictions"),
+        )
+        for wanted, key, reason in reasons:
+            if self.teacher_views and wanted:
+                raise ValueError(f"teacher_views cannot be had with {key}: {reason}; leave out one of the two")
+        return self
 
 
 class ClassifierRecipe(_Taught):
@@ -214,9 +230,11 @@ class ClassifierRecipe(_Taught):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
-    def _takes_small_images(self) -> ClassifierRecipe:
+    def _is_usable(self) -> ClassifierRecipe:
         if self.training.small_epochs and self.architecture == "vgg19":
             raise ValueError("training.small_epochs: vgg19 halves images until one pixel is left; leave it out")
+        if self.teacher_views and not self.teachers:
+            raise ValueError("teacher_views are a teacher's; name it in teacher, or leave them out")
         return self
 
 
@@ -393,6 +411,11 @@ class SketchRecipe(_Protecting, SketchNetRecipe, _Taught):
 
 AnyRecipe = ClassifierRecipe | ObfuscatorRecipe | SketchRecipe
 _ADAPTER: TypeAdapter[AnyRecipe] = TypeAdapter(Annotated[AnyRecipe, Field(discriminator="kind")])
+
+
+def teacher_views(recipe: AnyRecipe) -> int:
+    """Return how many fixed views of each image a recipe's teacher is computed on; 0 for new ones in each epoch."""
+    return 0 if isinstance(recipe, ObfuscatorRecipe) else recipe.teacher_views
 
 
 def schema() -> dict[str, object]:

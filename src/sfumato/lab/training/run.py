@@ -30,9 +30,10 @@ from sfumato.lab.training.building import restarted
 from sfumato.lab.training.engine import Fitted, Hooks, Options, fit, never
 from sfumato.lab.training.export import write_classifier_bundle, write_obfuscator_bundle, write_sketch_bundle
 from sfumato.lab.training.loggers import ended
-from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, ObfuscatorRecipe, SketchRecipe
+from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, ObfuscatorRecipe, SketchRecipe, teacher_views
 from sfumato.lab.training.setup import Prepared, Run, launch, prepare, starting_from
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
+from sfumato.lab.training.teacher_views import TeacherViews
 from sfumato.progress import Progress, Say, mute, silent
 
 CHECK_IMAGES = 64
@@ -48,6 +49,7 @@ _ADDITIONS = (
     "min_images_per_code",
     "trunk",
     "mixup",
+    "teacher_views",
 )
 """Keys of a recipe that change nothing by default: a run that began before they existed may resume."""
 _SKETCH_ADDITIONS = ("teacher",)
@@ -78,7 +80,7 @@ def train(
     Args:
         recipe: validated.
         folder: of the run; gets `checkpoint.pt`, `bundle/`, what is logged here (`tensorboard/`, `csv/`), of an
-            obfuscator `lab/` with what no device needs, and `snapshots/` if the recipe wants them.
+            obfuscator `lab/` with what no device needs, and `snapshots/` and `teacher-views/` if the recipe wants them.
         accelerator: as Lightning Fabric names it: "auto", "cpu", "cuda", ...
         devices: processes to train on; each takes its share of every batch.
         resume: continue from the folder's checkpoint.
@@ -126,7 +128,8 @@ def training(
     with exclusive(folder, TrainingError) if first else nullcontext(), ended(fabric.loggers):
         if overwrite and first:
             remove_checkpoint(run.checkpoint)
-            for left in ("tensorboard", "csv", "snapshots", run.classifier.name, run.ensemble.name, run.teachers.name):
+            places = run.classifier, run.ensemble, run.teachers, run.teacher_views
+            for left in ("tensorboard", "csv", "snapshots", *(place.name for place in places)):
                 shutil.rmtree(folder / left, ignore_errors=True)
         options.say(f"computes in {precision}")
         made = prepare(recipe, run, fabric, precision, start, options.progress)
@@ -142,7 +145,7 @@ def training(
 
 
 def _fit(made: Prepared, options: Options, until: Callable[[], bool]) -> Fitted:
-    recipe, task, run = made.recipe, made.task, made.run
+    recipe, task, run, identity = made.recipe, made.task, made.run, _identity(made)
     if not any(p.requires_grad for p in task.parameters()):
         return Fitted({}, [], 0.0)  # photographs for a device that stays as it is
     hooks = Hooks(until=until)
@@ -158,9 +161,26 @@ def _fit(made: Prepared, options: Options, until: Callable[[], bool]) -> Fitted:
         test=made.test,
         augmentation=recipe.data.augmentation,
         checkpoint=run.checkpoint,
-        identity=_identity(made),
+        identity=identity,
         options=options,
         hooks=hooks,
+        views=_views(made, identity),
+    )
+
+
+def _views(made: Prepared, identity: str) -> TeacherViews | None:
+    """Return the fixed views that the recipe wants, or None for new ones in each epoch."""
+    recipe, task, views = made.recipe, made.task, teacher_views(made.recipe)
+    if not views or isinstance(task, ObfuscationTask):
+        return None
+    return TeacherViews(
+        task.taught,
+        classes=len(made.train.names),
+        images=len(made.train),
+        views=views,
+        augmentation=recipe.data.augmentation,
+        folder=made.run.teacher_views,
+        identity=identity,
     )
 
 

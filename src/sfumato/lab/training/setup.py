@@ -61,6 +61,11 @@ class Run:
         return self.folder / "teachers"
 
     @property
+    def teacher_views(self) -> Path:
+        """The folder of the teacher's logits."""
+        return self.folder / "teacher-views"
+
+    @property
     def bundle(self) -> Path:
         """The finished bundle."""
         return self.folder / "bundle"
@@ -123,6 +128,13 @@ def starting_from(start: Bundle | None, recipe: AnyRecipe) -> AnyRecipe:
     Raises:
         RecipeError: the recipe needs such a bundle, or cannot use this one.
     """
+    recipe = _with_learn(start, recipe)
+    if isinstance(recipe, SketchRecipe) and recipe.learn == "decoder" and recipe.teacher_views:
+        raise RecipeError("teacher_views: a decoder alone learns from a part of each batch; leave them out")
+    return recipe
+
+
+def _with_learn(start: Bundle | None, recipe: AnyRecipe) -> AnyRecipe:
     if start is None:
         if isinstance(recipe, SketchRecipe) and recipe.learn == "decoder":
             raise RecipeError('learn = "decoder" needs a bundle to start from: give --from')

@@ -45,6 +45,8 @@ class ClassifierTask(nn.Module):
         temperature: that both predictions are softened with, above 0.
         mixup: parameter of `Mixup.sample`, for training; 0 for no mixtures.
         bfloat16: compute both networks so; see `sfumato.lab.models.precision`.
+        teacher_in_validation: compare with the teacher in validations, too; if not, it is not computed there, and their
+            loss is that of the labels alone.
 
     Attributes:
         int8: simulate 8-bit integers in training, in float32, with frozen batch norms.
@@ -61,6 +63,7 @@ class ClassifierTask(nn.Module):
         temperature: float = 4.0,
         mixup: float = 0.0,
         bfloat16: bool = False,
+        teacher_in_validation: bool = True,
     ) -> None:
         super().__init__()
         self.net = net
@@ -72,6 +75,7 @@ class ClassifierTask(nn.Module):
         self.teacher_weight = teacher_weight
         self.temperature = temperature
         self.mixup = mixup
+        self.teacher_in_validation = teacher_in_validation
 
     def train(self, mode: bool = True) -> ClassifierTask:
         """Set the mode of the trained network; a teacher stays in evaluation mode."""
@@ -82,8 +86,14 @@ class ClassifierTask(nn.Module):
             self.teacher.eval()
         return self
 
-    def forward(self, images: Tensor, labels: Tensor) -> Losses:
-        """Images (N, 3, H, W) float in [0, 1], labels (N,) int64 -> losses."""
+    def forward(self, images: Tensor, labels: Tensor, taught: Tensor | None = None) -> Losses:
+        """Return the losses.
+
+        Args:
+            images: (N, 3, H, W) float in [0, 1].
+            labels: (N,) int64.
+            taught: the teacher's logits on these images, (N, classes) float32, if they are known; not with `mixup`.
+        """
         mix = Mixup.sample(len(images), self.mixup) if self.training and self.mixup else None
         images = images if mix is None else mix(images)
         int8 = self.int8 and self.training
@@ -91,15 +101,21 @@ class ClassifierTask(nn.Module):
             logits = compute(self.net, self.normalize(images), bfloat16=self.in_bfloat16 and not int8)
         loss = classification_loss(logits, _targets(labels, logits, mix), label_smoothing=self.label_smoothing)
         accuracy = _accuracy(logits, labels)
-        if self.teacher is None:
+        if taught is None and self.teacher is not None and (self.training or self.teacher_in_validation):
+            taught = self.taught(images)
+        if taught is None:
             return {"loss": loss, "accuracy": accuracy}
-        teacher = compute(self.teacher, images, bfloat16=self.in_bfloat16)
-        distillation = distillation_loss(logits, teacher, temperature=self.temperature)
+        distillation = distillation_loss(logits, taught, temperature=self.temperature)
         return {
             "loss": torch.lerp(loss, distillation, self.teacher_weight),
             "distillation": distillation.detach(),
             "accuracy": accuracy,
         }
+
+    def taught(self, images: Tensor) -> Tensor:
+        """Return the teacher's logits (N, classes) on images (N, 3, H, W) float in [0, 1]; there must be a teacher."""
+        assert self.teacher is not None
+        return compute(self.teacher, images, bfloat16=self.in_bfloat16)
 
 
 class _Protecting(nn.Module):
@@ -326,6 +342,7 @@ class SketchTask(_Protecting):
         teacher: images in [0, 1] to logits; frozen here. None for the classifier itself.
         mixup: parameter of `Mixup.sample`, for training; 0 for no mixtures. Images that are decoded are not mixed.
         bfloat16: compute the trunk, the teacher and the first classifier so; see `sfumato.lab.models.precision`.
+        teacher_in_validation: see `ClassifierTask`.
 
     Attributes:
         int8: simulate 8-bit integers in training, in float32, with frozen batch norms.
@@ -345,6 +362,7 @@ class SketchTask(_Protecting):
         teacher: nn.Module | None = None,
         mixup: float = 0.0,
         bfloat16: bool = False,
+        teacher_in_validation: bool = True,
     ) -> None:
         super().__init__(classifier, normalize, ensemble, bfloat16=bfloat16)
         self.sketcher = sketcher
@@ -355,6 +373,7 @@ class SketchTask(_Protecting):
         self.decoder_alone = decoder_alone
         self.teacher = None if teacher is None else teacher.requires_grad_(False).eval()
         self.mixup = mixup
+        self.teacher_in_validation = teacher_in_validation
         if decoder_alone:
             sketcher.encoder.requires_grad_(False)
 
@@ -369,8 +388,8 @@ class SketchTask(_Protecting):
             self.teacher.eval()
         return self
 
-    def forward(self, images: Tensor, labels: Tensor) -> Losses:
-        """Images (N, 3, H, W) float in [0, 1], labels (N,) int64 -> losses."""
+    def forward(self, images: Tensor, labels: Tensor, taught: Tensor | None = None) -> Losses:
+        """Return the losses; see `ClassifierTask.forward`. With `decoder_alone`, `taught` must be None."""
         decoded = max(2, round(self.decoded_share * len(images))) if self.training else len(images)
         if self.decoder_alone:  # the others would have no gradient
             images, labels = images[:decoded], labels[:decoded]
@@ -381,10 +400,12 @@ class SketchTask(_Protecting):
             code, own = self.sketcher.encode(images, bits_alone=True, bfloat16=self.in_bfloat16 and not int8)
             obfuscated = self.sketcher.decode(code[:decoded])
         predictions = [self._prediction(self.ensemble.varied(obfuscated)), *self.ensemble(obfuscated)]
-        with torch.no_grad():
-            teacher = self._taught(images)
-        cloud = torch.stack([self._loss(one, labels[:decoded], teacher[:decoded]) for one in predictions]).mean()
-        device = self._loss(own, _targets(labels, own, mix), teacher)
+        if taught is None and (self.training or self.teacher_in_validation):
+            with torch.no_grad():
+                taught = self.taught(images)
+        first = None if taught is None else taught[:decoded]
+        cloud = torch.stack([self._loss(one, labels[:decoded], first) for one in predictions]).mean()
+        device = self._loss(own, _targets(labels, own, mix), taught)
         return {
             "loss": cloud if self.decoder_alone else cloud + device,
             "obfuscated": cloud.detach(),
@@ -396,18 +417,17 @@ class SketchTask(_Protecting):
     def _prediction(self, images: Tensor) -> Tensor:
         return compute(self.classifier, self.normalize(images), bfloat16=self.in_bfloat16)
 
-    def _taught(self, images: Tensor) -> Tensor:
-        """Return the teacher's logits."""
+    def taught(self, images: Tensor) -> Tensor:
+        """Return the teacher's logits (N, classes) on images (N, 3, H, W) float in [0, 1]."""
         if self.teacher is None:
             return self._prediction(images)
         return compute(self.teacher, images, bfloat16=self.in_bfloat16)
 
-    def _loss(self, logits: Tensor, labels: Tensor, teacher: Tensor) -> Tensor:
-        return torch.lerp(
-            classification_loss(logits, labels),
-            distillation_loss(logits, teacher, temperature=self.temperature),
-            self.teacher_weight,
-        )
+    def _loss(self, logits: Tensor, labels: Tensor, taught: Tensor | None) -> Tensor:
+        loss = classification_loss(logits, labels)
+        if taught is None:
+            return loss
+        return torch.lerp(loss, distillation_loss(logits, taught, temperature=self.temperature), self.teacher_weight)
 
     @torch.no_grad()
     def panel(self, images: Tensor) -> Tensor:

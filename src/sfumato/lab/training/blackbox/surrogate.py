@@ -53,7 +53,7 @@ class ImitationTask(ClassifierTask):
         super().__init__(net, normalize, temperature=temperature, bfloat16=bfloat16)
         self.register_buffer("predictions", predictions, persistent=False)
 
-    def forward(self, images: Tensor, labels: Tensor) -> Losses:
+    def forward(self, images: Tensor, labels: Tensor) -> Losses:  # type: ignore[override]  # it has no teacher
         """Images (N, 3, H, W) float in [0, 1], their rows of `predictions` (N,) int64 -> losses."""
         logits = compute(self.net, self.normalize(images), bfloat16=self.in_bfloat16)
         predictions = self.predictions[labels]
