@@ -118,17 +118,14 @@ def test_the_teacher_is_computed_once_for_each_view(whole):
 
 
 def test_views_come_from_the_images_and_keep_their_labels(whole):
-    classes = {
-        image.numpy().tobytes(): label for x, labels, _ in whole.steps for image, label in zip(x, labels, strict=True)
-    }
+    pairs = [pair for x, labels, _ in whole.steps for pair in zip(x, labels, strict=True)]
+    classes = {image.numpy().tobytes(): label for image, label in pairs}
     assert [list(classes.values()).count(label) for label in range(4)] == [VIEWS * count for count in (4, 4, 3, 3)]
-    for x, labels, _ in whole.steps:
-        for image, label in zip(x, labels, strict=True):
-            colour = torch.stack([channel.median() for channel in image])
-            means = torch.stack(
-                [TRAIN.images[TRAIN.labels == one].float().mean(dim=(0, 2, 3)) / 255 for one in range(4)]
-            )
-            assert int((means - colour).square().sum(dim=1).argmin()) == label
+    of_classes = [TRAIN.images[TRAIN.labels == one].float() / 255 for one in range(4)]
+    means = torch.stack([one.mean(dim=(0, 2, 3)) for one in of_classes])
+    for image, label in pairs:
+        colour = torch.stack([channel.median() for channel in image])
+        assert int((means - colour).square().sum(dim=1).argmin()) == label
 
 
 @pytest.mark.parametrize("step", [1, 2, STEPS, STEPS + 2, VIEWS * STEPS + 1, EPOCHS * STEPS])

@@ -85,10 +85,11 @@ class TeacherViews:
         identity: str,
     ) -> None:
         if views > (most := most_views(images, classes)):
-            gib, instead = _LOGIT_BYTES * images * classes * views / 2**30, f"set it to at most {most}"
+            gib = _LOGIT_BYTES * images * classes * views / 2**30
+            instead = f"set it to at most {most}" if most else "leave it out, to have the teacher in every step"
             raise RecipeError(
-                f"teacher_views = {views}: the logits of {images:,} images and {classes:,} classes would take {gib:.1f} "
-                f"GiB, more than {MOST_BYTES >> 30}; {instead if most else 'leave it out: the teacher is in every step'}"
+                f"teacher_views = {views}: the logits of {images:,} images and {classes:,} classes would take "
+                f"{gib:.1f} GiB, more than {MOST_BYTES >> 30}; {instead}"
             )
         self.views = views
         self._teacher = teacher
