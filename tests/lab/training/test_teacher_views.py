@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +26,7 @@ from sfumato.lab.training.recipe import TrainingRecipe, parse_recipe
 from sfumato.lab.training.setup import starting_from
 from sfumato.lab.training.tasks import ClassifierTask
 from sfumato.lab.training.teacher_views import TeacherViews, most_views
-from synthetic import image_set
+from synthetic import image_set, save_folder
 
 VIEWS, EPOCHS, STEPS = 2, 8, 3
 TRAIN, TEST = image_set(14, size=(8, 8)), image_set(7, size=(8, 8), seed=1)
@@ -264,3 +266,32 @@ def test_an_estimate_counts_the_teacher_in_the_first_epochs_alone(trained, in_me
     more = {} if kind == "classifier" else {"code_bits": 4, "held_out_images": 6}
     found = estimate.estimate(plan(kind, str(trained[0].path), **more), accelerator="cpu").extrapolated
     assert found.training_hours == pytest.approx(2 * (26 - more.get("held_out_images", 0)), abs=1)
+
+
+@pytest.mark.long
+def test_two_processes_share_what_they_compute(trained, tmp_path):
+    folder = save_folder(tmp_path / "images", train=16, test=8)
+    (tmp_path / "recipe.toml").write_text(
+        f"""
+        kind = "classifier"
+        name = "shared"
+        architecture = "device-nano"
+        teacher = "{trained[0].path}"
+        teacher_views = 1
+        [data]
+        source = "{folder}"
+        [training]
+        epochs = 2
+        batch_size = 4
+        """
+    )
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SFUMATO", "LOCAL_RANK"))}
+    environment = {**kept, "SFUMATO_CACHE": str(tmp_path / "cache"), "MALLOC_TRIM_THRESHOLD_": "1"}
+    found = []
+    for devices in ("1", "2"):
+        command = [sys.executable, "-m", "sfumato", "train", "recipe.toml", "--accelerator", "cpu", "--json"]
+        command += ["--devices", devices, "-o", devices]
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=600)
+        found += load_file(tmp_path / devices / "teacher-views" / "view-000.safetensors").values()
+    assert not found[1].isnan().any(), "those of the other process, too"
+    assert torch.allclose(found[0].float(), found[1].float(), atol=0.02)
