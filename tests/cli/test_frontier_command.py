@@ -20,7 +20,7 @@ from sfumato.lab.sweep import jobs
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch):
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")  # else the command starts the process again
-    monkeypatch.setattr(speed, "_image_seconds", lambda *_: 1e-3)
+    monkeypatch.setattr(speed, "_image_seconds", lambda *_, **__: 1e-3)
     monkeypatch.setattr(speed, "decoder_seconds", lambda *_: 1e-3)
 
 

@@ -125,7 +125,7 @@ def made(monkeypatch):
     monkeypatch.setattr(trainings, "train", stands_in.train)
     monkeypatch.setattr(jobs, "finish_audit", stands_in.audit)
     monkeypatch.setattr(jobs, "bundle_target", lambda bundle: None)
-    monkeypatch.setattr(speed, "_image_seconds", lambda *_: 1e-3)
+    monkeypatch.setattr(speed, "_image_seconds", lambda *_, **__: 1e-3)
     monkeypatch.setattr(speed, "decoder_seconds", lambda *_: 1e-3)
     return stands_in
 
