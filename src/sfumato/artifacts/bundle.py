@@ -219,8 +219,8 @@ class Bundle:
     def __post_init__(self) -> None:
         if self.multi_label and (self.gate is not None or self.ood_detector is not None):
             raise BundleError(
-                f"{self.path} is multi-label, and has a gate or an out-of-distribution detector, which need one class per "
-                "image"
+                f"{self.path} is multi-label, and has a gate or an out-of-distribution detector, which need one class "
+                "per image"
             )
         if self.multi_label and self.class_map is not None and self.class_map.sums:
             raise BundleError(
