@@ -192,8 +192,8 @@ class Bundle:
         code_fingerprint: what the codes of the split form mean; None if it has none, or does not say.
         class_map: which of the classifier's outputs make up each class; None if they are the classes.
         ood_detector: which images are unlike the training images; None if that was not calibrated.
-        labelling: whether an image has one of the classes, or any number of them at once.
         signed_by: the id of the trusted key that has signed it, if that was checked when it was loaded.
+        labelling: whether an image has one of the classes, or any number of them at once.
 
     Raises:
         BundleError: a multi-label one has a gate or a detector, or its class map merges outputs.
@@ -213,8 +213,8 @@ class Bundle:
     code_fingerprint: str | None = None
     class_map: ClassMap | None = None
     ood_detector: OodDetector | None = None
-    labelling: Labelling = "single-label"
     signed_by: str | None = None
+    labelling: Labelling = "single-label"
 
     def __post_init__(self) -> None:
         if self.multi_label and (self.gate is not None or self.ood_detector is not None):
