@@ -14,6 +14,7 @@ from sfumato.lab.audit.membership import MembershipResult
 from sfumato.lab.audit.schema import AuditResult
 from sfumato.lab.evaluation.accuracy import Evaluation, PlainAccuracy
 from sfumato.lab.evaluation.by_class import ByClass
+from sfumato.lab.evaluation.multi_label import MultiLabelEvaluation, PrecisionByClass
 from sfumato.lab.evaluation.transfer import Transfer
 from sfumato.lab.export.executorch import Comparison
 from sfumato.lab.export.int8 import Int8Comparison
@@ -37,7 +38,9 @@ def schemas() -> dict[Path, str]:
         "frontier": frontier.json_schema(),
         "int8-comparison": Int8Comparison.json_schema(),
         "membership": MembershipResult.model_json_schema(mode="serialization"),
+        "multi-label-evaluation": MultiLabelEvaluation.json_schema(),
         "plain-accuracy": PlainAccuracy.json_schema(),
+        "precision-by-class": PrecisionByClass.json_schema(),
         "recipe": recipe.schema(),
         "transfer": Transfer.json_schema(),
     }

@@ -141,6 +141,9 @@ def desk(tmp_path, monkeypatch, own_caches) -> Iterator[Path]:
         file.write_bytes(png(image))
         lines.append(f"{file},{CLASSES[index % 4]}")
     (tmp_path / "photos.csv").write_text("\n".join(lines) + "\n")
+    paths = [line.split(",")[0] for line in lines[1:]]
+    several = [",".join(("path", *CLASSES)), *(f"{path},1,{i % 2},0,{i % 3 // 2}" for i, path in enumerate(paths))]
+    (tmp_path / "attributes.csv").write_text("\n".join(several) + "\n")
     (tmp_path / "labels.txt").write_text("\n".join(CLASSES) + "\n")
     network = "import brought\n\ndef network():\n    return brought.small()\n\n"
     (tmp_path / "mynet.py").write_text(f"{network}def thousand():\n    return brought.small(1000)\n")

@@ -129,6 +129,7 @@ def run_demo(
     """
     served = Bundle.load(classifier or shipped.classifier_bundle(), kind="classifier")
     bundle = Bundle.load(obfuscator or shipped.obfuscator_bundle(), kind="obfuscator")
+    served.check_single_label("the demonstration")
     inputs: list[tuple[str, str | None, Pixels]] = [(str(path), None, load_image(path)) for path in images]
     inputs += [(sample.name, sample.label, sample.pixels) for sample in shipped.samples()]
     prepared = [prepare(pixels, bundle.preprocessing) for _, _, pixels in inputs]

@@ -28,7 +28,7 @@ from sfumato.device.endpoints import open_endpoint
 from sfumato.device.image import from_pixels
 from sfumato.device.image_file_client import FileClient
 from sfumato.device.obfuscator import Obfuscator
-from sfumato.device.predictions import Prediction, softmax
+from sfumato.device.predictions import Prediction, class_probabilities
 from sfumato.device.recognisable import synthetic_images
 from sfumato.device.transport import ConnectionOptions
 from sfumato.errors import BundleError, BundleUntrusted, EndpointResponseInvalid, SfumatoError
@@ -213,6 +213,9 @@ def _metadata_findings(
 
 def _labels(metadata: ModelMetadata, bundle: Bundle) -> Finding:
     labels = bundle.labels
+    if metadata.parameters.get("labelling", bundle.labelling) != bundle.labelling:
+        said = f"the endpoint's classifier is {metadata.parameters['labelling']}, this bundle is {bundle.labelling}"
+        return Finding("labels", "bad", said, "train the obfuscator for the classifier as it is imported now")
     if bundle.class_map is not None:  # the endpoint's labels, if it states any, are those of all its outputs
         return Finding("labels", "good", f"{len(labels)}, by the bundle's class map from {bundle.outputs:,} outputs")
     try:
@@ -245,7 +248,7 @@ def _shapes(metadata: ModelMetadata, make: Callable[[], Plan]) -> Finding:
 def _compared(
     predictions: Sequence[Prediction], inputs: npt.NDArray[np.float32], classifier: Bundle, allowed: float
 ) -> Finding:
-    wanted = softmax(ClassifierFunction(classifier)(inputs))
+    wanted = class_probabilities(ClassifierFunction(classifier)(inputs), classifier.labelling)
     stated = np.array([prediction.probabilities for prediction in predictions])
     known = ~np.isnan(stated)  # an endpoint that takes files need not state all
     equal = sum(prediction.index == row.argmax() for prediction, row in zip(predictions, wanted, strict=True))
@@ -304,6 +307,10 @@ def doubt_about_gate(gate: Gate, figures: Figures) -> Finding | None:
 
 def _accuracy(figures: Figures, classes: int) -> Finding:
     plain, payload = figures.accuracy_plain, figures.accuracy_obfuscated
+    if figures.mean_average_precision_obfuscated is not None:
+        found, of = figures.mean_average_precision_obfuscated, figures.mean_average_precision_plain
+        said = f"mean average precision {found:.1%} on {figures.test_images or 0:,} payloads"
+        return Finding("accuracy", "good", said + ("" if of is None else f", {of:.1%} on the plain images"))
     if payload is None:
         said = "not measured on payloads"
         return Finding("accuracy", "note", said, "sfumato evaluate BUNDLE --classifier CLASSIFIER --data DATA")

@@ -40,6 +40,7 @@ from sfumato.artifacts.class_map import ClassMap, identity
 from sfumato.artifacts.external_data import external_data, external_files
 from sfumato.artifacts.files import file_sha256, write_json
 from sfumato.artifacts.hub import HubPlace, in_cache, push
+from sfumato.artifacts.labelling import SUPPORTED, Labelling, read_labelling
 from sfumato.artifacts.manifest import MANIFEST as MANIFEST
 from sfumato.artifacts.manifest import SCHEMA, local_folder, parse_manifest, read_manifest
 from sfumato.artifacts.out_of_distribution import OodDetector
@@ -192,6 +193,10 @@ class Bundle:
         class_map: which of the classifier's outputs make up each class; None if they are the classes.
         ood_detector: which images are unlike the training images; None if that was not calibrated.
         signed_by: the id of the trusted key that has signed it, if that was checked when it was loaded.
+        labelling: whether an image has one of the classes, or any number of them at once.
+
+    Raises:
+        BundleError: a multi-label one has a gate or a detector, or its class map merges outputs.
     """
 
     path: Path
@@ -209,6 +214,31 @@ class Bundle:
     class_map: ClassMap | None = None
     ood_detector: OodDetector | None = None
     signed_by: str | None = None
+    labelling: Labelling = "single-label"
+
+    def __post_init__(self) -> None:
+        if self.multi_label and (self.gate is not None or self.ood_detector is not None):
+            raise BundleError(
+                f"{self.path} is multi-label, and has a gate or an out-of-distribution detector, which need one class "
+                "per image"
+            )
+        if self.multi_label and self.class_map is not None and self.class_map.sums:
+            raise BundleError(
+                f"{self.path} is multi-label, and its class map merges several outputs into one class, whose "
+                "probability they do not determine; give one index for each class"
+            )
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have any number of the classes at once."""
+        return self.labelling == "multi-label"
+
+    def check_single_label(self, what: str) -> None:
+        """Raise a `BundleError` if it is multi-label, as `what`, the subject of the sentence, takes one class."""
+        if self.multi_label:
+            raise BundleError(
+                f"{self.path} is multi-label; {what} needs one class per image and cannot use it. What can: {SUPPORTED}"
+            )
 
     @property
     def outputs(self) -> int:
@@ -232,6 +262,8 @@ class Bundle:
                 f"{self.path} was trained for the classifier of {classifier.path}, but with another class map; import "
                 "the classifier again with the one that it was trained with"
             )
+        if self.labelling != classifier.labelling:
+            raise BundleError(f"{self.path} is {self.labelling}, but the classifier of {classifier.path} is not")
 
     def file(self, name: str) -> Path:
         """Return the path of a file that the manifest lists.
@@ -300,6 +332,7 @@ class Bundle:
             "code_fingerprint": self.code_fingerprint,
             **({} if self.class_map is None else {"class_map": self.class_map.to_json()}),
             **({} if self.ood_detector is None else {"ood_detector": asdict(self.ood_detector)}),
+            **({"labelling": self.labelling} if self.multi_label else {}),
         }
 
     @classmethod
@@ -351,6 +384,7 @@ class Bundle:
             code_fingerprint=None if raw.get("code_fingerprint") is None else of("code_fingerprint", str),
             class_map=None if classes is None else ClassMap.from_json(of("class_map", dict), of("labels", list)),
             ood_detector=None if detector is None else OodDetector.from_json(of("ood_detector", dict)),
+            labelling=read_labelling(raw.get("labelling")),
             signed_by=signed_by,
         )
         if not all(isinstance(item, str) for item in (*bundle.labels, *bundle.files.values())):

@@ -115,6 +115,10 @@ class Figures(Record):
     accuracy_device: float | None = None
     offload_rate: float | None = None
     accuracy_gated: float | None = None
+    mean_average_precision_plain: float | None = None
+    mean_average_precision_obfuscated: float | None = None
+    f1_plain: float | None = None
+    f1_obfuscated: float | None = None
     joint_deobfuscator_mse: float | None = None
     joint_deobfuscator_psnr_db: float | None = None
     joint_deobfuscator_ssim: float | None = None

@@ -153,7 +153,7 @@ def audit(
         raise AuditError(f"{out} is a file; --out names the audit's folder, in which audit.json will be")
     plan = _plan(budget, seeds, budget_scale)
     bundle = Path(obfuscator) if obfuscator and Path(obfuscator).is_dir() else None
-    source = obfuscator if obfuscator and not bundle else options.open_obfuscator(bundle)
+    source = obfuscator if obfuscator and not bundle else options.open_obfuscator(bundle, multi_label=True)
     served, device = _classifier(source, classifier), fastest_device()
     with bars(quiet=as_json) as shown:
         setting, attributes = _setting(source, served, data, known, shown.progress)
@@ -258,7 +258,7 @@ def _report(found: AuditResult, folder: Path, bundle: Path | None, *, as_json: b
 
     # The bundle is opened again: it may have changed meanwhile.
     own = bundle is not None and not in_cache(bundle)
-    stored = own and record(options.open_obfuscator(bundle), found)
+    stored = own and record(options.open_obfuscator(bundle, multi_label=True), found)
     if as_json:
         best = None if found.best is None else found.best.as_json
         result = {"verdict": found.verdict.as_json, "best": best, "audit": str(folder / "audit.json")}

@@ -10,6 +10,7 @@ from sfumato.cli.output import percent, print_table
 
 if TYPE_CHECKING:
     from sfumato.lab.evaluation.by_class import ByClass
+    from sfumato.lab.evaluation.multi_label import PrecisionByClass
 
 _MOST_CLASSES = 20
 _WORST = 10
@@ -36,6 +37,33 @@ def print_by_class(found: ByClass) -> None:
     print_table(headers, rows, numbers=range(1, len(headers) - 1), title=title)
     if few and found.confused:
         _print_matrix(found)
+    typer.echo("")
+
+
+def print_precision_by_class(found: PrecisionByClass) -> None:
+    """Print each class's average precision and F1; of many classes, those of the lowest as deployed."""
+    columns = {
+        "average_precision_plain": "AP, plain images",
+        "average_precision_obfuscated": "AP, payloads",
+        "f1_plain": "F1, plain images",
+        "f1_obfuscated": "F1, payloads",
+    }
+    known = [one for one in found.classes if one.images]
+    columns = {key: title for key, title in columns.items() if any(getattr(one, key) is not None for one in known)}
+    deployed = (
+        "average_precision_obfuscated" if "average_precision_obfuscated" in columns else "average_precision_plain"
+    )
+    shown, title = found.classes, "average precision (AP) and F1 by class"
+    if len(shown) > _MOST_CLASSES:
+        shown = tuple(sorted(known, key=lambda one: getattr(one, deployed))[:_WORST])
+        title = f"the {len(shown)} classes of the lowest average precision (AP), of {len(found.classes):,}"
+    rows = []
+    for one in shown:
+        shares = [getattr(one, key) for key in columns]
+        rows.append((one.label, f"{one.images:,}", *("-" if share is None else percent(share, 1) for share in shares)))
+    headers = ("class", "images with it", *columns.values())
+    typer.echo("")
+    print_table(headers, rows, numbers=range(1, len(headers)), title=title)
     typer.echo("")
 
 

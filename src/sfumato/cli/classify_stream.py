@@ -159,8 +159,13 @@ def _print_line(frame: _Frame, found: Prediction | str, labels: tuple[str, ...],
 
 
 def label_lines(found: Prediction, labels: tuple[str, ...], top: int) -> tuple[list[str], list[str]]:
-    """Return the most probable labels and their probabilities, "no score" where the endpoint gives none."""
-    best = found.top(top)
+    """Return the most probable labels and their probabilities, "no score" where the endpoint gives none.
+
+    If only one was asked for, these are the classes that are present; of a multi-label classifier several, or "none".
+    """
+    best = found.top(len(found.present) if top == 1 else top)
+    if not best:
+        return ["none"], [f"{labels[found.index]} {percent(found.probability, 1)}"]
     scores = ["no score" if math.isnan(value) else percent(value, 1) for _, value in best]
     return [labels[index] for index, _ in best], scores
 
@@ -175,6 +180,7 @@ def prediction_as_json(source: Path, found: Prediction, labels: tuple[str, ...],
         "file": str(source),
         "label": found.label,
         "probability": or_null(found.probability),
+        "present": list(found.present),
         "top": [{"label": labels[index], "probability": or_null(value)} for index, value in found.top(top)],
         "predicted_by": found.predicted_by,
         "out_of_distribution": found.out_of_distribution,

@@ -33,6 +33,8 @@ def verdict(figures: Figures, classes: int) -> str | None:
         figures: of a bundle, or of an evaluation.
         classes: how many there are; guessing is correct for one in so many images.
     """
+    if figures.mean_average_precision_plain is not None:
+        return _of_multi_label(figures.mean_average_precision_plain, figures)
     plain, images, guessing = figures.accuracy_plain, figures.test_images or 0, 1 / classes
     if plain is None:  # of a classifier that only an endpoint has
         payloads = figures.accuracy_obfuscated
@@ -62,6 +64,15 @@ def verdict(figures: Figures, classes: int) -> str | None:
     return f"weak: {said}; train for more epochs, on more images, or with more bits"
 
 
+def _of_multi_label(plain: float, figures: Figures) -> str:
+    payloads = figures.mean_average_precision_obfuscated
+    if payloads is None:
+        on = f"{figures.test_images or 0:,} plain test images"
+        return f"the classifier's mean average precision is {percent(plain)} on {on}"
+    points = f"{abs(100 * (plain - payloads)):.1f} points {'below' if plain >= payloads else 'above'}"
+    return f"mean average precision on payloads is {percent(payloads)}, {points} that on plain images"
+
+
 def command_line(*words: str | Path) -> str:
     """Return a command as it is typed, with quotes where the shell needs them."""
     return shlex.join(["sfumato", *map(str, words)])
@@ -73,10 +84,11 @@ def audit_command(bundle: Path, classifier: Path | None, data: str, *, allow_out
     return command_line("audit", bundle, *of, "--data", data, *_outside(allow_outside))
 
 
-def init_command(classifier: Path, data: str, *, allow_outside: bool = False) -> str:
+def init_command(classifier: Path, data: str, *, multi_label: bool = False, allow_outside: bool = False) -> str:
     """Return the command that writes a recipe of an obfuscator for a classifier."""
-    outside = _outside(allow_outside)
-    return command_line("init", "--classifier", classifier, "--data", data, *outside, "-o", "protected")
+    kind = ["--kind", "obfuscator"] if multi_label else []
+    more = [*kind, *_outside(allow_outside), "-o", "protected"]
+    return command_line("init", "--classifier", classifier, "--data", data, *more)
 
 
 def _outside(allowed: bool) -> list[str]:

@@ -43,7 +43,7 @@ def doctor(
 
     client = endpoint.client(server, options.obfuscator_path(bundle), gate=server is None)  # else every image is sent
     keys = endpoint.trusted_key
-    compared = options.open_classifier(classifier, trusted_keys=keys) if classifier else None
+    compared = options.open_classifier(classifier, trusted_keys=keys, multi_label=True) if classifier else None
     found = examine(client, classifier=compared)
     if as_json:
         print_json({"server": server, "ok": is_well(found), "findings": [asdict(finding) for finding in found]})

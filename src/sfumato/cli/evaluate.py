@@ -13,7 +13,7 @@ import typer
 from sfumato.artifacts.records import Figures
 from sfumato.cli import options
 from sfumato.cli.app import command
-from sfumato.cli.classes import print_by_class
+from sfumato.cli.classes import print_by_class, print_precision_by_class
 from sfumato.cli.conclusion import audit_command, init_command, print_conclusion
 from sfumato.cli.options import flag, option
 from sfumato.cli.output import percent, prepare, print_figures, print_json, print_table, write_result
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sfumato.artifacts.bundle import Bundle
     from sfumato.lab.data import ImageSet
     from sfumato.lab.evaluation.by_class import ByClass
+    from sfumato.lab.evaluation.multi_label import PrecisionByClass
     from sfumato.lab.evaluation.transfer import Transfer
 
 ObfuscatorsArgument = Annotated[
@@ -59,9 +60,9 @@ def evaluate(
     """Measure accuracy on plain and on obfuscated test images, through the files that are deployed.
 
     Takes seconds to minutes. A classifier's bundle in place of an obfuscator's is measured alone, on plain images.
-    Several bundles or several classifiers give a table, which also shows how an obfuscator
-    transfers to classifiers that it was not trained for. `--cost` counts what obfuscators add to a classifier, without
-    any bundle.
+    Of multi-label classifiers average precision and F1 are measured instead. Several bundles or several classifiers
+    give a table, which also shows how an obfuscator transfers to classifiers that it was not trained for. `--cost`
+    counts what obfuscators add to a classifier, without any bundle.
 
     Examples:
     - `sfumato evaluate runs/mine/bundle --classifier runs/resnet/bundle -o results/mine.json`
@@ -77,12 +78,14 @@ def evaluate(
     if alone := _alone(bundles):
         options.refuse_others(context, context.params.keys() - _OF_PAIRS, "not with a classifier's bundle alone")
         load = partial(options.load_split, data, "test", alone, label_column, images, allow_outside=allow_outside)
-        following = init_command(alone.path, data, allow_outside=allow_outside)
+        following = init_command(alone.path, data, multi_label=alone.multi_label, allow_outside=allow_outside)
         _evaluate_alone(alone, load, following, calibrate=calibrate, out=out, as_json=as_json)
         return
-    obfuscators = [options.open_obfuscator(Path(path)) for path in bundles or []] or [options.open_obfuscator(None)]
-    classifiers = [options.open_classifier(path) for path in classifier or []] or [options.open_classifier(None)]
-    table = transfer or len(obfuscators) > 1 or len(classifiers) > 1
+    table = transfer or len(bundles or []) > 1 or len(classifier or []) > 1
+    obfuscators = [options.open_obfuscator(Path(path), multi_label=not table) for path in bundles or []]
+    obfuscators = obfuscators or [options.open_obfuscator(None)]
+    classifiers = [options.open_classifier(path, multi_label=not table) for path in classifier or []]
+    classifiers = classifiers or [options.open_classifier(None)]
     if table and rounding:
         raise SfumatoError("--round is for one bundle and the classifier that it was trained for")
     if table and calibrate:
@@ -94,7 +97,7 @@ def evaluate(
         _evaluate_all(obfuscators, classifiers, load, audits or [], out=out, as_json=as_json)
         return
     pair = obfuscators[0], classifiers[0]
-    of = pair[1].path if classifier else None
+    of = pair[1].path if classifier and not pair[1].multi_label else None
     following = audit_command(pair[0].path, of, data, allow_outside=allow_outside)
     _evaluate_pair(*pair, load, following, rounding=rounding, calibrate=calibrate, out=out, as_json=as_json)
 
@@ -118,11 +121,13 @@ def _evaluate_alone(
 ) -> None:
     """Measure a classifier on plain images alone."""
     from sfumato.lab.evaluation.accuracy import classifier_by_class
+    from sfumato.lab.evaluation.multi_label import evaluate_multi_label
 
+    measure = evaluate_multi_label if served.multi_label else classifier_by_class
     with bars(quiet=as_json) as shown:
         test = load(progress=shown.progress)
         detector = _calibrated(served, test, shown.progress) if calibrate else {}
-        measured, classes = classifier_by_class(served, test, progress=shown.progress)
+        measured, classes = measure(served, test, progress=shown.progress)
     facts = {**detector, **_origins(None, served, test)}
     _report(measured.to_json(), classes, facts, following, out=out, as_json=as_json)
 
@@ -140,11 +145,18 @@ def _evaluate_pair(
 ) -> None:
     """Measure a classifier on plain images and on payloads."""
     from sfumato.lab.evaluation.accuracy import obfuscator_by_class
+    from sfumato.lab.evaluation.multi_label import evaluate_multi_label
 
+    obfuscator.check_classifier(served)
     with bars(quiet=as_json) as shown:
         test = load(progress=shown.progress)
         detector = _calibrated(obfuscator, test, shown.progress) if calibrate else {}
-        measured, classes = obfuscator_by_class(obfuscator, served, test, rounding=rounding, progress=shown.progress)
+        measure = (
+            partial(evaluate_multi_label, served, test, obfuscator)
+            if served.multi_label
+            else partial(obfuscator_by_class, obfuscator, served, test)
+        )
+        measured, classes = measure(rounding=rounding, progress=shown.progress)
     facts = {"rounded_to_8_bits": rounding, **detector, **_origins(obfuscator, served, test)}
     _report(measured.to_json(), classes, facts, following, out=out, as_json=as_json)
 
@@ -165,7 +177,7 @@ def _calibrated(bundle: Bundle, test: ImageSet, progress: Progress) -> dict[str,
 
 def _report(
     figures: dict[str, object],
-    classes: ByClass,
+    classes: ByClass | PrecisionByClass,
     facts: dict[str, object],
     following: str,
     *,
@@ -173,13 +185,18 @@ def _report(
     as_json: bool,
 ) -> None:
     """Write what was measured, if that was asked for, and print it with a verdict."""
+    from sfumato.lab.evaluation.multi_label import PrecisionByClass
+
     result = {"figures": figures, "by_class": classes.to_json(), **facts}
     write_result(out, result)
     if as_json:
         print_json(result)
         return
     print_figures(figures)
-    print_by_class(classes)
+    if isinstance(classes, PrecisionByClass):
+        print_precision_by_class(classes)
+    else:
+        print_by_class(classes)
     print_conclusion(Figures.from_json(figures), len(classes.classes), following)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +11,7 @@ import typer
 from sfumato.cli import options
 from sfumato.cli.app import command
 from sfumato.cli.conclusion import command_line, init_command
-from sfumato.cli.options import option
+from sfumato.cli.options import flag, option
 from sfumato.cli.output import print_json
 from sfumato.cli.progress import bars
 from sfumato.errors import SfumatoError
@@ -36,6 +36,9 @@ class Description:
     class_map: Annotated[
         Path | None, option("FILE", "TOML or JSON, name = index or [indices] of outputs. Default: all are classes.")
     ] = None
+    multi_label: Annotated[
+        bool, flag("--multi-label", "Several classes may be present at once. Default: from its metadata.")
+    ] = False
 
     def metadata(self, name: str | None = None) -> Metadata:
         """Return the description, with the name at a server.
@@ -47,7 +50,8 @@ class Description:
 
         mean, std = _three(self.mean, "--mean", least=0), _three(self.std, "--std", least=_LEAST_STD)
         class_map = read_class_map(self.class_map) if self.class_map else None
-        return Metadata(options.image_size(self.size), mean, std, _lines(self.labels), name, class_map)
+        found = Metadata(options.image_size(self.size), mean, std, _lines(self.labels), name, class_map)
+        return replace(found, labelling="multi-label") if self.multi_label else found
 
 
 @command("train")
@@ -80,18 +84,22 @@ def import_(
     if as_json:
         about = {"bundle": str(bundle.path), "name": bundle.name, "classes": len(bundle.labels)}
         about |= {} if bundle.class_map is None else {"outputs": bundle.outputs}
+        about |= {"labelling": bundle.labelling}
         size = [inputs.height, inputs.width]
         print_json({**about, "size": size, "fingerprint": bundle.classifier_fingerprint, "notes": notes})
         return
     typer.echo(f"bundle: {bundle.path}")
     classes = f"{len(bundle.labels)} classes"
     classes += "" if bundle.class_map is None else f" of {bundle.outputs:,} outputs"
+    classes += ", any number of them in an image" if bundle.multi_label else ""
     typer.echo(f"  {bundle.recipe.origin}, {classes}, images of {inputs.height}x{inputs.width}")
     typer.echo(f"  input: (image in [0, 1] - {_numbers(inputs.mean)}) / {_numbers(inputs.std)}")
     typer.echo(f"  its name at a server: {bundle.name}")
     for note in notes:
         typer.echo(f"  note: {note}")
-    following = init_command(out, "IMAGES") if trains_through(bundle) else command_line("serve", out)
+    following = command_line("serve", out)
+    if trains_through(bundle):
+        following = init_command(out, "IMAGES", multi_label=bundle.multi_label)
     typer.echo(f"next: {following}")
 
 

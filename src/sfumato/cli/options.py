@@ -235,19 +235,33 @@ def obfuscator_path(path: Path | None) -> Path:
     return path or shipped.obfuscator_bundle()
 
 
-def open_obfuscator(path: Path | None, *, trusted_keys: Sequence[Path] | None = None) -> Bundle:
-    """Open an obfuscator's bundle; None for the shipped one."""
+def open_obfuscator(
+    path: Path | None, *, trusted_keys: Sequence[Path] | None = None, multi_label: bool = False
+) -> Bundle:
+    """Open an obfuscator's bundle; None for the shipped one.
+
+    Raises:
+        BundleError: it cannot be used, or is multi-label, and the command does not say that it can use such a one.
+    """
     from sfumato.artifacts.bundle import Bundle
 
-    return Bundle.load(obfuscator_path(path), kind="obfuscator", trusted_keys=trusted_keys)
+    found = Bundle.load(obfuscator_path(path), kind="obfuscator", trusted_keys=trusted_keys)
+    if not multi_label:
+        found.check_single_label("this command")
+    return found
 
 
-def open_classifier(path: Path | None, *, trusted_keys: Sequence[Path] | None = None) -> Bundle:
-    """Open a classifier's bundle; None for the shipped one."""
+def open_classifier(
+    path: Path | None, *, trusted_keys: Sequence[Path] | None = None, multi_label: bool = False
+) -> Bundle:
+    """Open a classifier's bundle; None for the shipped one. See `open_obfuscator`."""
     from sfumato.artifacts import shipped
     from sfumato.artifacts.bundle import Bundle
 
-    return Bundle.load(path or shipped.classifier_bundle(), kind="classifier", trusted_keys=trusted_keys)
+    found = Bundle.load(path or shipped.classifier_bundle(), kind="classifier", trusted_keys=trusted_keys)
+    if not multi_label:
+        found.check_single_label("this command")
+    return found
 
 
 def load_split(
@@ -260,11 +274,18 @@ def load_split(
     allow_outside: bool = False,
     progress: Progress = silent,
 ) -> ImageSet:
-    """Return the first `images` of a data set's split, in a bundle's size."""
+    """Return the first `images` of a split, in a bundle's size; labelled for each class if it is multi-label."""
     from sfumato.lab.data import load_images
 
-    size = (bundle.preprocessing.height, bundle.preprocessing.width)
+    if bundle.multi_label and label_column:
+        raise SfumatoError("--label-column: a multi-label classifier has one column for each class, with its name")
     found = load_images(
-        data, split, size=size, label_column=label_column, allow_outside=allow_outside, progress=progress
+        data,
+        split,
+        size=(bundle.preprocessing.height, bundle.preprocessing.width),
+        label_column=label_column,
+        label_columns=bundle.labels if bundle.multi_label else None,
+        allow_outside=allow_outside,
+        progress=progress,
     )
     return found.subset(images)

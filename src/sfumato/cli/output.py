@@ -59,7 +59,8 @@ def print_figures(figures: Mapping[str, Any], indent: str = "") -> None:
     """Print a bundle's figures, one a line; what an audit or an export has found is left to its own report."""
     for name, value in figures.items():
         if not isinstance(value, Mapping):
-            share = name.startswith(("accuracy", "offload_rate")) or name.endswith("agreement")
+            shares = ("accuracy", "mean_average_precision", "f1_", "offload_rate")
+            share = name.startswith(shares) or name.endswith("agreement")
             typer.echo(f"{indent}{name}: {percent(value) if share else plain_number(value)}")
 
 

@@ -106,10 +106,10 @@ def train(
         return
     typer.echo(f"bundle: {Run(folder).bundle}")
     print_figures(bundle.figures.to_json(), indent="  ")
-    print_conclusion(bundle.figures, len(bundle.labels), _following(plan, Run(folder)))
+    print_conclusion(bundle.figures, len(bundle.labels), _following(plan, Run(folder), bundle))
 
 
-def _following(plan: AnyRecipe, run: Run) -> str:
+def _following(plan: AnyRecipe, run: Run, bundle: Bundle) -> str:
     """Return the command to type after a training."""
     from sfumato.artifacts import shipped
     from sfumato.artifacts.manifest import MANIFEST
@@ -120,7 +120,7 @@ def _following(plan: AnyRecipe, run: Run) -> str:
     if isinstance(plan, ClassifierRecipe):
         return init_command(run.bundle, data, allow_outside=outside)
     of: Path | None = run.classifier if (run.classifier / MANIFEST).is_file() else Path(plan.classifier)
-    if plan.classifier == shipped.CLASSIFIER or is_endpoint(plan.classifier):
+    if plan.classifier == shipped.CLASSIFIER or is_endpoint(plan.classifier) or bundle.multi_label:
         of = None
     return audit_command(run.bundle, of, data, allow_outside=outside)
 

@@ -93,6 +93,8 @@ class ServedModel:
         if bundle and bundle.labels and bundle.class_map is None:  # with one they do not name the outputs
             # The protocol's parameters are scalars, so the list is sent as JSON in a string.
             parameters["labels"] = json.dumps(bundle.labels, ensure_ascii=False)
+        if bundle and bundle.multi_label:
+            parameters["labelling"] = bundle.labelling
         self.metadata = ModelMetadata(
             name=name,
             versions=(checked_version(version),),

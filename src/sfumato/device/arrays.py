@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.labelling import PRESENT_FROM
 from sfumato.device.client import Client
 from sfumato.device.client_base import ClientOptions
 from sfumato.errors import ImageError
@@ -17,10 +18,16 @@ Images = NDArray[np.uint8]
 Where = Bundle | str | os.PathLike[str]
 
 
-def predict(images: Images, *, bundle: Where, url: str | None, **options: Unpack[ClientOptions]) -> NDArray[np.str_]:
-    """Return the label of each image, (N,) strings. See `predict_proba`."""
+def predict(images: Images, *, bundle: Where, url: str | None, **options: Unpack[ClientOptions]) -> NDArray[Any]:
+    """Return the label of each image, (N,) strings; of a multi-label bundle 0 or 1 by class, (N, classes) int64.
+
+    See `predict_proba`.
+    """
     with Client(url, bundle, **options) as client:
-        labels: NDArray[np.str_] = np.array(client.bundle.labels)[_rows(client, images).argmax(axis=1)]
+        rows = _rows(client, images)
+        if client.bundle.multi_label:
+            return (rows >= PRESENT_FROM).astype(np.int64)
+        labels: NDArray[Any] = np.array(client.bundle.labels)[rows.argmax(axis=1)]
         return labels
 
 
@@ -38,7 +45,8 @@ def predict_proba(
         options: those of `Client`.
 
     Returns:
-        (N, classes) in [0, 1], rows sum to 1; the columns are in the order of the bundle's labels.
+        (N, classes) in [0, 1]; the columns are in the order of the bundle's labels. Rows sum to 1, unless the bundle is
+        multi-label.
 
     Raises:
         ImageError: the array is not as described.

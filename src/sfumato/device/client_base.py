@@ -167,6 +167,7 @@ class BaseClient(ABC):
             predicted_by="device",
             obfuscate_ms=obfuscate_ms,
             out_of_distribution=decision.out_of_distribution,
+            labelling=self.bundle.labelling,
         )
 
     @final
@@ -310,6 +311,7 @@ class ProtocolClient(BaseClient):
             count=len(images),
             labels=self.bundle.labels,
             class_map=self.bundle.class_map,
+            labelling=self.bundle.labelling,
             obfuscate_ms=obfuscate_ms,
         )
 

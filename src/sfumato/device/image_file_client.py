@@ -91,6 +91,7 @@ class FileClient(BlockingClient):
             providers=providers,
             allow_recognisable=allow_recognisable,
         )
+        obfuscator.bundle.check_single_label("a client for image files")
         super().__init__(obfuscator, gate=gate)
         # The transport takes servers and drops a slash at the end, which for an address of one path can matter.
         self._path = "/" if url.endswith("/") else ""

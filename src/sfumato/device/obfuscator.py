@@ -75,8 +75,8 @@ class Decision:
     """The on-device prediction for one image, and what has to be sent, if anything.
 
     Attributes:
-        probabilities: of every class in the order of the labels, each in [0, 1]; they sum to 1. None if the bundle
-            has no gate; then `obfuscated` is not None.
+        probabilities: of every class in the order of the labels, each in [0, 1]; they sum to 1, unless the bundle is
+            multi-label. None if the bundle has no gate; then `obfuscated` is not None.
         obfuscated: what has to be sent; None if the prediction is final, so that it cannot be sent by mistake.
         out_of_distribution: whether the image is unlike the training images; None if the bundle is not calibrated.
 

@@ -12,7 +12,7 @@ from sfumato.artifacts.execution_providers import CPU
 from sfumato.artifacts.onnx_file import ClassifierFunction
 from sfumato.device.image import ImageSource, load_image, prepare
 from sfumato.device.obfuscator import Decision, out_of_distribution
-from sfumato.device.predictions import InferResult, softmax
+from sfumato.device.predictions import InferResult, class_probabilities
 from sfumato.device.transport import CallOptions
 from sfumato.errors import BundleError, EndpointError
 from sfumato.wire import ModelMetadata, Tensor
@@ -64,7 +64,8 @@ class OnDeviceClassifier:
                 f"the classifier of {self.bundle.path} gave no finite logits {wanted}, got {logits.shape}"
             )
         unlike = out_of_distribution(self.bundle, logits)
-        return [Decision(tuple(row), None, one) for row, one in zip(softmax(logits).tolist(), unlike, strict=True)]
+        probabilities = class_probabilities(logits, self.bundle.labelling)
+        return [Decision(tuple(row), None, one) for row, one in zip(probabilities.tolist(), unlike, strict=True)]
 
 
 class NoEndpoint:

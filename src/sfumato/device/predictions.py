@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfumato.artifacts.class_map import ClassMap, are_probabilities, class_logits
+from sfumato.artifacts.labelling import PRESENT_FROM, Labelling
 from sfumato.device.transport import printable
 from sfumato.errors import EndpointResponseInvalid
 from sfumato.wire import InferResponse
@@ -23,6 +24,17 @@ def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
     exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
     probabilities: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
     return probabilities
+
+
+def sigmoid(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Return each class's own probability: (N, classes) finite floats -> (N, classes) float64 in [0, 1]."""
+    halved: NDArray[np.float64] = np.tanh(logits.astype(np.float64) / 2)  # of any size, without overflow
+    return (1 + halved) / 2
+
+
+def class_probabilities(logits: NDArray[Any], labelling: Labelling) -> NDArray[np.float64]:
+    """Return the `softmax` of a single-label classifier's logits, the `sigmoid` of a multi-label one's."""
+    return sigmoid(logits) if labelling == "multi-label" else softmax(logits)
 
 
 @dataclass(frozen=True)
@@ -64,14 +76,16 @@ class Prediction:
         label: the name of the likeliest class.
         index: its place among the bundle's labels.
         probability: its probability, in [0, 1]; NaN where an endpoint that takes image files does not say.
-        probabilities: of every class, in the order of the labels; they sum to 1. Of an endpoint that takes image
-            files they are what it says, and NaN for classes that it does not name.
+        probabilities: of every class, in the order of the labels; they sum to 1, unless the bundle is multi-label. Of
+            an endpoint that takes image files they are what it says, and NaN for classes that it does not name.
         payload_bytes: the request's body, divided evenly among the images in it; 0 if nothing was sent.
         obfuscate_ms: decoding, resizing and obfuscating, per image.
         round_trip_ms: from the request's first byte to the response's last, retries included; 0 if nothing was sent.
         predicted_by: "cloud" if the obfuscated image was sent, "device" if it was handled on-device.
         out_of_distribution: whether the image is unlike the training images, so that the prediction should not be
             relied on; computed on the device, whoever predicted. None if the bundle is not calibrated for it.
+        present: the names of the classes in the image, in the order of the labels: the likeliest alone, or with a
+            multi-label bundle those with a probability of at least 0.5, which may be none.
     """
 
     label: str
@@ -83,6 +97,7 @@ class Prediction:
     round_trip_ms: float
     predicted_by: Literal["device", "cloud"]
     out_of_distribution: bool | None = None
+    present: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -96,10 +111,14 @@ class Prediction:
         payload_bytes: int = 0,
         round_trip_ms: float = 0.0,
         out_of_distribution: bool | None = None,
+        labelling: Labelling = "single-label",
     ) -> Prediction:
         """Make a prediction of probabilities; `index` is the likeliest class unless given."""
         if index is None:
             index = max(range(len(probabilities)), key=lambda place: probabilities[place])
+        present: tuple[str, ...] = (labels[index],)
+        if labelling == "multi-label":
+            present = tuple(name for name, p in zip(labels, probabilities, strict=True) if p >= PRESENT_FROM)
         return cls(
             label=labels[index],
             index=index,
@@ -110,6 +129,7 @@ class Prediction:
             round_trip_ms=round_trip_ms,
             predicted_by=predicted_by,
             out_of_distribution=out_of_distribution,
+            present=present,
         )
 
     def top(self, count: int) -> list[tuple[int, float]]:
@@ -127,6 +147,7 @@ def read_predictions(
     labels: Sequence[str],
     obfuscate_ms: float,
     class_map: ClassMap | None = None,
+    labelling: Labelling = "single-label",
 ) -> list[Prediction]:
     """Check a response and turn its logits into predictions.
 
@@ -137,6 +158,7 @@ def read_predictions(
         labels: one name per class.
         obfuscate_ms: per image.
         class_map: which outputs make up each class, if they are not the classes themselves.
+        labelling: the bundle's.
 
     Raises:
         EndpointResponseInvalid: the output is missing, not floating-point, not finite, has not one row per image and
@@ -170,6 +192,9 @@ def read_predictions(
             payload_bytes=round(result.payload_bytes / count),
             obfuscate_ms=obfuscate_ms,
             round_trip_ms=result.round_trip_ms,
+            labelling=labelling,
         )
-        for index, row in zip(scores.argmax(axis=1).tolist(), softmax(scores).tolist(), strict=True)
+        for index, row in zip(
+            scores.argmax(axis=1).tolist(), class_probabilities(scores, labelling).tolist(), strict=True
+        )
     ]

@@ -298,6 +298,13 @@ def test_a_bundle_of_the_first_version_is_read(page: Any, bundles: list[Bundle])
     assert gate == bundles[0].to_json()["gate"]
 
 
+def test_a_multi_label_bundle_is_refused(page: Any, bundles: list[Bundle]) -> None:
+    manifest = bundles[0].to_json() | {"labelling": "multi-label"}
+    page.route("**/bundles/0/bundle.json", lambda route: route.fulfill(json=manifest))
+    said = module(page, 'return kind(() => sfumato.loadBundle("/bundles/0/", { ort }));')
+    assert said.startswith("BundleError: this bundle is multi-label")
+
+
 def test_a_class_map_merges_the_servers_outputs(browser: Any, tmp_path: Path) -> None:
     """As in Python, at the server and where the page runs the classifier itself; the oracle sums probabilities."""
     class_map, labels = ClassMap.of({"vehicle": [2, 3], "cat": 0}, 4), ("vehicle", "cat")

@@ -278,6 +278,18 @@ def test_what_cannot_be_expressed_is_refused(tmp_path):
         import_classifier(str(folder), tmp_path / "bundle")
 
 
+def test_a_transformers_model_says_whether_it_is_multi_label(tmp_path):
+    import json
+
+    folder = brought.save_transformers(tmp_path / "vit", "vit", size=32)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "problem_type": "multi_label_classification"}))
+    assert import_classifier(str(folder), tmp_path / "bundle").multi_label
+    (folder / "config.json").write_text(json.dumps({**config, "problem_type": "regression"}))
+    with pytest.raises(ClassifierError, match="'regression'; classes are expected"):
+        import_classifier(str(folder), tmp_path / "bundle")
+
+
 class Softmax(torch.nn.Sequential):
     def __init__(self) -> None:
         super().__init__(brought.small(), torch.nn.Softmax(dim=1))

@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -480,3 +481,54 @@ def test_among_many_names_a_few_that_are_unclear_do_not_matter_where_the_order_i
         class_places(("crane2", *names[:99], *names[100:]), (*names[:99], "crane", *names[100:]), "x")
     with pytest.raises(DataError, match="not clearly"):
         class_places(tuple(f"sort {i}" for i in range(3)) + names[3:], theirs, "x")
+
+
+def test_columns_of_labels_are_read_for_each_class(tmp_path):
+    rows = [f"jpg/{i}.png,{i % 2},x,{i // 5}" for i in range(10)]
+    source = save_csv(tmp_path, ["path,glasses,kind,hat", *rows])
+    for _ in ("decoded", "cached"):
+        found = load_images(source, "train", label_columns=("hat", "glasses"))
+        numbers = [i for i in range(10) if i % 5]
+        assert found.multi_label and found.names == ("hat", "glasses")
+        assert found.labels.tolist() == [[i // 5, i % 2] for i in numbers] and found.labels.dtype == torch.int64
+    assert not load_images(source, "train", label_column="kind").multi_label, "the cache keeps them apart"
+    turned = found.of_classes(("Glasses", "hat"))
+    assert turned.labels.tolist() == [[i % 2, i // 5] for i in numbers] and turned.names == ("Glasses", "hat")
+    with pytest.raises(DataError, match=r"classes have no column of labels .beard"):
+        found.of_classes(("glasses", "hat", "beard"))
+    images, labels = next(found.batches(0, 4))
+    assert images.shape[0] == 4 and labels.shape == (4, 2)
+    assert found.subset(2).labels.tolist() == [[0, 1], [0, 0]]
+    assert replace(found, labels=torch.zeros_like(found.labels)).remarks() == [
+        f"{source}: 2 of 2 classes have no images (hat, glasses)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [("0 1 1 0", [0, 1, 1, 0]), ("-1 1 1 -1", [0, 1, 1, 0]), ("False true True 0", [0, 1, 1, 0]), ("1 1 1 1", [1] * 4)],
+)
+def test_labels_may_be_written_in_the_usual_ways(tmp_path, values, expected):
+    lines = [f"jpg/{i}.png,{value},{value},train" for i, value in enumerate(values.split())]
+    source = save_csv(tmp_path, ["path,a,b,split", *lines, "jpg/5.png,1,1,test"])
+    assert load_images(source, "train", label_columns=("a", "b")).labels.tolist() == [[value] * 2 for value in expected]
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "said"),
+    [
+        (["1,0"] * 10, ("a", "c"), "no column 'c'"),
+        (["1,0", "2,0"] * 5, ("a", "b"), "column 'a' holds '2'"),
+        (["1,"] * 10, ("a", "b"), "column 'b' holds ''"),
+        (["1,0", "-1,1"] * 5, ("a", "b"), "column 'a' holds '-1'"),  # it might mean "not known" beside 0
+    ],
+)
+def test_what_is_no_label_is_an_error(tmp_path, rows, columns, said):
+    source = save_csv(tmp_path, ["path,a,b", *(f"jpg/{i}.png,{row}" for i, row in enumerate(rows))])
+    with pytest.raises(DataError, match=said):
+        load_images(source, "train", label_columns=columns)
+
+
+def test_data_of_one_class_per_image_have_no_columns_of_labels():
+    with pytest.raises(DataError, match="one class per image"):
+        load_images("cifar10", "train", label_columns=("cat", "dog"))

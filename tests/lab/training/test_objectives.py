@@ -13,6 +13,8 @@ from sfumato.lab.training.objectives import (
     feature_loss,
     gaussian_rate,
     mixture_rate,
+    multi_label_distillation_loss,
+    multi_label_loss,
     reconstruction_loss,
 )
 
@@ -38,6 +40,25 @@ def test_the_distillation_loss_is_the_softened_divergence_times_the_squared_temp
     p, q = p / p.sum(axis=1, keepdims=True), q / q.sum(axis=1, keepdims=True)
     expected = temperature**2 * (p * np.log(p / q)).sum(axis=1).mean()
     assert float(distillation_loss(student, teacher, temperature=temperature)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_multi_label_loss_is_the_mean_binary_cross_entropy_in_nats():
+    logits, labels = random(5, 4), torch.tensor([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 0, 0], [0, 0, 0, 1]])
+    p = 1 / (1 + np.exp(-logits.double().numpy()))
+    expected = -np.log(np.where(labels.numpy() == 1, p, 1 - p)).mean()
+    assert float(multi_label_loss(logits, labels)) == pytest.approx(expected, rel=1e-6)
+    assert multi_label_loss(logits.bfloat16(), labels).dtype == torch.float32
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_multi_label_distillation_is_that_of_each_class_against_its_absence(temperature):
+    """The oracle is the loss of one class at a time, as two classes of a softmax with the logits z and 0."""
+    student, teacher = random(5, 4), random(5, 4, seed=1)
+    two = [[torch.stack([z, torch.zeros_like(z)], dim=1) for z in logits.T] for logits in (student, teacher)]
+    each = [distillation_loss(a, b, temperature=temperature) for a, b in zip(*two, strict=True)]
+    found = multi_label_distillation_loss(student, teacher, temperature=temperature)
+    assert float(found) == pytest.approx(float(torch.stack(each).mean()), rel=1e-4)
+    assert float(multi_label_distillation_loss(teacher, teacher, temperature=temperature)) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_student_who_answers_like_the_teacher_has_nothing_to_learn():

@@ -18,6 +18,7 @@ from sfumato.lab.classifiers import Metadata, classifier_bundle, import_classifi
 from sfumato.lab.classifiers.frozen import is_imported
 from sfumato.lab.data import ImageSet, load_train_test
 from sfumato.lab.evaluation.accuracy import evaluate_classifier
+from sfumato.lab.evaluation.multi_label import evaluate_multi_label
 from sfumato.lab.models import Obfuscator, class_bits
 from sfumato.progress import Progress, silent
 
@@ -44,7 +45,8 @@ class DataCheck:
         findings: one for each check.
         recipe: the file, if everything fits.
         next_commands: to run after that.
-        accuracy_plain: of the classifier on some plain test images, in [0, 1]; None if it was not measured.
+        accuracy_plain: of the classifier on some plain test images, in [0, 1]; None if it was not measured, as of a
+            multi-label one, whose average precision is among the findings.
     """
 
     findings: tuple[Finding, ...]
@@ -82,7 +84,7 @@ def check_data(
 
     Raises:
         ClassifierError: the classifier cannot be found or used.
-        DataError: the images cannot be found or used.
+        DataError: the images cannot be found or used, or lack a column for a class of a multi-label classifier.
     """
     place = folder / CLASSIFIER
     if metadata != Metadata():
@@ -92,15 +94,21 @@ def check_data(
     size = (served.preprocessing.height, served.preprocessing.width)
     findings = [_about(served, kind)]
     findings += [Finding("classifier", "note", note) for note in served.recipe.notes or ()]
-    train, test, _ = load_train_test(data, size=size, allow_outside=allow_outside, progress=progress)
+    columns = served.labels if served.multi_label else None
+    train, test, _ = load_train_test(
+        data, size=size, label_columns=columns, allow_outside=allow_outside, progress=progress
+    )
     findings += [Finding("images", "note", remark) for part in (train, test) for remark in part.remarks()]
     accuracy = None
     try:
         train, test = (part.of_classes(served.labels) for part in (train, test))
         findings.append(Finding("images", "good", f"{len(train):,} to train with, {len(test):,} to test"))
         sample = test.subset(IMAGES)
-        accuracy = evaluate_classifier(served, sample, progress=progress).accuracy_plain
-        findings.append(_accuracy(accuracy, sample))
+        if served.multi_label:
+            findings.append(_precision(served, sample, progress))
+        else:
+            accuracy = evaluate_classifier(served, sample, progress=progress).accuracy_plain
+            findings.append(_accuracy(accuracy, sample))
     except DataError as error:
         advice = "name or sort the images as the classifier names its classes" if train.labelled else _UNLABELLED
         findings.append(Finding("classes", "bad", str(error), advice))
@@ -136,6 +144,8 @@ def _about(served: Bundle, kind: Kind) -> Finding:
     if not trains_through(served):
         advice = "give the network that it was exported from: a transformers folder, .pt2 or package.module:callable"
         return Finding("classifier", "bad", f"{said}; it can be served, but not trained through", advice)
+    if kind == "sketch" and served.multi_label:
+        return Finding("classifier", "bad", f"{said}; a sketch's code names one class", "choose --kind obfuscator")
     multiple = Obfuscator.size_multiple
     if kind == "obfuscator" and (size.height % multiple or size.width % multiple):
         said += f"; this obfuscator takes multiples of {multiple}"
@@ -152,9 +162,23 @@ def _accuracy(accuracy: float, test: ImageSet) -> Finding:
     return Finding("accuracy", "note", said, advice)
 
 
+def _precision(served: Bundle, test: ImageSet, progress: Progress) -> Finding:
+    found = evaluate_multi_label(served, test, progress=progress)[0].mean_average_precision_plain
+    if found is None:
+        return Finding("accuracy", "note", f"none of {len(test)} test images has any of the classes", "use more images")
+    guessing = float(test.labels.double().mean(dim=0)[test.labels.any(dim=0)].mean())
+    said = f"mean average precision {found:.1%} on {len(test)} plain test images; guessing gives about {guessing:.1%}"
+    if found >= min(_BETTER_THAN_CHANCE * guessing, (1 + guessing) / 2):
+        return Finding("accuracy", "good", said)
+    advice = "if it should be higher: check mean, std, and that the labels are in the order of the classifier's outputs"
+    return Finding("accuracy", "note", said, advice)
+
+
 def _recipe(folder: Path, kind: Kind, served: Bundle, data: str, train: ImageSet, *, allow_outside: bool) -> str:
     size, text = served.preprocessing, json.dumps  # a JSON string is a TOML string, too
-    sketch, outside = "", "allow_outside = true\n" if allow_outside else ""
+    sketch, more = "", "allow_outside = true\n" if allow_outside else ""
+    if train.multi_label:
+        more += f"label_columns = {text(list(train.names), ensure_ascii=False)}\n"
     if kind == "sketch":
         bits = max(_LEAST_BITS, class_bits(len(served.labels)))
         held_out = max(2, min(_MOST_HELD_OUT, len(train) // 10))
@@ -169,7 +193,7 @@ classifier = {text(served.path.as_posix())}
 [data]
 source = {text(data)}
 size = [{size.height}, {size.width}]
-{outside}flip = true
+{more}flip = true
 crop_padding = 2
 
 [training]
@@ -185,12 +209,14 @@ def _next(
     folder: Path, served: Bundle, data: str, server: str | None, model: str | None, *, allow_outside: bool
 ) -> Iterator[str]:
     run, outside = folder / "run", ["--allow-outside"] if allow_outside else []
-    pair: list[str | Path] = [run / "bundle", "--classifier", served.path, "--data", data, *outside]
+    of: list[str | Path] = ["--classifier", served.path]
+    images = ["--data", data, *outside]
+    audited = [] if served.multi_label else of  # an audit measures the accuracy of single-label ones alone
     named = [] if model is None else ["--model", model]
     at = ["--server", server or "http://127.0.0.1:8080", *named]
     yield _typed("train", folder / RECIPE, "-o", run)
-    yield _typed("evaluate", *pair)
-    yield _typed("audit", *pair)
+    yield _typed("evaluate", run / "bundle", *of, *images)
+    yield _typed("audit", run / "bundle", *audited, *images)
     if server is None:
         yield _typed("serve", served.path, "--port", "8080")
     yield _typed("doctor", run / "bundle", *at, "--classifier", served.path)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sfumato.artifacts.bundle import CLASSIFIER_PROGRAM, CLASSIFIER_WEIGHTS, Bundle, Preprocessing
 from sfumato.artifacts.class_map import ClassMap, identity
+from sfumato.artifacts.labelling import Labelling
 from sfumato.artifacts.records import RecipeRecord
 from sfumato.errors import BundleError, ClassifierError
 from sfumato.lab.classifiers.exported_programs import load_program
@@ -32,6 +33,7 @@ class FrozenClassifier:
         preprocessing: how an image becomes its input.
         fingerprint: of its served ONNX file.
         class_map: which of the outputs of the served file make up each class; `net` has it inside.
+        labelling: whether an image has one of the classes, or any number of them at once.
     """
 
     net: nn.Module
@@ -40,6 +42,7 @@ class FrozenClassifier:
     preprocessing: Preprocessing
     fingerprint: str
     class_map: ClassMap | None = None
+    labelling: Labelling = "single-label"
 
     @property
     def identity(self) -> str:
@@ -57,6 +60,7 @@ class FrozenClassifier:
             classifier_fingerprint=self.fingerprint,
             recipe=recipe,
             class_map=self.class_map,
+            labelling=self.labelling,
         )
 
 
@@ -100,14 +104,20 @@ def trains_through(bundle: Bundle) -> bool:
     return CLASSIFIER_PROGRAM in bundle.files or CLASSIFIER_WEIGHTS in bundle.files
 
 
-def load_classifier(path: Path) -> FrozenClassifier:
+def load_classifier(path: Path, *, multi_label: bool = False) -> FrozenClassifier:
     """Load the classifier of a bundle so that gradients pass through it.
 
+    Args:
+        path: the bundle's folder.
+        multi_label: whether the caller knows what to do with a multi-label one.
+
     Raises:
-        BundleError: not a classifier's bundle, one that can only be served, a program that cannot be used, or
-            weights that do not fit the architecture.
+        BundleError: not a classifier's bundle, one that can only be served, a program that cannot be used,
+            weights that do not fit the architecture, or a multi-label one that the caller does not take.
     """
     bundle = Bundle.load(path, kind="classifier")
+    if not multi_label:
+        bundle.check_single_label("this")
     if not trains_through(bundle) and is_imported(bundle):
         raise BundleError(
             f"{path} holds an ONNX file alone: it can be served, measured and audited, but no gradient passes through "
@@ -134,4 +144,5 @@ def load_classifier(path: Path) -> FrozenClassifier:
         preprocessing=bundle.preprocessing,
         fingerprint=bundle.classifier_fingerprint,
         class_map=bundle.class_map,
+        labelling=bundle.labelling,
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sfumato.artifacts.labelling import Labelling
 from sfumato.errors import ClassifierError
 from sfumato.lab.classifiers.imported import ImportedClassifier, Metadata, plain_name
 from sfumato.lab.libraries import first_line, quiet
@@ -16,6 +17,11 @@ from sfumato.lab.libraries import first_line, quiet
 _BILINEAR = 2  # Pillow's number for it, which the processors use
 _DEFAULTS = (("image_mean", 0.0), ("image_std", 1.0))
 _HUB_TIMEOUT_S = 5.0
+_LABELLINGS: dict[str | None, Labelling] = {
+    "single_label_classification": "single-label",
+    "multi_label_classification": "multi-label",
+}
+"""By what a configuration calls its problem, if it says so."""
 _CONVNEXT_FULL_SIZE = 384
 """From this side on, ConvNeXt's processor stretches instead of cropping."""
 
@@ -42,8 +48,8 @@ def from_transformers(where: str) -> ImportedClassifier:
         where: a local folder, or a hub id.
 
     Raises:
-        ClassifierError: transformers is not installed, there is no such model, it is no classifier of one label
-            for RGB or grey images, its weights are pickled or incomplete, or its processor cannot be reproduced here.
+        ClassifierError: transformers is not installed, there is no such model, it is no classifier of RGB or grey
+            images, its weights are pickled or incomplete, or its processor cannot be reproduced here.
     """
     try:
         from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
@@ -60,10 +66,8 @@ def from_transformers(where: str) -> ImportedClassifier:
             channels = getattr(config, "num_channels", 3)
             if channels not in (1, 3):
                 raise ClassifierError(f"{where} takes images with {channels} channels; RGB images have 3, grey ones 1")
-            if config.problem_type not in (None, "single_label_classification"):
-                raise ClassifierError(
-                    f"{where} solves a problem of type {config.problem_type!r}; one label is expected"
-                )
+            if config.problem_type not in (None, *_LABELLINGS):
+                raise ClassifierError(f"{where} solves a problem of type {config.problem_type!r}; classes are expected")
             model, info = AutoModelForImageClassification.from_pretrained(
                 where, config=config, use_safetensors=True, output_loading_info=True, **options
             )
@@ -86,7 +90,7 @@ def from_transformers(where: str) -> ImportedClassifier:
     return ImportedClassifier(
         "a transformers model",
         _Logits(model.float()).eval().requires_grad_(False),
-        Metadata(size, mean, std, labels, plain_name(folder.name)),
+        Metadata(size, mean, std, labels, plain_name(folder.name), labelling=_LABELLINGS.get(config.problem_type)),
         notes,
         facts={"architecture": type(model).__name__, "processor": processor.get("image_processor_type")},
         grey=channels == 1,

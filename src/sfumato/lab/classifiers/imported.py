@@ -13,6 +13,7 @@ from torch import nn
 from sfumato.artifacts.bundle import Preprocessing
 from sfumato.artifacts.class_map import checked_groups
 from sfumato.artifacts.files import read_json
+from sfumato.artifacts.labelling import Labelling
 from sfumato.errors import BundleError, ClassifierError
 
 
@@ -28,6 +29,7 @@ class Metadata:
         name: its name at a server.
         class_map: the classes of a task, each with the index of an output or a list of them; without it, every output
             is a class.
+        labelling: whether an image has one of the classes, or any number of them at once; single-label if not said.
     """
 
     size: tuple[int, int] | None = None
@@ -36,6 +38,7 @@ class Metadata:
     labels: tuple[str, ...] | None = None
     name: str | None = None
     class_map: Mapping[str, object] | None = None
+    labelling: Labelling | None = None
 
     def over(self, other: Metadata) -> Metadata:
         """Return this description, with what it leaves open from the other one."""

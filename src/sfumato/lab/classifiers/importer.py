@@ -42,6 +42,8 @@ from sfumato.lab.libraries import first_line
 _PROBES = 4
 _LEAST_SIDE = 8
 _SHOWN = 5
+_EXAGGERATED = 10
+"""Small logits may lie in [0, 1] as probabilities do; those of images with so much contrast hardly do."""
 _NOTHING = Metadata()
 
 
@@ -99,13 +101,15 @@ def import_classifier(source: str, folder: Path, metadata: Metadata = _NOTHING) 
         check_alike(preprocessing, source)
         found = replace(found, model=Grey(found.model).eval(), notes=(*found.notes, NOTE))
     logits = _logits(found.model, inputs, source)
+    _check_logits(found.model, inputs, logits, metadata, source)
     classes = _classes(found, metadata, logits, source)
     with whole_folder(folder, ClassifierError) as partial:
         if isinstance(found.model, Path):
             _copy(found.model, partial / CLASSIFIER_ONNX)
         else:
             _write(found.model, partial, inputs, source)
-        made = _bundle(found, partial, preprocessing, classes, source, str(metadata.name)).save()
+        bundle = _bundle(found, partial, preprocessing, classes, source, str(metadata.name))
+        made = replace(bundle, labelling=metadata.labelling or "single-label").save()
     return replace(made, path=folder)
 
 
@@ -138,9 +142,20 @@ def _logits(model: nn.Module | Path, inputs: Tensor, source: str) -> Tensor:
         )
     if not bool(torch.isfinite(logits).all()):
         raise ClassifierError(f"{source} gives NaN or infinite values")
-    if isinstance(model, nn.Module) and are_probabilities(logits.numpy()):
-        raise ClassifierError(f"{source} gives probabilities; leave its softmax out, as training needs the logits")
     return logits
+
+
+def _check_logits(model: nn.Module | Path, inputs: Tensor, logits: Tensor, metadata: Metadata, source: str) -> None:
+    """Refuse probabilities where logits are needed."""
+    if metadata.labelling == "multi-label":
+        if _in_unit_range(logits) and _in_unit_range(_logits(model, _EXAGGERATED * inputs, source)):
+            raise ClassifierError(f"{source} gives probabilities; leave its sigmoid out, as the client applies it")
+    elif isinstance(model, nn.Module) and are_probabilities(logits.numpy()):
+        raise ClassifierError(f"{source} gives probabilities; leave its softmax out, as training needs the logits")
+
+
+def _in_unit_range(outputs: Tensor) -> bool:
+    return bool(((outputs >= 0) & (outputs <= 1)).all())
 
 
 @dataclass(frozen=True)
@@ -162,6 +177,11 @@ def _classes(found: ImportedClassifier, metadata: Metadata, logits: Tensor, sour
             class_map = ClassMap.of(metadata.class_map, outputs)
         except BundleError as error:
             raise ClassifierError(f"{source} does not fit the class map: {error}") from error
+        if class_map.sums and metadata.labelling == "multi-label":
+            raise ClassifierError(
+                f"{source} is multi-label: its class map must give one index for each class: the probability of "
+                "several outputs together does not follow from theirs"
+            )
         if labels is not None:
             notes.append(_named(metadata.class_map, class_map, labels))
         labels = tuple(metadata.class_map)

@@ -34,7 +34,9 @@ def find(key: str) -> ImageSet | None:
         labels = np.load(folder / "labels.npy", allow_pickle=False)
         if meta["key"] != key or images.shape[:2] != (len(labels), 3) or images.ndim != 4:
             return None
-        if (images.dtype, labels.dtype, labels.ndim) != (np.uint8, np.int64, 1):
+        if (images.dtype, labels.dtype) != (np.uint8, np.int64):
+            return None
+        if labels.shape[1:] not in ((), (len(meta["names"]),)):
             return None
         names, broken = tuple(meta["names"]), tuple(meta.get("broken", ()))
         tensors = torch.from_numpy(images), torch.from_numpy(labels)

@@ -38,7 +38,8 @@ class ImageSet:
 
     Attributes:
         images: (N, 3, H, W) uint8.
-        labels: (N,) int64, each in [0, len(names)).
+        labels: (N,) int64, each in [0, len(names)); of multi-label images (N, len(names)) int64, 1 for each class that
+            is present, and 0.
         names: one name per class.
         source: where the images came from, for provenance.
         sha256: hash of pixels and labels, hex.
@@ -63,6 +64,11 @@ class ImageSet:
         return self.names != UNLABELLED
 
     @property
+    def multi_label(self) -> bool:
+        """Whether an image may have any number of the classes at once."""
+        return self.labels.ndim == 2
+
+    @property
     def sample(self) -> ImageSet:
         """Images to inspect before training: all of them, where a stream has only some."""
         return self
@@ -73,14 +79,21 @@ class ImageSet:
         Names are compared without case, "_" and "-"; one of several names that are separated by commas is enough, such
         as "tabby" for "tabby, tabby cat". Where the classifier or the data has only numbers for its classes, equally
         many classes are taken to be in the same order; so are they where at most one in a hundred names is ambiguous,
-        and all others are in the same place.
+        and all others are in the same place. Multi-label data need a column for each of the classifier's classes.
 
         Raises:
-            DataError: a class of the data is none of the classifier's, or it is ambiguous which.
+            DataError: a class of the data is none of the classifier's, it is ambiguous which, or one has no column.
         """
         if self.names == labels:
             return self
         places = torch.tensor(class_places(self.names, labels, self.source))
+        if self.multi_label:
+            if missing := [name for place, name in enumerate(labels) if place not in places]:
+                raise DataError(
+                    f"{self.source}: {len(missing)} of the classifier's {len(labels)} classes have no column of labels "
+                    f"({', '.join(missing[:SHOWN])})"
+                )
+            return replace(self, labels=self.labels[:, places.argsort()], names=labels)
         return replace(self, labels=places[self.labels], names=labels)
 
     def batches(
@@ -96,7 +109,7 @@ class ImageSet:
             world_size: how many processes there are.
 
         Yields:
-            Images (n, 3, H, W) uint8 and labels (n,) int64, n = batch_size / world_size, where the set's tensors are.
+            Images (n, 3, H, W) uint8 and their `labels`, n = batch_size / world_size, where the set's tensors are.
         """
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         for step in range(first, len(self) // batch_size):
@@ -109,7 +122,7 @@ class ImageSet:
         """Yield all images in order, `INFERENCE_BATCH` at a time, as ONNX Runtime takes them; steps are batches.
 
         Yields:
-            Images (n, 3, H, W) float32 in [0, 1] and labels (n,) int64.
+            Images (n, 3, H, W) float32 in [0, 1] and their `labels`.
         """
         for start in tracked(range(0, len(self), INFERENCE_BATCH), stage, progress):
             part = slice(start, start + INFERENCE_BATCH)
@@ -124,19 +137,23 @@ class ImageSet:
                 f"{self.source}: {self.unreadable} of {len(self) + self.unreadable} images cannot be read and were "
                 f"left out ({shown})"
             )
-        counts = self.labels.bincount(minlength=len(self.names)).tolist()
+        counts = self._counts().tolist()
         empty = [name for name, count in zip(self.names, counts, strict=True) if not count]
         if empty:
             shown = ", ".join(empty[:SHOWN]) + (", ..." if len(empty) > SHOWN else "")
             said.append(f"{self.source}: {len(empty)} of {len(self.names)} classes have no images ({shown})")
         least, most = min(filter(None, counts), default=0), max(counts)
-        if most > _IMBALANCE * least:
+        if most > _IMBALANCE * least and not self.multi_label:
             said.append(
                 f"{self.source}: its classes are of different sizes, from {least} ({self.names[counts.index(least)]}) "
                 f"to {most} ({self.names[counts.index(most)]}) images; an accuracy over all of them is mostly that of "
                 "the large ones"
             )
         return said
+
+    def _counts(self) -> Tensor:
+        """Return how many images each class has, (len(names),) int64."""
+        return self.labels.sum(dim=0) if self.multi_label else self.labels.bincount(minlength=len(self.names))
 
     def subset(self, count: int | None) -> ImageSet:
         """Return the first `count` images, or all of them if `count` is None or larger than the set."""
@@ -166,7 +183,7 @@ class ImageSet:
 
 
 def content_sha256(images: Tensor | npt.NDArray[np.uint8], labels: Tensor | npt.NDArray[np.int64]) -> str:
-    """Return the hash of pixels (N, 3, H, W) uint8 and labels (N,) int64, hex."""
+    """Return the hash of pixels (N, 3, H, W) uint8 and labels (N,) or (N, classes) int64, hex."""
     digest = hashlib.sha256(np.ascontiguousarray(images).data)
     digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
     return digest.hexdigest()

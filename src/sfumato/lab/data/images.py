@@ -17,7 +17,15 @@ from sfumato.device.image import fit, load_image
 from sfumato.errors import DataError, ImageError
 from sfumato.lab.data import cache, cifar10, faces
 from sfumato.lab.data.image_set import SHOWN, ImageSet, content_sha256
-from sfumato.lab.data.tables import SPLIT_NAMES, find_columns, located, read_labels, read_rows, undecoded
+from sfumato.lab.data.tables import (
+    SPLIT_NAMES,
+    find_columns,
+    located,
+    read_label_columns,
+    read_labels,
+    read_rows,
+    undecoded,
+)
 from sfumato.progress import Progress, silent, tracked
 
 MAX_UNREADABLE = 0.2
@@ -32,6 +40,7 @@ def load_images(
     size: tuple[int, int] | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    label_columns: tuple[str, ...] | None = None,
     unlabelled: bool = False,
     allow_outside: bool = False,
     progress: Progress = silent,
@@ -47,6 +56,7 @@ def load_images(
         size: (height, width) in pixels that every image is fitted to as on the device; None if all have one already.
         image_column: the column with the images; found by its type if None.
         label_column: the column with the classes; found by its type or name if None.
+        label_columns: the columns of multi-label data instead, one for each class: 0 or 1; see `read_label_columns`.
         unlabelled: accept images without classes; see `ImageSet`.
         allow_outside: read images outside a CSV file's folder, which anything could be that this user may read.
         progress: see `Progress`.
@@ -57,6 +67,8 @@ def load_images(
     """
     if split not in SPLIT_NAMES:
         raise DataError(f"split {split!r} is unknown; expected one of {', '.join(SPLIT_NAMES)}")
+    if label_columns and (source == "cifar10" or source in faces.SOURCES):
+        raise DataError(f"{source} has one class per image; multi-label data come from a .csv file or parquet files")
     if source == "cifar10":
         if image_column or label_column:
             raise DataError("cifar10 has one column of images and one of classes: name neither")
@@ -68,13 +80,20 @@ def load_images(
         return faces.load(source, split, size, label_column, progress)
     label_key = label_column or ("label, if there is one" if unlabelled else None)
     outside = (allow_outside,) if source.endswith(".csv") else ()  # what one call may read is not cached for others
-    key = _identity(source, split, size, image_column, label_key, *outside)
+    several = () if label_columns is None else (label_columns,)
+    key = _identity(source, split, size, image_column, label_key, *outside, *several)
     found = cache.find(key)
     if found is not None:
         return found
     rows = read_rows(source, split, image_column, allow_outside=allow_outside)
-    image_column, label_column = find_columns(rows, source, image_column, label_column, unlabelled=unlabelled)
-    names, labels = read_labels(rows, label_column, source, unlabelled=unlabelled)
+    by_columns = label_columns is not None
+    image_column, label_column = find_columns(
+        rows, source, image_column, label_column, unlabelled=unlabelled or by_columns
+    )
+    if label_columns is not None:
+        names, labels = label_columns, read_label_columns(rows, label_columns, source)
+    else:
+        names, labels = read_labels(rows, label_column, source, unlabelled=unlabelled)
     pixels, decoded, broken = _decode(undecoded(rows, source, image_column), image_column, size, source, progress)
     images, kept = torch.from_numpy(pixels), torch.from_numpy(labels[decoded])
     entry = ImageSet(images, kept, names, source, content_sha256(images, kept), len(broken), tuple(broken[:SHOWN]))
@@ -91,6 +110,7 @@ def load_train_test(
     *,
     size: tuple[int, int] | None = None,
     label_column: str | None = None,
+    label_columns: tuple[str, ...] | None = None,
     attributes: tuple[str, ...] = (),
     allow_outside: bool = False,
     progress: Progress = silent,
@@ -107,7 +127,14 @@ def load_train_test(
     Raises:
         DataError: see `load_images`; or an attribute has other values in one split than in the other.
     """
-    load = partial(load_images, source, size=size, allow_outside=allow_outside, progress=progress)
+    load = partial(
+        load_images,
+        source,
+        size=size,
+        label_columns=label_columns,
+        allow_outside=allow_outside,
+        progress=progress,
+    )
     loaded = [load(split, label_column=label_column, unlabelled=True) for split in ("train", "test")]
     (train, order), (test, test_order) = (_mixed(images) for images in loaded)
     extra = {}
@@ -138,7 +165,7 @@ def _column(
 def _mixed(images: ImageSet) -> tuple[ImageSet, Tensor]:
     """Return images shuffled if they are sorted by class, and the order that they have now."""
     labels = images.labels
-    if len(set(labels.tolist())) < 2 or bool((labels[1:] < labels[:-1]).any()):
+    if images.multi_label or len(set(labels.tolist())) < 2 or bool((labels[1:] < labels[:-1]).any()):
         return images, torch.arange(len(labels))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     pixels, labels = images.images[order], labels[order]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ HOLD_OUT_EVERY = 5
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 _PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "img")
 _SPLIT_COLUMN = "split"
+_YES_NO: tuple[dict[str, int], ...] = ({"0": 0, "1": 1, "false": 0, "true": 1}, {"-1": 0, "1": 1})
 _CONFIGURED = re.compile(r"(?P<place>.*[^:\\/]):(?P<config>[A-Za-z0-9][\w.+-]*)")
 
 
@@ -229,6 +230,31 @@ def read_labels(
     names = sorted({str(v) for v in values}, key=lambda v: (not v.isdigit(), int(v) if v.isdigit() else 0, v))
     index = {name: i for i, name in enumerate(names)}
     return tuple(names), np.asarray([index[str(v)] for v in values], dtype=np.int64)
+
+
+def read_label_columns(rows: Any, columns: Sequence[str], source: str) -> npt.NDArray[np.int64]:
+    """Return which classes each row has: one column for each, of 0 and 1, or of -1 and 1 -> (N, columns) int64, 0 or 1.
+
+    Raises:
+        DataError: there is no such column, or it holds something else.
+    """
+    missing = [name for name in columns if name not in rows.column_names]
+    if missing:
+        raise DataError(
+            f"{source} has no column {', '.join(map(repr, missing[:SHOWN]))}{', ...' if len(missing) > SHOWN else ''}; "
+            "multi-label data need a column of 0 and 1 for each class, called like the class; it has "
+            f"{', '.join(rows.column_names)}"
+        )
+    found = [[str(value).strip().lower() for value in rows[name]] for name in columns]
+    known = next((known for known in _YES_NO if all(value in known for column in found for value in column)), None)
+    if known is None:
+        place = next(place for place, column in enumerate(found) if not set(column) <= _YES_NO[0].keys())
+        value = next(value for value in found[place] if value not in _YES_NO[0])
+        raise DataError(
+            f"{source}: column {columns[place]!r} holds {value!r:.60}; those of multi-label data hold 0 and 1, or all "
+            "of them -1 and 1"
+        )
+    return np.array([[known[value] for value in column] for column in found], dtype=np.int64).T
 
 
 def _without_class(values: list[Any], *, number: bool) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,6 +97,7 @@ def classifier_by_class(
     classifier: Bundle, images: ImageSet, *, progress: Progress = silent
 ) -> tuple[PlainAccuracy, ByClass]:
     """Measure as `evaluate_classifier`, and by class."""
+    classifier.check_single_label("accuracy")
     images = images.of_classes(classifier.labels)
     labels, predicted = images.labels.numpy(), classify(classifier, images, progress=progress).argmax(dim=1).numpy()
     accuracy = PlainAccuracy(float((predicted == labels).mean()), len(images))
@@ -107,10 +108,11 @@ def classify(classifier: Bundle, images: ImageSet, *, progress: Progress = silen
     """Return the logits (N, classes) float32 of a classifier's ONNX file for N plain images of the size that it takes.
 
     Raises:
-        BundleError: images of another size.
+        BundleError: images of another size, or a multi-label classifier.
     """
+    classifier.check_single_label("accuracy")
     predict, size = ClassifierFunction(classifier), classifier.preprocessing
-    batches = _batches(images, size, "accuracy, plain", progress)
+    batches = right_size_batches(images, size, "accuracy, plain", progress)
     return torch.cat([torch.from_numpy(predict(size.normalize(batch))) for batch, _ in batches])
 
 
@@ -148,6 +150,7 @@ def obfuscator_by_class(
     progress: Progress = silent,
 ) -> tuple[Evaluation, ByClass]:
     """Measure as `evaluate_obfuscator`, and by class."""
+    classifier.check_single_label("accuracy")
     obfuscator.check_classifier(classifier)
     size = obfuscator.preprocessing
     images = images.of_classes(classifier.labels)
@@ -158,7 +161,7 @@ def obfuscator_by_class(
     shares: dict[str, list[npt.NDArray[np.bool_]]] = defaultdict(list)
     predicted: dict[PredictedFrom, list[npt.NDArray[np.int64]]] = defaultdict(list)
     errors: list[tuple[Tensor, Tensor]] = []
-    for batch, labels in _batches(images, size, "accuracy, obfuscated", progress):
+    for batch, labels in right_size_batches(images, size, "accuracy, obfuscated", progress):
         outputs = obfuscate.all(batch)
         payload = from_pixels(to_pixels(outputs[0], size, "rounded"), size) if rounding else outputs[0]
         predicted["plain"].append(predict(classifier.preprocessing.normalize(batch)).argmax(axis=1))
@@ -177,11 +180,17 @@ def obfuscator_by_class(
     figures |= {f"accuracy_{path}": float((each == truth).mean()) for path, each in found.items()}
     if errors:
         kind = "codeword_means" if obfuscator.recipe.kind == "sketch" else "joint_deobfuscator"
-        mse, ssim = (float(torch.cat(parts).double().mean()) for parts in zip(*errors, strict=True))
-        figures |= {f"{kind}_mse": mse, f"{kind}_psnr_db": psnr_db(mse)}
-        if not math.isnan(ssim):  # it has no meaning for images smaller than its window
-            figures[f"{kind}_ssim"] = ssim
+        figures |= reconstruction_figures(kind, errors)
     return Evaluation(test_images=len(images), **figures), by_class(truth, classifier.labels, found)
+
+
+def reconstruction_figures(kind: str, errors: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Return the means of the errors of reconstructions, batches of what `per_image` gives, named after their kind."""
+    mse, ssim = (float(torch.cat(parts).double().mean()) for parts in zip(*errors, strict=True))
+    figures = {f"{kind}_mse": mse, f"{kind}_psnr_db": psnr_db(mse)}
+    if not math.isnan(ssim):  # it has no meaning for images smaller than its window
+        figures[f"{kind}_ssim"] = ssim
+    return figures
 
 
 def device_logits(outputs: list[Array], obfuscator: Bundle) -> Array:
@@ -201,9 +210,10 @@ def device_logits(outputs: list[Array], obfuscator: Bundle) -> Array:
     return own[0]
 
 
-def _batches(
+def right_size_batches(
     images: ImageSet, preprocessing: Preprocessing, stage: str, progress: Progress
 ) -> Iterator[tuple[Array, npt.NDArray[np.int64]]]:
+    """Yield what `ImageSet.scaled_batches` does; a `BundleError` if the images are of another size."""
     size, needed = tuple(images.images.shape[2:]), (preprocessing.height, preprocessing.width)
     if size != needed:
         raise BundleError(f"images are {size}, {needed} is needed")

@@ -29,9 +29,10 @@ def with_ood_detector(bundle: Bundle, images: ImageSet, *, progress: Progress = 
         progress: see `Progress`.
 
     Raises:
-        BundleError: images of another size, or an obfuscator without on-device logits: the image is seen by no
-            classifier, and the cloud's logits are of the payload.
+        BundleError: images of another size, a multi-label bundle, or an obfuscator without on-device logits: the image
+            is seen by no classifier, and the cloud's logits are of the payload.
     """
+    bundle.check_single_label("the out-of-distribution detector")
     if len(images) > ENOUGH_IMAGES:
         _, images = images.split(ENOUGH_IMAGES)
     logits = on_device_logits(bundle, images, progress=progress)

@@ -138,12 +138,13 @@ def transfer(
     found by their `target`.
 
     Raises:
-        BundleError: classes or sizes differ.
+        BundleError: classes or sizes differ, or one is multi-label.
         DataError: a class of the images is none of the classifiers'.
     """
     first = classifiers[0]
     needed = first.preprocessing
     for bundle in (*obfuscators, *classifiers):
+        bundle.check_single_label("the table of several bundles")
         size = bundle.preprocessing
         if (size.height, size.width) != (needed.height, needed.width):
             raise BundleError(

@@ -48,9 +48,11 @@ def model_card(
         membership: what `sfumato audit --membership` found of the bundle.
 
     Raises:
+        BundleError: the bundle is multi-label.
         AuditError: the bundle's audit is broken, or `membership` is of another bundle.
         ModuleNotFoundError: `huggingface_hub` is not installed.
     """
+    bundle.check_single_label("a model card")
     if membership and membership.files.get(OBFUSCATOR_ONNX) != bundle.files.get(OBFUSCATOR_ONNX):
         raise AuditError(f"the membership inference is of another bundle ({membership.obfuscator}) than {bundle.path}")
     audit = recorded(bundle)

@@ -177,6 +177,8 @@ def _check_alike(first: FrozenClassifier, further: Sequence[FrozenClassifier], k
                 f"{key}: {other.name} has other classes than {first.name}, or in another order "
                 f"({', '.join(other.labels[:3])}, ... and {', '.join(first.labels[:3])}, ...)"
             )
+        if other.labelling != first.labelling:
+            raise RecipeError(f"{key}: {other.name} is {other.labelling}, {first.name} is {first.labelling}")
         size = other.preprocessing
         if (size.height, size.width) != (wanted.height, wanted.width):
             raise RecipeError(
@@ -254,8 +256,9 @@ def restarted(recipe: ObfuscatorRecipe, task: ObfuscationTask, epoch: int) -> li
 def labelled_by(frozen: FrozenClassifier, images: ImageSet) -> ImageSet:
     """Return the images with the classifier's predictions as labels; their own labels are ignored."""
     net = frozen_module(frozen)
-    predicted = [net(part.float() / 255).argmax(dim=1) for part in torch.split(images.images, INFERENCE_BATCH)]
-    return replace(images, labels=torch.cat(predicted), names=frozen.labels)
+    logits = torch.cat([net(part.float() / 255) for part in torch.split(images.images, INFERENCE_BATCH)])
+    labels = (logits >= 0).long() if frozen.labelling == "multi-label" else logits.argmax(dim=1)
+    return replace(images, labels=labels, names=frozen.labels)
 
 
 def normalize(preprocessing: Preprocessing) -> Normalize:

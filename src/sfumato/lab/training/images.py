@@ -69,6 +69,7 @@ def load_both(data: DataRecipe, fabric: Fabric, *, label_free: bool) -> tuple[Im
         size=data.size,
         image_column=data.image_column,
         label_column=data.label_column,
+        label_columns=data.label_columns,
         allow_outside=data.allow_outside,
     )
     with fabric.rank_zero_first(local=True):  # the others then find the decoded images in the cache

@@ -25,6 +25,42 @@ def classification_loss(logits: Tensor, labels: Tensor, *, label_smoothing: floa
     return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
 
 
+def multi_label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return `L_c` where several classes may be present at once: the binary cross-entropy of each class.
+
+    Source: Bishop 2006, equation 4.90, for independent classes; the mean over the classes makes its weight independent
+    of their number.
+
+    Args:
+        logits: (N, classes) float.
+        labels: (N, classes), 1 for the classes that are present, and 0.
+
+    Returns:
+        scalar float32, the mean over images and classes, in nats, at least 0.
+    """
+    return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
+
+
+def multi_label_distillation_loss(logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
+    """As `distillation_loss` where several classes may be present at once: the divergence of each class's probability.
+
+    Source: Hinton et al. 2015, section 2, for two outcomes, present and absent, whose logits are z and 0; each class on
+    its own, and the mean over the classes, as in `multi_label_loss`.
+
+    Args:
+        logits: (N, classes) float, the student's.
+        teacher_logits: (N, classes) float.
+        temperature: T, above 0; both sets of logits are divided by it.
+
+    Returns:
+        scalar float32, the mean over images and classes, in nats, at least 0.
+    """
+    student, teacher = (x.float() / temperature for x in (logits, teacher_logits))
+    taught = teacher.sigmoid()
+    cross = F.binary_cross_entropy_with_logits(student, taught)
+    return (cross - F.binary_cross_entropy_with_logits(teacher, taught)) * temperature**2
+
+
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
     """Return `T^2 KL(teacher || student)`: the divergence of a student's softened predictions from its teacher's.
 

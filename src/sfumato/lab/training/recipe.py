@@ -16,6 +16,7 @@ from sfumato.lab.data.image_set import Half
 from sfumato.lab.models.precision import Wanted
 from sfumato.lab.models.rebuild import ObfuscatorNetRecipe, SketchNetRecipe, Strict
 
+_MULTI_LABEL = 'Import a multi-label classifier (`sfumato import --multi-label`), and train kind = "obfuscator" for it'
 _WHOLE_IMAGES = "training.small_epochs is for classifiers alone; leave it out"
 Architecture = Literal[
     "resnet20",
@@ -43,6 +44,8 @@ class DataRecipe(Strict):
         size: (height, width) in pixels that images are fitted to; needed where they differ in size.
         image_column: the column of the images, if its type does not tell.
         label_column: the column of the classes, if its type or name does not tell.
+        label_columns: the columns of multi-label data instead, one for each class of the classifier, with 1 where an
+            image has it, and 0. Of obfuscators for multi-label classifiers.
         allow_outside: read images outside the folder of a CSV file.
         stream: decode training images as they are needed, if they do not fit the memory; see `sfumato.lab.data.Stream`.
         train_images: use only the first so many training images; of a stream, so many in each epoch.
@@ -60,6 +63,7 @@ class DataRecipe(Strict):
     size: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] | None = None
     image_column: str | None = None
     label_column: str | None = None
+    label_columns: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
     allow_outside: bool = False
     stream: bool = False
     train_images: int | None = Field(default=None, ge=1)
@@ -79,6 +83,14 @@ class DataRecipe(Strict):
     def _is_usable(self) -> DataRecipe:
         if self.zoom is not None and self.zoom < 1 and self.crop_padding:
             raise ValueError("zoom and crop_padding are two ways to crop; set one of them alone")
+        if self.label_columns and len(set(self.label_columns)) < len(self.label_columns):
+            raise ValueError("label_columns names a column twice")
+        if self.label_columns and self.label_column:
+            raise ValueError(
+                "label_column is for one class per image, label_columns for several; set one of them alone"
+            )
+        if self.label_columns and self.stream:
+            raise ValueError("label_columns: a stream has one class per image; leave stream out")
         if self.stream and self.size is None:
             raise ValueError("stream needs size: the size that images are fitted to as they come")
         if self.stream and self.test_images is None:
@@ -231,6 +243,8 @@ class ClassifierRecipe(_Taught):
 
     @model_validator(mode="after")
     def _is_usable(self) -> ClassifierRecipe:
+        if self.data.label_columns:
+            raise ValueError(f"data.label_columns: classifiers trained here have one class per image. {_MULTI_LABEL}")
         if self.training.small_epochs and self.architecture == "vgg19":
             raise ValueError("training.small_epochs: vgg19 halves images until one pixel is left; leave it out")
         if self.teacher_views and not self.teachers:
@@ -362,6 +376,11 @@ class ObfuscatorRecipe(_Protecting, ObfuscatorNetRecipe):
     @model_validator(mode="after")
     def _is_usable(self) -> ObfuscatorRecipe:
         every = self.privacy.restart_epochs
+        if self.data.label_columns and (self.privacy.target == "class-mean" or self.bottleneck.entropy_weight):
+            raise ValueError(
+                'data.label_columns: privacy.target = "class-mean" and bottleneck.entropy_weight need one class per '
+                'image; leave them out, or use privacy.target = "error" and bottleneck.rate_weight'
+            )
         if self.training.int8_epochs:
             raise ValueError("training.int8_epochs is for classifiers and sketches; leave it out")
         if self.training.small_epochs:
@@ -404,6 +423,8 @@ class SketchRecipe(_Protecting, SketchNetRecipe, _Taught):
 
     @model_validator(mode="after")
     def _takes_whole_images(self) -> SketchRecipe:
+        if self.data.label_columns:
+            raise ValueError(f"data.label_columns: a sketch's code names one class. {_MULTI_LABEL}")
         if self.training.small_epochs:
             raise ValueError(_WHOLE_IMAGES)
         return self

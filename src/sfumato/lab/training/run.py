@@ -22,6 +22,7 @@ from sfumato.errors import Interrupted, TrainingError
 from sfumato.lab.classifiers import classifier_bundle
 from sfumato.lab.data import INFERENCE_BATCH, ImageSet, Stream
 from sfumato.lab.evaluation.accuracy import evaluate_classifier, evaluate_obfuscator
+from sfumato.lab.evaluation.multi_label import evaluate_multi_label
 from sfumato.lab.evaluation.out_of_distribution import with_ood_detector
 from sfumato.lab.export.onnx import renew, save_weights
 from sfumato.lab.models.checkpoint import remove_checkpoint
@@ -54,7 +55,7 @@ _ADDITIONS = (
 """Keys of a recipe that change nothing by default: a run that began before they existed may resume."""
 _SKETCH_ADDITIONS = ("teacher",)
 """Likewise, of a sketch's alone."""
-_DATA_ADDITIONS = ("allow_outside", "stream", "zoom", "half", "cutout")
+_DATA_ADDITIONS = ("allow_outside", "stream", "zoom", "half", "cutout", "label_columns")
 """Likewise, of its data."""
 _TRAINING_ADDITIONS = ("weight_average", "small_epochs", "int8_epochs")
 """Likewise, of its training."""
@@ -240,7 +241,10 @@ def _finish(made: Prepared, fitted: Fitted, say: Say) -> Bundle:
             figures = evaluate_classifier(bundle, made.test).to_json()
         else:
             classifier = Bundle.load(classifier_bundle(recipe.classifier, run.classifier))
-            figures = evaluate_obfuscator(bundle, classifier, made.test).to_json()
+            if classifier.multi_label:
+                figures = evaluate_multi_label(classifier, made.test, bundle)[0].to_json()
+            else:
+                figures = evaluate_obfuscator(bundle, classifier, made.test).to_json()
         if bundle.kind == "classifier" or bundle.gate is not None:
             bundle = with_ood_detector(bundle, made.test)
         return replace(bundle, figures=bundle.figures.updated(**figures)).save()

@@ -170,6 +170,7 @@ def prepare(
     fabric.seed_everything(recipe.training.seed, verbose=False)
     frozen, teachers = _frozen_ones(recipe, run, fabric)
     if frozen is not None:  # its classes, in its order
+        _check_labelling(recipe, frozen, test_set)
         if not test_set.labelled:  # then agreement with it is measured
             test_set = labelled_by(frozen, test_set)
             train_set = replace(train_set, names=frozen.labels)
@@ -209,6 +210,32 @@ def prepare(
     return kept(trained_for=trained_for, teachers=teachers, start=start)
 
 
+def _check_labelling(recipe: AnyRecipe, frozen: FrozenClassifier, images: ImageSet) -> None:
+    """Refuse what cannot be done with a multi-label classifier, or without one."""
+    if frozen.labelling == "single-label":
+        if images.multi_label:
+            raise RecipeError(
+                f"data.label_columns: the classifier {frozen.name} has one class per image; leave it out, or import it "
+                "with --multi-label"
+            )
+        return
+    if not isinstance(recipe, ObfuscatorRecipe):
+        raise RecipeError(
+            f'the classifier {frozen.name} is multi-label, and a recipe of kind = "{recipe.kind}" needs one class per '
+            'image; use kind = "obfuscator"'
+        )
+    if recipe.privacy.target == "class-mean" or recipe.bottleneck.entropy_weight:
+        raise RecipeError(
+            f'the classifier {frozen.name} is multi-label; privacy.target = "class-mean" and bottleneck.entropy_weight '
+            'need one class per image: use privacy.target = "error" and bottleneck.rate_weight'
+        )
+    if images.labelled and not images.multi_label:
+        raise RecipeError(
+            f"the classifier {frozen.name} is multi-label, but the images have one class each: name the columns of its "
+            f"classes in data.label_columns ({', '.join(frozen.labels[:3])}, ...)"
+        )
+
+
 def _frozen_ones(
     recipe: AnyRecipe, run: Run, fabric: Fabric
 ) -> tuple[FrozenClassifier | None, tuple[FrozenClassifier, ...]]:
@@ -224,4 +251,4 @@ def _frozen_ones(
 
 def _frozen(given: str, folder: Path, fabric: Fabric) -> FrozenClassifier:
     with fabric.rank_zero_first(local=True):  # the others then find the bundle that the first made
-        return load_classifier(classifier_bundle(given, folder))
+        return load_classifier(classifier_bundle(given, folder), multi_label=True)

@@ -21,6 +21,8 @@ from sfumato.lab.training.objectives import (
     feature_loss,
     gaussian_rate,
     mixture_rate,
+    multi_label_distillation_loss,
+    multi_label_loss,
     reconstruction_loss,
 )
 
@@ -218,7 +220,8 @@ class ObfuscationTask(_Protecting):
         """Images (N, 3, H, W) float in [0, 1], labels (N,) int64 -> losses.
 
         Labels with no share in the utility only measure the accuracy; for class means and a mixture they may then be
-        the classifier's own predictions.
+        the classifier's own predictions. For a multi-label classifier labels are (N, classes), 0 or 1; "hamming_loss"
+        is then reported instead of an accuracy. There are no class means and no mixture then.
         """
         code = self.obfuscator.encode(images)
         obfuscated = self.obfuscator.decode(code)
@@ -226,22 +229,25 @@ class ObfuscationTask(_Protecting):
         for term, more in (self._privacy(obfuscated, images, labels), self._information(code, labels)):
             loss = loss if term is None else loss + term
             figures |= more
-        accuracy = figures.pop("accuracy")
-        return {"loss": loss, **figures, "accuracy": accuracy}
+        last = "hamming_loss" if labels.ndim == 2 else "accuracy"
+        return {"loss": loss, **figures, last: figures.pop(last)}
 
     def _utility(self, obfuscated: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Losses]:
-        """Return the utility's loss, its parts and the accuracy."""
+        """Return the utility's loss, its parts, and the accuracy or the Hamming loss."""
+        several = labels.ndim == 2
+        classifies = multi_label_loss if several else classification_loss
+        distils = multi_label_distillation_loss if several else distillation_loss
         features, logits = self._predictions(self.ensemble.varied(obfuscated))
         predictions = [logits, *self.ensemble(obfuscated)]
         parts: list[tuple[str, float, Tensor]] = []
         if self.label_weight:
-            each = [classification_loss(prediction, labels) for prediction in predictions]
+            each = [classifies(prediction, labels) for prediction in predictions]
             parts.append(("classification", self.label_weight, torch.stack(each).mean()))
         if self.teacher_weight or self.feature_weight:
             with torch.no_grad():
                 teacher_features, teacher = self._predictions(images)
         if self.teacher_weight:
-            each = [distillation_loss(one, teacher, temperature=self.temperature) for one in predictions]
+            each = [distils(one, teacher, temperature=self.temperature) for one in predictions]
             parts.append(("distillation", self.teacher_weight, torch.stack(each).mean()))
         if features is not None and teacher_features is not None:
             parts.append(("features", self.feature_weight, feature_loss(features, teacher_features)))
@@ -441,10 +447,18 @@ def _targets(labels: Tensor, logits: Tensor, mix: Mixup | None) -> Tensor:
 
 
 def _accuracies(predictions: list[Tensor], labels: Tensor) -> Losses:
-    """Return the accuracy of the first classifier, and the mean of all others if there are any."""
-    first, *further = (_accuracy(logits, labels) for logits in predictions)
-    return {"accuracy_ensemble": torch.stack(further).mean(), "accuracy": first} if further else {"accuracy": first}
+    """Return the accuracy of the first classifier, and the mean of all others if there are any.
+
+    For multi-label labels (N, classes) it is the Hamming loss instead: the share of these that are incorrect.
+    """
+    name, measure = ("hamming_loss", _hamming_loss) if labels.ndim == 2 else ("accuracy", _accuracy)
+    first, *further = (measure(logits, labels) for logits in predictions)
+    return {f"{name}_ensemble": torch.stack(further).mean(), name: first} if further else {name: first}
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.detach().argmax(dim=1) == labels).float().mean()
+
+
+def _hamming_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return ((logits.detach() >= 0) != labels.bool()).float().mean()

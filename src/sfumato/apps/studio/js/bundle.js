@@ -314,6 +314,9 @@ function parse(bytes) {
 
 function checkedManifest(raw) {
   if (!READABLE.includes(raw?.schema)) throw new BundleError(`bundle.json has schema ${raw?.schema}; this version reads ${SCHEMA}`);
+  if (!["single-label", undefined].includes(raw.labelling)) {
+    throw new BundleError(`this bundle is ${raw.labelling}; sfumato.js takes bundles with one class per image only`);
+  }
   if (raw.kind !== "obfuscator") throw new BundleError(`this bundle is of kind ${raw.kind}; an obfuscator's is needed`);
   const { height, width, mean, std } = raw.preprocessing ?? {};
   const triple = (values) => Array.isArray(values) && values.length === 3 && values.every(Number.isFinite);

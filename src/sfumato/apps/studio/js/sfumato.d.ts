@@ -61,6 +61,8 @@ export interface Manifest {
   readonly code_fingerprint?: string | null;
   readonly class_map?: ClassMap | null;
   readonly ood_detector: OodDetector | null;
+  /** Bundles that are "multi-label" are refused. */
+  readonly labelling?: "single-label";
 }
 
 /** The on-device prediction for one image, and what has to be sent. */

@@ -68,7 +68,7 @@ class Oracle:
     Raises:
         EndpointError: one of its kinds; see `sfumato.errors`.
         TrainingError: the file cannot be used, or holds the predictions of another classifier; or the class map does
-            not fit the endpoint's outputs.
+            not fit the endpoint's outputs; or the classifier is multi-label.
     """
 
     def __init__(
@@ -91,6 +91,8 @@ class Oracle:
         self.model, self._rate, self._pause = box.model, box.rate, pause
         self._next = 0.0
         metadata = self._endpoint.metadata(box.model)
+        if metadata.parameters.get("labelling") == "multi-label":
+            raise TrainingError(f"{box.model} is multi-label; query-only training needs one class per image")
         self.class_map = None if class_map is None else _class_map(metadata, class_map)
         self._outputs = classes if self.class_map is None else self.class_map.outputs
         self._input, self._output = _names(metadata, preprocessing, self._outputs)

@@ -118,6 +118,10 @@ def _checked(recipe: AnyRecipe, folder: Path, options: Options) -> ObfuscatorRec
     """Return the recipe, and clear the folder if it is to be overwritten."""
     if isinstance(recipe, ClassifierRecipe):
         raise RecipeError("only an obfuscator is for a classifier; this recipe trains one")
+    if recipe.data.label_columns:
+        raise RecipeError(
+            "data.label_columns: with query-only access a classifier has one class per image; leave it out"
+        )
     if not recipe.black_box.model:
         raise RecipeError("black_box.model is missing: the classifier's name at the endpoint")
     if folder.exists() and any(folder.iterdir()) and not (options.resume or options.overwrite):
