@@ -83,7 +83,7 @@ def test_a_page_of_the_site_has_all_of_it(file: Path) -> None:
 
 
 def test_a_cell_becomes_a_block_with_what_it_printed_and_an_image(tmp_path: Path, monkeypatch: Any) -> None:
-    stream = {"output_type": "stream", "name": "stdout", "text": ["one\n", "word " * 30 + "\n"]}
+    stream = {"output_type": "stream", "name": "stdout", "text": ["one\n", "\n", "word " * 30 + "\n"]}
     image = {"output_type": "execute_result", "data": {"image/png": base64.b64encode(b"png").decode()}}
     image["metadata"] = {"image/png": {"alt": "a face"}}
     cells = [
@@ -100,7 +100,8 @@ def test_a_cell_becomes_a_block_with_what_it_printed_and_an_image(tmp_path: Path
         "# T\n[a](../how-to/audit.md#b) [c](other-one.md)",
         "[Download the notebook](../../n.ipynb) to run it yourself.",
         "```sh\n!sfumato demo\n```",
-        f"```text\none\n{wrapped}\n```",
+        "```text\none",
+        f"{wrapped}\n```",
         "```python\nx = 1\nx\n```",
         "![a face](n-1.png)\n",
     ]
