@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo studio docs test test-all layers coverage test-device test-ray test-mobile lint bench failover mobile interop serving alternatives growth frontier independent-attacker people real-faces reproduce break soak release release-tag clean
+.PHONY: demo studio docs test test-all layers coverage test-device test-ray test-mobile lint bench failover mobile interop serving alternatives growth frontier notebooks independent-attacker people real-faces reproduce break soak release release-tag clean
 
 demo: $(VENV)/.serve
 	$(BIN)/sfumato demo $(IMAGES)
@@ -145,6 +145,10 @@ reproduce: $(VENV)/.dev
 # The plot's points, for the page of `sfumato studio`.
 frontier: $(VENV)/.dev
 	$(BIN)/sfumato frontier results/audits --json > src/sfumato/apps/studio/frontier.json
+
+# The notebooks' outputs, which the documentation shows. ARGS=NAME runs one of them.
+notebooks: $(VENV)/.dev
+	$(BIN)/python -m scripts.run_notebooks $(ARGS)
 
 # An attacker of its own against every audit in results/audits, about ten minutes each: results/independent-attacker.json.
 independent-attacker: $(VENV)/.dev

@@ -5,14 +5,17 @@
 - recipes, from the pydantic models, read without importing them, so that no torch is needed;
 - the Python API: a page for each package, which mkdocstrings fills from the docstrings;
 - CHANGELOG.md, CONTRIBUTING.md and SECURITY.md, as pages of the site;
+- the notebooks in examples/notebooks, with what their cells print and show;
 - files outside of docs/ that a page links to, such as results/*.json: copied into the site.
 """
 
 from __future__ import annotations
 
 import ast
+import base64
 import json
 import re
+import textwrap
 from pathlib import Path
 from posixpath import normpath, relpath
 from typing import Any
@@ -37,6 +40,9 @@ MODULES = {
 }
 """Page -> module of the Python reference."""
 PAGES = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md", "reporting.md": "SECURITY.md"}
+NOTEBOOKS = ROOT / "examples" / "notebooks"
+_OUTPUT_COLUMNS = 110
+"""Longer lines of what a cell prints are wrapped, as Jupyter does it."""
 RECIPES = "sfumato.lab.training.recipe"
 """The module of the recipes: the models with a `kind`, and those that they hold."""
 _LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
@@ -53,7 +59,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         generated[f"reference/python/{name}.md"] = f"# {module}\n\n::: {module}\n"
     for page, source in PAGES.items():
         generated[page] = (ROOT / source).read_text(encoding="utf-8").replace("](docs/", "](")
-    for path, content in generated.items():
+    images: dict[str, bytes] = {}
+    for file in sorted(NOTEBOOKS.glob("*.ipynb")):
+        generated[f"notebooks/{file.stem}.md"], shown = notebook_page(file)
+        images |= {f"notebooks/{name}": image for name, image in shown.items()}
+    for path, content in [*generated.items(), *images.items()]:
         files.append(File.generated(config, path, content=content))
     for file in list(files):
         if file.src_uri.endswith(".md"):
@@ -114,6 +124,36 @@ def _add(files: Files, config: MkDocsConfig, path: str) -> None:
     files.append(File.generated(config, place, content=f"# {path}\n\n{listing}\n"))
     for name in inside:
         _add(files, config, f"{path}/{name}")
+
+
+def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
+    """Return a notebook that was run, as Markdown, and its PNG images by their names beside the page.
+
+    Links into docs/ and to other notebooks lead to pages of the site.
+    """
+    parts: list[str] = []
+    images: dict[str, bytes] = {}
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(re.sub(r"(\]\([\w-]+)\.ipynb\)", r"\1.md)", source.replace("](../../docs/", "](../")))
+            continue
+        parts.append(_fenced("sh" if source.startswith("!") else "python", source))
+        for output in cell["outputs"]:
+            if text := "".join(output.get("text", [])).strip("\n"):
+                lines = [part for line in text.splitlines() for part in textwrap.wrap(line, _OUTPUT_COLUMNS) or [""]]
+                parts.append(_fenced("text", "\n".join(lines)))
+            elif "image/png" in output.get("data", {}):
+                name = f"{path.stem}-{len(images) + 1}.png"
+                images[name] = base64.b64decode(output["data"]["image/png"])
+                parts.append(f"![{output['metadata']['image/png']['alt']}]({name})")
+    title, *rest = parts
+    download = f"[Download the notebook](../../{path.relative_to(ROOT).as_posix()}) to run it yourself."
+    return "\n\n".join([title, download, *rest]) + "\n", images
+
+
+def _fenced(language: str, text: str) -> str:
+    return f"```{language}\n{text}\n```"
 
 
 def commands_page() -> str:
