@@ -25,7 +25,7 @@ from sfumato.progress import Say
 _ATTEMPTS = 3
 """How often a trial resumes after its worker died."""
 _LOOPBACK = "127.0.0.1"
-_PASSED_ON = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+_PASSED_ON = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 @dataclass(frozen=True)
