@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import typer
@@ -9,8 +10,8 @@ import typer
 from sfumato.cli.output import percent, print_table
 
 if TYPE_CHECKING:
-    from sfumato.lab.evaluation.by_class import ByClass
-    from sfumato.lab.evaluation.multi_label import PrecisionByClass
+    from sfumato.lab.evaluation.by_class import ByClass, ClassAccuracy
+    from sfumato.lab.evaluation.multi_label import ClassPrecision, PrecisionByClass
 
 _MOST_CLASSES = 20
 _WORST = 10
@@ -25,8 +26,7 @@ def print_by_class(found: ByClass) -> None:
     rows = []
     for place in places:
         one, other = found.classes[place], found.taken_for(place)
-        shares = [getattr(one, path) for path in paths]
-        cells = ["-" if share is None else percent(share, 1) for share in shares]
+        cells = _shares(one, paths)
         taken = "" if other is None else f"{found.classes[other.predicted].label} ({other.images:,})"
         rows.append((f"{place} {one.label}" if few else one.label, f"{one.images:,}", *cells, taken))
     title = (
@@ -57,14 +57,17 @@ def print_precision_by_class(found: PrecisionByClass) -> None:
     if len(shown) > _MOST_CLASSES:
         shown = tuple(sorted(known, key=lambda one: getattr(one, deployed))[:_WORST])
         title = f"the {len(shown)} classes of the lowest average precision (AP), of {len(found.classes):,}"
-    rows = []
-    for one in shown:
-        shares = [getattr(one, key) for key in columns]
-        rows.append((one.label, f"{one.images:,}", *("-" if share is None else percent(share, 1) for share in shares)))
+    rows = [(one.label, f"{one.images:,}", *_shares(one, columns)) for one in shown]
     headers = ("class", "images with it", *columns.values())
     typer.echo("")
     print_table(headers, rows, numbers=range(1, len(headers)), title=title)
     typer.echo("")
+
+
+def _shares(one: ClassAccuracy | ClassPrecision, keys: Iterable[str]) -> list[str]:
+    """Return a class's figures as cells; a dash where nothing was measured."""
+    shares = [getattr(one, key) for key in keys]
+    return ["-" if share is None else percent(share, 1) for share in shares]
 
 
 def _print_matrix(found: ByClass) -> None:
