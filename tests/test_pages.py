@@ -34,6 +34,8 @@ def test_the_readme_has_the_figures_of_the_shipped_obfuscators() -> None:
     found = [read(name) for name in (*audits, "reproduction/networks/resnet18-1-obfuscator/audit.json")]
     leaks = " | ".join(f"{audit['best']['excess_leakage']:.2f}" for audit in found)
     assert f"({plain} on plain images)" in page
+    joint = 1 - large["joint_deobfuscator_mse"] / found[-1]["class_mean_mse"]
+    assert f"attackers: an excess leakage of {joint:.2f}." in page
     assert f"ResNet18 ({100 * large['accuracy_plain']:.2f} %" in page
     assert f"| accuracy on the payloads | **{ours}** | {theirs} | {100 * large['accuracy_obfuscated']:.2f} % |" in page
     assert f"the image) | {leaks} |" in page
