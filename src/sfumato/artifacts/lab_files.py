@@ -85,7 +85,7 @@ def find_lab_file(bundle: Bundle, name: str) -> Path | None:
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{folder / LAB_MANIFEST} cannot be read: {error!r:.100}; train again") from error
     if schema != _SCHEMA:
-        raise BundleError(f"{folder / LAB_MANIFEST} has schema {schema!r}; this version of sfumato reads {_SCHEMA!r}")
+        raise BundleError(f"{folder / LAB_MANIFEST} has schema {schema!r:.60}; this version reads {_SCHEMA!r}")
     if owner != bundle.files.get(OBFUSCATOR_ONNX):
         raise BundleError(f"{folder} belongs to another obfuscator than {bundle.path}; move it away, or train again")
     if name not in files:

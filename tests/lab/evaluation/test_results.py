@@ -58,6 +58,7 @@ def test_json_that_is_no_object_is_told(tmp_path, content):
 
 
 AUDIT = fake_audit().as_json
+LONG = "a" * 5000
 EVALUATION = Evaluation(0.9, 0.8, 100, joint_deobfuscator_mse=0.1, joint_deobfuscator_psnr_db=20.0).to_json()
 RELAXED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
@@ -72,6 +73,14 @@ def test_a_damaged_audit_is_an_error_of_ours_or_an_audit(tmp_path, text):
         assert len(str(error)) < 1000
         return
     assert isinstance(found.verdict.finding, str) and read_audits(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [{"schema": LONG}, {"data": AUDIT["data"] | {"sha256": {LONG: "0"}}}])
+def test_an_error_does_not_repeat_a_long_key_or_schema(tmp_path, damage):
+    (tmp_path / "audit.json").write_text(json.dumps(AUDIT | damage), encoding="utf-8")
+    with pytest.raises(AuditError) as raised:
+        AuditResult.read(tmp_path / "audit.json")
+    assert "aaa" in str(raised.value) and len(str(raised.value)) < 1000
 
 
 @RELAXED

@@ -477,7 +477,7 @@ class AuditResult(AuditSummary):
         """See `Model.of`; an audit of another schema is refused, too."""
         if not is_audit(value):
             found = value.get("schema") if isinstance(value, dict) else None
-            raise AuditError(f"{where} has schema {found!r}; audits have {' or '.join(map(repr, READABLE))}")
+            raise AuditError(f"{where} has schema {found!r:.60}; audits have {' or '.join(map(repr, READABLE))}")
         return super().of(value | {"schema": SCHEMA}, where)
 
     @classmethod

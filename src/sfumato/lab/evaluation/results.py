@@ -48,7 +48,7 @@ def as_type(kind: type[T], raw: object, message: str, error: type[SfumatoError] 
     except ValidationError as failed:
         first = failed.errors()[0]
         place = ".".join(map(str, first["loc"])) or "it"
-        raise error(f"{message} ({place}: {first['msg']})") from failed
+        raise error(f"{message} ({place:.80}: {first['msg']:.200})") from failed  # both may repeat the file
 
 
 def read_object(path: Path, error: type[SfumatoError] = ResultsError) -> dict[str, Any] | None:
