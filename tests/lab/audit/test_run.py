@@ -54,6 +54,17 @@ def test_a_map_that_loses_nothing_is_found_to_leak_and_everything_is_written(tmp
     assert again["obfuscating the candidates"].top1 == 1
 
 
+def test_the_joint_deobfuscator_is_one_of_the_attackers(tmp_path):
+    played, inverse = setting(Swap()), Swap()
+    played.target = dataclasses.replace(played.target, deobfuscator=lambda payload: inverse(payload) * 0.9)
+    budget = dataclasses.replace(TINY, trials=(Trial("codeword means", BOX),), sanity_check_images=0)
+    found = audit(played, budget, tmp_path / "audit")
+    joint, _ = found.trials
+    shown = played.test.images.double() / 255
+    assert joint.mse == pytest.approx(float((0.1 * shown).square().mean()), rel=1e-4)
+    assert found.best.attacker == joint.attacker == "joint deobfuscator" and joint.threat is BOX
+
+
 def test_reconstructions_are_recognised_by_what_learned_from_images_held_out(tmp_path):
     played = setting(Swap())
     played.held_out_share = 0.2

@@ -135,6 +135,12 @@ def test_a_white_box_that_loses_to_a_black_box_is_noticed():
     assert by_name([row(mse=0.05)])[name].passed is None
 
 
+def test_the_joint_deobfuscator_does_not_hide_a_white_box_that_fails():
+    name = "the white box does not lose to the black box"
+    joint = row(mse=0.03, attacker="joint deobfuscator", curve=())
+    assert not by_name([joint, row(mse=0.05), row("pairs", 0.04, pairs=100)])[name].passed
+
+
 def test_trials_that_averaged_views_do_not_count():
     name = "the white box does not lose to the black box"
     trials = [

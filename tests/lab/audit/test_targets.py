@@ -4,6 +4,7 @@ import torch
 
 import tiny
 from audit_bundles import SIZE, images, written
+from sfumato.artifacts import shipped
 from sfumato.artifacts.bundle import OBFUSCATOR_ONNX
 from sfumato.errors import AuditError, BundleError
 from sfumato.lab.audit.targets import load_target, native_size
@@ -120,6 +121,12 @@ def test_a_baseline_is_loaded_with_gradients_and_noise(tmp_path, name):
     assert target.stochastic == METHODS[name].stochastic
     if not target.stochastic:
         assert torch.allclose(target.payload(images()), target.module(images()), atol=1e-4)
+
+
+def test_a_sketchs_mean_images_are_no_joint_deobfuscator():
+    target = load_target(str(shipped.papers_obfuscator_bundle()), size=(32, 32))
+    assert tuple(target.deobfuscator(target.payload(images(size=(32, 32)))).shape) == (3, 3, 32, 32)
+    assert load_target(str(shipped.obfuscator_bundle()), size=(32, 32)).deobfuscator is None
 
 
 def test_the_recipe_with_another_seed_is_another_key(tmp_path):

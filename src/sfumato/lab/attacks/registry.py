@@ -6,6 +6,7 @@ from sfumato.lab.attacks.codewords import Codewords
 from sfumato.lab.attacks.decoders import PAPER, RESIDUAL, RESIDUAL_GAN, RESIDUAL_SSIM, UNET
 from sfumato.lab.attacks.deep_image_prior import DeepImagePrior
 from sfumato.lab.attacks.guided import GuidedPrior
+from sfumato.lab.attacks.joint import JointDeobfuscator
 from sfumato.lab.attacks.linear import Linear
 from sfumato.lab.attacks.posterior import PosteriorSampler
 from sfumato.lab.attacks.protocol import Attacker
@@ -16,6 +17,7 @@ from sfumato.lab.attacks.unpaired import Unpaired
 _ALL: tuple[Attacker, ...] = (
     Linear(),
     Codewords(),
+    JointDeobfuscator(),
     RESIDUAL,
     UNET,
     PAPER,

@@ -91,6 +91,8 @@ class Target:
             training.
         gate: which images are handled on-device; None if every image is sent.
         bundle: that is handed out, and may hold training images; None if it is none.
+        deobfuscator: the payload -> images (N, 3, H, W) float32, as the network that it was trained against gives
+            them; None if there is none.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Target:
     refit: Callable[[int], Target | None] = lambda seed: None
     gate: LocalClassifier | None = None
     bundle: Bundle | None = None
+    deobfuscator: Callable[[Tensor], Tensor] | None = None
 
     @torch.no_grad()
     def observe(self, images: Tensor, *, batch: int = 250) -> Tensor:

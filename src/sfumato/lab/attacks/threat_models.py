@@ -120,6 +120,8 @@ class Knowledge:
         public: (N, 3, H, W) uint8, images of the same kind as the intercepted ones, not the same; under `NO_PAIRS`.
         estimate: the best reconstruction that the same attacker learned before from these pairs, as
             `sfumato.lab.attacks.protocol.Reconstruct`; None if it learned none.
+        deobfuscator: the network that the obfuscator was trained against, likewise, under `WHITE_BOX`; None if there
+            is none.
     """
 
     threat: Threat
@@ -130,6 +132,7 @@ class Knowledge:
     intercepted: Tensor | None = None
     public: Tensor | None = None
     estimate: Callable[[Tensor], Tensor] | None = None
+    deobfuscator: Callable[[Tensor], Tensor] | None = None
 
     @property
     def encode(self) -> Callable[[Tensor], Tensor] | None:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from sfumato.lab import attacks, models
 from sfumato.lab.attacks.decoders import PAPER
 from sfumato.lab.attacks.fit import FLAT, flattened
+from sfumato.lab.attacks.joint import JointDeobfuscator
 from sfumato.lab.attacks.linear import Linear
 from sfumato.lab.attacks.protocol import AttackBudget, Attacker
 from sfumato.lab.attacks.registry import ATTACKERS, CHECKED, STRONG
@@ -195,8 +196,9 @@ def _more_pairs(done: list[DoneTrial]) -> _Judged:
 
 
 def _white_box(done: list[DoneTrial]) -> _Judged:
+    trained = [trial for trial in done if trial.attacker != JointDeobfuscator.name]
     white, black = (
-        min((trial.mse_compared for trial in done if trial.threat is threat), default=math.inf)
+        min((trial.mse_compared for trial in trained if trial.threat is threat), default=math.inf)
         for threat in (Threat.WHITE_BOX, Threat.PAIRS)
     )
     if math.inf in (white, black):

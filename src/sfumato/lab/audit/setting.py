@@ -115,7 +115,7 @@ class AttackSetting:
             case Threat.PAIRS:
                 return hand(self._known(pairs))
             case Threat.WHITE_BOX:
-                return hand(FreshPairs(train, target.payload), target.module)
+                return hand(FreshPairs(train, target.payload), target.module, deobfuscator=target.deobfuscator)
             case Threat.SHADOW:
                 if self.shadow is None:
                     raise UnavailableError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sfumato.artifacts.bundle import (
     BASELINE,
     DECODER_ONNX,
+    DEOBFUSCATOR_ONNX,
     FLOAT_WEIGHTS,
     OBFUSCATOR_ONNX,
     OBFUSCATOR_WEIGHTS,
@@ -118,7 +119,13 @@ def bundle_target(bundle: Bundle) -> Target:
     target = _probed(name, size, payload, module)
     if isinstance(module, _ThroughFile) and not target.stochastic:
         _check_near(bundle, module)
-    target = replace(target, fingerprint=bundle.files[OBFUSCATOR_ONNX], gate=_gate(bundle), bundle=bundle)
+    target = replace(
+        target,
+        fingerprint=bundle.files[OBFUSCATOR_ONNX],
+        gate=_gate(bundle),
+        bundle=bundle,
+        deobfuscator=_deobfuscator(bundle),
+    )
     if bundle.recipe.kind != BASELINE:
         return target
 
@@ -191,6 +198,12 @@ def _gate(bundle: Bundle) -> LocalClassifier | None:
 
     own(torch.rand(_PROBES, 3, bundle.preprocessing.height, bundle.preprocessing.width))  # fails now, not in an hour
     return LocalClassifier(own, bundle.gate)
+
+
+def _deobfuscator(bundle: Bundle) -> Obfuscate | None:
+    """The network that was trained against the obfuscator; a sketch's file holds the mean image of each code."""
+    path = None if bundle.recipe.kind == "sketch" else find_lab_file(bundle, DEOBFUSCATOR_ONNX)
+    return None if path is None else _from_onnx(path)
 
 
 def _without_gradients(module: nn.Module) -> Obfuscate:

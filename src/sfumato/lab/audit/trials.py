@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import AuditError, Interrupted
+from sfumato.lab.attacks.joint import JointDeobfuscator
 from sfumato.lab.attacks.prior import image_prior
 from sfumato.lab.attacks.protocol import AttackBudget, Prepared
 from sfumato.lab.attacks.registry import ATTACKERS
@@ -56,7 +57,8 @@ class Trials:
 
     def __post_init__(self) -> None:
         setting = self.setting
-        self.planned = [*self.budget.trials, *(self.budget.views if setting.target.stochastic else ())]
+        joint = [Trial(JointDeobfuscator.name, Threat.WHITE_BOX)] if setting.target.deobfuscator else []
+        self.planned = [*joint, *self.budget.trials, *(self.budget.views if setting.target.stochastic else ())]
         self.class_mean_errors, _ = per_image(class_means(setting.train)[setting.test.labels], setting.test.images)
 
     def class_mean_mse(self, count: int) -> float:
