@@ -26,9 +26,11 @@ from torch import nn
 
 from sfumato import wire
 from sfumato.artifacts import shipped
-from sfumato.artifacts.bundle import OBFUSCATOR_ONNX, Bundle, Preprocessing, fingerprint
+from sfumato.artifacts.bundle import OBFUSCATOR_ONNX, Bundle
 from sfumato.artifacts.files import write_json
+from sfumato.artifacts.fingerprint import fingerprint
 from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.artifacts.provenance import provenance
 from sfumato.device import Client
 from sfumato.device.transport import Reply

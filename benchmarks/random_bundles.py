@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from sfumato.artifacts.bundle import Bundle, Preprocessing
+from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.artifacts.records import RecipeRecord
 from sfumato.lab.classifiers import FrozenClassifier
 from sfumato.lab.data import ImageSet

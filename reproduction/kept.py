@@ -21,9 +21,9 @@ from sfumato.artifacts.bundle import (
     MANIFEST,
     OBFUSCATOR_WEIGHTS,
     Bundle,
-    Preprocessing,
 )
 from sfumato.artifacts.lab_files import find_lab_file
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.artifacts.records import Figures, Provenance, RecipeRecord
 from sfumato.errors import ResultsError
 from sfumato.lab.evaluation.results import read_object

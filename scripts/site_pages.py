@@ -32,6 +32,8 @@ MODULES = {
     "device": "sfumato.device",
     "errors": "sfumato.errors",
     "bundle": "sfumato.artifacts.bundle",
+    "gate": "sfumato.artifacts.gate",
+    "preprocessing": "sfumato.artifacts.preprocessing",
     "wire": "sfumato.wire",
     "cloud": "sfumato.cloud",
     "training": "sfumato.lab.training",

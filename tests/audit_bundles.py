@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sfumato.artifacts.bundle import Bundle, Preprocessing
+from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.lab.baselines import build, write_baseline
 from sfumato.lab.baselines.bundles import BaselineRecipe
 from sfumato.lab.classifiers import FrozenClassifier

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from recording import Exchange, softmax
-from sfumato.artifacts.bundle import CLASSIFIER_ONNX, Bundle, Preprocessing
+from sfumato.artifacts.bundle import CLASSIFIER_ONNX, Bundle
 from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.preprocessing import Preprocessing
 
 Reply = Callable[[list[dict[str, Any]]], Any]
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sfumato import wire
-from sfumato.artifacts.bundle import Bundle, Preprocessing
+from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.device import Client, prepare
 from tiny import LABELS, PREPROCESSING, SIZE, logits, obfuscate
 

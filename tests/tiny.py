@@ -10,15 +10,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from sfumato.artifacts.bundle import (
-    CLASSIFIER_ONNX,
-    DECODER_ONNX,
-    OBFUSCATOR_ONNX,
-    Bundle,
-    Gate,
-    Preprocessing,
-    fingerprint,
-)
+from sfumato.artifacts.bundle import CLASSIFIER_ONNX, DECODER_ONNX, OBFUSCATOR_ONNX, Bundle
+from sfumato.artifacts.fingerprint import fingerprint
+from sfumato.artifacts.gate import Gate
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.artifacts.records import RecipeRecord
 
 SIZE = 8

@@ -28,9 +28,10 @@ from relay import relayed
 from servers import ENVIRONMENTS, HALF, NAME, SERVERS, Served
 
 from sfumato.artifacts import shipped
-from sfumato.artifacts.bundle import CLASSIFIER_ONNX, Bundle, Preprocessing, split_name
+from sfumato.artifacts.bundle import CLASSIFIER_ONNX, Bundle, split_name
 from sfumato.artifacts.files import write_json
 from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.artifacts.provenance import provenance
 from sfumato.device import Client, Obfuscator
 from sfumato.device.predictions import softmax

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from sfumato.artifacts.plugins import lazy
 
 if TYPE_CHECKING:
-    from sfumato.artifacts.bundle import Bundle, Preprocessing
+    from sfumato.artifacts.bundle import Bundle
+    from sfumato.artifacts.preprocessing import Preprocessing
     from sfumato.device import AsyncClient, Client, Obfuscator, predict, predict_proba
     from sfumato.errors import SfumatoError
 
@@ -37,7 +38,8 @@ __all__ = [
 __getattr__, __dir__ = lazy(
     __name__,
     {
-        "sfumato.artifacts.bundle": "Bundle Preprocessing",
+        "sfumato.artifacts.bundle": "Bundle",
+        "sfumato.artifacts.preprocessing": "Preprocessing",
         "sfumato.device": "AsyncClient Client Obfuscator predict predict_proba",
         "sfumato.errors": "SfumatoError",
     },

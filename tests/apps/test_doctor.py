@@ -13,7 +13,7 @@ import tiny
 from file_endpoint import FileEndpoint
 from recording import leaked, metadata, recording, respond_with
 from sfumato.apps.doctor import Finding, doubt_about_gate, examine, is_well, synthetic_images
-from sfumato.artifacts.bundle import Gate
+from sfumato.artifacts.gate import Gate
 from sfumato.artifacts.records import Figures
 from sfumato.cloud import ServedModel, running
 from sfumato.device import Client, FileClient

@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 import tiny
 from full_disk import disk_with_room_for
 from hostile_json import damaged as almost
-from sfumato.artifacts.bundle import Bundle, Gate, Preprocessing, fingerprint
+from sfumato.artifacts.bundle import Bundle
 from sfumato.artifacts.class_map import ClassMap
+from sfumato.artifacts.fingerprint import fingerprint
+from sfumato.artifacts.gate import Gate
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.artifacts.records import Figures, Provenance, RecipeRecord
 from sfumato.errors import BundleError
 

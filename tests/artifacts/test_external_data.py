@@ -12,9 +12,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import tiny
-from sfumato.artifacts.bundle import Bundle, fingerprint
+from sfumato.artifacts.bundle import Bundle
 from sfumato.artifacts.external_data import external_data, external_files
 from sfumato.artifacts.files import write_json
+from sfumato.artifacts.fingerprint import fingerprint
 from sfumato.artifacts.shipped import classifier_bundle
 from sfumato.errors import BundleError
 

@@ -17,7 +17,7 @@ import pytest
 import tiny
 from sfumato.artifacts import bundle as bundles
 from sfumato.artifacts.bundle import CLASSIFIER_ONNX, MANIFEST, OBFUSCATOR_ONNX, Bundle
-from sfumato.artifacts.files import write_json
+from sfumato.artifacts.files import file_sha256, write_json
 from sfumato.artifacts.signature import SIGNATURE, read_signature
 from sfumato.errors import BundleError, BundleUntrusted
 from signing import Keys, save_keys
@@ -117,7 +117,7 @@ TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_what_was_tampered_with_is_refused_before_a_file_is_opened(folder, keys, what, monkeypatch):
     tamper, says = TAMPERED[what]
     tamper(folder)
-    monkeypatch.setattr(bundles, "_whole_sha256", lambda path: pytest.fail(f"{path} was opened"))
+    monkeypatch.setattr(bundles, "whole_sha256", lambda path: pytest.fail(f"{path} was opened"))
     monkeypatch.setattr(bundles, "parse_manifest", lambda *given: pytest.fail("the manifest was used"))
     with pytest.raises(BundleUntrusted, match=says):
         Bundle.load(folder, trusted_keys=[keys.public])
@@ -134,7 +134,7 @@ def test_a_changed_file_is_refused_with_its_old_hash_and_with_a_new_one(folder, 
         stream.write(b"x")
     with pytest.raises(BundleError, match="the file was changed or damaged"):
         Bundle.load(folder, trusted_keys=[keys.public])
-    edit(folder / MANIFEST, files={OBFUSCATOR_ONNX: bundles.file_sha256(folder / OBFUSCATOR_ONNX)})
+    edit(folder / MANIFEST, files={OBFUSCATOR_ONNX: file_sha256(folder / OBFUSCATOR_ONNX)})
     Bundle.load(folder)
     with pytest.raises(BundleUntrusted, match="was changed after"):
         Bundle.load(folder, trusted_keys=[keys.public])

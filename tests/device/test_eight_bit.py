@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
-from sfumato.artifacts.bundle import Preprocessing
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.device import Obfuscator
 from sfumato.device.image import from_pixels, to_pixels
 from sfumato.errors import BundleError, ImageError

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sfumato.artifacts.bundle import Preprocessing
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.device import load_image, prepare
 from sfumato.errors import ImageError
 from tiny import PREPROCESSING, image

@@ -17,8 +17,9 @@ from typing import Literal, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from sfumato.artifacts.bundle import Bundle, Gate
+from sfumato.artifacts.bundle import Bundle
 from sfumato.artifacts.execution_providers import available_providers
+from sfumato.artifacts.gate import Gate
 from sfumato.artifacts.onnx_file import ClassifierFunction
 from sfumato.artifacts.records import Figures
 from sfumato.artifacts.signature import read_signature, short

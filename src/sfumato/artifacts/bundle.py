@@ -23,28 +23,25 @@ made of, which compute something else than its ONNX file, and serve nothing but 
 
 from __future__ import annotations
 
-import hashlib
-import math
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, cast
-
-import numpy as np
-import numpy.typing as npt
+from typing import Literal, Self, TypeVar, cast
 
 from sfumato.artifacts.class_map import ClassMap, identity
-from sfumato.artifacts.external_data import external_data, external_files
-from sfumato.artifacts.files import file_sha256, write_json
+from sfumato.artifacts.files import write_json
+from sfumato.artifacts.fingerprint import whole_sha256
+from sfumato.artifacts.gate import Gate
 from sfumato.artifacts.hub import HubPlace, in_cache, push
 from sfumato.artifacts.labelling import SUPPORTED, Labelling, read_labelling
 from sfumato.artifacts.manifest import MANIFEST as MANIFEST
 from sfumato.artifacts.manifest import SCHEMA, local_folder, parse_manifest, read_manifest
 from sfumato.artifacts.out_of_distribution import OodDetector
-from sfumato.artifacts.records import Figures, Provenance, RecipeRecord, integer, number
+from sfumato.artifacts.preprocessing import Preprocessing
+from sfumato.artifacts.records import Figures, Provenance, RecipeRecord
 from sfumato.artifacts.signature import KeyFiles, check_signature, remove_signature, write_signature
 from sfumato.errors import BundleError
 
@@ -62,115 +59,9 @@ BASELINE = "baseline"
 
 Kind = Literal["classifier", "obfuscator"]
 T = TypeVar("T")
-Floats = TypeVar("Floats", np.float32, np.float64)
-_MOST_PIXELS = 50_000_000
 _REQUIRED: dict[str, str] = {"classifier": CLASSIFIER_ONNX, "obfuscator": OBFUSCATOR_ONNX}
 PUBLIC_FILES = (OBFUSCATOR_ONNX, DECODER_ONNX, CLASSIFIER_ONNX, CLASSIFIER_WEIGHTS)
 """What is pushed to the hub of a bundle; nothing that only the lab needs, and nothing that may hold a pickle."""
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """The steps from an image to the classifier's input.
-
-    An image is decoded to RGB, resized so that its shorter side fits, centre-cropped to
-    `height` x `width`, scaled to float32 in [0, 1], and then (in the obfuscator's own graph, or before
-    a plain classifier) turned into `(x - mean) / std`.
-
-    Attributes:
-        height: rows of the classifier's input, in pixels.
-        width: columns of the classifier's input, in pixels.
-        mean: one number per RGB channel, in units of the [0, 1] scale.
-        std: one positive number per RGB channel, likewise.
-
-    Raises:
-        BundleError: a size or a deviation is not positive, or a number is not finite.
-    """
-
-    height: int
-    width: int
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-
-    def __post_init__(self) -> None:
-        if self.height < 1 or self.width < 1 or self.height * self.width > _MOST_PIXELS:
-            raise BundleError(
-                f"preprocessing size {self.height}x{self.width} must be positive, of at most {_MOST_PIXELS:,} pixels"
-            )
-        finite = all(math.isfinite(v) for v in (*self.mean, *self.std))
-        if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
-            raise BundleError(
-                f"preprocessing needs three means and three positive deviations, got {self.mean}, {self.std}"
-            )
-
-    def normalize(self, images: npt.NDArray[Floats]) -> npt.NDArray[Floats]:
-        """Return `(images - mean) / std` per channel: (..., 3, H, W) floats in [0, 1] -> the same shape and dtype."""
-        mean, std = self._channels(images)
-        return (images - mean) / std
-
-    def denormalize(self, inputs: npt.NDArray[Floats]) -> npt.NDArray[Floats]:
-        """Invert `normalize`: a classifier's input (..., 3, H, W) floats -> the image, the same shape and dtype."""
-        mean, std = self._channels(inputs)
-        return inputs * std + mean
-
-    def _channels(self, like: npt.NDArray[Floats]) -> tuple[npt.NDArray[Floats], npt.NDArray[Floats]]:
-        mean, std = (np.asarray(values, like.dtype)[:, None, None] for values in (self.mean, self.std))
-        return mean, std
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> Preprocessing:
-        """Build it from `bundle.json`'s entry; a `BundleError` if a field is missing or of the wrong type."""
-        try:
-            return cls(
-                height=integer(raw["height"], "height"),
-                width=integer(raw["width"], "width"),
-                mean=cast("tuple[float, float, float]", tuple(number(v, "mean") for v in raw["mean"])),
-                std=cast("tuple[float, float, float]", tuple(number(v, "std") for v in raw["std"])),
-            )
-        except (KeyError, OverflowError, TypeError) as error:
-            raise BundleError(f"preprocessing in {MANIFEST} is malformed: {error!r}") from error
-
-
-@dataclass(frozen=True)
-class Gate:
-    """Selective offloading: when the on-device prediction is final, so that nothing is sent.
-
-    Attributes:
-        threshold: an image is sent if the probability of the device's likeliest class is below this, in [0, 1].
-        offload_rate: the share of images to send that the threshold was chosen for, in [0, 1].
-        images: how many images it was chosen on; neither trained on nor tested on.
-
-    Raises:
-        BundleError: a number is outside [0, 1], or negative.
-    """
-
-    threshold: float
-    offload_rate: float
-    images: int
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.threshold <= 1 and 0 <= self.offload_rate <= 1 and self.images >= 0):
-            raise BundleError(
-                f"a gate's threshold and offload rate lie in [0, 1], got {self.threshold}, {self.offload_rate}, chosen "
-                f"on {self.images} images"
-            )
-
-    def sends(self, probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-        """Return which images have to be sent: on-device probabilities (N, classes) in [0, 1] -> (N,) bool."""
-        below: npt.NDArray[np.bool_] = probabilities.max(axis=1) < self.threshold
-        return below
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> Gate:
-        """Build it from `bundle.json`'s entry; a `BundleError` if a field is missing or of the wrong type."""
-        try:
-            return cls(
-                number(raw["threshold"], "threshold"),
-                number(raw["offload_rate"], "offload_rate"),
-                integer(raw["images"], "images"),
-            )
-        except (KeyError, OverflowError, TypeError) as error:
-            raise BundleError(f"gate in {MANIFEST} is malformed: {error!r}") from error
 
 
 @dataclass(frozen=True)
@@ -290,7 +181,7 @@ class Bundle:
         names = sorted(p.name for p in self.path.glob("*") if p.suffix in (".onnx", ".safetensors", ".pt2"))
         if _REQUIRED[self.kind] not in names:
             raise BundleError(f"cannot save a {self.kind} bundle without {_REQUIRED[self.kind]} in {self.path}")
-        saved = replace(self, files={name: _whole_sha256(self.path / name) for name in names}, signed_by=None)
+        saved = replace(self, files={name: whole_sha256(self.path / name) for name in names}, signed_by=None)
         remove_signature(self.path)  # it would be that of the manifest before
         write_json(self.path / MANIFEST, saved.to_json())
         return saved
@@ -495,7 +386,7 @@ class Bundle:
                 raise BundleError(
                     f"bundle {self.path} is incomplete: {name:.80} is missing; copy the whole folder again"
                 )
-            got = _whole_sha256(self.path / name)
+            got = whole_sha256(self.path / name)
             if got != expected:
                 raise BundleError(
                     f"{self.path / name} has SHA-256 {got[:12]}…, the manifest says {expected[:12]}…: "
@@ -506,38 +397,6 @@ class Bundle:
             raise BundleError(
                 f"{self.path / MANIFEST} does not list {_REQUIRED[self.kind]}, which a {self.kind} bundle needs"
             )
-
-
-def fingerprint(onnx_path: Path) -> str:
-    """Return the identity of a served classifier: `sha256:<hex>` of the ONNX file that is served.
-
-    It holds for any ONNX file, whatever exported it, and a server can state it without knowing anything
-    of obfuscation. Where an ONNX file keeps weights in other files, it is the SHA-256 of these lines, joined by
-    newlines: the hash of the ONNX file, then, in the order of their names, `<hash> <name>` of each other file.
-
-    Raises:
-        BundleError: a file with weights is missing, or lies outside the folder.
-        OSError: a file cannot be read.
-    """
-    own, others = file_sha256(onnx_path), external_files(onnx_path)
-    if others:
-        lines = [own, *(f"{file_sha256(file)} {name}" for name, file in others.items())]
-        own = hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()
-    return f"sha256:{own}"
-
-
-def _whole_sha256(path: Path) -> str:
-    """Return the SHA-256 of a bundle's file, which must hold all of its weights itself; else a `BundleError`."""
-    try:
-        second = external_data(path) if path.suffix == ".onnx" else ()
-        if second:
-            raise BundleError(
-                f"{path} keeps weights in a second file, {second[0]!r:.80}, which no hash would cover; make it one "
-                "file: onnx.save(onnx.load(path), path)"
-            )
-        return file_sha256(path)
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def split_name(name: str) -> str:

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from sfumato.artifacts.bundle import CLASSIFIER_ONNX, DECODER_ONNX, Bundle, fingerprint
+from sfumato.artifacts.bundle import CLASSIFIER_ONNX, DECODER_ONNX, Bundle
 from sfumato.artifacts.execution_providers import CPU
+from sfumato.artifacts.fingerprint import fingerprint
 from sfumato.artifacts.lab_files import refuse_deobfuscator
 from sfumato.artifacts.onnx_file import open_session, runtime_reason
 from sfumato.artifacts.signature import KeyFiles

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.artifacts.bundle import Bundle, Preprocessing
+from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.device.image import to_pixels
 from sfumato.errors import BundleError, EndpointError, EndpointResponseInvalid
 from sfumato.wire import DTYPES, ModelMetadata

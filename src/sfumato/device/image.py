@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from sfumato.artifacts.bundle import Preprocessing
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.errors import BundleError, ImageError
 
 ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.uint8]

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.artifacts.bundle import BASELINE, DECODER_ONNX, OBFUSCATOR_ONNX, Bundle, Preprocessing
+from sfumato.artifacts.bundle import BASELINE, DECODER_ONNX, OBFUSCATOR_ONNX, Bundle
 from sfumato.artifacts.execution_providers import CPU, provider_names
 from sfumato.artifacts.onnx_file import open_session, run_options
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.device.image import EightBit, ImageSource, load_image, prepare, to_pixels
 from sfumato.device.predictions import softmax
 from sfumato.device.recognisable import IMAGE_EXPLAINS, explained, probe_images, shows_probes

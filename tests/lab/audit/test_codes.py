@@ -13,7 +13,7 @@ from scipy.stats import entropy
 from torch import nn
 
 from scenes import images, target
-from sfumato.artifacts.bundle import Gate
+from sfumato.artifacts.gate import Gate
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.identification import another_view, identify
 from sfumato.lab.attacks.protocol import AttackBudget

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scenes import SIDE, images
-from sfumato.artifacts.bundle import Gate
+from sfumato.artifacts.gate import Gate
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.protocol import AttackBudget, Attacker, Prepared
 from sfumato.lab.attacks.target import LocalClassifier, Target

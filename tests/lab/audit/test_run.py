@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scenes import SIDE, TINY, Noise, Swap, images, setting
-from sfumato.artifacts.bundle import Gate
+from sfumato.artifacts.gate import Gate
 from sfumato.errors import AuditError, Interrupted
 from sfumato.lab.attacks.posterior import PosteriorSampler
 from sfumato.lab.attacks.prior import STAGE, prior_file

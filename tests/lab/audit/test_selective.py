@@ -5,7 +5,7 @@ import torch
 
 from fakes import trial
 from scenes import Swap, images, setting, target
-from sfumato.artifacts.bundle import Gate
+from sfumato.artifacts.gate import Gate
 from sfumato.lab.attacks.target import LocalClassifier
 from sfumato.lab.audit.references import class_means
 from sfumato.lab.audit.schema import DoneTrial, GatedPlain

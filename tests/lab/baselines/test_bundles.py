@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from sfumato.artifacts import shipped
-from sfumato.artifacts.bundle import Bundle, Preprocessing
+from sfumato.artifacts.bundle import Bundle
 from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.artifacts.records import RecipeRecord
 from sfumato.errors import BundleError, TrainingError
 from sfumato.lab.baselines import METHODS, build, load_module, make, refit, write_baseline

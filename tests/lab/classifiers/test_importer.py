@@ -12,7 +12,8 @@ from PIL import Image
 import brought
 import tiny
 from full_disk import disk_with_room_for
-from sfumato.artifacts.bundle import CLASSIFIER_PROGRAM, Bundle, fingerprint
+from sfumato.artifacts.bundle import CLASSIFIER_PROGRAM, Bundle
+from sfumato.artifacts.fingerprint import fingerprint
 from sfumato.artifacts.records import RecipeRecord
 from sfumato.artifacts.shipped import classifier_bundle as shipped_classifier
 from sfumato.device.image import prepare

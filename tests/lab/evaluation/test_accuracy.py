@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from json_schema import faults, schema
-from sfumato.artifacts.bundle import Bundle, Preprocessing
+from sfumato.artifacts.bundle import Bundle
 from sfumato.artifacts.lab_files import lab_file, write_device_bundle
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.device.image import to_pixels
 from sfumato.errors import BundleError
 from sfumato.lab.classifiers import load_classifier

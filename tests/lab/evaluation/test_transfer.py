@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 import tiny
 from fakes import fake_audit
-from sfumato.artifacts.bundle import Bundle, Preprocessing
+from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.cli import commands  # noqa: F401  (the commands register themselves)
 from sfumato.cli.app import app
 from sfumato.errors import BundleError

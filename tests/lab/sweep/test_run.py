@@ -13,15 +13,10 @@ from PIL import Image
 import tiny
 from fakes import fake_audit, gate
 from scenes import BRIEF
-from sfumato.artifacts.bundle import (
-    CLASSIFIER_ONNX,
-    CLASSIFIER_WEIGHTS,
-    OBFUSCATOR_ONNX,
-    Bundle,
-    Preprocessing,
-    fingerprint,
-)
+from sfumato.artifacts.bundle import CLASSIFIER_ONNX, CLASSIFIER_WEIGHTS, OBFUSCATOR_ONNX, Bundle
 from sfumato.artifacts.files import write_json
+from sfumato.artifacts.fingerprint import fingerprint
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.artifacts.provenance import provenance
 from sfumato.artifacts.records import RecipeRecord
 from sfumato.errors import (

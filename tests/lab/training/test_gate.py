@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sfumato.artifacts.bundle import Gate
+from sfumato.artifacts.gate import Gate
 from sfumato.device.predictions import softmax
 from sfumato.lab.training.gate import choose_threshold, fit_temperature
 

@@ -9,7 +9,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from sfumato.artifacts.bundle import Bundle, Gate
+from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.gate import Gate
 from sfumato.device.predictions import softmax
 from sfumato.errors import AuditError
 

@@ -15,15 +15,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sfumato.artifacts.bundle import (
-    DECODER_ONNX,
-    DEOBFUSCATOR_ONNX,
-    OBFUSCATOR_ONNX,
-    Bundle,
-    Preprocessing,
-)
+from sfumato.artifacts.bundle import DECODER_ONNX, DEOBFUSCATOR_ONNX, OBFUSCATOR_ONNX, Bundle
 from sfumato.artifacts.files import file_sha256
 from sfumato.artifacts.onnx_file import Array, OnnxFunction
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.artifacts.records import RecipeRecord
 from sfumato.errors import AuditError
 from sfumato.lab.attacks import extraction

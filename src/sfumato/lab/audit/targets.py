@@ -17,8 +17,8 @@ from sfumato.artifacts.bundle import (
     OBFUSCATOR_ONNX,
     OBFUSCATOR_WEIGHTS,
     Bundle,
-    fingerprint,
 )
+from sfumato.artifacts.fingerprint import fingerprint
 from sfumato.artifacts.lab_files import find_lab_file
 from sfumato.artifacts.onnx_file import OnnxFunction, runtime_reason
 from sfumato.artifacts.plugins import import_object

@@ -21,11 +21,11 @@ from sfumato.artifacts.bundle import (
     OBFUSCATOR_ONNX,
     OBFUSCATOR_WEIGHTS,
     Bundle,
-    Preprocessing,
-    fingerprint,
 )
+from sfumato.artifacts.fingerprint import fingerprint
 from sfumato.artifacts.lab_files import lab_file
 from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.artifacts.provenance import provenance
 from sfumato.artifacts.records import Figures, RecipeRecord
 from sfumato.errors import BundleError, ResultsError, TrainingError

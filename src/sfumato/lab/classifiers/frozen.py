@@ -10,9 +10,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sfumato.artifacts.bundle import CLASSIFIER_PROGRAM, CLASSIFIER_WEIGHTS, Bundle, Preprocessing
+from sfumato.artifacts.bundle import CLASSIFIER_PROGRAM, CLASSIFIER_WEIGHTS, Bundle
 from sfumato.artifacts.class_map import ClassMap, identity
 from sfumato.artifacts.labelling import Labelling
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.artifacts.records import RecipeRecord
 from sfumato.errors import BundleError, ClassifierError
 from sfumato.lab.classifiers.exported_programs import load_program

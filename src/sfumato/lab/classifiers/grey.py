@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sfumato.artifacts.bundle import Preprocessing
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.errors import ClassifierError
 
 LUMA = (0.299, 0.587, 0.114)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from torch import nn
 
-from sfumato.artifacts.bundle import Preprocessing
 from sfumato.artifacts.class_map import checked_groups
 from sfumato.artifacts.files import read_json
 from sfumato.artifacts.labelling import Labelling
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.errors import BundleError, ClassifierError
 
 

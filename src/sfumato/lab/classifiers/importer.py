@@ -15,19 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.artifacts import shipped
-from sfumato.artifacts.bundle import (
-    CLASSIFIER_ONNX,
-    CLASSIFIER_PROGRAM,
-    MANIFEST,
-    Bundle,
-    Preprocessing,
-    fingerprint,
-)
+from sfumato.artifacts.bundle import CLASSIFIER_ONNX, CLASSIFIER_PROGRAM, MANIFEST, Bundle
 from sfumato.artifacts.class_map import ClassMap, are_probabilities
 from sfumato.artifacts.external_data import external_data
 from sfumato.artifacts.files import file_sha256, whole_folder
+from sfumato.artifacts.fingerprint import fingerprint
 from sfumato.artifacts.manifest import local_folder
 from sfumato.artifacts.onnx_file import OnnxFunction, runtime_reason
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.artifacts.provenance import provenance
 from sfumato.artifacts.records import RecipeRecord
 from sfumato.errors import BundleError, ClassifierError, TrainingError

@@ -12,15 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sfumato.artifacts.bundle import (
-    DECODER_ONNX,
-    DEOBFUSCATOR_ONNX,
-    OBFUSCATOR_ONNX,
-    Bundle,
-    Preprocessing,
-)
+from sfumato.artifacts.bundle import DECODER_ONNX, DEOBFUSCATOR_ONNX, OBFUSCATOR_ONNX, Bundle
 from sfumato.artifacts.lab_files import find_lab_file
 from sfumato.artifacts.onnx_file import Array, ClassifierFunction, OnnxFunction
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.device.image import from_pixels, to_pixels
 from sfumato.device.predictions import softmax
 from sfumato.errors import BundleError

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.artifacts import shipped
-from sfumato.artifacts.bundle import OBFUSCATOR_ONNX, Bundle, Preprocessing
+from sfumato.artifacts.bundle import OBFUSCATOR_ONNX, Bundle
 from sfumato.artifacts.files import whole_file
 from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.device.image import load_image, prepare
 from sfumato.errors import BundleError
 from sfumato.lab.data import INFERENCE_BATCH

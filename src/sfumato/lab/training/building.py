@@ -10,8 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sfumato.artifacts.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, Bundle, Preprocessing
+from sfumato.artifacts.bundle import DEOBFUSCATOR_WEIGHTS, OBFUSCATOR_WEIGHTS, Bundle
 from sfumato.artifacts.lab_files import find_lab_file, lab_file
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.errors import BundleError, RecipeError
 from sfumato.lab.classifiers import FrozenClassifier
 from sfumato.lab.data import INFERENCE_BATCH, ImageSet

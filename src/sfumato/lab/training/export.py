@@ -22,12 +22,12 @@ from sfumato.artifacts.bundle import (
     OBFUSCATOR_ONNX,
     OBFUSCATOR_WEIGHTS,
     Bundle,
-    Gate,
-    Preprocessing,
-    fingerprint,
 )
+from sfumato.artifacts.fingerprint import fingerprint
+from sfumato.artifacts.gate import Gate
 from sfumato.artifacts.lab_files import new_lab_folder, save_lab
 from sfumato.artifacts.onnx_file import OnnxFunction
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.artifacts.records import Figures, RecipeRecord
 from sfumato.errors import AuditError, TrainingError
 from sfumato.lab.classifiers import FrozenClassifier

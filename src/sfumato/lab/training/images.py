@@ -11,7 +11,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from sfumato.artifacts.bundle import Preprocessing
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.errors import RecipeError, TrainingError
 from sfumato.lab.data import INFERENCE_BATCH, ImageSet, Stream, cifar10, load_images, load_stream
 from sfumato.lab.training.recipe import AnyRecipe, DataRecipe, ObfuscatorRecipe, SketchRecipe

@@ -9,7 +9,8 @@ from pathlib import Path
 from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from sfumato.artifacts.bundle import Bundle, Preprocessing
+from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.errors import RecipeError, TrainingError
 from sfumato.lab.classifiers import FrozenClassifier, classifier_bundle, load_classifier
 from sfumato.lab.data import ImageSet, Stream

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sfumato.artifacts.bundle import Preprocessing
 from sfumato.artifacts.class_map import ClassMap, are_probabilities
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.device.endpoints import open_endpoint
 from sfumato.errors import BundleError, EndpointResponseInvalid, QueryBudgetExhausted, TrainingError
 from sfumato.lab.training.recipe import BlackBoxRecipe

@@ -9,7 +9,8 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from sfumato.artifacts.bundle import Bundle, Preprocessing
+from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.artifacts.provenance import provenance
 from sfumato.artifacts.records import RecipeRecord
 from sfumato.lab.data import ImageSet
