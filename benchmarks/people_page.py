@@ -10,8 +10,9 @@ from pydantic import ConfigDict, Field
 from sfumato.artifacts.files import read_json
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.image_attributes import Attribute
+from sfumato.lab.audit.model import Model
 from sfumato.lab.audit.points import read_audits
-from sfumato.lab.audit.schema import Model, Provenance
+from sfumato.lab.audit.schema import Provenance
 from sfumato.lab.audit.verdict import infers, percent
 from sfumato.lab.report.attribute_table import AttributeTable, cells, markdown, side_by_side
 

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.target import Noisy
+from sfumato.lab.audit.bounds import Certificate, CodeFacts
 from sfumato.lab.audit.codes import CANDIDATES
-from sfumato.lab.audit.schema import Certificate, CodeFacts
 from sfumato.progress import Progress, silent
 
 MAX_JOINT = 4096

@@ -19,7 +19,7 @@ from torch import Tensor
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.identification import another_view
 from sfumato.lab.attacks.threat_models import Threat
-from sfumato.lab.audit.schema import BestGuess, CodeFacts, Silence, Transmissions
+from sfumato.lab.audit.bounds import BestGuess, CodeFacts, Silence, Transmissions
 from sfumato.lab.audit.selective import on_device
 from sfumato.lab.audit.setting import AttackSetting
 from sfumato.lab.models.codewords import word_numbers

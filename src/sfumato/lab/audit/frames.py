@@ -20,8 +20,9 @@ from sfumato.lab.attacks.registry import ATTACKERS
 from sfumato.lab.attacks.target import Target
 from sfumato.lab.attacks.threat_models import FreshPairs, Knowledge, Threat, UnavailableError
 from sfumato.lab.audit.frames_run import COUNTS, FramesLeakage, FramesRun
+from sfumato.lab.audit.model import Model
 from sfumato.lab.audit.references import class_means
-from sfumato.lab.audit.schema import Model, Provenance, SanityCheck
+from sfumato.lab.audit.schema import Provenance, SanityCheck
 from sfumato.lab.data import ImageSet
 from sfumato.lab.data.camera import STILL, Camera
 from sfumato.lab.evaluation.measures import per_image

@@ -15,7 +15,7 @@ from torch import Tensor
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.protocol import Reconstruct
 from sfumato.lab.attacks.target import LocalClassifier, Target
-from sfumato.lab.audit.schema import Model
+from sfumato.lab.audit.model import Model
 from sfumato.lab.data import ImageSet
 from sfumato.lab.data.camera import Camera, frames
 from sfumato.lab.evaluation.measures import excess_leakage, per_image, proportion_interval, retrieval_top1

@@ -28,8 +28,9 @@ from sfumato.lab.attacks.identification import BATCH, another_view, train
 from sfumato.lab.attacks.membership import Predict, label_confidence, likelihood_ratio, view_similarity
 from sfumato.lab.attacks.protocol import AttackBudget
 from sfumato.lab.attacks.target import Target
+from sfumato.lab.audit.model import Model
 from sfumato.lab.audit.result_store import cached, code_sha256
-from sfumato.lab.audit.schema import Model, Provenance, SanityCheck
+from sfumato.lab.audit.schema import Provenance, SanityCheck
 from sfumato.lab.audit.targets import bundle_target
 from sfumato.lab.data import ImageSet
 from sfumato.lab.evaluation import detection as measured

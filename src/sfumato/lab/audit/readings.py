@@ -21,8 +21,9 @@ from torch import Tensor
 
 from sfumato.artifacts.files import read_json
 from sfumato.errors import AuditError
+from sfumato.lab.audit.model import Model
 from sfumato.lab.audit.references import class_means
-from sfumato.lab.audit.schema import AuditResult, Model
+from sfumato.lab.audit.schema import AuditResult
 from sfumato.lab.data import ImageSet
 from sfumato.lab.evaluation.measures import proportion_interval
 

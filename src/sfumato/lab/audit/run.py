@@ -24,6 +24,7 @@ from sfumato.lab.attacks.image_attributes import Attribute, infer
 from sfumato.lab.attacks.protocol import CPU, AttackBudget
 from sfumato.lab.attacks.target import Coded, NoisyWithin
 from sfumato.lab.attacks.threat_models import Threat
+from sfumato.lab.audit.bounds import Certificate
 from sfumato.lab.audit.budget import BUDGETS, Budget, Trial
 from sfumato.lab.audit.certificate import certify, certify_code
 from sfumato.lab.audit.codes import code_facts
@@ -40,7 +41,6 @@ from sfumato.lab.audit.schema import (
     AuditResult,
     AuditSummary,
     BudgetFacts,
-    Certificate,
     DataFacts,
     DoneTrial,
     GateFigures,

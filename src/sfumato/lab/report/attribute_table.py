@@ -12,7 +12,8 @@ from sfumato.artifacts.files import whole_file
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.identification import ANOTHER_VIEW, Identification
 from sfumato.lab.attacks.image_attributes import Attribute
-from sfumato.lab.audit.schema import AuditResult, BudgetFacts, DataFacts, Finding, Model, Provenance
+from sfumato.lab.audit.model import Model
+from sfumato.lab.audit.schema import AuditResult, BudgetFacts, DataFacts, Finding, Provenance
 from sfumato.lab.audit.verdict import DASH, decimals, infers, label_columns, percent, reidentifies
 
 SCHEMA: Literal["sfumato.attributes/1"] = "sfumato.attributes/1"

@@ -22,8 +22,9 @@ from sfumato.artifacts.files import whole_file
 from sfumato.errors import AuditError
 from sfumato.lab.attacks.extraction import memorises
 from sfumato.lab.attacks.threat_models import Threat
+from sfumato.lab.audit.model import Model
 from sfumato.lab.audit.result_store import stored_images
-from sfumato.lab.audit.schema import AuditResult, DoneTrial, LostTrial, Model
+from sfumato.lab.audit.schema import AuditResult, DoneTrial, LostTrial
 from sfumato.lab.audit.setting import AttackSetting
 from sfumato.lab.audit.verdict import DASH, WHO, decimals, infers, label_columns, most_recognised, percent, reidentifies
 from sfumato.lab.report.frontier import draw_frontier, style, svg
