@@ -24,8 +24,9 @@ from sfumato.lab.attacks.threat_models import Knowledge, Threat, UnavailableErro
 from sfumato.lab.data import INFERENCE_BATCH
 from sfumato.lab.models.codewords import word_numbers
 
-DRAWN = 512
-"""Images that every payload's search starts from."""
+DRAWN = 2_048
+"""Images of 32x32 that every payload's search starts from; fewer of larger ones, which take as long."""
+_LEAST_DRAWN = 256
 POPULATION = 16
 _PARENTS = 4
 _LEAST_MOVE = 0.1
@@ -61,7 +62,8 @@ class PriorSearch(Attacker):
             raise UnavailableError("the payload is no discrete code: gradients tell more than a search does")
         prior = image_prior(pairs.images, budget)
         size = knowledge.height, knowledge.width
-        drawn = _drawn(prior, encode, noises(DRAWN, size, budget.seed))
+        count = min(DRAWN, max(_LEAST_DRAWN, DRAWN * 32 * 32 // (size[0] * size[1])))
+        drawn = _drawn(prior, encode, noises(count, size, budget.seed))
         mutations = noises(POPULATION * budget.steps, size, budget.seed + 1).view(-1, POPULATION, 3, *size)
 
         def reconstruct(observed: Tensor) -> Tensor:
