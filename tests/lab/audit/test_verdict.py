@@ -220,3 +220,22 @@ def test_training_images_in_the_bundle_are_a_leak(recognised: int, low: float) -
     assert ("gives training images away" in verdict.sentences[0]) == (recognised > 0)
     assert "training set" not in without.sentences[0]
     assert verdict.finding == ("leaks" if recognised else without.finding)
+
+
+@pytest.mark.parametrize(
+    ("cosine", "said"),
+    [
+        (
+            0.9,
+            "reconstructions (U-Net) are as similar as 0.90 to the images (feature cosine; from the label alone 0.80",
+        ),
+        (0.7, "even the best reconstructions (U-Net), 0.70, are less similar than what the label gives"),
+    ],
+)
+def test_what_is_recognised_is_compared_with_the_label_alone(cosine: float, said: str) -> None:
+    seen = {"label_agreement": 0.5, "label_low": 0.4, "label_high": 0.6, "cosine_error": 0, "images": 60}
+    seen |= {"kernel_distance": None, "kernel_error": None}
+    scale = {"label_only": {"a typical one": seen | {"feature_cosine": 0.8}}, "learned_from": 48}
+    scale["image"] = seen | {"feature_cosine": 1.0}
+    judged = trial("U-Net", "white-box", 0.06, recognition=seen | {"feature_cosine": cosine})
+    assert said in decide(changed(fake_audit(recognition=scale), more_trials=[judged])).sentences[0]

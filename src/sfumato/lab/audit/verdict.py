@@ -265,12 +265,14 @@ def _recognised(audit: AuditResult) -> list[str]:
     if scale is None or trial is None or trial.recognition is None:
         return []
     (label_only, image), found = scale.ends("feature_cosine") or (0.0, 1.0), trial.recognition
-    said = (
-        f"to a classifier that no attacker had, reconstructions ({trial.attacker}) are as similar as "
-        f"{decimals(found.feature_cosine, 2)} to the images (feature cosine; from the label alone "
-        f"{decimals(label_only, 2)}, the image itself {decimals(image, 2)})"
-    )
-    return [said]
+    similar = decimals(found.feature_cosine, 2)
+    said = f"reconstructions ({trial.attacker}) are as similar as {similar} to the images"
+    if found.feature_cosine <= label_only:
+        said = (
+            f"even the best reconstructions ({trial.attacker}), {similar}, are less similar than what the label gives"
+        )
+    ends = f"feature cosine; from the label alone {decimals(label_only, 2)}, the image itself {decimals(image, 2)}"
+    return [f"to a classifier that no attacker had, {said} ({ends})"]
 
 
 def _inferred(audit: AuditResult) -> list[str]:
