@@ -12,10 +12,11 @@ from reproduction.plan import Item
 from reproduction.schema import AuditSummary, Reidentification
 from sfumato.artifacts.bundle import OBFUSCATOR_ONNX
 from sfumato.errors import AuditError
+from sfumato.lab.attacks.joint import JointDeobfuscator
 from sfumato.lab.audit.budget import BUDGETS
 from sfumato.lab.audit.result_store import ResultStore, stored_images
 from sfumato.lab.audit.run import Comparison
-from sfumato.lab.audit.schema import AnyTrial, AuditResult, LostTrial, recorded
+from sfumato.lab.audit.schema import AnyTrial, AuditResult, LostTrial, best_of, recorded
 from sfumato.lab.audit.setting import HELD_OUT_SHARE, AttackSetting
 from sfumato.lab.audit.targets import bundle_target
 from sfumato.lab.audit.trials import Trials
@@ -28,7 +29,7 @@ class KnownAudit:
 
     Attributes:
         budget: name of its attack budget.
-        best_key: of the best attacker's trial; None if no attacker finished.
+        best_key: of the best adaptive attacker's trial; None if none finished.
         summary: of the best attacker, likewise.
         fingerprint: of the obfuscator's ONNX file; None if the audit does not say.
     """
@@ -40,8 +41,9 @@ class KnownAudit:
 
     @classmethod
     def of(cls, found: AuditResult) -> KnownAudit:
-        """Take what the tables need from an audit."""
-        best, budget = found.best, found.budget.name
+        """Take what the tables need from an audit; they have the joint deobfuscator beside its attackers."""
+        adaptive = [trial for trial in found.trials if trial.attacker != JointDeobfuscator.name]
+        best, budget = best_of(adaptive), found.budget.name
         summary = None
         if best is not None:
             summary = AuditSummary.model_validate(

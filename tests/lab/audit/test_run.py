@@ -59,7 +59,7 @@ def test_the_joint_deobfuscator_is_one_of_the_attackers(tmp_path):
     played.target = dataclasses.replace(played.target, deobfuscator=lambda payload: inverse(payload) * 0.9)
     budget = dataclasses.replace(TINY, trials=(Trial("codeword means", BOX),), sanity_check_images=0)
     found = audit(played, budget, tmp_path / "audit")
-    joint, _ = found.trials
+    *_, joint = found.trials
     shown = played.test.images.double() / 255
     assert joint.mse == pytest.approx(float((0.1 * shown).square().mean()), rel=1e-4)
     assert found.best.attacker == joint.attacker == "joint deobfuscator" and joint.threat is BOX

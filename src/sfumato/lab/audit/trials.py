@@ -58,7 +58,8 @@ class Trials:
     def __post_init__(self) -> None:
         setting = self.setting
         joint = [Trial(JointDeobfuscator.name, Threat.WHITE_BOX)] if setting.target.deobfuscator else []
-        self.planned = [*joint, *self.budget.trials, *(self.budget.views if setting.target.stochastic else ())]
+        views = self.budget.views if setting.target.stochastic else ()
+        self.planned = [*self.budget.trials, *views, *joint]  # so that the best of the others is measured on all images
         self.class_mean_errors, _ = per_image(class_means(setting.train)[setting.test.labels], setting.test.images)
 
     def class_mean_mse(self, count: int) -> float:
