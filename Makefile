@@ -142,9 +142,11 @@ INTEROP_tenseal := tenseal==0.3.18 numpy
 reproduce: $(VENV)/.dev
 	$(BIN)/python -m reproduction all
 
-# The plot's points, for the page of `sfumato studio`.
+# From results/audits: the plot and the tables of docs/results.md, and the points on the page of `sfumato studio`.
 frontier: $(VENV)/.dev
+	$(BIN)/sfumato frontier results/audits --highlight cifar10-resnet20-sketch -o docs/images/frontier.png > /dev/null
 	$(BIN)/sfumato frontier results/audits --json > src/sfumato/apps/studio/frontier.json
+	$(BIN)/python -m scripts.write_results
 
 # The notebooks' outputs, which the documentation shows. ARGS=NAME runs one of them.
 notebooks: $(VENV)/.dev

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
+from scripts import write_results
+
 ROOT = Path(__file__).parents[1]
 SETS = {
     "Imagenette, 128 pixels": ("imagenette128-sketch", "resnet18-imagenet"),
@@ -199,3 +201,12 @@ def test_how_well_unfamiliar_images_are_flagged() -> None:
         f"{counts['photographs']} photographs, {counts['noise']} images of each other kind",
     ):
         assert said in page, said
+
+
+@pytest.mark.parametrize("name", sorted(write_results.SECTIONS))
+def test_the_tables_of_results_are_those_of_the_files(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    begin, end = write_results.markers(name)
+    _, _, rest = write_results.PAGE.read_text(encoding="utf-8").partition(f"{begin}\n")
+    shown, found, _ = rest.partition(f"\n{end}")
+    assert found and shown == write_results.SECTIONS[name][1](), "run `make frontier`: results/ has changed"
