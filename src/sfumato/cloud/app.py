@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypedDict, Unpack
 
 from starlette.exceptions import HTTPException
@@ -22,13 +23,13 @@ from sfumato import __version__
 from sfumato.cloud import logs
 from sfumato.cloud.callers import Callers
 from sfumato.cloud.dataplane import ServedModel
-from sfumato.cloud.exchange import EXTENSION, Exchange, Held, too_long
+from sfumato.cloud.exchange import EXTENSION, Exchange, Headers, Held, too_long
 from sfumato.cloud.hosts import Hosts
 from sfumato.cloud.limits import Limits
 from sfumato.cloud.metrics import CONTENT_TYPE, Metrics, Siblings
 from sfumato.cloud.model_repository import Catalogue
 from sfumato.errors import ModelNotFound, Overloaded, ServingError, WireError
-from sfumato.wire import HEADER_LENGTH, decode_request, encode_metadata, encode_response, paths
+from sfumato.wire import HEADER_LENGTH, Encoded, decode_request, encode_metadata, encode_response, paths
 from sfumato.wire.tracing import record_inference
 
 log = logging.getLogger(__name__)
@@ -211,10 +212,7 @@ class Application:
         if exchange.caller is not None and exchange.rows > 1:
             exchange.caller.charge(exchange.rows - 1)
         encoded = encode_response(await model.infer(request), request)
-        head = [(key.lower().encode(), value.encode()) for key, value in encoded.headers().items()]
-        head.append((b"content-length", str(len(encoded.body)).encode()))
-        await exchange.send({"type": "http.response.start", "status": 200, "headers": head})
-        await exchange.send({"type": "http.response.body", "body": encoded.body})
+        await exchange.respond(_headers(encoded.header_length, len(encoded.body)), encoded.body)
 
     def _is_ours(self, path: str) -> bool:
         return self._pages is None or path.startswith(paths.SERVER) or path == METRICS
@@ -287,6 +285,12 @@ class Application:
     async def _infer_elsewhere(self, _: Request) -> Response:
         """Never called, as `_infer` takes every POST; its route turns other methods into 405."""
         raise HTTPException(404, "no such path")
+
+
+@lru_cache(maxsize=256)
+def _headers(header_length: int | None, body_bytes: int) -> Headers:
+    headers = {**Encoded(b"", header_length).headers(), "Content-Length": str(body_bytes)}
+    return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
 
 def check_options(options: ApplicationOptions) -> None:

@@ -13,13 +13,14 @@ import math
 import socket
 import struct
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, cast
 
 import httptools
 from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from sfumato.cloud.exchange import EXTENSION, Exchange
+from sfumato.cloud.exchange import EXTENSION, Exchange, Headers
 from sfumato.cloud.limits import PIECE_BYTES, Limits
 
 MAX_HEAD_BYTES = 64 * 2**10
@@ -123,17 +124,24 @@ class GuardedProtocol(HttpToolsProtocol):
         self._phase = _BODY
         scope = cast(Scope, self.scope)
         self._exchange = self._begin(scope)
+        self._exchange.respond_at_once = self._respond
         scope["extensions"] = {EXTENSION: self._exchange}
         self._keep_alive = self.cycle.keep_alive and not self._refuses_more
         self.cycle.keep_alive = False  # for a response that comes before the body is complete
 
     def on_body(self, body: bytes) -> None:
         """Keep a piece of the body, if it is wanted and there is room."""
+        cycle = self.cycle
         if self._exchange.take(len(body)):
-            self.cycle.body += body
-            if len(self.cycle.body) > PIECE_BYTES:
+            if not cycle.body:
+                cycle.body = body  # type: ignore[assignment]  # the first piece is mostly the only one: no copy
+            else:
+                if isinstance(cycle.body, bytes):
+                    cycle.body = bytearray(cycle.body)
+                cycle.body += body
+            if len(cycle.body) > PIECE_BYTES:
                 self.flow.pause_reading()  # until the application has taken it
-        self.cycle.message_event.set()  # also if it is refused: the application looks why
+        cycle.message_event.set()  # also if it is refused: the application looks why
 
     def on_message_complete(self) -> None:
         """Note that a request is complete."""
@@ -153,6 +161,21 @@ class GuardedProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
         self._phase = _IDLE
         self._since_s = self.loop.time()
+
+    def _respond(self, headers: Headers, body: bytes) -> bool:
+        """Send a whole response in one piece, as uvicorn would; if the client does not take what it has, do nothing."""
+        cycle = self.cycle
+        if self.flow.write_paused:
+            return False
+        if cycle.disconnected:
+            return True
+        cycle.response_started = cycle.response_complete = True
+        head = _head((*self.server_state.default_headers, *headers), keep_alive=cycle.keep_alive)
+        self._sending.write(head + body, at_once=True)
+        if not cycle.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+        return True
 
     def shutdown(self) -> None:
         """Close the connection after the response in progress, if there is one."""
@@ -237,6 +260,12 @@ class GuardedProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
 
 
+@lru_cache(maxsize=64)
+def _head(headers: tuple[tuple[bytes, bytes], ...], *, keep_alive: bool) -> bytes:
+    lines = [b"%b: %b\r\n" % header for header in headers]
+    return b"".join((STATUS_LINE[200], *lines, b"" if keep_alive else b"connection: close\r\n", b"\r\n"))
+
+
 def _refusal(status: str, headers: str = "") -> bytes:
     return f"HTTP/1.1 {status}\r\n{headers}content-length: 0\r\nconnection: close\r\n\r\n".encode()
 
@@ -265,13 +294,14 @@ class _Joining:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes, *, at_once: bool = False) -> None:
         if self._closed:
             return
-        if not self._pieces:
+        at_once = at_once or len(data) >= PIECE_BYTES  # of that size, so that a client that takes nothing is noticed
+        if not self._pieces and not at_once:
             self._loop.call_soon(self._flush)
         self._pieces.append(data)
-        if len(data) >= PIECE_BYTES:  # at once, so that a client that takes nothing is noticed
+        if at_once:
             self._flush()
 
     def is_closing(self) -> bool:

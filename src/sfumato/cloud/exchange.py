@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from starlette.exceptions import HTTPException
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 EXTENSION = "sfumato.exchange"
 """Where a connection of ours puts the exchange into the ASGI scope's `extensions`."""
+Headers = Sequence[tuple[bytes, bytes]]
 _CLOSE = (b"connection", b"close")
 
 
@@ -43,6 +44,7 @@ class Exchange:
         status: the response's.
         body_bytes, sent_bytes: the lengths of the bodies.
         started: whether the response has begun.
+        respond_at_once: sends a whole response with its headers, if the connection can; returns whether it has.
         begun_s: when it began, of `time.perf_counter`.
     """
 
@@ -55,6 +57,7 @@ class Exchange:
     body_bytes = 0
     sent_bytes = 0
     started = False
+    respond_at_once: Callable[[Headers, bytes], bool] | None = None
     _done = False
     _send: Send
 
@@ -113,11 +116,22 @@ class Exchange:
             end = start + PIECE_BYTES
             await self._send({**message, "body": body[start:end], "more_body": more or end < len(body)})
 
+    async def respond(self, headers: Headers, body: bytes) -> None:
+        """Send a whole response of status 200, at once if that is possible."""
+        at_once = None if self._close or len(body) > PIECE_BYTES else self.respond_at_once
+        if at_once is not None and at_once(headers, body):
+            self.status, self.started, self.sent_bytes = 200, True, len(body)
+            return
+        await self.send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body})
+
     def end(self) -> None:
         """Give back the body's memory; the request is over."""
         self._done = True
         self._held.bytes -= self.body_bytes
-        del self._send  # it leads back here: a cycle would keep the body until the garbage collector comes
+        # These lead back here: a cycle would keep the body until the garbage collector comes.
+        del self._send
+        self.respond_at_once = None
 
 
 def too_long(limits: Limits) -> HTTPException:
