@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import os
@@ -150,17 +151,25 @@ class ServedModel:
             Overloaded: too many requests are waiting.
             ModelFailed: the model broke on this request.
         """
-        names = [output.name for output in request.outputs] or self._output_names
-        unknown = [name for name in names if name not in self._output_names]
-        if unknown:
-            raise WireError(f"model {self.name!r} has no output {unknown[0]!r}; it has {', '.join(self._output_names)}")
-        results = await self.batcher.submit(self._checked_inputs(request))
+        return self.response(request, await self.enqueue(request))
+
+    def enqueue(self, request: InferRequest) -> asyncio.Future[Arrays]:
+        """Check a request and let it wait for the model; return what will have the outputs. Raises as `infer`."""
+        for output in request.outputs:
+            if output.name not in self._output_names:
+                known = ", ".join(self._output_names)
+                raise WireError(f"model {self.name!r} has no output {output.name!r}; it has {known}")
+        return self.batcher.enqueue(self._checked_inputs(request))
+
+    def response(self, request: InferRequest, results: Arrays) -> InferResponse:
+        """Return the response to a request, made of the model's outputs."""
         outputs = dict(zip(self._output_names, results, strict=True))
+        names = [output.name for output in request.outputs] or self._output_names
         return InferResponse(
             model_name=self.name,
             model_version=self.version,
             id=request.id,
-            outputs=tuple(Tensor(name, outputs[name]) for name in names),
+            outputs=tuple([Tensor(name, outputs[name]) for name in names]),
         )
 
     async def close(self) -> None:

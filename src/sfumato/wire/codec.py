@@ -184,9 +184,7 @@ def _names(model: str, version: str) -> dict[str, object]:
 
 
 @lru_cache(maxsize=_KEPT_HEADS)
-def _binary_head(
-    model: str, version: str, shapes: tuple[tuple[str, str, tuple[int, ...]], ...]
-) -> tuple[bytes, bytes]:
+def _binary_head(model: str, version: str, shapes: tuple[tuple[str, str, tuple[int, ...]], ...]) -> tuple[bytes, bytes]:
     """Return the JSON of a response of bytes, before and after its id: the same for all of as many rows."""
     entries = [_binary_entry(name, datatype, shape) for name, datatype, shape in shapes]
     return _dump(_names(model, version))[:-1] + b",", _dump({"outputs": entries})[1:]
