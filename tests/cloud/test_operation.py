@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import http.client
 import json
@@ -16,6 +17,7 @@ import time
 import urllib.parse
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -410,8 +412,67 @@ def test_a_request_that_is_over_leaves_nothing_for_the_garbage_collector(
             for seed in range(6):
                 client.classify(tiny.image(seed))
             assert len(made) >= 6 and sum(one() is not None for one in made) <= 1  # the connection has the last
+            made.clear()
+            asked = http.client.HTTPConnection(netloc(url), timeout=10)
+            for _ in range(6):
+                asked.request("POST", INFER, b'{"inputs": 1}')
+                assert asked.getresponse().read().startswith(b'{"error": ')
+            asked.close()
+            assert len(made) == 6 and sum(one() is not None for one in made) <= 1
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_inference_that_arrives_in_one_piece_needs_no_task(
+    classifier_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """A task, and what uvicorn does in it, costs a tiny model's server a tenth of its processor time."""
+    model = cloud.ServedModel(classifier_bundle.path)
+    run, names = model.batcher._run, []
+
+    def watched(inputs: Any) -> Any:
+        names.extend(task.get_coro().__name__ for task in asyncio.all_tasks())  # type: ignore[union-attr]
+        return run(inputs)
+
+    monkeypatch.setattr(model.batcher, "_run", watched)
+    monkeypatch.setattr(model.batcher, "_inline", True)  # however slow the machine is
+    with cloud.running([model]) as url, socket.create_connection(address(url), timeout=10) as connection:
+        request = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n%b\r\n" % (
+            INFER.encode(), len(ENCODED.body), "".join(f"{k}: {v}\r\n" for k, v in ENCODED.headers().items()).encode()
+        )  # fmt: skip
+        for _ in range(count):
+            connection.sendall(request + ENCODED.body)
+            response = connection.recv(2**20)
+            assert response.startswith(b"HTTP/1.1 200 OK\r\ndate: ") and response.count(b"HTTP/1.1") == 1
+    assert names and "run_asgi" not in names
+
+
+def test_who_hangs_up_in_the_middle_of_a_request_is_noted(classifier_bundle: Bundle, tmp_path: Path) -> None:
+    audit = tmp_path / "audit.jsonl"
+    with cloud.running([cloud.ServedModel(classifier_bundle.path)], audit_log=audit) as url:
+        with socket.create_connection(address(url), timeout=10) as connection:
+            connection.sendall(f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\nabc".encode())
+            wait_for(lambda: metrics(url)["sfumato_held_bytes"] == 3)
+        wait_for(lambda: metrics(url)["sfumato_held_bytes"] == 0)
+    noted = [json.loads(line) for line in audit.read_text().splitlines()]
+    assert [(one["model"], one["status"]) for one in noted if one["status"] != 200] == [("tiny", 499)]
+
+
+def test_what_takes_longer_than_the_grace_is_cut_off_and_noted(
+    classifier_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audit, model, waits = tmp_path / "audit.jsonl", cloud.ServedModel(classifier_bundle.path), threading.Event()
+    run = model.batcher._run
+    monkeypatch.setattr(model.batcher, "_run", lambda inputs: (waits.set(), time.sleep(1.5), run(inputs))[2])
+    monkeypatch.setattr(model.batcher, "_inline", False)
+    limits = cloud.Limits(linger_s=0, grace_s=1)
+    with ThreadPoolExecutor(1) as pool:
+        with cloud.running([model], audit_log=audit, limits=limits) as url:
+            asked = pool.submit(infer, url)
+            assert waits.wait(10)
+        assert asked.result()[0] == 500
+    assert [json.loads(line)["status"] for line in audit.read_text().splitlines()] == [499]
 
 
 def test_what_cannot_be_served_is_said_in_a_line(classifier_bundle: Bundle, tmp_path: Path) -> None:

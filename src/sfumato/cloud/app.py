@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypedDict, Unpack
 
 from starlette.exceptions import HTTPException
@@ -20,15 +21,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sfumato import __version__
 from sfumato.cloud import logs
+from sfumato.cloud.batching import Arrays
 from sfumato.cloud.callers import Callers
 from sfumato.cloud.dataplane import ServedModel
-from sfumato.cloud.exchange import EXTENSION, Exchange, Held, too_long
+from sfumato.cloud.exchange import EXTENSION, Exchange, Headers, Held, too_long
 from sfumato.cloud.hosts import Hosts
 from sfumato.cloud.limits import Limits
 from sfumato.cloud.metrics import CONTENT_TYPE, Metrics, Siblings
 from sfumato.cloud.model_repository import Catalogue
 from sfumato.errors import ModelNotFound, Overloaded, ServingError, WireError
-from sfumato.wire import HEADER_LENGTH, decode_request, encode_metadata, encode_response, paths
+from sfumato.wire import HEADER_LENGTH, Encoded, decode_request, encode_metadata, encode_response, paths
 from sfumato.wire.tracing import record_inference
 
 log = logging.getLogger(__name__)
@@ -152,7 +154,12 @@ class Application:
             if exchange.refused is not None:
                 raise exchange.refused
             if exchange.named is not None:
-                await self._infer(exchange.named, receive, exchange)
+                if exchange.outcome is None:
+                    results = await self.enqueue(exchange, await _body(receive, exchange))
+                    exchange.outcome = self.reply(exchange, results)
+                if isinstance(exchange.outcome, BaseException):
+                    raise exchange.outcome  # no name for it here: that would keep this frame, and the request
+                await exchange.respond(*exchange.outcome)
             else:
                 scope["app"] = self  # lets the router raise its 404 and 405, so that they become JSON, too
                 app = self._router if self._pages is None or self._is_ours(scope["path"]) else self._pages
@@ -168,8 +175,30 @@ class Application:
             if not exchange.started:
                 await response(scope, receive, send)
         finally:
-            exchange.end()
-            self._note(scope, exchange)
+            self.finish(scope, exchange)
+
+    def enqueue(self, exchange: Exchange, body: bytes) -> asyncio.Future[Arrays]:
+        """Let an inference wait for its model; return what will have the model's outputs."""
+        assert exchange.named is not None
+        length = exchange.headers.get(_LENGTH_KEY)
+        exchange.request = request = decode_request(body, None if length is None else length.decode("latin-1"))
+        exchange.model = model = self.models.find(*exchange.named)  # it may have been replaced while the body came
+        exchange.rows = model.rows(request)
+        if exchange.caller is not None and exchange.rows > 1:
+            exchange.caller.charge(exchange.rows - 1)
+        return model.enqueue(request)
+
+    def reply(self, exchange: Exchange, results: Arrays) -> tuple[Headers, bytes]:
+        """Return headers and body of the response to an inference, made of the model's outputs."""
+        model, request = exchange.model, exchange.request
+        assert model is not None and request is not None  # since `enqueue`
+        encoded = encode_response(model.response(request, results), request)
+        return _headers(encoded.header_length, len(encoded.body)), encoded.body
+
+    def finish(self, scope: Scope, exchange: Exchange) -> None:
+        """End an exchange, and note it in metrics, traces and logs."""
+        exchange.end()
+        self._note(scope, exchange)
 
     def _admit(self, scope: Scope, exchange: Exchange) -> None:
         """Refuse a request that its head already shows to be unwanted."""
@@ -201,20 +230,6 @@ class Application:
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self.limits.max_body_bytes:
             raise too_long(self.limits)
-
-    async def _infer(self, named: tuple[str, str | None], receive: Receive, exchange: Exchange) -> None:
-        body = await _body(receive, exchange)
-        length = exchange.headers.get(_LENGTH_KEY)
-        request = decode_request(body, None if length is None else length.decode("latin-1"))
-        exchange.model = model = self.models.find(*named)  # it may have been replaced while the body came
-        exchange.rows = model.rows(request)
-        if exchange.caller is not None and exchange.rows > 1:
-            exchange.caller.charge(exchange.rows - 1)
-        encoded = encode_response(await model.infer(request), request)
-        head = [(key.lower().encode(), value.encode()) for key, value in encoded.headers().items()]
-        head.append((b"content-length", str(len(encoded.body)).encode()))
-        await exchange.send({"type": "http.response.start", "status": 200, "headers": head})
-        await exchange.send({"type": "http.response.body", "body": encoded.body})
 
     def _is_ours(self, path: str) -> bool:
         return self._pages is None or path.startswith(paths.SERVER) or path == METRICS
@@ -287,6 +302,12 @@ class Application:
     async def _infer_elsewhere(self, _: Request) -> Response:
         """Never called, as `_infer` takes every POST; its route turns other methods into 405."""
         raise HTTPException(404, "no such path")
+
+
+@lru_cache(maxsize=256)
+def _headers(header_length: int | None, body_bytes: int) -> Headers:
+    headers = {**Encoded(b"", header_length).headers(), "Content-Length": str(body_bytes)}
+    return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
 
 def check_options(options: ApplicationOptions) -> None:

@@ -107,6 +107,14 @@ class Batcher:
             Overloaded: the queue is full, or the batcher is closing.
             ModelFailed: the model broke on this request.
         """
+        return await self.enqueue(inputs)
+
+    def enqueue(self, inputs: Arrays) -> asyncio.Future[Arrays]:
+        """Do the same without waiting: return what will have the outputs, or `ModelFailed`.
+
+        Raises:
+            Overloaded: the queue is full, or the batcher is closing.
+        """
         loop = asyncio.get_running_loop()
         job = _Job(inputs, loop.create_future())
         self.refuse_if_full(job.rows)
@@ -119,7 +127,7 @@ class Batcher:
                 loop.call_later(self._max_wait_s, self._start, loop)
             else:
                 loop.call_soon(self._start, loop)
-        return await job.result
+        return job.result
 
     async def close(self) -> None:
         """Refuse new requests, finish those that wait, then stop."""

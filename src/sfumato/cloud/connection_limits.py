@@ -13,14 +13,19 @@ import math
 import socket
 import struct
 from collections.abc import Callable
-from typing import Any, cast
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
 
 import httptools
 from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from sfumato.cloud.exchange import EXTENSION, Exchange
+from sfumato.cloud.exchange import EXTENSION, Exchange, Headers
 from sfumato.cloud.limits import PIECE_BYTES, Limits
+
+if TYPE_CHECKING:
+    from sfumato.cloud.app import Application
+    from sfumato.cloud.batching import Arrays
 
 MAX_HEAD_BYTES = 64 * 2**10
 """Of a request's head, and of all in it that is not its body: the trailers and sizes of chunks have as much again,
@@ -50,16 +55,16 @@ class GuardedProtocol(HttpToolsProtocol):
 
     Args:
         arguments, more: uvicorn's.
-        begin: makes the exchange of a request's head, which may be refused.
+        application: makes the exchange of a request's head, which may be refused, and serves it.
         limits: the server's.
         max_connections: how many connections there may be.
     """
 
     def __init__(
-        self, *arguments: Any, begin: Callable[[Scope], Exchange], limits: Limits, max_connections: int, **more: Any
+        self, *arguments: Any, application: Application, limits: Limits, max_connections: int, **more: Any
     ) -> None:
         super().__init__(*arguments, **more)
-        self._begin = begin
+        self._application = application
         self._max_connections = max_connections
         most = limits.receive_timeout_s
         self._allowed_s = (
@@ -73,6 +78,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._keep_alive = False
         self._refuses_more = False
         self._exchange: Exchange
+        self._put_off = False
         self._unsent_since_s: float | None = None
         self._taken_bytes = 0
         self._evicted = False
@@ -119,28 +125,77 @@ class GuardedProtocol(HttpToolsProtocol):
         if len(self.headers) > MAX_HEADERS:
             self._turn_away("431 Request Header Fields Too Large")
             raise _Stop
-        super().on_headers_complete()  # makes the application's task, which does not run yet
+        super().on_headers_complete()
         self._phase = _BODY
         scope = cast(Scope, self.scope)
-        self._exchange = self._begin(scope)
-        scope["extensions"] = {EXTENSION: self._exchange}
+        self._exchange = exchange = self._application.begin(scope)
+        exchange.respond_at_once = self._respond
+        scope["extensions"] = {EXTENSION: exchange}
+        if exchange.named is None or exchange.refused is not None or self.expect_100_continue:
+            self._start_task()
         self._keep_alive = self.cycle.keep_alive and not self._refuses_more
         self.cycle.keep_alive = False  # for a response that comes before the body is complete
 
     def on_body(self, body: bytes) -> None:
         """Keep a piece of the body, if it is wanted and there is room."""
+        cycle = self.cycle
         if self._exchange.take(len(body)):
-            self.cycle.body += body
-            if len(self.cycle.body) > PIECE_BYTES:
+            if not cycle.body:
+                cycle.body = body  # type: ignore[assignment]  # the first piece is mostly the only one: no copy
+            else:
+                if isinstance(cycle.body, bytes):
+                    cycle.body = bytearray(cycle.body)
+                cycle.body += body
+            if len(cycle.body) > PIECE_BYTES:
                 self.flow.pause_reading()  # until the application has taken it
-        self.cycle.message_event.set()  # also if it is refused: the application looks why
+        if self._put_off and (self._exchange.refused is not None or len(cycle.body) > PIECE_BYTES):
+            self._start_task()
+        cycle.message_event.set()  # also if it is refused: the application looks why
 
     def on_message_complete(self) -> None:
         """Note that a request is complete."""
         self._phase = _SERVING
         self.cycle.keep_alive = self._keep_alive
         self.cycle.more_body = False
-        self.cycle.message_event.set()
+        if self._put_off:
+            self._infer()
+        else:
+            self.cycle.message_event.set()
+
+    def _start_asgi_task(self, *_: Any) -> None:
+        """Put off what uvicorn does at every request's head: an inference that arrives in one piece needs no task."""
+        self._put_off = True
+
+    def _start_task(self) -> None:
+        self._put_off = False
+        super()._start_asgi_task(self.cycle, self.app)
+
+    def _infer(self) -> None:
+        """Serve an inference that is here, by a task only if that fails."""
+        self._put_off = False
+        body, self.cycle.body = bytes(self.cycle.body), bytearray()
+        try:
+            results = self._application.enqueue(self._exchange, body)
+        except Exception as error:
+            self._exchange.outcome = error
+            self._start_task()
+            return
+        self.tasks.add(cast("asyncio.Task[None]", results))  # so that uvicorn can cancel it
+        results.add_done_callback(self._reply)
+
+    def _reply(self, results: asyncio.Future[Arrays]) -> None:
+        """Respond to an inference; by a task if it failed, or if the client has to take the response piece by piece."""
+        self.tasks.discard(cast("asyncio.Task[None]", results))
+        exchange = self._exchange
+        try:
+            exchange.outcome = reply = self._application.reply(exchange, results.result())
+        except (Exception, asyncio.CancelledError) as error:
+            exchange.outcome = error
+        else:
+            if exchange.try_to_respond(*reply):
+                self._application.finish(cast(Scope, self.scope), exchange)
+                return
+        self._start_task()
 
     def on_response_complete(self) -> None:
         """Wait for the next request. The deadlines replace uvicorn's timer."""
@@ -154,9 +209,32 @@ class GuardedProtocol(HttpToolsProtocol):
         self._phase = _IDLE
         self._since_s = self.loop.time()
 
+    def _respond(self, headers: Headers, body: bytes) -> bool:
+        """Send a whole response in one piece, as uvicorn would; if the client does not take what it has, do nothing."""
+        cycle = self.cycle
+        if self.flow.write_paused:
+            return False
+        if cycle.disconnected:
+            return True
+        cycle.response_started = cycle.response_complete = True
+        head = _head((*self.server_state.default_headers, *headers), keep_alive=cycle.keep_alive)
+        self._sending.write(head + body, at_once=True)
+        if not cycle.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End a request that has not arrived."""
+        super().connection_lost(exc)
+        if self._put_off:
+            self._start_task()
+
     def shutdown(self) -> None:
         """Close the connection after the response in progress, if there is one."""
         self._keep_alive = False
+        if self._put_off:
+            self._start_task()  # which can be cancelled
         if self._phase == _DROPPING:
             self.transport.abort()
         else:
@@ -237,6 +315,12 @@ class GuardedProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
 
 
+@lru_cache(maxsize=64)
+def _head(headers: tuple[tuple[bytes, bytes], ...], *, keep_alive: bool) -> bytes:
+    lines = [b"%b: %b\r\n" % header for header in headers]
+    return b"".join((STATUS_LINE[200], *lines, b"" if keep_alive else b"connection: close\r\n", b"\r\n"))
+
+
 def _refusal(status: str, headers: str = "") -> bytes:
     return f"HTTP/1.1 {status}\r\n{headers}content-length: 0\r\nconnection: close\r\n\r\n".encode()
 
@@ -265,13 +349,14 @@ class _Joining:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes, *, at_once: bool = False) -> None:
         if self._closed:
             return
-        if not self._pieces:
+        at_once = at_once or len(data) >= PIECE_BYTES  # of that size, so that a client that takes nothing is noticed
+        if not self._pieces and not at_once:
             self._loop.call_soon(self._flush)
         self._pieces.append(data)
-        if len(data) >= PIECE_BYTES:  # at once, so that a client that takes nothing is noticed
+        if at_once:
             self._flush()
 
     def is_closing(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sfumato.artifacts.bundle import CLASSIFIER_ONNX, DECODER_ONNX, Bundle
 from sfumato.artifacts.execution_providers import CPU
@@ -28,6 +30,9 @@ PLATFORM = "onnxruntime_onnx"
 # A model whose run on a full batch is shorter than this runs in the event loop, which it holds up no longer than that.
 INLINE_S = 0.002
 _TRIALS = 3
+_KNOWN_MOST = 256
+_Form = tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
+"""The names, types and shapes of a request's inputs."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _ONNX_NAMES = {"float32": "float", "float64": "double"}
@@ -105,6 +110,7 @@ class ServedModel:
             parameters=parameters,
         )
         self._inputs = {spec.name: spec for spec in self.metadata.inputs}
+        self._accepted: set[_Form] = set()
         self._output_names = [spec.name for spec in self.metadata.outputs]
         self._max_rows = max_rows
         # Joining needs a batch axis of any size on both sides; a model without one takes requests one by one.
@@ -146,17 +152,25 @@ class ServedModel:
             Overloaded: too many requests are waiting.
             ModelFailed: the model broke on this request.
         """
-        names = [output.name for output in request.outputs] or self._output_names
-        unknown = [name for name in names if name not in self._output_names]
-        if unknown:
-            raise WireError(f"model {self.name!r} has no output {unknown[0]!r}; it has {', '.join(self._output_names)}")
-        results = await self.batcher.submit(self._checked_inputs(request))
+        return self.response(request, await self.enqueue(request))
+
+    def enqueue(self, request: InferRequest) -> asyncio.Future[Arrays]:
+        """Check a request and let it wait for the model; return what will have the outputs. Raises as `infer`."""
+        for output in request.outputs:
+            if output.name not in self._output_names:
+                known = ", ".join(self._output_names)
+                raise WireError(f"model {self.name!r} has no output {output.name!r}; it has {known}")
+        return self.batcher.enqueue(self._checked_inputs(request))
+
+    def response(self, request: InferRequest, results: Arrays) -> InferResponse:
+        """Return the response to a request, made of the model's outputs."""
         outputs = dict(zip(self._output_names, results, strict=True))
+        names = [output.name for output in request.outputs] or self._output_names
         return InferResponse(
             model_name=self.name,
             model_version=self.version,
             id=request.id,
-            outputs=tuple(Tensor(name, outputs[name]) for name in names),
+            outputs=tuple([Tensor(name, outputs[name]) for name in names]),
         )
 
     async def close(self) -> None:
@@ -164,26 +178,33 @@ class ServedModel:
         await self.batcher.close()
 
     def _checked_inputs(self, request: InferRequest) -> Arrays:
+        form = tuple([(tensor.name, tensor.array.dtype, tensor.array.shape) for tensor in request.inputs])
+        if form not in self._accepted:
+            self._check(request)
+            if len(self._accepted) < _KNOWN_MOST:
+                self._accepted.add(form)
+        arrays = {tensor.name: tensor.array for tensor in request.inputs}
+        # A view into the message may start at any byte; ONNX Runtime wants aligned memory.
+        return tuple([_aligned(arrays[name]) for name in self._inputs])
+
+    def _check(self, request: InferRequest) -> None:
+        """Refuse inputs whose names, types or shapes the model does not take; their values do not matter."""
         given = {tensor.name: tensor for tensor in request.inputs}
         if given.keys() != self._inputs.keys():
             expected, got = ", ".join(self._inputs), ", ".join(given)
             raise WireError(f"model {self.name!r} takes the inputs {expected}; got {got}")
-        arrays = []
         for name, spec in self._inputs.items():
             tensor = given[name]
             if tensor.datatype != spec.datatype:
                 raise WireError(f"input {name!r} takes {spec.datatype}; got {tensor.datatype}")
             if not spec.takes(tensor.shape):
                 raise WireError(f"input {name!r} takes the shape {list(spec.shape)}; got {list(tensor.shape)}")
-            # A view into the message may start at any byte; ONNX Runtime wants aligned memory.
-            arrays.append(np.require(tensor.array, requirements=["C", "A"]))
         if self.batches:
-            rows = [array.shape[0] for array in arrays]
+            rows = [tensor.shape[0] for tensor in request.inputs]
             if len(set(rows)) != 1:
                 raise WireError(f"the inputs must have equally many rows; got {rows}")
             if not 1 <= rows[0] <= self._max_rows:
                 raise WireError(f"a request may have 1 to {self._max_rows} rows; got {rows[0]}")
-        return tuple(arrays)
 
     def _try_out(self, max_batch: int) -> float:
         """Run the model on zeros; return how many seconds a full batch takes, infinity if its shape is not known."""
@@ -226,6 +247,11 @@ def open_bundle(path: str | os.PathLike[str], trusted_keys: KeyFiles | None = No
     if trusted_keys is not None:
         raise BundleUntrusted(f"{path} is no bundle, so that no key has signed it; serve a signed bundle's folder")
     return None
+
+
+def _aligned(array: NDArray[Any]) -> NDArray[Any]:
+    flags = array.flags
+    return array if flags.c_contiguous and flags.aligned else np.require(array, requirements=["C", "A"])
 
 
 def _open(file: Path, threads: int, providers: Sequence[str]) -> Any:

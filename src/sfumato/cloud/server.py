@@ -212,7 +212,7 @@ def build_server(
     connections = _affordable(limits.max_connections)
     config = uvicorn.Config(
         app,
-        http=partial(GuardedProtocol, begin=app.begin, limits=limits, max_connections=connections),  # type: ignore[arg-type]
+        http=partial(GuardedProtocol, application=app, limits=limits, max_connections=connections),  # type: ignore[arg-type]
         lifespan="on",
         ws="none",
         log_config=None,

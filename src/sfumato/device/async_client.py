@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Self, TypeVar, Unpack
 
 from sfumato.artifacts.bundle import Bundle
@@ -53,7 +56,9 @@ class AsyncClient(ProtocolClient):
     ) -> None:
         self.in_flight = _checked(in_flight)
         self._room = asyncio.Semaphore(in_flight)
-        self._cores = asyncio.Semaphore(os.cpu_count() or 1)  # more at once are no faster, and take more memory
+        # More at once are no faster, and take more memory. What waits is here, and not in the loop: the next one begins
+        # without a round trip through it.
+        self._cores = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="sfumato-obfuscator")
         super().__init__(server_url, bundle, **options)
 
     async def __aenter__(self) -> Self:
@@ -121,8 +126,8 @@ class AsyncClient(ProtocolClient):
         return HttpEndpoint(AiohttpTransport(server_url, **connection), encoding=encoding)
 
     async def _compute(self, work: Callable[[], R]) -> R:
-        async with self._cores:
-            return await asyncio.to_thread(work)
+        run = partial(contextvars.copy_context().run, work)
+        return await asyncio.get_running_loop().run_in_executor(self._cores, run)
 
     async def _wait_for(self, work: Callable[[], R]) -> R:
         return await asyncio.to_thread(work)  # without a core, which a source that waits would keep from all others

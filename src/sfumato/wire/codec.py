@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from itertools import chain
 from types import MappingProxyType
 from typing import Any
@@ -104,7 +105,7 @@ def decode_request(body: bytes, header_length: int | str | None = None) -> Infer
             if len(_heads) >= _KEPT_HEADS:
                 _heads.clear()
             _heads[text] = head
-    inputs = tuple(tensor.read(reader) for tensor in head.inputs)
+    inputs = tuple([tensor.read(reader) for tensor in head.inputs])
     reader.finish()
     if given is not None and head.id:
         raise WireError("the request has two ids")
@@ -162,16 +163,31 @@ def encode_response(response: InferResponse, request: InferRequest | None = None
     Raises:
         WireError: a value that JSON cannot express.
     """
-    entries = [
-        _tensor(tensor, binary=request is not None and request.wants_binary(tensor.name)) for tensor in response.outputs
-    ]
-    header: dict[str, object] = {"model_name": response.model_name}
-    if response.model_version:
-        header["model_version"] = response.model_version
+    outputs = response.outputs
+    binary = [request is not None and request.wants_binary(output.name) for output in outputs]
+    if outputs and all(binary):
+        shapes = tuple([(output.name, output.datatype, output.shape) for output in outputs])
+        before, after = _binary_head(response.model_name, response.model_version, shapes)
+        mark = b'"id":%b,' % _dump(response.id) if response.id else b""
+        text = b"".join((before, mark, after))
+        return _with_bytes(text, [_in_wire_order(output) for output in outputs])
+    entries = [_tensor(output, binary=as_bytes) for output, as_bytes in zip(outputs, binary, strict=True)]
+    header = _names(response.model_name, response.model_version)
     if response.id:
         header["id"] = response.id
     header["outputs"] = [entry for entry, _ in entries]
     return _encode(header, [array for _, array in entries])
+
+
+def _names(model: str, version: str) -> dict[str, object]:
+    return {"model_name": model, "model_version": version} if version else {"model_name": model}
+
+
+@lru_cache(maxsize=_KEPT_HEADS)
+def _binary_head(model: str, version: str, shapes: tuple[tuple[str, str, tuple[int, ...]], ...]) -> tuple[bytes, bytes]:
+    """Return the JSON of a response of bytes, before and after its id: the same for all of as many rows."""
+    entries = [_binary_entry(name, datatype, shape) for name, datatype, shape in shapes]
+    return _dump(_names(model, version))[:-1] + b",", _dump({"outputs": entries})[1:]
 
 
 def decode_response(body: bytes, header_length: int | str | None = None) -> InferResponse:
@@ -278,11 +294,11 @@ class _Announced:
     """A tensor as its JSON entry announces it.
 
     `content` is its size in bytes, not checked yet, if its numbers follow as bytes; else the numbers, as they were
-    parsed. `kind` is "input" or "output", for messages.
+    parsed. `what` is what messages call it.
     """
 
     name: str
-    kind: str
+    what: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     binary: bool
@@ -290,10 +306,10 @@ class _Announced:
 
     def read(self, reader: _Reader) -> Tensor:
         """Build the tensor, from the next bytes if it announces them."""
-        what = f"{self.kind} {self.name!r}"
         if not self.binary:
-            return Tensor(self.name, _from_json(self.content, self.dtype, self.shape, what))
-        return Tensor(self.name, _from_bytes(reader.take(self.content, what), self.dtype, self.shape, what))
+            return Tensor(self.name, _from_json(self.content, self.dtype, self.shape, self.what))
+        data = reader.take(self.content, self.what)
+        return Tensor(self.name, _from_bytes(data, self.dtype, self.shape, self.what))
 
 
 def _announced(raw: object, kind: str) -> _Announced:
@@ -312,22 +328,29 @@ def _announced(raw: object, kind: str) -> _Announced:
     binary = _BINARY_SIZE in extras
     if ("data" in entry) == binary:
         raise WireError(f"{what} needs either 'data' or the parameter '{_BINARY_SIZE}'")
-    return _Announced(name, kind, dtype, shape, binary, extras[_BINARY_SIZE] if binary else entry["data"])
+    return _Announced(name, what, dtype, shape, binary, extras[_BINARY_SIZE] if binary else entry["data"])
 
 
 def _tensor(tensor: Tensor, *, binary: bool) -> tuple[dict[str, object], NDArray[Any] | None]:
     """Return a tensor's JSON entry and, if it is sent as bytes, its array in wire order."""
-    entry: dict[str, object] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
     if binary:
-        array = np.asarray(tensor.array, dtype=DTYPES[tensor.datatype], order="C")
-        entry["parameters"] = {_BINARY_SIZE: array.nbytes}
-        return entry, array
+        return _binary_entry(tensor.name, tensor.datatype, tensor.shape), _in_wire_order(tensor)
+    entry: dict[str, object] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
     if tensor.array.dtype.kind == "f" and not np.isfinite(tensor.array).all():
         raise WireError(
             f"tensor {tensor.name!r} has NaN or infinite values, which JSON cannot express; send it as binary"
         )
     entry["data"] = tensor.array.ravel().tolist()
     return entry, None
+
+
+def _binary_entry(name: str, datatype: str, shape: tuple[int, ...]) -> dict[str, object]:
+    size = math.prod(shape) * DTYPES[datatype].itemsize
+    return {"name": name, "datatype": datatype, "shape": list(shape), "parameters": {_BINARY_SIZE: size}}
+
+
+def _in_wire_order(tensor: Tensor) -> NDArray[Any]:
+    return np.asarray(tensor.array, dtype=DTYPES[tensor.datatype], order="C")
 
 
 def _from_bytes(data: memoryview, dtype: np.dtype[Any], shape: tuple[int, ...], what: str) -> NDArray[Any]:
@@ -381,12 +404,14 @@ def _flatten(data: object, shape: tuple[int, ...], what: str) -> list[Any]:
 def _encode(header: dict[str, object], arrays: list[NDArray[Any] | None]) -> Encoded:
     text = _dump(header)
     binary = [array for array in arrays if array is not None]
-    if not binary:
-        return Encoded(text, None)
-    return Encoded(b"".join([text, *(array.data if array.size else b"" for array in binary)]), len(text))
+    return _with_bytes(text, binary) if binary else Encoded(text, None)
 
 
-def _dump(value: dict[str, object]) -> bytes:
+def _with_bytes(text: bytes, arrays: list[NDArray[Any]]) -> Encoded:
+    return Encoded(b"".join([text, *[array.data if array.size else b"" for array in arrays]]), len(text))
+
+
+def _dump(value: object) -> bytes:
     try:
         return _ENCODER.encode(value).encode("ascii")
     except (ValueError, TypeError) as error:

@@ -5,17 +5,18 @@ Source: https://github.com/kserve/open-inference-protocol, "rest/inference_rest.
 
 from __future__ import annotations
 
-import re
-
 SERVER = "/v2"
 LIVE = "/v2/health/live"
 READY = "/v2/health/ready"
 MODEL = "/v2/models/{model}"
 VERSION = MODEL + "/versions/{version}"
-_INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 
 
 def parse_infer(path: str) -> tuple[str, str | None] | None:
     """Return the model's name and version that a decoded inference path has; None for any other path."""
-    found = _INFER.fullmatch(path)
-    return None if found is None else (found[1], found[2])
+    match path.split("/"):
+        case ["", "v2", "models", model, "infer"] if model:
+            return model, None
+        case ["", "v2", "models", model, "versions", version, "infer"] if model and version:
+            return model, version
+    return None
