@@ -1,18 +1,22 @@
-"""Fill the tables of `docs/results.md` from the audits in `results/`: `python -m scripts.write_results`.
+"""Put the audits in `results/` where they are shown: `python -m scripts.write_results`.
 
-What stands between the page's markers is replaced; a part without results is left as it is.
+The tables of `docs/results.md` between their markers, and the summaries in the manifests of the shipped bundles. Verdicts
+are written in today's words. A part of the page without results is left as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+from sfumato.artifacts.bundle import Bundle
+from sfumato.artifacts.shipped import obfuscator_bundle
 from sfumato.lab.audit.frames import FramesResult, read_frames
 from sfumato.lab.audit.membership import Membership, MembershipResult
 from sfumato.lab.audit.points import read_audits
 from sfumato.lab.audit.schema import AuditResult, DoneTrial, GateFigures
-from sfumato.lab.audit.verdict import decimals, percent
+from sfumato.lab.audit.verdict import decide, decimals, percent
 from sfumato.lab.evaluation.results import read_object
 from sfumato.lab.report.attribute_table import markdown, write_between
 
@@ -127,8 +131,21 @@ def markers(name: str) -> tuple[str, str]:
     return f"<!-- {name}: from {SECTIONS[name][0]} -->", f"<!-- {name}: end -->"
 
 
+def renew() -> None:
+    """Write the verdicts of the audits in today's words, and the summaries of those of the shipped bundles."""
+    for file, audit in read_audits(AUDITS).items():
+        verdict = decide(audit)
+        if verdict != audit.verdict:
+            audit = audit.model_copy(update={"verdict": verdict})
+            audit.write(file)
+        if file.stem in SHIPPED:
+            bundle = Bundle.load(obfuscator_bundle().parent / file.stem, kind="obfuscator")
+            replace(bundle, figures=bundle.figures.updated(audit=audit.summary.as_json)).save()
+
+
 def main() -> None:
     """Write everything."""
+    renew()
     for name, (folder, text) in SECTIONS.items():
         if any(folder.glob("*.json")):
             write_between(PAGE, text(), *markers(name))
