@@ -41,6 +41,8 @@ def test_the_readme_has_the_figures_of_the_shipped_obfuscators() -> None:
     assert f"ResNet18 ({100 * large['accuracy_plain']:.2f} %" in page
     assert f"| accuracy on the payloads | **{ours}** | {theirs} | {100 * large['accuracy_obfuscated']:.2f} % |" in page
     assert f"the image) | {leaks} |" in page
+    assert f"| bits about an image, at most | {found[0]['certificate']['rate_bits']:.1f} | no bound |" in page
+    assert f"of the same cost | {100 * found[0]['utility']['accuracy_local']:.1f} % |" in page
 
 
 @pytest.mark.parametrize("name", SETS)

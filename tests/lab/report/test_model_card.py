@@ -62,7 +62,7 @@ def test_the_page_says_what_the_audit_found(sketch):
     assert f"**{audit.verdict.finding.upper()}**" in card and all(said in card for said in audit.verdict.sentences)
     assert "not encryption" in card and "NOT AUDITED" not in card
     assert f"--bundle hf://{PLACE}\n" in card
-    assert "extraction was not measured" in card and "Membership inference was not measured" in card
+    assert "0 of 50,000 training images are recognisable" in card and "Membership inference was not measured" in card
     assert "Licence of these files: not stated" in card
 
 

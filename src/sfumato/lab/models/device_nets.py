@@ -65,7 +65,12 @@ class _Branch(nn.Module):
     def forward(self, x: Tensor, stride: int) -> Tensor:
         """(N, in, H, W) -> (N, out, H / stride, W / stride)."""
         if self.conv is not None:
-            x = F.conv2d(x, self.conv.weight, None, stride, padding=self.conv.kernel_size[0] // 2)
+            kernel = self.conv.kernel_size[0]
+            if kernel == 1:
+                # The same as a strided 1x1 convolution, whose weights' gradient oneDNN computes past the end of its
+                # memory where there are few channels: training crashed on images of 64x64.
+                x, stride = x[:, :, ::stride, ::stride], 1
+            x = F.conv2d(x, self.conv.weight, None, stride, padding=kernel // 2)
         out: Tensor = self.norm(x)
         return out
 
