@@ -23,8 +23,8 @@ from sfumato.artifacts.bundle import (
     OBFUSCATOR_ONNX,
     OBFUSCATOR_WEIGHTS,
     Bundle,
-    file_sha256,
 )
+from sfumato.artifacts.files import file_sha256
 from sfumato.artifacts.lab_files import lab_file, lab_folder, save_lab
 from sfumato.artifacts.onnx_file import OnnxFunction
 from sfumato.device import Obfuscator
