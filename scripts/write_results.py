@@ -1,6 +1,7 @@
 """Put the audits in `results/` where they are shown: `python -m scripts.write_results`.
 
-The tables of `docs/results.md` between their markers, and the summaries in the manifests of the shipped bundles.
+The tables of `docs/results.md` between their markers, the figure of many frames, and the summaries in the manifests of
+the shipped bundles.
 Verdicts are written in today's words. A part of the page without results is left as it is.
 """
 
@@ -15,12 +16,14 @@ from sfumato.artifacts.shipped import obfuscator_bundle
 from sfumato.lab.audit.frames import FramesResult, read_frames
 from sfumato.lab.audit.membership import Membership, MembershipResult
 from sfumato.lab.audit.points import read_audits
-from sfumato.lab.audit.schema import AuditResult, DoneTrial, GateFigures
+from sfumato.lab.audit.schema import AuditResult, GateFigures
 from sfumato.lab.audit.verdict import decide, decimals, percent
 from sfumato.lab.evaluation.results import read_object
 from sfumato.lab.report.attribute_table import markdown, write_between
+from sfumato.lab.report.frames import save_frames_png
 
 PAGE = Path("docs/results.md")
+FRAMES_PNG = Path("docs/images/frames.png")
 AUDITS, MEMBERSHIP, FRAMES = (Path("results") / name for name in ("audits", "membership", "frames"))
 SHIPPED = {"cifar10-resnet20-sketch": "the sketch", "cifar10-resnet20-obfuscator": "the paper's obfuscator"}
 RATES = (0.05, 0.15)
@@ -63,7 +66,7 @@ def _gated(gate: GateFigures) -> list[str]:
 
 
 def _audited(name: str, audit: AuditResult) -> list[str]:
-    best: DoneTrial | None = audit.best
+    best = audit.best
     assert best is not None
     title = f"**{name}**" if name in SHIPPED else name
     leaks = f"{best.excess_leakage:.2f}"
@@ -134,9 +137,8 @@ def markers(name: str) -> tuple[str, str]:
 def renew() -> None:
     """Write the verdicts of the audits in today's words, and the summaries of those of the shipped bundles."""
     for file, audit in read_audits(AUDITS).items():
-        verdict = decide(audit)
-        if verdict != audit.verdict:
-            audit = audit.model_copy(update={"verdict": verdict})
+        if (today := decide(audit)) != audit.verdict:
+            audit = audit.model_copy(update={"verdict": today})
             audit.write(file)
         if file.stem in SHIPPED:
             bundle = Bundle.load(obfuscator_bundle().parent / file.stem, kind="obfuscator")
@@ -149,6 +151,8 @@ def main() -> None:
     for name, (folder, text) in SECTIONS.items():
         if any(folder.glob("*.json")):
             write_between(PAGE, text(), *markers(name))
+    if found := read_frames(FRAMES):
+        save_frames_png(sorted(found, key=lambda result: result.obfuscator != next(iter(SHIPPED))), FRAMES_PNG)
     print(PAGE)
 
 

@@ -34,8 +34,12 @@ def rows(*values: float, width: int = 2) -> Arrays:
     return (np.repeat(np.array(values, np.float32)[:, None], width, axis=1),)
 
 
+async def submit(batcher: Batcher, job: Arrays) -> Arrays:
+    return await batcher.enqueue(job)
+
+
 async def submit_all(batcher: Batcher, jobs: list[Arrays]) -> list[Any]:
-    results = await asyncio.gather(*(batcher.submit(job) for job in jobs), return_exceptions=True)
+    results = await asyncio.gather(*(submit(batcher, job) for job in jobs), return_exceptions=True)
     await batcher.close()
     return results
 
@@ -114,7 +118,7 @@ def test_a_full_queue_refuses_at_once_and_answers_the_others() -> None:
         batcher = Batcher(model, max_batch=1, max_queue=2)
         waiting = []
         for i in range(6):
-            waiting.append(asyncio.create_task(batcher.submit(rows(i))))
+            waiting.append(asyncio.create_task(submit(batcher, rows(i))))
             await asyncio.sleep(0.01)
         model.go.set()
         results = await asyncio.gather(*waiting, return_exceptions=True)
@@ -128,11 +132,11 @@ def test_a_full_queue_refuses_at_once_and_answers_the_others() -> None:
 def test_closing_answers_what_waits_and_refuses_the_rest() -> None:
     async def run() -> list[Any]:
         batcher = Batcher(Doubler(), max_batch=1)
-        waiting = [asyncio.create_task(batcher.submit(rows(i))) for i in range(5)]
+        waiting = [asyncio.create_task(submit(batcher, rows(i))) for i in range(5)]
         await asyncio.sleep(0)
         await batcher.close()
         with pytest.raises(Overloaded):
-            await batcher.submit(rows(1))
+            await submit(batcher, rows(1))
         return await asyncio.gather(*waiting)
 
     assert [result[0][0, 0] for result in asyncio.run(run())] == [0, 2, 4, 6, 8]
@@ -144,7 +148,7 @@ def test_who_has_gone_is_skipped() -> None:
 
     async def run() -> None:
         batcher = Batcher(model, max_batch=1)
-        tasks = [asyncio.create_task(batcher.submit(rows(i))) for i in range(3)]
+        tasks = [asyncio.create_task(submit(batcher, rows(i))) for i in range(3)]
         await asyncio.sleep(0.01)
         tasks[1].cancel()
         model.go.set()
@@ -160,9 +164,9 @@ def test_waiting_for_company() -> None:
 
     async def run() -> None:
         batcher = Batcher(model, max_wait_ms=300)
-        first = asyncio.create_task(batcher.submit(rows(1)))
+        first = asyncio.create_task(submit(batcher, rows(1)))
         await asyncio.sleep(0.01)
-        await asyncio.gather(first, batcher.submit(rows(2)))
+        await asyncio.gather(first, submit(batcher, rows(2)))
         await batcher.close()
 
     asyncio.run(run())
@@ -175,9 +179,9 @@ def test_rows_that_wait_are_bounded() -> None:
 
     async def run() -> list[Any]:
         batcher = Batcher(model, max_queue_rows=10)
-        waiting = [asyncio.create_task(batcher.submit(rows(0)))]
+        waiting = [asyncio.create_task(submit(batcher, rows(0)))]
         await asyncio.sleep(0.05)  # that one is with the model
-        waiting += [asyncio.create_task(batcher.submit(rows(*range(n)))) for n in (20, 1, 1)]
+        waiting += [asyncio.create_task(submit(batcher, rows(*range(n)))) for n in (20, 1, 1)]
         await asyncio.sleep(0.05)
         assert batcher.queue == (1, 20), "one alone may be larger"
         model.go.set()

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sfumato.artifacts.manifest import MANIFEST
-from sfumato.artifacts.records import integer, number
+from sfumato.artifacts.records import integer, number, reading
 from sfumato.errors import BundleError
 
 
@@ -46,11 +45,9 @@ class Gate:
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Gate:
         """Build it from `bundle.json`'s entry; a `BundleError` if a field is missing or of the wrong type."""
-        try:
+        with reading("gate"):
             return cls(
                 number(raw["threshold"], "threshold"),
                 number(raw["offload_rate"], "offload_rate"),
                 integer(raw["images"], "images"),
             )
-        except (KeyError, OverflowError, TypeError) as error:
-            raise BundleError(f"gate in {MANIFEST} is malformed: {error!r}") from error

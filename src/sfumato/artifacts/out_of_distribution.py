@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from sfumato.artifacts.records import integer, number
+from sfumato.artifacts.records import integer, number, reading
 from sfumato.errors import BundleError
 
 
@@ -66,11 +66,9 @@ class OodDetector:
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Self:
         """Build it from `bundle.json`'s entry; a `BundleError` if a field is missing or of the wrong type."""
-        try:
+        with reading("ood_detector"):
             return cls(
                 number(raw["threshold"], "threshold"),
                 number(raw["false_alarm_rate"], "false_alarm_rate"),
                 integer(raw["images"], "images"),
             )
-        except (KeyError, OverflowError, TypeError) as error:
-            raise BundleError(f"ood_detector in bundle.json is malformed: {error!r}") from error

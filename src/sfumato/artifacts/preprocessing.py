@@ -10,8 +10,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from sfumato.artifacts.manifest import MANIFEST
-from sfumato.artifacts.records import integer, number
+from sfumato.artifacts.records import integer, number, reading
 from sfumato.errors import BundleError
 
 Floats = TypeVar("Floats", np.float32, np.float64)
@@ -69,12 +68,10 @@ class Preprocessing:
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Preprocessing:
         """Build it from `bundle.json`'s entry; a `BundleError` if a field is missing or of the wrong type."""
-        try:
+        with reading("preprocessing"):
             return cls(
                 height=integer(raw["height"], "height"),
                 width=integer(raw["width"], "width"),
                 mean=cast("tuple[float, float, float]", tuple(number(v, "mean") for v in raw["mean"])),
                 std=cast("tuple[float, float, float]", tuple(number(v, "std") for v in raw["std"])),
             )
-        except (KeyError, OverflowError, TypeError) as error:
-            raise BundleError(f"preprocessing in {MANIFEST} is malformed: {error!r}") from error

@@ -6,11 +6,13 @@ without a field here are kept in `others`, so that loading and saving a bundle l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, Self
 
+from sfumato.artifacts.manifest import MANIFEST
 from sfumato.errors import BundleError
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -65,6 +67,15 @@ def without_local_places(value: Any) -> Any:
             if kind(value).is_absolute() or value.startswith("~"):
                 return kind(value).name
     return value
+
+
+@contextmanager
+def reading(entry: str) -> Iterator[None]:
+    """Name the entry of `bundle.json` in a `BundleError` if what is read of it is missing or of the wrong type."""
+    try:
+        yield
+    except (KeyError, OverflowError, TypeError) as error:
+        raise BundleError(f"{entry} in {MANIFEST} is malformed: {error!r}") from error
 
 
 def integer(value: object, name: str) -> int:

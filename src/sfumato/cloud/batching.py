@@ -100,17 +100,14 @@ class Batcher:
         if self._waiting and self._waiting_rows + rows > self._max_queue_rows:
             raise Overloaded(f"{self._waiting_rows} rows are waiting already; try again later")
 
-    async def submit(self, inputs: Arrays) -> Arrays:
-        """Run the model on one request: at least one array, whose first axis is the batch.
-
-        Raises:
-            Overloaded: the queue is full, or the batcher is closing.
-            ModelFailed: the model broke on this request.
-        """
-        return await self.enqueue(inputs)
-
     def enqueue(self, inputs: Arrays) -> asyncio.Future[Arrays]:
-        """Do the same without waiting: return what will have the outputs, or `ModelFailed`.
+        """Queue one request for the model, and return at once what will have the outputs.
+
+        Args:
+            inputs: at least one array, whose first axis is the batch.
+
+        Returns:
+            A future of the outputs, or of `ModelFailed` if the model broke on this request.
 
         Raises:
             Overloaded: the queue is full, or the batcher is closing.

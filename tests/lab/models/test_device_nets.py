@@ -54,6 +54,19 @@ def test_the_cost_is_that_of_its_convolutions_counted_by_hand(name, layers):
     assert found.params == sum(9 * given * made + made for given, made, _ in layers) + 7 * last + 7
 
 
+def test_no_1x1_convolution_strides(monkeypatch):
+    """With few channels, oneDNN writes past its memory there (images of 64 pixels crashed)."""
+    kinds, plain = set(), F.conv2d
+
+    def recording(x, weight, bias=None, stride=1, *rest, **named):
+        kinds.add((weight.shape[-1], stride if isinstance(stride, int) else stride[0]))
+        return plain(x, weight, bias, stride, *rest, **named)
+
+    monkeypatch.setattr(F, "conv2d", recording)
+    DeviceNet(DEVICE_NETS["device-nano"], 4)(torch.rand(2, 3, 64, 64))
+    assert (3, 2) in kinds and {stride for kernel, stride in kinds if kernel == 1} == {1}
+
+
 def test_each_fits_its_budget_and_uses_it():
     with torch.device("meta"):
         nano, paper, large = (cost(build_classifier(f"device-{name}")) for name in ("nano", "paper", "large"))
