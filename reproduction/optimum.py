@@ -24,6 +24,8 @@ from reproduction.schema import (
     Optimum,
     OptimumRow,
 )
+from sfumato.artifacts.bundle import DEOBFUSCATOR_WEIGHTS, Bundle
+from sfumato.artifacts.lab_files import lab_file
 from sfumato.errors import ResultsError
 from sfumato.lab.attacks.threat_models import LazyPairs, Threat
 from sfumato.lab.audit.references import class_means
@@ -134,7 +136,12 @@ def _snapshots(lab: Lab, item: Item, epochs: int) -> dict[int, Path]:
             number = folder.name.removeprefix("epoch-")
             if number.isdigit() and int(number) < epochs:
                 kept[int(number)] = folder
-    return {**kept, epochs: lab.path(item)}
+    return {**kept, epochs: _networks(lab.bundle(item))}
+
+
+def _networks(bundle: Bundle) -> Path:
+    """Return the folder with the weights of a finished obfuscator and its deobfuscator."""
+    return lab_file(bundle, DEOBFUSCATOR_WEIGHTS).parent
 
 
 def over_lambda(lab: Lab) -> Lambdas:
@@ -142,6 +149,6 @@ def over_lambda(lab: Lab) -> Lambdas:
     rows = []
     for item in lab.plan.sweep:
         bundle = lab.bundle(item)
-        figures = measure_pair(lab, item, bundle.path, item.name)
+        figures = measure_pair(lab, item, _networks(bundle), item.name)
         rows.append(LambdaRow(run=item.name, trained=origin(bundle), **dict(figures)))
     return Lambdas(rows=tuple(rows), classifier=lab.plan.classifiers[0].name, decoder_images=lab.plan.snapshots.images)

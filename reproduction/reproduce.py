@@ -71,6 +71,9 @@ def _make(target: Target, lab: Lab, results: Path, page: Path, say: Say) -> list
     for item in (item for part in made for item in part.items if lab.state(item).name == "missing"):
         rebuild(lab, item, results, say)
     written: list[Path] = []
+    undone = any(lab.state(item).name != "done" for part in made for item in part.items)
+    if undone and _lacking(target, lab, results):  # at once: what is to be trained may take days
+        written += _write(target, lab, results, page, say)
     for number, part in enumerate(made, 1):
         new = _make_part(lab, part, results, f"[{number}/{len(made)}] ", speed, say)
         if new and number < len(made):
@@ -109,6 +112,13 @@ def _write(target: Target, lab: Lab, results: Path, page: Path, say: Say) -> lis
     keep(lab, results)
     write_page(results, page)
     return written
+
+
+def _lacking(target: Target, lab: Lab, results: Path) -> bool:
+    """Tell whether a row is made that a results file could be written from and is not."""
+    finished = replace(lab, plan=_finished(target, lab))
+    tables = _tables(target, finished, results) if finished.plan.obfuscators else {}
+    return any(not (results / f"{lab.plan.size}-{name}.json").is_file() for name in tables)
 
 
 def _finished(target: Target, lab: Lab) -> Plan:

@@ -146,7 +146,7 @@ def test_interrupted_in_training_it_goes_on_to_the_same_result(tiny, tmp_path, m
     shutil.copytree(lab.folder / "one", tmp_path / "lab" / "one")
     steps = []
     globals_ = __import__("sfumato.lab.training.engine", fromlist=["fit"]).__dict__
-    plain = globals_["augment"]
+    plain = globals_["augmented"]
 
     def interrupting(images, *rest):
         steps.append(1)
@@ -155,7 +155,7 @@ def test_interrupted_in_training_it_goes_on_to_the_same_result(tiny, tmp_path, m
         return plain(images, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setitem(globals_, "augment", interrupting)
+        patch.setitem(globals_, "augmented", interrupting)
         with pytest.raises(Interrupted, match="the same command resumes"):
             reproduce(Target.TABLE_3, in_lab(tmp_path / "lab", small), tmp_path / "results", tmp_path / "page.md")
     assert "half done: epoch 1 of 2" in [e.state for e in listing(in_lab(tmp_path / "lab", small), Target.TABLE_3)]
@@ -220,6 +220,15 @@ def test_the_tables_are_written_as_soon_as_a_row_is_made(tiny, tmp_path, monkeyp
     assert read_results(tmp_path / "r", "cpu", Lambdas) is None
     assert "| one " in (tmp_path / "page.md").read_text()
     assert any(line.startswith("[2/4] two-obfuscator: missing") and "about" in line for line in said)
+
+    said.clear()
+    (tmp_path / "r" / "cpu-epochs.json").unlink()
+    with pytest.raises(Interrupted, match="the same command resumes"):
+        reproduce(Target.ALL, in_lab(tmp_path / "lab", made), tmp_path / "r", tmp_path / "page.md", say=said.append)
+    assert [run.obfuscator for run in read_results(tmp_path / "r", "cpu", Epochs).runs] == ["one-obfuscator"]
+    with pytest.raises(Interrupted, match="the same command resumes"):
+        reproduce(Target.ALL, in_lab(tmp_path / "lab", made), tmp_path / "r", tmp_path / "page.md", say=said.append)
+    assert said.count("measuring epochs") == 1  # not again: nothing is lacking
 
 
 def test_a_second_queue_is_refused_while_the_first_is_at_work(tiny, tmp_path):
