@@ -1,8 +1,7 @@
 """Put the audits in `results/` where they are shown: `python -m scripts.write_results`.
 
 The tables of `docs/results.md` between their markers, the figure of many frames, and the summaries in the manifests of
-the shipped bundles.
-Verdicts are written in today's words. A part of the page without results is left as it is.
+the shipped bundles. Verdicts are written in today's words. A part of the page without results is left as it is.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ from sfumato.errors import BundleError, ClassifierError, RecipeError, TrainingEr
 from sfumato.lab.classifiers import import_classifier, load_classifier
 from sfumato.lab.training import train
 from sfumato.lab.training.blackbox import Oracle
-from sfumato.lab.training.recipe import BlackBoxRecipe, load_recipe, parse_recipe
+from sfumato.lab.training.recipe import load_recipe, parse_recipe
+from sfumato.lab.training.recipe_parts import BlackBoxRecipe
 
 pytestmark = pytest.mark.usefixtures("own_caches")
 

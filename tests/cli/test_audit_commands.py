@@ -55,7 +55,7 @@ def test_a_callable_and_a_folder_of_photographs_give_a_report(tmp_path, photos):
     folder = tmp_path / "audits" / "filters-negative-quick"
     found = json.loads((folder / "audit.json").read_text())
     assert found["data"] | {"sha256": 0} == {
-        "source": str(photos), "train_images": 160, "test_images": 40, "sha256": 0,
+        "source": str(photos), "train_images": 160, "test_images": 40, "held_out": 32, "sha256": 0,
     }  # fmt: skip
     assert found["utility"] is None
     with Image.open(folder / "panel.png") as panel:

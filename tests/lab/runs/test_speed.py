@@ -7,7 +7,8 @@ from sfumato.lab.models import Normalize, Obfuscator, Sketcher, build_classifier
 from sfumato.lab.models.device_nets import fold_branches
 from sfumato.lab.runs import speed
 from sfumato.lab.runs.speed import Entry, Shape, Speed, device_macs, full_epochs, taught_epochs
-from sfumato.lab.training.recipe import TrainingRecipe, parse_recipe
+from sfumato.lab.training.recipe import parse_recipe
+from sfumato.lab.training.recipe_parts import TrainingRecipe
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 
 CLASSIFIER = parse_recipe({"kind": "classifier", "name": "c", "architecture": "resnet20"})

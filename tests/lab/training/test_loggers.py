@@ -23,7 +23,7 @@ from sfumato.lab.data import Augmentation
 from sfumato.lab.training import engine, loggers
 from sfumato.lab.training.engine import Options
 from sfumato.lab.training.loggers import ended, loggers_of
-from sfumato.lab.training.recipe import TrainingRecipe
+from sfumato.lab.training.recipe_parts import TrainingRecipe
 from sfumato.lab.training.setup import launch
 from synthetic import image_set
 

@@ -22,7 +22,8 @@ from sfumato.lab.models import Normalize
 from sfumato.lab.runs import estimate
 from sfumato.lab.training import images, run, train
 from sfumato.lab.training.engine import Fitted, Hooks, Options, fit
-from sfumato.lab.training.recipe import TrainingRecipe, parse_recipe
+from sfumato.lab.training.recipe import parse_recipe
+from sfumato.lab.training.recipe_parts import TrainingRecipe
 from sfumato.lab.training.setup import starting_from
 from sfumato.lab.training.tasks import ClassifierTask
 from sfumato.lab.training.teacher_views import TeacherViews, most_views

@@ -19,7 +19,8 @@ from sfumato.lab.models.precision import fastest_device
 from sfumato.lab.runs.audits import finish_audit, read_audit, read_begun
 from sfumato.lab.runs.trainings import State, finish_training, state_of
 from sfumato.lab.training import ClassifierRecipe, Run
-from sfumato.lab.training.recipe import AnyRecipe, DataRecipe, parse_recipe
+from sfumato.lab.training.recipe import AnyRecipe, parse_recipe
+from sfumato.lab.training.recipe_parts import DataRecipe
 from sfumato.progress import Progress, Say, silent
 
 

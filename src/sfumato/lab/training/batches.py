@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sfumato.lab.data import Augmentation, augment
 from sfumato.lab.data.augment import shrink
-from sfumato.lab.training.recipe import TrainingRecipe
+from sfumato.lab.training.recipe_parts import TrainingRecipe
 
 SMALL = 0.75
 """Share of their sides that images keep in the first epochs, if the plan has `small_epochs`."""

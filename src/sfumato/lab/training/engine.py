@@ -24,7 +24,7 @@ from sfumato.lab.models.checkpoint import load_checkpoint, same_identity, save_c
 from sfumato.lab.training.batches import Images, Place, as_input, augmented, derived_seed
 from sfumato.lab.training.loggers import log_images
 from sfumato.lab.training.muon import Muon
-from sfumato.lab.training.recipe import TrainingRecipe
+from sfumato.lab.training.recipe_parts import TrainingRecipe
 from sfumato.lab.training.teacher_views import TeacherViews
 from sfumato.lab.training.weight_average import WeightAverage
 from sfumato.progress import Progress, Say, mute, silent

@@ -14,7 +14,8 @@ from torch import Tensor
 from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.errors import RecipeError, TrainingError
 from sfumato.lab.data import INFERENCE_BATCH, ImageSet, Stream, cifar10, load_images, load_stream
-from sfumato.lab.training.recipe import AnyRecipe, DataRecipe, ObfuscatorRecipe, SketchRecipe
+from sfumato.lab.training.recipe import AnyRecipe, ObfuscatorRecipe, SketchRecipe
+from sfumato.lab.training.recipe_parts import DataRecipe
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,8 @@ from sfumato.lab.training.engine import Options
 from sfumato.lab.training.images import images_of, label_free, preprocessing_of
 from sfumato.lab.training.loggers import loggers_of
 from sfumato.lab.training.prototypes import log_probabilities_of, put_in
-from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, ObfuscatorRecipe, SketchRecipe, TrainingRecipe
+from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, ObfuscatorRecipe, SketchRecipe
+from sfumato.lab.training.recipe_parts import TrainingRecipe
 from sfumato.lab.training.tasks import ClassifierTask, ObfuscationTask, SketchTask
 from sfumato.progress import Progress, silent
 

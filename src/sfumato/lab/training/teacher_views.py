@@ -31,7 +31,7 @@ from sfumato.lab.data import Augmentation, ImageSet
 from sfumato.lab.data.augment import Changes
 from sfumato.lab.models.checkpoint import same_identity
 from sfumato.lab.training.batches import Place, as_input, derived_seed, ordered
-from sfumato.lab.training.recipe import TrainingRecipe
+from sfumato.lab.training.recipe_parts import TrainingRecipe
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from recording import Exchange, RecordingServer, metadata, recording, respond_wi
 from sfumato.artifacts.class_map import ClassMap
 from sfumato.errors import EndpointResponseInvalid, EndpointUnreachable, QueryBudgetExhausted, TrainingError
 from sfumato.lab.training.blackbox.oracle import Oracle, is_endpoint, log_probabilities
-from sfumato.lab.training.recipe import BlackBoxRecipe
+from sfumato.lab.training.recipe_parts import BlackBoxRecipe
 
 FIELDS = {*BlackBoxRecipe.model_fields} - {"class_map"}  # the oracle is given what is in the file
 

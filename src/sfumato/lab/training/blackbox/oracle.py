@@ -23,7 +23,7 @@ from sfumato.artifacts.class_map import ClassMap, are_probabilities
 from sfumato.artifacts.preprocessing import Preprocessing
 from sfumato.device.endpoints import open_endpoint
 from sfumato.errors import BundleError, EndpointResponseInvalid, QueryBudgetExhausted, TrainingError
-from sfumato.lab.training.recipe import BlackBoxRecipe
+from sfumato.lab.training.recipe_parts import BlackBoxRecipe
 from sfumato.wire import ModelMetadata
 from sfumato.wire import Tensor as WireTensor
 

@@ -30,14 +30,8 @@ from sfumato.lab.training.engine import Options
 from sfumato.lab.training.images import load_both, preprocessing_of
 from sfumato.lab.training.loggers import ended
 from sfumato.lab.training.prototypes import log_probabilities_of, put_in
-from sfumato.lab.training.recipe import (
-    AnyRecipe,
-    BlackBoxRecipe,
-    ClassifierRecipe,
-    ObfuscatorRecipe,
-    SketchRecipe,
-    TrainingRecipe,
-)
+from sfumato.lab.training.recipe import AnyRecipe, ClassifierRecipe, ObfuscatorRecipe, SketchRecipe
+from sfumato.lab.training.recipe_parts import BlackBoxRecipe, TrainingRecipe
 from sfumato.lab.training.run import training, write_bundle
 from sfumato.lab.training.setup import Prepared, Run, launch
 from sfumato.lab.training.tasks import SketchTask

@@ -20,7 +20,8 @@ from sfumato.lab.models.precision import compute
 from sfumato.lab.training.engine import Options, fit
 from sfumato.lab.training.export import write_classifier_bundle
 from sfumato.lab.training.objectives import distillation_loss
-from sfumato.lab.training.recipe import BlackBoxRecipe, ObfuscatorRecipe, SketchRecipe, TrainingRecipe
+from sfumato.lab.training.recipe import ObfuscatorRecipe, SketchRecipe
+from sfumato.lab.training.recipe_parts import BlackBoxRecipe, TrainingRecipe
 from sfumato.lab.training.setup import Run
 from sfumato.lab.training.tasks import ClassifierTask, Losses
 

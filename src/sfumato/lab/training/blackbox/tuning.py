@@ -24,7 +24,7 @@ from sfumato.lab.models import Sketcher
 from sfumato.lab.models.checkpoint import identify
 from sfumato.lab.training.blackbox.oracle import Oracle
 from sfumato.lab.training.engine import Hooks, Options, fit
-from sfumato.lab.training.recipe import TrainingRecipe
+from sfumato.lab.training.recipe_parts import TrainingRecipe
 from sfumato.lab.training.tasks import Losses
 from sfumato.progress import Progress, silent
 
