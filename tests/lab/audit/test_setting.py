@@ -7,6 +7,7 @@ from torch import nn
 
 from scenes import SIDE, Noise, Swap, setting
 from sfumato.errors import AuditError
+from sfumato.lab.attacks import cloud_features
 from sfumato.lab.attacks.cloud_features import CloudView
 from sfumato.lab.attacks.dead_leaves import dead_leaves
 from sfumato.lab.attacks.threat_models import Threat
@@ -94,7 +95,9 @@ def test_missing_things_are_named():
             setting(Swap()).knowledge(threat)
 
 
-def test_the_cloud_sees_the_payload_then_features_then_logits():
+@pytest.mark.parametrize("at_once", [1, 50])
+def test_the_cloud_sees_the_payload_then_features_then_logits(at_once, monkeypatch):
+    monkeypatch.setattr(cloud_features, "_BATCH", at_once)
     classifier = build_classifier("resnet20", 4).eval()
     payload = torch.rand(2, 3, SIDE, SIDE)
     view = CloudView(classifier, payload)(payload)

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from sfumato.errors import AuditError
 
+_BATCH = 50
+
 
 class CloudView(nn.Module):
     """Appends the classifier's last spatial features and its logits to the payload, as further channels.
@@ -50,6 +52,16 @@ class CloudView(nn.Module):
     @torch.no_grad()
     def forward(self, payload: Tensor) -> Tensor:
         """(N, C, H, W) float32 -> (N, C + features + classes, H, W) float32; the payload comes first."""
+        # In place, a few images at a time: together they are some hundred times as large as the payload.
+        view: Tensor | None = None
+        for rows in torch.arange(len(payload)).split(_BATCH):
+            part = self._append(payload[rows])
+            view = part.new_empty(len(payload), *part.shape[1:]) if view is None else view
+            view[rows] = part
+        assert view is not None  # without images there is one empty part
+        return view
+
+    def _append(self, payload: Tensor) -> Tensor:
         size = payload.shape[-2:]
         logits = self.classifier(payload)
         parts = [payload, *([F.interpolate(self._features, size=size)] if self._features.numel() else [])]

@@ -23,6 +23,7 @@ MAX_PAIRS = 12_000
 _MAX_PAIRS_DUAL = 1_500
 _PENALTIES = (1e-6, 1e-4, 1e-2, 1e-1, 1.0, 10.0)
 _PENALTY_OUTPUTS = 64
+_BATCH = 250
 
 
 class LinearEstimate(nn.Module):
@@ -122,15 +123,16 @@ def _ridge(gram: Tensor, targets: Tensor, penalty: float) -> Tensor | None:
 
 
 def _gather(pairs: Pairs, order: Tensor, source: torch.Generator) -> tuple[Tensor, Tensor]:
-    _, observed = pairs.batch(order[:2], source)
+    known, observed = pairs.batch(order[:2], source)
     too_large = _leading(observed).flatten(1).shape[1] > MAX_INPUTS
     order = order[: _MAX_PAIRS_DUAL if too_large else MAX_PAIRS]
-    images, leading = [], []
-    for part in torch.split(order, 250):
-        known, observed = pairs.batch(part, source)
-        images.append(known)
-        leading.append(_leading(observed).clone())
-    return torch.cat(images), torch.cat(leading)
+    # Filled in place: what is kept must not lie between what is freed, which can be 500 times as large.
+    images = torch.empty(len(order), *known.shape[1:])
+    leading = torch.empty(len(order), *_leading(observed).shape[1:])
+    for part in torch.split(torch.arange(len(order)), _BATCH):
+        known, observed = pairs.batch(order[part], source)
+        images[part], leading[part] = known, _leading(observed)
+    return images, leading
 
 
 def _leading(observed: Tensor) -> Tensor:
