@@ -221,7 +221,7 @@ def test_a_manifest_that_is_no_json_object_is_refused(folder, content):
 def test_the_folder_around_a_bundle_names_it(folder):
     with pytest.raises(BundleError, match=r"is not a bundle: .*bundle is one"):
         Bundle.load(folder.parent)
-    with pytest.raises(BundleError, match="is not a bundle: .*sfumato import"):
+    with pytest.raises(BundleError, match=r"is not a bundle: .*sfumato import"):
         Bundle.load(folder.parent.parent)
 
 

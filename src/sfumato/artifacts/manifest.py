@@ -58,7 +58,9 @@ def read_manifest(folder: Path) -> bytes:
         raise BundleError(f"no bundle at {folder}: a folder with a {MANIFEST} is expected")
     if not manifest.is_file():
         inner = folder / "bundle"  # a training's folder has its bundle there
-        hint = f"{inner} is one" if (inner / MANIFEST).is_file() else "`sfumato import` makes one of your own classifier"
+        hint = (
+            f"{inner} is one" if (inner / MANIFEST).is_file() else "`sfumato import` makes one of your own classifier"
+        )
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST} ({hint})")
     return read_json_bytes(manifest)
 

@@ -95,7 +95,9 @@ class ResultStore:
             shutil.rmtree(folder, ignore_errors=True)
         if known is not None and known != identity:
             changed = ", ".join(key for key in identity if known.get(key) != identity[key])
-            raise AuditError(f"the audit in {folder.parent} is another one (it differs in: {changed}); --overwrite restarts it")
+            raise AuditError(
+                f"the audit in {folder.parent} is another one (it differs in: {changed}); --overwrite restarts it"
+            )
         write_json(about, identity)
 
     def once(self, key: str, kind: Any, find: Callable[[], T]) -> T:
